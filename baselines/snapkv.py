@@ -1,0 +1,39 @@
+"""SnapKV (Li et al. 2024, arXiv 2404.14469): what the last prompt tokens attend to is what matters."""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from compresskv.context import Context
+from compresskv.eviction import LayerPrefill, LayerScores, Observation, group_mean
+
+
+@dataclass(frozen=True)
+class SnapKVScorer:
+    """Attention of the observation window, summed over it, averaged over each KV head's query heads, pooled.
+
+    `grouping` "contiguous": KV head k is scored by its own query heads kG … kG+G−1. "strided": by k, k+H_kv, …, as the
+    released CompressKV code does for its baselines, which pools before it averages.
+    """
+
+    observation: Observation = Observation()
+    grouping: str = "contiguous"
+
+    @property
+    def window(self) -> int:
+        return self.observation.window
+
+    def __call__(self, layer: LayerPrefill) -> LayerScores:
+        scores = self.observation.attention(layer).sum(1)
+        if self.grouping == "strided":
+            return LayerScores(strided_mean(self.observation.pool(scores), layer.kv_heads))
+        return LayerScores(self.observation.pool(group_mean(scores, layer.kv_heads)))
+
+
+def strided_mean(per_query_head: Tensor, kv_heads: int) -> Tensor:
+    """Mean over the query heads k, k+H_kv, … for KV head k: [q_heads, past] -> [kv_heads, past]."""
+    return per_query_head.unflatten(0, (-1, kv_heads)).mean(0)
+
+
+def scorer(context: Context) -> SnapKVScorer:
+    return SnapKVScorer(context.observation, context.protocol.gqa_grouping)

@@ -1,0 +1,165 @@
+"""The attention function registered with transformers, over two backends.
+
+transformers hands it RoPE'd queries, keys and values of any decoder. In the prefill the prompt attends to itself in
+full; afterwards the layer of our cache that the keys came from sees the queries of the observation window. When a
+layer has evicted, the new token attends to what is left of it. Nothing is patched: a model opts in by
+`set_attn_implementation`, and `attached` puts its own implementation back.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import import_module
+from typing import Any, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+
+from compresskv.errors import UserError
+
+
+class Backend(Protocol):
+    def prefill(self, query: Tensor, key: Tensor, value: Tensor, scaling: float, sliding_window: int | None) -> Tensor:
+        """Causal attention, bottom-right aligned. query [1, q_heads, q, d], key and value [1, kv_heads, kv, d]."""
+        ...
+
+    def decode(self, query: Tensor, keys: Tensor, values: Tensor, lengths: Tensor | None, scaling: float) -> Tensor:
+        """One new token: query [rows, group, d], keys and values [rows, longest, d] -> [rows, group, d].
+
+        The first `lengths` [rows] keys of a row are valid; None: all of them.
+        """
+        ...
+
+
+class SDPA:
+    """`scaled_dot_product_attention` of torch: runs everywhere, and is the backend on the CPU."""
+
+    def prefill(self, query: Tensor, key: Tensor, value: Tensor, scaling: float, sliding_window: int | None) -> Tensor:
+        new, total = query.shape[2], key.shape[2]
+        mask = None
+        if 1 < new < total or (sliding_window is not None and total > sliding_window):
+            # `is_causal` aligns top-left, so a chunk or a sliding window needs its own bottom-right mask.
+            row = torch.arange(total - new, total, device=query.device)[:, None]
+            column = torch.arange(total, device=query.device)
+            mask = column <= row
+            if sliding_window is not None:
+                mask &= column > row - sliding_window
+        return F.scaled_dot_product_attention(
+            query,
+            key,
+            value,
+            attn_mask=mask,
+            is_causal=mask is None and new > 1,
+            scale=scaling,
+            enable_gqa=query.shape[1] != key.shape[1],
+        )
+
+    def decode(self, query: Tensor, keys: Tensor, values: Tensor, lengths: Tensor | None, scaling: float) -> Tensor:
+        mask = None
+        if lengths is not None:
+            mask = (torch.arange(keys.shape[1], device=query.device) < lengths[:, None])[:, None, None]
+        # The G query heads of a group share their keys, so they are the query axis of one head.
+        out = F.scaled_dot_product_attention(
+            query[:, None], keys[:, None], values[:, None], attn_mask=mask, scale=scaling
+        )
+        return out[:, 0]
+
+
+class FlashAttention2:
+    """The flash-attn library; `kernels` (default: the module `flash_attn`) supplies its two functions."""
+
+    def __init__(self, kernels: Any = None):
+        if kernels is None:
+            kernels = import_module("flash_attn")  # importing it needs CUDA, so only on request
+        self.kernels = kernels
+
+    def prefill(self, query: Tensor, key: Tensor, value: Tensor, scaling: float, sliding_window: int | None) -> Tensor:
+        out = self.kernels.flash_attn_func(
+            query.transpose(1, 2),
+            key.transpose(1, 2),
+            value.transpose(1, 2),
+            softmax_scale=scaling,
+            causal=True,
+            window_size=(-1, -1) if sliding_window is None else (sliding_window - 1, 0),
+        )
+        return out.transpose(1, 2)
+
+    def decode(self, query: Tensor, keys: Tensor, values: Tensor, lengths: Tensor | None, scaling: float) -> Tensor:
+        if lengths is None:
+            lengths = torch.full((keys.shape[0],), keys.shape[1], device=query.device)
+        out = self.kernels.flash_attn_with_kvcache(
+            query[:, None],
+            keys[:, :, None],
+            values[:, :, None],
+            cache_seqlens=lengths.to(torch.int32),
+            softmax_scale=scaling,
+        )
+        return out[:, 0]
+
+
+# transformers treats every name that contains "flash" as a kernel of its own.
+_NAMES = {"sdpa": "compresskv_sdpa", "flash_attention_2": "compresskv_fa2"}
+_backends: dict[str, Backend] = {}
+
+
+def attention_forward(
+    module: Any,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    sliding_window: int | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """Attention with eviction, in the signature that transformers calls.
+
+    query [batch, q_heads, new, d], key and value [batch, kv_heads, *, d] -> [batch, new, q_heads, d]. Raises
+    `UserError` for what it would get wrong: logit soft-capping, attention sinks, position biases, masks of any kind.
+    """
+    for name in ("softcap", "s_aux", "position_bias"):
+        if kwargs.get(name) is not None:
+            raise UserError(f"{type(module).__name__} uses {name}, which eviction does not support: use another model")
+    if attention_mask is not None:
+        raise UserError("a custom attention mask is not supported under eviction: pass one unpadded prompt at a time")
+    if module.training and dropout:
+        raise UserError("the model is in training mode with attention dropout: call model.eval()")
+    scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
+    backend = _backends[module.config._attn_implementation]
+    layer = getattr(key, "cache_layer", None)
+    if layer is not None and layer.rows is not None:
+        return layer.rows.attend(backend, query, key, value, scaling).unsqueeze(1), None
+    out = backend.prefill(query, key, value, scaling, sliding_window)
+    if layer is not None:
+        layer.observe(query, scaling)
+    return out.transpose(1, 2).contiguous(), None
+
+
+def refuse_padding(attention_mask: Tensor | None = None, **kwargs: Any) -> None:
+    """The mask function beside `attention_forward`: no mask is ever made, so a padded batch is refused."""
+    if attention_mask is not None and not attention_mask.all():
+        raise UserError("a padded batch is not supported under eviction: pass one unpadded prompt at a time")
+
+
+def register(name: str, backend: Backend) -> str:
+    """Make `backend` known to transformers as the attention implementation `name`; returns the name."""
+    _backends[name] = backend
+    AttentionInterface.register(name, attention_forward)
+    AttentionMaskInterface.register(name, refuse_padding)
+    return name
+
+
+@contextmanager
+def attached(model: PreTrainedModel, backend: str = "sdpa") -> Iterator[PreTrainedModel]:
+    """Run `model` with our attention over `backend` ("sdpa", "flash_attention_2"); its own is restored on leaving."""
+    name = _NAMES.get(backend, backend)
+    if name not in _backends:
+        register(name, {"sdpa": SDPA, "flash_attention_2": FlashAttention2}[backend]())
+    original = model.config._attn_implementation
+    model.set_attn_implementation(name)
+    try:
+        yield model
+    finally:
+        model.set_attn_implementation(original)

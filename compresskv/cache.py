@@ -1,0 +1,256 @@
+"""A cache whose logical length is the prompt's and whose physical length is the budget's.
+
+Rows × KV heads are folded into one axis: a *folded row* is one (setting, KV head) with a length of its own, so settings
+of different budgets and heads of different capacities decode in the same call.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedConfig
+from transformers.cache_utils import Cache, CacheLayerMixin, DynamicSlidingWindowLayer, get_layer_types_and_kwargs
+
+from compresskv.errors import UserError
+from compresskv.eviction import LayerPrefill
+
+if TYPE_CHECKING:
+    from compresskv.attention import Backend
+
+ROUNDING = 32
+"""Kept lengths are rounded up to this many tokens, so that few buffers serve many lengths."""
+
+
+@dataclass
+class Bucket:
+    """Folded rows of like length in one pair of buffers [rows, capacity + room, head_dim], valid from the left."""
+
+    rows: Tensor
+    lengths: Tensor
+    longest: int
+    equal: bool
+    keys: Tensor
+    values: Tensor
+
+
+class FoldedRows:
+    """The keys and values that one layer attends to while decoding.
+
+    Built from one `(keys, values, positions)` a folded row, `keys` and `values` [*, head_dim], of which `positions`
+    are copied. Buffers hold the kept length rounded up to 32 and `room` new tokens, and grow by `room` when full.
+    """
+
+    def __init__(self, sources: Sequence[tuple[Tensor, Tensor, Tensor]], kv_heads: int, room: int):
+        self.kv_heads = kv_heads
+        self.room = room
+        self.new = 0
+        by_size: dict[int, list[int]] = {}
+        for row, (_, _, positions) in enumerate(sources):
+            by_size.setdefault(-(-positions.numel() // ROUNDING) * ROUNDING, []).append(row)
+        self.buckets = [self._fill(size, rows, sources) for size, rows in sorted(by_size.items())]
+
+    def _fill(self, size: int, rows: list[int], sources: Sequence[tuple[Tensor, Tensor, Tensor]]) -> Bucket:
+        like = sources[0][0]
+        shape = (len(rows), size + self.room, like.shape[-1])
+        # Zeros, not garbage: a masked NaN would still poison the softmax's weighted sum.
+        keys, values = like.new_zeros(shape), like.new_zeros(shape)
+        for slot, row in enumerate(rows):
+            row_keys, row_values, positions = sources[row]
+            torch.index_select(row_keys, 0, positions, out=keys[slot, : positions.numel()])
+            torch.index_select(row_values, 0, positions, out=values[slot, : positions.numel()])
+        lengths = [sources[row][2].numel() for row in rows]
+        return Bucket(
+            rows=torch.tensor(rows, device=like.device),
+            lengths=torch.tensor(lengths, device=like.device),
+            longest=max(lengths),
+            equal=len(set(lengths)) == 1,
+            keys=keys,
+            values=values,
+        )
+
+    def source(self, row: int) -> tuple[Tensor, Tensor]:
+        """Keys and values of one folded row, the room included: two views [*, head_dim]."""
+        for bucket in self.buckets:
+            slot = (bucket.rows == row).nonzero()
+            if slot.numel():
+                return bucket.keys[int(slot)], bucket.values[int(slot)]
+        raise IndexError(f"no folded row {row}")
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all buffers: kept tokens, their rounding, and the room for new ones."""
+        return sum(bucket.keys.nbytes + bucket.values.nbytes for bucket in self.buckets)
+
+    def attend(self, backend: "Backend", query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
+        """Append the new token's key and value, then attend to everything kept and generated.
+
+        query [settings, q_heads, 1, d], key and value [settings, kv_heads, 1, d] -> [settings, q_heads, d].
+        """
+        settings, q_heads, new, head_dim = query.shape
+        if new != 1:
+            raise UserError("an evicted cache takes one new token at a time: give a new prompt a new cache")
+        query = query.reshape(settings * self.kv_heads, -1, head_dim)
+        key, value = key.reshape(-1, head_dim), value.reshape(-1, head_dim)
+        whole = len(self.buckets) == 1
+        out = torch.empty_like(query)
+        for bucket in self.buckets:
+            rows = slice(None) if whole else bucket.rows
+            lengths = self._append(bucket, key[rows], value[rows])
+            longest = bucket.longest + self.new + 1
+            out[rows] = backend.decode(
+                query[rows], bucket.keys[:, :longest], bucket.values[:, :longest], lengths, scaling
+            )
+        self.new += 1
+        return out.view(settings, q_heads, head_dim)
+
+    def _append(self, bucket: Bucket, key: Tensor, value: Tensor) -> Tensor | None:
+        """Write one token a row; returns the rows' lengths where they differ."""
+        if bucket.longest + self.new == bucket.keys.shape[1]:
+            more = bucket.keys.new_zeros(bucket.keys.shape[0], max(self.room, ROUNDING), bucket.keys.shape[2])
+            bucket.keys, bucket.values = torch.cat([bucket.keys, more], 1), torch.cat([bucket.values, more], 1)
+        if bucket.equal:
+            bucket.keys[:, bucket.longest + self.new] = key
+            bucket.values[:, bucket.longest + self.new] = value
+            return None
+        slots, ends = torch.arange(key.shape[0], device=key.device), bucket.lengths + self.new
+        bucket.keys[slots, ends] = key
+        bucket.values[slots, ends] = value
+        return ends + 1
+
+    def keep_settings(self, settings: Tensor) -> None:
+        """Drop all settings but these (sorted indices), in place: the rows that stay move up into the gaps."""
+        heads = torch.arange(self.kv_heads, device=settings.device)
+        staying = (settings[:, None] * self.kv_heads + heads).flatten()
+        total = sum(bucket.rows.numel() for bucket in self.buckets)
+        new_row = torch.full((total,), -1, device=settings.device)
+        new_row[staying] = torch.arange(staying.numel(), device=settings.device)
+        for bucket in self.buckets:
+            slots = (new_row[bucket.rows] >= 0).nonzero()[:, 0]
+            left = slots.numel()
+            moved = slots != torch.arange(left, device=slots.device)
+            bucket.keys[:left][moved] = bucket.keys[slots[moved]]
+            bucket.values[:left][moved] = bucket.values[slots[moved]]
+            bucket.keys, bucket.values = bucket.keys[:left], bucket.values[:left]
+            bucket.rows, bucket.lengths = new_row[bucket.rows[slots]], bucket.lengths[slots]
+        self.buckets = [bucket for bucket in self.buckets if bucket.rows.numel()]
+
+
+class EvictedLayer(CacheLayerMixin):
+    """One layer: first the prompt, complete; after eviction, `rows`.
+
+    `prompt_length` None means that the first forward brings the whole prompt. `window` queries at its end are kept
+    for scoring. When the prompt is complete, `on_prefill(prefill)` is called once.
+    """
+
+    is_sliding = False
+
+    def __init__(self, index: int, window: int, prompt_length: int | None, on_prefill: Callable[[LayerPrefill], None]):
+        super().__init__()
+        self.index = index
+        self.window = window
+        self.prompt_length = prompt_length
+        self.on_prefill = on_prefill
+        self.seen = 0
+        self.token_bytes = 0
+        self.queries: Tensor | None = None
+        self.rows: FoldedRows | None = None
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        """Take the prompt as it is, or room for all of it if this is but its first chunk."""
+        self.dtype, self.device = key_states.dtype, key_states.device
+        self.token_bytes = 2 * key_states.shape[-1] * key_states.itemsize
+        self.is_initialized = True
+        chunk = key_states.shape[2]
+        if self.prompt_length is None:
+            self.prompt_length = chunk
+        if self.prompt_length > chunk:
+            shape = (*key_states.shape[:2], self.prompt_length, key_states.shape[3])
+            self.keys, self.values = key_states.new_empty(shape), key_states.new_empty(shape)
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args, **kwargs) -> tuple[Tensor, Tensor]:
+        """Keys and values to attend to; the keys carry a reference to this layer (`cache_layer`)."""
+        start, self.seen = self.seen, self.seen + key_states.shape[2]
+        if self.rows is None:
+            if key_states.shape[0] != 1:
+                raise UserError("eviction takes one prompt at a time: pass a batch of 1")
+            if not self.is_initialized:
+                self.lazy_initialization(key_states, value_states)
+            if self.keys is None:
+                self.keys, self.values = key_states, value_states
+            else:
+                self.keys[:, :, start : self.seen] = key_states
+                self.values[:, :, start : self.seen] = value_states
+            key_states, value_states = self.keys[:, :, : self.seen], self.values[:, :, : self.seen]
+        key_states.cache_layer = self  # type: ignore[attr-defined]
+        return key_states, value_states
+
+    def observe(self, queries: Tensor, scaling: float) -> None:
+        """Remember the last queries of the prompt, [1, q_heads, new, d]; when it is complete, hand it over."""
+        tail = queries[0, :, -self.window :]
+        if self.queries is not None:
+            tail = torch.cat([self.queries, tail], dim=1)[:, -self.window :]
+        # A copy: a view would keep the queries of the whole prompt alive.
+        self.queries = tail.clone()
+        if self.seen == self.prompt_length:
+            prefill = LayerPrefill(self.index, self.queries, self.keys[0], self.values[0], scaling)
+            self.keys = self.values = self.queries = None  # type: ignore[assignment]
+            self.on_prefill(prefill)
+
+    def get_seq_length(self) -> int:
+        """Tokens seen, evicted ones included: positions go on from here."""
+        return self.seen
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        return self.seen + query_length, 0
+
+    def get_max_length(self) -> int:
+        return -1
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        """Keep these settings' rows only."""
+        assert self.rows is not None
+        self.rows.keep_settings(indices)
+
+
+class EvictedCache(Cache):
+    """Layers that evict, and transformers' own for sliding-window layers, which are outside the budget.
+
+    `evicting` lists the former in model order, `sliding` the others by their place in the model.
+    """
+
+    def __init__(
+        self,
+        config: PreTrainedConfig,
+        window: int,
+        prompt_length: int | None,
+        on_prefill: Callable[[LayerPrefill], None],
+    ):
+        kinds, arguments = get_layer_types_and_kwargs(config.get_text_config(decoder=True))
+        layers: list[CacheLayerMixin] = []
+        self.evicting: list[EvictedLayer] = []
+        for kind, kwargs in zip(kinds, arguments, strict=True):
+            if kind == "full_attention":
+                layer = EvictedLayer(len(self.evicting), window, prompt_length, on_prefill)
+                self.evicting.append(layer)
+                layers.append(layer)
+            elif kind == "sliding_attention":
+                layers.append(DynamicSlidingWindowLayer(**kwargs))
+            else:
+                raise UserError(f"the model has {kind} layers, which eviction does not support: choose another model")
+        super().__init__(layers=layers)
+        self.config = config
+
+    @property
+    def sliding(self) -> dict[int, DynamicSlidingWindowLayer]:
+        return {i: layer for i, layer in enumerate(self.layers) if isinstance(layer, DynamicSlidingWindowLayer)}
+
+    def kept_bytes(self, counts: list[list[int]]) -> int:
+        """Bytes of the keys and values of `counts` tokens, [layer][KV head]: 2 · Σ counts · head_dim · itemsize."""
+        return sum(sum(heads) * layer.token_bytes for heads, layer in zip(counts, self.evicting, strict=True))
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes allocated for the layers that evict, after eviction."""
+        return sum(layer.rows.nbytes for layer in self.evicting if layer.rows is not None)

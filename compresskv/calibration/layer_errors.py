@@ -1,0 +1,62 @@
+"""How much each layer's output suffers when its cache is cut to a few tokens (CompressKV §3.3)."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from compresskv.attention import SDPA
+from compresskv.calibration.probe import full_cache, full_prefill, probed, step
+from compresskv.eviction import Scorer, select
+
+EPSILON = 1e-5
+"""Added to the norm of the full output, as in the released code (the paper says 1e-6)."""
+
+
+def relative_error(full: Tensor, compressed: Tensor) -> Tensor:
+    """‖compressed − full‖ / (‖full‖ + ε) over the last axis (CompressKV eq. 6)."""
+    return (compressed - full).norm(dim=-1) / (full.norm(dim=-1) + EPSILON)
+
+
+def observe(
+    model: PreTrainedModel,
+    ids: Tensor,
+    tokens: Sequence[int],
+    scorers: Sequence[Scorer],
+    projections: Sequence[nn.Module],
+    capacity: int,
+) -> Tensor:
+    """Errors summed over the decoding steps of `tokens`: [scorers, layers], float32.
+
+    The model runs with its full cache throughout, so errors do not add up from layer to layer. Beside it each layer
+    attends to a shadow: the `capacity` past tokens that each scorer keeps, the window, and all generated tokens; both
+    outputs are compared after the layer's output projection (`projections`). The scorers keep the same tokens in every
+    KV head. The first token comes from the prefill and counts nothing.
+    """
+    window = max(scorer.window for scorer in scorers)
+    prompt = full_prefill(model, ids, window)
+    kept = [[select(scorer(layer), capacity, prompt.length)[0] for layer in prompt.layers] for scorer in scorers]
+    errors = torch.zeros(len(scorers), len(prompt.layers))
+    sdpa = SDPA()
+
+    def watch(layer: int, query: Tensor, keys: Tensor, values: Tensor, scaling: float, out: Tensor) -> None:
+        new = torch.arange(prompt.length, keys.shape[1], device=keys.device)
+        outputs = [out]
+        for positions in kept:
+            shadow = torch.cat([positions[layer], new])
+            outputs.append(sdpa.decode(query, keys[:, shadow], values[:, shadow], None, scaling))
+        full, *compressed = projections[layer](torch.stack(outputs).flatten(1)).float()
+        errors[:, layer] += relative_error(full, torch.stack(compressed)).cpu()
+
+    cache = full_cache(prompt, len(tokens))
+    with probed(model, len(prompt.layers), watch), torch.no_grad():
+        for index, token in enumerate(tokens[:-1]):
+            step(model, cache, token, prompt.length + index)
+    return errors
+
+
+def share(errors: Sequence[Tensor]) -> Tensor:
+    """Each layer's share of the error: one [layers] tensor a dataset, normalised, averaged, normalised again."""
+    mean = torch.stack([e / e.sum() for e in errors]).mean(0)
+    return mean / mean.sum()

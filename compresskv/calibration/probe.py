@@ -1,0 +1,61 @@
+"""Looking into every decoding step of a full cache."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from compresskv.attention import SDPA, attached, register
+from compresskv.eviction import keep_all
+from compresskv.generation import Prefill, decode_cache, prefill
+
+Watch = Callable[[int, Tensor, Tensor, Tensor, float, Tensor], None]
+"""(layer, query [kv_heads, G, d], keys and values [kv_heads, seen, d], scaling, output [kv_heads, G, d])."""
+
+
+class ProbeBackend(SDPA):
+    """SDPA that shows each layer's tensors to `watch` as a new token attends; layers that evict are counted."""
+
+    def __init__(self, layers: int, watch: Watch):
+        self.layers, self.watch, self.calls = layers, watch, 0
+
+    def decode(self, query: Tensor, keys: Tensor, values: Tensor, lengths: Tensor | None, scaling: float) -> Tensor:
+        out = super().decode(query, keys, values, lengths, scaling)
+        self.watch(self.calls % self.layers, query, keys, values, scaling, out)
+        self.calls += 1
+        return out
+
+
+@contextmanager
+def probed(model: PreTrainedModel, layers: int, watch: Watch) -> Iterator[None]:
+    """Run `model` with every decoding layer shown to `watch`."""
+    with attached(model, register("compresskv_probe", ProbeBackend(layers, watch))):
+        yield
+
+
+def full_prefill(model: PreTrainedModel, ids: Tensor, window: int) -> Prefill:
+    """The complete cache of `ids` [prompt], made with plain attention."""
+    with attached(model, "sdpa"):
+        return prefill(model, ids, window)
+
+
+@torch.no_grad()
+def step(model: PreTrainedModel, cache: object, token: int, position: int) -> Tensor:
+    """Feed one token; returns the next one's logits [vocabulary]."""
+    device = model.device
+    out = model(
+        input_ids=torch.tensor([[token]], device=device),
+        position_ids=torch.tensor([[position]], device=device),
+        past_key_values=cache,
+        use_cache=True,
+        logits_to_keep=1,
+    )
+    return out.logits[0, -1].float()
+
+
+def full_cache(prompt: Prefill, room: int) -> object:
+    """A decoding cache that holds everything."""
+    kept = [keep_all(layer.kv_heads, prompt.length, layer.keys.device) for layer in prompt.layers]
+    return decode_cache(prompt, [kept], room)

@@ -1,0 +1,8 @@
+"""The one exception that is a message to the user rather than a defect."""
+
+
+class UserError(ValueError):
+    """A mistake in what the user asked for, or something the machine refuses.
+
+    The message is one sentence that names the field, the value and the fix; `run.py` prints it without a traceback.
+    """

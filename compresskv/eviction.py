@@ -1,0 +1,226 @@
+"""The shared eviction interface: which prompt tokens does a method keep?
+
+A method is a `Scorer` (how important is each past token of a layer?) and an `Allocator` (how many past tokens may each
+layer, or each of its KV heads, keep?). Everything else is common code, here: the attention of the observation window,
+the selection, and the rule that a layer never gets back what it has given up.
+
+Notation: S prompt tokens, of which the last w are the observation window and always kept; the n = S - w others are the
+*past*. L layers, H_kv KV heads of G query heads each. Budget B = mean number of KV tokens kept per layer and KV head
+after the prefill, window included.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from compresskv.errors import UserError
+
+Capacity = int | tuple[int, ...]
+"""Past tokens a layer may keep: one number for all its KV heads, or one for each."""
+
+
+@dataclass(frozen=True)
+class PromptShape:
+    """What an allocator may know of a prompt besides the scores."""
+
+    layers: int
+    kv_heads: int
+    length: int
+    window: int
+
+    @property
+    def past(self) -> int:
+        """Prompt tokens outside the observation window."""
+        return max(self.length - self.window, 0)
+
+
+@dataclass(frozen=True, eq=False)
+class LayerPrefill:
+    """One layer after it attended to the whole prompt; all tensors are post-RoPE.
+
+    `queries` [q_heads, window, head_dim] are those of the last prompt positions, as many as the widest window in use;
+    `keys` and `values` [kv_heads, prompt, head_dim] are complete. `index` counts the layers that evict.
+    """
+
+    index: int
+    queries: Tensor
+    keys: Tensor
+    values: Tensor
+    scaling: float
+    _attention: dict[torch.dtype, Tensor] = field(default_factory=dict, init=False, repr=False)
+
+    @property
+    def length(self) -> int:
+        return self.keys.shape[1]
+
+    @property
+    def kv_heads(self) -> int:
+        return self.keys.shape[0]
+
+    def window_attention(self, window: int, dtype: torch.dtype | None = torch.float32) -> Tensor:
+        """Attention weights of the last `window` prompt positions over the prompt: [q_heads, window, prompt].
+
+        Logits are computed in `dtype` (None: the model's), the softmax in float32, and the result is cast to `dtype`
+        (SnapKV, Li et al. 2024). Computed once for the widest window: no row of a softmax depends on its neighbours.
+        """
+        if window > self.queries.shape[1]:
+            raise ValueError(f"the prefill kept {self.queries.shape[1]} query positions, window={window} needs more")
+        dtype = dtype or self.queries.dtype
+        if dtype not in self._attention:
+            rows = self.queries.shape[1]
+            # Query heads kG … kG+G−1 share KV head k, so a plain view puts the group on the row axis.
+            queries = self.queries.to(dtype).reshape(self.kv_heads, -1, self.queries.shape[-1])
+            logits = queries @ self.keys.to(dtype).transpose(1, 2)
+            logits = logits.mul_(self.scaling).view(self.queries.shape[0], rows, self.length)
+            future = torch.ones(rows, rows, dtype=torch.bool, device=logits.device).triu_(1)
+            logits[..., -rows:].masked_fill_(future, torch.finfo(dtype).min)
+            self._attention[dtype] = logits.softmax(-1, dtype=torch.float32).to(dtype)
+        return self._attention[dtype][:, self.queries.shape[1] - window :]
+
+
+@dataclass(frozen=True)
+class Observation:
+    """How the observation window looks at the past; the paper uses the same for every method (App. B).
+
+    `window` positions, 1-D `pooling` ("average" or "max") with an odd `kernel`, scores in `dtype` (None: the model's).
+    """
+
+    window: int = 8
+    kernel: int = 5
+    pooling: str = "average"
+    dtype: torch.dtype | None = torch.float32
+
+    def attention(self, layer: LayerPrefill) -> Tensor:
+        """Attention of the window over the past, without renormalisation: [q_heads, window, past]."""
+        return layer.window_attention(self.window, self.dtype)[..., : -self.window]
+
+    def pool(self, scores: Tensor) -> Tensor:
+        """Pooling over the last axis, length preserved; the average divides by `kernel` at the edges too."""
+        if self.kernel == 1 or scores.shape[-1] == 0:
+            return scores
+        pooling = F.avg_pool1d if self.pooling == "average" else F.max_pool1d
+        return pooling(scores, self.kernel, stride=1, padding=self.kernel // 2)
+
+
+@dataclass(frozen=True, eq=False)
+class LayerScores:
+    """Importance of a layer's past tokens, `scores` [kv_heads, past]; a subclass may hold more for its allocator."""
+
+    scores: Tensor
+
+    @cached_property
+    def ranking(self) -> Tensor:
+        """Past positions of each KV head, best first, ties to the lower index: [kv_heads, past], int64.
+
+        One sort serves every budget.
+        """
+        heads = self.scores.shape[0]
+        # Heads that share one row of scores share its sort.
+        scores = self.scores[:1] if self.scores.stride(0) == 0 else self.scores
+        if scores.isnan().any():
+            raise ValueError("a scorer returned NaN: check the attention logits for overflow")
+        return scores.float().sort(dim=-1, descending=True, stable=True).indices.expand(heads, -1)
+
+    @cached_property
+    def best_heads(self) -> Tensor:
+        """KV head of each score of the layer, best score first, ties to the lower head: [kv_heads * past], int64."""
+        order = self.scores.float().flatten().sort(descending=True, stable=True).indices
+        return order // max(self.scores.shape[1], 1)
+
+
+class Scorer(Protocol):
+    """How important is each past token of a layer? Hashable, so that settings can share its scores."""
+
+    @property
+    def window(self) -> int:
+        """Tokens at the end of the prompt that are not scored but always kept."""
+        ...
+
+    def __call__(self, layer: LayerPrefill) -> LayerScores: ...
+
+
+class Allocator(Protocol):
+    """How many past tokens, the window excluded, may each layer, or each of its KV heads, keep?"""
+
+    def __call__(self, scores: Sequence[LayerScores], shape: PromptShape, budget: int) -> Sequence[Capacity]:
+        """Capacities, in past tokens, of the layers seen so far."""
+        ...
+
+
+@dataclass(frozen=True)
+class EvictionMethod:
+    """CompressKV, SnapKV, … are each one scorer and one allocator."""
+
+    scorer: Scorer
+    allocator: Allocator
+
+    @property
+    def window(self) -> int:
+        return self.scorer.window
+
+    def check(self, budget: int) -> None:
+        """Raise `UserError` unless `budget` (tokens) leaves room beside the observation window."""
+        if budget <= self.window:
+            raise UserError(
+                f"budget={budget} leaves no room beside the observation window of {self.window} tokens: "
+                f"set budget to {self.window + 1} or more"
+            )
+
+
+def tighten(kept: Sequence[Capacity], answer: Sequence[Capacity], past: int) -> list[Capacity]:
+    """What each layer keeps after one more layer was seen, given what the earlier ones kept and the new `answer`.
+
+    A token given up cannot come back, so each layer keeps the element-wise minimum of all answers, clipped to the
+    `past` (CAKE's cascade, Qin et al. 2025).
+    """
+    return [_minimum(a, b) for a, b in zip([*kept, past], answer, strict=True)]
+
+
+def running_capacities(
+    method: EvictionMethod, scores: Sequence[LayerScores], shape: PromptShape, budget: int
+) -> list[Capacity]:
+    """What each layer keeps, in past tokens, when the allocator is asked after every layer, as in a prefill."""
+    kept: list[Capacity] = []
+    for seen in range(1, len(scores) + 1):
+        kept = tighten(kept, method.allocator(scores[:seen], shape, budget), shape.past)
+    return kept
+
+
+def _minimum(a: Capacity, b: Capacity) -> Capacity:
+    if isinstance(a, int) and isinstance(b, int):
+        return min(a, b)
+    heads = len(a) if isinstance(a, tuple) else len(b)  # type: ignore[arg-type]
+    a = (a,) * heads if isinstance(a, int) else a
+    b = (b,) * heads if isinstance(b, int) else b
+    return tuple(min(x, y) for x, y in zip(a, b, strict=True))
+
+
+def select(scores: LayerScores, capacity: Capacity, length: int) -> list[Tensor]:
+    """Kept prompt positions of one layer: for each KV head a sorted int64 tensor, the window included.
+
+    The top `capacity` past tokens by score, ties to the lower index, and the positions after the past.
+    """
+    ranking = scores.ranking
+    heads, past = ranking.shape
+    window = torch.arange(past, length, device=ranking.device)
+    if isinstance(capacity, int):
+        best = ranking[:, :capacity].sort(dim=-1).values
+        return list(torch.cat([best, window.expand(heads, -1)], dim=-1).unbind())
+    if len(capacity) != heads:
+        raise ValueError(f"{len(capacity)} capacities for {heads} KV heads")
+    return [torch.cat([ranking[h, :c].sort().values, window]) for h, c in enumerate(capacity)]
+
+
+def keep_all(kv_heads: int, length: int, device: torch.device | None = None) -> list[Tensor]:
+    """Every position, for each KV head."""
+    return [torch.arange(length, device=device)] * kv_heads
+
+
+def group_mean(per_query_head: Tensor, kv_heads: int) -> Tensor:
+    """Mean over the G query heads kG … kG+G−1 of each KV head k: [q_heads, ...] -> [kv_heads, ...]."""
+    return per_query_head.unflatten(0, (kv_heads, -1)).mean(1)

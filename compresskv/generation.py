@@ -1,0 +1,206 @@
+"""Prefill once, evict many, decode all settings of a prompt as one batch; or evict inside each layer.
+
+The prompt's hidden states do not depend on the method, since eviction happens after a layer has attended to the whole
+prompt. So one prefill serves every setting (*shared*); evicting each layer as soon as its attention is done
+(*in-layer*) gives the same kept tokens without ever holding the full cache of all layers.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from compresskv.cache import EvictedCache, FoldedRows
+from compresskv.errors import UserError
+from compresskv.eviction import (
+    EvictionMethod,
+    LayerPrefill,
+    LayerScores,
+    PromptShape,
+    keep_all,
+    running_capacities,
+    select,
+)
+
+Kept = list[list[Tensor]]
+"""Kept prompt positions: for each layer that evicts, for each KV head, a sorted int64 tensor."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One method at one budget (tokens, the observation window included); a budget of None keeps the whole prompt."""
+
+    method: EvictionMethod
+    budget: int | None
+
+    def __post_init__(self) -> None:
+        if self.budget is not None:
+            self.method.check(self.budget)
+
+    def keeps_all(self, length: int) -> bool:
+        """A prompt that fits the budget, or the window, is kept whole in every layer."""
+        return self.budget is None or length <= max(self.budget, self.method.window)
+
+
+@dataclass(frozen=True)
+class Stopping:
+    """Generation ends with a token of `ids`, which is kept in the output, or after `max_new_tokens`.
+
+    The first `min_new_tokens` tokens are never of `ids`.
+    """
+
+    max_new_tokens: int
+    ids: frozenset[int] = frozenset()
+    min_new_tokens: int = 0
+
+
+@dataclass(frozen=True)
+class Generation:
+    """What one setting generated, and what it kept: `kept` counts tokens, [layer][KV head]; `cache_bytes` = theirs."""
+
+    tokens: list[int]
+    kept: list[list[int]]
+    cache_bytes: int
+
+    @property
+    def realised_budget(self) -> float:
+        """Mean number of prompt tokens kept per layer and KV head."""
+        counts = [count for layer in self.kept for count in layer]
+        return sum(counts) / max(len(counts), 1)
+
+
+@dataclass(eq=False)
+class Prefill:
+    """A prompt after its one forward pass: complete layers, logits [vocabulary] of the next token."""
+
+    length: int
+    layers: list[LayerPrefill]
+    logits: Tensor
+    cache: EvictedCache
+    _scores: dict[object, list[LayerScores]] = field(default_factory=dict)
+
+    def scores(self, method: EvictionMethod) -> list[LayerScores]:
+        """The method's scores of every layer; methods with equal scorers share them."""
+        if method.scorer not in self._scores:
+            self._scores[method.scorer] = [method.scorer(layer) for layer in self.layers]
+        return self._scores[method.scorer]
+
+    def kept(self, setting: Setting) -> Kept:
+        """The prompt positions that `setting` keeps."""
+        if not self.layers or setting.budget is None or setting.keeps_all(self.length):
+            return [keep_all(layer.kv_heads, self.length, layer.keys.device) for layer in self.layers]
+        scores = self.scores(setting.method)
+        shape = prompt_shape(self.cache, self.layers[0], setting.method)
+        capacities = running_capacities(setting.method, scores, shape, setting.budget)
+        return [select(s, c, self.length) for s, c in zip(scores, capacities, strict=True)]
+
+
+def prompt_shape(cache: EvictedCache, layer: LayerPrefill, method: EvictionMethod) -> PromptShape:
+    """What an allocator is told of the prompt that `layer` is one of."""
+    return PromptShape(len(cache.evicting), layer.kv_heads, layer.length, method.window)
+
+
+@torch.no_grad()
+def prefill(model: PreTrainedModel, ids: Tensor, window: int, chunk: int | None = None) -> Prefill:
+    """Run the prompt once, keeping all of it and the queries of its last `window` positions.
+
+    `ids` [prompt], int64. `chunk` bounds the tokens of one forward pass, and with it the memory of activations; the
+    result is the same. `model` must be `attached`. Raises `UserError` for an empty prompt.
+    """
+    layers: list[LayerPrefill] = []
+    cache = EvictedCache(model.config, max(window, 1), ids.numel(), layers.append)
+    logits = forward_prompt(model, ids, cache, chunk)
+    return Prefill(ids.numel(), layers, logits, cache)
+
+
+def forward_prompt(model: PreTrainedModel, ids: Tensor, cache: EvictedCache, chunk: int | None) -> Tensor:
+    """Feed `ids` [prompt] through the model and the empty `cache`; returns the next token's logits [vocabulary]."""
+    if ids.numel() == 0:
+        raise UserError("the prompt is empty: give at least one token")
+    for start in range(0, ids.numel(), chunk or ids.numel()):
+        part = ids[start : start + (chunk or ids.numel())]
+        positions = torch.arange(start, start + part.numel(), device=ids.device)
+        out = model(
+            input_ids=part[None], position_ids=positions[None], past_key_values=cache, use_cache=True, logits_to_keep=1
+        )
+    if any(layer.seen != ids.numel() for layer in cache.evicting):
+        raise UserError(f"{type(model).__name__} does not attend through its cache: choose another model")
+    return out.logits[0, -1].float()
+
+
+@torch.no_grad()
+def decode_cache(prefill: Prefill, kept: Sequence[Kept], room: int) -> EvictedCache:
+    """A cache of one row a setting, holding what each keeps, with room for `room` new tokens."""
+    cache = EvictedCache(prefill.cache.config, 1, prefill.length, lambda layer: None)
+    for source, layer in zip(prefill.layers, cache.evicting, strict=True):
+        layer.seen = prefill.length
+        rows = [
+            (source.keys[head], source.values[head], positions)
+            for setting in kept
+            for head, positions in enumerate(setting[source.index])
+        ]
+        layer.rows = FoldedRows(rows, source.kv_heads, room)
+    for index, sliding in prefill.cache.sliding.items():
+        copy = cache.sliding[index]
+        copy.lazy_initialization(sliding.keys, sliding.values)
+        copy.keys = sliding.keys.repeat_interleave(len(kept), 0)
+        copy.values = sliding.values.repeat_interleave(len(kept), 0)
+        copy.cumulative_length = sliding.cumulative_length
+    return cache
+
+
+@torch.no_grad()
+def decode(
+    model: PreTrainedModel, cache: EvictedCache, logits: Tensor, length: int, rows: int, stopping: Stopping
+) -> list[list[int]]:
+    """Greedy decoding of `rows` settings that share a prompt of `length` tokens and its next-token `logits`.
+
+    A row that has stopped leaves the batch. Returns the new tokens of each row, the stop token included.
+    """
+    banned = sorted(stopping.ids)
+    tokens: list[list[int]] = [[] for _ in range(rows)]
+    active = list(range(rows))
+    logits = logits.expand(rows, -1)
+    for step in range(stopping.max_new_tokens):
+        if step < stopping.min_new_tokens and banned:
+            logits = logits.index_fill(-1, torch.tensor(banned, device=logits.device), float("-inf"))
+        chosen = logits.argmax(-1)
+        for row, token in zip(active, chosen.tolist(), strict=True):
+            tokens[row].append(token)
+        going = [slot for slot, row in enumerate(active) if tokens[row][-1] not in stopping.ids]
+        if not going or step + 1 == stopping.max_new_tokens:
+            break
+        if len(going) < len(active):
+            keep = torch.tensor(going, device=logits.device)
+            cache.batch_select_indices(keep)
+            chosen = chosen[keep]
+            active = [active[slot] for slot in going]
+        positions = torch.full((len(active), 1), length + step, device=logits.device)
+        out = model(
+            input_ids=chosen[:, None], position_ids=positions, past_key_values=cache, use_cache=True, logits_to_keep=1
+        )
+        logits = out.logits[:, -1].float()
+    return tokens
+
+
+def generate(
+    model: PreTrainedModel, ids: Tensor, settings: Sequence[Setting], stopping: Stopping, chunk: int | None = None
+) -> list[Generation]:
+    """Shared path: one prefill of `ids` [prompt], then all settings decode as one batch, full caches apart."""
+    window = max((setting.method.window for setting in settings), default=1)
+    prompt = prefill(model, ids, window, chunk)
+    compressed_rows = [i for i, s in enumerate(settings) if s.budget is not None]
+    full_rows = [i for i, s in enumerate(settings) if s.budget is None]
+    results: dict[int, Generation] = {}
+    for group in (compressed_rows, full_rows):
+        if not group:
+            continue
+        kept = [prompt.kept(settings[i]) for i in group]
+        cache = decode_cache(prompt, kept, stopping.max_new_tokens)
+        tokens = decode(model, cache, prompt.logits, prompt.length, len(group), stopping)
+        for row, i in enumerate(group):
+            counts = [[positions.numel() for positions in layer] for layer in kept[row]]
+            results[i] = Generation(tokens[row], counts, prompt.cache.kept_bytes(counts))
+    return [results[i] for i in range(len(settings))]

@@ -1,0 +1,100 @@
+"""From sample scores to task scores, category averages and the 16-task average, with confidence intervals."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from evals.longbench.metrics import SampleScore, dataset_score
+from evals.longbench.official import RowCheck
+from evals.longbench.tasks import ALL, CATEGORIES, ENGLISH, TASKS, Task
+
+RESAMPLES = 2000
+Interval = tuple[float, float]
+
+
+@dataclass(frozen=True)
+class TaskScore:
+    """One task's result: sample scores 0 to 1, `score` and `official` 0 to 100 with two decimals.
+
+    `overflow` counts samples with a ROUGE pair that the official recursion may not get through; `official` is the score
+    with those pairs at 0. `check` is None where the rows could not be compared with the official ones.
+    """
+
+    task: Task
+    samples: tuple[float, ...]
+    score: float
+    official: float
+    overflow: int
+    check: RowCheck | None
+
+    @property
+    def problem(self) -> str:
+        """Why this is not a score on the official test set; "" if it is."""
+        n, official = len(self.samples), self.task.n
+        if n != official:
+            return f"incomplete: {n} of {official} rows" if n < official else f"{n} rows instead of {official}"
+        if self.check and not self.check.complete:
+            return f"{self.check.mismatching} rows are not official"
+        return ""
+
+
+@dataclass(frozen=True)
+class Average:
+    """Unweighted mean of task scores; `score` and `interval` are None as long as `problem` says what is missing."""
+
+    name: str
+    n: int
+    score: float | None
+    interval: Interval | None
+    problem: str
+
+
+def task_score(task: Task, samples: Sequence[SampleScore], check: RowCheck | None = None) -> TaskScore:
+    """Aggregate at least one sample."""
+    return TaskScore(
+        task=task,
+        samples=tuple(sample.score for sample in samples),
+        score=dataset_score([sample.score for sample in samples]),
+        official=dataset_score([sample.official for sample in samples]),
+        overflow=sum(sample.overflow for sample in samples),
+        check=check,
+    )
+
+
+def interval(scores: Sequence[TaskScore]) -> Interval | None:
+    """95% percentile bootstrap interval, 0 to 100, of the mean of these task scores; None if a task has one sample.
+
+    Samples are resampled within each task, with a seed that depends on the task alone.
+    """
+    if any(len(score.samples) < 2 for score in scores):
+        return None
+    low, high = np.percentile(np.mean([_resampled(score) for score in scores], axis=0), [2.5, 97.5])
+    return float(low), float(high)
+
+
+def averages(scores: Mapping[str, TaskScore]) -> list[Average]:
+    """The six category averages and the 16-task average, all over English tasks; the Chinese ones have no average.
+
+    As in the published tables, each is the mean of rounded task scores. A category without any task is left out.
+    """
+    groups = {category: [name for name in ENGLISH if TASKS[name].category == category] for category in CATEGORIES}
+    rows = [_average(category, names, scores) for category, names in groups.items() if scores.keys() & set(names)]
+    return [*rows, _average("average of 16", ENGLISH, scores)]
+
+
+def _average(name: str, tasks: Sequence[str], scores: Mapping[str, TaskScore]) -> Average:
+    present = [scores[task] for task in tasks if task in scores]
+    n = sum(len(score.samples) for score in present)
+    complete = sum(not score.problem for score in present)
+    if complete < len(tasks):
+        return Average(name, n, None, None, f"incomplete: {complete} of {len(tasks)} tasks")
+    mean = round(sum(score.score for score in present) / len(present), 2)
+    return Average(name, n, mean, interval(present), "")
+
+
+def _resampled(score: TaskScore) -> np.ndarray:
+    """`RESAMPLES` bootstrap means of one task, 0 to 100."""
+    samples = np.asarray(score.samples)
+    random = np.random.default_rng(ALL.index(score.task.name))
+    return 100 * samples[random.integers(len(samples), size=(RESAMPLES, len(samples)))].mean(axis=1)

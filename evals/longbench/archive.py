@@ -1,0 +1,97 @@
+"""The official data.zip: download at a pinned revision, check, unpack safely."""
+
+import hashlib
+import os
+import shutil
+import stat
+import tempfile
+import zipfile
+import zlib
+from pathlib import Path, PurePosixPath
+
+from compresskv.errors import UserError
+
+HUB_REPOSITORY = "THUDM/LongBench"  # redirects to zai-org/LongBench
+HUB_REVISION = "5e628be450b7e67fb7ae6e201bd6d8f7056f7672"
+HUB_SHA256 = "cb45b11a4133c6bc1d6a44b0f8e701335ff1e543195db1103472e575857f7f64"
+LARGEST_ARCHIVE = 4 << 30  # bytes unpacked; the official one has well under 1 GiB
+
+
+def download(repository: str = HUB_REPOSITORY, revision: str = HUB_REVISION) -> Path:
+    """Path of `data.zip` in the Hugging Face cache, downloaded if it is not there yet."""
+    from huggingface_hub import hf_hub_download
+
+    try:
+        return Path(hf_hub_download(repository, "data.zip", repo_type="dataset", revision=revision))
+    except Exception as error:  # of many unrelated types: no network, no such revision, no access, ...
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".:")
+        raise UserError(
+            f"cannot download data.zip of {repository} at revision {revision} ({reason}): give eval.data a local copy."
+        ) from error
+
+
+def sha256_of(path: Path) -> str:
+    """Hex digest of a file."""
+    try:
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror or error}.") from error
+
+
+def unpack(archive: Path, cache: Path, expected_sha256: str | None = None) -> Path:
+    """Unpack the archive's *.jsonl files into `cache`/<sha256>/ and return that folder; done once for each content.
+
+    The archive's own folders are dropped. Raises `UserError` for a wrong sha256, a damaged or truncated archive, and a
+    member that would land outside the folder (absolute, "..", link), in which case nothing is unpacked.
+    """
+    digest = sha256_of(archive)
+    if expected_sha256 and digest != expected_sha256.lower():
+        raise UserError(f"{archive} has sha256 {digest}, expected {expected_sha256}: delete it and download it again.")
+    target = cache / digest
+    if target.is_dir():
+        return target
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=cache, prefix="unpacking-") as scratch:
+            # Renaming makes it atomic; a folder that another process has put there meanwhile holds the same files.
+            complete = Path(scratch) / "data"
+            _extract(archive, complete)
+            try:
+                os.rename(complete, target)
+            except OSError:
+                if not target.is_dir():
+                    raise
+    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
+        raise UserError(f"{archive} is no complete zip archive ({error}): download it again.") from error
+    except OSError as error:
+        raise UserError(f"cannot unpack {archive} into {cache}: {error.strerror or error}.") from error
+    return target
+
+
+def _extract(archive: Path, folder: Path) -> None:
+    folder.mkdir()
+    with zipfile.ZipFile(archive) as content:
+        members = content.infolist()
+        for member in members:
+            _refuse_unsafe(archive, member)
+        if sum(member.file_size for member in members) > LARGEST_ARCHIVE:
+            raise UserError(f"{archive} would unpack to more than {LARGEST_ARCHIVE >> 30} GiB: this is not LongBench.")
+        wanted = [member for member in members if not member.is_dir() and member.filename.endswith(".jsonl")]
+        names = [PurePosixPath(member.filename).name for member in wanted]
+        if not wanted or len(set(names)) < len(names):
+            raise UserError(
+                f"{archive} should hold one task.jsonl file a task: found {', '.join(sorted(names)) or 'none'}."
+            )
+        for member, name in zip(wanted, names, strict=True):
+            with content.open(member) as source, open(folder / name, "xb") as copy:
+                shutil.copyfileobj(source, copy)
+
+
+def _refuse_unsafe(archive: Path, member: zipfile.ZipInfo) -> None:
+    name = member.orig_filename
+    parts = name.replace("\\", "/").split("/")
+    if name.startswith(("/", "\\")) or ".." in parts or ":" in parts[0] or "\0" in name:
+        raise UserError(f"{archive} is unsafe: its member {name!r} would be written outside the target folder.")
+    if stat.S_ISLNK(member.external_attr >> 16):
+        raise UserError(f"{archive} is unsafe: its member {name!r} is a symbolic link.")

@@ -1,0 +1,99 @@
+"""LongBench records from a directory of task.jsonl files, a local zip, or the hub's official data.zip."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from compresskv.errors import UserError
+from evals.longbench import archive, official
+from evals.longbench.records import answers_field, classes_field, integer, length_field, read_jsonl, text_field
+from evals.longbench.tasks import Task
+
+REQUIRED_FIELDS = ("input", "context", "answers", "all_classes", "length")
+
+
+@dataclass(frozen=True)
+class Record:
+    """One LongBench row. `row` is its number in the official file, and the sample id; `length` is in words."""
+
+    row: int
+    input: str
+    context: str
+    answers: tuple[str, ...]
+    all_classes: tuple[str, ...] | None
+    length: int
+
+
+def default_cache() -> Path:
+    """Where archives are unpacked: $XDG_CACHE_HOME/compresskv/longbench, by default in ~/.cache."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "compresskv" / "longbench"
+
+
+def open_source(
+    source: str | Path,
+    *,
+    cache: Path | None = None,
+    sha256: str | None = None,
+    repository: str = archive.HUB_REPOSITORY,
+    revision: str = archive.HUB_REVISION,
+) -> Path:
+    """The folder of task.jsonl files behind `source`: "hub", a zip file, or a directory.
+
+    A directory may also look like the hub's repository or its unpacked zip: a data.zip, or the files in data/.
+    `sha256` is what an archive must have; for "hub" at the pinned revision it is known and always checked.
+    """
+    cache = cache or default_cache()
+    if str(source) == "hub":
+        if sha256 is None and revision == archive.HUB_REVISION:
+            sha256 = archive.HUB_SHA256
+        return archive.unpack(archive.download(repository, revision), cache, sha256)
+    path = Path(source).expanduser()
+    if path.is_file():
+        return archive.unpack(path, cache, sha256)
+    if not path.is_dir():
+        raise UserError(f"eval.data={source} does not exist: give a directory of task.jsonl files, a zip, or hub.")
+    for folder in (path, path / "data"):
+        if any(folder.glob("*.jsonl")):
+            return folder
+    if (path / "data.zip").is_file():
+        return archive.unpack(path / "data.zip", cache, sha256)
+    raise UserError(f"eval.data={source} holds no task.jsonl file and no data.zip.")
+
+
+def load_task(folder: Path, task: Task, limit: int | None = None) -> list[Record]:
+    """The records of `folder`/task.jsonl in file order, the first `limit` of them if given.
+
+    A row's number is its `_lb_index` where it has one, else its line number from 0. Raises `UserError`, with file and
+    line, for a missing or empty file, a corrupt line, a missing or ill-typed field, and a row number that occurs twice.
+    """
+    if limit is not None and limit < 1:
+        raise UserError(f"eval.limit={limit} must be at least 1.")
+    path = folder / f"{task.name}.jsonl"
+    if not path.is_file():
+        raise UserError(
+            f"there is no {task.name}.jsonl in {folder}: leave {task.name} out of eval.tasks or add the file."
+        )
+    records: dict[int, Record] = {}
+    for line, (place, fields) in enumerate(read_jsonl(path)):
+        if line == limit:
+            break
+        for name in REQUIRED_FIELDS:
+            if name not in fields:
+                raise UserError(f"{place}: the record has no {name!r} field.")
+        record = Record(
+            row=integer(place, "_lb_index", fields.get("_lb_index", line)),
+            input=text_field(place, fields, "input"),
+            context=text_field(place, fields, "context"),
+            answers=answers_field(place, fields),
+            all_classes=classes_field(place, fields, needed=task.metric == "classification"),
+            length=length_field(place, fields),
+        )
+        if record.row in records:
+            raise UserError(f"{place}: row {record.row} occurs twice.")
+        records[record.row] = record
+    return list(records.values())
+
+
+def check_official(task: Task, records: list[Record]) -> official.RowCheck:
+    """How many of the records are the official rows they claim to be, and how many official rows are missing."""
+    return official.check_rows(task.name, ((record.row, record.answers, record.length) for record in records))

@@ -1,0 +1,199 @@
+"""The LongBench metrics, with the values of its official metrics.py and eval.py (THUDM/LongBench, commit 2e00731).
+
+Every metric takes (prediction, reference, class names) and returns 0 to 1. A sample scores the best of its references;
+a task scores 100 x the mean of its samples, rounded to two decimals.
+"""
+
+import logging
+import re
+import string
+import warnings
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from difflib import SequenceMatcher
+from functools import cache, lru_cache
+
+from compresskv.errors import UserError
+from evals.longbench.rouge_l import rouge_l
+from evals.longbench.tasks import Task
+
+# The punctuation that the official Chinese normalisation removes besides ASCII's; "《" and "〈" are not among it.
+FULL_WIDTH_PUNCTUATION = (
+    "！？｡。＂＃＄％＆＇（）＊＋，－／：；＜＝＞＠［＼］＾＿｀｛｜｝～｟｠｢｣､、"
+    "〃》「」『』【】〔〕〖〗〘〙〚〛〜〝〞〟〰〾〿–—‘’‛“”„‟…‧﹏."
+)
+_DROP_ASCII = str.maketrans("", "", string.punctuation)
+_DROP_ASCII_AND_FULL_WIDTH = str.maketrans("", "", string.punctuation + FULL_WIDTH_PUNCTUATION)
+_ARTICLES = re.compile(r"\b(?:a|an|the)\b")
+_NUMBERS = re.compile(r"\d+")
+
+
+@dataclass(frozen=True)
+class SampleScore:
+    """Score of one sample, 0 to 1.
+
+    `overflow` marks a ROUGE pair too deep for the recursion of the official evaluation, which then scores that pair 0;
+    `official` is the sample's score with such pairs at 0 (otherwise equal to `score`).
+    """
+
+    score: float
+    official: float
+    overflow: bool
+
+
+def score_sample(
+    task: Task, prediction: str, answers: Sequence[str], all_classes: Sequence[str] | None = None
+) -> SampleScore:
+    """The best score of a prediction over its reference answers, after the task's post-processing.
+
+    `all_classes` is needed for the classification tasks only. Raises `UserError` if it is missing there, or if a
+    reference of a retrieval task names no paragraph.
+    """
+    prediction = post_process(task, prediction)
+    if task.metric in _ROUGE:
+        pairs = [_ROUGE[task.metric](prediction, answer) for answer in answers]
+        best = max((pair.f for pair in pairs), default=0.0)
+        official = max((pair.f for pair in pairs if not pair.overflow), default=0.0)
+        return SampleScore(best, official, any(pair.overflow for pair in pairs))
+    metric = METRICS[task.metric]
+    best = max((metric(prediction, answer, all_classes) for answer in answers), default=0.0)
+    return SampleScore(best, best, overflow=False)
+
+
+def post_process(task: Task, prediction: str) -> str:
+    """What of a prediction is scored: its first line in the few-shot tasks, all of it elsewhere."""
+    return prediction.lstrip("\n").split("\n")[0] if task.first_line else prediction
+
+
+def dataset_score(scores: Sequence[float]) -> float:
+    """100 x the mean of sample scores (0 to 1), rounded to two decimals; at least one sample."""
+    total = 0.0
+    for score in scores:  # plain left-to-right addition: `sum` compensates rounding errors from Python 3.12 on
+        total += score
+    return round(100 * total / len(scores), 2)
+
+
+def qa_f1(prediction: str, reference: str, classes: Sequence[str] | None = None) -> float:
+    """Word-multiset F1 after lowercasing and removing ASCII punctuation and the words a, an, the (SQuAD 1.1)."""
+    return _multiset_f1(_english_words(prediction), _english_words(reference))
+
+
+def qa_f1_zh(prediction: str, reference: str, classes: Sequence[str] | None = None) -> float:
+    """Multiset F1 of jieba's words, each in lower case and without white space, ASCII and full-width punctuation."""
+    return _multiset_f1(_chinese_words(prediction), _chinese_words(reference))
+
+
+def classification(prediction: str, reference: str, classes: Sequence[str] | None) -> float:
+    """1 / number of class names found in the prediction if the reference is one of them, else 0.
+
+    Found names that are proper substrings of the reference do not count; but the official evaluation removes them from
+    the list it is iterating over, so the name after each removed one is never examined, and stays.
+    """
+    if classes is None:
+        raise UserError("all_classes is null, but a classification task needs the list of class names.")
+    found = [name for name in classes if name in prediction]
+    position = 0
+    while position < len(found):
+        name = found[position]
+        if name != reference and name in reference:
+            found.remove(name)
+        position += 1
+    return 1.0 / len(found) if reference in found else 0.0
+
+
+def count(prediction: str, reference: str, classes: Sequence[str] | None = None) -> float:
+    """Share of the numbers in the prediction that equal the reference; 0 without a number."""
+    numbers = _NUMBERS.findall(prediction)
+    return numbers.count(reference) / len(numbers) if numbers else 0.0
+
+
+def retrieval(prediction: str, reference: str, classes: Sequence[str] | None = None) -> float:
+    """`count` with the number after "Paragraph " in the reference."""
+    return count(prediction, _paragraph("Paragraph ", reference))
+
+
+def retrieval_zh(prediction: str, reference: str, classes: Sequence[str] | None = None) -> float:
+    """`count` with the number after "段落" in the reference."""
+    return count(prediction, _paragraph("段落", reference))
+
+
+def code_similarity(prediction: str, reference: str, classes: Sequence[str] | None = None) -> float:
+    """Edit similarity of the first line of code: the first without a backtick, "#" or "//", else the empty string."""
+    lines = prediction.lstrip("\n").split("\n")
+    line = next((line for line in lines if "`" not in line and "#" not in line and "//" not in line), "")
+    return ratio(line, reference) / 100
+
+
+def ratio(a: str, b: str) -> int:
+    """`fuzzywuzzy.fuzz.ratio` (0.18.0) in its pure-Python form: 100 x difflib's ratio, rounded to an integer.
+
+    fuzzywuzzy switches to python-Levenshtein where that is installed, which matches characters by insertions and
+    deletions instead of longest blocks and can give other values, as do thefuzz and rapidfuzz. This one never switches.
+    """
+    if a == b:
+        return 100
+    if not a or not b:
+        return 0
+    return round(100 * SequenceMatcher(None, a, b).ratio())
+
+
+def _multiset_f1(prediction: tuple[str, ...], reference: tuple[str, ...]) -> float:
+    same = sum((Counter(prediction) & Counter(reference)).values())
+    if same == 0:
+        return 0.0
+    precision, recall = same / len(prediction), same / len(reference)
+    return 2 * precision * recall / (precision + recall)
+
+
+def _paragraph(prefix: str, reference: str) -> str:
+    number = re.search(prefix + r"(\d+)", reference)
+    if number is None:
+        raise UserError(f"the answer {reference!r} of a retrieval task does not contain {prefix!r} and a number.")
+    return number[1]
+
+
+@lru_cache(maxsize=1024)
+def _english_words(text: str) -> tuple[str, ...]:
+    return tuple(_ARTICLES.sub(" ", text.lower().translate(_DROP_ASCII)).split())
+
+
+@lru_cache(maxsize=1024)
+def _chinese_words(text: str) -> tuple[str, ...]:
+    words = ("".join(word.lower().translate(_DROP_ASCII_AND_FULL_WIDTH).split()) for word in _segment(text))
+    return tuple(word for word in words if word)
+
+
+@lru_cache(maxsize=1024)
+def _segment(text: str) -> tuple[str, ...]:
+    return tuple(_jieba().cut(text, cut_all=False))
+
+
+@cache
+def _jieba():
+    """jieba's segmenter with its own dictionary: words a user added to jieba's global one would change scores."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # jieba imports pkg_resources
+        import jieba
+    jieba.setLogLevel(logging.WARNING)
+    return jieba.Tokenizer()
+
+
+def _rouge_l_zh(prediction: str, reference: str):
+    """ROUGE-L of jieba's words (accurate mode) joined by spaces."""
+    return rouge_l(" ".join(_segment(prediction)), " ".join(_segment(reference)))
+
+
+_ROUGE = {"rouge_l": rouge_l, "rouge_l_zh": _rouge_l_zh}
+
+METRICS: dict[str, Callable[[str, str, Sequence[str] | None], float]] = {
+    "qa_f1": qa_f1,
+    "qa_f1_zh": qa_f1_zh,
+    "rouge_l": lambda prediction, reference, classes=None: rouge_l(prediction, reference).f,
+    "rouge_l_zh": lambda prediction, reference, classes=None: _rouge_l_zh(prediction, reference).f,
+    "classification": classification,
+    "count": count,
+    "retrieval": retrieval,
+    "retrieval_zh": retrieval_zh,
+    "code_similarity": code_similarity,
+}

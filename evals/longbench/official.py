@@ -1,0 +1,97 @@
+"""Is this the official data? Row counts and a short hash of every official row, to notice a wrong or partial copy.
+
+official_index.json holds, per task, a row's first six hex digits of sha256(answers, length), one row after the other in
+the order of the official file. Build it again from any full copy, or from published predictions in official row order:
+
+    python -m evals.longbench.official DIR_OF_TASK_JSONL > evals/longbench/official_index.json
+"""
+
+import hashlib
+import json
+import sys
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from compresskv.errors import UserError
+from evals.longbench.records import answers_field, length_field, read_jsonl
+from evals.longbench.tasks import ALL, get_task
+
+INDEX = Path(__file__).with_name("official_index.json")
+_DIGITS = 6
+
+
+@dataclass(frozen=True)
+class RowCheck:
+    """How the rows at hand compare with the official ones: `matching + missing = official` if no row is given twice."""
+
+    task: str
+    official: int
+    matching: int
+    mismatching: int
+    missing: int
+
+    @property
+    def complete(self) -> bool:
+        """Every official row is there and no other."""
+        return self.matching == self.official and self.mismatching == 0
+
+
+def fingerprint(answers: Sequence[str], length: int) -> str:
+    """Short hash of what an official row and a prediction for it have in common."""
+    content = json.dumps([list(answers), length], ensure_ascii=True, separators=(",", ":"))
+    return hashlib.sha256(content.encode("ascii")).hexdigest()[:_DIGITS]
+
+
+def check_rows(task: str, rows: Iterable[tuple[int, Sequence[str], int]]) -> RowCheck:
+    """Compare (official row, answers, length) triples with the official rows of that number."""
+    official = _index()[get_task(task).name]
+    seen: set[int] = set()
+    mismatching = 0
+    for row, answers, length in rows:
+        if row < len(official) and row not in seen and official[row] == fingerprint(answers, length):
+            seen.add(row)
+        else:
+            mismatching += 1
+    return RowCheck(task, len(official), len(seen), mismatching, len(official) - len(seen))
+
+
+def check_unordered(task: str, rows: Iterable[tuple[Sequence[str], int]]) -> RowCheck:
+    """Compare (answers, length) pairs in any order with the official rows: predictions carry no row number."""
+    official = Counter(_index()[get_task(task).name])
+    given = Counter(fingerprint(answers, length) for answers, length in rows)
+    matching = (official & given).total()
+    return RowCheck(task, official.total(), matching, given.total() - matching, official.total() - matching)
+
+
+def build_index(folder: Path) -> dict[str, str]:
+    """The content of official_index.json from a folder with a full task.jsonl for each of the 21 tasks."""
+    index = {}
+    for task in ALL:
+        rows = [
+            fingerprint(answers_field(place, record), length_field(place, record))
+            for place, record in read_jsonl(folder / f"{task}.jsonl")
+        ]
+        if len(rows) != get_task(task).n:
+            raise UserError(f"{folder / task}.jsonl has {len(rows)} rows, the official file {get_task(task).n}.")
+        index[task] = "".join(rows)
+    return index
+
+
+@cache
+def _index() -> dict[str, list[str]]:
+    joined = json.loads(INDEX.read_text(encoding="ascii"))
+    return {
+        task: [rows[start : start + _DIGITS] for start in range(0, len(rows), _DIGITS)] for task, rows in joined.items()
+    }
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 2:
+        sys.exit("usage: python -m evals.longbench.official DIR_OF_TASK_JSONL")
+    try:
+        print(json.dumps(build_index(Path(sys.argv[1])), indent=0))
+    except UserError as error:
+        sys.exit(str(error))

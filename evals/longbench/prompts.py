@@ -1,0 +1,116 @@
+"""From a LongBench record to prompt ids: template, truncation from the middle, chat wrapper."""
+
+import hashlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+from transformers import PreTrainedTokenizerBase
+
+from compresskv.errors import UserError
+from evals.longbench.data import Record
+from evals.longbench.tasks import Task
+
+ChatWrapper = Literal["template", "released"]
+
+_LLAMA_3_WRAPPER = (
+    "<|begin_of_text|><|start_header_id|>user<|end_header_id|>\n\n{prompt}<|eot_id|>"
+    "<|start_header_id|>assistant<|end_header_id|>\n\n"
+)
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """What the model is given. `tokens` counts `ids`; `sha256` is that of `text` in UTF-8."""
+
+    text: str
+    ids: tuple[int, ...]
+    tokens: int
+    truncated: bool
+    sha256: str
+
+
+def render(
+    task: Task, record: Record, tokenizer: PreTrainedTokenizerBase, *, window: int, chat_wrapper: ChatWrapper
+) -> Prompt:
+    """The prompt of a record, cut to a model `window` of that many tokens and put into the chat format.
+
+    The templated prompt may have `window` - max_new_tokens - wrapper tokens. A longer one is cut as in the official
+    pred.py: text of the first half of that many ids, then text of the last half. Tokenising this text again can give a
+    few tokens more or fewer; `Prompt.tokens` is what the model gets. Raises `UserError` if the window leaves no room,
+    or if the tokenizer has no chat template and `chat_wrapper` is "template".
+    """
+    wrapper = chat_wrapper if task.chat_wrapper else None
+    probe = "x"
+    added = len(_wrap(probe, tokenizer, wrapper)[1]) - len(_tokenize(probe, tokenizer))
+    room = window - task.max_new_tokens - added
+    if room < 2:
+        raise UserError(
+            f"a window of {window} tokens has no room for a {task.name} prompt beside {task.max_new_tokens} new tokens "
+            f"and {added} tokens of chat format."
+        )
+    prompt = template(task, record)
+    shortened = truncate_middle(prompt, tokenizer, room)
+    text, ids = _wrap(shortened if shortened is not None else prompt, tokenizer, wrapper)
+    return Prompt(text, tuple(ids), len(ids), shortened is not None, hashlib.sha256(text.encode("utf-8")).hexdigest())
+
+
+def template(task: Task, record: Record) -> str:
+    """The task's template filled with the record, not truncated and not wrapped."""
+    return task.prompt.format(input=record.input, context=record.context)
+
+
+def truncate_middle(prompt: str, tokenizer: PreTrainedTokenizerBase, max_tokens: int) -> str | None:
+    """`prompt` without its middle if it has more than `max_tokens` tokens (special ones included), else None.
+
+    Source: pred.py of THUDM/LongBench, commit 2e00731. An odd `max_tokens` is rounded down.
+    """
+    ids = _tokenize(prompt, tokenizer)
+    if len(ids) <= max_tokens:
+        return None
+    half = max_tokens // 2
+    head = tokenizer.decode(ids[:half], skip_special_tokens=True)
+    return head + tokenizer.decode(ids[-half:], skip_special_tokens=True)
+
+
+def stop_ids(task: Task, tokenizer: PreTrainedTokenizerBase, model_stop_ids: Iterable[int]) -> frozenset[int]:
+    """Ids that end a generation: the model's own, or for samsum the tokenizer's end token and the newline's last id.
+
+    `Task.min_new_tokens` tokens come first, whatever they are.
+    """
+    if task.stop == "eos":
+        return frozenset(model_stop_ids)
+    newline = tokenizer("\n", add_special_tokens=False).input_ids[-1]
+    return frozenset({newline} if tokenizer.eos_token_id is None else {newline, tokenizer.eos_token_id})
+
+
+def _wrap(prompt: str, tokenizer: PreTrainedTokenizerBase, wrapper: ChatWrapper | None) -> tuple[str, list[int]]:
+    """Text and ids of a prompt in the chat format; None is no chat format."""
+    if wrapper == "template":
+        return _apply_template(prompt, tokenizer)
+    if wrapper == "released" and _is_llama_3(tokenizer):
+        # The tokenizer puts its own BOS before the one of this text: the released prompts start with two.
+        prompt = _LLAMA_3_WRAPPER.replace("{prompt}", prompt)
+    return prompt, _tokenize(prompt, tokenizer)
+
+
+def _apply_template(prompt: str, tokenizer: PreTrainedTokenizerBase) -> tuple[str, list[int]]:
+    if not tokenizer.chat_template:
+        raise UserError("this tokenizer has no chat template: use an instruction-tuned model or protocol=released.")
+    message = {"role": "user", "content": prompt}
+    text = tokenizer.apply_chat_template([message], tokenize=False, add_generation_prompt=True)
+    ids = _tokenize(text, tokenizer, add_special_tokens=False)
+    # Templates of models with a BOS usually write it themselves. Never let there be two, nor none.
+    bos = tokenizer.bos_token_id
+    if bos is not None and ids[:1] != [bos] and _tokenize("x", tokenizer)[0] == bos:
+        ids = [bos, *ids]
+    return text, ids
+
+
+def _is_llama_3(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Llama 3 to 3.3 share the header tokens; the released code has a wrapper for no other model."""
+    return tokenizer.bos_token == "<|begin_of_text|>" and "<|start_header_id|>" in tokenizer.get_vocab()
+
+
+def _tokenize(text: str, tokenizer: PreTrainedTokenizerBase, add_special_tokens: bool = True) -> list[int]:
+    return tokenizer(text, add_special_tokens=add_special_tokens, verbose=False).input_ids

@@ -1,0 +1,54 @@
+"""The LongBench tasks, read from tasks.yaml."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+
+from compresskv.errors import UserError
+
+
+@dataclass(frozen=True)
+class Task:
+    """One LongBench task; the fields are explained at the top of tasks.yaml."""
+
+    name: str
+    category: str
+    language: str
+    n: int
+    metric: str
+    max_new_tokens: int
+    chat_wrapper: bool
+    first_line: bool
+    stop: str
+    min_new_tokens: int
+    prompt: str
+
+
+def load_tasks() -> dict[str, Task]:
+    """All 21 tasks by name, in the order of the official configuration files."""
+    with open(Path(__file__).with_name("tasks.yaml"), encoding="utf-8") as file:
+        return {name: Task(name=name, **fields) for name, fields in yaml.safe_load(file).items()}
+
+
+TASKS = load_tasks()
+ALL = tuple(TASKS)
+ENGLISH = tuple(name for name, task in TASKS.items() if task.language == "en")
+CATEGORIES = tuple(dict.fromkeys(task.category for task in TASKS.values()))
+
+
+def get_task(name: str) -> Task:
+    """The task of that name; `UserError` for an unknown one."""
+    if name not in TASKS:
+        raise UserError(f"unknown LongBench task {name!r}: choose from {', '.join(ALL)}.")
+    return TASKS[name]
+
+
+def select_tasks(selection: str | Sequence[str]) -> tuple[Task, ...]:
+    """Tasks for a selection: "english" (the 16), "all21", one name, or a list of names; duplicates are dropped."""
+    groups = {"english": ENGLISH, "all21": ALL}
+    names = groups.get(selection, (selection,)) if isinstance(selection, str) else selection
+    if not names:
+        raise UserError("no LongBench task was chosen: name at least one, or use english or all21.")
+    return tuple(get_task(name) for name in dict.fromkeys(names))

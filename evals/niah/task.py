@@ -1,0 +1,151 @@
+"""Prompts of every length and depth, and their scores."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from rouge_score.rouge_scorer import RougeScorer
+
+from compresskv.errors import UserError
+from compresskv.generation import Stopping
+from compresskv.models import LoadedModel
+from compresskv.protocol import Protocol
+from evals.haystack import Haystack, essays, hide
+from evals.task import Sample
+
+QUESTION = "Based on the content of the book, Question: {question}"
+CHAT = "This is a very long story book: <book> {context} </book>.\n" + QUESTION
+
+
+@dataclass(frozen=True)
+class NiahConfig:
+    """`conf/eval/niah.yaml`. `lengths` in tokens of the whole prompt; `depths` per cent, or how many from 0 to 100."""
+
+    name: str
+    needle: str
+    question: str
+    answer: str
+    answer_prefix: str
+    haystack: str
+    lengths: tuple[int, ...]
+    depths: int | tuple[float, ...]
+    max_new_tokens: int
+
+    @property
+    def depth_list(self) -> tuple[float, ...]:
+        if isinstance(self.depths, int):
+            return tuple(np.linspace(0, 100, self.depths).round()) if self.depths > 1 else (50.0,)
+        return self.depths
+
+
+@dataclass(frozen=True)
+class NiahTask:
+    """All cells of the grid under one protocol. Sample ids are `L<length>-D<depth>-N0`."""
+
+    config: NiahConfig
+    model: LoadedModel
+    protocol: Protocol
+    name: str = field(init=False, default="needle")
+
+    def __post_init__(self) -> None:
+        for length in self.config.lengths:
+            if length + self.config.max_new_tokens > self.model.window:
+                raise UserError(
+                    f"eval.lengths: a prompt of {length} tokens and {self.config.max_new_tokens} new ones exceed the "
+                    f"{self.model.window}-token window of {self.model.name}: choose shorter lengths"
+                )
+        if not self.config.lengths or not self.config.depth_list:
+            raise UserError("eval.lengths and eval.depths must each name at least one value")
+
+    @cached_property
+    def haystack(self) -> Haystack:
+        return Haystack("\n".join(essays(self.config.haystack)))
+
+    @property
+    def cells(self) -> dict[str, tuple[int, float]]:
+        return {
+            f"L{length}-D{depth:g}-N0": (length, depth)
+            for length in self.config.lengths
+            for depth in self.config.depth_list
+        }
+
+    @property
+    def sample_ids(self) -> Sequence[str]:
+        return list(self.cells)
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        names = ("needle", "question", "answer_prefix", "max_new_tokens")
+        fields = {name: getattr(self.config, name) for name in names}
+        quirks = {name: getattr(self.protocol, name) for name in vars(self.protocol) if name.startswith("niah_")}
+        return {**fields, **quirks, "haystack": self.haystack.fingerprint}
+
+    def sample(self, id: str) -> Sample:
+        length, depth = self.cells[id]
+        ids, actual_depth = self.prompt(length, depth / 100)
+        record = {
+            "length": length,
+            "depth": float(depth),
+            "prompt_tokens": ids.numel(),
+            "actual_depth": round(100 * actual_depth, 2),
+            "truncated": False,
+        }
+        stopping = Stopping(self.config.max_new_tokens, self.model.stop_ids)
+        return Sample(id, ids, stopping, self.score, record)
+
+    def prompt(self, length: int, depth: float) -> tuple[torch.Tensor, float]:
+        """A prompt of at most `length` tokens with the needle at `depth` (0 to 1): ids [prompt], actual depth."""
+        if self.protocol.niah_prompt == "raw":
+            from evals.niah.released import prompt
+
+            return prompt(self.config, self.haystack.text, self.model, self.protocol, length, depth)
+        needle = f"\n{self.config.needle}\n"
+        tokens = length - self.render("" + needle).numel()
+        for _ in range(8):
+            hidden = hide(needle, self.haystack.text, tokens, depth, self.model.tokenizer)
+            ids = self.render(hidden.text)
+            if ids.numel() <= length:
+                return ids, hidden.depth
+            # Where texts are joined, tokens may split otherwise than in the parts.
+            tokens -= ids.numel() - length
+        raise UserError(f"eval.lengths={length}: no prompt of that length can be made: choose a longer one")
+
+    def render(self, context: str) -> torch.Tensor:
+        prompt = CHAT.format(context=context, question=self.config.question)
+        return self.model.encode(self.model.chat(prompt, self.config.answer_prefix))
+
+    def score(self, prediction: str) -> dict[str, float]:
+        """ROUGE-1 recall (stemmed) of the generated text against the answer and the needle, and keyword overlap."""
+        return {
+            "score": 100 * rouge1_recall(self.config.answer, prediction),
+            "score_needle": 100 * rouge1_recall(self.config.needle, prediction),
+            "score_keywords": keyword_overlap(self.config.answer, prediction),
+        }
+
+    def first_prompt(self) -> int:
+        return self.sample(self.sample_ids[0]).ids.numel()
+
+    def breakdown(self, lines: Sequence[dict[str, Any]]) -> dict[str, float]:
+        """Mean score by length."""
+        lengths = sorted({line["length"] for line in lines})
+        return {
+            f"{length}": float(np.mean([line["score"] for line in lines if line["length"] == length]))
+            for length in lengths
+        }
+
+
+_rouge = RougeScorer(["rouge1"], use_stemmer=True)
+
+
+def rouge1_recall(reference: str, prediction: str) -> float:
+    """Share of the reference's words, stemmed, that the prediction has: 0 to 1 (Google's rouge-score)."""
+    return _rouge.score(reference, prediction)["rouge1"].recall
+
+
+def keyword_overlap(answer: str, prediction: str) -> float:
+    """Per cent of the answer's distinct words that the prediction has, punctuation attached, as the released plots."""
+    expected = set(answer.lower().split())
+    return 100 * len(set(prediction.lower().split()) & expected) / len(expected)

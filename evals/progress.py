@@ -1,0 +1,47 @@
+"""Progress with an estimate of the time left."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TypeVar
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import Progress as Bars
+
+T = TypeVar("T")
+
+
+class Progress:
+    """Bars on a terminal; elsewhere, such as in a SLURM log, a line now and then."""
+
+    def __init__(self, console: Console | None = None):
+        self.console = console or Console(stderr=True)
+
+    @contextmanager
+    def track(self, title: str, items: Sequence[T]) -> Iterator[Iterator[T]]:
+        """Iterate over `items`, showing how many are done and when the rest will be."""
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+        )
+        with Bars(*columns, console=self.console, disable=not self.console.is_terminal) as bars:
+            task = bars.add_task(title, total=len(items))
+            yield self._steps(bars, task, title, items)
+
+    def _steps(self, bars: Bars, task, title: str, items: Sequence[T]) -> Iterator[T]:
+        shown = 0.0
+        for done, item in enumerate(items):
+            yield item
+            bars.advance(task)
+            state = bars.tasks[0]
+            elapsed = state.elapsed or 0.0
+            if not self.console.is_terminal and (elapsed - shown > 30 or done + 1 == len(items)):
+                shown = elapsed
+                left = elapsed / (done + 1) * (len(items) - done - 1)
+                self.console.print(
+                    f"{title}: {done + 1}/{len(items)} prompts, {elapsed:.0f} s, about {left:.0f} s left"
+                )

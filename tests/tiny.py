@@ -1,0 +1,52 @@
+"""Tiny random models of the families that the seam serves."""
+
+from functools import cache
+
+import torch
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    PreTrainedModel,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
+
+SIZE = {
+    "vocab_size": 96,
+    "hidden_size": 96,
+    "intermediate_size": 96,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 6,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 512,
+    "initializer_range": 0.2,
+}
+
+FAMILIES = {
+    "llama": lambda: LlamaForCausalLM(LlamaConfig(**SIZE)),
+    "mistral": lambda: MistralForCausalLM(MistralConfig(**SIZE, sliding_window=None)),
+    "mistral-sliding": lambda: MistralForCausalLM(MistralConfig(**SIZE, sliding_window=24)),
+    "qwen2": lambda: Qwen2ForCausalLM(Qwen2Config(**SIZE)),
+    "qwen2-hybrid": lambda: Qwen2ForCausalLM(
+        Qwen2Config(**SIZE, use_sliding_window=True, sliding_window=24, max_window_layers=2)
+    ),
+    "qwen3": lambda: Qwen3ForCausalLM(Qwen3Config(**SIZE)),
+}
+
+
+@cache
+def model(family: str) -> PreTrainedModel:
+    """A random model in float32; the same for every test."""
+    torch.manual_seed(0)
+    made = FAMILIES[family]().eval()
+    made.set_attn_implementation("sdpa")
+    return made
+
+
+def prompt(length: int, seed: int = 0) -> torch.Tensor:
+    """Random token ids [length]."""
+    return torch.randint(0, SIZE["vocab_size"], (length,), generator=torch.Generator().manual_seed(seed))
