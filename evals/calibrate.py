@@ -7,7 +7,7 @@ second measures, on the accepted prompts, how much each layer's output suffers a
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,17 +25,19 @@ from compresskv.layer_error import FLOOR
 from compresskv.models import LoadedModel
 from compresskv.semantic_heads import SemanticHeadScorer
 from evals.haystack import Haystack, essays, hide
+from evals.longbench.metrics import qa_f1
 from evals.progress import Progress
-from evals.results.store import SampleStore, write_json
+from evals.results.store import Line, SampleStore, write_json
+from evals.rouge import rouge1_recall
 
 if TYPE_CHECKING:
     from evals.job import Job
 
-ACCEPTED_RECALL = 0.5
-"""ROUGE-1 recall of the answer span above which a prompt counts as answered (Wu et al. 2024)."""
+ACCEPTED = 0.5
+"""Above this an answer is accepted: ROUGE-1 recall for copied spans (Wu et al. 2024), QA F1 for reasoning (HeadKV)."""
 
-
-KINDS = ("semantic", "semantic_count", "traditional")
+KINDS = {"copy": ("semantic", "semantic_count", "traditional"), "reason": ("retrieval_reasoning",)}
+"""The head scores that each sort of needle gives."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,9 @@ class CalibrateConfig:
 
 @dataclass(frozen=True)
 class Needle:
+    """`answer` is the span of `needle` that heads must find; `sort` is "copy" or "reason"."""
+
+    sort: str
     name: str
     needle: str
     question: str
@@ -62,72 +67,79 @@ class Needle:
 
 
 @dataclass(frozen=True)
-class Prompt:
-    """One prompt: `ids` [prompt] and the positions of the answer in it."""
+class Cell:
+    """One prompt to make: a needle at a depth (0 to 1) of a prompt of about `length` tokens."""
 
-    id: str
     needle: Needle
-    ids: Tensor
-    span: range
+    length: int
+    depth: float
+
+    @property
+    def id(self) -> str:
+        return f"{self.needle.name}-L{self.length}-D{round(100 * self.depth)}"
 
 
 def run(model: LoadedModel, job: "Job", progress: Progress) -> Path:
     """Calibrate `model` as `job.eval` says; returns the path written. Raises `UserError` if too few prompts work."""
     config: CalibrateConfig = job.eval
+    if (longest := max(config.lengths)) + config.max_steps > model.window:
+        raise UserError(f"eval.lengths: {longest} tokens do not fit the {model.window}-token window of {model.name}")
     haystack = last_texts(config)
+    depths = np.linspace(0, 1, config.depths)
+    cells = [Cell(n, length, float(d)) for n in needles() for length in config.lengths for d in depths]
     identity = {
         "model": [model.fingerprint, model.dtype],
         "haystack": haystack.fingerprint,
-        "needles": [vars(needle) for needle in needles()],
+        "needles": [asdict(needle) for needle in needles()],
         "max_steps": config.max_steps,
     }
     folder = job.results / "runs" / model.name / "calibrate"
-    ids = [
-        (needle, length, depth)
-        for needle in needles()
-        for length in config.lengths
-        for depth in np.linspace(0, 1, config.depths)
-    ]
 
-    heads = SampleStore(folder / f"heads-{_digest(identity)}")
-    try:
-        with progress.track(f"{model.name} retrieval heads", ids) as steps:
-            for needle, length, depth in steps:
-                id = f"{needle.name}-L{length}-D{round(100 * depth)}"
-                if id not in heads.lines:
-                    heads.append(_observe_heads(model, config, make_prompt(model, needle, haystack, length, depth, id)))
-        wanted = [f"{needle.name}-L{length}-D{round(100 * depth)}" for needle, length, depth in ids]
-        accepted = [heads.lines[id] for id in wanted if heads.lines[id]["recall"] > ACCEPTED_RECALL]
-    finally:
-        heads.close()
-    if len(accepted) < config.minimum_accepted:
+    seen = _observe_heads(model, config, haystack, cells, folder / f"heads-{_digest(identity)}", progress)
+    accepted = {
+        sort: [cell for cell in cells if cell.needle.sort == sort and seen[cell.id]["accepted"]] for sort in KINDS
+    }
+    if len(accepted["copy"]) < config.minimum_accepted:
         raise UserError(
-            f"{model.name} answered {len(accepted)} of {len(wanted)} calibration prompts, fewer than "
+            f"{model.name} answered {len(accepted['copy'])} calibration prompts, fewer than "
             f"eval.minimum_accepted={config.minimum_accepted}: use shorter eval.lengths or another model"
         )
-    scores = {kind: torch.tensor([line[kind] for line in accepted]).mean(0) for kind in KINDS}
+    scores = {
+        kind: torch.tensor([seen[cell.id][kind] for cell in accepted[sort]]).mean(0)
+        for sort, kinds in KINDS.items()
+        for kind in kinds
+        if len(accepted[sort]) >= config.minimum_accepted
+    }
+    ranking = scores["semantic"].sort(dim=-1, descending=True, stable=True).indices
+    counts = [count for count in config.head_counts if count <= ranking.shape[1]]
+    scorers = [SemanticHeadScorer(job.observation, tuple(map(tuple, ranking[:, :n].tolist()))) for n in counts]
+    errors_folder = folder / f"errors-{_digest([identity, repr(scorers)])}"
+    errors = _observe_errors(model, haystack, accepted["copy"], seen, scorers, errors_folder, progress)
 
-    errors, chosen = _layer_errors(model, job, haystack, accepted, scores["semantic"], folder, identity, progress)
+    coverage = [
+        float(np.mean([errors[cell.id]["coverage"][i] for cell in accepted["copy"]])) for i in range(len(counts))
+    ]
+    best = max(range(len(counts)), key=lambda i: (coverage[i], -counts[i]))
     record = {
         "model": model.name,
         "source": "held_out",
         "made_by": f"python run.py eval=calibrate model={model.name}",
         "observation": {key: getattr(job.observation, key) for key in ("window", "kernel", "pooling")},
-        "heads": chosen,
-        "layer_scores": [round(x, 8) for x in layer_errors.share(list(errors[chosen].values())).tolist()],
+        "heads": counts[best],
+        "heads_criterion": "share of the answer span kept at the calibration budget, mean over prompts and layers",
+        "coverage_by_head_count": dict(zip(map(str, counts), _rounded(coverage), strict=True)),
+        "layer_scores": _layer_scores(errors, accepted["copy"], best),
         "layer_scores_by_head_count": {
-            str(count): [round(x, 8) for x in layer_errors.share(list(by_needle.values())).tolist()]
-            for count, by_needle in errors.items()
+            str(n): _layer_scores(errors, accepted["copy"], i) for i, n in enumerate(counts)
         },
-        "mean_error_by_head_count": {str(count): round(_mean(by_needle), 6) for count, by_needle in errors.items()},
-        "head_scores": {kind: [[round(x, 6) for x in layer] for layer in s.tolist()] for kind, s in scores.items()},
-        "accepted": {n.name: sum(line["id"].startswith(n.name) for line in accepted) for n in needles()},
-        "prompts": len(wanted),
+        "head_scores": {kind: _rounded(layers) for kind, layers in scores.items()},
+        "accepted": {n.name: sum(seen[cell.id]["accepted"] for cell in cells if cell.needle == n) for n in needles()},
+        "prompts_per_needle": len(cells) // len(needles()),
         "settings": {
             "lengths": list(config.lengths),
             "depths": config.depths,
             "max_steps": config.max_steps,
-            "capacity": FLOOR,
+            "past_tokens_kept": FLOOR,
             "error_epsilon": layer_errors.EPSILON,
         },
         "model_fingerprint": model.fingerprint,
@@ -136,16 +148,26 @@ def run(model: LoadedModel, job: "Job", progress: Progress) -> Path:
     }
     target = Path(config.output or calibration.FOLDER) / f"{model.name}.held_out.json"
     write_json(target, record)
-    progress.console.print(
-        f"{len(accepted)} of {len(wanted)} prompts accepted, {chosen} heads a layer; written to {target}",
-        soft_wrap=True,
-    )
+    _tell(progress, model, accepted, config, counts[best], target)
     return target
 
 
+def _tell(
+    progress: Progress, model: LoadedModel, accepted: dict, config: CalibrateConfig, heads: int, target: Path
+) -> None:
+    say = progress.console.print
+    say(f"{len(accepted['copy'])} prompts accepted, {heads} retrieval heads a layer: {target}", soft_wrap=True)
+    if len(accepted["reason"]) < config.minimum_accepted:
+        say(
+            f"only {len(accepted['reason'])} reasoning prompts accepted, so there are no retrieval_reasoning scores",
+            soft_wrap=True,
+        )
+
+
 def needles() -> list[Needle]:
+    """The detection needles, those to copy first."""
     text = files("evals").joinpath("detection_needles.yaml").read_text()
-    return [Needle(**entry) for entry in yaml.safe_load(text)]
+    return [Needle(sort, **entry) for sort, entries in yaml.safe_load(text).items() for entry in entries]
 
 
 def last_texts(config: CalibrateConfig) -> Haystack:
@@ -158,106 +180,113 @@ def last_texts(config: CalibrateConfig) -> Haystack:
     return Haystack("\n".join(chosen))
 
 
-def make_prompt(model: LoadedModel, needle: Needle, haystack: Haystack, length: int, depth: float, id: str) -> Prompt:
-    """A prompt of about `length` tokens with the needle at `depth` (0 to 1), the answer's positions known exactly."""
-    if length + 1 > model.window:
-        raise UserError(f"eval.lengths: {length} tokens exceed the {model.window}-token window of {model.name}")
+def make_prompt(model: LoadedModel, cell: Cell, haystack: Haystack) -> tuple[Tensor, range]:
+    """Token ids [prompt] of about `cell.length`, and the positions of the answer in them."""
+    needle = cell.needle
     question = f"\n\nBased on the content of the book, Question: {needle.question}"
-    overhead = len(model.encode(model.chat(question, needle.answer_prefix)))
     text = f"\n{needle.needle}\n"
-    tokens = length - overhead - len(model.tokenizer(text).input_ids)
-    hidden = hide(text, haystack.text, tokens, depth, model.tokenizer)
+    overhead = model.encode(model.chat(text + question, needle.answer_prefix)).numel()
+    hidden = hide(text, haystack.text, cell.length - overhead, cell.depth, model.tokenizer)
     rendered = model.chat(hidden.text + question, needle.answer_prefix)
     start = rendered.index(needle.needle) + needle.needle.index(needle.answer)
+    end = start + len(needle.answer)
     encoded = model.tokenizer(rendered, add_special_tokens=not model.chat_template, return_offsets_mapping=True)
-    inside = [
-        i for i, (a, b) in enumerate(encoded.offset_mapping) if a < start + len(needle.answer) and b > start and b > a
-    ]
-    ids = torch.tensor(encoded.input_ids, device=model.device)
-    return Prompt(id, needle, ids, range(inside[0], inside[-1] + 1))
+    inside = [i for i, (a, b) in enumerate(encoded.offset_mapping) if a < end and b > start and b > a]
+    return torch.tensor(encoded.input_ids, device=model.device), range(inside[0], inside[-1] + 1)
 
 
-def _observe_heads(model: LoadedModel, config: CalibrateConfig, prompt: Prompt) -> dict[str, Any]:
-    from evals.niah.task import rouge1_recall
+def _observe_heads(
+    model: LoadedModel,
+    config: CalibrateConfig,
+    haystack: Haystack,
+    cells: Sequence[Cell],
+    folder: Path,
+    progress: Progress,
+) -> dict[str, Line]:
+    """First pass: every cell's answer and head scores, by id."""
+    store = SampleStore(folder)
+    try:
+        with progress.track(f"{model.name} retrieval heads", cells) as steps:
+            for cell in steps:
+                if cell.id not in store.lines:
+                    store.append(
+                        {"id": cell.id, **_head_line(model, config, *make_prompt(model, cell, haystack), cell)}
+                    )
+    finally:
+        store.close()
+    return store.lines
 
+
+def _head_line(model: LoadedModel, config: CalibrateConfig, ids: Tensor, span: range, cell: Cell) -> Line:
     def stop(tokens: Sequence[int]) -> bool:
         """At the end of the answer: an EOS, or a newline after text."""
-        if tokens[-1] in model.stop_ids:
-            return True
         text = model.tokenizer.decode(tokens)
-        return "\n" in text and bool(text.split("\n")[0].strip())
+        return tokens[-1] in model.stop_ids or ("\n" in text and bool(text.split("\n")[0].strip()))
 
-    seen = retrieval_heads.observe(model.model, prompt.ids, prompt.span, model.layers, config.max_steps, stop)
+    copies = cell.needle.sort == "copy"
+    # HeadKV looks at as many steps as the answer has tokens.
+    steps = config.max_steps if copies else min(config.max_steps, len(span))
+    seen = retrieval_heads.observe(model.model, ids, span, model.layers, steps, stop)
     answer = model.tokenizer.decode(seen.tokens, skip_special_tokens=True)
+    quality = rouge1_recall(cell.needle.answer, answer) if copies else qa_f1(answer, cell.needle.answer)
     return {
-        "id": prompt.id,
         "answer": answer,
-        "recall": rouge1_recall(prompt.needle.answer, answer),
+        "quality": round(float(quality), 4),
+        "accepted": bool(quality > ACCEPTED),
         "tokens": seen.tokens,
-        "prompt_tokens": prompt.ids.numel(),
-        **{kind: [[round(x, 6) for x in layer] for layer in getattr(seen, kind).tolist()] for kind in KINDS},
+        "prompt_tokens": ids.numel(),
+        **{kind: _rounded(getattr(seen, kind)) for kind in KINDS[cell.needle.sort]},
     }
 
 
-def _layer_errors(
+def _observe_errors(
     model: LoadedModel,
-    job: "Job",
     haystack: Haystack,
-    accepted: Sequence[dict[str, Any]],
-    semantic: Tensor,
+    cells: Sequence[Cell],
+    seen: dict[str, Line],
+    scorers: Sequence[SemanticHeadScorer],
     folder: Path,
-    identity: dict[str, Any],
     progress: Progress,
-) -> tuple[dict[int, dict[str, Tensor]], int]:
-    """Summed errors by head count and needle, [layers] each; and the head count whose mean error is least."""
-    config: CalibrateConfig = job.eval
-    counts = [count for count in config.head_counts if count <= semantic.shape[1]]
-    ranking = semantic.sort(dim=-1, descending=True, stable=True).indices
-    scorers = [SemanticHeadScorer(job.observation, tuple(map(tuple, ranking[:, :count].tolist()))) for count in counts]
+) -> dict[str, Line]:
+    """Second pass: every accepted cell's layer errors, [scorers][layers], and share of the answer kept, by id."""
     projections = _output_projections(model)
-    store = SampleStore(folder / f"errors-{_digest([identity, repr(scorers)])}")
-    by_name = {needle.name: needle for needle in needles()}
+    store = SampleStore(folder)
     try:
-        with progress.track(f"{model.name} layer errors", accepted) as steps:
-            for line in steps:
-                if line["id"] in store.lines:
+        with progress.track(f"{model.name} layer errors", cells) as steps:
+            for cell in steps:
+                if cell.id in store.lines:
                     continue
-                name, length, depth = line["id"].rsplit("-", 2)
-                needle = by_name[name]
-                fraction = _depth_of(int(depth[1:]), config.depths)
-                prompt = make_prompt(model, needle, haystack, int(length[1:]), fraction, line["id"])
-                errors = layer_errors.observe(model.model, prompt.ids, line["tokens"], scorers, projections, FLOOR)
-                store.append({"id": line["id"], "errors": [[round(x, 6) for x in row] for row in errors.tolist()]})
-        sums = {
-            count: {
-                name: torch.tensor(
-                    [store.lines[line["id"]]["errors"][i] for line in accepted if line["id"].rsplit("-", 2)[0] == name]
-                ).sum(0)
-                for name in by_name
-                if any(line["id"].rsplit("-", 2)[0] == name for line in accepted)
-            }
-            for i, count in enumerate(counts)
-        }
+                ids, span = make_prompt(model, cell, haystack)
+                tokens = seen[cell.id]["tokens"]
+                errors, kept = layer_errors.observe(model.model, ids, tokens, scorers, projections, FLOOR)
+                coverage = [layer_errors.coverage(layers, span) for layers in kept]
+                store.append({"id": cell.id, "errors": _rounded(errors), "coverage": _rounded(coverage)})
     finally:
         store.close()
-    return sums, min(counts, key=lambda count: _mean(sums[count]))
+    return store.lines
 
 
-def _depth_of(per_cent: int, depths: int) -> float:
-    return float(next(d for d in np.linspace(0, 1, depths) if round(100 * d) == per_cent))
-
-
-def _mean(by_needle: dict[str, Tensor]) -> float:
-    return float(torch.stack(list(by_needle.values())).mean())
+def _layer_scores(errors: dict[str, Line], cells: Sequence[Cell], scorer: int) -> list[float]:
+    """Each layer's share of the error, the needles acting as the datasets."""
+    by_needle: dict[str, Tensor] = {}
+    for cell in cells:
+        error = torch.tensor(errors[cell.id]["errors"][scorer])
+        by_needle[cell.needle.name] = by_needle.get(cell.needle.name, 0) + error
+    return _rounded(layer_errors.share(list(by_needle.values())), 8)
 
 
 def _output_projections(model: LoadedModel) -> list[torch.nn.Module]:
     """W_O of every layer that evicts."""
     decoder = model.model.get_decoder()
     kinds, _ = get_layer_types_and_kwargs(model.model.config.get_text_config(decoder=True))
-    return [
-        layer.self_attn.o_proj for layer, kind in zip(decoder.layers, kinds, strict=True) if kind == "full_attention"
-    ]
+    evicting = [layer for layer, kind in zip(decoder.layers, kinds, strict=True) if kind == "full_attention"]
+    return [layer.self_attn.o_proj for layer in evicting]
+
+
+def _rounded(values: Any, digits: int = 6) -> Any:
+    if isinstance(values, Tensor):
+        values = values.tolist()
+    return [_rounded(v, digits) for v in values] if isinstance(values, list) else round(values, digits)
 
 
 def _digest(value: Any) -> str:

@@ -8,6 +8,7 @@ from transformers import PreTrainedModel
 
 from compresskv.attention import SDPA
 from compresskv.calibration.probe import full_cache, full_prefill, probed, step
+from compresskv.calibration.retrieval_heads import inside
 from compresskv.eviction import Scorer, select
 
 EPSILON = 1e-5
@@ -26,8 +27,8 @@ def observe(
     scorers: Sequence[Scorer],
     projections: Sequence[nn.Module],
     capacity: int,
-) -> Tensor:
-    """Errors summed over the decoding steps of `tokens`: [scorers, layers], float32.
+) -> tuple[Tensor, list[list[Tensor]]]:
+    """Errors summed over the decoding steps of `tokens`, [scorers, layers], and what was kept, [scorer][layer].
 
     The model runs with its full cache throughout, so errors do not add up from layer to layer. Beside it each layer
     attends to a shadow: the `capacity` past tokens that each scorer keeps, the window, and all generated tokens; both
@@ -53,7 +54,12 @@ def observe(
     with probed(model, len(prompt.layers), watch), torch.no_grad():
         for index, token in enumerate(tokens[:-1]):
             step(model, cache, token, prompt.length + index)
-    return errors
+    return errors, kept
+
+
+def coverage(kept: Sequence[Tensor], span: range) -> float:
+    """Share of the `span` (prompt positions) that the layers kept, averaged over them."""
+    return float(torch.stack([inside(positions, span).sum() for positions in kept]).float().mean()) / len(span)
 
 
 def share(errors: Sequence[Tensor]) -> Tensor:

@@ -7,13 +7,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from rouge_score.rouge_scorer import RougeScorer
 
 from compresskv.errors import UserError
 from compresskv.generation import Stopping
 from compresskv.models import LoadedModel
 from compresskv.protocol import Protocol
 from evals.haystack import Haystack, essays, hide
+from evals.rouge import rouge1_recall
 from evals.task import Sample
 
 QUESTION = "Based on the content of the book, Question: {question}"
@@ -135,14 +135,6 @@ class NiahTask:
             f"{length}": float(np.mean([line["score"] for line in lines if line["length"] == length]))
             for length in lengths
         }
-
-
-_rouge = RougeScorer(["rouge1"], use_stemmer=True)
-
-
-def rouge1_recall(reference: str, prediction: str) -> float:
-    """Share of the reference's words, stemmed, that the prediction has: 0 to 1 (Google's rouge-score)."""
-    return _rouge.score(reference, prediction)["rouge1"].recall
 
 
 def keyword_overlap(answer: str, prediction: str) -> float:

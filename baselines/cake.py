@@ -1,0 +1,117 @@
+"""CAKE (Qin et al. 2025, arXiv 2503.12491): layers whose attention is dispersed and shifts get more of the budget.
+
+A token's importance is the mean of the attention it receives plus gamma times its variance over the window, so that
+tokens whose importance changes are kept. While the prompt is processed, the whole budget is shared among the layers
+seen so far, and earlier layers shrink as later ones arrive.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from compresskv.apportion import sainte_lague
+from compresskv.context import Context
+from compresskv.errors import UserError
+from compresskv.eviction import LayerPrefill, LayerScores, Observation, PromptShape, group_mean
+
+LARGE_BUDGET = 256
+"""Budgets above this many tokens use the second pair of taus (the authors' settings for 128 and for 1024)."""
+
+
+@dataclass(frozen=True, eq=False)
+class CakeScores(LayerScores):
+    """With the attention's `dispersion` over past tokens (entropy, nats) and `shift` over the window (variance)."""
+
+    dispersion: float = 0.0
+    shift: float = 0.0
+
+    def preference(self, taus: tuple[float, float]) -> float:
+        """dispersion^(1/tau1) · shift^(1/tau2), kept above zero so that it can be a share."""
+        return max(max(self.dispersion, 0.0) ** (1 / taus[0]) * self.shift ** (1 / taus[1]), 1e-300)
+
+
+@dataclass(frozen=True)
+class CakeScorer:
+    """Mean + `gamma` · unbiased variance over the window, pooled, averaged over each KV head's query heads."""
+
+    observation: Observation
+    gamma: float = 200.0
+
+    @property
+    def window(self) -> int:
+        return self.observation.window
+
+    def __call__(self, layer: LayerPrefill) -> CakeScores:
+        attention = self.observation.attention(layer)
+        # The entropy is float32 whatever the scores are; the variance and its sum are not, as in the released code.
+        shares = attention.float()
+        entropy = -(shares * (shares + 1e-10).log()).sum()
+        variance = attention.var(1)
+        scores = self.observation.pool(attention.mean(1) + self.gamma * variance)
+        return CakeScores(group_mean(scores, layer.kv_heads), entropy.item(), variance.sum().item())
+
+
+@dataclass(frozen=True)
+class CakeAllocator:
+    """Shares all layers' budget among the layers so far, in proportion to their preference.
+
+    `taus`: (tau1, tau2) for budgets up to 256 tokens, and for larger ones. `exact`: by Sainte-Laguë, which uses the
+    budget up and only ever takes from earlier layers; otherwise by the released `adjust`, which does neither, and not
+    at all for prompts that exceed the budget by no more than the window.
+    """
+
+    taus: tuple[tuple[float, float], tuple[float, float]] = ((1.0, 1.0), (1.0, 1.0))
+    exact: bool = True
+
+    def __call__(self, scores: Sequence[LayerScores], shape: PromptShape, budget: int) -> list[int]:
+        taus = self.taus[budget > LARGE_BUDGET]
+        preferences = [_cake(layer).preference(taus) for layer in scores]
+        total = (budget - shape.window) * shape.layers
+        if self.exact:
+            return sainte_lague(preferences, total, shape.past)
+        if shape.length <= budget + shape.window:
+            return [shape.past] * len(scores)
+        mass = sum(preferences)
+        return adjust([p / mass * total for p in preferences], total, shape.past)
+
+
+def _cake(scores: LayerScores) -> CakeScores:
+    if not isinstance(scores, CakeScores):
+        raise UserError("method/allocator=cake needs what only CAKE's scorer measures: use it with method=cake")
+    return scores
+
+
+def adjust(budgets: Sequence[float], total: int, cap: int) -> list[int]:
+    """Real `budgets` as integers that sum to `total`, mostly: the released code's one pass over excess and deficit.
+
+    What exceeds `cap` is spread over the layers below it, which may push these above it; they are not clipped again.
+    """
+    whole = [int(b) for b in budgets]
+    excess = sum(max(b - cap, 0) for b in whole)
+    whole = [min(b, cap) for b in whole]
+    if excess:
+        _spread(whole, excess, [i for i, b in enumerate(whole) if b < cap])
+    difference = total - sum(whole)
+    if difference > 0:
+        _spread(whole, difference, [i for i, b in enumerate(whole) if b < cap])
+    elif difference < 0:
+        _spread(whole, difference, [i for i, b in enumerate(whole) if b > 1])
+    return whole
+
+
+def _spread(budgets: list[int], amount: int, layers: Sequence[int]) -> None:
+    """Add `amount`, which may be negative, in equal parts; the first layers take the remainder, one each."""
+    sign = 1 if amount > 0 else -1
+    for place, layer in enumerate(layers):
+        each, rest = divmod(abs(amount), len(layers))
+        budgets[layer] += sign * (each + (place < rest))
+
+
+def scorer(context: Context) -> CakeScorer:
+    """`gamma`: the weight of the variance. Raises `UserError` for a window of one position, which has none."""
+    if context.observation.window < 2:
+        raise UserError("CAKE measures how attention varies over the window: set observation.window to 2 or more")
+    return CakeScorer(context.observation, context.parameters.get("gamma", 200.0))
+
+
+def allocator(context: Context) -> CakeAllocator:
+    return CakeAllocator(context.taus, context.protocol.exact_budget)

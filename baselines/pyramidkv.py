@@ -1,0 +1,84 @@
+"""PyramidKV (Cai et al. 2024, arXiv 2406.02069): lower layers keep more than higher ones, in an arithmetic sequence.
+
+Inside a layer it selects as SnapKV does. With beta = 20 the last layer gets a twentieth of the mean.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import lru_cache
+
+from compresskv.apportion import largest_remainder
+from compresskv.context import Context
+from compresskv.errors import UserError
+from compresskv.eviction import LayerScores, PromptShape
+
+
+@dataclass(frozen=True)
+class PyramidKVAllocator:
+    """An arithmetic sequence of layer capacities whose mean is the budget; the last is the mean / `beta`.
+
+    `schedule_length` (tokens) fixes the prompt length that the sequence is made for; None takes each prompt's own.
+    `uniform_short`: prompts shorter than twice the budget get the same capacity in every layer, since the first layers
+    could not use more. `exact`: the sequence is apportioned to the total instead of stepped down by a rounded step.
+    """
+
+    beta: float = 20
+    schedule_length: int | None = None
+    uniform_short: bool = True
+    exact: bool = True
+
+    def __call__(self, scores: Sequence[LayerScores], shape: PromptShape, budget: int) -> list[int]:
+        base = budget - shape.window
+        length = self.schedule_length or shape.length
+        past = max(length - shape.window, 0)
+        # A single layer has no sequence: its capacity is the mean.
+        if shape.layers == 1 or (self.uniform_short and length < 2 * base):
+            return [base] * len(scores)
+        if self.exact:
+            return list(exact_schedule(base, past, shape.layers, self.beta, shape.past)[: len(scores)])
+        return list(stepped_schedule(base, past, shape.layers, self.beta)[: len(scores)])
+
+
+@lru_cache(maxsize=256)
+def exact_schedule(base: int, past: int, layers: int, beta: float, cap: int) -> tuple[int, ...]:
+    """Past tokens of each layer: the arithmetic sequence for `past` tokens, apportioned to layers · `base`.
+
+    No layer gets more than `cap`, the past tokens that the prompt has.
+    """
+    last = base / Fraction(str(beta))
+    first = 2 * base - last
+    if first >= past:
+        first, last = Fraction(past), Fraction(2 * base - past)
+    step = (first - last) / (layers - 1)
+    sequence = [max(first - layer * step, Fraction(0)) for layer in range(layers)]
+    return tuple(largest_remainder(sequence, layers * base, [cap] * layers))
+
+
+@lru_cache(maxsize=256)
+def stepped_schedule(base: int, past: int, layers: int, beta: float) -> tuple[int, ...]:
+    """Past tokens of each layer as in the released code: all divisions round down, the step too, so that the total
+    exceeds layers · `base` (by 11.7 % for 32 layers and a budget of 64).
+    """
+    last = int(base // beta)
+    first = 2 * base - last
+    if first >= past:
+        first, last = past, 2 * base - past
+    step = (first - last) // (layers - 1)
+    return tuple(max(first - layer * step, 0) for layer in range(layers))
+
+
+def allocator(context: Context) -> PyramidKVAllocator:
+    """`beta` ≥ 1: the mean capacity over the last layer's. Raises `UserError` for a smaller one.
+
+    A prompt that belongs to no task is its own first prompt.
+    """
+    protocol, beta = context.protocol, context.parameters.get("beta", 20)
+    if beta < 1:
+        raise UserError(f"method.beta={beta}: the last layer cannot get more than the mean, choose 1 or more")
+    return PyramidKVAllocator(
+        beta=beta,
+        schedule_length=context.first_prompt if protocol.pyramid_schedule == "first_prompt" else None,
+        uniform_short=protocol.pyramid_short_prompt == "uniform",
+        exact=protocol.exact_budget,
+    )

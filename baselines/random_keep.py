@@ -1,0 +1,27 @@
+"""Random eviction: every past token is as likely to be kept as any other. What any method must beat."""
+
+from dataclasses import dataclass
+
+import torch
+
+from compresskv.context import Context
+from compresskv.eviction import LayerPrefill, LayerScores
+
+
+@dataclass(frozen=True)
+class RandomScorer:
+    """Uniform random scores, fixed by `seed` and the layer: the order of prompts and calls does not matter."""
+
+    window: int = 8
+    seed: int = 0
+
+    def __call__(self, layer: LayerPrefill) -> LayerScores:
+        # Drawn on the CPU, so that every device keeps the same tokens.
+        generator = torch.Generator().manual_seed(self.seed * 100_003 + layer.index)
+        scores = torch.rand(layer.kv_heads, layer.length - self.window, generator=generator)
+        return LayerScores(scores.to(layer.keys.device))
+
+
+def scorer(context: Context) -> RandomScorer:
+    """`seed`: another seed keeps other tokens."""
+    return RandomScorer(context.observation.window, context.parameters.get("seed", 0))

@@ -1,0 +1,15 @@
+"""After TOVA (Oren et al. 2024, arXiv 2401.06104): only the last token's attention says what matters.
+
+TOVA proper evicts at every decoding step and averages over all heads of a layer; here eviction happens once, after the
+prompt, and each KV head is scored by its own query heads, as for the other methods.
+"""
+
+from dataclasses import replace
+
+from baselines.snapkv import SnapKVScorer
+from compresskv.context import Context
+
+
+def scorer(context: Context) -> SnapKVScorer:
+    """SnapKV's scorer with a window of one position and no pooling."""
+    return SnapKVScorer(replace(context.observation, window=1, kernel=1))

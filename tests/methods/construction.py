@@ -1,0 +1,175 @@
+"""Layers whose window attention is known to the last digit, and the way from layers to kept positions."""
+
+import math
+from collections.abc import Sequence
+from types import SimpleNamespace
+
+import torch
+from torch import Tensor
+
+from baselines.registry import MethodConfig, build
+from baselines.streaming_llm import StreamingLLMScorer
+from compresskv.calibration import Calibration
+from compresskv.context import Context
+from compresskv.eviction import (
+    Allocator,
+    Capacity,
+    EvictionMethod,
+    LayerPrefill,
+    LayerScores,
+    Observation,
+    PromptShape,
+    running_capacities,
+)
+from compresskv.generation import Kept, Prefill, Setting
+from compresskv.protocol import Protocol
+
+FIRST = [
+    [[7, 2, 1, 1, 1, 1, 7, 1], [7, 1, 1, 1, 1, 1, 3, 5]],
+    [[2, 1, 2, 9, 2, 1, 3, 1], [1, 1, 3, 8, 2, 1, 2, 2]],
+    [[2, 10, 2, 1, 1, 1, 3, 1], [1, 9, 2, 2, 1, 1, 2, 2]],
+    [[1, 1, 1, 2, 6, 5, 4, 1], [1, 1, 1, 1, 5, 7, 2, 2]],
+]
+"""Attention · 20 of four query heads, [head][window row][token]; the last token of the first row is masked."""
+
+SECOND = [
+    [[3, 3, 3, 3, 3, 3, 2, 1], [3, 3, 3, 3, 2, 2, 2, 2]],
+    [[4, 2, 4, 2, 4, 2, 2, 1], [2, 4, 2, 4, 2, 2, 2, 2]],
+    [[1, 5, 5, 5, 1, 1, 2, 1], [3, 3, 3, 3, 2, 2, 2, 2]],
+    [[2, 2, 2, 2, 5, 5, 2, 1], [4, 4, 2, 2, 2, 2, 2, 2]],
+]
+"""The second layer of the CAKE examples."""
+
+WINDOW, LENGTH = 2, 8
+
+
+def attending(weights: Sequence[Sequence[Sequence[float]]], kv_heads: int = 2, index: int = 0) -> LayerPrefill:
+    """A layer whose window attends in proportion to `weights` [query head][window row][token].
+
+    Keys are unit vectors, so that coordinate j of a query, times the scaling, is its logit for token j.
+    """
+    tokens = len(weights[0][0])
+    keys = torch.eye(tokens).expand(kv_heads, -1, -1)
+    queries = torch.tensor(weights, dtype=torch.float64).log().mul(math.sqrt(tokens)).float()
+    return LayerPrefill(index, queries, keys, keys, scaling=1 / math.sqrt(tokens))
+
+
+def random_layers(shape: PromptShape, group: int, seed: int, rows: int | None = None) -> list[LayerPrefill]:
+    """Layers of normally distributed queries, keys and values, with as many query rows as the window has."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def normal(*size: int) -> Tensor:
+        return torch.randn(*size, generator=generator)
+
+    heads, rows = shape.kv_heads, min(rows or shape.window, shape.length)
+    return [
+        LayerPrefill(
+            index,
+            normal(heads * group, rows, 4) * 2,
+            normal(heads, shape.length, 4),
+            normal(heads, shape.length, 4),
+            scaling=0.5,
+        )
+        for index in range(shape.layers)
+    ]
+
+
+def prompt(layers: list[LayerPrefill]) -> Prefill:
+    """A prefill made of given layers: no model, and a cache of which only the number of layers is known."""
+    cache = SimpleNamespace(evicting=layers, sliding={})
+    return Prefill(layers[0].length, layers, torch.zeros(1), cache)  # type: ignore[arg-type]
+
+
+def kept(method: EvictionMethod, layers: list[LayerPrefill], budget: int) -> list[list[list[int]]]:
+    """Prompt positions that `method` keeps: [layer][KV head]."""
+    return positions(prompt(layers).kept(Setting(method, budget)))
+
+
+def past_kept(method: EvictionMethod, layers: list[LayerPrefill], budget: int) -> list[list[list[int]]]:
+    """The same without the window."""
+    past = layers[0].length - method.window
+    return [[[p for p in head if p < past] for head in layer] for layer in kept(method, layers, budget)]
+
+
+def positions(found: Kept) -> list[list[list[int]]]:
+    return [[head.tolist() for head in layer] for layer in found]
+
+
+def blank(shape: PromptShape) -> list[LayerScores]:
+    """Scores of every layer for allocators that only count them."""
+    return [LayerScores(torch.zeros(shape.kv_heads, shape.past))] * shape.layers
+
+
+def allocated(allocator: Allocator, scores: Sequence[LayerScores], shape: PromptShape, budget: int) -> list[Capacity]:
+    """Past tokens that each layer keeps when it is asked after every layer; whose scores they are does not matter."""
+    return running_capacities(EvictionMethod(StreamingLLMScorer(), allocator), scores, shape, budget)
+
+
+def calibration(layers: int, q_heads: int, observation: Observation, seed: int = 0) -> Calibration:
+    """A calibration with random scores of every kind."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def scores() -> tuple[tuple[float, ...], ...]:
+        return tuple(map(tuple, torch.rand(layers, q_heads, generator=generator).tolist()))
+
+    errors = torch.rand(layers, generator=generator) + 0.1
+    kinds = ("semantic", "semantic_count", "traditional", "retrieval_reasoning")
+    return Calibration(
+        model="tiny",
+        source="held_out",
+        observation=observation,
+        heads=1,
+        layer_scores=tuple((errors / errors.sum()).tolist()),
+        head_scores={kind: scores() for kind in kinds},
+    )
+
+
+def context(
+    shape: PromptShape,
+    group: int = 2,
+    observation: Observation | None = None,
+    protocol: Protocol | None = None,
+    first_prompt: int | None = None,
+) -> Context:
+    """What a method is built from, for a model and prompt of this `shape`."""
+    observation = observation or Observation(window=shape.window, kernel=1)
+    q_heads = shape.kv_heads * group
+    return Context(
+        model="tiny",
+        layers=shape.layers,
+        q_heads=q_heads,
+        kv_heads=shape.kv_heads,
+        observation=observation,
+        protocol=protocol or Protocol(),
+        calibration=calibration(shape.layers, q_heads, observation),
+        first_prompt=first_prompt,
+    )
+
+
+def _row(scorer: str, allocator: str, **parameters: object) -> MethodConfig:
+    return MethodConfig("", scorer, allocator, parameters)
+
+
+METHODS = {
+    "streaming_llm": _row("baselines.streaming_llm:scorer", "baselines.uniform:allocator"),
+    "snapkv": _row("baselines.snapkv:scorer", "baselines.uniform:allocator"),
+    "pyramidkv": _row("baselines.snapkv:scorer", "baselines.pyramidkv:allocator", beta=20),
+    "cake": _row("baselines.cake:scorer", "baselines.cake:allocator", gamma=200.0),
+    "headkv": _row(
+        "baselines.headkv:scorer", "baselines.headkv:allocator", head_scores="retrieval", beta=1.01, temp=1.0
+    ),
+    "adakv": _row("baselines.adakv:scorer", "baselines.adakv:allocator", alpha=0.2),
+    "random": _row("baselines.random_keep:scorer", "baselines.uniform:allocator", seed=0),
+    "tova": _row("baselines.tova:scorer", "baselines.uniform:allocator"),
+    "knorm": _row("baselines.knorm:scorer", "baselines.uniform:allocator"),
+    "compresskv": _row(
+        "compresskv.semantic_heads:scorer", "compresskv.layer_error:allocator", heads=None, head_scores="semantic"
+    ),
+}
+"""Every method that evicts, as conf/method has it: one row a method. All property tests run over this table."""
+
+
+def method(name: str, where: Context, **parameters: object) -> EvictionMethod:
+    """A method of the table, its `parameters` changed."""
+    row = METHODS[name]
+    return build(MethodConfig(name, row.scorer, row.allocator, {**row.parameters, **parameters}), where)

@@ -1,0 +1,150 @@
+"""What must hold for every method of the table in `construction`, whatever the prompt."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from compresskv.eviction import EvictionMethod, LayerPrefill, Observation, PromptShape, running_capacities
+from compresskv.protocol import Protocol
+
+from .construction import METHODS, context, kept, method, prompt, random_layers
+
+CONF = Path(__file__).parents[2] / "conf" / "method"
+CORRECTED = Protocol()
+RELEASED = Protocol(
+    name="released",
+    gqa_grouping="strided",
+    streaming_tail="window",
+    pyramid_schedule="first_prompt",
+    pyramid_short_prompt="none",
+    exact_budget=False,
+    head_pooling="official",
+    score_dtype="model",
+)
+
+Case = tuple[PromptShape, int, Observation, int, int]
+"""A model and prompt, query heads a KV head, observation, budget, and a seed for the tensors."""
+
+every_method = pytest.mark.parametrize("name", list(METHODS))
+few = settings(max_examples=30, deadline=None)
+
+
+@st.composite
+def cases(draw: st.DrawFn) -> Case:
+    window = draw(st.integers(2, 5))
+    shape = PromptShape(draw(st.integers(1, 5)), draw(st.integers(1, 3)), draw(st.integers(1, 60)), window)
+    observation = Observation(window, draw(st.sampled_from([1, 3, 5])), draw(st.sampled_from(["average", "max"])))
+    return shape, draw(st.integers(1, 3)), observation, draw(st.integers(window + 1, 70)), draw(st.integers(0, 10**6))
+
+
+def make(name: str, case: Case, protocol: Protocol = CORRECTED) -> tuple[EvictionMethod, list[LayerPrefill], int]:
+    shape, group, observation, budget, seed = case
+    where = context(shape, group, observation, protocol, first_prompt=1 + seed % 90)
+    return method(name, where), random_layers(shape, group, seed), budget
+
+
+@every_method
+@given(case=cases())
+@few
+def test_budget_is_kept_to_the_last_token(name: str, case: Case) -> None:
+    chosen, layers, budget = make(name, case)
+    shape = case[0]
+    found = kept(chosen, layers, budget)
+    total = sum(len(head) for layer in found for head in layer)
+    # A window as long as the prompt leaves nothing to evict.
+    mean = shape.length if shape.length <= chosen.window else min(budget, shape.length)
+    assert total == shape.layers * shape.kv_heads * mean
+
+
+@every_method
+@pytest.mark.parametrize("protocol", [CORRECTED, RELEASED], ids=lambda p: p.name)
+@given(case=cases())
+@few
+def test_positions_are_sorted_and_include_the_window(name: str, protocol: Protocol, case: Case) -> None:
+    chosen, layers, budget = make(name, case, protocol)
+    length = layers[0].length
+    for layer in kept(chosen, layers, budget):
+        assert len(layer) == case[0].kv_heads
+        for head in layer:
+            assert head == sorted(set(head))
+            assert head[-chosen.window :] == list(range(max(length - chosen.window, 0), length))
+            assert head[0] >= 0
+
+
+@every_method
+@pytest.mark.parametrize("budget", [64, 256, 1024])
+def test_budget_is_kept_in_a_model_of_32_layers(name: str, budget: int) -> None:
+    shape = PromptShape(32, 8, 1500, 8)
+    chosen = method(name, context(shape))
+    scores = [chosen.scorer(layer) for layer in random_layers(shape, 2, seed=budget)]
+    capacities = running_capacities(chosen, scores, replace(shape, window=chosen.window), budget)
+    total = sum(sum(c) if isinstance(c, tuple) else 8 * c for c in capacities)
+    assert total == 32 * 8 * (budget - chosen.window)
+
+
+@every_method
+@given(case=cases())
+@few
+def test_cascade_gives_the_answer_for_all_layers(name: str, case: Case) -> None:
+    """Asked after every layer or once at the end: in the corrected protocol it makes no difference."""
+    chosen, layers, budget = make(name, case)
+    shape = replace(case[0], window=chosen.window)
+    if shape.length <= max(budget, shape.window):
+        return
+    scores = [chosen.scorer(layer) for layer in layers]
+    assert running_capacities(chosen, scores, shape, budget) == list(chosen.allocator(scores, shape, budget))
+
+
+@every_method
+@pytest.mark.parametrize("protocol", [CORRECTED, RELEASED], ids=lambda p: p.name)
+@given(case=cases())
+@few
+def test_prompts_that_fit_are_kept_whole(name: str, protocol: Protocol, case: Case) -> None:
+    chosen, layers, _ = make(name, case, protocol)
+    length = layers[0].length
+    everything = [[list(range(length))] * case[0].kv_heads] * case[0].layers
+    for budget in (length, length + 1, length + 100):
+        assert kept(chosen, layers, max(budget, chosen.window + 1)) == everything
+
+
+@every_method
+@pytest.mark.parametrize("protocol", [CORRECTED, RELEASED], ids=lambda p: p.name)
+@given(case=cases(), other=st.integers(1, 60))
+@few
+def test_other_prompts_leave_no_trace(name: str, protocol: Protocol, case: Case, other: int) -> None:
+    chosen, layers, budget = make(name, case, protocol)
+    shape, group, *_ = case
+    before = kept(chosen, layers, budget)
+    kept(chosen, random_layers(PromptShape(shape.layers, shape.kv_heads, other, shape.window), group, 7), budget)
+    assert kept(chosen, random_layers(shape, group, case[4]), budget) == before
+    assert kept(make(name, case, protocol)[0], layers, budget) == before
+
+
+@every_method
+def test_equal_configurations_share_their_scores(name: str) -> None:
+    """Settings of one method at several budgets must not score a prompt twice."""
+    shape = PromptShape(2, 2, 40, 2)
+    first, second = method(name, context(shape)), method(name, context(shape))
+    assert first == second
+    assert hash(first) == hash(second)
+    run = prompt(random_layers(shape, 2, 0))
+    assert run.scores(first) is run.scores(second)
+
+
+def test_table_has_every_method() -> None:
+    """conf/method and the table say the same of every method that evicts."""
+    for path in sorted(CONF.glob("*.yaml")):
+        raw = yaml.safe_load(path.read_text())
+        name, scorer = raw.pop("name"), raw.pop("scorer")
+        if name == "full":
+            continue
+        assert name in METHODS, f"{path.name} has no row in the table of tests/methods/construction.py"
+        chosen = next(entry["allocator"] for entry in raw.pop("defaults") if "allocator" in entry)
+        assert raw.pop("default_allocator") == chosen
+        target = yaml.safe_load((CONF / "allocator" / f"{chosen}.yaml").read_text())["target"]
+        assert (scorer, target) == (METHODS[name].scorer, METHODS[name].allocator)
+        assert raw == METHODS[name].parameters

@@ -1,0 +1,278 @@
+"""Each protocol field that methods read, alone: what `corrected` keeps, what `released` keeps, and that they differ."""
+
+from dataclasses import fields, replace
+from typing import Any
+
+import pytest
+import torch
+
+from baselines.cake import CakeAllocator, CakeScores
+from baselines.headkv import HeadKVAllocator
+from compresskv.calibration import Calibration
+from compresskv.errors import UserError
+from compresskv.eviction import (
+    EvictionMethod,
+    LayerPrefill,
+    LayerScores,
+    Observation,
+    PromptShape,
+)
+from compresskv.layer_error import LayerErrorAllocator
+from compresskv.protocol import METHOD_FIELDS, Protocol
+
+from .construction import FIRST, LENGTH, SECOND, WINDOW, allocated, attending, blank, context, kept, method, past_kept
+
+SMALL = PromptShape(1, 2, LENGTH, WINDOW)
+PYRAMID = PromptShape(4, 1, 100, 2)
+
+
+def both(
+    name: str,
+    field: str,
+    shape: PromptShape,
+    released: object,
+    *,
+    group: int = 2,
+    beta: float | None = None,
+    **where: Any,
+) -> tuple[EvictionMethod, EvictionMethod]:
+    """The method under `corrected`, and with only `field` changed to its `released` value."""
+    base = replace(context(shape, group), **where)
+    changed = replace(base, protocol=replace(Protocol(), **{field: released}))
+    parameters = {} if beta is None else {"beta": beta}
+    return method(name, base, **parameters), method(name, changed, **parameters)
+
+
+def stored(chosen: EvictionMethod, shape: PromptShape, budget: int) -> list[int]:
+    """Tokens of each layer, the window included."""
+    capacities = allocated(chosen.allocator, blank(shape), shape, budget)
+    return [capacity + shape.window for capacity in capacities]  # type: ignore[operator]
+
+
+def test_every_method_field_is_tested() -> None:
+    assert set(METHOD_FIELDS) <= {f.name for f in fields(Protocol)}
+    for field in METHOD_FIELDS:
+        assert any(name.startswith(f"test_{field}") for name in globals()), f"no test of the protocol field {field}"
+
+
+@pytest.mark.parametrize("name", ["snapkv", "pyramidkv"])
+def test_gqa_grouping(name: str) -> None:
+    """KV head 0 belongs to query heads 0 and 1; strided, heads 0 and 2 score it."""
+    corrected, released = both(name, "gqa_grouping", SMALL, "strided")
+    assert past_kept(corrected, [attending(FIRST)], 4) == [[[0, 3], [1, 5]]]
+    assert past_kept(released, [attending(FIRST)], 4) == [[[0, 1], [3, 4]]]
+
+
+@pytest.mark.parametrize("name", ["cake", "headkv", "adakv", "tova", "compresskv"])
+def test_gqa_grouping_is_right_in_other_methods(name: str) -> None:
+    corrected, released = both(name, "gqa_grouping", SMALL, "strided")
+    assert corrected == released
+
+
+def test_streaming_tail() -> None:
+    corrected, released = both("streaming_llm", "streaming_tail", SMALL, "window")
+    assert kept(corrected, [attending(FIRST)], 5) == [[[0, 1, 2, 3, 7]] * 2]
+    assert kept(released, [attending(FIRST)], 5) == [[[0, 1, 2, 6, 7]] * 2]
+
+
+def test_pyramid_schedule() -> None:
+    """Released, the 22 past tokens of the task's first prompt cap the first layer of every prompt."""
+    corrected, released = both("pyramidkv", "pyramid_schedule", PYRAMID, "first_prompt", first_prompt=24, beta=12)
+    # Base 12: from 23 down to 1; for 22 past tokens, from 22 down to 2.
+    assert stored(corrected, PYRAMID, 14) == [25, 18, 10, 3]
+    assert stored(released, PYRAMID, 14) == [24, 17, 11, 4]
+
+
+def test_pyramid_schedule_of_a_prompt_without_a_task() -> None:
+    """It is its own first prompt."""
+    corrected, released = both("pyramidkv", "pyramid_schedule", PYRAMID, "first_prompt")
+    assert stored(corrected, PYRAMID, 14) == stored(released, PYRAMID, 14)
+
+
+def test_pyramid_short_prompt() -> None:
+    """20 tokens are fewer than twice the base of 12, so the first layers could not use their share."""
+    shape = replace(PYRAMID, length=20)
+    corrected, released = both("pyramidkv", "pyramid_short_prompt", shape, "none", beta=4)
+    assert stored(corrected, shape, 14) == [14, 14, 14, 14]
+    assert stored(released, shape, 14) == [20, 16, 12, 8]
+
+
+def test_exact_budget_pyramidkv() -> None:
+    """Rounding the step down lifts every layer but the first: 133.5 tokens a layer instead of 128."""
+    shape = PromptShape(32, 1, 10_000, 8)
+    corrected, released = both("pyramidkv", "exact_budget", shape, False)
+    exact, stepped = stored(corrected, shape, 128), stored(released, shape, 128)
+    assert sum(exact) == 32 * 128
+    assert (exact[0], exact[-1]) == (242, 14)
+    assert exact == sorted(exact, reverse=True)
+    assert sum(stepped) == 32 * 133.5
+    assert (stepped[0], stepped[-1]) == (242, 25)
+
+
+def test_exact_budget_pyramidkv_gives_surplus_to_layers_that_can_use_it() -> None:
+    """A schedule for 100 tokens, of which the present prompt has only 18 past ones."""
+    shape = replace(PYRAMID, length=20)
+    where = replace(context(shape), protocol=Protocol(pyramid_schedule="first_prompt"), first_prompt=100)
+    for exact, expected in ((True, [20, 19, 12, 5]), (False, [20, 17, 11, 5])):
+        chosen = method("pyramidkv", replace(where, protocol=replace(where.protocol, exact_budget=exact)), beta=4)
+        assert stored(chosen, shape, 14) == expected
+
+
+def test_exact_budget_cake() -> None:
+    """Within the window of the budget the released code evicts nothing; corrected, the budget is the budget."""
+    shape = PromptShape(2, 2, LENGTH, WINDOW)
+    corrected, released = both("cake", "exact_budget", shape, False, observation=Observation(WINDOW, 5))
+    layers = [attending(FIRST), attending(SECOND, index=1)]
+    assert [len(layer[0]) for layer in past_kept(corrected, layers, 6)] == [2, 6]
+    assert [len(layer[0]) for layer in past_kept(released, layers, 6)] == [6, 6]
+
+
+def test_exact_budget_cake_cascade() -> None:
+    """Preferences 6 : 1 : 3 share 6 tokens.
+
+    Released, the second layer gets none of them when it arrives (5.1 and 0.9 are cut to 5 and 0, and the one left over
+    goes to the first layer), so it has nothing left when the third layer's arrival would give it one.
+    """
+    shape = PromptShape(3, 1, 62, 2)
+    scores = [CakeScores(torch.zeros(1, 60), dispersion=preference, shift=1.0) for preference in (6.0, 1.0, 3.0)]
+    released = CakeAllocator(exact=False)
+    assert released(scores[:2], shape, 4) == [6, 0]
+    assert released(scores, shape, 4) == [4, 1, 1]
+    assert allocated(released, scores, shape, 4) == [4, 0, 1]
+    assert allocated(CakeAllocator(), scores, shape, 4) == [3, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("head_scores", "past", "corrected", "released"),
+    [
+        ((1.0, 1.0, 2.0), 100, (8, 7, 15), (8, 8, 15)),
+        ((2.0, 0.0, 1.0), 15, (15, 0, 15), (15, 0, 10)),
+    ],
+)
+def test_exact_budget_headkv(
+    head_scores: tuple[float, ...], past: int, corrected: tuple[int, ...], released: tuple[int, ...]
+) -> None:
+    """30 past tokens: released, 7.5 rounds up twice; and of 20 tokens for a head with 15, five are lost."""
+    shape = PromptShape(1, 3, past + 2, 2)
+    for exact, expected in ((True, corrected), (False, released)):
+        allocator = HeadKVAllocator((head_scores,), beta=1, exact=exact)
+        assert allocated(allocator, blank(shape), shape, 12) == [expected]
+
+
+def test_exact_budget_headkv_rounds_query_heads_first() -> None:
+    """Released, 2.5 and 4.5 past tokens of two query heads round to 2 and 4, so their KV head keeps 3 of 3.5."""
+    shape = PromptShape(1, 2, 102, 2)
+    scores = ((2.5, 4.5, 12.0, 13.0),)
+    assert HeadKVAllocator(scores, beta=1, exact=False)(blank(shape), shape, 10) == [(3, 12)]
+    assert HeadKVAllocator(scores, beta=1)(blank(shape), shape, 10) == [(4, 12)]
+
+
+def test_exact_budget_adakv() -> None:
+    """Shares of 1.2 and 2.8 past tokens: released, 0.8 and 2.4 are rounded and int(0.4) is added."""
+    corrected, released = both("adakv", "exact_budget", SMALL, False, observation=Observation(WINDOW, 3))
+    assert past_kept(corrected, [attending(FIRST)], 4) == [[[3], [1, 2, 4]]]
+    assert past_kept(released, [attending(FIRST)], 4) == [[[3], [2, 4]]]
+
+
+def test_exact_budget_compresskv() -> None:
+    """What the first layer cannot use goes to the others, and a budget below 32 tokens is kept to."""
+    scores = (0.7, 0.2, 0.1)
+    shape = PromptShape(3, 1, 150, 8)
+    corrected, released = LayerErrorAllocator(scores, True), LayerErrorAllocator(scores, False)
+    # 300 tokens: 32 + 0.7 · 204 = 175, 32 + 0.2 · 204 = 73, 32 + 0.1 · 204 = 52.
+    assert [c + 8 for c in released(blank(shape), shape, 100)] == [175, 73, 52]
+    assert [c + 8 for c in corrected(blank(shape), shape, 100)] == [150, 90, 60]
+    assert [c + 8 for c in released(blank(shape), shape, 16)] == [32, 32, 32]
+    assert [c + 8 for c in corrected(blank(shape), shape, 16)] == [16, 16, 16]
+
+
+@pytest.mark.parametrize("name", ["headkv", "adakv"])
+def test_head_pooling(name: str) -> None:
+    """Maximum over 7 instead of the run's pooling."""
+    corrected, released = both(name, "head_pooling", SMALL, "official")
+    scores = corrected.scorer(attending(FIRST)).scores
+    torch.testing.assert_close(scores[0], torch.tensor([17, 5, 7, 19, 6, 4]) / 40)
+    scores = released.scorer(attending(FIRST)).scores
+    torch.testing.assert_close(scores[0], torch.tensor([19, 19, 19, 19, 19, 19]) / 40)
+    torch.testing.assert_close(scores[1], torch.tensor([21, 21, 21, 21, 21, 14]) / 40)
+
+
+@pytest.mark.parametrize("name", ["snapkv", "pyramidkv", "cake", "compresskv"])
+def test_head_pooling_is_the_runs_in_other_methods(name: str) -> None:
+    corrected, released = both(name, "head_pooling", SMALL, "official")
+    assert corrected == released
+
+
+def rounding(dtype: torch.dtype) -> LayerPrefill:
+    """Logits of 1 for token 0, and of 1 + 2⁻¹⁰, which bfloat16 rounds to 1, for token 1; 0 for the others."""
+    keys = torch.zeros(1, 6, 2, dtype=dtype)
+    keys[0, :2, 0] = 1
+    keys[0, 1, 1] = 2.0**-10
+    return LayerPrefill(0, torch.ones(1, 2, 2, dtype=dtype), keys, keys, scaling=1.0)
+
+
+@pytest.mark.parametrize("name", ["snapkv", "headkv", "adakv", "tova", "compresskv"])
+def test_score_dtype(name: str) -> None:
+    """In float32 token 1 wins by 2⁻¹⁰; in bfloat16 the two are equal and the lower index wins."""
+    shape = PromptShape(1, 1, 6, 2)
+    corrected, released = both(name, "score_dtype", shape, "model", group=1)
+    layer = rounding(torch.bfloat16)
+    budget = corrected.window + 1
+    assert past_kept(corrected, [layer], budget) == [[[1]]]
+    assert past_kept(released, [layer], budget) == [[[0]]]
+    assert released.scorer(layer).scores.dtype == torch.bfloat16
+
+
+def test_score_dtype_cake() -> None:
+    """Variances of at most 2⁻²⁵ vanish in float16, and with them the layer's claim to a budget."""
+    shape = PromptShape(1, 1, 4000, 2)
+    corrected, released = both("cake", "score_dtype", shape, "model")
+    generator = torch.Generator().manual_seed(0)
+    queries, keys = torch.randn(1, 2, 4, generator=generator), torch.randn(1, 4000, 4, generator=generator)
+    layer = LayerPrefill(0, queries.half() * 0.05, keys.half(), keys.half(), scaling=0.5)
+    assert 0 < corrected.scorer(layer).shift < 4000 * 2**-25
+    assert released.scorer(layer).shift == 0
+    assert released.scorer(layer).preference((1.0, 1.0)) > 0
+
+
+def test_score_dtype_knorm() -> None:
+    keys = torch.tensor([[[1, 2.0**-4], [1, 0], [9, 9]]], dtype=torch.bfloat16)
+    layer = LayerPrefill(0, keys[:, :1], keys, keys, scaling=1.0)
+    corrected, released = both("knorm", "score_dtype", PromptShape(1, 1, 3, 1), "model")
+    assert past_kept(corrected, [layer], 2) == [[[1]]]
+    assert past_kept(released, [layer], 2) == [[[0]]]
+
+
+# Parameters, and what methods refuse.
+
+
+def test_head_scores_by_name() -> None:
+    where = context(SMALL)
+    assert isinstance(where.calibration, Calibration)
+    for name, kind in [("retrieval", "traditional"), ("retrieval_reasoning",) * 2, ("semantic",) * 2]:
+        chosen = method("headkv", where, head_scores=name)
+        assert chosen.allocator.head_scores == where.calibration.head_scores[kind]  # type: ignore[attr-defined]
+    counting = replace(where, protocol=Protocol(srh_multiplicity="count"))
+    chosen = method("headkv", counting, head_scores="semantic")
+    assert chosen.allocator.head_scores == where.calibration.head_scores["semantic_count"]  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters", "message"),
+    [
+        ("headkv", {"head_scores": "best"}, "retrieval_reasoning"),
+        ("headkv", {"beta": 0.5}, "beta"),
+        ("pyramidkv", {"beta": 0.5}, "beta"),
+        ("adakv", {"alpha": 1.5}, "alpha"),
+    ],
+)
+def test_wrong_parameters(name: str, parameters: dict[str, object], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        method(name, context(SMALL), **parameters)
+
+
+def test_cake_needs_a_window_and_its_own_scores() -> None:
+    with pytest.raises(UserError, match="window"):
+        method("cake", context(PromptShape(1, 1, 8, 1)))
+    with pytest.raises(UserError, match="method=cake"):
+        CakeAllocator()([LayerScores(torch.zeros(1, 6))], SMALL, 4)
