@@ -4,7 +4,7 @@ import dataclasses
 import hashlib
 import json
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -49,17 +49,38 @@ class Finished:
     lines: list[Line]
     breakdown: dict[str, float]
     folder: Path
+    resumed: int = 0
 
 
-def run_task(model: LoadedModel, jobs: Sequence[Job], tasks: Mapping[Any, Task], progress: Progress) -> list[Finished]:
-    """Run every job on its protocol's task; returns what each has, resumed samples included."""
+def run_task(
+    model: LoadedModel,
+    jobs: Sequence[Job],
+    tasks: Mapping[Any, Task],
+    progress: Progress,
+    fail: Callable[[Sequence[Job], Exception, str], None],
+) -> list[Finished]:
+    """Run every job on its protocol's task; returns what each has, resumed samples included.
+
+    Jobs that cannot be built, and those that an error leaves incomplete, go to `fail`.
+    """
     runs: dict[Path, Run] = {}
     try:
         for job in jobs:
-            run = _open(model, job, tasks[job.protocol], runs)
-            runs.setdefault(run.store.folder, run)
-        _run_samples(model, list(runs.values()), progress)
-        return [_finish(model, run) for run in runs.values()]
+            try:
+                run = _open(model, job, tasks[job.protocol], runs)
+            except Exception as error:
+                fail([job], error, tasks[job.protocol].name)
+            else:
+                runs.setdefault(run.store.folder, run)
+        try:
+            if runs:
+                _run_samples(model, list(runs.values()), progress)
+        except Exception as error:
+            incomplete = [run for run in runs.values() if run.missing]
+            if not incomplete:
+                raise
+            fail([run.job for run in incomplete], error, incomplete[0].task.name)
+        return [_finish(model, run) for run in runs.values() if not run.missing]
     finally:
         close_all(run.store for run in runs.values())
 
@@ -215,7 +236,7 @@ def _finish(model: LoadedModel, run: Run) -> Finished:
         "scores": {
             name: round(sum(line[name] for line in lines) / len(lines), 2)
             for name in lines[0]
-            if name.startswith("score_")
+            if name.startswith("score_") and all(name in line for line in lines)
         },
         "samples": [line["id"] for line in lines],
         "model_fingerprint": model.fingerprint,
@@ -228,4 +249,4 @@ def _finish(model: LoadedModel, run: Run) -> Finished:
         "timing": {"seconds": round(sum(line["timing"]["batch_seconds"] / len(line["batch"]) for line in lines), 2)},
     }
     write_json(run.store.folder / "summary.json", summary)
-    return Finished(job, summary, lines, run.task.breakdown(lines), run.store.folder)
+    return Finished(job, summary, lines, run.task.breakdown(lines), run.store.folder, run.resumed)

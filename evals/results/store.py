@@ -71,9 +71,12 @@ def refused(folder: Path, error: OSError) -> UserError:
 
 
 def read_lines(path: Path) -> list[Line]:
-    """The lines of a JSONL file. Raises `UserError` naming the file and line of one that is not a JSON object."""
-    lines = []
-    for number, text in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    """The samples of a JSONL file, which may be empty. Raises `UserError` naming the file and line of one that is not a JSON object."""
+    lines: list[Line] = []
+    if not path.stat().st_size:
+        return lines
+    # Not `splitlines`: JSON strings may hold other line separators, such as U+2028.
+    for number, text in enumerate(path.read_text(encoding="utf-8").removesuffix("\n").split("\n"), 1):
         try:
             line = json.loads(text)
             line["id"]

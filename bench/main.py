@@ -1,0 +1,138 @@
+"""`make bench`: speed and memory beside plain transformers, as ratios measured in one run on the default model.
+
+Below 1 is better than the other side. The last line of the output is one JSON object of all ratios.
+"""
+
+import json
+import resource
+
+import torch
+from transformers import DynamicCache
+
+from bench.measure import alternate
+from bench.settings import default_model, job, settings
+from compresskv.attention import attached
+from compresskv.generation import Setting, Stopping, decode_cache, generate, prefill
+from compresskv.in_layer import LayerwiseCache
+from compresskv.models import LoadedModel
+from compresskv.protocol import Protocol
+from evals.niah.task import NiahTask
+
+
+def prompts(model: LoadedModel, lengths: list[int]) -> list[torch.Tensor]:
+    """Needle prompts of about these lengths, at different depths."""
+    base = job(f"eval.lengths={sorted(set(lengths))}").eval
+    task = NiahTask(base, model, Protocol())
+    return [task.prompt(length, (i + 1) / (len(lengths) + 1))[0] for i, length in enumerate(lengths)]
+
+
+@torch.no_grad()
+def prefill_ratio(model: LoadedModel, setting: Setting, length: int, rounds: int) -> float:
+    """Prefill with in-layer eviction over transformers' own with sdpa and a DynamicCache."""
+    (ids,) = prompts(model, [length])
+
+    def ours() -> None:
+        with attached(model.model):
+            cache = LayerwiseCache(model.model.config, setting, ids.numel(), room=32)
+            model.model(ids[None], past_key_values=cache, use_cache=True, logits_to_keep=1)
+
+    def theirs() -> None:
+        model.model(
+            ids[None], past_key_values=DynamicCache(config=model.model.config), use_cache=True, logits_to_keep=1
+        )
+
+    seconds = alternate({"ours": ours, "theirs": theirs}, rounds)
+    return _show(f"prefill of {length} tokens", seconds)
+
+
+@torch.no_grad()
+def decode_ratio(model: LoadedModel, rows: int, kept: int, steps: int) -> float:
+    """A decode step of the engine over one of transformers with a DynamicCache of equal length and no mask."""
+    (ids,) = prompts(model, [kept])
+    ids = torch.cat([ids, ids[:8]])[:kept]
+    full = Setting(settings(model, ["full"], [64])[0].method, None)
+    with attached(model.model):
+        prompt = prefill(model.model, ids, 1)
+    keys = [(layer.keys.expand(rows, -1, -1, -1), layer.values.expand(rows, -1, -1, -1)) for layer in prompt.layers]
+    token = torch.full((rows, 1), 20)
+
+    def run(cache) -> None:
+        for step in range(steps):
+            positions = torch.full((rows, 1), ids.numel() + step)
+            model.model(token, position_ids=positions, past_key_values=cache, use_cache=True, logits_to_keep=1)
+
+    def ours() -> None:
+        with attached(model.model):
+            run(cache_of["ours"])
+
+    def theirs() -> None:
+        run(cache_of["theirs"])
+
+    cache_of: dict[str, object] = {}
+    seconds = []
+    for _ in range(3):
+        kept_all = prompt.kept(full)
+        cache_of["ours"] = decode_cache(prompt, [kept_all] * rows, steps * 2)
+        cache_of["theirs"] = DynamicCache(keys)
+        seconds.append(alternate({"ours": ours, "theirs": theirs}, 1))
+    best = {name: min(s[name] for s in seconds) / steps for name in ("ours", "theirs")}
+    return _show(f"decode step, {rows} rows of {kept} tokens", best)
+
+
+def sweep_ratio(model: LoadedModel, lengths: list[int], methods: list[str], budgets: list[int]) -> float:
+    """All settings of each prompt together over one run a setting; exactly 32 new tokens."""
+    chosen, texts = settings(model, methods, budgets), prompts(model, lengths)
+    stopping = Stopping(32)
+
+    def together() -> None:
+        for ids in texts:
+            generate(model.model, ids, chosen, stopping)
+
+    def separate() -> None:
+        for setting in chosen:
+            for ids in texts:
+                generate(model.model, ids, [setting], stopping)
+
+    with attached(model.model):
+        generate(model.model, texts[0][:500], chosen, stopping)
+        seconds = alternate_once({"ours": together, "theirs": separate})
+    return _show(f"{len(chosen)} settings × {len(texts)} prompts of {lengths}", seconds)
+
+
+def alternate_once(contenders) -> dict[str, float]:
+    """Like `alternate`, for what is too long to repeat."""
+    import time
+
+    seconds = {}
+    for name, run in contenders.items():
+        started = time.perf_counter()
+        run()
+        seconds[name] = time.perf_counter() - started
+    return seconds
+
+
+def _show(name: str, seconds: dict[str, float]) -> float:
+    ratio = seconds["ours"] / seconds["theirs"]
+    print(f"{name}: {seconds['ours']:.4f} s, beside {seconds['theirs']:.4f} s: {ratio:.3f}", flush=True)
+    return round(ratio, 4)
+
+
+def main() -> None:
+    model = default_model()
+    compressed = settings(model, ["compresskv"], [256])[0]
+    ratios = {
+        "prefill_2k": prefill_ratio(model, compressed, 2000, rounds=9),
+        "prefill_4k": prefill_ratio(model, compressed, 4000, rounds=5),
+        "decode_30x256": decode_ratio(model, 30, 256, steps=12),
+        "decode_1x4096": decode_ratio(model, 1, 4096, steps=16),
+        "decode_1x256": decode_ratio(model, 1, 256, steps=24),
+        "sweep_10_vs_separate": sweep_ratio(
+            model, [2000, 3000, 4000], ["full", "streaming_llm", "snapkv", "compresskv"], [64, 128, 256]
+        ),
+    }
+    ratios["peak_rss_mb"] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+    print(json.dumps(ratios))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,103 @@
+"""One LongBench task for the runner: its prompts under one protocol, and their scores."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from compresskv.generation import Stopping
+from compresskv.models import LoadedModel
+from compresskv.protocol import Protocol
+from evals.longbench.data import Record, load_task
+from evals.longbench.metrics import score_sample
+from evals.longbench.prompts import Prompt, render, stop_ids
+from evals.longbench.tasks import Task
+from evals.task import Sample
+
+
+@dataclass(frozen=True)
+class LongBenchConfig:
+    """`conf/eval/longbench.yaml`. `data`: hub, a zip, or a directory; `tasks`: english, all21, or names.
+
+    `limit`: only the first rows of each task; `max_length` (tokens) null: the model's window.
+    """
+
+    name: str
+    data: str
+    tasks: str | tuple[str, ...]
+    limit: int | None
+    max_length: int | None
+    sha256: str | None
+    revision: str | None
+
+
+@dataclass(frozen=True)
+class LongBenchTask:
+    """Samples are the rows of the task's file; ids are official row numbers."""
+
+    config: LongBenchConfig
+    task: Task
+    folder: Path
+    model: LoadedModel
+    protocol: Protocol
+
+    @property
+    def name(self) -> str:
+        return self.task.name
+
+    @cached_property
+    def records(self) -> Mapping[str, Record]:
+        return {str(record.row): record for record in load_task(self.folder, self.task, self.config.limit)}
+
+    @property
+    def sample_ids(self) -> Sequence[str]:
+        return list(self.records)
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        window = self.config.max_length or self.model.window
+        wrapper = self.protocol.chat_wrapper if self.task.chat_wrapper else None
+        return {"template": self.task.prompt, "window": window, "chat_wrapper": wrapper, "stop": self.task.stop}
+
+    def render(self, record: Record) -> Prompt:
+        return render(
+            self.task,
+            record,
+            self.model.tokenizer,
+            window=self.config.max_length or self.model.window,
+            chat_wrapper=self.protocol.chat_wrapper,  # type: ignore[arg-type]
+        )
+
+    def sample(self, id: str) -> Sample:
+        record = self.records[id]
+        prompt = self.render(record)
+        stopping = Stopping(
+            self.task.max_new_tokens,
+            stop_ids(self.task, self.model.tokenizer, self.model.stop_ids),
+            self.task.min_new_tokens,
+        )
+
+        def score(prediction: str) -> dict[str, Any]:
+            """0 to 100; where the official script's recursion would fail, its score of 0 stands beside ours."""
+            found = score_sample(self.task, prediction, record.answers, record.all_classes)
+            extra = {"score_official": 100 * found.official} if found.overflow else {}
+            return {"score": 100 * found.score, **extra}
+
+        details = {
+            "prompt_tokens": prompt.tokens,
+            "truncated": prompt.truncated,
+            "prompt_text_sha256": prompt.sha256,
+            "answers": list(record.answers),
+            "length": record.length,
+            "all_classes": list(record.all_classes) if record.all_classes else None,
+        }
+        return Sample(id, torch.tensor(prompt.ids, device=self.model.device), stopping, score, details)
+
+    def first_prompt(self) -> int:
+        return self.render(next(iter(self.records.values()))).tokens
+
+    def breakdown(self, lines: Sequence[dict[str, Any]]) -> dict[str, float]:
+        return {}

@@ -1,0 +1,181 @@
+"""The command line: what it answers, what it leaves behind, how it resumes, what it says to a mistake."""
+
+import json
+import random
+import signal
+import subprocess
+import time
+
+import pytest
+import yaml
+
+from tests.command import ROOT, arguments, run
+
+GRID = ["eval.lengths=[200,300]", "eval.depths=3", "eval.max_new_tokens=8"]
+
+
+@pytest.fixture
+def tiny(checkpoint, tmp_path):
+    """Overrides that run the tiny model into a results folder of its own."""
+    return [f"model.path={checkpoint}", "model.dtype=float32", "model.device=cpu", f"paths.results={tmp_path / 'out'}"]
+
+
+def folders(tmp_path):
+    return sorted(path.parent for path in (tmp_path / "out" / "runs").rglob("samples.jsonl"))
+
+
+def content(tmp_path):
+    """All samples and summaries, without what may differ between runs: timing, environment, paths."""
+    found = {}
+    for folder in folders(tmp_path):
+        lines = [json.loads(line) for line in (folder / "samples.jsonl").read_text().splitlines()]
+        for line in lines:
+            line.pop("timing")
+        summary = json.loads((folder / "summary.json").read_text())
+        for name in ("timing", "environment", "config"):
+            summary.pop(name)
+        key = str(folder.relative_to(tmp_path))
+        found[key] = ({line["id"]: line for line in lines}, [line["id"] for line in lines], summary)
+    return found
+
+
+def test_help_and_cfg_answer_at_once_and_without_torch():
+    for flag in (["--help"], ["--cfg", "job"]):
+        done = subprocess.run(
+            [arguments()[0], "-X", "importtime", *arguments()[1:], *flag], capture_output=True, text=True, cwd=ROOT
+        )
+        assert done.returncode == 0
+        assert "budget: 256" in done.stdout
+        assert "torch" not in done.stderr.replace("pytorch", "")
+
+
+@pytest.mark.parametrize("group", ["model", "method", "method/allocator", "eval", "protocol", "logger", "experiment"])
+def test_every_option_composes(group):
+    for path in sorted((ROOT / "conf" / group).glob("*.yaml")):
+        text = path.read_text()
+        assert "python run.py" in "\n".join(text.splitlines()[:2]), f"{path.name} does not say how to run it"
+        done = run(f"{group}={path.stem}", "--cfg", "job")
+        assert done.returncode == 0, done.stderr
+        assert yaml.safe_load(done.stdout)["budget"] == 256
+
+
+def test_a_run_and_what_it_leaves(tiny, tmp_path):
+    done = run("method=snapkv", "budget=64", *GRID, *tiny)
+    assert done.returncode == 0, done.stderr
+    assert "snapkv 64" in done.stdout
+    (folder,) = folders(tmp_path)
+    parts = folder.relative_to(tmp_path / "out" / "runs").parts
+    assert parts[:-1] == ("tiny-llama", "niah", "needle", "corrected", "snapkv")
+    assert parts[-1].startswith("64-")
+    assert (folder / "config.yaml").exists()
+    summary = json.loads((folder / "summary.json").read_text())
+    assert {"model", "eval", "task", "protocol", "method", "budget", "score", "n", "interval"} <= set(summary)
+    assert (summary["n"], summary["budget"], summary["realised_budget"]) == (6, 64, 64)
+    assert summary["cache_bytes"] == 2 * 64 * 3 * 2 * 8 * 4
+    assert {"git_commit", "versions", "hardware"} <= set(summary["environment"])
+    figures = list((tmp_path / "out" / "figures").iterdir())
+    assert sorted(figure.suffix for figure in figures) == [".png", ".svg"]
+
+
+def test_a_wider_run_extends_a_narrower_one_and_resumes(tiny, tmp_path):
+    run("method=snapkv", "budget=64", "eval.lengths=[200]", "eval.depths=3", "eval.max_new_tokens=8", *tiny)
+    (folder,) = folders(tmp_path)
+    before = (folder / "samples.jsonl").read_text()
+    run("method=snapkv", "budget=64", *GRID, *tiny)
+    assert folders(tmp_path) == [folder]
+    after = (folder / "samples.jsonl").read_text()
+    assert after.startswith(before)
+    assert len(after.splitlines()) == 6
+    assert json.loads((folder / "summary.json").read_text())["n"] == 6
+
+
+def test_a_sweep_shares_prefills_and_equals_separate_runs(tiny, tmp_path):
+    sweep = ["method=full,streaming_llm,snapkv,pyramidkv,adakv,cake", "budget=64,128"]
+    done = run("-m", *sweep, *GRID, *tiny)
+    assert done.returncode == 0, done.stderr
+    together = content(tmp_path)
+    assert len(together) == 11
+    assert len([key for key in together if "/full/none-" in key]) == 1
+    assert done.stdout.count("figure:") == 2
+    assert not (ROOT / "multirun").exists()
+    (tmp_path / "out").rename(tmp_path / "together")
+    for method in ("full", "snapkv", "cake"):
+        run(f"method={method}", "budget=64", *GRID, *tiny)
+    for key, (lines, order, summary) in content(tmp_path).items():
+        shared_lines, shared_order, shared_summary = together[key]
+        for line in (*lines.values(), *shared_lines.values()):
+            line.pop("batch")
+        assert (lines, order, summary) == (shared_lines, shared_order, shared_summary)
+
+
+def kill_and_resume(command, tmp_path, seed):
+    """Start, kill -9 at a random point, run again; returns what the two runs left."""
+    process = subprocess.Popen(arguments(*command), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    wanted = random.Random(seed).randint(1, 20)
+    until = time.monotonic() + 120
+    while time.monotonic() < until and process.poll() is None:
+        if sum(path.read_text().count("\n") for path in (tmp_path / "out").rglob("samples.jsonl")) >= wanted:
+            break
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    done = run(*command)
+    assert done.returncode == 0, done.stderr
+    return content(tmp_path)
+
+
+def test_a_killed_sweep_resumes_to_the_same_files(tiny, tmp_path):
+    command = ["-m", "method=full,snapkv,streaming_llm", "budget=64,96", *GRID, "eval.depths=5", *tiny]
+    killed = kill_and_resume(command, tmp_path, seed=len(tiny))
+    (tmp_path / "out").rename(tmp_path / "killed")
+    assert run(*command).returncode == 0
+    assert killed == content(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "says"),
+    [
+        (["model=gpt-5"], "model/gpt-5"),
+        (["model.path=nobody/nothing"], "nobody/nothing"),
+        (["method=snapkv", "budget=8"], "budget=8"),
+        (["method=snapkv", "budget=0"], "budget=0"),
+        (["budget=many"], "budget=many"),
+        (["eval.lengths=[100000]"], "eval.lengths"),
+        (["eval.lengths=4"], "eval.lengths=4"),
+        (["eval.depths=x"], "eval.depths=x"),
+        (["observation.kernel=4", "method=snapkv"], "observation.kernel=4"),
+        (["observation.pooling=sum", "method=snapkv"], "observation.pooling=sum"),
+        (["method=compresskv"], "eval=calibrate"),
+        (["calibration=/nowhere.json", "method=compresskv"], "/nowhere.json"),
+        (["model.dtype=int4"], "model.dtype=int4"),
+        (["model.typo=1"], "typo"),
+        (["eval.haystack=/nowhere"], "/nowhere"),
+    ],
+)
+def test_a_mistake_is_answered_in_a_sentence(tiny, overrides, says):
+    done = run("method=full", *tiny, *overrides)
+    assert done.returncode != 0
+    assert "Traceback" not in done.stderr
+    assert says in done.stderr
+    if not overrides[0].startswith(("model=", "model.typo")):
+        assert done.stderr.strip().splitlines()[-1].startswith("error: ")
+
+
+def test_results_that_cannot_be_written_are_a_sentence(tiny, tmp_path):
+    (tmp_path / "file").write_text("")
+    done = run("method=full", *GRID, *tiny, f"paths.results={tmp_path / 'file'}")
+    assert done.returncode != 0
+    assert "Traceback" not in done.stderr
+    assert "paths.results" in done.stderr
+
+
+def test_ctrl_c_ends_in_a_sentence(tiny, tmp_path):
+    command = arguments("method=snapkv", "budget=64", "eval.lengths=[2000,3000]", "eval.depths=60", *tiny)
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    while process.poll() is None and not any((tmp_path / "out").rglob("samples.jsonl")):
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    _, error = process.communicate(timeout=60)
+    assert process.returncode != 0
+    assert "Traceback" not in error
+    assert "finished samples are safe" in error

@@ -1,0 +1,53 @@
+"""The flash-attention path, on pure-torch stand-ins with the signatures and semantics of flash-attn 2.7."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from compresskv.attention import FlashAttention2, attached, register
+from compresskv.generation import Stopping, generate
+from compresskv.in_layer import generate_in_layer
+from tests import tiny
+from tests.test_generation import evicting_layers, settings_for
+
+
+def flash_attn_func(q, k, v, dropout_p=0.0, softmax_scale=None, causal=False, window_size=(-1, -1)):
+    """q [batch, new, heads, d], k and v [batch, total, kv_heads, d]; causal is aligned to the bottom right."""
+    new, total, groups = q.shape[1], k.shape[1], q.shape[2] // k.shape[2]
+    k, v = k.repeat_interleave(groups, 2), v.repeat_interleave(groups, 2)
+    logits = torch.einsum("bqhd,bkhd->bhqk", q, k) * softmax_scale
+    distance = torch.arange(total) - torch.arange(total - new, total)[:, None]
+    visible = distance <= 0 if causal else torch.ones_like(distance, dtype=torch.bool)
+    if window_size[0] >= 0:
+        visible &= distance >= -window_size[0]
+    logits = logits.masked_fill(~visible, float("-inf"))
+    return torch.einsum("bhqk,bkhd->bqhd", logits.softmax(-1), v)
+
+
+def flash_attn_with_kvcache(q, k_cache, v_cache, cache_seqlens=None, softmax_scale=None, causal=False):
+    """q [rows, 1, heads, d], caches [rows, capacity, kv_heads, d] of which `cache_seqlens` (int32) are valid."""
+    assert cache_seqlens.dtype == torch.int32
+    assert k_cache.stride(-1) == 1
+    groups = q.shape[2] // k_cache.shape[2]
+    k, v = k_cache.repeat_interleave(groups, 2), v_cache.repeat_interleave(groups, 2)
+    logits = torch.einsum("bqhd,bkhd->bhqk", q, k) * softmax_scale
+    valid = torch.arange(k.shape[1]) < cache_seqlens[:, None]
+    logits = logits.masked_fill(~valid[:, None, None], float("-inf"))
+    return torch.einsum("bhqk,bkhd->bqhd", logits.softmax(-1), v)
+
+
+KERNELS = SimpleNamespace(flash_attn_func=flash_attn_func, flash_attn_with_kvcache=flash_attn_with_kvcache)
+
+
+@pytest.mark.parametrize("family", ["llama", "mistral-sliding", "qwen2-hybrid", "qwen3"])
+def test_flash_attention_generates_what_sdpa_does(family):
+    model, ids = tiny.model(family), tiny.prompt(90)
+    settings = settings_for(len(evicting_layers(model)))
+    with attached(model):
+        expected = generate(model, ids, settings, Stopping(10))
+    name = register("compresskv_fa2_standin", FlashAttention2(KERNELS))
+    with attached(model, name):
+        assert generate(model, ids, settings, Stopping(10)) == expected
+        assert generate(model, ids, settings, Stopping(10), chunk=40) == expected
+        assert [generate_in_layer(model, ids, s, Stopping(10)) for s in settings] == expected
