@@ -33,7 +33,10 @@ lint: setup ## check style and types
 bench: setup ## measure speed and memory side by side with transformers
 	$(BIN)/python -m bench.main
 
+audit: setup ## measure what each quirk of the released code changes, for docs/audit.md (about 10 minutes on 2 cores)
+	$(BIN)/python -m evals.audit
+
 clean: ## remove the environment and caches
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
-.PHONY: help setup demo test test-slow lint bench clean
+.PHONY: help setup demo test test-slow lint bench audit clean

@@ -1,5 +1,6 @@
 """CompressKV-Bench: `python run.py method=compresskv budget=256`; `--help` lists everything that can be set."""
 
+import signal
 import sys
 from pathlib import Path
 
@@ -15,15 +16,19 @@ def main(config: DictConfig) -> None:
     run([config])
 
 
-def run(configs: list[DictConfig]) -> None:
-    """Run composed configurations. A user's mistake ends the process with one sentence, without a traceback."""
+def run(configs: list[DictConfig], outcome: Path | None = None) -> None:
+    """Run composed configurations; `outcome` gets what became of each, as JSON.
+
+    A user's mistake ends the process with one sentence, without a traceback.
+    """
     # Imported here, so that --help and --cfg answer without torch.
     from compresskv.errors import UserError
     from evals.job import job_from
     from evals.sweep import run as run_jobs
 
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends like Ctrl-C
     try:
-        run_jobs([job_from(OmegaConf.to_container(config, resolve=True)) for config in configs])
+        run_jobs([job_from(OmegaConf.to_container(config, resolve=True)) for config in configs], outcome)
     except UserError as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:

@@ -1,10 +1,14 @@
 """The full cache: nothing is evicted. The reference for errors, memory and latency; it ignores the budget."""
 
 from baselines.streaming_llm import StreamingLLMScorer
+from baselines.uniform import UniformAllocator
 from compresskv.context import Context
-from compresskv.eviction import Scorer
+from compresskv.eviction import EvictionMethod, Scorer
+from compresskv.generation import Setting
+
+FULL = Setting(EvictionMethod(StreamingLLMScorer(), UniformAllocator()), None)
+"""Without a budget the whole prompt is kept, so neither scorer nor allocator is ever asked."""
 
 
 def scorer(context: Context) -> Scorer:
-    """Never asked, since a setting without a budget keeps the whole prompt."""
-    return StreamingLLMScorer()
+    return FULL.method.scorer

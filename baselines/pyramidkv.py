@@ -73,7 +73,7 @@ def allocator(context: Context) -> PyramidKVAllocator:
 
     A prompt that belongs to no task is its own first prompt.
     """
-    protocol, beta = context.protocol, context.parameters.get("beta", 20)
+    protocol, beta = context.protocol, context.parameters.get("beta", 20.0)
     if beta < 1:
         raise UserError(f"method.beta={beta}: the last layer cannot get more than the mean, choose 1 or more")
     return PyramidKVAllocator(

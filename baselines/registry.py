@@ -32,8 +32,28 @@ def build(config: MethodConfig, context: Context) -> EvictionMethod:
         observation = replace(observation, dtype=None)
     elif observation.dtype is None:
         observation = replace(observation, dtype=torch.float32)
-    context = replace(context, observation=observation, parameters=config.parameters)
+    context = replace(context, observation=observation, parameters=_Parameters(config.parameters))
     return EvictionMethod(_resolve(config, config.scorer)(context), _resolve(config, config.allocator)(context))
+
+
+_EXPECTED: dict[type, tuple[Any, str]] = {
+    float: ((int, float), "a number"),
+    int: (int, "a whole number"),
+    str: (str, "a name"),
+}
+
+
+class _Parameters(dict):
+    """A method's parameters: one that is not of the type of the default it is asked with is refused."""
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """The value of `name`; a default of 1.0 asks for any number, 1 for a whole one. Raises `UserError`."""
+        value = super().get(name, default)
+        if type(default) in _EXPECTED:
+            kind, wanted = _EXPECTED[type(default)]
+            if not isinstance(value, kind) or isinstance(value, bool):
+                raise UserError(f"method.{name}={value}: expected {wanted}")
+        return value
 
 
 def _resolve(config: MethodConfig, name: str) -> Any:

@@ -1,7 +1,6 @@
 """The default model and settings of the benchmarks, composed as `run.py` composes them."""
 
 from pathlib import Path
-from types import SimpleNamespace
 
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
@@ -30,5 +29,5 @@ def settings(model: LoadedModel, methods: list[str], budgets: list[int]) -> list
     for method in methods:
         for budget in budgets if method != "full" else budgets[:1]:
             made = job(f"method={method}", f"budget={budget}")
-            found.append(Setting(build_method(model, made, SimpleNamespace()), made.budget))
+            found.append(Setting(build_method(model, made), made.budget))
     return found

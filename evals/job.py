@@ -14,9 +14,16 @@ from compresskv.eviction import Observation
 from compresskv.models import ModelConfig
 from compresskv.protocol import Protocol
 from evals.calibrate import CalibrateConfig
+from evals.efficiency import EfficiencyConfig
+from evals.longbench.task import LongBenchConfig
 from evals.niah.task import NiahConfig
 
-EVALS = {"niah": NiahConfig, "calibrate": CalibrateConfig}
+EVALS = {
+    "niah": NiahConfig,
+    "longbench": LongBenchConfig,
+    "efficiency": EfficiencyConfig,
+    "calibrate": CalibrateConfig,
+}
 
 
 @dataclass(frozen=True)
@@ -56,14 +63,14 @@ def job_from(config: Mapping[str, Any]) -> Job:
     budget = _check("budget", config["budget"], int)
     if budget < 1:
         raise UserError(f"budget={budget}: choose a number of tokens above the observation window")
-    observation = _dataclass("observation", Observation, config["observation"])
+    observation = checked("observation", Observation, config["observation"])
     _check_observation(observation)
     return Job(
-        model=_dataclass("model", ModelConfig, model),
+        model=checked("model", ModelConfig, model),
         method=MethodConfig(name, scorer, allocator["target"], _frozen(method)),
         budget=None if name == "full" else budget,
-        eval=_dataclass("eval", EVALS[evaluation["name"]], evaluation),
-        protocol=_dataclass("protocol", Protocol, config["protocol"]),
+        eval=checked("eval", EVALS[evaluation["name"]], evaluation),
+        protocol=checked("protocol", Protocol, config["protocol"]),
         observation=observation,
         calibration=config["calibration"],
         prefill_chunk=_check("prefill_chunk", config["prefill_chunk"], int | None),
@@ -93,7 +100,7 @@ def _frozen(mapping: Mapping[str, Any]) -> Mapping[str, Any]:
     return _Frozen({key: tuple(v) if isinstance(v, list) else v for key, v in mapping.items()})
 
 
-def _dataclass(name: str, kind: type, values: Mapping[str, Any]) -> Any:
+def checked(name: str, kind: type, values: Mapping[str, Any]) -> Any:
     """Fill the dataclass `kind`, checking every value against the field's type."""
     hints = typing.get_type_hints(kind)
     known = {f.name for f in fields(kind) if f.init}

@@ -86,7 +86,7 @@ def run_task(
 
 
 def _open(model: LoadedModel, job: Job, task: Task, opened: Mapping[Path, Run]) -> Run:
-    method = build_method(model, job, task)
+    method = build_method(model, job, task.first_prompt)
     setting = Setting(method, job.budget)
     identity = {
         "model": [model.fingerprint, model.dtype, model.backend],
@@ -107,8 +107,12 @@ def _open(model: LoadedModel, job: Job, task: Task, opened: Mapping[Path, Run]) 
     return run
 
 
-def build_method(model: LoadedModel, job: Job, task: Task) -> EvictionMethod:
-    """The job's method with what it has to know of the model: its one way from configuration and calibration."""
+def build_method(model: LoadedModel, job: Job, first_prompt: Callable[[], int] | None = None) -> EvictionMethod:
+    """The job's method with what it has to know of the model: its one way from configuration and calibration.
+
+    `first_prompt` gives the length of the task's first prompt; without a task, a prompt is its own first.
+    """
+    sticky = first_prompt is not None and job.protocol.pyramid_schedule == "first_prompt"
     if model.layers == 0 and job.budget is not None:
         raise UserError(f"{model.name} has sliding-window layers only, so there is nothing to evict: use method=full")
     context = Context(
@@ -120,7 +124,7 @@ def build_method(model: LoadedModel, job: Job, task: Task) -> EvictionMethod:
         protocol=job.protocol,
         calibration=_calibration(job),
         taus=job.model.taus,
-        first_prompt=task.first_prompt() if job.protocol.pyramid_schedule == "first_prompt" else None,
+        first_prompt=first_prompt() if sticky and first_prompt else None,
     )
     return build(job.method, context)
 

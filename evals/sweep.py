@@ -1,29 +1,66 @@
 """Run any number of jobs: each model is loaded once, each evaluation shares its prefills, one report at the end."""
 
 from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
 
+from baselines.full import FULL
 from compresskv import models
-from evals import calibrate
+from compresskv.generation import Setting
+from compresskv.models import LoadedModel, ModelConfig
+from evals import calibrate, efficiency, outcome
 from evals.job import Job
-from evals.niah.task import NiahTask
+from evals.longbench.data import open_source
+from evals.longbench.task import LongBenchConfig, LongBenchTask
+from evals.longbench.tasks import select_tasks
+from evals.niah.task import NiahConfig, NiahTask
+from evals.outcome import Outcome
 from evals.progress import Progress
-from evals.report import show
-from evals.runner import Finished, run_task
+from evals.runner import build_method, run_task
+from evals.task import TaskFactory
 
 
-def run(jobs: Sequence[Job]) -> None:
-    """Run all jobs and show their results. Raises `UserError` for what cannot be run."""
-    progress = Progress()
-    finished: list[Finished] = []
-    for model_config in dict.fromkeys(job.model for job in jobs):
-        model = models.load(model_config)
-        of_model = [job for job in jobs if job.model == model_config]
-        for evaluation in dict.fromkeys(job.eval for job in of_model):
-            group = [job for job in of_model if job.eval == evaluation]
-            if evaluation.name == "calibrate":
-                calibrate.run(model, group[0], progress)
-            else:
-                tasks = {job.protocol: NiahTask(evaluation, model, job.protocol) for job in group}
-                finished += run_task(model, group, tasks, progress)
-    if finished:
-        show(finished)
+def run(jobs: Sequence[Job], outcome_file: Path | None = None) -> None:
+    """Run all jobs and show what became of them, in `outcome_file` too. A job that fails does not end the others.
+
+    Raises `UserError` at the end if any failed.
+    """
+    sweep, progress = Outcome(), Progress()
+    for config in dict.fromkeys(job.model for job in jobs):
+        of_model = [job for job in jobs if job.model == config]
+        with sweep.guard(of_model):
+            _run_model(config, of_model, sweep, progress)
+    if outcome_file:
+        outcome.save(sweep.entries, outcome_file)
+    outcome.show(sweep.entries, sweep.finished)
+
+
+def _run_model(config: ModelConfig, jobs: Sequence[Job], sweep: Outcome, progress: Progress) -> None:
+    model = models.load(config)
+    for evaluation in dict.fromkeys(job.eval for job in jobs):
+        group = [job for job in jobs if job.eval == evaluation]
+        with sweep.guard(group):
+            _run_group(model, group, sweep, progress)
+
+
+def _run_group(model: LoadedModel, group: Sequence[Job], sweep: Outcome, progress: Progress) -> None:
+    evaluation = group[0].eval
+    if evaluation.name == "calibrate":
+        sweep.done(group[0], str(calibrate.run(model, group[0], progress)))
+        return
+    if evaluation.name == "efficiency":
+        settings = {job.setting: Setting(build_method(model, job), job.budget) for job in group}
+        sweep.done(group[0], str(efficiency.run(model, group[0], {"full": FULL, **settings}, progress)))
+        return
+    for make in _tasks(evaluation):
+        with sweep.guard(group):
+            tasks = {protocol: make(model, protocol) for protocol in dict.fromkeys(job.protocol for job in group)}
+            sweep.add(run_task(model, group, tasks, progress, sweep.fail))
+
+
+def _tasks(evaluation: NiahConfig | LongBenchConfig) -> list[TaskFactory]:
+    """What makes each task of an evaluation for a model and a protocol."""
+    if isinstance(evaluation, NiahConfig):
+        return [partial(NiahTask, evaluation)]
+    folder = open_source(evaluation.data, sha256=evaluation.sha256, revision=evaluation.revision)
+    return [partial(LongBenchTask, evaluation, task, folder) for task in select_tasks(evaluation.tasks)]

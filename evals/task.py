@@ -7,6 +7,7 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from compresskv.generation import Stopping
+from compresskv.models import LoadedModel
 from compresskv.protocol import Protocol as RunProtocol
 
 
@@ -39,4 +40,4 @@ class Task(Protocol):
         ...
 
 
-TaskFactory = Callable[[RunProtocol], Task]
+TaskFactory = Callable[[LoadedModel, RunProtocol], Task]

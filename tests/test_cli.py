@@ -1,7 +1,6 @@
 """The command line: what it answers, what it leaves behind, how it resumes, what it says to a mistake."""
 
 import json
-import random
 import signal
 import subprocess
 import time
@@ -9,7 +8,7 @@ import time
 import pytest
 import yaml
 
-from tests.command import ROOT, arguments, run
+from tests.command import ROOT, arguments, content, folders, kill_and_resume, run
 
 GRID = ["eval.lengths=[200,300]", "eval.depths=3", "eval.max_new_tokens=8"]
 
@@ -18,25 +17,6 @@ GRID = ["eval.lengths=[200,300]", "eval.depths=3", "eval.max_new_tokens=8"]
 def tiny(checkpoint, tmp_path):
     """Overrides that run the tiny model into a results folder of its own."""
     return [f"model.path={checkpoint}", "model.dtype=float32", "model.device=cpu", f"paths.results={tmp_path / 'out'}"]
-
-
-def folders(tmp_path):
-    return sorted(path.parent for path in (tmp_path / "out" / "runs").rglob("samples.jsonl"))
-
-
-def content(tmp_path):
-    """All samples and summaries, without what may differ between runs: timing, environment, paths."""
-    found = {}
-    for folder in folders(tmp_path):
-        lines = [json.loads(line) for line in (folder / "samples.jsonl").read_text().splitlines()]
-        for line in lines:
-            line.pop("timing")
-        summary = json.loads((folder / "summary.json").read_text())
-        for name in ("timing", "environment", "config"):
-            summary.pop(name)
-        key = str(folder.relative_to(tmp_path))
-        found[key] = ({line["id"]: line for line in lines}, [line["id"] for line in lines], summary)
-    return found
 
 
 def test_help_and_cfg_answer_at_once_and_without_torch():
@@ -106,22 +86,6 @@ def test_a_sweep_shares_prefills_and_equals_separate_runs(tiny, tmp_path):
         for line in (*lines.values(), *shared_lines.values()):
             line.pop("batch")
         assert (lines, order, summary) == (shared_lines, shared_order, shared_summary)
-
-
-def kill_and_resume(command, tmp_path, seed):
-    """Start, kill -9 at a random point, run again; returns what the two runs left."""
-    process = subprocess.Popen(arguments(*command), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    wanted = random.Random(seed).randint(1, 20)
-    until = time.monotonic() + 120
-    while time.monotonic() < until and process.poll() is None:
-        if sum(path.read_text().count("\n") for path in (tmp_path / "out").rglob("samples.jsonl")) >= wanted:
-            break
-        time.sleep(0.005)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    done = run(*command)
-    assert done.returncode == 0, done.stderr
-    return content(tmp_path)
 
 
 def test_a_killed_sweep_resumes_to_the_same_files(tiny, tmp_path):

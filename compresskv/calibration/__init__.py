@@ -44,7 +44,7 @@ class Calibration:
             rankings = self.published_rankings.get(kind, ())
         if not rankings:
             raise UserError(f"the {self.source} calibration of {self.model} has no {kind} head scores: {self._has()}")
-        if not 0 < count <= len(rankings[0]):
+        if not isinstance(count, int) or not 0 < count <= len(rankings[0]):
             raise UserError(
                 f"method.heads={count}: the {self.source} calibration of {self.model} ranks "
                 f"{len(rankings[0])} heads a layer, so choose 1 to {len(rankings[0])}"

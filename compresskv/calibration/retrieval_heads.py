@@ -1,7 +1,7 @@
 """Which query heads find the answer in the prompt, and copy or understand it (CompressKV §3.2; Wu et al. 2024)."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
@@ -44,38 +44,65 @@ def observe(
     The last prompt token is decoded too, so the step that predicts the first answer token counts. `stop` is asked
     after each token.
     """
-    in_span = slice(span.start, span.stop)
-    span_ids = ids[in_span].tolist()
-    masses: list[Tensor] = []
-    strongest: list[Tensor] = []
-    reasoning: list[Tensor] = []
+    glances: list[Glance] = []
 
     def watch(layer: int, query: Tensor, keys: Tensor, values: Tensor, scaling: float, out: Tensor) -> None:
-        attention = step_attention(query, keys, scaling)
-        masses.append(attention[:, in_span].sum(-1))
-        top = attention.topk(len(span), dim=-1)
-        strongest.append(top.indices[:, 0])
-        reasoning.append((top.values * inside(top.indices, span)).sum(-1) / len(span))
+        glances.append(glance(step_attention(query, keys, scaling), span))
 
     prompt = full_prefill(model, ids[:-1], 1)
     cache = full_cache(prompt, max_steps)
-    semantic, semantic_count, traditional, retrieval_reasoning = (torch.zeros(()) for _ in range(4))
+    totals: dict[str, Scores] = {}
     tokens: list[int] = []
-    token = int(ids[-1])
+    token, ids = int(ids[-1]), ids.cpu()
     with probed(model, layers, watch):
         for index in range(max_steps):
-            for seen in (masses, strongest, reasoning):
-                seen.clear()
+            glances.clear()
             token = int(step(model, cache, token, prompt.length + index).argmax())
             tokens.append(token)
-            mass, top = torch.stack(masses).cpu(), torch.stack(strongest).cpu()
-            semantic = semantic + mass * (token in span_ids)
-            semantic_count = semantic_count + mass * span_ids.count(token)
-            traditional = traditional + hits(top, ids.cpu(), span, token) / len(span_ids)
-            retrieval_reasoning = retrieval_reasoning + torch.stack(reasoning).cpu()
+            for kind, scores in step_scores(stacked(glances), ids, span, token).items():
+                totals[kind] = totals.get(kind, 0) + scores
             if stop(tokens):
                 break
-    return HeadObservation(tokens, semantic, semantic_count, traditional, retrieval_reasoning)
+    return HeadObservation(tokens, **totals)
+
+
+@dataclass(frozen=True, eq=False)
+class Glance:
+    """What heads attend to at one step, as far as scores need it; tensors [..., q_heads].
+
+    `mass` is the attention on the answer span, `strongest` the position of the largest weight, `top_mass` the mean,
+    over the m largest weights (m span tokens), of those inside the span, the others counting zero.
+    """
+
+    mass: Tensor
+    strongest: Tensor
+    top_mass: Tensor
+
+
+def glance(attention: Tensor, span: range) -> Glance:
+    """From one new token's `attention` [q_heads, seen]."""
+    top = attention.topk(len(span), dim=-1)
+    top_mass = (top.values * inside(top.indices, span)).sum(-1) / len(span)
+    return Glance(attention[:, span.start : span.stop].sum(-1), top.indices[:, 0], top_mass)
+
+
+def stacked(layers: Sequence[Glance]) -> Glance:
+    """One glance at all layers, on the CPU."""
+    return Glance(*(torch.stack([getattr(g, f.name) for g in layers]).cpu() for f in fields(Glance)))
+
+
+def step_scores(seen: Glance, ids: Tensor, span: range, token: int) -> dict[str, Scores]:
+    """Each head's scores at one step, which predicted `token`, by the four definitions of `HeadObservation`.
+
+    `ids` [prompt] are the prompt's, on the CPU.
+    """
+    count = ids[span.start : span.stop].tolist().count(token)
+    return {
+        "semantic": seen.mass * (count > 0),
+        "semantic_count": seen.mass * count,
+        "traditional": hits(seen.strongest, ids, span, token) / len(span),
+        "retrieval_reasoning": seen.top_mass,
+    }
 
 
 def step_attention(query: Tensor, keys: Tensor, scaling: float) -> Tensor:

@@ -35,14 +35,14 @@ def open_source(
     cache: Path | None = None,
     sha256: str | None = None,
     repository: str = archive.HUB_REPOSITORY,
-    revision: str = archive.HUB_REVISION,
+    revision: str | None = None,
 ) -> Path:
     """The folder of task.jsonl files behind `source`: "hub", a zip file, or a directory.
 
     A directory may also look like the hub's repository or its unpacked zip: a data.zip, or the files in data/.
     `sha256` is what an archive must have; for "hub" at the pinned revision it is known and always checked.
     """
-    cache = cache or default_cache()
+    cache, revision = cache or default_cache(), revision or archive.HUB_REVISION
     if str(source) == "hub":
         if sha256 is None and revision == archive.HUB_REVISION:
             sha256 = archive.HUB_SHA256

@@ -28,15 +28,20 @@ def grid(lines: Sequence[Line], metric: str) -> tuple[np.ndarray, list[int], lis
     return cells, lengths, depths
 
 
-def draw(panels: Sequence[tuple[str, Sequence[Line]]], title: str, stem: Path, metric: str = "score") -> list[Path]:
-    """One panel for each (name, lines), written to `stem` + .png and .svg; returns the two paths."""
-    columns = min(len(panels), 4)
-    rows = -(-len(panels) // columns)
+Panel = tuple[str, Sequence[Line]]
+
+
+def draw(panels: Sequence[Sequence[Panel]], title: str, stem: Path, metric: str = "score") -> list[Path]:
+    """One panel for each (name, lines), in rows, written to `stem` + .png and .svg; returns the two paths."""
+    rows, columns = len(panels), max(map(len, panels))
     figure, axes = plt.subplots(
         rows, columns, figsize=(3.2 * columns + 1, 2.7 * rows + 0.6), squeeze=False, layout="constrained"
     )
     image = None
-    for axis, (name, lines) in zip(axes.flat, panels, strict=False):
+    for axis in axes.flat:
+        axis.set_visible(False)
+    for axis, (name, lines) in ((axes[r, c], panel) for r, row in enumerate(panels) for c, panel in enumerate(row)):
+        axis.set_visible(True)
         cells, lengths, depths = grid(lines, metric)
         image = axis.imshow(cells, cmap=COLOURS, vmin=0, vmax=100, aspect="auto")
         axis.set_title(f"{name}: {np.mean([line[metric] for line in lines]):.1f}", fontsize=10)
@@ -47,8 +52,6 @@ def draw(panels: Sequence[tuple[str, Sequence[Line]]], title: str, stem: Path, m
                 if not np.isnan(value):
                     shade = "white" if value < 55 else "black"
                     axis.text(column, row, f"{value:.0f}", ha="center", va="center", fontsize=7, color=shade)
-    for axis in axes.flat[len(panels) :]:
-        axis.set_visible(False)
     figure.suptitle(title, fontsize=11)
     figure.supxlabel("prompt length (tokens)", fontsize=9)
     figure.supylabel("needle depth (%)", fontsize=9)

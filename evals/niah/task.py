@@ -12,7 +12,8 @@ from compresskv.errors import UserError
 from compresskv.generation import Stopping
 from compresskv.models import LoadedModel
 from compresskv.protocol import Protocol
-from evals.haystack import Haystack, essays, hide
+from evals.haystack import Haystack, Hidden, essays, hide
+from evals.niah import released
 from evals.rouge import rouge1_recall
 from evals.task import Sample
 
@@ -98,14 +99,10 @@ class NiahTask:
 
     def prompt(self, length: int, depth: float) -> tuple[torch.Tensor, float]:
         """A prompt of at most `length` tokens with the needle at `depth` (0 to 1): ids [prompt], actual depth."""
-        if self.protocol.niah_prompt == "raw":
-            from evals.niah.released import prompt
-
-            return prompt(self.config, self.haystack.text, self.model, self.protocol, length, depth)
         needle = f"\n{self.config.needle}\n"
-        tokens = length - self.render("" + needle).numel()
+        tokens = length - self.overhead(needle)
         for _ in range(8):
-            hidden = hide(needle, self.haystack.text, tokens, depth, self.model.tokenizer)
+            hidden = self.hide(needle, tokens, depth)
             ids = self.render(hidden.text)
             if ids.numel() <= length:
                 return ids, hidden.depth
@@ -113,7 +110,25 @@ class NiahTask:
             tokens -= ids.numel() - length
         raise UserError(f"eval.lengths={length}: no prompt of that length can be made: choose a longer one")
 
+    def overhead(self, needle: str) -> int:
+        """Tokens of a prompt's length that are not for the haystack."""
+        if self.protocol.niah_prompt == "raw":
+            special = self.protocol.niah_special_tokens == "leaked"
+            return released.RESERVED + len(self.model.tokenizer(needle, add_special_tokens=special).input_ids)
+        return self.render(needle).numel()
+
+    def hide(self, needle: str, tokens: int, depth: float) -> Hidden:
+        """`tokens` tokens of haystack with the needle in them, as the protocol has it."""
+        where = (needle, self.haystack.text, tokens, depth, self.model.tokenizer)
+        if (self.protocol.niah_special_tokens, self.protocol.niah_sentence_rule) == ("none", "text"):
+            return hide(*where)
+        return released.hide(*where, self.protocol)
+
     def render(self, context: str) -> torch.Tensor:
+        """The whole prompt: ids [prompt]."""
+        if self.protocol.niah_prompt == "raw":
+            text = released.RAW.format(context=context, question=self.config.question)
+            return torch.tensor(self.model.tokenizer(text).input_ids, device=self.model.device)
         prompt = CHAT.format(context=context, question=self.config.question)
         return self.model.encode(self.model.chat(prompt, self.config.answer_prefix))
 

@@ -71,7 +71,7 @@ def refused(folder: Path, error: OSError) -> UserError:
 
 
 def read_lines(path: Path) -> list[Line]:
-    """The samples of a JSONL file, which may be empty. Raises `UserError` naming the file and line of one that is not a JSON object."""
+    """The samples of a JSONL file, which may be empty. Raises `UserError` naming the file and line of a broken one."""
     lines: list[Line] = []
     if not path.stat().st_size:
         return lines

@@ -1,0 +1,169 @@
+"""Paired comparisons: every quirk alone against `corrected`, on the same prompts' cells, and how to tell the result."""
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from compresskv.errors import UserError
+from compresskv.models import LoadedModel
+from compresskv.protocol import Protocol
+from evals.job import Job
+from evals.niah.task import NiahTask
+from evals.progress import Progress
+from evals.results.store import Line
+from evals.results.summary import mean_and_interval
+from evals.runner import build_method, describe, run_task
+from evals.task import Task
+
+COMPARED: dict[str, tuple[tuple[str, int], ...]] = {
+    "gqa_grouping": (("snapkv", 128), ("pyramidkv", 128)),
+    "streaming_tail": (("streaming_llm", 128),),
+    # At 128 tokens PyramidKV's schedule is the same for every prompt of 242 tokens or more.
+    "pyramid_schedule": (("pyramidkv", 768),),
+    "pyramid_short_prompt": (("pyramidkv", 768),),
+    "exact_budget": (("pyramidkv", 128), ("cake", 128), ("headkv", 128), ("adakv", 128), ("compresskv", 128)),
+    "head_pooling": (("headkv", 128), ("adakv", 128)),
+    "score_dtype": (
+        ("snapkv", 128),
+        ("pyramidkv", 128),
+        ("cake", 128),
+        ("headkv", 128),
+        ("adakv", 128),
+        ("compresskv", 128),
+    ),
+    "srh_multiplicity": (("compresskv", 128),),
+    "calibration_data": (("compresskv", 128), ("headkv", 128)),
+    "niah_prompt": (("full", 128), ("snapkv", 128)),
+    "niah_special_tokens": (("full", 128), ("snapkv", 128)),
+    "niah_sentence_rule": (("full", 128), ("snapkv", 128)),
+}
+"""The methods that a protocol field changes, and the budgets (tokens) to compare them at."""
+
+ELSEWHERE = {
+    "masking_sentence_rule": "none in this score: only head masking reads it",
+    "chat_wrapper": "none in this score: only LongBench prompts have it",
+}
+"""Fields that NIAH prompts and methods do not read."""
+
+UNCHANGED = {
+    "niah_special_tokens": "none on this tokenizer: it adds no BOS when it encodes, so there is none to leak",
+    "niah_sentence_rule": "none on this tokenizer: its period has one id, and all sentences here end with it",
+    "srh_multiplicity": "none on this calibration: both counts rank the same heads first",
+}
+"""Why a field leaves the prompts, or the method, as they are."""
+
+MARKED = re.compile(r"(<!-- effect:(\w+) -->).*?(<!-- /effect -->)", re.DOTALL)
+
+MakeJob = Callable[[str, int, str | None], Job]
+"""The job of a method at a budget under `corrected`, with one protocol field as released, or none."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One method under `corrected` and with one field released; `verdict` where that needs no generation."""
+
+    field: str
+    corrected: Job
+    released: Job
+    verdict: str | None = None
+
+
+def measure(model: LoadedModel, jobs: MakeJob, progress: Progress) -> dict[str, str]:
+    """Run what is not in the results yet; returns the text of every effect, by field, and of the `conditions`."""
+    tasks: dict[Protocol, Task] = {}
+    comparisons = [
+        _compare(model, field, jobs(method, budget, None), jobs(method, budget, field), tasks)
+        for field, methods in COMPARED.items()
+        for method, budget in methods
+    ]
+    to_run = [job for c in comparisons if c.verdict is None for job in (c.corrected, c.released)]
+    unique = {_key(job): job for job in to_run}
+    done = run_task(model, list(unique.values()), tasks, progress, _fail)
+    finished = {_key(run.job): run.lines for run in done}
+    effects = dict(ELSEWHERE)
+    for field in COMPARED:
+        effects[field] = tell([c for c in comparisons if c.field == field], finished)
+    effects["conditions"] = _conditions(model, next(iter(tasks.values())), finished)
+    return effects
+
+
+def _compare(model: LoadedModel, field: str, corrected: Job, released: Job, tasks: dict[Protocol, Task]) -> Comparison:
+    for job in (corrected, released):
+        if job.protocol not in tasks:
+            tasks[job.protocol] = NiahTask(job.eval, model, job.protocol)
+    before, after = tasks[corrected.protocol], tasks[released.protocol]
+    try:
+        methods = [
+            describe(build_method(model, job, tasks[job.protocol].first_prompt)) for job in (corrected, released)
+        ]
+    except UserError as error:
+        return Comparison(field, corrected, released, f"not yet measured: {str(error).split(', which')[0]}")
+    if methods[0] == methods[1] and _same_prompts(before, after):
+        return Comparison(field, corrected, released, UNCHANGED.get(field, "none: it leaves the method as it is"))
+    return Comparison(field, corrected, released)
+
+
+def _same_prompts(before: Task, after: Task) -> bool:
+    if before.identity == after.identity:
+        return True
+    return all(before.sample(id).ids.equal(after.sample(id).ids) for id in before.sample_ids)
+
+
+def _fail(jobs: Sequence[Job], error: Exception, task: str) -> None:
+    raise error
+
+
+def _key(job: Job) -> tuple[str, str, int | None]:
+    return job.protocol.name, job.method.name, job.budget
+
+
+def tell(comparisons: Sequence[Comparison], finished: Mapping[tuple[str, str, int | None], list[Line]]) -> str:
+    """The effect cell of one field: a part for each method, one sentence where all say the same."""
+    parts = []
+    for c in comparisons:
+        if c.verdict is not None:
+            parts.append((c.corrected.setting, c.verdict))
+        else:
+            parts.append((c.corrected.setting, paired(finished[_key(c.corrected)], finished[_key(c.released)])))
+    if len({text for _, text in parts}) == 1 and comparisons[0].verdict:
+        return parts[0][1]
+    return "<br>".join(f"{setting}: {text}" for setting, text in parts)
+
+
+def paired(corrected: Sequence[Line], released: Sequence[Line]) -> str:
+    """Both mean scores, their paired difference with its 95 % bootstrap interval, and how much differs at all."""
+    by_id = {line["id"]: line for line in released}
+    pairs = [(line, by_id[line["id"]]) for line in corrected]
+    prompts = sum(a["prompt_sha256"] != b["prompt_sha256"] for a, b in pairs)
+    answers = sum(a["prediction"] != b["prediction"] for a, b in pairs)
+    mean, (low, high) = mean_and_interval([b["score"] - a["score"] for a, b in pairs])
+    before, after = (sum(pair[side]["score"] for pair in pairs) / len(pairs) for side in (0, 1))
+    differing = f"{answers} of {len(pairs)} answers differ"
+    if prompts:
+        differing = f"{prompts} prompts and {differing}"
+    return f"{before:.1f} → {after:.1f}, **{_signed(mean)}** [{_signed(low)}, {_signed(high)}]; {differing}"
+
+
+def _signed(value: float) -> str:
+    value = round(value, 1)
+    return "0.0" if value == 0 else f"{value:+.1f}".replace("-", "−")
+
+
+def _conditions(model: LoadedModel, task: Task, finished: Mapping[object, Sequence[Line]]) -> str:
+    batches = {
+        (line["id"], *line["batch"]): line["timing"]["batch_seconds"] for lines in finished.values() for line in lines
+    }
+    lengths = sorted({line["length"] for lines in finished.values() for line in lines})
+    return (
+        f"Model {model.name} ({model.dtype}, {model.backend}); {len(task.sample_ids)} cells: prompts of "
+        f"{', '.join(map(str, lengths))} tokens, {len(task.sample_ids) // len(lengths)} depths. Prefills and decoding "
+        f"of {len(finished)} settings took {sum(batches.values()) / 60:.0f} minutes."
+    )
+
+
+def fill(page: str, effects: Mapping[str, str]) -> str:
+    """`page` with each marked effect replaced. Raises `UserError` where markers and effects are not the same."""
+    marked = [name for _, name, _ in MARKED.findall(page)]
+    if wrong := set(marked) ^ set(effects):
+        raise UserError(f"the page and the effects disagree about {', '.join(sorted(wrong))}: mark each effect once")
+    return MARKED.sub(lambda found: f"{found[1]}{effects[found[2]]}{found[3]}", page)

@@ -1,0 +1,197 @@
+"""Latency and memory of each setting, always on the in-layer path, with the full cache beside it in the same run."""
+
+import gc
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import TYPE_CHECKING, Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from compresskv.attention import attached
+from compresskv.cache import ROUNDING
+from compresskv.errors import UserError
+from compresskv.generation import Setting, forward_prompt
+from compresskv.in_layer import LayerwiseCache
+from compresskv.models import LoadedModel
+from evals.haystack import essays
+from evals.progress import Progress
+from evals.results.store import write_json
+from evals.results.summary import environment
+
+if TYPE_CHECKING:
+    from evals.job import Job
+
+WARM_UP = 2
+"""Decoding steps that are not counted."""
+
+
+@dataclass(frozen=True)
+class EfficiencyConfig:
+    """`conf/eval/efficiency.yaml`; `lengths` and `new_tokens` in tokens, `rounds` of all settings in turn."""
+
+    name: str
+    haystack: str
+    lengths: tuple[int, ...]
+    new_tokens: int
+    rounds: int
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One generation: seconds to the first token (prefill, scoring and eviction), milliseconds a token after that.
+
+    `cache_bytes` are allocated for kept and new tokens; `peak_bytes` of the process or device, None if unknown.
+    """
+
+    first_token_s: float
+    decode_ms: float
+    total_s: float
+    cache_bytes: int
+    realised_budget: float
+    peak_bytes: int | None
+
+
+def run(model: LoadedModel, job: "Job", settings: Mapping[str, Setting], progress: Progress) -> Path:
+    """Measure every setting at every length, with ratios to the first, as a table and a figure; returns a path."""
+    config: EfficiencyConfig = job.eval
+    if (longest := max(config.lengths)) + config.new_tokens > model.window:
+        raise UserError(
+            f"eval.lengths: {longest} and {config.new_tokens} new tokens exceed the {model.window}-token window"
+        )
+    ids = _text(model, config)
+    work = [
+        (length, number, name, setting)
+        for length in config.lengths
+        for number in range(config.rounds + 1)
+        for name, setting in settings.items()
+    ]
+    found: dict[tuple[str, int], list[Measurement]] = {}
+    with attached(model.model, model.backend), progress.track(f"{model.name} efficiency", work) as steps:
+        for length, number, name, setting in steps:
+            measured = measure(model, ids[:length], setting, config.new_tokens)
+            if number:  # the first round warms up
+                found.setdefault((name, length), []).append(measured)
+    rows = [_row(name, length, found, next(iter(settings))) for name, length in found]
+    folder = job.results / "efficiency"
+    write_json(
+        folder / f"{model.name}.json",
+        {
+            "model": model.name,
+            "dtype": model.dtype,
+            "backend": model.backend,
+            "new_tokens": config.new_tokens,
+            "rounds": config.rounds,
+            "rows": rows,
+            "environment": environment(),
+        },
+    )
+    _show(f"{model.name} · {config.new_tokens} new tokens · {model.dtype} · {model.backend}", rows)
+    from evals.efficiency_figure import draw
+
+    for path in draw(rows, f"Latency and memory, {model.name}", folder / model.name):
+        Console().print(f"figure: {path}", soft_wrap=True)
+    return folder / f"{model.name}.json"
+
+
+@torch.no_grad()
+def measure(model: LoadedModel, ids: torch.Tensor, setting: Setting, new_tokens: int) -> Measurement:
+    """One generation from `ids` [prompt] of exactly `new_tokens` tokens. `model` must be `attached`.
+
+    Raises `RuntimeError` if the cache holds other than its kept tokens, rounded up, and room for the new ones.
+    """
+    gc.collect()
+    reset_peak(model.device)
+    room = new_tokens
+    started = _now(model.device)
+    cache = LayerwiseCache(model.model.config, setting, ids.numel(), room)
+    token = forward_prompt(model.model, ids, cache, None).argmax()
+    first = _now(model.device)
+    steps = []
+    for step in range(new_tokens - 1):
+        before = _now(model.device)
+        position = torch.tensor([[ids.numel() + step]], device=model.device)
+        out = model.model(token.view(1, 1), position_ids=position, past_key_values=cache, use_cache=True)
+        token = out.logits[0, -1].argmax()
+        steps.append(_now(model.device) - before)
+    ended = _now(model.device)
+    counts = [[positions.numel() for positions in layer] for layer in cache.kept]
+    allocated = [[-(-count // ROUNDING) * ROUNDING + room for count in heads] for heads in counts]
+    if cache.nbytes != cache.kept_bytes(allocated):
+        raise RuntimeError(f"{cache.nbytes} bytes of cache are allocated, {cache.kept_bytes(allocated)} were expected")
+    total = sum(map(sum, counts))
+    return Measurement(
+        first_token_s=first - started,
+        decode_ms=1000 * median(steps[WARM_UP:] or steps),
+        total_s=ended - started,
+        cache_bytes=cache.nbytes,
+        realised_budget=total / sum(map(len, counts)),
+        peak_bytes=peak(model.device),
+    )
+
+
+def reset_peak(device: torch.device) -> None:
+    """Start counting peak memory anew, of the device or of this process."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    elif (clear := Path("/proc/self/clear_refs")).exists():
+        clear.write_text("5")
+
+
+def peak(device: torch.device) -> int | None:
+    """Peak bytes since `reset_peak`; None where the system does not say."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    status = Path("/proc/self/status")
+    if not status.exists():
+        return None
+    line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+    return int(line.split()[1]) * 1024
+
+
+def _now(device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
+def _text(model: LoadedModel, config: EfficiencyConfig) -> torch.Tensor:
+    """Running text of the longest length: ids [longest]."""
+    text = "\n".join(essays(config.haystack))
+    longest = max(config.lengths)
+    while len(ids := model.tokenizer(text, add_special_tokens=False).input_ids) < longest:
+        text += text
+    return torch.tensor(ids[:longest], device=model.device)
+
+
+def _row(name: str, length: int, found: dict[tuple[str, int], list[Measurement]], reference: str) -> dict[str, Any]:
+    """Medians of a setting at a length, and their ratios to the full cache's."""
+    names = ("first_token_s", "decode_ms", "total_s", "cache_bytes", "realised_budget", "peak_bytes")
+
+    def medians(key: tuple[str, int]) -> dict[str, Any]:
+        values = {field: [getattr(m, field) for m in found[key]] for field in names}
+        return {field: None if None in v else median(v) for field, v in values.items()}
+
+    mine, full = medians((name, length)), medians((reference, length))
+    ratios = {f"{field}_ratio": mine[field] / full[field] for field in names if full[field] and mine[field] is not None}
+    return {"setting": name, "length": length, **mine, **ratios}
+
+
+def _show(title: str, rows: Sequence[dict[str, Any]]) -> None:
+    shown = Table(title=title)
+    shown.add_column("setting", no_wrap=True)
+    for column in ("length", "first token s", "decode ms", "total s", "cache MB", "peak MB"):
+        shown.add_column(column, justify="right")
+    for row in rows:
+        cells = [(row["first_token_s"], row.get("first_token_s_ratio")), (row["decode_ms"], row.get("decode_ms_ratio"))]
+        cells += [(row["total_s"], row.get("total_s_ratio"))]
+        cells += [(row["cache_bytes"] / 1e6, row.get("cache_bytes_ratio"))]
+        cells += [((row["peak_bytes"] or 0) / 1e6, row.get("peak_bytes_ratio"))]
+        texts = [f"{value:.2f}" + (f" ×{ratio:.2f}" if ratio else "") for value, ratio in cells]
+        shown.add_row(row["setting"], str(row["length"]), *texts)
+    console = Console()
+    (console if console.is_terminal else Console(width=140)).print(shown)

@@ -1,0 +1,58 @@
+"""NIAH prompts as the released code makes them, each of its quirks by itself (docs/audit.md)."""
+
+from transformers import PreTrainedTokenizerBase
+
+from compresskv.errors import UserError
+from compresskv.protocol import Protocol
+from evals.haystack import Hidden, sentence_end
+
+RAW = (
+    "<|im_start|> This is a very long story book: <book> {context} </book>.\n"
+    " Based on the content of the book, Question: {question}\nAnswer:"
+)
+"""The whole prompt for every model, with a literal tag that only some tokenizers know."""
+
+RESERVED = 200
+"""Tokens of a prompt's length that haystack and needle leave to the text around them."""
+
+
+def hide(
+    needle: str, haystack: str, tokens: int, depth: float, tokenizer: PreTrainedTokenizerBase, protocol: Protocol
+) -> Hidden:
+    """Put `needle` into the first `tokens` tokens of `haystack`, repeated if it is too short, at `depth` (0 to 1).
+
+    Haystack and needle are encoded, joined as token ids, and decoded again. `niah_special_tokens=leaked`: each encoding
+    adds its special tokens and no decoding removes them, so that a BOS stands twice at the start and once before the
+    needle. `niah_sentence_rule=period_ids`: the needle backs up until it follows one of the ids of encode("."), or to
+    the start if the text has none. Raises `UserError` where `tokens` is not positive.
+    """
+    if tokens < 1:
+        raise UserError("eval.lengths: the shortest length leaves no room for a haystack: choose a longer one")
+    special = protocol.niah_special_tokens == "leaked"
+    needle_ids = tokenizer(needle, add_special_tokens=special).input_ids
+    beginning = _beginning(haystack, tokens + len(needle_ids) + RESERVED, tokenizer, special)
+    encoded = tokenizer(beginning, add_special_tokens=special, return_offsets_mapping=True)
+    context, starts = encoded.input_ids[:tokens], [start for start, _ in encoded.offset_mapping]
+    if depth >= 1:
+        place = len(context)
+    elif protocol.niah_sentence_rule == "text":
+        end = sentence_end(beginning, starts[round(depth * tokens)])
+        place = sum(start < end for start in starts[:tokens])
+    else:
+        periods = set(tokenizer(".", add_special_tokens=special).input_ids)
+        place = int(round(len(context) * depth, 6))  # 0.29 · 100 is 28.999…
+        while place and context[place - 1] not in periods:
+            place -= 1
+    text = tokenizer.decode(context[:place] + needle_ids + context[place:])
+    return Hidden(text, len(tokenizer.decode(context[:place])), place / len(context))
+
+
+def _beginning(haystack: str, tokens: int, tokenizer: PreTrainedTokenizerBase, special: bool) -> str:
+    """The first `tokens` tokens of the haystack, decoded."""
+    characters = tokens * 6
+    while True:
+        text = (haystack * (characters // len(haystack) + 1))[:characters]
+        ids = tokenizer(text, add_special_tokens=special).input_ids
+        if len(ids) > tokens:
+            return tokenizer.decode(ids[:tokens])
+        characters *= 2

@@ -1,0 +1,102 @@
+"""LongBench from the command line on small records: tables, limits, resume, mistakes."""
+
+import json
+
+import pytest
+
+from tests.command import content, folders, kill_and_resume, run
+
+TASKS = ["qasper", "trec", "lcc"]
+
+
+@pytest.fixture
+def data(tmp_path, records):
+    """A directory of task files with six rows each, the first of them long enough to be cut."""
+    folder = tmp_path / "data"
+    folder.mkdir()
+    for name in TASKS:
+        record = records[name]
+        rows = [
+            {
+                "input": record.input,
+                "context": record.context * (400 if row == 0 else row),
+                "answers": list(record.answers),
+                "all_classes": list(record.all_classes) if record.all_classes else None,
+                "length": record.length,
+                "_lb_index": row + 3,
+            }
+            for row in range(6)
+        ]
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
+
+
+@pytest.fixture
+def command(checkpoint, tmp_path, data):
+    return [
+        "eval=longbench",
+        f"eval.data={data}",
+        "eval.tasks=[qasper,trec,lcc]",
+        "eval.max_length=600",
+        f"model.path={checkpoint}",
+        "model.dtype=float32",
+        "model.device=cpu",
+        f"paths.results={tmp_path / 'out'}",
+    ]
+
+
+def test_a_run_and_its_table(command, tmp_path):
+    done = run("method=snapkv", "budget=64", "eval.limit=2", *command)
+    assert done.returncode == 0, done.stderr
+    assert "incomplete: 2 of 200 rows" in done.stdout
+    assert "incomplete: 0 of 16 tasks" in done.stdout
+    assert len(folders(tmp_path)) == 3
+    lines = [json.loads(line) for line in (folders(tmp_path)[0] / "samples.jsonl").read_text().splitlines()]
+    assert [line["id"] for line in lines] == ["3", "4"]
+    assert [line["truncated"] for line in lines] == [True, False]
+    assert all(len(line["prompt_text_sha256"]) == 64 and line["new_tokens"] >= 1 for line in lines)
+    assert run("method=snapkv", "budget=64", *command).returncode == 0
+    assert [len(lines) for lines, *_ in content(tmp_path).values()] == [6, 6, 6]
+
+
+def test_a_killed_sweep_resumes_to_the_same_files(command, tmp_path):
+    sweep = ["-m", "method=full,snapkv,streaming_llm", "budget=32,64", *command]
+    killed = kill_and_resume(sweep, tmp_path, seed=5)
+    (tmp_path / "out").rename(tmp_path / "killed")
+    assert run(*sweep).returncode == 0
+    assert killed == content(tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(20))
+def test_any_kill_resumes_to_the_same_files(command, tmp_path, seed):
+    sweep = ["-m", "method=full,snapkv,cake", "budget=32,64", *command]
+    killed = kill_and_resume(sweep, tmp_path, seed)
+    (tmp_path / "out").rename(tmp_path / "killed")
+    assert run(*sweep).returncode == 0
+    assert killed == content(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "says"),
+    [
+        (["eval.tasks=[qasper,nonsense]"], "nonsense"),
+        (["eval.tasks=[narrativeqa]"], "narrativeqa.jsonl"),
+        (["eval.data=/nowhere"], "/nowhere"),
+        (["eval.limit=0"], "eval.limit=0"),
+    ],
+)
+def test_a_mistake_is_answered_in_a_sentence(command, overrides, says):
+    done = run("method=full", *command, *overrides)
+    assert done.returncode != 0
+    assert "Traceback" not in done.stderr
+    assert says in done.stderr
+
+
+def test_a_corrupt_file_names_file_and_line(command, data):
+    path = data / "qasper.jsonl"
+    path.write_text(path.read_text() + "{nonsense\n")
+    done = run("method=full", "eval.limit=null", *command)
+    assert done.returncode != 0
+    assert "qasper.jsonl:7" in done.stderr.replace(" line ", ":")
+    assert "Traceback" not in done.stderr

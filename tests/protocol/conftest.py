@@ -1,0 +1,63 @@
+"""A model that is only a tokenizer, with the two properties of Mistral's that the released NIAH code trips over."""
+
+import string
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
+from transformers import PreTrainedTokenizerFast
+
+from compresskv.models import LoadedModel
+from evals.niah.task import NiahConfig
+
+CHARACTERS = ["\n", *string.digits, *string.ascii_letters, *string.punctuation]
+
+
+@pytest.fixture(scope="session")
+def mistral_like() -> LoadedModel:
+    """Every character is a token and a space is "▁"; encoding adds a BOS.
+
+    encode(".") gives the id of "▁.", while a period that ends a sentence is ".".
+    """
+    vocabulary = {token: id for id, token in enumerate(["<unk>", "<s>", "</s>", "▁", *CHARACTERS, "▁."])}
+    tokenizer = Tokenizer(models.BPE(vocabulary, [("▁", ".")], unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first")
+    tokenizer.decoder = decoders.Metaspace(prepend_scheme="first")
+    tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
+    fast.chat_template = "{{ bos_token }}[INST] {{ messages[0]['content'] }} [/INST]"
+    return LoadedModel(
+        name="mistral-like",
+        model=SimpleNamespace(device=torch.device("cpu")),  # type: ignore[arg-type]
+        tokenizer=fast,
+        window=8192,
+        chat_template=True,
+        dtype="float32",
+        backend="sdpa",
+        fingerprint="",
+        stop_ids=frozenset({2}),
+    )
+
+
+@pytest.fixture
+def niah(tmp_path: Path):
+    """Makes a `NiahConfig` whose haystack is the given text, repeated as often as it takes."""
+
+    def make(haystack: str = "The cat sat. A dog ran far. Is it so? ", depths: int = 10) -> NiahConfig:
+        file = tmp_path / "haystack.txt"
+        file.write_text(haystack)
+        return NiahConfig(
+            name="niah",
+            needle="The best thing is to eat a sandwich.",
+            question="What is the best thing?",
+            answer="to eat a sandwich.",
+            answer_prefix="The best thing is",
+            haystack=str(file),
+            lengths=(800,),
+            depths=depths,
+            max_new_tokens=50,
+        )
+
+    return make

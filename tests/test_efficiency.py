@@ -1,0 +1,51 @@
+"""The efficiency bench on the tiny model: what it measures, what it refuses."""
+
+import json
+
+import pytest
+
+from baselines.full import FULL
+from compresskv.attention import attached
+from compresskv.generation import Setting
+from compresskv.models import ModelConfig, load
+from evals.efficiency import measure
+from tests.command import run
+from tests.methods_in_use import RAGGED, SNAPKV
+from tests.tiny import prompt
+
+
+@pytest.fixture(scope="module")
+def tiny(checkpoint):
+    return load(ModelConfig("tiny", path=str(checkpoint), dtype="float32", device="cpu"))
+
+
+@pytest.mark.parametrize("setting", [FULL, Setting(SNAPKV, 40), Setting(RAGGED, 50)])
+def test_a_measurement(tiny, setting):
+    with attached(tiny.model):
+        found = measure(tiny, prompt(120), setting, new_tokens=6)
+    assert found.first_token_s > 0
+    assert found.decode_ms > 0
+    assert found.total_s >= found.first_token_s
+    assert found.realised_budget == {None: 120, 40: 40}.get(setting.budget, found.realised_budget)
+    assert found.peak_bytes is None or found.peak_bytes > found.cache_bytes
+
+
+def test_a_cache_of_another_size_fails_loudly(tiny, monkeypatch):
+    monkeypatch.setattr("evals.efficiency.ROUNDING", 96)
+    with attached(tiny.model), pytest.raises(RuntimeError, match="bytes of cache"):
+        measure(tiny, prompt(120), Setting(SNAPKV, 40), new_tokens=6)
+
+
+def test_the_command(checkpoint, tmp_path):
+    done = run(
+        "-m", "eval=efficiency", "method=snapkv,cake", "budget=64", "eval.lengths=[200,300]", "eval.new_tokens=5",
+        "eval.rounds=1", f"model.path={checkpoint}", "model.dtype=float32", "model.device=cpu",
+        f"paths.results={tmp_path}",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    record = json.loads((tmp_path / "efficiency" / "tiny-llama.json").read_text())
+    assert [(row["setting"], row["length"]) for row in record["rows"]] == [
+        (name, length) for length in (200, 300) for name in ("full", "snapkv 64", "cake 64")
+    ]
+    assert all(row["cache_bytes_ratio"] < 1 for row in record["rows"] if row["setting"] != "full")
+    assert (tmp_path / "efficiency" / "tiny-llama.png").exists()
