@@ -20,7 +20,7 @@ demo: setup ## run the four methods on needle-in-a-haystack with the default mod
 	$(BIN)/python run.py -m experiment=demo
 
 test: setup ## run the test suite
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto
 
 test-slow: setup ## run the tests that take minutes
 	$(BIN)/python -m pytest -m slow

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,6 +21,7 @@ from transformers.cache_utils import get_layer_types_and_kwargs
 from compresskv import calibration
 from compresskv.calibration import layer_errors, retrieval_heads
 from compresskv.errors import UserError
+from compresskv.eviction import Observation
 from compresskv.layer_error import FLOOR
 from compresskv.models import LoadedModel
 from compresskv.semantic_heads import SemanticHeadScorer
@@ -29,9 +30,6 @@ from evals.longbench.metrics import qa_f1
 from evals.progress import Progress
 from evals.results.store import Line, SampleStore, write_json
 from evals.rouge import rouge1_recall
-
-if TYPE_CHECKING:
-    from evals.job import Job
 
 ACCEPTED = 0.5
 """Above this an answer is accepted: ROUGE-1 recall for copied spans (Wu et al. 2024), QA F1 for reasoning (HeadKV)."""
@@ -79,9 +77,13 @@ class Cell:
         return f"{self.needle.name}-L{self.length}-D{round(100 * self.depth)}"
 
 
-def run(model: LoadedModel, job: "Job", progress: Progress) -> Path:
-    """Calibrate `model` as `job.eval` says; returns the path written. Raises `UserError` if too few prompts work."""
-    config: CalibrateConfig = job.eval
+def run(
+    model: LoadedModel, config: CalibrateConfig, observation: Observation, results: Path, progress: Progress
+) -> Path:
+    """Calibrate `model` for `observation`, keeping samples under `results`; returns the path written.
+
+    Raises `UserError` if too few prompts are answered.
+    """
     if (longest := max(config.lengths)) + config.max_steps > model.window:
         raise UserError(f"eval.lengths: {longest} tokens do not fit the {model.window}-token window of {model.name}")
     haystack = last_texts(config)
@@ -93,7 +95,7 @@ def run(model: LoadedModel, job: "Job", progress: Progress) -> Path:
         "needles": [asdict(needle) for needle in needles()],
         "max_steps": config.max_steps,
     }
-    folder = job.results / "runs" / model.name / "calibrate"
+    folder = results / "runs" / model.name / "calibrate"
 
     seen = _observe_heads(model, config, haystack, cells, folder / f"heads-{_digest(identity)}", progress)
     accepted = {
@@ -112,7 +114,7 @@ def run(model: LoadedModel, job: "Job", progress: Progress) -> Path:
     }
     ranking = scores["semantic"].sort(dim=-1, descending=True, stable=True).indices
     counts = [count for count in config.head_counts if count <= ranking.shape[1]]
-    scorers = [SemanticHeadScorer(job.observation, tuple(map(tuple, ranking[:, :n].tolist()))) for n in counts]
+    scorers = [SemanticHeadScorer(observation, tuple(map(tuple, ranking[:, :n].tolist()))) for n in counts]
     errors_folder = folder / f"errors-{_digest([identity, repr(scorers)])}"
     errors = _observe_errors(model, haystack, accepted["copy"], seen, scorers, errors_folder, progress)
 
@@ -124,7 +126,7 @@ def run(model: LoadedModel, job: "Job", progress: Progress) -> Path:
         "model": model.name,
         "source": "held_out",
         "made_by": f"python run.py eval=calibrate model={model.name}",
-        "observation": {key: getattr(job.observation, key) for key in ("window", "kernel", "pooling")},
+        "observation": {key: getattr(observation, key) for key in ("window", "kernel", "pooling")},
         "heads": counts[best],
         "heads_criterion": "share of the answer span kept at the calibration budget, mean over prompts and layers",
         "coverage_by_head_count": dict(zip(map(str, counts), _rounded(coverage), strict=True)),

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -22,9 +22,6 @@ from evals.haystack import essays
 from evals.progress import Progress
 from evals.results.store import write_json
 from evals.results.summary import environment
-
-if TYPE_CHECKING:
-    from evals.job import Job
 
 WARM_UP = 2
 """Decoding steps that are not counted."""
@@ -56,9 +53,10 @@ class Measurement:
     peak_bytes: int | None
 
 
-def run(model: LoadedModel, job: "Job", settings: Mapping[str, Setting], progress: Progress) -> Path:
+def run(
+    model: LoadedModel, config: EfficiencyConfig, settings: Mapping[str, Setting], results: Path, progress: Progress
+) -> Path:
     """Measure every setting at every length, with ratios to the first, as a table and a figure; returns a path."""
-    config: EfficiencyConfig = job.eval
     if (longest := max(config.lengths)) + config.new_tokens > model.window:
         raise UserError(
             f"eval.lengths: {longest} and {config.new_tokens} new tokens exceed the {model.window}-token window"
@@ -77,7 +75,7 @@ def run(model: LoadedModel, job: "Job", settings: Mapping[str, Setting], progres
             if number:  # the first round warms up
                 found.setdefault((name, length), []).append(measured)
     rows = [_row(name, length, found, next(iter(settings))) for name, length in found]
-    folder = job.results / "efficiency"
+    folder = results / "efficiency"
     write_json(
         folder / f"{model.name}.json",
         {

@@ -39,7 +39,7 @@ class Job:
     calibration: str
     prefill_chunk: int | None
     results: Path
-    logger: Mapping[str, Any] | None
+    logger: Mapping[str, Any]
     config: Mapping[str, Any] = dataclasses.field(hash=False, repr=False, default_factory=dict)
 
     @property
@@ -75,7 +75,7 @@ def job_from(config: Mapping[str, Any]) -> Job:
         calibration=config["calibration"],
         prefill_chunk=_check("prefill_chunk", config["prefill_chunk"], int | None),
         results=Path(config["paths"]["results"]).expanduser(),
-        logger=config.get("logger"),
+        logger=_frozen(config["logger"]),
         config=config,
     )
 

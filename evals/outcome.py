@@ -97,7 +97,12 @@ def show(entries: Sequence[Entry], finished: Sequence[Finished]) -> None:
     if len(entries) > 1:
         Console().print(table(entries))
     if finished:
-        report.show(finished)
+        figures = report.show(finished)
+        logger = finished[0].job.logger
+        if logger["name"] == "wandb":
+            from evals.wandb_mirror import mirror
+
+            mirror(finished, figures, logger)
     if failures:
         raise UserError(
             f"{len(failures)} of {len(entries)} settings failed ({failures[0]}); "

@@ -9,6 +9,8 @@ from compresskv import models
 from compresskv.generation import Setting
 from compresskv.models import LoadedModel, ModelConfig
 from evals import calibrate, efficiency, outcome
+from evals.calibrate import CalibrateConfig
+from evals.efficiency import EfficiencyConfig
 from evals.job import Job
 from evals.longbench.data import open_source
 from evals.longbench.task import LongBenchConfig, LongBenchTask
@@ -44,23 +46,23 @@ def _run_model(config: ModelConfig, jobs: Sequence[Job], sweep: Outcome, progres
 
 
 def _run_group(model: LoadedModel, group: Sequence[Job], sweep: Outcome, progress: Progress) -> None:
-    evaluation = group[0].eval
-    if evaluation.name == "calibrate":
-        sweep.done(group[0], str(calibrate.run(model, group[0], progress)))
-        return
-    if evaluation.name == "efficiency":
+    first, config = group[0], group[0].eval
+    if isinstance(config, CalibrateConfig):
+        written = calibrate.run(model, config, first.observation, first.results, progress)
+        return sweep.done(first, str(written))
+    if isinstance(config, EfficiencyConfig):
         settings = {job.setting: Setting(build_method(model, job), job.budget) for job in group}
-        sweep.done(group[0], str(efficiency.run(model, group[0], {"full": FULL, **settings}, progress)))
-        return
-    for make in _tasks(evaluation):
+        written = efficiency.run(model, config, {"full": FULL, **settings}, first.results, progress)
+        return sweep.done(first, str(written))
+    for make in _tasks(config):
         with sweep.guard(group):
             tasks = {protocol: make(model, protocol) for protocol in dict.fromkeys(job.protocol for job in group)}
             sweep.add(run_task(model, group, tasks, progress, sweep.fail))
 
 
-def _tasks(evaluation: NiahConfig | LongBenchConfig) -> list[TaskFactory]:
+def _tasks(config: NiahConfig | LongBenchConfig) -> list[TaskFactory]:
     """What makes each task of an evaluation for a model and a protocol."""
-    if isinstance(evaluation, NiahConfig):
-        return [partial(NiahTask, evaluation)]
-    folder = open_source(evaluation.data, sha256=evaluation.sha256, revision=evaluation.revision)
-    return [partial(LongBenchTask, evaluation, task, folder) for task in select_tasks(evaluation.tasks)]
+    if isinstance(config, NiahConfig):
+        return [partial(NiahTask, config)]
+    folder = open_source(config.data, sha256=config.sha256, revision=config.revision)
+    return [partial(LongBenchTask, config, task, folder) for task in select_tasks(config.tasks)]
