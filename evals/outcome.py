@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
@@ -86,8 +85,10 @@ class Outcome:
             self.fail(jobs, error)
 
 
-def show(entries: Sequence[Entry], finished: Sequence[Finished]) -> None:
-    """Print what became of every setting, then the results of those that finished.
+def show(entries: Sequence[Entry], finished: Sequence[Finished], mirrored: bool = False) -> None:
+    """Print what became of every setting, then the results of those that finished; send these on if a logger is set.
+
+    `mirrored`: those who ran the settings have sent them on already.
 
     Raises `UserError` if any failed; alone, where nothing else can be said than why.
     """
@@ -95,11 +96,11 @@ def show(entries: Sequence[Entry], finished: Sequence[Finished]) -> None:
     if len(failures) == len(entries) and len(set(failures)) == 1:
         raise UserError(failures[0])
     if len(entries) > 1:
-        Console().print(table(entries))
+        report.screen().print(table(entries))
     if finished:
         figures = report.show(finished)
         logger = finished[0].job.logger
-        if logger["name"] == "wandb":
+        if logger["name"] == "wandb" and not mirrored:
             from evals.wandb_mirror import mirror
 
             mirror(finished, figures, logger)

@@ -12,9 +12,7 @@ from evals.runner import Finished
 
 def show(finished: Sequence[Finished]) -> list[Path]:
     """Print the tables of every model and evaluation, write one figure for each NIAH table; returns their paths."""
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=160)  # a file has no width, and cut columns help nobody
+    console = screen()
     paths: list[Path] = []
     groups: dict[tuple[str, str], list[Finished]] = {}
     for item in finished:
@@ -30,6 +28,12 @@ def show(finished: Sequence[Finished]) -> list[Path]:
     for path in paths:
         console.print(f"figure: {path}", soft_wrap=True)
     return paths
+
+
+def screen() -> Console:
+    """Where tables go: a file has no width, and cut columns help nobody."""
+    console = Console()
+    return console if console.is_terminal else Console(width=160)
 
 
 def names(items: Sequence[Finished]) -> list[str]:
