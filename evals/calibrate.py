@@ -40,9 +40,17 @@ KINDS = {"copy": ("semantic", "semantic_count", "traditional"), "reason": ("retr
 
 @dataclass(frozen=True)
 class CalibrateConfig:
-    """`conf/eval/calibrate.yaml`; `lengths` in tokens, `depths` evenly spaced from 0 to 100 per cent."""
+    """`conf/eval/calibrate.yaml`; `lengths` in tokens, `depths` evenly spaced from 0 to 100 per cent.
+
+    `source`: held_out (needles), or longbench: layer errors on `data`, the first `limit` rows of each task, prompt and
+    answer of at most `max_length` tokens.
+    """
 
     name: str
+    source: str
+    data: str
+    limit: int | None
+    max_length: int | None
     haystack: str
     lengths: tuple[int, ...]
     depths: int
@@ -97,7 +105,7 @@ def run(
     }
     folder = results / "runs" / model.name / "calibrate"
 
-    seen = _observe_heads(model, config, haystack, cells, folder / f"heads-{_digest(identity)}", progress)
+    seen = _observe_heads(model, config, haystack, cells, folder / f"heads-{digest(identity)}", progress)
     accepted = {
         sort: [cell for cell in cells if cell.needle.sort == sort and seen[cell.id]["accepted"]] for sort in KINDS
     }
@@ -115,7 +123,7 @@ def run(
     ranking = scores["semantic"].sort(dim=-1, descending=True, stable=True).indices
     counts = [count for count in config.head_counts if count <= ranking.shape[1]]
     scorers = [SemanticHeadScorer(observation, tuple(map(tuple, ranking[:, :n].tolist()))) for n in counts]
-    errors_folder = folder / f"errors-{_digest([identity, repr(scorers)])}"
+    errors_folder = folder / f"errors-{digest([identity, repr(scorers)])}"
     errors = _observe_errors(model, haystack, accepted["copy"], seen, scorers, errors_folder, progress)
 
     coverage = [
@@ -251,7 +259,7 @@ def _observe_errors(
     progress: Progress,
 ) -> dict[str, Line]:
     """Second pass: every accepted cell's layer errors, [scorers][layers], and share of the answer kept, by id."""
-    projections = _output_projections(model)
+    projections = output_projections(model)
     store = SampleStore(folder)
     try:
         with progress.track(f"{model.name} layer errors", cells) as steps:
@@ -277,7 +285,7 @@ def _layer_scores(errors: dict[str, Line], cells: Sequence[Cell], scorer: int) -
     return _rounded(layer_errors.share(list(by_needle.values())), 8)
 
 
-def _output_projections(model: LoadedModel) -> list[torch.nn.Module]:
+def output_projections(model: LoadedModel) -> list[torch.nn.Module]:
     """W_O of every layer that evicts."""
     decoder = model.model.get_decoder()
     kinds, _ = get_layer_types_and_kwargs(model.model.config.get_text_config(decoder=True))
@@ -291,5 +299,5 @@ def _rounded(values: Any, digits: int = 6) -> Any:
     return [_rounded(v, digits) for v in values] if isinstance(values, list) else round(values, digits)
 
 
-def _digest(value: Any) -> str:
+def digest(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:8]

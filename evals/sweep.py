@@ -6,9 +6,10 @@ from pathlib import Path
 
 from baselines.full import FULL
 from compresskv import models
+from compresskv.errors import UserError
 from compresskv.generation import Setting
 from compresskv.models import LoadedModel, ModelConfig
-from evals import calibrate, efficiency, outcome
+from evals import calibrate, calibrate_longbench, efficiency, outcome
 from evals.calibrate import CalibrateConfig
 from evals.efficiency import EfficiencyConfig
 from evals.job import Job
@@ -48,7 +49,10 @@ def _run_model(config: ModelConfig, jobs: Sequence[Job], sweep: Outcome, progres
 def _run_group(model: LoadedModel, group: Sequence[Job], sweep: Outcome, progress: Progress) -> None:
     first, config = group[0], group[0].eval
     if isinstance(config, CalibrateConfig):
-        written = calibrate.run(model, config, first.observation, first.results, progress)
+        calibration_of = {"held_out": calibrate.run, "longbench": calibrate_longbench.run}
+        if config.source not in calibration_of:
+            raise UserError(f"eval.source={config.source}: choose one of {', '.join(calibration_of)}")
+        written = calibration_of[config.source](model, config, first.observation, first.results, progress)
         return sweep.done(first, str(written))
     if isinstance(config, EfficiencyConfig):
         settings = {job.setting: Setting(build_method(model, job), job.budget) for job in group}

@@ -10,6 +10,7 @@ from compresskv.attention import SDPA
 from compresskv.calibration.probe import full_cache, full_prefill, probed, step
 from compresskv.calibration.retrieval_heads import inside
 from compresskv.eviction import Scorer, select
+from compresskv.generation import Stopping
 
 EPSILON = 1e-5
 """Added to the norm of the full output, as in the released code (the paper says 1e-6)."""
@@ -23,12 +24,14 @@ def relative_error(full: Tensor, compressed: Tensor) -> Tensor:
 def observe(
     model: PreTrainedModel,
     ids: Tensor,
-    tokens: Sequence[int],
+    answer: Sequence[int] | Stopping,
     scorers: Sequence[Scorer],
     projections: Sequence[nn.Module],
     capacity: int,
 ) -> tuple[Tensor, list[list[Tensor]]]:
-    """Errors summed over the decoding steps of `tokens`, [scorers, layers], and what was kept, [scorer][layer].
+    """Errors summed over the decoding steps of an answer, [scorers, layers], and what was kept, [scorer][layer].
+
+    `answer` are tokens known from before, or how far to generate them greedily.
 
     The model runs with its full cache throughout, so errors do not add up from layer to layer. Beside it each layer
     attends to a shadow: the `capacity` past tokens that each scorer keeps, the window, and all generated tokens; both
@@ -50,10 +53,17 @@ def observe(
         full, *compressed = projections[layer](torch.stack(outputs).flatten(1)).float()
         errors[:, layer] += relative_error(full, torch.stack(compressed)).cpu()
 
-    cache = full_cache(prompt, len(tokens))
-    with probed(model, len(prompt.layers), watch), torch.no_grad():
-        for index, token in enumerate(tokens[:-1]):
-            step(model, cache, token, prompt.length + index)
+    limit = answer.max_new_tokens if isinstance(answer, Stopping) else len(answer)
+    cache, logits = full_cache(prompt, limit), prompt.logits
+    with probed(model, len(prompt.layers), watch):
+        for index in range(limit - 1):
+            if isinstance(answer, Stopping):
+                token = int(logits.argmax())
+                if token in answer.ids and index >= answer.min_new_tokens:
+                    break
+            else:
+                token = answer[index]
+            logits = step(model, cache, token, prompt.length + index)
     return errors, kept
 
 

@@ -1,0 +1,49 @@
+"""What `conf/hydra/launcher/slurm.yaml` says."""
+
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class SlurmConfig:
+    """`time` in minutes; `setup`: shell lines before each array task; `sbatch`: any other options by long name.
+
+    `requeues`: how often a task that ran out of time may go on. `notice`: seconds before the end of its time at which
+    it is queued again. `poll`: seconds between two looks at the queue. None leaves a choice to the cluster.
+    """
+
+    partition: str | None
+    account: str | None
+    qos: str | None
+    gres: str | None
+    time: int
+    memory: str | None
+    cpus: int
+    parallel: int
+    setup: tuple[str, ...]
+    sbatch: dict
+    requeues: int
+    notice: int
+    poll: float
+    detach: bool
+    folder: str
+
+    def submitit(self, root: Path) -> dict:
+        """These settings as submitit's executor names them. `root`: where the harness is to be imported from."""
+        given = {"partition": self.partition, "account": self.account, "qos": self.qos, "gres": self.gres}
+        given |= {"mem": self.memory}
+        path = f"export PYTHONPATH={shlex.quote(str(root))}${{PYTHONPATH:+:$PYTHONPATH}}"
+        return {
+            **{name: value for name, value in given.items() if value is not None},
+            "job_name": "compresskv",
+            "time": self.time,
+            "cpus_per_task": self.cpus,
+            "array_parallelism": self.parallel,
+            "setup": [path, *self.setup],
+            "signal_delay_s": self.notice,
+            "stderr_to_stdout": True,
+            # srun no longer takes --cpus-per-task from the batch job.
+            "srun_args": [f"--cpus-per-task={self.cpus}"],
+            "additional_parameters": {"requeue": True, **self.sbatch},
+        }

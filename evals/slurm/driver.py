@@ -1,0 +1,117 @@
+"""Submit a sweep's groups, follow them, and report what each of them left behind."""
+
+import shlex
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from evals import outcome
+from evals.job import checked, job_from
+from evals.slurm.config import SlurmConfig
+from evals.slurm.plan import groups
+from evals.slurm.queue import State, cancel_command, states
+from evals.slurm.submit import Submitted, require_slurm, submit
+
+TAIL = 20
+"""Lines of a failed task's log that are shown."""
+
+
+def launch(
+    settings: Mapping[str, Any],
+    command: Sequence[str],
+    configs: Sequence[Mapping[str, Any]],
+    overrides: Sequence[Sequence[str]],
+) -> None:
+    """Run a sweep on the cluster. Raises `UserError` for what cannot be submitted, and in the end for what failed."""
+    config = checked("hydra.launcher", SlurmConfig, settings)
+    require_slurm()
+    found = groups([job_from(c) for c in configs], overrides)
+    tasks = submit(config, command, found)
+    say = Console(stderr=True, soft_wrap=True, markup=False, highlight=False)
+    ids = [task.id for task in tasks]
+    say.print(f"submitted {_count(ids)}: {', '.join(ids)}; logs in {tasks[0].log.parent}")
+    if config.detach:
+        say.print(f"cancel with `{_cancel(ids)}`; `python -m evals.results list` shows how far they are")
+        return
+    try:
+        last = follow(tasks, config.poll, say)
+    except KeyboardInterrupt:
+        _interrupted(ids)
+    report(tasks, last, say)
+
+
+def follow(tasks: Sequence[Submitted], poll: float, say: Console) -> dict[str, State]:
+    """Wait until all tasks are over, telling what changes; returns their last states."""
+    before: dict[str, State] = {}
+    told = ""
+    while True:
+        now = states([task.id for task in tasks])
+        news = "squeue does not answer" if now is None else _progress(now)
+        if news != told:
+            say.print(f"{time.strftime('%H:%M:%S')} {news}")
+            told = news
+        if now is not None:
+            # A task that SLURM requeues may look finished for a moment, and a shared file system may lag behind.
+            if all(now[t.id].over and (t.reported or before.get(t.id) == now[t.id]) for t in tasks):
+                return now
+            before = now
+        time.sleep(poll)
+
+
+def report(tasks: Sequence[Submitted], last: Mapping[str, State], say: Console) -> None:
+    """Show what became of every setting, the log of every task that failed, and the results of what finished."""
+    entries: list[outcome.Entry] = []
+    for task in tasks:
+        its = [entry for path in task.outcomes if path.exists() for entry in outcome.load(path)]
+        details = dict.fromkeys(entry.detail for entry in its if entry.detail)
+        if not task.reported:
+            note = f"job {task.id} ended without a result ({last[task.id]})"
+            its += outcome.lost(task.group.jobs, task.group.task, note, {entry.setting for entry in its})
+            details[_read(task.log)] = None
+        if any(entry.state == "failed" for entry in its):
+            say.rule(f"{task.group.name}: job {task.id}", style="red")
+            say.print(f"log: {task.log}")
+            for detail in details:
+                say.print("\n".join(detail.splitlines()[-TAIL:]))
+        entries += its
+    finished = [outcome.restore(entry) for entry in entries if entry.folder]
+    outcome.show(entries, finished, mirrored=True)
+
+
+def _interrupted(ids: Sequence[str]) -> None:
+    """Ask what to do with the jobs of a driver that is told to stop, and stop."""
+    answer = ""
+    if sys.stdin.isatty():
+        try:
+            answer = input(f"\ncancel {_count(ids)}? [y/N] ")
+        except (KeyboardInterrupt, EOFError):
+            answer = "no"
+    if answer.strip().lower() in ("y", "yes"):
+        subprocess.run(cancel_command(ids), check=False)
+        sys.exit("cancelled: finished samples are safe, the same command goes on from there")
+    sys.exit(f"{_count(ids)} left in the queue: cancel with `{_cancel(ids)}`; the same command shows what is done")
+
+
+def _progress(now: Mapping[str, State]) -> str:
+    counts = Counter(state.name.lower() for state in now.values())
+    reasons = {state.reason for state in now.values() if state.name == "PENDING" and state.reason}
+    waiting = f" (pending: {', '.join(sorted(reasons))})" if reasons else ""
+    return ", ".join(f"{n} {name}" for name, n in sorted(counts.items())) + waiting
+
+
+def _cancel(ids: Sequence[str]) -> str:
+    return shlex.join(cancel_command(ids))
+
+
+def _count(ids: Sequence[str]) -> str:
+    return "1 job" if len(ids) == 1 else f"{len(ids)} jobs"
+
+
+def _read(log: Path) -> str:
+    return log.read_text(encoding="utf-8", errors="replace") if log.exists() else "(the log was never written)"

@@ -1,0 +1,47 @@
+"""SLURM's own commands: what the queue says of our jobs, and how to cancel them. No accounting database is needed."""
+
+import subprocess
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+
+GONE = "gone from the queue"
+"""SLURM forgets a finished job after its MinJobAge."""
+
+OVER = {GONE, "BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY"}
+OVER |= {"PREEMPTED", "REVOKED", "TIMEOUT"}
+"""States of a job that has ended, though SLURM may yet requeue one that was preempted or lost its node."""
+
+
+@dataclass(frozen=True)
+class State:
+    """A job's state and SLURM's reason for it, as squeue prints them."""
+
+    name: str
+    reason: str = ""
+
+    @property
+    def over(self) -> bool:
+        return self.name in OVER
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.reason}" if self.reason else self.name
+
+
+def states(ids: Collection[str]) -> dict[str, State] | None:
+    """The state of each job, or None where SLURM does not answer."""
+    arrays = ",".join(sorted({id.split("_")[0] for id in ids}))
+    command = ["squeue", "--noheader", "--array", "--states=all", f"--jobs={arrays}", "--format=%i|%T|%r"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    if done.returncode and "Invalid job id" not in done.stderr:
+        return None
+    rows = (line.split("|", 2) for line in done.stdout.splitlines() if line.count("|") >= 2)
+    seen = {id: State(name, "" if reason == "None" else reason) for id, name, reason in rows}
+    return {id: seen.get(id, State(GONE)) for id in ids}
+
+
+def cancel_command(ids: Collection[str]) -> Sequence[str]:
+    """What cancels these jobs."""
+    return ["scancel", *sorted({id.split("_")[0] for id in ids})]

@@ -1,0 +1,87 @@
+"""Which jobs become one array task, with what command line; and what is said where there is no SLURM."""
+
+import dataclasses
+from itertools import product
+
+import pytest
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+
+import run as _  # noqa: F401 (registers the resolver that the configuration uses)
+from evals.job import job_from
+from evals.slurm.config import SlurmConfig
+from evals.slurm.plan import groups
+from tests.command import ROOT, run
+
+
+def planned(*sweep, product_of=True):
+    """The groups of a sweep, given as lists of overrides: all combinations, or else the jobs themselves."""
+    overrides = list(product(*sweep)) if product_of else list(sweep)
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        configs = [OmegaConf.to_container(compose("config", list(given)), resolve=True) for given in overrides]
+    return groups([job_from(config) for config in configs], overrides)
+
+
+def test_one_group_a_model_and_evaluation():
+    found = planned(["model.name=a", "model.name=b"], ["method=full", "method=snapkv"], ["budget=64", "budget=96"])
+    assert [group.name for group in found] == ["a niah", "b niah"]
+    assert [len(group.jobs) for group in found] == [4, 4]
+    assert found[1].sweeps == (("model.name=b", "method=full,snapkv", "budget=64,96"),)
+
+
+def test_one_group_a_task():
+    both = "eval.tasks=[trec,lcc]"
+    found = planned(["eval=longbench"], [both, "eval.tasks=[trec]"], ["method=full", "method=knorm"])
+    assert [group.task for group in found] == ["trec", "lcc"]
+    assert [group.sweeps for group in found] == [
+        (("eval=longbench", "method=full,knorm", f"eval.tasks=[{task}]"),) for task in ("trec", "lcc")
+    ]
+    assert sum(len(planned(["eval=longbench"], [f"eval.tasks={names}"])) for names in ("english", "all21")) == 16 + 21
+
+
+def test_jobs_that_may_share_a_folder_stay_together():
+    (group,) = planned(["method=full"], ["eval.lengths=[1000]", "eval.lengths=[1000,2000]"])
+    assert group.sweeps == (("method=full", "eval.lengths=[1000],[1000,2000]"),)
+
+
+def test_jobs_that_are_no_grid_keep_a_command_line_each():
+    jobs = [("method=full", "budget=64"), ("method=snapkv", "budget=64"), ("method=snapkv", "budget=96")]
+    (group,) = planned(*jobs, product_of=False)
+    assert group.sweeps == tuple(jobs)
+    (group,) = planned(("method=full",), ("method=snapkv", "budget=96"), product_of=False)
+    assert group.sweeps == (("method=full",), ("method=snapkv", "budget=96"))
+
+
+@pytest.fixture
+def without(tmp_path):
+    """A run on the slurm launcher where SLURM's programs are missing, or submitit is."""
+
+    def go(*overrides, submitit=True):
+        env = {"PATH": str(tmp_path), "PYTHONPATH": ""}
+        if not submitit:
+            (tmp_path / "sitecustomize.py").write_text("import sys\nsys.modules['submitit'] = None\n")
+            env["PYTHONPATH"] = str(tmp_path)
+        return run("-m", "hydra/launcher=slurm", f"paths.results={tmp_path}", "method=full", *overrides, env=env)
+
+    return go
+
+
+@pytest.mark.parametrize(
+    ("overrides", "submitit", "says"),
+    [
+        ([], False, "pip install '.[slurm]'"),
+        ([], True, "sbatch"),
+        (["hydra.launcher.time=soon"], True, "hydra.launcher.time=soon"),
+    ],
+)
+def test_a_mistake_is_a_sentence(without, overrides, submitit, says):
+    done = without(*overrides, submitit=submitit)
+    assert done.returncode == 1
+    (sentence,) = done.stderr.strip().splitlines()
+    assert sentence.startswith("error: ")
+    assert says in sentence
+
+
+def test_the_launchers_settings_are_all_in_its_configuration():
+    written = OmegaConf.load(ROOT / "conf/hydra/launcher/slurm.yaml")
+    assert set(written) - {"_target_"} == {field.name for field in dataclasses.fields(SlurmConfig)}
