@@ -36,10 +36,13 @@ lint: setup ## check style and types
 bench: setup ## measure speed and memory side by side with transformers
 	$(BIN)/python -m bench.main
 
+bench-full: setup ## the same for the paper's 31 settings, and the memory of eight prompts (about 15 minutes)
+	$(BIN)/python -m bench.full
+
 audit: setup ## measure what each quirk of the released code changes, for docs/audit.md (about 10 minutes on 2 cores)
 	$(BIN)/python -m evals.audit
 
 clean: ## remove the environment and caches
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
-.PHONY: help setup demo test test-slow test-slurm lint bench audit clean
+.PHONY: help setup demo test test-slow test-slurm lint bench bench-full audit clean

@@ -1,5 +1,6 @@
 """Latency and memory of each setting, always on the in-layer path, with the full cache beside it in the same run."""
 
+import ctypes
 import gc
 import time
 from collections.abc import Mapping, Sequence
@@ -102,7 +103,7 @@ def measure(model: LoadedModel, ids: torch.Tensor, setting: Setting, new_tokens:
 
     Raises `RuntimeError` if the cache holds other than its kept tokens, rounded up, and room for the new ones.
     """
-    gc.collect()
+    give_back()
     reset_peak(model.device)
     room = new_tokens
     started = _now(model.device)
@@ -144,11 +145,24 @@ def peak(device: torch.device) -> int | None:
     """Peak bytes since `reset_peak`; None where the system does not say."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    status = Path("/proc/self/status")
-    if not status.exists():
-        return None
-    line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
-    return int(line.split()[1]) * 1024
+    return _status("VmHWM") if Path("/proc/self/status").exists() else None
+
+
+def resident_bytes() -> int:
+    """Bytes of memory that this process holds now, freed ones given back first."""
+    give_back()
+    return _status("VmRSS")
+
+
+def give_back() -> None:
+    """Return freed memory to the system, where the C library can."""
+    gc.collect()
+    getattr(ctypes.CDLL(None), "malloc_trim", lambda _: None)(0)
+
+
+def _status(field: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith(field)).split()[1]) * 1024
 
 
 def _now(device: torch.device) -> float:

@@ -1,0 +1,79 @@
+"""`make bench-full`: the paper's 31 settings together and one by one, agreement of tokens, memory of many prompts.
+
+Below 1 is better than the other side. The last line of the output is one JSON object of all ratios.
+"""
+
+import json
+import time
+
+import torch
+
+from baselines.full import FULL
+from bench.main import prompts
+from bench.settings import default_model, settings
+from compresskv.attention import attached
+from compresskv.generation import Setting, Stopping, forward_prompt, generate
+from compresskv.in_layer import LayerwiseCache
+from compresskv.models import LoadedModel
+from evals.efficiency import resident_bytes
+
+METHODS = ["full", "streaming_llm", "snapkv", "pyramidkv", "cake", "headkv", "compresskv"]
+BUDGETS = [64, 128, 256, 512, 1024]
+
+
+def sweep_31(model: LoadedModel) -> dict[str, float]:
+    """All settings of five 4K prompts together over one run a setting; exactly 32 new tokens; tokens compared."""
+    chosen, texts, stopping = settings(model, METHODS, BUDGETS), prompts(model, [4000] * 5), Stopping(32)
+    with attached(model.model):
+        generate(model.model, texts[0][:500], chosen, stopping)
+        started = time.perf_counter()
+        together = [generate(model.model, ids, chosen, stopping) for ids in texts]
+        shared = time.perf_counter() - started
+        print(f"{len(chosen)} settings together: {shared:.1f} s", flush=True)
+        started = time.perf_counter()
+        alone = [[generate(model.model, ids, [setting], stopping)[0] for ids in texts] for setting in chosen]
+        separate = time.perf_counter() - started
+    print(f"{len(chosen)} settings one by one: {separate:.1f} s", flush=True)
+    same = [
+        sum(a == b for a, b in zip(alone[s][p].tokens, together[p][s].tokens, strict=True)) / 32
+        for s in range(len(chosen))
+        for p in range(len(texts))
+    ]
+    whole = sum(share == 1 for share in same) / len(same)
+    tokens = sum(same) / len(same)
+    print(f"{model.dtype}: {100 * whole:.1f} % of the answers are identical, {100 * tokens:.1f} % of their tokens")
+    return {"sweep_31_vs_separate": round(shared / separate, 4), "sweep_31_identical_answers": round(whole, 4)}
+
+
+@torch.no_grad()
+def held_memory(model: LoadedModel) -> float:
+    """Memory above the model with the caches of eight 8K prompts held: budget 256 over the full cache."""
+    texts = prompts(model, [8000] * 8)
+
+    def held(setting: Setting) -> int:
+        before = resident_bytes()
+        caches = []
+        with attached(model.model):
+            for ids in texts:
+                caches.append(LayerwiseCache(model.model.config, setting, ids.numel(), room=32))
+                forward_prompt(model.model, ids, caches[-1], None)
+        return resident_bytes() - before
+
+    (compressed,) = settings(model, ["compresskv"], [256])
+    # A first prefill grows the allocator's pools, which then serve both sides.
+    with attached(model.model):
+        first = LayerwiseCache(model.model.config, compressed, texts[0].numel(), 32)
+        forward_prompt(model.model, texts[0], first, None)
+    small, large = held(compressed), held(FULL)
+    print(f"eight 8K prompts held: {small / 1e6:.0f} MB at budget 256, {large / 1e6:.0f} MB in full", flush=True)
+    return round(small / large, 4)
+
+
+def main() -> None:
+    model = default_model()
+    ratios = {"held_8x8k_memory": held_memory(model), **sweep_31(model)}
+    print(json.dumps(ratios))
+
+
+if __name__ == "__main__":
+    main()
