@@ -5,9 +5,11 @@ Below 1 is better than the other side. The last line of the output is one JSON o
 
 import json
 import resource
+import time
+from functools import partial
 
 import torch
-from transformers import DynamicCache
+from transformers import Cache, DynamicCache
 
 from bench.measure import alternate
 from bench.settings import default_model, job, settings
@@ -54,21 +56,15 @@ def decode_ratio(model: LoadedModel, rows: int, kept: int, steps: int) -> float:
     with attached(model.model):
         prompt = prefill(model.model, ids, 1)
     keys = [(layer.keys.expand(rows, -1, -1, -1), layer.values.expand(rows, -1, -1, -1)) for layer in prompt.layers]
-    token = torch.full((rows, 1), 20)
-
-    def run(cache) -> None:
-        for step in range(steps):
-            positions = torch.full((rows, 1), ids.numel() + step)
-            model.model(token, position_ids=positions, past_key_values=cache, use_cache=True, logits_to_keep=1)
 
     def ours() -> None:
         with attached(model.model):
-            run(cache_of["ours"])
+            _steps(model, cache_of["ours"], rows, ids.numel(), steps)
 
     def theirs() -> None:
-        run(cache_of["theirs"])
+        _steps(model, cache_of["theirs"], rows, ids.numel(), steps)
 
-    cache_of: dict[str, object] = {}
+    cache_of: dict[str, Cache] = {}
     seconds = []
     for _ in range(3):
         kept_all = prompt.kept(full)
@@ -77,6 +73,33 @@ def decode_ratio(model: LoadedModel, rows: int, kept: int, steps: int) -> float:
         seconds.append(alternate({"ours": ours, "theirs": theirs}, 1))
     best = {name: min(s[name] for s in seconds) / steps for name in ("ours", "theirs")}
     return _show(f"decode step, {rows} rows of {kept} tokens", best)
+
+
+@torch.no_grad()
+def ragged_ratio(model: LoadedModel, rows: int, budget: int, steps: int) -> float:
+    """A decode step with a length of its own for every layer and head over one with equal lengths of the same total."""
+    (ids,) = prompts(model, [2000])
+    ragged, equal = settings(model, ["headkv", "snapkv"], [budget])
+    with attached(model.model):
+        prompt = prefill(model.model, ids, 8)
+        seconds: dict[str, list[float]] = {"ours": [], "theirs": []}
+        for _ in range(3):
+            caches = {
+                name: decode_cache(prompt, [prompt.kept(setting)] * rows, 2 * steps)
+                for name, setting in (("ours", ragged), ("theirs", equal))
+            }
+            runs = {name: partial(_steps, model, cache, rows, ids.numel(), steps) for name, cache in caches.items()}
+            for name, value in alternate(runs, 1).items():
+                seconds[name].append(value / steps)
+    best = {name: min(values) for name, values in seconds.items()}
+    return _show(f"decode step, {rows} rows of {budget} tokens on average, ragged beside equal", best)
+
+
+def _steps(model: LoadedModel, cache: Cache, rows: int, start: int, steps: int) -> None:
+    token = torch.full((rows, 1), 20)
+    for step in range(steps):
+        positions = torch.full((rows, 1), start + step)
+        model.model(token, position_ids=positions, past_key_values=cache, use_cache=True, logits_to_keep=1)
 
 
 def sweep_ratio(model: LoadedModel, lengths: list[int], methods: list[str], budgets: list[int]) -> float:
@@ -101,8 +124,6 @@ def sweep_ratio(model: LoadedModel, lengths: list[int], methods: list[str], budg
 
 def alternate_once(contenders) -> dict[str, float]:
     """Like `alternate`, for what is too long to repeat."""
-    import time
-
     seconds = {}
     for name, run in contenders.items():
         started = time.perf_counter()
@@ -126,6 +147,7 @@ def main() -> None:
         "decode_30x256": decode_ratio(model, 30, 256, steps=12),
         "decode_1x4096": decode_ratio(model, 1, 4096, steps=16),
         "decode_1x256": decode_ratio(model, 1, 256, steps=24),
+        "decode_ragged_vs_equal": ragged_ratio(model, 10, 256, steps=12),
         "sweep_10_vs_separate": sweep_ratio(
             model, [2000, 3000, 4000], ["full", "streaming_llm", "snapkv", "compresskv"], [64, 128, 256]
         ),

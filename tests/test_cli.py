@@ -88,9 +88,10 @@ def test_a_sweep_shares_prefills_and_equals_separate_runs(tiny, tmp_path):
         assert (lines, order, summary) == (shared_lines, shared_order, shared_summary)
 
 
-def test_a_killed_sweep_resumes_to_the_same_files(tiny, tmp_path):
+@pytest.mark.parametrize("seed", [3, 8])
+def test_a_killed_sweep_resumes_to_the_same_files(tiny, tmp_path, seed):
     command = ["-m", "method=full,snapkv,streaming_llm", "budget=64,96", *GRID, "eval.depths=5", *tiny]
-    killed = kill_and_resume(command, tmp_path, seed=len(tiny))
+    killed = kill_and_resume(command, tmp_path, seed)
     (tmp_path / "out").rename(tmp_path / "killed")
     assert run(*command).returncode == 0
     assert killed == content(tmp_path)
@@ -133,12 +134,13 @@ def test_results_that_cannot_be_written_are_a_sentence(tiny, tmp_path):
     assert "paths.results" in done.stderr
 
 
-def test_ctrl_c_ends_in_a_sentence(tiny, tmp_path):
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_in_a_sentence(tiny, tmp_path, sent):
     command = arguments("method=snapkv", "budget=64", "eval.lengths=[2000,3000]", "eval.depths=60", *tiny)
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     while process.poll() is None and not any((tmp_path / "out").rglob("samples.jsonl")):
         time.sleep(0.01)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(sent)
     _, error = process.communicate(timeout=60)
     assert process.returncode != 0
     assert "Traceback" not in error
