@@ -121,6 +121,8 @@ class FoldedRows:
 
     def keep_settings(self, settings: Tensor) -> None:
         """Drop all settings but these (sorted indices), in place: the rows that stay move up into the gaps."""
+        # A model may be spread over devices, and the indices come from the last one.
+        settings = settings.to(self.buckets[0].keys.device)
         heads = torch.arange(self.kv_heads, device=settings.device)
         staying = (settings[:, None] * self.kv_heads + heads).flatten()
         total = sum(bucket.rows.numel() for bucket in self.buckets)

@@ -86,8 +86,20 @@ class LoadedModel:
 
     def encode(self, prompt: str) -> torch.Tensor:
         """Token ids [prompt], int64, on the model's device; exactly one BOS where the tokenizer uses one."""
-        ids = self.tokenizer(prompt, add_special_tokens=not self.chat_template).input_ids
+        ids = chat_ids(prompt, self.tokenizer) if self.chat_template else self.tokenizer(prompt).input_ids
         return torch.tensor(ids, device=self.device)
+
+
+def chat_ids(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Ids of a rendered chat template, with exactly one BOS where the tokenizer uses one.
+
+    Templates of models with a BOS usually write it themselves; never let there be two, nor none.
+    """
+    ids = tokenizer(text, add_special_tokens=False, verbose=False).input_ids
+    bos = tokenizer.bos_token_id
+    if bos is not None and ids[:1] != [bos] and tokenizer("x").input_ids[0] == bos:
+        ids = [bos, *ids]
+    return ids
 
 
 def load(config: ModelConfig) -> LoadedModel:

@@ -36,5 +36,6 @@ def scorer(context: Context) -> SemanticHeadScorer:
         and "semantic_count" in calibration.head_scores
     ):
         kind = "semantic_count"
-    count = context.parameters.get("heads") or calibration.heads
+    count = context.parameters.get("heads")
+    count = calibration.heads if count is None else count
     return SemanticHeadScorer(context.observation, calibration.top_heads(kind, count))

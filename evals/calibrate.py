@@ -200,9 +200,11 @@ def make_prompt(model: LoadedModel, cell: Cell, haystack: Haystack) -> tuple[Ten
     rendered = model.chat(hidden.text + question, needle.answer_prefix)
     start = rendered.index(needle.needle) + needle.needle.index(needle.answer)
     end = start + len(needle.answer)
-    encoded = model.tokenizer(rendered, add_special_tokens=not model.chat_template, return_offsets_mapping=True)
-    inside = [i for i, (a, b) in enumerate(encoded.offset_mapping) if a < end and b > start and b > a]
-    return torch.tensor(encoded.input_ids, device=model.device), range(inside[0], inside[-1] + 1)
+    ids = model.encode(rendered)
+    offsets = model.tokenizer(rendered, add_special_tokens=False, return_offsets_mapping=True).offset_mapping
+    shift = ids.numel() - len(offsets)  # special tokens that encoding put in front
+    inside = [i + shift for i, (a, b) in enumerate(offsets) if a < end and b > start and b > a]
+    return ids, range(inside[0], inside[-1] + 1)
 
 
 def _observe_heads(

@@ -8,6 +8,7 @@ from typing import Literal
 from transformers import PreTrainedTokenizerBase
 
 from compresskv.errors import UserError
+from compresskv.models import chat_ids
 from evals.longbench.data import Record
 from evals.longbench.tasks import Task
 
@@ -99,12 +100,7 @@ def _apply_template(prompt: str, tokenizer: PreTrainedTokenizerBase) -> tuple[st
         raise UserError("this tokenizer has no chat template: use an instruction-tuned model or protocol=released.")
     message = {"role": "user", "content": prompt}
     text = tokenizer.apply_chat_template([message], tokenize=False, add_generation_prompt=True)
-    ids = _tokenize(text, tokenizer, add_special_tokens=False)
-    # Templates of models with a BOS usually write it themselves. Never let there be two, nor none.
-    bos = tokenizer.bos_token_id
-    if bos is not None and ids[:1] != [bos] and _tokenize("x", tokenizer)[0] == bos:
-        ids = [bos, *ids]
-    return text, ids
+    return text, chat_ids(text, tokenizer)
 
 
 def _is_llama_3(tokenizer: PreTrainedTokenizerBase) -> bool:
@@ -112,5 +108,5 @@ def _is_llama_3(tokenizer: PreTrainedTokenizerBase) -> bool:
     return tokenizer.bos_token == "<|begin_of_text|>" and "<|start_header_id|>" in tokenizer.get_vocab()
 
 
-def _tokenize(text: str, tokenizer: PreTrainedTokenizerBase, add_special_tokens: bool = True) -> list[int]:
-    return tokenizer(text, add_special_tokens=add_special_tokens, verbose=False).input_ids
+def _tokenize(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    return tokenizer(text, verbose=False).input_ids

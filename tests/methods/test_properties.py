@@ -8,8 +8,12 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from compresskv.attention import attached
 from compresskv.eviction import EvictionMethod, LayerPrefill, Observation, PromptShape, running_capacities
+from compresskv.generation import Setting, Stopping, generate
+from compresskv.in_layer import generate_in_layer
 from compresskv.protocol import Protocol
+from tests import tiny
 
 from .construction import METHODS, context, kept, method, prompt, random_layers
 
@@ -148,3 +152,16 @@ def test_table_has_every_method() -> None:
         target = yaml.safe_load((CONF / "allocator" / f"{chosen}.yaml").read_text())["target"]
         assert (scorer, target) == (METHODS[name].scorer, METHODS[name].allocator)
         assert raw == METHODS[name].parameters
+
+
+@every_method
+@pytest.mark.parametrize("protocol", [CORRECTED, RELEASED], ids=["corrected", "released"])
+def test_shared_equals_in_layer_token_for_token(name: str, protocol: Protocol) -> None:
+    model, ids = tiny.model("llama"), tiny.prompt(90, seed=7)
+    where = context(PromptShape(4, 2, 90, 4), 3, Observation(window=4), protocol)
+    setting, stopping = Setting(method(name, where), 36), Stopping(10)
+    with attached(model):
+        (shared,) = generate(model, ids, [setting], stopping)
+        assert generate_in_layer(model, ids, setting, stopping) == shared
+        assert generate_in_layer(model, ids, setting, stopping, chunk=31) == shared
+    assert shared.realised_budget == 36 or protocol is RELEASED

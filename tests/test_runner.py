@@ -1,0 +1,56 @@
+"""Which settings of a prompt are decoded together, in a first run and after a run that was cut short."""
+
+from types import SimpleNamespace
+
+import torch
+
+from compresskv.generation import Stopping
+from evals.runner import _batches
+from evals.task import Sample
+
+
+class OneSample:
+    """A task with one prompt, "x", of these token ids."""
+
+    def __init__(self, *ids):
+        self.ids = torch.tensor(ids)
+
+    def sample(self, id):
+        return Sample(id, self.ids, Stopping(4), score=dict)
+
+
+def run(key, task, batch=None):
+    lines = {"x": {"batch": batch}} if batch else {}
+    return SimpleNamespace(key=key, task=task, store=SimpleNamespace(lines=lines))
+
+
+def keys(runs):
+    return [[r.key for r in batch] for _, batch in _batches("x", runs)]
+
+
+def test_settings_of_one_prompt_are_one_batch():
+    task = OneSample(1, 2, 3)
+    assert keys([run("a", task), run("b", task)]) == [["a", "b"]]
+
+
+def test_protocols_share_a_prefill_only_where_their_tokens_are_equal():
+    corrected, released, other = OneSample(1, 2, 3), OneSample(1, 2, 3), OneSample(1, 2)
+    assert keys([run("a", corrected), run("b", released), run("c", other)]) == [["a", "b"], ["c"]]
+
+
+def test_a_batch_that_was_cut_short_is_decoded_whole():
+    task = OneSample(1, 2, 3)
+    cut = [run("a", task, ["a", "b", "c"]), run("b", task), run("c", task)]
+    assert keys(cut) == [["a", "b", "c"]]
+
+
+def test_settings_that_come_later_do_not_disturb_finished_batches():
+    task = OneSample(1, 2, 3)
+    later = [run("a", task, ["a", "b"]), run("b", task, ["a", "b"]), run("c", task)]
+    assert keys(later) == [["c"]]
+    assert keys(later[:2]) == []
+
+
+def test_a_batch_that_is_not_asked_for_again_cannot_be_repeated():
+    task = OneSample(1, 2, 3)
+    assert keys([run("a", task, ["a", "b", "gone"]), run("b", task)]) == [["b"]]
