@@ -191,16 +191,34 @@ def generate(
     """Shared path: one prefill of `ids` [prompt], then all settings decode as one batch, full caches apart."""
     window = max((setting.method.window for setting in settings), default=1)
     prompt = prefill(model, ids, window, chunk)
-    compressed_rows = [i for i, s in enumerate(settings) if s.budget is not None]
-    full_rows = [i for i, s in enumerate(settings) if s.budget is None]
-    results: dict[int, Generation] = {}
-    for group in (compressed_rows, full_rows):
-        if not group:
-            continue
-        kept = [prompt.kept(settings[i]) for i in group]
+    # The full cache is many times longer than the others, which then need not share memory with it.
+    compressed = [setting for setting in settings if setting.budget is not None]
+    full = [setting for setting in settings if setting.budget is None]
+    done = iter(_decode_together(model, prompt, compressed, stopping))
+    done_full = iter(_decode_together(model, prompt, full, stopping))
+    return [next(done_full if setting.budget is None else done) for setting in settings]
+
+
+def _decode_together(
+    model: PreTrainedModel, prompt: Prefill, settings: Sequence[Setting], stopping: Stopping
+) -> list[Generation]:
+    """Decode `settings` as one batch, or in halves where the device's memory does not hold it."""
+    if not settings:
+        return []
+    try:
+        kept = [prompt.kept(setting) for setting in settings]
         cache = decode_cache(prompt, kept, stopping.max_new_tokens)
-        tokens = decode(model, cache, prompt.logits, prompt.length, len(group), stopping)
-        for row, i in enumerate(group):
-            counts = [[positions.numel() for positions in layer] for layer in kept[row]]
-            results[i] = Generation(tokens[row], counts, prompt.cache.kept_bytes(counts))
-    return [results[i] for i in range(len(settings))]
+        tokens = decode(model, cache, prompt.logits, prompt.length, len(settings), stopping)
+    except torch.OutOfMemoryError as error:
+        if len(settings) == 1:
+            raise UserError(
+                f"out of memory while decoding one setting of a prompt of {prompt.length} tokens: "
+                "use shorter prompts, a smaller model.dtype or model.device=map"
+            ) from error
+    else:
+        counts = [[[positions.numel() for positions in layer] for layer in row] for row in kept]
+        return [Generation(t, c, prompt.cache.kept_bytes(c)) for t, c in zip(tokens, counts, strict=True)]
+    # Outside the handler, which would keep the failed batch alive.
+    half = len(settings) // 2
+    first = _decode_together(model, prompt, settings[:half], stopping)
+    return first + _decode_together(model, prompt, settings[half:], stopping)

@@ -8,13 +8,11 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-import yaml
 from torch import Tensor
 from transformers.cache_utils import get_layer_types_and_kwargs
 
@@ -25,7 +23,8 @@ from compresskv.eviction import Observation
 from compresskv.layer_error import FLOOR
 from compresskv.models import LoadedModel
 from compresskv.semantic_heads import SemanticHeadScorer
-from evals.haystack import Haystack, essays, hide
+from evals.detection import Cell, last_texts, make_prompt, needles
+from evals.haystack import Haystack
 from evals.longbench.metrics import qa_f1
 from evals.progress import Progress
 from evals.results.store import Line, SampleStore, write_json
@@ -60,31 +59,6 @@ class CalibrateConfig:
     output: str | None
 
 
-@dataclass(frozen=True)
-class Needle:
-    """`answer` is the span of `needle` that heads must find; `sort` is "copy" or "reason"."""
-
-    sort: str
-    name: str
-    needle: str
-    question: str
-    answer_prefix: str
-    answer: str
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One prompt to make: a needle at a depth (0 to 1) of a prompt of about `length` tokens."""
-
-    needle: Needle
-    length: int
-    depth: float
-
-    @property
-    def id(self) -> str:
-        return f"{self.needle.name}-L{self.length}-D{round(100 * self.depth)}"
-
-
 def run(
     model: LoadedModel, config: CalibrateConfig, observation: Observation, results: Path, progress: Progress
 ) -> Path:
@@ -94,7 +68,7 @@ def run(
     """
     if (longest := max(config.lengths)) + config.max_steps > model.window:
         raise UserError(f"eval.lengths: {longest} tokens do not fit the {model.window}-token window of {model.name}")
-    haystack = last_texts(config)
+    haystack = last_texts(config.haystack, longest)
     depths = np.linspace(0, 1, config.depths)
     cells = [Cell(n, length, float(d)) for n in needles() for length in config.lengths for d in depths]
     identity = {
@@ -172,39 +146,6 @@ def _tell(
             f"only {len(accepted['reason'])} reasoning prompts accepted, so there are no retrieval_reasoning scores",
             soft_wrap=True,
         )
-
-
-def needles() -> list[Needle]:
-    """The detection needles, those to copy first."""
-    text = files("evals").joinpath("detection_needles.yaml").read_text()
-    return [Needle(sort, **entry) for sort, entries in yaml.safe_load(text).items() for entry in entries]
-
-
-def last_texts(config: CalibrateConfig) -> Haystack:
-    """The last texts by sorted name, as many as the longest prompt takes."""
-    chosen: list[str] = []
-    for text in reversed(essays(config.haystack)):
-        chosen.insert(0, text)
-        if sum(map(len, chosen)) > 6 * max(config.lengths):
-            break
-    return Haystack("\n".join(chosen))
-
-
-def make_prompt(model: LoadedModel, cell: Cell, haystack: Haystack) -> tuple[Tensor, range]:
-    """Token ids [prompt] of about `cell.length`, and the positions of the answer in them."""
-    needle = cell.needle
-    question = f"\n\nBased on the content of the book, Question: {needle.question}"
-    text = f"\n{needle.needle}\n"
-    overhead = model.encode(model.chat(text + question, needle.answer_prefix)).numel()
-    hidden = hide(text, haystack.text, cell.length - overhead, cell.depth, model.tokenizer)
-    rendered = model.chat(hidden.text + question, needle.answer_prefix)
-    start = rendered.index(needle.needle) + needle.needle.index(needle.answer)
-    end = start + len(needle.answer)
-    ids = model.encode(rendered)
-    offsets = model.tokenizer(rendered, add_special_tokens=False, return_offsets_mapping=True).offset_mapping
-    shift = ids.numel() - len(offsets)  # special tokens that encoding put in front
-    inside = [i + shift for i, (a, b) in enumerate(offsets) if a < end and b > start and b > a]
-    return ids, range(inside[0], inside[-1] + 1)
 
 
 def _observe_heads(

@@ -4,6 +4,7 @@ import pytest
 import torch
 from transformers.cache_utils import get_layer_types_and_kwargs
 
+from compresskv import generation
 from compresskv.attention import attached
 from compresskv.errors import UserError
 from compresskv.generation import Setting, Stopping, decode, decode_cache, generate, prefill
@@ -212,3 +213,22 @@ def test_nothing_leaks_from_one_prompt_to_the_next():
         alone = generate(model, second, settings, NEW)
         generate(model, first, settings, NEW)
         assert generate(model, second, settings, NEW) == alone
+
+
+def test_a_batch_that_does_not_fit_is_halved(monkeypatch):
+    model, ids, settings = tiny.model("llama"), tiny.prompt(90), settings_for(4)
+    roomy = generation.decode_cache
+
+    def cramped(prompt, kept, room):
+        if len(kept) > limit:
+            raise torch.OutOfMemoryError
+        return roomy(prompt, kept, room)
+
+    with attached(model):
+        expected = generate(model, ids, settings, NEW)
+        monkeypatch.setattr(generation, "decode_cache", cramped)
+        limit = 2
+        assert generate(model, ids, settings, NEW) == expected
+        limit = 0
+        with pytest.raises(UserError, match="out of memory"):
+            generate(model, ids, settings, NEW)
