@@ -45,6 +45,11 @@ class SDPA:
             mask = column <= row
             if sliding_window is not None:
                 mask &= column > row - sliding_window
+        grouped = query.shape[1] != key.shape[1]
+        if grouped and mask is not None and query.is_cuda:
+            # CUDA's memory-efficient kernel takes a mask, but no groups; the one that takes both holds all logits.
+            groups, grouped = query.shape[1] // key.shape[1], False
+            key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
         return F.scaled_dot_product_attention(
             query,
             key,
@@ -52,7 +57,7 @@ class SDPA:
             attn_mask=mask,
             is_causal=mask is None and new > 1,
             scale=scaling,
-            enable_gqa=query.shape[1] != key.shape[1],
+            enable_gqa=grouped,
         )
 
     def decode(self, query: Tensor, keys: Tensor, values: Tensor, lengths: Tensor | None, scaling: float) -> Tensor:
@@ -153,6 +158,11 @@ def register(name: str, backend: Backend) -> str:
     AttentionInterface.register(name, attention_forward)
     AttentionMaskInterface.register(name, refuse_padding)
     return name
+
+
+def forget(name: str) -> None:
+    """Let go of the backend `name`, and of what it refers to."""
+    _backends.pop(name, None)
 
 
 @contextmanager

@@ -50,4 +50,10 @@ class Context:
                 f"the calibration of {self.calibration.model} has {len(self.calibration.layer_scores)} layers, "
                 f"{self.model} has {self.layers} that evict: calibrate it again"
             )
+        widths = {len(layer) for layers in self.calibration.head_scores.values() for layer in layers}
+        if widths - {self.q_heads}:
+            raise UserError(
+                f"the calibration of {self.calibration.model} has scores of {max(widths)} query heads a layer, "
+                f"{self.model} has {self.q_heads}: calibrate it again"
+            )
         return self.calibration

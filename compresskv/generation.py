@@ -122,9 +122,19 @@ def forward_prompt(model: PreTrainedModel, ids: Tensor, cache: EvictedCache, chu
     for start in range(0, ids.numel(), chunk or ids.numel()):
         part = ids[start : start + (chunk or ids.numel())]
         positions = torch.arange(start, start + part.numel(), device=ids.device)
-        out = model(
-            input_ids=part[None], position_ids=positions[None], past_key_values=cache, use_cache=True, logits_to_keep=1
-        )
+        try:
+            out = model(
+                input_ids=part[None],
+                position_ids=positions[None],
+                past_key_values=cache,
+                use_cache=True,
+                logits_to_keep=1,
+            )
+        except torch.OutOfMemoryError as error:
+            raise UserError(
+                f"out of memory in the prefill of {ids.numel()} tokens: set prefill_chunk, for example to 4096, or use "
+                "shorter prompts"
+            ) from error
     if any(layer.seen != ids.numel() for layer in cache.evicting):
         raise UserError(f"{type(model).__name__} does not attend through its cache: choose another model")
     return out.logits[0, -1].float()
@@ -210,6 +220,7 @@ def _decode_together(
         cache = decode_cache(prompt, kept, stopping.max_new_tokens)
         tokens = decode(model, cache, prompt.logits, prompt.length, len(settings), stopping)
     except torch.OutOfMemoryError as error:
+        kept, cache = [], None
         if len(settings) == 1:
             raise UserError(
                 f"out of memory while decoding one setting of a prompt of {prompt.length} tokens: "
@@ -218,7 +229,7 @@ def _decode_together(
     else:
         counts = [[[positions.numel() for positions in layer] for layer in row] for row in kept]
         return [Generation(t, c, prompt.cache.kept_bytes(c)) for t, c in zip(tokens, counts, strict=True)]
-    # Outside the handler, which would keep the failed batch alive.
+    # Outside the handler, whose traceback would keep the failed batch alive.
     half = len(settings) // 2
     first = _decode_together(model, prompt, settings[:half], stopping)
     return first + _decode_together(model, prompt, settings[half:], stopping)

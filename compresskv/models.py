@@ -14,6 +14,7 @@ from pathlib import Path
 import platformdirs
 import torch
 from filelock import FileLock
+from huggingface_hub import hf_hub_download
 from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.cache_utils import get_layer_types_and_kwargs
@@ -119,8 +120,8 @@ def load(config: ModelConfig) -> LoadedModel:
             device_map="auto" if device == "map" else None,
             **options,
         )
-    if device != "map":
-        model = model.to(device)
+        if device != "map":
+            model = model.to(device)
     model.eval()
     if config.chat_template and not tokenizer.chat_template:
         raise UserError(f"model={config.name}: its tokenizer has no chat template: set model.chat_template=false")
@@ -133,7 +134,7 @@ def load(config: ModelConfig) -> LoadedModel:
         chat_template=config.chat_template,
         dtype=str(dtype).removeprefix("torch."),
         backend=_backend(config, model.device),
-        fingerprint=_fingerprint(source, getattr(model.config, "_commit_hash", None)),
+        fingerprint=_fingerprint(source, config.revision),
         stop_ids=frozenset([stop] if isinstance(stop, int) else stop or []),
     )
 
@@ -198,7 +199,7 @@ def _dtype(config: ModelConfig) -> torch.dtype:
         if config.dtype not in ("float32", "bfloat16", "float16"):
             raise UserError(f"model.dtype={config.dtype}: choose auto, float32, bfloat16 or float16")
         return getattr(torch, config.dtype)
-    if _device(config) == "cpu":
+    if _device(config) == "cpu" or not torch.cuda.is_available():
         capabilities = torch.cpu.get_capabilities()
         fast = capabilities.get("avx512_bf16") or capabilities.get("amx_bf16")
         return torch.bfloat16 if fast else torch.float32
@@ -207,7 +208,8 @@ def _dtype(config: ModelConfig) -> torch.dtype:
 
 def _backend(config: ModelConfig, device: torch.device) -> str:
     if config.backend == "auto":
-        return "flash_attention_2" if device.type == "cuda" and find_spec("flash_attn") else "sdpa"
+        half = _dtype(config) != torch.float32  # flash-attn knows no other
+        return "flash_attention_2" if device.type == "cuda" and half and find_spec("flash_attn") else "sdpa"
     if config.backend not in ("sdpa", "flash_attention_2"):
         raise UserError(f"model.backend={config.backend}: choose auto, sdpa or flash_attention_2")
     if config.backend == "flash_attention_2" and not find_spec("flash_attn"):
@@ -224,7 +226,7 @@ def _explained(config: ModelConfig, source: str) -> Iterator[None]:
         raise UserError(
             f"{source}: a weights file is broken ({error}): delete that folder and load it again"
         ) from error
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RuntimeError, ImportError) as error:
         text = str(error)
         if "gated" in text or "401" in text or "403" in text:
             fix = "ask for access on its hub page and set HF_TOKEN"
@@ -249,11 +251,13 @@ def _quiet() -> Iterator[None]:
         transformers_logging.enable_progress_bar()
 
 
-def _fingerprint(source: str, commit: str | None) -> str:
+def _fingerprint(source: str, revision: str | None) -> str:
     """A hash of what the model is: the hub's commit, or the local files (of weights: size and both ends)."""
     digest = hashlib.sha256()
     if not Path(source).is_dir():
-        digest.update(json.dumps([source, commit]).encode())
+        # The folder of a file in the hub's cache is named after the commit that `revision` stands for.
+        cached = hf_hub_download(source, "config.json", revision=revision, local_files_only=True)
+        digest.update(json.dumps([source, Path(cached).parent.name]).encode())
         return digest.hexdigest()[:16]
     for path in sorted(Path(source).iterdir()):
         if path.suffix not in (".json", ".safetensors", ".jinja", ".model"):

@@ -66,13 +66,15 @@ def run(
 
     Raises `UserError` if too few prompts are answered.
     """
+    if not config.lengths or config.depths < 1 or config.max_steps < 2:
+        raise UserError("eval.lengths needs a length, eval.depths 1 or more, eval.max_steps 2 or more")
     if (longest := max(config.lengths)) + config.max_steps > model.window:
         raise UserError(f"eval.lengths: {longest} tokens do not fit the {model.window}-token window of {model.name}")
     haystack = last_texts(config.haystack, longest)
     depths = np.linspace(0, 1, config.depths)
     cells = [Cell(n, length, float(d)) for n in needles() for length in config.lengths for d in depths]
     identity = {
-        "model": [model.fingerprint, model.dtype],
+        "model": [model.fingerprint, model.dtype, model.chat_template],
         "haystack": haystack.fingerprint,
         "needles": [asdict(needle) for needle in needles()],
         "max_steps": config.max_steps,

@@ -58,6 +58,8 @@ def run(
     model: LoadedModel, config: EfficiencyConfig, settings: Mapping[str, Setting], results: Path, progress: Progress
 ) -> Path:
     """Measure every setting at every length, with ratios to the first, as a table and a figure; returns a path."""
+    if not config.lengths or config.new_tokens < 2 or config.rounds < 1:
+        raise UserError("eval.lengths needs a length, eval.new_tokens 2 or more, eval.rounds 1 or more")
     if (longest := max(config.lengths)) + config.new_tokens > model.window:
         raise UserError(
             f"eval.lengths: {longest} and {config.new_tokens} new tokens exceed the {model.window}-token window"

@@ -54,7 +54,8 @@ def job_from(config: Mapping[str, Any]) -> Job:
     allocator = method.pop("allocator")
     standard = method.pop("default_allocator", allocator["name"])
     name, scorer = method.pop("name"), method.pop("scorer")
-    if allocator["name"] != standard:
+    full = name == "full"
+    if allocator["name"] != standard and not full:
         name = f"{name}-{allocator['name']}"
     evaluation = config["eval"]
     model = {key: value for key, value in config["model"].items() if key != "niah"}  # defaults for conf/eval/niah
@@ -63,17 +64,20 @@ def job_from(config: Mapping[str, Any]) -> Job:
     budget = _check("budget", config["budget"], int)
     if budget < 1:
         raise UserError(f"budget={budget}: choose a number of tokens above the observation window")
+    chunk = _check("prefill_chunk", config["prefill_chunk"], int | None)
+    if chunk is not None and chunk < 1:
+        raise UserError(f"prefill_chunk={chunk}: choose 1 or more tokens, or null")
     observation = checked("observation", Observation, config["observation"])
     _check_observation(observation)
     return Job(
         model=checked("model", ModelConfig, model),
         method=MethodConfig(name, scorer, allocator["target"], _frozen(method)),
-        budget=None if name == "full" else budget,
+        budget=None if full else budget,
         eval=checked("eval", EVALS[evaluation["name"]], evaluation),
         protocol=checked("protocol", Protocol, config["protocol"]),
         observation=observation,
         calibration=config["calibration"],
-        prefill_chunk=_check("prefill_chunk", config["prefill_chunk"], int | None),
+        prefill_chunk=chunk,
         results=Path(config["paths"]["results"]).expanduser(),
         logger=_frozen(config["logger"]),
         config=config,
@@ -114,6 +118,10 @@ def _check(name: str, value: Any, hint: Any) -> Any:
     options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
     for option in options:
         origin, arguments = typing.get_origin(option), typing.get_args(option)
+        if origin is typing.Literal:
+            if value in arguments:
+                return value
+            raise UserError(f"{name}={value}: choose one of {', '.join(map(str, arguments))}")
         if origin is tuple and isinstance(value, (list, tuple)):
             inner = [arguments[0]] * len(value) if arguments[-1] is Ellipsis else arguments
             if len(inner) == len(value):

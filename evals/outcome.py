@@ -54,7 +54,7 @@ class Outcome:
                     summary["model"],
                     summary["eval"],
                     summary["task"],
-                    _setting(item.job),
+                    setting_name(item.job),
                     "resumed" if resumed else "ran",
                     f"{n} samples" + (f", {resumed} of them from before" if resumed else ""),
                     folder=str(item.folder),
@@ -73,7 +73,7 @@ class Outcome:
         detail = "" if mistake else "".join(traceback.format_exception(error))
         sys.stderr.write(detail)
         note = str(error) if mistake else f"{type(error).__name__}: {error}".strip(": ")
-        for name, job in {_setting(job): job for job in jobs}.items():
+        for name, job in {setting_name(job): job for job in jobs}.items():
             self.entries.append(Entry(job.model.name, job.eval.name, task, name, "failed", note, detail))
 
     @contextmanager
@@ -111,7 +111,8 @@ def show(entries: Sequence[Entry], finished: Sequence[Finished], mirrored: bool 
         )
 
 
-def _setting(job: Job) -> str:
+def setting_name(job: Job) -> str:
+    """How an outcome names a job: method, budget, and the protocol if it is not the default."""
     return f"{job.setting} ({job.protocol.name})" if job.protocol.name != "corrected" else job.setting
 
 
@@ -151,7 +152,7 @@ def restore(entry: Entry) -> Finished:
 
 def lost(jobs: Sequence[Job], task: str, note: str, known: Collection[str] = ()) -> list[Entry]:
     """Entries of jobs that ended without saying what became of them, except those settings that are `known`."""
-    names = {_setting(job): job for job in jobs}
+    names = {setting_name(job): job for job in jobs}
     return [
         Entry(job.model.name, job.eval.name, task, name, "failed", note)
         for name, job in names.items()

@@ -34,6 +34,7 @@ class Run:
     key: str
     store: SampleStore
     resumed: int
+    error: Exception | None = None
 
     @property
     def missing(self) -> list[str]:
@@ -76,10 +77,13 @@ def run_task(
             if runs:
                 _run_samples(model, list(runs.values()), progress)
         except Exception as error:
-            incomplete = [run for run in runs.values() if run.missing]
+            incomplete = [run for run in runs.values() if run.missing and not run.error]
             if not incomplete:
                 raise
             fail([run.job for run in incomplete], error, incomplete[0].task.name)
+        for run in runs.values():
+            if run.error:
+                fail([run.job], run.error, run.task.name)
         return [_finish(model, run) for run in runs.values() if not run.missing]
     finally:
         close_all(run.store for run in runs.values())
@@ -151,7 +155,7 @@ def _run_samples(model: LoadedModel, runs: Sequence[Run], progress: Progress) ->
     todo = [id for id in ids if any(id in run.missing for run in runs)]
     with attached(model.model, model.backend), progress.track(f"{model.name} {runs[0].task.name}", todo) as steps:
         for id in steps:
-            for sample, batch in _batches(id, [run for run in runs if id in run.task.sample_ids]):
+            for sample, batch in _batches(id, [run for run in runs if id in run.task.sample_ids and not run.error]):
                 _run_sample(model, sample, batch)
 
 
@@ -166,7 +170,7 @@ def _batches(id: str, runs: Sequence[Run]) -> Iterable[tuple[Sample, list[Run]]]
         if run.task not in samples:
             samples[run.task] = run.task.sample(id)
         sample = samples[run.task]
-        key = (tuple(sample.ids.tolist()), sample.stopping)
+        key = (tuple(sample.ids.tolist()), sample.stopping, run.job.prefill_chunk)
         by_tokens.setdefault(key, (sample, []))[1].append(run)
     for sample, group in by_tokens.values():
         missing = {run.key for run in group if id not in run.store.lines}
@@ -184,7 +188,15 @@ def _batches(id: str, runs: Sequence[Run]) -> Iterable[tuple[Sample, list[Run]]]
 def _run_sample(model: LoadedModel, sample: Sample, batch: Sequence[Run]) -> None:
     started = time.perf_counter()
     settings = [run.setting for run in batch]
-    generations = generate(model.model, sample.ids, settings, sample.stopping, batch[0].job.prefill_chunk)
+    try:
+        generations = generate(model.model, sample.ids, settings, sample.stopping, batch[0].job.prefill_chunk)
+    except Exception as error:
+        if len(batch) == 1:
+            batch[0].error = error
+        else:  # one of them fails: alone, the others do not
+            for run in batch:
+                _run_sample(model, sample, [run])
+        return
     seconds = time.perf_counter() - started
     keys = [run.key for run in batch]
     prompt_sha = hashlib.sha256(sample.ids.cpu().numpy().tobytes()).hexdigest()[:16]
@@ -222,7 +234,9 @@ def _kept(generation: Generation) -> list[Any]:
 def _finish(model: LoadedModel, run: Run) -> Finished:
     lines = [run.store.lines[id] for id in run.task.sample_ids if id in run.store.lines]
     score, interval = mean_and_interval([line["score"] for line in lines])
-    job = run.job
+    job, path = run.job, run.store.folder / "summary.json"
+    # Where nothing ran now, the samples are those of the environment that is named already.
+    before = json.loads(path.read_text()) if path.exists() and run.resumed == len(lines) else {}
     summary = {
         "model": model.name,
         "eval": job.eval.name,
@@ -249,8 +263,8 @@ def _finish(model: LoadedModel, run: Run) -> Finished:
         "prompt": run.task.identity,
         "method_in_full": describe(run.setting.method),
         "config": dict(job.config),
-        "environment": environment(),
+        "environment": before.get("environment") or environment(),
         "timing": {"seconds": round(sum(line["timing"]["batch_seconds"] / len(line["batch"]) for line in lines), 2)},
     }
-    write_json(run.store.folder / "summary.json", summary)
+    write_json(path, summary)
     return Finished(job, summary, lines, run.task.breakdown(lines), run.store.folder, run.resumed)

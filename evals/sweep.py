@@ -55,7 +55,11 @@ def _run_group(model: LoadedModel, group: Sequence[Job], sweep: Outcome, progres
         written = calibration_of[config.source](model, config, first.observation, first.results, progress)
         return sweep.done(first, str(written))
     if isinstance(config, EfficiencyConfig):
-        settings = {job.setting: Setting(build_method(model, job), job.budget) for job in group}
+        settings: dict[str, Setting] = {}
+        for job in group:
+            name = outcome.setting_name(job)
+            same = sum(taken.split(" #")[0] == name for taken in settings)
+            settings[f"{name} #{same + 1}" if same else name] = Setting(build_method(model, job), job.budget)
         written = efficiency.run(model, config, {"full": FULL, **settings}, first.results, progress)
         return sweep.done(first, str(written))
     for make in _tasks(config):

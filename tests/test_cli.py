@@ -113,6 +113,9 @@ def test_a_killed_sweep_resumes_to_the_same_files(tiny, tmp_path, seed):
         (["method=compresskv"], "eval=calibrate"),
         (["calibration=/nowhere.json", "method=compresskv"], "/nowhere.json"),
         (["model.dtype=int4"], "model.dtype=int4"),
+        (["model.device=gpu"], "gpu"),
+        (["prefill_chunk=0"], "prefill_chunk=0"),
+        (["protocol.score_dtype=bfloat16"], "protocol.score_dtype=bfloat16"),
         (["model.typo=1"], "typo"),
         (["eval.haystack=/nowhere"], "/nowhere"),
     ],
@@ -145,3 +148,12 @@ def test_a_signal_ends_in_a_sentence(tiny, tmp_path, sent):
     assert process.returncode != 0
     assert "Traceback" not in error
     assert "finished samples are safe" in error
+
+
+def test_a_failing_setting_does_not_take_the_others_along(tiny, tmp_path):
+    done = run("-m", "method=snapkv,cake", "method/allocator=uniform,cake", "budget=64", *GRID, *tiny)
+    assert done.returncode != 0
+    assert "Traceback" not in done.stderr
+    assert "1 of 4 settings failed" in done.stderr
+    finished = {folder.parent.name for folder in folders(tmp_path) if (folder / "summary.json").exists()}
+    assert finished == {"snapkv", "cake-uniform", "cake"}

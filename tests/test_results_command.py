@@ -31,7 +31,7 @@ def test_list_show_and_verify(results, capsys):
     assert "snapkv/64-abc" in shown
     assert "complete" in shown
     assert call(results, "show", "snapkv") == 0
-    assert json.loads(capsys.readouterr().out)["score"] == 50
+    assert json.loads(capsys.readouterr().out)[0]["score"] == 50
     assert call(results, "verify") == 0
 
 

@@ -19,9 +19,10 @@ class OneSample:
         return Sample(id, self.ids, Stopping(4), score=dict)
 
 
-def run(key, task, batch=None):
+def run(key, task, batch=None, chunk=None):
     lines = {"x": {"batch": batch}} if batch else {}
-    return SimpleNamespace(key=key, task=task, store=SimpleNamespace(lines=lines))
+    job = SimpleNamespace(prefill_chunk=chunk)
+    return SimpleNamespace(key=key, task=task, job=job, store=SimpleNamespace(lines=lines))
 
 
 def keys(runs):
@@ -36,6 +37,11 @@ def test_settings_of_one_prompt_are_one_batch():
 def test_protocols_share_a_prefill_only_where_their_tokens_are_equal():
     corrected, released, other = OneSample(1, 2, 3), OneSample(1, 2, 3), OneSample(1, 2)
     assert keys([run("a", corrected), run("b", released), run("c", other)]) == [["a", "b"], ["c"]]
+
+
+def test_prefills_of_other_chunks_are_not_shared():
+    task = OneSample(1, 2, 3)
+    assert keys([run("a", task), run("b", task, chunk=2)]) == [["a"], ["b"]]
 
 
 def test_a_batch_that_was_cut_short_is_decoded_whole():

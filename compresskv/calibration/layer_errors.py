@@ -58,8 +58,10 @@ def observe(
     with probed(model, len(prompt.layers), watch):
         for index in range(limit - 1):
             if isinstance(answer, Stopping):
+                if index < answer.min_new_tokens:
+                    logits[sorted(answer.ids)] = float("-inf")
                 token = int(logits.argmax())
-                if token in answer.ids and index >= answer.min_new_tokens:
+                if token in answer.ids:
                     break
             else:
                 token = answer[index]

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from compresskv.attention import SDPA, attached, register
+from compresskv.attention import SDPA, attached, forget, register
 from compresskv.eviction import keep_all
 from compresskv.generation import Prefill, decode_cache, prefill
 
@@ -31,8 +31,12 @@ class ProbeBackend(SDPA):
 @contextmanager
 def probed(model: PreTrainedModel, layers: int, watch: Watch) -> Iterator[None]:
     """Run `model` with every decoding layer shown to `watch`."""
-    with attached(model, register("compresskv_probe", ProbeBackend(layers, watch))):
-        yield
+    name = register("compresskv_probe", ProbeBackend(layers, watch))
+    try:
+        with attached(model, name):
+            yield
+    finally:
+        forget(name)
 
 
 def full_prefill(model: PreTrainedModel, ids: Tensor, window: int) -> Prefill:

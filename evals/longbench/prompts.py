@@ -32,7 +32,7 @@ class Prompt:
 
 
 def render(
-    task: Task, record: Record, tokenizer: PreTrainedTokenizerBase, *, window: int, chat_wrapper: ChatWrapper
+    task: Task, record: Record, tokenizer: PreTrainedTokenizerBase, *, window: int, chat_wrapper: ChatWrapper | None
 ) -> Prompt:
     """The prompt of a record, cut to a model `window` of that many tokens and put into the chat format.
 

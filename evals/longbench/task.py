@@ -1,5 +1,6 @@
 """One LongBench task for the runner: its prompts under one protocol, and their scores."""
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -59,8 +60,19 @@ class LongBenchTask:
     @property
     def identity(self) -> dict[str, Any]:
         window = self.config.max_length or self.model.window
-        wrapper = self.protocol.chat_wrapper if self.task.chat_wrapper else None
-        return {"template": self.task.prompt, "window": window, "chat_wrapper": wrapper, "stop": self.task.stop}
+        assert self.records  # which says what is wrong with the file, if anything
+        return {
+            "template": self.task.prompt,
+            "window": window,
+            "chat_wrapper": self.chat_wrapper if self.task.chat_wrapper else None,
+            "stop": self.task.stop,
+            "data": hashlib.sha256((self.folder / f"{self.task.name}.jsonl").read_bytes()).hexdigest()[:16],
+        }
+
+    @property
+    def chat_wrapper(self) -> str | None:
+        """A model that is not to be prompted by its template gets none of ours either."""
+        return self.protocol.chat_wrapper if self.model.chat_template else None
 
     def render(self, record: Record) -> Prompt:
         return render(
@@ -68,7 +80,7 @@ class LongBenchTask:
             record,
             self.model.tokenizer,
             window=self.config.max_length or self.model.window,
-            chat_wrapper=self.protocol.chat_wrapper,  # type: ignore[arg-type]
+            chat_wrapper=self.chat_wrapper,  # type: ignore[arg-type]
         )
 
     def sample(self, id: str) -> Sample:

@@ -79,10 +79,15 @@ class NiahTask:
 
     @property
     def identity(self) -> dict[str, Any]:
-        names = ("needle", "question", "answer_prefix", "max_new_tokens")
+        names = ("needle", "question", "answer", "answer_prefix", "max_new_tokens")
         fields = {name: getattr(self.config, name) for name in names}
         quirks = {name: getattr(self.protocol, name) for name in vars(self.protocol) if name.startswith("niah_")}
-        return {**fields, **quirks, "haystack": self.haystack.fingerprint}
+        return {
+            **fields,
+            **quirks,
+            "haystack": self.haystack.fingerprint,
+            "chat_template": self.model.chat_template,
+        }
 
     def sample(self, id: str) -> Sample:
         length, depth = self.cells[id]

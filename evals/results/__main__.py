@@ -46,9 +46,11 @@ class Folder:
     @property
     def running(self) -> bool:
         """Whether a process holds the folder."""
-        with (self.path / ".lock").open("a") as lock:
+        if not (self.path / ".lock").exists():
+            return False
+        with (self.path / ".lock").open("rb") as lock:
             try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
             except OSError:
                 return True
         return False
@@ -101,11 +103,14 @@ def list_(results: Path, pattern: str) -> int:
 
 
 def show(results: Path, pattern: str) -> int:
-    """The summaries, as JSON, without configuration and environment."""
+    """The summaries, as one JSON list, without configuration and environment."""
     hidden = {"config", "environment", "samples", "method_in_full", "prompt"}
-    for folder in folders(results, pattern):
-        summary = {key: value for key, value in (folder.summary or {}).items() if key not in hidden}
-        print(json.dumps({"folder": folder.name, "state": folder.state, **summary}, indent=2, ensure_ascii=False))
+    found = [
+        {"folder": folder.name, "state": folder.state}
+        | {key: value for key, value in (folder.summary or {}).items() if key not in hidden}
+        for folder in folders(results, pattern)
+    ]
+    print(json.dumps(found, indent=2, ensure_ascii=False))
     return 0
 
 

@@ -18,9 +18,19 @@ from compresskv.eviction import (
     PromptShape,
 )
 from compresskv.layer_error import LayerErrorAllocator
-from compresskv.protocol import METHOD_FIELDS, Protocol
+from compresskv.protocol import Protocol
 
 from .construction import FIRST, LENGTH, SECOND, WINDOW, allocated, attending, blank, context, kept, method, past_kept
+
+METHOD_FIELDS = (
+    "gqa_grouping",
+    "streaming_tail",
+    "pyramid_schedule",
+    "pyramid_short_prompt",
+    "exact_budget",
+    "head_pooling",
+    "score_dtype",
+)
 
 SMALL = PromptShape(1, 2, LENGTH, WINDOW)
 PYRAMID = PromptShape(4, 1, 100, 2)
