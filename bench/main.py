@@ -11,6 +11,7 @@ from functools import partial
 import torch
 from transformers import Cache, DynamicCache
 
+from baselines.full import FULL
 from bench.measure import alternate
 from bench.settings import default_model, job, settings
 from compresskv.attention import attached
@@ -52,7 +53,6 @@ def decode_ratio(model: LoadedModel, rows: int, kept: int, steps: int) -> float:
     """A decode step of the engine over one of transformers with a DynamicCache of equal length and no mask."""
     (ids,) = prompts(model, [kept])
     ids = torch.cat([ids, ids[:8]])[:kept]
-    full = Setting(settings(model, ["full"], [64])[0].method, None)
     with attached(model.model):
         prompt = prefill(model.model, ids, 1)
     keys = [(layer.keys.expand(rows, -1, -1, -1), layer.values.expand(rows, -1, -1, -1)) for layer in prompt.layers]
@@ -67,7 +67,7 @@ def decode_ratio(model: LoadedModel, rows: int, kept: int, steps: int) -> float:
     cache_of: dict[str, Cache] = {}
     seconds = []
     for _ in range(3):
-        kept_all = prompt.kept(full)
+        kept_all = prompt.kept(FULL)
         cache_of["ours"] = decode_cache(prompt, [kept_all] * rows, steps * 2)
         cache_of["theirs"] = DynamicCache(keys)
         seconds.append(alternate({"ours": ours, "theirs": theirs}, 1))

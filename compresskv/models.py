@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -11,7 +10,6 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
-import platformdirs
 import torch
 from filelock import FileLock
 from huggingface_hub import hf_hub_download
@@ -21,6 +19,7 @@ from transformers.cache_utils import get_layer_types_and_kwargs
 from transformers.utils import logging as transformers_logging
 
 from compresskv.errors import UserError
+from compresskv.folders import cache_folder
 
 
 @dataclass(frozen=True)
@@ -153,7 +152,7 @@ def _from_package(config: ModelConfig) -> Path:
     """The safetensors copy of a packaged GGUF file in the user's cache, made once."""
     assert config.package is not None
     gguf = package_file(config.package)
-    cache = Path(os.environ.get("COMPRESSKV_CACHE") or platformdirs.user_cache_dir("compresskv"))
+    cache = cache_folder()
     target = cache / "models" / f"{gguf.stem}-{(config.sha256 or 'unpinned')[:12]}"
     if target.exists():
         return target

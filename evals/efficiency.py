@@ -10,7 +10,6 @@ from statistics import median
 from typing import Any
 
 import torch
-from rich.console import Console
 from rich.table import Table
 
 from compresskv.attention import attached
@@ -19,6 +18,7 @@ from compresskv.errors import UserError
 from compresskv.generation import Setting, forward_prompt
 from compresskv.in_layer import LayerwiseCache
 from compresskv.models import LoadedModel
+from evals.console import screen
 from evals.haystack import essays
 from evals.progress import Progress
 from evals.results.store import write_json
@@ -95,7 +95,7 @@ def run(
     from evals.efficiency_figure import draw
 
     for path in draw(rows, f"Latency and memory, {model.name}", folder / model.name):
-        Console().print(f"figure: {path}", soft_wrap=True)
+        screen().print(f"figure: {path}", soft_wrap=True)
     return folder / f"{model.name}.json"
 
 
@@ -207,5 +207,4 @@ def _show(title: str, rows: Sequence[dict[str, Any]]) -> None:
         cells += [((row["peak_bytes"] or 0) / 1e6, row.get("peak_bytes_ratio"))]
         texts = [f"{value:.2f}" + (f" ×{ratio:.2f}" if ratio else "") for value, ratio in cells]
         shown.add_row(row["setting"], str(row["length"]), *texts)
-    console = Console()
-    (console if console.is_terminal else Console(width=140)).print(shown)
+    screen().print(shown)

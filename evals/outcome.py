@@ -14,6 +14,7 @@ from rich.table import Table
 
 from compresskv.errors import UserError
 from evals import report
+from evals.console import screen
 from evals.job import Job, job_from
 from evals.results.store import read_lines, write_json
 from evals.runner import Finished
@@ -96,7 +97,7 @@ def show(entries: Sequence[Entry], finished: Sequence[Finished], mirrored: bool 
     if len(failures) == len(entries) and len(set(failures)) == 1:
         raise UserError(failures[0])
     if len(entries) > 1:
-        report.screen().print(table(entries))
+        screen().print(table(entries))
     if finished:
         figures = report.show(finished)
         logger = finished[0].job.logger

@@ -4,9 +4,9 @@ import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich.console import Console
 from rich.table import Table
 
+from evals.console import screen
 from evals.runner import Finished
 
 
@@ -28,12 +28,6 @@ def show(finished: Sequence[Finished]) -> list[Path]:
     for path in paths:
         console.print(f"figure: {path}", soft_wrap=True)
     return paths
-
-
-def screen() -> Console:
-    """Where tables go: a file has no width, and cut columns help nobody."""
-    console = Console()
-    return console if console.is_terminal else Console(width=160)
 
 
 def names(items: Sequence[Finished]) -> list[str]:

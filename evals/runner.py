@@ -116,7 +116,6 @@ def build_method(model: LoadedModel, job: Job, first_prompt: Callable[[], int] |
 
     `first_prompt` gives the length of the task's first prompt; without a task, a prompt is its own first.
     """
-    sticky = first_prompt is not None and job.protocol.pyramid_schedule == "first_prompt"
     if model.layers == 0 and job.budget is not None:
         raise UserError(f"{model.name} has sliding-window layers only, so there is nothing to evict: use method=full")
     context = Context(
@@ -128,7 +127,7 @@ def build_method(model: LoadedModel, job: Job, first_prompt: Callable[[], int] |
         protocol=job.protocol,
         calibration=_calibration(job),
         taus=job.model.taus,
-        first_prompt=first_prompt() if sticky and first_prompt else None,
+        first_prompt=first_prompt() if first_prompt and job.protocol.pyramid_schedule == "first_prompt" else None,
     )
     return build(job.method, context)
 
@@ -151,11 +150,12 @@ def describe(value: Any) -> Any:
 
 
 def _run_samples(model: LoadedModel, runs: Sequence[Run], progress: Progress) -> None:
-    ids = list(dict.fromkeys(id for run in runs for id in run.task.sample_ids))
-    todo = [id for id in ids if any(id in run.missing for run in runs)]
+    ids_of = {run.key: dict.fromkeys(run.task.sample_ids) for run in runs}
+    missing = {id for run in runs for id in run.missing}
+    todo = [id for id in dict.fromkeys(id for ids in ids_of.values() for id in ids) if id in missing]
     with attached(model.model, model.backend), progress.track(f"{model.name} {runs[0].task.name}", todo) as steps:
         for id in steps:
-            for sample, batch in _batches(id, [run for run in runs if id in run.task.sample_ids and not run.error]):
+            for sample, batch in _batches(id, [run for run in runs if id in ids_of[run.key] and not run.error]):
                 _run_sample(model, sample, batch)
 
 

@@ -1,10 +1,10 @@
 """LongBench records from a directory of task.jsonl files, a local zip, or the hub's official data.zip."""
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
 from compresskv.errors import UserError
+from compresskv.folders import cache_folder
 from evals.longbench import archive, official
 from evals.longbench.records import answers_field, classes_field, integer, length_field, read_jsonl, text_field
 from evals.longbench.tasks import Task
@@ -25,8 +25,8 @@ class Record:
 
 
 def default_cache() -> Path:
-    """Where archives are unpacked: $XDG_CACHE_HOME/compresskv/longbench, by default in ~/.cache."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "compresskv" / "longbench"
+    """Where archives are unpacked: the folder longbench/ of the project's cache."""
+    return cache_folder() / "longbench"
 
 
 def open_source(

@@ -57,7 +57,7 @@ class LongBenchTask:
     def sample_ids(self) -> Sequence[str]:
         return list(self.records)
 
-    @property
+    @cached_property
     def identity(self) -> dict[str, Any]:
         window = self.config.max_length or self.model.window
         assert self.records  # which says what is wrong with the file, if anything

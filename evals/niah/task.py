@@ -77,7 +77,7 @@ class NiahTask:
     def sample_ids(self) -> Sequence[str]:
         return list(self.cells)
 
-    @property
+    @cached_property
     def identity(self) -> dict[str, Any]:
         names = ("needle", "question", "answer", "answer_prefix", "max_new_tokens")
         fields = {name: getattr(self.config, name) for name in names}

@@ -10,10 +10,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
 from compresskv.errors import UserError
+from evals.console import screen
 from evals.results.store import Line, read_lines
 from evals.results.summary import mean_and_interval
 
@@ -97,8 +97,7 @@ def list_(results: Path, pattern: str) -> int:
     for folder in folders(results, pattern):
         score = f"{folder.summary['score']:.2f}" if folder.summary else ""
         shown.add_row(folder.name, str(len(folder.lines)), score, folder.state)
-    console = Console()
-    (console if console.is_terminal else Console(width=200)).print(shown)
+    screen(200).print(shown)
     return 0
 
 
