@@ -23,11 +23,20 @@ ROUNDING = 32
 """Kept lengths are rounded up to this many tokens, so that few buffers serve many lengths."""
 
 
+def rounded(tokens: int) -> int:
+    """The length of the buffer for so many kept tokens."""
+    return -(-tokens // ROUNDING) * ROUNDING
+
+
 @dataclass
 class Bucket:
-    """Folded rows of like length in one pair of buffers [rows, capacity + room, head_dim], valid from the left."""
+    """Folded rows of like length in one pair of buffers [rows, capacity + room, head_dim], valid from the left.
 
-    rows: Tensor
+    `rows` says which; `index` is the same on the buffers' device.
+    """
+
+    rows: list[int]
+    index: Tensor
     lengths: Tensor
     longest: int
     equal: bool
@@ -48,7 +57,7 @@ class FoldedRows:
         self.new = 0
         by_size: dict[int, list[int]] = {}
         for row, (_, _, positions) in enumerate(sources):
-            by_size.setdefault(-(-positions.numel() // ROUNDING) * ROUNDING, []).append(row)
+            by_size.setdefault(rounded(positions.numel()), []).append(row)
         self.buckets = [self._fill(size, rows, sources) for size, rows in sorted(by_size.items())]
 
     def _fill(self, size: int, rows: list[int], sources: Sequence[tuple[Tensor, Tensor, Tensor]]) -> Bucket:
@@ -62,7 +71,8 @@ class FoldedRows:
             torch.index_select(row_values, 0, positions, out=values[slot, : positions.numel()])
         lengths = [sources[row][2].numel() for row in rows]
         return Bucket(
-            rows=torch.tensor(rows, device=like.device),
+            rows=rows,
+            index=torch.tensor(rows, device=like.device),
             lengths=torch.tensor(lengths, device=like.device),
             longest=max(lengths),
             equal=len(set(lengths)) == 1,
@@ -73,9 +83,9 @@ class FoldedRows:
     def source(self, row: int) -> tuple[Tensor, Tensor]:
         """Keys and values of one folded row, the room included: two views [*, head_dim]."""
         for bucket in self.buckets:
-            slot = (bucket.rows == row).nonzero()
-            if slot.numel():
-                return bucket.keys[int(slot)], bucket.values[int(slot)]
+            if row in bucket.rows:
+                slot = bucket.rows.index(row)
+                return bucket.keys[slot], bucket.values[slot]
         raise IndexError(f"no folded row {row}")
 
     @property
@@ -96,7 +106,7 @@ class FoldedRows:
         whole = len(self.buckets) == 1
         out = torch.empty_like(query)
         for bucket in self.buckets:
-            rows = slice(None) if whole else bucket.rows
+            rows = slice(None) if whole else bucket.index
             lengths = self._append(bucket, key[rows], value[rows])
             longest = bucket.longest + self.new + 1
             out[rows] = backend.decode(
@@ -119,24 +129,22 @@ class FoldedRows:
         bucket.values[slots, ends] = value
         return ends + 1
 
-    def keep_settings(self, settings: Tensor) -> None:
-        """Drop all settings but these (sorted indices), in place: the rows that stay move up into the gaps."""
-        # A model may be spread over devices, and the indices come from the last one.
-        settings = settings.to(self.buckets[0].keys.device)
-        heads = torch.arange(self.kv_heads, device=settings.device)
-        staying = (settings[:, None] * self.kv_heads + heads).flatten()
-        total = sum(bucket.rows.numel() for bucket in self.buckets)
-        new_row = torch.full((total,), -1, device=settings.device)
-        new_row[staying] = torch.arange(staying.numel(), device=settings.device)
+    def keep_settings(self, settings: Sequence[int]) -> None:
+        """Drop all settings but these (sorted), in place: the rows that stay move up into the gaps."""
+        staying = [setting * self.kv_heads + head for setting in settings for head in range(self.kv_heads)]
+        new_row = {row: place for place, row in enumerate(staying)}
         for bucket in self.buckets:
-            slots = (new_row[bucket.rows] >= 0).nonzero()[:, 0]
-            left = slots.numel()
-            moved = slots != torch.arange(left, device=slots.device)
-            bucket.keys[:left][moved] = bucket.keys[slots[moved]]
-            bucket.values[:left][moved] = bucket.values[slots[moved]]
-            bucket.keys, bucket.values = bucket.keys[:left], bucket.values[:left]
-            bucket.rows, bucket.lengths = new_row[bucket.rows[slots]], bucket.lengths[slots]
-        self.buckets = [bucket for bucket in self.buckets if bucket.rows.numel()]
+            slots = [slot for slot, row in enumerate(bucket.rows) if row in new_row]
+            bucket.rows = [new_row[bucket.rows[slot]] for slot in slots]
+            device, left = bucket.keys.device, len(slots)
+            bucket.index = torch.tensor(bucket.rows, device=device)
+            gaps = [place for place, slot in enumerate(slots) if place != slot]
+            if gaps:
+                to, source = torch.tensor([gaps, [slots[gap] for gap in gaps]], device=device)
+                bucket.keys[to], bucket.values[to] = bucket.keys[source], bucket.values[source]
+                bucket.lengths[to] = bucket.lengths[source]
+            bucket.keys, bucket.values, bucket.lengths = bucket.keys[:left], bucket.values[:left], bucket.lengths[:left]
+        self.buckets = [bucket for bucket in self.buckets if bucket.rows]
 
 
 class EvictedLayer(CacheLayerMixin):
@@ -213,7 +221,20 @@ class EvictedLayer(CacheLayerMixin):
     def batch_select_indices(self, indices: Tensor) -> None:
         """Keep these settings' rows only."""
         assert self.rows is not None
-        self.rows.keep_settings(indices)
+        self.rows.keep_settings(indices.tolist())
+
+
+class SlidingLayer(DynamicSlidingWindowLayer):
+    """transformers' own, but without the whole prompt behind the view of its last tokens."""
+
+    keys: Tensor
+    values: Tensor
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args, **kwargs) -> tuple[Tensor, Tensor]:
+        whole = super().update(key_states, value_states, *args, **kwargs)
+        if self.keys.shape[2] < whole[0].shape[2] - 1:
+            self.keys, self.values = self.keys.clone(), self.values.clone()
+        return whole
 
 
 class EvictedCache(Cache):
@@ -238,15 +259,28 @@ class EvictedCache(Cache):
                 self.evicting.append(layer)
                 layers.append(layer)
             elif kind == "sliding_attention":
-                layers.append(DynamicSlidingWindowLayer(**kwargs))
+                layers.append(SlidingLayer(**kwargs))
             else:
                 raise UserError(f"the model has {kind} layers, which eviction does not support: choose another model")
         super().__init__(layers=layers)
         self.config = config
 
     @property
-    def sliding(self) -> dict[int, DynamicSlidingWindowLayer]:
-        return {i: layer for i, layer in enumerate(self.layers) if isinstance(layer, DynamicSlidingWindowLayer)}
+    def sliding(self) -> dict[int, SlidingLayer]:
+        return {i: layer for i, layer in enumerate(self.layers) if isinstance(layer, SlidingLayer)}
+
+    def allocated_bytes(self, counts: list[list[int]], room: int) -> int:
+        """What `kept_bytes` become in buffers: rounded up to 32 tokens, and with `room` for new ones."""
+        return self.kept_bytes([[rounded(count) + room for count in heads] for heads in counts])
+
+    @property
+    def sliding_bytes(self) -> int:
+        """Bytes that the sliding-window layers hold."""
+        return sum(
+            tensor.untyped_storage().nbytes()
+            for layer in self.sliding.values()
+            for tensor in (layer.keys, layer.values)
+        )
 
     def kept_bytes(self, counts: list[list[int]]) -> int:
         """Bytes of the keys and values of `counts` tokens, [layer][KV head]: 2 · Σ counts · head_dim · itemsize."""

@@ -113,6 +113,11 @@ class LayerScores:
 
     scores: Tensor
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the scores and of their ranking, whether or not it was made yet."""
+        return self.scores.untyped_storage().nbytes() + self.scores.numel() * torch.int64.itemsize
+
     @cached_property
     def ranking(self) -> Tensor:
         """Past positions of each KV head, best first, ties to the lower index: [kv_heads, past], int64.

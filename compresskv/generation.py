@@ -5,8 +5,8 @@ prompt. So one prefill serves every setting (*shared*); evicting each layer as s
 (*in-layer*) gives the same kept tokens without ever holding the full cache of all layers.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -19,10 +19,12 @@ from compresskv.eviction import (
     LayerPrefill,
     LayerScores,
     PromptShape,
+    Scorer,
     keep_all,
     running_capacities,
     select,
 )
+from compresskv.memory import SHARE, batches, free_bytes
 
 Kept = list[list[Tensor]]
 """Kept prompt positions: for each layer that evicts, for each KV head, a sorted int64 tensor."""
@@ -58,11 +60,15 @@ class Stopping:
 
 @dataclass(frozen=True)
 class Generation:
-    """What one setting generated, and what it kept: `kept` counts tokens, [layer][KV head]; `cache_bytes` = theirs."""
+    """What one setting generated, and what it kept: `kept` counts tokens, [layer][KV head]; `cache_bytes` = theirs.
+
+    `together`: the places, in the list of settings, of those that were decoded in the same batch.
+    """
 
     tokens: list[int]
     kept: list[list[int]]
     cache_bytes: int
+    together: tuple[int, ...] = field(default=(0,), compare=False)
 
     @property
     def realised_budget(self) -> float:
@@ -79,19 +85,37 @@ class Prefill:
     layers: list[LayerPrefill]
     logits: Tensor
     cache: EvictedCache
-    _scores: dict[object, list[LayerScores]] = field(default_factory=dict)
+    _scores: dict[Scorer, list[LayerScores]] = field(default_factory=dict)
 
-    def scores(self, method: EvictionMethod) -> list[LayerScores]:
-        """The method's scores of every layer; methods with equal scorers share them."""
-        if method.scorer not in self._scores:
-            self._scores[method.scorer] = [method.scorer(layer) for layer in self.layers]
-        return self._scores[method.scorer]
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the prompt's keys and values and of what was scored."""
+        layers = sum(layer.keys.nbytes + layer.values.nbytes for layer in self.layers)
+        scores = sum(found.nbytes for scored in self._scores.values() for found in scored)
+        return layers + self.cache.sliding_bytes + scores
+
+    def row_bytes(self, kept: Kept, room: int) -> int:
+        """Bytes that a setting takes in a batch with `room` for new tokens."""
+        return self.cache.allocated_bytes(counts(kept), room) + self.cache.sliding_bytes
+
+    def score(self, settings: Sequence[Setting]) -> None:
+        """Score every layer for those of `settings` that evict; methods with equal scorers share their scores."""
+        wanted = dict.fromkeys(s.method.scorer for s in settings if not s.keeps_all(self.length))
+        scorers = [scorer for scorer in wanted if scorer not in self._scores]
+        found: dict[Scorer, list[LayerScores]] = {scorer: [] for scorer in scorers}
+        for layer in self.layers:
+            # All scorers share the attention of the layer's window, which then goes with this copy.
+            passing = replace(layer)
+            for scorer in scorers:
+                found[scorer].append(scorer(passing))
+        self._scores.update(found)
 
     def kept(self, setting: Setting) -> Kept:
         """The prompt positions that `setting` keeps."""
         if not self.layers or setting.budget is None or setting.keeps_all(self.length):
             return [keep_all(layer.kv_heads, self.length, layer.keys.device) for layer in self.layers]
-        scores = self.scores(setting.method)
+        self.score([setting])
+        scores = self._scores[setting.method.scorer]
         shape = prompt_shape(self.cache, self.layers[0], setting.method)
         capacities = running_capacities(setting.method, scores, shape, setting.budget)
         return [select(s, c, self.length) for s, c in zip(scores, capacities, strict=True)]
@@ -196,40 +220,69 @@ def decode(
 
 
 def generate(
-    model: PreTrainedModel, ids: Tensor, settings: Sequence[Setting], stopping: Stopping, chunk: int | None = None
+    model: PreTrainedModel,
+    ids: Tensor,
+    settings: Sequence[Setting],
+    stopping: Stopping,
+    chunk: int | None = None,
+    memory: int | None = None,
 ) -> list[Generation]:
-    """Shared path: one prefill of `ids` [prompt], then all settings decode as one batch, full caches apart."""
+    """Shared path: one prefill of `ids` [prompt], then all settings decode as one batch, full caches apart.
+
+    Settings that exceed `memory` (bytes for the prompt and one batch; None: what is free) decode in several batches.
+    """
     window = max((setting.method.window for setting in settings), default=1)
     prompt = prefill(model, ids, window, chunk)
-    # The full cache is many times longer than the others, which then need not share memory with it.
-    compressed = [setting for setting in settings if setting.budget is not None]
-    full = [setting for setting in settings if setting.budget is None]
-    done = iter(_decode_together(model, prompt, compressed, stopping))
-    done_full = iter(_decode_together(model, prompt, full, stopping))
-    return [next(done_full if setting.budget is None else done) for setting in settings]
+    prompt.score(settings)
+    kept = {place: prompt.kept(setting) for place, setting in enumerate(settings)}
+    limit = int(SHARE * free_bytes(model)) if memory is None else memory - prompt.nbytes
+    sizes = [prompt.row_bytes(kept[place], stopping.max_new_tokens) for place in range(len(settings))]
+    found: dict[int, Generation] = {}
+    for batch in decode_batches(settings, sizes, limit):
+        found |= _decode_together(model, prompt, {place: kept[place] for place in batch}, stopping)
+    return [found[place] for place in range(len(settings))]
+
+
+def decode_batches(settings: Sequence[Setting], sizes: Sequence[int], limit: int) -> list[list[int]]:
+    """The places in `settings` of those that decode together, given what each takes and the `limit`, in bytes.
+
+    A full cache is many times longer than the others, which need not wait for it.
+    """
+    found = []
+    for whole in (False, True):
+        places = [place for place, setting in enumerate(settings) if (setting.budget is None) is whole]
+        split = batches([sizes[place] for place in places], limit)
+        found += [[places[i] for i in batch] for batch in split]
+    return found
+
+
+def counts(kept: Kept) -> list[list[int]]:
+    """How many positions are kept, [layer][KV head]."""
+    return [[positions.numel() for positions in layer] for layer in kept]
 
 
 def _decode_together(
-    model: PreTrainedModel, prompt: Prefill, settings: Sequence[Setting], stopping: Stopping
-) -> list[Generation]:
-    """Decode `settings` as one batch, or in halves where the device's memory does not hold it."""
-    if not settings:
-        return []
+    model: PreTrainedModel, prompt: Prefill, kept: Mapping[int, Kept], stopping: Stopping
+) -> dict[int, Generation]:
+    """Decode the settings at these places as one batch, or in halves where the device's memory does not hold it."""
+    places = tuple(kept)
     try:
-        kept = [prompt.kept(setting) for setting in settings]
-        cache = decode_cache(prompt, kept, stopping.max_new_tokens)
-        tokens = decode(model, cache, prompt.logits, prompt.length, len(settings), stopping)
+        cache = decode_cache(prompt, list(kept.values()), stopping.max_new_tokens)
+        tokens = decode(model, cache, prompt.logits, prompt.length, len(places), stopping)
     except torch.OutOfMemoryError as error:
-        kept, cache = [], None
-        if len(settings) == 1:
+        cache = None
+        if len(places) == 1:
             raise UserError(
                 f"out of memory while decoding one setting of a prompt of {prompt.length} tokens: "
                 "use shorter prompts, a smaller model.dtype or model.device=map"
             ) from error
     else:
-        counts = [[[positions.numel() for positions in layer] for layer in row] for row in kept]
-        return [Generation(t, c, prompt.cache.kept_bytes(c)) for t, c in zip(tokens, counts, strict=True)]
+        tallies = [counts(setting) for setting in kept.values()]
+        return {
+            place: Generation(row, tally, prompt.cache.kept_bytes(tally), places)
+            for place, row, tally in zip(places, tokens, tallies, strict=True)
+        }
     # Outside the handler, whose traceback would keep the failed batch alive.
-    half = len(settings) // 2
-    first = _decode_together(model, prompt, settings[:half], stopping)
-    return first + _decode_together(model, prompt, settings[half:], stopping)
+    halves = places[: len(places) // 2], places[len(places) // 2 :]
+    first, second = (_decode_together(model, prompt, {p: kept[p] for p in half}, stopping) for half in halves)
+    return first | second

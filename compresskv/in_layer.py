@@ -18,6 +18,7 @@ from compresskv.generation import (
     Kept,
     Setting,
     Stopping,
+    counts,
     decode,
     forward_prompt,
     prompt_shape,
@@ -88,6 +89,6 @@ def generate_in_layer(
     """In-layer path: like `generation.generate` for one setting. `model` must be `attached`."""
     cache = LayerwiseCache(model.config, setting, ids.numel(), stopping.max_new_tokens)
     logits = forward_prompt(model, ids, cache, chunk)
-    counts = [[positions.numel() for positions in layer] for layer in cache.kept]
     tokens = decode(model, cache, logits, ids.numel(), 1, stopping)[0]
-    return Generation(tokens, counts, cache.kept_bytes(counts))
+    tally = counts(cache.kept)
+    return Generation(tokens, tally, cache.kept_bytes(tally))

@@ -28,7 +28,10 @@ EVALS = {
 
 @dataclass(frozen=True)
 class Job:
-    """A model, a method at a budget (tokens; None for the full cache), an evaluation and a protocol."""
+    """A model, a method at a budget (tokens; None for the full cache), an evaluation and a protocol.
+
+    `memory`: GB that a prompt and its decode batch may take beside the model; None: what is free.
+    """
 
     model: ModelConfig
     method: MethodConfig
@@ -38,9 +41,14 @@ class Job:
     observation: Observation
     calibration: str
     prefill_chunk: int | None
+    memory: float | None
     results: Path
     logger: Mapping[str, Any]
     config: Mapping[str, Any] = dataclasses.field(hash=False, repr=False, default_factory=dict)
+
+    @property
+    def memory_bytes(self) -> int | None:
+        return None if self.memory is None else int(self.memory * 1e9)
 
     @property
     def setting(self) -> str:
@@ -67,6 +75,9 @@ def job_from(config: Mapping[str, Any]) -> Job:
     chunk = _check("prefill_chunk", config["prefill_chunk"], int | None)
     if chunk is not None and chunk < 1:
         raise UserError(f"prefill_chunk={chunk}: choose 1 or more tokens, or null")
+    memory = _check("memory", config["memory"], float | None)
+    if memory is not None and memory <= 0:
+        raise UserError(f"memory={memory}: choose more than 0 GB, or null for what is free")
     observation = checked("observation", Observation, config["observation"])
     _check_observation(observation)
     return Job(
@@ -78,6 +89,7 @@ def job_from(config: Mapping[str, Any]) -> Job:
         observation=observation,
         calibration=config["calibration"],
         prefill_chunk=chunk,
+        memory=memory,
         results=Path(config["paths"]["results"]).expanduser(),
         logger=_frozen(config["logger"]),
         config=config,

@@ -17,6 +17,10 @@ class Progress:
     def __init__(self, console: Console | None = None):
         self.console = console or Console(stderr=True)
 
+    def say(self, text: str) -> None:
+        """One line of plain text."""
+        self.console.print(text, soft_wrap=True, markup=False, highlight=False)
+
     @contextmanager
     def track(self, title: str, items: Sequence[T]) -> Iterator[Iterator[T]]:
         """Iterate over `items`, showing how many are done and when the rest will be."""

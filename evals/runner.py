@@ -17,6 +17,7 @@ from compresskv.errors import UserError
 from compresskv.eviction import EvictionMethod
 from compresskv.generation import Generation, Setting, generate
 from compresskv.models import LoadedModel
+from evals.forecast import forecast
 from evals.job import Job
 from evals.progress import Progress
 from evals.results.store import Line, SampleStore, close_all, write_json, write_yaml
@@ -151,12 +152,22 @@ def describe(value: Any) -> Any:
 
 def _run_samples(model: LoadedModel, runs: Sequence[Run], progress: Progress) -> None:
     ids_of = {run.key: dict.fromkeys(run.task.sample_ids) for run in runs}
-    missing = {id for run in runs for id in run.missing}
+    going = [run for run in runs if run.missing]
+    missing = {id for run in going for id in run.missing}
     todo = [id for id in dict.fromkeys(id for ids in ids_of.values() for id in ids) if id in missing]
-    with attached(model.model, model.backend), progress.track(f"{model.name} {runs[0].task.name}", todo) as steps:
+    title = f"{model.name} {runs[0].task.name}"
+    if going:
+        progress.say(f"{title}: {_forecast(model, going)}")
+    with attached(model.model, model.backend), progress.track(title, todo) as steps:
         for id in steps:
             for sample, batch in _batches(id, [run for run in runs if id in ids_of[run.key] and not run.error]):
                 _run_sample(model, sample, batch)
+
+
+def _forecast(model: LoadedModel, runs: Sequence[Run]) -> str:
+    length, room = max(run.task.longest_prompt for run in runs), max(run.task.max_new_tokens for run in runs)
+    job = runs[0].job
+    return forecast(model.model, [run.setting for run in runs], length, room, job.prefill_chunk, job.memory_bytes)
 
 
 def _batches(id: str, runs: Sequence[Run]) -> Iterable[tuple[Sample, list[Run]]]:
@@ -173,23 +184,23 @@ def _batches(id: str, runs: Sequence[Run]) -> Iterable[tuple[Sample, list[Run]]]
         key = (tuple(sample.ids.tolist()), sample.stopping, run.job.prefill_chunk)
         by_tokens.setdefault(key, (sample, []))[1].append(run)
     for sample, group in by_tokens.values():
-        missing = {run.key for run in group if id not in run.store.lines}
-        if not missing:
-            continue
         present = {run.key for run in group}
-        batch = missing
+        missing = {run.key for run in group if id not in run.store.lines}
+        cut_short = []
         for run in group:
             before = set(run.store.lines.get(id, {}).get("batch", ()))
             if before & missing and before <= present:
-                batch |= before
-        yield sample, [run for run in group if run.key in batch]
+                cut_short.append(before)
+                missing -= before
+        for keys in filter(None, (*cut_short, missing)):
+            yield sample, [run for run in group if run.key in keys]
 
 
 def _run_sample(model: LoadedModel, sample: Sample, batch: Sequence[Run]) -> None:
     started = time.perf_counter()
-    settings = [run.setting for run in batch]
+    settings, job = [run.setting for run in batch], batch[0].job
     try:
-        generations = generate(model.model, sample.ids, settings, sample.stopping, batch[0].job.prefill_chunk)
+        generations = generate(model.model, sample.ids, settings, sample.stopping, job.prefill_chunk, job.memory_bytes)
     except Exception as error:
         if len(batch) == 1:
             batch[0].error = error
@@ -198,7 +209,6 @@ def _run_sample(model: LoadedModel, sample: Sample, batch: Sequence[Run]) -> Non
                 _run_sample(model, sample, [run])
         return
     seconds = time.perf_counter() - started
-    keys = [run.key for run in batch]
     prompt_sha = hashlib.sha256(sample.ids.cpu().numpy().tobytes()).hexdigest()[:16]
     for run, generation in zip(batch, generations, strict=True):
         if sample.id in run.store.lines:
@@ -216,8 +226,8 @@ def _run_sample(model: LoadedModel, sample: Sample, batch: Sequence[Run]) -> Non
                 "cache_bytes": generation.cache_bytes,
                 "kept": _kept(generation),
                 "compressed": generation.realised_budget < sample.ids.numel(),
-                "batch": keys,
-                "timing": {"batch_seconds": round(seconds, 3)},
+                "batch": [batch[place].key for place in generation.together],
+                "timing": {"seconds": round(seconds, 3), "shared_by": len(batch)},
             }
         )
 
@@ -229,6 +239,11 @@ def _rounded(value: Any) -> Any:
 def _kept(generation: Generation) -> list[Any]:
     """Kept tokens of each layer: one number, or one a KV head where they differ."""
     return [heads[0] if len(set(heads)) == 1 else heads for heads in generation.kept]
+
+
+def seconds(line: Line) -> float:
+    """A sample's share of the time that its prompt took for all settings."""
+    return line["timing"]["seconds"] / line["timing"]["shared_by"]
 
 
 def _finish(model: LoadedModel, run: Run) -> Finished:
@@ -264,7 +279,7 @@ def _finish(model: LoadedModel, run: Run) -> Finished:
         "method_in_full": describe(run.setting.method),
         "config": dict(job.config),
         "environment": before.get("environment") or environment(),
-        "timing": {"seconds": round(sum(line["timing"]["batch_seconds"] / len(line["batch"]) for line in lines), 2)},
+        "timing": {"seconds": round(sum(map(seconds, lines)), 2)},
     }
     write_json(path, summary)
     return Finished(job, summary, lines, run.task.breakdown(lines), run.store.folder, run.resumed)

@@ -23,11 +23,16 @@ class Sample:
 
 
 class Task(Protocol):
-    """Samples of one name under one protocol; `identity` is what can change a prediction besides model and method."""
+    """Samples of one name under one protocol; `identity` is what can change a prediction besides model and method.
+
+    No prompt has more than `longest_prompt` tokens, chat templates aside.
+    """
 
     name: str
     sample_ids: Sequence[str]
     identity: dict[str, Any]
+    longest_prompt: int
+    max_new_tokens: int
 
     def sample(self, id: str) -> Sample: ...
 

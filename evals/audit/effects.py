@@ -12,7 +12,7 @@ from evals.niah.task import NiahTask
 from evals.progress import Progress
 from evals.results.store import Line
 from evals.results.summary import mean_and_interval
-from evals.runner import build_method, describe, run_task
+from evals.runner import build_method, describe, run_task, seconds
 from evals.task import Task
 
 COMPARED: dict[str, tuple[tuple[str, int], ...]] = {
@@ -150,14 +150,12 @@ def _signed(value: float) -> str:
 
 
 def _conditions(model: LoadedModel, task: Task, finished: Mapping[object, Sequence[Line]]) -> str:
-    batches = {
-        (line["id"], *line["batch"]): line["timing"]["batch_seconds"] for lines in finished.values() for line in lines
-    }
+    spent = sum(seconds(line) for lines in finished.values() for line in lines)
     lengths = sorted({line["length"] for lines in finished.values() for line in lines})
     return (
         f"Model {model.name} ({model.dtype}, {model.backend}); {len(task.sample_ids)} cells: prompts of "
         f"{', '.join(map(str, lengths))} tokens, {len(task.sample_ids) // len(lengths)} depths. Prefills and decoding "
-        f"of {len(finished)} settings took {sum(batches.values()) / 60:.0f} minutes."
+        f"of {len(finished)} settings took {spent / 60:.0f} minutes."
     )
 
 

@@ -57,13 +57,21 @@ class LongBenchTask:
     def sample_ids(self) -> Sequence[str]:
         return list(self.records)
 
+    @property
+    def longest_prompt(self) -> int:
+        """Longer ones lose their middle."""
+        return self.config.max_length or self.model.window
+
+    @property
+    def max_new_tokens(self) -> int:
+        return self.task.max_new_tokens
+
     @cached_property
     def identity(self) -> dict[str, Any]:
-        window = self.config.max_length or self.model.window
         assert self.records  # which says what is wrong with the file, if anything
         return {
             "template": self.task.prompt,
-            "window": window,
+            "window": self.longest_prompt,
             "chat_wrapper": self.chat_wrapper if self.task.chat_wrapper else None,
             "stop": self.task.stop,
             "data": hashlib.sha256((self.folder / f"{self.task.name}.jsonl").read_bytes()).hexdigest()[:16],
@@ -79,7 +87,7 @@ class LongBenchTask:
             self.task,
             record,
             self.model.tokenizer,
-            window=self.config.max_length or self.model.window,
+            window=self.longest_prompt,
             chat_wrapper=self.chat_wrapper,  # type: ignore[arg-type]
         )
 

@@ -77,6 +77,14 @@ class NiahTask:
     def sample_ids(self) -> Sequence[str]:
         return list(self.cells)
 
+    @property
+    def longest_prompt(self) -> int:
+        return max(self.config.lengths)
+
+    @property
+    def max_new_tokens(self) -> int:
+        return self.config.max_new_tokens
+
     @cached_property
     def identity(self) -> dict[str, Any]:
         names = ("needle", "question", "answer", "answer_prefix", "max_new_tokens")

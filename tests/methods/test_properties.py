@@ -1,6 +1,6 @@
 """What must hold for every method of the table in `construction`, whatever the prompt."""
 
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
@@ -9,7 +9,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from compresskv.attention import attached
-from compresskv.eviction import EvictionMethod, LayerPrefill, Observation, PromptShape, running_capacities
+from compresskv.eviction import (
+    EvictionMethod,
+    LayerPrefill,
+    LayerScores,
+    Observation,
+    PromptShape,
+    Scorer,
+    running_capacities,
+)
 from compresskv.generation import Setting, Stopping, generate
 from compresskv.in_layer import generate_in_layer
 from compresskv.protocol import Protocol
@@ -135,8 +143,29 @@ def test_equal_configurations_share_their_scores(name: str) -> None:
     first, second = method(name, context(shape)), method(name, context(shape))
     assert first == second
     assert hash(first) == hash(second)
+    scored = []
+    counted = [replace(one, scorer=Counting(one.scorer, scored)) for one in (first, second)]
     run = prompt(random_layers(shape, 2, 0))
-    assert run.scores(first) is run.scores(second)
+    run.score([Setting(one, 8) for one in counted])
+    assert scored == [0, 1]
+    assert all(run.kept(Setting(one, 9)) for one in counted)
+    assert scored == [0, 1]
+
+
+@dataclass(frozen=True)
+class Counting:
+    """A scorer that notes the layers it is asked to score."""
+
+    scorer: Scorer
+    scored: list[int] = field(hash=False)
+
+    @property
+    def window(self) -> int:
+        return self.scorer.window
+
+    def __call__(self, layer: LayerPrefill) -> LayerScores:
+        self.scored.append(layer.index)
+        return self.scorer(layer)
 
 
 def test_table_has_every_method() -> None:
