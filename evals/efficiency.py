@@ -13,9 +13,8 @@ import torch
 from rich.table import Table
 
 from compresskv.attention import attached
-from compresskv.cache import ROUNDING
 from compresskv.errors import UserError
-from compresskv.generation import Setting, forward_prompt
+from compresskv.generation import Setting, counts, forward_prompt
 from compresskv.in_layer import LayerwiseCache
 from compresskv.models import LoadedModel
 from evals.console import screen
@@ -40,6 +39,14 @@ class EfficiencyConfig:
 
 
 @dataclass(frozen=True)
+class Contender:
+    """A setting, and the tokens of one forward pass of its prefill (None: the whole prompt)."""
+
+    setting: Setting
+    chunk: int | None = None
+
+
+@dataclass(frozen=True)
 class Measurement:
     """One generation: seconds to the first token (prefill, scoring and eviction), milliseconds a token after that.
 
@@ -55,9 +62,9 @@ class Measurement:
 
 
 def run(
-    model: LoadedModel, config: EfficiencyConfig, settings: Mapping[str, Setting], results: Path, progress: Progress
+    model: LoadedModel, config: EfficiencyConfig, contenders: Mapping[str, Contender], results: Path, progress: Progress
 ) -> Path:
-    """Measure every setting at every length, with ratios to the first, as a table and a figure; returns a path."""
+    """Measure every contender at every length, with ratios to the first, as a table and a figure; returns a path."""
     if not config.lengths or config.new_tokens < 2 or config.rounds < 1:
         raise UserError("eval.lengths needs a length, eval.new_tokens 2 or more, eval.rounds 1 or more")
     if (longest := max(config.lengths)) + config.new_tokens > model.window:
@@ -66,18 +73,18 @@ def run(
         )
     ids = _text(model, config)
     work = [
-        (length, number, name, setting)
+        (length, number, name, contender)
         for length in config.lengths
         for number in range(config.rounds + 1)
-        for name, setting in settings.items()
+        for name, contender in contenders.items()
     ]
     found: dict[tuple[str, int], list[Measurement]] = {}
     with attached(model.model, model.backend), progress.track(f"{model.name} efficiency", work) as steps:
-        for length, number, name, setting in steps:
-            measured = measure(model, ids[:length], setting, config.new_tokens)
+        for length, number, name, contender in steps:
+            measured = measure(model, ids[:length], contender, config.new_tokens)
             if number:  # the first round warms up
                 found.setdefault((name, length), []).append(measured)
-    rows = [_row(name, length, found, next(iter(settings))) for name, length in found]
+    rows = [_row(name, length, found, next(iter(contenders))) for name, length in found]
     folder = results / "efficiency"
     write_json(
         folder / f"{model.name}.json",
@@ -100,17 +107,16 @@ def run(
 
 
 @torch.no_grad()
-def measure(model: LoadedModel, ids: torch.Tensor, setting: Setting, new_tokens: int) -> Measurement:
+def measure(model: LoadedModel, ids: torch.Tensor, contender: Contender, new_tokens: int) -> Measurement:
     """One generation from `ids` [prompt] of exactly `new_tokens` tokens. `model` must be `attached`.
 
     Raises `RuntimeError` if the cache holds other than its kept tokens, rounded up, and room for the new ones.
     """
     give_back()
     reset_peak(model.device)
-    room = new_tokens
     started = _now(model.device)
-    cache = LayerwiseCache(model.model.config, setting, ids.numel(), room)
-    token = forward_prompt(model.model, ids, cache, None).argmax()
+    cache = LayerwiseCache(model.model.config, contender.setting, ids.numel(), new_tokens)
+    token = forward_prompt(model.model, ids, cache, contender.chunk).argmax()
     first = _now(model.device)
     steps = []
     for step in range(new_tokens - 1):
@@ -120,17 +126,16 @@ def measure(model: LoadedModel, ids: torch.Tensor, setting: Setting, new_tokens:
         token = out.logits[0, -1].argmax()
         steps.append(_now(model.device) - before)
     ended = _now(model.device)
-    counts = [[positions.numel() for positions in layer] for layer in cache.kept]
-    allocated = [[-(-count // ROUNDING) * ROUNDING + room for count in heads] for heads in counts]
-    if cache.nbytes != cache.kept_bytes(allocated):
-        raise RuntimeError(f"{cache.nbytes} bytes of cache are allocated, {cache.kept_bytes(allocated)} were expected")
-    total = sum(map(sum, counts))
+    tally = counts(cache.kept)
+    if cache.nbytes != (expected := cache.allocated_bytes(tally, new_tokens)):
+        raise RuntimeError(f"{cache.nbytes} bytes of cache are allocated, {expected} were expected")
+    total = sum(map(sum, tally))
     return Measurement(
         first_token_s=first - started,
         decode_ms=1000 * median(steps[WARM_UP:] or steps),
         total_s=ended - started,
         cache_bytes=cache.nbytes,
-        realised_budget=total / sum(map(len, counts)),
+        realised_budget=total / sum(map(len, tally)),
         peak_bytes=peak(model.device),
     )
 

@@ -11,7 +11,7 @@ from compresskv.generation import Setting
 from compresskv.models import LoadedModel, ModelConfig
 from evals import calibrate, calibrate_longbench, efficiency, outcome
 from evals.calibrate import CalibrateConfig
-from evals.efficiency import EfficiencyConfig
+from evals.efficiency import Contender, EfficiencyConfig
 from evals.job import Job
 from evals.longbench.data import open_source
 from evals.longbench.task import LongBenchConfig, LongBenchTask
@@ -55,17 +55,24 @@ def _run_group(model: LoadedModel, group: Sequence[Job], sweep: Outcome, progres
         written = calibration_of[config.source](model, config, first.observation, first.results, progress)
         return sweep.done(first, str(written))
     if isinstance(config, EfficiencyConfig):
-        settings: dict[str, Setting] = {}
-        for job in group:
-            name = outcome.setting_name(job)
-            same = sum(taken.split(" #")[0] == name for taken in settings)
-            settings[f"{name} #{same + 1}" if same else name] = Setting(build_method(model, job), job.budget)
-        written = efficiency.run(model, config, {"full": FULL, **settings}, first.results, progress)
+        written = efficiency.run(model, config, _contenders(model, group), first.results, progress)
         return sweep.done(first, str(written))
     for make in _tasks(config):
         with sweep.guard(group):
             tasks = {protocol: make(model, protocol) for protocol in dict.fromkeys(job.protocol for job in group)}
             sweep.add(run_task(model, group, tasks, progress, sweep.fail))
+
+
+def _contenders(model: LoadedModel, group: Sequence[Job]) -> dict[str, Contender]:
+    """What an efficiency run measures, by name: the full cache first."""
+    found = {"full": Contender(FULL, group[0].prefill_chunk)}
+    chunks = {job.prefill_chunk for job in group}
+    for job in group:
+        name = outcome.setting_name(job) + (f", chunks of {job.prefill_chunk}" if len(chunks) > 1 else "")
+        same = sum(taken.split(" #")[0] == name for taken in found)
+        contender = Contender(Setting(build_method(model, job), job.budget), job.prefill_chunk)
+        found[f"{name} #{same + 1}" if same else name] = contender
+    return found
 
 
 def _tasks(config: NiahConfig | LongBenchConfig) -> list[TaskFactory]:

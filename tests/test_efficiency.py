@@ -6,9 +6,10 @@ import pytest
 
 from baselines.full import FULL
 from compresskv.attention import attached
+from compresskv.cache import FoldedRows
 from compresskv.generation import Setting
 from compresskv.models import ModelConfig, load
-from evals.efficiency import measure
+from evals.efficiency import Contender, measure
 from tests.command import run
 from tests.methods_in_use import RAGGED, SNAPKV
 from tests.tiny import prompt
@@ -19,10 +20,11 @@ def tiny(checkpoint):
     return load(ModelConfig("tiny", path=str(checkpoint), dtype="float32", device="cpu"))
 
 
+@pytest.mark.parametrize("chunk", [None, 50])
 @pytest.mark.parametrize("setting", [FULL, Setting(SNAPKV, 40), Setting(RAGGED, 50)])
-def test_a_measurement(tiny, setting):
+def test_a_measurement(tiny, setting, chunk):
     with attached(tiny.model):
-        found = measure(tiny, prompt(120), setting, new_tokens=6)
+        found = measure(tiny, prompt(120), Contender(setting, chunk), new_tokens=6)
     assert found.first_token_s > 0
     assert found.decode_ms > 0
     assert found.total_s >= found.first_token_s
@@ -31,21 +33,22 @@ def test_a_measurement(tiny, setting):
 
 
 def test_a_cache_of_another_size_fails_loudly(tiny, monkeypatch):
-    monkeypatch.setattr("evals.efficiency.ROUNDING", 96)
+    monkeypatch.setattr("compresskv.in_layer.FoldedRows", lambda rows, heads, room: FoldedRows(rows, heads, room + 7))
     with attached(tiny.model), pytest.raises(RuntimeError, match="bytes of cache"):
-        measure(tiny, prompt(120), Setting(SNAPKV, 40), new_tokens=6)
+        measure(tiny, prompt(120), Contender(Setting(SNAPKV, 40)), new_tokens=6)
 
 
 def test_the_command(checkpoint, tmp_path):
     done = run(
-        "-m", "eval=efficiency", "method=snapkv,cake", "budget=64", "eval.lengths=[200,300]", "eval.new_tokens=5",
-        "eval.rounds=1", f"model.path={checkpoint}", "model.dtype=float32", "model.device=cpu",
+        "-m", "eval=efficiency", "method=snapkv,cake", "budget=64", "prefill_chunk=90,120", "eval.lengths=[200,300]",
+        "eval.new_tokens=5", "eval.rounds=1", f"model.path={checkpoint}", "model.dtype=float32", "model.device=cpu",
         f"paths.results={tmp_path}",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
+    names = ["full", *(f"{name} 64, chunks of {chunk}" for name in ("snapkv", "cake") for chunk in (90, 120))]
     record = json.loads((tmp_path / "efficiency" / "tiny-llama.json").read_text())
     assert [(row["setting"], row["length"]) for row in record["rows"]] == [
-        (name, length) for length in (200, 300) for name in ("full", "snapkv 64", "cake 64")
+        (name, length) for length in (200, 300) for name in names
     ]
     assert all(row["cache_bytes_ratio"] < 1 for row in record["rows"] if row["setting"] != "full")
     assert (tmp_path / "efficiency" / "tiny-llama.png").exists()
