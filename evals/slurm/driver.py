@@ -6,20 +6,16 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
-from evals import outcome
+from evals.group_runs import report
+from evals.groups import groups
 from evals.job import checked, job_from
 from evals.slurm.config import SlurmConfig
-from evals.slurm.plan import groups
 from evals.slurm.queue import State, cancel_command, states
 from evals.slurm.submit import Submitted, require_slurm, submit
-
-TAIL = 20
-"""Lines of a failed task's log that are shown."""
 
 
 def launch(
@@ -43,7 +39,7 @@ def launch(
         last = follow(tasks, config.poll, say)
     except KeyboardInterrupt:
         _interrupted(ids)
-    report(tasks, last, say)
+    report(tasks, [str(last[id]) for id in ids], say)
 
 
 def follow(tasks: Sequence[Submitted], poll: float, say: Console) -> dict[str, State]:
@@ -62,26 +58,6 @@ def follow(tasks: Sequence[Submitted], poll: float, say: Console) -> dict[str, S
                 return now
             before = now
         time.sleep(poll)
-
-
-def report(tasks: Sequence[Submitted], last: Mapping[str, State], say: Console) -> None:
-    """Show what became of every setting, the log of every task that failed, and the results of what finished."""
-    entries: list[outcome.Entry] = []
-    for task in tasks:
-        its = [entry for path in task.outcomes if path.exists() for entry in outcome.load(path)]
-        details = dict.fromkeys(entry.detail for entry in its if entry.detail)
-        if not task.reported:
-            note = f"job {task.id} ended without a result ({last[task.id]})"
-            its += outcome.lost(task.group.jobs, task.group.task, note, {entry.setting for entry in its})
-            details[_read(task.log)] = None
-        if any(entry.state == "failed" for entry in its):
-            say.rule(f"{task.group.name}: job {task.id}", style="red")
-            say.print(f"log: {task.log}")
-            for detail in details:
-                say.print("\n".join(detail.splitlines()[-TAIL:]))
-        entries += its
-    finished = [outcome.restore(entry) for entry in entries if entry.folder]
-    outcome.show(entries, finished, mirrored=True)
 
 
 def _interrupted(ids: Sequence[str]) -> None:
@@ -111,7 +87,3 @@ def _cancel(ids: Sequence[str]) -> str:
 
 def _count(ids: Sequence[str]) -> str:
     return "1 job" if len(ids) == 1 else f"{len(ids)} jobs"
-
-
-def _read(log: Path) -> str:
-    return log.read_text(encoding="utf-8", errors="replace") if log.exists() else "(the log was never written)"

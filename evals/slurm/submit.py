@@ -1,12 +1,10 @@
 """Hand the groups of a sweep to sbatch."""
 
 import io
-import itertools
 import os
 import re
 import shutil
 import subprocess
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
@@ -14,23 +12,16 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from compresskv.errors import UserError
-from evals.results.store import refused
+from evals.group_runs import GroupRun, command_lines, new_folder
+from evals.groups import Group
 from evals.slurm.config import SlurmConfig
-from evals.slurm.plan import Group
 
 
 @dataclass(frozen=True)
-class Submitted:
-    """A group in the queue: where it logs to, and the files that its command lines write when they end."""
+class Submitted(GroupRun):
+    """A group in the queue."""
 
-    group: Group
     id: str
-    log: Path
-    outcomes: tuple[Path, ...]
-
-    @property
-    def reported(self) -> bool:
-        return all(path.exists() for path in self.outcomes)
 
 
 def require_slurm() -> None:
@@ -48,43 +39,20 @@ def submit(config: SlurmConfig, command: Sequence[str], found: Sequence[Group]) 
 
     from evals.slurm.task import ArrayTask
 
-    folder = _new_folder(Path(config.folder).absolute())
+    folder = new_folder(Path(config.folder).absolute())
     executor = SlurmExecutor(folder, max_num_timeout=config.requeues)
     executor.update_parameters(**config.submitit(Path(__file__).resolve().parents[2]))
-    outcomes, payloads = [], []
-    for number, group in enumerate(found):
-        paths = [folder / f"outcome-{number}-{i}.json" for i in range(len(group.sweeps))]
-        lines = [
-            [*command, f"hydra.launcher.outcome={_quoted(path)}", *sweep]
-            for path, sweep in zip(paths, group.sweeps, strict=True)
-        ]
-        outcomes.append(tuple(paths))
-        payloads.append(ArrayTask(lines))
+    lines = [command_lines(command, group, folder, number) for number, group in enumerate(found)]
     try:
         # What sbatch writes to stderr is in the exception, too.
         with _outside_of_jobs(), redirect_stderr(io.StringIO()), executor.batch():
-            jobs = [executor.submit(payload) for payload in payloads]
+            jobs = [executor.submit(ArrayTask(list(its.values()))) for its in lines]
     except (FailedJobError, FailedSubmissionError, subprocess.SubprocessError, OSError) as error:
         raise UserError(f"sbatch refused the jobs: {_complaint(str(error))}") from error
     return [
-        Submitted(group, job.job_id, job.paths.stdout, paths)
-        for group, job, paths in zip(found, jobs, outcomes, strict=True)
+        Submitted(group, f"job {job.job_id}", job.paths.stdout, tuple(its), job.job_id)
+        for group, job, its in zip(found, jobs, lines, strict=True)
     ]
-
-
-def _new_folder(parent: Path) -> Path:
-    """A folder of this submission's own, named by the time."""
-    for attempt in itertools.count():
-        folder = parent / (time.strftime("%Y%m%d-%H%M%S") + (f"-{attempt}" if attempt else ""))
-        try:
-            folder.mkdir(parents=True)
-            return folder
-        except FileExistsError:
-            if not parent.is_dir():
-                raise UserError(f"hydra.launcher.folder={parent}: this is no folder") from None
-        except OSError as error:
-            raise refused(parent, error) from error
-    raise AssertionError
 
 
 @contextmanager
@@ -96,13 +64,6 @@ def _outside_of_jobs() -> Iterator[None]:
     with clean_env():
         os.environ.update(cluster)
         yield
-
-
-def _quoted(path: Path) -> str:
-    """A path as Hydra's grammar takes it, whatever characters it has."""
-    if re.fullmatch(r"[\w/.:-]+", str(path)):
-        return str(path)
-    return "'" + str(path).replace("\\", "\\\\").replace("'", "\\'") + "'"
 
 
 def _complaint(text: str) -> str:

@@ -35,4 +35,4 @@ def scorer(context: Context) -> Scorer:
         os.kill(os.getppid(), signal.SIGKILL)
         os.kill(os.getpid(), signal.SIGKILL)
     plain = snapkv.scorer(context)
-    return Slow(plain) if context.model == "slow" else plain
+    return Slow(plain) if context.model.startswith("slow") else plain

@@ -1,4 +1,4 @@
-"""Which jobs become one array task, with what command line; and what is said where there is no SLURM."""
+"""Which jobs become one group, with what command line; and what is said where there is no SLURM."""
 
 import dataclasses
 from itertools import product
@@ -8,9 +8,9 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 import run as _  # noqa: F401 (registers the resolver that the configuration uses)
+from evals.groups import groups
 from evals.job import job_from
 from evals.slurm.config import SlurmConfig
-from evals.slurm.plan import groups
 from tests.command import ROOT, run
 
 
@@ -84,4 +84,4 @@ def test_a_mistake_is_a_sentence(without, overrides, submitit, says):
 
 def test_the_launchers_settings_are_all_in_its_configuration():
     written = OmegaConf.load(ROOT / "conf/hydra/launcher/slurm.yaml")
-    assert set(written) - {"_target_"} == {field.name for field in dataclasses.fields(SlurmConfig)}
+    assert set(written) - {"_target_", "_convert_"} == {field.name for field in dataclasses.fields(SlurmConfig)}

@@ -1,4 +1,4 @@
-"""From the jobs of a sweep to array tasks: which belong together, and the command line that runs exactly those."""
+"""From the jobs of a sweep to its groups: which belong together, and the overrides that run exactly those."""
 
 import dataclasses
 import itertools
@@ -12,7 +12,7 @@ Overrides = tuple[str, ...]
 
 @dataclass(frozen=True)
 class Group:
-    """The jobs of one array task, and the overrides of the multiruns that it consists of: nearly always one."""
+    """Jobs that run together, and the overrides of the multiruns that they consist of: nearly always one."""
 
     model: str
     eval: str

@@ -1,0 +1,92 @@
+"""Groups in processes of their own: the command lines they run, the files they leave, and one report of them all."""
+
+import itertools
+import re
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+
+from evals import outcome
+from evals.groups import Group
+from evals.results.store import refused
+
+TAIL = 20
+"""Lines of a failed group's log that are shown."""
+
+
+@dataclass(frozen=True)
+class GroupRun:
+    """A group and who runs it, where that logs to, and the files that its command lines write when they end."""
+
+    group: Group
+    runner: str
+    log: Path
+    outcomes: tuple[Path, ...]
+
+    @property
+    def reported(self) -> bool:
+        return all(path.exists() for path in self.outcomes)
+
+
+def new_folder(parent: Path) -> Path:
+    """A folder for the logs of one sweep, named by the time."""
+    for attempt in itertools.count():
+        folder = parent / (time.strftime("%Y%m%d-%H%M%S") + (f"-{attempt}" if attempt else ""))
+        try:
+            folder.mkdir(parents=True)
+            return folder
+        except OSError as error:
+            if not (isinstance(error, FileExistsError) and parent.is_dir()):
+                raise refused(parent, error) from error
+    raise AssertionError
+
+
+def command_lines(command: Sequence[str], group: Group, folder: Path, number: int) -> dict[Path, list[str]]:
+    """What runs the `number`th group of a sweep: command lines by the outcome file in `folder` that each writes.
+
+    `command` is the ordinary command line up to what tells one group from another.
+    """
+    outcomes = [folder / f"outcome-{number}-{i}.json" for i in range(len(group.sweeps))]
+    return {
+        path: [*command, f"hydra.launcher.outcome={_quoted(path)}", *sweep]
+        for path, sweep in zip(outcomes, group.sweeps, strict=True)
+    }
+
+
+def report(runs: Sequence[GroupRun], ends: Sequence[str], say: Console, outcome_file: Path | None = None) -> None:
+    """Show what became of every setting, the log of every group that failed, and the results of what finished.
+
+    `ends` says how each run ended; `outcome_file` gets what became of every setting. Raises `UserError` if any failed.
+    """
+    entries: list[outcome.Entry] = []
+    for run, end in zip(runs, ends, strict=True):
+        its = [entry for path in run.outcomes if path.exists() for entry in outcome.load(path)]
+        details = dict.fromkeys(entry.detail for entry in its if entry.detail)
+        if not run.reported:
+            note = f"{run.runner} ended without a result ({end})"
+            its += outcome.lost(run.group.jobs, run.group.task, note, {entry.setting for entry in its})
+            details[_read(run.log)] = None
+        if any(entry.state == "failed" for entry in its):
+            say.rule(f"{run.group.name}: {run.runner}", style="red")
+            say.print(f"log: {run.log}")
+            for detail in details:
+                say.print("\n".join(detail.splitlines()[-TAIL:]))
+        entries += its
+    if outcome_file:
+        outcome.save(entries, outcome_file)
+    finished = [outcome.restore(entry) for entry in entries if entry.folder]
+    outcome.show(entries, finished, mirrored=True)
+
+
+def _read(log: Path) -> str:
+    return log.read_text(encoding="utf-8", errors="replace") if log.exists() else "(the log was never written)"
+
+
+def _quoted(path: Path) -> str:
+    """A path as Hydra's grammar takes it, whatever characters it has."""
+    if re.fullmatch(r"[\w/.:-]+", str(path)):
+        return str(path)
+    return "'" + str(path).replace("\\", "\\\\").replace("'", "\\'") + "'"
