@@ -1,4 +1,4 @@
-"""`make bench-full`: the paper's 31 settings together and one by one, agreement of tokens, memory of many prompts.
+"""`make bench-full`: the paper's 31 settings together and one by one, beside kvpress, and memory of many prompts.
 
 Below 1 is better than the other side. The last line of the output is one JSON object of all ratios.
 """
@@ -9,16 +9,14 @@ import time
 import torch
 
 from baselines.full import FULL
+from bench.kvpress import sweep_vs_kvpress
 from bench.main import prompts
-from bench.settings import default_model, settings
+from bench.settings import BUDGETS, METHODS, default_model, settings
 from compresskv.attention import attached
 from compresskv.generation import Setting, Stopping, forward_prompt, generate
 from compresskv.in_layer import LayerwiseCache
 from compresskv.models import LoadedModel
 from evals.efficiency import resident_bytes
-
-METHODS = ["full", "streaming_llm", "snapkv", "pyramidkv", "cake", "headkv", "compresskv"]
-BUDGETS = [64, 128, 256, 512, 1024]
 
 
 def sweep_31(model: LoadedModel) -> dict[str, float]:
@@ -71,7 +69,7 @@ def held_memory(model: LoadedModel) -> float:
 
 def main() -> None:
     model = default_model()
-    ratios = {"held_8x8k_memory": held_memory(model), **sweep_31(model)}
+    ratios = {"held_8x8k_memory": held_memory(model), **sweep_vs_kvpress(model), **sweep_31(model)}
     print(json.dumps(ratios))
 
 

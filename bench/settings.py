@@ -11,6 +11,10 @@ from compresskv.models import LoadedModel, load
 from evals.job import Job, job_from
 from evals.runner import build_method
 
+METHODS = ["full", "streaming_llm", "snapkv", "pyramidkv", "cake", "headkv", "compresskv"]
+BUDGETS = [64, 128, 256, 512, 1024]
+"""With METHODS, the 31 settings of the paper's LongBench table."""
+
 CONF = str(Path(__file__).resolve().parents[1] / "conf")
 
 

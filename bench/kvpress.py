@@ -1,0 +1,126 @@
+"""`make bench-kvpress`: our shared sweep beside NVIDIA's kvpress, which runs its settings one by one.
+
+Both do those of the paper's settings that kvpress has too. Below 1 is better than kvpress. The last line of the output
+is one JSON object.
+"""
+
+import json
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from baselines.streaming_llm import SINKS
+from bench.main import prompts
+from bench.settings import BUDGETS, default_model, job, settings
+from compresskv.attention import attached
+from compresskv.generation import Generation, Stopping, generate
+from compresskv.models import LoadedModel
+
+LENGTHS = [4000] * 5
+SHARED = ["full", "streaming_llm", "snapkv", "pyramidkv"]
+"""Those of the paper that kvpress 0.5.5 has; it has no CAKE, HeadKV or CompressKV."""
+
+NEW_TOKENS = 32
+ENVIRONMENT = Path(__file__).resolve().parents[1] / ".venv-kvpress"
+SIDE = Path(__file__).with_name("kvpress_side.py")
+
+Answers = list[dict[str, Any]]
+"""What kvpress did with a prompt: `seconds`, `tokens` and `kept` (tokens in each layer) of every setting."""
+
+
+def sweep_vs_kvpress(
+    model: LoadedModel,
+    lengths: list[int] = LENGTHS,
+    methods: list[str] = SHARED,
+    budgets: list[int] = BUDGETS,
+) -> dict[str, float]:
+    """All settings of each prompt together, over kvpress with a run a setting; exactly 32 new tokens on both sides.
+
+    Nothing, and a word about it, where kvpress is not installed.
+    """
+    if not (ENVIRONMENT / ".ready").exists():
+        print("the comparison with kvpress was left out, for it is not installed: run `make bench-kvpress`", flush=True)
+        return {}
+    names = [(method, budget) for method in methods for budget in (budgets if method != "full" else [None])]
+    chosen, texts, stopping = settings(model, methods, budgets), prompts(model, lengths), Stopping(NEW_TOKENS)
+    ours: list[list[Generation]] = []
+    theirs: list[Answers] = []
+    seconds = 0.0
+    with kvpress(model, names) as run_theirs, attached(model.model):
+        generate(model.model, texts[0][:500], chosen, stopping)
+        run_theirs(texts[0][:500])
+        # Prompt by prompt in turn, so that a drifting machine slows both alike.
+        for ids in texts:
+            started = time.perf_counter()
+            ours.append(generate(model.model, ids, chosen, stopping))
+            seconds += time.perf_counter() - started
+            theirs.append(run_theirs(ids))
+    for number, name in enumerate(names):
+        compare(name, [prompt[number] for prompt in ours], [prompt[number] for prompt in theirs])
+    separate = sum(answer["seconds"] for prompt in theirs for answer in prompt)
+    ratio = seconds / separate
+    print(f"{len(chosen)} settings × {len(texts)} prompts of {lengths}, {model.dtype}: ", end="")
+    print(f"{seconds:.1f} s together, {separate:.1f} s with kvpress: {ratio:.3f}", flush=True)
+    return {"sweep_vs_kvpress": round(ratio, 4)}
+
+
+@contextmanager
+def kvpress(model: LoadedModel, names: list[tuple[str, int | None]]) -> Iterator[Callable[[torch.Tensor], Answers]]:
+    """A function that has kvpress run a prompt, in a process with the same weights, dtype and number of threads."""
+    observation = job().observation
+    description = {
+        "model": model.model.name_or_path,
+        "dtype": model.dtype,
+        "device": str(model.device),
+        "threads": torch.get_num_threads(),
+        "settings": names,
+        "new_tokens": NEW_TOKENS,
+        "window": observation.window,
+        "kernel": observation.kernel,
+        "sinks": SINKS,
+    }
+    # Isolated: the folder of a script is searched first otherwise, and this file would be found for the real kvpress.
+    command = [ENVIRONMENT / "bin" / "python", "-I", SIDE]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+
+        def ask(question: Any) -> Any:
+            print(json.dumps(question), file=process.stdin, flush=True)
+            if not (line := process.stdout.readline()):
+                raise SystemExit(f"{SIDE.name} failed: its error is above")
+            return json.loads(line)
+
+        print("beside " + ", ".join(f"{name} {version}" for name, version in ask(description).items()), flush=True)
+        yield lambda ids: ask(ids.tolist())
+
+
+def compare(name: tuple[str, int | None], ours: list[Generation], theirs: Answers) -> None:
+    """Show what one setting kept on both sides, over all prompts. Raises `RuntimeError` if the work differs."""
+    kept = [generation.realised_budget for generation in ours]
+    kept_theirs = [sum(answer["kept"]) / len(answer["kept"]) for answer in theirs]
+    counts = {len(tokens) for tokens in [*(g.tokens for g in ours), *(answer["tokens"] for answer in theirs)]}
+    same = sum(generation.tokens == answer["tokens"] for generation, answer in zip(ours, theirs, strict=True))
+    label = name[0] if name[1] is None else f"{name[0]} {name[1]}"
+    print(
+        f"{label:20} kept {_mean(kept):7.2f}, kvpress {_mean(kept_theirs):7.2f} in "
+        f"{sum(answer['seconds'] for answer in theirs):5.1f} s; {same} of {len(ours)} answers identical"
+    )
+    # kvpress rounds PyramidKV's capacity in each layer, so that the mean is off by a little.
+    if counts != {NEW_TOKENS} or any(abs(a - b) > 0.5 for a, b in zip(kept, kept_theirs, strict=True)):
+        raise RuntimeError(f"{label}: {counts} new tokens, {kept} kept by us and {kept_theirs} by kvpress")
+
+
+def _mean(values: list[float]) -> float:
+    return sum(values) / len(values)
+
+
+def main() -> None:
+    print(json.dumps(sweep_vs_kvpress(default_model())))
+
+
+if __name__ == "__main__":
+    main()
