@@ -4,7 +4,7 @@ Rows × KV heads are folded into one axis: a *folded row* is one (setting, KV he
 of different budgets and heads of different capacities decode in the same call.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -28,15 +28,21 @@ def rounded(tokens: int) -> int:
     return -(-tokens // ROUNDING) * ROUNDING
 
 
+def joined(by_size: Mapping[int, list[int]], padding: int) -> list[tuple[int, list[int]]]:
+    """Rows by the size of their buffer, in order; they join the next size if that leaves at most `padding` unused."""
+    found: list[tuple[int, list[int]]] = []
+    for size, rows in sorted(by_size.items()):
+        if found and len(found[-1][1]) * (size - found[-1][0]) <= padding:
+            rows = [*found.pop()[1], *rows]
+        found.append((size, rows))
+    return found
+
+
 @dataclass
 class Bucket:
-    """Folded rows of like length in one pair of buffers [rows, capacity + room, head_dim], valid from the left.
-
-    `rows` says which; `index` is the same on the buffers' device.
-    """
+    """Folded rows of like length in one pair of buffers [rows, capacity + room, head_dim], valid from the left."""
 
     rows: list[int]
-    index: Tensor
     lengths: Tensor
     longest: int
     equal: bool
@@ -48,17 +54,26 @@ class FoldedRows:
     """The keys and values that one layer attends to while decoding.
 
     Built from one `(keys, values, positions)` a folded row, `keys` and `values` [*, head_dim], of which `positions`
-    are copied. Buffers hold the kept length rounded up to 32 and `room` new tokens, and grow by `room` when full.
+    are copied. Buffers hold the kept length rounded up to 32 and `room` new tokens, and grow by `room` when full. Rows
+    share a longer row's buffer where that leaves at most `padding` tokens of it unused.
     """
 
-    def __init__(self, sources: Sequence[tuple[Tensor, Tensor, Tensor]], kv_heads: int, room: int):
+    def __init__(self, sources: Sequence[tuple[Tensor, Tensor, Tensor]], kv_heads: int, room: int, padding: int = 0):
         self.kv_heads = kv_heads
         self.room = room
         self.new = 0
         by_size: dict[int, list[int]] = {}
         for row, (_, _, positions) in enumerate(sources):
             by_size.setdefault(rounded(positions.numel()), []).append(row)
-        self.buckets = [self._fill(size, rows, sources) for size, rows in sorted(by_size.items())]
+        self.buckets = [self._fill(size, rows, sources) for size, rows in joined(by_size, padding)]
+        self._sort()
+
+    def _sort(self) -> None:
+        """Note where each bucket's rows are among all rows, and where all rows are among the buckets'."""
+        order = [row for bucket in self.buckets for row in bucket.rows]
+        self.order = torch.tensor(order, device=self.buckets[0].keys.device)
+        self.place = self.order.argsort()
+        self.sorted = order == list(range(len(order)))
 
     def _fill(self, size: int, rows: list[int], sources: Sequence[tuple[Tensor, Tensor, Tensor]]) -> Bucket:
         like = sources[0][0]
@@ -72,7 +87,6 @@ class FoldedRows:
         lengths = [sources[row][2].numel() for row in rows]
         return Bucket(
             rows=rows,
-            index=torch.tensor(rows, device=like.device),
             lengths=torch.tensor(lengths, device=like.device),
             longest=max(lengths),
             equal=len(set(lengths)) == 1,
@@ -103,17 +117,20 @@ class FoldedRows:
             raise UserError("an evicted cache takes one new token at a time: give a new prompt a new cache")
         query = query.reshape(settings * self.kv_heads, -1, head_dim)
         key, value = key.reshape(-1, head_dim), value.reshape(-1, head_dim)
-        whole = len(self.buckets) == 1
-        out = torch.empty_like(query)
+        if not self.sorted:
+            query, key, value = query[self.order], key[self.order], value[self.order]
+        outputs = []
+        start = 0
         for bucket in self.buckets:
-            rows = slice(None) if whole else bucket.index
+            rows = slice(start, start + len(bucket.rows))
             lengths = self._append(bucket, key[rows], value[rows])
             longest = bucket.longest + self.new + 1
-            out[rows] = backend.decode(
-                query[rows], bucket.keys[:, :longest], bucket.values[:, :longest], lengths, scaling
-            )
+            keys, values = bucket.keys[:, :longest], bucket.values[:, :longest]
+            outputs.append(backend.decode(query[rows], keys, values, lengths, scaling))
+            start = rows.stop
         self.new += 1
-        return out.view(settings, q_heads, head_dim)
+        out = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+        return (out if self.sorted else out[self.place]).view(settings, q_heads, head_dim)
 
     def _append(self, bucket: Bucket, key: Tensor, value: Tensor) -> Tensor | None:
         """Write one token a row; returns the rows' lengths where they differ."""
@@ -136,15 +153,15 @@ class FoldedRows:
         for bucket in self.buckets:
             slots = [slot for slot, row in enumerate(bucket.rows) if row in new_row]
             bucket.rows = [new_row[bucket.rows[slot]] for slot in slots]
-            device, left = bucket.keys.device, len(slots)
-            bucket.index = torch.tensor(bucket.rows, device=device)
+            left = len(slots)
             gaps = [place for place, slot in enumerate(slots) if place != slot]
             if gaps:
-                to, source = torch.tensor([gaps, [slots[gap] for gap in gaps]], device=device)
+                to, source = torch.tensor([gaps, [slots[gap] for gap in gaps]], device=bucket.keys.device)
                 bucket.keys[to], bucket.values[to] = bucket.keys[source], bucket.values[source]
                 bucket.lengths[to] = bucket.lengths[source]
             bucket.keys, bucket.values, bucket.lengths = bucket.keys[:left], bucket.values[:left], bucket.lengths[:left]
         self.buckets = [bucket for bucket in self.buckets if bucket.rows]
+        self._sort()
 
 
 class EvictedLayer(CacheLayerMixin):

@@ -2,10 +2,13 @@
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from transformers.cache_utils import get_layer_types_and_kwargs
 
 from compresskv import generation
 from compresskv.attention import attached
+from compresskv.cache import joined
 from compresskv.errors import UserError
 from compresskv.generation import Setting, Stopping, decode, decode_cache, generate, prefill
 from compresskv.in_layer import LayerwiseCache, compressed, generate_in_layer
@@ -232,3 +235,19 @@ def test_a_batch_that_does_not_fit_is_halved(monkeypatch):
         limit = 0
         with pytest.raises(UserError, match="out of memory"):
             generate(model, ids, settings, NEW)
+
+
+@given(
+    sizes=st.dictionaries(st.integers(1, 60), st.integers(1, 9), min_size=1),
+    padding=st.integers(0, 200),
+)
+def test_rows_join_longer_buffers_only_where_little_is_left_unused(sizes, padding):
+    names = iter(range(1000))
+    by_size = {size * 32: [next(names) for _ in range(rows)] for size, rows in sizes.items()}
+    own = {row: size for size, rows in by_size.items() for row in rows}
+    found = joined(by_size, padding)
+    assert [size for size, _ in found] == sorted({size for size, _ in found})
+    assert sorted(row for _, rows in found for row in rows) == sorted(own)
+    unused = [size - own[row] for size, rows in found for row in rows]
+    assert min(unused) == 0
+    assert sum(unused) <= padding * (len(by_size) - len(found))
