@@ -9,7 +9,7 @@ layer has evicted, the new token attends to what is left of it. Nothing is patch
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import import_module
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -18,16 +18,19 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 
 from compresskv.errors import UserError
 
+if TYPE_CHECKING:
+    from compresskv.cache import Bucket
+
 
 class Backend(Protocol):
     def prefill(self, query: Tensor, key: Tensor, value: Tensor, scaling: float, sliding_window: int | None) -> Tensor:
         """Causal attention, bottom-right aligned. query [1, q_heads, q, d], key and value [1, kv_heads, kv, d]."""
         ...
 
-    def decode(self, query: Tensor, keys: Tensor, values: Tensor, lengths: Tensor | None, scaling: float) -> Tensor:
-        """One new token: query [rows, group, d], keys and values [rows, longest, d] -> [rows, group, d].
+    def decode(self, query: Tensor, key: Tensor, value: Tensor, bucket: "Bucket", new: int, scaling: float) -> Tensor:
+        """Append one token to each row of `bucket`, after `new` earlier ones, and attend to all of the row.
 
-        The first `lengths` [rows] keys of a row are valid; None: all of them.
+        query [rows, group, d], key and value [rows, d] -> [rows, group, d].
         """
         ...
 
@@ -60,10 +63,15 @@ class SDPA:
             enable_gqa=grouped,
         )
 
-    def decode(self, query: Tensor, keys: Tensor, values: Tensor, lengths: Tensor | None, scaling: float) -> Tensor:
-        mask = None
-        if lengths is not None:
-            mask = (torch.arange(keys.shape[1], device=query.device) < lengths[:, None])[:, None, None]
+    def decode(self, query: Tensor, key: Tensor, value: Tensor, bucket: "Bucket", new: int, scaling: float) -> Tensor:
+        end = bucket.longest + new + 1
+        bucket.keys[:, end - 1] = key
+        bucket.values[:, end - 1] = value
+        mask = None if bucket.gaps is None else bucket.gaps[..., :end]
+        return self.attend(query, bucket.keys[:, :end], bucket.values[:, :end], mask, scaling)
+
+    def attend(self, query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, scaling: float) -> Tensor:
+        """One query position: query [rows, group, d], keys and values [rows, kept, d], mask [rows, 1, 1, kept]."""
         keys, values = keys[:, None], values[:, None]
         # The G query heads of a group share their keys: they are the query axis of one head, or G heads over one.
         # CPUs do the former faster in float32, the latter in half precision (docs/performance.md).
@@ -94,14 +102,15 @@ class FlashAttention2:
         )
         return out.transpose(1, 2)
 
-    def decode(self, query: Tensor, keys: Tensor, values: Tensor, lengths: Tensor | None, scaling: float) -> Tensor:
-        if lengths is None:
-            lengths = torch.full((keys.shape[0],), keys.shape[1], device=query.device)
+    def decode(self, query: Tensor, key: Tensor, value: Tensor, bucket: "Bucket", new: int, scaling: float) -> Tensor:
+        # The kernel wants each row without gaps, and appends the new token itself.
         out = self.kernels.flash_attn_with_kvcache(
             query[:, None],
-            keys[:, :, None],
-            values[:, :, None],
-            cache_seqlens=lengths.to(torch.int32),
+            bucket.keys[:, :, None],
+            bucket.values[:, :, None],
+            k=key[:, None, None],
+            v=value[:, None, None],
+            cache_seqlens=bucket.lengths + new,
             softmax_scale=scaling,
         )
         return out[:, 0]

@@ -5,7 +5,7 @@ of different budgets and heads of different capacities decode in the same call.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import torch
@@ -38,9 +38,13 @@ def joined(by_size: Mapping[int, list[int]], padding: int) -> list[tuple[int, li
     return found
 
 
-@dataclass
+@dataclass(eq=False)
 class Bucket:
-    """Folded rows of like length in one pair of buffers [rows, capacity + room, head_dim], valid from the left."""
+    """Folded rows of near lengths in one pair of buffers [rows, capacity, head_dim], their kept tokens on the left.
+
+    `lengths` [rows], int32, counts the kept tokens of each row, `longest` at most. Where a backend puts the new ones is
+    its own affair; there is always room for the next.
+    """
 
     rows: list[int]
     lengths: Tensor
@@ -48,6 +52,39 @@ class Bucket:
     equal: bool
     keys: Tensor
     values: Tensor
+    _gaps: Tensor | None = field(default=None, init=False)
+
+    @property
+    def gaps(self) -> Tensor | None:
+        """To add to logits if new tokens start at column `longest`: [rows, 1, 1, capacity]; None if no row is shorter.
+
+        0 where a token is, and minus infinity between a row's kept tokens and the new ones.
+        """
+        if self.equal:
+            return None
+        if self._gaps is None:
+            column = torch.arange(self.keys.shape[1], device=self.keys.device)
+            gap = (column >= self.lengths[:, None]) & (column < self.longest)
+            self._gaps = self.keys.new_zeros(gap.shape).masked_fill_(gap, float("-inf"))[:, None, None]
+        return self._gaps
+
+    def grow(self, tokens: int) -> None:
+        """Make the buffers longer."""
+        more = self.keys.new_zeros(self.keys.shape[0], tokens, self.keys.shape[2])
+        self.keys, self.values = torch.cat([self.keys, more], 1), torch.cat([self.values, more], 1)
+        self._gaps = None
+
+    def keep(self, slots: list[int]) -> None:
+        """Drop all rows but those in these slots (sorted), in place: they move up into the gaps."""
+        self.rows = [self.rows[slot] for slot in slots]
+        moves = [(place, slot) for place, slot in enumerate(slots) if place != slot]
+        if moves:
+            to, source = torch.tensor(moves, device=self.keys.device).T
+            for buffer in (self.keys, self.values, self.lengths):
+                buffer[to] = buffer[source]
+        left = len(slots)
+        self.keys, self.values, self.lengths = self.keys[:left], self.values[:left], self.lengths[:left]
+        self._gaps = None
 
 
 class FoldedRows:
@@ -87,7 +124,7 @@ class FoldedRows:
         lengths = [sources[row][2].numel() for row in rows]
         return Bucket(
             rows=rows,
-            lengths=torch.tensor(lengths, device=like.device),
+            lengths=torch.tensor(lengths, device=like.device, dtype=torch.int32),
             longest=max(lengths),
             equal=len(set(lengths)) == 1,
             keys=keys,
@@ -122,44 +159,22 @@ class FoldedRows:
         outputs = []
         start = 0
         for bucket in self.buckets:
+            if bucket.longest + self.new == bucket.keys.shape[1]:
+                bucket.grow(max(self.room, ROUNDING))
             rows = slice(start, start + len(bucket.rows))
-            lengths = self._append(bucket, key[rows], value[rows])
-            longest = bucket.longest + self.new + 1
-            keys, values = bucket.keys[:, :longest], bucket.values[:, :longest]
-            outputs.append(backend.decode(query[rows], keys, values, lengths, scaling))
+            outputs.append(backend.decode(query[rows], key[rows], value[rows], bucket, self.new, scaling))
             start = rows.stop
         self.new += 1
         out = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
         return (out if self.sorted else out[self.place]).view(settings, q_heads, head_dim)
 
-    def _append(self, bucket: Bucket, key: Tensor, value: Tensor) -> Tensor | None:
-        """Write one token a row; returns the rows' lengths where they differ."""
-        if bucket.longest + self.new == bucket.keys.shape[1]:
-            more = bucket.keys.new_zeros(bucket.keys.shape[0], max(self.room, ROUNDING), bucket.keys.shape[2])
-            bucket.keys, bucket.values = torch.cat([bucket.keys, more], 1), torch.cat([bucket.values, more], 1)
-        if bucket.equal:
-            bucket.keys[:, bucket.longest + self.new] = key
-            bucket.values[:, bucket.longest + self.new] = value
-            return None
-        slots, ends = torch.arange(key.shape[0], device=key.device), bucket.lengths + self.new
-        bucket.keys[slots, ends] = key
-        bucket.values[slots, ends] = value
-        return ends + 1
-
     def keep_settings(self, settings: Sequence[int]) -> None:
-        """Drop all settings but these (sorted), in place: the rows that stay move up into the gaps."""
+        """Drop all settings but these (sorted)."""
         staying = [setting * self.kv_heads + head for setting in settings for head in range(self.kv_heads)]
         new_row = {row: place for place, row in enumerate(staying)}
         for bucket in self.buckets:
-            slots = [slot for slot, row in enumerate(bucket.rows) if row in new_row]
-            bucket.rows = [new_row[bucket.rows[slot]] for slot in slots]
-            left = len(slots)
-            gaps = [place for place, slot in enumerate(slots) if place != slot]
-            if gaps:
-                to, source = torch.tensor([gaps, [slots[gap] for gap in gaps]], device=bucket.keys.device)
-                bucket.keys[to], bucket.values[to] = bucket.keys[source], bucket.values[source]
-                bucket.lengths[to] = bucket.lengths[source]
-            bucket.keys, bucket.values, bucket.lengths = bucket.keys[:left], bucket.values[:left], bucket.lengths[:left]
+            bucket.keep([slot for slot, row in enumerate(bucket.rows) if row in new_row])
+            bucket.rows = [new_row[row] for row in bucket.rows]
         self.buckets = [bucket for bucket in self.buckets if bucket.rows]
         self._sort()
 

@@ -25,16 +25,21 @@ def flash_attn_func(q, k, v, dropout_p=0.0, softmax_scale=None, causal=False, wi
     return torch.einsum("bhqk,bkhd->bqhd", logits.softmax(-1), v)
 
 
-def flash_attn_with_kvcache(q, k_cache, v_cache, cache_seqlens=None, softmax_scale=None, causal=False):
-    """q [rows, 1, heads, d], caches [rows, capacity, kv_heads, d] of which `cache_seqlens` (int32) are valid."""
+def flash_attn_with_kvcache(q, k_cache, v_cache, k=None, v=None, cache_seqlens=None, softmax_scale=None, causal=False):
+    """q [rows, 1, heads, d], caches [rows, capacity, kv_heads, d] of which `cache_seqlens` (int32) are valid.
+
+    k and v [rows, 1, kv_heads, d] are written behind these, and attended to.
+    """
     assert cache_seqlens.dtype == torch.int32
     assert k_cache.stride(-1) == 1
+    rows = torch.arange(q.shape[0])
+    k_cache[rows, cache_seqlens], v_cache[rows, cache_seqlens] = k[:, 0], v[:, 0]
     groups = q.shape[2] // k_cache.shape[2]
-    k, v = k_cache.repeat_interleave(groups, 2), v_cache.repeat_interleave(groups, 2)
-    logits = torch.einsum("bqhd,bkhd->bhqk", q, k) * softmax_scale
-    valid = torch.arange(k.shape[1]) < cache_seqlens[:, None]
+    keys, values = k_cache.repeat_interleave(groups, 2), v_cache.repeat_interleave(groups, 2)
+    logits = torch.einsum("bqhd,bkhd->bhqk", q, keys) * softmax_scale
+    valid = torch.arange(keys.shape[1]) < cache_seqlens[:, None] + 1
     logits = logits.masked_fill(~valid[:, None, None], float("-inf"))
-    return torch.einsum("bhqk,bkhd->bqhd", logits.softmax(-1), v)
+    return torch.einsum("bhqk,bkhd->bqhd", logits.softmax(-1), values)
 
 
 KERNELS = SimpleNamespace(flash_attn_func=flash_attn_func, flash_attn_with_kvcache=flash_attn_with_kvcache)

@@ -8,6 +8,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from compresskv.attention import SDPA, attached, forget, register
+from compresskv.cache import Bucket
 from compresskv.eviction import keep_all
 from compresskv.generation import Prefill, decode_cache, prefill
 
@@ -21,9 +22,10 @@ class ProbeBackend(SDPA):
     def __init__(self, layers: int, watch: Watch):
         self.layers, self.watch, self.calls = layers, watch, 0
 
-    def decode(self, query: Tensor, keys: Tensor, values: Tensor, lengths: Tensor | None, scaling: float) -> Tensor:
-        out = super().decode(query, keys, values, lengths, scaling)
-        self.watch(self.calls % self.layers, query, keys, values, scaling, out)
+    def decode(self, query: Tensor, key: Tensor, value: Tensor, bucket: Bucket, new: int, scaling: float) -> Tensor:
+        out = super().decode(query, key, value, bucket, new, scaling)
+        seen = bucket.longest + new + 1
+        self.watch(self.calls % self.layers, query, bucket.keys[:, :seen], bucket.values[:, :seen], scaling, out)
         self.calls += 1
         return out
 
