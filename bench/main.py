@@ -144,6 +144,7 @@ def main() -> None:
     ratios = {
         "prefill_2k": prefill_ratio(model, compressed, 2000, rounds=9),
         "prefill_4k": prefill_ratio(model, compressed, 4000, rounds=5),
+        "prefill_8k": prefill_ratio(model, compressed, 8000, rounds=3),
         "decode_30x256": decode_ratio(model, 30, 256, steps=12),
         "decode_1x4096": decode_ratio(model, 1, 4096, steps=16),
         "decode_1x256": decode_ratio(model, 1, 256, steps=24),

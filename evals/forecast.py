@@ -1,6 +1,7 @@
 """How much memory a run will take at its peak, said before it starts."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from transformers import PreTrainedModel
 
@@ -8,31 +9,68 @@ from compresskv.generation import Setting, decode_batches
 from compresskv.memory import SHARE, Footprint, free_bytes, used_bytes
 
 
-def forecast(
-    model: PreTrainedModel, settings: Sequence[Setting], length: int, room: int, chunk: int | None, memory: int | None
-) -> str:
-    """What `generate` will take for all `settings` of a prompt of `length` tokens and `room` new ones, in a sentence.
+@dataclass(frozen=True)
+class Forecast:
+    """What `generate` takes for a prompt and its settings, in bytes, computed from the model's shape.
 
-    It is computed from the model's shape. `chunk` and `memory` (bytes) as `generate` has them.
+    `caches` of the largest batch; `limit`: what a batch may take; `batches` of these settings, the full cache apart.
     """
+
+    length: int
+    used: int
+    free: int
+    prompt: int
+    activations: int
+    scores: int
+    caches: int
+    limit: int
+    batches: int
+    apart: int
+
+    @property
+    def peak(self) -> int:
+        return self.used + self.prompt + max(self.activations, self.scores + self.caches)
+
+    def __str__(self) -> str:
+        said = (
+            f"prompts of up to {self.length} tokens, expected peak {_gb(self.peak)} GB: {_gb(self.used)} now, prompt "
+            f"{_gb(self.prompt)}, scores {_gb(self.scores)}, caches {_gb(self.caches)}; {_gb(self.free)} GB are free"
+        )
+        if self.caches > self.limit or self.peak - self.used > self.free:
+            said += "; it may not fit: set prefill_chunk, or use shorter prompts, smaller budgets or model.device=map"
+        elif self.batches > self.apart:
+            said += f"; a prompt's settings decode in {self.batches} batches"
+        return said
+
+
+def forecast(
+    model: PreTrainedModel,
+    settings: Sequence[Setting],
+    length: int,
+    room: int,
+    chunk: int | None = None,
+    memory: int | None = None,
+) -> Forecast:
+    """For all `settings` of a prompt of `length` tokens and `room` new ones; `chunk` and `memory` as `generate` has."""
     shape = Footprint(model, length)
     scorers = {setting.method.scorer for setting in settings if not setting.keeps_all(length)}
     scores = shape.scores(len(scorers), max(setting.method.window for setting in settings)) if scorers else 0
-    used, free = used_bytes(model), free_bytes(model)
-    sizes = [shape.row(setting.budget, room) for setting in settings]
+    free = free_bytes(model)
     limit = (int(SHARE * free) if memory is None else memory) - shape.prompt - scores
-    found = decode_batches(settings, sizes, limit)
-    caches = max(sum(sizes[place] for place in batch) for batch in found)
-    more = shape.prompt + max(shape.activations(min(length, chunk or length)), scores + caches)
-    said = (
-        f"prompts of up to {length} tokens, expected peak {_gb(used + more)} GB: {_gb(used)} now, "
-        f"prompt {_gb(shape.prompt)}, scores {_gb(scores)}, caches {_gb(caches)}; {_gb(free)} GB are free"
+    sizes = [shape.row(setting.budget, room) for setting in settings]
+    batches = decode_batches(settings, sizes, limit)
+    return Forecast(
+        length=length,
+        used=used_bytes(model),
+        free=free,
+        prompt=shape.prompt,
+        activations=shape.activations(min(length, chunk or length)),
+        scores=scores,
+        caches=max(sum(sizes[place] for place in batch) for batch in batches),
+        limit=limit,
+        batches=len(batches),
+        apart=len({setting.budget is None for setting in settings}),
     )
-    if any(size > limit for size in sizes) or more > free:
-        said += "; it may not fit: set prefill_chunk, or use shorter prompts, smaller budgets or model.device=map"
-    elif len(found) > len({setting.budget is None for setting in settings}):
-        said += f"; the {len(settings)} settings of a prompt decode in {len(found)} batches"
-    return said
 
 
 def _gb(size: int) -> str:

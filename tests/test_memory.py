@@ -1,7 +1,6 @@
 """Memory: what fits is decoded together, the rest in more batches, and what it will take is known before it starts."""
 
 import json
-import re
 from itertools import pairwise
 
 import pytest
@@ -79,14 +78,18 @@ def test_the_footprint_is_that_of_the_buffers(family, length):
 
 def test_a_forecast_says_what_is_too_much():
     model = tiny.model("llama")
-    said = forecast(model, SETTINGS, length=500, room=10, chunk=None, memory=None)
-    peak, now = (float(found) for found in re.search(r"peak ([\d.]+) GB: ([\d.]+) now", said).groups())
-    assert peak >= now > 0.05
-    assert "batches" not in said
-    some = int(Footprint(model, 500).prompt * 3)
-    assert "9 settings of a prompt decode in" in forecast(model, SETTINGS, 500, 10, None, some)
-    assert "prefill_chunk" in forecast(model, SETTINGS, 500, 10, None, memory=1)
-    assert "prefill_chunk" in forecast(model, SETTINGS, 10**10, 10, None, memory=None)
+    found = forecast(model, SETTINGS, length=500, room=10)
+    assert found.peak > found.used > 50e6
+    assert f"peak {found.peak / 1e9:.2f} GB" in str(found)
+    assert "batches" not in str(found)
+    assert "prefill_chunk" not in str(found)
+    full = forecast(model, SETTINGS[:1], length=500, room=10).caches
+    assert full < found.caches
+    some = found.prompt + found.scores + full
+    assert "decode in 3 batches" in str(forecast(model, SETTINGS, 500, 10, memory=some))
+    assert "prefill_chunk" in str(forecast(model, SETTINGS, 500, 10, memory=1))
+    assert "prefill_chunk" in str(forecast(model, SETTINGS, 10**10, 10))
+    assert forecast(model, SETTINGS, 500, 10, chunk=100).activations == found.activations / 5
 
 
 def test_a_cluster_s_limit_counts(tmp_path):
