@@ -4,7 +4,7 @@ Rows × KV heads are folded into one axis: a *folded row* is one (setting, KV he
 of different budgets and heads of different capacities decode in the same call.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -26,16 +26,6 @@ ROUNDING = 32
 def rounded(tokens: int) -> int:
     """The length of the buffer for so many kept tokens."""
     return -(-tokens // ROUNDING) * ROUNDING
-
-
-def joined(by_size: Mapping[int, list[int]], padding: int) -> list[tuple[int, list[int]]]:
-    """Rows by the size of their buffer, in order; they join the next size if that leaves at most `padding` unused."""
-    found: list[tuple[int, list[int]]] = []
-    for size, rows in sorted(by_size.items()):
-        if found and len(found[-1][1]) * (size - found[-1][0]) <= padding:
-            rows = [*found.pop()[1], *rows]
-        found.append((size, rows))
-    return found
 
 
 @dataclass(eq=False)
@@ -91,18 +81,17 @@ class FoldedRows:
     """The keys and values that one layer attends to while decoding.
 
     Built from one `(keys, values, positions)` a folded row, `keys` and `values` [*, head_dim], of which `positions`
-    are copied. Buffers hold the kept length rounded up to 32 and `room` new tokens, and grow by `room` when full. Rows
-    share a longer row's buffer where that leaves at most `padding` tokens of it unused.
+    are copied. Buffers hold the kept length rounded up to 32 and `room` new tokens, and grow by `room` when full.
     """
 
-    def __init__(self, sources: Sequence[tuple[Tensor, Tensor, Tensor]], kv_heads: int, room: int, padding: int = 0):
+    def __init__(self, sources: Sequence[tuple[Tensor, Tensor, Tensor]], kv_heads: int, room: int):
         self.kv_heads = kv_heads
         self.room = room
         self.new = 0
         by_size: dict[int, list[int]] = {}
         for row, (_, _, positions) in enumerate(sources):
             by_size.setdefault(rounded(positions.numel()), []).append(row)
-        self.buckets = [self._fill(size, rows, sources) for size, rows in joined(by_size, padding)]
+        self.buckets = [self._fill(size, rows, sources) for size, rows in sorted(by_size.items())]
         self._sort()
 
     def _sort(self) -> None:

@@ -30,10 +30,6 @@ Kept = list[list[Tensor]]
 """Kept prompt positions: for each layer that evicts, for each KV head, a sorted int64 tensor."""
 
 
-PADDING = 1024
-"""Unused tokens in a buffer that one call of a kernel less is worth (docs/performance.md)."""
-
-
 @dataclass(frozen=True)
 class Setting:
     """One method at one budget (tokens, the observation window included); a budget of None keeps the whole prompt."""
@@ -179,7 +175,7 @@ def decode_cache(prefill: Prefill, kept: Sequence[Kept], room: int) -> EvictedCa
             for setting in kept
             for head, positions in enumerate(setting[source.index])
         ]
-        layer.rows = FoldedRows(rows, source.kv_heads, room, PADDING)
+        layer.rows = FoldedRows(rows, source.kv_heads, room)
     for index, sliding in prefill.cache.sliding.items():
         copy = cache.sliding[index]
         copy.lazy_initialization(sliding.keys, sliding.values)

@@ -12,7 +12,7 @@ from transformers.cache_utils import get_layer_types_and_kwargs
 from compresskv.cache import ROUNDING
 
 SHARE = 0.8
-"""Of the free memory, what may be planned with; the rest is for padding, fragmentation and others."""
+"""Of the free memory, what may be planned with; the rest is for fragmentation and others."""
 
 
 def used_bytes(model: PreTrainedModel) -> int:

@@ -1,14 +1,13 @@
 """Shared ≡ in-layer ≡ a naive reference, token for token; batched ≡ one by one; chunked ≡ whole."""
 
+import gc
+
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from transformers.cache_utils import get_layer_types_and_kwargs
 
 from compresskv import generation
 from compresskv.attention import attached
-from compresskv.cache import joined
 from compresskv.errors import UserError
 from compresskv.generation import Setting, Stopping, decode, decode_cache, generate, prefill
 from compresskv.in_layer import LayerwiseCache, compressed, generate_in_layer
@@ -208,6 +207,29 @@ def test_cache_bytes(setting):
     assert cache.nbytes == 2 * sum(-(-count // 32) * 32 + room for count in counts) * 16 * 4
 
 
+@pytest.mark.parametrize("setting", [Setting(SNAPKV, 20), Setting(RAGGED, 40)])
+def test_in_layer_prefill_holds_one_complete_layer_at_a_time(setting):
+    model, ids = tiny.model("llama"), tiny.prompt(300)
+
+    def complete_layers() -> float:
+        """Layers whose keys and values of the whole prompt are alive, by the memory they stand in."""
+        alive = (t for t in gc.get_objects() if type(t) is torch.Tensor and t.shape[-2:] == (300, 16))
+        return len({t.untyped_storage().data_ptr() for t in alive if t.shape[-3] == 2}) / 2
+
+    class Watched(LayerwiseCache):
+        def _evict(self, layer):
+            found.append(complete_layers())
+            super()._evict(layer)
+
+    found: list[float] = []
+    with attached(model), torch.no_grad():
+        model(ids[None], past_key_values=Watched(model.config, setting))
+        assert found == [1, 1, 1, 1]
+        assert complete_layers() == 0
+        shared = prefill(model, ids, 8)
+        assert complete_layers() == len(shared.layers) == 4
+
+
 def test_nothing_leaks_from_one_prompt_to_the_next():
     model = tiny.model("llama")
     first, second = tiny.prompt(90, seed=1), tiny.prompt(64, seed=2)
@@ -235,19 +257,3 @@ def test_a_batch_that_does_not_fit_is_halved(monkeypatch):
         limit = 0
         with pytest.raises(UserError, match="out of memory"):
             generate(model, ids, settings, NEW)
-
-
-@given(
-    sizes=st.dictionaries(st.integers(1, 60), st.integers(1, 9), min_size=1),
-    padding=st.integers(0, 200),
-)
-def test_rows_join_longer_buffers_only_where_little_is_left_unused(sizes, padding):
-    names = iter(range(1000))
-    by_size = {size * 32: [next(names) for _ in range(rows)] for size, rows in sizes.items()}
-    own = {row: size for size, rows in by_size.items() for row in rows}
-    found = joined(by_size, padding)
-    assert [size for size, _ in found] == sorted({size for size, _ in found})
-    assert sorted(row for _, rows in found for row in rows) == sorted(own)
-    unused = [size - own[row] for size, rows in found for row in rows]
-    assert min(unused) == 0
-    assert sum(unused) <= padding * (len(by_size) - len(found))
