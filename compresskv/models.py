@@ -2,11 +2,13 @@
 
 import hashlib
 import json
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import date
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -20,6 +22,11 @@ from transformers.utils import logging as transformers_logging
 
 from compresskv.errors import UserError
 from compresskv.folders import cache_folder
+
+TODAY = date(2024, 7, 26)
+"""The date that Llama 3.1's template names unless it is told another."""
+
+_DATE_CALL = re.compile(r"""strftime_now\(\s*(['"])(.*?)\1\s*\)""")
 
 
 @dataclass(frozen=True)
@@ -81,13 +88,22 @@ class LoadedModel:
         """`text` as one user turn and the opening of the answer, in the model's own template."""
         if not self.chat_template:
             return text + answer_prefix
-        turn = [{"role": "user", "content": text}]
-        return self.tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True) + answer_prefix
+        return chat_prompt(text, self.tokenizer) + answer_prefix
 
     def encode(self, prompt: str) -> torch.Tensor:
         """Token ids [prompt], int64, on the model's device; exactly one BOS where the tokenizer uses one."""
         ids = chat_ids(prompt, self.tokenizer) if self.chat_template else self.tokenizer(prompt).input_ids
         return torch.tensor(ids, device=self.device)
+
+
+def chat_prompt(text: str, tokenizer: PreTrainedTokenizerBase) -> str:
+    """`text` as one user turn in the model's template, up to the opening of the answer.
+
+    Templates that name today's date get `TODAY`: a prompt must not change from one day to the next.
+    """
+    turn = [{"role": "user", "content": text}]
+    template = _DATE_CALL.sub(lambda call: repr(TODAY.strftime(call[2])), tokenizer.get_chat_template())
+    return tokenizer.apply_chat_template(turn, chat_template=template, tokenize=False, add_generation_prompt=True)
 
 
 def chat_ids(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:

@@ -110,6 +110,16 @@ def test_a_model_without_chat_template_is_refused(checkpoint, tmp_path):
     assert model.chat("text", " prefix") == "text prefix"
 
 
+@pytest.mark.parametrize(
+    "template", ["{{ strftime_now('%d %b %Y') }}", '{% set day = strftime_now( "%d %b %Y" ) %}{{ day }}']
+)
+def test_a_prompt_is_the_same_on_every_day(checkpoint, template):
+    """Llama 3.2's template, among others, names the day on which it is rendered."""
+    model = load(ModelConfig("tiny", path=str(checkpoint), device="cpu"))
+    model.tokenizer.chat_template = template + "{{ messages[0]['content'] }}"
+    assert model.chat(": hello", ", answer") == "26 Jul 2024: hello, answer"
+
+
 @pytest.mark.slow
 def test_two_first_starts_at_once_both_succeed(tmp_path, monkeypatch):
     code = f"from compresskv.models import *; m = load(ModelConfig('s', package={GGUF!r})); print(m.fingerprint)"

@@ -8,7 +8,7 @@ from typing import Literal
 from transformers import PreTrainedTokenizerBase
 
 from compresskv.errors import UserError
-from compresskv.models import chat_ids
+from compresskv.models import chat_ids, chat_prompt
 from evals.longbench.data import Record
 from evals.longbench.tasks import Task
 
@@ -98,8 +98,7 @@ def _wrap(prompt: str, tokenizer: PreTrainedTokenizerBase, wrapper: ChatWrapper 
 def _apply_template(prompt: str, tokenizer: PreTrainedTokenizerBase) -> tuple[str, list[int]]:
     if not tokenizer.chat_template:
         raise UserError("this tokenizer has no chat template: use an instruction-tuned model or protocol=released.")
-    message = {"role": "user", "content": prompt}
-    text = tokenizer.apply_chat_template([message], tokenize=False, add_generation_prompt=True)
+    text = chat_prompt(prompt, tokenizer)
     return text, chat_ids(text, tokenizer)
 
 
