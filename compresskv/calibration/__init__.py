@@ -43,7 +43,7 @@ class Calibration:
         else:
             rankings = self.published_rankings.get(kind, ())
         if not rankings:
-            raise UserError(f"the {self.source} calibration of {self.model} has no {kind} head scores: {self._has()}")
+            raise self._has_no(kind, {*self.head_scores, *self.published_rankings})
         if not isinstance(count, int) or not 0 < count <= len(rankings[0]):
             raise UserError(
                 f"method.heads={count}: the {self.source} calibration of {self.model} ranks "
@@ -54,12 +54,12 @@ class Calibration:
     def scores(self, kind: str) -> tuple[tuple[float, ...], ...]:
         """Scores of all query heads, [layer][head]. Raises `UserError` if the calibration has none of this `kind`."""
         if kind not in self.head_scores:
-            raise UserError(f"the {self.source} calibration of {self.model} has no {kind} head scores: {self._has()}")
+            raise self._has_no(kind, set(self.head_scores))
         return self.head_scores[kind]
 
-    def _has(self) -> str:
-        kinds = sorted({*self.head_scores, *self.published_rankings})
-        return f"choose one of {', '.join(kinds)}" if kinds else "calibrate the model first"
+    def _has_no(self, kind: str, others: set[str]) -> UserError:
+        fix = f"choose one of {', '.join(sorted(others))}" if others else "run `python run.py eval=calibrate` first"
+        return UserError(f"the {self.source} calibration of {self.model} has no {kind} head scores: {fix}")
 
 
 def load(path: Path) -> Calibration:
