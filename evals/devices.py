@@ -15,10 +15,10 @@ import torch
 from rich.console import Console
 
 from compresskv.errors import UserError
-from evals.group_runs import GroupRun, command_lines, new_folder, report
+from evals.group_runs import GroupRun, command_lines, report
 from evals.groups import Group, groups
 from evals.job import job_from
-from evals.results.store import refused
+from evals.results.store import new_folder, refused
 
 
 def launch(

@@ -20,7 +20,7 @@ from compresskv.models import LoadedModel
 from evals.console import screen
 from evals.haystack import essays
 from evals.progress import Progress
-from evals.results.store import write_json
+from evals.results.store import new_folder, write_json
 from evals.results.summary import environment
 
 WARM_UP = 2
@@ -71,39 +71,36 @@ def run(
         raise UserError(
             f"eval.lengths: {longest} and {config.new_tokens} new tokens exceed the {model.window}-token window"
         )
-    ids = _text(model, config)
+    ids, folder = _text(model, config), new_folder(results / "efficiency" / model.name)
     work = [
         (length, number, name, contender)
         for length in config.lengths
         for number in range(config.rounds + 1)
         for name, contender in contenders.items()
     ]
+    about = {
+        "model": model.name,
+        "dtype": model.dtype,
+        "backend": model.backend,
+        "new_tokens": config.new_tokens,
+        "rounds": config.rounds,
+        "environment": environment(),
+    }
     found: dict[tuple[str, int], list[Measurement]] = {}
+    rows: list[dict[str, Any]] = []
     with attached(model.model, model.backend), progress.track(f"{model.name} efficiency", work) as steps:
         for length, number, name, contender in steps:
             measured = measure(model, ids[:length], contender, config.new_tokens)
             if number:  # the first round warms up
                 found.setdefault((name, length), []).append(measured)
-    rows = [_row(name, length, found, next(iter(contenders))) for name, length in found]
-    folder = results / "efficiency"
-    write_json(
-        folder / f"{model.name}.json",
-        {
-            "model": model.name,
-            "dtype": model.dtype,
-            "backend": model.backend,
-            "new_tokens": config.new_tokens,
-            "rounds": config.rounds,
-            "rows": rows,
-            "environment": environment(),
-        },
-    )
+                rows = [_row(*key, found, next(iter(contenders))) for key in found]
+                write_json(folder / "efficiency.json", {**about, "rows": rows})
     _show(f"{model.name} · {config.new_tokens} new tokens · {model.dtype} · {model.backend}", rows)
     from evals.efficiency_figure import draw
 
-    for path in draw(rows, f"Latency and memory, {model.name}", folder / model.name):
+    for path in draw(rows, f"Latency and memory, {model.name}", folder / "efficiency"):
         screen().print(f"figure: {path}", soft_wrap=True)
-    return folder / f"{model.name}.json"
+    return folder / "efficiency.json"
 
 
 @torch.no_grad()

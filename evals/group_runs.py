@@ -1,8 +1,6 @@
 """Groups in processes of their own: the command lines they run, the files they leave, and one report of them all."""
 
-import itertools
 import re
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +9,6 @@ from rich.console import Console
 
 from evals import outcome
 from evals.groups import Group
-from evals.results.store import refused
 
 TAIL = 20
 """Lines of a failed group's log that are shown."""
@@ -29,19 +26,6 @@ class GroupRun:
     @property
     def reported(self) -> bool:
         return all(path.exists() for path in self.outcomes)
-
-
-def new_folder(parent: Path) -> Path:
-    """A folder for the logs of one sweep, named by the time."""
-    for attempt in itertools.count():
-        folder = parent / (time.strftime("%Y%m%d-%H%M%S") + (f"-{attempt}" if attempt else ""))
-        try:
-            folder.mkdir(parents=True)
-            return folder
-        except OSError as error:
-            if not (isinstance(error, FileExistsError) and parent.is_dir()):
-                raise refused(parent, error) from error
-    raise AssertionError
 
 
 def command_lines(command: Sequence[str], group: Group, folder: Path, number: int) -> dict[Path, list[str]]:

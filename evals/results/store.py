@@ -4,9 +4,11 @@ A run that is killed loses at most the line it was writing; the next one reads w
 """
 
 import fcntl
+import itertools
 import json
 import os
 import tempfile
+import time
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -60,6 +62,19 @@ class SampleStore:
     def close(self) -> None:
         self._file.close()
         self._lock.close()
+
+
+def new_folder(parent: Path) -> Path:
+    """A folder of one run's own, named by the time. Raises `UserError` if the disk refuses it."""
+    for attempt in itertools.count():
+        folder = parent / (time.strftime("%Y%m%d-%H%M%S") + (f"-{attempt}" if attempt else ""))
+        try:
+            folder.mkdir(parents=True)
+            return folder
+        except OSError as error:
+            if not (isinstance(error, FileExistsError) and parent.is_dir()):
+                raise refused(parent, error) from error
+    raise AssertionError
 
 
 def refused(folder: Path, error: OSError) -> UserError:

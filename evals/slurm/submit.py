@@ -12,8 +12,9 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from compresskv.errors import UserError
-from evals.group_runs import GroupRun, command_lines, new_folder
+from evals.group_runs import GroupRun, command_lines
 from evals.groups import Group
+from evals.results.store import new_folder
 from evals.slurm.config import SlurmConfig
 
 
