@@ -30,6 +30,10 @@ Kept = list[list[Tensor]]
 """Kept prompt positions: for each layer that evicts, for each KV head, a sorted int64 tensor."""
 
 
+class PrefillError(UserError):
+    """No setting of this prompt can run: what all of them share has failed."""
+
+
 @dataclass(frozen=True)
 class Setting:
     """One method at one budget (tokens, the observation window included); a budget of None keeps the whole prompt."""
@@ -155,7 +159,7 @@ def forward_prompt(model: PreTrainedModel, ids: Tensor, cache: EvictedCache, chu
                 logits_to_keep=1,
             )
         except torch.OutOfMemoryError as error:
-            raise UserError(
+            raise PrefillError(
                 f"out of memory in the prefill of {ids.numel()} tokens: set prefill_chunk, for example to 4096, or use "
                 "shorter prompts"
             ) from error
@@ -207,7 +211,7 @@ def decode(
         if not going or step + 1 == stopping.max_new_tokens:
             break
         if len(going) < len(active):
-            keep = torch.tensor(going, device=logits.device)
+            keep = torch.tensor(going)  # on the CPU, from where it indexes tensors of any device
             cache.batch_select_indices(keep)
             chosen = chosen[keep]
             active = [active[slot] for slot in going]
@@ -233,7 +237,12 @@ def generate(
     """
     window = max((setting.method.window for setting in settings), default=1)
     prompt = prefill(model, ids, window, chunk)
-    prompt.score(settings)
+    try:
+        prompt.score(settings)
+    except torch.OutOfMemoryError as error:
+        raise PrefillError(
+            f"out of memory while scoring a prompt of {ids.numel()} tokens: use shorter prompts or model.device=map"
+        ) from error
     kept = {place: prompt.kept(setting) for place, setting in enumerate(settings)}
     limit = int(SHARE * free_bytes(model)) if memory is None else memory - prompt.nbytes
     sizes = [prompt.row_bytes(kept[place], stopping.max_new_tokens) for place in range(len(settings))]

@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import json
 import time
+import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,7 @@ from compresskv.attention import attached
 from compresskv.context import Context
 from compresskv.errors import UserError
 from compresskv.eviction import EvictionMethod
-from compresskv.generation import Generation, Setting, generate
+from compresskv.generation import Generation, PrefillError, Setting, generate
 from compresskv.models import LoadedModel
 from evals.forecast import forecast
 from evals.job import Job
@@ -199,14 +200,19 @@ def _batches(id: str, runs: Sequence[Run]) -> Iterable[tuple[Sample, list[Run]]]
 def _run_sample(model: LoadedModel, sample: Sample, batch: Sequence[Run]) -> None:
     started = time.perf_counter()
     settings, job = [run.setting for run in batch], batch[0].job
+    failed = None
     try:
         generations = generate(model.model, sample.ids, settings, sample.stopping, job.prefill_chunk, job.memory_bytes)
     except Exception as error:
-        if len(batch) == 1:
-            batch[0].error = error
-        else:  # one of them fails: alone, the others do not
-            for run in batch:
-                _run_sample(model, sample, [run])
+        _let_go(error)
+        failed = error
+    if isinstance(failed, PrefillError) or (failed and len(batch) == 1):
+        for run in batch:
+            run.error = failed
+        return
+    if failed:  # one of them fails: alone, the others do not
+        for run in batch:
+            _run_sample(model, sample, [run])
         return
     seconds = time.perf_counter() - started
     prompt_sha = hashlib.sha256(sample.ids.cpu().numpy().tobytes()).hexdigest()[:16]
@@ -230,6 +236,13 @@ def _run_sample(model: LoadedModel, sample: Sample, batch: Sequence[Run]) -> Non
                 "timing": {"seconds": round(seconds, 3), "shared_by": len(batch)},
             }
         )
+
+
+def _let_go(error: BaseException | None) -> None:
+    """Free what the frames of an error hold: a whole prompt's cache, among others."""
+    while error:
+        traceback.clear_frames(error.__traceback__)
+        error = error.__cause__ or error.__context__
 
 
 def _rounded(value: Any) -> Any:

@@ -1,6 +1,7 @@
 """Shared ≡ in-layer ≡ a naive reference, token for token; batched ≡ one by one; chunked ≡ whole."""
 
 import gc
+import weakref
 
 import pytest
 import torch
@@ -241,19 +242,25 @@ def test_nothing_leaks_from_one_prompt_to_the_next():
 
 
 def test_a_batch_that_does_not_fit_is_halved(monkeypatch):
+    """The device's memory ends in the midst of decoding; when the halves are tried, the whole is gone."""
     model, ids, settings = tiny.model("llama"), tiny.prompt(90), settings_for(4)
-    roomy = generation.decode_cache
+    roomy, tried = generation.decode, []
 
-    def cramped(prompt, kept, room):
-        if len(kept) > limit:
+    def cramped(model, cache, logits, length, rows, stopping):
+        assert all(batch() is None for batch in tried)
+        if rows > limit:
+            tried.append(weakref.ref(cache))
+            roomy(model, cache, logits, length, rows, Stopping(3))
             raise torch.OutOfMemoryError
-        return roomy(prompt, kept, room)
+        return roomy(model, cache, logits, length, rows, stopping)
 
     with attached(model):
         expected = generate(model, ids, settings, NEW)
-        monkeypatch.setattr(generation, "decode_cache", cramped)
+        monkeypatch.setattr(generation, "decode", cramped)
         limit = 2
-        assert generate(model, ids, settings, NEW) == expected
+        found = generate(model, ids, settings, NEW)
+        assert found == expected
+        assert {g.together for g in found} == {(0,), (1, 2), (3,), (4, 5), (6,)}
         limit = 0
         with pytest.raises(UserError, match="out of memory"):
             generate(model, ids, settings, NEW)

@@ -1,10 +1,12 @@
 """Which settings of a prompt are decoded together, in a first run and after a run that was cut short."""
 
+import weakref
 from types import SimpleNamespace
 
 import torch
 
-from compresskv.generation import Stopping
+from compresskv.generation import PrefillError, Stopping
+from evals import runner
 from evals.runner import _batches
 from evals.task import Sample
 
@@ -60,3 +62,42 @@ def test_settings_that_come_later_do_not_disturb_finished_batches():
 def test_a_batch_that_is_not_asked_for_again_cannot_be_repeated():
     task = OneSample(1, 2, 3)
     assert keys([run("a", task, ["a", "b", "gone"]), run("b", task)]) == [["b"]]
+
+
+def failing_sample(monkeypatch, generate):
+    """The runs "a" and "b" after a sample for which `generate` stands in for the engine."""
+    monkeypatch.setattr(runner, "generate", generate)
+    task = OneSample(1, 2, 3)
+    batch = [run("a", task), run("b", task)]
+    for one in batch:
+        one.setting, one.error, one.job.memory_bytes = one.key, None, None
+    runner._run_sample(SimpleNamespace(model=None), task.sample("x"), batch)
+    return batch
+
+
+def test_what_all_settings_share_fails_once(monkeypatch):
+    calls = []
+
+    def generate(model, ids, settings, *rest):
+        calls.append(settings)
+        raise PrefillError("out of memory")
+
+    assert all(isinstance(one.error, PrefillError) for one in failing_sample(monkeypatch, generate))
+    assert calls == [["a", "b"]]
+
+
+def test_nothing_of_a_failed_batch_is_held_while_its_settings_run_alone(monkeypatch):
+    held = []
+
+    def generate(model, ids, settings, *rest):
+        assert all(cache() is None for cache in held)
+        cache = torch.zeros(3)
+        held.append(weakref.ref(cache))
+        try:
+            raise RuntimeError(settings)
+        except RuntimeError as error:
+            raise ValueError(str(settings)) from error
+
+    batch = failing_sample(monkeypatch, generate)
+    assert [str(one.error) for one in batch] == ["['a']", "['b']"]
+    assert len(held) == 3
