@@ -74,8 +74,9 @@ class SDPA:
         """One query position: query [rows, group, d], keys and values [rows, kept, d], mask [rows, 1, 1, kept]."""
         keys, values = keys[:, None], values[:, None]
         # The G query heads of a group share their keys: they are the query axis of one head, or G heads over one.
-        # CPUs do the former faster in float32, the latter in half precision (docs/performance.md).
-        if query.dtype == torch.float32:
+        # CPUs do the former faster in float32, the latter in half precision (docs/performance.md); CUDA has no fast
+        # kernel for groups with a mask.
+        if query.is_cuda or query.dtype == torch.float32:
             return F.scaled_dot_product_attention(query[:, None], keys, values, attn_mask=mask, scale=scaling)[:, 0]
         out = F.scaled_dot_product_attention(
             query[:, :, None], keys, values, attn_mask=mask, scale=scaling, enable_gqa=True

@@ -23,6 +23,11 @@ ROUNDING = 32
 """Kept lengths are rounded up to this many tokens, so that few buffers serve many lengths."""
 
 
+def own(tensor: Tensor) -> Tensor:
+    """`tensor` without more memory behind it than it shows: a view, such as of a fused projection, is copied."""
+    return tensor.clone() if tensor.untyped_storage().nbytes() > tensor.nbytes else tensor
+
+
 def rounded(tokens: int) -> int:
     """The length of the buffer for so many kept tokens."""
     return -(-tokens // ROUNDING) * ROUNDING
@@ -209,7 +214,7 @@ class EvictedLayer(CacheLayerMixin):
             if not self.is_initialized:
                 self.lazy_initialization(key_states, value_states)
             if self.keys is None:
-                self.keys, self.values = key_states, value_states
+                self.keys, self.values = own(key_states), own(value_states)
             else:
                 self.keys[:, :, start : self.seen] = key_states
                 self.values[:, :, start : self.seen] = value_states
@@ -253,8 +258,8 @@ class SlidingLayer(DynamicSlidingWindowLayer):
 
     def update(self, key_states: Tensor, value_states: Tensor, *args, **kwargs) -> tuple[Tensor, Tensor]:
         whole = super().update(key_states, value_states, *args, **kwargs)
-        if self.keys.shape[2] < whole[0].shape[2] - 1:
-            self.keys, self.values = self.keys.clone(), self.values.clone()
+        if key_states.shape[2] > 1:
+            self.keys, self.values = own(self.keys), own(self.values)
         return whole
 
 

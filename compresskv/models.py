@@ -99,7 +99,8 @@ class LoadedModel:
 def chat_prompt(text: str, tokenizer: PreTrainedTokenizerBase) -> str:
     """`text` as one user turn in the model's template, up to the opening of the answer.
 
-    Templates that name today's date get `TODAY`: a prompt must not change from one day to the next.
+    Templates that name today's date, by a literal format as all known ones do, get `TODAY`: a prompt must not change
+    from one day to the next.
     """
     turn = [{"role": "user", "content": text}]
     template = _DATE_CALL.sub(lambda call: repr(TODAY.strftime(call[2])), tokenizer.get_chat_template())

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from compresskv.attention import FlashAttention2, attached, register
-from compresskv.generation import Stopping, generate
+from compresskv.generation import Stopping, decode, decode_cache, generate, prefill
 from compresskv.in_layer import generate_in_layer
 from tests import tiny
 from tests.test_generation import evicting_layers, settings_for
@@ -56,3 +56,31 @@ def test_flash_attention_generates_what_sdpa_does(family):
         assert generate(model, ids, settings, Stopping(10)) == expected
         assert generate(model, ids, settings, Stopping(10), chunk=40) == expected
         assert [generate_in_layer(model, ids, s, Stopping(10)) for s in settings] == expected
+
+
+def test_rows_leave_and_buffers_grow_on_both_backends():
+    """Rows of unequal length in several buckets, of which some stop, in buffers with room for three new tokens."""
+    model, ids = tiny.model("llama"), tiny.prompt(90)
+    settings = settings_for(4)
+    free = _generate(model, "sdpa", ids, settings, Stopping(16), room=16)
+    stop = Stopping(16, frozenset([free[0][5], free[2][7], free[4][3]]))
+    expected = [_until(stop.ids, tokens) for tokens in free]
+    assert len({len(tokens) for tokens in expected}) > 2
+    register("compresskv_fa2_standin", FlashAttention2(KERNELS))
+    for backend in ("sdpa", "compresskv_fa2_standin"):
+        for room in (3, 16):
+            assert _generate(model, backend, ids, settings, stop, room) == expected
+
+
+def _generate(model, backend, ids, settings, stopping, room):
+    with attached(model, backend):
+        prompt = prefill(model, ids, 4)
+        cache = decode_cache(prompt, [prompt.kept(setting) for setting in settings], room)
+        assert len(cache.evicting[0].rows.buckets) > 2
+        assert any(not bucket.equal for layer in cache.evicting for bucket in layer.rows.buckets)
+        return decode(model, cache, prompt.logits, ids.numel(), len(settings), stopping)
+
+
+def _until(stops, tokens):
+    ends = [place for place, token in enumerate(tokens) if token in stops]
+    return tokens[: ends[0] + 1] if ends else tokens
