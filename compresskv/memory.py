@@ -88,8 +88,13 @@ class Footprint:
     def activations(self, chunk: int) -> int:
         """The widest moment of a layer's forward pass over `chunk` tokens: in the MLP, or just before attention."""
         config = self._config
+        itemsize = self.model.dtype.itemsize
         widest = max(2 * config.hidden_size + 3 * config.intermediate_size, 8 * config.hidden_size)
-        return chunk * widest * self.model.dtype.itemsize
+        # With sdpa a chunk of many has a mask; on CUDA that takes keys and values repeated for every query head, too.
+        mask = chunk * self.length * (1 + itemsize) if chunk < self.length else 0
+        heads = 2 * config.num_attention_heads * self._head_dim * self.length * itemsize
+        repeated = heads if mask and self.model.device.type == "cuda" else 0
+        return chunk * widest * itemsize + mask + repeated
 
     def scores(self, scorers: int, window: int) -> int:
         """All layers' scores and rankings, and one layer's float32 keys and attention of the widest `window`."""

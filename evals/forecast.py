@@ -13,17 +13,17 @@ from compresskv.memory import SHARE, Footprint, free_bytes, used_bytes
 class Forecast:
     """What `generate` takes for a prompt and its settings, in bytes, computed from the model's shape.
 
-    `caches` of the largest batch; `limit`: what a batch may take; `batches` of these settings, the full cache apart.
+    `allowed` beside what is in `used` now; `caches` of the largest batch; `batches` of all settings, of which the full
+    cache is one `apart`.
     """
 
     length: int
     used: int
-    free: int
+    allowed: int
     prompt: int
     activations: int
     scores: int
     caches: int
-    limit: int
     batches: int
     apart: int
 
@@ -34,10 +34,12 @@ class Forecast:
     def __str__(self) -> str:
         said = (
             f"prompts of up to {self.length} tokens, expected peak {_gb(self.peak)} GB: {_gb(self.used)} now, prompt "
-            f"{_gb(self.prompt)}, scores {_gb(self.scores)}, caches {_gb(self.caches)}; {_gb(self.free)} GB are free"
+            f"{_gb(self.prompt)}, scores {_gb(self.scores)}, caches {_gb(self.caches)}; {_gb(self.allowed)} GB are free"
         )
-        if self.caches > self.limit or self.peak - self.used > self.free:
-            said += "; it may not fit: set prefill_chunk, or use shorter prompts, smaller budgets or model.device=map"
+        if self.peak - self.used > self.allowed:
+            said += (
+                "; it may not fit: raise memory if it is set, or use prefill_chunk, shorter prompts or smaller budgets"
+            )
         elif self.batches > self.apart:
             said += f"; a prompt's settings decode in {self.batches} batches"
         return said
@@ -62,12 +64,11 @@ def forecast(
     return Forecast(
         length=length,
         used=used_bytes(model),
-        free=free,
+        allowed=free if memory is None else min(memory, free),
         prompt=shape.prompt,
         activations=shape.activations(min(length, chunk or length)),
         scores=scores,
         caches=max(sum(sizes[place] for place in batch) for batch in batches),
-        limit=limit,
         batches=len(batches),
         apart=len({setting.budget is None for setting in settings}),
     )

@@ -1,6 +1,7 @@
 """One setting to run, as plain frozen data: what `run.py` makes of a composed configuration."""
 
 import dataclasses
+import math
 import types
 import typing
 from collections.abc import Mapping
@@ -76,8 +77,8 @@ def job_from(config: Mapping[str, Any]) -> Job:
     if chunk is not None and chunk < 1:
         raise UserError(f"prefill_chunk={chunk}: choose 1 or more tokens, or null")
     memory = _check("memory", config["memory"], float | None)
-    if memory is not None and memory <= 0:
-        raise UserError(f"memory={memory}: choose more than 0 GB, or null for what is free")
+    if memory is not None and not 0 < memory < math.inf:
+        raise UserError(f"memory={memory}: choose a number of GB above 0, or null for what is free")
     observation = checked("observation", Observation, config["observation"])
     _check_observation(observation)
     return Job(

@@ -25,7 +25,7 @@ class Sample:
 class Task(Protocol):
     """Samples of one name under one protocol; `identity` is what can change a prediction besides model and method.
 
-    No prompt has more than `longest_prompt` tokens, chat templates aside.
+    `longest_prompt` tokens, or about as many, is what memory has to suffice for.
     """
 
     name: str

