@@ -15,6 +15,7 @@ import torch
 from rich.console import Console
 
 from compresskv.errors import UserError
+from evals.efficiency import EfficiencyConfig
 from evals.group_runs import GroupRun, command_lines, report
 from evals.groups import Group, groups
 from evals.job import job_from
@@ -38,7 +39,8 @@ def launch(
     jobs = [job_from(config) for config in configs]
     found = groups(jobs, overrides)
     fixed = next((job.model.device for job in jobs if job.model.device != "auto"), None)
-    if devices is None and (fixed or len(found) < 2):
+    timed = any(isinstance(job.eval, EfficiencyConfig) for job in jobs)  # what is timed must be alone
+    if devices is None and (fixed or timed or len(found) < 2):
         return False
     if fixed:
         raise UserError(
@@ -51,11 +53,10 @@ def launch(
     say = Console(stderr=True, soft_wrap=True, markup=False, highlight=False)
     folder = new_folder(jobs[0].results.absolute() / "devices")
     say.print(f"spread over devices {', '.join(names)}; logs in {folder}")
-    try:
-        # A process sees one device. Without the null, an experiment that names several would have it start more.
-        runs, codes = DevicePool(names, [*command, "hydra.launcher.devices=null"], folder, say).run(found)
-    except OSError as error:
-        raise refused(folder, error) from error
+    if not visible():
+        say.print("no GPU is visible: these processes share the CPU")
+    # A process sees one device. Without the null, an experiment that names several would have it start more.
+    runs, codes = DevicePool(names, [*command, "hydra.launcher.devices=null"], folder, say).run(found)
     report(runs, [_end(code) for code in codes], say, outcome_file)
     if late := [run for run, code in zip(runs, codes, strict=True) if code]:
         raise UserError(f"{late[0].group.name}: all settings finished, but not what follows: see {late[0].log}")
@@ -117,7 +118,7 @@ class DevicePool:
         title = f"[{device} {group.name}]"
         try:
             self._tell(f"{title} group {number + 1} of {len(found)}, log: {log}")
-            with log.open("ab", buffering=0) as file:
+            with _opened(log) as file:
                 codes = [self._process(line, device, title, file) for line in lines.values()]
         finally:
             self._free.put(device)
@@ -172,6 +173,13 @@ class DevicePool:
         for process in running:
             signal_of(process)
         return running
+
+
+def _opened(log: Path) -> BinaryIO:
+    try:
+        return log.open("ab", buffering=0)
+    except OSError as error:
+        raise refused(log.parent, error) from error
 
 
 def _end(code: int) -> str:

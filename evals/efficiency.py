@@ -64,7 +64,10 @@ class Measurement:
 def run(
     model: LoadedModel, config: EfficiencyConfig, contenders: Mapping[str, Contender], results: Path, progress: Progress
 ) -> Path:
-    """Measure every contender at every length, with ratios to the first, as a table and a figure; returns a path."""
+    """Measure every contender at every length, with ratios to the first, as a table and a figure; returns a path.
+
+    What does not fit the memory is left out. Raises `UserError` in the end if there was such.
+    """
     if not config.lengths or config.new_tokens < 2 or config.rounds < 1:
         raise UserError("eval.lengths needs a length, eval.new_tokens 2 or more, eval.rounds 1 or more")
     if (longest := max(config.lengths)) + config.new_tokens > model.window:
@@ -87,19 +90,30 @@ def run(
         "environment": environment(),
     }
     found: dict[tuple[str, int], list[Measurement]] = {}
+    failed: dict[tuple[str, int], str] = {}
     rows: list[dict[str, Any]] = []
     with attached(model.model, model.backend), progress.track(f"{model.name} efficiency", work) as steps:
         for length, number, name, contender in steps:
-            measured = measure(model, ids[:length], contender, config.new_tokens)
+            if (name, length) in failed:
+                continue
+            try:
+                measured = measure(model, ids[:length], contender, config.new_tokens)
+            except (UserError, torch.OutOfMemoryError) as error:
+                failed[name, length] = str(error) or "out of memory"
+                continue
             if number:  # the first round warms up
                 found.setdefault((name, length), []).append(measured)
                 rows = [_row(*key, found, next(iter(contenders))) for key in found]
                 write_json(folder / "efficiency.json", {**about, "rows": rows})
-    _show(f"{model.name} · {config.new_tokens} new tokens · {model.dtype} · {model.backend}", rows)
-    from evals.efficiency_figure import draw
+    if rows:
+        _show(f"{model.name} · {config.new_tokens} new tokens · {model.dtype} · {model.backend}", rows)
+        from evals.efficiency_figure import draw
 
-    for path in draw(rows, f"Latency and memory, {model.name}", folder / "efficiency"):
-        screen().print(f"figure: {path}", soft_wrap=True)
+        for path in draw(rows, f"Latency and memory, {model.name}", folder / "efficiency"):
+            screen().print(f"figure: {path}", soft_wrap=True)
+    if failed:
+        (name, length), reason = next(iter(failed.items()))
+        raise UserError(f"{len(failed)} measurements failed, such as {name} at {length} tokens ({reason})")
     return folder / "efficiency.json"
 
 
@@ -192,7 +206,8 @@ def _row(name: str, length: int, found: dict[tuple[str, int], list[Measurement]]
         values = {field: [getattr(m, field) for m in found[key]] for field in names}
         return {field: None if None in v else median(v) for field, v in values.items()}
 
-    mine, full = medians((name, length)), medians((reference, length))
+    mine = medians((name, length))
+    full = medians((reference, length)) if (reference, length) in found else dict.fromkeys(names)
     ratios = {f"{field}_ratio": mine[field] / full[field] for field in names if full[field] and mine[field] is not None}
     return {"setting": name, "length": length, **mine, **ratios}
 

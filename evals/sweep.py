@@ -65,10 +65,14 @@ def _run_group(model: LoadedModel, group: Sequence[Job], sweep: Outcome, progres
 
 def _contenders(model: LoadedModel, group: Sequence[Job]) -> dict[str, Contender]:
     """What an efficiency run measures, by name: the full cache first."""
-    found = {"full": Contender(FULL, group[0].prefill_chunk)}
     chunks = {job.prefill_chunk for job in group}
+
+    def label(name: str, chunk: int | None) -> str:
+        return name if len(chunks) == 1 else f"{name}, chunks of {chunk}" if chunk else f"{name}, one chunk"
+
+    found = {label("full", group[0].prefill_chunk): Contender(FULL, group[0].prefill_chunk)}
     for job in group:
-        name = outcome.setting_name(job) + (f", chunks of {job.prefill_chunk}" if len(chunks) > 1 else "")
+        name = label(outcome.setting_name(job), job.prefill_chunk)
         same = sum(taken.split(" #")[0] == name for taken in found)
         contender = Contender(Setting(build_method(model, job), job.budget), job.prefill_chunk)
         found[f"{name} #{same + 1}" if same else name] = contender
