@@ -70,7 +70,5 @@ def _read(log: Path) -> str:
 
 
 def _quoted(path: Path) -> str:
-    """A path as Hydra's grammar takes it, whatever characters it has."""
-    if re.fullmatch(r"[\w/.:-]+", str(path)):
-        return str(path)
-    return "'" + str(path).replace("\\", "\\\\").replace("'", "\\'") + "'"
+    """A path as Hydra's grammar takes it, whatever characters it has; backslashes count only before a quote."""
+    return "'" + re.sub(r"(\\*)'", r"\1\1\'", str(path)) + "'"

@@ -5,9 +5,11 @@ from itertools import product
 
 import pytest
 from hydra import compose, initialize_config_dir
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
 import run as _  # noqa: F401 (registers the resolver that the configuration uses)
+from evals.group_runs import command_lines
 from evals.groups import groups
 from evals.job import job_from
 from evals.slurm.config import SlurmConfig
@@ -27,6 +29,17 @@ def test_one_group_a_model_and_evaluation():
     assert [group.name for group in found] == ["a niah", "b niah"]
     assert [len(group.jobs) for group in found] == [4, 4]
     assert found[1].sweeps == (("model.name=b", "method=full,snapkv", "budget=64,96"),)
+
+
+@pytest.mark.parametrize(
+    "name", ["plain", "with blank", "josé", "it's", "a,b=c", "[x]{y}", "a\\b", "a\\'b", "$x", "日本"]
+)
+def test_the_path_of_an_outcome_survives_hydra_s_grammar(name, tmp_path):
+    (group,) = planned(["method=full"])
+    ((path, line),) = command_lines(["run"], group, tmp_path / name, 7).items()
+    parsed = OverridesParser.create().parse_override(line[1])
+    assert parsed.key_or_group == "hydra.launcher.outcome"
+    assert str(parsed.value()) == str(path) == str(tmp_path / name / "outcome-7-0.json")
 
 
 def test_one_group_a_task():
