@@ -1,13 +1,19 @@
 """Fixtures shared by all tests: tiny random models, and the default model for what only real weights can show."""
 
+import dataclasses
+import json
 import os
+from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import pytest
 import torch
 
+from compresskv.eviction import Observation
 from compresskv.models import LoadedModel, ModelConfig, load
+from tests.command import ROOT
+from tests.methods.construction import calibration
 
 torch.set_num_threads(1)
 
@@ -34,3 +40,25 @@ def checkpoint(tmp_path_factory, default_model):
     LlamaForCausalLM(config).save_pretrained(folder)
     default_model.tokenizer.save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder of shared data: $COMPRESSKV_SHARED, by default ../shared."""
+    chosen = os.environ.get("COMPRESSKV_SHARED")
+    folder = Path(chosen) if chosen else ROOT.parent / "shared"
+    if not folder.is_dir():
+        if chosen:
+            pytest.fail(f"COMPRESSKV_SHARED={chosen} does not exist")
+        pytest.skip("no shared data: set COMPRESSKV_SHARED to the folder that holds golden/ and spec/")
+    return folder
+
+
+@pytest.fixture
+def calibration_file(tmp_path):
+    """A calibration of the tiny Llama of `checkpoint`, with random scores."""
+    random = calibration(layers=3, q_heads=6, observation=Observation())
+    content = dataclasses.asdict(random)
+    path = tmp_path / "calibration.json"
+    path.write_text(json.dumps({**content, "observation": {"window": 8, "kernel": 5, "pooling": "average"}}))
+    return path

@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from tests.command import ROOT, arguments, content, folders, kill_and_resume, run
+from tests.equality import assert_sharing_changes_nothing
 
 GRID = ["eval.lengths=[200,300]", "eval.depths=3", "eval.max_new_tokens=8"]
 
@@ -86,6 +87,11 @@ def test_a_sweep_shares_prefills_and_equals_separate_runs(tiny, tmp_path):
         for line in (*lines.values(), *shared_lines.values()):
             line.pop("batch")
         assert (lines, order, summary) == (shared_lines, shared_order, shared_summary)
+
+
+def test_sharing_changes_nothing_for_any_method(tiny, tmp_path, calibration_file, monkeypatch):
+    overrides = [*tiny[:3], "eval.lengths=[300]", "eval.depths=2", "eval.max_new_tokens=6"]
+    assert_sharing_changes_nothing([*overrides, f"calibration={calibration_file}"], tmp_path, monkeypatch)
 
 
 @pytest.mark.parametrize("seed", [3, 8])

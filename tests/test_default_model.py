@@ -12,6 +12,8 @@ from compresskv.attention import attached
 from compresskv.context import Context
 from compresskv.generation import Setting, Stopping, generate
 from compresskv.in_layer import generate_in_layer
+from evals.longbench.task import LongBenchTask
+from evals.longbench.tasks import select_tasks
 from evals.niah.task import NiahTask
 
 METHODS = ["streaming_llm", "snapkv", "pyramidkv", "cake", "headkv", "adakv", "compresskv"]
@@ -47,6 +49,18 @@ def test_shared_equals_separate_and_in_layer(default_model):
 @pytest.mark.slow
 def test_shared_equals_separate_and_in_layer_on_twenty_prompts(default_model):
     assert_paths_agree(default_model, prompts(default_model, 1000, 20), 16)
+
+
+@pytest.mark.slow
+def test_shared_equals_separate_and_in_layer_on_twenty_longbench_prompts(default_model, shared):
+    made = job("eval=longbench", "eval.limit=5", "eval.max_length=1000")
+    tasks = [
+        LongBenchTask(made.eval, task, shared / "data" / "longbench", default_model, made.protocol)
+        for task in select_tasks(("qasper", "hotpotqa", "trec", "lcc"))
+    ]
+    texts = [task.sample(id).ids for task in tasks for id in task.sample_ids]
+    assert len(texts) == 20
+    assert_paths_agree(default_model, texts, 16)
 
 
 @pytest.mark.slow

@@ -1,7 +1,6 @@
 """Own small LongBench records, the shared golden files, and tokenizers."""
 
 import importlib.util
-import os
 from pathlib import Path
 
 import pytest
@@ -14,18 +13,6 @@ from evals.longbench.tasks import ALL, TASKS
 
 ROOT = Path(__file__).resolve().parents[2]
 CLASSES = ("Animal", "Animal name", "Color")
-
-
-@pytest.fixture(scope="session")
-def shared() -> Path:
-    """The folder of shared data: $COMPRESSKV_SHARED, by default ../shared."""
-    chosen = os.environ.get("COMPRESSKV_SHARED")
-    folder = Path(chosen) if chosen else ROOT.parent / "shared"
-    if not folder.is_dir():
-        if chosen:
-            pytest.fail(f"COMPRESSKV_SHARED={chosen} does not exist")
-        pytest.skip("no shared data: set COMPRESSKV_SHARED to the folder that holds golden/ and spec/")
-    return folder
 
 
 @pytest.fixture(scope="session")

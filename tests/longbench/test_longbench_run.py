@@ -5,6 +5,7 @@ import json
 import pytest
 
 from tests.command import content, folders, kill_and_resume, run
+from tests.equality import assert_sharing_changes_nothing
 
 TASKS = ["qasper", "trec", "lcc"]
 
@@ -65,6 +66,11 @@ def test_a_killed_sweep_resumes_to_the_same_files(command, tmp_path):
     (tmp_path / "out").rename(tmp_path / "killed")
     assert run(*sweep).returncode == 0
     assert killed == content(tmp_path)
+
+
+def test_sharing_changes_nothing_for_any_method(command, tmp_path, calibration_file, monkeypatch):
+    overrides = [*command[:-1], "eval.tasks=[qasper,trec]", "eval.limit=2", f"calibration={calibration_file}"]
+    assert_sharing_changes_nothing(overrides, tmp_path, monkeypatch)
 
 
 @pytest.mark.slow

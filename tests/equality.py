@@ -1,0 +1,37 @@
+"""A sweep and runs of each of its settings alone must leave the same samples."""
+
+from pathlib import Path
+
+from bench.settings import job
+from evals import outcome, sweep
+from tests.command import ROOT, content
+
+METHODS = sorted(path.stem for path in (ROOT / "conf" / "method").glob("*.yaml"))
+
+
+def assert_sharing_changes_nothing(overrides: list[str], tmp_path: Path, monkeypatch) -> None:
+    """All methods at two budgets, in one sweep and one by one: equal kept tokens, predictions and scores."""
+    monkeypatch.setattr(outcome, "show", raise_failures)  # no tables and figures
+
+    def jobs(results: str):
+        where = f"paths.results={tmp_path / results / 'out'}"
+        settings = [(method, budget) for method in METHODS for budget in (32, 96)]
+        return [job(f"method={method}", f"budget={budget}", where, *overrides) for method, budget in settings]
+
+    sweep.run(jobs("together"))
+    for one in jobs("alone"):
+        sweep.run([one])
+    together, alone = (without_batches(content(tmp_path / results)) for results in ("together", "alone"))
+    assert len(together) % (2 * len(METHODS) - 1) == 0  # the full cache has no budget
+    assert together == alone
+
+
+def raise_failures(entries, finished) -> None:
+    assert [entry for entry in entries if entry.state == "failed"] == []
+
+
+def without_batches(found):
+    for lines, _, _ in found.values():
+        for line in lines.values():
+            line.pop("batch")
+    return found
