@@ -104,7 +104,7 @@ class FoldedRows:
         order = [row for bucket in self.buckets for row in bucket.rows]
         self.order = torch.tensor(order, device=self.buckets[0].keys.device)
         self.place = self.order.argsort()
-        self.sorted = order == list(range(len(order)))
+        self.in_order = order == list(range(len(order)))
 
     def _fill(self, size: int, rows: list[int], sources: Sequence[tuple[Tensor, Tensor, Tensor]]) -> Bucket:
         like = sources[0][0]
@@ -148,7 +148,7 @@ class FoldedRows:
             raise UserError("an evicted cache takes one new token at a time: give a new prompt a new cache")
         query = query.reshape(settings * self.kv_heads, -1, head_dim)
         key, value = key.reshape(-1, head_dim), value.reshape(-1, head_dim)
-        if not self.sorted:
+        if not self.in_order:
             query, key, value = query[self.order], key[self.order], value[self.order]
         outputs = []
         start = 0
@@ -160,7 +160,7 @@ class FoldedRows:
             start = rows.stop
         self.new += 1
         out = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
-        return (out if self.sorted else out[self.place]).view(settings, q_heads, head_dim)
+        return (out if self.in_order else out[self.place]).view(settings, q_heads, head_dim)
 
     def keep_settings(self, settings: Sequence[int]) -> None:
         """Drop all settings but these (sorted)."""

@@ -255,14 +255,12 @@ def generate(
 def decode_batches(settings: Sequence[Setting], sizes: Sequence[int], limit: int) -> list[list[int]]:
     """The places in `settings` of those that decode together, given what each takes and the `limit`, in bytes.
 
-    A full cache is many times longer than the others, which need not wait for it.
+    Each full cache is alone, so that in any dtype its tokens are those of a run without any other setting.
     """
-    found = []
-    for whole in (False, True):
-        places = [place for place, setting in enumerate(settings) if (setting.budget is None) is whole]
-        split = batches([sizes[place] for place in places], limit)
-        found += [[places[i] for i in batch] for batch in split]
-    return found
+    full = [place for place, setting in enumerate(settings) if setting.budget is None]
+    others = [place for place, setting in enumerate(settings) if setting.budget is not None]
+    split = batches([sizes[place] for place in others], limit)
+    return [[others[i] for i in batch] for batch in split] + [[place] for place in full]
 
 
 def counts(kept: Kept) -> list[list[int]]:

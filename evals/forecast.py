@@ -13,8 +13,7 @@ from compresskv.memory import SHARE, Footprint, free_bytes, used_bytes
 class Forecast:
     """What `generate` takes for a prompt and its settings, in bytes, computed from the model's shape.
 
-    `allowed` beside what is in `used` now; `caches` of the largest batch; `batches` of all settings, of which the full
-    cache is one `apart`.
+    `allowed` beside what is in `used` now; `caches` of the largest batch; `batches` of those settings that evict.
     """
 
     length: int
@@ -25,7 +24,6 @@ class Forecast:
     scores: int
     caches: int
     batches: int
-    apart: int
 
     @property
     def peak(self) -> int:
@@ -40,8 +38,8 @@ class Forecast:
             said += (
                 "; it may not fit: raise memory if it is set, or use prefill_chunk, shorter prompts or smaller budgets"
             )
-        elif self.batches > self.apart:
-            said += f"; a prompt's settings decode in {self.batches} batches"
+        elif self.batches > 1:
+            said += f"; the settings that evict decode in {self.batches} batches"
         return said
 
 
@@ -69,8 +67,7 @@ def forecast(
         activations=shape.activations(min(length, chunk or length)),
         scores=scores,
         caches=max(sum(sizes[place] for place in batch) for batch in batches),
-        batches=len(batches),
-        apart=len({setting.budget is None for setting in settings}),
+        batches=sum(settings[batch[0]].budget is not None for batch in batches),
     )
 
 

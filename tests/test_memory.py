@@ -37,7 +37,7 @@ def test_batches_respect_the_limit(sizes, limit):
 @pytest.mark.parametrize("family", ["llama", "qwen2-hybrid", "mistral-sliding"])
 def test_settings_that_exceed_the_memory_decode_in_several_batches(family):
     model, ids = tiny.model(family), tiny.prompt(90)
-    settings = SETTINGS if family != "mistral-sliding" else SETTINGS[:1] * 3  # it has no layer that evicts
+    settings = SETTINGS if family != "mistral-sliding" else SETTINGS[1:4]  # it has no layer that evicts
     with attached(model):
         roomy = generate(model, ids, settings, NEW)
         prompt = prefill(model, ids, 4)
@@ -53,7 +53,8 @@ def test_settings_that_exceed_the_memory_decode_in_several_batches(family):
 
 
 def test_the_full_cache_decodes_apart():
-    assert decode_batches(SETTINGS, [1] * len(SETTINGS), 10**9) == [list(range(1, len(SETTINGS))), [0]]
+    settings = [*SETTINGS, SETTINGS[0]]
+    assert decode_batches(settings, [1] * len(settings), 10**9) == [list(range(1, len(SETTINGS))), [0], [len(SETTINGS)]]
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen2-hybrid", "mistral-sliding"])
@@ -86,7 +87,7 @@ def test_a_forecast_says_what_is_too_much():
     full = forecast(model, SETTINGS[:1], length=500, room=10).caches
     assert full < found.caches
     some = found.prompt + found.scores + full
-    assert "decode in 3 batches" in str(forecast(model, SETTINGS, 500, 10, chunk=50, memory=some))
+    assert "evict decode in 2 batches" in str(forecast(model, SETTINGS, 500, 10, chunk=50, memory=some))
     assert "prefill_chunk" in str(forecast(model, SETTINGS, 500, 10, memory=1))
     assert "prefill_chunk" in str(forecast(model, SETTINGS, 10**10, 10))
     assert forecast(model, SETTINGS, 500, 10, chunk=100).activations < found.activations
