@@ -71,4 +71,6 @@ def _read(log: Path) -> str:
 
 def _quoted(path: Path) -> str:
     """A path as Hydra's grammar takes it, whatever characters it has; backslashes count only before a quote."""
+    if re.fullmatch(r"[\w/.:-]+", str(path), re.ASCII):
+        return str(path)
     return "'" + re.sub(r"(\\*)'", r"\1\1\'", str(path)) + "'"

@@ -233,7 +233,7 @@ def _run_sample(model: LoadedModel, sample: Sample, batch: Sequence[Run]) -> Non
                 "kept": _kept(generation),
                 "compressed": generation.realised_budget < sample.ids.numel(),
                 "batch": [batch[place].key for place in generation.together],
-                "timing": {"seconds": round(seconds, 3), "shared_by": len(batch)},
+                "timing": {"batch_seconds": round(seconds, 3), "shared_by": len(batch)},
             }
         )
 
@@ -256,7 +256,8 @@ def _kept(generation: Generation) -> list[Any]:
 
 def seconds(line: Line) -> float:
     """A sample's share of the time that its prompt took for all settings."""
-    return line["timing"]["seconds"] / line["timing"]["shared_by"]
+    timing = line["timing"]
+    return timing["batch_seconds"] / timing.get("shared_by", len(line["batch"]))
 
 
 def _finish(model: LoadedModel, run: Run) -> Finished:

@@ -186,7 +186,7 @@ def test_what_can_be_spread_is(start):
 
 
 def test_a_process_that_fails_after_its_results_is_not_passed_over(start):
-    outcome = "next(a.partition('=')[2][1:-1] for a in sys.argv if a.startswith('hydra.launcher.outcome='))"
+    outcome = "next(a.partition('=')[2] for a in sys.argv if a.startswith('hydra.launcher.outcome='))"
     with pytest.raises(UserError, match=r"another niah: .* see .*/1\.log"):
         start(ONE_MODEL, ANOTHER, stub=f"import sys; open({outcome}, 'w').write('[]'); exit('another' in sys.argv[-1])")
 
