@@ -67,7 +67,8 @@ class SDPA:
         end = bucket.longest + new + 1
         bucket.keys[:, end - 1] = key
         bucket.values[:, end - 1] = value
-        mask = None if bucket.gaps is None else bucket.gaps[..., :end]
+        gaps = bucket.gaps
+        mask = None if gaps is None else gaps[..., :end]
         return self.attend(query, bucket.keys[:, :end], bucket.values[:, :end], mask, scaling)
 
     def attend(self, query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, scaling: float) -> Tensor:

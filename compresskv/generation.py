@@ -106,6 +106,8 @@ class Prefill:
         """Score every layer for those of `settings` that evict; methods with equal scorers share their scores."""
         wanted = dict.fromkeys(s.method.scorer for s in settings if not s.keeps_all(self.length))
         scorers = [scorer for scorer in wanted if scorer not in self._scores]
+        if not scorers:
+            return
         found: dict[Scorer, list[LayerScores]] = {scorer: [] for scorer in scorers}
         for layer in self.layers:
             # All scorers share the attention of the layer's window, which then goes with this copy.
