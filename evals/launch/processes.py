@@ -7,8 +7,8 @@ from pathlib import Path
 
 from rich.console import Console
 
-from evals import outcome
-from evals.groups import Group
+from evals.launch.groups import Group
+from evals.running import outcome
 
 TAIL = 20
 """Lines of a failed group's log that are shown."""
@@ -40,29 +40,38 @@ def command_lines(command: Sequence[str], group: Group, folder: Path, number: in
     }
 
 
-def report(runs: Sequence[GroupRun], ends: Sequence[str], say: Console, outcome_file: Path | None = None) -> None:
+def report(runs: Sequence[GroupRun], ends: Sequence[str], console: Console, outcome_file: Path | None = None) -> None:
     """Show what became of every setting, the log of every group that failed, and the results of what finished.
 
     `ends` says how each run ended; `outcome_file` gets what became of every setting. Raises `UserError` if any failed.
     """
     entries: list[outcome.Entry] = []
     for run, end in zip(runs, ends, strict=True):
-        its = [entry for path in run.outcomes if path.exists() for entry in outcome.load(path)]
-        details = dict.fromkeys(entry.detail for entry in its if entry.detail)
-        if not run.reported:
-            note = f"{run.runner} ended without a result ({end})"
-            its += outcome.lost(run.group.jobs, run.group.task, note, {entry.setting for entry in its})
-            details[_read(run.log)] = None
-        if any(entry.state == "failed" for entry in its):
-            say.rule(f"{run.group.name}: {run.runner}", style="red")
-            say.print(f"log: {run.log}")
-            for detail in details:
-                say.print("\n".join(detail.splitlines()[-TAIL:]))
-        entries += its
+        entries += _entries(run, end, console)
     if outcome_file:
         outcome.save(entries, outcome_file)
-    finished = [outcome.restore(entry) for entry in entries if entry.folder]
-    outcome.show(entries, finished, mirrored=True)
+    # The processes that ran the settings have sent them to the logger already.
+    outcome.show(entries, logger=None)
+
+
+def _entries(run: GroupRun, end: str, console: Console) -> list[outcome.Entry]:
+    """What became of the settings of one group; where one failed, its log is shown."""
+    entries: list[outcome.Entry] = []
+    for path in run.outcomes:
+        if path.exists():
+            entries += outcome.load(path)
+    details = dict.fromkeys(entry.detail for entry in entries if entry.detail)
+    if not run.reported:
+        note = f"{run.runner} ended without a result ({end})"
+        known = {entry.setting for entry in entries}
+        entries += outcome.without_outcome(run.group.jobs, run.group.unit, note, known)
+        details[_read(run.log)] = None
+    if any(entry.state == "failed" for entry in entries):
+        console.rule(f"{run.group.name}: {run.runner}", style="red")
+        console.print(f"log: {run.log}")
+        for detail in details:
+            console.print("\n".join(detail.splitlines()[-TAIL:]))
+    return entries
 
 
 def _read(log: Path) -> str:

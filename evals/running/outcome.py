@@ -6,37 +6,46 @@ import sys
 import traceback
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from rich.markup import escape
 from rich.table import Table
 
 from compresskv.errors import UserError
-from evals import report
 from evals.console import screen
-from evals.job import Job, job_from
-from evals.results.store import read_lines, write_json
-from evals.runner import Finished
+from evals.job import Job
+from evals.loggers import Logger
+from evals.report import terminal
+from evals.results.record import NAMED, Record
+from evals.results.store import write_json
+
+State = Literal["ran", "resumed", "failed"]
 
 
 @dataclass(frozen=True)
 class Entry:
     """One setting on one task. `note` counts its samples, or says in a sentence why it failed.
 
-    A failure that is no mistake of the user's has its traceback in `detail`; what finished has its `folder`, and in
-    `breakdown` the parts of its score.
+    A failure that is no mistake of the user's has its traceback in `detail`. What finished has its `folder`, and in
+    `samples` the ids that it was asked for.
     """
 
     model: str
     eval: str
     task: str
     setting: str
-    state: str
+    state: State
     note: str
     detail: str = ""
     folder: str | None = None
-    breakdown: dict[str, float] = field(default_factory=dict)
+    samples: tuple[str, ...] = ()
+
+    def record(self) -> Record:
+        """The finished setting, read from its folder, for the samples that this sweep asked for."""
+        folder = Path(self.folder or "")
+        return Record(folder, folder.parents[len(NAMED) - 1], tuple(self.samples))
 
 
 class Outcome:
@@ -44,37 +53,22 @@ class Outcome:
 
     def __init__(self) -> None:
         self.entries: list[Entry] = []
-        self.finished: list[Finished] = []
 
-    def add(self, finished: Sequence[Finished]) -> None:
-        """Record settings that have all their samples."""
-        for item in finished:
-            n, resumed, summary = item.summary["n"], item.resumed, item.summary
-            self.entries.append(
-                Entry(
-                    summary["model"],
-                    summary["eval"],
-                    summary["task"],
-                    setting_name(item.job),
-                    "resumed" if resumed else "ran",
-                    f"{n} samples" + (f", {resumed} of them from before" if resumed else ""),
-                    folder=str(item.folder),
-                    breakdown=dict(item.breakdown),
-                )
-            )
-            self.finished.append(item)
+    def add(self, finished: Sequence[Entry]) -> None:
+        """Note settings that have all their samples."""
+        self.entries += finished
 
-    def done(self, job: Job, note: str) -> None:
-        """Record a job that leaves no samples to report."""
-        self.entries.append(Entry(job.model.name, job.eval.name, "", job.eval.name, "ran", note))
+    def add_measurement(self, job: Job, written: Path) -> None:
+        """Note a run that leaves no samples, but what is `written`."""
+        self.entries.append(Entry(job.model.name, job.eval.name, "", job.eval.name, "ran", str(written)))
 
     def fail(self, jobs: Sequence[Job], error: Exception, task: str = "") -> None:
-        """Record jobs that `error` ended. What is not the user's mistake is shown at once, with its traceback."""
+        """Note jobs that `error` ended. What is not the user's mistake is shown at once, with its traceback."""
         mistake = isinstance(error, UserError)
         detail = "" if mistake else "".join(traceback.format_exception(error))
         sys.stderr.write(detail)
         note = str(error) if mistake else f"{type(error).__name__}: {error}".strip(": ")
-        for name, job in {setting_name(job): job for job in jobs}.items():
+        for name, job in {job.label: job for job in jobs}.items():
             self.entries.append(Entry(job.model.name, job.eval.name, task, name, "failed", note, detail))
 
     @contextmanager
@@ -86,10 +80,8 @@ class Outcome:
             self.fail(jobs, error)
 
 
-def show(entries: Sequence[Entry], finished: Sequence[Finished], mirrored: bool = False) -> None:
-    """Print what became of every setting, then the results of those that finished; send these on if a logger is set.
-
-    `mirrored`: those who ran the settings have sent them on already.
+def show(entries: Sequence[Entry], logger: Logger | None) -> None:
+    """Print what became of every setting, then the results of those that finished; send these on to the `logger`.
 
     Raises `UserError` if any failed; alone, where nothing else can be said than why.
     """
@@ -98,13 +90,10 @@ def show(entries: Sequence[Entry], finished: Sequence[Finished], mirrored: bool 
         raise UserError(failures[0])
     if len(entries) > 1:
         screen().print(table(entries))
-    if finished:
-        figures = report.show(finished)
-        logger = finished[0].job.logger
-        if logger["name"] == "wandb" and not mirrored:
-            from evals.wandb_mirror import mirror
-
-            mirror(finished, figures, logger)
+    records = [entry.record() for entry in entries if entry.folder]
+    figures = terminal.show(records)
+    if logger and records:
+        logger.log(records, figures)
     if failures:
         raise UserError(
             f"{len(failures)} of {len(entries)} settings failed ({failures[0]}); "
@@ -112,17 +101,12 @@ def show(entries: Sequence[Entry], finished: Sequence[Finished], mirrored: bool 
         )
 
 
-def setting_name(job: Job) -> str:
-    """How an outcome names a job: method, budget, and the protocol if it is not the default."""
-    return f"{job.setting} ({job.protocol.name})" if job.protocol.name != "corrected" else job.setting
-
-
 def table(entries: Sequence[Entry]) -> Table:
     """One row for the settings of a task that fared alike."""
     shown = Table(title="settings")
     for column in ("model", "task", "outcome", "settings", ""):
         shown.add_column(column)
-    alike: dict[tuple[str, ...], list[str]] = {}
+    alike: dict[tuple[str, str, str, str], list[str]] = {}
     for entry in sorted(entries, key=lambda entry: entry.state == "failed"):
         place = " ".join(dict.fromkeys((entry.eval, entry.task))).strip()
         alike.setdefault((entry.model, place, entry.state, entry.note), []).append(entry.setting)
@@ -133,7 +117,7 @@ def table(entries: Sequence[Entry]) -> Table:
 
 
 def save(entries: Sequence[Entry], path: Path) -> None:
-    """Write the entries to `path`, for whoever started this sweep on another machine."""
+    """Write the entries to `path`, for whoever started this sweep in another process."""
     write_json(path, [dataclasses.asdict(entry) for entry in entries])
 
 
@@ -142,18 +126,9 @@ def load(path: Path) -> list[Entry]:
     return [Entry(**entry) for entry in json.loads(path.read_text(encoding="utf-8"))]
 
 
-def restore(entry: Entry) -> Finished:
-    """A finished setting, read back from its folder."""
-    folder = Path(entry.folder or "")
-    summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
-    lines = {line["id"]: line for line in read_lines(folder / "samples.jsonl")}
-    covered = [lines[id] for id in summary["samples"]]
-    return Finished(job_from(summary["config"]), summary, covered, entry.breakdown, folder)
-
-
-def lost(jobs: Sequence[Job], task: str, note: str, known: Collection[str] = ()) -> list[Entry]:
+def without_outcome(jobs: Sequence[Job], task: str, note: str, known: Collection[str] = ()) -> list[Entry]:
     """Entries of jobs that ended without saying what became of them, except those settings that are `known`."""
-    names = {setting_name(job): job for job in jobs}
+    names = {job.label: job for job in jobs}
     return [
         Entry(job.model.name, job.eval.name, task, name, "failed", note)
         for name, job in names.items()

@@ -1,6 +1,5 @@
 """From the jobs of a sweep to its groups: which belong together, and the overrides that run exactly those."""
 
-import dataclasses
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,38 +15,33 @@ class Group:
 
     model: str
     eval: str
-    task: str
+    unit: str
     jobs: tuple[Job, ...]
     sweeps: tuple[Overrides, ...]
 
     @property
     def name(self) -> str:
-        return " ".join(filter(None, (self.model, self.eval, self.task)))
+        return " ".join(filter(None, (self.model, self.eval, self.unit)))
 
 
 def groups(jobs: Sequence[Job], overrides: Sequence[Sequence[str]]) -> list[Group]:
-    """One group for each model, evaluation and task. `overrides` are those that each job was composed from.
+    """One group per model, evaluation and unit of it. `overrides` are those that each job was composed from.
 
     Jobs of the same names stay together whatever else sets them apart: they may share a folder, which only one process
     can hold.
     """
-    found: dict[tuple[str, str, str], dict[Overrides, Job]] = {}
+    by_place: dict[tuple[str, str, str], dict[Overrides, Job]] = {}
     for job, given in zip(jobs, overrides, strict=True):
-        for task in _tasks(job):
-            its = tuple(given)
-            if task:
-                its = (*(o for o in given if o.lstrip("+").split("=")[0] != "eval.tasks"), f"eval.tasks=[{task}]")
-            found.setdefault((job.model.name, job.eval.name, task), {}).setdefault(its, job)
-    return [Group(*key, tuple(members.values()), _sweeps(list(members))) for key, members in found.items()]
+        for unit, only in job.eval.units().items():
+            alone = tuple(given) if only is None else _replaced(given, only)
+            by_place.setdefault((job.model.name, job.eval.name, unit), {}).setdefault(alone, job)
+    return [Group(*place, tuple(members.values()), _sweeps(list(members))) for place, members in by_place.items()]
 
 
-def _tasks(job: Job) -> list[str]:
-    """The names of an evaluation's tasks; one without a name for an evaluation that is a single task."""
-    if "tasks" not in {field.name for field in dataclasses.fields(job.eval)}:
-        return [""]
-    from evals.longbench.tasks import select_tasks
-
-    return [task.name for task in select_tasks(job.eval.tasks)]
+def _replaced(overrides: Sequence[str], override: str) -> Overrides:
+    """The overrides with this one instead of any of the same setting."""
+    setting = override.split("=", 1)[0]
+    return (*(other for other in overrides if other.lstrip("+").split("=")[0] != setting), override)
 
 
 def _sweeps(overrides: Sequence[Overrides]) -> tuple[Overrides, ...]:

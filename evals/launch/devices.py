@@ -5,8 +5,9 @@ import shlex
 import signal
 import subprocess
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, BinaryIO
@@ -15,52 +16,51 @@ import torch
 from rich.console import Console
 
 from compresskv.errors import UserError
-from evals.efficiency import EfficiencyConfig
-from evals.group_runs import GroupRun, command_lines, report
-from evals.groups import Group, groups
-from evals.job import job_from
+from evals.launch.executor import Executor, InProcess, Sweep
+from evals.launch.groups import Group
+from evals.launch.processes import GroupRun, command_lines, report
 from evals.results.store import new_folder, refused
 
 
-def launch(
-    devices: Any,
-    command: Sequence[str],
-    configs: Sequence[Mapping[str, Any]],
-    overrides: Sequence[Sequence[str]],
-    outcome_file: Path | None = None,
-) -> bool:
-    """Run a sweep on `devices`, as `hydra.launcher.devices` has them; False where it is to run in this process.
+@dataclass(frozen=True)
+class Devices:
+    """Runs each group of a sweep in a process of its own, one process per device at a time."""
 
-    Raises `UserError` for a bad value, and in the end for what failed.
+    names: Sequence[str]
+
+    def run(self, sweep: Sweep) -> None:
+        console = Console(stderr=True, soft_wrap=True, markup=False, highlight=False)
+        folder = new_folder(sweep.jobs[0].results.absolute() / "devices")
+        console.print(f"spread over devices {', '.join(self.names)}; logs in {folder}")
+        if not visible():
+            console.print("no GPU is visible: these processes share the CPU")
+        # A process sees one device. Without the null, an experiment that names several would have it start more.
+        pool = DevicePool(self.names, [*sweep.command, "hydra.launcher.devices=null"], folder, console)
+        runs, codes = pool.run(sweep.groups)
+        report(runs, [_end(code) for code in codes], console, sweep.outcome)
+        if late := [run for run, code in zip(runs, codes, strict=True) if code]:
+            raise UserError(f"{late[0].group.name}: all settings finished, but not what follows: see {late[0].log}")
+
+
+def executor(devices: Any, sweep: Sweep) -> Executor:
+    """What runs `sweep` on `devices`, as `hydra.launcher.devices` has them; null: all visible ones, where that helps.
+
+    Raises `UserError` for a bad value.
     """
-    names = visible() if devices is None else named(devices)
-    if devices is None and len(names) < 2:
-        return False
-    jobs = [job_from(config) for config in configs]
-    found = groups(jobs, overrides)
-    fixed = next((job.model.device for job in jobs if job.model.device != "auto"), None)
-    timed = any(isinstance(job.eval, EfficiencyConfig) for job in jobs)  # what is timed must be alone
-    if devices is None and (fixed or timed or len(found) < 2):
-        return False
+    fixed = next((job.model.device for job in sweep.jobs if job.model.device != "auto"), None)
+    if devices is None:
+        names = visible()
+        alone = any(job.eval.alone for job in sweep.jobs)
+        if len(names) < 2 or fixed or alone or len(sweep.groups) < 2:
+            return InProcess()
+        return Devices(names)
+    names = named(devices)
     if fixed:
         raise UserError(
             f"hydra.launcher.devices={devices}: model.device={fixed} asks for another: set model.device=auto, or leave "
             "hydra.launcher.devices out"
         )
-    for ends in (signal.SIGTERM, signal.SIGHUP):
-        if signal.getsignal(ends) is signal.SIG_DFL:
-            signal.signal(ends, signal.default_int_handler)  # ends like Ctrl-C
-    say = Console(stderr=True, soft_wrap=True, markup=False, highlight=False)
-    folder = new_folder(jobs[0].results.absolute() / "devices")
-    say.print(f"spread over devices {', '.join(names)}; logs in {folder}")
-    if not visible():
-        say.print("no GPU is visible: these processes share the CPU")
-    # A process sees one device. Without the null, an experiment that names several would have it start more.
-    runs, codes = DevicePool(names, [*command, "hydra.launcher.devices=null"], folder, say).run(found)
-    report(runs, [_end(code) for code in codes], say, outcome_file)
-    if late := [run for run, code in zip(runs, codes, strict=True) if code]:
-        raise UserError(f"{late[0].group.name}: all settings finished, but not what follows: see {late[0].log}")
-    return True
+    return Devices(names)
 
 
 def visible() -> list[str]:
@@ -88,8 +88,8 @@ def named(devices: Any) -> list[str]:
 class DevicePool:
     """Runs groups as processes, each on the next device that is free."""
 
-    def __init__(self, names: Sequence[str], command: Sequence[str], folder: Path, say: Console) -> None:
-        self.command, self.folder, self.say = command, folder, say
+    def __init__(self, names: Sequence[str], command: Sequence[str], folder: Path, console: Console) -> None:
+        self.command, self.folder, self.console = command, folder, console
         self._threads = ThreadPoolExecutor(len(names))
         self._free: SimpleQueue[str] = SimpleQueue()
         for name in names:
@@ -98,36 +98,36 @@ class DevicePool:
         self._stopping = False
         self._lock = threading.Lock()  # no process starts once the others are told to end
 
-    def run(self, found: Sequence[Group]) -> tuple[list[GroupRun], list[int]]:
+    def run(self, groups: Sequence[Group]) -> tuple[list[GroupRun], list[int]]:
         """All groups to their end, with the exit code of each: 0, or that of its last command line that failed.
 
         Whatever ends this early ends all processes, too.
         """
         try:
-            futures = [self._threads.submit(self._run, found, number) for number in range(len(found))]
+            futures = [self._threads.submit(self._run, groups, number) for number in range(len(groups))]
             ended = [future.result() for future in futures]
         finally:
             self._stop()
         return [run for run, _ in ended], [code for _, code in ended]
 
-    def _run(self, found: Sequence[Group], number: int) -> tuple[GroupRun, int]:
-        group = found[number]
+    def _run(self, groups: Sequence[Group], number: int) -> tuple[GroupRun, int]:
+        group = groups[number]
         lines = command_lines(self.command, group, self.folder, number)
         log = self.folder / f"{number}.log"
         device = self._free.get()
         title = f"[{device} {group.name}]"
         try:
-            self._tell(f"{title} group {number + 1} of {len(found)}, log: {log}")
+            self._print(f"{title} group {number + 1} of {len(groups)}, log: {log}")
             with _opened(log) as file:
                 codes = [self._process(line, device, title, file) for line in lines.values()]
         finally:
             self._free.put(device)
         code = next(filter(None, reversed(codes)), 0)
-        self._tell(f"{title} {_end(code)}")
+        self._print(f"{title} {_end(code)}")
         return GroupRun(group, f"the process on device {device}", log, tuple(lines)), code
 
     def _process(self, command: Sequence[str], device: str, title: str, log: BinaryIO) -> int:
-        """One command line to its end; what it says on stderr, such as its progress, is passed on."""
+        """One command line to its end; what it writes to stderr, such as its progress, is passed on."""
         log.write(f"$ {shlex.join(command)}\n".encode())
         # Without a terminal, lines would be cut to 80 columns.
         environment = {"COLUMNS": "160", **os.environ, "CUDA_VISIBLE_DEVICES": device, "PYTHONUNBUFFERED": "1"}
@@ -146,19 +146,19 @@ class DevicePool:
         with process:
             for line in process.stderr or ():
                 log.write(line)
-                self._tell(f"{title} {line.decode(errors='replace').rstrip()}")
+                self._print(f"{title} {line.decode(errors='replace').rstrip()}")
         return process.returncode
 
-    def _tell(self, text: str) -> None:
+    def _print(self, text: str) -> None:
         if not self._stopping:
-            self.say.print(text)
+            self.console.print(text)
 
     def _stop(self) -> None:
         """Tell what still runs to end, and kill it if interrupted again; returns when no process is left."""
         self._threads.shutdown(wait=False, cancel_futures=True)
         try:
             if running := self._send(subprocess.Popen.terminate):
-                self.say.print("waiting for the processes to end; Ctrl-C kills them")
+                self.console.print("waiting for the processes to end; Ctrl-C kills them")
             for process in running:
                 process.wait()
         except KeyboardInterrupt:

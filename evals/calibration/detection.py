@@ -37,7 +37,7 @@ class Cell:
 
 def needles() -> list[Needle]:
     """The detection needles, those to copy first."""
-    text = files("evals").joinpath("detection_needles.yaml").read_text()
+    text = files("evals.calibration").joinpath("detection_needles.yaml").read_text()
     return [Needle(sort, **entry) for sort, entries in yaml.safe_load(text).items() for entry in entries]
 
 

@@ -1,55 +1,33 @@
-"""Prompts of every length and depth, and their scores."""
+"""Needle in a haystack: a prompt for every length and depth, and the score of its answer."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-import numpy as np
 import torch
 
 from compresskv.errors import UserError
-from compresskv.generation import Stopping
+from compresskv.engine.decode import Stopping
 from compresskv.models import LoadedModel
-from compresskv.protocol import Protocol
+from compresskv.protocol import EvaluationProtocol
+from evals.evaluation import Sample
 from evals.haystack import Haystack, Hidden, essays, hide
 from evals.niah import released
+from evals.niah.config import Niah
 from evals.rouge import rouge1_recall
-from evals.task import Sample
 
 QUESTION = "Based on the content of the book, Question: {question}"
 CHAT = "This is a very long story book: <book> {context} </book>.\n" + QUESTION
 
 
 @dataclass(frozen=True)
-class NiahConfig:
-    """`conf/eval/niah.yaml`. `lengths` in tokens of the whole prompt; `depths` per cent, or how many from 0 to 100."""
-
-    name: str
-    needle: str
-    question: str
-    answer: str
-    answer_prefix: str
-    haystack: str
-    lengths: tuple[int, ...]
-    depths: int | tuple[float, ...]
-    max_new_tokens: int
-
-    @property
-    def depth_list(self) -> tuple[float, ...]:
-        if isinstance(self.depths, int):
-            return tuple(np.linspace(0, 100, self.depths).round()) if self.depths > 1 else (50.0,)
-        return self.depths
-
-
-@dataclass(frozen=True)
 class NiahTask:
     """All cells of the grid under one protocol. Sample ids are `L<length>-D<depth>-N0`."""
 
-    config: NiahConfig
+    config: Niah
     model: LoadedModel
-    protocol: Protocol
-    name: str = field(init=False, default="needle")
+    protocol: EvaluationProtocol
 
     def __post_init__(self) -> None:
         for length in self.config.lengths:
@@ -58,8 +36,10 @@ class NiahTask:
                     f"eval.lengths: a prompt of {length} tokens and {self.config.max_new_tokens} new ones exceed the "
                     f"{self.model.window}-token window of {self.model.name}: choose shorter lengths"
                 )
-        if not self.config.lengths or not self.config.depth_list:
-            raise UserError("eval.lengths and eval.depths must each name at least one value")
+
+    @property
+    def name(self) -> str:
+        return "needle"
 
     @cached_property
     def haystack(self) -> Haystack:
@@ -67,11 +47,12 @@ class NiahTask:
 
     @property
     def cells(self) -> dict[str, tuple[int, float]]:
-        return {
-            f"L{length}-D{depth:g}-N0": (length, depth)
-            for length in self.config.lengths
-            for depth in self.config.depth_list
-        }
+        """Length (tokens) and depth (per cent) of every sample, by its id."""
+        cells = {}
+        for length in self.config.lengths:
+            for depth in self.config.depth_list:
+                cells[f"L{length}-D{depth:g}-N0"] = length, depth
+        return cells
 
     @property
     def sample_ids(self) -> Sequence[str]:
@@ -86,7 +67,7 @@ class NiahTask:
         return self.config.max_new_tokens
 
     @cached_property
-    def identity(self) -> dict[str, Any]:
+    def identity(self) -> Mapping[str, Any]:
         names = ("needle", "question", "answer", "answer_prefix", "max_new_tokens")
         fields = {name: getattr(self.config, name) for name in names}
         quirks = {name: getattr(self.protocol, name) for name in vars(self.protocol) if name.startswith("niah_")}
@@ -155,14 +136,6 @@ class NiahTask:
 
     def first_prompt(self) -> int:
         return self.sample(self.sample_ids[0]).ids.numel()
-
-    def breakdown(self, lines: Sequence[dict[str, Any]]) -> dict[str, float]:
-        """Mean score by length."""
-        lengths = sorted({line["length"] for line in lines})
-        return {
-            f"{length}": float(np.mean([line["score"] for line in lines if line["length"] == length]))
-            for length in lengths
-        }
 
 
 def keyword_overlap(answer: str, prediction: str) -> float:

@@ -12,10 +12,10 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from compresskv.errors import UserError
-from evals.group_runs import GroupRun, command_lines
-from evals.groups import Group
+from evals.launch.processes import GroupRun, command_lines
+from evals.launch.groups import Group
 from evals.results.store import new_folder
-from evals.slurm.config import SlurmConfig
+from evals.launch.slurm.config import SlurmConfig
 
 
 @dataclass(frozen=True)
@@ -33,26 +33,26 @@ def require_slurm() -> None:
         raise UserError(f"hydra/launcher=slurm: there is no {missing[0]} on the PATH: run it on a node of the cluster")
 
 
-def submit(config: SlurmConfig, command: Sequence[str], found: Sequence[Group]) -> list[Submitted]:
+def submit(config: SlurmConfig, command: Sequence[str], groups: Sequence[Group]) -> list[Submitted]:
     """One array task a group. Raises `UserError` where SLURM refuses."""
     from submitit import SlurmExecutor
     from submitit.core.utils import FailedJobError, FailedSubmissionError
 
-    from evals.slurm.task import ArrayTask
+    from evals.launch.slurm.array_task import ArrayTask
 
     folder = new_folder(Path(config.folder).absolute())
     executor = SlurmExecutor(folder, max_num_timeout=config.requeues)
-    executor.update_parameters(**config.submitit(Path(__file__).resolve().parents[2]))
-    lines = [command_lines(command, group, folder, number) for number, group in enumerate(found)]
+    executor.update_parameters(**config.submitit(Path(__file__).resolve().parents[3]))
+    lines = [command_lines(command, group, folder, number) for number, group in enumerate(groups)]
     try:
         # What sbatch writes to stderr is in the exception, too.
         with _outside_of_jobs(), redirect_stderr(io.StringIO()), executor.batch():
-            jobs = [executor.submit(ArrayTask(list(its.values()))) for its in lines]
+            jobs = [executor.submit(ArrayTask(list(of_group.values()))) for of_group in lines]
     except (FailedJobError, FailedSubmissionError, subprocess.SubprocessError, OSError) as error:
         raise UserError(f"sbatch refused the jobs: {_complaint(str(error))}") from error
     return [
-        Submitted(group, f"job {job.job_id}", job.paths.stdout, tuple(its), job.job_id)
-        for group, job, its in zip(found, jobs, lines, strict=True)
+        Submitted(group, f"job {job.job_id}", job.paths.stdout, tuple(of_group), job.job_id)
+        for group, job, of_group in zip(groups, jobs, lines, strict=True)
     ]
 
 

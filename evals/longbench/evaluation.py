@@ -1,4 +1,4 @@
-"""One LongBench task for the runner: its prompts under one protocol, and their scores."""
+"""One LongBench task under one protocol: its prompts, and the scores of their answers."""
 
 import hashlib
 from collections.abc import Mapping, Sequence
@@ -9,41 +9,26 @@ from typing import Any
 
 import torch
 
-from compresskv.generation import Stopping
+from compresskv.engine.decode import Stopping
 from compresskv.models import LoadedModel
-from compresskv.protocol import Protocol
+from compresskv.protocol import EvaluationProtocol
+from evals.evaluation import Sample
+from evals.longbench.config import LongBench
 from evals.longbench.data import Record, load_task
 from evals.longbench.metrics import score_sample
-from evals.longbench.prompts import Prompt, render, stop_ids
+from evals.longbench.prompts import ChatWrapper, Prompt, render, stop_ids
 from evals.longbench.tasks import Task
-from evals.task import Sample
-
-
-@dataclass(frozen=True)
-class LongBenchConfig:
-    """`conf/eval/longbench.yaml`. `data`: hub, a zip, or a directory; `tasks`: english, all21, or names.
-
-    `limit`: only the first rows of each task; `max_length` (tokens) null: the model's window.
-    """
-
-    name: str
-    data: str
-    tasks: str | tuple[str, ...]
-    limit: int | None
-    max_length: int | None
-    sha256: str | None
-    revision: str | None
 
 
 @dataclass(frozen=True)
 class LongBenchTask:
     """Samples are the rows of the task's file; ids are official row numbers."""
 
-    config: LongBenchConfig
+    config: LongBench
     task: Task
     folder: Path
     model: LoadedModel
-    protocol: Protocol
+    protocol: EvaluationProtocol
 
     @property
     def name(self) -> str:
@@ -72,7 +57,7 @@ class LongBenchTask:
         return self.task.max_new_tokens
 
     @cached_property
-    def identity(self) -> dict[str, Any]:
+    def identity(self) -> Mapping[str, Any]:
         assert self.records  # which says what is wrong with the file, if anything
         return {
             "template": self.task.prompt,
@@ -83,7 +68,7 @@ class LongBenchTask:
         }
 
     @property
-    def chat_wrapper(self) -> str | None:
+    def chat_wrapper(self) -> ChatWrapper | None:
         """A model that is not to be prompted by its template gets none of ours either."""
         return self.protocol.chat_wrapper if self.model.chat_template else None
 
@@ -93,7 +78,7 @@ class LongBenchTask:
             record,
             self.model.tokenizer,
             window=self.window,
-            chat_wrapper=self.chat_wrapper,  # type: ignore[arg-type]
+            chat_wrapper=self.chat_wrapper,
         )
 
     def sample(self, id: str) -> Sample:
@@ -107,9 +92,9 @@ class LongBenchTask:
 
         def score(prediction: str) -> dict[str, Any]:
             """0 to 100; where the official script's recursion would fail, its score of 0 stands beside ours."""
-            found = score_sample(self.task, prediction, record.answers, record.all_classes)
-            extra = {"score_official": 100 * found.official} if found.overflow else {}
-            return {"score": 100 * found.score, **extra}
+            result = score_sample(self.task, prediction, record.answers, record.all_classes)
+            official = {"score_official": 100 * result.official} if result.overflow else {}
+            return {"score": 100 * result.score, **official}
 
         details = {
             "prompt_tokens": prompt.tokens,
@@ -123,6 +108,3 @@ class LongBenchTask:
 
     def first_prompt(self) -> int:
         return self.render(next(iter(self.records.values()))).tokens
-
-    def breakdown(self, lines: Sequence[dict[str, Any]]) -> dict[str, float]:
-        return {}

@@ -6,52 +6,53 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, NoReturn
 
 from rich.console import Console
 
-from evals.group_runs import report
-from evals.groups import groups
-from evals.job import checked, job_from
-from evals.slurm.config import SlurmConfig
-from evals.slurm.queue import State, cancel_command, states
-from evals.slurm.submit import Submitted, require_slurm, submit
+from compresskv.checking import checked
+from evals.launch.executor import Sweep
+from evals.launch.processes import report
+from evals.launch.slurm.config import SlurmConfig
+from evals.launch.slurm.queue import State, cancel_command, states
+from evals.launch.slurm.submit import Submitted, require_slurm, submit
 
 
-def launch(
-    settings: Mapping[str, Any],
-    command: Sequence[str],
-    configs: Sequence[Mapping[str, Any]],
-    overrides: Sequence[Sequence[str]],
-) -> None:
-    """Run a sweep on the cluster. Raises `UserError` for what cannot be submitted, and in the end for what failed."""
-    config = checked("hydra.launcher", SlurmConfig, settings)
-    require_slurm()
-    found = groups([job_from(c) for c in configs], overrides)
-    tasks = submit(config, command, found)
-    say = Console(stderr=True, soft_wrap=True, markup=False, highlight=False)
-    ids = [task.id for task in tasks]
-    say.print(f"submitted {_count(ids)}: {', '.join(ids)}; logs in {tasks[0].log.parent}")
-    if config.detach:
-        say.print(f"cancel with `{_cancel(ids)}`; `python -m evals.results list` shows how far they are")
-        return
-    try:
-        last = follow(tasks, config.poll, say)
-    except KeyboardInterrupt:
-        _interrupted(ids)
-    report(tasks, [str(last[id]) for id in ids], say)
+@dataclass(frozen=True)
+class Slurm:
+    """Runs the groups of a sweep as array tasks; `settings` are those of `conf/hydra/launcher/slurm.yaml`."""
+
+    settings: Mapping[str, Any]
+
+    def run(self, sweep: Sweep) -> None:
+        """Raises `UserError` for what cannot be submitted, and in the end for what failed."""
+        config = checked("hydra.launcher", SlurmConfig, self.settings)
+        require_slurm()
+        tasks = submit(config, sweep.command, sweep.groups)
+        console = Console(stderr=True, soft_wrap=True, markup=False, highlight=False)
+        ids = [task.id for task in tasks]
+        console.print(f"submitted {_count(ids)}: {', '.join(ids)}; logs in {tasks[0].log.parent}")
+        if config.detach:
+            console.print(f"cancel with `{_cancel(ids)}`; `python -m evals.results list` shows how far they are")
+            return
+        try:
+            last = follow(tasks, config.poll, console)
+        except KeyboardInterrupt:
+            _interrupted(ids)
+        report(tasks, [str(last[id]) for id in ids], console)
 
 
-def follow(tasks: Sequence[Submitted], poll: float, say: Console) -> dict[str, State]:
+def follow(tasks: Sequence[Submitted], poll: float, console: Console) -> dict[str, State]:
     """Wait until all tasks are over, telling what changes; returns their last states."""
     before: dict[str, State] = {}
-    told = ""
+    printed = ""
     while True:
         now = states([task.id for task in tasks])
         news = "squeue does not answer" if now is None else _progress(now)
-        if news != told:
-            say.print(f"{time.strftime('%H:%M:%S')} {news}")
-            told = news
+        if news != printed:
+            console.print(f"{time.strftime('%H:%M:%S')} {news}")
+            printed = news
         if now is not None:
             # A task that SLURM requeues may look finished for a moment, and a shared file system may lag behind.
             if all(now[t.id].over and (t.reported or before.get(t.id) == now[t.id]) for t in tasks):
@@ -60,7 +61,7 @@ def follow(tasks: Sequence[Submitted], poll: float, say: Console) -> dict[str, S
         time.sleep(poll)
 
 
-def _interrupted(ids: Sequence[str]) -> None:
+def _interrupted(ids: Sequence[str]) -> NoReturn:
     """Ask what to do with the jobs of a driver that is told to stop, and stop."""
     answer = ""
     if sys.stdin.isatty():
