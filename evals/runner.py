@@ -12,11 +12,12 @@ from typing import Any
 
 from baselines.registry import build
 from compresskv import calibration
-from compresskv.attention import attached
 from compresskv.context import Context
+from compresskv.engine.attention import attached
+from compresskv.engine.generation import Generation, generate
+from compresskv.engine.prefill import PrefillError, Setting
 from compresskv.errors import UserError
 from compresskv.eviction import EvictionMethod
-from compresskv.generation import Generation, PrefillError, Setting, generate
 from compresskv.models import LoadedModel
 from evals.forecast import forecast
 from evals.job import Job

@@ -4,10 +4,9 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from baselines.full import FULL
 from compresskv import models
+from compresskv.engine.prefill import FULL, Setting
 from compresskv.errors import UserError
-from compresskv.generation import Setting
 from compresskv.models import LoadedModel, ModelConfig
 from evals import calibrate, calibrate_longbench, efficiency, outcome
 from evals.calibrate import CalibrateConfig

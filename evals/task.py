@@ -6,7 +6,7 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from compresskv.generation import Stopping
+from compresskv.engine.decode import Stopping
 from compresskv.models import LoadedModel
 from compresskv.protocol import Protocol as RunProtocol
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from compresskv.generation import Stopping
+from compresskv.engine.decode import Stopping
 from compresskv.models import LoadedModel
 from compresskv.protocol import Protocol
 from evals.longbench.data import Record, load_task

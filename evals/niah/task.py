@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from compresskv.engine.decode import Stopping
 from compresskv.errors import UserError
-from compresskv.generation import Stopping
 from compresskv.models import LoadedModel
 from compresskv.protocol import Protocol
 from evals.haystack import Haystack, Hidden, essays, hide
