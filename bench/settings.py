@@ -6,7 +6,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 import run  # noqa: F401  (registers the resolvers that the configuration uses)
-from compresskv.generation import Setting
+from compresskv.engine.prefill import Setting
 from compresskv.models import LoadedModel, load
 from evals.job import Job, job_from
 from evals.runner import build_method

@@ -5,11 +5,10 @@ import json
 import pytest
 import torch
 
-from baselines.full import FULL
-from compresskv.attention import attached
-from compresskv.cache import FoldedRows
+from compresskv.engine.attention import attached
+from compresskv.engine.prefill import FULL, Setting
+from compresskv.engine.rows import FoldedRows
 from compresskv.errors import UserError
-from compresskv.generation import Setting
 from compresskv.models import ModelConfig, load
 from evals import efficiency
 from evals.efficiency import Contender, EfficiencyConfig, measure
@@ -40,7 +39,9 @@ def test_a_measurement(tiny, setting, chunk):
 
 
 def test_a_cache_of_another_size_fails_loudly(tiny, monkeypatch):
-    monkeypatch.setattr("compresskv.in_layer.FoldedRows", lambda rows, heads, room: FoldedRows(rows, heads, room + 7))
+    monkeypatch.setattr(
+        "compresskv.engine.in_layer.FoldedRows", lambda rows, heads, room: FoldedRows(rows, heads, room + 7)
+    )
     with attached(tiny.model), pytest.raises(RuntimeError, match="bytes of cache"):
         measure(tiny, prompt(120), Contender(Setting(SNAPKV, 40)), new_tokens=6)
 

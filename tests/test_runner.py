@@ -5,7 +5,8 @@ from types import SimpleNamespace
 
 import torch
 
-from compresskv.generation import PrefillError, Stopping
+from compresskv.engine.decode import Stopping
+from compresskv.engine.prefill import PrefillError
 from evals import runner
 from evals.runner import _batches
 from evals.task import Sample

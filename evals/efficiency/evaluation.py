@@ -10,7 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from compresskv.engine.attention import attached
-from compresskv.engine.generation import FULL, Setting
+from compresskv.engine.prefill import FULL, Setting
 from compresskv.errors import UserError
 from compresskv.models import LoadedModel
 from evals.console import screen

@@ -9,9 +9,9 @@ from statistics import median
 
 import torch
 
-from compresskv.engine.generation import Setting
+from compresskv.engine.decode import forward_tokens
 from compresskv.engine.in_layer import LayerwiseCache
-from compresskv.engine.prefill import forward_prompt
+from compresskv.engine.prefill import Setting, forward_prompt
 from compresskv.models import LoadedModel
 from compresskv.selection import counts
 
@@ -52,14 +52,12 @@ def measure(model: LoadedModel, ids: torch.Tensor, contender: Contender, new_tok
     reset_peak(model.device)
     started = _now(model.device)
     cache = LayerwiseCache(model.model.config, contender.setting, ids.numel(), new_tokens)
-    token = forward_prompt(model.model, ids, cache, contender.chunk).argmax()
+    token = forward_prompt(model.model, ids, cache, contender.chunk).argmax()[None]
     first = _now(model.device)
     steps = []
     for step in range(new_tokens - 1):
         before = _now(model.device)
-        position = torch.tensor([[ids.numel() + step]], device=model.device)
-        out = model.model(token.view(1, 1), position_ids=position, past_key_values=cache, use_cache=True)
-        token = out.logits[0, -1].argmax()
+        token = forward_tokens(model.model, token, cache, ids.numel() + step).argmax(-1)
         steps.append(_now(model.device) - before)
     ended = _now(model.device)
     tally = counts(cache.kept)

@@ -7,8 +7,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from compresskv.engine.generation import Generation, Setting, generate
-from compresskv.engine.prefill import PrefillError
+from compresskv.engine.generation import Generation, generate
+from compresskv.engine.prefill import PrefillError, Setting
 from compresskv.models import LoadedModel
 from evals.evaluation import Sample, Task
 from evals.job import Job

@@ -5,8 +5,9 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedModel
 
-from compresskv.generation import Setting, decode_batches
-from compresskv.memory import SHARE, Footprint, free_bytes, used_bytes
+from compresskv.engine.generation import decode_batches
+from compresskv.engine.memory import SHARE, Footprint, free_bytes, used_bytes
+from compresskv.engine.prefill import Setting
 
 
 @dataclass(frozen=True)
@@ -53,8 +54,8 @@ def forecast(
 ) -> Forecast:
     """For all `settings` of a prompt of `length` tokens and `room` new ones; `chunk` and `memory` as `generate` has."""
     shape = Footprint(model, length)
-    scorers = {setting.method.scorer for setting in settings if not setting.keeps_all(length)}
-    scores = shape.scores(len(scorers), max(setting.method.window for setting in settings)) if scorers else 0
+    scorers = {s.method.scorer for s in settings if s.method and not s.keeps_all(length)}
+    scores = shape.scores(len(scorers), max(setting.window for setting in settings)) if scorers else 0
     free = free_bytes(model)
     limit = (int(SHARE * free) if memory is None else memory) - shape.prompt - scores
     sizes = [shape.row(setting.budget, room) for setting in settings]

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from compresskv.engine.attention import attached
-from compresskv.engine.generation import Setting
+from compresskv.engine.prefill import Setting
 from compresskv.models import LoadedModel
 from compresskv.protocol import EvaluationProtocol
 from evals.evaluation import Task

@@ -10,19 +10,14 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from compresskv.attention import attached
-from compresskv.cache import EvictedCache, FoldedRows
-from compresskv.eviction import Capacity, EvictionMethod, LayerPrefill, LayerScores, keep_all, select, tighten
-from compresskv.generation import (
-    Generation,
-    Kept,
-    Setting,
-    Stopping,
-    counts,
-    decode,
-    forward_prompt,
-    prompt_shape,
-)
+from compresskv.engine.attention import attached
+from compresskv.engine.cache import EvictedCache
+from compresskv.engine.decode import Stopping, decode
+from compresskv.engine.generation import Generation
+from compresskv.engine.prefill import Setting, forward_prompt, prompt_shape
+from compresskv.engine.rows import FoldedRows
+from compresskv.eviction import Capacity, EvictionMethod, LayerPrefill, LayerScores
+from compresskv.selection import Kept, counts, keep_all, select, tighten
 
 
 class LayerwiseCache(EvictedCache):
@@ -32,7 +27,7 @@ class LayerwiseCache(EvictedCache):
     """
 
     def __init__(self, config: PreTrainedConfig, setting: Setting, prompt_length: int | None = None, room: int = 256):
-        super().__init__(config, setting.method.window, prompt_length, self._evict)
+        super().__init__(config, setting.window, prompt_length, self._evict)
         self.setting = setting
         self.room = room
         self.kept: Kept = []
@@ -41,13 +36,13 @@ class LayerwiseCache(EvictedCache):
 
     def _evict(self, layer: LayerPrefill) -> None:
         """Compress `layer`, and the layers before it by as much as its scores take from them."""
-        length = layer.length
-        if self.setting.budget is None or self.setting.keeps_all(length):
+        length, method, budget = layer.length, self.setting.method, self.setting.budget
+        if method is None or budget is None or self.setting.keeps_all(length):
             self.kept.append(keep_all(layer.kv_heads, length, layer.keys.device))
         else:
-            shape = prompt_shape(self, layer, self.setting.method)
-            self._scores.append(self.setting.method.scorer(layer))
-            answer = self.setting.method.allocator(self._scores, shape, self.setting.budget)
+            shape = prompt_shape(self, layer, method)
+            self._scores.append(method.scorer(layer))
+            answer = method.allocator(self._scores, shape, budget)
             before, self._capacities = self._capacities, tighten(self._capacities, answer, shape.past)
             for index, capacity in enumerate(before):
                 if capacity != self._capacities[index]:
@@ -68,7 +63,7 @@ class LayerwiseCache(EvictedCache):
 
 @contextmanager
 def compressed(
-    model: PreTrainedModel, method: EvictionMethod, budget: int | None, backend: str | None = None
+    model: PreTrainedModel, method: EvictionMethod | None, budget: int | None, backend: str | None = None
 ) -> Iterator[LayerwiseCache]:
     """A cache for `model.generate(**inputs, past_key_values=cache)` with one prompt; leaving restores the model.
 
@@ -86,7 +81,7 @@ def compressed(
 def generate_in_layer(
     model: PreTrainedModel, ids: Tensor, setting: Setting, stopping: Stopping, chunk: int | None = None
 ) -> Generation:
-    """In-layer path: like `generation.generate` for one setting. `model` must be `attached`."""
+    """In-layer path: like `generate` for one setting. `model` must be `attached`."""
     cache = LayerwiseCache(model.config, setting, ids.numel(), stopping.max_new_tokens)
     logits = forward_prompt(model, ids, cache, chunk)
     tokens = decode(model, cache, logits, ids.numel(), 1, stopping)[0]

@@ -9,7 +9,7 @@ import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.cache_utils import get_layer_types_and_kwargs
 
-from compresskv.cache import ROUNDING
+from compresskv.engine.rows import ROUNDING
 
 SHARE = 0.8
 """Of the free memory, what may be planned with; the rest is for fragmentation and others."""
@@ -43,17 +43,17 @@ def _cgroup_free(root: Path = Path("/sys/fs/cgroup"), process: Path = Path("/pro
     """What each limit on this process leaves, as a cluster or a container sets them (cgroup version 2)."""
     if not process.exists():
         return [1 << 62]
-    own = next((line[3:] for line in process.read_text().splitlines() if line.startswith("0::")), "/")
-    found = [1 << 62]
-    for folder in (Path(own), *Path(own).parents):
+    group = next((line[3:] for line in process.read_text().splitlines() if line.startswith("0::")), "/")
+    free = [1 << 62]
+    for folder in (Path(group), *Path(group).parents):
         place = root / folder.relative_to("/")
         limit = place / "memory.max"
         if limit.exists() and (most := limit.read_text().strip()) != "max":
             pages = dict(line.split() for line in (place / "memory.stat").read_text().splitlines())
             # Pages of files that nobody uses are given up on demand.
             used = int((place / "memory.current").read_text()) - int(pages.get("inactive_file", 0))
-            found.append(max(int(most) - used, 0))
-    return found
+            free.append(max(int(most) - used, 0))
+    return free
 
 
 def batches(sizes: Sequence[int], limit: int) -> list[list[int]]:
@@ -61,15 +61,15 @@ def batches(sizes: Sequence[int], limit: int) -> list[list[int]]:
 
     Each batch holds neighbours in size, so that rows of like length decode together. What exceeds `limit` is alone.
     """
-    found: list[list[int]] = []
+    filled: list[list[int]] = []
     total = 0
     for position in sorted(range(len(sizes)), key=lambda position: sizes[position]):
-        if not found or total + sizes[position] > limit:
-            found.append([])
+        if not filled or total + sizes[position] > limit:
+            filled.append([])
             total = 0
-        found[-1].append(position)
+        filled[-1].append(position)
         total += sizes[position]
-    return [sorted(batch) for batch in found]
+    return [sorted(batch) for batch in filled]
 
 
 @dataclass(frozen=True)

@@ -8,14 +8,16 @@ import copy
 import pytest
 from accelerate import dispatch_model
 
-from compresskv.attention import attached
-from compresskv.generation import Setting, Stopping, generate
-from compresskv.in_layer import compressed, generate_in_layer
+from compresskv.engine.attention import attached
+from compresskv.engine.decode import Stopping
+from compresskv.engine.generation import generate
+from compresskv.engine.in_layer import compressed, generate_in_layer
+from compresskv.engine.prefill import Setting
 from compresskv.models import ModelConfig, load
 from tests import tiny
 from tests.methods_in_use import FULL, RAGGED, SNAPKV, compresskv
 
-SETTINGS = [Setting(FULL, None), Setting(SNAPKV, 20), Setting(RAGGED, 33), Setting(compresskv(4), 47)]
+SETTINGS = [FULL, Setting(SNAPKV, 20), Setting(RAGGED, 33), Setting(compresskv(4), 47)]
 
 
 @pytest.fixture(params=["llama", "qwen2-hybrid"])

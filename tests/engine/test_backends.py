@@ -5,11 +5,14 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from compresskv.attention import FlashAttention2, attached, register
-from compresskv.generation import Stopping, decode, decode_cache, generate, prefill
-from compresskv.in_layer import generate_in_layer
+from compresskv.engine.attention import attached, register
+from compresskv.engine.backends import FlashAttention2
+from compresskv.engine.decode import Stopping, decode, decode_cache
+from compresskv.engine.generation import generate
+from compresskv.engine.in_layer import generate_in_layer
+from compresskv.engine.prefill import prefill
 from tests import tiny
-from tests.test_generation import evicting_layers, settings_for
+from tests.methods_in_use import evicting_layers, settings_for
 
 
 def flash_attn_func(q, k, v, dropout_p=0.0, softmax_scale=None, causal=False, window_size=(-1, -1)):

@@ -8,10 +8,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bench.settings import job
-from compresskv.attention import attached
+from compresskv.engine.attention import attached
+from compresskv.engine.decode import Stopping, decode_cache
+from compresskv.engine.generation import decode_batches, generate
+from compresskv.engine.memory import Footprint, _cgroup_free, batches
+from compresskv.engine.prefill import Setting, prefill
 from compresskv.errors import UserError
-from compresskv.generation import Setting, Stopping, decode_batches, decode_cache, generate, prefill
-from compresskv.memory import Footprint, _cgroup_free, batches
 from evals.forecast import forecast
 from tests import tiny
 from tests.command import run
@@ -19,7 +21,7 @@ from tests.methods_in_use import FULL, RAGGED, SNAPKV, STREAMING, compresskv
 
 NEW = Stopping(10)
 SETTINGS = [
-    Setting(FULL, None),
+    FULL,
     *(Setting(method, budget) for budget in (20, 60) for method in (SNAPKV, STREAMING, RAGGED, compresskv(4))),
 ]
 
