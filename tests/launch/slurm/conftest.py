@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.command import ROOT, arguments
-from tests.slurm.cluster import Cluster, missing
+from tests.launch.slurm.cluster import Cluster, missing
 
 
 @pytest.fixture(scope="session")

@@ -12,20 +12,20 @@ import time
 import psutil
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
-from omegaconf import OmegaConf
 from rich.console import Console
 
-import run as _run  # noqa: F401 (registers the resolver that the configuration uses)
 from compresskv.errors import UserError
-from evals.devices import DevicePool, launch, named, visible
-from evals.groups import Group
+from evals import compose
+from evals.console import signals_as_interrupts
+from evals.launch.devices import DevicePool, Devices, executor, named, visible
+from evals.launch.executor import Sweep
+from evals.launch.groups import Group
 from tests.command import ROOT, arguments, content, run
 
 ENV = {"CUDA_VISIBLE_DEVICES": "", "COLUMNS": "200", "OMP_NUM_THREADS": "1"}
 TWO = "hydra.launcher.devices=[0,1]"
 GRID = ["eval.lengths=[200,300]", "eval.depths=2", "eval.max_new_tokens=4", "budget=64"]
-SABOTAGE = ["method=snapkv", "method.scorer=tests.slurm.sabotage:scorer"]
+SABOTAGE = ["method=snapkv", "method.scorer=tests.launch.slurm.sabotage:scorer"]
 
 
 @pytest.fixture
@@ -150,15 +150,23 @@ def test_visible_devices(machine):
 
 @pytest.fixture
 def start(machine, tmp_path):
-    """`launch` on a machine of two devices, with a Python statement in place of the harness."""
-    handlers = {name: signal.getsignal(name) for name in (signal.SIGTERM, signal.SIGHUP)}
+    """Runs a sweep on a machine of two devices, with a Python statement in place of the harness.
+
+    False where the sweep is left to this process.
+    """
+    handlers = {name: signal.getsignal(name) for name in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
     machine(2)
 
     def launch_stub(*overrides, devices=None, stub="exit(3)"):
         overrides = [[f"paths.results={tmp_path}", "method=full", *given] for given in overrides]
-        with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-            configs = [OmegaConf.to_container(compose("config", given), resolve=True) for given in overrides]
-        return launch(devices, [sys.executable, "-c", stub], configs, overrides)
+        configs = [compose.composed(*given) for given in overrides]
+        sweep = Sweep(configs, overrides, [sys.executable, "-c", stub])
+        chosen = executor(devices, sweep)
+        if not isinstance(chosen, Devices):
+            return False
+        signals_as_interrupts()
+        chosen.run(sweep)
+        return True
 
     yield launch_stub
     for name, handler in handlers.items():

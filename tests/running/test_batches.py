@@ -7,9 +7,9 @@ import torch
 
 from compresskv.engine.decode import Stopping
 from compresskv.engine.prefill import PrefillError
-from evals import runner
-from evals.runner import _batches
-from evals.task import Sample
+from evals.evaluation import Sample
+from evals.running import batches as running
+from evals.running.batches import batches
 
 
 class OneSample:
@@ -29,7 +29,7 @@ def run(key, task, batch=None, chunk=None):
 
 
 def keys(runs):
-    return [[r.key for r in batch] for _, batch in _batches("x", runs)]
+    return [[r.key for r in batch] for _, batch in batches("x", runs)]
 
 
 def test_settings_of_one_prompt_are_one_batch():
@@ -67,12 +67,12 @@ def test_a_batch_that_is_not_asked_for_again_cannot_be_repeated():
 
 def failing_sample(monkeypatch, generate):
     """The runs "a" and "b" after a sample for which `generate` stands in for the engine."""
-    monkeypatch.setattr(runner, "generate", generate)
+    monkeypatch.setattr(running, "generate", generate)
     task = OneSample(1, 2, 3)
     batch = [run("a", task), run("b", task)]
     for one in batch:
         one.setting, one.error, one.job.memory_bytes = one.key, None, None
-    runner._run_sample(SimpleNamespace(model=None), task.sample("x"), batch)
+    running.run_batch(SimpleNamespace(model=None), task.sample("x"), batch)
     return batch
 
 

@@ -10,8 +10,9 @@ from compresskv.engine.prefill import FULL, Setting
 from compresskv.engine.rows import FoldedRows
 from compresskv.errors import UserError
 from compresskv.models import ModelConfig, load
-from evals import efficiency
-from evals.efficiency import Contender, EfficiencyConfig, measure
+from evals.efficiency import evaluation
+from evals.efficiency.config import Efficiency
+from evals.efficiency.measure import Contender, measure
 from evals.progress import Progress
 from tests.command import run
 from tests.methods_in_use import RAGGED, SNAPKV
@@ -54,11 +55,11 @@ def test_what_does_not_fit_is_left_out(tiny, tmp_path, monkeypatch):
             raise torch.OutOfMemoryError
         return measure(model, ids, contender, new_tokens)
 
-    monkeypatch.setattr("evals.efficiency.measure", cramped)
-    config = EfficiencyConfig("efficiency", HAYSTACK, (100, 200), new_tokens=3, rounds=1)
+    monkeypatch.setattr("evals.efficiency.evaluation.measure", cramped)
+    config = Efficiency("efficiency", HAYSTACK, (100, 200), new_tokens=3, rounds=1)
     contenders = {"full": Contender(FULL), "snapkv 40": Contender(Setting(SNAPKV, 40))}
     with pytest.raises(UserError, match=r"1 measurements failed, such as full at 200 tokens \(out of memory\)"):
-        efficiency.run(tiny, config, contenders, tmp_path, Progress())
+        evaluation.run_contenders(tiny, config, contenders, tmp_path, Progress())
     (written,) = tmp_path.rglob("efficiency.json")
     rows = json.loads(written.read_text())["rows"]
     assert [(row["setting"], row["length"], "decode_ms_ratio" in row) for row in rows] == [

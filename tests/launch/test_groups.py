@@ -4,24 +4,20 @@ import dataclasses
 from itertools import product
 
 import pytest
-from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
-import run as _  # noqa: F401 (registers the resolver that the configuration uses)
-from evals.group_runs import command_lines
-from evals.groups import groups
-from evals.job import job_from
-from evals.slurm.config import SlurmConfig
+from evals.compose import job
+from evals.launch.groups import groups
+from evals.launch.processes import command_lines
+from evals.launch.slurm.config import SlurmConfig
 from tests.command import ROOT, run
 
 
 def planned(*sweep, product_of=True):
     """The groups of a sweep, given as lists of overrides: all combinations, or else the jobs themselves."""
     overrides = list(product(*sweep)) if product_of else list(sweep)
-    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        configs = [OmegaConf.to_container(compose("config", list(given)), resolve=True) for given in overrides]
-    return groups([job_from(config) for config in configs], overrides)
+    return groups([job(*given) for given in overrides], overrides)
 
 
 def test_one_group_a_model_and_evaluation():
@@ -45,7 +41,7 @@ def test_the_path_of_an_outcome_survives_hydra_s_grammar(name, tmp_path):
 def test_one_group_a_task():
     both = "eval.tasks=[trec,lcc]"
     found = planned(["eval=longbench"], [both, "eval.tasks=[trec]"], ["method=full", "method=knorm"])
-    assert [group.task for group in found] == ["trec", "lcc"]
+    assert [group.unit for group in found] == ["trec", "lcc"]
     assert [group.sweeps for group in found] == [
         (("eval=longbench", "method=full,knorm", f"eval.tasks=[{task}]"),) for task in ("trec", "lcc")
     ]

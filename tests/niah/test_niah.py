@@ -7,10 +7,11 @@ import pytest
 from compresskv.errors import UserError
 from compresskv.protocol import Protocol
 from evals.haystack import essays, hide, sentence_end
-from evals.niah.task import NiahConfig, NiahTask, keyword_overlap
+from evals.niah.config import Niah
+from evals.niah.evaluation import NiahTask, keyword_overlap
 from evals.rouge import rouge1_recall
 
-CONFIG = NiahConfig(
+CONFIG = Niah(
     name="niah",
     needle="The best thing to do in San Francisco is eat a sandwich and sit in Dolores Park on a sunny day.",
     question="What is the best thing to do in San Francisco?",
