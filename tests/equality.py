@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from evals.compose import job
 from evals import outcome, sweep
+from evals.compose import job
 from tests.command import ROOT, content
 
 METHODS = sorted(path.stem for path in (ROOT / "conf" / "method").glob("*.yaml"))

@@ -14,8 +14,8 @@ from evals.niah.evaluation import NiahTask
 from evals.progress import Progress
 from evals.results.schema import Line
 from evals.results.statistics import difference
-from evals.running.methods import build_method, describe
 from evals.results.summary import seconds
+from evals.running.methods import build_method, describe
 from evals.running.tasks import run_task
 
 COMPARED: dict[str, tuple[tuple[str, int], ...]] = {
@@ -90,7 +90,9 @@ def measure(model: LoadedModel, jobs: MakeJob, progress: Progress) -> dict[str, 
     return effects
 
 
-def _compare(model: LoadedModel, field: str, corrected: Job, released: Job, tasks: dict[EvaluationProtocol, Task]) -> Comparison:
+def _compare(
+    model: LoadedModel, field: str, corrected: Job, released: Job, tasks: dict[EvaluationProtocol, Task]
+) -> Comparison:
     for job in (corrected, released):
         if job.protocol not in tasks:
             tasks[job.protocol] = NiahTask(job.eval, model, job.protocol)

@@ -20,8 +20,8 @@ from transformers.cache_utils import get_layer_types_and_kwargs
 from compresskv import calibration
 from compresskv.calibration import layer_errors, retrieval_heads
 from compresskv.errors import UserError
-from compresskv.layer_error import FLOOR
 from compresskv.eviction import Observation
+from compresskv.layer_error import FLOOR
 from compresskv.models import LoadedModel
 from compresskv.observation import ObservationConfig
 from compresskv.semantic_heads import SemanticHeadScorer
@@ -143,9 +143,7 @@ class HeldOutCalibration:
         answered = [cell for cell in self.cells if heads[cell.id]["accepted"]]
         return {sort: [cell for cell in answered if cell.needle.sort == sort] for sort in KINDS}
 
-    def head_scores(
-        self, heads: Mapping[str, SampleLine], accepted: Mapping[str, Sequence[Cell]]
-    ) -> dict[str, Tensor]:
+    def head_scores(self, heads: Mapping[str, SampleLine], accepted: Mapping[str, Sequence[Cell]]) -> dict[str, Tensor]:
         """Mean scores over the accepted prompts, [layers, q_heads], by kind; none of a kind with too few prompts."""
         scores = {}
         for sort, kinds in KINDS.items():

@@ -12,8 +12,8 @@ import torch
 from compresskv import calibration
 from compresskv.calibration import layer_errors
 from compresskv.errors import UserError
-from compresskv.layer_error import FLOOR
 from compresskv.eviction import Observation
+from compresskv.layer_error import FLOOR
 from compresskv.models import LoadedModel
 from compresskv.observation import ObservationConfig
 from compresskv.protocol import EvaluationProtocol
@@ -61,9 +61,7 @@ def run(
     identity = [model.fingerprint, model.dtype, repr(scorer), [task.identity for task in tasks]]
     folder = results / "runs" / model.name / "calibrate" / f"longbench-{digest(identity)}"
     lines = complete(folder, f"{model.name} layer errors on LongBench", samples, line, progress)
-    by_task = [
-        torch.tensor([lines[f"{task.name}-{id}"]["errors"] for id in task.sample_ids]).sum(0) for task in tasks
-    ]
+    by_task = [torch.tensor([lines[f"{task.name}-{id}"]["errors"] for id in task.sample_ids]).sum(0) for task in tasks]
     record = json.loads(heads_file.read_text()) | {
         "source": "longbench",
         "made_by": f"python run.py eval=calibrate eval.source=longbench model={model.name}",

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import numpy as np
-from compresskv.checking import Ge, Le, MinLen
 
+from compresskv.checking import Ge, Le, MinLen
 from evals.evaluation import SampledEvaluation, Shown
 
 if TYPE_CHECKING:

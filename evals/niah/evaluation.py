@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
-from compresskv.errors import UserError
 from compresskv.engine.decode import Stopping
+from compresskv.errors import UserError
 from compresskv.models import LoadedModel
 from compresskv.protocol import EvaluationProtocol
 from evals.evaluation import Sample

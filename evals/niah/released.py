@@ -17,7 +17,12 @@ RESERVED = 200
 
 
 def hide(
-    needle: str, haystack: str, tokens: int, depth: float, tokenizer: PreTrainedTokenizerBase, protocol: EvaluationProtocol
+    needle: str,
+    haystack: str,
+    tokens: int,
+    depth: float,
+    tokenizer: PreTrainedTokenizerBase,
+    protocol: EvaluationProtocol,
 ) -> Hidden:
     """Put `needle` into the first `tokens` tokens of `haystack`, repeated if it is too short, at `depth` (0 to 1).
 

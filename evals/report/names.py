@@ -31,7 +31,9 @@ def setting_names(records: Sequence[Record]) -> list[str]:
 
 def _difference(record: Record, others: Sequence[Record]) -> str:
     """What of the configuration sets `record` apart from `others`, as `window=16 kernel=5`; else its folder's hash."""
-    settings = [_flat({key: part for key, part in other.config.items() if key not in NOT_A_SETTING}) for other in others]
+    settings = [
+        _flat({key: part for key, part in other.config.items() if key not in NOT_A_SETTING}) for other in others
+    ]
     mine = settings[others.index(record)]
     differing = [key for key in mine if len({repr(setting.get(key)) for setting in settings}) > 1]
     alike = sum(

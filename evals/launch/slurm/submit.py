@@ -12,10 +12,10 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from compresskv.errors import UserError
-from evals.launch.processes import GroupRun, command_lines
 from evals.launch.groups import Group
-from evals.results.store import new_folder
+from evals.launch.processes import GroupRun, command_lines
 from evals.launch.slurm.config import SlurmConfig
+from evals.results.store import new_folder
 
 
 @dataclass(frozen=True)
