@@ -2,13 +2,8 @@
 
 from baselines.streaming_llm import StreamingLLMScorer
 from baselines.uniform import UniformAllocator
-from compresskv.context import Context
-from compresskv.eviction import EvictionMethod, Scorer
+from compresskv.eviction import EvictionMethod
 from compresskv.generation import Setting
 
 FULL = Setting(EvictionMethod(StreamingLLMScorer(), UniformAllocator()), None)
 """Without a budget the whole prompt is kept, so neither scorer nor allocator is ever asked."""
-
-
-def scorer(context: Context) -> Scorer:
-    return FULL.method.scorer

@@ -18,14 +18,14 @@ from compresskv.attention import attached
 from compresskv.generation import Setting, Stopping, decode_cache, generate, prefill
 from compresskv.in_layer import LayerwiseCache
 from compresskv.models import LoadedModel
-from compresskv.protocol import Protocol
+from compresskv.protocol import EvaluationProtocol
 from evals.niah.task import NiahTask
 
 
 def prompts(model: LoadedModel, lengths: list[int]) -> list[torch.Tensor]:
     """Needle prompts of about these lengths, at different depths."""
     base = job(f"eval.lengths={sorted(set(lengths))}").eval
-    task = NiahTask(base, model, Protocol())
+    task = NiahTask(base, model, EvaluationProtocol())
     return [task.prompt(length, (i + 1) / (len(lengths) + 1))[0] for i, length in enumerate(lengths)]
 
 

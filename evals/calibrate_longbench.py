@@ -15,7 +15,7 @@ from compresskv.errors import UserError
 from compresskv.eviction import Observation
 from compresskv.layer_error import FLOOR
 from compresskv.models import LoadedModel
-from compresskv.protocol import Protocol
+from compresskv.protocol import EvaluationProtocol
 from compresskv.semantic_heads import SemanticHeadScorer
 from evals.calibrate import CalibrateConfig, digest, output_projections
 from evals.longbench.data import open_source
@@ -44,7 +44,7 @@ def run(
     scorer = SemanticHeadScorer(observation, held_out.top_heads("semantic", held_out.heads))
     source = LongBenchConfig("longbench", config.data, "english", config.limit, config.max_length, None, None)
     folder = open_source(source.data)
-    tasks = [LongBenchTask(source, task, folder, model, Protocol()) for task in select_tasks(source.tasks)]
+    tasks = [LongBenchTask(source, task, folder, model, EvaluationProtocol()) for task in select_tasks(source.tasks)]
     wanted = [(task, id) for task in tasks for id in task.sample_ids]
     identity = [model.fingerprint, model.dtype, repr(scorer), [task.identity for task in tasks]]
     store = SampleStore(results / "runs" / model.name / "calibrate" / f"longbench-{digest(identity)}")

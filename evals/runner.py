@@ -10,13 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from baselines.registry import build
+from baselines.full import FULL
 from compresskv import calibration
 from compresskv.attention import attached
 from compresskv.context import Context
 from compresskv.errors import UserError
 from compresskv.eviction import EvictionMethod
 from compresskv.generation import Generation, PrefillError, Setting, generate
+from compresskv.methods import build
 from compresskv.models import LoadedModel
 from evals.forecast import forecast
 from evals.job import Job
@@ -128,10 +129,9 @@ def build_method(model: LoadedModel, job: Job, first_prompt: Callable[[], int] |
         observation=job.observation,
         protocol=job.protocol,
         calibration=_calibration(job),
-        taus=job.model.taus,
         first_prompt=first_prompt() if first_prompt and job.protocol.pyramid_schedule == "first_prompt" else None,
     )
-    return build(job.method, context)
+    return build(job.method, context) or FULL.method
 
 
 def _calibration(job: Job) -> calibration.Calibration | None:

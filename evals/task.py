@@ -8,7 +8,7 @@ from torch import Tensor
 
 from compresskv.generation import Stopping
 from compresskv.models import LoadedModel
-from compresskv.protocol import Protocol as RunProtocol
+from compresskv.protocol import EvaluationProtocol
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,4 +45,4 @@ class Task(Protocol):
         ...
 
 
-TaskFactory = Callable[[LoadedModel, RunProtocol], Task]
+TaskFactory = Callable[[LoadedModel, EvaluationProtocol], Task]

@@ -5,13 +5,13 @@ from functools import partial
 import pytest
 
 from baselines.full import FULL
-from baselines.registry import build
 from bench.settings import job
 from compresskv import calibration
 from compresskv.attention import attached
 from compresskv.context import Context
 from compresskv.generation import Setting, Stopping, generate
 from compresskv.in_layer import generate_in_layer
+from compresskv.methods import build
 from evals.longbench.task import LongBenchTask
 from evals.longbench.tasks import select_tasks
 from evals.niah.task import NiahTask

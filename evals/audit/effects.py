@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from compresskv.errors import UserError
 from compresskv.models import LoadedModel
-from compresskv.protocol import Protocol
+from compresskv.protocol import EvaluationProtocol
 from evals.job import Job
 from evals.niah.task import NiahTask
 from evals.progress import Progress
@@ -70,7 +70,7 @@ class Comparison:
 
 def measure(model: LoadedModel, jobs: MakeJob, progress: Progress) -> dict[str, str]:
     """Run what is not in the results yet; returns the text of every effect, by field, and of the `conditions`."""
-    tasks: dict[Protocol, Task] = {}
+    tasks: dict[EvaluationProtocol, Task] = {}
     comparisons = [
         _compare(model, field, jobs(method, budget, None), jobs(method, budget, field), tasks)
         for field, methods in COMPARED.items()
@@ -87,7 +87,9 @@ def measure(model: LoadedModel, jobs: MakeJob, progress: Progress) -> dict[str, 
     return effects
 
 
-def _compare(model: LoadedModel, field: str, corrected: Job, released: Job, tasks: dict[Protocol, Task]) -> Comparison:
+def _compare(
+    model: LoadedModel, field: str, corrected: Job, released: Job, tasks: dict[EvaluationProtocol, Task]
+) -> Comparison:
     for job in (corrected, released):
         if job.protocol not in tasks:
             tasks[job.protocol] = NiahTask(job.eval, model, job.protocol)

@@ -11,7 +11,7 @@ import torch
 
 from compresskv.generation import Stopping
 from compresskv.models import LoadedModel
-from compresskv.protocol import Protocol
+from compresskv.protocol import EvaluationProtocol
 from evals.longbench.data import Record, load_task
 from evals.longbench.metrics import score_sample
 from evals.longbench.prompts import Prompt, render, stop_ids
@@ -43,7 +43,7 @@ class LongBenchTask:
     task: Task
     folder: Path
     model: LoadedModel
-    protocol: Protocol
+    protocol: EvaluationProtocol
 
     @property
     def name(self) -> str:

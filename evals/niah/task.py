@@ -11,7 +11,7 @@ import torch
 from compresskv.errors import UserError
 from compresskv.generation import Stopping
 from compresskv.models import LoadedModel
-from compresskv.protocol import Protocol
+from compresskv.protocol import EvaluationProtocol
 from evals.haystack import Haystack, Hidden, essays, hide
 from evals.niah import released
 from evals.rouge import rouge1_recall
@@ -48,7 +48,7 @@ class NiahTask:
 
     config: NiahConfig
     model: LoadedModel
-    protocol: Protocol
+    protocol: EvaluationProtocol
     name: str = field(init=False, default="needle")
 
     def __post_init__(self) -> None:

@@ -10,9 +10,10 @@ from typing import Any
 
 from rich.console import Console
 
+from compresskv.checking import checked
 from evals.group_runs import report
 from evals.groups import groups
-from evals.job import checked, job_from
+from evals.job import job_from
 from evals.slurm.config import SlurmConfig
 from evals.slurm.queue import State, cancel_command, states
 from evals.slurm.submit import Submitted, require_slurm, submit
