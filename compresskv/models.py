@@ -35,7 +35,7 @@ class ModelConfig:
 
     `window` (tokens) null: what the model was trained for. `dtype` auto: bfloat16 where the hardware has it, else
     float32. `backend` auto: flash_attention_2 on CUDA where flash-attn is installed, else sdpa. `device` auto: CUDA if
-    there is one; "map": spread over all devices. `taus`: CAKE's, for budgets up to 256 and above.
+    there is one; "map": spread over all devices.
     """
 
     name: str
@@ -49,7 +49,6 @@ class ModelConfig:
     backend: str = "auto"
     device: str = "auto"
     trust_remote_code: bool = False
-    taus: tuple[tuple[float, float], ...] = ((1.0, 1.0), (1.0, 1.0))
 
 
 @dataclass(frozen=True, eq=False)
