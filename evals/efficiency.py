@@ -20,8 +20,8 @@ from compresskv.models import LoadedModel
 from evals.console import screen
 from evals.haystack import essays
 from evals.progress import Progress
+from evals.results.provenance import environment
 from evals.results.store import new_folder, write_json
-from evals.results.summary import environment
 
 WARM_UP = 2
 """Decoding steps that are not counted."""

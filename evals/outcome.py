@@ -16,7 +16,8 @@ from compresskv.errors import UserError
 from evals import report
 from evals.console import screen
 from evals.job import Job, job_from
-from evals.results.store import read_lines, write_json
+from evals.results.record import Record
+from evals.results.store import write_json
 from evals.runner import Finished
 
 
@@ -145,10 +146,9 @@ def load(path: Path) -> list[Entry]:
 def restore(entry: Entry) -> Finished:
     """A finished setting, read back from its folder."""
     folder = Path(entry.folder or "")
-    summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
-    lines = {line["id"]: line for line in read_lines(folder / "samples.jsonl")}
-    covered = [lines[id] for id in summary["samples"]]
-    return Finished(job_from(summary["config"]), summary, covered, entry.breakdown, folder)
+    record = Record(folder, folder.parents[5])
+    summary = record.summary or {}
+    return Finished(job_from(summary["config"]), summary, record.covered, entry.breakdown, folder)
 
 
 def lost(jobs: Sequence[Job], task: str, note: str, known: Collection[str] = ()) -> list[Entry]:

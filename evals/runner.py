@@ -21,8 +21,8 @@ from compresskv.models import LoadedModel
 from evals.forecast import forecast
 from evals.job import Job
 from evals.progress import Progress
-from evals.results.store import Line, SampleStore, close_all, write_json, write_yaml
-from evals.results.summary import environment, mean_and_interval
+from evals.results.finish import finish
+from evals.results.store import Line, SampleStore, close_all, write_yaml
 from evals.task import Sample, Task
 
 
@@ -107,7 +107,8 @@ def _open(model: LoadedModel, job: Job, task: Task, opened: Mapping[Path, Run]) 
     if folder in opened:
         return opened[folder]
     store = SampleStore(folder)
-    write_yaml(folder / "config.yaml", dict(job.config))
+    if store.writable and not (folder / "config.yaml").exists():
+        write_yaml(folder / "config.yaml", dict(job.config))
     run = Run(job, task, setting, "/".join(parts[3:]), store, 0)
     run.resumed = len(task.sample_ids) - len(run.missing)
     return run
@@ -254,46 +255,22 @@ def _kept(generation: Generation) -> list[Any]:
     return [heads[0] if len(set(heads)) == 1 else heads for heads in generation.kept]
 
 
-def seconds(line: Line) -> float:
-    """A sample's share of the time that its prompt took for all settings."""
-    timing = line["timing"]
-    return timing["batch_seconds"] / timing.get("shared_by", len(line["batch"]))
-
-
 def _finish(model: LoadedModel, run: Run) -> Finished:
-    lines = [run.store.lines[id] for id in run.task.sample_ids if id in run.store.lines]
-    score, interval = mean_and_interval([line["score"] for line in lines])
-    job, path = run.job, run.store.folder / "summary.json"
-    # Where nothing ran now, the samples are those of the environment that is named already.
-    before = json.loads(path.read_text()) if path.exists() and run.resumed == len(lines) else {}
-    summary = {
+    job = run.job
+    about = {
         "model": model.name,
         "eval": job.eval.name,
         "task": run.task.name,
         "protocol": job.protocol.name,
         "method": job.method.name,
         "budget": job.budget,
-        "score": score,
-        "interval": interval,
-        "n": len(lines),
-        "realised_budget": round(sum(line["realised_budget"] for line in lines) / len(lines), 3),
-        "cache_bytes": round(sum(line["cache_bytes"] for line in lines) / len(lines)),
-        "uncompressed": sum(not line["compressed"] for line in lines),
-        "truncated": sum(line["truncated"] for line in lines),
-        "scores": {
-            name: round(sum(line[name] for line in lines) / len(lines), 2)
-            for name in lines[0]
-            if name.startswith("score_") and all(name in line for line in lines)
-        },
-        "samples": [line["id"] for line in lines],
         "model_fingerprint": model.fingerprint,
         "dtype": model.dtype,
         "backend": model.backend,
         "prompt": run.task.identity,
         "method_in_full": describe(run.setting.method),
         "config": dict(job.config),
-        "environment": before.get("environment") or environment(),
-        "timing": {"seconds": round(sum(map(seconds, lines)), 2)},
     }
-    write_json(path, summary)
-    return Finished(job, summary, lines, run.task.breakdown(lines), run.store.folder, run.resumed)
+    record = finish(run.store, run.task.sample_ids, about, job.results / "runs")
+    lines = record.covered
+    return Finished(job, record.summary or {}, lines, run.task.breakdown(lines), run.store.folder, run.resumed)

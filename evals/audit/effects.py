@@ -1,5 +1,6 @@
 """Paired comparisons: every quirk alone against `corrected`, on the same prompts' cells, and how to tell the result."""
 
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,9 +11,10 @@ from compresskv.protocol import Protocol
 from evals.job import Job
 from evals.niah.task import NiahTask
 from evals.progress import Progress
+from evals.results.statistics import interval
 from evals.results.store import Line
-from evals.results.summary import mean_and_interval
-from evals.runner import build_method, describe, run_task, seconds
+from evals.results.summary import seconds
+from evals.runner import build_method, describe, run_task
 from evals.task import Task
 
 COMPARED: dict[str, tuple[tuple[str, int], ...]] = {
@@ -136,7 +138,8 @@ def paired(corrected: Sequence[Line], released: Sequence[Line]) -> str:
     pairs = [(line, by_id[line["id"]]) for line in corrected]
     prompts = sum(a["prompt_sha256"] != b["prompt_sha256"] for a, b in pairs)
     answers = sum(a["prediction"] != b["prediction"] for a, b in pairs)
-    mean, (low, high) = mean_and_interval([b["score"] - a["score"] for a, b in pairs])
+    differences = [b["score"] - a["score"] for a, b in pairs]
+    mean, (low, high) = sum(differences) / len(pairs), interval(differences) or (math.nan, math.nan)
     before, after = (sum(pair[side]["score"] for pair in pairs) / len(pairs) for side in (0, 1))
     differing = f"{answers} of {len(pairs)} answers differ"
     if prompts:
