@@ -1,14 +1,10 @@
 """The full cache: nothing is evicted. The reference for errors, memory and latency; it ignores the budget."""
 
 from baselines.streaming_llm import StreamingLLMScorer
-from baselines.uniform import UniformAllocator
 from compresskv.context import Context
-from compresskv.eviction import EvictionMethod, Scorer
-from compresskv.generation import Setting
-
-FULL = Setting(EvictionMethod(StreamingLLMScorer(), UniformAllocator()), None)
-"""Without a budget the whole prompt is kept, so neither scorer nor allocator is ever asked."""
+from compresskv.eviction import Scorer
 
 
 def scorer(context: Context) -> Scorer:
-    return FULL.method.scorer
+    """Without a budget the whole prompt is kept, so the scorer is never asked."""
+    return StreamingLLMScorer()

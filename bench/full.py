@@ -8,16 +8,17 @@ import time
 
 import torch
 
-from baselines.full import FULL
 from bench.kvpress import sweep_vs_kvpress
 from bench.main import prompts
 from bench.settings import BUDGETS, METHODS, default_model, settings
-from compresskv.attention import attached
-from compresskv.generation import Setting, Stopping, forward_prompt, generate
-from compresskv.in_layer import LayerwiseCache
+from compresskv.engine.attention import attached
+from compresskv.engine.decode import Stopping
+from compresskv.engine.generation import generate
+from compresskv.engine.in_layer import LayerwiseCache
+from compresskv.engine.prefill import FULL, Setting, forward_prompt
 from compresskv.models import LoadedModel
-from evals.efficiency import give_back, peak, reset_peak, resident_bytes
-from evals.forecast import forecast
+from evals.efficiency.measure import give_back, peak, reset_peak, resident_bytes
+from evals.running.forecast import forecast
 
 
 def peak_forecast(model: LoadedModel) -> float:

@@ -17,8 +17,9 @@ import torch
 from baselines.streaming_llm import SINKS
 from bench.main import prompts
 from bench.settings import BUDGETS, default_model, job, settings
-from compresskv.attention import attached
-from compresskv.generation import Generation, Stopping, generate
+from compresskv.engine.attention import attached
+from compresskv.engine.decode import Stopping
+from compresskv.engine.generation import Generation, generate
 from compresskv.models import LoadedModel
 
 LENGTHS = [4000] * 5

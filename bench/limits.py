@@ -13,8 +13,9 @@ from torch import Tensor
 
 from bench.main import prompts
 from bench.settings import BUDGETS, METHODS, default_model, settings
-from compresskv.attention import attached
-from compresskv.generation import Setting, Stopping, decode, decode_cache, prefill
+from compresskv.engine.attention import attached
+from compresskv.engine.decode import Stopping, decode, decode_cache
+from compresskv.engine.prefill import Setting, prefill
 from compresskv.models import LoadedModel
 
 NEW_TOKENS = 32
@@ -43,7 +44,7 @@ def phases(model: LoadedModel, chosen: list[Setting], ids: Tensor) -> dict[str, 
         return result
 
     with attached(model.model):
-        window = max(setting.method.window for setting in chosen)
+        window = max(setting.window for setting in chosen)
         prompt = timed("prefill", lambda: prefill(model.model, ids, window))
         timed("scores", lambda: prompt.score(chosen))
         kept = timed("selection", lambda: [prompt.kept(setting) for setting in compressed])

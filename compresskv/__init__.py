@@ -1,0 +1,31 @@
+"""KV-cache eviction by CompressKV and the methods it is compared with.
+
+The names below are imported when they are first used, since torch takes seconds.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from compresskv.engine.decode import Stopping
+    from compresskv.engine.generation import generate
+    from compresskv.engine.in_layer import compressed
+    from compresskv.engine.prefill import Setting
+    from compresskv.eviction import EvictionMethod
+    from compresskv.models import load
+
+_HOMES = {
+    "EvictionMethod": "compresskv.eviction",
+    "Setting": "compresskv.engine.prefill",
+    "Stopping": "compresskv.engine.decode",
+    "compressed": "compresskv.engine.in_layer",
+    "generate": "compresskv.engine.generation",
+    "load": "compresskv.models",
+}
+__all__ = ["EvictionMethod", "Setting", "Stopping", "compressed", "generate", "load"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'compresskv' has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)

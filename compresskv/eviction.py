@@ -1,8 +1,8 @@
 """The shared eviction interface: which prompt tokens does a method keep?
 
 A method is a `Scorer` (how important is each past token of a layer?) and an `Allocator` (how many past tokens may each
-layer, or each of its KV heads, keep?). Everything else is common code, here: the attention of the observation window,
-the selection, and the rule that a layer never gets back what it has given up.
+layer, or each of its KV heads, keep?). Everything else is common code: the attention of the observation window, here,
+and in selection.py the choice of tokens and the rule that a layer never gets back what it has given up.
 
 Notation: S prompt tokens, of which the last w are the observation window and always kept; the n = S - w others are the
 *past*. L layers, H_kv KV heads of G query heads each. Budget B = mean number of KV tokens kept per layer and KV head
@@ -175,55 +175,6 @@ class EvictionMethod:
                 f"budget={budget} leaves no room beside the observation window of {self.window} tokens: "
                 f"set budget to {self.window + 1} or more"
             )
-
-
-def tighten(kept: Sequence[Capacity], answer: Sequence[Capacity], past: int) -> list[Capacity]:
-    """What each layer keeps after one more layer was seen, given what the earlier ones kept and the new `answer`.
-
-    A token given up cannot come back, so each layer keeps the element-wise minimum of all answers, clipped to the
-    `past` (CAKE's cascade, Qin et al. 2025).
-    """
-    return [_minimum(a, b) for a, b in zip([*kept, past], answer, strict=True)]
-
-
-def running_capacities(
-    method: EvictionMethod, scores: Sequence[LayerScores], shape: PromptShape, budget: int
-) -> list[Capacity]:
-    """What each layer keeps, in past tokens, when the allocator is asked after every layer, as in a prefill."""
-    kept: list[Capacity] = []
-    for seen in range(1, len(scores) + 1):
-        kept = tighten(kept, method.allocator(scores[:seen], shape, budget), shape.past)
-    return kept
-
-
-def _minimum(a: Capacity, b: Capacity) -> Capacity:
-    if isinstance(a, int) and isinstance(b, int):
-        return min(a, b)
-    heads = len(a) if isinstance(a, tuple) else len(b)  # type: ignore[arg-type]
-    a = (a,) * heads if isinstance(a, int) else a
-    b = (b,) * heads if isinstance(b, int) else b
-    return tuple(min(x, y) for x, y in zip(a, b, strict=True))
-
-
-def select(scores: LayerScores, capacity: Capacity, length: int) -> list[Tensor]:
-    """Kept prompt positions of one layer: for each KV head a sorted int64 tensor, the window included.
-
-    The top `capacity` past tokens by score, ties to the lower index, and the positions after the past.
-    """
-    ranking = scores.ranking
-    heads, past = ranking.shape
-    window = torch.arange(past, length, device=ranking.device)
-    if isinstance(capacity, int):
-        best = ranking[:, :capacity].sort(dim=-1).values
-        return list(torch.cat([best, window.expand(heads, -1)], dim=-1).unbind())
-    if len(capacity) != heads:
-        raise ValueError(f"{len(capacity)} capacities for {heads} KV heads")
-    return [torch.cat([ranking[h, :c].sort().values, window]) for h, c in enumerate(capacity)]
-
-
-def keep_all(kv_heads: int, length: int, device: torch.device | None = None) -> list[Tensor]:
-    """Every position, for each KV head."""
-    return [torch.arange(length, device=device)] * kv_heads
 
 
 def group_mean(per_query_head: Tensor, kv_heads: int) -> Tensor:

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from bench.settings import job
+from evals.compose import job
 from evals import outcome, sweep
 from tests.command import ROOT, content
 

@@ -4,8 +4,9 @@ import torch
 from torch import Tensor
 from transformers import AttentionInterface, AttentionMaskInterface, DynamicCache, PreTrainedModel
 
-from compresskv.eviction import LayerPrefill, PromptShape, running_capacities
-from compresskv.generation import Setting
+from compresskv.engine.prefill import Setting
+from compresskv.eviction import LayerPrefill, PromptShape
+from compresskv.selection import running_capacities
 
 
 def attention_of(model: PreTrainedModel, ids: Tensor) -> list[Tensor]:
@@ -35,7 +36,7 @@ def kept_positions(model: PreTrainedModel, ids: Tensor, setting: Setting, evicti
     blank = torch.zeros(config.num_key_value_heads, length, 1)
     layers = [FromAttention(i, weights[layer], blank, blank, 1.0) for i, layer in enumerate(evicting)]
     scores = [setting.method.scorer(layer) for layer in layers]
-    window = setting.method.window
+    window = setting.window
     shape = PromptShape(len(evicting), config.num_key_value_heads, length, window)
     kept = []
     for score, capacity in zip(scores, running_capacities(setting.method, scores, shape, setting.budget), strict=True):

@@ -4,17 +4,18 @@ from functools import partial
 
 import pytest
 
-from baselines.full import FULL
 from baselines.registry import build
-from bench.settings import job
+from evals.compose import job
 from compresskv import calibration
-from compresskv.attention import attached
 from compresskv.context import Context
-from compresskv.generation import Setting, Stopping, generate
-from compresskv.in_layer import generate_in_layer
-from evals.longbench.task import LongBenchTask
+from compresskv.engine.attention import attached
+from compresskv.engine.decode import Stopping
+from compresskv.engine.generation import generate
+from compresskv.engine.in_layer import generate_in_layer
+from compresskv.engine.prefill import FULL, Setting
+from evals.longbench.evaluation import LongBenchTask
 from evals.longbench.tasks import select_tasks
-from evals.niah.task import NiahTask
+from evals.niah.evaluation import NiahTask
 
 METHODS = ["streaming_llm", "snapkv", "pyramidkv", "cake", "headkv", "adakv", "compresskv"]
 

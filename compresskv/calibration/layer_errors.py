@@ -6,11 +6,12 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from compresskv.attention import SDPA
 from compresskv.calibration.probe import full_cache, full_prefill, probed, step
 from compresskv.calibration.retrieval_heads import inside
-from compresskv.eviction import Scorer, select
-from compresskv.generation import Stopping
+from compresskv.engine.backends import SDPA
+from compresskv.engine.decode import Stopping
+from compresskv.eviction import Scorer
+from compresskv.selection import select
 
 EPSILON = 1e-5
 """Added to the norm of the full output, as in the released code (the paper says 1e-6)."""
@@ -75,6 +76,6 @@ def coverage(kept: Sequence[Tensor], span: range) -> float:
 
 
 def share(errors: Sequence[Tensor]) -> Tensor:
-    """Each layer's share of the error: one [layers] tensor a dataset, normalised, averaged, normalised again."""
+    """Each layer's share of the error: one [layers] tensor per dataset, normalised, averaged, normalised again."""
     mean = torch.stack([e / e.sum() for e in errors]).mean(0)
     return mean / mean.sum()

@@ -7,10 +7,13 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from compresskv.attention import SDPA, attached, forget, register
-from compresskv.cache import Bucket
-from compresskv.eviction import keep_all
-from compresskv.generation import Prefill, decode_cache, prefill
+from compresskv.engine.attention import attached, forget, register
+from compresskv.engine.backends import SDPA
+from compresskv.engine.cache import EvictedCache
+from compresskv.engine.decode import decode_cache, forward_tokens
+from compresskv.engine.prefill import Prefill, prefill
+from compresskv.engine.rows import Bucket
+from compresskv.selection import keep_all
 
 Watch = Callable[[int, Tensor, Tensor, Tensor, float, Tensor], None]
 """(layer, query [kv_heads, G, d], keys and values [kv_heads, seen, d], scaling, output [kv_heads, G, d])."""
@@ -47,21 +50,12 @@ def full_prefill(model: PreTrainedModel, ids: Tensor, window: int) -> Prefill:
         return prefill(model, ids, window)
 
 
-@torch.no_grad()
-def step(model: PreTrainedModel, cache: object, token: int, position: int) -> Tensor:
+def step(model: PreTrainedModel, cache: EvictedCache, token: int, position: int) -> Tensor:
     """Feed one token; returns the next one's logits [vocabulary]."""
-    device = model.device
-    out = model(
-        input_ids=torch.tensor([[token]], device=device),
-        position_ids=torch.tensor([[position]], device=device),
-        past_key_values=cache,
-        use_cache=True,
-        logits_to_keep=1,
-    )
-    return out.logits[0, -1].float()
+    return forward_tokens(model, torch.tensor([token], device=model.device), cache, position)[0]
 
 
-def full_cache(prompt: Prefill, room: int) -> object:
+def full_cache(prompt: Prefill, room: int) -> EvictedCache:
     """A decoding cache that holds everything."""
     kept = [keep_all(layer.kv_heads, prompt.length, layer.keys.device) for layer in prompt.layers]
     return decode_cache(prompt, [kept], room)

@@ -11,18 +11,10 @@ from baselines.registry import MethodConfig, build
 from baselines.streaming_llm import StreamingLLMScorer
 from compresskv.calibration import Calibration
 from compresskv.context import Context
-from compresskv.eviction import (
-    Allocator,
-    Capacity,
-    EvictionMethod,
-    LayerPrefill,
-    LayerScores,
-    Observation,
-    PromptShape,
-    running_capacities,
-)
-from compresskv.generation import Kept, Prefill, Setting
+from compresskv.engine.prefill import Prefill, Setting
+from compresskv.eviction import Allocator, Capacity, EvictionMethod, LayerPrefill, LayerScores, Observation, PromptShape
 from compresskv.protocol import Protocol
+from compresskv.selection import Kept, running_capacities
 
 FIRST = [
     [[7, 2, 1, 1, 1, 1, 7, 1], [7, 1, 1, 1, 1, 1, 3, 5]],

@@ -19,15 +19,9 @@ from baselines.streaming_llm import StreamingLLMScorer
 from baselines.uniform import UniformAllocator
 from compresskv.calibration import find
 from compresskv.errors import UserError
-from compresskv.eviction import (
-    EvictionMethod,
-    LayerPrefill,
-    Observation,
-    PromptShape,
-    running_capacities,
-    select,
-)
+from compresskv.eviction import EvictionMethod, LayerPrefill, Observation, PromptShape
 from compresskv.layer_error import LayerErrorAllocator, layer_budgets
+from compresskv.selection import running_capacities, select
 from compresskv.semantic_heads import SemanticHeadScorer
 
 from .construction import FIRST, LENGTH, SECOND, WINDOW, allocated, attending, blank, context, method, past_kept

@@ -8,19 +8,14 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from compresskv.attention import attached
-from compresskv.eviction import (
-    EvictionMethod,
-    LayerPrefill,
-    LayerScores,
-    Observation,
-    PromptShape,
-    Scorer,
-    running_capacities,
-)
-from compresskv.generation import Setting, Stopping, generate
-from compresskv.in_layer import generate_in_layer
+from compresskv.engine.attention import attached
+from compresskv.engine.decode import Stopping
+from compresskv.engine.generation import generate
+from compresskv.engine.in_layer import generate_in_layer
+from compresskv.engine.prefill import Setting
+from compresskv.eviction import EvictionMethod, LayerPrefill, LayerScores, Observation, PromptShape, Scorer
 from compresskv.protocol import Protocol
+from compresskv.selection import running_capacities
 from tests import tiny
 
 from .construction import METHODS, context, kept, method, prompt, random_layers

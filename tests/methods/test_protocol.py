@@ -10,13 +10,7 @@ from baselines.cake import CakeAllocator, CakeScores
 from baselines.headkv import HeadKVAllocator
 from compresskv.calibration import Calibration
 from compresskv.errors import UserError
-from compresskv.eviction import (
-    EvictionMethod,
-    LayerPrefill,
-    LayerScores,
-    Observation,
-    PromptShape,
-)
+from compresskv.eviction import EvictionMethod, LayerPrefill, LayerScores, Observation, PromptShape
 from compresskv.layer_error import LayerErrorAllocator
 from compresskv.protocol import Protocol
 

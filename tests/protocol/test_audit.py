@@ -4,7 +4,7 @@ from dataclasses import fields
 
 import pytest
 
-from compresskv import generation
+from compresskv.engine import generation
 from compresskv.errors import UserError
 from compresskv.protocol import Protocol
 from evals import runner

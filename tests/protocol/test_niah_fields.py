@@ -6,7 +6,7 @@ from itertools import product
 import pytest
 
 from compresskv.protocol import Protocol
-from evals.niah.task import NiahTask, keyword_overlap
+from evals.niah.evaluation import NiahTask, keyword_overlap
 
 RELEASED = {"niah_prompt": "raw", "niah_special_tokens": "leaked", "niah_sentence_rule": "period_ids"}
 BOS, SPACE_PERIOD = 1, 99

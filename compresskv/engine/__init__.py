@@ -1,0 +1,1 @@
+"""The engine under every method: prefill once, evict, decode what is kept."""

@@ -1,0 +1,162 @@
+"""A cache whose logical length is the prompt's and whose physical length is the budget's."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedConfig
+from transformers.cache_utils import Cache, CacheLayerMixin, DynamicSlidingWindowLayer, get_layer_types_and_kwargs
+
+from compresskv.engine.rows import FoldedRows, rounded
+from compresskv.errors import UserError
+from compresskv.eviction import LayerPrefill
+
+
+def compact(tensor: Tensor) -> Tensor:
+    """`tensor` without more memory behind it than it shows: a view, such as of a fused projection, is copied."""
+    return tensor.clone() if tensor.untyped_storage().nbytes() > tensor.nbytes else tensor
+
+
+class EvictedLayer(CacheLayerMixin):
+    """One layer: first the prompt, complete; after eviction, `rows`.
+
+    `prompt_length` None means that the first forward brings the whole prompt. `window` queries at its end are kept
+    for scoring. When the prompt is complete, `on_prefill(prefill)` is called once.
+    """
+
+    is_sliding = False
+
+    def __init__(self, index: int, window: int, prompt_length: int | None, on_prefill: Callable[[LayerPrefill], None]):
+        super().__init__()
+        self.index = index
+        self.window = window
+        self.prompt_length = prompt_length
+        self.on_prefill = on_prefill
+        self.seen = 0
+        self.token_bytes = 0
+        self.queries: Tensor | None = None
+        self.rows: FoldedRows | None = None
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        """Take the prompt as it is, or room for all of it if this is but its first chunk."""
+        self.dtype, self.device = key_states.dtype, key_states.device
+        self.token_bytes = 2 * key_states.shape[-1] * key_states.itemsize
+        self.is_initialized = True
+        chunk = key_states.shape[2]
+        if self.prompt_length is None:
+            self.prompt_length = chunk
+        if self.prompt_length > chunk:
+            shape = (*key_states.shape[:2], self.prompt_length, key_states.shape[3])
+            self.keys, self.values = key_states.new_empty(shape), key_states.new_empty(shape)
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args, **kwargs) -> tuple[Tensor, Tensor]:
+        """Keys and values to attend to; the keys carry a reference to this layer (`cache_layer`)."""
+        start, self.seen = self.seen, self.seen + key_states.shape[2]
+        if self.rows is None:
+            if key_states.shape[0] != 1:
+                raise UserError("eviction takes one prompt at a time: pass a batch of 1")
+            if not self.is_initialized:
+                self.lazy_initialization(key_states, value_states)
+            if self.keys is None:
+                self.keys, self.values = compact(key_states), compact(value_states)
+            else:
+                self.keys[:, :, start : self.seen] = key_states
+                self.values[:, :, start : self.seen] = value_states
+            key_states, value_states = self.keys[:, :, : self.seen], self.values[:, :, : self.seen]
+        key_states.cache_layer = self  # type: ignore[attr-defined]
+        return key_states, value_states
+
+    def observe(self, queries: Tensor, scaling: float) -> None:
+        """Remember the last queries of the prompt, [1, q_heads, new, d]; when it is complete, hand it over."""
+        tail = queries[0, :, -self.window :]
+        if self.queries is not None:
+            tail = torch.cat([self.queries, tail], dim=1)[:, -self.window :]
+        # A copy: a view would keep the queries of the whole prompt alive.
+        self.queries = tail.clone()
+        if self.seen == self.prompt_length:
+            prefill = LayerPrefill(self.index, self.queries, self.keys[0], self.values[0], scaling)
+            self.keys = self.values = self.queries = None  # type: ignore[assignment]
+            self.on_prefill(prefill)
+
+    def get_seq_length(self) -> int:
+        """Tokens seen, evicted ones included: positions go on from here."""
+        return self.seen
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        return self.seen + query_length, 0
+
+    def get_max_length(self) -> int:
+        return -1
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        """Keep these settings' rows only."""
+        assert self.rows is not None
+        self.rows.keep_settings(indices.tolist())
+
+
+class SlidingLayer(DynamicSlidingWindowLayer):
+    """transformers' own, but without the whole prompt behind the view of its last tokens."""
+
+    keys: Tensor
+    values: Tensor
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args, **kwargs) -> tuple[Tensor, Tensor]:
+        whole = super().update(key_states, value_states, *args, **kwargs)
+        if key_states.shape[2] > 1:
+            self.keys, self.values = compact(self.keys), compact(self.values)
+        return whole
+
+
+class EvictedCache(Cache):
+    """Layers that evict, and transformers' own for sliding-window layers, which are outside the budget.
+
+    `evicting` lists the former in model order, `sliding` the others by their place in the model.
+    """
+
+    def __init__(
+        self,
+        config: PreTrainedConfig,
+        window: int,
+        prompt_length: int | None,
+        on_prefill: Callable[[LayerPrefill], None],
+    ):
+        kinds, arguments = get_layer_types_and_kwargs(config.get_text_config(decoder=True))
+        layers: list[CacheLayerMixin] = []
+        self.evicting: list[EvictedLayer] = []
+        for kind, kwargs in zip(kinds, arguments, strict=True):
+            if kind == "full_attention":
+                layer = EvictedLayer(len(self.evicting), window, prompt_length, on_prefill)
+                self.evicting.append(layer)
+                layers.append(layer)
+            elif kind == "sliding_attention":
+                layers.append(SlidingLayer(**kwargs))
+            else:
+                raise UserError(f"the model has {kind} layers, which eviction does not support: choose another model")
+        super().__init__(layers=layers)
+        self.config = config
+
+    @property
+    def sliding(self) -> dict[int, SlidingLayer]:
+        return {i: layer for i, layer in enumerate(self.layers) if isinstance(layer, SlidingLayer)}
+
+    def allocated_bytes(self, counts: list[list[int]], room: int) -> int:
+        """What `kept_bytes` become in buffers: rounded up to 32 tokens, and with `room` for new ones."""
+        return self.kept_bytes([[rounded(count) + room for count in heads] for heads in counts])
+
+    @property
+    def sliding_bytes(self) -> int:
+        """Bytes that the sliding-window layers hold."""
+        return sum(
+            tensor.untyped_storage().nbytes()
+            for layer in self.sliding.values()
+            for tensor in (layer.keys, layer.values)
+        )
+
+    def kept_bytes(self, counts: list[list[int]]) -> int:
+        """Bytes of the keys and values of `counts` tokens, [layer][KV head]: 2 · Σ counts · head_dim · itemsize."""
+        return sum(sum(heads) * layer.token_bytes for heads, layer in zip(counts, self.evicting, strict=True))
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes allocated for the layers that evict, after eviction."""
+        return sum(layer.rows.nbytes for layer in self.evicting if layer.rows is not None)

@@ -1,0 +1,91 @@
+"""Greedy decoding of all settings of a prompt as one batch, one row per setting."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from compresskv.engine.cache import EvictedCache
+from compresskv.engine.prefill import Prefill
+from compresskv.engine.rows import FoldedRows
+from compresskv.selection import Kept
+
+
+@dataclass(frozen=True)
+class Stopping:
+    """Generation ends with a token of `ids`, which is kept in the output, or after `max_new_tokens`.
+
+    The first `min_new_tokens` tokens are never of `ids`.
+    """
+
+    max_new_tokens: int
+    ids: frozenset[int] = frozenset()
+    min_new_tokens: int = 0
+
+
+@torch.no_grad()
+def decode_cache(prefill: Prefill, kept: Sequence[Kept], room: int) -> EvictedCache:
+    """A cache of one row per setting, holding what each keeps, with room for `room` new tokens."""
+    cache = EvictedCache(prefill.cache.config, 1, prefill.length, lambda layer: None)
+    for source, layer in zip(prefill.layers, cache.evicting, strict=True):
+        layer.seen = prefill.length
+        rows = []
+        for setting in kept:
+            for head, positions in enumerate(setting[source.index]):
+                rows.append((source.keys[head], source.values[head], positions))
+        layer.rows = FoldedRows(rows, source.kv_heads, room)
+    for index, sliding in prefill.cache.sliding.items():
+        copy = cache.sliding[index]
+        copy.lazy_initialization(sliding.keys, sliding.values)
+        copy.keys = sliding.keys.repeat_interleave(len(kept), 0)
+        copy.values = sliding.values.repeat_interleave(len(kept), 0)
+        copy.cumulative_length = sliding.cumulative_length
+    return cache
+
+
+@torch.no_grad()
+def forward_tokens(model: PreTrainedModel, tokens: Tensor, cache: EvictedCache, position: int) -> Tensor:
+    """Feed one new token per row, `tokens` [rows], all at `position`; returns the next logits [rows, vocabulary].
+
+    Logits are float32. `model` must be `attached`.
+    """
+    out = model(
+        input_ids=tokens[:, None],
+        position_ids=torch.full((tokens.numel(), 1), position, device=tokens.device),
+        past_key_values=cache,
+        use_cache=True,
+        logits_to_keep=1,
+    )
+    return out.logits[:, -1].float()
+
+
+@torch.no_grad()
+def decode(
+    model: PreTrainedModel, cache: EvictedCache, logits: Tensor, length: int, rows: int, stopping: Stopping
+) -> list[list[int]]:
+    """Greedy decoding of `rows` settings that share a prompt of `length` tokens and its next-token `logits`.
+
+    A row that has stopped leaves the batch. Returns the new tokens of each row, the stop token included.
+    """
+    banned = sorted(stopping.ids)
+    tokens: list[list[int]] = [[] for _ in range(rows)]
+    active = list(range(rows))
+    logits = logits.expand(rows, -1)
+    for step in range(stopping.max_new_tokens):
+        if step < stopping.min_new_tokens and banned:
+            logits = logits.index_fill(-1, torch.tensor(banned, device=logits.device), float("-inf"))
+        chosen = logits.argmax(-1)
+        for row, token in zip(active, chosen.tolist(), strict=True):
+            tokens[row].append(token)
+        going = [slot for slot, row in enumerate(active) if tokens[row][-1] not in stopping.ids]
+        if not going or step + 1 == stopping.max_new_tokens:
+            break
+        if len(going) < len(active):
+            keep = torch.tensor(going)  # on the CPU, from where it indexes tensors of any device
+            cache.batch_select_indices(keep)
+            chosen = chosen[keep]
+            active = [active[slot] for slot in going]
+        logits = forward_tokens(model, chosen, cache, length + step)
+    return tokens

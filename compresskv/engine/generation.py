@@ -1,0 +1,100 @@
+"""The shared path: prefill once, evict many, decode all settings of a prompt as one batch."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from compresskv.engine.decode import Stopping, decode, decode_cache
+from compresskv.engine.memory import SHARE, batches, free_bytes
+from compresskv.engine.prefill import Prefill, PrefillError, Setting, prefill
+from compresskv.errors import UserError
+from compresskv.selection import Kept, counts
+
+
+@dataclass(frozen=True)
+class Generation:
+    """What one setting generated, and what it kept.
+
+    `kept` counts prompt tokens, [layer][KV head]; `cache_bytes` are the bytes of their keys and values. `together`: the
+    places, in the list of settings, of those that were decoded in the same batch.
+    """
+
+    tokens: list[int]
+    kept: list[list[int]]
+    cache_bytes: int
+    together: tuple[int, ...] = field(default=(0,), compare=False)
+
+    @property
+    def realised_budget(self) -> float:
+        """Mean number of prompt tokens kept per layer and KV head."""
+        return sum(map(sum, self.kept)) / max(sum(map(len, self.kept)), 1)
+
+
+def generate(
+    model: PreTrainedModel,
+    ids: Tensor,
+    settings: Sequence[Setting],
+    stopping: Stopping,
+    chunk: int | None = None,
+    memory: int | None = None,
+) -> list[Generation]:
+    """Shared path: one prefill of `ids` [prompt], then all settings decode as one batch, full caches apart.
+
+    Settings that exceed `memory` (bytes for the prompt and one batch; None: what is free) decode in several batches.
+    """
+    window = max((setting.window for setting in settings), default=1)
+    prompt = prefill(model, ids, window, chunk)
+    try:
+        prompt.score(settings)
+    except torch.OutOfMemoryError as error:
+        raise PrefillError(
+            f"out of memory while scoring a prompt of {ids.numel()} tokens: use shorter prompts or model.device=map"
+        ) from error
+    kept = {place: prompt.kept(setting) for place, setting in enumerate(settings)}
+    limit = int(SHARE * free_bytes(model)) if memory is None else memory - prompt.nbytes
+    sizes = [prompt.row_bytes(kept[place], stopping.max_new_tokens) for place in range(len(settings))]
+    generations: dict[int, Generation] = {}
+    for batch in decode_batches(settings, sizes, limit):
+        generations |= _decode_together(model, prompt, {place: kept[place] for place in batch}, stopping)
+    return [generations[place] for place in range(len(settings))]
+
+
+def decode_batches(settings: Sequence[Setting], sizes: Sequence[int], limit: int) -> list[list[int]]:
+    """The places in `settings` of those that decode together, given the bytes that each takes and their `limit`.
+
+    Each full cache is alone, so that in any dtype its tokens are those of a run without any other setting.
+    """
+    full = [place for place, setting in enumerate(settings) if setting.budget is None]
+    others = [place for place, setting in enumerate(settings) if setting.budget is not None]
+    split = batches([sizes[place] for place in others], limit)
+    return [[others[i] for i in batch] for batch in split] + [[place] for place in full]
+
+
+def _decode_together(
+    model: PreTrainedModel, prompt: Prefill, kept: Mapping[int, Kept], stopping: Stopping
+) -> dict[int, Generation]:
+    """Decode the settings at these places as one batch, or in halves where the device's memory does not hold it."""
+    places = tuple(kept)
+    try:
+        cache = decode_cache(prompt, list(kept.values()), stopping.max_new_tokens)
+        tokens = decode(model, cache, prompt.logits, prompt.length, len(places), stopping)
+    except torch.OutOfMemoryError as error:
+        cache = None
+        if len(places) == 1:
+            raise UserError(
+                f"out of memory while decoding one setting of a prompt of {prompt.length} tokens: "
+                "use shorter prompts, a smaller model.dtype or model.device=map"
+            ) from error
+    else:
+        tallies = [counts(setting) for setting in kept.values()]
+        return {
+            place: Generation(row, tally, prompt.cache.kept_bytes(tally), places)
+            for place, row, tally in zip(places, tokens, tallies, strict=True)
+        }
+    # Outside the handler, whose traceback would keep the failed batch alive.
+    halves = places[: len(places) // 2], places[len(places) // 2 :]
+    first, second = (_decode_together(model, prompt, {p: kept[p] for p in half}, stopping) for half in halves)
+    return first | second

@@ -1,0 +1,89 @@
+"""Eviction inside each layer, as soon as its attention is done: the full cache of all layers never exists at once.
+
+For memory and latency measurements, and for people who use a method in their own `generate`.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from compresskv.engine.attention import attached
+from compresskv.engine.cache import EvictedCache
+from compresskv.engine.decode import Stopping, decode
+from compresskv.engine.generation import Generation
+from compresskv.engine.prefill import Setting, forward_prompt, prompt_shape
+from compresskv.engine.rows import FoldedRows
+from compresskv.eviction import Capacity, EvictionMethod, LayerPrefill, LayerScores
+from compresskv.selection import Kept, counts, keep_all, select, tighten
+
+
+class LayerwiseCache(EvictedCache):
+    """A cache of one prompt that evicts by itself; afterwards `kept` holds the prompt positions that are left.
+
+    `prompt_length` None: the first forward brings the whole prompt. `room` new tokens are allocated ahead.
+    """
+
+    def __init__(self, config: PreTrainedConfig, setting: Setting, prompt_length: int | None = None, room: int = 256):
+        super().__init__(config, setting.window, prompt_length, self._evict)
+        self.setting = setting
+        self.room = room
+        self.kept: Kept = []
+        self._scores: list[LayerScores] = []
+        self._capacities: list[Capacity] = []
+
+    def _evict(self, layer: LayerPrefill) -> None:
+        """Compress `layer`, and the layers before it by as much as its scores take from them."""
+        length, method, budget = layer.length, self.setting.method, self.setting.budget
+        if method is None or budget is None or self.setting.keeps_all(length):
+            self.kept.append(keep_all(layer.kv_heads, length, layer.keys.device))
+        else:
+            shape = prompt_shape(self, layer, method)
+            self._scores.append(method.scorer(layer))
+            answer = method.allocator(self._scores, shape, budget)
+            before, self._capacities = self._capacities, tighten(self._capacities, answer, shape.past)
+            for index, capacity in enumerate(before):
+                if capacity != self._capacities[index]:
+                    self._shrink(index, length)
+            self.kept.append(select(self._scores[-1], self._capacities[-1], length))
+        sources = [(layer.keys[h], layer.values[h], p) for h, p in enumerate(self.kept[-1])]
+        self.evicting[layer.index].rows = FoldedRows(sources, layer.kv_heads, self.room)
+
+    def _shrink(self, index: int, length: int) -> None:
+        rows = self.evicting[index].rows
+        assert rows is not None
+        kept = select(self._scores[index], self._capacities[index], length)
+        slots = [torch.searchsorted(old, new) for old, new in zip(self.kept[index], kept, strict=True)]
+        sources = [(*rows.source(head), slot) for head, slot in enumerate(slots)]
+        self.evicting[index].rows = FoldedRows(sources, rows.kv_heads, self.room)
+        self.kept[index] = kept
+
+
+@contextmanager
+def compressed(
+    model: PreTrainedModel, method: EvictionMethod | None, budget: int | None, backend: str | None = None
+) -> Iterator[LayerwiseCache]:
+    """A cache for `model.generate(**inputs, past_key_values=cache)` with one prompt; leaving restores the model.
+
+    `budget` counts kept tokens per layer and KV head, the observation window included; None keeps everything.
+    `backend` is "sdpa" or "flash_attention_2" (None: the latter if the model uses it). Raises `UserError` for a
+    budget that does not exceed the window, and in use for padding, batches and unsupported attention.
+    """
+    if backend is None:
+        backend = "flash_attention_2" if model.config._attn_implementation == "flash_attention_2" else "sdpa"
+    with attached(model, backend):
+        yield LayerwiseCache(model.config, Setting(method, budget))
+
+
+@torch.no_grad()
+def generate_in_layer(
+    model: PreTrainedModel, ids: Tensor, setting: Setting, stopping: Stopping, chunk: int | None = None
+) -> Generation:
+    """In-layer path: like `generate` for one setting. `model` must be `attached`."""
+    cache = LayerwiseCache(model.config, setting, ids.numel(), stopping.max_new_tokens)
+    logits = forward_prompt(model, ids, cache, chunk)
+    tokens = decode(model, cache, logits, ids.numel(), 1, stopping)[0]
+    tally = counts(cache.kept)
+    return Generation(tokens, tally, cache.kept_bytes(tally))

@@ -1,0 +1,141 @@
+"""One forward pass over the prompt, which serves every setting.
+
+The prompt's hidden states do not depend on the method, since eviction happens after a layer has attended to the whole
+prompt: what a setting keeps is chosen from the complete layers.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from compresskv.engine.cache import EvictedCache
+from compresskv.errors import UserError
+from compresskv.eviction import EvictionMethod, LayerPrefill, LayerScores, PromptShape, Scorer
+from compresskv.selection import Kept, counts, keep_all, running_capacities, select
+
+
+class PrefillError(UserError):
+    """No setting of this prompt can run: what all of them share has failed."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One method at one budget (tokens, the observation window included).
+
+    A budget of None keeps the whole prompt, and so does a setting without a method, which has no budget.
+    """
+
+    method: EvictionMethod | None
+    budget: int | None
+
+    def __post_init__(self) -> None:
+        if self.budget is not None:
+            if self.method is None:
+                raise ValueError(f"budget={self.budget} without a method: the full cache has no budget")
+            self.method.check(self.budget)
+
+    @property
+    def window(self) -> int:
+        """Prompt tokens at the end that are always kept; without a method, 1."""
+        return 1 if self.method is None else self.method.window
+
+    def keeps_all(self, length: int) -> bool:
+        """A prompt that fits the budget, or the window, is kept whole in every layer."""
+        return self.budget is None or length <= max(self.budget, self.window)
+
+
+FULL = Setting(None, None)
+"""The full cache: nothing is evicted."""
+
+
+@dataclass(eq=False)
+class Prefill:
+    """A prompt after its one forward pass: complete layers, logits [vocabulary] of the next token."""
+
+    length: int
+    layers: list[LayerPrefill]
+    logits: Tensor
+    cache: EvictedCache
+    _scores: dict[Scorer, list[LayerScores]] = field(default_factory=dict)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the prompt's keys and values and of what was scored."""
+        layers = sum(layer.keys.nbytes + layer.values.nbytes for layer in self.layers)
+        scores = sum(sum(layer.nbytes for layer in scored) for scored in self._scores.values())
+        return layers + self.cache.sliding_bytes + scores
+
+    def row_bytes(self, kept: Kept, room: int) -> int:
+        """Bytes that a setting takes in a batch with `room` for new tokens."""
+        return self.cache.allocated_bytes(counts(kept), room) + self.cache.sliding_bytes
+
+    def score(self, settings: Sequence[Setting]) -> None:
+        """Score every layer for those of `settings` that evict; methods with equal scorers share their scores."""
+        wanted = dict.fromkeys(s.method.scorer for s in settings if s.method and not s.keeps_all(self.length))
+        scorers = [scorer for scorer in wanted if scorer not in self._scores]
+        if not scorers:
+            return
+        scores: dict[Scorer, list[LayerScores]] = {scorer: [] for scorer in scorers}
+        for layer in self.layers:
+            # All scorers share the attention of the layer's window, which then goes with this copy.
+            passing = replace(layer)
+            for scorer in scorers:
+                scores[scorer].append(scorer(passing))
+        self._scores.update(scores)
+
+    def kept(self, setting: Setting) -> Kept:
+        """The prompt positions that `setting` keeps."""
+        method, budget = setting.method, setting.budget
+        if not self.layers or method is None or budget is None or setting.keeps_all(self.length):
+            return [keep_all(layer.kv_heads, self.length, layer.keys.device) for layer in self.layers]
+        self.score([setting])
+        scores = self._scores[method.scorer]
+        shape = prompt_shape(self.cache, self.layers[0], method)
+        capacities = running_capacities(method, scores, shape, budget)
+        return [select(s, c, self.length) for s, c in zip(scores, capacities, strict=True)]
+
+
+def prompt_shape(cache: EvictedCache, layer: LayerPrefill, method: EvictionMethod) -> PromptShape:
+    """The shape that an allocator is given for the prompt of `layer`."""
+    return PromptShape(len(cache.evicting), layer.kv_heads, layer.length, method.window)
+
+
+@torch.no_grad()
+def prefill(model: PreTrainedModel, ids: Tensor, window: int, chunk: int | None = None) -> Prefill:
+    """Run the prompt once, keeping all of it and the queries of its last `window` positions.
+
+    `ids` [prompt], int64. `chunk` bounds the tokens of one forward pass, and with it the memory of activations; the
+    result is the same. `model` must be `attached`. Raises `UserError` for an empty prompt.
+    """
+    layers: list[LayerPrefill] = []
+    cache = EvictedCache(model.config, max(window, 1), ids.numel(), layers.append)
+    logits = forward_prompt(model, ids, cache, chunk)
+    return Prefill(ids.numel(), layers, logits, cache)
+
+
+def forward_prompt(model: PreTrainedModel, ids: Tensor, cache: EvictedCache, chunk: int | None) -> Tensor:
+    """Feed `ids` [prompt] through the model and the empty `cache`; returns the next token's logits [vocabulary]."""
+    if ids.numel() == 0:
+        raise UserError("the prompt is empty: give at least one token")
+    for start in range(0, ids.numel(), chunk or ids.numel()):
+        part = ids[start : start + (chunk or ids.numel())]
+        positions = torch.arange(start, start + part.numel(), device=ids.device)
+        try:
+            out = model(
+                input_ids=part[None],
+                position_ids=positions[None],
+                past_key_values=cache,
+                use_cache=True,
+                logits_to_keep=1,
+            )
+        except torch.OutOfMemoryError as error:
+            raise PrefillError(
+                f"out of memory in the prefill of {ids.numel()} tokens: set prefill_chunk, for example to 4096, or use "
+                "shorter prompts"
+            ) from error
+    if any(layer.seen != ids.numel() for layer in cache.evicting):
+        raise UserError(f"{type(model).__name__} does not attend through its cache: choose another model")
+    return out.logits[0, -1].float()

@@ -1,0 +1,68 @@
+"""From scores and capacities to kept prompt positions: common code of all methods.
+
+The top past tokens of each KV head by score, ties to the lower index, and the observation window. Layers are allocated
+as they are seen, and a layer never gets back what it has given up.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from compresskv.eviction import Capacity, EvictionMethod, LayerScores, PromptShape
+
+Kept = list[list[Tensor]]
+"""Kept prompt positions: for each layer that evicts, for each KV head, a sorted int64 tensor."""
+
+
+def tighten(kept: Sequence[Capacity], answer: Sequence[Capacity], past: int) -> list[Capacity]:
+    """What each layer keeps after one more layer was seen, given what the earlier ones kept and the new `answer`.
+
+    A token given up cannot come back, so each layer keeps the element-wise minimum of all answers, clipped to the
+    `past` (CAKE's cascade, Qin et al. 2025).
+    """
+    return [_minimum(a, b) for a, b in zip([*kept, past], answer, strict=True)]
+
+
+def running_capacities(
+    method: EvictionMethod, scores: Sequence[LayerScores], shape: PromptShape, budget: int
+) -> list[Capacity]:
+    """What each layer keeps, in past tokens, when the allocator is asked after every layer, as in a prefill."""
+    kept: list[Capacity] = []
+    for seen in range(1, len(scores) + 1):
+        kept = tighten(kept, method.allocator(scores[:seen], shape, budget), shape.past)
+    return kept
+
+
+def _minimum(a: Capacity, b: Capacity) -> Capacity:
+    if isinstance(a, int):
+        return min(a, b) if isinstance(b, int) else tuple(min(a, head) for head in b)
+    if isinstance(b, int):
+        return tuple(min(head, b) for head in a)
+    return tuple(min(x, y) for x, y in zip(a, b, strict=True))
+
+
+def select(scores: LayerScores, capacity: Capacity, length: int) -> list[Tensor]:
+    """Kept prompt positions of one layer: for each KV head a sorted int64 tensor, the window included.
+
+    The top `capacity` past tokens by score, ties to the lower index, and the positions after the past.
+    """
+    ranking = scores.ranking
+    heads, past = ranking.shape
+    window = torch.arange(past, length, device=ranking.device)
+    if isinstance(capacity, int):
+        best = ranking[:, :capacity].sort(dim=-1).values
+        return list(torch.cat([best, window.expand(heads, -1)], dim=-1).unbind())
+    if len(capacity) != heads:
+        raise ValueError(f"{len(capacity)} capacities for {heads} KV heads")
+    return [torch.cat([ranking[h, :c].sort().values, window]) for h, c in enumerate(capacity)]
+
+
+def keep_all(kv_heads: int, length: int, device: torch.device | None = None) -> list[Tensor]:
+    """Every position, for each KV head."""
+    return [torch.arange(length, device=device)] * kv_heads
+
+
+def counts(kept: Kept) -> list[list[int]]:
+    """How many positions are kept, [layer][KV head]."""
+    return [[positions.numel() for positions in layer] for layer in kept]

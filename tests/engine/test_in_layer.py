@@ -1,0 +1,53 @@
+"""Eviction inside each layer: the public API, and what is alive meanwhile."""
+
+import gc
+
+import pytest
+import torch
+
+from compresskv.engine.attention import attached
+from compresskv.engine.decode import Stopping
+from compresskv.engine.generation import generate
+from compresskv.engine.in_layer import LayerwiseCache, compressed
+from compresskv.engine.prefill import Setting, prefill
+from tests import tiny
+from tests.methods_in_use import RAGGED, SNAPKV
+
+NEW = Stopping(12)
+
+
+def test_the_public_api_works_with_generate_and_leaves_the_model_alone():
+    model, ids = tiny.model("llama"), tiny.prompt(60)
+    inputs = {"input_ids": ids[None], "attention_mask": torch.ones(1, 60, dtype=torch.long)}
+    options = {"max_new_tokens": 12, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
+    before = model(**inputs).logits
+    with compressed(model, SNAPKV, budget=20) as cache:
+        ours = model.generate(**inputs, **options, past_key_values=cache)[0, 60:].tolist()
+    with attached(model):
+        assert ours == generate(model, ids, [Setting(SNAPKV, 20)], NEW)[0].tokens
+    assert [len(p) for layer in cache.kept for p in layer] == [20] * 8
+    assert model.config._attn_implementation == "sdpa"
+    torch.testing.assert_close(model(**inputs).logits, before, atol=0, rtol=0)
+
+
+@pytest.mark.parametrize("setting", [Setting(SNAPKV, 20), Setting(RAGGED, 40)])
+def test_in_layer_prefill_holds_one_complete_layer_at_a_time(setting):
+    model, ids = tiny.model("llama"), tiny.prompt(300)
+
+    def complete_layers() -> float:
+        """Layers whose keys and values of the whole prompt are alive, by the memory they stand in."""
+        alive = (t for t in gc.get_objects() if type(t) is torch.Tensor and t.shape[-2:] == (300, 16))
+        return len({t.untyped_storage().data_ptr() for t in alive if t.shape[-3] == 2}) / 2
+
+    class Watched(LayerwiseCache):
+        def _evict(self, layer):
+            found.append(complete_layers())
+            super()._evict(layer)
+
+    found: list[float] = []
+    with attached(model), torch.no_grad():
+        model(ids[None], past_key_values=Watched(model.config, setting))
+        assert found == [1, 1, 1, 1]
+        assert complete_layers() == 0
+        shared = prefill(model, ids, 8)
+        assert complete_layers() == len(shared.layers) == 4
