@@ -14,20 +14,37 @@ from compresskv.errors import UserError
 HUB_REPOSITORY = "THUDM/LongBench"  # redirects to zai-org/LongBench
 HUB_REVISION = "5e628be450b7e67fb7ae6e201bd6d8f7056f7672"
 HUB_SHA256 = "cb45b11a4133c6bc1d6a44b0f8e701335ff1e543195db1103472e575857f7f64"
+HUB_TIMEOUT = 5.0  # seconds
 LARGEST_ARCHIVE = 4 << 30  # bytes unpacked; the official one has well under 1 GiB
 
 
 def download(repository: str = HUB_REPOSITORY, revision: str = HUB_REVISION) -> Path:
-    """Path of `data.zip` in the Hugging Face cache, downloaded if it is not there yet."""
-    from huggingface_hub import hf_hub_download
+    """Path of `data.zip` in the Hugging Face cache, downloaded if it is not there yet.
 
+    Raises `UserError` within seconds where the hub cannot be reached, and at once under HF_HUB_OFFLINE.
+    """
+    import huggingface_hub as hub
+
+    file = {"filename": "data.zip", "repo_type": "dataset", "revision": revision}
     try:
-        return Path(hf_hub_download(repository, "data.zip", repo_type="dataset", revision=revision))
+        if not hub.try_to_load_from_cache(repository, **file) and not hub.constants.HF_HUB_OFFLINE:
+            # Asked once: the download itself retries for half a minute.
+            hub.get_hf_file_metadata(hub.hf_hub_url(repository, **file), timeout=HUB_TIMEOUT)
+        return Path(hub.hf_hub_download(repository, "data.zip", repo_type="dataset", revision=revision))
     except Exception as error:  # of many unrelated types: no network, no such revision, no access, ...
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".:")
         raise UserError(
-            f"cannot download data.zip of {repository} at revision {revision} ({reason}): give eval.data a local copy."
+            f"cannot download data.zip of {repository} at revision {revision} ({reason(error)}): "
+            "give eval.data a local copy."
         ) from error
+
+
+def reason(error: Exception) -> str:
+    """Why the hub gave nothing, in short."""
+    import huggingface_hub as hub
+
+    if isinstance(error, hub.errors.LocalEntryNotFoundError) and hub.constants.HF_HUB_OFFLINE:
+        return "HF_HUB_OFFLINE is set, and the hub's cache has no copy"
+    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".:")
 
 
 def sha256_of(path: Path) -> str:
@@ -77,13 +94,19 @@ def _extract(archive: Path, folder: Path) -> None:
             _refuse_unsafe(archive, member)
         if sum(member.file_size for member in members) > LARGEST_ARCHIVE:
             raise UserError(f"{archive} would unpack to more than {LARGEST_ARCHIVE >> 30} GiB: this is not LongBench.")
-        wanted = [member for member in members if not member.is_dir() and member.filename.endswith(".jsonl")]
-        names = [PurePosixPath(member.filename).name for member in wanted]
+        paths = [PurePosixPath(member.filename) for member in members]
+        # Names that begin with a dot are other programs' notes, such as "__MACOSX/._qasper.jsonl".
+        wanted = [
+            (member, path.name)
+            for member, path in zip(members, paths, strict=True)
+            if path.suffix == ".jsonl" and not member.is_dir() and not path.name.startswith(".")
+        ]
+        names = [name for _, name in wanted]
         if not wanted or len(set(names)) < len(names):
             raise UserError(
                 f"{archive} should hold one task.jsonl file a task: found {', '.join(sorted(names)) or 'none'}."
             )
-        for member, name in zip(wanted, names, strict=True):
+        for member, name in wanted:
             with content.open(member) as source, open(folder / name, "xb") as copy:
                 shutil.copyfileobj(source, copy)
 

@@ -58,6 +58,52 @@ def check_rows(task: str, rows: Iterable[tuple[int, Sequence[str], int]]) -> Row
     return RowCheck(task, len(official), len(seen), mismatching, len(official) - len(seen))
 
 
+def locate(task: str, rows: Sequence[tuple[Sequence[str], int]]) -> list[int | None]:
+    """The official number of each (answers, length), by its content alone; None for what no official row has.
+
+    Rows of equal content keep their own place where they can, and are counted in order otherwise.
+    """
+    official = _index()[get_task(task).name]
+    given = [fingerprint(answers, length) for answers, length in rows]
+    numbers: list[int | None] = [
+        line if line < len(official) and official[line] == content else None for line, content in enumerate(given)
+    ]
+    free: dict[str, list[int]] = {}
+    for number, content in enumerate(official):
+        if number >= len(given) or numbers[number] is None:
+            free.setdefault(content, []).append(number)
+    for line, content in enumerate(given):
+        if numbers[line] is None and free.get(content):
+            numbers[line] = free[content].pop(0)
+    return numbers
+
+
+def holdings(task: str, rows: Iterable[tuple[int, Sequence[str], int]]) -> str:
+    """Which official rows these (official row, answers, length) triples are, and how many are none, as a sentence."""
+    official = _index()[get_task(task).name]
+    rows = list(rows)
+    matching = {
+        row for row, answers, length in rows if row < len(official) and official[row] == fingerprint(answers, length)
+    }
+    held = sorted(matching)
+    foreign = len(rows) - len(held)
+    if not held:
+        return f"{task}: none of the {len(rows)} rows is an official one."
+    sentence = f"{task}: {len(held)} of the {len(official)} official rows ({ranges(held)})"
+    return f"{sentence}, and {foreign} rows that are not official." if foreign else f"{sentence}."
+
+
+def ranges(numbers: Sequence[int]) -> str:
+    """Ascending numbers as "0–3, 7"."""
+    spans: list[list[int]] = []
+    for number in numbers:
+        if spans and spans[-1][1] == number - 1:
+            spans[-1][1] = number
+        else:
+            spans.append([number, number])
+    return ", ".join(f"{first}" if first == last else f"{first}–{last}" for first, last in spans)
+
+
 def check_unordered(task: str, rows: Iterable[tuple[Sequence[str], int]]) -> RowCheck:
     """Compare (answers, length) pairs in any order with the official rows: predictions carry no row number."""
     official = Counter(_index()[get_task(task).name])
