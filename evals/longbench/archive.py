@@ -7,6 +7,8 @@ import stat
 import tempfile
 import zipfile
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 
 from compresskv.errors import UserError
@@ -24,10 +26,11 @@ def download(repository: str = HUB_REPOSITORY, revision: str = HUB_REVISION) -> 
     Raises `UserError` within seconds where the hub cannot be reached, and at once under HF_HUB_OFFLINE.
     """
     import huggingface_hub as hub
+    from huggingface_hub import constants
 
     file = {"filename": "data.zip", "repo_type": "dataset", "revision": revision}
     try:
-        if not hub.try_to_load_from_cache(repository, **file) and not hub.constants.HF_HUB_OFFLINE:
+        if not hub.try_to_load_from_cache(repository, **file) and not constants.HF_HUB_OFFLINE:
             # Asked once: the download itself retries for half a minute.
             hub.get_hf_file_metadata(hub.hf_hub_url(repository, **file), timeout=HUB_TIMEOUT)
         return Path(hub.hf_hub_download(repository, "data.zip", repo_type="dataset", revision=revision))
@@ -40,9 +43,10 @@ def download(repository: str = HUB_REPOSITORY, revision: str = HUB_REVISION) -> 
 
 def reason(error: Exception) -> str:
     """Why the hub gave nothing, in short."""
-    import huggingface_hub as hub
+    from huggingface_hub import constants
+    from huggingface_hub.errors import LocalEntryNotFoundError, OfflineModeIsEnabled
 
-    if isinstance(error, hub.errors.LocalEntryNotFoundError) and hub.constants.HF_HUB_OFFLINE:
+    if constants.HF_HUB_OFFLINE and isinstance(error, LocalEntryNotFoundError | OfflineModeIsEnabled):
         return "HF_HUB_OFFLINE is set, and the hub's cache has no copy"
     return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".:")
 
@@ -69,25 +73,38 @@ def unpack(archive: Path, cache: Path, expected_sha256: str | None = None) -> Pa
     if target.is_dir():
         return target
     try:
-        cache.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=cache, prefix="unpacking-") as scratch:
-            # Renaming makes it atomic; a folder that another process has put there meanwhile holds the same files.
+        with new_folder(target) as folder:
+            _extract(archive, folder)
+    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
+        raise UserError(f"{archive} is no complete zip archive ({error}): download it again.") from error
+    return target
+
+
+@contextmanager
+def new_folder(target: Path) -> Iterator[Path]:
+    """A folder to write into, which becomes `target` at the end of the block, or else vanishes.
+
+    Raises `UserError` where the disk refuses it.
+    """
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=target.parent, prefix="unpacking-") as scratch:
             complete = Path(scratch) / "data"
-            _extract(archive, complete)
+            complete.mkdir()
+            yield complete
             try:
+                # Renaming is atomic; a folder that another process has put there meanwhile holds the same files.
                 os.rename(complete, target)
             except OSError:
                 if not target.is_dir():
                     raise
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
-        raise UserError(f"{archive} is no complete zip archive ({error}): download it again.") from error
     except OSError as error:
-        raise UserError(f"cannot unpack {archive} into {cache}: {error.strerror or error}.") from error
-    return target
+        raise UserError(
+            f"cannot unpack into {target.parent}: {error.strerror or error}: set COMPRESSKV_CACHE to another folder."
+        ) from error
 
 
 def _extract(archive: Path, folder: Path) -> None:
-    folder.mkdir()
     with zipfile.ZipFile(archive) as content:
         members = content.infolist()
         for member in members:

@@ -1,4 +1,4 @@
-"""LongBench records from a directory of task.jsonl files, a local zip, or the hub's official data.zip."""
+"""LongBench records from a directory of task.jsonl files, a zip, a copy of the library `datasets`, or the hub."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -7,7 +7,7 @@ from typing import Any
 
 from compresskv.errors import UserError
 from compresskv.folders import cache_folder
-from evals.longbench import archive, official
+from evals.longbench import archive, copies, official
 from evals.longbench.records import (
     answers_field,
     classes_field,
@@ -47,27 +47,40 @@ def open_source(
     repository: str = archive.HUB_REPOSITORY,
     revision: str | None = None,
 ) -> Path:
-    """The folder of task.jsonl files behind `source`: "hub", a zip file, or a directory.
+    """The folder of task.jsonl files behind `source`: "hub", a zip, a directory, or the id of a hub dataset.
 
-    A directory may also look like the hub's repository or its unpacked zip: a data.zip, or the files in data/.
-    `sha256` is what an archive must have; for "hub" at the pinned revision it is known and always checked.
+    A directory may also look like the hub's repository or its unpacked zip: a data.zip, or the files in data/. It may
+    hold a copy of the library `datasets`, which is converted (`copies`), as a parquet file is. `sha256` is what an
+    archive must have; for "hub" at the pinned revision it is known and always checked.
     """
-    cache, revision = cache or default_cache(), revision or archive.HUB_REVISION
+    cache = cache or default_cache()
     if str(source) == "hub":
+        revision = revision or archive.HUB_REVISION
         if sha256 is None and revision == archive.HUB_REVISION:
             sha256 = archive.HUB_SHA256
         return archive.unpack(archive.download(repository, revision), cache, sha256)
     path = Path(source).expanduser()
-    if path.is_file():
+    if not path.exists():
+        if not copies.HUB_ID.fullmatch(str(source)):
+            raise UserError(f"eval.data={source} does not exist: give a directory of task.jsonl files, a zip, or hub.")
+        path = copies.download(str(source), revision)
+    folder = _open_path(path, cache, sha256)
+    if folder is None:
+        raise UserError(f"eval.data={source} holds no task.jsonl file and no data.zip.")
+    return folder
+
+
+def _open_path(path: Path, cache: Path, sha256: str | None) -> Path | None:
+    if path.is_file() and not copies.is_copy(path):
         return archive.unpack(path, cache, sha256)
-    if not path.is_dir():
-        raise UserError(f"eval.data={source} does not exist: give a directory of task.jsonl files, a zip, or hub.")
-    for folder in (path, path / "data"):
-        if data_files(folder):
-            return folder
-    if (path / "data.zip").is_file():
+    folders = [folder for folder in (path, path / "data") if folder.is_dir() and data_files(folder)]
+    if not folders and (path / "data.zip").is_file():
         return archive.unpack(path / "data.zip", cache, sha256)
-    raise UserError(f"eval.data={source} holds no task.jsonl file and no data.zip.")
+    if sha256:
+        raise UserError(f"eval.sha256 is that of an archive, and {path} is none: leave it out.")
+    if folders:
+        return folders[0]
+    return copies.convert(path, cache) if copies.is_copy(path) else None
 
 
 def load_task(folder: Path, task: Task, limit: int | None = None) -> list[Record]:

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from compresskv.errors import UserError
 from evals.longbench.records import answers_field, length_field, read_jsonl
-from evals.longbench.tasks import ALL, get_task
+from evals.longbench.tasks import ALL, Task, get_task
 
 INDEX = Path(__file__).with_name("official_index.json")
 _DIGITS = 6
@@ -91,6 +91,23 @@ def holdings(task: str, rows: Iterable[tuple[int, Sequence[str], int]]) -> str:
         return f"{task}: none of the {len(rows)} rows is an official one."
     sentence = f"{task}: {len(held)} of the {len(official)} official rows ({ranges(held)})"
     return f"{sentence}, and {foreign} rows that are not official." if foreign else f"{sentence}."
+
+
+def prompt_problem(
+    task: Task, *, input: str, context: str, answers: Sequence[str], length: int, all_classes: object = None
+) -> str:
+    """Why a row with official answers and length has not the official text; "" if nothing speaks against it.
+
+    The official length counts the words of context, input and an answer, or the answer as one word; in musique words
+    end at blanks alone. How the Chinese tasks count characters is not known: their text is not checked.
+    """
+    if task.language != "en":
+        return ""
+    separator = " " if task.name == "musique" else None
+    words = sum(len(text.split(separator)) for text in (context, input))
+    if length - words in {1, *(len(answer.split(separator)) for answer in answers)}:
+        return ""
+    return f"context and question have {words} words, which does not go with the length {length}"
 
 
 def ranges(numbers: Sequence[int]) -> str:
