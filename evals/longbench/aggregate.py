@@ -30,11 +30,13 @@ class TaskScore:
     def problem(self) -> str:
         """Why this is not a score on the official test set; "" if it is."""
         n, official = len(self.samples), self.task.n
-        if n != official:
-            return f"incomplete: {n} of {official} rows" if n < official else f"{n} rows instead of {official}"
-        if self.check and not self.check.complete:
-            return f"{self.check.mismatching} rows are not official"
-        return ""
+        foreign = self.check.mismatching if self.check else 0
+        if n < official:
+            which = f", {'none' if foreign == n else f'{n - foreign}'} of them official" if foreign else ""
+            return f"incomplete: {n} of {official} rows{which}"
+        if n > official:
+            return f"{n} rows instead of {official}"
+        return f"{foreign} rows are not official" if foreign else ""
 
 
 @dataclass(frozen=True)
