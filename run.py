@@ -7,8 +7,10 @@ from pathlib import Path
 import hydra
 from omegaconf import DictConfig, OmegaConf
 
+from compresskv.model_config import name_of
+
 # `model.path=<id or directory>` names the model after it, unless `model.name` says otherwise.
-OmegaConf.register_new_resolver("name_of", lambda path, name: Path(path).name if path else name)
+OmegaConf.register_new_resolver("name_of", lambda path, name: name if path is None else name_of(path))
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="config")

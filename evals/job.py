@@ -67,7 +67,7 @@ def job_from(config: Mapping[str, Any]) -> Job:
     if allocator["name"] != standard and not full:
         name = f"{name}-{allocator['name']}"
     evaluation = config["eval"]
-    model = {key: value for key, value in config["model"].items() if key != "niah"}  # defaults for conf/eval/niah
+    model = {key: value for key, value in config["model"].items() if key != "evals"}  # defaults for conf/eval
     if evaluation["name"] not in EVALS:
         raise UserError(f"eval.name={evaluation['name']}: choose one of {', '.join(EVALS)}")
     budget = _check("budget", config["budget"], int)
@@ -128,7 +128,7 @@ def checked(name: str, kind: type, values: Mapping[str, Any]) -> Any:
 
 def _check(name: str, value: Any, hint: Any) -> Any:
     """`value` as the type `hint` wants it: lists become tuples, integers floats. Raises `UserError` otherwise."""
-    options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    options = typing.get_args(hint) if typing.get_origin(hint) in (types.UnionType, typing.Union) else (hint,)
     for option in options:
         origin, arguments = typing.get_origin(option), typing.get_args(option)
         if origin is typing.Literal:
@@ -139,6 +139,8 @@ def _check(name: str, value: Any, hint: Any) -> Any:
             inner = [arguments[0]] * len(value) if arguments[-1] is Ellipsis else arguments
             if len(inner) == len(value):
                 return tuple(_check(f"{name}[{i}]", v, t) for i, (v, t) in enumerate(zip(value, inner, strict=True)))
+        elif origin is Mapping and isinstance(value, Mapping):
+            return dict(value)
         elif option is float and isinstance(value, (int, float)) and not isinstance(value, bool):
             return float(value)
         elif option is type(None) and value is None:  # noqa: SIM114

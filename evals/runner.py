@@ -95,7 +95,7 @@ def _open(model: LoadedModel, job: Job, task: Task, opened: Mapping[Path, Run]) 
     method = build_method(model, job, task.first_prompt)
     setting = Setting(method, job.budget)
     identity = {
-        "model": [model.fingerprint, model.dtype, model.backend],
+        "model": model.identity,
         "prompt": task.identity,
         "method": describe(method),
         "prefill_chunk": job.prefill_chunk,
@@ -128,7 +128,6 @@ def build_method(model: LoadedModel, job: Job, first_prompt: Callable[[], int] |
         observation=job.observation,
         protocol=job.protocol,
         calibration=_calibration(job),
-        taus=job.model.taus,
         first_prompt=first_prompt() if first_prompt and job.protocol.pyramid_schedule == "first_prompt" else None,
     )
     return build(job.method, context)
