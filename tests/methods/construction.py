@@ -13,7 +13,7 @@ from compresskv.calibration import Calibration
 from compresskv.checking import frozen
 from compresskv.context import Context
 from compresskv.engine.prefill import Prefill, Setting
-from compresskv.eviction import Allocator, Capacity, EvictionMethod, LayerPrefill, LayerScores, Observation, PromptShape
+from compresskv.eviction import Allocator, Capacity, EvictionMethod, LayerPrefill, LayerScores, PromptShape
 from compresskv.methods import CONF, MethodConfig, Part, build, named_method
 from compresskv.observation import ObservationConfig
 from compresskv.protocol import EvaluationProtocol
