@@ -16,7 +16,7 @@ from compresskv.errors import UserError
 from compresskv.eviction import Observation
 from compresskv.methods import build, named_method
 from compresskv.protocol import EvaluationProtocol
-from evals import runner
+from evals.running import methods
 from tests.methods.construction import method
 
 PROMPT = torch.tensor([9, 5, 7, 5, 8])
@@ -134,7 +134,7 @@ def layer_scores(data: str) -> tuple[float, ...]:
         calibration="auto",
     )
     model = SimpleNamespace(name="tiny", layers=2, q_heads=4, kv_heads=2)
-    made = runner.build_method(model, job)  # type: ignore[arg-type]
+    made = methods.build_method(model, job)  # type: ignore[arg-type]
     return made.allocator.layer_scores  # type: ignore[attr-defined]
 
 
