@@ -147,6 +147,7 @@ def _pretrained(
         attn_implementation="sdpa",
         device_map="auto" if chosen.device == "map" else None,
         output_loading_info=True,
+        ignore_mismatched_sizes=True,  # they are named below
         **options,
     )
     checkpoints.complete(info, source)
@@ -192,8 +193,7 @@ def _explained(config: ModelConfig) -> Iterator[None]:
         ) from error
     except Exception as error:  # each architecture's code fails in its own way
         lines = [line.strip() for line in str(error).split("\n") if line.strip()]
-        size = next((line for line in lines if "size mismatch" in line), "")
-        reason = " ".join((size or " ".join(lines[:1])).split())[:300]
+        reason = " ".join(" ".join(lines[:1]).split())[:300]
         fix = _fix(source, reason)
         raise UserError(
             f"model.path={source}: the model cannot be loaded ({type(error).__name__}: {reason}): {fix}"
@@ -218,7 +218,6 @@ _FIXES = {
     "does not recognize this architecture": "use a transformers that knows it, or a model of another family",
     "Unrecognized configuration class": "choose a decoder-only language model",
     "no file named model.safetensors": "save its weights as safetensors: other formats can run code",
-    "size mismatch": "its config.json is not that of these weights",
     "out of memory": "set model.dtype=bfloat16 or model.device=map, or choose a smaller model",
 }
 
