@@ -14,9 +14,11 @@ from transformers.utils import logging as transformers_logging
 
 from compresskv import checkpoints, hardware
 from compresskv.chat import chat_ids, chat_prompt
+from compresskv.engine.memory import kv_heads
 from compresskv.errors import UserError
 from compresskv.generation_defaults import defaults_of
 from compresskv.model_config import ModelConfig
+from compresskv.probe import refuse_unserved
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,7 +79,7 @@ class LoadedModel:
 
     @property
     def kv_heads(self) -> int:
-        return self.model.config.get_text_config(decoder=True).num_key_value_heads
+        return kv_heads(self.model.config.get_text_config(decoder=True))
 
     def chat(self, text: str, answer_prefix: str = "") -> str:
         """`text` as one user turn and the opening of the answer, in the model's own template."""
@@ -92,11 +94,15 @@ class LoadedModel:
 
 
 def load(config: ModelConfig) -> LoadedModel:
-    """Load a model as configured. Raises `UserError`, with the fix, for whatever keeps it from being loaded."""
+    """Load a model as configured, and try that eviction serves it.
+
+    Raises `UserError`, with the fix, for whatever keeps it from being loaded or served.
+    """
     chosen = hardware.choose(config)
     with _explained(config), _quiet():
         source, fingerprint = _source(config)
         model, tokenizer = _pretrained(config, source, chosen)
+        refuse_unserved(model)
         fingerprint = fingerprint or checkpoints.fingerprint(source, config.revision)
     if config.chat_template and not tokenizer.chat_template:
         raise UserError(f"model={config.name}: its tokenizer has no chat template: set model.chat_template=false")
@@ -217,6 +223,7 @@ _FIXES = {
     "trust_remote_code": "set model.trust_remote_code=true if you trust the code that comes with it",
     "does not recognize this architecture": "use a transformers that knows it, or a model of another family",
     "Unrecognized configuration class": "choose a decoder-only language model",
+    "does not support an attention implementation": "its attention cannot be replaced: choose another architecture",
     "no file named model.safetensors": "save its weights as safetensors: other formats can run code",
     "out of memory": "set model.dtype=bfloat16 or model.device=map, or choose a smaller model",
 }
