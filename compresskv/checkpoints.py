@@ -127,6 +127,15 @@ def from_gguf(parts: Sequence[Path], expected: str | None) -> tuple[Path, str]:
     return target, digest
 
 
+def origin(path: str) -> tuple[str, str | None]:
+    """The name of the model loaded from `path`, and its fingerprint where the path tells it: that of a GGUF copy."""
+    name = Path(path).name
+    if (Path(path) / _ORIGIN).is_file():
+        name, _, digest = name.rpartition("-")
+        return name, digest
+    return name, None
+
+
 def _dequantise(parts: Sequence[Path], target: Path) -> None:
     """Save a GGUF file as float32 safetensors; the folder appears under its name only when it is complete."""
     partial = Path(tempfile.mkdtemp(dir=target.parent))

@@ -289,7 +289,7 @@ def test_a_template_s_own_variables(checkpoint):
     model = templated(checkpoint, thinks, enable_thinking=False)
     assert model.chat("Hello") == "Hello"
     assert model.identity["chat_template_kwargs"] == {"enable_thinking": False}
-    with pytest.raises(UserError, match="model.chat_template_kwargs.tokenize"):
+    with pytest.raises(UserError, match=r"model\.chat_template_kwargs\.tokenize"):
         templated(checkpoint, thinks, tokenize=True).chat("Hello")
 
 
