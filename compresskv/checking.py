@@ -207,7 +207,7 @@ def _wrong_item(where: str, hint: Any, value: Mapping[str, Any]) -> UserError | 
     """The sentence about the first item of a mapping that is wrong."""
     for option in _options(hint):
         arguments = get_args(option)
-        if len(arguments) != 2 or not issubclass(get_origin(option) or object, Mapping):
+        if len(arguments) != 2 or get_origin(option) not in (dict, Mapping):
             continue
         for name, item in value.items():
             try:

@@ -113,7 +113,10 @@ NORM = "model.layers.1.input_layernorm.weight"
         (lambda d: without(d, "lm_head.weight"), "missing lm_head.weight"),
         (lambda d: edited(d, "config.json", num_hidden_layers=4), "missing model.layers.3.input_layernorm.weight"),
         (lambda d: edited(d, "config.json", num_hidden_layers=2), "unexpected model.layers.2.input_layernorm.weight"),
-        (lambda d: edited(d, "config.json", intermediate_size=60), "of another size model.layers.0.mlp.down_proj.weight"),
+        (
+            lambda d: edited(d, "config.json", intermediate_size=60),
+            "of another size model.layers.0.mlp.down_proj.weight",
+        ),
     ],
 )
 def test_weights_that_are_not_the_model_s_are_refused_by_name(checkpoint, tmp_path, change, names):

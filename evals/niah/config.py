@@ -40,7 +40,7 @@ class Niah(SampledEvaluation):
     def depth_list(self) -> tuple[float, ...]:
         """Depths in per cent."""
         if isinstance(self.depths, int):
-            return tuple(np.linspace(0, 100, self.depths).round()) if self.depths > 1 else (50.0,)
+            return tuple(np.linspace(0, 100, self.depths).round().tolist()) if self.depths > 1 else (50.0,)
         return self.depths
 
     def make_tasks(self, model: LoadedModel, protocol: EvaluationProtocol) -> Sequence[NiahTask]:
