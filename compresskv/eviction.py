@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from compresskv.errors import UserError
+from compresskv.errors import NonFiniteError, UserError
 from compresskv.observation import ObservationConfig
 
 Capacity = int | tuple[int, ...]
@@ -129,7 +129,9 @@ class LayerScores:
         # Heads that share one row of scores share its sort.
         scores = self.scores[:1] if self.scores.stride(0) == 0 else self.scores
         if scores.isnan().any():
-            raise ValueError("a scorer returned NaN: check the attention logits for overflow")
+            raise NonFiniteError(
+                "a scorer returned NaN, since the attention logits overflow: set model.dtype=float32 or bfloat16"
+            )
         return scores.float().sort(dim=-1, descending=True, stable=True).indices.expand(heads, -1)
 
     @cached_property

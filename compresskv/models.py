@@ -14,9 +14,11 @@ from transformers.utils import logging as transformers_logging
 
 from compresskv import checkpoints, hardware
 from compresskv.chat import chat_ids, chat_prompt
+from compresskv.engine.memory import kv_heads
 from compresskv.errors import UserError
 from compresskv.generation_defaults import defaults_of
 from compresskv.model_config import ModelConfig
+from compresskv.probe import refuse_unserved
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,7 +79,7 @@ class LoadedModel:
 
     @property
     def kv_heads(self) -> int:
-        return self.model.config.get_text_config(decoder=True).num_key_value_heads
+        return kv_heads(self.model.config.get_text_config(decoder=True))
 
     def chat(self, text: str, answer_prefix: str = "") -> str:
         """`text` as one user turn and the opening of the answer, in the model's own template."""
@@ -92,11 +94,15 @@ class LoadedModel:
 
 
 def load(config: ModelConfig) -> LoadedModel:
-    """Load a model as configured. Raises `UserError`, with the fix, for whatever keeps it from being loaded."""
+    """Load a model as configured, and try that eviction serves it.
+
+    Raises `UserError`, with the fix, for whatever keeps it from being loaded or served.
+    """
     chosen = hardware.choose(config)
     with _explained(config), _quiet():
         source, fingerprint = _source(config)
         model, tokenizer = _pretrained(config, source, chosen)
+        refuse_unserved(model)
         fingerprint = fingerprint or checkpoints.fingerprint(source, config.revision)
     if config.chat_template and not tokenizer.chat_template:
         raise UserError(f"model={config.name}: its tokenizer has no chat template: set model.chat_template=false")
@@ -147,6 +153,7 @@ def _pretrained(
         attn_implementation="sdpa",
         device_map="auto" if chosen.device == "map" else None,
         output_loading_info=True,
+        ignore_mismatched_sizes=True,  # they are named below
         **options,
     )
     checkpoints.complete(info, source)
@@ -163,8 +170,8 @@ def _trained_window(config: ModelConfig, model: PreTrainedModel) -> int:
     """The number of tokens that the model was trained for."""
     text = model.config.get_text_config(decoder=True)
     for name in ("max_position_embeddings", "max_seq_len", "seq_length"):
-        if isinstance(found := getattr(text, name, None), int):
-            return found
+        if isinstance(window := getattr(text, name, None), int):
+            return window
     raise UserError(f"model={config.name}: its config.json has no max_position_embeddings: set model.window")
 
 
@@ -192,8 +199,7 @@ def _explained(config: ModelConfig) -> Iterator[None]:
         ) from error
     except Exception as error:  # each architecture's code fails in its own way
         lines = [line.strip() for line in str(error).split("\n") if line.strip()]
-        size = next((line for line in lines if "size mismatch" in line), "")
-        reason = " ".join((size or " ".join(lines[:1])).split())[:300]
+        reason = " ".join(" ".join(lines[:1]).split())[:300]
         fix = _fix(source, reason)
         raise UserError(
             f"model.path={source}: the model cannot be loaded ({type(error).__name__}: {reason}): {fix}"
@@ -217,8 +223,8 @@ _FIXES = {
     "trust_remote_code": "set model.trust_remote_code=true if you trust the code that comes with it",
     "does not recognize this architecture": "use a transformers that knows it, or a model of another family",
     "Unrecognized configuration class": "choose a decoder-only language model",
+    "does not support an attention implementation": "its attention cannot be replaced: choose another architecture",
     "no file named model.safetensors": "save its weights as safetensors: other formats can run code",
-    "size mismatch": "its config.json is not that of these weights",
     "out of memory": "set model.dtype=bfloat16 or model.device=map, or choose a smaller model",
 }
 
