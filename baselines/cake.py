@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
+import torch
+
 from compresskv.apportion import sainte_lague
 from compresskv.checking import Ge, Le
 from compresskv.context import Context
@@ -35,14 +37,22 @@ The first two are in CompressKV's repository and CAKE's (antgroup/cakekv c4675ce
 
 @dataclass(frozen=True, eq=False)
 class CakeScores(LayerScores):
-    """With the attention's `dispersion` over past tokens (entropy, nats) and `shift` over the window (variance)."""
+    """With the attention's `dispersion` over past tokens (entropy, nats) and `shift` over the window (variance).
+
+    `dtype`: that of the shift and its power, as in the released code; None: float64.
+    """
 
     dispersion: float = 0.0
     shift: float = 0.0
+    dtype: torch.dtype | None = None
 
     def preference(self, taus: tuple[float, float]) -> float:
         """dispersion^(1/tau1) · shift^(1/tau2), kept above zero so that it can be a share."""
-        return max(max(self.dispersion, 0.0) ** (1 / taus[0]) * self.shift ** (1 / taus[1]), 1e-300)
+        dispersion = max(self.dispersion, 0.0)
+        if self.dtype is None:
+            return max(dispersion ** (1 / taus[0]) * self.shift ** (1 / taus[1]), 1e-300)
+        powers = torch.tensor(dispersion) ** (1 / taus[0]), torch.tensor(self.shift, dtype=self.dtype) ** (1 / taus[1])
+        return max((powers[0] * powers[1]).item(), 1e-300)
 
 
 @dataclass(frozen=True)
@@ -63,7 +73,11 @@ class CakeScorer:
         entropy = -(shares * (shares + 1e-10).log()).sum()
         variance = attention.var(1)
         scores = self.observation.pool(attention.mean(1) + self.gamma * variance)
-        return CakeScores(group_mean(scores, layer.kv_heads), entropy.item(), variance.sum().item())
+        scores = group_mean(scores, layer.kv_heads)
+        if self.observation.dtype is None:
+            # As released: over the heads, rounded to the model's dtype, then over the columns.
+            return CakeScores(scores, entropy.item(), variance.sum(0).sum().item(), variance.dtype)
+        return CakeScores(scores, entropy.item(), variance.sum().item())
 
 
 @dataclass(frozen=True)

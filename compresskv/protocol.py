@@ -17,7 +17,8 @@ class EvaluationProtocol:
 
     # Methods.
 
-    # strided: query heads k, k+H_kv, … score KV head k (SnapKV, PyramidKV)
+    # strided: query heads k, k+H_kv, … score KV head k (SnapKV, PyramidKV, HeadKV, AdaKV; of AdaCompressKV and
+    # HeadCompressKV only the allocation)
     gqa_grouping: Literal["contiguous", "strided"] = "contiguous"
     # window: the first B−w tokens and the last w
     streaming_tail: Literal["recent", "window"] = "recent"
@@ -27,10 +28,15 @@ class EvaluationProtocol:
     pyramid_short_prompt: Literal["uniform", "none"] = "uniform"
     # false: the released arithmetic, with its overshoot and losses
     exact_budget: bool = True
-    # official: HeadKV and AdaKV pool by maximum over 7
+    # run in both; official: HeadKV and AdaKV pool by maximum over 7, as their own repositories do
     head_pooling: Literal["run", "official"] = "run"
     # model: the model's dtype at every stage
     score_dtype: Literal["float32", "model"] = "float32"
+
+    # Generation.
+
+    # honoured: the checkpoint's repetition_penalty and whatever else `generate` applies under greedy decoding
+    generation_config: Literal["ignored", "honoured"] = "ignored"
 
     # Calibration.
 
@@ -49,5 +55,5 @@ class EvaluationProtocol:
     niah_sentence_rule: Literal["text", "period_ids"] = "text"
     # llama2_ids: 29889 or 869, whatever the tokenizer
     masking_sentence_rule: Literal["text", "llama2_ids"] = "text"
-    # released: Llama's literal string with two BOS, none for other models
+    # released: Llama's literal string with two BOS, Qwen2.5's template, none for other models
     chat_wrapper: Literal["template", "released"] = "template"
