@@ -57,7 +57,6 @@ SERVED = [
     "Exaone4",
     "GPTNeoX",
     "GPT2",
-    "GPTBigCode",
     "OPT",
     "BioGpt",
     "Persimmon",
