@@ -77,8 +77,8 @@ def _no_flash(dtype: torch.dtype, capability: tuple[int, int] | None) -> str | N
     if capability is None:
         return "it runs on CUDA only: set model.device to a CUDA device"
     if capability < AMPERE:
-        found = ".".join(map(str, capability))
-        return f"it needs an Ampere GPU or a newer one (capability 8.0), this one has {found}: use another"
+        present = ".".join(map(str, capability))
+        return f"it needs an Ampere GPU or a newer one (capability 8.0), this one has {present}: use another"
     if dtype == torch.float32:
         return "it knows no float32: set model.dtype to bfloat16 or float16"
     if not find_spec("flash_attn"):

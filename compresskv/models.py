@@ -170,8 +170,8 @@ def _trained_window(config: ModelConfig, model: PreTrainedModel) -> int:
     """The number of tokens that the model was trained for."""
     text = model.config.get_text_config(decoder=True)
     for name in ("max_position_embeddings", "max_seq_len", "seq_length"):
-        if isinstance(found := getattr(text, name, None), int):
-            return found
+        if isinstance(window := getattr(text, name, None), int):
+            return window
     raise UserError(f"model={config.name}: its config.json has no max_position_embeddings: set model.window")
 
 
