@@ -57,7 +57,6 @@ SERVED = [
     "Exaone4",
     "GPTNeoX",
     "GPT2",
-    "GPTBigCode",
     "OPT",
     "BioGpt",
     "Persimmon",
@@ -75,7 +74,7 @@ REFUSED = {
     "Jamba": ({}, "linear_attention"),
     "RecurrentGemma": ({}, "linear_attention"),
     "Llama4Text": ({"num_local_experts": 2, "intermediate_size_mlp": 96, "head_dim": 16}, "chunked_attention"),
-    "OpenAIGPT": ({}, "through its cache"),
+    "OpenAIGPT": ({}, "its own code"),
 }
 
 

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor
-from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedConfig, PreTrainedModel
 
 from compresskv.engine.backends import SDPA, Backend, FlashAttention2
 from compresskv.errors import UserError
@@ -74,6 +74,11 @@ def forget(name: str) -> None:
     _backends.pop(name, None)
 
 
+def is_attached(config: PreTrainedConfig) -> bool:
+    """Whether the model of this configuration runs with our attention now."""
+    return config._attn_implementation in _backends
+
+
 @contextmanager
 def attached(model: PreTrainedModel, backend: str = "sdpa") -> Iterator[PreTrainedModel]:
     """Run `model` with our attention over `backend` ("sdpa", "flash_attention_2"); its own is restored on leaving."""
@@ -83,6 +88,11 @@ def attached(model: PreTrainedModel, backend: str = "sdpa") -> Iterator[PreTrain
     original = model.config._attn_implementation
     model.set_attn_implementation(name)
     try:
+        if not is_attached(model.config):
+            raise UserError(
+                f"{type(model).__name__} computes attention by its own code, which eviction cannot replace: "
+                "choose a model of another architecture"
+            )
         yield model
     finally:
         model.set_attn_implementation(original)

@@ -15,11 +15,11 @@ def test_refusals():
     ids = tiny.prompt(40)
     padded = torch.ones(1, 40, dtype=torch.long)
     padded[0, :5] = 0
-    with compressed(model, SNAPKV, 20) as cache, pytest.raises(UserError, match="padded"):
+    with pytest.raises(UserError, match="padded"), compressed(model, SNAPKV, 20) as cache:
         model(ids[None], attention_mask=padded, past_key_values=cache)
-    with compressed(model, SNAPKV, 20) as cache, pytest.raises(UserError, match="one prompt at a time"):
+    with pytest.raises(UserError, match="one prompt at a time"), compressed(model, SNAPKV, 20) as cache:
         model(ids.expand(2, -1), past_key_values=cache)
-    with compressed(model, SNAPKV, 20) as cache, pytest.raises(UserError, match="attention mask"):
+    with pytest.raises(UserError, match="attention mask"), compressed(model, SNAPKV, 20) as cache:
         model(ids[None], attention_mask=torch.ones(1, 1, 40, 40, dtype=torch.bool), past_key_values=cache)
     with compressed(model, SNAPKV, 20) as cache, torch.no_grad():
         model(ids[None], past_key_values=cache)
