@@ -20,14 +20,16 @@ from compresskv.engine.in_layer import LayerwiseCache
 from compresskv.engine.prefill import FULL, Setting, prefill
 from compresskv.models import LoadedModel
 from compresskv.protocol import EvaluationProtocol
+from evals.niah.config import Niah
 from evals.niah.evaluation import NiahTask
 
 
 def prompts(model: LoadedModel, lengths: list[int]) -> list[torch.Tensor]:
     """Needle prompts of about these lengths, at different depths."""
-    base = job(f"eval.lengths={sorted(set(lengths))}").eval
-    task = NiahTask(base, model, EvaluationProtocol())
-    return [task.prompt(length, (i + 1) / (len(lengths) + 1))[0] for i, length in enumerate(lengths)]
+    evaluation = job(f"eval.lengths={sorted(set(lengths))}").eval
+    assert isinstance(evaluation, Niah)
+    task = NiahTask(evaluation, model, EvaluationProtocol())
+    return [task.prompt(length, (i + 1) / (len(lengths) + 1)) for i, length in enumerate(lengths)]
 
 
 @torch.no_grad()
@@ -104,7 +106,7 @@ def _steps(model: LoadedModel, cache: Cache, rows: int, start: int, steps: int) 
 
 
 def sweep_ratio(model: LoadedModel, lengths: list[int], methods: list[str], budgets: list[int]) -> float:
-    """All settings of each prompt together over one run a setting; exactly 32 new tokens."""
+    """All settings of each prompt together over one run per setting; exactly 32 new tokens."""
     chosen, texts = settings(model, methods, budgets), prompts(model, lengths)
     stopping = Stopping(32)
 

@@ -18,7 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from compresskv.errors import UserError
+from compresskv.errors import NonFiniteError, UserError
+from compresskv.observation import ObservationConfig
 
 Capacity = int | tuple[int, ...]
 """Past tokens a layer may keep: one number for all its KV heads, or one for each."""
@@ -84,15 +85,9 @@ class LayerPrefill:
 
 
 @dataclass(frozen=True)
-class Observation:
-    """How the observation window looks at the past; the paper uses the same for every method (App. B).
+class Observation(ObservationConfig):
+    """The observation window at work: its attention over the past, pooled, in `dtype` (None: the model's)."""
 
-    `window` positions, 1-D `pooling` ("average" or "max") with an odd `kernel`, scores in `dtype` (None: the model's).
-    """
-
-    window: int = 8
-    kernel: int = 5
-    pooling: str = "average"
     dtype: torch.dtype | None = torch.float32
 
     def attention(self, layer: LayerPrefill) -> Tensor:
@@ -128,7 +123,9 @@ class LayerScores:
         # Heads that share one row of scores share its sort.
         scores = self.scores[:1] if self.scores.stride(0) == 0 else self.scores
         if scores.isnan().any():
-            raise ValueError("a scorer returned NaN: check the attention logits for overflow")
+            raise NonFiniteError(
+                "a scorer returned NaN, since the attention logits overflow: set model.dtype=float32 or bfloat16"
+            )
         return scores.float().sort(dim=-1, descending=True, stable=True).indices.expand(heads, -1)
 
     @cached_property

@@ -7,18 +7,14 @@ from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf
 
+from compresskv.model_config import name_of
 from evals.job import Job, job_from
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
 
 
-def name_of(path: str | None, name: str) -> str:
-    """The last part of a model's path or hub id; `name` where there is no path."""
-    return Path(path).name if path else name
-
-
 # `model.path=<id or directory>` names the model after it, unless `model.name` says otherwise.
-OmegaConf.register_new_resolver("name_of", name_of, replace=True)
+OmegaConf.register_new_resolver("name_of", lambda path, name: name if path is None else name_of(path), replace=True)
 
 
 def composed(*overrides: str) -> dict[str, Any]:

@@ -1,8 +1,8 @@
-"""What an evaluation is: settings from one YAML, tasks of samples or a run of its own, and what it shows of its records.
+"""What an evaluation is: settings from one YAML, tasks of samples or a run of its own, and what it shows of results.
 
-An evaluation is a frozen dataclass of its settings, named by `_target_` in `conf/eval/<name>.yaml`. It lives in a folder
-of its own, inside this package or anywhere that can be imported, and is torch-free: what needs torch is imported by the
-methods that run.
+An evaluation is a frozen dataclass of its settings, named by `_target_` in `conf/eval/<name>.yaml`. It lives in a
+folder of its own, in this package or anywhere that can be imported, and does not need torch: what does is imported by
+the methods that run.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
-from compresskv.checking import MinLen
+from compresskv.checking import Name
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -34,7 +34,7 @@ class Evaluation:
     `alone`: it measures time, so it must have the machine to itself.
     """
 
-    name: Annotated[str, MinLen(1)]
+    name: Name
 
     alone: ClassVar[bool] = False
 
@@ -110,7 +110,7 @@ class Task(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class Sample:
-    """One prompt, `ids` [prompt], int64. `record` goes into the sample's line; `score(prediction)` has at least `score`."""
+    """One prompt, `ids` [prompt], int64. `record` goes into its line; `score(prediction)` gives at least `score`."""
 
     id: str
     ids: Tensor

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
+from compresskv.checkpoints import package_file
 from compresskv.errors import UserError
-from compresskv.models import package_file
 
 SENTENCE_END = re.compile(r"""[.!?]["')\]”’»]*(?=\s)|[。！？…]+["')\]”’»」』）】》]*""")
 LINE_END = re.compile(r"(?<=[^\n])(?=\n)")

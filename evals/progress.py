@@ -49,6 +49,4 @@ class Progress:
             if not self.console.is_terminal and (elapsed - shown > 30 or number == len(items)):
                 shown = elapsed
                 left = elapsed / number * (len(items) - number)
-                self.console.print(
-                    f"{title}: {number}/{len(items)} prompts, {elapsed:.0f} s, about {left:.0f} s left"
-                )
+                self.console.print(f"{title}: {number}/{len(items)} prompts, {elapsed:.0f} s, about {left:.0f} s left")

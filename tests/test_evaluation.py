@@ -29,7 +29,7 @@ class Counting(SampledEvaluation):
         return [CountTo(model, number) for number in self.numbers]
 '''
 
-TASK = '''
+TASK = """
 from dataclasses import dataclass
 from typing import Any
 from compresskv.engine.decode import Stopping
@@ -65,7 +65,7 @@ class CountTo:
 
     def first_prompt(self):
         return self.sample("up").ids.numel()
-'''
+"""
 
 YAML = """
 _target_: counting.config.Counting
@@ -104,7 +104,7 @@ def test_a_sweep_of_an_own_evaluation(outside, tmp_path):
 
 def test_its_units_run_in_processes_of_their_own(outside, tmp_path):
     command, environment = outside
-    model, *others = command[3:]
+    model = command[3]
     sweep = ["-m", *command[:3], model, "model.dtype=float32", "method=snapkv", "budget=64"]
     done = run(*sweep, "hydra.launcher.devices=[0,1]", env={**environment, "CUDA_VISIBLE_DEVICES": ""})
     assert done.returncode == 0, done.stderr

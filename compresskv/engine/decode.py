@@ -8,8 +8,9 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from compresskv.engine.cache import EvictedCache
-from compresskv.engine.prefill import Prefill
+from compresskv.engine.prefill import Prefill, finite, non_finite
 from compresskv.engine.rows import FoldedRows
+from compresskv.errors import NonFiniteError
 from compresskv.selection import Kept
 
 
@@ -67,17 +68,22 @@ def decode(
 ) -> list[list[int]]:
     """Greedy decoding of `rows` settings that share a prompt of `length` tokens and its next-token `logits`.
 
-    A row that has stopped leaves the batch. Returns the new tokens of each row, the stop token included.
+    A row that has stopped leaves the batch. Returns the new tokens of each row, the stop token included. Raises
+    `NonFiniteError` where a row's logits are not all finite.
     """
     banned = sorted(stopping.ids)
     tokens: list[list[int]] = [[] for _ in range(rows)]
     active = list(range(rows))
     logits = logits.expand(rows, -1)
     for step in range(stopping.max_new_tokens):
+        sound = finite(logits)
         if step < stopping.min_new_tokens and banned:
             logits = logits.index_fill(-1, torch.tensor(banned, device=logits.device), float("-inf"))
-        chosen = logits.argmax(-1)
+        # −1 marks a row whose logits are not finite, so that one transfer brings both.
+        chosen = logits.argmax(-1).where(sound, -1)
         for row, token in zip(active, chosen.tolist(), strict=True):
+            if token < 0:
+                raise NonFiniteError(non_finite(model, f"at new token {step + 1}"))
             tokens[row].append(token)
         going = [slot for slot, row in enumerate(active) if tokens[row][-1] not in stopping.ids]
         if not going or step + 1 == stopping.max_new_tokens:

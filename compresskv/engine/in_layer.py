@@ -5,11 +5,13 @@ For memory and latency measurements, and for people who use a method in their ow
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from compresskv.calibration import Calibration
 from compresskv.engine.attention import attached
 from compresskv.engine.cache import EvictedCache
 from compresskv.engine.decode import Stopping, decode
@@ -17,6 +19,7 @@ from compresskv.engine.generation import Generation
 from compresskv.engine.prefill import Setting, forward_prompt, prompt_shape
 from compresskv.engine.rows import FoldedRows
 from compresskv.eviction import Capacity, EvictionMethod, LayerPrefill, LayerScores
+from compresskv.methods import method_for
 from compresskv.selection import Kept, counts, keep_all, select, tighten
 
 
@@ -63,16 +66,25 @@ class LayerwiseCache(EvictedCache):
 
 @contextmanager
 def compressed(
-    model: PreTrainedModel, method: EvictionMethod | None, budget: int | None, backend: str | None = None
+    model: PreTrainedModel,
+    method: EvictionMethod | str | None,
+    budget: int | None,
+    calibration: Calibration | str | Path | None = None,
+    backend: str | None = None,
 ) -> Iterator[LayerwiseCache]:
     """A cache for `model.generate(**inputs, past_key_values=cache)` with one prompt; leaving restores the model.
 
+    `method`: one, or the name of one in conf/method. One by name takes the model's calibration if it needs one, or
+    `calibration`: what was loaded, a source such as "published", or the path of a file.
     `budget` counts kept tokens per layer and KV head, the observation window included; None keeps everything.
     `backend` is "sdpa" or "flash_attention_2" (None: the latter if the model uses it). Raises `UserError` for a
     budget that does not exceed the window, and in use for padding, batches and unsupported attention.
     """
     if backend is None:
         backend = "flash_attention_2" if model.config._attn_implementation == "flash_attention_2" else "sdpa"
+    if isinstance(method, str):
+        method = method_for(model, method, calibration)
+        budget = None if method is None else budget
     with attached(model, backend):
         yield LayerwiseCache(model.config, Setting(method, budget))
 

@@ -72,9 +72,23 @@ def batches(sizes: Sequence[int], limit: int) -> list[list[int]]:
     return [sorted(batch) for batch in filled]
 
 
+def kv_heads(config: PreTrainedConfig) -> int:
+    """KV heads of a layer, under whichever name an architecture has them; the most if layers differ.
+
+    Without one, each query head has its own.
+    """
+    for name in ("num_key_value_heads", "num_kv_heads"):
+        if heads := getattr(config, name, None):
+            return heads if isinstance(heads, int) else max(heads)
+    return config.num_attention_heads
+
+
 @dataclass(frozen=True)
 class Footprint:
-    """Bytes that a model of this shape takes beside its weights for a prompt of `length` tokens; not measured."""
+    """Bytes that a model of this shape takes beside its weights for a prompt of `length` tokens; not measured.
+
+    What a configuration does not name is taken as most architectures have it.
+    """
 
     model: PreTrainedModel
     length: int
@@ -89,7 +103,8 @@ class Footprint:
         """The widest moment of a layer's forward pass over `chunk` tokens: in the MLP, or just before attention."""
         config = self._config
         itemsize = self.model.dtype.itemsize
-        widest = max(2 * config.hidden_size + 3 * config.intermediate_size, 8 * config.hidden_size)
+        intermediate = getattr(config, "intermediate_size", None) or 4 * config.hidden_size
+        widest = max(2 * config.hidden_size + 3 * intermediate, 8 * config.hidden_size)
         # With sdpa a chunk of many has a mask; on CUDA that takes keys and values repeated for every query head, too.
         mask = chunk * self.length * (1 + itemsize) if chunk < self.length else 0
         heads = 2 * config.num_attention_heads * self._head_dim * self.length * itemsize
@@ -99,8 +114,8 @@ class Footprint:
     def scores(self, scorers: int, window: int) -> int:
         """All layers' scores and rankings, and one layer's float32 keys and attention of the widest `window`."""
         config = self._config
-        kept = scorers * self._layers[0] * config.num_key_value_heads * self.length * (4 + 8)
-        passing = 3 * config.num_attention_heads * window + config.num_key_value_heads * self._head_dim
+        kept = scorers * self._layers[0] * kv_heads(config) * self.length * (4 + 8)
+        passing = 3 * config.num_attention_heads * window + kv_heads(config) * self._head_dim
         return kept + passing * self.length * 4
 
     def row(self, budget: int | None, room: int) -> int:
@@ -121,12 +136,14 @@ class Footprint:
     @property
     def _token_bytes(self) -> int:
         """Keys and values of one token in one layer."""
-        return 2 * self._config.num_key_value_heads * self._head_dim * self.model.dtype.itemsize
+        return 2 * kv_heads(self._config) * self._head_dim * self.model.dtype.itemsize
 
     @property
     def _layers(self) -> tuple[int, int]:
         """How many layers evict, and tokens that the sliding-window layers hold, all together."""
         kinds, arguments = get_layer_types_and_kwargs(self._config)
         # A window of n tokens is n − 1 cached ones and the one that attends to them.
-        sliding = sum(min(self.length, options["sliding_window"] - 1) for options in arguments if options)
+        sliding = sum(
+            min(self.length, options["sliding_window"] - 1) for options in arguments if options.get("sliding_window")
+        )
         return kinds.count("full_attention"), sliding

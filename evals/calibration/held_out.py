@@ -20,8 +20,8 @@ from transformers.cache_utils import get_layer_types_and_kwargs
 from compresskv import calibration
 from compresskv.calibration import layer_errors, retrieval_heads
 from compresskv.errors import UserError
-from compresskv.layer_error import FLOOR
 from compresskv.eviction import Observation
+from compresskv.layer_error import FLOOR
 from compresskv.models import LoadedModel
 from compresskv.observation import ObservationConfig
 from compresskv.semantic_heads import SemanticHeadScorer
@@ -31,7 +31,7 @@ from evals.haystack import Haystack
 from evals.longbench.metrics import qa_f1
 from evals.progress import Progress
 from evals.results.resumable import complete
-from evals.results.schema import SampleLine
+from evals.results.schema import Line
 from evals.results.store import write_json
 from evals.rouge import rouge1_recall
 
@@ -108,13 +108,13 @@ class HeldOutCalibration:
             "max_steps": self.config.max_steps,
         }
 
-    def observe_heads(self) -> Mapping[str, SampleLine]:
+    def observe_heads(self) -> Mapping[str, Line]:
         """First pass: every cell's answer and head scores, by id."""
         folder = self.folder / f"heads-{digest(self.identity)}"
         cells = {cell.id: cell for cell in self.cells}
         return complete(folder, f"{self.model.name} retrieval heads", cells, self._head_line, self.progress)
 
-    def _head_line(self, cell: Cell) -> SampleLine:
+    def _head_line(self, cell: Cell) -> Line:
         tokenizer = self.model.tokenizer
 
         def stop(tokens: Sequence[int]) -> bool:
@@ -138,14 +138,12 @@ class HeldOutCalibration:
             **{kind: rounded(getattr(observed, kind)) for kind in KINDS[cell.needle.sort]},
         }
 
-    def accepted(self, heads: Mapping[str, SampleLine]) -> dict[str, list[Cell]]:
+    def accepted(self, heads: Mapping[str, Line]) -> dict[str, list[Cell]]:
         """The cells that the model answered, by sort of needle."""
         answered = [cell for cell in self.cells if heads[cell.id]["accepted"]]
         return {sort: [cell for cell in answered if cell.needle.sort == sort] for sort in KINDS}
 
-    def head_scores(
-        self, heads: Mapping[str, SampleLine], accepted: Mapping[str, Sequence[Cell]]
-    ) -> dict[str, Tensor]:
+    def head_scores(self, heads: Mapping[str, Line], accepted: Mapping[str, Sequence[Cell]]) -> dict[str, Tensor]:
         """Mean scores over the accepted prompts, [layers, q_heads], by kind; none of a kind with too few prompts."""
         scores = {}
         for sort, kinds in KINDS.items():
@@ -155,12 +153,12 @@ class HeldOutCalibration:
         return scores
 
     def observe_errors(
-        self, heads: Mapping[str, SampleLine], cells: Sequence[Cell], scorers: Sequence[SemanticHeadScorer]
-    ) -> Mapping[str, SampleLine]:
+        self, heads: Mapping[str, Line], cells: Sequence[Cell], scorers: Sequence[SemanticHeadScorer]
+    ) -> Mapping[str, Line]:
         """Second pass: layer errors [scorers][layers] of each cell, and the share of its answer kept, by id."""
         projections = output_projections(self.model)
 
-        def line(cell: Cell) -> SampleLine:
+        def line(cell: Cell) -> Line:
             ids, span = make_prompt(self.model, cell, self.haystack)
             tokens = heads[cell.id]["tokens"]
             errors, kept = layer_errors.observe(self.model.model, ids, tokens, scorers, projections, FLOOR)
@@ -176,7 +174,7 @@ class HeldOutCalibration:
         accepted: Mapping[str, Sequence[Cell]],
         scores: Mapping[str, Tensor],
         counts: Sequence[int],
-        errors: Mapping[str, SampleLine],
+        errors: Mapping[str, Line],
     ) -> dict[str, Any]:
         """The content of the calibration file; `counts` are the numbers of heads that `errors` compares."""
         cells = accepted["copy"]
@@ -196,6 +194,7 @@ class HeldOutCalibration:
             "layer_scores_by_head_count": dict(zip(map(str, counts), layer_scores, strict=True)),
             "head_scores": {kind: rounded(layers) for kind, layers in scores.items()},
             "accepted": {needle.name: answered.count(needle.name) for needle in needles()},
+            "no_scores": self.no_scores(accepted),
             "prompts_per_needle": len(self.cells) // len(needles()),
             "settings": {
                 "lengths": list(self.config.lengths),
@@ -209,6 +208,16 @@ class HeldOutCalibration:
             "haystack_fingerprint": self.haystack.fingerprint,
         }
 
+    def no_scores(self, accepted: Mapping[str, Sequence[Cell]]) -> dict[str, str]:
+        """Why there are no scores of the kinds that too few prompts gave."""
+        reasons: dict[str, str] = {}
+        for sort, kinds in KINDS.items():
+            answered, asked = len(accepted[sort]), sum(cell.needle.sort == sort for cell in self.cells)
+            if answered < self.config.minimum_accepted:
+                reason = f"of {asked} prompts that ask for them this model answered {answered or 'none'}"
+                reasons |= dict.fromkeys(kinds, reason)
+        return reasons
+
     def report(self, accepted: Mapping[str, Sequence[Cell]], heads: int, target: Path) -> None:
         """One line on what was found, and one on what was not."""
         self.progress.say(f"{len(accepted['copy'])} prompts accepted, {heads} retrieval heads per layer: {target}")
@@ -218,7 +227,7 @@ class HeldOutCalibration:
             )
 
 
-def _layer_scores(errors: Mapping[str, SampleLine], cells: Sequence[Cell], scorer: int) -> list[float]:
+def _layer_scores(errors: Mapping[str, Line], cells: Sequence[Cell], scorer: int) -> list[float]:
     """Each layer's share of the error, the needles acting as the datasets."""
     by_needle: dict[str, Tensor] = {}
     for cell in cells:

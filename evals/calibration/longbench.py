@@ -12,8 +12,8 @@ import torch
 from compresskv import calibration
 from compresskv.calibration import layer_errors
 from compresskv.errors import UserError
-from compresskv.layer_error import FLOOR
 from compresskv.eviction import Observation
+from compresskv.layer_error import FLOOR
 from compresskv.models import LoadedModel
 from compresskv.observation import ObservationConfig
 from compresskv.protocol import EvaluationProtocol
@@ -24,7 +24,7 @@ from evals.longbench.config import LongBench
 from evals.longbench.evaluation import LongBenchTask
 from evals.progress import Progress
 from evals.results.resumable import complete
-from evals.results.schema import SampleLine
+from evals.results.schema import Line
 from evals.results.store import write_json
 
 
@@ -52,7 +52,7 @@ def run(
         samples |= {f"{task.name}-{id}": (task, id) for id in task.sample_ids}
     projections = output_projections(model)
 
-    def line(named: tuple[LongBenchTask, str]) -> SampleLine:
+    def line(named: tuple[LongBenchTask, str]) -> Line:
         task, id = named
         sample = task.sample(id)
         errors, _ = layer_errors.observe(model.model, sample.ids, sample.stopping, [scorer], projections, FLOOR)
@@ -61,9 +61,7 @@ def run(
     identity = [model.fingerprint, model.dtype, repr(scorer), [task.identity for task in tasks]]
     folder = results / "runs" / model.name / "calibrate" / f"longbench-{digest(identity)}"
     lines = complete(folder, f"{model.name} layer errors on LongBench", samples, line, progress)
-    by_task = [
-        torch.tensor([lines[f"{task.name}-{id}"]["errors"] for id in task.sample_ids]).sum(0) for task in tasks
-    ]
+    by_task = [torch.tensor([lines[f"{task.name}-{id}"]["errors"] for id in task.sample_ids]).sum(0) for task in tasks]
     record = json.loads(heads_file.read_text()) | {
         "source": "longbench",
         "made_by": f"python run.py eval=calibrate eval.source=longbench model={model.name}",

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from compresskv.checking import Ge, Le, MinLen
-
 from evals.evaluation import MeasuredEvaluation
 
 if TYPE_CHECKING:

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from compresskv.checking import Ge, Le, MinLen
-
 from evals.evaluation import SampledEvaluation, Shown
 from evals.longbench.tasks import select_tasks
 

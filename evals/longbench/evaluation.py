@@ -79,6 +79,7 @@ class LongBenchTask:
             self.model.tokenizer,
             window=self.window,
             chat_wrapper=self.chat_wrapper,
+            chat_template_kwargs=self.model.chat_template_kwargs,
         )
 
     def sample(self, id: str) -> Sample:

@@ -1,1 +1,1 @@
-"""Running jobs: a sweep loads each model once, and settings that differ only in method and budget share each prefill."""
+"""Running jobs: each model is loaded once, and settings that differ only in method and budget share each prefill."""

@@ -1,4 +1,4 @@
-"""Run jobs on a task: those that differ only in method, budget and protocol share each prompt's prefill and its batch."""
+"""Run jobs on a task: those that differ only in method, budget and protocol share each prompt's prefill and batch."""
 
 import hashlib
 import json

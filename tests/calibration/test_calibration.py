@@ -113,5 +113,5 @@ def test_a_calibration_is_refused_for_another_window_or_model():
         published(layers=30).calibrated()
     with pytest.raises(UserError, match="eval=calibrate"):
         Context("unknown", 2, 2, 2).calibrated()
-    with pytest.raises(UserError, match=r"method\.heads=9"):
+    with pytest.raises(UserError, match=r"method\.scorer\.heads=9"):
         published().calibrated().top_heads("semantic", 9)

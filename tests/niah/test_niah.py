@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from compresskv.errors import UserError
-from compresskv.protocol import Protocol
+from compresskv.protocol import EvaluationProtocol
 from evals.haystack import essays, hide, sentence_end
 from evals.niah.config import Niah
 from evals.niah.evaluation import NiahTask, keyword_overlap
@@ -26,7 +26,7 @@ CONFIG = Niah(
 
 @pytest.fixture(scope="module")
 def task(default_model):
-    return NiahTask(CONFIG, default_model, Protocol())
+    return NiahTask(CONFIG, default_model, EvaluationProtocol())
 
 
 def test_sample_ids_cover_the_grid(task):
@@ -59,19 +59,19 @@ def test_the_prompt_is_the_chat_template_around_book_and_question(task, default_
 
 
 def test_the_same_cell_is_the_same_prompt_in_a_wider_run(task, default_model):
-    wider = NiahTask(replace(CONFIG, lengths=(300, 700, 1000), depths=9), default_model, Protocol())
+    wider = NiahTask(replace(CONFIG, lengths=(300, 700, 1000), depths=9), default_model, EvaluationProtocol())
     assert wider.sample("L1000-D50-N0").ids.equal(task.sample("L1000-D50-N0").ids)
     assert wider.identity == task.identity
 
 
 def test_a_prompt_longer_than_the_window_is_refused(default_model):
     with pytest.raises(UserError, match=r"eval\.lengths.*9000.*8192"):
-        NiahTask(replace(CONFIG, lengths=(9000,)), default_model, Protocol())
+        NiahTask(replace(CONFIG, lengths=(9000,)), default_model, EvaluationProtocol())
 
 
 def test_a_length_without_room_for_the_needle_is_refused(default_model):
     with pytest.raises(UserError, match="longer"):
-        NiahTask(replace(CONFIG, lengths=(40,)), default_model, Protocol()).sample("L40-D0-N0")
+        NiahTask(replace(CONFIG, lengths=(40,)), default_model, EvaluationProtocol()).sample("L40-D0-N0")
 
 
 def test_a_missing_haystack_is_refused(tmp_path):

@@ -12,10 +12,10 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from compresskv.errors import UserError
-from evals.launch.processes import GroupRun, command_lines
 from evals.launch.groups import Group
-from evals.results.store import new_folder
+from evals.launch.processes import GroupRun, command_lines
 from evals.launch.slurm.config import SlurmConfig
+from evals.results.store import new_folder
 
 
 @dataclass(frozen=True)
@@ -69,5 +69,5 @@ def _outside_of_jobs() -> Iterator[None]:
 
 def _complaint(text: str) -> str:
     """sbatch's own words in what submitit says of it."""
-    found = re.findall(r"^sbatch: error: (.*)$", text, flags=re.MULTILINE)
-    return "; ".join(found) or " ".join(text.split())
+    complaints = re.findall(r"^sbatch: error: (.*)$", text, flags=re.MULTILINE)
+    return "; ".join(complaints) or " ".join(text.split())
