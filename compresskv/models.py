@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from safetensors import SafetensorError
@@ -14,6 +14,7 @@ from transformers.utils import logging as transformers_logging
 
 from compresskv import checkpoints, hardware
 from compresskv.chat import chat_ids, chat_prompt
+from compresskv.checking import FrozenMapping, frozen
 from compresskv.engine.memory import kv_heads
 from compresskv.errors import UserError
 from compresskv.generation_defaults import defaults_of
@@ -80,6 +81,10 @@ class LoadedModel:
     @property
     def kv_heads(self) -> int:
         return kv_heads(self.model.config.get_text_config(decoder=True))
+
+    def settings(self, generation_config: Literal["ignored", "honoured"]) -> FrozenMapping:
+        """What `Stopping.settings` has to be for this value of the protocol's `generation_config`."""
+        return frozen(self.generation_defaults) if generation_config == "honoured" else FrozenMapping()
 
     def chat(self, text: str, answer_prefix: str = "") -> str:
         """`text` as one user turn and the opening of the answer, in the model's own template."""
@@ -180,6 +185,10 @@ def _notes(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, defaults:
     if own - generation:
         names = ", ".join(tokenizer.convert_ids_to_tokens(sorted(generation | own)))
         yield f"its tokenizer and its generation_config.json name other end tokens: generation stops at any of {names}"
+    kinds = get_layer_types_and_kwargs(model.config.get_text_config(decoder=True))[0]
+    evicting = kinds.count("full_attention")
+    if evicting < len(kinds):
+        yield f"{evicting} of {len(kinds)} layers evict: the others hold a sliding window outside the budget"
     if defaults:
         settings = ", ".join(f"{name}={str(value)[:40]}" for name, value in defaults.items())
         yield f"its generation_config.json sets {settings}: protocol.generation_config says whether that applies"

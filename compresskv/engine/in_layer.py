@@ -4,8 +4,9 @@ For memory and latency measurements, and for people who use a method in their ow
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -20,6 +21,7 @@ from compresskv.engine.prefill import Setting, forward_prompt, prompt_shape
 from compresskv.engine.rows import FoldedRows
 from compresskv.errors import UserError
 from compresskv.eviction import Capacity, EvictionMethod, LayerPrefill, LayerScores
+from compresskv.generation_defaults import ignored
 from compresskv.methods import method_for
 from compresskv.selection import Kept, counts, keep_all, select, tighten
 
@@ -96,12 +98,15 @@ def compressed(
     budget: int | None,
     calibration: Calibration | str | Path | None = None,
     backend: str | None = None,
+    generation_config: Literal["ignored", "honoured"] = "ignored",
 ) -> Iterator[LayerwiseCache]:
     """A cache for `model.generate(**inputs, past_key_values=cache)` with one prompt; leaving restores the model.
 
     `method`: one, or the name of one in conf/method. One by name takes the model's calibration if it needs one, or
     `calibration`: what was loaded, a source such as "published", or the path of a file.
     `budget` counts kept tokens per layer and KV head, the observation window included; None keeps everything.
+    `generation_config`: whether `generate` applies what the checkpoint asks of greedy decoding, such as a repetition
+    penalty; what it is called with applies in either case.
     `backend` is "sdpa" or "flash_attention_2" (None: the latter if the model uses it). Raises `UserError` for a
     budget that does not exceed the window, in use for padding, batches and unsupported attention, after the block for
     a cache that is used on, and on leaving it for one that was not used.
@@ -111,7 +116,7 @@ def compressed(
     if isinstance(method, str):
         method = method_for(model, method, calibration)
         budget = None if method is None else budget
-    with attached(model, backend):
+    with attached(model, backend), nullcontext() if generation_config == "honoured" else ignored(model):
         cache = LayerwiseCache(model.config, Setting(method, budget))
         yield cache
         cache.refuse_unused()
@@ -124,6 +129,6 @@ def generate_in_layer(
     """In-layer path: like `generate` for one setting. `model` must be `attached`."""
     cache = LayerwiseCache(model.config, setting, ids.numel(), stopping.max_new_tokens)
     logits = forward_prompt(model, ids, cache, chunk)
-    tokens = decode(model, cache, logits, ids.numel(), 1, stopping)[0]
+    tokens = decode(model, cache, logits, ids.numel(), 1, stopping, ids)[0]
     tally = counts(cache.kept)
     return Generation(tokens, tally, cache.kept_bytes(tally))

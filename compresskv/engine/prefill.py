@@ -57,12 +57,13 @@ FULL = Setting(None, None)
 
 @dataclass(eq=False)
 class Prefill:
-    """A prompt after its one forward pass: complete layers, logits [vocabulary] of the next token."""
+    """A prompt, `ids` [prompt], after its one forward pass: complete layers, logits [vocabulary] of the next token."""
 
     length: int
     layers: list[LayerPrefill]
     logits: Tensor
     cache: EvictedCache
+    ids: Tensor
     _scores: dict[Scorer, list[LayerScores]] = field(default_factory=dict)
 
     @property
@@ -117,7 +118,7 @@ def prefill(model: PreTrainedModel, ids: Tensor, window: int, chunk: int | None 
     layers: list[LayerPrefill] = []
     cache = EvictedCache(model.config, max(window, 1), ids.numel(), layers.append)
     logits = forward_prompt(model, ids, cache, chunk)
-    return Prefill(ids.numel(), layers, logits, cache)
+    return Prefill(ids.numel(), layers, logits, cache, ids)
 
 
 def forward_prompt(model: PreTrainedModel, ids: Tensor, cache: EvictedCache, chunk: int | None) -> Tensor:
