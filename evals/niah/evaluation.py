@@ -91,7 +91,8 @@ class NiahTask:
             "haystack_repeats": hidden.repeats,
             "truncated": False,
         }
-        stopping = Stopping(self.config.max_new_tokens, self.model.stop_ids)
+        settings = self.model.settings(self.protocol.generation_config)
+        stopping = Stopping(self.config.max_new_tokens, self.model.stop_ids, settings=settings)
         return Sample(id, ids, stopping, self.score, record)
 
     def prompt(self, length: int, depth: float) -> torch.Tensor:
