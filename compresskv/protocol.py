@@ -55,5 +55,5 @@ class EvaluationProtocol:
     niah_sentence_rule: Literal["text", "period_ids"] = "text"
     # llama2_ids: 29889 or 869, whatever the tokenizer
     masking_sentence_rule: Literal["text", "llama2_ids"] = "text"
-    # released: Llama's literal string with two BOS, Qwen2.5's template, none for other models
+    # released: Llama's literal string with two BOS, none for other models
     chat_wrapper: Literal["template", "released"] = "template"
