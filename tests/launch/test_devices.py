@@ -15,7 +15,7 @@ import torch
 from rich.console import Console
 
 from compresskv.errors import UserError
-from evals import compose
+from evals import compose, console
 from evals.console import signals_as_interrupts
 from evals.launch.devices import DevicePool, Devices, executor, named, visible
 from evals.launch.executor import Sweep
@@ -171,6 +171,7 @@ def start(machine, tmp_path):
     yield launch_stub
     for name, handler in handlers.items():
         signal.signal(name, handler)
+    console._Signals.received = False
 
 
 ONE_MODEL, ANOTHER = ["model.name=one"], ["model.name=another"]
