@@ -43,8 +43,11 @@ def test_every_method(model, name):
 
 def test_the_full_cache_has_no_budget(model):
     assert method_for(model, "full") is None
-    with compressed(model, "full", budget=20) as cache:
-        assert cache.setting.budget is None
+    ids = tiny.prompt(60, seed=1)[None]
+    with compressed(model, "full", budget=20) as cache, torch.no_grad():
+        model(input_ids=ids, past_key_values=cache)
+    assert cache.setting.budget is None
+    assert cache.get_seq_length() == 60
 
 
 def test_the_calibration_is_found_or_given(model, tmp_path):

@@ -69,13 +69,13 @@ def test_a_batch_that_does_not_fit_is_halved(monkeypatch):
     model, ids, settings = tiny.model("llama"), tiny.prompt(90), settings_for(4)
     roomy, tried = generation.decode, []
 
-    def cramped(model, cache, logits, length, rows, stopping):
+    def cramped(model, cache, logits, length, rows, stopping, ids):
         assert all(batch() is None for batch in tried)
         if rows > limit:
             tried.append(weakref.ref(cache))
-            roomy(model, cache, logits, length, rows, Stopping(3))
+            roomy(model, cache, logits, length, rows, Stopping(3), ids)
             raise torch.OutOfMemoryError
-        return roomy(model, cache, logits, length, rows, stopping)
+        return roomy(model, cache, logits, length, rows, stopping, ids)
 
     with attached(model):
         expected = generate(model, ids, settings, NEW)

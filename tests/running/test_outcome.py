@@ -38,7 +38,7 @@ def test_a_model_that_fails_does_not_end_the_others(sweep, tmp_path):
     models = ["model.name=raises,fine", "method=snapkv", "method.scorer._target_=tests.launch.slurm.sabotage.scorer"]
     done = sweep(*models, "budget=64,96")
     assert done.returncode == 1
-    assert settings(tmp_path) == {("fine", "snapkv")}
+    assert settings(tmp_path) == {("fine", "snapkv-sabotage")}
     assert "ValueError: sabotaged" in done.stderr
     assert "ValueError: sabotaged" in done.stdout
     assert "2 of 4 settings failed" in done.stderr
