@@ -10,10 +10,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedConfig, PreTrainedModel
 
 from compresskv.engine.backends import SDPA, Backend, FlashAttention2
+from compresskv.engine.rows import FoldedRows
 from compresskv.errors import UserError
 
 # transformers treats every name that contains "flash" as a kernel of its own.
@@ -48,11 +50,27 @@ def attention_forward(
     backend = _backends[module.config._attn_implementation]
     layer = getattr(key, "cache_layer", None)
     if layer is not None and layer.rows is not None:
-        return layer.rows.attend(backend.decode, query, key, value, scaling).unsqueeze(1), None
-    out = backend.prefill(query, key, value, scaling, sliding_window)
-    if layer is not None:
-        layer.observe(query, scaling)
-    return out.transpose(1, 2).contiguous(), None
+        return _in_turn(backend, layer.rows, query, key, value, scaling), None
+    if layer is None:
+        return backend.prefill(query, key, value, scaling, sliding_window).transpose(1, 2).contiguous(), None
+    new = query, key, value
+    if after := max(layer.seen - layer.prompt_length, 0):
+        query, key, value = query[:, :, :-after], key[:, :, :-after], value[:, :, :-after]
+    out = backend.prefill(query, key, value, scaling, sliding_window).transpose(1, 2).contiguous()
+    layer.observe(query, scaling)
+    if after:  # tokens that came with the end of the prompt see what is left of it
+        query, key, value = (states[:, :, -after:] for states in new)
+        out = torch.cat([out, _in_turn(backend, layer.rows, query, key, value, scaling)], 1)
+    return out, None
+
+
+def _in_turn(backend: Backend, rows: FoldedRows, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
+    """Each new token is appended and attends in turn, so that it sees those before it: [settings, new, q_heads, d]."""
+    outputs = []
+    for i in range(query.shape[2]):
+        one = slice(i, i + 1)
+        outputs.append(rows.attend(backend.decode, query[:, :, one], key[:, :, one], value[:, :, one], scaling))
+    return torch.stack(outputs, 1)
 
 
 def refuse_padding(attention_mask: Tensor | None = None, **kwargs: Any) -> None:

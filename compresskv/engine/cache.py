@@ -1,6 +1,8 @@
 """A cache whose logical length is the prompt's and whose physical length is the budget's."""
 
+import copy
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -50,7 +52,10 @@ class EvictedLayer(CacheLayerMixin):
             self.keys, self.values = key_states.new_empty(shape), key_states.new_empty(shape)
 
     def update(self, key_states: Tensor, value_states: Tensor, *args, **kwargs) -> tuple[Tensor, Tensor]:
-        """Keys and values to attend to; the keys carry a reference to this layer (`cache_layer`)."""
+        """Keys and values to attend to; the keys carry a reference to this layer (`cache_layer`).
+
+        Where a forward brings the end of the prompt and tokens after it, the keys and values of both follow each other.
+        """
         start, self.seen = self.seen, self.seen + key_states.shape[2]
         if self.rows is None:
             if self.is_initialized and start == self.prompt_length:
@@ -62,14 +67,26 @@ class EvictedLayer(CacheLayerMixin):
                 raise UserError("eviction takes one prompt at a time: pass a batch of 1")
             if not self.is_initialized:
                 self.lazy_initialization(key_states, value_states)
-            if self.keys is None:
-                self.keys, self.values = compact(key_states), compact(value_states)
+            assert self.prompt_length is not None
+            left = self.prompt_length - start
+            prompt = self._add_to_prompt(start, key_states[:, :, :left], value_states[:, :, :left])
+            if self.seen <= self.prompt_length:
+                key_states, value_states = prompt
             else:
-                self.keys[:, :, start : self.seen] = key_states
-                self.values[:, :, start : self.seen] = value_states
-            key_states, value_states = self.keys[:, :, : self.seen], self.values[:, :, : self.seen]
+                key_states = torch.cat([prompt[0], key_states[:, :, left:]], 2)
+                value_states = torch.cat([prompt[1], value_states[:, :, left:]], 2)
         key_states.cache_layer = self  # type: ignore[attr-defined]
         return key_states, value_states
+
+    def _add_to_prompt(self, start: int, key_states: Tensor, value_states: Tensor) -> tuple[Tensor, Tensor]:
+        """Store a part of the prompt, from position `start` on; returns all of the prompt so far."""
+        end = start + key_states.shape[2]
+        if self.keys is None:
+            self.keys, self.values = compact(key_states), compact(value_states)
+        else:
+            self.keys[:, :, start:end] = key_states
+            self.values[:, :, start:end] = value_states
+        return self.keys[:, :, :end], self.values[:, :, :end]
 
     def observe(self, queries: Tensor, scaling: float) -> None:
         """Remember the last queries of the prompt, [1, q_heads, new, d]; when it is complete, hand it over."""
@@ -78,7 +95,8 @@ class EvictedLayer(CacheLayerMixin):
             tail = torch.cat([self.queries, tail], dim=1)[:, -self.window :]
         # A copy: a view would keep the queries of the whole prompt alive.
         self.queries = tail.clone()
-        if self.seen == self.prompt_length:
+        assert self.prompt_length is not None
+        if self.seen >= self.prompt_length:
             prefill = LayerPrefill(self.index, self.queries, self.keys[0], self.values[0], scaling)
             self.keys = self.values = self.queries = None  # type: ignore[assignment]
             self.on_prefill(prefill)
@@ -92,6 +110,12 @@ class EvictedLayer(CacheLayerMixin):
 
     def get_max_length(self) -> int:
         return -1
+
+    def crop(self, max_length: int) -> None:
+        """Forget all tokens from position `max_length` on. Those of the prompt cannot be forgotten."""
+        assert self.rows is not None
+        self.rows.forget(self.seen - max_length)
+        self.seen = max_length
 
     def batch_select_indices(self, indices: Tensor) -> None:
         """Keep these settings' rows only."""
@@ -139,6 +163,38 @@ class EvictedCache(Cache):
                 raise UserError(f"the model has {kind} layers, which eviction does not support: choose another model")
         super().__init__(layers=layers)
         self.config = config
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "EvictedCache":
+        """A copy that shares no keys and values; the configuration, which says how the model attends now, stays."""
+        memo[id(self.config)] = self.config
+        copied = type(self).__new__(type(self))
+        memo[id(self)] = copied
+        for name, value in vars(self).items():
+            setattr(copied, name, copy.deepcopy(value, memo))
+        return copied
+
+    def crop(self, max_length: int) -> None:
+        """Forget all tokens from position `max_length` on, or, unless it is positive, the last −`max_length` ones.
+
+        Raises `UserError` for tokens of the prompt, and where a sliding window has lost what was before them.
+        """
+        seen = self.get_seq_length()
+        length = max_length if max_length > 0 else seen + max_length
+        if length >= seen:
+            return
+        for layer in self.evicting:
+            if layer.rows is None or layer.seen - length > layer.rows.new:
+                raise UserError(
+                    f"crop({max_length}): a compressed prompt cannot be cut: forget at most the tokens after it; where "
+                    "the first forward brings more than the prompt, as prompt lookup does, pass compressed(..., "
+                    "prompt_length=...)"
+                )
+        if any(layer.cumulative_length >= layer.sliding_window for layer in self.sliding.values()):
+            raise UserError(
+                f"crop({max_length}): a sliding window has already dropped what came before: copy the cache instead, "
+                "with copy.deepcopy, before the tokens are added"
+            )
+        super().crop(length)
 
     @property
     def sliding(self) -> dict[int, SlidingLayer]:

@@ -67,6 +67,22 @@ def forward_tokens(model: PreTrainedModel, tokens: Tensor, cache: EvictedCache, 
 
 
 @torch.no_grad()
+def forward_given(model: PreTrainedModel, tokens: Tensor, rows: int, cache: EvictedCache, position: int) -> Tensor:
+    """Feed the same `tokens` [new], from `position` on, to each of `rows`; returns logits [rows, new, vocabulary].
+
+    Logits are float32; the last are those of the token after all of them. `model` must be `attached`.
+    """
+    positions = torch.arange(position, position + tokens.numel(), device=tokens.device)
+    out = model(
+        input_ids=tokens.expand(rows, -1),
+        position_ids=positions.expand(rows, -1),
+        past_key_values=cache,
+        use_cache=True,
+    )
+    return out.logits.float()
+
+
+@torch.no_grad()
 def decode(
     model: PreTrainedModel,
     cache: EvictedCache,

@@ -11,11 +11,14 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from compresskv.engine.decode import decode_cache, forward_tokens
+from compresskv.engine.decode import decode_cache, forward_given
 from compresskv.engine.memory import batches
 from compresskv.engine.prefill import FULL, Prefill, finite, non_finite
 from compresskv.errors import NonFiniteError
 from compresskv.selection import Kept
+
+LOGITS = 1 << 26
+"""Bytes of the logits that exist at a time: as many tokens go through one forward as these allow."""
 
 
 @dataclass(frozen=True)
@@ -95,9 +98,10 @@ def _given(model: PreTrainedModel, prompt: Prefill, rows: Sequence[Kept], tokens
     if not tokens:
         return
     cache = decode_cache(prompt, rows, len(tokens))
-    for step, token in enumerate(tokens):
-        fed = torch.full((len(rows),), token, device=prompt.ids.device)
-        logits = forward_tokens(model, fed, cache, prompt.length + step)
+    together = max(1, LOGITS // (len(rows) * prompt.logits.nbytes))
+    for start in range(0, len(tokens), together):
+        fed = torch.tensor(tokens[start : start + together], device=prompt.ids.device)
+        logits = forward_given(model, fed, len(rows), cache, prompt.length + start)
         if not finite(logits).all():
-            raise NonFiniteError(non_finite(model, f"after token {step + 1} of a given answer"))
-        yield logits
+            raise NonFiniteError(non_finite(model, f"after a given answer of {start + fed.numel()} tokens"))
+        yield from logits.unbind(1)

@@ -99,8 +99,13 @@ def compressed(
     calibration: Calibration | str | Path | None = None,
     backend: str | None = None,
     generation_config: Literal["ignored", "honoured"] = "ignored",
+    prompt_length: int | None = None,
 ) -> Iterator[LayerwiseCache]:
     """A cache for `model.generate(**inputs, past_key_values=cache)` with one prompt; leaving restores the model.
+
+    The first forward brings the whole prompt, or, with `prompt_length` (tokens), as many as it takes; then it is
+    compressed. What follows is added as it is, any number of tokens at a time: generated ones, a question, a second
+    turn. `cache.crop(length)` forgets them again, `copy.deepcopy(cache)` makes a cache of its own.
 
     `method`: one, or the name of one in conf/method. One by name takes the model's calibration if it needs one, or
     `calibration`: what was loaded, a source such as "published", or the path of a file.
@@ -117,7 +122,7 @@ def compressed(
         method = method_for(model, method, calibration)
         budget = None if method is None else budget
     with attached(model, backend), nullcontext() if generation_config == "honoured" else ignored(model):
-        cache = LayerwiseCache(model.config, Setting(method, budget))
+        cache = LayerwiseCache(model.config, Setting(method, budget), prompt_length)
         yield cache
         cache.refuse_unused()
 

@@ -10,8 +10,6 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from compresskv.errors import UserError
-
 ROUNDING = 32
 """Kept lengths are rounded up to this many tokens, so that few buffers serve many lengths."""
 
@@ -137,9 +135,7 @@ class FoldedRows:
         `decode` does both for one bucket (`Backend.decode`). query [settings, q_heads, 1, d], key and value
         [settings, kv_heads, 1, d] -> [settings, q_heads, d].
         """
-        settings, q_heads, new, head_dim = query.shape
-        if new != 1:
-            raise UserError("an evicted cache takes one new token at a time: give a new prompt a new cache")
+        settings, q_heads, _, head_dim = query.shape
         query = query.reshape(settings * self.kv_heads, -1, head_dim)
         key, value = key.reshape(-1, head_dim), value.reshape(-1, head_dim)
         if not self.in_order:
@@ -155,6 +151,10 @@ class FoldedRows:
         self.new += 1
         out = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
         return (out if self.in_order else out[self.place]).view(settings, q_heads, head_dim)
+
+    def forget(self, tokens: int) -> None:
+        """Take the last `tokens` new ones back."""
+        self.new -= tokens
 
     def keep_settings(self, settings: Sequence[int]) -> None:
         """Drop all settings but these (sorted)."""

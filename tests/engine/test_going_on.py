@@ -1,0 +1,152 @@
+"""A compressed cache that goes on: several tokens at once, questions, second turns, copies."""
+
+import copy
+
+import pytest
+import torch
+
+from compresskv.engine.attention import attached, forget, register
+from compresskv.engine.backends import FlashAttention2
+from compresskv.engine.decode import decode_cache, forward_given, forward_tokens
+from compresskv.engine.in_layer import compressed
+from compresskv.engine.prefill import FULL, Setting, prefill
+from compresskv.errors import UserError
+from tests import tiny
+from tests.engine import test_backends
+from tests.methods_in_use import RAGGED, SNAPKV
+
+FOLLOWING = tiny.prompt(9, seed=5)
+GREEDY = {"do_sample": False, "eos_token_id": None, "pad_token_id": 0, "max_new_tokens": 8}
+
+
+def generated(model, cache, ids, **options):
+    """What transformers' own loop generates after `ids` [*]: the new tokens."""
+    mask = torch.ones(1, len(ids), dtype=torch.long)
+    return model.generate(ids[None], attention_mask=mask, past_key_values=cache, **GREEDY, **options)[0, len(ids) :]
+
+
+def following(model, cache, tokens):
+    """The logits after each of `tokens`, all in one forward: [tokens, vocabulary]."""
+    with torch.no_grad():
+        return model(input_ids=tokens[None], past_key_values=cache).logits[0]
+
+
+def one_by_one(model, cache, tokens):
+    return torch.cat([following(model, cache, token[None]) for token in tokens])
+
+
+@pytest.mark.parametrize("method", [SNAPKV, RAGGED])
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_several_tokens_at_once_are_as_good_as_one_by_one(family, method):
+    model, ids = tiny.model(family), tiny.prompt(90)
+    with compressed(model, method, 40) as cache:
+        following(model, cache, ids)
+        other = copy.deepcopy(cache)
+        together, apart = following(model, cache, FOLLOWING), one_by_one(model, other, FOLLOWING)
+        torch.testing.assert_close(together, apart, atol=1e-4, rtol=1e-4)
+        # And they leave the same cache behind.
+        torch.testing.assert_close(
+            following(model, cache, FOLLOWING[:2]), one_by_one(model, other, FOLLOWING[:2]), atol=1e-4, rtol=1e-4
+        )
+
+
+@pytest.mark.parametrize("flash", [False, True])
+def test_settings_of_a_batch_take_several_tokens(flash):
+    model, ids = tiny.model("llama"), tiny.prompt(90)
+    name = register("compresskv_test", FlashAttention2(test_backends.KERNELS)) if flash else "sdpa"
+    with attached(model, name):
+        prompt = prefill(model, ids, 8)
+        settings = [FULL, Setting(SNAPKV, 20), Setting(RAGGED, 40)]
+        kept = [prompt.kept(setting) for setting in settings]
+        together = forward_given(model, FOLLOWING, 3, decode_cache(prompt, kept, 2), 90)
+        cache = decode_cache(prompt, kept, 2)
+        for i, token in enumerate(FOLLOWING):
+            logits = forward_tokens(model, token.expand(3), cache, 90 + i)
+            torch.testing.assert_close(together[:, i], logits, atol=1e-4, rtol=1e-4)
+    if flash:
+        forget(name)
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2-hybrid"])
+def test_a_second_turn_sees_the_compressed_prompt_and_the_first_answer(family):
+    model, ids = tiny.model(family), tiny.prompt(90)
+    with compressed(model, SNAPKV, 40) as cache:
+        turn = torch.cat([ids, generated(model, cache, ids), FOLLOWING])
+        second = generated(model, cache, turn)
+    with compressed(model, SNAPKV, 40) as cache:
+        following(model, cache, ids)
+        logits = one_by_one(model, cache, turn[90:])[-1:]
+        expected = []
+        for _ in range(8):
+            expected.append(logits[-1].argmax())
+            logits = following(model, cache, expected[-1][None])
+    assert second.tolist() == torch.stack(expected).tolist()
+
+
+def test_many_questions_of_one_compressed_document():
+    """Ask, forget, ask again: each answer is that of a cache of its own."""
+    model, ids = tiny.model("llama"), tiny.prompt(90)
+    questions = [tiny.prompt(length, seed=length) for length in (5, 9, 2)]
+    with compressed(model, SNAPKV, 40) as cache:
+        following(model, cache, ids)
+        for question in questions:
+            whole = torch.cat([ids, question])
+            alone = copy.deepcopy(cache)
+            assert generated(model, cache, whole).tolist() == generated(model, alone, whole).tolist()
+            cache.crop(90)
+            assert cache.get_seq_length() == 90
+
+
+def test_a_copy_shares_nothing():
+    model, ids = tiny.model("llama"), tiny.prompt(90)
+    with compressed(model, SNAPKV, 40) as cache:
+        following(model, cache, ids)
+        other = copy.deepcopy(cache)
+        expected = following(model, copy.deepcopy(cache), FOLLOWING)
+        following(model, cache, tiny.prompt(9, seed=6))
+        assert torch.equal(following(model, other, FOLLOWING), expected)
+    with pytest.raises(UserError, match="inside `with compressed"):
+        model(FOLLOWING[None], past_key_values=other)
+
+
+def test_a_prompt_in_chunks_is_compressed_when_it_is_complete():
+    model, ids = tiny.model("llama"), tiny.prompt(90)
+    with compressed(model, SNAPKV, 40) as cache:
+        whole = following(model, cache, ids)[-1]
+    with compressed(model, SNAPKV, 40, prompt_length=90) as chunked:
+        for part in ids.split(40):
+            logits = following(model, chunked, part)[-1]
+    torch.testing.assert_close(logits, whole, atol=1e-4, rtol=1e-4)
+    for one, other in zip(cache.kept, chunked.kept, strict=True):
+        assert [p.tolist() for p in one] == [p.tolist() for p in other]
+
+
+def test_prompt_lookup_generates_what_plain_decoding_does():
+    model, ids = tiny.model("llama"), tiny.prompt(30, seed=2).repeat(3)
+    with compressed(model, SNAPKV, 40) as cache:
+        plain = generated(model, cache, ids)
+    with compressed(model, SNAPKV, 40, prompt_length=90) as cache:
+        looked_up = generated(model, cache, ids, prompt_lookup_num_tokens=3)
+    assert looked_up.tolist() == plain.tolist()
+
+
+def test_a_prompt_cannot_be_cut():
+    model, ids = tiny.model("llama"), tiny.prompt(90)
+    with compressed(model, SNAPKV, 40) as cache:
+        following(model, cache, ids)
+        following(model, cache, FOLLOWING)
+        with pytest.raises(UserError, match="a compressed prompt cannot be cut"):
+            cache.crop(80)
+        cache.crop(-9)
+        assert cache.get_seq_length() == 90
+        with pytest.raises(UserError, match="a compressed prompt cannot be cut"):
+            cache.crop(-1)
+
+
+def test_a_sliding_window_that_has_moved_on_cannot_go_back():
+    model, ids = tiny.model("qwen2-hybrid"), tiny.prompt(90)
+    with compressed(model, SNAPKV, 40) as cache:
+        following(model, cache, ids)
+        following(model, cache, FOLLOWING)
+        with pytest.raises(UserError, match="sliding window has already dropped"):
+            cache.crop(90)
