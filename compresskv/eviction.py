@@ -114,28 +114,34 @@ class LayerScores:
     scores: Tensor
 
     @property
+    def shared(self) -> bool:
+        """Whether all heads have the same row of scores, in one place."""
+        return self.scores.shape[0] == 1 or self.scores.stride(0) == 0
+
+    @property
     def nbytes(self) -> int:
         """Bytes of the scores and of their ranking, whether or not it was made yet."""
-        return self.scores.untyped_storage().nbytes() + self.scores.numel() * torch.int64.itemsize
+        rows = 1 if self.shared else self.scores.shape[0]
+        return self.scores.untyped_storage().nbytes() + rows * self.scores.shape[1] * torch.int64.itemsize
 
     @cached_property
     def ranking(self) -> Tensor:
         """Past positions of each KV head, best first, ties to the lower index: [kv_heads, past], int64.
 
-        One sort serves every budget.
+        One sort serves every budget. Scores that are no numbers have no order: see `selection.refuse_nan`.
         """
-        heads = self.scores.shape[0]
-        # Heads that share one row of scores share its sort.
-        scores = self.scores[:1] if self.scores.stride(0) == 0 else self.scores
-        if scores.isnan().any():
-            raise ValueError("a scorer returned NaN: check the attention logits for overflow")
-        return scores.float().sort(dim=-1, descending=True, stable=True).indices.expand(heads, -1)
+        scores = self.scores[:1] if self.shared else self.scores
+        order = scores.float().sort(dim=-1, descending=True, stable=True).indices
+        return order.expand(self.scores.shape[0], -1)
 
     @cached_property
     def best_heads(self) -> Tensor:
-        """KV head of each score of the layer, best score first, ties to the lower head: [kv_heads * past], int64."""
+        """KV head of each score of the layer, best score first, ties to the lower head: [kv_heads * past], int16.
+
+        On the CPU, so that counting for any budget does not wait for the device again.
+        """
         order = self.scores.float().flatten().sort(descending=True, stable=True).indices
-        return order // max(self.scores.shape[1], 1)
+        return (order // max(self.scores.shape[1], 1)).to(torch.int16).cpu()
 
 
 class Scorer(Protocol):

@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from compresskv.engine.attention import attached
+from compresskv.engine.backends import SDPA
 from compresskv.engine.prefill import FULL, Setting
-from compresskv.engine.rows import FoldedRows
+from compresskv.engine.rows import BucketedRows
 from compresskv.errors import UserError
 from compresskv.models import ModelConfig, load
 from evals import efficiency
@@ -39,9 +40,7 @@ def test_a_measurement(tiny, setting, chunk):
 
 
 def test_a_cache_of_another_size_fails_loudly(tiny, monkeypatch):
-    monkeypatch.setattr(
-        "compresskv.engine.in_layer.FoldedRows", lambda rows, heads, room: FoldedRows(rows, heads, room + 7)
-    )
+    monkeypatch.setattr(SDPA, "rows", lambda self, sources, room: [BucketedRows(s, room + 7) for s in sources])
     with attached(tiny.model), pytest.raises(RuntimeError, match="bytes of cache"):
         measure(tiny, prompt(120), Contender(Setting(SNAPKV, 40)), new_tokens=6)
 

@@ -55,8 +55,9 @@ def observe(
         errors[:, layer] += relative_error(full, torch.stack(compressed)).cpu()
 
     limit = answer.max_new_tokens if isinstance(answer, Stopping) else len(answer)
-    cache, logits = full_cache(prompt, limit), prompt.logits
+    logits = prompt.logits
     with probed(model, len(prompt.layers), watch):
+        cache = full_cache(prompt, limit)
         for index in range(limit - 1):
             if isinstance(answer, Stopping):
                 if index < answer.min_new_tokens:

@@ -50,11 +50,11 @@ def observe(
         glances.append(glance(step_attention(query, keys, scaling), span))
 
     prompt = full_prefill(model, ids[:-1], 1)
-    cache = full_cache(prompt, max_steps)
     totals: dict[str, Scores] = {}
     tokens: list[int] = []
     token, ids = int(ids[-1]), ids.cpu()
     with probed(model, layers, watch):
+        cache = full_cache(prompt, max_steps)
         for index in range(max_steps):
             glances.clear()
             token = int(step(model, cache, token, prompt.length + index).argmax())

@@ -10,15 +10,19 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 
-from compresskv.engine.backends import SDPA, Backend, FlashAttention2
+from compresskv.engine.backends import SDPA, Backend, FlashAttention2, MaskedSDPA, _backends
 from compresskv.errors import UserError
 
 # transformers treats every name that contains "flash" as a kernel of its own.
-_NAMES = {"sdpa": "compresskv_sdpa", "flash_attention_2": "compresskv_fa2"}
-_backends: dict[str, Backend] = {}
+_BACKENDS: dict[str, tuple[str, type[Backend]]] = {
+    "sdpa": ("compresskv_sdpa", SDPA),
+    "sdpa on cuda": ("compresskv_sdpa_cuda", MaskedSDPA),
+    "flash_attention_2": ("compresskv_fa2", FlashAttention2),
+}
 
 
 def attention_forward(
@@ -48,7 +52,9 @@ def attention_forward(
     backend = _backends[module.config._attn_implementation]
     layer = getattr(key, "cache_layer", None)
     if layer is not None and layer.rows is not None:
-        return layer.rows.attend(backend.decode, query, key, value, scaling).unsqueeze(1), None
+        if query.shape[2] != 1:
+            raise UserError("an evicted cache takes one new token at a time: give a new prompt a new cache")
+        return backend.decode(query, key, value, layer.rows, scaling).unsqueeze(1), None
     out = backend.prefill(query, key, value, scaling, sliding_window)
     if layer is not None:
         layer.observe(query, scaling)
@@ -77,12 +83,19 @@ def forget(name: str) -> None:
 @contextmanager
 def attached(model: PreTrainedModel, backend: str = "sdpa") -> Iterator[PreTrainedModel]:
     """Run `model` with our attention over `backend` ("sdpa", "flash_attention_2"); its own is restored on leaving."""
-    name = _NAMES.get(backend, backend)
-    if name not in _backends:
-        register(name, {"sdpa": SDPA, "flash_attention_2": FlashAttention2}[backend]())
-    original = model.config._attn_implementation
+    name = backend if backend in _backends else _known(backend, model.device)
+    original, cudnn = model.config._attn_implementation, torch.backends.cuda.cudnn_sdp_enabled()
     model.set_attn_implementation(name)
+    # cuDNN plans anew for every shape and stride, which takes it tens of milliseconds of the host's time.
+    torch.backends.cuda.enable_cudnn_sdp(False)
     try:
         yield model
     finally:
+        torch.backends.cuda.enable_cudnn_sdp(cudnn)
         model.set_attn_implementation(original)
+
+
+def _known(backend: str, device: torch.device) -> str:
+    """The name under which a backend is registered, which it is on first use."""
+    name, kind = _BACKENDS["sdpa on cuda" if (backend, device.type) == ("sdpa", "cuda") else backend]
+    return name if name in _backends else register(name, kind())
