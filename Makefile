@@ -34,7 +34,7 @@ test-slow: setup ## run the tests that take minutes
 	$(BIN)/python -m pytest -m slow
 
 test-slurm: setup ## run sweeps on a SLURM started for it; needs Debian's slurmctld, slurmd, slurm-client and munge
-	$(BIN)/python -m pytest -m slurm tests/slurm
+	$(BIN)/python -m pytest -m slurm tests/launch/slurm
 
 lint: setup ## check style and types
 	$(BIN)/ruff check .

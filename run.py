@@ -1,38 +1,36 @@
 """CompressKV-Bench: `python run.py method=compresskv budget=256`; `--help` lists everything that can be set."""
 
+import os
 import signal
-import sys
-from pathlib import Path
+from typing import NoReturn
+
+
+def end_at_once(number: int, frame: object) -> NoReturn:
+    """While modules are imported nothing is open yet, and an exception might be swallowed: leave without one."""
+    os.write(2, b"interrupted: nothing was started yet\n")
+    os._exit(128 + number)
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, end_at_once)
+    signal.signal(signal.SIGTERM, end_at_once)
 
 import hydra
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
-# `model.path=<id or directory>` names the model after it, unless `model.name` says otherwise.
-OmegaConf.register_new_resolver("name_of", lambda path, name: Path(path).name if path else name)
+from evals.compose import plain
+from evals.console import one_sentence_endings, signals_as_interrupts
+from evals.job import job_from
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="config")
 def main(config: DictConfig) -> None:
-    run([config])
+    with one_sentence_endings():
+        jobs = [job_from(plain(config))]
+        from evals.running.sweep import run  # here, so that --help and a typo are answered without torch
 
-
-def run(configs: list[DictConfig], outcome: Path | None = None) -> None:
-    """Run composed configurations; `outcome` gets what became of each, as JSON.
-
-    A user's mistake ends the process with one sentence, without a traceback.
-    """
-    # Imported here, so that --help and --cfg answer without torch.
-    from compresskv.errors import UserError
-    from evals.job import job_from
-    from evals.sweep import run as run_jobs
-
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends like Ctrl-C
-    try:
-        run_jobs([job_from(OmegaConf.to_container(config, resolve=True)) for config in configs], outcome)
-    except UserError as error:
-        sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        sys.exit("interrupted: finished samples are safe, the same command goes on from there")
+        signals_as_interrupts()
+        run(jobs)
 
 
 if __name__ == "__main__":

@@ -8,13 +8,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import lru_cache
+from typing import Annotated
 
 import torch
 
 from baselines.snapkv import SnapKVScorer
 from compresskv.apportion import largest_remainder
+from compresskv.checking import Ge, Le
 from compresskv.context import Context
-from compresskv.errors import UserError
 from compresskv.eviction import LayerScores, PromptShape
 
 
@@ -57,15 +58,12 @@ def rounded(winners: tuple[int, ...], base: int, alpha: float) -> tuple[int, ...
 
 def scorer(context: Context) -> SnapKVScorer:
     """SnapKV's scores, always from a KV head's own query heads; the official code pools by maximum over 7."""
-    observation = context.observation
+    observation = context.scoring
     if context.protocol.head_pooling == "official":
         observation = replace(observation, kernel=7, pooling="max")
     return SnapKVScorer(observation)
 
 
-def allocator(context: Context) -> AdaKVAllocator:
-    """`alpha`: the part of the budget that is shared equally. Raises `UserError` unless it is between 0 and 1."""
-    alpha = context.parameters.get("alpha", 0.2)
-    if not 0 <= alpha <= 1:
-        raise UserError(f"method.alpha={alpha}: choose a part of the budget, from 0 to 1")
+def allocator(context: Context, *, alpha: Annotated[float, Ge(0), Le(1)]) -> AdaKVAllocator:
+    """`alpha`: the part of the budget that is shared equally."""
     return AdaKVAllocator(alpha, context.protocol.exact_budget)

@@ -7,14 +7,30 @@ seen so far, and earlier layers shrink as later ones arrive.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Annotated
 
 from compresskv.apportion import sainte_lague
+from compresskv.checking import Ge, Le
 from compresskv.context import Context
 from compresskv.errors import UserError
 from compresskv.eviction import LayerPrefill, LayerScores, Observation, PromptShape, group_mean
 
 LARGE_BUDGET = 256
 """Budgets above this many tokens use the second pair of taus (the authors' settings for 128 and for 1024)."""
+
+Tau = Annotated[float, Ge(0.01), Le(100)]
+Taus = tuple[Tau, Tau]
+"""(tau1, tau2): 1 / tau1 is the power of a layer's dispersion, 1 / tau2 that of its shift."""
+
+TAUS: dict[str, tuple[Taus, Taus]] = {
+    "llama-3.1-8b-instruct": ((1.6, 0.6), (1.6, 0.4)),
+    "mistral-7b-instruct-v0.3": ((1.0, 0.8), (0.8, 0.5)),
+    "qwen2.5-7b-instruct": ((0.4, 0.6), (1.5, 0.6)),
+}
+"""The authors' taus by model, for budgets up to 256 tokens and for larger ones; 1.0 everywhere for other models.
+
+The first two are in CompressKV's repository and CAKE's (antgroup/cakekv c4675ce), the last in CAKE's alone.
+"""
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,12 +122,15 @@ def _spread(budgets: list[int], amount: int, layers: Sequence[int]) -> None:
         budgets[layer] += sign * (each + (place < rest))
 
 
-def scorer(context: Context) -> CakeScorer:
+def scorer(context: Context, *, gamma: Annotated[float, Ge(0), Le(1e9)]) -> CakeScorer:
     """`gamma`: the weight of the variance. Raises `UserError` for a window of one position, which has none."""
     if context.observation.window < 2:
         raise UserError("CAKE measures how attention varies over the window: set observation.window to 2 or more")
-    return CakeScorer(context.observation, context.parameters.get("gamma", 200.0))
+    return CakeScorer(context.scoring, gamma)
 
 
-def allocator(context: Context) -> CakeAllocator:
-    return CakeAllocator(context.taus, context.protocol.exact_budget)
+def allocator(context: Context, *, taus: tuple[Taus, Taus] | None) -> CakeAllocator:
+    """`taus`: (tau1, tau2) for budgets up to 256 tokens, and for larger ones; None: the authors' for the model."""
+    return CakeAllocator(
+        taus or TAUS.get(context.model.casefold(), ((1.0, 1.0), (1.0, 1.0))), context.protocol.exact_budget
+    )

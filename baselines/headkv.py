@@ -8,11 +8,11 @@ selected as SnapKV does.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Annotated, Literal
 
-from baselines.adakv import scorer as scorer  # the same scores, and the same pooling in the official code
 from compresskv.apportion import largest_remainder
+from compresskv.checking import Ge, Gt, Le
 from compresskv.context import Context
-from compresskv.errors import UserError
 from compresskv.eviction import LayerScores, PromptShape
 
 HeadScores = tuple[tuple[float, ...], ...]
@@ -87,21 +87,17 @@ def _groups(layer: Sequence[float], kv_heads: int) -> list[Sequence[float]]:
     return [layer[start : start + size] for start in range(0, len(layer), size)]
 
 
-def allocator(context: Context) -> HeadKVAllocator:
-    """`head_scores`: retrieval, retrieval_reasoning or semantic; `beta` ≥ 1; `temp`.
+def allocator(
+    context: Context,
+    *,
+    head_scores: Literal["retrieval", "retrieval_reasoning", "semantic"],
+    beta: Annotated[float, Ge(1), Le(1e6)],
+    temp: Annotated[float, Gt(0), Le(100)],
+) -> HeadKVAllocator:
+    """`head_scores` of the calibration, raised to `temp`, share a pool of 1 / `beta` of the budget.
 
-    Raises `UserError` for other names, a smaller beta, and a calibration that lacks the scores.
+    Raises `UserError` for a calibration that lacks the scores.
     """
-    name, beta = context.parameters.get("head_scores", "retrieval"), context.parameters.get("beta", 1.01)
-    if name not in KINDS:
-        raise UserError(f"method.head_scores={name}: choose one of {', '.join(KINDS)}")
-    if beta < 1:
-        raise UserError(f"method.beta={beta}: heads cannot give more than they have, choose 1 or more")
     calibration = context.calibrated()
-    kind = KINDS[name]
-    counted = kind == "semantic" and context.protocol.srh_multiplicity == "count"
-    if counted and "semantic_count" in calibration.head_scores:
-        kind = "semantic_count"
-    return HeadKVAllocator(
-        calibration.scores(kind), beta, context.parameters.get("temp", 1.0), context.protocol.exact_budget
-    )
+    kind = calibration.kind_of_scores(KINDS[head_scores], context.protocol)
+    return HeadKVAllocator(calibration.scores(kind), beta, temp, context.protocol.exact_budget)

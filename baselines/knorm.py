@@ -21,4 +21,4 @@ class KeyNormScorer:
 
 
 def scorer(context: Context) -> KeyNormScorer:
-    return KeyNormScorer(context.observation.window, context.observation.dtype)
+    return KeyNormScorer(context.observation.window, context.score_dtype)

@@ -7,10 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
+from typing import Annotated
 
 from compresskv.apportion import largest_remainder
+from compresskv.checking import Ge, Le
 from compresskv.context import Context
-from compresskv.errors import UserError
 from compresskv.eviction import LayerScores, PromptShape
 
 
@@ -68,14 +69,12 @@ def stepped_schedule(base: int, past: int, layers: int, beta: float) -> tuple[in
     return tuple(max(first - layer * step, 0) for layer in range(layers))
 
 
-def allocator(context: Context) -> PyramidKVAllocator:
-    """`beta` ≥ 1: the mean capacity over the last layer's. Raises `UserError` for a smaller one.
+def allocator(context: Context, *, beta: Annotated[float, Ge(1), Le(1e6)]) -> PyramidKVAllocator:
+    """`beta`: the mean capacity over the last layer's, which cannot get more than the mean.
 
     A prompt that belongs to no task is its own first prompt.
     """
-    protocol, beta = context.protocol, context.parameters.get("beta", 20.0)
-    if beta < 1:
-        raise UserError(f"method.beta={beta}: the last layer cannot get more than the mean, choose 1 or more")
+    protocol = context.protocol
     return PyramidKVAllocator(
         beta=beta,
         schedule_length=context.first_prompt if protocol.pyramid_schedule == "first_prompt" else None,

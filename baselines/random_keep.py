@@ -1,9 +1,11 @@
 """Random eviction: every past token is as likely to be kept as any other. What any method must beat."""
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 
+from compresskv.checking import Ge, Lt
 from compresskv.context import Context
 from compresskv.eviction import LayerPrefill, LayerScores
 
@@ -22,6 +24,6 @@ class RandomScorer:
         return LayerScores(scores.to(layer.keys.device))
 
 
-def scorer(context: Context) -> RandomScorer:
+def scorer(context: Context, *, seed: Annotated[int, Ge(0), Lt(2**31)]) -> RandomScorer:
     """`seed`: another seed keeps other tokens."""
-    return RandomScorer(context.observation.window, context.parameters.get("seed", 0))
+    return RandomScorer(context.observation.window, seed)

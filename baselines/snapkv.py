@@ -36,4 +36,4 @@ def strided_mean(per_query_head: Tensor, kv_heads: int) -> Tensor:
 
 
 def scorer(context: Context) -> SnapKVScorer:
-    return SnapKVScorer(context.observation, context.protocol.gqa_grouping)
+    return SnapKVScorer(context.scoring, context.protocol.gqa_grouping)

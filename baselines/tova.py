@@ -12,4 +12,4 @@ from compresskv.context import Context
 
 def scorer(context: Context) -> SnapKVScorer:
     """SnapKV's scorer with a window of one position and no pooling."""
-    return SnapKVScorer(replace(context.observation, window=1, kernel=1))
+    return SnapKVScorer(replace(context.scoring, window=1, kernel=1))

@@ -17,8 +17,8 @@ from compresskv.engine.generation import generate
 from compresskv.engine.in_layer import LayerwiseCache
 from compresskv.engine.prefill import FULL, Setting, forward_prompt
 from compresskv.models import LoadedModel
-from evals.efficiency import give_back, peak, reset_peak, resident_bytes
-from evals.forecast import forecast
+from evals.efficiency.measure import give_back, peak, reset_peak, resident_bytes
+from evals.running.forecast import forecast
 
 
 def peak_forecast(model: LoadedModel) -> float:

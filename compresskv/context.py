@@ -1,34 +1,43 @@
 """What a method may know besides the prompt: the run's observation window, the model's shape, its calibration."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
+
+import torch
 
 from compresskv.calibration import Calibration
 from compresskv.errors import UserError
 from compresskv.eviction import Observation
-from compresskv.protocol import Protocol
+from compresskv.observation import ObservationConfig
+from compresskv.protocol import EvaluationProtocol
 
 
 @dataclass(frozen=True)
 class Context:
     """Handed to the functions that make a scorer or an allocator from configuration.
 
-    `layers` counts those that evict. `parameters` are the method's own settings. `first_prompt` is the length, in
-    tokens, of the task's first sample in dataset order. `taus` are CAKE's (tau1, tau2) of the model: for budgets up to
-    256 tokens, and for larger ones.
+    `layers` counts those that evict. `first_prompt` is the length, in tokens, of the task's first sample in dataset
+    order.
     """
 
     model: str
     layers: int
     q_heads: int
     kv_heads: int
-    observation: Observation = Observation()
-    protocol: Protocol = Protocol()
+    observation: ObservationConfig = ObservationConfig()
+    protocol: EvaluationProtocol = EvaluationProtocol()
     calibration: Calibration | None = None
-    parameters: Mapping[str, Any] = field(default_factory=dict)
     first_prompt: int | None = None
-    taus: tuple[tuple[float, float], tuple[float, float]] = ((1.0, 1.0), (1.0, 1.0))
+
+    @property
+    def score_dtype(self) -> torch.dtype | None:
+        """In which scores are computed; None: the model's."""
+        return None if self.protocol.score_dtype == "model" else torch.float32
+
+    @property
+    def scoring(self) -> Observation:
+        """The run's observation as a scorer uses it."""
+        observation = self.observation
+        return Observation(observation.window, observation.kernel, observation.pooling, self.score_dtype)
 
     def calibrated(self) -> Calibration:
         """The model's calibration, made for this observation window. Raises `UserError` without one."""

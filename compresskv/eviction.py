@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from compresskv.errors import UserError
+from compresskv.observation import ObservationConfig
 
 Capacity = int | tuple[int, ...]
 """Past tokens a layer may keep: one number for all its KV heads, or one for each."""
@@ -84,15 +85,9 @@ class LayerPrefill:
 
 
 @dataclass(frozen=True)
-class Observation:
-    """How the observation window looks at the past; the paper uses the same for every method (App. B).
+class Observation(ObservationConfig):
+    """The observation window at work: its attention over the past, pooled, in `dtype` (None: the model's)."""
 
-    `window` positions, 1-D `pooling` ("average" or "max") with an odd `kernel`, scores in `dtype` (None: the model's).
-    """
-
-    window: int = 8
-    kernel: int = 5
-    pooling: str = "average"
     dtype: torch.dtype | None = torch.float32
 
     def attention(self, layer: LayerPrefill) -> Tensor:

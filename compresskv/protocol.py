@@ -6,12 +6,14 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from compresskv.checking import Name
+
 
 @dataclass(frozen=True)
-class Protocol:
+class EvaluationProtocol:
     """The defaults are `corrected`; the comment above a field names the other choice, `released`."""
 
-    name: str = "corrected"
+    name: Name = "corrected"
 
     # Methods.
 

@@ -1,7 +1,9 @@
 """CompressKV's scorer: a few semantic retrieval heads of each layer decide for all of its KV heads (paper §3.2)."""
 
 from dataclasses import dataclass
+from typing import Annotated, Literal
 
+from compresskv.checking import Ge, Le
 from compresskv.context import Context
 from compresskv.eviction import LayerPrefill, LayerScores, Observation
 
@@ -26,16 +28,13 @@ class SemanticHeadScorer:
         return LayerScores(scores.expand(layer.kv_heads, -1))
 
 
-def scorer(context: Context) -> SemanticHeadScorer:
-    """`heads`: how many a layer (null: as calibrated); `head_scores`: semantic or traditional."""
+def scorer(
+    context: Context,
+    *,
+    heads: Annotated[int, Ge(1), Le(1024)] | None,
+    head_scores: Literal["semantic", "traditional"],
+) -> SemanticHeadScorer:
+    """`heads` query heads a layer (None: as many as calibrated), the best by their calibrated `head_scores`."""
     calibration = context.calibrated()
-    kind = context.parameters.get("head_scores", "semantic")
-    if (
-        kind == "semantic"
-        and context.protocol.srh_multiplicity == "count"
-        and "semantic_count" in calibration.head_scores
-    ):
-        kind = "semantic_count"
-    count = context.parameters.get("heads")
-    count = calibration.heads if count is None else count
-    return SemanticHeadScorer(context.observation, calibration.top_heads(kind, count))
+    kind = calibration.kind_of_scores(head_scores, context.protocol)
+    return SemanticHeadScorer(context.scoring, calibration.top_heads(kind, heads or calibration.heads))

@@ -1,9 +1,53 @@
-"""Where tables go."""
+"""The terminal: where tables go, and how a command ends."""
+
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import NoReturn
 
 from rich.console import Console
+
+from compresskv.errors import UserError
+
+INTERRUPTED = "interrupted: finished samples are safe, the same command goes on from there"
 
 
 def screen(width: int = 160) -> Console:
     """The terminal; elsewhere, a console of `width` columns: a file has no width, and cut columns help nobody."""
     console = Console()
     return console if console.is_terminal else Console(width=width)
+
+
+@contextmanager
+def one_sentence_endings() -> Iterator[None]:
+    """A user's mistake, or Ctrl-C, ends the process with one sentence on stderr and an exit code that is not 0."""
+    try:
+        yield
+    except UserError as error:
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit(INTERRUPTED)
+
+
+class _Signals:
+    received = False
+
+
+def signals_as_interrupts() -> None:
+    """From now on Ctrl-C, and what a cluster or a closed terminal sends, raises KeyboardInterrupt."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as `nohup` and a SLURM task want it
+            signal.signal(number, _interrupt)
+
+
+def check_interrupts() -> None:
+    """Raise KeyboardInterrupt if a signal came whose exception was swallowed, as by a finaliser or a callback."""
+    if _Signals.received:
+        raise KeyboardInterrupt
+
+
+def _interrupt(number: int, frame: FrameType | None) -> NoReturn:
+    _Signals.received = True
+    raise KeyboardInterrupt

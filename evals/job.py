@@ -1,51 +1,63 @@
-"""One setting to run, as plain frozen data: what `run.py` makes of a composed configuration."""
+"""One setting to run, as plain frozen data: what a composed configuration becomes, checked, without torch."""
 
-import dataclasses
-import math
-import types
-import typing
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from pkgutil import resolve_name
+from typing import Annotated, Any, TypeVar
 
-from baselines.registry import MethodConfig
+from compresskv.checking import Ge, Gt, Le, MinLen, PathText, checked, checked_value, readable, refuse_unknown
 from compresskv.errors import UserError
-from compresskv.eviction import Observation
-from compresskv.models import ModelConfig
-from compresskv.protocol import Protocol
-from evals.calibrate import CalibrateConfig
-from evals.efficiency import EfficiencyConfig
-from evals.longbench.task import LongBenchConfig
-from evals.niah.task import NiahConfig
+from compresskv.methods import MethodConfig, check_parameters, method_config
+from compresskv.model_config import ModelConfig
+from compresskv.observation import ObservationConfig
+from compresskv.protocol import EvaluationProtocol
+from evals.evaluation import Evaluation
+from evals.loggers import Logger
 
-EVALS = {
-    "niah": NiahConfig,
-    "longbench": LongBenchConfig,
-    "efficiency": EfficiencyConfig,
-    "calibrate": CalibrateConfig,
+T = TypeVar("T")
+
+Tokens = Annotated[int, Ge(1), Le(100_000_000)]
+
+SCALARS: dict[str, Any] = {
+    "budget": Tokens,
+    "calibration": PathText,
+    "prefill_chunk": Tokens | None,
+    "memory": Annotated[float, Gt(0), Le(1_000_000)] | None,
 }
+"""The settings at the top of `conf/config.yaml` that are one value, and what they take."""
+
+NODES = ("model", "method", "eval", "protocol", "observation", "logger", "paths")
+"""Those that are a mapping."""
+
+
+@dataclass(frozen=True)
+class Paths:
+    """`conf/paths/*.yaml`: the folder that everything a run leaves behind goes to."""
+
+    results: PathText
 
 
 @dataclass(frozen=True)
 class Job:
     """A model, a method at a budget (tokens; None for the full cache), an evaluation and a protocol.
 
-    `memory`: GB that a prompt and its decode batch may take beside the model; None: what is free.
+    `prefill_chunk` in tokens; `memory`: GB that a prompt and its decode batch may take beside the model; None: what is
+    free. `config` is the configuration that all of it came from.
     """
 
     model: ModelConfig
     method: MethodConfig
     budget: int | None
-    eval: Any
-    protocol: Protocol
-    observation: Observation
+    eval: Evaluation
+    protocol: EvaluationProtocol
+    observation: ObservationConfig
     calibration: str
     prefill_chunk: int | None
     memory: float | None
     results: Path
-    logger: Mapping[str, Any]
-    config: Mapping[str, Any] = dataclasses.field(hash=False, repr=False, default_factory=dict)
+    logger: Logger | None
+    config: Mapping[str, Any] = field(hash=False, repr=False, default_factory=dict)
 
     @property
     def memory_bytes(self) -> int | None:
@@ -53,111 +65,69 @@ class Job:
 
     @property
     def setting(self) -> str:
-        """How a table names this job: method and budget."""
+        """Method and budget."""
         return self.method.name if self.budget is None else f"{self.method.name} {self.budget}"
+
+    @property
+    def label(self) -> str:
+        """Method and budget, and the protocol if it is not the default."""
+        return self.setting if self.protocol.name == "corrected" else f"{self.setting} ({self.protocol.name})"
 
 
 def job_from(config: Mapping[str, Any]) -> Job:
     """Check a resolved configuration and turn it into a `Job`. Raises `UserError` naming the field, value and fix."""
-    method = dict(config["method"])
-    allocator = method.pop("allocator")
-    standard = method.pop("default_allocator", allocator["name"])
-    name, scorer = method.pop("name"), method.pop("scorer")
-    full = name == "full"
-    if allocator["name"] != standard and not full:
-        name = f"{name}-{allocator['name']}"
-    evaluation = config["eval"]
-    model = {key: value for key, value in config["model"].items() if key != "niah"}  # defaults for conf/eval/niah
-    if evaluation["name"] not in EVALS:
-        raise UserError(f"eval.name={evaluation['name']}: choose one of {', '.join(EVALS)}")
-    budget = _check("budget", config["budget"], int)
-    if budget < 1:
-        raise UserError(f"budget={budget}: choose a number of tokens above the observation window")
-    chunk = _check("prefill_chunk", config["prefill_chunk"], int | None)
-    if chunk is not None and chunk < 1:
-        raise UserError(f"prefill_chunk={chunk}: choose 1 or more tokens, or null")
-    memory = _check("memory", config["memory"], float | None)
-    if memory is not None and not 0 < memory < math.inf:
-        raise UserError(f"memory={memory}: choose a number of GB above 0, or null for what is free")
-    observation = checked("observation", Observation, config["observation"])
-    _check_observation(observation)
-    return Job(
+    refuse_unknown("", config, [*SCALARS, *NODES])
+    if missing := [name for name in (*SCALARS, *NODES) if name not in config]:
+        raise UserError(f"{missing[0]}: is not set: give it a value")
+    scalars = {name: checked_value(name, hint, config[name]) for name, hint in SCALARS.items()}
+    # Names first: they are checked without importing the methods, which need torch.
+    method = method_config(config["method"])
+    evaluation = plug_in("eval", Evaluation, config["eval"])
+    model = {name: value for name, value in _mapping("model", config["model"]).items() if name != "evals"}
+    job = Job(
         model=checked("model", ModelConfig, model),
-        method=MethodConfig(name, scorer, allocator["target"], _frozen(method)),
-        budget=None if full else budget,
-        eval=checked("eval", EVALS[evaluation["name"]], evaluation),
-        protocol=checked("protocol", Protocol, config["protocol"]),
-        observation=observation,
-        calibration=config["calibration"],
-        prefill_chunk=chunk,
-        memory=memory,
-        results=Path(config["paths"]["results"]).expanduser(),
-        logger=_frozen(config["logger"]),
+        method=method,
+        budget=None if method.keeps_everything else scalars["budget"],
+        eval=evaluation,
+        protocol=checked("protocol", EvaluationProtocol, config["protocol"]),
+        observation=checked("observation", ObservationConfig, config["observation"]),
+        calibration=scalars["calibration"],
+        prefill_chunk=scalars["prefill_chunk"],
+        memory=scalars["memory"],
+        results=Path(checked("paths", Paths, config["paths"]).results).expanduser(),
+        logger=_logger(config["logger"]),
         config=config,
     )
+    check_parameters(method)
+    return job
 
 
-def _check_observation(observation: Observation) -> None:
-    if observation.window < 1:
-        raise UserError(f"observation.window={observation.window}: choose 1 or more tokens")
-    if observation.kernel < 1 or observation.kernel % 2 == 0:
-        raise UserError(f"observation.kernel={observation.kernel}: choose an odd number")
-    if observation.pooling not in ("average", "max"):
-        raise UserError(f"observation.pooling={observation.pooling}: choose average or max")
+def plug_in(where: str, kind: type[T], node: Any) -> T:
+    """The frozen dataclass that `_target_` names, a subclass of `kind`, with the rest of `node` as its fields."""
+    values = dict(_mapping(where, node))
+    return checked(where, plug_in_class(f"{where}._target_", kind, values.pop("_target_", None)), values)
 
 
-class _Frozen(dict):
-    """A mapping that may be part of a key."""
-
-    def __hash__(self) -> int:  # type: ignore[override]
-        return hash(repr(sorted(self.items())))
-
-
-def _frozen(mapping: Mapping[str, Any]) -> Mapping[str, Any]:
-    return _Frozen({key: tuple(v) if isinstance(v, list) else v for key, v in mapping.items()})
-
-
-def checked(name: str, kind: type, values: Mapping[str, Any]) -> Any:
-    """Fill the dataclass `kind`, checking every value against the field's type."""
-    hints = typing.get_type_hints(kind)
-    known = {f.name for f in fields(kind) if f.init}
-    if unknown := set(values) - known:
-        raise UserError(f"{name}.{sorted(unknown)[0]}: no such setting: choose one of {', '.join(sorted(known))}")
-    return kind(**{key: _check(f"{name}.{key}", value, hints[key]) for key, value in values.items()})
+def plug_in_class(where: str, kind: type[T], target: Any) -> type[T]:
+    """The subclass of `kind` that the dotted name `target` stands for."""
+    target = checked_value(where, Annotated[str, MinLen(1)], target)
+    module, _, name = target.rpartition(".")
+    try:
+        plugged_in = resolve_name(f"{module}:{name}")
+    except (ImportError, AttributeError, ValueError) as error:
+        raise UserError(f"{where}={readable(target)}: cannot be imported ({error}): check its YAML") from error
+    if not (isinstance(plugged_in, type) and issubclass(plugged_in, kind)):
+        raise UserError(f"{where}={readable(target)}: is no {kind.__name__.lower()}: name a subclass of it")
+    return plugged_in
 
 
-def _check(name: str, value: Any, hint: Any) -> Any:
-    """`value` as the type `hint` wants it: lists become tuples, integers floats. Raises `UserError` otherwise."""
-    options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
-    for option in options:
-        origin, arguments = typing.get_origin(option), typing.get_args(option)
-        if origin is typing.Literal:
-            if value in arguments:
-                return value
-            raise UserError(f"{name}={value}: choose one of {', '.join(map(str, arguments))}")
-        if origin is tuple and isinstance(value, (list, tuple)):
-            inner = [arguments[0]] * len(value) if arguments[-1] is Ellipsis else arguments
-            if len(inner) == len(value):
-                return tuple(_check(f"{name}[{i}]", v, t) for i, (v, t) in enumerate(zip(value, inner, strict=True)))
-        elif option is float and isinstance(value, (int, float)) and not isinstance(value, bool):
-            return float(value)
-        elif option is type(None) and value is None:  # noqa: SIM114
-            return value
-        elif (
-            isinstance(option, type)
-            and origin is None
-            and isinstance(value, option)
-            and not _bool_as_int(value, option)
-        ):
-            return value
-    wanted = " or ".join("nothing" if o is type(None) else _readable(o) for o in options)
-    raise UserError(f"{name}={value}: expected {wanted}")
+def _logger(node: Any) -> Logger | None:
+    if _mapping("logger", node) == {"_target_": None}:
+        return None
+    return plug_in("logger", Logger, node)
 
 
-def _bool_as_int(value: Any, option: Any) -> bool:
-    return option is int and isinstance(value, bool)
-
-
-def _readable(hint: Any) -> str:
-    names = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}
-    return names.get(hint, "a list")
+def _mapping(where: str, node: Any) -> Mapping[str, Any]:
+    if not isinstance(node, Mapping):
+        raise UserError(f"{where}={readable(node)}: choose a mapping of its settings: leave {where} as its YAML has it")
+    return node

@@ -8,6 +8,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
 
+from evals.console import check_interrupts
+
 T = TypeVar("T")
 
 
@@ -38,14 +40,13 @@ class Progress:
 
     def _steps(self, bars: Bars, task, title: str, items: Sequence[T]) -> Iterator[T]:
         shown = 0.0
-        for done, item in enumerate(items):
+        for number, item in enumerate(items, 1):
+            check_interrupts()
             yield item
             bars.advance(task)
             state = bars.tasks[0]
             elapsed = state.elapsed or 0.0
-            if not self.console.is_terminal and (elapsed - shown > 30 or done + 1 == len(items)):
+            if not self.console.is_terminal and (elapsed - shown > 30 or number == len(items)):
                 shown = elapsed
-                left = elapsed / (done + 1) * (len(items) - done - 1)
-                self.console.print(
-                    f"{title}: {done + 1}/{len(items)} prompts, {elapsed:.0f} s, about {left:.0f} s left"
-                )
+                left = elapsed / number * (len(items) - number)
+                self.console.print(f"{title}: {number}/{len(items)} prompts, {elapsed:.0f} s, about {left:.0f} s left")

@@ -8,14 +8,16 @@ from typing import Any
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, open_dict
 
-OWN = ("hydra/launcher", "hydra.launcher", "hydra/sweeper", "hydra.sweeper", "hydra.mode")
+LAUNCHING = ("hydra/launcher", "hydra.launcher", "hydra/sweeper", "hydra.sweeper", "hydra.mode")
 """Hydra's own settings that shape this sweep, but not those that its groups run."""
+
+SCRIPT = Path(__file__).resolve().parents[1] / "run.py"
 
 
 class SharedPrefillLauncher(Launcher):
-    """Composes the sweep's jobs and hands them to `run.run` together, or by groups to processes on several devices.
+    """Composes the sweep's jobs and hands them to an executor: this process, or one process per device.
 
     The settings are those of conf/hydra/launcher/shared_prefill.yaml. Those of other launchers, which an experiment may
     bring along for use on a cluster, are of no use here.
@@ -26,27 +28,27 @@ class SharedPrefillLauncher(Launcher):
         self.outcome = Path(outcome) if outcome else None
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        self.context, self.config, self.task_function = hydra_context, config, task_function
+        self.context, self.config = hydra_context, config
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         # Imported here, like all of the harness: Hydra imports this file at every start.
-        from compresskv.errors import UserError
+        from evals.compose import plain
+        from evals.console import one_sentence_endings, signals_as_interrupts
+        from evals.launch.executor import Sweep
 
-        composed = [self.compose(overrides) for overrides in job_overrides]
-        try:
-            self.run(composed, job_overrides)
-        except UserError as error:
-            sys.exit(f"error: {error}")
-        except KeyboardInterrupt:
-            sys.exit("interrupted: finished samples are safe, the same command goes on from there")
-        return [done(config, list(o)) for config, o in zip(composed, job_overrides, strict=True)]
+        with one_sentence_endings():
+            composed = [self.compose(overrides) for overrides in job_overrides]
+            sweep = Sweep([plain(config) for config in composed], job_overrides, self.command(), self.outcome)
+            executor = self.executor(sweep)
+            signals_as_interrupts()
+            executor.run(sweep)
+        return [finished(config, overrides) for config, overrides in zip(composed, job_overrides, strict=True)]
 
-    def run(self, composed: Sequence[DictConfig], overrides: Sequence[Sequence[str]]) -> None:
-        """Run the jobs; `overrides` are those that each was composed from."""
-        from evals import devices
+    def executor(self, sweep: Any) -> Any:
+        """What runs the sweep."""
+        from evals.launch import devices
 
-        if not devices.launch(self.devices, self.command(), plain(composed), overrides, self.outcome):
-            self.task_function.__globals__["run"](composed, self.outcome)
+        return devices.executor(self.devices, sweep)
 
     def compose(self, overrides: Sequence[str]) -> DictConfig:
         """The configuration of one job of the sweep."""
@@ -57,24 +59,18 @@ class SharedPrefillLauncher(Launcher):
 
     def command(self) -> list[str]:
         """The ordinary command line of a sweep, up to what tells one group from another."""
-        script = Path(self.task_function.__globals__["__file__"]).resolve()
-        command = [sys.executable, str(script), "-m"]
+        command = [sys.executable, str(SCRIPT), "-m"]
         if (name := self.config.hydra.job.config_name) != "config":
             command.append(f"--config-name={name}")
         for source in self.config.hydra.runtime.config_sources:
             if source.provider == "command-line":
                 command.append(f"--config-dir={source.path}")
-        kept = [o for o in self.config.hydra.overrides.hydra if not o.lstrip("+~").startswith(OWN)]
+        kept = [o for o in self.config.hydra.overrides.hydra if not o.lstrip("+~").startswith(LAUNCHING)]
         return [*command, "hydra/launcher=shared_prefill", *kept]
 
 
-def plain(configs: Sequence[DictConfig]) -> list[Any]:
-    """The configurations, resolved, as dictionaries."""
-    return [OmegaConf.to_container(config, resolve=True) for config in configs]
-
-
-def done(config: DictConfig, overrides: list[str]) -> JobReturn:
+def finished(config: DictConfig, overrides: Sequence[str]) -> JobReturn:
     """What Hydra wants back: a job's result is in its folder."""
-    result = JobReturn(cfg=config, overrides=overrides, status=JobStatus.COMPLETED)
+    result = JobReturn(cfg=config, overrides=list(overrides), status=JobStatus.COMPLETED)
     result.return_value = None
     return result

@@ -1,11 +1,8 @@
 """The launcher behind `python run.py -m hydra/launcher=slurm …`: the sweep's groups as array tasks of a cluster."""
 
-from collections.abc import Sequence
 from typing import Any
 
-from omegaconf import DictConfig
-
-from hydra_plugins.compresskv import SharedPrefillLauncher, plain
+from hydra_plugins.compresskv import SharedPrefillLauncher
 
 
 class SlurmLauncher(SharedPrefillLauncher):
@@ -15,7 +12,7 @@ class SlurmLauncher(SharedPrefillLauncher):
         super().__init__()
         self.settings = settings
 
-    def run(self, composed: Sequence[DictConfig], overrides: Sequence[Sequence[str]]) -> None:
-        from evals.slurm import driver
+    def executor(self, sweep: Any) -> Any:
+        from evals.launch.slurm.driver import Slurm
 
-        driver.launch(self.settings, self.command(), plain(composed), overrides)
+        return Slurm(self.settings)

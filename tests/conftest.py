@@ -10,8 +10,8 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import pytest
 import torch
 
-from compresskv.eviction import Observation
 from compresskv.models import LoadedModel, ModelConfig, load
+from compresskv.observation import ObservationConfig
 from tests.command import ROOT
 from tests.methods.construction import calibration
 
@@ -57,7 +57,7 @@ def shared() -> Path:
 @pytest.fixture
 def calibration_file(tmp_path):
     """A calibration of the tiny Llama of `checkpoint`, with random scores."""
-    random = calibration(layers=3, q_heads=6, observation=Observation())
+    random = calibration(layers=3, q_heads=6, observation=ObservationConfig())
     content = dataclasses.asdict(random)
     path = tmp_path / "calibration.json"
     path.write_text(json.dumps({**content, "observation": {"window": 8, "kernel": 5, "pooling": "average"}}))

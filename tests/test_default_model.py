@@ -4,8 +4,6 @@ from functools import partial
 
 import pytest
 
-from baselines.registry import build
-from bench.settings import job
 from compresskv import calibration
 from compresskv.context import Context
 from compresskv.engine.attention import attached
@@ -13,9 +11,11 @@ from compresskv.engine.decode import Stopping
 from compresskv.engine.generation import generate
 from compresskv.engine.in_layer import generate_in_layer
 from compresskv.engine.prefill import FULL, Setting
-from evals.longbench.task import LongBenchTask
+from compresskv.methods import build
+from evals.compose import job
+from evals.longbench.evaluation import LongBenchTask
 from evals.longbench.tasks import select_tasks
-from evals.niah.task import NiahTask
+from evals.niah.evaluation import NiahTask
 
 METHODS = ["streaming_llm", "snapkv", "pyramidkv", "cake", "headkv", "adakv", "compresskv"]
 

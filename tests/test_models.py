@@ -1,12 +1,18 @@
 """Loading models: local directories of the hub's shape, the packaged default, and what can go wrong."""
 
+import json
+import os
 import shutil
 import subprocess
 import sys
+import time
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
+from transformers import GenerationConfig, GPTNeoXConfig, GPTNeoXForCausalLM
 
+from compresskv import checkpoints
 from compresskv.errors import UserError
 from compresskv.models import ModelConfig, load
 from tests.command import ROOT
@@ -27,10 +33,47 @@ def test_the_fingerprint_changes_with_the_weights(checkpoint, tmp_path):
     shutil.copytree(checkpoint, copy)
     original = load(ModelConfig("tiny", path=str(checkpoint), device="cpu")).fingerprint
     assert load(ModelConfig("tiny", path=str(copy), device="cpu")).fingerprint == original
-    weights = bytearray((copy / "model.safetensors").read_bytes())
-    weights[-3] ^= 1
-    (copy / "model.safetensors").write_bytes(weights)
-    assert load(ModelConfig("tiny", path=str(copy), device="cpu")).fingerprint != original
+    for file, place in (("model.safetensors", -3), ("model.safetensors", -3_000_000), ("merges.txt", -3)):
+        before = (copy / file).read_bytes()
+        changed = bytearray(before)
+        changed[place] ^= 1
+        (copy / file).write_bytes(changed)
+        assert checkpoints.fingerprint(str(copy), None) != original
+        (copy / file).write_bytes(before)
+    assert checkpoints.fingerprint(str(copy), None) == original
+
+
+def test_a_remembered_checksum_is_not_taken_for_another_file_s(tmp_path, monkeypatch):
+    """Neither an edit of equal length with the times set back, nor another file in its place, goes unnoticed."""
+    monkeypatch.setenv("COMPRESSKV_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(checkpoints, "_SETTLED", -1.0)
+    weights, other = tmp_path / "weights", tmp_path / "other"
+    for path in (weights, other):
+        path.write_bytes(bytes(1 << 21))
+    first = checkpoints.sha256([weights])
+    times = (weights.stat().st_atime_ns, weights.stat().st_mtime_ns)
+    assert checkpoints.sha256([weights]) == first
+    time.sleep(0.05)
+    with weights.open("r+b") as file:
+        file.seek(1 << 20)
+        file.write(b"1")
+    os.utime(weights, ns=times)
+    second = checkpoints.sha256([weights])
+    assert second != first
+    assert checkpoints.sha256([other]) == first
+    os.utime(other, ns=times)
+    other.rename(weights)
+    assert checkpoints.sha256([weights]) == first
+    assert checkpoints.sha256([weights, weights]) not in (first, second)
+
+
+def test_a_file_is_read_once(tmp_path, monkeypatch):
+    monkeypatch.setenv("COMPRESSKV_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(checkpoints, "_SETTLED", -1.0)
+    (tmp_path / "weights").write_bytes(bytes(1 << 21))
+    first = checkpoints.sha256([tmp_path / "weights"])
+    monkeypatch.setattr(checkpoints.Path, "open", None)
+    assert checkpoints.sha256([tmp_path / "weights"]) == first
 
 
 def test_the_default_model_is_what_it_says(default_model):
@@ -46,6 +89,104 @@ def broken(checkpoint, tmp_path, change):
     shutil.copytree(checkpoint, copy)
     change(copy)
     return str(copy)
+
+
+def edited(folder, file, **values):
+    path = folder / file
+    path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
+
+
+def without(folder, *names):
+    weights = load_file(folder / "model.safetensors")
+    save_file({k: v for k, v in weights.items() if k not in names}, folder / "model.safetensors", {"format": "pt"})
+
+
+NORM = "model.layers.1.input_layernorm.weight"
+
+
+@pytest.mark.parametrize(
+    ("change", "names"),
+    [
+        (lambda d: without(d, NORM), f"missing {NORM}"),
+        (lambda d: without(d, "lm_head.weight"), "missing lm_head.weight"),
+        (lambda d: edited(d, "config.json", num_hidden_layers=4), "missing model.layers.3.input_layernorm.weight"),
+        (lambda d: edited(d, "config.json", num_hidden_layers=2), "unexpected model.layers.2.input_layernorm.weight"),
+        (lambda d: edited(d, "config.json", intermediate_size=60), "size mismatch for model.layers.*config.json"),
+    ],
+)
+def test_weights_that_are_not_the_model_s_are_refused_by_name(checkpoint, tmp_path, change, names):
+    """transformers fills in random numbers, and says so where nobody looks."""
+    with pytest.raises(UserError, match=names) as caught:
+        load(ModelConfig("broken", path=broken(checkpoint, tmp_path, change), device="cpu"))
+    assert "\n" not in str(caught.value)
+
+
+def test_tied_weights_and_buffers_are_not_missing(checkpoint, tmp_path):
+    def tie(folder):
+        edited(folder, "config.json", tie_word_embeddings=True)
+        without(folder, "lm_head.weight")
+        weights = load_file(folder / "model.safetensors")
+        weights["model.layers.0.self_attn.rotary_emb.inv_freq"] = torch.ones(4)  # as checkpoints of 2023 have it
+        save_file(weights, folder / "model.safetensors", {"format": "pt"})
+
+    model = load(ModelConfig("tied", path=broken(checkpoint, tmp_path, tie), device="cpu")).model
+    assert model.lm_head.weight is model.model.embed_tokens.weight
+
+
+def test_a_model_without_kv_heads_in_its_configuration(checkpoint, tmp_path):
+    folder = tmp_path / "neox"
+    size = {"hidden_size": 48, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 6}
+    GPTNeoXForCausalLM(GPTNeoXConfig(**size, vocab_size=49152)).save_pretrained(folder)
+    for file in checkpoint.iterdir():
+        if file.name not in ("config.json", "model.safetensors", "generation_config.json"):
+            shutil.copy(file, folder)
+    model = load(ModelConfig("neox", path=str(folder), device="cpu"))
+    assert (model.layers, model.all_layers, model.q_heads, model.kv_heads) == (2, 2, 6, 6)
+
+
+def test_what_a_checkpoint_asks_of_greedy_decoding_is_known_and_said(checkpoint, tmp_path):
+    def ask(folder):
+        GenerationConfig(
+            repetition_penalty=1.05, no_repeat_ngram_size=0, temperature=0.7, do_sample=True, eos_token_id=2
+        ).save_pretrained(folder)
+
+    model = load(ModelConfig("asks", path=broken(checkpoint, tmp_path, ask), device="cpu"))
+    assert model.generation_defaults == {"repetition_penalty": 1.05}
+    assert any("repetition_penalty=1.05" in note for note in model.notes)
+    plain = load(ModelConfig("plain", path=str(checkpoint), device="cpu"))
+    assert (plain.generation_defaults, plain.notes) == ({}, ())
+    assert plain.identity != model.identity
+    assert json.loads(json.dumps(model.identity)) == model.identity
+
+
+def test_generation_stops_at_the_end_token_of_either(checkpoint, tmp_path):
+    def other_end(folder):
+        edited(folder, "generation_config.json", eos_token_id=[5, 7])
+
+    model = load(ModelConfig("ends", path=broken(checkpoint, tmp_path, other_end), device="cpu"))
+    assert model.tokenizer.eos_token_id == 2
+    assert model.stop_ids == {2, 5, 7}
+    assert model.model.generation_config.eos_token_id == [2, 5, 7]
+    assert any("<|im_end|>" in note for note in model.notes)
+    assert model.identity["stop_ids"] == [2, 5, 7]
+
+
+@pytest.mark.parametrize(
+    ("change", "says", "fix"),
+    [
+        (lambda d: edited(d, "config.json", model_type="no-such"), "no-such", "transformers that knows it"),
+        (lambda d: edited(d, "config.json", model_type="t5"), "T5", "decoder-only"),
+        (lambda d: edited(d, "config.json", num_attention_heads=0), "cannot be loaded", "correct the files"),
+        (lambda d: edited(d, "config.json", hidden_size="many"), "hidden_size", "correct the files"),
+        (lambda d: (d / "model.safetensors").rename(d / "pytorch_model.bin"), "safetensors", "save its weights"),
+    ],
+)
+def test_the_reason_is_the_reason(checkpoint, tmp_path, change, says, fix):
+    with pytest.raises(UserError, match=says) as caught:
+        load(ModelConfig("broken", path=broken(checkpoint, tmp_path, change), device="cpu"))
+    assert fix in str(caught.value)
+    assert "complete model" not in str(caught.value)
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -82,12 +223,6 @@ def test_a_gated_model_names_the_token(monkeypatch):
     monkeypatch.setattr(models.AutoTokenizer, "from_pretrained", refuse)
     with pytest.raises(UserError, match="HF_TOKEN"):
         load(ModelConfig("gated", path="some/gated-model"))
-
-
-@pytest.mark.parametrize(("field", "value"), [("dtype", "int3"), ("backend", "eager")])
-def test_wrong_settings_name_the_field(checkpoint, field, value):
-    with pytest.raises(UserError, match=f"model.{field}={value}"):
-        load(ModelConfig("tiny", path=str(checkpoint), device="cpu", **{field: value}))
 
 
 def test_a_missing_package_names_the_fix():
@@ -138,3 +273,88 @@ def test_dtype_auto_is_what_the_processor_has(default_model, checkpoint):
     capabilities = torch.cpu.get_capabilities()
     fast = capabilities.get("avx512_bf16") or capabilities.get("amx_bf16")
     assert model.dtype == ("bfloat16" if fast else "float32")
+
+
+def templated(checkpoint, template, **kwargs):
+    model = load(ModelConfig("tiny", path=str(checkpoint), device="cpu", chat_template_kwargs=kwargs))
+    model.tokenizer.chat_template = template
+    return model
+
+
+def test_a_template_s_own_variables(checkpoint):
+    thinks = "{{ messages[0]['content'] }}{% if enable_thinking is not defined or enable_thinking %}<think>{% endif %}"
+    assert templated(checkpoint, thinks).chat("Hello") == "Hello<think>"
+    model = templated(checkpoint, thinks, enable_thinking=False)
+    assert model.chat("Hello") == "Hello"
+    assert model.identity["chat_template_kwargs"] == {"enable_thinking": False}
+    with pytest.raises(UserError, match="model.chat_template_kwargs.tokenize"):
+        templated(checkpoint, thinks, tokenize=True).chat("Hello")
+
+
+@pytest.mark.parametrize(
+    ("template", "says"),
+    [
+        ("{{ raise_exception('a tool is needed') }}", "a tool is needed"),
+        ("{{ messages[0]['content'] + 1 }}", "fails"),
+        ("{{ messages[1]['content'] }}", "fails"),
+        ("{% if %}", "fails"),
+        ("user: assistant:", "leaves out"),
+        ("{{ messages[0]['content'] | upper }}", "leaves out or changes"),
+        ("{{ messages[0]['content'][:3] }}", "leaves out or changes"),
+    ],
+)
+def test_a_template_that_fails_or_drops_the_text_is_a_sentence(checkpoint, template, says):
+    with pytest.raises(UserError, match=says) as caught:
+        templated(checkpoint, template).chat("some text")
+    assert "model.chat_template=false" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_template_may_trim_the_text(checkpoint):
+    assert templated(checkpoint, "<{{ messages[0]['content'] | trim }}>").chat("\n text ") == "<text>"
+
+
+@pytest.fixture
+def gguf(tmp_path, monkeypatch):
+    """The default model's file under another name, with an empty cache for copies."""
+    monkeypatch.setenv("COMPRESSKV_CACHE", str(tmp_path / "cache"))
+    path = tmp_path / "my-model.gguf"
+    path.symlink_to(checkpoints.package_file(GGUF))
+    return path
+
+
+def test_a_gguf_file_and_its_parts(gguf, tmp_path, default_model, monkeypatch):
+    model = load(ModelConfig("mine", path=str(gguf), dtype="float32", device="cpu"))
+    assert model.fingerprint == default_model.fingerprint == checkpoints.sha256([gguf])[:16]
+    for name, weight in default_model.model.state_dict().items():
+        assert torch.equal(model.model.state_dict()[name], weight)
+
+    content = gguf.read_bytes()
+    for number, part in enumerate((content[:1000], content[1000:])):
+        package = tmp_path / f"part{number}"
+        package.mkdir()
+        (package / "__init__.py").touch()
+        (package / "my-model.gguf").write_bytes(part)
+    monkeypatch.syspath_prepend(tmp_path)
+    parts = ("part0/my-model.gguf", "part1/my-model.gguf")
+    again = load(ModelConfig("parts", package=parts, sha256=checkpoints.sha256([gguf]), device="cpu"))
+    assert again.fingerprint == model.fingerprint
+    assert len([path for path in (tmp_path / "cache" / "models").iterdir() if path.is_dir()]) == 1
+
+
+def test_a_copy_that_was_changed_is_refused(gguf, tmp_path):
+    load(ModelConfig("mine", path=str(gguf), device="cpu"))
+    (folder,) = (path for path in (tmp_path / "cache" / "models").iterdir() if path.is_dir())
+    edited(folder, "config.json", rms_norm_eps=0.5)
+    with pytest.raises(UserError, match="delete that folder"):
+        load(ModelConfig("mine", path=str(gguf), device="cpu"))
+
+
+def test_a_gguf_file_that_is_none_is_a_sentence(tmp_path, monkeypatch):
+    monkeypatch.setenv("COMPRESSKV_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "broken.gguf").write_bytes(b"no weights")
+    with pytest.raises(UserError, match=r"model\.path=.*broken\.gguf") as caught:
+        load(ModelConfig("broken", path=str(tmp_path / "broken.gguf"), device="cpu"))
+    assert "\n" not in str(caught.value)
+    with pytest.raises(UserError, match=r"model\.path="):
+        load(ModelConfig("absent", path=str(tmp_path / "absent.gguf"), device="cpu"))

@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from compresskv.errors import UserError
-from compresskv.eviction import Observation
+from compresskv.observation import ObservationConfig
+from compresskv.protocol import EvaluationProtocol
 
 FOLDER = Path(__file__).parent
 
@@ -24,7 +25,7 @@ class Calibration:
 
     model: str
     source: str
-    observation: Observation
+    observation: ObservationConfig
     heads: int
     layer_scores: tuple[float, ...]
     head_scores: dict[str, tuple[tuple[float, ...], ...]] = field(default_factory=dict, hash=False)
@@ -46,10 +47,15 @@ class Calibration:
             raise self._has_no(kind, {*self.head_scores, *self.published_rankings})
         if not isinstance(count, int) or not 0 < count <= len(rankings[0]):
             raise UserError(
-                f"method.heads={count}: the {self.source} calibration of {self.model} ranks "
+                f"method.scorer.heads={count}: the {self.source} calibration of {self.model} ranks "
                 f"{len(rankings[0])} heads a layer, so choose 1 to {len(rankings[0])}"
             )
         return tuple(layer[:count] for layer in rankings)
+
+    def kind_of_scores(self, kind: str, protocol: EvaluationProtocol) -> str:
+        """The kind to ask for where `kind` is wanted: how `protocol` counts decides which semantic scores these are."""
+        counted = kind == "semantic" and protocol.srh_multiplicity == "count"
+        return "semantic_count" if counted and "semantic_count" in self.head_scores else kind
 
     def scores(self, kind: str) -> tuple[tuple[float, ...], ...]:
         """Scores of all query heads, [layer][head]. Raises `UserError` if the calibration has none of this `kind`."""
@@ -69,7 +75,7 @@ def load(path: Path) -> Calibration:
         return Calibration(
             model=raw["model"],
             source=raw["source"],
-            observation=Observation(**raw["observation"]),
+            observation=ObservationConfig(**raw["observation"]),
             heads=raw["heads"],
             layer_scores=tuple(raw["layer_scores"]),
             head_scores={k: tuple(map(tuple, v)) for k, v in raw.get("head_scores", {}).items()},

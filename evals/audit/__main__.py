@@ -6,35 +6,30 @@ Arguments are overrides as for `run.py`. Finished samples are not computed again
 import sys
 from pathlib import Path
 
-from hydra import compose, initialize_config_dir
-from omegaconf import OmegaConf
-
-import run as _run  # noqa: F401 (its resolvers are part of the configuration)
 from compresskv import models
-from compresskv.errors import UserError
+from evals import compose
 from evals.audit.effects import fill, measure
-from evals.job import Job, job_from
+from evals.console import one_sentence_endings
+from evals.job import Job
 from evals.progress import Progress
 from evals.results.store import write_text
 
-ROOT = Path(__file__).parents[2]
-PAGE = ROOT / "docs" / "audit.md"
+PAGE = Path(__file__).parents[2] / "docs" / "audit.md"
 GRID = ("eval.lengths=[1000,1500,2000,3000]", "eval.depths=10")
 
 
 def main(overrides: list[str], page: Path = PAGE) -> None:
     """Rewrite `page`."""
-    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        released = compose("config", ["protocol=released"]).protocol
+    released = compose.composed("protocol=released")["protocol"]
 
-        def make_job(method: str, budget: int, field: str | None) -> Job:
-            chosen = [*GRID, *overrides, f"method={method}", f"budget={budget}"]
-            if field:
-                chosen += [f"protocol.{field}={_quoted(released[field])}", f"protocol.name=corrected-{field}"]
-            return job_from(OmegaConf.to_container(compose("config", chosen), resolve=True))
+    def make_job(method: str, budget: int, field: str | None) -> Job:
+        changes = []
+        if field:
+            changes = [f"protocol.{field}={_quoted(released[field])}", f"protocol.name=corrected-{field}"]
+        return compose.job(*GRID, *overrides, f"method={method}", f"budget={budget}", *changes)
 
-        model = models.load(make_job("full", 128, None).model)
-        effects = measure(model, make_job, Progress())
+    model = models.load(make_job("full", 128, None).model)
+    effects = measure(model, make_job, Progress())
     write_text(page, fill(page.read_text(encoding="utf-8"), effects))
 
 
@@ -43,9 +38,5 @@ def _quoted(value: object) -> str:
 
 
 if __name__ == "__main__":
-    try:
+    with one_sentence_endings():
         main(sys.argv[1:])
-    except UserError as error:
-        sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        sys.exit("interrupted: finished samples are safe, the same command goes on from there")

@@ -3,17 +3,20 @@
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from statistics import fmean
 
 from compresskv.errors import UserError
 from compresskv.models import LoadedModel
-from compresskv.protocol import Protocol
+from compresskv.protocol import EvaluationProtocol
+from evals.evaluation import Task
 from evals.job import Job
-from evals.niah.task import NiahTask
+from evals.niah.evaluation import NiahTask
 from evals.progress import Progress
-from evals.results.store import Line
-from evals.results.summary import mean_and_interval
-from evals.runner import build_method, describe, run_task, seconds
-from evals.task import Task
+from evals.results.schema import Line
+from evals.results.statistics import difference
+from evals.results.summary import seconds
+from evals.running.methods import build_method, describe
+from evals.running.tasks import run_task
 
 COMPARED: dict[str, tuple[tuple[str, int], ...]] = {
     "gqa_grouping": (("snapkv", 128), ("pyramidkv", 128)),
@@ -70,7 +73,7 @@ class Comparison:
 
 def measure(model: LoadedModel, jobs: MakeJob, progress: Progress) -> dict[str, str]:
     """Run what is not in the results yet; returns the text of every effect, by field, and of the `conditions`."""
-    tasks: dict[Protocol, Task] = {}
+    tasks: dict[EvaluationProtocol, Task] = {}
     comparisons = [
         _compare(model, field, jobs(method, budget, None), jobs(method, budget, field), tasks)
         for field, methods in COMPARED.items()
@@ -78,8 +81,8 @@ def measure(model: LoadedModel, jobs: MakeJob, progress: Progress) -> dict[str, 
     ]
     to_run = [job for c in comparisons if c.verdict is None for job in (c.corrected, c.released)]
     unique = {_key(job): job for job in to_run}
-    done = run_task(model, list(unique.values()), tasks, progress, _fail)
-    finished = {_key(run.job): run.lines for run in done}
+    records = [entry.record() for entry in run_task(model, list(unique.values()), tasks, progress, _fail)]
+    finished = {(record.protocol, record.method, record.budget): record.covered for record in records}
     effects = dict(ELSEWHERE)
     for field in COMPARED:
         effects[field] = tell([c for c in comparisons if c.field == field], finished)
@@ -87,7 +90,9 @@ def measure(model: LoadedModel, jobs: MakeJob, progress: Progress) -> dict[str, 
     return effects
 
 
-def _compare(model: LoadedModel, field: str, corrected: Job, released: Job, tasks: dict[Protocol, Task]) -> Comparison:
+def _compare(
+    model: LoadedModel, field: str, corrected: Job, released: Job, tasks: dict[EvaluationProtocol, Task]
+) -> Comparison:
     for job in (corrected, released):
         if job.protocol not in tasks:
             tasks[job.protocol] = NiahTask(job.eval, model, job.protocol)
@@ -136,12 +141,14 @@ def paired(corrected: Sequence[Line], released: Sequence[Line]) -> str:
     pairs = [(line, by_id[line["id"]]) for line in corrected]
     prompts = sum(a["prompt_sha256"] != b["prompt_sha256"] for a, b in pairs)
     answers = sum(a["prediction"] != b["prediction"] for a, b in pairs)
-    mean, (low, high) = mean_and_interval([b["score"] - a["score"] for a, b in pairs])
-    before, after = (sum(pair[side]["score"] for pair in pairs) / len(pairs) for side in (0, 1))
+    scores = [[pair[side]["score"] for pair in pairs] for side in (0, 1)]
+    change = difference(*scores)
+    before, after = map(fmean, scores)
+    low, high = change.interval or (change.mean, change.mean)
     differing = f"{answers} of {len(pairs)} answers differ"
     if prompts:
         differing = f"{prompts} prompts and {differing}"
-    return f"{before:.1f} → {after:.1f}, **{_signed(mean)}** [{_signed(low)}, {_signed(high)}]; {differing}"
+    return f"{before:.1f} → {after:.1f}, **{_signed(change.mean)}** [{_signed(low)}, {_signed(high)}]; {differing}"
 
 
 def _signed(value: float) -> str:

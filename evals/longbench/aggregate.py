@@ -3,13 +3,11 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
 from evals.longbench.metrics import SampleScore, dataset_score
 from evals.longbench.official import RowCheck
-from evals.longbench.tasks import ALL, CATEGORIES, ENGLISH, TASKS, Task
+from evals.longbench.tasks import CATEGORIES, ENGLISH, TASKS, Task
+from evals.results import statistics
 
-RESAMPLES = 2000
 Interval = tuple[float, float]
 
 
@@ -32,11 +30,13 @@ class TaskScore:
     def problem(self) -> str:
         """Why this is not a score on the official test set; "" if it is."""
         n, official = len(self.samples), self.task.n
-        if n != official:
-            return f"incomplete: {n} of {official} rows" if n < official else f"{n} rows instead of {official}"
-        if self.check and not self.check.complete:
-            return f"{self.check.mismatching} rows are not official"
-        return ""
+        foreign = self.check.mismatching if self.check else 0
+        if n < official:
+            which = f", {'none' if foreign == n else f'{n - foreign}'} of them official" if foreign else ""
+            return f"incomplete: {n} of {official} rows{which}"
+        if n > official:
+            return f"{n} rows instead of {official}"
+        return f"{foreign} rows are not official" if foreign else ""
 
 
 @dataclass(frozen=True)
@@ -65,12 +65,9 @@ def task_score(task: Task, samples: Sequence[SampleScore], check: RowCheck | Non
 def interval(scores: Sequence[TaskScore]) -> Interval | None:
     """95% percentile bootstrap interval, 0 to 100, of the mean of these task scores; None if a task has one sample.
 
-    Samples are resampled within each task, with a seed that depends on the task alone.
+    Samples are resampled within each task.
     """
-    if any(len(score.samples) < 2 for score in scores):
-        return None
-    low, high = np.percentile(np.mean([_resampled(score) for score in scores], axis=0), [2.5, 97.5])
-    return float(low), float(high)
+    return statistics.interval(*([100 * sample for sample in score.samples] for score in scores))
 
 
 def averages(scores: Mapping[str, TaskScore]) -> list[Average]:
@@ -91,10 +88,3 @@ def _average(name: str, tasks: Sequence[str], scores: Mapping[str, TaskScore]) -
         return Average(name, n, None, None, f"incomplete: {complete} of {len(tasks)} tasks")
     mean = round(sum(score.score for score in present) / len(present), 2)
     return Average(name, n, mean, interval(present), "")
-
-
-def _resampled(score: TaskScore) -> np.ndarray:
-    """`RESAMPLES` bootstrap means of one task, 0 to 100."""
-    samples = np.asarray(score.samples)
-    random = np.random.default_rng(ALL.index(score.task.name))
-    return 100 * samples[random.integers(len(samples), size=(RESAMPLES, len(samples)))].mean(axis=1)

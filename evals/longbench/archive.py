@@ -7,6 +7,8 @@ import stat
 import tempfile
 import zipfile
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 
 from compresskv.errors import UserError
@@ -14,20 +16,39 @@ from compresskv.errors import UserError
 HUB_REPOSITORY = "THUDM/LongBench"  # redirects to zai-org/LongBench
 HUB_REVISION = "5e628be450b7e67fb7ae6e201bd6d8f7056f7672"
 HUB_SHA256 = "cb45b11a4133c6bc1d6a44b0f8e701335ff1e543195db1103472e575857f7f64"
+HUB_TIMEOUT = 5.0  # seconds
 LARGEST_ARCHIVE = 4 << 30  # bytes unpacked; the official one has well under 1 GiB
 
 
 def download(repository: str = HUB_REPOSITORY, revision: str = HUB_REVISION) -> Path:
-    """Path of `data.zip` in the Hugging Face cache, downloaded if it is not there yet."""
-    from huggingface_hub import hf_hub_download
+    """Path of `data.zip` in the Hugging Face cache, downloaded if it is not there yet.
 
+    Raises `UserError` within seconds where the hub cannot be reached, and at once under HF_HUB_OFFLINE.
+    """
+    import huggingface_hub as hub
+    from huggingface_hub import constants
+
+    file = {"filename": "data.zip", "repo_type": "dataset", "revision": revision}
     try:
-        return Path(hf_hub_download(repository, "data.zip", repo_type="dataset", revision=revision))
+        if not hub.try_to_load_from_cache(repository, **file) and not constants.HF_HUB_OFFLINE:
+            # Asked once: the download itself retries for half a minute.
+            hub.get_hf_file_metadata(hub.hf_hub_url(repository, **file), timeout=HUB_TIMEOUT)
+        return Path(hub.hf_hub_download(repository, "data.zip", repo_type="dataset", revision=revision))
     except Exception as error:  # of many unrelated types: no network, no such revision, no access, ...
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".:")
         raise UserError(
-            f"cannot download data.zip of {repository} at revision {revision} ({reason}): give eval.data a local copy."
+            f"cannot download data.zip of {repository} at revision {revision} ({reason(error)}): "
+            "give eval.data a local copy."
         ) from error
+
+
+def reason(error: Exception) -> str:
+    """Why the hub gave nothing, in short."""
+    from huggingface_hub import constants
+    from huggingface_hub.errors import LocalEntryNotFoundError, OfflineModeIsEnabled
+
+    if constants.HF_HUB_OFFLINE and isinstance(error, LocalEntryNotFoundError | OfflineModeIsEnabled):
+        return "HF_HUB_OFFLINE is set, and the hub's cache has no copy"
+    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".:")
 
 
 def sha256_of(path: Path) -> str:
@@ -52,38 +73,57 @@ def unpack(archive: Path, cache: Path, expected_sha256: str | None = None) -> Pa
     if target.is_dir():
         return target
     try:
-        cache.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=cache, prefix="unpacking-") as scratch:
-            # Renaming makes it atomic; a folder that another process has put there meanwhile holds the same files.
+        with new_folder(target) as folder:
+            _extract(archive, folder)
+    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
+        raise UserError(f"{archive} is no complete zip archive ({error}): download it again.") from error
+    return target
+
+
+@contextmanager
+def new_folder(target: Path) -> Iterator[Path]:
+    """A folder to write into, which becomes `target` at the end of the block, or else vanishes.
+
+    Raises `UserError` where the disk refuses it.
+    """
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=target.parent, prefix="unpacking-") as scratch:
             complete = Path(scratch) / "data"
-            _extract(archive, complete)
+            complete.mkdir()
+            yield complete
             try:
+                # Renaming is atomic; a folder that another process has put there meanwhile holds the same files.
                 os.rename(complete, target)
             except OSError:
                 if not target.is_dir():
                     raise
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
-        raise UserError(f"{archive} is no complete zip archive ({error}): download it again.") from error
     except OSError as error:
-        raise UserError(f"cannot unpack {archive} into {cache}: {error.strerror or error}.") from error
-    return target
+        raise UserError(
+            f"cannot unpack into {target.parent}: {error.strerror or error}: set COMPRESSKV_CACHE to another folder."
+        ) from error
 
 
 def _extract(archive: Path, folder: Path) -> None:
-    folder.mkdir()
     with zipfile.ZipFile(archive) as content:
         members = content.infolist()
         for member in members:
             _refuse_unsafe(archive, member)
         if sum(member.file_size for member in members) > LARGEST_ARCHIVE:
             raise UserError(f"{archive} would unpack to more than {LARGEST_ARCHIVE >> 30} GiB: this is not LongBench.")
-        wanted = [member for member in members if not member.is_dir() and member.filename.endswith(".jsonl")]
-        names = [PurePosixPath(member.filename).name for member in wanted]
+        paths = [PurePosixPath(member.filename) for member in members]
+        # Names that begin with a dot are other programs' notes, such as "__MACOSX/._qasper.jsonl".
+        wanted = [
+            (member, path.name)
+            for member, path in zip(members, paths, strict=True)
+            if path.suffix == ".jsonl" and not member.is_dir() and not path.name.startswith(".")
+        ]
+        names = [name for _, name in wanted]
         if not wanted or len(set(names)) < len(names):
             raise UserError(
                 f"{archive} should hold one task.jsonl file a task: found {', '.join(sorted(names)) or 'none'}."
             )
-        for member, name in zip(wanted, names, strict=True):
+        for member, name in wanted:
             with content.open(member) as source, open(folder / name, "xb") as copy:
                 shutil.copyfileobj(source, copy)
 

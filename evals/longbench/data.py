@@ -1,12 +1,22 @@
-"""LongBench records from a directory of task.jsonl files, a local zip, or the hub's official data.zip."""
+"""LongBench records from a directory of task.jsonl files, a zip, a copy of the library `datasets`, or the hub."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from compresskv.errors import UserError
 from compresskv.folders import cache_folder
-from evals.longbench import archive, official
-from evals.longbench.records import answers_field, classes_field, integer, length_field, read_jsonl, text_field
+from evals.longbench import archive, copies, official
+from evals.longbench.records import (
+    answers_field,
+    classes_field,
+    data_files,
+    integer,
+    length_field,
+    read_jsonl,
+    text_field,
+)
 from evals.longbench.tasks import Task
 
 REQUIRED_FIELDS = ("input", "context", "answers", "all_classes", "length")
@@ -37,34 +47,48 @@ def open_source(
     repository: str = archive.HUB_REPOSITORY,
     revision: str | None = None,
 ) -> Path:
-    """The folder of task.jsonl files behind `source`: "hub", a zip file, or a directory.
+    """The folder of task.jsonl files behind `source`: "hub", a zip, a directory, or the id of a hub dataset.
 
-    A directory may also look like the hub's repository or its unpacked zip: a data.zip, or the files in data/.
-    `sha256` is what an archive must have; for "hub" at the pinned revision it is known and always checked.
+    A directory may also look like the hub's repository or its unpacked zip: a data.zip, or the files in data/. It may
+    hold a copy of the library `datasets`, which is converted (`copies`), as a parquet file is. `sha256` is what an
+    archive must have; for "hub" at the pinned revision it is known and always checked.
     """
-    cache, revision = cache or default_cache(), revision or archive.HUB_REVISION
+    cache = cache or default_cache()
     if str(source) == "hub":
+        revision = revision or archive.HUB_REVISION
         if sha256 is None and revision == archive.HUB_REVISION:
             sha256 = archive.HUB_SHA256
         return archive.unpack(archive.download(repository, revision), cache, sha256)
     path = Path(source).expanduser()
-    if path.is_file():
+    if not path.exists():
+        if not copies.HUB_ID.fullmatch(str(source)):
+            raise UserError(f"eval.data={source} does not exist: give a directory of task.jsonl files, a zip, or hub.")
+        path = copies.download(str(source), revision)
+    folder = _open_path(path, cache, sha256)
+    if folder is None:
+        raise UserError(f"eval.data={source} holds no task.jsonl file and no data.zip.")
+    return folder
+
+
+def _open_path(path: Path, cache: Path, sha256: str | None) -> Path | None:
+    if path.is_file() and not copies.is_copy(path):
         return archive.unpack(path, cache, sha256)
-    if not path.is_dir():
-        raise UserError(f"eval.data={source} does not exist: give a directory of task.jsonl files, a zip, or hub.")
-    for folder in (path, path / "data"):
-        if any(folder.glob("*.jsonl")):
-            return folder
-    if (path / "data.zip").is_file():
+    folders = [folder for folder in (path, path / "data") if folder.is_dir() and data_files(folder)]
+    if not folders and (path / "data.zip").is_file():
         return archive.unpack(path / "data.zip", cache, sha256)
-    raise UserError(f"eval.data={source} holds no task.jsonl file and no data.zip.")
+    if sha256:
+        raise UserError(f"eval.sha256 is that of an archive, and {path} is none: leave it out.")
+    if folders:
+        return folders[0]
+    return copies.convert(path, cache) if copies.is_copy(path) else None
 
 
 def load_task(folder: Path, task: Task, limit: int | None = None) -> list[Record]:
     """The records of `folder`/task.jsonl in file order, the first `limit` of them if given.
 
-    A row's number is its `_lb_index` where it has one, else its line number from 0. Raises `UserError`, with file and
-    line, for a missing or empty file, a corrupt line, a missing or ill-typed field, and a row number that occurs twice.
+    A row's number is its `_lb_index` where it has one, else that of the official row with its content, else its line
+    number from 0; whole files are read, so that no number depends on `limit`. Raises `UserError`, with file and line,
+    for a missing or empty file, a corrupt line, a missing or ill-typed field, and a row number that occurs twice.
     """
     if limit is not None and limit < 1:
         raise UserError(f"eval.limit={limit} must be at least 1.")
@@ -73,25 +97,49 @@ def load_task(folder: Path, task: Task, limit: int | None = None) -> list[Record
         raise UserError(
             f"there is no {task.name}.jsonl in {folder}: leave {task.name} out of eval.tasks or add the file."
         )
-    records: dict[int, Record] = {}
+    places, claims, records = [], [], []
     for line, (place, fields) in enumerate(read_jsonl(path)):
-        if line == limit:
-            break
-        for name in REQUIRED_FIELDS:
-            if name not in fields:
-                raise UserError(f"{place}: the record has no {name!r} field.")
-        record = Record(
-            row=integer(place, "_lb_index", fields.get("_lb_index", line)),
-            input=text_field(place, fields, "input"),
-            context=text_field(place, fields, "context"),
-            answers=answers_field(place, fields),
-            all_classes=classes_field(place, fields, needed=task.metric == "classification"),
-            length=length_field(place, fields),
-        )
-        if record.row in records:
-            raise UserError(f"{place}: row {record.row} occurs twice.")
-        records[record.row] = record
-    return list(records.values())
+        records.append(_record(place, fields, task, line))
+        claims.append(records[-1].row if "_lb_index" in fields else None)
+        places.append(place)
+    numbers = _row_numbers(task, claims, records)
+    seen: set[int] = set()
+    for place, number in zip(places, numbers, strict=True):
+        if number in seen:
+            raise UserError(f"{place}: row {number} occurs twice.")
+        seen.add(number)
+    return [replace(record, row=number) for record, number in zip(records, numbers, strict=True)][:limit]
+
+
+def _record(place: str, fields: dict[str, Any], task: Task, line: int) -> Record:
+    for name in REQUIRED_FIELDS:
+        if name not in fields:
+            raise UserError(f"{place}: the record has no {name!r} field.")
+    return Record(
+        row=integer(place, "_lb_index", fields.get("_lb_index", line)),
+        input=text_field(place, fields, "input"),
+        context=text_field(place, fields, "context"),
+        answers=answers_field(place, fields),
+        all_classes=classes_field(place, fields, needed=task.metric == "classification"),
+        length=length_field(place, fields),
+    )
+
+
+def _row_numbers(task: Task, claims: Sequence[int | None], records: Sequence[Record]) -> list[int]:
+    """Each record's row: the claimed one, the official row of its content, or the line; past the official ones where
+    an official row has the number of that line."""
+    located = official.locate(task.name, [(record.answers, record.length) for record in records])
+    official_rows = {found for found, claim in zip(located, claims, strict=True) if claim is None}
+    numbers = []
+    for line, (claim, found) in enumerate(zip(claims, located, strict=True)):
+        other = line if line not in official_rows else task.n + line
+        numbers.append(next(number for number in (claim, found, other) if number is not None))
+    return numbers
+
+
+def data_fingerprint(folder: Path, task: Task) -> str:
+    """A hash of the task's data, part of a run's identity."""
+    return archive.sha256_of(folder / f"{task.name}.jsonl")[:16]
 
 
 def check_official(task: Task, records: list[Record]) -> official.RowCheck:

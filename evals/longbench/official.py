@@ -17,7 +17,7 @@ from pathlib import Path
 
 from compresskv.errors import UserError
 from evals.longbench.records import answers_field, length_field, read_jsonl
-from evals.longbench.tasks import ALL, get_task
+from evals.longbench.tasks import ALL, Task, get_task
 
 INDEX = Path(__file__).with_name("official_index.json")
 _DIGITS = 6
@@ -56,6 +56,69 @@ def check_rows(task: str, rows: Iterable[tuple[int, Sequence[str], int]]) -> Row
         else:
             mismatching += 1
     return RowCheck(task, len(official), len(seen), mismatching, len(official) - len(seen))
+
+
+def locate(task: str, rows: Sequence[tuple[Sequence[str], int]]) -> list[int | None]:
+    """The official number of each (answers, length), by its content alone; None for what no official row has.
+
+    Rows of equal content keep their own place where they can, and are counted in order otherwise.
+    """
+    official = _index()[get_task(task).name]
+    given = [fingerprint(answers, length) for answers, length in rows]
+    numbers: list[int | None] = [
+        line if line < len(official) and official[line] == content else None for line, content in enumerate(given)
+    ]
+    free: dict[str, list[int]] = {}
+    for number, content in enumerate(official):
+        if number >= len(given) or numbers[number] is None:
+            free.setdefault(content, []).append(number)
+    for line, content in enumerate(given):
+        if numbers[line] is None and free.get(content):
+            numbers[line] = free[content].pop(0)
+    return numbers
+
+
+def holdings(task: str, rows: Iterable[tuple[int, Sequence[str], int]]) -> str:
+    """Which official rows these (official row, answers, length) triples are, and how many are none, as a sentence."""
+    official = _index()[get_task(task).name]
+    rows = list(rows)
+    matching = {
+        row for row, answers, length in rows if row < len(official) and official[row] == fingerprint(answers, length)
+    }
+    held = sorted(matching)
+    foreign = len(rows) - len(held)
+    if not held:
+        return f"{task}: none of the {len(rows)} rows is an official one."
+    sentence = f"{task}: {len(held)} of the {len(official)} official rows ({ranges(held)})"
+    return f"{sentence}, and {foreign} rows that are not official." if foreign else f"{sentence}."
+
+
+def prompt_problem(
+    task: Task, *, input: str, context: str, answers: Sequence[str], length: int, all_classes: object = None
+) -> str:
+    """Why a row with official answers and length has not the official text; "" if nothing speaks against it.
+
+    The official length counts the words of context, input and an answer, or the answer as one word; in musique words
+    end at blanks alone. How the Chinese tasks count characters is not known: their text is not checked.
+    """
+    if task.language != "en":
+        return ""
+    separator = " " if task.name == "musique" else None
+    words = sum(len(text.split(separator)) for text in (context, input))
+    if length - words in {1, *(len(answer.split(separator)) for answer in answers)}:
+        return ""
+    return f"context and question have {words} words, which does not go with the length {length}"
+
+
+def ranges(numbers: Sequence[int]) -> str:
+    """Ascending numbers as "0–3, 7"."""
+    spans: list[list[int]] = []
+    for number in numbers:
+        if spans and spans[-1][1] == number - 1:
+            spans[-1][1] = number
+        else:
+            spans.append([number, number])
+    return ", ".join(f"{first}" if first == last else f"{first}–{last}" for first, last in spans)
 
 
 def check_unordered(task: str, rows: Iterable[tuple[Sequence[str], int]]) -> RowCheck:

@@ -1,14 +1,14 @@
 """From a LongBench record to prompt ids: template, truncation from the middle, chat wrapper."""
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from transformers import PreTrainedTokenizerBase
 
+from compresskv.chat import chat_ids, chat_prompt
 from compresskv.errors import UserError
-from compresskv.models import chat_ids, chat_prompt
 from evals.longbench.data import Record
 from evals.longbench.tasks import Task
 
@@ -32,7 +32,13 @@ class Prompt:
 
 
 def render(
-    task: Task, record: Record, tokenizer: PreTrainedTokenizerBase, *, window: int, chat_wrapper: ChatWrapper | None
+    task: Task,
+    record: Record,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    window: int,
+    chat_wrapper: ChatWrapper | None,
+    chat_template_kwargs: Mapping[str, Any] | None = None,
 ) -> Prompt:
     """The prompt of a record, cut to a model `window` of that many tokens and put into the chat format.
 
@@ -43,7 +49,7 @@ def render(
     """
     wrapper = chat_wrapper if task.chat_wrapper else None
     probe = "x"
-    added = len(_wrap(probe, tokenizer, wrapper)[1]) - len(_tokenize(probe, tokenizer))
+    added = len(_wrap(probe, tokenizer, wrapper, chat_template_kwargs)[1]) - len(_tokenize(probe, tokenizer))
     room = window - task.max_new_tokens - added
     if room < 2:
         raise UserError(
@@ -52,7 +58,7 @@ def render(
         )
     prompt = template(task, record)
     shortened = truncate_middle(prompt, tokenizer, room)
-    text, ids = _wrap(shortened if shortened is not None else prompt, tokenizer, wrapper)
+    text, ids = _wrap(shortened if shortened is not None else prompt, tokenizer, wrapper, chat_template_kwargs)
     return Prompt(text, tuple(ids), len(ids), shortened is not None, hashlib.sha256(text.encode("utf-8")).hexdigest())
 
 
@@ -85,21 +91,22 @@ def stop_ids(task: Task, tokenizer: PreTrainedTokenizerBase, model_stop_ids: Ite
     return frozenset({newline} if tokenizer.eos_token_id is None else {newline, tokenizer.eos_token_id})
 
 
-def _wrap(prompt: str, tokenizer: PreTrainedTokenizerBase, wrapper: ChatWrapper | None) -> tuple[str, list[int]]:
+def _wrap(
+    prompt: str,
+    tokenizer: PreTrainedTokenizerBase,
+    wrapper: ChatWrapper | None,
+    chat_template_kwargs: Mapping[str, Any] | None,
+) -> tuple[str, list[int]]:
     """Text and ids of a prompt in the chat format; None is no chat format."""
     if wrapper == "template":
-        return _apply_template(prompt, tokenizer)
+        if not tokenizer.chat_template:
+            raise UserError("this tokenizer has no chat template: use an instruction-tuned model or protocol=released.")
+        text = chat_prompt(prompt, tokenizer, chat_template_kwargs)
+        return text, chat_ids(text, tokenizer)
     if wrapper == "released" and _is_llama_3(tokenizer):
         # The tokenizer puts its own BOS before the one of this text: the released prompts start with two.
         prompt = _LLAMA_3_WRAPPER.replace("{prompt}", prompt)
     return prompt, _tokenize(prompt, tokenizer)
-
-
-def _apply_template(prompt: str, tokenizer: PreTrainedTokenizerBase) -> tuple[str, list[int]]:
-    if not tokenizer.chat_template:
-        raise UserError("this tokenizer has no chat template: use an instruction-tuned model or protocol=released.")
-    text = chat_prompt(prompt, tokenizer)
-    return text, chat_ids(text, tokenizer)
 
 
 def _is_llama_3(tokenizer: PreTrainedTokenizerBase) -> bool:

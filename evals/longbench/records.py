@@ -1,5 +1,6 @@
 """Strict JSONL reading: every mistake in a file becomes one sentence that names the file and the line."""
 
+import codecs
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -7,28 +8,52 @@ from typing import Any
 
 from compresskv.errors import UserError
 
+LARGEST_INTEGER = 2**63 - 1
+
+
+def data_files(folder: Path) -> list[Path]:
+    """The .jsonl files of a folder by name, without other programs' notes, such as macOS's "._qasper.jsonl"."""
+    return sorted(path for path in folder.glob("*.jsonl") if not path.name.startswith("."))
+
 
 def read_jsonl(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """("path, line k", object) for each line; `UserError` for a missing or empty file or a corrupt line."""
-    line_number = 0
+    """("path, line k", object) for each line; `UserError` for a missing or empty file or a corrupt line.
+
+    A byte order mark and blank lines at the end are no data.
+    """
+    blank, records = "", 0
     try:
         with open(path, "rb") as file:
-            for line_number, line in enumerate(file, start=1):
-                place = f"{path}, line {line_number}"
+            for number, line in enumerate(file, start=1):
+                place = f"{path}, line {number}"
+                line = (line.removeprefix(codecs.BOM_UTF8) if number == 1 else line).strip()
+                if not line:
+                    blank = blank or place
+                    continue
+                if blank:
+                    _parse(blank, b"")
+                records += 1
                 yield place, _parse(place, line)
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}.") from error
-    if line_number == 0:
+    if not records:
         raise UserError(f"{path} is empty: expected one JSON object a line.")
 
 
 def _parse(place: str, line: bytes) -> dict[str, Any]:
     try:
-        record = json.loads(line.rstrip(b"\r\n").decode("utf-8"))
+        record = json.loads(line.decode("utf-8"))
+        if b"\\u" in line:
+            json.dumps(record, ensure_ascii=False).encode("utf-8")
     except UnicodeDecodeError as error:
         raise UserError(f"{place}: not valid UTF-8 ({error.reason} at byte {error.start + 1}).") from error
+    except UnicodeEncodeError as error:
+        half = ascii(error.object[error.start]).strip("'")
+        raise UserError(f"{place}: {half} is half a character (a lone surrogate): save the file as UTF-8.") from error
     except json.JSONDecodeError as error:
         raise UserError(f"{place}: not valid JSON ({error.msg}, column {error.colno}).") from error
+    except ValueError as error:  # Python reads no number of more than 4300 digits
+        raise UserError(f"{place}: a number has too many digits.") from error
     except RecursionError as error:
         raise UserError(f"{place}: not valid JSON (nested too deeply).") from error
     if not isinstance(record, dict):
@@ -69,9 +94,15 @@ def length_field(place: str, record: dict[str, Any]) -> int:
 
 def integer(place: str, name: str, value: object) -> int:
     """`value`, checked to be a whole number of zero or more."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-        raise UserError(f"{place}: {name!r} must be a whole number of at least 0, got {value!r}.")
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= LARGEST_INTEGER:
+        raise UserError(f"{place}: {name!r} must be a whole number of at least 0, got {shortened(value)}.")
     return value
+
+
+def shortened(value: object, longest: int = 40) -> str:
+    """`value` as it is shown in a sentence."""
+    shown = repr(value)
+    return shown if len(shown) <= longest else f"{shown[:longest]}…"
 
 
 def _field(place: str, record: dict[str, Any], name: str) -> Any:

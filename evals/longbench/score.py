@@ -14,7 +14,7 @@ from compresskv.errors import UserError
 from evals.longbench.aggregate import TaskScore, averages, interval, task_score
 from evals.longbench.metrics import score_sample
 from evals.longbench.official import check_unordered
-from evals.longbench.records import answers_field, classes_field, length_field, read_jsonl, text_field
+from evals.longbench.records import answers_field, classes_field, data_files, length_field, read_jsonl, text_field
 from evals.longbench.tasks import ALL, Task, get_task
 
 
@@ -22,7 +22,7 @@ def score_folder(folder: Path) -> dict[str, TaskScore]:
     """Scores of every TASK.jsonl in a folder, in the official order of tasks; `UserError` names file and line."""
     if not folder.is_dir():
         raise UserError(f"{folder} is no directory: give one that holds TASK.jsonl prediction files.")
-    files = {path.stem: path for path in sorted(folder.glob("*.jsonl"))}
+    files = {path.stem: path for path in data_files(folder)}
     if not files:
         raise UserError(f"{folder} holds no .jsonl file: expected TASK.jsonl prediction files.")
     for name, path in files.items():

@@ -3,7 +3,7 @@
 from transformers import PreTrainedTokenizerBase
 
 from compresskv.errors import UserError
-from compresskv.protocol import Protocol
+from compresskv.protocol import EvaluationProtocol
 from evals.haystack import Hidden, sentence_end
 
 RAW = (
@@ -17,7 +17,12 @@ RESERVED = 200
 
 
 def hide(
-    needle: str, haystack: str, tokens: int, depth: float, tokenizer: PreTrainedTokenizerBase, protocol: Protocol
+    needle: str,
+    haystack: str,
+    tokens: int,
+    depth: float,
+    tokenizer: PreTrainedTokenizerBase,
+    protocol: EvaluationProtocol,
 ) -> Hidden:
     """Put `needle` into the first `tokens` tokens of `haystack`, repeated if it is too short, at `depth` (0 to 1).
 

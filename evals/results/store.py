@@ -1,67 +1,183 @@
-"""One folder a setting: `samples.jsonl` grows by one flushed line a sample, the rest is replaced whole.
+"""One folder a setting: `samples.jsonl` grows by one line per sample, the rest is replaced whole.
 
 A run that is killed loses at most the line it was writing; the next one reads what is there and goes on.
 """
 
-import fcntl
+import contextlib
+import errno
 import itertools
-import json
 import os
-import tempfile
+import resource
+import secrets
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from compresskv.errors import UserError
+from evals.results import lock
+from evals.results.lines import decode, dumps, encode, loads
+from evals.results.schema import Line
 
-Line = dict[str, Any]
+READ_ONLY = (errno.EROFS, errno.EACCES, errno.EPERM)
+TOO_MANY_OPEN = (errno.EMFILE, errno.ENFILE)
 
 
 class SampleStore:
-    """The open folder of one setting. Only one process may hold it; `close` lets go of it."""
+    """The open folder of one setting. Only one process may hold it; `close` lets go of it.
+
+    `lines` are the finished samples by id. Where the folder cannot be written, such as in a results tree that others
+    made, they can still be read: `writable` is false, and `append` is refused.
+
+    Raises `UserError` if another process writes here, if the disk refuses, or if a line is broken.
+    """
 
     def __init__(self, folder: Path):
         self.folder = folder
         self.path = folder / "samples.jsonl"
+        self.appended = 0
+        self._descriptor: int | None = None
+        self._refusal = OSError(errno.EBADF, "it is closed")
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            self._lock = (folder / ".lock").open("w")
+            self._descriptor = self._open()
         except OSError as error:
-            raise refused(folder, error) from error
+            if error.errno not in READ_ONLY or not self.path.is_file():
+                raise refused(folder, error) from error
+            self._refusal = error
         try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise UserError(f"{folder} is in use by another process: wait for it, or set paths.results") from error
-        self.lines = {line["id"]: line for line in self._recover()}
-        self._file = self.path.open("a", encoding="utf-8")
+            self.lines = self._recover()
+        except BaseException:
+            self.close()
+            raise
 
-    def _recover(self) -> list[Line]:
-        """All complete lines; a torn last line is cut off."""
-        if not self.path.exists():
-            return []
-        raw = self.path.read_bytes()
-        end = raw.rfind(b"\n") + 1
-        if end < len(raw):
-            with self.path.open("r+b") as file:
-                file.truncate(end)
-        return read_lines(self.path)
+    @property
+    def writable(self) -> bool:
+        return self._descriptor is not None
 
-    def append(self, line: Line) -> None:
-        """Add one sample; when this returns, it survives the process. Raises `UserError` if the disk refuses it."""
+    def _open(self) -> int:
+        """The descriptor of `path`, locked: the only one that a setting takes."""
+        while True:
+            descriptor = _descriptor(self.path)
+            try:
+                lock.acquire(self.folder, descriptor)
+                if _same(self.path, descriptor):
+                    return descriptor
+            except BaseException:
+                os.close(descriptor)
+                raise
+            lock.release(self.folder, descriptor)  # it was removed between opening and locking
+
+    def _recover(self) -> dict[str, Line]:
+        """All complete lines; a torn last line and unfinished files of a process that was killed are removed."""
         try:
-            self._file.write(json.dumps(line, ensure_ascii=False) + "\n")
-            self._file.flush()
-            os.fsync(self._file.fileno())
+            content = self._content()
+            found = decode(content)
+            if self._descriptor is not None:
+                if found.size < len(content):
+                    os.ftruncate(self._descriptor, found.size)
+                for path in self.folder.glob(".*.tmp"):
+                    path.unlink(missing_ok=True)
         except OSError as error:
             raise refused(self.folder, error) from error
-        self.lines[line["id"]] = line
+        for number, fault in found.faults.items():
+            raise UserError(f"{self.path}:{number}: {fault}: delete that line and run again")
+        self._size = found.size
+        return found.by_id
+
+    def _content(self) -> bytes:
+        if self._descriptor is None:
+            return self.path.read_bytes()
+        with open(self._descriptor, "rb", closefd=False) as file:
+            file.seek(0)
+            return file.read()
+
+    def append(self, line: Mapping[str, Any]) -> None:
+        """Add one sample; when this returns, it survives the process.
+
+        Raises `UserError` if the disk refuses it, if a number in it is not finite, or if the file has been removed or
+        changed by others. Then the file is as before.
+        """
+        if line["id"] in self.lines:
+            raise ValueError(f"{self.path}: sample {line['id']} is there already")
+        try:
+            content = encode(line)
+        except ValueError as error:
+            raise UserError(
+                f"{self.path}: sample {line['id']} has a number that is not finite: "
+                "set model.dtype=float32 or model.dtype=bfloat16"
+            ) from error
+        if self._descriptor is None:
+            raise refused(self.folder, self._refusal)
+        self._check_place()
+        try:
+            rest = content
+            while rest:
+                rest = rest[os.write(self._descriptor, rest) :]
+            os.fsync(self._descriptor)
+        except BaseException as error:
+            with contextlib.suppress(OSError):  # if even this fails, `_check_place` refuses whatever comes next
+                os.ftruncate(self._descriptor, self._size)
+            if isinstance(error, OSError):
+                raise refused(self.folder, error) from error
+            raise
+        self._size += len(content)
+        self.lines[line["id"]] = loads(content.decode())
+        self.appended += 1
+
+    def check(self) -> None:
+        """Raise `UserError` unless the file at `path` is the one that is open, with all of `lines` in it."""
+        if self._descriptor is not None:
+            self._check_place()
+            if decode(self._content()).by_id != self.lines:
+                raise self._changed("changed")
+
+    def _check_place(self) -> None:
+        assert self._descriptor is not None
+        if not _same(self.path, self._descriptor):
+            raise self._changed("removed or replaced")
+        if os.fstat(self._descriptor).st_size != self._size:
+            raise self._changed("changed")
+
+    def _changed(self, how: str) -> UserError:
+        return UserError(
+            f"{self.path} was {how} while this run was writing to it, so finished samples may be gone: "
+            "run the same command again for those that are missing"
+        )
 
     def close(self) -> None:
-        self._file.close()
-        self._lock.close()
+        """Let go of the folder. Raises nothing."""
+        if self._descriptor is not None:
+            lock.release(self.folder, self._descriptor)
+            self._descriptor = None
+
+
+def _descriptor(path: Path) -> int:
+    flags = os.O_RDWR | os.O_CREAT | os.O_APPEND
+    try:
+        return os.open(path, flags, 0o644)
+    except OSError as error:
+        if error.errno != errno.EMFILE:
+            raise
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(ValueError, OSError):  # as much as an unprivileged process may have
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    return os.open(path, flags, 0o644)
+
+
+def _same(path: Path, descriptor: int) -> bool:
+    """Whether `path` is the file that is open."""
+    try:
+        return os.path.samestat(os.stat(path), os.fstat(descriptor))
+    except OSError:
+        return False
+
+
+def close_all(stores: Iterable[SampleStore]) -> None:
+    for store in stores:
+        store.close()
 
 
 def new_folder(parent: Path) -> Path:
@@ -77,33 +193,44 @@ def new_folder(parent: Path) -> Path:
     raise AssertionError
 
 
+def safe_name(where: str, name: str) -> str:
+    """`name`, if it can be that of one folder. `where` is the field it comes from, such as `model.name`.
+
+    Raises `UserError` for a name that would lead elsewhere or that no file system takes.
+    """
+    fault = ""
+    if not name or name.isspace():
+        fault = "it is empty"
+    elif name.startswith("."):
+        fault = "it starts with a dot"
+    elif "/" in name or "\\" in name:
+        fault = "it has a slash"
+    elif not name.isprintable():
+        fault = "it has a character that cannot be shown"
+    elif len(name.encode()) > 200:
+        fault = "it is longer than 200 bytes"
+    if fault:
+        shown = name if len(name) < 60 else f"{name[:50]}…"
+        raise UserError(f"{where}={shown!r}: results cannot have a folder of that name ({fault}): choose another name")
+    return name
+
+
 def refused(folder: Path, error: OSError) -> UserError:
     """The sentence for a folder that cannot be written."""
+    if error.errno in TOO_MANY_OPEN:
+        return UserError(
+            f"{folder}: too many open files, one for each setting of a task; finished samples are safe: "
+            "raise the limit with `ulimit -n`, or run fewer settings at once"
+        )
     return UserError(
-        f"{folder}: cannot be written ({error.strerror}); finished samples are safe: make room or set paths.results, "
-        "and run the same command again"
+        f"{folder}: cannot be written ({error.strerror or error}); finished samples are safe: "
+        "make room or set paths.results, and run the same command again"
     )
 
 
-def read_lines(path: Path) -> list[Line]:
-    """The samples of a JSONL file, which may be empty. Raises `UserError` naming the file and line of a broken one."""
-    lines: list[Line] = []
-    if not path.stat().st_size:
-        return lines
-    # Not `splitlines`: JSON strings may hold other line separators, such as U+2028.
-    for number, text in enumerate(path.read_text(encoding="utf-8").removesuffix("\n").split("\n"), 1):
-        try:
-            line = json.loads(text)
-            line["id"]
-        except (ValueError, TypeError, KeyError) as error:
-            raise UserError(f"{path}:{number}: not a sample's JSON line: delete that line and run again") from error
-        lines.append(line)
-    return lines
-
-
 def write_json(path: Path, content: Any) -> None:
-    """Replace `path` by `content` as JSON, all or nothing."""
-    write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+    """Replace `path` by `content` as JSON, all or nothing. Raises `ValueError` for numbers that are not finite."""
+    write_text(path, dumps(content, indent=2) + "\n")
 
 
 def write_yaml(path: Path, content: Any) -> None:
@@ -113,16 +240,18 @@ def write_yaml(path: Path, content: Any) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Replace `path` by `text`, all or nothing. Raises `UserError` if the disk refuses it."""
+    temporary = path.with_name(f".{secrets.token_hex(8)}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False, encoding="utf-8") as file:
-            file.write(text)
-        os.chmod(file.name, 0o644)
-        os.replace(file.name, path)
+        try:
+            with temporary.open("x", encoding="utf-8") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)
+            raise
     except OSError as error:
         raise refused(path.parent, error) from error
-
-
-def close_all(stores: Iterable[SampleStore]) -> None:
-    for store in stores:
-        store.close()

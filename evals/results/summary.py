@@ -1,61 +1,94 @@
-"""A setting's summary: the score with its interval, and what is needed to believe it."""
+"""What of a summary follows from its lines: one function for whoever writes, narrows or verifies it."""
 
-import platform
-import subprocess
-from collections.abc import Sequence
-from functools import cache
-from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-LIBRARIES = ("torch", "transformers", "flash-attn", "tokenizers", "safetensors", "rouge-score", "hydra-core")
+from evals.results import statistics
+from evals.results.lines import checksum
+from evals.results.schema import FIDELITY, SCHEMA_VERSION, Line
+
+UNCHECKED = ("checksum", "config", "environment", "timing")
+"""Fields that a summary's checksum does not cover: equal results have equal checksums."""
 
 
-def mean_and_interval(scores: Sequence[float], resamples: int = 2000, seed: int = 0) -> tuple[float, list[float]]:
-    """The mean of the samples' scores and its 95 % bootstrap percentile interval."""
-    values = np.asarray(scores, dtype=float)
-    draws = np.random.default_rng(seed).integers(0, len(values), (resamples, len(values)))
-    low, high = np.percentile(values[draws].mean(1), [2.5, 97.5])
-    return round(float(values.mean()), 2), [round(float(low), 2), round(float(high), 2)]
+def measured(lines: Sequence[Line], version: int = SCHEMA_VERSION) -> dict[str, Any]:
+    """The fields of a `Summary` of `version` that follow from these lines, at least one, each with a `score`.
 
-
-@cache
-def environment() -> dict[str, Any]:
-    """Where a run happened: commit, library versions, hardware."""
-    return {
-        "git_commit": _git("rev-parse", "HEAD"),
-        "git_dirty": bool(_git("status", "--porcelain", "--untracked-files=no")),
-        "python": platform.python_version(),
-        "versions": {name: found for name in LIBRARIES if (found := _version(name))},
-        "hardware": _hardware(),
+    Fields that not all lines have, such as those of other versions, are left out.
+    """
+    scores = [line["score"] for line in lines]
+    interval = _rounded(statistics.interval(scores), 2)
+    if interval is None and version == 1:
+        interval = [round(scores[0], 2)] * 2
+    content: dict[str, Any] = {"score": round(float(np.mean(scores)), 2), "interval": interval, "n": len(lines)}
+    shared = set(lines[0]).intersection(*lines)
+    if "realised_budget" in shared:
+        content["realised_budget"] = round(_mean([line["realised_budget"] for line in lines]), 3)
+    if "cache_bytes" in shared:
+        content["cache_bytes"] = round(_mean([line["cache_bytes"] for line in lines]))
+    if "compressed" in shared:
+        content["uncompressed"] = sum(not line["compressed"] for line in lines)
+    if "truncated" in shared:
+        content["truncated"] = sum(bool(line["truncated"]) for line in lines)
+    content["scores"] = {
+        name: round(_mean([line[name] for line in lines]), 2)
+        for name in lines[0]
+        if name.startswith("score_") and name in shared
     }
+    if fidelity := dict(_fidelity(lines)):
+        content["fidelity"] = fidelity
+    content["samples"] = [line["id"] for line in lines]
+    if "timing" in shared:
+        content["timing"] = {"seconds": round(sum(map(seconds, lines)), 2)}
+    return content
 
 
-def _version(name: str) -> str | None:
+def _fidelity(lines: Sequence[Line]) -> Iterator[tuple[str, dict[str, Any]]]:
+    for name in FIDELITY:
+        values = [line[name] for line in lines if line.get(name) is not None]
+        if values:
+            mean = round(_mean(values), 5)
+            yield name, {"mean": mean, "interval": _rounded(statistics.interval(values), 5), "n": len(values)}
+
+
+def seconds(line: Line) -> float:
+    """A sample's share of the time that its prompt took for all settings."""
+    timing = line["timing"]
+    return timing["batch_seconds"] / (timing.get("shared_by") or len(line["batch"]))
+
+
+def sealed(summary: Mapping[str, Any]) -> dict[str, Any]:
+    """A `Summary` with its version and checksum, as it is written."""
+    content = {"schema_version": SCHEMA_VERSION, **summary}
+    return {**content, "checksum": checksum(content, UNCHECKED)}
+
+
+def disagreements(summary: Mapping[str, Any], lines: Sequence[Line]) -> Iterator[str]:
+    """What a summary says otherwise than the lines it covers, a phrase each."""
+    version = summary.get("schema_version", 1)
     try:
-        return version(name)
-    except PackageNotFoundError:
-        return None
+        recomputed = measured(lines, version)
+    except (TypeError, ValueError, KeyError, AttributeError, ZeroDivisionError) as error:
+        yield f"its samples have a field of the wrong kind ({error})"
+        return
+    for field, value in recomputed.items():
+        # Older versions lack fields; of newer ones nobody knows how they count.
+        if field in summary and summary[field] != value and version <= SCHEMA_VERSION:
+            yield f"the summary says {_shown(summary[field])} for {field}, its samples {_shown(value)}"
+    if "checksum" in summary and summary["checksum"] != checksum(summary, UNCHECKED):
+        yield "the summary was changed after it was written: its checksum is another"
 
 
-def _git(*arguments: str) -> str | None:
-    folder = Path(__file__).resolve().parents[2]
-    try:
-        done = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, timeout=10)
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return done.stdout.strip() if done.returncode == 0 else None
+def _shown(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 60 else f"{text[:59]}…"
 
 
-def _hardware() -> dict[str, Any]:
-    import torch
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
 
-    found: dict[str, Any] = {"machine": platform.machine(), "cpu_threads": torch.get_num_threads()}
-    capabilities = torch.cpu.get_capabilities()
-    found["cpu"] = capabilities.get("cpu_name", platform.processor())
-    if torch.cuda.is_available():
-        found["gpus"] = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-        found["cuda"] = torch.version.cuda
-    return found
+
+def _rounded(bounds: tuple[float, float] | None, digits: int) -> list[float] | None:
+    return None if bounds is None else [round(bound, digits) for bound in bounds]

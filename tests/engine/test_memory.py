@@ -7,14 +7,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bench.settings import job
 from compresskv.engine.attention import attached
 from compresskv.engine.decode import Stopping, decode_cache
 from compresskv.engine.generation import decode_batches, generate
 from compresskv.engine.memory import Footprint, _cgroup_free, batches
 from compresskv.engine.prefill import Setting, prefill
 from compresskv.errors import UserError
-from evals.forecast import forecast
+from evals.compose import job
+from evals.running.forecast import forecast
 from tests import tiny
 from tests.command import run
 from tests.methods_in_use import FULL, RAGGED, SNAPKV, STREAMING, compresskv

@@ -8,7 +8,9 @@ import pytest
 
 from compresskv.errors import UserError
 from evals.longbench import archive, official
+from evals.longbench.aggregate import task_score
 from evals.longbench.data import Record, check_official, load_task, open_source
+from evals.longbench.metrics import SampleScore
 from evals.longbench.tasks import ALL, ENGLISH, TASKS
 
 QASPER = TASKS["qasper"]
@@ -68,6 +70,12 @@ def test_a_small_record_of_every_task_survives_the_file(name, tmp_path, records)
         (row(context=None), "line 2: 'context' must be a string, got NoneType."),
         (row(_lb_index="1"), "line 2: '_lb_index' must be a whole number of at least 0, got '1'."),
         (row(_lb_index=0), "line 2: row 0 occurs twice."),
+        ("\n" + json.dumps(row()), "line 2: not valid JSON (Expecting value, column 1)."),
+        (json.dumps(row()).replace("cat", "\\ud800"), r"line 2: \ud800 is half a character (a lone surrogate)"),
+        (json.dumps(row(answers=["a"])).replace('"a"', r'"\udc00\ud83d"'), r"line 2: \udc00 is half a character"),
+        (json.dumps(row()).replace("3", "9" * 5000), "line 2: a number has too many digits."),
+        (row(length=10**30), "line 2: 'length' must be a whole number of at least 0, got 1000"),
+        (row(length=10**4000), "line 2: 'length' must be a whole number of at least 0, got " + "1" + "0" * 39 + "…."),
         *(
             (
                 {key: value for key, value in row().items() if key != missing},
@@ -84,10 +92,38 @@ def test_bad_line(tmp_path, line, message):
     assert str(refusal.value).startswith(f"{tmp_path}/qasper.jsonl, {message}")
 
 
+@pytest.mark.parametrize("end", ["", "\n\n", "\r\n \r\n"])
+def test_a_byte_order_mark_and_blank_lines_at_the_end_are_no_data(end, tmp_path):
+    content = b"\xef\xbb\xbf" + jsonl(row(), row(input="Who?")).encode() + end.encode()
+    (tmp_path / "qasper.jsonl").write_bytes(content)
+    assert [record.input for record in load_task(tmp_path, QASPER)] == ["Where?", "Who?"]
+
+
+def test_a_pair_of_escapes_is_one_character(tmp_path):
+    folder = folder_of(tmp_path, json.dumps(row(input="😀")))
+    assert "\\ud83d" in (folder / "qasper.jsonl").read_text()
+    assert load_task(folder, QASPER)[0].input == "😀"
+
+
+def test_notes_of_other_programs_are_no_data(tmp_path):
+    (tmp_path / "._qasper.jsonl").write_bytes(b"\x00\x05\x16\x07")
+    (tmp_path / ".qasper.jsonl").write_text("{}")
+    with pytest.raises(UserError, match=r"holds no task\.jsonl file"):
+        open_source(tmp_path)
+    folder_of(tmp_path / "data", jsonl(row()))
+    assert open_source(tmp_path) == tmp_path / "data"
+    members = {"data/qasper.jsonl": jsonl(row()), "__MACOSX/data/._qasper.jsonl": "no", "data/.x.jsonl": "no"}
+    folder = open_source(zip_of(tmp_path / "any.zip", members), cache=tmp_path / "cache")
+    assert [file.name for file in folder.iterdir()] == ["qasper.jsonl"]
+
+
 def test_bad_files(tmp_path):
     with pytest.raises(UserError, match=r"there is no qasper\.jsonl in"):
         load_task(tmp_path, QASPER)
     folder_of(tmp_path, "")
+    with pytest.raises(UserError, match=r"qasper\.jsonl is empty"):
+        load_task(tmp_path, QASPER)
+    folder_of(tmp_path, "\n \n")
     with pytest.raises(UserError, match=r"qasper\.jsonl is empty"):
         load_task(tmp_path, QASPER)
     folder_of(tmp_path, jsonl(row()), "trec.jsonl")
@@ -206,6 +242,47 @@ def test_failed_download_is_one_sentence(tmp_path, monkeypatch):
         open_source("hub", cache=tmp_path / "cache")
 
 
+@pytest.fixture
+def unreachable(monkeypatch):
+    """A hub that refuses every connection, reached without HF_HUB_OFFLINE; the fixture is the list of attempts."""
+    attempts = []
+
+    def refuse(*arguments, **options):
+        attempts.append(options)
+        raise ConnectionError("connection refused")
+
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("huggingface_hub.get_hf_file_metadata", refuse)
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", refuse)
+    return attempts
+
+
+def test_a_hub_that_cannot_be_reached_is_asked_once(unreachable, tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    with pytest.raises(UserError, match=r"\(connection refused\): give eval\.data a local copy"):
+        open_source("hub", cache=tmp_path / "cache")
+    assert [attempt["timeout"] for attempt in unreachable] == [archive.HUB_TIMEOUT]
+
+
+def test_a_cached_download_needs_no_connection(tmp_path, monkeypatch):
+    snapshot = tmp_path / "hub" / "datasets--THUDM--LongBench" / "snapshots" / archive.HUB_REVISION
+    snapshot.mkdir(parents=True)
+    path = zip_of(snapshot / "data.zip", {"data/qasper.jsonl": jsonl(row())})
+    for name in ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE"):
+        monkeypatch.setattr(f"huggingface_hub.constants.{name}", str(tmp_path / "hub"))
+    monkeypatch.setattr("huggingface_hub.get_hf_file_metadata", None)  # a call would fail
+    for offline in (False, True):
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", offline)
+        assert archive.download().samefile(path)
+
+
+def test_offline_mode_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(UserError, match="HF_HUB_OFFLINE is set, and the hub's cache has no copy"):
+        archive.download()
+
+
 def test_unwritable_cache_is_one_sentence(tmp_path):
     (tmp_path / "cache").write_text("a file")
     with pytest.raises(UserError, match="cannot unpack"):
@@ -234,6 +311,60 @@ def test_check_counts_matching_mismatching_and_missing_rows(small_index):
     assert counts(*whole[:3], record(3, length=9)) == (3, 1, 1, False)
     assert counts(*whole, record(4)) == (4, 1, 0, False)
     assert counts(record(1, "answer 0", 0)) == (0, 1, 4, False)  # an official row under another number
+
+
+def test_rows_without_a_number_are_located_by_their_content(small_index, tmp_path):
+    def numbers(*which, limit=None):
+        rows = [row(answers=[f"answer {i}"], length=i) if i < 9 else row(answers=["foreign"]) for i in which]
+        return [record.row for record in load_task(folder_of(tmp_path, jsonl(*rows)), QASPER, limit)]
+
+    assert numbers(0, 1, 2, 3) == [0, 1, 2, 3]
+    assert numbers(2, 3) == [2, 3]
+    assert numbers(3, 1, 0) == [3, 1, 0]
+    assert numbers(9, 9, 9) == [0, 1, 2]
+    assert numbers(0, 9, 2) == [0, 1, 2]  # a row that was altered keeps its place
+    assert numbers(9, 0, 3) == [200, 0, 3]
+    assert numbers(9, 0, 3, limit=1) == [200]
+
+
+def test_rows_of_equal_content_keep_their_places(monkeypatch):
+    prints = [official.fingerprint(["yes"], 5), official.fingerprint(["no"], 5)]
+    monkeypatch.setattr(official, "_index", lambda: {"qasper": [prints[0], prints[1], prints[0]]})
+    yes, no = (["yes"], 5), (["no"], 5)
+    assert official.locate("qasper", [yes, no, yes]) == [0, 1, 2]
+    assert official.locate("qasper", [no, no, yes, yes]) == [None, 1, 2, 0]
+    assert official.locate("qasper", [yes, yes, yes]) == [0, None, 2]
+
+
+def test_which_official_rows_a_file_holds_is_said(small_index):
+    def said(*numbers):
+        return official.holdings("qasper", [(n, [f"answer {n}"], n) for n in numbers])
+
+    assert said(3, 0, 1) == "qasper: 3 of the 4 official rows (0–1, 3)."
+    assert said(0, 2, 8) == "qasper: 2 of the 4 official rows (0, 2), and 1 rows that are not official."
+    assert said(7, 8) == "qasper: none of the 2 rows is an official one."
+
+
+@pytest.mark.parametrize(
+    ("mismatching", "problem"),
+    [
+        (0, "incomplete: 3 of 200 rows"),
+        (1, "incomplete: 3 of 200 rows, 2 of them official"),
+        (3, "incomplete: 3 of 200 rows, none of them official"),
+    ],
+)
+def test_a_partial_foreign_file_and_a_partial_official_one_read_differently(mismatching, problem):
+    check = official.RowCheck("qasper", 200, 3 - mismatching, mismatching, 197 + mismatching)
+    samples = [SampleScore(1, 1, False)] * 3
+    assert task_score(QASPER, samples, check).problem == problem
+
+
+@pytest.mark.parametrize("name", ENGLISH)
+def test_real_rows_are_found_without_their_numbers(name, shared, tmp_path):
+    lines = [json.loads(line) for line in (shared / "data" / "longbench" / f"{name}.jsonl").open()]
+    expected = [line.pop("_lb_index") for line in lines]
+    folder = folder_of(tmp_path, jsonl(*reversed(lines)), f"{name}.jsonl")
+    assert [record.row for record in load_task(folder, TASKS[name])] == expected[::-1]
 
 
 def test_unordered_check_for_predictions(small_index):

@@ -85,7 +85,7 @@ def test_command_reports_bad_input_without_a_traceback(tmp_path):
     ("name", "line", "message"),
     [
         ("qasper.jsonl", '{"pred": "cat", "answ', "qasper.jsonl, line 2: not valid JSON (Unterminated string"),
-        ("qasper.jsonl", "", "qasper.jsonl, line 2: not valid JSON (Expecting value, column 1"),
+        ("qasper.jsonl", "\n{}", "qasper.jsonl, line 2: not valid JSON (Expecting value, column 1"),
         ("qasper.jsonl", "[1]", "qasper.jsonl, line 2: expected a JSON object, got list."),
         ("qasper.jsonl", {"pred": "cat"}, "qasper.jsonl, line 2: the record has no 'answers' field."),
         ("qasper.jsonl", prediction(answers=[]), "qasper.jsonl, line 2: 'answers' is empty"),

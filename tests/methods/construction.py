@@ -1,19 +1,22 @@
 """Layers whose window attention is known to the last digit, and the way from layers to kept positions."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from types import SimpleNamespace
 
 import torch
 from torch import Tensor
 
-from baselines.registry import MethodConfig, build
 from baselines.streaming_llm import StreamingLLMScorer
 from compresskv.calibration import Calibration
+from compresskv.checking import frozen
 from compresskv.context import Context
 from compresskv.engine.prefill import Prefill, Setting
-from compresskv.eviction import Allocator, Capacity, EvictionMethod, LayerPrefill, LayerScores, Observation, PromptShape
-from compresskv.protocol import Protocol
+from compresskv.eviction import Allocator, Capacity, EvictionMethod, LayerPrefill, LayerScores, PromptShape
+from compresskv.methods import CONF, MethodConfig, Part, build, named_method
+from compresskv.observation import ObservationConfig
+from compresskv.protocol import EvaluationProtocol
 from compresskv.selection import Kept, running_capacities
 
 FIRST = [
@@ -97,7 +100,7 @@ def allocated(allocator: Allocator, scores: Sequence[LayerScores], shape: Prompt
     return running_capacities(EvictionMethod(StreamingLLMScorer(), allocator), scores, shape, budget)
 
 
-def calibration(layers: int, q_heads: int, observation: Observation, seed: int = 0) -> Calibration:
+def calibration(layers: int, q_heads: int, observation: ObservationConfig, seed: int = 0) -> Calibration:
     """A calibration with random scores of every kind."""
     generator = torch.Generator().manual_seed(seed)
 
@@ -119,49 +122,46 @@ def calibration(layers: int, q_heads: int, observation: Observation, seed: int =
 def context(
     shape: PromptShape,
     group: int = 2,
-    observation: Observation | None = None,
-    protocol: Protocol | None = None,
+    observation: ObservationConfig | None = None,
+    protocol: EvaluationProtocol | None = None,
     first_prompt: int | None = None,
+    model: str = "tiny",
 ) -> Context:
     """What a method is built from, for a model and prompt of this `shape`."""
-    observation = observation or Observation(window=shape.window, kernel=1)
+    observation = observation or ObservationConfig(window=shape.window, kernel=1)
     q_heads = shape.kv_heads * group
     return Context(
-        model="tiny",
+        model=model,
         layers=shape.layers,
         q_heads=q_heads,
         kv_heads=shape.kv_heads,
         observation=observation,
-        protocol=protocol or Protocol(),
+        protocol=protocol or EvaluationProtocol(),
         calibration=calibration(shape.layers, q_heads, observation),
         first_prompt=first_prompt,
     )
 
 
-def _row(scorer: str, allocator: str, **parameters: object) -> MethodConfig:
-    return MethodConfig("", scorer, allocator, parameters)
-
-
 METHODS = {
-    "streaming_llm": _row("baselines.streaming_llm:scorer", "baselines.uniform:allocator"),
-    "snapkv": _row("baselines.snapkv:scorer", "baselines.uniform:allocator"),
-    "pyramidkv": _row("baselines.snapkv:scorer", "baselines.pyramidkv:allocator", beta=20),
-    "cake": _row("baselines.cake:scorer", "baselines.cake:allocator", gamma=200.0),
-    "headkv": _row(
-        "baselines.headkv:scorer", "baselines.headkv:allocator", head_scores="retrieval", beta=1.01, temp=1.0
-    ),
-    "adakv": _row("baselines.adakv:scorer", "baselines.adakv:allocator", alpha=0.2),
-    "random": _row("baselines.random_keep:scorer", "baselines.uniform:allocator", seed=0),
-    "tova": _row("baselines.tova:scorer", "baselines.uniform:allocator"),
-    "knorm": _row("baselines.knorm:scorer", "baselines.uniform:allocator"),
-    "compresskv": _row(
-        "compresskv.semantic_heads:scorer", "compresskv.layer_error:allocator", heads=None, head_scores="semantic"
-    ),
+    config.name: config
+    for config in (named_method(path.stem) for path in sorted(CONF.glob("*.yaml")))
+    if not config.keeps_everything
 }
-"""Every method that evicts, as conf/method has it: one row a method. All property tests run over this table."""
+"""Every method of conf/method that evicts. All property tests run over this table."""
+
+
+def changed(part: Part, parameters: Mapping[str, object]) -> Part:
+    """`part` with those of `parameters` that are its own."""
+    ours = {name: value for name, value in parameters.items() if name in part.parameters}
+    return replace(part, parameters=frozen({**part.parameters, **ours}))
 
 
 def method(name: str, where: Context, **parameters: object) -> EvictionMethod:
-    """A method of the table, its `parameters` changed."""
+    """A method of the table, `parameters` of its scorer or its allocator changed."""
     row = METHODS[name]
-    return build(MethodConfig(name, row.scorer, row.allocator, {**row.parameters, **parameters}), where)
+    assert row.scorer is not None
+    assert row.allocator is not None
+    assert set(parameters) <= {*row.scorer.parameters, *row.allocator.parameters}
+    made = build(MethodConfig(name, changed(row.scorer, parameters), changed(row.allocator, parameters)), where)
+    assert made is not None
+    return made

@@ -1,10 +1,8 @@
 """What must hold for every method of the table in `construction`, whatever the prompt."""
 
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 
 import pytest
-import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -14,15 +12,14 @@ from compresskv.engine.generation import generate
 from compresskv.engine.in_layer import generate_in_layer
 from compresskv.engine.prefill import Setting
 from compresskv.eviction import EvictionMethod, LayerPrefill, LayerScores, Observation, PromptShape, Scorer
-from compresskv.protocol import Protocol
+from compresskv.protocol import EvaluationProtocol
 from compresskv.selection import running_capacities
 from tests import tiny
 
 from .construction import METHODS, context, kept, method, prompt, random_layers
 
-CONF = Path(__file__).parents[2] / "conf" / "method"
-CORRECTED = Protocol()
-RELEASED = Protocol(
+CORRECTED = EvaluationProtocol()
+RELEASED = EvaluationProtocol(
     name="released",
     gqa_grouping="strided",
     streaming_tail="window",
@@ -48,7 +45,9 @@ def cases(draw: st.DrawFn) -> Case:
     return shape, draw(st.integers(1, 3)), observation, draw(st.integers(window + 1, 70)), draw(st.integers(0, 10**6))
 
 
-def make(name: str, case: Case, protocol: Protocol = CORRECTED) -> tuple[EvictionMethod, list[LayerPrefill], int]:
+def make(
+    name: str, case: Case, protocol: EvaluationProtocol = CORRECTED
+) -> tuple[EvictionMethod, list[LayerPrefill], int]:
     shape, group, observation, budget, seed = case
     where = context(shape, group, observation, protocol, first_prompt=1 + seed % 90)
     return method(name, where), random_layers(shape, group, seed), budget
@@ -71,7 +70,7 @@ def test_budget_is_kept_to_the_last_token(name: str, case: Case) -> None:
 @pytest.mark.parametrize("protocol", [CORRECTED, RELEASED], ids=lambda p: p.name)
 @given(case=cases())
 @few
-def test_positions_are_sorted_and_include_the_window(name: str, protocol: Protocol, case: Case) -> None:
+def test_positions_are_sorted_and_include_the_window(name: str, protocol: EvaluationProtocol, case: Case) -> None:
     chosen, layers, budget = make(name, case, protocol)
     length = layers[0].length
     for layer in kept(chosen, layers, budget):
@@ -110,7 +109,7 @@ def test_cascade_gives_the_answer_for_all_layers(name: str, case: Case) -> None:
 @pytest.mark.parametrize("protocol", [CORRECTED, RELEASED], ids=lambda p: p.name)
 @given(case=cases())
 @few
-def test_prompts_that_fit_are_kept_whole(name: str, protocol: Protocol, case: Case) -> None:
+def test_prompts_that_fit_are_kept_whole(name: str, protocol: EvaluationProtocol, case: Case) -> None:
     chosen, layers, _ = make(name, case, protocol)
     length = layers[0].length
     everything = [[list(range(length))] * case[0].kv_heads] * case[0].layers
@@ -122,7 +121,7 @@ def test_prompts_that_fit_are_kept_whole(name: str, protocol: Protocol, case: Ca
 @pytest.mark.parametrize("protocol", [CORRECTED, RELEASED], ids=lambda p: p.name)
 @given(case=cases(), other=st.integers(1, 60))
 @few
-def test_other_prompts_leave_no_trace(name: str, protocol: Protocol, case: Case, other: int) -> None:
+def test_other_prompts_leave_no_trace(name: str, protocol: EvaluationProtocol, case: Case, other: int) -> None:
     chosen, layers, budget = make(name, case, protocol)
     shape, group, *_ = case
     before = kept(chosen, layers, budget)
@@ -163,24 +162,9 @@ class Counting:
         return self.scorer(layer)
 
 
-def test_table_has_every_method() -> None:
-    """conf/method and the table say the same of every method that evicts."""
-    for path in sorted(CONF.glob("*.yaml")):
-        raw = yaml.safe_load(path.read_text())
-        name, scorer = raw.pop("name"), raw.pop("scorer")
-        if name == "full":
-            continue
-        assert name in METHODS, f"{path.name} has no row in the table of tests/methods/construction.py"
-        chosen = next(entry["allocator"] for entry in raw.pop("defaults") if "allocator" in entry)
-        assert raw.pop("default_allocator") == chosen
-        target = yaml.safe_load((CONF / "allocator" / f"{chosen}.yaml").read_text())["target"]
-        assert (scorer, target) == (METHODS[name].scorer, METHODS[name].allocator)
-        assert raw == METHODS[name].parameters
-
-
 @every_method
 @pytest.mark.parametrize("protocol", [CORRECTED, RELEASED], ids=["corrected", "released"])
-def test_shared_equals_in_layer_token_for_token(name: str, protocol: Protocol) -> None:
+def test_shared_equals_in_layer_token_for_token(name: str, protocol: EvaluationProtocol) -> None:
     model, ids = tiny.model("llama"), tiny.prompt(90, seed=7)
     where = context(PromptShape(4, 2, 90, 4), 3, Observation(window=4), protocol)
     setting, stopping = Setting(method(name, where), 36), Stopping(10)

@@ -12,7 +12,7 @@ from compresskv.calibration import Calibration
 from compresskv.errors import UserError
 from compresskv.eviction import EvictionMethod, LayerPrefill, LayerScores, Observation, PromptShape
 from compresskv.layer_error import LayerErrorAllocator
-from compresskv.protocol import Protocol
+from compresskv.protocol import EvaluationProtocol
 
 from .construction import FIRST, LENGTH, SECOND, WINDOW, allocated, attending, blank, context, kept, method, past_kept
 
@@ -42,7 +42,7 @@ def both(
 ) -> tuple[EvictionMethod, EvictionMethod]:
     """The method under `corrected`, and with only `field` changed to its `released` value."""
     base = replace(context(shape, group), **where)
-    changed = replace(base, protocol=replace(Protocol(), **{field: released}))
+    changed = replace(base, protocol=replace(EvaluationProtocol(), **{field: released}))
     parameters = {} if beta is None else {"beta": beta}
     return method(name, base, **parameters), method(name, changed, **parameters)
 
@@ -54,7 +54,7 @@ def stored(chosen: EvictionMethod, shape: PromptShape, budget: int) -> list[int]
 
 
 def test_every_method_field_is_tested() -> None:
-    assert set(METHOD_FIELDS) <= {f.name for f in fields(Protocol)}
+    assert set(METHOD_FIELDS) <= {f.name for f in fields(EvaluationProtocol)}
     for field in METHOD_FIELDS:
         assert any(name.startswith(f"test_{field}") for name in globals()), f"no test of the protocol field {field}"
 
@@ -116,7 +116,7 @@ def test_exact_budget_pyramidkv() -> None:
 def test_exact_budget_pyramidkv_gives_surplus_to_layers_that_can_use_it() -> None:
     """A schedule for 100 tokens, of which the present prompt has only 18 past ones."""
     shape = replace(PYRAMID, length=20)
-    where = replace(context(shape), protocol=Protocol(pyramid_schedule="first_prompt"), first_prompt=100)
+    where = replace(context(shape), protocol=EvaluationProtocol(pyramid_schedule="first_prompt"), first_prompt=100)
     for exact, expected in ((True, [20, 19, 12, 5]), (False, [20, 17, 11, 5])):
         chosen = method("pyramidkv", replace(where, protocol=replace(where.protocol, exact_budget=exact)), beta=4)
         assert stored(chosen, shape, 14) == expected
@@ -256,7 +256,7 @@ def test_head_scores_by_name() -> None:
     for name, kind in [("retrieval", "traditional"), ("retrieval_reasoning",) * 2, ("semantic",) * 2]:
         chosen = method("headkv", where, head_scores=name)
         assert chosen.allocator.head_scores == where.calibration.head_scores[kind]  # type: ignore[attr-defined]
-    counting = replace(where, protocol=Protocol(srh_multiplicity="count"))
+    counting = replace(where, protocol=EvaluationProtocol(srh_multiplicity="count"))
     chosen = method("headkv", counting, head_scores="semantic")
     assert chosen.allocator.head_scores == where.calibration.head_scores["semantic_count"]  # type: ignore[attr-defined]
 

@@ -10,7 +10,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from compresskv.models import LoadedModel
-from evals.niah.task import NiahConfig
+from evals.niah.config import Niah
 
 CHARACTERS = ["\n", *string.digits, *string.ascii_letters, *string.punctuation]
 
@@ -43,12 +43,12 @@ def mistral_like() -> LoadedModel:
 
 @pytest.fixture
 def niah(tmp_path: Path):
-    """Makes a `NiahConfig` whose haystack is the given text, repeated as often as it takes."""
+    """Makes a `Niah` whose haystack is the given text, repeated as often as it takes."""
 
-    def make(haystack: str = "The cat sat. A dog ran far. Is it so? ", depths: int = 10) -> NiahConfig:
+    def make(haystack: str = "The cat sat. A dog ran far. Is it so? ", depths: int = 10) -> Niah:
         file = tmp_path / "haystack.txt"
         file.write_text(haystack)
-        return NiahConfig(
+        return Niah(
             name="niah",
             needle="The best thing is to eat a sandwich.",
             question="What is the best thing?",

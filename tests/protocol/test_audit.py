@@ -6,12 +6,12 @@ import pytest
 
 from compresskv.engine import generation
 from compresskv.errors import UserError
-from compresskv.protocol import Protocol
+from compresskv.protocol import EvaluationProtocol
 from evals import runner
 from evals.audit.__main__ import PAGE, main
 from evals.audit.effects import COMPARED, ELSEWHERE, fill, paired
 
-FIELDS = {f.name for f in fields(Protocol)} - {"name"}
+FIELDS = {f.name for f in fields(EvaluationProtocol)} - {"name"}
 
 
 def test_every_field_has_a_row_and_an_effect() -> None:

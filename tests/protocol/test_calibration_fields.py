@@ -8,15 +8,16 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from baselines.registry import MethodConfig, build
 from compresskv import calibration
 from compresskv.calibration import Calibration, layer_errors
 from compresskv.calibration.retrieval_heads import glance, stacked, step_scores
 from compresskv.context import Context
 from compresskv.errors import UserError
 from compresskv.eviction import Observation
-from compresskv.protocol import Protocol
+from compresskv.methods import build, named_method
+from compresskv.protocol import EvaluationProtocol
 from evals import runner
+from tests.methods.construction import method
 
 PROMPT = torch.tensor([9, 5, 7, 5, 8])
 SPAN = range(1, 4)
@@ -78,32 +79,28 @@ def made(source: str, layer_scores: tuple[float, ...] = (0.5, 0.5)) -> Calibrati
     )
 
 
-def context(chosen: Calibration | None, protocol: Protocol) -> Context:
+def context(chosen: Calibration | None, protocol: EvaluationProtocol) -> Context:
     return Context("tiny", layers=2, q_heads=4, kv_heads=2, protocol=protocol, calibration=chosen)
 
 
-COMPRESSKV = MethodConfig("compresskv", "compresskv.semantic_heads:scorer", "compresskv.layer_error:allocator")
-HEADKV = MethodConfig(
-    "headkv", "baselines.headkv:scorer", "baselines.headkv:allocator", {"head_scores": "semantic", "beta": 1.01}
-)
+COMPRESSKV = named_method("compresskv")
 
 
 def test_srh_multiplicity() -> None:
     """Counting a span token as often as it occurs changes which heads are the best."""
     heads = {}
     for choice in ("indicator", "count"):
-        where = context(made("held_out"), replace(Protocol(), srh_multiplicity=choice))
+        where = context(made("held_out"), replace(EvaluationProtocol(), srh_multiplicity=choice))
         heads[choice] = build(COMPRESSKV, where).scorer.heads  # type: ignore[attr-defined]
-        scores = build(HEADKV, where).allocator.head_scores  # type: ignore[attr-defined]
+        scores = method("headkv", where, head_scores="semantic").allocator.head_scores  # type: ignore[attr-defined]
         assert scores == where.calibration.head_scores["semantic" if choice == "indicator" else "semantic_count"]
     assert heads == {"indicator": ((0,), (0,)), "count": ((1,), (1,))}
 
 
 def test_srh_multiplicity_leaves_traditional_heads_alone() -> None:
-    config = replace(COMPRESSKV, parameters={"head_scores": "traditional"})
     for choice in ("indicator", "count"):
-        where = context(made("held_out"), replace(Protocol(), srh_multiplicity=choice))
-        assert build(config, where).scorer.heads == ((2,), (2,))  # type: ignore[attr-defined]
+        where = context(made("held_out"), replace(EvaluationProtocol(), srh_multiplicity=choice))
+        assert method("compresskv", where, head_scores="traditional").scorer.heads == ((2,), (2,))  # type: ignore[attr-defined]
 
 
 @pytest.fixture
@@ -127,9 +124,9 @@ def files(tmp_path, monkeypatch):
 
 def layer_scores(data: str) -> tuple[float, ...]:
     """Those of CompressKV under this choice of calibration data."""
-    protocol = replace(Protocol(), calibration_data=data)
+    protocol = replace(EvaluationProtocol(), calibration_data=data)
     job = SimpleNamespace(
-        model=SimpleNamespace(name="tiny", taus=((1.0, 1.0), (1.0, 1.0))),
+        model=SimpleNamespace(name="tiny"),
         method=COMPRESSKV,
         budget=64,
         protocol=protocol,
@@ -137,8 +134,8 @@ def layer_scores(data: str) -> tuple[float, ...]:
         calibration="auto",
     )
     model = SimpleNamespace(name="tiny", layers=2, q_heads=4, kv_heads=2)
-    method = runner.build_method(model, job)  # type: ignore[arg-type]
-    return method.allocator.layer_scores  # type: ignore[attr-defined]
+    made = runner.build_method(model, job)  # type: ignore[arg-type]
+    return made.allocator.layer_scores  # type: ignore[attr-defined]
 
 
 def test_calibration_data(files) -> None:

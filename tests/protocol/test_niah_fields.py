@@ -5,8 +5,8 @@ from itertools import product
 
 import pytest
 
-from compresskv.protocol import Protocol
-from evals.niah.task import NiahTask, keyword_overlap
+from compresskv.protocol import EvaluationProtocol
+from evals.niah.evaluation import NiahTask, keyword_overlap
 
 RELEASED = {"niah_prompt": "raw", "niah_special_tokens": "leaked", "niah_sentence_rule": "period_ids"}
 BOS, SPACE_PERIOD = 1, 99
@@ -14,7 +14,7 @@ BOS, SPACE_PERIOD = 1, 99
 
 def prompts(model, config, **changed: str):
     """Every depth's prompt: ids [prompt], and actual depth in per cent."""
-    task = NiahTask(config, model, replace(Protocol(), **changed))
+    task = NiahTask(config, model, replace(EvaluationProtocol(), **changed))
     return [((sample := task.sample(id)).ids, sample.record["actual_depth"]) for id in task.sample_ids]
 
 
@@ -31,7 +31,7 @@ def needle_at(model, config, ids) -> int:
 
 
 def test_every_niah_field_is_tested() -> None:
-    assert {f.name for f in fields(Protocol) if f.name.startswith("niah_")} == set(RELEASED)
+    assert {f.name for f in fields(EvaluationProtocol) if f.name.startswith("niah_")} == set(RELEASED)
 
 
 def test_the_tokenizer_is_like_mistrals(mistral_like) -> None:
@@ -134,15 +134,15 @@ def test_released_depth_is_rounded_down_exactly(mistral_like, niah) -> None:
 @pytest.mark.parametrize("choice", product(("chat", "raw"), ("none", "leaked"), ("text", "period_ids")))
 def test_every_combination(mistral_like, niah, choice: tuple[str, str, str]) -> None:
     config = niah()
-    task = NiahTask(config, mistral_like, replace(Protocol(), **dict(zip(RELEASED, choice, strict=True))))
-    assert task.sample_ids == NiahTask(config, mistral_like, Protocol()).sample_ids
+    task = NiahTask(config, mistral_like, replace(EvaluationProtocol(), **dict(zip(RELEASED, choice, strict=True))))
+    assert task.sample_ids == NiahTask(config, mistral_like, EvaluationProtocol()).sample_ids
     for id in task.sample_ids:
         sample = task.sample(id)
         assert sample.ids.numel() <= 800
         assert sample.stopping.max_new_tokens == 50
         needle_at(mistral_like, config, sample.ids)
     identities = [
-        NiahTask(config, mistral_like, replace(Protocol(), **{name: value})).identity
+        NiahTask(config, mistral_like, replace(EvaluationProtocol(), **{name: value})).identity
         for name, value in RELEASED.items()
     ]
     assert len({str(identity) for identity in identities}) == 3

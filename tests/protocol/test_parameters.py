@@ -1,30 +1,280 @@
-"""A method's parameter of the wrong type is one sentence that names it, not a traceback."""
+"""A method's parameters belong to its parts, are checked by name, type and range, and never reach another part."""
 
+import inspect
+import subprocess
+import sys
+from dataclasses import fields, is_dataclass
 from typing import Any
 
 import pytest
+import yaml
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
 
+import run  # noqa: F401  (registers the resolvers that the configuration uses)
+from baselines.cake import TAUS
+from baselines.headkv import KINDS
 from compresskv.errors import UserError
-from compresskv.eviction import PromptShape
-from tests.methods.construction import context, method
+from compresskv.eviction import EvictionMethod, PromptShape
+from compresskv.methods import CONF, MethodConfig, Part, build, check_parameters, method_config, named_method
+from tests.command import ROOT
+from tests.methods.construction import METHODS, context, method
+
+SCORERS = sorted(path.stem for path in CONF.glob("*.yaml"))
+ALLOCATORS = sorted(path.stem for path in (CONF / "allocator").glob("*.yaml"))
+SHAPE = PromptShape(2, 2, 20, 2)
+
+
+def configured(*overrides: str) -> MethodConfig:
+    """The method that Hydra composes and the job checks."""
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        composed = compose("config", list(overrides))
+    config = method_config(OmegaConf.to_container(composed, resolve=True)["method"])  # type: ignore[index,call-overload]
+    check_parameters(config)
+    return config
+
+
+def built(*overrides: str) -> EvictionMethod:
+    made = build(configured(*overrides), context(SHAPE))
+    assert made is not None
+    return made
+
+
+def parameters_of(path: str, part: str | None) -> dict[str, Any]:
+    """What a YAML under conf/method gives to a part."""
+    node = yaml.safe_load((CONF / path).read_text())
+    node = node if part is None else node[part]
+    return {key: value for key, value in (node or {}).items() if key != "_target_"}
+
+
+def expected(parameters: dict[str, Any]) -> dict[str, Any]:
+    """The fields of a built part that parameters end in, for the calibration of `context`."""
+    calibration = context(SHAPE).calibration
+    assert calibration is not None
+    out = dict(parameters)
+    if "heads" in out:
+        count = out["heads"] or calibration.heads
+        out["heads"] = calibration.top_heads(out.pop("head_scores"), count)
+    if "head_scores" in out:
+        out["head_scores"] = calibration.scores(KINDS[out["head_scores"]])
+    if out.get("taus", 0) is None:
+        out["taus"] = ((1.0, 1.0), (1.0, 1.0))
+    return out
+
+
+def assert_has(made: Any, parameters: dict[str, Any]) -> None:
+    assert is_dataclass(made)
+    names = {field.name for field in fields(made)}
+    for name, value in expected(parameters).items():
+        assert name in names
+        assert getattr(made, name) == value
+
+
+@pytest.mark.parametrize("scorer", SCORERS)
+def test_every_pair_has_the_parameters_of_its_own_parts(scorer: str) -> None:
+    for allocator in ALLOCATORS:
+        config = configured(f"method={scorer}", f"method/allocator={allocator}")
+        made = build(config, context(SHAPE))
+        if config.keeps_everything:
+            assert made is None
+            continue
+        assert made is not None
+        assert_has(made.scorer, parameters_of(f"{scorer}.yaml", "scorer"))
+        assert_has(made.allocator, parameters_of(f"allocator/{allocator}.yaml", None))
+
+
+@pytest.mark.parametrize("name", SCORERS)
+def test_a_method_stands_for_the_parts_of_its_yaml(name: str) -> None:
+    """Which are the ones that it composes, so that its label is its name."""
+    assert configured(f"method={name}") == named_method(name)
+    assert named_method(name).name == name
+    node = yaml.safe_load((CONF / f"{name}.yaml").read_text())
+    assert node["name"] == name
+    assert node["plain"]["scorer"] == (node["scorer"] and node["scorer"]["_target_"])
+
+
+def parts() -> list[Any]:
+    scorers = [pytest.param(config.scorer, id=name) for name, config in METHODS.items()]
+    nodes = {name: yaml.safe_load((CONF / "allocator" / f"{name}.yaml").read_text()) for name in ALLOCATORS}
+    return scorers + [pytest.param(Part(node.pop("_target_"), node), id=name) for name, node in nodes.items()]
+
+
+@pytest.mark.parametrize("part", parts())
+def test_a_yaml_has_exactly_the_arguments_of_its_maker(part: Part) -> None:
+    """Typed, by keyword, and without a default, so that the YAML alone says what is used."""
+    module, _, function = part.target.rpartition(".")
+    maker = getattr(__import__(module, fromlist=[function]), function)
+    first, *keywords = inspect.signature(maker).parameters.values()
+    assert first.name == "context"
+    assert {argument.name for argument in keywords} == set(part.parameters)
+    for argument in keywords:
+        assert argument.kind is inspect.Parameter.KEYWORD_ONLY
+        assert argument.default is inspect.Parameter.empty
+        assert argument.annotation is not inspect.Parameter.empty
+
+
+# What leaked.
+
+
+def test_beta_is_the_allocators_own() -> None:
+    assert built("method=headkv", "method/allocator=pyramidkv").allocator.beta == 20  # type: ignore[attr-defined]
+    beta = parameters_of("allocator/headkv.yaml", None)["beta"]
+    assert built("method=pyramidkv", "method/allocator=headkv").allocator.beta == beta  # type: ignore[attr-defined]
+
+
+def test_head_scores_are_each_parts_own() -> None:
+    calibration = context(SHAPE).calibration
+    assert calibration is not None
+    made = built("method=compresskv", "method/allocator=headkv", "method.scorer.head_scores=semantic")
+    assert made.allocator.head_scores == calibration.head_scores["traditional"]  # type: ignore[attr-defined]
+    assert made.scorer.heads == calibration.top_heads("semantic", 1)  # type: ignore[attr-defined]
+
+
+def test_an_allocator_that_was_switched_to_takes_its_parameters() -> None:
+    overrides = ("method=snapkv", "method/allocator=pyramidkv", "method.allocator.beta=10")
+    assert built(*overrides).allocator.beta == 10  # type: ignore[attr-defined]
+
+
+def test_whole_numbers_are_numbers_and_the_same_setting() -> None:
+    whole, real = (configured("method=pyramidkv", f"method.allocator.beta={beta}") for beta in ("12", "12.0"))
+    assert whole == real
+    assert hash(whole) == hash(real)
+    betas = [build(config, context(SHAPE)).allocator.beta for config in (whole, real)]  # type: ignore[union-attr]
+    assert list(map(repr, betas)) == ["12.0", "12.0"]
+
+
+def test_a_name_is_a_label() -> None:
+    assert built("method=snapkv", "method.name=full") == built("method=snapkv")
+    config = configured("method=full", "method.name=everything")
+    assert config.keeps_everything
+    assert config.name == "everything"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "label"),
+    [
+        (["method=snapkv"], "snapkv"),
+        (["method=compresskv", "method/allocator=uniform"], "compresskv-uniform"),
+        (["method=headkv", "method/allocator=headkv"], "headkv"),
+        (["method=snapkv", "method.scorer._target_=baselines.tova.scorer"], "snapkv-tova"),
+        (["method=snapkv", "method.scorer=null"], "snapkv-full"),
+        (["method=full", "method/allocator=pyramidkv"], "full"),
+    ],
+)
+def test_a_composition_is_labelled_by_its_parts(overrides: list[str], label: str) -> None:
+    assert configured(*overrides).name == label
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (
+            ["method=snapkv", "+method.gamma=3"],
+            r"method\.gamma: no such setting: choose one of allocator, name",
+        ),
+        (["method=cake", "+method.gamma=3"], r"method\.gamma: no such setting: did you mean method\.scorer\.gamma"),
+        (["method=snapkv", "+method.foo=3"], r"method\.foo: no such setting"),
+        (["method=snapkv", "+method.scorer.foo=1"], r"method\.scorer\.foo: no such setting"),
+        (["method=adakv", "+method.allocator.alhpa=1"], r"did you mean method\.allocator\.alpha\?"),
+        (["method=cake", "~method.scorer.gamma"], r"method\.scorer\.gamma: is not set"),
+        (["method=snapkv", "method.scorer=3"], r"method\.scorer=3: choose a mapping"),
+        (["method=snapkv", "method.allocator=null"], r"method\.allocator=null: .* method/allocator=uniform"),
+        (["method=snapkv", "method.plain=null"], r"method\.plain=null: name the scorer"),
+        (["method=snapkv", "method.name=''"], r"method\.name='': choose a text, not empty"),
+        (["method=snapkv", "method.name=../../x"], r"method\.name=\.\./\.\./x: choose a name"),
+        (["method=snapkv", "method.scorer._target_=nowhere.scorer"], r"_target_=nowhere\.scorer: cannot be imported"),
+        (["method=snapkv", "method.scorer._target_=baselines.snapkv.nothing"], r"snapkv\.nothing: cannot be imported"),
+        (["method=snapkv", "method.scorer._target_=os.environ"], r"os\.environ: .* not a function"),
+    ],
+)
+def test_wrong_names(overrides: list[str], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        configured(*overrides)
 
 
 @pytest.mark.parametrize(
     ("name", "parameter", "value", "message"),
     [
-        ("pyramidkv", "beta", "abc", r"method\.beta=abc: expected a number"),
-        ("headkv", "temp", None, r"method\.temp=None: expected a number"),
-        ("headkv", "head_scores", 3, r"method\.head_scores=3: expected a name"),
-        ("cake", "gamma", "high", r"method\.gamma=high: expected a number"),
-        ("adakv", "alpha", True, r"method\.alpha=True: expected a number"),
-        ("random", "seed", 1.5, r"method\.seed=1\.5: expected a whole number"),
-        ("compresskv", "heads", "abc", r"method\.heads=abc: .* choose 1 to 4"),
+        ("pyramidkv", "beta", "abc", r"method\.allocator\.beta=abc: choose a number, at least 1"),
+        ("pyramidkv", "beta", 0.5, r"method\.allocator\.beta=0\.5: choose a number, at least 1"),
+        ("headkv", "beta", 0.5, r"method\.allocator\.beta=0\.5: choose a number, at least 1"),
+        ("headkv", "beta", 10**400, r"method\.allocator\.beta=1000.*: choose a number"),
+        ("headkv", "temp", None, r"method\.allocator\.temp=null: choose a number, above 0"),
+        ("headkv", "temp", -3, r"method\.allocator\.temp=-3: choose a number, above 0"),
+        ("headkv", "temp", [], r"method\.allocator\.temp=\[\]: choose a number"),
+        ("headkv", "head_scores", 3, r"method\.allocator\.head_scores=3: choose one of retrieval, "),
+        ("headkv", "head_scores", "best", r"method\.allocator\.head_scores=best: choose one of retrieval, "),
+        ("cake", "gamma", "high", r"method\.scorer\.gamma=high: choose a number"),
+        ("cake", "gamma", float("nan"), r"method\.scorer\.gamma=nan: choose a number"),
+        ("cake", "gamma", -1, r"method\.scorer\.gamma=-1: choose a number, at least 0"),
+        ("cake", "taus", [[1, 1], [1, 0]], r"method\.allocator\.taus\[1\]\[1\]=0: choose a number, at least 0\.01"),
+        ("cake", "taus", [1, 1], r"method\.allocator\.taus\[0\]=1: choose a list of 2"),
+        ("adakv", "alpha", True, r"method\.allocator\.alpha=true: choose a number"),
+        ("adakv", "alpha", 1.5, r"method\.allocator\.alpha=1\.5: choose a number, at least 0 and at most 1"),
+        ("random", "seed", 1.5, r"method\.scorer\.seed=1\.5: choose a whole number"),
+        ("random", "seed", -1, r"method\.scorer\.seed=-1: choose a whole number, at least 0"),
+        ("random", "seed", 10**20, r"method\.scorer\.seed=1000*: .* below 2147483648"),
+        ("random", "seed", {}, r"method\.scorer\.seed={}: choose a whole number"),
+        ("compresskv", "heads", "abc", r"method\.scorer\.heads=abc: choose a whole number, at least 1"),
+        ("compresskv", "heads", True, r"method\.scorer\.heads=true: choose a whole number"),
+        ("compresskv", "heads", 0, r"method\.scorer\.heads=0: choose a whole number, at least 1"),
+        ("compresskv", "heads", 5, r"method\.scorer\.heads=5: .* choose 1 to 4"),
     ],
 )
-def test_wrong_type(name: str, parameter: str, value: Any, message: str) -> None:
+def test_wrong_values(name: str, parameter: str, value: Any, message: str) -> None:
     with pytest.raises(UserError, match=message):
-        method(name, context(PromptShape(2, 2, 20, 2)), **{parameter: value})
+        method(name, context(SHAPE), **{parameter: value})
 
 
-def test_whole_numbers_are_numbers() -> None:
-    assert method("pyramidkv", context(PromptShape(2, 2, 20, 2)), beta=12).allocator.beta == 12  # type: ignore[attr-defined]
+def test_taus_are_the_models() -> None:
+    """By name, whatever its case; other models have ones, and a setting goes before both."""
+    for model, expected in [("Llama-3.1-8B-Instruct", TAUS["llama-3.1-8b-instruct"]), ("other", ((1.0, 1.0),) * 2)]:
+        where = context(SHAPE, model=model)
+        assert method("cake", where).allocator.taus == expected  # type: ignore[attr-defined]
+        chosen = method("cake", where, taus=[[2, 1], [3, 1]]).allocator
+        assert chosen.taus == ((2.0, 1.0), (3.0, 1.0))  # type: ignore[attr-defined]
+
+
+def test_a_method_from_outside_the_tree(tmp_path, monkeypatch) -> None:
+    """Its parameters are checked like those of any other; without an import where a name is wrong."""
+    source = """
+raise_on_import = __import__("os").environ["METHOD_MAY_BE_IMPORTED"]
+from typing import Annotated
+from compresskv.checking import Ge
+from baselines.knorm import KeyNormScorer
+
+def make(context, *, strength: Annotated[int, Ge(1)]):
+    return KeyNormScorer(window=strength)
+"""
+    (tmp_path / "own_method.py").write_text(source)
+    monkeypatch.syspath_prepend(tmp_path)
+    node = {
+        "name": "own",
+        "scorer": {"_target_": "own_method.make", "strength": 3},
+        "allocator": {"_target_": "baselines.uniform.allocator"},
+        "plain": {"scorer": "own_method.make", "allocator": "baselines.uniform.allocator"},
+    }
+    config = method_config(node)
+    assert config.name == "own"
+    with pytest.raises(UserError, match=r"method\.scorer\.stregth: .* did you mean method\.scorer\.strength\?"):
+        method_config({**node, "scorer": {"_target_": "own_method.make", "stregth": 3}})
+    with pytest.raises(UserError, match=r"own_method\.make: cannot be imported \(KeyError: 'METHOD_MAY_BE_IMPORTED'\)"):
+        check_parameters(config)
+    monkeypatch.setenv("METHOD_MAY_BE_IMPORTED", "1")
+    check_parameters(config)
+    made = build(config, context(SHAPE))
+    assert made is not None
+    assert made.window == 3
+
+
+def test_a_wrong_name_is_answered_without_torch() -> None:
+    program = (
+        "import sys; from compresskv.methods import method_config, named_method\n"
+        "from compresskv.errors import UserError\n"
+        "named_method('compresskv')\n"
+        "node = {'name': 'x', 'scorer': {'_target_': 'compresskv.semantic_heads.scorer', 'head': 1}, 'plain': {}}\n"
+        "try: method_config(node)\n"
+        "except UserError as error: print(error, 'torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT, check=True)
+    assert done.stdout.strip() == "method.scorer.head: no such setting: did you mean method.scorer.heads? False"

@@ -1,0 +1,223 @@
+"""Values from outside, checked against the types and ranges that stand beside the fields they are for.
+
+A field says what it takes in its annotation, once: `Annotated[int, Ge(1)]`, `Literal["a", "b"] | None`. Types are
+strict: true is no number, and a whole number is taken where any number is wanted but not the other way round. Every
+failure is a `UserError` of one sentence: field=value: what is allowed.
+"""
+
+import dataclasses
+import difflib
+import types
+from collections.abc import Iterable, Mapping
+from functools import lru_cache
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from annotated_types import Ge, Gt, Le, Lt, MaxLen, MinLen
+from pydantic import AfterValidator, AllowInfNan, ConfigDict, PydanticUserError, TypeAdapter, ValidationError
+
+from compresskv.errors import UserError
+
+__all__ = [
+    "AfterValidator",
+    "AllowInfNan",
+    "FrozenMapping",
+    "Ge",
+    "Gt",
+    "Le",
+    "Lt",
+    "MaxLen",
+    "MinLen",
+    "Name",
+    "PathText",
+    "checked",
+    "checked_value",
+    "frozen",
+    "readable",
+    "refuse_unknown",
+]
+
+T = TypeVar("T")
+
+SHOWN = 80
+"""Characters of a value that a sentence quotes."""
+
+
+class FrozenMapping(dict[str, Any]):
+    """A mapping that may be part of a key; equal ones have equal hashes."""
+
+    def __hash__(self) -> int:  # type: ignore[override]
+        return hash(frozenset(self.items()))
+
+
+def frozen(value: Any) -> Any:
+    """`value` with its lists as tuples and its mappings as `FrozenMapping`s, all the way down."""
+    if isinstance(value, Mapping):
+        return FrozenMapping({key: frozen(item) for key, item in value.items()})
+    if isinstance(value, (list, tuple)):
+        return tuple(frozen(item) for item in value)
+    return value
+
+
+def _one_folder(name: str) -> str:
+    if name.startswith(".") or any(c in "/\\" or not c.isprintable() for c in name):
+        raise ValueError("choose a name without slashes and control characters that does not begin with a period")
+    return name
+
+
+def _no_nul(path: str) -> str:
+    if "\0" in path:
+        raise ValueError("a path has no NUL character")
+    return path
+
+
+Name = Annotated[str, MinLen(1), MaxLen(200), AfterValidator(_one_folder)]
+"""A name that may become a folder's: not empty, and it stays in its place."""
+
+PathText = Annotated[str, MinLen(1), MaxLen(4096), AfterValidator(_no_nul)]
+"""A path, or anything else that must not be empty."""
+
+
+def checked(where: str, kind: type[T], values: Any) -> T:
+    """The dataclass `kind` with `values`, a mapping, as its fields; `where` names it in messages.
+
+    Raises `UserError` for a name that `kind` does not have, for one that it needs and `values` lacks, and for a
+    value that its field does not take.
+    """
+    fields = {field.name: field for field in dataclasses.fields(kind) if field.init}  # type: ignore[arg-type]
+    if not isinstance(values, Mapping):
+        raise UserError(f"{where}={readable(values)}: choose a mapping of its settings, {', '.join(fields)}")
+    refuse_unknown(where, values, fields)
+    for name, field in fields.items():
+        if name not in values and field.default is field.default_factory is dataclasses.MISSING:
+            raise UserError(f"{_dotted(where, name)}: is not set: give it a value")
+    hints = get_type_hints(kind, include_extras=True)
+    return kind(**{name: checked_value(_dotted(where, name), hints[name], value) for name, value in values.items()})
+
+
+def checked_value(where: str, hint: Any, value: Any) -> Any:
+    """`value` as the annotation `hint` wants it: lists become tuples, whole numbers floats. Raises `UserError`.
+
+    NaN and infinity are refused unless the annotation holds `AllowInfNan()`.
+    """
+    if dataclasses.is_dataclass(hint) and isinstance(hint, type) and not isinstance(value, hint):
+        return checked(where, hint, value)
+    value = frozen(value)
+    try:
+        return frozen(_adapter(hint).validate_python(value))
+    except ValidationError as error:
+        raise _explained(where, hint, value, error) from None
+
+
+def refuse_unknown(where: str, given: Iterable[Any], known: Iterable[str]) -> None:
+    """Raise `UserError`, with the nearest name, for the first of `given` that is not `known`."""
+    known = list(known)
+    for name in given:
+        if name in known:
+            continue
+        nearest = difflib.get_close_matches(str(name), known, 1)
+        if nearest:
+            fix = f"did you mean {_dotted(where, nearest[0])}?"
+        else:
+            fix = f"choose one of {', '.join(sorted(known))}" if known else "nothing can be set here"
+        raise UserError(f"{_dotted(where, readable(name))}: no such setting: {fix}")
+
+
+def readable(value: Any) -> str:
+    """`value` as a configuration would write it, on one line and not too long."""
+    if isinstance(value, bool) or value is None:
+        return {None: "null", True: "true", False: "false"}[value]
+    if isinstance(value, str):
+        text = value if value and value.isprintable() else repr(value)
+    elif isinstance(value, (list, tuple)):
+        # Of a long one, what fits.
+        text = f"[{', '.join(readable(item) for item in value[:SHOWN])}]"
+    elif isinstance(value, Mapping):
+        text = "{" + ", ".join(f"{readable(k)}: {readable(v)}" for k, v in value.items()) + "}"
+    else:
+        try:
+            text = repr(value)
+        except ValueError:  # Python refuses to write out integers of thousands of digits
+            text = "a number of thousands of digits"
+    return text if len(text) <= SHOWN else text[: SHOWN - 1] + "…"
+
+
+def allowed(hint: Any) -> str:
+    """What an annotation takes, in words."""
+    origin, arguments = get_origin(hint), get_args(hint)
+    if origin is Annotated:
+        return allowed(arguments[0]) + _range(arguments[1:])
+    if origin in (Union, types.UnionType):
+        return " or ".join(allowed(option) for option in sorted(arguments, key=lambda option: option is type(None)))
+    if origin is Literal:
+        return f"one of {', '.join(map(readable, arguments))}" if len(arguments) > 1 else readable(arguments[0])
+    if origin is tuple and arguments[-1:] == (...,):
+        return f"a list, each item {allowed(arguments[0])}"
+    if origin is tuple:
+        return f"a list of {len(arguments)}"
+    if origin is not None and issubclass(origin, Mapping):
+        return "a mapping"
+    names = {int: "a whole number", float: "a number", str: "a text", bool: "true or false", type(None): "null"}
+    return names.get(hint, "a mapping of its settings" if dataclasses.is_dataclass(hint) else "a value")
+
+
+def _range(metadata: Iterable[Any]) -> str:
+    """The range that annotations of a number, a text or a list add, in words."""
+    words = []
+    for limit in metadata:
+        match limit:
+            case Ge(ge=least):
+                words.append(f"at least {least}")
+            case Gt(gt=bound):
+                words.append(f"above {bound}")
+            case Le(le=most):
+                words.append(f"at most {most}")
+            case Lt(lt=bound):
+                words.append(f"below {bound}")
+            case MinLen(min_length=1):
+                words.append("not empty")
+            case MinLen(min_length=least):
+                words.append(f"of at least {least}")
+            case MaxLen(max_length=most):
+                words.append(f"no longer than {most}")
+    return f", {' and '.join(words)}" if words else ""
+
+
+def _explained(where: str, hint: Any, value: Any, error: ValidationError) -> UserError:
+    """The one sentence about `value`; in a list, about the first item that is wrong."""
+    for option in _options(hint):
+        items = get_args(option) if get_origin(option) is tuple else ()
+        if not isinstance(value, tuple) or not items:
+            continue
+        if items[-1] is Ellipsis:
+            items = items[:1] * len(value)
+        for place, (item, inner) in enumerate(zip(value, items, strict=False)):
+            try:
+                checked_value(f"{where}[{place}]", inner, item)
+            except UserError as wrong:
+                return wrong
+    for detail in error.errors(include_url=False, include_input=False):
+        if detail["type"] == "value_error":
+            return UserError(f"{where}={readable(value)}: {detail['ctx']['error']}")
+    return UserError(f"{where}={readable(value)}: choose {allowed(hint)}")
+
+
+def _options(hint: Any) -> tuple[Any, ...]:
+    """The alternatives of an annotation, without their ranges."""
+    if get_origin(hint) is Annotated:
+        return _options(get_args(hint)[0])
+    if get_origin(hint) in (Union, types.UnionType):
+        return get_args(hint)
+    return (hint,)
+
+
+@lru_cache(maxsize=1024)
+def _adapter(hint: Any) -> TypeAdapter[Any]:
+    options = ConfigDict(strict=True, allow_inf_nan=False, arbitrary_types_allowed=True)
+    try:
+        return TypeAdapter(hint, config=options)
+    except PydanticUserError:  # of a dataclass, whose values are checked field by field
+        return TypeAdapter(hint)
+
+
+def _dotted(where: str, name: str) -> str:
+    return f"{where}.{name}" if where else name

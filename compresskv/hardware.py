@@ -1,0 +1,86 @@
+"""On which device, in which dtype and with which attention kernel a model runs."""
+
+from dataclasses import dataclass
+from importlib.util import find_spec
+
+import torch
+
+from compresskv.errors import UserError
+from compresskv.model_config import ModelConfig
+
+AMPERE = (8, 0)
+"""The first CUDA capability with bfloat16 in hardware, and the first that FlashAttention-2 runs on."""
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """`device` is a torch device or "map"; `backend` is "sdpa" or "flash_attention_2"."""
+
+    device: str
+    dtype: torch.dtype
+    backend: str
+
+
+def choose(config: ModelConfig) -> Hardware:
+    """What `config` asks for, or what suits the machine best. Raises `UserError` for what cannot run here."""
+    device = _device(config.device)
+    capability = _capability(device)
+    dtype = _dtype(config.dtype, capability)
+    reason = _no_flash(dtype, capability)
+    if config.backend not in ("auto", "sdpa", "flash_attention_2"):
+        raise UserError(f"model.backend={config.backend}: choose auto, sdpa or flash_attention_2")
+    if config.backend == "flash_attention_2" and reason:
+        raise UserError(f"model.backend=flash_attention_2: {reason}, or set model.backend=sdpa")
+    flash = config.backend != "sdpa" and not reason
+    return Hardware(device, dtype, "flash_attention_2" if flash else "sdpa")
+
+
+def _device(asked: str) -> str:
+    if asked == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    kind, _, number = asked.partition(":")
+    if asked not in ("map", "cpu", "cuda") and not (kind == "cuda" and number.isdecimal()):
+        raise UserError(f"model.device={asked}: choose auto, map, cpu, cuda or cuda:<number>")
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise UserError(f"model.device={asked}: torch {torch.__version__} sees no CUDA device: set model.device=cpu")
+    if number and int(number) >= torch.cuda.device_count():
+        raise UserError(
+            f"model.device={asked}: there are {torch.cuda.device_count()} CUDA devices, counted from cuda:0"
+        )
+    return asked
+
+
+def _capability(device: str) -> tuple[int, int] | None:
+    """The least CUDA capability that the model meets; None without CUDA."""
+    if device == "cpu" or not torch.cuda.is_available():
+        return None
+    if device == "map":
+        return min(torch.cuda.get_device_capability(i) for i in range(torch.cuda.device_count()))
+    return torch.cuda.get_device_capability(torch.device(device))
+
+
+def _dtype(asked: str, capability: tuple[int, int] | None) -> torch.dtype:
+    if asked != "auto":
+        if asked not in ("float32", "bfloat16", "float16"):
+            raise UserError(f"model.dtype={asked}: choose auto, float32, bfloat16 or float16")
+        return getattr(torch, asked)
+    if capability is None:
+        processor = torch.cpu.get_capabilities()
+        fast = processor.get("avx512_bf16") or processor.get("amx_bf16")
+        return torch.bfloat16 if fast else torch.float32
+    # `torch.cuda.is_bf16_supported` counts emulation.
+    return torch.bfloat16 if capability >= AMPERE else torch.float16
+
+
+def _no_flash(dtype: torch.dtype, capability: tuple[int, int] | None) -> str | None:
+    """What keeps FlashAttention-2 from running, with the fix; None if nothing does."""
+    if capability is None:
+        return "it runs on CUDA only: set model.device to a CUDA device"
+    if capability < AMPERE:
+        found = ".".join(map(str, capability))
+        return f"it needs an Ampere GPU or a newer one (capability 8.0), this one has {found}: use another"
+    if dtype == torch.float32:
+        return "it knows no float32: set model.dtype to bfloat16 or float16"
+    if not find_spec("flash_attn"):
+        return "flash-attn is not installed: see the README's section on it"
+    return None

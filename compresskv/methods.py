@@ -1,0 +1,223 @@
+"""From a method's configuration to the method: a scorer and an allocator, each made by a function of its own node.
+
+A part's parameters are the typed keyword arguments of the function that makes it. Names are checked without importing
+that function, so that a mistake is answered before torch is loaded; types and ranges with it.
+"""
+
+import ast
+import difflib
+import inspect
+import typing
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from importlib.util import find_spec
+from pathlib import Path
+from pkgutil import resolve_name
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from compresskv.checking import FrozenMapping, Name, checked_value, frozen, readable, refuse_unknown
+from compresskv.errors import UserError
+
+if TYPE_CHECKING:
+    from compresskv.context import Context
+    from compresskv.eviction import EvictionMethod
+
+CONF = Path(__file__).parents[1] / "conf" / "method"
+
+PARTS = ("scorer", "allocator")
+
+KNOWN = ("name", *PARTS, "plain")
+"""What the node `method` of a configuration holds."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """One half of a method: the function that makes it, as `package.module.function`, and its keyword arguments."""
+
+    target: str
+    parameters: Mapping[str, Any] = FrozenMapping()
+
+    @property
+    def label(self) -> str:
+        """How a composition names it: by its module if the function has the usual name, else by the function."""
+        module, _, function = self.target.rpartition(".")
+        return module.rpartition(".")[2] if function in PARTS else function
+
+
+@dataclass(frozen=True)
+class MethodConfig:
+    """A method as configured. `name` is a label; without a scorer nothing is evicted."""
+
+    name: str
+    scorer: Part | None
+    allocator: Part | None
+
+    @property
+    def keeps_everything(self) -> bool:
+        return self.scorer is None
+
+
+def method_config(node: Any) -> MethodConfig:
+    """The resolved `method` node of a composed configuration, its names checked without importing what they name.
+
+    The label says which parts are not the ones that the method's name stands for, `plain`. Raises `UserError` for a
+    missing or unknown name, with the nearest one, and for a target that does not exist.
+    """
+    if not isinstance(node, Mapping):
+        raise UserError(f"method={readable(node)}: choose a mapping of {', '.join(KNOWN)}")
+    scorer, allocator = (_part(name, node.get(name)) for name in PARTS)
+    _refuse_unknown_settings(node, scorer, allocator)
+    name = checked_value("method.name", Name, node.get("name"))
+    if scorer is None:
+        allocator = None
+    elif allocator is None:
+        raise UserError("method.allocator=null: choose how tokens are shared, such as method/allocator=uniform")
+    return MethodConfig(_label(name, scorer, allocator, node.get("plain")), scorer, allocator)
+
+
+def named_method(name: str) -> MethodConfig:
+    """The method of conf/method/<name>.yaml as it stands there, with the allocator that it names first.
+
+    Raises `UserError`, with the nearest name, if there is none.
+    """
+    methods = {path.stem: path for path in CONF.glob("*.yaml")}
+    if name not in methods:
+        nearest = difflib.get_close_matches(name, methods, 1)
+        fix = f"did you mean {nearest[0]}?" if nearest else f"choose one of {', '.join(sorted(methods))}"
+        raise UserError(f"method={readable(name)}: no such method: {fix}")
+    node = yaml.safe_load(methods[name].read_text(encoding="utf-8"))
+    for default in node.pop("defaults", []):
+        if isinstance(default, Mapping) and "allocator" in default:
+            allocator = CONF / "allocator" / f"{default['allocator']}.yaml"
+            node["allocator"] = yaml.safe_load(allocator.read_text(encoding="utf-8"))
+    return method_config(node)
+
+
+def check_parameters(config: MethodConfig) -> None:
+    """Check the types and ranges of all parameters, which imports the functions that take them. Raises `UserError`."""
+    for name in PARTS:
+        part = getattr(config, name)
+        if part is not None:
+            _arguments(name, part)
+
+
+def build(config: MethodConfig, context: "Context") -> "EvictionMethod | None":
+    """The method for one model, run and protocol; None keeps everything.
+
+    Raises `UserError` for a parameter that is refused, and for what the method needs and the context lacks.
+    """
+    from compresskv.eviction import EvictionMethod
+
+    if config.scorer is None or config.allocator is None:
+        return None
+    scorer, allocator = (
+        _maker(name, part)(context, **_arguments(name, part))
+        for name, part in zip(PARTS, (config.scorer, config.allocator), strict=True)
+    )
+    return EvictionMethod(scorer, allocator)
+
+
+def _part(name: str, node: Any) -> Part | None:
+    if node is None:
+        return None
+    if not isinstance(node, Mapping) or not isinstance(node.get("_target_"), str):
+        raise UserError(f"method.{name}={readable(node)}: choose a mapping with a _target_, as conf/method has it")
+    parameters = {key: value for key, value in node.items() if key != "_target_"}
+    part = Part(node["_target_"], frozen(parameters))
+    known = argument_names(f"method.{name}", part.target)
+    if known is not None:
+        refuse_unknown(f"method.{name}", parameters, known)
+    return part
+
+
+def _refuse_unknown_settings(node: Mapping[str, Any], scorer: Part | None, allocator: Part | None) -> None:
+    for key in node:
+        if key in KNOWN:
+            continue
+        for name, part in (("scorer", scorer), ("allocator", allocator)):
+            if part is not None and key in part.parameters:
+                raise UserError(f"method.{key}: no such setting: did you mean method.{name}.{key}?")
+        refuse_unknown("method", [key], KNOWN[:-1])
+
+
+def _label(name: str, scorer: Part | None, allocator: Part | None, plain: Any) -> str:
+    """`name`, and the names of parts other than the `plain` ones that it stands for."""
+    if not isinstance(plain, Mapping) or "scorer" not in plain:
+        raise UserError(f"method.plain={readable(plain)}: name the scorer and the allocator that {name} stands for")
+    refuse_unknown("method.plain", plain, PARTS)
+    if scorer is None:
+        return name if plain["scorer"] is None else f"{name}-full"
+    parts = {"scorer": scorer, "allocator": allocator}
+    other = [part.label for role, part in parts.items() if part and part.target != plain.get(role)]
+    return "-".join([name, *other])
+
+
+def argument_names(where: str, target: str) -> tuple[str, ...] | None:
+    """Keyword-only arguments of the function `target`, read from its source; None if they do not stand there.
+
+    Raises `UserError` if there is no such module or function.
+    """
+    module, _, function = target.rpartition(".")
+    try:
+        spec = find_spec(module)
+    except (ImportError, ValueError, AttributeError) as error:
+        raise _no_target(where, target, str(error)) from error
+    if spec is None:
+        raise _no_target(where, target, f"there is no module {module}")
+    if not spec.origin or Path(spec.origin).suffix != ".py":
+        return None
+    for statement in _source(spec.origin).body:
+        match statement:
+            case ast.FunctionDef(name=name, args=arguments) if name == function:
+                return tuple(argument.arg for argument in arguments.kwonlyargs)
+            case ast.ImportFrom(module=str(origin), names=aliases, level=0):
+                for alias in aliases:
+                    if (alias.asname or alias.name) == function:
+                        return argument_names(where, f"{origin}.{alias.name}")
+    return None
+
+
+@lru_cache(maxsize=256)
+def _source(path: str) -> ast.Module:
+    try:
+        return ast.parse(Path(path).read_bytes())
+    except (OSError, SyntaxError, ValueError):
+        return ast.Module([], [])  # the import will say what is wrong with it
+
+
+def _maker(name: str, part: Part) -> Callable[..., Any]:
+    """The function that makes a part. Raises `UserError` if it cannot be imported or is not one."""
+    try:
+        maker = resolve_name(part.target)
+    except Exception as error:  # whatever a module does while it is imported
+        raise _no_target(f"method.{name}", part.target, f"{type(error).__name__}: {error}") from error
+    if not inspect.isfunction(maker):
+        raise _no_target(f"method.{name}", part.target, "it is not a function")
+    return maker
+
+
+def _arguments(name: str, part: Part) -> dict[str, Any]:
+    """A part's parameters as its maker wants them. Raises `UserError` for one that is unknown, missing or refused."""
+    maker, where = _maker(name, part), f"method.{name}"
+    hints = typing.get_type_hints(maker, include_extras=True)
+    keywords = {
+        argument.name: argument
+        for argument in inspect.signature(maker).parameters.values()
+        if argument.kind is inspect.Parameter.KEYWORD_ONLY
+    }
+    refuse_unknown(where, part.parameters, keywords)
+    for keyword, argument in keywords.items():
+        if keyword not in part.parameters and argument.default is inspect.Parameter.empty:
+            raise UserError(f"{where}.{keyword}: is not set: give it a value, as conf/method does")
+    return {
+        keyword: checked_value(f"{where}.{keyword}", hints.get(keyword, Any), value)
+        for keyword, value in part.parameters.items()
+    }
+
+
+def _no_target(where: str, target: str, reason: str) -> UserError:
+    why = " ".join(reason.split())
+    return UserError(f"{where}._target_={readable(target)}: cannot be imported ({why}): name a package.module.function")

@@ -1,0 +1,94 @@
+"""`conf/model/*.yaml` as plain data, and how models are named; torch is not imported."""
+
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from annotated_types import Ge, Le, MaxLen, MinLen
+from pydantic import AfterValidator, BeforeValidator
+
+
+def _text(value: Any) -> Any:
+    """A directory or a name of digits alone reaches us as a number."""
+    return str(value) if type(value) is int else value
+
+
+def _one_folder(name: str) -> str:
+    if name.startswith(".") or any(c in "/\\" or not c.isprintable() for c in name):
+        raise ValueError("choose a name without slashes and control characters that does not begin with a period")
+    return name
+
+
+def _no_nul(text: str) -> str:
+    if "\0" in text:
+        raise ValueError("there is a NUL character in it: take it out")
+    return text
+
+
+def _sha256(digest: str) -> str:
+    if not re.fullmatch("[0-9a-f]{64}", digest):
+        raise ValueError("choose the 64 hexadecimal digits of the file's sha256, in small letters, or null")
+    return digest
+
+
+def _device(device: str) -> str:
+    if not re.fullmatch(r"auto|map|cpu|cuda(:\d{1,4})?", device):
+        raise ValueError("choose auto, map, cpu, cuda or cuda:<number>")
+    return device
+
+
+Name = Annotated[str, BeforeValidator(_text), MinLen(1), MaxLen(200), AfterValidator(_one_folder)]
+"""A name that becomes a folder's."""
+
+Text = Annotated[str, BeforeValidator(_text), MinLen(1), MaxLen(4096), AfterValidator(_no_nul)]
+"""A path, or the name of something."""
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Which model, and how it is run; the model itself is `compresskv.models.load(config)`.
+
+    `path`: a hub id, a local directory or a `.gguf` file. Without it, `package` is `<package>/<file>.gguf`, or the
+    parts of one such file in order; `sha256` is the whole file's. `window` (tokens) null: what the model was trained
+    for. `chat_template_kwargs` go to the tokenizer's `apply_chat_template`. `dtype` auto: on CUDA bfloat16 from Ampere
+    on and float16 before, on the CPU bfloat16 where it is fast, else float32. `backend` auto: flash_attention_2 where
+    it can run, else sdpa. `device` auto: CUDA if there is one; "map": spread over all devices.
+    """
+
+    name: Name
+    path: Text | None = None
+    package: Text | tuple[Text, ...] | None = None
+    sha256: Annotated[str, AfterValidator(_sha256)] | None = None
+    revision: Text | None = None
+    window: Annotated[int, Ge(2), Le(100_000_000)] | None = None
+    chat_template: bool = True
+    chat_template_kwargs: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    backend: Literal["auto", "sdpa", "flash_attention_2"] = "auto"
+    device: Annotated[str, AfterValidator(_device)] = "auto"
+    trust_remote_code: bool = False
+
+
+def name_of(path: str | int) -> str:
+    """The name of the model at `path`: the last part of a hub id or directory, or a GGUF file's without its ending.
+
+    `.`, `..` and `~` are replaced by what they stand for; links are not followed.
+    """
+    last = Path(os.path.abspath(Path(str(path)).expanduser())).name
+    return last.removesuffix(".gguf")
+
+
+def labels(models: Sequence[ModelConfig]) -> list[str]:
+    """What tables call these models: their names, and where names are equal, the settings that tell them apart."""
+    found = []
+    for model in models:
+        words = [model.name]
+        for setting in fields(ModelConfig):
+            value = getattr(model, setting.name)
+            if any(other.name == model.name and getattr(other, setting.name) != value for other in models):
+                words.append(f"{setting.name}={value}")
+        found.append(" ".join(words))
+    return found

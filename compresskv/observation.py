@@ -1,0 +1,24 @@
+"""How the last tokens of a prompt, the observation window, look at those before them."""
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from compresskv.checking import AfterValidator, Ge, Le
+
+
+def _odd(kernel: int) -> int:
+    if kernel % 2 == 0:
+        raise ValueError("choose an odd number, so that pooling has a middle")
+    return kernel
+
+
+@dataclass(frozen=True)
+class ObservationConfig:
+    """`conf/config.yaml: observation`; the paper uses the same for every method (App. B).
+
+    `window` tokens at the end of the prompt, which are always kept; 1-D `pooling` of scores over `kernel` positions.
+    """
+
+    window: Annotated[int, Ge(1), Le(65_536)] = 8
+    kernel: Annotated[int, Ge(1), Le(65_535), AfterValidator(_odd)] = 5
+    pooling: Literal["average", "max"] = "average"

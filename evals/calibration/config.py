@@ -1,0 +1,45 @@
+"""Settings of a calibration (`conf/eval/calibrate.yaml`)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from compresskv.checking import Ge, Le, MinLen
+from evals.evaluation import MeasuredEvaluation
+
+if TYPE_CHECKING:
+    from compresskv.models import LoadedModel
+    from evals.job import Job
+    from evals.progress import Progress
+
+Tokens = Annotated[int, Ge(1), Le(100_000_000)]
+
+
+@dataclass(frozen=True)
+class Calibrate(MeasuredEvaluation):
+    """`lengths` in tokens, `depths` evenly spaced from 0 to 100 per cent.
+
+    `source`: held_out (needles), or longbench: layer errors on `data`, the first `limit` rows of each task, prompt and
+    answer of at most `max_length` tokens. `output`: the folder for the calibration file, null: the package's own.
+    """
+
+    source: Literal["held_out", "longbench"]
+    data: Annotated[str, MinLen(1)]
+    limit: Annotated[int, Ge(1), Le(1_000_000)] | None
+    max_length: Annotated[int, Ge(2), Le(100_000_000)] | None
+    haystack: Annotated[str, MinLen(1)]
+    lengths: Annotated[tuple[Tokens, ...], MinLen(1)]
+    depths: Annotated[int, Ge(1), Le(1000)]
+    max_steps: Annotated[int, Ge(2), Le(100_000)]
+    head_counts: Annotated[tuple[Annotated[int, Ge(1), Le(100_000)], ...], MinLen(1)]
+    minimum_accepted: Annotated[int, Ge(1), Le(1_000_000)]
+    output: Annotated[str, MinLen(1)] | None
+
+    def run(self, model: LoadedModel, jobs: Sequence[Job], progress: Progress) -> Path:
+        from evals.calibration import held_out, longbench
+
+        measure = {"held_out": held_out.run, "longbench": longbench.run}[self.source]
+        return measure(model, self, jobs[0].observation, jobs[0].results, progress)

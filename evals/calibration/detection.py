@@ -1,0 +1,68 @@
+"""Prompts that show which heads retrieve: a needle in a haystack, its answer's place known exactly."""
+
+from dataclasses import dataclass
+from importlib.resources import files
+
+import yaml
+from torch import Tensor
+
+from compresskv.models import LoadedModel
+from evals.haystack import Haystack, essays, hide
+
+
+@dataclass(frozen=True)
+class Needle:
+    """`answer` is the span of `needle` that heads must find; `sort` is "copy" or "reason"."""
+
+    sort: str
+    name: str
+    needle: str
+    question: str
+    answer_prefix: str
+    answer: str
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One prompt to make: a needle at a depth (0 to 1) of a prompt of about `length` tokens."""
+
+    needle: Needle
+    length: int
+    depth: float
+
+    @property
+    def id(self) -> str:
+        return f"{self.needle.name}-L{self.length}-D{round(100 * self.depth)}"
+
+
+def needles() -> list[Needle]:
+    """The detection needles, those to copy first."""
+    text = files("evals.calibration").joinpath("detection_needles.yaml").read_text()
+    return [Needle(sort, **entry) for sort, entries in yaml.safe_load(text).items() for entry in entries]
+
+
+def last_texts(location: str, longest: int) -> Haystack:
+    """The last texts at `location` by sorted name, as many as a prompt of `longest` tokens takes."""
+    chosen: list[str] = []
+    for text in reversed(essays(location)):
+        chosen.insert(0, text)
+        if sum(map(len, chosen)) > 6 * longest:
+            break
+    return Haystack("\n".join(chosen))
+
+
+def make_prompt(model: LoadedModel, cell: Cell, haystack: Haystack) -> tuple[Tensor, range]:
+    """Token ids [prompt] of about `cell.length`, and the positions of the answer in them."""
+    needle = cell.needle
+    question = f"\n\nBased on the content of the book, Question: {needle.question}"
+    text = f"\n{needle.needle}\n"
+    overhead = model.encode(model.chat(text + question, needle.answer_prefix)).numel()
+    hidden = hide(text, haystack.text, cell.length - overhead, cell.depth, model.tokenizer)
+    rendered = model.chat(hidden.text + question, needle.answer_prefix)
+    start = rendered.index(needle.needle) + needle.needle.index(needle.answer)
+    end = start + len(needle.answer)
+    ids = model.encode(rendered)
+    offsets = model.tokenizer(rendered, add_special_tokens=False, return_offsets_mapping=True).offset_mapping
+    shift = ids.numel() - len(offsets)  # special tokens that encoding put in front
+    inside = [i + shift for i, (a, b) in enumerate(offsets) if a < end and b > start and b > a]
+    return ids, range(inside[0], inside[-1] + 1)

@@ -1,0 +1,245 @@
+"""Calibration on held-out needles: the model's retrieval heads, then its layer errors, both in one JSON file.
+
+Two passes over needle prompts, both resumable. The first scores all heads on every prompt that the model answers; the
+second measures, on the accepted prompts, how much each layer's output suffers at the smallest budget.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers.cache_utils import get_layer_types_and_kwargs
+
+from compresskv import calibration
+from compresskv.calibration import layer_errors, retrieval_heads
+from compresskv.errors import UserError
+from compresskv.eviction import Observation
+from compresskv.layer_error import FLOOR
+from compresskv.models import LoadedModel
+from compresskv.observation import ObservationConfig
+from compresskv.semantic_heads import SemanticHeadScorer
+from evals.calibration.config import Calibrate
+from evals.calibration.detection import Cell, last_texts, make_prompt, needles
+from evals.haystack import Haystack
+from evals.longbench.metrics import qa_f1
+from evals.progress import Progress
+from evals.results.resumable import complete
+from evals.results.schema import SampleLine
+from evals.results.store import write_json
+from evals.rouge import rouge1_recall
+
+ACCEPTED = 0.5
+"""Above this an answer is accepted: ROUGE-1 recall for copied spans (Wu et al. 2024), QA F1 for reasoning (HeadKV)."""
+
+KINDS = {"copy": ("semantic", "semantic_count", "traditional"), "reason": ("retrieval_reasoning",)}
+"""The head scores that each sort of needle gives."""
+
+
+def run(
+    model: LoadedModel, config: Calibrate, observation: ObservationConfig, results: Path, progress: Progress
+) -> Path:
+    """Calibrate `model` for `observation`, keeping samples under `results`; returns the path written.
+
+    Raises `UserError` if the prompts do not fit the model, or if too few of them are answered.
+    """
+    if (longest := max(config.lengths)) + config.max_steps > model.window:
+        raise UserError(f"eval.lengths: {longest} tokens do not fit the {model.window}-token window of {model.name}")
+    return HeldOutCalibration(model, config, observation, results / "runs" / model.name / "calibrate", progress).run()
+
+
+@dataclass(frozen=True)
+class HeldOutCalibration:
+    """One calibration; `folder` keeps the sample lines of both passes."""
+
+    model: LoadedModel
+    config: Calibrate
+    observation: ObservationConfig
+    folder: Path
+    progress: Progress
+
+    def run(self) -> Path:
+        """Both passes, and the file made of them; returns its path."""
+        heads = self.observe_heads()
+        accepted = self.accepted(heads)
+        if len(accepted["copy"]) < self.config.minimum_accepted:
+            raise UserError(
+                f"{self.model.name} answered {len(accepted['copy'])} calibration prompts, fewer than "
+                f"eval.minimum_accepted={self.config.minimum_accepted}: use shorter eval.lengths or another model"
+            )
+        scores = self.head_scores(heads, accepted)
+        ranking = scores["semantic"].sort(dim=-1, descending=True, stable=True).indices
+        counts = [count for count in self.config.head_counts if count <= ranking.shape[1]]
+        observation = Observation(**asdict(self.observation))
+        scorers = [SemanticHeadScorer(observation, tuple(map(tuple, ranking[:, :n].tolist()))) for n in counts]
+        errors = self.observe_errors(heads, accepted["copy"], scorers)
+        record = self.record(accepted, scores, counts, errors)
+        target = Path(self.config.output or calibration.FOLDER) / f"{self.model.name}.held_out.json"
+        write_json(target, record)
+        self.report(accepted, record["heads"], target)
+        return target
+
+    @cached_property
+    def haystack(self) -> Haystack:
+        return last_texts(self.config.haystack, max(self.config.lengths))
+
+    @cached_property
+    def cells(self) -> list[Cell]:
+        """All prompts to make."""
+        cells = []
+        for needle in needles():
+            for length in self.config.lengths:
+                cells += [Cell(needle, length, float(depth)) for depth in np.linspace(0, 1, self.config.depths)]
+        return cells
+
+    @cached_property
+    def identity(self) -> dict[str, Any]:
+        """What can change an answer."""
+        return {
+            "model": [self.model.fingerprint, self.model.dtype, self.model.chat_template],
+            "haystack": self.haystack.fingerprint,
+            "needles": [asdict(needle) for needle in needles()],
+            "max_steps": self.config.max_steps,
+        }
+
+    def observe_heads(self) -> Mapping[str, SampleLine]:
+        """First pass: every cell's answer and head scores, by id."""
+        folder = self.folder / f"heads-{digest(self.identity)}"
+        cells = {cell.id: cell for cell in self.cells}
+        return complete(folder, f"{self.model.name} retrieval heads", cells, self._head_line, self.progress)
+
+    def _head_line(self, cell: Cell) -> SampleLine:
+        tokenizer = self.model.tokenizer
+
+        def stop(tokens: Sequence[int]) -> bool:
+            """At the end of the answer: an EOS, or a newline after text."""
+            text = tokenizer.decode(tokens)
+            return tokens[-1] in self.model.stop_ids or ("\n" in text and bool(text.split("\n")[0].strip()))
+
+        ids, span = make_prompt(self.model, cell, self.haystack)
+        copies = cell.needle.sort == "copy"
+        # HeadKV looks at as many steps as the answer has tokens.
+        steps = self.config.max_steps if copies else min(self.config.max_steps, len(span))
+        observed = retrieval_heads.observe(self.model.model, ids, span, self.model.layers, steps, stop)
+        answer = tokenizer.decode(observed.tokens, skip_special_tokens=True)
+        quality = rouge1_recall(cell.needle.answer, answer) if copies else qa_f1(answer, cell.needle.answer)
+        return {
+            "answer": answer,
+            "quality": round(float(quality), 4),
+            "accepted": bool(quality > ACCEPTED),
+            "tokens": observed.tokens,
+            "prompt_tokens": ids.numel(),
+            **{kind: rounded(getattr(observed, kind)) for kind in KINDS[cell.needle.sort]},
+        }
+
+    def accepted(self, heads: Mapping[str, SampleLine]) -> dict[str, list[Cell]]:
+        """The cells that the model answered, by sort of needle."""
+        answered = [cell for cell in self.cells if heads[cell.id]["accepted"]]
+        return {sort: [cell for cell in answered if cell.needle.sort == sort] for sort in KINDS}
+
+    def head_scores(self, heads: Mapping[str, SampleLine], accepted: Mapping[str, Sequence[Cell]]) -> dict[str, Tensor]:
+        """Mean scores over the accepted prompts, [layers, q_heads], by kind; none of a kind with too few prompts."""
+        scores = {}
+        for sort, kinds in KINDS.items():
+            if len(accepted[sort]) >= self.config.minimum_accepted:
+                for kind in kinds:
+                    scores[kind] = torch.tensor([heads[cell.id][kind] for cell in accepted[sort]]).mean(0)
+        return scores
+
+    def observe_errors(
+        self, heads: Mapping[str, SampleLine], cells: Sequence[Cell], scorers: Sequence[SemanticHeadScorer]
+    ) -> Mapping[str, SampleLine]:
+        """Second pass: layer errors [scorers][layers] of each cell, and the share of its answer kept, by id."""
+        projections = output_projections(self.model)
+
+        def line(cell: Cell) -> SampleLine:
+            ids, span = make_prompt(self.model, cell, self.haystack)
+            tokens = heads[cell.id]["tokens"]
+            errors, kept = layer_errors.observe(self.model.model, ids, tokens, scorers, projections, FLOOR)
+            coverage = [layer_errors.coverage(layers, span) for layers in kept]
+            return {"errors": rounded(errors), "coverage": rounded(coverage)}
+
+        folder = self.folder / f"errors-{digest([self.identity, repr(scorers)])}"
+        by_id = {cell.id: cell for cell in cells}
+        return complete(folder, f"{self.model.name} layer errors", by_id, line, self.progress)
+
+    def record(
+        self,
+        accepted: Mapping[str, Sequence[Cell]],
+        scores: Mapping[str, Tensor],
+        counts: Sequence[int],
+        errors: Mapping[str, SampleLine],
+    ) -> dict[str, Any]:
+        """The content of the calibration file; `counts` are the numbers of heads that `errors` compares."""
+        cells = accepted["copy"]
+        coverage = [float(np.mean([errors[cell.id]["coverage"][i] for cell in cells])) for i in range(len(counts))]
+        layer_scores = [_layer_scores(errors, cells, i) for i in range(len(counts))]
+        best = max(range(len(counts)), key=lambda i: (coverage[i], -counts[i]))
+        answered = [cell.needle.name for sort in accepted.values() for cell in sort]
+        return {
+            "model": self.model.name,
+            "source": "held_out",
+            "made_by": f"python run.py eval=calibrate model={self.model.name}",
+            "observation": asdict(self.observation),
+            "heads": counts[best],
+            "heads_criterion": "share of the answer span kept at the calibration budget, mean over prompts and layers",
+            "coverage_by_head_count": dict(zip(map(str, counts), rounded(coverage), strict=True)),
+            "layer_scores": layer_scores[best],
+            "layer_scores_by_head_count": dict(zip(map(str, counts), layer_scores, strict=True)),
+            "head_scores": {kind: rounded(layers) for kind, layers in scores.items()},
+            "accepted": {needle.name: answered.count(needle.name) for needle in needles()},
+            "prompts_per_needle": len(self.cells) // len(needles()),
+            "settings": {
+                "lengths": list(self.config.lengths),
+                "depths": self.config.depths,
+                "max_steps": self.config.max_steps,
+                "past_tokens_kept": FLOOR,
+                "error_epsilon": layer_errors.EPSILON,
+            },
+            "model_fingerprint": self.model.fingerprint,
+            "dtype": self.model.dtype,
+            "haystack_fingerprint": self.haystack.fingerprint,
+        }
+
+    def report(self, accepted: Mapping[str, Sequence[Cell]], heads: int, target: Path) -> None:
+        """One line on what was found, and one on what was not."""
+        self.progress.say(f"{len(accepted['copy'])} prompts accepted, {heads} retrieval heads per layer: {target}")
+        if len(accepted["reason"]) < self.config.minimum_accepted:
+            self.progress.say(
+                f"only {len(accepted['reason'])} reasoning prompts accepted, so there are no retrieval_reasoning scores"
+            )
+
+
+def _layer_scores(errors: Mapping[str, SampleLine], cells: Sequence[Cell], scorer: int) -> list[float]:
+    """Each layer's share of the error, the needles acting as the datasets."""
+    by_needle: dict[str, Tensor] = {}
+    for cell in cells:
+        error = torch.tensor(errors[cell.id]["errors"][scorer])
+        by_needle[cell.needle.name] = by_needle.get(cell.needle.name, 0) + error
+    return rounded(layer_errors.share(list(by_needle.values())), 8)
+
+
+def output_projections(model: LoadedModel) -> list[torch.nn.Module]:
+    """W_O of every layer that evicts."""
+    decoder = model.model.get_decoder()
+    kinds, _ = get_layer_types_and_kwargs(model.model.config.get_text_config(decoder=True))
+    evicting = [layer for layer, kind in zip(decoder.layers, kinds, strict=True) if kind == "full_attention"]
+    return [layer.self_attn.o_proj for layer in evicting]
+
+
+def rounded(values: Any, digits: int = 6) -> Any:
+    """A number, or numbers in nested lists or a tensor, as plain data."""
+    if isinstance(values, Tensor):
+        values = values.tolist()
+    return [rounded(v, digits) for v in values] if isinstance(values, list) else round(values, digits)
+
+
+def digest(value: Any) -> str:
+    """Eight hexadecimal digits that stand for `value`."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:8]

@@ -1,0 +1,78 @@
+"""Layer errors on LongBench, as the paper's authors calibrate: on the very test sets that are evaluated.
+
+The retrieval heads are those found on held-out needles. docs/audit.md says what the leakage is worth.
+"""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+
+from compresskv import calibration
+from compresskv.calibration import layer_errors
+from compresskv.errors import UserError
+from compresskv.eviction import Observation
+from compresskv.layer_error import FLOOR
+from compresskv.models import LoadedModel
+from compresskv.observation import ObservationConfig
+from compresskv.protocol import EvaluationProtocol
+from compresskv.semantic_heads import SemanticHeadScorer
+from evals.calibration.config import Calibrate
+from evals.calibration.held_out import digest, output_projections, rounded
+from evals.longbench.config import LongBench
+from evals.longbench.evaluation import LongBenchTask
+from evals.progress import Progress
+from evals.results.resumable import complete
+from evals.results.schema import SampleLine
+from evals.results.store import write_json
+
+
+def run(
+    model: LoadedModel, config: Calibrate, observation: ObservationConfig, results: Path, progress: Progress
+) -> Path:
+    """Measure the layer errors on all samples, resumably; returns the path written.
+
+    Each sample's errors are summed over its generated tokens, each task's over its samples. Raises `UserError` for
+    unusable data, and where the model's heads are not known yet.
+    """
+    target = Path(config.output or calibration.FOLDER)
+    heads_file = target / f"{model.name}.held_out.json"
+    if not heads_file.exists():
+        raise UserError(
+            f"there is no held_out calibration of {model.name}, which has the retrieval heads: "
+            f"run `python run.py eval=calibrate model={model.name}` first"
+        )
+    held_out = calibration.load(heads_file)
+    scorer = SemanticHeadScorer(Observation(**asdict(observation)), held_out.top_heads("semantic", held_out.heads))
+    source = LongBench("longbench", config.data, "english", config.limit, config.max_length, None, None)
+    tasks = source.make_tasks(model, EvaluationProtocol())
+    samples: dict[str, tuple[LongBenchTask, str]] = {}
+    for task in tasks:
+        samples |= {f"{task.name}-{id}": (task, id) for id in task.sample_ids}
+    projections = output_projections(model)
+
+    def line(named: tuple[LongBenchTask, str]) -> SampleLine:
+        task, id = named
+        sample = task.sample(id)
+        errors, _ = layer_errors.observe(model.model, sample.ids, sample.stopping, [scorer], projections, FLOOR)
+        return {"errors": rounded(errors[0])}
+
+    identity = [model.fingerprint, model.dtype, repr(scorer), [task.identity for task in tasks]]
+    folder = results / "runs" / model.name / "calibrate" / f"longbench-{digest(identity)}"
+    lines = complete(folder, f"{model.name} layer errors on LongBench", samples, line, progress)
+    by_task = [torch.tensor([lines[f"{task.name}-{id}"]["errors"] for id in task.sample_ids]).sum(0) for task in tasks]
+    record = json.loads(heads_file.read_text()) | {
+        "source": "longbench",
+        "made_by": f"python run.py eval=calibrate eval.source=longbench model={model.name}",
+        # A task whose every answer is one token has no decoding step, and so no error.
+        "layer_scores": rounded(layer_errors.share([e for e in by_task if e.sum() > 0]), 8),
+        "longbench": {"rows": {task.name: list(task.sample_ids) for task in tasks}, "settings": asdict(source)},
+    }
+    record["longbench"]["settings"].pop("data")
+    for name in ("layer_scores_by_head_count", "haystack_fingerprint"):
+        record.pop(name, None)
+    path = target / f"{model.name}.longbench.json"
+    write_json(path, record)
+    progress.say(f"{len(samples)} samples of {len(tasks)} tasks: {path}")
+    return path

@@ -1,0 +1,159 @@
+"""Run an efficiency measurement: every setting at every length, in turn, as a table and a figure."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from rich.markup import escape
+from rich.table import Table
+
+from compresskv.engine.attention import attached
+from compresskv.engine.prefill import FULL, Setting
+from compresskv.errors import UserError
+from compresskv.models import LoadedModel
+from evals.console import screen
+from evals.efficiency.config import Efficiency
+from evals.efficiency.measure import Contender, Measurement, measure
+from evals.haystack import essays
+from evals.job import Job
+from evals.progress import Progress
+from evals.results.provenance import environment
+from evals.results.store import new_folder, write_json
+from evals.running.methods import build_method
+
+MEASURED = ("first_token_s", "decode_ms", "total_s", "cache_bytes", "realised_budget", "peak_bytes")
+"""The fields of a measurement that a row has the medians of."""
+
+COLUMNS = {"first_token_s": 1, "decode_ms": 1, "total_s": 1, "cache_bytes": 1e6, "peak_bytes": 1e6}
+"""The fields that the table shows, and what they are divided by."""
+
+Measurements = dict[tuple[str, int], list[Measurement]]
+"""All rounds of a setting, by its name, at a prompt length."""
+
+
+def run(model: LoadedModel, config: Efficiency, jobs: Sequence[Job], progress: Progress) -> Path:
+    """Measure every job and the full cache at every length; returns the path of the rows, as JSON.
+
+    Rows have ratios to the full cache. What does not fit the memory is left out. Raises `UserError` in the end if
+    there was such.
+    """
+    return run_contenders(model, config, contenders(model, jobs), jobs[0].results, progress)
+
+
+def contenders(model: LoadedModel, jobs: Sequence[Job]) -> dict[str, Contender]:
+    """What is measured, by name: the full cache first."""
+    chunks = {job.prefill_chunk for job in jobs}
+
+    def label(name: str, chunk: int | None) -> str:
+        if len(chunks) == 1:
+            return name
+        return f"{name}, chunks of {chunk}" if chunk else f"{name}, one chunk"
+
+    by_name = {label("full", jobs[0].prefill_chunk): Contender(FULL, jobs[0].prefill_chunk)}
+    for job in jobs:
+        name = label(job.label, job.prefill_chunk)
+        same = sum(taken.split(" #")[0] == name for taken in by_name)
+        contender = Contender(Setting(build_method(model, job), job.budget), job.prefill_chunk)
+        by_name[f"{name} #{same + 1}" if same else name] = contender
+    return by_name
+
+
+def run_contenders(
+    model: LoadedModel, config: Efficiency, by_name: Mapping[str, Contender], results: Path, progress: Progress
+) -> Path:
+    """The same for contenders that are made already; ratios are to the first."""
+    if (longest := max(config.lengths)) + config.new_tokens > model.window:
+        raise UserError(
+            f"eval.lengths: {longest} and {config.new_tokens} new tokens exceed the {model.window}-token window of "
+            f"{model.name}: choose shorter lengths"
+        )
+    ids, folder = _text(model, config), new_folder(results / "efficiency" / model.name)
+    about = {
+        "model": model.name,
+        "dtype": model.dtype,
+        "backend": model.backend,
+        "new_tokens": config.new_tokens,
+        "rounds": config.rounds,
+        "environment": environment(),
+    }
+    measurements: Measurements = {}
+    failures: dict[tuple[str, int], str] = {}
+    rows: list[dict[str, Any]] = []
+    turns = _turns(config, by_name)
+    with attached(model.model, model.backend), progress.track(f"{model.name} efficiency", turns) as steps:
+        for length, round_, name in steps:
+            if (name, length) in failures:
+                continue
+            try:
+                measured = measure(model, ids[:length], by_name[name], config.new_tokens)
+            except (UserError, torch.OutOfMemoryError) as error:
+                failures[name, length] = str(error) or "out of memory"
+                continue
+            if round_:  # the first round warms up
+                measurements.setdefault((name, length), []).append(measured)
+                rows = [_row(*key, measurements, next(iter(by_name))) for key in measurements]
+                write_json(folder / "efficiency.json", {**about, "rows": rows})
+    if rows:
+        _show(f"{model.name} · {config.new_tokens} new tokens · {model.dtype} · {model.backend}", rows)
+        _draw(rows, f"Latency and memory, {model.name}", folder)
+    if failures:
+        (name, length), reason = next(iter(failures.items()))
+        raise UserError(f"{len(failures)} measurements failed, such as {name} at {length} tokens ({reason})")
+    return folder / "efficiency.json"
+
+
+def _turns(config: Efficiency, names: Mapping[str, Contender]) -> list[tuple[int, int, str]]:
+    """(length, round, name) of every measurement, in order: all contenders in turn, round by round."""
+    turns = []
+    for length in config.lengths:
+        for round_ in range(config.rounds + 1):
+            turns += [(length, round_, name) for name in names]
+    return turns
+
+
+def _text(model: LoadedModel, config: Efficiency) -> torch.Tensor:
+    """Running text of the longest length: ids [longest]."""
+    text = "\n".join(essays(config.haystack))
+    longest = max(config.lengths)
+    while len(ids := model.tokenizer(text, add_special_tokens=False).input_ids) < longest:
+        text += text
+    return torch.tensor(ids[:longest], device=model.device)
+
+
+def _row(name: str, length: int, measurements: Measurements, reference: str) -> dict[str, Any]:
+    """Medians of a setting at a length, and their ratios to the full cache's."""
+
+    def medians(key: tuple[str, int]) -> dict[str, Any]:
+        values = {field: [getattr(m, field) for m in measurements[key]] for field in MEASURED}
+        return {field: None if None in v else median(v) for field, v in values.items()}
+
+    mine = medians((name, length))
+    full = medians((reference, length)) if (reference, length) in measurements else dict.fromkeys(MEASURED)
+    ratios = {}
+    for field in MEASURED:
+        if full[field] and mine[field] is not None:
+            ratios[f"{field}_ratio"] = mine[field] / full[field]
+    return {"setting": name, "length": length, **mine, **ratios}
+
+
+def _show(title: str, rows: Sequence[dict[str, Any]]) -> None:
+    table = Table(title=escape(title))
+    table.add_column("setting", no_wrap=True)
+    for column in ("length", "first token s", "decode ms", "total s", "cache MB", "peak MB"):
+        table.add_column(column, justify="right")
+    for row in rows:
+        cells = []
+        for field, scale in COLUMNS.items():
+            ratio = row.get(f"{field}_ratio")
+            cells.append(f"{(row[field] or 0) / scale:.2f}" + (f" ×{ratio:.2f}" if ratio else ""))
+        table.add_row(escape(row["setting"]), str(row["length"]), *cells)
+    screen().print(table)
+
+
+def _draw(rows: Sequence[dict[str, Any]], title: str, folder: Path) -> None:
+    from evals.efficiency.figure import draw
+
+    for path in draw(rows, title, folder / "efficiency"):
+        screen().print(f"figure: {path}", soft_wrap=True, markup=False)

@@ -1,0 +1,119 @@
+"""What an evaluation is: settings from one YAML, tasks of samples or a run of its own, and what it shows of results.
+
+An evaluation is a frozen dataclass of its settings, named by `_target_` in `conf/eval/<name>.yaml`. It lives in a
+folder of its own, in this package or anywhere that can be imported, and does not need torch: what does is imported by
+the methods that run.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Protocol
+
+from compresskv.checking import MinLen
+
+if TYPE_CHECKING:
+    from rich.table import Table
+    from torch import Tensor
+
+    from compresskv.engine.decode import Stopping
+    from compresskv.models import LoadedModel
+    from compresskv.protocol import EvaluationProtocol
+    from evals.job import Job
+    from evals.progress import Progress
+    from evals.results.record import Record
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The settings of an evaluation; subclasses add their own fields, with types and ranges.
+
+    `alone`: it measures time, so it must have the machine to itself.
+    """
+
+    name: Annotated[str, MinLen(1)]
+
+    alone: ClassVar[bool] = False
+
+    def units(self) -> Mapping[str, str | None]:
+        """The parts that can run apart, by name, each with the override that leaves only this part.
+
+        An evaluation that cannot be split is one nameless unit.
+        """
+        return {"": None}
+
+
+class SampledEvaluation(Evaluation, ABC):
+    """An evaluation whose score is the mean over samples: the harness runs its tasks, resumes them and stores them."""
+
+    @abstractmethod
+    def make_tasks(self, model: LoadedModel, protocol: EvaluationProtocol) -> Sequence[Task]:
+        """All tasks under one protocol; in the same order under each. Raises `UserError` for unusable settings."""
+
+    @classmethod
+    def show(cls, title: str, records: Mapping[str, Sequence[Record]], figure: Path) -> Shown:
+        """Tables and figures of the `records` of one model, by the name of their setting.
+
+        `figure` is where to write a figure, without its suffix. Without a model, and without torch.
+        """
+        from evals.report.terminal import score_table
+
+        return Shown([score_table(title, records)])
+
+
+class MeasuredEvaluation(Evaluation, ABC):
+    """An evaluation that is no mean over samples, such as a measurement of time: it runs and shows by itself."""
+
+    @abstractmethod
+    def run(self, model: LoadedModel, jobs: Sequence[Job], progress: Progress) -> Path:
+        """Run all `jobs`, which share this evaluation; returns the path of what was written. Raises `UserError`."""
+
+
+@dataclass(frozen=True)
+class Shown:
+    """What a run ends with: tables for the terminal, and the paths of the figures that were written."""
+
+    tables: Sequence[Table]
+    figures: Sequence[Path] = ()
+
+
+class Task(Protocol):
+    """Samples of one name under one protocol; `identity` is what can change a prediction besides model and method.
+
+    `longest_prompt` (tokens, or about as many) is what memory has to suffice for.
+    """
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def sample_ids(self) -> Sequence[str]: ...
+
+    @property
+    def identity(self) -> Mapping[str, Any]: ...
+
+    @property
+    def longest_prompt(self) -> int: ...
+
+    @property
+    def max_new_tokens(self) -> int: ...
+
+    def sample(self, id: str) -> Sample: ...
+
+    def first_prompt(self) -> int:
+        """Length, in tokens, of the first sample in dataset order, whether or not it runs."""
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class Sample:
+    """One prompt, `ids` [prompt], int64. `record` goes into its line; `score(prediction)` gives at least `score`."""
+
+    id: str
+    ids: Tensor
+    stopping: Stopping
+    score: Callable[[str], dict[str, Any]]
+    record: dict[str, Any] = field(default_factory=dict)

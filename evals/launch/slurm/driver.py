@@ -1,0 +1,90 @@
+"""Submit a sweep's groups, follow them, and report what each of them left behind."""
+
+import shlex
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+from rich.console import Console
+
+from compresskv.checking import checked
+from evals.launch.executor import Sweep
+from evals.launch.processes import report
+from evals.launch.slurm.config import SlurmConfig
+from evals.launch.slurm.queue import State, cancel_command, states
+from evals.launch.slurm.submit import Submitted, require_slurm, submit
+
+
+@dataclass(frozen=True)
+class Slurm:
+    """Runs the groups of a sweep as array tasks; `settings` are those of `conf/hydra/launcher/slurm.yaml`."""
+
+    settings: Mapping[str, Any]
+
+    def run(self, sweep: Sweep) -> None:
+        """Raises `UserError` for what cannot be submitted, and in the end for what failed."""
+        config = checked("hydra.launcher", SlurmConfig, self.settings)
+        require_slurm()
+        tasks = submit(config, sweep.command, sweep.groups)
+        console = Console(stderr=True, soft_wrap=True, markup=False, highlight=False)
+        ids = [task.id for task in tasks]
+        console.print(f"submitted {_count(ids)}: {', '.join(ids)}; logs in {tasks[0].log.parent}")
+        if config.detach:
+            console.print(f"cancel with `{_cancel(ids)}`; `python -m evals.results list` shows how far they are")
+            return
+        try:
+            last = follow(tasks, config.poll, console)
+        except KeyboardInterrupt:
+            _interrupted(ids)
+        report(tasks, [str(last[id]) for id in ids], console)
+
+
+def follow(tasks: Sequence[Submitted], poll: float, console: Console) -> dict[str, State]:
+    """Wait until all tasks are over, telling what changes; returns their last states."""
+    before: dict[str, State] = {}
+    printed = ""
+    while True:
+        now = states([task.id for task in tasks])
+        news = "squeue does not answer" if now is None else _progress(now)
+        if news != printed:
+            console.print(f"{time.strftime('%H:%M:%S')} {news}")
+            printed = news
+        if now is not None:
+            # A task that SLURM requeues may look finished for a moment, and a shared file system may lag behind.
+            if all(now[t.id].over and (t.reported or before.get(t.id) == now[t.id]) for t in tasks):
+                return now
+            before = now
+        time.sleep(poll)
+
+
+def _interrupted(ids: Sequence[str]) -> NoReturn:
+    """Ask what to do with the jobs of a driver that is told to stop, and stop."""
+    answer = ""
+    if sys.stdin.isatty():
+        try:
+            answer = input(f"\ncancel {_count(ids)}? [y/N] ")
+        except (KeyboardInterrupt, EOFError):
+            answer = "no"
+    if answer.strip().lower() in ("y", "yes"):
+        subprocess.run(cancel_command(ids), check=False)
+        sys.exit("cancelled: finished samples are safe, the same command goes on from there")
+    sys.exit(f"{_count(ids)} left in the queue: cancel with `{_cancel(ids)}`; the same command shows what is done")
+
+
+def _progress(now: Mapping[str, State]) -> str:
+    counts = Counter(state.name.lower() for state in now.values())
+    reasons = {state.reason for state in now.values() if state.name == "PENDING" and state.reason}
+    waiting = f" (pending: {', '.join(sorted(reasons))})" if reasons else ""
+    return ", ".join(f"{n} {name}" for name, n in sorted(counts.items())) + waiting
+
+
+def _cancel(ids: Sequence[str]) -> str:
+    return shlex.join(cancel_command(ids))
+
+
+def _count(ids: Sequence[str]) -> str:
+    return "1 job" if len(ids) == 1 else f"{len(ids)} jobs"

@@ -1,0 +1,73 @@
+"""Hand the groups of a sweep to sbatch."""
+
+import io
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, redirect_stderr
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+
+from compresskv.errors import UserError
+from evals.launch.groups import Group
+from evals.launch.processes import GroupRun, command_lines
+from evals.launch.slurm.config import SlurmConfig
+from evals.results.store import new_folder
+
+
+@dataclass(frozen=True)
+class Submitted(GroupRun):
+    """A group in the queue."""
+
+    id: str
+
+
+def require_slurm() -> None:
+    """Raise `UserError` where there is no submitit or no SLURM."""
+    if not find_spec("submitit"):
+        raise UserError("hydra/launcher=slurm needs submitit: run `pip install '.[slurm]'`")
+    if missing := [name for name in ("sbatch", "srun", "squeue", "scancel") if not shutil.which(name)]:
+        raise UserError(f"hydra/launcher=slurm: there is no {missing[0]} on the PATH: run it on a node of the cluster")
+
+
+def submit(config: SlurmConfig, command: Sequence[str], groups: Sequence[Group]) -> list[Submitted]:
+    """One array task a group. Raises `UserError` where SLURM refuses."""
+    from submitit import SlurmExecutor
+    from submitit.core.utils import FailedJobError, FailedSubmissionError
+
+    from evals.launch.slurm.array_task import ArrayTask
+
+    folder = new_folder(Path(config.folder).absolute())
+    executor = SlurmExecutor(folder, max_num_timeout=config.requeues)
+    executor.update_parameters(**config.submitit(Path(__file__).resolve().parents[3]))
+    lines = [command_lines(command, group, folder, number) for number, group in enumerate(groups)]
+    try:
+        # What sbatch writes to stderr is in the exception, too.
+        with _outside_of_jobs(), redirect_stderr(io.StringIO()), executor.batch():
+            jobs = [executor.submit(ArrayTask(list(of_group.values()))) for of_group in lines]
+    except (FailedJobError, FailedSubmissionError, subprocess.SubprocessError, OSError) as error:
+        raise UserError(f"sbatch refused the jobs: {_complaint(str(error))}") from error
+    return [
+        Submitted(group, f"job {job.job_id}", job.paths.stdout, tuple(of_group), job.job_id)
+        for group, job, of_group in zip(groups, jobs, lines, strict=True)
+    ]
+
+
+@contextmanager
+def _outside_of_jobs() -> Iterator[None]:
+    """Hides the job that the driver itself may run in: sbatch and srun would take its settings for the new jobs'."""
+    from submitit.helpers import clean_env
+
+    cluster = {name: os.environ[name] for name in ("SLURM_CONF",) if name in os.environ}
+    with clean_env():
+        os.environ.update(cluster)
+        yield
+
+
+def _complaint(text: str) -> str:
+    """sbatch's own words in what submitit says of it."""
+    found = re.findall(r"^sbatch: error: (.*)$", text, flags=re.MULTILINE)
+    return "; ".join(found) or " ".join(text.split())

@@ -1,0 +1,51 @@
+"""Settings of the LongBench evaluation (`conf/eval/longbench.yaml`)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from compresskv.checking import Ge, Le, MinLen
+from evals.evaluation import SampledEvaluation, Shown
+from evals.longbench.tasks import select_tasks
+
+if TYPE_CHECKING:
+    from compresskv.models import LoadedModel
+    from compresskv.protocol import EvaluationProtocol
+    from evals.longbench.evaluation import LongBenchTask
+    from evals.results.record import Record
+
+
+@dataclass(frozen=True)
+class LongBench(SampledEvaluation):
+    """`data`: hub, a zip, or a directory; `tasks`: english, all21, or names; `limit`: only the first rows of each task.
+
+    `max_length`: tokens of prompt and answer, null: the model's window. `sha256` of an archive, `revision` of the hub's
+    repository; null: the pinned ones.
+    """
+
+    data: Annotated[str, MinLen(1)]
+    tasks: Annotated[str, MinLen(1)] | Annotated[tuple[Annotated[str, MinLen(1)], ...], MinLen(1)]
+    limit: Annotated[int, Ge(1), Le(1_000_000)] | None
+    max_length: Annotated[int, Ge(2), Le(100_000_000)] | None
+    sha256: Annotated[str, MinLen(64)] | None
+    revision: Annotated[str, MinLen(1)] | None
+
+    def units(self) -> Mapping[str, str | None]:
+        return {task.name: f"eval.tasks=[{task.name}]" for task in select_tasks(self.tasks)}
+
+    def make_tasks(self, model: LoadedModel, protocol: EvaluationProtocol) -> Sequence[LongBenchTask]:
+        from evals.longbench.data import open_source
+        from evals.longbench.evaluation import LongBenchTask
+
+        folder = open_source(self.data, sha256=self.sha256, revision=self.revision)
+        return [LongBenchTask(self, task, folder, model, protocol) for task in select_tasks(self.tasks)]
+
+    @classmethod
+    def show(cls, title: str, records: Mapping[str, Sequence[Record]], figure: Path) -> Shown:
+        """Tables of task scores and averages; an average only where it is one over complete official tasks."""
+        from evals.longbench.table import tables
+
+        return Shown(tables(title, records))

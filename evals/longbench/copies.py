@@ -1,0 +1,200 @@
+"""LongBench as the library `datasets` keeps it: what `save_to_disk` writes, parquet files, or a dataset of the hub.
+
+Such copies are written as task.jsonl files of the official shape, once for each content. Those made for other tools
+hold the prompt in pieces: kvpress's (Xnhyacinth/LongBench) has the template up to the question in `context`, what is
+the question's in `question`, and its end in `answer_prefix`. The official template takes the pieces apart again.
+
+Every row is compared with the official index, by its answers and length, and, in the English tasks, by the number of
+its words. A row that differs gets a number that no official row has, so that it is never scored as one.
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from compresskv.errors import UserError
+from evals.longbench import archive, official
+from evals.longbench.records import answers_field, classes_field, length_field, text_field
+from evals.longbench.tasks import ALL, TASKS, Task
+
+HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
+ALTERED = "altered.json"
+"""Beside the task.jsonl files of a copy: by task, what is wrong with each row that is not official, by its number."""
+
+Row = dict[str, Any]
+
+
+def is_copy(path: Path) -> bool:
+    """Whether `path` is a parquet file, or a folder with one or with the files of `save_to_disk` somewhere below."""
+    if path.is_file():
+        return path.suffix == ".parquet"
+    return bool(_below(path, "*.parquet") or _below(path, "state.json"))
+
+
+def convert(path: Path, cache: Path) -> Path:
+    """The folder of task.jsonl files with the rows of the copy at `path`; written once for each content.
+
+    Raises `UserError`, with file and row, for what cannot be read, and where no row is one of a LongBench task.
+    """
+    tables = list(_tables(path))
+    target = cache / f"copy-{_digest(tables)}"
+    if target.is_dir():
+        return target
+    with archive.new_folder(target) as folder:
+        rows: dict[str, list[tuple[str, Row]]] = {}
+        for table in tables:
+            for number, row in enumerate(_read(table)):
+                if (name := _task_name(table, row)) in TASKS:
+                    rows.setdefault(name, []).append((f"{table}, row {number}", row))
+        if not rows:
+            raise UserError(
+                f"{path} holds no row of a LongBench task: a column `task` or `dataset`, or a folder, should name one."
+            )
+        altered = {name: _write(folder, TASKS[name], rows[name]) for name in ALL if name in rows}
+        (folder / ALTERED).write_text(json.dumps({name: found for name, found in altered.items() if found}))
+    return target
+
+
+def altered_rows(folder: Path, task: str) -> dict[int, str]:
+    """What is wrong with the rows of a task that a copy has and the official data has not, by row number."""
+    path = folder / ALTERED
+    found = json.loads(path.read_text()) if path.is_file() else {}
+    return {int(row): problem for row, problem in found.get(task, {}).items()}
+
+
+def download(repository: str, revision: str | None = None) -> Path:
+    """The folder of a hub dataset's data files, downloaded where the hub's cache has them not.
+
+    Raises `UserError` within seconds where the hub cannot be reached, and at once under HF_HUB_OFFLINE.
+    """
+    import huggingface_hub as hub
+    from huggingface_hub import constants
+
+    kinds = ["*.parquet", "*.jsonl", "data.zip"]
+    options: dict[str, Any] = {"repo_type": "dataset", "revision": revision, "local_files_only": True}
+    unreachable = None
+    if not constants.HF_HUB_OFFLINE:
+        try:
+            found = hub.HfApi().dataset_info(repository, revision=revision, timeout=archive.HUB_TIMEOUT)
+        except Exception as error:  # of many unrelated types; there may be a copy of the last time
+            unreachable = error
+        else:
+            names = [Path(file.rfilename) for file in found.siblings or []]
+            kinds = [kind for kind in kinds if any(name.match(kind) for name in names)][:1]
+            options |= {"revision": found.sha, "local_files_only": False}
+    try:
+        return Path(hub.snapshot_download(repository, allow_patterns=kinds, **options))
+    except Exception as error:
+        raise UserError(
+            f"eval.data={repository} is neither a path here nor a dataset that the hub gives "
+            f"({archive.reason(unreachable or error)}): give a directory, a zip, hub, or a dataset's id."
+        ) from error
+
+
+def _tables(path: Path) -> Iterator[Path]:
+    """The parquet files and the folders of `save_to_disk` at or below `path`, of the test split where there is one."""
+    if path.is_file():
+        yield path
+        return
+    saved = [state.parent for state in _below(path, "state.json")]
+    for table in sorted([*saved, *_below(path, "*.parquet")]):
+        others = {other.name.split("-")[0].split(".")[0] for other in table.parent.iterdir()}
+        if table.name.startswith(".") or ("test" in others and not table.name.startswith("test")):
+            continue
+        yield table
+
+
+def _below(folder: Path, pattern: str) -> list[Path]:
+    """Files at most three folders down: a copy has them in <data>/<task>/<split>/ at the deepest."""
+    found: list[Path] = []
+    for depth in range(4):
+        found += folder.glob("*/" * depth + pattern)
+    return found
+
+
+def _read(table: Path) -> list[Row]:
+    try:
+        if table.is_file():
+            from pyarrow import parquet  # type: ignore[import-untyped]
+
+            return parquet.read_table(table).to_pylist()
+        from datasets import Dataset  # type: ignore[import-untyped]
+
+        return Dataset.load_from_disk(str(table)).to_list()
+    except Exception as error:  # of many unrelated types
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(f"{table} cannot be read as a dataset ({reason}): copy it again.") from error
+
+
+def _digest(tables: list[Path]) -> str:
+    digest = hashlib.sha256()
+    for table in tables:
+        for file in [table] if table.is_file() else sorted(table.iterdir()):
+            digest.update(f"{table.parent.name}/{table.name}/{file.name} {archive.sha256_of(file)}\n".encode())
+    return digest.hexdigest()
+
+
+def _task_name(table: Path, row: Mapping[str, Any]) -> str:
+    """The task of a row, by its own column, else by the folder or file."""
+    for column in ("task", "dataset"):
+        if isinstance(row.get(column), str):
+            return row[column]
+    names = [re.sub(r"(-test)?(-\d+-of-\d+)?$", "", table.stem), *(parent.name for parent in table.parents)]
+    return next((name for name in names if name in TASKS), "")
+
+
+def _write(folder: Path, task: Task, rows: list[tuple[str, Row]]) -> dict[int, str]:
+    """Write the task's file; returns what is wrong with the rows that are not official, by row number."""
+    records = [_official_shape(place, row, task) for place, row in rows]
+    numbers = official.locate(task.name, [(record["answers"], record["length"]) for record in records])
+    altered: dict[int, str] = {}
+    with open(folder / f"{task.name}.jsonl", "x", encoding="utf-8") as file:
+        for line, (record, number) in enumerate(zip(records, numbers, strict=True)):
+            if number is None:
+                problem = "no official row, or one a second time, by its answers and length"
+            else:
+                problem = official.prompt_problem(task, **record)
+            if problem or number is None:
+                number = task.n + line
+                altered[number] = problem
+            file.write(json.dumps({"_lb_index": number, **record}, ensure_ascii=False) + "\n")
+    return altered
+
+
+def _official_shape(place: str, row: Row, task: Task) -> Row:
+    """The fields of an official record."""
+    context = text_field(place, row, "context")
+    if "input" in row:
+        question = text_field(place, row, "input")
+    else:
+        question = text_field(place, row, "question")
+        prefix = text_field(place, row, "answer_prefix") if row.get("answer_prefix") is not None else ""
+        context, question = _taken_apart(task, context, question, prefix) or (context, question)
+    row = row | {"all_classes": row.get("all_classes") or None}
+    classes = classes_field(place, row, needed=task.metric == "classification")
+    return {
+        "input": question,
+        "context": context,
+        "answers": list(answers_field(place, row)),
+        "all_classes": list(classes) if classes else None,
+        "length": length_field(place, row),
+    }
+
+
+def _taken_apart(task: Task, context: str, question: str, prefix: str) -> tuple[str, str] | None:
+    """(context, input) of a prompt in pieces; None if the official template does not make it."""
+    head, _, rest = task.prompt.partition("{context}")
+    middle, placeholder, tail = rest.partition("{input}")
+    prompt = context + question + prefix
+    if not prompt.startswith(head) or not prompt.endswith(tail if placeholder else rest):
+        return None
+    if not placeholder:
+        return prompt[len(head) : len(prompt) - len(rest)], ""
+    for split in range(len(middle), -1, -1):  # how much of what is between the two is in `context`
+        if context.endswith(middle[:split]) and question.startswith(middle[split:]):
+            start = len(context) - split
+            return prompt[len(head) : start], prompt[start + len(middle) : len(prompt) - len(tail)]
+    return None

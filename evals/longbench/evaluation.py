@@ -1,0 +1,111 @@
+"""One LongBench task under one protocol: its prompts, and the scores of their answers."""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from compresskv.engine.decode import Stopping
+from compresskv.models import LoadedModel
+from compresskv.protocol import EvaluationProtocol
+from evals.evaluation import Sample
+from evals.longbench.config import LongBench
+from evals.longbench.data import Record, load_task
+from evals.longbench.metrics import score_sample
+from evals.longbench.prompts import ChatWrapper, Prompt, render, stop_ids
+from evals.longbench.tasks import Task
+
+
+@dataclass(frozen=True)
+class LongBenchTask:
+    """Samples are the rows of the task's file; ids are official row numbers."""
+
+    config: LongBench
+    task: Task
+    folder: Path
+    model: LoadedModel
+    protocol: EvaluationProtocol
+
+    @property
+    def name(self) -> str:
+        return self.task.name
+
+    @cached_property
+    def records(self) -> Mapping[str, Record]:
+        return {str(record.row): record for record in load_task(self.folder, self.task, self.config.limit)}
+
+    @property
+    def sample_ids(self) -> Sequence[str]:
+        return list(self.records)
+
+    @property
+    def window(self) -> int:
+        """Longer prompts lose their middle."""
+        return self.config.max_length or self.model.window
+
+    @cached_property
+    def longest_prompt(self) -> int:
+        """Tokens of the prompt with the most characters."""
+        return self.render(max(self.records.values(), key=lambda record: len(record.context + record.input))).tokens
+
+    @property
+    def max_new_tokens(self) -> int:
+        return self.task.max_new_tokens
+
+    @cached_property
+    def identity(self) -> Mapping[str, Any]:
+        assert self.records  # which says what is wrong with the file, if anything
+        return {
+            "template": self.task.prompt,
+            "window": self.window,
+            "chat_wrapper": self.chat_wrapper if self.task.chat_wrapper else None,
+            "stop": self.task.stop,
+            "data": hashlib.sha256((self.folder / f"{self.task.name}.jsonl").read_bytes()).hexdigest()[:16],
+        }
+
+    @property
+    def chat_wrapper(self) -> ChatWrapper | None:
+        """A model that is not to be prompted by its template gets none of ours either."""
+        return self.protocol.chat_wrapper if self.model.chat_template else None
+
+    def render(self, record: Record) -> Prompt:
+        return render(
+            self.task,
+            record,
+            self.model.tokenizer,
+            window=self.window,
+            chat_wrapper=self.chat_wrapper,
+            chat_template_kwargs=self.model.chat_template_kwargs,
+        )
+
+    def sample(self, id: str) -> Sample:
+        record = self.records[id]
+        prompt = self.render(record)
+        stopping = Stopping(
+            self.task.max_new_tokens,
+            stop_ids(self.task, self.model.tokenizer, self.model.stop_ids),
+            self.task.min_new_tokens,
+        )
+
+        def score(prediction: str) -> dict[str, Any]:
+            """0 to 100; where the official script's recursion would fail, its score of 0 stands beside ours."""
+            result = score_sample(self.task, prediction, record.answers, record.all_classes)
+            official = {"score_official": 100 * result.official} if result.overflow else {}
+            return {"score": 100 * result.score, **official}
+
+        details = {
+            "prompt_tokens": prompt.tokens,
+            "truncated": prompt.truncated,
+            "prompt_text_sha256": prompt.sha256,
+            "answers": list(record.answers),
+            "length": record.length,
+            "all_classes": list(record.all_classes) if record.all_classes else None,
+        }
+        return Sample(id, torch.tensor(prompt.ids, device=self.model.device), stopping, score, details)
+
+    def first_prompt(self) -> int:
+        return self.render(next(iter(self.records.values()))).tokens

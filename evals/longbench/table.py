@@ -1,0 +1,65 @@
+"""LongBench tables: tasks and averages down, settings across."""
+
+from collections.abc import Mapping, Sequence
+
+from rich.markup import escape
+from rich.table import Table
+
+from evals.longbench.aggregate import TaskScore, averages, interval, task_score
+from evals.longbench.metrics import SampleScore
+from evals.longbench.official import check_rows
+from evals.longbench.tasks import TASKS
+from evals.results.record import Record
+from evals.results.schema import SampleLine
+
+COLUMNS = 5
+"""Settings beside each other in one table."""
+
+
+def score(task: str, lines: Sequence[SampleLine]) -> TaskScore:
+    """The score of a task's sample lines, checked against the official rows."""
+    samples = [
+        SampleScore(line["score"] / 100, line.get("score_official", line["score"]) / 100, "score_official" in line)
+        for line in lines
+    ]
+    rows = [(int(line["id"]), line["answers"], line["length"]) for line in lines]
+    return task_score(TASKS[task], samples, check_rows(task, rows))
+
+
+def tables(title: str, records: Mapping[str, Sequence[Record]]) -> list[Table]:
+    """Tables of all settings, given by name as the records of their tasks.
+
+    An average is shown only where it is one over complete official tasks.
+    """
+    scores = {name: {r.task: score(r.task, r.covered) for r in of_tasks} for name, of_tasks in records.items()}
+    names = list(scores)
+    return [
+        _table(title, {name: scores[name] for name in names[start : start + COLUMNS]})
+        for start in range(0, len(names), COLUMNS)
+    ]
+
+
+def _table(title: str, scores: Mapping[str, Mapping[str, TaskScore]]) -> Table:
+    table = Table(title=escape(title))
+    table.add_column("task")
+    table.add_column("n", justify="right")
+    for name in scores:
+        table.add_column(escape(name), justify="right")
+    table.add_column("note")
+    tasks: dict[str, None] = {}
+    for of_setting in scores.values():
+        tasks |= dict.fromkeys(of_setting)
+    for task in sorted(tasks, key=list(TASKS).index):
+        results = [of_setting.get(task) for of_setting in scores.values()]
+        first = next(result for result in results if result)
+        cells = [_cell(result.score, interval([result])) if result else "" for result in results]
+        table.add_row(task, str(len(first.samples)), *cells, first.problem)
+    table.add_section()
+    for rows in zip(*(averages(of_setting) for of_setting in scores.values()), strict=True):
+        cells = [_cell(row.score, row.interval) if row.score is not None else "–" for row in rows]
+        table.add_row(rows[0].name, str(rows[0].n), *cells, rows[0].problem)
+    return table
+
+
+def _cell(value: float, bounds: tuple[float, float] | None) -> str:
+    return f"{value:.2f}" + (f" ({bounds[0]:.1f}–{bounds[1]:.1f})" if bounds else "")

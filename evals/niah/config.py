@@ -1,0 +1,57 @@
+"""Settings of the needle-in-a-haystack evaluation (`conf/eval/niah.yaml`)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import numpy as np
+
+from compresskv.checking import Ge, Le, MinLen
+from evals.evaluation import SampledEvaluation, Shown
+
+if TYPE_CHECKING:
+    from compresskv.models import LoadedModel
+    from compresskv.protocol import EvaluationProtocol
+    from evals.niah.evaluation import NiahTask
+    from evals.results.record import Record
+
+Tokens = Annotated[int, Ge(1), Le(100_000_000)]
+Percent = Annotated[float, Ge(0), Le(100)]
+
+
+@dataclass(frozen=True)
+class Niah(SampledEvaluation):
+    """`lengths` in tokens of the whole prompt; `depths` in per cent, or how many, evenly spaced from 0 to 100."""
+
+    needle: Annotated[str, MinLen(1)]
+    question: Annotated[str, MinLen(1)]
+    answer: Annotated[str, MinLen(1)]
+    answer_prefix: str
+    haystack: Annotated[str, MinLen(1)]
+    lengths: Annotated[tuple[Tokens, ...], MinLen(1)]
+    depths: Annotated[int, Ge(1), Le(1000)] | Annotated[tuple[Percent, ...], MinLen(1)]
+    max_new_tokens: Annotated[int, Ge(1), Le(100_000)]
+
+    @property
+    def depth_list(self) -> tuple[float, ...]:
+        """Depths in per cent."""
+        if isinstance(self.depths, int):
+            return tuple(np.linspace(0, 100, self.depths).round()) if self.depths > 1 else (50.0,)
+        return self.depths
+
+    def make_tasks(self, model: LoadedModel, protocol: EvaluationProtocol) -> Sequence[NiahTask]:
+        from evals.niah.evaluation import NiahTask
+
+        return [NiahTask(self, model, protocol)]
+
+    @classmethod
+    def show(cls, title: str, records: Mapping[str, Sequence[Record]], figure: Path) -> Shown:
+        """A table with the mean score by prompt length, and a figure of all heatmaps."""
+        from evals.niah.heatmap import draw, panels
+        from evals.report.terminal import score_table
+
+        table = score_table(title, records, lambda line: f"{line['length']}")
+        return Shown([table], draw(panels(records), f"Needle in a haystack, {title.split(' · ')[0]}", figure))

@@ -1,0 +1,100 @@
+"""What a run shows at its end: tables of all settings, and the figures of their evaluations."""
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from itertools import groupby
+from pathlib import Path
+from statistics import fmean
+
+from rich.markup import escape
+from rich.table import Table
+
+from compresskv.errors import UserError
+from evals.console import screen
+from evals.evaluation import SampledEvaluation, Shown
+from evals.job import plug_in_class
+from evals.report.names import setting_names
+from evals.results.record import Record
+from evals.results.schema import Line
+
+
+def show(records: Sequence[Record]) -> list[Path]:
+    """Print the tables of every model and evaluation, as the evaluation has them; returns the paths of its figures."""
+    console = screen()
+    figures: list[Path] = []
+
+    def place(record: Record) -> tuple[str, str]:
+        return record.model, record.eval
+
+    for (model, evaluation), group in groupby(sorted(records, key=place), key=place):
+        of_evaluation = list(group)
+        by_setting: dict[str, list[Record]] = {}
+        for name, record in zip(setting_names(of_evaluation), of_evaluation, strict=True):
+            by_setting.setdefault(name, []).append(record)
+        shown = _shown(f"{model} · {evaluation}", by_setting, _figure(of_evaluation))
+        for table in shown.tables:
+            console.print(table)
+        figures += shown.figures
+    for path in figures:
+        console.print(f"figure: {path}", soft_wrap=True, markup=False)
+    return figures
+
+
+def _shown(title: str, by_setting: Mapping[str, Sequence[Record]], figure: Path) -> Shown:
+    """What the evaluation itself makes of its records; a plain table where it cannot be had, as in old results."""
+    first = next(iter(by_setting.values()))[0]
+    try:
+        evaluation = plug_in_class("eval._target_", SampledEvaluation, first.config.get("eval", {}).get("_target_"))
+    except UserError:
+        return Shown([score_table(title, by_setting)])
+    return evaluation.show(title, by_setting, figure)
+
+
+def _figure(records: Sequence[Record]) -> Path:
+    """Where the figure of these records goes, without suffix: another place for other settings or samples."""
+    covered = sorted(f"{record.path} {' '.join(line['id'] for line in record.covered)}" for record in records)
+    digest = hashlib.sha256("\n".join(covered).encode()).hexdigest()[:8]
+    return records[0].runs.parent / "figures" / f"{records[0].eval}-{records[0].model}-{digest}"
+
+
+def score_table(
+    title: str, records: Mapping[str, Sequence[Record]], part_of: Callable[[Line], str] | None = None
+) -> Table:
+    """A row per setting and task: score with its interval, what was really kept.
+
+    `part_of` names the part of the samples that a line belongs to; each has a column with its mean score.
+    """
+    tasks = {record.task for of_setting in records.values() for record in of_setting}
+    parts = {name: _parts(of_setting, part_of) for name, of_setting in records.items()} if part_of else {}
+    columns = list(dict.fromkeys(part for of_setting in parts.values() for part in of_setting))
+    table = Table(title=escape(title))
+    table.add_column("setting", no_wrap=True)
+    if len(tasks) > 1:
+        table.add_column("task", no_wrap=True)
+    for column in ("score", "95 % interval", *columns, "n", "kept/layer/head", "cache MB"):
+        table.add_column(escape(column), justify="right")
+    for name, of_setting in records.items():
+        for record in of_setting:
+            summary = record.summary
+            if summary is None:
+                continue
+            interval = summary["interval"]
+            table.add_row(
+                escape(name),
+                *([escape(record.task)] if len(tasks) > 1 else []),
+                f"{summary['score']:.1f}",
+                f"{interval[0]:.1f} – {interval[1]:.1f}" if interval else "–",
+                *(f"{parts[name][part]:.1f}" if part in parts[name] else "" for part in columns),
+                str(summary["n"]),
+                f"{summary['realised_budget']:.1f}",
+                f"{summary['cache_bytes'] / 1e6:.2f}",
+            )
+    return table
+
+
+def _parts(records: Sequence[Record], part_of: Callable[[Line], str]) -> dict[str, float]:
+    scores: dict[str, list[float]] = {}
+    for record in records:
+        for line in sorted(record.covered, key=part_of):
+            scores.setdefault(part_of(line), []).append(line["score"])
+    return {part: fmean(values) for part, values in scores.items()}

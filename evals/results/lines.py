@@ -1,0 +1,85 @@
+"""`samples.jsonl` as bytes: how a line is written, and the one way in which lines are read."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from evals.results.schema import Line
+
+UNCHECKED = ("checksum", "timing")
+"""Fields of a line that its checksum does not cover: equal results have equal checksums."""
+
+
+@dataclass(frozen=True)
+class Lines:
+    """The complete lines of a file by id, in order, and what is wrong with others, by line number.
+
+    `size`: bytes of the complete lines; what follows was being written when the file was read, or its writer was
+    killed. `unchecked`: how many lines have no checksum, as those of older versions.
+    """
+
+    by_id: dict[str, Line]
+    faults: dict[int, str]
+    size: int
+    unchecked: int
+
+
+def decode(content: bytes) -> Lines:
+    """Read all complete lines. The first one of an id counts; a second one is a fault."""
+    size = content.rfind(b"\n") + 1
+    by_id: dict[str, Line] = {}
+    faults: dict[int, str] = {}
+    unchecked = 0
+    # Not `splitlines`: JSON strings may hold other line separators, such as U+2028.
+    for number, text in enumerate(content[:size].split(b"\n")[:-1], 1):
+        try:
+            line = loads(text.decode("utf-8"))
+            identifier = line["id"]
+            if not isinstance(identifier, str):
+                raise TypeError
+        except (ValueError, TypeError, KeyError, RecursionError):
+            faults[number] = "not a sample's JSON line"
+            continue
+        if identifier in by_id:
+            faults[number] = f"sample {identifier} for the second time"
+            continue
+        if "checksum" not in line:
+            unchecked += 1
+        elif line["checksum"] != checksum(line, UNCHECKED):
+            faults[number] = f"sample {identifier} was changed after it was written: its checksum is another"
+            continue
+        by_id[identifier] = line
+    return Lines(by_id, faults, size, unchecked)
+
+
+def encode(line: Mapping[str, Any]) -> bytes:
+    """A line with its checksum, as it is written. Raises `ValueError` for a number that is not finite."""
+    return (dumps({**line, "checksum": checksum(line, UNCHECKED)}) + "\n").encode()
+
+
+def checksum(content: Mapping[str, Any], left_out: tuple[str, ...]) -> str:
+    """16 digits that change with any field but those `left_out`, whatever the order of the fields."""
+    covered = {key: value for key, value in content.items() if key not in left_out}
+    text = json.dumps(covered, sort_keys=True, allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def loads(text: str) -> Any:
+    """JSON as the standard has it. Raises `ValueError` for NaN and infinities, which Python's reader takes."""
+    return json.loads(text, parse_constant=_refuse)
+
+
+def dumps(value: Any, **options: Any) -> str:
+    """JSON that can be encoded as UTF-8: readable, except where a text has half a surrogate pair."""
+    text = json.dumps(value, ensure_ascii=False, allow_nan=False, **options)
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return json.dumps(value, allow_nan=False, **options)
+    return text
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(f"{constant} is not a JSON number")

@@ -1,0 +1,256 @@
+"""A setting's folder as its files say it is, whatever version wrote them: what reports, loggers and notebooks read."""
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from evals.results import lock
+from evals.results.lines import Lines, decode, loads
+from evals.results.schema import Line
+from evals.results.summary import disagreements, measured
+
+FILES = ("samples.jsonl", "summary.json", "config.yaml")
+"""What makes a folder that of a setting."""
+
+NAMED = ("model", "eval", "task", "protocol", "method", "budget")
+"""What a setting is named by, in the order of its path."""
+
+
+@dataclass(frozen=True)
+class Record:
+    """One setting's folder under `runs`, read once, at the first question.
+
+    `ids`: the samples to report on; None for those that the summary covers.
+    """
+
+    path: Path
+    runs: Path
+    ids: tuple[str, ...] | None = None
+
+    def only(self, ids: Sequence[str]) -> "Record":
+        """The same setting, for these samples: its `summary` is computed from their lines."""
+        return replace(self, ids=tuple(ids))
+
+    @property
+    def name(self) -> str:
+        """The folder's path below `runs`."""
+        path = self.path.relative_to(self.runs) if self.path.is_relative_to(self.runs) else self.path
+        return str(path).encode(errors="surrogateescape").decode(errors="replace")
+
+    @property
+    def digest(self) -> str:
+        """The hash in the folder's name."""
+        return self.path.name.rpartition("-")[2]
+
+    @property
+    def model(self) -> str:
+        return self._named("model")
+
+    @property
+    def eval(self) -> str:
+        return self._named("eval")
+
+    @property
+    def task(self) -> str:
+        return self._named("task")
+
+    @property
+    def protocol(self) -> str:
+        return self._named("protocol")
+
+    @property
+    def method(self) -> str:
+        return self._named("method")
+
+    @property
+    def budget(self) -> int | None:
+        """Tokens per layer and KV head; None for the full cache, and where nobody says."""
+        return self._named("budget")
+
+    def _named(self, field: str) -> Any:
+        """A field of the summary; where it has none, of the path."""
+        summary = self._file_summary[0] or {}
+        return summary[field] if field in summary else self._place[field]
+
+    @cached_property
+    def _place(self) -> dict[str, Any]:
+        """What the path says: <model>/<eval>/<task>/<protocol>/<method>/<budget>-<hash8>."""
+        parts = Path(self.name).parts
+        if len(parts) != len(NAMED):
+            return {**dict.fromkeys(NAMED, ""), **dict(zip(("model", "eval"), parts, strict=False)), "budget": None}
+        budget = parts[-1].rpartition("-")[0]
+        return {**dict(zip(NAMED, parts, strict=True)), "budget": int(budget) if budget.isdecimal() else None}
+
+    @cached_property
+    def _lines(self) -> tuple[Lines, str]:
+        """The lines, and why they cannot be read."""
+        try:
+            return decode((self.path / "samples.jsonl").read_bytes()), ""
+        except FileNotFoundError:
+            return decode(b""), "samples.jsonl is missing"
+        except OSError as error:
+            return decode(b""), f"samples.jsonl cannot be read ({error.strerror})"
+
+    @property
+    def samples(self) -> dict[str, Line]:
+        """All complete, sound lines by id; another process may be writing the next one."""
+        return self._lines[0].by_id
+
+    @property
+    def unchecked(self) -> int:
+        """How many lines have no checksum, as those of older versions."""
+        return self._lines[0].unchecked
+
+    @cached_property
+    def _file_summary(self) -> tuple[dict[str, Any] | None, str]:
+        """The file's summary, and why there is none."""
+        try:
+            summary = loads((self.path / "summary.json").read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return None, "no summary"
+        except OSError as error:
+            return None, f"summary.json cannot be read ({error.strerror})"
+        except (ValueError, RecursionError) as error:
+            return None, f"summary.json is not JSON ({error})"
+        if not isinstance(summary, dict) or not _texts(summary.get("samples")) or not _number(summary.get("score")):
+            return None, "summary.json is not a summary"
+        return summary, ""
+
+    @cached_property
+    def summary(self) -> dict[str, Any] | None:
+        """The summary of `covered`; None where there is none, or where the file is not one: `problem` says why.
+
+        That of some samples `only` is the file's with their means; where no file is, with what the path says.
+        """
+        summary, _ = self._file_summary
+        if self.ids is None or not self.covered or self.ids == tuple(summary["samples"] if summary else ()):
+            return summary
+        return {**self._place, **(summary or {}), **measured(self.covered)}
+
+    @cached_property
+    def covered(self) -> list[Line]:
+        """The lines that this reports on, in the task's order; all where there is no summary."""
+        summary, _ = self._file_summary
+        ids = self.ids if self.ids is not None else summary["samples"] if summary else self.samples
+        return [self.samples[id] for id in ids if id in self.samples]
+
+    @cached_property
+    def config(self) -> Mapping[str, Any]:
+        """The configuration that the summary was made with, else that of config.yaml; empty where there is none."""
+        summary, _ = self._file_summary
+        config = summary.get("config") if summary else None
+        return config if isinstance(config, dict) else self._file_config or {}
+
+    @cached_property
+    def _file_config(self) -> dict[str, Any] | None:
+        """config.yaml; None where it is absent or no mapping."""
+        try:
+            config = yaml.load((self.path / "config.yaml").read_bytes(), Loader=yaml.CSafeLoader)
+        except (OSError, ValueError, yaml.YAMLError, RecursionError):
+            return None
+        return config if isinstance(config, dict) else None
+
+    @property
+    def running(self) -> bool:
+        """Whether a process writes to the folder."""
+        return lock.held(self.path)
+
+    @property
+    def scored(self) -> bool:
+        """Whether this is a setting's result; what calibration keeps, for one, has lines without a score."""
+        summary, reason = self._file_summary
+        no_scores = self.samples and not any("score" in line for line in self.samples.values())
+        return summary is not None or reason != "no summary" or not no_scores
+
+    @cached_property
+    def problems(self) -> list[str]:
+        """All that is wrong with the files, a phrase each that names file and line; empty if nothing is."""
+        lines, unreadable = self._lines
+        found = [f"samples.jsonl:{number}: {fault}" for number, fault in lines.faults.items()]
+        if unreadable:
+            found.append(unreadable)
+        summary, reason = self._file_summary
+        if summary is not None:
+            found += self._summary_problems(summary)
+        elif self.scored and not (self.running and reason == "no summary"):
+            found.append(reason)
+        return found
+
+    def _summary_problems(self, summary: Mapping[str, Any]) -> Iterator[str]:
+        ids = summary["samples"]
+        if missing := sum(id not in self.samples for id in ids):
+            yield f"the summary covers {missing} samples that are not there"
+        elif len(set(ids)) < len(ids):
+            yield "the summary covers a sample twice"
+        elif not all(_number(self.samples[id].get("score")) for id in ids):
+            yield "the summary covers samples without a score"
+        elif ids:
+            yield from disagreements(summary, [self.samples[id] for id in ids])
+        yield from self._misplaced(summary)
+
+    def _misplaced(self, summary: Mapping[str, Any]) -> Iterator[str]:
+        """Where summary, path and configuration do not agree on what the setting is."""
+        if len(Path(self.name).parts) == len(NAMED):
+            for field in NAMED:
+                if field in summary and summary[field] != self._place[field]:
+                    yield f"the summary says {field} {summary[field]}, its path {self._place[field]}"
+        config = summary.get("config")
+        if not isinstance(config, dict):
+            return
+        for field in ("eval", "protocol"):
+            name = _name_of(config.get(field))
+            if name is not None and name != summary.get(field, name):
+                yield f"the summary says {field} {summary[field]}, its configuration {name}"
+        budget = config.get("budget")
+        if summary.get("budget") is not None and budget is not None and budget != summary["budget"]:
+            yield f"the summary says budget {summary['budget']}, its configuration {budget}"
+        name, method = _name_of(config.get("method")), str(summary.get("method"))
+        if name is not None and method != name and not method.startswith(f"{name}-"):
+            yield f"the summary says method {method}, its configuration {name}"
+        if "schema_version" in summary and self._file_config != config:
+            yield "config.yaml is not the configuration that the summary was made with"
+
+    @property
+    def problem(self) -> str:
+        """The first of `problems`; "" if there is none."""
+        return next(iter(self.problems), "")
+
+    @property
+    def state(self) -> str:
+        """In a phrase: running, a problem, samples that the summary does not cover yet, or complete."""
+        if self.running:
+            return "running"
+        if self.problems:
+            more = len(self.problems) - 1
+            return self.problem + (f" (and {more} more)" if more else "")
+        summary, _ = self._file_summary
+        if summary is None:
+            return "samples without scores"
+        later = len(self.samples) - len(summary["samples"])
+        return f"stale: {later} samples are not in the summary" if later else "complete"
+
+
+def records(results: Path, pattern: str = "") -> list[Record]:
+    """The settings under `results` whose path contains `pattern`: every folder that has any of `FILES`, by path."""
+    runs = Path(results) / "runs"
+    folders = [Path(folder) for folder, _, names in os.walk(runs) if not set(FILES).isdisjoint(names)]
+    found = [Record(folder, runs) for folder in sorted(folders)]
+    return [record for record in found if pattern in record.name]
+
+
+def _texts(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(item, str) for item in value)
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _name_of(node: Any) -> str | None:
+    name = node.get("name") if isinstance(node, dict) else node
+    return name if isinstance(name, str) else None

@@ -1,0 +1,132 @@
+"""One prompt for all its settings: which of them decode together, and their sample lines."""
+
+import hashlib
+import time
+import traceback
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from compresskv.engine.generation import Generation, generate
+from compresskv.engine.prefill import PrefillError, Setting
+from compresskv.models import LoadedModel
+from evals.evaluation import Sample, Task
+from evals.job import Job
+from evals.results.schema import SampleLine
+from evals.results.store import SampleStore
+
+
+@dataclass(eq=False)
+class SettingRun:
+    """One job on one task: its setting, and the folder that its samples go to; `error` is what ended it early.
+
+    `key` names the setting within the task: <protocol>/<method>/<budget>-<hash8>.
+    """
+
+    job: Job
+    task: Task
+    setting: Setting
+    key: str
+    store: SampleStore
+    resumed: int = field(default=0, init=False)
+    error: Exception | None = field(default=None, init=False)
+
+    def __post_init__(self) -> None:
+        self.resumed = len(self.task.sample_ids) - len(self.missing)
+
+    @property
+    def missing(self) -> list[str]:
+        """Ids of the samples that are still to do."""
+        return [id for id in self.task.sample_ids if id not in self.store.lines]
+
+
+Batch = tuple[Sample, list[SettingRun]]
+
+
+def batches(id: str, runs: Sequence[SettingRun]) -> Iterator[Batch]:
+    """The sample `id` under each distinct token sequence, with the runs that still need it.
+
+    A batch's composition can change a token in bfloat16, so where one was cut short, all of it is decoded again.
+    """
+    for sample, sharing in _sharing_a_prefill(id, runs):
+        keys = {run.key for run in sharing}
+        missing = {run.key for run in sharing if id not in run.store.lines}
+        cut_short: list[set[str]] = []
+        for run in sharing:
+            before = set(run.store.lines.get(id, {}).get("batch", ()))
+            if before & missing and before <= keys:
+                cut_short.append(before)
+                missing -= before
+        for wanted in filter(None, (*cut_short, missing)):
+            yield sample, [run for run in sharing if run.key in wanted]
+
+
+def _sharing_a_prefill(id: str, runs: Sequence[SettingRun]) -> Sequence[Batch]:
+    samples: dict[Task, Sample] = {}
+    by_tokens: dict[Any, Batch] = {}
+    for run in runs:
+        if run.task not in samples:
+            samples[run.task] = run.task.sample(id)
+        sample = samples[run.task]
+        key = (tuple(sample.ids.tolist()), sample.stopping, run.job.prefill_chunk)
+        by_tokens.setdefault(key, (sample, []))[1].append(run)
+    return list(by_tokens.values())
+
+
+def run_batch(model: LoadedModel, sample: Sample, batch: Sequence[SettingRun]) -> None:
+    """Generate with all settings of `batch`, and append their lines; what fails is noted as the run's `error`."""
+    started = time.perf_counter()
+    settings, job = [run.setting for run in batch], batch[0].job
+    failure = None
+    try:
+        generations = generate(model.model, sample.ids, settings, sample.stopping, job.prefill_chunk, job.memory_bytes)
+    except Exception as error:
+        _release_memory(error)
+        failure = error
+    if isinstance(failure, PrefillError) or (failure and len(batch) == 1):
+        for run in batch:
+            run.error = failure
+        return
+    if failure:  # one of them fails: alone, the others do not
+        for run in batch:
+            run_batch(model, sample, [run])
+        return
+    seconds = time.perf_counter() - started
+    for run, generation in zip(batch, generations, strict=True):
+        if sample.id not in run.store.lines:
+            keys = [batch[place].key for place in generation.together]
+            timing = {"batch_seconds": round(seconds, 3), "shared_by": len(batch)}
+            run.store.append(_line(model, sample, generation) | {"batch": keys, "timing": timing})
+
+
+def _line(model: LoadedModel, sample: Sample, generation: Generation) -> SampleLine:
+    """What one setting generated for one sample, and what it kept."""
+    prediction = model.tokenizer.decode(generation.tokens, skip_special_tokens=True)
+    return {
+        "id": sample.id,
+        "prediction": prediction,
+        **{name: _rounded(value) for name, value in sample.score(prediction).items()},
+        **sample.record,
+        "prompt_sha256": hashlib.sha256(sample.ids.cpu().numpy().tobytes()).hexdigest()[:16],
+        "new_tokens": len(generation.tokens),
+        "realised_budget": generation.realised_budget,
+        "cache_bytes": generation.cache_bytes,
+        "kept": _kept(generation),
+        "compressed": generation.realised_budget < sample.ids.numel(),
+    }
+
+
+def _release_memory(error: BaseException | None) -> None:
+    """Free what the frames of an error hold: a whole prompt's cache, among others."""
+    while error:
+        traceback.clear_frames(error.__traceback__)
+        error = error.__cause__ or error.__context__
+
+
+def _rounded(value: Any) -> Any:
+    return round(value, 4) if isinstance(value, float) else value
+
+
+def _kept(generation: Generation) -> list[int | list[int]]:
+    """Kept tokens of each layer: one number, or one per KV head where they differ."""
+    return [heads[0] if len(set(heads)) == 1 else heads for heads in generation.kept]

@@ -1,0 +1,56 @@
+"""From a job to its eviction method: what a method has to know of the model, the run and the task."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+from compresskv import calibration
+from compresskv.context import Context
+from compresskv.errors import UserError
+from compresskv.eviction import EvictionMethod
+from compresskv.methods import build
+from compresskv.models import LoadedModel
+from evals.job import Job
+
+
+def build_method(model: LoadedModel, job: Job, first_prompt: Callable[[], int] | None = None) -> EvictionMethod | None:
+    """The job's method, None if it keeps everything: its one way from configuration and calibration.
+
+    `first_prompt` gives the length, in tokens, of the task's first prompt; without a task, a prompt is its own first.
+    Raises `UserError` for what the method needs and the model lacks.
+    """
+    if job.method.keeps_everything:
+        return None
+    if model.layers == 0:
+        raise UserError(f"{model.name} has sliding-window layers only, so there is nothing to evict: use method=full")
+    context = Context(
+        model=model.name,
+        layers=model.layers,
+        q_heads=model.q_heads,
+        kv_heads=model.kv_heads,
+        observation=job.observation,
+        protocol=job.protocol,
+        calibration=_calibration(job),
+        first_prompt=first_prompt() if first_prompt and job.protocol.pyramid_schedule == "first_prompt" else None,
+    )
+    return build(job.method, context)
+
+
+def _calibration(job: Job) -> calibration.Calibration | None:
+    if job.calibration != "auto":
+        return calibration.find(job.model.name, job.calibration)
+    sources = ["held_out"] if job.protocol.calibration_data == "held_out" else ["longbench", "published"]
+    for source in sources:
+        if calibrated := calibration.find(job.model.name, source):
+            return calibrated
+    return None
+
+
+def describe(value: Any) -> Any:
+    """A method, in full, as plain data: class names and field values."""
+    if dataclasses.is_dataclass(value):
+        fields = {field.name: describe(getattr(value, field.name)) for field in dataclasses.fields(value)}
+        return {type(value).__name__: fields}
+    if isinstance(value, (list, tuple)):
+        return [describe(item) for item in value]
+    return value if isinstance(value, (str, int, float, bool, type(None))) else str(value)

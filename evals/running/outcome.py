@@ -1,0 +1,136 @@
+"""What became of every setting of a sweep: it ran, it was resumed, or it failed, and why."""
+
+import dataclasses
+import json
+import sys
+import traceback
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from rich.markup import escape
+from rich.table import Table
+
+from compresskv.errors import UserError
+from evals.console import screen
+from evals.job import Job
+from evals.loggers import Logger
+from evals.report import terminal
+from evals.results.record import NAMED, Record
+from evals.results.store import write_json
+
+State = Literal["ran", "resumed", "failed"]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One setting on one task. `note` counts its samples, or says in a sentence why it failed.
+
+    A failure that is no mistake of the user's has its traceback in `detail`. What finished has its `folder`, and in
+    `samples` the ids that it was asked for.
+    """
+
+    model: str
+    eval: str
+    task: str
+    setting: str
+    state: State
+    note: str
+    detail: str = ""
+    folder: str | None = None
+    samples: tuple[str, ...] = ()
+
+    def record(self) -> Record:
+        """The finished setting, read from its folder, for the samples that this sweep asked for."""
+        folder = Path(self.folder or "")
+        return Record(folder, folder.parents[len(NAMED) - 1], tuple(self.samples))
+
+
+class Outcome:
+    """Collects the entries of a sweep while it goes on."""
+
+    def __init__(self) -> None:
+        self.entries: list[Entry] = []
+
+    def add(self, finished: Sequence[Entry]) -> None:
+        """Note settings that have all their samples."""
+        self.entries += finished
+
+    def add_measurement(self, job: Job, written: Path) -> None:
+        """Note a run that leaves no samples, but what is `written`."""
+        self.entries.append(Entry(job.model.name, job.eval.name, "", job.eval.name, "ran", str(written)))
+
+    def fail(self, jobs: Sequence[Job], error: Exception, task: str = "") -> None:
+        """Note jobs that `error` ended. What is not the user's mistake is shown at once, with its traceback."""
+        mistake = isinstance(error, UserError)
+        detail = "" if mistake else "".join(traceback.format_exception(error))
+        sys.stderr.write(detail)
+        note = str(error) if mistake else f"{type(error).__name__}: {error}".strip(": ")
+        for name, job in {job.label: job for job in jobs}.items():
+            self.entries.append(Entry(job.model.name, job.eval.name, task, name, "failed", note, detail))
+
+    @contextmanager
+    def guard(self, jobs: Sequence[Job]) -> Iterator[None]:
+        """Within it, an error ends these jobs instead of the sweep."""
+        try:
+            yield
+        except Exception as error:
+            self.fail(jobs, error)
+
+
+def show(entries: Sequence[Entry], logger: Logger | None) -> None:
+    """Print what became of every setting, then the results of those that finished; send these on to the `logger`.
+
+    Raises `UserError` if any failed; alone, where nothing else can be said than why.
+    """
+    failures = [entry.note for entry in entries if entry.state == "failed"]
+    if len(failures) == len(entries) and len(set(failures)) == 1:
+        raise UserError(failures[0])
+    if len(entries) > 1:
+        screen().print(table(entries))
+    records = [entry.record() for entry in entries if entry.folder]
+    figures = terminal.show(records)
+    if logger and records:
+        logger.log(records, figures)
+    if failures:
+        raise UserError(
+            f"{len(failures)} of {len(entries)} settings failed ({failures[0]}); "
+            "the same command runs only what is missing"
+        )
+
+
+def table(entries: Sequence[Entry]) -> Table:
+    """One row for the settings of a task that fared alike."""
+    shown = Table(title="settings")
+    for column in ("model", "task", "outcome", "settings", ""):
+        shown.add_column(column)
+    alike: dict[tuple[str, str, str, str], list[str]] = {}
+    for entry in sorted(entries, key=lambda entry: entry.state == "failed"):
+        place = " ".join(dict.fromkeys((entry.eval, entry.task))).strip()
+        alike.setdefault((entry.model, place, entry.state, entry.note), []).append(entry.setting)
+    for (model, place, state, note), settings in alike.items():
+        cells = (model, place, state, ", ".join(settings), note)
+        shown.add_row(*map(escape, cells), style="red" if state == "failed" else "")
+    return shown
+
+
+def save(entries: Sequence[Entry], path: Path) -> None:
+    """Write the entries to `path`, for whoever started this sweep in another process."""
+    write_json(path, [dataclasses.asdict(entry) for entry in entries])
+
+
+def load(path: Path) -> list[Entry]:
+    """The entries that `save` wrote."""
+    return [Entry(**entry) for entry in json.loads(path.read_text(encoding="utf-8"))]
+
+
+def without_outcome(jobs: Sequence[Job], task: str, note: str, known: Collection[str] = ()) -> list[Entry]:
+    """Entries of jobs that ended without saying what became of them, except those settings that are `known`."""
+    names = {job.label: job for job in jobs}
+    return [
+        Entry(job.model.name, job.eval.name, task, name, "failed", note)
+        for name, job in names.items()
+        if name not in known
+    ]

@@ -1,0 +1,142 @@
+"""Run jobs on a task: those that differ only in method, budget and protocol share each prompt's prefill and batch."""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from compresskv.engine.attention import attached
+from compresskv.engine.prefill import Setting
+from compresskv.models import LoadedModel
+from compresskv.protocol import EvaluationProtocol
+from evals.evaluation import Task
+from evals.job import Job
+from evals.progress import Progress
+from evals.results.finish import finish
+from evals.results.store import SampleStore, write_yaml
+from evals.running.batches import SettingRun, batches, run_batch
+from evals.running.forecast import forecast
+from evals.running.methods import build_method, describe
+from evals.running.outcome import Entry
+
+Fail = Callable[[Sequence[Job], Exception, str], None]
+"""Told of jobs that could not be run, why, and on which task."""
+
+
+def run_task(
+    model: LoadedModel,
+    jobs: Sequence[Job],
+    tasks: Mapping[EvaluationProtocol, Task],
+    progress: Progress,
+    fail: Fail,
+) -> list[Entry]:
+    """Run every job on its protocol's task; returns an entry for each that has all its samples, resumed ones included.
+
+    Jobs that cannot be built, and those that an error leaves incomplete, go to `fail`.
+    """
+    runs: dict[Path, SettingRun] = {}
+    try:
+        for job in jobs:
+            try:
+                run = _open(model, job, tasks[job.protocol], runs)
+            except Exception as error:
+                fail([job], error, tasks[job.protocol].name)
+            else:
+                runs.setdefault(run.store.folder, run)
+        try:
+            if runs:
+                _run_samples(model, list(runs.values()), progress)
+        except Exception as error:
+            incomplete = [run for run in runs.values() if run.missing and not run.error]
+            if not incomplete:
+                raise
+            fail([run.job for run in incomplete], error, incomplete[0].task.name)
+        return _finish_all(model, runs.values(), fail)
+    finally:
+        for run in runs.values():
+            run.store.close()
+
+
+def _open(model: LoadedModel, job: Job, task: Task, opened: Mapping[Path, SettingRun]) -> SettingRun:
+    setting = Setting(build_method(model, job, task.first_prompt), job.budget)
+    folder = job.results / "runs" / setting_folder(model, job, task, setting)
+    if folder in opened:
+        return opened[folder]
+    store = SampleStore(folder)
+    if store.writable and not (folder / "config.yaml").exists():
+        write_yaml(folder / "config.yaml", dict(job.config))
+    return SettingRun(job, task, setting, "/".join(folder.parts[-3:]), store)
+
+
+def setting_folder(model: LoadedModel, job: Job, task: Task, setting: Setting) -> Path:
+    """The folder of a setting below `runs`; its hash covers what can change a prediction, and nothing else."""
+    identity = {
+        "model": model.identity,
+        "prompt": task.identity,
+        "method": describe(setting.method),
+        "prefill_chunk": job.prefill_chunk,
+    }
+    digest = hashlib.sha256(json.dumps(identity, sort_keys=True, default=str).encode()).hexdigest()[:8]
+    budget = "none" if job.budget is None else job.budget
+    return Path(model.name, job.eval.name, task.name, job.protocol.name, job.method.name, f"{budget}-{digest}")
+
+
+def _run_samples(model: LoadedModel, runs: Sequence[SettingRun], progress: Progress) -> None:
+    ids_of = {run.key: dict.fromkeys(run.task.sample_ids) for run in runs}
+    incomplete = [run for run in runs if run.missing]
+    wanted: dict[str, None] = {}
+    for ids in ids_of.values():
+        wanted |= ids
+    missing = {id for run in incomplete for id in run.missing}
+    title = f"{model.name} {runs[0].task.name}"
+    if incomplete:
+        progress.say(f"{title}: {_forecast(model, incomplete)}")
+    todo = [id for id in wanted if id in missing]
+    with attached(model.model, model.backend), progress.track(title, todo) as steps:
+        for id in steps:
+            for sample, batch in batches(id, [run for run in runs if id in ids_of[run.key] and not run.error]):
+                run_batch(model, sample, batch)
+
+
+def _forecast(model: LoadedModel, runs: Sequence[SettingRun]) -> str:
+    length, room = max(run.task.longest_prompt for run in runs), max(run.task.max_new_tokens for run in runs)
+    job, settings = runs[0].job, [run.setting for run in runs]
+    return str(forecast(model.model, settings, length, room, job.prefill_chunk, job.memory_bytes))
+
+
+def _finish_all(model: LoadedModel, runs: Iterable[SettingRun], fail: Fail) -> list[Entry]:
+    """The entries of the runs that are complete, their summaries written."""
+    finished = []
+    for run in runs:
+        try:
+            if run.error:
+                raise run.error
+            if not run.missing:
+                finished.append(_finish(model, run))
+        except Exception as error:
+            fail([run.job], error, run.task.name)
+    return finished
+
+
+def _finish(model: LoadedModel, run: SettingRun) -> Entry:
+    """Write the summary of a run that has all its samples."""
+    job, ids = run.job, list(run.task.sample_ids)
+    about: dict[str, Any] = {
+        "model": model.name,
+        "eval": job.eval.name,
+        "task": run.task.name,
+        "protocol": job.protocol.name,
+        "method": job.method.name,
+        "budget": job.budget,
+        "model_fingerprint": model.fingerprint,
+        "dtype": model.dtype,
+        "backend": model.backend,
+        "prompt": run.task.identity,
+        "method_in_full": describe(run.setting.method),
+        "config": dict(job.config),
+    }
+    finish(run.store, ids, about, job.results / "runs")
+    note = f"{len(ids)} samples" + (f", {run.resumed} of them from before" if run.resumed else "")
+    place = (model.name, job.eval.name, run.task.name, job.label)
+    return Entry(*place, "resumed" if run.resumed else "ran", note, folder=str(run.store.folder), samples=tuple(ids))

@@ -1,0 +1,117 @@
+"""Calibration as a command, on a few short prompts of the default model; refusals on the tiny one."""
+
+import json
+
+import pytest
+
+from compresskv import calibration
+from compresskv.context import Context
+from compresskv.errors import UserError
+from compresskv.eviction import Observation
+from evals.longbench.tasks import ENGLISH
+from tests.command import run
+
+
+@pytest.fixture(scope="module")
+def calibrated(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("calibration")
+    done = run(
+        "eval=calibrate", "eval.lengths=[300]", "eval.depths=2", "eval.minimum_accepted=2", "eval.max_steps=12",
+        f"eval.output={folder}", f"paths.results={folder / 'results'}",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+def test_the_file_has_what_the_method_needs(calibrated):
+    record = json.loads((calibrated / "smollm2-135m.held_out.json").read_text())
+    assert sum(record["layer_scores"]) == pytest.approx(1, abs=1e-6)
+    assert len(record["layer_scores"]) == 30
+    assert len(record["head_scores"]["traditional"]) == 30
+    assert len(record["head_scores"]["semantic"][0]) == 9
+    assert record["heads"] == int(max(record["coverage_by_head_count"], key=record["coverage_by_head_count"].get))
+    assert {"model_fingerprint", "haystack_fingerprint", "accepted", "settings"} <= set(record)
+    made = calibration.find("smollm2-135m", "held_out", calibrated)
+    assert len(made.top_heads("semantic", 2)[0]) == 2
+
+
+def test_it_resumes(calibrated):
+    def samples():
+        return {path: path.read_text() for path in (calibrated / "results").rglob("samples.jsonl")}
+
+    before = samples()
+    done = run(
+        "eval=calibrate", "eval.lengths=[300]", "eval.depths=2", "eval.minimum_accepted=2", "eval.max_steps=12",
+        f"eval.output={calibrated}", f"paths.results={calibrated / 'results'}",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert samples() == before
+
+
+def test_layer_errors_on_longbench(checkpoint, tmp_path):
+    data = tmp_path / "data"
+    data.mkdir()
+    row = {
+        "input": "Where is it?",
+        "context": "It is here. " * 30,
+        "answers": ["here"],
+        "all_classes": ["a"],
+        "length": 3,
+    }
+    for task in ENGLISH:
+        (data / f"{task}.jsonl").write_text(json.dumps(row) + "\n")
+    command = (
+        "eval=calibrate", "eval.source=longbench", f"eval.data={data}", "eval.max_length=700",
+        f"model.path={checkpoint}", "model.dtype=float32", "model.device=cpu",
+        f"eval.output={tmp_path}", f"paths.results={tmp_path}",
+    )  # fmt: skip
+    refused = run(*command)
+    assert refused.returncode != 0
+    assert "eval=calibrate model=tiny-llama" in refused.stderr
+    heads = {
+        "model": "tiny-llama",
+        "source": "held_out",
+        "observation": {"window": 8, "kernel": 5, "pooling": "average"},
+        "heads": 2,
+        "layer_scores": [0.2, 0.3, 0.5],
+        "head_scores": {"semantic": [[1, 2, 3, 4, 5, 6]] * 3},
+    }
+    (tmp_path / "tiny-llama.held_out.json").write_text(json.dumps(heads))
+    done = run(*command)
+    assert done.returncode == 0, done.stderr
+    made = calibration.find("tiny-llama", "longbench", tmp_path)
+    assert made.source == "longbench"
+    assert made.top_heads("semantic", 2) == ((5, 4),) * 3
+    assert sum(made.layer_scores) == pytest.approx(1, abs=1e-6)
+    assert made.layer_scores != (0.2, 0.3, 0.5)
+
+
+def test_too_few_answers_are_an_error(checkpoint, tmp_path):
+    done = run(
+        "eval=calibrate", f"model.path={checkpoint}", "model.dtype=float32", "model.device=cpu", "eval.lengths=[200]",
+        "eval.depths=1", f"eval.output={tmp_path}", f"paths.results={tmp_path}",
+    )  # fmt: skip
+    assert done.returncode != 0
+    assert "eval.minimum_accepted=20" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not list(tmp_path.glob("*.json"))
+
+
+def published(**changes):
+    made = calibration.find("llama-3.1-8b-instruct", "published")
+    options = {"layers": 32, "q_heads": 32, "kv_heads": 8, "observation": Observation(), **changes}
+    return Context("llama-3.1-8b-instruct", calibration=made, **options)
+
+
+def test_a_calibration_is_refused_for_another_window_or_model():
+    assert published().calibrated().heads == 4
+    with pytest.raises(UserError, match=r"observation\.window=16"):
+        published(observation=Observation(window=16)).calibrated()
+    with pytest.raises(UserError, match=r"observation\.pooling=max"):
+        published(observation=Observation(pooling="max")).calibrated()
+    with pytest.raises(UserError, match="32 layers"):
+        published(layers=30).calibrated()
+    with pytest.raises(UserError, match="eval=calibrate"):
+        Context("unknown", 2, 2, 2).calibrated()
+    with pytest.raises(UserError, match=r"method\.scorer\.heads=9"):
+        published().calibrated().top_heads("semantic", 9)

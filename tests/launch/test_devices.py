@@ -1,0 +1,248 @@
+"""A sweep on several devices: processes that each see one. Without a GPU they run on the CPU."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import psutil
+import pytest
+import torch
+from rich.console import Console
+
+from compresskv.errors import UserError
+from evals import compose
+from evals.console import signals_as_interrupts
+from evals.launch.devices import DevicePool, Devices, executor, named, visible
+from evals.launch.executor import Sweep
+from evals.launch.groups import Group
+from tests.command import ROOT, arguments, content, run
+
+ENV = {"CUDA_VISIBLE_DEVICES": "", "COLUMNS": "200", "OMP_NUM_THREADS": "1"}
+TWO = "hydra.launcher.devices=[0,1]"
+GRID = ["eval.lengths=[200,300]", "eval.depths=2", "eval.max_new_tokens=4", "budget=64"]
+SABOTAGE = ["method=snapkv", "method.scorer=tests.launch.slurm.sabotage:scorer"]
+
+
+@pytest.fixture
+def tiny(checkpoint, tmp_path):
+    """The overrides of a small sweep of these models, all of them the tiny one, into a folder of its own."""
+
+    def overrides(*names):
+        for name in names:
+            if not (tmp_path / name).exists():
+                (tmp_path / name).symlink_to(checkpoint)
+        paths = ",".join(str(tmp_path / name) for name in names)
+        return [f"model.path={paths}", "model.dtype=float32", f"paths.results={tmp_path / 'out'}", *GRID]
+
+    return overrides
+
+
+def interrupt_when(condition, *signals):
+    """Send this process `signals` in the background, once `condition` holds."""
+
+    def interrupt():
+        until = time.monotonic() + 30
+        while not condition() and time.monotonic() < until:
+            time.sleep(0.01)
+        for sent in signals:
+            signal.pthread_kill(threading.main_thread().ident, sent)
+            time.sleep(0.3)
+
+    threading.Thread(target=interrupt).start()
+
+
+def samples(tmp_path):
+    return sum(path.read_text().count("\n") for path in tmp_path.rglob("samples.jsonl"))
+
+
+def test_two_devices_give_what_one_process_gives(tiny, tmp_path):
+    models, *others = tiny("one", "two")
+    sweep = ["-m", models.replace("=", "=/nowhere,"), *others, "method=full,snapkv"]
+    alone = run(*sweep, env=ENV)
+    expected = content(tmp_path)
+    (tmp_path / "out").rename(tmp_path / "alone")
+    spread = run(*sweep, TWO, f"hydra.launcher.outcome={tmp_path}/outcome.json", env=ENV)
+    assert content(tmp_path) == expected
+    assert spread.stdout == alone.stdout
+    assert spread.returncode == alone.returncode == 1
+    assert spread.stderr.splitlines()[-1] == alone.stderr.splitlines()[-1]
+    assert spread.stderr.splitlines()[-1].startswith("error: 2 of 6 settings failed (model.path=/nowhere")
+    assert re.search(r"^\[[01] one niah\] one needle: 4/4 prompts, .* left$", spread.stderr, re.MULTILINE)
+    assert len(re.findall(r"^\[[01] \w+ niah\] (?:done|exit code 1)$", spread.stderr, re.MULTILINE)) == 3
+    for log in (tmp_path / "out" / "devices").glob("*/*.log"):
+        assert log.read_text().startswith(f"$ {sys.executable} {ROOT}/run.py -m hydra/launcher=shared_prefill ")
+        assert "95 % interval" in log.read_text() or "/nowhere" in log.read_text()
+    assert len(json.loads((tmp_path / "outcome.json").read_text())) == 6
+
+
+def test_an_interrupted_sweep_leaves_no_process_and_resumes_beside_one_that_is_killed(tiny, tmp_path):
+    command = ["-m", *tiny("killed", "slow"), *SABOTAGE, TWO]
+    # Where a shell runs the tests in the background, SIGINT is ignored, and children would inherit that.
+    heed = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)}
+    driver = subprocess.Popen(
+        arguments(*command), cwd=ROOT, env={**os.environ, **ENV}, stderr=subprocess.PIPE, text=True, **heed
+    )
+    while driver.poll() is None and samples(tmp_path) < 1:
+        time.sleep(0.05)
+    children = psutil.Process(driver.pid).children(recursive=True)
+    driver.send_signal(signal.SIGINT)
+    _, error = driver.communicate(timeout=60)
+    assert children
+    assert not any(child.is_running() for child in children)
+    assert driver.returncode == 1
+    assert "Traceback" not in error
+    assert error.splitlines()[-1].startswith("interrupted: finished samples are safe")
+    before = samples(tmp_path)
+    assert 1 <= before < 4
+    again = run(*command, env=ENV)
+    assert f"4 samples, {before} of them from before" in again.stdout
+    assert samples(tmp_path) == 4
+    assert again.returncode == 1
+    assert "Traceback" not in again.stderr
+    assert re.match("error: 1 of 2 settings failed .the process on device [01] ended", again.stderr.splitlines()[-1])
+    assert re.search(r"the process on device [01] ended without a result \(killed by SIGKILL\)", again.stdout)
+    said = re.split("killed niah: the process on device [01]", again.stderr)[1]
+    assert f"log: {tmp_path}/out/devices/" in said
+    assert "run.py -m " in said
+
+
+def test_a_mistake_is_a_sentence(tiny):
+    done = run("-m", *tiny("one"), "hydra.launcher.devices=[0,0]", env=ENV)
+    assert done.returncode == 1
+    assert done.stderr == "error: hydra.launcher.devices=[0, 0]: name each device once\n"
+
+
+@pytest.mark.parametrize("value", [[], 0, "0,1", {"0": 1}, [0, 0.5], [True], [[0]], [None], [1, "1"]])
+def test_what_is_no_choice_of_devices_is_refused(value):
+    with pytest.raises(UserError, match=r"hydra\.launcher\.devices="):
+        named(value)
+
+
+@pytest.fixture
+def machine(monkeypatch):
+    """A machine with as many CUDA devices, of which CUDA_VISIBLE_DEVICES shows some."""
+
+    def with_devices(count, shown=None):
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+        if shown is not None:
+            monkeypatch.setenv("CUDA_VISIBLE_DEVICES", shown)
+
+    return with_devices
+
+
+def test_visible_devices(machine):
+    machine(3)
+    assert visible() == ["0", "1", "2"]
+    machine(2, "GPU-5a, 7")
+    assert visible() == ["GPU-5a", "7"]
+    assert named(["GPU-5a", 7]) == ["GPU-5a", "7"]
+    with pytest.raises(UserError, match="there is no device 0: choose from GPU-5a, 7"):
+        named([0])
+    machine(0, "0,1")
+    assert visible() == []
+
+
+@pytest.fixture
+def start(machine, tmp_path):
+    """Runs a sweep on a machine of two devices, with a Python statement in place of the harness.
+
+    False where the sweep is left to this process.
+    """
+    handlers = {name: signal.getsignal(name) for name in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    machine(2)
+
+    def launch_stub(*overrides, devices=None, stub="exit(3)"):
+        overrides = [[f"paths.results={tmp_path}", "method=full", *given] for given in overrides]
+        configs = [compose.composed(*given) for given in overrides]
+        sweep = Sweep(configs, overrides, [sys.executable, "-c", stub])
+        chosen = executor(devices, sweep)
+        if not isinstance(chosen, Devices):
+            return False
+        signals_as_interrupts()
+        chosen.run(sweep)
+        return True
+
+    yield launch_stub
+    for name, handler in handlers.items():
+        signal.signal(name, handler)
+
+
+ONE_MODEL, ANOTHER = ["model.name=one"], ["model.name=another"]
+
+
+def test_what_cannot_be_spread_is_left_to_this_process(start, machine):
+    assert not start(ONE_MODEL)
+    assert not start(ONE_MODEL, [*ANOTHER, "model.device=map"])
+    assert not start([*ONE_MODEL, "eval=efficiency"], [*ANOTHER, "eval=efficiency"])
+    with pytest.raises(UserError, match=r"hydra\.launcher\.devices=\[0, 1\]: model\.device=cpu"):
+        start(ONE_MODEL, [*ANOTHER, "model.device=cpu"], devices=[0, 1])
+    machine(1)
+    assert not start(ONE_MODEL, ANOTHER)
+
+
+def test_what_can_be_spread_is(start):
+    with pytest.raises(UserError, match=r"2 of 2 settings failed \(the process on device \d ended without a result"):
+        start(ONE_MODEL, ANOTHER)
+    with pytest.raises(UserError, match=r"the process on device 1 ended without a result \(exit code 3\)"):
+        start(ONE_MODEL, devices=[1])
+
+
+def test_a_process_that_fails_after_its_results_is_not_passed_over(start):
+    outcome = "next(a.partition('=')[2] for a in sys.argv if a.startswith('hydra.launcher.outcome='))"
+    with pytest.raises(UserError, match=r"another niah: .* see .*/1\.log"):
+        start(ONE_MODEL, ANOTHER, stub=f"import sys; open({outcome}, 'w').write('[]'); exit('another' in sys.argv[-1])")
+
+
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_signals_end_the_processes(start, tmp_path, sent):
+    interrupt_when(lambda: len(list(tmp_path.rglob("started-*"))) == 2, sent)
+    before = psutil.Process().children()
+    stub = f"import os, time; open(f'{tmp_path}/started-{{os.getpid()}}', 'w'); time.sleep(60)"
+    with pytest.raises(KeyboardInterrupt):
+        start(ONE_MODEL, ANOTHER, stub=stub)
+    assert psutil.Process().children() == before
+
+
+def pool(tmp_path, stub, devices=("a", "b")):
+    command = [sys.executable, "-S", "-c", f"import os, sys, time, signal\n{stub}"]
+    return DevicePool(devices, command, tmp_path, Console(stderr=True, soft_wrap=True))
+
+
+def group(name):
+    return Group(name, "niah", "", (), ((name,),))
+
+
+def test_one_process_a_device_at_a_time(tmp_path):
+    stub = """
+name, device, events = sys.argv[-1], os.environ["CUDA_VISIBLE_DEVICES"], open("events", "a", buffering=1)
+print("start", name, device, file=events)
+time.sleep(0.1)
+print("end", name, device, file=events)
+sys.exit(name == "2")
+""".replace('"events"', repr(str(tmp_path / "events")))
+    runs, codes = pool(tmp_path, stub).run([group(str(n)) for n in range(6)])
+    assert codes == [0, 0, 1, 0, 0, 0]
+    assert [run.group.name for run in runs] == [f"{n} niah" for n in range(6)]
+    events = [line.split() for line in (tmp_path / "events").read_text().splitlines()]
+    for device in ("a", "b"):
+        its = [(what, name) for what, name, where in events if where == device]
+        assert len(its) >= 4
+        assert its == [(what, name) for _, name in its[::2] for what in ("start", "end")]
+
+
+def test_interrupted_twice_kills_what_does_not_end(tmp_path):
+    stub = "signal.signal(signal.SIGTERM, signal.SIG_IGN); open(sys.argv[-1], 'w'); time.sleep(60)"
+    started = pool(tmp_path, stub)
+    names = [str(tmp_path / name) for name in ("first", "second", "third")]
+
+    interrupt_when(lambda: all(os.path.exists(name) for name in names[:2]), signal.SIGINT, signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        started.run([group(name) for name in names])
+    assert [process.returncode for process in started._processes] == [-signal.SIGKILL] * 2
+    assert not (tmp_path / "third").exists()

@@ -1,0 +1,255 @@
+"""Copies of LongBench that the library `datasets` keeps, in the official columns and in kvpress's pieces of prompts."""
+
+import json
+from types import SimpleNamespace
+
+import pytest
+from datasets import Dataset, DatasetDict
+
+from compresskv.errors import UserError
+from evals.longbench import official
+from evals.longbench.copies import altered_rows
+from evals.longbench.data import check_official, data_fingerprint, load_task, open_source
+from evals.longbench.prompts import template
+from evals.longbench.tasks import ENGLISH, TASKS
+
+# Where other tools cut the official prompts: (end of the first piece, the answer's opening).
+CUTS = {
+    "narrativeqa": ("any explanation.\n\n", "Answer:"),
+    "multifieldqa_zh": ("不要输出任何其他字词。\n\n", "回答："),
+    "gov_report": ("{context}\n\n", "Summary:"),
+    "trec": ("{context}\n", "Type:"),
+    "samsum": ("{context}\n\n", "Summary:"),
+    "passage_retrieval_en": ("The following is an abstract.\n\n", "The answer is: "),
+    "lcc": ("{context}", "Next line of code:\n"),
+    "repobench-p": ("{context}", "Next line of code:\n"),
+    "lsht": ("{context}\n", ""),
+}
+
+
+def in_pieces(task, row, cut=None):
+    """A row as kvpress's copies have it."""
+    first, prefix = cut or CUTS[task.name]
+    text = task.prompt
+    end = text.rindex(first, 0, text.index("{input}") if "{input}" in text else None) + len(first)
+    question = text[end:].replace("{input}", row["input"]).removesuffix(prefix)
+    rest = {key: value for key, value in row.items() if key not in ("input", "context", "_lb_index")}
+    return {
+        **rest,
+        "context": text[:end].replace("{context}", row["context"]),
+        "question": question,
+        "answer_prefix": prefix,
+        "task": task.name,
+        "max_new_tokens": task.max_new_tokens + 20,
+    }
+
+
+def a_row(task, number=0):
+    """A row whose length goes with its words."""
+    context, question = f"Some text of {number} words.\n\nMore.\n", "Where is it?" if "{input}" in task.prompt else ""
+    if task.name in ("trec", "samsum"):
+        question += " Type:" if task.name == "trec" else " Summary:"
+    return {
+        "input": question,
+        "context": context,
+        "answers": [f"in town {number}"],
+        "length": len(context.split()) + len(question.split()) + 3,
+        "dataset": task.name,
+        "language": task.language,
+        "all_classes": ["in town 0", "b"] if task.metric == "classification" else None,
+        "_id": str(number),
+    }
+
+
+@pytest.fixture
+def index(monkeypatch):
+    """An official index in which each task has the rows of `a_row`, 0 to 3."""
+    rows = {name: [a_row(task, number) for number in range(4)] for name, task in TASKS.items()}
+    prints = {name: [official.fingerprint(row["answers"], row["length"]) for row in rows[name]] for name in rows}
+    monkeypatch.setattr(official, "_index", lambda: prints)
+    return rows
+
+
+def saved(path, rows):
+    Dataset.from_list(rows).save_to_disk(str(path))
+
+
+def saved_splits(path, rows):
+    data = Dataset.from_list(rows)
+    DatasetDict({"train": data.select([0]), "test": data}).save_to_disk(str(path))
+
+
+def parquet(path, rows):
+    path.mkdir(parents=True)
+    Dataset.from_list(rows).to_parquet(path / "test-00000-of-00001.parquet")
+    (path / "train-00000-of-00001.parquet").write_text("not read")
+
+
+def named_parquet(path, rows):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Dataset.from_list(rows).to_parquet(path.parent / f"{path.name}-test.parquet")
+
+
+@pytest.mark.parametrize("keep", [saved, saved_splits, parquet, named_parquet])
+@pytest.mark.parametrize("name", ["qasper", "trec", "lsht"])
+def test_a_copy_in_the_official_columns(keep, name, index, tmp_path):
+    keep(tmp_path / "copy" / name, index[name])
+    folder = open_source(tmp_path / "copy", cache=tmp_path / "cache")
+    records = load_task(folder, TASKS[name])
+    assert [(record.row, record.context, record.input) for record in records] == [
+        (number, row["context"], row["input"]) for number, row in enumerate(index[name])
+    ]
+    assert check_official(TASKS[name], records).complete
+    assert altered_rows(folder, name) == {}
+
+
+@pytest.mark.parametrize("name", CUTS)
+def test_a_copy_in_pieces_gives_the_official_prompts(name, index, tmp_path):
+    task = TASKS[name]
+    pieces = [in_pieces(task, row) for row in index[name]]
+    saved(tmp_path / "copy", pieces)
+    records = load_task(open_source(tmp_path / "copy", cache=tmp_path / "cache"), task)
+    for record, row, piece in zip(records, index[name], pieces, strict=True):
+        assert template(task, record) == piece["context"] + piece["question"] + piece["answer_prefix"]
+        assert (record.context, record.input) == (row["context"], row["input"])
+    assert [record.row for record in records] == [0, 1, 2, 3]
+
+
+def test_one_dataset_of_several_tasks(index, tmp_path):
+    rows = [in_pieces(TASKS[name], row) for name in ("narrativeqa", "trec") for row in index[name]]
+    Dataset.from_list([*rows, {**rows[0], "task": "narrativeqa_e"}]).to_parquet(tmp_path / "all.parquet")
+    folder = open_source(tmp_path / "all.parquet", cache=tmp_path / "cache")
+    assert [len(load_task(folder, TASKS[name])) for name in ("narrativeqa", "trec")] == [4, 4]
+    with pytest.raises(UserError, match=r"there is no qasper\.jsonl"):
+        load_task(folder, TASKS["qasper"])
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"context": "Some text of 0 words.\n\nMore words.\n"},
+        {"context": "Some text"},
+        {"question": "Where is it now?"},
+        {"answers": ["elsewhere entirely today"]},
+        {"length": 5},
+    ],
+)
+def test_altered_rows_are_said_and_are_never_official(change, index, tmp_path):
+    name = "hotpotqa"
+    cut = ("do not output any other words.\n\n", "Answer:")
+    rows = [dict(row) for row in index[name]]
+    rows[1] |= {"input" if key == "question" else key: value for key, value in change.items()}
+    saved(tmp_path / "copy" / name, [in_pieces(TASKS[name], row, cut) for row in rows])
+    folder = open_source(tmp_path / "copy", cache=tmp_path / "cache")
+    records = load_task(folder, TASKS[name])
+    assert [record.row for record in records] == [0, 201, 2, 3]
+    check = check_official(TASKS[name], records)
+    assert (check.matching, check.mismatching, check.missing) == (3, 1, 1)
+    [(row, problem)] = altered_rows(folder, name).items()
+    assert row == 201
+    assert problem
+
+
+def test_another_template_is_an_altered_prompt(index, tmp_path):
+    rows = [in_pieces(TASKS["narrativeqa"], row) for row in index["narrativeqa"]]
+    rows[2]["context"] = rows[2]["context"].replace("You are given a story", "Read a story")
+    saved(tmp_path / "copy", rows)
+    folder = open_source(tmp_path / "copy", cache=tmp_path / "cache")
+    assert list(altered_rows(folder, "narrativeqa")) == [202]
+
+
+def test_a_row_given_twice_is_official_once(index, tmp_path):
+    saved(tmp_path / "copy", [*index["qasper"], index["qasper"][1]])
+    folder = open_source(tmp_path / "copy", cache=tmp_path / "cache")
+    assert [record.row for record in load_task(folder, TASKS["qasper"])] == [0, 1, 2, 3, 204]
+    assert list(altered_rows(folder, "qasper")) == [204]
+
+
+def test_a_copy_is_converted_once_and_again_when_it_changes(index, tmp_path):
+    saved(tmp_path / "copy" / "qasper", index["qasper"])
+    first = open_source(tmp_path / "copy", cache=tmp_path / "cache")
+    (first / "marker").touch()
+    assert (open_source(tmp_path / "copy", cache=tmp_path / "cache") / "marker").exists()
+    saved(tmp_path / "other" / "qasper", index["qasper"][:2])
+    second = open_source(tmp_path / "other", cache=tmp_path / "cache")
+    assert second != first
+    assert data_fingerprint(first, TASKS["qasper"]) != data_fingerprint(second, TASKS["qasper"])
+    assert data_fingerprint(first, TASKS["qasper"]) == data_fingerprint(first, TASKS["qasper"])
+
+
+def test_what_cannot_be_converted_is_one_sentence(index, tmp_path):
+    def refused(path, message, **options):
+        with pytest.raises(UserError, match=message) as refusal:
+            open_source(path, cache=tmp_path / "cache", **options)
+        assert "\n" not in str(refusal.value)
+
+    saved(tmp_path / "nothing", [{"x": 1}])
+    refused(tmp_path / "nothing", "holds no row of a LongBench task")
+    incomplete = {key: value for key, value in index["qasper"][0].items() if key != "length"}
+    saved(tmp_path / "incomplete", [incomplete])
+    refused(tmp_path / "incomplete", "row 0: the record has no 'length' field")
+    saved(tmp_path / "no-question", [{k: v for k, v in index["qasper"][0].items() if k != "input"}])
+    refused(tmp_path / "no-question", "row 0: the record has no 'question' field")
+    (tmp_path / "torn").mkdir()
+    (tmp_path / "torn" / "qasper.parquet").write_bytes(b"PAR1")
+    refused(tmp_path / "torn", r"qasper\.parquet cannot be read as a dataset")
+    saved(tmp_path / "copy", index["qasper"])
+    refused(tmp_path / "copy", r"eval\.sha256 is that of an archive", sha256="0" * 64)
+    assert not any((tmp_path / "cache").iterdir())
+
+
+def test_a_dataset_that_the_hub_does_not_give_is_one_sentence(tmp_path, monkeypatch):
+    for offline in (True, False):
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", offline)
+        monkeypatch.setattr("huggingface_hub.HfApi.dataset_info", lambda *_, **__: (_ for _ in ()).throw(OSError("no")))
+        with pytest.raises(UserError, match=r"^eval\.data=nobody/nothing is neither a path here nor a dataset"):
+            open_source("nobody/nothing", cache=tmp_path / "cache")
+
+
+def test_a_hub_that_cannot_be_reached_leaves_the_copy_of_the_last_time(index, tmp_path, monkeypatch):
+    parquet(tmp_path / "snapshot" / "qasper", index["qasper"])
+
+    def snapshot(repository, *, local_files_only, **_):
+        assert local_files_only
+        return str(tmp_path / "snapshot")
+
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("huggingface_hub.HfApi.dataset_info", lambda *_, **__: 1 / 0)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot)
+    assert load_task(open_source("somebody/LongBench", cache=tmp_path / "cache"), TASKS["qasper"])
+
+
+def test_a_dataset_of_the_hub_is_read_from_its_parquet_files(index, tmp_path, monkeypatch):
+    parquet(tmp_path / "snapshot" / "qasper", index["qasper"])
+    asked = []
+
+    class Info:
+        sha = "abc"
+        siblings = tuple(SimpleNamespace(rfilename=name) for name in ("README.md", "qasper/test-0.parquet", "a.jsonl"))
+
+    def snapshot(repository, **options):
+        asked.append((repository, options))
+        return str(tmp_path / "snapshot")
+
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("huggingface_hub.HfApi.dataset_info", lambda *_, **__: Info)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot)
+    folder = open_source("somebody/LongBench", cache=tmp_path / "cache")
+    assert len(load_task(folder, TASKS["qasper"])) == 4
+    expected = {"repo_type": "dataset", "revision": "abc", "local_files_only": False, "allow_patterns": ["*.parquet"]}
+    assert asked == [("somebody/LongBench", expected)]
+
+
+@pytest.mark.parametrize("name", ENGLISH)
+def test_real_rows_in_a_copy_are_official(name, shared, tmp_path):
+    rows = [json.loads(line) for line in (shared / "data" / "longbench" / f"{name}.jsonl").open()]
+    numbers = [row.pop("_lb_index") for row in rows]
+    for row in rows:
+        row["_id"] = str(row["_id"])
+    saved(tmp_path / "copy" / name, rows)
+    folder = open_source(tmp_path / "copy", cache=tmp_path / "cache")
+    assert [record.row for record in load_task(folder, TASKS[name])] == numbers
+    rows[0]["context"] = rows[0]["context"][:-2000]
+    saved(tmp_path / "altered" / name, rows)
+    folder = open_source(tmp_path / "altered", cache=tmp_path / "cache")
+    assert list(altered_rows(folder, name)) == [TASKS[name].n]

@@ -1,0 +1,164 @@
+"""Folders of any version are read without the code that wrote them."""
+
+import json
+
+import pytest
+
+from evals.results import frame
+from evals.results.finish import finish
+from evals.results.names import names
+from evals.results.record import Record, records
+from evals.results.store import SampleStore, write_json
+from tests.results.trees import about, folder, line, setting, version_1
+
+
+def edit(path, **fields):
+    """Change fields of a summary by hand."""
+    path = path / "summary.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | fields))
+
+
+def test_a_record_says_what_the_files_say(tmp_path):
+    record = setting(tmp_path, (0.0, 100.0))
+    assert (record.model, record.eval, record.task) == ("tiny", "niah", "needle")
+    assert (record.protocol, record.method, record.budget, record.digest) == ("corrected", "snapkv", 64, "abcd1234")
+    assert record.name == "tiny/niah/needle/corrected/snapkv/64-abcd1234"
+    assert record.summary["schema_version"] == 2
+    assert (record.summary["score"], record.summary["n"], record.summary["scores"]) == (50.0, 2, {"score_words": 25.0})
+    assert record.summary["timing"] == {"seconds": 1.0}
+    assert [line["id"] for line in record.covered] == ["0", "1"]
+    assert record.config["observation"] == {"window": 8}
+    assert (record.state, record.problem, record.unchecked) == ("complete", "", 0)
+
+
+def test_every_folder_with_one_of_the_files_is_found(tmp_path):
+    setting(tmp_path)
+    for number, name in enumerate(("samples.jsonl", "summary.json", "config.yaml", "other")):
+        place = folder(tmp_path, "lone", number)
+        place.mkdir(parents=True)
+        (place / name).write_text("")
+    assert [record.name.split("corrected/")[1] for record in records(tmp_path)] == [
+        "lone/0-abcd1234",
+        "lone/1-abcd1234",
+        "lone/2-abcd1234",
+        "snapkv/64-abcd1234",
+    ]
+    assert [record.method for record in records(tmp_path, "snapkv")] == ["snapkv"]
+    assert records(tmp_path / "nowhere") == []
+
+
+def test_the_path_names_a_setting_that_has_no_summary(tmp_path):
+    setting(tmp_path, method="full", budget=None)
+    (folder(tmp_path, "full", None) / "summary.json").unlink()
+    (record,) = records(tmp_path)
+    assert (record.model, record.method, record.budget, record.summary) == ("tiny", "full", None, None)
+    assert record.problem == "no summary"
+    assert len(record.covered) == 2
+    assert record.config["budget"] == 64
+
+
+def test_version_1_is_read_and_verified(tmp_path):
+    version_1(tmp_path)
+    (record,) = records(tmp_path)
+    assert (record.state, record.unchecked, record.summary["score"]) == ("complete", 1, 40.0)
+    assert record.only(["1"]).summary["score"] == 40.0
+    edit(record.path, score=41.0)
+    assert "the summary says 41.0 for score" in records(tmp_path)[0].problem
+
+
+def test_newer_versions_are_read(tmp_path):
+    record = setting(tmp_path)
+    content = json.loads((record.path / "summary.json").read_text())
+    content = {key: value for key, value in content.items() if key not in ("checksum", "config")}
+    write_json(record.path / "summary.json", {**content, "schema_version": 3, "score": 51.0, "novel": [1]})
+    (again,) = records(tmp_path)
+    assert (again.summary["score"], again.summary["novel"], again.problem) == (51.0, [1], "")
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "null", '{"score": NaN}', '{"score": 1}', "\x00\x01", "[" * 10**5])
+def test_an_unreadable_summary_is_as_good_as_none(tmp_path, content):
+    setting(tmp_path, method="tova")
+    record = setting(tmp_path)
+    before = (record.path / "summary.json").read_text()
+    (record.path / "summary.json").write_text(content)
+    broken, sound = records(tmp_path)
+    assert sound.state == "complete"
+    assert broken.summary is None
+    assert broken.problem.startswith("summary.json is not")
+    assert len(broken.samples) == 2
+    store = SampleStore(record.path)
+    finish(store, ["0", "1"], about(), tmp_path / "runs")
+    store.close()
+    assert (record.path / "summary.json").read_text() == before
+
+
+def test_samples_of_a_narrower_run(tmp_path):
+    setting(tmp_path, (0.0, 100.0, 20.0))
+    (record,) = records(tmp_path)
+    narrow = record.only(["0", "2"])
+    assert (narrow.summary["score"], narrow.summary["n"], narrow.summary["samples"]) == (10.0, 2, ["0", "2"])
+    assert narrow.summary["dtype"] == "float32"
+    assert [line["id"] for line in narrow.covered] == ["0", "2"]
+    assert record.summary["n"] == 3
+
+
+def test_running_and_stale(tmp_path):
+    setting(tmp_path)
+    store = SampleStore(folder(tmp_path))
+    store.append(line("2"))
+    assert records(tmp_path)[0].state == "running"
+    store.close()
+    assert records(tmp_path)[0].state == "stale: 1 samples are not in the summary"
+    with store.path.open("a") as file:
+        file.write('{"id": "4", "sc')
+    assert records(tmp_path)[0].state == "stale: 1 samples are not in the summary"
+
+
+def test_lines_without_a_score_are_no_faulty_setting(tmp_path):
+    store = SampleStore(tmp_path / "runs" / "tiny" / "calibrate" / "heads-0123")
+    store.append({"id": "1", "errors": [1.0]})
+    store.close()
+    (record,) = records(tmp_path)
+    assert (record.model, record.eval, record.state, record.problem) == (
+        "tiny",
+        "calibrate",
+        "samples without scores",
+        "",
+    )
+
+
+def test_frames(tmp_path):
+    assert frame(tmp_path).empty
+    setting(tmp_path, (0.0, 100.0))
+    setting(tmp_path, (50.0, 70.0), "full", None)
+    version_1(tmp_path)
+    settings = frame(tmp_path)
+    assert settings.set_index("folder")["score"].to_dict() == {
+        "tiny/niah/needle/corrected/full/none-abcd1234": 60.0,
+        "tiny/niah/needle/corrected/snapkv/64-abcd1234": 50.0,
+        "tiny/niah/needle/corrected/snapkv/64-0123abcd": 40.0,
+    }
+    assert settings["budget"].isna().sum() == 1
+    assert settings["score_words"].dropna().tolist() == [30.0, 25.0]
+    samples = frame(str(tmp_path), by="sample", pattern="abcd1234")
+    assert samples.groupby("method")["score"].mean().to_dict() == {"full": 60.0, "snapkv": 50.0}
+    assert samples["covered"].all()
+    with pytest.raises(ValueError, match="sample or setting"):
+        frame(tmp_path, by="task")
+
+
+def test_names_say_what_differs(tmp_path):
+    def named(*overrides):
+        found = []
+        for number, window in enumerate(overrides):
+            config = {**about()["config"], "observation": {"window": window}, "paths": {"results": str(number)}}
+            found.append(setting(tmp_path / str(overrides), digest=f"abcd123{number}", config=config))
+        return names(found)
+
+    assert names([setting(tmp_path), setting(tmp_path, method="full", budget=None)]) == ["snapkv 64", "full"]
+    assert named(8, 16) == ["snapkv 64 window=8", "snapkv 64 window=16"]
+    assert named(4, 4) == ["snapkv 64 [abcd1230]", "snapkv 64 [abcd1231]"]
+
+
+def test_a_record_outside_a_tree_has_its_path_as_name(tmp_path):
+    assert Record(tmp_path / "x", tmp_path / "runs").name == str(tmp_path / "x")

@@ -1,0 +1,107 @@
+"""`python -m evals.results`."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from evals.results.__main__ import main
+from evals.results.store import SampleStore, write_json
+from tests.command import ROOT
+from tests.results.trees import folder, line, setting, version_1
+
+
+def call(results, *arguments):
+    return main([*arguments, "--results", str(results)])
+
+
+def test_list_show_and_verify(tmp_path, capsys):
+    setting(tmp_path)
+    assert call(tmp_path, "list") == 0
+    listed = capsys.readouterr().out
+    assert "snapkv/64-abcd1234" in listed
+    assert "complete" in listed
+    assert call(tmp_path, "show", "snapkv") == 0
+    assert json.loads(capsys.readouterr().out)[0]["score"] == 50
+    assert call(tmp_path, "verify") == 0
+    assert "1 of 1 summaries match" in capsys.readouterr().out
+
+
+def test_old_trees(tmp_path, capsys):
+    version_1(tmp_path)
+    assert call(tmp_path, "list") == 0
+    assert "complete" in capsys.readouterr().out
+    assert call(tmp_path, "verify") == 0
+    assert "1 lines of older versions have no checksum" in capsys.readouterr().out
+
+
+def test_a_wrong_summary_is_named(tmp_path, capsys):
+    place = version_1(tmp_path)
+    write_json(place / "summary.json", {"score": 60.0, "interval": [40.0, 40.0], "samples": ["1"]})
+    assert call(tmp_path, "verify") == 1
+    assert "64-0123abcd: the summary says 60.0 for score, its samples 40.0" in capsys.readouterr().err
+
+
+def test_a_broken_folder_stops_no_other(tmp_path, capsys):
+    setting(tmp_path)
+    broken = setting(tmp_path, method="tova").path / "samples.jsonl"
+    broken.write_text(broken.read_text() + "nonsense\n")
+    assert call(tmp_path, "list") == 0
+    listed = capsys.readouterr().out
+    assert "complete" in listed
+    assert "samples.jsonl:3: not a sample's JSON line" in listed
+    assert call(tmp_path, "show") == 0
+    assert len(json.loads(capsys.readouterr().out)) == 2
+    assert call(tmp_path, "verify") == 1
+    assert "tova/64-abcd1234: samples.jsonl:3" in capsys.readouterr().err
+
+
+def test_brackets_in_names_are_no_markup(tmp_path, capsys):
+    for name in ("[/]", "[d9676eeb]", "[red]x"):
+        store = SampleStore(tmp_path / "runs" / name / "niah" / "needle" / "corrected" / "snapkv" / "64-abcd1234")
+        store.append(line("1"))
+        store.close()
+    assert call(tmp_path, "list") == 0
+    listed = capsys.readouterr().out
+    for name in ("[/]", "[d9676eeb]", "[red]x"):
+        assert f"{name}/niah" in listed if name != "[/]" else "[/niah" in listed or "[/]/niah" in listed
+
+
+def test_a_folder_named_like_an_evaluation_is_listed(tmp_path, capsys):
+    store = SampleStore(tmp_path / "runs" / "calibrate" / "niah" / "needle" / "corrected" / "snapkv" / "64-abcd1234")
+    store.append(line("1"))
+    store.close()
+    call(tmp_path, "list")
+    assert "calibrate/niah" in capsys.readouterr().out
+
+
+def test_nothing_there(tmp_path, capsys):
+    assert main(["list", "--results", str(tmp_path)]) == 2
+    assert "no results" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["list", "show", "verify"])
+def test_a_reader_that_has_had_enough(tmp_path, command):
+    setting(tmp_path)
+    text = (folder(tmp_path) / "samples.jsonl").read_text()
+    for number in range(200):
+        place = folder(tmp_path, f"m{number}")
+        place.mkdir(parents=True)
+        (place / "samples.jsonl").write_text(text)
+    program = [sys.executable, "-m", "evals.results", command, "--results", str(tmp_path)]
+    process = subprocess.Popen(program, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process.stdout.readline()
+    process.stdout.close()
+    errors = process.stderr.read()
+    process.wait()
+    assert "Traceback" not in errors
+    assert "BrokenPipe" not in errors
+
+
+def test_no_model_is_loaded(tmp_path):
+    setting(tmp_path)
+    code = f"import sys, evals.results.__main__ as m; m.main(['verify', '--results', {str(tmp_path)!r}])"
+    code += "; print([name for name in ('torch', 'transformers', 'pandas') if name in sys.modules])"
+    output = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert output.splitlines()[-1] == "[]"

@@ -1,0 +1,138 @@
+"""Intervals, paired tests and their corrections."""
+
+import numpy as np
+import pytest
+from scipy.stats import permutation_test, ttest_1samp
+
+from evals.results.statistics import EXACT, difference, groups, holm, interval, permutation_p, samples_needed
+
+
+def test_intervals():
+    low, high = interval([0.0, 100.0] * 50)
+    assert 35 < low < 45
+    assert 55 < high < 65
+    assert interval([1.0, 2.0, 4.0]) == interval([1.0, 2.0, 4.0])
+    assert interval([50.0, 50.0]) == (50.0, 50.0)
+
+
+def test_one_sample_has_no_interval():
+    assert interval([50.0]) is None
+    assert interval([50.0, 60.0], [50.0]) is None
+    assert interval([]) is None
+    assert interval() is None
+    assert difference([1.0], [2.0]).interval is None
+
+
+def test_the_mean_over_strata_weighs_them_equally():
+    """By theory: the variance of a mean over strata is the sum of the strata's, over their number squared."""
+    random = np.random.default_rng(1)
+    many, few = random.normal(10, 5, 2000), random.normal(50, 5, 50)
+    low, high = interval(many.tolist(), few.tolist())
+    error = np.sqrt(many.var() / 2000 + few.var() / 50) / 2
+    assert (low + high) / 2 == pytest.approx((many.mean() + few.mean()) / 2, abs=0.1)
+    assert high - low == pytest.approx(2 * 1.96 * error, rel=0.1)
+
+
+def test_strata_are_drawn_apart():
+    """Two equal tasks: drawn alike, their mean would vary as much as one of them."""
+    values = np.random.default_rng(2).normal(0, 1, 100).tolist()
+    alone, both = interval(values), interval(values, values)
+    assert (both[1] - both[0]) / (alone[1] - alone[0]) == pytest.approx(1 / np.sqrt(2), rel=0.1)
+
+
+def test_intervals_cover_the_truth_about_as_often_as_they_claim():
+    random = np.random.default_rng(3)
+    covered = 0
+    for _ in range(200):
+        low, high = interval(random.normal(0, 1, 40).tolist())
+        covered += low <= 0 <= high
+    assert 0.88 <= covered / 200 <= 0.99
+
+
+@pytest.mark.parametrize("n", [1, 2, 5, 9])
+def test_small_samples_are_tested_exactly(n):
+    """Against all 2^n signs, written out."""
+    values = np.random.default_rng(n).normal(0.5, 1, n)
+    sums = [abs(sum(v if mask >> i & 1 else -v for i, v in enumerate(values))) for mask in range(2**n)]
+    expected = np.mean([total >= abs(values.sum()) - 1e-9 for total in sums])
+    assert permutation_p(values) == pytest.approx(expected)
+    assert permutation_p([*values, 0.0, 0.0]) == pytest.approx(expected)
+
+
+def test_large_samples_agree_with_scipy():
+    def mean(x, axis):
+        return x.mean(axis)
+
+    for shift in (0.0, 0.1, 0.3):
+        values = np.random.default_rng(4).normal(shift, 1, EXACT + 40)
+        test = permutation_test((values,), mean, permutation_type="samples", n_resamples=9999, rng=5)
+        assert permutation_p(values) == pytest.approx(test.pvalue, abs=0.02)
+        assert permutation_p(values) == pytest.approx(ttest_1samp(values, 0).pvalue, abs=0.03)
+
+
+def test_equal_settings_do_not_differ():
+    same = difference([1.0, 2.0, 3.0], [1.0, 2.0, 3.0])
+    assert (same.mean, same.p, same.interval, same.needed) == (0.0, 1.0, (0.0, 0.0), None)
+
+
+def test_p_values_are_small_enough_for_their_correction():
+    values = np.full(60, 1.0)
+    assert 1000 * permutation_p(values, 1000) < 0.05
+
+
+def test_differences_are_paired():
+    """Samples of very different difficulty, one setting better by 1 on each: unpaired, that would be invisible."""
+    random = np.random.default_rng(6)
+    first = random.uniform(0, 100, 30)
+    second = first + random.normal(1, 0.5, 30)
+    result = difference(first.tolist(), second.tolist())
+    assert result.mean == pytest.approx(1, abs=0.3)
+    assert result.interval[0] > 0
+    assert result.p < 0.001
+    assert result.needed <= 10
+    swapped = difference(second.tolist(), first.tolist())
+    assert (swapped.mean, swapped.p) == (-result.mean, result.p)
+
+
+def test_holm():
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm([0.5, 0.9]) == [1.0, 1.0]
+    assert holm([]) == []
+
+
+def pairs(*names):
+    return {frozenset(name) for name in names}
+
+
+def test_groups_that_cannot_be_told_apart():
+    assert groups("abc", pairs()) == [["a", "b", "c"]]
+    assert groups("abc", pairs("ab", "ac", "bc")) == [["a"], ["b"], ["c"]]
+    assert groups("abc", pairs("ac")) == [["a", "b"], ["b", "c"]]
+    assert groups("abcd", pairs("ac", "ad", "bd")) == [["a", "b"], ["b", "c"], ["c", "d"]]
+
+
+def test_groups_are_all_the_largest_ones():
+    """Against every subset, for random relations."""
+    random = np.random.default_rng(7)
+    for _ in range(30):
+        names = list(range(6))
+        differing = {frozenset((i, j)) for i in names for j in names if i < j and random.random() < 0.4}
+        free = [
+            {name for name in names if mask >> name & 1}
+            for mask in range(1, 64)
+            if not any(pair <= {name for name in names if mask >> name & 1} for pair in differing)
+        ]
+        largest = [subset for subset in free if not any(subset < other for other in free)]
+        assert sorted(map(sorted, groups(names, differing))) == sorted(map(sorted, largest))
+
+
+def test_samples_needed_are_enough():
+    """With the n that is asked for, about 80 % of paired tests see the difference."""
+    random = np.random.default_rng(8)
+    pilot = random.normal(0.5, 1, 2000)
+    n = samples_needed(pilot)
+    assert 25 <= n <= 40  # 32 by the textbook
+    seen = sum(ttest_1samp(random.normal(0.5, 1, n), 0).pvalue < 0.05 for _ in range(400))
+    assert 0.72 <= seen / 400 <= 0.88
+    assert samples_needed(pilot, comparisons=10) > n
+    assert samples_needed([1.0]) is None

@@ -1,0 +1,104 @@
+"""Which settings of a prompt are decoded together, in a first run and after a run that was cut short."""
+
+import weakref
+from types import SimpleNamespace
+
+import torch
+
+from compresskv.engine.decode import Stopping
+from compresskv.engine.prefill import PrefillError
+from evals.evaluation import Sample
+from evals.running import batches as running
+from evals.running.batches import batches
+
+
+class OneSample:
+    """A task with one prompt, "x", of these token ids."""
+
+    def __init__(self, *ids):
+        self.ids = torch.tensor(ids)
+
+    def sample(self, id):
+        return Sample(id, self.ids, Stopping(4), score=dict)
+
+
+def run(key, task, batch=None, chunk=None):
+    lines = {"x": {"batch": batch}} if batch else {}
+    job = SimpleNamespace(prefill_chunk=chunk)
+    return SimpleNamespace(key=key, task=task, job=job, store=SimpleNamespace(lines=lines))
+
+
+def keys(runs):
+    return [[r.key for r in batch] for _, batch in batches("x", runs)]
+
+
+def test_settings_of_one_prompt_are_one_batch():
+    task = OneSample(1, 2, 3)
+    assert keys([run("a", task), run("b", task)]) == [["a", "b"]]
+
+
+def test_protocols_share_a_prefill_only_where_their_tokens_are_equal():
+    corrected, released, other = OneSample(1, 2, 3), OneSample(1, 2, 3), OneSample(1, 2)
+    assert keys([run("a", corrected), run("b", released), run("c", other)]) == [["a", "b"], ["c"]]
+
+
+def test_prefills_of_other_chunks_are_not_shared():
+    task = OneSample(1, 2, 3)
+    assert keys([run("a", task), run("b", task, chunk=2)]) == [["a"], ["b"]]
+
+
+def test_a_batch_that_was_cut_short_is_decoded_whole():
+    task = OneSample(1, 2, 3)
+    cut = [run("a", task, ["a", "b", "c"]), run("b", task), run("c", task)]
+    assert keys(cut) == [["a", "b", "c"]]
+
+
+def test_settings_that_come_later_do_not_disturb_finished_batches():
+    task = OneSample(1, 2, 3)
+    later = [run("a", task, ["a", "b"]), run("b", task, ["a", "b"]), run("c", task)]
+    assert keys(later) == [["c"]]
+    assert keys(later[:2]) == []
+
+
+def test_a_batch_that_is_not_asked_for_again_cannot_be_repeated():
+    task = OneSample(1, 2, 3)
+    assert keys([run("a", task, ["a", "b", "gone"]), run("b", task)]) == [["b"]]
+
+
+def failing_sample(monkeypatch, generate):
+    """The runs "a" and "b" after a sample for which `generate` stands in for the engine."""
+    monkeypatch.setattr(running, "generate", generate)
+    task = OneSample(1, 2, 3)
+    batch = [run("a", task), run("b", task)]
+    for one in batch:
+        one.setting, one.error, one.job.memory_bytes = one.key, None, None
+    running.run_batch(SimpleNamespace(model=None), task.sample("x"), batch)
+    return batch
+
+
+def test_what_all_settings_share_fails_once(monkeypatch):
+    calls = []
+
+    def generate(model, ids, settings, *rest):
+        calls.append(settings)
+        raise PrefillError("out of memory")
+
+    assert all(isinstance(one.error, PrefillError) for one in failing_sample(monkeypatch, generate))
+    assert calls == [["a", "b"]]
+
+
+def test_nothing_of_a_failed_batch_is_held_while_its_settings_run_alone(monkeypatch):
+    held = []
+
+    def generate(model, ids, settings, *rest):
+        assert all(cache() is None for cache in held)
+        cache = torch.zeros(3)
+        held.append(weakref.ref(cache))
+        try:
+            raise RuntimeError(settings)
+        except RuntimeError as error:
+            raise ValueError(str(settings)) from error
+
+    batch = failing_sample(monkeypatch, generate)
+    assert [str(one.error) for one in batch] == ["['a']", "['b']"]
+    assert len(held) == 3

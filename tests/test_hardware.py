@@ -1,0 +1,106 @@
+"""Which device, dtype and kernel are chosen: the table of what is asked, what the card can do and what is installed."""
+
+import re
+
+import pytest
+import torch
+
+from compresskv import hardware
+from compresskv.errors import UserError
+from compresskv.model_config import ModelConfig
+from tests.command import ROOT
+
+VOLTA, TURING, AMPERE, HOPPER = (7, 0), (7, 5), (8, 0), (9, 0)
+CPU: list[tuple[int, int]] = []
+
+
+@pytest.fixture
+def machine(monkeypatch):
+    """A machine with CUDA devices of these capabilities, with or without flash-attn, with or without fast bfloat16."""
+
+    def make(*capabilities, flash=True, bf16_cpu=False):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: bool(capabilities))
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: len(capabilities))
+        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda *a, **k: True)  # it counts emulation
+        index = lambda device: (torch.device(device).index or 0) if not isinstance(device, int) else device  # noqa: E731
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=0: capabilities[index(device)])
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": bf16_cpu})
+        monkeypatch.setattr(hardware, "find_spec", lambda name: object() if flash else None)
+
+    return make
+
+
+def chosen(**asked):
+    found = hardware.choose(ModelConfig("m", path="p", **asked))
+    return found.device, str(found.dtype).removeprefix("torch."), found.backend
+
+
+FA2 = "flash_attention_2"
+TABLE = [
+    # capabilities, flash-attn, asked, then device, dtype, backend
+    (CPU, True, {}, ("cpu", "float32", "sdpa")),
+    (CPU, True, {"dtype": "bfloat16"}, ("cpu", "bfloat16", "sdpa")),
+    (CPU, True, {"device": "map"}, ("map", "float32", "sdpa")),
+    ([VOLTA], True, {}, ("cuda", "float16", "sdpa")),
+    ([TURING], True, {}, ("cuda", "float16", "sdpa")),
+    ([TURING], True, {"dtype": "bfloat16"}, ("cuda", "bfloat16", "sdpa")),
+    ([AMPERE], True, {}, ("cuda", "bfloat16", FA2)),
+    ([AMPERE], False, {}, ("cuda", "bfloat16", "sdpa")),
+    ([AMPERE], True, {"dtype": "float16"}, ("cuda", "float16", FA2)),
+    ([AMPERE], True, {"dtype": "float32"}, ("cuda", "float32", "sdpa")),
+    ([AMPERE], True, {"backend": "sdpa"}, ("cuda", "bfloat16", "sdpa")),
+    ([HOPPER], True, {"backend": FA2}, ("cuda", "bfloat16", FA2)),
+    ([HOPPER], True, {"device": "cpu"}, ("cpu", "float32", "sdpa")),
+    ([TURING, HOPPER], True, {"device": "cuda:1"}, ("cuda:1", "bfloat16", FA2)),
+    ([HOPPER, TURING], True, {"device": "cuda:1"}, ("cuda:1", "float16", "sdpa")),
+    ([HOPPER, TURING], True, {"device": "map"}, ("map", "float16", "sdpa")),
+    ([HOPPER, HOPPER], True, {"device": "map"}, ("map", "bfloat16", FA2)),
+]
+
+
+@pytest.mark.parametrize(("capabilities", "flash", "asked", "found"), TABLE)
+def test_what_is_chosen(machine, capabilities, flash, asked, found):
+    machine(*capabilities, flash=flash)
+    assert chosen(**asked) == found
+
+
+def test_the_cpu_takes_bfloat16_where_it_is_fast(machine):
+    machine(bf16_cpu=True)
+    assert chosen() == ("cpu", "bfloat16", "sdpa")
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "flash", "asked", "says"),
+    [
+        (CPU, True, {"device": "cuda"}, r"model\.device=cuda: .* no CUDA device.*: set model\.device=cpu"),
+        (CPU, True, {"device": "cuda:0"}, r"model\.device=cuda:0: .* no CUDA device"),
+        ([AMPERE], True, {"device": "cuda:3"}, r"model\.device=cuda:3: there are 1 CUDA devices"),
+        ([AMPERE], True, {"device": "tpu"}, r"model\.device=tpu: choose auto"),
+        ([AMPERE], True, {"device": "cuda:x"}, r"model\.device=cuda:x: choose auto"),
+        (CPU, True, {"dtype": "int3"}, r"model\.dtype=int3: choose auto"),
+        (CPU, True, {"backend": "eager"}, r"model\.backend=eager: choose auto"),
+        (CPU, True, {"backend": FA2}, r"model\.backend=flash_attention_2: it runs on CUDA only"),
+        ([AMPERE], True, {"backend": FA2, "device": "cpu"}, "it runs on CUDA only"),
+        ([AMPERE], True, {"backend": FA2, "dtype": "float32"}, "it knows no float32"),
+        ([TURING], True, {"backend": FA2}, r"it needs an Ampere GPU .* this one has 7\.5"),
+        ([AMPERE, VOLTA], True, {"backend": FA2, "device": "map"}, r"this one has 7\.0"),
+        ([AMPERE], False, {"backend": FA2}, "flash-attn is not installed"),
+    ],
+)
+def test_what_cannot_run_is_a_sentence(machine, capabilities, flash, asked, says):
+    machine(*capabilities, flash=flash)
+    with pytest.raises(UserError, match=says) as caught:
+        chosen(**asked)
+    assert "\n" not in str(caught.value)
+
+
+def test_the_readme_says_how_flash_attn_is_installed():
+    """It imports torch while it is built, so an extra of this package could never install it."""
+    readme = (ROOT / "README.md").read_text()
+    assert "flash" not in re.search(r"\[project.optional-dependencies\]\n(.*?)\n\n", project(), re.DOTALL)[1]
+    assert "pip install --no-build-isolation flash-attn" in readme
+    assert "[flash]" not in readme
+
+
+def project() -> str:
+    return (ROOT / "pyproject.toml").read_text()

@@ -1,0 +1,97 @@
+"""`conf/model`: every file composes, values have ranges, and models have names."""
+
+import os
+import subprocess
+import sys
+from typing import Annotated, Any, get_type_hints
+
+import pytest
+from pydantic import TypeAdapter, ValidationError
+
+from bench.settings import job
+from compresskv.model_config import ModelConfig, labels, name_of
+from tests.command import ROOT
+
+MODELS = sorted(path.stem for path in (ROOT / "conf" / "model").glob("[!_]*.yaml"))
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_every_model_composes_with_its_own_lengths(name):
+    made = job(f"model={name}")
+    assert made.model.name == name
+    assert bool(made.model.path) != bool(made.model.package)
+    assert made.eval.lengths
+    assert job(f"model={name}", "model.evals.niah.lengths=[700]").eval.lengths == (700,)
+
+
+def test_the_paper_s_models_have_the_paper_s_lengths():
+    assert job("model=llama-3.1-8b-instruct").eval.lengths == tuple(range(8000, 128001, 8000))
+    assert job("model=mistral-7b-instruct-v0.3").eval.lengths == tuple(range(2000, 32001, 2000))
+    assert job("model=mistral-7b-instruct-v0.3").eval.depths == 10
+    assert job().eval.lengths == (1000, 2000, 3000, 4000)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        *(("window", value) for value in (1, 0, -1, 99_999_999_999, True, "many", float("nan"))),
+        *(("name", value) for value in ("", "../../x", "/absolute", "a/b", "..", ".hidden", "a\0b", "x" * 300, None)),
+        *((field, "") for field in ("path", "package", "revision", "sha256", "device", "dtype", "backend")),
+        ("path", "a\0b"),
+        ("path", 1.5),
+        ("sha256", "abc"),
+        ("dtype", "int3"),
+        ("backend", "eager"),
+        *(("device", value) for value in ("gpu", "cuda:", "cuda:x", "cuda:-1", "tpu")),
+        ("chat_template", "yes"),
+        ("chat_template_kwargs", [1]),
+        ("trust_remote_code", 1),
+    ],
+)
+def test_values_out_of_range_are_refused(field, value):
+    with pytest.raises(ValidationError):
+        checked(field, value)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "becomes"),
+    [
+        ("path", 2024, "2024"),
+        ("name", 2024, "2024"),
+        ("package", ("a/b.part1", "c/d.part2"), ("a/b.part1", "c/d.part2")),
+        ("device", "cuda:1", "cuda:1"),
+        ("window", 2, 2),
+        ("chat_template_kwargs", {"enable_thinking": False}, {"enable_thinking": False}),
+    ],
+)
+def test_values_in_range_are_taken(field, value, becomes):
+    assert checked(field, value) == becomes
+
+
+def checked(field: str, value: Any) -> Any:
+    hint = get_type_hints(ModelConfig, include_extras=True)[field]
+    return TypeAdapter(Annotated[hint, None]).validate_python(value, strict=True)
+
+
+def test_a_model_is_named_after_its_path(tmp_path, monkeypatch):
+    home = tmp_path / "my-model"
+    (home / "2024").mkdir(parents=True)
+    monkeypatch.chdir(home)
+    assert name_of(".") == name_of("2024/..") == name_of("../my-model/") == "my-model"
+    assert name_of(2024) == "2024"
+    assert name_of("org/Model-7B") == "Model-7B"
+    assert name_of("/some/where/model.Q4_1.gguf") == "model.Q4_1"
+    assert job("model.path=.").model.name == "my-model"
+
+
+def test_models_of_one_name_are_told_apart():
+    a, b = ModelConfig("run", path="first/run"), ModelConfig("run", path="second/run")
+    other = ModelConfig("other", path="other", dtype="float32")
+    assert labels([a, other, b]) == ["run path=first/run", "other", "run path=second/run"]
+    assert labels([a, other]) == ["run", "other"]
+    assert labels([a, ModelConfig("run", path="first/run", dtype="float32")]) == ["run dtype=auto", "run dtype=float32"]
+
+
+def test_a_model_config_needs_no_torch():
+    code = "import sys, compresskv.model_config; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=os.environ).returncode == 0
