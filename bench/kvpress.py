@@ -86,11 +86,12 @@ def kvpress(model: LoadedModel, names: list[tuple[str, int | None]]) -> Iterator
         "sinks": SINKS,
     }
     # Isolated: the folder of a script is searched first otherwise, and this file would be found for the real kvpress.
-    command = [ENVIRONMENT / "bin" / "python", "-I", SIDE]
+    command = [str(ENVIRONMENT / "bin" / "python"), "-I", str(SIDE)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
 
         def ask(question: Any) -> Any:
             print(json.dumps(question), file=process.stdin, flush=True)
+            assert process.stdout is not None
             if not (line := process.stdout.readline()):
                 raise SystemExit(f"{SIDE.name} failed: its error is above")
             return json.loads(line)

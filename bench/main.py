@@ -20,13 +20,15 @@ from compresskv.engine.in_layer import LayerwiseCache
 from compresskv.engine.prefill import FULL, Setting, prefill
 from compresskv.models import LoadedModel
 from compresskv.protocol import EvaluationProtocol
+from evals.niah.config import Niah
 from evals.niah.evaluation import NiahTask
 
 
 def prompts(model: LoadedModel, lengths: list[int]) -> list[torch.Tensor]:
     """Needle prompts of about these lengths, at different depths."""
-    base = job(f"eval.lengths={sorted(set(lengths))}").eval
-    task = NiahTask(base, model, EvaluationProtocol())
+    evaluation = job(f"eval.lengths={sorted(set(lengths))}").eval
+    assert isinstance(evaluation, Niah)
+    task = NiahTask(evaluation, model, EvaluationProtocol())
     return [task.prompt(length, (i + 1) / (len(lengths) + 1))[0] for i, length in enumerate(lengths)]
 
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from pkgutil import resolve_name
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 
 from compresskv.checking import Ge, Gt, Le, MinLen, PathText, checked, checked_value, readable, refuse_unknown
 from compresskv.errors import UserError
@@ -14,8 +14,6 @@ from compresskv.observation import ObservationConfig
 from compresskv.protocol import EvaluationProtocol
 from evals.evaluation import Evaluation
 from evals.loggers import Logger
-
-T = TypeVar("T")
 
 Tokens = Annotated[int, Ge(1), Le(100_000_000)]
 
@@ -102,13 +100,13 @@ def job_from(config: Mapping[str, Any]) -> Job:
     return job
 
 
-def plug_in(where: str, kind: type[T], node: Any) -> T:
+def plug_in(where: str, kind: Any, node: Any) -> Any:
     """The frozen dataclass that `_target_` names, a subclass of `kind`, with the rest of `node` as its fields."""
     values = dict(_mapping(where, node))
     return checked(where, plug_in_class(f"{where}._target_", kind, values.pop("_target_", None)), values)
 
 
-def plug_in_class(where: str, kind: type[T], target: Any) -> type[T]:
+def plug_in_class(where: str, kind: Any, target: Any) -> Any:
     """The subclass of `kind` that the dotted name `target` stands for."""
     target = checked_value(where, Annotated[str, MinLen(1)], target)
     module, _, name = target.rpartition(".")

@@ -10,6 +10,7 @@ from compresskv.models import LoadedModel
 from compresskv.protocol import EvaluationProtocol
 from evals.evaluation import Task
 from evals.job import Job
+from evals.niah.config import Niah
 from evals.niah.evaluation import NiahTask
 from evals.progress import Progress
 from evals.results.schema import Line
@@ -95,6 +96,7 @@ def _compare(
 ) -> Comparison:
     for job in (corrected, released):
         if job.protocol not in tasks:
+            assert isinstance(job.eval, Niah)
             tasks[job.protocol] = NiahTask(job.eval, model, job.protocol)
     before, after = tasks[corrected.protocol], tasks[released.protocol]
     try:
@@ -122,7 +124,7 @@ def _key(job: Job) -> tuple[str, str, int | None]:
     return job.protocol.name, job.method.name, job.budget
 
 
-def tell(comparisons: Sequence[Comparison], finished: Mapping[tuple[str, str, int | None], list[Line]]) -> str:
+def tell(comparisons: Sequence[Comparison], finished: Mapping[tuple[str, str, int | None], Sequence[Line]]) -> str:
     """The effect cell of one field: a part for each method, one sentence where all say the same."""
     parts = []
     for c in comparisons:
@@ -141,9 +143,10 @@ def paired(corrected: Sequence[Line], released: Sequence[Line]) -> str:
     pairs = [(line, by_id[line["id"]]) for line in corrected]
     prompts = sum(a["prompt_sha256"] != b["prompt_sha256"] for a, b in pairs)
     answers = sum(a["prediction"] != b["prediction"] for a, b in pairs)
-    scores = [[pair[side]["score"] for pair in pairs] for side in (0, 1)]
-    change = difference(*scores)
-    before, after = map(fmean, scores)
+    scores_before = [pair[0]["score"] for pair in pairs]
+    scores_after = [pair[1]["score"] for pair in pairs]
+    change = difference(scores_before, scores_after)
+    before, after = fmean(scores_before), fmean(scores_after)
     low, high = change.interval or (change.mean, change.mean)
     differing = f"{answers} of {len(pairs)} answers differ"
     if prompts:
@@ -156,7 +159,7 @@ def _signed(value: float) -> str:
     return "0.0" if value == 0 else f"{value:+.1f}".replace("-", "−")
 
 
-def _conditions(model: LoadedModel, task: Task, finished: Mapping[object, Sequence[Line]]) -> str:
+def _conditions(model: LoadedModel, task: Task, finished: Mapping[tuple[str, str, int | None], Sequence[Line]]) -> str:
     spent = sum(seconds(line) for lines in finished.values() for line in lines)
     lengths = sorted({line["length"] for lines in finished.values() for line in lines})
     return (

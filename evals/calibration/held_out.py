@@ -31,7 +31,7 @@ from evals.haystack import Haystack
 from evals.longbench.metrics import qa_f1
 from evals.progress import Progress
 from evals.results.resumable import complete
-from evals.results.schema import SampleLine
+from evals.results.schema import Line
 from evals.results.store import write_json
 from evals.rouge import rouge1_recall
 
@@ -108,13 +108,13 @@ class HeldOutCalibration:
             "max_steps": self.config.max_steps,
         }
 
-    def observe_heads(self) -> Mapping[str, SampleLine]:
+    def observe_heads(self) -> Mapping[str, Line]:
         """First pass: every cell's answer and head scores, by id."""
         folder = self.folder / f"heads-{digest(self.identity)}"
         cells = {cell.id: cell for cell in self.cells}
         return complete(folder, f"{self.model.name} retrieval heads", cells, self._head_line, self.progress)
 
-    def _head_line(self, cell: Cell) -> SampleLine:
+    def _head_line(self, cell: Cell) -> Line:
         tokenizer = self.model.tokenizer
 
         def stop(tokens: Sequence[int]) -> bool:
@@ -138,12 +138,12 @@ class HeldOutCalibration:
             **{kind: rounded(getattr(observed, kind)) for kind in KINDS[cell.needle.sort]},
         }
 
-    def accepted(self, heads: Mapping[str, SampleLine]) -> dict[str, list[Cell]]:
+    def accepted(self, heads: Mapping[str, Line]) -> dict[str, list[Cell]]:
         """The cells that the model answered, by sort of needle."""
         answered = [cell for cell in self.cells if heads[cell.id]["accepted"]]
         return {sort: [cell for cell in answered if cell.needle.sort == sort] for sort in KINDS}
 
-    def head_scores(self, heads: Mapping[str, SampleLine], accepted: Mapping[str, Sequence[Cell]]) -> dict[str, Tensor]:
+    def head_scores(self, heads: Mapping[str, Line], accepted: Mapping[str, Sequence[Cell]]) -> dict[str, Tensor]:
         """Mean scores over the accepted prompts, [layers, q_heads], by kind; none of a kind with too few prompts."""
         scores = {}
         for sort, kinds in KINDS.items():
@@ -153,12 +153,12 @@ class HeldOutCalibration:
         return scores
 
     def observe_errors(
-        self, heads: Mapping[str, SampleLine], cells: Sequence[Cell], scorers: Sequence[SemanticHeadScorer]
-    ) -> Mapping[str, SampleLine]:
+        self, heads: Mapping[str, Line], cells: Sequence[Cell], scorers: Sequence[SemanticHeadScorer]
+    ) -> Mapping[str, Line]:
         """Second pass: layer errors [scorers][layers] of each cell, and the share of its answer kept, by id."""
         projections = output_projections(self.model)
 
-        def line(cell: Cell) -> SampleLine:
+        def line(cell: Cell) -> Line:
             ids, span = make_prompt(self.model, cell, self.haystack)
             tokens = heads[cell.id]["tokens"]
             errors, kept = layer_errors.observe(self.model.model, ids, tokens, scorers, projections, FLOOR)
@@ -174,7 +174,7 @@ class HeldOutCalibration:
         accepted: Mapping[str, Sequence[Cell]],
         scores: Mapping[str, Tensor],
         counts: Sequence[int],
-        errors: Mapping[str, SampleLine],
+        errors: Mapping[str, Line],
     ) -> dict[str, Any]:
         """The content of the calibration file; `counts` are the numbers of heads that `errors` compares."""
         cells = accepted["copy"]
@@ -216,7 +216,7 @@ class HeldOutCalibration:
             )
 
 
-def _layer_scores(errors: Mapping[str, SampleLine], cells: Sequence[Cell], scorer: int) -> list[float]:
+def _layer_scores(errors: Mapping[str, Line], cells: Sequence[Cell], scorer: int) -> list[float]:
     """Each layer's share of the error, the needles acting as the datasets."""
     by_needle: dict[str, Tensor] = {}
     for cell in cells:

@@ -24,7 +24,7 @@ from evals.longbench.config import LongBench
 from evals.longbench.evaluation import LongBenchTask
 from evals.progress import Progress
 from evals.results.resumable import complete
-from evals.results.schema import SampleLine
+from evals.results.schema import Line
 from evals.results.store import write_json
 
 
@@ -52,7 +52,7 @@ def run(
         samples |= {f"{task.name}-{id}": (task, id) for id in task.sample_ids}
     projections = output_projections(model)
 
-    def line(named: tuple[LongBenchTask, str]) -> SampleLine:
+    def line(named: tuple[LongBenchTask, str]) -> Line:
         task, id = named
         sample = task.sample(id)
         errors, _ = layer_errors.observe(model.model, sample.ids, sample.stopping, [scorer], projections, FLOOR)

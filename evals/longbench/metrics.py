@@ -15,7 +15,7 @@ from difflib import SequenceMatcher
 from functools import cache, lru_cache
 
 from compresskv.errors import UserError
-from evals.longbench.rouge_l import rouge_l
+from evals.longbench.rouge_l import RougeL, rouge_l
 from evals.longbench.tasks import Task
 
 # The punctuation that the official Chinese normalisation removes besides ASCII's; "《" and "〈" are not among it.
@@ -179,9 +179,19 @@ def _jieba():
     return jieba.Tokenizer()
 
 
-def _rouge_l_zh(prediction: str, reference: str):
+def _rouge_l_zh(prediction: str, reference: str) -> RougeL:
     """ROUGE-L of jieba's words (accurate mode) joined by spaces."""
     return rouge_l(" ".join(_segment(prediction)), " ".join(_segment(reference)))
+
+
+def rouge_l_f(prediction: str, reference: str, classes: Sequence[str] | None = None) -> float:
+    """ROUGE-L F-measure, as the package `rouge` counts it."""
+    return rouge_l(prediction, reference).f
+
+
+def rouge_l_zh_f(prediction: str, reference: str, classes: Sequence[str] | None = None) -> float:
+    """ROUGE-L F-measure of jieba's words."""
+    return _rouge_l_zh(prediction, reference).f
 
 
 _ROUGE = {"rouge_l": rouge_l, "rouge_l_zh": _rouge_l_zh}
@@ -189,8 +199,8 @@ _ROUGE = {"rouge_l": rouge_l, "rouge_l_zh": _rouge_l_zh}
 METRICS: dict[str, Callable[[str, str, Sequence[str] | None], float]] = {
     "qa_f1": qa_f1,
     "qa_f1_zh": qa_f1_zh,
-    "rouge_l": lambda prediction, reference, classes=None: rouge_l(prediction, reference).f,
-    "rouge_l_zh": lambda prediction, reference, classes=None: _rouge_l_zh(prediction, reference).f,
+    "rouge_l": rouge_l_f,
+    "rouge_l_zh": rouge_l_zh_f,
     "classification": classification,
     "count": count,
     "retrieval": retrieval,

@@ -48,7 +48,8 @@ def score_file(path: Path, task: Task) -> TaskScore:
             samples.append(score_sample(task, prediction, answers, classes))
         except UserError as error:
             raise UserError(f"{place}: {error}") from error
-    check = None if None in lengths else check_unordered(task.name, zip(all_answers, lengths, strict=True))
+    known = [length for length in lengths if length is not None]
+    check = check_unordered(task.name, zip(all_answers, known, strict=True)) if len(known) == len(lengths) else None
     return task_score(task, samples, check)
 
 
@@ -59,8 +60,10 @@ def print_table(scores: Mapping[str, TaskScore]) -> None:
     from rich.table import Table
 
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for heading, justify in (("task", "left"), ("category", "left"), ("n", "right"), ("score", "right")):
-        table.add_column(heading, justify=justify, no_wrap=True)
+    for heading in ("task", "category"):
+        table.add_column(heading, no_wrap=True)
+    for heading in ("n", "score"):
+        table.add_column(heading, justify="right", no_wrap=True)
     table.add_column("95% CI", justify="right", no_wrap=True)
     table.add_column("", style="yellow")
     for name, score in scores.items():

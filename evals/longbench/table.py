@@ -10,18 +10,20 @@ from evals.longbench.metrics import SampleScore
 from evals.longbench.official import check_rows
 from evals.longbench.tasks import TASKS
 from evals.results.record import Record
-from evals.results.schema import SampleLine
+from evals.results.schema import Line
 
 COLUMNS = 5
 """Settings beside each other in one table."""
 
 
-def score(task: str, lines: Sequence[SampleLine]) -> TaskScore:
+def score(task: str, lines: Sequence[Line]) -> TaskScore:
     """The score of a task's sample lines, checked against the official rows."""
-    samples = [
-        SampleScore(line["score"] / 100, line.get("score_official", line["score"]) / 100, "score_official" in line)
-        for line in lines
-    ]
+    samples = []
+    for line in lines:
+        # Where the official evaluation would fail on a pair, its score of 0 stands beside ours.
+        overflow = "score_official" in line
+        official = line["score_official"] if overflow else line["score"]
+        samples.append(SampleScore(line["score"] / 100, official / 100, overflow))
     rows = [(int(line["id"]), line["answers"], line["length"]) for line in lines]
     return task_score(TASKS[task], samples, check_rows(task, rows))
 

@@ -12,13 +12,13 @@ from matplotlib.axes import Axes
 from matplotlib.image import AxesImage
 
 from evals.results.record import Record
-from evals.results.schema import SampleLine
+from evals.results.schema import Line
 
 # Perceptually uniform, safe for colour-blind readers, and monotone in lightness, so it survives grey printing.
 COLOURS = "cividis"
 
 
-def grid(lines: Sequence[SampleLine], metric: str) -> tuple[np.ndarray, list[int], list[float]]:
+def grid(lines: Sequence[Line], metric: str) -> tuple[np.ndarray, list[int], list[float]]:
     """Mean `metric` by depth (rows) and length (columns); NaN where nothing ran. Returns the lengths and depths too."""
     lengths = sorted({line["length"] for line in lines})
     depths = sorted({line["depth"] for line in lines})
@@ -31,7 +31,7 @@ def grid(lines: Sequence[SampleLine], metric: str) -> tuple[np.ndarray, list[int
     return cells, lengths, depths
 
 
-Panel = tuple[str, Sequence[SampleLine]]
+Panel = tuple[str, Sequence[Line]]
 """A setting's name and its sample lines."""
 
 COLUMNS = 4
@@ -72,7 +72,7 @@ def draw(rows: Sequence[Sequence[Panel]], title: str, stem: Path, metric: str = 
     return paths
 
 
-def _draw_panel(axis: Axes, name: str, lines: Sequence[SampleLine], metric: str) -> AxesImage:
+def _draw_panel(axis: Axes, name: str, lines: Sequence[Line], metric: str) -> AxesImage:
     """One heatmap, with the mean in its title and, if there is room, the value of each cell."""
     axis.set_visible(True)
     cells, lengths, depths = grid(lines, metric)

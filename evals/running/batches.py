@@ -12,7 +12,7 @@ from compresskv.engine.prefill import PrefillError, Setting
 from compresskv.models import LoadedModel
 from evals.evaluation import Sample, Task
 from evals.job import Job
-from evals.results.schema import SampleLine
+from evals.results.schema import Line
 from evals.results.store import SampleStore
 
 
@@ -99,7 +99,7 @@ def run_batch(model: LoadedModel, sample: Sample, batch: Sequence[SettingRun]) -
             run.store.append(_line(model, sample, generation) | {"batch": keys, "timing": timing})
 
 
-def _line(model: LoadedModel, sample: Sample, generation: Generation) -> SampleLine:
+def _line(model: LoadedModel, sample: Sample, generation: Generation) -> Line:
     """What one setting generated for one sample, and what it kept."""
     prediction = model.tokenizer.decode(generation.tokens, skip_special_tokens=True)
     return {
