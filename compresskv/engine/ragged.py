@@ -51,7 +51,7 @@ def bucketed_capacities(counts: Sequence[int], room: int) -> list[int]:
         if len(sizes) <= MOST_BUCKETS and allocated + added[place] > limit:
             break
         allocated += added[place]
-        rows[place + 1] += rows.pop(place)
+        rows[place : place + 2] = [rows[place] + rows[place + 1]]
         del sizes[place]
     return [next(size for size in sizes if size >= row) + room for row in exact]
 
