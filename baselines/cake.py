@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
+import torch
+
 from compresskv.apportion import sainte_lague
 from compresskv.checking import Ge, Le
 from compresskv.context import Context
@@ -63,7 +65,8 @@ class CakeScorer:
         entropy = -(shares * (shares + 1e-10).log()).sum()
         variance = attention.var(1)
         scores = self.observation.pool(attention.mean(1) + self.gamma * variance)
-        return CakeScores(group_mean(scores, layer.kv_heads), entropy.item(), variance.sum().item())
+        dispersion, shift = torch.stack([entropy, variance.sum().float()]).tolist()  # waits for the device once
+        return CakeScores(group_mean(scores, layer.kv_heads), dispersion, shift)
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,11 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.attention.bias import CausalBias, CausalVariant
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_flatten, tree_map
+
+from tests.support.live_memory import LiveBytes
 
 aten = torch.ops.aten
 
@@ -26,7 +29,8 @@ CPU = torch.device("cpu")
 class Counts:
     """What was asked of the device.
 
-    `moves` go from one device to another; `attention` are the distinct problems of scaled_dot_product_attention.
+    `moves` go from one device to another; `attention` are the distinct problems of scaled_dot_product_attention,
+    `live` (if set) counts the bytes alive.
     """
 
     launches: Counter[str] = field(default_factory=Counter)
@@ -34,6 +38,7 @@ class Counts:
     uploads: int = 0
     moves: int = 0
     attention: set[Any] = field(default_factory=set)
+    live: LiveBytes | None = None
 
     @property
     def total(self) -> int:
@@ -152,8 +157,11 @@ def _common_device(name: str, args: Any, kwargs: Any) -> torch.device:
 
 
 def _wrap(value: Any, device: torch.device) -> Any:
-    wanted = isinstance(value, Tensor) and not isinstance(value, LogicalTensor) and device != CPU
-    return LogicalTensor(value, device) if wanted else value
+    if not isinstance(value, Tensor) or isinstance(value, LogicalTensor) or device == CPU:
+        return value
+    if _counts.live:
+        _counts.live.add(value)
+    return LogicalTensor(value, device)
 
 
 def _unwrap(value: Any) -> Any:
@@ -161,16 +169,22 @@ def _unwrap(value: Any) -> Any:
 
 
 def _attention(query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None, enable_gqa=False):
-    """One launch; the problem is what a library of kernels would plan for."""
+    """One launch without memory of its own; the problem is what a library of kernels would plan for."""
+    mask = attn_mask
+    if isinstance(attn_mask, CausalBias):
+        # Only a kernel that knows it takes no memory for it, and flash alone has both it and groups.
+        assert attn_mask.variant == CausalVariant.LOWER_RIGHT
+        new, total = attn_mask.seq_len_q, attn_mask.seq_len_kv
+        attn_mask, mask = None, torch.ones(new, total, dtype=torch.bool).tril(total - new)
     device = _common_device("scaled_dot_product_attention", (query, key, value, attn_mask), {})
     _counts.launches["scaled_dot_product_attention"] += 1
     _counts.attention.add(
         tuple(
             None if t is None else (tuple(t.shape), t.stride()) if isinstance(t, Tensor) else t
-            for t in (query, key, value, attn_mask, is_causal)
+            for t in (query, key, value, attn_mask, is_causal, enable_gqa)
         )
     )
-    inner = [_unwrap(t) for t in (query, key, value, attn_mask)]
+    inner = [_unwrap(t) for t in (query, key, value, mask)]
     out = F.scaled_dot_product_attention(*inner, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa)
     return _wrap(out, device)
 
@@ -260,7 +274,7 @@ class _Factories(TorchFunctionMode):
                     _counts.uploads += 1
                 elif func not in (torch.empty,):
                     _counts.launches[func.__name__] += 1
-                return LogicalTensor(out, torch.device(device))
+                return _wrap(out, torch.device(device))
             return out
         return func(*args, **kwargs)
 
