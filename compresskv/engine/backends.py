@@ -18,6 +18,7 @@ from compresskv.engine.ragged import (
     exact_capacities,
 )
 from compresskv.engine.rows import Bucket, BucketedRows, LayerRows, Source
+from compresskv.hardware import AMPERE
 
 
 class Backend(Protocol):
@@ -43,10 +44,10 @@ class Backend(Protocol):
         ...
 
 
-def flash_serves(query: Tensor) -> bool:
-    """Whether the flash kernels of torch and of flash-attn can run: half precision, Ampere or newer."""
-    half = query.dtype in (torch.float16, torch.bfloat16)
-    return half and query.is_cuda and torch.cuda.get_device_capability(query.device) >= (8, 0)
+def flash_serves(dtype: torch.dtype, device: torch.device) -> bool:
+    """Whether torch's flash kernel runs: half precision, on Ampere or newer."""
+    half = dtype in (torch.float16, torch.bfloat16)
+    return half and device.type == "cuda" and torch.cuda.get_device_capability(device) >= AMPERE
 
 
 class SDPA:
@@ -65,7 +66,7 @@ class SDPA:
             # The same, but known to CUDA's kernels, so that it takes no memory.
             mask = causal_lower_right(new, total)
         grouped = query.shape[1] != key.shape[1]
-        if grouped and query.is_cuda and (slides or not flash_serves(query)):
+        if grouped and query.is_cuda and (slides or not flash_serves(query.dtype, query.device)):
             # CUDA's efficient kernel takes no groups, and the one that is left would hold all logits.
             groups, grouped = query.shape[1] // key.shape[1], False
             key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)

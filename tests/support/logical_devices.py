@@ -18,7 +18,7 @@ from torch.nn.attention.bias import CausalBias, CausalVariant
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_flatten, tree_map
 
-from tests.support.live_memory import LiveBytes
+from compresskv.engine.live_bytes import LiveBytes
 
 aten = torch.ops.aten
 

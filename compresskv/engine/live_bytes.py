@@ -3,15 +3,14 @@
 from collections.abc import Iterable
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_flatten
+from torch.utils._pytree import tree_leaves
 
 
 class LiveBytes:
-    """Counts the storages that it is shown for as long as they live; those of `ignored` tensors never."""
+    """Counts the storages of the tensors that it is shown, for as long as they live; those of `ignored` ones never."""
 
     def __init__(self, ignored: Iterable[Tensor] = ()):
         self.ignored = {tensor.untyped_storage().data_ptr() for tensor in ignored}
@@ -35,16 +34,16 @@ class LiveBytes:
         self.peak = self.now()
 
 
-class LiveMemory(TorchDispatchMode):
-    """Shows what every operation makes on the CPU to a `LiveBytes`."""
+class LiveBytesMode(TorchDispatchMode):
+    """While it is entered, `live` is shown what every operation on the CPU makes."""
 
-    def __init__(self, model: nn.Module):
+    def __init__(self, ignored: Iterable[Tensor] = ()):
         super().__init__()
-        self.live = LiveBytes([*model.parameters(), *model.buffers()])
+        self.live = LiveBytes(ignored)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
-        for value in tree_flatten(out)[0]:
+        for value in tree_leaves(out):
             if isinstance(value, Tensor):
                 self.live.add(value)
         return out
