@@ -38,8 +38,8 @@ class Measurement:
     """One generation: seconds to the first token (prefill, scoring and eviction), milliseconds a token after that.
 
     `launch_bound`: a decode step takes the host about as long to ask for as it takes in all, so that the GPU waits for
-    launches (None without a GPU). `cache_bytes` are allocated for kept and new tokens; `peak_bytes` of the process or of all GPUs together, each at
-    its own moment, None if unknown, and `peak_bytes_by_gpu` each of theirs.
+    launches (None without a GPU). `cache_bytes` are allocated for kept and new tokens; `peak_bytes` of the process or
+    of all GPUs together, each at its own moment, None if unknown, and `peak_bytes_by_gpu` each of theirs.
     """
 
     first_token_s: float

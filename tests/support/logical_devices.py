@@ -6,7 +6,7 @@ operation on tensors of different devices is an error, as on real GPUs. What a G
 """
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn.attention.bias import CausalBias, CausalVariant
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_flatten, tree_map
+from transformers import PreTrainedModel
 
 from compresskv.engine.live_bytes import LiveBytes
 
@@ -196,12 +197,12 @@ def _tolist(tensor: Tensor) -> Any:
 
 def _to(tensor: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     """`Tensor.to`: another device, dtype or both."""
-    places = [value for value in (*args, kwargs.get("device")) if isinstance(value, (str, torch.device, int))]
+    places = [value for value in (*args, kwargs.get("device")) if isinstance(value, (str, torch.device))]
     dtypes = [value for value in (*args, kwargs.get("dtype")) if isinstance(value, torch.dtype)]
     for value in args:
         if isinstance(value, Tensor):
             places, dtypes = [value.device], [value.dtype]
-    source, target = tensor.device, torch.device(places[0]) if places and places[0] is not True else tensor.device
+    source, target = tensor.device, torch.device(places[0]) if places else tensor.device
     inner = _unwrap(tensor)
     dtype = dtypes[0] if dtypes else inner.dtype
     if source == target and dtype == inner.dtype:
@@ -244,7 +245,27 @@ def _logical(tensor: Tensor) -> bool:
     return isinstance(tensor, LogicalTensor)
 
 
+def _contiguous(tensor: Tensor) -> Tensor:
+    if tensor.inner.is_contiguous():
+        return tensor
+    _counts.launches["copy"] += 1
+    return _wrap(tensor.inner.contiguous(), tensor.device)
+
+
+def _host_value(kind: Callable[[Tensor], Any]) -> Callable[[Tensor], Any]:
+    def value(tensor: Tensor) -> Any:
+        _counts.syncs["item"] += 1
+        return kind(tensor.inner)
+
+    return value
+
+
 INTERCEPTED = {
+    Tensor.contiguous: _contiguous,
+    Tensor.item: _host_value(Tensor.item),
+    Tensor.__int__: _host_value(int),
+    Tensor.__float__: _host_value(float),
+    Tensor.__bool__: _host_value(bool),
     Tensor.to: _to,
     Tensor.cpu: lambda tensor: _to(tensor, CPU),
     Tensor.__getitem__: _getitem,
@@ -282,11 +303,17 @@ class _Factories(TorchFunctionMode):
 @contextmanager
 def logical_devices() -> Iterator[Counts]:
     """Tensors may be made on CUDA devices that are not there; yields what is counted meanwhile."""
+    with counting() as counts, _Factories():
+        yield counts
+
+
+@contextmanager
+def counting() -> Iterator[Counts]:
+    """What is asked of the device meanwhile."""
     global _counts
     before, _counts = _counts, Counts()
     try:
-        with _Factories():
-            yield _counts
+        yield _counts
     finally:
         _counts = before
 
@@ -297,7 +324,7 @@ def place(model: nn.Module, devices: dict[str, str] | str) -> nn.Module:
     def device_of(name: str) -> torch.device:
         if isinstance(devices, str):
             return torch.device(devices)
-        prefixes = [prefix for prefix in devices if name == prefix or name.startswith(f"{prefix}.")]
+        prefixes = [prefix for prefix in devices if not prefix or f"{name}.".startswith(f"{prefix}.")]
         return torch.device(devices[max(prefixes, key=len)])
 
     for path, module in model.named_modules():
@@ -309,3 +336,40 @@ def place(model: nn.Module, devices: dict[str, str] | str) -> nn.Module:
             if buffer is not None:
                 module._buffers[name] = LogicalTensor(buffer, device_of(f"{path}.{name}".lstrip(".")))
     return model
+
+
+def spread(model: PreTrainedModel, layers: Sequence[str], others: str) -> PreTrainedModel:
+    """Claim that each layer of `model` is on its device, and embeddings, norm and head on another.
+
+    Inputs of a module are moved to its device, as accelerate does for `device_map`.
+    """
+    places = {"": others, **{f"model.layers.{index}": device for index, device in enumerate(layers)}}
+    for name, module in place(model, places).named_modules():
+        if name in places and name:
+            module.register_forward_pre_hook(_moving_to(torch.device(places[name])), with_kwargs=True)
+    for module in (model.model.norm, model.lm_head):
+        module.register_forward_pre_hook(_moving_to(torch.device(others)), with_kwargs=True)
+    return model
+
+
+def _moving_to(device: torch.device) -> Callable[..., Any]:
+    def move(value: Any) -> Any:
+        return value.to(device) if isinstance(value, Tensor) else value
+
+    def hook(module: nn.Module, args: Any, kwargs: Any) -> Any:
+        return tree_map(move, args), {
+            name: value if name == "past_key_values" else tree_map(move, value) for name, value in kwargs.items()
+        }
+
+    return hook
+
+
+def on_the_cpu(kernel: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """A kernel for logical tensors of one device, computed by `kernel` on the CPU without memory of its own."""
+
+    def launched(*args: Any, **kwargs: Any) -> Tensor:
+        device = _common_device(kernel.__name__, args, kwargs)
+        _counts.launches[kernel.__name__] += 1
+        return _wrap(kernel(*tree_map(_unwrap, args), **tree_map(_unwrap, kwargs)), device)
+
+    return launched
