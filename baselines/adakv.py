@@ -12,27 +12,59 @@ from typing import Annotated
 
 import torch
 
-from baselines.snapkv import SnapKVScorer
+from baselines.snapkv import Grouping, SnapKVScorer
 from compresskv.apportion import largest_remainder
 from compresskv.checking import Ge, Le
 from compresskv.context import Context
-from compresskv.eviction import LayerScores, PromptShape
+from compresskv.errors import UserError
+from compresskv.eviction import Allocator, LayerPrefill, LayerScores, Observation, PromptShape, Scorer
+
+
+@dataclass(frozen=True)
+class ContestedScorer:
+    """One scorer ranks the tokens of each KV head, another one compares the heads of a layer."""
+
+    ranking: Scorer
+    contest: Scorer
+
+    @property
+    def window(self) -> int:
+        return self.ranking.window
+
+    def __call__(self, layer: LayerPrefill) -> LayerScores:
+        return LayerScores(self.ranking(layer).scores, contest=self.contest(layer).scores)
 
 
 @dataclass(frozen=True)
 class AdaKVAllocator:
-    """Every layer has the same budget; its KV heads share it by how many of the layer's best scores are theirs.
+    """The KV heads of a layer share its budget by how many of the layer's best scores are theirs.
 
-    `alpha` of it, 0 to 1, is shared equally. `exact`: no token is lost to rounding.
+    `alpha` of it, 0 to 1, is shared equally. `layers` gives each layer its budget; None: the same to all. `exact`: no
+    token is lost. Otherwise shares are rounded, and the equal part is that of the mean budget, whatever the layer's.
     """
 
     alpha: float = 0.2
     exact: bool = True
+    layers: Allocator | None = None
 
     def __call__(self, scores: Sequence[LayerScores], shape: PromptShape, budget: int) -> list[tuple[int, ...]]:
         base = budget - shape.window
-        split = apportioned if self.exact else rounded
-        return [split(winners(layer, base), base, self.alpha) for layer in scores]
+        budgets = self.layers(scores, shape, budget) if self.layers else [base] * len(scores)
+        capacities = []
+        for layer, own in zip(scores, budgets, strict=True):
+            if not layer.heads_differ:
+                raise UserError(
+                    "this allocator compares the KV heads of a layer, but the scorer scores all of them alike: "
+                    "use method=adacompresskv for semantic heads, or method/allocator=uniform"
+                )
+            assert isinstance(own, int)
+            if own > shape.past:
+                capacities.append((shape.past,) * shape.kv_heads)
+            elif self.exact:
+                capacities.append(apportioned(winners(layer, own), own, self.alpha))
+            else:
+                capacities.append(rounded(winners(layer, own), base, self.alpha))
+        return capacities
 
 
 def winners(layer: LayerScores, base: int) -> tuple[int, ...]:
@@ -56,12 +88,24 @@ def rounded(winners: tuple[int, ...], base: int, alpha: float) -> tuple[int, ...
     return tuple(round(won * (1 - alpha) + int(base * alpha)) for won in winners)
 
 
-def scorer(context: Context) -> SnapKVScorer:
-    """SnapKV's scores, always from a KV head's own query heads; the official code pools by maximum over 7."""
-    observation = context.scoring
+def head_observation(context: Context) -> Observation:
+    """The run's; `head_pooling=official` pools by maximum over 7, as the repositories of AdaKV and HeadKV do."""
     if context.protocol.head_pooling == "official":
-        observation = replace(observation, kernel=7, pooling="max")
-    return SnapKVScorer(observation)
+        return replace(context.scoring, kernel=7, pooling="max")
+    return context.scoring
+
+
+def scorer(
+    context: Context, *, grouping: Grouping | None, contest_grouping: Grouping | None
+) -> SnapKVScorer | ContestedScorer:
+    """SnapKV's scores: those of `grouping` rank a head's tokens, those of `contest_grouping` compare heads.
+
+    None: as the protocol groups.
+    """
+    observation, usual = head_observation(context), context.protocol.gqa_grouping
+    ranking = SnapKVScorer(observation, grouping or usual)
+    contest = SnapKVScorer(observation, contest_grouping or usual)
+    return ranking if ranking == contest else ContestedScorer(ranking, contest)
 
 
 def allocator(context: Context, *, alpha: Annotated[float, Ge(0), Le(1)]) -> AdaKVAllocator:

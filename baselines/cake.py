@@ -37,14 +37,22 @@ The first two are in CompressKV's repository and CAKE's (antgroup/cakekv c4675ce
 
 @dataclass(frozen=True, eq=False)
 class CakeScores(LayerScores):
-    """With the attention's `dispersion` over past tokens (entropy, nats) and `shift` over the window (variance)."""
+    """With the attention's `dispersion` over past tokens (entropy, nats) and `shift` over the window (variance).
+
+    `dtype`: that of the shift and its power, as in the released code; None: float64.
+    """
 
     dispersion: float = 0.0
     shift: float = 0.0
+    dtype: torch.dtype | None = None
 
     def preference(self, taus: tuple[float, float]) -> float:
         """dispersion^(1/tau1) · shift^(1/tau2), kept above zero so that it can be a share."""
-        return max(max(self.dispersion, 0.0) ** (1 / taus[0]) * self.shift ** (1 / taus[1]), 1e-300)
+        dispersion = max(self.dispersion, 0.0)
+        if self.dtype is None:
+            return max(dispersion ** (1 / taus[0]) * self.shift ** (1 / taus[1]), 1e-300)
+        powers = torch.tensor(dispersion) ** (1 / taus[0]), torch.tensor(self.shift, dtype=self.dtype) ** (1 / taus[1])
+        return max((powers[0] * powers[1]).item(), 1e-300)
 
 
 @dataclass(frozen=True)
@@ -65,8 +73,14 @@ class CakeScorer:
         entropy = -(shares * (shares + 1e-10).log()).sum()
         variance = attention.var(1)
         scores = self.observation.pool(attention.mean(1) + self.gamma * variance)
-        dispersion, shift = torch.stack([entropy, variance.sum().float()]).tolist()  # waits for the device once
-        return CakeScores(group_mean(scores, layer.kv_heads), dispersion, shift)
+        scores = group_mean(scores, layer.kv_heads)
+        as_released = self.observation.dtype is None
+        # As released: over the heads, rounded to the model's dtype, then over the columns.
+        total = variance.sum(0).sum() if as_released else variance.sum()
+        dispersion, shift = torch.stack([entropy, total.float()]).tolist()  # waits for the device once
+        if as_released:
+            return CakeScores(scores, dispersion, shift, variance.dtype)
+        return CakeScores(scores, dispersion, shift)
 
 
 @dataclass(frozen=True)

@@ -1,15 +1,20 @@
 """HeadKV (Fu et al. 2024, arXiv 2410.19258): heads that retrieve, measured once per model, keep more tokens.
 
 Every head gets a small part of the budget; a pool of the rest is shared in proportion to the heads' scores. The scores
-are of query heads, the cache of KV heads: a KV head's capacity is the mean over its query heads, and its tokens are
+are of query heads, the cache of KV heads: a KV head's share is the sum over its query heads, and its tokens are
 selected as SnapKV does.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import chain
 from typing import Annotated, Literal
 
+import torch
+
+from baselines.adakv import head_observation
+from baselines.snapkv import Grouping, SnapKVScorer
 from compresskv.apportion import largest_remainder
 from compresskv.checking import Ge, Gt, Le
 from compresskv.context import Context
@@ -26,19 +31,22 @@ KINDS = {"retrieval": "traditional", "retrieval_reasoning": "retrieval_reasoning
 class HeadKVAllocator:
     """Capacities of KV heads from calibrated `head_scores`; 1 / `beta` of the budget goes into the shared pool.
 
-    Scores are normalised, raised to the power `temp`, and normalised again. `exact`: apportioned to the total;
-    otherwise each capacity is rounded, and what a head cannot use is lost.
+    Scores are normalised, raised to the power `temp`, and normalised again; a KV head gets those of the query heads
+    that `grouping` assigns to it. `exact`: apportioned to the total; otherwise each capacity is rounded, and what a
+    head cannot use is lost.
     """
 
     head_scores: HeadScores
-    beta: float = 1.01
+    beta: float = 1.2
     temp: float = 1.0
     exact: bool = True
+    grouping: Grouping = "contiguous"
 
     def __call__(self, scores: Sequence[LayerScores], shape: PromptShape, budget: int) -> list[tuple[int, ...]]:
         base = budget - shape.window
-        real = real_capacities(self.head_scores, base, self.beta, self.temp)
-        whole = apportioned(real, base, shape.kv_heads, shape.past) if self.exact else rounded(real, shape.kv_heads)
+        given, minimum = pool_and_minimum(base, self.beta)
+        shares = kv_head_shares(self.head_scores, self.temp, shape.kv_heads, self.grouping)
+        whole = apportioned(shares, given, minimum, shape.past) if self.exact else rounded(shares, given, minimum)
         return list(whole[: len(scores)])
 
 
@@ -49,14 +57,16 @@ def pool_and_minimum(base: int, beta: float) -> tuple[int, int]:
 
 
 @lru_cache(maxsize=256)
-def real_capacities(head_scores: HeadScores, base: int, beta: float, temp: float) -> HeadScores:
-    """Past tokens of each query head before rounding; their mean is `base`."""
-    given, minimum = pool_and_minimum(base, beta)
-    shares = _normalised([score for layer in head_scores for score in layer])
+def kv_head_shares(head_scores: HeadScores, temp: float, kv_heads: int, grouping: Grouping) -> HeadScores:
+    """Each KV head's share of the pool, [layer][KV head]; all of them sum to 1."""
+    shares = _normalised(list(chain.from_iterable(head_scores)))
     shares = _normalised([share**temp for share in shares])
-    heads = len(head_scores[0])
-    capacities = [share * given * len(shares) + minimum for share in shares]
-    return tuple(tuple(capacities[start : start + heads]) for start in range(0, len(capacities), heads))
+    by_layer = torch.tensor(shares, dtype=torch.float64).view(len(head_scores), -1)
+    if grouping == "strided":
+        grouped = by_layer.unflatten(1, (-1, kv_heads)).sum(1)
+    else:
+        grouped = by_layer.unflatten(1, (kv_heads, -1)).sum(2)
+    return tuple(map(tuple, grouped.tolist()))
 
 
 def _normalised(scores: list[float]) -> list[float]:
@@ -66,25 +76,26 @@ def _normalised(scores: list[float]) -> list[float]:
 
 
 @lru_cache(maxsize=256)
-def apportioned(capacities: HeadScores, base: int, kv_heads: int, cap: int) -> tuple[tuple[int, ...], ...]:
-    """Whole capacities of KV heads that sum to layers · kv_heads · `base`, none above `cap` past tokens."""
-    means = [sum(group) / len(group) for layer in capacities for group in _groups(layer, kv_heads)]
-    whole = largest_remainder(means, len(means) * base, [cap] * len(means))
-    return tuple(tuple(whole[start : start + kv_heads]) for start in range(0, len(whole), kv_heads))
+def apportioned(shares: HeadScores, given: int, minimum: int, cap: int) -> tuple[tuple[int, ...], ...]:
+    """Capacities that sum to layers · kv_heads · (`given` + `minimum`), none above `cap`, ties to the lower head."""
+    kv_heads = len(shares[0])
+    heads = len(shares) * kv_heads
+    real = [share * given * heads + minimum for share in chain.from_iterable(shares)]
+    whole = largest_remainder(real, heads * (given + minimum), [cap] * heads)
+    return tuple(tuple(whole[start : start + kv_heads]) for start in range(0, heads, kv_heads))
 
 
 @lru_cache(maxsize=256)
-def rounded(capacities: HeadScores, kv_heads: int) -> tuple[tuple[int, ...], ...]:
-    """Each query head's capacity rounded half to even, as released; then the mean over the group, rounded again."""
-    return tuple(
-        tuple(round(sum(map(round, group)) / len(group)) for group in _groups(layer, kv_heads)) for layer in capacities
-    )
+def rounded(shares: HeadScores, given: int, minimum: int) -> tuple[tuple[int, ...], ...]:
+    """Each capacity rounded half to even, in float32 as released."""
+    exact = torch.tensor(shares, dtype=torch.float32)
+    whole = (exact * (given * exact.numel()) + minimum).round()
+    return tuple(map(tuple, whole.int().tolist()))
 
 
-def _groups(layer: Sequence[float], kv_heads: int) -> list[Sequence[float]]:
-    """The query heads kG … kG+G−1 of each KV head k."""
-    size = len(layer) // kv_heads
-    return [layer[start : start + size] for start in range(0, len(layer), size)]
+def scorer(context: Context, *, grouping: Grouping | None) -> SnapKVScorer:
+    """SnapKV's scores; `grouping` None: as the protocol groups."""
+    return SnapKVScorer(head_observation(context), grouping or context.protocol.gqa_grouping)
 
 
 def allocator(
@@ -93,11 +104,13 @@ def allocator(
     head_scores: Literal["retrieval", "retrieval_reasoning", "semantic"],
     beta: Annotated[float, Ge(1), Le(1e6)],
     temp: Annotated[float, Gt(0), Le(100)],
+    grouping: Grouping | None,
 ) -> HeadKVAllocator:
     """`head_scores` of the calibration, raised to `temp`, share a pool of 1 / `beta` of the budget.
 
-    Raises `UserError` for a calibration that lacks the scores.
+    `grouping` None: as the protocol groups. Raises `UserError` for a calibration that lacks the scores.
     """
     calibration = context.calibrated()
     kind = calibration.kind_of_scores(KINDS[head_scores], context.protocol)
-    return HeadKVAllocator(calibration.scores(kind), beta, temp, context.protocol.exact_budget)
+    usual = context.protocol.gqa_grouping
+    return HeadKVAllocator(calibration.scores(kind), beta, temp, context.protocol.exact_budget, grouping or usual)

@@ -1,23 +1,26 @@
 """SnapKV (Li et al. 2024, arXiv 2404.14469): what the last prompt tokens attend to is what matters."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 from torch import Tensor
 
 from compresskv.context import Context
 from compresskv.eviction import LayerPrefill, LayerScores, Observation, group_mean
 
+Grouping = Literal["contiguous", "strided"]
+"""Which query heads score KV head k: its own, kG … kG+G−1, or k, k+H_kv, … as in the released CompressKV code."""
+
 
 @dataclass(frozen=True)
 class SnapKVScorer:
-    """Attention of the observation window, summed over it, averaged over each KV head's query heads, pooled.
+    """Attention of the observation window, summed over it, averaged over the KV head's query heads, pooled.
 
-    `grouping` "contiguous": KV head k is scored by its own query heads kG … kG+G−1. "strided": by k, k+H_kv, …, as the
-    released CompressKV code does for its baselines, which pools before it averages.
+    The released code's "strided" `grouping` pools before it averages.
     """
 
     observation: Observation = Observation()
-    grouping: str = "contiguous"
+    grouping: Grouping = "contiguous"
 
     @property
     def window(self) -> int:

@@ -36,7 +36,7 @@ def peak_forecast(model: LoadedModel) -> float:
 
 
 def sweep_31(model: LoadedModel) -> dict[str, float]:
-    """All settings of five 4K prompts together over one run a setting; exactly 32 new tokens; tokens compared."""
+    """All settings of five 4K prompts together over one run per setting; exactly 32 new tokens; tokens compared."""
     chosen, texts, stopping = settings(model, METHODS, BUDGETS), prompts(model, [4000] * 5), Stopping(32)
     with attached(model.model):
         generate(model.model, texts[0][:500], chosen, stopping)

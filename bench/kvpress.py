@@ -40,7 +40,7 @@ def sweep_vs_kvpress(
     methods: list[str] = SHARED,
     budgets: list[int] = BUDGETS,
 ) -> dict[str, float]:
-    """All settings of each prompt together, over kvpress with a run a setting; exactly 32 new tokens on both sides.
+    """All settings of each prompt together, over kvpress with a run per setting; exactly 32 new tokens on both sides.
 
     Nothing, and a word about it, where kvpress is not installed.
     """

@@ -29,7 +29,7 @@ def prompts(model: LoadedModel, lengths: list[int]) -> list[torch.Tensor]:
     evaluation = job(f"eval.lengths={sorted(set(lengths))}").eval
     assert isinstance(evaluation, Niah)
     task = NiahTask(evaluation, model, EvaluationProtocol())
-    return [task.prompt(length, (i + 1) / (len(lengths) + 1))[0] for i, length in enumerate(lengths)]
+    return [task.prompt(length, (i + 1) / (len(lengths) + 1)) for i, length in enumerate(lengths)]
 
 
 @torch.no_grad()
@@ -70,8 +70,8 @@ def decode_ratio(model: LoadedModel, rows: int, kept: int, steps: int) -> float:
     cache_of: dict[str, Cache] = {}
     seconds = []
     for _ in range(3):
-        kept_all = prompt.kept(FULL)
-        cache_of["ours"] = decode_cache(prompt, [kept_all] * rows, steps * 2)
+        with attached(model.model):
+            cache_of["ours"] = decode_cache(prompt, [prompt.kept(FULL)] * rows, steps * 2)
         cache_of["theirs"] = DynamicCache(keys)
         seconds.append(alternate({"ours": ours, "theirs": theirs}, 1))
     best = {name: min(s[name] for s in seconds) / steps for name in ("ours", "theirs")}
@@ -106,7 +106,7 @@ def _steps(model: LoadedModel, cache: Cache, rows: int, start: int, steps: int) 
 
 
 def sweep_ratio(model: LoadedModel, lengths: list[int], methods: list[str], budgets: list[int]) -> float:
-    """All settings of each prompt together over one run a setting; exactly 32 new tokens."""
+    """All settings of each prompt together over one run per setting; exactly 32 new tokens."""
     chosen, texts = settings(model, methods, budgets), prompts(model, lengths)
     stopping = Stopping(32)
 

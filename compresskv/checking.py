@@ -122,8 +122,8 @@ def refuse_unknown(where: str, given: Iterable[Any], known: Iterable[str]) -> No
         raise UserError(f"{_dotted(where, readable(name))}: no such setting: {fix}")
 
 
-def readable(value: Any) -> str:
-    """`value` as a configuration would write it, on one line and not too long."""
+def readable(value: Any, longest: int = SHOWN) -> str:
+    """`value` as a configuration would write it, on one line of at most `longest` characters."""
     if isinstance(value, bool) or value is None:
         return {None: "null", True: "true", False: "false"}[value]
     if isinstance(value, str):
@@ -138,7 +138,7 @@ def readable(value: Any) -> str:
             text = repr(value)
         except ValueError:  # Python refuses to write out integers of thousands of digits
             text = "a number of thousands of digits"
-    return text if len(text) <= SHOWN else text[: SHOWN - 1] + "…"
+    return text if len(text) <= longest else text[: longest - 1] + "…"
 
 
 def allowed(hint: Any) -> str:
@@ -195,10 +195,26 @@ def _explained(where: str, hint: Any, value: Any, error: ValidationError) -> Use
                 checked_value(f"{where}[{place}]", inner, item)
             except UserError as wrong:
                 return wrong
+    if isinstance(value, Mapping) and (wrong_item := _wrong_item(where, hint, value)):
+        return wrong_item
     for detail in error.errors(include_url=False, include_input=False):
         if detail["type"] == "value_error":
             return UserError(f"{where}={readable(value)}: {detail['ctx']['error']}")
     return UserError(f"{where}={readable(value)}: choose {allowed(hint)}")
+
+
+def _wrong_item(where: str, hint: Any, value: Mapping[str, Any]) -> UserError | None:
+    """The sentence about the first item of a mapping that is wrong."""
+    for option in _options(hint):
+        arguments = get_args(option)
+        if len(arguments) != 2 or get_origin(option) not in (dict, Mapping):
+            continue
+        for name, item in value.items():
+            try:
+                checked_value(_dotted(where, readable(name)), arguments[1], item)
+            except UserError as wrong:
+                return wrong
+    return None
 
 
 def _options(hint: Any) -> tuple[Any, ...]:
@@ -220,4 +236,6 @@ def _adapter(hint: Any) -> TypeAdapter[Any]:
 
 
 def _dotted(where: str, name: str) -> str:
+    if where.endswith(":"):
+        return f"{where} {name}"
     return f"{where}.{name}" if where else name

@@ -40,18 +40,22 @@ def complete(info: Mapping[str, Iterable], source: str) -> None:
 
     `info` is what `from_pretrained(..., output_loading_info=True)` returns beside the model.
     """
-    wrong = [key for key in ("missing", "unexpected") if info[f"{key}_keys"]]
-    if not wrong:
-        return
+    wrong = {
+        "missing": info["missing_keys"],
+        "unexpected": info["unexpected_keys"],
+        "of another size": [name for name, *_ in info["mismatched_keys"]],
+    }
     parts = []
-    for key in wrong:
-        names = sorted(info[f"{key}_keys"])
+    for word, keys in wrong.items():
+        names = sorted(keys)
         more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-        parts.append(f"{key} {', '.join(names[:3])}{more}")
-    raise UserError(
-        f"model.path={source}: the weights are not those of the model in its config.json ({'; '.join(parts)}): "
-        "missing ones would be random numbers: load it again, or correct config.json"
-    )
+        if names:
+            parts.append(f"{word} {', '.join(names[:3])}{more}")
+    if parts:
+        raise UserError(
+            f"model.path={source}: the weights are not those of the model in its config.json ({'; '.join(parts)}), "
+            "and random numbers would take their place: load it again, or correct config.json"
+        )
 
 
 def fingerprint(source: str, revision: str | None) -> str:
@@ -121,6 +125,15 @@ def from_gguf(parts: Sequence[Path], expected: str | None) -> tuple[Path, str]:
     if json.loads((target / _ORIGIN).read_text()) != _contents(target):
         raise UserError(f"{target}: was changed after it was made from {parts[0].name}: delete that folder")
     return target, digest
+
+
+def origin(path: str) -> tuple[str, str | None]:
+    """The name of the model loaded from `path`, and its fingerprint where the path tells it: that of a GGUF copy."""
+    name = Path(path).name
+    if (Path(path) / _ORIGIN).is_file():
+        name, _, digest = name.rpartition("-")
+        return name, digest
+    return name, None
 
 
 def _dequantise(parts: Sequence[Path], target: Path) -> None:

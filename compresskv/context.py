@@ -16,7 +16,7 @@ class Context:
     """Handed to the functions that make a scorer or an allocator from configuration.
 
     `layers` counts those that evict. `first_prompt` is the length, in tokens, of the task's first sample in dataset
-    order.
+    order. `fingerprint` identifies the weights, as a calibration names them.
     """
 
     model: str
@@ -27,6 +27,7 @@ class Context:
     protocol: EvaluationProtocol = EvaluationProtocol()
     calibration: Calibration | None = None
     first_prompt: int | None = None
+    fingerprint: str | None = None
 
     @property
     def score_dtype(self) -> torch.dtype | None:
@@ -40,29 +41,37 @@ class Context:
         return Observation(observation.window, observation.kernel, observation.pooling, self.score_dtype)
 
     def calibrated(self) -> Calibration:
-        """The model's calibration, made for this observation window. Raises `UserError` without one."""
-        if self.calibration is None:
+        """The model's calibration, made with its weights and for this observation. Raises `UserError` without one."""
+        made = self.calibration
+        if made is None:
             raise UserError(
                 f"there is no {self.protocol.calibration_data} calibration of {self.model}, which this method needs: "
-                f"run `python run.py eval=calibrate model={self.model}` first, or set calibration=published "
-                "for the authors' figures where they exist"
+                f"run `python run.py eval=calibrate model={self.model}` first, or give one: calibration=published "
+                "are the authors' figures, where they exist"
             )
-        made, used = self.calibration.observation, self.observation
         for name in ("window", "kernel", "pooling"):
-            if getattr(made, name) != getattr(used, name):
+            if getattr(made.observation, name) != getattr(self.observation, name):
                 raise UserError(
-                    f"observation.{name}={getattr(used, name)}, but the {self.calibration.source} calibration of "
-                    f"{self.model} was made with {getattr(made, name)}: use that, or calibrate again"
+                    f"observation.{name}={getattr(self.observation, name)}, but the {made.source} calibration of "
+                    f"{made.model} was made with {getattr(made.observation, name)}: use that, or calibrate again"
                 )
-        if len(self.calibration.layer_scores) != self.layers:
-            raise UserError(
-                f"the calibration of {self.calibration.model} has {len(self.calibration.layer_scores)} layers, "
-                f"{self.model} has {self.layers} that evict: calibrate it again"
-            )
-        widths = {len(layer) for layers in self.calibration.head_scores.values() for layer in layers}
-        if widths - {self.q_heads}:
-            raise UserError(
-                f"the calibration of {self.calibration.model} has scores of {max(widths)} query heads a layer, "
-                f"{self.model} has {self.q_heads}: calibrate it again"
-            )
-        return self.calibration
+        if wrong := self._not_of_this_model(made):
+            raise UserError(f"the {made.source} calibration of {made.model} {wrong}: calibrate this model")
+        return made
+
+    def _not_of_this_model(self, made: Calibration) -> str | None:
+        """How a calibration shows that it was made for another model."""
+        if made.model_fingerprint and self.fingerprint:
+            if made.model_fingerprint != self.fingerprint:
+                return f"was made with other weights than those of {self.model} ({self.fingerprint})"
+        elif made.model.casefold() != self.model.casefold():
+            return f"is not one of {self.model}"
+        if len(made.layer_scores) != self.layers:
+            return f"has {len(made.layer_scores)} layers, {self.model} has {self.layers} that evict"
+        for scores in made.head_scores.values():
+            if len(scores[0]) != self.q_heads:
+                return f"has scores of {len(scores[0])} query heads a layer, {self.model} has {self.q_heads}"
+        for ranked in made.rankings.values():
+            if (last := max(map(max, ranked))) >= self.q_heads:
+                return f"ranks head {last}, {self.model} has {self.q_heads} query heads a layer"
+        return None

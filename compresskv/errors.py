@@ -1,4 +1,4 @@
-"""The one exception that is a message to the user rather than a defect."""
+"""The exceptions that are a message to the user rather than a defect."""
 
 
 class UserError(ValueError):
@@ -6,3 +6,7 @@ class UserError(ValueError):
 
     The message is one sentence that names the field, the value and the fix; `run.py` prints it without a traceback.
     """
+
+
+class NonFiniteError(UserError):
+    """A model computed logits that are infinite or no numbers, so there is no answer to give."""

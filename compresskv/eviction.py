@@ -104,9 +104,14 @@ class Observation(ObservationConfig):
 
 @dataclass(frozen=True, eq=False)
 class LayerScores:
-    """Importance of a layer's past tokens, `scores` [kv_heads, past]; a subclass may hold more for its allocator."""
+    """Importance of a layer's past tokens, `scores` [kv_heads, past]; a subclass may hold more for its allocator.
+
+    `contest` [kv_heads, past] are the scores by which an allocator compares KV heads, where these are not the ones
+    that rank the tokens of each.
+    """
 
     scores: Tensor
+    contest: Tensor | None = field(default=None, kw_only=True)
 
     @property
     def shared(self) -> bool:
@@ -117,7 +122,8 @@ class LayerScores:
     def nbytes(self) -> int:
         """Bytes of the scores and of their ranking, whether or not it was made yet."""
         rows = 1 if self.shared else self.scores.shape[0]
-        return self.scores.untyped_storage().nbytes() + rows * self.scores.shape[1] * torch.int64.itemsize
+        contest = 0 if self.contest is None else self.contest.untyped_storage().nbytes()
+        return self.scores.untyped_storage().nbytes() + rows * self.scores.shape[1] * torch.int64.itemsize + contest
 
     @cached_property
     def ranking(self) -> Tensor:
@@ -131,12 +137,19 @@ class LayerScores:
 
     @cached_property
     def best_heads(self) -> Tensor:
-        """KV head of each score of the layer, best score first, ties to the lower head: [kv_heads * past], int16.
+        """KV head of each contest score, best score first, ties to the lower head: [kv_heads * past], int16.
 
         On the CPU, so that counting for any budget does not wait for the device again.
         """
-        order = self.scores.float().flatten().sort(descending=True, stable=True).indices
-        return (order // max(self.scores.shape[1], 1)).to(torch.int16).cpu()
+        contest = self.scores if self.contest is None else self.contest
+        order = contest.float().flatten().sort(descending=True, stable=True).indices
+        return (order // max(contest.shape[1], 1)).to(torch.int16).cpu()
+
+    @property
+    def heads_differ(self) -> bool:
+        """Whether KV heads can be compared: not where they all share one row of scores."""
+        contest = self.scores if self.contest is None else self.contest
+        return contest.shape[0] == 1 or contest.stride(0) != 0
 
 
 class Scorer(Protocol):

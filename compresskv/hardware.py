@@ -26,7 +26,7 @@ def choose(config: ModelConfig) -> Hardware:
     device = _device(config.device)
     capability = _capability(device)
     dtype = _dtype(config.dtype, capability)
-    reason = _no_flash(dtype, capability)
+    reason = no_flash(dtype, capability)
     if config.backend not in ("auto", "sdpa", "flash_attention_2"):
         raise UserError(f"model.backend={config.backend}: choose auto, sdpa or flash_attention_2")
     if config.backend == "flash_attention_2" and reason:
@@ -72,13 +72,13 @@ def _dtype(asked: str, capability: tuple[int, int] | None) -> torch.dtype:
     return torch.bfloat16 if capability >= AMPERE else torch.float16
 
 
-def _no_flash(dtype: torch.dtype, capability: tuple[int, int] | None) -> str | None:
+def no_flash(dtype: torch.dtype, capability: tuple[int, int] | None) -> str | None:
     """What keeps FlashAttention-2 from running, with the fix; None if nothing does."""
     if capability is None:
         return "it runs on CUDA only: set model.device to a CUDA device"
     if capability < AMPERE:
-        found = ".".join(map(str, capability))
-        return f"it needs an Ampere GPU or a newer one (capability 8.0), this one has {found}: use another"
+        present = ".".join(map(str, capability))
+        return f"it needs an Ampere GPU or a newer one (capability 8.0), this one has {present}: use another"
     if dtype == torch.float32:
         return "it knows no float32: set model.dtype to bfloat16 or float16"
     if not find_spec("flash_attn"):

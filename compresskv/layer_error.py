@@ -34,7 +34,7 @@ class LayerErrorAllocator:
 def layer_budgets(layer_scores: tuple[float, ...], total: int, floor: int, cap: int) -> tuple[int, ...]:
     """Tokens of each layer, window included, between `floor` and `cap`; their sum is `total`.
 
-    Rounded shares of what is above the floors; what rounding leaves over goes round-robin, one token a layer, by
+    Rounded shares of what is above the floors; what rounding leaves over goes round-robin, one token per layer, by
     descending score (ascending where tokens must be taken back), as in the released code. Where the floors
     exceed the total or the cap, they win.
     """

@@ -20,8 +20,12 @@ import yaml
 
 from compresskv.checking import FrozenMapping, Name, checked_value, frozen, readable, refuse_unknown
 from compresskv.errors import UserError
+from compresskv.protocol import EvaluationProtocol
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from compresskv.calibration import Calibration
     from compresskv.context import Context
     from compresskv.eviction import EvictionMethod
 
@@ -118,6 +122,41 @@ def build(config: MethodConfig, context: "Context") -> "EvictionMethod | None":
         for name, part in zip(PARTS, (config.scorer, config.allocator), strict=True)
     )
     return EvictionMethod(scorer, allocator)
+
+
+def method_for(
+    model: "PreTrainedModel", name: str, calibration: "Calibration | str | Path | None" = None
+) -> "EvictionMethod | None":
+    """The method of conf/method/<name>.yaml for `model`, under `corrected`; None keeps everything.
+
+    `calibration`: one that was loaded, a source such as "published", or the path of a file; None: the first of this
+    model's name or weights, `held_out` before `published`. Raises `UserError` where a method needs one and none fits.
+    """
+    from transformers.cache_utils import get_layer_types_and_kwargs
+
+    from compresskv.calibration import Calibration, choose, of_model
+    from compresskv.checkpoints import origin
+    from compresskv.context import Context
+
+    config = model.config.get_text_config(decoder=True)
+    layers = get_layer_types_and_kwargs(config)[0].count("full_attention")
+    method = named_method(name)
+    if not layers and not method.keeps_everything:
+        raise UserError(f"method={name}: this model has sliding-window layers only, so there is nothing to evict")
+    label, fingerprint = origin(model.name_or_path)
+    if calibration is None:
+        calibration = of_model(label, fingerprint)
+    elif not isinstance(calibration, Calibration):
+        calibration = choose(label, str(calibration), EvaluationProtocol())
+    context = Context(
+        model=label,
+        layers=layers,
+        q_heads=config.num_attention_heads,
+        kv_heads=getattr(config, "num_key_value_heads", None) or config.num_attention_heads,
+        calibration=calibration,
+        fingerprint=fingerprint,
+    )
+    return build(method, context)
 
 
 def _part(name: str, node: Any) -> Part | None:

@@ -83,12 +83,12 @@ def name_of(path: str | int) -> str:
 
 def labels(models: Sequence[ModelConfig]) -> list[str]:
     """What tables call these models: their names, and where names are equal, the settings that tell them apart."""
-    found = []
+    named = []
     for model in models:
         words = [model.name]
         for setting in fields(ModelConfig):
             value = getattr(model, setting.name)
             if any(other.name == model.name and getattr(other, setting.name) != value for other in models):
                 words.append(f"{setting.name}={value}")
-        found.append(" ".join(words))
-    return found
+        named.append(" ".join(words))
+    return named

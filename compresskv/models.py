@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from safetensors import SafetensorError
@@ -14,9 +14,12 @@ from transformers.utils import logging as transformers_logging
 
 from compresskv import checkpoints, hardware
 from compresskv.chat import chat_ids, chat_prompt
+from compresskv.checking import FrozenMapping, frozen
+from compresskv.engine.memory import kv_heads
 from compresskv.errors import UserError
 from compresskv.generation_defaults import defaults_of
 from compresskv.model_config import ModelConfig
+from compresskv.probe import refuse_unserved
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,7 +80,11 @@ class LoadedModel:
 
     @property
     def kv_heads(self) -> int:
-        return self.model.config.get_text_config(decoder=True).num_key_value_heads
+        return kv_heads(self.model.config.get_text_config(decoder=True))
+
+    def settings(self, generation_config: Literal["ignored", "honoured"]) -> FrozenMapping:
+        """What `Stopping.settings` has to be for this value of the protocol's `generation_config`."""
+        return frozen(self.generation_defaults) if generation_config == "honoured" else FrozenMapping()
 
     def chat(self, text: str, answer_prefix: str = "") -> str:
         """`text` as one user turn and the opening of the answer, in the model's own template."""
@@ -92,11 +99,15 @@ class LoadedModel:
 
 
 def load(config: ModelConfig) -> LoadedModel:
-    """Load a model as configured. Raises `UserError`, with the fix, for whatever keeps it from being loaded."""
+    """Load a model as configured, and try that eviction serves it.
+
+    Raises `UserError`, with the fix, for whatever keeps it from being loaded or served.
+    """
     chosen = hardware.choose(config)
     with _explained(config), _quiet():
         source, fingerprint = _source(config)
         model, tokenizer = _pretrained(config, source, chosen)
+        refuse_unserved(model)
         fingerprint = fingerprint or checkpoints.fingerprint(source, config.revision)
     if config.chat_template and not tokenizer.chat_template:
         raise UserError(f"model={config.name}: its tokenizer has no chat template: set model.chat_template=false")
@@ -147,6 +158,7 @@ def _pretrained(
         attn_implementation="sdpa",
         device_map="auto" if chosen.device == "map" else None,
         output_loading_info=True,
+        ignore_mismatched_sizes=True,  # they are named below
         **options,
     )
     checkpoints.complete(info, source)
@@ -163,8 +175,8 @@ def _trained_window(config: ModelConfig, model: PreTrainedModel) -> int:
     """The number of tokens that the model was trained for."""
     text = model.config.get_text_config(decoder=True)
     for name in ("max_position_embeddings", "max_seq_len", "seq_length"):
-        if isinstance(found := getattr(text, name, None), int):
-            return found
+        if isinstance(window := getattr(text, name, None), int):
+            return window
     raise UserError(f"model={config.name}: its config.json has no max_position_embeddings: set model.window")
 
 
@@ -173,6 +185,10 @@ def _notes(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, defaults:
     if own - generation:
         names = ", ".join(tokenizer.convert_ids_to_tokens(sorted(generation | own)))
         yield f"its tokenizer and its generation_config.json name other end tokens: generation stops at any of {names}"
+    kinds = get_layer_types_and_kwargs(model.config.get_text_config(decoder=True))[0]
+    evicting = kinds.count("full_attention")
+    if evicting < len(kinds):
+        yield f"{evicting} of {len(kinds)} layers evict: the others hold a sliding window outside the budget"
     if defaults:
         settings = ", ".join(f"{name}={str(value)[:40]}" for name, value in defaults.items())
         yield f"its generation_config.json sets {settings}: protocol.generation_config says whether that applies"
@@ -192,8 +208,7 @@ def _explained(config: ModelConfig) -> Iterator[None]:
         ) from error
     except Exception as error:  # each architecture's code fails in its own way
         lines = [line.strip() for line in str(error).split("\n") if line.strip()]
-        size = next((line for line in lines if "size mismatch" in line), "")
-        reason = " ".join((size or " ".join(lines[:1])).split())[:300]
+        reason = " ".join(" ".join(lines[:1]).split())[:300]
         fix = _fix(source, reason)
         raise UserError(
             f"model.path={source}: the model cannot be loaded ({type(error).__name__}: {reason}): {fix}"
@@ -217,8 +232,8 @@ _FIXES = {
     "trust_remote_code": "set model.trust_remote_code=true if you trust the code that comes with it",
     "does not recognize this architecture": "use a transformers that knows it, or a model of another family",
     "Unrecognized configuration class": "choose a decoder-only language model",
+    "does not support an attention implementation": "its attention cannot be replaced: choose another architecture",
     "no file named model.safetensors": "save its weights as safetensors: other formats can run code",
-    "size mismatch": "its config.json is not that of these weights",
     "out of memory": "set model.dtype=bfloat16 or model.device=map, or choose a smaller model",
 }
 

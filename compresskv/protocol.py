@@ -17,7 +17,8 @@ class EvaluationProtocol:
 
     # Methods.
 
-    # strided: query heads k, k+H_kv, … score KV head k (SnapKV, PyramidKV)
+    # strided: query heads k, k+H_kv, … score KV head k (SnapKV, PyramidKV, HeadKV, AdaKV; of AdaCompressKV and
+    # HeadCompressKV only the allocation)
     gqa_grouping: Literal["contiguous", "strided"] = "contiguous"
     # window: the first B−w tokens and the last w
     streaming_tail: Literal["recent", "window"] = "recent"
@@ -27,10 +28,15 @@ class EvaluationProtocol:
     pyramid_short_prompt: Literal["uniform", "none"] = "uniform"
     # false: the released arithmetic, with its overshoot and losses
     exact_budget: bool = True
-    # official: HeadKV and AdaKV pool by maximum over 7
+    # run in both; official: HeadKV and AdaKV pool by maximum over 7, as their own repositories do
     head_pooling: Literal["run", "official"] = "run"
     # model: the model's dtype at every stage
     score_dtype: Literal["float32", "model"] = "float32"
+
+    # Generation.
+
+    # honoured: the checkpoint's repetition_penalty and whatever else `generate` applies under greedy decoding
+    generation_config: Literal["ignored", "honoured"] = "ignored"
 
     # Calibration.
 

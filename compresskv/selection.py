@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from compresskv.errors import NonFiniteError
 from compresskv.eviction import Capacity, EvictionMethod, LayerScores, PromptShape
 
 Kept = list[list[Tensor]]
@@ -65,12 +66,15 @@ def select(scores: LayerScores, capacity: Capacity, length: int) -> list[Tensor]
 
 
 def refuse_nan(scores: Sequence[LayerScores]) -> None:
-    """Raise `ValueError` if a score is not a number; asks each device once."""
+    """Raise `NonFiniteError` if a score is not a number; asks each device once."""
     by_device: dict[torch.device, list[Tensor]] = {}
     for layer in scores:
-        by_device.setdefault(layer.scores.device, []).append(layer.scores.isnan().any())
+        flags = by_device.setdefault(layer.scores.device, [])
+        flags += [scores.isnan().any() for scores in (layer.scores, layer.contest) if scores is not None]
     if any(torch.stack(flags).any() for flags in by_device.values()):
-        raise ValueError("a scorer returned NaN: check the attention logits for overflow")
+        raise NonFiniteError(
+            "a scorer returned NaN, since the attention logits overflow: set model.dtype=float32 or bfloat16"
+        )
 
 
 def keep_all(kv_heads: int, length: int, device: torch.device | None = None) -> list[Tensor]:

@@ -11,9 +11,9 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
-from compresskv.checking import MinLen
+from compresskv.checking import Name
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -34,7 +34,7 @@ class Evaluation:
     `alone`: it measures time, so it must have the machine to itself.
     """
 
-    name: Annotated[str, MinLen(1)]
+    name: Name
 
     alone: ClassVar[bool] = False
 

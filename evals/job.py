@@ -120,7 +120,8 @@ def plug_in_class(where: str, kind: Any, target: Any) -> Any:
 
 
 def _logger(node: Any) -> Logger | None:
-    if _mapping("logger", node) == {"_target_": None}:
+    if _mapping("logger", node).get("_target_", "") is None:
+        refuse_unknown("logger", [name for name in node if name != "_target_"], [])
         return None
     return plug_in("logger", Logger, node)
 

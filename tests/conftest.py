@@ -58,7 +58,7 @@ def shared() -> Path:
 def calibration_file(tmp_path):
     """A calibration of the tiny Llama of `checkpoint`, with random scores."""
     random = calibration(layers=3, q_heads=6, observation=ObservationConfig())
-    content = dataclasses.asdict(random)
+    content = {**dataclasses.asdict(random), "model": "tiny-llama"}
     path = tmp_path / "calibration.json"
     path.write_text(json.dumps({**content, "observation": {"window": 8, "kernel": 5, "pooling": "average"}}))
     return path

@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from evals import outcome, sweep
 from evals.compose import job
+from evals.running import outcome, sweep
 from tests.command import ROOT, content
 
 METHODS = sorted(path.stem for path in (ROOT / "conf" / "method").glob("*.yaml"))
@@ -26,7 +26,7 @@ def assert_sharing_changes_nothing(overrides: list[str], tmp_path: Path, monkeyp
     assert together == alone
 
 
-def raise_failures(entries, finished) -> None:
+def raise_failures(entries, logger) -> None:
     assert [entry for entry in entries if entry.state == "failed"] == []
 
 

@@ -33,7 +33,7 @@ def test_the_fingerprint_changes_with_the_weights(checkpoint, tmp_path):
     shutil.copytree(checkpoint, copy)
     original = load(ModelConfig("tiny", path=str(checkpoint), device="cpu")).fingerprint
     assert load(ModelConfig("tiny", path=str(copy), device="cpu")).fingerprint == original
-    for file, place in (("model.safetensors", -3), ("model.safetensors", -3_000_000), ("merges.txt", -3)):
+    for file, place in (("model.safetensors", -3), ("model.safetensors", -3_000_000), ("tokenizer.json", -300)):
         before = (copy / file).read_bytes()
         changed = bytearray(before)
         changed[place] ^= 1
@@ -72,8 +72,10 @@ def test_a_file_is_read_once(tmp_path, monkeypatch):
     monkeypatch.setattr(checkpoints, "_SETTLED", -1.0)
     (tmp_path / "weights").write_bytes(bytes(1 << 21))
     first = checkpoints.sha256([tmp_path / "weights"])
-    monkeypatch.setattr(checkpoints.Path, "open", None)
+    opened, original = [], checkpoints.Path.open
+    monkeypatch.setattr(checkpoints.Path, "open", lambda path, *a, **k: opened.append(path) or original(path, *a, **k))
     assert checkpoints.sha256([tmp_path / "weights"]) == first
+    assert tmp_path / "weights" not in opened
 
 
 def test_the_default_model_is_what_it_says(default_model):
@@ -111,7 +113,10 @@ NORM = "model.layers.1.input_layernorm.weight"
         (lambda d: without(d, "lm_head.weight"), "missing lm_head.weight"),
         (lambda d: edited(d, "config.json", num_hidden_layers=4), "missing model.layers.3.input_layernorm.weight"),
         (lambda d: edited(d, "config.json", num_hidden_layers=2), "unexpected model.layers.2.input_layernorm.weight"),
-        (lambda d: edited(d, "config.json", intermediate_size=60), "size mismatch for model.layers.*config.json"),
+        (
+            lambda d: edited(d, "config.json", intermediate_size=60),
+            "of another size model.layers.0.mlp.down_proj.weight",
+        ),
     ],
 )
 def test_weights_that_are_not_the_model_s_are_refused_by_name(checkpoint, tmp_path, change, names):
@@ -234,7 +239,7 @@ def test_a_wrong_checksum_is_refused(tmp_path, monkeypatch):
     monkeypatch.setenv("COMPRESSKV_CACHE", str(tmp_path))
     with pytest.raises(UserError, match="sha256"):
         load(ModelConfig("smollm2-135m", package=GGUF, sha256="0" * 64, device="cpu"))
-    assert not [p for p in (tmp_path / "models").iterdir() if p.is_dir()]
+    assert not (tmp_path / "models").exists()
 
 
 def test_a_model_without_chat_template_is_refused(checkpoint, tmp_path):
@@ -287,7 +292,7 @@ def test_a_template_s_own_variables(checkpoint):
     model = templated(checkpoint, thinks, enable_thinking=False)
     assert model.chat("Hello") == "Hello"
     assert model.identity["chat_template_kwargs"] == {"enable_thinking": False}
-    with pytest.raises(UserError, match="model.chat_template_kwargs.tokenize"):
+    with pytest.raises(UserError, match=r"model\.chat_template_kwargs\.tokenize"):
         templated(checkpoint, thinks, tokenize=True).chat("Hello")
 
 
@@ -314,40 +319,34 @@ def test_a_template_may_trim_the_text(checkpoint):
     assert templated(checkpoint, "<{{ messages[0]['content'] | trim }}>").chat("\n text ") == "<text>"
 
 
-@pytest.fixture
-def gguf(tmp_path, monkeypatch):
-    """The default model's file under another name, with an empty cache for copies."""
-    monkeypatch.setenv("COMPRESSKV_CACHE", str(tmp_path / "cache"))
-    path = tmp_path / "my-model.gguf"
-    path.symlink_to(checkpoints.package_file(GGUF))
-    return path
+@pytest.fixture(scope="module")
+def halves(tmp_path_factory):
+    """Where two packages hold the default model's GGUF file, half of it each, and the cache of its copy is empty."""
+    folder = tmp_path_factory.mktemp("halves")
+    content = checkpoints.package_file(GGUF).read_bytes()
+    (folder / "my-model.gguf").write_bytes(content)
+    for package, part in (("half1", content[: 1 << 20]), ("half2", content[1 << 20 :])):
+        (folder / package).mkdir()
+        (folder / package / "my-model.gguf").write_bytes(part)
+    return folder
 
 
-def test_a_gguf_file_and_its_parts(gguf, tmp_path, default_model, monkeypatch):
-    model = load(ModelConfig("mine", path=str(gguf), dtype="float32", device="cpu"))
-    assert model.fingerprint == default_model.fingerprint == checkpoints.sha256([gguf])[:16]
+def test_a_gguf_file_whole_and_in_parts(halves, default_model, monkeypatch):
+    monkeypatch.setenv("COMPRESSKV_CACHE", str(halves / "cache"))
+    monkeypatch.syspath_prepend(halves)
+    parts = ("half1/my-model.gguf", "half2/my-model.gguf")
+    config = ModelConfig("parts", package=parts, sha256=checkpoints.sha256([halves / "my-model.gguf"]), device="cpu")
+    model = load(config)
+    assert model.fingerprint == default_model.fingerprint == config.sha256[:16]
+    whole = load(ModelConfig("mine", path=str(halves / "my-model.gguf"), dtype="float32", device="cpu"))
+    assert whole.fingerprint == model.fingerprint
     for name, weight in default_model.model.state_dict().items():
-        assert torch.equal(model.model.state_dict()[name], weight)
+        assert torch.equal(whole.model.state_dict()[name], weight)
 
-    content = gguf.read_bytes()
-    for number, part in enumerate((content[:1000], content[1000:])):
-        package = tmp_path / f"part{number}"
-        package.mkdir()
-        (package / "__init__.py").touch()
-        (package / "my-model.gguf").write_bytes(part)
-    monkeypatch.syspath_prepend(tmp_path)
-    parts = ("part0/my-model.gguf", "part1/my-model.gguf")
-    again = load(ModelConfig("parts", package=parts, sha256=checkpoints.sha256([gguf]), device="cpu"))
-    assert again.fingerprint == model.fingerprint
-    assert len([path for path in (tmp_path / "cache" / "models").iterdir() if path.is_dir()]) == 1
-
-
-def test_a_copy_that_was_changed_is_refused(gguf, tmp_path):
-    load(ModelConfig("mine", path=str(gguf), device="cpu"))
-    (folder,) = (path for path in (tmp_path / "cache" / "models").iterdir() if path.is_dir())
-    edited(folder, "config.json", rms_norm_eps=0.5)
+    (copy,) = (path for path in (halves / "cache" / "models").iterdir() if path.is_dir())
+    edited(copy, "config.json", rms_norm_eps=0.5)
     with pytest.raises(UserError, match="delete that folder"):
-        load(ModelConfig("mine", path=str(gguf), device="cpu"))
+        load(config)
 
 
 def test_a_gguf_file_that_is_none_is_a_sentence(tmp_path, monkeypatch):

@@ -1,18 +1,37 @@
 """What was measured on a model once: how much each head retrieves, how much each layer suffers from eviction.
 
 One JSON file a model and source, `<model>.<source>.json`: `held_out` and `longbench` are made by
-`python run.py eval=calibrate`, `published` are the figures that the paper's authors released.
+`python run.py eval=calibrate`, `published` are the figures that the paper's authors released. A file is checked when it
+is read; whether it fits a model, and the run, is `Context.calibrated`.
 """
 
+import difflib
 import json
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Annotated, Any
 
+from compresskv.checking import Ge, Le, MinLen, Name, checked_value, readable
 from compresskv.errors import UserError
+from compresskv.folders import cache_folder
 from compresskv.observation import ObservationConfig
 from compresskv.protocol import EvaluationProtocol
 
 FOLDER = Path(__file__).parent
+"""The calibrations that come with the package."""
+
+SOURCES = ("held_out", "longbench", "published")
+
+SUM_TOLERANCE = 1e-4
+"""How far the layer scores may sum to something else than 1; they are rounded to 8 digits."""
+
+HeadScores = tuple[Annotated[tuple[Annotated[float, Ge(0)], ...], MinLen(1)], ...]
+"""[layer][query head]."""
+
+Rankings = tuple[Annotated[tuple[Annotated[int, Ge(0)], ...], MinLen(1)], ...]
+"""[layer][rank]: query heads, best first."""
 
 
 @dataclass(frozen=True)
@@ -20,16 +39,19 @@ class Calibration:
     """`head_scores[kind][layer][query head]`; `rankings[kind][layer]` are query heads, best first.
 
     `heads` is the number of semantic retrieval heads a layer to use, `layer_scores` the share of each layer in the
-    total error (they sum to 1). Layers are those that evict, in model order.
+    total error (they sum to 1). Layers are those that evict, in model order. `model_fingerprint` identifies the weights
+    it was made with, where that is known; `no_scores[kind]` says why there are no scores of a kind.
     """
 
-    model: str
-    source: str
+    model: Name
+    source: Name
     observation: ObservationConfig
-    heads: int
-    layer_scores: tuple[float, ...]
-    head_scores: dict[str, tuple[tuple[float, ...], ...]] = field(default_factory=dict, hash=False)
-    published_rankings: dict[str, tuple[tuple[int, ...], ...]] = field(default_factory=dict, hash=False)
+    heads: Annotated[int, Ge(1)]
+    layer_scores: Annotated[tuple[Annotated[float, Ge(0), Le(1)], ...], MinLen(1)]
+    head_scores: Mapping[str, HeadScores] = field(default_factory=dict, hash=False)
+    rankings: Mapping[str, Rankings] = field(default_factory=dict, hash=False)
+    model_fingerprint: str | None = None
+    no_scores: Mapping[str, str] = field(default_factory=dict, hash=False)
 
     def top_heads(self, kind: str, count: int) -> tuple[tuple[int, ...], ...]:
         """The `count` best query heads of each layer by `kind` of score, ties to the lower head.
@@ -37,59 +59,136 @@ class Calibration:
         Raises `UserError` if the calibration has no such scores or not that many heads.
         """
         if kind in self.head_scores:
-            rankings = tuple(
+            ranked: Rankings = tuple(
                 tuple(sorted(range(len(layer)), key=lambda head: (-layer[head], head)))
                 for layer in self.head_scores[kind]
             )
+        elif kind in self.rankings:
+            ranked = self.rankings[kind]
         else:
-            rankings = self.published_rankings.get(kind, ())
-        if not rankings:
-            raise self._has_no(kind, {*self.head_scores, *self.published_rankings})
-        if not isinstance(count, int) or not 0 < count <= len(rankings[0]):
+            raise self._has_no(kind, {*self.head_scores, *self.rankings})
+        if not 0 < count <= len(ranked[0]):
             raise UserError(
                 f"method.scorer.heads={count}: the {self.source} calibration of {self.model} ranks "
-                f"{len(rankings[0])} heads a layer, so choose 1 to {len(rankings[0])}"
+                f"{len(ranked[0])} heads a layer, so choose 1 to {len(ranked[0])}"
             )
-        return tuple(layer[:count] for layer in rankings)
+        return tuple(layer[:count] for layer in ranked)
 
     def kind_of_scores(self, kind: str, protocol: EvaluationProtocol) -> str:
         """The kind to ask for where `kind` is wanted: how `protocol` counts decides which semantic scores these are."""
         counted = kind == "semantic" and protocol.srh_multiplicity == "count"
         return "semantic_count" if counted and "semantic_count" in self.head_scores else kind
 
-    def scores(self, kind: str) -> tuple[tuple[float, ...], ...]:
+    def scores(self, kind: str) -> HeadScores:
         """Scores of all query heads, [layer][head]. Raises `UserError` if the calibration has none of this `kind`."""
         if kind not in self.head_scores:
             raise self._has_no(kind, set(self.head_scores))
         return self.head_scores[kind]
 
     def _has_no(self, kind: str, others: set[str]) -> UserError:
+        reason = f", since {self.no_scores[kind]}" if kind in self.no_scores else ""
         fix = f"choose one of {', '.join(sorted(others))}" if others else "run `python run.py eval=calibrate` first"
-        return UserError(f"the {self.source} calibration of {self.model} has no {kind} head scores: {fix}")
+        return UserError(f"the {self.source} calibration of {self.model} has no {kind} head scores{reason}: {fix}")
 
 
 def load(path: Path) -> Calibration:
-    """Read one calibration file. Raises `UserError` for a file that is not one."""
+    """Read and check one calibration file. Raises `UserError` naming the file, the field and what is wrong."""
+    where = f"calibration={readable(str(path), 1000)}"
     try:
-        raw = json.loads(path.read_text())
-        return Calibration(
-            model=raw["model"],
-            source=raw["source"],
-            observation=ObservationConfig(**raw["observation"]),
-            heads=raw["heads"],
-            layer_scores=tuple(raw["layer_scores"]),
-            head_scores={k: tuple(map(tuple, v)) for k, v in raw.get("head_scores", {}).items()},
-            published_rankings={k: tuple(map(tuple, v)) for k, v in raw.get("rankings", {}).items()},
-        )
+        raw = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_without_duplicates)
     except OSError as error:
-        raise UserError(f"calibration={path}: the file cannot be read ({error.strerror}): check the path") from error
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"calibration={path}: not a calibration file ({error!r}): calibrate the model again") from error
+        raise UserError(f"{where}: the file cannot be read ({error.strerror}): check the path") from error
+    except (ValueError, RecursionError) as error:
+        why = " ".join(str(error).split())
+        raise UserError(f"{where}: not a calibration file ({why}): calibrate the model again") from error
+    if not isinstance(raw, Mapping):
+        raise UserError(f"{where}: not a calibration file (no mapping at its top): calibrate the model again")
+    known = {name: value for name, value in raw.items() if name in Calibration.__dataclass_fields__}
+    made = checked_value(where + ":", Calibration, known)
+    if wrong := _inconsistent(made):
+        raise UserError(f"{where}: {wrong}: correct the file, or calibrate the model again")
+    return made
 
 
-def find(model: str, source: str, folder: Path = FOLDER) -> Calibration | None:
-    """The calibration of `model` from `source`, or None. `source` may also be the path of a file."""
-    if source.endswith(".json"):
-        return load(Path(source))
-    path = folder / f"{model}.{source}.json"
-    return load(path) if path.exists() else None
+def _without_duplicates(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    names = [name for name, _ in pairs]
+    if twice := {name for name in names if names.count(name) > 1}:
+        raise ValueError(f"it has {readable(min(twice))} twice")
+    return dict(pairs)
+
+
+def _inconsistent(made: Calibration) -> str | None:
+    """What of a calibration contradicts the rest of it, in words."""
+    layers = len(made.layer_scores)
+    if abs((total := math.fsum(made.layer_scores)) - 1) > SUM_TOLERANCE:
+        return f"layer_scores sum to {total:g}, not to 1"
+    tables: dict[str, Sequence[Sequence[float]]] = {f"head_scores.{kind}": v for kind, v in made.head_scores.items()}
+    tables |= {f"rankings.{kind}": ranked for kind, ranked in made.rankings.items()}
+    width: dict[str, int] = {}
+    for name, table in tables.items():
+        if len(table) != layers:
+            return f"{name} has {len(table)} layers, layer_scores {layers}"
+        sort = name if name.startswith("rankings") else "head_scores"
+        for index, layer in enumerate(table):
+            if len(layer) != width.setdefault(sort, len(layer)):
+                return f"{name}[{index}] has {len(layer)} heads, others have {width[sort]}"
+            if sort != "head_scores" and len(set(layer)) != len(layer):
+                return f"{name}[{index}] names a head twice"
+            if sort != "head_scores" and max(layer) >= width.get("head_scores", math.inf):
+                return f"{name}[{index}] names head {max(layer)} of {width['head_scores']}"
+    most = max(width.values(), default=made.heads)
+    return f"heads={made.heads}, but {most} heads a layer are known" if made.heads > most else None
+
+
+def folders() -> tuple[Path, ...]:
+    """Where calibrations are looked for, the user's own first."""
+    return (cache_folder() / "calibration", FOLDER)
+
+
+def find(model: str, source: str, folder: Path | None = None) -> Calibration | None:
+    """The calibration of `model`, whatever the case of its name, from `source`; None if none of the folders has it."""
+    wanted = f"{model}.{source}.json".casefold()
+    for searched in (folder,) if folder else folders():
+        for path in sorted(searched.glob("*.json")):
+            if path.name.casefold() == wanted:
+                return load(path)
+    return None
+
+
+def choose(model: str, setting: str, protocol: EvaluationProtocol) -> Calibration | None:
+    """The calibration that the `setting` of a run asks for: auto, a source, or the path of a file.
+
+    None where there is none of this model, which only methods that need one mind. Raises `UserError` for a file that
+    is refused, and for a source that nothing comes from.
+    """
+    if setting == "auto":
+        sources = ("held_out",) if protocol.calibration_data == "held_out" else ("longbench", "published")
+    elif setting.endswith(".json") or "/" in setting:
+        return load(Path(setting).expanduser())
+    else:
+        sources = (setting,)
+    for source in sources:
+        if made := find(model, source):
+            return made
+    if setting not in ("auto", *SOURCES):
+        names: set[str] = set()
+        for folder in folders():
+            names |= {path.name.removesuffix(".json") for path in folder.glob("*.json")}
+        nearest = difflib.get_close_matches(setting, SOURCES, 1)
+        fix = f"did you mean {nearest[0]}?" if nearest else "choose auto, a source or the path of a file"
+        raise UserError(
+            f"calibration={readable(setting)}: there is none of {model}: {fix} (there are {', '.join(sorted(names))})"
+        )
+    return None
+
+
+def of_model(name: str, fingerprint: str | None = None) -> Calibration | None:
+    """The calibration of the model of this `name` or, where that is known, of these weights; the first of `SOURCES`."""
+    for source in SOURCES:
+        if made := find(name, source):
+            return made
+        for folder in folders() if fingerprint else ():
+            for path in sorted(folder.glob(f"*.{source}.json")):
+                if (made := load(path)).model_fingerprint == fingerprint:
+                    return made
+    return None

@@ -12,10 +12,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedConfig, PreTrainedModel
 
 from compresskv.engine.backends import SDPA, Backend, FlashAttention2, MaskedSDPA, _backends
 from compresskv.errors import UserError
+from compresskv.hardware import no_flash
 
 # transformers treats every name that contains "flash" as a kernel of its own.
 _BACKENDS: dict[str, tuple[str, type[Backend]]] = {
@@ -80,19 +81,42 @@ def forget(name: str) -> None:
     _backends.pop(name, None)
 
 
+def is_attached(config: PreTrainedConfig) -> bool:
+    """Whether the model of this configuration runs with our attention now."""
+    return config._attn_implementation in _backends
+
+
 @contextmanager
 def attached(model: PreTrainedModel, backend: str = "sdpa") -> Iterator[PreTrainedModel]:
-    """Run `model` with our attention over `backend` ("sdpa", "flash_attention_2"); its own is restored on leaving."""
+    """Run `model` with our attention over `backend` ("sdpa", "flash_attention_2"); its own is restored on leaving.
+
+    Raises `UserError` for a model that flash-attn or the seam cannot run.
+    """
+    if backend == "flash_attention_2":
+        refuse_flash(model)
     name = backend if backend in _backends else _known(backend, model.device)
     original, cudnn = model.config._attn_implementation, torch.backends.cuda.cudnn_sdp_enabled()
     model.set_attn_implementation(name)
     # cuDNN plans anew for every shape and stride, which takes it tens of milliseconds of the host's time.
     torch.backends.cuda.enable_cudnn_sdp(False)
     try:
+        if not is_attached(model.config):
+            raise UserError(
+                f"{type(model).__name__} computes attention by its own code, which eviction cannot replace: "
+                "choose a model of another architecture"
+            )
         yield model
     finally:
         torch.backends.cuda.enable_cudnn_sdp(cudnn)
         model.set_attn_implementation(original)
+
+
+def refuse_flash(model: PreTrainedModel) -> None:
+    """Raise `UserError` where flash-attn cannot run `model`: another device than CUDA, an old GPU, float32."""
+    cuda = model.device.type == "cuda"
+    capability = torch.cuda.get_device_capability(model.device) if cuda else None
+    if reason := no_flash(model.dtype, capability):
+        raise UserError(f"backend=flash_attention_2: {reason}, or use sdpa")
 
 
 def _known(backend: str, device: torch.device) -> str:

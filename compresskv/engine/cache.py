@@ -54,6 +54,11 @@ class EvictedLayer(CacheLayerMixin):
         """Keys and values to attend to; the keys carry a reference to this layer (`cache_layer`)."""
         start, self.seen = self.seen, self.seen + key_states.shape[2]
         if self.rows is None:
+            if self.is_initialized and start == self.prompt_length:
+                raise UserError(
+                    "the model's attention does not take the keys that its cache returns, so nothing was evicted: "
+                    "choose a model of another architecture"
+                )
             if key_states.shape[0] != 1:
                 raise UserError("eviction takes one prompt at a time: pass a batch of 1")
             if not self.is_initialized:

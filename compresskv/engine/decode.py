@@ -1,15 +1,18 @@
 """Greedy decoding of all settings of a prompt as one batch, one row per setting."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from compresskv.checking import FrozenMapping
 from compresskv.engine.cache import EvictedCache
-from compresskv.engine.prefill import Prefill
+from compresskv.engine.prefill import Prefill, finite, non_finite
 from compresskv.engine.rows import Source
+from compresskv.errors import NonFiniteError
+from compresskv.generation_defaults import processors
 from compresskv.selection import Kept
 
 
@@ -17,12 +20,14 @@ from compresskv.selection import Kept
 class Stopping:
     """Generation ends with a token of `ids`, which is kept in the output, or after `max_new_tokens`.
 
-    The first `min_new_tokens` tokens are never of `ids`.
+    The first `min_new_tokens` tokens are never of `ids`. `settings`: what else of a generation config applies to greedy
+    decoding, such as `LoadedModel.generation_defaults`; by default nothing does.
     """
 
     max_new_tokens: int
     ids: frozenset[int] = frozenset()
     min_new_tokens: int = 0
+    settings: FrozenMapping = field(default_factory=FrozenMapping)
 
 
 @torch.no_grad()
@@ -69,21 +74,40 @@ def forward_tokens(model: PreTrainedModel, tokens: Tensor, cache: EvictedCache, 
 
 @torch.no_grad()
 def decode(
-    model: PreTrainedModel, cache: EvictedCache, logits: Tensor, length: int, rows: int, stopping: Stopping
+    model: PreTrainedModel,
+    cache: EvictedCache,
+    logits: Tensor,
+    length: int,
+    rows: int,
+    stopping: Stopping,
+    prompt: Tensor | None = None,
 ) -> list[list[int]]:
     """Greedy decoding of `rows` settings that share a prompt of `length` tokens and its next-token `logits`.
 
-    A row that has stopped leaves the batch. Returns the new tokens of each row, the stop token included.
+    `prompt` [length], int64: its ids, which the settings of `stopping` look at. A row that has stopped leaves the
+    batch. Returns the new tokens of each row, the stop token included. Raises
+    `NonFiniteError` where a row's logits are not all finite.
     """
     banned = sorted(stopping.ids)
+    process = processors(model, stopping.settings, length, stopping.max_new_tokens, stopping.ids)
+    seen = torch.empty(1, 0) if prompt is None else prompt
+    if process and seen.numel() != length:
+        raise ValueError("the settings of `stopping` look at the ids of the prompt: pass prompt")
+    seen = seen.expand(rows, -1)
     tokens: list[list[int]] = [[] for _ in range(rows)]
     active = list(range(rows))
     logits = logits.expand(rows, -1)
     for step in range(stopping.max_new_tokens):
+        sound = finite(logits)
+        if process:
+            logits = process(seen, logits)
         if step < stopping.min_new_tokens and banned:
             logits = logits.index_fill(-1, torch.tensor(banned, device=logits.device), float("-inf"))
-        chosen = logits.argmax(-1)
+        # −1 marks a row whose logits are not finite, so that one transfer brings both.
+        chosen = logits.argmax(-1).where(sound, -1)
         for row, token in zip(active, chosen.tolist(), strict=True):
+            if token < 0:
+                raise NonFiniteError(non_finite(model, f"at new token {step + 1}"))
             tokens[row].append(token)
         going = [slot for slot, row in enumerate(active) if tokens[row][-1] not in stopping.ids]
         if not going or step + 1 == stopping.max_new_tokens:
@@ -91,7 +115,9 @@ def decode(
         if len(going) < len(active):
             keep = torch.tensor(going)  # on the CPU, from where it indexes tensors of any device
             cache.batch_select_indices(keep)
-            chosen = chosen[keep]
+            chosen, seen = chosen[keep], seen[keep]
             active = [active[slot] for slot in going]
+        if process:
+            seen = torch.cat([seen, chosen[:, None]], dim=1)
         logits = forward_tokens(model, chosen, cache, length + step)
     return tokens

@@ -9,6 +9,7 @@ from transformers.cache_utils import get_layer_types_and_kwargs
 
 from compresskv.engine.backends import flash_serves
 from compresskv.engine.live_bytes import LiveBytesMode
+from compresskv.engine.memory import kv_heads
 from compresskv.engine.ragged import MOST_PADDING
 from compresskv.engine.rows import ROUNDING
 from compresskv.eviction import LayerPrefill, Scorer
@@ -27,7 +28,8 @@ class ScoringBytes:
 class Footprint:
     """Bytes that a model of this shape takes beside its weights for a prompt of `length` tokens.
 
-    `backend` is "sdpa" or "flash_attention_2".
+    `backend` is "sdpa" or "flash_attention_2". What a configuration does not name is taken as most architectures have
+    it.
     """
 
     model: PreTrainedModel
@@ -48,7 +50,8 @@ class Footprint:
         """
         config = self._config
         hidden, angles = config.hidden_size, 2 * self._head_dim
-        mlp = chunk * (4 * hidden + 3 * config.intermediate_size + angles) * self._itemsize
+        intermediate = getattr(config, "intermediate_size", None) or 4 * hidden
+        mlp = chunk * (4 * hidden + 3 * intermediate + angles) * self._itemsize
         attention = chunk * (5 * hidden + angles) * self._itemsize
         return max(mlp, attention + max(self._attention(chunk, width) for width in self._widths(chunk)))
 
@@ -67,7 +70,7 @@ class Footprint:
         (keys, slides), config, cuda = width, self._config, self.model.device.type == "cuda"
         masked = slides or (chunk < self.length and not cuda)
         mask = chunk * keys * (1 + self._itemsize) if masked else 0
-        grouped = config.num_key_value_heads != config.num_attention_heads
+        grouped = kv_heads(config) != config.num_attention_heads
         repeats = cuda and grouped and (slides or not flash_serves(self.model.dtype, self.model.device))
         heads = 2 * config.num_attention_heads * self._head_dim
         return mask + (heads * keys * self._itemsize if repeats else 0)
@@ -93,7 +96,7 @@ class Footprint:
     def _score(self, scorers: Collection[Scorer], window: int, length: int) -> ScoringBytes:
         """Score one layer of `length` random tokens."""
         config, dtype = self._config, self.model.dtype
-        shape = (config.num_key_value_heads, length, self._head_dim)
+        shape = (kv_heads(config), length, self._head_dim)
         keys = torch.rand(shape).to(dtype)
         queries = torch.rand(config.num_attention_heads, max(window, 1), self._head_dim).to(dtype)
         layer = LayerPrefill(0, queries, keys, keys, self._head_dim**-0.5)
@@ -132,12 +135,13 @@ class Footprint:
     @property
     def _token_bytes(self) -> int:
         """Keys and values of one token in one layer."""
-        return 2 * self._config.num_key_value_heads * self._head_dim * self._itemsize
+        return 2 * kv_heads(self._config) * self._head_dim * self._itemsize
 
     @property
     def _windows(self) -> Sequence[int]:
         """The windows of the sliding-window layers."""
-        return [options["sliding_window"] for options in get_layer_types_and_kwargs(self._config)[1] if options]
+        windows = (options.get("sliding_window") for options in get_layer_types_and_kwargs(self._config)[1])
+        return [window for window in windows if window]
 
     @property
     def _layers(self) -> tuple[int, list[int]]:

@@ -86,7 +86,7 @@ def _decode_together(
     places = tuple(kept)
     try:
         cache = decode_cache(prompt, list(kept.values()), stopping.max_new_tokens, last)
-        tokens = decode(model, cache, prompt.logits, prompt.length, len(places), stopping)
+        tokens = decode(model, cache, prompt.logits, prompt.length, len(places), stopping, prompt.ids)
     except torch.OutOfMemoryError as error:
         cache = None
         if len(places) == 1:

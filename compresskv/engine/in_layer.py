@@ -4,20 +4,26 @@ For memory and latency measurements, and for people who use a method in their ow
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from compresskv.engine.attention import attached
+from compresskv.calibration import Calibration
+from compresskv.engine.attention import attached, is_attached
 from compresskv.engine.cache import EvictedCache
 from compresskv.engine.decode import Stopping, decode
 from compresskv.engine.generation import Generation
 from compresskv.engine.prefill import Setting, forward_prompt, prompt_shape
 from compresskv.engine.rows import Source
+from compresskv.errors import UserError
 from compresskv.eviction import Capacity, EvictionMethod, LayerPrefill, LayerScores
+from compresskv.generation_defaults import ignored
+from compresskv.methods import method_for
 from compresskv.selection import Kept, counts, keep_all, refuse_nan, select, tighten
 
 WASTE = 1.5
@@ -39,6 +45,30 @@ class LayerwiseCache(EvictedCache):
         self._held: list[HeldLayer] = []
         self._scores: list[LayerScores] = []
         self._capacities: list[Capacity] = []
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args, **kwargs
+    ) -> tuple[Tensor, Tensor]:
+        """As transformers has it. Raises `UserError` where the model's own attention would misread what is left."""
+        if not is_attached(self.config):
+            raise UserError(
+                "this cache is compressed, and the model is back to its own attention: use the cache inside "
+                "`with compressed(...) as cache:`"
+            )
+        return super().update(key_states, value_states, layer_idx, *args, **kwargs)
+
+    def refuse_unused(self) -> None:
+        """Raise `UserError` if no prompt was compressed."""
+        if not any(layer.get_seq_length() for layer in self.layers):
+            raise UserError(
+                "compressed(...): its cache never saw a prompt, so nothing was compressed: pass past_key_values=cache "
+                "to generate, or to the model"
+            )
+        if any(layer.rows is None for layer in self.evicting):
+            raise UserError(
+                "compressed(...): the model's attention does not take the keys that its cache returns, so nothing was "
+                "evicted: choose a model of another architecture"
+            )
 
     def _evict(self, layer: LayerPrefill) -> None:
         """Compress `layer`, and the layers before it by as much as its scores take from them."""
@@ -120,18 +150,33 @@ def _places(kept: list[Tensor], length: int) -> Tensor:
 
 @contextmanager
 def compressed(
-    model: PreTrainedModel, method: EvictionMethod | None, budget: int | None, backend: str | None = None
+    model: PreTrainedModel,
+    method: EvictionMethod | str | None,
+    budget: int | None,
+    calibration: Calibration | str | Path | None = None,
+    backend: str | None = None,
+    generation_config: Literal["ignored", "honoured"] = "ignored",
 ) -> Iterator[LayerwiseCache]:
     """A cache for `model.generate(**inputs, past_key_values=cache)` with one prompt; leaving restores the model.
 
+    `method`: one, or the name of one in conf/method. One by name takes the model's calibration if it needs one, or
+    `calibration`: what was loaded, a source such as "published", or the path of a file.
     `budget` counts kept tokens per layer and KV head, the observation window included; None keeps everything.
+    `generation_config`: whether `generate` applies what the checkpoint asks of greedy decoding, such as a repetition
+    penalty; what it is called with applies in either case.
     `backend` is "sdpa" or "flash_attention_2" (None: the latter if the model uses it). Raises `UserError` for a
-    budget that does not exceed the window, and in use for padding, batches and unsupported attention.
+    budget that does not exceed the window, in use for padding, batches and unsupported attention, after the block for
+    a cache that is used on, and on leaving it for one that was not used.
     """
     if backend is None:
         backend = "flash_attention_2" if model.config._attn_implementation == "flash_attention_2" else "sdpa"
-    with attached(model, backend):
-        yield LayerwiseCache(model.config, Setting(method, budget))
+    if isinstance(method, str):
+        method = method_for(model, method, calibration)
+        budget = None if method is None else budget
+    with attached(model, backend), nullcontext() if generation_config == "honoured" else ignored(model):
+        cache = LayerwiseCache(model.config, Setting(method, budget))
+        yield cache
+        cache.refuse_unused()
 
 
 @torch.no_grad()
@@ -141,6 +186,6 @@ def generate_in_layer(
     """In-layer path: like `generate` for one setting. `model` must be `attached`."""
     cache = LayerwiseCache(model.config, setting, ids.numel(), stopping.max_new_tokens)
     logits = forward_prompt(model, ids, cache, chunk)
-    tokens = decode(model, cache, logits, ids.numel(), 1, stopping)[0]
+    tokens = decode(model, cache, logits, ids.numel(), 1, stopping, ids)[0]
     tally = counts(cache.kept)
     return Generation(tokens, tally, cache.kept_bytes(tally))

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import psutil
 import torch
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 SHARE = 0.8
 """Of the free memory, what may be planned with; the rest is for fragmentation and others."""
@@ -83,3 +83,14 @@ def batches(sizes: Sequence[int], limit: int) -> list[list[int]]:
         filled[-1].append(position)
         total += sizes[position]
     return [sorted(batch) for batch in filled]
+
+
+def kv_heads(config: PreTrainedConfig) -> int:
+    """KV heads of a layer, under whichever name an architecture has them; the most if layers differ.
+
+    Without one, each query head has its own.
+    """
+    for name in ("num_key_value_heads", "num_kv_heads"):
+        if heads := getattr(config, name, None):
+            return heads if isinstance(heads, int) else max(heads)
+    return config.num_attention_heads

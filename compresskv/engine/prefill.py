@@ -12,13 +12,17 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from compresskv.engine.cache import EvictedCache
-from compresskv.errors import UserError
+from compresskv.errors import NonFiniteError, UserError
 from compresskv.eviction import EvictionMethod, LayerPrefill, LayerScores, PromptShape, Scorer
 from compresskv.selection import Kept, counts, keep_all, refuse_nan, running_capacities, select
 
 
 class PrefillError(UserError):
     """No setting of this prompt can run: what all of them share has failed."""
+
+
+class NonFinitePrefillError(NonFiniteError, PrefillError):
+    """The prompt's own logits are not finite."""
 
 
 @dataclass(frozen=True)
@@ -53,12 +57,13 @@ FULL = Setting(None, None)
 
 @dataclass(eq=False)
 class Prefill:
-    """A prompt after its one forward pass: complete layers, logits [vocabulary] of the next token."""
+    """A prompt, `ids` [prompt], after its one forward pass: complete layers, logits [vocabulary] of the next token."""
 
     length: int
     layers: list[LayerPrefill]
     logits: Tensor
     cache: EvictedCache
+    ids: Tensor
     _scores: dict[Scorer, list[LayerScores]] = field(default_factory=dict)
 
     @property
@@ -115,11 +120,14 @@ def prefill(model: PreTrainedModel, ids: Tensor, window: int, chunk: int | None 
     layers: list[LayerPrefill] = []
     cache = EvictedCache(model.config, max(window, 1), ids.numel(), layers.append)
     logits = forward_prompt(model, ids, cache, chunk)
-    return Prefill(ids.numel(), layers, logits, cache)
+    return Prefill(ids.numel(), layers, logits, cache, ids)
 
 
 def forward_prompt(model: PreTrainedModel, ids: Tensor, cache: EvictedCache, chunk: int | None) -> Tensor:
-    """Feed `ids` [prompt] through the model and the empty `cache`; returns the next token's logits [vocabulary]."""
+    """Feed `ids` [prompt] through the model and the empty `cache`; returns the next token's logits [vocabulary].
+
+    Raises `NonFiniteError` unless all of them are finite.
+    """
     if ids.numel() == 0:
         raise UserError("the prompt is empty: give at least one token")
     for start in range(0, ids.numel(), chunk or ids.numel()):
@@ -140,4 +148,24 @@ def forward_prompt(model: PreTrainedModel, ids: Tensor, cache: EvictedCache, chu
             ) from error
     if any(layer.seen != ids.numel() for layer in cache.evicting):
         raise UserError(f"{type(model).__name__} does not attend through its cache: choose another model")
-    return out.logits[0, -1].float()
+    logits = out.logits[0, -1].float()
+    if not finite(logits):
+        raise NonFinitePrefillError(non_finite(model, f"after a prompt of {ids.numel()} tokens"))
+    return logits
+
+
+def finite(logits: Tensor) -> Tensor:
+    """Whether all logits of a row are finite: [..., vocabulary] float32 -> [...] bool, in one pass.
+
+    A sum is not finite if any part is not; finite float32 logits never sum to more than float32 holds.
+    """
+    return logits.sum(-1).isfinite()
+
+
+def non_finite(model: PreTrainedModel, where: str) -> str:
+    """The sentence of a `NonFiniteError`."""
+    dtype = str(model.dtype).removeprefix("torch.")
+    return (
+        f"model.dtype={dtype}: {type(model).__name__} gives logits that are not finite "
+        f"{where}: set model.dtype=float32 or bfloat16, or check its weights if that is set"
+    )

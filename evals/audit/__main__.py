@@ -8,7 +8,7 @@ from pathlib import Path
 
 from compresskv import models
 from evals import compose
-from evals.audit.effects import fill, measure
+from evals.audit.effects import IN_NEITHER, fill, measure
 from evals.console import one_sentence_endings
 from evals.job import Job
 from evals.progress import Progress
@@ -25,7 +25,8 @@ def main(overrides: list[str], page: Path = PAGE) -> None:
     def make_job(method: str, budget: int, field: str | None) -> Job:
         changes = []
         if field:
-            changes = [f"protocol.{field}={_quoted(released[field])}", f"protocol.name=corrected-{field}"]
+            value = _quoted(IN_NEITHER.get(field, released[field]))
+            changes = [f"protocol.{field}={value}", f"protocol.name=corrected-{field}"]
         return compose.job(*GRID, *overrides, f"method={method}", f"budget={budget}", *changes)
 
     model = models.load(make_job("full", 128, None).model)

@@ -20,12 +20,26 @@ from evals.running.methods import build_method, describe
 from evals.running.tasks import run_task
 
 COMPARED: dict[str, tuple[tuple[str, int], ...]] = {
-    "gqa_grouping": (("snapkv", 128), ("pyramidkv", 128)),
+    "gqa_grouping": (
+        ("snapkv", 128),
+        ("pyramidkv", 128),
+        ("headkv", 128),
+        ("adakv", 128),
+        ("headcompresskv", 128),
+        ("adacompresskv", 128),
+    ),
     "streaming_tail": (("streaming_llm", 128),),
     # At 128 tokens PyramidKV's schedule is the same for every prompt of 242 tokens or more.
     "pyramid_schedule": (("pyramidkv", 768),),
     "pyramid_short_prompt": (("pyramidkv", 768),),
-    "exact_budget": (("pyramidkv", 128), ("cake", 128), ("headkv", 128), ("adakv", 128), ("compresskv", 128)),
+    "exact_budget": (
+        ("pyramidkv", 128),
+        ("cake", 128),
+        ("headkv", 128),
+        ("adakv", 128),
+        ("compresskv", 128),
+        ("adacompresskv", 128),
+    ),
     "head_pooling": (("headkv", 128), ("adakv", 128)),
     "score_dtype": (
         ("snapkv", 128),
@@ -46,8 +60,12 @@ COMPARED: dict[str, tuple[tuple[str, int], ...]] = {
 ELSEWHERE = {
     "masking_sentence_rule": "none in this score: only head masking reads it",
     "chat_wrapper": "none in this score: only LongBench prompts have it",
+    "generation_config": "none on this model: its generation_config.json asks nothing of greedy decoding",
 }
 """Fields that NIAH prompts and methods do not read."""
+
+IN_NEITHER = {"head_pooling": "official"}
+"""Values of fields in which both protocols are the same: what the methods' own repositories do."""
 
 UNCHANGED = {
     "niah_special_tokens": "none on this tokenizer: it adds no BOS when it encodes, so there is none to leak",
@@ -59,7 +77,7 @@ UNCHANGED = {
 MARKED = re.compile(r"(<!-- effect:(\w+) -->).*?(<!-- /effect -->)", re.DOTALL)
 
 MakeJob = Callable[[str, int, str | None], Job]
-"""The job of a method at a budget under `corrected`, with one protocol field as released, or none."""
+"""The job of a method at a budget under `corrected`, with one field as released or as in `IN_NEITHER`, or with none."""
 
 
 @dataclass(frozen=True)

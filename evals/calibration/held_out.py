@@ -194,6 +194,7 @@ class HeldOutCalibration:
             "layer_scores_by_head_count": dict(zip(map(str, counts), layer_scores, strict=True)),
             "head_scores": {kind: rounded(layers) for kind, layers in scores.items()},
             "accepted": {needle.name: answered.count(needle.name) for needle in needles()},
+            "no_scores": self.no_scores(accepted),
             "prompts_per_needle": len(self.cells) // len(needles()),
             "settings": {
                 "lengths": list(self.config.lengths),
@@ -206,6 +207,16 @@ class HeldOutCalibration:
             "dtype": self.model.dtype,
             "haystack_fingerprint": self.haystack.fingerprint,
         }
+
+    def no_scores(self, accepted: Mapping[str, Sequence[Cell]]) -> dict[str, str]:
+        """Why there are no scores of the kinds that too few prompts gave."""
+        reasons: dict[str, str] = {}
+        for sort, kinds in KINDS.items():
+            answered, asked = len(accepted[sort]), sum(cell.needle.sort == sort for cell in self.cells)
+            if answered < self.config.minimum_accepted:
+                reason = f"of {asked} prompts that ask for them this model answered {answered or 'none'}"
+                reasons |= dict.fromkeys(kinds, reason)
+        return reasons
 
     def report(self, accepted: Mapping[str, Sequence[Cell]], heads: int, target: Path) -> None:
         """One line on what was found, and one on what was not."""

@@ -1,4 +1,4 @@
-"""A sweep on several devices of this machine: a process for each group, one process a device at a time."""
+"""A sweep on several devices of this machine: a process for each group, one process per device at a time."""
 
 import os
 import shlex

@@ -9,7 +9,7 @@ from typing import Literal
 from compresskv.checking import Name, PathText
 from compresskv.errors import UserError
 from evals.loggers import Logger
-from evals.report.names import setting_names
+from evals.results.names import names
 from evals.results.record import Record
 
 COLUMNS = ("id", "prediction", "score")
@@ -37,7 +37,7 @@ class WandbLogger(Logger):
         import wandb
 
         Path(self.directory).mkdir(parents=True, exist_ok=True)
-        for number, (name, record) in enumerate(zip(setting_names(records), records, strict=True)):
+        for number, (name, record) in enumerate(zip(names(records), records, strict=True)):
             summary = record.summary or {}
             run = wandb.init(
                 project=self.project,

@@ -54,15 +54,15 @@ def convert(path: Path, cache: Path) -> Path:
                 f"{path} holds no row of a LongBench task: a column `task` or `dataset`, or a folder, should name one."
             )
         altered = {name: _write(folder, TASKS[name], rows[name]) for name in ALL if name in rows}
-        (folder / ALTERED).write_text(json.dumps({name: found for name, found in altered.items() if found}))
+        (folder / ALTERED).write_text(json.dumps({name: rows for name, rows in altered.items() if rows}))
     return target
 
 
 def altered_rows(folder: Path, task: str) -> dict[int, str]:
     """What is wrong with the rows of a task that a copy has and the official data has not, by row number."""
     path = folder / ALTERED
-    found = json.loads(path.read_text()) if path.is_file() else {}
-    return {int(row): problem for row, problem in found.get(task, {}).items()}
+    altered = json.loads(path.read_text()) if path.is_file() else {}
+    return {int(row): problem for row, problem in altered.get(task, {}).items()}
 
 
 def download(repository: str, revision: str | None = None) -> Path:
@@ -78,13 +78,13 @@ def download(repository: str, revision: str | None = None) -> Path:
     unreachable = None
     if not constants.HF_HUB_OFFLINE:
         try:
-            found = hub.HfApi().dataset_info(repository, revision=revision, timeout=archive.HUB_TIMEOUT)
+            info = hub.HfApi().dataset_info(repository, revision=revision, timeout=archive.HUB_TIMEOUT)
         except Exception as error:  # of many unrelated types; there may be a copy of the last time
             unreachable = error
         else:
-            names = [Path(file.rfilename) for file in found.siblings or []]
+            names = [Path(file.rfilename) for file in info.siblings or []]
             kinds = [kind for kind in kinds if any(name.match(kind) for name in names)][:1]
-            options |= {"revision": found.sha, "local_files_only": False}
+            options |= {"revision": info.sha, "local_files_only": False}
     try:
         return Path(hub.snapshot_download(repository, allow_patterns=kinds, **options))
     except Exception as error:

@@ -89,6 +89,7 @@ class LongBenchTask:
             self.task.max_new_tokens,
             stop_ids(self.task, self.model.tokenizer, self.model.stop_ids),
             self.task.min_new_tokens,
+            self.model.settings(self.protocol.generation_config),
         )
 
         def score(prediction: str) -> dict[str, Any]:

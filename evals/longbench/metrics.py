@@ -92,14 +92,14 @@ def classification(prediction: str, reference: str, classes: Sequence[str] | Non
     """
     if classes is None:
         raise UserError("all_classes is null, but a classification task needs the list of class names.")
-    found = [name for name in classes if name in prediction]
+    present = [name for name in classes if name in prediction]
     position = 0
-    while position < len(found):
-        name = found[position]
+    while position < len(present):
+        name = present[position]
         if name != reference and name in reference:
-            found.remove(name)
+            present.remove(name)
         position += 1
-    return 1.0 / len(found) if reference in found else 0.0
+    return 1.0 / len(present) if reference in present else 0.0
 
 
 def count(prediction: str, reference: str, classes: Sequence[str] | None = None) -> float:

@@ -81,7 +81,7 @@ def _backtrack(rows: tuple[str, ...], columns: dict[str, int], width: int) -> tu
             flat = ((flat + both) | (flat - both)) & everywhere
         table.append((match, flat))
 
-    found: set[str] = set()
+    words: set[str] = set()
     matched = 0
     row, column = len(rows), width
     while row and column:
@@ -89,10 +89,10 @@ def _backtrack(rows: tuple[str, ...], columns: dict[str, int], width: int) -> tu
         # Left as long as the words differ and the row does not grow here, which is when going up is no better.
         column = ((match | ~flat) & ((1 << column) - 1)).bit_length()
         if column and match >> (column - 1) & 1:
-            found.add(rows[row - 1])
+            words.add(rows[row - 1])
             matched += 1
             row, column = row - 1, column - 1
         elif column:
             row -= 1
     calls = (len(rows) - row) + (width - column) - matched + 1
-    return found, calls
+    return words, calls

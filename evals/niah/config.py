@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from compresskv.protocol import EvaluationProtocol
     from evals.niah.evaluation import NiahTask
     from evals.results.record import Record
+    from evals.results.schema import Line
 
 Tokens = Annotated[int, Ge(1), Le(100_000_000)]
 Percent = Annotated[float, Ge(0), Le(100)]
@@ -39,7 +40,7 @@ class Niah(SampledEvaluation):
     def depth_list(self) -> tuple[float, ...]:
         """Depths in per cent."""
         if isinstance(self.depths, int):
-            return tuple(np.linspace(0, 100, self.depths).round()) if self.depths > 1 else (50.0,)
+            return tuple(np.linspace(0, 100, self.depths).round().tolist()) if self.depths > 1 else (50.0,)
         return self.depths
 
     def make_tasks(self, model: LoadedModel, protocol: EvaluationProtocol) -> Sequence[NiahTask]:
@@ -54,4 +55,20 @@ class Niah(SampledEvaluation):
         from evals.report.terminal import score_table
 
         table = score_table(title, records, lambda line: f"{line['length']}")
+        lines: list[Line] = []
+        for of_setting in records.values():
+            for record in of_setting:
+                lines += record.covered
+        table.caption = _caption(lines)
         return Shown([table], draw(panels(records), f"Needle in a haystack, {title.split(' · ')[0]}", figure))
+
+
+def _caption(lines: Sequence[Line]) -> str | None:
+    """What a reader of the scores has to know of the prompts; None if they are as asked for."""
+    cells = {(line["length"], line["depth"]): line for line in lines}.values()
+    notes = []
+    if misplaced := sum(bool(line.get("misplaced")) for line in cells):
+        notes.append(f"in {misplaced} of {len(cells)} cells the needle is more than 2 % from the depth asked for")
+    if repeated := sum(bool(line.get("haystack_repeats")) for line in cells):
+        notes.append(f"in {repeated} of {len(cells)} cells the haystack is repeated")
+    return "; ".join(notes) or None

@@ -80,26 +80,34 @@ class NiahTask:
 
     def sample(self, id: str) -> Sample:
         length, depth = self.cells[id]
-        ids, actual_depth = self.prompt(length, depth / 100)
+        ids, hidden = self.hidden(length, depth / 100)
         record = {
             "length": length,
             "depth": float(depth),
             "prompt_tokens": ids.numel(),
-            "actual_depth": round(100 * actual_depth, 2),
+            "actual_depth": round(100 * hidden.depth, 2),
+            "needle_behind": hidden.rule,
+            "misplaced": hidden.misplaced,
+            "haystack_repeats": hidden.repeats,
             "truncated": False,
         }
-        stopping = Stopping(self.config.max_new_tokens, self.model.stop_ids)
+        settings = self.model.settings(self.protocol.generation_config)
+        stopping = Stopping(self.config.max_new_tokens, self.model.stop_ids, settings=settings)
         return Sample(id, ids, stopping, self.score, record)
 
-    def prompt(self, length: int, depth: float) -> tuple[torch.Tensor, float]:
-        """A prompt of at most `length` tokens with the needle at `depth` (0 to 1): ids [prompt], actual depth."""
+    def prompt(self, length: int, depth: float) -> torch.Tensor:
+        """A prompt of at most `length` tokens with the needle at `depth` (0 to 1): ids [prompt], int64."""
+        return self.hidden(length, depth)[0]
+
+    def hidden(self, length: int, depth: float) -> tuple[torch.Tensor, Hidden]:
+        """The same prompt, and where in the haystack its needle is."""
         needle = f"\n{self.config.needle}\n"
         tokens = length - self.overhead(needle)
         for _ in range(8):
             hidden = self.hide(needle, tokens, depth)
             ids = self.render(hidden.text)
             if ids.numel() <= length:
-                return ids, hidden.depth
+                return ids, hidden
             # Where texts are joined, tokens may split otherwise than in the parts.
             tokens -= ids.numel() - length
         raise UserError(f"eval.lengths={length}: no prompt of that length can be made: choose a longer one")

@@ -49,7 +49,9 @@ def hide(
         while place and context[place - 1] not in periods:
             place -= 1
     text = tokenizer.decode(context[:place] + needle_ids + context[place:])
-    return Hidden(text, len(tokenizer.decode(context[:place])), place / len(context))
+    actual = place / len(context)
+    rule = "end" if depth >= 1 else "sentence" if place else "start"
+    return Hidden(text, len(tokenizer.decode(context[:place])), actual, actual - depth, rule)
 
 
 def _beginning(haystack: str, tokens: int, tokenizer: PreTrainedTokenizerBase, special: bool) -> str:

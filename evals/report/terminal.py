@@ -13,7 +13,7 @@ from compresskv.errors import UserError
 from evals.console import screen
 from evals.evaluation import SampledEvaluation, Shown
 from evals.job import plug_in_class
-from evals.report.names import setting_names
+from evals.results.names import names
 from evals.results.record import Record
 from evals.results.schema import Line
 
@@ -29,7 +29,7 @@ def show(records: Sequence[Record]) -> list[Path]:
     for (model, evaluation), group in groupby(sorted(records, key=place), key=place):
         of_evaluation = list(group)
         by_setting: dict[str, list[Record]] = {}
-        for name, record in zip(setting_names(of_evaluation), of_evaluation, strict=True):
+        for name, record in zip(names(of_evaluation), of_evaluation, strict=True):
             by_setting.setdefault(name, []).append(record)
         shown = _shown(f"{model} · {evaluation}", by_setting, _figure(of_evaluation))
         for table in shown.tables:

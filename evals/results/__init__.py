@@ -1,4 +1,4 @@
-"""What a run leaves behind: one folder a setting, one line per sample, one summary."""
+"""What a run leaves behind: one folder per setting, one line per sample, one summary."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal

@@ -8,8 +8,8 @@ from typing import Any
 
 from evals.results.schema import Line
 
-UNCHECKED = ("checksum", "timing")
-"""Fields of a line that its checksum does not cover: equal results have equal checksums."""
+CIRCUMSTANCES = ("batch", "timing")
+"""Fields of a line that say how it was computed. They have a checksum apart, so equal results have equal ones."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ def decode(content: bytes) -> Lines:
             continue
         if "checksum" not in line:
             unchecked += 1
-        elif line["checksum"] != checksum(line, UNCHECKED):
+        elif line != sealed(line):
             faults[number] = f"sample {identifier} was changed after it was written: its checksum is another"
             continue
         by_id[identifier] = line
@@ -56,10 +56,20 @@ def decode(content: bytes) -> Lines:
 
 def encode(line: Mapping[str, Any]) -> bytes:
     """A line with its checksum, as it is written. Raises `ValueError` for a number that is not finite."""
-    return (dumps({**line, "checksum": checksum(line, UNCHECKED)}) + "\n").encode()
+    return (dumps(sealed(line)) + "\n").encode()
 
 
-def checksum(content: Mapping[str, Any], left_out: tuple[str, ...]) -> str:
+def sealed(line: Mapping[str, Any]) -> Line:
+    """The line with its checksums: `checksum` of the result, and in `timing` that of its circumstances."""
+    content = {key: value for key, value in line.items() if key != "checksum"}
+    if isinstance(content.get("timing"), dict):
+        timing = {key: value for key, value in content["timing"].items() if key != "checksum"}
+        covered = {"batch": content.get("batch"), "timing": timing}
+        content["timing"] = {**timing, "checksum": checksum(covered)}
+    return {**content, "checksum": checksum(content, CIRCUMSTANCES)}
+
+
+def checksum(content: Mapping[str, Any], left_out: tuple[str, ...] = ()) -> str:
     """16 digits that change with any field but those `left_out`, whatever the order of the fields."""
     covered = {key: value for key, value in content.items() if key not in left_out}
     text = json.dumps(covered, sort_keys=True, allow_nan=False)

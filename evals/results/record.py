@@ -171,15 +171,15 @@ class Record:
     def problems(self) -> list[str]:
         """All that is wrong with the files, a phrase each that names file and line; empty if nothing is."""
         lines, unreadable = self._lines
-        found = [f"samples.jsonl:{number}: {fault}" for number, fault in lines.faults.items()]
+        problems = [f"samples.jsonl:{number}: {fault}" for number, fault in lines.faults.items()]
         if unreadable:
-            found.append(unreadable)
+            problems.append(unreadable)
         summary, reason = self._file_summary
         if summary is not None:
-            found += self._summary_problems(summary)
+            problems += self._summary_problems(summary)
         elif self.scored and not (self.running and reason == "no summary"):
-            found.append(reason)
-        return found
+            problems.append(reason)
+        return problems
 
     def _summary_problems(self, summary: Mapping[str, Any]) -> Iterator[str]:
         ids = summary["samples"]
@@ -239,8 +239,8 @@ def records(results: Path, pattern: str = "") -> list[Record]:
     """The settings under `results` whose path contains `pattern`: every folder that has any of `FILES`, by path."""
     runs = Path(results) / "runs"
     folders = [Path(folder) for folder, _, names in os.walk(runs) if not set(FILES).isdisjoint(names)]
-    found = [Record(folder, runs) for folder in sorted(folders)]
-    return [record for record in found if pattern in record.name]
+    matching = [Record(folder, runs) for folder in sorted(folders)]
+    return [record for record in matching if pattern in record.name]
 
 
 def _texts(value: Any) -> bool:

@@ -38,11 +38,11 @@ class SampleLine(TypedDict, total=False):
     kept: list[int | list[int]]  # tokens kept in each layer: one number, or one per KV head where they differ
     compressed: bool  # whether anything was evicted
     batch: list[str]  # the settings that were decoded together, as <protocol>/<method>/<budget>-<hash8>
-    timing: dict[str, Any]  # `batch_seconds`, and `shared_by` how many settings; the one field that no checksum covers
+    timing: dict[str, Any]  # `batch_seconds`, `shared_by` how many settings, `checksum` of these two and of `batch`
     kl: float | None  # nats per token, KL(full cache ‖ this setting) over the full cache's answer
     agreement: float | None  # 0 to 1: share of these tokens where both have the same most probable token
     reference_nll: float | None  # nats per token: negative log-likelihood of the reference answer
-    checksum: str  # of all other fields but `timing`, 16 digits; absent in lines of older versions
+    checksum: str  # of all other fields but `batch` and `timing`, 16 digits; absent in lines of older versions
 
 
 class Mean(TypedDict):

@@ -131,12 +131,12 @@ def groups(names: Sequence[Name], differing: AbstractSet[frozenset[Name]]) -> li
     `differing` holds the pairs that differ. This is the compact letter display of Piepho (2004): start with one group,
     split it for each pair, drop what another group contains.
     """
-    found: list[frozenset[Name]] = [frozenset(names)]
+    candidates: list[frozenset[Name]] = [frozenset(names)]
     for pair in sorted(differing, key=lambda pair: sorted(map(names.index, pair))):
         split: list[frozenset[Name]] = []
-        for group in found:
+        for group in candidates:
             split += [group - {name} for name in pair] if pair <= group else [group]
         unique = list(dict.fromkeys(split))
-        found = [group for group in unique if not any(group < other for other in unique)]
-    ordered = [[name for name in names if name in group] for group in found]
+        candidates = [group for group in unique if not any(group < other for other in unique)]
+    ordered = [[name for name in names if name in group] for group in candidates]
     return sorted(ordered, key=lambda group: [names.index(name) for name in group])

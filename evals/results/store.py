@@ -74,18 +74,18 @@ class SampleStore:
         """All complete lines; a torn last line and unfinished files of a process that was killed are removed."""
         try:
             content = self._content()
-            found = decode(content)
+            lines = decode(content)
             if self._descriptor is not None:
-                if found.size < len(content):
-                    os.ftruncate(self._descriptor, found.size)
+                if lines.size < len(content):
+                    os.ftruncate(self._descriptor, lines.size)
                 for path in self.folder.glob(".*.tmp"):
                     path.unlink(missing_ok=True)
         except OSError as error:
             raise refused(self.folder, error) from error
-        for number, fault in found.faults.items():
+        for number, fault in lines.faults.items():
             raise UserError(f"{self.path}:{number}: {fault}: delete that line and run again")
-        self._size = found.size
-        return found.by_id
+        self._size = lines.size
+        return lines.by_id
 
     def _content(self) -> bytes:
         if self._descriptor is None:

@@ -30,20 +30,11 @@ def build_method(model: LoadedModel, job: Job, first_prompt: Callable[[], int] |
         kv_heads=model.kv_heads,
         observation=job.observation,
         protocol=job.protocol,
-        calibration=_calibration(job),
+        calibration=calibration.choose(model.name, job.calibration, job.protocol),
+        fingerprint=model.fingerprint,
         first_prompt=first_prompt() if first_prompt and job.protocol.pyramid_schedule == "first_prompt" else None,
     )
     return build(job.method, context)
-
-
-def _calibration(job: Job) -> calibration.Calibration | None:
-    if job.calibration != "auto":
-        return calibration.find(job.model.name, job.calibration)
-    sources = ["held_out"] if job.protocol.calibration_data == "held_out" else ["longbench", "published"]
-    for source in sources:
-        if calibrated := calibration.find(job.model.name, source):
-            return calibrated
-    return None
 
 
 def describe(value: Any) -> Any:

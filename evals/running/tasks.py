@@ -75,6 +75,7 @@ def setting_folder(model: LoadedModel, job: Job, task: Task, setting: Setting) -
         "model": model.identity,
         "prompt": task.identity,
         "method": describe(setting.method),
+        "generation": dict(model.settings(job.protocol.generation_config)),
         "prefill_chunk": job.prefill_chunk,
     }
     digest = hashlib.sha256(json.dumps(identity, sort_keys=True, default=str).encode()).hexdigest()[:8]

@@ -1,13 +1,16 @@
 """Decoding: logits of a hand-masked full cache, rows that stop, rows that outgrow their buffers."""
 
+import copy
+
 import pytest
 import torch
 
 from compresskv.engine.attention import attached
 from compresskv.engine.decode import Stopping, decode, decode_cache, forward_tokens
 from compresskv.engine.generation import generate
-from compresskv.engine.in_layer import LayerwiseCache
+from compresskv.engine.in_layer import LayerwiseCache, generate_in_layer
 from compresskv.engine.prefill import FULL, Setting, prefill
+from compresskv.errors import NonFiniteError
 from tests import naive, tiny
 from tests.methods_in_use import SNAPKV, name_of, settings_for
 
@@ -61,3 +64,35 @@ def test_the_cache_outgrows_its_room():
         with torch.no_grad():
             logits = model(ids[None], past_key_values=cache).logits[0, -1]
             assert decode(model, cache, logits, 60, 1, Stopping(80))[0] == expected
+
+
+@pytest.mark.parametrize("setting", settings_for(4), ids=name_of)
+@pytest.mark.parametrize("broken", ["prefill", "decode"])
+@pytest.mark.parametrize("path", ["shared", "in-layer"])
+def test_logits_that_are_not_finite_are_no_answer(setting, broken, path):
+    """One infinite weight: of a layer, or of the embedding of the first token that is generated."""
+    model, ids = copy.deepcopy(tiny.model("llama")), tiny.prompt(40)
+    with attached(model):
+        first = generate(model, ids, [FULL], NEW)[0].tokens[0]
+        with torch.no_grad():
+            if broken == "prefill":
+                model.model.layers[2].mlp.down_proj.weight[3, 3] = torch.inf
+            else:
+                model.model.embed_tokens.weight[first, 0] = torch.nan
+        ids = ids[ids != first]
+        run = (
+            (lambda: generate(model, ids, [setting], NEW))
+            if path == "shared"
+            else (lambda: generate_in_layer(model, ids, setting, NEW))
+        )
+        with pytest.raises(NonFiniteError, match=r"set model\.dtype=float32 or bfloat16") as caught:
+            run()
+    assert "\n" not in str(caught.value)
+
+
+def test_a_single_infinite_logit_is_enough():
+    model, ids = copy.deepcopy(tiny.model("llama")), tiny.prompt(30)
+    with torch.no_grad(), attached(model):
+        model.lm_head.weight[5] = -torch.inf
+        with pytest.raises(NonFiniteError):
+            generate(model, ids, [FULL], NEW)

@@ -10,8 +10,10 @@ from compresskv.engine.decode import Stopping
 from compresskv.engine.generation import generate
 from compresskv.engine.in_layer import LayerwiseCache, compressed
 from compresskv.engine.prefill import Setting, prefill
+from compresskv.errors import UserError
 from tests import tiny
 from tests.methods_in_use import RAGGED, SNAPKV
+from tests.test_probe import LATENT, made
 
 NEW = Stopping(12)
 
@@ -51,3 +53,42 @@ def test_in_layer_prefill_holds_one_complete_layer_at_a_time(setting):
         assert complete_layers() == 0
         shared = prefill(model, ids, 8)
         assert complete_layers() == len(shared.layers) == 4
+
+
+OPTIONS = {
+    "max_new_tokens": 4,
+    "do_sample": False,
+    "eos_token_id": None,
+    "pad_token_id": 0,
+    "attention_mask": torch.ones(1, 60, dtype=torch.long),
+}
+
+
+def test_a_cache_that_is_used_after_its_block_is_refused():
+    """The model's own attention would see the new tokens alone."""
+    model, ids = tiny.model("llama"), tiny.prompt(60)
+    with compressed(model, SNAPKV, 20) as cache:
+        model.generate(ids[None], past_key_values=cache, **OPTIONS)
+    with pytest.raises(UserError, match="inside `with compressed"):
+        model(ids[None, :1], past_key_values=cache)
+
+
+def test_a_cache_that_is_not_passed_on_is_refused():
+    """Otherwise every budget is as good as the full cache."""
+    model, ids = tiny.model("llama"), tiny.prompt(60)
+    with pytest.raises(UserError, match="past_key_values=cache"), compressed(model, SNAPKV, 20):
+        model.generate(ids[None], **OPTIONS)
+    assert model.config._attn_implementation == "sdpa"
+
+
+def test_an_error_inside_the_block_is_the_one_that_is_seen():
+    with pytest.raises(ZeroDivisionError), compressed(tiny.model("llama"), SNAPKV, 20):
+        raise ZeroDivisionError
+
+
+@pytest.mark.parametrize("new", [1, 4])
+@pytest.mark.parametrize(("architecture", "settings"), [("DeepseekV3", LATENT), ("Bloom", {}), ("Mpt", {})])
+def test_attention_that_goes_past_the_cache_is_refused(architecture, settings, new):
+    model, ids = made(architecture, **settings), tiny.prompt(60)
+    with pytest.raises(UserError, match="another architecture"), compressed(model, SNAPKV, 20) as cache:
+        model.generate(ids[None], past_key_values=cache, **{**OPTIONS, "max_new_tokens": new})

@@ -25,7 +25,7 @@ from tests.command import ROOT, arguments, content, run
 ENV = {"CUDA_VISIBLE_DEVICES": "", "COLUMNS": "200", "OMP_NUM_THREADS": "1"}
 TWO = "hydra.launcher.devices=[0,1]"
 GRID = ["eval.lengths=[200,300]", "eval.depths=2", "eval.max_new_tokens=4", "budget=64"]
-SABOTAGE = ["method=snapkv", "method.scorer=tests.launch.slurm.sabotage:scorer"]
+SABOTAGE = ["method=snapkv", "method.scorer._target_=tests.launch.slurm.sabotage.scorer"]
 
 
 @pytest.fixture

@@ -72,7 +72,7 @@ def random_layers(shape: PromptShape, group: int, seed: int, rows: int | None = 
 def prompt(layers: list[LayerPrefill]) -> Prefill:
     """A prefill made of given layers: no model, and a cache of which only the number of layers is known."""
     cache = SimpleNamespace(evicting=layers, sliding={})
-    return Prefill(layers[0].length, layers, torch.zeros(1), cache)  # type: ignore[arg-type]
+    return Prefill(layers[0].length, layers, torch.zeros(1), cache, torch.zeros(layers[0].length, dtype=torch.int64))  # type: ignore[arg-type]
 
 
 def kept(method: EvictionMethod, layers: list[LayerPrefill], budget: int) -> list[list[list[int]]]:

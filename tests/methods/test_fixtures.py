@@ -399,7 +399,9 @@ def test_published_calibrations_need_the_window_they_were_made_with() -> None:
     published = find("llama-3.1-8b-instruct", "published")
     assert published is not None
     where = replace(
-        context(PromptShape(32, 8, 100, 8), group=4, observation=Observation()), calibration=published, model="llama"
+        context(PromptShape(32, 8, 100, 8), group=4, observation=Observation()),
+        calibration=published,
+        model="llama-3.1-8b-instruct",
     )
     heads = method("compresskv", where).scorer.heads  # type: ignore[attr-defined]
     assert heads[0] == (11, 25, 23, 27)

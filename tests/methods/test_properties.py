@@ -26,7 +26,6 @@ RELEASED = EvaluationProtocol(
     pyramid_schedule="first_prompt",
     pyramid_short_prompt="none",
     exact_budget=False,
-    head_pooling="official",
     score_dtype="model",
 )
 

@@ -14,7 +14,20 @@ from compresskv.eviction import EvictionMethod, LayerPrefill, LayerScores, Obser
 from compresskv.layer_error import LayerErrorAllocator
 from compresskv.protocol import EvaluationProtocol
 
-from .construction import FIRST, LENGTH, SECOND, WINDOW, allocated, attending, blank, context, kept, method, past_kept
+from .construction import (
+    FIRST,
+    LENGTH,
+    SECOND,
+    WINDOW,
+    allocated,
+    attending,
+    blank,
+    context,
+    kept,
+    method,
+    past_kept,
+    random_layers,
+)
 
 METHOD_FIELDS = (
     "gqa_grouping",
@@ -67,7 +80,7 @@ def test_gqa_grouping(name: str) -> None:
     assert past_kept(released, [attending(FIRST)], 4) == [[[0, 1], [3, 4]]]
 
 
-@pytest.mark.parametrize("name", ["cake", "headkv", "adakv", "tova", "compresskv"])
+@pytest.mark.parametrize("name", ["cake", "tova", "compresskv"])
 def test_gqa_grouping_is_right_in_other_methods(name: str) -> None:
     corrected, released = both(name, "gqa_grouping", SMALL, "strided")
     assert corrected == released
@@ -163,11 +176,11 @@ def test_exact_budget_headkv(
         assert allocated(allocator, blank(shape), shape, 12) == [expected]
 
 
-def test_exact_budget_headkv_rounds_query_heads_first() -> None:
-    """Released, 2.5 and 4.5 past tokens of two query heads round to 2 and 4, so their KV head keeps 3 of 3.5."""
+def test_exact_budget_headkv_rounds_once() -> None:
+    """Released, 2.5 and 4.5 past tokens of two query heads are 3.5 of their KV head, which rounds to 4; 12.5 to 12."""
     shape = PromptShape(1, 2, 102, 2)
     scores = ((2.5, 4.5, 12.0, 13.0),)
-    assert HeadKVAllocator(scores, beta=1, exact=False)(blank(shape), shape, 10) == [(3, 12)]
+    assert HeadKVAllocator(scores, beta=1, exact=False)(blank(shape), shape, 10) == [(4, 12)]
     assert HeadKVAllocator(scores, beta=1)(blank(shape), shape, 10) == [(4, 12)]
 
 
@@ -201,7 +214,7 @@ def test_head_pooling(name: str) -> None:
     torch.testing.assert_close(scores[1], torch.tensor([21, 21, 21, 21, 21, 14]) / 40)
 
 
-@pytest.mark.parametrize("name", ["snapkv", "pyramidkv", "cake", "compresskv"])
+@pytest.mark.parametrize("name", ["snapkv", "pyramidkv", "cake", "compresskv", "adacompresskv", "headcompresskv"])
 def test_head_pooling_is_the_runs_in_other_methods(name: str) -> None:
     corrected, released = both(name, "head_pooling", SMALL, "official")
     assert corrected == released
@@ -237,6 +250,27 @@ def test_score_dtype_cake() -> None:
     assert 0 < corrected.scorer(layer).shift < 4000 * 2**-25
     assert released.scorer(layer).shift == 0
     assert released.scorer(layer).preference((1.0, 1.0)) > 0
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_score_dtype_cake_sums_and_raises_in_it(dtype: torch.dtype) -> None:
+    """The released order: variance over the window, sum over heads, over columns, power, each rounded to the dtype."""
+    shape = PromptShape(1, 2, 200, 4)
+    _, released = both("cake", "score_dtype", shape, "model")
+    (layer,) = random_layers(shape, 2, seed=4)
+    layer = replace(layer, queries=layer.queries.to(dtype), keys=layer.keys.to(dtype), values=layer.values.to(dtype))
+    attention = layer.window_attention(4, None)[..., :-4]
+    by_column = torch.zeros(196, dtype=dtype)
+    for column, variances in enumerate(attention.var(1).unbind(1)):
+        by_column[column] = variances.float().sum()
+    total = by_column.float().sum().to(dtype)
+    shares = attention.float()
+    entropy = -(shares * (shares + 1e-10).log()).sum()
+    scores = released.scorer(layer)
+    assert scores.shift == total.item()
+    assert scores.preference((1.6, 0.4)) == pytest.approx((entropy ** (1 / 1.6) * total ** (1 / 0.4)).item(), rel=1e-6)
+    exact = scores.dispersion ** (1 / 1.6) * scores.shift ** (1 / 0.4)
+    assert scores.preference((1.6, 0.4)) != pytest.approx(exact, rel=1e-5)
 
 
 def test_score_dtype_knorm() -> None:

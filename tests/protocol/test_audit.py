@@ -7,9 +7,9 @@ import pytest
 from compresskv.engine import generation
 from compresskv.errors import UserError
 from compresskv.protocol import EvaluationProtocol
-from evals import runner
 from evals.audit.__main__ import PAGE, main
 from evals.audit.effects import COMPARED, ELSEWHERE, fill, paired
+from evals.running import batches
 
 FIELDS = {f.name for f in fields(EvaluationProtocol)} - {"name"}
 
@@ -66,7 +66,7 @@ def test_the_audit_runs_and_resumes(checkpoint, tmp_path, monkeypatch) -> None:
     assert "none on this tokenizer: it adds no BOS" in text
     assert text.count("of 1 answers differ") > 10
 
-    monkeypatch.setattr(runner, "generate", lambda *args: pytest.fail("a finished sample was computed again"))
-    assert runner.generate is not generation.generate
+    monkeypatch.setattr(batches, "generate", lambda *args: pytest.fail("a finished sample was computed again"))
+    assert batches.generate is not generation.generate
     main(overrides, page)
     assert page.read_text(encoding="utf-8") == text

@@ -2,7 +2,6 @@
 
 import json
 from dataclasses import replace
-from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -16,7 +15,7 @@ from compresskv.errors import UserError
 from compresskv.eviction import Observation
 from compresskv.methods import build, named_method
 from compresskv.protocol import EvaluationProtocol
-from evals import runner
+from evals.running.methods import build_method
 from tests.methods.construction import method
 
 PROMPT = torch.tensor([9, 5, 7, 5, 8])
@@ -106,7 +105,7 @@ def test_srh_multiplicity_leaves_traditional_heads_alone() -> None:
 @pytest.fixture
 def files(tmp_path, monkeypatch):
     """Calibration files of the model "tiny" by source; `write` makes one."""
-    monkeypatch.setattr(calibration, "find", partial(calibration.find, folder=tmp_path))
+    monkeypatch.setattr(calibration, "folders", lambda: (tmp_path,))
 
     def write(source: str, layer_scores: tuple[float, ...]) -> None:
         record = {
@@ -133,8 +132,8 @@ def layer_scores(data: str) -> tuple[float, ...]:
         observation=Observation(),
         calibration="auto",
     )
-    model = SimpleNamespace(name="tiny", layers=2, q_heads=4, kv_heads=2)
-    made = runner.build_method(model, job)  # type: ignore[arg-type]
+    model = SimpleNamespace(name="tiny", layers=2, q_heads=4, kv_heads=2, fingerprint=None)
+    made = build_method(model, job)  # type: ignore[arg-type]
     return made.allocator.layer_scores  # type: ignore[attr-defined]
 
 

@@ -3,7 +3,6 @@
 import inspect
 import subprocess
 import sys
-from dataclasses import fields, is_dataclass
 from typing import Any
 
 import pytest
@@ -16,6 +15,7 @@ from baselines.cake import TAUS
 from baselines.headkv import KINDS
 from compresskv.errors import UserError
 from compresskv.eviction import EvictionMethod, PromptShape
+from compresskv.layer_error import LayerErrorAllocator
 from compresskv.methods import CONF, MethodConfig, Part, build, check_parameters, method_config, named_method
 from tests.command import ROOT
 from tests.methods.construction import METHODS, context, method
@@ -47,27 +47,35 @@ def parameters_of(path: str, part: str | None) -> dict[str, Any]:
     return {key: value for key, value in (node or {}).items() if key != "_target_"}
 
 
+def value_in(made: Any, name: str) -> Any:
+    """What a built part has made of a parameter."""
+    if name in ("heads", "head_scores") and not hasattr(made, "head_scores"):
+        return getattr(made, "ranking", made).heads
+    if name == "contest_grouping":
+        return getattr(made, "contest", made).grouping
+    return getattr(made, name)
+
+
 def expected(parameters: dict[str, Any]) -> dict[str, Any]:
-    """The fields of a built part that parameters end in, for the calibration of `context`."""
-    calibration = context(SHAPE).calibration
+    """What parameters stand for with the protocol and the calibration of `context`."""
+    where = context(SHAPE)
+    calibration = where.calibration
     assert calibration is not None
     out = dict(parameters)
     if "heads" in out:
-        count = out["heads"] or calibration.heads
-        out["heads"] = calibration.top_heads(out.pop("head_scores"), count)
+        out["heads"] = calibration.top_heads(out.pop("head_scores"), out["heads"] or calibration.heads)
     if "head_scores" in out:
         out["head_scores"] = calibration.scores(KINDS[out["head_scores"]])
-    if out.get("taus", 0) is None:
-        out["taus"] = ((1.0, 1.0), (1.0, 1.0))
-    return out
+    if "layers" in out:
+        assert out["layers"] == "layer_error"
+        out["layers"] = LayerErrorAllocator(calibration.layer_scores)
+    null = {"taus": ((1.0, 1.0), (1.0, 1.0)), "grouping": "contiguous", "contest_grouping": "contiguous"}
+    return {name: null[name] if value is None else value for name, value in out.items()}
 
 
 def assert_has(made: Any, parameters: dict[str, Any]) -> None:
-    assert is_dataclass(made)
-    names = {field.name for field in fields(made)}
     for name, value in expected(parameters).items():
-        assert name in names
-        assert getattr(made, name) == value
+        assert value_in(made, name) == value, name
 
 
 @pytest.mark.parametrize("scorer", SCORERS)

@@ -5,6 +5,7 @@ import json
 import pytest
 
 from compresskv.errors import UserError
+from evals.results.lines import decode, encode
 from evals.results.store import SampleStore, new_folder, safe_name, write_json, write_text
 from tests.results.trees import line
 
@@ -91,10 +92,10 @@ def test_a_sample_is_stored_once(tmp_path):
     store.close()
 
 
-def test_equal_results_have_equal_checksums_whatever_they_took(tmp_path):
+def test_equal_results_have_equal_checksums_however_they_were_computed(tmp_path):
     first, second = store_with(tmp_path / "a"), store_with(tmp_path / "b")
-    first.append(line("1", timing={"batch_seconds": 1.0}))
-    second.append(line("1", timing={"batch_seconds": 2.0}))
+    first.append(line("1", timing={"batch_seconds": 1.0}, batch=["a"]))
+    second.append(line("1", timing={"batch_seconds": 2.0}, batch=["a", "b"]))
     assert first.lines["1"]["checksum"] == second.lines["1"]["checksum"]
     first.append(line("2", prediction="yes"))
     second.append(line("2", prediction="no"))
@@ -145,3 +146,21 @@ def test_names_of_folders(name):
 def test_names_that_would_leave_their_folder_are_refused(name):
     with pytest.raises(UserError, match=r"^model\.name=.*choose another name"):
         safe_name("model.name", name)
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        {"prediction": "another"},
+        {"kept": [64, 65]},
+        {"batch": []},
+        {"timing": {"batch_seconds": 2.0, "shared_by": 3}},
+        {"novel": 1},
+    ],
+    ids=str,
+)
+def test_every_field_has_a_checksum(edit):
+    stored = encode(line("1"))
+    assert not decode(stored).faults
+    edited = json.dumps({**json.loads(stored), **edit}).encode() + b"\n"
+    assert "changed after it was written" in decode(edited).faults[1]

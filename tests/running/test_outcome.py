@@ -35,7 +35,7 @@ def test_a_setting_that_cannot_be_built_does_not_end_the_others(sweep, tmp_path)
 
 
 def test_a_model_that_fails_does_not_end_the_others(sweep, tmp_path):
-    models = ["model.name=raises,fine", "method=snapkv", "method.scorer=tests.launch.slurm.sabotage:scorer"]
+    models = ["model.name=raises,fine", "method=snapkv", "method.scorer._target_=tests.launch.slurm.sabotage.scorer"]
     done = sweep(*models, "budget=64,96")
     assert done.returncode == 1
     assert settings(tmp_path) == {("fine", "snapkv")}

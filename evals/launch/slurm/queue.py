@@ -32,12 +32,12 @@ def states(ids: Collection[str]) -> dict[str, State] | None:
     arrays = ",".join(sorted({id.split("_")[0] for id in ids}))
     command = ["squeue", "--noheader", "--array", "--states=all", f"--jobs={arrays}", "--format=%i|%T|%r"]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+        completed = subprocess.run(command, capture_output=True, text=True, timeout=60)
     except (OSError, subprocess.TimeoutExpired):
         return None
-    if done.returncode and "Invalid job id" not in done.stderr:
+    if completed.returncode and "Invalid job id" not in completed.stderr:
         return None
-    rows = (line.split("|", 2) for line in done.stdout.splitlines() if line.count("|") >= 2)
+    rows = (line.split("|", 2) for line in completed.stdout.splitlines() if line.count("|") >= 2)
     seen = {id: State(name, "" if reason == "None" else reason) for id, name, reason in rows}
     return {id: seen.get(id, State(GONE)) for id in ids}
 

@@ -69,5 +69,5 @@ def _outside_of_jobs() -> Iterator[None]:
 
 def _complaint(text: str) -> str:
     """sbatch's own words in what submitit says of it."""
-    found = re.findall(r"^sbatch: error: (.*)$", text, flags=re.MULTILINE)
-    return "; ".join(found) or " ".join(text.split())
+    complaints = re.findall(r"^sbatch: error: (.*)$", text, flags=re.MULTILINE)
+    return "; ".join(complaints) or " ".join(text.split())

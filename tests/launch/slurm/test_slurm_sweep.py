@@ -12,7 +12,7 @@ import pytest
 
 pytestmark = pytest.mark.slurm
 
-SABOTAGE = ["method=snapkv", "method.scorer=tests.launch.slurm.sabotage:scorer"]
+SABOTAGE = ["method=snapkv", "method.scorer._target_=tests.launch.slurm.sabotage.scorer"]
 SLOW = ["model.name=slow", *SABOTAGE, "budget=64,96", "eval.depths=6"]
 
 

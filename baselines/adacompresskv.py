@@ -1,0 +1,33 @@
+"""AdaCompressKV (CompressKV's second version): semantic heads choose the tokens, AdaKV's contest how many per head.
+
+Every KV head of a layer keeps the first of one ranking of tokens, so what its heads keep is nested. How many each may
+keep is what AdaKV gives it, by SnapKV's scores, out of a layer's budget from CompressKV's layer errors.
+"""
+
+from typing import Annotated, Literal
+
+from baselines.adakv import AdaKVAllocator, ContestedScorer
+from baselines.snapkv import Grouping, SnapKVScorer
+from compresskv import layer_error, semantic_heads
+from compresskv.checking import Ge, Le
+from compresskv.context import Context
+
+
+def scorer(
+    context: Context,
+    *,
+    heads: Annotated[int, Ge(1), Le(1024)] | None,
+    head_scores: Literal["semantic", "traditional"],
+    contest_grouping: Grouping | None,
+) -> ContestedScorer:
+    """`heads` and `head_scores` as for CompressKV; `contest_grouping` as for AdaKV."""
+    contest = SnapKVScorer(context.scoring, contest_grouping or context.protocol.gqa_grouping)
+    return ContestedScorer(semantic_heads.scorer(context, heads=heads, head_scores=head_scores), contest)
+
+
+def allocator(
+    context: Context, *, alpha: Annotated[float, Ge(0), Le(1)], layers: Literal["layer_error", "uniform"]
+) -> AdaKVAllocator:
+    """`alpha`: the part of a layer's budget that its heads share equally; `layers`: how layers get theirs."""
+    by_layer = layer_error.allocator(context) if layers == "layer_error" else None
+    return AdaKVAllocator(alpha, context.protocol.exact_budget, by_layer)

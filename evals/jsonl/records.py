@@ -1,0 +1,152 @@
+"""A task of one's own: one JSON object a line, with its prompt, answers and metric.
+
+    {"id": "kv-0", "context": "…", "question": "…", "answers": ["…"], "metric": "exact_match", "max_new_tokens": 8}
+
+| field | |
+|---|---|
+| `prompt`, or `context` and `question` | the text; context and question are joined by a blank line |
+| `answers` | a list of reference answers, at least one |
+| `metric` | a name in `METRICS`; may be set for the whole file instead |
+| `max_new_tokens` | longest generation; may be set for the whole file instead |
+| `id` | text or number, each once; without it, the number of the record from 0 |
+| `answer_prefix` | how the answer opens; optional |
+| `all_classes` | the class names, for `metric: classification` |
+
+Other fields are left alone, but not those that look like one of these, mistyped.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+from compresskv.errors import UserError
+from evals.longbench.metrics import METRICS as OF_ONE_REFERENCE
+from evals.longbench.records import answers_field, classes_field, read_jsonl, shortened, text_field
+from evals.rouge import rouge1_recall
+
+FIELDS = ("prompt", "context", "question", "answers", "metric", "max_new_tokens", "id", "answer_prefix", "all_classes")
+LONGEST_GENERATION = 100_000
+LONGEST_ID = 100
+
+Metric = Callable[[str, Sequence[str], Sequence[str] | None], float]
+"""(prediction, reference answers, class names) to 0 to 1."""
+
+
+@dataclass(frozen=True)
+class Record:
+    """One sample of a task of one's own. `prompt` is the text before any chat template."""
+
+    id: str
+    prompt: str
+    answer_prefix: str
+    answers: tuple[str, ...]
+    all_classes: tuple[str, ...] | None
+    metric: str
+    max_new_tokens: int
+
+    def score(self, prediction: str) -> float:
+        """0 to 1."""
+        return METRICS[self.metric](prediction, self.answers, self.all_classes)
+
+
+def read_records(path: Path, metric: str | None = None, max_new_tokens: int | None = None) -> list[Record]:
+    """The records of a file, in its order; `metric` and `max_new_tokens` are those of lines that set none.
+
+    Raises `UserError`, with file and line, for everything that is not as described above.
+    """
+    records: dict[str, Record] = {}
+    for number, (place, fields) in enumerate(read_jsonl(path)):
+        record = _record(place, {"id": number, "metric": metric, "max_new_tokens": max_new_tokens} | fields)
+        if record.id in records:
+            raise UserError(f"{place}: the id {record.id!r} occurs twice.")
+        records[record.id] = record
+    return list(records.values())
+
+
+def _record(place: str, fields: dict[str, Any]) -> Record:
+    for name in fields.keys() - set(FIELDS):
+        if near := get_close_matches(name, FIELDS, n=1, cutoff=0.85):
+            raise UserError(f"{place}: {name!r} is no field: did you mean {near[0]!r}?")
+    metric = _metric(place, fields["metric"])
+    record = Record(
+        id=_id(place, fields["id"]),
+        prompt=_prompt(place, fields),
+        answer_prefix=text_field(place, fields, "answer_prefix") if "answer_prefix" in fields else "",
+        answers=answers_field(place, fields),
+        all_classes=classes_field(place, fields, needed=metric == "classification"),
+        metric=metric,
+        max_new_tokens=_max_new_tokens(place, fields["max_new_tokens"]),
+    )
+    try:
+        record.score("")
+    except UserError as error:  # a reference that the metric cannot use
+        raise UserError(f"{place}: {error}") from error
+    return record
+
+
+def _prompt(place: str, fields: dict[str, Any]) -> str:
+    parts: list[str] = [name for name in ("context", "question") if name in fields]
+    if ("prompt" in fields) == bool(parts) or len(parts) == 1:
+        given = ", ".join(repr(name) for name in ("prompt", *parts) if name in fields) or "neither"
+        raise UserError(f"{place}: give either 'prompt', or 'context' and 'question': there is {given}.")
+    prompt = "\n\n".join(text_field(place, fields, name) for name in parts or ["prompt"])
+    if not prompt.strip():
+        raise UserError(f"{place}: the prompt is empty.")
+    return prompt
+
+
+def _metric(place: str, name: object) -> str:
+    if name is None:
+        raise UserError(f"{place}: no metric: give the line a 'metric', or the file one with eval.metric.")
+    if not isinstance(name, str) or name not in METRICS:
+        raise UserError(f"{place}: there is no metric {shortened(name)}: choose one of {', '.join(METRICS)}.")
+    return name
+
+
+def _max_new_tokens(place: str, value: object) -> int:
+    if value is None:
+        raise UserError(f"{place}: give the line 'max_new_tokens', or the file with eval.max_new_tokens.")
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= LONGEST_GENERATION:
+        raise UserError(
+            f"{place}: 'max_new_tokens' must be a whole number from 1 to {LONGEST_GENERATION}, got {shortened(value)}."
+        )
+    return value
+
+
+def _id(place: str, value: object) -> str:
+    text = str(value) if isinstance(value, str | int) and not isinstance(value, bool) else ""
+    if not text.strip() or len(text) > LONGEST_ID or not text.isprintable():
+        raise UserError(f"{place}: 'id' must be a number or a text of one line, got {shortened(value)}.")
+    return text
+
+
+def exact_match(prediction: str, answers: Sequence[str], classes: Sequence[str] | None = None) -> float:
+    """1 if the prediction is one of the answers, white space around both aside."""
+    return float(prediction.strip() in {answer.strip() for answer in answers})
+
+
+def string_match_all(prediction: str, answers: Sequence[str], classes: Sequence[str] | None = None) -> float:
+    """Share of the answers that the prediction contains, in any case (RULER, arXiv 2404.06654, string_match_all)."""
+    return sum(answer.lower() in prediction.lower() for answer in answers) / len(answers)
+
+
+def string_match_part(prediction: str, answers: Sequence[str], classes: Sequence[str] | None = None) -> float:
+    """1 if the prediction contains one of the answers, in any case (RULER's string_match_part, for QA)."""
+    return float(any(answer.lower() in prediction.lower() for answer in answers))
+
+
+def _best(of_one: Callable[[str, str, Sequence[str] | None], float]) -> Metric:
+    """A metric of one reference, over several: the best counts."""
+    return lambda prediction, answers, classes: max(of_one(prediction, answer, classes) for answer in answers)
+
+
+METRICS: dict[str, Metric] = {
+    **{name: _best(metric) for name, metric in OF_ONE_REFERENCE.items()},
+    "rouge1_recall": _best(lambda prediction, answer, classes: rouge1_recall(answer, prediction)),
+    "exact_match": exact_match,
+    "string_match_all": string_match_all,
+    "string_match_part": string_match_part,
+}
+"""Every metric by name: LongBench's (`evals.longbench.metrics`), stemmed ROUGE-1 recall, and three that match text."""

@@ -1,0 +1,208 @@
+"""A calibration file is checked when it is read: what is wrong with it is one sentence with its path and the field."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from compresskv import calibration
+from compresskv.calibration import FOLDER, choose, find, load, of_model
+from compresskv.context import Context
+from compresskv.errors import UserError
+from compresskv.observation import ObservationConfig
+from compresskv.protocol import EvaluationProtocol
+
+CORRECTED, RELEASED = EvaluationProtocol(), EvaluationProtocol(name="released", calibration_data="longbench")
+NAN, INFINITY = float("nan"), float("inf")
+
+
+def record(**changes: Any) -> dict[str, Any]:
+    """A calibration of two layers of four heads."""
+    return {
+        "model": "tiny",
+        "source": "held_out",
+        "observation": {"window": 8, "kernel": 5, "pooling": "average"},
+        "heads": 2,
+        "layer_scores": [0.25, 0.75],
+        "head_scores": {"semantic": [[0.1, 0.2, 0.3, 0.0], [4, 3, 2, 1]]},
+        "rankings": {"published": [[3, 1], [0, 2]]},
+        "note": "whatever else a file says is for people",
+        **changes,
+    }
+
+
+@pytest.fixture
+def write(tmp_path, monkeypatch):
+    """Writes a file into the only folder there is."""
+    monkeypatch.setattr(calibration, "folders", lambda: (tmp_path,))
+
+    def write(content: Any, name: str = "tiny.held_out.json") -> Path:
+        path = tmp_path / name
+        path.write_text(content if isinstance(content, str) else json.dumps(content))
+        return path
+
+    return write
+
+
+@pytest.mark.parametrize("path", sorted(FOLDER.glob("*.json")), ids=lambda path: path.stem)
+def test_what_ships_is_consistent(path: Path) -> None:
+    made = load(path)
+    assert path.name == f"{made.model}.{made.source}.json"
+    assert len(made.top_heads("semantic", made.heads)) == len(made.layer_scores)
+
+
+def test_a_good_file(write) -> None:
+    made = load(write(record()))
+    assert made.observation == ObservationConfig()
+    assert made.head_scores["semantic"][1] == (4.0, 3.0, 2.0, 1.0)
+    assert made.top_heads("semantic", 2) == ((2, 1), (0, 1))
+    assert made.top_heads("published", 1) == ((3,), (0,))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model": ""}, "model='': choose"),
+        ({"model": "../x"}, "model=../x: choose a name"),
+        ({"source": None}, "source=null: choose"),
+        ({"observation": None}, "observation=null: choose a mapping"),
+        ({"observation": {"window": 0}}, "observation.window=0: choose a whole number, at least 1"),
+        ({"observation": {"kernel": 2}}, "observation.kernel=2: choose an odd number"),
+        ({"observation": {"size": 8}}, "observation.size: no such setting"),
+        ({"heads": True}, "heads=true: choose a whole number"),
+        ({"heads": 0}, "heads=0: choose a whole number, at least 1"),
+        ({"heads": 2.0}, "heads=2.0: choose a whole number"),
+        ({"heads": 5}, "heads=5, but 4 heads a layer are known"),
+        ({"layer_scores": []}, "layer_scores=[]: choose a list"),
+        ({"layer_scores": "0.5"}, "layer_scores=0.5: choose a list"),
+        ({"layer_scores": [1.5, -0.5]}, "layer_scores[0]=1.5: choose a number, at least 0 and at most 1"),
+        ({"layer_scores": [-0.25, 1]}, "layer_scores[0]=-0.25: choose a number, at least 0"),
+        ({"layer_scores": [0, 0]}, "layer_scores sum to 0, not to 1"),
+        ({"layer_scores": [0.5, 0.6]}, "layer_scores sum to 1.1, not to 1"),
+        ({"layer_scores": [25, 75]}, "layer_scores[0]=25: choose a number"),
+        ({"layer_scores": [NAN, 1]}, "layer_scores[0]=nan: choose a number"),
+        ({"layer_scores": ["a", 1]}, "layer_scores[0]=a: choose a number"),
+        ({"layer_scores": [0.2, 0.3, 0.5]}, "head_scores.semantic has 2 layers, layer_scores 3"),
+        ({"head_scores": None}, "head_scores=null: choose a mapping"),
+        ({"head_scores": {"semantic": 3}}, "head_scores.semantic=3: choose a list"),
+        ({"head_scores": {"semantic": [[1, 2], [3, NAN]]}}, "head_scores.semantic[1][1]=nan: choose a number"),
+        ({"head_scores": {"semantic": [[1, 2], [3, -INFINITY]]}}, "head_scores.semantic[1][1]=-inf: choose a number"),
+        (
+            {"head_scores": {"semantic": [[1, 2], [3, -1]]}},
+            "head_scores.semantic[1][1]=-1: choose a number",
+        ),
+        ({"head_scores": {"semantic": [[1, 2], [3, True]]}}, "head_scores.semantic[1][1]=true: choose a number"),
+        ({"head_scores": {"semantic": [[1, 2, 3], [3, 4]]}}, "head_scores.semantic[1] has 2 heads, others have 3"),
+        ({"head_scores": {"semantic": [[], []]}}, "head_scores.semantic[0]=[]: choose a list"),
+        ({"head_scores": {"semantic": [[1, 2, 3]]}}, "head_scores.semantic has 1 layers, layer_scores 2"),
+        ({"rankings": {"published": [[0, 0], [1, 2]]}}, "rankings.published[0] names a head twice"),
+        ({"rankings": {"published": [[0, 1.0], [1, 2]]}}, "rankings.published[0][1]=1.0: choose a whole number"),
+        ({"rankings": {"published": [[0, -1], [1, 2]]}}, "rankings.published[0][1]=-1: choose a whole number"),
+        ({"rankings": {"published": [[0, 4], [1, 2]]}}, "rankings.published[0] names head 4 of 4"),
+        ({"rankings": {"published": [[0, 1], [1]]}}, "rankings.published[1] has 1 heads, others have 2"),
+        ({"rankings": {"published": [["0", "1"], [1, 2]]}}, "rankings.published[0][0]=0: choose a whole number"),
+        ({"model_fingerprint": 3}, "model_fingerprint=3: choose a text or null"),
+        ({"no_scores": {"x": 3}}, "no_scores.x=3: choose a text"),
+    ],
+)
+def test_a_wrong_field_is_named(write, changes: dict[str, Any], message: str) -> None:
+    path = write(record(**changes))
+    with pytest.raises(UserError) as refused:
+        load(path)
+    assert str(refused.value).startswith(f"calibration={path}: {message}")
+    assert str(refused.value).isprintable()
+
+
+@pytest.mark.parametrize("missing", ["model", "source", "observation", "heads", "layer_scores"])
+def test_a_missing_field_is_named(write, missing: str) -> None:
+    content = record()
+    del content[missing]
+    with pytest.raises(UserError, match=rf"held_out\.json: {missing}: is not set"):
+        load(write(content))
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "null", "3", '{"heads": 1, "heads": 2}', "[" * 100_000, "1" * 5000])
+def test_what_is_no_calibration_file(write, content: str) -> None:
+    with pytest.raises(UserError, match=r"^calibration=.*held_out\.json: not a calibration file \("):
+        load(write(content))
+
+
+def test_files_that_cannot_be_read(tmp_path: Path) -> None:
+    (tmp_path / "binary.json").write_bytes(b"\xff\xfe\x00")
+    for name in ("nowhere.json", "binary.json", "."):
+        with pytest.raises(UserError, match="calibration="):
+            load(tmp_path / name)
+    with pytest.raises(UserError, match="calibration="):
+        load(Path("a\0b.json"))
+
+
+def test_where_calibrations_are_found(tmp_path: Path, monkeypatch) -> None:
+    """The user's own before those that ship; whatever the case of the name."""
+    monkeypatch.setenv("COMPRESSKV_CACHE", str(tmp_path))
+    shipped = find("SmolLM2-135M", "held_out")
+    assert shipped is not None
+    assert shipped.model == "smollm2-135m"
+    (tmp_path / "calibration").mkdir()
+    path = tmp_path / "calibration" / "smollm2-135m.held_out.json"
+    path.write_text(json.dumps(record(model="smollm2-135m")))
+    own = find("smollm2-135m", "held_out")
+    assert own is not None
+    assert own.layer_scores == (0.25, 0.75)
+    assert find("smollm2-135m", "published") is None
+
+
+def test_what_a_setting_chooses(write) -> None:
+    path = write(record())
+    write(record(source="published", heads=1), "tiny.published.json")
+    for setting, protocol, source in [
+        ("auto", CORRECTED, "held_out"),
+        ("auto", RELEASED, "published"),
+        ("published", CORRECTED, "published"),
+        (str(path), RELEASED, "held_out"),
+    ]:
+        made = choose("tiny", setting, protocol)
+        assert made is not None
+        assert made.source == source
+    assert choose("tiny", "longbench", CORRECTED) is None
+    assert choose("other", "auto", CORRECTED) is None
+    with pytest.raises(UserError, match=r"calibration=heldout: .* did you mean held_out\? \(there are tiny\.held_"):
+        choose("tiny", "heldout", CORRECTED)
+    with pytest.raises(UserError, match=r"calibration=foo: there is none of tiny: choose auto, .*tiny\.published\)"):
+        choose("tiny", "foo", CORRECTED)
+
+
+def where(**changes: Any) -> Context:
+    return replace(Context("tiny", layers=2, q_heads=4, kv_heads=2), **changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "context", "message"),
+    [
+        ({}, {"model": "other"}, "is not one of other"),
+        ({}, {"layers": 3}, "has 2 layers, tiny has 3"),
+        ({}, {"q_heads": 8}, "has scores of 4 query heads a layer, tiny has 8"),
+        ({"head_scores": {}}, {"q_heads": 3}, "ranks head 3, tiny has 3 query heads a layer"),
+        ({"model_fingerprint": "abc"}, {"fingerprint": "def"}, r"other weights than those of tiny \(def\)"),
+    ],
+)
+def test_a_calibration_of_another_model_is_refused(write, changes, context, message: str) -> None:
+    made = load(write(record(**changes)))
+    with pytest.raises(UserError, match=f"the held_out calibration of tiny .*{message}"):
+        where(calibration=made, **context).calibrated()
+
+
+def test_the_same_weights_may_have_another_name(write) -> None:
+    path = write(record(model_fingerprint="abc"))
+    assert where(calibration=load(path), model="renamed", fingerprint="abc").calibrated().model == "tiny"
+    assert of_model("renamed", "abc") == load(path)
+    assert of_model("renamed") is None
+    assert of_model("Tiny") == load(path)
+
+
+def test_scores_that_are_missing_say_why() -> None:
+    made = find("smollm2-135m", "held_out")
+    assert made is not None
+    with pytest.raises(UserError, match=r"no retrieval_reasoning head scores, since of 60 prompts .* answered none"):
+        made.scores("retrieval_reasoning")

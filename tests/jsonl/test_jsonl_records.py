@@ -1,0 +1,107 @@
+"""Tasks of one's own: what a file may hold, what is refused in which words, and what the metrics give."""
+
+import json
+
+import pytest
+
+from compresskv.errors import UserError
+from evals.jsonl.records import METRICS, read_records
+
+
+def line(**changes):
+    fields = {"prompt": "Where?", "answers": ["on the mat"], "metric": "qa_f1", "max_new_tokens": 8}
+    return {name: value for name, value in (fields | changes).items() if value != "absent"}
+
+
+def file_of(tmp_path, *lines):
+    path = tmp_path / "task.jsonl"
+    path.write_text("".join((text if isinstance(text, str) else json.dumps(text)) + "\n" for text in lines))
+    return path
+
+
+def test_records_in_both_shapes(tmp_path):
+    first = line(prompt="absent", context="The cat sat.", question="Where?", id="kv-0", length=3, answer_prefix="On")
+    second = line(id=7, metric="classification", all_classes=["on the mat", "b"])
+    a, b, c = read_records(file_of(tmp_path, first, second, line(), "\n"))
+    assert (a.id, a.prompt, a.answer_prefix, a.metric, a.max_new_tokens) == (
+        "kv-0",
+        "The cat sat.\n\nWhere?",
+        "On",
+        "qa_f1",
+        8,
+    )
+    assert (b.id, b.prompt, b.all_classes) == ("7", "Where?", ("on the mat", "b"))
+    assert c.id == "2"
+    assert [record.score("on the mat") for record in (a, b, c)] == [1, 1, 1]
+
+
+def test_settings_of_the_file_are_for_lines_that_set_none(tmp_path):
+    path = file_of(tmp_path, line(metric="absent", max_new_tokens="absent"), line())
+    records = read_records(path, metric="exact_match", max_new_tokens=32)
+    assert [(record.metric, record.max_new_tokens) for record in records] == [("exact_match", 32), ("qa_f1", 8)]
+
+
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        (line(prompt="absent"), "give either 'prompt', or 'context' and 'question': there is neither."),
+        (line(context="x"), "give either 'prompt', or 'context' and 'question': there is 'prompt', 'context'."),
+        (line(prompt="absent", context="x"), "give either 'prompt', or 'context' and 'question': there is 'context'."),
+        (line(prompt=" \n"), "the prompt is empty."),
+        (line(prompt=5), "'prompt' must be a string, got int."),
+        (line(answers="absent"), "the record has no 'answers' field."),
+        (line(answers=[]), "'answers' is empty, there is nothing to score against."),
+        (line(answers="on the mat"), "'answers' must be a list of strings."),
+        (line(metric="absent"), "no metric: give the line a 'metric', or the file one with eval.metric."),
+        (line(metric="f1"), "there is no metric 'f1': choose one of qa_f1, "),
+        (line(metric=["qa_f1"]), "there is no metric ['qa_f1']: choose one of qa_f1, "),
+        (line(metric="classification"), "the record has no 'all_classes' field."),
+        (line(metric="retrieval"), "the answer 'on the mat' of a retrieval task does not contain 'Paragraph '"),
+        (line(max_new_tokens="absent"), "give the line 'max_new_tokens', or the file with eval.max_new_tokens."),
+        *(
+            (line(max_new_tokens=value), "'max_new_tokens' must be a whole number from 1 to 100000, got ")
+            for value in (0, -1, 2.0, True, "8", 10**9, [8])
+        ),
+        (line(id=0), "the id '0' occurs twice."),
+        *(
+            (line(id=value), "'id' must be a number or a text of one line, got ")
+            for value in ("", None, 1.5, "a\nb", "x" * 500)
+        ),
+        (line(max_new_token=5), "'max_new_token' is no field: did you mean 'max_new_tokens'?"),
+        (line(answer=["x"]), "'answer' is no field: did you mean 'answers'?"),
+        ('{"prompt": "x"', "not valid JSON (Expecting ',' delimiter"),
+    ],
+)
+def test_bad_line(bad, message, tmp_path):
+    path = file_of(tmp_path, line(), bad)
+    with pytest.raises(UserError) as refusal:
+        read_records(path)
+    assert str(refusal.value).startswith(f"{path}, line 2: {message}")
+    assert "\n" not in str(refusal.value)
+
+
+def test_bad_files(tmp_path):
+    with pytest.raises(UserError, match="is empty"):
+        read_records(file_of(tmp_path))
+    with pytest.raises(UserError, match="cannot read"):
+        read_records(tmp_path / "nowhere.jsonl")
+    with pytest.raises(UserError, match="cannot read"):
+        read_records(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("metric", "prediction", "answers", "score"),
+    [
+        ("exact_match", " Paris\n", ["Rome", "Paris"], 1),
+        ("exact_match", "Paris.", ["Paris"], 0),
+        ("string_match_all", "It is ALPHA and beta.", ["alpha", "Beta", "gamma", "delta"], 0.5),
+        ("string_match_part", "It is ALPHA.", ["alpha", "beta"], 1),
+        ("string_match_part", "none", ["alpha", "beta"], 0),
+        ("rouge1_recall", "a sunny day", ["a rainy day there", "sunny days"], 1),
+        ("qa_f1", "the mat", ["a mat", "floor"], 1),
+        ("rouge_l", "on the mat", ["on the mat", "x"], 1),
+        ("count", "3 or 4", ["3"], 0.5),
+    ],
+)
+def test_metrics(metric, prediction, answers, score):
+    assert METRICS[metric](prediction, answers, None) == pytest.approx(score, abs=1e-6)
