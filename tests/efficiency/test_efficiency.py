@@ -1,6 +1,7 @@
 """The efficiency bench on the tiny model: what it measures, what it refuses."""
 
 import json
+import time
 
 import pytest
 import torch
@@ -87,3 +88,18 @@ def test_the_command(checkpoint, tmp_path):
     ]
     assert all(row["cache_bytes_ratio"] < 1 for row in record["rows"] if not row["setting"].startswith("full"))
     assert written.with_suffix(".png").exists()
+
+
+@pytest.mark.parametrize("waits", [False, True])
+def test_on_gpus_each_has_a_peak_and_the_host_may_be_what_is_slow(tiny, monkeypatch, waits):
+    """Two GPUs that are only claimed; either the device takes its time after it was asked, or it does not."""
+    peaks = {torch.device("cuda:0"): 300, torch.device("cuda:1"): 500}
+    monkeypatch.setattr("evals.efficiency.measure.gpus", lambda model: list(peaks))
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda device: None)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", peaks.get)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: time.sleep(0.02 * waits))
+    with attached(tiny.model):
+        found = measure(tiny, prompt(60), Contender(FULL), new_tokens=4)
+    assert found.peak_bytes == 800
+    assert found.peak_bytes_by_gpu == (300, 500)
+    assert found.launch_bound is not waits
