@@ -10,15 +10,20 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedConfig, PreTrainedModel
 
-from compresskv.engine.backends import SDPA, Backend, FlashAttention2
+from compresskv.engine.backends import SDPA, Backend, FlashAttention2, MaskedSDPA, _backends
 from compresskv.errors import UserError
+from compresskv.hardware import no_flash
 
 # transformers treats every name that contains "flash" as a kernel of its own.
-_NAMES = {"sdpa": "compresskv_sdpa", "flash_attention_2": "compresskv_fa2"}
-_backends: dict[str, Backend] = {}
+_BACKENDS: dict[str, tuple[str, type[Backend]]] = {
+    "sdpa": ("compresskv_sdpa", SDPA),
+    "sdpa on cuda": ("compresskv_sdpa_cuda", MaskedSDPA),
+    "flash_attention_2": ("compresskv_fa2", FlashAttention2),
+}
 
 
 def attention_forward(
@@ -48,7 +53,9 @@ def attention_forward(
     backend = _backends[module.config._attn_implementation]
     layer = getattr(key, "cache_layer", None)
     if layer is not None and layer.rows is not None:
-        return layer.rows.attend(backend.decode, query, key, value, scaling).unsqueeze(1), None
+        if query.shape[2] != 1:
+            raise UserError("an evicted cache takes one new token at a time: give a new prompt a new cache")
+        return backend.decode(query, key, value, layer.rows, scaling).unsqueeze(1), None
     out = backend.prefill(query, key, value, scaling, sliding_window)
     if layer is not None:
         layer.observe(query, scaling)
@@ -81,12 +88,17 @@ def is_attached(config: PreTrainedConfig) -> bool:
 
 @contextmanager
 def attached(model: PreTrainedModel, backend: str = "sdpa") -> Iterator[PreTrainedModel]:
-    """Run `model` with our attention over `backend` ("sdpa", "flash_attention_2"); its own is restored on leaving."""
-    name = _NAMES.get(backend, backend)
-    if name not in _backends:
-        register(name, {"sdpa": SDPA, "flash_attention_2": FlashAttention2}[backend]())
-    original = model.config._attn_implementation
+    """Run `model` with our attention over `backend` ("sdpa", "flash_attention_2"); its own is restored on leaving.
+
+    Raises `UserError` for a model that flash-attn or the seam cannot run.
+    """
+    if backend == "flash_attention_2":
+        refuse_flash(model)
+    name = backend if backend in _backends else _known(backend, model.device)
+    original, cudnn = model.config._attn_implementation, torch.backends.cuda.cudnn_sdp_enabled()
     model.set_attn_implementation(name)
+    # cuDNN plans anew for every shape and stride, which takes it tens of milliseconds of the host's time.
+    torch.backends.cuda.enable_cudnn_sdp(False)
     try:
         if not is_attached(model.config):
             raise UserError(
@@ -95,4 +107,19 @@ def attached(model: PreTrainedModel, backend: str = "sdpa") -> Iterator[PreTrain
             )
         yield model
     finally:
+        torch.backends.cuda.enable_cudnn_sdp(cudnn)
         model.set_attn_implementation(original)
+
+
+def refuse_flash(model: PreTrainedModel) -> None:
+    """Raise `UserError` where flash-attn cannot run `model`: another device than CUDA, an old GPU, float32."""
+    cuda = model.device.type == "cuda"
+    capability = torch.cuda.get_device_capability(model.device) if cuda else None
+    if reason := no_flash(model.dtype, capability):
+        raise UserError(f"backend=flash_attention_2: {reason}, or use sdpa")
+
+
+def _known(backend: str, device: torch.device) -> str:
+    """The name under which a backend is registered, which it is on first use."""
+    name, kind = _BACKENDS["sdpa on cuda" if (backend, device.type) == ("sdpa", "cuda") else backend]
+    return name if name in _backends else register(name, kind())

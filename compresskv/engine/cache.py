@@ -7,7 +7,8 @@ from torch import Tensor
 from transformers import PreTrainedConfig
 from transformers.cache_utils import Cache, CacheLayerMixin, DynamicSlidingWindowLayer, get_layer_types_and_kwargs
 
-from compresskv.engine.rows import FoldedRows, rounded
+from compresskv.engine.backends import Backend, backend_of
+from compresskv.engine.rows import LayerRows, Source
 from compresskv.errors import UserError
 from compresskv.eviction import LayerPrefill
 
@@ -35,7 +36,7 @@ class EvictedLayer(CacheLayerMixin):
         self.seen = 0
         self.token_bytes = 0
         self.queries: Tensor | None = None
-        self.rows: FoldedRows | None = None
+        self.rows: LayerRows | None = None
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         """Take the prompt as it is, or room for all of it if this is but its first chunk."""
@@ -93,11 +94,6 @@ class EvictedLayer(CacheLayerMixin):
     def get_max_length(self) -> int:
         return -1
 
-    def batch_select_indices(self, indices: Tensor) -> None:
-        """Keep these settings' rows only."""
-        assert self.rows is not None
-        self.rows.keep_settings(indices.tolist())
-
 
 class SlidingLayer(DynamicSlidingWindowLayer):
     """transformers' own, but without the whole prompt behind the view of its last tokens."""
@@ -144,9 +140,31 @@ class EvictedCache(Cache):
     def sliding(self) -> dict[int, SlidingLayer]:
         return {i: layer for i, layer in enumerate(self.layers) if isinstance(layer, SlidingLayer)}
 
+    @property
+    def backend(self) -> Backend:
+        """The backend that the model is attached to."""
+        return backend_of(self.config)
+
+    def hold(self, sources: list[Source], length: int, room: int) -> None:
+        """Decode from these rows, one `Source` per layer that evicts, after a prompt of `length` tokens.
+
+        `sources` is emptied on the way.
+        """
+        for layer, rows in zip(self.evicting, self.backend.rows(sources, room), strict=True):
+            layer.seen = length
+            layer.rows = rows
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        """Keep these settings (sorted) only."""
+        settings = indices.tolist()
+        for sliding in self.sliding.values():
+            sliding.batch_select_indices(indices)
+        for group in dict.fromkeys(layer.rows.group for layer in self.evicting if layer.rows is not None):
+            group.keep_settings(settings)
+
     def allocated_bytes(self, counts: list[list[int]], room: int) -> int:
-        """What `kept_bytes` become in buffers: rounded up to 32 tokens, and with `room` for new ones."""
-        return self.kept_bytes([[rounded(count) + room for count in heads] for heads in counts])
+        """What `kept_bytes` become in buffers: rounded up as the backend needs it, and with `room` for new tokens."""
+        return self.kept_bytes([self.backend.capacities(heads, room) for heads in counts])
 
     @property
     def sliding_bytes(self) -> int:
