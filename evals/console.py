@@ -5,7 +5,6 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
-from typing import NoReturn
 
 from rich.console import Console
 
@@ -33,6 +32,7 @@ def one_sentence_endings() -> Iterator[None]:
 
 class _Signals:
     received = False
+    held = False
 
 
 def signals_as_interrupts() -> None:
@@ -48,6 +48,18 @@ def check_interrupts() -> None:
         raise KeyboardInterrupt
 
 
-def _interrupt(number: int, frame: FrameType | None) -> NoReturn:
+@contextmanager
+def interrupts_held() -> Iterator[None]:
+    """A signal that comes inside the block raises KeyboardInterrupt at its end, not in the midst of it."""
+    _Signals.held = True
+    try:
+        yield
+    finally:
+        _Signals.held = False
+    check_interrupts()
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
     _Signals.received = True
-    raise KeyboardInterrupt
+    if not _Signals.held:
+        raise KeyboardInterrupt

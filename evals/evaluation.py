@@ -110,10 +110,14 @@ class Task(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class Sample:
-    """One prompt, `ids` [prompt], int64. `record` goes into its line; `score(prediction)` gives at least `score`."""
+    """One prompt, `ids` [prompt], int64. `record` goes into its line; `score(prediction)` gives at least `score`.
+
+    `reference`: the answer that is looked for, as the model would write it right after the prompt; "" if there is none.
+    """
 
     id: str
     ids: Tensor
     stopping: Stopping
     score: Callable[[str], dict[str, Any]]
     record: dict[str, Any] = field(default_factory=dict)
+    reference: str = ""

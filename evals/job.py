@@ -12,7 +12,7 @@ from compresskv.methods import MethodConfig, check_parameters, method_config
 from compresskv.model_config import ModelConfig
 from compresskv.observation import ObservationConfig
 from compresskv.protocol import EvaluationProtocol
-from evals.evaluation import Evaluation
+from evals.evaluation import Evaluation, SampledEvaluation
 from evals.loggers import Logger
 
 Tokens = Annotated[int, Ge(1), Le(100_000_000)]
@@ -22,6 +22,7 @@ SCALARS: dict[str, Any] = {
     "calibration": PathText,
     "prefill_chunk": Tokens | None,
     "memory": Annotated[float, Gt(0), Le(1_000_000)] | None,
+    "fidelity": bool,
 }
 """The settings at the top of `conf/config.yaml` that are one value, and what they take."""
 
@@ -41,7 +42,8 @@ class Job:
     """A model, a method at a budget (tokens; None for the full cache), an evaluation and a protocol.
 
     `prefill_chunk` in tokens; `memory`: GB that a prompt and its decode batch may take beside the model; None: what is
-    free. `config` is the configuration that all of it came from.
+    free. `fidelity`: whether to measure how far each setting is from the full cache. `config` is the configuration that
+    all of it came from.
     """
 
     model: ModelConfig
@@ -53,6 +55,7 @@ class Job:
     calibration: str
     prefill_chunk: int | None
     memory: float | None
+    fidelity: bool
     results: Path
     logger: Logger | None
     config: Mapping[str, Any] = field(hash=False, repr=False, default_factory=dict)
@@ -92,11 +95,14 @@ def job_from(config: Mapping[str, Any]) -> Job:
         calibration=scalars["calibration"],
         prefill_chunk=scalars["prefill_chunk"],
         memory=scalars["memory"],
+        fidelity=scalars["fidelity"],
         results=Path(checked("paths", Paths, config["paths"]).results).expanduser(),
         logger=_logger(config["logger"]),
         config=config,
     )
     check_parameters(method)
+    if job.fidelity and not isinstance(evaluation, SampledEvaluation):
+        raise UserError(f"fidelity=true: eval={evaluation.name} has no samples to measure it on: set fidelity=false")
     return job
 
 

@@ -331,6 +331,7 @@ def halves(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_a_gguf_file_whole_and_in_parts(halves, default_model, monkeypatch):
     monkeypatch.setenv("COMPRESSKV_CACHE", str(halves / "cache"))
     monkeypatch.syspath_prepend(halves)

@@ -1,15 +1,16 @@
 """The shared path: prefill once, evict many, decode all settings of a prompt as one batch."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from compresskv.engine.decode import Stopping, decode, decode_cache
+from compresskv.engine.fidelity import Fidelity, fidelity
 from compresskv.engine.memory import SHARE, batches, free_bytes
-from compresskv.engine.prefill import Prefill, PrefillError, Setting, prefill
+from compresskv.engine.prefill import FULL, Prefill, PrefillError, Setting, prefill
 from compresskv.errors import UserError
 from compresskv.selection import Kept, counts
 
@@ -19,13 +20,14 @@ class Generation:
     """What one setting generated, and what it kept.
 
     `kept` counts prompt tokens, [layer][KV head]; `cache_bytes` are the bytes of their keys and values. `together`: the
-    places, in the list of settings, of those that were decoded in the same batch.
+    places, in the list of settings, of those that were decoded in the same batch. `fidelity`: where it was asked for.
     """
 
     tokens: list[int]
     kept: list[list[int]]
     cache_bytes: int
     together: tuple[int, ...] = field(default=(0,), compare=False)
+    fidelity: Fidelity | None = None
 
     @property
     def realised_budget(self) -> float:
@@ -40,10 +42,12 @@ def generate(
     stopping: Stopping,
     chunk: int | None = None,
     memory: int | None = None,
+    reference: Sequence[int] | None = None,
 ) -> list[Generation]:
     """Shared path: one prefill of `ids` [prompt], then all settings decode as one batch, full caches apart.
 
     Settings that exceed `memory` (bytes for the prompt and one batch; None: what is free) decode in several batches.
+    With a `reference` answer (token ids, perhaps none), the fidelity of each setting is measured too.
     """
     window = max((setting.window for setting in settings), default=1)
     prompt = prefill(model, ids, window, chunk)
@@ -60,9 +64,27 @@ def generate(
     pending = decode_batches(settings, sizes, limit)
     while pending:
         batch = pending.pop(0)
-        last = not pending and len(batch) == 1
+        last = not pending and len(batch) == 1 and reference is None
         generations |= _decode_together(model, prompt, {place: kept[place] for place in batch}, stopping, last)
+    if reference is not None:
+        answer = _full_answer(model, prompt, settings, generations, stopping)
+        measured = fidelity(model, prompt, kept, answer, reference, limit)
+        generations = {place: replace(each, fidelity=measured[place]) for place, each in generations.items()}
     return [generations[place] for place in range(len(settings))]
+
+
+def _full_answer(
+    model: PreTrainedModel,
+    prompt: Prefill,
+    settings: Sequence[Setting],
+    generations: Mapping[int, Generation],
+    stopping: Stopping,
+) -> list[int]:
+    """What the full cache generates: a setting's, if one of them is the full cache."""
+    for place, setting in enumerate(settings):
+        if setting.budget is None:
+            return generations[place].tokens
+    return _decode_together(model, prompt, {0: prompt.kept(FULL)}, stopping)[0].tokens
 
 
 def decode_batches(settings: Sequence[Setting], sizes: Sequence[int], limit: int) -> list[list[int]]:

@@ -106,7 +106,8 @@ class LongBenchTask:
             "length": record.length,
             "all_classes": list(record.all_classes) if record.all_classes else None,
         }
-        return Sample(id, torch.tensor(prompt.ids, device=self.model.device), stopping, score, details)
+        ids = torch.tensor(prompt.ids, device=self.model.device)
+        return Sample(id, ids, stopping, score, details, record.answers[0])
 
     def first_prompt(self) -> int:
         return self.render(next(iter(self.records.values()))).tokens

@@ -93,7 +93,7 @@ class NiahTask:
         }
         settings = self.model.settings(self.protocol.generation_config)
         stopping = Stopping(self.config.max_new_tokens, self.model.stop_ids, settings=settings)
-        return Sample(id, ids, stopping, self.score, record)
+        return Sample(id, ids, stopping, self.score, record, self.config.answer)
 
     def prompt(self, length: int, depth: float) -> torch.Tensor:
         """A prompt of at most `length` tokens with the needle at `depth` (0 to 1): ids [prompt], int64."""

@@ -15,7 +15,8 @@ from evals.evaluation import SampledEvaluation, Shown
 from evals.job import plug_in_class
 from evals.results.names import names
 from evals.results.record import Record
-from evals.results.schema import Line
+from evals.results.schema import FIDELITY, Line
+from evals.results.statistics import interval
 
 
 def show(records: Sequence[Record]) -> list[Path]:
@@ -35,6 +36,8 @@ def show(records: Sequence[Record]) -> list[Path]:
         for table in shown.tables:
             console.print(table)
         figures += shown.figures
+        if any((record.summary or {}).get("fidelity") for record in of_evaluation):
+            console.print(fidelity_table(f"{model} · {evaluation} · fidelity to the full cache", by_setting))
     for path in figures:
         console.print(f"figure: {path}", soft_wrap=True, markup=False)
     return figures
@@ -90,6 +93,32 @@ def score_table(
                 f"{summary['cache_bytes'] / 1e6:.2f}",
             )
     return table
+
+
+def fidelity_table(title: str, records: Mapping[str, Sequence[Record]]) -> Table:
+    """A row per setting: mean and 95 % interval of each field in `FIDELITY`, over the samples of all its tasks."""
+    table = Table(title=escape(title), caption="kl and reference_nll in nats per token, agreement from 0 to 1")
+    table.add_column("setting", no_wrap=True)
+    for field in FIDELITY:
+        for column in (field, "95 % interval", "n"):
+            table.add_column(column, justify="right")
+    for name, of_setting in records.items():
+        cells = []
+        for field in FIDELITY:
+            values = _values(of_setting, field)
+            bounds = interval(values) if values else None
+            cells.append(f"{fmean(values):.3f}" if values else "–")
+            cells.append(f"{bounds[0]:.3f} – {bounds[1]:.3f}" if bounds else "–")
+            cells.append(str(len(values)))
+        table.add_row(escape(name), *cells)
+    return table
+
+
+def _values(records: Sequence[Record], field: str) -> list[float]:
+    values = []
+    for record in records:
+        values += [line[field] for line in record.covered if line.get(field) is not None]
+    return values
 
 
 def _parts(records: Sequence[Record], part_of: Callable[[Line], str]) -> dict[str, float]:

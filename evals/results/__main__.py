@@ -1,4 +1,4 @@
-"""`python -m evals.results list|show|verify`: what is there, how far it is, and whether summaries match samples."""
+"""`python -m evals.results list|show|verify|compare`: what is there, whether it is sound, and which settings differ."""
 
 import argparse
 import json
@@ -12,6 +12,7 @@ from rich.text import Text
 
 from compresskv.errors import UserError
 from evals.console import screen
+from evals.results.compare import Comparison, comparisons
 from evals.results.record import Record, records
 
 HIDDEN = {"config", "environment", "samples", "method_in_full", "prompt"}
@@ -56,19 +57,66 @@ def verify(chosen: Sequence[Record]) -> int:
     return 1 if faulty else 0
 
 
+def compare(chosen: Sequence[Record], metric: str) -> int:
+    """For each task, the settings with their groups, and the paired verdict on every two of them."""
+    compared = comparisons(chosen, metric)
+    if not compared:
+        raise UserError(
+            f"--metric {metric}: no two settings of a task have it on the same samples: choose a numeric field "
+            "of samples.jsonl, such as score, and settings that were run on the same samples"
+        )
+    console = screen(160)
+    for comparison in compared:
+        console.print(_settings_table(comparison, metric))
+        console.print(_pairs_table(comparison))
+    return 0
+
+
+def _settings_table(comparison: Comparison, metric: str) -> Table:
+    table = Table(title=Text(comparison.title), caption="settings that share a letter cannot be told apart")
+    for column in ("setting", "n", metric, "95 % interval", "group"):
+        table.add_column(Text(column), justify="left" if column in ("setting", "group") else "right", overflow="fold")
+    for name, values in comparison.values.items():
+        mean, bounds = comparison.mean(name), _bounds(comparison.interval(name))
+        table.add_row(Text(name), str(len(values)), f"{mean:.4g}", bounds, comparison.letters(name))
+    return table
+
+
+def _pairs_table(comparison: Comparison) -> Table:
+    table = Table(caption=f"p: permutation test of paired differences, Holm-corrected for {len(comparison.pairs)}")
+    for column in ("second − first", "difference", "95 % interval", "p", "verdict", "samples to separate"):
+        left = column in ("second − first", "verdict")
+        table.add_column(column, justify="left" if left else "right", overflow="fold")
+    for pair in comparison.pairs:
+        paired = pair.difference
+        needed = "–" if paired.needed is None else str(paired.needed)
+        verdict = "differ" if pair.differs else "not told apart"
+        name = Text(f"{pair.second} − {pair.first}")
+        table.add_row(name, f"{paired.mean:+.4g}", _bounds(paired.interval), f"{pair.p:.3g}", verdict, needed)
+    return table
+
+
+def _bounds(interval: tuple[float, float] | None) -> str:
+    return "–" if interval is None else f"{interval[0]:.4g} to {interval[1]:.4g}"
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m evals.results", description=__doc__)
-    parser.add_argument("command", choices=["list", "show", "verify"])
+    parser.add_argument("command", choices=["list", "show", "verify", "compare"])
     parser.add_argument("pattern", nargs="?", default="", help="only settings whose path contains this")
     parser.add_argument("--results", type=Path, default=Path("results"), help="as paths.results (default: results)")
+    parser.add_argument("--metric", default="score", help="what compare compares: a field of samples (default: score)")
     options = parser.parse_args(arguments)
     try:
         chosen = records(options.results, options.pattern)
         if not chosen:
             matching = f" that match {options.pattern}" if options.pattern else ""
             raise UserError(f"{options.results / 'runs'}: no results{matching}: check --results")
-        code = {"list": list_, "show": show, "verify": verify}[options.command](chosen)
+        if options.command == "compare":
+            code = compare(chosen, options.metric)
+        else:
+            code = {"list": list_, "show": show, "verify": verify}[options.command](chosen)
         sys.stdout.flush()
         return code
     except UserError as error:

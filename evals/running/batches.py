@@ -1,5 +1,6 @@
 """One prompt for all its settings: which of them decode together, and their sample lines."""
 
+import dataclasses
 import hashlib
 import time
 import traceback
@@ -68,7 +69,7 @@ def _sharing_a_prefill(id: str, runs: Sequence[SettingRun]) -> Sequence[Batch]:
         if run.task not in samples:
             samples[run.task] = run.task.sample(id)
         sample = samples[run.task]
-        key = (tuple(sample.ids.tolist()), sample.stopping, run.job.prefill_chunk)
+        key = (tuple(sample.ids.tolist()), sample.stopping, run.job.prefill_chunk, run.job.fidelity)
         by_tokens.setdefault(key, (sample, []))[1].append(run)
     return list(by_tokens.values())
 
@@ -79,7 +80,15 @@ def run_batch(model: LoadedModel, sample: Sample, batch: Sequence[SettingRun]) -
     settings, job = [run.setting for run in batch], batch[0].job
     failure = None
     try:
-        generations = generate(model.model, sample.ids, settings, sample.stopping, job.prefill_chunk, job.memory_bytes)
+        generations = generate(
+            model.model,
+            sample.ids,
+            settings,
+            sample.stopping,
+            job.prefill_chunk,
+            job.memory_bytes,
+            _reference(model, sample) if job.fidelity else None,
+        )
     except Exception as error:
         _release_memory(error)
         failure = error
@@ -99,6 +108,15 @@ def run_batch(model: LoadedModel, sample: Sample, batch: Sequence[SettingRun]) -
             run.store.append(_line(model, sample, generation) | {"batch": keys, "timing": timing})
 
 
+def _reference(model: LoadedModel, sample: Sample) -> list[int]:
+    """The tokens of the reference answer, at most as many as may be generated."""
+    end = model.tokenizer.decode(sample.ids[-1:])
+    apart = sample.reference and not end[-1:].isspace() and not sample.reference[0].isspace()
+    text = f" {sample.reference}" if apart else sample.reference
+    ids = model.tokenizer(text, add_special_tokens=False).input_ids
+    return ids[: sample.stopping.max_new_tokens]
+
+
 def _line(model: LoadedModel, sample: Sample, generation: Generation) -> Line:
     """What one setting generated for one sample, and what it kept."""
     prediction = model.tokenizer.decode(generation.tokens, skip_special_tokens=True)
@@ -113,7 +131,16 @@ def _line(model: LoadedModel, sample: Sample, generation: Generation) -> Line:
         "cache_bytes": generation.cache_bytes,
         "kept": _kept(generation),
         "compressed": generation.realised_budget < sample.ids.numel(),
+        **_fidelity(generation),
     }
+
+
+def _fidelity(generation: Generation) -> Line:
+    """The fields of the fidelity, if it was measured."""
+    if generation.fidelity is None:
+        return {}
+    fields = dataclasses.asdict(generation.fidelity)
+    return {name: None if value is None else round(value, 6) for name, value in fields.items()}
 
 
 def _release_memory(error: BaseException | None) -> None:

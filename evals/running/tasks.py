@@ -78,6 +78,8 @@ def setting_folder(model: LoadedModel, job: Job, task: Task, setting: Setting) -
         "generation": dict(model.settings(job.protocol.generation_config)),
         "prefill_chunk": job.prefill_chunk,
     }
+    if job.fidelity:  # its lines have more fields
+        identity["fidelity"] = True
     digest = hashlib.sha256(json.dumps(identity, sort_keys=True, default=str).encode()).hexdigest()[:8]
     budget = "none" if job.budget is None else job.budget
     return Path(model.name, job.eval.name, task.name, job.protocol.name, job.method.name, f"{budget}-{digest}")

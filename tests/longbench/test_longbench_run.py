@@ -60,14 +60,7 @@ def test_a_run_and_its_table(command, tmp_path):
     assert [len(lines) for lines, *_ in content(tmp_path).values()] == [6, 6, 6]
 
 
-def test_a_killed_sweep_resumes_to_the_same_files(command, tmp_path):
-    sweep = ["-m", "method=full,snapkv,streaming_llm", "budget=32,64", *command]
-    killed = kill_and_resume(sweep, tmp_path, seed=5)
-    (tmp_path / "out").rename(tmp_path / "killed")
-    assert run(*sweep).returncode == 0
-    assert killed == content(tmp_path)
-
-
+@pytest.mark.slow
 def test_sharing_changes_nothing_for_any_method(command, tmp_path, calibration_file, monkeypatch):
     overrides = [*command[:-1], "eval.tasks=[qasper,trec]", "eval.limit=2", f"calibration={calibration_file}"]
     assert_sharing_changes_nothing(overrides, tmp_path, monkeypatch)

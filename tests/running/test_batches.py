@@ -24,7 +24,7 @@ class OneSample:
 
 def run(key, task, batch=None, chunk=None):
     lines = {"x": {"batch": batch}} if batch else {}
-    job = SimpleNamespace(prefill_chunk=chunk)
+    job = SimpleNamespace(prefill_chunk=chunk, fidelity=False)
     return SimpleNamespace(key=key, task=task, job=job, store=SimpleNamespace(lines=lines))
 
 

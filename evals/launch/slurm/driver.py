@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 from rich.console import Console
 
 from compresskv.checking import checked
+from evals.console import interrupts_held
 from evals.launch.executor import Sweep
 from evals.launch.processes import report
 from evals.launch.slurm.config import SlurmConfig
@@ -29,16 +30,20 @@ class Slurm:
         """Raises `UserError` for what cannot be submitted, and in the end for what failed."""
         config = checked("hydra.launcher", SlurmConfig, self.settings)
         require_slurm()
-        tasks = submit(config, sweep.command, sweep.groups)
         console = Console(stderr=True, soft_wrap=True, markup=False, highlight=False)
-        ids = [task.id for task in tasks]
-        console.print(f"submitted {_count(ids)}: {', '.join(ids)}; logs in {tasks[0].log.parent}")
-        if config.detach:
-            console.print(f"cancel with `{_cancel(ids)}`; `python -m evals.results list` shows how far they are")
-            return
+        ids: list[str] = []
         try:
+            with interrupts_held():  # whoever interrupts is told the ids of the jobs that SLURM has taken
+                tasks = submit(config, sweep.command, sweep.groups)
+                ids = [task.id for task in tasks]
+            console.print(f"submitted {_count(ids)}: {', '.join(ids)}; logs in {tasks[0].log.parent}")
+            if config.detach:
+                console.print(f"cancel with `{_cancel(ids)}`; `python -m evals.results list` shows how far they are")
+                return
             last = follow(tasks, config.poll, console)
         except KeyboardInterrupt:
+            if not ids:
+                raise
             _interrupted(ids)
         report(tasks, [str(last[id]) for id in ids], console)
 

@@ -1,0 +1,103 @@
+"""How far a setting is from the full cache: next-token distributions on the same text, every token given.
+
+The text is the full cache's own greedy answer, and, apart from it, a reference answer. Both follow the prompt whose
+prefill the settings share, so only a few decode steps are added.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from compresskv.engine.decode import decode_cache, forward_tokens
+from compresskv.engine.memory import batches
+from compresskv.engine.prefill import FULL, Prefill, finite, non_finite
+from compresskv.errors import NonFiniteError
+from compresskv.selection import Kept
+
+
+@dataclass(frozen=True)
+class Fidelity:
+    """One setting on one sample.
+
+    `kl`: KL(full ‖ setting) of the next-token distributions in nats, mean over the tokens of the full cache's answer
+    after the first, which no eviction has touched. `agreement`: share of these tokens, 0 to 1, where both have the same
+    most probable one. None where the answer is a single token. `reference_nll`: negative log-likelihood of the
+    reference answer in nats per token; None where there is none.
+    """
+
+    kl: float | None
+    agreement: float | None
+    reference_nll: float | None
+
+
+@torch.no_grad()
+def fidelity(
+    model: PreTrainedModel,
+    prompt: Prefill,
+    kept: Mapping[int, Kept],
+    answer: Sequence[int],
+    reference: Sequence[int],
+    limit: int,
+) -> dict[int, Fidelity]:
+    """The fidelity of the settings that keep `kept`, by their place.
+
+    `answer`: token ids that the full cache generated; `reference`: those of the reference answer, perhaps none.
+    `limit`: bytes that a batch may take, the full cache apart. `model` must be `attached`. Raises `NonFiniteError`.
+    """
+    room = max(len(answer), len(reference), 1)
+    places = list(kept)
+    measured: dict[int, Fidelity] = {}
+    for batch in batches([prompt.row_bytes(kept[place], room) for place in places], limit):
+        chosen = [places[i] for i in batch]
+        rows = [kept[place] for place in chosen]
+        kl, agreement = _distances(model, prompt, rows, answer)
+        nll = _likelihoods(model, prompt, rows, reference)
+        for row, place in enumerate(chosen):
+            measured[place] = Fidelity(kl[row], agreement[row], nll[row])
+    return measured
+
+
+def _distances(
+    model: PreTrainedModel, prompt: Prefill, rows: Sequence[Kept], answer: Sequence[int]
+) -> tuple[list[float | None], list[float | None]]:
+    """Mean KL, and share of equal most probable tokens, of each row."""
+    steps = len(answer) - 1
+    if steps < 1:
+        return [None] * len(rows), [None] * len(rows)
+    kl = torch.zeros(len(rows), dtype=torch.float64, device=prompt.logits.device)
+    agreement = torch.zeros_like(kl)
+    for logits in _given(model, prompt, [prompt.kept(FULL), *rows], answer[:-1]):
+        log_p = logits.log_softmax(-1)
+        full, others = log_p[:1], log_p[1:]
+        kl += (full.exp() * (full - others)).sum(-1)
+        agreement += others.argmax(-1) == full.argmax(-1)
+    return (kl / steps).tolist(), (agreement / steps).tolist()
+
+
+def _likelihoods(
+    model: PreTrainedModel, prompt: Prefill, rows: Sequence[Kept], reference: Sequence[int]
+) -> list[float | None]:
+    """Negative log-likelihood of `reference` per token, of each row. Its first token is the prompt's to predict."""
+    if not reference:
+        return [None] * len(rows)
+    first = -prompt.logits.log_softmax(-1)[reference[0]].double()
+    nll = first.repeat(len(rows))
+    for token, logits in zip(reference[1:], _given(model, prompt, rows, reference[:-1]), strict=True):
+        nll -= logits.log_softmax(-1)[:, token]
+    return (nll / len(reference)).tolist()
+
+
+def _given(model: PreTrainedModel, prompt: Prefill, rows: Sequence[Kept], tokens: Sequence[int]) -> Iterator[Tensor]:
+    """After each of `tokens`, given to all rows alike, the next logits [rows, vocabulary], float32."""
+    if not tokens:
+        return
+    cache = decode_cache(prompt, rows, len(tokens))
+    for step, token in enumerate(tokens):
+        fed = torch.full((len(rows),), token, device=prompt.ids.device)
+        logits = forward_tokens(model, fed, cache, prompt.length + step)
+        if not finite(logits).all():
+            raise NonFiniteError(non_finite(model, f"after token {step + 1} of a given answer"))
+        yield logits

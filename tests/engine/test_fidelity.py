@@ -1,0 +1,81 @@
+"""How far a setting is from the full cache, against the same text fed to each setting by itself."""
+
+import pytest
+import torch
+
+from compresskv.engine.attention import attached
+from compresskv.engine.decode import Stopping
+from compresskv.engine.generation import generate
+from compresskv.engine.in_layer import compressed
+from compresskv.engine.prefill import FULL, Setting
+from tests import tiny
+from tests.methods_in_use import SNAPKV
+
+REFERENCE = [5, 17, 40, 3]
+NEW = Stopping(10)
+
+
+def logits_given(model, ids, method, budget, tokens):
+    """The next logits after the prompt, and after each of `tokens` by itself: [tokens + 1, vocabulary]."""
+    with compressed(model, method, budget) as cache, torch.no_grad():
+        steps = [model(input_ids=ids[None], past_key_values=cache).logits[0, -1]]
+        for token in tokens:
+            steps.append(model(input_ids=torch.tensor([[token]]), past_key_values=cache).logits[0, -1])
+    return torch.stack(steps).float()
+
+
+@pytest.mark.parametrize("family", ["llama", "mistral-sliding", "qwen2-hybrid", "qwen3"])
+def test_it_equals_feeding_each_setting_by_itself(family):
+    model, ids = tiny.model(family), tiny.prompt(90)
+    settings = [Setting(SNAPKV, 20), FULL, Setting(SNAPKV, 40)]
+    with attached(model):
+        generations = generate(model, ids, settings, NEW, reference=REFERENCE)
+    answer = generations[1].tokens
+    full = logits_given(model, ids, "full", None, answer[:-1]).log_softmax(-1)
+    for setting, generation in zip(settings, generations, strict=True):
+        method = setting.method or "full"
+        other = logits_given(model, ids, method, setting.budget, answer[:-1]).log_softmax(-1)
+        kl = (full.exp() * (full - other)).sum(-1)[1:].mean().item()
+        agreement = (full.argmax(-1) == other.argmax(-1))[1:].float().mean().item()
+        given = logits_given(model, ids, method, setting.budget, REFERENCE[:-1]).log_softmax(-1)
+        nll = -sum(given[step, token].item() for step, token in enumerate(REFERENCE)) / len(REFERENCE)
+        assert generation.fidelity.kl == pytest.approx(kl, abs=1e-5)
+        assert generation.fidelity.agreement == pytest.approx(agreement)
+        assert generation.fidelity.reference_nll == pytest.approx(nll, abs=1e-5)
+    evicts = bool(generations[0].kept)  # a model of sliding windows alone has nothing to evict
+    assert (generations[0].fidelity.kl > 1e-4) == evicts
+
+
+def test_what_keeps_everything_is_as_far_as_the_full_cache():
+    model, ids = tiny.model("llama"), tiny.prompt(90)
+    with attached(model):
+        full, whole, evicted = generate(
+            model, ids, [FULL, Setting(SNAPKV, 200), Setting(SNAPKV, 20)], NEW, reference=REFERENCE
+        )
+    assert full.fidelity.kl == pytest.approx(0, abs=1e-6)
+    assert whole.fidelity.kl == pytest.approx(0, abs=1e-6)
+    assert full.fidelity.agreement == whole.fidelity.agreement == 1
+    assert full.fidelity.reference_nll == pytest.approx(whole.fidelity.reference_nll, abs=1e-6)
+    assert evicted.fidelity.kl > full.fidelity.kl
+
+
+def test_it_depends_neither_on_the_other_settings_nor_on_the_memory():
+    model, ids = tiny.model("llama"), tiny.prompt(90)
+    settings = [FULL, Setting(SNAPKV, 20), Setting(SNAPKV, 30), Setting(SNAPKV, 40)]
+    with attached(model):
+        together = generate(model, ids, settings, NEW, reference=REFERENCE)
+        scarce = generate(model, ids, settings, NEW, memory=1, reference=REFERENCE)
+        alone = generate(model, ids, [settings[2]], NEW, reference=REFERENCE)[0]
+        plain = generate(model, ids, settings, NEW)
+    for one, other in zip(together, scarce, strict=True):
+        assert one.fidelity.kl == pytest.approx(other.fidelity.kl, abs=1e-5)
+        assert one.fidelity.reference_nll == pytest.approx(other.fidelity.reference_nll, abs=1e-5)
+    assert alone.fidelity.kl == pytest.approx(together[2].fidelity.kl, abs=1e-5)
+    assert [each.tokens for each in plain] == [each.tokens for each in together]
+
+
+def test_an_answer_of_one_token_and_no_reference_give_nothing():
+    model, ids = tiny.model("llama"), tiny.prompt(40)
+    with attached(model):
+        (generation,) = generate(model, ids, [Setting(SNAPKV, 20)], Stopping(1), reference=[])
+    assert vars(generation.fidelity) == {"kl": None, "agreement": None, "reference_nll": None}
