@@ -104,7 +104,7 @@ def decode(
         if step < stopping.min_new_tokens and banned:
             logits = logits.index_fill(-1, torch.tensor(banned, device=logits.device), float("-inf"))
         # −1 marks a row whose logits are not finite, so that one transfer brings both.
-        chosen = logits.argmax(-1).where(sound, -1)
+        chosen = logits.argmax(-1).masked_fill(sound.logical_not(), -1)
         for row, token in zip(active, chosen.tolist(), strict=True):
             if token < 0:
                 raise NonFiniteError(non_finite(model, f"at new token {step + 1}"))

@@ -7,7 +7,7 @@ from transformers import PreTrainedModel
 
 from compresskv.engine.footprint import Footprint
 from compresskv.engine.generation import decode_batches
-from compresskv.engine.memory import SHARE, free_by_device, free_bytes, layer_shares, used_bytes
+from compresskv.engine.memory import SHARE, batches, free_by_device, free_bytes, layer_shares, used_bytes
 from compresskv.engine.prefill import Setting
 
 
@@ -77,8 +77,12 @@ def forecast(
     chunk: int | None = None,
     memory: int | None = None,
     backend: str = "sdpa",
+    fidelity: bool = False,
 ) -> Forecast:
-    """For all `settings` of a prompt of `length` tokens and `room` new ones; `chunk` and `memory` as `generate` has."""
+    """For all `settings` of a prompt of `length` tokens and `room` new ones; `chunk` and `memory` as `generate` has.
+
+    With `fidelity`, the prompt stays, and the full cache is beside each batch.
+    """
     shape = Footprint(model, length, backend)
     scorers = {s.method.scorer for s in settings if s.method and not s.keeps_all(length)}
     scoring = shape.scoring(scorers, max(setting.window for setting in settings))
@@ -86,10 +90,17 @@ def forecast(
     free, shares = free_by_device(model), layer_shares(model)
     limit = (int(SHARE * free_bytes(model)) if memory is None else memory) - shape.prompt - scores
     sizes = [shape.row(setting.budget, room) for setting in settings]
-    batches = decode_batches(settings, sizes, limit)
-    # The full cache, which decodes last, takes the prompt's place.
-    full = [shape.full_row(room)] if any(setting.budget is None for setting in settings) else []
-    evicting = [sum(sizes[place] for place in batch) for batch in batches if settings[batch[0]].budget is not None]
+    evicting = [
+        sum(sizes[place] for place in batch)
+        for batch in decode_batches(settings, sizes, limit)
+        if settings[batch[0]].budget is not None
+    ]
+    caches = max(evicting, default=0)
+    if fidelity:
+        caches = max(sum(sizes[place] for place in batch) for batch in batches(sizes, limit)) + shape.row(None, room)
+    elif any(setting.budget is None for setting in settings):
+        # The full cache, which decodes last, takes the prompt's place.
+        caches = max(caches, shape.full_row(room))
     total = sum(free.values())
     return Forecast(
         length=length,
@@ -99,7 +110,7 @@ def forecast(
         activations=shape.activations(min(length, chunk or length)),
         scores=scores,
         passing=scoring.passing,
-        caches=max([*evicting, *full]),
+        caches=caches,
         batches=len(evicting),
         devices=tuple((free[device], shares.get(device, 0.0)) for device in free),
     )

@@ -20,6 +20,7 @@ from compresskv.observation import ObservationConfig
 from evals.running import forecast as forecasts
 from evals.running.forecast import forecast
 from tests.methods.construction import context, method
+from tests.methods_in_use import SNAPKV
 from tests.support.flash_attention import ON_LOGICAL_DEVICES
 from tests.support.logical_devices import logical_devices, place
 
@@ -103,6 +104,15 @@ def test_the_full_cache_decodes_in_the_place_of_the_prompt(llama):
     shape = Footprint(llama, 512)
     assert mode.live.peak < 1.5 * shape.prompt
     assert 0.95 < (shape.prompt + shape.full_row(4)) / mode.live.peak < 1.1
+
+
+@pytest.mark.parametrize("budget", [None, 64])
+def test_fidelity_needs_the_prompt_and_a_full_cache_beside_each_batch(llama, budget):
+    settings = [FULL] if budget is None else [Setting(SNAPKV, budget)] * 3
+    with attached(llama), LiveBytesMode([*llama.parameters(), *llama.buffers()]) as mode:
+        generate(llama, ids()[:512], settings, Stopping(4), chunk=64, reference=[5, 17, 40])
+    made = forecast(llama, settings, 512, 4, chunk=64, fidelity=True)
+    assert 0.95 < (made.peak - made.used) / mode.live.peak < 1.1
 
 
 @pytest.fixture

@@ -84,6 +84,22 @@ def test_in_layer(move, backend):
 
 
 @pytest.mark.parametrize("move", [on_one, on_two])
+def test_fidelity(move, backend):
+    """The full cache is decoded beside all others again, after the prompt could have been given up."""
+    model, ids = tiny.model("llama"), tiny.prompt(70)
+    settings, reference = settings_of(model), [5, 17, 40, 3]
+    with attached(model):
+        expected = [each.fidelity for each in generate(model, ids, settings, NEW, reference=reference)]
+    with logical_devices():
+        moved = move(model)
+        with attached(moved, backend):
+            there = ids.to(moved.device)
+            generations = generate(moved, there, settings, NEW, memory=PLENTY, reference=reference)
+    for generation, fidelity in zip(generations, expected, strict=True):
+        assert vars(generation.fidelity) == pytest.approx(vars(fidelity), abs=1e-5)
+
+
+@pytest.mark.parametrize("move", [on_one, on_two])
 def test_calibration(move):
     """Retrieval heads and layer errors are the CPU's."""
     model, ids, span = tiny.model("llama"), tiny.prompt(60), range(20, 26)
