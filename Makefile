@@ -33,6 +33,9 @@ test: setup ## run the test suite
 test-slow: setup ## run the tests that take minutes
 	$(BIN)/python -m pytest -m slow
 
+test-gpu: setup ## run the GPU paths on the CUDA devices that are there, beside the CPU (skipped without one)
+	$(BIN)/python -m pytest -m gpu -rs tests/gpu
+
 test-slurm: setup ## run sweeps on a SLURM started for it; needs Debian's slurmctld, slurmd, slurm-client and munge
 	$(BIN)/python -m pytest -m slurm tests/launch/slurm
 
@@ -56,4 +59,4 @@ audit: setup ## measure what each quirk of the released code changes, for docs/a
 clean: ## remove the environment and caches
 	rm -rf .venv .venv-kvpress .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
-.PHONY: help setup demo test test-slow test-slurm lint bench bench-full bench-kvpress audit clean
+.PHONY: help setup demo test test-slow test-gpu test-slurm lint bench bench-full bench-kvpress audit clean

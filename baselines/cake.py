@@ -74,10 +74,13 @@ class CakeScorer:
         variance = attention.var(1)
         scores = self.observation.pool(attention.mean(1) + self.gamma * variance)
         scores = group_mean(scores, layer.kv_heads)
-        if self.observation.dtype is None:
-            # As released: over the heads, rounded to the model's dtype, then over the columns.
-            return CakeScores(scores, entropy.item(), variance.sum(0).sum().item(), variance.dtype)
-        return CakeScores(scores, entropy.item(), variance.sum().item())
+        as_released = self.observation.dtype is None
+        # As released: over the heads, rounded to the model's dtype, then over the columns.
+        total = variance.sum(0).sum() if as_released else variance.sum()
+        dispersion, shift = torch.stack([entropy, total.float()]).tolist()  # waits for the device once
+        if as_released:
+            return CakeScores(scores, dispersion, shift, variance.dtype)
+        return CakeScores(scores, dispersion, shift)
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from compresskv.engine.attention import attached
 from compresskv.engine.decode import Stopping
 from compresskv.engine.generation import generate
 from compresskv.engine.in_layer import LayerwiseCache
+from compresskv.engine.memory import gpus
 from compresskv.engine.prefill import FULL, Setting, forward_prompt
 from compresskv.models import LoadedModel
 from evals.efficiency.measure import give_back, peak, reset_peak, resident_bytes
@@ -25,11 +26,11 @@ def peak_forecast(model: LoadedModel) -> float:
     """The peak of all settings of a 4K prompt, in a process that has just loaded the model, over what was forecast."""
     chosen, (ids,) = settings(model, METHODS, BUDGETS), prompts(model, [4000])
     give_back()
-    found = forecast(model.model, chosen, ids.numel(), 32)
-    reset_peak(model.device)
+    found = forecast(model.model, chosen, ids.numel(), 32, backend=model.backend)
+    reset_peak(gpus(model.model))
     with attached(model.model):
         generate(model.model, ids, chosen, Stopping(32))
-    measured = peak(model.device) or 0
+    measured = sum(peak(gpus(model.model)) or [0])
     print(f"peak of {len(chosen)} settings: {measured / 1e6:.0f} MB; {found}", flush=True)
     return round(measured / found.peak, 4)
 

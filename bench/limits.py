@@ -16,6 +16,7 @@ from bench.settings import BUDGETS, METHODS, default_model, settings
 from compresskv.engine.attention import attached
 from compresskv.engine.decode import Stopping, decode, decode_cache
 from compresskv.engine.prefill import Setting, prefill
+from compresskv.engine.rows import BucketedRows
 from compresskv.models import LoadedModel
 
 NEW_TOKENS = 32
@@ -49,7 +50,7 @@ def phases(model: LoadedModel, chosen: list[Setting], ids: Tensor) -> dict[str, 
         timed("scores", lambda: prompt.score(chosen))
         kept = timed("selection", lambda: [prompt.kept(setting) for setting in compressed])
         cache = timed("gathering", lambda: decode_cache(prompt, kept, NEW_TOKENS))
-        buckets = sum(len(layer.rows.buckets) for layer in cache.evicting)
+        buckets = sum(len(layer.rows.buckets) for layer in cache.evicting if isinstance(layer.rows, BucketedRows))
         timed(
             f"decoding of {len(compressed)} settings",
             lambda: decode(model.model, cache, prompt.logits, ids.numel(), len(compressed), Stopping(NEW_TOKENS)),
@@ -60,7 +61,7 @@ def phases(model: LoadedModel, chosen: list[Setting], ids: Tensor) -> dict[str, 
                 "decoding of the full cache",
                 lambda: decode(model.model, cache, prompt.logits, ids.numel(), 1, Stopping(NEW_TOKENS)),
             )
-    print(f"{buckets / len(cache.evicting):.1f} buckets a layer")
+    print(f"{buckets / len(cache.evicting):.1f} buckets per layer")
     return spent
 
 

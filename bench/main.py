@@ -70,8 +70,8 @@ def decode_ratio(model: LoadedModel, rows: int, kept: int, steps: int) -> float:
     cache_of: dict[str, Cache] = {}
     seconds = []
     for _ in range(3):
-        kept_all = prompt.kept(FULL)
-        cache_of["ours"] = decode_cache(prompt, [kept_all] * rows, steps * 2)
+        with attached(model.model):
+            cache_of["ours"] = decode_cache(prompt, [prompt.kept(FULL)] * rows, steps * 2)
         cache_of["theirs"] = DynamicCache(keys)
         seconds.append(alternate({"ours": ours, "theirs": theirs}, 1))
     best = {name: min(s[name] for s in seconds) / steps for name in ("ours", "theirs")}

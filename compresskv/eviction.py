@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from compresskv.errors import NonFiniteError, UserError
+from compresskv.errors import UserError
 from compresskv.observation import ObservationConfig
 
 Capacity = int | tuple[int, ...]
@@ -114,34 +114,36 @@ class LayerScores:
     contest: Tensor | None = field(default=None, kw_only=True)
 
     @property
+    def shared(self) -> bool:
+        """Whether all heads have the same row of scores, in one place."""
+        return self.scores.shape[0] == 1 or self.scores.stride(0) == 0
+
+    @property
     def nbytes(self) -> int:
         """Bytes of the scores and of their ranking, whether or not it was made yet."""
+        rows = 1 if self.shared else self.scores.shape[0]
         contest = 0 if self.contest is None else self.contest.untyped_storage().nbytes()
-        return self.scores.untyped_storage().nbytes() + self.scores.numel() * torch.int64.itemsize + contest
+        return self.scores.untyped_storage().nbytes() + rows * self.scores.shape[1] * torch.int64.itemsize + contest
 
     @cached_property
     def ranking(self) -> Tensor:
         """Past positions of each KV head, best first, ties to the lower index: [kv_heads, past], int64.
 
-        One sort serves every budget.
+        One sort serves every budget. Scores that are no numbers have no order: see `selection.refuse_nan`.
         """
-        heads = self.scores.shape[0]
-        # Heads that share one row of scores share its sort.
-        scores = self.scores[:1] if self.scores.stride(0) == 0 else self.scores
-        if scores.isnan().any():
-            raise NonFiniteError(
-                "a scorer returned NaN, since the attention logits overflow: set model.dtype=float32 or bfloat16"
-            )
-        return scores.float().sort(dim=-1, descending=True, stable=True).indices.expand(heads, -1)
+        scores = self.scores[:1] if self.shared else self.scores
+        order = scores.float().sort(dim=-1, descending=True, stable=True).indices
+        return order.expand(self.scores.shape[0], -1)
 
     @cached_property
     def best_heads(self) -> Tensor:
-        """KV head of each contest score, best score first, ties to the lower head: [kv_heads * past], int64."""
+        """KV head of each contest score, best score first, ties to the lower head: [kv_heads * past], int16.
+
+        On the CPU, so that counting for any budget does not wait for the device again.
+        """
         contest = self.scores if self.contest is None else self.contest
-        if contest.isnan().any():
-            raise ValueError("a scorer returned NaN: check the attention logits for overflow")
         order = contest.float().flatten().sort(descending=True, stable=True).indices
-        return order // max(contest.shape[1], 1)
+        return (order // max(contest.shape[1], 1)).to(torch.int16).cpu()
 
     @property
     def heads_differ(self) -> bool:

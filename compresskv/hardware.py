@@ -26,7 +26,7 @@ def choose(config: ModelConfig) -> Hardware:
     device = _device(config.device)
     capability = _capability(device)
     dtype = _dtype(config.dtype, capability)
-    reason = _no_flash(dtype, capability)
+    reason = no_flash(dtype, capability)
     if config.backend not in ("auto", "sdpa", "flash_attention_2"):
         raise UserError(f"model.backend={config.backend}: choose auto, sdpa or flash_attention_2")
     if config.backend == "flash_attention_2" and reason:
@@ -72,7 +72,7 @@ def _dtype(asked: str, capability: tuple[int, int] | None) -> torch.dtype:
     return torch.bfloat16 if capability >= AMPERE else torch.float16
 
 
-def _no_flash(dtype: torch.dtype, capability: tuple[int, int] | None) -> str | None:
+def no_flash(dtype: torch.dtype, capability: tuple[int, int] | None) -> str | None:
     """What keeps FlashAttention-2 from running, with the fix; None if nothing does."""
     if capability is None:
         return "it runs on CUDA only: set model.device to a CUDA device"

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from compresskv.errors import NonFiniteError
 from compresskv.eviction import Capacity, EvictionMethod, LayerScores, PromptShape
 
 Kept = list[list[Tensor]]
@@ -51,11 +52,29 @@ def select(scores: LayerScores, capacity: Capacity, length: int) -> list[Tensor]
     heads, past = ranking.shape
     window = torch.arange(past, length, device=ranking.device)
     if isinstance(capacity, int):
-        best = ranking[:, :capacity].sort(dim=-1).values
-        return list(torch.cat([best, window.expand(heads, -1)], dim=-1).unbind())
+        # Heads that share their scores share what they keep.
+        rows = ranking[:1] if scores.shared else ranking
+        chosen = torch.cat([rows[:, :capacity], window.expand(len(rows), -1)], dim=-1).sort(dim=-1).values
+        return list(chosen.expand(heads, -1).unbind())
     if len(capacity) != heads:
         raise ValueError(f"{len(capacity)} capacities for {heads} KV heads")
-    return [torch.cat([ranking[h, :c].sort().values, window]) for h, c in enumerate(capacity)]
+    best = ranking[:, : max(capacity)]
+    beyond = torch.arange(best.shape[1], device=best.device) >= torch.tensor(capacity, device=best.device)[:, None]
+    # All heads in one sort: what a head may not keep goes to its end.
+    chosen = torch.cat([best.masked_fill(beyond, length), window.expand(heads, -1)], dim=-1).sort(dim=-1).values
+    return [row[: count + length - past] for row, count in zip(chosen.unbind(), capacity, strict=True)]
+
+
+def refuse_nan(scores: Sequence[LayerScores]) -> None:
+    """Raise `NonFiniteError` if a score is not a number; asks each device once."""
+    by_device: dict[torch.device, list[Tensor]] = {}
+    for layer in scores:
+        flags = by_device.setdefault(layer.scores.device, [])
+        flags += [scores.isnan().any() for scores in (layer.scores, layer.contest) if scores is not None]
+    if any(torch.stack(flags).any() for flags in by_device.values()):
+        raise NonFiniteError(
+            "a scorer returned NaN, since the attention logits overflow: set model.dtype=float32 or bfloat16"
+        )
 
 
 def keep_all(kv_heads: int, length: int, device: torch.device | None = None) -> list[Tensor]:

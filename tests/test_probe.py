@@ -9,8 +9,9 @@ from transformers import PreTrainedModel
 
 from compresskv.engine.attention import attached
 from compresskv.engine.decode import Stopping
+from compresskv.engine.footprint import Footprint
 from compresskv.engine.generation import generate
-from compresskv.engine.memory import Footprint, kv_heads
+from compresskv.engine.memory import kv_heads
 from compresskv.engine.prefill import FULL, Setting, prefill
 from compresskv.errors import NonFiniteError, UserError
 from compresskv.models import ModelConfig, load

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from compresskv.calibration.probe import full_cache, full_prefill, probed, step
-from compresskv.calibration.retrieval_heads import inside
+from compresskv.calibration.retrieval_heads import inside, on_one_device
 from compresskv.engine.backends import SDPA
 from compresskv.engine.decode import Stopping
 from compresskv.eviction import Scorer
@@ -55,8 +55,9 @@ def observe(
         errors[:, layer] += relative_error(full, torch.stack(compressed)).cpu()
 
     limit = answer.max_new_tokens if isinstance(answer, Stopping) else len(answer)
-    cache, logits = full_cache(prompt, limit), prompt.logits
+    logits = prompt.logits
     with probed(model, len(prompt.layers), watch):
+        cache = full_cache(prompt, limit)
         for index in range(limit - 1):
             if isinstance(answer, Stopping):
                 if index < answer.min_new_tokens:
@@ -72,7 +73,7 @@ def observe(
 
 def coverage(kept: Sequence[Tensor], span: range) -> float:
     """Share of the `span` (prompt positions) that the layers kept, averaged over them."""
-    return float(torch.stack([inside(positions, span).sum() for positions in kept]).float().mean()) / len(span)
+    return float(on_one_device([inside(positions, span).sum() for positions in kept]).float().mean()) / len(span)
 
 
 def share(errors: Sequence[Tensor]) -> Tensor:

@@ -11,9 +11,8 @@ from compresskv.engine.attention import attached, forget, register
 from compresskv.engine.backends import SDPA
 from compresskv.engine.cache import EvictedCache
 from compresskv.engine.decode import decode_cache, forward_tokens
-from compresskv.engine.prefill import Prefill, prefill
+from compresskv.engine.prefill import FULL, Prefill, prefill
 from compresskv.engine.rows import Bucket
-from compresskv.selection import keep_all
 
 Watch = Callable[[int, Tensor, Tensor, Tensor, float, Tensor], None]
 """(layer, query [kv_heads, G, d], keys and values [kv_heads, seen, d], scaling, output [kv_heads, G, d])."""
@@ -25,8 +24,10 @@ class ProbeBackend(SDPA):
     def __init__(self, layers: int, watch: Watch):
         self.layers, self.watch, self.calls = layers, watch, 0
 
-    def decode(self, query: Tensor, key: Tensor, value: Tensor, bucket: Bucket, new: int, scaling: float) -> Tensor:
-        out = super().decode(query, key, value, bucket, new, scaling)
+    def decode_bucket(
+        self, query: Tensor, key: Tensor, value: Tensor, bucket: Bucket, new: int, scaling: float
+    ) -> Tensor:
+        out = super().decode_bucket(query, key, value, bucket, new, scaling)
         seen = bucket.longest + new + 1
         self.watch(self.calls % self.layers, query, bucket.keys[:, :seen], bucket.values[:, :seen], scaling, out)
         self.calls += 1
@@ -56,6 +57,5 @@ def step(model: PreTrainedModel, cache: EvictedCache, token: int, position: int)
 
 
 def full_cache(prompt: Prefill, room: int) -> EvictedCache:
-    """A decoding cache that holds everything."""
-    kept = [keep_all(layer.kv_heads, prompt.length, layer.keys.device) for layer in prompt.layers]
-    return decode_cache(prompt, [kept], room)
+    """A decoding cache that holds everything; to be made and used within `probed`."""
+    return decode_cache(prompt, [prompt.kept(FULL)], room)

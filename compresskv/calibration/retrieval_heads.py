@@ -50,11 +50,11 @@ def observe(
         glances.append(glance(step_attention(query, keys, scaling), span))
 
     prompt = full_prefill(model, ids[:-1], 1)
-    cache = full_cache(prompt, max_steps)
     totals: dict[str, Scores] = {}
     tokens: list[int] = []
     token, ids = int(ids[-1]), ids.cpu()
     with probed(model, layers, watch):
+        cache = full_cache(prompt, max_steps)
         for index in range(max_steps):
             glances.clear()
             token = int(step(model, cache, token, prompt.length + index).argmax())
@@ -87,8 +87,13 @@ def glance(attention: Tensor, span: range) -> Glance:
 
 
 def stacked(layers: Sequence[Glance]) -> Glance:
-    """One glance at all layers, on the CPU."""
-    return Glance(*(torch.stack([getattr(g, f.name) for g in layers]).cpu() for f in fields(Glance)))
+    """One glance at all layers, on the CPU; they may be on different devices."""
+    return Glance(*(on_one_device([getattr(g, f.name) for g in layers]).cpu() for f in fields(Glance)))
+
+
+def on_one_device(tensors: Sequence[Tensor]) -> Tensor:
+    """`tensors` of one shape stacked on the device of the first."""
+    return torch.stack([tensor.to(tensors[0].device) for tensor in tensors])
 
 
 def step_scores(seen: Glance, ids: Tensor, span: range, token: int) -> dict[str, Scores]:

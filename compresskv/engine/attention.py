@@ -14,13 +14,16 @@ import torch
 from torch import Tensor
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedConfig, PreTrainedModel
 
-from compresskv.engine.backends import SDPA, Backend, FlashAttention2
-from compresskv.engine.rows import FoldedRows
+from compresskv.engine.backends import SDPA, Backend, FlashAttention2, MaskedSDPA, _backends
 from compresskv.errors import UserError
+from compresskv.hardware import no_flash
 
 # transformers treats every name that contains "flash" as a kernel of its own.
-_NAMES = {"sdpa": "compresskv_sdpa", "flash_attention_2": "compresskv_fa2"}
-_backends: dict[str, Backend] = {}
+_BACKENDS: dict[str, tuple[str, type[Backend]]] = {
+    "sdpa": ("compresskv_sdpa", SDPA),
+    "sdpa on cuda": ("compresskv_sdpa_cuda", MaskedSDPA),
+    "flash_attention_2": ("compresskv_fa2", FlashAttention2),
+}
 
 
 def attention_forward(
@@ -50,27 +53,22 @@ def attention_forward(
     backend = _backends[module.config._attn_implementation]
     layer = getattr(key, "cache_layer", None)
     if layer is not None and layer.rows is not None:
-        return _in_turn(backend, layer.rows, query, key, value, scaling), None
-    if layer is None:
-        return backend.prefill(query, key, value, scaling, sliding_window).transpose(1, 2).contiguous(), None
-    new = query, key, value
-    if after := max(layer.seen - layer.prompt_length, 0):
-        query, key, value = query[:, :, :-after], key[:, :, :-after], value[:, :, :-after]
-    out = backend.prefill(query, key, value, scaling, sliding_window).transpose(1, 2).contiguous()
-    layer.observe(query, scaling)
-    if after:  # tokens that came with the end of the prompt see what is left of it
-        query, key, value = (states[:, :, -after:] for states in new)
-        out = torch.cat([out, _in_turn(backend, layer.rows, query, key, value, scaling)], 1)
-    return out, None
+        if layer.index == 0 and query.shape[2] > 1:
+            _refuse_gaps(kwargs.get("position_ids"), layer.seen - query.shape[2])
+        return backend.decode(query, key, value, layer.rows, scaling), None
+    out = backend.prefill(query, key, value, scaling, sliding_window)
+    if layer is not None:
+        layer.observe(query, scaling)
+    return out.transpose(1, 2).contiguous(), None
 
 
-def _in_turn(backend: Backend, rows: FoldedRows, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
-    """Each new token is appended and attends in turn, so that it sees those before it: [settings, new, q_heads, d]."""
-    outputs = []
-    for i in range(query.shape[2]):
-        one = slice(i, i + 1)
-        outputs.append(rows.attend(backend.decode, query[:, :, one], key[:, :, one], value[:, :, one], scaling))
-    return torch.stack(outputs, 1)
+def _refuse_gaps(positions: Tensor | None, start: int) -> None:
+    """Raise `UserError` unless `positions` [rows, new], where the model says them, go on from `start`."""
+    if positions is not None and positions[0, 0] != start:
+        raise UserError(
+            f"a compressed cache of {start} tokens is given tokens from position {int(positions[0, 0])} on: give only "
+            "what follows it; transformers' prompt lookup and assisted decoding give all again, and are not supported"
+        )
 
 
 def refuse_padding(attention_mask: Tensor | None = None, **kwargs: Any) -> None:
@@ -99,12 +97,17 @@ def is_attached(config: PreTrainedConfig) -> bool:
 
 @contextmanager
 def attached(model: PreTrainedModel, backend: str = "sdpa") -> Iterator[PreTrainedModel]:
-    """Run `model` with our attention over `backend` ("sdpa", "flash_attention_2"); its own is restored on leaving."""
-    name = _NAMES.get(backend, backend)
-    if name not in _backends:
-        register(name, {"sdpa": SDPA, "flash_attention_2": FlashAttention2}[backend]())
-    original = model.config._attn_implementation
+    """Run `model` with our attention over `backend` ("sdpa", "flash_attention_2"); its own is restored on leaving.
+
+    Raises `UserError` for a model that flash-attn or the seam cannot run.
+    """
+    if backend == "flash_attention_2":
+        refuse_flash(model)
+    name = backend if backend in _backends else _known(backend, model.device)
+    original, cudnn = model.config._attn_implementation, torch.backends.cuda.cudnn_sdp_enabled()
     model.set_attn_implementation(name)
+    # cuDNN plans anew for every shape and stride, which takes it tens of milliseconds of the host's time.
+    torch.backends.cuda.enable_cudnn_sdp(False)
     try:
         if not is_attached(model.config):
             raise UserError(
@@ -113,4 +116,19 @@ def attached(model: PreTrainedModel, backend: str = "sdpa") -> Iterator[PreTrain
             )
         yield model
     finally:
+        torch.backends.cuda.enable_cudnn_sdp(cudnn)
         model.set_attn_implementation(original)
+
+
+def refuse_flash(model: PreTrainedModel) -> None:
+    """Raise `UserError` where flash-attn cannot run `model`: another device than CUDA, an old GPU, float32."""
+    cuda = model.device.type == "cuda"
+    capability = torch.cuda.get_device_capability(model.device) if cuda else None
+    if reason := no_flash(model.dtype, capability):
+        raise UserError(f"backend=flash_attention_2: {reason}, or use sdpa")
+
+
+def _known(backend: str, device: torch.device) -> str:
+    """The name under which a backend is registered, which it is on first use."""
+    name, kind = _BACKENDS["sdpa on cuda" if (backend, device.type) == ("sdpa", "cuda") else backend]
+    return name if name in _backends else register(name, kind())

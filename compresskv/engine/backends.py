@@ -1,44 +1,73 @@
 """The kernels under the attention function: torch's sdpa everywhere, flash-attn on CUDA."""
 
+from collections.abc import Sequence
 from importlib import import_module
 from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.attention.bias import causal_lower_right
+from transformers import PreTrainedConfig
 
-from compresskv.engine.rows import Bucket
+from compresskv.engine.ragged import (
+    MaskedTable,
+    RaggedRows,
+    RaggedTable,
+    bucketed_capacities,
+    exact_capacities,
+)
+from compresskv.engine.rows import Bucket, BucketedRows, LayerRows, Source
+from compresskv.hardware import AMPERE
 
 
 class Backend(Protocol):
+    """A kernel, and the layout of the rows that it decodes from."""
+
     def prefill(self, query: Tensor, key: Tensor, value: Tensor, scaling: float, sliding_window: int | None) -> Tensor:
         """Causal attention, bottom-right aligned. query [1, q_heads, q, d], key and value [1, kv_heads, kv, d]."""
         ...
 
-    def decode(self, query: Tensor, key: Tensor, value: Tensor, bucket: Bucket, new: int, scaling: float) -> Tensor:
-        """Append one token to each row of `bucket`, after `new` earlier ones, and attend to all of the row.
+    def rows(self, sources: list[Source], room: int) -> list[LayerRows]:
+        """The folded rows of each layer, with `room` for new tokens; `sources` is emptied on the way."""
+        ...
 
-        query [rows, group, d], key and value [rows, d] -> [rows, group, d].
+    def capacities(self, counts: Sequence[int], room: int) -> list[int]:
+        """Tokens that are allocated for each folded row of a layer, given the kept tokens of all of them."""
+        ...
+
+    def decode(self, query: Tensor, key: Tensor, value: Tensor, rows: Any, scaling: float) -> Tensor:
+        """Append new tokens to each folded row of a layer; each attends to all of the row up to itself.
+
+        query [settings, q_heads, new, d], key and value [settings, kv_heads, new, d] -> [settings, new, q_heads, d].
         """
         ...
+
+
+def flash_serves(dtype: torch.dtype, device: torch.device) -> bool:
+    """Whether torch's flash kernel runs: half precision, on Ampere or newer."""
+    half = dtype in (torch.float16, torch.bfloat16)
+    return half and device.type == "cuda" and torch.cuda.get_device_capability(device) >= AMPERE
 
 
 class SDPA:
     """`scaled_dot_product_attention` of torch: runs everywhere, and is the backend on the CPU."""
 
+    capacities = staticmethod(exact_capacities)
+
     def prefill(self, query: Tensor, key: Tensor, value: Tensor, scaling: float, sliding_window: int | None) -> Tensor:
         new, total = query.shape[2], key.shape[2]
-        mask = None
-        if 1 < new < total or (sliding_window is not None and total > sliding_window):
+        slides = sliding_window is not None and total > sliding_window
+        mask: Tensor | None = None
+        if slides or (1 < new < total and not query.is_cuda):
             # `is_causal` aligns top-left, so a chunk or a sliding window needs its own bottom-right mask.
-            row = torch.arange(total - new, total, device=query.device)[:, None]
-            column = torch.arange(total, device=query.device)
-            mask = column <= row
-            if sliding_window is not None:
-                mask &= column > row - sliding_window
+            mask = causal_mask(new, total, sliding_window, query.device)
+        elif 1 < new < total:
+            # The same, but known to CUDA's kernels, so that it takes no memory.
+            mask = causal_lower_right(new, total)
         grouped = query.shape[1] != key.shape[1]
-        if grouped and mask is not None and query.is_cuda:
-            # CUDA's memory-efficient kernel takes a mask, but no groups; the one that takes both holds all logits.
+        if grouped and query.is_cuda and (slides or not flash_serves(query.dtype, query.device)):
+            # CUDA's efficient kernel takes no groups, and the one that is left would hold all logits.
             groups, grouped = query.shape[1] // key.shape[1], False
             key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
         return F.scaled_dot_product_attention(
@@ -51,7 +80,23 @@ class SDPA:
             enable_gqa=grouped,
         )
 
-    def decode(self, query: Tensor, key: Tensor, value: Tensor, bucket: Bucket, new: int, scaling: float) -> Tensor:
+    def rows(self, sources: list[Source], room: int) -> list[LayerRows]:
+        return [BucketedRows(sources.pop(0), room) for _ in range(len(sources))]
+
+    def decode(self, query: Tensor, key: Tensor, value: Tensor, rows: BucketedRows, scaling: float) -> Tensor:
+        outputs = []
+        for i in range(query.shape[2]):
+            one = slice(i, i + 1)
+            outputs.append(rows.attend(self.decode_bucket, query[:, :, one], key[:, :, one], value[:, :, one], scaling))
+        return torch.stack(outputs, 1)
+
+    def decode_bucket(
+        self, query: Tensor, key: Tensor, value: Tensor, bucket: Bucket, new: int, scaling: float
+    ) -> Tensor:
+        """Append one token to each row of `bucket`, after `new` earlier ones, and attend to all of the row.
+
+        query [rows, group, d], key and value [rows, d] -> [rows, group, d].
+        """
         end = bucket.longest + new + 1
         bucket.keys[:, end - 1] = key
         bucket.values[:, end - 1] = value
@@ -73,8 +118,49 @@ class SDPA:
         return out[:, :, 0]
 
 
+class MaskedSDPA(SDPA):
+    """sdpa on CUDA: few calls per layer, of the same shapes at every step."""
+
+    capacities = staticmethod(bucketed_capacities)
+
+    def rows(self, sources: list[Source], room: int) -> list[LayerRows]:
+        return table_rows(MaskedTable, sources, room)
+
+    def decode(self, query: Tensor, key: Tensor, value: Tensor, rows: RaggedRows, scaling: float) -> Tensor:  # type: ignore[override]
+        new = query.shape[2]
+        rows.advance(new)
+        outputs = []
+        for i in range(new):
+            one = slice(i, i + 1)
+            outputs.append(self._decode_one(query[:, :, one], key[:, :, one], value[:, :, one], rows, i, scaling))
+        return torch.stack(outputs, 1)
+
+    def _decode_one(
+        self, query: Tensor, key: Tensor, value: Tensor, rows: RaggedRows, step: int, scaling: float
+    ) -> Tensor:
+        """The new token at place `step` of a forward: [settings, q_heads, d]."""
+        settings, q_heads, _, head_dim = query.shape
+        table, layer = rows.table, rows.layer
+        assert isinstance(table, MaskedTable)
+        slots = table.unmasked(layer, step)
+        rows.keys.index_copy_(0, slots, key.reshape(-1, head_dim))
+        rows.values.index_copy_(0, slots, value.reshape(-1, head_dim))
+        query = query.reshape(settings * table.kv_heads, -1, head_dim)
+        in_order = table.in_order[layer]
+        if not in_order:
+            query = query.index_select(0, table.order[layer])
+        outputs = [
+            self.attend(query[bucket.rows], bucket.keys, bucket.values, bucket.mask, scaling)
+            for bucket in table.buckets[layer]
+        ]
+        out = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+        return (out if in_order else out.index_select(0, table.place[layer])).view(settings, q_heads, head_dim)
+
+
 class FlashAttention2:
     """The flash-attn library; `kernels` (default: the module `flash_attn`) supplies its two functions."""
+
+    capacities = staticmethod(exact_capacities)
 
     def __init__(self, kernels: Any = None):
         if kernels is None:
@@ -92,15 +178,55 @@ class FlashAttention2:
         )
         return out.transpose(1, 2)
 
-    def decode(self, query: Tensor, key: Tensor, value: Tensor, bucket: Bucket, new: int, scaling: float) -> Tensor:
-        # The kernel wants each row without gaps, and appends the new token itself.
+    def rows(self, sources: list[Source], room: int) -> list[LayerRows]:
+        return table_rows(RaggedTable, sources, room)
+
+    def decode(self, query: Tensor, key: Tensor, value: Tensor, rows: RaggedRows, scaling: float) -> Tensor:
+        settings, q_heads, new, head_dim = query.shape
+        rows.advance(new)
+        table, layer = rows.table, rows.layer
+        folded = settings * table.kv_heads
+        # The kernel appends the new tokens itself.
         out = self.kernels.flash_attn_with_kvcache(
-            query[:, None],
-            bucket.keys[:, :, None],
-            bucket.values[:, :, None],
-            k=key[:, None, None],
-            v=value[:, None, None],
-            cache_seqlens=bucket.lengths + new,
+            query.reshape(folded, -1, new, head_dim).transpose(1, 2),
+            rows.overlapping(rows.keys),
+            rows.overlapping(rows.values),
+            k=key.reshape(folded, new, 1, head_dim),
+            v=value.reshape(folded, new, 1, head_dim),
+            cache_seqlens=table.lengths[layer],
+            cache_batch_idx=table.starts[layer],
             softmax_scale=scaling,
+            causal=True,
         )
-        return out[:, 0]
+        return out.view(settings, table.kv_heads, new, -1, head_dim).transpose(1, 2).reshape(settings, new, q_heads, -1)
+
+
+def causal_mask(new: int, total: int, sliding_window: int | None, device: torch.device) -> Tensor:
+    """Which of `total` tokens each of the last `new` may see: [new, total], bool."""
+    row = torch.arange(total - new, total, device=device)[:, None]
+    column = torch.arange(total, device=device)
+    mask = column <= row
+    if sliding_window is not None:
+        mask &= column > row - sliding_window
+    return mask
+
+
+def table_rows(table: type[RaggedTable], sources: list[Source], room: int) -> list[LayerRows]:
+    """The rows of each layer, from one table per device (and number of KV heads, should layers differ in it)."""
+    kinds = [(source.keys.device, source.kv_heads) for source in sources]
+    parts: dict[tuple[torch.device, int], list[Source]] = {kind: [] for kind in kinds}
+    for kind in kinds:
+        parts[kind].append(sources.pop(0))
+    rows = {kind: iter(table(part, room).rows) for kind, part in parts.items()}
+    return [next(rows[kind]) for kind in kinds]
+
+
+_backends: dict[str, Backend] = {}
+
+
+def backend_of(config: PreTrainedConfig) -> Backend:
+    """The backend of the model of this `config`. Raises `RuntimeError` for one that is not `attached`."""
+    name = config.get_text_config(decoder=True)._attn_implementation
+    if name not in _backends:
+        raise RuntimeError(f"the model runs {name}: use its cache within `attached`")
+    return _backends[name]

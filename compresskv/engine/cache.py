@@ -9,7 +9,8 @@ from torch import Tensor
 from transformers import PreTrainedConfig
 from transformers.cache_utils import Cache, CacheLayerMixin, DynamicSlidingWindowLayer, get_layer_types_and_kwargs
 
-from compresskv.engine.rows import FoldedRows, rounded
+from compresskv.engine.backends import Backend, backend_of
+from compresskv.engine.rows import Group, LayerRows, Source
 from compresskv.errors import UserError
 from compresskv.eviction import LayerPrefill
 
@@ -37,7 +38,7 @@ class EvictedLayer(CacheLayerMixin):
         self.seen = 0
         self.token_bytes = 0
         self.queries: Tensor | None = None
-        self.rows: FoldedRows | None = None
+        self.rows: LayerRows | None = None
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         """Take the prompt as it is, or room for all of it if this is but its first chunk."""
@@ -52,10 +53,7 @@ class EvictedLayer(CacheLayerMixin):
             self.keys, self.values = key_states.new_empty(shape), key_states.new_empty(shape)
 
     def update(self, key_states: Tensor, value_states: Tensor, *args, **kwargs) -> tuple[Tensor, Tensor]:
-        """Keys and values to attend to; the keys carry a reference to this layer (`cache_layer`).
-
-        Where a forward brings the end of the prompt and tokens after it, the keys and values of both follow each other.
-        """
+        """Keys and values to attend to; the keys carry a reference to this layer (`cache_layer`)."""
         start, self.seen = self.seen, self.seen + key_states.shape[2]
         if self.rows is None:
             if self.is_initialized and start == self.prompt_length:
@@ -68,25 +66,19 @@ class EvictedLayer(CacheLayerMixin):
             if not self.is_initialized:
                 self.lazy_initialization(key_states, value_states)
             assert self.prompt_length is not None
-            left = self.prompt_length - start
-            prompt = self._add_to_prompt(start, key_states[:, :, :left], value_states[:, :, :left])
-            if self.seen <= self.prompt_length:
-                key_states, value_states = prompt
+            if self.seen > self.prompt_length:
+                raise UserError(
+                    f"a forward brings {self.seen} tokens of a prompt of {self.prompt_length}: give the prompt "
+                    "alone, in one forward or several, and what follows it afterwards"
+                )
+            if self.keys is None:
+                self.keys, self.values = compact(key_states), compact(value_states)
             else:
-                key_states = torch.cat([prompt[0], key_states[:, :, left:]], 2)
-                value_states = torch.cat([prompt[1], value_states[:, :, left:]], 2)
+                self.keys[:, :, start : self.seen] = key_states
+                self.values[:, :, start : self.seen] = value_states
+            key_states, value_states = self.keys[:, :, : self.seen], self.values[:, :, : self.seen]
         key_states.cache_layer = self  # type: ignore[attr-defined]
         return key_states, value_states
-
-    def _add_to_prompt(self, start: int, key_states: Tensor, value_states: Tensor) -> tuple[Tensor, Tensor]:
-        """Store a part of the prompt, from position `start` on; returns all of the prompt so far."""
-        end = start + key_states.shape[2]
-        if self.keys is None:
-            self.keys, self.values = compact(key_states), compact(value_states)
-        else:
-            self.keys[:, :, start:end] = key_states
-            self.values[:, :, start:end] = value_states
-        return self.keys[:, :, :end], self.values[:, :, :end]
 
     def observe(self, queries: Tensor, scaling: float) -> None:
         """Remember the last queries of the prompt, [1, q_heads, new, d]; when it is complete, hand it over."""
@@ -95,8 +87,7 @@ class EvictedLayer(CacheLayerMixin):
             tail = torch.cat([self.queries, tail], dim=1)[:, -self.window :]
         # A copy: a view would keep the queries of the whole prompt alive.
         self.queries = tail.clone()
-        assert self.prompt_length is not None
-        if self.seen >= self.prompt_length:
+        if self.seen == self.prompt_length:
             prefill = LayerPrefill(self.index, self.queries, self.keys[0], self.values[0], scaling)
             self.keys = self.values = self.queries = None  # type: ignore[assignment]
             self.on_prefill(prefill)
@@ -110,17 +101,6 @@ class EvictedLayer(CacheLayerMixin):
 
     def get_max_length(self) -> int:
         return -1
-
-    def crop(self, max_length: int) -> None:
-        """Forget all tokens from position `max_length` on. Those of the prompt cannot be forgotten."""
-        assert self.rows is not None
-        self.rows.forget(self.seen - max_length)
-        self.seen = max_length
-
-    def batch_select_indices(self, indices: Tensor) -> None:
-        """Keep these settings' rows only."""
-        assert self.rows is not None
-        self.rows.keep_settings(indices.tolist())
 
 
 class SlidingLayer(DynamicSlidingWindowLayer):
@@ -182,27 +162,57 @@ class EvictedCache(Cache):
         length = max_length if max_length > 0 else seen + max_length
         if length >= seen:
             return
-        for layer in self.evicting:
-            if layer.rows is None or layer.seen - length > layer.rows.new:
-                raise UserError(
-                    f"crop({max_length}): a compressed prompt cannot be cut: forget at most the tokens after it; where "
-                    "the first forward brings more than the prompt, as prompt lookup does, pass compressed(..., "
-                    "prompt_length=...)"
-                )
+        if any(layer.rows is None or length < (layer.prompt_length or 0) for layer in self.evicting):
+            raise UserError(
+                f"crop({max_length}): a compressed prompt cannot be cut: forget at most the tokens after it; "
+                "transformers' prompt lookup and assisted decoding, which try, are not supported"
+            )
         if any(layer.cumulative_length >= layer.sliding_window for layer in self.sliding.values()):
             raise UserError(
                 f"crop({max_length}): a sliding window has already dropped what came before: copy the cache instead, "
                 "with copy.deepcopy, before the tokens are added"
             )
-        super().crop(length)
+        for sliding in self.sliding.values():
+            sliding.crop(length)
+        for layer in self.evicting:
+            layer.seen = length
+        for group in self.groups:
+            group.forget(seen - length)
 
     @property
     def sliding(self) -> dict[int, SlidingLayer]:
         return {i: layer for i, layer in enumerate(self.layers) if isinstance(layer, SlidingLayer)}
 
+    @property
+    def backend(self) -> Backend:
+        """The backend that the model is attached to."""
+        return backend_of(self.config)
+
+    def hold(self, sources: list[Source], length: int, room: int) -> None:
+        """Decode from these rows, one `Source` per layer that evicts, after a prompt of `length` tokens.
+
+        `sources` is emptied on the way.
+        """
+        for layer, rows in zip(self.evicting, self.backend.rows(sources, room), strict=True):
+            layer.seen = length
+            layer.rows = rows
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        """Keep these settings (sorted) only."""
+        settings = indices.tolist()
+        for sliding in self.sliding.values():
+            sliding.batch_select_indices(indices)
+        for group in self.groups:
+            group.keep_settings(settings)
+
+    @property
+    def groups(self) -> list[Group]:
+        """The groups that the rows of all layers belong to."""
+        return list(dict.fromkeys(layer.rows.group for layer in self.evicting if layer.rows is not None))
+
     def allocated_bytes(self, counts: list[list[int]], room: int) -> int:
-        """What `kept_bytes` become in buffers: rounded up to 32 tokens, and with `room` for new ones."""
-        return self.kept_bytes([[rounded(count) + room for count in heads] for heads in counts])
+        """What `kept_bytes` become in buffers: rounded up as the backend needs it, and with `room` for new tokens."""
+        return self.kept_bytes([self.backend.capacities(heads, room) for heads in counts])
 
     @property
     def sliding_bytes(self) -> int:

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 from compresskv.checking import FrozenMapping
 from compresskv.engine.cache import EvictedCache
 from compresskv.engine.prefill import Prefill, finite, non_finite
-from compresskv.engine.rows import FoldedRows
+from compresskv.engine.rows import Source
 from compresskv.errors import NonFiniteError
 from compresskv.generation_defaults import processors
 from compresskv.selection import Kept
@@ -31,16 +31,22 @@ class Stopping:
 
 
 @torch.no_grad()
-def decode_cache(prefill: Prefill, kept: Sequence[Kept], room: int) -> EvictedCache:
-    """A cache of one row per setting, holding what each keeps, with room for `room` new tokens."""
+def decode_cache(prefill: Prefill, kept: Sequence[Kept], room: int, last: bool = False) -> EvictedCache:
+    """A cache of one row per setting, holding what each keeps, with room for `room` new tokens.
+
+    The model must be `attached`, now and while it decodes. `last`: the prompt's layers are given up as they are copied,
+    so that no more than one is held twice.
+    """
     cache = EvictedCache(prefill.cache.config, 1, prefill.length, lambda layer: None)
-    for source, layer in zip(prefill.layers, cache.evicting, strict=True):
-        layer.seen = prefill.length
-        rows = []
+    sources = []
+    for layer in prefill.layers:
+        rows: list[tuple[int, Tensor]] = []
         for setting in kept:
-            for head, positions in enumerate(setting[source.index]):
-                rows.append((source.keys[head], source.values[head], positions))
-        layer.rows = FoldedRows(rows, source.kv_heads, room)
+            rows += enumerate(setting[layer.index])
+        sources.append(Source(layer.keys, layer.values, rows, layer.kv_heads))
+    if last:
+        prefill.layers.clear()
+    cache.hold(sources, prefill.length, room)
     for index, sliding in prefill.cache.sliding.items():
         copy = cache.sliding[index]
         copy.lazy_initialization(sliding.keys, sliding.values)
@@ -114,7 +120,7 @@ def decode(
         if step < stopping.min_new_tokens and banned:
             logits = logits.index_fill(-1, torch.tensor(banned, device=logits.device), float("-inf"))
         # −1 marks a row whose logits are not finite, so that one transfer brings both.
-        chosen = logits.argmax(-1).where(sound, -1)
+        chosen = logits.argmax(-1).masked_fill(sound.logical_not(), -1)
         for row, token in zip(active, chosen.tolist(), strict=True):
             if token < 0:
                 raise NonFiniteError(non_finite(model, f"at new token {step + 1}"))

@@ -61,8 +61,11 @@ def generate(
     limit = int(SHARE * free_bytes(model)) if memory is None else memory - prompt.nbytes
     sizes = [prompt.row_bytes(kept[place], stopping.max_new_tokens) for place in range(len(settings))]
     generations: dict[int, Generation] = {}
-    for batch in decode_batches(settings, sizes, limit):
-        generations |= _decode_together(model, prompt, {place: kept[place] for place in batch}, stopping)
+    pending = decode_batches(settings, sizes, limit)
+    while pending:
+        batch = pending.pop(0)
+        last = not pending and len(batch) == 1 and reference is None
+        generations |= _decode_together(model, prompt, {place: kept[place] for place in batch}, stopping, last)
     if reference is not None:
         answer = _full_answer(model, prompt, settings, generations, stopping)
         measured = fidelity(model, prompt, kept, answer, reference, limit)
@@ -96,12 +99,15 @@ def decode_batches(settings: Sequence[Setting], sizes: Sequence[int], limit: int
 
 
 def _decode_together(
-    model: PreTrainedModel, prompt: Prefill, kept: Mapping[int, Kept], stopping: Stopping
+    model: PreTrainedModel, prompt: Prefill, kept: Mapping[int, Kept], stopping: Stopping, last: bool = False
 ) -> dict[int, Generation]:
-    """Decode the settings at these places as one batch, or in halves where the device's memory does not hold it."""
+    """Decode the settings at these places as one batch, or in halves where the device's memory does not hold it.
+
+    The `last` setting, alone, may give up the prompt.
+    """
     places = tuple(kept)
     try:
-        cache = decode_cache(prompt, list(kept.values()), stopping.max_new_tokens)
+        cache = decode_cache(prompt, list(kept.values()), stopping.max_new_tokens, last)
         tokens = decode(model, cache, prompt.logits, prompt.length, len(places), stopping, prompt.ids)
     except torch.OutOfMemoryError as error:
         cache = None

@@ -5,6 +5,7 @@ For memory and latency measurements, and for people who use a method in their ow
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -18,12 +19,15 @@ from compresskv.engine.cache import EvictedCache
 from compresskv.engine.decode import Stopping, decode
 from compresskv.engine.generation import Generation
 from compresskv.engine.prefill import Setting, forward_prompt, prompt_shape
-from compresskv.engine.rows import FoldedRows
+from compresskv.engine.rows import Source
 from compresskv.errors import UserError
 from compresskv.eviction import Capacity, EvictionMethod, LayerPrefill, LayerScores
 from compresskv.generation_defaults import ignored
 from compresskv.methods import method_for
-from compresskv.selection import Kept, counts, keep_all, select, tighten
+from compresskv.selection import Kept, counts, keep_all, refuse_nan, select, tighten
+
+WASTE = 1.5
+"""Before the last layer is seen, a layer may hold so many times of what it may keep; moving less is not worth it."""
 
 
 class LayerwiseCache(EvictedCache):
@@ -37,6 +41,8 @@ class LayerwiseCache(EvictedCache):
         self.setting = setting
         self.room = room
         self.kept: Kept = []
+        self._complete: list[Source] = []
+        self._held: list[HeldLayer] = []
         self._scores: list[LayerScores] = []
         self._capacities: list[Capacity] = []
 
@@ -66,29 +72,80 @@ class LayerwiseCache(EvictedCache):
 
     def _evict(self, layer: LayerPrefill) -> None:
         """Compress `layer`, and the layers before it by as much as its scores take from them."""
-        length, method, budget = layer.length, self.setting.method, self.setting.budget
-        if method is None or budget is None or self.setting.keeps_all(length):
-            self.kept.append(keep_all(layer.kv_heads, length, layer.keys.device))
+        method, budget = self.setting.method, self.setting.budget
+        if method is None or budget is None or self.setting.keeps_all(layer.length):
+            self.kept.append(keep_all(layer.kv_heads, layer.length, layer.keys.device))
+            self._complete.append(Source(layer.keys, layer.values, list(enumerate(self.kept[-1])), layer.kv_heads))
         else:
-            shape = prompt_shape(self, layer, method)
             self._scores.append(method.scorer(layer))
-            answer = method.allocator(self._scores, shape, budget)
-            before, self._capacities = self._capacities, tighten(self._capacities, answer, shape.past)
-            for index, capacity in enumerate(before):
-                if capacity != self._capacities[index]:
-                    self._shrink(index, length)
-            self.kept.append(select(self._scores[-1], self._capacities[-1], length))
-        sources = [(layer.keys[h], layer.values[h], p) for h, p in enumerate(self.kept[-1])]
-        self.evicting[layer.index].rows = FoldedRows(sources, layer.kv_heads, self.room)
+            answer = method.allocator(self._scores, prompt_shape(self, layer, method), budget)
+            self._capacities = tighten(self._capacities, answer, layer.length - method.window)
+            for index in range(len(self._held)):
+                self._shrink(index, WASTE)
+            kept = select(self._scores[-1], self._capacities[-1], layer.length)
+            self._held.append(HeldLayer.part_of(layer, kept))
+        if layer.index == len(self.evicting) - 1:
+            self._finish(layer.length)
 
-    def _shrink(self, index: int, length: int) -> None:
-        rows = self.evicting[index].rows
-        assert rows is not None
-        kept = select(self._scores[index], self._capacities[index], length)
-        slots = [torch.searchsorted(old, new) for old, new in zip(self.kept[index], kept, strict=True)]
-        sources = [(*rows.source(head), slot) for head, slot in enumerate(slots)]
-        self.evicting[index].rows = FoldedRows(sources, rows.kv_heads, self.room)
-        self.kept[index] = kept
+    def _shrink(self, index: int, waste: float = 1) -> None:
+        """Let go of what the layer at `index` may not keep, if it holds more than `waste` times of the rest."""
+        held, capacity = self._held[index], self._capacities[index]
+        heads = len(held.kept)
+        allowed = (heads * capacity if isinstance(capacity, int) else sum(capacity)) + heads * self.setting.window
+        if len(held.keys) > waste * allowed:
+            self._held[index] = held.only(select(self._scores[index], capacity, held.length))
+
+    def _finish(self, length: int) -> None:
+        """Every layer is seen: decode from what they may keep."""
+        refuse_nan(self._scores)
+        sources, self._complete = self._complete, []
+        for index in range(len(self._held)):
+            self._shrink(index)
+            self.kept.append(self._held[index].kept)
+            sources.append(self._held[index].source())
+        self._held.clear()
+        self._scores.clear()
+        self.hold(sources, length, self.room)
+
+
+@dataclass(frozen=True, eq=False)
+class HeldLayer:
+    """What a layer keeps until the last layer is seen: keys and values [tokens, head_dim], one KV head after the other.
+
+    `kept` are the prompt positions of each head; `places` [tokens] name them all at once: position + `length` · head.
+    """
+
+    length: int
+    kept: list[Tensor]
+    places: Tensor
+    keys: Tensor
+    values: Tensor
+
+    @classmethod
+    def part_of(cls, layer: LayerPrefill, kept: list[Tensor]) -> "HeldLayer":
+        """A copy of these positions of a complete layer."""
+        places = _places(kept, layer.length)
+        head, position = places // layer.length, places % layer.length
+        return cls(layer.length, kept, places, layer.keys[head, position], layer.values[head, position])
+
+    def only(self, kept: list[Tensor]) -> "HeldLayer":
+        """A copy of these positions, all of which are held."""
+        places = _places(kept, self.length)
+        slots = torch.searchsorted(self.places, places)
+        return HeldLayer(self.length, kept, places, self.keys[slots], self.values[slots])
+
+    def source(self) -> Source:
+        """One folded row per KV head."""
+        parts = torch.arange(len(self.keys), device=self.keys.device).split([len(head) for head in self.kept])
+        return Source(self.keys[None], self.values[None], [(0, part) for part in parts], len(self.kept))
+
+
+def _places(kept: list[Tensor], length: int) -> Tensor:
+    """position + `length` · head of all kept positions, rising: [tokens], int64."""
+    if len({positions.numel() for positions in kept}) == 1:
+        first = torch.arange(0, len(kept) * length, length, device=kept[0].device)
+        return (torch.stack(kept) + first[:, None]).flatten()
+    return torch.cat([positions + length * head for head, positions in enumerate(kept)])
 
 
 @contextmanager

@@ -1,15 +1,11 @@
-"""What a prompt and its settings take of a device's memory: how much is free, and which settings fit in one batch."""
+"""How much memory is in use and free on the devices of a model, and which settings fit in one batch."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel
-from transformers.cache_utils import get_layer_types_and_kwargs
-
-from compresskv.engine.rows import ROUNDING
 
 SHARE = 0.8
 """Of the free memory, what may be planned with; the rest is for fragmentation and others."""
@@ -17,20 +13,37 @@ SHARE = 0.8
 
 def used_bytes(model: PreTrainedModel) -> int:
     """Bytes in use now: tensors on the GPUs of `model`, or all of this process."""
-    if gpus := _gpus(model):
-        return sum(map(torch.cuda.memory_allocated, gpus))
+    if devices := gpus(model):
+        return sum(map(torch.cuda.memory_allocated, devices))
     return psutil.Process().memory_info().rss
 
 
+def free_by_device(model: PreTrainedModel) -> dict[torch.device, int]:
+    """Bytes that this process can still get on each GPU of `model`; without any, on the CPU."""
+    if devices := gpus(model):
+        return {device: _cuda_free(device) for device in devices}
+    return {torch.device("cpu"): min(psutil.virtual_memory().available, *_cgroup_free())}
+
+
 def free_bytes(model: PreTrainedModel) -> int:
-    """Bytes that this process can still get on the devices of `model`; the scarcest counts where there are several."""
-    if gpus := _gpus(model):
-        return min(map(_cuda_free, gpus)) * len(gpus)
-    return min(psutil.virtual_memory().available, *_cgroup_free())
+    """Bytes of caches that still fit: they are spread over devices as the layers are, so the fullest one decides."""
+    shares = layer_shares(model)
+    return min(int(free / shares[device]) for device, free in free_by_device(model).items() if shares.get(device))
 
 
-def _gpus(model: PreTrainedModel) -> list[torch.device]:
-    return [device for device in {p.device for p in model.parameters()} if device.type == "cuda"]
+def layer_shares(model: PreTrainedModel) -> dict[torch.device, float]:
+    """The share of the model's layers on each of its GPUs; without any, all on the CPU."""
+    devices = gpus(model)
+    if not devices:
+        return {torch.device("cpu"): 1.0}
+    layers = [next(layer.parameters()).device for layer in model.get_decoder().layers]
+    on_gpus = [device for device in layers if device in devices]
+    return {device: on_gpus.count(device) / max(len(on_gpus), 1) for device in devices}
+
+
+def gpus(model: PreTrainedModel) -> list[torch.device]:
+    """The CUDA devices that parameters of `model` are on."""
+    return [device for device in dict.fromkeys(p.device for p in model.parameters()) if device.type == "cuda"]
 
 
 def _cuda_free(device: torch.device) -> int:
@@ -81,69 +94,3 @@ def kv_heads(config: PreTrainedConfig) -> int:
         if heads := getattr(config, name, None):
             return heads if isinstance(heads, int) else max(heads)
     return config.num_attention_heads
-
-
-@dataclass(frozen=True)
-class Footprint:
-    """Bytes that a model of this shape takes beside its weights for a prompt of `length` tokens; not measured.
-
-    What a configuration does not name is taken as most architectures have it.
-    """
-
-    model: PreTrainedModel
-    length: int
-
-    @property
-    def prompt(self) -> int:
-        """The complete keys and values of the prompt."""
-        evicting, sliding = self._layers
-        return (evicting * self.length + sliding) * self._token_bytes
-
-    def activations(self, chunk: int) -> int:
-        """The widest moment of a layer's forward pass over `chunk` tokens: in the MLP, or just before attention."""
-        config = self._config
-        itemsize = self.model.dtype.itemsize
-        intermediate = getattr(config, "intermediate_size", None) or 4 * config.hidden_size
-        widest = max(2 * config.hidden_size + 3 * intermediate, 8 * config.hidden_size)
-        # With sdpa a chunk of many has a mask; on CUDA that takes keys and values repeated for every query head, too.
-        mask = chunk * self.length * (1 + itemsize) if chunk < self.length else 0
-        heads = 2 * config.num_attention_heads * self._head_dim * self.length * itemsize
-        repeated = heads if mask and self.model.device.type == "cuda" else 0
-        return chunk * widest * itemsize + mask + repeated
-
-    def scores(self, scorers: int, window: int) -> int:
-        """All layers' scores and rankings, and one layer's float32 keys and attention of the widest `window`."""
-        config = self._config
-        kept = scorers * self._layers[0] * kv_heads(config) * self.length * (4 + 8)
-        passing = 3 * config.num_attention_heads * window + kv_heads(config) * self._head_dim
-        return kept + passing * self.length * 4
-
-    def row(self, budget: int | None, room: int) -> int:
-        """One setting's cache and logits while it decodes `room` new tokens; a budget of None keeps the prompt."""
-        evicting, sliding = self._layers
-        kept = self.length if budget is None else min(budget, self.length)
-        return (evicting * (kept + ROUNDING + room) + sliding) * self._token_bytes + 8 * self._config.vocab_size
-
-    @property
-    def _config(self) -> PreTrainedConfig:
-        return self.model.config.get_text_config(decoder=True)
-
-    @property
-    def _head_dim(self) -> int:
-        config = self._config
-        return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-
-    @property
-    def _token_bytes(self) -> int:
-        """Keys and values of one token in one layer."""
-        return 2 * kv_heads(self._config) * self._head_dim * self.model.dtype.itemsize
-
-    @property
-    def _layers(self) -> tuple[int, int]:
-        """How many layers evict, and tokens that the sliding-window layers hold, all together."""
-        kinds, arguments = get_layer_types_and_kwargs(self._config)
-        # A window of n tokens is n − 1 cached ones and the one that attends to them.
-        sliding = sum(
-            min(self.length, options["sliding_window"] - 1) for options in arguments if options.get("sliding_window")
-        )
-        return kinds.count("full_attention"), sliding

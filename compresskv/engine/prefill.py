@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 from compresskv.engine.cache import EvictedCache
 from compresskv.errors import NonFiniteError, UserError
 from compresskv.eviction import EvictionMethod, LayerPrefill, LayerScores, PromptShape, Scorer
-from compresskv.selection import Kept, counts, keep_all, running_capacities, select
+from compresskv.selection import Kept, counts, keep_all, refuse_nan, running_capacities, select
 
 
 class PrefillError(UserError):
@@ -89,6 +89,8 @@ class Prefill:
             passing = replace(layer)
             for scorer in scorers:
                 scores[scorer].append(scorer(passing))
+        for scored in scores.values():
+            refuse_nan(scored)
         self._scores.update(scores)
 
     def kept(self, setting: Setting) -> Kept:

@@ -1,11 +1,13 @@
-"""The buffers that one layer attends to while decoding.
+"""The buffers that one layer attends to while decoding, for kernels that want rows of equal length.
 
 Rows × KV heads are folded into one axis: a *folded row* is one (setting, KV head) with a length of its own, so settings
-of different budgets and heads of different capacities decode in the same call.
+of different budgets and heads of different capacities decode in the same call. Here rows of near lengths share one
+buffer, a bucket, and one call; ragged.py has the layout for GPUs.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -19,13 +21,50 @@ def rounded(tokens: int) -> int:
     return -(-tokens // ROUNDING) * ROUNDING
 
 
+@dataclass(frozen=True)
+class Source:
+    """What the folded rows of a layer are copied from: `keys` and `values` [heads, tokens, head_dim].
+
+    `rows` names, for each folded row, its head and the positions [*] of its tokens, int64. Rows are ordered by
+    setting, then by KV head, of which each setting has `kv_heads`.
+    """
+
+    keys: Tensor
+    values: Tensor
+    rows: Sequence[tuple[int, Tensor]]
+    kv_heads: int
+
+
+class Group(Protocol):
+    """The folded rows of one layer or more, from which settings leave together."""
+
+    def keep_settings(self, settings: Sequence[int]) -> None:
+        """Drop all settings but these (sorted)."""
+        ...
+
+    def forget(self, tokens: int) -> None:
+        """Take the last `tokens` new ones back, of all rows."""
+        ...
+
+
+class LayerRows(Protocol):
+    """The folded rows of one layer, in the layout of a backend."""
+
+    @property
+    def group(self) -> Group: ...
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all buffers: kept tokens, their rounding, and the room for new ones."""
+        ...
+
+
 @dataclass(eq=False)
 class Bucket:
     """Folded rows of near lengths in one pair of buffers [rows, capacity, head_dim], their kept tokens on the left.
 
-    `lengths` [rows], int32, counts the kept tokens of each row, `longest` at most. A backend writes the new tokens
-    either right behind each row's kept ones (flash-attn) or, for all rows, from column `longest` on (sdpa); there is
-    always room for the next.
+    `lengths` [rows], int32, counts the kept tokens of each row, `longest` at most. New tokens of all rows are written
+    from column `longest` on; there is always room for the next.
     """
 
     rows: list[int]
@@ -38,7 +77,7 @@ class Bucket:
 
     @property
     def gaps(self) -> Tensor | None:
-        """To add to logits if new tokens start at column `longest`: [rows, 1, 1, capacity]; None if no row is shorter.
+        """To add to logits: [rows, 1, 1, capacity]; None if no row is shorter than `longest`.
 
         0 where a token is, and minus infinity between a row's kept tokens and the new ones.
         """
@@ -58,6 +97,8 @@ class Bucket:
 
     def keep(self, slots: list[int]) -> None:
         """Drop all rows but those in these slots (sorted), in place: they move up into the gaps."""
+        if len(slots) == len(self.rows):
+            return
         self.rows = [self.rows[slot] for slot in slots]
         moves = [(place, slot) for place, slot in enumerate(slots) if place != slot]
         if moves:
@@ -69,44 +110,46 @@ class Bucket:
         self._gaps = None
 
 
-Decode = Callable[[Tensor, Tensor, Tensor, Bucket, int, float], Tensor]
-"""The decode call of a backend: see `backends.Backend.decode`."""
+DecodeBucket = Callable[[Tensor, Tensor, Tensor, Bucket, int, float], Tensor]
+"""Appends one token to each row of a bucket and attends: see `backends.SDPA.decode_bucket`."""
 
 
-class FoldedRows:
-    """The keys and values that one layer attends to while decoding.
+class BucketedRows:
+    """The keys and values that one layer attends to while decoding, in buckets.
 
-    Built from one `(keys, values, positions)` per folded row, `keys` and `values` [*, head_dim], of which `positions`
-    are copied. Buffers hold the kept length rounded up to 32 and `room` new tokens, and grow by `room` when full.
+    Buffers hold the kept length rounded up to 32 and `room` new tokens, and grow by `room` when full.
     """
 
-    def __init__(self, sources: Sequence[tuple[Tensor, Tensor, Tensor]], kv_heads: int, room: int):
-        self.kv_heads = kv_heads
+    def __init__(self, source: Source, room: int):
+        self.kv_heads = source.kv_heads
         self.room = room
         self.new = 0
         by_size: dict[int, list[int]] = {}
-        for row, (_, _, positions) in enumerate(sources):
+        for row, (_, positions) in enumerate(source.rows):
             by_size.setdefault(rounded(positions.numel()), []).append(row)
-        self.buckets = [self._fill(size, rows, sources) for size, rows in sorted(by_size.items())]
+        self.buckets = [self._fill(size, rows, source) for size, rows in sorted(by_size.items())]
         self._sort()
 
     def _sort(self) -> None:
         """Note where each bucket's rows are among all rows, and where all rows are among the buckets'."""
-        order = [row for bucket in self.buckets for row in bucket.rows]
+        order: list[int] = []
+        for bucket in self.buckets:
+            order += bucket.rows
         self.order = torch.tensor(order, device=self.buckets[0].keys.device)
         self.place = self.order.argsort()
         self.in_order = order == list(range(len(order)))
 
-    def _fill(self, size: int, rows: list[int], sources: Sequence[tuple[Tensor, Tensor, Tensor]]) -> Bucket:
-        like = sources[0][0]
+    def _fill(self, size: int, rows: list[int], source: Source) -> Bucket:
+        like = source.keys
         shape = (len(rows), size + self.room, like.shape[-1])
         # Zeros, not garbage: a masked NaN would still poison the softmax's weighted sum.
         keys, values = like.new_zeros(shape), like.new_zeros(shape)
+        lengths = []
         for slot, row in enumerate(rows):
-            row_keys, row_values, positions = sources[row]
-            torch.index_select(row_keys, 0, positions, out=keys[slot, : positions.numel()])
-            torch.index_select(row_values, 0, positions, out=values[slot, : positions.numel()])
-        lengths = [sources[row][2].numel() for row in rows]
+            head, positions = source.rows[row]
+            lengths.append(positions.numel())
+            torch.index_select(source.keys[head], 0, positions, out=keys[slot, : lengths[-1]])
+            torch.index_select(source.values[head], 0, positions, out=values[slot, : lengths[-1]])
         return Bucket(
             rows=rows,
             lengths=torch.tensor(lengths, device=like.device, dtype=torch.int32),
@@ -116,24 +159,18 @@ class FoldedRows:
             values=values,
         )
 
-    def source(self, row: int) -> tuple[Tensor, Tensor]:
-        """Keys and values of one folded row, the room included: two views [*, head_dim]."""
-        for bucket in self.buckets:
-            if row in bucket.rows:
-                slot = bucket.rows.index(row)
-                return bucket.keys[slot], bucket.values[slot]
-        raise IndexError(f"no folded row {row}")
+    @property
+    def group(self) -> Group:
+        return self
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all buffers: kept tokens, their rounding, and the room for new ones."""
         return sum(bucket.keys.nbytes + bucket.values.nbytes for bucket in self.buckets)
 
-    def attend(self, decode: Decode, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
+    def attend(self, decode: DecodeBucket, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
         """Append the new token's key and value, then attend to everything kept and generated.
 
-        `decode` does both for one bucket (`Backend.decode`). query [settings, q_heads, 1, d], key and value
-        [settings, kv_heads, 1, d] -> [settings, q_heads, d].
+        query [settings, q_heads, 1, d], key and value [settings, kv_heads, 1, d] -> [settings, q_heads, d].
         """
         settings, q_heads, _, head_dim = query.shape
         query = query.reshape(settings * self.kv_heads, -1, head_dim)
@@ -158,8 +195,10 @@ class FoldedRows:
 
     def keep_settings(self, settings: Sequence[int]) -> None:
         """Drop all settings but these (sorted)."""
-        staying = [setting * self.kv_heads + head for setting in settings for head in range(self.kv_heads)]
-        new_row = {row: place for place, row in enumerate(staying)}
+        new_row: dict[int, int] = {}
+        for setting in settings:
+            for head in range(self.kv_heads):
+                new_row[setting * self.kv_heads + head] = len(new_row)
         for bucket in self.buckets:
             bucket.keep([slot for slot, row in enumerate(bucket.rows) if row in new_row])
             bucket.rows = [new_row[row] for row in bucket.rows]

@@ -135,11 +135,16 @@ def _row(name: str, length: int, measurements: Measurements, reference: str) -> 
     for field in MEASURED:
         if full[field] and mine[field] is not None:
             ratios[f"{field}_ratio"] = mine[field] / full[field]
-    return {"setting": name, "length": length, **mine, **ratios}
+    rounds = measurements[name, length]
+    by_gpu = [median(round_) for round_ in zip(*(m.peak_bytes_by_gpu for m in rounds), strict=True)]
+    bound = None if rounds[0].launch_bound is None else sum(bool(m.launch_bound) for m in rounds) > len(rounds) / 2
+    gpus = {"launch_bound": bound, "peak_bytes_by_gpu": by_gpu}
+    return {"setting": name, "length": length, **mine, **gpus, **ratios}
 
 
 def _show(title: str, rows: Sequence[dict[str, Any]]) -> None:
-    table = Table(title=escape(title))
+    bound = any(row["launch_bound"] for row in rows)
+    table = Table(title=escape(title), caption="* bound by launches: the GPU waits for the host" if bound else None)
     table.add_column("setting", no_wrap=True)
     for column in ("length", "first token s", "decode ms", "total s", "cache MB", "peak MB"):
         table.add_column(column, justify="right")
@@ -147,7 +152,8 @@ def _show(title: str, rows: Sequence[dict[str, Any]]) -> None:
         cells = []
         for field, scale in COLUMNS.items():
             ratio = row.get(f"{field}_ratio")
-            cells.append(f"{(row[field] or 0) / scale:.2f}" + (f" ×{ratio:.2f}" if ratio else ""))
+            mark = "*" if field == "decode_ms" and row["launch_bound"] else ""
+            cells.append(f"{(row[field] or 0) / scale:.2f}{mark}" + (f" ×{ratio:.2f}" if ratio else ""))
         table.add_row(escape(row["setting"]), str(row["length"]), *cells)
     screen().print(table)
 

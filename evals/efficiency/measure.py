@@ -3,6 +3,7 @@
 import ctypes
 import gc
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -11,12 +12,17 @@ import torch
 
 from compresskv.engine.decode import forward_tokens
 from compresskv.engine.in_layer import LayerwiseCache
+from compresskv.engine.memory import gpus
 from compresskv.engine.prefill import Setting, forward_prompt
 from compresskv.models import LoadedModel
 from compresskv.selection import counts
 
 WARM_UP = 2
 """Decoding steps that are not counted."""
+
+
+LAUNCH_BOUND = 0.9
+"""A step is bound by launches if asking for it takes more than this share of it."""
 
 
 @dataclass(frozen=True)
@@ -31,15 +37,19 @@ class Contender:
 class Measurement:
     """One generation: seconds to the first token (prefill, scoring and eviction), milliseconds a token after that.
 
-    `cache_bytes` are allocated for kept and new tokens; `peak_bytes` of the process or device, None if unknown.
+    `launch_bound`: a decode step takes the host about as long to ask for as it takes in all, so that the GPU waits for
+    launches (None without a GPU). `cache_bytes` are allocated for kept and new tokens; `peak_bytes` of the process or
+    of all GPUs together, each at its own moment, None if unknown, and `peak_bytes_by_gpu` each of theirs.
     """
 
     first_token_s: float
     decode_ms: float
+    launch_bound: bool | None
     total_s: float
     cache_bytes: int
     realised_budget: float
     peak_bytes: int | None
+    peak_bytes_by_gpu: tuple[int, ...] = ()
 
 
 @torch.no_grad()
@@ -48,45 +58,49 @@ def measure(model: LoadedModel, ids: torch.Tensor, contender: Contender, new_tok
 
     Raises `RuntimeError` if the cache holds other than its kept tokens, rounded up, and room for the new ones.
     """
+    devices = gpus(model.model)
     give_back()
-    reset_peak(model.device)
-    started = _now(model.device)
+    reset_peak(devices)
+    started = _now(devices)
     cache = LayerwiseCache(model.model.config, contender.setting, ids.numel(), new_tokens)
     token = forward_prompt(model.model, ids, cache, contender.chunk).argmax()[None]
-    first = _now(model.device)
-    steps = []
+    first = _now(devices)
+    steps, asked = [], []
     for step in range(new_tokens - 1):
-        before = _now(model.device)
+        before = _now(devices)
         token = forward_tokens(model.model, token, cache, ids.numel() + step).argmax(-1)
-        steps.append(_now(model.device) - before)
-    ended = _now(model.device)
+        asked.append(time.perf_counter() - before)
+        steps.append(_now(devices) - before)
+    ended = _now(devices)
     tally = counts(cache.kept)
     if cache.nbytes != (expected := cache.allocated_bytes(tally, new_tokens)):
         raise RuntimeError(f"{cache.nbytes} bytes of cache are allocated, {expected} were expected")
-    total = sum(map(sum, tally))
+    total, peaks = sum(map(sum, tally)), peak(devices)
     return Measurement(
         first_token_s=first - started,
         decode_ms=1000 * median(steps[WARM_UP:] or steps),
+        launch_bound=sum(asked) > LAUNCH_BOUND * sum(steps) if devices else None,
         total_s=ended - started,
         cache_bytes=cache.nbytes,
         realised_budget=total / sum(map(len, tally)),
-        peak_bytes=peak(model.device),
+        peak_bytes=None if peaks is None else sum(peaks),
+        peak_bytes_by_gpu=tuple(peaks or ()) if devices else (),
     )
 
 
-def reset_peak(device: torch.device) -> None:
-    """Start counting peak memory anew, of the device or of this process."""
-    if device.type == "cuda":
+def reset_peak(devices: Sequence[torch.device]) -> None:
+    """Start counting peak memory anew, of these GPUs or, without any, of this process."""
+    for device in devices:
         torch.cuda.reset_peak_memory_stats(device)
-    elif (clear := Path("/proc/self/clear_refs")).exists():
+    if not devices and (clear := Path("/proc/self/clear_refs")).exists():
         clear.write_text("5")
 
 
-def peak(device: torch.device) -> int | None:
-    """Peak bytes since `reset_peak`; None where the system does not say."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    return _status("VmHWM") if Path("/proc/self/status").exists() else None
+def peak(devices: Sequence[torch.device]) -> list[int] | None:
+    """Peak bytes since `reset_peak`, of each GPU or of this process; None where the system does not say."""
+    if devices:
+        return [torch.cuda.max_memory_allocated(device) for device in devices]
+    return [_status("VmHWM")] if Path("/proc/self/status").exists() else None
 
 
 def resident_bytes() -> int:
@@ -106,7 +120,7 @@ def _status(field: str) -> int:
     return int(next(line for line in lines if line.startswith(field)).split()[1]) * 1024
 
 
-def _now(device: torch.device) -> float:
-    if device.type == "cuda":
+def _now(devices: Sequence[torch.device]) -> float:
+    for device in devices:
         torch.cuda.synchronize(device)
     return time.perf_counter()

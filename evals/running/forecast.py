@@ -5,8 +5,9 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedModel
 
+from compresskv.engine.footprint import Footprint
 from compresskv.engine.generation import decode_batches
-from compresskv.engine.memory import SHARE, Footprint, free_bytes, used_bytes
+from compresskv.engine.memory import SHARE, batches, free_by_device, free_bytes, layer_shares, used_bytes
 from compresskv.engine.prefill import Setting
 
 
@@ -14,7 +15,9 @@ from compresskv.engine.prefill import Setting
 class Forecast:
     """What `generate` takes for a prompt and its settings, in bytes, computed from the model's shape.
 
-    `allowed` beside what is in `used` now; `caches` of the largest batch; `batches` of those settings that evict.
+    `allowed` beside what is in `used` now; `scores` of all layers, `passing` what a layer takes while it is scored;
+    `caches` of the largest batch; `batches` of those settings that evict. `devices`: the free bytes of each, and the
+    share of the layers that is on it.
     """
 
     length: int
@@ -23,25 +26,47 @@ class Forecast:
     prompt: int
     activations: int
     scores: int
+    passing: int
     caches: int
     batches: int
+    devices: tuple[tuple[int, float], ...]
 
     @property
     def peak(self) -> int:
-        return self.used + self.prompt + max(self.activations, self.scores + self.caches)
+        """All devices together."""
+        return self.used + max(spread + alone for spread, alone in self._moments)
+
+    @property
+    def _moments(self) -> list[tuple[int, int]]:
+        """In the prefill, while scoring, while decoding: what is spread over devices as layers are, and what is not."""
+        return [
+            (self.prompt, self.activations),
+            (self.prompt + self.scores, self.passing),
+            (self.prompt + self.scores + self.caches, 0),
+        ]
+
+    @property
+    def fits(self) -> bool:
+        """Whether each device has room for its layers' share, and for what is in one layer at a time."""
+        for free, share in self.devices:
+            if any(share * spread + alone > free for spread, alone in self._moments):
+                return False
+        return self.peak - self.used <= self.allowed
 
     def __str__(self) -> str:
-        said = (
+        text = (
             f"prompts of up to {self.length} tokens, expected peak {_gb(self.peak)} GB: {_gb(self.used)} now, prompt "
             f"{_gb(self.prompt)}, scores {_gb(self.scores)}, caches {_gb(self.caches)}; {_gb(self.allowed)} GB are free"
         )
-        if self.peak - self.used > self.allowed:
-            said += (
+        if len(self.devices) > 1:
+            text += f" on {len(self.devices)} GPUs"
+        if not self.fits:
+            text += (
                 "; it may not fit: raise memory if it is set, or use prefill_chunk, shorter prompts or smaller budgets"
             )
         elif self.batches > 1:
-            said += f"; the settings that evict decode in {self.batches} batches"
-        return said
+            text += f"; the settings that evict decode in {self.batches} batches"
+        return text
 
 
 def forecast(
@@ -51,24 +76,43 @@ def forecast(
     room: int,
     chunk: int | None = None,
     memory: int | None = None,
+    backend: str = "sdpa",
+    fidelity: bool = False,
 ) -> Forecast:
-    """For all `settings` of a prompt of `length` tokens and `room` new ones; `chunk` and `memory` as `generate` has."""
-    shape = Footprint(model, length)
+    """For all `settings` of a prompt of `length` tokens and `room` new ones; `chunk` and `memory` as `generate` has.
+
+    With `fidelity`, the prompt stays, and the full cache is beside each batch.
+    """
+    shape = Footprint(model, length, backend)
     scorers = {s.method.scorer for s in settings if s.method and not s.keeps_all(length)}
-    scores = shape.scores(len(scorers), max(setting.window for setting in settings)) if scorers else 0
-    free = free_bytes(model)
-    limit = (int(SHARE * free) if memory is None else memory) - shape.prompt - scores
+    scoring = shape.scoring(scorers, max(setting.window for setting in settings))
+    scores = scoring.scores + scoring.rankings
+    free, shares = free_by_device(model), layer_shares(model)
+    limit = (int(SHARE * free_bytes(model)) if memory is None else memory) - shape.prompt - scores
     sizes = [shape.row(setting.budget, room) for setting in settings]
-    batches = decode_batches(settings, sizes, limit)
+    evicting = [
+        sum(sizes[place] for place in batch)
+        for batch in decode_batches(settings, sizes, limit)
+        if settings[batch[0]].budget is not None
+    ]
+    caches = max(evicting, default=0)
+    if fidelity:
+        caches = max(sum(sizes[place] for place in batch) for batch in batches(sizes, limit)) + shape.row(None, room)
+    elif any(setting.budget is None for setting in settings):
+        # The full cache, which decodes last, takes the prompt's place.
+        caches = max(caches, shape.full_row(room))
+    total = sum(free.values())
     return Forecast(
         length=length,
         used=used_bytes(model),
-        allowed=free if memory is None else min(memory, free),
+        allowed=total if memory is None else min(memory, total),
         prompt=shape.prompt,
         activations=shape.activations(min(length, chunk or length)),
         scores=scores,
-        caches=max(sum(sizes[place] for place in batch) for batch in batches),
-        batches=sum(settings[batch[0]].budget is not None for batch in batches),
+        passing=scoring.passing,
+        caches=caches,
+        batches=len(evicting),
+        devices=tuple((free[device], shares.get(device, 0.0)) for device in free),
     )
 
 

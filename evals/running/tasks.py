@@ -105,7 +105,9 @@ def _run_samples(model: LoadedModel, runs: Sequence[SettingRun], progress: Progr
 def _forecast(model: LoadedModel, runs: Sequence[SettingRun]) -> str:
     length, room = max(run.task.longest_prompt for run in runs), max(run.task.max_new_tokens for run in runs)
     job, settings = runs[0].job, [run.setting for run in runs]
-    return str(forecast(model.model, settings, length, room, job.prefill_chunk, job.memory_bytes))
+    return str(
+        forecast(model.model, settings, length, room, job.prefill_chunk, job.memory_bytes, model.backend, job.fidelity)
+    )
 
 
 def _finish_all(model: LoadedModel, runs: Iterable[SettingRun], fail: Fail) -> list[Entry]:

@@ -1,13 +1,15 @@
 """The efficiency bench on the tiny model: what it measures, what it refuses."""
 
 import json
+import time
 
 import pytest
 import torch
 
 from compresskv.engine.attention import attached
+from compresskv.engine.backends import SDPA
 from compresskv.engine.prefill import FULL, Setting
-from compresskv.engine.rows import FoldedRows
+from compresskv.engine.rows import BucketedRows
 from compresskv.errors import UserError
 from compresskv.models import ModelConfig, load
 from evals.efficiency import evaluation
@@ -40,9 +42,7 @@ def test_a_measurement(tiny, setting, chunk):
 
 
 def test_a_cache_of_another_size_fails_loudly(tiny, monkeypatch):
-    monkeypatch.setattr(
-        "compresskv.engine.in_layer.FoldedRows", lambda rows, heads, room: FoldedRows(rows, heads, room + 7)
-    )
+    monkeypatch.setattr(SDPA, "rows", lambda self, sources, room: [BucketedRows(s, room + 7) for s in sources])
     with attached(tiny.model), pytest.raises(RuntimeError, match="bytes of cache"):
         measure(tiny, prompt(120), Contender(Setting(SNAPKV, 40)), new_tokens=6)
 
@@ -88,3 +88,18 @@ def test_the_command(checkpoint, tmp_path):
     ]
     assert all(row["cache_bytes_ratio"] < 1 for row in record["rows"] if not row["setting"].startswith("full"))
     assert written.with_suffix(".png").exists()
+
+
+@pytest.mark.parametrize("waits", [False, True])
+def test_on_gpus_each_has_a_peak_and_the_host_may_be_what_is_slow(tiny, monkeypatch, waits):
+    """Two GPUs that are only claimed; either the device takes its time after it was asked, or it does not."""
+    peaks = {torch.device("cuda:0"): 300, torch.device("cuda:1"): 500}
+    monkeypatch.setattr("evals.efficiency.measure.gpus", lambda model: list(peaks))
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda device: None)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", peaks.get)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: time.sleep(0.02 * waits))
+    with attached(tiny.model):
+        found = measure(tiny, prompt(60), Contender(FULL), new_tokens=4)
+    assert found.peak_bytes == 800
+    assert found.peak_bytes_by_gpu == (300, 500)
+    assert found.launch_bound is not waits

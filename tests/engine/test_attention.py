@@ -1,13 +1,18 @@
 """The seam refuses what it would get wrong."""
 
+import copy
+
 import pytest
 import torch
 
-from compresskv.engine.attention import attention_forward
+from compresskv.engine.attention import attached, attention_forward
 from compresskv.engine.in_layer import compressed
 from compresskv.errors import UserError
 from tests import tiny
 from tests.methods_in_use import SNAPKV
+from tests.support.logical_devices import logical_devices, place
+
+FLASH = "flash_attention_2"
 
 
 def test_refusals():
@@ -29,3 +34,18 @@ def test_attention_that_would_be_wrong_is_refused(name):
     q = torch.zeros(1, 2, 3, 4)
     with pytest.raises(UserError, match=name):
         attention_forward(module, q, q, q, None, **{name: torch.ones(1)})
+
+
+def test_flash_attention_is_refused_where_it_cannot_run(monkeypatch):
+    model = tiny.model("llama")
+    with pytest.raises(UserError, match="backend=flash_attention_2: it runs on CUDA only"), attached(model, FLASH):
+        pass
+    with (
+        pytest.raises(UserError, match="backend=flash_attention_2: it runs on CUDA only"),
+        compressed(model, SNAPKV, 20, backend=FLASH),
+    ):
+        pass
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (8, 0))
+    with logical_devices(), pytest.raises(UserError, match="it knows no float32"):
+        attached(place(copy.deepcopy(model), "cuda:0"), FLASH).__enter__()
+    assert model.config._attn_implementation == "sdpa"

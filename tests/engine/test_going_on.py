@@ -6,14 +6,14 @@ import pytest
 import torch
 
 from compresskv.engine.attention import attached, forget, register
-from compresskv.engine.backends import FlashAttention2
+from compresskv.engine.backends import FlashAttention2, MaskedSDPA
 from compresskv.engine.decode import decode_cache, forward_given, forward_tokens
 from compresskv.engine.in_layer import compressed
 from compresskv.engine.prefill import FULL, Setting, prefill
 from compresskv.errors import UserError
 from tests import tiny
-from tests.engine import test_backends
 from tests.methods_in_use import RAGGED, SNAPKV
+from tests.support.flash_attention import KERNELS
 
 FOLLOWING = tiny.prompt(9, seed=5)
 GREEDY = {"do_sample": False, "eos_token_id": None, "pad_token_id": 0, "max_new_tokens": 8}
@@ -50,21 +50,38 @@ def test_several_tokens_at_once_are_as_good_as_one_by_one(family, method):
         )
 
 
-@pytest.mark.parametrize("flash", [False, True])
-def test_settings_of_a_batch_take_several_tokens(flash):
+@pytest.fixture(params=["sdpa", "sdpa on cuda", "flash_attention_2"])
+def layout(request):
+    """A layout of rows, registered with transformers; those of GPUs run on the CPU."""
+    if request.param == "sdpa":
+        yield "sdpa"
+        return
+    backend = MaskedSDPA() if request.param == "sdpa on cuda" else FlashAttention2(KERNELS)
+    name = register("compresskv_test", backend)
+    yield name
+    forget(name)
+
+
+@pytest.mark.parametrize("room", [2, 64])
+def test_settings_of_a_batch_take_several_tokens_in_every_layout(layout, room):
     model, ids = tiny.model("llama"), tiny.prompt(90)
-    name = register("compresskv_test", FlashAttention2(test_backends.KERNELS)) if flash else "sdpa"
-    with attached(model, name):
+    with attached(model, layout):
         prompt = prefill(model, ids, 8)
-        settings = [FULL, Setting(SNAPKV, 20), Setting(RAGGED, 40)]
-        kept = [prompt.kept(setting) for setting in settings]
-        together = forward_given(model, FOLLOWING, 3, decode_cache(prompt, kept, 2), 90)
-        cache = decode_cache(prompt, kept, 2)
+        kept = [prompt.kept(setting) for setting in (FULL, Setting(SNAPKV, 20), Setting(RAGGED, 40))]
+        several, single = decode_cache(prompt, kept, room), decode_cache(prompt, kept, room)
+        logits = forward_given(model, FOLLOWING, 3, several, 90)
         for i, token in enumerate(FOLLOWING):
-            logits = forward_tokens(model, token.expand(3), cache, 90 + i)
-            torch.testing.assert_close(together[:, i], logits, atol=1e-4, rtol=1e-4)
-    if flash:
-        forget(name)
+            torch.testing.assert_close(
+                logits[:, i], forward_tokens(model, token.expand(3), single, 90 + i), atol=1e-4, rtol=1e-4
+            )
+        # Taken back and given again, a row alone, then one token more: as if nothing had happened.
+        several.crop(90 + 4)
+        again = forward_given(model, FOLLOWING[4:], 3, several, 94)
+        torch.testing.assert_close(again, logits[:, 4:], atol=1e-4, rtol=1e-4)
+        for cache in (several, single):
+            cache.batch_select_indices(torch.tensor([0, 2]))
+        last = [forward_tokens(model, FOLLOWING[:1].expand(2), cache, 99) for cache in (several, single)]
+        torch.testing.assert_close(last[0], last[1], atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen2-hybrid"])
@@ -121,13 +138,23 @@ def test_a_prompt_in_chunks_is_compressed_when_it_is_complete():
         assert [p.tolist() for p in one] == [p.tolist() for p in other]
 
 
-def test_prompt_lookup_generates_what_plain_decoding_does():
+@pytest.mark.parametrize("compressed_before", [False, True])
+def test_prompt_lookup_is_refused(compressed_before):
+    """transformers gives its first forward the whole text and candidates, whatever the cache holds."""
     model, ids = tiny.model("llama"), tiny.prompt(30, seed=2).repeat(3)
     with compressed(model, SNAPKV, 40) as cache:
-        plain = generated(model, cache, ids)
-    with compressed(model, SNAPKV, 40, prompt_length=90) as cache:
-        looked_up = generated(model, cache, ids, prompt_lookup_num_tokens=3)
-    assert looked_up.tolist() == plain.tolist()
+        if compressed_before:
+            following(model, cache, ids)
+        with pytest.raises(UserError, match="prompt lookup and assisted decoding"):
+            generated(model, cache, torch.cat([ids, ids[:5]]), prompt_lookup_num_tokens=3)
+
+
+def test_tokens_that_do_not_follow_the_cache_are_refused():
+    model, ids = tiny.model("llama"), tiny.prompt(90)
+    with compressed(model, SNAPKV, 40) as cache:
+        following(model, cache, ids)
+        with pytest.raises(UserError, match="a compressed cache of 90 tokens is given tokens from position 0 on"):
+            model(input_ids=ids[None], position_ids=torch.arange(90)[None], past_key_values=cache)
 
 
 def test_a_prompt_cannot_be_cut():

@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 
 from compresskv.engine.attention import attached
 from compresskv.engine.decode import Stopping, decode_cache
+from compresskv.engine.footprint import Footprint
 from compresskv.engine.generation import decode_batches, generate
-from compresskv.engine.memory import Footprint, _cgroup_free, batches
+from compresskv.engine.memory import _cgroup_free, batches
 from compresskv.engine.prefill import Setting, prefill
 from compresskv.errors import UserError
 from evals.compose import job
@@ -71,9 +72,10 @@ def test_the_footprint_is_that_of_the_buffers(family, length):
     assert shape.prompt == layers + prompt.cache.sliding_bytes
     for setting in SETTINGS:
         kept = prompt.kept(setting)
-        cache = decode_cache(prompt, [kept], room)
+        with attached(model):
+            cache = decode_cache(prompt, [kept], room)
+            assert prompt.row_bytes(kept, room) == cache.nbytes + cache.sliding_bytes
         taken = cache.nbytes + cache.sliding_bytes
-        assert taken == prompt.row_bytes(kept, room)
         logits = 8 * model.config.vocab_size
         slack = 32 * len(prompt.layers) * 2 * 2 * 16 * 4
         assert taken <= shape.row(setting.budget, room) - logits <= taken + slack
@@ -86,9 +88,8 @@ def test_a_forecast_says_what_is_too_much():
     assert f"peak {found.peak / 1e9:.2f} GB" in str(found)
     assert "batches" not in str(found)
     assert "prefill_chunk" not in str(found)
-    full = forecast(model, SETTINGS[:1], length=500, room=10).caches
-    assert full < found.caches
-    some = found.prompt + found.scores + full
+    assert forecast(model, SETTINGS[:1], length=500, room=10).caches < found.caches
+    some = found.prompt + found.scores + int(0.6 * found.caches)
     assert "evict decode in 2 batches" in str(forecast(model, SETTINGS, 500, 10, chunk=50, memory=some))
     assert "prefill_chunk" in str(forecast(model, SETTINGS, 500, 10, memory=1))
     assert "prefill_chunk" in str(forecast(model, SETTINGS, 10**10, 10))

@@ -1,0 +1,151 @@
+"""What a prompt and its settings will take of a device's memory, from the model's shape."""
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+
+import torch
+from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.cache_utils import get_layer_types_and_kwargs
+
+from compresskv.engine.backends import flash_serves
+from compresskv.engine.live_bytes import LiveBytesMode
+from compresskv.engine.memory import kv_heads
+from compresskv.engine.ragged import MOST_PADDING
+from compresskv.engine.rows import ROUNDING
+from compresskv.eviction import LayerPrefill, Scorer
+
+
+@dataclass(frozen=True)
+class ScoringBytes:
+    """Bytes of all layers' `scores` and of their `rankings`, and what one layer takes while it is scored."""
+
+    scores: int
+    rankings: int
+    passing: int
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """Bytes that a model of this shape takes beside its weights for a prompt of `length` tokens.
+
+    `backend` is "sdpa" or "flash_attention_2". What a configuration does not name is taken as most architectures have
+    it.
+    """
+
+    model: PreTrainedModel
+    length: int
+    backend: str = "sdpa"
+
+    @property
+    def prompt(self) -> int:
+        """The complete keys and values of the prompt."""
+        evicting, sliding = self._layers
+        return (evicting * self.length + sum(sliding)) * self._token_bytes
+
+    def activations(self, chunk: int) -> int:
+        """The widest moment of a layer's forward pass over `chunk` tokens: in the MLP, or in attention.
+
+        In the MLP, four hidden states (the embeddings, the layer's input, the residual and its norm) and three
+        intermediate ones are alive, in attention five hidden states, beside the cosines and sines of all positions.
+        """
+        config = self._config
+        hidden, angles = config.hidden_size, 2 * self._head_dim
+        intermediate = getattr(config, "intermediate_size", None) or 4 * hidden
+        mlp = chunk * (4 * hidden + 3 * intermediate + angles) * self._itemsize
+        attention = chunk * (5 * hidden + angles) * self._itemsize
+        return max(mlp, attention + max(self._attention(chunk, width) for width in self._widths(chunk)))
+
+    def _widths(self, chunk: int) -> list[tuple[int, bool]]:
+        """Keys that a layer attends to, and whether its window hides some of them."""
+        evicting, _ = self._layers
+        widths = [(self.length, False)] if evicting else []
+        for window in self._windows:
+            widths.append((min(self.length, window - 1 + chunk), self.length > window))
+        return widths
+
+    def _attention(self, chunk: int, width: tuple[int, bool]) -> int:
+        """A mask [chunk, keys], as bool and as what is added to logits, and keys and values of every query head."""
+        if self.backend != "sdpa":
+            return 0
+        (keys, slides), config, cuda = width, self._config, self.model.device.type == "cuda"
+        masked = slides or (chunk < self.length and not cuda)
+        mask = chunk * keys * (1 + self._itemsize) if masked else 0
+        grouped = kv_heads(config) != config.num_attention_heads
+        repeats = cuda and grouped and (slides or not flash_serves(self.model.dtype, self.model.device))
+        heads = 2 * config.num_attention_heads * self._head_dim
+        return mask + (heads * keys * self._itemsize if repeats else 0)
+
+    def scoring(self, scorers: Collection[Scorer], window: int) -> ScoringBytes:
+        """What scoring takes: measured on two short prompts, since all of it grows linearly with the prompt."""
+        if not scorers:
+            return ScoringBytes(0, 0, 0)
+        short, long = (max(window, 1) + 64 * times for times in (2, 4))
+        low, high = (self._score(scorers, window, length) for length in (short, long))
+
+        def at_length(a: int, b: int) -> int:
+            return max(a + (b - a) * (self.length - short) // (long - short), 0)
+
+        layers = self._layers[0]
+        return ScoringBytes(
+            layers * at_length(low.scores, high.scores),
+            layers * at_length(low.rankings, high.rankings),
+            at_length(low.passing, high.passing),
+        )
+
+    @torch.no_grad()
+    def _score(self, scorers: Collection[Scorer], window: int, length: int) -> ScoringBytes:
+        """Score one layer of `length` random tokens."""
+        config, dtype = self._config, self.model.dtype
+        shape = (kv_heads(config), length, self._head_dim)
+        keys = torch.rand(shape).to(dtype)
+        queries = torch.rand(config.num_attention_heads, max(window, 1), self._head_dim).to(dtype)
+        layer = LayerPrefill(0, queries, keys, keys, self._head_dim**-0.5)
+        with LiveBytesMode([keys, queries]) as mode:
+            scored = [scorer(layer) for scorer in scorers]
+        scores = sum(one.scores.untyped_storage().nbytes() for one in scored)
+        return ScoringBytes(scores, sum(one.nbytes for one in scored) - scores, mode.live.peak - scores)
+
+    def row(self, budget: int | None, room: int) -> int:
+        """One setting's cache and logits while it decodes `room` new tokens; a budget of None keeps the prompt."""
+        evicting, sliding = self._layers
+        kept = self.length if budget is None else min(budget, self.length)
+        padding = MOST_PADDING if self.backend == "sdpa" and self.model.device.type == "cuda" and budget else 1
+        tokens = int(padding * (kept + ROUNDING + room))
+        return (evicting * tokens + sum(sliding)) * self._token_bytes + 8 * self._config.vocab_size
+
+    def full_row(self, room: int) -> int:
+        """What the full cache takes beside the prompt when it decodes last: the prompt's layers go as it is filled."""
+        evicting, _ = self._layers
+        prompt = evicting * self.length * self._token_bytes
+        return self.row(None, room) - prompt + prompt // max(evicting, 1)
+
+    @property
+    def _config(self) -> PreTrainedConfig:
+        return self.model.config.get_text_config(decoder=True)
+
+    @property
+    def _itemsize(self) -> int:
+        return self.model.dtype.itemsize
+
+    @property
+    def _head_dim(self) -> int:
+        config = self._config
+        return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+
+    @property
+    def _token_bytes(self) -> int:
+        """Keys and values of one token in one layer."""
+        return 2 * kv_heads(self._config) * self._head_dim * self._itemsize
+
+    @property
+    def _windows(self) -> Sequence[int]:
+        """The windows of the sliding-window layers."""
+        windows = (options.get("sliding_window") for options in get_layer_types_and_kwargs(self._config)[1])
+        return [window for window in windows if window]
+
+    @property
+    def _layers(self) -> tuple[int, list[int]]:
+        """How many layers evict, and the tokens that each sliding-window layer holds."""
+        kinds, _ = get_layer_types_and_kwargs(self._config)
+        # A window of n tokens is n − 1 cached ones and the one that attends to them.
+        return kinds.count("full_attention"), [min(self.length, window - 1) for window in self._windows]

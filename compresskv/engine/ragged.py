@@ -1,0 +1,295 @@
+"""The layout of folded rows on a GPU, where what counts is the number of launches, not the padding of a row.
+
+All rows of a layer stand in one storage of slots [slots, head_dim], each with a capacity of its own, the longest last.
+A table holds, for all layers of a device at once, where rows begin and how many tokens they have: a step, or a setting
+that leaves, changes the table in a launch or two, and moves no keys.
+
+`RaggedTable` is all that flash-attn needs: a view of the storage whose batch stride is one slot lets one call address
+rows of any length (`cache_batch_idx`). `MaskedTable` adds, for torch's sdpa, buckets of equal capacity and one mask.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import chain, groupby, pairwise
+
+import torch
+from torch import Tensor
+
+from compresskv.engine.rows import Group, Source, rounded
+
+Capacities = Callable[[Sequence[int], int], list[int]]
+"""Slots of each folded row of a layer, given the rows' kept tokens and the room for new ones."""
+
+
+def exact_capacities(counts: Sequence[int], room: int) -> list[int]:
+    """Kept tokens rounded up to 32, and the room: what any layout holds at least."""
+    return [rounded(count) + room for count in counts]
+
+
+MOST_BUCKETS = 7
+MOST_PADDING = 1.25
+ALIGNMENT = 8
+"""The strides of a mask, in elements, must be a multiple of this: CUDA's efficient kernel copies other masks."""
+
+
+def bucketed_capacities(counts: Sequence[int], room: int) -> list[int]:
+    """Capacities of few distinct sizes, so that few calls serve all rows of a layer.
+
+    Neighbouring sizes are merged, the cheapest first, down to seven, and further while no more than 1.25 times of what
+    is needed is allocated.
+    """
+    room = -(-room // ALIGNMENT) * ALIGNMENT
+    exact = [rounded(count) for count in counts]
+    sizes = sorted(set(exact))
+    rows = [exact.count(size) for size in sizes]
+    needed = sum(exact) + room * len(exact)
+    limit = MOST_PADDING * needed
+    allocated = needed
+    while len(sizes) > 1:
+        added = [count * (larger - smaller) for count, (smaller, larger) in zip(rows, pairwise(sizes), strict=False)]
+        place = min(range(len(added)), key=added.__getitem__)
+        if len(sizes) <= MOST_BUCKETS and allocated + added[place] > limit:
+            break
+        allocated += added[place]
+        rows[place : place + 2] = [rows[place] + rows[place + 1]]
+        del sizes[place]
+    return [next(size for size in sizes if size >= row) + room for row in exact]
+
+
+class RaggedRows:
+    """The folded rows of one layer: keys and values of all rows, [slots, head_dim], and the layer's part of a table."""
+
+    def __init__(self, table: "RaggedTable", layer: int, keys: Tensor, values: Tensor):
+        self.table = table
+        self.layer = layer
+        self.keys = keys
+        self.values = values
+        self.new = 0
+
+    @property
+    def group(self) -> Group:
+        return self.table
+
+    @property
+    def nbytes(self) -> int:
+        return self.keys.nbytes + self.values.nbytes
+
+    def advance(self, tokens: int) -> None:
+        """Make room for `tokens` more of each row; the first layer does it for all."""
+        if self.new == self.table.new:
+            self.table.advance(tokens)
+        self.new += tokens
+
+    def overlapping(self, storage: Tensor) -> Tensor:
+        """`storage` seen from every slot at once, [slots, longest row, 1, head_dim]: a row begins at its start.
+
+        No memory is copied; rows that begin too late for the longest one are left out.
+        """
+        slots, head_dim = storage.shape
+        longest = self.table.longest[self.layer]
+        return storage.as_strided((slots - longest + 1, longest, 1, head_dim), (head_dim, head_dim, head_dim, 1))
+
+
+class RaggedTable:
+    """Where the folded rows of all layers on one device begin, and how many tokens each has: [layers, rows].
+
+    The layers have equally many KV heads. `sources` (one per layer) is emptied while their tokens are copied, so that
+    no more than one layer is held twice.
+    """
+
+    def __init__(self, sources: list[Source], room: int, capacities: Capacities = exact_capacities):
+        self.kv_heads = sources[0].kv_heads
+        self.capacities = capacities
+        self.rows = [RaggedRows(self, layer, source.keys, source.values) for layer, source in enumerate(sources)]
+        self._fill(sources, room)
+
+    def _fill(self, sources: list[Source], room: int) -> None:
+        """Copy the tokens of all rows into new storage."""
+        self.room, self.new, self.step = room, 0, 0
+        # On the host, [layers, rows].
+        self.counts = torch.tensor([[positions.numel() for _, positions in source.rows] for source in sources])
+        self.sizes = torch.tensor([self.capacities(row, room) for row in self.counts.tolist()])
+        by_size = self.sizes.argsort(dim=1, stable=True)
+        ordered = self.sizes.gather(1, by_size)
+        self.begin = torch.empty_like(self.sizes).scatter_(1, by_size, ordered.cumsum(1) - ordered)
+        self.longest, self.slots = self.sizes.amax(1).tolist(), self.sizes.sum(1).tolist()
+        heads = torch.tensor([[head for head, _ in source.rows] for source in sources])
+        shift = self.begin - (self.counts.cumsum(1) - self.counts)
+        plan = torch.stack([self.counts, self.begin, heads, shift]).to(sources[0].keys.device)
+        self._begin(plan[0], plan[1])
+        for layer in range(len(sources)):
+            self._fill_layer(layer, sources.pop(0), plan[:, layer])
+
+    def _fill_layer(self, layer: int, source: Source, plan: Tensor) -> None:
+        positions = torch.cat([positions for _, positions in source.rows])
+        head, shift = plan[2:].repeat_interleave(plan[0], 1, output_size=positions.numel())
+        slots = shift.add_(torch.arange(positions.numel(), device=shift.device))
+        keys, values = source.keys[head, positions], source.values[head, positions]
+        # Zeros, not garbage: a masked NaN would still poison the softmax's weighted sum.
+        shape = (self.slots[layer], keys.shape[-1])
+        self.rows[layer].keys = keys.new_zeros(shape).index_copy_(0, slots, keys)
+        self.rows[layer].values = values.new_zeros(shape).index_copy_(0, slots, values)
+        self._fill_mask(layer, slots)
+
+    def _begin(self, counts: Tensor, begin: Tensor) -> None:
+        """Note, on the device, the tokens of each row and the slot of its first: [layers, rows]."""
+        self.lengths, self.starts = counts.int(), begin.int()
+
+    def _fill_mask(self, layer: int, slots: Tensor) -> None:
+        """The kept tokens of `layer` are in these slots."""
+
+    def advance(self, tokens: int) -> None:
+        """Begin a step: every row gets so many more tokens."""
+        if self.new + tokens > self.room:
+            self._grow(tokens)
+        self._count(self.step)
+        self.step = tokens
+        self.new += tokens
+
+    def _count(self, tokens: int) -> None:
+        """Count the `tokens` of the step before, so that `lengths` has all but the new; below 0: forget them."""
+        if tokens:
+            self.lengths += tokens
+
+    def forget(self, tokens: int) -> None:
+        """Take the last `tokens` new ones back, of all rows."""
+        self._count(self.step - tokens)
+        self.step = 0
+        # What was new when the storage grew is among the counts.
+        self.counts -= max(tokens - self.new, 0)
+        self.new = max(self.new - tokens, 0)
+        for rows in self.rows:
+            rows.new = self.new
+
+    def _grow(self, tokens: int) -> None:
+        """Copy all rows to where there is room again, for `tokens` at least."""
+        sources = []
+        for rows, begin, counts in zip(self.rows, self.begin.tolist(), self.counts.tolist(), strict=True):
+            ranges = []
+            for first, count in zip(begin, counts, strict=True):
+                ranges.append((0, torch.arange(first, first + count + self.new, device=rows.keys.device)))
+            sources.append(Source(rows.keys[None], rows.values[None], ranges, self.kv_heads))
+            rows.new = 0
+        self._fill(sources, max(self.room, rounded(tokens)))
+
+    def keep_settings(self, settings: Sequence[int]) -> None:
+        """Drop all settings but these (sorted); their keys and values stay where they are, unused."""
+        first = torch.tensor(settings)[:, None] * self.kv_heads
+        staying = (first + torch.arange(self.kv_heads)).flatten()
+        self.counts, self.sizes, self.begin = self.counts[:, staying], self.sizes[:, staying], self.begin[:, staying]
+        self._keep_rows(staying.to(self.rows[0].keys.device))
+
+    def _keep_rows(self, staying: Tensor) -> None:
+        self.lengths, self.starts = self.lengths[:, staying], self.starts[:, staying]
+
+
+@dataclass(frozen=True)
+class MaskedBucket:
+    """Consecutive rows of one capacity: views of the storage, [rows, capacity, head_dim], and of the mask.
+
+    `mask` [rows, 1, 1, capacity] is added to the logits. `rows` are the places of the bucket's rows among all buckets'.
+    """
+
+    rows: slice
+    keys: Tensor
+    values: Tensor
+    mask: Tensor
+
+
+class MaskedTable(RaggedTable):
+    """A table for sdpa: rows of one capacity are a bucket, and a mask says which slots hold a token.
+
+    Shapes stay the same from step to step. Rows of settings that left are no longer computed at either end of a bucket;
+    those in between are computed for nothing.
+    """
+
+    mask: Tensor
+    buckets: list[list[MaskedBucket]]
+
+    def __init__(self, sources: list[Source], room: int):
+        super().__init__(sources, room, bucketed_capacities)
+
+    def _fill(self, sources: list[Source], room: int) -> None:
+        super()._fill(sources, room)
+        self._arrange()
+
+    def _begin(self, counts: Tensor, begin: Tensor) -> None:
+        ends = torch.tensor(self.slots).cumsum(0)
+        self.first = [0, *ends.tolist()]
+        device, dtype = self.rows[0].keys.device, self.rows[0].keys.dtype
+        self.mask = torch.full((self.first[-1],), float("-inf"), device=device, dtype=dtype)
+        # The slot of each row's new token, in its layer's storage and in the mask of all layers.
+        self.write = counts + begin
+        self.unmask = self.write + (ends - torch.tensor(self.slots)).to(device)[:, None]
+
+    def _fill_mask(self, layer: int, slots: Tensor) -> None:
+        self._mask_of(layer).index_fill_(0, slots, 0)
+
+    def _mask_of(self, layer: int) -> Tensor:
+        return self.mask[self.first[layer] : self.first[layer + 1]]
+
+    def advance(self, tokens: int) -> None:
+        super().advance(tokens)
+        if tokens == 1:  # of all layers at once
+            self.mask.index_fill_(0, self.unmask.flatten(), 0)
+
+    def unmasked(self, layer: int, step: int) -> Tensor:
+        """The slots of the new tokens of place `step` in this step, from now on to be seen: [rows]."""
+        slots = self.write[layer]
+        if self.step > 1:
+            slots = slots + step
+            self._mask_of(layer).index_fill_(0, slots, 0)
+        return slots
+
+    def _count(self, tokens: int) -> None:
+        if tokens:
+            self.write += tokens
+            self.unmask += tokens
+
+    def forget(self, tokens: int) -> None:
+        super().forget(tokens)
+        for token in range(tokens):
+            self.mask.index_fill_(0, (self.unmask + token).flatten(), float("-inf"))
+
+    def _keep_rows(self, staying: Tensor) -> None:
+        self.write, self.unmask = self.write[:, staying], self.unmask[:, staying]
+        self._arrange()
+
+    def _arrange(self) -> None:
+        """Make the buckets of each layer, and note where their rows are among all rows, and the other way round."""
+        order: list[list[int]] = []
+        place: list[list[int]] = []
+        self.buckets = []
+        for layer, (begin, sizes) in enumerate(zip(self.begin.tolist(), self.sizes.tolist(), strict=True)):
+            order.append([])
+            place.append([0] * len(begin))
+            self.buckets.append([])
+            by_place = sorted(range(len(begin)), key=begin.__getitem__)
+            for size, rows in groupby(by_place, sizes.__getitem__):
+                self._add_bucket(layer, size, begin, list(rows), order[-1], place[-1])
+        lengths = [len(layer) for layer in order]
+        index = torch.tensor([*chain(*order), *chain(*place)]).to(self.mask.device)
+        self.order = index[: sum(lengths)].split(lengths)
+        self.place = index[sum(lengths) :].view(len(place), -1)
+        self.in_order = [layer == list(range(len(layer))) for layer in order]
+
+    def _add_bucket(
+        self, layer: int, size: int, begin: list[int], rows: list[int], order: list[int], place: list[int]
+    ) -> None:
+        """A bucket of `layer`, from the first to the last of these `rows`; where a row left, another one is read."""
+        first, base = begin[rows[0]], len(order)
+        count = (begin[rows[-1]] - first) // size + 1
+        order += [rows[0]] * count
+        for row in rows:
+            place[row] = base + (begin[row] - first) // size
+            order[place[row]] = row
+        slots = slice(first, first + count * size)
+        keys, values = self.rows[layer].keys[slots], self.rows[layer].values[slots]
+        self.buckets[-1].append(
+            MaskedBucket(
+                slice(base, base + count),
+                keys.view(count, size, -1),
+                values.view(count, size, -1),
+                self._mask_of(layer)[slots].view(count, 1, 1, size),
+            )
+        )

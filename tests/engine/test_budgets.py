@@ -1,0 +1,136 @@
+"""How often the GPU is asked, waited for and sent to: budgets, on a GPU that is only claimed."""
+
+import copy
+from types import SimpleNamespace
+
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from compresskv.engine.attention import attached, forget, register
+from compresskv.engine.backends import FlashAttention2
+from compresskv.engine.decode import Stopping, decode, decode_cache
+from compresskv.engine.in_layer import LayerwiseCache
+from compresskv.engine.prefill import Setting, forward_prompt, prefill
+from compresskv.eviction import PromptShape
+from compresskv.observation import ObservationConfig
+from tests.methods.construction import context, method
+from tests.support.flash_attention import ON_LOGICAL_DEVICES
+from tests.support.logical_devices import counting, logical_devices, place
+
+LAYERS, LENGTH, BUDGETS = 4, 700, (32, 64, 128, 256, 512)
+METHODS = ("streaming_llm", "snapkv", "pyramidkv", "cake", "headkv", "compresskv")
+ONCE = 24
+"""Launches of a step outside the layers: embeddings, norm, head, and the choice of tokens."""
+
+
+@pytest.fixture(scope="module")
+def llama():
+    """Llama's proportions of heads, tiny otherwise."""
+    torch.manual_seed(0)
+    size = {"hidden_size": 128, "intermediate_size": 64, "num_attention_heads": 32, "num_key_value_heads": 8}
+    return LlamaForCausalLM(LlamaConfig(**size, num_hidden_layers=LAYERS, vocab_size=96, head_dim=4)).eval()
+
+
+@pytest.fixture(scope="module")
+def methods():
+    shape = PromptShape(LAYERS, 8, LENGTH, 8)
+    where = context(shape, group=4, observation=ObservationConfig())
+    return {name: method(name, where) for name in (*METHODS, "adakv")}
+
+
+@pytest.fixture(params=["sdpa", "flash_attention_2"])
+def on_gpu(request, llama, monkeypatch):
+    """A model that claims to be on a GPU, its prompt prefilled, within `attached` under either backend."""
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (8, 0))
+    ids = torch.randint(0, 96, (LENGTH,), generator=torch.Generator().manual_seed(0))
+    name = "sdpa"
+    if request.param != "sdpa":
+        name = register("compresskv_counted_fa2", FlashAttention2(ON_LOGICAL_DEVICES))
+    with logical_devices():
+        model, ids = place(copy.deepcopy(llama), "cuda:0"), ids.to("cuda:0")
+        with attached(model, name):
+            yield SimpleNamespace(model=model, ids=ids, prompt=prefill(model, ids, 8), backend=request.param)
+    forget("compresskv_counted_fa2")
+
+
+def settings_of(methods):
+    settings = []
+    for name in METHODS:
+        settings += [Setting(methods[name], budget) for budget in BUDGETS]
+    return settings
+
+
+def one_step(on_gpu, cache, rows):
+    """What one forward pass of `rows` new tokens asks for."""
+    with counting() as counts:
+        decode(on_gpu.model, cache, on_gpu.prompt.logits, LENGTH, rows, Stopping(2))
+    return counts
+
+
+def test_thirty_rows(on_gpu, methods):
+    settings = settings_of(methods)
+    prompt, kept = on_gpu.prompt, [on_gpu.prompt.kept(setting) for setting in settings]
+    with counting() as making:
+        cache = decode_cache(prompt, kept, 50)
+    assert making.total <= 62 * LAYERS
+    assert making.uploads <= 4
+    assert not making.syncs.total()
+
+    step = one_step(on_gpu, cache, 30)
+    assert step.total <= (46 if on_gpu.backend == "sdpa" else 37) * LAYERS + ONCE
+    assert step.launches["flash_attn_with_kvcache"] == (0 if on_gpu.backend == "sdpa" else LAYERS)
+    assert step.launches["scaled_dot_product_attention"] <= 7 * LAYERS
+    assert step.syncs.total() == 2  # the chosen tokens, before and after the step
+    assert step.uploads == 0
+
+    with counting() as more:
+        decode(on_gpu.model, cache, prompt.logits, LENGTH, 30, Stopping(4))
+    assert more.attention == step.attention  # shapes stay the same
+    assert more.syncs.total() == 4
+
+    exact = sum(
+        prompt.cache.kept_bytes([[-(-len(head) // 32) * 32 + 50 for head in layer] for layer in setting])
+        for setting in kept
+    )
+    assert cache.nbytes <= (1.25 if on_gpu.backend == "sdpa" else 1) * exact
+
+    with counting() as leaving:
+        for left in range(29, 0, -1):
+            cache.batch_select_indices(torch.tensor([row for row in range(left + 1) if row != left // 2]))
+    assert leaving.total <= 29 * 6
+    assert leaving.uploads <= 29 * 3
+    assert not leaving.syncs.total()
+
+
+def test_one_row_costs_the_same_whatever_the_method(on_gpu, methods):
+    """A table of latencies must show the method, not our buckets."""
+    totals = {}
+    for name in ("snapkv", "adakv", "headkv"):
+        cache = decode_cache(on_gpu.prompt, [on_gpu.prompt.kept(Setting(methods[name], 128))], 50)
+        totals[name] = one_step(on_gpu, cache, 1).total
+    limit = 1.15 if on_gpu.backend == "sdpa" else 1.0
+    assert max(totals.values()) <= limit * totals["snapkv"]
+
+
+def test_selection_waits_once_per_layer_at_most(on_gpu, methods):
+    prompt = on_gpu.prompt
+    prompt.score([Setting(methods["adakv"], budget) for budget in BUDGETS])
+    with counting() as counts:
+        for budget in BUDGETS:
+            prompt.kept(Setting(methods["adakv"], budget))
+    assert counts.syncs.total() == LAYERS
+    with counting() as counts:
+        for setting in settings_of(methods):
+            prompt.kept(setting)
+    # CAKE's two figures per layer, read together, and whether any score is not a number.
+    assert counts.syncs.total() <= LAYERS + len(METHODS)
+
+
+@pytest.mark.parametrize("name", [*METHODS, "adakv"])
+def test_in_layer(on_gpu, methods, name):
+    cache = LayerwiseCache(on_gpu.model.config, Setting(methods[name], 128), LENGTH, 50)
+    with counting() as counts:
+        forward_prompt(on_gpu.model, on_gpu.ids, cache, None)
+    assert counts.total <= 125 * LAYERS
+    assert counts.syncs.total() <= 2 * LAYERS

@@ -1,0 +1,162 @@
+"""Every path on GPUs that are only claimed: no operation mixes devices, and tokens are those of the CPU."""
+
+import copy
+
+import pytest
+import torch
+
+from compresskv.calibration import layer_errors, retrieval_heads
+from compresskv.engine.attention import attached, forget, register
+from compresskv.engine.backends import FlashAttention2
+from compresskv.engine.decode import Stopping
+from compresskv.engine.generation import generate
+from compresskv.engine.in_layer import generate_in_layer
+from compresskv.engine.prefill import FULL, Setting
+from tests import tiny
+from tests.methods_in_use import RAGGED, SNAPKV, STREAMING, compresskv, evicting_layers
+from tests.support.flash_attention import ON_LOGICAL_DEVICES
+from tests.support.logical_devices import LogicalTensor, logical_devices, place, spread
+
+NEW = Stopping(6)
+PLENTY = 10**9
+
+
+@pytest.fixture(autouse=True)
+def ampere(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (8, 0))
+
+
+@pytest.fixture(params=["sdpa", "flash_attention_2"])
+def backend(request):
+    if request.param == "sdpa":
+        yield "sdpa"
+    else:
+        yield register("compresskv_logical_fa2", FlashAttention2(ON_LOGICAL_DEVICES))
+        forget("compresskv_logical_fa2")
+
+
+def on_one(model):
+    return place(copy.deepcopy(model), "cuda:0")
+
+
+def on_two(model):
+    """The layers in turn on two devices, the rest on the second."""
+    return spread(copy.deepcopy(model), ["cuda:0", "cuda:1"] * 2, "cuda:1")
+
+
+def settings_of(model):
+    layers = len(evicting_layers(model))
+    return [Setting(SNAPKV, 20), Setting(RAGGED, 40), Setting(compresskv(layers), 36), Setting(STREAMING, 24), FULL]
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2-hybrid"])
+@pytest.mark.parametrize("move", [on_one, on_two])
+def test_shared_and_chunked(family, move, backend):
+    model, ids = tiny.model(family), tiny.prompt(70)
+    settings = settings_of(model)
+    with attached(model):
+        free = [g.tokens for g in generate(model, ids, settings, NEW)]
+        # A token that some produce, at different steps.
+        ends = {token: {row.index(token) if token in row else 6 for row in free} for row in free for token in row[1:]}
+        stopping = Stopping(6, frozenset([max(ends, key=lambda token: len(ends[token]))]))
+        expected = generate(model, ids, settings, stopping)
+    assert len({len(generation.tokens) for generation in expected}) > 1
+    with logical_devices() as counts:
+        moved = move(model)
+        there = ids.to(moved.device)
+        with attached(moved, backend):
+            assert generate(moved, there, settings, stopping, memory=PLENTY) == expected
+            assert counts.moves == 0 or move is on_two
+            assert generate(moved, there, settings, stopping, chunk=30, memory=PLENTY) == expected
+
+
+@pytest.mark.parametrize("move", [on_one, on_two])
+def test_in_layer(move, backend):
+    model, ids = tiny.model("llama"), tiny.prompt(70)
+    settings = settings_of(model)
+    with attached(model):
+        expected = generate(model, ids, settings, NEW)
+    with logical_devices():
+        moved = move(model)
+        with attached(moved, backend):
+            there = ids.to(moved.device)
+            assert [generate_in_layer(moved, there, setting, NEW) for setting in settings] == expected
+
+
+@pytest.mark.parametrize("move", [on_one, on_two])
+def test_fidelity(move, backend):
+    """The full cache is decoded beside all others again, after the prompt could have been given up."""
+    model, ids = tiny.model("llama"), tiny.prompt(70)
+    settings, reference = settings_of(model), [5, 17, 40, 3]
+    with attached(model):
+        expected = [each.fidelity for each in generate(model, ids, settings, NEW, reference=reference)]
+    with logical_devices():
+        moved = move(model)
+        with attached(moved, backend):
+            there = ids.to(moved.device)
+            generations = generate(moved, there, settings, NEW, memory=PLENTY, reference=reference)
+    for generation, fidelity in zip(generations, expected, strict=True):
+        assert vars(generation.fidelity) == pytest.approx(vars(fidelity), abs=1e-5)
+
+
+@pytest.mark.parametrize("move", [on_one, on_two])
+def test_calibration(move):
+    """Retrieval heads and layer errors are the CPU's."""
+    model, ids, span = tiny.model("llama"), tiny.prompt(60), range(20, 26)
+
+    def calibrate(model, ids):
+        heads = retrieval_heads.observe(model, ids, span, 4, 5, lambda tokens: False)
+        projections = [layer.self_attn.o_proj for layer in model.model.layers]
+        scorers = [compresskv(4).scorer]
+        errors, kept = layer_errors.observe(model, ids, heads.tokens, scorers, projections, 8)
+        return heads, errors, layer_errors.coverage(kept[0], span)
+
+    expected = calibrate(model, ids)
+    with logical_devices():
+        moved = move(model)
+        found = calibrate(moved, ids.to(moved.device))
+    assert found[0].tokens == expected[0].tokens
+    for name in ("semantic", "traditional", "retrieval_reasoning"):
+        torch.testing.assert_close(getattr(found[0], name), getattr(expected[0], name))
+    torch.testing.assert_close(found[1], expected[1])
+    assert found[2] == expected[2]
+
+
+def test_a_mixed_operation_is_an_error():
+    with logical_devices():
+        here, there = torch.zeros(3, device="cuda:0"), torch.zeros(3, device="cuda:1")
+        assert isinstance(here, LogicalTensor)
+        with pytest.raises(RuntimeError, match="different devices"):
+            here + there
+        with pytest.raises(RuntimeError, match="different devices"):
+            torch.stack([here, torch.zeros(3)])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("capability", [(7, 5), (9, 0)])
+def test_the_prefill_on_cuda_takes_no_mask_and_never_the_kernel_that_holds_all_logits(dtype, capability, monkeypatch):
+    """Groups only for flash, and a chunk's causality known to the kernel: whatever is left takes memory of S²."""
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: capability)
+    model, ids = tiny.model("llama"), tiny.prompt(70)
+    flash = dtype == torch.bfloat16 and capability == (9, 0)
+    with logical_devices() as counts:
+        moved = place(copy.deepcopy(model).to(dtype), "cuda:0")
+        with attached(moved):
+            generate(moved, ids.to("cuda:0"), [FULL], Stopping(1), memory=PLENTY)
+            generate(moved, ids.to("cuda:0"), [FULL], Stopping(1), chunk=30, memory=PLENTY)
+    assert counts.attention
+    for query, key, _, mask, _, grouped in counts.attention:
+        assert mask is None
+        assert grouped == flash
+        assert grouped or query[0][1] == key[0][1]
+
+
+def test_cudnn_is_left_out_only_meanwhile():
+    model = tiny.model("llama")
+    assert torch.backends.cuda.cudnn_sdp_enabled()
+    with attached(model):
+        assert not torch.backends.cuda.cudnn_sdp_enabled()
+        assert torch.backends.cuda.flash_sdp_enabled()
+        assert torch.backends.cuda.mem_efficient_sdp_enabled()
+        assert torch.backends.cuda.math_sdp_enabled()
+    assert torch.backends.cuda.cudnn_sdp_enabled()

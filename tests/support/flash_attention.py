@@ -1,0 +1,56 @@
+"""Pure-torch stand-ins of flash-attn 2.7's two functions, with their signatures and semantics."""
+
+from types import SimpleNamespace
+
+import torch
+
+from tests.support.logical_devices import on_the_cpu
+
+
+def flash_attn_func(q, k, v, dropout_p=0.0, softmax_scale=None, causal=False, window_size=(-1, -1)):
+    """q [batch, new, heads, d], k and v [batch, total, kv_heads, d]; causal is aligned to the bottom right."""
+    new, total, groups = q.shape[1], k.shape[1], q.shape[2] // k.shape[2]
+    k, v = k.repeat_interleave(groups, 2), v.repeat_interleave(groups, 2)
+    logits = torch.einsum("bqhd,bkhd->bhqk", q, k) * softmax_scale
+    distance = torch.arange(total) - torch.arange(total - new, total)[:, None]
+    visible = distance <= 0 if causal else torch.ones_like(distance, dtype=torch.bool)
+    if window_size[0] >= 0:
+        visible &= distance >= -window_size[0]
+    logits = logits.masked_fill(~visible, float("-inf"))
+    return torch.einsum("bhqk,bkhd->bqhd", logits.softmax(-1), v)
+
+
+def flash_attn_with_kvcache(
+    q, k_cache, v_cache, k=None, v=None, cache_seqlens=None, cache_batch_idx=None, softmax_scale=None, causal=False
+):
+    """q [rows, new, heads, d], caches [batch, capacity, kv_heads, d], of which row r is `cache_batch_idx[r]`.
+
+    `cache_seqlens` (int32) tokens of a row are valid; k and v [rows, new, kv_heads, d] are written behind these, and
+    attended to, causally. Nothing is read or written beyond a row's tokens, whatever the batches' strides.
+    """
+    rows, new, capacity = q.shape[0], q.shape[1], k_cache.shape[1]
+    assert causal or new == 1
+    for index in (cache_seqlens, cache_batch_idx):
+        assert (index.dtype, index.shape, index.is_contiguous()) == (torch.int32, (rows,), True)
+    assert k_cache.stride(-1) == v_cache.stride(-1) == q.stride(-1) == k.stride(-1) == v.stride(-1) == 1
+    out = torch.empty_like(q)
+    for row, (batch, seen) in enumerate(zip(cache_batch_idx.tolist(), cache_seqlens.tolist(), strict=True)):
+        assert 0 <= seen <= capacity - new
+        assert 0 <= batch < len(k_cache)
+        k_cache[batch, seen : seen + new], v_cache[batch, seen : seen + new] = k[row], v[row]
+        for i in range(new):
+            keys, values = k_cache[batch, : seen + i + 1], v_cache[batch, : seen + i + 1]
+            groups = q.shape[2] // keys.shape[1]
+            keys, values = keys.repeat_interleave(groups, 1), values.repeat_interleave(groups, 1)
+            logits = torch.einsum("hd,khd->hk", q[row, i], keys) * softmax_scale
+            out[row, i] = torch.einsum("hk,khd->hd", logits.softmax(-1), values)
+    return out
+
+
+KERNELS = SimpleNamespace(flash_attn_func=flash_attn_func, flash_attn_with_kvcache=flash_attn_with_kvcache)
+"""For tensors on the CPU."""
+
+ON_LOGICAL_DEVICES = SimpleNamespace(
+    flash_attn_func=on_the_cpu(flash_attn_func), flash_attn_with_kvcache=on_the_cpu(flash_attn_with_kvcache)
+)
+"""For logical tensors; each call is one launch."""
