@@ -60,6 +60,7 @@ COMPARED: dict[str, tuple[tuple[str, int], ...]] = {
 ELSEWHERE = {
     "masking_sentence_rule": "none in this score: only head masking reads it",
     "chat_wrapper": "none in this score: only LongBench prompts have it",
+    "longbench_truncation": "none in this score: only LongBench prompts are cut",
     "generation_config": "none on this model: its generation_config.json asks nothing of greedy decoding",
 }
 """Fields that NIAH prompts and methods do not read."""
