@@ -18,8 +18,13 @@ _TEMPLATE_ARGUMENTS = {"tools", "documents"}
 """Arguments of `apply_chat_template` that go into the template as they are."""
 
 
-def chat_prompt(text: str, tokenizer: PreTrainedTokenizerBase, kwargs: Mapping[str, Any] | None = None) -> str:
-    """`text` as one user turn in the model's template, up to the opening of the answer.
+def chat_prompt(
+    text: str,
+    tokenizer: PreTrainedTokenizerBase,
+    kwargs: Mapping[str, Any] | None = None,
+    system: str | None = None,
+) -> str:
+    """`text` as one user turn in the model's template, behind a `system` message if given, up to the answer's opening.
 
     `kwargs` are the template's own variables, such as `enable_thinking`. Templates that name today's date, by a literal
     format as all known ones do, get `TODAY`: a prompt must not change from one day to the next. Raises `UserError` for
@@ -29,11 +34,13 @@ def chat_prompt(text: str, tokenizer: PreTrainedTokenizerBase, kwargs: Mapping[s
     taken = set(inspect.signature(tokenizer.apply_chat_template).parameters) - _TEMPLATE_ARGUMENTS
     if wrong := sorted(taken & set(kwargs)):
         raise UserError(f"model.chat_template_kwargs.{wrong[0]}: is set by the harness: give variables of the template")
-    turn = [{"role": "user", "content": text}]
+    messages = [{"role": "user", "content": text}]
+    if system is not None:
+        messages.insert(0, {"role": "system", "content": system})
     try:
         template = _DATE_CALL.sub(lambda call: repr(TODAY.strftime(call[2])), tokenizer.get_chat_template())
         prompt = tokenizer.apply_chat_template(
-            turn, chat_template=template, tokenize=False, add_generation_prompt=True, **kwargs
+            messages, chat_template=template, tokenize=False, add_generation_prompt=True, **kwargs
         )
     except Exception as error:  # a template is a program of its own
         reason = " ".join(str(error).split())[:200] or type(error).__name__

@@ -55,5 +55,7 @@ class EvaluationProtocol:
     niah_sentence_rule: Literal["text", "period_ids"] = "text"
     # llama2_ids: 29889 or 869, whatever the tokenizer
     masking_sentence_rule: Literal["text", "llama2_ids"] = "text"
-    # released: Llama's literal string with two BOS, none for other models
+    # released: Llama's literal string with two BOS, Qwen2.5's template with Qwen's system message, none for others
     chat_wrapper: Literal["template", "released"] = "template"
+    # released: a longest prompt for each of the authors' models, before its chat format, whatever its window
+    longbench_truncation: Literal["window", "released"] = "window"

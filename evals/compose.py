@@ -15,6 +15,7 @@ CONF = Path(__file__).resolve().parents[1] / "conf"
 
 # `model.path=<id or directory>` names the model after it, unless `model.name` says otherwise.
 OmegaConf.register_new_resolver("name_of", lambda path, name: name if path is None else name_of(path), replace=True)
+OmegaConf.register_new_resolver("if_null", lambda value, otherwise: otherwise if value is None else None, replace=True)
 
 
 def composed(*overrides: str) -> dict[str, Any]:

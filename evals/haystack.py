@@ -44,6 +44,20 @@ def essays(location: str | Sequence[str]) -> list[str]:
     return [text for place in locations(location) for text in _texts(place)]
 
 
+def evaluated_and_held_out(texts: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The texts that evaluations take, and the last ones, which are for calibrations alone.
+
+    The held-out ones are the fewest that have a tenth of all characters. Where these would have more than a quarter,
+    as where texts are few, none is held out.
+    """
+    total, size = sum(map(len, texts)), 0
+    for count in range(1, len(texts)):
+        size += len(texts[-count])
+        if 10 * size >= total:
+            return (list(texts[:-count]), list(texts[-count:])) if 4 * size <= total else (list(texts), [])
+    return list(texts), []
+
+
 def haystacks(location: str | Sequence[str]) -> dict[str, Haystack]:
     """One haystack for each location, by its name."""
     return {place: Haystack("\n".join(_texts(place))) for place in locations(location)}

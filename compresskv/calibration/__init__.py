@@ -40,7 +40,8 @@ class Calibration:
 
     `heads` is the number of semantic retrieval heads a layer to use, `layer_scores` the share of each layer in the
     total error (they sum to 1). Layers are those that evict, in model order. `model_fingerprint` identifies the weights
-    it was made with, where that is known; `no_scores[kind]` says why there are no scores of a kind.
+    it was made with, where that is known; `no_scores[kind]` says why there are no scores of a kind; `accepted` counts
+    the prompts that it was made from, by needle or task.
     """
 
     model: Name
@@ -52,6 +53,7 @@ class Calibration:
     rankings: Mapping[str, Rankings] = field(default_factory=dict, hash=False)
     model_fingerprint: str | None = None
     no_scores: Mapping[str, str] = field(default_factory=dict, hash=False)
+    accepted: Mapping[str, Annotated[int, Ge(0)]] = field(default_factory=dict, hash=False)
 
     def top_heads(self, kind: str, count: int) -> tuple[tuple[int, ...], ...]:
         """The `count` best query heads of each layer by `kind` of score, ties to the lower head.
@@ -145,13 +147,27 @@ def folders() -> tuple[Path, ...]:
     return (cache_folder() / "calibration", FOLDER)
 
 
+def names() -> list[str]:
+    """What there is in all folders, as `<model>.<source>`, sorted."""
+    found: set[str] = set()
+    for folder in folders():
+        found |= {path.name.removesuffix(".json") for path in folder.glob("*.json")}
+    return sorted(found)
+
+
 def find(model: str, source: str, folder: Path | None = None) -> Calibration | None:
     """The calibration of `model`, whatever the case of its name, from `source`; None if none of the folders has it."""
+    path = find_file(model, source, folder)
+    return load(path) if path else None
+
+
+def find_file(model: str, source: str, folder: Path | None = None) -> Path | None:
+    """The file that `find` reads: in `folder`, if given, else in the first of the `folders` that has it."""
     wanted = f"{model}.{source}.json".casefold()
     for searched in (folder,) if folder else folders():
         for path in sorted(searched.glob("*.json")):
             if path.name.casefold() == wanted:
-                return load(path)
+                return path
     return None
 
 
@@ -171,13 +187,10 @@ def choose(model: str, setting: str, protocol: EvaluationProtocol) -> Calibratio
         if made := find(model, source):
             return made
     if setting not in ("auto", *SOURCES):
-        names: set[str] = set()
-        for folder in folders():
-            names |= {path.name.removesuffix(".json") for path in folder.glob("*.json")}
         nearest = difflib.get_close_matches(setting, SOURCES, 1)
         fix = f"did you mean {nearest[0]}?" if nearest else "choose auto, a source or the path of a file"
         raise UserError(
-            f"calibration={readable(setting)}: there is none of {model}: {fix} (there are {', '.join(sorted(names))})"
+            f"calibration={readable(setting)}: there is none of {model}: {fix} (there are {', '.join(names())})"
         )
     return None
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from compresskv import models
 from evals import compose
+from evals.audit import selector
 from evals.audit.effects import IN_NEITHER, fill, measure
 from evals.console import one_sentence_endings
 from evals.job import Job
@@ -22,15 +23,29 @@ def main(overrides: list[str], page: Path = PAGE) -> None:
     """Rewrite `page`."""
     released = compose.composed("protocol=released")["protocol"]
 
+    def make(*changes: str) -> Job:
+        return compose.job(*GRID, *overrides, *changes)
+
     def make_job(method: str, budget: int, field: str | None) -> Job:
         changes = []
         if field:
             value = _quoted(IN_NEITHER.get(field, released[field]))
             changes = [f"protocol.{field}={value}", f"protocol.name=corrected-{field}"]
-        return compose.job(*GRID, *overrides, f"method={method}", f"budget={budget}", *changes)
+        return make(f"method={method}", f"budget={budget}", *changes)
 
     model = models.load(make_job("full", 128, None).model)
-    effects = measure(model, make_job, Progress())
+    arms = selector.arms(make)
+    refusals = {baseline: selector.refusal(model, list(jobs.values())) for baseline, jobs in arms.items()}
+    others: list[Job] = []
+    for baseline, jobs in arms.items():
+        others += [] if refusals[baseline] else jobs.values()
+    effects, finished = measure(model, make_job, Progress(), others)
+    effects["selector"] = "<br>".join(
+        f"{baseline}: not yet measured: {refusals[baseline]}"
+        if refusals[baseline]
+        else selector.tell(baseline, jobs, finished)
+        for baseline, jobs in arms.items()
+    )
     write_text(page, fill(page.read_text(encoding="utf-8"), effects))
 
 

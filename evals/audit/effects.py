@@ -60,6 +60,7 @@ COMPARED: dict[str, tuple[tuple[str, int], ...]] = {
 ELSEWHERE = {
     "masking_sentence_rule": "none in this score: only head masking reads it",
     "chat_wrapper": "none in this score: only LongBench prompts have it",
+    "longbench_truncation": "none in this score: only LongBench prompts are cut",
     "generation_config": "none on this model: its generation_config.json asks nothing of greedy decoding",
 }
 """Fields that NIAH prompts and methods do not read."""
@@ -80,6 +81,10 @@ MakeJob = Callable[[str, int, str | None], Job]
 """The job of a method at a budget under `corrected`, with one field as released or as in `IN_NEITHER`, or with none."""
 
 
+Finished = Mapping[tuple[str, str, int | None], Sequence[Line]]
+"""The samples of finished jobs, by their `key`."""
+
+
 @dataclass(frozen=True)
 class Comparison:
     """One method under `corrected` and with one field released; `verdict` where that needs no generation."""
@@ -90,23 +95,31 @@ class Comparison:
     verdict: str | None = None
 
 
-def measure(model: LoadedModel, jobs: MakeJob, progress: Progress) -> dict[str, str]:
-    """Run what is not in the results yet; returns the text of every effect, by field, and of the `conditions`."""
+def measure(
+    model: LoadedModel, jobs: MakeJob, progress: Progress, others: Sequence[Job] = ()
+) -> tuple[dict[str, str], Finished]:
+    """Run what is not in the results yet, and the `others` with it, under `corrected` too.
+
+    Returns the text of every effect, by field, and of the `conditions`; and all samples.
+    """
     tasks: dict[EvaluationProtocol, Task] = {}
     comparisons = [
         _compare(model, field, jobs(method, budget, None), jobs(method, budget, field), tasks)
         for field, methods in COMPARED.items()
         for method, budget in methods
     ]
-    to_run = [job for c in comparisons if c.verdict is None for job in (c.corrected, c.released)]
-    unique = {_key(job): job for job in to_run}
+    to_run = list(others)
+    for comparison in comparisons:
+        if comparison.verdict is None:
+            to_run += [comparison.corrected, comparison.released]
+    unique = {key(job): job for job in to_run}
     records = [entry.record() for entry in run_task(model, list(unique.values()), tasks, progress, _fail)]
     finished = {(record.protocol, record.method, record.budget): record.covered for record in records}
     effects = dict(ELSEWHERE)
     for field in COMPARED:
         effects[field] = tell([c for c in comparisons if c.field == field], finished)
     effects["conditions"] = _conditions(model, next(iter(tasks.values())), finished)
-    return effects
+    return effects, finished
 
 
 def _compare(
@@ -138,18 +151,19 @@ def _fail(jobs: Sequence[Job], error: Exception, task: str) -> None:
     raise error
 
 
-def _key(job: Job) -> tuple[str, str, int | None]:
+def key(job: Job) -> tuple[str, str, int | None]:
+    """Protocol, method and budget, by which the audit's jobs differ."""
     return job.protocol.name, job.method.name, job.budget
 
 
-def tell(comparisons: Sequence[Comparison], finished: Mapping[tuple[str, str, int | None], Sequence[Line]]) -> str:
+def tell(comparisons: Sequence[Comparison], finished: Finished) -> str:
     """The effect cell of one field: a part for each method, one sentence where all say the same."""
     parts = []
     for c in comparisons:
         if c.verdict is not None:
             parts.append((c.corrected.setting, c.verdict))
         else:
-            parts.append((c.corrected.setting, paired(finished[_key(c.corrected)], finished[_key(c.released)])))
+            parts.append((c.corrected.setting, paired(finished[key(c.corrected)], finished[key(c.released)])))
     if len({text for _, text in parts}) == 1 and comparisons[0].verdict:
         return parts[0][1]
     return "<br>".join(f"{setting}: {text}" for setting, text in parts)
@@ -161,15 +175,19 @@ def paired(corrected: Sequence[Line], released: Sequence[Line]) -> str:
     pairs = [(line, by_id[line["id"]]) for line in corrected]
     prompts = sum(a["prompt_sha256"] != b["prompt_sha256"] for a, b in pairs)
     answers = sum(a["prediction"] != b["prediction"] for a, b in pairs)
-    scores_before = [pair[0]["score"] for pair in pairs]
-    scores_after = [pair[1]["score"] for pair in pairs]
-    change = difference(scores_before, scores_after)
-    before, after = fmean(scores_before), fmean(scores_after)
-    low, high = change.interval or (change.mean, change.mean)
+    before, after = (fmean(line["score"] for line in lines) for lines in (corrected, released))
     differing = f"{answers} of {len(pairs)} answers differ"
     if prompts:
         differing = f"{prompts} prompts and {differing}"
-    return f"{before:.1f} → {after:.1f}, **{_signed(change.mean)}** [{_signed(low)}, {_signed(high)}]; {differing}"
+    return f"{before:.1f} → {after:.1f}, {change(corrected, released)}; {differing}"
+
+
+def change(before: Sequence[Line], after: Sequence[Line]) -> str:
+    """The mean difference of the scores of equal samples, with its 95 % bootstrap interval."""
+    by_id = {line["id"]: line["score"] for line in after}
+    found = difference([line["score"] for line in before], [by_id[line["id"]] for line in before])
+    low, high = found.interval or (found.mean, found.mean)
+    return f"**{_signed(found.mean)}** [{_signed(low)}, {_signed(high)}]"
 
 
 def _signed(value: float) -> str:
@@ -177,7 +195,7 @@ def _signed(value: float) -> str:
     return "0.0" if value == 0 else f"{value:+.1f}".replace("-", "−")
 
 
-def _conditions(model: LoadedModel, task: Task, finished: Mapping[tuple[str, str, int | None], Sequence[Line]]) -> str:
+def _conditions(model: LoadedModel, task: Task, finished: Finished) -> str:
     spent = sum(seconds(line) for lines in finished.values() for line in lines)
     lengths = sorted({line["length"] for lines in finished.values() for line in lines})
     return (

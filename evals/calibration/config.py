@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
+import numpy as np
+
 from compresskv.checking import Ge, Le, MinLen
 from evals.evaluation import MeasuredEvaluation
 
@@ -20,10 +22,12 @@ Tokens = Annotated[int, Ge(1), Le(100_000_000)]
 
 @dataclass(frozen=True)
 class Calibrate(MeasuredEvaluation):
-    """`lengths` in tokens, `depths` evenly spaced from 0 to 100 per cent.
+    """`lengths` in tokens, null: from the model's window; `depths` evenly spaced from 0 to 100 per cent.
 
     `source`: held_out (needles), or longbench: layer errors on `data`, the first `limit` rows of each task, prompt and
-    answer of at most `max_length` tokens. `output`: the folder for the calibration file, null: the package's own.
+    answer of at most `max_length` tokens. `minimum_accepted`: answered prompts, of which half is enough where fewer are
+    asked than twice as many. `output`: the folder for the calibration file, null: the user's, where it is found before
+    those that ship. `replace`: also where what is there was made from more prompts.
     """
 
     source: Literal["held_out", "longbench"]
@@ -31,12 +35,23 @@ class Calibrate(MeasuredEvaluation):
     limit: Annotated[int, Ge(1), Le(1_000_000)] | None
     max_length: Annotated[int, Ge(2), Le(100_000_000)] | None
     haystack: Annotated[str, MinLen(1)]
-    lengths: Annotated[tuple[Tokens, ...], MinLen(1)]
+    lengths: Annotated[tuple[Tokens, ...], MinLen(1)] | None
     depths: Annotated[int, Ge(1), Le(1000)]
     max_steps: Annotated[int, Ge(2), Le(100_000)]
     head_counts: Annotated[tuple[Annotated[int, Ge(1), Le(100_000)], ...], MinLen(1)]
     minimum_accepted: Annotated[int, Ge(1), Le(1_000_000)]
     output: Annotated[str, MinLen(1)] | None
+    replace: bool
+
+    def grid(self, window: int) -> tuple[int, ...]:
+        """Tokens of the prompts for a model `window`, by default six lengths from 1000 to 50000 or what it holds.
+
+        The paper's authors go to 50000 for Llama-3.1 and to 31500 for Mistral, whose window is 32768.
+        """
+        if self.lengths is not None:
+            return self.lengths
+        longest = min(50_000, window - self.max_steps)
+        return tuple(np.linspace(min(1000, longest), longest, 6).astype(int).tolist())
 
     def run(self, model: LoadedModel, jobs: Sequence[Job], progress: Progress) -> Path:
         from evals.calibration import held_out, longbench

@@ -7,7 +7,7 @@ import yaml
 from torch import Tensor
 
 from compresskv.models import LoadedModel
-from evals.haystack import Haystack, essays, hide
+from evals.haystack import Haystack, essays, evaluated_and_held_out, hide
 
 
 @dataclass(frozen=True)
@@ -42,9 +42,13 @@ def needles() -> list[Needle]:
 
 
 def last_texts(location: str, longest: int) -> Haystack:
-    """The last texts at `location` by sorted name, as many as a prompt of `longest` tokens takes."""
+    """The last texts at `location` by sorted name, as many as a prompt of `longest` tokens takes.
+
+    They are held out from evaluations, and so repeated where they are too short; all texts where none can be held out.
+    """
     chosen: list[str] = []
-    for text in reversed(essays(location)):
+    texts = essays(location)
+    for text in reversed(evaluated_and_held_out(texts)[1] or texts):
         chosen.insert(0, text)
         if sum(map(len, chosen)) > 6 * longest:
             break

@@ -6,8 +6,9 @@ second measures, on the accepted prompts, how much each layer's output suffers a
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,6 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import get_layer_types_and_kwargs
 
-from compresskv import calibration
 from compresskv.calibration import layer_errors, retrieval_heads
 from compresskv.errors import UserError
 from compresskv.eviction import Observation
@@ -27,12 +27,12 @@ from compresskv.observation import ObservationConfig
 from compresskv.semantic_heads import SemanticHeadScorer
 from evals.calibration.config import Calibrate
 from evals.calibration.detection import Cell, last_texts, make_prompt, needles
+from evals.calibration.keep import keep
 from evals.haystack import Haystack
 from evals.longbench.metrics import qa_f1
 from evals.progress import Progress
 from evals.results.resumable import complete
 from evals.results.schema import Line
-from evals.results.store import write_json
 from evals.rouge import rouge1_recall
 
 ACCEPTED = 0.5
@@ -49,29 +49,39 @@ def run(
 
     Raises `UserError` if the prompts do not fit the model, or if too few of them are answered.
     """
-    if (longest := max(config.lengths)) + config.max_steps > model.window:
+    lengths = config.grid(model.window)
+    if min(lengths) < 1 or (longest := max(lengths)) + config.max_steps > model.window:
         raise UserError(f"eval.lengths: {longest} tokens do not fit the {model.window}-token window of {model.name}")
-    return HeldOutCalibration(model, config, observation, results / "runs" / model.name / "calibrate", progress).run()
+    return HeldOutCalibration(model, replace(config, lengths=lengths), observation, results, progress).run()
 
 
 @dataclass(frozen=True)
 class HeldOutCalibration:
-    """One calibration; `folder` keeps the sample lines of both passes."""
+    """One calibration whose lengths are known; the sample lines of both passes are kept below `results`."""
 
     model: LoadedModel
     config: Calibrate
     observation: ObservationConfig
-    folder: Path
+    results: Path
     progress: Progress
+
+    @property
+    def folder(self) -> Path:
+        return self.results / "runs" / self.model.name / "calibrate"
+
+    @property
+    def lengths(self) -> tuple[int, ...]:
+        return self.config.grid(self.model.window)
 
     def run(self) -> Path:
         """Both passes, and the file made of them; returns its path."""
         heads = self.observe_heads()
         accepted = self.accepted(heads)
-        if len(accepted["copy"]) < self.config.minimum_accepted:
+        if not self.enough("copy", accepted):
             raise UserError(
-                f"{self.model.name} answered {len(accepted['copy'])} calibration prompts, fewer than "
-                f"eval.minimum_accepted={self.config.minimum_accepted}: use shorter eval.lengths or another model"
+                f"{self.model.name} answered {len(accepted['copy'])} of {self.asked('copy')} calibration prompts, "
+                f"fewer than half and fewer than eval.minimum_accepted={self.config.minimum_accepted}: use shorter "
+                "eval.lengths or another model"
             )
         scores = self.head_scores(heads, accepted)
         ranking = scores["semantic"].sort(dim=-1, descending=True, stable=True).indices
@@ -80,21 +90,27 @@ class HeldOutCalibration:
         scorers = [SemanticHeadScorer(observation, tuple(map(tuple, ranking[:, :n].tolist()))) for n in counts]
         errors = self.observe_errors(heads, accepted["copy"], scorers)
         record = self.record(accepted, scores, counts, errors)
-        target = Path(self.config.output or calibration.FOLDER) / f"{self.model.name}.held_out.json"
-        write_json(target, record)
-        self.report(accepted, record["heads"], target)
-        return target
+        self.report(accepted, record["heads"])
+        return keep(record, self.config, self.results, self.progress)
+
+    def asked(self, sort: str) -> int:
+        """Prompts with this sort of needle."""
+        return sum(cell.needle.sort == sort for cell in self.cells)
+
+    def enough(self, sort: str, accepted: Mapping[str, Sequence[Cell]]) -> bool:
+        """Whether as many prompts were answered as it takes, or half of a small number."""
+        return len(accepted[sort]) >= min(self.config.minimum_accepted, math.ceil(self.asked(sort) / 2))
 
     @cached_property
     def haystack(self) -> Haystack:
-        return last_texts(self.config.haystack, max(self.config.lengths))
+        return last_texts(self.config.haystack, max(self.lengths))
 
     @cached_property
     def cells(self) -> list[Cell]:
         """All prompts to make."""
         cells = []
         for needle in needles():
-            for length in self.config.lengths:
+            for length in self.lengths:
                 cells += [Cell(needle, length, float(depth)) for depth in np.linspace(0, 1, self.config.depths)]
         return cells
 
@@ -147,7 +163,7 @@ class HeldOutCalibration:
         """Mean scores over the accepted prompts, [layers, q_heads], by kind; none of a kind with too few prompts."""
         scores = {}
         for sort, kinds in KINDS.items():
-            if len(accepted[sort]) >= self.config.minimum_accepted:
+            if self.enough(sort, accepted):
                 for kind in kinds:
                     scores[kind] = torch.tensor([heads[cell.id][kind] for cell in accepted[sort]]).mean(0)
         return scores
@@ -197,7 +213,7 @@ class HeldOutCalibration:
             "no_scores": self.no_scores(accepted),
             "prompts_per_needle": len(self.cells) // len(needles()),
             "settings": {
-                "lengths": list(self.config.lengths),
+                "lengths": list(self.lengths),
                 "depths": self.config.depths,
                 "max_steps": self.config.max_steps,
                 "past_tokens_kept": FLOOR,
@@ -212,16 +228,16 @@ class HeldOutCalibration:
         """Why there are no scores of the kinds that too few prompts gave."""
         reasons: dict[str, str] = {}
         for sort, kinds in KINDS.items():
-            answered, asked = len(accepted[sort]), sum(cell.needle.sort == sort for cell in self.cells)
-            if answered < self.config.minimum_accepted:
-                reason = f"of {asked} prompts that ask for them this model answered {answered or 'none'}"
+            if not self.enough(sort, accepted):
+                answered = len(accepted[sort])
+                reason = f"of {self.asked(sort)} prompts that ask for them this model answered {answered or 'none'}"
                 reasons |= dict.fromkeys(kinds, reason)
         return reasons
 
-    def report(self, accepted: Mapping[str, Sequence[Cell]], heads: int, target: Path) -> None:
+    def report(self, accepted: Mapping[str, Sequence[Cell]], heads: int) -> None:
         """One line on what was found, and one on what was not."""
-        self.progress.say(f"{len(accepted['copy'])} prompts accepted, {heads} retrieval heads per layer: {target}")
-        if len(accepted["reason"]) < self.config.minimum_accepted:
+        self.progress.say(f"{len(accepted['copy'])} prompts accepted, {heads} retrieval heads per layer")
+        if not self.enough("reason", accepted):
             self.progress.say(
                 f"only {len(accepted['reason'])} reasoning prompts accepted, so there are no retrieval_reasoning scores"
             )

@@ -20,12 +20,12 @@ from compresskv.protocol import EvaluationProtocol
 from compresskv.semantic_heads import SemanticHeadScorer
 from evals.calibration.config import Calibrate
 from evals.calibration.held_out import digest, output_projections, rounded
+from evals.calibration.keep import keep
 from evals.longbench.config import LongBench
 from evals.longbench.evaluation import LongBenchTask
 from evals.progress import Progress
 from evals.results.resumable import complete
 from evals.results.schema import Line
-from evals.results.store import write_json
 
 
 def run(
@@ -36,9 +36,8 @@ def run(
     Each sample's errors are summed over its generated tokens, each task's over its samples. Raises `UserError` for
     unusable data, and where the model's heads are not known yet.
     """
-    target = Path(config.output or calibration.FOLDER)
-    heads_file = target / f"{model.name}.held_out.json"
-    if not heads_file.exists():
+    heads_file = calibration.find_file(model.name, "held_out", Path(config.output) if config.output else None)
+    if heads_file is None:
         raise UserError(
             f"there is no held_out calibration of {model.name}, which has the retrieval heads: "
             f"run `python run.py eval=calibrate model={model.name}` first"
@@ -67,12 +66,11 @@ def run(
         "made_by": f"python run.py eval=calibrate eval.source=longbench model={model.name}",
         # A task whose every answer is one token has no decoding step, and so no error.
         "layer_scores": rounded(layer_errors.share([e for e in by_task if e.sum() > 0]), 8),
+        "accepted": {task.name: len(task.sample_ids) for task in tasks},
         "longbench": {"rows": {task.name: list(task.sample_ids) for task in tasks}, "settings": asdict(source)},
     }
     record["longbench"]["settings"].pop("data")
     for name in ("layer_scores_by_head_count", "haystack_fingerprint"):
         record.pop(name, None)
-    path = target / f"{model.name}.longbench.json"
-    write_json(path, record)
-    progress.say(f"{len(samples)} samples of {len(tasks)} tasks: {path}")
-    return path
+    progress.say(f"{len(samples)} samples of {len(tasks)} tasks")
+    return keep(record, config, results, progress)

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 class LongBench(SampledEvaluation):
     """`data`: hub, a zip, or a directory; `tasks`: english, all21, or names; `limit`: only the first rows of each task.
 
-    `max_length`: tokens of prompt and answer, null: the model's window. `sha256` of an archive, `revision` of the hub's
-    repository; null: the pinned ones.
+    `max_length`: tokens of prompt and answer, null: as the protocol's `longbench_truncation` says. `sha256` of an
+    archive, `revision` of the hub's repository; null: the pinned ones.
     """
 
     data: Annotated[str, MinLen(1)]

@@ -16,7 +16,7 @@ from evals.evaluation import Sample
 from evals.longbench.config import LongBench
 from evals.longbench.data import Record, load_task
 from evals.longbench.metrics import score_sample
-from evals.longbench.prompts import ChatWrapper, Prompt, render, stop_ids
+from evals.longbench.prompts import RELEASED_LONGEST, ChatWrapper, Prompt, render, stop_ids
 from evals.longbench.tasks import Task
 
 
@@ -47,6 +47,13 @@ class LongBenchTask:
         """Longer prompts lose their middle."""
         return self.config.max_length or self.model.window
 
+    @property
+    def longest_released(self) -> int | None:
+        """Tokens of the longest templated prompt that the released code lets through; None: what the window takes."""
+        if self.protocol.longbench_truncation == "window" or self.config.max_length:
+            return None
+        return RELEASED_LONGEST.get(self.model.name.casefold())
+
     @cached_property
     def longest_prompt(self) -> int:
         """Tokens of the prompt with the most characters."""
@@ -59,9 +66,11 @@ class LongBenchTask:
     @cached_property
     def identity(self) -> Mapping[str, Any]:
         assert self.records  # which says what is wrong with the file, if anything
+        released = {"longest": self.longest_released} if self.longest_released else {}
         return {
             "template": self.task.prompt,
             "window": self.window,
+            **released,
             "chat_wrapper": self.chat_wrapper if self.task.chat_wrapper else None,
             "stop": self.task.stop,
             "data": hashlib.sha256((self.folder / f"{self.task.name}.jsonl").read_bytes()).hexdigest()[:16],
@@ -80,6 +89,8 @@ class LongBenchTask:
             window=self.window,
             chat_wrapper=self.chat_wrapper,
             chat_template_kwargs=self.model.chat_template_kwargs,
+            longest=self.longest_released,
+            model=self.model.name,
         )
 
     def sample(self, id: str) -> Sample:

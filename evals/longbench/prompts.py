@@ -1,7 +1,7 @@
 """From a LongBench record to prompt ids: template, truncation from the middle, chat wrapper."""
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -18,6 +18,19 @@ _LLAMA_3_WRAPPER = (
     "<|begin_of_text|><|start_header_id|>user<|end_header_id|>\n\n{prompt}<|eot_id|>"
     "<|start_header_id|>assistant<|end_header_id|>\n\n"
 )
+
+
+_QWEN_SYSTEM = "You are Qwen, created by Alibaba Cloud. You are a helpful assistant."
+
+RELEASED_LONGEST = {
+    "llama-3.1-8b-instruct": 127_500,
+    "mistral-7b-instruct-v0.3": 31_500,
+    "qwen2.5-7b-instruct": 127_500,
+}
+"""Tokens of the longest prompt before its chat format, by the model's name in small letters.
+
+Source: longbench/config/model2maxlen.json of TUDa-HWAI/CompressKV, commit 6919c45. Qwen2.5-7B's is beyond its window.
+"""
 
 
 @dataclass(frozen=True)
@@ -39,27 +52,41 @@ def render(
     window: int,
     chat_wrapper: ChatWrapper | None,
     chat_template_kwargs: Mapping[str, Any] | None = None,
+    longest: int | None = None,
+    model: str = "",
 ) -> Prompt:
     """The prompt of a record, cut to a model `window` of that many tokens and put into the chat format.
 
-    The templated prompt may have `window` - max_new_tokens - wrapper tokens. A longer one is cut as in the official
-    pred.py: text of the first half of that many ids, then text of the last half. Tokenising this text again can give a
-    few tokens more or fewer; `Prompt.tokens` is what the model gets. Raises `UserError` if the window leaves no room,
-    or if the tokenizer has no chat template and `chat_wrapper` is "template".
+    The templated prompt may have `longest` tokens; None: `window` - max_new_tokens - wrapper. A longer one is cut as
+    in the official pred.py: text of the first half of that many ids, then text of the last half. Tokenising this text
+    again can give a few tokens more or fewer; `Prompt.tokens` is what the model gets. `model` is the name by which the
+    released chat format knows Qwen2.5. Raises `UserError` if the window leaves no room, or if the tokenizer has no chat
+    template and the chat format needs one.
     """
     wrapper = chat_wrapper if task.chat_wrapper else None
+
+    def wrapped(prompt: str) -> tuple[str, list[int]]:
+        return _wrap(prompt, tokenizer, wrapper, chat_template_kwargs, model)
+
+    prompt = template(task, record)
+    shortened = truncate_middle(prompt, tokenizer, longest or _room(task, tokenizer, window, wrapped))
+    text, ids = wrapped(prompt if shortened is None else shortened)
+    return Prompt(text, tuple(ids), len(ids), shortened is not None, hashlib.sha256(text.encode("utf-8")).hexdigest())
+
+
+def _room(
+    task: Task, tokenizer: PreTrainedTokenizerBase, window: int, wrapped: Callable[[str], tuple[str, list[int]]]
+) -> int:
+    """Tokens of a templated prompt that leave room in `window` for its chat format and the answer."""
     probe = "x"
-    added = len(_wrap(probe, tokenizer, wrapper, chat_template_kwargs)[1]) - len(_tokenize(probe, tokenizer))
+    added = len(wrapped(probe)[1]) - len(_tokenize(probe, tokenizer))
     room = window - task.max_new_tokens - added
     if room < 2:
         raise UserError(
             f"a window of {window} tokens has no room for a {task.name} prompt beside {task.max_new_tokens} new tokens "
             f"and {added} tokens of chat format."
         )
-    prompt = template(task, record)
-    shortened = truncate_middle(prompt, tokenizer, room)
-    text, ids = _wrap(shortened if shortened is not None else prompt, tokenizer, wrapper, chat_template_kwargs)
-    return Prompt(text, tuple(ids), len(ids), shortened is not None, hashlib.sha256(text.encode("utf-8")).hexdigest())
+    return room
 
 
 def template(task: Task, record: Record) -> str:
@@ -96,11 +123,18 @@ def _wrap(
     tokenizer: PreTrainedTokenizerBase,
     wrapper: ChatWrapper | None,
     chat_template_kwargs: Mapping[str, Any] | None,
+    model: str,
 ) -> tuple[str, list[int]]:
     """Text and ids of a prompt in the chat format; None is no chat format."""
+    qwen = wrapper == "released" and "qwen2.5" in model.casefold()
+    if (wrapper == "template" or qwen) and not tokenizer.chat_template:
+        raise UserError(
+            "this tokenizer has no chat template: use an instruction-tuned model or model.chat_template=false."
+        )
+    if qwen:
+        prompt = chat_prompt(prompt, tokenizer, chat_template_kwargs, system=_QWEN_SYSTEM)
+        return prompt, _tokenize(prompt, tokenizer)
     if wrapper == "template":
-        if not tokenizer.chat_template:
-            raise UserError("this tokenizer has no chat template: use an instruction-tuned model or protocol=released.")
         text = chat_prompt(prompt, tokenizer, chat_template_kwargs)
         return text, chat_ids(text, tokenizer)
     if wrapper == "released" and _is_llama_3(tokenizer):
@@ -110,7 +144,7 @@ def _wrap(
 
 
 def _is_llama_3(tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Llama 3 to 3.3 share the header tokens; the released code has a wrapper for no other model."""
+    """Llama 3 to 3.3 share the header tokens; the released code asks for "Llama-3" in the model's name."""
     return tokenizer.bos_token == "<|begin_of_text|>" and "<|start_header_id|>" in tokenizer.get_vocab()
 
 

@@ -12,7 +12,7 @@ from compresskv.errors import UserError
 from compresskv.models import LoadedModel
 from compresskv.protocol import EvaluationProtocol
 from evals.evaluation import Sample
-from evals.haystack import Haystack, Hidden, essays, hide
+from evals.haystack import Haystack, Hidden, essays, evaluated_and_held_out, hide
 from evals.niah import released
 from evals.niah.config import Niah
 from evals.rouge import rouge1_recall
@@ -43,7 +43,13 @@ class NiahTask:
 
     @cached_property
     def haystack(self) -> Haystack:
+        """All texts, which identify the task."""
         return Haystack("\n".join(essays(self.config.haystack)))
+
+    @cached_property
+    def book(self) -> str:
+        """What prompts are cut from: the texts without those that are held out for calibrations."""
+        return "\n".join(evaluated_and_held_out(essays(self.config.haystack))[0])
 
     @property
     def cells(self) -> dict[str, tuple[int, float]]:
@@ -121,7 +127,7 @@ class NiahTask:
 
     def hide(self, needle: str, tokens: int, depth: float) -> Hidden:
         """`tokens` tokens of haystack with the needle in them, as the protocol has it."""
-        where = (needle, self.haystack.text, tokens, depth, self.model.tokenizer)
+        where = (needle, self.book, tokens, depth, self.model.tokenizer)
         if (self.protocol.niah_special_tokens, self.protocol.niah_sentence_rule) == ("none", "text"):
             return hide(*where)
         return released.hide(*where, self.protocol)

@@ -2,7 +2,7 @@
 
 import json
 from dataclasses import replace
-from itertools import pairwise
+from itertools import chain, pairwise
 from pathlib import Path
 
 import pytest
@@ -381,18 +381,37 @@ def test_layer_budgets(
 PUBLISHED = json.loads((Path(__file__).parent / "published_budgets.json").read_text())
 
 
-@pytest.mark.parametrize("model", sorted(PUBLISHED))
-@pytest.mark.parametrize("budget", [64, 128, 256, 512, 1024, 2048])
+PAIRS = []
+for model, figures in PUBLISHED.items():
+    PAIRS += [(model, int(budget)) for budget in figures["budgets"]]
+
+
+@pytest.mark.parametrize(("model", "budget"), PAIRS)
 def test_published_layer_budgets(model: str, budget: int) -> None:
-    """All 32 values, from the figures that ship as `calibration=published`."""
+    """Those of every layer, from the figures that ship as `calibration=published`."""
     published = find(model, "published")
     assert published is not None
     assert published.layer_scores == tuple(PUBLISHED[model]["layer_scores"])
-    shape = PromptShape(32, 8, 100_000, 8)
+    layers = len(published.layer_scores)
+    shape = PromptShape(layers, 8, 100_000, 8)
+    expected = PUBLISHED[model]["budgets"][str(budget)]
     for exact in (False, True):
         capacities = LayerErrorAllocator(published.layer_scores, exact)(blank(shape), shape, budget)
-        assert [c + 8 for c in capacities] == PUBLISHED[model]["budgets"][str(budget)]
-    assert sum(PUBLISHED[model]["budgets"][str(budget)]) == 32 * budget
+        assert [c + 8 for c in capacities] == expected
+    assert sum(expected) == layers * budget
+
+
+def test_published_heads_of_qwen() -> None:
+    """All 28 are ranked; the four that are used lie in as many of the four KV groups as were counted there."""
+    published = find("qwen2.5-7b-instruct", "published")
+    assert published is not None
+    assert published.heads == 4
+    assert [sorted(layer) for layer in published.top_heads("semantic", 28)] == [list(range(28))] * 28
+    groups = [[head // 7 for head in layer] for layer in published.top_heads("semantic", 4)]
+    spread = [len(set(layer)) for layer in groups]
+    assert [spread.count(n) for n in (1, 2, 3, 4)] == [3, 13, 10, 2]
+    everywhere = list(chain.from_iterable(groups))
+    assert [everywhere.count(group) for group in range(4)] == [22, 31, 31, 28]
 
 
 def test_published_calibrations_need_the_window_they_were_made_with() -> None:

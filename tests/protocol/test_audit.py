@@ -4,12 +4,21 @@ from dataclasses import fields
 
 import pytest
 
+from compresskv import models
 from compresskv.engine import generation
 from compresskv.errors import UserError
+from compresskv.eviction import PromptShape
+from compresskv.methods import build
 from compresskv.protocol import EvaluationProtocol
+from evals import compose
+from evals.audit import selector
 from evals.audit.__main__ import PAGE, main
-from evals.audit.effects import COMPARED, ELSEWHERE, fill, paired
+from evals.audit.effects import COMPARED, ELSEWHERE, fill, key, paired
+from evals.niah.evaluation import NiahTask
+from evals.progress import Progress
 from evals.running import batches
+from evals.running.tasks import run_task
+from tests.methods.construction import context, kept, random_layers
 
 FIELDS = {f.name for f in fields(EvaluationProtocol)} - {"name"}
 
@@ -21,7 +30,7 @@ def test_every_field_has_a_row_and_an_effect() -> None:
         row = next(line for line in page.splitlines() if line.startswith(f"| `{field}` |"))
         assert f"<!-- effect:{field} -->" in row
         assert row.replace("\\|", "").count("|") == 6
-    fill(page, dict.fromkeys([*FIELDS, "conditions"], ""))
+    fill(page, dict.fromkeys([*FIELDS, "conditions", "selector"], ""))
 
 
 def test_fill_replaces_what_is_marked_and_nothing_else() -> None:
@@ -70,3 +79,48 @@ def test_the_audit_runs_and_resumes(checkpoint, tmp_path, monkeypatch) -> None:
     assert batches.generate is not generation.generate
     main(overrides, page)
     assert page.read_text(encoding="utf-8") == text
+
+
+def test_what_the_selector_adds() -> None:
+    """R = U + (R − U) over strided allocation; C over contiguous."""
+    jobs = selector.arms(compose.job)["adakv"]
+    scores = dict(zip(jobs, (10, 30, 35, 50, 40, 45), strict=True))
+    finished = {key(jobs[arm]): lines(score, score) for arm, score in scores.items()}
+    assert selector.tell("adakv", jobs, finished) == (
+        "adakv 128: released gain R **+25.0** [+25.0, +25.0]; of it un-mixing the groups, U **+20.0** [+20.0, +20.0]; "
+        "of it semantic heads, R − U **+5.0** [+5.0, +5.0]; fair gain C **−10.0** [−10.0, −10.0]; "
+        "layer budgets on top **+5.0** [+5.0, +5.0]"
+    )
+
+
+def test_arms_differ_in_one_part_only() -> None:
+    """Both sides of a line give every KV head the same number of tokens, but other tokens."""
+    shape = PromptShape(2, 2, 200, 4)
+    layers = random_layers(shape, 3, seed=1)
+    where = context(shape, 3)
+    for baseline, jobs in selector.arms(compose.job).items():
+        made = {arm: build(job.method, where) for arm, job in jobs.items()}
+        kept_by = {arm: kept(method, layers, 60) for arm, method in made.items()}  # type: ignore[arg-type]
+        sizes = {arm: [[len(head) for head in layer] for layer in heads] for arm, heads in kept_by.items()}
+        for name, before, after in selector.LINES[:4]:
+            assert sizes[before] == sizes[after], (baseline, name)
+            assert kept_by[before] != kept_by[after], (baseline, name)
+        assert sizes["semantic", "strided"] != sizes["semantic", "contiguous"]
+        assert len({key(job) for job in jobs.values()}) == len(jobs)
+    assert sizes["semantic", "layer_error"] != sizes["semantic", "contiguous"]
+
+
+def test_the_selectors_arms_run(checkpoint, calibration_file, tmp_path) -> None:
+    overrides = [
+        f"model.path={checkpoint}", f"calibration={calibration_file}", f"paths.results={tmp_path}", "budget=64",
+        "eval.lengths=[300]", "eval.depths=[20,60]", "eval.max_new_tokens=4",
+    ]  # fmt: skip
+    jobs = selector.arms(lambda *changes: compose.job(*overrides, *changes))
+    model = models.load(jobs["headkv"]["strided", "strided"].model)
+    for baseline, by_arm in jobs.items():
+        assert selector.refusal(model, list(by_arm.values())) is None
+        task = NiahTask(next(iter(by_arm.values())).eval, model, EvaluationProtocol())  # type: ignore[arg-type]
+        entries = run_task(model, list(by_arm.values()), {task.protocol: task}, Progress(), pytest.fail)
+        records = [entry.record() for entry in entries]
+        finished = {(record.protocol, record.method, record.budget): record.covered for record in records}
+        assert selector.tell(baseline, by_arm, finished).count("**") == 2 * (len(by_arm) - 1)

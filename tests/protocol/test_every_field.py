@@ -1,0 +1,208 @@
+"""What both protocols say of every field, and an example in which they differ: a field without one fails."""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from compresskv import calibration
+from compresskv.checking import checked
+from compresskv.eviction import LayerPrefill, PromptShape
+from compresskv.methods import CONF
+from compresskv.models import LoadedModel
+from compresskv.protocol import EvaluationProtocol
+from evals.longbench.config import LongBench
+from evals.longbench.evaluation import LongBenchTask
+from evals.longbench.tasks import TASKS
+from evals.niah.evaluation import NiahTask
+from tests.methods.construction import FIRST, LENGTH, WINDOW, allocated, attending, blank, context, kept, method
+
+FIELDS = [field.name for field in fields(EvaluationProtocol) if field.name != "name"]
+
+
+def from_conf(name: str) -> EvaluationProtocol:
+    return checked(
+        "protocol", EvaluationProtocol, yaml.safe_load((CONF.parent / "protocol" / f"{name}.yaml").read_text())
+    )
+
+
+CORRECTED, RELEASED = from_conf("corrected"), from_conf("released")
+
+
+@dataclass(frozen=True)
+class World:
+    """What an example may look at besides the protocol."""
+
+    model: LoadedModel
+    niah: Callable[..., Any]
+    folder: Path
+
+
+Example = Callable[[EvaluationProtocol, World], Any]
+
+SMALL = PromptShape(1, 2, LENGTH, WINDOW)
+PYRAMID = PromptShape(4, 1, 100, 2)
+
+
+def small(name: str, protocol: EvaluationProtocol, budget: int) -> Any:
+    """What the method keeps of a small prompt of one layer, by KV head, a window of 2 included."""
+    return kept(method(name, context(SMALL, protocol=protocol)), [attending(FIRST)], budget)[0]
+
+
+def pyramid(protocol: EvaluationProtocol, length: int, first_prompt: int | None = None, beta: float = 4) -> list[int]:
+    """Tokens of PyramidKV's four layers at 14 tokens, a window of 2 included."""
+    shape = replace(PYRAMID, length=length)
+    where = context(shape, protocol=protocol, first_prompt=first_prompt)
+    capacities = allocated(method("pyramidkv", where, beta=beta).allocator, blank(shape), shape, 14)
+    return [capacity + 2 for capacity in capacities]  # type: ignore[operator]
+
+
+def exact_budget(protocol: EvaluationProtocol, world: World) -> Any:
+    """Mean tokens of PyramidKV's 32 layers at 128."""
+    shape = PromptShape(32, 1, 10_000, 8)
+    chosen = method("pyramidkv", context(shape, protocol=protocol))
+    return sum(allocated(chosen.allocator, blank(shape), shape, 128)) / 32 + 8  # type: ignore[arg-type]
+
+
+def score_dtype(protocol: EvaluationProtocol, world: World) -> Any:
+    """Logits of 1 for token 0 and of 1 + 2⁻¹⁰, which bfloat16 rounds to 1, for token 1: the one that is kept."""
+    keys = torch.zeros(1, 6, 2, dtype=torch.bfloat16)
+    keys[0, :2, 0] = 1
+    keys[0, 1, 1] = 2.0**-10
+    layer = LayerPrefill(0, torch.ones(1, 2, 2, dtype=torch.bfloat16), keys, keys, scaling=1.0)
+    return kept(method("snapkv", context(PromptShape(1, 1, 6, 2), 1, protocol=protocol)), [layer], 3)[0][0][0]
+
+
+def generation_config(protocol: EvaluationProtocol, world: World) -> Any:
+    asking = replace(world.model, generation_defaults={"repetition_penalty": 1.05})
+    return dict(asking.settings(protocol.generation_config))
+
+
+def srh_multiplicity(protocol: EvaluationProtocol, world: World) -> Any:
+    """Head 0 has the larger mass, head 1 the larger count."""
+    where = context(SMALL, protocol=protocol)
+    assert where.calibration is not None
+    scores = {"semantic": ((0.7, 0.6, 0.1, 0.0),), "semantic_count": ((1.1, 2.3, 0.2, 0.0),)}
+    where = replace(where, calibration=replace(where.calibration, head_scores=scores))
+    return method("compresskv", where).scorer.heads  # type: ignore[attr-defined]
+
+
+def calibration_data(protocol: EvaluationProtocol, world: World) -> Any:
+    made = calibration.choose("smollm2-135m", "auto", protocol)
+    return made and made.source
+
+
+def niah(protocol: EvaluationProtocol, world: World) -> NiahTask:
+    return NiahTask(world.niah(), world.model, protocol)
+
+
+def niah_prompt(protocol: EvaluationProtocol, world: World) -> Any:
+    task = niah(protocol, world)
+    text = world.model.tokenizer.decode(task.sample(task.sample_ids[0]).ids)
+    return "[INST]" in text, "<|im_start|>" in text
+
+
+def niah_special_tokens(protocol: EvaluationProtocol, world: World) -> Any:
+    """How many BOS a prompt has."""
+    task = niah(protocol, world)
+    return int((task.sample(task.sample_ids[0]).ids == 1).sum())
+
+
+def niah_sentence_rule(protocol: EvaluationProtocol, world: World) -> Any:
+    """Whether needles asked for in the middle are at the very start."""
+    task = niah(protocol, world)
+    return task.sample(task.sample_ids[5]).record["actual_depth"] == 0
+
+
+def longbench(protocol: EvaluationProtocol, world: World, name: str) -> LongBenchTask:
+    row = {"input": "Where?", "context": "x" * 33_000, "answers": ["here"], "all_classes": None, "length": 1}
+    (world.folder / "qasper.jsonl").write_text(json.dumps(row) + "\n")
+    config = LongBench("longbench", "unused", ("qasper",), None, None, None, None)
+    return LongBenchTask(config, TASKS["qasper"], world.folder, replace(world.model, name=name), protocol)
+
+
+def chat_wrapper(protocol: EvaluationProtocol, world: World) -> Any:
+    """Whether Mistral is prompted in its chat format."""
+    task = longbench(protocol, world, "mistral")
+    return "[INST]" in task.render(task.records["0"]).text
+
+
+def longbench_truncation(protocol: EvaluationProtocol, world: World) -> Any:
+    """Whether a prompt of about 34 thousand tokens is cut for a window of 8192."""
+    task = longbench(protocol, world, "Qwen2.5-7B-Instruct")
+    return task.render(task.records["0"]).truncated
+
+
+EXAMPLES: dict[str, tuple[Example, Any, Any]] = {
+    "gqa_grouping": (
+        lambda protocol, world: small("snapkv", protocol, 4),
+        [[0, 3, 6, 7], [1, 5, 6, 7]],
+        [[0, 1, 6, 7], [3, 4, 6, 7]],
+    ),
+    "streaming_tail": (
+        lambda protocol, world: small("streaming_llm", protocol, 5),
+        [[0, 1, 2, 3, 7]] * 2,
+        [[0, 1, 2, 6, 7]] * 2,
+    ),
+    "pyramid_schedule": (
+        lambda protocol, world: pyramid(protocol, 100, first_prompt=24, beta=12),
+        [25, 18, 10, 3],
+        [24, 17, 11, 4],
+    ),
+    "pyramid_short_prompt": (lambda protocol, world: pyramid(protocol, 20), [14, 14, 14, 14], [20, 16, 12, 8]),
+    "exact_budget": (exact_budget, 128, 133.5),
+    "score_dtype": (score_dtype, 1, 0),
+    "generation_config": (generation_config, {}, {"repetition_penalty": 1.05}),
+    "srh_multiplicity": (srh_multiplicity, ((0,),), ((1,),)),
+    "calibration_data": (calibration_data, "held_out", "longbench"),
+    "niah_prompt": (niah_prompt, (True, False), (False, True)),
+    "niah_special_tokens": (niah_special_tokens, 1, 4),
+    "niah_sentence_rule": (niah_sentence_rule, False, True),
+    "chat_wrapper": (chat_wrapper, True, False),
+    "longbench_truncation": (longbench_truncation, True, False),
+}
+"""An example of a field, and what comes of it under `corrected` and with this one field as in `released`."""
+
+SAME_IN_BOTH = {"head_pooling"}
+"""The third value of these is in neither protocol."""
+
+WITHOUT_READER = {"masking_sentence_rule"}
+"""Only head masking would read it, and the harness has none."""
+
+
+@pytest.fixture
+def world(mistral_like, niah, tmp_path) -> World:
+    return World(mistral_like, niah, tmp_path)
+
+
+@pytest.mark.parametrize("field", FIELDS)
+def test_both_protocols_differ_as_specified(field: str, world: World) -> None:
+    ours, theirs = getattr(CORRECTED, field), getattr(RELEASED, field)
+    assert getattr(EvaluationProtocol(), field) == ours
+    assert (ours == theirs) is (field in SAME_IN_BOTH)
+    if field in SAME_IN_BOTH | WITHOUT_READER:
+        assert field not in EXAMPLES
+        return
+    example, corrected, released = EXAMPLES[field]
+    assert example(CORRECTED, world) == corrected
+    assert example(replace(CORRECTED, **{field: theirs}), world) == released
+    assert corrected != released
+
+
+def test_head_pooling_has_a_third_value() -> None:
+    """Which neither protocol has: HeadKV's and AdaKV's own repositories pool by maximum over 7."""
+    made = {
+        choice: method("adakv", context(SMALL, protocol=replace(CORRECTED, head_pooling=choice))).scorer  # type: ignore[arg-type]
+        for choice in ("run", "official")
+    }
+    pooling = {choice: (s.observation.kernel, s.observation.pooling) for choice, s in made.items()}  # type: ignore[attr-defined]
+    assert pooling == {"run": (1, "average"), "official": (7, "max")}
+
+
+def test_no_example_is_of_a_field_that_is_gone() -> None:
+    assert {*EXAMPLES, *SAME_IN_BOTH, *WITHOUT_READER} == set(FIELDS)

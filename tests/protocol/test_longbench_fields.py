@@ -1,0 +1,104 @@
+"""Each protocol field of LongBench prompts: what both protocols make of it, for the models the released code knows."""
+
+import json
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from compresskv.errors import UserError
+from compresskv.models import LoadedModel
+from compresskv.protocol import EvaluationProtocol
+from evals.longbench.config import LongBench
+from evals.longbench.evaluation import LongBenchTask
+from evals.longbench.tasks import TASKS
+
+CHATML = (
+    "{% if messages[0]['role'] == 'system' %}<|im_start|>system\n{{ messages[0]['content'] }}<|im_end|>\n{% endif %}"
+    "<|im_start|>user\n{{ messages[-1]['content'] }}<|im_end|>\n<|im_start|>assistant\n\n"
+)
+"""Fifty characters around the prompt; a template's last newline does not count."""
+SYSTEM = "<|im_start|>system\nYou are Qwen, created by Alibaba Cloud. You are a helpful assistant.<|im_end|>\n"
+CONFIG = LongBench("longbench", "unused", ("qasper",), None, None, None, None)
+
+
+def byte_model(name: str, chat: str) -> LoadedModel:
+    """A model that is only a tokenizer: one id a byte, and no BOS, as Qwen's."""
+    vocabulary = {symbol: index for index, symbol in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
+    backend = Tokenizer(models.BPE(vocabulary, []))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    backend.decoder = decoders.ByteLevel()
+    return LoadedModel(
+        name=name,
+        model=SimpleNamespace(device=torch.device("cpu")),  # type: ignore[arg-type]
+        tokenizer=PreTrainedTokenizerFast(tokenizer_object=backend, chat_template=chat),
+        window=32_768,
+        chat_template=True,
+        dtype="float32",
+        backend="sdpa",
+        fingerprint="",
+        stop_ids=frozenset(),
+    )
+
+
+@pytest.fixture
+def task(tmp_path):
+    """Makes the qasper task, or another, of a model of this name, with one record of `length` characters."""
+
+    def make(model: str, length: int = 30, name: str = "qasper", chat: str = CHATML, **changed: str) -> LongBenchTask:
+        row = {"input": "Where?", "context": "x" * length, "answers": ["here"], "all_classes": ["a"], "length": 1}
+        (tmp_path / f"{name}.jsonl").write_text(json.dumps(row) + "\n")
+        protocol = replace(EvaluationProtocol(), **changed)
+        return LongBenchTask(CONFIG, TASKS[name], tmp_path, byte_model(model, chat), protocol)
+
+    return make
+
+
+def text(task: LongBenchTask) -> str:
+    return task.render(task.records["0"]).text
+
+
+@pytest.mark.parametrize("model", ["qwen2.5-7b-instruct", "Qwen2.5-14B-Instruct"])
+def test_chat_wrapper_of_qwen(task, model: str) -> None:
+    """Its own template, with Qwen's system message; the six tasks without a chat format stay without."""
+    corrected, released = (text(task(model, chat_wrapper=wrapper)) for wrapper in ("template", "released"))
+    assert corrected.startswith("<|im_start|>user\n")
+    assert released == SYSTEM + corrected
+    assert text(task(model, name="trec", chat_wrapper="released")).startswith("Please determine the type")
+
+
+def test_chat_wrapper_of_other_models_is_not_qwens(task) -> None:
+    for model in ("qwen2-7b-instruct", "mistral-7b-instruct-v0.3"):
+        assert not text(task(model, chat_wrapper="released")).startswith("<|im_start|>")
+
+
+def test_chat_wrapper_of_a_qwen_without_a_template(task) -> None:
+    with pytest.raises(UserError, match="no chat template"):
+        text(task("qwen2.5-7b-instruct", chat="", chat_wrapper="released"))
+
+
+@pytest.mark.parametrize(
+    ("model", "longest"),
+    [
+        ("Qwen2.5-7B-Instruct", 127_500),
+        ("llama-3.1-8b-instruct", 127_500),
+        ("mistral-7b-instruct-v0.3", 31_500),
+        ("qwen2.5-14b-instruct", None),
+    ],
+)
+def test_longbench_truncation(task, model: str, longest: int | None) -> None:
+    """Every character is a token. Released, chat format and answer come on top of the longest prompt."""
+    corrected, released = (task(model, 200_000, longbench_truncation=choice) for choice in ("window", "released"))
+    room = 32_768 - TASKS["qasper"].max_new_tokens
+    assert corrected.longest_prompt == room
+    assert released.longest_prompt == (room if longest is None else longest + 50)
+    assert (released.identity == corrected.identity) is (longest is None)
+
+
+def test_longbench_truncation_gives_way_to_a_length_that_is_asked_for(task) -> None:
+    made = task("qwen2.5-7b-instruct", 200_000, longbench_truncation="released")
+    made = replace(made, config=replace(CONFIG, max_length=4000))
+    assert made.longest_prompt == 4000 - TASKS["qasper"].max_new_tokens
