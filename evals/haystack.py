@@ -44,11 +44,6 @@ def essays(location: str | Sequence[str]) -> list[str]:
     return [text for place in locations(location) for text in _texts(place)]
 
 
-def haystacks(location: str | Sequence[str]) -> dict[str, Haystack]:
-    """One haystack for each location, by its name."""
-    return {place: Haystack("\n".join(_texts(place))) for place in locations(location)}
-
-
 def locations(location: str | Sequence[str]) -> tuple[str, ...]:
     """The places that `eval.haystack` names: a list, or one string with commas between unless a path has that name."""
     if isinstance(location, str):
