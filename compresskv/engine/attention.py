@@ -48,6 +48,8 @@ def attention_forward(
     backend = _backends[module.config._attn_implementation]
     layer = getattr(key, "cache_layer", None)
     if layer is not None and layer.rows is not None:
+        if layer.masked is not None:
+            query = query.index_fill(1, layer.masked, 0)
         return layer.rows.attend(backend.decode, query, key, value, scaling).unsqueeze(1), None
     out = backend.prefill(query, key, value, scaling, sliding_window)
     if layer is not None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import numpy as np
 
 from compresskv.checking import Ge, Le, MinLen
-from evals.evaluation import SampledEvaluation, Shown
+from evals.evaluation import Evaluation, SampledEvaluation, Shown
 
 if TYPE_CHECKING:
     from compresskv.models import LoadedModel
@@ -24,7 +24,7 @@ Percent = Annotated[float, Ge(0), Le(100)]
 
 
 @dataclass(frozen=True)
-class Niah(SampledEvaluation):
+class NeedleGrid(Evaluation):
     """`lengths` in tokens of the whole prompt; `depths` in per cent, or how many, evenly spaced from 0 to 100.
 
     Each cell of them is asked `needles` times: with `needle`, then with the others of needles.yaml from the second on.
@@ -47,6 +47,11 @@ class Niah(SampledEvaluation):
         if isinstance(self.depths, int):
             return tuple(np.linspace(0, 100, self.depths).round().tolist()) if self.depths > 1 else (50.0,)
         return self.depths
+
+
+@dataclass(frozen=True)
+class Niah(NeedleGrid, SampledEvaluation):
+    """Whether the model still finds the needles after eviction."""
 
     def make_tasks(self, model: LoadedModel, protocol: EvaluationProtocol) -> Sequence[NiahTask]:
         from evals.niah.evaluation import NiahTask

@@ -15,7 +15,7 @@ from compresskv.protocol import EvaluationProtocol
 from evals.evaluation import Sample
 from evals.haystack import Haystack, essays
 from evals.niah import needles, released
-from evals.niah.config import Niah
+from evals.niah.config import NeedleGrid
 from evals.niah.needles import Needle
 from evals.niah.prompts import NeedlePrompts
 from evals.rouge import rouge1_recall
@@ -34,7 +34,7 @@ class Cell:
 class NiahTask:
     """All cells of the grid under one protocol. Sample ids are `L<length>-D<depth>-N<needle>`, needles from 0."""
 
-    config: Niah
+    config: NeedleGrid
     model: LoadedModel
     protocol: EvaluationProtocol
 
@@ -89,7 +89,7 @@ class NiahTask:
     def max_new_tokens(self) -> int:
         return self.config.max_new_tokens
 
-    @cached_property
+    @property
     def identity(self) -> Mapping[str, Any]:
         names = ("needle", "question", "answer", "answer_prefix", "max_new_tokens")
         fields = {name: getattr(self.config, name) for name in names}

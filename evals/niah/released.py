@@ -13,6 +13,9 @@ RAW = (
 )
 """The whole prompt for every model, with a literal tag that only some tokenizers know."""
 
+RAW_MASKING = "{context}Based on the content of the book, Question: {question}\nAnswer:"
+"""The whole prompt of head masking."""
+
 LLAMA2_PERIODS = frozenset({29889, 869})
 """Llama 2's ids of a period, which head masking looks for in every model."""
 
