@@ -58,11 +58,6 @@ def evaluated_and_held_out(texts: Sequence[str]) -> tuple[list[str], list[str]]:
     return list(texts), []
 
 
-def haystacks(location: str | Sequence[str]) -> dict[str, Haystack]:
-    """One haystack for each location, by its name."""
-    return {place: Haystack("\n".join(_texts(place))) for place in locations(location)}
-
-
 def locations(location: str | Sequence[str]) -> tuple[str, ...]:
     """The places that `eval.haystack` names: a list, or one string with commas between unless a path has that name."""
     if isinstance(location, str):

@@ -53,6 +53,8 @@ def attention_forward(
     backend = _backends[module.config._attn_implementation]
     layer = getattr(key, "cache_layer", None)
     if layer is not None and layer.rows is not None:
+        if layer.masked is not None:
+            query = query.index_fill(1, layer.masked, 0)
         if layer.index == 0 and query.shape[2] > 1:
             _refuse_gaps(kwargs.get("position_ids"), layer.seen - query.shape[2])
         return backend.decode(query, key, value, layer.rows, scaling), None

@@ -24,7 +24,8 @@ class EvictedLayer(CacheLayerMixin):
     """One layer: first the prompt, complete; after eviction, `rows`.
 
     `prompt_length` None means that the first forward brings the whole prompt. `window` queries at its end are kept
-    for scoring. When the prompt is complete, `on_prefill(prefill)` is called once.
+    for scoring. When the prompt is complete, `on_prefill(prefill)` is called once. `masked`: query heads, int64, whose
+    queries are zero while decoding from `rows`.
     """
 
     is_sliding = False
@@ -39,6 +40,7 @@ class EvictedLayer(CacheLayerMixin):
         self.token_bytes = 0
         self.queries: Tensor | None = None
         self.rows: LayerRows | None = None
+        self.masked: Tensor | None = None
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         """Take the prompt as it is, or room for all of it if this is but its first chunk."""

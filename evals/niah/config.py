@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import numpy as np
 
 from compresskv.checking import Ge, Le, MinLen
-from evals.evaluation import SampledEvaluation, Shown
+from evals.evaluation import Evaluation, SampledEvaluation, Shown
 
 if TYPE_CHECKING:
     from compresskv.models import LoadedModel
@@ -24,14 +24,19 @@ Percent = Annotated[float, Ge(0), Le(100)]
 
 
 @dataclass(frozen=True)
-class Niah(SampledEvaluation):
-    """`lengths` in tokens of the whole prompt; `depths` in per cent, or how many, evenly spaced from 0 to 100."""
+class NeedleGrid(Evaluation):
+    """`lengths` in tokens of the whole prompt; `depths` in per cent, or how many, evenly spaced from 0 to 100.
+
+    Each cell of them is asked `needles` times: with `needle`, then with the others of needles.yaml from the second on.
+    Several `haystack`s are one text, in their order.
+    """
 
     needle: Annotated[str, MinLen(1)]
     question: Annotated[str, MinLen(1)]
     answer: Annotated[str, MinLen(1)]
     answer_prefix: str
-    haystack: Annotated[str, MinLen(1)]
+    needles: Annotated[int, Ge(1), Le(10)]
+    haystack: Annotated[str, MinLen(1)] | Annotated[tuple[Annotated[str, MinLen(1)], ...], MinLen(1)]
     lengths: Annotated[tuple[Tokens, ...], MinLen(1)]
     depths: Annotated[int, Ge(1), Le(1000)] | Annotated[tuple[Percent, ...], MinLen(1)]
     max_new_tokens: Annotated[int, Ge(1), Le(100_000)]
@@ -42,6 +47,11 @@ class Niah(SampledEvaluation):
         if isinstance(self.depths, int):
             return tuple(np.linspace(0, 100, self.depths).round().tolist()) if self.depths > 1 else (50.0,)
         return self.depths
+
+
+@dataclass(frozen=True)
+class Niah(NeedleGrid, SampledEvaluation):
+    """Whether the model still finds the needles after eviction."""
 
     def make_tasks(self, model: LoadedModel, protocol: EvaluationProtocol) -> Sequence[NiahTask]:
         from evals.niah.evaluation import NiahTask
@@ -65,10 +75,14 @@ class Niah(SampledEvaluation):
 
 def _caption(lines: Sequence[Line]) -> str | None:
     """What a reader of the scores has to know of the prompts; None if they are as asked for."""
-    cells = {(line["length"], line["depth"]): line for line in lines}.values()
+    prompts = {line["id"]: line for line in lines}
+    cells = {(line["length"], line["depth"]) for line in prompts.values()}
     notes = []
-    if misplaced := sum(bool(line.get("misplaced")) for line in cells):
-        notes.append(f"in {misplaced} of {len(cells)} cells the needle is more than 2 % from the depth asked for")
-    if repeated := sum(bool(line.get("haystack_repeats")) for line in cells):
-        notes.append(f"in {repeated} of {len(cells)} cells the haystack is repeated")
+    if len(prompts) > len(cells):
+        needles = {id.rpartition("-")[2] for id in prompts}
+        notes.append(f"{len(prompts)} prompts in {len(cells)} cells, each the mean of up to {len(needles)} needles")
+    if misplaced := sum(bool(line.get("misplaced")) for line in prompts.values()):
+        notes.append(f"in {misplaced} of {len(prompts)} prompts the needle is more than 2 % from the depth asked for")
+    if repeated := sum(bool(line.get("haystack_repeats")) for line in prompts.values()):
+        notes.append(f"in {repeated} of {len(prompts)} prompts the haystack is repeated")
     return "; ".join(notes) or None

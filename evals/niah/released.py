@@ -1,9 +1,10 @@
 """NIAH prompts as the released code makes them, each of its quirks by itself (docs/audit.md)."""
 
+from typing import Literal
+
 from transformers import PreTrainedTokenizerBase
 
 from compresskv.errors import UserError
-from compresskv.protocol import EvaluationProtocol
 from evals.haystack import Hidden, sentence_end
 
 RAW = (
@@ -11,6 +12,12 @@ RAW = (
     " Based on the content of the book, Question: {question}\nAnswer:"
 )
 """The whole prompt for every model, with a literal tag that only some tokenizers know."""
+
+RAW_MASKING = "{context}Based on the content of the book, Question: {question}\nAnswer:"
+"""The whole prompt of head masking."""
+
+LLAMA2_PERIODS = frozenset({29889, 869})
+"""Llama 2's ids of a period, which head masking looks for in every model."""
 
 RESERVED = 200
 """Tokens of a prompt's length that haystack and needle leave to the text around them."""
@@ -22,36 +29,39 @@ def hide(
     tokens: int,
     depth: float,
     tokenizer: PreTrainedTokenizerBase,
-    protocol: EvaluationProtocol,
+    special: bool,
+    sentence_rule: Literal["text", "period_ids", "llama2_ids"],
 ) -> Hidden:
     """Put `needle` into the first `tokens` tokens of `haystack`, repeated if it is too short, at `depth` (0 to 1).
 
-    Haystack and needle are encoded, joined as token ids, and decoded again. `niah_special_tokens=leaked`: each encoding
-    adds its special tokens and no decoding removes them, so that a BOS stands twice at the start and once before the
-    needle. `niah_sentence_rule=period_ids`: the needle backs up until it follows one of the ids of encode("."), or to
-    the start if the text has none. Raises `UserError` where `tokens` is not positive.
+    Haystack and needle are encoded, joined as token ids, and decoded again. `special`: each encoding adds its special
+    tokens and no decoding removes them, so that a BOS stands twice at the start and once before the needle.
+    `sentence_rule`: with "period_ids", the needle backs up until it follows one of the ids of encode("."), with
+    "llama2_ids" one of `LLAMA2_PERIODS`, or to the start if the text has none. Raises `UserError` where `tokens` is not
+    positive.
     """
     if tokens < 1:
         raise UserError("eval.lengths: the shortest length leaves no room for a haystack: choose a longer one")
-    special = protocol.niah_special_tokens == "leaked"
     needle_ids = tokenizer(needle, add_special_tokens=special).input_ids
     beginning = _beginning(haystack, tokens + len(needle_ids) + RESERVED, tokenizer, special)
     encoded = tokenizer(beginning, add_special_tokens=special, return_offsets_mapping=True)
     context, starts = encoded.input_ids[:tokens], [start for start, _ in encoded.offset_mapping]
     if depth >= 1:
         place = len(context)
-    elif protocol.niah_sentence_rule == "text":
+    elif sentence_rule == "text":
         end = sentence_end(beginning, starts[round(depth * tokens)])
         place = sum(start < end for start in starts[:tokens])
     else:
-        periods = set(tokenizer(".", add_special_tokens=special).input_ids)
+        own = frozenset(tokenizer(".", add_special_tokens=special).input_ids)
+        periods = own if sentence_rule == "period_ids" else LLAMA2_PERIODS
         place = int(round(len(context) * depth, 6))  # 0.29 · 100 is 28.999…
         while place and context[place - 1] not in periods:
             place -= 1
     text = tokenizer.decode(context[:place] + needle_ids + context[place:])
     actual = place / len(context)
     rule = "end" if depth >= 1 else "sentence" if place else "start"
-    return Hidden(text, len(tokenizer.decode(context[:place])), actual, actual - depth, rule)
+    repeats = max(0, starts[tokens] - 1) // len(haystack)
+    return Hidden(text, len(tokenizer.decode(context[:place])), actual, actual - depth, rule, repeats)
 
 
 def _beginning(haystack: str, tokens: int, tokenizer: PreTrainedTokenizerBase, special: bool) -> str:

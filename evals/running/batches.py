@@ -105,7 +105,7 @@ def run_batch(model: LoadedModel, sample: Sample, batch: Sequence[SettingRun]) -
         if sample.id not in run.store.lines:
             keys = [batch[place].key for place in generation.together]
             timing = {"batch_seconds": round(seconds, 3), "shared_by": len(batch)}
-            run.store.append(_line(model, sample, generation) | {"batch": keys, "timing": timing})
+            run.store.append(sample_line(model, sample, generation) | {"batch": keys, "timing": timing})
 
 
 def _reference(model: LoadedModel, sample: Sample) -> list[int]:
@@ -117,7 +117,7 @@ def _reference(model: LoadedModel, sample: Sample) -> list[int]:
     return ids[: sample.stopping.max_new_tokens]
 
 
-def _line(model: LoadedModel, sample: Sample, generation: Generation) -> Line:
+def sample_line(model: LoadedModel, sample: Sample, generation: Generation) -> Line:
     """What one setting generated for one sample, and what it kept."""
     prediction = model.tokenizer.decode(generation.tokens, skip_special_tokens=True)
     return {

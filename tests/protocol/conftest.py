@@ -54,6 +54,7 @@ def niah(tmp_path: Path):
             question="What is the best thing?",
             answer="to eat a sandwich.",
             answer_prefix="The best thing is",
+            needles=1,
             haystack=str(file),
             lengths=(800,),
             depths=depths,

@@ -1,0 +1,43 @@
+"""Head masking: what a model still finds when chosen heads attend to everything alike (CompressKV, Figs. 7 and 23).
+
+The query of a masked head is zero after RoPE, so that its attention is uniform over the cache, and its output the mean
+of all values. Only decoding is masked: not the prefill of all prompt tokens but the last, but the forward of the last.
+"""
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from compresskv.engine.decode import Stopping, decode, decode_cache, forward_tokens
+from compresskv.engine.generation import Generation
+from compresskv.engine.prefill import FULL, prefill
+from compresskv.errors import UserError
+
+Heads = tuple[tuple[int, ...], ...]
+"""Query heads of every layer that evicts."""
+
+
+@torch.no_grad()
+def generate_masked(
+    model: PreTrainedModel, ids: Tensor, choices: Sequence[Heads], stopping: Stopping, chunk: int | None = None
+) -> Iterator[Generation]:
+    """What the full cache generates from `ids` [prompt] with each of `choices` masked, all from one prefill.
+
+    Each decodes alone, so that its tokens depend on no other. `model` must be `attached`. Raises `UserError` for a
+    prompt of a single token.
+    """
+    if ids.numel() < 2:
+        raise UserError("head masking decodes the last prompt token: give a prompt of at least two")
+    length = ids.numel()
+    prompt = prefill(model, ids[:-1], FULL.window, chunk)
+    kept = prompt.kept(FULL)
+    tally = [[length] * layer.kv_heads for layer in prompt.layers]
+    for heads in choices:
+        cache = decode_cache(prompt, [kept], stopping.max_new_tokens + 1)
+        for layer, masked in zip(cache.evicting, heads, strict=True):
+            layer.masked = torch.tensor(masked, dtype=torch.int64, device=layer.device) if masked else None
+        logits = forward_tokens(model, ids[-1:], cache, length - 1)[0]
+        tokens = decode(model, cache, logits, length, 1, stopping, ids)[0]
+        yield Generation(tokens, tally, prompt.cache.kept_bytes(tally))

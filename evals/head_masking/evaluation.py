@@ -1,0 +1,162 @@
+"""Run head masking: every prompt is prefilled once, and decoded with each choice of heads masked."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from compresskv import calibration
+from compresskv.context import Context
+from compresskv.engine.attention import attached
+from compresskv.engine.masking import generate_masked
+from compresskv.engine.prefill import FULL
+from compresskv.errors import UserError
+from compresskv.models import LoadedModel
+from evals.console import screen
+from evals.evaluation import Sample
+from evals.head_masking.choices import Choice, choices
+from evals.head_masking.config import HeadMasking
+from evals.head_masking.table import table
+from evals.job import Job
+from evals.niah import released
+from evals.niah.evaluation import NiahTask
+from evals.niah.prompts import NeedlePrompts
+from evals.progress import Progress
+from evals.results.finish import finish
+from evals.results.store import SampleStore, close_all, write_yaml
+from evals.running.batches import sample_line
+from evals.running.forecast import forecast
+from evals.running.tasks import setting_folder
+
+
+def run(model: LoadedModel, config: HeadMasking, jobs: Sequence[Job], progress: Progress) -> Path:
+    """Mask heads under every protocol of the jobs, and show it; returns the folder of the results.
+
+    Raises `UserError` for methods that evict, and where the calibration has not the scores to rank heads by.
+    """
+    for job in jobs:
+        if not job.method.keeps_everything:
+            raise UserError(
+                f"method={job.method.name}: eval={config.name} decodes with the full cache: set method=full"
+            )
+    for job in {job.protocol: job for job in jobs}.values():
+        Masking(model, config, job).run(progress)
+    return jobs[0].results / "runs" / model.name / config.name
+
+
+@dataclass(frozen=True)
+class MaskingTask(NiahTask):
+    """Needle prompts for one choice of heads; a task of its own in the results."""
+
+    choice: Choice
+
+    @property
+    def name(self) -> str:
+        return self.choice.name
+
+    @cached_property
+    def prompts(self) -> NeedlePrompts:
+        rule = self.protocol.masking_sentence_rule
+        return NeedlePrompts(self.model, self.protocol, self.haystack, rule, raw=released.RAW_MASKING)
+
+    @property
+    def identity(self) -> Mapping[str, Any]:
+        of_needles = {name: value for name, value in super().identity.items() if name != "niah_sentence_rule"}
+        masked = [list(heads) for heads in self.choice.heads]
+        return {**of_needles, "masking_sentence_rule": self.protocol.masking_sentence_rule, "masked_heads": masked}
+
+
+@dataclass(frozen=True)
+class Masking:
+    """Head masking under the protocol of one job, whose method keeps everything."""
+
+    model: LoadedModel
+    config: HeadMasking
+    job: Job
+
+    @cached_property
+    def tasks(self) -> list[MaskingTask]:
+        """One for each choice of heads; the prompts are the same."""
+        made = choices(self.config, self.scores())
+        return [MaskingTask(self.config, self.model, self.job.protocol, choice) for choice in made]
+
+    def scores(self) -> dict[str, calibration.HeadScores]:
+        """The calibrated scores of all heads, for each ranking."""
+        model, job = self.model, self.job
+        context = Context(
+            model=model.name,
+            layers=model.layers,
+            q_heads=model.q_heads,
+            kv_heads=model.kv_heads,
+            observation=job.observation,
+            protocol=job.protocol,
+            calibration=calibration.choose(model.name, job.calibration, job.protocol),
+            fingerprint=model.fingerprint,
+        )
+        made = context.calibrated()
+        return {name: made.scores(made.kind_of_scores(name, job.protocol)) for name in self.config.rankings}
+
+    def run(self, progress: Progress) -> None:
+        """Decode what is missing, write the summaries, print the table."""
+        stores: dict[Choice, SampleStore] = {}
+        try:
+            for task in self.tasks:
+                folder = self.job.results / "runs" / setting_folder(self.model, self.job, task, FULL)
+                stores[task.choice] = SampleStore(folder)
+                if stores[task.choice].writable and not (folder / "config.yaml").exists():
+                    write_yaml(folder / "config.yaml", dict(self.job.config))
+            self.decode(stores, progress)
+            lines = {}
+            for task in self.tasks:
+                store = stores[task.choice]
+                finish(store, task.sample_ids, self.about(task), self.job.results / "runs")
+                lines[task.choice] = [store.lines[id] for id in task.sample_ids]
+        finally:
+            close_all(stores.values())
+        title = f"{self.model.name} · {self.config.name} · {self.job.protocol.name}"
+        screen().print(table(title, lines, self.model.layers * self.model.q_heads))
+
+    def decode(self, stores: Mapping[Choice, SampleStore], progress: Progress) -> None:
+        """Add the lines that are missing, prompt by prompt."""
+        model, job, task = self.model, self.job, self.tasks[0]
+        missing = {
+            id: choices
+            for id in task.sample_ids
+            if (choices := [choice for choice, store in stores.items() if id not in store.lines])
+        }
+        if not missing:
+            return
+        title = f"{model.name} {self.config.name}"
+        expected = forecast(
+            model.model, [FULL], task.longest_prompt, task.max_new_tokens + 1, job.prefill_chunk, job.memory_bytes
+        )
+        progress.say(f"{title}: {expected}")
+        with attached(model.model, model.backend), progress.track(title, list(missing)) as ids:
+            for id in ids:
+                self.decode_prompt(task.sample(id), {choice: stores[choice] for choice in missing[id]})
+
+    def decode_prompt(self, sample: Sample, stores: Mapping[Choice, SampleStore]) -> None:
+        """One prefill, and a line for each choice."""
+        heads = [choice.heads for choice in stores]
+        generations = generate_masked(self.model.model, sample.ids, heads, sample.stopping, self.job.prefill_chunk)
+        for (choice, store), generation in zip(stores.items(), generations, strict=True):
+            named = replace(sample, record={**sample.record, "ranking": choice.ranking, "masked": choice.count})
+            store.append(sample_line(self.model, named, generation))
+
+    def about(self, task: MaskingTask) -> dict[str, Any]:
+        """The fields of a summary that do not follow from lines."""
+        return {
+            "model": self.model.name,
+            "eval": self.config.name,
+            "task": task.name,
+            "protocol": self.job.protocol.name,
+            "method": self.job.method.name,
+            "budget": None,
+            "model_fingerprint": self.model.fingerprint,
+            "dtype": self.model.dtype,
+            "backend": self.model.backend,
+            "prompt": task.identity,
+            "method_in_full": None,
+            "config": dict(self.job.config),
+        }

@@ -1,0 +1,51 @@
+"""Accuracy by number of masked heads, a row for each ranking."""
+
+from collections.abc import Mapping, Sequence
+from statistics import fmean
+
+from rich.markup import escape
+from rich.table import Table
+
+from evals.head_masking.choices import Choice
+from evals.results.schema import Line
+from evals.results.statistics import interval
+
+
+def table(title: str, lines: Mapping[Choice, Sequence[Line]], heads: int) -> Table:
+    """Mean score with its interval over prompts; draws of the random control are averaged within each prompt."""
+    shown = Table(
+        title=escape(title),
+        caption=f"masked: query heads of {heads} with uniform attention; keywords: the score of the released plots",
+    )
+    shown.add_column("ranking", no_wrap=True)
+    for column in ("masked", "score", "95 % interval", "n", "draws", "keywords"):
+        shown.add_column(column, justify="right")
+    groups: dict[tuple[str, int], list[Sequence[Line]]] = {}
+    for choice, of_choice in lines.items():
+        groups.setdefault((choice.ranking, choice.count), []).append(of_choice)
+    order = list(dict.fromkeys(ranking for ranking, _ in groups))
+    for ranking, count in sorted(groups, key=lambda key: (order.index(key[0]), key[1])):
+        draws = groups[ranking, count]
+        scores = by_prompt(draws, "score")
+        bounds = interval(scores)
+        shown.add_row(
+            ranking,
+            str(count),
+            f"{fmean(scores):.1f}",
+            f"{bounds[0]:.1f} – {bounds[1]:.1f}" if bounds else "–",
+            str(len(scores)),
+            spread(draws) if ranking == "random" else "",
+            f"{fmean(by_prompt(draws, 'score_keywords')):.1f}",
+        )
+    return shown
+
+
+def by_prompt(draws: Sequence[Sequence[Line]], field: str) -> list[float]:
+    """The mean over draws of each prompt; all draws have the same prompts in the same order."""
+    return [fmean(line[field] for line in prompt) for prompt in zip(*draws, strict=True)]
+
+
+def spread(draws: Sequence[Sequence[Line]]) -> str:
+    """How many draws there are, and the means of the worst and the best of them."""
+    means = [fmean(line["score"] for line in draw) for draw in draws]
+    return f"{len(means)} ({min(means):.1f} – {max(means):.1f})"

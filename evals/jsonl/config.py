@@ -1,0 +1,42 @@
+"""Settings of a task of one's own (`conf/eval/jsonl.yaml`); `evals.jsonl.records` says what its file holds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from compresskv.checking import Ge, Le, MinLen, PathText
+from evals.evaluation import SampledEvaluation, Shown
+
+if TYPE_CHECKING:
+    from compresskv.models import LoadedModel
+    from compresskv.protocol import EvaluationProtocol
+    from evals.jsonl.evaluation import JsonlTask
+    from evals.results.record import Record
+
+
+@dataclass(frozen=True)
+class Jsonl(SampledEvaluation):
+    """`data`: the file, whose name without suffix names the task; `limit`: only its first records.
+
+    `metric` and `max_new_tokens` (tokens) are those of records that set none; null: every record sets its own.
+    """
+
+    data: PathText
+    metric: Annotated[str, MinLen(1)] | None
+    max_new_tokens: Annotated[int, Ge(1), Le(100_000)] | None
+    limit: Annotated[int, Ge(1), Le(1_000_000)] | None
+
+    def make_tasks(self, model: LoadedModel, protocol: EvaluationProtocol) -> Sequence[JsonlTask]:
+        from evals.jsonl.evaluation import JsonlTask
+
+        return [JsonlTask(self, model, protocol)]
+
+    @classmethod
+    def show(cls, title: str, records: Mapping[str, Sequence[Record]], figure: Path) -> Shown:
+        """A table with the mean score by metric."""
+        from evals.report.terminal import score_table
+
+        return Shown([score_table(title, records, lambda line: line["metric"])])

@@ -1,0 +1,98 @@
+"""A task of one's own under one protocol: its prompts, and the scores of their answers."""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from compresskv.checking import Name, checked_value, readable
+from compresskv.engine.decode import Stopping
+from compresskv.errors import UserError
+from compresskv.models import LoadedModel
+from compresskv.protocol import EvaluationProtocol
+from evals.evaluation import Sample
+from evals.jsonl.config import Jsonl
+from evals.jsonl.records import METRICS, Record, read_records
+
+
+@dataclass(frozen=True)
+class JsonlTask:
+    """Samples are the records of the file, by their ids. No prompt is cut: one that is too long is refused."""
+
+    config: Jsonl
+    model: LoadedModel
+    protocol: EvaluationProtocol
+
+    def __post_init__(self) -> None:
+        if self.config.metric is not None and self.config.metric not in METRICS:
+            raise UserError(f"eval.metric={readable(self.config.metric)}: choose one of {', '.join(METRICS)}")
+
+    @property
+    def path(self) -> Path:
+        return Path(self.config.data).expanduser()
+
+    @cached_property
+    def name(self) -> str:
+        return checked_value("eval.data", Name, self.path.stem)
+
+    @cached_property
+    def records(self) -> Mapping[str, Record]:
+        records = read_records(self.path, self.config.metric, self.config.max_new_tokens)
+        return {record.id: record for record in records[: self.config.limit]}
+
+    @property
+    def sample_ids(self) -> Sequence[str]:
+        return list(self.records)
+
+    @cached_property
+    def longest_prompt(self) -> int:
+        """Tokens of the prompt with the most characters."""
+        return self.encode(max(self.records.values(), key=lambda record: len(record.prompt))).numel()
+
+    @cached_property
+    def max_new_tokens(self) -> int:
+        return max(record.max_new_tokens for record in self.records.values())
+
+    @cached_property
+    def identity(self) -> Mapping[str, Any]:
+        assert self.records  # which says what is wrong with the file, if anything
+        return {
+            "data": hashlib.sha256(self.path.read_bytes()).hexdigest()[:16],
+            "metric": self.config.metric,
+            "max_new_tokens": self.config.max_new_tokens,
+            "chat_template": self.model.chat_template,
+        }
+
+    def sample(self, id: str) -> Sample:
+        record = self.records[id]
+        ids = self.encode(record)
+        settings = self.model.settings(self.protocol.generation_config)
+        stopping = Stopping(record.max_new_tokens, self.model.stop_ids, settings=settings)
+        details = {
+            "prompt_tokens": ids.numel(),
+            "truncated": False,
+            "metric": record.metric,
+            "answers": list(record.answers),
+            "all_classes": list(record.all_classes) if record.all_classes else None,
+        }
+        return Sample(id, ids, stopping, lambda text: {"score": 100 * record.score(text)}, details, record.answers[0])
+
+    def encode(self, record: Record) -> Tensor:
+        """The prompt of a record, in the model's chat template: token ids [prompt].
+
+        Raises `UserError` where it leaves no room for the answer in the model's window.
+        """
+        ids = self.model.encode(self.model.chat(record.prompt, record.answer_prefix))
+        if ids.numel() + record.max_new_tokens > self.model.window:
+            raise UserError(
+                f"{self.path}, record {record.id!r}: {ids.numel()} tokens and {record.max_new_tokens} new ones exceed "
+                f"the {self.model.window}-token window of {self.model.name}: shorten it, or choose another model."
+            )
+        return ids
+
+    def first_prompt(self) -> int:
+        return self.encode(next(iter(self.records.values()))).numel()

@@ -1,0 +1,69 @@
+"""Needle prompts: a book with a needle in it and a question about it, as the protocol has them."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import Tensor, tensor
+
+from compresskv.errors import UserError
+from compresskv.models import LoadedModel
+from compresskv.protocol import EvaluationProtocol
+from evals.haystack import Haystack, Hidden, hide
+from evals.niah import released
+from evals.niah.needles import Needle
+
+QUESTION = "Based on the content of the book, Question: {question}"
+CHAT = "This is a very long story book: <book> {context} </book>.\n" + QUESTION
+
+
+@dataclass(frozen=True)
+class NeedlePrompts:
+    """Makes the prompts of one model under one protocol.
+
+    `sentence_rule` is the protocol's for what asks (`niah_sentence_rule`, `masking_sentence_rule`), `raw` the whole
+    prompt under `niah_prompt=raw`, with places for context and question.
+    """
+
+    model: LoadedModel
+    protocol: EvaluationProtocol
+    haystack: Haystack
+    sentence_rule: Literal["text", "period_ids", "llama2_ids"]
+    raw: str
+
+    def make(self, needle: Needle, length: int, depth: float) -> tuple[Tensor, Hidden]:
+        """A prompt of at most `length` tokens with the needle at `depth` (0 to 1), and where the needle is.
+
+        Token ids are [prompt], int64. Raises `UserError` where no prompt of that length can be made.
+        """
+        text = f"\n{needle.needle}\n"
+        tokens = length - self._overhead(needle, text)
+        for _ in range(8):
+            hidden = self._hide(text, tokens, depth)
+            ids = self._render(needle, hidden.text)
+            if ids.numel() <= length:
+                return ids, hidden
+            # Where texts are joined, tokens may split otherwise than in the parts.
+            tokens -= ids.numel() - length
+        raise UserError(f"eval.lengths={length}: no prompt of that length can be made: choose a longer one")
+
+    def _overhead(self, needle: Needle, text: str) -> int:
+        """Tokens of a prompt's length that are not for the haystack."""
+        if self.protocol.niah_prompt == "raw":
+            special = self.protocol.niah_special_tokens == "leaked"
+            return released.RESERVED + len(self.model.tokenizer(text, add_special_tokens=special).input_ids)
+        return self._render(needle, text).numel()
+
+    def _hide(self, text: str, tokens: int, depth: float) -> Hidden:
+        """`tokens` tokens of haystack with `text` in them."""
+        where = (text, self.haystack.text, tokens, depth, self.model.tokenizer)
+        if (self.protocol.niah_special_tokens, self.sentence_rule) == ("none", "text"):
+            return hide(*where)
+        return released.hide(*where, self.protocol.niah_special_tokens == "leaked", self.sentence_rule)
+
+    def _render(self, needle: Needle, context: str) -> Tensor:
+        """The whole prompt: ids [prompt]."""
+        if self.protocol.niah_prompt == "raw":
+            text = self.raw.format(context=context, question=needle.question)
+            return tensor(self.model.tokenizer(text).input_ids, device=self.model.device)
+        prompt = CHAT.format(context=context, question=needle.question)
+        return self.model.encode(self.model.chat(prompt, needle.answer_prefix))

@@ -1,0 +1,117 @@
+"""A task of one's own from the command line: two methods on the tiny model, and mistakes."""
+
+import json
+
+import pytest
+
+from compresskv.errors import UserError
+from compresskv.protocol import EvaluationProtocol
+from evals.compose import job
+from evals.jsonl.evaluation import JsonlTask
+from tests.command import folders, run
+
+RECORDS = [
+    {"context": "The cat sat on the mat. " * 20, "question": "Where is the cat?", "answers": ["on the mat"]},
+    {"prompt": "Say yes. " * 40, "answers": ["yes"], "metric": "exact_match", "max_new_tokens": 3, "id": "yes"},
+    {"prompt": "Name three. " * 30, "answers": ["a", "b"], "metric": "string_match_all", "answer_prefix": "They are"},
+]
+
+
+@pytest.fixture
+def data(tmp_path):
+    path = tmp_path / "pets.jsonl"
+    path.write_text("".join(json.dumps(record) + "\n" for record in RECORDS))
+    return path
+
+
+@pytest.fixture
+def command(data, checkpoint, tmp_path):
+    return [
+        "eval=jsonl",
+        f"eval.data={data}",
+        "eval.metric=qa_f1",
+        "eval.max_new_tokens=6",
+        f"model.path={checkpoint}",
+        "model.dtype=float32",
+        "model.device=cpu",
+        f"paths.results={tmp_path / 'out'}",
+    ]
+
+
+def task_of(model, *overrides):
+    return JsonlTask(job("eval=jsonl", *overrides).eval, model, EvaluationProtocol())
+
+
+def test_two_methods_and_their_table(command, tmp_path):
+    done = run("-m", "method=full,snapkv", "budget=64", *command, env={"COLUMNS": "160"})
+    assert done.returncode == 0, done.stderr
+    for text in ("tiny-llama · jsonl", "snapkv 64", "qa_f1", "exact_match", "string_match_all"):
+        assert text in done.stdout
+    assert [folder.parts[-4:-1] for folder in folders(tmp_path)] == [
+        ("pets", "corrected", "full"),
+        ("pets", "corrected", "snapkv"),
+    ]
+    for folder in folders(tmp_path):
+        lines = [json.loads(line) for line in (folder / "samples.jsonl").read_text().splitlines()]
+        assert [line["id"] for line in lines] == ["0", "yes", "2"]
+        assert [line["metric"] for line in lines] == ["qa_f1", "exact_match", "string_match_all"]
+        assert all(line["new_tokens"] <= (3 if line["id"] == "yes" else 6) for line in lines)
+        assert json.loads((folder / "summary.json").read_text())["n"] == 3
+
+
+def test_a_bad_line_is_named_by_file_and_line(command, data):
+    data.write_text(data.read_text() + '{"prompt": "Where?", "answer": ["there"]}\n')
+    done = run("method=full", *command)
+    assert done.returncode != 0
+    assert f"error: {data}, line 4: 'answer' is no field: did you mean 'answers'?" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("overrides", "says"),
+    [
+        (["eval.data=null"], "eval.data=null: choose a text"),
+        (["eval.data=/nowhere.jsonl"], "cannot read /nowhere.jsonl"),
+        (["eval.metric=f1"], "eval.metric=f1: choose one of qa_f1"),
+        (["eval.metric=null"], "pets.jsonl, line 1: no metric"),
+        (["eval.limit=0"], "eval.limit=0: choose a whole number"),
+    ],
+)
+def test_a_setting_that_cannot_be_is_a_sentence(overrides, says, data, default_model):
+    settings = [f"eval.data={data}", "eval.max_new_tokens=6", "eval.metric=qa_f1", *overrides]
+    with pytest.raises(UserError) as refusal:
+        _ = task_of(default_model, *settings).identity
+    assert says in str(refusal.value)
+
+
+def test_prompts_are_in_the_chat_template_and_answers_in_the_metric(data, default_model):
+    task = task_of(default_model, f"eval.data={data}", "eval.metric=qa_f1", "eval.max_new_tokens=6")
+    assert task.name == "pets"
+    first, last = task.sample("0"), task.sample("2")
+    text = default_model.tokenizer.decode(first.ids)
+    assert "on the mat. \n\nWhere is the cat?<|im_end|>\n<|im_start|>assistant\n" in text
+    assert default_model.tokenizer.decode(last.ids).endswith("<|im_start|>assistant\nThey are")
+    assert (first.score("the mat")["score"], last.score("A")["score"]) == (pytest.approx(200 / 3), 50)
+    assert (first.stopping.max_new_tokens, task.sample("yes").stopping.max_new_tokens) == (6, 3)
+    assert task.longest_prompt == max(task.sample(id).ids.numel() for id in task.sample_ids)
+    assert (task.max_new_tokens, first.reference) == (6, "on the mat")
+
+
+def test_a_wider_run_extends_a_narrower_one_and_another_metric_is_another_setting(data, default_model):
+    overrides = [f"eval.data={data}", "eval.metric=qa_f1", "eval.max_new_tokens=6"]
+    whole, narrow = task_of(default_model, *overrides), task_of(default_model, *overrides, "eval.limit=2")
+    assert narrow.sample_ids == whole.sample_ids[:2]
+    assert narrow.identity == whole.identity
+    assert task_of(default_model, *overrides, "eval.metric=rouge_l").identity != whole.identity
+
+
+def test_a_prompt_beyond_the_window_is_refused_not_cut(data, default_model):
+    data.write_text(json.dumps({"prompt": "word " * 9000, "answers": ["x"], "id": "long"}) + "\n")
+    task = task_of(default_model, f"eval.data={data}", "eval.metric=qa_f1", "eval.max_new_tokens=6")
+    with pytest.raises(UserError, match=r"pets\.jsonl, record 'long': 90\d\d tokens and 6 new ones exceed the 8192"):
+        task.sample("long")
+
+
+def test_no_name_leaves_its_folder(tmp_path, default_model):
+    with pytest.raises(UserError, match=r"eval\.data=\.: choose a name"):
+        assert task_of(default_model, f"eval.data={tmp_path / '..jsonl'}").name
