@@ -1,7 +1,7 @@
 """From the records of one model and evaluation to a grid of means: rows are methods within a budget, columns tasks."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from statistics import fmean
 
@@ -68,18 +68,23 @@ def _keys(strata: Strata) -> Iterator[tuple[str, str]]:
 
 @dataclass(frozen=True)
 class Row:
-    """A method at a budget (tokens; None: the full cache) under a protocol. `variant`: what else sets it apart."""
+    """A method at a budget (tokens; None: the full cache) under a protocol. `variant`: what else sets it apart.
+
+    `marked`: whether its label names the protocol, since the grid has several.
+    """
 
     method: str
     budget: int | None
     protocol: str
     variant: str
     cells: Mapping[str, Cell]
+    marked: bool = False
     records: Sequence[Record] = field(default=(), repr=False)
 
     @property
     def label(self) -> str:
-        return f"{self.method} {self.variant}".strip()
+        protocol = f"({self.protocol})" if self.marked else ""
+        return " ".join(filter(None, (self.method, protocol, self.variant)))
 
 
 @dataclass(frozen=True)
@@ -111,16 +116,13 @@ def rows_of(item: Item, records: Sequence[Record]) -> list[tuple[Row, list[Recor
     rows: dict[tuple[str, int | None, str, str], list[Record]] = {}
     for label in order:
         same = [record for record, other in zip(records, labels, strict=True) if other == label]
-        protocols = {record.protocol for record in records}
         for record, name in zip(same, names(same), strict=True):
             plain = record.method if record.budget is None else f"{record.method} {record.budget}"
-            variant = name.removeprefix(plain).strip()
-            marked = f"({record.protocol})" if len(protocols) > 1 else ""
-            if marked and not variant.startswith(marked):
-                variant = f"{marked} {variant}".strip()
+            variant = name.removeprefix(plain).strip().removeprefix(f"({record.protocol})").strip()
             rows.setdefault((label, record.budget, record.protocol, variant), []).append(record)
     ordered = sorted(rows, key=lambda key: (-(key[1] or float("inf")), order[key[0]], key[3]))
-    return [(Row(*key, {}), rows[key]) for key in ordered]
+    marked = len({record.protocol for record in records}) > 1
+    return [(Row(*key, {}, marked), rows[key]) for key in ordered]
 
 
 def grid(item: Item, records: Sequence[Record]) -> Grid:
@@ -144,7 +146,7 @@ def grid(item: Item, records: Sequence[Record]) -> Grid:
             # Without an official number of samples, all is what any row has.
             of, counted = (cell.of, cell.counted) if cell.of else (len(everything[column]), cell.n)
             filled[column] = Cell(cell.strata, of, counted)
-        shown.append(Row(row.method, row.budget, row.protocol, row.variant, filled, of_row))
+        shown.append(replace(row, cells=filled, records=of_row))
     return Grid(records[0].model, records[0].eval, columns, shown)
 
 

@@ -49,17 +49,6 @@ def latex(page: Page) -> str:
     """A table for each model, and one of the paired comparisons."""
     tables = [_table(f"{page.title}: {heading(grid)}.", notes(page), *_grid(grid)) for grid in page.grids]
     if page.verdicts:
-        header = [
-            "model",
-            "budget",
-            "comparison",
-            "difference",
-            "95 % interval",
-            "p (Holm)",
-            "n",
-            "verdict",
-            "n needed",
-        ]
         body = [[escape(text) for text in verdict_texts(verdict)] for verdict in page.verdicts]
         columns = [escape(name) for name in VERDICT_COLUMNS]
         tables.append(_table(f"{page.title}: paired comparisons.", [], "lllrlrrlr", columns, [body]))
