@@ -32,6 +32,7 @@ class SharedPrefillLauncher(Launcher):
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         # Imported here, like all of the harness: Hydra imports this file at every start.
+        from compresskv.errors import UserError
         from evals.compose import plain
         from evals.console import one_sentence_endings, signals_as_interrupts
         from evals.launch.executor import Sweep
@@ -41,8 +42,21 @@ class SharedPrefillLauncher(Launcher):
             sweep = Sweep([plain(config) for config in composed], job_overrides, self.command(), self.outcome)
             executor = self.executor(sweep)
             signals_as_interrupts()
-            executor.run(sweep)
+            try:
+                executor.run(sweep)
+            except UserError:
+                self.write_artefacts(sweep)  # of what did finish
+                raise
+            self.write_artefacts(sweep)
         return [finished(config, overrides) for config, overrides in zip(composed, job_overrides, strict=True)]
+
+    def write_artefacts(self, sweep: Any) -> None:
+        """The tables and figures of an experiment that has some; a part of a sweep, with an `outcome`, has none."""
+        from evals.report.end import write_artefacts
+
+        experiment = self.config.hydra.runtime.choices.get("experiment")
+        if experiment and not self.outcome:
+            write_artefacts(experiment, sweep.jobs[0].results)
 
     def executor(self, sweep: Any) -> Any:
         """What runs the sweep."""

@@ -1,0 +1,233 @@
+"""Tables and figures made from results trees alone: empty, partial, complete, of two models; escaped everywhere."""
+
+import json
+import subprocess
+import sys
+from xml.etree import ElementTree
+
+import pandas as pd
+import pytest
+
+from compresskv.errors import UserError
+from evals.report.artefacts import page_of, write
+from evals.report.cells import ranks
+from evals.report.experiments import sweep
+from evals.report.latex import escape, latex
+from evals.report.markdown import markdown
+from evals.results import frame
+from evals.results.finish import finish
+from evals.results.published import published
+from evals.results.record import NAMED
+from evals.results.store import SampleStore
+from tests.command import ROOT
+from tests.results.trees import about, line
+
+METHODS = {}
+"""The method nodes of an experiment by the name that results have, composed once."""
+
+
+def nodes(experiment):
+    from compresskv.methods import method_config
+
+    if experiment not in METHODS:
+        configs = sweep(f"experiment={experiment}", only="method")
+        METHODS[experiment] = {method_config(config["method"]).name: config["method"] for config in configs}
+    return METHODS[experiment]
+
+
+def needles(scores):
+    """Lines of two prompt lengths: ids with the scores, in turn."""
+    lines = []
+    for place, score in enumerate(scores):
+        length, depth = (1000, 2000)[place % 2], 50.0 * (place // 2)
+        lines.append(line(f"L{length}-D{depth:g}-N0", score, length=length, depth=depth))
+    return lines
+
+
+def setting(results, experiment, method, lines, budget=64, model="tiny", protocol="corrected", **fields):
+    """A finished setting of a method of an experiment, as its run leaves it."""
+    budget = None if method == "full" else budget
+    content = about(method, budget, model=model, protocol=protocol, **fields)
+    content["config"] |= {"model": {"name": model}, "protocol": {"name": protocol}}
+    content["config"]["method"] = nodes(experiment)[method]
+    content["config"]["eval"] = {"name": content["eval"], **content.pop("of_eval", {})}
+    runs = results / "runs"
+    parts = [content[name] for name in NAMED[:-1]]
+    store = SampleStore(runs.joinpath(*parts, f"{'none' if budget is None else budget}-abcd1234"))
+    for of_sample in lines:
+        store.append(of_sample)
+    record = finish(store, [of_sample["id"] for of_sample in lines], content, runs)
+    store.close()
+    return record
+
+
+def table(paths):
+    return pd.read_csv(next(path for path in paths if path.name == "table.csv"))
+
+
+def test_an_empty_tree_is_one_sentence(tmp_path):
+    command = [sys.executable, "-m", "evals.report", "experiment=fig5_niah", f"results={tmp_path}"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode != 0
+    assert done.stderr.startswith("error: experiment=fig5_niah: ")
+    assert len(done.stderr.splitlines()) == 1
+    with pytest.raises(UserError, match="experiment=table9: has no artefacts"):
+        write("table9", tmp_path)
+
+
+def test_the_command_needs_no_torch(tmp_path):
+    setting(tmp_path, "table3_components", "snapkv", needles([50.0, 100.0]))
+    code = "import sys, json; from evals.report.__main__ import main; "
+    code += f"assert main(['experiment=table3_components', 'results={tmp_path}']) == 0; "
+    code += "print(json.dumps(sorted(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    *paths, modules = done.stdout.splitlines()
+    assert not {"torch", "transformers"} & set(json.loads(modules))
+    assert [path.rsplit("/", 1)[1] for path in paths] == ["table.md", "table.tex", "table.csv"]
+
+
+def test_the_csv_equals_the_summaries_and_the_figures_are_written(tmp_path):
+    scores = {"full": [90, 100, 80, 70], "snapkv": [10, 20, 30, 45], "compresskv": [60, 55, 33, 40]}
+    for method, values in scores.items():
+        setting(tmp_path, "fig5_niah", method, needles(values))
+    paths = write("fig5_niah", tmp_path)
+    assert {path.suffix for path in paths} == {".md", ".tex", ".csv", ".png", ".svg", ".pdf"}
+    assert paths[0].parent == tmp_path / "artefacts" / "fig5_niah"
+    read = table(paths)
+    overall = read[read["column"] == "average"].set_index("method")
+    names = {"full": "FullKV", "snapkv": "SnapKV", "compresskv": "CompressKV"}
+    for _, summary in frame(tmp_path).iterrows():
+        row = overall.loc[names[summary["method"]]]
+        assert (row["mean"], row["n"]) == (summary["score"], summary["n"])
+        assert (row["low"], row["high"]) == (summary["low"], summary["high"])
+        assert not row["partial"]
+    assert ElementTree.parse(next(path for path in paths if path.suffix == ".svg")).getroot().tag.endswith("svg")
+    first = paths[-1].read_bytes()
+    assert write("fig5_niah", tmp_path)[-1].read_bytes() == first
+
+
+def test_the_full_cache_comes_first_and_the_best_is_marked_within_a_budget(tmp_path):
+    scores = {"full": [99.0, 99.0], "snapkv": [50.0, 60.0], "cake": [70.0, 75.0], "compresskv": [80.0, 71.0]}
+    for method, values in scores.items():
+        setting(tmp_path, "fig5_niah", method, needles(values))
+    text = markdown(page_of("fig5_niah", tmp_path))
+    lines = [of_table for of_table in text.splitlines() if of_table.startswith("| full") or of_table.startswith("| 64")]
+    assert [of_table.split(" | ")[1] for of_table in lines] == ["FullKV", "SnapKV", "CAKE", "CompressKV"]
+    assert "**" not in lines[0]
+    assert lines[3].split(" | ")[2].startswith("**80.00**")
+    assert lines[2].split(" | ")[2].startswith("<u>70.00</u>")
+    assert lines[2].split(" | ")[3].startswith("**75.00**")
+    tex = latex(page_of("fig5_niah", tmp_path))
+    assert r"\textbf{80.00}" in tex
+    assert r"\underline{70.00}" in tex
+
+
+def test_partial_data_is_marked_and_never_ranked_with_complete(tmp_path):
+    setting(tmp_path, "fig5_niah", "snapkv", needles([100.0, 100.0]))
+    setting(tmp_path, "fig5_niah", "cake", needles([50.0, 60.0, 70.0, 80.0]))
+    setting(tmp_path, "fig5_niah", "compresskv", needles([55.0, 60.0, 70.0, 80.0]))
+    page = page_of("fig5_niah", tmp_path)
+    (grid,) = page.grids
+    assert [row.cells["average"].partial for row in grid.rows] == [True, False, False]
+    assert ranks("average", grid.rows) == {1: 2, 2: 1}
+    text = markdown(page)
+    assert "100.00 \\[" not in text
+    assert "100.00 [100.0, 100.0] †2 of 4" in text
+    assert "† partial" in text
+    assert r"\textdagger{}2 of 4" in latex(page)
+    # What is compared is what both have.
+    against = {verdict.second: verdict for verdict in page.verdicts}
+    assert (against["SnapKV"].n, against["CAKE"].n) == (2, 4)
+
+
+def test_verdicts_are_paired_and_corrected(tmp_path):
+    low, high = [10.0 + n for n in range(20)], [60.0 + n for n in range(20)]
+    setting(tmp_path, "fig5_niah", "snapkv", needles(low))
+    setting(tmp_path, "fig5_niah", "cake", needles([*high[:-1], high[-1] - 1]))
+    setting(tmp_path, "fig5_niah", "compresskv", needles(high))
+    found = {verdict.second: verdict for verdict in page_of("fig5_niah", tmp_path).verdicts}
+    assert found["SnapKV"].words == "CompressKV is better"
+    assert found["SnapKV"].mean == -50
+    assert found["CAKE"].words == "no difference shown"
+    comparisons = pd.read_csv(next(p for p in write("fig5_niah", tmp_path) if p.name == "comparisons.csv"))
+    assert dict(zip(comparisons["second"], comparisons["verdict"], strict=True)) == {
+        verdict.second: verdict.words for verdict in found.values()
+    }
+
+
+def test_two_models_have_a_table_and_a_figure_each(tmp_path):
+    for model, score in {"tiny": 40.0, "other": 90.0}.items():
+        setting(tmp_path, "v2_fig5_niah", "snapkv", needles([score, score]), model=model)
+        setting(tmp_path, "v2_fig5_niah", "snapkv", needles([score, score + 4]), model=model, budget=128)
+    paths = write("v2_fig5_niah", tmp_path)
+    assert {path.stem for path in paths if path.suffix == ".png"} == {"figure-tiny", "figure-other"}
+    text = paths[0].read_text()
+    assert text.count("needle in a haystack\n\n|") == 2
+    assert paths[1].read_text().count(r"\toprule") == 2
+    assert table(paths).groupby("model")["mean"].max().to_dict() == {"tiny": 44.0, "other": 94.0}
+
+
+def test_other_settings_of_a_method_are_rows_of_their_own_or_left_out(tmp_path):
+    setting(tmp_path, "table2_heads", "compresskv-uniform", needles([10.0, 20.0]))
+    with pytest.raises(UserError, match="has none of its results"):
+        page_of("table3_components", tmp_path)  # there the heads are as calibrated
+    (grid,) = page_of("table2_heads", tmp_path).grids
+    assert [row.method for row in grid.rows] == ["top-9 heads"]
+    for protocol, score in {"corrected": 10.0, "released": 20.0}.items():
+        setting(tmp_path, "fig5_niah", "snapkv", needles([score]), protocol=protocol)
+    (grid,) = page_of("fig5_niah", tmp_path).grids
+    assert {row.label: row.cells["average"].mean for row in grid.rows} == {
+        "SnapKV (corrected)": 10.0,
+        "SnapKV (released)": 20.0,
+    }
+
+
+def test_tokens_by_layer_stand_beside_the_published_where_they_can_be_compared(tmp_path):
+    values = [row.value for row in published("fig9_budgets") if (row.model[:5], row.budget) == ("Llama", 256)]
+    kept = [int(value) for value in values]
+    kept[0] += 2
+    lines = [line("L1000-D0-N0", length=1000, depth=0.0, kept=kept, realised_budget=256.0)]
+    model = "llama-3.1-8b-instruct"
+    for protocol in ("released", "corrected"):
+        setting(tmp_path, "fig9_budgets", "compresskv", lines, budget=256, model=model, protocol=protocol)
+    setting(tmp_path, "fig9_budgets", "compresskv", lines, budget=256)
+    read = table(write("fig9_budgets", tmp_path))
+    first = read[read["column"] == "layer 0"].set_index(["model", "protocol"])
+    assert first.loc[(model, "released"), "difference"] == 2
+    assert first.loc[(model, "corrected"), "not_comparable"] == "protocol=corrected"
+    assert pd.isna(first.loc[(model, "corrected"), "difference"])
+    assert pd.isna(first.loc[("tiny", "corrected"), "published"])
+    layers = read[(read["column"] != "average") & (read["protocol"] == "released")]
+    assert layers["difference"].abs().sum() == 2
+
+
+def test_longbench_has_tasks_categories_and_an_average_and_is_partial_until_official(tmp_path):
+    rows = {str(n): 40.0 + n for n in range(3)}
+    for method in ("snapkv", "compresskv"):
+        for task in ("qasper", "trec"):
+            lines = [line(id, score, answers=["a"], length=1) for id, score in rows.items()]
+            place = {"task": task, "eval": "longbench"}
+            model = "mistral-7b-instruct-v0.3"
+            setting(tmp_path, "table3_components", method, lines, 256, model, protocol="released", **place)
+    page = page_of("table3_components", tmp_path)
+    (grid,) = page.grids
+    assert list(grid.columns) == ["qasper", "trec", "single-doc QA", "few-shot", "average of 16"]
+    cell = grid.rows[0].cells["average of 16"]
+    assert cell.partial
+    assert (cell.mean, cell.published, cell.apart) == (41.0, 43.76, "partial")
+    assert "(paper 43.76, not comparable: partial)" in markdown(page)
+
+
+def test_needles_that_stand_in_say_so(tmp_path):
+    setting(tmp_path, "table3_components", "snapkv", needles([10.0, 20.0]))
+    assert "nothing here is a LongBench score" in markdown(page_of("table3_components", tmp_path))
+
+
+def test_names_are_escaped_in_latex_and_markdown(tmp_path):
+    name = r"a_b%&#{x}~^\|*<i>$[1]"
+    setting(tmp_path, "fig5_niah", "snapkv", needles([10.0, 20.0]), model=name.replace("\\", ""))
+    setting(tmp_path, "fig5_niah", "snapkv", needles([10.0, 20.0]), budget=128, model=name.replace("\\", ""))
+    tex = latex(page_of("fig5_niah", tmp_path))
+    assert r"a\_b\%\&\#\{x\}\textasciitilde{}\textasciicircum{}\textbar{}*\textless{}i\textgreater{}\${[}1{]}" in tex
+    assert r"a\_b%&\#{x}~^\|\*\<i\>$\[1\]" in markdown(page_of("fig5_niah", tmp_path))
+    assert escape("a\nb\\c") == r"a b\textbackslash{}c"
