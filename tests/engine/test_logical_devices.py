@@ -8,10 +8,10 @@ import torch
 from compresskv.calibration import layer_errors, retrieval_heads
 from compresskv.engine.attention import attached, forget, register
 from compresskv.engine.backends import FlashAttention2
-from compresskv.engine.decode import Stopping
+from compresskv.engine.decode import Stopping, decode_cache, forward_given
 from compresskv.engine.generation import generate
 from compresskv.engine.in_layer import generate_in_layer
-from compresskv.engine.prefill import FULL, Setting
+from compresskv.engine.prefill import FULL, Setting, prefill
 from tests import tiny
 from tests.methods_in_use import RAGGED, SNAPKV, STREAMING, compresskv, evicting_layers
 from tests.support.flash_attention import ON_LOGICAL_DEVICES
@@ -97,6 +97,31 @@ def test_fidelity(move, backend):
             generations = generate(moved, there, settings, NEW, memory=PLENTY, reference=reference)
     for generation, fidelity in zip(generations, expected, strict=True):
         assert vars(generation.fidelity) == pytest.approx(vars(fidelity), abs=1e-5)
+
+
+@pytest.mark.parametrize("move", [on_one, on_two])
+def test_several_tokens_at_once(move, backend):
+    """Past the room of the rows, and back: layers share their table, but go through the tokens one after the other."""
+    model, ids, given = tiny.model("llama"), tiny.prompt(70), tiny.prompt(9, seed=5)
+    settings = settings_of(model)
+
+    def logits(model, ids, given):
+        prompt = prefill(model, ids, 8)
+        cache = decode_cache(prompt, [prompt.kept(setting) for setting in settings], 2)
+        after = [forward_given(model, given[:2], 5, cache, 70), forward_given(model, given[2:6], 5, cache, 72)]
+        cache.crop(71)
+        after += [forward_given(model, given[1:8], 5, cache, 71), forward_given(model, given[8:], 5, cache, 78)]
+        cache.crop(-1)
+        return [part.cpu() for part in (*after, forward_given(model, given[8:], 5, cache, 78))]
+
+    with attached(model):
+        expected = logits(model, ids, given)
+    with logical_devices():
+        moved = move(model)
+        with attached(moved, backend):
+            found = logits(moved, ids.to(moved.device), given.to(moved.device))
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("move", [on_one, on_two])
