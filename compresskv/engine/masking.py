@@ -36,8 +36,9 @@ def generate_masked(
     tally = [[length] * layer.kv_heads for layer in prompt.layers]
     for heads in choices:
         cache = decode_cache(prompt, [kept], stopping.max_new_tokens + 1)
-        for layer, masked in zip(cache.evicting, heads, strict=True):
-            layer.masked = torch.tensor(masked, dtype=torch.int64, device=layer.device) if masked else None
+        for layer, of_prompt, masked in zip(cache.evicting, prompt.layers, heads, strict=True):
+            if masked:
+                layer.masked = torch.tensor(masked, device=of_prompt.keys.device)
         logits = forward_tokens(model, ids[-1:], cache, length - 1)[0]
         tokens = decode(model, cache, logits, length, 1, stopping, ids)[0]
         yield Generation(tokens, tally, prompt.cache.kept_bytes(tally))

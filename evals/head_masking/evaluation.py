@@ -1,5 +1,6 @@
 """Run head masking: every prompt is prefilled once, and decoded with each choice of heads masked."""
 
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -137,12 +138,16 @@ class Masking:
                 self.decode_prompt(task.sample(id), {choice: stores[choice] for choice in missing[id]})
 
     def decode_prompt(self, sample: Sample, stores: Mapping[Choice, SampleStore]) -> None:
-        """One prefill, and a line for each choice."""
+        """One prefill, whose time goes to the first line, and a line for each choice."""
         heads = [choice.heads for choice in stores]
+        started = time.perf_counter()
         generations = generate_masked(self.model.model, sample.ids, heads, sample.stopping, self.job.prefill_chunk)
         for (choice, store), generation in zip(stores.items(), generations, strict=True):
             named = replace(sample, record={**sample.record, "ranking": choice.ranking, "masked": choice.count})
-            store.append(sample_line(self.model, named, generation))
+            seconds, started = time.perf_counter() - started, time.perf_counter()
+            timing = {"batch_seconds": round(seconds, 3), "shared_by": 1}
+            key = "/".join(store.folder.parts[-3:])
+            store.append(sample_line(self.model, named, generation) | {"batch": [key], "timing": timing})
 
     def about(self, task: MaskingTask) -> dict[str, Any]:
         """The fields of a summary that do not follow from lines."""
