@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import torch
 
-from compresskv.calibration import Calibration, names
+from compresskv.calibration import Calibration
 from compresskv.errors import UserError
 from compresskv.eviction import Observation
 from compresskv.observation import ObservationConfig
@@ -45,9 +45,8 @@ class Context:
         made = self.calibration
         if made is None:
             raise UserError(
-                f"there is no {self.protocol.calibration_data} calibration of {self.model}, which this method needs "
-                f"(there are {', '.join(names())}): run "
-                f"`python run.py eval=calibrate model={self.model}` first, or give one: calibration=published "
+                f"there is no {self.protocol.calibration_data} calibration of {self.model}, which this method needs: "
+                f"run `python run.py eval=calibrate model={self.model}` first, or give one: calibration=published "
                 "are the authors' figures, where they exist"
             )
         for name in ("window", "kernel", "pooling"):
