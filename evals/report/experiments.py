@@ -2,10 +2,12 @@
 
 import itertools
 from collections.abc import Mapping
+from functools import cache
 from typing import Any
 
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
 from evals.compose import CONF, plain
@@ -18,8 +20,12 @@ def axes(*overrides: str) -> dict[str, list[str]]:
         return _axes(overrides)
 
 
+@cache
 def sweep(*overrides: str, only: str = "") -> list[dict[str, Any]]:
-    """The configurations of `-m <overrides>`, resolved; of the swept settings, those that start with `only`."""
+    """The configurations of `-m <overrides>`, resolved; of the swept settings, those that start with `only`.
+
+    Composed once in a process: leave them as they are.
+    """
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(CONF), version_base="1.3"):
         swept = {name: values for name, values in _axes(overrides).items() if name.startswith(only)}
@@ -28,8 +34,6 @@ def sweep(*overrides: str, only: str = "") -> list[dict[str, Any]]:
 
 
 def _axes(overrides: tuple[str, ...]) -> dict[str, list[str]]:
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-
     config = compose("config", list(overrides), return_hydra_config=True)
     params = OmegaConf.select(config, "hydra.sweeper.params") or {}
     swept: Mapping[str, Any] = OmegaConf.to_container(params, resolve=True)  # type: ignore[assignment]

@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 
 from compresskv.errors import UserError
+from compresskv.methods import method_config
 from evals.report.artefacts import page_of, write
 from evals.report.cells import ranks
 from evals.report.experiments import sweep
@@ -22,17 +23,11 @@ from evals.results.store import SampleStore
 from tests.command import ROOT
 from tests.results.trees import about, line
 
-METHODS = {}
-"""The method nodes of an experiment by the name that results have, composed once."""
-
 
 def nodes(experiment):
-    from compresskv.methods import method_config
-
-    if experiment not in METHODS:
-        configs = sweep(f"experiment={experiment}", only="method")
-        METHODS[experiment] = {method_config(config["method"]).name: config["method"] for config in configs}
-    return METHODS[experiment]
+    """The method nodes of an experiment by the name that results have."""
+    configs = sweep(f"experiment={experiment}", only="method")
+    return {method_config(config["method"]).name: config["method"] for config in configs}
 
 
 def needles(scores):

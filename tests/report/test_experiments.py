@@ -1,0 +1,65 @@
+"""Every experiment composes at every size for every model, and one runs to its artefacts."""
+
+import pytest
+from hydra import compose, initialize_config_dir
+
+from evals.compose import CONF, plain
+from evals.job import job_from
+from evals.report.experiments import axes
+from evals.report.items import ITEMS
+from evals.report.labels import METHODS
+from tests.command import ROOT, run
+
+EXPERIMENTS = sorted(path.stem for path in (ROOT / "conf" / "experiment").glob("*.yaml") if path.stem != "demo")
+MODELS = sorted(path.stem for path in (ROOT / "conf" / "model").glob("[!_]*.yaml"))
+SIZES = ("", "+size=smoke", "+size=paper")
+
+
+def check(experiment, size, model):
+    """A setting of the experiment's sweep is a job; what it sweeps over is a method and a budget at least."""
+    overrides = [f"experiment={experiment}", f"model={model}", *filter(None, [size])]
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        config = compose("config", overrides, return_hydra_config=True)
+    swept = plain(config)["hydra"]["sweeper"]["params"]
+    assert {"method", "budget"} <= set(swept)
+    content = plain(config)
+    del content["hydra"]
+    assert job_from(content).model.name == model
+    assert (swept.get("eval") in ("niah", "efficiency")) == (size == "+size=smoke")
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("place", range(len(EXPERIMENTS)))
+def test_every_experiment_composes_at_every_size(place, size):
+    """Models in turn, so that every model is met."""
+    check(EXPERIMENTS[place], size, MODELS[place % len(MODELS)])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_every_experiment_composes_for_every_model(experiment, size, model):
+    check(experiment, size, model)
+
+
+def test_every_item_has_an_experiment_and_every_method_a_name():
+    assert set(ITEMS) <= set(EXPERIMENTS)
+    assert {path.stem for path in (CONF / "method").glob("*.yaml")} <= set(METHODS)
+
+
+def test_heads_are_as_many_as_the_model_has():
+    for model, most in {"smollm2-135m": 9, "gemma3-270m": 4, "qwen2.5-7b-instruct": 28}.items():
+        counts = axes("experiment=table2_heads", f"model={model}")["method.scorer.heads"]
+        assert max(map(int, counts)) <= most
+
+
+def test_a_run_ends_with_its_artefacts(checkpoint, tmp_path):
+    tiny = [f"model.path={checkpoint}", "model.dtype=float32", "model.device=cpu", f"paths.results={tmp_path}"]
+    small = ["method=full,snapkv", "budget=64", "eval.lengths=[200]", "eval.depths=2", "eval.max_new_tokens=4"]
+    done = run("-m", "experiment=fig5_niah", "+size=smoke", *small, *tiny)
+    assert done.returncode == 0, done.stderr
+    folder = tmp_path / "artefacts" / "fig5_niah"
+    assert f"artefacts: {folder}" in done.stdout
+    assert "| SnapKV |" in (folder / "table.md").read_text()
+    assert (folder / "figure-tiny-llama.png").stat().st_size > 1000
