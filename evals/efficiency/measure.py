@@ -31,13 +31,15 @@ class Contender:
 class Measurement:
     """One generation: seconds to the first token (prefill, scoring and eviction), milliseconds a token after that.
 
-    `cache_bytes` are allocated for kept and new tokens; `peak_bytes` of the process or device, None if unknown.
+    `cache_bytes` are allocated for kept and new tokens, `total_cache_bytes` with those of sliding-window
+    layers; `peak_bytes` of the process or device, None if unknown.
     """
 
     first_token_s: float
     decode_ms: float
     total_s: float
     cache_bytes: int
+    total_cache_bytes: int
     realised_budget: float
     peak_bytes: int | None
 
@@ -69,6 +71,7 @@ def measure(model: LoadedModel, ids: torch.Tensor, contender: Contender, new_tok
         decode_ms=1000 * median(steps[WARM_UP:] or steps),
         total_s=ended - started,
         cache_bytes=cache.nbytes,
+        total_cache_bytes=cache.nbytes + cache.sliding_bytes,
         realised_budget=total / sum(map(len, tally)),
         peak_bytes=peak(model.device),
     )
