@@ -155,6 +155,32 @@ def test_a_signal_ends_in_a_sentence(tiny, tmp_path, sent):
     assert "finished samples are safe" in error
 
 
+def signalled_at(moment, sent, command):
+    """Assert that a run ends in one sentence when the signal comes after `moment` seconds."""
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    time.sleep(moment)
+    running = process.poll() is None
+    process.send_signal(sent)
+    _, error = process.communicate(timeout=60)
+    if running:
+        assert process.returncode != 0, f"swallowed after {moment} s"
+        assert "Traceback" not in error, f"after {moment} s"
+        early = not error and process.returncode == -sent  # the interpreter itself was still starting
+        assert early or error.splitlines()[-1].startswith("interrupted: "), f"after {moment} s"
+
+
+@pytest.mark.parametrize(("moment", "sent"), [(0.4, signal.SIGINT), (1.2, signal.SIGTERM)])
+def test_a_signal_at_start_up_is_answered(tiny, moment, sent):
+    signalled_at(moment, sent, arguments("method=snapkv", "budget=64", "eval.lengths=[3000]", "eval.depths=60", *tiny))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("moment", [round(0.05 + 0.1 * step, 2) for step in range(34)])
+def test_a_signal_at_any_moment_of_start_up_is_answered(tiny, moment, sent):
+    test_a_signal_at_start_up_is_answered(tiny, moment, sent)
+
+
 def test_a_failing_setting_does_not_take_the_others_along(tiny, tmp_path):
     done = run("-m", "method=snapkv,cake", "method/allocator=uniform,cake", "budget=64", *GRID, *tiny)
     assert done.returncode != 0

@@ -19,13 +19,15 @@ from compresskv.selection import Kept, counts
 class Generation:
     """What one setting generated, and what it kept.
 
-    `kept` counts prompt tokens, [layer][KV head]; `cache_bytes` are the bytes of their keys and values. `together`: the
-    places, in the list of settings, of those that were decoded in the same batch. `fidelity`: where it was asked for.
+    `kept` counts prompt tokens, [layer][KV head]; `cache_bytes` are the bytes of their keys and values, `sliding_bytes`
+    those of the sliding-window layers, which no setting evicts. `together`: the places, in the list of settings, of
+    those that were decoded in the same batch. `fidelity`: where it was asked for.
     """
 
     tokens: list[int]
     kept: list[list[int]]
     cache_bytes: int
+    sliding_bytes: int = field(default=0, compare=False)
     together: tuple[int, ...] = field(default=(0,), compare=False)
     fidelity: Fidelity | None = None
 
@@ -119,7 +121,7 @@ def _decode_together(
     else:
         tallies = [counts(setting) for setting in kept.values()]
         return {
-            place: Generation(row, tally, prompt.cache.kept_bytes(tally), places)
+            place: Generation(row, tally, prompt.cache.kept_bytes(tally), prompt.cache.sliding_bytes, places)
             for place, row, tally in zip(places, tokens, tallies, strict=True)
         }
     # Outside the handler, whose traceback would keep the failed batch alive.

@@ -193,4 +193,4 @@ def generate_in_layer(
     logits = forward_prompt(model, ids, cache, chunk)
     tokens = decode(model, cache, logits, ids.numel(), 1, stopping, ids)[0]
     tally = counts(cache.kept)
-    return Generation(tokens, tally, cache.kept_bytes(tally))
+    return Generation(tokens, tally, cache.kept_bytes(tally), cache.sliding_bytes)

@@ -23,10 +23,25 @@ from evals.results.provenance import environment
 from evals.results.store import new_folder, write_json
 from evals.running.methods import build_method
 
-MEASURED = ("first_token_s", "decode_ms", "total_s", "cache_bytes", "realised_budget", "peak_bytes")
+MEASURED = (
+    "first_token_s",
+    "decode_ms",
+    "total_s",
+    "cache_bytes",
+    "total_cache_bytes",
+    "realised_budget",
+    "peak_bytes",
+)
 """The fields of a measurement that a row has the medians of."""
 
-COLUMNS = {"first_token_s": 1, "decode_ms": 1, "total_s": 1, "cache_bytes": 1e6, "peak_bytes": 1e6}
+COLUMNS = {
+    "first_token_s": 1,
+    "decode_ms": 1,
+    "total_s": 1,
+    "cache_bytes": 1e6,
+    "total_cache_bytes": 1e6,
+    "peak_bytes": 1e6,
+}
 """The fields that the table shows, and what they are divided by."""
 
 Measurements = dict[tuple[str, int], list[Measurement]]
@@ -146,7 +161,7 @@ def _show(title: str, rows: Sequence[dict[str, Any]]) -> None:
     bound = any(row["launch_bound"] for row in rows)
     table = Table(title=escape(title), caption="* bound by launches: the GPU waits for the host" if bound else None)
     table.add_column("setting", no_wrap=True)
-    for column in ("length", "first token s", "decode ms", "total s", "cache MB", "peak MB"):
+    for column in ("length", "first token s", "decode ms", "total s", "cache MB", "with sliding layers", "peak MB"):
         table.add_column(column, justify="right")
     for row in rows:
         cells = []

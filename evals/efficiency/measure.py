@@ -38,7 +38,8 @@ class Measurement:
     """One generation: seconds to the first token (prefill, scoring and eviction), milliseconds a token after that.
 
     `launch_bound`: a decode step takes the host about as long to ask for as it takes in all, so that the GPU waits for
-    launches (None without a GPU). `cache_bytes` are allocated for kept and new tokens; `peak_bytes` of the process or
+    launches (None without a GPU). `cache_bytes` are allocated for kept and new tokens, `total_cache_bytes` with those
+    of sliding-window layers; `peak_bytes` of the process or
     of all GPUs together, each at its own moment, None if unknown, and `peak_bytes_by_gpu` each of theirs.
     """
 
@@ -47,6 +48,7 @@ class Measurement:
     launch_bound: bool | None
     total_s: float
     cache_bytes: int
+    total_cache_bytes: int
     realised_budget: float
     peak_bytes: int | None
     peak_bytes_by_gpu: tuple[int, ...] = ()
@@ -82,6 +84,7 @@ def measure(model: LoadedModel, ids: torch.Tensor, contender: Contender, new_tok
         launch_bound=sum(asked) > LAUNCH_BOUND * sum(steps) if devices else None,
         total_s=ended - started,
         cache_bytes=cache.nbytes,
+        total_cache_bytes=cache.nbytes + cache.sliding_bytes,
         realised_budget=total / sum(map(len, tally)),
         peak_bytes=None if peaks is None else sum(peaks),
         peak_bytes_by_gpu=tuple(peaks or ()) if devices else (),

@@ -11,7 +11,8 @@ its words. A row that differs gets a number that no official row has, so that it
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Mapping
+import sys
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +64,14 @@ def altered_rows(folder: Path, task: str) -> dict[int, str]:
     path = folder / ALTERED
     altered = json.loads(path.read_text()) if path.is_file() else {}
     return {int(row): problem for row, problem in altered.get(task, {}).items()}
+
+
+def warn_of_altered_rows(folder: Path, tasks: Sequence[Task]) -> None:
+    """Say on stderr, a line a task, which rows of a copy are not the official ones and so are in no official score."""
+    for task in tasks:
+        if altered := altered_rows(folder, task.name):
+            row, problem = next(iter(altered.items()))
+            print(f"{task.name}: {len(altered)} rows are not official, such as {row} ({problem})", file=sys.stderr)
 
 
 def download(repository: str, revision: str | None = None) -> Path:

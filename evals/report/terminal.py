@@ -76,6 +76,10 @@ def score_table(
         table.add_column("task", no_wrap=True)
     for column in ("score", "95 % interval", *columns, "n", "kept/layer/head", "cache MB"):
         table.add_column(escape(column), justify="right")
+    all_records = [record for of_setting in records.values() for record in of_setting]
+    hybrid = any("total_cache_bytes" in (record.summary or {}) for record in all_records)
+    if hybrid:
+        table.add_column("with sliding layers", justify="right")
     for name, of_setting in records.items():
         for record in of_setting:
             summary = record.summary
@@ -91,6 +95,7 @@ def score_table(
                 str(summary["n"]),
                 f"{summary['realised_budget']:.1f}",
                 f"{summary['cache_bytes'] / 1e6:.2f}",
+                *([_megabytes(summary.get("total_cache_bytes"))] if hybrid else []),
             )
     return table
 
@@ -119,6 +124,10 @@ def _values(records: Sequence[Record], field: str) -> list[float]:
     for record in records:
         values += [line[field] for line in record.covered if line.get(field) is not None]
     return values
+
+
+def _megabytes(size: int | None) -> str:
+    return "–" if size is None else f"{size / 1e6:.2f}"
 
 
 def _parts(records: Sequence[Record], part_of: Callable[[Line], str]) -> dict[str, float]:

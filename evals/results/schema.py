@@ -35,6 +35,7 @@ class SampleLine(TypedDict, total=False):
     new_tokens: int  # generated
     realised_budget: float  # mean number of prompt tokens kept per layer and KV head
     cache_bytes: int  # of the kept keys and values
+    total_cache_bytes: int  # with those of sliding-window layers, which nothing evicts; absent without such layers
     kept: list[int | list[int]]  # tokens kept in each layer: one number, or one per KV head where they differ
     compressed: bool  # whether anything was evicted
     batch: list[str]  # the settings that were decoded together, as <protocol>/<method>/<budget>-<hash8>
@@ -70,6 +71,7 @@ class Summary(TypedDict, total=False):
     n: Required[int]
     realised_budget: float  # as in `SampleLine`
     cache_bytes: int
+    total_cache_bytes: int
     uncompressed: int  # how many samples kept everything
     truncated: int  # how many prompts lost their middle
     scores: dict[str, float]  # means of the further metrics, by field

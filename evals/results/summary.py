@@ -26,8 +26,9 @@ def measured(lines: Sequence[Line], version: int = SCHEMA_VERSION) -> dict[str, 
     shared = set(lines[0]).intersection(*lines)
     if "realised_budget" in shared:
         content["realised_budget"] = round(_mean([line["realised_budget"] for line in lines]), 3)
-    if "cache_bytes" in shared:
-        content["cache_bytes"] = round(_mean([line["cache_bytes"] for line in lines]))
+    for name in ("cache_bytes", "total_cache_bytes"):
+        if name in shared:
+            content[name] = round(_mean([line[name] for line in lines]))
     if "compressed" in shared:
         content["uncompressed"] = sum(not line["compressed"] for line in lines)
     if "truncated" in shared:

@@ -120,6 +120,7 @@ def _reference(model: LoadedModel, sample: Sample) -> list[int]:
 def sample_line(model: LoadedModel, sample: Sample, generation: Generation) -> Line:
     """What one setting generated for one sample, and what it kept."""
     prediction = model.tokenizer.decode(generation.tokens, skip_special_tokens=True)
+    sliding = generation.sliding_bytes
     return {
         "id": sample.id,
         "prediction": prediction,
@@ -129,6 +130,7 @@ def sample_line(model: LoadedModel, sample: Sample, generation: Generation) -> L
         "new_tokens": len(generation.tokens),
         "realised_budget": generation.realised_budget,
         "cache_bytes": generation.cache_bytes,
+        **({"total_cache_bytes": generation.cache_bytes + sliding} if sliding else {}),
         "kept": _kept(generation),
         "compressed": generation.realised_budget < sample.ids.numel(),
         **_fidelity(generation),

@@ -8,7 +8,7 @@ from datasets import Dataset, DatasetDict
 
 from compresskv.errors import UserError
 from evals.longbench import official
-from evals.longbench.copies import altered_rows
+from evals.longbench.copies import altered_rows, warn_of_altered_rows
 from evals.longbench.data import check_official, data_fingerprint, load_task, open_source
 from evals.longbench.prompts import template
 from evals.longbench.tasks import ENGLISH, TASKS
@@ -134,7 +134,7 @@ def test_one_dataset_of_several_tasks(index, tmp_path):
         {"length": 5},
     ],
 )
-def test_altered_rows_are_said_and_are_never_official(change, index, tmp_path):
+def test_altered_rows_are_said_and_are_never_official(change, index, tmp_path, capsys):
     name = "hotpotqa"
     cut = ("do not output any other words.\n\n", "Answer:")
     rows = [dict(row) for row in index[name]]
@@ -148,6 +148,8 @@ def test_altered_rows_are_said_and_are_never_official(change, index, tmp_path):
     [(row, problem)] = altered_rows(folder, name).items()
     assert row == 201
     assert problem
+    warn_of_altered_rows(folder, [TASKS[name]])
+    assert capsys.readouterr().err == f"{name}: 1 rows are not official, such as 201 ({problem})\n"
 
 
 def test_another_template_is_an_altered_prompt(index, tmp_path):

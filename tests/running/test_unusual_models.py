@@ -1,0 +1,67 @@
+"""Whole runs, in this process, of models that are not plain: some layers slide, or a weight is infinite."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import Qwen2Config, Qwen2ForCausalLM
+
+from compresskv.errors import UserError
+from evals.compose import job
+from evals.running.sweep import run
+
+GRID = ["eval.lengths=[200]", "eval.depths=1", "eval.max_new_tokens=2", "model.dtype=float32", "model.device=cpu"]
+
+
+@pytest.fixture(scope="module")
+def hybrid(tmp_path_factory, default_model):
+    """A directory of a tiny model of which one of three layers slides over 24 tokens."""
+    folder = tmp_path_factory.mktemp("hub") / "tiny-hybrid"
+    torch.manual_seed(0)
+    size = {"hidden_size": 48, "intermediate_size": 64, "num_hidden_layers": 3, "num_attention_heads": 6}
+    sliding = {"use_sliding_window": True, "sliding_window": 24, "max_window_layers": 2}
+    config = Qwen2Config(**size, **sliding, num_key_value_heads=2, vocab_size=49152, eos_token_id=2)
+    Qwen2ForCausalLM(config).save_pretrained(folder)
+    default_model.tokenizer.save_pretrained(folder)
+    return folder
+
+
+def test_a_hybrid_model_gives_both_sums_of_its_cache(hybrid, tmp_path, capsys):
+    run([job(*GRID, f"model.path={hybrid}", f"paths.results={tmp_path}", "method=snapkv", "budget=64")])
+    (summary,) = (json.loads(path.read_text()) for path in tmp_path.rglob("summary.json"))
+    (line,) = (json.loads(path.read_text()) for path in tmp_path.rglob("samples.jsonl"))
+    bytes_per_token = 2 * 2 * 8 * 4  # keys and values, KV heads, head_dim, float32
+    assert line["cache_bytes"] == 2 * 64 * bytes_per_token
+    assert line["total_cache_bytes"] - line["cache_bytes"] >= 23 * bytes_per_token
+    assert summary["total_cache_bytes"] == line["total_cache_bytes"]
+    printed = capsys.readouterr()
+    assert "2 of 3 layers evict" in printed.out + printed.err
+    assert "with sliding layers" in printed.out
+    assert f"{line['total_cache_bytes'] / 1e6:.2f}" in printed.out
+
+
+def test_an_infinite_weight_is_no_result(checkpoint, tmp_path):
+    folder = tmp_path / "broken"
+    folder.mkdir()
+    for file in checkpoint.iterdir():
+        (folder / file.name).write_bytes(file.read_bytes())
+    weights = load_file(folder / "model.safetensors")
+    weights["model.layers.1.mlp.down_proj.weight"][3, 3] = torch.inf
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    for method in ("full", "snapkv"):
+        with pytest.raises(UserError, match=r"model\.dtype=float32 or bfloat16") as caught:
+            run([job(*GRID, f"model.path={folder}", f"paths.results={tmp_path}", f"method={method}", "budget=64")])
+        assert "\n" not in str(caught.value)
+    assert all(path.read_text() == "" for path in tmp_path.rglob("samples.jsonl"))
+    assert not list(tmp_path.rglob("summary.json"))
+
+
+def test_a_login_is_asked_for_before_the_model_is_loaded(tmp_path, monkeypatch):
+    wandb = pytest.importorskip("wandb")
+    monkeypatch.setattr(wandb.api, "_api_key", None, raising=False)
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    with pytest.raises(UserError, match="nobody is logged in"):
+        run([job("logger=wandb", "model.path=/nowhere", "model.name=none", f"paths.results={tmp_path}")])
