@@ -148,6 +148,7 @@ def test_altered_rows_are_said_and_are_never_official(change, index, tmp_path, c
     [(row, problem)] = altered_rows(folder, name).items()
     assert row == 201
     assert problem
+    capsys.readouterr()  # the progress bars of `datasets`
     warn_of_altered_rows(folder, [TASKS[name]])
     assert capsys.readouterr().err == f"{name}: 1 rows are not official, such as 201 ({problem})\n"
 
