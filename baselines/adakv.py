@@ -51,19 +51,19 @@ class AdaKVAllocator:
         base = budget - shape.window
         budgets = self.layers(scores, shape, budget) if self.layers else [base] * len(scores)
         capacities = []
-        for layer, own in zip(scores, budgets, strict=True):
+        for layer, budget_of_layer in zip(scores, budgets, strict=True):
             if not layer.heads_differ:
                 raise UserError(
                     "this allocator compares the KV heads of a layer, but the scorer scores all of them alike: "
                     "use method=adacompresskv for semantic heads, or method/allocator=uniform"
                 )
-            assert isinstance(own, int)
-            if own > shape.past:
+            assert isinstance(budget_of_layer, int)
+            if budget_of_layer > shape.past:
                 capacities.append((shape.past,) * shape.kv_heads)
             elif self.exact:
-                capacities.append(apportioned(winners(layer, own), own, self.alpha))
+                capacities.append(apportioned(winners(layer, budget_of_layer), budget_of_layer, self.alpha))
             else:
-                capacities.append(rounded(winners(layer, own), base, self.alpha))
+                capacities.append(rounded(winners(layer, budget_of_layer), base, self.alpha))
         return capacities
 
 

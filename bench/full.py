@@ -26,13 +26,13 @@ def peak_forecast(model: LoadedModel) -> float:
     """The peak of all settings of a 4K prompt, in a process that has just loaded the model, over what was forecast."""
     chosen, (ids,) = settings(model, METHODS, BUDGETS), prompts(model, [4000])
     give_back()
-    found = forecast(model.model, chosen, ids.numel(), 32, backend=model.backend)
+    expected = forecast(model.model, chosen, ids.numel(), 32, backend=model.backend)
     reset_peak(gpus(model.model))
     with attached(model.model):
         generate(model.model, ids, chosen, Stopping(32))
     measured = sum(peak(gpus(model.model)) or [0])
-    print(f"peak of {len(chosen)} settings: {measured / 1e6:.0f} MB; {found}", flush=True)
-    return round(measured / found.peak, 4)
+    print(f"peak of {len(chosen)} settings: {measured / 1e6:.0f} MB; {expected}", flush=True)
+    return round(measured / expected.peak, 4)
 
 
 def sweep_31(model: LoadedModel) -> dict[str, float]:

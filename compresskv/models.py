@@ -181,9 +181,9 @@ def _trained_window(config: ModelConfig, model: PreTrainedModel) -> int:
 
 
 def _notes(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, defaults: Mapping[str, Any]) -> Iterator[str]:
-    generation, own = _ids(model.generation_config.eos_token_id), _ids(tokenizer.eos_token_id)
-    if own - generation:
-        names = ", ".join(tokenizer.convert_ids_to_tokens(sorted(generation | own)))
+    of_config, of_tokenizer = _ids(model.generation_config.eos_token_id), _ids(tokenizer.eos_token_id)
+    if of_tokenizer - of_config:
+        names = ", ".join(tokenizer.convert_ids_to_tokens(sorted(of_config | of_tokenizer)))
         yield f"its tokenizer and its generation_config.json name other end tokens: generation stops at any of {names}"
     kinds = get_layer_types_and_kwargs(model.config.get_text_config(decoder=True))[0]
     evicting = kinds.count("full_attention")

@@ -190,13 +190,13 @@ def find_place(text: str, starts: Sequence[int], depth: float) -> tuple[int, str
     ends = _ends(SENTENCE_END, text, sentence_low, sentence_high)
     if sentence_low == 0 and ends:
         ends.insert(0, 0)  # a sentence begins where the text does, if one ends near
-    for rule, found in (
+    for rule, places in (
         ("sentence", [end for end in ends if end <= max(limit, high)]),
         ("line", _ends(LINE_END, text, low, high)),
         ("word", _ends(WORD_END, text, low, high)),
     ):
-        if found:
-            return max((end for end in found if end <= limit), default=found[0]), rule
+        if places:
+            return max((end for end in places if end <= limit), default=places[0]), rule
     return limit, "token"
 
 

@@ -149,10 +149,10 @@ def folders() -> tuple[Path, ...]:
 
 def names() -> list[str]:
     """What there is in all folders, as `<model>.<source>`, sorted."""
-    found: set[str] = set()
+    existing: set[str] = set()
     for folder in folders():
-        found |= {path.name.removesuffix(".json") for path in folder.glob("*.json")}
-    return sorted(found)
+        existing |= {path.name.removesuffix(".json") for path in folder.glob("*.json")}
+    return sorted(existing)
 
 
 def find(model: str, source: str, folder: Path | None = None) -> Calibration | None:

@@ -185,9 +185,9 @@ def paired(corrected: Sequence[Line], released: Sequence[Line]) -> str:
 def change(before: Sequence[Line], after: Sequence[Line]) -> str:
     """The mean difference of the scores of equal samples, with its 95 % bootstrap interval."""
     by_id = {line["id"]: line["score"] for line in after}
-    found = difference([line["score"] for line in before], [by_id[line["id"]] for line in before])
-    low, high = found.interval or (found.mean, found.mean)
-    return f"**{_signed(found.mean)}** [{_signed(low)}, {_signed(high)}]"
+    paired = difference([line["score"] for line in before], [by_id[line["id"]] for line in before])
+    low, high = paired.interval or (paired.mean, paired.mean)
+    return f"**{_signed(paired.mean)}** [{_signed(low)}, {_signed(high)}]"
 
 
 def _signed(value: float) -> str:

@@ -129,11 +129,11 @@ def _row_numbers(task: Task, claims: Sequence[int | None], records: Sequence[Rec
     """Each record's row: the claimed one, the official row of its content, or the line; past the official ones where
     an official row has the number of that line."""
     located = official.locate(task.name, [(record.answers, record.length) for record in records])
-    official_rows = {found for found, claim in zip(located, claims, strict=True) if claim is None}
+    official_rows = {official_row for official_row, claim in zip(located, claims, strict=True) if claim is None}
     numbers = []
-    for line, (claim, found) in enumerate(zip(claims, located, strict=True)):
+    for line, (claim, official_row) in enumerate(zip(claims, located, strict=True)):
         other = line if line not in official_rows else task.n + line
-        numbers.append(next(number for number in (claim, found, other) if number is not None))
+        numbers.append(next(number for number in (claim, official_row, other) if number is not None))
     return numbers
 
 

@@ -42,8 +42,8 @@ def rouge_l(prediction: str, reference: str) -> RougeL:
             if not may_overflow and (len(common) < 2 or common <= covered):
                 covered |= common
                 continue
-            found, depth = _backtrack(sentence, column, len(candidate))
-            covered |= found
+            longest, depth = _backtrack(sentence, column, len(candidate))
+            covered |= longest
             overflow |= depth >= RECURSION_DEPTH
     precision = len(covered) / len(set().union(*candidates))
     recall = len(covered) / len(set().union(*references))

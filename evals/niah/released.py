@@ -52,8 +52,8 @@ def hide(
         end = sentence_end(beginning, starts[round(depth * tokens)])
         place = sum(start < end for start in starts[:tokens])
     else:
-        own = frozenset(tokenizer(".", add_special_tokens=special).input_ids)
-        periods = own if sentence_rule == "period_ids" else LLAMA2_PERIODS
+        of_tokenizer = frozenset(tokenizer(".", add_special_tokens=special).input_ids)
+        periods = of_tokenizer if sentence_rule == "period_ids" else LLAMA2_PERIODS
         place = int(round(len(context) * depth, 6))  # 0.29 · 100 is 28.999…
         while place and context[place - 1] not in periods:
             place -= 1

@@ -77,10 +77,10 @@ def _chosen(experiment: str, results: Path) -> tuple[list[Record], str]:
         order.setdefault(method_config(config["method"]).name, len(order))
         nodes.append(config["method"])
     for name in dict.fromkeys([evaluation, "niah"]):
-        found = [record for record in records(results) if record.eval == name and record.covered]
-        found = [record for record in found if record.summary is not None and _same(record.config.get("method"), nodes)]
-        if found:
-            return sorted(found, key=lambda record: order.get(record.method, len(order))), evaluation
+        usable = [record for record in records(results) if record.eval == name and record.covered and record.summary]
+        usable = [record for record in usable if _same(record.config.get("method"), nodes)]
+        if usable:
+            return sorted(usable, key=lambda record: order.get(record.method, len(order))), evaluation
     raise UserError(
         f"experiment={experiment}: {results / 'runs'} has none of its results: "
         f"run `python run.py -m experiment={experiment}` first, or name the tree with results="

@@ -209,8 +209,8 @@ def _longbench(records: Sequence[Record]) -> dict[str, Cell]:
     for category in CATEGORIES:
         wanted[category] = [task for task in ENGLISH if TASKS[task].category == category]
     wanted[AVERAGE_OF_16] = ENGLISH
-    found = {name: mean_over(tasks) for name, tasks in wanted.items()}
-    return {name: cell for name, cell in found.items() if cell is not None}
+    means = {name: mean_over(tasks) for name, tasks in wanted.items()}
+    return {name: cell for name, cell in means.items() if cell is not None}
 
 
 def ranks(column: str, rows: Sequence[Row]) -> dict[int, int]:

@@ -38,8 +38,8 @@ def verdicts(item: Item, grid: Grid) -> list[Verdict]:
     """All comparisons of an item; none of tokens kept, which are no scores."""
     if item.columns != "scores":
         return []
-    found = list(_pairs(item, grid))
-    compared = [_compared(first, second, grid.last, len(found)) for first, second in found]
+    pairs = list(_pairs(item, grid))
+    compared = [_compared(first, second, grid.last, len(pairs)) for first, second in pairs]
     corrected = statistics.holm([difference.p for difference in compared])
     return [
         Verdict(
@@ -54,7 +54,7 @@ def verdicts(item: Item, grid: Grid) -> list[Verdict]:
             difference.n,
             difference.needed,
         )
-        for (first, second), difference, p in zip(found, compared, corrected, strict=True)
+        for (first, second), difference, p in zip(pairs, compared, corrected, strict=True)
     ]
 
 
