@@ -43,6 +43,7 @@ def assert_paths_agree(model, texts, new_tokens: int) -> None:
             assert [generate_in_layer(model.model, ids, s, stopping) for s in settings] == shared
 
 
+@pytest.mark.slow
 def test_shared_equals_separate_and_in_layer(default_model):
     assert_paths_agree(default_model, prompts(default_model, 300, 1), 8)
 

@@ -133,7 +133,10 @@ def test_jobs_need_neither_torch_nor_an_evaluation():
 def test_generic_modules_name_no_evaluation():
     names = {path.parent.name for path in (ROOT / "evals").glob("*/config.py")}
     assert {"niah", "longbench", "efficiency", "calibration"} <= names
-    for folder in ("", "running", "launch", "report", "results", "loggers"):
-        for path in (ROOT / "evals" / folder).glob("*.py"):
-            for name in names:
-                assert f"evals.{name}" not in path.read_text(), f"{path} imports {name}"
+    # The paper's own tables and figures, in evals/report, are of known evaluations; what every run shows is not.
+    generic = [ROOT / "evals" / "report" / "terminal.py"]
+    for folder in ("", "running", "launch", "results", "loggers"):
+        generic += (ROOT / "evals" / folder).glob("*.py")
+    for path in generic:
+        for name in names:
+            assert f"evals.{name}" not in path.read_text(), f"{path} imports {name}"

@@ -48,6 +48,7 @@ def test_it_resumes(calibrated):
     assert samples() == before
 
 
+@pytest.mark.slow
 def test_layer_errors_on_longbench(checkpoint, tmp_path):
     data = tmp_path / "data"
     data.mkdir()

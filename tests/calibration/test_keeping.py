@@ -127,7 +127,7 @@ def test_needles_and_calibrations_share_no_essay(long_window) -> None:
     niah = compose.job("eval=niah", "eval.lengths=[170000]").eval
     assert isinstance(niah, Niah)
     task = NiahTask(niah, long_window, EvaluationProtocol())
-    hidden = task.hide("", 169_000, 0.5)
+    hidden = hide("", task.prompts.haystack.text, 169_000, 0.5, long_window.tokenizer)
     assert hidden.repeats == 1
     for start in range(0, len(calibrating) - 200, 200):
         assert calibrating[start : start + 200] not in hidden.text
@@ -139,7 +139,8 @@ def test_short_needles_are_hidden_where_they_were(long_window) -> None:
     niah = compose.job("eval=niah").eval
     task = NiahTask(niah, long_window, EvaluationProtocol())  # type: ignore[arg-type]
     for depth in (0.0, 0.5, 1.0):
-        assert task.hide("\nX\n", 3900, depth) == hide("\nX\n", whole, 3900, depth, long_window.tokenizer)
+        cut = hide("\nX\n", task.prompts.haystack.text, 3900, depth, long_window.tokenizer)
+        assert cut == hide("\nX\n", whole, 3900, depth, long_window.tokenizer)
 
 
 def test_few_texts_are_for_both() -> None:

@@ -17,10 +17,11 @@ from baselines.adakv import apportioned as adakv_apportioned
 from baselines.headkv import HeadKVAllocator, kv_head_shares, pool_and_minimum
 from baselines.snapkv import Grouping, SnapKVScorer
 from baselines.uniform import UniformAllocator
-from compresskv.errors import UserError
+from compresskv.errors import NonFiniteError, UserError
 from compresskv.eviction import EvictionMethod, LayerPrefill, LayerScores, Observation, PromptShape
 from compresskv.layer_error import LayerErrorAllocator
 from compresskv.protocol import EvaluationProtocol
+from compresskv.selection import refuse_nan
 from compresskv.semantic_heads import SemanticHeadScorer
 
 from .construction import allocated, context, kept, method, past_kept, random_layers
@@ -451,8 +452,8 @@ def test_a_contest_between_equal_heads_is_refused(scorer: str, allocator: str) -
 
 def test_a_contest_that_is_not_a_number_is_refused() -> None:
     scores = LayerScores(torch.ones(2, 5), contest=torch.full((2, 5), math.nan))
-    with pytest.raises(ValueError, match="NaN"):
-        _ = scores.best_heads
+    with pytest.raises(NonFiniteError, match="NaN"):
+        refuse_nan([scores])
 
 
 def test_the_equal_part_is_the_uniform_budgets_where_released() -> None:
