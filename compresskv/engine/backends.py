@@ -1,6 +1,6 @@
 """The kernels under the attention function: torch's sdpa everywhere, flash-attn on CUDA."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib import import_module
 from typing import Any, Protocol
 
@@ -50,6 +50,20 @@ def flash_serves(dtype: torch.dtype, device: torch.device) -> bool:
     return half and device.type == "cuda" and torch.cuda.get_device_capability(device) >= AMPERE
 
 
+def in_turn(one: Callable[[int, Tensor, Tensor, Tensor], Tensor], query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """Let each new token be appended and attend before the next: [settings, new, q_heads, d].
+
+    `one(step, query, key, value)` does it for the token at place `step`: [settings, q_heads, d].
+    """
+    if query.shape[2] == 1:  # every decode step: nothing to copy
+        return one(0, query, key, value).unsqueeze(1)
+    outputs = []
+    for step in range(query.shape[2]):
+        token = slice(step, step + 1)
+        outputs.append(one(step, query[:, :, token], key[:, :, token], value[:, :, token]))
+    return torch.stack(outputs, 1)
+
+
 class SDPA:
     """`scaled_dot_product_attention` of torch: runs everywhere, and is the backend on the CPU."""
 
@@ -84,11 +98,10 @@ class SDPA:
         return [BucketedRows(sources.pop(0), room) for _ in range(len(sources))]
 
     def decode(self, query: Tensor, key: Tensor, value: Tensor, rows: BucketedRows, scaling: float) -> Tensor:
-        outputs = []
-        for i in range(query.shape[2]):
-            one = slice(i, i + 1)
-            outputs.append(rows.attend(self.decode_bucket, query[:, :, one], key[:, :, one], value[:, :, one], scaling))
-        return torch.stack(outputs, 1)
+        def one(step: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+            return rows.attend(self.decode_bucket, query, key, value, scaling)
+
+        return in_turn(one, query, key, value)
 
     def decode_bucket(
         self, query: Tensor, key: Tensor, value: Tensor, bucket: Bucket, new: int, scaling: float
@@ -127,16 +140,15 @@ class MaskedSDPA(SDPA):
         return table_rows(MaskedTable, sources, room)
 
     def decode(self, query: Tensor, key: Tensor, value: Tensor, rows: RaggedRows, scaling: float) -> Tensor:  # type: ignore[override]
-        new = query.shape[2]
-        rows.advance(new)
-        outputs = []
-        for i in range(new):
-            one = slice(i, i + 1)
-            outputs.append(self._decode_one(query[:, :, one], key[:, :, one], value[:, :, one], rows, i, scaling))
-        return torch.stack(outputs, 1)
+        rows.advance(query.shape[2])
+
+        def one(step: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+            return self._decode_one(step, query, key, value, rows, scaling)
+
+        return in_turn(one, query, key, value)
 
     def _decode_one(
-        self, query: Tensor, key: Tensor, value: Tensor, rows: RaggedRows, step: int, scaling: float
+        self, step: int, query: Tensor, key: Tensor, value: Tensor, rows: RaggedRows, scaling: float
     ) -> Tensor:
         """The new token at place `step` of a forward: [settings, q_heads, d]."""
         settings, q_heads, _, head_dim = query.shape
