@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from compresskv import calibration
-from compresskv.context import Context
 from compresskv.engine.attention import attached
 from compresskv.engine.masking import generate_masked
 from compresskv.engine.prefill import FULL
@@ -25,10 +24,11 @@ from evals.niah.evaluation import NiahTask
 from evals.niah.prompts import NeedlePrompts
 from evals.progress import Progress
 from evals.results.finish import finish
-from evals.results.store import SampleStore, close_all, write_yaml
+from evals.results.store import SampleStore, close_all
 from evals.running.batches import sample_line
 from evals.running.forecast import forecast
-from evals.running.tasks import setting_folder
+from evals.running.methods import context_of
+from evals.running.tasks import about, open_store, setting_folder
 
 
 def run(model: LoadedModel, config: HeadMasking, jobs: Sequence[Job], progress: Progress) -> Path:
@@ -84,19 +84,8 @@ class Masking:
 
     def scores(self) -> dict[str, calibration.HeadScores]:
         """The calibrated scores of all heads, for each ranking."""
-        model, job = self.model, self.job
-        context = Context(
-            model=model.name,
-            layers=model.layers,
-            q_heads=model.q_heads,
-            kv_heads=model.kv_heads,
-            observation=job.observation,
-            protocol=job.protocol,
-            calibration=calibration.choose(model.name, job.calibration, job.protocol),
-            fingerprint=model.fingerprint,
-        )
-        made = context.calibrated()
-        return {name: made.scores(made.kind_of_scores(name, job.protocol)) for name in self.config.rankings}
+        made = context_of(self.model, self.job).calibrated()
+        return {name: made.scores(made.kind_of_scores(name, self.job.protocol)) for name in self.config.rankings}
 
     def run(self, progress: Progress) -> None:
         """Decode what is missing, write the summaries, print the table."""
@@ -104,14 +93,12 @@ class Masking:
         try:
             for task in self.tasks:
                 folder = self.job.results / "runs" / setting_folder(self.model, self.job, task, FULL)
-                stores[task.choice] = SampleStore(folder)
-                if stores[task.choice].writable and not (folder / "config.yaml").exists():
-                    write_yaml(folder / "config.yaml", dict(self.job.config))
+                stores[task.choice] = open_store(folder, self.job)
             self.decode(stores, progress)
             lines = {}
             for task in self.tasks:
                 store = stores[task.choice]
-                finish(store, task.sample_ids, self.about(task), self.job.results / "runs")
+                finish(store, task.sample_ids, about(self.model, self.job, task, FULL), self.job.results / "runs")
                 lines[task.choice] = [store.lines[id] for id in task.sample_ids]
         finally:
             close_all(stores.values())
@@ -148,20 +135,3 @@ class Masking:
             timing = {"batch_seconds": round(seconds, 3), "shared_by": 1}
             key = "/".join(store.folder.parts[-3:])
             store.append(sample_line(self.model, named, generation) | {"batch": [key], "timing": timing})
-
-    def about(self, task: MaskingTask) -> dict[str, Any]:
-        """The fields of a summary that do not follow from lines."""
-        return {
-            "model": self.model.name,
-            "eval": self.config.name,
-            "task": task.name,
-            "protocol": self.job.protocol.name,
-            "method": self.job.method.name,
-            "budget": None,
-            "model_fingerprint": self.model.fingerprint,
-            "dtype": self.model.dtype,
-            "backend": self.model.backend,
-            "prompt": task.identity,
-            "method_in_full": None,
-            "config": dict(self.job.config),
-        }

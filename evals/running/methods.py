@@ -23,7 +23,12 @@ def build_method(model: LoadedModel, job: Job, first_prompt: Callable[[], int] |
         return None
     if model.layers == 0:
         raise UserError(f"{model.name} has sliding-window layers only, so there is nothing to evict: use method=full")
-    context = Context(
+    return build(job.method, context_of(model, job, first_prompt))
+
+
+def context_of(model: LoadedModel, job: Job, first_prompt: Callable[[], int] | None = None) -> Context:
+    """What a job's method is told of the model and the run; `first_prompt` as in `build_method`."""
+    return Context(
         model=model.name,
         layers=model.layers,
         q_heads=model.q_heads,
@@ -34,7 +39,6 @@ def build_method(model: LoadedModel, job: Job, first_prompt: Callable[[], int] |
         fingerprint=model.fingerprint,
         first_prompt=first_prompt() if first_prompt and job.protocol.pyramid_schedule == "first_prompt" else None,
     )
-    return build(job.method, context)
 
 
 def describe(value: Any) -> Any:

@@ -63,10 +63,15 @@ def _open(model: LoadedModel, job: Job, task: Task, opened: Mapping[Path, Settin
     folder = job.results / "runs" / setting_folder(model, job, task, setting)
     if folder in opened:
         return opened[folder]
+    return SettingRun(job, task, setting, "/".join(folder.parts[-3:]), open_store(folder, job))
+
+
+def open_store(folder: Path, job: Job) -> SampleStore:
+    """The store of a setting's `folder`, with the job's configuration beside it from the start."""
     store = SampleStore(folder)
     if store.writable and not (folder / "config.yaml").exists():
         write_yaml(folder / "config.yaml", dict(job.config))
-    return SettingRun(job, task, setting, "/".join(folder.parts[-3:]), store)
+    return store
 
 
 def setting_folder(model: LoadedModel, job: Job, task: Task, setting: Setting) -> Path:
@@ -127,21 +132,25 @@ def _finish_all(model: LoadedModel, runs: Iterable[SettingRun], fail: Fail) -> l
 def _finish(model: LoadedModel, run: SettingRun) -> Entry:
     """Write the summary of a run that has all its samples."""
     job, ids = run.job, list(run.task.sample_ids)
-    about: dict[str, Any] = {
+    finish(run.store, ids, about(model, job, run.task, run.setting), job.results / "runs")
+    note = f"{len(ids)} samples" + (f", {run.resumed} of them from before" if run.resumed else "")
+    place = (model.name, job.eval.name, run.task.name, job.label)
+    return Entry(*place, "resumed" if run.resumed else "ran", note, folder=str(run.store.folder), samples=tuple(ids))
+
+
+def about(model: LoadedModel, job: Job, task: Task, setting: Setting) -> dict[str, Any]:
+    """The fields of a setting's summary that do not follow from its lines."""
+    return {
         "model": model.name,
         "eval": job.eval.name,
-        "task": run.task.name,
+        "task": task.name,
         "protocol": job.protocol.name,
         "method": job.method.name,
         "budget": job.budget,
         "model_fingerprint": model.fingerprint,
         "dtype": model.dtype,
         "backend": model.backend,
-        "prompt": run.task.identity,
-        "method_in_full": describe(run.setting.method),
+        "prompt": task.identity,
+        "method_in_full": describe(setting.method),
         "config": dict(job.config),
     }
-    finish(run.store, ids, about, job.results / "runs")
-    note = f"{len(ids)} samples" + (f", {run.resumed} of them from before" if run.resumed else "")
-    place = (model.name, job.eval.name, run.task.name, job.label)
-    return Entry(*place, "resumed" if run.resumed else "ran", note, folder=str(run.store.folder), samples=tuple(ids))
