@@ -59,7 +59,7 @@ class MaskingTask(NiahTask):
     @cached_property
     def prompts(self) -> NeedlePrompts:
         rule = self.protocol.masking_sentence_rule
-        return NeedlePrompts(self.model, self.protocol, self.haystack, rule, raw=released.RAW_MASKING)
+        return NeedlePrompts(self.model, self.protocol, self.book, rule, raw=released.RAW_MASKING)
 
     @property
     def identity(self) -> Mapping[str, Any]:

@@ -51,9 +51,18 @@ class NiahTask:
         return "needle"
 
     @cached_property
+    def texts(self) -> Sequence[str]:
+        return essays(self.config.haystack)
+
+    @cached_property
     def haystack(self) -> Haystack:
         """All texts, which identify the task."""
-        return Haystack("\n".join(essays(self.config.haystack)))
+        return Haystack("\n".join(self.texts))
+
+    @property
+    def book(self) -> Haystack:
+        """What prompts are cut from: the texts without those that are held out for calibrations."""
+        return Haystack("\n".join(evaluated_and_held_out(self.texts)[0]))
 
     @cached_property
     def needles(self) -> Sequence[Needle]:
@@ -64,8 +73,7 @@ class NiahTask:
 
     @cached_property
     def prompts(self) -> NeedlePrompts:
-        book = Haystack("\n".join(evaluated_and_held_out(essays(self.config.haystack))[0]))
-        return NeedlePrompts(self.model, self.protocol, book, self.protocol.niah_sentence_rule, raw=released.RAW)
+        return NeedlePrompts(self.model, self.protocol, self.book, self.protocol.niah_sentence_rule, raw=released.RAW)
 
     @cached_property
     def cells(self) -> dict[str, Cell]:

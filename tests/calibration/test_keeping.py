@@ -14,6 +14,9 @@ from evals.calibration.config import Calibrate
 from evals.calibration.detection import last_texts
 from evals.calibration.keep import keep
 from evals.haystack import essays, evaluated_and_held_out, hide
+from evals.head_masking.choices import Choice
+from evals.head_masking.config import HeadMasking
+from evals.head_masking.evaluation import MaskingTask
 from evals.niah.config import Niah
 from evals.niah.evaluation import NiahTask
 from evals.progress import Progress
@@ -131,6 +134,15 @@ def test_needles_and_calibrations_share_no_essay(long_window) -> None:
     assert hidden.repeats == 1
     for start in range(0, len(calibrating) - 200, 200):
         assert calibrating[start : start + 200] not in hidden.text
+
+
+def test_head_masking_cuts_its_prompts_from_the_same_text(long_window) -> None:
+    masking, niah = compose.job("eval=head_masking", "method=full").eval, compose.job("eval=niah").eval
+    assert isinstance(masking, HeadMasking)
+    assert isinstance(niah, Niah)
+    masked = MaskingTask(masking, long_window, EvaluationProtocol(), Choice("none", 0, None, ()))
+    plain = NiahTask(niah, long_window, EvaluationProtocol())
+    assert masked.prompts.haystack == plain.prompts.haystack
 
 
 def test_short_needles_are_hidden_where_they_were(long_window) -> None:
