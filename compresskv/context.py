@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import torch
 
-from compresskv.calibration import Calibration
+from compresskv.calibration import Calibration, names
 from compresskv.errors import UserError
 from compresskv.eviction import Observation
 from compresskv.observation import ObservationConfig
@@ -16,7 +16,8 @@ class Context:
     """Handed to the functions that make a scorer or an allocator from configuration.
 
     `layers` counts those that evict. `first_prompt` is the length, in tokens, of the task's first sample in dataset
-    order. `fingerprint` identifies the weights, as a calibration names them.
+    order. `fingerprint` identifies the weights, as a calibration names them. `calibration_setting` is
+    what `calibration` was chosen by.
     """
 
     model: str
@@ -28,6 +29,7 @@ class Context:
     calibration: Calibration | None = None
     first_prompt: int | None = None
     fingerprint: str | None = None
+    calibration_setting: str = "auto"
 
     @property
     def score_dtype(self) -> torch.dtype | None:
@@ -44,10 +46,12 @@ class Context:
         """The model's calibration, made with its weights and for this observation. Raises `UserError` without one."""
         made = self.calibration
         if made is None:
+            asked = self.calibration_setting
+            source = self.protocol.calibration_data if asked == "auto" else asked
             raise UserError(
-                f"there is no {self.protocol.calibration_data} calibration of {self.model}, which this method needs: "
-                f"run `python run.py eval=calibrate model={self.model}` first, or give one: calibration=published "
-                "are the authors' figures, where they exist"
+                f"calibration={asked}: there is no {source} calibration of {self.model}, which this method needs: "
+                f"run `python run.py eval=calibrate model={self.model}` first, or give one (there are "
+                f"{', '.join(names())}; published are the authors' figures)"
             )
         for name in ("window", "kernel", "pooling"):
             if getattr(made.observation, name) != getattr(self.observation, name):

@@ -144,6 +144,7 @@ def method_for(
     if not layers and not method.keeps_everything:
         raise UserError(f"method={name}: this model has sliding-window layers only, so there is nothing to evict")
     label, fingerprint = origin(model.name_or_path)
+    setting = calibration if isinstance(calibration, str) else "auto"
     if calibration is None:
         calibration = of_model(label, fingerprint)
     elif not isinstance(calibration, Calibration):
@@ -154,6 +155,7 @@ def method_for(
         q_heads=config.num_attention_heads,
         kv_heads=getattr(config, "num_key_value_heads", None) or config.num_attention_heads,
         calibration=calibration,
+        calibration_setting=setting,
         fingerprint=fingerprint,
     )
     return build(method, context)

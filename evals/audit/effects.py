@@ -58,7 +58,7 @@ COMPARED: dict[str, tuple[tuple[str, int], ...]] = {
 """The methods that a protocol field changes, and the budgets (tokens) to compare them at."""
 
 ELSEWHERE = {
-    "masking_sentence_rule": "none in this score: only head masking reads it",
+    "masking_sentence_rule": "none in this score: only head masking (`eval=head_masking`) reads it",
     "chat_wrapper": "none in this score: only LongBench prompts have it",
     "longbench_truncation": "none in this score: only LongBench prompts are cut",
     "generation_config": "none on this model: its generation_config.json asks nothing of greedy decoding",

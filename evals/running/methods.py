@@ -36,6 +36,7 @@ def context_of(model: LoadedModel, job: Job, first_prompt: Callable[[], int] | N
         observation=job.observation,
         protocol=job.protocol,
         calibration=calibration.choose(model.name, job.calibration, job.protocol),
+        calibration_setting=job.calibration,
         fingerprint=model.fingerprint,
         first_prompt=first_prompt() if first_prompt and job.protocol.pyramid_schedule == "first_prompt" else None,
     )
