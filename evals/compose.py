@@ -8,6 +8,7 @@ from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf
 
 from compresskv.model_config import name_of
+from evals.help import settings_help
 from evals.job import Job, job_from
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
@@ -16,6 +17,8 @@ CONF = Path(__file__).resolve().parents[1] / "conf"
 # `model.path=<id or directory>` names the model after it, unless `model.name` says otherwise.
 OmegaConf.register_new_resolver("name_of", lambda path, name: name if path is None else name_of(path), replace=True)
 OmegaConf.register_new_resolver("if_null", lambda value, otherwise: otherwise if value is None else None, replace=True)
+# For `--help`, in conf/config.yaml.
+OmegaConf.register_new_resolver("settings_help", lambda *, _root_: settings_help(_root_), replace=True)
 
 
 def composed(*overrides: str) -> dict[str, Any]:
