@@ -56,7 +56,13 @@ bench-kvpress: setup $(KVPRESS) ## the part of it that compares with NVIDIA's kv
 audit: setup ## measure what each quirk of the released code changes, for docs/audit.md (about 10 minutes on 2 cores)
 	$(BIN)/python -m evals.audit
 
+# The first rows of LongBench's tasks: a directory of task.jsonl files, or the official archive.
+LONGBENCH ?= hub
+
+reference: setup ## run what results/reference has, on the default model (hours on 2 cores; goes on where it was ended)
+	$(BIN)/python -m evals.reference --data $(LONGBENCH)
+
 clean: ## remove the environment and caches
 	rm -rf .venv .venv-kvpress .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
-.PHONY: help setup demo test test-slow test-gpu test-slurm lint bench bench-full bench-kvpress audit clean
+.PHONY: help setup demo test test-slow test-gpu test-slurm lint bench bench-full bench-kvpress audit reference clean
