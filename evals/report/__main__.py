@@ -9,7 +9,6 @@ from pathlib import Path
 from compresskv.errors import UserError
 from evals.report.items import ITEMS
 
-
 PAGE_USAGE = "python -m evals.report <results> --out <directory>"
 
 

@@ -71,20 +71,16 @@ class Chart:
         return sorted(values) or [0.0]
 
     @cached_property
-    def y_range(self) -> tuple[float, float]:
+    def y_ticks(self) -> list[float]:
+        """Four to six round values that span all points and 0."""
         lows = [point.y if point.low is None else point.low for point in self.points]
         highs = [point.y if point.high is None else point.high for point in self.points]
-        low, high = min([0.0, *lows]), max([*highs, 0.0])
-        return low, high if high > low else low + 1
-
-    @cached_property
-    def y_ticks(self) -> list[float]:
-        low, high = self.y_range
-        raw = (high - low) / 4
+        low, high = min([0.0, *lows]), max([0.0, *highs])
+        raw = ((high - low) or 1.0) / 4
         power = 10 ** math.floor(math.log10(raw))
         step = next(factor * power for factor in (1, 2, 2.5, 5, 10) if factor * power >= raw * 0.999)
-        first = math.ceil(low / step)
-        return [place * step for place in range(first, math.floor(high / step + 1e-9) + 1)]
+        first, last = math.floor(low / step), math.ceil(high / step - 1e-9)
+        return [place * step for place in range(first, max(last, first + 1) + 1)]
 
     @cached_property
     def x_ticks(self) -> list[float]:
@@ -99,7 +95,7 @@ class Chart:
         return round(LEFT + 10 + share * (WIDTH - LEFT - RIGHT - 20), 1)
 
     def y(self, value: float) -> float:
-        low, high = self.y_range
+        low, high = self.y_ticks[0], self.y_ticks[-1]
         return round(HEIGHT - BOTTOM - (value - low) / (high - low) * (HEIGHT - TOP - BOTTOM), 1)
 
     def path(self, line: Line) -> str:

@@ -52,7 +52,7 @@ def _model_and_eval(setting: Setting) -> tuple[str, str]:
 def _setting(setting: Setting, name: str, shared: _Table) -> dict[str, Any]:
     record, summary = setting.record, setting.record.summary or {}
     fields = {key: summary[key] for key in NUMBERS if summary.get(key) is not None}
-    scores = {key: value for key, value in (summary.get("scores") or {}).items()}
+    scores = dict(summary.get("scores") or {})
     fidelity = {key: value["mean"] for key, value in (summary.get("fidelity") or {}).items()}
     origin = {key: summary[key] for key in ORIGIN if summary.get(key) is not None}
     return {
@@ -80,6 +80,9 @@ def _samples(ordered: Sequence[Setting]) -> list[dict[str, Any]]:
             if key not in prompts:
                 prompts[key] = {"at": list(key), "prompt": _of_prompt(line, record.summary or {}), "by": []}
             prompts[key]["by"].append({"setting": place, **_of_setting(line)})
+    for sample in prompts.values():
+        # What the others are compared with comes first.
+        sample["by"].sort(key=lambda each: ordered[each["setting"]].record.budget is not None)
     return list(prompts.values())
 
 

@@ -94,18 +94,19 @@ function cell(value, share, text) {
   return made;
 }
 
-function heatmap(caption, corner, columns, rows) {
+function heatmap(title, about, corner, columns, rows, density = "") {
   const head = element("tr", {}, element("th", { scope: "col" }, corner), ...columns.map((name) => element("th", { scope: "col" }, name)));
   const body = rows.map(([name, cells]) => element("tr", {}, element("th", { scope: "row" }, name), ...cells));
-  const table = element("table", { class: "heat" }, element("caption", {}, caption), element("thead", {}, head), element("tbody", {}, ...body));
-  return element("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": caption }, table);
+  const table = element("table", { class: `heat ${density}` }, element("thead", {}, head), element("tbody", {}, ...body));
+  const scroll = element("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": title }, table);
+  return element("figure", {}, element("figcaption", {}, title, " ", element("small", {}, about)), scroll);
 }
 
 // Needles.
 const MOST_PANELS = 24;
 if (byId("needle-panels")) {
   const controls = byId("needle-controls"), panels = byId("needle-panels");
-  let board = data.needles[0], methods = new Set(), budgets = new Set();
+  let board = data.needles[0], ordered = [], methods = new Set(), budgets = new Set();
 
   const boxes = (legend, values, chosen, text) => element("fieldset", {}, element("legend", {}, legend), ...values.map((value) => {
     const box = element("input", { type: "checkbox", onchange: () => { box.checked ? chosen.add(value) : chosen.delete(value); draw(); } });
@@ -114,12 +115,12 @@ if (byId("needle-panels")) {
   }));
 
   const draw = () => {
-    const chosen = board.panels.filter((panel) => methods.has(panel.method) && (panel.budget === null || budgets.has(panel.budget)));
+    const chosen = ordered.filter((panel) => methods.has(panel.method) && (panel.budget === null || budgets.has(panel.budget)));
     const shown = chosen.slice(0, MOST_PANELS);
     panels.replaceChildren(...shown.map((panel) => {
       const name = panel.budget === null ? panel.method : `${panel.method} ${panel.budget}`;
-      const caption = `${name}: mean ${panel.mean.toFixed(1)}, n = ${panel.n}${panel.partial ? `, † ${panel.partial}` : ""}`;
-      return heatmap(caption, "depth", board.lengths, panel.cells.map((cells, row) => [board.depths[row], cells.map((value) => cell(value, value / 100, Math.round(value)))]));
+      const about = `mean ${panel.mean.toFixed(1)}, ${panel.partial ? `† ${panel.partial} samples` : `n = ${panel.n}`}`;
+      return heatmap(name, about, "depth", board.lengths, panel.cells.map((cells, row) => [board.depths[row], cells.map((value) => cell(value, value / 100, Math.round(value)))]));
     }));
     const more = chosen.length > shown.length ? ` The first ${shown.length} are shown.` : "";
     byId("needle-note").textContent = `${chosen.length} of ${board.panels.length} settings are chosen.${more}`;
@@ -127,6 +128,7 @@ if (byId("needle-panels")) {
 
   const open = (place) => {
     board = data.needles[place];
+    ordered = [...board.panels].sort((a, b) => (a.budget || 0) - (b.budget || 0));
     const allMethods = distinct(board.panels.map((panel) => panel.method));
     const allBudgets = distinct(board.panels.map((panel) => panel.budget).filter((budget) => budget !== null)).sort((a, b) => a - b);
     const first = allMethods.filter((name) => /^(FullKV|CompressKV|SnapKV)/.test(name));
@@ -157,9 +159,9 @@ if (byId("head-map")) {
       return [layer, [...cells, element("td", { class: "bar-cell" }, map.layers[layer].toFixed(1))]];
     });
     const columns = [...map.cells[0].keys(), "% error"];
-    const made = map.prompts ? `, from ${map.prompts} prompts` : "";
-    const scale = map.ranks ? "rank among the layer's heads, 1 is best" : `scores × 100, largest ${most}`;
-    byId("head-map").replaceChildren(heatmap(`${map.model}, ${map.kind} (${map.source}${made}): ${scale}`, "layer", columns, rows));
+    const made = map.prompts ? `from ${map.prompts} prompts; ` : "";
+    const scale = map.ranks ? "rank among the layer's heads, 1 is best" : `scores × 100, the largest is ${most}`;
+    byId("head-map").replaceChildren(heatmap(`${map.model}: ${map.kind} (${map.source})`, made + scale, "layer", columns, rows, "dense"));
   };
   const [label] = choice("map", data.heads.map((map, i) => [i, `${map.model}: ${map.kind} (${map.source})`]), (value) => draw(Number(value)));
   byId("head-controls").append(label);
@@ -171,7 +173,7 @@ function facts(pairs) {
   return element("dl", {}, ...pairs.filter(([, value]) => value !== undefined && value !== null && value !== "").flatMap(([name, value]) => [element("dt", {}, name), element("dd", {}, value)]));
 }
 
-const bytes = (size) => (size >= 1e6 ? `${(size / 1e6).toFixed(2)} MB` : `${size} bytes`);
+const bytes = (size) => (size >= 1e4 ? `${(size / 1e6).toFixed(2)} MB` : `${size} bytes`);
 const plain = (value) => (typeof value === "object" ? JSON.stringify(value) : String(value));
 
 function kept(layers, id) {

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from itertools import groupby
 from statistics import fmean
 
-from evals.longbench.tasks import TASKS
+from evals.longbench.tasks import CATEGORIES, ENGLISH, TASKS
 from evals.report import paper
-from evals.report.cells import Cell, Grid, Row, grid, ranks
+from evals.report.cells import AVERAGE_OF_16, Cell, Grid, Row, grid, ranks
 from evals.report.html.chart import Chart, Line, Point
 from evals.report.html.reading import Setting, Tree
 from evals.report.items import Item
@@ -121,7 +121,7 @@ def _board(of_model: Grid, settings: Sequence[Setting]) -> Board:
         of_model.model,
         of_model.eval,
         f"{of_model.model} · {EVALS.get(of_model.eval, of_model.eval)}",
-        of_model.columns,
+        [column_title(column, of_model) for column in of_model.columns],
         list(_rows(of_model)),
         [sentence(verdict) for verdict in sorted(compared, key=lambda verdict: verdict.budget or 0)],
         list(_shares(of_model)),
@@ -163,16 +163,39 @@ def _cell(cell: Cell, rank: int | None, with_interval: bool) -> CellText:
 
 def sentence(verdict: Verdict) -> Sentence:
     """A comparison in words."""
-    bounds = f"95 % interval {verdict.interval[0]:.1f} to {verdict.interval[1]:.1f}, " if verdict.interval else ""
-    numbers = f"{bounds}p = {verdict.p:.3f}, n = {verdict.n}"
+    first, second, mean, bounds = verdict.first, verdict.second, verdict.mean, verdict.interval
+    if mean > 0:
+        first, second = second, first
+    elif bounds:
+        bounds = -bounds[1], -bounds[0]
+    between = f"95 % interval {signed(bounds[0])} to {signed(bounds[1])}, " if bounds else ""
+    p = "p < 0.001" if verdict.p < 0.001 else f"p = {verdict.p:.3f}"
+    # No line breaks around the signs.
+    numbers = f"{between}{p}, n = {verdict.n}".replace(" = ", "\u00a0=\u00a0").replace(" < ", "\u00a0<\u00a0")
     at = "With the full cache" if verdict.budget is None else f"At budget {verdict.budget}"
     if verdict.p < statistics.ALPHA:
-        better, other = (verdict.second, verdict.first) if verdict.mean > 0 else (verdict.first, verdict.second)
-        return Sentence(f"{at}, {better} is better than {other} by {abs(verdict.mean):.1f} points ({numbers}).", True)
-    needed = f"; about {verdict.needed} samples would show a difference this large" if verdict.needed else ""
-    shown = f"{verdict.mean:+.1f}".replace("-", "−")
+        return Sentence(f"{at}, {first} is better than {second} by {abs(mean):.1f} points ({numbers}).", True)
+    needed = f"; about {verdict.needed:,} samples would tell them apart" if verdict.needed else ""
+    by = f"{first} has {abs(mean):.1f} points more" if mean else "equal means"
     text = f"{at}, no difference is shown between {verdict.first} and {verdict.second}"
-    return Sentence(f"{text} ({verdict.second} {shown} points, {numbers}{needed}).", False)
+    return Sentence(f"{text} ({by}, {numbers}{needed}).", False)
+
+
+def signed(value: float) -> str:
+    """One decimal, with the minus that numbers have."""
+    return f"{value:.1f}".replace("-", "−")
+
+
+def column_title(column: str, of_model: Grid) -> str:
+    """The column's name; averages of LongBench say over how many of their tasks they are."""
+    if of_model.eval != "longbench" or column not in (*CATEGORIES, AVERAGE_OF_16):
+        return column
+    tasks = [task for task in ENGLISH if column == AVERAGE_OF_16 or TASKS[task].category == column]
+    there = sum(task in of_model.columns for task in tasks)
+    if there == len(tasks):
+        return column
+    name = "average" if column == AVERAGE_OF_16 else column
+    return f"{name} ({there} of {len(tasks)} tasks)"
 
 
 def _shares(of_model: Grid) -> Iterator[str]:
@@ -212,7 +235,7 @@ def _over_budget(of_model: Grid, styles: dict[str, int]) -> Chart | None:
             levels.append(Line(row.label, [point], styles[row.label], True))
         else:
             points.setdefault(row.label, []).append(point)
-    return _budget_chart(f"Score, {of_model.last}", "score, 0 to 100", points, levels, styles)
+    return _budget_chart(f"Score, {column_title(of_model.last, of_model)}", "score, 0 to 100", points, levels, styles)
 
 
 def _kl(of_model: Grid, styles: dict[str, int]) -> Chart | None:

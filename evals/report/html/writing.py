@@ -3,7 +3,6 @@
 import base64
 import hashlib
 import json
-import unicodedata
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
