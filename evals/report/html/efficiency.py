@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +56,7 @@ def _measured(content: Mapping[str, Any], when: str) -> Measured:
     about = f"{content['new_tokens']} new tokens, {content['rounds']} rounds, {content['dtype']}, {content['backend']}"
     return Measured(
         content["model"],
-        when,
+        _date(when),
         about,
         content.get("environment") or {},
         ["setting", "prompt tokens", *(title for _, title, _ in COLUMNS)],
@@ -63,6 +64,14 @@ def _measured(content: Mapping[str, Any], when: str) -> Measured:
         [chart for panel in PANELS if (chart := _chart(rows, *panel))],
         any(row.get("launch_bound") for row in rows),
     )
+
+
+def _date(folder: str) -> str:
+    """The date and time in the name of a measurement's folder; the name itself where it is none."""
+    try:
+        return f"{datetime.strptime(folder[:15], '%Y%m%d-%H%M%S'):%Y-%m-%d %H:%M}"
+    except ValueError:
+        return folder
 
 
 def _texts(row: Mapping[str, Any]) -> list[str]:

@@ -47,7 +47,7 @@ def _of_calibration(made: Calibration) -> Iterable[dict[str, Any]]:
         "prompts": sum(made.accepted.values()),
     }
     for kind, scores in made.head_scores.items():
-        cells = [[round(100 * score, 1) for score in layer] for layer in scores]
+        cells = [[round(score, 4) for score in layer] for layer in scores]
         yield {**about, "kind": TITLES.get(kind, kind), "ranks": False, "cells": cells}
     for kind, ranked in made.rankings.items():
         yield {**about, "kind": f"{TITLES.get(kind, kind)}, ranks", "ranks": True, "cells": _ranks(ranked)}

@@ -147,12 +147,13 @@ if (byId("head-map")) {
   const draw = (place) => {
     const map = data.heads[place];
     const most = Math.max(...map.cells.flat().filter((value) => value !== null));
+    const factor = most < 1 ? 100 : 1;
     const rows = map.cells.map((heads, layer) => {
       const order = heads.map((value, head) => [value === null ? Infinity : map.ranks ? value : -value, head]).sort((a, b) => a[0] - b[0] || a[1] - b[1]);
       const picked = new Set(order.slice(0, map.selected).map(([, head]) => head));
       const cells = heads.map((value, head) => {
-        const share = map.ranks ? 1 - (value - 1) / most : value / most;
-        const made = cell(value, share, map.ranks || value >= 9.95 ? Math.round(value) : value.toFixed(1));
+        const share = map.ranks ? 1 - (value - 1) / most : Math.sqrt(value / (most || 1));
+        const made = cell(value, share, map.ranks ? value : (value * factor).toFixed(1));
         if (picked.has(head)) made.classList.add("picked");
         return made;
       });
@@ -160,7 +161,7 @@ if (byId("head-map")) {
     });
     const columns = [...map.cells[0].keys(), "% error"];
     const made = map.prompts ? `from ${map.prompts} prompts; ` : "";
-    const scale = map.ranks ? "rank among the layer's heads, 1 is best" : `scores × 100, the largest is ${most}`;
+    const scale = map.ranks ? "rank among the layer's heads, 1 is best" : `score${factor > 1 ? " × 100" : ""}; shades by its square root`;
     byId("head-map").replaceChildren(heatmap(`${map.model}: ${map.kind} (${map.source})`, made + scale, "layer", columns, rows, "dense"));
   };
   const [label] = choice("map", data.heads.map((map, i) => [i, `${map.model}: ${map.kind} (${map.source})`]), (value) => draw(Number(value)));
@@ -231,7 +232,7 @@ if (byId("sample")) {
     shown = data.samples.filter((sample, place) => (wanted.length ? matches(texts[place], wanted) : groupOf(sample) === group));
     const everywhere = wanted.length ? (sample) => `${groupOf(sample)} · ${sample.at[4]}` : (sample) => sample.at[4];
     picker.replaceChildren(...shown.map((sample, place) => element("option", { value: place }, everywhere(sample))));
-    byId("sample-note").textContent = wanted.length ? `${shown.length} of ${data.samples.length} samples have these words.` : `${shown.length} samples of this task.`;
+    byId("sample-note").textContent = wanted.length ? `${shown.length} of ${data.samples.length} samples have these words.` : `${shown.length} ${shown.length === 1 ? "sample" : "samples"} of this task.`;
     before.disabled = after.disabled = true;
     draw();
   };

@@ -21,7 +21,7 @@ LONGEST = 1200
 ALL_FIELDS = ("id", "score", *FIDELITY)
 FIELDS = {
     "niah": (*ALL_FIELDS, "length", "depth"),
-    "head_masking": (*ALL_FIELDS, "length", "depth"),
+    "head_masking": (*ALL_FIELDS, "ranking", "masked"),
     "longbench": (*ALL_FIELDS, "length", "answers", "score_official"),
 }
 """Fields of the lines that tables and figures are made of, by evaluation."""

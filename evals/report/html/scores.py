@@ -175,7 +175,7 @@ def sentence(verdict: Verdict) -> Sentence:
     at = "With the full cache" if verdict.budget is None else f"At budget {verdict.budget}"
     if verdict.p < statistics.ALPHA:
         return Sentence(f"{at}, {first} is better than {second} by {abs(mean):.1f} points ({numbers}).", True)
-    needed = f"; about {verdict.needed:,} samples would tell them apart" if verdict.needed else ""
+    needed = f"; about {verdict.needed:,} samples would tell them apart" if verdict.needed and bounds else ""
     by = f"{first} has {abs(mean):.1f} points more" if mean else "equal means"
     text = f"{at}, no difference is shown between {verdict.first} and {verdict.second}"
     return Sentence(f"{text} ({by}, {numbers}{needed}).", False)

@@ -12,7 +12,7 @@ from markupsafe import Markup
 
 from compresskv.errors import UserError
 from evals.console import visible
-from evals.report.html import efficiency, heads, needles, scores
+from evals.report.html import efficiency, heads, masking, needles, scores
 from evals.report.html.embedded import settings_and_samples
 from evals.report.html.reading import Tree, read
 from evals.report.page import budget_text, published_column
@@ -53,6 +53,7 @@ def page(results: Path) -> str:
         evals=sorted({setting.record.eval for setting in tree.settings}),
         boards=shown,
         published=_published(scores.PAPER),
+        masked=masking.masked(tree),
         measured=measured,
         heads=maps,
         needles=heatmaps,
