@@ -54,7 +54,7 @@ def one_sentence_endings() -> Iterator[None]:
     try:
         yield
     except UserError as error:
-        sys.exit(f"error: {error}")
+        sys.exit(visible(f"error: {error}"))
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
 

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from compresskv.errors import UserError
+from evals.console import visible
 from evals.report.items import ITEMS
 
 PAGE_USAGE = "python -m evals.report <results> --out <directory>"
@@ -31,7 +32,7 @@ def main(arguments: list[str]) -> int:
         for path in write(given["experiment"], Path(given.get("results", "results")).expanduser()):
             print(path)
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(visible(f"error: {error}"), file=sys.stderr)
         return 2
     return 0
 
@@ -47,7 +48,7 @@ def _page(arguments: list[str]) -> int:
 
         print(write(options.results.expanduser(), options.out.expanduser()))
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(visible(f"error: {error}"), file=sys.stderr)
         return 2
     return 0
 
