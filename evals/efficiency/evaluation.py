@@ -6,14 +6,13 @@ from statistics import median
 from typing import Any
 
 import torch
-from rich.markup import escape
 from rich.table import Table
 
 from compresskv.engine.attention import attached
 from compresskv.engine.prefill import FULL, Setting
 from compresskv.errors import UserError
 from compresskv.models import LoadedModel
-from evals.console import screen
+from evals.console import plain, screen
 from evals.efficiency.config import Efficiency
 from evals.efficiency.measure import Contender, Measurement, measure
 from evals.haystack import essays
@@ -159,7 +158,7 @@ def _row(name: str, length: int, measurements: Measurements, reference: str) -> 
 
 def _show(title: str, rows: Sequence[dict[str, Any]]) -> None:
     bound = any(row["launch_bound"] for row in rows)
-    table = Table(title=escape(title), caption="* bound by launches: the GPU waits for the host" if bound else None)
+    table = Table(title=plain(title), caption="* bound by launches: the GPU waits for the host" if bound else None)
     table.add_column("setting", no_wrap=True)
     for column in ("length", "first token s", "decode ms", "total s", "cache MB", "with sliding layers", "peak MB"):
         table.add_column(column, justify="right")
@@ -169,7 +168,7 @@ def _show(title: str, rows: Sequence[dict[str, Any]]) -> None:
             ratio = row.get(f"{field}_ratio")
             mark = "*" if field == "decode_ms" and row["launch_bound"] else ""
             cells.append(f"{(row[field] or 0) / scale:.2f}{mark}" + (f" ×{ratio:.2f}" if ratio else ""))
-        table.add_row(escape(row["setting"]), str(row["length"]), *cells)
+        table.add_row(plain(row["setting"]), str(row["length"]), *cells)
     screen().print(table)
 
 

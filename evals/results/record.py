@@ -102,6 +102,11 @@ class Record:
         return self._lines[0].by_id
 
     @property
+    def line_faults(self) -> Mapping[int, str]:
+        """What is wrong with lines of samples.jsonl, a phrase for each, by number; these are not among `samples`."""
+        return self._lines[0].faults
+
+    @property
     def unchecked(self) -> int:
         """How many lines have no checksum, as those of older versions."""
         return self._lines[0].unchecked
