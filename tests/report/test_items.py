@@ -52,7 +52,7 @@ def test_windows_are_rows_that_are_compared_with_the_papers(tmp_path):
 
 
 def test_calibrated_heads_are_found_as_the_number_they_are(tmp_path):
-    """Runs that set the calibrated number, and those that leave it, share a folder: its configuration is the first's."""
+    """Runs that set the calibrated number and those that leave it share a folder, which has the first's configuration."""
     node = nodes("table3_components")["compresskv-uniform"]
     built = {"EvictionMethod": {"scorer": {"SemanticHeadScorer": {"heads": [[7], [3]]}}}}
     place = {"model": "smollm2-135m", "node": node, "method_in_full": built}
@@ -127,7 +127,7 @@ def test_masking_has_a_row_for_every_ranking_and_a_column_for_every_number_of_he
 
 def test_needles_never_stand_in_for_head_masking(tmp_path):
     setting(tmp_path, "fig5_niah", "full", needles([10.0, 20.0]))
-    with pytest.raises(UserError, match="experiment=fig7_masking: .* has none of its results"):
+    with pytest.raises(UserError, match=r"experiment=fig7_masking: .* has none of its results"):
         page_of("fig7_masking", tmp_path)
 
 
@@ -166,7 +166,7 @@ def test_fidelity_has_a_table_of_its_own_where_runs_carry_it(tmp_path):
     assert [grid.metric.field for grid in page.grids] == ["score", "kl", "agreement", "reference_nll"]
     text = markdown(page)
     assert "KL divergence from the full cache, nats per token" in text
-    assert "0.2055 [" in text
+    assert "<u>0.2055</u> [" in text
     verdict = next(v for v in page.verdicts if v.metric == "kl")
     assert (verdict.words, verdict.mean) == ("CompressKV is better", 0.1)
     assert "**0.1055**" in text  # lower is better
@@ -219,7 +219,7 @@ def test_efficiency_is_of_the_last_whole_measurement(tmp_path):
     assert "decode throughput (tokens a second)" in text
     assert "100.00" in text  # tokens a second
     assert {path.suffix for path in paths} >= {".png", ".svg", ".pdf"}
-    with pytest.raises(UserError, match="experiment=v2_fig6_efficiency: .*efficiency has none of its results"):
+    with pytest.raises(UserError, match=r"experiment=v2_fig6_efficiency: .*efficiency has none of its results"):
         write("v2_fig6_efficiency", tmp_path / "empty")
 
 
