@@ -52,7 +52,7 @@ def test_windows_are_rows_that_are_compared_with_the_papers(tmp_path):
 
 
 def test_calibrated_heads_are_found_as_the_number_they_are(tmp_path):
-    """Runs that set the calibrated number and those that leave it share a folder, which has the first's configuration."""
+    """Runs that set the calibrated number and those that leave it share a folder and the first's configuration."""
     node = nodes("table3_components")["compresskv-uniform"]
     built = {"EvictionMethod": {"scorer": {"SemanticHeadScorer": {"heads": [[7], [3]]}}}}
     place = {"model": "smollm2-135m", "node": node, "method_in_full": built}
