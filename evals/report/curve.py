@@ -7,6 +7,7 @@ import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 
 from evals.report.cells import AVERAGE, Cell, Grid, Row
+from evals.report.labels import tokens_of
 from evals.report.masking import masked_heads
 from evals.report.page import heading
 
@@ -82,9 +83,9 @@ def over_lengths(grids: Sequence[Grid]) -> Figure:
         axis.set_visible(False)
     for axis, grid in zip(axes.flat, grids, strict=False):
         for place, row in enumerate(grid.rows):
-            there = [(x, row.cells[column]) for x, column in enumerate(grid.columns) if column in row.cells]
-            _draw(axis, _setting_label(row), [Point(x, cell) for x, cell in there], place)
-        axis.set_xticks(range(len(grid.columns)), list(grid.columns))
+            points = [Point(tokens_of(column), row.cells[column]) for column in grid.columns if column in row.cells]
+            _draw(axis, _setting_label(row), points, place)
+        axis.set_xticks([tokens_of(column) for column in grid.columns], list(grid.columns))
         axis.set_xlabel("prompt (tokens)")
         axis.set_ylabel(grid.metric.title)
         axis.set_ylim(bottom=0)

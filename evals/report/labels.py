@@ -94,3 +94,8 @@ def layers_label(record: Record) -> str:
 def tokens_label(tokens: int) -> str:
     """A length such as 4K."""
     return f"{tokens / 1000:g}K" if tokens >= 1000 else str(tokens)
+
+
+def tokens_of(label: str) -> float:
+    """The length that `tokens_label` names."""
+    return 1000 * float(label.removesuffix("K")) if label.endswith("K") else float(label)
