@@ -139,6 +139,8 @@ def grid(item: Item, records: Sequence[Record]) -> Grid:
     for cells in by_column:
         for column, cell in cells.items():
             everything[column] |= cell.samples
+    for column in columns:
+        everything[column] |= _failed(records, column)
     shown = []
     for (row, of_row), cells in zip(rows, by_column, strict=True):
         filled = {}
@@ -148,6 +150,18 @@ def grid(item: Item, records: Sequence[Record]) -> Grid:
             filled[column] = Cell(cell.strata, of, counted)
         shown.append(replace(row, cells=filled, records=of_row))
     return Grid(records[0].model, records[0].eval, columns, shown)
+
+
+def _failed(records: Sequence[Record], column: str) -> set[tuple[str, str]]:
+    """The samples, by task and id, that some record tried without a result, and that `column` should have."""
+    failed = set()
+    for record in records:
+        for id, line in record.failures.items():
+            length = line.get("length")
+            of_length = isinstance(length, int) and column == tokens_label(length)
+            if of_length or column == AVERAGE or column.startswith("layer "):
+                failed.add((record.task, id))
+    return failed
 
 
 def _columns(by_column: Sequence[Mapping[str, Cell]]) -> list[str]:
