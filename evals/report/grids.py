@@ -67,6 +67,9 @@ def filled(rows: Sequence[tuple[Row, list[Record]]], by_column: Sequence[Cells],
     for cells in by_column:
         for column, cell in cells.items():
             everything.setdefault(column, set()).update(cell.samples)
+    records = [record for _, of_row in rows for record in of_row]
+    for column, samples in everything.items():
+        samples.update(_failed(records, column))
     shown = []
     for (row, of_row), cells in zip(rows, by_column, strict=True):
         whole: Cells = {}
@@ -75,6 +78,18 @@ def filled(rows: Sequence[tuple[Row, list[Record]]], by_column: Sequence[Cells],
             whole[column] = replace(cell, of=of, counted=counted, digits=metric.digits)
         shown.append(replace(row, cells=whole, records=of_row))
     return shown
+
+
+def _failed(records: Sequence[Record], column: str) -> set[tuple[str, str]]:
+    """The samples, by task and id, that some record tried without a result, and that `column` should have."""
+    failed = set()
+    for record in records:
+        for id, line in record.failures.items():
+            length = line.get("length")
+            of_length = isinstance(length, int) and column == tokens_label(length)
+            if of_length or column == AVERAGE or column.startswith("layer "):
+                failed.add((record.task, id))
+    return failed
 
 
 def haystack_label(record: Record) -> str:
