@@ -2,9 +2,9 @@
 
 from collections.abc import Mapping, Sequence
 
-from rich.markup import escape
 from rich.table import Table
 
+from evals.console import plain
 from evals.longbench.aggregate import TaskScore, averages, interval, task_score
 from evals.longbench.metrics import SampleScore
 from evals.longbench.official import check_flags, check_rows
@@ -45,11 +45,11 @@ def tables(title: str, records: Mapping[str, Sequence[Record]]) -> list[Table]:
 
 
 def _table(title: str, scores: Mapping[str, Mapping[str, TaskScore]]) -> Table:
-    table = Table(title=escape(title))
+    table = Table(title=plain(title))
     table.add_column("task")
     table.add_column("n", justify="right")
     for name in scores:
-        table.add_column(escape(name), justify="right")
+        table.add_column(plain(name), justify="right")
     table.add_column("note")
     tasks: dict[str, None] = {}
     for of_setting in scores.values():

@@ -2,7 +2,8 @@
 
 `results/runs/<model>/<eval>/<task>/<protocol>/<method>/<budget>-<hash8>/` holds
 
-- `samples.jsonl`: one line per sample (`SampleLine`), appended and flushed as it is finished;
+- `samples.jsonl`: one line per sample (`SampleLine`), appended and flushed as it is finished; a sample that failed has
+  a line (`FailedLine`) too, which no mean and no table counts, and a second one when it was tried again;
 - `summary.json` (`Summary`): the means over the samples that it `samples` names. It holds the widest coverage that was
   ever asked for and finished: a narrower run computes its report from the lines and leaves the file alone, one that
   overlaps extends it;
@@ -47,6 +48,14 @@ class SampleLine(TypedDict, total=False):
     checksum: str  # of all other fields but `batch` and `timing`, 16 digits; absent in lines of older versions
 
 
+class FailedLine(TypedDict, total=False):
+    """A sample that was tried and has no result, with what its evaluation says of the prompt."""
+
+    id: Required[str]
+    error: Required[str]  # why, in a sentence
+    checksum: str
+
+
 class Mean(TypedDict):
     """A mean over `n` samples with its 95 % bootstrap interval, None where one sample has none."""
 
@@ -76,6 +85,7 @@ class Summary(TypedDict, total=False):
     uncompressed: int  # how many samples kept everything
     truncated: int  # how many prompts lost their middle
     unofficial: int  # how many samples are not official rows; absent if none
+    failed: int  # how many samples were tried and have no result, so that this is incomplete; absent if none
     scores: dict[str, float]  # means of the further metrics, by field
     fidelity: dict[str, Mean]  # of the fields in FIDELITY; absent where no sample has them
     samples: Required[list[str]]  # ids of the lines that this covers, in the task's order
