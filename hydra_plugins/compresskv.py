@@ -35,19 +35,24 @@ class SharedPrefillLauncher(Launcher):
         from compresskv.errors import UserError
         from evals.compose import plain, refused_in_a_sentence
         from evals.console import one_sentence_endings, signals_as_interrupts
-        from evals.launch.executor import Sweep
+        from evals.job import take_plan
+        from evals.launch.executor import Plan, Sweep
 
         with one_sentence_endings(), refused_in_a_sentence():
             composed = [self.compose(overrides) for overrides in job_overrides]
-            sweep = Sweep([plain(config) for config in composed], job_overrides, self.command(), self.outcome)
-            executor = self.executor(sweep)
+            configs = [plain(config) for config in composed]
+            planning = take_plan(*configs)
+            sweep = Sweep(configs, job_overrides, self.command(), self.outcome)
+            executor = Plan() if planning else self.executor(sweep)
             signals_as_interrupts()
             try:
                 executor.run(sweep)
             except UserError:
-                self.write_artefacts(sweep)  # of what did finish
+                if not planning:
+                    self.write_artefacts(sweep)  # of what did finish
                 raise
-            self.write_artefacts(sweep)
+            if not planning:
+                self.write_artefacts(sweep)
         return [finished(config, overrides) for config, overrides in zip(composed, job_overrides, strict=True)]
 
     def write_artefacts(self, sweep: Any) -> None:
