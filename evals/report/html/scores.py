@@ -86,8 +86,6 @@ def boards(tree: Tree) -> Iterator[tuple[Board, Grid]]:
             continue
         of_model = paper.beside(PAPER if evaluation == "longbench" else "", _grid(evaluation, settings))
         yield _board(of_model, settings), of_model
-        # Signs for many samples are large, and the next board has other samples.
-        statistics._signs.cache_clear()
 
 
 def _grid(evaluation: str, settings: Sequence[Setting]) -> Grid:
@@ -141,10 +139,10 @@ def _rows(of_model: Grid) -> Iterator[TableRow]:
     for budget, rows in of_model.budgets.items():
         ranked = {column: ranks(column, rows) for column in of_model.columns}
         for place, row in enumerate(rows):
-            cells = []
+            cells: list[CellText | None] = []
             for column in of_model.columns:
                 cell = row.cells.get(column)
-                cells.append(cell and _cell(cell, ranked[column].get(place), column == of_model.last))
+                cells.append(_cell(cell, ranked[column].get(place), column == of_model.last) if cell else None)
             yield TableRow(budget_text(budget), row.label, cells)
 
 
