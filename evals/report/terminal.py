@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
 from statistics import fmean
+from typing import Any
 
 from rich.table import Table
 
@@ -91,12 +92,18 @@ def score_table(
                 f"{summary['score']:.1f}",
                 f"{interval[0]:.1f} – {interval[1]:.1f}" if interval else "–",
                 *(f"{parts[name][part]:.1f}" if part in parts[name] else "" for part in columns),
-                str(summary["n"]),
+                _of_all(summary),
                 f"{summary['realised_budget']:.1f}",
                 f"{summary['cache_bytes'] / 1e6:.2f}",
                 *([_megabytes(summary.get("total_cache_bytes"))] if hybrid else []),
             )
     return table
+
+
+def _of_all(summary: Mapping[str, Any]) -> str:
+    """How many samples the means are over, and of how many, where some failed."""
+    n, failed = summary["n"], summary.get("failed", 0)
+    return f"{n} of {n + failed}" if failed else str(n)
 
 
 def fidelity_table(title: str, records: Mapping[str, Sequence[Record]]) -> Table:
