@@ -87,8 +87,6 @@ def boards(tree: Tree) -> Iterator[tuple[Board, Grid]]:
             continue
         of_model = paper.beside(PAPER if evaluation == "longbench" else "", _grid(evaluation, settings))
         yield _board(of_model, settings), of_model
-        # Signs for many samples are large, and the next board has other samples.
-        statistics._signs.cache_clear()
 
 
 def _grid(evaluation: str, settings: Sequence[Setting]) -> Grid:
