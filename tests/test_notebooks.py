@@ -8,10 +8,9 @@ import pytest
 
 from tests.command import ROOT
 
-jupytext = pytest.importorskip("jupytext", reason="jupytext is not installed: pip install -e '.[notebooks]'")
-pytest.importorskip("nbclient", reason="nbclient is not installed: pip install -e '.[notebooks]'")
-
-from notebooks import __main__ as runner
+WITHOUT = "jupytext or nbclient is not installed: pip install -e '.[notebooks]'"
+jupytext = pytest.importorskip("jupytext", reason=WITHOUT)
+runner = pytest.importorskip("notebooks.__main__", reason=WITHOUT)
 
 FOLDER = ROOT / "notebooks"
 NAMES = sorted(path.stem for path in FOLDER.glob("[!_]*.py"))
