@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import chain
 
 import torch
 from torch import Tensor
@@ -52,7 +53,8 @@ def generate(
     With a `reference` answer (token ids, perhaps none), the fidelity of each setting is measured too.
     """
     window = max((setting.window for setting in settings), default=1)
-    prompt = prefill(model, ids, window, chunk)
+    scorers = set(chain.from_iterable(setting.scorers(ids.numel()) for setting in settings))
+    prompt = prefill(model, ids, window, chunk, scorers)
     try:
         prompt.score(settings)
     except torch.OutOfMemoryError as error:
