@@ -4,9 +4,7 @@ import difflib
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import cache
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from hydra import compose, initialize_config_dir
@@ -30,16 +28,6 @@ OmegaConf.register_new_resolver("name_of", lambda path, name: name if path is No
 OmegaConf.register_new_resolver("if_null", lambda value, otherwise: otherwise if value is None else None, replace=True)
 # For `--help`, in conf/config.yaml.
 OmegaConf.register_new_resolver("settings_help", lambda *, _root_: settings_help(_root_), replace=True)
-
-
-@cache
-def scratch() -> TemporaryDirectory[str]:
-    """A folder that vanishes with this process."""
-    return TemporaryDirectory(prefix="compresskv-")
-
-
-# Hydra writes down every sweep, a plan of one too, which is to leave nothing behind.
-OmegaConf.register_new_resolver("sweep_folder", lambda results, plan: scratch().name if plan else results, replace=True)
 
 
 def composed(*overrides: str, config_dir: str | Path | None = None) -> dict[str, Any]:
