@@ -4,20 +4,22 @@ The prompt's hidden states do not depend on the method, since eviction happens a
 prompt: what a setting keeps is chosen from the complete layers.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import chain
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from compresskv.engine.cache import EvictedCache
-from compresskv.errors import NonFiniteError, UserError
+from compresskv.engine.memory import memory_as
+from compresskv.errors import NonFiniteError, PromptError, UserError
 from compresskv.eviction import EvictionMethod, LayerPrefill, LayerScores, PromptShape, Scorer
 from compresskv.selection import Kept, counts, keep_all, refuse_nan, running_capacities, select
 
 
-class PrefillError(UserError):
+class PrefillError(PromptError):
     """No setting of this prompt can run: what all of them share has failed."""
 
 
@@ -45,6 +47,11 @@ class Setting:
     def window(self) -> int:
         """Prompt tokens at the end that are always kept; without a method, 1."""
         return 1 if self.method is None else self.method.window
+
+    def scorers(self, length: int | None) -> list[Scorer]:
+        """Who scores a prompt of `length` tokens (None: not known yet); nobody where it is kept whole."""
+        whole = self.budget is None or (length is not None and self.keeps_all(length))
+        return [] if self.method is None or whole else [self.method.scorer]
 
     def keeps_all(self, length: int) -> bool:
         """A prompt that fits the budget, or the window, is kept whole in every layer."""
@@ -79,7 +86,7 @@ class Prefill:
 
     def score(self, settings: Sequence[Setting]) -> None:
         """Score every layer for those of `settings` that evict; methods with equal scorers share their scores."""
-        wanted = dict.fromkeys(s.method.scorer for s in settings if s.method and not s.keeps_all(self.length))
+        wanted = dict.fromkeys(chain.from_iterable(setting.scorers(self.length) for setting in settings))
         scorers = [scorer for scorer in wanted if scorer not in self._scores]
         if not scorers:
             return
@@ -111,14 +118,17 @@ def prompt_shape(cache: EvictedCache, layer: LayerPrefill, method: EvictionMetho
 
 
 @torch.no_grad()
-def prefill(model: PreTrainedModel, ids: Tensor, window: int, chunk: int | None = None) -> Prefill:
+def prefill(
+    model: PreTrainedModel, ids: Tensor, window: int, chunk: int | None = None, scorers: Collection[Scorer] = ()
+) -> Prefill:
     """Run the prompt once, keeping all of it and the queries of its last `window` positions.
 
+    Those of `scorers` that look from further back see all queries; they must be given here to `score` afterwards.
     `ids` [prompt], int64. `chunk` bounds the tokens of one forward pass, and with it the memory of activations; the
     result is the same. `model` must be `attached`. Raises `UserError` for an empty prompt.
     """
     layers: list[LayerPrefill] = []
-    cache = EvictedCache(model.config, max(window, 1), ids.numel(), layers.append)
+    cache = EvictedCache(model.config, max(window, 1), ids.numel(), layers.append, scorers)
     logits = forward_prompt(model, ids, cache, chunk)
     return Prefill(ids.numel(), layers, logits, cache, ids)
 
@@ -130,10 +140,14 @@ def forward_prompt(model: PreTrainedModel, ids: Tensor, cache: EvictedCache, chu
     """
     if ids.numel() == 0:
         raise UserError("the prompt is empty: give at least one token")
+    too_long = PrefillError(
+        f"out of memory in the prefill of {ids.numel()} tokens: set prefill_chunk, for example to 4096, or use "
+        "shorter prompts"
+    )
     for start in range(0, ids.numel(), chunk or ids.numel()):
         part = ids[start : start + (chunk or ids.numel())]
         positions = torch.arange(start, start + part.numel(), device=ids.device)
-        try:
+        with memory_as(too_long):
             out = model(
                 input_ids=part[None],
                 position_ids=positions[None],
@@ -141,11 +155,6 @@ def forward_prompt(model: PreTrainedModel, ids: Tensor, cache: EvictedCache, chu
                 use_cache=True,
                 logits_to_keep=1,
             )
-        except torch.OutOfMemoryError as error:
-            raise PrefillError(
-                f"out of memory in the prefill of {ids.numel()} tokens: set prefill_chunk, for example to 4096, or use "
-                "shorter prompts"
-            ) from error
     if any(layer.seen != ids.numel() for layer in cache.evicting):
         raise UserError(f"{type(model).__name__} does not attend through its cache: choose another model")
     logits = out.logits[0, -1].float()
