@@ -11,7 +11,7 @@ from evals.compose import composed, job
 from evals.conformance import check
 from evals.job import job_from
 from evals.running import sweep
-from tests.command import folders, run
+from tests.command import folders, run_process
 from tests.own_method import YAML, install, write_package
 
 
@@ -38,7 +38,7 @@ def kept(folder):
 def test_it_runs_in_a_sweep_and_composes_with_ours(command, tmp_path):
     line, environment = command
     settings = ["method=strided_halves,snapkv", "method/allocator=halves,uniform", "budget=64"]
-    done = run("-m", *line, *settings, env=environment)
+    done = run_process("-m", *line, *settings, env=environment)
     assert done.returncode == 0, done.stderr
     by_method = {folder.parent.name: kept(folder) for folder in folders(tmp_path)}
     assert by_method == {
@@ -61,7 +61,7 @@ def test_it_runs_alone(command, conf, tmp_path, monkeypatch):
 def test_the_command_alone_goes_on_where_it_ended(command, tmp_path):
     line, environment = command
     for outcome in ("2 samples", "2 of them from before"):
-        done = run("-m", *line, "method=strided_halves", "budget=40,41", env=environment)
+        done = run_process("-m", *line, "method=strided_halves", "budget=40,41", env=environment)
         assert done.returncode == 0, done.stderr
         assert outcome in done.stdout
     assert all((folder / "samples.jsonl").read_text().count("\n") == 2 for folder in folders(tmp_path))
@@ -88,14 +88,14 @@ def test_its_annotations_are_the_schema(conf, tmp_path, monkeypatch, override, s
 
 def test_the_command_refuses_in_the_same_sentence(command):
     line, environment = command
-    done = run(*line, "method=strided_halves", "method.scorer.strid=2", env=environment)
+    done = run_process(*line, "method=strided_halves", "method.scorer.strid=2", env=environment)
     assert done.returncode == 1
     assert done.stderr == "error: method.scorer.strid: no such setting: did you mean method.scorer.stride?\n"
 
 
 def test_a_package_that_python_does_not_find_is_a_sentence(command):
     line, _ = command
-    done = run(*line, "method=strided_halves")
+    done = run_process(*line, "method=strided_halves")
     assert done.returncode == 1
     assert done.stderr.count("\n") == 1
     assert "method.scorer._target_=outside_method.parts.scorer: cannot be imported" in done.stderr
@@ -104,13 +104,13 @@ def test_a_package_that_python_does_not_find_is_a_sentence(command):
 
 def test_help_and_tab_completion_know_it(command):
     line, environment = command
-    assert "strided_halves" in run(line[0], "--help", env=environment).stdout
+    assert "strided_halves" in run_process(line[0], "--help", env=environment).stdout
     for typed, expected in [
         ("method=strided", "method=strided_halves"),
         ("method=strided_halves method.scorer.str", "method.scorer.stride="),
     ]:
         typed_line = f"python run.py {line[0]} {typed}"
-        completed = run(line[0], "-sc", "query=bash", env={**environment, "COMP_LINE": typed_line})
+        completed = run_process(line[0], "-sc", "query=bash", env={**environment, "COMP_LINE": typed_line})
         assert expected in completed.stdout.split()
 
 
@@ -134,7 +134,7 @@ def test_an_installed_package_needs_no_folder_on_the_command_line(conf, tmp_path
     method = named_method("strided_halves")
     assert method.scorer is not None
     assert dict(method.scorer.parameters) == {"stride": 3}
-    done = run("-sc", "query=bash", env={"PYTHONPATH": str(tmp_path), "COMP_LINE": "python run.py method=str"})
+    done = run_process("-sc", "query=bash", env={"PYTHONPATH": str(tmp_path), "COMP_LINE": "python run.py method=str"})
     assert done.stdout.split() == ["method=streaming_llm", "method=strided_halves"]
 
 

@@ -10,7 +10,7 @@ from compresskv.models import load
 from evals.compose import job
 from evals.running.plan import Speed, operations, plan, works
 from evals.running.sweep import run as run_jobs
-from tests.command import run
+from tests.command import run, run_process
 
 
 @pytest.fixture
@@ -22,7 +22,8 @@ GRID = ["eval.lengths=[300,400]", "eval.depths=3", "eval.max_new_tokens=8"]
 
 
 def test_a_sweep_is_planned_and_nothing_is_written(tiny, tmp_path):
-    done = run("-m", "method=full,snapkv", "budget=32,64", "+plan=true", *GRID, *tiny, env={"TMPDIR": str(tmp_path)})
+    sweep = ["-m", "method=full,snapkv", "budget=32,64"]
+    done = run_process(*sweep, "+plan=true", *GRID, *tiny, env={"TMPDIR": str(tmp_path)})
     assert done.returncode == 0, done.stderr
     row = next(line for line in done.stdout.splitlines() if "needle" in line)
     cells = [cell.strip() for cell in row.strip("│┃ ").split("│")]
