@@ -9,6 +9,7 @@ import wandb
 
 from compresskv.calibration import FOLDER
 from evals.loggers.wandb import WandbLogger, run_id, samples
+from evals.loggers.wandb import measured as numbers_of
 from evals.results.__main__ import main
 from evals.results.measurement import Measurement
 from evals.results.record import Record
@@ -93,6 +94,11 @@ def test_a_setting_keeps_its_run_and_others_have_their_own(tmp_path):
     first, other = setting(tmp_path, digest="aaaa1111"), setting(tmp_path, digest="bbbb2222")
     again = Record(first.path, first.runs)
     assert run_id(first) == run_id(again) != run_id(other)
+
+
+def test_a_hybrid_model_has_both_sums():
+    sizes = {"cache_bytes": 390, "total_cache_bytes": 8290}
+    assert numbers_of({"score": 50.0, "interval": None, **sizes}).items() >= sizes.items()
 
 
 def test_the_table_of_samples(tmp_path):

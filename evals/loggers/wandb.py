@@ -16,7 +16,7 @@ from evals.results.record import NAMED, Record
 COLUMNS = ("id", "length", "depth", "prompt_tokens", "answers", "prediction", "kept", "realised_budget")
 """The fields of a sample's line that go into the table of samples where it has them; all its scores follow."""
 
-MEASURED = ("score", "n", "realised_budget", "cache_bytes", "uncompressed", "truncated", "failed")
+MEASURED = ("score", "n", "realised_budget", "cache_bytes", "total_cache_bytes", "uncompressed", "truncated", "failed")
 """The numbers of a summary that are logged as they are."""
 
 ABOUT = ("dtype", "backend", "model_fingerprint", "method_in_full")

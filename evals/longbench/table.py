@@ -1,6 +1,7 @@
 """LongBench tables: tasks and averages down, settings across."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from statistics import fmean
 
 from rich.table import Table
 
@@ -14,6 +15,13 @@ from evals.results.schema import Line
 
 COLUMNS = 5
 """Settings beside each other in one table."""
+
+SIZES = (
+    ("kept/layer/head", "realised_budget", "{:.1f}", 1.0),
+    ("cache MB", "cache_bytes", "{:.2f}", 1e-6),
+    ("with sliding layers", "total_cache_bytes", "{:.2f}", 1e-6),
+)
+"""What a setting takes, as the mean over the prompts of all tasks: row, field of the samples, how it is shown, unit."""
 
 
 def score(task: str, lines: Sequence[Line]) -> TaskScore:
@@ -38,10 +46,28 @@ def tables(title: str, records: Mapping[str, Sequence[Record]]) -> list[Table]:
     """
     scores = {name: {r.task: score(r.task, r.covered) for r in of_tasks} for name, of_tasks in records.items()}
     names = list(scores)
-    return [
-        _table(title, {name: scores[name] for name in names[start : start + COLUMNS]})
-        for start in range(0, len(names), COLUMNS)
-    ]
+    shown = []
+    for start in range(0, len(names), COLUMNS):
+        beside = names[start : start + COLUMNS]
+        table = _table(title, {name: scores[name] for name in beside})
+        table.add_section()
+        for row in _sizes([records[name] for name in beside]):
+            table.add_row(*row, "")
+        shown.append(table)
+    return shown
+
+
+def _sizes(settings: Sequence[Sequence[Record]]) -> Iterator[list[str]]:
+    """The rows of `SIZES` that a setting has samples for."""
+    for title, field, form, unit in SIZES:
+        sizes: list[list[float]] = []
+        for of_tasks in settings:
+            lines: list[Line] = []
+            for record in of_tasks:
+                lines += record.covered
+            sizes.append([line[field] * unit for line in lines if field in line])
+        if any(sizes):
+            yield [title, str(max(map(len, sizes))), *(form.format(fmean(of)) if of else "–" for of in sizes)]
 
 
 def _table(title: str, scores: Mapping[str, Mapping[str, TaskScore]]) -> Table:

@@ -69,7 +69,8 @@ def _draw_panel(axis: Axes, name: str, lines: Sequence[Line], metric: str) -> Ax
     axis.set_visible(True)
     cells, lengths, depths = grid(lines, metric)
     image = axis.imshow(cells, cmap=COLOURS, vmin=0, vmax=100, aspect="auto")
-    axis.set_title(f"{name}: {np.mean([line[metric] for line in lines]):.1f}", fontsize=10)
+    mean = round(float(np.mean([line[metric] for line in lines])), 2)  # as a summary has it, so that tables agree
+    axis.set_title(f"{name}: {mean:.1f}", fontsize=10)
     axis.set_xticks(range(len(lengths)), [_tokens(length) for length in lengths], fontsize=8)
     axis.set_yticks(range(len(depths)), [f"{depth:g}" for depth in depths], fontsize=8)
     if cells.size <= 60:

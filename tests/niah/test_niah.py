@@ -10,8 +10,9 @@ from evals.compose import job
 from evals.haystack import essays, hide, sentence_end
 from evals.niah.config import Niah, _caption
 from evals.niah.evaluation import NiahTask, keyword_overlap
-from evals.niah.heatmap import grid
+from evals.niah.heatmap import draw, grid
 from evals.niah.needles import needles
+from evals.results.summary import measured
 from evals.rouge import rouge1_recall
 
 CONFIG = Niah(
@@ -166,3 +167,10 @@ def test_scores():
     assert rouge1_recall(answer, "") == 0
     assert keyword_overlap(answer, answer) == 100
     assert keyword_overlap(answer, answer.rstrip(".")) == pytest.approx(90.909, abs=1e-3)
+
+
+def test_the_figure_rounds_as_the_tables_do(tmp_path):
+    lines = [{"id": "1", "length": 200, "depth": 0.0, "score": 45.449}]
+    _, figure = draw([[("snapkv", lines)]], "", tmp_path / "figure")
+    assert f"snapkv: {measured(lines)['score']:.1f} -->" in figure.read_text()
+    assert f"{measured(lines)['score']:.1f}" == "45.5"
