@@ -66,7 +66,7 @@ def _one_folder(name: str) -> str:
 
 def _no_nul(path: str) -> str:
     if "\0" in path:
-        raise ValueError("a path has no NUL character")
+        raise ValueError("there is a NUL character in it: take it out")
     return path
 
 

@@ -7,25 +7,15 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from annotated_types import Ge, Le, MaxLen, MinLen
+from annotated_types import Ge, Le
 from pydantic import AfterValidator, BeforeValidator
+
+from compresskv.checking import Name, PathText
 
 
 def _text(value: Any) -> Any:
     """A directory or a name of digits alone reaches us as a number."""
     return str(value) if type(value) is int else value
-
-
-def _one_folder(name: str) -> str:
-    if name.startswith(".") or any(c in "/\\" or not c.isprintable() for c in name):
-        raise ValueError("choose a name without slashes and control characters that does not begin with a period")
-    return name
-
-
-def _no_nul(text: str) -> str:
-    if "\0" in text:
-        raise ValueError("there is a NUL character in it: take it out")
-    return text
 
 
 def _sha256(digest: str) -> str:
@@ -40,10 +30,9 @@ def _device(device: str) -> str:
     return device
 
 
-Name = Annotated[str, BeforeValidator(_text), MinLen(1), MaxLen(200), AfterValidator(_one_folder)]
-"""A name that becomes a folder's."""
+ModelName = Annotated[Name, BeforeValidator(_text)]
 
-Text = Annotated[str, BeforeValidator(_text), MinLen(1), MaxLen(4096), AfterValidator(_no_nul)]
+Text = Annotated[PathText, BeforeValidator(_text)]
 """A path, or the name of something."""
 
 
@@ -58,7 +47,7 @@ class ModelConfig:
     it can run, else sdpa. `device` auto: CUDA if there is one; "map": spread over all devices.
     """
 
-    name: Name
+    name: ModelName
     path: Text | None = None
     package: Text | tuple[Text, ...] | None = None
     sha256: Annotated[str, AfterValidator(_sha256)] | None = None
