@@ -13,7 +13,8 @@ from pathlib import Path
 
 import torch
 from filelock import FileLock
-from huggingface_hub import hf_hub_download
+from huggingface_hub import constants, get_hf_file_metadata, hf_hub_download, hf_hub_url, try_to_load_from_cache
+from huggingface_hub.errors import EntryNotFoundError
 from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig, PreTrainedModel
 
 from compresskv.errors import UserError
@@ -21,6 +22,7 @@ from compresskv.folders import cache_folder
 
 _OF_A_MODEL = (".json", ".safetensors", ".jinja", ".model", ".py", ".tiktoken")
 _ORIGIN = "origin.json"
+_HUB_TIMEOUT = 5.0  # seconds
 _SETTLED = 2.0
 """Seconds after which a file's time of change tells whether it has changed since."""
 
@@ -56,6 +58,19 @@ def complete(info: Mapping[str, Iterable], source: str) -> None:
             f"model.path={source}: the weights are not those of the model in its config.json ({'; '.join(parts)}), "
             "and random numbers would take their place: load it again, or correct config.json"
         )
+
+
+def ask_once(source: str, revision: str | None) -> None:
+    """Raise at once where a hub id is not in the cache and the hub cannot be reached; `from_pretrained` tries a minute.
+
+    Nothing is asked for a directory, and under HF_HUB_OFFLINE.
+    """
+    if os.path.exists(source) or constants.HF_HUB_OFFLINE:
+        return
+    if not try_to_load_from_cache(source, "config.json", revision=revision):
+        url = hf_hub_url(source, "config.json", revision=revision)
+        with suppress(EntryNotFoundError):
+            get_hf_file_metadata(url, timeout=_HUB_TIMEOUT)
 
 
 def fingerprint(source: str, revision: str | None) -> str:

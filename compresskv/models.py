@@ -150,6 +150,7 @@ def _pretrained(
     config: ModelConfig, source: str, chosen: hardware.Hardware
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     options = {"revision": config.revision, "trust_remote_code": config.trust_remote_code}
+    checkpoints.ask_once(source, config.revision)
     tokenizer = AutoTokenizer.from_pretrained(source, **options)
     model, info = AutoModelForCausalLM.from_pretrained(
         source,

@@ -219,6 +219,20 @@ def test_an_unknown_hub_id_names_the_id(monkeypatch):
     assert "HF_HUB_OFFLINE" in str(caught.value)
 
 
+def test_a_hub_that_cannot_be_reached_is_asked_once(monkeypatch):
+    asked = []
+
+    def unreachable(url, **_):
+        asked.append(url)
+        raise OSError("Name or service not known")
+
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("compresskv.checkpoints.get_hf_file_metadata", unreachable)
+    with pytest.raises(UserError, match=r"nobody/nothing.*Name or service not known.*check the id"):
+        load(ModelConfig("missing", path="nobody/nothing"))
+    assert len(asked) == 1
+
+
 def test_a_gated_model_names_the_token(monkeypatch):
     from compresskv import models
 
