@@ -118,6 +118,7 @@ def test_masking_has_a_row_for_every_ranking_and_a_column_for_every_number_of_he
     drop = of_ranking["semantic heads"].cells["drop with the top 10 masked"]
     assert (drop.mean, drop.published, drop.difference) == (30.0, 24.55, None)
     assert "(paper 24.55, not comparable: its model is not named)" in markdown(page)
+    assert "scaled to the model's: 3 for 10, 5 for 20." in page.notes[0]
     assert "drop with the top 20 masked" in of_ranking["traditional heads"].cells
     words = {(verdict.first, verdict.second, verdict.column): verdict.words for verdict in page.verdicts}
     assert words["traditional heads", "semantic heads", "K = 3"] == "masking semantic heads costs more"
