@@ -243,3 +243,15 @@ def test_head_scores_need_no_run(tmp_path, monkeypatch):
     text = next(path for path in paths if path.name == "table.md").read_text()
     assert "| 1 | 18, 7 | 10.82 | 21, 8 | 4.42 |" in text
     assert "10 of the best 10 heads are the same by both rankings" in text
+
+
+def test_measurements_of_older_versions_have_their_budget_in_the_name(tmp_path):
+    values = {"total_s": 1.0, "first_token_s": 0.5, "decode_ms": 10.0, "cache_bytes": 5, "peak_bytes": None}
+    made = [{"setting": name, "length": 500, **values} for name in ("full", "snapkv 128", "cake 64 (released)")]
+    folder = tmp_path / "efficiency" / "tiny" / "20250101-000000"
+    folder.mkdir(parents=True)
+    about = {"model": "tiny", "dtype": "float32", "backend": "sdpa", "new_tokens": 8, "rounds": 1}
+    (folder / "efficiency.json").write_text(json.dumps({**about, "rows": made}))
+    (grid, *_) = page_of("fig8_efficiency", tmp_path).grids
+    assert [(row.label, row.budget) for row in grid.rows] == [("FullKV", None), ("SnapKV", 128), ("CAKE (released)", 64)]
+    assert grid.rows[1].cells["500"].n == 1
