@@ -253,5 +253,9 @@ def test_measurements_of_older_versions_have_their_budget_in_the_name(tmp_path):
     about = {"model": "tiny", "dtype": "float32", "backend": "sdpa", "new_tokens": 8, "rounds": 1}
     (folder / "efficiency.json").write_text(json.dumps({**about, "rows": made}))
     (grid, *_) = page_of("fig8_efficiency", tmp_path).grids
-    assert [(row.label, row.budget) for row in grid.rows] == [("FullKV", None), ("SnapKV", 128), ("CAKE (released)", 64)]
+    assert [(row.label, row.budget) for row in grid.rows] == [
+        ("FullKV", None),
+        ("SnapKV", 128),
+        ("CAKE (released)", 64),
+    ]
     assert grid.rows[1].cells["500"].n == 1
