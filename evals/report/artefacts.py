@@ -63,13 +63,15 @@ def _runs(experiment: str, of_item: Item, results: Path) -> Page:
     """From the settings of results/runs."""
     records, evaluation = chosen(experiment, results)
     of_models: list[list[Grid]] = []
-    for _, of_model in groupby(records, key=lambda record: record.model):
-        of_models.append([paper.beside(experiment, grid) for grid in _grids(of_item, list(of_model))])
+    notes = []
+    for _, group in groupby(records, key=lambda record: record.model):
+        of_model = list(group)
+        of_models.append([paper.beside(experiment, grid) for grid in _grids(of_item, of_model)])
+        notes += [masking.note(of_model)] if of_item.columns == "masked" else []
     every = [grid for of_model in of_models for grid in of_model]
     compared = []
     for grid in every:
         compared += verdicts(of_item, grid)
-    notes = []
     if records[0].eval != evaluation:
         name = EVALS.get(evaluation, evaluation)
         notes.append(f"Needles stand in for {name}, as at size=smoke: nothing here is a {name} score.")

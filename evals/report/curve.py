@@ -12,6 +12,8 @@ from evals.report.masking import masked_heads
 from evals.report.page import heading
 
 MARKERS = "osD^vP*X<>"
+STYLES = ("-", "--", ":", "-.")
+"""One for every ten lines, which have ten colours."""
 
 
 @dataclass(frozen=True)
@@ -107,6 +109,7 @@ def _draw(axis: plt.Axes, label: str, points: Sequence[Point], place: int) -> No
         xs,
         means,
         marker=MARKERS[place % len(MARKERS)],
+        linestyle=STYLES[place // len(MARKERS) % len(STYLES)],
         markersize=4,
         markerfacecolor="white" if hollow else None,
         label=_label(label, [point.cell for point in points]),

@@ -89,6 +89,13 @@ def _method(row: Mapping[str, Any]) -> str:
     return str(row.get("method") or row["setting"].split(",")[0].split(" ")[0])
 
 
+def _budget(row: Mapping[str, Any]) -> int | None:
+    if "budget" in row:
+        return row["budget"]
+    number = row["setting"].split(",")[0].partition(" ")[2].partition(" ")[0]
+    return int(number) if number.isdecimal() else None
+
+
 def _grid(run: Run, methods: Sequence[str], measured: Measured) -> Grid:
     order = ["full", *methods]
     by_setting: dict[str, list[Mapping[str, Any]]] = {}
@@ -99,7 +106,7 @@ def _grid(run: Run, methods: Sequence[str], measured: Measured) -> Grid:
     marked = len({row.get("protocol") for rows in by_setting.values() for row in rows}) > 1
     for name, rows in by_setting.items():
         place = rows[0]
-        method, budget, protocol = _method(place), place.get("budget"), str(place.get("protocol", "corrected"))
+        method, budget, protocol = _method(place), _budget(place), str(place.get("protocol", "corrected"))
         plain = f"{method} {budget}" if budget else method
         variant = name.removeprefix(plain).strip(" ,").removeprefix(f"({protocol})").strip(" ,")
         found.append((Row(named(method), budget, protocol, variant, {}, marked), rows, order.index(method)))

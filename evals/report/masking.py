@@ -25,7 +25,7 @@ def grid(records: Sequence[Record]) -> Grid:
     Columns `K = 3` are mean scores. `drop with the top 10 masked` is what is lost against K = 0, prompt by prompt, in
     points of keywords; it is named by the paper's K where it is known which of ours that is.
     """
-    named = _papers(records)
+    named = papers(records)
     rows: list[tuple[Row, list[Record]]] = []
     by_column: list[Cells] = []
     marked = len({record.protocol for record in records}) > 1
@@ -78,7 +78,17 @@ def _rankings(counts: Mapping[tuple[str, int, str], Prompts]) -> list[tuple[str,
     return sorted(found, key=lambda place: (RANKINGS.index(place[0]), place[1]))
 
 
-def _papers(records: Sequence[Record]) -> dict[int, int]:
+def note(records: Sequence[Record]) -> str:
+    """What the columns mean, for a reader of the numbers of a model."""
+    scaled = [f"{mine} for {theirs}" for mine, theirs in papers(records).items() if mine]
+    of_paper = f" The paper's numbers of 1,024 heads are scaled to the model's: {', '.join(scaled)}." if scaled else ""
+    return (
+        f"{records[0].model}: K heads have uniform attention while decoding; drops are in points of keywords, the "
+        f"score of the paper's plots, against K = 0 on the same prompts.{of_paper}"
+    )
+
+
+def papers(records: Sequence[Record]) -> dict[int, int]:
     """Which K of 1,024 heads each of our numbers of heads stands for, where every one stands for another."""
     asked: set[int] = set()
     masked: set[int] = set()

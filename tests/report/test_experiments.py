@@ -2,6 +2,7 @@
 
 import pytest
 from hydra import compose, initialize_config_dir
+from omegaconf import open_dict
 
 from evals.compose import CONF, plain
 from evals.job import job_from
@@ -20,12 +21,12 @@ def check(experiment, size, model):
     overrides = [f"experiment={experiment}", f"model={model}", *filter(None, [size])]
     with initialize_config_dir(str(CONF), version_base="1.3"):
         config = compose("config", overrides, return_hydra_config=True)
-    swept = plain(config)["hydra"]["sweeper"]["params"]
+    swept = plain(config.hydra.sweeper.params)  # of Hydra's own settings, some have no value before a run
     assert "method" in swept
     assert "budget" in swept or "full" in swept["method"]
-    content = plain(config)
-    del content["hydra"]
-    assert job_from(content).model.name == model
+    with open_dict(config):
+        del config["hydra"]
+    assert job_from(plain(config)).model.name == model
     if size == "+size=smoke":
         assert swept["eval"] != "longbench"  # nothing to download
         assert (CONF / "eval" / f"{swept['eval']}.yaml").exists()

@@ -118,6 +118,7 @@ def test_masking_has_a_row_for_every_ranking_and_a_column_for_every_number_of_he
     drop = of_ranking["semantic heads"].cells["drop with the top 10 masked"]
     assert (drop.mean, drop.published, drop.difference) == (30.0, 24.55, None)
     assert "(paper 24.55, not comparable: its model is not named)" in markdown(page)
+    assert "scaled to the model's: 3 for 10, 5 for 20." in page.notes[0]
     assert "drop with the top 20 masked" in of_ranking["traditional heads"].cells
     words = {(verdict.first, verdict.second, verdict.column): verdict.words for verdict in page.verdicts}
     assert words["traditional heads", "semantic heads", "K = 3"] == "masking semantic heads costs more"
@@ -242,3 +243,19 @@ def test_head_scores_need_no_run(tmp_path, monkeypatch):
     text = next(path for path in paths if path.name == "table.md").read_text()
     assert "| 1 | 18, 7 | 10.82 | 21, 8 | 4.42 |" in text
     assert "10 of the best 10 heads are the same by both rankings" in text
+
+
+def test_measurements_of_older_versions_have_their_budget_in_the_name(tmp_path):
+    values = {"total_s": 1.0, "first_token_s": 0.5, "decode_ms": 10.0, "cache_bytes": 5, "peak_bytes": None}
+    made = [{"setting": name, "length": 500, **values} for name in ("full", "snapkv 128", "cake 64 (released)")]
+    folder = tmp_path / "efficiency" / "tiny" / "20250101-000000"
+    folder.mkdir(parents=True)
+    about = {"model": "tiny", "dtype": "float32", "backend": "sdpa", "new_tokens": 8, "rounds": 1}
+    (folder / "efficiency.json").write_text(json.dumps({**about, "rows": made}))
+    (grid, *_) = page_of("fig8_efficiency", tmp_path).grids
+    assert [(row.label, row.budget) for row in grid.rows] == [
+        ("FullKV", None),
+        ("SnapKV", 128),
+        ("CAKE (released)", 64),
+    ]
+    assert grid.rows[1].cells["500"].n == 1
