@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 from typing import NoReturn
 
 
@@ -14,6 +15,8 @@ def end_at_once(number: int, frame: object) -> NoReturn:
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, end_at_once)
     signal.signal(signal.SIGTERM, end_at_once)
+    if "--help" in sys.argv:
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # for `--help | head`
 
 import hydra
 from hydra.core.hydra_config import HydraConfig

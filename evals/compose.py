@@ -1,11 +1,10 @@
 """Compose the configuration as `run.py` does: for the audit, benchmarks, notebooks and tests."""
 
 import difflib
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import cache
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from hydra import compose, initialize_config_dir
@@ -31,16 +30,6 @@ OmegaConf.register_new_resolver("if_null", lambda value, otherwise: otherwise if
 OmegaConf.register_new_resolver("settings_help", lambda *, _root_: settings_help(_root_), replace=True)
 
 
-@cache
-def scratch() -> TemporaryDirectory[str]:
-    """A folder that vanishes with this process."""
-    return TemporaryDirectory(prefix="compresskv-")
-
-
-# Hydra writes down every sweep, a plan of one too, which is to leave nothing behind.
-OmegaConf.register_new_resolver("sweep_folder", lambda results, plan: scratch().name if plan else results, replace=True)
-
-
 def composed(*overrides: str, config_dir: str | Path | None = None) -> dict[str, Any]:
     """The configuration of a command line with these overrides, resolved, as plain data.
 
@@ -52,9 +41,7 @@ def composed(*overrides: str, config_dir: str | Path | None = None) -> dict[str,
         folder = Path(config_dir).expanduser().absolute()
         if not folder.is_dir():
             raise UserError(f"--config-dir={readable(str(config_dir), 1000)}: there is no such folder")
-        # As the words of a list that Hydra's grammar quotes: a path may have commas and brackets.
-        escaped = str(folder).replace("\\", "\\\\").replace("'", "\\'")
-        given.append(f"hydra.searchpath=['file://{escaped}']")
+        given.append(f"hydra.searchpath=[{quoted(f'file://{folder}')}]")
     GlobalHydra.instance().clear()
     with refused_in_a_sentence(), initialize_config_dir(str(CONF), version_base="1.3"):
         config = compose("config", given, return_hydra_config=True)
@@ -74,6 +61,13 @@ def plain(config: DictConfig) -> dict[str, Any]:
 def job(*overrides: str, config_dir: str | Path | None = None) -> Job:
     """The job of a command line with these overrides. Raises `UserError` for values that cannot be."""
     return job_from(composed(*overrides, config_dir=config_dir))
+
+
+def quoted(path: str | Path) -> str:
+    """A path as Hydra's grammar takes it, whatever characters it has; backslashes count only before a quote."""
+    if re.fullmatch(r"[\w/.:-]+", str(path), re.ASCII):
+        return str(path)
+    return "'" + re.sub(r"(\\*)'", r"\1\1\'", str(path)) + "'"
 
 
 def refuse_two_files(hydra: HydraConf) -> None:

@@ -1,10 +1,12 @@
-"""The launcher behind `python run.py -m …`: the jobs of a sweep share their prefills, on one device or on several."""
+"""Behind `python run.py -m …`: the jobs of a sweep share their prefills, on one device or on several."""
 
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
@@ -14,6 +16,25 @@ LAUNCHING = ("hydra/launcher", "hydra.launcher", "hydra/sweeper", "hydra.sweeper
 """Hydra's own settings that shape this sweep, but not those that its groups run."""
 
 SCRIPT = Path(__file__).resolve().parents[1] / "run.py"
+
+
+class GridSweeper(BasicSweeper):
+    """Hydra's own sweeper without its multirun.yaml, for which a tree that is read-only or full has no place.
+
+    Each setting's folder has its whole configuration.
+    """
+
+    def __init__(self, params: dict[str, str] | None = None) -> None:
+        super().__init__(max_batch_size=None, params=params)
+
+    def sweep(self, arguments: list[str]) -> Sequence[JobReturn]:
+        assert self.launcher is not None
+        assert self.hydra_context is not None
+        parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
+        overrides = parser.parse_overrides([*self._parse_config(), *arguments])
+        (jobs,) = self.split_arguments(overrides, None)
+        self.validate_batch_is_legal(jobs)
+        return self.launcher.launch(jobs, initial_job_idx=0)
 
 
 class SharedPrefillLauncher(Launcher):
