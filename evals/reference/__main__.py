@@ -1,33 +1,41 @@
 """`python -m evals.reference`: run the sweeps of the reference run, then write what is committed of their results."""
 
 import argparse
+import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from compresskv.errors import UserError
 from evals.console import one_sentence_endings, signals_as_interrupts
+from evals.efficiency.config import Efficiency
+from evals.job import Job
 from evals.reference.export import export
 from evals.reference.sweeps import SWEEPS, jobs
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the chosen parts, of which what is finished is not run again, then export all there is."""
+    """Run the chosen parts, of which what is finished is not run again, then export all that is complete."""
     parser = argparse.ArgumentParser(prog="python -m evals.reference", description=__doc__)
-    parser.add_argument("parts", nargs="*", metavar="part", help=f"{', '.join(SWEEPS)}, or none; default: all")
+    parts = (
+        f"{', '.join(SWEEPS)}, or none; default: all. name=value goes to every sweep: a part of its samples, such as"
+    )
+    parser.add_argument("parts", nargs="*", metavar="part", help=f"{parts} needles 'eval.lengths=[1000,2000]'")
     parser.add_argument("--data", default="hub", help="LongBench, as eval.data takes it; default: hub")
     parser.add_argument("--results", type=Path, default=Path("results/reference-run"), help="the complete results")
     parser.add_argument("--target", type=Path, default=Path("results/reference"), help="what is committed of them")
     options = parser.parse_args(arguments)
     with one_sentence_endings():
         signals_as_interrupts()
-        run_and_export(options.parts or list(SWEEPS), options.data, options.results, options.target)
+        overrides = [word for word in options.parts if "=" in word]
+        chosen = [word for word in options.parts if "=" not in word] or list(SWEEPS)
+        run_and_export(chosen, options.data, options.results, options.target, overrides)
 
 
 def run_and_export(parts: Sequence[str], data: str, results: Path, target: Path, overrides: Sequence[str] = ()) -> None:
     """A part that fails does not end the others; what is complete is exported. `overrides` go to every sweep.
 
-    Raises `UserError` at the end in the end if a part failed.
+    Raises `UserError` at the end if a part failed.
     """
     if unknown := [part for part in parts if part not in (*SWEEPS, "none")]:
         raise UserError(f"{unknown[0]}: is no part of the reference run: choose from {', '.join(SWEEPS)}, or none")
@@ -35,11 +43,13 @@ def run_and_export(parts: Sequence[str], data: str, results: Path, target: Path,
 
     failures = []
     for part in parts:
-        if part == "none" or (part == "efficiency" and any(results.glob("efficiency/*/*/efficiency.json"))):
-            continue  # a measurement of time cannot be resumed, and is not repeated
+        if part == "none":
+            continue
         given = [f"eval.data={data}"] if part == "longbench" else []
         try:
-            run(jobs(part, *given, f"paths.results={results}", *overrides))
+            made = jobs(part, *given, f"paths.results={results}", *overrides)
+            if not (part == "efficiency" and measured(results, made)):
+                run(made)
         except UserError as error:
             print(f"{part}: {error}", file=sys.stderr)
             failures.append(error)
@@ -47,6 +57,15 @@ def run_and_export(parts: Sequence[str], data: str, results: Path, target: Path,
     print(f"{count} settings, without texts: {target}")
     if failures:
         raise failures[0]
+
+
+def measured(results: Path, jobs: Sequence[Job]) -> bool:
+    """Whether an efficiency measurement of so many jobs is complete: it cannot go on, and need not be repeated."""
+    evaluation = jobs[0].eval
+    assert isinstance(evaluation, Efficiency)
+    rows = (1 + len(jobs)) * len(evaluation.lengths)  # the full cache too
+    files = results.glob("efficiency/*/*/efficiency.json")
+    return any(len(json.loads(path.read_text(encoding="utf-8"))["rows"]) == rows for path in files)
 
 
 if __name__ == "__main__":

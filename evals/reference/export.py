@@ -8,7 +8,8 @@ from typing import Any
 
 from compresskv.errors import UserError
 from evals.report import artefacts
-from evals.results.lines import dumps, encode
+from evals.results.lines import dumps
+from evals.results.lines import sealed as sealed_line
 from evals.results.record import Record, records
 from evals.results.schema import Line
 from evals.results.store import refused, write_text, write_yaml
@@ -36,6 +37,7 @@ LEFT_OUT = (
     "haystack_repeats",
     "new_tokens",
     "prompt_tokens",
+    "realised_budget",
     "score_needle",
     "total_cache_bytes",
 )
@@ -82,9 +84,13 @@ def export_setting(record: Record, folder: Path) -> None:
     about = {key: value for key, value in record.summary.items() if key not in ("config", "method_in_full", "checksum")}
     about["prompt"] = {key: value for key, value in about.get("prompt", {}).items() if key != "template"}
     summary = sealed({**about, **measured(lines)})
-    write_text(folder / "samples.jsonl", "".join(encode(line).decode() for line in lines))
-    write_text(folder / "summary.json", dumps(summary) + "\n")
+    write_text(folder / "samples.jsonl", "".join(f"{compact(sealed_line(line))}\n" for line in lines))
+    write_text(folder / "summary.json", f"{compact(summary)}\n")
     write_yaml(folder / "config.yaml", configuration(record.config))
+
+
+def compact(content: Mapping[str, Any]) -> str:
+    return dumps(content, separators=(",", ":"))
 
 
 def numbers(line: Line, by_layer: bool) -> Line:

@@ -10,7 +10,7 @@ from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from evals.compose import CONF, plain
+from evals.compose import CONF, plain, refused_in_a_sentence
 from evals.job import Job, job_from
 from evals.report import experiments
 
@@ -27,7 +27,7 @@ def jobs(part: str, *overrides: str) -> list[Job]:
 
 
 def configurations(overrides: Sequence[str]) -> list[dict[str, Any]]:
-    """The resolved configurations of `python run.py -m <overrides>`."""
+    """The resolved configurations of `python run.py -m <overrides>`. Raises `UserError` where there are none."""
     swept: dict[str, list[str]] = {}
     fixed: dict[str, str] = {}
     for override in OverridesParser.create().parse_overrides(list(overrides)):
@@ -40,5 +40,5 @@ def configurations(overrides: Sequence[str]) -> list[dict[str, Any]]:
     axes = {name: values for name, values in of_experiment.items() if name not in fixed} | swept
     settings = [[f"{name}={value}" for value in values] for name, values in axes.items()]
     GlobalHydra.instance().clear()
-    with initialize_config_dir(str(CONF), version_base="1.3"):
+    with refused_in_a_sentence(), initialize_config_dir(str(CONF), version_base="1.3"):
         return [plain(compose("config", [*fixed.values(), *given])) for given in itertools.product(*settings)]

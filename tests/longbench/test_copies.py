@@ -171,6 +171,15 @@ def test_a_row_given_twice_is_official_once(index, tmp_path):
     assert list(altered_rows(folder, "qasper")) == [204]
 
 
+@pytest.mark.parametrize("keep", [saved, parquet])
+def test_a_missing_row_leaves_the_others_their_numbers_and_the_task_incomplete(keep, index, tmp_path):
+    keep(tmp_path / "copy" / "qasper", [row for number, row in enumerate(index["qasper"]) if number != 1])
+    records = load_task(open_source(tmp_path / "copy", cache=tmp_path / "cache"), TASKS["qasper"])
+    assert [(record.row, record.problem) for record in records] == [(0, ""), (2, ""), (3, "")]
+    checked = check(TASKS["qasper"], records)
+    assert (checked.matching, checked.missing, checked.complete) == (3, 1, False)
+
+
 def test_a_copy_is_converted_once_and_again_when_it_changes(index, tmp_path):
     saved(tmp_path / "copy" / "qasper", index["qasper"])
     first = open_source(tmp_path / "copy", cache=tmp_path / "cache")

@@ -31,6 +31,15 @@ def test_a_record_says_what_the_files_say(tmp_path):
     assert (record.state, record.problem, record.unchecked) == ("complete", "", 0)
 
 
+def test_a_summary_counts_the_rows_that_are_not_official(tmp_path):
+    store = SampleStore(folder(tmp_path))
+    for id, official in (("0", True), ("1", False), ("201", False)):
+        store.append(line(id, official=official))
+    assert finish(store, ["0"], about(), tmp_path / "runs").summary.get("unofficial") is None
+    assert finish(store, ["0", "1", "201"], about(), tmp_path / "runs").summary["unofficial"] == 2
+    store.close()
+
+
 def test_every_folder_with_one_of_the_files_is_found(tmp_path):
     setting(tmp_path)
     for number, name in enumerate(("samples.jsonl", "summary.json", "config.yaml", "other")):
