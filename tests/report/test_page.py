@@ -94,7 +94,7 @@ def test_a_difference_is_told_from_the_better_one(mean, bounds, better):
     assert "by 5.0 points (95 % interval 2.0 to 8.0" in said.text
     same = scores.sentence(Verdict("tiny", "niah", 64, "first", "second", mean, bounds, 0.4, 20, 1234))
     assert not same.better
-    assert f"({better} is 5.0 points better" in same.text
+    assert f"({better}'s mean is 5.0 points higher" in same.text
     assert "1,234 samples" in same.text
 
 

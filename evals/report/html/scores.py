@@ -180,7 +180,7 @@ def sentence(verdict: Verdict) -> Sentence:
         better = "closer to the full cache" if verdict.lower else "better"
         return Sentence(f"{at}, {first} is {better} than {second} by {gap} ({numbers}).", True)
     needed = f"; about {verdict.needed:,} samples would tell them apart" if verdict.needed and bounds else ""
-    by = f"{first} is {gap} {'closer' if verdict.lower else 'better'}" if mean else "equal means"
+    by = f"{first}'s mean is {gap} {'lower' if verdict.lower else 'higher'}" if mean else "equal means"
     text = f"{at}, no difference is shown between {verdict.first} and {verdict.second}"
     return Sentence(f"{text} ({by}, {numbers}{needed}).", False)
 
