@@ -134,10 +134,9 @@ def _setting(record: Record, browsed: set[str], shared: _Shared) -> Setting:
         summary[name] = shared.one(summary.get(name))
     reduced_record = Record(record.path, record.runs)
     # As if they had been read.
-    failures = {
-        id: {name: line[name] for name in ("id", "error", "length") if name in line}
-        for id, line in record.failures.items()
-    }
+    failures: dict[str, Line] = {}
+    for id, line in record.failures.items():
+        failures[id] = {name: line[name] for name in ("id", "error", "length") if name in line}
     read = Lines(lines, failures, {}, 0, 0)
     vars(reduced_record).update(_lines=(read, ""), _file_summary=(summary, ""), _file_config=None)
     batches = dict.fromkeys(tuple(line["batch"]) for line in record.covered if isinstance(line.get("batch"), list))
