@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import chain
 
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -51,7 +52,8 @@ def generate(
     With a `reference` answer (token ids, perhaps none), the fidelity of each setting is measured too.
     """
     window = max((setting.window for setting in settings), default=1)
-    prompt = prefill(model, ids, window, chunk)
+    scorers = set(chain.from_iterable(setting.scorers(ids.numel()) for setting in settings))
+    prompt = prefill(model, ids, window, chunk, scorers)
     scoring = PrefillError(
         f"out of memory while scoring a prompt of {ids.numel()} tokens: use shorter prompts or model.device=map"
     )

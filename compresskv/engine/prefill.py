@@ -4,8 +4,9 @@ The prompt's hidden states do not depend on the method, since eviction happens a
 prompt: what a setting keeps is chosen from the complete layers.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import chain
 
 import torch
 from torch import Tensor
@@ -47,6 +48,11 @@ class Setting:
         """Prompt tokens at the end that are always kept; without a method, 1."""
         return 1 if self.method is None else self.method.window
 
+    def scorers(self, length: int | None) -> list[Scorer]:
+        """Who scores a prompt of `length` tokens (None: not known yet); nobody where it is kept whole."""
+        whole = self.budget is None or (length is not None and self.keeps_all(length))
+        return [] if self.method is None or whole else [self.method.scorer]
+
     def keeps_all(self, length: int) -> bool:
         """A prompt that fits the budget, or the window, is kept whole in every layer."""
         return self.budget is None or length <= max(self.budget, self.window)
@@ -80,7 +86,7 @@ class Prefill:
 
     def score(self, settings: Sequence[Setting]) -> None:
         """Score every layer for those of `settings` that evict; methods with equal scorers share their scores."""
-        wanted = dict.fromkeys(s.method.scorer for s in settings if s.method and not s.keeps_all(self.length))
+        wanted = dict.fromkeys(chain.from_iterable(setting.scorers(self.length) for setting in settings))
         scorers = [scorer for scorer in wanted if scorer not in self._scores]
         if not scorers:
             return
@@ -112,14 +118,17 @@ def prompt_shape(cache: EvictedCache, layer: LayerPrefill, method: EvictionMetho
 
 
 @torch.no_grad()
-def prefill(model: PreTrainedModel, ids: Tensor, window: int, chunk: int | None = None) -> Prefill:
+def prefill(
+    model: PreTrainedModel, ids: Tensor, window: int, chunk: int | None = None, scorers: Collection[Scorer] = ()
+) -> Prefill:
     """Run the prompt once, keeping all of it and the queries of its last `window` positions.
 
+    Those of `scorers` that look from further back see all queries; they must be given here to `score` afterwards.
     `ids` [prompt], int64. `chunk` bounds the tokens of one forward pass, and with it the memory of activations; the
     result is the same. `model` must be `attached`. Raises `UserError` for an empty prompt.
     """
     layers: list[LayerPrefill] = []
-    cache = EvictedCache(model.config, max(window, 1), ids.numel(), layers.append)
+    cache = EvictedCache(model.config, max(window, 1), ids.numel(), layers.append, scorers)
     logits = forward_prompt(model, ids, cache, chunk)
     return Prefill(ids.numel(), layers, logits, cache, ids)
 

@@ -97,16 +97,16 @@ def boards(tree: Tree) -> Iterator[tuple[Board, Grid]]:
 
 def _by_task(of_model: Grid) -> Grid:
     """The same rows with a column for every task, and the average."""
+    ids: dict[str, set[str]] = {}
+    for row in of_model.rows:
+        for task, values in row.cells[of_model.overall].strata.items():
+            ids.setdefault(task, set()).update(values)
     rows = []
-    tasks: dict[str, None] = {}
     for row in of_model.rows:
         whole = row.cells[of_model.overall]
-        cells = {}
-        for task, values in whole.strata.items():
-            cells[task] = Cell({task: values}, len(values), len(values))
-        tasks |= dict.fromkeys(cells)
+        cells = {task: Cell({task: values}, len(ids[task]), len(values)) for task, values in whole.strata.items()}
         rows.append(replace(row, cells={**cells, of_model.overall: whole}))
-    return replace(of_model, columns=[*tasks, of_model.overall], rows=rows) if len(tasks) > 1 else of_model
+    return replace(of_model, columns=[*ids, of_model.overall], rows=rows) if len(ids) > 1 else of_model
 
 
 def _board(of_model: Grid, kl: Grid | None, settings: Sequence[Setting]) -> Board:
