@@ -1,6 +1,7 @@
 """A results tree for the page: read setting by setting, each reduced at once to what the page shows."""
 
 import json
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -96,7 +97,7 @@ def read(results: Path) -> Tree:
         ids: set[str] = set()
         if group in chosen and chosen[group][0] <= place < chosen[group][1]:
             count = chosen[group][2]
-            ids = ids_of.setdefault(group, set(_spread([line["id"] for line in record.covered], count)))
+            ids = ids_of.setdefault(group, set(spread([line["id"] for line in record.covered], count)))
         settings.append(_setting(record, ids, shared))
         # A record keeps what it has read.
         waiting[place] = Record(record.path, record.runs)
@@ -123,7 +124,7 @@ def _setting(record: Record, browsed: set[str], shared: _Shared) -> Setting:
     lines: dict[str, Line] = {}
     for line in record.covered:
         reduced = {name: line[name] for name in fields if name in line}
-        reduced["id"] = shared.one(line["id"])
+        reduced["id"] = sys.intern(line["id"])
         if record.eval == "longbench":
             reduced["official"] = line["official"] if "official" in line else _official(record.task, line)
         lines[reduced["id"]] = reduced
@@ -207,14 +208,14 @@ def _sample_places(waiting: Sequence[Record]) -> dict[tuple[str, ...], tuple[int
         places.setdefault(_group(record), []).append(place)
     groups = list(places)
     if len(waiting) > EMBEDDED:
-        groups = _spread(groups, max(1, EMBEDDED * len(groups) // len(waiting)))
+        groups = spread(groups, max(1, EMBEDDED * len(groups) // len(waiting)))
     each = max(1, EMBEDDED // max(1, sum(len(places[group]) for group in groups)))
     return {
         group: (places[group][0], min(places[group][-1] + 1, places[group][0] + EMBEDDED), each) for group in groups
     }
 
 
-def _spread(items: Sequence[Any], count: int) -> list[Any]:
+def spread(items: Sequence[Any], count: int) -> list[Any]:
     """At most `count` of the items, evenly spaced."""
     if len(items) <= count:
         return list(items)

@@ -10,7 +10,7 @@ from evals.report import paper
 from evals.report.cells import AVERAGE_OF_16, SCORE, Cell, Grid, Row, ranks
 from evals.report.grids import grids
 from evals.report.html.chart import Chart, Line, Point
-from evals.report.html.reading import Setting, Tree
+from evals.report.html.reading import Setting, Tree, spread
 from evals.report.items import Item
 from evals.report.page import EVALS, budget_text
 from evals.report.verdicts import Verdict, verdicts
@@ -22,6 +22,9 @@ ITEM = Item("all methods")
 
 PAPER = "table1_longbench"
 """The published table that LongBench scores stand beside."""
+
+LAYER_CHARTS = 8
+"""Budgets whose layers are drawn at most, evenly spaced."""
 
 LINES = 12
 """Lines of a chart at most; the tables have all."""
@@ -251,10 +254,10 @@ def _over_budget(of_model: Grid, title: str, y_label: str, styles: dict[str, int
 
 
 def _layers(of_model: Grid, styles: dict[str, int], kept: dict) -> Iterator[Chart]:
-    """Tokens kept by layer: a chart for every budget, the smallest first."""
-    for budget, rows in sorted(of_model.budgets.items(), key=lambda item: item[0] or 0):
-        if budget is None:
-            continue
+    """Tokens kept by layer: a chart for every budget or `LAYER_CHARTS` of them, the smallest first."""
+    budgets = sorted(budget for budget in of_model.budgets if budget is not None)
+    for budget in spread(budgets, LAYER_CHARTS):
+        rows = of_model.budgets[budget]
         lines = []
         for row in rows:
             means = [kept[record.path] for record in row.records if kept.get(record.path)]
