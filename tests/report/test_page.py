@@ -94,8 +94,14 @@ def test_a_difference_is_told_from_the_better_one(mean, bounds, better):
     assert "by 5.0 points (95 % interval 2.0 to 8.0" in said.text
     same = scores.sentence(Verdict("tiny", "niah", 64, "first", "second", mean, bounds, 0.4, 20, 1234))
     assert not same.better
-    assert f"({better} has 5.0 points more" in same.text
+    assert f"({better}'s mean is 5.0 points higher" in same.text
     assert "1,234 samples" in same.text
+
+
+def test_a_lower_kl_is_closer():
+    verdict = Verdict("tiny", "niah", 64, "first", "second", 0.25, (0.1, 0.4), 0.01, 20, 40, "kl", lower=True)
+    text = scores.sentence(verdict).text
+    assert "first is closer to the full cache than second by 0.250 nats per token (95 % interval 0.100 to 0.400" in text
 
 
 def test_best_and_second_are_marked_within_a_budget(text):

@@ -25,8 +25,16 @@ class _Table:
     def __init__(self) -> None:
         self.values: list[Any] = []
         self._places: dict[str, int] = {}
+        self._known: dict[int, int] = {}
 
     def place(self, value: Any) -> int:
+        """The place of the value. What `value` is must outlive this table: the same object is not compared again."""
+        if id(value) not in self._known:
+            self._known[id(value)] = self.place_of_equal(value)
+        return self._known[id(value)]
+
+    def place_of_equal(self, value: Any) -> int:
+        """The place of what equals the value."""
         text = json.dumps(value, sort_keys=True, default=str)
         if text not in self._places:
             self._places[text] = len(self.values)
@@ -57,16 +65,18 @@ def _setting(setting: Setting, name: str, shared: _Table) -> dict[str, Any]:
     origin = {key: summary[key] for key in ORIGIN if summary.get(key) is not None}
     return {
         "name": name,
-        "at": shared.place([record.model, record.eval, record.task, record.protocol]),
+        "at": shared.place_of_equal([record.model, record.eval, record.task, record.protocol]),
         "hash": record.digest,
         "folder": record.path.name,
         "method": record.method,
         **fields,
         **({"more": scores | fidelity} if scores or fidelity else {}),
-        "origin": shared.place(origin),
-        "environment": shared.place(summary.get("environment") or {}),
+        "origin": shared.place_of_equal(origin),
+        "environment": shared.place(summary["environment"])
+        if summary.get("environment")
+        else shared.place_of_equal({}),
         "config": [[key, shared.place(value)] for key, value in record.config.items()],
-        "batches": shared.place([sorted(batch) for batch in setting.batches[:3]]),
+        "batches": shared.place_of_equal([sorted(batch) for batch in setting.batches[:3]]),
     }
 
 

@@ -1,6 +1,7 @@
 """A results tree for the page: read setting by setting, each reduced at once to what the page shows."""
 
 import json
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,8 +9,10 @@ from statistics import fmean
 from typing import Any
 
 from compresskv.errors import UserError
+from evals.longbench.official import check_rows
+from evals.longbench.tasks import TASKS
 from evals.results.lines import Lines
-from evals.results.record import NAMED, Record, records
+from evals.results.record import NAMED, Record, failed_of, records
 from evals.results.schema import FIDELITY, Line
 
 EMBEDDED = 1200
@@ -22,13 +25,23 @@ ALL_FIELDS = ("id", "score", *FIDELITY)
 FIELDS = {
     "niah": (*ALL_FIELDS, "length", "depth"),
     "head_masking": (*ALL_FIELDS, "ranking", "masked"),
-    "longbench": (*ALL_FIELDS, "length", "answers", "score_official"),
+    "longbench": (*ALL_FIELDS, "length", "score_official"),
 }
 """Fields of the lines that tables and figures are made of, by evaluation."""
 
 BROWSED = (
     *("id", "prediction", "answers", "metric", "length", "depth", "actual_depth", "prompt_tokens", "prompt_sha256"),
-    *("prompt_tail", "truncated", "new_tokens", "realised_budget", "cache_bytes", "ranking", "masked", *FIDELITY),
+    *(
+        "prompt_tail",
+        "truncated",
+        "official",
+        "new_tokens",
+        "realised_budget",
+        "cache_bytes",
+        "ranking",
+        "masked",
+        *FIDELITY,
+    ),
 )
 """Fields of the lines that the browser shows where they are there, with those that start with `score`."""
 
@@ -84,7 +97,7 @@ def read(results: Path) -> Tree:
         ids: set[str] = set()
         if group in chosen and chosen[group][0] <= place < chosen[group][1]:
             count = chosen[group][2]
-            ids = ids_of.setdefault(group, set(_spread([line["id"] for line in record.covered], count)))
+            ids = ids_of.setdefault(group, set(spread([line["id"] for line in record.covered], count)))
         settings.append(_setting(record, ids, shared))
         # A record keeps what it has read.
         waiting[place] = Record(record.path, record.runs)
@@ -111,10 +124,9 @@ def _setting(record: Record, browsed: set[str], shared: _Shared) -> Setting:
     lines: dict[str, Line] = {}
     for line in record.covered:
         reduced = {name: line[name] for name in fields if name in line}
-        reduced["id"] = shared.one(line["id"])
+        reduced["id"] = sys.intern(line["id"])
         if record.eval == "longbench":
-            # Rows without answers, as in trees that were published without texts, cannot be checked: not official.
-            reduced["answers"], reduced["length"] = shared.one(line.get("answers", [])), line.get("length", 0)
+            reduced["official"] = line["official"] if "official" in line else _official(record.task, line)
         lines[reduced["id"]] = reduced
     summary = dict(record.summary or {})
     summary.pop("method_in_full", None)
@@ -123,12 +135,20 @@ def _setting(record: Record, browsed: set[str], shared: _Shared) -> Setting:
         summary[name] = shared.one(summary.get(name))
     reduced_record = Record(record.path, record.runs)
     # As if they had been read.
-    vars(reduced_record).update(
-        _lines=(Lines(lines, record.failures, {}, 0, 0), ""), _file_summary=(summary, ""), _file_config=None
-    )
+    failures: dict[str, Line] = {}
+    for id, line in record.failures.items():
+        failures[id] = {name: line[name] for name in ("id", "error", "length") if name in line}
+    read = Lines(lines, failures, {}, 0, 0)
+    vars(reduced_record).update(_lines=(read, ""), _file_summary=(summary, ""), _file_config=None)
     batches = dict.fromkeys(tuple(line["batch"]) for line in record.covered if isinstance(line.get("batch"), list))
     shown = [_browsed(line) for line in record.covered if line["id"] in browsed]
     return Setting(reduced_record, _kept(record.covered), shared.one(tuple(batches)), shown)
+
+
+def _official(task: str, line: Line) -> bool:
+    """Whether a line of an older version is an official row. Without answers nobody can tell: it counts as none."""
+    known = task in TASKS and line["id"].isdecimal() and isinstance(line.get("length"), int) and "answers" in line
+    return known and check_rows(task, [(int(line["id"]), line["answers"], line["length"])]).mismatching == 0
 
 
 def layer_means(line: Line) -> list[float]:
@@ -163,6 +183,8 @@ def shortened(text: str) -> str:
 def _faults(record: Record) -> list[str]:
     """What can be seen at a glance; `python -m evals.results verify` looks closer."""
     phrases = [f"{record.name}: samples.jsonl:{number}: {fault}" for number, fault in record.line_faults.items()]
+    if record.failures:
+        phrases.append(f"{record.name}: {failed_of(record.failures)}")
     summary = record.summary or {}
     if missing := len(summary.get("samples", ())) - len(record.covered):
         phrases.append(f"{record.name}: the summary covers {missing} samples that are not there")
@@ -186,14 +208,14 @@ def _sample_places(waiting: Sequence[Record]) -> dict[tuple[str, ...], tuple[int
         places.setdefault(_group(record), []).append(place)
     groups = list(places)
     if len(waiting) > EMBEDDED:
-        groups = _spread(groups, max(1, EMBEDDED * len(groups) // len(waiting)))
+        groups = spread(groups, max(1, EMBEDDED * len(groups) // len(waiting)))
     each = max(1, EMBEDDED // max(1, sum(len(places[group]) for group in groups)))
     return {
         group: (places[group][0], min(places[group][-1] + 1, places[group][0] + EMBEDDED), each) for group in groups
     }
 
 
-def _spread(items: Sequence[Any], count: int) -> list[Any]:
+def spread(items: Sequence[Any], count: int) -> list[Any]:
     """At most `count` of the items, evenly spaced."""
     if len(items) <= count:
         return list(items)

@@ -1,16 +1,16 @@
 """Scores of the page: grids of means, what they say in words, and their charts."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from statistics import fmean
 
 from evals.longbench.tasks import CATEGORIES, ENGLISH, TASKS
 from evals.report import paper
-from evals.report.cells import AVERAGE_OF_16, Cell, Grid, Row, ranks
+from evals.report.cells import AVERAGE_OF_16, SCORE, Cell, Grid, Row, ranks
 from evals.report.grids import grids
 from evals.report.html.chart import Chart, Line, Point
-from evals.report.html.reading import Setting, Tree
+from evals.report.html.reading import Setting, Tree, spread
 from evals.report.items import Item
 from evals.report.page import EVALS, budget_text
 from evals.report.verdicts import Verdict, verdicts
@@ -22,6 +22,9 @@ ITEM = Item("all methods")
 
 PAPER = "table1_longbench"
 """The published table that LongBench scores stand beside."""
+
+LAYER_CHARTS = 8
+"""Budgets whose layers are drawn at most, evenly spaced."""
 
 LINES = 12
 """Lines of a chart at most; the tables have all."""
@@ -64,6 +67,7 @@ class Board:
     columns: Sequence[str]
     rows: Sequence[TableRow]
     sentences: Sequence[Sentence]
+    closeness: Sequence[Sentence]
     shares: Sequence[str]
     score: Chart | None
     kl: Chart | None
@@ -85,47 +89,44 @@ def boards(tree: Tree) -> Iterator[tuple[Board, Grid]]:
         settings = [setting for setting in group if evaluation != "longbench" or setting.record.task in TASKS]
         if not settings or evaluation == "head_masking":
             continue
-        of_model = paper.beside(PAPER if evaluation == "longbench" else "", _grid(evaluation, settings))
-        yield _board(of_model, settings), of_model
+        of_model, *fidelity = grids(ITEM, [setting.record for setting in settings])
+        if evaluation == "longbench":
+            of_model = paper.beside(PAPER, of_model)
+        elif evaluation != "niah":
+            of_model = _by_task(of_model)
+        kl = next((each for each in fidelity if each.metric.field == "kl"), None)
+        yield _board(of_model, kl, settings), of_model
 
 
-def _grid(evaluation: str, settings: Sequence[Setting]) -> Grid:
-    """The grid; those of other evaluations than needles and LongBench have a column for every task."""
-    made = grids(ITEM, [setting.record for setting in settings])[0]
-    tasks = list(dict.fromkeys(setting.record.task for setting in settings))
-    if evaluation in ("niah", "longbench") or len(tasks) < 2:
-        return made
-    by_task = {task: [s.record for s in settings if s.record.task == task] for task in tasks}
-    cells: dict[tuple[str, int | None, str, str], dict[str, Cell]] = {}
-    for task, of_task in by_task.items():
-        for row in grids(ITEM, of_task)[0].rows:
-            cells.setdefault((row.method, row.budget, row.protocol, row.variant), {})[task] = row.cells[made.overall]
+def _by_task(of_model: Grid) -> Grid:
+    """The same rows with a column for every task, and the average."""
+    ids: dict[str, set[str]] = {}
+    for row in of_model.rows:
+        for task, values in row.cells[of_model.overall].strata.items():
+            ids.setdefault(task, set()).update(values)
     rows = []
-    for row in made.rows:
-        of_row = cells.get((row.method, row.budget, row.protocol, row.variant), {})
-        rows.append(_with_cells(row, {**of_row, made.overall: row.cells[made.overall]}))
-    return Grid(made.model, made.eval, [*tasks, made.overall], rows)
+    for row in of_model.rows:
+        whole = row.cells[of_model.overall]
+        cells = {task: Cell({task: values}, len(ids[task]), len(values)) for task, values in whole.strata.items()}
+        rows.append(replace(row, cells={**cells, of_model.overall: whole}))
+    return replace(of_model, columns=[*ids, of_model.overall], rows=rows) if len(ids) > 1 else of_model
 
 
-def _with_cells(row: Row, cells: dict[str, Cell]) -> Row:
-    return Row(row.method, row.budget, row.protocol, row.variant, cells, row.marked, row.records)
-
-
-def _board(of_model: Grid, settings: Sequence[Setting]) -> Board:
+def _board(of_model: Grid, kl: Grid | None, settings: Sequence[Setting]) -> Board:
     kept = {setting.record.path: setting.kept for setting in settings}
     lines = {label: style for style, label in enumerate(dict.fromkeys(row.label for row in _ordered(of_model)))}
     shown = {label: style for label, style in lines.items() if style < LINES}
-    compared = verdicts(ITEM, of_model)
     return Board(
         of_model.model,
         of_model.eval,
         f"{of_model.model} · {EVALS.get(of_model.eval, of_model.eval)}",
         [column_title(column, of_model) for column in of_model.columns],
         list(_rows(of_model)),
-        [sentence(verdict) for verdict in sorted(compared, key=lambda verdict: verdict.budget or 0)],
+        _sentences(of_model),
+        _sentences(kl) if kl else [],
         list(_shares(of_model)),
-        _over_budget(of_model, shown),
-        _kl(of_model, shown),
+        _over_budget(of_model, f"Score, {column_title(of_model.overall, of_model)}", "score, 0 to 100", shown),
+        _over_budget(kl, "KL to the full cache", "nats per token, lower is closer", shown) if kl else None,
         list(_layers(of_model, shown, kept)),
         len(lines) - len(shown),
     )
@@ -160,29 +161,36 @@ def _cell(cell: Cell, rank: int | None, with_interval: bool) -> CellText:
     return CellText(f"{cell.mean:.2f}", interval, partial, rank, published, cell.difference is not None)
 
 
+def _sentences(of_model: Grid) -> list[Sentence]:
+    return [sentence(each) for each in sorted(verdicts(ITEM, of_model), key=lambda verdict: verdict.budget or 0)]
+
+
 def sentence(verdict: Verdict) -> Sentence:
-    """A comparison in words."""
+    """A comparison of scores or of KL in words."""
     first, second, mean, bounds = verdict.first, verdict.second, verdict.mean, verdict.interval
-    if mean > 0:
+    digits = 3 if verdict.lower else 1
+    if (mean > 0) != verdict.lower:
         first, second = second, first
-    elif bounds:
+    if mean < 0 and bounds:
         bounds = -bounds[1], -bounds[0]
-    between = f"95 % interval {signed(bounds[0])} to {signed(bounds[1])}, " if bounds else ""
+    between = f"95 % interval {signed(bounds[0], digits)} to {signed(bounds[1], digits)}, " if bounds else ""
     p = "p < 0.001" if verdict.p < 0.001 else f"p = {verdict.p:.3f}"
     # No line breaks around the signs.
     numbers = f"{between}{p}, n = {verdict.n}".replace(" = ", "\u00a0=\u00a0").replace(" < ", "\u00a0<\u00a0")
     at = "With the full cache" if verdict.budget is None else f"At budget {verdict.budget}"
+    gap = f"{abs(mean):.{digits}f} {'nats per token' if verdict.lower else 'points'}"
     if verdict.p < statistics.ALPHA:
-        return Sentence(f"{at}, {first} is better than {second} by {abs(mean):.1f} points ({numbers}).", True)
+        better = "closer to the full cache" if verdict.lower else "better"
+        return Sentence(f"{at}, {first} is {better} than {second} by {gap} ({numbers}).", True)
     needed = f"; about {verdict.needed:,} samples would tell them apart" if verdict.needed and bounds else ""
-    by = f"{first} has {abs(mean):.1f} points more" if mean else "equal means"
+    by = f"{first}'s mean is {gap} {'lower' if verdict.lower else 'higher'}" if mean else "equal means"
     text = f"{at}, no difference is shown between {verdict.first} and {verdict.second}"
     return Sentence(f"{text} ({by}, {numbers}{needed}).", False)
 
 
-def signed(value: float) -> str:
-    """One decimal, with the minus that numbers have."""
-    return f"{value:.1f}".replace("-", "−")
+def signed(value: float, digits: int) -> str:
+    """Rounded, with the minus that numbers have."""
+    return f"{value:.{digits}f}".replace("-", "−")
 
 
 def column_title(column: str, of_model: Grid) -> str:
@@ -221,7 +229,8 @@ def _kept_tokens(records: Sequence[Record]) -> float | None:
     return fmean(numbers) if numbers else None
 
 
-def _over_budget(of_model: Grid, styles: dict[str, int]) -> Chart | None:
+def _over_budget(of_model: Grid, title: str, y_label: str, styles: dict[str, int]) -> Chart | None:
+    """The average of every method over the budget; the full cache's score is a level line, its KL is 0."""
     points: dict[str, list[Point]] = {}
     levels: list[Line] = []
     for row in of_model.rows:
@@ -230,54 +239,25 @@ def _over_budget(of_model: Grid, styles: dict[str, int]) -> Chart | None:
             continue
         low, high = cell.interval or (None, None)
         point = Point(row.budget or 0, cell.mean, low, high, cell.partial)
-        if row.budget is None:
-            levels.append(Line(row.label, [point], styles[row.label], True))
-        else:
+        if row.budget is not None:
             points.setdefault(row.label, []).append(point)
-    title = f"Score, {column_title(of_model.overall, of_model)}"
-    return _budget_chart(title, "score, 0 to 100", points, levels, styles)
-
-
-def _kl(of_model: Grid, styles: dict[str, int]) -> Chart | None:
-    """KL to the full cache over the samples of all tasks that have it; the full cache itself is at 0."""
-    points: dict[str, list[Point]] = {}
-    for row in of_model.rows:
-        values = _values(row.records, "kl")
-        if values and row.budget is not None and row.label in styles:
-            low, high = statistics.interval(values) or (None, None)
-            points.setdefault(row.label, []).append(Point(row.budget, fmean(values), low, high))
-    return _budget_chart("KL to the full cache", "nats per token, lower is closer", points, [], styles, 3)
-
-
-def _values(records: Sequence[Record], name: str) -> list[float]:
-    values: list[float] = []
-    for record in records:
-        values += [line[name] for line in record.covered if isinstance(line.get(name), (int, float))]
-    return values
-
-
-def _budget_chart(
-    title: str,
-    y_label: str,
-    points: dict[str, list[Point]],
-    levels: Sequence[Line],
-    styles: dict[str, int],
-    digits: int = 1,
-) -> Chart | None:
+        elif of_model.metric == SCORE:
+            levels.append(Line(row.label, [point], styles[row.label], True))
     if not points:
         return None
     lines = [
         Line(label, sorted(of_line, key=lambda point: point.x), styles[label])
         for label, of_line in sorted(points.items(), key=lambda item: styles[item[0]])
     ]
+    digits = 1 if of_model.metric == SCORE else 3
     return Chart(title, "budget (KV tokens per layer and head)", y_label, [*lines, *levels], log=True, digits=digits)
 
 
 def _layers(of_model: Grid, styles: dict[str, int], kept: dict) -> Iterator[Chart]:
-    """Tokens kept by layer: a chart for every budget, the smallest first."""
-    for budget, rows in sorted(of_model.budgets.items(), key=lambda item: item[0] or 0):
-        if budget is None:
-            continue
+    """Tokens kept by layer: a chart for every budget or `LAYER_CHARTS` of them, the smallest first."""
+    budgets = sorted(budget for budget in of_model.budgets if budget is not None)
+    for budget in spread(budgets, LAYER_CHARTS):
+        rows = of_model.budgets[budget]
         lines = []
         for row in rows:
             means = [kept[record.path] for record in row.records if kept.get(record.path)]

@@ -15,7 +15,7 @@ from evals.console import visible
 from evals.report.html import efficiency, heads, masking, needles, scores
 from evals.report.html.embedded import settings_and_samples
 from evals.report.html.reading import Tree, read
-from evals.report.page import budget_text, published_column
+from evals.report.page import EVALS, budget_text, published_column
 from evals.results.published import Published, published
 from evals.results.store import write_text
 
@@ -50,7 +50,7 @@ def page(results: Path) -> str:
         tree=tree,
         title=f"Results of {', '.join(models)}" if 0 < len(models) <= 3 else "Results",
         models=models,
-        evals=sorted({setting.record.eval for setting in tree.settings}),
+        evals=[EVALS.get(name, name) for name in sorted({setting.record.eval for setting in tree.settings})],
         boards=shown,
         published=_published(scores.PAPER),
         masked=masking.masked(tree),
