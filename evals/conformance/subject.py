@@ -21,8 +21,10 @@ MODEL = "conformance"
 KV_HEADS, GROUP = 3, 2
 """With three KV heads of two query heads each, no wrong grouping looks like the right one."""
 
+VOCABULARY = 96
+
 SIZE = {
-    "vocab_size": 96,
+    "vocab_size": VOCABULARY,
     "hidden_size": 96,
     "intermediate_size": 96,
     "num_hidden_layers": 3,
@@ -64,7 +66,7 @@ def _made(model: PreTrainedModel) -> PreTrainedModel:
 
 def prompt(length: int, seed: int) -> Tensor:
     """Random token ids [length]."""
-    return torch.randint(0, SIZE["vocab_size"], (length,), generator=torch.Generator().manual_seed(seed))
+    return torch.randint(VOCABULARY, (length,), generator=torch.Generator().manual_seed(seed))
 
 
 def evicting(model: PreTrainedModel) -> int:
