@@ -23,9 +23,8 @@ BUDGET = 48
 SNAPKV = SnapKVScorer(Observation())
 
 
-@pytest.mark.parametrize("name", ["cake", "adacompresskv"])
-def test_methods_that_ship_pass(name):
-    result = check(name, budget=BUDGET)
+def test_a_method_that_ships_passes():
+    result = check("adacompresskv", budget=BUDGET)
     assert result.passed, str(result)
     assert len(result.results) == 13
 
