@@ -43,7 +43,12 @@ def main(config: DictConfig) -> None:
         run(jobs)
 
 
-if __name__ == "__main__":
+def start() -> None:
+    """Run the command line; whatever refuses it, Hydra too, ends it with one sentence."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra's own refusals come here as exceptions
     with one_sentence_endings(), refused_in_a_sentence():
         main()
+
+
+if __name__ == "__main__":
+    start()

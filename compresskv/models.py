@@ -138,6 +138,10 @@ def _source(config: ModelConfig) -> tuple[str, str | None]:
         if path.is_file() and path.suffix == ".gguf":
             folder, digest = checkpoints.from_gguf([path], config.sha256 if not config.package else None)
             return str(folder), digest[:16]
+        if path.is_file():
+            raise UserError(f"model.path={config.path}: a file must be a whole .gguf: put parts together with `cat`")
+        if path.suffix == ".gguf":
+            raise UserError(f"model.path={config.path}: there is no such file: check the path")
         return str(path) if path.exists() else config.path, None
     if not config.package:
         raise UserError(f"model={config.name}: set model.path to a hub id, a local directory or a .gguf file")

@@ -95,8 +95,9 @@ def refused_in_a_sentence() -> Iterator[None]:
 def _sentence(error: HydraException | OmegaConfBaseException) -> UserError:
     if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options:
         group, _, name = str(error.missing_cfg_file).rpartition("/")
-        nearest = difflib.get_close_matches(name, error.options, 1)
-        fix = f"did you mean {nearest[0]}?" if nearest else f"choose one of {', '.join(sorted(error.options))}"
+        options = sorted(option for option in error.options if not option.startswith("_"))
+        nearest = difflib.get_close_matches(name, options, 1)
+        fix = f"did you mean {nearest[0]}?" if nearest else f"choose one of {', '.join(options)}"
         return UserError(f"{group}={readable(name)}: there is none of that name: {fix}")
     if isinstance(error, OverrideParseException):
         return UserError(f"{readable(error.override)}: cannot be read as an override: {' '.join(str(error).split())}")

@@ -34,7 +34,7 @@ def run(*overrides: str, env: dict[str, str] | None = None) -> subprocess.Comple
     GlobalHydra.instance().clear()
     try:
         with environment, command, redirect_stdout(out), redirect_stderr(err):
-            entry_point.main()
+            entry_point.start()
         code: object = 0
     except SystemExit as ending:
         code = ending.code or 0

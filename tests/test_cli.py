@@ -105,7 +105,7 @@ def test_a_killed_sweep_resumes_to_the_same_files(tiny, tmp_path):
 @pytest.mark.parametrize(
     ("overrides", "says"),
     [
-        (["model=gpt-5"], "model/gpt-5"),
+        (["model=gpt-5"], "model=gpt-5: there is none of that name: choose one of gemma3-270m, "),
         (["model.path=nobody/nothing"], "nobody/nothing"),
         (["method=snapkv", "budget=8"], "budget=8"),
         (["method=snapkv", "budget=0"], "budget=0"),
@@ -121,7 +121,7 @@ def test_a_killed_sweep_resumes_to_the_same_files(tiny, tmp_path):
         (["model.device=gpu"], "gpu"),
         (["prefill_chunk=0"], "prefill_chunk=0"),
         (["protocol.score_dtype=bfloat16"], "protocol.score_dtype=bfloat16"),
-        (["model.typo=1"], "typo"),
+        (["model.typo=1"], "model.typo: no such setting"),
         (["eval.haystack=/nowhere"], "/nowhere"),
     ],
 )
@@ -145,8 +145,7 @@ def assert_one_sentence(done, says):
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
     assert says in done.stderr
-    if not done.stderr.startswith(("In 'config': Could not find", "Could not override")):  # Hydra's own words
-        assert done.stderr.strip().splitlines()[-1].startswith("error: ")
+    assert done.stderr.strip().splitlines()[-1].startswith("error: ")
 
 
 def test_results_that_cannot_be_written_are_a_sentence(tiny, tmp_path):

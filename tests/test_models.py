@@ -370,5 +370,8 @@ def test_a_gguf_file_that_is_none_is_a_sentence(tmp_path, monkeypatch):
     with pytest.raises(UserError, match=r"model\.path=.*broken\.gguf") as caught:
         load(ModelConfig("broken", path=str(tmp_path / "broken.gguf"), device="cpu"))
     assert "\n" not in str(caught.value)
-    with pytest.raises(UserError, match=r"model\.path="):
+    with pytest.raises(UserError, match=r"model\.path=.*absent\.gguf: there is no such file"):
         load(ModelConfig("absent", path=str(tmp_path / "absent.gguf"), device="cpu"))
+    (tmp_path / "broken.gguf.part00").write_bytes(b"a part of it")
+    with pytest.raises(UserError, match=r"model\.path=.*part00: a file must be a whole \.gguf: put parts together"):
+        load(ModelConfig("part", path=str(tmp_path / "broken.gguf.part00"), device="cpu"))

@@ -24,7 +24,7 @@ KV_HEADS, GROUP = 3, 2
 
 VOCABULARY = 96
 
-SIZE: dict[str, Any] = {
+SIZE = {
     "vocab_size": VOCABULARY,
     "hidden_size": 96,
     "intermediate_size": 96,
@@ -67,7 +67,7 @@ def _made(model: PreTrainedModel) -> PreTrainedModel:
 
 def prompt(length: int, seed: int) -> Tensor:
     """Random token ids [length]."""
-    return torch.randint(0, VOCABULARY, (length,), generator=torch.Generator().manual_seed(seed))
+    return torch.randint(VOCABULARY, (length,), generator=torch.Generator().manual_seed(seed))
 
 
 def evicting(model: PreTrainedModel) -> int:

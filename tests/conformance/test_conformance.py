@@ -1,5 +1,7 @@
 """The suite that any author can run: what ships passes it, and each kind of fault fails the check that names it."""
 
+import importlib
+import re
 from dataclasses import dataclass, field, replace
 
 import pytest
@@ -14,15 +16,15 @@ from evals.conformance import __main__ as command
 from evals.conformance import check
 from evals.conformance.checks import problem
 from evals.conformance.subject import Subject
+from tests.command import ROOT
 from tests.methods.construction import METHODS
 
 BUDGET = 48
 SNAPKV = SnapKVScorer(Observation())
 
 
-@pytest.mark.parametrize("name", ["cake", "adacompresskv"])
-def test_methods_that_ship_pass(name):
-    result = check(name, budget=BUDGET)
+def test_a_method_that_ships_passes():
+    result = check("adacompresskv", budget=BUDGET)
     assert result.passed, str(result)
     assert len(result.results) == 13
 
@@ -241,3 +243,14 @@ def test_mistakes_are_sentences(words, sentence):
 def test_other_code_calls_it():
     with pytest.raises(UserError, match="no such folder"):
         check("snapkv", config_dir="nowhere")
+
+
+def test_the_method_of_the_documentation_conforms(tmp_path, monkeypatch):
+    """Its scorer in a module of its own, as the page has it, and its allocator."""
+    text = (ROOT / "docs" / "adding-a-method.md").read_text()
+    first, second, *_ = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    (tmp_path / "key_spread_of_the_page.py").write_text(f"{first}\n\n{second}")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    page = importlib.import_module("key_spread_of_the_page")
+    result = check(lambda context: EvictionMethod(page.scorer(context, power=2.0), page.FirstLayersAllocator(4)))
+    assert result.passed, str(result)
