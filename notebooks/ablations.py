@@ -28,50 +28,23 @@ scratch = tempfile.TemporaryDirectory()
 results = Path(scratch.name)
 
 # %% [markdown]
-# ## One sweep
+# ## A sweep and how to read it
 #
-# The settings are those of a command line: `method=snapkv method/allocator=layer_error` is SnapKV's scores with
-# CompressKV's layer budgets. Three result trees keep the questions apart; they share every prefill all the same, since
-# the prompt's pass depends on no setting. Here: three needles, one short length, four depths.
+# The words of a setting are those of a command line: `method=snapkv method/allocator=layer_error` is SnapKV's scores
+# with CompressKV's layer budgets. A sweep prefills each prompt once for all its settings. Here: three needles, one
+# short length, three depths. Each sweep has a results tree of its own.
+#
+# `means` has every setting's mean with its 95 % bootstrap interval, and groups: settings that share a letter
+# cannot be told apart. `pairs` has the paired differences.
 
 # %%
-TASK = ["eval=niah", "eval.lengths=[400]", "eval.depths=4", "eval.needles=3", "eval.max_new_tokens=20"]
+TASK = ["eval=niah", "eval.lengths=[400]", "eval.depths=3", "eval.needles=3", "eval.max_new_tokens=20"]
 BUDGET = 64
 
-sweeps = {
-    "components": [
-        ["method=snapkv"],
-        ["method=compresskv", "method/allocator=uniform"],
-        ["method=snapkv", "method/allocator=layer_error"],
-        ["method=compresskv"],
-    ],
-    "heads": [
-        ["method=compresskv", "method/allocator=uniform", f"method.scorer.heads={heads}"] for heads in (1, 2, 3, 6, 9)
-    ],
-    "window": [],
-}
-for window in (8, 16, 32):
-    for pooling in ("average", "max"):
-        sweeps["window"].append(
-            ["method=snapkv", f"observation.window={window}", f"observation.pooling={pooling}"],
-        )
 
-jobs = []
-for name, settings in sweeps.items():
-    jobs += [job(*TASK, *setting, f"budget={BUDGET}", f"paths.results={results / name}") for setting in settings]
-run(jobs)
-
-
-# %% [markdown]
-# ## Reading it
-#
-# Of each tree: the mean of every setting with its 95 % bootstrap interval, and groups: settings that share a letter
-# cannot be told apart.
-
-
-# %%
-def compared(name):
-    """The comparison of all settings of one tree, on the samples that all of them have."""
+def swept(name, settings):
+    """Run a sweep over `settings`, lists of overrides; returns their comparison, on the samples that all have."""
+    run([job(*TASK, *setting, f"budget={BUDGET}", f"paths.results={results / name}") for setting in settings])
     (comparison,) = comparisons(records(results / name), "score")
     return comparison
 
@@ -96,13 +69,13 @@ def pairs(comparison):
 
 def draw(comparison):
     table = means(comparison)[::-1]
-    _, axis = plt.subplots(figsize=(7, 0.45 * len(table) + 1), layout="constrained")
+    _, axis = plt.subplots(figsize=(8, 0.45 * len(table) + 1), layout="constrained")
     errors = [table["mean"] - table["low"], table["high"] - table["mean"]]
     axis.barh(table.index, table["mean"], xerr=errors, color="lightsteelblue", ecolor="black", capsize=3)
     for place, letters in enumerate(table["groups"]):
         axis.text(1, place, letters, va="center")
     axis.set_xlim(0, 100)
-    axis.set_xlabel("score (ROUGE-1 recall), mean and 95 % interval")
+    axis.set_xlabel("score (ROUGE-1 recall), mean and 95 % interval; letters: groups")
     plt.show()
 
 
@@ -112,7 +85,17 @@ def draw(comparison):
 # From SnapKV to CompressKV: semantic heads, layer budgets, both.
 
 # %%
-components = compared("components")
+components = swept(
+    "components",
+    [
+        ["method=snapkv"],
+        ["method=compresskv", "method/allocator=uniform"],
+        ["method=snapkv", "method/allocator=layer_error"],
+        ["method=compresskv"],
+    ],
+)
+
+# %%
 draw(components)
 
 # %%
@@ -124,11 +107,14 @@ pairs(components).round(3)
 # One to all nine query heads of a layer, with uniform budgets.
 
 # %%
-heads = compared("heads")
+uniform = ["method=compresskv", "method/allocator=uniform"]
+heads = swept("heads", [[*uniform, f"method.scorer.heads={number}"] for number in (1, 2, 4, 9)])
+
+# %%
 draw(heads)
 
 # %%
-pairs(heads).head(5).round(3)
+pairs(heads).round(3)
 
 # %% [markdown]
 # ## Observation window and pooling
@@ -136,13 +122,19 @@ pairs(heads).head(5).round(3)
 # SnapKV only: a calibration is made for one window and pooling, and CompressKV refuses one that was made for others.
 
 # %%
-windows = compared("window")
+settings = []
+for window in (8, 16, 32):
+    for pooling in ("average", "max"):
+        settings.append(["method=snapkv", f"observation.window={window}", f"observation.pooling={pooling}"])
+windows = swept("window", settings)
+
+# %%
 draw(windows)
 
 # %%
 pairs(windows).head(5).round(3)
 
 # %% [markdown]
-# **Not to be concluded:** that settings are equal where no difference shows. There are 12 prompts, of three needles.
+# **Not to be concluded:** that settings are equal where no difference shows. There are nine prompts, of three needles.
 # `samples needed` says how many would separate two settings in four of five experiments, if the differences stay as
 # they are here. `conf/experiment` has the full sweeps: `table2_heads`, `table3_components`, `window_pooling`.

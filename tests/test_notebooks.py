@@ -85,7 +85,7 @@ def test_figures_leave_a_notebook_its_backend(chosen, backend):
     code = "import evals.niah.heatmap, matplotlib; print(matplotlib.get_backend())"
     command = [sys.executable, "-c", code]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment, timeout=120)
-    assert done.stdout.strip() == backend
+    assert done.stdout.strip().lower() == backend
 
 
 def write(folder: Path, name: str, code: str) -> None:
