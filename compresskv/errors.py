@@ -8,5 +8,9 @@ class UserError(ValueError):
     """
 
 
-class NonFiniteError(UserError):
+class PromptError(UserError):
+    """One prompt has no answer, though others may have: memory ran out, or numbers are not finite."""
+
+
+class NonFiniteError(PromptError):
     """A model computed logits that are infinite or no numbers, so there is no answer to give."""

@@ -12,8 +12,8 @@ from transformers.cache_utils import get_layer_types_and_kwargs
 from compresskv.engine.attention import attached, forget, register
 from compresskv.engine.backends import SDPA
 from compresskv.engine.decode import decode_cache, forward_tokens
-from compresskv.engine.prefill import FULL, PrefillError, prefill
-from compresskv.errors import NonFiniteError, UserError
+from compresskv.engine.prefill import FULL, prefill
+from compresskv.errors import PromptError, UserError
 
 PROMPT, NEW = 12, 2
 """Tokens of the prompt, and tokens that are decoded after it."""
@@ -36,7 +36,7 @@ def refuse_unserved(model: PreTrainedModel) -> None:
     try:
         with _undisturbed(model):
             reason = _unserved(model)
-    except (NonFiniteError, PrefillError, torch.OutOfMemoryError):
+    except (PromptError, torch.OutOfMemoryError):
         raise  # no matter of the architecture
     except UserError as error:
         reason = str(error).partition(": ")[0]

@@ -4,15 +4,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain
 
-import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from compresskv.engine.decode import Stopping, decode, decode_cache
 from compresskv.engine.fidelity import Fidelity, fidelity
-from compresskv.engine.memory import SHARE, batches, free_bytes
+from compresskv.engine.memory import SHARE, batches, free_bytes, memory_as, ran_out
 from compresskv.engine.prefill import FULL, Prefill, PrefillError, Setting, prefill
-from compresskv.errors import UserError
+from compresskv.errors import PromptError
 from compresskv.selection import Kept, counts
 
 
@@ -55,13 +54,12 @@ def generate(
     window = max((setting.window for setting in settings), default=1)
     scorers = set(chain.from_iterable(setting.scorers(ids.numel()) for setting in settings))
     prompt = prefill(model, ids, window, chunk, scorers)
-    try:
+    scoring = PrefillError(
+        f"out of memory while scoring a prompt of {ids.numel()} tokens: use shorter prompts or model.device=map"
+    )
+    with memory_as(scoring):
         prompt.score(settings)
-    except torch.OutOfMemoryError as error:
-        raise PrefillError(
-            f"out of memory while scoring a prompt of {ids.numel()} tokens: use shorter prompts or model.device=map"
-        ) from error
-    kept = {place: prompt.kept(setting) for place, setting in enumerate(settings)}
+        kept = {place: prompt.kept(setting) for place, setting in enumerate(settings)}
     limit = int(SHARE * free_bytes(model)) if memory is None else memory - prompt.nbytes
     sizes = [prompt.row_bytes(kept[place], stopping.max_new_tokens) for place in range(len(settings))]
     generations: dict[int, Generation] = {}
@@ -113,10 +111,12 @@ def _decode_together(
     try:
         cache = decode_cache(prompt, list(kept.values()), stopping.max_new_tokens, last)
         tokens = decode(model, cache, prompt.logits, prompt.length, len(places), stopping, prompt.ids)
-    except torch.OutOfMemoryError as error:
+    except (RuntimeError, MemoryError) as error:
         cache = None
+        if not ran_out(error):
+            raise
         if len(places) == 1:
-            raise UserError(
+            raise PromptError(
                 f"out of memory while decoding one setting of a prompt of {prompt.length} tokens: "
                 "use shorter prompts, a smaller model.dtype or model.device=map"
             ) from error

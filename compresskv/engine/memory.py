@@ -1,11 +1,14 @@
 """How much memory is in use and free on the devices of a model, and which settings fit in one batch."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel
+
+from compresskv.errors import PromptError
 
 SHARE = 0.8
 """Of the free memory, what may be planned with; the rest is for fragmentation and others."""
@@ -67,6 +70,24 @@ def _cgroup_free(root: Path = Path("/sys/fs/cgroup"), process: Path = Path("/pro
             used = int((place / "memory.current").read_text()) - int(pages.get("inactive_file", 0))
             free.append(max(int(most) - used, 0))
     return free
+
+
+def ran_out(error: BaseException) -> bool:
+    """Whether `error` says that memory could not be had: torch's on a GPU, its allocator's on the CPU, or Python's."""
+    if isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error):
+        return True
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError))
+
+
+@contextmanager
+def memory_as(sentence: PromptError) -> Iterator[None]:
+    """Within it, where memory runs out, `sentence` is raised instead."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if ran_out(error):
+            raise sentence from error
+        raise
 
 
 def batches(sizes: Sequence[int], limit: int) -> list[list[int]]:

@@ -13,12 +13,13 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from compresskv.engine.cache import EvictedCache
-from compresskv.errors import NonFiniteError, UserError
+from compresskv.engine.memory import memory_as
+from compresskv.errors import NonFiniteError, PromptError, UserError
 from compresskv.eviction import EvictionMethod, LayerPrefill, LayerScores, PromptShape, Scorer
 from compresskv.selection import Kept, counts, keep_all, refuse_nan, running_capacities, select
 
 
-class PrefillError(UserError):
+class PrefillError(PromptError):
     """No setting of this prompt can run: what all of them share has failed."""
 
 
@@ -139,10 +140,14 @@ def forward_prompt(model: PreTrainedModel, ids: Tensor, cache: EvictedCache, chu
     """
     if ids.numel() == 0:
         raise UserError("the prompt is empty: give at least one token")
+    too_long = PrefillError(
+        f"out of memory in the prefill of {ids.numel()} tokens: set prefill_chunk, for example to 4096, or use "
+        "shorter prompts"
+    )
     for start in range(0, ids.numel(), chunk or ids.numel()):
         part = ids[start : start + (chunk or ids.numel())]
         positions = torch.arange(start, start + part.numel(), device=ids.device)
-        try:
+        with memory_as(too_long):
             out = model(
                 input_ids=part[None],
                 position_ids=positions[None],
@@ -150,11 +155,6 @@ def forward_prompt(model: PreTrainedModel, ids: Tensor, cache: EvictedCache, chu
                 use_cache=True,
                 logits_to_keep=1,
             )
-        except torch.OutOfMemoryError as error:
-            raise PrefillError(
-                f"out of memory in the prefill of {ids.numel()} tokens: set prefill_chunk, for example to 4096, or use "
-                "shorter prompts"
-            ) from error
     if any(layer.seen != ids.numel() for layer in cache.evicting):
         raise UserError(f"{type(model).__name__} does not attend through its cache: choose another model")
     logits = out.logits[0, -1].float()

@@ -24,8 +24,10 @@ from evals.niah.evaluation import NiahTask
 from evals.niah.prompts import NeedlePrompts
 from evals.progress import Progress
 from evals.results.finish import finish
+from evals.results.record import failed_of
+from evals.results.schema import Line
 from evals.results.store import SampleStore, close_all
-from evals.running.batches import sample_line
+from evals.running.batches import failed_line, no_answer, sample_line
 from evals.running.forecast import forecast
 from evals.running.methods import context_of
 from evals.running.tasks import about, open_store, setting_folder
@@ -88,22 +90,31 @@ class Masking:
         return {name: made.scores(made.kind_of_scores(name, self.job.protocol)) for name in self.config.rankings}
 
     def run(self, progress: Progress) -> None:
-        """Decode what is missing, write the summaries, print the table."""
+        """Decode what is missing, write the summaries, print the table of the prompts that all choices have.
+
+        Raises `UserError` if a prompt failed.
+        """
         stores: dict[Choice, SampleStore] = {}
         try:
             for task in self.tasks:
                 folder = self.job.results / "runs" / setting_folder(self.model, self.job, task, FULL)
                 stores[task.choice] = open_store(folder, self.job)
             self.decode(stores, progress)
-            lines = {}
+            answered = [id for id in self.tasks[0].sample_ids if all(id in store.lines for store in stores.values())]
+            lines: dict[Choice, list[Line]] = {}
+            failures: dict[str, Line] = {}
             for task in self.tasks:
                 store = stores[task.choice]
                 finish(store, task.sample_ids, about(self.model, self.job, task, FULL), self.job.results / "runs")
-                lines[task.choice] = [store.lines[id] for id in task.sample_ids]
+                lines[task.choice] = [store.lines[id] for id in answered]
+                failures |= {id: store.failures[id] for id in task.sample_ids if id in store.failures}
         finally:
             close_all(stores.values())
         title = f"{self.model.name} · {self.config.name} · {self.job.protocol.name}"
-        screen().print(table(title, lines, self.model.layers * self.model.q_heads))
+        if answered:
+            screen().print(table(title, lines, self.model.layers * self.model.q_heads))
+        if failures:
+            raise UserError(f"{title}: {failed_of(failures)}; the same command tries again what has no result")
 
     def decode(self, stores: Mapping[Choice, SampleStore], progress: Progress) -> None:
         """Add the lines that are missing, prompt by prompt."""
@@ -122,7 +133,15 @@ class Masking:
         progress.say(f"{title}: {expected}")
         with attached(model.model, model.backend), progress.track(title, list(missing)) as ids:
             for id in ids:
-                self.decode_prompt(task.sample(id), {choice: stores[choice] for choice in missing[id]})
+                sample, of_sample = task.sample(id), {choice: stores[choice] for choice in missing[id]}
+                try:
+                    self.decode_prompt(sample, of_sample)
+                except Exception as error:
+                    if not no_answer(error):
+                        raise
+                    for store in of_sample.values():
+                        if id not in store.lines:
+                            store.append(failed_line(sample, error))
 
     def decode_prompt(self, sample: Sample, stores: Mapping[Choice, SampleStore]) -> None:
         """One prefill, whose time goes to the first line, and a line for each choice."""

@@ -5,12 +5,12 @@ from collections.abc import Callable, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
 from statistics import fmean
+from typing import Any
 
-from rich.markup import escape
 from rich.table import Table
 
 from compresskv.errors import UserError
-from evals.console import screen
+from evals.console import plain, screen
 from evals.evaluation import SampledEvaluation, Shown
 from evals.job import plug_in_class
 from evals.results.names import names
@@ -35,7 +35,10 @@ def show(records: Sequence[Record]) -> list[Path]:
         shown = _shown(f"{model} · {evaluation}", by_setting, _figure(of_evaluation))
         for table in shown.tables:
             console.print(table)
-        figures += shown.figures
+        try:
+            figures += shown.draw()
+        except UserError as error:  # such as in a tree that is read-only
+            console.print(f"no figure: {error}", soft_wrap=True, markup=False)
         if any((record.summary or {}).get("fidelity") for record in of_evaluation):
             console.print(fidelity_table(f"{model} · {evaluation} · fidelity to the full cache", by_setting))
     for path in figures:
@@ -70,12 +73,12 @@ def score_table(
     tasks = {record.task for of_setting in records.values() for record in of_setting}
     parts = {name: _parts(of_setting, part_of) for name, of_setting in records.items()} if part_of else {}
     columns = list(dict.fromkeys(part for of_setting in parts.values() for part in of_setting))
-    table = Table(title=escape(title))
+    table = Table(title=plain(title))
     table.add_column("setting", no_wrap=True)
     if len(tasks) > 1:
         table.add_column("task", no_wrap=True)
     for column in ("score", "95 % interval", *columns, "n", "kept/layer/head", "cache MB"):
-        table.add_column(escape(column), justify="right")
+        table.add_column(plain(column), justify="right")
     all_records = [record for of_setting in records.values() for record in of_setting]
     hybrid = any("total_cache_bytes" in (record.summary or {}) for record in all_records)
     if hybrid:
@@ -87,12 +90,12 @@ def score_table(
                 continue
             interval = summary["interval"]
             table.add_row(
-                escape(name),
-                *([escape(record.task)] if len(tasks) > 1 else []),
+                plain(name),
+                *([plain(record.task)] if len(tasks) > 1 else []),
                 f"{summary['score']:.1f}",
                 f"{interval[0]:.1f} – {interval[1]:.1f}" if interval else "–",
                 *(f"{parts[name][part]:.1f}" if part in parts[name] else "" for part in columns),
-                str(summary["n"]),
+                _of_all(summary),
                 f"{summary['realised_budget']:.1f}",
                 f"{summary['cache_bytes'] / 1e6:.2f}",
                 *([_megabytes(summary.get("total_cache_bytes"))] if hybrid else []),
@@ -100,9 +103,15 @@ def score_table(
     return table
 
 
+def _of_all(summary: Mapping[str, Any]) -> str:
+    """How many samples the means are over, and of how many, where some failed."""
+    n, failed = summary["n"], summary.get("failed", 0)
+    return f"{n} of {n + failed}" if failed else str(n)
+
+
 def fidelity_table(title: str, records: Mapping[str, Sequence[Record]]) -> Table:
     """A row per setting: mean and 95 % interval of each field in `FIDELITY`, over the samples of all its tasks."""
-    table = Table(title=escape(title), caption="kl and reference_nll in nats per token, agreement from 0 to 1")
+    table = Table(title=plain(title), caption="kl and reference_nll in nats per token, agreement from 0 to 1")
     table.add_column("setting", no_wrap=True)
     for field in FIDELITY:
         for column in (field, "95 % interval", "n"):
@@ -115,7 +124,7 @@ def fidelity_table(title: str, records: Mapping[str, Sequence[Record]]) -> Table
             cells.append(f"{fmean(values):.3f}" if values else "–")
             cells.append(f"{bounds[0]:.3f} – {bounds[1]:.3f}" if bounds else "–")
             cells.append(str(len(values)))
-        table.add_row(escape(name), *cells)
+        table.add_row(plain(name), *cells)
     return table
 
 

@@ -12,19 +12,23 @@ from evals.results.summary import UNCHECKED, measured, sealed
 
 
 def finish(store: SampleStore, ids: Sequence[str], about: Mapping[str, Any], runs: Path) -> Record:
-    """Summarise the open `store`, which has the samples `ids`; returns the record of these.
+    """Summarise the open `store`, which has the samples `ids`, or why they failed; returns the record of these.
 
     `about` has the fields of a `Summary` that do not follow from lines: the setting's names, identity and `config`.
     The file covers `ids` and whatever the summary before covered; if nothing in it changes, it is left alone, and so
-    it is where the folder cannot be written. An unreadable summary is as good as none.
+    it is where the folder cannot be written. An unreadable summary is as good as none. It counts the samples that
+    failed, of whatever run; where none has a result, there is no summary.
 
     Raises `UserError` if the file of the samples was removed or changed meanwhile, or the disk refuses.
     """
     store.check()
     before = Record(store.folder, runs).summary or {}
-    covered = _union(before.get("samples", []), ids, store.lines)
+    covered = [id for id in _union(before.get("samples", []), ids, store.lines) if id in store.lines]
+    if not covered:
+        return Record(store.folder, runs, tuple(ids))
     narrower = set(ids) < set(covered)
-    summary = sealed({**about, **measured([store.lines[id] for id in covered])})
+    failed = {"failed": len(store.failures)} if store.failures else {}
+    summary = sealed({**about, **measured([store.lines[id] for id in covered]), **failed})
     if narrower and "config" in before:
         summary["config"] = before["config"]
     if _content(summary) != _content(before) and store.writable:

@@ -16,20 +16,26 @@ CIRCUMSTANCES = ("batch", "timing")
 class Lines:
     """The complete lines of a file by id, in order, and what is wrong with others, by line number.
 
-    `size`: bytes of the complete lines; what follows was being written when the file was read, or its writer was
-    killed. `unchecked`: how many lines have no checksum, as those of older versions.
+    `failures`: the last line of each sample that failed and has no result yet; no other field knows of them. `size`:
+    bytes of the complete lines; what follows was being written when the file was read, or its writer was killed.
+    `unchecked`: how many lines have no checksum, as those of older versions.
     """
 
     by_id: dict[str, Line]
+    failures: dict[str, Line]
     faults: dict[int, str]
     size: int
     unchecked: int
 
 
 def decode(content: bytes) -> Lines:
-    """Read all complete lines. The first one of an id counts; a second one is a fault."""
+    """Read all complete lines. The first result of an id counts; what comes after it is a fault.
+
+    A line with an `error` is no result: the sample was tried, and is tried again.
+    """
     size = content.rfind(b"\n") + 1
     by_id: dict[str, Line] = {}
+    failures: dict[str, Line] = {}
     faults: dict[int, str] = {}
     unchecked = 0
     # Not `splitlines`: JSON strings may hold other line separators, such as U+2028.
@@ -50,8 +56,12 @@ def decode(content: bytes) -> Lines:
         elif line != sealed(line):
             faults[number] = f"sample {identifier} was changed after it was written: its checksum is another"
             continue
-        by_id[identifier] = line
-    return Lines(by_id, faults, size, unchecked)
+        if "error" in line:
+            failures[identifier] = line
+        else:
+            by_id[identifier] = line
+            failures.pop(identifier, None)
+    return Lines(by_id, failures, faults, size, unchecked)
 
 
 def encode(line: Mapping[str, Any]) -> bytes:

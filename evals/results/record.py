@@ -102,6 +102,17 @@ class Record:
         return self._lines[0].by_id
 
     @property
+    def line_faults(self) -> Mapping[int, str]:
+        """What is wrong with lines of samples.jsonl, a phrase for each, by number; these are not among `samples`."""
+        return self._lines[0].faults
+
+    @property
+    def failures(self) -> dict[str, Line]:
+        """The lines of samples that were tried and have no result, of those that this reports on."""
+        failures = self._lines[0].failures
+        return failures if self.ids is None else {id: failures[id] for id in self.ids if id in failures}
+
+    @property
     def unchecked(self) -> int:
         """How many lines have no checksum, as those of older versions."""
         return self._lines[0].unchecked
@@ -128,9 +139,12 @@ class Record:
         That of some samples `only` is the file's with their means; where no file is, with what the path says.
         """
         summary, _ = self._file_summary
-        if self.ids is None or not self.covered or self.ids == tuple(summary["samples"] if summary else ()):
+        if self.ids is None or not self.covered:
             return summary
-        return {**self._place, **(summary or {}), **measured(self.covered)}
+        if self.ids == tuple(summary["samples"] if summary else ()) and not self.failures:
+            return without_failed(summary)
+        content = {**self._place, **without_failed(summary), **measured(self.covered)}
+        return {**content, "failed": len(self.failures)} if self.failures else content
 
     @cached_property
     def covered(self) -> list[Line]:
@@ -178,7 +192,8 @@ class Record:
         if summary is not None:
             problems += self._summary_problems(summary)
         elif self.scored and not (self.running and reason == "no summary"):
-            problems.append(reason)
+            only_failures = self.failures and not self.samples and reason == "no summary"
+            problems.append(f"no summary: {failed_of(self.failures)}" if only_failures else reason)
         return problems
 
     def _summary_problems(self, summary: Mapping[str, Any]) -> Iterator[str]:
@@ -231,8 +246,20 @@ class Record:
         summary, _ = self._file_summary
         if summary is None:
             return "samples without scores"
-        later = len(self.samples) - len(summary["samples"])
-        return f"stale: {later} samples are not in the summary" if later else "complete"
+        if later := len(self.samples) - len(summary["samples"]):
+            return f"stale: {later} samples are not in the summary"
+        return f"incomplete: {failed_of(self.failures)}" if self.failures else "complete"
+
+
+def without_failed(summary: Mapping[str, Any] | None) -> dict[str, Any]:
+    """The fields of a summary but the number of failed samples, which other samples have another of."""
+    return {field: value for field, value in (summary or {}).items() if field != "failed"}
+
+
+def failed_of(failures: Mapping[str, Line]) -> str:
+    """How many samples failed, and why the first one did, in a phrase."""
+    number = "1 sample" if len(failures) == 1 else f"{len(failures)} samples"
+    return f"{number} failed ({next(iter(failures.values()))['error']})"
 
 
 def records(results: Path, pattern: str = "") -> list[Record]:

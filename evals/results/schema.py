@@ -2,7 +2,8 @@
 
 `results/runs/<model>/<eval>/<task>/<protocol>/<method>/<budget>-<hash8>/` holds
 
-- `samples.jsonl`: one line per sample (`SampleLine`), appended and flushed as it is finished;
+- `samples.jsonl`: one line per sample (`SampleLine`), appended and flushed as it is finished; a sample that failed has
+  a line (`FailedLine`) too, which no mean and no table counts, and a second one when it was tried again;
 - `summary.json` (`Summary`): the means over the samples that it `samples` names. It holds the widest coverage that was
   ever asked for and finished: a narrower run computes its report from the lines and leaves the file alone, one that
   overlaps extends it;
@@ -31,6 +32,7 @@ class SampleLine(TypedDict, total=False):
     score: float  # 0 to 100, by the task's metric; `score_<name>` are further metrics of the same text
     prompt_tokens: int
     truncated: bool  # whether the prompt lost its middle to fit the model's window
+    official: bool  # LongBench: whether it is the official row of that number, as far as can be told
     prompt_sha256: str  # of the prompt's token ids, 16 digits: equal for settings that saw the same prompt
     new_tokens: int  # generated
     realised_budget: float  # mean number of prompt tokens kept per layer and KV head
@@ -44,6 +46,14 @@ class SampleLine(TypedDict, total=False):
     agreement: float | None  # 0 to 1: share of these tokens where both have the same most probable token
     reference_nll: float | None  # nats per token: negative log-likelihood of the reference answer
     checksum: str  # of all other fields but `batch` and `timing`, 16 digits; absent in lines of older versions
+
+
+class FailedLine(TypedDict, total=False):
+    """A sample that was tried and has no result, with what its evaluation says of the prompt."""
+
+    id: Required[str]
+    error: Required[str]  # why, in a sentence
+    checksum: str
 
 
 class Mean(TypedDict):
@@ -74,6 +84,8 @@ class Summary(TypedDict, total=False):
     total_cache_bytes: int
     uncompressed: int  # how many samples kept everything
     truncated: int  # how many prompts lost their middle
+    unofficial: int  # how many samples are not official rows; absent if none
+    failed: int  # how many samples were tried and have no result, so that this is incomplete; absent if none
     scores: dict[str, float]  # means of the further metrics, by field
     fidelity: dict[str, Mean]  # of the fields in FIDELITY; absent where no sample has them
     samples: Required[list[str]]  # ids of the lines that this covers, in the task's order

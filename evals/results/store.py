@@ -16,7 +16,7 @@ from typing import Any
 
 import yaml
 
-from compresskv.errors import UserError
+from compresskv.errors import NonFiniteError, UserError
 from evals.results import lock
 from evals.results.lines import decode, dumps, encode, loads
 from evals.results.schema import Line
@@ -28,8 +28,9 @@ TOO_MANY_OPEN = (errno.EMFILE, errno.ENFILE)
 class SampleStore:
     """The open folder of one setting. Only one process may hold it; `close` lets go of it.
 
-    `lines` are the finished samples by id. Where the folder cannot be written, such as in a results tree that others
-    made, they can still be read: `writable` is false, and `append` is refused.
+    `lines` are the finished samples by id, `failures` the last lines of those that were tried and have no result. Where
+    the folder cannot be written, such as in a results tree that others made, they can still be read: `writable` is
+    false, and `append` is refused.
 
     Raises `UserError` if another process writes here, if the disk refuses, or if a line is broken.
     """
@@ -85,6 +86,7 @@ class SampleStore:
         for number, fault in lines.faults.items():
             raise UserError(f"{self.path}:{number}: {fault}: delete that line and run again")
         self._size = lines.size
+        self.failures = lines.failures
         return lines.by_id
 
     def _content(self) -> bytes:
@@ -95,17 +97,17 @@ class SampleStore:
             return file.read()
 
     def append(self, line: Mapping[str, Any]) -> None:
-        """Add one sample; when this returns, it survives the process.
+        """Add one sample, or with an `error` why it has no result; when this returns, it survives the process.
 
-        Raises `UserError` if the disk refuses it, if a number in it is not finite, or if the file has been removed or
-        changed by others. Then the file is as before.
+        Raises `UserError` if the disk refuses it or if the file has been removed or changed by others, and
+        `NonFiniteError` if a number in it is not finite. Then the file is as before.
         """
         if line["id"] in self.lines:
             raise ValueError(f"{self.path}: sample {line['id']} is there already")
         try:
             content = encode(line)
         except ValueError as error:
-            raise UserError(
+            raise NonFiniteError(
                 f"{self.path}: sample {line['id']} has a number that is not finite: "
                 "set model.dtype=float32 or model.dtype=bfloat16"
             ) from error
@@ -124,14 +126,17 @@ class SampleStore:
                 raise refused(self.folder, error) from error
             raise
         self._size += len(content)
-        self.lines[line["id"]] = loads(content.decode())
+        written = loads(content.decode())
+        self.failures.pop(line["id"], None)
+        (self.failures if "error" in line else self.lines)[line["id"]] = written
         self.appended += 1
 
     def check(self) -> None:
         """Raise `UserError` unless the file at `path` is the one that is open, with all of `lines` in it."""
         if self._descriptor is not None:
             self._check_place()
-            if decode(self._content()).by_id != self.lines:
+            lines = decode(self._content())
+            if (lines.by_id, lines.failures) != (self.lines, self.failures):
                 raise self._changed("changed")
 
     def _check_place(self) -> None:
@@ -239,13 +244,18 @@ def write_yaml(path: Path, content: Any) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Replace `path` by `text`, all or nothing. Raises `UserError` if the disk refuses it."""
+    """Replace `path` by `text` in UTF-8, all or nothing. Raises `UserError` if the disk refuses it."""
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Replace `path` by `content`, all or nothing. Raises `UserError` if the disk refuses it."""
     temporary = path.with_name(f".{secrets.token_hex(8)}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            with temporary.open("x", encoding="utf-8") as file:
-                file.write(text)
+            with temporary.open("xb") as file:
+                file.write(content)
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(temporary, path)

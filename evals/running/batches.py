@@ -9,7 +9,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from compresskv.engine.generation import Generation, generate
+from compresskv.engine.memory import ran_out
 from compresskv.engine.prefill import PrefillError, Setting
+from compresskv.errors import NonFiniteError, PromptError
 from compresskv.models import LoadedModel
 from evals.evaluation import Sample, Task
 from evals.job import Job
@@ -37,8 +39,13 @@ class SettingRun:
 
     @property
     def missing(self) -> list[str]:
-        """Ids of the samples that are still to do."""
+        """Ids of the samples that have no result yet."""
         return [id for id in self.task.sample_ids if id not in self.store.lines]
+
+    @property
+    def failures(self) -> dict[str, Line]:
+        """The lines of the samples that were tried and have no result."""
+        return {id: self.store.failures[id] for id in self.missing if id in self.store.failures}
 
 
 Batch = tuple[Sample, list[SettingRun]]
@@ -75,7 +82,10 @@ def _sharing_a_prefill(id: str, runs: Sequence[SettingRun]) -> Sequence[Batch]:
 
 
 def run_batch(model: LoadedModel, sample: Sample, batch: Sequence[SettingRun]) -> None:
-    """Generate with all settings of `batch`, and append their lines; what fails is noted as the run's `error`."""
+    """Generate with all settings of `batch`, and append their lines.
+
+    Where the prompt has no answer, its line says why, and the run goes on; any other failure is the run's `error`.
+    """
     started = time.perf_counter()
     settings, job = [run.setting for run in batch], batch[0].job
     failure = None
@@ -94,7 +104,7 @@ def run_batch(model: LoadedModel, sample: Sample, batch: Sequence[SettingRun]) -
         failure = error
     if isinstance(failure, PrefillError) or (failure and len(batch) == 1):
         for run in batch:
-            run.error = failure
+            _fail(run, sample, failure)
         return
     if failure:  # one of them fails: alone, the others do not
         for run in batch:
@@ -102,10 +112,34 @@ def run_batch(model: LoadedModel, sample: Sample, batch: Sequence[SettingRun]) -
         return
     seconds = time.perf_counter() - started
     for run, generation in zip(batch, generations, strict=True):
-        if sample.id not in run.store.lines:
-            keys = [batch[place].key for place in generation.together]
-            timing = {"batch_seconds": round(seconds, 3), "shared_by": len(batch)}
+        if sample.id in run.store.lines:
+            continue
+        keys = [batch[place].key for place in generation.together]
+        timing = {"batch_seconds": round(seconds, 3), "shared_by": len(batch)}
+        try:
             run.store.append(sample_line(model, sample, generation) | {"batch": keys, "timing": timing})
+        except NonFiniteError as error:
+            _fail(run, sample, error)
+
+
+def _fail(run: SettingRun, sample: Sample, failure: Exception) -> None:
+    """Note why a run has no result of `sample`: in a line, unless no other prompt would fare better."""
+    if no_answer(failure):
+        if sample.id not in run.store.lines:
+            run.store.append(failed_line(sample, failure))
+    else:
+        run.error = failure
+
+
+def no_answer(failure: Exception) -> bool:
+    """Whether `failure` is one prompt's, so that others may fare better."""
+    return isinstance(failure, PromptError) or ran_out(failure)
+
+
+def failed_line(sample: Sample, failure: Exception) -> Line:
+    """The line of a sample that was tried and has no result."""
+    sentence = str(failure) if isinstance(failure, PromptError) else f"out of memory ({type(failure).__name__})"
+    return {"id": sample.id, "error": sentence, **sample.record}
 
 
 def _reference(model: LoadedModel, sample: Sample) -> list[int]:

@@ -10,26 +10,30 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from rich.markup import escape
 from rich.table import Table
 
 from compresskv.errors import UserError
-from evals.console import screen
+from evals.console import plain, screen
 from evals.job import Job
 from evals.loggers import Logger
 from evals.report import terminal
+from evals.results.measurement import Measurement
 from evals.results.record import NAMED, Record
 from evals.results.store import write_json
 
-State = Literal["ran", "resumed", "failed"]
+State = Literal["ran", "resumed", "incomplete", "failed"]
+
+FAULTY: tuple[State, ...] = ("incomplete", "failed")
+"""What a sweep must not end with as if all were well."""
 
 
 @dataclass(frozen=True)
 class Entry:
     """One setting on one task. `note` counts its samples, or says in a sentence why it failed.
 
-    A failure that is no mistake of the user's has its traceback in `detail`. What finished has its `folder`, and in
-    `samples` the ids that it was asked for.
+    It is incomplete where some of its prompts have no result, as their lines say. A failure that is no mistake of the
+    user's has its traceback in `detail`. What tried all samples has its `folder`, and in `samples` their ids; a
+    measurement, which has no samples, the file that it has `written`.
     """
 
     model: str
@@ -41,11 +45,16 @@ class Entry:
     detail: str = ""
     folder: str | None = None
     samples: tuple[str, ...] = ()
+    written: str | None = None
 
     def record(self) -> Record:
-        """The finished setting, read from its folder, for the samples that this sweep asked for."""
+        """The setting, read from its folder, for the samples that this sweep asked for."""
         folder = Path(self.folder or "")
         return Record(folder, folder.parents[len(NAMED) - 1], tuple(self.samples))
+
+    def measurement(self) -> Measurement:
+        """The measurement, read from its file."""
+        return Measurement(Path(self.written or ""), self.model, self.eval)
 
 
 class Outcome:
@@ -55,12 +64,13 @@ class Outcome:
         self.entries: list[Entry] = []
 
     def add(self, finished: Sequence[Entry]) -> None:
-        """Note settings that have all their samples."""
+        """Note settings that tried all their samples."""
         self.entries += finished
 
     def add_measurement(self, job: Job, written: Path) -> None:
         """Note a run that leaves no samples, but what is `written`."""
-        self.entries.append(Entry(job.model.name, job.eval.name, "", job.eval.name, "ran", str(written)))
+        name = job.eval.name
+        self.entries.append(Entry(job.model.name, name, "", name, "ran", str(written), written=str(written)))
 
     def fail(self, jobs: Sequence[Job], error: Exception, task: str = "") -> None:
         """Note jobs that `error` ended. What is not the user's mistake is shown at once, with its traceback."""
@@ -81,24 +91,33 @@ class Outcome:
 
 
 def show(entries: Sequence[Entry], logger: Logger | None) -> None:
-    """Print what became of every setting, then the results of those that finished; send these on to the `logger`.
+    """Print what became of every setting, then the results of those that have any; send these on to the `logger`.
 
-    Raises `UserError` if any failed; alone, where nothing else can be said than why.
+    Raises `UserError` if any failed or is incomplete; alone, where nothing else can be said than why.
     """
-    failures = [entry.note for entry in entries if entry.state == "failed"]
-    if len(failures) == len(entries) and len(set(failures)) == 1:
+    failures = [entry.note for entry in entries if entry.state in FAULTY]
+    records = [record for entry in entries if entry.folder and (record := entry.record()).covered]
+    if len(failures) == len(entries) and len(set(failures)) == 1 and not records:
         raise UserError(failures[0])
     if len(entries) > 1:
         screen().print(table(entries))
-    records = [entry.record() for entry in entries if entry.folder]
     figures = terminal.show(records)
-    if logger and records:
+    if logger:
         logger.log(records, figures)
+        logger.log_measurements([entry.measurement() for entry in entries if entry.written])
     if failures:
         raise UserError(
-            f"{len(failures)} of {len(entries)} settings failed ({failures[0]}); "
+            f"{len(failures)} of {len(entries)} settings {_how(entries)} ({failures[0]}); "
             "the same command runs only what is missing"
         )
+
+
+def _how(entries: Sequence[Entry]) -> str:
+    """What is wrong with the faulty ones among `entries`."""
+    states = {entry.state for entry in entries if entry.state in FAULTY}
+    if states == {"failed"}:
+        return "failed"
+    return "are incomplete" if states == {"incomplete"} else "failed or are incomplete"
 
 
 def table(entries: Sequence[Entry]) -> Table:
@@ -107,12 +126,12 @@ def table(entries: Sequence[Entry]) -> Table:
     for column in ("model", "task", "outcome", "settings", ""):
         shown.add_column(column)
     alike: dict[tuple[str, str, str, str], list[str]] = {}
-    for entry in sorted(entries, key=lambda entry: entry.state == "failed"):
+    for entry in sorted(entries, key=lambda entry: entry.state in FAULTY):
         place = " ".join(dict.fromkeys((entry.eval, entry.task))).strip()
         alike.setdefault((entry.model, place, entry.state, entry.note), []).append(entry.setting)
     for (model, place, state, note), settings in alike.items():
         cells = (model, place, state, ", ".join(settings), note)
-        shown.add_row(*map(escape, cells), style="red" if state == "failed" else "")
+        shown.add_row(*map(plain, cells), style="red" if state in FAULTY else "")
     return shown
 
 

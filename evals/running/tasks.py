@@ -14,6 +14,7 @@ from evals.evaluation import Task
 from evals.job import Job
 from evals.progress import Progress
 from evals.results.finish import finish
+from evals.results.record import failed_of
 from evals.results.store import SampleStore, write_yaml
 from evals.running.batches import SettingRun, batches, run_batch
 from evals.running.forecast import forecast
@@ -31,9 +32,9 @@ def run_task(
     progress: Progress,
     fail: Fail,
 ) -> list[Entry]:
-    """Run every job on its protocol's task; returns an entry for each that has all its samples, resumed ones included.
+    """Run every job on its protocol's task; returns an entry for each that tried all its samples, now or before.
 
-    Jobs that cannot be built, and those that an error leaves incomplete, go to `fail`.
+    Jobs that cannot be built, and those that an error ends early, go to `fail`.
     """
     runs: dict[Path, SettingRun] = {}
     try:
@@ -105,6 +106,8 @@ def _run_samples(model: LoadedModel, runs: Sequence[SettingRun], progress: Progr
         for id in steps:
             for sample, batch in batches(id, [run for run in runs if id in ids_of[run.key] and not run.error]):
                 run_batch(model, sample, batch)
+                if failures := [run.store.failures[id] for run in batch if id in run.store.failures]:
+                    progress.say(f"{title}: {id} failed under {len(failures)} settings: {failures[0]['error']}")
 
 
 def _forecast(model: LoadedModel, runs: Sequence[SettingRun]) -> str:
@@ -116,13 +119,13 @@ def _forecast(model: LoadedModel, runs: Sequence[SettingRun]) -> str:
 
 
 def _finish_all(model: LoadedModel, runs: Iterable[SettingRun], fail: Fail) -> list[Entry]:
-    """The entries of the runs that are complete, their summaries written."""
+    """The entries of the runs that tried all their samples, their summaries written."""
     finished = []
     for run in runs:
         try:
             if run.error:
                 raise run.error
-            if not run.missing:
+            if len(run.missing) == len(run.failures):
                 finished.append(_finish(model, run))
         except Exception as error:
             fail([run.job], error, run.task.name)
@@ -130,12 +133,17 @@ def _finish_all(model: LoadedModel, runs: Iterable[SettingRun], fail: Fail) -> l
 
 
 def _finish(model: LoadedModel, run: SettingRun) -> Entry:
-    """Write the summary of a run that has all its samples."""
+    """Write the summary of a run that tried all its samples."""
     job, ids = run.job, list(run.task.sample_ids)
     finish(run.store, ids, about(model, job, run.task, run.setting), job.results / "runs")
-    note = f"{len(ids)} samples" + (f", {run.resumed} of them from before" if run.resumed else "")
     place = (model.name, job.eval.name, run.task.name, job.label)
-    return Entry(*place, "resumed" if run.resumed else "ran", note, folder=str(run.store.folder), samples=tuple(ids))
+    folder = str(run.store.folder)
+    if run.failures:
+        return Entry(
+            *place, "incomplete", f"of {len(ids)}, {failed_of(run.failures)}", folder=folder, samples=tuple(ids)
+        )
+    note = f"{len(ids)} samples" + (f", {run.resumed} of them from before" if run.resumed else "")
+    return Entry(*place, "resumed" if run.resumed else "ran", note, folder=folder, samples=tuple(ids))
 
 
 def about(model: LoadedModel, job: Job, task: Task, setting: Setting) -> dict[str, Any]:

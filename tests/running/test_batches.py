@@ -25,7 +25,10 @@ class OneSample:
 def run(key, task, batch=None, chunk=None):
     lines = {"x": {"batch": batch}} if batch else {}
     job = SimpleNamespace(prefill_chunk=chunk, fidelity=False)
-    return SimpleNamespace(key=key, task=task, job=job, store=SimpleNamespace(lines=lines))
+    appended = []
+    return SimpleNamespace(
+        key=key, task=task, job=job, store=SimpleNamespace(lines=lines, append=appended.append), appended=appended
+    )
 
 
 def keys(runs):
@@ -83,7 +86,9 @@ def test_what_all_settings_share_fails_once(monkeypatch):
         calls.append(settings)
         raise PrefillError("out of memory")
 
-    assert all(isinstance(one.error, PrefillError) for one in failing_sample(monkeypatch, generate))
+    for one in failing_sample(monkeypatch, generate):
+        assert one.appended == [{"id": "x", "error": "out of memory"}]
+        assert one.error is None
     assert calls == [["a", "b"]]
 
 

@@ -53,7 +53,10 @@ def test_an_infinite_weight_is_no_result(checkpoint, tmp_path):
         with pytest.raises(UserError, match=r"model\.dtype=float32 or bfloat16") as caught:
             run([job(*GRID, f"model.path={folder}", f"paths.results={tmp_path}", f"method={method}", "budget=64")])
         assert "\n" not in str(caught.value)
-    assert all(path.read_text() == "" for path in tmp_path.rglob("samples.jsonl"))
+    for path in tmp_path.rglob("samples.jsonl"):
+        (line,) = map(json.loads, path.read_text().splitlines())
+        assert "not finite" in line["error"]
+        assert "prediction" not in line
     assert not list(tmp_path.rglob("summary.json"))
 
 

@@ -1,0 +1,156 @@
+"""Prompts that fail: a line says why, no mean counts them, and the next run tries them again."""
+
+import json
+
+import pytest
+import torch
+
+from compresskv import models
+from compresskv.engine.prefill import PrefillError
+from compresskv.errors import NonFiniteError, UserError
+from evals.compose import job
+from evals.niah import heatmap
+from evals.results.compare import comparisons
+from evals.results.frames import sample_frame
+from evals.results.record import records
+from evals.running import batches
+from evals.running.sweep import run
+
+GRID = ["eval.lengths=[200]", "eval.depths=[0,50,100]", "eval.max_new_tokens=2"]
+DEVICE = ["model.dtype=float32", "model.device=cpu"]
+FAILING = "L200-D50-N0"
+
+MEMORY = torch.OutOfMemoryError("CUDA out of memory")
+CPU = RuntimeError("[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory")
+PREFILL = PrefillError("out of memory in the prefill")
+FAILURES = {
+    "memory": MEMORY,
+    "cpu": CPU,
+    "python": MemoryError(),
+    "nan": NonFiniteError("logits are not finite"),
+}
+
+
+@pytest.fixture(scope="module")
+def loaded(checkpoint):
+    return models.load(job(f"model.path={checkpoint}", *DEVICE).model)
+
+
+@pytest.fixture
+def sweep(loaded, checkpoint, tmp_path, monkeypatch):
+    """Run full and snapkv; `failing(settings, ids)` gives the error of a prompt's batch, if there is one."""
+    tiny = [f"model.path={checkpoint}", *DEVICE, f"paths.results={tmp_path}"]
+    monkeypatch.setattr(models, "load", lambda config: loaded)
+    monkeypatch.setattr(heatmap, "draw", lambda *rest: [])
+    generate = batches.generate
+    calls = []
+
+    def go(failing, *overrides):
+        def injected(model, ids, settings, *rest):
+            calls.append(len(settings))
+            if error := failing(settings, len(calls)):
+                raise error
+            return generate(model, ids, settings, *rest)
+
+        monkeypatch.setattr(batches, "generate", injected)
+        calls.clear()
+        run([job(*GRID, *tiny, *overrides, f"method={name}", "budget=64") for name in ("full", "snapkv")])
+        return len(calls)
+
+    return go
+
+
+def second(error):
+    return lambda settings, call: error if call == 2 else None
+
+
+def never(settings, call):
+    return None
+
+
+def snapkv(results):
+    (record,) = [record for record in records(results) if record.method == "snapkv"]
+    return record
+
+
+@pytest.mark.parametrize(("error", "calls"), [(PREFILL, [2]), (FAILURES["nan"], [2, 3, 4])], ids=["prefill", "nan"])
+def test_one_prompt_that_fails_does_not_end_its_settings(sweep, tmp_path, capsys, error, calls):
+    with pytest.raises(UserError, match=r"2 of 2 settings are incomplete .*1 sample failed"):
+        sweep(lambda settings, call: error if call in calls else None)
+    assert f"{FAILING} failed under 2 settings: {error}" in capsys.readouterr().err
+    for record in records(tmp_path):
+        assert set(record.samples) == {"L200-D0-N0", "L200-D100-N0"}
+        assert record.failures[FAILING]["error"] == str(error)
+        assert record.failures[FAILING]["length"] == 200
+        assert (record.summary["n"], record.summary["failed"]) == (2, 1)
+        assert FAILING not in record.summary["samples"]
+        assert record.state == f"incomplete: 1 sample failed ({error})"
+        assert not record.problems
+
+
+@pytest.mark.parametrize("kind", FAILURES)
+def test_a_setting_that_fails_alone_leaves_the_others_complete(sweep, tmp_path, capsys, kind):
+    def fails(settings, call):
+        together, alone = call == 2, len(settings) == 1 and settings[0].budget == 64
+        return FAILURES[kind] if together or alone else None
+
+    with pytest.raises(UserError, match="1 of 2 settings are incomplete"):
+        sweep(fails)
+    shown = capsys.readouterr().out
+    assert "2 of 3" in shown
+    assert "incomplete" in shown
+    by_method = {record.method: record for record in records(tmp_path)}
+    assert by_method["full"].state == "complete"
+    assert list(by_method["snapkv"].failures) == [FAILING]
+
+
+def test_the_next_run_tries_again_what_failed_and_nothing_else(sweep, tmp_path):
+    with pytest.raises(UserError):
+        sweep(second(PREFILL))
+    with pytest.raises(UserError):
+        sweep(lambda settings, call: PREFILL)
+    assert snapkv(tmp_path).summary["failed"] == 1
+    assert sweep(never) == 1
+    assert snapkv(tmp_path).state == "complete"
+    assert "failed" not in snapkv(tmp_path).summary
+    assert snapkv(tmp_path).summary["n"] == 3
+    assert sweep(never) == 0
+    lines = [json.loads(text) for text in (snapkv(tmp_path).path / "samples.jsonl").read_text().splitlines()]
+    assert [("error" in line, line["id"] == FAILING) for line in lines].count((True, True)) == 2
+
+
+def test_a_narrower_run_without_the_failed_prompt_is_complete(sweep, tmp_path):
+    with pytest.raises(UserError):
+        sweep(second(PREFILL))
+    assert sweep(never, "eval.depths=[0]") == 0
+    assert snapkv(tmp_path).only(["L200-D0-N0"]).summary["n"] == 1
+    assert "failed" not in snapkv(tmp_path).only(["L200-D0-N0"]).summary
+    assert snapkv(tmp_path).summary["failed"] == 1
+
+
+def test_prompts_that_all_fail_leave_no_summary(sweep, tmp_path):
+    with pytest.raises(UserError, match=r"^of 3, 3 samples failed \(out of memory in the prefill\)$"):
+        sweep(lambda settings, call: PREFILL)
+    assert not list(tmp_path.rglob("summary.json"))
+    assert snapkv(tmp_path).state == "no summary: 3 samples failed (out of memory in the prefill)"
+    assert not comparisons(records(tmp_path), "score")
+    assert sample_frame(records(tmp_path)).empty
+
+
+def test_a_mistake_still_ends_the_setting(sweep, tmp_path):
+    with pytest.raises(UserError, match="eviction does not support"):
+        sweep(lambda settings, call: UserError("eviction does not support this model"))
+    assert all(path.read_text() == "" for path in tmp_path.rglob("samples.jsonl"))
+
+
+def test_a_result_that_is_not_finite_is_a_failure(sweep, tmp_path, monkeypatch):
+    line = batches.sample_line
+
+    def with_nan(model, sample, generation):
+        return line(model, sample, generation) | ({"score": float("nan")} if sample.id == FAILING else {})
+
+    monkeypatch.setattr(batches, "sample_line", with_nan)
+    with pytest.raises(UserError, match="not finite"):
+        sweep(never)
+    assert list(snapkv(tmp_path).failures) == [FAILING]
+    assert snapkv(tmp_path).summary["n"] == 2
