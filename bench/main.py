@@ -1,6 +1,7 @@
 """`make bench`: speed and memory beside plain transformers, as ratios measured in one run on the default model.
 
-Below 1 is better than the other side. The last line of the output is one JSON object of all ratios.
+Below 1 is better than the other side; `fidelity_cost` is a share of a sweep's time. The last line of the output is one
+JSON object of all ratios.
 """
 
 import json
@@ -125,6 +126,20 @@ def sweep_ratio(model: LoadedModel, lengths: list[int], methods: list[str], budg
     return _show(f"{len(chosen)} settings × {len(texts)} prompts of {lengths}", seconds)
 
 
+def fidelity_cost(model: LoadedModel, lengths: list[int], methods: list[str], budgets: list[int]) -> float:
+    """What fidelity=true adds to a sweep, as a share of the sweep's time; 32 new tokens, a reference of as many."""
+    chosen, texts = settings(model, methods, budgets), prompts(model, lengths)
+
+    def sweep(measured: bool) -> None:
+        for ids in texts:
+            generate(model.model, ids, chosen, Stopping(32), reference=ids[:32].tolist() if measured else None)
+
+    with attached(model.model):
+        generate(model.model, texts[0][:500], chosen, Stopping(32), reference=[])
+        seconds = alternate_once({"ours": partial(sweep, True), "theirs": partial(sweep, False)})
+    return round(_show(f"{len(chosen)} settings × prompts of {lengths}, fidelity beside none", seconds) - 1, 4)
+
+
 def alternate_once(contenders) -> dict[str, float]:
     """Like `alternate`, for what is too long to repeat."""
     seconds = {}
@@ -154,6 +169,9 @@ def main() -> None:
         "decode_ragged_vs_equal": ragged_ratio(model, 10, 256, steps=12),
         "sweep_10_vs_separate": sweep_ratio(
             model, [2000, 3000, 4000], ["full", "streaming_llm", "snapkv", "compresskv"], [64, 128, 256]
+        ),
+        "fidelity_cost": fidelity_cost(
+            model, [2000, 3000], ["full", "streaming_llm", "snapkv", "compresskv"], [64, 128, 256]
         ),
     }
     ratios["peak_rss_mb"] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)

@@ -7,8 +7,6 @@ from importlib.util import find_spec
 from itertools import chain
 from typing import Any
 
-from hydra.errors import HydraException
-
 from compresskv.errors import UserError
 from evals.compose import job
 from evals.console import one_sentence_endings
@@ -52,11 +50,7 @@ def setting(overrides: Sequence[str]) -> Job:
         name = override.lstrip("+~").partition("=")[0]
         if name.partition(".")[0].partition("/")[0] not in TAKEN:
             raise UserError(f"{override}: is no setting of lm-eval's tasks: choose from {', '.join(TAKEN)}")
-    try:
-        return job(*overrides)
-    except HydraException as error:
-        said = " ".join(str(error).partition("Config search path")[0].split())
-        raise UserError(f"{' '.join(overrides)}: {said}") from error
+    return job(*overrides)
 
 
 def evaluate(chosen: Job, options: argparse.Namespace) -> None:

@@ -97,6 +97,19 @@ def test_scoring(llama, names, dtype):
     assert prompt.nbytes == shape.prompt + scoring.scores + scoring.rankings
 
 
+def test_observers_work_while_the_prompt_is_processed(llama):
+    where = context(PromptShape(LAYERS, 2, LENGTH, WINDOW), group=4, observation=ObservationConfig())
+    setting = Setting(method("h2o", where), 64)
+    with attached(llama), LiveBytesMode([*llama.parameters(), *llama.buffers()]) as mode:
+        prompt = prefill(llama, ids(), WINDOW, scorers=[setting.method.scorer])
+        prompt.kept(setting)
+    shape = Footprint(llama, LENGTH)
+    scoring = shape.scoring({setting.method.scorer}, WINDOW)
+    assert forecast(llama, [setting], LENGTH, 1).activations == shape.activations(LENGTH) + scoring.passing
+    assert 0.95 < (shape.prompt + shape.activations(LENGTH) + scoring.passing) / mode.live.peak < 1.6
+    assert prompt.nbytes == shape.prompt + scoring.scores + scoring.rankings
+
+
 def test_the_full_cache_decodes_in_the_place_of_the_prompt(llama):
     """No more than a layer of it is held twice."""
     with attached(llama), LiveBytesMode([*llama.parameters(), *llama.buffers()]) as mode:
