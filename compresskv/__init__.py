@@ -7,6 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from compresskv.engine.attention import attached
     from compresskv.engine.decode import Stopping
     from compresskv.engine.generation import generate
     from compresskv.engine.in_layer import compressed
@@ -18,11 +19,12 @@ _HOMES = {
     "EvictionMethod": "compresskv.eviction",
     "Setting": "compresskv.engine.prefill",
     "Stopping": "compresskv.engine.decode",
+    "attached": "compresskv.engine.attention",
     "compressed": "compresskv.engine.in_layer",
     "generate": "compresskv.engine.generation",
     "load": "compresskv.models",
 }
-__all__ = ["EvictionMethod", "Setting", "Stopping", "compressed", "generate", "load"]
+__all__ = ["EvictionMethod", "Setting", "Stopping", "attached", "compressed", "generate", "load"]
 
 
 def __getattr__(name: str) -> Any:

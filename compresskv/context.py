@@ -40,8 +40,11 @@ class Context:
         observation = self.observation
         return Observation(observation.window, observation.kernel, observation.pooling, self.score_dtype)
 
-    def calibrated(self) -> Calibration:
-        """The model's calibration, made with its weights and for this observation. Raises `UserError` without one."""
+    def calibrated(self, any_observation: bool = False) -> Calibration:
+        """The model's calibration, made with its weights and for this observation. Raises `UserError` without one.
+
+        `any_observation`: for what does not depend on it, such as which heads retrieve while the model answers.
+        """
         made = self.calibration
         if made is None:
             raise UserError(
@@ -49,7 +52,7 @@ class Context:
                 f"run `python run.py eval=calibrate model={self.model}` first, or give one: calibration=published "
                 "are the authors' figures, where they exist"
             )
-        for name in ("window", "kernel", "pooling"):
+        for name in () if any_observation else ("window", "kernel", "pooling"):
             if getattr(made.observation, name) != getattr(self.observation, name):
                 raise UserError(
                     f"observation.{name}={getattr(self.observation, name)}, but the {made.source} calibration of "

@@ -11,6 +11,7 @@ import typing
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
+from importlib.metadata import entry_points
 from importlib.util import find_spec
 from pathlib import Path
 from pkgutil import resolve_name
@@ -30,6 +31,9 @@ if TYPE_CHECKING:
     from compresskv.eviction import EvictionMethod
 
 CONF = Path(__file__).parents[1] / "conf" / "method"
+
+ENTRY_POINTS = "compresskv.conf"
+"""The group of entry points by which installed packages name a folder of theirs that has methods, as conf has them."""
 
 PARTS = ("scorer", "allocator")
 
@@ -83,21 +87,49 @@ def method_config(node: Any) -> MethodConfig:
 
 
 def named_method(name: str) -> MethodConfig:
-    """The method of conf/method/<name>.yaml as it stands there, with the allocator that it names first.
+    """The method of conf/method/<name>.yaml, ours or an installed package's, with the allocator that it names first.
 
     Raises `UserError`, with the nearest name, if there is none.
     """
-    methods = {path.stem: path for path in CONF.glob("*.yaml")}
-    if name not in methods:
-        nearest = difflib.get_close_matches(name, methods, 1)
-        fix = f"did you mean {nearest[0]}?" if nearest else f"choose one of {', '.join(sorted(methods))}"
-        raise UserError(f"method={readable(name)}: no such method: {fix}")
-    node = yaml.safe_load(methods[name].read_text(encoding="utf-8"))
+    node = _yaml("method", "", name)
     for default in node.pop("defaults", []):
         if isinstance(default, Mapping) and "allocator" in default:
-            allocator = CONF / "allocator" / f"{default['allocator']}.yaml"
-            node["allocator"] = yaml.safe_load(allocator.read_text(encoding="utf-8"))
+            node["allocator"] = _yaml("method/allocator", "allocator", default["allocator"])
     return method_config(node)
+
+
+def installed_folders() -> dict[str, Path]:
+    """The configuration folders of installed packages, by the name of their entry point.
+
+    An entry point names a folder of a package as `package.folder`; the package is imported, the folder's files are not.
+    Raises `UserError` for one that does not exist.
+    """
+    folders = {}
+    for entry in sorted(entry_points(group=ENTRY_POINTS), key=lambda entry: entry.name):
+        try:
+            spec = find_spec(entry.value)
+        except ImportError:
+            spec = None
+        if spec is None or not spec.submodule_search_locations:
+            raise UserError(
+                f"{ENTRY_POINTS}: the entry point {entry.name} of an installed package names {readable(entry.value)}, "
+                "which is no folder: name one as package.folder, or uninstall it"
+            )
+        folders[entry.name] = Path(next(iter(spec.submodule_search_locations)))
+    return folders
+
+
+def _yaml(group: str, subfolder: str, name: str) -> dict[str, Any]:
+    """The content of the file `name` of a configuration group: ours before those of installed packages."""
+    files: dict[str, Path] = {}
+    for folder in (CONF, *(folder / "method" for folder in installed_folders().values())):
+        for path in sorted((folder / subfolder).glob("*.yaml")):
+            files.setdefault(path.stem, path)
+    if name not in files:
+        nearest = difflib.get_close_matches(name, files, 1)
+        fix = f"did you mean {nearest[0]}?" if nearest else f"choose one of {', '.join(sorted(files))}"
+        raise UserError(f"{group}={readable(name)}: no such {group.rpartition('/')[2]}: {fix}")
+    return yaml.safe_load(files[name].read_text(encoding="utf-8"))
 
 
 def check_parameters(config: MethodConfig) -> None:
@@ -259,4 +291,7 @@ def _arguments(name: str, part: Part) -> dict[str, Any]:
 
 def _no_target(where: str, target: str, reason: str) -> UserError:
     why = " ".join(reason.split())
-    return UserError(f"{where}._target_={readable(target)}: cannot be imported ({why}): name a package.module.function")
+    return UserError(
+        f"{where}._target_={readable(target)}: cannot be imported ({why}): name a package.module.function that is "
+        "installed, or on PYTHONPATH"
+    )

@@ -34,7 +34,10 @@ def scorer(
     heads: Annotated[int, Ge(1), Le(1024)] | None,
     head_scores: Literal["semantic", "traditional"],
 ) -> SemanticHeadScorer:
-    """`heads` query heads a layer (None: as many as calibrated), the best by their calibrated `head_scores`."""
-    calibration = context.calibrated()
+    """`heads` query heads a layer (None: as many as calibrated), the best by their calibrated `head_scores`.
+
+    Heads are scored while the model answers, so a calibration for another observation has the same ones.
+    """
+    calibration = context.calibrated(any_observation=True)
     kind = calibration.kind_of_scores(head_scores, context.protocol)
     return SemanticHeadScorer(context.scoring, calibration.top_heads(kind, heads or calibration.heads))

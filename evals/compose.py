@@ -1,13 +1,22 @@
 """Compose the configuration as `run.py` does: for the audit, benchmarks, notebooks and tests."""
 
+import difflib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from hydra import compose, initialize_config_dir
+from hydra.conf import HydraConf
 from hydra.core.global_hydra import GlobalHydra
-from omegaconf import DictConfig, OmegaConf
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf.errors import OmegaConfBaseException
 
+from compresskv.checking import readable, refuse_unknown
+from compresskv.errors import UserError
 from compresskv.model_config import name_of
+from evals.help import settings_help
 from evals.job import Job, job_from
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
@@ -16,13 +25,31 @@ CONF = Path(__file__).resolve().parents[1] / "conf"
 # `model.path=<id or directory>` names the model after it, unless `model.name` says otherwise.
 OmegaConf.register_new_resolver("name_of", lambda path, name: name if path is None else name_of(path), replace=True)
 OmegaConf.register_new_resolver("if_null", lambda value, otherwise: otherwise if value is None else None, replace=True)
+# For `--help`, in conf/config.yaml.
+OmegaConf.register_new_resolver("settings_help", lambda *, _root_: settings_help(_root_), replace=True)
 
 
-def composed(*overrides: str) -> dict[str, Any]:
-    """The configuration of a command line with these overrides, resolved, as plain data."""
+def composed(*overrides: str, config_dir: str | Path | None = None) -> dict[str, Any]:
+    """The configuration of a command line with these overrides, resolved, as plain data.
+
+    `config_dir`: a folder of further configuration, as `--config-dir` has it. Raises `UserError` for what cannot be
+    composed.
+    """
+    given = list(overrides)
+    if config_dir is not None:
+        folder = Path(config_dir).expanduser().absolute()
+        if not folder.is_dir():
+            raise UserError(f"--config-dir={readable(str(config_dir), 1000)}: there is no such folder")
+        # As the words of a list that Hydra's grammar quotes: a path may have commas and brackets.
+        escaped = str(folder).replace("\\", "\\\\").replace("'", "\\'")
+        given.append(f"hydra.searchpath=['file://{escaped}']")
     GlobalHydra.instance().clear()
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        return plain(compose("config", list(overrides)))
+    with refused_in_a_sentence(), initialize_config_dir(str(CONF), version_base="1.3"):
+        config = compose("config", given, return_hydra_config=True)
+        refuse_two_files(config.hydra)
+        with open_dict(config):
+            del config["hydra"]
+        return plain(config)
 
 
 def plain(config: DictConfig) -> dict[str, Any]:
@@ -32,6 +59,47 @@ def plain(config: DictConfig) -> dict[str, Any]:
     return container  # type: ignore[return-value]
 
 
-def job(*overrides: str) -> Job:
+def job(*overrides: str, config_dir: str | Path | None = None) -> Job:
     """The job of a command line with these overrides. Raises `UserError` for values that cannot be."""
-    return job_from(composed(*overrides))
+    return job_from(composed(*overrides, config_dir=config_dir))
+
+
+def refuse_two_files(hydra: HydraConf) -> None:
+    """Raise `UserError` where a chosen option stands in two folders: Hydra would take the first and not say so.
+
+    `hydra` is the part of a composed configuration that is Hydra's own.
+    """
+    runtime = hydra.runtime
+    folders = [Path(source.path) for source in runtime.config_sources if source.schema == "file"]
+    for group, name in runtime.choices.items():
+        files = [path for folder in folders if name and (path := folder / group / f"{name}.yaml").is_file()]
+        if len(files) > 1:
+            raise UserError(f"{group}={name}: both {files[0]} and {files[1]} are called so: rename the second")
+
+
+@contextmanager
+def refused_in_a_sentence() -> Iterator[None]:
+    """Turn what Hydra refuses in paragraphs into a `UserError`: an unknown setting or option, with the nearest one."""
+    try:
+        yield
+    except (HydraException, OmegaConfBaseException) as error:
+        raise _sentence(error) from error
+
+
+def _sentence(error: HydraException | OmegaConfBaseException) -> UserError:
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options:
+        group, _, name = str(error.missing_cfg_file).rpartition("/")
+        nearest = difflib.get_close_matches(name, error.options, 1)
+        fix = f"did you mean {nearest[0]}?" if nearest else f"choose one of {', '.join(sorted(error.options))}"
+        return UserError(f"{group}={readable(name)}: there is none of that name: {fix}")
+    if isinstance(error, OverrideParseException):
+        return UserError(f"{readable(error.override)}: cannot be read as an override: {' '.join(str(error).split())}")
+    cause = error.__cause__
+    parent = getattr(cause, "parent_node", None)
+    if isinstance(parent, DictConfig) and cause is not None and "not in struct" in str(cause):
+        where = str(getattr(cause, "full_key", "")).rpartition(".")[0]
+        try:
+            refuse_unknown(where, [getattr(cause, "key", "")], [str(key) for key in parent if key != "hydra"])
+        except UserError as refused:
+            return refused
+    return UserError(" ".join(f"{error} {cause or ''}".split()))

@@ -2,15 +2,20 @@
 
 import signal
 import sys
+import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
 from rich.console import Console
+from rich.text import Text
 
 from compresskv.errors import UserError
 
 INTERRUPTED = "interrupted: finished samples are safe, the same command goes on from there"
+
+REORDERING = ("LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI")
+"""Unicode's bidirectional classes of characters that change the order in which others are shown."""
 
 
 def screen(width: int = 160) -> Console:
@@ -19,13 +24,37 @@ def screen(width: int = 160) -> Console:
     return console if console.is_terminal else Console(width=width)
 
 
+def visible(text: str) -> str:
+    """`text` with every control character as a picture of it: nothing in a name or an answer commands a terminal.
+
+    Line breaks and tabs stay. Characters that reorder a line, such as U+202E, are written as their number.
+    """
+    return text if text.isprintable() else "".join(map(_visible, text))
+
+
+def _visible(character: str) -> str:
+    if character.isprintable() or character in "\n\t":
+        return character
+    code, kind = ord(character), unicodedata.category(character)
+    if code < 0x20:
+        return chr(0x2400 + code)
+    if kind in ("Cc", "Cs") or unicodedata.bidirectional(character) in REORDERING:
+        return f"<U+{code:04X}>"
+    return character
+
+
+def plain(text: str) -> Text:
+    """Text for a table of the terminal: brackets in it are no markup, control characters no commands."""
+    return Text(visible(text))
+
+
 @contextmanager
 def one_sentence_endings() -> Iterator[None]:
     """A user's mistake, or Ctrl-C, ends the process with one sentence on stderr and an exit code that is not 0."""
     try:
         yield
     except UserError as error:
-        sys.exit(f"error: {error}")
+        sys.exit(visible(f"error: {error}"))
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
 

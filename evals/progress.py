@@ -27,7 +27,7 @@ class Progress:
     def track(self, title: str, items: Sequence[T]) -> Iterator[Iterator[T]]:
         """Iterate over `items`, showing how many are done and when the rest will be."""
         columns = (
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
@@ -49,4 +49,4 @@ class Progress:
             if not self.console.is_terminal and (elapsed - shown > 30 or number == len(items)):
                 shown = elapsed
                 left = elapsed / number * (len(items) - number)
-                self.console.print(f"{title}: {number}/{len(items)} prompts, {elapsed:.0f} s, about {left:.0f} s left")
+                self.say(f"{title}: {number}/{len(items)} prompts, {elapsed:.0f} s, about {left:.0f} s left")

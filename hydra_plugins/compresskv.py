@@ -33,11 +33,11 @@ class SharedPrefillLauncher(Launcher):
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         # Imported here, like all of the harness: Hydra imports this file at every start.
         from compresskv.errors import UserError
-        from evals.compose import plain
+        from evals.compose import plain, refused_in_a_sentence
         from evals.console import one_sentence_endings, signals_as_interrupts
         from evals.launch.executor import Sweep
 
-        with one_sentence_endings():
+        with one_sentence_endings(), refused_in_a_sentence():
             composed = [self.compose(overrides) for overrides in job_overrides]
             sweep = Sweep([plain(config) for config in composed], job_overrides, self.command(), self.outcome)
             executor = self.executor(sweep)
@@ -66,7 +66,10 @@ class SharedPrefillLauncher(Launcher):
 
     def compose(self, overrides: Sequence[str]) -> DictConfig:
         """The configuration of one job of the sweep."""
+        from evals.compose import refuse_two_files
+
         config = self.context.config_loader.load_sweep_config(self.config, list(overrides))
+        refuse_two_files(config.hydra)
         with open_dict(config):
             del config["hydra"]
         return config

@@ -1,5 +1,6 @@
 """Running the harness as a user does."""
 
+import io
 import json
 import os
 import random
@@ -7,21 +8,49 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
+from unittest.mock import patch
+
+from hydra.core.global_hydra import GlobalHydra
+
+import run as entry_point
 
 ROOT = Path(__file__).resolve().parents[1]
+HANDLED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def arguments(*overrides: str) -> list[str]:
     return [sys.executable, str(ROOT / "run.py"), *overrides]
 
 
-def run(*overrides: str, **options) -> subprocess.CompletedProcess:
-    """`python run.py …` to its end, output captured."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", **options.pop("env", {})}
-    return subprocess.run(
-        arguments(*overrides), capture_output=True, text=True, timeout=300, cwd=ROOT, env=environment, **options
-    )
+def run(*overrides: str, env: dict[str, str] | None = None) -> subprocess.CompletedProcess:
+    """`python run.py …` in this process, which has torch imported already; `run_process` is the real one."""
+    handlers = {number: signal.getsignal(number) for number in HANDLED}
+    out, err = io.StringIO(), io.StringIO()
+    # Hydra looks for `conf` beside the file of a main module alone.
+    environment = patch.dict(os.environ, {"HYDRA_MAIN_MODULE": "__main__", **(env or {})})
+    command = patch.object(sys, "argv", arguments(*overrides)[1:])
+    GlobalHydra.instance().clear()
+    try:
+        with environment, command, redirect_stdout(out), redirect_stderr(err):
+            entry_point.main()
+        code: object = 0
+    except SystemExit as ending:
+        code = ending.code or 0
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    if isinstance(code, str):  # what Python prints at the end of a process
+        err.write(f"{code}\n")
+        code = 1
+    return subprocess.CompletedProcess(arguments(*overrides), int(str(code)), out.getvalue(), err.getvalue())
+
+
+def run_process(*overrides: str, env: dict[str, str] | None = None) -> subprocess.CompletedProcess:
+    """`python run.py …` to its end in a process of its own, output captured."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", **(env or {})}
+    return subprocess.run(arguments(*overrides), capture_output=True, text=True, timeout=300, cwd=ROOT, env=environment)
 
 
 def folders(tmp_path):

@@ -8,7 +8,7 @@ import time
 import pytest
 import yaml
 
-from tests.command import ROOT, arguments, content, folders, kill_and_resume, run
+from tests.command import ROOT, arguments, content, folders, kill_and_resume, run, run_process
 from tests.equality import assert_sharing_changes_nothing
 
 GRID = ["eval.lengths=[200,300]", "eval.depths=3", "eval.max_new_tokens=8"]
@@ -41,7 +41,7 @@ def test_every_option_composes(group):
 
 
 def test_a_run_and_what_it_leaves(tiny, tmp_path):
-    done = run("method=snapkv", "budget=64", *GRID, *tiny)
+    done = run_process("method=snapkv", "budget=64", *GRID, *tiny)
     assert done.returncode == 0, done.stderr
     assert "snapkv 64" in done.stdout
     (folder,) = folders(tmp_path)
@@ -126,11 +126,26 @@ def test_a_killed_sweep_resumes_to_the_same_files(tiny, tmp_path):
     ],
 )
 def test_a_mistake_is_answered_in_a_sentence(tiny, overrides, says):
-    done = run("method=full", *tiny, *overrides)
-    assert done.returncode != 0
+    assert_one_sentence(run("method=full", *tiny, *overrides), says)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "says"),
+    [
+        (["model.typo=1"], "typo"),  # refused by Hydra
+        (["budget=0"], "budget=0"),  # before torch is imported
+        (["-m", "calibration=/nowhere.json", "method=compresskv"], "/nowhere.json"),  # once the model is there
+    ],
+)
+def test_a_mistake_ends_the_process_with_a_sentence(tiny, overrides, says):
+    assert_one_sentence(run_process("method=full", *tiny, *overrides), says)
+
+
+def assert_one_sentence(done, says):
+    assert done.returncode == 1
     assert "Traceback" not in done.stderr
     assert says in done.stderr
-    if not overrides[0].startswith(("model=", "model.typo")):
+    if not done.stderr.startswith(("In 'config': Could not find", "Could not override")):  # Hydra's own words
         assert done.stderr.strip().splitlines()[-1].startswith("error: ")
 
 

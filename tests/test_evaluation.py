@@ -9,7 +9,7 @@ import pytest
 from compresskv.errors import UserError
 from evals.evaluation import Evaluation
 from evals.job import plug_in
-from tests.command import ROOT, folders, run
+from tests.command import ROOT, folders, run_process
 
 CONFIG = '''
 """Count to a number."""
@@ -91,7 +91,7 @@ def outside(tmp_path, checkpoint):
 
 def test_a_sweep_of_an_own_evaluation(outside, tmp_path):
     command, environment = outside
-    done = run("-m", *command, "method=snapkv,full", "budget=64", env=environment)
+    done = run_process("-m", *command, "method=snapkv,full", "budget=64", env=environment)
     assert done.returncode == 0, done.stderr
     assert "tiny-llama · counting" in done.stdout
     assert {folder.relative_to(tmp_path / "out" / "runs").parts[1:3] for folder in folders(tmp_path)} == {
@@ -106,7 +106,7 @@ def test_its_units_run_in_processes_of_their_own(outside, tmp_path):
     command, environment = outside
     model = command[3]
     sweep = ["-m", *command[:3], model, "model.dtype=float32", "method=snapkv", "budget=64"]
-    done = run(*sweep, "hydra.launcher.devices=[0,1]", env={**environment, "CUDA_VISIBLE_DEVICES": ""})
+    done = run_process(*sweep, "hydra.launcher.devices=[0,1]", env={**environment, "CUDA_VISIBLE_DEVICES": ""})
     assert done.returncode == 0, done.stderr
     assert "tiny-llama counting to80" in done.stderr
     assert len(folders(tmp_path)) == 2
@@ -114,7 +114,7 @@ def test_its_units_run_in_processes_of_their_own(outside, tmp_path):
 
 def test_its_settings_are_checked(outside):
     command, environment = outside
-    done = run(*command, "eval.numbers=[many]", env=environment)
+    done = run_process(*command, "eval.numbers=[many]", env=environment)
     assert done.returncode != 0
     assert done.stderr.startswith("error: eval.numbers[0]=many: choose a whole number")
 

@@ -6,14 +6,13 @@ from statistics import median
 from typing import Any
 
 import torch
-from rich.markup import escape
 from rich.table import Table
 
 from compresskv.engine.attention import attached
 from compresskv.engine.prefill import FULL, Setting
 from compresskv.errors import UserError
 from compresskv.models import LoadedModel
-from evals.console import screen
+from evals.console import plain, screen
 from evals.efficiency.config import Efficiency
 from evals.efficiency.measure import Contender, Measurement, measure
 from evals.haystack import essays
@@ -70,7 +69,8 @@ def contenders(model: LoadedModel, jobs: Sequence[Job]) -> dict[str, Contender]:
     for job in jobs:
         name = label(job.label, job.prefill_chunk)
         same = sum(taken.split(" #")[0] == name for taken in by_name)
-        contender = Contender(Setting(build_method(model, job), job.budget), job.prefill_chunk)
+        setting = Setting(build_method(model, job), job.budget)
+        contender = Contender(setting, job.prefill_chunk, job.method.name, job.protocol.name)
         by_name[f"{name} #{same + 1}" if same else name] = contender
     return by_name
 
@@ -108,7 +108,7 @@ def run_contenders(
                 continue
             if round_:  # the first round warms up
                 measurements.setdefault((name, length), []).append(measured)
-                rows = [_row(*key, measurements, next(iter(by_name))) for key in measurements]
+                rows = [_row(*key, measurements, by_name) for key in measurements]
                 write_json(folder / "efficiency.json", {**about, "rows": rows})
     if rows:
         _show(f"{model.name} · {config.new_tokens} new tokens · {model.dtype} · {model.backend}", rows)
@@ -137,8 +137,9 @@ def _text(model: LoadedModel, config: Efficiency) -> torch.Tensor:
     return torch.tensor(ids[:longest], device=model.device)
 
 
-def _row(name: str, length: int, measurements: Measurements, reference: str) -> dict[str, Any]:
-    """Medians of a setting at a length, and their ratios to the full cache's."""
+def _row(name: str, length: int, measurements: Measurements, by_name: Mapping[str, Contender]) -> dict[str, Any]:
+    """Medians of a setting at a length, their ratios to those of the first of `by_name`, and the values by round."""
+    reference, contender = next(iter(by_name)), by_name[name]
 
     def medians(key: tuple[str, int]) -> dict[str, Any]:
         values = {field: [getattr(m, field) for m in measurements[key]] for field in MEASURED}
@@ -154,12 +155,14 @@ def _row(name: str, length: int, measurements: Measurements, reference: str) -> 
     by_gpu = [median(round_) for round_ in zip(*(m.peak_bytes_by_gpu for m in rounds), strict=True)]
     bound = None if rounds[0].launch_bound is None else sum(bool(m.launch_bound) for m in rounds) > len(rounds) / 2
     gpus = {"launch_bound": bound, "peak_bytes_by_gpu": by_gpu}
-    return {"setting": name, "length": length, **mine, **gpus, **ratios}
+    place = {"method": contender.method, "budget": contender.setting.budget, "protocol": contender.protocol}
+    by_round = {field: [getattr(measured, field) for measured in rounds] for field in MEASURED}
+    return {"setting": name, "length": length, **place, **mine, **gpus, **ratios, "by_round": by_round}
 
 
 def _show(title: str, rows: Sequence[dict[str, Any]]) -> None:
     bound = any(row["launch_bound"] for row in rows)
-    table = Table(title=escape(title), caption="* bound by launches: the GPU waits for the host" if bound else None)
+    table = Table(title=plain(title), caption="* bound by launches: the GPU waits for the host" if bound else None)
     table.add_column("setting", no_wrap=True)
     for column in ("length", "first token s", "decode ms", "total s", "cache MB", "with sliding layers", "peak MB"):
         table.add_column(column, justify="right")
@@ -169,7 +172,7 @@ def _show(title: str, rows: Sequence[dict[str, Any]]) -> None:
             ratio = row.get(f"{field}_ratio")
             mark = "*" if field == "decode_ms" and row["launch_bound"] else ""
             cells.append(f"{(row[field] or 0) / scale:.2f}{mark}" + (f" ×{ratio:.2f}" if ratio else ""))
-        table.add_row(escape(row["setting"]), str(row["length"]), *cells)
+        table.add_row(plain(row["setting"]), str(row["length"]), *cells)
     screen().print(table)
 
 

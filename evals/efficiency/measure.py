@@ -27,10 +27,15 @@ LAUNCH_BOUND = 0.9
 
 @dataclass(frozen=True)
 class Contender:
-    """A setting, and the tokens of one forward pass of its prefill (None: the whole prompt)."""
+    """A setting, and the tokens of one forward pass of its prefill (None: the whole prompt).
+
+    `method` and `protocol` are what results name it by.
+    """
 
     setting: Setting
     chunk: int | None = None
+    method: str = "full"
+    protocol: str = "corrected"
 
 
 @dataclass(frozen=True)

@@ -3,9 +3,9 @@
 from collections.abc import Mapping, Sequence
 from statistics import fmean
 
-from rich.markup import escape
 from rich.table import Table
 
+from evals.console import plain
 from evals.head_masking.choices import Choice
 from evals.results.schema import Line
 from evals.results.statistics import interval
@@ -14,7 +14,7 @@ from evals.results.statistics import interval
 def table(title: str, lines: Mapping[Choice, Sequence[Line]], heads: int) -> Table:
     """Mean score with its interval over prompts; draws of the random control are averaged within each prompt."""
     shown = Table(
-        title=escape(title),
+        title=plain(title),
         caption=f"masked: query heads of {heads} with uniform attention; keywords: the score of the released plots",
     )
     shown.add_column("ranking", no_wrap=True)
@@ -29,7 +29,7 @@ def table(title: str, lines: Mapping[Choice, Sequence[Line]], heads: int) -> Tab
         scores = by_prompt(draws, "score")
         bounds = interval(scores)
         shown.add_row(
-            ranking,
+            plain(ranking),
             str(count),
             f"{fmean(scores):.1f}",
             f"{bounds[0]:.1f} – {bounds[1]:.1f}" if bounds else "–",

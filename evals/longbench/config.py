@@ -37,14 +37,11 @@ class LongBench(SampledEvaluation):
         return {task.name: f"eval.tasks=[{task.name}]" for task in select_tasks(self.tasks)}
 
     def make_tasks(self, model: LoadedModel, protocol: EvaluationProtocol) -> Sequence[LongBenchTask]:
-        from evals.longbench import copies
         from evals.longbench.data import open_source
         from evals.longbench.evaluation import LongBenchTask
 
         folder = open_source(self.data, sha256=self.sha256, revision=self.revision)
-        tasks = select_tasks(self.tasks)
-        copies.warn_of_altered_rows(folder, tasks)
-        return [LongBenchTask(self, task, folder, model, protocol) for task in tasks]
+        return [LongBenchTask(self, task, folder, model, protocol) for task in select_tasks(self.tasks)]
 
     @classmethod
     def show(cls, title: str, records: Mapping[str, Sequence[Record]], figure: Path) -> Shown:

@@ -11,8 +11,7 @@ its words. A row that differs gets a number that no official row has, so that it
 import hashlib
 import json
 import re
-import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +21,6 @@ from evals.longbench.records import answers_field, classes_field, length_field, 
 from evals.longbench.tasks import ALL, TASKS, Task
 
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
-ALTERED = "altered.json"
-"""Beside the task.jsonl files of a copy: by task, what is wrong with each row that is not official, by its number."""
 
 Row = dict[str, Any]
 
@@ -54,24 +51,10 @@ def convert(path: Path, cache: Path) -> Path:
             raise UserError(
                 f"{path} holds no row of a LongBench task: a column `task` or `dataset`, or a folder, should name one."
             )
-        altered = {name: _write(folder, TASKS[name], rows[name]) for name in ALL if name in rows}
-        (folder / ALTERED).write_text(json.dumps({name: rows for name, rows in altered.items() if rows}))
+        for name in ALL:
+            if name in rows:
+                _write(folder, TASKS[name], rows[name])
     return target
-
-
-def altered_rows(folder: Path, task: str) -> dict[int, str]:
-    """What is wrong with the rows of a task that a copy has and the official data has not, by row number."""
-    path = folder / ALTERED
-    altered = json.loads(path.read_text()) if path.is_file() else {}
-    return {int(row): problem for row, problem in altered.get(task, {}).items()}
-
-
-def warn_of_altered_rows(folder: Path, tasks: Sequence[Task]) -> None:
-    """Say on stderr, a line a task, which rows of a copy are not the official ones and so are in no official score."""
-    for task in tasks:
-        if altered := altered_rows(folder, task.name):
-            row, problem = next(iter(altered.items()))
-            print(f"{task.name}: {len(altered)} rows are not official, such as {row} ({problem})", file=sys.stderr)
 
 
 def download(repository: str, revision: str | None = None) -> Path:
@@ -155,22 +138,15 @@ def _task_name(table: Path, row: Mapping[str, Any]) -> str:
     return next((name for name in names if name in TASKS), "")
 
 
-def _write(folder: Path, task: Task, rows: list[tuple[str, Row]]) -> dict[int, str]:
-    """Write the task's file; returns what is wrong with the rows that are not official, by row number."""
+def _write(folder: Path, task: Task, rows: list[tuple[str, Row]]) -> None:
+    """Write the task's file."""
     records = [_official_shape(place, row, task) for place, row in rows]
     numbers = official.locate(task.name, [(record["answers"], record["length"]) for record in records])
-    altered: dict[int, str] = {}
     with open(folder / f"{task.name}.jsonl", "x", encoding="utf-8") as file:
         for line, (record, number) in enumerate(zip(records, numbers, strict=True)):
-            if number is None:
-                problem = "no official row, or one a second time, by its answers and length"
-            else:
-                problem = official.prompt_problem(task, **record)
-            if problem or number is None:
+            if number is None or official.prompt_problem(task, **record):
                 number = task.n + line
-                altered[number] = problem
             file.write(json.dumps({"_lb_index": number, **record}, ensure_ascii=False) + "\n")
-    return altered
 
 
 def _official_shape(place: str, row: Row, task: Task) -> Row:

@@ -1,7 +1,7 @@
 """LongBench records from a directory of task.jsonl files, a zip, a copy of the library `datasets`, or the hub."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,10 @@ REQUIRED_FIELDS = ("input", "context", "answers", "all_classes", "length")
 
 @dataclass(frozen=True)
 class Record:
-    """One LongBench row. `row` is its number in the official file, and the sample id; `length` is in words."""
+    """One LongBench row. `row` is its number in the official file, and the sample id; `length` is in words.
+
+    `problem`: why it is not the official row of that number; "" if nothing speaks against it.
+    """
 
     row: int
     input: str
@@ -32,6 +35,7 @@ class Record:
     answers: tuple[str, ...]
     all_classes: tuple[str, ...] | None
     length: int
+    problem: str = field(default="", compare=False)
 
 
 def default_cache() -> Path:
@@ -108,7 +112,10 @@ def load_task(folder: Path, task: Task, limit: int | None = None) -> list[Record
         if number in seen:
             raise UserError(f"{place}: row {number} occurs twice.")
         seen.add(number)
-    return [replace(record, row=number) for record, number in zip(records, numbers, strict=True)][:limit]
+    numbered = [replace(record, row=number) for record, number in zip(records, numbers, strict=True)]
+    # The text of the pinned archive is checked already, by its sha256.
+    text = folder.name != archive.HUB_SHA256
+    return [replace(record, problem=official.row_problem(task, record, text)) for record in numbered[:limit]]
 
 
 def _record(place: str, fields: dict[str, Any], task: Task, line: int) -> Record:
@@ -140,8 +147,3 @@ def _row_numbers(task: Task, claims: Sequence[int | None], records: Sequence[Rec
 def data_fingerprint(folder: Path, task: Task) -> str:
     """A hash of the task's data, part of a run's identity."""
     return archive.sha256_of(folder / f"{task.name}.jsonl")[:16]
-
-
-def check_official(task: Task, records: list[Record]) -> official.RowCheck:
-    """How many of the records are the official rows they claim to be, and how many official rows are missing."""
-    return official.check_rows(task.name, ((record.row, record.answers, record.length) for record in records))

@@ -1,9 +1,10 @@
 """One LongBench task under one protocol: its prompts, and the scores of their answers."""
 
 import hashlib
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,12 @@ from evals.longbench.data import Record, load_task
 from evals.longbench.metrics import score_sample
 from evals.longbench.prompts import RELEASED_LONGEST, ChatWrapper, Prompt, render, stop_ids
 from evals.longbench.tasks import Task
+
+
+@cache
+def say_once(folder: Path, sentence: str) -> None:
+    """Say on stderr what is wrong with the data in `folder`, once for all protocols."""
+    print(sentence, file=sys.stderr)
 
 
 @dataclass(frozen=True)
@@ -36,7 +43,11 @@ class LongBenchTask:
 
     @cached_property
     def records(self) -> Mapping[str, Record]:
-        return {str(record.row): record for record in load_task(self.folder, self.task, self.config.limit)}
+        records = {str(record.row): record for record in load_task(self.folder, self.task, self.config.limit)}
+        if altered := [record for record in records.values() if record.problem]:
+            first = f"row {altered[0].row}: {altered[0].problem}"
+            say_once(self.folder, f"{self.name}: {len(altered)} of {len(records)} rows are not official ({first})")
+        return records
 
     @property
     def sample_ids(self) -> Sequence[str]:
@@ -115,6 +126,7 @@ class LongBenchTask:
             "prompt_text_sha256": prompt.sha256,
             "answers": list(record.answers),
             "length": record.length,
+            "official": not record.problem,
             "all_classes": list(record.all_classes) if record.all_classes else None,
         }
         ids = torch.tensor(prompt.ids, device=self.model.device)

@@ -14,10 +14,31 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Protocol
 
 from compresskv.errors import UserError
 from evals.longbench.records import answers_field, length_field, read_jsonl
 from evals.longbench.tasks import ALL, Task, get_task
+
+
+class Row(Protocol):
+    """What of a LongBench record is compared with the official one of its number."""
+
+    @property
+    def row(self) -> int: ...
+
+    @property
+    def input(self) -> str: ...
+
+    @property
+    def context(self) -> str: ...
+
+    @property
+    def answers(self) -> Sequence[str]: ...
+
+    @property
+    def length(self) -> int: ...
+
 
 INDEX = Path(__file__).with_name("official_index.json")
 _DIGITS = 6
@@ -58,6 +79,12 @@ def check_rows(task: str, rows: Iterable[tuple[int, Sequence[str], int]]) -> Row
     return RowCheck(task, len(official), len(seen), mismatching, len(official) - len(seen))
 
 
+def check_flags(task: str, flags: Sequence[bool]) -> RowCheck:
+    """The same from what is known of every row, of distinct numbers: whether it is the official one."""
+    count, matching = len(_index()[get_task(task).name]), sum(flags)
+    return RowCheck(task, count, matching, len(flags) - matching, count - matching)
+
+
 def locate(task: str, rows: Sequence[tuple[Sequence[str], int]]) -> list[int | None]:
     """The official number of each (answers, length), by its content alone; None for what no official row has.
 
@@ -91,6 +118,22 @@ def holdings(task: str, rows: Iterable[tuple[int, Sequence[str], int]]) -> str:
         return f"{task}: none of the {len(rows)} rows is an official one."
     sentence = f"{task}: {len(held)} of the {len(official)} official rows ({ranges(held)})"
     return f"{sentence}, and {foreign} rows that are not official." if foreign else f"{sentence}."
+
+
+def row_problem(task: Task, record: Row, text: bool = True) -> str:
+    """Why a record is not the official row of its number; "" if nothing speaks against it.
+
+    `text`: whether to check its context and input too, as `prompt_problem` does.
+    """
+    official, content = _index()[task.name], fingerprint(record.answers, record.length)
+    if content not in official:
+        return "no official row has its answers and length"
+    fields = {name: getattr(record, name) for name in ("input", "context", "answers", "length")}
+    if text and (problem := prompt_problem(task, **fields)):
+        return problem
+    if record.row >= len(official):
+        return "it is there a second time, by its answers and length"
+    return "" if official[record.row] == content else f"its answers and length are not those of row {record.row}"
 
 
 def prompt_problem(

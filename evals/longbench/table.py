@@ -2,12 +2,12 @@
 
 from collections.abc import Mapping, Sequence
 
-from rich.markup import escape
 from rich.table import Table
 
+from evals.console import plain
 from evals.longbench.aggregate import TaskScore, averages, interval, task_score
 from evals.longbench.metrics import SampleScore
-from evals.longbench.official import check_rows
+from evals.longbench.official import check_flags, check_rows
 from evals.longbench.tasks import TASKS
 from evals.results.record import Record
 from evals.results.schema import Line
@@ -24,8 +24,11 @@ def score(task: str, lines: Sequence[Line]) -> TaskScore:
         overflow = "score_official" in line
         official = line["score_official"] if overflow else line["score"]
         samples.append(SampleScore(line["score"] / 100, official / 100, overflow))
-    rows = [(int(line["id"]), line["answers"], line["length"]) for line in lines]
-    return task_score(TASKS[task], samples, check_rows(task, rows))
+    if all("official" in line for line in lines):
+        check = check_flags(task, [line["official"] for line in lines])
+    else:  # lines of older versions
+        check = check_rows(task, [(int(line["id"]), line["answers"], line["length"]) for line in lines])
+    return task_score(TASKS[task], samples, check)
 
 
 def tables(title: str, records: Mapping[str, Sequence[Record]]) -> list[Table]:
@@ -42,11 +45,11 @@ def tables(title: str, records: Mapping[str, Sequence[Record]]) -> list[Table]:
 
 
 def _table(title: str, scores: Mapping[str, Mapping[str, TaskScore]]) -> Table:
-    table = Table(title=escape(title))
+    table = Table(title=plain(title))
     table.add_column("task")
     table.add_column("n", justify="right")
     for name in scores:
-        table.add_column(escape(name), justify="right")
+        table.add_column(plain(name), justify="right")
     table.add_column("note")
     tasks: dict[str, None] = {}
     for of_setting in scores.values():

@@ -1,15 +1,23 @@
-"""`python -m evals.report experiment=table1_longbench`: an experiment's tables and figures, from results alone."""
+"""What results show, from the results tree alone: `python -m evals.report results --out report` writes one HTML page,
+`python -m evals.report experiment=table1_longbench` an experiment's tables and figures.
+"""
 
+import argparse
 import sys
 from pathlib import Path
 
 from compresskv.errors import UserError
+from evals.console import visible
 from evals.report.items import ITEMS
+
+PAGE_USAGE = "python -m evals.report <results> --out <directory>"
 
 
 def main(arguments: list[str]) -> int:
-    """Write the artefacts of one experiment and print their paths; returns the exit code."""
-    usage = f"python -m evals.report experiment=<one of {', '.join(ITEMS)}> [results=<directory>]"
+    """Write the page, or the artefacts of one experiment, and print the paths; returns the exit code."""
+    if any(argument == "--out" or argument.startswith("--out=") for argument in arguments):
+        return _page(arguments)
+    usage = f"{PAGE_USAGE}, or experiment=<one of {', '.join(ITEMS)}> [results=<directory>]"
     if not arguments or {"-h", "--help"} & set(arguments):
         print(usage)
         return 0 if arguments else 2
@@ -24,7 +32,23 @@ def main(arguments: list[str]) -> int:
         for path in write(given["experiment"], Path(given.get("results", "results")).expanduser()):
             print(path)
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(visible(f"error: {error}"), file=sys.stderr)
+        return 2
+    return 0
+
+
+def _page(arguments: list[str]) -> int:
+    """Write the page of a results tree and print its path; returns the exit code."""
+    parser = argparse.ArgumentParser(usage=PAGE_USAGE, description="Write one self-contained HTML page.")
+    parser.add_argument("results", type=Path, nargs="?", default=Path("results"))
+    parser.add_argument("--out", type=Path, required=True)
+    options = parser.parse_args(arguments)
+    try:
+        from evals.report.html.writing import write
+
+        print(write(options.results.expanduser(), options.out.expanduser()))
+    except UserError as error:
+        print(visible(f"error: {error}"), file=sys.stderr)
         return 2
     return 0
 

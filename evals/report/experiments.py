@@ -21,8 +21,8 @@ def axes(*overrides: str) -> dict[str, list[str]]:
 
 
 @cache
-def sweep(*overrides: str, only: str = "") -> list[dict[str, Any]]:
-    """The configurations of `-m <overrides>`, resolved; of the swept settings, those that start with `only`.
+def sweep(*overrides: str, only: str | tuple[str, ...] = "") -> list[dict[str, Any]]:
+    """The configurations of `-m <overrides>`, resolved; of the swept settings, those that start with one of `only`.
 
     Composed once in a process: leave them as they are.
     """

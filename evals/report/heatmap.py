@@ -29,7 +29,7 @@ def heatmaps(grid: Grid) -> Figure:
         axis.set_visible(False)
     for place, rows in enumerate(by_method.values()):
         for axis, row in zip(axes[place], sorted(rows, key=lambda row: row.budget or 0), strict=False):
-            image = _draw(axis, row, grid.last)
+            image = _draw(axis, row, grid.overall)
     figure.suptitle(heading(grid), fontsize=11)
     figure.supxlabel("prompt length (tokens)", fontsize=9)
     figure.supylabel("needle depth (%)", fontsize=9)

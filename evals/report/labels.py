@@ -1,7 +1,7 @@
 """The names of methods and models as papers write them."""
 
-from collections.abc import Mapping
-from typing import Any
+from compresskv import calibration
+from evals.results.record import Record
 
 METHODS = {
     "full": "FullKV",
@@ -27,29 +27,75 @@ PUBLISHED = {"SnapKV + semantic heads + layer budgets": "CompressKV"}
 """Methods that results/paper calls otherwise than `METHODS`."""
 
 
-def method_label(method: str, config: Mapping[str, Any]) -> str:
-    """The name of a result's `method`; a composition without one is named by its parts."""
+def method_label(record: Record) -> str:
+    """The name of a result's method; a composition without one is named by its parts."""
+    return named(record.method)
+
+
+def named(method: str) -> str:
+    """The name of a method of `conf/method`, or of a composition as results have it."""
     if method in METHODS:
         return METHODS[method]
     name, _, parts = method.partition("-")
     return f"{METHODS.get(name, name)} ({parts})" if parts else name
 
 
-def heads_label(method: str, config: Mapping[str, Any]) -> str:
+def heads_label(record: Record) -> str:
     """How many retrieval heads of a layer select, as in the paper's Table 2."""
-    return f"top-{config['method']['scorer']['heads']} heads"
+    return f"top-{selecting_heads(record)} heads"
 
 
-def ranking_label(method: str, config: Mapping[str, Any]) -> str:
+def selecting_heads(record: Record) -> int | None:
+    """How many heads of a layer select, as it is set or was calibrated; None where the method has none."""
+    heads = record.config["method"].get("scorer", {}).get("heads")
+    if heads is None:
+        built = (record.summary or {}).get("method_in_full") or {}
+        for scorer in built.get("EvictionMethod", {}).get("scorer", {}).values():
+            if isinstance(scorer.get("heads"), list):
+                return len(scorer["heads"][0])
+    return heads
+
+
+def ranking_label(record: Record) -> str:
     """By which scores the heads that select were chosen."""
-    return f"{config['method']['scorer']['head_scores']} heads"
+    return f"{record.config['method']['scorer']['head_scores']} heads"
 
 
-def calibration_label(method: str, config: Mapping[str, Any]) -> str:
+def calibration_label(record: Record) -> str:
     """Method and the calibration that it used."""
-    return f"{method_label(method, config)}, calibration {config.get('calibration')}"
+    return f"{method_label(record)}, calibration {calibration_of(record)}"
+
+
+def calibration_of(record: Record, setting: str | None = None) -> str:
+    """The source, or the file, of the calibration that a `setting` means for a record; None: its own setting.
+
+    `auto` is what the record's protocol takes (`compresskv.calibration.choose`).
+    """
+    setting = str(record.config.get("calibration", "auto")) if setting is None else setting
+    if setting != "auto":
+        return setting
+    if record.config.get("protocol", {}).get("calibration_data", "held_out") == "held_out":
+        return "held_out"
+    return "longbench" if calibration.find_file(record.model, "longbench") else "published"
+
+
+def observation_label(record: Record) -> str:
+    """Method, window and pooling."""
+    observation = record.config.get("observation", {})
+    return f"{method_label(record)}, window {observation.get('window')}, {observation.get('pooling')} pooling"
+
+
+def layers_label(record: Record) -> str:
+    """The method, and whether layers share the budget alike where the method alone does not say so."""
+    uniform = record.config["method"].get("allocator", {}).get("layers") == "uniform"
+    return method_label(record) + (", uniform layers" if uniform else "")
 
 
 def tokens_label(tokens: int) -> str:
     """A length such as 4K."""
     return f"{tokens / 1000:g}K" if tokens >= 1000 else str(tokens)
+
+
+def tokens_of(label: str) -> float:
+    """The length that `tokens_label` names."""
+    return 1000 * float(label.removesuffix("K")) if label.endswith("K") else float(label)

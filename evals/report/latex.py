@@ -9,6 +9,7 @@ from evals.report.page import (
     bounds,
     budget_text,
     heading,
+    mean_text,
     notes,
     paper,
     partial,
@@ -48,10 +49,14 @@ def escape(text: str) -> str:
 def latex(page: Page) -> str:
     """A table for each model, and one of the paired comparisons."""
     tables = [_table(f"{page.title}: {heading(grid)}.", notes(page), *_grid(grid)) for grid in page.grids]
+    for plain in page.plain:
+        rows = [[escape(text) for text in row] for row in plain.body]
+        columns = [escape(name) for name in plain.header]
+        tables.append(_table(f"{page.title}: {plain.title}.", [], "l" * len(columns), columns, [rows]))
     if page.verdicts:
         body = [[escape(text) for text in verdict_texts(verdict)] for verdict in page.verdicts]
         columns = [escape(name) for name in VERDICT_COLUMNS]
-        tables.append(_table(f"{page.title}: paired comparisons.", [], "lllrlrrlr", columns, [body]))
+        tables.append(_table(f"{page.title}: paired comparisons.", [], "llllrlrrlr", columns, [body]))
     return "% \\usepackage{booktabs,graphicx}\n" + "\n".join(tables)
 
 
@@ -65,7 +70,7 @@ def _grid(grid: Grid) -> tuple[str, list[str], Body]:
     header = ["budget", "method", *(f"{column} (n = {counts[column]})" for column in grid.columns)]
     groups = []
     for budget, rows in grid.budgets.items():
-        ranked = {column: ranks(column, rows) for column in grid.columns}
+        ranked = {column: ranks(column, rows, grid.metric) for column in grid.columns}
         group = []
         for place, row in enumerate(rows):
             cells = [
@@ -78,9 +83,9 @@ def _grid(grid: Grid) -> tuple[str, list[str], Body]:
 
 
 def _cell(cell: Cell, rank: int | None) -> str:
-    mean = f"{cell.mean:.2f}"
+    mean = mean_text(cell)
     mean = {1: rf"\textbf{{{mean}}}", 2: rf"\underline{{{mean}}}"}.get(rank or 0, mean)
-    rest = " ".join(filter(None, [bounds(cell.interval), partial(cell), paper(cell)]))
+    rest = " ".join(filter(None, [bounds(cell.interval, cell.digits), partial(cell), paper(cell)]))
     return rf"{mean} {{\scriptsize {escape(rest)}}}" if rest else mean
 
 

@@ -6,9 +6,11 @@ from evals.report.cells import Cell, Grid, ranks
 from evals.report.page import (
     VERDICT_COLUMNS,
     Page,
+    Plain,
     bounds,
     budget_text,
     heading,
+    mean_text,
     notes,
     paper,
     partial,
@@ -25,6 +27,8 @@ def markdown(page: Page) -> str:
     parts = [f"# {_plain(page.title)}"]
     for grid in page.grids:
         parts += [f"## {_plain(heading(grid))}", _grid(grid)]
+    for table in page.plain:
+        parts += [f"## {_plain(table.title)}", _texts(table)]
     parts += [_plain(note) for note in notes(page)]
     if page.verdicts:
         parts += ["## Paired comparisons", _verdicts(page.verdicts)]
@@ -38,7 +42,7 @@ def _grid(grid: Grid) -> str:
     header = ["budget", "method", *(f"{column} (n = {counts[column]})" for column in grid.columns)]
     body = []
     for budget, rows in grid.budgets.items():
-        ranked = {column: ranks(column, rows) for column in grid.columns}
+        ranked = {column: ranks(column, rows, grid.metric) for column in grid.columns}
         for place, row in enumerate(rows):
             cells = [
                 _cell(row.cells[column], ranked[column].get(place)) if column in row.cells else "–"
@@ -48,10 +52,14 @@ def _grid(grid: Grid) -> str:
     return _table([_plain(name) for name in header], body)
 
 
+def _texts(table: Plain) -> str:
+    return _table([_plain(name) for name in table.header], [[_plain(text) for text in row] for row in table.body])
+
+
 def _cell(cell: Cell, rank: int | None) -> str:
-    mean = f"{cell.mean:.2f}"
+    mean = mean_text(cell)
     mean = {1: f"**{mean}**", 2: f"<u>{mean}</u>"}.get(rank or 0, mean)
-    return " ".join(filter(None, [mean, bounds(cell.interval), partial(cell), _plain(paper(cell))]))
+    return " ".join(filter(None, [mean, bounds(cell.interval, cell.digits), partial(cell), _plain(paper(cell))]))
 
 
 def _verdicts(verdicts: Sequence[Verdict]) -> str:

@@ -1,22 +1,38 @@
 """Everything that an item shows, and how its numbers read in any format."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 from evals.report.cells import Cell, Grid
 from evals.report.verdicts import Verdict
 from evals.results.published import Published
 
-EVALS = {"niah": "needle in a haystack", "longbench": "LongBench"}
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+EVALS = {"niah": "needle in a haystack", "longbench": "LongBench", "head_masking": "head masking"}
 
 PARTIAL = "† partial: averaged over so many of the samples; marked and never ranked with others of more samples."
+
+
+@dataclass(frozen=True)
+class Plain:
+    """A table of texts."""
+
+    title: str
+    header: Sequence[str]
+    body: Sequence[Sequence[str]]
 
 
 @dataclass(frozen=True)
 class Page:
     """Everything of an item: a grid for each model, comparisons, and published numbers that stand beside none of ours.
 
-    `notes`: sentences that a reader of the numbers needs.
+    `notes`: sentences that a reader of the numbers needs. `plain` are tables of other things than means, `frames` what
+    is written as CSV by its file's name, `figures` draw what is written as images by theirs.
     """
 
     name: str
@@ -25,10 +41,14 @@ class Page:
     verdicts: Sequence[Verdict]
     others: Sequence[Published]
     notes: Sequence[str] = ()
+    plain: Sequence[Plain] = ()
+    frames: Mapping[str, Callable[[], DataFrame]] = field(default_factory=dict)
+    figures: Mapping[str, Callable[[], Any]] = field(default_factory=dict)
 
 
 def heading(grid: Grid) -> str:
-    return f"{grid.model}, {EVALS.get(grid.eval, grid.eval)}"
+    title = f": {grid.metric.title}" if grid.metric.title else ""
+    return f"{grid.model}, {EVALS.get(grid.eval, grid.eval)}{title}"
 
 
 def samples(grid: Grid) -> dict[str, int]:
@@ -53,8 +73,13 @@ def budget_text(budget: int | None) -> str:
     return "full" if budget is None else str(budget)
 
 
-def bounds(interval: tuple[float, float] | None) -> str:
-    return "" if interval is None else f"[{interval[0]:.1f}, {interval[1]:.1f}]"
+def mean_text(cell: Cell) -> str:
+    return f"{cell.mean:.{cell.digits}f}"
+
+
+def bounds(interval: tuple[float, float] | None, digits: int = 2) -> str:
+    """An interval with a digit less than its mean."""
+    return "" if interval is None else f"[{interval[0]:.{digits - 1}f}, {interval[1]:.{digits - 1}f}]"
 
 
 def partial(cell: Cell) -> str:
@@ -74,6 +99,7 @@ VERDICT_COLUMNS = (
     "model",
     "budget",
     "comparison",
+    "of",
     "difference",
     "95 % interval",
     "p (Holm)",
@@ -88,8 +114,9 @@ def verdict_texts(verdict: Verdict) -> list[str]:
         verdict.model,
         budget_text(verdict.budget),
         f"{verdict.second} − {verdict.first}",
-        f"{verdict.mean:+.2f}",
-        bounds(verdict.interval) or "–",
+        verdict.column if verdict.metric == "score" else f"{verdict.metric}, {verdict.column}",
+        f"{verdict.mean:+.{verdict.digits}f}",
+        bounds(verdict.interval, verdict.digits) or "–",
         f"{verdict.p:.3f}",
         str(verdict.n),
         verdict.words,

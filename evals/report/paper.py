@@ -13,12 +13,17 @@ PROTOCOL = "released"
 MAX_LENGTH = {"llama-3.1-8b-instruct": 127500, "mistral-7b-instruct-v0.3": 31500}
 """Tokens of a LongBench prompt and its answer in the authors' code."""
 
-UNITS = ("score", "tokens")
-"""Units of published numbers that are means as ours; others, such as shares and gains, are only listed."""
+UNITS = ("score", "tokens", "points")
+"""Units of published numbers that may be means as ours; others, such as shares, are only listed."""
+
+
+UNNAMED = "its model is not named"
 
 
 def beside(item: str, ours: Grid) -> Grid:
     """The same grid, each cell with the published number of its model, method, budget and column, if there is one."""
+    if ours.metric.field not in ("score", "kept"):
+        return ours
     numbers = {
         (row.model.lower(), method_of(row), row.budget, row.task_or_metric): row.value
         for row in published(item)
@@ -29,7 +34,10 @@ def beside(item: str, ours: Grid) -> Grid:
         cells = {}
         for column, cell in row.cells.items():
             value = numbers.get((ours.model.lower(), row.method, row.budget, column))
-            cells[column] = cell if value is None else replace(cell, published=value, apart=_apart(ours, row, cell))
+            apart = _apart(ours, row, cell)
+            if value is None and (value := numbers.get(("", row.method, row.budget, column))) is not None:
+                apart = UNNAMED
+            cells[column] = cell if value is None else replace(cell, published=value, apart=apart)
         rows.append(replace(row, cells=cells))
     return replace(ours, rows=rows)
 
@@ -46,7 +54,8 @@ def others(item: str, ours: Sequence[Grid]) -> list[Published]:
         for row in of_model.rows:
             for column, cell in row.cells.items():
                 if cell.published is not None:
-                    shown.add((of_model.model.lower(), row.method, row.budget, column))
+                    models = ("",) if cell.apart == UNNAMED else (of_model.model.lower(),)
+                    shown |= {(model, row.method, row.budget, column) for model in models}
     return [
         row
         for row in published(item)

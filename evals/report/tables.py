@@ -17,7 +17,7 @@ def means(grids: Sequence[Grid]) -> pd.DataFrame:
     for grid in grids:
         for row in grid.rows:
             for column, cell in row.cells.items():
-                low, high = cell.interval or (None, None)
+                low, high = (round(bound, cell.digits) for bound in cell.interval) if cell.interval else (None, None)
                 place = {"model": grid.model, "eval": grid.eval, "protocol": row.protocol, "method": row.method}
                 measured = {"mean": cell.mean, "low": low, "high": high, "n": cell.n, "of": cell.of}
                 compared = {
@@ -26,17 +26,18 @@ def means(grids: Sequence[Grid]) -> pd.DataFrame:
                     "difference": cell.difference,
                     "not_comparable": "nothing published" if cell.published is None else cell.apart,
                 }
-                budget = {"budget": row.budget, "variant": row.variant, "column": column}
+                named = {"variant": row.variant, "metric": grid.metric.field, "column": column}
+                budget = {"budget": row.budget, **named}
                 rows.append({**place, **budget, **measured, **compared})
-    return pd.DataFrame(rows).astype({"budget": "Int64"}).round({"low": 2, "high": 2})
+    return pd.DataFrame(rows).astype({"budget": "Int64"})
 
 
 def comparisons(verdicts: Sequence[Verdict]) -> pd.DataFrame:
     """One row for every paired comparison, `second` − `first`."""
     rows = []
     for verdict in verdicts:
-        low, high = verdict.interval or (None, None)
-        fields = ("model", "eval", "budget", "first", "second", "mean", "p", "n", "needed")
+        low, high = (round(bound, verdict.digits) for bound in verdict.interval) if verdict.interval else (None, None)
+        fields = ("model", "eval", "budget", "first", "second", "metric", "column", "mean", "p", "n", "needed")
         values = {field: getattr(verdict, field) for field in fields}
         rows.append({**values, "low": low, "high": high, "verdict": verdict.words})
-    return pd.DataFrame(rows).astype({"budget": "Int64", "needed": "Int64"}).round({"low": 2, "high": 2, "p": 4})
+    return pd.DataFrame(rows).astype({"budget": "Int64", "needed": "Int64"}).round({"p": 4})

@@ -7,11 +7,10 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from rich.markup import escape
 from rich.table import Table
 
 from compresskv.errors import UserError
-from evals.console import screen
+from evals.console import plain, screen
 from evals.evaluation import SampledEvaluation, Shown
 from evals.job import plug_in_class
 from evals.results.names import names
@@ -71,12 +70,12 @@ def score_table(
     tasks = {record.task for of_setting in records.values() for record in of_setting}
     parts = {name: _parts(of_setting, part_of) for name, of_setting in records.items()} if part_of else {}
     columns = list(dict.fromkeys(part for of_setting in parts.values() for part in of_setting))
-    table = Table(title=escape(title))
+    table = Table(title=plain(title))
     table.add_column("setting", no_wrap=True)
     if len(tasks) > 1:
         table.add_column("task", no_wrap=True)
     for column in ("score", "95 % interval", *columns, "n", "kept/layer/head", "cache MB"):
-        table.add_column(escape(column), justify="right")
+        table.add_column(plain(column), justify="right")
     all_records = [record for of_setting in records.values() for record in of_setting]
     hybrid = any("total_cache_bytes" in (record.summary or {}) for record in all_records)
     if hybrid:
@@ -88,8 +87,8 @@ def score_table(
                 continue
             interval = summary["interval"]
             table.add_row(
-                escape(name),
-                *([escape(record.task)] if len(tasks) > 1 else []),
+                plain(name),
+                *([plain(record.task)] if len(tasks) > 1 else []),
                 f"{summary['score']:.1f}",
                 f"{interval[0]:.1f} – {interval[1]:.1f}" if interval else "–",
                 *(f"{parts[name][part]:.1f}" if part in parts[name] else "" for part in columns),
@@ -109,7 +108,7 @@ def _of_all(summary: Mapping[str, Any]) -> str:
 
 def fidelity_table(title: str, records: Mapping[str, Sequence[Record]]) -> Table:
     """A row per setting: mean and 95 % interval of each field in `FIDELITY`, over the samples of all its tasks."""
-    table = Table(title=escape(title), caption="kl and reference_nll in nats per token, agreement from 0 to 1")
+    table = Table(title=plain(title), caption="kl and reference_nll in nats per token, agreement from 0 to 1")
     table.add_column("setting", no_wrap=True)
     for field in FIDELITY:
         for column in (field, "95 % interval", "n"):
@@ -122,7 +121,7 @@ def fidelity_table(title: str, records: Mapping[str, Sequence[Record]]) -> Table
             cells.append(f"{fmean(values):.3f}" if values else "–")
             cells.append(f"{bounds[0]:.3f} – {bounds[1]:.3f}" if bounds else "–")
             cells.append(str(len(values)))
-        table.add_row(escape(name), *cells)
+        table.add_row(plain(name), *cells)
     return table
 
 

@@ -1,11 +1,11 @@
-"""Paired comparisons of the methods of a table, by the average over everything."""
+"""Paired comparisons of the methods of a table, by the average over everything or by every column."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 from statistics import fmean
 
 from evals.report.cells import Grid, Row
-from evals.report.items import Item
+from evals.report.items import BETTER, Item
 from evals.results import statistics
 
 
@@ -13,7 +13,8 @@ from evals.results import statistics
 class Verdict:
     """`second` − `first` over the `n` samples that both have, corrected over all comparisons of the grid (Holm).
 
-    `needed`: samples that would separate the two; None where the mean difference is 0.
+    `metric` and `column` say of what; `lower`: whether lower values are better. `needed`: samples that would separate
+    the two; None where the mean difference is 0.
     """
 
     model: str
@@ -26,20 +27,29 @@ class Verdict:
     p: float
     n: int
     needed: int | None
+    metric: str = "score"
+    column: str = "average"
+    digits: int = 2
+    lower: bool = False
+    finding: str = BETTER
 
     @property
     def words(self) -> str:
         if self.p >= statistics.ALPHA:
             return "no difference shown"
-        return f"{self.second if self.mean > 0 else self.first} is better"
+        ordered = (self.first, self.second) if (self.mean > 0) != self.lower else (self.second, self.first)
+        return self.finding.format(worse=ordered[0], better=ordered[1])
 
 
 def verdicts(item: Item, grid: Grid) -> list[Verdict]:
-    """All comparisons of an item; none of tokens kept, which are no scores."""
-    if item.columns != "scores":
+    """All comparisons of a grid; none of what is no better or worse, such as tokens kept, nor of measured times.
+
+    The rows of one budget, protocol and variant are compared on the samples that both have.
+    """
+    if not item.tested:
         return []
-    pairs = list(_pairs(item, grid))
-    compared = [_compared(first, second, grid.last, len(pairs)) for first, second in pairs]
+    pairs = [(column, *pair) for column in grid.compared or [grid.overall] for pair in _pairs(item, grid, column)]
+    compared = [_compared(first, second, column, len(pairs)) for column, first, second in pairs]
     corrected = statistics.holm([difference.p for difference in compared])
     return [
         Verdict(
@@ -48,28 +58,29 @@ def verdicts(item: Item, grid: Grid) -> list[Verdict]:
             first.budget,
             first.label,
             second.label,
-            round(difference.mean, 2),
+            round(difference.mean, grid.metric.digits),
             difference.interval,
             p,
             difference.n,
             difference.needed,
+            grid.metric.field,
+            column,
+            grid.metric.digits,
+            grid.metric.better == "lower",
+            item.finding,
         )
-        for (first, second), difference, p in zip(pairs, compared, corrected, strict=True)
+        for (column, first, second), difference, p in zip(pairs, compared, corrected, strict=True)
     ]
 
 
-def _pairs(item: Item, grid: Grid) -> Iterator[tuple[Row, Row]]:
-    """What is compared: rows of one budget, protocol and variant with samples in common."""
+def _pairs(item: Item, grid: Grid, column: str) -> Iterator[tuple[Row, Row]]:
+    """What is compared: rows of one budget, protocol and variant with samples of the column in common."""
     for rows in grid.budgets.values():
         for first in rows:
             for second in rows:
                 alike = (first.protocol, first.variant) == (second.protocol, second.variant)
-                if (
-                    first is not second
-                    and alike
-                    and _wanted(item, rows, first, second)
-                    and _common(first, second, grid)
-                ):
+                wanted = first is not second and alike and _wanted(item, rows, first, second)
+                if wanted and _common(first, second, column):
                     yield first, second
 
 
@@ -81,8 +92,8 @@ def _wanted(item: Item, rows: list[Row], first: Row, second: Row) -> bool:
     return first.method == (item.subject if item.subject in methods else methods[0])
 
 
-def _common(first: Row, second: Row, grid: Grid) -> bool:
-    cells = first.cells.get(grid.last), second.cells.get(grid.last)
+def _common(first: Row, second: Row, column: str) -> bool:
+    cells = first.cells.get(column), second.cells.get(column)
     return all(cells) and bool(cells[0].samples & cells[1].samples)  # type: ignore[union-attr]
 
 

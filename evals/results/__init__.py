@@ -12,9 +12,10 @@ def frame(
 ) -> "DataFrame":
     """The results tree `results` as a table: a row per setting that has a summary, or a row per finished sample.
 
-    Both have `model`, `eval`, `task`, `protocol`, `method`, `budget` and `folder`. A setting's row has its summary's
-    means (`low` and `high` are the 95 % interval), a sample's row its line, and `covered`: whether the summary counts
-    it. `pattern`: only settings whose path contains it. Raises `ValueError` for another `by`.
+    Both have `model`, `eval`, `task`, `protocol`, `method`, `budget`, `folder`, and `setting`: method and budget, and
+    what else tells it from others of this frame, such as `window=16`. A setting's row has its summary's means (`low`
+    and `high` are the 95 % interval), a sample's row its line, and `covered`: whether the summary counts it.
+    `pattern`: only settings whose path contains it. Raises `ValueError` for another `by`.
     """
     from evals.results.frames import sample_frame, setting_frame
     from evals.results.record import records

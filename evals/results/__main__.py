@@ -3,15 +3,15 @@
 import argparse
 import json
 import os
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from rich.table import Table
-from rich.text import Text
 
 from compresskv.errors import UserError
-from evals.console import screen
+from evals.console import plain, screen, visible
 from evals.results.compare import Comparison, comparisons
 from evals.results.record import Record, records
 
@@ -26,8 +26,7 @@ def list_(chosen: Sequence[Record]) -> int:
         shown.add_column(column, justify="right" if column in ("samples", "score") else "left", overflow="fold")
     for record in chosen:
         score = f"{record.summary['score']:.2f}" if record.summary else ""
-        # Names are not ours: as `Text`, brackets in them are no markup.
-        shown.add_row(Text(record.name), str(len(record.samples)), score, Text(record.state))
+        shown.add_row(plain(record.name), str(len(record.samples)), score, plain(record.state))
     screen(200).print(shown)
     return 0
 
@@ -38,7 +37,9 @@ def show(chosen: Sequence[Record]) -> int:
     for record in chosen:
         fields = {key: value for key, value in (record.summary or {}).items() if key not in HIDDEN}
         content.append({"folder": record.name, "state": record.state, **fields})
-    print(json.dumps(content, indent=2, ensure_ascii=False))
+    text = json.dumps(content, indent=2, ensure_ascii=False)
+    # JSON escapes the control characters below space alone.
+    print(re.sub("[\x7f-\x9f]", lambda control: f"\\u{ord(control[0]):04x}", text))
     return 0
 
 
@@ -47,7 +48,7 @@ def verify(chosen: Sequence[Record]) -> int:
     faulty = 0
     for record in chosen:
         for problem in record.problems:
-            print(f"{record.name}: {problem}", file=sys.stderr)
+            print(visible(f"{record.name}: {problem}"), file=sys.stderr)
         faulty += bool(record.problems)
     summaries = sum(record.summary is not None for record in chosen)
     sound = sum(record.summary is not None and not record.problems for record in chosen)
@@ -75,12 +76,12 @@ def compare(chosen: Sequence[Record], metric: str) -> int:
 
 
 def _settings_table(comparison: Comparison, metric: str) -> Table:
-    table = Table(title=Text(comparison.title), caption="settings that share a letter cannot be told apart")
+    table = Table(title=plain(comparison.title), caption="settings that share a letter cannot be told apart")
     for column in ("setting", "n", metric, "95 % interval", "group"):
-        table.add_column(Text(column), justify="left" if column in ("setting", "group") else "right", overflow="fold")
+        table.add_column(plain(column), justify="left" if column in ("setting", "group") else "right", overflow="fold")
     for name, values in comparison.values.items():
         mean, bounds = comparison.mean(name), _bounds(comparison.interval(name))
-        table.add_row(Text(name), str(len(values)), f"{mean:.4g}", bounds, comparison.letters(name))
+        table.add_row(plain(name), str(len(values)), f"{mean:.4g}", bounds, comparison.letters(name))
     return table
 
 
@@ -93,7 +94,7 @@ def _pairs_table(comparison: Comparison) -> Table:
         paired = pair.difference
         needed = "–" if paired.needed is None else str(paired.needed)
         verdict = "differ" if pair.differs else "not told apart"
-        name = Text(f"{pair.second} − {pair.first}")
+        name = plain(f"{pair.second} − {pair.first}")
         table.add_row(name, f"{paired.mean:+.4g}", _bounds(paired.interval), f"{pair.p:.3g}", verdict, needed)
     return table
 
@@ -122,7 +123,7 @@ def main(arguments: list[str] | None = None) -> int:
         sys.stdout.flush()
         return code
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(visible(f"error: {error}"), file=sys.stderr)
         return 2
     except BrokenPipeError:
         # Whoever read this, such as `head`, has had enough; Python must not write the rest at its end.

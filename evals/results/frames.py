@@ -5,6 +5,7 @@ from typing import Any
 
 import pandas as pd
 
+from evals.results.names import names
 from evals.results.record import NAMED, Record
 
 LEFT_OUT = ("samples", "interval", "checksum")
@@ -13,32 +14,34 @@ LEFT_OUT = ("samples", "interval", "checksum")
 
 def setting_frame(records: Sequence[Record]) -> pd.DataFrame:
     """One row per setting that has a summary."""
-    return _frame([_setting(record, record.summary) for record in records if record.summary is not None])
+    finished = [record for record in records if record.summary is not None]
+    return _frame([_setting(record, name) for record, name in zip(finished, names(finished), strict=True)])
 
 
 def sample_frame(records: Sequence[Record]) -> pd.DataFrame:
     """One row per finished sample."""
     rows: list[dict[str, Any]] = []
-    for record in records:
+    for record, name in zip(records, names(records), strict=True):
         covered = {line["id"] for line in record.covered} if record.summary is not None else set()
         for line in record.samples.values():
             fields = {key: value for key, value in line.items() if key not in ("timing", "checksum")}
-            rows.append({**_names(record), **fields, "covered": line["id"] in covered})
+            rows.append({**_names(record, name), **fields, "covered": line["id"] in covered})
     return _frame(rows)
 
 
-def _setting(record: Record, summary: Mapping[str, Any]) -> dict[str, Any]:
+def _setting(record: Record, name: str) -> dict[str, Any]:
+    summary = record.summary or {}
     low, high = summary.get("interval") or (None, None)
-    fidelity = {name: values["mean"] for name, values in summary.get("fidelity", {}).items()}
+    fidelity = {measure: values["mean"] for measure, values in summary.get("fidelity", {}).items()}
     scalars = {key: value for key, value in summary.items() if key not in LEFT_OUT and not isinstance(value, dict)}
-    return {**_names(record), **scalars, "low": low, "high": high, **summary.get("scores", {}), **fidelity}
+    return {**_names(record, name), **scalars, "low": low, "high": high, **summary.get("scores", {}), **fidelity}
 
 
-def _names(record: Record) -> dict[str, Any]:
-    return {**{field: getattr(record, field) for field in NAMED}, "folder": record.name}
+def _names(record: Record, name: str) -> dict[str, Any]:
+    return {**{field: getattr(record, field) for field in NAMED}, "setting": name, "folder": record.name}
 
 
 def _frame(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
     """Budgets as whole numbers, missing for the full cache; the naming columns also where there are no rows."""
-    frame = pd.DataFrame(rows) if rows else pd.DataFrame(columns=[*NAMED, "folder"])
+    frame = pd.DataFrame(rows) if rows else pd.DataFrame(columns=[*NAMED, "setting", "folder"])
     return frame.astype({"budget": "Int64"})

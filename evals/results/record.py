@@ -102,6 +102,11 @@ class Record:
         return self._lines[0].by_id
 
     @property
+    def line_faults(self) -> Mapping[int, str]:
+        """What is wrong with lines of samples.jsonl, a phrase for each, by number; these are not among `samples`."""
+        return self._lines[0].faults
+
+    @property
     def failures(self) -> dict[str, Line]:
         """The lines of samples that were tried and have no result, of those that this reports on."""
         failures = self._lines[0].failures

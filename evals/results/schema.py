@@ -32,6 +32,7 @@ class SampleLine(TypedDict, total=False):
     score: float  # 0 to 100, by the task's metric; `score_<name>` are further metrics of the same text
     prompt_tokens: int
     truncated: bool  # whether the prompt lost its middle to fit the model's window
+    official: bool  # LongBench: whether it is the official row of that number, as far as can be told
     prompt_sha256: str  # of the prompt's token ids, 16 digits: equal for settings that saw the same prompt
     new_tokens: int  # generated
     realised_budget: float  # mean number of prompt tokens kept per layer and KV head
@@ -83,6 +84,7 @@ class Summary(TypedDict, total=False):
     total_cache_bytes: int
     uncompressed: int  # how many samples kept everything
     truncated: int  # how many prompts lost their middle
+    unofficial: int  # how many samples are not official rows; absent if none
     failed: int  # how many samples were tried and have no result, so that this is incomplete; absent if none
     scores: dict[str, float]  # means of the further metrics, by field
     fidelity: dict[str, Mean]  # of the fields in FIDELITY; absent where no sample has them

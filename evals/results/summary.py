@@ -33,6 +33,8 @@ def measured(lines: Sequence[Line], version: int = SCHEMA_VERSION) -> dict[str, 
         content["uncompressed"] = sum(not line["compressed"] for line in lines)
     if "truncated" in shared:
         content["truncated"] = sum(bool(line["truncated"]) for line in lines)
+    if "official" in shared and (altered := sum(not line["official"] for line in lines)):
+        content["unofficial"] = altered
     content["scores"] = {
         name: round(_mean([line[name] for line in lines]), 2)
         for name in lines[0]

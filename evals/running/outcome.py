@@ -10,11 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from rich.markup import escape
 from rich.table import Table
 
 from compresskv.errors import UserError
-from evals.console import screen
+from evals.console import plain, screen
 from evals.job import Job
 from evals.loggers import Logger
 from evals.report import terminal
@@ -123,7 +122,7 @@ def table(entries: Sequence[Entry]) -> Table:
         alike.setdefault((entry.model, place, entry.state, entry.note), []).append(entry.setting)
     for (model, place, state, note), settings in alike.items():
         cells = (model, place, state, ", ".join(settings), note)
-        shown.add_row(*map(escape, cells), style="red" if state in FAULTY else "")
+        shown.add_row(*map(plain, cells), style="red" if state in FAULTY else "")
     return shown
 
 

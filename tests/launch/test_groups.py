@@ -11,7 +11,7 @@ from evals.compose import job
 from evals.launch.groups import groups
 from evals.launch.processes import command_lines
 from evals.launch.slurm.config import SlurmConfig
-from tests.command import ROOT, run
+from tests.command import ROOT, run_process
 
 
 def planned(*sweep, product_of=True):
@@ -70,7 +70,8 @@ def without(tmp_path):
         if not submitit:
             (tmp_path / "sitecustomize.py").write_text("import sys\nsys.modules['submitit'] = None\n")
             env["PYTHONPATH"] = str(tmp_path)
-        return run("-m", "hydra/launcher=slurm", f"paths.results={tmp_path}", "method=full", *overrides, env=env)
+        command = ["-m", "hydra/launcher=slurm", f"paths.results={tmp_path}", "method=full"]
+        return run_process(*command, *overrides, env=env)
 
     return go
 

@@ -8,8 +8,7 @@ from datasets import Dataset, DatasetDict
 
 from compresskv.errors import UserError
 from evals.longbench import official
-from evals.longbench.copies import altered_rows, warn_of_altered_rows
-from evals.longbench.data import check_official, data_fingerprint, load_task, open_source
+from evals.longbench.data import data_fingerprint, load_task, open_source
 from evals.longbench.prompts import template
 from evals.longbench.tasks import ENGLISH, TASKS
 
@@ -70,6 +69,15 @@ def index(monkeypatch):
     return rows
 
 
+def altered_rows(folder, name):
+    """What is wrong with the rows that are not official, by row number."""
+    return {record.row: record.problem for record in load_task(folder, TASKS[name]) if record.problem}
+
+
+def check(task, records):
+    return official.check_flags(task.name, [not record.problem for record in records])
+
+
 def saved(path, rows):
     Dataset.from_list(rows).save_to_disk(str(path))
 
@@ -99,7 +107,7 @@ def test_a_copy_in_the_official_columns(keep, name, index, tmp_path):
     assert [(record.row, record.context, record.input) for record in records] == [
         (number, row["context"], row["input"]) for number, row in enumerate(index[name])
     ]
-    assert check_official(TASKS[name], records).complete
+    assert check(TASKS[name], records).complete
     assert altered_rows(folder, name) == {}
 
 
@@ -134,7 +142,7 @@ def test_one_dataset_of_several_tasks(index, tmp_path):
         {"length": 5},
     ],
 )
-def test_altered_rows_are_said_and_are_never_official(change, index, tmp_path, capsys):
+def test_altered_rows_are_said_and_are_never_official(change, index, tmp_path):
     name = "hotpotqa"
     cut = ("do not output any other words.\n\n", "Answer:")
     rows = [dict(row) for row in index[name]]
@@ -143,14 +151,9 @@ def test_altered_rows_are_said_and_are_never_official(change, index, tmp_path, c
     folder = open_source(tmp_path / "copy", cache=tmp_path / "cache")
     records = load_task(folder, TASKS[name])
     assert [record.row for record in records] == [0, 201, 2, 3]
-    check = check_official(TASKS[name], records)
-    assert (check.matching, check.mismatching, check.missing) == (3, 1, 1)
-    [(row, problem)] = altered_rows(folder, name).items()
-    assert row == 201
-    assert problem
-    capsys.readouterr()  # the progress bars of `datasets`
-    warn_of_altered_rows(folder, [TASKS[name]])
-    assert capsys.readouterr().err == f"{name}: 1 rows are not official, such as 201 ({problem})\n"
+    checked = check(TASKS[name], records)
+    assert (checked.matching, checked.mismatching, checked.missing) == (3, 1, 1)
+    assert list(altered_rows(folder, name)) == [201]
 
 
 def test_another_template_is_an_altered_prompt(index, tmp_path):

@@ -9,51 +9,15 @@ import pandas as pd
 import pytest
 
 from compresskv.errors import UserError
-from compresskv.methods import method_config
 from evals.report.artefacts import page_of, write
 from evals.report.cells import ranks
-from evals.report.experiments import sweep
 from evals.report.latex import escape, latex
 from evals.report.markdown import markdown
 from evals.results import frame
-from evals.results.finish import finish
 from evals.results.published import published
-from evals.results.record import NAMED
-from evals.results.store import SampleStore
 from tests.command import ROOT
-from tests.results.trees import about, line
-
-
-def nodes(experiment):
-    """The method nodes of an experiment by the name that results have."""
-    configs = sweep(f"experiment={experiment}", only="method")
-    return {method_config(config["method"]).name: config["method"] for config in configs}
-
-
-def needles(scores):
-    """Lines of two prompt lengths: ids with the scores, in turn."""
-    lines = []
-    for place, score in enumerate(scores):
-        length, depth = (1000, 2000)[place % 2], 50.0 * (place // 2)
-        lines.append(line(f"L{length}-D{depth:g}-N0", score, length=length, depth=depth))
-    return lines
-
-
-def setting(results, experiment, method, lines, budget=64, model="tiny", protocol="corrected", **fields):
-    """A finished setting of a method of an experiment, as its run leaves it."""
-    budget = None if method == "full" else budget
-    content = about(method, budget, model=model, protocol=protocol, **fields)
-    content["config"] |= {"model": {"name": model}, "protocol": {"name": protocol}}
-    content["config"]["method"] = nodes(experiment)[method]
-    content["config"]["eval"] = {"name": content["eval"], **content.pop("of_eval", {})}
-    runs = results / "runs"
-    parts = [content[name] for name in NAMED[:-1]]
-    store = SampleStore(runs.joinpath(*parts, f"{'none' if budget is None else budget}-abcd1234"))
-    for of_sample in lines:
-        store.append(of_sample)
-    record = finish(store, [of_sample["id"] for of_sample in lines], content, runs)
-    store.close()
-    return record
+from tests.report.trees import needles, setting
+from tests.results.trees import line
 
 
 def table(paths):

@@ -138,6 +138,7 @@ def test_frames(tmp_path):
         "tiny/niah/needle/corrected/snapkv/64-abcd1234": 50.0,
         "tiny/niah/needle/corrected/snapkv/64-0123abcd": 40.0,
     }
+    assert settings["setting"].is_unique
     assert settings["budget"].isna().sum() == 1
     assert settings["score_words"].dropna().tolist() == [30.0, 25.0]
     samples = frame(str(tmp_path), by="sample", pattern="abcd1234")

@@ -10,6 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.command import ROOT
+from tests.own_method import write_package
+
 pytestmark = pytest.mark.slurm
 
 SABOTAGE = ["method=snapkv", "method.scorer._target_=tests.launch.slurm.sabotage.scorer"]
@@ -175,3 +178,16 @@ def test_what_slurm_refuses_is_a_sentence(harness):
     assert done.returncode == 1
     assert done.stderr.startswith("error: sbatch refused the jobs: invalid partition specified: nowhere")
     assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_a_method_from_outside_the_tree(harness):
+    """The jobs get the folder of configuration, as they get the path that Python searches."""
+    package = harness.folder / "package"
+    conf = write_package(package)
+    environment = {**harness.env, "PYTHONPATH": str(package)}
+    line = harness.command(f"--config-dir={conf}", "method=strided_halves", "budget=64", "eval.depths=2")
+    done = subprocess.run(line, capture_output=True, text=True, timeout=300, cwd=ROOT, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert {method for _, method, _ in summaries(harness)} == {"strided_halves"}
+    (log,) = harness.results.glob("slurm/*/*.out")
+    assert f" --config-dir={conf} " in log.read_text()

@@ -1,0 +1,157 @@
+"""Watch all heads answer a needle prompt, and keep the attention of a few: streaming and retrieval heads, as JSON."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from compresskv.calibration import HeadScores
+from compresskv.calibration.probe import full_cache, full_prefill, probed, step
+from compresskv.calibration.retrieval_heads import step_attention
+from compresskv.errors import UserError
+from compresskv.models import LoadedModel
+from evals.attention.config import Attention
+from evals.evaluation import Sample
+from evals.head_masking.choices import Place, ranked
+from evals.job import Job
+from evals.niah.evaluation import NiahTask
+from evals.progress import Progress
+from evals.results.provenance import environment
+from evals.results.store import write_json
+from evals.running.methods import context_of
+
+RANKINGS = ("traditional", "semantic")
+
+DIGITS = 5
+"""Of a weight of attention, in files."""
+
+SPACES = str.maketrans({"Ġ": " ", "▁": " ", "Ċ": "\n"})
+"""How tokenizers write white space within a token."""
+
+
+def run(model: LoadedModel, config: Attention, jobs: Sequence[Job], progress: Progress) -> Path:
+    """Write a file for every prompt under every protocol of the jobs; returns the folder of the model.
+
+    Raises `UserError` where the calibration has no scores to find retrieval heads by, and where no token of a prompt
+    is the needle's.
+    """
+    folder = jobs[0].results / "attention" / model.name
+    for job in {job.protocol: job for job in jobs}.values():
+        calibrated = context_of(model, job).calibrated()
+        scores = {name: calibrated.scores(calibrated.kind_of_scores(name, job.protocol)) for name in RANKINGS}
+        task = NiahTask(config, model, job.protocol)
+        with progress.track(f"{model.name} {config.name}", list(task.sample_ids)) as ids:
+            for id in ids:
+                observed = observe(model, task.sample(id), config)
+                needle = needle_span(observed.prompt, task.cells[id].needle.answer, model.tokenizer)
+                about = {"model": model.name, "protocol": job.protocol.name, "sample": id, "dtype": model.dtype}
+                content = {**about, **description(observed, needle, scores, config, model.tokenizer)}
+                write_json(folder / f"{job.protocol.name}-{id}.json", {**content, "environment": environment()})
+    return folder
+
+
+@dataclass(frozen=True, eq=False)
+class Observed:
+    """The `prompt`, ids [prompt] on the CPU, the `answer` tokens that were decoded, and each head's attention.
+
+    `attention` [steps, layers, query heads, prompt] is what each step of the answer gave to the prompt, float32.
+    """
+
+    prompt: Tensor
+    answer: list[int]
+    attention: Tensor
+
+
+def observe(model: LoadedModel, sample: Sample, config: Attention) -> Observed:
+    """Decode greedily, the last prompt token first, up to the end of the line or of `config.max_new_tokens`."""
+    ids = sample.ids
+    step_of: list[Tensor] = []
+    steps: list[Tensor] = []
+    tokens: list[int] = []
+
+    def watch(layer: int, query: Tensor, keys: Tensor, values: Tensor, scaling: float, out: Tensor) -> None:
+        step_of.append(step_attention(query, keys, scaling)[:, : ids.numel()].cpu())
+
+    with torch.no_grad():
+        prompt = full_prefill(model.model, ids[:-1], 1)
+        with probed(model.model, model.layers, watch):
+            cache = full_cache(prompt, config.max_new_tokens)
+            token = int(ids[-1])
+            for index in range(config.max_new_tokens):
+                step_of.clear()
+                token = int(step(model.model, cache, token, prompt.length + index).argmax())
+                steps.append(torch.stack(step_of))
+                tokens.append(token)
+                text = model.tokenizer.decode(tokens)
+                if token in model.stop_ids or ("\n" in text and text.split("\n")[0].strip()):
+                    break
+    return Observed(ids.cpu(), tokens, torch.stack(steps))
+
+
+def needle_span(ids: Tensor, needle: str, tokenizer: PreTrainedTokenizerBase) -> range:
+    """The positions of the tokens that the last `needle` in a prompt is made of. Raises `UserError` for none."""
+    pieces = [piece.translate(SPACES) for piece in tokenizer.convert_ids_to_tokens(ids.tolist())]
+    text = "".join(pieces)
+    start = text.rfind(needle)
+    if start < 0:
+        raise UserError(
+            f"eval.answer={needle}: is not in the prompt as it stands: give an answer that is part of the needle"
+        )
+    ends, position = [], 0
+    for piece in pieces:
+        position += len(piece)
+        ends.append(position)
+    inside = [place for place, end in enumerate(ends) if end > start and end - len(pieces[place]) < start + len(needle)]
+    return range(inside[0], inside[-1] + 1)
+
+
+def description(
+    observed: Observed,
+    needle: range,
+    scores: Mapping[str, HeadScores],
+    config: Attention,
+    tokenizer: PreTrainedTokenizerBase,
+) -> dict[str, Any]:
+    """What a figure needs, as JSON: the parts of the prompt, and each chosen head's mean attention over the answer."""
+    length = observed.prompt.numel()
+    recent = range(max(length - config.recent, needle.stop, config.sinks), length)
+    parts = {"sinks": range(config.sinks), "needle": needle, "recent": recent}
+    in_parts = {name: observed.attention[..., part.start : part.stop].sum(-1) for name, part in parts.items()}
+    # The product, so that a head must attend to both: many attend to sinks alone.
+    streaming = in_parts["sinks"].mean(0) * in_parts["recent"].mean(0)
+    chosen = chosen_heads(streaming, scores, config.heads)
+    heads = []
+    for kind, (layer, head) in chosen:
+        mean = observed.attention[:, layer, head].mean(0)
+        of_steps = {name: rounded(values[:, layer, head]) for name, values in in_parts.items()}
+        ranks = {name: ranked(table).index((layer, head)) + 1 for name, table in scores.items()}
+        place = {"kind": kind, "layer": layer, "head": head, "ranks": ranks}
+        heads.append({**place, "attention": rounded(mean), "by_step": of_steps})
+    return {
+        "answer": tokenizer.decode(observed.answer, skip_special_tokens=True),
+        "prompt_tokens": length,
+        "tokens": tokenizer.convert_ids_to_tokens(observed.prompt.tolist()),
+        "parts": {name: [part.start, part.stop] for name, part in parts.items()},
+        "heads": heads,
+    }
+
+
+def chosen_heads(streaming: Tensor, scores: Mapping[str, HeadScores], count: int) -> list[tuple[str, Place]]:
+    """`count` heads of each kind, no head twice: the best by `streaming` [layers, q_heads], then by each ranking."""
+    by_streaming = tuple(tuple(layer) for layer in streaming.tolist())
+    best_of_all = {place for table in scores.values() for place in ranked(table)[:count]}
+    rankings = {"streaming": by_streaming, **{name: scores[name] for name in RANKINGS}}
+    chosen: list[tuple[str, Place]] = []
+    for kind, table in rankings.items():
+        taken = {place for _, place in chosen} | (best_of_all if kind == "streaming" else set())
+        free = [place for place in ranked(table) if place not in taken]
+        chosen += [(kind, place) for place in free[:count]]
+    return chosen
+
+
+def rounded(values: Tensor) -> list[float]:
+    return [round(value, DIGITS) for value in values.tolist()]

@@ -1,0 +1,45 @@
+"""Does a method keep what every method promises? `python -m evals.conformance method=<name>`, on a CPU in seconds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from compresskv.context import Context
+    from compresskv.eviction import EvictionMethod
+    from evals.conformance.result import Conformance
+
+
+def check(
+    method: str | Callable[[Context], EvictionMethod],
+    *overrides: str,
+    budget: int = 256,
+    config_dir: str | Path | None = None,
+) -> Conformance:
+    """Every check of `method` at `budget` (tokens), on tiny random models; print the result to read it.
+
+    `method`: a name, as `method=<name>` has it, `overrides` its settings, such as `method.scorer.gamma=3`, and
+    `config_dir` a folder of yours; or a function that makes a method from a `Context`. Raises `UserError` for what
+    cannot be configured.
+    """
+    from compresskv.errors import UserError
+    from compresskv.methods import build
+    from evals.compose import job
+    from evals.conformance.checks import run
+    from evals.conformance.subject import Subject
+
+    if not isinstance(method, str):
+        return run(Subject(method, budget))
+
+    chosen = job(f"method={method}", f"budget={budget}", *overrides, config_dir=config_dir)
+    if chosen.method.keeps_everything:
+        raise UserError(f"method={method}: it evicts nothing, so there is nothing to check: name another method")
+
+    def make(context: Context) -> EvictionMethod:
+        made = build(chosen.method, context)
+        assert made is not None
+        return made
+
+    return run(Subject(make, budget, chosen.observation, chosen.protocol))

@@ -1,0 +1,43 @@
+"""`python -m evals.conformance method=<name> [budget=…] [--config-dir …]`: does a method keep what all promise?
+
+Runs on a CPU with tiny random models, in seconds and without a download. Other words are settings as run.py has them,
+such as method.scorer.gamma=3 or method/allocator=uniform. Ends with 1 if a check fails.
+"""
+
+import argparse
+import sys
+
+import torch
+
+from compresskv.errors import UserError
+from evals.conformance import check
+from evals.console import one_sentence_endings, screen
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Check one method and print a line a check; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m evals.conformance", description=__doc__)
+    parser.add_argument("settings", nargs="+", help="method=<name>, and what else is set, such as budget=128")
+    parser.add_argument("--config-dir", "-cd", help="a folder of yours with method/<name>.yaml, as run.py takes it")
+    options = parser.parse_intermixed_args(arguments)
+    torch.set_num_threads(1)  # with tensors this small, threads only wait for each other
+    with one_sentence_endings():
+        given = dict(setting.partition("=")[::2] for setting in options.settings)
+        if not given.get("method"):
+            raise UserError("method: is not set: name one, such as method=snapkv")
+        budget = given.pop("budget", "256")
+        if not budget.isdecimal():
+            raise UserError(f"budget={budget}: choose a whole number of tokens")
+        name = given.pop("method")
+        others = [f"{setting}={value}" for setting, value in given.items()]
+        conformance = check(name, *others, budget=int(budget), config_dir=options.config_dir)
+    console = screen(120)
+    if console.is_terminal:
+        console.print(conformance.table(f"{name}, budget {budget}"))
+    else:
+        print(conformance)
+    return 0 if conformance.passed else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

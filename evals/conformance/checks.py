@@ -1,0 +1,281 @@
+"""What every method must keep to, one function a check: "" where it does, else one sentence about what it does."""
+
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from compresskv.engine.attention import attached
+from compresskv.engine.decode import Stopping
+from compresskv.engine.generation import generate
+from compresskv.engine.in_layer import generate_in_layer
+from compresskv.engine.prefill import FULL, Setting, prefill
+from compresskv.eviction import EvictionMethod, LayerPrefill, LayerScores
+from evals.conformance.result import Conformance, Result
+from evals.conformance.subject import GROUP, Subject, half, hybrid, plain, prompt
+from evals.running.methods import describe
+
+Kept = list[list[list[int]]]
+"""Kept prompt positions: [layer][KV head]."""
+
+NEW = Stopping(4)
+
+BEYOND = 40
+"""Tokens by which prompts exceed the budget."""
+
+
+def run(subject: Subject) -> Conformance:
+    """All checks. Raises `UserError` where the method cannot be made, or not at this budget."""
+    subject.method(plain()).check(subject.budget)
+    return Conformance(tuple(Result(name, problem(name, subject)) for name in CHECKS))
+
+
+def problem(check: str, subject: Subject) -> str:
+    """What this check says; of an exception, its kind, its message and where it was, libraries left out."""
+    try:
+        return CHECKS[check](subject)
+    except Exception as error:
+        frames = traceback.extract_tb(error.__traceback__)
+        last = [frame for frame in frames if "site-packages" not in frame.filename][-1]
+        message = " ".join(str(error).split())
+        return f"it raises {type(error).__name__} ({message}) in {Path(last.filename).name}, line {last.lineno}"
+
+
+def scores(subject: Subject) -> str:
+    """[kv_heads, past], floating point, no NaN."""
+    method, layers = subject.method(plain()), _layers(plain(), subject)
+    for layer in layers:
+        scored = method.scorer(layer)
+        if not isinstance(scored, LayerScores):
+            return f"the scorer returns {type(scored).__name__}, not LayerScores"
+        expected = (layer.kv_heads, layer.length - method.window)
+        if tuple(scored.scores.shape) != expected:
+            return (
+                f"scores have the shape {list(scored.scores.shape)} for {layer.kv_heads} KV heads and a prompt of "
+                f"{layer.length} tokens: with a window of {method.window} it is {list(expected)}"
+            )
+        if not scored.scores.is_floating_point() or scored.scores.isnan().any():
+            return f"scores of layer {layer.index} are not all numbers of a floating-point type ({scored.scores.dtype})"
+    return ""
+
+
+def budget_exact(subject: Subject) -> str:
+    """The mean over layers and KV heads is the budget, to the token."""
+    for case, budget, kept in _cases(subject):
+        rows = [head for layer in kept for head in layer]
+        total, wanted = sum(map(len, rows)), budget * len(rows)
+        if total != wanted:
+            return f"{case}, {total} tokens are kept in {len(rows)} layers and KV heads together, not {wanted}"
+    return ""
+
+
+def window_kept(subject: Subject) -> str:
+    """The last prompt positions, as many as the method's window, are among the kept ones of every KV head."""
+    window = subject.method(plain()).window
+    for case, budget, kept in _cases(subject):
+        length = budget + BEYOND
+        for index, layer in enumerate(kept):
+            if any(not set(range(length - window, length)) <= set(head) for head in layer):
+                return f"{case}, layer {index} loses some of the last {window} tokens, the observation window"
+    return ""
+
+
+def positions(subject: Subject) -> str:
+    """Kept positions are sorted, unique and in range."""
+    for case, budget, kept in _cases(subject):
+        for index, layer in enumerate(kept):
+            for head in layer:
+                if len(set(head)) < len(head):
+                    return f"{case}, layer {index} keeps a position twice: a ranking names each past position once"
+                if head != sorted(head):
+                    return f"{case}, layer {index} keeps positions that are not sorted"
+                if head and not 0 <= head[0] <= head[-1] < budget + BEYOND:
+                    return f"{case}, layer {index} keeps positions outside the prompt"
+    return ""
+
+
+def no_leak(subject: Subject) -> str:
+    """A prompt is treated alike whether or not the method saw another one before."""
+    ids, other = prompt(subject.budget + BEYOND, seed=1), prompt(subject.budget + BEYOND // 2, seed=2)
+    method = subject.method(plain())
+    first = _kept(plain(), method, ids, subject.budget)
+    _kept(plain(), method, other, subject.budget)
+    again = _kept(plain(), method, ids, subject.budget)
+    fresh = _kept(plain(), subject.method(plain()), ids, subject.budget)
+    if first == again == fresh:
+        return ""
+    return "after another prompt, the same prompt keeps other tokens: something is remembered from prompt to prompt"
+
+
+def layer_index(subject: Subject) -> str:
+    """A layer's scores follow from its tensors and its `index` among the layers that evict, and from nothing else."""
+    layers = _layers(plain(), subject)
+    method = subject.method(plain())
+    in_order = [_scored(method, layer) for layer in layers]
+    for layer in reversed(layers):
+        if not _same(_scored(subject.method(plain()), layer), in_order[layer.index]):
+            return (
+                f"layer {layer.index} is scored otherwise alone than after the layers before it: take the layer's "
+                "number from `layer.index`, and remember nothing from layer to layer"
+            )
+    for changed in range(len(layers)):
+        recalibrated = subject.recalibrated(changed)
+        for layer in layers:
+            if layer.index != changed and not _same(_scored(recalibrated, layer), in_order[layer.index]):
+                return (
+                    f"the head scores of layer {changed} decide in layer {layer.index}: a calibration counts layers "
+                    "as `layer.index` does, from 0, those that evict only"
+                )
+    method = subject.method(hybrid())
+    for layer in _layers(hybrid(), subject):
+        _scored(method, layer)
+    return ""
+
+
+def gqa_grouping(subject: Subject) -> str:
+    """What belongs to KV head k changes the scores of KV head k, or of all where they are shared, or of none."""
+    method = subject.method(plain())
+    for layer in _layers(plain(), subject):
+        before = _scored(method, layer)
+        for head in range(layer.kv_heads):
+            for name, changed in _variants(layer, head):
+                after = _scored(method, changed)
+                rows = {k for k in range(layer.kv_heads) if not _same([a[k] for a in after], [b[k] for b in before])}
+                if rows not in (set(), {head}, set(range(layer.kv_heads))):
+                    return (
+                        f"the {name} of KV head {head} change the scores of KV heads {', '.join(map(str, rows))}: KV "
+                        f"head k has the query heads k·G to k·G + G − 1, here G = {GROUP}"
+                    )
+    return ""
+
+
+def shared_equals_in_layer(subject: Subject) -> str:
+    """Choosing after the whole prefill, and evicting each layer as soon as it was seen, keep and generate the same."""
+    for model, sort in ((plain(), ""), (hybrid(), " of a model with sliding windows")):
+        for budget in subject.budgets(subject.method(model)):
+            ids = prompt(budget + BEYOND, seed=3)
+            setting = Setting(subject.method(model), budget)
+            with attached(model):
+                (shared,) = generate(model, ids, [setting], NEW)
+                for chunk in (None, budget // 2 + 1):
+                    in_layer = generate_in_layer(model, ids, Setting(subject.method(model), budget), NEW, chunk)
+                    if in_layer != shared:
+                        where = f"budget={budget}, prompt{sort}" + (f" in chunks of {chunk}" if chunk else "")
+                        what = "generates other tokens" if in_layer.kept == shared.kept else "keeps other numbers"
+                        return f"{where}: evicting inside each layer {what} than choosing after the prefill"
+    return ""
+
+
+def prompts_that_fit(subject: Subject) -> str:
+    """A prompt of at most the budget is kept whole, and answered as the full cache does."""
+    return _kept_whole(subject, (subject.budget - 1, subject.budget))
+
+
+def one_token_prompt(subject: Subject) -> str:
+    """A prompt of one token, and of as many as the window, works."""
+    return _kept_whole(subject, (1, max(subject.method(plain()).window, 1)))
+
+
+def determinism(subject: Subject) -> str:
+    """The same prompt twice keeps the same tokens."""
+    ids = prompt(subject.budget + BEYOND, seed=4)
+    once, twice = (_kept(plain(), subject.method(plain()), ids, subject.budget) for _ in range(2))
+    return "" if once == twice else "the same prompt keeps other tokens the second time: fix the seed of what is random"
+
+
+def equal_configurations(subject: Subject) -> str:
+    """Two methods of the same configuration are equal: they share scores, and results go on from where they ended."""
+    first, second = subject.method(plain()), subject.method(plain())
+    if first != second or hash(first) != hash(second):
+        return "made twice it is not equal to itself: make scorer and allocator frozen dataclasses of their parameters"
+    if describe(first) != describe(second) or " object at 0x" in str(describe(first)):
+        return "its parameters have no stable text, so that results would not be resumed: use plain values as fields"
+    return ""
+
+
+def dtype(subject: Subject) -> str:
+    """A model in bfloat16 works, with the exact budget."""
+    ids = prompt(subject.budget + BEYOND, seed=5)
+    kept = _kept(half(), subject.method(half()), ids, subject.budget)
+    rows = [head for layer in kept for head in layer]
+    if sum(map(len, rows)) != subject.budget * len(rows):
+        return f"in bfloat16, other than budget={subject.budget} tokens are kept"
+    with attached(half()):
+        generate(half(), ids, [Setting(subject.method(half()), subject.budget)], NEW)
+    return ""
+
+
+CHECKS: dict[str, Callable[[Subject], str]] = {
+    "scores": scores,
+    "budget exact": budget_exact,
+    "window kept": window_kept,
+    "positions sorted, unique, in range": positions,
+    "no leak between prompts": no_leak,
+    "layer index": layer_index,
+    "GQA grouping": gqa_grouping,
+    "shared = in-layer eviction": shared_equals_in_layer,
+    "prompts that fit are kept whole": prompts_that_fit,
+    "one-token prompts": one_token_prompt,
+    "determinism": determinism,
+    "equal configurations": equal_configurations,
+    "dtype": dtype,
+}
+"""By the names that a user reads."""
+
+
+def _cases(subject: Subject) -> Iterator[tuple[str, int, Kept]]:
+    """Every model at every budget: the case in words, the budget, and what is kept of a prompt that exceeds it."""
+    for model, sort in ((plain(), ""), (hybrid(), ", in a model with sliding windows")):
+        for budget in subject.budgets(subject.method(model)):
+            kept = _kept(model, subject.method(model), prompt(budget + BEYOND, seed=0), budget)
+            yield f"budget={budget}: of a prompt of {budget + BEYOND} tokens{sort}", budget, kept
+
+
+def _kept(model: PreTrainedModel, method: EvictionMethod, ids: Tensor, budget: int) -> Kept:
+    setting = Setting(method, budget)
+    with attached(model):
+        kept = prefill(model, ids, setting.window).kept(setting)
+    return [[head.tolist() for head in layer] for layer in kept]
+
+
+def _kept_whole(subject: Subject, lengths: Sequence[int]) -> str:
+    setting = Setting(subject.method(plain()), subject.budget)
+    for length in lengths:
+        ids = prompt(length, seed=6)
+        with attached(plain()):
+            (full,) = generate(plain(), ids, [FULL], NEW)
+            for found in (*generate(plain(), ids, [setting], NEW), generate_in_layer(plain(), ids, setting, NEW)):
+                if found != full:
+                    return f"budget={subject.budget}: a prompt of {length} tokens fits, and is not answered as in full"
+    return ""
+
+
+def _layers(model: PreTrainedModel, subject: Subject) -> list[LayerPrefill]:
+    """The layers that evict, after a prompt that exceeds the budget."""
+    method = subject.method(model)
+    with attached(model):
+        return prefill(model, prompt(subject.budget + BEYOND, seed=7), method.window).layers
+
+
+def _scored(method: EvictionMethod, layer: LayerPrefill) -> list[Tensor]:
+    """Scores, and those that compare heads where there are such, in float32; of a copy, which remembers nothing."""
+    scored = method.scorer(replace(layer))
+    return [scored.scores.float(), *([] if scored.contest is None else [scored.contest.float()])]
+
+
+def _same(first: Sequence[Tensor], second: Sequence[Tensor]) -> bool:
+    return all(torch.allclose(a, b, rtol=1e-4, atol=1e-7) for a, b in zip(first, second, strict=True))
+
+
+def _variants(layer: LayerPrefill, head: int) -> Iterator[tuple[str, LayerPrefill]]:
+    """The layer with other queries, keys or values of one KV head."""
+    generator = torch.Generator().manual_seed(8)
+    for name in ("queries", "keys", "values"):
+        tensor = getattr(layer, name).clone()
+        own = slice(head * GROUP, (head + 1) * GROUP) if name == "queries" else slice(head, head + 1)
+        tensor[own] = torch.randn(tensor[own].shape, generator=generator) * tensor.std()
+        yield name, replace(layer, **{name: tensor})

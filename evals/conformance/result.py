@@ -1,0 +1,53 @@
+"""What a conformance suite says: one line a check."""
+
+from dataclasses import dataclass
+
+from rich.table import Table
+from rich.text import Text
+
+
+@dataclass(frozen=True)
+class Result:
+    """One check, and in a sentence what is wrong; "" if nothing is."""
+
+    check: str
+    problem: str = ""
+
+    @property
+    def passed(self) -> bool:
+        return not self.problem
+
+
+@dataclass(frozen=True)
+class Conformance:
+    """The results of all checks, in order. As text: one line each."""
+
+    results: tuple[Result, ...]
+
+    @property
+    def passed(self) -> bool:
+        return all(result.passed for result in self.results)
+
+    @property
+    def failed(self) -> tuple[str, ...]:
+        """The checks that failed, by name."""
+        return tuple(result.check for result in self.results if not result.passed)
+
+    def __str__(self) -> str:
+        width = max(len(result.check) for result in self.results)
+        lines = []
+        for result in self.results:
+            lines.append(f"{'pass' if result.passed else 'FAIL'}  {result.check:{width}}  {result.problem}".rstrip())
+        return "\n".join(lines)
+
+    __repr__ = __str__  # what a notebook shows of the last value of a cell
+
+    def table(self, title: str) -> Table:
+        """The same for a terminal; what others wrote is plain text in it."""
+        table = Table(title=Text(title))
+        for column in ("check", "", "what is wrong"):
+            table.add_column(column, overflow="fold")
+        for result in self.results:
+            verdict = Text("pass", "green") if result.passed else Text("FAIL", "bold red")
+            table.add_row(Text(result.check), verdict, Text(result.problem))
+        return table

@@ -1,0 +1,131 @@
+"""What a method is tried on: tiny random models, which no download takes, and a random calibration for each."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cache
+
+import torch
+from torch import Tensor
+from transformers import MistralConfig, MistralForCausalLM, PreTrainedModel, Qwen2Config, Qwen2ForCausalLM
+from transformers.cache_utils import get_layer_types_and_kwargs
+
+from compresskv.calibration import Calibration
+from compresskv.context import Context
+from compresskv.eviction import EvictionMethod
+from compresskv.observation import ObservationConfig
+from compresskv.protocol import EvaluationProtocol
+
+MODEL = "conformance"
+"""The name that a context gives the tiny models."""
+
+KV_HEADS, GROUP = 3, 2
+"""With three KV heads of two query heads each, no wrong grouping looks like the right one."""
+
+SIZE = {
+    "vocab_size": 96,
+    "hidden_size": 96,
+    "intermediate_size": 96,
+    "num_hidden_layers": 3,
+    "num_attention_heads": KV_HEADS * GROUP,
+    "num_key_value_heads": KV_HEADS,
+    "max_position_embeddings": 1 << 20,
+    "initializer_range": 0.2,
+}
+
+
+@cache
+def plain() -> PreTrainedModel:
+    """Three layers, all of which evict; float32, on the CPU."""
+    return _made(MistralForCausalLM(MistralConfig(**SIZE, sliding_window=None)))
+
+
+@cache
+def hybrid() -> PreTrainedModel:
+    """Three layers, of which the last has a sliding window and does not evict."""
+    config = Qwen2Config(**SIZE, use_sliding_window=True, sliding_window=24, max_window_layers=2)
+    return _made(Qwen2ForCausalLM(config))
+
+
+@cache
+def half() -> PreTrainedModel:
+    """`plain` in bfloat16."""
+    return _made(MistralForCausalLM(MistralConfig(**SIZE, sliding_window=None))).to(torch.bfloat16)
+
+
+def _made(model: PreTrainedModel) -> PreTrainedModel:
+    """`model` with weights that are the same each time, whatever else draws random numbers."""
+    generator = torch.Generator().manual_seed(0)
+    for parameter in model.parameters():
+        if parameter.dim() > 1:
+            parameter.data.normal_(0, SIZE["initializer_range"], generator=generator)
+    model.set_attn_implementation("sdpa")
+    return model.eval()
+
+
+def prompt(length: int, seed: int) -> Tensor:
+    """Random token ids [length]."""
+    return torch.randint(0, SIZE["vocab_size"], (length,), generator=torch.Generator().manual_seed(seed))
+
+
+def evicting(model: PreTrainedModel) -> int:
+    """How many layers of the model evict."""
+    return get_layer_types_and_kwargs(model.config)[0].count("full_attention")
+
+
+def calibration(layers: int, q_heads: int, observation: ObservationConfig, model: str = MODEL) -> Calibration:
+    """Random head scores of every kind and random layer scores."""
+    generator = torch.Generator().manual_seed(0)
+
+    def scores() -> tuple[tuple[float, ...], ...]:
+        return tuple(map(tuple, torch.rand(layers, q_heads, generator=generator).tolist()))
+
+    errors = torch.rand(layers, generator=generator) + 0.1
+    kinds = ("semantic", "semantic_count", "traditional", "retrieval_reasoning")
+    return Calibration(
+        model=model,
+        source="held_out",
+        observation=observation,
+        heads=1,
+        layer_scores=tuple((errors / errors.sum()).tolist()),
+        head_scores={kind: scores() for kind in kinds},
+    )
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A method under test: how it is made, and the budget (tokens) that it is tried at besides its smallest."""
+
+    make: Callable[[Context], EvictionMethod]
+    budget: int
+    observation: ObservationConfig = ObservationConfig()
+    protocol: EvaluationProtocol = EvaluationProtocol()
+
+    def context(self, layers: int) -> Context:
+        """What the method may know of a tiny model with so many layers that evict."""
+        return Context(
+            model=MODEL,
+            layers=layers,
+            q_heads=KV_HEADS * GROUP,
+            kv_heads=KV_HEADS,
+            observation=self.observation,
+            protocol=self.protocol,
+            calibration=calibration(layers, KV_HEADS * GROUP, self.observation),
+        )
+
+    def method(self, model: PreTrainedModel) -> EvictionMethod:
+        """A method that has seen no prompt yet."""
+        return self.make(self.context(evicting(model)))
+
+    def recalibrated(self, layer: int) -> EvictionMethod:
+        """The method for `plain`, had another query head been the best of this `layer`, by every kind of score."""
+        context = self.context(evicting(plain()))
+        made = context.calibration
+        assert made is not None
+        turned = {}
+        for kind, table in made.head_scores.items():
+            turned[kind] = tuple(row[::-1] if index == layer else row for index, row in enumerate(table))
+        return self.make(replace(context, calibration=replace(made, head_scores=turned)))
+
+    def budgets(self, method: EvictionMethod) -> tuple[int, ...]:
+        """The smallest that leaves room beside the window, and the one that was asked for."""
+        return tuple(dict.fromkeys((method.window + 1, self.budget)))

@@ -1,0 +1,102 @@
+"""What `python run.py --help` says of every setting: its value as composed, and the comment beside it in `conf/`."""
+
+import re
+import shutil
+import textwrap
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import yaml
+from omegaconf import DictConfig, OmegaConf
+
+SETTING = re.compile(r"^(?P<indent> *)(?P<name>\w+):(?P<value>[^#]*)(?:# *(?P<meaning>.*))?$")
+UNLISTED = ("plain", "_target_")  # what a part is built of: not for users to set
+COLUMN = 40
+
+
+def settings_help(root: DictConfig) -> str:
+    """One entry `name=value  meaning` for each setting of a composed configuration, as text for `hydra.help.template`.
+
+    A `$` is doubled, since Hydra fills that template in.
+    """
+    width = max(100, min(shutil.get_terminal_size().columns, 160))
+    meanings = all_meanings(root)
+    entries = []
+    for name, value in leaves(root):
+        setting = f"{name}={value}"
+        meaning = meanings.get(name, "")
+        if len(setting) >= COLUMN:
+            entries.append(setting)
+            setting = ""
+        if meaning or setting:
+            lines = textwrap.wrap(meaning, width - COLUMN) or [""]
+            entries.append(f"{setting:<{COLUMN}}{lines[0]}".rstrip())
+            entries.extend(" " * COLUMN + line for line in lines[1:])
+    return "\n".join(entries).replace("$", "$$")
+
+
+def leaves(root: DictConfig) -> Iterator[tuple[str, str]]:
+    """Every setting's dotted name and value, in the order of the configuration; Hydra's own are left out."""
+    for name, node in root.items_ex(resolve=False):
+        if name not in ("hydra", "experiment"):
+            yield from below(
+                str(name), OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node
+            )
+
+
+def below(name: str, value: object) -> Iterator[tuple[str, str]]:
+    if isinstance(value, Mapping) and value:
+        for key, inner in value.items():
+            if key not in UNLISTED:
+                yield from below(f"{name}.{key}", inner)
+    else:
+        yield name, as_typed(value)
+
+
+def as_typed(value: object) -> str:
+    """A value as a command line takes it."""
+    if isinstance(value, list):
+        return "[" + ",".join(as_typed(item) for item in value) + "]"
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    return str(value)
+
+
+def all_meanings(root: DictConfig) -> dict[str, str]:
+    """The comments of all settings. One without a comment means what its file's defaults, then its neighbours, say."""
+    meanings: dict[str, str] = {}
+    for source in root.hydra.runtime.config_sources:
+        directory = Path(source.path)
+        if source.schema != "file" or not directory.is_dir():
+            continue
+        meanings = {**comments(directory / "config.yaml", ""), **meanings}
+        for group, choice in root.hydra.runtime.choices.items():
+            folder, chosen = directory / group, directory / group / f"{choice}.yaml"
+            if group.startswith("hydra/") or not chosen.is_file():
+                continue
+            defaults = (yaml.safe_load(chosen.read_text("utf-8")) or {}).get("defaults", [])
+            named = [folder / f"{name}.yaml" for name in defaults if isinstance(name, str)]
+            for path in [chosen, *named, *sorted(folder.glob("*.yaml"))]:
+                meanings = {**comments(path, group.replace("/", ".") + "."), **meanings}
+    return meanings
+
+
+def comments(path: Path, prefix: str) -> dict[str, str]:
+    """The comment behind each setting of a YAML file, by dotted name."""
+    meanings: dict[str, str] = {}
+    if not path.is_file():
+        return meanings
+    parents: list[tuple[int, str]] = []
+    for line in path.read_text("utf-8").splitlines():
+        match = SETTING.match(line)
+        if not match:
+            continue
+        indent = len(match["indent"])
+        while parents and parents[-1][0] >= indent:
+            parents.pop()
+        parents.append((indent, match["name"]))
+        if match["meaning"]:
+            meanings[prefix + ".".join(name for _, name in parents)] = match["meaning"]
+    return meanings

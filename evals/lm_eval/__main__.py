@@ -1,0 +1,131 @@
+"""lm-evaluation-harness over a compressed cache: `python -m evals.lm_eval --tasks <task> method=snapkv budget=256`."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from importlib.util import find_spec
+from itertools import chain
+from typing import Any
+
+from hydra.errors import HydraException
+
+from compresskv.errors import UserError
+from evals.compose import job
+from evals.console import one_sentence_endings
+from evals.job import Job
+
+TAKEN = ("model", "method", "budget", "calibration", "prefill_chunk", "observation", "protocol")
+"""The settings of `run.py` that apply here; tasks, lengths and limits are lm-eval's."""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run lm-eval's tasks with one method at one budget; prints its table, and writes its JSON to --output_path."""
+    options = parsed(arguments)
+    with one_sentence_endings():
+        chosen = setting(options.overrides)
+        if find_spec("lm_eval") is None:
+            raise UserError("lm-evaluation-harness is not installed: pip install -e '.[lm-eval]'")
+        evaluate(chosen, options)
+
+
+def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """The command line; its options have lm-eval's names and meanings."""
+    parser = argparse.ArgumentParser(prog="python -m evals.lm_eval", description=__doc__)
+    parser.add_argument("--tasks", required=True, help="names or patterns of tasks, separated by commas")
+    parser.add_argument("--include_path", help="a directory of further tasks")
+    parser.add_argument("--limit", type=float, help="documents of each task; below 1, a share of them")
+    parser.add_argument("--num_fewshot", type=int, help="examples in each context")
+    parser.add_argument("--apply_chat_template", action="store_true", help="contexts in the model's chat format")
+    parser.add_argument("--gen_kwargs", help="arguments of generation, such as max_gen_toks=32")
+    parser.add_argument("--output_path", "-o", help="a directory, or a .json, for results")
+    parser.add_argument("--log_samples", action="store_true", help="write each document's outcome beside them")
+    parser.add_argument("overrides", nargs="*", metavar="setting=value", help=f"as for run.py: {', '.join(TAKEN)}")
+    options = parser.parse_intermixed_args(arguments)
+    if options.log_samples and not options.output_path:
+        parser.error("--log_samples needs --output_path")
+    return options
+
+
+def setting(overrides: Sequence[str]) -> Job:
+    """The job of these settings. Raises `UserError` for those that lm-eval's tasks do not have."""
+    for override in overrides:
+        name = override.lstrip("+~").partition("=")[0]
+        if name.partition(".")[0].partition("/")[0] not in TAKEN:
+            raise UserError(f"{override}: is no setting of lm-eval's tasks: choose from {', '.join(TAKEN)}")
+    try:
+        return job(*overrides)
+    except HydraException as error:
+        said = " ".join(str(error).partition("Config search path")[0].split())
+        raise UserError(f"{' '.join(overrides)}: {said}") from error
+
+
+def evaluate(chosen: Job, options: argparse.Namespace) -> None:
+    """Run the tasks, print lm-eval's table, and write its JSON if a path is given."""
+    from lm_eval import simple_evaluate
+    from lm_eval.loggers import EvaluationTracker
+    from lm_eval.utils import make_table
+
+    manager, tasks = tasks_of(options)
+    lm = model_of(chosen)
+    tracker = EvaluationTracker(output_path=options.output_path)
+    results: Any = simple_evaluate(
+        lm,
+        model_args={"pretrained": chosen.model.name, "method": chosen.method.name, "budget": chosen.budget},
+        tasks=tasks,
+        task_manager=manager,
+        limit=options.limit,
+        num_fewshot=options.num_fewshot,
+        apply_chat_template=options.apply_chat_template,
+        fewshot_as_multiturn=options.apply_chat_template,
+        gen_kwargs=options.gen_kwargs,
+        log_samples=options.log_samples,
+        evaluation_tracker=tracker,
+    )
+    samples = results.pop("samples", None)
+    tracker.save_results_aggregated(results=results, samples=samples)
+    for name in results["configs"] if samples else ():
+        tracker.save_results_samples(task_name=name, samples=samples[name])
+    print(f"{chosen.model.name}, {chosen.label}: {lm.summary}")
+    print(make_table(results))
+    if "groups" in results:
+        print(make_table(results, "groups"))
+
+
+def tasks_of(options: argparse.Namespace) -> tuple[Any, list[str]]:
+    """lm-eval's tasks, and the names of those that were asked for. Raises `UserError` for one that does not exist."""
+    from lm_eval.tasks import TaskManager
+
+    patterns, chosen = options.tasks.split(","), {}
+    # Reading lm-eval's own 14,000 tasks takes long, and plain tasks of --include_path do without.
+    for defaults in [False, True] if options.include_path else [True]:
+        manager = TaskManager(include_path=options.include_path, include_defaults=defaults)
+        chosen = {pattern: manager.match_tasks([pattern]) for pattern in patterns}
+        names = list(dict.fromkeys(chain.from_iterable(chosen.values())))
+        if all(chosen.values()) and (defaults or set(names) <= set(manager.all_subtasks)):
+            return manager, names
+    unknown = next(pattern for pattern, names in chosen.items() if not names)
+    raise UserError(f"--tasks {unknown}: lm-eval has no such task: check the name, or set --include_path")
+
+
+def model_of(chosen: Job) -> Any:
+    """The job's model with its method, as lm-eval takes it."""
+    from compresskv.models import load
+    from evals.lm_eval.model import CompressedLM
+    from evals.running.methods import build_method
+
+    model = load(chosen.model)
+    for note in model.notes:
+        print(f"{model.name}: {note}", file=sys.stderr)
+    return CompressedLM(
+        model.model,
+        build_method(model, chosen),
+        chosen.budget,
+        prefill_chunk=chosen.prefill_chunk,
+        attention=model.backend,
+        tokenizer=model.tokenizer,
+        max_length=model.window,
+    )
+
+
+if __name__ == "__main__":
+    main()

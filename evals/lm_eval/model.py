@@ -1,0 +1,190 @@
+"""A model of lm-evaluation-harness whose contexts are compressed before anything is generated or scored after them."""
+
+import copy
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import torch
+from lm_eval.api.instance import Instance
+from lm_eval.models.huggingface import HFLM
+from torch import Tensor
+from tqdm import tqdm
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from compresskv.calibration import Calibration
+from compresskv.engine.decode import forward_given
+from compresskv.engine.in_layer import LayerwiseCache, compressed
+from compresskv.engine.prefill import Setting, forward_prompt
+from compresskv.errors import UserError
+from compresskv.eviction import EvictionMethod
+from compresskv.methods import method_for
+from compresskv.probe import refuse_unserved
+from compresskv.selection import counts
+from evals.running.methods import describe
+
+logger = logging.getLogger(__name__)
+
+Pair = tuple[tuple[str, str], list[int], list[int]]
+"""A context and its continuation as text, and the token ids of each."""
+
+
+class CompressedLM(HFLM):
+    """lm-eval's own Hugging Face model, `HFLM`, over a cache in which each request's context is compressed.
+
+    Token ids at the border of context and continuation, truncation from the left, stop strings, chat templates and the
+    checkpoint's generation config are HFLM's. `method`, `budget` and `calibration` as `compressed` takes them;
+    `prefill_chunk` in tokens; `attention`: "sdpa" or "flash_attention_2", None: the latter if the model uses it.
+    `options` are HFLM's. Raises `UserError` for a model, a budget or a batch size that eviction does not serve.
+    """
+
+    def __init__(
+        self,
+        pretrained: PreTrainedModel | str,
+        method: EvictionMethod | str | None,
+        budget: int | None,
+        calibration: Calibration | str | Path | None = None,
+        prefill_chunk: int | None = None,
+        attention: str | None = None,
+        batch_size: int | str = 1,
+        tokenizer: PreTrainedTokenizerBase | str | None = None,
+        **options: Any,
+    ):
+        if str(batch_size) != "1":
+            raise UserError(f"batch_size={batch_size}: a compressed cache takes one prompt at a time: use batch_size=1")
+        super().__init__(pretrained, tokenizer=tokenizer, **options)
+        refuse_unserved(self.model)
+        if isinstance(method, str):
+            method = method_for(self.model, method, calibration)
+        self.setting = Setting(method, None if method is None else budget)
+        self.prefill_chunk = prefill_chunk
+        self.attention = attention
+        self.realised: list[float] = []
+        """Mean number of tokens kept per layer and KV head, of each context that was compressed."""
+        self.kept_whole = 0
+
+    @contextmanager
+    def compressed_cache(self, length: int) -> Iterator[LayerwiseCache]:
+        """A cache for one context of `length` tokens; afterwards, what it kept is counted."""
+        method, budget = self.setting.method, self.setting.budget
+        with compressed(
+            self.model, method, budget, backend=self.attention, generation_config="honoured", prompt_length=length
+        ) as cache:
+            yield cache
+        heads = list(chain.from_iterable(counts(cache.kept))) or [length]  # all layers may have sliding windows
+        self.realised.append(sum(heads) / len(heads))
+        self.kept_whole += min(heads) == length
+
+    def _model_generate(self, context: Tensor, max_length: int, stop: list[str], **options: Any) -> Tensor:
+        """HFLM's, with the cache: context [1, tokens] -> context and new tokens [1, *].
+
+        An empty context becomes the token that stands for one in log-likelihoods, which is not returned.
+        """
+        empty = context.shape[1] == 0
+        if empty:
+            context = torch.tensor([[self.prefix_token_id]], device=self.device)
+            options["attention_mask"] = torch.ones_like(context)
+        with self.compressed_cache(context.shape[1]) as cache:
+            chunks = {} if self.prefill_chunk is None else {"prefill_chunk_size": self.prefill_chunk}
+            tokens = super()._model_generate(
+                context, max_length + empty, stop, past_key_values=cache, **chunks, **options
+            )
+        return tokens[:, empty:]
+
+    def _loglikelihood_tokens(
+        self, requests: list[Pair], disable_tqdm: bool = False, override_bs: int | None = None
+    ) -> list[tuple[float, bool]]:
+        """For each request, the log-likelihood in nats of its continuation, and whether that is the greedy one.
+
+        A context is compressed once for all its continuations. Raises `UserError` for a continuation without tokens.
+        """
+        places: dict[tuple[int, ...], list[int]] = {}
+        for place, (texts, context, continuation) in enumerate(requests):
+            places.setdefault(self._truncated(texts, context, continuation), []).append(place)
+        self._warn_of_single_tokens([continuation for _, _, continuation in requests])
+        answers: dict[int, tuple[float, bool]] = {}
+        with tqdm(total=len(requests), disable=disable_tqdm, desc="Running loglikelihood requests") as bar:
+            for shared, sharing in places.items():
+                scored = self._scored(shared, [requests[place][2] for place in sharing])
+                for place, answer in zip(sharing, scored, strict=True):
+                    answers[place] = answer
+                    self.cache_hook.add_partial("loglikelihood", requests[place][0], answer)
+                    bar.update()
+        return [answers[place] for place in range(len(requests))]
+
+    def _truncated(self, texts: tuple[str, str], context: list[int], continuation: list[int]) -> tuple[int, ...]:
+        """The context, cut from the left so that all but the continuation's last token fit the model's window."""
+        if not 0 < len(continuation) <= self.max_length:
+            raise UserError(
+                f"the continuation {texts[1][:80]!r} has {len(continuation)} tokens after its context: give from 1 to "
+                f"{self.max_length}, the model's window"
+            )
+        whole = (context + continuation)[-(self.max_length + 1) :]
+        if len(whole) < len(context) + len(continuation):
+            logger.warning("a context loses its first %d tokens", len(context) + len(continuation) - len(whole))
+        return tuple(whole[: -len(continuation)])
+
+    def _warn_of_single_tokens(self, continuations: Sequence[list[int]]) -> None:
+        single = sum(len(continuation) == 1 for continuation in continuations)
+        if single and self.setting.method is not None:
+            logger.warning(
+                "%d of %d continuations are a single token: the context's own forward predicts it before anything is "
+                "evicted, so their scores are those of the full cache whatever the method and budget",
+                single,
+                len(continuations),
+            )
+
+    @torch.no_grad()
+    def _scored(self, context: Sequence[int], continuations: Sequence[list[int]]) -> list[tuple[float, bool]]:
+        """The log-likelihood of each continuation after `context`, and whether greedy decoding gives it."""
+        answers = []
+        with self.compressed_cache(len(context)) as cache:
+            prompt = torch.tensor(context, device=self.device)
+            first = forward_prompt(self.model, prompt, cache, self.prefill_chunk)[None]
+            for continuation in continuations:
+                tokens = torch.tensor(continuation, device=self.device)
+                logits = torch.cat([first, self._following(cache, tokens[:-1], len(context))])
+                likelihoods = logits.log_softmax(-1).gather(1, tokens[:, None])
+                answers.append((likelihoods.sum().item(), bool((logits.argmax(-1) == tokens).all())))
+        return answers
+
+    def _following(self, cache: LayerwiseCache, tokens: Tensor, position: int) -> Tensor:
+        """The logits after each of `tokens`, which the cache then forgets: [tokens, vocabulary]."""
+        if not len(tokens):
+            return torch.empty(0, self.model.config.get_text_config(decoder=True).vocab_size, device=self.device)
+        # A sliding window cannot go back.
+        going_on = copy.deepcopy(cache) if cache.sliding else cache
+        logits = forward_given(self.model, tokens, 1, going_on, position)[0]
+        if going_on is cache:
+            cache.crop(position)
+        return logits
+
+    def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
+        names = ", ".join(sorted({str(request.task_name) for request in requests}))
+        raise UserError(
+            f"--tasks {names}: rolling log-likelihood has no context to compress: choose tasks of another output type"
+        )
+
+    def get_model_info(self) -> dict[str, Any]:
+        """HFLM's, with the method, the budget and what was really kept, for `results["config"]`."""
+        return super().get_model_info() | {
+            "method": describe(self.setting.method),
+            "budget": self.setting.budget,
+            "contexts": len(self.realised),
+            "contexts_kept_whole": self.kept_whole,
+            "realised_budget": self.realised_budget,
+        }
+
+    @property
+    def realised_budget(self) -> float | None:
+        """Mean number of tokens kept per layer and KV head, over all contexts."""
+        return sum(self.realised) / len(self.realised) if self.realised else None
+
+    @property
+    def summary(self) -> str:
+        """What was really kept, for a reader of the scores."""
+        kept = "–" if self.realised_budget is None else f"{self.realised_budget:.1f}"
+        return f"{len(self.realised)} contexts, {self.kept_whole} of them whole, {kept} tokens kept on average"

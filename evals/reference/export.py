@@ -1,0 +1,128 @@
+"""What is committed of a results tree: summaries and the scores of every sample, no text that a model read or wrote."""
+
+import shutil
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from compresskv.errors import UserError
+from evals.report import artefacts
+from evals.results.lines import dumps, encode
+from evals.results.record import Record, records
+from evals.results.schema import Line
+from evals.results.store import refused, write_text, write_yaml
+from evals.results.summary import measured, sealed
+
+PARTS = ("runs", "efficiency", "artefacts")
+"""The folders that an export replaces."""
+
+ARTEFACTS = (
+    "fig5_niah",
+    "fig7_masking",
+    "fig8_efficiency",
+    "fig9_budgets",
+    "fig11_heads",
+    "table1_longbench",
+    "table2_heads",
+    "table3_components",
+    "v2_fig5_niah",
+)
+
+LEFT_OUT = (
+    "actual_depth",
+    "cache_bytes",
+    "compressed",
+    "haystack_repeats",
+    "new_tokens",
+    "prompt_tokens",
+    "score_needle",
+    "total_cache_bytes",
+)
+"""Numbers of a sample that the summary has the mean or the count of, or that its prompt gives."""
+
+FLAGS = ("misplaced", "truncated")
+"""Stay in a line only where they are true."""
+
+BY_LAYER = "compresskv"
+"""The method whose tokens by layer stay in its lines: experiment=fig9_budgets draws them."""
+
+CONFIG = ("budget", "calibration", "prefill_chunk", "fidelity", "observation", "method", "eval")
+"""The parts of a configuration that stay, beside the names of model and protocol."""
+
+
+def export(results: Path, target: Path) -> int:
+    """Write the complete settings of the tree `results` to the tree `target`, and their artefacts; returns how many.
+
+    `target` is an ordinary results tree, which everything that reads one reads. Raises `UserError` where a setting has
+    a fault, and where the disk refuses.
+    """
+    chosen = [record for record in records(results) if record.summary]
+    if not chosen:
+        raise UserError(f"{results / 'runs'}: no results: run `make reference` first")
+    if faulty := [record for record in chosen if record.problems]:
+        raise UserError(f"{faulty[0].path}: {faulty[0].problem}: remove that folder and run again")
+    try:
+        for part in PARTS:
+            if (target / part).exists():
+                shutil.rmtree(target / part)
+        for record in chosen:
+            export_setting(record, target / "runs" / record.path.relative_to(results / "runs"))
+        export_efficiency(results / "efficiency", target / "efficiency")
+    except OSError as error:
+        raise refused(target, error) from error
+    export_artefacts(target)
+    return len(chosen)
+
+
+def export_setting(record: Record, folder: Path) -> None:
+    """Write a setting's `folder`: its lines without texts, and the summary and configuration that go with these."""
+    assert record.summary is not None
+    lines = [numbers(line, record.method == BY_LAYER) for line in record.covered]
+    about = {key: value for key, value in record.summary.items() if key not in ("config", "method_in_full", "checksum")}
+    about["prompt"] = {key: value for key, value in about.get("prompt", {}).items() if key != "template"}
+    summary = sealed({**about, **measured(lines)})
+    write_text(folder / "samples.jsonl", "".join(encode(line).decode() for line in lines))
+    write_text(folder / "summary.json", dumps(summary) + "\n")
+    write_yaml(folder / "config.yaml", configuration(record.config))
+
+
+def numbers(line: Line, by_layer: bool) -> Line:
+    """A sample's line without texts; `by_layer`: with the tokens kept in each layer."""
+    kept: Line = {"id": line["id"]}
+    for name, value in line.items():
+        wanted = isinstance(value, (int, float)) and name not in LEFT_OUT and (value or name not in FLAGS)
+        if wanted or (name == "kept" and by_layer):
+            kept[name] = value
+    return kept
+
+
+def configuration(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What tells settings apart; a folder of data without the path to it."""
+    kept = {name: config[name] for name in CONFIG if name in config}
+    kept["method"] = {name: value for name, value in config["method"].items() if name != "plain"}
+    if data := config["eval"].get("data"):
+        kept["eval"] = {**config["eval"], "data": Path(data).name}
+    return {"model": {"name": config["model"]["name"]}, "protocol": {"name": config["protocol"]["name"]}, **kept}
+
+
+def export_efficiency(source: Path, target: Path) -> None:
+    """Copy the latest measurement of every model."""
+    for of_model in sorted(source.glob("*")):
+        measurements = sorted(of_model.glob("*/efficiency.json"))
+        if measurements:
+            latest = measurements[-1].parent
+            shutil.copytree(latest, target / of_model.name / latest.name, ignore=shutil.ignore_patterns("*.svg"))
+
+
+def export_artefacts(target: Path) -> None:
+    """Tables and pictures of those of `ARTEFACTS` that the tree has results of; other formats are drawn from these."""
+    for item in ARTEFACTS:
+        try:
+            paths = artefacts.write(item, target)
+        except UserError as error:
+            print(f"no artefacts: {error}", file=sys.stderr)
+            continue
+        for path in paths:
+            if path.suffix in (".svg", ".pdf", ".tex"):
+                path.unlink()

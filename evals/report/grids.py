@@ -1,0 +1,223 @@
+"""From the records of one model and evaluation to grids: a column for every task, length, layer or needle."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from statistics import fmean
+
+from evals.niah.needles import needles
+from evals.report.cells import AVERAGE, AVERAGE_OF_16, SCORE, Cell, Grid, Metric, Row
+from evals.report.items import Item
+from evals.report.labels import tokens_label
+from evals.results.names import names
+from evals.results.record import Record
+from evals.results.schema import Line
+
+KEPT = Metric("kept", "KV tokens kept per head", better=None)
+
+FIDELITY = (
+    Metric("kl", "KL divergence from the full cache, nats per token", 4, "lower"),
+    Metric("agreement", "share of tokens on which it agrees with the full cache", 4),
+    Metric("reference_nll", "negative log-likelihood of the reference answer, nats per token", 4, "lower"),
+)
+"""What lines have beside the score where `fidelity=true`."""
+
+Cells = dict[str, Cell]
+"""By column."""
+
+Values = dict[str, dict[str, float]]
+"""Of samples, by task and id."""
+
+
+def grids(item: Item, records: Sequence[Record]) -> list[Grid]:
+    """The grids of records of one model and evaluation, at least one: of scores or tokens, and of their fidelity."""
+    if item.columns == "layers":
+        return [_grid(item, records, KEPT)]
+    carried = [metric for metric in FIDELITY if any(_has(record, metric) for record in records)]
+    return [_grid(item, records, metric) for metric in (SCORE, *carried)]
+
+
+def rows_of(item: Item, records: Sequence[Record]) -> list[tuple[Row, list[Record]]]:
+    """Rows without cells, each with its records of one or several tasks: the full cache, then the largest budgets."""
+    labels = [item.label(record) for record in records]
+    order = {label: place for place, label in enumerate(dict.fromkeys(labels))}
+    rows: dict[tuple[str, int | None, str, str], list[Record]] = {}
+    for label in order:
+        same = [record for record, other in zip(records, labels, strict=True) if other == label]
+        # Haystacks that are columns set no row apart.
+        for place in _places(item, same):
+            for record, variant in zip(place, variants(place), strict=True):
+                rows.setdefault((label, record.budget, record.protocol, variant), []).append(record)
+    ordered = sorted(rows, key=lambda key: (-(key[1] or float("inf")), order[key[0]], key[3]))
+    marked = len({record.protocol for record in records}) > 1
+    return [(Row(*key, {}, marked), rows[key]) for key in ordered]
+
+
+def variants(records: Sequence[Record]) -> list[str]:
+    """What sets each apart from others of its method, budget and protocol; "" where nothing does."""
+    found = []
+    for record, name in zip(records, names(records), strict=True):
+        plain = record.method if record.budget is None else f"{record.method} {record.budget}"
+        found.append(name.removeprefix(plain).strip().removeprefix(f"({record.protocol})").strip())
+    return found
+
+
+def filled(rows: Sequence[tuple[Row, list[Record]]], by_column: Sequence[Cells], metric: Metric) -> list[Row]:
+    """The rows with their cells. Without an official number of samples, all is what any row has of a column."""
+    everything: dict[str, set[tuple[str, str]]] = {}
+    for cells in by_column:
+        for column, cell in cells.items():
+            everything.setdefault(column, set()).update(cell.samples)
+    records = [record for _, of_row in rows for record in of_row]
+    for column, samples in everything.items():
+        samples.update(_failed(records, column))
+    shown = []
+    for (row, of_row), cells in zip(rows, by_column, strict=True):
+        whole: Cells = {}
+        for column, cell in cells.items():
+            of, counted = (cell.of, cell.counted) if cell.of else (len(everything[column]), cell.n)
+            whole[column] = replace(cell, of=of, counted=counted, digits=metric.digits)
+        shown.append(replace(row, cells=whole, records=of_row))
+    return shown
+
+
+def _failed(records: Sequence[Record], column: str) -> set[tuple[str, str]]:
+    """The samples, by task and id, that some record tried without a result, and that `column` should have."""
+    failed = set()
+    for record in records:
+        for id, line in record.failures.items():
+            length = line.get("length")
+            of_length = isinstance(length, int) and column == tokens_label(length)
+            if of_length or column == AVERAGE or column.startswith("layer "):
+                failed.add((record.task, id))
+    return failed
+
+
+def haystack_label(record: Record) -> str:
+    """The haystack of a record's needles: the last parts of its places."""
+    named = record.config.get("eval", {}).get("haystack", "")
+    places = named.split(",") if isinstance(named, str) else named
+    return " and ".join(str(place).rstrip("/").rpartition("/")[2].partition(".")[0] for place in places)
+
+
+def _places(item: Item, records: Sequence[Record]) -> list[list[Record]]:
+    if item.columns != "needles":
+        return [list(records)]
+    by_haystack: dict[str, list[Record]] = {}
+    for record in records:
+        by_haystack.setdefault(haystack_label(record), []).append(record)
+    return list(by_haystack.values())
+
+
+def _grid(item: Item, records: Sequence[Record], metric: Metric) -> Grid:
+    rows = rows_of(item, records)
+    cells_of = _cells_of(item, records[0].eval)
+    by_column = [cells_of(of_row, metric) for _, of_row in rows]
+    columns = _columns(by_column)
+    compared = columns if item.columns == "needles" else ()
+    return Grid(records[0].model, records[0].eval, columns, filled(rows, by_column, metric), metric, compared)
+
+
+def _cells_of(item: Item, evaluation: str) -> Callable[[Sequence[Record], Metric], Cells]:
+    if item.columns == "layers":
+        return _layers
+    if evaluation == "longbench":
+        return lambda records, metric: _longbench(records, metric, item.groups)
+    return _needle_kinds if item.columns == "needles" else _lengths
+
+
+def _columns(by_column: Sequence[Mapping[str, Cell]]) -> list[str]:
+    """All columns, in the order of the row that has most; averages last."""
+    ordered: dict[str, None] = {}
+    for cells in sorted(by_column, key=len, reverse=True):
+        ordered |= dict.fromkeys(cells)
+    last = [column for column in ordered if column in (AVERAGE, AVERAGE_OF_16)]
+    return [column for column in ordered if column not in last] + last
+
+
+def _has(record: Record, metric: Metric) -> bool:
+    return any(line.get(metric.field) is not None for line in record.covered)
+
+
+def _add(columns: dict[str, Values], column: str, task: str, line: Line, metric: Metric) -> None:
+    """Count a line into a column, if it has the metric."""
+    if line.get(metric.field) is not None:
+        columns.setdefault(column, {}).setdefault(task, {})[line["id"]] = line[metric.field]
+
+
+def _open(columns: Mapping[str, Values]) -> Cells:
+    """Cells of which nobody says how many samples there are to be had."""
+    return {column: Cell(values, 0, 0) for column, values in columns.items()}
+
+
+def _lengths(records: Sequence[Record], metric: Metric) -> Cells:
+    """A cell for every prompt length, shortest first, and their average."""
+    columns: dict[str, Values] = {}
+    lines = [(record.task, line) for record in records for line in record.covered]
+    for task, line in sorted(lines, key=lambda pair: pair[1].get("length") or 0):
+        if isinstance(line.get("length"), int):
+            _add(columns, tokens_label(line["length"]), task, line, metric)
+    for task, line in lines:
+        _add(columns, AVERAGE, task, line, metric)
+    return _open(columns)
+
+
+def _needle_kinds(records: Sequence[Record], metric: Metric) -> Cells:
+    """A cell for every kind of needle, over all haystacks; one for every haystack, over all needles; their average."""
+    kinds: dict[str, Values] = {}
+    haystacks: dict[str, Values] = {}
+    for record in records:
+        haystack = haystack_label(record)
+        for line in record.covered:
+            _add(kinds, _kind(record, line), haystack, line, metric)
+            _add(haystacks, f"in {haystack}", haystack, line, metric)
+            _add(haystacks, AVERAGE, haystack, line, metric)
+    return _open(kinds | haystacks)
+
+
+def _kind(record: Record, line: Line) -> str:
+    """What kind of fact the needle of a line is, by the number in its id; the first may be the user's own."""
+    known = needles(10)
+    number = int(line["id"].rpartition("-N")[2])
+    if number == 0 and record.config.get("eval", {}).get("needle") != known[0].needle:
+        return "configured"
+    return known[number].kind
+
+
+def _layers(records: Sequence[Record], metric: Metric) -> Cells:
+    """A cell for every layer: the tokens that it keeps of a prompt, mean over its KV heads, and the mean layer."""
+    columns: dict[str, Values] = {}
+    for record in records:
+        for line in record.covered:
+            tokens = [fmean(layer) if isinstance(layer, list) else float(layer) for layer in line["kept"]]
+            for place, value in enumerate(tokens):
+                columns.setdefault(f"layer {place}", {}).setdefault(record.task, {})[line["id"]] = value
+            columns.setdefault(AVERAGE, {}).setdefault(record.task, {})[line["id"]] = fmean(tokens)
+    return _open({**{name: values for name, values in columns.items() if name != AVERAGE}, AVERAGE: columns[AVERAGE]})
+
+
+def _longbench(records: Sequence[Record], metric: Metric, groups: Mapping[str, Sequence[str]]) -> Cells:
+    """A cell for every task and category, or for every group of categories, and all 16; only official rows count."""
+    from evals.longbench.table import score
+    from evals.longbench.tasks import CATEGORIES, ENGLISH, TASKS
+
+    values: Values = {}
+    counted: dict[str, int] = {}
+    for record in sorted(records, key=lambda record: list(TASKS).index(record.task)):
+        lines: Sequence[Line] = record.covered
+        check = score(record.task, lines).check
+        measured = {line["id"]: line[metric.field] for line in lines if line.get(metric.field) is not None}
+        if measured:
+            values[record.task] = measured
+            counted[record.task] = len(lines) - (check.mismatching if check else 0)
+    wanted: dict[str, Sequence[str]] = {} if groups else {task: [task] for task in values}
+    for name, categories in (groups or {category: [category] for category in CATEGORIES}).items():
+        wanted[name] = [task for task in ENGLISH if TASKS[task].category in categories]
+    wanted[AVERAGE_OF_16] = ENGLISH
+    cells: Cells = {}
+    for name, tasks in wanted.items():
+        there = [task for task in tasks if task in values]
+        # Not every sample has a fidelity: there, all is what any row has.
+        of = sum(TASKS[task].n for task in tasks) if metric == SCORE else 0
+        if there:
+            cells[name] = Cell({task: values[task] for task in there}, of, sum(counted[task] for task in there))
+    return cells

@@ -1,0 +1,156 @@
+"""Maps of the scores of all heads, traditional and semantic, from calibration files alone."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from compresskv import calibration
+from compresskv.calibration import Calibration
+from compresskv.errors import UserError
+from evals.report.items import Item
+from evals.report.page import Page, Plain
+from evals.results.store import safe_name
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+RANKINGS = ("traditional", "semantic")
+
+BEST = 10
+"""Heads of each ranking that the table names."""
+
+Shares = NDArray[np.float64]
+"""Every head's part of the sum of all scores, [layers, query heads]: L1-normalised over the whole model."""
+
+
+@dataclass(frozen=True)
+class Map:
+    """The scores of a model's heads by both rankings, and how many prompts they are the mean of."""
+
+    model: str
+    source: str
+    prompts: int
+    shares: dict[str, Shares]
+
+    @property
+    def title(self) -> str:
+        return f"{self.model}, {self.source} calibration of {self.prompts} prompts"
+
+    @property
+    def stem(self) -> str:
+        return f"figure-{safe_name('model', self.model)}-{self.source}-{self.prompts}"
+
+
+def page(experiment: str, item: Item, results: Path) -> Page:
+    """Maps of every model with a calibration in `results`, in the user's cache or with the package.
+
+    Raises `UserError` where none has scores by both rankings.
+    """
+    maps = list(_maps(results))
+    if not maps:
+        raise UserError(
+            f"experiment={experiment}: no calibration in {results / 'calibration'} or where methods find theirs has "
+            f"scores of all heads: run `python run.py -m experiment={experiment}` first"
+        )
+    plain = [Plain(f"The best {BEST} heads of {of_model.title}", HEADER, _best(of_model)) for of_model in maps]
+    figures = {of_model.stem: partial(_draw, of_model) for of_model in maps}
+    frames = {"table": partial(_frame, maps)}
+    notes = [*map(_compared, maps), "Shares are of the sum over all heads of the model, by each ranking."]
+    return Page(experiment, item.title, [], [], [], notes, plain, frames, figures)
+
+
+def _maps(results: Path) -> Iterator[Map]:
+    """Those of `results` first; equal scores once, as where only layers were calibrated anew."""
+    known: list[Calibration] = []
+    for folder in (results / "calibration", *calibration.folders()):
+        for path in sorted(folder.glob("*.json")):
+            made = calibration.load(path)
+            of_heads = [made.head_scores.get(ranking) for ranking in RANKINGS]
+            if None in of_heads or any(made.model == other.model and _equal(made, other) for other in known):
+                continue
+            known.append(made)
+            shares = {ranking: _shares(made.scores(ranking)) for ranking in RANKINGS}
+            yield Map(made.model, made.source, sum(made.accepted.values()), shares)
+
+
+def _equal(one: Calibration, other: Calibration) -> bool:
+    return all(one.head_scores[ranking] == other.head_scores[ranking] for ranking in RANKINGS)
+
+
+def _shares(scores: calibration.HeadScores) -> Shares:
+    values = np.asarray(scores, dtype=float)
+    return values / (values.sum() or 1)
+
+
+def _places(shares: Shares) -> list[tuple[int, int]]:
+    """Layer and head, best first; equal scores in model order."""
+    order = np.argsort(-shares, axis=None, kind="stable")
+    return [(int(place) // shares.shape[1], int(place) % shares.shape[1]) for place in order]
+
+
+HEADER = ("rank", *(f"{ranking}: {what}" for ranking in RANKINGS for what in ("layer, head", "share in %")))
+
+
+def _best(of_model: Map) -> list[list[str]]:
+    body = []
+    for rank in range(min(BEST, of_model.shares["semantic"].size)):
+        row = [str(rank + 1)]
+        for ranking in RANKINGS:
+            shares = of_model.shares[ranking]
+            layer, head = _places(shares)[rank]
+            row += [f"{layer}, {head}", f"{100 * shares[layer, head]:.2f}"]
+        body.append(row)
+    return body
+
+
+def _compared(of_model: Map) -> str:
+    """How far the rankings agree, and how many heads have no score at all."""
+    from scipy.stats import spearmanr
+
+    traditional, semantic = (of_model.shares[ranking] for ranking in RANKINGS)
+    both = set(_places(traditional)[:BEST]) & set(_places(semantic)[:BEST])
+    none = [f"{int((of_model.shares[ranking] == 0).sum())} by {ranking} scores" for ranking in RANKINGS]
+    rho = spearmanr(traditional, semantic, axis=None).statistic
+    return (
+        f"{of_model.title}: {len(both)} of the best {BEST} heads are the same by both rankings; Spearman's rank "
+        f"correlation over all {semantic.size} heads is {rho:.2f}; heads without any score: {' and '.join(none)}."
+    )
+
+
+def _frame(maps: Sequence[Map]) -> "DataFrame":
+    """One row for every head and ranking."""
+    import pandas as pd
+
+    rows = []
+    for of_model in maps:
+        place = {"model": of_model.model, "calibration": of_model.source, "prompts": of_model.prompts}
+        for ranking, shares in of_model.shares.items():
+            for (layer, head), share in np.ndenumerate(shares):
+                rows.append({**place, "ranking": ranking, "layer": layer, "head": head, "share": round(share, 8)})
+    return pd.DataFrame(rows)
+
+
+def _draw(of_model: Map) -> Any:
+    """Layers over heads, a panel for each ranking."""
+    import matplotlib.pyplot as plt
+    from matplotlib.ticker import MaxNLocator
+
+    from evals.niah.heatmap import COLOURS
+
+    layers, heads = of_model.shares["semantic"].shape
+    size = (2 * max(3.2, 0.16 * heads + 1.4), max(3.5, 0.16 * layers + 1))
+    figure, axes = plt.subplots(1, len(RANKINGS), figsize=size, layout="constrained")
+    for axis, ranking in zip(axes, RANKINGS, strict=True):
+        image = axis.imshow(100 * of_model.shares[ranking], cmap=COLOURS, vmin=0, aspect="auto")
+        axis.set_title(f"{ranking} scores", fontsize=10)
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axis.set_xlabel("query head")
+        axis.set_ylabel("layer")
+        figure.colorbar(image, ax=axis, label="share of all scores (%)")
+    figure.suptitle(of_model.title, fontsize=10)
+    return figure

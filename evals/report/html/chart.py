@@ -1,0 +1,118 @@
+"""Line charts as plain SVG: where everything goes; the template draws it."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+WIDTH, HEIGHT = 380, 250
+LEFT, RIGHT, TOP, BOTTOM = 46, 10, 10, 38
+"""Sizes in SVG units, which are about pixels on a telephone."""
+
+STYLES = 8
+"""Colours, markers and dashes that tell lines apart; after so many they repeat with longer dashes."""
+
+
+@dataclass(frozen=True)
+class Point:
+    """A value in the chart's units, with its interval where there is one."""
+
+    x: float
+    y: float
+    low: float | None = None
+    high: float | None = None
+    partial: bool = False
+
+
+@dataclass(frozen=True)
+class Line:
+    """`level`: a single value that holds everywhere, such as the full cache's. `style` counts from 0."""
+
+    label: str
+    points: Sequence[Point]
+    style: int
+    level: bool = False
+
+    @property
+    def partial(self) -> bool:
+        return any(point.partial for point in self.points)
+
+    @property
+    def dashed(self) -> bool:
+        return self.style // STYLES % 2 == 1
+
+
+@dataclass(frozen=True)
+class Chart:
+    """`log`: powers of two on the x axis, with a tick at every x. `marked`: whether every point has its marker."""
+
+    title: str
+    x_label: str
+    y_label: str
+    lines: Sequence[Line]
+    log: bool = False
+    marked: bool = True
+    digits: int = 1
+
+    @cached_property
+    def points(self) -> list[Point]:
+        points: list[Point] = []
+        for line in self.lines:
+            points += line.points
+        return points
+
+    @cached_property
+    def xs(self) -> list[float]:
+        """All x values of lines that are no levels, in order."""
+        values: set[float] = set()
+        for line in self.lines:
+            if not line.level:
+                values |= {point.x for point in line.points}
+        return sorted(values) or [0.0]
+
+    @cached_property
+    def y_ticks(self) -> list[float]:
+        """Four to six round values that span all points and 0."""
+        lows = [point.y if point.low is None else point.low for point in self.points]
+        highs = [point.y if point.high is None else point.high for point in self.points]
+        low, high = min([0.0, *lows]), max([0.0, *highs])
+        raw = ((high - low) or 1.0) / 4
+        power = 10 ** math.floor(math.log10(raw))
+        step = next(factor * power for factor in (1, 2, 2.5, 5, 10) if factor * power >= raw * 0.999)
+        first, last = math.floor(low / step), math.ceil(high / step - 1e-9)
+        return [place * step for place in range(first, max(last, first + 1) + 1)]
+
+    @cached_property
+    def x_ticks(self) -> list[float]:
+        """At most eight of the x values, evenly spaced."""
+        every = math.ceil(len(self.xs) / 8)
+        return self.xs[::every]
+
+    def x(self, value: float) -> float:
+        scale: Callable[[float], float] = math.log2 if self.log else float
+        low, high = scale(self.xs[0]), scale(self.xs[-1])
+        share = (scale(value) - low) / (high - low) if high > low else 0.5
+        return round(LEFT + 10 + share * (WIDTH - LEFT - RIGHT - 20), 1)
+
+    def y(self, value: float) -> float:
+        low, high = self.y_ticks[0], self.y_ticks[-1]
+        return round(HEIGHT - BOTTOM - (value - low) / (high - low) * (HEIGHT - TOP - BOTTOM), 1)
+
+    def path(self, line: Line) -> str:
+        """The `d` of a line's path; that of a level spans the chart."""
+        if line.level:
+            return f"M{LEFT} {self.y(line.points[0].y)}H{WIDTH - RIGHT}"
+        return "M" + "L".join(f"{self.x(point.x)} {self.y(point.y)}" for point in line.points)
+
+    def markers(self, line: Line) -> list[Point]:
+        """The points that have a marker: with many points, every fifth, another fifth for each line."""
+        if line.level:
+            return []
+        return list(line.points) if self.marked else list(line.points)[line.style % 5 :: 5]
+
+    def shown(self, value: float) -> str:
+        return f"{value:.{self.digits}f}"
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        return {"width": WIDTH, "height": HEIGHT, "left": LEFT, "right": RIGHT, "top": TOP, "bottom": BOTTOM}

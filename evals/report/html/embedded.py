@@ -1,0 +1,104 @@
+"""What the page's script works on, as JSON: all settings with where they come from, and the samples of its browser."""
+
+import json
+from collections.abc import Mapping, Sequence
+from itertools import groupby
+from typing import Any
+
+from evals.report.html.reading import Setting, Tree
+from evals.results.names import names
+from evals.results.schema import FIDELITY, Line
+
+NUMBERS = ("score", "interval", "n", "realised_budget", "cache_bytes", "total_cache_bytes", "uncompressed", "truncated")
+"""Fields of a summary that a setting is shown with."""
+
+ORIGIN = ("dtype", "backend", "model_fingerprint", "schema_version")
+"""Fields of a summary that say where it comes from, with its configuration and environment."""
+
+OF_SETTING = ("prediction", "new_tokens", "realised_budget", "cache_bytes", "kept", *FIDELITY)
+"""Fields of a sample that are a setting's, with its scores; the others are the prompt's."""
+
+
+class _Table:
+    """Values that many settings share, each once; a setting has their places."""
+
+    def __init__(self) -> None:
+        self.values: list[Any] = []
+        self._places: dict[str, int] = {}
+
+    def place(self, value: Any) -> int:
+        text = json.dumps(value, sort_keys=True, default=str)
+        if text not in self._places:
+            self._places[text] = len(self.values)
+            self.values.append(value)
+        return self._places[text]
+
+
+def settings_and_samples(tree: Tree) -> dict[str, Any]:
+    """`settings`, each with places in `shared`; and `samples`, by prompt, each with the answers of its settings."""
+    shared = _Table()
+    ordered = sorted(tree.settings, key=_model_and_eval)
+    named: list[str] = []
+    for _, group in groupby(ordered, key=_model_and_eval):
+        named += names([setting.record for setting in group])
+    rows = [_setting(setting, name, shared) for setting, name in zip(ordered, named, strict=True)]
+    return {"settings": rows, "shared": shared.values, "samples": _samples(ordered)}
+
+
+def _model_and_eval(setting: Setting) -> tuple[str, str]:
+    return setting.record.model, setting.record.eval
+
+
+def _setting(setting: Setting, name: str, shared: _Table) -> dict[str, Any]:
+    record, summary = setting.record, setting.record.summary or {}
+    fields = {key: summary[key] for key in NUMBERS if summary.get(key) is not None}
+    scores = dict(summary.get("scores") or {})
+    fidelity = {key: value["mean"] for key, value in (summary.get("fidelity") or {}).items()}
+    origin = {key: summary[key] for key in ORIGIN if summary.get(key) is not None}
+    return {
+        "name": name,
+        "at": shared.place([record.model, record.eval, record.task, record.protocol]),
+        "hash": record.digest,
+        "folder": record.path.name,
+        "method": record.method,
+        **fields,
+        **({"more": scores | fidelity} if scores or fidelity else {}),
+        "origin": shared.place(origin),
+        "environment": shared.place(summary.get("environment") or {}),
+        "config": [[key, shared.place(value)] for key, value in record.config.items()],
+        "batches": shared.place([sorted(batch) for batch in setting.batches[:3]]),
+    }
+
+
+def _samples(ordered: Sequence[Setting]) -> list[dict[str, Any]]:
+    """The browsed samples, those of one prompt together; `by` has the place of each setting among all."""
+    prompts: dict[tuple[str, ...], dict[str, Any]] = {}
+    for place, setting in enumerate(ordered):
+        record = setting.record
+        for line in setting.browsed:
+            key = (record.model, record.eval, record.task, record.protocol, line["id"])
+            if key not in prompts:
+                prompts[key] = {"at": list(key), "prompt": _of_prompt(line, record.summary or {}), "by": []}
+            prompts[key]["by"].append({"setting": place, **_of_setting(line)})
+    for sample in prompts.values():
+        # What the others are compared with comes first.
+        sample["by"].sort(key=lambda each: ordered[each["setting"]].record.budget is not None)
+    return list(prompts.values())
+
+
+def _of_setting(line: Line) -> Line:
+    return {key: value for key, value in line.items() if key in OF_SETTING or key.startswith("score")}
+
+
+def _of_prompt(line: Line, summary: Mapping[str, Any]) -> dict[str, Any]:
+    """What is known of a prompt. The lines have no prompts: of needles, the summary has what is asked and sought."""
+    fields = {
+        key: value
+        for key, value in line.items()
+        if key != "id" and key not in OF_SETTING and not key.startswith("score") and value is not None
+    }
+    prompt = summary.get("prompt")
+    first = line["id"].endswith("-N0") and "question" not in fields
+    if isinstance(prompt, Mapping) and first:
+        fields |= {key: prompt[key] for key in ("question", "answer_prefix", "answer") if prompt.get(key)}
+    return fields

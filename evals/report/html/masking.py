@@ -1,0 +1,53 @@
+"""Head masking of the page: accuracy by number of masked heads, a line for each ranking."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from statistics import fmean
+
+from evals.report.html.chart import Chart, Line, Point
+from evals.report.html.reading import Setting, Tree
+from evals.results import statistics
+
+
+@dataclass(frozen=True)
+class Masked:
+    """One model under one protocol; a row is ranking, masked heads, score, interval, samples and draws."""
+
+    title: str
+    rows: Sequence[Sequence[str]]
+    chart: Chart
+
+
+def masked(tree: Tree) -> list[Masked]:
+    """A table and a chart for each model and protocol."""
+
+    def place(setting: Setting) -> tuple[str, str]:
+        return setting.record.model, setting.record.protocol
+
+    settings = sorted((s for s in tree.settings if s.record.eval == "head_masking"), key=place)
+    return [_masked(" · ".join(of), list(group)) for of, group in groupby(settings, key=place)]
+
+
+def _masked(title: str, settings: Sequence[Setting]) -> Masked:
+    """Draws of the random control are averaged within each prompt."""
+    scores: dict[tuple[str, int], dict[str, list[float]]] = {}
+    draws: dict[tuple[str, int], int] = {}
+    for setting in settings:
+        for line in setting.record.covered:
+            choice = str(line.get("ranking")), int(line.get("masked") or 0)
+            scores.setdefault(choice, {}).setdefault(line["id"], []).append(line["score"])
+            draws[choice] = len(scores[choice][line["id"]])
+    points: dict[str, list[Point]] = {}
+    rows = []
+    for ranking, count in sorted(scores):
+        values = [fmean(of_prompt) for of_prompt in scores[ranking, count].values()]
+        low, high = bounds = statistics.interval(values) or (None, None)
+        points.setdefault(ranking, []).append(Point(count, fmean(values), low, high))
+        shown = "–" if None in bounds else f"{low:.1f} to {high:.1f}"
+        rows.append([ranking, str(count), f"{fmean(values):.1f}", shown, str(len(values)), str(draws[ranking, count])])
+    none = points.pop("none", [])
+    lines = [Line(ranking, none + of_line, style) for style, (ranking, of_line) in enumerate(sorted(points.items()))]
+    if not lines:
+        lines = [Line("none", none, 0)]
+    return Masked(title, rows, Chart("Score by masked heads", "masked query heads", "score, 0 to 100", lines))

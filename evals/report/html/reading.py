@@ -1,0 +1,198 @@
+"""A results tree for the page: read setting by setting, each reduced at once to what the page shows."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from compresskv.errors import UserError
+from evals.results.lines import Lines
+from evals.results.record import NAMED, Record, records
+from evals.results.schema import FIDELITY, Line
+
+EMBEDDED = 1200
+"""Sample lines that the page's browser holds at most, so that it opens quickly whatever the size of the tree."""
+
+LONGEST = 1200
+"""Characters of a prediction or an answer that are shown."""
+
+ALL_FIELDS = ("id", "score", *FIDELITY)
+FIELDS = {
+    "niah": (*ALL_FIELDS, "length", "depth"),
+    "head_masking": (*ALL_FIELDS, "ranking", "masked"),
+    "longbench": (*ALL_FIELDS, "length", "answers", "score_official"),
+}
+"""Fields of the lines that tables and figures are made of, by evaluation."""
+
+BROWSED = (
+    *("id", "prediction", "answers", "metric", "length", "depth", "actual_depth", "prompt_tokens", "prompt_sha256"),
+    *("prompt_tail", "truncated", "new_tokens", "realised_budget", "cache_bytes", "ranking", "masked", *FIDELITY),
+)
+"""Fields of the lines that the browser shows where they are there, with those that start with `score`."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One setting with a summary: its `record` without what the page does not show.
+
+    `kept`: mean tokens kept by each layer, over samples and KV heads. `batches`: the settings that it was decoded with,
+    each combination once. `browsed`: the lines for the browser.
+    """
+
+    record: Record
+    kept: tuple[float, ...]
+    batches: tuple[tuple[str, ...], ...]
+    browsed: Sequence[Line] = ()
+
+
+@dataclass(frozen=True)
+class Tree:
+    """All settings that have a summary; `unfinished` have none yet. `faults`: what is wrong with files, in phrases."""
+
+    results: Path
+    settings: Sequence[Setting]
+    unfinished: int
+    faults: Sequence[str]
+    lines: int
+    browsable: int
+
+
+def read(results: Path) -> Tree:
+    """Read the whole tree; one setting at a time is in memory. Raises `UserError` where there is none."""
+    if not results.is_dir():
+        raise UserError(f"{results}: there is no such directory: name a results tree, such as results")
+    waiting = records(results)
+    chosen = _sample_places(waiting)
+    shared = _Shared()
+    settings: list[Setting] = []
+    ids_of: dict[tuple[str, ...], set[str]] = {}
+    faults: list[str] = []
+    unfinished = lines = 0
+    for place, record in enumerate(waiting):
+        if record.summary is None:
+            if record.scored:
+                unfinished += 1
+            continue
+        if not record.covered or not all(isinstance(line.get("score"), (int, float)) for line in record.covered):
+            faults.append(f"{record.name}: the summary covers no samples with scores")
+            continue
+        faults += _faults(record)
+        lines += len(record.covered)
+        group = _group(record)
+        ids: set[str] = set()
+        if group in chosen and chosen[group][0] <= place < chosen[group][1]:
+            count = chosen[group][2]
+            ids = ids_of.setdefault(group, set(_spread([line["id"] for line in record.covered], count)))
+        settings.append(_setting(record, ids, shared))
+        # A record keeps what it has read.
+        waiting[place] = Record(record.path, record.runs)
+    browsable = sum(len(setting.browsed) for setting in settings)
+    return Tree(results, settings, unfinished, faults, lines, browsable)
+
+
+class _Shared:
+    """Equal values as one object: settings of a sweep have nearly the same configuration, environment and ids."""
+
+    def __init__(self) -> None:
+        self._known: dict[str, Any] = {}
+
+    def one(self, value: Any) -> Any:
+        return self._known.setdefault(json.dumps(value, sort_keys=True, default=str), value)
+
+    def each(self, mapping: Any) -> dict[str, Any]:
+        """The mapping, its values shared."""
+        return {key: self.one(value) for key, value in mapping.items()} if isinstance(mapping, Mapping) else {}
+
+
+def _setting(record: Record, browsed: set[str], shared: _Shared) -> Setting:
+    fields = FIELDS.get(record.eval, ALL_FIELDS)
+    lines: dict[str, Line] = {}
+    for line in record.covered:
+        reduced = {name: line[name] for name in fields if name in line}
+        reduced["id"] = shared.one(line["id"])
+        if record.eval == "longbench":
+            # Rows without answers, as in trees that were published without texts, cannot be checked: not official.
+            reduced["answers"], reduced["length"] = shared.one(line.get("answers", [])), line.get("length", 0)
+        lines[reduced["id"]] = reduced
+    summary = dict(record.summary or {})
+    summary.pop("method_in_full", None)
+    summary |= {"samples": list(lines), "config": shared.each(summary.get("config"))}
+    for name in ("prompt", "environment"):
+        summary[name] = shared.one(summary.get(name))
+    reduced_record = Record(record.path, record.runs)
+    # As if they had been read.
+    vars(reduced_record).update(_lines=(Lines(lines, {}, 0, 0), ""), _file_summary=(summary, ""), _file_config=None)
+    batches = dict.fromkeys(tuple(line["batch"]) for line in record.covered if isinstance(line.get("batch"), list))
+    shown = [_browsed(line) for line in record.covered if line["id"] in browsed]
+    return Setting(reduced_record, _kept(record.covered), shared.one(tuple(batches)), shown)
+
+
+def layer_means(line: Line) -> list[float]:
+    """Tokens kept by each layer, mean over its KV heads; empty where the line does not say."""
+    kept = line.get("kept")
+    if not isinstance(kept, list):
+        return []
+    return [fmean(layer) if isinstance(layer, list) else float(layer) for layer in kept]
+
+
+def _kept(lines: Sequence[Line]) -> tuple[float, ...]:
+    means = [layers for line in lines if (layers := layer_means(line))]
+    if not means or len({len(layers) for layers in means}) > 1:
+        return ()
+    return tuple(round(fmean(layer), 2) for layer in zip(*means, strict=True))
+
+
+def _browsed(line: Line) -> Line:
+    fields = {name: value for name, value in line.items() if name in BROWSED or name.startswith("score")}
+    if isinstance(fields.get("prediction"), str):
+        fields["prediction"] = shortened(fields["prediction"])
+    if isinstance(fields.get("answers"), list):
+        fields["answers"] = [shortened(str(answer)) for answer in fields["answers"][:5]]
+    return {**fields, "kept": [round(layer, 1) for layer in layer_means(line)]}
+
+
+def shortened(text: str) -> str:
+    """At most `LONGEST` characters, and how many more there are."""
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]}… ({len(text) - LONGEST} more characters)"
+
+
+def _faults(record: Record) -> list[str]:
+    """What can be seen at a glance; `python -m evals.results verify` looks closer."""
+    phrases = [f"{record.name}: samples.jsonl:{number}: {fault}" for number, fault in record.line_faults.items()]
+    summary = record.summary or {}
+    if missing := len(summary.get("samples", ())) - len(record.covered):
+        phrases.append(f"{record.name}: the summary covers {missing} samples that are not there")
+    elif abs(fmean(line["score"] for line in record.covered) - summary["score"]) > 0.006:
+        phrases.append(f"{record.name}: the summary's score is not the mean of its samples")
+    return phrases
+
+
+def _group(record: Record) -> tuple[str, ...]:
+    """Model, evaluation, task and protocol, by the path."""
+    return record.path.parts[-len(NAMED) : -2]
+
+
+def _sample_places(waiting: Sequence[Record]) -> dict[tuple[str, ...], tuple[int, int, int]]:
+    """For each group with lines in the browser: first and last place of its settings, and how many samples of each.
+
+    All settings of a group show the same samples. Where the tree is too large, groups are picked evenly over it.
+    """
+    places: dict[tuple[str, ...], list[int]] = {}
+    for place, record in enumerate(waiting):
+        places.setdefault(_group(record), []).append(place)
+    groups = list(places)
+    if len(waiting) > EMBEDDED:
+        groups = _spread(groups, max(1, EMBEDDED * len(groups) // len(waiting)))
+    each = max(1, EMBEDDED // max(1, sum(len(places[group]) for group in groups)))
+    return {
+        group: (places[group][0], min(places[group][-1] + 1, places[group][0] + EMBEDDED), each) for group in groups
+    }
+
+
+def _spread(items: Sequence[Any], count: int) -> list[Any]:
+    """At most `count` of the items, evenly spaced."""
+    if len(items) <= count:
+        return list(items)
+    return [items[place * len(items) // count] for place in range(count)]

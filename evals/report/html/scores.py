@@ -1,0 +1,290 @@
+"""Scores of the page: grids of means, what they say in words, and their charts."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from statistics import fmean
+
+from evals.longbench.tasks import CATEGORIES, ENGLISH, TASKS
+from evals.report import paper
+from evals.report.cells import AVERAGE_OF_16, Cell, Grid, Row, grid, ranks
+from evals.report.html.chart import Chart, Line, Point
+from evals.report.html.reading import Setting, Tree
+from evals.report.items import Item
+from evals.report.page import EVALS, budget_text
+from evals.report.verdicts import Verdict, verdicts
+from evals.results import statistics
+from evals.results.record import Record
+
+ITEM = Item("all methods")
+"""Rows by method and budget; CompressKV is compared with every other method of its budget."""
+
+PAPER = "table1_longbench"
+"""The published table that LongBench scores stand beside."""
+
+LINES = 12
+"""Lines of a chart at most; the tables have all."""
+
+
+@dataclass(frozen=True)
+class Sentence:
+    """What a comparison says: `better` is whether it shows a difference."""
+
+    text: str
+    better: bool
+
+
+@dataclass(frozen=True)
+class CellText:
+    """A cell as it is shown: `rank` 1 and 2 are marked; `paper` and whether it can be compared."""
+
+    mean: str
+    interval: str
+    partial: str
+    rank: int | None
+    paper: str
+    comparable: bool
+
+
+@dataclass(frozen=True)
+class TableRow:
+    budget: str
+    method: str
+    cells: Sequence[CellText | None]
+
+
+@dataclass(frozen=True)
+class Board:
+    """Everything of one model and evaluation whose rows are methods within a budget."""
+
+    model: str
+    eval: str
+    title: str
+    columns: Sequence[str]
+    rows: Sequence[TableRow]
+    sentences: Sequence[Sentence]
+    shares: Sequence[str]
+    score: Chart | None
+    kl: Chart | None
+    layers: Sequence[Chart]
+    left_out: int
+
+    @property
+    def partial(self) -> bool:
+        return any(cell and cell.partial for row in self.rows for cell in row.cells)
+
+
+def boards(tree: Tree) -> Iterator[tuple[Board, Grid]]:
+    """A board for each model and evaluation, with the grid that it is made of; head masking has none."""
+
+    def place(setting: Setting) -> tuple[str, str]:
+        return setting.record.model, setting.record.eval
+
+    for (_, evaluation), group in groupby(sorted(tree.settings, key=place), key=place):
+        settings = [setting for setting in group if evaluation != "longbench" or setting.record.task in TASKS]
+        if not settings or evaluation == "head_masking":
+            continue
+        of_model = paper.beside(PAPER if evaluation == "longbench" else "", _grid(evaluation, settings))
+        yield _board(of_model, settings), of_model
+        # Signs for many samples are large, and the next board has other samples.
+        statistics._signs.cache_clear()
+
+
+def _grid(evaluation: str, settings: Sequence[Setting]) -> Grid:
+    """The grid; those of other evaluations than needles and LongBench have a column for every task."""
+    made = grid(ITEM, [setting.record for setting in settings])
+    tasks = list(dict.fromkeys(setting.record.task for setting in settings))
+    if evaluation in ("niah", "longbench") or len(tasks) < 2:
+        return made
+    by_task = {task: [s.record for s in settings if s.record.task == task] for task in tasks}
+    cells: dict[tuple[str, int | None, str, str], dict[str, Cell]] = {}
+    for task, of_task in by_task.items():
+        for row in grid(ITEM, of_task).rows:
+            cells.setdefault((row.method, row.budget, row.protocol, row.variant), {})[task] = row.cells[made.last]
+    rows = []
+    for row in made.rows:
+        of_row = cells.get((row.method, row.budget, row.protocol, row.variant), {})
+        rows.append(_with_cells(row, {**of_row, made.last: row.cells[made.last]}))
+    return Grid(made.model, made.eval, [*tasks, made.last], rows)
+
+
+def _with_cells(row: Row, cells: dict[str, Cell]) -> Row:
+    return Row(row.method, row.budget, row.protocol, row.variant, cells, row.marked, row.records)
+
+
+def _board(of_model: Grid, settings: Sequence[Setting]) -> Board:
+    kept = {setting.record.path: setting.kept for setting in settings}
+    lines = {label: style for style, label in enumerate(dict.fromkeys(row.label for row in _ordered(of_model)))}
+    shown = {label: style for label, style in lines.items() if style < LINES}
+    compared = verdicts(ITEM, of_model)
+    return Board(
+        of_model.model,
+        of_model.eval,
+        f"{of_model.model} · {EVALS.get(of_model.eval, of_model.eval)}",
+        [column_title(column, of_model) for column in of_model.columns],
+        list(_rows(of_model)),
+        [sentence(verdict) for verdict in sorted(compared, key=lambda verdict: verdict.budget or 0)],
+        list(_shares(of_model)),
+        _over_budget(of_model, shown),
+        _kl(of_model, shown),
+        list(_layers(of_model, shown, kept)),
+        len(lines) - len(shown),
+    )
+
+
+def _ordered(of_model: Grid) -> list[Row]:
+    """The subject first, then the full cache, then the others as they come."""
+    return sorted(of_model.rows, key=lambda row: (row.method != ITEM.subject, row.budget is not None))
+
+
+def _rows(of_model: Grid) -> Iterator[TableRow]:
+    for budget, rows in of_model.budgets.items():
+        ranked = {column: ranks(column, rows) for column in of_model.columns}
+        for place, row in enumerate(rows):
+            cells = []
+            for column in of_model.columns:
+                cell = row.cells.get(column)
+                cells.append(cell and _cell(cell, ranked[column].get(place), column == of_model.last))
+            yield TableRow(budget_text(budget), row.label, cells)
+
+
+def _cell(cell: Cell, rank: int | None, with_interval: bool) -> CellText:
+    bounds = cell.interval if with_interval else None
+    interval = f"{bounds[0]:.1f} to {bounds[1]:.1f}" if bounds else ""
+    partial = f"{cell.counted} of {cell.of}" if cell.partial else ""
+    if cell.published is None:
+        published = ""
+    elif cell.difference is None:
+        published = f"paper {cell.published:.2f}, not comparable: {cell.apart}"
+    else:
+        published = f"paper {cell.published:.2f} ({cell.difference:+.2f})"
+    return CellText(f"{cell.mean:.2f}", interval, partial, rank, published, cell.difference is not None)
+
+
+def sentence(verdict: Verdict) -> Sentence:
+    """A comparison in words."""
+    first, second, mean, bounds = verdict.first, verdict.second, verdict.mean, verdict.interval
+    if mean > 0:
+        first, second = second, first
+    elif bounds:
+        bounds = -bounds[1], -bounds[0]
+    between = f"95 % interval {signed(bounds[0])} to {signed(bounds[1])}, " if bounds else ""
+    p = "p < 0.001" if verdict.p < 0.001 else f"p = {verdict.p:.3f}"
+    # No line breaks around the signs.
+    numbers = f"{between}{p}, n = {verdict.n}".replace(" = ", "\u00a0=\u00a0").replace(" < ", "\u00a0<\u00a0")
+    at = "With the full cache" if verdict.budget is None else f"At budget {verdict.budget}"
+    if verdict.p < statistics.ALPHA:
+        return Sentence(f"{at}, {first} is better than {second} by {abs(mean):.1f} points ({numbers}).", True)
+    needed = f"; about {verdict.needed:,} samples would tell them apart" if verdict.needed and bounds else ""
+    by = f"{first} has {abs(mean):.1f} points more" if mean else "equal means"
+    text = f"{at}, no difference is shown between {verdict.first} and {verdict.second}"
+    return Sentence(f"{text} ({by}, {numbers}{needed}).", False)
+
+
+def signed(value: float) -> str:
+    """One decimal, with the minus that numbers have."""
+    return f"{value:.1f}".replace("-", "−")
+
+
+def column_title(column: str, of_model: Grid) -> str:
+    """The column's name; averages of LongBench say over how many of their tasks they are."""
+    if of_model.eval != "longbench" or column not in (*CATEGORIES, AVERAGE_OF_16):
+        return column
+    tasks = [task for task in ENGLISH if column == AVERAGE_OF_16 or TASKS[task].category == column]
+    there = sum(task in of_model.columns for task in tasks)
+    if there == len(tasks):
+        return column
+    name = "average" if column == AVERAGE_OF_16 else column
+    return f"{name} ({there} of {len(tasks)} tasks)"
+
+
+def _shares(of_model: Grid) -> Iterator[str]:
+    """How much of the full cache's score the subject reaches, and with how much of its tokens."""
+    rows = _ordered(of_model)
+    for row in rows:
+        full = next((other for other in rows if other.budget is None and other.protocol == row.protocol), None)
+        if row.method != ITEM.subject or row.variant or row.budget is None or full is None:
+            continue
+        mine, whole = row.cells.get(of_model.last), full.cells.get(of_model.last)
+        if mine is None or whole is None or not whole.mean or mine.samples != whole.samples:
+            continue
+        kept, all_kept = _kept_tokens(row.records), _kept_tokens(full.records)
+        tokens = f", keeping {100 * kept / all_kept:.0f} % of its tokens" if kept and all_kept else ""
+        yield (
+            f"{row.label} at budget {row.budget} scores {mine.mean:.1f}: {100 * mine.mean / whole.mean:.0f} % of the "
+            f"full cache's {whole.mean:.1f}{tokens}."
+        )
+
+
+def _kept_tokens(records: Sequence[Record]) -> float | None:
+    values = [record.summary.get("realised_budget") for record in records if record.summary]
+    numbers = [value for value in values if isinstance(value, (int, float))]
+    return fmean(numbers) if numbers else None
+
+
+def _over_budget(of_model: Grid, styles: dict[str, int]) -> Chart | None:
+    points: dict[str, list[Point]] = {}
+    levels: list[Line] = []
+    for row in of_model.rows:
+        cell = row.cells.get(of_model.last)
+        if cell is None or row.label not in styles:
+            continue
+        low, high = cell.interval or (None, None)
+        point = Point(row.budget or 0, cell.mean, low, high, cell.partial)
+        if row.budget is None:
+            levels.append(Line(row.label, [point], styles[row.label], True))
+        else:
+            points.setdefault(row.label, []).append(point)
+    return _budget_chart(f"Score, {column_title(of_model.last, of_model)}", "score, 0 to 100", points, levels, styles)
+
+
+def _kl(of_model: Grid, styles: dict[str, int]) -> Chart | None:
+    """KL to the full cache over the samples of all tasks that have it; the full cache itself is at 0."""
+    points: dict[str, list[Point]] = {}
+    for row in of_model.rows:
+        values = _values(row.records, "kl")
+        if values and row.budget is not None and row.label in styles:
+            low, high = statistics.interval(values) or (None, None)
+            points.setdefault(row.label, []).append(Point(row.budget, fmean(values), low, high))
+    return _budget_chart("KL to the full cache", "nats per token, lower is closer", points, [], styles, 3)
+
+
+def _values(records: Sequence[Record], name: str) -> list[float]:
+    values: list[float] = []
+    for record in records:
+        values += [line[name] for line in record.covered if isinstance(line.get(name), (int, float))]
+    return values
+
+
+def _budget_chart(
+    title: str,
+    y_label: str,
+    points: dict[str, list[Point]],
+    levels: Sequence[Line],
+    styles: dict[str, int],
+    digits: int = 1,
+) -> Chart | None:
+    if not points:
+        return None
+    lines = [
+        Line(label, sorted(of_line, key=lambda point: point.x), styles[label])
+        for label, of_line in sorted(points.items(), key=lambda item: styles[item[0]])
+    ]
+    return Chart(title, "budget (KV tokens per layer and head)", y_label, [*lines, *levels], log=True, digits=digits)
+
+
+def _layers(of_model: Grid, styles: dict[str, int], kept: dict) -> Iterator[Chart]:
+    """Tokens kept by layer: a chart for every budget, the smallest first."""
+    for budget, rows in sorted(of_model.budgets.items(), key=lambda item: item[0] or 0):
+        if budget is None:
+            continue
+        lines = []
+        for row in rows:
+            means = [kept[record.path] for record in row.records if kept.get(record.path)]
+            if row.label not in styles or not means or len({len(layers) for layers in means}) > 1:
+                continue
+            points = [Point(place, round(fmean(layer), 1)) for place, layer in enumerate(zip(*means, strict=True))]
+            lines.append(Line(row.label, points, styles[row.label]))
+        if lines:
+            ordered = sorted(lines, key=lambda line: line.style)
+            yield Chart(f"Budget {budget}", "layer", "KV tokens kept per head", ordered, marked=False)

@@ -1,0 +1,137 @@
+"""Which settings of a results tree an experiment is about: those that it would run, on whatever model and budget."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from compresskv import calibration
+from compresskv.checking import checked
+from compresskv.errors import UserError
+from compresskv.methods import method_config
+from compresskv.protocol import EvaluationProtocol
+from evals.compose import CONF
+from evals.report.experiments import sweep
+from evals.report.labels import calibration_of, selecting_heads
+from evals.results.record import Record, records
+
+VARYING = ("method", "observation", "calibration", "eval.")
+"""Swept settings that a result must have as an experiment has them. Models, budgets and protocols may be any."""
+
+STAND_IN = {"longbench": "niah"}
+"""What an evaluation runs as where it cannot be had, at size=smoke."""
+
+
+@dataclass(frozen=True)
+class Trait:
+    """A `setting` of a configuration, and how to see whether a record `has` that value."""
+
+    setting: Callable[[Mapping[str, Any]], Any]
+    has: Callable[[Record, Any], bool]
+
+    def shared(self, record: Record, config: Mapping[str, Any]) -> bool:
+        return self.has(record, self.setting(config))
+
+
+def _of_eval(record: Record, name: str, default: Any = None) -> Any:
+    return record.config.get("eval", {}).get(name, default)
+
+
+TRAITS = (
+    Trait(lambda config: config["observation"], lambda record, value: record.config.get("observation") == value),
+    Trait(
+        lambda config: config["calibration"],
+        lambda record, value: calibration_of(record) == calibration_of(record, value),
+    ),
+    Trait(lambda config: config["eval"].get("haystack"), lambda record, value: _of_eval(record, "haystack") == value),
+    # Runs of one needle and of several are settings apart.
+    Trait(
+        lambda config: config["eval"].get("needles", 1) > 1,
+        lambda record, value: (_of_eval(record, "needles", 1) > 1) == value,
+    ),
+)
+
+
+def chosen(experiment: str, results: Path) -> tuple[list[Record], str]:
+    """The records of an experiment by model, in the order of its sweep; and the evaluation that it names.
+
+    Where it has none of its evaluation, what stands in for it does. Raises `UserError` where there is nothing.
+    """
+    evaluation = settings_of(experiment, None)[0]["eval"]["name"]
+    usable = [record for record in records(results) if record.covered and record.summary]
+    for name in dict.fromkeys([evaluation, STAND_IN.get(evaluation, evaluation)]):
+        found: list[Record] = []
+        of_evaluation = [record for record in usable if record.eval == name]
+        for model in sorted({record.model for record in of_evaluation}):
+            of_model = [record for record in of_evaluation if record.model == model]
+            standing_in = [f"eval={name}"] if name != evaluation else []
+            found += _of_experiment(of_model, settings_of(experiment, model, *standing_in))
+        if found:
+            return found, evaluation
+    raise nothing(experiment, results / "runs")
+
+
+def nothing(experiment: str, place: Path) -> UserError:
+    """That an experiment has no results at `place`."""
+    return UserError(
+        f"experiment={experiment}: {place} has none of its results: "
+        f"run `python run.py -m experiment={experiment}` first, or name the tree with results="
+    )
+
+
+def settings_of(experiment: str, model: str | None, *overrides: str) -> list[dict[str, Any]]:
+    """The configurations that an experiment sweeps over, as far as they matter, for a model of `conf/model`."""
+    known = model is not None and (CONF / "model" / f"{model}.yaml").exists()
+    of_model = [f"model={model}"] if known else []
+    return sweep(f"experiment={experiment}", *of_model, *overrides, only=VARYING)
+
+
+def _of_experiment(of_model: Sequence[Record], configs: Sequence[dict[str, Any]]) -> list[Record]:
+    """The records of a model that agree with one of `configs`, in their order.
+
+    They have its method and whatever else is swept. What is not swept, such as the observation, singles out those that
+    have it as the experiment does, where there are any: the command line may have set another.
+    """
+    swept = [trait for trait in TRAITS if len({repr(trait.setting(config)) for config in configs}) > 1]
+    places: dict[Record, int] = {}
+    for record in of_model:
+        for place, config in enumerate(configs):
+            if same_method(record, config["method"]) and all(trait.shared(record, config) for trait in swept):
+                places.setdefault(record, place)
+    found = sorted(places, key=places.__getitem__)
+    for trait in TRAITS:
+        usual = [record for record in found if trait.shared(record, configs[places[record]])]
+        found = usual or found
+    return found
+
+
+def same_method(record: Record, node: Mapping[str, Any]) -> bool:
+    """Whether a result's method is that of a `method` node, parameters and all; heads as set or as calibrated."""
+    mine = record.config.get("method")
+    if not isinstance(mine, dict):
+        return False
+    one, other = _without_heads(mine), _without_heads(node)
+    if one != other or method_config(node).name != record.method:
+        return False
+    wanted = (node.get("scorer") or {}).get("heads")
+    given = (mine.get("scorer") or {}).get("heads")
+    if wanted == given:
+        return True
+    return selecting_heads(record) == (calibrated_heads(record) if wanted is None else wanted)
+
+
+def _without_heads(node: Mapping[str, Any]) -> dict[str, Any]:
+    parts = {key: value for key, value in node.items() if key != "plain"}
+    if isinstance(parts.get("scorer"), Mapping):
+        parts["scorer"] = {key: value for key, value in parts["scorer"].items() if key != "heads"}
+    return parts
+
+
+def calibrated_heads(record: Record) -> int | None:
+    """How many heads of a layer select where none are set: as the calibration says that the record names."""
+    try:
+        protocol = checked("protocol", EvaluationProtocol, record.config["protocol"])
+        made = calibration.choose(record.model, record.config["calibration"], protocol)
+    except (UserError, KeyError):
+        return None
+    return made.heads if made else None

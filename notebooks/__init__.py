@@ -1,0 +1,1 @@
+"""Notebooks that use the harness as a reader would; `make notebooks` executes them."""

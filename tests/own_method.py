@@ -1,0 +1,91 @@
+"""A package with a method of somebody's own, and the folder of configuration that goes with it."""
+
+from pathlib import Path
+
+METHOD = '''
+"""Every so many tokens, and more of them in later layers."""
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+import torch
+
+from compresskv.checking import Ge
+from compresskv.context import Context
+from compresskv.eviction import LayerScores
+
+
+@dataclass(frozen=True)
+class Strided:
+    stride: int
+    start: str
+    window: int
+
+    def __call__(self, layer):
+        past = torch.arange(layer.length - self.window)
+        scores = (past % self.stride == 0).float()
+        return LayerScores((scores if self.start == "first" else scores.flip(0)).expand(layer.kv_heads, -1))
+
+
+@dataclass(frozen=True)
+class Halves:
+    """The first half of the layers gives `given` tokens each to the second."""
+    given: int
+
+    def __call__(self, scores, shape, budget):
+        base, half = budget - shape.window, shape.layers // 2
+        given = max(min(self.given, base, shape.past - base), 0)
+        capacities = [base - given] * half + [base] * (shape.layers - 2 * half) + [base + given] * half
+        return capacities[:len(scores)]
+
+
+def scorer(context: Context, *, stride: Annotated[int, Ge(1)], start: Literal["first", "last"] = "first") -> Strided:
+    return Strided(stride, start, context.observation.window)
+
+
+def allocator(context: Context, *, given: Annotated[int, Ge(0)]) -> Halves:
+    return Halves(given)
+'''
+
+YAML = """
+# python run.py --config-dir=<this folder> method=strided_halves
+defaults:
+  - allocator: halves
+  - _self_
+name: strided_halves
+scorer:
+  _target_: own_method.parts.scorer
+  stride: 3
+plain:
+  scorer: own_method.parts.scorer
+  allocator: own_method.parts.allocator
+"""
+
+ALLOCATOR = """
+_target_: own_method.parts.allocator
+given: 4
+"""
+
+ENTRY_POINT = """
+[compresskv.conf]
+own_method = own_method.conf
+"""
+
+
+def write_package(folder: Path) -> Path:
+    """Write the package `own_method` into `folder`; returns its folder of configuration."""
+    package = folder / "own_method"
+    conf = package / "conf"
+    (conf / "method" / "allocator").mkdir(parents=True)
+    (package / "__init__.py").write_text("")
+    (package / "parts.py").write_text(METHOD)
+    (conf / "method" / "strided_halves.yaml").write_text(YAML)
+    (conf / "method" / "allocator" / "halves.yaml").write_text(ALLOCATOR)
+    return conf
+
+
+def install(folder: Path) -> None:
+    """Leave beside the package what pip leaves, so that its entry point counts where `folder` is on the path."""
+    info = folder / "own_method-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: own-method\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text(ENTRY_POINT)

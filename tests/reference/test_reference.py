@@ -1,0 +1,96 @@
+"""The reference run: its sweeps compose, and what is committed is an ordinary results tree without texts."""
+
+import json
+import re
+
+import pytest
+
+from compresskv.errors import UserError
+from evals.longbench.table import score
+from evals.reference import sweeps
+from evals.reference.__main__ import run_and_export
+from evals.reference.export import export
+from evals.results import frame
+from evals.results.record import records
+from tests.results.trees import setting
+
+
+@pytest.fixture(autouse=True)
+def one_artefact(monkeypatch):
+    monkeypatch.setattr("evals.reference.export.ARTEFACTS", ("fig9_budgets",))
+
+
+def test_sweeps_compose():
+    for line in sweeps.SWEEPS["needles"][2:] + sweeps.SWEEPS["longbench"][:1] + sweeps.SWEEPS["masking"]:
+        one = re.sub(r",[\w,.]+", "", line)  # the first of every axis
+        [first, *_] = sweeps.configurations([*one.split(), "budget=64"])
+        assert first["model"]["name"] == "smollm2-135m"
+
+
+def test_a_line_sweeps_over_its_own_axes_and_those_of_the_experiment():
+    configs = sweeps.configurations(["experiment=table3_components", "budget=64,128", "method=snapkv"])
+    assert [(config["budget"], config["method"]["allocator"]["_target_"].split(".")[1]) for config in configs] == [
+        (64, "uniform"),
+        (128, "uniform"),
+        (64, "layer_error"),
+        (128, "layer_error"),
+    ]
+
+
+def test_a_tree_is_committed_without_texts(tmp_path):
+    setting(tmp_path / "full", {"a": 0.0, "b": 100.0})
+    (tmp_path / "small" / "runs" / "old").mkdir(parents=True)
+    (tmp_path / "small" / "demo.json").write_text("stays")
+    assert export(tmp_path / "full", tmp_path / "small") == 1
+    [before], [after] = records(tmp_path / "full"), records(tmp_path / "small")
+    assert (after.state, after.unchecked, after.name) == ("complete", 0, before.name)
+    assert not (tmp_path / "small" / "runs" / "old").exists()
+    assert (tmp_path / "small" / "demo.json").exists()
+    assert [line["score"] for line in after.covered] == [0.0, 100.0]
+    for field in ("score", "interval", "n", "cache_bytes", "dtype", "samples", "environment"):
+        assert after.summary[field] == before.summary[field]
+    for line in after.samples.values():
+        assert {type(value) for key, value in line.items() if key not in ("id", "checksum")} <= {int, float, bool}
+    assert frame(tmp_path / "small", "sample")["score"].tolist() == [0.0, 100.0]
+
+
+def test_faulty_or_no_results_are_not_committed(tmp_path):
+    with pytest.raises(UserError, match="no results"):
+        export(tmp_path, tmp_path / "small")
+    record = setting(tmp_path)
+    (record.path / "samples.jsonl").write_text("")
+    with pytest.raises(UserError, match="covers 2 samples that are not there"):
+        export(tmp_path, tmp_path / "small")
+    assert not (tmp_path / "small").exists()
+
+
+def test_a_run_of_two_parts_from_prompts_to_what_is_committed(tmp_path, checkpoint, monkeypatch):
+    (tmp_path / "data").mkdir()
+    row = {"input": "Where is the cat?", "context": "The cat sat. " * 40, "answers": ["on the mat"], "length": 9}
+    (tmp_path / "data" / "qasper.jsonl").write_text(json.dumps(row | {"all_classes": None}) + "\n")
+    lines = {
+        "needles": ["method=snapkv,full budget=32 eval.lengths=[200] eval.depths=1 eval.needles=2"],
+        "longbench": ["eval=longbench eval.tasks=[qasper] method=snapkv budget=32 fidelity=true"],
+    }
+    monkeypatch.setattr("evals.reference.sweeps.SWEEPS", lines)
+    monkeypatch.setattr("evals.reference.__main__.SWEEPS", lines)
+    places = (tmp_path / "full", tmp_path / "small")
+    tiny = [f"model.path={checkpoint}", "model.dtype=float32", "model.device=cpu"]
+    run_and_export(["needles", "longbench"], str(tmp_path / "data"), *places, tiny)
+    committed = records(tmp_path / "small")
+    assert [(record.eval, record.method, len(record.covered)) for record in committed] == [
+        ("longbench", "snapkv", 1),
+        ("niah", "full", 2),
+        ("niah", "snapkv", 2),
+    ]
+    assert not [record.problem for record in committed if record.problems]
+    [line] = committed[0].covered
+    assert line["official"] is False
+    assert line["kl"] >= 0
+    assert "none of them official" in score("qasper", [line]).problem
+    text = "".join(path.read_text() for path in (tmp_path / "small" / "runs").rglob("*") if path.is_file())
+    for hidden in ("on the mat", "The cat", str(tmp_path)):
+        assert hidden not in text
+    run_and_export(["none"], "hub", *places)
+    with pytest.raises(UserError, match="maps: is no part of the reference run"):
+        run_and_export(["maps"], "hub", *places)

@@ -1,0 +1,244 @@
+"""Artefacts of experiments that are more than scores of methods: what they choose of a tree, show and compare."""
+
+import json
+
+import pandas as pd
+import pytest
+
+from compresskv.calibration import FOLDER
+from compresskv.errors import UserError
+from evals.report.artefacts import page_of, write
+from evals.report.markdown import markdown
+from evals.report.selection import settings_of
+from tests.report.trees import needles, nodes, setting
+from tests.results.trees import line
+
+OBSERVATION = {"window": 8, "kernel": 5, "pooling": "average"}
+
+
+def rows(page, place=0):
+    return {row.label: row for row in page.grids[place].rows}
+
+
+def test_settings_are_chosen_by_what_an_experiment_sweeps(tmp_path):
+    for source, digest in {"held_out": "aaaa1111", "published": "bbbb2222"}.items():
+        config = {"calibration": source, "observation": OBSERVATION}
+        setting(tmp_path, "calibration_leakage", "compresskv", needles([10, 20]), digest=digest, of_config=config)
+    assert list(rows(page_of("calibration_leakage", tmp_path))) == ["CompressKV, calibration held_out"]
+    # What `auto` takes under the corrected protocol is held out.
+    auto = tmp_path / "auto"
+    setting(auto, "calibration_leakage", "compresskv", needles([10, 20]), of_config={"calibration": "auto"})
+    assert list(rows(page_of("calibration_leakage", auto))) == ["CompressKV, calibration held_out"]
+
+
+def test_windows_are_rows_that_are_compared_with_the_papers(tmp_path):
+    for window, score in {8: 50.0, 16: 60.0, 12: 70.0}.items():
+        config = {"observation": OBSERVATION | {"window": window}}
+        for method in ("snapkv", "compresskv-uniform"):
+            lines = needles([score] * 4)
+            setting(tmp_path, "window_pooling", method, lines, digest=f"abcd{window:04}", of_config=config)
+    page = page_of("window_pooling", tmp_path)
+    assert set(rows(page)) == {
+        f"{method}, window {window}, average pooling"
+        for method in ("SnapKV", "SnapKV + semantic heads")
+        for window in (8, 16)
+    }
+    compared = {(verdict.first, verdict.second) for verdict in page.verdicts}
+    assert ("SnapKV, window 8, average pooling", "SnapKV, window 16, average pooling") in compared
+    assert ("SnapKV, window 16, average pooling", "SnapKV + semantic heads, window 16, average pooling") in compared
+    # Elsewhere, only the experiment's own observation is shown.
+    assert list(rows(page_of("table3_components", tmp_path))) == ["SnapKV", "SnapKV + semantic heads"]
+    assert [row.cells["average"].mean for row in rows(page_of("table3_components", tmp_path)).values()] == [50.0, 50.0]
+
+
+def test_calibrated_heads_are_found_as_the_number_they_are(tmp_path):
+    """Runs that set the calibrated number and those that leave it share a folder and the first's configuration."""
+    node = nodes("table3_components")["compresskv-uniform"]
+    built = {"EvictionMethod": {"scorer": {"SemanticHeadScorer": {"heads": [[7], [3]]}}}}
+    place = {"model": "smollm2-135m", "node": node, "method_in_full": built}
+    setting(tmp_path, "table3_components", "compresskv-uniform", needles([10, 20]), **place)
+    assert list(rows(page_of("table2_heads", tmp_path))) == ["top-1 heads"]
+    set_to_one = {**node, "scorer": {**node["scorer"], "heads": 1}}
+    other = tmp_path / "other"
+    protocol = {"of_config": {"calibration": "auto", "protocol": {"name": "corrected"}}}
+    setting(other, "table2_heads", "compresskv-uniform", needles([10, 20]), **{**place, "node": set_to_one}, **protocol)
+    assert list(rows(page_of("table2_heads", other))) == ["top-1 heads"]
+
+
+def test_numbers_of_heads_are_those_of_each_model():
+    def heads(model):
+        return [config["method"]["scorer"]["heads"] for config in settings_of("table2_heads", model)]
+
+    assert heads("llama-3.1-8b-instruct") == [2, 4, 6, 12, 24]
+    assert heads("smollm2-135m") == heads("a model that nobody knows") == [1, 2, 3, 6, 9]
+
+
+def test_uniform_layers_are_a_row_of_the_plugin(tmp_path):
+    for layers in ("layer_error", "uniform"):
+        node = nodes("v2_fig9_plugin")["adacompresskv"]
+        node = {**node, "allocator": {**node["allocator"], "layers": layers}}
+        scores = [50.0 + n + 20 * (layers == "uniform") for n in range(10)]
+        digest = f"{len(layers):08}"
+        setting(tmp_path, "v2_fig9_plugin", "adacompresskv", needles(scores), node=node, digest=digest)
+    setting(tmp_path, "v2_fig9_plugin", "adakv", needles([40.0 + n for n in range(10)]))
+    page = page_of("v2_fig9_plugin", tmp_path)
+    assert set(rows(page)) == {"AdaKV", "AdaCompressKV", "AdaCompressKV, uniform layers"}
+    found = {(verdict.first, verdict.second): verdict.words for verdict in page.verdicts}
+    assert found["AdaKV", "AdaCompressKV, uniform layers"] == "AdaCompressKV, uniform layers is better"
+    assert len(found) == 3
+
+
+def masked(results, ranking, count, scores, draw=None, model="tiny"):
+    """A finished choice of masked heads, as eval=head_masking leaves it."""
+    name = f"{ranking}-{count}" + ("" if draw is None else f"-draw{draw}")
+    lines = needles(scores, ranking=ranking, masked=count)
+    for of_sample in lines:
+        of_sample["score_keywords"] = of_sample["score"] / 2
+    place = {"eval": "head_masking", "task": name, "of_eval": {"masked": [0, 10, 20]}}
+    setting(results, "fig7_masking", "full", lines, model=model, **place)
+
+
+def test_masking_has_a_row_for_every_ranking_and_a_column_for_every_number_of_heads(tmp_path):
+    before = [90.0 + n for n in range(10)]
+    masked(tmp_path, "none", 0, before)
+    masked(tmp_path, "semantic", 3, [score - 60 for score in before])
+    masked(tmp_path, "traditional", 3, [score - 4 for score in before])
+    masked(tmp_path, "traditional", 5, [score - 30 for score in before])
+    masked(tmp_path, "random", 3, before, draw=0)
+    masked(tmp_path, "random", 3, [score - 2 for score in before], draw=1)
+    page = page_of("fig7_masking", tmp_path)
+    of_ranking = rows(page)
+    assert list(of_ranking) == ["traditional heads", "semantic heads", "random heads"]
+    assert page.grids[0].columns[:3] == ["K = 0", "K = 3", "K = 5"]
+    assert {row.cells["K = 0"].mean for row in of_ranking.values()} == {94.5}
+    assert of_ranking["semantic heads"].cells["K = 3"].mean == 34.5
+    random = of_ranking["random heads"].cells["K = 3"]
+    assert (random.mean, random.n) == (93.5, 10)  # draws are averaged within a prompt
+    # Keywords lose half as much here; the paper's model is not this one, nor named.
+    drop = of_ranking["semantic heads"].cells["drop with the top 10 masked"]
+    assert (drop.mean, drop.published, drop.difference) == (30.0, 24.55, None)
+    assert "(paper 24.55, not comparable: its model is not named)" in markdown(page)
+    assert "drop with the top 20 masked" in of_ranking["traditional heads"].cells
+    words = {(verdict.first, verdict.second, verdict.column): verdict.words for verdict in page.verdicts}
+    assert words["traditional heads", "semantic heads", "K = 3"] == "masking semantic heads costs more"
+    assert not any(column == "K = 0" for _, _, column in words)
+    assert {path.suffix for path in write("fig7_masking", tmp_path)} >= {".png", ".svg", ".pdf"}
+
+
+def test_needles_never_stand_in_for_head_masking(tmp_path):
+    setting(tmp_path, "fig5_niah", "full", needles([10.0, 20.0]))
+    with pytest.raises(UserError, match=r"experiment=fig7_masking: .* has none of its results"):
+        page_of("fig7_masking", tmp_path)
+
+
+def test_needles_are_shown_by_kind_and_haystack_and_compared_in_each(tmp_path):
+    haystacks = settings_of("needles", None)
+    for config in haystacks[:2]:
+        haystack = config["eval"]["haystack"]
+        digest = f"{len(haystack):08}"
+        for method, score in {"full": 99.0, "snapkv": 40.0, "cake": 50.0, "compresskv": 70.0}.items():
+            lines = []
+            for number in range(12):
+                id = f"L{1000 * (number // 2)}-D0-N{number % 2}"
+                lines.append(line(id, score + number, length=1000 * (number // 2), depth=0.0))
+            of_eval = {"haystack": haystack, "needles": 2, "needle": config["eval"]["needle"]}
+            setting(tmp_path, "needles", method, lines, digest=digest, of_eval=of_eval)
+    page = page_of("needles", tmp_path)
+    (grid,) = page.grids
+    assert list(grid.columns) == ["activity", "place", "in PaulGrahamEssays", "in topics", "average"]
+    snapkv = rows(page)["SnapKV"].cells
+    assert [snapkv[column].n for column in grid.columns] == [12, 12, 12, 12, 24]
+    assert not any(cell.partial for cell in snapkv.values())
+    assert {verdict.column for verdict in page.verdicts} == set(grid.columns)
+    verdict = next(v for v in page.verdicts if (v.second, v.column) == ("SnapKV", "in topics"))
+    assert verdict.words == "CompressKV is better"
+    assert "activity 1.00, place 1.00, in PaulGrahamEssays 1.00, in topics 1.00." in page.notes[-1]
+
+
+def test_fidelity_has_a_table_of_its_own_where_runs_carry_it(tmp_path):
+    measured = {"snapkv": 0.2, "compresskv": 0.1}
+    for method, kl in measured.items():
+        lines = needles([50.0 + n for n in range(12)])
+        for place, of_sample in enumerate(lines):
+            of_sample |= {"kl": kl + place / 1000, "agreement": 1 - kl, "reference_nll": None if place else 3.0}
+        setting(tmp_path, "beyond_retrieval", method, lines)
+    page = page_of("beyond_retrieval", tmp_path)
+    assert [grid.metric.field for grid in page.grids] == ["score", "kl", "agreement", "reference_nll"]
+    text = markdown(page)
+    assert "KL divergence from the full cache, nats per token" in text
+    assert "<u>0.2055</u> [" in text
+    verdict = next(v for v in page.verdicts if v.metric == "kl")
+    assert (verdict.words, verdict.mean) == ("CompressKV is better", 0.1)
+    assert "**0.1055**" in text  # lower is better
+    read = pd.read_csv(next(path for path in write("beyond_retrieval", tmp_path) if path.name == "table.csv"))
+    assert set(read["metric"]) == {"score", "kl", "agreement", "reference_nll"}
+    assert read[(read["metric"] == "reference_nll") & (read["column"] == "average")]["n"].tolist() == [1, 1]
+
+
+def test_longbench_is_grouped_by_kind_of_task(tmp_path):
+    for task in ("qasper", "hotpotqa", "gov_report", "passage_count", "lcc"):
+        lines = [line(str(n), 40.0 + n, answers=["a"], length=1) for n in range(3)]
+        setting(tmp_path, "beyond_retrieval", "snapkv", lines, task=task, eval="longbench")
+    (grid,) = page_of("beyond_retrieval", tmp_path).grids
+    assert list(grid.columns) == ["QA", "summaries", "code", "average of 16"]
+    assert set(grid.rows[0].cells["QA"].strata) == {"qasper", "hotpotqa"}
+
+
+def measurement(results, stamp, settings, model="tiny"):
+    """What a run of eval=efficiency leaves."""
+    made = []
+    for name, method, budget, seconds in settings:
+        for length in (1000, 2000):
+            values = {"total_s": seconds, "first_token_s": seconds / 2, "decode_ms": 10 * seconds}
+            values |= {"cache_bytes": 1e6 * seconds, "peak_bytes": None}
+            by_round = {field: [value, value, value] for field, value in values.items()}
+            made.append({"setting": name, "length": length, "method": method, "budget": budget, **values})
+            made[-1] |= {"protocol": "corrected", "by_round": by_round}
+    folder = results / "efficiency" / model / stamp
+    folder.mkdir(parents=True)
+    about = {"model": model, "dtype": "float32", "backend": "sdpa", "new_tokens": 8, "rounds": 3}
+    (folder / "efficiency.json").write_text(json.dumps({**about, "environment": {}, "rows": made}))
+
+
+def test_efficiency_is_of_the_last_whole_measurement(tmp_path):
+    whole = [("full", "full", None, 4.0)]
+    whole += [(f"{name} 256", name, 256, 2.0) for name in ("snapkv", "pyramidkv", "cake", "compresskv", "tova")]
+    measurement(tmp_path, "20260101-000000", whole)
+    measurement(tmp_path, "20260102-000000", [(*setting[:3], 1.0) for setting in whole])
+    measurement(tmp_path, "20260103-000000", [("full", "full", None, 9.0), ("snapkv 64", "snapkv", 64, 9.0)])
+    (tmp_path / "efficiency" / "tiny" / "20260104-000000").mkdir()
+    (tmp_path / "efficiency" / "tiny" / "20260104-000000" / "efficiency.json").write_text("{")
+    paths = write("fig8_efficiency", tmp_path)
+    read = pd.read_csv(next(path for path in paths if path.name == "table.csv"))
+    assert list(dict.fromkeys(read["method"])) == ["FullKV", "SnapKV", "PyramidKV", "CAKE", "CompressKV"]
+    assert set(read["n"]) == {3}
+    assert set(read["column"]) == {"1K", "2K"}
+    means = read[read["method"] == "CAKE"].groupby("metric", sort=False)["mean"].first().to_dict()
+    assert means == {"total_s": 1.0, "first_token_s": 0.5, "decode_ms": 10.0, "cache_bytes": 1.0}
+    text = next(path for path in paths if path.name == "table.md").read_text()
+    assert "decode throughput (tokens a second)" in text
+    assert "100.00" in text  # tokens a second
+    assert {path.suffix for path in paths} >= {".png", ".svg", ".pdf"}
+    with pytest.raises(UserError, match=r"experiment=v2_fig6_efficiency: .*efficiency has none of its results"):
+        write("v2_fig6_efficiency", tmp_path / "empty")
+
+
+def test_head_scores_need_no_run(tmp_path, monkeypatch):
+    monkeypatch.setenv("COMPRESSKV_CACHE", str(tmp_path / "cache"))
+    shipped = json.loads((FOLDER / "smollm2-135m.held_out.json").read_text())
+    other = shipped | {"model": "other", "accepted": {"a": 5}}
+    other["head_scores"] = dict.fromkeys(shipped["head_scores"], shipped["head_scores"]["semantic"])
+    (tmp_path / "calibration").mkdir()
+    (tmp_path / "calibration" / "other.held_out.json").write_text(json.dumps(other))
+    paths = write("fig11_heads", tmp_path)
+    read = pd.read_csv(next(path for path in paths if path.name == "table.csv"))
+    sums = read.groupby(["model", "ranking"])["share"].sum()
+    assert len(sums) == 4
+    assert (sums - 1).abs().max() < 1e-5
+    assert {path.stem for path in paths if path.suffix == ".png"} == {
+        "figure-other-held_out-5",
+        "figure-smollm2-135m-held_out-66",
+    }
+    text = next(path for path in paths if path.name == "table.md").read_text()
+    assert "| 1 | 18, 7 | 10.82 | 21, 8 | 4.42 |" in text
+    assert "10 of the best 10 heads are the same by both rankings" in text

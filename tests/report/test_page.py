@@ -1,0 +1,246 @@
+"""The report page, without a browser: what is on it, that results are only ever text, and what it says of gaps."""
+
+import html
+import json
+import re
+import subprocess
+import sys
+
+import pytest
+
+from compresskv.errors import UserError
+from evals.report.__main__ import main
+from evals.report.html import reading, scores
+from evals.report.html.chart import Chart, Line, Point
+from evals.report.html.writing import embeddable, page, write
+from evals.report.verdicts import Verdict
+from tests.command import ROOT
+from tests.report.page_trees import efficiency, line, longbench, needles, setting
+
+HOSTILE = "</script><script>alert(1)</script><!-- \x1b[31mred\x9b [bold]x[/bold] [d9676eeb] \u202e &amp; \u2028"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _no_calibrations_of_the_user(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("COMPRESSKV_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    """A sweep of everything that the page shows, of a model with calibrations and published numbers."""
+    folder = tmp_path_factory.mktemp("tree")
+    needles(folder, "smollm2-135m")
+    longbench(folder, "mistral-7b-instruct-v0.3")
+    setting(folder, [line("1", 40, 64), line("2", 60, 64)], "snapkv", 64, "tiny", "jsonl", "mine")
+    for ranking, count, score in (("none", 0, 90), ("semantic", 3, 20), ("random", 3, 80)):
+        fields = {"ranking": ranking, "masked": count}
+        lines = [line(f"L500-D{depth}-N0", score + depth / 50, None, **fields) for depth in (0, 100)]
+        setting(folder, lines, "full", None, "tiny", "head_masking", f"{ranking}-{count}")
+    efficiency(folder, "smollm2-135m")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def text(results):
+    return page(results)
+
+
+def data(text):
+    """The JSON that the script works on."""
+    return json.loads(re.search(r'<script type="application/json" id="data">(.*?)</script>', text, re.S)[1])
+
+
+def sections(text):
+    return re.findall(r'<section id="(\w+)"', text)
+
+
+def plain(text):
+    """What a reader sees of the page's own HTML."""
+    body = re.sub(r"<(script|style)\b.*?</\1>", "", text, flags=re.S)
+    return " ".join(html.unescape(re.sub(r"<[^>]+>", " ", body)).split())
+
+
+def test_every_section_has_its_data(text):
+    expected = ["overview", "longbench", "needles", "others", "budgets", "layers", "heads", "masking", "efficiency"]
+    assert sections(text) == [*expected, "samples", "settings"]
+    links = re.findall(r'<li><a href="#(\w+)">', text)
+    assert links == sections(text)
+    assert len(text.encode()) < 1e6
+
+
+def test_it_needs_nothing_else(text):
+    assert not re.search(r"(src|href)=\"(?!#|data:,\")", text)
+    assert "@import" not in text
+    assert "url(" not in text
+    assert re.search(r"script-src 'sha256-[\w+/]+=*'", text)
+
+
+def test_verdicts_in_words(text):
+    words = plain(text)
+    assert "At budget 64, CompressKV is better than SnapKV by 22.8 points (95 % interval 21.8 to 23.7, p" in words
+    assert re.search(
+        r"CompressKV at budget 128 scores [\d.]+: 9\d % of the full cache's [\d.]+, keeping \d+ % of", words
+    )
+
+
+@pytest.mark.parametrize(("mean", "bounds", "better"), [(-5.0, (-8.0, -2.0), "first"), (5.0, (2.0, 8.0), "second")])
+def test_a_difference_is_told_from_the_better_one(mean, bounds, better):
+    verdict = Verdict("tiny", "niah", 64, "first", "second", mean, bounds, 0.01, 20, 40)
+    said = scores.sentence(verdict)
+    assert said.better
+    assert said.text.startswith(f"At budget 64, {better} is better than")
+    assert "by 5.0 points (95 % interval 2.0 to 8.0" in said.text
+    same = scores.sentence(Verdict("tiny", "niah", 64, "first", "second", mean, bounds, 0.4, 20, 1234))
+    assert not same.better
+    assert f"({better} has 5.0 points more" in same.text
+    assert "1,234 samples" in same.text
+
+
+def test_best_and_second_are_marked_within_a_budget(text):
+    table = re.search(r'<section id="longbench">.*?</table>', text, re.S)[0]
+    rows = {}
+    for row in re.findall(r"<tr><th scope=\"row\">.*?</tr>", table, re.S):
+        rows[re.search(r"<th[^>]*>(.*?)</th>", row)[1]] = row
+    assert rows["CompressKV"].count("<strong>") == 5
+    assert rows["SnapKV"].count("<u>") == 5
+    assert "<strong>" not in rows["FullKV"] + rows["StreamingLLM"]
+
+
+def test_published_numbers_stand_apart_where_not_comparable(text):
+    cells = re.findall(r'<small class="paper apart">(.*?)</small>', text)
+    assert "paper 47.82, not comparable: protocol=corrected" in cells
+    assert 'class="paper">' not in text
+    assert "Published scores, not measured here" in text
+
+
+def test_the_script_has_the_heatmaps_heads_samples_and_provenance(text):
+    embedded = data(text)
+    (board,) = embedded["needles"]
+    assert (board["lengths"], board["depths"]) == (["1K", "2K"], ["0", "25", "50", "75", "100"])
+    panel = next(panel for panel in board["panels"] if (panel["method"], panel["budget"]) == ("CompressKV", 128))
+    assert panel["mean"] == pytest.approx(sum(map(sum, panel["cells"])) / 10, abs=0.1)
+    assert {(each["model"], each["source"]) for each in embedded["heads"]} >= {
+        ("smollm2-135m", "held_out"),
+        ("mistral-7b-instruct-v0.3", "published"),
+    }
+    shared = embedded["shared"]
+    for each in embedded["settings"]:
+        assert shared[each["environment"]]["git_commit"].startswith("0123")
+        assert shared[each["environment"]]["hardware"]["cpu"] == "a processor"
+        assert shared[each["origin"]]["dtype"] == "float32"
+        assert dict(each["config"]).keys() >= {"model", "method", "eval", "protocol", "budget"}
+        assert shared[each["batches"]] == [["corrected/compresskv/64-abcd1234", "corrected/snapkv/64-abcd1234"]]
+    prompt = next(sample for sample in embedded["samples"] if sample["at"][1] == "niah")
+    assert prompt["prompt"]["question"] == "What is the best thing to do?"
+    assert len(prompt["by"]) == 7
+    assert embedded["settings"][prompt["by"][0]["setting"]]["name"] == "full"
+    assert prompt["by"][1]["kept"] == [104.0, 112.0, 120.0, 128.0, 136.0, 144.0]
+    assert prompt["by"][1]["kl"] == 0.1
+
+
+def test_model_output_and_names_are_text(tmp_path):
+    lines = [line(f"{n}{HOSTILE}", 50.0, 64, prediction=HOSTILE, answers=[HOSTILE], ranking=HOSTILE) for n in "ab"]
+    setting(tmp_path, lines, "snapkv[bold]", 64, "<b>m</b>", "jsonl", "t&[red]", digest="abcd1234")
+    (tmp_path / "efficiency" / "m").mkdir(parents=True)
+    text = page(tmp_path)
+    assert text.count("<script") == text.count("</script>") == 2
+    assert "<!--" not in text
+    assert "<b>m</b>" not in text
+    assert not set(text) & {"\x1b", "\x9b", "\u202e", "\u2028"}
+    (first, _) = data(text)["samples"]
+    seen = "</script><script>alert(1)</script><!-- ␛[31mred<U+009B> [bold]x[/bold] [d9676eeb] <U+202E> &amp; \u2028"
+    assert first["by"][0]["prediction"] == seen
+    assert "<b>m</b>" in plain(text)
+    assert "snapkv[bold]" in plain(text)
+
+
+def test_embedded_json_is_what_it_was():
+    value = {"<!--</script>": ["&<>", 1.5, None, "\ud800"]}
+    text = embeddable(value)
+    assert not set("<>&") & set(text)
+    assert json.loads(text) == {"<!--</script>": ["&<>", 1.5, None, "<U+D800>"]}
+
+
+def test_what_is_missing_is_one_sentence(tmp_path):
+    setting(tmp_path, [line("1", 40, 64)], "snapkv", 64, "tiny", "jsonl", "mine")
+    text = page(tmp_path)
+    assert sections(text) == ["overview", "others", "budgets", "layers", "samples", "settings"]
+    missing = "LongBench, Needles, Heads, Head masking, Efficiency"
+    assert f"Without data in this tree, and so not on this page: {missing}." in plain(text)
+    assert "KL to the full cache was not measured here." in plain(text)
+    assert "nothing is compared" in plain(text)
+
+
+def test_partial_trees(tmp_path):
+    needles(tmp_path, depths=2, lengths=(1000,), budgets=(64,))
+    folders = sorted(path.parent for path in tmp_path.rglob("summary.json"))
+    (folders[0] / "summary.json").unlink()
+    broken = folders[1] / "samples.jsonl"
+    broken.write_bytes(broken.read_bytes().replace(b'"score": ', b'"score": 1', 1))
+    (folders[2] / "summary.json").write_text("{")
+    for name in ("one", "two"):
+        (tmp_path / "efficiency" / "tiny" / name).mkdir(parents=True)
+    (tmp_path / "efficiency" / "tiny" / "one" / "efficiency.json").write_text('{"rows": 3}')
+    text = page(tmp_path)
+    assert "2 settings have no summary yet and are not shown." in plain(text)
+    assert "samples.jsonl:1: sample L1000-D0-N0 was changed after it was written" in plain(text)
+    assert "covers 1 samples that are not there" in plain(text)
+    assert "efficiency/tiny/one/efficiency.json: not a measurement" in plain(text)
+    assert len(data(text)["settings"]) == 2
+
+
+def test_lines_without_texts(tmp_path):
+    """As trees that are published without predictions and answers."""
+    stripped = [
+        {key: value for key, value in line("0", 40, 64).items() if key not in ("prediction", "batch", "timing")}
+    ]
+    setting(tmp_path, stripped, "snapkv", 64, "tiny", "longbench", "qasper")
+    text = page(tmp_path)
+    assert "†0 of 200" in plain(text)
+    assert "prediction" not in data(text)["samples"][0]["by"][0]
+
+
+def test_an_empty_tree_is_one_sentence(tmp_path, capsys):
+    for folder in (tmp_path / "nowhere", tmp_path):
+        assert main([str(folder), "--out", str(tmp_path / "out")]) == 2
+        error = capsys.readouterr().err
+        assert error.startswith(f"error: {folder}: ")
+        assert len(error.splitlines()) == 1
+    assert not (tmp_path / "out").exists()
+    (tmp_path / "file").write_text("")
+    needles(tmp_path, depths=1, lengths=(1000,), budgets=(64,))
+    with pytest.raises(UserError, match="cannot be written"):
+        write(tmp_path, tmp_path / "file")
+
+
+def test_the_command_writes_the_page_without_torch(results, tmp_path):
+    code = "import sys, json; from evals.report.__main__ import main; "
+    code += f"assert main([{str(results)!r}, '--out={tmp_path}']) == 0; print(json.dumps(sorted(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    path, modules = done.stdout.splitlines()
+    assert path == str(tmp_path / "index.html")
+    assert not {"torch", "transformers", "matplotlib"} & set(json.loads(modules))
+    first = (tmp_path / "index.html").read_bytes()
+    assert write(results, tmp_path).read_bytes() == first
+
+
+def test_the_browser_is_limited_and_says_so(results, monkeypatch):
+    monkeypatch.setattr(reading, "EMBEDDED", 20)
+    monkeypatch.setattr(reading, "LONGEST", 5)
+    text = page(results)
+    samples = data(text)["samples"]
+    shown = sum(len(sample["by"]) for sample in samples)
+    assert 0 < shown <= 20
+    assert f"This page holds {shown} of" in plain(text)
+    assert samples[0]["by"][0]["prediction"].startswith("the a… (")
+
+
+def test_a_chart_spans_its_intervals():
+    chart = Chart("t", "x", "y", [Line("a", [Point(64, 3.0, 1.0, 9.7), Point(128, 4.0)], 0)], log=True)
+    assert chart.y_ticks[0] == 0
+    assert chart.y_ticks[-1] >= 9.7
+    assert chart.y(9.7) < chart.y(1.0)
+    flat = Chart("t", "x", "y", [Line("a", [Point(64, 0.0)], 0)], log=True)
+    assert flat.y(0.0) > flat.y(flat.y_ticks[-1])

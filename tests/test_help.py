@@ -1,0 +1,76 @@
+"""`run.py --help` says what every setting means."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import OmegaConf
+
+from evals.compose import CONF
+from evals.help import all_meanings, leaves, settings_help
+from tests.command import ROOT
+
+EVALUATIONS = sorted(path.stem for path in (CONF / "eval").glob("*.yaml"))
+METHODS = sorted(path.stem for path in (CONF / "method").glob("*.yaml"))
+MODELS = sorted(path.stem for path in (CONF / "model").glob("*.yaml") if not path.stem.startswith("_"))
+
+
+def whole(*overrides: str):
+    """The configuration that `--help` describes, Hydra's own part included."""
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        config = compose("config", list(overrides), return_hydra_config=True)
+    HydraConfig.instance().set_config(config)
+    return config
+
+
+@pytest.mark.parametrize(
+    "choices",
+    [
+        *(f"eval={name}" for name in EVALUATIONS),
+        *(f"method={name}" for name in METHODS),
+        *(f"model={name}" for name in MODELS),
+        "protocol=released",
+        "logger=wandb",
+    ],
+)
+def test_every_setting_has_a_meaning(choices):
+    config = whole(choices)
+    meanings = all_meanings(config)
+    assert [name for name, _ in leaves(config) if not meanings.get(name)] == []
+
+
+def test_the_meaning_is_that_of_the_chosen_file():
+    assert all_meanings(whole("eval=jsonl"))["eval.max_new_tokens"] == "of records that set none"
+    assert all_meanings(whole("eval=head_masking"))["eval.max_new_tokens"] == "longest answer, in tokens"
+
+
+def test_values_are_those_of_the_command_line():
+    config = whole("method=cake", "method.scorer.gamma=7", "eval.depths=[0,50]", "memory=1")
+    values = dict(leaves(config))
+    assert values["method.scorer.gamma"] == "7"
+    assert values["eval.depths"] == "[0,50]"
+    assert values["memory"] == "1"
+    assert values["prefill_chunk"] == "null"
+    assert values["fidelity"] == "false"
+    assert not any(name.startswith("hydra") or "_target_" in name for name in values)
+
+
+def test_dollars_survive_hydras_template():
+    config = whole()
+    OmegaConf.update(config, "eval.question", "What costs $5?")
+    assert "What costs $$5?" in settings_help(config)
+
+
+def test_the_command_prints_groups_and_settings(tmp_path: Path):
+    result = subprocess.run(
+        [sys.executable, "run.py", "--help", "method=cake"], cwd=ROOT, capture_output=True, text=True, timeout=60
+    )
+    assert result.returncode == 0, result.stderr
+    assert "method/allocator: adacompresskv" in result.stdout
+    assert "method.scorer.gamma=200.0" in result.stdout
+    assert "weight of the attention's variance over the window" in result.stdout

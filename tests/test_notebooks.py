@@ -1,0 +1,95 @@
+"""Every notebook is a pair of a script and an output-free .ipynb; `make notebooks` executes them."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from tests.command import ROOT
+
+jupytext = pytest.importorskip("jupytext", reason="jupytext is not installed: pip install -e '.[notebooks]'")
+pytest.importorskip("nbclient", reason="nbclient is not installed: pip install -e '.[notebooks]'")
+
+from notebooks import __main__ as runner
+
+FOLDER = ROOT / "notebooks"
+NAMES = sorted(path.stem for path in FOLDER.glob("[!_]*.py"))
+ABSOLUTE = re.compile(r"""(?<![\w.<>/~:-])(/(home|Users|root|tmp|work|data|mnt|scratch|opt|var)\b|[A-Z]:\\)""")
+
+
+def ipynb(name: str) -> dict:
+    return json.loads((FOLDER / f"{name}.ipynb").read_text())
+
+
+def test_the_seven_are_there():
+    wanted = ["ablations", "add_a_method", "budgets", "heads", "quickstart", "results", "your_own_model"]
+    assert wanted == NAMES == runner.names()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_script_and_notebook_are_a_pair(name):
+    script = jupytext.read(FOLDER / f"{name}.py")
+    notebook = jupytext.read(FOLDER / f"{name}.ipynb")
+    cells = [[(cell.cell_type, cell.source) for cell in each.cells] for each in (script, notebook)]
+    assert cells[0] == cells[1], f"run: jupytext --to ipynb notebooks/{name}.py"
+    assert script.metadata["kernelspec"] == notebook.metadata["kernelspec"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_notebook_has_no_outputs(name):
+    for cell in ipynb(name)["cells"]:
+        assert not cell.get("outputs"), f"run: jupytext --to ipynb notebooks/{name}.py"
+        assert cell.get("execution_count") is None
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_any_python_3_runs_it(name):
+    metadata = ipynb(name)["metadata"]
+    assert metadata["kernelspec"] == {
+        "display_name": "Python 3 (ipykernel)",
+        "language": "python",
+        "name": "python3",
+    }
+    assert "language_info" not in metadata  # names the version that last ran it
+
+
+@pytest.mark.parametrize("path", sorted(FOLDER.glob("*.[pi]*")), ids=lambda path: path.name)
+def test_no_path_of_a_machine(path):
+    assert not ABSOLUTE.search(path.read_text())
+
+
+@pytest.mark.parametrize("text", ["'/home/me/x'", "(/tmp/y)", "C:\\\\data"])
+def test_paths_of_machines_are_seen(text):
+    assert ABSOLUTE.search(text)
+
+
+def test_begins_with_a_title_and_ends_with_what_not_to_conclude():
+    for name in NAMES:
+        cells = [cell for cell in ipynb(name)["cells"] if cell["cell_type"] == "markdown"]
+        assert "".join(cells[0]["source"]).startswith("# ")
+        assert "Not to be concluded" in "".join(cells[-1]["source"])
+
+
+def test_an_unknown_name_is_refused(capsys):
+    assert runner.main(["no_such"]) == 2
+    assert "choose of ablations" in capsys.readouterr().err
+
+
+def write(folder: Path, name: str, code: str) -> None:
+    jupytext.write(jupytext.reads(code, fmt="py:percent"), folder / f"{name}.py", fmt="py:percent")
+    jupytext.write(jupytext.reads(code, fmt="py:percent"), folder / f"{name}.ipynb")
+
+
+def test_the_cell_that_fails_is_shown(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(runner, "FOLDER", tmp_path)
+    monkeypatch.setenv("PYTHONPATH", "")
+    write(tmp_path, "broken", "# %%\nthree = 3\n\n# %%\nthree / 0\n")
+    write(tmp_path, "sound", "# %%\nassert 1 + 1 == 2\n")
+    assert runner.main([]) == 1
+    out = capsys.readouterr().out
+    assert "broken: " in out
+    assert "three / 0" in out
+    assert "ZeroDivisionError" in out
+    assert re.search(r"^sound: \d+ s$", out, re.MULTILINE)
+    assert runner.main(["sound"]) == 0

@@ -1,0 +1,146 @@
+"""A method from outside the tree: a package and a YAML, and everything that serves ours serves it."""
+
+import json
+
+import pytest
+
+from compresskv.errors import UserError
+from compresskv.methods import named_method
+from evals.compose import composed, job
+from evals.conformance import check
+from evals.job import job_from
+from evals.running import sweep
+from tests.command import folders, run
+from tests.own_method import YAML, install, write_package
+
+
+@pytest.fixture
+def conf(tmp_path):
+    return write_package(tmp_path)
+
+
+@pytest.fixture
+def command(conf, tmp_path, checkpoint):
+    """The start of a command line, and the environment that finds the package."""
+    model = [f"model.path={checkpoint}", "model.dtype=float32", "model.device=cpu"]
+    grid = ["eval.lengths=[200]", "eval.depths=2", "eval.max_new_tokens=4", f"paths.results={tmp_path / 'out'}"]
+    return [f"--config-dir={conf}", *model, *grid], {"PYTHONPATH": str(tmp_path), "COLUMNS": "200"}
+
+
+def kept(folder):
+    """What each layer keeps in a folder's first sample."""
+    return json.loads((folder / "samples.jsonl").read_text().splitlines()[0])["kept"]
+
+
+def test_it_runs_in_a_sweep_and_composes_with_ours(command, tmp_path):
+    line, environment = command
+    settings = ["method=strided_halves,snapkv", "method/allocator=halves,uniform", "budget=64"]
+    done = run("-m", *line, *settings, env=environment)
+    assert done.returncode == 0, done.stderr
+    by_method = {folder.parent.name: kept(folder) for folder in folders(tmp_path)}
+    assert by_method == {
+        "strided_halves": [60, 64, 68],
+        "strided_halves-uniform": [64, 64, 64],
+        "snapkv-own_method": [60, 64, 68],
+        "snapkv": [64, 64, 64],
+    }
+
+
+def test_it_runs_alone(command, conf, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (_, *overrides), _ = command
+    sweep.run([job("method=strided_halves", "budget=40", "method.allocator.given=1", *overrides, config_dir=conf)])
+    (folder,) = folders(tmp_path)
+    assert kept(folder) == [39, 40, 41]
+
+
+@pytest.mark.slow
+def test_the_command_alone_goes_on_where_it_ended(command, tmp_path):
+    line, environment = command
+    for outcome in ("2 samples", "2 of them from before"):
+        done = run("-m", *line, "method=strided_halves", "budget=40,41", env=environment)
+        assert done.returncode == 0, done.stderr
+        assert outcome in done.stdout
+    assert all((folder / "samples.jsonl").read_text().count("\n") == 2 for folder in folders(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("override", "sentence"),
+    [
+        ("method.scorer.strid=2", "method.scorer.strid: no such setting: did you mean method.scorer.stride?"),
+        ("+method.scorer.strat=last", "method.scorer.strat: no such setting: did you mean method.scorer.start?"),
+        ("method.scorer.stride=0", "method.scorer.stride=0: choose a whole number, at least 1"),
+        ("+method.scorer.start=middle", "method.scorer.start=middle: choose one of first, last"),
+        ("method.allocator.given=few", "method.allocator.given=few: choose a whole number, at least 0"),
+        ("method=strided_halvs", "method=strided_halvs: there is none of that name: did you mean strided_halves?"),
+        ("method/allocator=halvs", "method/allocator=halvs: there is none of that name: did you mean halves?"),
+    ],
+)
+def test_its_annotations_are_the_schema(conf, tmp_path, monkeypatch, override, sentence):
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(UserError) as refused:
+        job_from(composed("method=strided_halves", override, config_dir=conf))
+    assert str(refused.value) == sentence
+
+
+def test_the_command_refuses_in_the_same_sentence(command):
+    line, environment = command
+    done = run(*line, "method=strided_halves", "method.scorer.strid=2", env=environment)
+    assert done.returncode == 1
+    assert done.stderr == "error: method.scorer.strid: no such setting: did you mean method.scorer.stride?\n"
+
+
+def test_a_package_that_python_does_not_find_is_a_sentence(command):
+    line, _ = command
+    done = run(*line, "method=strided_halves")
+    assert done.returncode == 1
+    assert done.stderr.count("\n") == 1
+    assert "method.scorer._target_=own_method.parts.scorer: cannot be imported" in done.stderr
+    assert "PYTHONPATH" in done.stderr
+
+
+def test_help_and_tab_completion_know_it(command):
+    line, environment = command
+    assert "strided_halves" in run(line[0], "--help", env=environment).stdout
+    for typed, expected in [
+        ("method=strided", "method=strided_halves"),
+        ("method=strided_halves method.scorer.str", "method.scorer.stride="),
+    ]:
+        typed_line = f"python run.py {line[0]} {typed}"
+        completed = run(line[0], "-sc", "query=bash", env={**environment, "COMP_LINE": typed_line})
+        assert expected in completed.stdout.split()
+
+
+def test_a_file_that_is_called_as_one_of_ours_is_refused(conf):
+    """Hydra would take ours, and say nothing."""
+    (conf / "method" / "snapkv.yaml").write_text(YAML)
+    with pytest.raises(UserError, match=r"method=snapkv: both .* are called so: rename the second"):
+        composed("method=snapkv", config_dir=conf)
+
+
+def test_it_conforms(conf, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(tmp_path))
+    result = check("strided_halves", "method.scorer.stride=5", budget=40, config_dir=conf)
+    assert result.passed, str(result)
+
+
+def test_an_installed_package_needs_no_folder_on_the_command_line(conf, tmp_path, monkeypatch):
+    install(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert composed("method=strided_halves")["method"]["allocator"]["given"] == 4
+    method = named_method("strided_halves")
+    assert method.scorer is not None
+    assert dict(method.scorer.parameters) == {"stride": 3}
+    done = run("-sc", "query=bash", env={"PYTHONPATH": str(tmp_path), "COMP_LINE": "python run.py method=str"})
+    assert done.stdout.split() == ["method=streaming_llm", "method=strided_halves"]
+
+
+def test_an_entry_point_that_names_no_folder_is_a_sentence(conf, tmp_path, monkeypatch):
+    install(tmp_path)
+    (conf / "method" / "strided_halves.yaml").unlink()
+    (tmp_path / "own_method-1.0.dist-info" / "entry_points.txt").write_text(
+        "[compresskv.conf]\nmine = own_method.cnf\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(UserError, match=r"the entry point mine .* names own_method\.cnf, which is no folder"):
+        composed("method=snapkv")
