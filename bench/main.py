@@ -150,7 +150,7 @@ def prefix_ratios(model: LoadedModel, lengths: list[int], depths: int) -> dict[s
 
     def prefill_all(prefixes: PrefixStore | None) -> None:
         for id in order:
-            prefill(model.model, grid[id], 8, CHUNK, prefixes)
+            prefill(model.model, grid[id], 8, CHUNK, (), prefixes)
 
     with attached(model.model):
         prefill(model.model, grid[order[0]], 8, CHUNK)

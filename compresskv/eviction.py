@@ -1,18 +1,19 @@
 """The shared eviction interface: which prompt tokens does a method keep?
 
 A method is a `Scorer` (how important is each past token of a layer?) and an `Allocator` (how many past tokens may each
-layer, or each of its KV heads, keep?). Everything else is common code: the attention of the observation window, here,
-and in selection.py the choice of tokens and the rule that a layer never gets back what it has given up.
+layer, or each of its KV heads, keep?). A scorer that looks from further back than the observation window has an
+`Observer`, which sees the queries of the whole prompt. Everything else is common code: attention, here, and in
+selection.py the choice of tokens and the rule that a layer never gets back what it has given up.
 
 Notation: S prompt tokens, of which the last w are the observation window and always kept; the n = S - w others are the
 *past*. L layers, H_kv KV heads of G query heads each. Budget B = mean number of KV tokens kept per layer and KV head
 after the prefill, window included.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -46,6 +47,7 @@ class LayerPrefill:
 
     `queries` [q_heads, window, head_dim] are those of the last prompt positions, as many as the widest window in use;
     `keys` and `values` [kv_heads, prompt, head_dim] are complete. `index` counts the layers that evict.
+    `observed`: for each scorer that has an observer, the observer, which has seen all queries of the prompt.
     """
 
     index: int
@@ -53,6 +55,7 @@ class LayerPrefill:
     keys: Tensor
     values: Tensor
     scaling: float
+    observed: Mapping["Scorer", Any] = field(default_factory=dict, repr=False)
     _attention: dict[torch.dtype, Tensor] = field(default_factory=dict, init=False, repr=False)
 
     @property
@@ -145,6 +148,13 @@ class LayerScores:
         order = contest.float().flatten().sort(descending=True, stable=True).indices
         return (order // max(contest.shape[1], 1)).to(torch.int16).cpu()
 
+    def order(self, capacity: Capacity) -> Tensor:
+        """Past positions of each KV head, [kv_heads, past]: where it may keep n, it keeps the first n.
+
+        Of a smaller capacity, a head keeps a part of what it keeps of a larger one.
+        """
+        return self.ranking
+
     @property
     def heads_differ(self) -> bool:
         """Whether KV heads can be compared: not where they all share one row of scores."""
@@ -161,6 +171,31 @@ class Scorer(Protocol):
         ...
 
     def __call__(self, layer: LayerPrefill) -> LayerScores: ...
+
+
+class Observer(Protocol):
+    """What a scorer gathers of one layer from all queries of the prompt, never holding all by all at once.
+
+    They come in order, as many at a time as a forward brings: all at once, or in the chunks of a chunked prefill.
+    """
+
+    def __call__(self, queries: Tensor, keys: Tensor, scaling: float) -> None:
+        """`queries` [q_heads, new, head_dim] of the newest positions, `keys` [kv_heads, seen, head_dim] of all."""
+        ...
+
+
+@runtime_checkable
+class ObservingScorer(Protocol):
+    """A scorer that looks from more positions than its window; it is given its observer in `LayerPrefill.observed`."""
+
+    def observer(self) -> Observer:
+        """A new observer, for one layer of one prompt."""
+        ...
+
+
+def observers(scorers: Iterable[Scorer]) -> dict[Scorer, Observer]:
+    """A new observer for each of `scorers` that has one."""
+    return {scorer: scorer.observer() for scorer in scorers if isinstance(scorer, ObservingScorer)}
 
 
 class Allocator(Protocol):
@@ -189,6 +224,29 @@ class EvictionMethod:
                 f"budget={budget} leaves no room beside the observation window of {self.window} tokens: "
                 f"set budget to {self.window + 1} or more"
             )
+
+
+BLOCK = 64
+"""Queries whose attention to the whole prompt exists at a time, where all of them are asked."""
+
+
+def causal_attention(queries: Tensor, keys: Tensor, scaling: float) -> Iterator[Tensor]:
+    """Attention weights of `queries` [q_heads, new, head_dim], the last positions of `keys` [kv_heads, seen, head_dim].
+
+    In blocks of at most `BLOCK` queries: [q_heads, block, keys up to the block's last], float32. Keys later than a
+    query have weight 0.
+    """
+    kv_heads, seen, head_dim = keys.shape
+    keys = keys.float()
+    end = seen - queries.shape[1]
+    for block in queries.split(BLOCK, 1):
+        rows = block.shape[1]
+        end += rows
+        logits = block.float().reshape(kv_heads, -1, head_dim) @ keys[:, :end].transpose(1, 2)
+        logits = logits.mul_(scaling).view(-1, rows, end)
+        future = torch.ones(rows, rows, dtype=torch.bool, device=logits.device).triu_(1)
+        logits[..., -rows:].masked_fill_(future, float("-inf"))
+        yield logits.softmax(-1)
 
 
 def group_mean(per_query_head: Tensor, kv_heads: int) -> Tensor:

@@ -48,7 +48,7 @@ def select(scores: LayerScores, capacity: Capacity, length: int) -> list[Tensor]
 
     The top `capacity` past tokens by score, ties to the lower index, and the positions after the past.
     """
-    ranking = scores.ranking
+    ranking = scores.order(capacity)
     heads, past = ranking.shape
     window = torch.arange(past, length, device=ranking.device)
     if isinstance(capacity, int):

@@ -1,7 +1,7 @@
 """A cache whose logical length is the prompt's and whose physical length is the budget's."""
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import torch
@@ -12,7 +12,7 @@ from transformers.cache_utils import Cache, CacheLayerMixin, DynamicSlidingWindo
 from compresskv.engine.backends import Backend, backend_of
 from compresskv.engine.rows import Group, LayerRows, Source
 from compresskv.errors import UserError
-from compresskv.eviction import LayerPrefill
+from compresskv.eviction import LayerPrefill, Scorer, observers
 
 
 def compact(tensor: Tensor) -> Tensor:
@@ -24,13 +24,20 @@ class EvictedLayer(CacheLayerMixin):
     """One layer: first the prompt, complete; after eviction, `rows`.
 
     `prompt_length` None means that the first forward brings the whole prompt. `window` queries at its end are kept
-    for scoring. When the prompt is complete, `on_prefill(prefill)` is called once. `masked`: query heads, int64, whose
-    queries are zero while decoding from `rows`.
+    for scoring, and the observers of `scorers` see all. When the prompt is complete, `on_prefill(prefill)` is called
+    once. `masked`: query heads, int64, whose queries are zero while decoding from `rows`.
     """
 
     is_sliding = False
 
-    def __init__(self, index: int, window: int, prompt_length: int | None, on_prefill: Callable[[LayerPrefill], None]):
+    def __init__(
+        self,
+        index: int,
+        window: int,
+        prompt_length: int | None,
+        on_prefill: Callable[[LayerPrefill], None],
+        scorers: Collection[Scorer] = (),
+    ):
         super().__init__()
         self.index = index
         self.window = window
@@ -39,6 +46,7 @@ class EvictedLayer(CacheLayerMixin):
         self.seen = 0
         self.token_bytes = 0
         self.queries: Tensor | None = None
+        self.observed = observers(scorers)
         self.rows: LayerRows | None = None
         self.masked: Tensor | None = None
 
@@ -96,13 +104,16 @@ class EvictedLayer(CacheLayerMixin):
 
     def observe(self, queries: Tensor, scaling: float) -> None:
         """Remember the last queries of the prompt, [1, q_heads, new, d]; when it is complete, hand it over."""
+        for observer in self.observed.values():
+            observer(queries[0], self.keys[0, :, : self.seen], scaling)
         tail = queries[0, :, -self.window :]
         if self.queries is not None:
             tail = torch.cat([self.queries, tail], dim=1)[:, -self.window :]
         # A copy: a view would keep the queries of the whole prompt alive.
         self.queries = tail.clone()
         if self.seen == self.prompt_length:
-            prefill = LayerPrefill(self.index, self.queries, self.keys[0], self.values[0], scaling)
+            prefill = LayerPrefill(self.index, self.queries, self.keys[0], self.values[0], scaling, self.observed)
+            self.observed = {}
             self.keys = self.values = self.queries = None  # type: ignore[assignment]
             self.on_prefill(prefill)
 
@@ -148,13 +159,14 @@ class EvictedCache(Cache):
         window: int,
         prompt_length: int | None,
         on_prefill: Callable[[LayerPrefill], None],
+        scorers: Collection[Scorer] = (),
     ):
         kinds, arguments = get_layer_types_and_kwargs(config.get_text_config(decoder=True))
         layers: list[CacheLayerMixin] = []
         self.evicting: list[EvictedLayer] = []
         for kind, kwargs in zip(kinds, arguments, strict=True):
             if kind == "full_attention":
-                layer = EvictedLayer(len(self.evicting), window, prompt_length, on_prefill)
+                layer = EvictedLayer(len(self.evicting), window, prompt_length, on_prefill, scorers)
                 self.evicting.append(layer)
                 layers.append(layer)
             elif kind == "sliding_attention":

@@ -12,7 +12,7 @@ from compresskv.engine.live_bytes import LiveBytesMode
 from compresskv.engine.memory import kv_heads
 from compresskv.engine.ragged import MOST_PADDING
 from compresskv.engine.rows import ROUNDING
-from compresskv.eviction import LayerPrefill, Scorer
+from compresskv.eviction import LayerPrefill, Scorer, observers
 
 
 @dataclass(frozen=True)
@@ -94,13 +94,17 @@ class Footprint:
 
     @torch.no_grad()
     def _score(self, scorers: Collection[Scorer], window: int, length: int) -> ScoringBytes:
-        """Score one layer of `length` random tokens."""
+        """Observe and score one layer of `length` random tokens."""
         config, dtype = self._config, self.model.dtype
         shape = (kv_heads(config), length, self._head_dim)
         keys = torch.rand(shape).to(dtype)
-        queries = torch.rand(config.num_attention_heads, max(window, 1), self._head_dim).to(dtype)
-        layer = LayerPrefill(0, queries, keys, keys, self._head_dim**-0.5)
-        with LiveBytesMode([keys, queries]) as mode:
+        asked = torch.rand(config.num_attention_heads, length, self._head_dim).to(dtype)
+        queries = asked[:, -max(window, 1) :].clone()
+        observed, scaling = observers(scorers), self._head_dim**-0.5
+        layer = LayerPrefill(0, queries, keys, keys, scaling, observed)
+        with LiveBytesMode([keys, asked, queries]) as mode:
+            for observer in observed.values():
+                observer(asked, keys, scaling)
             scored = [scorer(layer) for scorer in scorers]
         scores = sum(one.scores.untyped_storage().nbytes() for one in scored)
         return ScoringBytes(scores, sum(one.nbytes for one in scored) - scores, mode.live.peak - scores)

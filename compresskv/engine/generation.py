@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import chain
 
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -54,7 +55,8 @@ def generate(
     what earlier prompts computed, and gives up what the settings need of the memory: no batch depends on it.
     """
     window = max((setting.window for setting in settings), default=1)
-    prompt = prefill(model, ids, window, chunk, prefixes)
+    scorers = set(chain.from_iterable(setting.scorers(ids.numel()) for setting in settings))
+    prompt = prefill(model, ids, window, chunk, scorers, prefixes)
     scoring = PrefillError(
         f"out of memory while scoring a prompt of {ids.numel()} tokens: use shorter prompts or model.device=map"
     )

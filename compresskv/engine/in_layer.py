@@ -37,7 +37,7 @@ class LayerwiseCache(EvictedCache):
     """
 
     def __init__(self, config: PreTrainedConfig, setting: Setting, prompt_length: int | None = None, room: int = 256):
-        super().__init__(config, setting.window, prompt_length, self._evict)
+        super().__init__(config, setting.window, prompt_length, self._evict, setting.scorers(prompt_length))
         self.setting = setting
         self.room = room
         self.kept: Kept = []

@@ -4,8 +4,9 @@ The prompt's hidden states do not depend on the method, since eviction happens a
 prompt: what a setting keeps is chosen from the complete layers.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import chain
 
 import torch
 from torch import Tensor
@@ -48,6 +49,11 @@ class Setting:
         """Prompt tokens at the end that are always kept; without a method, 1."""
         return 1 if self.method is None else self.method.window
 
+    def scorers(self, length: int | None) -> list[Scorer]:
+        """Who scores a prompt of `length` tokens (None: not known yet); nobody where it is kept whole."""
+        whole = self.budget is None or (length is not None and self.keeps_all(length))
+        return [] if self.method is None or whole else [self.method.scorer]
+
     def keeps_all(self, length: int) -> bool:
         """A prompt that fits the budget, or the window, is kept whole in every layer."""
         return self.budget is None or length <= max(self.budget, self.window)
@@ -81,7 +87,7 @@ class Prefill:
 
     def score(self, settings: Sequence[Setting]) -> None:
         """Score every layer for those of `settings` that evict; methods with equal scorers share their scores."""
-        wanted = dict.fromkeys(s.method.scorer for s in settings if s.method and not s.keeps_all(self.length))
+        wanted = dict.fromkeys(chain.from_iterable(setting.scorers(self.length) for setting in settings))
         scorers = [scorer for scorer in wanted if scorer not in self._scores]
         if not scorers:
             return
@@ -114,17 +120,23 @@ def prompt_shape(cache: EvictedCache, layer: LayerPrefill, method: EvictionMetho
 
 @torch.no_grad()
 def prefill(
-    model: PreTrainedModel, ids: Tensor, window: int, chunk: int | None = None, prefixes: PrefixStore | None = None
+    model: PreTrainedModel,
+    ids: Tensor,
+    window: int,
+    chunk: int | None = None,
+    scorers: Collection[Scorer] = (),
+    prefixes: PrefixStore | None = None,
 ) -> Prefill:
     """Run the prompt once, keeping all of it and the queries of its last `window` positions.
 
+    Those of `scorers` that look from further back see all queries; they must be given here to `score` afterwards.
     `ids` [prompt], int64. `chunk` bounds the tokens of one forward pass, and with it the memory of activations; the
     result is the same. Whole chunks that `prefixes` has are taken from there, and what is computed goes there: bit for
     bit the same. `model` must be `attached`. Raises `UserError` for an empty prompt.
     """
     layers: list[LayerPrefill] = []
-    cache = EvictedCache(model.config, max(window, 1), ids.numel(), layers.append)
-    logits = forward_prompt(model, ids, cache, chunk, prefixes, max(window, 1))
+    cache = EvictedCache(model.config, max(window, 1), ids.numel(), layers.append, scorers)
+    logits = forward_prompt(model, ids, cache, chunk, prefixes)
     return Prefill(ids.numel(), layers, logits, cache, ids)
 
 
@@ -134,11 +146,10 @@ def forward_prompt(
     cache: EvictedCache,
     chunk: int | None,
     prefixes: PrefixStore | None = None,
-    window: int = 1,
 ) -> Tensor:
     """Feed `ids` [prompt] through the model and the empty `cache`; returns the next token's logits [vocabulary].
 
-    `prefixes` as in `prefill`; the last `window` tokens are always computed, since scorers look at their queries.
+    `prefixes` as in `prefill`.
     Raises `NonFiniteError` unless all of them are finite.
     """
     if ids.numel() == 0:
@@ -148,7 +159,7 @@ def forward_prompt(
         "shorter prompts"
     )
     names = chunk_names(ids, chunk) if chunk and prefixes else []
-    begin = prefixes.restore(cache, names, chunk, ids.numel() - window) if chunk and prefixes else 0
+    begin = prefixes.restore(cache, names, chunk, ids.numel()) if chunk and prefixes else 0
     for start in range(begin, ids.numel(), chunk or ids.numel()):
         part = ids[start : start + (chunk or ids.numel())]
         positions = torch.arange(start, start + part.numel(), device=ids.device)

@@ -3,6 +3,7 @@
 With a chunked prefill, a whole chunk's keys and values depend on the tokens up to its end and on nothing else, and in
 every prompt they come from operations of the same shapes: those of an earlier prompt are bit for bit the ones that
 would be computed. Scores are not shared: they look at a prompt's last queries, which are computed for each prompt.
+Where an observer looks at all queries, all are computed.
 """
 
 import hashlib
@@ -70,26 +71,32 @@ class PrefixStore:
         self.reused = 0
         self._chunks: OrderedDict[bytes, StoredChunk] = OrderedDict()
 
-    def restore(self, cache: EvictedCache, names: Sequence[bytes], chunk: int, most: int) -> int:
-        """Fill the empty `cache` with the chunks of `names` that are here, at most `most` tokens; returns how many."""
+    def restore(self, cache: EvictedCache, names: Sequence[bytes], chunk: int, length: int) -> int:
+        """Fill the empty `cache` with those first chunks of a prompt of `length` tokens that are here.
+
+        Returns how many tokens these are: never the last ones, whose logits and queries are needed, and none where an
+        observer looks at the queries of all.
+        """
         there: list[bytes] = []
-        for name in names[: max(most, 0) // chunk]:
+        window = max((layer.window for layer in cache.evicting), default=1)
+        observed = any(layer.observed for layer in cache.evicting)
+        for name in [] if observed else names[: max(length - window, 0) // chunk]:
             if name not in self._chunks:
                 break
             there.append(name)
         if not there:
             return 0
         self._touch(there)
-        length = len(there) * chunk
+        restored = len(there) * chunk
         for index, layer in enumerate(cache.layers):
             pieces = [self._chunks[name].layers[index] for name in there]
             if isinstance(layer, EvictedLayer):
                 layer.begin_with(pieces)
             else:
                 assert isinstance(layer, SlidingLayer)
-                layer.begin_with(pieces, length)
-        self.reused += length
-        return length
+                layer.begin_with(pieces, restored)
+        self.reused += restored
+        return restored
 
     def add(self, cache: EvictedCache, names: Sequence[bytes], start: int, end: int) -> None:
         """Keep the chunk from `start` to `end`, the last that `cache` has seen and the last of `names`, if it fits."""

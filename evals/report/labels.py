@@ -17,6 +17,7 @@ METHODS = {
     "random": "Random",
     "tova": "TOVA",
     "knorm": "Key norm",
+    "h2o": "H2O",
     # Compositions that the paper has a name for (Table 3).
     "compresskv-uniform": "SnapKV + semantic heads",
     "snapkv-layer_error": "SnapKV + layer budgets",

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 
 from transformers import PreTrainedModel
 
@@ -9,6 +10,7 @@ from compresskv.engine.footprint import Footprint
 from compresskv.engine.generation import decode_batches
 from compresskv.engine.memory import SHARE, batches, free_by_device, free_bytes, layer_shares, used_bytes
 from compresskv.engine.prefill import Setting
+from compresskv.eviction import observers
 
 
 @dataclass(frozen=True)
@@ -89,8 +91,10 @@ def forecast(
     prompt of so many token `sequences` are kept for the next one, as far as memory goes.
     """
     shape = Footprint(model, length, backend)
-    scorers = {s.method.scorer for s in settings if s.method and not s.keeps_all(length)}
+    scorers = set(chain.from_iterable(setting.scorers(length) for setting in settings))
     scoring = shape.scoring(scorers, max(setting.window for setting in settings))
+    # Observers work while the prompt is processed.
+    observing = scoring.passing if observers(scorers) else 0
     scores = scoring.scores + scoring.rankings
     free, shares = free_by_device(model), layer_shares(model)
     limit = (int(SHARE * free_bytes(model)) if memory is None else memory) - shape.prompt - scores
@@ -112,7 +116,7 @@ def forecast(
         used=used_bytes(model),
         allowed=total if memory is None else min(memory, total),
         prompt=shape.prompt,
-        activations=shape.activations(min(length, chunk or length)),
+        activations=shape.activations(min(length, chunk or length)) + observing,
         scores=scores,
         passing=scoring.passing,
         caches=caches,

@@ -13,7 +13,15 @@ from compresskv.calibration import Calibration
 from compresskv.checking import frozen
 from compresskv.context import Context
 from compresskv.engine.prefill import Prefill, Setting
-from compresskv.eviction import Allocator, Capacity, EvictionMethod, LayerPrefill, LayerScores, PromptShape
+from compresskv.eviction import (
+    Allocator,
+    Capacity,
+    EvictionMethod,
+    LayerPrefill,
+    LayerScores,
+    PromptShape,
+    observers,
+)
 from compresskv.methods import CONF, MethodConfig, Part, build, named_method
 from compresskv.observation import ObservationConfig
 from compresskv.protocol import EvaluationProtocol
@@ -77,7 +85,15 @@ def prompt(layers: list[LayerPrefill]) -> Prefill:
 
 def kept(method: EvictionMethod, layers: list[LayerPrefill], budget: int) -> list[list[list[int]]]:
     """Prompt positions that `method` keeps: [layer][KV head]."""
-    return positions(prompt(layers).kept(Setting(method, budget)))
+    return positions(prompt([seen_by(method, layer) for layer in layers]).kept(Setting(method, budget)))
+
+
+def seen_by(method: EvictionMethod, layer: LayerPrefill) -> LayerPrefill:
+    """`layer` with what the scorer's observer, if it has one, makes of its queries as if there were no others."""
+    observed = observers([method.scorer])
+    for observer in observed.values():
+        observer(layer.queries, layer.keys, layer.scaling)
+    return replace(layer, observed=observed)
 
 
 def past_kept(method: EvictionMethod, layers: list[LayerPrefill], budget: int) -> list[list[list[int]]]:

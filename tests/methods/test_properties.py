@@ -16,7 +16,7 @@ from compresskv.protocol import EvaluationProtocol
 from compresskv.selection import running_capacities
 from tests import tiny
 
-from .construction import METHODS, context, kept, method, prompt, random_layers
+from .construction import METHODS, context, kept, method, prompt, random_layers, seen_by
 
 CORRECTED = EvaluationProtocol()
 RELEASED = EvaluationProtocol(
@@ -85,7 +85,7 @@ def test_positions_are_sorted_and_include_the_window(name: str, protocol: Evalua
 def test_budget_is_kept_in_a_model_of_32_layers(name: str, budget: int) -> None:
     shape = PromptShape(32, 8, 1500, 8)
     chosen = method(name, context(shape))
-    scores = [chosen.scorer(layer) for layer in random_layers(shape, 2, seed=budget)]
+    scores = [chosen.scorer(seen_by(chosen, layer)) for layer in random_layers(shape, 2, seed=budget)]
     capacities = running_capacities(chosen, scores, replace(shape, window=chosen.window), budget)
     total = sum(sum(c) if isinstance(c, tuple) else 8 * c for c in capacities)
     assert total == 32 * 8 * (budget - chosen.window)
@@ -100,7 +100,7 @@ def test_cascade_gives_the_answer_for_all_layers(name: str, case: Case) -> None:
     shape = replace(case[0], window=chosen.window)
     if shape.length <= max(budget, shape.window):
         return
-    scores = [chosen.scorer(layer) for layer in layers]
+    scores = [chosen.scorer(seen_by(chosen, layer)) for layer in layers]
     assert running_capacities(chosen, scores, shape, budget) == list(chosen.allocator(scores, shape, budget))
 
 
@@ -138,7 +138,7 @@ def test_equal_configurations_share_their_scores(name: str) -> None:
     assert hash(first) == hash(second)
     scored = []
     counted = [replace(one, scorer=Counting(one.scorer, scored)) for one in (first, second)]
-    run = prompt(random_layers(shape, 2, 0))
+    run = prompt([seen_by(first, layer) for layer in random_layers(shape, 2, 0)])
     run.score([Setting(one, 8) for one in counted])
     assert scored == [0, 1]
     assert all(run.kept(Setting(one, 9)) for one in counted)

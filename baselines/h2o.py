@@ -1,0 +1,65 @@
+"""H2O (Zhang et al. 2023, arXiv 2306.14048): the tokens that received most attention so far, and the most recent ones.
+
+As in the authors' code (FMInference/H2O, `utils_real_drop`): a token's score is the attention that it receives from all
+queries of the prompt, summed; half of the budget are the most recent tokens, half those of the highest scores among
+the others (their heavy_ratio and recent_ratio are equal). Where this departs from it: eviction happens once, after the
+prompt, as for the other methods, and not again while tokens are generated; the query heads that share a KV head are
+averaged, where the authors' models have one each; logits and sums are float32, theirs in the model's dtype; the
+observation window is always kept, so a budget of less than twice the window has fewer heavy hitters than half.
+"""
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from compresskv.context import Context
+from compresskv.eviction import Capacity, LayerPrefill, LayerScores, causal_attention, group_mean
+
+
+@dataclass(eq=False)
+class AccumulatedAttention:
+    """The attention that each token received from all queries so far: `total` [kv_heads, seen], float32."""
+
+    total: Tensor = field(default_factory=lambda: torch.empty(0))
+
+    @torch.no_grad()
+    def __call__(self, queries: Tensor, keys: Tensor, scaling: float) -> None:
+        kv_heads, seen, _ = keys.shape
+        before, self.total = self.total, keys.new_zeros(kv_heads, seen, dtype=torch.float32)
+        if before.numel():
+            self.total[:, : before.shape[1]] = before
+        for attention in causal_attention(queries, keys, scaling):
+            self.total[:, : attention.shape[2]] += group_mean(attention.sum(1), kv_heads)
+
+
+@dataclass(frozen=True, eq=False)
+class H2OScores(LayerScores):
+    """Accumulated attention, whose choice begins with the most recent tokens: half of the budget, `window` included."""
+
+    window: int = 8
+
+    def order(self, capacity: Capacity) -> Tensor:
+        """The most recent tokens first, then the heavy hitters among the others: [kv_heads, past]."""
+        budget = torch.as_tensor(capacity, device=self.scores.device).reshape(-1, 1) + self.window
+        recent = (budget // 2 - self.window).clamp(min=0)
+        others = self.ranking < self.ranking.shape[1] - recent
+        return self.ranking.gather(1, others.sort(dim=1, stable=True).indices)
+
+
+@dataclass(frozen=True)
+class H2OScorer:
+    """Attention accumulated over all queries of the prompt; `window` prompt tokens at the end are kept anyway."""
+
+    window: int = 8
+
+    def observer(self) -> AccumulatedAttention:
+        return AccumulatedAttention()
+
+    def __call__(self, layer: LayerPrefill) -> H2OScores:
+        total = layer.observed[self].total
+        return H2OScores(total[:, : layer.length - self.window], window=self.window)
+
+
+def scorer(context: Context) -> H2OScorer:
+    return H2OScorer(context.observation.window)
