@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 from typing import NoReturn
 
 
@@ -14,6 +15,8 @@ def end_at_once(number: int, frame: object) -> NoReturn:
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, end_at_once)
     signal.signal(signal.SIGTERM, end_at_once)
+    if "--help" in sys.argv:
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # for `--help | head`
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -21,15 +24,20 @@ from omegaconf import DictConfig
 
 from evals.compose import plain, refuse_two_files, refused_in_a_sentence
 from evals.console import one_sentence_endings, signals_as_interrupts
-from evals.job import job_from
+from evals.job import job_from, take_plan
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="config")
 def main(config: DictConfig) -> None:
     with one_sentence_endings():
         refuse_two_files(HydraConfig.get())
-        jobs = [job_from(plain(config))]
-        from evals.running.sweep import run  # here, so that --help and a typo are answered without torch
+        composed = plain(config)
+        planning, jobs = take_plan(composed), [job_from(composed)]
+        # Imported here, so that --help and a typo are answered without torch.
+        if planning:
+            from evals.running.plan import plan as run
+        else:
+            from evals.running.sweep import run
 
         signals_as_interrupts()
         run(jobs)

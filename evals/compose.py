@@ -1,6 +1,7 @@
 """Compose the configuration as `run.py` does: for the audit, benchmarks, notebooks and tests."""
 
 import difflib
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -40,9 +41,7 @@ def composed(*overrides: str, config_dir: str | Path | None = None) -> dict[str,
         folder = Path(config_dir).expanduser().absolute()
         if not folder.is_dir():
             raise UserError(f"--config-dir={readable(str(config_dir), 1000)}: there is no such folder")
-        # As the words of a list that Hydra's grammar quotes: a path may have commas and brackets.
-        escaped = str(folder).replace("\\", "\\\\").replace("'", "\\'")
-        given.append(f"hydra.searchpath=['file://{escaped}']")
+        given.append(f"hydra.searchpath=[{quoted(f'file://{folder}')}]")
     GlobalHydra.instance().clear()
     with refused_in_a_sentence(), initialize_config_dir(str(CONF), version_base="1.3"):
         config = compose("config", given, return_hydra_config=True)
@@ -62,6 +61,13 @@ def plain(config: DictConfig) -> dict[str, Any]:
 def job(*overrides: str, config_dir: str | Path | None = None) -> Job:
     """The job of a command line with these overrides. Raises `UserError` for values that cannot be."""
     return job_from(composed(*overrides, config_dir=config_dir))
+
+
+def quoted(path: str | Path) -> str:
+    """A path as Hydra's grammar takes it, whatever characters it has; backslashes count only before a quote."""
+    if re.fullmatch(r"[\w/.:-]+", str(path), re.ASCII):
+        return str(path)
+    return "'" + re.sub(r"(\\*)'", r"\1\1\'", str(path)) + "'"
 
 
 def refuse_two_files(hydra: HydraConf) -> None:

@@ -74,10 +74,10 @@ class MeasuredEvaluation(Evaluation, ABC):
 
 @dataclass(frozen=True)
 class Shown:
-    """What a run ends with: tables for the terminal, and the paths of the figures that were written."""
+    """What a run ends with: tables for the terminal, and what draws its figures, if any, and returns their paths."""
 
     tables: Sequence[Table]
-    figures: Sequence[Path] = ()
+    draw: Callable[[], Sequence[Path]] = tuple
 
 
 class Task(Protocol):

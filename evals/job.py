@@ -106,6 +106,15 @@ def job_from(config: Mapping[str, Any]) -> Job:
     return job
 
 
+def take_plan(*configs: dict[str, Any]) -> bool:
+    """Take `plan` out of configurations: whether to say what they will take (`evals.running.plan`), and run nothing.
+
+    Raises `UserError` for a value that is neither true nor false.
+    """
+    given = [config.pop("plan", False) for config in configs]
+    return any(checked_value("plan", bool, value) for value in given)
+
+
 def plug_in(where: str, kind: Any, node: Any) -> Any:
     """The frozen dataclass that `_target_` names, a subclass of `kind`, with the rest of `node` as its fields."""
     values = dict(_mapping(where, node))

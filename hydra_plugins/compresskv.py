@@ -1,10 +1,12 @@
-"""The launcher behind `python run.py -m …`: the jobs of a sweep share their prefills, on one device or on several."""
+"""Behind `python run.py -m …`: the jobs of a sweep share their prefills, on one device or on several."""
 
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
@@ -14,6 +16,25 @@ LAUNCHING = ("hydra/launcher", "hydra.launcher", "hydra/sweeper", "hydra.sweeper
 """Hydra's own settings that shape this sweep, but not those that its groups run."""
 
 SCRIPT = Path(__file__).resolve().parents[1] / "run.py"
+
+
+class GridSweeper(BasicSweeper):
+    """Hydra's own sweeper without its multirun.yaml, for which a tree that is read-only or full has no place.
+
+    Each setting's folder has its whole configuration.
+    """
+
+    def __init__(self, params: dict[str, str] | None = None) -> None:
+        super().__init__(max_batch_size=None, params=params)
+
+    def sweep(self, arguments: list[str]) -> Sequence[JobReturn]:
+        assert self.launcher is not None
+        assert self.hydra_context is not None
+        parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
+        overrides = parser.parse_overrides([*self._parse_config(), *arguments])
+        (jobs,) = self.split_arguments(overrides, None)
+        self.validate_batch_is_legal(jobs)
+        return self.launcher.launch(jobs, initial_job_idx=0)
 
 
 class SharedPrefillLauncher(Launcher):
@@ -35,19 +56,24 @@ class SharedPrefillLauncher(Launcher):
         from compresskv.errors import UserError
         from evals.compose import plain, refused_in_a_sentence
         from evals.console import one_sentence_endings, signals_as_interrupts
-        from evals.launch.executor import Sweep
+        from evals.job import take_plan
+        from evals.launch.executor import Plan, Sweep
 
         with one_sentence_endings(), refused_in_a_sentence():
             composed = [self.compose(overrides) for overrides in job_overrides]
-            sweep = Sweep([plain(config) for config in composed], job_overrides, self.command(), self.outcome)
-            executor = self.executor(sweep)
+            configs = [plain(config) for config in composed]
+            planning = take_plan(*configs)
+            sweep = Sweep(configs, job_overrides, self.command(), self.outcome)
+            executor = Plan() if planning else self.executor(sweep)
             signals_as_interrupts()
             try:
                 executor.run(sweep)
             except UserError:
-                self.write_artefacts(sweep)  # of what did finish
+                if not planning:
+                    self.write_artefacts(sweep)  # of what did finish
                 raise
-            self.write_artefacts(sweep)
+            if not planning:
+                self.write_artefacts(sweep)
         return [finished(config, overrides) for config, overrides in zip(composed, job_overrides, strict=True)]
 
     def write_artefacts(self, sweep: Any) -> None:

@@ -96,7 +96,7 @@ Markdown(markdown(page))
 # The same in LaTeX:
 
 # %%
-print("\n".join(latex(page).splitlines()[:40]))
+print(latex(page).partition("\n\n")[0])
 
 # %% [markdown]
 # ## Score over budget

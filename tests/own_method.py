@@ -53,27 +53,27 @@ defaults:
   - _self_
 name: strided_halves
 scorer:
-  _target_: own_method.parts.scorer
+  _target_: outside_method.parts.scorer
   stride: 3
 plain:
-  scorer: own_method.parts.scorer
-  allocator: own_method.parts.allocator
+  scorer: outside_method.parts.scorer
+  allocator: outside_method.parts.allocator
 """
 
 ALLOCATOR = """
-_target_: own_method.parts.allocator
+_target_: outside_method.parts.allocator
 given: 4
 """
 
 ENTRY_POINT = """
 [compresskv.conf]
-own_method = own_method.conf
+outside_method = outside_method.conf
 """
 
 
 def write_package(folder: Path) -> Path:
-    """Write the package `own_method` into `folder`; returns its folder of configuration."""
-    package = folder / "own_method"
+    """Write the package `outside_method` into `folder`; returns its folder of configuration."""
+    package = folder / "outside_method"
     conf = package / "conf"
     (conf / "method" / "allocator").mkdir(parents=True)
     (package / "__init__.py").write_text("")
@@ -85,7 +85,7 @@ def write_package(folder: Path) -> Path:
 
 def install(folder: Path) -> None:
     """Leave beside the package what pip leaves, so that its entry point counts where `folder` is on the path."""
-    info = folder / "own_method-1.0.dist-info"
+    info = folder / "outside_method-1.0.dist-info"
     info.mkdir()
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: own-method\nVersion: 1.0\n")
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: outside-method\nVersion: 1.0\n")
     (info / "entry_points.txt").write_text(ENTRY_POINT)

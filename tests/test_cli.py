@@ -134,11 +134,11 @@ def test_a_mistake_is_answered_in_a_sentence(tiny, overrides, says):
     [
         (["model.typo=1"], "typo"),  # refused by Hydra
         (["budget=0"], "budget=0"),  # before torch is imported
-        (["-m", "calibration=/nowhere.json", "method=compresskv"], "/nowhere.json"),  # once the model is there
+        (["-m", "calibration=/nowhere.json"], "/nowhere.json"),  # once the model is there
     ],
 )
 def test_a_mistake_ends_the_process_with_a_sentence(tiny, overrides, says):
-    assert_one_sentence(run_process("method=full", *tiny, *overrides), says)
+    assert_one_sentence(run_process(*overrides, "method=compresskv", *tiny), says)
 
 
 def assert_one_sentence(done, says):

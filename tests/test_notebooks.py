@@ -1,17 +1,19 @@
 """Every notebook is a pair of a script and an output-free .ipynb; `make notebooks` executes them."""
 
 import json
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from tests.command import ROOT
 
-jupytext = pytest.importorskip("jupytext", reason="jupytext is not installed: pip install -e '.[notebooks]'")
-pytest.importorskip("nbclient", reason="nbclient is not installed: pip install -e '.[notebooks]'")
-
-from notebooks import __main__ as runner
+WITHOUT = "jupytext or nbclient is not installed: pip install -e '.[notebooks]'"
+jupytext = pytest.importorskip("jupytext", reason=WITHOUT)
+runner = pytest.importorskip("notebooks.__main__", reason=WITHOUT)
 
 FOLDER = ROOT / "notebooks"
 NAMES = sorted(path.stem for path in FOLDER.glob("[!_]*.py"))
@@ -74,6 +76,16 @@ def test_begins_with_a_title_and_ends_with_what_not_to_conclude():
 def test_an_unknown_name_is_refused(capsys):
     assert runner.main(["no_such"]) == 2
     assert "choose of ablations" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("chosen", "backend"), [("svg", "svg"), (None, "agg")])
+def test_figures_leave_a_notebook_its_backend(chosen, backend):
+    environment = {name: value for name, value in os.environ.items() if name != "MPLBACKEND"}
+    environment |= {"MPLBACKEND": chosen} if chosen else {}
+    code = "import evals.niah.heatmap, matplotlib; print(matplotlib.get_backend())"
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment, timeout=120)
+    assert done.stdout.strip() == backend
 
 
 def write(folder: Path, name: str, code: str) -> None:

@@ -1,6 +1,7 @@
 """A method from outside the tree: a package and a YAML, and everything that serves ours serves it."""
 
 import json
+import sys
 
 import pytest
 
@@ -16,7 +17,9 @@ from tests.own_method import YAML, install, write_package
 
 @pytest.fixture
 def conf(tmp_path):
-    return write_package(tmp_path)
+    yield write_package(tmp_path)
+    for name in [name for name in sys.modules if name.partition(".")[0] == "outside_method"]:
+        del sys.modules[name]
 
 
 @pytest.fixture
@@ -41,7 +44,7 @@ def test_it_runs_in_a_sweep_and_composes_with_ours(command, tmp_path):
     assert by_method == {
         "strided_halves": [60, 64, 68],
         "strided_halves-uniform": [64, 64, 64],
-        "snapkv-own_method": [60, 64, 68],
+        "snapkv-parts": [60, 64, 68],
         "snapkv": [64, 64, 64],
     }
 
@@ -95,7 +98,7 @@ def test_a_package_that_python_does_not_find_is_a_sentence(command):
     done = run(*line, "method=strided_halves")
     assert done.returncode == 1
     assert done.stderr.count("\n") == 1
-    assert "method.scorer._target_=own_method.parts.scorer: cannot be imported" in done.stderr
+    assert "method.scorer._target_=outside_method.parts.scorer: cannot be imported" in done.stderr
     assert "PYTHONPATH" in done.stderr
 
 
@@ -138,9 +141,9 @@ def test_an_installed_package_needs_no_folder_on_the_command_line(conf, tmp_path
 def test_an_entry_point_that_names_no_folder_is_a_sentence(conf, tmp_path, monkeypatch):
     install(tmp_path)
     (conf / "method" / "strided_halves.yaml").unlink()
-    (tmp_path / "own_method-1.0.dist-info" / "entry_points.txt").write_text(
-        "[compresskv.conf]\nmine = own_method.cnf\n"
+    (tmp_path / "outside_method-1.0.dist-info" / "entry_points.txt").write_text(
+        "[compresskv.conf]\nmine = outside_method.cnf\n"
     )
     monkeypatch.syspath_prepend(str(tmp_path))
-    with pytest.raises(UserError, match=r"the entry point mine .* names own_method\.cnf, which is no folder"):
+    with pytest.raises(UserError, match=r"the entry point mine .* names outside_method\.cnf, which is no folder"):
         composed("method=snapkv")

@@ -1,30 +1,42 @@
 """What W&B gets, read back from the file of an offline run."""
 
 import json
+import re
 import struct
 
 import pytest
 import wandb
 
+from compresskv.calibration import FOLDER
 from evals.loggers.wandb import WandbLogger, run_id, samples
+from evals.results.__main__ import main
+from evals.results.measurement import Measurement
 from evals.results.record import Record
-from tests.results.trees import line, setting
+from evals.results.store import SampleStore
+from evals.running.outcome import Entry, show
+from tests.results.trees import folder, line, setting
 
 BLOCK = 1 << 15
 
 
 @pytest.fixture
-def sent(tmp_path, monkeypatch):
-    """Sends records; gives what each file of an offline run holds: configuration, numbers, name, id, tags, group."""
+def sent_by(tmp_path, monkeypatch):
+    """Has a logger send something; gives what each file of an offline run holds: configuration, numbers, id, tags."""
     monkeypatch.setenv("WANDB_SILENT", "true")
     monkeypatch.setenv("WANDB_DIR", str(tmp_path))
 
-    def send(records, figures=()):
-        WandbLogger("project", None, "offline", str(tmp_path / "wandb")).log(records, figures)
+    def send(act, directory="wandb"):
+        act(WandbLogger("project", None, "offline", str(tmp_path / directory)))
         wandb.teardown()  # its process has written everything
-        return [read(path) for path in sorted((tmp_path / "wandb").rglob("run-*.wandb"))]
+        return [read(path) for path in sorted((tmp_path / directory).rglob("run-*.wandb"))]
 
     return send
+
+
+@pytest.fixture
+def sent(sent_by):
+    """Sends records."""
+    return lambda records, figures=(): sent_by(lambda logger: logger.log(records, figures))
 
 
 def entries(content):
@@ -48,7 +60,7 @@ def entries(content):
 def read(path):
     from wandb.proto import wandb_internal_pb2
 
-    content = {"numbers": {}}
+    content = {"numbers": {}, "folder": path.parent}
     for data in entries(path.read_bytes()):
         record = wandb_internal_pb2.Record()
         record.ParseFromString(data)
@@ -89,3 +101,110 @@ def test_the_table_of_samples(tmp_path):
     assert len(rows) == 2
     assert rows[0][columns.index("kept")] == "[64, 64]"
     assert rows[1][columns.index("prediction")] == line("1")["prediction"]
+
+
+EFFICIENCY = {
+    "model": "tiny",
+    "dtype": "float32",
+    "new_tokens": 4,
+    "environment": {"git_commit": "abc"},
+    "rows": [
+        {"setting": "full", "length": 200, "decode_ms": 2.5, "peak_bytes_by_gpu": []},
+        {"setting": "snapkv 64", "length": 200, "decode_ms": 1.5, "peak_bytes_by_gpu": [], "decode_ms_ratio": 0.6},
+    ],
+}
+
+
+@pytest.fixture
+def measured(tmp_path):
+    """A results tree with a measurement of efficiency."""
+    path = tmp_path / "efficiency" / "tiny" / "1" / "efficiency.json"
+    path.parent.mkdir(parents=True)
+    path.write_text(json.dumps(EFFICIENCY))
+    return path
+
+
+def table(run, name):
+    """Columns and rows of a table that a run was sent with."""
+    (file,) = run["folder"].rglob(f"{name}_*.table.json")
+    content = json.loads(file.read_text())
+    return content["columns"], content["data"]
+
+
+def test_a_measurement_is_a_run_with_its_table(tmp_path, measured, sent_by):
+    (run,) = sent_by(lambda logger: logger.log_measurements([Measurement(measured, "tiny", "efficiency")]))
+    assert run["config"]["dtype"] == "float32"
+    assert run["config"]["environment"]["git_commit"] == "abc"
+    assert "rows" not in run["config"]
+    columns, rows = table(run, "rows")
+    assert columns == ["setting", "length", "decode_ms", "peak_bytes_by_gpu", "decode_ms_ratio"]
+    assert rows == [["full", 200, 2.5, "[]", None], ["snapkv 64", 200, 1.5, "[]", 0.6]]
+    assert set(run["tags"]) == {"tiny", "efficiency"}
+    assert run["group"] == "tiny efficiency"
+
+
+def test_a_calibration_has_a_row_for_each_head(tmp_path):
+    shipped = json.loads((FOLDER / "smollm2-135m.held_out.json").read_text())
+    calibration = Measurement(FOLDER / "smollm2-135m.held_out.json", "smollm2-135m", "calibrate")
+    columns, rows = calibration.tables["head_scores"]
+    assert columns == ["layer", "head", "semantic", "semantic_count", "traditional"]
+    assert len(rows) == 30 * 9
+    assert rows[10][:3] == [1, 1, shipped["head_scores"]["semantic"][1][1]]
+    assert calibration.tables["layer_scores"][1][3] == [3, shipped["layer_scores"][3]]
+    assert calibration.about["heads"] == shipped["heads"]
+
+
+def test_a_run_without_samples_is_logged_too(measured):
+    """What the end of a run sends on, where there is nothing but a measurement."""
+
+    class Collecting:
+        def log(self, records, figures):
+            self.records = list(records)
+
+        def log_measurements(self, measurements):
+            self.measurements = list(measurements)
+
+    logger = Collecting()
+    entry = Entry("tiny", "efficiency", "", "efficiency", "ran", str(measured), written=str(measured))
+    show([entry], logger)
+    assert logger.records == []
+    assert logger.measurements == [Measurement(measured, "tiny", "efficiency")]
+
+
+def test_what_is_finished_is_sent_later_as_it_would_have_been(tmp_path, sent_by, measured, capsys):
+    done = setting(tmp_path, [0.0, 100.0])
+    unfinished = SampleStore(folder(tmp_path, "tova"))
+    unfinished.append(line("1"))
+    unfinished.close()
+    # A folder that the logger writes to has a name with a comma: it is a value of Hydra's grammar.
+    where = f"logger.directory='{tmp_path}/wan,db'"
+    runs = sent_by(lambda _: main(["push-wandb", str(tmp_path), "logger.mode=offline", where]), "wan,db")
+    by_id = {run["id"]: run for run in runs}
+    assert len(by_id) == 2
+    assert by_id[run_id(done)]["numbers"]["score"] == 50
+    assert table(by_id[run_id(done)], "samples")[0][0] == "id"
+    assert "tiny/niah/needle/corrected/tova/64-abcd1234: left out" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        ([], "nothing is finished (no results are there): run it to its end first, or check the folder"),
+        (["another"], "name one results folder"),
+        (["budget=3"], "budget=3: is no setting of the logger: choose logger.project, .group, .mode or .directory"),
+        (["logger.mod=offline"], "logger.mod: no such setting: did you mean logger.mode?"),
+    ],
+)
+def test_what_cannot_be_sent_is_a_sentence(tmp_path, measured, words, sentence):
+    if not words:
+        measured.unlink()
+    with pytest.raises(SystemExit, match=re.escape(sentence)):
+        main(["push-wandb", str(tmp_path), *words])
+
+
+def test_settings_without_a_summary_are_not_sent(tmp_path):
+    store = SampleStore(folder(tmp_path))
+    store.append(line("1"))
+    store.close()
+    with pytest.raises(SystemExit, match=r"nothing is finished \(none of the 1 settings there has a sound summary\)"):
+        main(["push-wandb", str(tmp_path)])

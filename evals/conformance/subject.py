@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,8 +22,10 @@ MODEL = "conformance"
 KV_HEADS, GROUP = 3, 2
 """With three KV heads of two query heads each, no wrong grouping looks like the right one."""
 
-SIZE = {
-    "vocab_size": 96,
+VOCABULARY = 96
+
+SIZE: dict[str, Any] = {
+    "vocab_size": VOCABULARY,
     "hidden_size": 96,
     "intermediate_size": 96,
     "num_hidden_layers": 3,
@@ -64,7 +67,7 @@ def _made(model: PreTrainedModel) -> PreTrainedModel:
 
 def prompt(length: int, seed: int) -> Tensor:
     """Random token ids [length]."""
-    return torch.randint(0, SIZE["vocab_size"], (length,), generator=torch.Generator().manual_seed(seed))
+    return torch.randint(0, VOCABULARY, (length,), generator=torch.Generator().manual_seed(seed))
 
 
 def evicting(model: PreTrainedModel) -> int:

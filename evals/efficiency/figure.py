@@ -6,6 +6,8 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 
+from evals.report.figure import save
+
 PANELS = (
     ("total_s", "latency, end to end (s)", 1.0),
     ("decode_ms", "decode (ms a token)", 1.0),
@@ -32,8 +34,4 @@ def draw(rows: Sequence[dict[str, Any]], title: str, stem: Path) -> list[Path]:
         axis.set_ylim(bottom=0)
     axes[0].legend(fontsize=8)
     figure.suptitle(title)
-    paths = [stem.with_name(stem.name + suffix) for suffix in (".png", ".svg")]
-    for path in paths:
-        figure.savefig(path, dpi=160, metadata={"Date": None} if path.suffix == ".svg" else None)
-    plt.close(figure)
-    return paths
+    return save(figure, stem, (".png", ".svg"))

@@ -25,6 +25,7 @@ from evals.niah.prompts import NeedlePrompts
 from evals.progress import Progress
 from evals.results.finish import finish
 from evals.results.record import failed_of
+from evals.results.schema import Line
 from evals.results.store import SampleStore, close_all
 from evals.running.batches import failed_line, no_answer, sample_line
 from evals.running.forecast import forecast
@@ -100,7 +101,8 @@ class Masking:
                 stores[task.choice] = open_store(folder, self.job)
             self.decode(stores, progress)
             answered = [id for id in self.tasks[0].sample_ids if all(id in store.lines for store in stores.values())]
-            lines, failures = {}, {}
+            lines: dict[Choice, list[Line]] = {}
+            failures: dict[str, Line] = {}
             for task in self.tasks:
                 store = stores[task.choice]
                 finish(store, task.sample_ids, about(self.model, self.job, task, FULL), self.job.results / "runs")

@@ -47,3 +47,12 @@ class InProcess:
         from evals.running.sweep import run
 
         run(sweep.jobs, sweep.outcome)
+
+
+class Plan:
+    """Says what the sweep will take on this device, and runs nothing."""
+
+    def run(self, sweep: Sweep) -> None:
+        from evals.running.plan import plan
+
+        plan(sweep.jobs)

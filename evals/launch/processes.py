@@ -1,12 +1,12 @@
 """Groups in processes of their own: the command lines they run, the files they leave, and one report of them all."""
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
 
+from evals.compose import quoted
 from evals.launch.groups import Group
 from evals.running import outcome
 
@@ -35,7 +35,7 @@ def command_lines(command: Sequence[str], group: Group, folder: Path, number: in
     """
     outcomes = [folder / f"outcome-{number}-{i}.json" for i in range(len(group.sweeps))]
     return {
-        path: [*command, f"hydra.launcher.outcome={_quoted(path)}", *sweep]
+        path: [*command, f"hydra.launcher.outcome={quoted(path)}", *sweep]
         for path, sweep in zip(outcomes, group.sweeps, strict=True)
     }
 
@@ -76,10 +76,3 @@ def _entries(run: GroupRun, end: str, console: Console) -> list[outcome.Entry]:
 
 def _read(log: Path) -> str:
     return log.read_text(encoding="utf-8", errors="replace") if log.exists() else "(the log was never written)"
-
-
-def _quoted(path: Path) -> str:
-    """A path as Hydra's grammar takes it, whatever characters it has; backslashes count only before a quote."""
-    if re.fullmatch(r"[\w/.:-]+", str(path), re.ASCII):
-        return str(path)
-    return "'" + re.sub(r"(\\*)'", r"\1\1\'", str(path)) + "'"

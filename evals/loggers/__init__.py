@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from evals.results.measurement import Measurement
     from evals.results.record import Record
 
 
@@ -23,3 +24,7 @@ class Logger(ABC):
     @abstractmethod
     def log(self, records: Sequence[Record], figures: Sequence[Path]) -> None:
         """Send on finished `records`, and the figures of the run."""
+
+    @abstractmethod
+    def log_measurements(self, measurements: Sequence[Measurement]) -> None:
+        """Send on what evaluations without samples wrote, such as times or a calibration."""

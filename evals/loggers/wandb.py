@@ -9,6 +9,7 @@ from typing import Any, Literal
 from compresskv.checking import Name, PathText
 from compresskv.errors import UserError
 from evals.loggers import Logger
+from evals.results.measurement import Measurement
 from evals.results.names import names
 from evals.results.record import NAMED, Record
 
@@ -65,6 +66,35 @@ class WandbLogger(Logger):
                 columns, rows = samples(record)
                 run.log({**measured(record.summary), "samples": wandb.Table(columns=columns, data=rows), **images})
             images = {}
+
+    def log_measurements(self, measurements: Sequence[Measurement]) -> None:
+        """One run each: its tables, its figure, and the file itself as an artifact."""
+        import wandb
+
+        Path(self.directory).mkdir(parents=True, exist_ok=True)
+        for measurement in measurements:
+            tables: dict[str, Any] = {}
+            for name, (columns, rows) in measurement.tables.items():
+                data = [[str(value) if isinstance(value, list) else value for value in row] for row in rows]
+                tables[name] = wandb.Table(columns=list(columns), data=data)
+            if (figure := measurement.path.with_suffix(".png")).is_file():
+                tables[figure.stem] = wandb.Image(str(figure))
+            with wandb.init(
+                project=self.project,
+                group=self.group or f"{measurement.model} {measurement.eval}",
+                mode=self.mode,
+                dir=self.directory,
+                id=f"{measurement.model}-{measurement.eval}-{measurement.digest}"[-128:],
+                resume="allow",
+                name=f"{measurement.model} {measurement.eval}",
+                job_type=measurement.eval,
+                tags=[tag[:64] for tag in (measurement.model, measurement.eval)],
+                config=measurement.about,
+            ) as run:
+                run.log(tables)
+                artifact = wandb.Artifact(f"{measurement.eval}-{measurement.digest}", type=measurement.eval)
+                artifact.add_file(str(measurement.path))
+                run.log_artifact(artifact)
 
 
 def run_id(record: Record) -> str:

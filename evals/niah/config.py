@@ -70,7 +70,8 @@ class Niah(NeedleGrid, SampledEvaluation):
             for record in of_setting:
                 lines += record.covered
         table.caption = _caption(lines)
-        return Shown([table], draw(panels(records), f"Needle in a haystack, {title.split(' · ')[0]}", figure))
+        above = f"Needle in a haystack, {title.split(' · ')[0]}"
+        return Shown([table], lambda: draw(panels(records), above, figure))
 
 
 def _caption(lines: Sequence[Line]) -> str | None:

@@ -8,6 +8,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.image import AxesImage
 
+from evals.report.figure import save
 from evals.results.record import Record
 from evals.results.schema import Line
 
@@ -60,13 +61,7 @@ def draw(rows: Sequence[Sequence[Panel]], title: str, stem: Path, metric: str = 
     figure.supxlabel("prompt length (tokens)", fontsize=9)
     figure.supylabel("needle depth (%)", fontsize=9)
     figure.colorbar(image, ax=axes, label="ROUGE-1 recall of the answer", shrink=0.8)
-    stem.parent.mkdir(parents=True, exist_ok=True)
-    paths = [stem.with_name(stem.name + suffix) for suffix in (".png", ".svg")]
-    for path in paths:
-        # Without dates, equal results give equal files.
-        figure.savefig(path, dpi=160, metadata={"Date": None} if path.suffix == ".svg" else None)
-    plt.close(figure)
-    return paths
+    return save(figure, stem, (".png", ".svg"))
 
 
 def _draw_panel(axis: Axes, name: str, lines: Sequence[Line], metric: str) -> AxesImage:

@@ -1,20 +1,32 @@
 """Writing a figure in the formats that papers and pages take."""
 
+import io
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import matplotlib
 import matplotlib.pyplot as plt
 
+from evals.results.store import write_bytes
+
 METADATA: dict[str, dict[str, Any]] = {".png": {}, ".svg": {"Date": None}, ".pdf": {"CreationDate": None}}
 """By suffix. Without dates, equal results give equal files."""
 
 
-def save(figure: Any, stem: Path) -> list[Path]:
-    """Write `figure` to `stem` + .png, .svg and .pdf, and close it; returns the paths."""
-    paths = [stem.with_name(stem.name + suffix) for suffix in METADATA]
-    with matplotlib.rc_context({"svg.hashsalt": stem.name}):
-        for path in paths:
-            figure.savefig(path, dpi=160, metadata=METADATA[path.suffix])
-    plt.close(figure)
+def save(figure: Any, stem: Path, suffixes: Iterable[str] = METADATA) -> list[Path]:
+    """Write `figure` to `stem` with each of the `suffixes`, and close it; returns the paths.
+
+    Raises `UserError` if the disk refuses one; each file is written whole or not at all.
+    """
+    paths = []
+    try:
+        with matplotlib.rc_context({"svg.hashsalt": stem.name}):
+            for suffix in suffixes:
+                content = io.BytesIO()
+                figure.savefig(content, format=suffix[1:], dpi=160, metadata=METADATA[suffix])
+                paths.append(stem.with_name(stem.name + suffix))
+                write_bytes(paths[-1], content.getvalue())
+    finally:
+        plt.close(figure)
     return paths

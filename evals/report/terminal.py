@@ -35,7 +35,10 @@ def show(records: Sequence[Record]) -> list[Path]:
         shown = _shown(f"{model} · {evaluation}", by_setting, _figure(of_evaluation))
         for table in shown.tables:
             console.print(table)
-        figures += shown.figures
+        try:
+            figures += shown.draw()
+        except UserError as error:  # such as in a tree that is read-only
+            console.print(f"no figure: {error}", soft_wrap=True, markup=False)
         if any((record.summary or {}).get("fidelity") for record in of_evaluation):
             console.print(fidelity_table(f"{model} · {evaluation} · fidelity to the full cache", by_setting))
     for path in figures:

@@ -1,4 +1,7 @@
-"""`python -m evals.results list|show|verify|compare`: what is there, whether it is sound, and which settings differ."""
+"""`python -m evals.results list|show|verify|compare`: what is there, whether it is sound, and which settings differ.
+
+`python -m evals.results push-wandb [<results>] [logger.mode=offline …]` sends what is finished to Weights & Biases.
+"""
 
 import argparse
 import json
@@ -11,7 +14,7 @@ from pathlib import Path
 from rich.table import Table
 
 from compresskv.errors import UserError
-from evals.console import plain, screen, visible
+from evals.console import one_sentence_endings, plain, screen, visible
 from evals.results.compare import Comparison, comparisons
 from evals.results.record import Record, records
 
@@ -105,6 +108,12 @@ def _bounds(interval: tuple[float, float] | None) -> str:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; returns the exit code."""
+    words = sys.argv[1:] if arguments is None else arguments
+    if words[:1] == ["push-wandb"]:
+        from evals.loggers.push import push
+
+        with one_sentence_endings():
+            return push(words[1:])
     parser = argparse.ArgumentParser(prog="python -m evals.results", description=__doc__)
     parser.add_argument("command", choices=["list", "show", "verify", "compare"])
     parser.add_argument("pattern", nargs="?", default="", help="only settings whose path contains this")

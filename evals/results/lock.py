@@ -103,8 +103,12 @@ def _claim(owner: Path) -> None:
             takeover = True
             owner.unlink(missing_ok=True)
             continue
-        with os.fdopen(descriptor, "w") as file:
-            file.write(_myself())
+        try:
+            with os.fdopen(descriptor, "w") as file:
+                file.write(_myself())
+        except OSError:  # a file that names nobody would keep everybody out
+            owner.unlink(missing_ok=True)
+            raise
         break
     if takeover:
         time.sleep(0.1)  # another that saw the same process gone may have removed this file instead of that

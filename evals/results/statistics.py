@@ -93,7 +93,7 @@ def permutation_p(differences: Sequence[float] | NDArray[np.float64], comparison
     return (int(as_large) + 1) / (resamples + 1)
 
 
-@lru_cache(maxsize=4)
+@lru_cache(maxsize=1)  # those of 4,000 samples take 160 MB
 def _signs(n: int, resamples: int) -> NDArray[np.float32]:
     """Random signs [resamples, n], the same at every call."""
     return (2 * np.random.default_rng(0).integers(0, 2, (resamples, n), dtype=np.int8) - 1).astype(np.float32)

@@ -244,13 +244,18 @@ def write_yaml(path: Path, content: Any) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Replace `path` by `text`, all or nothing. Raises `UserError` if the disk refuses it."""
+    """Replace `path` by `text` in UTF-8, all or nothing. Raises `UserError` if the disk refuses it."""
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Replace `path` by `content`, all or nothing. Raises `UserError` if the disk refuses it."""
     temporary = path.with_name(f".{secrets.token_hex(8)}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            with temporary.open("x", encoding="utf-8") as file:
-                file.write(text)
+            with temporary.open("xb") as file:
+                file.write(content)
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(temporary, path)

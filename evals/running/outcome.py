@@ -17,6 +17,7 @@ from evals.console import plain, screen
 from evals.job import Job
 from evals.loggers import Logger
 from evals.report import terminal
+from evals.results.measurement import Measurement
 from evals.results.record import NAMED, Record
 from evals.results.store import write_json
 
@@ -31,7 +32,8 @@ class Entry:
     """One setting on one task. `note` counts its samples, or says in a sentence why it failed.
 
     It is incomplete where some of its prompts have no result, as their lines say. A failure that is no mistake of the
-    user's has its traceback in `detail`. What tried all samples has its `folder`, and in `samples` their ids.
+    user's has its traceback in `detail`. What tried all samples has its `folder`, and in `samples` their ids; a
+    measurement, which has no samples, the file that it has `written`.
     """
 
     model: str
@@ -43,11 +45,16 @@ class Entry:
     detail: str = ""
     folder: str | None = None
     samples: tuple[str, ...] = ()
+    written: str | None = None
 
     def record(self) -> Record:
         """The setting, read from its folder, for the samples that this sweep asked for."""
         folder = Path(self.folder or "")
         return Record(folder, folder.parents[len(NAMED) - 1], tuple(self.samples))
+
+    def measurement(self) -> Measurement:
+        """The measurement, read from its file."""
+        return Measurement(Path(self.written or ""), self.model, self.eval)
 
 
 class Outcome:
@@ -62,7 +69,8 @@ class Outcome:
 
     def add_measurement(self, job: Job, written: Path) -> None:
         """Note a run that leaves no samples, but what is `written`."""
-        self.entries.append(Entry(job.model.name, job.eval.name, "", job.eval.name, "ran", str(written)))
+        name = job.eval.name
+        self.entries.append(Entry(job.model.name, name, "", name, "ran", str(written), written=str(written)))
 
     def fail(self, jobs: Sequence[Job], error: Exception, task: str = "") -> None:
         """Note jobs that `error` ended. What is not the user's mistake is shown at once, with its traceback."""
@@ -94,8 +102,9 @@ def show(entries: Sequence[Entry], logger: Logger | None) -> None:
     if len(entries) > 1:
         screen().print(table(entries))
     figures = terminal.show(records)
-    if logger and records:
+    if logger:
         logger.log(records, figures)
+        logger.log_measurements([entry.measurement() for entry in entries if entry.written])
     if failures:
         raise UserError(
             f"{len(failures)} of {len(entries)} settings {_how(entries)} ({failures[0]}); "

@@ -20,7 +20,7 @@ def boards(grid: Grid) -> dict[str, Any]:
         cells = []
         for depth in rows:
             cells.append([of_row.get((length, depth)) for length in columns])
-        cell = row.cells[grid.last]
+        cell = row.cells[grid.overall]
         panel = {"method": row.label, "budget": row.budget, "mean": cell.mean, "n": cell.n, "cells": cells}
         panels.append(panel | ({"partial": f"{cell.counted} of {cell.of}"} if cell.partial else {}))
     return {

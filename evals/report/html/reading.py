@@ -123,7 +123,9 @@ def _setting(record: Record, browsed: set[str], shared: _Shared) -> Setting:
         summary[name] = shared.one(summary.get(name))
     reduced_record = Record(record.path, record.runs)
     # As if they had been read.
-    vars(reduced_record).update(_lines=(Lines(lines, {}, 0, 0), ""), _file_summary=(summary, ""), _file_config=None)
+    vars(reduced_record).update(
+        _lines=(Lines(lines, record.failures, {}, 0, 0), ""), _file_summary=(summary, ""), _file_config=None
+    )
     batches = dict.fromkeys(tuple(line["batch"]) for line in record.covered if isinstance(line.get("batch"), list))
     shown = [_browsed(line) for line in record.covered if line["id"] in browsed]
     return Setting(reduced_record, _kept(record.covered), shared.one(tuple(batches)), shown)

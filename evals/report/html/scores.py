@@ -7,7 +7,8 @@ from statistics import fmean
 
 from evals.longbench.tasks import CATEGORIES, ENGLISH, TASKS
 from evals.report import paper
-from evals.report.cells import AVERAGE_OF_16, Cell, Grid, Row, grid, ranks
+from evals.report.cells import AVERAGE_OF_16, Cell, Grid, Row, ranks
+from evals.report.grids import grids
 from evals.report.html.chart import Chart, Line, Point
 from evals.report.html.reading import Setting, Tree
 from evals.report.items import Item
@@ -86,26 +87,24 @@ def boards(tree: Tree) -> Iterator[tuple[Board, Grid]]:
             continue
         of_model = paper.beside(PAPER if evaluation == "longbench" else "", _grid(evaluation, settings))
         yield _board(of_model, settings), of_model
-        # Signs for many samples are large, and the next board has other samples.
-        statistics._signs.cache_clear()
 
 
 def _grid(evaluation: str, settings: Sequence[Setting]) -> Grid:
     """The grid; those of other evaluations than needles and LongBench have a column for every task."""
-    made = grid(ITEM, [setting.record for setting in settings])
+    made = grids(ITEM, [setting.record for setting in settings])[0]
     tasks = list(dict.fromkeys(setting.record.task for setting in settings))
     if evaluation in ("niah", "longbench") or len(tasks) < 2:
         return made
     by_task = {task: [s.record for s in settings if s.record.task == task] for task in tasks}
     cells: dict[tuple[str, int | None, str, str], dict[str, Cell]] = {}
     for task, of_task in by_task.items():
-        for row in grid(ITEM, of_task).rows:
-            cells.setdefault((row.method, row.budget, row.protocol, row.variant), {})[task] = row.cells[made.last]
+        for row in grids(ITEM, of_task)[0].rows:
+            cells.setdefault((row.method, row.budget, row.protocol, row.variant), {})[task] = row.cells[made.overall]
     rows = []
     for row in made.rows:
         of_row = cells.get((row.method, row.budget, row.protocol, row.variant), {})
-        rows.append(_with_cells(row, {**of_row, made.last: row.cells[made.last]}))
-    return Grid(made.model, made.eval, [*tasks, made.last], rows)
+        rows.append(_with_cells(row, {**of_row, made.overall: row.cells[made.overall]}))
+    return Grid(made.model, made.eval, [*tasks, made.overall], rows)
 
 
 def _with_cells(row: Row, cells: dict[str, Cell]) -> Row:
@@ -141,10 +140,10 @@ def _rows(of_model: Grid) -> Iterator[TableRow]:
     for budget, rows in of_model.budgets.items():
         ranked = {column: ranks(column, rows) for column in of_model.columns}
         for place, row in enumerate(rows):
-            cells = []
+            cells: list[CellText | None] = []
             for column in of_model.columns:
                 cell = row.cells.get(column)
-                cells.append(cell and _cell(cell, ranked[column].get(place), column == of_model.last))
+                cells.append(_cell(cell, ranked[column].get(place), column == of_model.overall) if cell else None)
             yield TableRow(budget_text(budget), row.label, cells)
 
 
@@ -205,7 +204,7 @@ def _shares(of_model: Grid) -> Iterator[str]:
         full = next((other for other in rows if other.budget is None and other.protocol == row.protocol), None)
         if row.method != ITEM.subject or row.variant or row.budget is None or full is None:
             continue
-        mine, whole = row.cells.get(of_model.last), full.cells.get(of_model.last)
+        mine, whole = row.cells.get(of_model.overall), full.cells.get(of_model.overall)
         if mine is None or whole is None or not whole.mean or mine.samples != whole.samples:
             continue
         kept, all_kept = _kept_tokens(row.records), _kept_tokens(full.records)
@@ -226,7 +225,7 @@ def _over_budget(of_model: Grid, styles: dict[str, int]) -> Chart | None:
     points: dict[str, list[Point]] = {}
     levels: list[Line] = []
     for row in of_model.rows:
-        cell = row.cells.get(of_model.last)
+        cell = row.cells.get(of_model.overall)
         if cell is None or row.label not in styles:
             continue
         low, high = cell.interval or (None, None)
@@ -235,7 +234,8 @@ def _over_budget(of_model: Grid, styles: dict[str, int]) -> Chart | None:
             levels.append(Line(row.label, [point], styles[row.label], True))
         else:
             points.setdefault(row.label, []).append(point)
-    return _budget_chart(f"Score, {column_title(of_model.last, of_model)}", "score, 0 to 100", points, levels, styles)
+    title = f"Score, {column_title(of_model.overall, of_model)}"
+    return _budget_chart(title, "score, 0 to 100", points, levels, styles)
 
 
 def _kl(of_model: Grid, styles: dict[str, int]) -> Chart | None:

@@ -1,0 +1,49 @@
+"""`python -m evals.results push-wandb [<results>] [logger.mode=offline …]`: what is finished, sent on later.
+
+As `logger=wandb` sends it while a command runs: a setting's run has the same id, so that one that was sent before is
+continued. The other words are the logger's settings, as run.py has them.
+"""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from compresskv.errors import UserError
+from evals.compose import composed, quoted
+from evals.job import plug_in
+from evals.loggers import Logger
+from evals.results.measurement import measurements
+from evals.results.record import records
+
+
+def push(words: Sequence[str]) -> int:
+    """Send every finished setting and measurement of a results folder; returns the exit code.
+
+    Raises `UserError` where nothing is finished, and for settings that the logger does not have.
+    """
+    settings = [word for word in words if "=" in word]
+    folders = [word for word in words if "=" not in word]
+    if len(folders) > 1 or any(word.startswith("-") for word in words):
+        raise UserError(
+            f"push-wandb {' '.join(words)}: name one results folder, and settings such as logger.mode=offline"
+        )
+    if other := [setting for setting in settings if not setting.startswith("logger.")]:
+        raise UserError(f"{other[0]}: is no setting of the logger: choose logger.project, .group, .mode or .directory")
+    results = Path(folders[0] if folders else "results").expanduser()
+    present = [record for record in records(results) if record.scored]
+    finished = [record for record in present if record.summary and not record.problems and not record.running]
+    measured = measurements(results)
+    if not finished and not measured:
+        rest = f"none of the {len(present)} settings there has a sound summary" if present else "no results are there"
+        raise UserError(f"{results}: nothing is finished ({rest}): run it to its end first, or check the folder")
+    for record in present:
+        if record not in finished:
+            print(f"{record.name}: left out: {record.state}", file=sys.stderr)
+    logger = plug_in(
+        "logger", Logger, composed("logger=wandb", f"paths.results={quoted(results)}", *settings)["logger"]
+    )
+    logger.check()
+    logger.log(finished, [])
+    logger.log_measurements(measured)
+    print(f"sent: {len(finished)} settings, {len(measured)} measurements")
+    return 0

@@ -1,0 +1,84 @@
+"""What an evaluation without samples left behind, such as times or a calibration: one JSON file, read back."""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from compresskv.errors import UserError
+from evals.results.lines import loads
+
+Columns = tuple[list[str], list[list[Any]]]
+"""A table: the names of its columns, and its rows."""
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """The file at `path`, what wrote it, and of which model."""
+
+    path: Path
+    model: str
+    eval: str
+
+    @cached_property
+    def content(self) -> dict[str, Any]:
+        """The file's fields. Raises `UserError` for a file that is not JSON, or no mapping."""
+        try:
+            content = loads(self.path.read_text(encoding="utf-8"))
+        except (OSError, ValueError, RecursionError) as error:
+            raise UserError(f"{self.path}: cannot be read ({error}): run it again") from error
+        if not isinstance(content, dict):
+            raise UserError(f"{self.path}: is not what a run wrote: run it again")
+        return content
+
+    @property
+    def digest(self) -> str:
+        """Eight digits of the content's hash: the same for this measurement wherever its file lies."""
+        return hashlib.sha256(json.dumps(self.content, sort_keys=True).encode()).hexdigest()[:8]
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """The fields that are no table."""
+        return {name: value for name, value in self.content.items() if not _table(value)}
+
+    @property
+    def tables(self) -> dict[str, Columns]:
+        """Lists of mappings, lists of numbers, and matrices by kind (all of one shape), as tables by their field."""
+        return {name: table for name, value in self.content.items() if (table := _table(value))}
+
+
+def measurements(results: Path) -> list[Measurement]:
+    """All measurements under `results`: of efficiency, and the calibrations that are kept there."""
+    found = []
+    for path in sorted(results.glob("efficiency/*/*/efficiency.json")):
+        found.append(Measurement(path, path.parents[1].name, "efficiency"))
+    for path in sorted(results.glob("calibration/*.json")):
+        found.append(Measurement(path, path.name.rsplit(".", 2)[0], "calibrate"))
+    return found
+
+
+def _table(value: Any) -> Columns | None:
+    if isinstance(value, list) and value and all(isinstance(row, Mapping) for row in value):
+        columns = list(dict.fromkeys(name for row in value for name in row))
+        return columns, [[row.get(name) for name in columns] for row in value]
+    if isinstance(value, list) and value and all(isinstance(item, float) for item in value):
+        return ["layer", "value"], [[layer, item] for layer, item in enumerate(value)]
+    if isinstance(value, Mapping) and value and all(_is_matrix(matrix) for matrix in value.values()):
+        return _by_cell(value)
+    return None
+
+
+def _is_matrix(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(row, list) for row in value)
+
+
+def _by_cell(matrices: Mapping[str, Sequence[Sequence[float]]]) -> Columns:
+    """A row for each layer and head, a column for each matrix [layer][head]."""
+    rows: list[list[Any]] = []
+    first = next(iter(matrices.values()))
+    for layer, heads in enumerate(first):
+        rows += [[layer, head, *(matrix[layer][head] for matrix in matrices.values())] for head in range(len(heads))]
+    return ["layer", "head", *matrices], rows

@@ -1,0 +1,202 @@
+"""What a sweep will take, said without running it: prompts, tokens, settings, memory, and hours by a short measurement.
+
+`+plan=true` prints it, for one run as for a sweep. What is finished already is not counted; no results are written.
+Protocols are counted apart, though in a run they share the prompts that are equal.
+"""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import fmean
+
+import torch
+from rich.table import Table
+from rich.text import Text
+
+from compresskv import models
+from compresskv.engine.attention import attached
+from compresskv.engine.decode import Stopping
+from compresskv.engine.generation import generate
+from compresskv.engine.prefill import Setting
+from compresskv.errors import UserError
+from compresskv.models import LoadedModel
+from evals.console import screen
+from evals.evaluation import SampledEvaluation, Task
+from evals.job import Job
+from evals.results.record import Record
+from evals.running.forecast import Forecast, forecast
+from evals.running.methods import build_method
+from evals.running.tasks import setting_folder
+
+COUNTED = 8
+"""Prompts of a task that are made to count their tokens; the others are taken to be as long."""
+
+MEASURED = 4096
+"""Tokens of the prompt that is timed, at most; longer ones are taken to cost as much more as they have operations."""
+
+WARM_UP = 256
+"""Tokens of a prompt that is not timed."""
+
+STEPS = 8
+"""Decoding steps that are timed."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """What is missing of a task: jobs that share each prefill, with their settings, and the prompts that any lacks.
+
+    `tokens`: mean length of a prompt.
+    """
+
+    model: LoadedModel
+    task: Task
+    jobs: Sequence[Job]
+    settings: Sequence[Setting]
+    prompts: Sequence[str]
+    tokens: float
+
+    @property
+    def forecast(self) -> Forecast:
+        job, task, model = self.jobs[0], self.task, self.model
+        return forecast(
+            model.model,
+            self.settings,
+            task.longest_prompt,
+            task.max_new_tokens,
+            job.prefill_chunk,
+            job.memory_bytes,
+            model.backend,
+            job.fidelity,
+        )
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Measured seconds of a prompt of `length` tokens up to its first new token, and of each decoding step."""
+
+    length: int
+    prompt: float
+    step: float
+
+    def seconds(self, work: Work) -> float:
+        """All prompts of `work`, each answered at full length."""
+        scale = operations(work.model, work.tokens) / operations(work.model, self.length)
+        return len(work.prompts) * (scale * self.prompt + work.task.max_new_tokens * self.step)
+
+
+def plan(jobs: Sequence[Job]) -> None:
+    """Print what these jobs will take. Raises `UserError` for what cannot be run, and for what measures by itself."""
+    rows: list[tuple[Work, Forecast, float]] = []
+    for job in jobs:
+        if not isinstance(job.eval, SampledEvaluation):
+            raise UserError(f"plan=true: eval={job.eval.name} measures by itself, and has no plan: leave it out")
+    for config in dict.fromkeys(job.model for job in jobs):
+        of_model = [job for job in jobs if job.model == config]
+        model = models.load(config)
+        speeds: dict[tuple[Job, ...], Speed] = {}
+        for work in works(model, of_model):
+            key = tuple(work.jobs)
+            if key not in speeds:
+                speeds[key] = measure(work)
+            rows.append((work, work.forecast, speeds[key].seconds(work)))
+    screen().print(table(rows) if rows else "all samples are there: nothing is left to run")
+
+
+def works(model: LoadedModel, jobs: Sequence[Job]) -> list[Work]:
+    """What is missing of every task, for the jobs that share its prefills; those without anything are left out."""
+    alike: dict[tuple[object, ...], list[Job]] = {}
+    for job in jobs:
+        alike.setdefault((job.eval, job.protocol, job.prefill_chunk, job.fidelity), []).append(job)
+    missing = []
+    for sharing in alike.values():
+        evaluation = sharing[0].eval
+        assert isinstance(evaluation, SampledEvaluation)
+        for task in evaluation.make_tasks(model, sharing[0].protocol):
+            if work := _work(model, task, sharing):
+                missing.append(work)
+    return missing
+
+
+def _work(model: LoadedModel, task: Task, jobs: Sequence[Job]) -> Work | None:
+    incomplete: dict[str, tuple[Job, Setting]] = {}
+    prompts: dict[str, None] = {}
+    for job in jobs:
+        setting = Setting(build_method(model, job, task.first_prompt), job.budget)
+        runs = job.results / "runs"
+        folder = runs / setting_folder(model, job, task, setting)
+        there = Record(folder, runs).samples
+        if missing := [id for id in task.sample_ids if id not in there]:
+            incomplete.setdefault(str(folder), (job, setting))
+            prompts |= dict.fromkeys(missing)
+    if not prompts:
+        return None
+    ids = [id for id in task.sample_ids if id in prompts]
+    some = ids[:: -(-len(ids) // COUNTED)]
+    tokens = fmean(task.sample(id).ids.numel() for id in some)
+    missing_jobs, settings = zip(*incomplete.values(), strict=True)
+    return Work(model, task, missing_jobs, settings, ids, tokens)
+
+
+def measure(work: Work) -> Speed:
+    """Time one prompt of the work, with all its settings."""
+    job = work.jobs[0]
+    ids = work.task.sample(work.prompts[len(work.prompts) // 2]).ids[:MEASURED]
+    with attached(work.model.model, work.model.backend):
+        _seconds(work, job, ids[:WARM_UP], 1)
+        one = _seconds(work, job, ids, 1)
+        step = max(_seconds(work, job, ids, 1 + STEPS) - one, 0.0) / STEPS
+    return Speed(ids.numel(), max(one - step, 0.0), step)
+
+
+def _seconds(work: Work, job: Job, ids: torch.Tensor, steps: int) -> float:
+    """The time of exactly `steps` new tokens; with fidelity, of a reference answer as long."""
+    reference = ids[:steps].tolist() if job.fidelity else None
+    started = time.perf_counter()
+    generate(work.model.model, ids, work.settings, Stopping(steps), job.prefill_chunk, job.memory_bytes, reference)
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter() - started
+
+
+def operations(model: LoadedModel, length: float) -> float:
+    """Floating-point operations of a prefill: two for each weight and token, and causal attention's."""
+    config = model.model.config.get_text_config(decoder=True)
+    weights = sum(parameter.numel() for parameter in model.model.get_decoder().layers.parameters())
+    width = config.num_attention_heads * (
+        getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    )
+    return 2 * weights * length + 2 * config.num_hidden_layers * width * length**2
+
+
+def table(rows: Sequence[tuple[Work, Forecast, float]]) -> Table:
+    """A row for each work, and their sum."""
+    shown = Table(
+        title="plan: nothing was run",
+        caption="hours on this device by one measured prompt, if every answer is as long as it may be; without loading"
+        + (
+            "; * may not fit: see memory and prefill_chunk" if any(not expected.fits for _, expected, _ in rows) else ""
+        ),
+    )
+    for column in ("model", "task", "protocol"):
+        shown.add_column(column, no_wrap=True)
+    for column in ("settings", "prompts", "tokens", "longest", "new tokens", "peak GB", "hours"):
+        shown.add_column(column, justify="right")
+    for work, expected, seconds in rows:
+        job = work.jobs[0]
+        about = "" if len(work.prompts) <= COUNTED else "~"
+        shown.add_row(
+            Text(work.model.name),
+            Text(" ".join(dict.fromkeys((job.eval.name, work.task.name)))),
+            Text(job.protocol.name),
+            str(len(work.settings)),
+            str(len(work.prompts)),
+            f"{about}{round(work.tokens * len(work.prompts))}",
+            str(work.task.longest_prompt),
+            str(work.task.max_new_tokens),
+            f"{expected.peak / 1e9:.2f}" + ("" if expected.fits else "*"),
+            f"{seconds / 3600:.3f}",
+        )
+    shown.add_section()
+    prompts, hours = sum(len(work.prompts) for work, *_ in rows), sum(seconds for *_, seconds in rows) / 3600
+    shown.add_row("all", "", "", "", str(prompts), "", "", "", "", f"{hours:.3f}")
+    return shown

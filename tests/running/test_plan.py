@@ -1,0 +1,85 @@
+"""`+plan=true`: what a run will take, said without running it or leaving anything behind."""
+
+import json
+import re
+
+import pytest
+
+from compresskv.errors import UserError
+from compresskv.models import load
+from evals.compose import job
+from evals.running.plan import Speed, operations, plan, works
+from evals.running.sweep import run as run_jobs
+from tests.command import run
+
+
+@pytest.fixture
+def tiny(checkpoint, tmp_path):
+    return [f"model.path={checkpoint}", "model.dtype=float32", "model.device=cpu", f"paths.results={tmp_path / 'out'}"]
+
+
+GRID = ["eval.lengths=[300,400]", "eval.depths=3", "eval.max_new_tokens=8"]
+
+
+def test_a_sweep_is_planned_and_nothing_is_written(tiny, tmp_path):
+    done = run("-m", "method=full,snapkv", "budget=32,64", "+plan=true", *GRID, *tiny, env={"TMPDIR": str(tmp_path)})
+    assert done.returncode == 0, done.stderr
+    row = next(line for line in done.stdout.splitlines() if "needle" in line)
+    cells = [cell.strip() for cell in row.strip("│┃ ").split("│")]
+    assert cells[:5] == ["tiny-llama", "niah needle", "corrected", "3", "6"]
+    assert 6 * 340 < int(cells[5].strip("~")) <= 2100
+    assert cells[6:8] == ["400", "8"]
+    assert float(cells[8].strip("*")) > 0
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_plan_is_true_or_false(tiny, tmp_path):
+    done = run("method=snapkv", "+plan=maybe", *tiny)
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: plan=maybe: ")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.fixture
+def model(tiny):
+    return load(job("method=full", *tiny).model)
+
+
+def test_what_is_finished_is_not_counted(model, tiny, tmp_path, capsys):
+    def jobs(*methods):
+        return [job(f"method={method}", "budget=32", *GRID, *tiny) for method in methods]
+
+    [work] = works(model, jobs("snapkv", "full"))
+    assert (len(work.settings), len(work.prompts), work.task.longest_prompt) == (2, 6, 400)
+    assert 340 < work.tokens <= 350
+    run_jobs(jobs("snapkv"))
+    [work] = works(model, jobs("snapkv", "full"))
+    assert (len(work.settings), len(work.prompts)) == (1, 6)
+    assert works(model, jobs("snapkv")) == []
+    capsys.readouterr()
+    plan(jobs("snapkv"))
+    assert "nothing is left to run" in capsys.readouterr().out
+
+
+def test_settings_that_share_no_prefill_are_apart(model, tiny):
+    both = [job("method=snapkv", f"protocol={protocol}", *GRID, *tiny) for protocol in ("corrected", "released")]
+    chunked = job("method=snapkv", "prefill_chunk=64", *GRID, *tiny)
+    assert [work.jobs[0] for work in works(model, [*both, chunked])] == [*both, chunked]
+
+
+def test_hours_follow_from_what_was_measured(model, tiny):
+    [work] = works(model, [job("method=snapkv", *GRID, *tiny)])
+    same = Speed(round(work.tokens), prompt=2.0, step=0.5)
+    assert same.seconds(work) == pytest.approx(6 * (2.0 + 8 * 0.5), rel=0.01)
+    assert 2 < operations(model, 2000) / operations(model, 1000) < 4
+
+
+def test_other_evaluations(model, tiny, tmp_path, capsys):
+    rows = [{"prompt": "Say yes. " * n, "answers": ["yes"]} for n in (40, 60)]
+    (tmp_path / "own.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    own = [f"eval.data={tmp_path / 'own.jsonl'}", "eval.metric=exact_match", "eval.max_new_tokens=3"]
+    plan([job("eval=jsonl", "method=snapkv", "budget=32", "fidelity=true", *own, *tiny)])
+    assert re.search(r"jsonl own .* 2 ", capsys.readouterr().out)
+    with pytest.raises(UserError, match=r"^plan=true: eval=efficiency measures by itself"):
+        plan([job("eval=efficiency", "method=snapkv", *tiny)])
+    assert not (tmp_path / "out").exists()
