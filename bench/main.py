@@ -25,7 +25,7 @@ from compresskv.protocol import EvaluationProtocol
 from evals.niah.config import Niah
 from evals.niah.evaluation import NiahTask
 
-CHUNK = 256
+CHUNK = 384
 """Tokens of a chunk of the prefill where prompts share chunks."""
 
 
