@@ -16,13 +16,18 @@ from bench.measure import alternate
 from bench.settings import default_model, job, settings
 from compresskv.engine.attention import attached
 from compresskv.engine.decode import Stopping, decode_cache
+from compresskv.engine.footprint import Footprint
 from compresskv.engine.generation import generate
 from compresskv.engine.in_layer import LayerwiseCache
 from compresskv.engine.prefill import FULL, Setting, prefill
+from compresskv.engine.prefixes import PrefixStore, chunk_names, in_prefix_order
 from compresskv.models import LoadedModel
 from compresskv.protocol import EvaluationProtocol
 from evals.niah.config import Niah
 from evals.niah.evaluation import NiahTask
+
+CHUNK = 384
+"""Tokens of a chunk of the prefill where prompts share chunks."""
 
 
 def prompts(model: LoadedModel, lengths: list[int]) -> list[torch.Tensor]:
@@ -140,6 +145,36 @@ def fidelity_cost(model: LoadedModel, lengths: list[int], methods: list[str], bu
     return round(_show(f"{len(chosen)} settings × prompts of {lengths}, fidelity beside none", seconds) - 1, 4)
 
 
+def chunked_ratio(model: LoadedModel, length: int, rounds: int) -> float:
+    """A prefill in chunks of `CHUNK` tokens over one of the whole prompt."""
+    (ids,) = prompts(model, [length])
+    with attached(model.model):
+        whole, chunked = (partial(prefill, model.model, ids, 8, chunk) for chunk in (None, CHUNK))
+        seconds = alternate({"ours": chunked, "theirs": whole}, rounds)
+    return _show(f"prefill of {length} tokens in chunks of {CHUNK}", seconds)
+
+
+def prefix_ratios(model: LoadedModel, lengths: list[int], depths: int) -> dict[str, float]:
+    """Chunked prefills of a needle grid that reuse each other's chunks over those that do not: tokens, and time."""
+    evaluation = job(f"eval.lengths={lengths}", f"eval.depths={depths}").eval
+    assert isinstance(evaluation, Niah)
+    task = NiahTask(evaluation, model, EvaluationProtocol())
+    grid = {id: task.sample(id).ids for id in task.sample_ids}
+    order = in_prefix_order({id: chunk_names(ids, CHUNK) for id, ids in grid.items()})
+    store = PrefixStore(Footprint(model.model, task.longest_prompt).prompt)
+
+    def prefill_all(prefixes: PrefixStore | None) -> None:
+        for id in order:
+            prefill(model.model, grid[id], 8, CHUNK, (), prefixes)
+
+    with attached(model.model):
+        prefill(model.model, grid[order[0]], 8, CHUNK)
+        seconds = alternate_once({"ours": partial(prefill_all, store), "theirs": partial(prefill_all, None)})
+    tokens = round(store.computed / sum(ids.numel() for ids in grid.values()), 4)
+    print(f"{len(grid)} needle prompts of {lengths} tokens: {store.computed} tokens prefilled: {tokens}", flush=True)
+    return {"prefix_tokens": tokens, "prefix_time": _show("their prefills", seconds)}
+
+
 def alternate_once(contenders) -> dict[str, float]:
     """Like `alternate`, for what is too long to repeat."""
     seconds = {}
@@ -173,6 +208,11 @@ def main() -> None:
         "fidelity_cost": fidelity_cost(
             model, [2000, 3000], ["full", "streaming_llm", "snapkv", "compresskv"], [64, 128, 256]
         ),
+    }
+    ratios |= {
+        "chunked_4k": chunked_ratio(model, 4000, rounds=3),
+        "chunked_8k": chunked_ratio(model, 8000, rounds=2),
+        **prefix_ratios(model, [1000, 2000, 3000, 4000], depths=5),
     }
     ratios["peak_rss_mb"] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
     print(json.dumps(ratios))

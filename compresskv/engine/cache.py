@@ -1,7 +1,7 @@
 """A cache whose logical length is the prompt's and whose physical length is the budget's."""
 
 import copy
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import torch
@@ -62,6 +62,18 @@ class EvictedLayer(CacheLayerMixin):
             shape = (*key_states.shape[:2], self.prompt_length, key_states.shape[3])
             self.keys, self.values = key_states.new_empty(shape), key_states.new_empty(shape)
 
+    def begin_with(self, chunks: Sequence[tuple[Tensor, Tensor]]) -> None:
+        """Take the prompt's first tokens, keys and values [1, kv_heads, *, d] of each chunk, as if they were computed.
+
+        The prompt has more tokens than these, and at least `window` more.
+        """
+        for keys, values in chunks:
+            if not self.is_initialized:
+                self.lazy_initialization(keys, values)
+            start, self.seen = self.seen, self.seen + keys.shape[2]
+            self.keys[:, :, start : self.seen] = keys
+            self.values[:, :, start : self.seen] = values
+
     def update(self, key_states: Tensor, value_states: Tensor, *args, **kwargs) -> tuple[Tensor, Tensor]:
         """Keys and values to attend to; the keys carry a reference to this layer (`cache_layer`)."""
         start, self.seen = self.seen, self.seen + key_states.shape[2]
@@ -121,6 +133,12 @@ class SlidingLayer(DynamicSlidingWindowLayer):
 
     keys: Tensor
     values: Tensor
+
+    def begin_with(self, chunks: Sequence[tuple[Tensor, Tensor]], length: int) -> None:
+        """Take the prompt's first `length` tokens, as the layer had held the end of each chunk."""
+        self.lazy_initialization(*chunks[0])
+        keys, values = (torch.cat(tensors, 2)[:, :, 1 - self.sliding_window :] for tensors in zip(*chunks, strict=True))
+        self.keys, self.values, self.cumulative_length = compact(keys), compact(values), length
 
     def update(self, key_states: Tensor, value_states: Tensor, *args, **kwargs) -> tuple[Tensor, Tensor]:
         whole = super().update(key_states, value_states, *args, **kwargs)

@@ -11,6 +11,7 @@ from compresskv.engine.decode import Stopping, decode, decode_cache
 from compresskv.engine.fidelity import Fidelity, fidelity
 from compresskv.engine.memory import SHARE, batches, free_bytes, memory_as, ran_out
 from compresskv.engine.prefill import FULL, Prefill, PrefillError, Setting, prefill
+from compresskv.engine.prefixes import PrefixStore
 from compresskv.errors import PromptError
 from compresskv.selection import Kept, counts
 
@@ -45,25 +46,31 @@ def generate(
     chunk: int | None = None,
     memory: int | None = None,
     reference: Sequence[int] | None = None,
+    prefixes: PrefixStore | None = None,
 ) -> list[Generation]:
     """Shared path: one prefill of `ids` [prompt], then all settings decode as one batch, full caches apart.
 
     Settings that exceed `memory` (bytes for the prompt and one batch; None: what is free) decode in several batches.
-    With a `reference` answer (token ids, perhaps none), the fidelity of each setting is measured too.
+    With a `reference` answer (token ids, perhaps none), the fidelity of each setting is measured too. `prefixes` has
+    what earlier prompts computed, and gives up what the settings need of the memory: no batch depends on it.
     """
     window = max((setting.window for setting in settings), default=1)
     scorers = set(chain.from_iterable(setting.scorers(ids.numel()) for setting in settings))
-    prompt = prefill(model, ids, window, chunk, scorers)
+    prompt = prefill(model, ids, window, chunk, scorers, prefixes)
     scoring = PrefillError(
         f"out of memory while scoring a prompt of {ids.numel()} tokens: use shorter prompts or model.device=map"
     )
     with memory_as(scoring):
         prompt.score(settings)
         kept = {place: prompt.kept(setting) for place, setting in enumerate(settings)}
-    limit = int(SHARE * free_bytes(model)) if memory is None else memory - prompt.nbytes
+    stored = prefixes.nbytes if prefixes else 0
+    limit = int(SHARE * (free_bytes(model) + stored)) if memory is None else memory - prompt.nbytes
     sizes = [prompt.row_bytes(kept[place], stopping.max_new_tokens) for place in range(len(settings))]
     generations: dict[int, Generation] = {}
     pending = decode_batches(settings, sizes, limit)
+    if prefixes:
+        full = 0 if reference is None else prompt.row_bytes(prompt.kept(FULL), stopping.max_new_tokens)
+        prefixes.trim(limit - full - max((sum(sizes[place] for place in batch) for batch in pending), default=0))
     while pending:
         batch = pending.pop(0)
         last = not pending and len(batch) == 1 and reference is None

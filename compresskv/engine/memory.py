@@ -72,7 +72,7 @@ def _cgroup_free(root: Path = Path("/sys/fs/cgroup"), process: Path = Path("/pro
     return free
 
 
-def ran_out(error: BaseException) -> bool:
+def ran_out(error: BaseException | None) -> bool:
     """Whether `error` says that memory could not be had: torch's on a GPU, its allocator's on the CPU, or Python's."""
     if isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error):
         return True

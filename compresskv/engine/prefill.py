@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 
 from compresskv.engine.cache import EvictedCache
 from compresskv.engine.memory import memory_as
+from compresskv.engine.prefixes import PrefixStore, chunk_names
 from compresskv.errors import NonFiniteError, PromptError, UserError
 from compresskv.eviction import EvictionMethod, LayerPrefill, LayerScores, PromptShape, Scorer
 from compresskv.selection import Kept, counts, keep_all, refuse_nan, running_capacities, select
@@ -119,23 +120,36 @@ def prompt_shape(cache: EvictedCache, layer: LayerPrefill, method: EvictionMetho
 
 @torch.no_grad()
 def prefill(
-    model: PreTrainedModel, ids: Tensor, window: int, chunk: int | None = None, scorers: Collection[Scorer] = ()
+    model: PreTrainedModel,
+    ids: Tensor,
+    window: int,
+    chunk: int | None = None,
+    scorers: Collection[Scorer] = (),
+    prefixes: PrefixStore | None = None,
 ) -> Prefill:
     """Run the prompt once, keeping all of it and the queries of its last `window` positions.
 
     Those of `scorers` that look from further back see all queries; they must be given here to `score` afterwards.
     `ids` [prompt], int64. `chunk` bounds the tokens of one forward pass, and with it the memory of activations; the
-    result is the same. `model` must be `attached`. Raises `UserError` for an empty prompt.
+    result is the same. Whole chunks that `prefixes` has are taken from there, and what is computed goes there: bit for
+    bit the same. `model` must be `attached`. Raises `UserError` for an empty prompt.
     """
     layers: list[LayerPrefill] = []
     cache = EvictedCache(model.config, max(window, 1), ids.numel(), layers.append, scorers)
-    logits = forward_prompt(model, ids, cache, chunk)
+    logits = forward_prompt(model, ids, cache, chunk, prefixes)
     return Prefill(ids.numel(), layers, logits, cache, ids)
 
 
-def forward_prompt(model: PreTrainedModel, ids: Tensor, cache: EvictedCache, chunk: int | None) -> Tensor:
+def forward_prompt(
+    model: PreTrainedModel,
+    ids: Tensor,
+    cache: EvictedCache,
+    chunk: int | None,
+    prefixes: PrefixStore | None = None,
+) -> Tensor:
     """Feed `ids` [prompt] through the model and the empty `cache`; returns the next token's logits [vocabulary].
 
+    `prefixes` as in `prefill`.
     Raises `NonFiniteError` unless all of them are finite.
     """
     if ids.numel() == 0:
@@ -144,7 +158,9 @@ def forward_prompt(model: PreTrainedModel, ids: Tensor, cache: EvictedCache, chu
         f"out of memory in the prefill of {ids.numel()} tokens: set prefill_chunk, for example to 4096, or use "
         "shorter prompts"
     )
-    for start in range(0, ids.numel(), chunk or ids.numel()):
+    names = chunk_names(ids, chunk) if chunk and prefixes else []
+    begin = prefixes.restore(cache, names, chunk, ids.numel()) if chunk and prefixes else 0
+    for start in range(begin, ids.numel(), chunk or ids.numel()):
         part = ids[start : start + (chunk or ids.numel())]
         positions = torch.arange(start, start + part.numel(), device=ids.device)
         with memory_as(too_long):
@@ -155,6 +171,10 @@ def forward_prompt(model: PreTrainedModel, ids: Tensor, cache: EvictedCache, chu
                 use_cache=True,
                 logits_to_keep=1,
             )
+        if chunk and prefixes:
+            prefixes.computed += part.numel()
+            if (end := start + chunk) < ids.numel():
+                prefixes.add(cache, names[: end // chunk], start, end)
     if any(layer.seen != ids.numel() for layer in cache.evicting):
         raise UserError(f"{type(model).__name__} does not attend through its cache: choose another model")
     logits = out.logits[0, -1].float()

@@ -56,6 +56,8 @@ def verify(chosen: Sequence[Record]) -> int:
     summaries = sum(record.summary is not None for record in chosen)
     sound = sum(record.summary is not None and not record.problems for record in chosen)
     print(f"{sound} of {summaries} summaries match their samples; {faulty} of {len(chosen)} folders have a fault")
+    if failed := sum(len(record.failures) for record in chosen):
+        print(f"{failed} samples were tried without a result: the command that made them tries them again")
     if unchecked := sum(record.unchecked for record in chosen):
         print(f"{unchecked} lines of older versions have no checksum: a changed text in them would not be noticed")
     return 1 if faulty else 0

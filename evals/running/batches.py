@@ -11,6 +11,7 @@ from typing import Any
 from compresskv.engine.generation import Generation, generate
 from compresskv.engine.memory import ran_out
 from compresskv.engine.prefill import PrefillError, Setting
+from compresskv.engine.prefixes import PrefixStore
 from compresskv.errors import NonFiniteError, PromptError
 from compresskv.models import LoadedModel
 from evals.evaluation import Sample, Task
@@ -81,7 +82,9 @@ def _sharing_a_prefill(id: str, runs: Sequence[SettingRun]) -> Sequence[Batch]:
     return list(by_tokens.values())
 
 
-def run_batch(model: LoadedModel, sample: Sample, batch: Sequence[SettingRun]) -> None:
+def run_batch(
+    model: LoadedModel, sample: Sample, batch: Sequence[SettingRun], prefixes: PrefixStore | None = None
+) -> None:
     """Generate with all settings of `batch`, and append their lines.
 
     Where the prompt has no answer, its line says why, and the run goes on; any other failure is the run's `error`.
@@ -98,17 +101,22 @@ def run_batch(model: LoadedModel, sample: Sample, batch: Sequence[SettingRun]) -
             job.prefill_chunk,
             job.memory_bytes,
             _reference(model, sample) if job.fidelity else None,
+            prefixes,
         )
     except Exception as error:
         _release_memory(error)
         failure = error
+    if prefixes and prefixes.nbytes and failure and (ran_out(failure) or ran_out(failure.__cause__)):
+        prefixes.close()  # where memory is short after all, no prompt fails for what another one left
+        run_batch(model, sample, batch)
+        return
     if isinstance(failure, PrefillError) or (failure and len(batch) == 1):
         for run in batch:
             _fail(run, sample, failure)
         return
     if failure:  # one of them fails: alone, the others do not
         for run in batch:
-            run_batch(model, sample, [run])
+            run_batch(model, sample, [run], prefixes)
         return
     seconds = time.perf_counter() - started
     for run, generation in zip(batch, generations, strict=True):

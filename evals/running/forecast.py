@@ -1,7 +1,7 @@
 """How much memory a run will take at its peak, said before it starts."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 
 from transformers import PreTrainedModel
@@ -18,8 +18,8 @@ class Forecast:
     """What `generate` takes for a prompt and its settings, in bytes, computed from the model's shape.
 
     `allowed` beside what is in `used` now; `scores` of all layers, `passing` what a layer takes while it is scored;
-    `caches` of the largest batch; `batches` of those settings that evict. `devices`: the free bytes of each, and the
-    share of the layers that is on it.
+    `caches` of the largest batch; `batches` of those settings that evict; `prefixes`: chunks of earlier prompts, as
+    many as all else leaves room for. `devices`: the free bytes of each, and the share of the layers that is on it.
     """
 
     length: int
@@ -32,11 +32,12 @@ class Forecast:
     caches: int
     batches: int
     devices: tuple[tuple[int, float], ...]
+    prefixes: int = 0
 
     @property
     def peak(self) -> int:
         """All devices together."""
-        return self.used + max(spread + alone for spread, alone in self._moments)
+        return self.used + self.prefixes + max(spread + alone for spread, alone in self._moments)
 
     @property
     def _moments(self) -> list[tuple[int, int]]:
@@ -51,14 +52,16 @@ class Forecast:
     def fits(self) -> bool:
         """Whether each device has room for its layers' share, and for what is in one layer at a time."""
         for free, share in self.devices:
-            if any(share * spread + alone > free for spread, alone in self._moments):
+            if any(share * (spread + self.prefixes) + alone > free for spread, alone in self._moments):
                 return False
         return self.peak - self.used <= self.allowed
 
     def __str__(self) -> str:
         text = (
             f"prompts of up to {self.length} tokens, expected peak {_gb(self.peak)} GB: {_gb(self.used)} now, prompt "
-            f"{_gb(self.prompt)}, scores {_gb(self.scores)}, caches {_gb(self.caches)}; {_gb(self.allowed)} GB are free"
+            f"{_gb(self.prompt)}, scores {_gb(self.scores)}, caches {_gb(self.caches)}"
+            + (f", prefixes of earlier prompts {_gb(self.prefixes)}" if self.prefixes else "")
+            + f"; {_gb(self.allowed)} GB are free"
         )
         if len(self.devices) > 1:
             text += f" on {len(self.devices)} GPUs"
@@ -80,10 +83,12 @@ def forecast(
     memory: int | None = None,
     backend: str = "sdpa",
     fidelity: bool = False,
+    sequences: int = 0,
 ) -> Forecast:
     """For all `settings` of a prompt of `length` tokens and `room` new ones; `chunk` and `memory` as `generate` has.
 
-    With `fidelity`, the prompt stays, and the full cache is beside each batch.
+    With `fidelity`, the prompt stays, and the full cache is beside each batch. With a `chunk`, the chunks of the last
+    prompt of so many token `sequences` are kept for the next one, as far as memory goes.
     """
     shape = Footprint(model, length, backend)
     scorers = set(chain.from_iterable(setting.scorers(length) for setting in settings))
@@ -106,7 +111,7 @@ def forecast(
         # The full cache, which decodes last, takes the prompt's place.
         caches = max(caches, shape.full_row(room))
     total = sum(free.values())
-    return Forecast(
+    expected = Forecast(
         length=length,
         used=used_bytes(model),
         allowed=total if memory is None else min(memory, total),
@@ -118,6 +123,9 @@ def forecast(
         batches=len(evicting),
         devices=tuple((free[device], shares.get(device, 0.0)) for device in free),
     )
+    budget = int(SHARE * free_bytes(model)) if memory is None else min(memory, free_bytes(model))
+    left = max(budget - (expected.peak - expected.used), 0)
+    return replace(expected, prefixes=min(sequences * shape.prompt, left) if chunk else 0)
 
 
 def _gb(size: int) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 
 from compresskv.engine.attention import attached
 from compresskv.engine.prefill import Setting
+from compresskv.engine.prefixes import PrefixStore, chunk_names, in_prefix_order
 from compresskv.models import LoadedModel
 from compresskv.protocol import EvaluationProtocol
 from evals.evaluation import Task
@@ -17,7 +18,7 @@ from evals.results.finish import finish
 from evals.results.record import failed_of
 from evals.results.store import SampleStore, write_yaml
 from evals.running.batches import SettingRun, batches, run_batch
-from evals.running.forecast import forecast
+from evals.running.forecast import Forecast, forecast
 from evals.running.methods import build_method, describe
 from evals.running.outcome import Entry
 
@@ -94,28 +95,37 @@ def setting_folder(model: LoadedModel, job: Job, task: Task, setting: Setting) -
 def _run_samples(model: LoadedModel, runs: Sequence[SettingRun], progress: Progress) -> None:
     ids_of = {run.key: dict.fromkeys(run.task.sample_ids) for run in runs}
     incomplete = [run for run in runs if run.missing]
-    wanted: dict[str, None] = {}
-    for ids in ids_of.values():
-        wanted |= ids
+    if not incomplete:
+        return
+    tasks: dict[str, Task] = {}
+    for run in runs:
+        tasks |= {id: run.task for id in ids_of[run.key] if id not in tasks}
     missing = {id for run in incomplete for id in run.missing}
     title = f"{model.name} {runs[0].task.name}"
-    if incomplete:
-        progress.say(f"{title}: {_forecast(model, incomplete)}")
-    todo = [id for id in wanted if id in missing]
+    expected = _forecast(model, incomplete)
+    progress.say(f"{title}: {expected}")
+    prefixes = PrefixStore(expected.prefixes)
+    todo = [id for id in _in_prefix_order(tasks, runs[0].job.prefill_chunk) if id in missing]
     with attached(model.model, model.backend), progress.track(title, todo) as steps:
         for id in steps:
             for sample, batch in batches(id, [run for run in runs if id in ids_of[run.key] and not run.error]):
-                run_batch(model, sample, batch)
+                run_batch(model, sample, batch, prefixes)
                 if failures := [run.store.failures[id] for run in batch if id in run.store.failures]:
                     progress.say(f"{title}: {id} failed under {len(failures)} settings: {failures[0]['error']}")
 
 
-def _forecast(model: LoadedModel, runs: Sequence[SettingRun]) -> str:
+def _in_prefix_order(tasks: Mapping[str, Task], chunk: int | None) -> list[str]:
+    """All samples so that prompts that begin alike follow each other: in the same order whatever is finished."""
+    if chunk is None:
+        return list(tasks)
+    return in_prefix_order({id: chunk_names(task.sample(id).ids, chunk) for id, task in tasks.items()})
+
+
+def _forecast(model: LoadedModel, runs: Sequence[SettingRun]) -> Forecast:
     length, room = max(run.task.longest_prompt for run in runs), max(run.task.max_new_tokens for run in runs)
-    job, settings = runs[0].job, [run.setting for run in runs]
-    return str(
-        forecast(model.model, settings, length, room, job.prefill_chunk, job.memory_bytes, model.backend, job.fidelity)
-    )
+    job, settings, sequences = runs[0].job, [run.setting for run in runs], len({run.task for run in runs})
+    chunk, memory = job.prefill_chunk, job.memory_bytes
+    return forecast(model.model, settings, length, room, chunk, memory, model.backend, job.fidelity, sequences)
 
 
 def _finish_all(model: LoadedModel, runs: Iterable[SettingRun], fail: Fail) -> list[Entry]:
