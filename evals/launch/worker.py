@@ -9,6 +9,7 @@ import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 END = "\0the command line ended with code "
 """What the process writes to stderr, with the code, after all that a command line has written."""
@@ -22,7 +23,7 @@ class Worker:
     `environment` replaces that of this process; `start` are further arguments of `Popen`.
     """
 
-    def __init__(self, environment: Mapping[str, str], **start: object) -> None:
+    def __init__(self, environment: Mapping[str, str], **start: Any) -> None:
         path = os.pathsep.join(filter(None, (str(ROOT), environment.get("PYTHONPATH"))))
         self._environment = {**environment, "PYTHONUNBUFFERED": "1", "PYTHONPATH": path}
         self._start = start
