@@ -10,8 +10,8 @@ from compresskv.checking import Ge
 
 @dataclass(frozen=True)
 class SlurmConfig:
-    """`groups_per_task`: groups of one model that an array task runs, loading it once. `time` in minutes; `setup`: shell
-    lines before each array task; `sbatch`: any other options by long name.
+    """`groups_per_task`: groups of one model that an array task runs, loading it once. `time` in minutes; `setup`:
+    shell lines before each array task; `sbatch`: any other options by long name.
 
     `requeues`: how often a task that ran out of time may go on. `notice`: seconds before the end of its time at which
     it is queued again. `poll`: seconds between two looks at the queue. None leaves a choice to the cluster.
