@@ -1,4 +1,4 @@
-"""A sweep on several devices of this machine: a process for each group, one process per device at a time."""
+"""A sweep on several devices of this machine: one process per device, which runs one group after another."""
 
 import os
 import shlex
@@ -9,7 +9,6 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from queue import SimpleQueue
 from typing import Any, BinaryIO
 
 import torch
@@ -19,12 +18,13 @@ from compresskv.errors import UserError
 from evals.launch.executor import Executor, InProcess, Sweep
 from evals.launch.groups import Group
 from evals.launch.processes import GroupRun, command_lines, report
+from evals.launch.worker import Worker
 from evals.results.store import new_folder, refused
 
 
 @dataclass(frozen=True)
 class Devices:
-    """Runs each group of a sweep in a process of its own, one process per device at a time."""
+    """Runs the groups of a sweep in one process per device."""
 
     names: Sequence[str]
 
@@ -86,68 +86,94 @@ def named(devices: Any) -> list[str]:
 
 
 class DevicePool:
-    """Runs groups as processes, each on the next device that is free."""
+    """Runs groups in one process per device, which takes the next group when it is done with one.
+
+    A process keeps its model: it goes on with groups of that model while there are any. One that is killed is replaced,
+    and its group goes on, once.
+    """
 
     def __init__(self, names: Sequence[str], command: Sequence[str], folder: Path, console: Console) -> None:
-        self.command, self.folder, self.console = command, folder, console
-        self._threads = ThreadPoolExecutor(len(names))
-        self._free: SimpleQueue[str] = SimpleQueue()
-        for name in names:
-            self._free.put(name)
-        self._processes: list[subprocess.Popen] = []
+        self.names, self.command, self.folder, self.console = names, command, folder, console
+        self._workers: dict[str, Worker] = {}
+        self._models: dict[str, str] = {}
+        self._waiting: dict[int, Group] = {}
+        self._ended: dict[int, tuple[GroupRun, int]] = {}
         self._stopping = False
-        self._lock = threading.Lock()  # no process starts once the others are told to end
+        self._lock = threading.Lock()  # of the fields above; no process starts once the others are told to end
 
     def run(self, groups: Sequence[Group]) -> tuple[list[GroupRun], list[int]]:
         """All groups to their end, with the exit code of each: 0, or that of its last command line that failed.
 
         Whatever ends this early ends all processes, too.
         """
+        self._waiting = dict(enumerate(groups))
+        threads = ThreadPoolExecutor(len(self.names))
         try:
-            futures = [self._threads.submit(self._run, groups, number) for number in range(len(groups))]
-            ended = [future.result() for future in futures]
+            for future in [threads.submit(self._serve, device, len(groups)) for device in self.names]:
+                future.result()
         finally:
+            threads.shutdown(wait=False, cancel_futures=True)
             self._stop()
+        ended = [self._ended[number] for number in range(len(groups))]
         return [run for run, _ in ended], [code for _, code in ended]
 
-    def _run(self, groups: Sequence[Group], number: int) -> tuple[GroupRun, int]:
-        group = groups[number]
-        lines = command_lines(self.command, group, self.folder, number)
-        log = self.folder / f"{number}.log"
-        device = self._free.get()
-        title = f"[{device} {group.name}]"
-        try:
-            self._print(f"{title} group {number + 1} of {len(groups)}, log: {log}")
-            with _opened(log) as file:
-                codes = [self._process(line, device, title, file) for line in lines.values()]
-        finally:
-            self._free.put(device)
-        code = next(filter(None, reversed(codes)), 0)
-        self._print(f"{title} {_end(code)}")
-        return GroupRun(group, f"the process on device {device}", log, tuple(lines)), code
-
-    def _process(self, command: Sequence[str], device: str, title: str, log: BinaryIO) -> int:
-        """One command line to its end; what it writes to stderr, such as its progress, is passed on."""
-        log.write(f"$ {shlex.join(command)}\n".encode())
+    def _serve(self, device: str, count: int) -> None:
+        """Run groups on a device until none waits."""
         # Without a terminal, lines would be cut to 80 columns.
-        environment = {"COLUMNS": "160", **os.environ, "CUDA_VISIBLE_DEVICES": device, "PYTHONUNBUFFERED": "1"}
+        environment = {"COLUMNS": "160", **os.environ, "CUDA_VISIBLE_DEVICES": device}
+        # Ctrl-C comes to this process, which passes it on.
+        worker = Worker(environment, stdout=subprocess.DEVNULL, process_group=0)
+        while (taken := self._take(device, worker)) is not None:
+            number, group = taken
+            title = f"[{device} {group.name}]"
+            log = self.folder / f"{number}.log"
+            self._print(f"{title} group {number + 1} of {count}, log: {log}")
+            lines = command_lines(self.command, group, self.folder, number)
+            codes = [self._run(line, worker, title, log) for line in lines.values()]
+            code = next(filter(None, reversed(codes)), 0)
+            self._print(f"{title} {_end(code)}")
+            self._ended[number] = GroupRun(group, f"the process on device {device}", log, tuple(lines)), code
+        if not self._stopping:
+            worker.end()
+
+    def _take(self, device: str, worker: Worker) -> tuple[int, Group] | None:
+        """The next group for a device: of the model that it has, else of one that no device has, else the first."""
         with self._lock:
-            if self._stopping:
-                return -signal.SIGTERM
-            process = subprocess.Popen(
-                command,
-                env=environment,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.PIPE,
-                process_group=0,  # Ctrl-C comes to this process, which passes it on
-            )
-            self._processes.append(process)
-        with process:
-            for line in process.stderr or ():
-                log.write(line)
+            if self._stopping or not self._waiting:
+                return None
+
+            def loads(number: int) -> int:
+                model = self._waiting[number].model
+                return 0 if model == self._models.get(device) else 1 + (model in self._models.values())
+
+            number = min(self._waiting, key=loads)
+            group = self._waiting.pop(number)
+            self._workers[device], self._models[device] = worker, group.model
+            return number, group
+
+    def _run(self, command: Sequence[str], worker: Worker, title: str, log: Path) -> int:
+        """One command line to its end, in a second process if the first is killed.
+
+        What it writes to stderr, such as its progress, is passed on.
+        """
+        with _opened(log) as file:
+
+            def pass_on(line: bytes) -> None:
+                file.write(line)
                 self._print(f"{title} {line.decode(errors='replace').rstrip()}")
-        return process.returncode
+
+            again = False
+            while True:
+                file.write(f"$ {shlex.join(command)}\n".encode())
+                with self._lock:
+                    if self._stopping:
+                        return -signal.SIGTERM
+                    worker.start()
+                code = worker.run(command[1:], log, pass_on)
+                if code >= 0 or again or self._stopping:
+                    return code
+                self._print(f"{title} {_end(code)}: goes on in another process")
+                again = True
 
     def _print(self, text: str) -> None:
         if not self._stopping:
@@ -155,7 +181,6 @@ class DevicePool:
 
     def _stop(self) -> None:
         """Tell what still runs to end, and kill it if interrupted again; returns when no process is left."""
-        self._threads.shutdown(wait=False, cancel_futures=True)
         try:
             if running := self._send(subprocess.Popen.terminate):
                 self.console.print("waiting for the processes to end; Ctrl-C kills them")
@@ -169,9 +194,12 @@ class DevicePool:
         """Signal all processes that still run, and let no other start; returns them."""
         with self._lock:
             self._stopping = True
-            running = [process for process in self._processes if process.poll() is None]
+            processes = [worker.process for worker in self._workers.values()]
+        running = [process for process in processes if process and process.poll() is None]
         for process in running:
             signal_of(process)
+            if process.stdin:
+                process.stdin.close()  # no further command line comes
         return running
 
 

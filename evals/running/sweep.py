@@ -3,12 +3,12 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from compresskv import models
 from compresskv.models import LoadedModel, ModelConfig
 from evals.evaluation import MeasuredEvaluation, SampledEvaluation
 from evals.job import Job
 from evals.progress import Progress
 from evals.running import outcome
+from evals.running.loading import load
 from evals.running.outcome import Outcome
 from evals.running.tasks import run_task
 
@@ -31,7 +31,7 @@ def run(jobs: Sequence[Job], outcome_file: Path | None = None) -> None:
 
 
 def _run_model(config: ModelConfig, jobs: Sequence[Job], sweep: Outcome, progress: Progress) -> None:
-    model = models.load(config)
+    model = load(config)
     for note in model.notes:
         progress.say(f"{model.name}: {note}")
     for evaluation in dict.fromkeys(job.eval for job in jobs):

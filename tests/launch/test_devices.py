@@ -14,12 +14,14 @@ import pytest
 import torch
 from rich.console import Console
 
+from compresskv import models
 from compresskv.errors import UserError
 from evals import compose, console
 from evals.console import signals_as_interrupts
 from evals.launch.devices import DevicePool, Devices, executor, named, visible
 from evals.launch.executor import Sweep
 from evals.launch.groups import Group
+from evals.running import loading
 from tests.command import ROOT, arguments, content, run
 
 ENV = {"CUDA_VISIBLE_DEVICES": "", "COLUMNS": "200", "OMP_NUM_THREADS": "1"}
@@ -160,7 +162,9 @@ def start(machine, tmp_path):
     def launch_stub(*overrides, devices=None, stub="exit(3)"):
         overrides = [[f"paths.results={tmp_path}", "method=full", *given] for given in overrides]
         configs = [compose.composed(*given) for given in overrides]
-        sweep = Sweep(configs, overrides, [sys.executable, "-c", stub])
+        script = tmp_path / "stub.py"
+        script.write_text(stub)
+        sweep = Sweep(configs, overrides, [sys.executable, str(script)])
         chosen = executor(devices, sweep)
         if not isinstance(chosen, Devices):
             return False
@@ -211,8 +215,9 @@ def test_signals_end_the_processes(start, tmp_path, sent):
 
 
 def pool(tmp_path, stub, devices=("a", "b")):
-    command = [sys.executable, "-S", "-c", f"import os, sys, time, signal\n{stub}"]
-    return DevicePool(devices, command, tmp_path, Console(stderr=True, soft_wrap=True))
+    script = tmp_path / "stub.py"
+    script.write_text(f"import os, sys, time, signal\n{stub}")
+    return DevicePool(devices, [sys.executable, str(script)], tmp_path, Console(stderr=True, soft_wrap=True))
 
 
 def group(name):
@@ -239,11 +244,66 @@ sys.exit(name == "2")
 
 def test_interrupted_twice_kills_what_does_not_end(tmp_path):
     stub = "signal.signal(signal.SIGTERM, signal.SIG_IGN); open(sys.argv[-1], 'w'); time.sleep(60)"
-    started = pool(tmp_path, stub)
+    started, processes = pool(tmp_path, stub), []
     names = [str(tmp_path / name) for name in ("first", "second", "third")]
 
-    interrupt_when(lambda: all(os.path.exists(name) for name in names[:2]), signal.SIGINT, signal.SIGINT)
+    def both_run():
+        processes[:] = [worker.process for worker in started._workers.values()]
+        return all(os.path.exists(name) for name in names[:2])
+
+    interrupt_when(both_run, signal.SIGINT, signal.SIGINT)
     with pytest.raises(KeyboardInterrupt):
         started.run([group(name) for name in names])
-    assert [process.returncode for process in started._processes] == [-signal.SIGKILL] * 2
+    assert [process.returncode for process in processes] == [-signal.SIGKILL] * 2
     assert not (tmp_path / "third").exists()
+
+
+def test_a_process_goes_on_with_the_groups_of_its_model(tmp_path):
+    stub = f"""
+with open({str(tmp_path / "taken")!r}, "a") as taken:
+    print(os.environ["CUDA_VISIBLE_DEVICES"], os.getpid(), sys.argv[-1], file=taken, flush=True)
+time.sleep(0.3)
+"""
+    models = ["one", "two"] * 4
+    groups = [Group(model, "niah", str(n), (), ((f"{model}{n}",),)) for n, model in enumerate(models)]
+    _, codes = pool(tmp_path, stub).run(groups)
+    assert codes == [0] * 8
+    taken = [line.split() for line in (tmp_path / "taken").read_text().splitlines()]
+    processes = {pid for _, pid, _ in taken}
+    assert len(processes) == 2
+    for pid in processes:
+        assert len({name[:3] for _, of, name in taken if of == pid}) == 1
+
+
+def test_a_killed_process_is_replaced_and_its_group_goes_on(tmp_path, capfd):
+    stub = f"""
+with open({str(tmp_path / "taken")!r}, "a+") as taken:
+    taken.seek(0)
+    before = taken.read().split()
+    print(sys.argv[-1], file=taken, flush=True)
+if sys.argv[-1] == "always" or sys.argv[-1] == "once" and "once" not in before:
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+    names = ["fine", "once", "always", "last"]
+    runs, codes = pool(tmp_path, stub, devices=["a"]).run([group(name) for name in names])
+    assert codes == [0, 0, -signal.SIGKILL, 0]
+    assert (tmp_path / "taken").read_text().split() == ["fine", "once", "once", "always", "always", "last"]
+    assert capfd.readouterr().err.count("killed by SIGKILL: goes on in another process") == 2
+    assert runs[1].log.read_text().count("$ ") == 2
+
+
+def test_a_model_is_loaded_once_for_all_command_lines_of_a_process(monkeypatch, checkpoint):
+    loaded = []
+    monkeypatch.setattr(models, "load", lambda config: loaded.append(config.name) or object())
+    monkeypatch.setattr(loading._Last, "kept", False)
+    monkeypatch.setattr(loading._Last, "model", None)
+    one, another = (compose.job(f"model.path={checkpoint}", f"model.name={name}").model for name in ("one", "another"))
+    loading.load(one)
+    loading.load(one)
+    assert loaded == ["one", "one"]
+    loading.keep_last_model()
+    first = loading.load(one)
+    assert loading.load(one) is first
+    assert loading.load(another) is not first
+    assert loading.load(one) is not first
+    assert loaded == ["one"] * 3 + ["another", "one"]

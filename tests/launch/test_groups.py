@@ -8,9 +8,10 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
 from evals.compose import job
-from evals.launch.groups import groups
+from evals.launch.groups import Group, groups
 from evals.launch.processes import command_lines
 from evals.launch.slurm.config import SlurmConfig
+from evals.launch.slurm.submit import bundles
 from tests.command import ROOT, run_process
 
 
@@ -25,6 +26,13 @@ def test_one_group_a_model_and_evaluation():
     assert [group.name for group in found] == ["a niah", "b niah"]
     assert [len(group.jobs) for group in found] == [4, 4]
     assert found[1].sweeps == (("model.name=b", "method=full,snapkv", "budget=64,96"),)
+
+
+def test_bundles_hold_groups_of_one_model():
+    named = [Group(model, "niah", "", (), ()) for model in ("a", "b", "a", "a", "b")]
+    assert bundles(named, 1) == [[0], [2], [3], [1], [4]]
+    assert bundles(named, 2) == [[0, 2], [3], [1, 4]]
+    assert bundles(named, 9) == [[0, 2, 3], [1, 4]]
 
 
 @pytest.mark.parametrize(

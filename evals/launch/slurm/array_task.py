@@ -1,26 +1,28 @@
-"""What an array task does: the group's ordinary command line, so that a kill or a requeue costs one sample."""
+"""What an array task does: its groups' ordinary command lines, so that a kill or a requeue costs one sample."""
 
 import os
 import shlex
 import signal
-import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from submitit.core.utils import DelayedSubmission, UncompletedJobError
 
+from evals.launch.worker import Worker
+
 
 @dataclass
 class ArrayTask:
-    """Runs `commands` in turn. submitit calls it on the node, and `checkpoint` before it requeues the job."""
+    """Runs `commands` in turn, in one process. submitit calls it on the node, and `checkpoint` before it requeues."""
 
     commands: Sequence[Sequence[str]]
-    _process: subprocess.Popen | None = field(default=None, init=False)
+    _worker: Worker | None = field(default=None, init=False)
     _ending: bool = field(default=False, init=False)
 
     def __call__(self) -> None:
         signal.signal(signal.SIGTERM, self._told_to_end)
+        self._worker = Worker(os.environ, preexec_fn=_ignore_notices)
         try:
             failed = [command for command in self.commands if self._run(command)]
         except UncompletedJobError as error:
@@ -32,17 +34,17 @@ class ArrayTask:
 
     def checkpoint(self) -> DelayedSubmission:
         """The same again: finished samples are in the results folder, and no process may hold it any more."""
-        if self._process and self._process.returncode is None:
-            os.kill(self._process.pid, signal.SIGKILL)
+        process = self._worker.process if self._worker else None
+        if process and process.returncode is None:
+            os.kill(process.pid, signal.SIGKILL)
             # Not Popen.wait: this is a signal handler, and what it interrupts holds that lock.
-            os.waitid(os.P_PID, self._process.pid, os.WEXITED | os.WNOWAIT)
+            os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
         return DelayedSubmission(ArrayTask(self.commands))
 
     def _run(self, command: Sequence[str]) -> int:
+        assert self._worker is not None
         print("$", shlex.join(command), flush=True)
-        environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
-        self._process = subprocess.Popen(command, env=environment, preexec_fn=_ignore_notices)
-        code = self._process.wait()
+        code = self._worker.run(command[1:], None, _to_log)
         while code and self._ending:
             # Under preemption SLURM requeues what it ends itself, but not what ends of its own accord.
             signal.pause()
@@ -52,6 +54,11 @@ class ArrayTask:
 
     def _told_to_end(self, *_: object) -> None:
         self._ending = True
+
+
+def _to_log(line: bytes) -> None:
+    sys.stdout.buffer.write(line)
+    sys.stdout.buffer.flush()
 
 
 def _ignore_notices() -> None:

@@ -3,11 +3,15 @@
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
+
+from compresskv.checking import Ge
 
 
 @dataclass(frozen=True)
 class SlurmConfig:
-    """`time` in minutes; `setup`: shell lines before each array task; `sbatch`: any other options by long name.
+    """`groups_per_task`: groups of one model that an array task runs, loading it once. `time` in minutes; `setup`:
+    shell lines before each array task; `sbatch`: any other options by long name.
 
     `requeues`: how often a task that ran out of time may go on. `notice`: seconds before the end of its time at which
     it is queued again. `poll`: seconds between two looks at the queue. None leaves a choice to the cluster.
@@ -21,6 +25,7 @@ class SlurmConfig:
     memory: str | None
     cpus: int
     parallel: int
+    groups_per_task: Annotated[int, Ge(1)]
     setup: tuple[str, ...]
     sbatch: dict
     requeues: int

@@ -35,7 +35,7 @@ class Slurm:
         try:
             with interrupts_held():  # whoever interrupts is told the ids of the jobs that SLURM has taken
                 tasks = submit(config, sweep.command, sweep.groups)
-                ids = [task.id for task in tasks]
+                ids = list(dict.fromkeys(task.id for task in tasks))
             console.print(f"submitted {_count(ids)}: {', '.join(ids)}; logs in {tasks[0].log.parent}")
             if config.detach:
                 console.print(f"cancel with `{_cancel(ids)}`; `python -m evals.results list` shows how far they are")
@@ -45,7 +45,7 @@ class Slurm:
             if not ids:
                 raise
             _interrupted(ids)
-        report(tasks, [str(last[id]) for id in ids], console)
+        report(tasks, [str(last[task.id]) for task in tasks], console)
 
 
 def follow(tasks: Sequence[Submitted], poll: float, console: Console) -> dict[str, State]:

@@ -34,7 +34,7 @@ def require_slurm() -> None:
 
 
 def submit(config: SlurmConfig, command: Sequence[str], groups: Sequence[Group]) -> list[Submitted]:
-    """One array task a group. Raises `UserError` where SLURM refuses."""
+    """One array task per bundle of groups; returns the groups in the queue. Raises `UserError` where SLURM refuses."""
     from submitit import SlurmExecutor
     from submitit.core.utils import FailedJobError, FailedSubmissionError
 
@@ -44,16 +44,34 @@ def submit(config: SlurmConfig, command: Sequence[str], groups: Sequence[Group])
     executor = SlurmExecutor(folder, max_num_timeout=config.requeues)
     executor.update_parameters(**config.submitit(Path(__file__).resolve().parents[3]))
     lines = [command_lines(command, group, folder, number) for number, group in enumerate(groups)]
+    bundled = bundles(groups, config.groups_per_task)
+
+    def task_of(bundle: Sequence[int]) -> ArrayTask:
+        return ArrayTask([command for number in bundle for command in lines[number].values()])
+
     try:
         # What sbatch writes to stderr is in the exception, too.
         with _outside_of_jobs(), redirect_stderr(io.StringIO()), executor.batch():
-            jobs = [executor.submit(ArrayTask(list(of_group.values()))) for of_group in lines]
+            jobs = [executor.submit(task_of(bundle)) for bundle in bundled]
     except (FailedJobError, FailedSubmissionError, subprocess.SubprocessError, OSError) as error:
         raise UserError(f"sbatch refused the jobs: {_complaint(str(error))}") from error
-    return [
-        Submitted(group, f"job {job.job_id}", job.paths.stdout, tuple(of_group), job.job_id)
-        for group, job, of_group in zip(groups, jobs, lines, strict=True)
-    ]
+    submitted = {}
+    for bundle, job in zip(bundled, jobs, strict=True):
+        for number in bundle:
+            outcomes = tuple(lines[number])
+            submitted[number] = Submitted(groups[number], f"job {job.job_id}", job.paths.stdout, outcomes, job.job_id)
+    return [submitted[number] for number in range(len(groups))]
+
+
+def bundles(groups: Sequence[Group], size: int) -> list[list[int]]:
+    """The groups, by their numbers, in bundles of at most `size` of the same model."""
+    by_model: dict[str, list[int]] = {}
+    for number, group in enumerate(groups):
+        by_model.setdefault(group.model, []).append(number)
+    bundled = []
+    for numbers in by_model.values():
+        bundled += [numbers[start : start + size] for start in range(0, len(numbers), size)]
+    return bundled
 
 
 @contextmanager

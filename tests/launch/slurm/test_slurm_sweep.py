@@ -61,6 +61,18 @@ def test_two_groups_are_two_array_tasks(harness):
         assert command.endswith(f"model.name={model} method=full,snapkv budget=64,96 eval.depths=2")
 
 
+def test_groups_of_a_model_share_an_array_task(harness):
+    before = set(harness.cluster.jobs())
+    together = "hydra.launcher.groups_per_task=2"
+    done = harness.run("eval.name=niah,again", "method=snapkv", "budget=64", "eval.depths=2", together)
+    assert done.returncode == 0, done.stderr
+    assert len(set(harness.cluster.jobs()) - before) == 1
+    assert "submitted 1 job:" in done.stderr
+    assert len(list(harness.results.rglob("summary.json"))) == 2
+    (log,) = harness.results.glob("slurm/*/*.out")
+    assert len([line for line in log.read_text().splitlines() if line.startswith("$ ")]) == 2
+
+
 @pytest.fixture(scope="module")
 def disaster(sweep_harness):
     """A sweep of four groups, of which one runs, one raises, one is killed, and one with all its processes."""
