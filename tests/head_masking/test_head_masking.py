@@ -177,7 +177,7 @@ def test_draws_are_averaged_within_a_prompt():
         choice: [{"score": 50.0 * (number + (choice.draw or 0)), "score_keywords": 10.0} for number in range(2)]
         for choice in made
     }
-    cells = [list(column.cells) for column in table("t", lines, 32).columns]
+    cells = [[str(cell) for cell in column.cells] for column in table("t", lines, 32).columns]
     rows = [list(row) for row in zip(*cells, strict=True)]
     assert rows[0][:6] == ["semantic", "6", "25.0", "0.0 – 50.0", "2", ""]
     assert rows[1][:6] == ["random", "6", "50.0", "25.0 – 75.0", "2", "2 (25.0 – 75.0)"]

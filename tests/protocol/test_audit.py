@@ -71,7 +71,7 @@ def test_the_audit_runs_and_resumes(checkpoint, tmp_path, monkeypatch) -> None:
     main(overrides, page)
     text = page.read_text(encoding="utf-8")
     assert "Not measured yet" not in text
-    assert "not yet measured: there is no held_out calibration of tiny-llama" in text
+    assert "not yet measured: calibration=auto: there is no held_out calibration of tiny-llama" in text
     assert "none on this tokenizer: it adds no BOS" in text
     assert text.count("of 1 answers differ") > 10
 
