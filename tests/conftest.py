@@ -12,8 +12,8 @@ import torch
 
 from compresskv.models import LoadedModel, ModelConfig, load
 from compresskv.observation import ObservationConfig
-from tests.command import ROOT
 from tests.methods.construction import calibration
+from tests.support.command import ROOT
 
 torch.set_num_threads(1)
 

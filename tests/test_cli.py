@@ -8,8 +8,8 @@ import time
 import pytest
 import yaml
 
-from tests.command import ROOT, arguments, content, folders, kill_and_resume, run, run_process
-from tests.equality import assert_sharing_changes_nothing
+from tests.support.command import ROOT, arguments, content, folders, kill_and_resume, run, run_process
+from tests.support.equality import assert_sharing_changes_nothing
 
 GRID = ["eval.lengths=[200,300]", "eval.depths=3", "eval.max_new_tokens=8"]
 

@@ -9,7 +9,7 @@ import pytest
 from compresskv.errors import UserError
 from evals.evaluation import Evaluation
 from evals.job import plug_in
-from tests.command import ROOT, folders, run_process
+from tests.support.command import ROOT, folders, run_process
 
 CONFIG = '''
 """Count to a number."""

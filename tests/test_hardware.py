@@ -9,7 +9,7 @@ import torch
 from compresskv import hardware
 from compresskv.errors import UserError
 from compresskv.model_config import ModelConfig
-from tests.command import ROOT
+from tests.support.command import ROOT
 
 VOLTA, TURING, AMPERE, HOPPER = (7, 0), (7, 5), (8, 0), (9, 0)
 CPU: list[tuple[int, int]] = []

@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 
 from evals.compose import CONF
 from evals.help import all_meanings, leaves, settings_help
-from tests.command import ROOT
+from tests.support.command import ROOT
 
 EVALUATIONS = sorted(path.stem for path in (CONF / "eval").glob("*.yaml"))
 METHODS = sorted(path.stem for path in (CONF / "method").glob("*.yaml"))

@@ -11,8 +11,8 @@ from transformers import PreTrainedTokenizerFast
 
 from compresskv.engine.in_layer import compressed
 from compresskv.errors import UserError
-from tests import tiny
-from tests.methods_in_use import SNAPKV
+from tests.support import tiny
+from tests.support.methods_in_use import SNAPKV
 
 lm_eval = pytest.importorskip("lm_eval", reason="needs the extra lm-eval")
 

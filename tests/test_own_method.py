@@ -11,8 +11,8 @@ from evals.compose import composed, job
 from evals.conformance import check
 from evals.job import job_from
 from evals.running import sweep
-from tests.command import folders, run_process
-from tests.own_method import YAML, install, write_package
+from tests.support.command import folders, run_process
+from tests.support.own_method import YAML, install, write_package
 
 
 @pytest.fixture

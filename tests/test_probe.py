@@ -17,8 +17,8 @@ from compresskv.errors import NonFiniteError, UserError
 from compresskv.models import ModelConfig, load
 from compresskv.probe import refuse_unserved
 from evals.running.forecast import forecast
-from tests import tiny
-from tests.methods_in_use import SNAPKV
+from tests.support import tiny
+from tests.support.methods_in_use import SNAPKV
 
 LATENT = {
     "num_key_value_heads": 6,

@@ -14,7 +14,7 @@ from compresskv.errors import UserError
 from compresskv.layer_error import layer_budgets
 from evals.longbench.tasks import CATEGORIES
 from evals.results.published import COLUMNS, FOLDER, _all, published
-from tests.command import ROOT
+from tests.support.command import ROOT
 
 ITEMS = (
     "table1_longbench",

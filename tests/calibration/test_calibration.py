@@ -9,7 +9,7 @@ from compresskv.context import Context
 from compresskv.errors import UserError
 from compresskv.eviction import Observation
 from evals.longbench.tasks import ENGLISH
-from tests.command import run
+from tests.support.command import run
 
 
 @pytest.fixture(scope="module")

@@ -16,8 +16,8 @@ from evals.conformance import __main__ as command
 from evals.conformance import check
 from evals.conformance.checks import problem
 from evals.conformance.subject import Subject
-from tests.command import ROOT
 from tests.methods.construction import METHODS
+from tests.support.command import ROOT
 
 BUDGET = 48
 SNAPKV = SnapKVScorer(Observation())

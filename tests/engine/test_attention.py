@@ -8,9 +8,9 @@ import torch
 from compresskv.engine.attention import attached, attention_forward
 from compresskv.engine.in_layer import compressed
 from compresskv.errors import UserError
-from tests import tiny
-from tests.methods_in_use import SNAPKV
+from tests.support import tiny
 from tests.support.logical_devices import logical_devices, place
+from tests.support.methods_in_use import SNAPKV
 
 FLASH = "flash_attention_2"
 

@@ -11,9 +11,9 @@ from compresskv.engine.generation import generate
 from compresskv.engine.in_layer import generate_in_layer
 from compresskv.engine.prefill import prefill
 from compresskv.engine.ragged import bucketed_capacities, exact_capacities
-from tests import tiny
-from tests.methods_in_use import evicting_layers, settings_for
+from tests.support import tiny
 from tests.support.flash_attention import KERNELS
+from tests.support.methods_in_use import evicting_layers, settings_for
 
 
 @pytest.fixture(params=["masked sdpa", "flash-attn"])

@@ -8,8 +8,8 @@ from compresskv.engine.decode import Stopping
 from compresskv.engine.in_layer import LayerwiseCache, generate_in_layer
 from compresskv.engine.prefill import Setting
 from compresskv.errors import UserError
-from tests import tiny
-from tests.methods_in_use import SNAPKV, name_of, settings_for
+from tests.support import tiny
+from tests.support.methods_in_use import SNAPKV, name_of, settings_for
 
 
 def test_a_model_with_other_layers_is_refused():

@@ -11,8 +11,8 @@ from compresskv.engine.generation import generate
 from compresskv.engine.in_layer import LayerwiseCache, generate_in_layer
 from compresskv.engine.prefill import FULL, Setting, prefill
 from compresskv.errors import NonFiniteError
-from tests import naive, tiny
-from tests.methods_in_use import SNAPKV, name_of, settings_for
+from tests.support import naive, tiny
+from tests.support.methods_in_use import SNAPKV, name_of, settings_for
 
 NEW = Stopping(12)
 

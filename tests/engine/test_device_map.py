@@ -14,8 +14,8 @@ from compresskv.engine.generation import generate
 from compresskv.engine.in_layer import compressed, generate_in_layer
 from compresskv.engine.prefill import Setting
 from compresskv.models import ModelConfig, load
-from tests import tiny
-from tests.methods_in_use import FULL, RAGGED, SNAPKV, compresskv
+from tests.support import tiny
+from tests.support.methods_in_use import FULL, RAGGED, SNAPKV, compresskv
 
 SETTINGS = [FULL, Setting(SNAPKV, 20), Setting(RAGGED, 33), Setting(compresskv(4), 47)]
 

@@ -8,8 +8,8 @@ from compresskv.engine.decode import Stopping
 from compresskv.engine.generation import generate
 from compresskv.engine.in_layer import compressed
 from compresskv.engine.prefill import FULL, Setting
-from tests import tiny
-from tests.methods_in_use import SNAPKV
+from tests.support import tiny
+from tests.support.methods_in_use import SNAPKV
 
 REFERENCE = [5, 17, 40, 3]
 NEW = Stopping(10)

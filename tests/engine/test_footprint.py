@@ -20,9 +20,9 @@ from compresskv.observation import ObservationConfig
 from evals.running import forecast as forecasts
 from evals.running.forecast import forecast
 from tests.methods.construction import context, method
-from tests.methods_in_use import SNAPKV
 from tests.support.flash_attention import ON_LOGICAL_DEVICES
 from tests.support.logical_devices import logical_devices, place
+from tests.support.methods_in_use import SNAPKV
 
 LENGTH, LAYERS, WINDOW = 1024, 4, 8
 

@@ -12,8 +12,8 @@ from compresskv.engine.generation import generate
 from compresskv.engine.in_layer import generate_in_layer
 from compresskv.engine.prefill import FULL, Setting
 from compresskv.errors import UserError
-from tests import naive, tiny
-from tests.methods_in_use import RAGGED, SNAPKV, STREAMING, compresskv, evicting_layers, settings_for
+from tests.support import naive, tiny
+from tests.support.methods_in_use import RAGGED, SNAPKV, STREAMING, compresskv, evicting_layers, settings_for
 
 NEW = Stopping(12)
 

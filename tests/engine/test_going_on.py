@@ -11,9 +11,9 @@ from compresskv.engine.decode import decode_cache, forward_given, forward_tokens
 from compresskv.engine.in_layer import compressed
 from compresskv.engine.prefill import FULL, Setting, prefill
 from compresskv.errors import UserError
-from tests import tiny
-from tests.methods_in_use import RAGGED, SNAPKV
+from tests.support import tiny
 from tests.support.flash_attention import KERNELS
+from tests.support.methods_in_use import RAGGED, SNAPKV
 
 FOLLOWING = tiny.prompt(9, seed=5)
 GREEDY = {"do_sample": False, "eos_token_id": None, "pad_token_id": 0, "max_new_tokens": 8}

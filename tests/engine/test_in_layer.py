@@ -11,8 +11,8 @@ from compresskv.engine.generation import generate
 from compresskv.engine.in_layer import LayerwiseCache, compressed
 from compresskv.engine.prefill import Setting, prefill
 from compresskv.errors import UserError
-from tests import tiny
-from tests.methods_in_use import RAGGED, SNAPKV
+from tests.support import tiny
+from tests.support.methods_in_use import RAGGED, SNAPKV
 from tests.test_probe import LATENT, made
 
 NEW = Stopping(12)

@@ -12,10 +12,10 @@ from compresskv.engine.decode import Stopping, decode_cache, forward_given
 from compresskv.engine.generation import generate
 from compresskv.engine.in_layer import generate_in_layer
 from compresskv.engine.prefill import FULL, Setting, prefill
-from tests import tiny
-from tests.methods_in_use import RAGGED, SNAPKV, STREAMING, compresskv, evicting_layers
+from tests.support import tiny
 from tests.support.flash_attention import ON_LOGICAL_DEVICES
 from tests.support.logical_devices import LogicalTensor, logical_devices, place, spread
+from tests.support.methods_in_use import RAGGED, SNAPKV, STREAMING, compresskv, evicting_layers
 
 NEW = Stopping(6)
 PLENTY = 10**9

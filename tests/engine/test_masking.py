@@ -10,8 +10,8 @@ from compresskv.engine.generation import generate
 from compresskv.engine.masking import Heads, generate_masked
 from compresskv.engine.prefill import FULL
 from compresskv.errors import UserError
-from tests import tiny
-from tests.methods_in_use import evicting_layers
+from tests.support import tiny
+from tests.support.methods_in_use import evicting_layers
 
 NEW = Stopping(10)
 SOME: Heads = ((0, 3), (), (5,), (1, 2, 4))

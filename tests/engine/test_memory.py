@@ -16,9 +16,9 @@ from compresskv.engine.prefill import Setting, prefill
 from compresskv.errors import UserError
 from evals.compose import job
 from evals.running.forecast import forecast
-from tests import tiny
-from tests.command import run
-from tests.methods_in_use import FULL, RAGGED, SNAPKV, STREAMING, compresskv
+from tests.support import tiny
+from tests.support.command import run
+from tests.support.methods_in_use import FULL, RAGGED, SNAPKV, STREAMING, compresskv
 
 NEW = Stopping(10)
 SETTINGS = [

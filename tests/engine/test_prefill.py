@@ -6,8 +6,8 @@ import torch
 from compresskv.engine.attention import attached
 from compresskv.engine.prefill import Setting, prefill
 from compresskv.errors import UserError
-from tests import naive, tiny
-from tests.methods_in_use import SNAPKV, evicting_layers, settings_for
+from tests.support import naive, tiny
+from tests.support.methods_in_use import SNAPKV, evicting_layers, settings_for
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen2-hybrid", "qwen3"])

@@ -11,9 +11,9 @@ from compresskv.engine.prefill import FULL, Setting, prefill
 from compresskv.engine.prefixes import PrefixStore, chunk_names, in_prefix_order
 from compresskv.eviction import PromptShape, observers
 from evals.running.forecast import forecast
-from tests import tiny
 from tests.methods.construction import METHODS, context, method
-from tests.methods_in_use import settings_for
+from tests.support import tiny
+from tests.support.methods_in_use import settings_for
 
 CHUNK, WINDOW = 16, 8
 NEW = Stopping(4)

@@ -17,9 +17,8 @@ from compresskv.engine.in_layer import generate_in_layer
 from compresskv.engine.prefill import FULL, Setting, prefill
 from compresskv.hardware import AMPERE
 from evals.running.forecast import forecast
-from tests import tiny
-from tests.methods_in_use import RAGGED, SNAPKV, STREAMING, compresskv, evicting_layers, settings_for
-from tests.support import flash_attention
+from tests.support import flash_attention, tiny
+from tests.support.methods_in_use import RAGGED, SNAPKV, STREAMING, compresskv, evicting_layers, settings_for
 
 pytestmark = [
     pytest.mark.gpu,

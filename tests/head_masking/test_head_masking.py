@@ -12,7 +12,7 @@ from evals.head_masking.choices import by_layer, choices, ranked, scaled
 from evals.head_masking.config import HeadMasking
 from evals.head_masking.evaluation import MaskingTask
 from evals.head_masking.table import table
-from tests.command import content, folders, run
+from tests.support.command import content, folders, run
 
 GRID = ["eval.lengths=[200,300]", "eval.depths=2", "eval.max_new_tokens=4", "eval.draws=2", "eval.masked=[0,100,500]"]
 SCORES = ((0.1, 0.9, 0.0, 0.3), (0.9, 0.2, 0.0, 0.8))

@@ -8,7 +8,7 @@ from compresskv.errors import UserError
 from compresskv.protocol import EvaluationProtocol
 from evals.compose import job
 from evals.jsonl.evaluation import JsonlTask
-from tests.command import folders, run
+from tests.support.command import folders, run
 
 RECORDS = [
     {"context": "The cat sat on the mat. " * 20, "question": "Where is the cat?", "answers": ["on the mat"]},

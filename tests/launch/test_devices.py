@@ -22,7 +22,7 @@ from evals.launch.devices import DevicePool, Devices, executor, named, visible
 from evals.launch.executor import Sweep
 from evals.launch.groups import Group
 from evals.running import loading
-from tests.command import ROOT, arguments, content, run
+from tests.support.command import ROOT, arguments, content, run
 
 ENV = {"CUDA_VISIBLE_DEVICES": "", "COLUMNS": "200", "OMP_NUM_THREADS": "1"}
 TWO = "hydra.launcher.devices=[0,1]"

@@ -12,7 +12,7 @@ from evals.launch.groups import Group, groups
 from evals.launch.processes import command_lines
 from evals.launch.slurm.config import SlurmConfig
 from evals.launch.slurm.submit import bundles
-from tests.command import ROOT, run_process
+from tests.support.command import ROOT, run_process
 
 
 def planned(*sweep, product_of=True):

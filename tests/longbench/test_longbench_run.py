@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from tests.command import content, folders, kill_and_resume, run
-from tests.equality import assert_sharing_changes_nothing
+from tests.support.command import content, folders, kill_and_resume, run
+from tests.support.equality import assert_sharing_changes_nothing
 
 TASKS = ["qasper", "trec", "lcc"]
 

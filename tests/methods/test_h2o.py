@@ -12,9 +12,9 @@ from compresskv.engine.in_layer import compressed, generate_in_layer
 from compresskv.engine.live_bytes import LiveBytesMode
 from compresskv.engine.prefill import FULL, Setting, prefill
 from compresskv.eviction import BLOCK, EvictionMethod, causal_attention
-from tests import tiny
-from tests.methods_in_use import SNAPKV, RaggedAllocator, evicting_layers
-from tests.naive import attention_of
+from tests.support import tiny
+from tests.support.methods_in_use import SNAPKV, RaggedAllocator, evicting_layers
+from tests.support.naive import attention_of
 
 WINDOW, LENGTH = 4, 150
 H2O = EvictionMethod(H2OScorer(WINDOW), UniformAllocator())

@@ -14,7 +14,7 @@ from compresskv.engine.prefill import Setting
 from compresskv.eviction import EvictionMethod, LayerPrefill, LayerScores, Observation, PromptShape, Scorer
 from compresskv.protocol import EvaluationProtocol
 from compresskv.selection import running_capacities
-from tests import tiny
+from tests.support import tiny
 
 from .construction import METHODS, context, kept, method, prompt, random_layers, seen_by
 

@@ -14,7 +14,7 @@ import evals.calibration
 from compresskv.errors import UserError
 from evals.haystack import essays
 from evals.niah.needles import Needle, needles
-from tests.command import ROOT
+from tests.support.command import ROOT
 
 FUNCTION_WORDS = """
     a and as at be before by do does for how in is it of on or she that the their to was what when where which who with

@@ -17,8 +17,8 @@ from compresskv.errors import UserError
 from compresskv.eviction import EvictionMethod, PromptShape
 from compresskv.layer_error import LayerErrorAllocator
 from compresskv.methods import CONF, MethodConfig, Part, build, check_parameters, method_config, named_method
-from tests.command import ROOT
 from tests.methods.construction import METHODS, context, method
+from tests.support.command import ROOT
 
 SCORERS = sorted(path.stem for path in CONF.glob("*.yaml"))
 ALLOCATORS = sorted(path.stem for path in (CONF / "allocator").glob("*.yaml"))

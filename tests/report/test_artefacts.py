@@ -15,9 +15,9 @@ from evals.report.latex import escape, latex
 from evals.report.markdown import markdown
 from evals.results import frame
 from evals.results.published import published
-from tests.command import ROOT
 from tests.report.trees import needles, setting
 from tests.results.trees import line
+from tests.support.command import ROOT
 
 
 def table(paths):

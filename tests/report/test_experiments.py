@@ -9,7 +9,7 @@ from evals.job import job_from
 from evals.report.experiments import axes
 from evals.report.items import ITEMS
 from evals.report.labels import METHODS
-from tests.command import ROOT, run
+from tests.support.command import ROOT, run
 
 EXPERIMENTS = sorted(path.stem for path in (ROOT / "conf" / "experiment").glob("*.yaml") if path.stem != "demo")
 MODELS = sorted(path.stem for path in (ROOT / "conf" / "model").glob("[!_]*.yaml"))

@@ -14,8 +14,8 @@ from evals.report.html import reading, scores
 from evals.report.html.chart import Chart, Line, Point
 from evals.report.html.writing import embeddable, page, write
 from evals.report.verdicts import Verdict
-from tests.command import ROOT
 from tests.report.page_trees import efficiency, line, longbench, needles, setting
+from tests.support.command import ROOT
 
 HOSTILE = "</script><script>alert(1)</script><!-- \x1b[31mred\x9b [bold]x[/bold] [d9676eeb] \u202e &amp; \u2028"
 

@@ -17,8 +17,8 @@ from evals.results import lock
 from evals.results.finish import finish
 from evals.results.record import Record
 from evals.results.store import SampleStore, write_json
-from tests.command import run
 from tests.results.trees import about, line
+from tests.support.command import run
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from tests.command import run
+from tests.support.command import run
 
 GRID = ["eval.lengths=[200]", "eval.depths=2", "eval.max_new_tokens=4"]
 

@@ -10,7 +10,7 @@ from compresskv.models import load
 from evals.compose import job
 from evals.running.plan import Speed, operations, plan, works
 from evals.running.sweep import run as run_jobs
-from tests.command import run, run_process
+from tests.support.command import run, run_process
 
 
 @pytest.fixture

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.command import ROOT, arguments
 from tests.launch.slurm.cluster import Cluster, missing
+from tests.support.command import ROOT, arguments
 
 
 @pytest.fixture(scope="session")

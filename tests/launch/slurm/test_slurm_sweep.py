@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.command import ROOT
-from tests.own_method import write_package
+from tests.support.command import ROOT
+from tests.support.own_method import write_package
 
 pytestmark = pytest.mark.slurm
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from evals.compose import job
 from evals.running import outcome, sweep
-from tests.command import ROOT, content
+from tests.support.command import ROOT, content
 
 METHODS = sorted(path.stem for path in (ROOT / "conf" / "method").glob("*.yaml"))
 

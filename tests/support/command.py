@@ -16,7 +16,7 @@ from hydra.core.global_hydra import GlobalHydra
 
 import run as entry_point
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 HANDLED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
