@@ -102,6 +102,7 @@ def test_a_sweep_of_an_own_evaluation(outside, tmp_path):
         assert json.loads((folder / "summary.json").read_text())["n"] == 2
 
 
+@pytest.mark.slow
 def test_its_units_run_in_processes_of_their_own(outside, tmp_path):
     command, environment = outside
     model = command[3]

@@ -110,6 +110,7 @@ def test_a_cluster_s_limit_counts(tmp_path):
     assert min(_cgroup_free(tmp_path / "fs", tmp_path / "none")) > 1 << 60
 
 
+@pytest.mark.slow
 def test_the_command_line_bounds_the_memory(checkpoint, tmp_path):
     """A line names the settings that it was really decoded with, and the forecast stands before the first prompt."""
     command = [
