@@ -197,7 +197,8 @@ def test_a_method_from_outside_the_tree(harness):
     package = harness.folder / "package"
     conf = write_package(package)
     environment = {**harness.env, "PYTHONPATH": str(package)}
-    line = harness.command(f"--config-dir={conf}", "method=strided_halves", "budget=64", "eval.depths=2")
+    line = harness.command("method=strided_halves", "budget=64", "eval.depths=2")
+    line.insert(line.index("-m") + 1, f"--config-dir={conf}")
     done = subprocess.run(line, capture_output=True, text=True, timeout=300, cwd=ROOT, env=environment)
     assert done.returncode == 0, done.stderr
     assert {method for _, method, _ in summaries(harness)} == {"strided_halves"}
