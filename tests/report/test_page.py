@@ -208,6 +208,21 @@ def test_lines_without_texts(tmp_path):
     assert "prediction" not in data(text)["samples"][0]["by"][0]
 
 
+def test_settings_are_named_by_their_parameters_where_only_config_yaml_has_them(tmp_path):
+    """As in trees that are published without the whole configuration in their summaries."""
+    for heads, digest in ((1, "aaaaaaaa"), (3, "bbbbbbbb")):
+        folder = setting(tmp_path, [line("0", 40, 64)], "compresskv", 64, digest=digest)
+        summary = json.loads((folder / "summary.json").read_text())
+        config = summary.pop("config")
+        config["method"]["scorer"]["heads"] = heads
+        (folder / "summary.json").write_text(json.dumps(summary))
+        (folder / "config.yaml").write_text(json.dumps(config))
+    shown = plain(page(tmp_path))
+    assert "CompressKV heads=1" in shown
+    assert "CompressKV heads=3" in shown
+    assert "aaaaaaaa" not in shown
+
+
 def test_an_empty_tree_is_one_sentence(tmp_path, capsys):
     for folder in (tmp_path / "nowhere", tmp_path):
         assert main([str(folder), "--out", str(tmp_path / "out")]) == 2

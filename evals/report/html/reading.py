@@ -130,7 +130,7 @@ def _setting(record: Record, browsed: set[str], shared: _Shared) -> Setting:
         lines[reduced["id"]] = reduced
     summary = dict(record.summary or {})
     summary.pop("method_in_full", None)
-    summary |= {"samples": list(lines), "config": shared.each(summary.get("config"))}
+    summary |= {"samples": list(lines), "config": shared.each(record.config)}
     for name in ("prompt", "environment"):
         summary[name] = shared.one(summary.get(name))
     reduced_record = Record(record.path, record.runs)
