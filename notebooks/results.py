@@ -63,12 +63,13 @@ settings.pivot_table(index=["eval", "method"], columns="budget", values="score",
 # %% [markdown]
 # ## One row per sample
 #
-# With the prediction, all scores and what every layer kept. A mean hides how differently samples fare.
+# With all scores, and in a tree of your own the prediction and what every layer kept. A mean hides how differently
+# samples fare.
 
 # %%
 samples = frame(RESULTS, by="sample")
 samples = samples[samples["covered"]]
-samples[["task", "setting", "id", "score", "prediction"]].head(6)
+samples[["task", "setting", "id", "score"]].head(6)
 
 # %%
 smallest = samples[samples["budget"] == samples["budget"].min()]
