@@ -12,6 +12,7 @@ from evals.efficiency.config import Efficiency
 from evals.job import Job
 from evals.reference.export import export
 from evals.reference.sweeps import SWEEPS, jobs
+from evals.results.measurement import efficiency_files
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -64,8 +65,8 @@ def measured(results: Path, jobs: Sequence[Job]) -> bool:
     evaluation = jobs[0].eval
     assert isinstance(evaluation, Efficiency)
     rows = (1 + len(jobs)) * len(evaluation.lengths)  # the full cache too
-    files = results.glob("efficiency/*/*/efficiency.json")
-    return any(len(json.loads(path.read_text(encoding="utf-8"))["rows"]) == rows for path in files)
+    made = (json.loads(path.read_text(encoding="utf-8")) for path in efficiency_files(results))
+    return any(len(content["rows"]) == rows for content in made)
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from evals.report.items import Item
 from evals.report.labels import named, tokens_label
 from evals.report.page import Page
 from evals.report.selection import nothing, settings_of
+from evals.results.measurement import efficiency_files
 from evals.results.store import safe_name
 
 
@@ -68,7 +69,7 @@ def page(experiment: str, item: Item, results: Path) -> Page:
 def _runs(results: Path) -> dict[str, list[Run]]:
     """The readable measurements of each model, the latest first."""
     runs: dict[str, list[Run]] = {}
-    for path in sorted((results / "efficiency").glob("*/*/efficiency.json"), reverse=True):
+    for path in reversed(efficiency_files(results)):
         try:
             run = json.loads(path.read_text(encoding="utf-8"))
             runs.setdefault(run["model"], []).extend([run] if run["rows"] else [])

@@ -92,6 +92,14 @@ def _failed(records: Sequence[Record], column: str) -> set[tuple[str, str]]:
     return failed
 
 
+def layer_means(line: Line) -> list[float]:
+    """Tokens kept by each layer, mean over its KV heads; empty where the line does not say."""
+    kept = line.get("kept")
+    if not isinstance(kept, list):
+        return []
+    return [fmean(layer) if isinstance(layer, list) else float(layer) for layer in kept]
+
+
 def haystack_label(record: Record) -> str:
     """The haystack of a record's needles: the last parts of its places."""
     named = record.config.get("eval", {}).get("haystack", "")
@@ -188,7 +196,7 @@ def _layers(records: Sequence[Record], metric: Metric) -> Cells:
     columns: dict[str, Values] = {}
     for record in records:
         for line in record.covered:
-            tokens = [fmean(layer) if isinstance(layer, list) else float(layer) for layer in line["kept"]]
+            tokens = layer_means(line)
             for place, value in enumerate(tokens):
                 columns.setdefault(f"layer {place}", {}).setdefault(record.task, {})[line["id"]] = value
             columns.setdefault(AVERAGE, {}).setdefault(record.task, {})[line["id"]] = fmean(tokens)

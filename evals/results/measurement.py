@@ -53,11 +53,16 @@ class Measurement:
 def measurements(results: Path) -> list[Measurement]:
     """All measurements under `results`: of efficiency, and the calibrations that are kept there."""
     found = []
-    for path in sorted(results.glob("efficiency/*/*/efficiency.json")):
+    for path in efficiency_files(results):
         found.append(Measurement(path, path.parents[1].name, "efficiency"))
     for path in sorted(results.glob("calibration/*.json")):
         found.append(Measurement(path, path.name.rsplit(".", 2)[0], "calibrate"))
     return found
+
+
+def efficiency_files(results: Path) -> list[Path]:
+    """The files of all efficiency measurements under `results`; those of a model in the order that they were made."""
+    return sorted(results.glob("efficiency/*/*/efficiency.json"))
 
 
 def _table(value: Any) -> Columns | None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from evals.report.html.chart import Chart, Line, Point
+from evals.results.measurement import efficiency_files
 
 PANELS = (
     ("total_s", "Latency, end to end", "seconds", 1.0),
@@ -43,7 +44,7 @@ def measurements(results: Path) -> tuple[list[Measured], list[str]]:
     """All of them, and a phrase for each file that cannot be read."""
     shown: list[Measured] = []
     problems: list[str] = []
-    for path in sorted((results / "efficiency").glob("*/*/efficiency.json"), reverse=True):
+    for path in reversed(efficiency_files(results)):
         try:
             shown.append(_measured(json.loads(path.read_text(encoding="utf-8")), path.parent.name))
         except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:

@@ -11,6 +11,7 @@ from typing import Any
 from compresskv.errors import UserError
 from evals.longbench.official import check_rows
 from evals.longbench.tasks import TASKS
+from evals.report.grids import layer_means
 from evals.results.lines import Lines
 from evals.results.record import NAMED, Record, failed_of, records
 from evals.results.schema import FIDELITY, Line
@@ -149,14 +150,6 @@ def _official(task: str, line: Line) -> bool:
     """Whether a line of an older version is an official row. Without answers nobody can tell: it counts as none."""
     known = task in TASKS and line["id"].isdecimal() and isinstance(line.get("length"), int) and "answers" in line
     return known and check_rows(task, [(int(line["id"]), line["answers"], line["length"])]).mismatching == 0
-
-
-def layer_means(line: Line) -> list[float]:
-    """Tokens kept by each layer, mean over its KV heads; empty where the line does not say."""
-    kept = line.get("kept")
-    if not isinstance(kept, list):
-        return []
-    return [fmean(layer) if isinstance(layer, list) else float(layer) for layer in kept]
 
 
 def _kept(lines: Sequence[Line]) -> tuple[float, ...]:
