@@ -26,7 +26,7 @@ from compresskv.protocol import EvaluationProtocol
 from evals.niah.config import Niah
 from evals.niah.evaluation import NiahTask
 
-CHUNK = 384
+CHUNK = 640
 """Tokens of a chunk of the prefill where prompts share chunks."""
 
 
@@ -131,18 +131,16 @@ def sweep_ratio(model: LoadedModel, lengths: list[int], methods: list[str], budg
     return _show(f"{len(chosen)} settings × {len(texts)} prompts of {lengths}", seconds)
 
 
-def fidelity_cost(model: LoadedModel, lengths: list[int], methods: list[str], budgets: list[int]) -> float:
+def fidelity_cost(model: LoadedModel, length: int, methods: list[str], budgets: list[int], rounds: int) -> float:
     """What fidelity=true adds to a sweep, as a share of the sweep's time; 32 new tokens, a reference of as many."""
-    chosen, texts = settings(model, methods, budgets), prompts(model, lengths)
+    chosen, (ids,) = settings(model, methods, budgets), prompts(model, [length])
 
-    def sweep(measured: bool) -> None:
-        for ids in texts:
-            generate(model.model, ids, chosen, Stopping(32), reference=ids[:32].tolist() if measured else None)
+    def sweep(reference: list[int] | None) -> None:
+        generate(model.model, ids, chosen, Stopping(32), reference=reference)
 
     with attached(model.model):
-        generate(model.model, texts[0][:500], chosen, Stopping(32), reference=[])
-        seconds = alternate_once({"ours": partial(sweep, True), "theirs": partial(sweep, False)})
-    return round(_show(f"{len(chosen)} settings × prompts of {lengths}, fidelity beside none", seconds) - 1, 4)
+        seconds = alternate({"ours": partial(sweep, ids[:32].tolist()), "theirs": partial(sweep, None)}, rounds)
+    return round(_show(f"{len(chosen)} settings × a prompt of {length}, fidelity beside none", seconds) - 1, 4)
 
 
 def chunked_ratio(model: LoadedModel, length: int, rounds: int) -> float:
@@ -206,7 +204,7 @@ def main() -> None:
             model, [2000, 3000, 4000], ["full", "streaming_llm", "snapkv", "compresskv"], [64, 128, 256]
         ),
         "fidelity_cost": fidelity_cost(
-            model, [2000, 3000], ["full", "streaming_llm", "snapkv", "compresskv"], [64, 128, 256]
+            model, 3000, ["full", "streaming_llm", "snapkv", "compresskv"], [64, 128, 256], rounds=2
         ),
     }
     ratios |= {

@@ -50,7 +50,7 @@ def observe(
         outputs = [out]
         for positions in kept:
             shadow = torch.cat([positions[layer], new])
-            outputs.append(sdpa.attend(query, keys[:, shadow], values[:, shadow], None, scaling))
+            outputs.append(sdpa.attend(query[:, :, None], keys[:, shadow], values[:, shadow], None, scaling)[:, :, 0])
         full, *compressed = projections[layer](torch.stack(outputs).flatten(1)).float()
         errors[:, layer] += relative_error(full, torch.stack(compressed)).cpu()
 

@@ -22,14 +22,15 @@ class ProbeBackend(SDPA):
     """SDPA that shows each layer's tensors to `watch` as a new token attends; layers that evict are counted."""
 
     def __init__(self, layers: int, watch: Watch):
+        super().__init__()
         self.layers, self.watch, self.calls = layers, watch, 0
 
     def decode_bucket(
-        self, query: Tensor, key: Tensor, value: Tensor, bucket: Bucket, new: int, scaling: float
+        self, query: Tensor, key: Tensor, value: Tensor, bucket: Bucket, earlier: int, scaling: float
     ) -> Tensor:
-        out = super().decode_bucket(query, key, value, bucket, new, scaling)
-        seen = bucket.longest + new + 1
-        self.watch(self.calls % self.layers, query, bucket.keys[:, :seen], bucket.values[:, :seen], scaling, out)
+        out = super().decode_bucket(query, key, value, bucket, earlier, scaling)
+        keys, values = (buffer[:, : bucket.longest + earlier + 1] for buffer in (bucket.keys, bucket.values))
+        self.watch(self.calls % self.layers, query[:, :, 0], keys, values, scaling, out[:, :, 0])
         self.calls += 1
         return out
 

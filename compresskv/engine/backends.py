@@ -1,6 +1,6 @@
 """The kernels under the attention function: torch's sdpa everywhere, flash-attn on CUDA."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from importlib import import_module
 from typing import Any, Protocol
 
@@ -50,24 +50,14 @@ def flash_serves(dtype: torch.dtype, device: torch.device) -> bool:
     return half and device.type == "cuda" and torch.cuda.get_device_capability(device) >= AMPERE
 
 
-def in_turn(one: Callable[[int, Tensor, Tensor, Tensor], Tensor], query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """Let each new token be appended and attend before the next: [settings, new, q_heads, d].
-
-    `one(step, query, key, value)` does it for the token at place `step`: [settings, q_heads, d].
-    """
-    if query.shape[2] == 1:  # every decode step: nothing to copy
-        return one(0, query, key, value).unsqueeze(1)
-    outputs = []
-    for step in range(query.shape[2]):
-        token = slice(step, step + 1)
-        outputs.append(one(step, query[:, :, token], key[:, :, token], value[:, :, token]))
-    return torch.stack(outputs, 1)
-
-
 class SDPA:
     """`scaled_dot_product_attention` of torch: runs everywhere, and is the backend on the CPU."""
 
     capacities = staticmethod(exact_capacities)
+
+    def __init__(self) -> None:
+        # The masks of the chunk that passes through the layers, by shape and window: all layers of a kind share one.
+        self._masks: dict[tuple[int, int, int | None], Tensor] = {}
 
     def prefill(self, query: Tensor, key: Tensor, value: Tensor, scaling: float, sliding_window: int | None) -> Tensor:
         new, total = query.shape[2], key.shape[2]
@@ -75,7 +65,7 @@ class SDPA:
         mask: Tensor | None = None
         if slides or (1 < new < total and not query.is_cuda):
             # `is_causal` aligns top-left, so a chunk or a sliding window needs its own bottom-right mask.
-            mask = causal_mask(new, total, sliding_window, query.device)
+            mask = self._mask(query, total, sliding_window if slides else None)
         elif 1 < new < total:
             # The same, but known to CUDA's kernels, so that it takes no memory.
             mask = causal_lower_right(new, total)
@@ -94,41 +84,60 @@ class SDPA:
             enable_gqa=grouped,
         )
 
+    def _mask(self, query: Tensor, total: int, sliding_window: int | None) -> Tensor:
+        """What the last of `total` tokens, those of `query`, may see: [new, total], to add to the logits."""
+        new = query.shape[2]
+        shape = (new, total, sliding_window)
+        mask = self._masks.get(shape)
+        if mask is None or mask.dtype != query.dtype or mask.device != query.device:
+            for other in [known for known in self._masks if (known[2] is None) == (sliding_window is None)]:
+                del self._masks[other]
+            mask = query.new_full((new, total), float("-inf")).triu_(total - new + 1)
+            if sliding_window is not None:
+                mask += torch.full_like(mask, float("-inf")).tril_(total - new - sliding_window)
+            self._masks[shape] = mask
+        return mask
+
     def rows(self, sources: list[Source], room: int) -> list[LayerRows]:
+        self._masks.clear()
         return [BucketedRows(sources.pop(0), room) for _ in range(len(sources))]
 
     def decode(self, query: Tensor, key: Tensor, value: Tensor, rows: BucketedRows, scaling: float) -> Tensor:
-        def one(step: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-            return rows.attend(self.decode_bucket, query, key, value, scaling)
-
-        return in_turn(one, query, key, value)
+        return rows.attend(self.decode_bucket, query, key, value, scaling)
 
     def decode_bucket(
-        self, query: Tensor, key: Tensor, value: Tensor, bucket: Bucket, new: int, scaling: float
+        self, query: Tensor, key: Tensor, value: Tensor, bucket: Bucket, earlier: int, scaling: float
     ) -> Tensor:
-        """Append one token to each row of `bucket`, after `new` earlier ones, and attend to all of the row.
+        """Append tokens to each row of `bucket`, after `earlier` ones; each attends to all of its row up to itself.
 
-        query [rows, group, d], key and value [rows, d] -> [rows, group, d].
+        query [rows, group, new, d], key and value [rows, new, d] -> [rows, group, new, d].
         """
-        end = bucket.longest + new + 1
-        bucket.keys[:, end - 1] = key
-        bucket.values[:, end - 1] = value
-        gaps = bucket.gaps
-        mask = None if gaps is None else gaps[..., :end]
+        new, start = query.shape[2], bucket.longest + earlier
+        end = start + new
+        bucket.keys[:, start:end] = key
+        bucket.values[:, start:end] = value
+        mask = None if bucket.gaps is None else bucket.gaps[..., :end]
+        if new > 1:
+            later = torch.full((new, new), float("-inf"), device=query.device, dtype=query.dtype).triu(1)
+            causal = F.pad(later, (start, 0))[None, None]
+            mask = causal if mask is None else mask + causal
         return self.attend(query, bucket.keys[:, :end], bucket.values[:, :end], mask, scaling)
 
     def attend(self, query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, scaling: float) -> Tensor:
-        """One query position: query [rows, group, d], keys and values [rows, kept, d], mask [rows, 1, 1, kept]."""
+        """query [rows, group, new, d], keys and values [rows, tokens, d] -> [rows, group, new, d].
+
+        `mask` [rows or 1, 1, new, tokens] is added to the logits.
+        """
         keys, values = keys[:, None], values[:, None]
         # The G query heads of a group share their keys: they are the query axis of one head, or G heads over one.
         # CPUs do the former faster in float32, the latter in half precision (docs/performance.md); CUDA has no fast
         # kernel for groups with a mask.
-        if query.is_cuda or query.dtype == torch.float32:
-            return F.scaled_dot_product_attention(query[:, None], keys, values, attn_mask=mask, scale=scaling)[:, 0]
-        out = F.scaled_dot_product_attention(
-            query[:, :, None], keys, values, attn_mask=mask, scale=scaling, enable_gqa=True
-        )
-        return out[:, :, 0]
+        if not query.is_cuda and query.dtype != torch.float32:
+            return F.scaled_dot_product_attention(query, keys, values, attn_mask=mask, scale=scaling, enable_gqa=True)
+        if mask is not None and query.shape[2] > 1:
+            mask = mask.repeat(1, 1, query.shape[1], 1)
+        out = F.scaled_dot_product_attention(query.flatten(1, 2)[:, None], keys, values, attn_mask=mask, scale=scaling)
+        return out.view(query.shape)
 
 
 class MaskedSDPA(SDPA):
@@ -137,36 +146,28 @@ class MaskedSDPA(SDPA):
     capacities = staticmethod(bucketed_capacities)
 
     def rows(self, sources: list[Source], room: int) -> list[LayerRows]:
+        self._masks.clear()
         return table_rows(MaskedTable, sources, room)
 
     def decode(self, query: Tensor, key: Tensor, value: Tensor, rows: RaggedRows, scaling: float) -> Tensor:  # type: ignore[override]
-        rows.advance(query.shape[2])
-
-        def one(step: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-            return self._decode_one(step, query, key, value, rows, scaling)
-
-        return in_turn(one, query, key, value)
-
-    def _decode_one(
-        self, step: int, query: Tensor, key: Tensor, value: Tensor, rows: RaggedRows, scaling: float
-    ) -> Tensor:
-        """The new token at place `step` of a forward: [settings, q_heads, d]."""
-        settings, q_heads, _, head_dim = query.shape
+        settings, q_heads, new, head_dim = query.shape
+        rows.advance(new)
         table, layer = rows.table, rows.layer
         assert isinstance(table, MaskedTable)
-        slots = table.unmasked(layer, step)
+        slots = table.new_slots(layer)
         rows.keys.index_copy_(0, slots, key.reshape(-1, head_dim))
         rows.values.index_copy_(0, slots, value.reshape(-1, head_dim))
-        query = query.reshape(settings * table.kv_heads, -1, head_dim)
+        query = query.reshape(settings * table.kv_heads, -1, new, head_dim)
         in_order = table.in_order[layer]
         if not in_order:
             query = query.index_select(0, table.order[layer])
         outputs = [
-            self.attend(query[bucket.rows], bucket.keys, bucket.values, bucket.mask, scaling)
+            self.attend(query[bucket.rows], bucket.keys, bucket.values, table.causal_mask(layer, bucket), scaling)
             for bucket in table.buckets[layer]
         ]
         out = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
-        return (out if in_order else out.index_select(0, table.place[layer])).view(settings, q_heads, head_dim)
+        out = out if in_order else out.index_select(0, table.place[layer])
+        return out.view(settings, q_heads, new, head_dim).transpose(1, 2)
 
 
 class FlashAttention2:
@@ -211,16 +212,6 @@ class FlashAttention2:
             causal=True,
         )
         return out.view(settings, table.kv_heads, new, -1, head_dim).transpose(1, 2).reshape(settings, new, q_heads, -1)
-
-
-def causal_mask(new: int, total: int, sliding_window: int | None, device: torch.device) -> Tensor:
-    """Which of `total` tokens each of the last `new` may see: [new, total], bool."""
-    row = torch.arange(total - new, total, device=device)[:, None]
-    column = torch.arange(total, device=device)
-    mask = column <= row
-    if sliding_window is not None:
-        mask &= column > row - sliding_window
-    return mask
 
 
 def table_rows(table: type[RaggedTable], sources: list[Source], room: int) -> list[LayerRows]:

@@ -53,27 +53,33 @@ class Footprint:
         intermediate = getattr(config, "intermediate_size", None) or 4 * hidden
         mlp = chunk * (4 * hidden + 3 * intermediate + angles) * self._itemsize
         attention = chunk * (5 * hidden + angles) * self._itemsize
-        return max(mlp, attention + max(self._attention(chunk, width) for width in self._widths(chunk)))
+        widths = self._widths(chunk)
+        masks = [self._mask(chunk, width) for width in widths]
+        # A mask serves all layers of its kind; that of a sliding window is made of two.
+        making = max((mask for mask, (_, slides) in zip(masks, widths, strict=True) if slides), default=0)
+        return sum(masks) + max(mlp, attention + max([making, *map(self._repeats, widths)]))
 
     def _widths(self, chunk: int) -> list[tuple[int, bool]]:
-        """Keys that a layer attends to, and whether its window hides some of them."""
+        """Keys that each kind of layer attends to, and whether its window hides some of them."""
         evicting, _ = self._layers
         widths = [(self.length, False)] if evicting else []
-        for window in self._windows:
+        for window in dict.fromkeys(self._windows):
             widths.append((min(self.length, window - 1 + chunk), self.length > window))
         return widths
 
-    def _attention(self, chunk: int, width: tuple[int, bool]) -> int:
-        """A mask [chunk, keys], as bool and as what is added to logits, and keys and values of every query head."""
-        if self.backend != "sdpa":
+    def _mask(self, chunk: int, width: tuple[int, bool]) -> int:
+        """A mask [chunk, keys] to add to logits, where sdpa needs one."""
+        (keys, slides), cuda = width, self.model.device.type == "cuda"
+        masked = self.backend == "sdpa" and (slides or (chunk < self.length and not cuda))
+        return chunk * keys * self._itemsize if masked else 0
+
+    def _repeats(self, width: tuple[int, bool]) -> int:
+        """Keys and values of every query head, where sdpa on CUDA needs them."""
+        (keys, slides), config = width, self._config
+        if self.backend != "sdpa" or self.model.device.type != "cuda" or kv_heads(config) == config.num_attention_heads:
             return 0
-        (keys, slides), config, cuda = width, self._config, self.model.device.type == "cuda"
-        masked = slides or (chunk < self.length and not cuda)
-        mask = chunk * keys * (1 + self._itemsize) if masked else 0
-        grouped = kv_heads(config) != config.num_attention_heads
-        repeats = cuda and grouped and (slides or not flash_serves(self.model.dtype, self.model.device))
-        heads = 2 * config.num_attention_heads * self._head_dim
-        return mask + (heads * keys * self._itemsize if repeats else 0)
+        repeats = slides or not flash_serves(self.model.dtype, self.model.device)
+        return 2 * config.num_attention_heads * self._head_dim * keys * self._itemsize if repeats else 0
 
     def scoring(self, scorers: Collection[Scorer], window: int) -> ScoringBytes:
         """What scoring takes: measured on two short prompts, since all of it grows linearly with the prompt."""

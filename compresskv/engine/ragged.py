@@ -218,7 +218,8 @@ class MaskedTable(RaggedTable):
         self.first = [0, *ends.tolist()]
         device, dtype = self.rows[0].keys.device, self.rows[0].keys.dtype
         self.mask = torch.full((self.first[-1],), float("-inf"), device=device, dtype=dtype)
-        # The slot of each row's new token, in its layer's storage and in the mask of all layers.
+        self.start = begin
+        # The slot of each row's first new token, in its layer's storage and in the mask of all layers.
         self.write = counts + begin
         self.unmask = self.write + (ends - torch.tensor(self.slots)).to(device)[:, None]
 
@@ -230,16 +231,26 @@ class MaskedTable(RaggedTable):
 
     def advance(self, tokens: int) -> None:
         super().advance(tokens)
-        if tokens == 1:  # of all layers at once
-            self.mask.index_fill_(0, self.unmask.flatten(), 0)
+        self.mask.index_fill_(0, self._following(self.unmask).flatten(), 0)  # of all layers at once
 
-    def unmasked(self, layer: int, step: int) -> Tensor:
-        """The slots of the new tokens of place `step` in this step, from now on to be seen: [rows]."""
-        slots = self.write[layer]
-        if self.step > 1:
-            slots = slots + step
-            self._mask_of(layer).index_fill_(0, slots, 0)
-        return slots
+    def _following(self, first: Tensor) -> Tensor:
+        """The slots of this step's new tokens, given those of the first ones [...]: [..., new]."""
+        if self.step == 1:
+            return first[..., None]
+        return first[..., None] + torch.arange(self.step, device=first.device)
+
+    def new_slots(self, layer: int) -> Tensor:
+        """The slots of this step's new tokens in the layer's storage, by row: [rows * new]."""
+        return self._following(self.write[layer]).flatten()
+
+    def causal_mask(self, layer: int, bucket: MaskedBucket) -> Tensor:
+        """What this step's new tokens see of the rows of `bucket`: [rows, 1, new, capacity], to add to the logits."""
+        if self.step == 1:
+            return bucket.mask
+        row = self.order[layer][bucket.rows]
+        last = self._following(self.write[layer] - self.start[layer])[row]
+        column = torch.arange(bucket.mask.shape[-1], device=self.mask.device)
+        return bucket.mask.masked_fill((column > last[..., None])[:, None], float("-inf"))
 
     def _count(self, tokens: int) -> None:
         if tokens:
@@ -252,7 +263,7 @@ class MaskedTable(RaggedTable):
             self.mask.index_fill_(0, (self.unmask + token).flatten(), float("-inf"))
 
     def _keep_rows(self, staying: Tensor) -> None:
-        self.write, self.unmask = self.write[:, staying], self.unmask[:, staying]
+        self.start, self.write, self.unmask = (table[:, staying] for table in (self.start, self.write, self.unmask))
         self._arrange()
 
     def _arrange(self) -> None:

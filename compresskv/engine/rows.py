@@ -111,7 +111,7 @@ class Bucket:
 
 
 DecodeBucket = Callable[[Tensor, Tensor, Tensor, Bucket, int, float], Tensor]
-"""Appends one token to each row of a bucket and attends: see `backends.SDPA.decode_bucket`."""
+"""Appends new tokens to each row of a bucket and attends: see `backends.SDPA.decode_bucket`."""
 
 
 class BucketedRows:
@@ -168,26 +168,27 @@ class BucketedRows:
         return sum(bucket.keys.nbytes + bucket.values.nbytes for bucket in self.buckets)
 
     def attend(self, decode: DecodeBucket, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
-        """Append the new token's key and value, then attend to everything kept and generated.
+        """Append the keys and values of new tokens; each attends to everything kept and generated, up to itself.
 
-        query [settings, q_heads, 1, d], key and value [settings, kv_heads, 1, d] -> [settings, q_heads, d].
+        query [settings, q_heads, new, d], key and value [settings, kv_heads, new, d] -> [settings, new, q_heads, d].
         """
-        settings, q_heads, _, head_dim = query.shape
-        query = query.reshape(settings * self.kv_heads, -1, head_dim)
-        key, value = key.reshape(-1, head_dim), value.reshape(-1, head_dim)
+        settings, q_heads, new, head_dim = query.shape
+        query = query.reshape(settings * self.kv_heads, -1, new, head_dim)
+        key, value = key.reshape(-1, new, head_dim), value.reshape(-1, new, head_dim)
         if not self.in_order:
             query, key, value = query[self.order], key[self.order], value[self.order]
         outputs = []
         start = 0
         for bucket in self.buckets:
-            if bucket.longest + self.new == bucket.keys.shape[1]:
-                bucket.grow(max(self.room, ROUNDING))
+            if (lacking := bucket.longest + self.new + new - bucket.keys.shape[1]) > 0:
+                bucket.grow(max(self.room, ROUNDING, lacking))
             rows = slice(start, start + len(bucket.rows))
             outputs.append(decode(query[rows], key[rows], value[rows], bucket, self.new, scaling))
             start = rows.stop
-        self.new += 1
+        self.new += new
         out = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
-        return (out if self.in_order else out[self.place]).view(settings, q_heads, head_dim)
+        out = out if self.in_order else out[self.place]
+        return out.view(settings, q_heads, new, head_dim).transpose(1, 2)
 
     def forget(self, tokens: int) -> None:
         """Take the last `tokens` new ones back."""
