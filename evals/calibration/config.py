@@ -25,9 +25,10 @@ class Calibrate(MeasuredEvaluation):
     """`lengths` in tokens, null: from the model's window; `depths` evenly spaced from 0 to 100 per cent.
 
     `source`: held_out (needles), or longbench: layer errors on `data`, the first `limit` rows of each task, prompt and
-    answer of at most `max_length` tokens. `minimum_accepted`: answered prompts, of which half is enough where fewer are
-    asked than twice as many. `output`: the folder for the calibration file, null: the user's, where it is found before
-    those that ship. `replace`: also where what is there was made from more prompts.
+    answer of at most `max_length` tokens. `texts`: stretches of ordinary text, of the shortest of `lengths`, on which
+    `head_counts` are compared. `minimum_accepted`: answered prompts, of which half is enough where fewer are asked than
+    twice as many. `output`: the folder for the calibration file, null: the user's, where it is found before those that
+    ship. `replace`: also where what is there was made from more prompts.
     """
 
     source: Literal["held_out", "longbench"]
@@ -38,6 +39,7 @@ class Calibrate(MeasuredEvaluation):
     lengths: Annotated[tuple[Tokens, ...], MinLen(1)] | None
     depths: Annotated[int, Ge(1), Le(1000)]
     max_steps: Annotated[int, Ge(2), Le(100_000)]
+    texts: Annotated[int, Ge(0), Le(10_000)]
     head_counts: Annotated[tuple[Annotated[int, Ge(1), Le(100_000)], ...], MinLen(1)]
     minimum_accepted: Annotated[int, Ge(1), Le(1_000_000)]
     output: Annotated[str, MinLen(1)] | None

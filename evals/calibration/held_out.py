@@ -1,7 +1,8 @@
 """Calibration on held-out needles: the model's retrieval heads, then its layer errors, both in one JSON file.
 
-Two passes over needle prompts, both resumable. The first scores all heads on every prompt that the model answers; the
-second measures, on the accepted prompts, how much each layer's output suffers at the smallest budget.
+Three passes, all resumable. The first scores all heads on every needle prompt that the model answers; the second
+measures, on the accepted prompts, how much each layer's output suffers at the smallest budget; the third, on ordinary
+text, how far the model departs from its full cache with each number of heads.
 """
 
 import hashlib
@@ -25,6 +26,7 @@ from compresskv.layer_error import FLOOR
 from compresskv.models import LoadedModel
 from compresskv.observation import ObservationConfig
 from compresskv.semantic_heads import SemanticHeadScorer
+from evals.calibration import head_count
 from evals.calibration.config import Calibrate
 from evals.calibration.detection import Cell, last_texts, make_prompt, needles
 from evals.calibration.keep import keep
@@ -57,7 +59,7 @@ def run(
 
 @dataclass(frozen=True)
 class HeldOutCalibration:
-    """One calibration whose lengths are known; the sample lines of both passes are kept below `results`."""
+    """One calibration whose lengths are known; the sample lines of all passes are kept below `results`."""
 
     model: LoadedModel
     config: Calibrate
@@ -74,7 +76,7 @@ class HeldOutCalibration:
         return self.config.grid(self.model.window)
 
     def run(self) -> Path:
-        """Both passes, and the file made of them; returns its path."""
+        """All passes, and the file made of them; returns its path."""
         heads = self.observe_heads()
         accepted = self.accepted(heads)
         if not self.enough("copy", accepted):
@@ -89,7 +91,7 @@ class HeldOutCalibration:
         observation = Observation(**asdict(self.observation))
         scorers = [SemanticHeadScorer(observation, tuple(map(tuple, ranking[:, :n].tolist()))) for n in counts]
         errors = self.observe_errors(heads, accepted["copy"], scorers)
-        record = self.record(accepted, scores, counts, errors)
+        record = self.record(accepted, scores, counts, errors, self.observe_text(scorers))
         self.report(accepted, record["heads"])
         return keep(record, self.config, self.results, self.progress)
 
@@ -185,18 +187,33 @@ class HeldOutCalibration:
         by_id = {cell.id: cell for cell in cells}
         return complete(folder, f"{self.model.name} layer errors", by_id, line, self.progress)
 
+    def observe_text(self, scorers: Sequence[SemanticHeadScorer]) -> list[list[float]]:
+        """Third pass: KL to the full cache on ordinary text, [texts][scorers]."""
+        tokens = min(*self.lengths, self.model.window - head_count.CONTINUATION)
+        texts = head_count.stretches(self.model, last_texts(self.config.haystack, 10**6), tokens, self.config.texts)
+        identity = [self.identity["model"], {id: text.tolist() for id, text in texts.items()}, repr(scorers)]
+        folder = self.folder / f"text-{digest(identity)}"
+
+        def line(text: Tensor) -> Line:
+            return {"kl": rounded(head_count.observe(self.model, text, scorers))}
+
+        lines = complete(folder, f"{self.model.name} ordinary text", texts, line, self.progress)
+        return [lines[id]["kl"] for id in texts]
+
     def record(
         self,
         accepted: Mapping[str, Sequence[Cell]],
         scores: Mapping[str, Tensor],
         counts: Sequence[int],
         errors: Mapping[str, Line],
+        text_kl: Sequence[Sequence[float]],
     ) -> dict[str, Any]:
-        """The content of the calibration file; `counts` are the numbers of heads that `errors` compares."""
+        """The content of the calibration file; `counts`: the numbers of heads that `errors` and `text_kl` compare."""
         cells = accepted["copy"]
         coverage = [float(np.mean([errors[cell.id]["coverage"][i] for cell in cells])) for i in range(len(counts))]
         layer_scores = [_layer_scores(errors, cells, i) for i in range(len(counts))]
-        best = max(range(len(counts)), key=lambda i: (coverage[i], -counts[i]))
+        distances = rounded(np.mean(text_kl, 0).tolist()) if text_kl else [None] * len(counts)
+        best = head_count.choose(counts, coverage, text_kl)
         answered = [cell.needle.name for sort in accepted.values() for cell in sort]
         return {
             "model": self.model.name,
@@ -204,8 +221,10 @@ class HeldOutCalibration:
             "made_by": f"python run.py eval=calibrate model={self.model.name}",
             "observation": asdict(self.observation),
             "heads": counts[best],
-            "heads_criterion": "share of the answer span kept at the calibration budget, mean over prompts and layers",
+            "heads_criterion": head_count.CRITERION,
             "coverage_by_head_count": dict(zip(map(str, counts), rounded(coverage), strict=True)),
+            "text_kl_by_head_count": dict(zip(map(str, counts), distances, strict=True)),
+            "texts": len(text_kl),
             "layer_scores": layer_scores[best],
             "layer_scores_by_head_count": dict(zip(map(str, counts), layer_scores, strict=True)),
             "head_scores": {kind: rounded(layers) for kind, layers in scores.items()},

@@ -17,7 +17,7 @@ def calibrated(tmp_path_factory):
     folder = tmp_path_factory.mktemp("calibration")
     done = run(
         "eval=calibrate", "eval.lengths=[300]", "eval.depths=2", "eval.minimum_accepted=2", "eval.max_steps=12",
-        f"eval.output={folder}", f"paths.results={folder / 'results'}",
+        "eval.texts=2", f"eval.output={folder}", f"paths.results={folder / 'results'}",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     return folder
@@ -29,7 +29,9 @@ def test_the_file_has_what_the_method_needs(calibrated):
     assert len(record["layer_scores"]) == 30
     assert len(record["head_scores"]["traditional"]) == 30
     assert len(record["head_scores"]["semantic"][0]) == 9
-    assert record["heads"] == int(max(record["coverage_by_head_count"], key=record["coverage_by_head_count"].get))
+    assert list(record["text_kl_by_head_count"]) == ["1", "2", "3", "4", "6", "9"]
+    assert all(0 < kl < 20 for kl in record["text_kl_by_head_count"].values())
+    assert record["texts"] == 2
     assert {"model_fingerprint", "haystack_fingerprint", "accepted", "settings"} <= set(record)
     made = calibration.find("smollm2-135m", "held_out", calibrated)
     assert len(made.top_heads("semantic", 2)[0]) == 2
@@ -42,7 +44,7 @@ def test_it_resumes(calibrated):
     before = samples()
     done = run(
         "eval=calibrate", "eval.lengths=[300]", "eval.depths=2", "eval.minimum_accepted=2", "eval.max_steps=12",
-        f"eval.output={calibrated}", f"paths.results={calibrated / 'results'}",
+        "eval.texts=2", f"eval.output={calibrated}", f"paths.results={calibrated / 'results'}",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert samples() == before

@@ -1,0 +1,56 @@
+"""How many retrieval heads per layer: what answers needles must also serve text that has none."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from compresskv.calibration import text_distance
+from compresskv.models import LoadedModel
+from compresskv.semantic_heads import SemanticHeadScorer
+from evals.haystack import Haystack
+
+CONTINUATION = 48
+"""Tokens after a stretch of text that both caches are given."""
+
+CAPACITIES = (56, 120, 248)
+"""Past tokens that every layer keeps: budgets of 64, 128 and 256 with the usual window."""
+
+CRITERION = (
+    "the largest share of the answer span kept at the calibration budget, mean over prompts and layers, among the "
+    "numbers of heads whose KL to the full cache on ordinary text is within one standard error of the lowest"
+)
+
+
+def stretches(model: LoadedModel, haystack: Haystack, tokens: int, count: int) -> dict[str, torch.Tensor]:
+    """Stretches of text from the end of `haystack`, by id: ids [tokens + CONTINUATION] each.
+
+    `count` of them, or as many as there are without sharing a token; one where the text has to be repeated for it.
+    """
+    ids = model.tokenizer(haystack.text, add_special_tokens=False).input_ids
+    size = tokens + CONTINUATION
+    while len(ids) < size:
+        ids = ids + ids
+    starts = range(len(ids) - size, -1, -size)[:count]
+    return {f"text-L{tokens}-{number}": torch.tensor(ids[start : start + size]) for number, start in enumerate(starts)}
+
+
+def observe(model: LoadedModel, stretch: torch.Tensor, scorers: Sequence[SemanticHeadScorer]) -> list[float]:
+    """KL to the full cache on one of the `stretches`, in nats per token, by scorer."""
+    ids, continuation = stretch[:-CONTINUATION].to(model.device), stretch[-CONTINUATION:].tolist()
+    return text_distance.observe(model.model, ids, continuation, scorers, CAPACITIES)
+
+
+def choose(counts: Sequence[int], coverage: Sequence[float], kl: Sequence[Sequence[float]]) -> int:
+    """The place in `counts` of the number of heads to use, as `CRITERION` says; ties to the fewer heads.
+
+    `coverage` [counts], mean over prompts; `kl` [texts][counts]. Without texts, the coverage alone decides.
+    """
+    places = list(range(len(counts)))
+    if kl:
+        distances = np.array(kl)
+        best = int(distances.mean(0).argmin())
+        excess = distances - distances[:, [best]]
+        errors = excess.std(0, ddof=1) / len(kl) ** 0.5 if len(kl) > 1 else np.zeros(len(counts))
+        places = [place for place in places if excess[:, place].mean() <= errors[place]]
+    return max(places, key=lambda place: (coverage[place], -counts[place]))
