@@ -28,12 +28,13 @@ class Fidelity:
     `kl`: KL(full ‖ setting) of the next-token distributions in nats, mean over the tokens of the full cache's answer
     after the first, which no eviction has touched. `agreement`: share of these tokens, 0 to 1, where both have the same
     most probable one. None where the answer is a single token. `reference_nll`: negative log-likelihood of the
-    reference answer in nats per token; None where there is none.
+    reference answer in nats per token; None where there is none. `kl_per_token`: what `kl` is the mean of, in order.
     """
 
     kl: float | None
     agreement: float | None
     reference_nll: float | None
+    kl_per_token: Sequence[float]
 
 
 @torch.no_grad()
@@ -56,28 +57,30 @@ def fidelity(
     for batch in batches([prompt.row_bytes(kept[place], room) for place in places], limit):
         chosen = [places[i] for i in batch]
         rows = [kept[place] for place in chosen]
-        kl, agreement = _distances(model, prompt, rows, answer)
+        kl, agreement, per_token = _distances(model, prompt, rows, answer)
         nll = _likelihoods(model, prompt, rows, reference)
         for row, place in enumerate(chosen):
-            measured[place] = Fidelity(kl[row], agreement[row], nll[row])
+            measured[place] = Fidelity(kl[row], agreement[row], nll[row], per_token[row])
     return measured
 
 
 def _distances(
     model: PreTrainedModel, prompt: Prefill, rows: Sequence[Kept], answer: Sequence[int]
-) -> tuple[list[float | None], list[float | None]]:
-    """Mean KL, and share of equal most probable tokens, of each row."""
+) -> tuple[list[float | None], list[float | None], list[list[float]]]:
+    """Mean KL, share of equal most probable tokens, and KL at each token, of each row."""
     steps = len(answer) - 1
     if steps < 1:
-        return [None] * len(rows), [None] * len(rows)
+        return [None] * len(rows), [None] * len(rows), [[]] * len(rows)
     kl = torch.zeros(len(rows), dtype=torch.float64, device=prompt.logits.device)
     agreement = torch.zeros_like(kl)
+    per_token: list[Tensor] = []
     for logits in _given(model, prompt, [prompt.kept(FULL), *rows], answer[:-1]):
         log_p = logits.log_softmax(-1)
         full, others = log_p[:1], log_p[1:]
-        kl += (full.exp() * (full - others)).sum(-1)
+        per_token.append((full.exp() * (full - others)).sum(-1))
+        kl += per_token[-1]
         agreement += others.argmax(-1) == full.argmax(-1)
-    return (kl / steps).tolist(), (agreement / steps).tolist()
+    return (kl / steps).tolist(), (agreement / steps).tolist(), torch.stack(per_token, 1).tolist()
 
 
 def _likelihoods(

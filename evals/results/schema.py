@@ -33,6 +33,7 @@ class SampleLine(TypedDict, total=False):
     prompt_tokens: int
     truncated: bool  # whether the prompt lost its middle to fit the model's window
     official: bool  # LongBench: whether it is the official row of that number, as far as can be told
+    prompt_tail: str  # the last 200 characters of the prompt; absent in lines of older versions
     prompt_sha256: str  # of the prompt's token ids, 16 digits: equal for settings that saw the same prompt
     new_tokens: int  # generated
     realised_budget: float  # mean number of prompt tokens kept per layer and KV head
@@ -45,6 +46,7 @@ class SampleLine(TypedDict, total=False):
     kl: float | None  # nats per token, KL(full cache ‖ this setting) over the full cache's answer
     agreement: float | None  # 0 to 1: share of these tokens where both have the same most probable token
     reference_nll: float | None  # nats per token: negative log-likelihood of the reference answer
+    kl_per_token: list[float]  # what `kl` is the mean of, to 4 decimals; absent in lines of older versions
     checksum: str  # of all other fields but `batch` and `timing`, 16 digits; absent in lines of older versions
 
 

@@ -1,6 +1,5 @@
 """One prompt for all its settings: which of them decode together, and their sample lines."""
 
-import dataclasses
 import hashlib
 import time
 import traceback
@@ -16,8 +15,11 @@ from compresskv.errors import NonFiniteError, PromptError
 from compresskv.models import LoadedModel
 from evals.evaluation import Sample, Task
 from evals.job import Job
-from evals.results.schema import Line
+from evals.results.schema import FIDELITY, Line
 from evals.results.store import SampleStore
+
+TAIL = 200
+"""Characters of a prompt's end that its lines hold."""
 
 
 @dataclass(eq=False)
@@ -168,6 +170,7 @@ def sample_line(model: LoadedModel, sample: Sample, generation: Generation) -> L
         "prediction": prediction,
         **{name: _rounded(value) for name, value in sample.score(prediction).items()},
         **sample.record,
+        "prompt_tail": model.tokenizer.decode(sample.ids[-TAIL:])[-TAIL:],
         "prompt_sha256": hashlib.sha256(sample.ids.cpu().numpy().tobytes()).hexdigest()[:16],
         "new_tokens": len(generation.tokens),
         "realised_budget": generation.realised_budget,
@@ -181,10 +184,12 @@ def sample_line(model: LoadedModel, sample: Sample, generation: Generation) -> L
 
 def _fidelity(generation: Generation) -> Line:
     """The fields of the fidelity, if it was measured."""
-    if generation.fidelity is None:
+    measured = generation.fidelity
+    if measured is None:
         return {}
-    fields = dataclasses.asdict(generation.fidelity)
-    return {name: None if value is None else round(value, 6) for name, value in fields.items()}
+    values = {name: getattr(measured, name) for name in FIDELITY}
+    means = {name: None if value is None else round(value, 6) for name, value in values.items()}
+    return {**means, "kl_per_token": [round(value, 4) for value in measured.kl_per_token]}
 
 
 def _release_memory(error: BaseException | None) -> None:

@@ -1,5 +1,7 @@
 """How far a setting is from the full cache, against the same text fed to each setting by itself."""
 
+from statistics import fmean
+
 import pytest
 import torch
 
@@ -35,11 +37,12 @@ def test_it_equals_feeding_each_setting_by_itself(family):
     for setting, generation in zip(settings, generations, strict=True):
         method = setting.method or "full"
         other = logits_given(model, ids, method, setting.budget, answer[:-1]).log_softmax(-1)
-        kl = (full.exp() * (full - other)).sum(-1)[1:].mean().item()
+        kl = (full.exp() * (full - other)).sum(-1)[1:].tolist()
         agreement = (full.argmax(-1) == other.argmax(-1))[1:].float().mean().item()
         given = logits_given(model, ids, method, setting.budget, REFERENCE[:-1]).log_softmax(-1)
         nll = -sum(given[step, token].item() for step, token in enumerate(REFERENCE)) / len(REFERENCE)
-        assert generation.fidelity.kl == pytest.approx(kl, abs=1e-5)
+        assert generation.fidelity.kl_per_token == pytest.approx(kl, abs=1e-5)
+        assert generation.fidelity.kl == pytest.approx(fmean(generation.fidelity.kl_per_token), abs=1e-12)
         assert generation.fidelity.agreement == pytest.approx(agreement)
         assert generation.fidelity.reference_nll == pytest.approx(nll, abs=1e-5)
     evicts = bool(generations[0].kept)  # a model of sliding windows alone has nothing to evict
@@ -78,4 +81,4 @@ def test_an_answer_of_one_token_and_no_reference_give_nothing():
     model, ids = tiny.model("llama"), tiny.prompt(40)
     with attached(model):
         (generation,) = generate(model, ids, [Setting(SNAPKV, 20)], Stopping(1), reference=[])
-    assert vars(generation.fidelity) == {"kl": None, "agreement": None, "reference_nll": None}
+    assert vars(generation.fidelity) == {"kl": None, "agreement": None, "reference_nll": None, "kl_per_token": []}

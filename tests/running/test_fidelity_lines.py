@@ -1,6 +1,7 @@
 """A sweep with fidelity=true: what its lines, summaries and tables say."""
 
 import json
+from statistics import fmean
 
 import pytest
 
@@ -27,6 +28,8 @@ def test_lines_summaries_and_tables(overrides, tmp_path, capsys):
         assert record.state == "complete"
         assert record.summary["fidelity"]["kl"]["n"] == 3
         assert record.summary["fidelity"]["reference_nll"]["mean"] > 0
+        for line in record.covered:
+            assert fmean(line["kl_per_token"]) == pytest.approx(line["kl"], abs=1e-4)
     assert summaries["full", None].summary["fidelity"]["kl"]["mean"] == 0
     assert summaries["snapkv", 250].summary["fidelity"]["kl"]["mean"] < 1e-6
     assert summaries["snapkv", 32].summary["fidelity"]["kl"]["mean"] > 1e-4
@@ -40,8 +43,8 @@ def test_it_changes_no_prediction(overrides, tmp_path):
     run([job(*overrides, "method=snapkv", "budget=32", "fidelity=false")])
     lines = [(record.path / "samples.jsonl").read_text().splitlines() for record in records(tmp_path)]
     first, second = json.loads(lines[0][1]), json.loads(lines[1][1])
-    assert {"kl", "agreement", "reference_nll"} == set(first) ^ set(second)
-    for name in ("prediction", "score", "kept", "prompt_sha256"):
+    assert {"kl", "agreement", "reference_nll", "kl_per_token"} == set(first) ^ set(second)
+    for name in ("prediction", "score", "kept", "prompt_sha256", "prompt_tail"):
         assert first[name] == second[name]
 
 
