@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from rich.table import Table
+from rich.text import Text
 
 from compresskv.engine.attention import attached
 from compresskv.engine.prefill import FULL, Setting
@@ -192,7 +193,7 @@ def _show(content: Mapping[str, Any], folder: Path) -> None:
         screen().print(f"figure: {path}", soft_wrap=True, markup=False)
 
 
-def _latency_table(title: str, rows: Sequence[Mapping[str, Any]]) -> Table:
+def _latency_table(title: Text, rows: Sequence[Mapping[str, Any]]) -> Table:
     table = Table(title=title, caption=_caption(rows))
     table.add_column("setting", no_wrap=True)
     for column in ("length", "first token s", "decode ms", "total s", "cache MB", "with sliding layers", "peak MB"):
@@ -207,7 +208,7 @@ def _latency_table(title: str, rows: Sequence[Mapping[str, Any]]) -> Table:
     return table
 
 
-def _concurrency_table(title: str, rows: Sequence[Mapping[str, Any]]) -> Table:
+def _concurrency_table(title: Text, rows: Sequence[Mapping[str, Any]]) -> Table:
     table = Table(title=title, caption=_caption(rows))
     table.add_column(concurrency.HEADER[0], no_wrap=True)
     for column in concurrency.HEADER[1:]:
