@@ -64,7 +64,7 @@ def draw(rows: Rows, title: str) -> Any:
     import matplotlib.pyplot as plt
 
     lengths = sorted({row["length"] for row in rows})
-    pools = sorted({row["pool_mb"] for row in rows})
+    ticks = _ticks(rows)
     figure, axes = plt.subplots(
         1, len(lengths), figsize=(4.4 * len(lengths), 3.8), squeeze=False, sharey=True, layout="constrained"
     )
@@ -74,7 +74,7 @@ def draw(rows: Rows, title: str) -> Any:
             axis.plot(*points[0], marker="o", markersize=11, fillstyle="none", color=line.get_color())
             _spread(axis, rows, setting, length, line.get_color())
         axis.set_xscale("log", base=2)
-        axis.set_xticks(pools, [str(pool) for pool in pools])
+        axis.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
         axis.minorticks_off()
         axis.set_title(f"prompts of {length} tokens", fontsize=10)
         axis.set_xlabel("KV memory pool (MB); ringed: one sequence")
@@ -84,6 +84,16 @@ def draw(rows: Rows, title: str) -> Any:
     figure.legend(*axes.flat[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=8)
     figure.suptitle(title, fontsize=11)
     return figure
+
+
+def _ticks(rows: Rows) -> list[float]:
+    """The pools, and halves of the largest down to the smallest that holds one sequence of some setting."""
+    ticks = {float(row["pool_mb"]) for row in rows}
+    tick = max(ticks)
+    while tick > min(row["sequence_bytes"] / 1e6 for row in rows):
+        ticks.add(tick)
+        tick /= 2
+    return sorted(ticks)
 
 
 def _spread(axis: Any, rows: Rows, setting: str, length: int, color: str) -> None:
