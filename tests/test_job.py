@@ -109,6 +109,8 @@ def test_what_cannot_be_is_refused(override, field):
     [
         (["eval=efficiency", "eval.lengths=[-1]"], "eval.lengths"),
         (["eval=efficiency", "eval.new_tokens=1"], "eval.new_tokens"),
+        (["eval=efficiency", "eval.pools=[0]"], "eval.pools"),
+        (["eval=efficiency", "eval.pools=64"], "eval.pools"),
         (["eval=longbench", "eval.max_length=0"], "eval.max_length"),
         (["eval=longbench", "eval.limit=0"], "eval.limit"),
         (["eval=longbench", "eval.tasks=[]"], "eval.tasks"),

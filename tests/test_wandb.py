@@ -118,6 +118,7 @@ EFFICIENCY = {
         {"setting": "full", "length": 200, "decode_ms": 2.5, "peak_bytes_by_gpu": []},
         {"setting": "snapkv 64", "length": 200, "decode_ms": 1.5, "peak_bytes_by_gpu": [], "decode_ms_ratio": 0.6},
     ],
+    "concurrency": [{"setting": "full", "pool_mb": 64, "sequences": 2, "tokens_per_s_spread": [80.0, 99.0]}],
 }
 
 
@@ -145,6 +146,7 @@ def test_a_measurement_is_a_run_with_its_table(tmp_path, measured, sent_by):
     columns, rows = table(run, "rows")
     assert columns == ["setting", "length", "decode_ms", "peak_bytes_by_gpu", "decode_ms_ratio"]
     assert rows == [["full", 200, 2.5, "[]", None], ["snapkv 64", 200, 1.5, "[]", 0.6]]
+    assert table(run, "concurrency")[1] == [["full", 64, 2, "[80.0, 99.0]"]]
     assert set(run["tags"]) == {"tiny", "efficiency"}
     assert run["group"] == "tiny efficiency"
 

@@ -57,14 +57,16 @@ def decode_cache(prefill: Prefill, kept: Sequence[Kept], room: int, last: bool =
 
 
 @torch.no_grad()
-def forward_tokens(model: PreTrainedModel, tokens: Tensor, cache: EvictedCache, position: int) -> Tensor:
-    """Feed one new token per row, `tokens` [rows], all at `position`; returns the next logits [rows, vocabulary].
+def forward_tokens(model: PreTrainedModel, tokens: Tensor, cache: EvictedCache, position: int | Tensor) -> Tensor:
+    """Feed one new token per row, `tokens` [rows]; returns the next logits [rows, vocabulary], float32.
 
-    Logits are float32. `model` must be `attached`.
+    `position` is that of all rows, or of each: [rows], int64. `model` must be `attached`.
     """
+    if not isinstance(position, Tensor):
+        position = torch.full_like(tokens, position)
     out = model(
         input_ids=tokens[:, None],
-        position_ids=torch.full((tokens.numel(), 1), position, device=tokens.device),
+        position_ids=position[:, None],
         past_key_values=cache,
         use_cache=True,
         logits_to_keep=1,

@@ -15,17 +15,19 @@ if TYPE_CHECKING:
     from evals.job import Job
     from evals.progress import Progress
 
+Megabytes = Annotated[int, Ge(1), Le(100_000_000)]
 Tokens = Annotated[int, Ge(1), Le(100_000_000)]
 
 
 @dataclass(frozen=True)
 class Efficiency(MeasuredEvaluation):
-    """`lengths` and `new_tokens` in tokens, `rounds` of all settings in turn."""
+    """`lengths` and `new_tokens` in tokens, `rounds` of all settings in turn, `pools` in MB of 10⁶ bytes."""
 
     haystack: Annotated[str, MinLen(1)]
     lengths: Annotated[tuple[Tokens, ...], MinLen(1)]
     new_tokens: Annotated[int, Ge(2), Le(100_000_000)]
     rounds: Annotated[int, Ge(1), Le(100_000)]
+    pools: tuple[Megabytes, ...]
 
     alone: ClassVar[bool] = True
 

@@ -1,23 +1,28 @@
-"""Run an efficiency measurement: every setting at every length, in turn, as a table and a figure."""
+"""Run an efficiency measurement: every setting at every length, one sequence and in pools, as tables and figures."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import torch
 from rich.table import Table
+from rich.text import Text
 
 from compresskv.engine.attention import attached
 from compresskv.engine.prefill import FULL, Setting
 from compresskv.errors import UserError
 from compresskv.models import LoadedModel
 from evals.console import plain, screen
+from evals.efficiency.concurrency import fill_pools
 from evals.efficiency.config import Efficiency
+from evals.efficiency.figure import draw
 from evals.efficiency.measure import Contender, Measurement, measure
 from evals.haystack import essays
 from evals.job import Job
 from evals.progress import Progress
+from evals.report import concurrency
+from evals.report.figure import save
 from evals.results.provenance import environment
 from evals.results.store import new_folder, write_json
 from evals.running.methods import build_method
@@ -84,39 +89,54 @@ def run_contenders(
             f"eval.lengths: {longest} and {config.new_tokens} new tokens exceed the {model.window}-token window of "
             f"{model.name}: choose shorter lengths"
         )
-    ids, folder = _text(model, config), new_folder(results / "efficiency" / model.name)
-    about = {
+    text, folder = _text(model, config), new_folder(results / "efficiency" / model.name)
+    content: dict[str, Any] = {
         "model": model.name,
         "dtype": model.dtype,
         "backend": model.backend,
         "new_tokens": config.new_tokens,
         "rounds": config.rounds,
         "environment": environment(),
+        "rows": [],
     }
+    failures: dict[str, str] = {}
+    path = folder / "efficiency.json"
+    with attached(model.model, model.backend):
+        for rows in _in_turn(model, config, by_name, text, progress, failures):
+            write_json(path, content := {**content, "rows": rows})
+        for filled in fill_pools(model, config, by_name, text, content["rows"], progress, failures):
+            write_json(path, content := {**content, "concurrency": filled})
+    if content["rows"]:
+        _show(content, folder)
+    if failures:
+        what, reason = next(iter(failures.items()))
+        raise UserError(f"{len(failures)} measurements failed, such as {what} ({reason})")
+    return path
+
+
+def _in_turn(
+    model: LoadedModel,
+    config: Efficiency,
+    by_name: Mapping[str, Contender],
+    text: torch.Tensor,
+    progress: Progress,
+    failures: dict[str, str],
+) -> Iterator[list[dict[str, Any]]]:
+    """Measure one sequence of every setting, round by round; yields the rows so far. Adds to `failures`."""
     measurements: Measurements = {}
-    failures: dict[tuple[str, int], str] = {}
-    rows: list[dict[str, Any]] = []
-    turns = _turns(config, by_name)
-    with attached(model.model, model.backend), progress.track(f"{model.name} efficiency", turns) as steps:
+    with progress.track(f"{model.name} efficiency", _turns(config, by_name)) as steps:
         for length, round_, name in steps:
-            if (name, length) in failures:
+            what = f"{name} at {length} tokens"
+            if what in failures:
                 continue
             try:
-                measured = measure(model, ids[:length], by_name[name], config.new_tokens)
+                measured = measure(model, text[:length], by_name[name], config.new_tokens)
             except (UserError, torch.OutOfMemoryError) as error:
-                failures[name, length] = str(error) or "out of memory"
+                failures[what] = str(error) or "out of memory"
                 continue
             if round_:  # the first round warms up
                 measurements.setdefault((name, length), []).append(measured)
-                rows = [_row(*key, measurements, by_name) for key in measurements]
-                write_json(folder / "efficiency.json", {**about, "rows": rows})
-    if rows:
-        _show(f"{model.name} · {config.new_tokens} new tokens · {model.dtype} · {model.backend}", rows)
-        _draw(rows, f"Latency and memory, {model.name}", folder)
-    if failures:
-        (name, length), reason = next(iter(failures.items()))
-        raise UserError(f"{len(failures)} measurements failed, such as {name} at {length} tokens ({reason})")
-    return folder / "efficiency.json"
+                yield [_row(*key, measurements, by_name) for key in measurements]
 
 
 def _turns(config: Efficiency, names: Mapping[str, Contender]) -> list[tuple[int, int, str]]:
@@ -129,12 +149,11 @@ def _turns(config: Efficiency, names: Mapping[str, Contender]) -> list[tuple[int
 
 
 def _text(model: LoadedModel, config: Efficiency) -> torch.Tensor:
-    """Running text of the longest length: ids [longest]."""
+    """Running text, as long as the haystack and at least the longest length: ids [*]."""
     text = "\n".join(essays(config.haystack))
-    longest = max(config.lengths)
-    while len(ids := model.tokenizer(text, add_special_tokens=False).input_ids) < longest:
+    while len(ids := model.tokenizer(text, add_special_tokens=False).input_ids) < max(config.lengths):
         text += text
-    return torch.tensor(ids[:longest], device=model.device)
+    return torch.tensor(ids, device=model.device)
 
 
 def _row(name: str, length: int, measurements: Measurements, by_name: Mapping[str, Contender]) -> dict[str, Any]:
@@ -160,9 +179,22 @@ def _row(name: str, length: int, measurements: Measurements, by_name: Mapping[st
     return {"setting": name, "length": length, **place, **mine, **gpus, **ratios, "by_round": by_round}
 
 
-def _show(title: str, rows: Sequence[dict[str, Any]]) -> None:
-    bound = any(row["launch_bound"] for row in rows)
-    table = Table(title=plain(title), caption="* bound by launches: the GPU waits for the host" if bound else None)
+def _show(content: Mapping[str, Any], folder: Path) -> None:
+    """The tables and figures of what was measured."""
+    rows, pools, model = content["rows"], content.get("concurrency", []), content["model"]
+    title = plain(f"{model} · {content['new_tokens']} new tokens · {content['dtype']} · {content['backend']}")
+    screen().print(_latency_table(title, rows))
+    paths = draw(rows, f"Latency and memory, {model}", folder / "efficiency")
+    if pools:
+        screen().print(_concurrency_table(title, pools))
+        figure = concurrency.draw(pools, f"Sequences that decode together, {model}")
+        paths += save(figure, folder / "pools", (".png", ".svg"))
+    for path in paths:
+        screen().print(f"figure: {path}", soft_wrap=True, markup=False)
+
+
+def _latency_table(title: Text, rows: Sequence[Mapping[str, Any]]) -> Table:
+    table = Table(title=title, caption=_caption(rows))
     table.add_column("setting", no_wrap=True)
     for column in ("length", "first token s", "decode ms", "total s", "cache MB", "with sliding layers", "peak MB"):
         table.add_column(column, justify="right")
@@ -173,11 +205,19 @@ def _show(title: str, rows: Sequence[dict[str, Any]]) -> None:
             mark = "*" if field == "decode_ms" and row["launch_bound"] else ""
             cells.append(f"{(row[field] or 0) / scale:.2f}{mark}" + (f" ×{ratio:.2f}" if ratio else ""))
         table.add_row(plain(row["setting"]), str(row["length"]), *cells)
-    screen().print(table)
+    return table
 
 
-def _draw(rows: Sequence[dict[str, Any]], title: str, folder: Path) -> None:
-    from evals.efficiency.figure import draw
+def _concurrency_table(title: Text, rows: Sequence[Mapping[str, Any]]) -> Table:
+    table = Table(title=title, caption=_caption(rows))
+    table.add_column(concurrency.HEADER[0], no_wrap=True)
+    for column in concurrency.HEADER[1:]:
+        table.add_column(column, justify="right")
+    for row in rows:
+        table.add_row(*map(plain, concurrency.texts(row)))
+    return table
 
-    for path in draw(rows, title, folder / "efficiency"):
-        screen().print(f"figure: {path}", soft_wrap=True, markup=False)
+
+def _caption(rows: Sequence[Mapping[str, Any]]) -> str | None:
+    bound = any(row["launch_bound"] for row in rows)
+    return "* bound by launches: the GPU waits for the host" if bound else None

@@ -10,6 +10,7 @@ from statistics import median
 
 import torch
 
+from compresskv.engine.cache import EvictedCache
 from compresskv.engine.decode import forward_tokens
 from compresskv.engine.in_layer import LayerwiseCache
 from compresskv.engine.memory import gpus
@@ -68,25 +69,20 @@ def measure(model: LoadedModel, ids: torch.Tensor, contender: Contender, new_tok
     devices = gpus(model.model)
     give_back()
     reset_peak(devices)
-    started = _now(devices)
+    started = now(devices)
     cache = LayerwiseCache(model.model.config, contender.setting, ids.numel(), new_tokens)
     token = forward_prompt(model.model, ids, cache, contender.chunk).argmax()[None]
-    first = _now(devices)
-    steps, asked = [], []
-    for step in range(new_tokens - 1):
-        before = _now(devices)
-        token = forward_tokens(model.model, token, cache, ids.numel() + step).argmax(-1)
-        asked.append(time.perf_counter() - before)
-        steps.append(_now(devices) - before)
-    ended = _now(devices)
+    first = now(devices)
+    steps = decode_steps(model, cache, token, ids.numel(), new_tokens - 1)
+    ended = now(devices)
     tally = counts(cache.kept)
     if cache.nbytes != (expected := cache.allocated_bytes(tally, new_tokens)):
         raise RuntimeError(f"{cache.nbytes} bytes of cache are allocated, {expected} were expected")
     total, peaks = sum(map(sum, tally)), peak(devices)
     return Measurement(
         first_token_s=first - started,
-        decode_ms=1000 * median(steps[WARM_UP:] or steps),
-        launch_bound=sum(asked) > LAUNCH_BOUND * sum(steps) if devices else None,
+        decode_ms=1000 * median(steps.counted),
+        launch_bound=steps.launch_bound,
         total_s=ended - started,
         cache_bytes=cache.nbytes,
         total_cache_bytes=cache.nbytes + cache.sliding_bytes,
@@ -94,6 +90,30 @@ def measure(model: LoadedModel, ids: torch.Tensor, contender: Contender, new_tok
         peak_bytes=None if peaks is None else sum(peaks),
         peak_bytes_by_gpu=tuple(peaks or ()) if devices else (),
     )
+
+
+@dataclass(frozen=True)
+class Steps:
+    """Seconds of each decode step, the first ones aside; `launch_bound` as in `Measurement`."""
+
+    counted: Sequence[float]
+    launch_bound: bool | None
+
+
+@torch.no_grad()
+def decode_steps(
+    model: LoadedModel, cache: EvictedCache, tokens: torch.Tensor, position: int | torch.Tensor, count: int
+) -> Steps:
+    """Decode `count` times greedily, from the rows' last `tokens` [rows] on; `position` as `forward_tokens` has it."""
+    devices = gpus(model.model)
+    steps, asked = [], []
+    for step in range(count):
+        before = now(devices)
+        tokens = forward_tokens(model.model, tokens, cache, position + step).argmax(-1)
+        asked.append(time.perf_counter() - before)
+        steps.append(now(devices) - before)
+    bound = sum(asked) > LAUNCH_BOUND * sum(steps) if devices else None
+    return Steps(steps[WARM_UP:] or steps, bound)
 
 
 def reset_peak(devices: Sequence[torch.device]) -> None:
@@ -128,7 +148,8 @@ def _status(field: str) -> int:
     return int(next(line for line in lines if line.startswith(field)).split()[1]) * 1024
 
 
-def _now(devices: Sequence[torch.device]) -> float:
+def now(devices: Sequence[torch.device]) -> float:
+    """The clock, in seconds, when everything asked of these GPUs is finished."""
     for device in devices:
         torch.cuda.synchronize(device)
     return time.perf_counter()

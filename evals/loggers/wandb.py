@@ -68,7 +68,7 @@ class WandbLogger(Logger):
             images = {}
 
     def log_measurements(self, measurements: Sequence[Measurement]) -> None:
-        """One run each: its tables, its figure, and the file itself as an artifact."""
+        """One run each: its tables, its figures, and the file itself as an artifact."""
         import wandb
 
         Path(self.directory).mkdir(parents=True, exist_ok=True)
@@ -77,8 +77,9 @@ class WandbLogger(Logger):
             for name, (columns, rows) in measurement.tables.items():
                 data = [[str(value) if isinstance(value, list) else value for value in row] for row in rows]
                 tables[name] = wandb.Table(columns=list(columns), data=data)
-            if (figure := measurement.path.with_suffix(".png")).is_file():
-                tables[figure.stem] = wandb.Image(str(figure))
+            for figure in (measurement.path.with_suffix(".png"), measurement.path.with_name("pools.png")):
+                if figure.is_file():
+                    tables[figure.stem] = wandb.Image(str(figure))
             with wandb.init(
                 project=self.project,
                 group=self.group or f"{measurement.model} {measurement.eval}",

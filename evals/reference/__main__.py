@@ -65,8 +65,9 @@ def measured(results: Path, jobs: Sequence[Job]) -> bool:
     evaluation = jobs[0].eval
     assert isinstance(evaluation, Efficiency)
     rows = (1 + len(jobs)) * len(evaluation.lengths)  # the full cache too
+    pools = rows * len(evaluation.pools)
     made = (json.loads(path.read_text(encoding="utf-8")) for path in efficiency_files(results))
-    return any(len(content["rows"]) == rows for content in made)
+    return any((len(each["rows"]), len(each.get("concurrency", []))) == (rows, pools) for each in made)
 
 
 if __name__ == "__main__":

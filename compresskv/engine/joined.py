@@ -1,0 +1,106 @@
+"""Several prompts, compressed one after the other, as one batch: each row has a length and a position of its own.
+
+Each prompt is prefilled alone on the in-layer path, so that the full cache of all layers exists for none of them; what
+it keeps waits until the batch is made.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedConfig
+
+from compresskv.engine.cache import EvictedCache, SlidingLayer
+from compresskv.engine.in_layer import LayerwiseCache
+from compresskv.engine.prefill import Setting
+from compresskv.engine.rows import Source
+from compresskv.errors import UserError
+from compresskv.selection import counts
+
+
+class WaitingCache(LayerwiseCache):
+    """A prompt of `prompt_length` tokens that is compressed as it is prefilled, then waits for `join`.
+
+    `sources`: what each layer that evicts keeps.
+    """
+
+    def __init__(self, config: PreTrainedConfig, setting: Setting, prompt_length: int):
+        super().__init__(config, setting, prompt_length)
+        self.prompt_length = prompt_length
+        self.sources: list[Source] = []
+
+    def hold(self, sources: list[Source], length: int, room: int) -> None:
+        """Nothing is decoded from this cache, so what it keeps is not copied into buffers yet."""
+        self.sources = sources
+
+
+def evicting_bytes(prompts: Sequence[WaitingCache], room: int) -> int:
+    """What `prompts` will allocate as one batch in layers that evict, with `room` for new tokens.
+
+    Not always the sum of what each would take: `backend.capacities` sees the rows of all. A prompt may stand for more.
+    """
+    tallies = [counts(prompt.kept) for prompt in prompts]
+    together: list[list[int]] = []
+    for layers in zip(*tallies, strict=True):
+        together.append([])
+        for heads in layers:
+            together[-1] += heads
+    return prompts[0].allocated_bytes(together, room) if prompts else 0
+
+
+def sliding_bytes(prompts: Sequence[WaitingCache], room: int) -> int:
+    """What their sliding-window layers will hold after `room` new tokens: a window of tokens at most."""
+    total = 0
+    for prompt in prompts:
+        for layer in prompt.sliding.values():
+            held = layer.keys.shape[2]
+            total += (layer.keys.nbytes + layer.values.nbytes) // held * min(held + room, layer.sliding_window)
+    return total
+
+
+@torch.no_grad()
+def join(prompts: list[WaitingCache], room: int) -> EvictedCache:
+    """A cache of one row per prompt, with `room` for new tokens; `prompts` have been prefilled, and are emptied.
+
+    No more than one layer of all prompts is held twice. A row's next token is at the position of its prompt's length:
+    see `decode.forward_tokens`. The model must be `attached`. Raises `UserError` for prompts of different lengths that
+    do not fill a sliding window.
+    """
+    longest = max(prompt.prompt_length for prompt in prompts)
+    cache = EvictedCache(prompts[0].config, 1, longest, lambda layer: None)
+    for index, layer in cache.sliding.items():
+        _join_sliding(layer, [prompt.sliding[index] for prompt in prompts])
+    sources = []
+    for _ in cache.evicting:
+        sources.append(_joined([prompt.sources.pop(0) for prompt in prompts]))
+    cache.hold(sources, longest, room)
+    prompts.clear()
+    return cache
+
+
+def _joined(prompts: Sequence[Source]) -> Source:
+    """One layer of all prompts: their keys and values in one place, one head after the other."""
+    rows: list[tuple[int, Tensor]] = []
+    begin = 0
+    for source in prompts:
+        heads, length, _ = source.keys.shape
+        rows += [(0, positions + (begin + head * length)) for head, positions in source.rows]
+        begin += heads * length
+    keys = torch.cat([source.keys.flatten(0, 1) for source in prompts])
+    values = torch.cat([source.values.flatten(0, 1) for source in prompts])
+    return Source(keys[None], values[None], rows, prompts[0].kv_heads)
+
+
+def _join_sliding(joined: SlidingLayer, layers: Sequence[SlidingLayer]) -> None:
+    held = {layer.keys.shape[2] for layer in layers}
+    if len(held) > 1:
+        raise UserError(
+            f"prompts of different lengths, one of {min(held)} tokens, cannot decode together in a model whose sliding "
+            f"window is {joined.sliding_window}: choose prompts that fill the window, or of one length"
+        )
+    joined.lazy_initialization(layers[0].keys, layers[0].values)
+    joined.keys = torch.cat([layer.keys for layer in layers])
+    joined.values = torch.cat([layer.values for layer in layers])
+    joined.cumulative_length = max(layer.cumulative_length for layer in layers)
+    for layer in layers:
+        layer.keys = layer.values = None  # type: ignore[assignment]

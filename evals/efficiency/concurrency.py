@@ -1,0 +1,167 @@
+"""A KV memory pool filled with sequences of distinct prompts: how many fit, and how fast they decode as one batch."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from statistics import median
+from typing import Any
+
+import numpy as np
+import torch
+
+from compresskv.engine.joined import WaitingCache, evicting_bytes, join, sliding_bytes
+from compresskv.engine.memory import free_bytes, gpus
+from compresskv.engine.prefill import forward_prompt
+from compresskv.errors import UserError
+from compresskv.models import LoadedModel
+from evals.efficiency.config import Efficiency
+from evals.efficiency.measure import Contender, decode_steps, give_back, now, peak, reset_peak
+from evals.progress import Progress
+
+MEGABYTE = 10**6
+
+
+@dataclass(frozen=True)
+class Concurrency:
+    """As many sequences as a pool holds; no times where it holds none.
+
+    `sequence_bytes`: what one of the full length allocates, for kept and new tokens, sliding-window layers included;
+    `batch_bytes`: what all do. `first_token_s`: median over the prompts, `all_first_tokens_s`: until all prompts, one
+    after the other, are prefilled and joined. `tokens_per_s`: of all sequences at the median decode step, and
+    `tokens_per_s_spread` at the steps that 2.5 and 97.5 % of all steps exceed. Peaks as in `Measurement`.
+    """
+
+    sequences: int
+    sequence_bytes: int
+    batch_bytes: int
+    first_token_s: float | None = None
+    all_first_tokens_s: float | None = None
+    tokens_per_s: float | None = None
+    tokens_per_s_spread: tuple[float, float] | None = None
+    launch_bound: bool | None = None
+    peak_bytes: int | None = None
+    peak_bytes_by_gpu: tuple[int, ...] = ()
+
+
+def stretch(text: torch.Tensor, place: int, length: int) -> torch.Tensor:
+    """A prompt of its own for each `place`: token ids from another part of `text` [*], which repeats where it ends.
+
+    The first has `length` tokens, the others up to 1/32 less.
+    """
+    start = place * length % text.numel()
+    tokens = length - 7 * place % max(length // 32, 1)
+    return text[torch.arange(start, start + tokens, device=text.device) % text.numel()]
+
+
+@torch.no_grad()
+def fill(
+    model: LoadedModel, text: torch.Tensor, length: int, contender: Contender, pool: int, new_tokens: int
+) -> Concurrency:
+    """Fill a `pool` (bytes) with sequences of about `length` prompt tokens, and decode all to `new_tokens` new ones.
+
+    `model` must be `attached`. Raises `UserError` where the pool is larger than what is free, `RuntimeError` if the
+    batch allocates other than what was counted.
+    """
+    give_back()
+    if pool > (free := free_bytes(model.model)):
+        raise UserError(f"eval.pools: {pool // MEGABYTE} MB: only {free // MEGABYTE} MB are free: choose smaller pools")
+    devices = gpus(model.model)
+    reset_peak(devices)
+    filled = _prefill(model, text, length, contender, pool, new_tokens)
+    rows, batch = len(filled.prompts), filled.nbytes(new_tokens)
+    if not rows:
+        return Concurrency(0, filled.sequence_bytes, 0)
+    lengths = torch.tensor([prompt.prompt_length for prompt in filled.prompts], device=model.device)
+    begin = now(devices)
+    cache = join(filled.prompts, new_tokens)
+    joined = now(devices) - begin
+    steps = decode_steps(model, cache, torch.stack(filled.logits).argmax(-1), lengths, new_tokens - 1)
+    if cache.nbytes + cache.sliding_bytes > batch:
+        raise RuntimeError(f"{cache.nbytes + cache.sliding_bytes} bytes of cache are allocated, {batch} were expected")
+    slow, fast = np.percentile(steps.counted, [97.5, 2.5]).tolist()
+    peaks = peak(devices)
+    return Concurrency(
+        sequences=rows,
+        sequence_bytes=filled.sequence_bytes,
+        batch_bytes=batch,
+        first_token_s=median(filled.seconds),
+        all_first_tokens_s=sum(filled.seconds) + joined,
+        tokens_per_s=rows / median(steps.counted),
+        tokens_per_s_spread=(rows / slow, rows / fast),
+        launch_bound=steps.launch_bound,
+        peak_bytes=None if peaks is None else sum(peaks),
+        peak_bytes_by_gpu=tuple(peaks or ()) if devices else (),
+    )
+
+
+@dataclass
+class Filled:
+    """Prompts that wait to be joined, their next tokens' logits, and the seconds that each took."""
+
+    sequence_bytes: int = 0
+    prompts: list[WaitingCache] = field(default_factory=list)
+    logits: list[torch.Tensor] = field(default_factory=list)
+    seconds: list[float] = field(default_factory=list)
+
+    def nbytes(self, room: int, *more: WaitingCache) -> int:
+        """Bytes that the prompts, and `more`, take as one batch."""
+        together = [*self.prompts, *more]
+        return evicting_bytes(together, room) + sliding_bytes(together, room)
+
+
+def _prefill(
+    model: LoadedModel, text: torch.Tensor, length: int, contender: Contender, pool: int, new_tokens: int
+) -> Filled:
+    """Prefill prompts one after the other, while one more of `length` tokens fits the `pool`."""
+    devices, filled = gpus(model.model), Filled()
+    while not filled.prompts or filled.nbytes(new_tokens, filled.prompts[0]) <= pool:
+        begin = now(devices)
+        ids = stretch(text, len(filled.prompts), length)
+        prompt = WaitingCache(model.model.config, contender.setting, ids.numel())
+        logits = forward_prompt(model.model, ids, prompt, contender.chunk)
+        ended = now(devices)
+        filled.sequence_bytes = filled.sequence_bytes or filled.nbytes(new_tokens, prompt)
+        if filled.nbytes(new_tokens, prompt) > pool:
+            break
+        filled.prompts.append(prompt)
+        filled.logits.append(logits)
+        filled.seconds.append(ended - begin)
+    return filled
+
+
+def fill_pools(
+    model: LoadedModel,
+    config: Efficiency,
+    by_name: Mapping[str, Contender],
+    text: torch.Tensor,
+    rows: Sequence[Mapping[str, Any]],
+    progress: Progress,
+    failures: dict[str, str],
+) -> Iterator[list[dict[str, Any]]]:
+    """Fill every pool at every length, with each setting that `rows` has one sequence of; yields the rows so far.
+
+    Ratios are to the first of `by_name`. Adds to `failures`.
+    """
+    filled: list[dict[str, Any]] = []
+    turns = []
+    for length in config.lengths:
+        for pool in config.pools:
+            turns += [(row, pool) for row in rows if row["length"] == length]
+    with progress.track(f"{model.name} concurrency", turns) as steps:
+        for alone, pool in steps:
+            name, length = alone["setting"], alone["length"]
+            try:
+                found = fill(model, text, length, by_name[name], pool * MEGABYTE, config.new_tokens)
+            except (UserError, torch.OutOfMemoryError) as error:
+                failures[f"{name} at {length} tokens in {pool} MB"] = str(error) or "out of memory"
+                continue
+            filled.append(_row(alone, pool, found))
+            first = next(row for row in filled if (row["length"], row["pool_mb"]) == (length, pool))
+            if first["setting"] == next(iter(by_name)) and first["sequences"] and found.tokens_per_s:
+                filled[-1]["tokens_per_s_ratio"] = found.tokens_per_s / first["tokens_per_s"]
+            yield filled
+
+
+def _row(alone: Mapping[str, Any], pool: int, found: Concurrency) -> dict[str, Any]:
+    """What a pool gave, beside what the setting's one sequence (`alone`) gives."""
+    place = {field: alone[field] for field in ("setting", "length", "method", "budget", "protocol")}
+    return {**place, "pool_mb": pool, **asdict(found), "tokens_per_s_alone": 1000 / alone["decode_ms"]}

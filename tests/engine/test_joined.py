@@ -1,0 +1,137 @@
+"""Distinct prompts as one batch: each row decodes as it does alone, token for token, under every method and layout."""
+
+import copy
+
+import pytest
+import torch
+
+from compresskv.engine.attention import attached, forget, register
+from compresskv.engine.backends import FlashAttention2, MaskedSDPA
+from compresskv.engine.decode import Stopping, forward_tokens
+from compresskv.engine.in_layer import generate_in_layer
+from compresskv.engine.joined import WaitingCache, evicting_bytes, join, sliding_bytes
+from compresskv.engine.live_bytes import LiveBytesMode
+from compresskv.engine.prefill import FULL, Setting, forward_prompt
+from compresskv.errors import UserError
+from compresskv.eviction import PromptShape
+from compresskv.observation import ObservationConfig
+from tests.methods.construction import METHODS, context, method
+from tests.support import tiny
+from tests.support.flash_attention import KERNELS, ON_LOGICAL_DEVICES
+from tests.support.logical_devices import logical_devices, spread
+from tests.support.methods_in_use import RAGGED, SNAPKV, evicting_layers
+
+NEW = 6
+PROMPTS = [tiny.prompt(length, seed=length) for length in (90, 71, 120, 47)]
+
+
+@pytest.fixture(params=["sdpa", "masked table", "flash table"])
+def backend(request):
+    """The layout on the CPU, and the two of GPUs by kernels that run here."""
+    if request.param == "sdpa":
+        yield "sdpa"
+    else:
+        made = MaskedSDPA() if request.param == "masked table" else FlashAttention2(KERNELS)
+        yield register("compresskv_joined", made)
+        forget("compresskv_joined")
+
+
+@torch.no_grad()
+def waiting(model, setting, prompts):
+    """The prompts, compressed, and the logits of their next tokens."""
+    caches = [WaitingCache(model.config, setting, ids.numel()) for ids in prompts]
+    logits = [forward_prompt(model, ids, cache, None) for ids, cache in zip(prompts, caches, strict=True)]
+    return caches, torch.stack(logits)
+
+
+@torch.no_grad()
+def together(model, setting, prompts, room=NEW):
+    """`NEW` tokens of each prompt, decoded as one batch."""
+    caches, logits = waiting(model, setting, prompts)
+    expected = evicting_bytes(caches, room), sliding_bytes(caches, NEW - 1)
+    cache = join(caches, room)
+    assert caches == []
+    tokens = [logits.argmax(-1)]
+    positions = torch.tensor([ids.numel() for ids in prompts]).to(logits.device)
+    for step in range(NEW - 1):
+        tokens.append(forward_tokens(model, tokens[-1], cache, positions + step).argmax(-1))
+    if room == NEW:
+        assert (cache.nbytes, cache.sliding_bytes) == expected
+    return torch.stack(tokens, 1).tolist()
+
+
+def alone(model, setting, prompts):
+    return [generate_in_layer(model, ids, setting, Stopping(NEW)).tokens for ids in prompts]
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method(name):
+    model = tiny.model("llama")
+    where = context(PromptShape(4, 2, 90, 4), group=3, observation=ObservationConfig(window=4, kernel=3))
+    setting = Setting(method(name, where), 32)
+    with attached(model):
+        assert together(model, setting, PROMPTS) == alone(model, setting, PROMPTS)
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2-hybrid"])
+@pytest.mark.parametrize("setting", [FULL, Setting(RAGGED, 40)])
+def test_every_layout(backend, family, setting):
+    """Heads of different capacities, layers with a sliding window, and new tokens past the room."""
+    model = tiny.model(family)
+    with attached(model):
+        expected = alone(model, setting, PROMPTS)
+    with attached(model, backend):
+        assert together(model, setting, PROMPTS) == expected
+        assert together(model, setting, PROMPTS, room=2) == expected
+
+
+def test_a_model_of_sliding_windows_alone():
+    model = tiny.model("mistral-sliding")
+    assert evicting_layers(model) == []
+    with attached(model):
+        assert together(model, FULL, PROMPTS) == alone(model, FULL, PROMPTS)
+
+
+@pytest.mark.parametrize("flash", [False, True])
+def test_layers_on_two_gpus(flash, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (8, 0))
+    model, setting = tiny.model("llama"), Setting(RAGGED, 40)
+    with attached(model):
+        expected = alone(model, setting, PROMPTS)
+    backend = register("compresskv_joined", FlashAttention2(ON_LOGICAL_DEVICES)) if flash else "sdpa"
+    with logical_devices():
+        moved = spread(copy.deepcopy(model), ["cuda:0", "cuda:1"] * 2, "cuda:1")
+        with attached(moved, backend):
+            assert together(moved, setting, [ids.to(moved.device) for ids in PROMPTS]) == expected
+    forget("compresskv_joined")
+
+
+def test_prompts_within_a_sliding_window_must_be_of_one_length():
+    model, setting = tiny.model("qwen2-hybrid"), Setting(SNAPKV, 12)
+    short = [tiny.prompt(16, seed=seed) for seed in (1, 2)]
+    with attached(model):
+        assert together(model, setting, short) == alone(model, setting, short)
+        caches, _ = waiting(model, setting, [short[0], PROMPTS[0]])
+        with pytest.raises(UserError, match=r"one of 16 tokens, cannot .* window is 24: choose prompts"):
+            join(caches, NEW)
+
+
+@pytest.mark.parametrize("setting", [FULL, Setting(RAGGED, 40)])
+def test_no_more_than_a_layer_is_held_twice(setting):
+    model = tiny.model("llama")
+    prompts = [tiny.prompt(300 - place, seed=place) for place in range(6)]
+    with attached(model):
+        caches, _ = waiting(model, setting, prompts)
+        pool = evicting_bytes(caches, NEW)
+        held = sum(cache.kept_bytes([[len(head) for head in layer] for layer in cache.kept]) for cache in caches)
+        seen = []
+        for cache in caches:
+            for source in cache.sources:
+                seen += [source.keys, source.values]
+        with LiveBytesMode() as mode:
+            for tensor in seen:
+                mode.live.add(tensor)
+            del tensor, source, seen, cache
+            assert held <= mode.live.now() <= pool
+            join(caches, NEW)
+    assert mode.live.peak <= 1.05 * (pool + pool / 4)
