@@ -110,7 +110,7 @@ def checked(where: str, kind: type[T], values: Any) -> T:
     for name, field in fields.items():
         if name not in values and field.default is field.default_factory is dataclasses.MISSING:
             raise UserError(f"{_dotted(where, name)}: is not set: give it a value")
-    hints = type_hints(kind)
+    hints = type_hints(kind)  # type: ignore[arg-type]
     return kind(**{name: checked_value(_dotted(where, name), hints[name], value) for name, value in values.items()})
 
 
