@@ -1,29 +1,37 @@
 """CompressKV-Bench: `python run.py method=compresskv budget=256`; `--help` lists everything that can be set."""
 
+import contextlib
 import os
 import signal
-import sys
 from typing import NoReturn
 
 
 def end_at_once(number: int, frame: object) -> NoReturn:
     """While modules are imported nothing is open yet, and an exception might be swallowed: leave without one."""
-    os.write(2, b"interrupted: nothing was started yet\n")
+    with contextlib.suppress(OSError):
+        os.write(2, b"interrupted: nothing was started yet\n")
     os._exit(128 + number)
+
+
+def open_standard_descriptors() -> None:
+    """Where the shell has closed 0, 1 or 2, as with `2>&-`, no file of a result may get that number."""
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass
+    os.close(descriptor)
 
 
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, end_at_once)
     signal.signal(signal.SIGTERM, end_at_once)
-    if "--help" in sys.argv:
-        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # for `--help | head`
+    open_standard_descriptors()
 
 import hydra
+from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from evals.compose import plain, refuse_two_files, refused_in_a_sentence
-from evals.console import one_sentence_endings, signals_as_interrupts
+from evals.compose import plain, refuse_two_commands, refuse_two_files, refused_in_a_sentence
+from evals.console import one_sentence_endings, outputs_never_fail, signals_as_interrupts
 from evals.job import job_from, take_plan
 
 
@@ -47,8 +55,10 @@ def start() -> None:
     """Run the command line; whatever refuses it, Hydra too, ends it with one sentence."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra's own refusals come here as exceptions
     with one_sentence_endings(), refused_in_a_sentence():
+        refuse_two_commands(get_args_parser().parse_args())
         main()
 
 
 if __name__ == "__main__":
+    outputs_never_fail()
     start()

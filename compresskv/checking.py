@@ -7,6 +7,7 @@ failure is a `UserError` of one sentence: field=value: what is allowed.
 
 import dataclasses
 import difflib
+import re
 import types
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
@@ -29,6 +30,8 @@ __all__ = [
     "MinLen",
     "Name",
     "PathText",
+    "Sha256",
+    "Text",
     "checked",
     "checked_value",
     "frozen",
@@ -40,6 +43,9 @@ T = TypeVar("T")
 
 SHOWN = 80
 """Characters of a value that a sentence quotes."""
+
+LONGEST_NAME = 100
+"""Bytes in UTF-8: a file's name of two of them and more is one that file systems take."""
 
 
 class FrozenMapping(dict[str, Any]):
@@ -59,8 +65,10 @@ def frozen(value: Any) -> Any:
 
 
 def _one_folder(name: str) -> str:
-    if name.startswith(".") or any(c in "/\\" or not c.isprintable() for c in name):
+    if name.startswith(".") or any(c in "/\\" or not c.isprintable() for c in name) or name.isspace():
         raise ValueError("choose a name without slashes and control characters that does not begin with a period")
+    if len(name.encode()) > LONGEST_NAME:
+        raise ValueError(f"choose a name of at most {LONGEST_NAME} bytes")
     return name
 
 
@@ -70,11 +78,23 @@ def _no_nul(path: str) -> str:
     return path
 
 
-Name = Annotated[str, MinLen(1), MaxLen(200), AfterValidator(_one_folder)]
+def _sha256(digest: str) -> str:
+    if not re.fullmatch("[0-9a-f]{64}", digest):
+        raise ValueError("choose the 64 hexadecimal digits of the file's sha256, in small letters, or null")
+    return digest
+
+
+Name = Annotated[str, MinLen(1), AfterValidator(_one_folder)]
 """A name that may become a folder's: not empty, and it stays in its place."""
 
 PathText = Annotated[str, MinLen(1), MaxLen(4096), AfterValidator(_no_nul)]
 """A path, or anything else that must not be empty."""
+
+Text = Annotated[str, AfterValidator(_no_nul)]
+"""Any text, of any length."""
+
+Sha256 = Annotated[str, AfterValidator(_sha256)]
+"""A file's sha256."""
 
 
 def checked(where: str, kind: type[T], values: Any) -> T:
@@ -90,7 +110,7 @@ def checked(where: str, kind: type[T], values: Any) -> T:
     for name, field in fields.items():
         if name not in values and field.default is field.default_factory is dataclasses.MISSING:
             raise UserError(f"{_dotted(where, name)}: is not set: give it a value")
-    hints = get_type_hints(kind, include_extras=True)
+    hints = type_hints(kind)  # type: ignore[arg-type]
     return kind(**{name: checked_value(_dotted(where, name), hints[name], value) for name, value in values.items()})
 
 
@@ -224,6 +244,12 @@ def _options(hint: Any) -> tuple[Any, ...]:
     if get_origin(hint) in (Union, types.UnionType):
         return get_args(hint)
     return (hint,)
+
+
+@lru_cache(maxsize=1024)
+def type_hints(annotated: Any) -> dict[str, Any]:
+    """The annotations of a class or function, with their ranges."""
+    return get_type_hints(annotated, include_extras=True)
 
 
 @lru_cache(maxsize=1024)

@@ -7,7 +7,6 @@ that function, so that a mistake is answered before torch is loaded; types and r
 import ast
 import difflib
 import inspect
-import typing
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -19,7 +18,16 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from compresskv.checking import FrozenMapping, Name, checked_value, frozen, readable, refuse_unknown
+from compresskv.checking import (
+    FrozenMapping,
+    Name,
+    PathText,
+    checked_value,
+    frozen,
+    readable,
+    refuse_unknown,
+    type_hints,
+)
 from compresskv.errors import UserError
 from compresskv.protocol import EvaluationProtocol
 
@@ -221,6 +229,8 @@ def _label(name: str, scorer: Part | None, allocator: Part | None, plain: Any) -
     if not isinstance(plain, Mapping) or "scorer" not in plain:
         raise UserError(f"method.plain={readable(plain)}: name the scorer and the allocator that {name} stands for")
     refuse_unknown("method.plain", plain, PARTS)
+    for role, target in plain.items():
+        checked_value(f"method.plain.{role}", PathText | None, target)
     if scorer is None:
         return name if plain["scorer"] is None else f"{name}-full"
     parts = {"scorer": scorer, "allocator": allocator}
@@ -275,7 +285,7 @@ def _maker(name: str, part: Part) -> Callable[..., Any]:
 def _arguments(name: str, part: Part) -> dict[str, Any]:
     """A part's parameters as its maker wants them. Raises `UserError` for one that is unknown, missing or refused."""
     maker, where = _maker(name, part), f"method.{name}"
-    hints = typing.get_type_hints(maker, include_extras=True)
+    hints = type_hints(maker)
     keywords = {
         argument.name: argument
         for argument in inspect.signature(maker).parameters.values()
@@ -292,7 +302,7 @@ def _arguments(name: str, part: Part) -> dict[str, Any]:
 
 
 def _no_target(where: str, target: str, reason: str) -> UserError:
-    why = " ".join(reason.split())
+    why = readable(" ".join(reason.split()), 200)
     return UserError(
         f"{where}._target_={readable(target)}: cannot be imported ({why}): name a package.module.function that is "
         "installed, or on PYTHONPATH"

@@ -10,18 +10,12 @@ from typing import Annotated, Any, Literal
 from annotated_types import Ge, Le
 from pydantic import AfterValidator, BeforeValidator
 
-from compresskv.checking import Name, PathText
+from compresskv.checking import Name, PathText, Sha256
 
 
 def _text(value: Any) -> Any:
     """A directory or a name of digits alone reaches us as a number."""
     return str(value) if type(value) is int else value
-
-
-def _sha256(digest: str) -> str:
-    if not re.fullmatch("[0-9a-f]{64}", digest):
-        raise ValueError("choose the 64 hexadecimal digits of the file's sha256, in small letters, or null")
-    return digest
 
 
 def _device(device: str) -> str:
@@ -50,7 +44,7 @@ class ModelConfig:
     name: ModelName
     path: Text | None = None
     package: Text | tuple[Text, ...] | None = None
-    sha256: Annotated[str, AfterValidator(_sha256)] | None = None
+    sha256: Sha256 | None = None
     revision: Text | None = None
     window: Annotated[int, Ge(2), Le(100_000_000)] | None = None
     chat_template: bool = True

@@ -2,6 +2,7 @@
 
 import difflib
 import re
+from argparse import Namespace
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -70,6 +71,23 @@ def quoted(path: str | Path) -> str:
     return "'" + re.sub(r"(\\*)'", r"\1\1\'", str(path)) + "'"
 
 
+def refuse_two_commands(given: Namespace) -> None:
+    """Raise `UserError` where a command line, as Hydra parses it, asks for two things, such as -m and --cfg."""
+    asked = {
+        "--multirun": given.multirun,
+        "--cfg": given.cfg,
+        "--info": given.info,
+        "--shell-completion": given.shell_completion,
+        "--run": given.run,
+    }
+    names = [name for name, value in asked.items() if value]
+    if given.resolve and not (given.cfg or given.help):
+        raise UserError("--resolve: goes with --cfg or --help: leave it out, or add one of them")
+    if len(names) > 1 and not (given.help or given.hydra_help):
+        fix = ": +plan=true says what a sweep will take" if names[0] == "--multirun" else ""
+        raise UserError(f"{names[0]} and {names[1]}: only one of them goes at a time: leave one out{fix}")
+
+
 def refuse_two_files(hydra: HydraConf) -> None:
     """Raise `UserError` where a chosen option stands in two folders: Hydra would take the first and not say so.
 
@@ -104,9 +122,12 @@ def _sentence(error: HydraException | OmegaConfBaseException) -> UserError:
     cause = error.__cause__
     parent = getattr(cause, "parent_node", None)
     if isinstance(parent, DictConfig) and cause is not None and "not in struct" in str(cause):
-        where = str(getattr(cause, "full_key", "")).rpartition(".")[0]
+        setting = str(getattr(cause, "full_key", ""))
+        where, known = setting.rpartition(".")[0], [str(key) for key in parent if key != "hydra"]
+        if not known:  # such as model.chat_template_kwargs, which takes any
+            return UserError(f"{setting}: is not there yet: add it as +{setting}=…")
         try:
-            refuse_unknown(where, [getattr(cause, "key", "")], [str(key) for key in parent if key != "hydra"])
+            refuse_unknown(where, [getattr(cause, "key", "")], known)
         except UserError as refused:
             return refused
     return UserError(" ".join(f"{error} {cause or ''}".split()))

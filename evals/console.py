@@ -1,11 +1,13 @@
 """The terminal: where tables go, and how a command ends."""
 
+import io
 import signal
 import sys
 import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import Any
 
 from rich.console import Console
 from rich.text import Text
@@ -46,6 +48,28 @@ def _visible(character: str) -> str:
 def plain(text: str) -> Text:
     """Text for a table of the terminal: brackets in it are no markup, control characters no commands."""
     return Text(visible(text))
+
+
+class _Lossy(io.FileIO):
+    """A descriptor that takes whatever is written: what a pipe without a reader or a full disk refuses is gone."""
+
+    def write(self, content: Any) -> int:
+        try:
+            written = super().write(content)
+        except OSError:
+            written = None
+        return memoryview(content).nbytes if written is None else written
+
+
+def outputs_never_fail() -> None:
+    """From now on printing raises nothing, whatever becomes of stdout and stderr: a finished sample matters more.
+
+    Characters that have no bytes in the terminal's encoding are written as their number.
+    """
+    for name, descriptor in (("stdout", 1), ("stderr", 2)):
+        encoding = getattr(getattr(sys, name), "encoding", None) or "utf-8"
+        buffer = io.BufferedWriter(_Lossy(descriptor, "w", closefd=False))
+        setattr(sys, name, io.TextIOWrapper(buffer, encoding, "backslashreplace", line_buffering=True))
 
 
 @contextmanager

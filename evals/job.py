@@ -1,5 +1,6 @@
 """One setting to run, as plain frozen data: what a composed configuration becomes, checked, without torch."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -101,6 +102,7 @@ def job_from(config: Mapping[str, Any]) -> Job:
         config=config,
     )
     check_parameters(method)
+    _refuse_unwritable("", config)
     if job.fidelity and not isinstance(evaluation, SampledEvaluation):
         raise UserError(f"fidelity=true: eval={evaluation.name} has no samples to measure it on: set fidelity=false")
     return job
@@ -128,7 +130,8 @@ def plug_in_class(where: str, kind: Any, target: Any) -> Any:
     try:
         plugged_in = resolve_name(f"{module}:{name}")
     except (ImportError, AttributeError, ValueError) as error:
-        raise UserError(f"{where}={readable(target)}: cannot be imported ({error}): check its YAML") from error
+        reason = readable(str(error), 200)
+        raise UserError(f"{where}={readable(target)}: cannot be imported ({reason}): check its YAML") from error
     if not (isinstance(plugged_in, type) and issubclass(plugged_in, kind)):
         raise UserError(f"{where}={readable(target)}: is no {kind.__name__.lower()}: name a subclass of it")
     return plugged_in
@@ -139,6 +142,23 @@ def _logger(node: Any) -> Logger | None:
         refuse_unknown("logger", [name for name in node if name != "_target_"], [])
         return None
     return plug_in("logger", Logger, node)
+
+
+def _refuse_unwritable(where: str, value: Any) -> None:
+    """Raise `UserError` for what the files of a result cannot hold, wherever in a configuration it is."""
+    if isinstance(value, Mapping):
+        for name, item in value.items():
+            _refuse_unwritable(f"{where}.{name}" if where else str(name), item)
+    elif isinstance(value, (list, tuple)):
+        for place, item in enumerate(value):
+            _refuse_unwritable(f"{where}[{place}]", item)
+    elif isinstance(value, float) and not math.isfinite(value):
+        raise UserError(f"{where}={value}: choose a finite number")
+    elif isinstance(value, str) and not value.isascii():
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            raise UserError(f"{where}={readable(value)}: it has bytes that are no text: write it in UTF-8") from None
 
 
 def _mapping(where: str, node: Any) -> Mapping[str, Any]:

@@ -1,7 +1,8 @@
 """Behind `python run.py -m …`: the jobs of a sweep share their prefills, on one device or on several."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
-from omegaconf import DictConfig, open_dict
+from omegaconf import DictConfig, OmegaConf, open_dict
 
 LAUNCHING = ("hydra/launcher", "hydra.launcher", "hydra/sweeper", "hydra.sweeper", "hydra.mode")
 """Hydra's own settings that shape this sweep, but not those that its groups run."""
@@ -27,9 +28,21 @@ class GridSweeper(BasicSweeper):
     def __init__(self, params: dict[str, str] | None = None) -> None:
         super().__init__(max_batch_size=None, params=params)
 
+    def check(self) -> None:
+        """Raise `UserError` for `params` that are no mapping of settings and their values."""
+        from compresskv.checking import checked_value
+
+        params = OmegaConf.to_container(self.params) if isinstance(self.params, DictConfig) else self.params
+        checked_value("hydra.sweeper.params", Mapping[str, bool | int | float | str | None] | None, params)
+
     def sweep(self, arguments: list[str]) -> Sequence[JobReturn]:
+        # Imported here, like all of the harness: Hydra imports this file at every start.
+        from evals.console import one_sentence_endings
+
         assert self.launcher is not None
         assert self.hydra_context is not None
+        with one_sentence_endings():
+            self.check()
         parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
         overrides = parser.parse_overrides([*self._parse_config(), *arguments])
         (jobs,) = self.split_arguments(overrides, None)
@@ -44,9 +57,16 @@ class SharedPrefillLauncher(Launcher):
     bring along for use on a cluster, are of no use here.
     """
 
-    def __init__(self, devices: Any = None, outcome: str | None = None, **_: Any) -> None:
-        self.devices = devices
-        self.outcome = Path(outcome) if outcome else None
+    def __init__(self, devices: Any = None, outcome: Any = None, **others: Any) -> None:
+        self.devices, self.outcome, self.others = devices, outcome, others
+
+    def check(self) -> None:
+        """Raise `UserError` for a setting that is none, and for a value that cannot be."""
+        from compresskv.checking import PathText, checked_value, refuse_unknown
+        from evals.launch.slurm.config import SlurmConfig
+
+        refuse_unknown("hydra.launcher", self.others, ["devices", "outcome", *(f.name for f in fields(SlurmConfig))])
+        checked_value("hydra.launcher.outcome", PathText | None, self.outcome)
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         self.context, self.config = hydra_context, config
@@ -60,10 +80,12 @@ class SharedPrefillLauncher(Launcher):
         from evals.launch.executor import Plan, Sweep
 
         with one_sentence_endings(), refused_in_a_sentence():
+            self.check()
             composed = [self.compose(overrides) for overrides in job_overrides]
             configs = [plain(config) for config in composed]
             planning = take_plan(*configs)
-            sweep = Sweep(configs, job_overrides, self.command(), self.outcome)
+            outcome = Path(self.outcome) if self.outcome else None
+            sweep = Sweep(configs, job_overrides, self.command(), outcome)
             executor = Plan() if planning else self.executor(sweep)
             signals_as_interrupts()
             try:

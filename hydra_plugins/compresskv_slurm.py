@@ -12,6 +12,12 @@ class SlurmLauncher(SharedPrefillLauncher):
         super().__init__()
         self.settings = settings
 
+    def check(self) -> None:
+        from compresskv.checking import checked
+        from evals.launch.slurm.config import SlurmConfig
+
+        checked("hydra.launcher", SlurmConfig, self.settings)
+
     def executor(self, sweep: Any) -> Any:
         from evals.launch.slurm.driver import Slurm
 

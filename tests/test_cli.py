@@ -3,6 +3,7 @@
 import json
 import signal
 import subprocess
+import sys
 import time
 
 import pytest
@@ -122,11 +123,23 @@ def test_a_killed_sweep_resumes_to_the_same_files(tiny, tmp_path):
         (["prefill_chunk=0"], "prefill_chunk=0"),
         (["protocol.score_dtype=bfloat16"], "protocol.score_dtype=bfloat16"),
         (["model.typo=1"], "model.typo: no such setting"),
+        (["-m", "--cfg=job"], "--multirun and --cfg: only one of them goes at a time"),
+        (["--resolve"], "--resolve: goes with --cfg or --help"),
+        (["model.chat_template_kwargs.x=1"], "is not there yet: add it as +model.chat_template_kwargs.x=…"),
+        (["+model.chat_template_kwargs.x=nan"], "model.chat_template_kwargs.x=nan: choose a finite number"),
+        (["eval.needle='\udcff'"], "eval.needle='\\udcff': it has bytes that are no text"),
+        (["-m", "hydra.launcher.outcome=5"], "hydra.launcher.outcome=5: choose a text"),
+        (
+            ["-m", "+hydra.launcher.device=[0]"],
+            "hydra.launcher.device: no such setting: did you mean hydra.launcher.devices?",
+        ),
+        (["-m", "hydra.sweeper.params=5"], "hydra.sweeper.params=5: choose a mapping"),
         (["eval.haystack=/nowhere"], "/nowhere"),
     ],
 )
 def test_a_mistake_is_answered_in_a_sentence(tiny, overrides, says):
-    assert_one_sentence(run("method=full", *tiny, *overrides), says)
+    flags = [word for word in overrides if word.startswith("-")]
+    assert_one_sentence(run(*flags, "method=full", *tiny, *overrides[len(flags) :]), says)
 
 
 @pytest.mark.parametrize(
@@ -167,6 +180,40 @@ def test_a_signal_ends_in_a_sentence(tiny, tmp_path, sent):
     assert process.returncode != 0
     assert "Traceback" not in error
     assert "finished samples are safe" in error
+
+
+OUTPUTS = """
+import sys
+import run
+from evals.console import outputs_never_fail
+from rich.console import Console
+run.open_standard_descriptors()
+outputs_never_fail()
+for standard in (False, True):
+    Console(stderr=standard).print("x" * 100_000, highlight=False)
+sys.stdout.write("\\udcff\\n")
+with open(sys.argv[1], "w") as file:
+    print(file.fileno(), file=file)
+sys.exit("error: nobody reads this")
+"""
+
+
+@pytest.mark.parametrize("end", [">&- 2>&-", ">/dev/full 2>&1", "2>&1 | true"])
+def test_printing_raises_nothing_and_no_file_is_taken_for_stderr(tmp_path, end):
+    shell = f'set -o pipefail; "$0" -c "$1" "$2" {end}'
+    file = tmp_path / "descriptor"
+    done = subprocess.run(["bash", "-c", shell, sys.executable, OUTPUTS, file], capture_output=True, cwd=ROOT)
+    assert done.returncode == 1
+    assert int(file.read_text()) > 2
+    assert done.stderr + done.stdout == b""
+
+
+def test_output_that_nobody_takes_costs_no_sample(tiny, tmp_path):
+    command = arguments("method=snapkv", "budget=64", *GRID, *tiny)
+    done = subprocess.run(["bash", "-c", 'set -o pipefail; "$0" "$@" 2>&- | true', *command], cwd=ROOT)
+    assert done.returncode == 0
+    (folder,) = folders(tmp_path)
+    assert json.loads((folder / "summary.json").read_text())["n"] == 6
 
 
 def signalled_at(moment, sent, command):

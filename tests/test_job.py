@@ -1,29 +1,59 @@
-"""Every setting of a composed configuration: accepted only where a range says so, otherwise refused in one sentence."""
+"""Every setting of every composed configuration: taken only where a range says so, else refused in one sentence."""
 
-import copy
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import cache
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any
 
 import pytest
+import yaml
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
 
 from compresskv.errors import UserError
 from evals.compose import CONF, composed
 from evals.job import job_from
+from evals.launch.executor import Sweep
 
-OPTIONS = [
-    "eval=niah",
-    "eval=longbench",
-    "eval=efficiency",
-    "eval=calibrate",
-    "logger=wandb",
-    *(f"method={path.stem}" for path in sorted((CONF / "method").glob("*.yaml"))),
-    *(f"method/allocator={path.stem}" for path in sorted((CONF / "method" / "allocator").glob("*.yaml"))),
-    *(f"model={path.stem}" for path in sorted((CONF / "model").glob("[!_]*.yaml"))),
-]
+NEVER: list[Any] = [math.nan, math.inf, 10**25, "\0", [None], {"": math.nan}]
+"""What no setting takes, whatever it is for."""
 
-VALUES: list[Any] = [None, True, -1, 0, 0.5, 3, 10**25, math.nan, math.inf, "", "x", "\0", [], [None], {}, {"a": 1}]
+SOMETIMES: list[Any] = [None, True, -1, 0, 0.5, 3, "", "x", "x" * 5000, [], {}, {"a": 1}]
+"""What some settings take."""
+
+NEEDED = {"eval=jsonl": ["eval.data=x.jsonl"]}
+"""What an option cannot do without."""
+
+DIGITS_ARE_A_NAME = {"model.name", "model.path", "model.package", "model.revision"}
+
+TAKES_MAPPINGS = {"model.chat_template_kwargs", "hydra.launcher.sbatch", "hydra.sweeper.params"}
+
+GROUPS = ("model", "method", "eval", "protocol", "logger", "paths")
+"""Folders of conf/ with settings of their own; experiments and sizes set what these have."""
+
+
+def options() -> Iterator[tuple[str, str]]:
+    """Every option of every group that sets what no other does, as an override, with the node of its settings."""
+    kinds = set()
+    for group in GROUPS:
+        for path in sorted((CONF / group).rglob("[!_]*.yaml")):
+            content = yaml.safe_load(path.read_text())
+            settings = {leaf for leaf in leaves(content) if leaf[0] != "evals"}
+            targets = {
+                node["_target_"]
+                for node in (content, *content.values())
+                if isinstance(node, dict) and "_target_" in node
+            }
+            if (kind := (group, frozenset(settings), frozenset(targets))) in kinds:
+                continue
+            kinds.add(kind)
+            name = path.relative_to(CONF / group).with_suffix("").as_posix()
+            if name.startswith("allocator/"):
+                yield name.replace("allocator/", "method/allocator="), "method.allocator"
+            else:
+                yield f"{group}={name}", group
 
 
 def leaves(node: Mapping[str, Any], prefix: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
@@ -36,28 +66,71 @@ def leaves(node: Mapping[str, Any], prefix: tuple[str, ...] = ()) -> Iterator[tu
 
 def changed(config: Mapping[str, Any], path: tuple[str, ...], value: Any) -> dict[str, Any]:
     """The configuration with another value at `path`."""
-    copied = copy.deepcopy(dict(config))
-    node = copied
-    for key in path[:-1]:
-        node = node[key]
-    node[path[-1]] = value
-    return copied
+    first, *rest = path
+    return {**config, first: changed(config[first], tuple(rest), value) if rest else value}
 
 
-@pytest.mark.parametrize("option", OPTIONS)
-def test_every_value_of_every_setting_is_taken_or_refused_in_a_sentence(option):
-    config = composed(option)
+def assert_taken_or_refused(check: Callable[[Any], Any], place: tuple[str, ...]) -> None:
+    """Assert that `check(value)` of the setting at `place` refuses what cannot be, in a sentence that names it."""
+    name, taken = ".".join(place), []
+    for value in (*NEVER, *SOMETIMES):
+        try:
+            check(value)
+        except UserError as error:
+            sentence = str(error)
+            assert sentence.startswith((name, ".".join(place[:-1]) or name)), f"{name}={value!r}: {sentence}"
+            assert ": " in sentence
+            assert sentence.isprintable()
+            assert len(sentence) < 600
+        else:
+            taken.append(value)
+    never = [value for value in NEVER if value != 10**25 or name not in DIGITS_ARE_A_NAME]
+    assert not [value for value in never if any(value is other for other in taken)], f"{name} takes some of {taken}"
+    if name not in TAKES_MAPPINGS:
+        assert {"a": 1} not in taken, f"{name} takes a mapping"
+
+
+base = cache(composed)
+
+
+def given(override: str, *overrides: str) -> dict[str, Any]:
+    """The configuration with `overrides`, composed once, and then this one, its value in YAML."""
+    name, _, value = override.lstrip("+").partition("=")
+    return changed(base(*overrides), tuple(name.split(".")), yaml.safe_load(value))
+
+
+@pytest.mark.parametrize(("option", "node"), [*options(), ("", "")])
+def test_every_value_of_every_setting_is_taken_or_refused_in_a_sentence(option, node):
+    config = base(*filter(None, [option]), *NEEDED.get(option, []))
     job_from(config)
     for path in leaves(config):
-        if path[:2] == ("model", "evals"):  # defaults of evaluations, checked where they are used
-            continue
-        for value in VALUES:
-            try:
-                job_from(changed(config, path, value))
-            except UserError as error:
-                sentence = str(error)
-                assert "\n" not in sentence
-                assert ".".join(path[:2]) in sentence or path[0] in sentence, f"{path}={value!r}: {sentence}"
+        of_node = ".".join(path).startswith(node) if node else path[0] not in GROUPS
+        # Those of model.evals are defaults of evaluations, checked where they are used.
+        if of_node and path[:2] != ("model", "evals"):
+            assert_taken_or_refused(lambda value, path=path: job_from(changed(config, path, value)), path)
+
+
+@pytest.mark.parametrize("group", ["launcher", "sweeper"])
+def test_every_value_of_every_launcher_is_taken_or_refused_in_a_sentence(group):
+    sweep = Sweep([base()], [[]], [])
+    for option in sorted(path.stem for path in (CONF / "hydra" / group).glob("*.yaml")):
+        with initialize_config_dir(str(CONF), version_base="1.3"):
+            config = compose("config", [f"hydra/{group}={option}"], return_hydra_config=True)
+        node = OmegaConf.to_container(config.hydra[group], resolve=True)
+        plugin = resolve_name(node.pop("_target_"))
+        node.pop("_convert_", None)
+        assert node
+
+        def check(settings, plugin=plugin):
+            made = plugin(**settings)
+            made.check()
+            if group == "launcher":
+                made.executor(sweep)
+
+        check(node)
+        for path in leaves(node):
+            place = ("hydra", group, *path)
+            assert_taken_or_refused(lambda value, n=node, path=path: check(changed(n, path, value)), place)
 
 
 REFUSED = [
@@ -69,7 +142,7 @@ REFUSED = [
     ("prefill_chunk=0", "prefill_chunk"),
     ("memory=0", "memory"),
     ("memory=-1", "memory"),
-    ("memory=nan", "memory"),
+    ("memory=.nan", "memory"),
     ("calibration=''", "calibration"),
     ("observation.window=0", "observation.window"),
     ("observation.kernel=4", "observation.kernel"),
@@ -88,7 +161,7 @@ REFUSED = [
     ("eval.depths=0", "eval.depths"),
     ("eval.depths=[150]", "eval.depths"),
     ("eval.depths=[-1]", "eval.depths"),
-    ("eval.depths=[nan]", "eval.depths"),
+    ("eval.depths=[.nan]", "eval.depths"),
     ("eval.depths=[]", "eval.depths"),
     ("eval.lengths=[-1]", "eval.lengths"),
     ("eval.lengths=[]", "eval.lengths"),
@@ -101,7 +174,7 @@ REFUSED = [
 @pytest.mark.parametrize(("override", "field"), REFUSED)
 def test_what_cannot_be_is_refused(override, field):
     with pytest.raises(UserError, match=f"^{field}".replace(".", r"\.")):
-        job_from(composed(override))
+        job_from(given(override))
 
 
 @pytest.mark.parametrize(
@@ -116,7 +189,7 @@ def test_what_cannot_be_is_refused(override, field):
         (["eval=longbench", "eval.tasks=[]"], "eval.tasks"),
         (["eval=calibrate", "eval.source=nowhere"], "eval.source"),
         (["logger=wandb", "logger.mode=somewhere"], "logger.mode"),
-        (["method=cake", "method.scorer.gamma=nan"], "method.scorer.gamma"),
+        (["method=cake", "method.scorer.gamma=.nan"], "method.scorer.gamma"),
         (["method=cake", "method.allocator.taus=[[1,1],[1,-1]]"], "method.allocator.taus"),
         (["method=headkv", "method.allocator.temp=-3"], "method.allocator.temp"),
         (["method=pyramidkv", "method.allocator.beta=0.5"], "method.allocator.beta"),
@@ -126,7 +199,7 @@ def test_what_cannot_be_is_refused(override, field):
 )
 def test_what_cannot_be_is_refused_in_every_group(overrides, field):
     with pytest.raises(UserError, match=f"^{field}".replace(".", r"\.")):
-        job_from(composed(*overrides))
+        job_from(given(overrides[-1], *overrides[:-1]))
 
 
 @pytest.mark.parametrize(
@@ -146,12 +219,12 @@ def test_what_cannot_be_is_refused_in_every_group(overrides, field):
 )
 def test_a_mistyped_name_is_answered_with_the_nearest(override, says):
     with pytest.raises(UserError) as caught:
-        job_from(composed(override))
+        job_from(given(override))
     assert str(caught.value).startswith(says)
 
 
 def test_a_setting_that_is_missing_is_named():
-    config = composed()
+    config = base()
     for name in config:
         with pytest.raises(UserError, match=f"^{name}: is not set"):
             job_from({key: value for key, value in config.items() if key != name})

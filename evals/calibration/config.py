@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import numpy as np
 
-from compresskv.checking import Ge, Le, MinLen
+from compresskv.checking import Ge, Le, MinLen, PathText
 from evals.evaluation import MeasuredEvaluation
 
 if TYPE_CHECKING:
@@ -32,17 +32,17 @@ class Calibrate(MeasuredEvaluation):
     """
 
     source: Literal["held_out", "longbench"]
-    data: Annotated[str, MinLen(1)]
+    data: PathText
     limit: Annotated[int, Ge(1), Le(1_000_000)] | None
     max_length: Annotated[int, Ge(2), Le(100_000_000)] | None
-    haystack: Annotated[str, MinLen(1)]
+    haystack: PathText
     lengths: Annotated[tuple[Tokens, ...], MinLen(1)] | None
     depths: Annotated[int, Ge(1), Le(1000)]
     max_steps: Annotated[int, Ge(2), Le(100_000)]
     texts: Annotated[int, Ge(0), Le(10_000)]
     head_counts: Annotated[tuple[Annotated[int, Ge(1), Le(100_000)], ...], MinLen(1)]
     minimum_accepted: Annotated[int, Ge(1), Le(1_000_000)]
-    output: Annotated[str, MinLen(1)] | None
+    output: PathText | None
     replace: bool
 
     def grid(self, window: int) -> tuple[int, ...]:

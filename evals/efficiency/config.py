@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
-from compresskv.checking import Ge, Le, MinLen
+from compresskv.checking import Ge, Le, MinLen, PathText
 from evals.evaluation import MeasuredEvaluation
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ Tokens = Annotated[int, Ge(1), Le(100_000_000)]
 class Efficiency(MeasuredEvaluation):
     """`lengths` and `new_tokens` in tokens, `rounds` of all settings in turn, `pools` in MB of 10⁶ bytes."""
 
-    haystack: Annotated[str, MinLen(1)]
+    haystack: PathText
     lengths: Annotated[tuple[Tokens, ...], MinLen(1)]
     new_tokens: Annotated[int, Ge(2), Le(100_000_000)]
     rounds: Annotated[int, Ge(1), Le(100_000)]

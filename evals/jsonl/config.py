@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from compresskv.checking import Ge, Le, MinLen, PathText
+from compresskv.checking import Ge, Le, PathText
 from evals.evaluation import SampledEvaluation, Shown
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ class Jsonl(SampledEvaluation):
     """
 
     data: PathText
-    metric: Annotated[str, MinLen(1)] | None
+    metric: PathText | None
     max_new_tokens: Annotated[int, Ge(1), Le(100_000)] | None
     limit: Annotated[int, Ge(1), Le(1_000_000)] | None
 

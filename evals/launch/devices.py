@@ -1,5 +1,6 @@
 """A sweep on several devices of this machine: one process per device, which runs one group after another."""
 
+import contextlib
 import os
 import shlex
 import signal
@@ -14,6 +15,7 @@ from typing import Any, BinaryIO
 import torch
 from rich.console import Console
 
+from compresskv.checking import readable
 from compresskv.errors import UserError
 from evals.launch.executor import Executor, InProcess, Sweep
 from evals.launch.groups import Group
@@ -73,7 +75,7 @@ def visible() -> list[str]:
 
 def named(devices: Any) -> list[str]:
     """The user's choice of devices. Raises `UserError` if it is none."""
-    choice = f"hydra.launcher.devices={devices}"
+    choice = f"hydra.launcher.devices={readable(devices)}"
     if not isinstance(devices, list) or not devices or any(type(device) not in (int, str) for device in devices):
         raise UserError(f"{choice}: give a list of devices as CUDA_VISIBLE_DEVICES names them, such as [0,1], or null")
     names = [str(device) for device in devices]
@@ -158,13 +160,17 @@ class DevicePool:
         """
         with _opened(log) as file:
 
+            def log_line(line: bytes) -> None:
+                with contextlib.suppress(OSError):  # a log is not worth a sample
+                    file.write(line)
+
             def pass_on(line: bytes) -> None:
-                file.write(line)
+                log_line(line)
                 self._print(f"{title} {line.decode(errors='replace').rstrip()}")
 
             again = False
             while True:
-                file.write(f"$ {shlex.join(command)}\n".encode())
+                log_line(f"$ {shlex.join(command)}\n".encode())
                 with self._lock:
                     if self._stopping:
                         return -signal.SIGTERM

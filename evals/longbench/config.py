@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from compresskv.checking import Ge, Le, MinLen
+from compresskv.checking import Ge, Le, MinLen, PathText, Sha256
 from evals.evaluation import SampledEvaluation, Shown
 from evals.longbench.tasks import select_tasks
 
@@ -26,12 +26,12 @@ class LongBench(SampledEvaluation):
     archive, `revision` of the hub's repository; null: the pinned ones.
     """
 
-    data: Annotated[str, MinLen(1)]
-    tasks: Annotated[str, MinLen(1)] | Annotated[tuple[Annotated[str, MinLen(1)], ...], MinLen(1)]
+    data: PathText
+    tasks: PathText | Annotated[tuple[PathText, ...], MinLen(1)]
     limit: Annotated[int, Ge(1), Le(1_000_000)] | None
     max_length: Annotated[int, Ge(2), Le(100_000_000)] | None
-    sha256: Annotated[str, MinLen(64)] | None
-    revision: Annotated[str, MinLen(1)] | None
+    sha256: Sha256 | None
+    revision: PathText | None
 
     def units(self) -> Mapping[str, str | None]:
         return {task.name: f"eval.tasks=[{task.name}]" for task in select_tasks(self.tasks)}

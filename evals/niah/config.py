@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import numpy as np
 
-from compresskv.checking import Ge, Le, MinLen
+from compresskv.checking import Ge, Le, MinLen, PathText, Text
 from evals.evaluation import Evaluation, SampledEvaluation, Shown
 
 if TYPE_CHECKING:
@@ -31,12 +31,12 @@ class NeedleGrid(Evaluation):
     Several `haystack`s are one text, in their order.
     """
 
-    needle: Annotated[str, MinLen(1)]
-    question: Annotated[str, MinLen(1)]
-    answer: Annotated[str, MinLen(1)]
-    answer_prefix: str
+    needle: Annotated[Text, MinLen(1)]
+    question: Annotated[Text, MinLen(1)]
+    answer: Annotated[Text, MinLen(1)]
+    answer_prefix: Text
     needles: Annotated[int, Ge(1), Le(10)]
-    haystack: Annotated[str, MinLen(1)] | Annotated[tuple[Annotated[str, MinLen(1)], ...], MinLen(1)]
+    haystack: PathText | Annotated[tuple[PathText, ...], MinLen(1)]
     lengths: Annotated[tuple[Tokens, ...], MinLen(1)]
     depths: Annotated[int, Ge(1), Le(1000)] | Annotated[tuple[Percent, ...], MinLen(1)]
     max_new_tokens: Annotated[int, Ge(1), Le(100_000)]

@@ -129,15 +129,19 @@ def main(arguments: list[str] | None = None) -> int:
             code = compare(chosen, options.metric)
         else:
             code = {"list": list_, "show": show, "verify": verify}[options.command](chosen)
-        sys.stdout.flush()
+        if sys.stdout:  # None where the shell has closed it
+            sys.stdout.flush()
         return code
     except UserError as error:
         print(visible(f"error: {error}"), file=sys.stderr)
         return 2
-    except BrokenPipeError:
-        # Whoever read this, such as `head`, has had enough; Python must not write the rest at its end.
+    except OSError as error:
+        # Python must not write the rest at its end.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 141
+        if isinstance(error, BrokenPipeError):  # whoever read this, such as `head`, has had enough
+            return 141
+        print(visible(f"error: this output cannot be written: {error.strerror}"), file=sys.stderr)
+        return 2
 
 
 if __name__ == "__main__":

@@ -1,11 +1,14 @@
 """What `conf/hydra/launcher/slurm.yaml` says."""
 
 import shlex
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-from compresskv.checking import Ge
+from compresskv.checking import Ge, Gt, Le, PathText
+
+Count = Annotated[int, Ge(1), Le(1_000_000)]
 
 
 @dataclass(frozen=True)
@@ -17,22 +20,22 @@ class SlurmConfig:
     it is queued again. `poll`: seconds between two looks at the queue. None leaves a choice to the cluster.
     """
 
-    partition: str | None
-    account: str | None
-    qos: str | None
-    gres: str | None
-    time: int
-    memory: str | None
-    cpus: int
-    parallel: int
-    groups_per_task: Annotated[int, Ge(1)]
-    setup: tuple[str, ...]
-    sbatch: dict
-    requeues: int
-    notice: int
-    poll: float
+    partition: PathText | None
+    account: PathText | None
+    qos: PathText | None
+    gres: PathText | None
+    time: Count
+    memory: PathText | None
+    cpus: Count
+    parallel: Count
+    groups_per_task: Count
+    setup: tuple[PathText, ...]
+    sbatch: Mapping[str, bool | int | float | PathText]
+    requeues: Annotated[int, Ge(0), Le(1_000_000)]
+    notice: Count
+    poll: Annotated[float, Gt(0), Le(86_400)]
     detach: bool
-    folder: str
+    folder: PathText
 
     def submitit(self, root: Path) -> dict:
         """These settings as submitit's executor names them. `root`: where the harness is to be imported from."""
