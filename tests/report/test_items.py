@@ -65,6 +65,21 @@ def test_calibrated_heads_are_found_as_the_number_they_are(tmp_path):
     assert list(rows(page_of("table2_heads", other))) == ["top-1 heads"]
 
 
+def test_every_number_of_heads_that_was_asked_for_is_a_row(tmp_path):
+    node = nodes("table2_heads")["compresskv-uniform"]
+    of_config = {"calibration": "auto", "protocol": {"name": "corrected"}}
+    for digest, heads in {"aaaa1111": 7, "bbbb2222": None, "cccc3333": 3, "dddd4444": 16}.items():
+        of_scorer = {**node, "scorer": {**node["scorer"], "heads": heads}}
+        place = {"model": "smollm2-135m", "node": of_scorer, "digest": digest, "of_config": of_config}
+        setting(tmp_path, "table2_heads", "compresskv-uniform", needles([10, 20]), **place)
+    layers = nodes("table3_components")["compresskv"]
+    setting(tmp_path, "table3_components", "compresskv", needles([10, 20]), model="smollm2-135m", node=layers)
+    page = page_of("table2_heads", tmp_path)
+    counts = ["top-3 heads", "top-7 heads", "top-16 heads"]
+    assert list(rows(page)) == ["as many heads as calibrated", *counts]  # where the summary does not say how many
+    assert "smollm2-135m, protocol=corrected: by default, top-1 heads select, as calibrated." in page.notes
+
+
 def test_numbers_of_heads_are_those_of_each_model():
     def heads(model):
         return [config["method"]["scorer"]["heads"] for config in settings_of("table2_heads", model)]
@@ -119,7 +134,9 @@ def test_masking_has_a_row_for_every_ranking_and_a_column_for_every_number_of_he
     assert (drop.mean, drop.published, drop.difference) == (30.0, 24.55, None)
     assert "(paper 24.55, not comparable: its model is not named)" in markdown(page)
     assert "scaled to the model's: 3 for 10, 5 for 20." in page.notes[0]
+    assert list(page.grids[0].columns[3:]) == ["drop with the top 10 masked", "drop with the top 20 masked"]
     assert "drop with the top 20 masked" in of_ranking["traditional heads"].cells
+    assert "the mean of 2 draws" in page.notes[0]
     words = {(verdict.first, verdict.second, verdict.column): verdict.words for verdict in page.verdicts}
     assert words["traditional heads", "semantic heads", "K = 3"] == "masking semantic heads costs more"
     assert not any(column == "K = 0" for _, _, column in words)
