@@ -39,6 +39,8 @@ def over_budget(grid: Grid) -> Figure:
             lines.setdefault(row.label, []).append(Point(row.budget, cell))
     for (label, cell), style in zip(levels.items(), ("--", ":", "-.", "-"), strict=False):
         axis.axhline(cell.mean, color="black", linestyle=style, linewidth=1, label=_label(label, [cell]))
+        if cell.interval:
+            axis.axhspan(*cell.interval, color="black", alpha=0.06, linewidth=0)
     for place, (label, points) in enumerate(lines.items()):
         _draw(axis, label, sorted(points, key=lambda point: point.x), place)
     budgets = sorted({row.budget for row in grid.rows if row.budget is not None})

@@ -58,9 +58,10 @@ def figure_title(grid: Grid, above: str = "") -> str:
     cells: list[Cell] = []
     for row in grid.rows:
         cells += row.cells.values()
-    numbers = sorted({row.cells[grid.overall].n for row in grid.rows if grid.overall in row.cells})
+    overall = [row.cells[grid.overall] for row in grid.rows if grid.overall in row.cells]
+    numbers = sorted({cell.n for cell in overall})
     shown = [f"n = {'–'.join(map(str, dict.fromkeys((numbers[0], numbers[-1]))))}"] if numbers else []
-    shown += ["with 95 % intervals"] if any(cell.interval for cell in cells) else []
+    shown += ["with 95 % intervals"] if any(cell.interval for cell in overall) else []
     shown += ["† and hollow: partial"] if any(cell.partial for cell in cells) else []
     return f"{above or heading(grid)}\n{', '.join(shown)}"
 

@@ -7,7 +7,10 @@ import pytest
 
 from compresskv.calibration import FOLDER
 from compresskv.errors import UserError
+from compresskv.methods import method_config
 from evals.report.artefacts import page_of, write
+from evals.report.items import ITEMS
+from evals.report.latex import latex
 from evals.report.markdown import markdown
 from evals.report.selection import settings_of
 from tests.report.trees import needles, nodes, setting
@@ -18,6 +21,40 @@ OBSERVATION = {"window": 8, "kernel": 5, "pooling": "average"}
 
 def rows(page, place=0):
     return {row.label: row for row in page.grids[place].rows}
+
+
+SCORED = sorted(name for name, item in ITEMS.items() if item.source == "runs" and item.columns in ("scores", "layers"))
+
+
+QUICK = ("fig9_budgets", "table3_components")
+
+
+@pytest.mark.parametrize(
+    "experiment", [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in SCORED]
+)
+def test_every_item_renders_complete_and_partial_results_of_two_models(experiment, tmp_path):
+    with pytest.raises(UserError, match=rf"^experiment={experiment}: .* has none of its results"):
+        page_of(experiment, tmp_path)
+    node = settings_of(experiment, None)[-1]
+    method = method_config(node["method"]).name
+    of_eval = {name: node["eval"][name] for name in ("haystack", "needles") if name in node["eval"]}
+    of_config = {name: node[name] for name in ("observation", "calibration")}
+    for model, counts in {"whole": (4, 4), "part": (4, 2)}.items():
+        for budget, count in zip((64, 128), counts, strict=True):
+            lines = needles([50.0 + n for n in range(count)])
+            place = {"node": node["method"], "of_config": of_config, "of_eval": of_eval, "digest": f"{budget:08}"}
+            setting(tmp_path, experiment, method, lines, budget, model, **place)
+    page = page_of(experiment, tmp_path)
+    assert [grid.model for grid in page.grids] == ["part", "whole"]
+    part, whole = page.grids
+    read = page.frames["table"]()
+    assert {row.budget: row.cells["average"].partial for row in part.rows} == {64: False, 128: True}
+    assert set(read[read["partial"]]["model"]) == {"part"}
+    assert markdown(page).count("†2 of 4") == latex(page).count(r"\textdagger{}2 of 4") > 0
+    assert not any(cell.partial for row in whole.rows for cell in row.cells.values())
+    average = read[(read["model"] == "whole") & (read["column"] == "average")]
+    assert set(average["n"]) == {4}
+    assert latex(page).count(r"\toprule") >= 2
 
 
 def test_settings_are_chosen_by_what_an_experiment_sweeps(tmp_path):
