@@ -36,9 +36,9 @@ SCORE = Metric("score")
 class Cell:
     """A mean over tasks of the means of their samples, `strata`, with its 95 % interval.
 
-    `of` samples are to be had, `counted` of them are there: fewer are `partial`. `published` is the paper's number, and
-    `apart` says why it cannot be compared with this one; "" if it can. `tasks`: over how many the mean should be; 0:
-    over those that are there.
+    `of` samples are to be had, `counted` of them are there: fewer are `partial`. `published` is the paper's number,
+    `source` where it was seen, and `apart` says why it cannot be compared with this one; "" if it can. `tasks`: over
+    how many the mean should be; 0: over those that are there.
     """
 
     strata: Strata
@@ -48,6 +48,7 @@ class Cell:
     apart: str = ""
     digits: int = 2
     tasks: int = 0
+    source: str = ""
 
     @property
     def n(self) -> int:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from evals.report.cells import Cell, Grid
 from evals.report.labels import TASKS
 from evals.report.verdicts import Verdict
-from evals.results.published import Published
+from evals.results.published import SECOND_HAND, Published
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -108,12 +108,13 @@ def partial(cell: Cell) -> str:
 
 
 def paper(cell: Cell) -> str:
-    """The published number, and the difference or why there is none."""
+    """The published number, and the difference or why there is none; whether others say that it is the paper's."""
     if cell.published is None:
         return ""
+    number = f"paper {cell.published:.2f}" + (f", {SECOND_HAND}" if cell.source == SECOND_HAND else "")
     if cell.difference is None:
-        return f"(paper {cell.published:.2f}, not comparable: {cell.apart})"
-    return f"(paper {cell.published:.2f}, {cell.difference:+.2f})"
+        return f"({number}, not comparable: {cell.apart})"
+    return f"({number}, {cell.difference:+.2f})"
 
 
 VERDICT_COLUMNS = (

@@ -169,7 +169,9 @@ def test_masking_has_a_row_for_every_ranking_and_a_column_for_every_number_of_he
     # Keywords lose half as much here; the paper's model is not this one, nor named.
     drop = of_ranking["semantic heads"].cells["drop with the top 10 masked"]
     assert (drop.mean, drop.published, drop.difference) == (30.0, 24.55, None)
-    assert "(paper 24.55, not comparable: its model is not named)" in markdown(page)
+    assert "(paper 24.55, second-hand, not comparable: its model is not named)" in markdown(page)
+    drops = page.frames["table"]().set_index(["method", "column"])
+    assert drops.loc[("semantic heads", "drop with the top 10 masked"), "source"] == "second-hand"
     assert "scaled to the model's: 3 for 10, 5 for 20." in page.notes[0]
     assert list(page.grids[0].columns[3:]) == ["drop with the top 10 masked", "drop with the top 20 masked"]
     assert "drop with the top 20 masked" in of_ranking["traditional heads"].cells
