@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from compresskv.checking import Name
+from compresskv.errors import UserError
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from evals.job import Job
     from evals.progress import Progress
     from evals.results.record import Record
+    from evals.running.plan import Work
 
 
 @dataclass(frozen=True)
@@ -70,6 +72,10 @@ class MeasuredEvaluation(Evaluation, ABC):
     @abstractmethod
     def run(self, model: LoadedModel, jobs: Sequence[Job], progress: Progress) -> Path:
         """Run all `jobs`, which share this evaluation; returns the path of what was written. Raises `UserError`."""
+
+    def plan(self, model: LoadedModel, jobs: Sequence[Job]) -> Sequence[Work]:
+        """What is missing of `jobs`, for `plan=true`. Raises `UserError` where that cannot be known."""
+        raise UserError(f"plan=true: eval={self.name} measures by itself, and has no plan: leave it out")
 
 
 @dataclass(frozen=True)

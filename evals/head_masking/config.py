@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from compresskv.models import LoadedModel
     from evals.job import Job
     from evals.progress import Progress
+    from evals.running.plan import Work
 
 
 @dataclass(frozen=True)
@@ -32,3 +33,8 @@ class HeadMasking(NeedleGrid, MeasuredEvaluation):
         from evals.head_masking.evaluation import run
 
         return run(model, self, jobs, progress)
+
+    def plan(self, model: LoadedModel, jobs: Sequence[Job]) -> Sequence[Work]:
+        from evals.head_masking.evaluation import works
+
+        return works(model, self, jobs)

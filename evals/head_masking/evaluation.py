@@ -1,6 +1,7 @@
 """Run head masking: every prompt is prefilled once, and decoded with each choice of heads masked."""
 
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -30,6 +31,7 @@ from evals.results.store import SampleStore, close_all
 from evals.running.batches import failed_line, no_answer, sample_line
 from evals.running.forecast import forecast
 from evals.running.methods import context_of
+from evals.running.plan import Work, missing_of
 from evals.running.tasks import about, open_store, setting_folder
 
 
@@ -38,14 +40,24 @@ def run(model: LoadedModel, config: HeadMasking, jobs: Sequence[Job], progress: 
 
     Raises `UserError` for methods that evict, and where the calibration has not the scores to rank heads by.
     """
+    for masking in of_protocols(model, config, jobs):
+        masking.run(progress)
+    return jobs[0].results / "runs" / model.name / config.name
+
+
+def works(model: LoadedModel, config: HeadMasking, jobs: Sequence[Job]) -> list[Work]:
+    """What is missing under every protocol of the jobs. Raises `UserError` as `run` does."""
+    return [work for masking in of_protocols(model, config, jobs) if (work := masking.work)]
+
+
+def of_protocols(model: LoadedModel, config: HeadMasking, jobs: Sequence[Job]) -> list["Masking"]:
+    """One for each protocol of the jobs. Raises `UserError` for methods that evict."""
     for job in jobs:
         if not job.method.keeps_everything:
             raise UserError(
                 f"method={job.method.name}: eval={config.name} decodes with the full cache: set method=full"
             )
-    for job in {job.protocol: job for job in jobs}.values():
-        Masking(model, config, job).run(progress)
-    return jobs[0].results / "runs" / model.name / config.name
+    return [Masking(model, config, job) for job in {job.protocol: job for job in jobs}.values()]
 
 
 @dataclass(frozen=True)
@@ -89,6 +101,20 @@ class Masking:
         made = context_of(self.model, self.job).calibrated()
         return {name: made.scores(made.kind_of_scores(name, self.job.protocol)) for name in self.config.rankings}
 
+    def folder(self, task: MaskingTask) -> Path:
+        return setting_folder(self.model, self.job, task, FULL)
+
+    @property
+    def work(self) -> Work | None:
+        """What is missing: prompts, each decoded for every choice that lacks it; None where all is there."""
+        missing: Counter[str] = Counter()
+        for task in self.tasks:
+            missing.update(missing_of(task, self.folder(task), self.job))
+        if not missing:
+            return None
+        times = missing.total() / len(missing)
+        return Work(self.model, "needle", self.tasks[0], [self.job], [FULL], list(missing), times)
+
     def run(self, progress: Progress) -> None:
         """Decode what is missing, write the summaries, print the table of the prompts that all choices have.
 
@@ -97,8 +123,7 @@ class Masking:
         stores: dict[Choice, SampleStore] = {}
         try:
             for task in self.tasks:
-                folder = self.job.results / "runs" / setting_folder(self.model, self.job, task, FULL)
-                stores[task.choice] = open_store(folder, self.job)
+                stores[task.choice] = open_store(self.folder(task), self.job)
             self.decode(stores, progress)
             answered = [id for id in self.tasks[0].sample_ids if all(id in store.lines for store in stores.values())]
             lines: dict[Choice, list[Line]] = {}

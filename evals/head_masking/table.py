@@ -1,12 +1,14 @@
 """Accuracy by number of masked heads, a row for each ranking."""
 
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from statistics import fmean
 
 from rich.table import Table
 
 from evals.console import plain
 from evals.head_masking.choices import Choice
+from evals.head_masking.draws import by_prompt
 from evals.results.schema import Line
 from evals.results.statistics import interval
 
@@ -26,7 +28,8 @@ def table(title: str, lines: Mapping[Choice, Sequence[Line]], heads: int) -> Tab
     order = list(dict.fromkeys(ranking for ranking, _ in groups))
     for ranking, count in sorted(groups, key=lambda key: (order.index(key[0]), key[1])):
         draws = groups[ranking, count]
-        scores = by_prompt(draws, "score")
+        scores = list(by_prompt(chain.from_iterable(draws)).values())
+        keywords = by_prompt(chain.from_iterable(draws), "score_keywords").values()
         bounds = interval(scores)
         shown.add_row(
             plain(ranking),
@@ -35,14 +38,9 @@ def table(title: str, lines: Mapping[Choice, Sequence[Line]], heads: int) -> Tab
             f"{bounds[0]:.1f} – {bounds[1]:.1f}" if bounds else "–",
             str(len(scores)),
             spread(draws) if ranking == "random" else "",
-            f"{fmean(by_prompt(draws, 'score_keywords')):.1f}",
+            f"{fmean(keywords):.1f}",
         )
     return shown
-
-
-def by_prompt(draws: Sequence[Sequence[Line]], field: str) -> list[float]:
-    """The mean over draws of each prompt; all draws have the same prompts in the same order."""
-    return [fmean(line[field] for line in prompt) for prompt in zip(*draws, strict=True)]
 
 
 def spread(draws: Sequence[Sequence[Line]]) -> str:

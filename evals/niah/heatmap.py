@@ -6,9 +6,11 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 
 from evals.report.figure import save
+from evals.report.labels import tokens_label
 from evals.results.record import Record
 from evals.results.schema import Line
 
@@ -16,10 +18,14 @@ from evals.results.schema import Line
 COLOURS = "cividis"
 
 
-def grid(lines: Sequence[Line], metric: str) -> tuple[np.ndarray, list[int], list[float]]:
-    """Mean `metric` by depth (rows) and length (columns); NaN where nothing ran. Returns the lengths and depths too."""
-    lengths = sorted({line["length"] for line in lines})
-    depths = sorted({line["depth"] for line in lines})
+Cells = tuple[np.ndarray, list[int], list[float]]
+"""Means by depth (rows) and length (columns), NaN where nothing ran; the lengths, and the depths."""
+
+
+def grid(lines: Sequence[Line], metric: str, all_lines: Sequence[Line] = ()) -> Cells:
+    """Mean `metric` of the cells that any of `lines`, or of `all_lines`, is in."""
+    lengths = sorted({line["length"] for line in (*lines, *all_lines)})
+    depths = sorted({line["depth"] for line in (*lines, *all_lines)})
     cells = np.full((len(depths), len(lengths)), np.nan)
     for row, depth in enumerate(depths):
         for column, length in enumerate(lengths):
@@ -31,6 +37,9 @@ def grid(lines: Sequence[Line], metric: str) -> tuple[np.ndarray, list[int], lis
 
 Panel = tuple[str, Sequence[Line]]
 """A setting's name and its sample lines."""
+
+LABELS = 9
+"""Of lengths or depths at an axis at most, so that none is over another."""
 
 COLUMNS = 4
 """Panels in a row where every method has but one budget."""
@@ -49,37 +58,48 @@ def panels(records: Mapping[str, Sequence[Record]]) -> list[list[Panel]]:
 
 def draw(rows: Sequence[Sequence[Panel]], title: str, stem: Path, metric: str = "score") -> list[Path]:
     """One panel for each (name, lines), in rows, written to `stem` + .png and .svg; returns the two paths."""
+    titled = []
+    for row in rows:
+        # The mean as a summary has it, so that tables agree.
+        means = [round(float(np.mean([line[metric] for line in lines])), 2) for _, lines in row]
+        titled.append([(f"{name}: {mean:.1f}", lines) for (name, lines), mean in zip(row, means, strict=True)])
+    return save(drawn(titled, title, metric), stem, (".png", ".svg"))
+
+
+def drawn(rows: Sequence[Sequence[Panel]], title: str, metric: str = "score") -> Figure:
+    """A heatmap under the title of each panel, all with the same lengths and depths, and one scale."""
     columns = max(map(len, rows))
     size = (3.2 * columns + 1, 2.7 * len(rows) + 0.6)
     figure, axes = plt.subplots(len(rows), columns, figsize=size, squeeze=False, layout="constrained")
     for axis in axes.flat:
         axis.set_visible(False)
+    all_lines: list[Line] = []
+    for panels_of_row in rows:
+        for _, lines in panels_of_row:
+            all_lines += lines
     for row, panels_of_row in enumerate(rows):
         for column, (name, lines) in enumerate(panels_of_row):
-            image = _draw_panel(axes[row, column], name, lines, metric)
+            image = _draw_panel(axes[row, column], name, grid(lines, metric, all_lines))
     figure.suptitle(title, fontsize=11)
     figure.supxlabel("prompt length (tokens)", fontsize=9)
     figure.supylabel("needle depth (%)", fontsize=9)
-    figure.colorbar(image, ax=axes, label="ROUGE-1 recall of the answer", shrink=0.8)
-    return save(figure, stem, (".png", ".svg"))
+    figure.colorbar(image, ax=axes, label="ROUGE-1 recall of the answer", shrink=0.8, aspect=30)
+    return figure
 
 
-def _draw_panel(axis: Axes, name: str, lines: Sequence[Line], metric: str) -> AxesImage:
-    """One heatmap, with the mean in its title and, if there is room, the value of each cell."""
+def _draw_panel(axis: Axes, title: str, means: Cells) -> AxesImage:
+    """One heatmap, with the value of each cell if there is room."""
+    cells, lengths, depths = means
     axis.set_visible(True)
-    cells, lengths, depths = grid(lines, metric)
     image = axis.imshow(cells, cmap=COLOURS, vmin=0, vmax=100, aspect="auto")
-    mean = round(float(np.mean([line[metric] for line in lines])), 2)  # as a summary has it, so that tables agree
-    axis.set_title(f"{name}: {mean:.1f}", fontsize=10)
-    axis.set_xticks(range(len(lengths)), [_tokens(length) for length in lengths], fontsize=8)
-    axis.set_yticks(range(len(depths)), [f"{depth:g}" for depth in depths], fontsize=8)
+    axis.set_title(title, fontsize=9)
+    shown = range(0, len(lengths), -(-len(lengths) // LABELS))
+    axis.set_xticks(shown, [tokens_label(lengths[place]) for place in shown], fontsize=8)
+    shown = range(0, len(depths), -(-len(depths) // LABELS))
+    axis.set_yticks(shown, [f"{depths[place]:g}" for place in shown], fontsize=8)
     if cells.size <= 60:
         for (row, column), value in np.ndenumerate(cells):
             if not np.isnan(value):
                 shade = "white" if value < 55 else "black"
                 axis.text(column, row, f"{value:.0f}", ha="center", va="center", fontsize=7, color=shade)
     return image
-
-
-def _tokens(length: int) -> str:
-    return f"{length / 1000:g}K" if length >= 1000 else str(length)

@@ -81,7 +81,7 @@ def export_setting(record: Record, folder: Path) -> None:
     """Write a setting's `folder`: its lines without texts, and the summary and configuration that go with these."""
     assert record.summary is not None
     lines = [numbers(line, record.method == BY_LAYER) for line in record.covered]
-    about = {key: value for key, value in record.summary.items() if key not in ("config", "method_in_full", "checksum")}
+    about = {key: value for key, value in record.summary.items() if key not in ("config", "checksum")}
     about["prompt"] = {key: value for key, value in about.get("prompt", {}).items() if key != "template"}
     summary = sealed({**about, **measured(lines)})
     write_text(folder / "samples.jsonl", "".join(f"{compact(sealed_line(line))}\n" for line in lines))

@@ -10,11 +10,12 @@ from evals.report import attention, efficiency, heads, masking, paper, tables
 from evals.report.cells import Grid
 from evals.report.grids import grids
 from evals.report.items import Item, item
+from evals.report.labels import heads_label
 from evals.report.latex import latex
 from evals.report.markdown import markdown
 from evals.report.needles import agreement_of_orders
 from evals.report.page import EVALS, Page
-from evals.report.selection import chosen
+from evals.report.selection import chosen, default_heads
 from evals.report.verdicts import verdicts
 from evals.results.record import Record
 from evals.results.store import refused, safe_name, write_text
@@ -67,7 +68,10 @@ def _runs(experiment: str, of_item: Item, results: Path) -> Page:
     for _, group in groupby(records, key=lambda record: record.model):
         of_model = list(group)
         of_models.append([paper.beside(experiment, grid) for grid in _grids(of_item, of_model)])
-        notes += [masking.note(of_model)] if of_item.columns == "masked" else []
+        if of_item.columns == "masked":
+            notes.append(masking.note(of_model))
+        if of_item.label is heads_label:
+            notes += default_heads(of_model)
     every = [grid for of_model in of_models for grid in of_model]
     compared = []
     for grid in every:

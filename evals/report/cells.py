@@ -36,8 +36,9 @@ SCORE = Metric("score")
 class Cell:
     """A mean over tasks of the means of their samples, `strata`, with its 95 % interval.
 
-    `of` samples are to be had, `counted` of them are there: fewer are `partial`. `published` is the paper's number, and
-    `apart` says why it cannot be compared with this one; "" if it can.
+    `of` samples are to be had, `counted` of them are there: fewer are `partial`. `published` is the paper's number,
+    `source` where it was seen, and `apart` says why it cannot be compared with this one; "" if it can. `tasks`: over
+    how many the mean should be; 0: over those that are there.
     """
 
     strata: Strata
@@ -46,6 +47,8 @@ class Cell:
     published: float | None = None
     apart: str = ""
     digits: int = 2
+    tasks: int = 0
+    source: str = ""
 
     @property
     def n(self) -> int:
@@ -100,6 +103,11 @@ class Row:
     def label(self) -> str:
         protocol = f"({self.protocol})" if self.marked else ""
         return " ".join(filter(None, (self.method, protocol, self.variant)))
+
+    @property
+    def setting(self) -> str:
+        """The label, with the budget."""
+        return self.label if self.budget is None else f"{self.label} {self.budget}"
 
 
 @dataclass(frozen=True)

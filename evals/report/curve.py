@@ -1,15 +1,17 @@
 """Lines with their 95 % intervals: scores over budgets, or tokens over layers."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import matplotlib.pyplot as plt
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from evals.report.cells import AVERAGE, Cell, Grid, Row
 from evals.report.labels import tokens_of
 from evals.report.masking import masked_heads
-from evals.report.page import heading
+from evals.report.page import figure_title
 
 MARKERS = "osD^vP*X<>"
 STYLES = ("-", "--", ":", "-.")
@@ -23,20 +25,22 @@ class Point:
 
 
 def over_budget(grid: Grid) -> Figure:
-    """The average of every method over the budget, on a scale of powers of two; the full cache is a level line.
-
-    Means over part of the samples have hollow markers.
-    """
-    figure, axis = plt.subplots(figsize=(6, 4), layout="constrained")
+    """The average of every method over the budget, on a scale of powers of two; the full cache is a level line."""
+    figure, axis = _one_panel()
     lines: dict[str, list[Point]] = {}
+    levels: dict[str, Cell] = {}
     for row in grid.rows:
         cell = row.cells.get(grid.overall)
         if cell is None:
             continue
         if row.budget is None:
-            axis.axhline(cell.mean, color="black", linestyle="--", linewidth=1, label=_label(row.label, [cell]))
+            levels[row.label] = cell
         else:
             lines.setdefault(row.label, []).append(Point(row.budget, cell))
+    for (label, cell), style in zip(levels.items(), ("--", ":", "-.", "-"), strict=False):
+        axis.axhline(cell.mean, color="black", linestyle=style, linewidth=1, label=_label(label, [cell]))
+        if cell.interval:
+            axis.axhspan(*cell.interval, color="black", alpha=0.06, linewidth=0)
     for place, (label, points) in enumerate(lines.items()):
         _draw(axis, label, sorted(points, key=lambda point: point.x), place)
     budgets = sorted({row.budget for row in grid.rows if row.budget is not None})
@@ -46,34 +50,28 @@ def over_budget(grid: Grid) -> Figure:
         axis.minorticks_off()
     axis.set_xlabel("budget (KV tokens per layer and head)")
     axis.set_ylabel(f"score, {grid.overall}")
-    return _finished(figure, grid)
+    return _finished(figure, axis, grid)
 
 
 def over_layers(grid: Grid) -> Figure:
     """Tokens that each layer keeps, a line for each row."""
-    figure, axis = plt.subplots(figsize=(6, 4), layout="constrained")
-    layers = [column for column in grid.columns if column != AVERAGE]
-    for place, row in enumerate(grid.rows):
-        points = [Point(x, row.cells[layer]) for x, layer in enumerate(layers) if layer in row.cells]
-        _draw(axis, _setting_label(row), points, place)
+    layers = {column: int(column.rpartition(" ")[2]) for column in grid.columns if column != AVERAGE}
+    figure, axis = _rows_over(grid, layers, lambda row: row.setting)
     axis.set_xlabel("layer")
     axis.set_ylabel("KV tokens kept per head")
     axis.set_ylim(bottom=0)
-    return _finished(figure, grid)
+    return _finished(figure, axis, grid)
 
 
 def over_masked(grid: Grid) -> Figure:
     """The score over the number of masked heads, a line for each ranking of heads."""
-    figure, axis = plt.subplots(figsize=(6, 4), layout="constrained")
     numbers = {column: masked_heads(column) for column in grid.columns if column.startswith("K = ")}
-    for place, row in enumerate(grid.rows):
-        points = [Point(x, row.cells[column]) for column, x in numbers.items() if column in row.cells]
-        _draw(axis, row.label, points, place)
+    figure, axis = _rows_over(grid, numbers, lambda row: row.label)
     axis.set_xticks(list(numbers.values()))
     axis.set_xlabel("masked query heads (K)")
     axis.set_ylabel("score")
     axis.set_ylim(bottom=0)
-    return _finished(figure, grid)
+    return _finished(figure, axis, grid)
 
 
 def over_lengths(grids: Sequence[Grid]) -> Figure:
@@ -84,36 +82,44 @@ def over_lengths(grids: Sequence[Grid]) -> Figure:
     for axis in axes.flat[len(grids) :]:
         axis.set_visible(False)
     for axis, grid in zip(axes.flat, grids, strict=False):
-        for place, row in enumerate(grid.rows):
-            points = [Point(tokens_of(column), row.cells[column]) for column in grid.columns if column in row.cells]
-            _draw(axis, _setting_label(row), points, place)
-        axis.set_xticks([tokens_of(column) for column in grid.columns], list(grid.columns))
+        lengths = {column: tokens_of(column) for column in grid.columns}
+        _draw_rows(axis, grid, lengths, lambda row: row.setting)
+        axis.set_xticks(list(lengths.values()), list(lengths))
         axis.set_xlabel("prompt (tokens)")
         axis.set_ylabel(grid.metric.title)
         axis.set_ylim(bottom=0)
         axis.grid(alpha=0.25)
     figure.legend(*axes.flat[0].get_legend_handles_labels(), loc="outside lower center", ncols=5, fontsize=8)
-    figure.suptitle(f"Latency and memory, {grids[0].model}", fontsize=11)
+    figure.suptitle(figure_title(grids[0], f"{grids[0].model}, latency and memory"), fontsize=11)
     return figure
 
 
-def _setting_label(row: Row) -> str:
-    return row.label if row.budget is None else f"{row.label} {row.budget}"
+def _one_panel() -> tuple[Figure, Axes]:
+    return plt.subplots(figsize=(7.5, 4), layout="constrained")
 
 
-def _draw(axis: plt.Axes, label: str, points: Sequence[Point], place: int) -> None:
-    xs = [point.x for point in points]
-    means = [point.cell.mean for point in points]
-    hollow = any(point.cell.partial for point in points)
-    (line,) = axis.plot(
-        xs,
-        means,
-        marker=MARKERS[place % len(MARKERS)],
-        linestyle=STYLES[place // len(MARKERS) % len(STYLES)],
-        markersize=4,
-        markerfacecolor="white" if hollow else None,
-        label=_label(label, [point.cell for point in points]),
-    )
+def _rows_over(grid: Grid, xs: dict[str, int], label: Callable[[Row], str]) -> tuple[Figure, Axes]:
+    figure, axis = _one_panel()
+    _draw_rows(axis, grid, xs, label)
+    return figure, axis
+
+
+def _draw_rows(axis: Axes, grid: Grid, xs: dict[str, int] | dict[str, float], label: Callable[[Row], str]) -> None:
+    """A line for each row; `xs` has the place of each column."""
+    for place, row in enumerate(grid.rows):
+        _draw(axis, label(row), [Point(x, row.cells[column]) for column, x in xs.items() if column in row.cells], place)
+
+
+def _draw(axis: Axes, label: str, points: Sequence[Point], place: int) -> None:
+    """A line with its intervals; means over part of the samples have hollow markers."""
+    marker, style = MARKERS[place % len(MARKERS)], STYLES[place // len(MARKERS) % len(STYLES)]
+    xs, means = [point.x for point in points], [point.cell.mean for point in points]
+    text = _label(label, [point.cell for point in points])
+    (line,) = axis.plot(xs, means, marker=marker, linestyle=style, markersize=4, label=text)
+    hollow = [(point.x, point.cell.mean) for point in points if point.cell.partial]
+    if hollow:
+        look: dict[str, Any] = {"linestyle": "none", "marker": marker, "markersize": 4, "color": line.get_color()}
+        axis.plot(*zip(*hollow, strict=True), markerfacecolor="white", **look)
     bounds = [point.cell.interval or (point.cell.mean, point.cell.mean) for point in points]
     lows, highs = [low for low, _ in bounds], [high for _, high in bounds]
     axis.fill_between(xs, lows, highs, color=line.get_color(), alpha=0.12, linewidth=0)
@@ -123,10 +129,9 @@ def _label(label: str, cells: Sequence[Cell]) -> str:
     return f"{label} †" if any(cell.partial for cell in cells) else label
 
 
-def _finished(figure: Figure, grid: Grid) -> Figure:
-    axis = figure.axes[0]
-    partial = any("†" in text for text in axis.get_legend_handles_labels()[1])
-    axis.set_title(heading(grid) + (" († partial)" if partial else ""), fontsize=10)
+def _finished(figure: Figure, axis: Axes, grid: Grid) -> Figure:
+    """With a title, and the legend beside the lines, where it hides none."""
+    axis.set_title(figure_title(grid), fontsize=10)
     axis.grid(alpha=0.25)
-    axis.legend(fontsize=8)
+    figure.legend(*axis.get_legend_handles_labels(), loc="outside right upper", fontsize=8)
     return figure

@@ -22,6 +22,9 @@ def save(figure: Any, stem: Path, suffixes: Iterable[str] = METADATA) -> list[Pa
     paths = []
     try:
         with matplotlib.rc_context({"svg.hashsalt": stem.name}):
+            # The layout, which takes longest, is made once for all formats.
+            figure.draw_without_rendering()
+            figure.set_layout_engine("none")
             for suffix in suffixes:
                 content = io.BytesIO()
                 figure.savefig(content, format=suffix[1:], dpi=160, metadata=METADATA[suffix])

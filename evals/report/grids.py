@@ -3,11 +3,12 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from statistics import fmean
+from typing import Any
 
 from evals.niah.needles import needles
 from evals.report.cells import AVERAGE, AVERAGE_OF_16, SCORE, Cell, Grid, Metric, Row
 from evals.report.items import Item
-from evals.report.labels import tokens_label
+from evals.report.labels import tokens_label, tokens_of
 from evals.results.names import names
 from evals.results.record import Record
 from evals.results.schema import Line
@@ -118,28 +119,35 @@ def _places(item: Item, records: Sequence[Record]) -> list[list[Record]]:
 
 def _grid(item: Item, records: Sequence[Record], metric: Metric) -> Grid:
     rows = rows_of(item, records)
-    cells_of = _cells_of(item, records[0].eval)
+    cells_of, place = _cells_of(item, records[0].eval)
     by_column = [cells_of(of_row, metric) for _, of_row in rows]
-    columns = _columns(by_column)
+    columns = ordered(by_column, place)
     compared = columns if item.columns == "needles" else ()
     return Grid(records[0].model, records[0].eval, columns, filled(rows, by_column, metric), metric, compared)
 
 
-def _cells_of(item: Item, evaluation: str) -> Callable[[Sequence[Record], Metric], Cells]:
+def _cells_of(item: Item, evaluation: str) -> tuple[Callable[[Sequence[Record], Metric], Cells], Callable[[str], Any]]:
+    """What makes the cells of a row, and the place of a column among all that any row has."""
     if item.columns == "layers":
-        return _layers
+        return _layers, lambda column: int(column.rpartition(" ")[2])
     if evaluation == "longbench":
-        return lambda records, metric: _longbench(records, metric, item.groups)
-    return _needle_kinds if item.columns == "needles" else _lengths
+        from evals.longbench.tasks import CATEGORIES, TASKS
+
+        columns = [*TASKS, *(item.groups or CATEGORIES)]
+        return lambda records, metric: _longbench(records, metric, item.groups), columns.index
+    if item.columns == "needles":
+        kinds = ["configured", *(needle.kind for needle in needles(10))]
+        return _needle_kinds, lambda column: kinds.index(column) if column in kinds else len(kinds)
+    return _lengths, tokens_of
 
 
-def _columns(by_column: Sequence[Mapping[str, Cell]]) -> list[str]:
-    """All columns, in the order of the row that has most; averages last."""
-    ordered: dict[str, None] = {}
-    for cells in sorted(by_column, key=len, reverse=True):
-        ordered |= dict.fromkeys(cells)
-    last = [column for column in ordered if column in (AVERAGE, AVERAGE_OF_16)]
-    return [column for column in ordered if column not in last] + last
+def ordered(by_column: Sequence[Mapping[str, Cell]], place: Callable[[str], Any]) -> list[str]:
+    """The columns that any row has, by their `place` and then as they come; averages last."""
+    columns: dict[str, None] = {}
+    for cells in by_column:
+        columns |= dict.fromkeys(cells)
+    averages = [column for column in columns if column in (AVERAGE, AVERAGE_OF_16)]
+    return sorted(columns.keys() - set(averages), key=place) + averages
 
 
 def _has(record: Record, metric: Metric) -> bool:
@@ -204,19 +212,24 @@ def _layers(records: Sequence[Record], metric: Metric) -> Cells:
 
 
 def _longbench(records: Sequence[Record], metric: Metric, groups: Mapping[str, Sequence[str]]) -> Cells:
-    """A cell for every task and category, or for every group of categories, and all 16; only official rows count."""
+    """A cell for every task and category, or for every group of categories, and all 16; only official rows count.
+
+    A sample without the metric, as an answer of one token has no agreement, is none of those to be had.
+    """
     from evals.longbench.table import score
     from evals.longbench.tasks import CATEGORIES, ENGLISH, TASKS
 
     values: Values = {}
     counted: dict[str, int] = {}
+    to_be_had = {task: TASKS[task].n for task in TASKS}
     for record in sorted(records, key=lambda record: list(TASKS).index(record.task)):
         lines: Sequence[Line] = record.covered
         check = score(record.task, lines).check
         measured = {line["id"]: line[metric.field] for line in lines if line.get(metric.field) is not None}
         if measured:
             values[record.task] = measured
-            counted[record.task] = len(lines) - (check.mismatching if check else 0)
+            counted[record.task] = max(len(measured) - (check.mismatching if check else 0), 0)
+            to_be_had[record.task] -= len(lines) - len(measured)
     wanted: dict[str, Sequence[str]] = {} if groups else {task: [task] for task in values}
     for name, categories in (groups or {category: [category] for category in CATEGORIES}).items():
         wanted[name] = [task for task in ENGLISH if TASKS[task].category in categories]
@@ -224,8 +237,7 @@ def _longbench(records: Sequence[Record], metric: Metric, groups: Mapping[str, S
     cells: Cells = {}
     for name, tasks in wanted.items():
         there = [task for task in tasks if task in values]
-        # Not every sample has a fidelity: there, all is what any row has.
-        of = sum(TASKS[task].n for task in tasks) if metric == SCORE else 0
         if there:
-            cells[name] = Cell({task: values[task] for task in there}, of, sum(counted[task] for task in there))
+            of, present = sum(to_be_had[task] for task in tasks), sum(counted[task] for task in there)
+            cells[name] = Cell({task: values[task] for task in there}, of, present, tasks=len(tasks))
     return cells

@@ -24,6 +24,31 @@ METHODS = {
 }
 """By the names of `conf/method`, and of compositions as results have them."""
 
+TASKS = {
+    "narrativeqa": "NarrativeQA",
+    "qasper": "Qasper",
+    "multifieldqa_en": "MF-en",
+    "multifieldqa_zh": "MF-zh",
+    "hotpotqa": "HotpotQA",
+    "2wikimqa": "2WikiMQA",
+    "musique": "MuSiQue",
+    "dureader": "DuReader",
+    "gov_report": "GovReport",
+    "qmsum": "QMSum",
+    "multi_news": "MultiNews",
+    "vcsum": "VCSUM",
+    "trec": "TREC",
+    "triviaqa": "TriviaQA",
+    "samsum": "SAMSum",
+    "lsht": "LSHT",
+    "passage_count": "PCount",
+    "passage_retrieval_en": "PRe",
+    "passage_retrieval_zh": "PRe-zh",
+    "lcc": "LCC",
+    "repobench-p": "RB-P",
+}
+"""LongBench's tasks by the names of their files."""
+
 PUBLISHED = {"SnapKV + semantic heads + layer budgets": "CompressKV"}
 """Methods that results/paper calls otherwise than `METHODS`."""
 
@@ -43,12 +68,13 @@ def named(method: str) -> str:
 
 def heads_label(record: Record) -> str:
     """How many retrieval heads of a layer select, as in the paper's Table 2."""
-    return f"top-{selecting_heads(record)} heads"
+    heads = selecting_heads(record)
+    return "as many heads as calibrated" if heads is None else f"top-{heads} heads"
 
 
 def selecting_heads(record: Record) -> int | None:
     """How many heads of a layer select, as it is set or was calibrated; None where the method has none."""
-    heads = record.config["method"].get("scorer", {}).get("heads")
+    heads = (record.config["method"].get("scorer") or {}).get("heads")
     if heads is None:
         built = (record.summary or {}).get("method_in_full") or {}
         for scorer in built.get("EvictionMethod", {}).get("scorer", {}).values():

@@ -8,12 +8,12 @@ from evals.report.page import (
     Page,
     bounds,
     budget_text,
+    columns,
     heading,
     mean_text,
     notes,
     paper,
     partial,
-    samples,
     verdict_texts,
 )
 
@@ -51,12 +51,12 @@ def latex(page: Page) -> str:
     tables = [_table(f"{page.title}: {heading(grid)}.", notes(page), *_grid(grid)) for grid in page.grids]
     for plain in page.plain:
         rows = [[escape(text) for text in row] for row in plain.body]
-        columns = [escape(name) for name in plain.header]
-        tables.append(_table(f"{page.title}: {plain.title}.", [], "l" * len(columns), columns, [rows]))
+        header = [escape(name) for name in plain.header]
+        tables.append(_table(f"{page.title}: {plain.title}.", [], "l" * len(header), header, [rows]))
     if page.verdicts:
         body = [[escape(text) for text in verdict_texts(verdict)] for verdict in page.verdicts]
-        columns = [escape(name) for name in VERDICT_COLUMNS]
-        tables.append(_table(f"{page.title}: paired comparisons.", [], "llllrlrrlr", columns, [body]))
+        header = [escape(name) for name in VERDICT_COLUMNS]
+        tables.append(_table(f"{page.title}: paired comparisons.", [], "llllrlrrlr", header, [body]))
     return "% \\usepackage{booktabs,graphicx}\n" + "\n".join(tables)
 
 
@@ -66,8 +66,7 @@ Body = Sequence[Sequence[Sequence[str]]]
 
 def _grid(grid: Grid) -> tuple[str, list[str], Body]:
     """Alignment, header and body of a model's table."""
-    counts = samples(grid)
-    header = ["budget", "method", *(f"{column} (n = {counts[column]})" for column in grid.columns)]
+    header = ["budget", "method", *(stacked(escape(name), escape(n)) for name, n in columns(grid).values())]
     groups = []
     for budget, rows in grid.budgets.items():
         ranked = {column: ranks(column, rows, grid.metric) for column in grid.columns}
@@ -79,14 +78,20 @@ def _grid(grid: Grid) -> tuple[str, list[str], Body]:
             ]
             group.append([budget_text(budget) if place == 0 else "", escape(row.label), *cells])
         groups.append(group)
-    return "ll" + "r" * len(grid.columns), [escape(name) for name in header], groups
+    return "ll" + "r" * len(grid.columns), header, groups
 
 
 def _cell(cell: Cell, rank: int | None) -> str:
+    """The mean, and below it the rest, which is wider."""
     mean = mean_text(cell)
     mean = {1: rf"\textbf{{{mean}}}", 2: rf"\underline{{{mean}}}"}.get(rank or 0, mean)
-    rest = " ".join(filter(None, [bounds(cell.interval, cell.digits), partial(cell), paper(cell)]))
-    return rf"{mean} {{\scriptsize {escape(rest)}}}" if rest else mean
+    return stacked(mean, *map(escape, filter(None, (bounds(cell.interval, cell.digits), partial(cell), paper(cell)))))
+
+
+def stacked(first: str, *below: str) -> str:
+    """Lines above each other in a cell, small but for the first."""
+    lines = r" \\ ".join([first, *(rf"\scriptsize {line}" for line in below)])
+    return rf"\shortstack[r]{{{lines}}}" if below else first
 
 
 def _table(caption: str, notes: Sequence[str], alignment: str, header: Sequence[str], groups: Body) -> str:

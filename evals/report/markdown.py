@@ -9,13 +9,13 @@ from evals.report.page import (
     Plain,
     bounds,
     budget_text,
+    columns,
     heading,
     mean_text,
     notes,
     paper,
     partial,
     published_column,
-    samples,
     verdict_texts,
 )
 from evals.report.verdicts import Verdict
@@ -38,8 +38,7 @@ def markdown(page: Page) -> str:
 
 
 def _grid(grid: Grid) -> str:
-    counts = samples(grid)
-    header = ["budget", "method", *(f"{column} (n = {counts[column]})" for column in grid.columns)]
+    header = ["budget", "method", *map(" ".join, columns(grid).values())]
     body = []
     for budget, rows in grid.budgets.items():
         ranked = {column: ranks(column, rows, grid.metric) for column in grid.columns}
@@ -68,13 +67,13 @@ def _verdicts(verdicts: Sequence[Verdict]) -> str:
 
 def _published(rows: Sequence[Published]) -> str:
     """A row for every model, method and budget, a column for whatever was published of them."""
-    columns = list(dict.fromkeys(published_column(row) for row in rows))
+    measures = list(dict.fromkeys(published_column(row) for row in rows))
     table: dict[tuple[str, ...], dict[str, str]] = {}
     for row in rows:
         place = (row.model or "not named", budget_text(row.budget), row.method, row.source)
         table.setdefault(place, {})[published_column(row)] = f"{row.value:g}"
-    header = ["model", "budget", "method", "source", *columns]
-    body = [[*place, *(values.get(column, "") for column in columns)] for place, values in table.items()]
+    header = ["model", "budget", "method", "source", *measures]
+    body = [[*place, *(values.get(measure, "") for measure in measures)] for place, values in table.items()]
     noted: dict[str, dict[str, None]] = {}
     for row in rows:
         if row.note:

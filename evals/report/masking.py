@@ -1,10 +1,11 @@
 """Head masking: a row for every ranking, a column for every number of masked heads, and what was lost by each."""
 
+import re
 from collections.abc import Mapping, Sequence
-from statistics import fmean
 
+from evals.head_masking.draws import by_prompt
 from evals.report.cells import Cell, Grid, Metric, Row
-from evals.report.grids import Cells, filled, variants
+from evals.report.grids import Cells, filled, ordered, variants
 from evals.results.record import Record
 from evals.results.schema import Line
 
@@ -15,8 +16,8 @@ MASKED = Metric("score", better=None)
 KEYWORDS = "score_keywords"
 """The score of the paper's plots, which published drops are of."""
 
-Prompts = dict[str, list[Line]]
-"""Lines of every prompt by id: one, or one for each random draw."""
+Counts = dict[tuple[str, int, str], list[Line]]
+"""The lines of every (ranking, masked heads, variant); variants differ in anything else."""
 
 
 def grid(records: Sequence[Record]) -> Grid:
@@ -34,28 +35,15 @@ def grid(records: Sequence[Record]) -> Grid:
         counts = _counts(mine)
         for ranking, variant in _rankings(counts):
             of_row = {
-                count: prompts
-                for (name, count, other), prompts in counts.items()
-                if (name, other) == (ranking, variant)
+                count: lines for (name, count, other), lines in counts.items() if (name, other) == (ranking, variant)
             }
-            unmasked = counts.get(("none", 0, variant)) or counts.get(("none", 0, "")) or {}
+            unmasked = counts.get(("none", 0, variant)) or counts.get(("none", 0, "")) or []
             rows.append((Row(f"{ranking} heads", None, protocol, variant, {}, marked), mine))
             by_column.append(_cells({0: unmasked, **dict(sorted(of_row.items()))}, named))
-    columns: dict[str, None] = {}
-    for cells in by_column:
-        columns |= dict.fromkeys(column for column in cells if column.startswith("K"))
-    ordered = sorted(columns, key=masked_heads)
-    drops = [column for cells in by_column for column in cells if column not in columns]
-    compared = [column for column in ordered if masked_heads(column)]
+    columns = ordered(by_column, _place)
+    compared = [column for column in columns if column.startswith("K") and masked_heads(column)]
     first = records[0]
-    return Grid(
-        first.model,
-        first.eval,
-        list(dict.fromkeys([*ordered, *drops])),
-        filled(rows, by_column, MASKED),
-        MASKED,
-        compared,
-    )
+    return Grid(first.model, first.eval, columns, filled(rows, by_column, MASKED), MASKED, compared)
 
 
 def masked_heads(column: str) -> int:
@@ -63,17 +51,22 @@ def masked_heads(column: str) -> int:
     return int(column.rpartition(" ")[2])
 
 
-def _counts(records: Sequence[Record]) -> dict[tuple[str, int, str], Prompts]:
-    """The prompts of every (ranking, masked heads, variant) of one protocol; variants differ in anything else."""
-    counts: dict[tuple[str, int, str], Prompts] = {}
+def _place(column: str) -> tuple[bool, int]:
+    """Scores by the number of masked heads, then drops by it."""
+    return not column.startswith("K"), int(re.findall(r"\d+", column)[0])
+
+
+def _counts(records: Sequence[Record]) -> Counts:
+    """Of the records of one protocol."""
+    counts: Counts = {}
     for record, variant in zip(records, variants(records), strict=True):
         for line in record.covered:
             key = (str(line["ranking"]), int(line["masked"]), variant)
-            counts.setdefault(key, {}).setdefault(line["id"], []).append(line)
+            counts.setdefault(key, []).append(line)
     return counts
 
 
-def _rankings(counts: Mapping[tuple[str, int, str], Prompts]) -> list[tuple[str, str]]:
+def _rankings(counts: Counts) -> list[tuple[str, str]]:
     found = {(ranking, variant) for ranking, _, variant in counts if ranking != "none"}
     return sorted(found, key=lambda place: (RANKINGS.index(place[0]), place[1]))
 
@@ -81,10 +74,12 @@ def _rankings(counts: Mapping[tuple[str, int, str], Prompts]) -> list[tuple[str,
 def note(records: Sequence[Record]) -> str:
     """What the columns mean, for a reader of the numbers of a model."""
     scaled = [f"{mine} for {theirs}" for mine, theirs in papers(records).items() if mine]
+    draws = {record.task.rpartition("-draw")[2] for record in records if "-draw" in record.task}
+    random = f" Random heads are the mean of {len(draws)} draws within each prompt." if draws else ""
     of_paper = f" The paper's numbers of 1,024 heads are scaled to the model's: {', '.join(scaled)}." if scaled else ""
     return (
         f"{records[0].model}: K heads have uniform attention while decoding; drops are in points of keywords, the "
-        f"score of the paper's plots, against K = 0 on the same prompts.{of_paper}"
+        f"score of the paper's plots, against K = 0 on the same prompts.{random}{of_paper}"
     )
 
 
@@ -98,23 +93,14 @@ def papers(records: Sequence[Record]) -> dict[int, int]:
     return dict(zip(sorted(masked), sorted(asked), strict=True)) if len(masked) == len(asked) else {}
 
 
-def _cells(counts: Mapping[int, Prompts], named: Mapping[int, int]) -> Cells:
+def _cells(counts: Mapping[int, Sequence[Line]], named: Mapping[int, int]) -> Cells:
     """Scores by the number of masked heads, and drops; random draws may differ in number."""
-    cells = {
-        f"K = {count}": Cell({"needle": _means(prompts, "score")}, 0, 0) for count, prompts in counts.items() if prompts
-    }
-    before = _means(counts[0], KEYWORDS)
-    for count, prompts in counts.items():
-        after = _means({id: lines for id, lines in prompts.items() if _same_prompt(counts[0].get(id), lines)}, KEYWORDS)
+    cells = {f"K = {count}": Cell({"needle": by_prompt(lines)}, 0, 0) for count, lines in counts.items() if lines}
+    before = by_prompt(counts[0], KEYWORDS)
+    prompts = {line["id"]: line["prompt_sha256"] for line in counts[0]}
+    for count, lines in counts.items():
+        after = by_prompt((line for line in lines if prompts.get(line["id"]) == line["prompt_sha256"]), KEYWORDS)
         if count and after:
             name = f"drop with the top {named[count]} masked" if count in named else f"drop with {count} masked"
             cells[name] = Cell({"needle": {id: before[id] - value for id, value in after.items()}}, 0, 0)
     return cells
-
-
-def _means(prompts: Prompts, field: str) -> dict[str, float]:
-    return {id: fmean(line[field] for line in lines) for id, lines in prompts.items()}
-
-
-def _same_prompt(before: Sequence[Line] | None, after: Sequence[Line]) -> bool:
-    return before is not None and {line["prompt_sha256"] for line in [*before, *after]} == {before[0]["prompt_sha256"]}

@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from evals.report.cells import Cell, Grid
+from evals.report.labels import TASKS
 from evals.report.verdicts import Verdict
-from evals.results.published import Published
+from evals.results.published import SECOND_HAND, Published
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 EVALS = {"niah": "needle in a haystack", "longbench": "LongBench", "head_masking": "head masking"}
 
 PARTIAL = "† partial: averaged over so many of the samples; marked and never ranked with others of more samples."
+NO_INTERVAL = "A mean without an interval is over a single sample, or over tasks of which one has a single sample."
 
 
 @dataclass(frozen=True)
@@ -51,12 +53,26 @@ def heading(grid: Grid) -> str:
     return f"{grid.model}, {EVALS.get(grid.eval, grid.eval)}{title}"
 
 
-def samples(grid: Grid) -> dict[str, int]:
-    """How many samples the cells of each column have that have most."""
-    return {
-        column: max((row.cells[column].n for row in grid.rows if column in row.cells), default=0)
-        for column in grid.columns
-    }
+def figure_title(grid: Grid, above: str = "") -> str:
+    """A figure's title: what it shows, over how many samples, and how it marks what is partial."""
+    cells: list[Cell] = []
+    for row in grid.rows:
+        cells += row.cells.values()
+    overall = [row.cells[grid.overall] for row in grid.rows if grid.overall in row.cells]
+    numbers = sorted({cell.n for cell in overall})
+    shown = [f"n = {'–'.join(map(str, dict.fromkeys((numbers[0], numbers[-1]))))}"] if numbers else []
+    shown += ["with 95 % intervals"] if any(cell.interval for cell in overall) else []
+    shown += ["† and hollow: partial"] if any(cell.partial for cell in cells) else []
+    return f"{above or heading(grid)}\n{', '.join(shown)}"
+
+
+def columns(grid: Grid) -> dict[str, tuple[str, str]]:
+    """How each column is headed: its name as papers write it, and n of the cells that have most samples."""
+    headed = {}
+    for column in grid.columns:
+        n = max((row.cells[column].n for row in grid.rows if column in row.cells), default=0)
+        headed[column] = TASKS.get(column, column), f"(n = {n})"
+    return headed
 
 
 def notes(page: Page) -> list[str]:
@@ -65,8 +81,11 @@ def notes(page: Page) -> list[str]:
     for grid in page.grids:
         for row in grid.rows:
             cells += row.cells.values()
-    partly = any(cell.partial for cell in cells)
-    return [*([PARTIAL] if partly else []), *page.notes]
+    general = {
+        PARTIAL: any(cell.partial for cell in cells),
+        NO_INTERVAL: any(cell.interval is None for cell in cells),
+    }
+    return [*(note for note, holds in general.items() if holds), *page.notes]
 
 
 def budget_text(budget: int | None) -> str:
@@ -83,16 +102,19 @@ def bounds(interval: tuple[float, float] | None, digits: int = 2) -> str:
 
 
 def partial(cell: Cell) -> str:
-    return f"†{cell.counted} of {cell.of}" if cell.partial else ""
+    """How many of the samples there are, and of the tasks, where some are missing."""
+    missing_tasks = f", {len(cell.strata)} of {cell.tasks} tasks" if len(cell.strata) < cell.tasks else ""
+    return f"†{cell.counted} of {cell.of}{missing_tasks}" if cell.partial else ""
 
 
 def paper(cell: Cell) -> str:
-    """The published number, and the difference or why there is none."""
+    """The published number, and the difference or why there is none; whether others say that it is the paper's."""
     if cell.published is None:
         return ""
+    number = f"paper {cell.published:.2f}" + (f", {SECOND_HAND}" if cell.source == SECOND_HAND else "")
     if cell.difference is None:
-        return f"(paper {cell.published:.2f}, not comparable: {cell.apart})"
-    return f"(paper {cell.published:.2f}, {cell.difference:+.2f})"
+        return f"({number}, not comparable: {cell.apart})"
+    return f"({number}, {cell.difference:+.2f})"
 
 
 VERDICT_COLUMNS = (

@@ -25,7 +25,7 @@ def beside(item: str, ours: Grid) -> Grid:
     if ours.metric.field not in ("score", "kept"):
         return ours
     numbers = {
-        (row.model.lower(), method_of(row), row.budget, row.task_or_metric): row.value
+        (row.model.lower(), method_of(row), row.budget, row.task_or_metric): row
         for row in published(item)
         if row.unit in UNITS
     }
@@ -33,11 +33,13 @@ def beside(item: str, ours: Grid) -> Grid:
     for row in ours.rows:
         cells = {}
         for column, cell in row.cells.items():
-            value = numbers.get((ours.model.lower(), row.method, row.budget, column))
             apart = _apart(ours, row, cell)
-            if value is None and (value := numbers.get(("", row.method, row.budget, column))) is not None:
+            theirs = numbers.get((ours.model.lower(), row.method, row.budget, column))
+            if theirs is None and (theirs := numbers.get(("", row.method, row.budget, column))):
                 apart = UNNAMED
-            cells[column] = cell if value is None else replace(cell, published=value, apart=apart)
+            if theirs:
+                cell = replace(cell, published=theirs.value, apart=apart, source=theirs.source)
+            cells[column] = cell
         rows.append(replace(row, cells=cells))
     return replace(ours, rows=rows)
 

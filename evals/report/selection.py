@@ -89,16 +89,18 @@ def settings_of(experiment: str, model: str | None, *overrides: str) -> list[dic
 def _of_experiment(of_model: Sequence[Record], configs: Sequence[dict[str, Any]]) -> list[Record]:
     """The records of a model that agree with one of `configs`, in their order.
 
-    They have its method and whatever else is swept. What is not swept, such as the observation, singles out those that
-    have it as the experiment does, where there are any: the command line may have set another.
+    They have its method and whatever else is swept; where that is the number of heads, any number. What is not swept,
+    such as the observation, singles out those that have it as the experiment does, where there are any: the command
+    line may have set another.
     """
     swept = [trait for trait in TRAITS if len({repr(trait.setting(config)) for config in configs}) > 1]
+    same = same_but_heads if len({_heads(config["method"]) for config in configs}) > 1 else same_method
     places: dict[Record, int] = {}
     for record in of_model:
         for place, config in enumerate(configs):
-            if same_method(record, config["method"]) and all(trait.shared(record, config) for trait in swept):
+            if same(record, config["method"]) and all(trait.shared(record, config) for trait in swept):
                 places.setdefault(record, place)
-    found = sorted(places, key=places.__getitem__)
+    found = sorted(places, key=lambda record: (places[record], selecting_heads(record) or 0))
     for trait in TRAITS:
         usual = [record for record in found if trait.shared(record, configs[places[record]])]
         found = usual or found
@@ -107,17 +109,23 @@ def _of_experiment(of_model: Sequence[Record], configs: Sequence[dict[str, Any]]
 
 def same_method(record: Record, node: Mapping[str, Any]) -> bool:
     """Whether a result's method is that of a `method` node, parameters and all; heads as set or as calibrated."""
-    mine = record.config.get("method")
-    if not isinstance(mine, dict):
+    if not same_but_heads(record, node):
         return False
-    one, other = _without_heads(mine), _without_heads(node)
-    if one != other or method_config(node).name != record.method:
-        return False
-    wanted = (node.get("scorer") or {}).get("heads")
-    given = (mine.get("scorer") or {}).get("heads")
-    if wanted == given:
+    wanted = _heads(node)
+    if wanted == _heads(record.config["method"]):
         return True
     return selecting_heads(record) == (calibrated_heads(record) if wanted is None else wanted)
+
+
+def same_but_heads(record: Record, node: Mapping[str, Any]) -> bool:
+    """Whether a result's method is that of a `method` node, however many heads of a layer select."""
+    mine = record.config.get("method")
+    alike = isinstance(mine, dict) and _without_heads(mine) == _without_heads(node)
+    return alike and method_config(node).name == record.method
+
+
+def _heads(node: Mapping[str, Any]) -> int | None:
+    return (node.get("scorer") or {}).get("heads")
 
 
 def _without_heads(node: Mapping[str, Any]) -> dict[str, Any]:
@@ -135,3 +143,12 @@ def calibrated_heads(record: Record) -> int | None:
     except (UserError, KeyError):
         return None
     return made.heads if made else None
+
+
+def default_heads(records: Sequence[Record]) -> list[str]:
+    """A sentence for each protocol of a model's records: how many heads of a layer select where none are set."""
+    defaults = {record.protocol: heads for record in records if (heads := calibrated_heads(record))}
+    return [
+        f"{records[0].model}, protocol={protocol}: by default, top-{heads} heads select, as calibrated."
+        for protocol, heads in defaults.items()
+    ]

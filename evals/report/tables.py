@@ -23,6 +23,7 @@ def means(grids: Sequence[Grid]) -> pd.DataFrame:
                 compared = {
                     "partial": cell.partial,
                     "published": cell.published,
+                    "source": cell.source,
                     "difference": cell.difference,
                     "not_comparable": "nothing published" if cell.published is None else cell.apart,
                 }

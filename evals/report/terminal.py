@@ -72,7 +72,10 @@ def score_table(
     """
     tasks = {record.task for of_setting in records.values() for record in of_setting}
     parts = {name: _parts(of_setting, part_of) for name, of_setting in records.items()} if part_of else {}
-    columns = list(dict.fromkeys(part for of_setting in parts.values() for part in of_setting))
+    every: dict[str, None] = {}
+    for means in parts.values():
+        every |= dict.fromkeys(means)
+    columns = sorted(every, key=lambda part: (len(part), part))  # numbers by their size
     table = Table(title=plain(title))
     table.add_column("setting", no_wrap=True)
     if len(tasks) > 1:
@@ -142,6 +145,6 @@ def _megabytes(size: int | None) -> str:
 def _parts(records: Sequence[Record], part_of: Callable[[Line], str]) -> dict[str, float]:
     scores: dict[str, list[float]] = {}
     for record in records:
-        for line in sorted(record.covered, key=part_of):
+        for line in record.covered:
             scores.setdefault(part_of(line), []).append(line["score"])
     return {part: fmean(values) for part, values in scores.items()}

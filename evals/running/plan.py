@@ -7,6 +7,8 @@ Protocols are counted apart, though in a run they share the prompts that are equ
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
 from statistics import fmean
 
 import torch
@@ -18,15 +20,13 @@ from compresskv.engine.attention import attached
 from compresskv.engine.decode import Stopping
 from compresskv.engine.generation import generate
 from compresskv.engine.prefill import Setting
-from compresskv.errors import UserError
 from compresskv.models import LoadedModel
 from evals.console import screen
-from evals.evaluation import SampledEvaluation, Task
+from evals.evaluation import MeasuredEvaluation, SampledEvaluation, Task
 from evals.job import Job
 from evals.results.record import Record
 from evals.running.forecast import Forecast, forecast
-from evals.running.methods import build_method
-from evals.running.tasks import setting_folder
+from evals.running.tasks import setting_of
 
 COUNTED = 8
 """Prompts of a task that are made to count their tokens; the others are taken to be as long."""
@@ -45,15 +45,22 @@ STEPS = 8
 class Work:
     """What is missing of a task: jobs that share each prefill, with their settings, and the prompts that any lacks.
 
-    `tokens`: mean length of a prompt.
+    `name` is that of the task; each prompt is decoded with all settings so many `times`, in the mean.
     """
 
     model: LoadedModel
+    name: str
     task: Task
     jobs: Sequence[Job]
     settings: Sequence[Setting]
     prompts: Sequence[str]
-    tokens: float
+    times: float = 1
+
+    @cached_property
+    def tokens(self) -> float:
+        """Mean length of a prompt."""
+        some = self.prompts[:: -(-len(self.prompts) // COUNTED)]
+        return fmean(self.task.sample(id).ids.numel() for id in some)
 
     @property
     def forecast(self) -> Forecast:
@@ -81,15 +88,12 @@ class Speed:
     def seconds(self, work: Work) -> float:
         """All prompts of `work`, each answered at full length."""
         scale = operations(work.model, work.tokens) / operations(work.model, self.length)
-        return len(work.prompts) * (scale * self.prompt + work.task.max_new_tokens * self.step)
+        return len(work.prompts) * (scale * self.prompt + work.times * work.task.max_new_tokens * self.step)
 
 
 def plan(jobs: Sequence[Job]) -> None:
-    """Print what these jobs will take. Raises `UserError` for what cannot be run, and for what measures by itself."""
+    """Print what these jobs will take. Raises `UserError` for what cannot be run, and for what has no plan."""
     rows: list[tuple[Work, Forecast, float]] = []
-    for job in jobs:
-        if not isinstance(job.eval, SampledEvaluation):
-            raise UserError(f"plan=true: eval={job.eval.name} measures by itself, and has no plan: leave it out")
     for config in dict.fromkeys(job.model for job in jobs):
         of_model = [job for job in jobs if job.model == config]
         model = models.load(config)
@@ -103,13 +107,19 @@ def plan(jobs: Sequence[Job]) -> None:
 
 
 def works(model: LoadedModel, jobs: Sequence[Job]) -> list[Work]:
-    """What is missing of every task, for the jobs that share its prefills; those without anything are left out."""
+    """What is missing of every task, for the jobs that share its prefills; those without anything are left out.
+
+    Raises `UserError` for an evaluation that has no plan.
+    """
     alike: dict[tuple[object, ...], list[Job]] = {}
     for job in jobs:
         alike.setdefault((job.eval, job.protocol, job.prefill_chunk, job.fidelity), []).append(job)
-    missing = []
+    missing: list[Work] = []
     for sharing in alike.values():
         evaluation = sharing[0].eval
+        if isinstance(evaluation, MeasuredEvaluation):
+            missing += evaluation.plan(model, sharing)
+            continue
         assert isinstance(evaluation, SampledEvaluation)
         for task in evaluation.make_tasks(model, sharing[0].protocol):
             if work := _work(model, task, sharing):
@@ -118,23 +128,23 @@ def works(model: LoadedModel, jobs: Sequence[Job]) -> list[Work]:
 
 
 def _work(model: LoadedModel, task: Task, jobs: Sequence[Job]) -> Work | None:
-    incomplete: dict[str, tuple[Job, Setting]] = {}
-    prompts: dict[str, None] = {}
+    incomplete: dict[Path, tuple[Job, Setting]] = {}
+    prompts: set[str] = set()
     for job in jobs:
-        setting = Setting(build_method(model, job, task.first_prompt), job.budget)
-        runs = job.results / "runs"
-        folder = runs / setting_folder(model, job, task, setting)
-        there = Record(folder, runs).samples
-        if missing := [id for id in task.sample_ids if id not in there]:
-            incomplete.setdefault(str(folder), (job, setting))
-            prompts |= dict.fromkeys(missing)
+        setting, folder = setting_of(model, job, task)
+        if missing := missing_of(task, folder, job):
+            incomplete.setdefault(folder, (job, setting))
+            prompts.update(missing)
     if not prompts:
         return None
-    ids = [id for id in task.sample_ids if id in prompts]
-    some = ids[:: -(-len(ids) // COUNTED)]
-    tokens = fmean(task.sample(id).ids.numel() for id in some)
     missing_jobs, settings = zip(*incomplete.values(), strict=True)
-    return Work(model, task, missing_jobs, settings, ids, tokens)
+    return Work(model, task.name, task, missing_jobs, settings, [id for id in task.sample_ids if id in prompts])
+
+
+def missing_of(task: Task, folder: Path, job: Job) -> list[str]:
+    """The samples that a setting's folder has no result of."""
+    there = Record(folder, job.results / "runs").samples
+    return [id for id in task.sample_ids if id not in there]
 
 
 def measure(work: Work) -> Speed:
@@ -186,9 +196,9 @@ def table(rows: Sequence[tuple[Work, Forecast, float]]) -> Table:
         about = "" if len(work.prompts) <= COUNTED else "~"
         shown.add_row(
             Text(work.model.name),
-            Text(" ".join(dict.fromkeys((job.eval.name, work.task.name)))),
+            Text(" ".join(dict.fromkeys((job.eval.name, work.name)))),
             Text(job.protocol.name),
-            str(len(work.settings)),
+            f"{len(work.settings) * work.times:g}",
             str(len(work.prompts)),
             f"{about}{round(work.tokens * len(work.prompts))}",
             str(work.task.longest_prompt),

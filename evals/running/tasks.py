@@ -61,11 +61,16 @@ def run_task(
 
 
 def _open(model: LoadedModel, job: Job, task: Task, opened: Mapping[Path, SettingRun]) -> SettingRun:
-    setting = Setting(build_method(model, job, task.first_prompt), job.budget)
-    folder = job.results / "runs" / setting_folder(model, job, task, setting)
+    setting, folder = setting_of(model, job, task)
     if folder in opened:
         return opened[folder]
     return SettingRun(job, task, setting, "/".join(folder.parts[-3:]), open_store(folder, job))
+
+
+def setting_of(model: LoadedModel, job: Job, task: Task) -> tuple[Setting, Path]:
+    """The setting of a job on a task, built, and the folder of its results."""
+    setting = Setting(build_method(model, job, task.first_prompt), job.budget)
+    return setting, setting_folder(model, job, task, setting)
 
 
 def open_store(folder: Path, job: Job) -> SampleStore:
@@ -77,7 +82,7 @@ def open_store(folder: Path, job: Job) -> SampleStore:
 
 
 def setting_folder(model: LoadedModel, job: Job, task: Task, setting: Setting) -> Path:
-    """The folder of a setting below `runs`; its hash covers what can change a prediction, and nothing else."""
+    """The folder of a setting's results; its hash covers what can change a prediction, and nothing else."""
     identity = {
         "model": model.identity,
         "prompt": task.identity,
@@ -89,7 +94,8 @@ def setting_folder(model: LoadedModel, job: Job, task: Task, setting: Setting) -
         identity["fidelity"] = True
     digest = hashlib.sha256(json.dumps(identity, sort_keys=True, default=str).encode()).hexdigest()[:8]
     budget = "none" if job.budget is None else job.budget
-    return Path(model.name, job.eval.name, task.name, job.protocol.name, job.method.name, f"{budget}-{digest}")
+    parts = (model.name, job.eval.name, task.name, job.protocol.name, job.method.name, f"{budget}-{digest}")
+    return job.results.joinpath("runs", *parts)
 
 
 def _run_samples(model: LoadedModel, runs: Sequence[SettingRun], progress: Progress) -> None:

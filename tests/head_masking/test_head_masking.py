@@ -126,6 +126,9 @@ def test_a_run_its_results_and_its_table(command, tmp_path, calibration_file):
         if "/semantic-2/" in key:
             masked = summary["prompt"]["masked_heads"]
             assert sorted((layer, head) for layer, heads in enumerate(masked) for head in heads) == sorted(best)
+    planned = run(*command, "+plan=true", "eval.masked=[0,100,500,600]", env={"COLUMNS": "160"})
+    row = next(line for line in planned.stdout.splitlines() if "head_masking" in line)
+    assert [cell.strip() for cell in row.strip("│┃ ").split("│")][3:5] == ["4", "4"]  # what 600 of 1,024 adds
     for folder in folders(tmp_path)[:3]:
         (folder / "samples.jsonl").write_text("".join((folder / "samples.jsonl").open().readlines()[:2]))
     assert run(*command).returncode == 0
@@ -174,7 +177,10 @@ def test_a_setting_that_cannot_be_is_a_sentence(overrides, says):
 def test_draws_are_averaged_within_a_prompt():
     made = choices(config("eval.masked=[200]", "eval.draws=2"), {"semantic": ((0.5, 0.1, 0.2, 0.3),) * 8})
     lines = {
-        choice: [{"score": 50.0 * (number + (choice.draw or 0)), "score_keywords": 10.0} for number in range(2)]
+        choice: [
+            {"id": str(number), "score": 50.0 * (number + (choice.draw or 0)), "score_keywords": 10.0}
+            for number in range(2)
+        ]
         for choice in made
     }
     cells = [[str(cell) for cell in column.cells] for column in table("t", lines, 32).columns]

@@ -38,7 +38,8 @@ def test_a_line_sweeps_over_its_own_axes_and_those_of_the_experiment():
 
 
 def test_a_tree_is_committed_without_texts(tmp_path):
-    setting(tmp_path / "full", {"a": 0.0, "b": 100.0})
+    built = {"EvictionMethod": {"scorer": {"SemanticHeadScorer": {"heads": [[7], [3]]}}}}
+    setting(tmp_path / "full", {"a": 0.0, "b": 100.0}, method_in_full=built)
     (tmp_path / "small" / "runs" / "old").mkdir(parents=True)
     (tmp_path / "small" / "demo.json").write_text("stays")
     assert export(tmp_path / "full", tmp_path / "small") == 1
@@ -47,7 +48,7 @@ def test_a_tree_is_committed_without_texts(tmp_path):
     assert not (tmp_path / "small" / "runs" / "old").exists()
     assert (tmp_path / "small" / "demo.json").exists()
     assert [line["score"] for line in after.covered] == [0.0, 100.0]
-    for field in ("score", "interval", "n", "cache_bytes", "dtype", "samples", "environment"):
+    for field in ("score", "interval", "n", "cache_bytes", "dtype", "samples", "environment", "method_in_full"):
         assert after.summary[field] == before.summary[field]
     for line in after.samples.values():
         assert {type(value) for key, value in line.items() if key not in ("id", "checksum")} <= {int, float, bool}

@@ -5,12 +5,15 @@ import subprocess
 import sys
 from xml.etree import ElementTree
 
+import matplotlib.pyplot as plt
 import pandas as pd
 import pytest
 
 from compresskv.errors import UserError
 from evals.report.artefacts import page_of, write
 from evals.report.cells import ranks
+from evals.report.curve import over_budget
+from evals.report.heatmap import heatmaps
 from evals.report.latex import escape, latex
 from evals.report.markdown import markdown
 from evals.results import frame
@@ -97,6 +100,79 @@ def test_partial_data_is_marked_and_never_ranked_with_complete(tmp_path):
     # What is compared is what both have.
     against = {verdict.second: verdict for verdict in page.verdicts}
     assert (against["SnapKV"].n, against["CAKE"].n) == (2, 4)
+
+
+def test_columns_are_in_their_natural_order_whatever_ran(tmp_path):
+    def of_lengths(*lengths):
+        return [line(f"L{length}-D0-N0", length=length, depth=0.0) for length in lengths]
+
+    setting(tmp_path, "fig5_niah", "snapkv", of_lengths(4000, 1000, 10000))
+    setting(tmp_path, "fig5_niah", "cake", of_lengths(1500, 500))
+    (grid,) = page_of("fig5_niah", tmp_path).grids
+    assert grid.columns == ["500", "1K", "1.5K", "4K", "10K", "average"]
+    read = page_of("table1_longbench", tmp_path).frames["table"]()
+    assert list(dict.fromkeys(read[read["method"] == "CAKE"]["column"])) == ["500", "1.5K", "average"]
+    for method, tasks in {"snapkv": ("trec", "lcc", "qasper"), "cake": ("hotpotqa", "vcsum", "narrativeqa")}.items():
+        for task in tasks:
+            setting(
+                tmp_path, "table1_longbench", method, [line("0", answers=["a"], length=1)], task=task, eval="longbench"
+            )
+    (grid,) = page_of("table1_longbench", tmp_path).grids
+    tasks = ["narrativeqa", "qasper", "hotpotqa", "vcsum", "trec", "lcc"]
+    assert grid.columns == [*tasks, "single-doc QA", "multi-doc QA", "few-shot", "code", "average of 16"]
+    for budget, layers in {64: 12, 128: 3}.items():
+        kept = [line("L1000-D0-N0", length=1000, depth=0.0, kept=[budget] * layers)]
+        setting(tmp_path / "layers", "fig9_budgets", "compresskv", kept, budget=budget)
+    (grid,) = page_of("fig9_budgets", tmp_path / "layers").grids
+    assert grid.columns == [*(f"layer {n}" for n in range(12)), "average"]
+
+
+def test_figures_say_over_how_much_they_are_and_what_is_partial(tmp_path):
+    setting(tmp_path, "fig5_niah", "snapkv", needles([10.0, 20.0]))
+    setting(tmp_path, "fig5_niah", "snapkv", needles([10.0, 20.0, 30.0, 50.0]), budget=128)
+    setting(tmp_path, "fig5_niah", "cake", needles([40.0] * 4))
+    page = page_of("fig5_niah", tmp_path)
+    figure = heatmaps(page.grids[0])
+    panels = {axis.get_title(): axis for axis in figure.axes if axis.get_title()}
+    assert list(panels) == [
+        "SnapKV 64\n15.0 [10.0, 20.0] †2 of 4",
+        "SnapKV 128\n27.5 [15.0, 42.5]",
+        "CAKE 64\n40.0 [40.0, 40.0]",
+    ]
+    # The lengths and depths of all, also where some did not run.
+    labels = [[text.get_text() for text in axis.get_yticklabels()] for axis in panels.values()]
+    assert labels == [["0", "50"]] * 3
+    title = "tiny, needle in a haystack\nn = 2–4, with 95 % intervals, † and hollow: partial"
+    assert figure.get_suptitle() == title
+    curves = over_budget(page.grids[0])
+    (axis,) = curves.axes
+    assert axis.get_title() == title
+    assert [text.get_text() for text in curves.legends[0].get_texts()] == ["SnapKV †", "CAKE"]
+    hollow = [line.get_xdata().tolist() for line in axis.lines if line.get_markerfacecolor() == "white"]
+    assert hollow == [[64]]
+    plt.close("all")
+
+
+def test_long_axes_have_no_more_labels_than_fit(tmp_path):
+    lengths = range(8000, 136_000, 8000)
+    setting(tmp_path, "fig5_niah", "snapkv", [line(f"L{n}-D0-N0", length=n, depth=0.0) for n in lengths])
+    figure = heatmaps(page_of("fig5_niah", tmp_path).grids[0])
+    labels = [text.get_text() for text in figure.axes[0].get_xticklabels()]
+    assert labels == ["8K", "24K", "40K", "56K", "72K", "88K", "104K", "120K"]
+    plt.close("all")
+
+
+def test_fidelity_of_part_of_longbench_is_partial(tmp_path):
+    for task in ("qasper", "trec"):
+        lines = [line(str(n), answers=["a"], length=1, kl=0.5, agreement=None if n else 1.0) for n in range(3)]
+        setting(tmp_path, "beyond_retrieval", "snapkv", lines, task=task, eval="longbench")
+    score, kl, agreement = page_of("beyond_retrieval", tmp_path).grids
+    for grid, n, of in ((score, 6, 3750), (kl, 6, 3750), (agreement, 2, 3746)):
+        cell = grid.rows[0].cells["average of 16"]
+        assert (cell.n, cell.of, cell.partial) == (n, of, True)
+    text = markdown(page_of("beyond_retrieval", tmp_path))
+    assert "0.5000 [0.500, 0.500] †0 of 3750, 2 of 16 tasks" in text
+    assert "A mean without an interval" in text  # agreement has one sample of each task
 
 
 def test_verdicts_are_paired_and_corrected(tmp_path):

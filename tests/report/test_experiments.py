@@ -58,6 +58,11 @@ def test_heads_are_as_many_as_the_model_has():
         assert max(map(int, counts)) <= most
 
 
+def test_latency_is_measured_at_the_papers_budget():
+    budgets = [axes("experiment=fig8_efficiency", *size)["budget"] for size in ([], ["+size=paper"], ["+size=smoke"])]
+    assert budgets == [["256"], ["1024"], ["64", "128"]]
+
+
 def test_a_run_ends_with_its_artefacts(checkpoint, tmp_path):
     tiny = [f"model.path={checkpoint}", "model.dtype=float32", "model.device=cpu", f"paths.results={tmp_path}"]
     small = ["method=full,snapkv", "budget=64", "eval.lengths=[200]", "eval.depths=2", "eval.max_new_tokens=4"]

@@ -7,7 +7,10 @@ import pytest
 
 from compresskv.calibration import FOLDER
 from compresskv.errors import UserError
+from compresskv.methods import method_config
 from evals.report.artefacts import page_of, write
+from evals.report.items import ITEMS
+from evals.report.latex import latex
 from evals.report.markdown import markdown
 from evals.report.selection import settings_of
 from tests.report.trees import needles, nodes, setting
@@ -18,6 +21,40 @@ OBSERVATION = {"window": 8, "kernel": 5, "pooling": "average"}
 
 def rows(page, place=0):
     return {row.label: row for row in page.grids[place].rows}
+
+
+SCORED = sorted(name for name, item in ITEMS.items() if item.source == "runs" and item.columns in ("scores", "layers"))
+
+
+QUICK = ("fig9_budgets", "table3_components")
+
+
+@pytest.mark.parametrize(
+    "experiment", [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in SCORED]
+)
+def test_every_item_renders_complete_and_partial_results_of_two_models(experiment, tmp_path):
+    with pytest.raises(UserError, match=rf"^experiment={experiment}: .* has none of its results"):
+        page_of(experiment, tmp_path)
+    node = settings_of(experiment, None)[-1]
+    method = method_config(node["method"]).name
+    of_eval = {name: node["eval"][name] for name in ("haystack", "needles") if name in node["eval"]}
+    of_config = {name: node[name] for name in ("observation", "calibration")}
+    for model, counts in {"whole": (4, 4), "part": (4, 2)}.items():
+        for budget, count in zip((64, 128), counts, strict=True):
+            lines = needles([50.0 + n for n in range(count)])
+            place = {"node": node["method"], "of_config": of_config, "of_eval": of_eval, "digest": f"{budget:08}"}
+            setting(tmp_path, experiment, method, lines, budget, model, **place)
+    page = page_of(experiment, tmp_path)
+    assert [grid.model for grid in page.grids] == ["part", "whole"]
+    part, whole = page.grids
+    read = page.frames["table"]()
+    assert {row.budget: row.cells["average"].partial for row in part.rows} == {64: False, 128: True}
+    assert set(read[read["partial"]]["model"]) == {"part"}
+    assert markdown(page).count("†2 of 4") == latex(page).count(r"\textdagger{}2 of 4") > 0
+    assert not any(cell.partial for row in whole.rows for cell in row.cells.values())
+    average = read[(read["model"] == "whole") & (read["column"] == "average")]
+    assert set(average["n"]) == {4}
+    assert latex(page).count(r"\toprule") >= 2
 
 
 def test_settings_are_chosen_by_what_an_experiment_sweeps(tmp_path):
@@ -63,6 +100,21 @@ def test_calibrated_heads_are_found_as_the_number_they_are(tmp_path):
     protocol = {"of_config": {"calibration": "auto", "protocol": {"name": "corrected"}}}
     setting(other, "table2_heads", "compresskv-uniform", needles([10, 20]), **{**place, "node": set_to_one}, **protocol)
     assert list(rows(page_of("table2_heads", other))) == ["top-1 heads"]
+
+
+def test_every_number_of_heads_that_was_asked_for_is_a_row(tmp_path):
+    node = nodes("table2_heads")["compresskv-uniform"]
+    of_config = {"calibration": "auto", "protocol": {"name": "corrected"}}
+    for digest, heads in {"aaaa1111": 7, "bbbb2222": None, "cccc3333": 3, "dddd4444": 16}.items():
+        of_scorer = {**node, "scorer": {**node["scorer"], "heads": heads}}
+        place = {"model": "smollm2-135m", "node": of_scorer, "digest": digest, "of_config": of_config}
+        setting(tmp_path, "table2_heads", "compresskv-uniform", needles([10, 20]), **place)
+    layers = nodes("table3_components")["compresskv"]
+    setting(tmp_path, "table3_components", "compresskv", needles([10, 20]), model="smollm2-135m", node=layers)
+    page = page_of("table2_heads", tmp_path)
+    counts = ["top-3 heads", "top-7 heads", "top-16 heads"]
+    assert list(rows(page)) == ["as many heads as calibrated", *counts]  # where the summary does not say how many
+    assert "smollm2-135m, protocol=corrected: by default, top-1 heads select, as calibrated." in page.notes
 
 
 def test_numbers_of_heads_are_those_of_each_model():
@@ -117,9 +169,13 @@ def test_masking_has_a_row_for_every_ranking_and_a_column_for_every_number_of_he
     # Keywords lose half as much here; the paper's model is not this one, nor named.
     drop = of_ranking["semantic heads"].cells["drop with the top 10 masked"]
     assert (drop.mean, drop.published, drop.difference) == (30.0, 24.55, None)
-    assert "(paper 24.55, not comparable: its model is not named)" in markdown(page)
+    assert "(paper 24.55, second-hand, not comparable: its model is not named)" in markdown(page)
+    drops = page.frames["table"]().set_index(["method", "column"])
+    assert drops.loc[("semantic heads", "drop with the top 10 masked"), "source"] == "second-hand"
     assert "scaled to the model's: 3 for 10, 5 for 20." in page.notes[0]
+    assert list(page.grids[0].columns[3:]) == ["drop with the top 10 masked", "drop with the top 20 masked"]
     assert "drop with the top 20 masked" in of_ranking["traditional heads"].cells
+    assert "the mean of 2 draws" in page.notes[0]
     words = {(verdict.first, verdict.second, verdict.column): verdict.words for verdict in page.verdicts}
     assert words["traditional heads", "semantic heads", "K = 3"] == "masking semantic heads costs more"
     assert not any(column == "K = 0" for _, _, column in words)

@@ -50,6 +50,13 @@ def test_tables_at_the_end_of_a_run(two_settings, capsys):
     assert not set(shown) & {"\x1b", "\x9b", "\u202e"}
 
 
+def test_lengths_are_columns_in_order_of_their_size(tmp_path):
+    lines = [line(f"L{length}", 50, 64, length=length) for length in (1000, 500, 12000)]
+    record = Record(setting(tmp_path, lines, "snapkv", 64, "tiny", "niah", "needle"), tmp_path / "runs")
+    table = terminal.score_table("t", {"snapkv 64": [record]}, lambda of_sample: str(of_sample["length"]))
+    assert [column.header.plain for column in table.columns[3:6]] == ["500", "1000", "12000"]
+
+
 def test_longbench_tables(tmp_path):
     lines = [line("0", 40, 64, answers=["a"], length=3)]
     record = Record(setting(tmp_path, lines, "snapkv", 64, "tiny", "longbench", "qasper"), tmp_path / "runs")
