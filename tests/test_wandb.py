@@ -71,10 +71,7 @@ def read(path):
             content |= {"id": record.run.run_id, "tags": list(record.run.tags), "group": record.run.run_group}
             content["config"] = {item.key: json.loads(item.value_json) for item in record.run.config.update}
         content["history"] += record.HasField("history")
-        if record.HasField("request") and record.request.HasField("log_artifact"):
-            artifact = record.request.log_artifact.artifact
-            content["files"][artifact.name] = {entry.path for entry in artifact.manifest.contents}
-        elif record.HasField("artifact"):
+        if record.HasField("artifact"):
             content["files"][record.artifact.name] = {entry.path for entry in record.artifact.manifest.contents}
         for item in record.history.item:
             key = item.key or ".".join(item.nested_key)
@@ -96,11 +93,7 @@ def test_a_setting_is_a_run_with_what_people_filter_by(tmp_path, sent):
     assert run["config"]["environment"]["versions"]["torch"]
     assert {"tiny", "niah", "needle", "corrected", "snapkv"} == set(run["tags"])
     assert run["group"] == "tiny niah"
-
-
-def test_the_files_of_a_setting_go_with_it(tmp_path, sent):
-    (run,) = sent([setting(tmp_path)])
-    assert run["files"] == {"niah-abcd1234": {"config.yaml", "samples.jsonl", "summary.json"}}
+    assert run["files"]["niah-abcd1234"] == {"config.yaml", "samples.jsonl", "summary.json"}
 
 
 def test_progress_is_sent_while_it_runs(tmp_path, sent_by):
