@@ -1,6 +1,6 @@
 """Progress with an estimate of the time left."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TypeVar
 
@@ -14,10 +14,14 @@ T = TypeVar("T")
 
 
 class Progress:
-    """Bars on a terminal; elsewhere, such as in a SLURM log, a line now and then."""
+    """Bars on a terminal; elsewhere, such as in a SLURM log, a line now and then.
 
-    def __init__(self, console: Console | None = None):
+    `report` is called after each item with the title, and how many are done of how many.
+    """
+
+    def __init__(self, console: Console | None = None, report: Callable[[str, int, int], None] | None = None):
         self.console = console or Console(stderr=True)
+        self.report = report
 
     def say(self, text: str) -> None:
         """One line of plain text."""
@@ -44,6 +48,8 @@ class Progress:
             check_interrupts()
             yield item
             bars.advance(task)
+            if self.report:
+                self.report(title, number, len(items))
             state = bars.tasks[0]
             elapsed = state.elapsed or 0.0
             if not self.console.is_terminal and (elapsed - shown > 30 or number == len(items)):

@@ -8,8 +8,10 @@ import pytest
 import wandb
 
 from compresskv.calibration import FOLDER
-from evals.loggers.wandb import WandbLogger, run_id, samples
+from evals.compose import job
+from evals.loggers.wandb import WandbLogger, progress_id, run_id, samples
 from evals.loggers.wandb import measured as numbers_of
+from evals.progress import Progress
 from evals.results.__main__ import main
 from evals.results.measurement import Measurement
 from evals.results.record import Record
@@ -61,13 +63,16 @@ def entries(content):
 def read(path):
     from wandb.proto import wandb_internal_pb2
 
-    content = {"numbers": {}, "folder": path.parent}
+    content = {"numbers": {}, "history": 0, "files": {}, "folder": path.parent}
     for data in entries(path.read_bytes()):
         record = wandb_internal_pb2.Record()
         record.ParseFromString(data)
         if record.HasField("run") and "config" not in content:
             content |= {"id": record.run.run_id, "tags": list(record.run.tags), "group": record.run.run_group}
             content["config"] = {item.key: json.loads(item.value_json) for item in record.run.config.update}
+        content["history"] += record.HasField("history")
+        if record.HasField("artifact"):
+            content["files"][record.artifact.name] = {entry.path for entry in record.artifact.manifest.contents}
         for item in record.history.item:
             key = item.key or ".".join(item.nested_key)
             content["numbers"][key] = json.loads(item.value_json)
@@ -88,6 +93,25 @@ def test_a_setting_is_a_run_with_what_people_filter_by(tmp_path, sent):
     assert run["config"]["environment"]["versions"]["torch"]
     assert {"tiny", "niah", "needle", "corrected", "snapkv"} == set(run["tags"])
     assert run["group"] == "tiny niah"
+    assert run["files"]["niah-abcd1234"] == {"config.yaml", "samples.jsonl", "summary.json"}
+
+
+def test_progress_is_sent_while_it_runs(tmp_path, sent_by):
+    words = ["method=snapkv", "eval.lengths=[1000]"]
+    jobs = [job(*words, f"budget={budget}", f"paths.results={tmp_path}") for budget in (64, 128)]
+
+    def act(logger):
+        with logger.watched(jobs) as report, Progress(report=report).track("needles", ["a", "b", "c"]) as prompts:
+            for _ in prompts:
+                pass
+
+    (run,) = sent_by(act)
+    assert run["numbers"].items() >= {"task": "needles", "prompts": 3, "of": 3}.items()
+    assert run["history"] == 3
+    assert run["group"] == "smollm2-135m niah"
+    # The same command continues it, from wherever.
+    assert run["id"] == progress_id([job(*words, f"budget={budget}") for budget in (64, 128)])
+    assert run["id"] != progress_id(jobs[:1])
 
 
 def test_a_setting_keeps_its_run_and_others_have_their_own(tmp_path):

@@ -1,19 +1,32 @@
 """Weights & Biases."""
 
+import hashlib
+import json
 import os
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from compresskv.checking import Name, PathText
 from compresskv.errors import UserError
-from evals.loggers import Logger
+from evals.loggers import Logger, Report
 from evals.results.measurement import Measurement
 from evals.results.names import names
-from evals.results.record import NAMED, Record
+from evals.results.record import FILES, NAMED, Record
+from evals.results.schema import FIDELITY
 
-COLUMNS = ("id", "length", "depth", "prompt_tokens", "answers", "prediction", "kept", "realised_budget")
+if TYPE_CHECKING:
+    import wandb
+
+    from evals.job import Job
+
+COLUMNS = (
+    *("id", "length", "depth", "prompt_tokens", "prompt_tail", "answers", "prediction", "kept", "realised_budget"),
+    *(*FIDELITY, "kl_per_token"),
+)
 """The fields of a sample's line that go into the table of samples where it has them; all its scores follow."""
 
 MEASURED = ("score", "n", "realised_budget", "cache_bytes", "total_cache_bytes", "uncompressed", "truncated", "failed")
@@ -25,9 +38,10 @@ ABOUT = ("dtype", "backend", "model_fingerprint", "method_in_full")
 
 @dataclass(frozen=True)
 class WandbLogger(Logger):
-    """One W&B run per setting, with its summary, samples and configuration; the figures go with the first.
+    """One W&B run per setting, with its summary, samples, configuration and files; the figures go with the first.
 
-    A setting's run has the same id whenever it is sent, so that a command that goes on continues its run.
+    A setting's run has the same id whenever it is sent, so that a command that goes on continues its run. While a
+    command runs, a run of its own shows how far it is.
     """
 
     project: Name
@@ -43,21 +57,43 @@ class WandbLogger(Logger):
         if not wandb.api.api_key:
             raise UserError("logger=wandb: nobody is logged in: run `wandb login`, or set logger.mode=offline")
 
-    def log(self, records: Sequence[Record], figures: Sequence[Path]) -> None:
+    @contextmanager
+    def watched(self, jobs: "Sequence[Job]") -> Iterator[Report]:
+        import wandb
+
+        try:
+            run = self._opened(
+                id=progress_id(jobs),
+                name=f"progress of {len(jobs)} settings",
+                group=self.group or f"{jobs[0].model.name} {jobs[0].eval.name}",
+                job_type="progress",
+                tags=[jobs[0].model.name[:64], jobs[0].eval.name[:64]],
+                config={"settings": [job.label for job in jobs]},
+            )
+        except wandb.Error as error:
+            print(f"logger=wandb: progress is not sent: {error}", file=sys.stderr)
+            yield lambda title, done, total: None
+            return
+        with run:
+            yield lambda title, done, total: run.log({"task": title, "prompts": done, "of": total})
+
+    def _opened(self, **about: Any) -> "wandb.Run":
+        """A run, or that of this id continued."""
         import wandb
 
         Path(self.directory).mkdir(parents=True, exist_ok=True)
+        return wandb.init(project=self.project, mode=self.mode, dir=self.directory, resume="allow", **about)
+
+    def log(self, records: Sequence[Record], figures: Sequence[Path]) -> None:
+        import wandb
+
         images = {path.stem: wandb.Image(str(path)) for path in figures if path.suffix == ".png"}
         for name, record in zip(names(records), records, strict=True):
             if record.summary is None:
                 continue
-            with wandb.init(
-                project=self.project,
+            with self._opened(
                 group=self.group or f"{record.model} {record.eval}",
-                mode=self.mode,
-                dir=self.directory,
                 id=run_id(record),
-                resume="allow",
                 name=f"{record.model} {record.task} {name} {record.protocol}",
                 job_type=record.eval,
                 tags=tags(record),
@@ -65,13 +101,16 @@ class WandbLogger(Logger):
             ) as run:
                 columns, rows = samples(record)
                 run.log({**measured(record.summary), "samples": wandb.Table(columns=columns, data=rows), **images})
+                files = wandb.Artifact(f"{record.eval}-{record.digest}", type="results")
+                for path in filter(Path.is_file, (record.path / name for name in FILES)):
+                    files.add_file(str(path))
+                run.log_artifact(files)
             images = {}
 
     def log_measurements(self, measurements: Sequence[Measurement]) -> None:
         """One run each: its tables, its figures, and the file itself as an artifact."""
         import wandb
 
-        Path(self.directory).mkdir(parents=True, exist_ok=True)
         for measurement in measurements:
             tables: dict[str, Any] = {}
             for name, (columns, rows) in measurement.tables.items():
@@ -80,13 +119,9 @@ class WandbLogger(Logger):
             for figure in (measurement.path.with_suffix(".png"), measurement.path.with_name("pools.png")):
                 if figure.is_file():
                     tables[figure.stem] = wandb.Image(str(figure))
-            with wandb.init(
-                project=self.project,
+            with self._opened(
                 group=self.group or f"{measurement.model} {measurement.eval}",
-                mode=self.mode,
-                dir=self.directory,
                 id=f"{measurement.model}-{measurement.eval}-{measurement.digest}"[-128:],
-                resume="allow",
                 name=f"{measurement.model} {measurement.eval}",
                 job_type=measurement.eval,
                 tags=[tag[:64] for tag in (measurement.model, measurement.eval)],
@@ -96,6 +131,12 @@ class WandbLogger(Logger):
                 artifact = wandb.Artifact(f"{measurement.eval}-{measurement.digest}", type=measurement.eval)
                 artifact.add_file(str(measurement.path))
                 run.log_artifact(artifact)
+
+
+def progress_id(jobs: "Sequence[Job]") -> str:
+    """The same for a command that is given again, from whatever folder."""
+    settings = [{key: value for key, value in job.config.items() if key not in ("paths", "logger")} for job in jobs]
+    return f"progress-{hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()[:16]}"
 
 
 def run_id(record: Record) -> str:

@@ -109,6 +109,10 @@ def _compared(first: Row, second: Row, column: str, comparisons: int) -> statist
     weighted: list[float] = []
     for differences in strata:
         weighted += [value * n / (len(strata) * len(differences)) for value in differences]
-    result = statistics.difference([0.0] * n, weighted, comparisons)
-    mean = fmean(fmean(differences) for differences in strata)
-    return statistics.Difference(mean, statistics.interval(*strata), result.p, n, result.needed)
+    return statistics.Difference(
+        mean=fmean(fmean(differences) for differences in strata),
+        interval=statistics.interval(*strata),
+        p=statistics.permutation_p(weighted, comparisons),
+        n=n,
+        needed=statistics.samples_needed(weighted, comparisons),
+    )

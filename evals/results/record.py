@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import yaml
@@ -35,6 +36,23 @@ class Record:
     def only(self, ids: Sequence[str]) -> "Record":
         """The same setting, for these samples: its `summary` is computed from their lines."""
         return replace(self, ids=tuple(ids))
+
+    def reduced(self, lines: Sequence[Line], failures: Sequence[Line], summary: Mapping[str, Any]) -> "Record":
+        """The same setting as if its files had these lines and this summary: what a reader of many settings keeps."""
+        by_id, failed = ({line["id"]: line for line in each} for each in (lines, failures))
+        reduced = Record(self.path, self.runs)
+        content = Lines(by_id, failed, {}, 0, 0)
+        vars(reduced).update(_lines=(content, ""), _file_summary=(dict(summary), ""), _file_config=None)
+        return reduced
+
+    def unread(self) -> "Record":
+        """The same setting, without what has been read of it."""
+        return replace(self)
+
+    @property
+    def group(self) -> tuple[str, ...]:
+        """Model, evaluation, task and protocol, by the path alone: the settings of a group ran on the same prompts."""
+        return self.path.parts[-len(NAMED) : -2]
 
     @property
     def name(self) -> str:
@@ -150,8 +168,9 @@ class Record:
     def covered(self) -> list[Line]:
         """The lines that this reports on, in the task's order; all where there is no summary."""
         summary, _ = self._file_summary
-        ids = self.ids if self.ids is not None else summary["samples"] if summary else self.samples
-        return [self.samples[id] for id in ids if id in self.samples]
+        samples = self.samples
+        ids = self.ids if self.ids is not None else summary["samples"] if summary else samples
+        return [samples[id] for id in ids if id in samples]
 
     @cached_property
     def config(self) -> Mapping[str, Any]:
@@ -188,6 +207,7 @@ class Record:
         problems = [f"samples.jsonl:{number}: {fault}" for number, fault in lines.faults.items()]
         if unreadable:
             problems.append(unreadable)
+        problems += [f"sample {id}: {fault}" for id, line in self.samples.items() if (fault := contradiction(line))]
         summary, reason = self._file_summary
         if summary is not None:
             problems += self._summary_problems(summary)
@@ -249,6 +269,18 @@ class Record:
         if later := len(self.samples) - len(summary["samples"]):
             return f"stale: {later} samples are not in the summary"
         return f"incomplete: {failed_of(self.failures)}" if self.failures else "complete"
+
+
+def contradiction(line: Line) -> str:
+    """Where fields of a line do not follow from each other, in a phrase; "" if they do."""
+    per_token, kl = line.get("kl_per_token"), line.get("kl")
+    if not per_token:
+        return ""
+    try:
+        agree = abs(fmean(per_token) - kl) < 6e-5  # both are rounded, to 4 and 6 decimals
+    except TypeError:
+        return "kl or kl_per_token is not made of numbers"
+    return "" if agree else f"kl is {kl}, the mean of kl_per_token {fmean(per_token):.4f}"
 
 
 def without_failed(summary: Mapping[str, Any] | None) -> dict[str, Any]:

@@ -33,13 +33,18 @@ def interval(*strata: Sequence[float]) -> tuple[float, float] | None:
     """
     if not strata or any(len(stratum) < 2 for stratum in strata):
         return None
-    random = np.random.default_rng(0)
     means = np.zeros(RESAMPLES)
-    for stratum in strata:
-        values = np.asarray(stratum, dtype=float)
-        means += values[random.integers(0, len(values), (RESAMPLES, len(values)))].mean(1)
+    for stratum, draws in zip(strata, _draws(tuple(map(len, strata))), strict=True):
+        means += np.asarray(stratum, dtype=float)[draws].mean(1)
     low, high = np.percentile(means / len(strata), [2.5, 97.5])
     return float(low), float(high)
+
+
+@lru_cache(maxsize=2)  # those of 4,000 samples take 64 MB
+def _draws(lengths: tuple[int, ...]) -> list[NDArray[np.int64]]:
+    """Places [RESAMPLES, length] drawn for each stratum, the same at every call."""
+    random = np.random.default_rng(0)
+    return [random.integers(0, length, (RESAMPLES, length)) for length in lengths]
 
 
 @dataclass(frozen=True)
@@ -105,14 +110,18 @@ def samples_needed(differences: Sequence[float] | NDArray[np.float64], compariso
     n = ((z(1 − α/2) + z(power)) · sd / mean)², normal approximation, at α = `ALPHA` / `comparisons`, where Holm's
     correction starts. None where the mean is 0, or where fewer than two differences give no spread.
     """
-    from scipy.stats import norm
-
     values = np.asarray(differences, dtype=float)
     mean = values.mean()
     if len(values) < 2 or mean == 0:
         return None
-    z = norm.ppf(1 - ALPHA / comparisons / 2) + norm.ppf(POWER)
-    return max(2, math.ceil((z * values.std(ddof=1) / mean) ** 2))
+    return max(2, math.ceil((_z(comparisons) * values.std(ddof=1) / mean) ** 2))
+
+
+@lru_cache
+def _z(comparisons: int) -> float:
+    from scipy.stats import norm
+
+    return float(norm.ppf(1 - ALPHA / comparisons / 2) + norm.ppf(POWER))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

@@ -1,6 +1,7 @@
 """Run any number of jobs: each model is loaded once, each evaluation shares its prefills, one report at the end."""
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
 from compresskv.models import LoadedModel, ModelConfig
@@ -20,14 +21,16 @@ def run(jobs: Sequence[Job], outcome_file: Path | None = None) -> None:
     """
     for logger in dict.fromkeys(job.logger for job in jobs if job.logger):
         logger.check()
-    sweep, progress = Outcome(), Progress()
-    for config in dict.fromkeys(job.model for job in jobs):
-        of_model = [job for job in jobs if job.model == config]
-        with sweep.guard(of_model):
-            _run_model(config, of_model, sweep, progress)
+    sweep, logger = Outcome(), jobs[0].logger
+    with logger.watched(jobs) if logger else nullcontext() as report:
+        progress = Progress(report=report)
+        for config in dict.fromkeys(job.model for job in jobs):
+            of_model = [job for job in jobs if job.model == config]
+            with sweep.guard(of_model):
+                _run_model(config, of_model, sweep, progress)
     if outcome_file:
         outcome.save(sweep.entries, outcome_file)
-    outcome.show(sweep.entries, jobs[0].logger)
+    outcome.show(sweep.entries, logger)
 
 
 def _run_model(config: ModelConfig, jobs: Sequence[Job], sweep: Outcome, progress: Progress) -> None:

@@ -55,6 +55,10 @@ def test_a_tree_is_committed_without_texts(tmp_path):
     assert frame(tmp_path / "small", "sample")["score"].tolist() == [0.0, 100.0]
 
 
+def text_of(folder):
+    return "".join(path.read_text() for path in folder.rglob("*") if path.is_file())
+
+
 def test_faulty_or_no_results_are_not_committed(tmp_path):
     with pytest.raises(UserError, match="no results"):
         export(tmp_path, tmp_path / "small")
@@ -89,9 +93,10 @@ def test_a_run_of_two_parts_from_prompts_to_what_is_committed(tmp_path, checkpoi
     assert line["official"] is False
     assert line["kl"] >= 0
     assert "none of them official" in score("qasper", [line]).problem
-    text = "".join(path.read_text() for path in (tmp_path / "small" / "runs").rglob("*") if path.is_file())
-    for hidden in ("on the mat", "The cat", str(tmp_path)):
-        assert hidden not in text
+    whole, small = (text_of(place / "runs") for place in places)
+    for hidden in ("Where is the cat?", "on the mat", str(tmp_path)):
+        assert hidden in whole
+        assert hidden not in small
     run_and_export(["none"], "hub", *places)
     with pytest.raises(UserError, match="maps: is no part of the reference run"):
         run_and_export(["maps"], "hub", *places)

@@ -61,7 +61,9 @@ def setting(
 
 
 def line(id: str, score: float, budget: int | None, **fields: Any) -> dict[str, Any]:
-    kept = [1000] * LAYERS if budget is None else [budget + 8 * (layer - LAYERS // 2) for layer in range(LAYERS)]
+    kept = (
+        [1000] * LAYERS if budget is None else [max(0, budget + 8 * (layer - LAYERS // 2)) for layer in range(LAYERS)]
+    )
     return {
         "id": id,
         "prediction": f"the answer to {id}",
@@ -69,6 +71,7 @@ def line(id: str, score: float, budget: int | None, **fields: Any) -> dict[str, 
         "score_words": round(score / 2, 4),
         "prompt_tokens": 1000,
         "truncated": False,
+        "prompt_tail": f"the end of the prompt of {id}",
         "prompt_sha256": f"{hash(id) & 0xFFFF:016x}",
         "new_tokens": 12,
         "realised_budget": float(sum(kept) / LAYERS),
@@ -94,7 +97,9 @@ def needles(
             for across, length in enumerate(lengths):
                 for down, depth in enumerate(np.linspace(0, 100, depths)):
                     score = 100.0 * reach * (0.8 + 0.2 * float(noise[across, down]))
-                    kl = {"kl": round(2 * (1 - reach), 6), "agreement": round(reach, 6), "reference_nll": 1.5}
+                    mean = 2 * (1 - reach)
+                    kl = {"kl": round(mean, 6), "agreement": round(reach, 6), "reference_nll": 1.5}
+                    kl["kl_per_token"] = [round(mean / 2, 4), round(mean * 1.5, 4)]
                     fields = {"length": length, "depth": float(depth), **kl}
                     lines.append(line(f"L{length}-D{depth:g}-N0", score, budget, **fields))
             setting(results, lines, method, budget, model, **place)

@@ -91,7 +91,7 @@ def test_a_difference_is_told_from_the_better_one(mean, bounds, better):
     said = scores.sentence(verdict)
     assert said.better
     assert said.text.startswith(f"At budget 64, {better} is better than")
-    assert "by 5.0 points (95 % interval 2.0 to 8.0" in said.text
+    assert "by 5.0 points (95\u00a0% interval 2.0 to 8.0" in said.text
     same = scores.sentence(Verdict("tiny", "niah", 64, "first", "second", mean, bounds, 0.4, 20, 1234))
     assert not same.better
     assert f"({better}'s mean is 5.0 points higher" in same.text
@@ -101,7 +101,7 @@ def test_a_difference_is_told_from_the_better_one(mean, bounds, better):
 def test_a_lower_kl_is_closer():
     verdict = Verdict("tiny", "niah", 64, "first", "second", 0.25, (0.1, 0.4), 0.01, 20, 40, "kl", lower=True)
     text = scores.sentence(verdict).text
-    assert "first is closer to the full cache than second by 0.250 nats per token (95 % interval 0.100 to 0.400" in text
+    assert "first is closer to the full cache than second by 0.250 nats per token (95\u00a0% interval 0.100 to 0.400" in text
 
 
 def test_best_and_second_are_marked_within_a_budget(text):
@@ -146,14 +146,18 @@ def test_the_script_has_the_heatmaps_heads_samples_and_provenance(text):
         assert shared[each["environment"]]["git_commit"].startswith("0123")
         assert shared[each["environment"]]["hardware"]["cpu"] == "a processor"
         assert shared[each["origin"]]["dtype"] == "float32"
-        assert dict(each["config"]).keys() >= {"model", "method", "eval", "protocol", "budget"}
+        assert dict(shared[each["config"]]).keys() >= {"model", "method", "eval", "protocol", "budget"}
         assert shared[each["batches"]] == [["corrected/compresskv/64-abcd1234", "corrected/snapkv/64-abcd1234"]]
     prompt = next(sample for sample in embedded["samples"] if sample["at"][1] == "niah")
     assert prompt["prompt"]["question"] == "What is the best thing to do?"
     assert len(prompt["by"]) == 7
     assert embedded["settings"][prompt["by"][0]["setting"]]["name"] == "full"
-    assert prompt["by"][1]["kept"] == [104.0, 112.0, 120.0, 128.0, 136.0, 144.0]
-    assert prompt["by"][1]["kl"] == 0.1
+    assert prompt["prompt"]["prompt_tail"] == "the end of the prompt of L1000-D0-N0"
+    after = prompt["by"][2]
+    assert embedded["settings"][after["setting"]]["name"] == "compresskv 128"
+    assert after["kept"] == [104.0, 112.0, 120.0, 128.0, 136.0, 144.0]
+    assert after["kl"] == 0.1
+    assert after["kl_per_token"] == [0.05, 0.15]
 
 
 def test_model_output_and_names_are_text(tmp_path):

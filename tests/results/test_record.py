@@ -40,6 +40,23 @@ def test_a_summary_counts_the_rows_that_are_not_official(tmp_path):
     store.close()
 
 
+@pytest.mark.parametrize(
+    ("fields", "problems"),
+    [
+        ({}, []),
+        ({"kl": None, "kl_per_token": []}, []),
+        ({"kl": 0.100049, "kl_per_token": [0.2, 0.0]}, []),
+        ({"kl": 0.2, "kl_per_token": [0.2, 0.0]}, ["sample 0: kl is 0.2, the mean of kl_per_token 0.1000"]),
+        ({"kl": None, "kl_per_token": [0.2]}, ["sample 0: kl or kl_per_token is not made of numbers"]),
+    ],
+)
+def test_the_kl_of_a_sample_follows_from_that_of_its_tokens(tmp_path, fields, problems):
+    store = SampleStore(folder(tmp_path))
+    store.append(line("0", **fields))
+    assert finish(store, ["0"], about(), tmp_path / "runs").problems == problems
+    store.close()
+
+
 def test_every_folder_with_one_of_the_files_is_found(tmp_path):
     setting(tmp_path)
     for number, name in enumerate(("samples.jsonl", "summary.json", "config.yaml", "other")):

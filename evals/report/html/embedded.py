@@ -7,6 +7,7 @@ from typing import Any
 
 from evals.report.html.reading import Setting, Tree
 from evals.results.names import names
+from evals.results.record import Record
 from evals.results.schema import FIDELITY, Line
 
 NUMBERS = ("score", "interval", "n", "realised_budget", "cache_bytes", "total_cache_bytes", "uncompressed", "truncated")
@@ -15,7 +16,7 @@ NUMBERS = ("score", "interval", "n", "realised_budget", "cache_bytes", "total_ca
 ORIGIN = ("dtype", "backend", "model_fingerprint", "schema_version")
 """Fields of a summary that say where it comes from, with its configuration and environment."""
 
-OF_SETTING = ("prediction", "new_tokens", "realised_budget", "cache_bytes", "kept", *FIDELITY)
+OF_SETTING = ("prediction", "new_tokens", "realised_budget", "cache_bytes", "kept", *FIDELITY, "kl_per_token")
 """Fields of a sample that are a setting's, with its scores; the others are the prompt's."""
 
 
@@ -66,7 +67,6 @@ def _setting(setting: Setting, name: str, shared: _Table) -> dict[str, Any]:
     return {
         "name": name,
         "at": shared.place_of_equal([record.model, record.eval, record.task, record.protocol]),
-        "hash": record.digest,
         "folder": record.path.name,
         "method": record.method,
         **fields,
@@ -75,7 +75,7 @@ def _setting(setting: Setting, name: str, shared: _Table) -> dict[str, Any]:
         "environment": shared.place(summary["environment"])
         if summary.get("environment")
         else shared.place_of_equal({}),
-        "config": [[key, shared.place(value)] for key, value in record.config.items()],
+        "config": shared.place_of_equal([[key, shared.place(value)] for key, value in record.config.items()]),
         "batches": shared.place_of_equal([sorted(batch) for batch in setting.batches[:3]]),
     }
 
@@ -91,9 +91,13 @@ def _samples(ordered: Sequence[Setting]) -> list[dict[str, Any]]:
                 prompts[key] = {"at": list(key), "prompt": _of_prompt(line, record.summary or {}), "by": []}
             prompts[key]["by"].append({"setting": place, **_of_setting(line)})
     for sample in prompts.values():
-        # What the others are compared with comes first.
-        sample["by"].sort(key=lambda each: ordered[each["setting"]].record.budget is not None)
+        sample["by"].sort(key=lambda each: _in_order(ordered[each["setting"]].record))
     return list(prompts.values())
+
+
+def _in_order(record: Record) -> tuple[bool, str, int]:
+    """What the others are compared with comes first, then each method by its budgets."""
+    return record.budget is not None, record.method, record.budget or 0
 
 
 def _of_setting(line: Line) -> Line:

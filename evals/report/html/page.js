@@ -131,9 +131,11 @@ if (byId("needle-panels")) {
     ordered = [...board.panels].sort((a, b) => (a.budget || 0) - (b.budget || 0));
     const allMethods = distinct(board.panels.map((panel) => panel.method));
     const allBudgets = distinct(board.panels.map((panel) => panel.budget).filter((budget) => budget !== null)).sort((a, b) => a - b);
-    const first = allMethods.filter((name) => /^(FullKV|CompressKV|SnapKV)/.test(name));
-    methods = new Set(first.concat(allMethods.filter((name) => !first.includes(name))).slice(0, 4));
-    budgets = new Set(allBudgets.slice(0, 2));
+    const known = ["FullKV", "CompressKV", "SnapKV", "PyramidKV"].filter((name) => allMethods.includes(name));
+    methods = new Set(known.concat(allMethods.filter((name) => !known.includes(name))).slice(0, 4));
+    // The two budgets at which most of these ran, the smallest first.
+    const ran = (budget) => board.panels.filter((panel) => panel.budget === budget && methods.has(panel.method)).length;
+    budgets = new Set([...allBudgets].sort((a, b) => ran(b) - ran(a) || a - b).slice(0, 2));
     const [label, select] = choice("model", data.needles.map((each, i) => [i, each.model]), open);
     select.value = place;
     controls.replaceChildren(...(data.needles.length > 1 ? [label] : []), boxes("methods", allMethods, methods, String), boxes("budgets", allBudgets, budgets, String));
@@ -177,18 +179,28 @@ function facts(pairs) {
 const bytes = (size) => (size >= 1e4 ? `${(size / 1e6).toFixed(2)} MB` : `${size} bytes`);
 const plain = (value) => (typeof value === "object" ? JSON.stringify(value) : String(value));
 
-function kept(layers, id) {
-  if (!layers || !layers.length) return null;
-  const most = Math.max(...layers), width = 240 / layers.length, ns = "http://www.w3.org/2000/svg";
+// Values side by side, as bars and as numbers; `id` tells one from another for those who hear the page.
+function bars(values, title, about, id) {
+  if (!values || !values.length) return null;
+  const most = Math.max(...values), width = 240 / values.length, ns = "http://www.w3.org/2000/svg";
   const svg = document.createElementNS(ns, "svg"), path = document.createElementNS(ns, "path");
-  svg.setAttribute("class", "kept");
+  svg.setAttribute("class", "bars");
   svg.setAttribute("viewBox", "0 0 240 34");
   svg.setAttribute("preserveAspectRatio", "none");
   svg.setAttribute("aria-hidden", "true");
-  path.setAttribute("d", layers.map((value, layer) => { const high = most ? (32 * value) / most : 0; return `M${(layer * width).toFixed(1)} 34v-${high.toFixed(1)}h${(width * 0.85).toFixed(1)}v${high.toFixed(1)}z`; }).join(""));
+  path.setAttribute("d", values.map((value, place) => { const high = most > 0 ? Math.max(0, (32 * value) / most) : 0; return `M${(place * width).toFixed(1)} 34v-${high.toFixed(1)}h${(width * 0.85).toFixed(1)}v${high.toFixed(1)}z`; }).join(""));
   svg.append(path);
-  const text = layers.map((value, layer) => `${layer}: ${value}`).join(" · ");
-  return element("details", {}, element("summary", {}, `kept by layer: ${Math.min(...layers)} to ${most}`, element("span", { class: "hidden" }, ` by ${id}`)), svg, element("p", { class: "note" }, `tokens kept, by layer: ${text}`));
+  const text = values.map((value, place) => `${place}: ${value}`).join(" · ");
+  return element("details", {}, element("summary", {}, title, element("span", { class: "hidden" }, ` by ${id}`)), svg, element("p", { class: "note" }, `${about}: ${text}`));
+}
+
+function kept(layers, id) {
+  return layers && bars(layers, `kept by layer: ${Math.min(...layers)} to ${Math.max(...layers)}`, "tokens kept, by layer", id);
+}
+
+// The first token of an answer comes before any eviction.
+function kl(values, id) {
+  return values && bars(values, `KL by token: up to ${Math.max(0, ...values)}`, `nats at each token of the full cache's answer after the first${values.length === 128 ? ", the first 128" : ""}`, id);
 }
 
 if (byId("sample")) {
@@ -202,7 +214,7 @@ if (byId("sample")) {
     const others = Object.entries(each).filter(([key]) => key.startsWith("score_"));
     return element("article", {},
       element("h3", {}, element("span", {}, name), element("span", {}, `score ${fixed(each.score, 1)}`)),
-      each.prediction === undefined ? element("p", { class: "note" }, "This line has no text.") : element("p", { class: "text" }, each.prediction || "(empty answer)"),
+      each.prediction === undefined ? null : element("p", { class: "text" }, each.prediction || "(empty answer)"),
       facts([
         ["KL", typeof each.kl === "number" ? `${each.kl.toFixed(3)} nats per token` : undefined],
         ["agreement", typeof each.agreement === "number" ? `${(100 * each.agreement).toFixed(0)} % of tokens` : undefined],
@@ -211,15 +223,16 @@ if (byId("sample")) {
         ["tokens kept", typeof each.realised_budget === "number" ? `${each.realised_budget.toFixed(1)} per layer and head${each.cache_bytes ? `, ${bytes(each.cache_bytes)}` : ""}` : undefined],
         ["tokens generated", each.new_tokens],
       ]),
-      kept(each.kept, name));
+      kl(each.kl_per_token, name), kept(each.kept, name));
   };
 
   const draw = () => {
     const sample = shown[Number(picker.value)];
     if (!sample) return byId("sample").replaceChildren();
     const { answers, question, answer, answer_prefix, prompt_tail, ...rest } = sample.prompt;
+    const tail = prompt_tail && element("span", { class: "tail" }, `…${prompt_tail}`);
     const prompt = facts([
-      ["end of the prompt", prompt_tail], ["asked", question], ["the answer opens with", answer_prefix],
+      ["end of the prompt", tail], ["asked", question], ["the answer opens with", answer_prefix],
       ["answer", answer], ["answers", answers && answers.join("  |  ")],
       ...Object.entries(rest).map(([key, value]) => [key.replaceAll("_", " "), plain(value)]),
     ]);
@@ -256,13 +269,13 @@ if (byId("setting-table")) {
     ["low", (s) => s.interval && s.interval[0], 1], ["high", (s) => s.interval && s.interval[1], 1], ["n", (s) => s.n, 0],
     ["kept", (s) => s.realised_budget, 1], ["cache MB", (s) => s.cache_bytes && s.cache_bytes / 1e6, 2],
   ];
-  const texts = data.settings.map((s) => [...data.shared[s.at], s.name, s.hash].join(" ").toLowerCase());
+  const texts = data.settings.map((s) => [...data.shared[s.at], s.name, s.folder].join(" ").toLowerCase());
   let wanted = [], start = 0, sorted = null, down = true;
 
   const detail = (s) => {
     const environment = data.shared[s.environment], origin = data.shared[s.origin], batches = data.shared[s.batches];
     const at = data.shared[s.at], more = s.more || {}, hardware = environment.hardware || {};
-    const config = Object.fromEntries(s.config.map(([key, place]) => [key, data.shared[place]]));
+    const config = Object.fromEntries(data.shared[s.config].map(([key, place]) => [key, data.shared[place]]));
     const commit = environment.git_commit ? environment.git_commit + (environment.git_dirty ? ", with uncommitted changes" : "") : "not recorded";
     const heading = element("h3", {}, `${s.name}: ${at.slice(0, 4).join(" · ")}`);
     byId("setting-detail").replaceChildren(heading, facts([

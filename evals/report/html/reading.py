@@ -12,15 +12,17 @@ from compresskv.errors import UserError
 from evals.longbench.official import check_rows
 from evals.longbench.tasks import TASKS
 from evals.report.grids import layer_means
-from evals.results.lines import Lines
-from evals.results.record import NAMED, Record, failed_of, records
+from evals.results.record import Record, failed_of, records
 from evals.results.schema import FIDELITY, Line
 
-EMBEDDED = 1200
+EMBEDDED = 2400
 """Sample lines that the page's browser holds at most, so that it opens quickly whatever the size of the tree."""
 
 LONGEST = 1200
 """Characters of a prediction or an answer that are shown."""
+
+TOKENS = 128
+"""Tokens of an answer whose KL is shown."""
 
 ALL_FIELDS = ("id", "score", *FIDELITY)
 FIELDS = {
@@ -31,18 +33,9 @@ FIELDS = {
 """Fields of the lines that tables and figures are made of, by evaluation."""
 
 BROWSED = (
-    *("id", "prediction", "answers", "metric", "length", "depth", "actual_depth", "prompt_tokens", "prompt_sha256"),
-    *(
-        "prompt_tail",
-        "truncated",
-        "official",
-        "new_tokens",
-        "realised_budget",
-        "cache_bytes",
-        "ranking",
-        "masked",
-        *FIDELITY,
-    ),
+    *("id", "prompt_tail", "prediction", "answers", "metric", "length", "depth", "actual_depth", "prompt_tokens"),
+    *("prompt_sha256", "truncated", "official", "new_tokens", "realised_budget", "cache_bytes", "ranking", "masked"),
+    *FIDELITY,
 )
 """Fields of the lines that the browser shows where they are there, with those that start with `score`."""
 
@@ -72,6 +65,11 @@ class Tree:
     lines: int
     browsable: int
 
+    @property
+    def texts(self) -> bool:
+        """Whether any line of the browser has what a model wrote."""
+        return any("prediction" in line for setting in self.settings for line in setting.browsed)
+
 
 def read(results: Path) -> Tree:
     """Read the whole tree; one setting at a time is in memory. Raises `UserError` where there is none."""
@@ -94,14 +92,13 @@ def read(results: Path) -> Tree:
             continue
         faults += _faults(record)
         lines += len(record.covered)
-        group = _group(record)
+        group = record.group
         ids: set[str] = set()
         if group in chosen and chosen[group][0] <= place < chosen[group][1]:
             count = chosen[group][2]
             ids = ids_of.setdefault(group, set(spread([line["id"] for line in record.covered], count)))
         settings.append(_setting(record, ids, shared))
-        # A record keeps what it has read.
-        waiting[place] = Record(record.path, record.runs)
+        waiting[place] = record.unread()
     browsable = sum(len(setting.browsed) for setting in settings)
     return Tree(results, settings, unfinished, faults, lines, browsable)
 
@@ -122,28 +119,25 @@ class _Shared:
 
 def _setting(record: Record, browsed: set[str], shared: _Shared) -> Setting:
     fields = FIELDS.get(record.eval, ALL_FIELDS)
-    lines: dict[str, Line] = {}
+    lines: list[Line] = []
     for line in record.covered:
         reduced = {name: line[name] for name in fields if name in line}
         reduced["id"] = sys.intern(line["id"])
         if record.eval == "longbench":
             reduced["official"] = line["official"] if "official" in line else _official(record.task, line)
-        lines[reduced["id"]] = reduced
+        lines.append(reduced)
+    failures: list[Line] = []
+    for line in record.failures.values():
+        failures.append({name: line[name] for name in ("id", "error", "length") if name in line})
     summary = dict(record.summary or {})
     summary.pop("method_in_full", None)
-    summary |= {"samples": list(lines), "config": shared.each(record.config)}
+    summary |= {"samples": [line["id"] for line in lines], "config": shared.each(record.config)}
     for name in ("prompt", "environment"):
         summary[name] = shared.one(summary.get(name))
-    reduced_record = Record(record.path, record.runs)
-    # As if they had been read.
-    failures: dict[str, Line] = {}
-    for id, line in record.failures.items():
-        failures[id] = {name: line[name] for name in ("id", "error", "length") if name in line}
-    read = Lines(lines, failures, {}, 0, 0)
-    vars(reduced_record).update(_lines=(read, ""), _file_summary=(summary, ""), _file_config=None)
     batches = dict.fromkeys(tuple(line["batch"]) for line in record.covered if isinstance(line.get("batch"), list))
     shown = [_browsed(line) for line in record.covered if line["id"] in browsed]
-    return Setting(reduced_record, _kept(record.covered), shared.one(tuple(batches)), shown)
+    kept, combinations = _kept(record.covered), shared.one(tuple(batches))
+    return Setting(record.reduced(lines, failures, summary), kept, combinations, shown)
 
 
 def _official(task: str, line: Line) -> bool:
@@ -165,6 +159,9 @@ def _browsed(line: Line) -> Line:
         fields["prediction"] = shortened(fields["prediction"])
     if isinstance(fields.get("answers"), list):
         fields["answers"] = [shortened(str(answer)) for answer in fields["answers"][:5]]
+    if isinstance(line.get("kl_per_token"), list):
+        values = [value for value in line["kl_per_token"] if isinstance(value, (int, float))]
+        fields["kl_per_token"] = [round(value, 3) for value in values[:TOKENS]]
     return {**fields, "kept": [round(layer, 1) for layer in layer_means(line)]}
 
 
@@ -186,11 +183,6 @@ def _faults(record: Record) -> list[str]:
     return phrases
 
 
-def _group(record: Record) -> tuple[str, ...]:
-    """Model, evaluation, task and protocol, by the path."""
-    return record.path.parts[-len(NAMED) : -2]
-
-
 def _sample_places(waiting: Sequence[Record]) -> dict[tuple[str, ...], tuple[int, int, int]]:
     """For each group with lines in the browser: first and last place of its settings, and how many samples of each.
 
@@ -198,7 +190,7 @@ def _sample_places(waiting: Sequence[Record]) -> dict[tuple[str, ...], tuple[int
     """
     places: dict[tuple[str, ...], list[int]] = {}
     for place, record in enumerate(waiting):
-        places.setdefault(_group(record), []).append(place)
+        places.setdefault(record.group, []).append(place)
     groups = list(places)
     if len(waiting) > EMBEDDED:
         groups = spread(groups, max(1, EMBEDDED * len(groups) // len(waiting)))

@@ -29,6 +29,9 @@ LAYER_CHARTS = 8
 LINES = 12
 """Lines of a chart at most; the tables have all."""
 
+COMPARED = 12
+"""Models and evaluations whose verdicts the overview has at most."""
+
 
 @dataclass(frozen=True)
 class Sentence:
@@ -59,7 +62,7 @@ class TableRow:
 
 @dataclass(frozen=True)
 class Board:
-    """Everything of one model and evaluation whose rows are methods within a budget."""
+    """Everything of one model and evaluation whose rows are methods within a budget; `compared`: with verdicts."""
 
     model: str
     eval: str
@@ -73,6 +76,7 @@ class Board:
     kl: Chart | None
     layers: Sequence[Chart]
     left_out: int
+    compared: bool
 
     @property
     def partial(self) -> bool:
@@ -85,6 +89,7 @@ def boards(tree: Tree) -> Iterator[tuple[Board, Grid]]:
     def place(setting: Setting) -> tuple[str, str]:
         return setting.record.model, setting.record.eval
 
+    made = 0
     for (_, evaluation), group in groupby(sorted(tree.settings, key=place), key=place):
         settings = [setting for setting in group if evaluation != "longbench" or setting.record.task in TASKS]
         if not settings or evaluation == "head_masking":
@@ -95,7 +100,8 @@ def boards(tree: Tree) -> Iterator[tuple[Board, Grid]]:
         elif evaluation != "niah":
             of_model = _by_task(of_model)
         kl = next((each for each in fidelity if each.metric.field == "kl"), None)
-        yield _board(of_model, kl, settings), of_model
+        yield _board(of_model, kl, settings, made < COMPARED), of_model
+        made += 1
 
 
 def _by_task(of_model: Grid) -> Grid:
@@ -112,7 +118,7 @@ def _by_task(of_model: Grid) -> Grid:
     return replace(of_model, columns=[*ids, of_model.overall], rows=rows) if len(ids) > 1 else of_model
 
 
-def _board(of_model: Grid, kl: Grid | None, settings: Sequence[Setting]) -> Board:
+def _board(of_model: Grid, kl: Grid | None, settings: Sequence[Setting], compared: bool) -> Board:
     kept = {setting.record.path: setting.kept for setting in settings}
     lines = {label: style for style, label in enumerate(dict.fromkeys(row.label for row in _ordered(of_model)))}
     shown = {label: style for label, style in lines.items() if style < LINES}
@@ -120,16 +126,22 @@ def _board(of_model: Grid, kl: Grid | None, settings: Sequence[Setting]) -> Boar
         of_model.model,
         of_model.eval,
         f"{of_model.model} · {EVALS.get(of_model.eval, of_model.eval)}",
-        [column_title(column, of_model) for column in of_model.columns],
+        [column_title(column, of_model) for column in _columns(of_model)],
         list(_rows(of_model)),
-        _sentences(of_model),
-        _sentences(kl) if kl else [],
+        _sentences(of_model) if compared else [],
+        _sentences(kl) if kl and compared else [],
         list(_shares(of_model)),
         _over_budget(of_model, f"Score, {column_title(of_model.overall, of_model)}", "score, 0 to 100", shown),
         _over_budget(kl, "KL to the full cache", "nats per token, lower is closer", shown) if kl else None,
         list(_layers(of_model, shown, kept)),
         len(lines) - len(shown),
+        compared,
     )
+
+
+def _columns(of_model: Grid) -> list[str]:
+    """What it comes to first, then what it is made of: a wide table shows its average without being moved."""
+    return sorted(of_model.columns, key=lambda column: column != of_model.overall)
 
 
 def _ordered(of_model: Grid) -> list[Row]:
@@ -139,10 +151,11 @@ def _ordered(of_model: Grid) -> list[Row]:
 
 def _rows(of_model: Grid) -> Iterator[TableRow]:
     for budget, rows in of_model.budgets.items():
-        ranked = {column: ranks(column, rows) for column in of_model.columns}
+        columns = _columns(of_model)
+        ranked = {column: ranks(column, rows) for column in columns}
         for place, row in enumerate(rows):
             cells: list[CellText | None] = []
-            for column in of_model.columns:
+            for column in columns:
                 cell = row.cells.get(column)
                 cells.append(_cell(cell, ranked[column].get(place), column == of_model.overall) if cell else None)
             yield TableRow(budget_text(budget), row.label, cells)
@@ -173,10 +186,14 @@ def sentence(verdict: Verdict) -> Sentence:
         first, second = second, first
     if mean < 0 and bounds:
         bounds = -bounds[1], -bounds[0]
-    between = f"95 % interval {signed(bounds[0], digits)} to {signed(bounds[1], digits)}, " if bounds else ""
+    between = f"95\u00a0% interval {signed(bounds[0], digits)} to {signed(bounds[1], digits)}, " if bounds else ""
     p = "p < 0.001" if verdict.p < 0.001 else f"p = {verdict.p:.3f}"
-    # No line breaks around the signs.
-    numbers = f"{between}{p}, n = {verdict.n}".replace(" = ", "\u00a0=\u00a0").replace(" < ", "\u00a0<\u00a0")
+    # No line breaks around signs.
+    numbers = (
+        f"{between}{p}, n = {verdict.n}".replace(" = ", "\u00a0=\u00a0")
+        .replace(" < ", "\u00a0<\u00a0")
+        .replace(" %", "\u00a0%")
+    )
     at = "With the full cache" if verdict.budget is None else f"At budget {verdict.budget}"
     gap = f"{abs(mean):.{digits}f} {'nats per token' if verdict.lower else 'points'}"
     if verdict.p < statistics.ALPHA:
@@ -216,11 +233,9 @@ def _shares(of_model: Grid) -> Iterator[str]:
         if mine is None or whole is None or not whole.mean or mine.samples != whole.samples:
             continue
         kept, all_kept = _kept_tokens(row.records), _kept_tokens(full.records)
-        tokens = f", keeping {100 * kept / all_kept:.0f} % of its tokens" if kept and all_kept else ""
-        yield (
-            f"{row.label} at budget {row.budget} scores {mine.mean:.1f}: {100 * mine.mean / whole.mean:.0f} % of the "
-            f"full cache's {whole.mean:.1f}{tokens}."
-        )
+        tokens = f", keeping {100 * kept / all_kept:.0f}\u00a0% of its tokens" if kept and all_kept else ""
+        share = f"{100 * mine.mean / whole.mean:.0f}\u00a0% of the full cache's {whole.mean:.1f}"
+        yield f"{row.label} at budget {row.budget} scores {mine.mean:.1f}: {share}{tokens} (n\u00a0=\u00a0{mine.n})."
 
 
 def _kept_tokens(records: Sequence[Record]) -> float | None:
