@@ -83,7 +83,7 @@ def test_a_pool_beyond_the_free_memory_is_refused(tiny):
         fill(tiny, prompt(300), 120, Contender(FULL), 10**15, 4)
 
 
-def test_a_cache_of_another_size_fails_loudly(tiny, monkeypatch):
+def test_a_cache_of_another_size_fails_loudly(tiny, quick, monkeypatch):
     monkeypatch.setattr(SDPA, "rows", lambda self, sources, room: [BucketedRows(s, room + 7) for s in sources])
     with attached(tiny.model), pytest.raises(RuntimeError, match="bytes of cache"):
         measure(tiny, prompt(120), Contender(Setting(SNAPKV, 40)), new_tokens=6)
@@ -163,7 +163,7 @@ def test_on_gpus_each_has_a_peak_and_the_host_may_be_what_is_slow(tiny, monkeypa
     monkeypatch.setattr("evals.efficiency.measure.gpus", lambda model: list(peaks))
     monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda device: None)
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", peaks.get)
-    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: time.sleep(0.02 * waits))
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: time.sleep(0.02) if waits else None)
     with attached(tiny.model):
         found = measure(tiny, prompt(60), Contender(FULL), new_tokens=4)
     assert found.peak_bytes == 800
