@@ -106,10 +106,16 @@ def show(entries: Sequence[Entry], logger: Logger | None) -> None:
         logger.log(records, figures)
         logger.log_measurements([entry.measurement() for entry in entries if entry.written])
     if failures:
+        faulty = _settings([entry for entry in entries if entry.state in FAULTY])
         raise UserError(
-            f"{len(failures)} of {len(entries)} settings {_how(entries)} ({failures[0]}); "
+            f"{faulty} of {_settings(entries)} settings {_how(entries)} ({failures[0]}); "
             "the same command runs only what is missing"
         )
+
+
+def _settings(entries: Sequence[Entry]) -> int:
+    """How many settings these are, whatever the number of tasks."""
+    return len({(entry.model, entry.eval, entry.setting) for entry in entries})
 
 
 def _how(entries: Sequence[Entry]) -> str:
