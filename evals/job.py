@@ -73,9 +73,13 @@ class Job:
 
     @property
     def label(self) -> str:
-        """Method and budget, the protocol if it is not the default, and what else tells it from others."""
-        protocol = "" if self.protocol.name == "corrected" else f"({self.protocol.name})"
-        return " ".join(filter(None, (self.setting, protocol, self.apart)))
+        """Method and budget, and the protocol if it is not the default."""
+        return self.setting if self.protocol.name == "corrected" else f"{self.setting} ({self.protocol.name})"
+
+    @property
+    def name(self) -> str:
+        """The label, with what tells it from others in its sweep."""
+        return f"{self.label} {self.apart}".rstrip()
 
 
 def job_from(config: Mapping[str, Any]) -> Job:

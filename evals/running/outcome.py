@@ -78,7 +78,7 @@ class Outcome:
         detail = "" if mistake else "".join(traceback.format_exception(error))
         sys.stderr.write(detail)
         note = str(error) if mistake else f"{type(error).__name__}: {error}".strip(": ")
-        for name, job in {job.label: job for job in jobs}.items():
+        for name, job in {job.name: job for job in jobs}.items():
             self.entries.append(Entry(job.model.name, job.eval.name, task, name, "failed", note, detail))
 
     @contextmanager
@@ -153,7 +153,7 @@ def load(path: Path) -> list[Entry]:
 
 def without_outcome(jobs: Sequence[Job], task: str, note: str, known: Collection[str] = ()) -> list[Entry]:
     """Entries of jobs that ended without saying what became of them, except those settings that are `known`."""
-    names = {job.label: job for job in jobs}
+    names = {job.name: job for job in jobs}
     return [
         Entry(job.model.name, job.eval.name, task, name, "failed", note)
         for name, job in names.items()
