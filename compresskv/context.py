@@ -53,7 +53,7 @@ class Context:
             source = self.protocol.calibration_data if asked == "auto" else asked
             raise UserError(
                 f"calibration={asked}: there is no {source} calibration of {self.model}, which this method needs: "
-                f"run `python run.py eval=calibrate model={self.model}` first, or give one (there are "
+                "run `python run.py eval=calibrate` with this model first, or give one (there are "
                 f"{', '.join(names())}; published are the authors' figures)"
             )
         for name in () if any_observation else ("window", "kernel", "pooling"):

@@ -2,8 +2,8 @@
 
 import os
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -62,16 +62,3 @@ def name_of(path: str | int) -> str:
     """
     last = Path(os.path.abspath(Path(str(path)).expanduser())).name
     return last.removesuffix(".gguf")
-
-
-def labels(models: Sequence[ModelConfig]) -> list[str]:
-    """What tables call these models: their names, and where names are equal, the settings that tell them apart."""
-    named = []
-    for model in models:
-        words = [model.name]
-        for setting in fields(ModelConfig):
-            value = getattr(model, setting.name)
-            if any(other.name == model.name and getattr(other, setting.name) != value for other in models):
-                words.append(f"{setting.name}={value}")
-        named.append(" ".join(words))
-    return named

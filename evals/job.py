@@ -44,7 +44,7 @@ class Job:
 
     `prefill_chunk` in tokens; `memory`: GB that a prompt and its decode batch may take beside the model; None: what is
     free. `fidelity`: whether to measure how far each setting is from the full cache. `config` is the configuration that
-    all of it came from.
+    all of it came from. `apart`: what tells it from the others in a sweep that have the same method and budget.
     """
 
     model: ModelConfig
@@ -60,6 +60,7 @@ class Job:
     results: Path
     logger: Logger | None
     config: Mapping[str, Any] = field(hash=False, repr=False, default_factory=dict)
+    apart: str = field(compare=False, default="")
 
     @property
     def memory_bytes(self) -> int | None:
@@ -74,6 +75,11 @@ class Job:
     def label(self) -> str:
         """Method and budget, and the protocol if it is not the default."""
         return self.setting if self.protocol.name == "corrected" else f"{self.setting} ({self.protocol.name})"
+
+    @property
+    def name(self) -> str:
+        """The label, with what tells it from others in its sweep."""
+        return f"{self.label} {self.apart}".rstrip()
 
 
 def job_from(config: Mapping[str, Any]) -> Job:

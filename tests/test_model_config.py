@@ -9,7 +9,7 @@ import pytest
 from pydantic import TypeAdapter, ValidationError
 
 from bench.settings import job
-from compresskv.model_config import ModelConfig, labels, name_of
+from compresskv.model_config import ModelConfig, name_of
 from tests.support.command import ROOT
 
 MODELS = sorted(path.stem for path in (ROOT / "conf" / "model").glob("[!_]*.yaml"))
@@ -82,14 +82,6 @@ def test_a_model_is_named_after_its_path(tmp_path, monkeypatch):
     assert name_of("org/Model-7B") == "Model-7B"
     assert name_of("/some/where/model.Q4_1.gguf") == "model.Q4_1"
     assert job("model.path=.").model.name == "my-model"
-
-
-def test_models_of_one_name_are_told_apart():
-    a, b = ModelConfig("run", path="first/run"), ModelConfig("run", path="second/run")
-    other = ModelConfig("other", path="other", dtype="float32")
-    assert labels([a, other, b]) == ["run path=first/run", "other", "run path=second/run"]
-    assert labels([a, other]) == ["run", "other"]
-    assert labels([a, ModelConfig("run", path="first/run", dtype="float32")]) == ["run dtype=auto", "run dtype=float32"]
 
 
 def test_a_model_config_needs_no_torch():

@@ -40,7 +40,7 @@ def run(
     if heads_file is None:
         raise UserError(
             f"there is no held_out calibration of {model.name}, which has the retrieval heads: "
-            f"run `python run.py eval=calibrate model={model.name}` first"
+            "run `python run.py eval=calibrate` with this model first"
         )
     held_out = calibration.load(heads_file)
     scorer = SemanticHeadScorer(Observation(**asdict(observation)), held_out.top_heads("semantic", held_out.heads))

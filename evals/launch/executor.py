@@ -1,13 +1,14 @@
 """What runs a sweep: one interface over this process, the devices of this machine, and a cluster."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
 from evals.job import Job, job_from
 from evals.launch.groups import Group, groups
+from evals.results.names import IMMATERIAL, differences
 
 
 @dataclass(frozen=True)
@@ -26,12 +27,36 @@ class Sweep:
     @cached_property
     def jobs(self) -> list[Job]:
         """Raises `UserError` for a configuration that cannot be."""
-        return [job_from(config) for config in self.configs]
+        return told_apart([job_from(config) for config in self.configs])
 
     @cached_property
     def groups(self) -> list[Group]:
         """The parts that can run apart."""
         return groups(self.jobs, self.overrides)
+
+
+def told_apart(jobs: Sequence[Job]) -> list[Job]:
+    """The jobs, with what tells those of a model and evaluation apart that are called the same, such as `window=16`."""
+    alike: dict[tuple[str, str, str], dict[Job, list[int]]] = {}
+    for place, job in enumerate(jobs):
+        # The full cache is one setting at every budget.
+        members = alike.setdefault((job.model.name, job.eval.name, job.label), {})
+        members.setdefault(replace(job, config={}), []).append(place)
+    named = list(jobs)
+    for members in alike.values():
+        if len(members) == 1:
+            continue
+        configs = [_setting_of(jobs[places[0]]) for places in members.values()]
+        for suffix, places in zip(differences(configs), members.values(), strict=True):
+            for place in places:
+                named[place] = replace(jobs[place], apart=suffix)
+    return named
+
+
+def _setting_of(job: Job) -> dict[str, Any]:
+    """The part of a job's configuration that tells settings apart."""
+    left_out = IMMATERIAL if job.budget is not None else (*IMMATERIAL, "budget")
+    return {name: value for name, value in job.config.items() if name not in left_out}
 
 
 class Executor(Protocol):

@@ -34,17 +34,23 @@ def _plain(record: Record) -> str:
 
 def _suffixes(records: Sequence[Record]) -> list[str]:
     """What tells these apart, for each; the hash too where that does not do."""
-    described = [dict(_leaves(_identity(record))) for record in records]
+    suffixes = differences([_identity(record) for record in records])
+    return [
+        suffix if suffix and suffixes.count(suffix) == 1 else f"{suffix} [{record.digest}]".strip()
+        for suffix, record in zip(suffixes, records, strict=True)
+    ]
+
+
+def differences(configs: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What tells these configurations apart, for each, such as `window=16 kernel=7`; what is long is left out."""
+    described = [dict(_leaves(config)) for config in configs]
     paths = list(dict.fromkeys(path for leaves in described for path in leaves))
     differing = [path for path in paths if len({leaves.get(path) for leaves in described}) > 1]
     suffixes = []
     for leaves in described:
         parts = dict.fromkeys(f"{path[-1]}={leaves[path]}" for path in differing if path in leaves)
         suffixes.append(" ".join(part for part in parts if len(part) <= 40))
-    return [
-        suffix if suffix and suffixes.count(suffix) == 1 else f"{suffix} [{record.digest}]".strip()
-        for suffix, record in zip(suffixes, records, strict=True)
-    ]
+    return suffixes
 
 
 def _identity(record: Record) -> dict[str, Any]:

@@ -78,7 +78,7 @@ class Outcome:
         detail = "" if mistake else "".join(traceback.format_exception(error))
         sys.stderr.write(detail)
         note = str(error) if mistake else f"{type(error).__name__}: {error}".strip(": ")
-        for name, job in {job.label: job for job in jobs}.items():
+        for name, job in {job.name: job for job in jobs}.items():
             self.entries.append(Entry(job.model.name, job.eval.name, task, name, "failed", note, detail))
 
     @contextmanager
@@ -106,10 +106,16 @@ def show(entries: Sequence[Entry], logger: Logger | None) -> None:
         logger.log(records, figures)
         logger.log_measurements([entry.measurement() for entry in entries if entry.written])
     if failures:
+        faulty = _settings([entry for entry in entries if entry.state in FAULTY])
         raise UserError(
-            f"{len(failures)} of {len(entries)} settings {_how(entries)} ({failures[0]}); "
+            f"{faulty} of {_settings(entries)} settings {_how(entries)} ({failures[0]}); "
             "the same command runs only what is missing"
         )
+
+
+def _settings(entries: Sequence[Entry]) -> int:
+    """How many settings these are, whatever the number of tasks."""
+    return len({(entry.model, entry.eval, entry.setting) for entry in entries})
 
 
 def _how(entries: Sequence[Entry]) -> str:
@@ -147,7 +153,7 @@ def load(path: Path) -> list[Entry]:
 
 def without_outcome(jobs: Sequence[Job], task: str, note: str, known: Collection[str] = ()) -> list[Entry]:
     """Entries of jobs that ended without saying what became of them, except those settings that are `known`."""
-    names = {job.label: job for job in jobs}
+    names = {job.name: job for job in jobs}
     return [
         Entry(job.model.name, job.eval.name, task, name, "failed", note)
         for name, job in names.items()

@@ -152,7 +152,7 @@ def _finish(model: LoadedModel, run: SettingRun) -> Entry:
     """Write the summary of a run that tried all its samples."""
     job, ids = run.job, list(run.task.sample_ids)
     finish(run.store, ids, about(model, job, run.task, run.setting), job.results / "runs")
-    place = (model.name, job.eval.name, run.task.name, job.label)
+    place = (model.name, job.eval.name, run.task.name, job.name)
     folder = str(run.store.folder)
     if run.failures:
         return Entry(

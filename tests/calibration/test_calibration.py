@@ -70,7 +70,7 @@ def test_layer_errors_on_longbench(checkpoint, tmp_path):
     )  # fmt: skip
     refused = run(*command)
     assert refused.returncode != 0
-    assert "eval=calibrate model=tiny-llama" in refused.stderr
+    assert "eval=calibrate` with this model" in refused.stderr
     heads = {
         "model": "tiny-llama",
         "source": "held_out",

@@ -4,6 +4,10 @@ import json
 
 import pytest
 
+from compresskv.errors import UserError
+from evals.compose import composed
+from evals.launch.executor import Sweep
+from evals.running.outcome import Entry, show
 from tests.support.command import run
 
 GRID = ["eval.lengths=[200]", "eval.depths=2", "eval.max_new_tokens=4"]
@@ -50,3 +54,28 @@ def test_a_model_that_is_not_there_does_not_end_the_others(sweep, checkpoint, tm
     assert settings(tmp_path) == {("tiny-llama", "full"), ("tiny-llama", "knorm")}
     assert "Traceback" not in done.stderr
     assert "/nowhere" in done.stdout
+
+
+def labels(config, **changes):
+    """What the jobs of a sweep are called whose configurations have these values of one setting, in turn."""
+    ((name, values),) = changes.items()
+    group, field = name.split("__")
+    configs = [{**config, group: {**config[group], field: value}} for value in values]
+    return [job.name for job in Sweep(configs, [[]] * len(configs), []).jobs]
+
+
+def test_settings_of_one_method_and_budget_are_told_apart():
+    config = composed("method=snapkv", "budget=64")
+    assert labels(config, observation__window=(8, 16)) == ["snapkv 64 window=8", "snapkv 64 window=16"]
+    assert labels(config, model__path=("a/run", "b/run")) == ["snapkv 64 path=a/run", "snapkv 64 path=b/run"]
+    assert labels(config, protocol__score_dtype=("float32",)) == ["snapkv 64"]
+    assert labels(config, paths__results=("a", "b")) == ["snapkv 64", "snapkv 64"]
+    full = composed("method=full")
+    assert [job.name for job in Sweep([full, {**full, "budget": 64}], [[], []], []).jobs] == ["full", "full"]
+
+
+def test_a_setting_is_counted_once_for_all_its_tasks(capsys):
+    entries = [Entry("tiny", "longbench", task, "snapkv 64", "failed", f"no {task}") for task in ("qasper", "trec")]
+    measured = Entry("tiny", "longbench", "qasper", "full", "ran", "", written="nowhere")
+    with pytest.raises(UserError, match=r"^1 of 2 settings failed \(no qasper\)"):
+        show([*entries, measured], None)
