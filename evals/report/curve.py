@@ -69,7 +69,7 @@ def over_masked(grid: Grid) -> Figure:
     figure, axis = _rows_over(grid, numbers, lambda row: row.label)
     axis.set_xticks(list(numbers.values()))
     axis.set_xlabel("masked query heads (K)")
-    axis.set_ylabel("score")
+    axis.set_ylabel("score (ROUGE-1 recall of the answer)")
     axis.set_ylim(bottom=0)
     return _finished(figure, axis, grid)
 

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from evals.report.cells import Cell, Grid, ranks
+from evals.report.labels import METHODS
 from evals.report.page import (
     VERDICT_COLUMNS,
     Page,
@@ -70,7 +71,8 @@ def _published(rows: Sequence[Published]) -> str:
     measures = list(dict.fromkeys(published_column(row) for row in rows))
     table: dict[tuple[str, ...], dict[str, str]] = {}
     for row in rows:
-        place = (row.model or "not named", budget_text(row.budget), row.method, row.source)
+        budget = "–" if row.budget is None and row.method != METHODS["full"] else budget_text(row.budget)
+        place = (row.model or "not named", budget, row.method, row.source)
         table.setdefault(place, {})[published_column(row)] = f"{row.value:g}"
     header = ["model", "budget", "method", "source", *measures]
     body = [[*place, *(values.get(measure, "") for measure in measures)] for place, values in table.items()]

@@ -174,6 +174,7 @@ def test_masking_has_a_row_for_every_ranking_and_a_column_for_every_number_of_he
     assert drops.loc[("semantic heads", "drop with the top 10 masked"), "source"] == "second-hand"
     assert "scaled to the model's: 3 for 10, 5 for 20." in page.notes[0]
     assert list(page.grids[0].columns[3:]) == ["drop with the top 10 masked", "drop with the top 20 masked"]
+    assert "| Mistral-7B-Instruct-v0.3 | – | semantic heads | paper v1 text | 74 |" in markdown(page)
     assert "drop with the top 20 masked" in of_ranking["traditional heads"].cells
     assert "the mean of 2 draws" in page.notes[0]
     words = {(verdict.first, verdict.second, verdict.column): verdict.words for verdict in page.verdicts}
