@@ -273,7 +273,8 @@ class Record:
 
 def contradiction(line: Line) -> str:
     """Where fields of a line do not follow from each other, in a phrase; "" if they do."""
-    per_token, kl = line.get("kl_per_token"), line.get("kl")
+    per_token: Any = line.get("kl_per_token")
+    kl: Any = line.get("kl")
     if not per_token:
         return ""
     try:
