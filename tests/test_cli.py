@@ -208,6 +208,7 @@ def test_printing_raises_nothing_and_no_file_is_taken_for_stderr(tmp_path, end):
     assert done.stderr + done.stdout == b""
 
 
+@pytest.mark.slow
 def test_output_that_nobody_takes_costs_no_sample(tiny, tmp_path):
     command = arguments("method=snapkv", "budget=64", *GRID, *tiny)
     done = subprocess.run(["bash", "-c", 'set -o pipefail; "$0" "$@" 2>&- | true', *command], cwd=ROOT)

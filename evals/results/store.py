@@ -24,6 +24,9 @@ from evals.results.schema import Line
 READ_ONLY = (errno.EROFS, errno.EACCES, errno.EPERM)
 TOO_MANY_OPEN = (errno.EMFILE, errno.ENFILE)
 
+SPARE = 32
+"""Open files that are left for whatever else a run opens, such as a folder that is listed, or a figure."""
+
 
 class SampleStore:
     """The open folder of one setting. Only one process may hold it; `close` lets go of it.
@@ -162,14 +165,22 @@ class SampleStore:
 def _descriptor(path: Path) -> int:
     flags = os.O_RDWR | os.O_CREAT | os.O_APPEND
     try:
-        return os.open(path, flags, 0o644)
+        descriptor = os.open(path, flags, 0o644)
     except OSError as error:
         if error.errno != errno.EMFILE:
             raise
+        _allow_more_files()
+        return os.open(path, flags, 0o644)
+    if descriptor + SPARE > resource.getrlimit(resource.RLIMIT_NOFILE)[0]:
+        _allow_more_files()
+    return descriptor
+
+
+def _allow_more_files() -> None:
+    """As many open files as an unprivileged process may have."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    with contextlib.suppress(ValueError, OSError):  # as much as an unprivileged process may have
+    with contextlib.suppress(ValueError, OSError):
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    return os.open(path, flags, 0o644)
 
 
 def _same(path: Path, descriptor: int) -> bool:

@@ -4,6 +4,7 @@ import errno
 import fcntl
 import io
 import os
+import resource
 import shutil
 import socket
 import threading
@@ -185,6 +186,18 @@ def test_a_setting_takes_one_descriptor(tmp_path):
     for store in opened:
         store.close()
     assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_more_settings_than_files_may_be_open_at_first(tmp_path):
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    taken = len(os.listdir("/proc/self/fd"))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (taken + 40, hard))
+    try:
+        opened = [SampleStore(tmp_path / str(number)) for number in range(100)]
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    for store in opened:
+        store.close()
 
 
 def test_too_many_open_files(tmp_path, monkeypatch):
