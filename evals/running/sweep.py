@@ -19,8 +19,8 @@ def run(jobs: Sequence[Job], outcome_file: Path | None = None) -> None:
 
     Raises `UserError` at the end if any failed.
     """
-    for logger in dict.fromkeys(job.logger for job in jobs if job.logger):
-        logger.check()
+    for each in dict.fromkeys(job.logger for job in jobs if job.logger):
+        each.check()
     sweep, logger = Outcome(), jobs[0].logger
     with logger.watched(jobs) if logger else nullcontext() as report:
         progress = Progress(report=report)
