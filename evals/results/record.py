@@ -277,11 +277,11 @@ def contradiction(line: Line) -> str:
     kl: Any = line.get("kl")
     if not per_token:
         return ""
-    try:
-        agree = abs(fmean(per_token) - kl) < 6e-5  # both are rounded, to 4 and 6 decimals
-    except TypeError:
+    if not isinstance(per_token, list) or not all(map(_number, [kl, *per_token])):
         return "kl or kl_per_token is not made of numbers"
-    return "" if agree else f"kl is {kl}, the mean of kl_per_token {fmean(per_token):.4f}"
+    mean = fmean(per_token)
+    agree = abs(mean - float(kl or 0)) < 6e-5  # both are rounded, to 4 and 6 decimals
+    return "" if agree else f"kl is {kl}, the mean of kl_per_token {mean:.4f}"
 
 
 def without_failed(summary: Mapping[str, Any] | None) -> dict[str, Any]:
