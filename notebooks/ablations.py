@@ -31,8 +31,8 @@ results = Path(scratch.name)
 # ## A sweep and how to read it
 #
 # The words of a setting are those of a command line: `method=snapkv method/allocator=layer_error` is SnapKV's scores
-# with CompressKV's layer budgets. A sweep prefills each prompt once for all its settings. Here: three needles, one
-# short length, three depths. Each sweep has a results tree of its own.
+# with CompressKV's layer budgets. A sweep prefills each prompt once for all its settings, so all settings of this
+# notebook are one sweep. Here: three needles, one short length, three depths. Each table has a results tree of its own.
 #
 # `means` has every setting's mean with its 95 % bootstrap interval, and groups: settings that share a letter
 # cannot be told apart. `pairs` has the paired differences.
@@ -42,10 +42,14 @@ TASK = ["eval=niah", "eval.lengths=[400]", "eval.depths=3", "eval.needles=3", "e
 BUDGET = 64
 
 
-def swept(name, settings):
-    """Run a sweep over `settings`, lists of overrides; returns their comparison, on the samples that all have."""
-    run([job(*TASK, *setting, f"budget={BUDGET}", f"paths.results={results / name}") for setting in settings])
-    (comparison,) = comparisons(records(results / name), "score")
+def jobs(table, settings):
+    """The jobs of a table: `settings` are lists of overrides."""
+    return [job(*TASK, *setting, f"budget={BUDGET}", f"paths.results={results / table}") for setting in settings]
+
+
+def compared(settings):
+    """The comparison of these records, on the samples that all have."""
+    (comparison,) = comparisons(settings, "score")
     return comparison
 
 
@@ -80,59 +84,55 @@ def draw(comparison):
 
 
 # %% [markdown]
-# ## Components
+# ## What is run
 #
-# From SnapKV to CompressKV: semantic heads, layer budgets, both.
+# - **Components**, from SnapKV to CompressKV: semantic heads, layer budgets, both.
+# - **How many heads choose**: one to all nine query heads of a layer, with uniform budgets.
+# - **Observation window and pooling**, of SnapKV only: a calibration is made for one window and pooling, and CompressKV
+#   refuses one that was made for others.
 
 # %%
-components = swept(
-    "components",
-    [
-        ["method=snapkv"],
-        ["method=compresskv", "method/allocator=uniform"],
-        ["method=snapkv", "method/allocator=layer_error"],
-        ["method=compresskv"],
-    ],
-)
+snapkv, compresskv = "method=snapkv", "method=compresskv"
+uniform, layer_error = "method/allocator=uniform", "method/allocator=layer_error"
+components = [[snapkv], [compresskv, uniform], [snapkv, layer_error], [compresskv]]
+heads = [[compresskv, uniform, f"method.scorer.heads={number}"] for number in (1, 2, 4, 9)]
+windows = []
+for window in (8, 16, 32):
+    for pooling in ("average", "max"):
+        if (window, pooling) != (8, "average"):  # the default, which is among the components
+            windows.append([snapkv, f"observation.window={window}", f"observation.pooling={pooling}"])
+
+run([*jobs("components", components), *jobs("heads", heads), *jobs("windows", windows)])
+
+# %% [markdown]
+# ## Components
 
 # %%
-draw(components)
+of_components = compared(records(results / "components"))
+draw(of_components)
 
 # %%
-pairs(components).round(3)
+pairs(of_components).round(3)
 
 # %% [markdown]
 # ## How many heads choose
-#
-# One to all nine query heads of a layer, with uniform budgets.
 
 # %%
-uniform = ["method=compresskv", "method/allocator=uniform"]
-heads = swept("heads", [[*uniform, f"method.scorer.heads={number}"] for number in (1, 2, 4, 9)])
+of_heads = compared(records(results / "heads"))
+draw(of_heads)
 
 # %%
-draw(heads)
-
-# %%
-pairs(heads).round(3)
+pairs(of_heads).round(3)
 
 # %% [markdown]
 # ## Observation window and pooling
-#
-# SnapKV only: a calibration is made for one window and pooling, and CompressKV refuses one that was made for others.
 
 # %%
-settings = []
-for window in (8, 16, 32):
-    for pooling in ("average", "max"):
-        settings.append(["method=snapkv", f"observation.window={window}", f"observation.pooling={pooling}"])
-windows = swept("window", settings)
+of_windows = compared(records(results / "windows") + records(results / "components", "/snapkv/"))
+draw(of_windows)
 
 # %%
-draw(windows)
-
-# %%
-pairs(windows).head(5).round(3)
+pairs(of_windows).head(5).round(3)
 
 # %% [markdown]
 # **Not to be concluded:** that settings are equal where no difference shows. There are nine prompts, of three needles.

@@ -40,12 +40,12 @@ sorted(path.name for path in directory.iterdir())
 # ## Calibrate
 #
 # SnapKV and most others need nothing of a model. CompressKV needs its semantic heads and layer errors, measured once on
-# needles that the model answers. The defaults take 150 prompts; this takes ten short ones, and keeps the
+# needles that the model answers. The defaults take 150 prompts; this takes five short ones, and keeps the
 # file beside the model: without `eval.output` it goes to your cache, where `model.path=` finds it by name.
 
 # %%
 model = f"model.path={directory}"
-small = ["eval.lengths=[300]", "eval.depths=2", "eval.max_steps=30", "eval.head_counts=[1,3]"]
+small = ["eval.lengths=[300]", "eval.depths=1", "eval.max_steps=30", "eval.head_counts=[1,3]"]
 run([job(model, "eval=calibrate", *small, f"eval.output={scratch.name}", f"paths.results={results}")])
 file = Path(scratch.name) / "my-model.held_out.json"
 made = calibration.load(file)
@@ -89,6 +89,6 @@ for path in write("table3_components", results):
     print(path.relative_to(results))
 
 # %% [markdown]
-# **Not to be concluded:** anything about the components from six prompts, or that ten calibration prompts do. The same
+# **Not to be concluded:** anything about the components from six prompts, or that five calibration prompts do. The same
 # from the command line: `python run.py eval=calibrate model.path=<directory>`, then
 # `python run.py -m experiment=table3_components +size=smoke model.path=<directory>`.
