@@ -32,7 +32,7 @@ COLUMNS = (
 MEASURED = ("score", "n", "realised_budget", "cache_bytes", "total_cache_bytes", "uncompressed", "truncated", "failed")
 """The numbers of a summary that are logged as they are."""
 
-ABOUT = ("dtype", "backend", "model_fingerprint", "method_in_full")
+ABOUT = ("dtype", "backend", "model_fingerprint", "method_in_full", "prompt")
 """What a summary says of its setting besides its name."""
 
 
