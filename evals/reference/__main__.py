@@ -25,7 +25,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--data", default="hub", help="LongBench, as eval.data takes it; default: hub")
     parser.add_argument("--results", type=Path, default=Path("results/reference-run"), help="the complete results")
     parser.add_argument("--target", type=Path, default=Path("results/reference"), help="what is committed of them")
-    options = parser.parse_args(arguments)
+    options = parser.parse_intermixed_args(arguments)
     with one_sentence_endings():
         signals_as_interrupts()
         overrides = [word for word in options.parts if "=" in word]

@@ -147,7 +147,7 @@ def ordered(by_column: Sequence[Mapping[str, Cell]], place: Callable[[str], Any]
     for cells in by_column:
         columns |= dict.fromkeys(cells)
     averages = [column for column in columns if column in (AVERAGE, AVERAGE_OF_16)]
-    return sorted(columns.keys() - set(averages), key=place) + averages
+    return sorted([column for column in columns if column not in averages], key=place) + averages
 
 
 def _has(record: Record, metric: Metric) -> bool:
