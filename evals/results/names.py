@@ -65,4 +65,4 @@ def _leaves(value: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str,
         for key, item in value.items():
             yield from _leaves(item, (*path, str(key)))
     else:
-        yield path, "null" if value is None else str(value)
+        yield path, "default" if value is None else str(value)
