@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -27,18 +28,12 @@ def observe(
     as each of `capacities` says; the mean over these is returned.
     """
     prompt = full_prefill(model, ids, max(scorer.window for scorer in scorers))
-    kept = {}
-    for number, scorer in enumerate(scorers):
+    kept = []
+    for scorer in scorers:
         scores = [scorer(layer) for layer in prompt.layers]
         for capacity in capacities:
-            kept[number, capacity] = [select(layer, capacity, prompt.length) for layer in scores]
-    places = dict(enumerate(kept))
+            kept.append([select(layer, capacity, prompt.length) for layer in scores])
     with attached(model):
-        limit = int(SHARE * free_bytes(model))
-        measured = fidelity(model, prompt, {place: kept[key] for place, key in places.items()}, continuation, (), limit)
-    sums = [0.0] * len(scorers)
-    for place, (number, _) in places.items():
-        kl = measured[place].kl
-        assert kl is not None, "a continuation of two tokens has a distance"
-        sums[number] += kl
-    return [total / len(capacities) for total in sums]
+        measured = fidelity(model, prompt, dict(enumerate(kept)), continuation, (), int(SHARE * free_bytes(model)))
+    distances = torch.tensor([measured[place].kl for place in range(len(kept))], dtype=torch.float64)
+    return distances.view(len(scorers), len(capacities)).mean(1).tolist()

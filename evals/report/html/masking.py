@@ -5,9 +5,10 @@ from dataclasses import dataclass
 from itertools import groupby
 from statistics import fmean
 
+from evals.head_masking.draws import by_prompt
 from evals.report.html.chart import Chart, Line, Point
 from evals.report.html.reading import Setting, Tree
-from evals.results import statistics
+from evals.results import schema, statistics
 
 
 @dataclass(frozen=True)
@@ -31,21 +32,20 @@ def masked(tree: Tree) -> list[Masked]:
 
 def _masked(title: str, settings: Sequence[Setting]) -> Masked:
     """Draws of the random control are averaged within each prompt."""
-    scores: dict[tuple[str, int], dict[str, list[float]]] = {}
-    draws: dict[tuple[str, int], int] = {}
+    lines_of: dict[tuple[str, int], list[schema.Line]] = {}
     for setting in settings:
         for line in setting.record.covered:
             choice = str(line.get("ranking")), int(line.get("masked") or 0)
-            scores.setdefault(choice, {}).setdefault(line["id"], []).append(line["score"])
-            draws[choice] = len(scores[choice][line["id"]])
+            lines_of.setdefault(choice, []).append(line)
     points: dict[str, list[Point]] = {}
     rows = []
-    for ranking, count in sorted(scores):
-        values = [fmean(of_prompt) for of_prompt in scores[ranking, count].values()]
+    for (ranking, count), of_choice in sorted(lines_of.items(), key=lambda item: item[0]):
+        values = list(by_prompt(of_choice).values())
+        draws = sum(line["id"] == of_choice[-1]["id"] for line in of_choice)
         low, high = bounds = statistics.interval(values) or (None, None)
         points.setdefault(ranking, []).append(Point(count, fmean(values), low, high))
         shown = "–" if None in bounds else f"{low:.1f} to {high:.1f}"
-        rows.append([ranking, str(count), f"{fmean(values):.1f}", shown, str(len(values)), str(draws[ranking, count])])
+        rows.append([ranking, str(count), f"{fmean(values):.1f}", shown, str(len(values)), str(draws)])
     none = points.pop("none", [])
     lines = [Line(ranking, none + of_line, style) for style, (ranking, of_line) in enumerate(sorted(points.items()))]
     if not lines:
