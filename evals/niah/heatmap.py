@@ -48,8 +48,11 @@ COLUMNS = 4
 def panels(records: Mapping[str, Sequence[Record]]) -> list[list[Panel]]:
     """Rows of panels: a row per method and protocol with its budgets, or methods side by side if each has one."""
     rows: dict[tuple[str, str], list[Panel]] = {}
-    for name, (record,) in records.items():
-        rows.setdefault((record.method, record.protocol), []).append((name, record.covered))
+    for name, of_setting in records.items():
+        lines: list[Line] = []
+        for record in of_setting:
+            lines += record.covered
+        rows.setdefault((of_setting[0].method, of_setting[0].protocol), []).append((name, lines))
     if max(map(len, rows.values())) > 1:
         return list(rows.values())
     single = [row[0] for row in rows.values()]

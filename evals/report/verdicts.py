@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from statistics import fmean
 
 from evals.report.cells import Grid, Row
 from evals.report.items import BETTER, Item
@@ -98,21 +97,10 @@ def _common(first: Row, second: Row, column: str) -> bool:
 
 
 def _compared(first: Row, second: Row, column: str, comparisons: int) -> statistics.Difference:
-    """Differences are weighted so that every task counts the same, however many samples it has."""
     strata = []
     one, other = first.cells[column].strata, second.cells[column].strata
     for task in one:
         common = [id for id in one[task] if id in other.get(task, {})]
         if common:
             strata.append([other[task][id] - one[task][id] for id in common])
-    n = sum(map(len, strata))
-    weighted: list[float] = []
-    for differences in strata:
-        weighted += [value * n / (len(strata) * len(differences)) for value in differences]
-    return statistics.Difference(
-        mean=fmean(fmean(differences) for differences in strata),
-        interval=statistics.interval(*strata),
-        p=statistics.permutation_p(weighted, comparisons),
-        n=n,
-        needed=statistics.samples_needed(weighted, comparisons),
-    )
+    return statistics.mean_difference(strata, comparisons)

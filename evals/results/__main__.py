@@ -82,9 +82,9 @@ def _settings_table(comparison: Comparison, metric: str) -> Table:
     table = Table(title=plain(comparison.title), caption="settings that share a letter cannot be told apart")
     for column in ("setting", "n", metric, "95 % interval", "group"):
         table.add_column(plain(column), justify="left" if column in ("setting", "group") else "right", overflow="fold")
-    for name, values in comparison.values.items():
+    for name in comparison.values:
         mean, bounds = comparison.mean(name), _bounds(comparison.interval(name))
-        table.add_row(plain(name), str(len(values)), f"{mean:.4g}", bounds, comparison.letters(name))
+        table.add_row(plain(name), str(comparison.n), f"{mean:.4g}", bounds, comparison.letters(name))
     return table
 
 

@@ -3,11 +3,14 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations, groupby
+from statistics import fmean
 from typing import Any
+
+import numpy as np
 
 from evals.results.names import names
 from evals.results.record import Record
-from evals.results.statistics import ALPHA, Difference, difference, groups, holm, interval
+from evals.results.statistics import ALPHA, Difference, groups, holm, interval, mean_difference
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
@@ -28,21 +31,28 @@ class Pair:
 
 @dataclass(frozen=True)
 class Comparison:
-    """The settings of one model, evaluation, task and protocol, on the samples that all of them have.
+    """The settings of one model, evaluation and protocol, on the samples of one task or more that all of them have.
 
-    `values`: the metric per sample, by setting, in equal order. `groups`: settings that cannot be told apart.
+    `values`: the metric per sample, a sequence for every task, by setting, in equal order. `groups`: settings that
+    cannot be told apart.
     """
 
     title: str
-    values: Mapping[str, Sequence[float]]
+    values: Mapping[str, Sequence[Sequence[float]]]
     pairs: Sequence[Pair]
     groups: Sequence[Sequence[str]]
 
+    @property
+    def n(self) -> int:
+        """Samples of each setting."""
+        return sum(map(len, next(iter(self.values.values()))))
+
     def mean(self, setting: str) -> float:
-        return sum(self.values[setting]) / len(self.values[setting])
+        """Over tasks, of the means of their samples."""
+        return fmean(map(fmean, self.values[setting]))
 
     def interval(self, setting: str) -> tuple[float, float] | None:
-        return interval(self.values[setting])
+        return interval(*self.values[setting])
 
     def letters(self, setting: str) -> str:
         """The groups that hold this setting, a letter each: settings that share one cannot be told apart."""
@@ -53,7 +63,8 @@ def comparisons(records: Sequence[Record], metric: str) -> list[Comparison]:
     """One for each task with two settings or more that have `metric` on the same samples; then over all tasks.
 
     `metric` is a numeric field of the sample lines, such as `score` or `kl`. Samples that a setting lacks, or that have
-    no number there, are left out for all; settings without any are left out. Over all tasks, each sample counts once.
+    no number there, are left out for all; settings without any are left out. Over all tasks, every task counts the
+    same, as in the average of a table.
     """
 
     def place(record: Record) -> tuple[str, str, str]:
@@ -68,9 +79,9 @@ def comparisons(records: Sequence[Record], metric: str) -> list[Comparison]:
                 by_task.setdefault(record.task, {})[name] = values
         title = f"{model} · {evaluation} · {protocol}"
         for task, settings in by_task.items():
-            compared += _compared(f"{title} · {task}", settings)
+            compared += _compared(f"{title} · {task}", {task: settings})
         if len(by_task) > 1:
-            compared += _compared(f"{title} · all {len(by_task)} tasks", _together(by_task))
+            compared += _compared(f"{title} · all {len(by_task)} tasks", by_task)
     return compared
 
 
@@ -84,33 +95,32 @@ def _values(record: Record, metric: str) -> dict[Any, float]:
     return values
 
 
-def _together(by_task: Mapping[str, Mapping[str, Mapping[Any, float]]]) -> dict[str, dict[Any, float]]:
-    """The values of all tasks, by task and id, of the settings that every task has."""
-    together: dict[str, dict[Any, float]] = {}
-    for task, settings in by_task.items():
-        for name, values in settings.items():
-            if all(name in others for others in by_task.values()):
-                together.setdefault(name, {}).update({(task, id): value for id, value in values.items()})
-    return together
-
-
-def _compared(title: str, settings: Mapping[str, Mapping[Any, float]]) -> list[Comparison]:
-    """The comparison, if there are two settings and a sample that all have."""
-    if len(settings) < 2:
+def _compared(title: str, by_task: Mapping[str, Mapping[str, Mapping[Any, float]]]) -> list[Comparison]:
+    """The comparison, if every task has two settings that all of them have, and a sample that these have in common."""
+    first, *others = by_task.values()
+    names = [name for name in first if all(name in settings for settings in others)]
+    if len(names) < 2:
         return []
-    first, *others = settings.values()
-    common = [id for id in first if all(id in values for values in others)]
-    if not common:
-        return []
-    aligned = {name: [values[id] for id in common] for name, values in settings.items()}
-    couples = list(combinations(aligned, 2))
-    differences = [difference(aligned[one], aligned[other], len(couples)) for one, other in couples]
+    aligned: dict[str, list[list[float]]] = {name: [] for name in names}
+    for settings in by_task.values():
+        common = [id for id in settings[names[0]] if all(id in settings[name] for name in names)]
+        if not common:
+            return []
+        for name in names:
+            aligned[name].append([settings[name][id] for id in common])
+    couples = list(combinations(names, 2))
+    differences = [_difference(aligned[one], aligned[other], len(couples)) for one, other in couples]
     corrected = holm([each.p for each in differences])
     pairs = []
     for (one, other), each, p in zip(couples, differences, corrected, strict=True):
         pairs.append(Pair(one, other, each, p))
     differing = {frozenset((pair.first, pair.second)) for pair in pairs if pair.differs}
-    return [Comparison(title, aligned, pairs, groups(list(aligned), differing))]
+    return [Comparison(title, aligned, pairs, groups(names, differing))]
+
+
+def _difference(first: Sequence[Sequence[float]], second: Sequence[Sequence[float]], comparisons: int) -> Difference:
+    strata = [np.subtract(after, before) for before, after in zip(first, second, strict=True)]
+    return mean_difference(strata, comparisons)
 
 
 def _letter(place: int) -> str:

@@ -63,13 +63,24 @@ class Difference:
 
 def difference(first: Sequence[float], second: Sequence[float], comparisons: int = 1) -> Difference:
     """`second` − `first`, at least one value each, in equal order of the samples; one of so many `comparisons`."""
-    differences = np.asarray(second, dtype=float) - np.asarray(first, dtype=float)
+    return mean_difference([np.asarray(second, dtype=float) - np.asarray(first, dtype=float)], comparisons)
+
+
+def mean_difference(strata: Sequence[Sequence[float] | NDArray[np.float64]], comparisons: int = 1) -> Difference:
+    """The mean over `strata`, such as tasks, of the means of their paired differences; none of them empty.
+
+    Every stratum counts the same, however many samples it has, as in the average of a table. One of so many
+    `comparisons`.
+    """
+    n = sum(map(len, strata))
+    parts = [np.asarray(stratum, dtype=float) for stratum in strata]
+    weighted = np.concatenate([part * (n / (len(parts) * len(part))) for part in parts])
     return Difference(
-        mean=float(differences.mean()),
-        interval=interval(differences.tolist()),
-        p=permutation_p(differences, comparisons),
-        n=len(differences),
-        needed=samples_needed(differences, comparisons),
+        mean=float(np.mean([part.mean() for part in parts])),
+        interval=interval(*(part.tolist() for part in parts)),
+        p=permutation_p(weighted, comparisons),
+        n=n,
+        needed=samples_needed(weighted, comparisons),
     )
 
 

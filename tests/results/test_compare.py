@@ -26,12 +26,24 @@ def test_only_samples_that_all_have_are_compared(tmp_path):
     setting(tmp_path, {"a": 10.0, "b": 20.0, "c": 90.0})
     setting(tmp_path, {"c": 80.0, "b": 10.0}, method="cake")
     (comparison,) = comparisons(records(tmp_path), "score")
-    assert {name: sorted(values) for name, values in comparison.values.items()} == {
+    assert {name: sorted(values) for name, (values,) in comparison.values.items()} == {
         "cake 64": [10.0, 80.0],
         "snapkv 64": [20.0, 90.0],
     }
     (pair,) = comparison.pairs
     assert abs(pair.difference.mean) == 10
+
+
+def test_over_all_tasks_every_task_counts_the_same(tmp_path):
+    for method, more in (("snapkv", 0.0), ("cake", 8.0)):
+        setting(tmp_path, [10.0 + more] * 8, method=method, task="qasper")
+        setting(tmp_path, [30.0] * 2, method=method, task="trec")
+    *by_task, everything = comparisons(records(tmp_path), "score")
+    assert len(by_task) == 2
+    assert everything.n == 10
+    assert {name: everything.mean(name) for name in everything.values} == {"cake 64": 24, "snapkv 64": 20}
+    (pair,) = everything.pairs
+    assert abs(pair.difference.mean) == 4
 
 
 def test_the_command(tmp_path, capsys):
@@ -51,5 +63,5 @@ def test_lines_without_a_number_are_left_out(tmp_path):
     assert line("0")["score_words"] == 25
     setting(tmp_path, [10.0, 20.0])
     setting(tmp_path, [10.0, 20.0], method="cake")
-    assert [len(c.values["cake 64"]) for c in comparisons(records(tmp_path), "score_words")] == [2]
+    assert [comparison.n for comparison in comparisons(records(tmp_path), "score_words")] == [2]
     assert comparisons(records(tmp_path), "kl") == []

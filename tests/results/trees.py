@@ -42,9 +42,11 @@ def about(method: str = "snapkv", budget: int | None = 64, **fields: Any) -> dic
     return {**content, "method": method, "budget": budget, "dtype": "float32", "config": config, **fields}
 
 
-def folder(results: Path, method: str = "snapkv", budget: int | None = 64, digest: str = "abcd1234") -> Path:
+def folder(
+    results: Path, method: str = "snapkv", budget: int | None = 64, digest: str = "abcd1234", task: str = "needle"
+) -> Path:
     name = f"{'none' if budget is None else budget}-{digest}"
-    return results / "runs" / "tiny" / "niah" / "needle" / "corrected" / method / name
+    return results / "runs" / "tiny" / "niah" / task / "corrected" / method / name
 
 
 def setting(
@@ -57,7 +59,7 @@ def setting(
 ) -> Record:
     """A finished setting with these scores; ids are 0, 1, … where none are given."""
     scores = scores if isinstance(scores, Mapping) else {str(n): score for n, score in enumerate(scores)}
-    store = SampleStore(folder(results, method, budget, digest))
+    store = SampleStore(folder(results, method, budget, digest, fields.get("task", "needle")))
     for id, score in scores.items():
         store.append(line(id, score))
     record = finish(store, list(scores), about(method, budget, **fields), results / "runs")
