@@ -1,6 +1,6 @@
 """From sample scores to task scores, category averages and the 16-task average, with confidence intervals."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from evals.longbench.metrics import SampleScore, dataset_score
@@ -70,13 +70,14 @@ def interval(scores: Sequence[TaskScore]) -> Interval | None:
     return statistics.interval(*([100 * sample for sample in score.samples] for score in scores))
 
 
-def averages(scores: Mapping[str, TaskScore]) -> list[Average]:
+def averages(scores: Mapping[str, TaskScore], beside: Collection[str] = ()) -> list[Average]:
     """The six category averages and the 16-task average, all over English tasks; the Chinese ones have no average.
 
-    As in the published tables, each is the mean of rounded task scores. A category without any task is left out.
+    As in the published tables, each is the mean of rounded task scores. A category without any task, here or in
+    `beside`, is left out.
     """
     groups = {category: [name for name in ENGLISH if TASKS[name].category == category] for category in CATEGORIES}
-    rows = [_average(category, names, scores) for category, names in groups.items() if scores.keys() & set(names)]
+    rows = [_average(category, names, scores) for category, names in groups.items() if {*scores, *beside} & set(names)]
     return [*rows, _average("average of 16", ENGLISH, scores)]
 
 

@@ -86,7 +86,7 @@ def _table(title: str, scores: Mapping[str, Mapping[str, TaskScore]]) -> Table:
         cells = [_cell(result.score, interval([result])) if result else "" for result in results]
         table.add_row(task, str(len(first.samples)), *cells, first.problem)
     table.add_section()
-    for rows in zip(*(averages(of_setting) for of_setting in scores.values()), strict=True):
+    for rows in zip(*(averages(of_setting, tasks) for of_setting in scores.values()), strict=True):
         cells = [_cell(row.score, row.interval) if row.score is not None else "–" for row in rows]
         table.add_row(rows[0].name, str(rows[0].n), *cells, rows[0].problem)
     return table

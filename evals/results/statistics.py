@@ -22,6 +22,9 @@ ALPHA = 0.05
 POWER = 0.8
 """How probable it is to see a difference that is there, with the samples that `samples_needed` asks for."""
 
+ROUNDING = 1e-8
+"""A mean below this share of the largest value is 0: sums of decimals that cancel leave as much and less."""
+
 Name = TypeVar("Name", bound=Hashable)
 
 
@@ -119,11 +122,11 @@ def samples_needed(differences: Sequence[float] | NDArray[np.float64], compariso
     """Samples with which a paired test sees a difference of this mean and spread with probability `POWER`.
 
     n = ((z(1 − α/2) + z(power)) · sd / mean)², normal approximation, at α = `ALPHA` / `comparisons`, where Holm's
-    correction starts. None where the mean is 0, or where fewer than two differences give no spread.
+    correction starts. None where the mean is 0 but for rounding, or where fewer than two differences give no spread.
     """
     values = np.asarray(differences, dtype=float)
     mean = values.mean()
-    if len(values) < 2 or mean == 0:
+    if len(values) < 2 or abs(mean) <= ROUNDING * np.abs(values).max():
         return None
     return max(2, math.ceil((_z(comparisons) * values.std(ddof=1) / mean) ** 2))
 

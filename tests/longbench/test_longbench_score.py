@@ -174,6 +174,14 @@ def test_averages_need_every_task_of_their_group():
     assert rows["few-shot"].score == 50.0
 
 
+def test_settings_of_other_categories_have_the_same_averages():
+    scores = {"trec": complete("trec", True)}
+    assert [row.name for row in aggregate.averages(scores)] == ["few-shot", "average of 16"]
+    rows = aggregate.averages(scores, beside=["trec", "qasper"])
+    assert [(row.name, row.n) for row in rows][:2] == [("single-doc QA", 0), ("few-shot", rows[1].n)]
+    assert rows[1].n > 0
+
+
 def test_chinese_tasks_are_outside_the_averages():
     rows = {row.name: row for row in aggregate.averages({name: complete(name, name in ENGLISH) for name in ALL})}
     assert rows["single-doc QA"].score == 50.0

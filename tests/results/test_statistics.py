@@ -136,3 +136,9 @@ def test_samples_needed_are_enough():
     assert 0.72 <= seen / 400 <= 0.88
     assert samples_needed(pilot, comparisons=10) > n
     assert samples_needed([1.0]) is None
+
+
+def test_differences_that_cancel_but_for_rounding_need_no_number_of_samples():
+    values = [0.1, 0.2, -0.3]  # their sum is 2.8e-17
+    assert sum(values) != 0
+    assert samples_needed(values) is None
