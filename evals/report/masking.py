@@ -97,10 +97,15 @@ def _cells(counts: Mapping[int, Sequence[Line]], named: Mapping[int, int]) -> Ce
     """Scores by the number of masked heads, and drops; random draws may differ in number."""
     cells = {f"K = {count}": Cell({"needle": by_prompt(lines)}, 0, 0) for count, lines in counts.items() if lines}
     before = by_prompt(counts[0], KEYWORDS)
-    prompts = {line["id"]: line["prompt_sha256"] for line in counts[0]}
+    prompts = {_prompt(line) for line in counts[0]}
     for count, lines in counts.items():
-        after = by_prompt((line for line in lines if prompts.get(line["id"]) == line["prompt_sha256"]), KEYWORDS)
+        after = by_prompt((line for line in lines if _prompt(line) in prompts), KEYWORDS)
         if count and after:
             name = f"drop with the top {named[count]} masked" if count in named else f"drop with {count} masked"
             cells[name] = Cell({"needle": {id: before[id] - value for id, value in after.items()}}, 0, 0)
     return cells
+
+
+def _prompt(line: Line) -> tuple[str, str | None]:
+    """The prompt of a line; by its id alone where a tree without texts has no hash."""
+    return line["id"], line.get("prompt_sha256")

@@ -8,11 +8,13 @@ import pytest
 from compresskv.calibration import FOLDER
 from compresskv.errors import UserError
 from compresskv.methods import method_config
+from evals.reference.export import export_setting
 from evals.report.artefacts import page_of, write
 from evals.report.items import ITEMS
 from evals.report.latex import latex
 from evals.report.markdown import markdown
 from evals.report.selection import settings_of
+from evals.results.record import records
 from tests.report.trees import needles, nodes, setting
 from tests.results.trees import line
 
@@ -181,6 +183,9 @@ def test_masking_has_a_row_for_every_ranking_and_a_column_for_every_number_of_he
     assert words["traditional heads", "semantic heads", "K = 3"] == "masking semantic heads costs more"
     assert not any(column == "K = 0" for _, _, column in words)
     assert {path.suffix for path in write("fig7_masking", tmp_path)} >= {".png", ".svg", ".pdf"}
+    for record in records(tmp_path):
+        export_setting(record, tmp_path / "committed" / record.path.relative_to(tmp_path))
+    assert markdown(page_of("fig7_masking", tmp_path / "committed")) == markdown(page)
 
 
 def test_needles_never_stand_in_for_head_masking(tmp_path):
