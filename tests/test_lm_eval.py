@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 
 import pytest
 import torch
@@ -233,6 +234,7 @@ def test_the_command_line(model, tokenizer, tasks, tmp_path, capsys):
     options = ["--tasks", "tiny_*", "--include_path", str(tasks), "--limit", "3", "--output", str(tmp_path / "out")]
     command.main([*options, "--log_samples", "method=snapkv", "budget=12", "observation.window=4", *small])
     assert "|tiny_multiple_choice|" in (printed := capsys.readouterr().out)
+    assert re.search(r"^\| *Tasks *\|.*\| *Metric *\|", printed, re.MULTILINE)  # the names of its columns
     assert "tiny, snapkv 12: 6 contexts, 0 of them whole, 12.0 tokens kept on average" in printed
     (written,) = (tmp_path / "out" / "tiny").glob("results_*.json")
     results = json.loads(written.read_text())
