@@ -10,7 +10,7 @@ from evals.longbench.aggregate import TaskScore, averages, interval, task_score
 from evals.longbench.metrics import SampleScore
 from evals.longbench.official import check_flags, check_rows
 from evals.longbench.tasks import TASKS
-from evals.results.record import Record
+from evals.results.record import Record, covered_lines
 from evals.results.schema import Line
 
 COLUMNS = 5
@@ -62,10 +62,7 @@ def _sizes(settings: Sequence[Sequence[Record]]) -> Iterator[list[str]]:
     for title, field, form, unit in SIZES:
         sizes: list[list[float]] = []
         for of_tasks in settings:
-            lines: list[Line] = []
-            for record in of_tasks:
-                lines += record.covered
-            sizes.append([line[field] * unit for line in lines if field in line])
+            sizes.append([line[field] * unit for line in covered_lines(of_tasks) if field in line])
         if any(sizes):
             yield [title, str(max(map(len, sizes))), *(form.format(fmean(of)) if of else "–" for of in sizes)]
 
@@ -87,8 +84,9 @@ def _table(title: str, scores: Mapping[str, Mapping[str, TaskScore]]) -> Table:
         table.add_row(task, str(len(first.samples)), *cells, first.problem)
     table.add_section()
     for rows in zip(*(averages(of_setting, tasks) for of_setting in scores.values()), strict=True):
+        first_row = next((row for row in rows if row.n), rows[0])
         cells = [_cell(row.score, row.interval) if row.score is not None else "–" for row in rows]
-        table.add_row(rows[0].name, str(rows[0].n), *cells, rows[0].problem)
+        table.add_row(first_row.name, str(first_row.n), *cells, first_row.problem)
     return table
 
 

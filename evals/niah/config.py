@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -63,13 +64,10 @@ class Niah(NeedleGrid, SampledEvaluation):
         """A table with the mean score by prompt length, and a figure of all heatmaps."""
         from evals.niah.heatmap import draw, panels
         from evals.report.terminal import score_table
+        from evals.results.record import covered_lines
 
         table = score_table(title, records, lambda line: f"{line['length']}")
-        lines: list[Line] = []
-        for of_setting in records.values():
-            for record in of_setting:
-                lines += record.covered
-        table.caption = _caption(lines)
+        table.caption = _caption(covered_lines(chain.from_iterable(records.values())))
         above = f"Needle in a haystack, {title.split(' · ')[0]}"
         return Shown([table], lambda: draw(panels(records), above, figure))
 

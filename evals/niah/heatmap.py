@@ -11,7 +11,7 @@ from matplotlib.image import AxesImage
 
 from evals.report.figure import save
 from evals.report.labels import tokens_label
-from evals.results.record import Record
+from evals.results.record import Record, covered_lines
 from evals.results.schema import Line
 
 # Perceptually uniform, safe for colour-blind readers, and monotone in lightness, so it survives grey printing.
@@ -49,10 +49,8 @@ def panels(records: Mapping[str, Sequence[Record]]) -> list[list[Panel]]:
     """Rows of panels: a row per method and protocol with its budgets, or methods side by side if each has one."""
     rows: dict[tuple[str, str], list[Panel]] = {}
     for name, of_setting in records.items():
-        lines: list[Line] = []
-        for record in of_setting:
-            lines += record.covered
-        rows.setdefault((of_setting[0].method, of_setting[0].protocol), []).append((name, lines))
+        place = of_setting[0].method, of_setting[0].protocol
+        rows.setdefault(place, []).append((name, covered_lines(of_setting)))
     if max(map(len, rows.values())) > 1:
         return list(rows.values())
     single = [row[0] for row in rows.values()]

@@ -5,7 +5,7 @@ from matplotlib.figure import Figure
 from evals.niah.heatmap import Panel, drawn
 from evals.report.cells import Grid, Row
 from evals.report.page import bounds, figure_title, partial
-from evals.results.schema import Line
+from evals.results.record import covered_lines
 
 
 def heatmaps(grid: Grid) -> Figure:
@@ -18,9 +18,6 @@ def heatmaps(grid: Grid) -> Figure:
 
 
 def _panel(row: Row, column: str) -> Panel:
-    lines: list[Line] = []
-    for record in row.records:
-        lines += record.covered
     mean = row.cells[column]
     numbers = [f"{mean.mean:.1f}", bounds(mean.interval), partial(mean)]
-    return f"{row.setting}\n{' '.join(filter(None, numbers))}", lines
+    return f"{row.setting}\n{' '.join(filter(None, numbers))}", covered_lines(row.records)

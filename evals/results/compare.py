@@ -96,7 +96,10 @@ def _values(record: Record, metric: str) -> dict[Any, float]:
 
 
 def _compared(title: str, by_task: Mapping[str, Mapping[str, Mapping[Any, float]]]) -> list[Comparison]:
-    """The comparison, if every task has two settings that all of them have, and a sample that these have in common."""
+    """The comparison of the settings that every task has, if there are two, on the samples that they share.
+
+    None where a task has no such sample: a mean over fewer tasks would stand under the title of all.
+    """
     first, *others = by_task.values()
     names = [name for name in first if all(name in settings for settings in others)]
     if len(names) < 2:

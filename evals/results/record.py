@@ -1,7 +1,7 @@
 """A setting's folder as its files say it is, whatever version wrote them: what reports, loggers and notebooks read."""
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -301,6 +301,11 @@ def records(results: Path, pattern: str = "") -> list[Record]:
     folders = [Path(folder) for folder, _, names in os.walk(runs) if not set(FILES).isdisjoint(names)]
     matching = [Record(folder, runs) for folder in sorted(folders)]
     return [record for record in matching if pattern in record.name]
+
+
+def covered_lines(records: Iterable[Record]) -> list[Line]:
+    """The lines that all of `records` report on, one record after the other."""
+    return [line for record in records for line in record.covered]
 
 
 def _texts(value: Any) -> bool:

@@ -8,6 +8,7 @@ from rich.console import Console
 
 from evals.console import plain, visible
 from evals.longbench import table as longbench
+from evals.niah.heatmap import panels
 from evals.progress import Progress
 from evals.report import terminal
 from evals.results.__main__ import main
@@ -66,6 +67,29 @@ def test_longbench_tables(tmp_path):
     shown = console.export_text()
     assert SEEN in shown
     assert "snapkv [d9676eeb]" in shown
+
+
+def test_longbench_settings_of_different_tasks_share_a_table(tmp_path):
+    records = {}
+    for method, task in (("snapkv", "qasper"), ("cake", "trec")):
+        lines = [line("0", 40, 64, answers=["a"], length=3)]
+        records[method] = [Record(setting(tmp_path, lines, method, 64, "tiny", "longbench", task), tmp_path / "runs")]
+    [table] = longbench.tables("t", records)
+    names, samples, snapkv, cake, _ = [list(column.cells) for column in table.columns]
+    rows = dict(zip(names, zip(samples, snapkv, cake, strict=True), strict=True))
+    assert rows["qasper"] == ("1", "40.00", "")
+    assert rows["trec"] == ("1", "", "40.00")
+    assert rows["single-doc QA"] == rows["few-shot"] == ("1", "–", "–")
+
+
+def test_a_setting_of_two_trees_is_one_panel(tmp_path):
+    of_setting = []
+    for tree, length in (("first", 500), ("second", 1000)):
+        lines = [line(f"L{length}", 50, 64, length=length, depth=0.0)]
+        folder = setting(tmp_path / tree, lines, "snapkv", 64, "tiny", "niah", "needle")
+        of_setting.append(Record(folder, tmp_path / tree / "runs"))
+    [[(name, shown)]] = panels({"snapkv 64": of_setting})
+    assert (name, [of_sample["length"] for of_sample in shown]) == ("snapkv 64", [500, 1000])
 
 
 def test_outcomes(capsys):
