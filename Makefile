@@ -65,7 +65,7 @@ bench-full: setup $(KVPRESS) ## the same for the paper's 31 settings, kvpress, a
 bench-kvpress: setup $(KVPRESS) ## the part of it that compares with NVIDIA's kvpress (about 6 minutes)
 	$(BIN)/python -m bench.kvpress
 
-audit: setup ## measure what each quirk of the released code changes, for docs/audit.md (about 10 minutes on 2 cores)
+audit: setup ## measure what each quirk of the released code changes, for docs/audit.md (10 minutes on 2 cores with bfloat16, 30 without)
 	$(BIN)/python -m evals.audit
 
 # The first rows of LongBench's tasks: a directory of task.jsonl files, or the official archive.

@@ -28,8 +28,8 @@ class Progress:
         self.console.print(text, soft_wrap=True, markup=False, highlight=False)
 
     @contextmanager
-    def track(self, title: str, items: Sequence[T]) -> Iterator[Iterator[T]]:
-        """Iterate over `items`, showing how many are done and when the rest will be."""
+    def track(self, title: str, items: Sequence[T], unit: str = "prompts") -> Iterator[Iterator[T]]:
+        """Iterate over `items`, which are `unit`, showing how many are done and when the rest will be."""
         columns = (
             TextColumn("{task.description}", markup=False),
             BarColumn(),
@@ -40,9 +40,9 @@ class Progress:
         )
         with Bars(*columns, console=self.console, disable=not self.console.is_terminal) as bars:
             task = bars.add_task(title, total=len(items))
-            yield self._steps(bars, task, title, items)
+            yield self._steps(bars, task, title, items, unit)
 
-    def _steps(self, bars: Bars, task, title: str, items: Sequence[T]) -> Iterator[T]:
+    def _steps(self, bars: Bars, task, title: str, items: Sequence[T], unit: str) -> Iterator[T]:
         shown = 0.0
         for number, item in enumerate(items, 1):
             check_interrupts()
@@ -55,4 +55,4 @@ class Progress:
             if not self.console.is_terminal and (elapsed - shown > 30 or number == len(items)):
                 shown = elapsed
                 left = elapsed / number * (len(items) - number)
-                self.say(f"{title}: {number}/{len(items)} prompts, {elapsed:.0f} s, about {left:.0f} s left")
+                self.say(f"{title}: {number}/{len(items)} {unit}, {elapsed:.0f} s, about {left:.0f} s left")

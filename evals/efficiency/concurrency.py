@@ -146,7 +146,7 @@ def fill_pools(
     for length in config.lengths:
         for pool in config.pools:
             turns += [(row, pool) for row in rows if row["length"] == length]
-    with progress.track(f"{model.name} concurrency", turns) as steps:
+    with progress.track(f"{model.name} concurrency", turns, "measurements") as steps:
         for alone, pool in steps:
             name, length = alone["setting"], alone["length"]
             try:

@@ -124,7 +124,7 @@ def _in_turn(
 ) -> Iterator[list[dict[str, Any]]]:
     """Measure one sequence of every setting, round by round; yields the rows so far. Adds to `failures`."""
     measurements: Measurements = {}
-    with progress.track(f"{model.name} efficiency", _turns(config, by_name)) as steps:
+    with progress.track(f"{model.name} efficiency", _turns(config, by_name), "measurements") as steps:
         for length, round_, name in steps:
             what = f"{name} at {length} tokens"
             if what in failures:

@@ -98,7 +98,7 @@ def mean_text(cell: Cell) -> str:
 
 def bounds(interval: tuple[float, float] | None, digits: int = 2) -> str:
     """An interval with a digit less than its mean."""
-    return "" if interval is None else f"[{interval[0]:.{digits - 1}f}, {interval[1]:.{digits - 1}f}]"
+    return "" if interval is None else f"[{interval[0]:z.{digits - 1}f}, {interval[1]:z.{digits - 1}f}]"
 
 
 def partial(cell: Cell) -> str:
@@ -114,7 +114,7 @@ def paper(cell: Cell) -> str:
     number = f"paper {cell.published:.2f}" + (f", {SECOND_HAND}" if cell.source == SECOND_HAND else "")
     if cell.difference is None:
         return f"({number}, not comparable: {cell.apart})"
-    return f"({number}, {cell.difference:+.2f})"
+    return f"({number}, {cell.difference:+z.2f})"
 
 
 VERDICT_COLUMNS = (
@@ -137,7 +137,7 @@ def verdict_texts(verdict: Verdict) -> list[str]:
         budget_text(verdict.budget),
         f"{verdict.second} − {verdict.first}",
         verdict.column if verdict.metric == "score" else f"{verdict.metric}, {verdict.column}",
-        f"{verdict.mean:+.{verdict.digits}f}",
+        f"{verdict.mean:+z.{verdict.digits}f}",
         bounds(verdict.interval, verdict.digits) or "–",
         f"{verdict.p:.3f}",
         str(verdict.n),

@@ -98,12 +98,12 @@ def _pairs_table(comparison: Comparison) -> Table:
         needed = "–" if paired.needed is None else str(paired.needed)
         verdict = "differ" if pair.differs else "not told apart"
         name = plain(f"{pair.second} − {pair.first}")
-        table.add_row(name, f"{paired.mean:+.4g}", _bounds(paired.interval), f"{pair.p:.3g}", verdict, needed)
+        table.add_row(name, f"{paired.mean:+z.4g}", _bounds(paired.interval), f"{pair.p:.3g}", verdict, needed)
     return table
 
 
 def _bounds(interval: tuple[float, float] | None) -> str:
-    return "–" if interval is None else f"{interval[0]:.4g} to {interval[1]:.4g}"
+    return "–" if interval is None else f"{interval[0]:z.4g} to {interval[1]:z.4g}"
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -22,8 +22,9 @@ ALPHA = 0.05
 POWER = 0.8
 """How probable it is to see a difference that is there, with the samples that `samples_needed` asks for."""
 
-ROUNDING = 1e-8
-"""A mean below this share of the largest value is 0: sums of decimals that cancel leave as much and less."""
+ROUNDING = 1e-5
+"""A mean below this share of the largest value is 0: scores have four decimals, and differences that cancel leave as
+much."""
 
 Name = TypeVar("Name", bound=Hashable)
 

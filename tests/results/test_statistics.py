@@ -138,7 +138,7 @@ def test_samples_needed_are_enough():
     assert samples_needed([1.0]) is None
 
 
-def test_differences_that_cancel_but_for_rounding_need_no_number_of_samples():
-    values = [0.1, 0.2, -0.3]  # their sum is 2.8e-17
+@pytest.mark.parametrize("values", [[0.1, 0.2, -0.3], [66.6667 - 33.3333, -33.3333, -0.0]])
+def test_differences_that_cancel_but_for_rounding_need_no_number_of_samples(values):
     assert sum(values) != 0
     assert samples_needed(values) is None

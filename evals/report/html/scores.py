@@ -170,7 +170,7 @@ def _cell(cell: Cell, rank: int | None, with_interval: bool) -> CellText:
     elif cell.difference is None:
         published = f"paper {cell.published:.2f}, not comparable: {cell.apart}"
     else:
-        published = f"paper {cell.published:.2f} ({cell.difference:+.2f})"
+        published = f"paper {cell.published:.2f} ({cell.difference:+z.2f})"
     return CellText(f"{cell.mean:.2f}", interval, partial, rank, published, cell.difference is not None)
 
 
@@ -207,7 +207,7 @@ def sentence(verdict: Verdict) -> Sentence:
 
 def signed(value: float, digits: int) -> str:
     """Rounded, with the minus that numbers have."""
-    return f"{value:.{digits}f}".replace("-", "−")
+    return f"{value:z.{digits}f}".replace("-", "−")
 
 
 def column_title(column: str, of_model: Grid) -> str:
