@@ -4,6 +4,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import open_dict
 
+from compresskv import calibration
 from evals.compose import CONF, plain
 from evals.job import job_from
 from evals.report.experiments import axes
@@ -50,6 +51,17 @@ def test_every_experiment_composes_for_every_model(experiment, size, model):
 def test_every_experiment_has_artefacts_and_every_method_a_name():
     assert set(ITEMS) == set(EXPERIMENTS)
     assert {path.stem for path in (CONF / "method").glob("*.yaml")} <= set(METHODS)
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_the_two_rankings_that_are_compared_choose_other_heads(model):
+    (count,) = axes("experiment=v2_table2_selector", f"model={model}")["method.scorer.heads"]
+    path = calibration.find_file(model, "held_out")
+    if path is None:
+        pytest.skip(f"{model} has no calibration in the package")
+    found = calibration.load(path)
+    traditional, semantic = (found.top_heads(ranking, int(count)) for ranking in ("traditional", "semantic"))
+    assert list(map(set, traditional)) != list(map(set, semantic))
 
 
 def test_heads_are_as_many_as_the_model_has():
