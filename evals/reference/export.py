@@ -28,6 +28,8 @@ ARTEFACTS = (
     "table2_heads",
     "table3_components",
     "v2_fig5_niah",
+    "v2_fig9_plugin",
+    "v2_table2_selector",
 )
 
 LEFT_OUT = (
