@@ -28,6 +28,10 @@ class Backend(Protocol):
         """Causal attention, bottom-right aligned. query [1, q_heads, q, d], key and value [1, kv_heads, kv, d]."""
         ...
 
+    def end_prefill(self) -> None:
+        """Let go of what the layers share while a prompt passes through them."""
+        ...
+
     def rows(self, sources: list[Source], room: int) -> list[LayerRows]:
         """The folded rows of each layer, with `room` for new tokens; `sources` is emptied on the way."""
         ...
@@ -98,8 +102,11 @@ class SDPA:
             self._masks[shape] = mask
         return mask
 
-    def rows(self, sources: list[Source], room: int) -> list[LayerRows]:
+    def end_prefill(self) -> None:
         self._masks.clear()
+
+    def rows(self, sources: list[Source], room: int) -> list[LayerRows]:
+        self.end_prefill()
         return [BucketedRows(sources.pop(0), room) for _ in range(len(sources))]
 
     def decode(self, query: Tensor, key: Tensor, value: Tensor, rows: BucketedRows, scaling: float) -> Tensor:
@@ -146,7 +153,7 @@ class MaskedSDPA(SDPA):
     capacities = staticmethod(bucketed_capacities)
 
     def rows(self, sources: list[Source], room: int) -> list[LayerRows]:
-        self._masks.clear()
+        self.end_prefill()
         return table_rows(MaskedTable, sources, room)
 
     def decode(self, query: Tensor, key: Tensor, value: Tensor, rows: RaggedRows, scaling: float) -> Tensor:  # type: ignore[override]
@@ -190,6 +197,9 @@ class FlashAttention2:
             window_size=(-1, -1) if sliding_window is None else (sliding_window - 1, 0),
         )
         return out.transpose(1, 2)
+
+    def end_prefill(self) -> None:
+        pass
 
     def rows(self, sources: list[Source], room: int) -> list[LayerRows]:
         return table_rows(RaggedTable, sources, room)

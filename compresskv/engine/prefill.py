@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from compresskv.engine.backends import backend_of
 from compresskv.engine.cache import EvictedCache
 from compresskv.engine.memory import memory_as
 from compresskv.engine.prefixes import PrefixStore, chunk_names
@@ -160,21 +161,24 @@ def forward_prompt(
     )
     names = chunk_names(ids, chunk) if chunk and prefixes else []
     begin = prefixes.restore(cache, names, chunk, ids.numel()) if chunk and prefixes else 0
-    for start in range(begin, ids.numel(), chunk or ids.numel()):
-        part = ids[start : start + (chunk or ids.numel())]
-        positions = torch.arange(start, start + part.numel(), device=ids.device)
-        with memory_as(too_long):
-            out = model(
-                input_ids=part[None],
-                position_ids=positions[None],
-                past_key_values=cache,
-                use_cache=True,
-                logits_to_keep=1,
-            )
-        if chunk and prefixes:
-            prefixes.computed += part.numel()
-            if (end := start + chunk) < ids.numel():
-                prefixes.add(cache, names[: end // chunk], start, end)
+    try:
+        for start in range(begin, ids.numel(), chunk or ids.numel()):
+            part = ids[start : start + (chunk or ids.numel())]
+            positions = torch.arange(start, start + part.numel(), device=ids.device)
+            with memory_as(too_long):
+                out = model(
+                    input_ids=part[None],
+                    position_ids=positions[None],
+                    past_key_values=cache,
+                    use_cache=True,
+                    logits_to_keep=1,
+                )
+            if chunk and prefixes:
+                prefixes.computed += part.numel()
+                if (end := start + chunk) < ids.numel():
+                    prefixes.add(cache, names[: end // chunk], start, end)
+    finally:
+        backend_of(model.config).end_prefill()
     if any(layer.seen != ids.numel() for layer in cache.evicting):
         raise UserError(f"{type(model).__name__} does not attend through its cache: choose another model")
     logits = out.logits[0, -1].float()

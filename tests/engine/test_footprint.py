@@ -80,12 +80,14 @@ def test_prefill_on_gpus(llama, backend, dtype, capability, chunk, monkeypatch):
     [["snapkv"], ["cake"], ["compresskv"], ["adakv", "knorm"], ["streaming_llm", "snapkv", "cake", "compresskv"]],
 )
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
-def test_scoring(llama, names, dtype):
+@pytest.mark.parametrize("chunk", [None, 512])
+def test_scoring(llama, names, dtype, chunk):
+    """Nothing of the prefill stays but the prompt's keys and values."""
     model = copy.deepcopy(llama).to(dtype)
     where = context(PromptShape(LAYERS, 2, LENGTH, WINDOW), group=4, observation=ObservationConfig())
     settings = [Setting(method(name, where), 64) for name in names]
     with attached(model), LiveBytesMode([*model.parameters(), *model.buffers()]) as mode:
-        prompt = prefill(model, ids(), WINDOW)
+        prompt = prefill(model, ids(), WINDOW, chunk)
         mode.live.reset()
         prompt.score(settings)
         peak = mode.live.peak

@@ -84,10 +84,8 @@ def test_two_devices_give_what_one_process_gives(tiny, tmp_path):
 
 def test_an_interrupted_sweep_leaves_no_process_and_resumes_beside_one_that_is_killed(tiny, tmp_path):
     command = ["-m", *tiny("killed", "slow"), *SABOTAGE, TWO]
-    # Where a shell runs the tests in the background, SIGINT is ignored, and children would inherit that.
-    heed = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)}
     driver = subprocess.Popen(
-        arguments(*command), cwd=ROOT, env={**os.environ, **ENV}, stderr=subprocess.PIPE, text=True, **heed
+        arguments(*command), cwd=ROOT, env={**os.environ, **ENV}, stderr=subprocess.PIPE, text=True
     )
     while driver.poll() is None and samples(tmp_path) < 1:
         time.sleep(0.05)

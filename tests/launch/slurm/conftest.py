@@ -2,7 +2,6 @@
 
 import os
 import shutil
-import signal
 import subprocess
 import tempfile
 from collections.abc import Iterator
@@ -67,8 +66,7 @@ class Harness:
     @contextmanager
     def start(self, *overrides: str, **options) -> Iterator[subprocess.Popen]:
         """The driver while it runs; it does not outlive a test that fails."""
-        # Where a shell runs the tests in the background, SIGINT is ignored, and children would inherit that.
-        options |= {"cwd": ROOT, "env": self.env, "text": True, "preexec_fn": _heed_sigint}
+        options |= {"cwd": ROOT, "env": self.env, "text": True}
         with subprocess.Popen(self.command(*overrides), **options) as driver:
             try:
                 yield driver
@@ -78,10 +76,6 @@ class Harness:
     def samples(self) -> int:
         """Lines that all jobs have written so far."""
         return sum(path.read_text().count("\n") for path in self.results.rglob("samples.jsonl"))
-
-
-def _heed_sigint() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 @pytest.fixture(scope="module")
