@@ -15,7 +15,7 @@ from evals.report.labels import (
 )
 from evals.results.record import Record
 
-BETTER = "{better} is better"
+BETTER = "in favour of {better}"
 
 
 @dataclass(frozen=True)

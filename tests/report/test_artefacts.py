@@ -181,7 +181,7 @@ def test_verdicts_are_paired_and_corrected(tmp_path):
     setting(tmp_path, "fig5_niah", "cake", needles([*high[:-1], high[-1] - 1]))
     setting(tmp_path, "fig5_niah", "compresskv", needles(high))
     found = {verdict.second: verdict for verdict in page_of("fig5_niah", tmp_path).verdicts}
-    assert found["SnapKV"].words == "CompressKV is better"
+    assert found["SnapKV"].words == "in favour of CompressKV"
     assert found["SnapKV"].mean == -50
     assert found["CAKE"].words == "no difference shown"
     comparisons = pd.read_csv(next(p for p in write("fig5_niah", tmp_path) if p.name == "comparisons.csv"))

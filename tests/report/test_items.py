@@ -138,7 +138,7 @@ def test_uniform_layers_are_a_row_of_the_plugin(tmp_path):
     page = page_of("v2_fig9_plugin", tmp_path)
     assert set(rows(page)) == {"AdaKV", "AdaCompressKV", "AdaCompressKV, uniform layers"}
     found = {(verdict.first, verdict.second): verdict.words for verdict in page.verdicts}
-    assert found["AdaKV", "AdaCompressKV, uniform layers"] == "AdaCompressKV, uniform layers is better"
+    assert found["AdaKV", "AdaCompressKV, uniform layers"] == "in favour of AdaCompressKV, uniform layers"
     assert len(found) == 3
 
 
@@ -214,7 +214,7 @@ def test_needles_are_shown_by_kind_and_haystack_and_compared_in_each(tmp_path):
     assert not any(cell.partial for cell in snapkv.values())
     assert {verdict.column for verdict in page.verdicts} == set(grid.columns)
     verdict = next(v for v in page.verdicts if (v.second, v.column) == ("SnapKV", "in topics"))
-    assert verdict.words == "CompressKV is better"
+    assert verdict.words == "in favour of CompressKV"
     assert "activity 1.00, place 1.00, in PaulGrahamEssays 1.00, in topics 1.00." in page.notes[-1]
 
 
@@ -231,7 +231,7 @@ def test_fidelity_has_a_table_of_its_own_where_runs_carry_it(tmp_path):
     assert "KL divergence from the full cache, nats per token" in text
     assert "<u>0.2055</u> [" in text
     verdict = next(v for v in page.verdicts if v.metric == "kl")
-    assert (verdict.words, verdict.mean) == ("CompressKV is better", 0.1)
+    assert (verdict.words, verdict.mean) == ("in favour of CompressKV", 0.1)
     assert "**0.1055**" in text  # lower is better
     read = pd.read_csv(next(path for path in write("beyond_retrieval", tmp_path) if path.name == "table.csv"))
     assert set(read["metric"]) == {"score", "kl", "agreement", "reference_nll"}
