@@ -23,8 +23,9 @@ BUDGET = 48
 SNAPKV = SnapKVScorer(Observation())
 
 
-def test_a_method_that_ships_passes():
-    result = check("adacompresskv", budget=BUDGET)
+@pytest.mark.parametrize("name", ["adacompresskv", "h2o"])  # h2o observes all queries of the prompt
+def test_a_method_that_ships_passes(name):
+    result = check(name, budget=BUDGET)
     assert result.passed, str(result)
     assert len(result.results) == 13
 
