@@ -71,7 +71,7 @@ audit: setup ## measure what each quirk of the released code changes, for docs/a
 # The first rows of LongBench's tasks: a directory of task.jsonl files, or the official archive.
 LONGBENCH ?= hub
 
-reference: setup ## run what results/reference has, on the default model (hours on 2 cores; goes on where it was ended)
+reference: setup ## run what results/reference has, on the default model (two to three hours on 2 cores; goes on where it was ended)
 	$(BIN)/python -m evals.reference --data $(LONGBENCH)
 
 clean: ## remove the environment and caches
