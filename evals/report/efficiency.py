@@ -68,7 +68,8 @@ def page(experiment: str, item: Item, results: Path) -> Page:
         grids += of_model
         model = safe_name("model.name", run["model"])
         figures[f"figure-{model}"] = partial(_draw, of_model)
-        if pools := [row for row in run.get("concurrency", []) if _method(row) in ("full", *methods)]:
+        pools = [as_papers_write(row) for row in run.get("concurrency", []) if method_of(row) in ("full", *methods)]
+        if pools:
             title = f"{run['model']}, sequences that decode together"
             plain.append(Plain(title, concurrency.HEADER, list(map(concurrency.texts, pools))))
             figures[f"figure-pools-{model}"] = partial(concurrency.draw, pools, title)
@@ -92,14 +93,19 @@ def _runs(results: Path) -> dict[str, list[Run]]:
 
 def _latest(runs: Sequence[Run], methods: Sequence[str]) -> Run | None:
     """The latest run with all methods; else the latest with any. Times of several runs are not mixed."""
-    there = [(run, {_method(row) for row in run["rows"]} & set(methods)) for run in runs]
+    there = [(run, {method_of(row) for row in run["rows"]} & set(methods)) for run in runs]
     whole = [run for run, names in there if names == set(methods)]
     return next(iter(whole + [run for run, names in there if names]), None)
 
 
-def _method(row: Mapping[str, Any]) -> str:
+def method_of(row: Mapping[str, Any]) -> str:
     """Rows of older versions have only the name of their setting, such as `snapkv 256`."""
     return str(row.get("method") or row["setting"].split(",")[0].split(" ")[0])
+
+
+def as_papers_write(row: Mapping[str, Any]) -> dict[str, Any]:
+    """The row with a setting such as `CompressKV 256`, where it has `compresskv 256`."""
+    return {**row, "setting": row["setting"].replace(method_of(row), named(method_of(row)), 1)}
 
 
 def _budget(row: Mapping[str, Any]) -> int | None:
@@ -113,13 +119,13 @@ def _grid(run: Run, methods: Sequence[str], measured: Measured) -> Grid:
     order = ["full", *methods]
     by_setting: dict[str, list[Mapping[str, Any]]] = {}
     for row in run["rows"]:
-        if _method(row) in order:
+        if method_of(row) in order:
             by_setting.setdefault(row["setting"], []).append(row)
     found = []
     marked = len({row.get("protocol") for rows in by_setting.values() for row in rows}) > 1
     for name, rows in by_setting.items():
         place = rows[0]
-        method, budget, protocol = _method(place), _budget(place), str(place.get("protocol", "corrected"))
+        method, budget, protocol = method_of(place), _budget(place), str(place.get("protocol", "corrected"))
         plain = f"{method} {budget}" if budget else method
         variant = name.removeprefix(plain).strip(" ,").removeprefix(f"({protocol})").strip(" ,")
         found.append((Row(named(method), budget, protocol, variant, {}, marked), rows, order.index(method)))

@@ -150,8 +150,8 @@ def test_the_command(checkpoint, tmp_path, quick, monkeypatch):
     shown = page("v2_fig6_efficiency", item("v2_fig6_efficiency"), tmp_path)
     [table] = shown.plain
     assert [row[:4] for row in table.body[:2]] == [
-        ["full, chunks of 90", "200", "1", "0: does not fit"],
-        ["snapkv 64, chunks of 90", "200", "1", "2"],
+        ["FullKV, chunks of 90", "200", "1", "0: does not fit"],
+        ["SnapKV 64, chunks of 90", "200", "1", "2"],
     ]
     assert set(shown.figures) == {"figure-tiny-llama", "figure-pools-tiny-llama"}
 

@@ -117,9 +117,9 @@ def test_best_and_second_are_marked_within_a_budget(text):
 
 def test_efficiency_shows_pools(text):
     section = re.search(r'<section id="efficiency">.*?</section>', text, re.S)[0]
-    rows = re.findall(r'<tr><th scope="row">(full|compresskv 64)</th>(.*?)</tr>', section, re.S)
+    rows = re.findall(r'<tr><th scope="row">(FullKV|CompressKV 64)</th>(.*?)</tr>', section, re.S)
     pools = {(name, *re.findall(r"<td[^>]*>(.*?)</td>", cells)[:3]) for name, cells in rows if cells.count("<td") == 10}
-    assert {("full", "1000", "64", "0: does not fit"), ("compresskv 64", "2000", "256", "2")} < pools
+    assert {("FullKV", "1000", "64", "0: does not fit"), ("CompressKV 64", "2000", "256", "2")} < pools
     assert "90.0 ×1.00" in section
     chart = section[section.index("<figcaption>Sequences together, prompts of 2000 tokens") :]
     assert chart[: chart.index("</figure>")].count('<path class="line" d="M') >= 2

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from evals.report import concurrency
+from evals.report.efficiency import as_papers_write
 from evals.report.html.chart import Chart, Line, Point
 from evals.results.measurement import efficiency_files
 
@@ -56,8 +57,7 @@ def measurements(results: Path) -> tuple[list[Measured], list[str]]:
 
 
 def _measured(content: Mapping[str, Any], when: str) -> Measured:
-    rows: list[Mapping[str, Any]] = content["rows"]
-    pools: list[Mapping[str, Any]] = content.get("concurrency", [])
+    rows, pools = (list(map(as_papers_write, part)) for part in (content["rows"], content.get("concurrency", [])))
     about = f"{content['new_tokens']} new tokens, {content['rounds']} rounds, {content['dtype']}, {content['backend']}"
     return Measured(
         content["model"],
