@@ -14,9 +14,9 @@ from compresskv.engine.decode import Stopping
 from compresskv.engine.generation import generate
 from compresskv.engine.in_layer import generate_in_layer
 from compresskv.engine.prefill import FULL, Setting, prefill
-from compresskv.eviction import EvictionMethod, LayerPrefill, LayerScores, observers
+from compresskv.eviction import EvictionMethod, LayerPrefill, LayerScores
 from evals.conformance.result import Conformance, Result
-from evals.conformance.subject import GROUP, Subject, half, hybrid, plain, prompt
+from evals.conformance.subject import GROUP, Subject, half, hybrid, plain, prompt, seen_by
 from evals.running.methods import describe
 
 Kept = list[list[list[int]]]
@@ -49,7 +49,7 @@ def scores(subject: Subject) -> str:
     """[kv_heads, past], floating point, no NaN."""
     method, layers = subject.method(plain()), _layers(plain(), subject)
     for layer in layers:
-        scored = method.scorer(_observed(method, layer))
+        scored = method.scorer(seen_by(method, layer))
         if not isinstance(scored, LayerScores):
             return f"the scorer returns {type(scored).__name__}, not LayerScores"
         expected = (layer.kv_heads, layer.length - method.window)
@@ -261,17 +261,9 @@ def _layers(model: PreTrainedModel, subject: Subject) -> list[LayerPrefill]:
         return prefill(model, prompt(subject.budget + BEYOND, seed=7), method.window).layers
 
 
-def _observed(method: EvictionMethod, layer: LayerPrefill) -> LayerPrefill:
-    """A copy of the layer, with what the scorer's observer, if it has one, makes of its queries."""
-    observed = observers([method.scorer])
-    for observer in observed.values():
-        observer(layer.queries, layer.keys, layer.scaling)
-    return replace(layer, observed=observed)
-
-
 def _scored(method: EvictionMethod, layer: LayerPrefill) -> list[Tensor]:
     """Scores, and those that compare heads where there are such, in float32; of a copy, which remembers nothing."""
-    scored = method.scorer(_observed(method, layer))
+    scored = method.scorer(seen_by(method, layer))
     return [scored.scores.float(), *([] if scored.contest is None else [scored.contest.float()])]
 
 

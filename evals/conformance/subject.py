@@ -11,7 +11,7 @@ from transformers.cache_utils import get_layer_types_and_kwargs
 
 from compresskv.calibration import Calibration
 from compresskv.context import Context
-from compresskv.eviction import EvictionMethod
+from compresskv.eviction import EvictionMethod, LayerPrefill, observers
 from compresskv.observation import ObservationConfig
 from compresskv.protocol import EvaluationProtocol
 
@@ -72,6 +72,14 @@ def prompt(length: int, seed: int) -> Tensor:
 def evicting(model: PreTrainedModel) -> int:
     """How many layers of the model evict."""
     return get_layer_types_and_kwargs(model.config)[0].count("full_attention")
+
+
+def seen_by(method: EvictionMethod, layer: LayerPrefill) -> LayerPrefill:
+    """A copy of `layer` with what the scorer's observer, if any, makes of its queries as if there were no others."""
+    observed = observers([method.scorer])
+    for observer in observed.values():
+        observer(layer.queries, layer.keys, layer.scaling)
+    return replace(layer, observed=observed)
 
 
 def calibration(layers: int, q_heads: int, observation: ObservationConfig, model: str = MODEL) -> Calibration:

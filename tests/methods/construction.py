@@ -20,12 +20,12 @@ from compresskv.eviction import (
     LayerPrefill,
     LayerScores,
     PromptShape,
-    observers,
 )
 from compresskv.methods import CONF, MethodConfig, Part, build, named_method
 from compresskv.observation import ObservationConfig
 from compresskv.protocol import EvaluationProtocol
 from compresskv.selection import Kept, running_capacities
+from evals.conformance.subject import seen_by
 
 FIRST = [
     [[7, 2, 1, 1, 1, 1, 7, 1], [7, 1, 1, 1, 1, 1, 3, 5]],
@@ -86,14 +86,6 @@ def prompt(layers: list[LayerPrefill]) -> Prefill:
 def kept(method: EvictionMethod, layers: list[LayerPrefill], budget: int) -> list[list[list[int]]]:
     """Prompt positions that `method` keeps: [layer][KV head]."""
     return positions(prompt([seen_by(method, layer) for layer in layers]).kept(Setting(method, budget)))
-
-
-def seen_by(method: EvictionMethod, layer: LayerPrefill) -> LayerPrefill:
-    """`layer` with what the scorer's observer, if it has one, makes of its queries as if there were no others."""
-    observed = observers([method.scorer])
-    for observer in observed.values():
-        observer(layer.queries, layer.keys, layer.scaling)
-    return replace(layer, observed=observed)
 
 
 def past_kept(method: EvictionMethod, layers: list[LayerPrefill], budget: int) -> list[list[list[int]]]:
