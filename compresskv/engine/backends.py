@@ -106,7 +106,6 @@ class SDPA:
         self._masks.clear()
 
     def rows(self, sources: list[Source], room: int) -> list[LayerRows]:
-        self.end_prefill()
         return [BucketedRows(sources.pop(0), room) for _ in range(len(sources))]
 
     def decode(self, query: Tensor, key: Tensor, value: Tensor, rows: BucketedRows, scaling: float) -> Tensor:
@@ -153,7 +152,6 @@ class MaskedSDPA(SDPA):
     capacities = staticmethod(bucketed_capacities)
 
     def rows(self, sources: list[Source], room: int) -> list[LayerRows]:
-        self.end_prefill()
         return table_rows(MaskedTable, sources, room)
 
     def decode(self, query: Tensor, key: Tensor, value: Tensor, rows: RaggedRows, scaling: float) -> Tensor:  # type: ignore[override]

@@ -225,6 +225,7 @@ class EvictedCache(Cache):
 
         `sources` is emptied on the way.
         """
+        self.backend.end_prefill()  # where the model's own loop fed the prompt, nobody else has
         for layer, rows in zip(self.evicting, self.backend.rows(sources, room), strict=True):
             layer.seen = length
             layer.rows = rows
