@@ -18,11 +18,15 @@ SWEEPS: dict[str, list[str]] = yaml.safe_load(Path(__file__).with_name("sweeps.y
 """Command lines by part."""
 
 
+EVERYWHERE = ("model.dtype=float32",)
+"""Overrides of every command line: processors with bfloat16 and without it give the same tables."""
+
+
 def jobs(part: str, *overrides: str) -> list[Job]:
     """All jobs of a part, each command line with these overrides too. Raises `UserError` as a command line does."""
     made = []
     for line in SWEEPS[part]:
-        made += [job_from(config) for config in configurations([*line.split(), *overrides])]
+        made += [job_from(config) for config in configurations([*EVERYWHERE, *line.split(), *overrides])]
     return made
 
 
