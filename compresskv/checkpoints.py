@@ -182,10 +182,13 @@ def from_gguf(parts: Sequence[Path], expected: str | None) -> tuple[Path, str]:
     return target, digest
 
 
-def is_copy_of_gguf(folder: Path) -> bool:
-    """Whether `folder` is what `from_gguf` made, unchanged."""
-    noted = folder / _ORIGIN
-    return noted.is_file() and json.loads(noted.read_text()) == _contents(folder)
+def gguf_of_copy(folder: Path) -> tuple[str, str] | None:
+    """The name of the GGUF file that `from_gguf` made `folder` of, and its fingerprint; None for any other folder."""
+    name, _, digest = folder.name.rpartition("-")
+    with suppress(OSError, ValueError):
+        if len(digest) == 16 and json.loads((folder / _ORIGIN).read_text()) == _contents(folder):
+            return name, digest
+    return None
 
 
 def _dequantise(parts: Sequence[Path], target: Path) -> None:

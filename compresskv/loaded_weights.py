@@ -17,8 +17,9 @@ from transformers.core_model_loading import revert_weight_conversion
 
 from compresskv import checkpoints, model_files
 
-ROWS = 64
-"""Of each tensor, so many rows are compared at most, evenly spaced: every head and every column is among them."""
+VALUES = 1 << 18
+"""Of each tensor, about so many values are compared at most, in whole rows, evenly spaced: every head and column of a
+projection of 4,096 is among them. Smaller tensors are compared whole."""
 
 UNKNOWN = "in no folder"
 """What stands for the fingerprint of a model without files, so that it is that of no calibration."""
@@ -40,9 +41,8 @@ def identity(model: PreTrainedModel) -> tuple[str, str | None]:
     for folder in folders:
         if not _holds(folder, model):
             continue
-        if checkpoints.is_copy_of_gguf(folder):
-            name, _, digest = folder.name.rpartition("-")
-            return name, digest
+        if of_gguf := checkpoints.gguf_of_copy(folder):
+            return of_gguf
         revision = None if folder == Path(path) else folder.name
         return Path(path).name, checkpoints.fingerprint(path, revision, code)
     return Path(path).name, CHANGED if folders else None
@@ -78,12 +78,13 @@ def _holds(folder: Path, model: PreTrainedModel) -> bool:
                 continue
             name = next((name for name in names if name in there), None)
             if name is None:
-                layer = re.match(r"(.*?\.\d+)\.|", names[0])
-                converted.setdefault(layer[1] or names[0] if layer else names[0], []).append((names[0], tensor))
+                layer = re.match(r".*?\.\d+\.", names[0])  # what is converted together
+                converted.setdefault(layer[0] if layer else names[0], []).append((names[0], tensor))
             elif not _equal(tensor, there[name].get_tensor(name)):
                 return False
         for pairs in converted.values():
-            for name, tensor in _as_saved(model, dict(pairs)).items():
+            for own, tensor in _as_saved(model, dict(pairs)).items():
+                name = own if own in there else own.removeprefix(f"{model.base_model_prefix}.")
                 if name not in there or not _equal(tensor, there[name].get_tensor(name)):
                     return False
     return True
@@ -114,6 +115,6 @@ def _equal(tensor: Tensor, saved: Tensor) -> bool:
     """Whether evenly spaced rows are equal, `saved` being cast to the dtype of `tensor`, as when it is loaded."""
     if tensor.shape != saved.shape:
         return False
-    step = -(-tensor.shape[0] // ROWS) if tensor.dim() else 1
-    ours, theirs = (part[::step] if part.dim() else part for part in (tensor, saved))
+    step = -(-tensor.numel() // VALUES)
+    ours, theirs = (part[::step] if step > 1 else part for part in (tensor, saved))
     return torch.equal(ours.detach().cpu(), theirs.to(tensor.dtype))

@@ -105,8 +105,18 @@ class LoadedModel:
         return chat_prompt(text, self.tokenizer, self.chat_template_kwargs) + answer_prefix
 
     def encode(self, prompt: str) -> torch.Tensor:
-        """Token ids [prompt], int64, on the model's device; exactly one BOS where the tokenizer uses one."""
+        """Token ids [prompt], int64, on the model's device; exactly one BOS where the tokenizer uses one.
+
+        Raises `UserError` for a token of the tokenizer that the model does not have.
+        """
         ids = chat_ids(prompt, self.tokenizer) if self.chat_template else self.tokenizer(prompt).input_ids
+        vocabulary = self.model.config.get_text_config(decoder=True).vocab_size
+        if (most := max(ids, default=0)) >= vocabulary:
+            token = self.tokenizer.convert_ids_to_tokens(most)
+            raise UserError(
+                f"model={self.name}: its tokenizer makes token {most} ({token}) of a prompt, but the model has "
+                f"{vocabulary} tokens: correct the tokenizer's files"
+            )
         return torch.tensor(ids, device=self.device)
 
 

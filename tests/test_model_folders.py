@@ -294,6 +294,14 @@ def test_a_tokenizer_whose_end_the_model_lacks_is_refused(folder):
     refused(folder, TOKENIZER, "<end>")
 
 
+def test_a_token_that_the_model_lacks_is_refused_where_a_prompt_has_it(folder):
+    edit(folder, TOKENIZER, extra_special_tokens=["<more>"])
+    model = loaded(folder)
+    assert model.encode("some text").numel() == 9
+    with pytest.raises(UserError, match="<more>"):
+        model.encode("some <more> text")
+
+
 @pytest.mark.parametrize("file", ["tokenizer.json", TOKENIZER, "special_tokens_map.json", "added_tokens.json"])
 def test_broken_tokenizer_files_are_refused(folder, file):
     for text in ("", "{", "[]", "3"):

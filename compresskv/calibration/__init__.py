@@ -196,7 +196,7 @@ def choose(model: str, setting: str, protocol: EvaluationProtocol) -> Calibratio
     return None
 
 
-def of_model(name: str, fingerprint: str | None, sources: Sequence[str] = SOURCES) -> Calibration | None:
+def of_model(name: str, fingerprint: str | None = None, sources: Sequence[str] = SOURCES) -> Calibration | None:
     """The calibration of the model of these weights, the first of `sources`; else the one of this `name`.
 
     Whether the latter was made with other weights is for `Context.calibrated` to say.
