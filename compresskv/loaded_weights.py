@@ -10,12 +10,14 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import torch
+from huggingface_hub import constants
 from safetensors import safe_open
 from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.core_model_loading import revert_weight_conversion
 
 from compresskv import checkpoints, model_files
+from compresskv.errors import UserError
 
 VALUES = 1 << 18
 """Of each tensor, about so many values are compared at most, in whole rows, evenly spaced: every head and column of a
@@ -32,8 +34,7 @@ def identity(model: PreTrainedModel) -> tuple[str, str | None]:
     """The name of the model loaded from `model.name_or_path`, and its fingerprint as `models.load` gives it.
 
     For a GGUF file's copy both are the file's. The fingerprint is `CHANGED` where values of the weights in memory are
-    not those in the files, and None where there are no files to compare with. Raises `UserError` for a folder whose
-    weights cannot be told.
+    not those in the files, and None where there are no files to compare with.
     """
     path = model.name_or_path
     folders = _folders(path)
@@ -49,18 +50,20 @@ def identity(model: PreTrainedModel) -> tuple[str, str | None]:
 
 
 def _folders(path: str) -> list[Path]:
-    """The folders that `path` may have been loaded from: itself, or every commit of a hub id in the cache."""
-    if not path:
-        return []
-    if Path(path).is_dir():
-        found = [Path(path)]
+    """The folders with weights that `path` may have been loaded from: itself, or each commit in the hub's cache."""
+    if Path(path).is_dir() or not path:
+        found = [Path(path)] if path else []
     else:
-        try:
-            first = checkpoints.folder_of(path, None)
-        except (OSError, ValueError):
-            return []
-        found = [first, *sorted(folder for folder in first.parent.iterdir() if folder != first)]
-    return [folder for folder in found if model_files.weights(folder)]
+        repository = f"models--{path.replace('/', '--')}"
+        found = sorted((Path(constants.HF_HUB_CACHE) / repository / "snapshots").glob("*"))
+    return [folder for folder in found if _has_weights(folder)]
+
+
+def _has_weights(folder: Path) -> bool:
+    try:
+        return bool(model_files.weights(folder))
+    except UserError:  # an index that is incomplete, say: no model was loaded from there
+        return False
 
 
 @torch.no_grad()

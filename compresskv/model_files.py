@@ -159,23 +159,28 @@ def check(folder: Path, trust_remote_code: bool = False) -> PreTrainedConfig:
     Raises `UserError`, naming file and field, for sizes that no model has, a model of another kind, a quantisation or
     scales that would be left out, a tensor twice, a model far larger than its weights.
     """
-    where, content = f"model.path={folder}", _json(folder / "config.json")
+    where = f"model.path={folder}"
+    for path in folder.iterdir():
+        if path.suffix in _READ and path.exists() and not (path.is_file() or path.is_dir()):
+            raise UserError(f"{where}: {path.name} is not a file: put a copy of what it gives there")
+    content = _json(folder / "config.json")
     _refuse_sizes(content, where)
     _refuse_quantisation(content, where)
     config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
-    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
-        return config  # of an unknown kind, which transformers refuses, or of code that comes with it
-    _refuse_kind(config, where)
+    text = config.get_text_config(decoder=True)
+    _refuse_sizes({name: getattr(text, name, None) for name in _SIZES}, where)  # which some call by other names
+    ours = type(config) in MODEL_FOR_CAUSAL_LM_MAPPING  # or of a kind that transformers refuses, or with its own code
+    if ours:
+        _refuse_kind(config, where)
     tensors: dict[str, Tensor] = {}
     for file in weights(folder):
         for tensor in headers(folder / file):
             if tensor.name in tensors:
                 raise UserError(f"{where}: {tensor.name} is in two of its files of weights: save the model again")
             tensors[tensor.name] = tensor
-    if tensors:
-        _refuse_unscaled(tensors, where)
-        if not content.get("quantization_config"):
-            _refuse_size(config, tensors, where)
+    _refuse_unscaled(tensors, where)
+    if ours and tensors and not content.get("quantization_config"):
+        _refuse_size(config, tensors, where)
     return config
 
 

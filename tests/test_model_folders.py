@@ -1,6 +1,7 @@
 """A model's folder is served as transformers reads it, or refused by the name of what is wrong; never in silence."""
 
 import json
+import os
 import shutil
 
 import pytest
@@ -292,6 +293,28 @@ def test_a_tensor_in_two_files_is_refused(folder):
 def test_a_tokenizer_whose_end_the_model_lacks_is_refused(folder):
     edit(folder, TOKENIZER, eos_token="<end>")
     refused(folder, TOKENIZER, "<end>")
+
+
+def test_a_pipe_is_not_waited_for(folder):
+    for name in (CONFIG, GENERATION):
+        content = (folder / name).read_bytes()
+        (folder / name).unlink()
+        os.mkfifo(folder / name)
+        refused(folder, name)
+        (folder / name).unlink()
+        (folder / name).write_bytes(content)
+
+
+def test_sizes_under_other_names_are_refused(folder):
+    edit(folder, CONFIG, architectures=["GPT2LMHeadModel"], model_type="gpt2")
+    for name in ("num_hidden_layers", "num_attention_heads", "hidden_size"):
+        content = json.loads((folder / CONFIG).read_text())
+        content.pop(name)
+        (folder / CONFIG).write_text(json.dumps(content))
+    for field, name in (("n_layer", "num_hidden_layers"), ("n_head", "num_attention_heads"), ("n_embd", "hidden_size")):
+        for value in (0, 10**9):
+            edit(folder, CONFIG, **({"n_layer": 2, "n_head": 6, "n_embd": 96} | {field: value}))
+            refused(folder, *([name] if value == 0 else []))
 
 
 def test_a_token_that_the_model_lacks_is_refused_where_a_prompt_has_it(folder):
