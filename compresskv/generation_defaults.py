@@ -151,7 +151,9 @@ def processors(
         )
     if not settings:
         return LogitsProcessorList()
-    as_read = json.loads(json.dumps(settings))  # lists, as transformers wants them
+    typed = checked_settings(settings, model.config.get_text_config(decoder=True).vocab_size, GENERATION_CONFIG)
+    typed.pop("watermarking_config", None)  # which is a mapping
+    as_read = json.loads(json.dumps({**settings, **typed}))  # lists and floats, as transformers wants them
     config = GenerationConfig(**as_read, max_length=length + max_new_tokens, eos_token_id=sorted(stop_ids) or None)
     if "min_new_tokens" in settings:  # which wins over min_length, as in `generate`
         config.min_length = length + config.min_new_tokens

@@ -208,15 +208,9 @@ def _check(folder: Path, config: ModelConfig) -> None:
 
 
 def _check_ends(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, where: str) -> None:
-    """Raise `UserError` for what the generation config cannot ask, and for an end token that the model has not.
-
-    Settings become numbers of the type that transformers asks for.
-    """
+    """Raise `UserError` for what the generation config cannot ask, and for an end token that the model has not."""
     vocabulary = model.config.get_text_config(decoder=True).vocab_size
-    settings = checked_settings(plain(model.generation_config), vocabulary, f"{where}: config.json")
-    for name, value in settings.items():
-        if isinstance(value, float):
-            setattr(model.generation_config, name, value)
+    checked_settings(plain(model.generation_config), vocabulary, f"{where}: config.json")
     if (end := tokenizer.eos_token_id) is not None and end >= vocabulary:
         raise UserError(
             f"{where}: tokenizer_config.json: eos_token={tokenizer.eos_token}: is token {end}, but the model has "

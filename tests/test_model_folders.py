@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from compresskv import checkpoints
+from compresskv.checking import frozen
 from compresskv.engine.attention import attached
 from compresskv.engine.decode import Stopping
 from compresskv.engine.generation import generate
@@ -146,11 +147,26 @@ def test_what_can_be_honoured_is(folder, asked):
     serves(folder)
 
 
-def test_a_whole_number_is_a_penalty(folder):
-    edit(folder, GENERATION, repetition_penalty=2)
-    whole = loaded(folder)
-    assert whole.generation_defaults == {"repetition_penalty": 2.0}
-    assert isinstance(whole.model.generation_config.repetition_penalty, float)
+@pytest.mark.parametrize(
+    ("whole", "same"),
+    [
+        ({"repetition_penalty": 2}, {"repetition_penalty": 2.0}),
+        ({"sequence_bias": [[[7], -9]]}, {"sequence_bias": [[[7], -9.0]]}),
+    ],
+)
+def test_a_whole_number_is_taken_for_a_float(folder, whole, same):
+    """transformers refuses it; how results are named does not change by it."""
+    edit(folder, GENERATION, **same)
+    serves(folder)
+    edit(folder, GENERATION, **whole)
+    model = loaded(folder)
+    assert json.dumps(model.generation_defaults) == json.dumps(whole)
+    with attached(model.model):
+        given, expected = (
+            generate(model.model, IDS, [FULL], Stopping(NEW, settings=frozen(settings)))[0].tokens
+            for settings in (whole, same)
+        )
+    assert given == expected
 
 
 @pytest.mark.parametrize(
