@@ -52,7 +52,8 @@ def change(folder, **tensors):
 def shard(folder, where="", keep=False):
     """Put the weights into two files at `where`, relative to the folder, and an index beside config.json."""
     weights = load_file(folder / WEIGHTS)
-    names, places = sorted(weights), {}
+    names = sorted(weights)
+    places: dict[str, str] = {}
     for number in (1, 2):
         name = f"{where}model-{number}-of-2.safetensors"
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
