@@ -14,13 +14,13 @@ from pathlib import Path
 import torch
 from filelock import FileLock
 from huggingface_hub import constants, get_hf_file_metadata, hf_hub_download, hf_hub_url, try_to_load_from_cache
-from huggingface_hub.errors import EntryNotFoundError
+from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig, PreTrainedModel
 
+from compresskv import model_files
 from compresskv.errors import UserError
 from compresskv.folders import cache_folder
 
-_OF_A_MODEL = (".json", ".safetensors", ".jinja", ".model", ".py", ".tiktoken")
 _ORIGIN = "origin.json"
 _HUB_TIMEOUT = 5.0  # seconds
 _SETTLED = 2.0
@@ -73,20 +73,60 @@ def ask_once(source: str, revision: str | None) -> None:
             get_hf_file_metadata(url, timeout=_HUB_TIMEOUT)
 
 
-def fingerprint(source: str, revision: str | None) -> str:
-    """A hash of what the model is: the hub's commit, or the contents of the local files."""
-    folder = Path(source)
-    if not folder.is_dir():
-        # The folder of a file in the hub's cache is named after the commit that `revision` stands for.
-        cached = hf_hub_download(source, "config.json", revision=revision, local_files_only=True)
-        return hashlib.sha256(json.dumps([source, Path(cached).parent.name]).encode()).hexdigest()[:16]
-    return hashlib.sha256(json.dumps(_contents(folder)).encode()).hexdigest()[:16]
+def fingerprint(source: str, revision: str | None, code: bool = False) -> str:
+    """A hash of what the model is: the hub's commit, or the contents of the files that are read.
+
+    A commit counts where each file in the hub's cache still has the content that it is named after; an edited cache, or
+    one of plain files, is known by its contents. `code`: whether code that comes with the model runs. Files are hashed
+    whole, which is remembered (see `sha256`). Raises `UserError` for weights that cannot be told.
+    """
+    folder = folder_of(source, revision)
+    contents = _contents(folder, code)
+    if folder == Path(source) or not all(_as_downloaded(folder / name) for name in contents):
+        identity: object = contents
+    else:
+        identity = [source, folder.name]  # which is the commit
+    if code and (elsewhere := _code_elsewhere(folder)):
+        identity = [identity, elsewhere]
+    return hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16]
 
 
-def _contents(folder: Path) -> dict[str, str]:
-    """The sha256 of each file that a model or a tokenizer is read from."""
-    files = [path for path in sorted(folder.iterdir()) if path.suffix in _OF_A_MODEL or path.name == "merges.txt"]
-    return {path.name: sha256([path]) for path in files if path.name != _ORIGIN}
+def folder_of(source: str, revision: str | None) -> Path:
+    """Where the files are: a directory, or that of the commit which `revision` of a hub id stands for in the cache.
+
+    Raises an `OSError` of huggingface_hub if the id is not in the cache.
+    """
+    if Path(source).is_dir():
+        return Path(source)
+    return Path(hf_hub_download(source, "config.json", revision=revision, local_files_only=True)).parent
+
+
+def _contents(folder: Path, code: bool = False) -> dict[str, str]:
+    """The sha256 of each file that a model or a tokenizer is read from, by its name in `folder`."""
+    return {name: sha256([folder / name]) for name in model_files.names(folder, code) if name != _ORIGIN}
+
+
+def _as_downloaded(path: Path) -> bool:
+    """Whether a file in the hub's cache is a link to what its content is named after: its sha256, or git's hash."""
+    if not path.is_symlink():
+        return False
+    name = Path(os.readlink(path)).name
+    if len(name) == 64:
+        return sha256([path]) == name
+    content = path.read_bytes()
+    return hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest() == name
+
+
+def _code_elsewhere(folder: Path) -> dict[str, str]:
+    """The sha256 of each Python file beside the code that `folder` takes from other repositories or folders."""
+    found: dict[str, str] = {}
+    for repository, module in model_files.code_elsewhere(folder):
+        with suppress(LocalEntryNotFoundError):  # then it was not run
+            home = Path(repository)
+            if not home.is_dir():
+                home = Path(hf_hub_download(repository, module, local_files_only=True)).parent
+            found |= {f"{repository}--{path.name}": sha256([path]) for path in sorted(home.glob("*.py"))}
+    return found
 
 
 def sha256(parts: Sequence[Path]) -> str:
@@ -142,13 +182,13 @@ def from_gguf(parts: Sequence[Path], expected: str | None) -> tuple[Path, str]:
     return target, digest
 
 
-def origin(path: str) -> tuple[str, str | None]:
-    """The name of the model loaded from `path`, and its fingerprint where the path tells it: that of a GGUF copy."""
-    name = Path(path).name
-    if (Path(path) / _ORIGIN).is_file():
-        name, _, digest = name.rpartition("-")
-        return name, digest
-    return name, None
+def gguf_of_copy(folder: Path) -> tuple[str, str] | None:
+    """The name of the GGUF file that `from_gguf` made `folder` of, and its fingerprint; None for any other folder."""
+    name, _, digest = folder.name.rpartition("-")
+    with suppress(OSError, ValueError):
+        if len(digest) == 16 and json.loads((folder / _ORIGIN).read_text()) == _contents(folder):
+            return name, digest
+    return None
 
 
 def _dequantise(parts: Sequence[Path], target: Path) -> None:

@@ -1,5 +1,6 @@
 """What a method may know besides the prompt: the run's observation window, the model's shape, its calibration."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -17,7 +18,8 @@ class Context:
 
     `layers` counts those that evict. `first_prompt` is the length, in tokens, of the task's first sample in dataset
     order. `fingerprint` identifies the weights, as a calibration names them. `calibration_setting` is
-    what `calibration` was chosen by.
+    what `calibration` was chosen by. `look_up` gives the context with the model's name, fingerprint and calibration,
+    where finding them takes a while; it is called when a method asks for the calibration.
     """
 
     model: str
@@ -30,6 +32,7 @@ class Context:
     first_prompt: int | None = None
     fingerprint: str | None = None
     calibration_setting: str = "auto"
+    look_up: Callable[[], "Context"] | None = None
 
     @property
     def score_dtype(self) -> torch.dtype | None:
@@ -47,6 +50,8 @@ class Context:
 
         `any_observation`: for what does not depend on it, such as which heads retrieve while the model answers.
         """
+        if self.look_up:
+            return self.look_up().calibrated(any_observation)
         made = self.calibration
         if made is None:
             asked = self.calibration_setting

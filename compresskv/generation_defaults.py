@@ -4,11 +4,16 @@ import copy
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
 
 from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel
 
+from compresskv.checking import Ge, Gt, Le, Lt, MinLen, checked_value, readable
 from compresskv.errors import UserError
+
+GENERATION_CONFIG = "generation_config.json"
 
 _NEUTRAL: dict[str, tuple] = {
     "sequence_bias": (),
@@ -29,9 +34,101 @@ _NEUTRAL: dict[str, tuple] = {
 Source: `_get_logits_processor` of transformers. What every evaluation sets by itself is left out: lengths, beams."""
 
 
+_UNSERVED = (
+    "constraints",
+    "dola_layers",
+    "encoder_no_repeat_ngram_size",
+    "encoder_repetition_penalty",
+    "force_words_ids",
+    "max_time",
+    "penalty_alpha",
+    "stop_strings",
+    "token_healing",
+)
+"""Further settings that change what greedy decoding answers, which evaluations do not apply."""
+
+
+@dataclass(frozen=True)
+class _Watermark:
+    greenlist_ratio: Annotated[float, Ge(0), Le(1)] = 0.25
+    bias: float = 2.0
+    hashing_key: Annotated[int, Ge(0)] = 0
+    seeding_scheme: Literal["lefthash", "selfhash"] = "lefthash"
+    context_width: Annotated[int, Ge(1)] = 1
+
+
+def _types(vocabulary: int) -> dict[str, Any]:
+    """What each setting may be, for a model of so many tokens; null is allowed everywhere."""
+    token = Annotated[int, Ge(0), Lt(vocabulary)]
+    some = Annotated[tuple[token, ...], MinLen(1)]
+    count = Annotated[int, Ge(0)]
+    positive = Annotated[float, Gt(0)]
+    return {
+        "eos_token_id": token | some,
+        "bos_token_id": int | tuple[int, ...],
+        "pad_token_id": int,
+        "sequence_bias": Annotated[tuple[tuple[some, float], ...], MinLen(1)],
+        "repetition_penalty": positive,
+        "no_repeat_ngram_size": count,
+        "bad_words_ids": Annotated[tuple[some, ...], MinLen(1)],
+        "min_length": count,
+        "min_new_tokens": count,
+        "forced_eos_token_id": token | some,
+        "exponential_decay_length_penalty": tuple[count, positive],
+        "suppress_tokens": tuple[token, ...],
+        "begin_suppress_tokens": tuple[token, ...],
+        "guidance_scale": float,
+        "watermarking_config": _Watermark,
+    }
+
+
+def refuse_broken(folder: Path, vocabulary: int) -> None:
+    """Raise `UserError`, naming the field, for a generation_config.json of `folder` that cannot be applied.
+
+    transformers would take config.json for one that it cannot read.
+    """
+    where = f"model.path={folder}: {GENERATION_CONFIG}"
+    try:
+        values = json.loads((folder / GENERATION_CONFIG).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or " ".join(str(error).split())
+        raise UserError(f"{where}: cannot be read as JSON ({reason}): correct it, or take it away") from error
+    if not isinstance(values, Mapping):
+        raise UserError(f"{where}: holds {readable(values)}, not a mapping: correct it, or take it away")
+    checked_settings(values, vocabulary, where)
+
+
+def checked_settings(values: Mapping[str, Any], vocabulary: int, where: str) -> dict[str, Any]:
+    """Those of `values` that have a type here, as it wants them. Raises `UserError`, naming the field."""
+    return {
+        name: checked_value(f"{where}: {name}", kind, values[name])
+        for name, kind in _types(vocabulary).items()
+        if values.get(name) is not None
+    }
+
+
+def plain(config: GenerationConfig) -> dict[str, Any]:
+    """All settings of `config` as JSON."""
+    return {n: v.to_dict() if hasattr(v, "to_dict") else v for n, v in config.to_dict().items()}
+
+
+def refuse_unserved_settings(config: GenerationConfig) -> None:
+    """Raise `UserError` for a setting of `config` that changes greedy decoding and that evaluations cannot apply."""
+    values = config.to_dict()
+    for name in _UNSERVED:
+        neutral = 1.0 if name == "encoder_repetition_penalty" else 0
+        if values.get(name) not in (None, False, neutral) or values[name] is True:
+            raise UserError(
+                f"protocol.generation_config=honoured: the model's generation_config.json sets {name}, which is not "
+                "served: choose ignored"
+            )
+
+
 def defaults_of(config: GenerationConfig) -> dict[str, Any]:
     """The settings in `config` that change greedy decoding, as JSON."""
-    values = config.to_dict()
+    values = plain(config)
     return {
         name: values[name]
         for name, neutral in _NEUTRAL.items()
@@ -54,7 +151,9 @@ def processors(
         )
     if not settings:
         return LogitsProcessorList()
-    as_read = json.loads(json.dumps(settings))  # lists, as transformers wants them
+    typed = checked_settings(settings, model.config.get_text_config(decoder=True).vocab_size, GENERATION_CONFIG)
+    typed.pop("watermarking_config", None)  # which is a mapping
+    as_read = json.loads(json.dumps({**settings, **typed}))  # lists and floats, as transformers wants them
     config = GenerationConfig(**as_read, max_length=length + max_new_tokens, eos_token_id=sorted(stop_ids) or None)
     if "min_new_tokens" in settings:  # which wins over min_length, as in `generate`
         config.min_length = length + config.min_new_tokens

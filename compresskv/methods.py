@@ -8,7 +8,7 @@ import ast
 import difflib
 import inspect
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from importlib.metadata import entry_points
 from importlib.util import find_spec
@@ -169,36 +169,42 @@ def method_for(
 ) -> "EvictionMethod | None":
     """The method of conf/method/<name>.yaml for `model`, under `corrected`; None keeps everything.
 
-    `calibration`: one that was loaded, a source such as "published", or the path of a file; None: the first of this
-    model's name or weights, `held_out` before `published`. Raises `UserError` where a method needs one and none fits.
+    `calibration`: one that was loaded, a source such as "published", or the path of a file; None: that of this model's
+    weights, else of its name, `held_out` before `published`. Raises `UserError` where a method needs one and none
+    fits, or where it was made with other weights than those in memory.
     """
     from transformers.cache_utils import get_layer_types_and_kwargs
 
-    from compresskv.calibration import Calibration, choose, of_model
-    from compresskv.checkpoints import origin
+    from compresskv import calibration as calibrations
     from compresskv.context import Context
+    from compresskv.loaded_weights import UNKNOWN, identity
 
     config = model.config.get_text_config(decoder=True)
     layers = get_layer_types_and_kwargs(config)[0].count("full_attention")
     method = named_method(name)
     if not layers and not method.keeps_everything:
         raise UserError(f"method={name}: this model has sliding-window layers only, so there is nothing to evict")
-    label, fingerprint = origin(model.name_or_path)
-    setting = calibration if isinstance(calibration, str) else "auto"
-    if calibration is None:
-        calibration = of_model(label, fingerprint)
-    elif not isinstance(calibration, Calibration):
-        calibration = choose(label, str(calibration), EvaluationProtocol())
+
     context = Context(
-        model=label,
+        model=Path(model.name_or_path).name,
         layers=layers,
         q_heads=config.num_attention_heads,
         kv_heads=getattr(config, "num_key_value_heads", None) or config.num_attention_heads,
-        calibration=calibration,
-        calibration_setting=setting,
-        fingerprint=fingerprint,
+        calibration_setting=calibration if isinstance(calibration, str) else "auto",
     )
-    return build(method, context)
+
+    def complete() -> Context:
+        label, fingerprint = identity(model)
+        if calibration is None or (isinstance(calibration, str) and calibration in calibrations.SOURCES):
+            fingerprint = fingerprint or UNKNOWN  # so that a name alone matches no weights
+            made = calibrations.of_model(label, fingerprint, [calibration] if calibration else calibrations.SOURCES)
+        elif isinstance(calibration, calibrations.Calibration):
+            made = calibration
+        else:
+            made = calibrations.choose(label, str(calibration), EvaluationProtocol())
+        return replace(context, model=label, fingerprint=fingerprint, calibration=made)
+
+    return build(method, replace(context, look_up=complete) if calibration is None else complete())
 
 
 def _part(name: str, node: Any) -> Part | None:

@@ -12,12 +12,18 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 from transformers.cache_utils import get_layer_types_and_kwargs
 from transformers.utils import logging as transformers_logging
 
-from compresskv import checkpoints, hardware
+from compresskv import checkpoints, hardware, model_files
 from compresskv.chat import chat_ids, chat_prompt
 from compresskv.checking import FrozenMapping, frozen
 from compresskv.engine.memory import kv_heads
 from compresskv.errors import UserError
-from compresskv.generation_defaults import defaults_of
+from compresskv.generation_defaults import (
+    checked_settings,
+    defaults_of,
+    plain,
+    refuse_broken,
+    refuse_unserved_settings,
+)
 from compresskv.model_config import ModelConfig
 from compresskv.probe import refuse_unserved
 
@@ -83,8 +89,14 @@ class LoadedModel:
         return kv_heads(self.model.config.get_text_config(decoder=True))
 
     def settings(self, generation_config: Literal["ignored", "honoured"]) -> FrozenMapping:
-        """What `Stopping.settings` has to be for this value of the protocol's `generation_config`."""
-        return frozen(self.generation_defaults) if generation_config == "honoured" else FrozenMapping()
+        """What `Stopping.settings` has to be for this value of the protocol's `generation_config`.
+
+        Raises `UserError` where it is honoured and asks for something that is not served.
+        """
+        if generation_config == "ignored":
+            return FrozenMapping()
+        refuse_unserved_settings(self.model.generation_config)
+        return frozen(self.generation_defaults)
 
     def chat(self, text: str, answer_prefix: str = "") -> str:
         """`text` as one user turn and the opening of the answer, in the model's own template."""
@@ -93,8 +105,18 @@ class LoadedModel:
         return chat_prompt(text, self.tokenizer, self.chat_template_kwargs) + answer_prefix
 
     def encode(self, prompt: str) -> torch.Tensor:
-        """Token ids [prompt], int64, on the model's device; exactly one BOS where the tokenizer uses one."""
+        """Token ids [prompt], int64, on the model's device; exactly one BOS where the tokenizer uses one.
+
+        Raises `UserError` for a token of the tokenizer that the model does not have.
+        """
         ids = chat_ids(prompt, self.tokenizer) if self.chat_template else self.tokenizer(prompt).input_ids
+        vocabulary = self.model.config.get_text_config(decoder=True).vocab_size
+        if (most := max(ids, default=0)) >= vocabulary:
+            token = self.tokenizer.convert_ids_to_tokens(most)
+            raise UserError(
+                f"model={self.name}: its tokenizer makes token {most} ({token}) of a prompt, but the model has "
+                f"{vocabulary} tokens: correct the tokenizer's files"
+            )
         return torch.tensor(ids, device=self.device)
 
 
@@ -108,7 +130,8 @@ def load(config: ModelConfig) -> LoadedModel:
         source, fingerprint = _source(config)
         model, tokenizer = _pretrained(config, source, chosen)
         refuse_unserved(model)
-        fingerprint = fingerprint or checkpoints.fingerprint(source, config.revision)
+        _check_ends(model, tokenizer, f"model.path={source}")
+        fingerprint = fingerprint or checkpoints.fingerprint(source, config.revision, config.trust_remote_code)
     if config.chat_template and not tokenizer.chat_template:
         raise UserError(f"model={config.name}: its tokenizer has no chat template: set model.chat_template=false")
     stop_ids = _ids(model.generation_config.eos_token_id) | _ids(tokenizer.eos_token_id)
@@ -155,6 +178,10 @@ def _pretrained(
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     options = {"revision": config.revision, "trust_remote_code": config.trust_remote_code}
     checkpoints.ask_once(source, config.revision)
+    model_files.refuse_adapter(source, config.revision)
+    local = Path(source).is_dir()
+    if local:  # files of the hub come with the model
+        _check(Path(source), config)
     tokenizer = AutoTokenizer.from_pretrained(source, **options)
     model, info = AutoModelForCausalLM.from_pretrained(
         source,
@@ -167,9 +194,28 @@ def _pretrained(
         **options,
     )
     checkpoints.complete(info, source)
+    if not local:
+        _check(checkpoints.folder_of(source, config.revision), config)
     if chosen.device != "map":
         model = model.to(chosen.device)
     return model.eval(), tokenizer
+
+
+def _check(folder: Path, config: ModelConfig) -> None:
+    """Raise `UserError` for files that transformers would read in another way than they say."""
+    text = model_files.check(folder, config.trust_remote_code).get_text_config(decoder=True)
+    refuse_broken(folder, text.vocab_size)
+
+
+def _check_ends(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, where: str) -> None:
+    """Raise `UserError` for what the generation config cannot ask, and for an end token that the model has not."""
+    vocabulary = model.config.get_text_config(decoder=True).vocab_size
+    checked_settings(plain(model.generation_config), vocabulary, f"{where}: config.json")
+    if (end := tokenizer.eos_token_id) is not None and end >= vocabulary:
+        raise UserError(
+            f"{where}: tokenizer_config.json: eos_token={tokenizer.eos_token}: is token {end}, but the model has "
+            f"{vocabulary} tokens: correct the tokenizer's files"
+        )
 
 
 def _ids(tokens: int | list[int] | None) -> frozenset[int]:
@@ -213,7 +259,7 @@ def _explained(config: ModelConfig) -> Iterator[None]:
         ) from error
     except Exception as error:  # each architecture's code fails in its own way
         lines = [line.strip() for line in str(error).split("\n") if line.strip()]
-        reason = " ".join(" ".join(lines[:1]).split())[:300]
+        reason = " ".join(" ".join(lines[: 2 if lines[:1] and lines[0].endswith(":") else 1]).split())[:300]
         fix = _fix(source, reason)
         raise UserError(
             f"model.path={source}: the model cannot be loaded ({type(error).__name__}: {reason}): {fix}"

@@ -181,7 +181,7 @@ def test_generation_stops_at_the_end_token_of_either(checkpoint, tmp_path):
     [
         (lambda d: edited(d, "config.json", model_type="no-such"), "no-such", "transformers that knows it"),
         (lambda d: edited(d, "config.json", model_type="t5"), "T5", "decoder-only"),
-        (lambda d: edited(d, "config.json", num_attention_heads=0), "cannot be loaded", "correct the files"),
+        (lambda d: edited(d, "config.json", num_attention_heads=0), "num_attention_heads", "correct"),
         (lambda d: edited(d, "config.json", hidden_size="many"), "hidden_size", "correct the files"),
         (lambda d: (d / "model.safetensors").rename(d / "pytorch_model.bin"), "safetensors", "save its weights"),
     ],

@@ -9,6 +9,7 @@ import difflib
 import json
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
@@ -195,13 +196,14 @@ def choose(model: str, setting: str, protocol: EvaluationProtocol) -> Calibratio
     return None
 
 
-def of_model(name: str, fingerprint: str | None = None) -> Calibration | None:
-    """The calibration of the model of this `name` or, where that is known, of these weights; the first of `SOURCES`."""
-    for source in SOURCES:
-        if made := find(name, source):
-            return made
-        for folder in folders() if fingerprint else ():
-            for path in sorted(folder.glob(f"*.{source}.json")):
+def of_model(name: str, fingerprint: str | None = None, sources: Sequence[str] = SOURCES) -> Calibration | None:
+    """The calibration of the model of these weights, the first of `sources`; else the one of this `name`.
+
+    Whether the latter was made with other weights is for `Context.calibrated` to say.
+    """
+    for source in sources if fingerprint else ():
+        for path in (path for folder in folders() for path in sorted(folder.glob(f"*.{source}.json"))):
+            with suppress(UserError):  # of a file that may be another model's
                 if (made := load(path)).model_fingerprint == fingerprint:
                     return made
-    return None
+    return next((named for source in sources if (named := find(name, source))), None)

@@ -1,14 +1,17 @@
 """Tiny random models of the families that the seam serves."""
 
 from functools import cache
+from pathlib import Path
 
 import torch
+from tokenizers import Tokenizer, models
 from transformers import (
     LlamaConfig,
     LlamaForCausalLM,
     MistralConfig,
     MistralForCausalLM,
     PreTrainedModel,
+    PreTrainedTokenizerFast,
     Qwen2Config,
     Qwen2ForCausalLM,
     Qwen3Config,
@@ -50,3 +53,15 @@ def model(family: str) -> PreTrainedModel:
 def prompt(length: int, seed: int = 0) -> torch.Tensor:
     """Random token ids [length]."""
     return torch.randint(0, SIZE["vocab_size"], (length,), generator=torch.Generator().manual_seed(seed))
+
+
+def save(folder: Path, made: PreTrainedModel | None = None) -> Path:
+    """A folder of the hub's shape: a tiny model (None: the Llama) with a tokenizer of single characters."""
+    (made or model("llama")).save_pretrained(folder)
+    characters = {chr(place): place - 29 for place in range(32, 125)}
+    bpe = models.BPE(vocab={"<unk>": 0, "<s>": 1, "</s>": 2, **characters}, merges=[], unk_token="<unk>")
+    tokens = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+    template = "{{ messages[0]['content'] }}"
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(bpe), **tokens, chat_template=template)
+    tokenizer.save_pretrained(folder)
+    return folder

@@ -1,0 +1,123 @@
+"""Which model a model in memory is: that of the files it was loaded from, unless it was changed since.
+
+A name is not enough: folders of two runs may share one, and a model keeps its path when it is trained further, when
+adapters are merged into it, or when somebody's code edits it.
+"""
+
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
+from pathlib import Path
+
+import torch
+from huggingface_hub import constants
+from safetensors import safe_open
+from torch import Tensor
+from transformers import PreTrainedModel
+from transformers.core_model_loading import revert_weight_conversion
+
+from compresskv import checkpoints, model_files
+from compresskv.errors import UserError
+
+VALUES = 1 << 18
+"""Of each tensor, about so many values are compared at most, in whole rows, evenly spaced: every head and column of a
+projection of 4,096 is among them. Smaller tensors are compared whole."""
+
+UNKNOWN = "in no folder"
+"""What stands for the fingerprint of a model without files, so that it is that of no calibration."""
+
+CHANGED = "changed after it was loaded"
+"""The fingerprint of a model whose weights are not those of its files: that of no calibration."""
+
+
+def identity(model: PreTrainedModel) -> tuple[str, str | None]:
+    """The name of the model loaded from `model.name_or_path`, and its fingerprint as `models.load` gives it.
+
+    For a GGUF file's copy both are the file's. The fingerprint is `CHANGED` where values of the weights in memory are
+    not those in the files, and None where there are no files to compare with.
+    """
+    path = model.name_or_path
+    folders = _folders(path)
+    code = type(model).__module__.startswith("transformers_modules")
+    for folder in folders:
+        if not _holds(folder, model):
+            continue
+        if of_gguf := checkpoints.gguf_of_copy(folder):
+            return of_gguf
+        revision = None if folder == Path(path) else folder.name
+        return Path(path).name, checkpoints.fingerprint(path, revision, code)
+    return Path(path).name, CHANGED if folders else None
+
+
+def _folders(path: str) -> list[Path]:
+    """The folders with weights that `path` may have been loaded from: itself, or each commit in the hub's cache."""
+    if Path(path).is_dir() or not path:
+        found = [Path(path)] if path else []
+    else:
+        repository = f"models--{path.replace('/', '--')}"
+        found = sorted((Path(constants.HF_HUB_CACHE) / repository / "snapshots").glob("*"))
+    return [folder for folder in found if _has_weights(folder)]
+
+
+def _has_weights(folder: Path) -> bool:
+    try:
+        return bool(model_files.weights(folder))
+    except UserError:  # an index that is incomplete, say: no model was loaded from there
+        return False
+
+
+@torch.no_grad()
+def _holds(folder: Path, model: PreTrainedModel) -> bool:
+    """Whether the weights of `model` are those in `folder`, cast to the dtype that they have in memory.
+
+    Weights that a device map keeps on disk are not compared.
+    """
+    with ExitStack() as stack:
+        files = [stack.enter_context(safe_open(folder / name, "pt")) for name in model_files.weights(folder)]
+        there = {name: file for file in files for name in file.keys()}  # noqa: SIM118 (not a mapping)
+        converted: dict[str, list[tuple[str, Tensor]]] = {}
+        for names, tensor in _weights(model):
+            if tensor.is_meta:
+                continue
+            name = next((name for name in names if name in there), None)
+            if name is None:
+                layer = re.match(r".*?\.\d+\.", names[0])  # what is converted together
+                converted.setdefault(layer[0] if layer else names[0], []).append((names[0], tensor))
+            elif not _equal(tensor, there[name].get_tensor(name)):
+                return False
+        for pairs in converted.values():
+            for own, tensor in _as_saved(model, dict(pairs)).items():
+                name = own if own in there else own.removeprefix(f"{model.base_model_prefix}.")
+                if name not in there or not _equal(tensor, there[name].get_tensor(name)):
+                    return False
+    return True
+
+
+def _weights(model: PreTrainedModel) -> Iterator[tuple[list[str], Tensor]]:
+    """Each parameter once, with the names that a file may have it under: those of weights tied to it, and its own
+    with and without the prefix of the model without its head."""
+    names: dict[int, list[str]] = {}
+    tensors: dict[int, Tensor] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        names.setdefault(id(parameter), []).append(name)
+        tensors[id(parameter)] = parameter
+    prefix = f"{model.base_model_prefix}."
+    for key, own in names.items():
+        yield [*own, *(name.removeprefix(prefix) for name in own)], tensors[key]
+
+
+def _as_saved(model: PreTrainedModel, weights: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """These weights under the names, and in the parts, that `save_pretrained` gives them; as they are if it cannot."""
+    try:
+        return revert_weight_conversion(model, dict(weights))
+    except Exception:  # of one architecture's conversion, to which something does not fit
+        return weights
+
+
+def _equal(tensor: Tensor, saved: Tensor) -> bool:
+    """Whether evenly spaced rows are equal, `saved` being cast to the dtype of `tensor`, as when it is loaded."""
+    if tensor.shape != saved.shape:
+        return False
+    step = -(-tensor.numel() // VALUES)
+    ours, theirs = (part[::step] if step > 1 else part for part in (tensor, saved))
+    return torch.equal(ours.detach().cpu(), theirs.to(tensor.dtype))

@@ -1,0 +1,285 @@
+"""The files of a model's folder: which of them transformers reads, and what it would read without saying so.
+
+What is loaded has to be what the folder says. Where transformers leaves something out in silence (an adapter, scales of
+quantised weights, a second set of weights), the folder is refused.
+"""
+
+import copy
+import json
+import math
+import os
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import torch
+from huggingface_hub import constants
+from safetensors import safe_open
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModelForCausalLM, PreTrainedConfig
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+from transformers.quantizers import AutoHfQuantizer
+from transformers.utils.peft_utils import find_adapter_config_file
+
+from compresskv.checking import readable
+from compresskv.errors import UserError
+
+SINGLE = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+
+ADAPTERS = ("adapter_config.json", "adapter_model.safetensors")
+
+_DISTRIBUTED = re.compile(r"shard-\d{5}-model-\d{5}-of-\d{5}\.safetensors")
+"""Files that torch's distributed checkpointing wrote; transformers takes them before any others."""
+
+_READ = (".json", ".safetensors", ".jinja", ".model", ".py", ".tiktoken")
+_VOCABULARIES = ("vocab.txt", "vocab.bpe", "dict.txt", "bpe.codes", "prophetnet.tokenizer")
+"""Read where there is no tokenizer.json."""
+
+_TEMPLATES = "additional_chat_templates"
+
+_SIZES = (
+    "num_hidden_layers",
+    "hidden_size",
+    "vocab_size",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "intermediate_size",
+    "head_dim",
+    "max_position_embeddings",
+)
+_MOST = {"num_hidden_layers": 10_000, "max_position_embeddings": 100_000_000}
+_LARGER = 4
+"""A model may need so many times of the numbers that its files hold before it is refused unbuilt; less than that is
+built, and then refused by the names of its tensors."""
+
+_OTHER_HEADS = re.compile(r"For(SequenceClassification|TokenClassification|QuestionAnswering|MultipleChoice|MaskedLM)$")
+
+_FLOATING = {"F64", "F32", "F16", "BF16"}
+
+
+def names(folder: Path, code: bool = False) -> list[str]:
+    """The files that a model or a tokenizer is read from, relative to `folder`, sorted.
+
+    Those directly in it by their endings, weights wherever `weights` says, and further chat templates. `code`: whether
+    code that comes with it may run, which may read or import anything: then all Python and text files. Raises
+    `UserError` for weights that cannot be told.
+    """
+    found = [path.name for path in folder.iterdir() if path.suffix in _READ or path.name == "merges.txt"]
+    if not (folder / "tokenizer.json").is_file():
+        found += [name for name in _VOCABULARIES if (folder / name).is_file()]
+    if (folder / _TEMPLATES).is_dir():
+        found += [f"{_TEMPLATES}/{path.name}" for path in (folder / _TEMPLATES).glob("*.jinja")]
+    if code:
+        for ending in ("*.py", "*.txt"):
+            found += [path.relative_to(folder).as_posix() for path in folder.rglob(ending)]
+    return sorted(name for name in {*found, *weights(folder)} if (folder / name).is_file())
+
+
+def code_elsewhere(folder: Path) -> list[tuple[str, str]]:
+    """The hub ids or folders, and the files in them, that `auto_map` names as `<id>--<module>.<class>`."""
+    found = set()
+    for name in ("config.json", "tokenizer_config.json"):
+        auto_map = _json(folder / name).get("auto_map")
+        for classes in auto_map.values() if isinstance(auto_map, Mapping) else [auto_map]:
+            for reference in classes if isinstance(classes, list) else [classes]:
+                if isinstance(reference, str) and "--" in reference:
+                    repository, _, rest = reference.partition("--")
+                    found.add((repository, f"{rest.partition('.')[0]}.py"))
+    return sorted(found)
+
+
+def weights(folder: Path) -> list[str]:
+    """The safetensors files that transformers loads from `folder`, relative to it; none if it has no such weights.
+
+    Raises `UserError` for two sets of them, and for an index that is malformed, incomplete or leaves `folder`.
+    """
+    sets: dict[str, list[str]] = {}
+    explicit = _json(folder / "config.json").get("transformers_weights")
+    if parts := sorted(path.name for path in folder.iterdir() if _DISTRIBUTED.fullmatch(path.name)):
+        sets[parts[0]] = parts
+    if explicit is not None:
+        _refuse_outside(folder, "config.json: transformers_weights", explicit)
+        sets[explicit] = _of_index(folder, explicit) if explicit.endswith(".index.json") else [explicit]
+    else:
+        if (folder / SINGLE).is_file():
+            sets[SINGLE] = [SINGLE]
+        if (folder / INDEX).is_file():
+            sets[INDEX] = _of_index(folder, INDEX)
+    if len(set(map(tuple, sets.values()))) > 1:
+        raise UserError(
+            f"model.path={folder}: it holds weights twice, {' and '.join(sets)}: take away those that are not meant"
+        )
+    return next(iter(sets.values()), [])
+
+
+def _of_index(folder: Path, index: str) -> list[str]:
+    where = f"model.path={folder}: {index}"
+    try:
+        content = json.loads((folder / index).read_text(encoding="utf-8"))
+        files = content["weight_map"].values()
+        content["metadata"]["total_size"]  # transformers needs the field `metadata`
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise UserError(f"{where}: is not an index of weights ({reason}): copy the model again") from error
+    for name in files:
+        _refuse_outside(folder, index, name)
+    found = sorted(set(files))
+    if absent := [name for name in found if not (folder / name).is_file()]:
+        raise UserError(f"{where} names {absent[0]}, which is not there: copy the model again")
+    return found
+
+
+def _refuse_outside(folder: Path, file: str, name: Any) -> None:
+    """Raise `UserError` for a name that is none of a safetensors file, or of an index, at or below `folder`."""
+    where = f"model.path={folder}: {file}"
+    if not isinstance(name, str) or not name.endswith((".safetensors", ".safetensors.index.json")):
+        raise UserError(
+            f"{where} names {readable(name)}, which is no safetensors file: save its weights as safetensors"
+        )
+    path = PurePosixPath(name.replace("\\", "/"))
+    if path.is_absolute() or ".." in path.parts or ":" in path.parts[0]:
+        raise UserError(f"{where} names {readable(name)}, which is outside that folder: put the file into it")
+
+
+def _json(path: Path) -> Mapping[str, Any]:
+    """The mapping in a JSON file; an empty one where there is none."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}  # transformers says what is wrong with it
+    return content if isinstance(content, Mapping) else {}
+
+
+def check(folder: Path, trust_remote_code: bool = False) -> PreTrainedConfig:
+    """The configuration in `folder`, if that holds what its config.json says; nothing is allocated.
+
+    Raises `UserError`, naming file and field, for sizes that no model has, a model of another kind, a quantisation or
+    scales that would be left out, a tensor twice, a model far larger than its weights.
+    """
+    where = f"model.path={folder}"
+    for path in folder.iterdir():
+        if path.suffix in _READ and path.exists() and not (path.is_file() or path.is_dir()):
+            raise UserError(f"{where}: {path.name} is not a file: put a copy of what it gives there")
+    content = _json(folder / "config.json")
+    _refuse_sizes(content, where)
+    _refuse_quantisation(content, where)
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
+    text = config.get_text_config(decoder=True)
+    _refuse_sizes({name: getattr(text, name, None) for name in _SIZES}, where)  # which some call by other names
+    ours = type(config) in MODEL_FOR_CAUSAL_LM_MAPPING  # or of a kind that transformers refuses, or with its own code
+    if ours:
+        _refuse_kind(config, where)
+    tensors: dict[str, Tensor] = {}
+    for file in weights(folder):
+        for tensor in headers(folder / file):
+            if tensor.name in tensors:
+                raise UserError(f"{where}: {tensor.name} is in two of its files of weights: save the model again")
+            tensors[tensor.name] = tensor
+    _refuse_unscaled(tensors, where)
+    if ours and tensors and not content.get("quantization_config"):
+        _refuse_size(config, tensors, where)
+    return config
+
+
+def refuse_adapter(source: str, revision: str | None) -> None:
+    """Raise `UserError` for the folder or hub id of an adapter: transformers may leave it out, or load it."""
+    found = find_adapter_config_file(source, revision=revision, local_files_only=constants.HF_HUB_OFFLINE)
+    names = [ADAPTERS[0]] if found else [name for name in ADAPTERS if os.path.exists(os.path.join(source, name))]
+    for name in names:
+        raise UserError(
+            f"model.path={source}: {name} is an adapter's, which could be left out: merge it into its model, and give "
+            "the folder of that"
+        )
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """A tensor as the header of a safetensors file describes it; `dtype` as there: F32, I8."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+
+
+def headers(file: Path) -> Iterator[Tensor]:
+    """The tensors of a safetensors file, whose values are not read."""
+    with safe_open(file, "pt") as opened:
+        for name in opened.keys():  # noqa: SIM118 (not a mapping)
+            part = opened.get_slice(name)
+            yield Tensor(name, tuple(part.get_shape()), str(part.get_dtype()))
+
+
+def _refuse_sizes(config: Mapping[str, Any], where: str) -> None:
+    """What is not a whole number is left to transformers, which refuses it."""
+    for part in (config, *(value for value in config.values() if isinstance(value, Mapping))):
+        for name in _SIZES:
+            if type(value := part.get(name)) is int and value < 1:
+                raise UserError(f"{where}: config.json: {name}={value}: choose at least 1: correct config.json")
+        for name, most in _MOST.items():
+            if type(value := part.get(name)) is int and value > most:
+                raise UserError(f"{where}: config.json: {name}={value}: choose at most {most}: correct config.json")
+
+
+def _refuse_quantisation(config: Mapping[str, Any], where: str) -> None:
+    for part in (config, config.get("text_config")):
+        for name in ("quantization_config", "compression_config"):
+            method = part.get(name) if isinstance(part, Mapping) else None
+            if method is None:
+                continue
+            known = name == "quantization_config" and isinstance(method, Mapping)
+            with suppress(ValueError):  # without a method
+                if known and AutoHfQuantizer.supports_quant_method(method):
+                    continue
+            raise UserError(
+                f"{where}: config.json: {name}={readable(method)}: transformers knows no such quantisation and would "
+                "leave it out: save the model dequantised"
+            )
+
+
+def _refuse_kind(config: PreTrainedConfig, where: str) -> None:
+    """`model_type` decides what is loaded; `architectures` says what was saved."""
+    saved = config.architectures if isinstance(config.architectures, (list, tuple)) else []
+    loaded = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)].__name__
+    for name in saved:
+        types = [kind for kind, model in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.items() if model == name]
+        if name != loaded and (types or _OTHER_HEADS.search(str(name))) and config.model_type not in types:
+            raise UserError(
+                f"{where}: config.json: architectures={readable(saved)}, but its model_type={config.model_type} is "
+                f"loaded as {loaded}: correct config.json, or choose a model that was saved as a language model"
+            )
+
+
+def _refuse_unscaled(tensors: Mapping[str, Tensor], where: str) -> None:
+    """Weights of a quantised dtype need something beside them; alone, they would be taken for numbers."""
+    modules = {name.rpartition(".")[0] for name in tensors if name.rpartition(".")[2] not in ("weight", "bias")}
+    for name, tensor in tensors.items():
+        module, _, part = name.rpartition(".")
+        mask = part == "bias" and len(tensor.shape) > 1  # of GPT-2's attention
+        if tensor.dtype not in _FLOATING and part in ("weight", "bias") and not mask and module not in modules:
+            raise UserError(
+                f"{where}: {name} holds {tensor.dtype} and there are no scales beside it: save the model in a "
+                "floating-point dtype"
+            )
+
+
+def _refuse_size(config: PreTrainedConfig, tensors: Mapping[str, Tensor], where: str) -> None:
+    """Refuse a model that `_LARGER` times its weights do not fill: memory would be taken before it is found out."""
+    layers = getattr(config.get_text_config(decoder=True), "num_hidden_layers", 0)
+    if layers > len(tensors):
+        raise UserError(
+            f"{where}: config.json: num_hidden_layers={layers}, but its weights are {len(tensors)} tensors: correct "
+            "config.json, or load the model again"
+        )
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(copy.deepcopy(config), dtype=torch.float32, trust_remote_code=False)
+    needed = {name: parameter.numel() for name, parameter in model.named_parameters()}
+    there = sum(math.prod(tensor.shape) for tensor in tensors.values())
+    if sum(needed.values()) > _LARGER * there:
+        largest = max(needed, key=lambda name: needed[name])
+        raise UserError(
+            f"{where}: config.json describes a model of {sum(needed.values())} numbers, its weights hold {there}: "
+            f"correct the sizes there ({largest} would be {list(model.get_parameter(largest).shape)})"
+        )
