@@ -66,11 +66,18 @@ class LayerwiseCache(EvictedCache):
         return self.get_seq_length() > 0
 
     def expect(self, length: int) -> None:
-        """The prompt has `length` tokens, which may come in chunks; unless one has come, or its length is known."""
-        if self.prompt_length is None and not self:
-            self.prompt_length = length
-            for layer in self.evicting:
-                layer.prompt_length = length
+        """The prompt, of which nothing came yet, has `length` tokens, which may come in chunks."""
+        self.prompt_length = length
+        for layer in self.evicting:
+            layer.prompt_length = length
+
+    def refuse_shorter(self, length: int) -> None:
+        """Raise `UserError` where `length` tokens are all that comes of a prompt that is said to be longer."""
+        if length < (self.prompt_length or 0):
+            raise UserError(
+                f"compressed(prompt_length={self.prompt_length}): only {length} tokens come, so nothing is compressed: "
+                "give the length of the prompt, or None where one forward brings it"
+            )
 
     def refuse_unused(self) -> None:
         """Raise `UserError` if no prompt was compressed."""
@@ -79,11 +86,7 @@ class LayerwiseCache(EvictedCache):
                 "compressed(...): its cache never saw a prompt, so nothing was compressed: pass past_key_values=cache "
                 "to generate, or to the model"
             )
-        if seen := next((layer.seen for layer in self.evicting if layer.seen < (layer.prompt_length or 0)), None):
-            raise UserError(
-                f"compressed(prompt_length={self.prompt_length}): only {seen} tokens came, so nothing was compressed: "
-                "give the length of the prompt, or None where one forward brings it"
-            )
+        self.refuse_shorter(self.get_seq_length())
         if any(layer.rows is None for layer in self.evicting):
             raise UserError(
                 "compressed(...): the model's attention does not take the keys that its cache returns, so nothing was "
@@ -208,16 +211,27 @@ def compressed(
 
 @contextmanager
 def _generating(model: PreTrainedModel) -> Iterator[None]:
-    """Within it, `model.generate` tells a `LayerwiseCache` how long its prompt is, and may not leave it behind."""
-    own, generate = vars(model).get("generate"), model.generate
+    """Within it, `model.generate` in chunks tells its `LayerwiseCache` how long the prompt is.
+
+    Raises `UserError` where it goes on without that cache.
+    """
+    own, generate = vars(model).get("generate"), getattr(model, "generate", None)
+    if generate is None:  # a model without a head
+        yield
+        return
 
     def watched(*args: Any, **kwargs: Any) -> Any:
         cache = next((given for given in kwargs.values() if isinstance(given, LayerwiseCache)), None)
         if cache is None:
             return generate(*args, **kwargs)
+        configs = (*args[1:2], kwargs.get("generation_config"), model.generation_config)
+        chunks = [kwargs.get("prefill_chunk_size"), *(getattr(each, "prefill_chunk_size", None) for each in configs)]
         inputs = [*args[:1], *(kwargs.get(name) for name in ("inputs", "input_ids", "inputs_embeds"))]
-        if prompt := [given for given in inputs if given is not None]:
-            cache.expect(prompt[0].shape[1])
+        prompt = next((given for given in inputs if given is not None), None)
+        if prompt is not None and not cache:
+            cache.refuse_shorter(prompt.shape[1])
+            if any(chunks):
+                cache.expect(prompt.shape[1])
         output = generate(*args, **kwargs)
         tokens = getattr(output, "sequences", output).shape[1]
         if (seen := cache.get_seq_length()) < tokens - 1:  # the last token is not fed
