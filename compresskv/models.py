@@ -25,7 +25,7 @@ from compresskv.generation_defaults import (
     refuse_unserved_settings,
 )
 from compresskv.model_config import ModelConfig
-from compresskv.probe import refuse_unserved
+from compresskv.probe import learned_positions, refuse_unserved
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,7 +33,8 @@ class LoadedModel:
     """A model ready to be `attached`, with what the harness has to know about it.
 
     `stop_ids`: the end tokens of the generation config and of the tokenizer. `generation_defaults`: what else the
-    generation config asks of greedy decoding. `notes`: sentences for the user about this checkpoint.
+    generation config asks of greedy decoding. `positions`: how many tokens have learned positions; None: any number
+    has some. `notes`: sentences for the user about this checkpoint.
     """
 
     name: str
@@ -48,6 +49,7 @@ class LoadedModel:
     chat_template_kwargs: Mapping[str, Any] = field(default_factory=dict)
     generation_defaults: Mapping[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    positions: int | None = None
 
     @property
     def device(self) -> torch.device:
@@ -130,6 +132,7 @@ def load(config: ModelConfig) -> LoadedModel:
         source, fingerprint = _source(config)
         model, tokenizer = _pretrained(config, source, chosen)
         refuse_unserved(model)
+        positions = learned_positions(model)
         _check_ends(model, tokenizer, f"model.path={source}")
         fingerprint = fingerprint or checkpoints.fingerprint(source, config.revision, config.trust_remote_code)
     if config.chat_template and not tokenizer.chat_template:
@@ -140,7 +143,8 @@ def load(config: ModelConfig) -> LoadedModel:
         name=config.name,
         model=model,
         tokenizer=tokenizer,
-        window=config.window or _trained_window(config, model),
+        window=_window(config, model, positions),
+        positions=positions,
         chat_template=config.chat_template,
         chat_template_kwargs=config.chat_template_kwargs,
         dtype=str(chosen.dtype).removeprefix("torch."),
@@ -220,6 +224,17 @@ def _check_ends(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, wher
 
 def _ids(tokens: int | list[int] | None) -> frozenset[int]:
     return frozenset([tokens] if isinstance(tokens, int) else tokens or [])
+
+
+def _window(config: ModelConfig, model: PreTrainedModel, positions: int | None) -> int:
+    """The window that is asked for, or else trained for. Raises `UserError` beyond learned `positions`."""
+    if config.window and positions and config.window > positions:
+        raise UserError(
+            f"model.window={config.window}: {type(model).__name__} has learned positions for {positions} tokens: "
+            f"set model.window={positions} or less"
+        )
+    window = config.window or _trained_window(config, model)
+    return min(window, positions or window)
 
 
 def _trained_window(config: ModelConfig, model: PreTrainedModel) -> int:

@@ -5,7 +5,9 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.overrides import TorchFunctionMode
 from transformers import PreTrainedModel
 from transformers.cache_utils import get_layer_types_and_kwargs
 
@@ -13,6 +15,7 @@ from compresskv.engine.attention import attached, forget, register
 from compresskv.engine.backends import SDPA
 from compresskv.engine.decode import decode_cache, forward_tokens
 from compresskv.engine.prefill import FULL, prefill
+from compresskv.engine.rotary import beyond_boundaries, spanning
 from compresskv.errors import PromptError, UserError
 
 PROMPT, NEW = 12, 2
@@ -67,18 +70,76 @@ def _unserved(model: PreTrainedModel) -> str | None:
         steps = [prompt.logits]
         for position in range(PROMPT, PROMPT + NEW):
             steps.append(forward_tokens(model, ids[position, None], cache, position)[0])
-    return _different(torch.stack(steps), expected, model.dtype)
+    return _different(torch.stack(steps), expected, model.dtype) or _length_unseen(model)
+
+
+def _length_unseen(model: PreTrainedModel) -> str | None:
+    """Whether queries or keys of a text's first tokens depend on its length other than through RoPE that is kept right.
+
+    Two texts begin alike. One has a token far on, beyond every boundary of the model's RoPE; the other is only said to
+    be as long, as the chunks of a long prompt are.
+    """
+    length = beyond_boundaries(model)
+    if length is None:
+        return None
+    witness = Witness()
+    ids = torch.arange(3, device=model.device)[None]
+    with _attached(model, witness):
+        model(input_ids=ids, position_ids=torch.tensor([[0, 1, length - 1]], device=model.device), use_cache=False)
+        with spanning(model, length):
+            model(input_ids=ids, position_ids=ids, use_cache=False)
+    layers = len(witness.first) // 2
+    for far, said in zip(witness.first[:layers], witness.first[layers:], strict=True):
+        if (far - said).norm() > TOLERANCE[model.dtype] * said.norm():
+            return f"its queries or keys change with the length of the text, as one of {length} tokens shows"
+    return None
+
+
+@torch.no_grad()
+def learned_positions(model: PreTrainedModel) -> int | None:
+    """How many tokens have a learned position in `model`, seen as it runs; None for a model without a table of them."""
+    tables = [m for m in model.modules() if isinstance(m, nn.Embedding) and m is not model.get_input_embeddings()]
+    if not tables:
+        return None
+    lookups = Lookups()
+    token = 2 if getattr(model.config, "pad_token_id", None) == 1 else 1  # some models count what is no padding
+    with lookups:  # of one token three times: only positions are looked up in rows that follow each other
+        model(input_ids=torch.full((1, LOOKED_UP), token, device=model.device), use_cache=False)
+    return min(lookups.room, default=None)
+
+
+LOOKED_UP = 3
+
+
+class Lookups(TorchFunctionMode):
+    """Notes, for each table in which a forward looks positions up, how many there are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.room: list[int] = []
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is functional.embedding:
+            rows = args[0].flatten().tolist()
+            if rows == list(range(rows[0], rows[0] + LOOKED_UP)):
+                self.room.append(args[1].shape[0] - rows[0])
+        return func(*args, **(kwargs or {}))
 
 
 class Witness(SDPA):
-    """SDPA that notes, for each attention call of the prompt, whether its keys are the cache's, and its window."""
+    """SDPA that notes, for each attention call of the prompt, whether its keys are the cache's, and its window.
+
+    `first`: what the first two tokens ask and offer there, flat.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self.calls: list[tuple[bool, int | None]] = []
+        self.first: list[Tensor] = []
 
     def prefill(self, query: Tensor, key: Tensor, value: Tensor, scaling: float, sliding_window: int | None) -> Tensor:
         self.calls.append((hasattr(key, "cache_layer"), sliding_window))
+        self.first.append(torch.cat([states[:, :, :2].flatten().float() for states in (query, key)]))
         return super().prefill(query, key, value, scaling, sliding_window)
 
     def missed(self, kinds: list[str], windows: list[int | None]) -> str | None:

@@ -5,12 +5,15 @@ as they are seen, and a layer never gets back what it has given up.
 """
 
 from collections.abc import Sequence
+from operator import index
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from compresskv.errors import NonFiniteError
-from compresskv.eviction import Capacity, EvictionMethod, LayerScores, PromptShape
+from compresskv.checking import readable
+from compresskv.errors import NonFiniteError, UserError
+from compresskv.eviction import Capacity, EvictionMethod, LayerPrefill, LayerScores, PromptShape
 
 Kept = list[list[Tensor]]
 """Kept prompt positions: for each layer that evicts, for each KV head, a sorted int64 tensor."""
@@ -31,8 +34,40 @@ def running_capacities(
     """What each layer keeps, in past tokens, when the allocator is asked after every layer, as in a prefill."""
     kept: list[Capacity] = []
     for seen in range(1, len(scores) + 1):
-        kept = tighten(kept, method.allocator(scores[:seen], shape, budget), shape.past)
+        kept = tighten(kept, answered(method, scores[:seen], shape, budget), shape.past)
     return kept
+
+
+def answered(method: EvictionMethod, scores: Sequence[LayerScores], shape: PromptShape, budget: int) -> list[Capacity]:
+    """What the allocator answers. Raises `UserError` unless each layer seen so far may keep whole numbers of tokens."""
+    answer = method.allocator(scores, shape, budget)
+    try:
+        capacities = [_whole(capacity, shape.kv_heads) for capacity in answer]
+    except (TypeError, ValueError, OverflowError) as error:
+        raise UserError(
+            f"method: {_name(method.allocator)} returns {readable(repr(answer))}: return, for each layer, a number of "
+            f"past tokens that is whole and not negative, or a tuple of one for each of the {shape.kv_heads} KV heads"
+        ) from error
+    if len(capacities) != len(scores):
+        raise UserError(
+            f"method: {_name(method.allocator)} returns {len(capacities)} capacities for {len(scores)} layers: return "
+            "one for each layer that it is given scores of"
+        )
+    return capacities
+
+
+def _whole(capacity: Any, heads: int) -> Capacity:
+    """A capacity of whole numbers, whatever type they have. Raises `TypeError` or `ValueError` for others."""
+    if isinstance(capacity, (tuple, list)):
+        if len(capacity) != heads:
+            raise ValueError("not one for each head")
+        numbers = tuple(map(index, capacity))
+        if min(numbers) < 0:
+            raise ValueError("negative")
+        return numbers
+    if index(capacity) < 0:
+        raise ValueError("negative")
+    return index(capacity)
 
 
 def _minimum(a: Capacity, b: Capacity) -> Capacity:
@@ -65,16 +100,40 @@ def select(scores: LayerScores, capacity: Capacity, length: int) -> list[Tensor]
     return [row[: count + length - past] for row, count in zip(chosen.unbind(), capacity, strict=True)]
 
 
-def refuse_nan(scores: Sequence[LayerScores]) -> None:
-    """Raise `NonFiniteError` if a score is not a number; asks each device once."""
+def refuse_nan(
+    scores: Sequence[LayerScores], scorer: object = "the scorer", layers: Sequence[LayerPrefill] = ()
+) -> None:
+    """Raise `NonFiniteError` if a score of `scorer` is not a number; asks each device once.
+
+    The sentence names what is at fault: the attention of one of the `layers` that were scored, or the scorer.
+    """
     by_device: dict[torch.device, list[Tensor]] = {}
     for layer in scores:
         flags = by_device.setdefault(layer.scores.device, [])
         flags += [scores.isnan().any() for scores in (layer.scores, layer.contest) if scores is not None]
-    if any(torch.stack(flags).any() for flags in by_device.values()):
-        raise NonFiniteError(
-            "a scorer returned NaN, since the attention logits overflow: set model.dtype=float32 or bfloat16"
-        )
+    if not any(torch.stack(flags).any() for flags in by_device.values()):
+        return
+    for prompt in layers:
+        if not _finite(prompt):
+            dtype = str(prompt.keys.dtype).removeprefix("torch.")
+            raise NonFiniteError(
+                f"model.dtype={dtype}: the attention of layer {prompt.index} is not finite, so {_name(scorer)} returns "
+                "NaN: set model.dtype=float32 or bfloat16, or check the model's weights if that is set"
+            )
+    raise NonFiniteError(
+        f"method: {_name(scorer)} returns NaN, though queries, keys and attention are finite: correct its scores"
+    )
+
+
+def _finite(layer: LayerPrefill) -> bool:
+    """Whether queries, keys and values are, and the attention of the last queries in their own dtype."""
+    tensors = (layer.queries, layer.keys, layer.values, layer.window_attention(layer.queries.shape[1], None))
+    return all(bool(tensor.isfinite().all()) for tensor in tensors)
+
+
+def _name(part: object) -> str:
+    """What an error calls a scorer or an allocator."""
+    return part if isinstance(part, str) else getattr(part, "__name__", type(part).__name__)
 
 
 def keep_all(kv_heads: int, length: int, device: torch.device | None = None) -> list[Tensor]:

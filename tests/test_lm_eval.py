@@ -12,6 +12,8 @@ from transformers import PreTrainedTokenizerFast
 
 from compresskv.engine.in_layer import compressed
 from compresskv.errors import UserError
+from tests.engine.test_rotary import BOUNDARY
+from tests.engine.test_rotary import made as rotary
 from tests.support import tiny
 from tests.support.methods_in_use import SNAPKV
 
@@ -259,3 +261,19 @@ def test_without_the_extra_one_sentence_says_how_to_get_it(monkeypatch):
     monkeypatch.setattr(command, "find_spec", lambda name: None)
     with pytest.raises(SystemExit, match=r"not installed: pip install -e '.\[lm-eval\]'"):
         command.main(["--tasks", "x", "method=snapkv"])
+
+
+@pytest.mark.parametrize("name", ["longrope", "ntk"])
+def test_rope_that_depends_on_the_length_is_that_of_context_and_continuation(tokenizer, name):
+    """One that crosses the boundary, one that begins beyond it, and two of one context on both sides."""
+    contexts = {length: text(length, length).strip() for length in (6, 20)}
+    pairs = [pair(context, f" {text(words, words)}") for context in contexts.values() for words in (1, 6, 12)]
+    expected = HFLM(rotary(name), tokenizer=tokenizer).loglikelihood(pairs, disable_tqdm=True)
+    ours = make(rotary(name), tokenizer)
+    ours.loglikelihood([pair(text(40, 1), " red")], disable_tqdm=True)
+    found = ours.loglikelihood(pairs, disable_tqdm=True)
+    lengths = [len(tokenizer(each.args[0] + each.args[1]).input_ids) for each in pairs]
+    assert min(lengths) <= BOUNDARY < max(lengths)
+    for (score, greedy), (other, other_greedy) in zip(found, expected, strict=True):
+        assert score == pytest.approx(other, abs=1e-3)
+        assert greedy == other_greedy

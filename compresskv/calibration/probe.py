@@ -12,6 +12,7 @@ from compresskv.engine.backends import SDPA
 from compresskv.engine.cache import EvictedCache
 from compresskv.engine.decode import decode_cache, forward_tokens
 from compresskv.engine.prefill import FULL, Prefill, prefill
+from compresskv.engine.rotary import spanning
 from compresskv.engine.rows import Bucket
 
 Watch = Callable[[int, Tensor, Tensor, Tensor, float, Tensor], None]
@@ -46,9 +47,9 @@ def probed(model: PreTrainedModel, layers: int, watch: Watch) -> Iterator[None]:
         forget(name)
 
 
-def full_prefill(model: PreTrainedModel, ids: Tensor, window: int) -> Prefill:
-    """The complete cache of `ids` [prompt], made with plain attention."""
-    with attached(model, "sdpa"):
+def full_prefill(model: PreTrainedModel, ids: Tensor, window: int, text: int = 0) -> Prefill:
+    """The complete cache of `ids` [prompt], made with plain attention, as part of a text of `text` tokens or more."""
+    with attached(model, "sdpa"), spanning(model, text):
         return prefill(model, ids, window)
 
 

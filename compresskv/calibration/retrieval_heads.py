@@ -49,7 +49,7 @@ def observe(
     def watch(layer: int, query: Tensor, keys: Tensor, values: Tensor, scaling: float, out: Tensor) -> None:
         glances.append(glance(step_attention(query, keys, scaling), span))
 
-    prompt = full_prefill(model, ids[:-1], 1)
+    prompt = full_prefill(model, ids[:-1], 1, ids.numel())
     totals: dict[str, Scores] = {}
     tokens: list[int] = []
     token, ids = int(ids[-1]), ids.cpu()

@@ -15,6 +15,7 @@ from torch import Tensor
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedConfig, PreTrainedModel
 
 from compresskv.engine.backends import SDPA, Backend, FlashAttention2, MaskedSDPA, _backends
+from compresskv.engine.rotary import steady
 from compresskv.errors import UserError
 from compresskv.hardware import no_flash
 
@@ -101,6 +102,7 @@ def is_attached(config: PreTrainedConfig) -> bool:
 def attached(model: PreTrainedModel, backend: str = "sdpa") -> Iterator[PreTrainedModel]:
     """Run `model` with our attention over `backend` ("sdpa", "flash_attention_2"); its own is restored on leaving.
 
+    Where its RoPE depends on the length of the text, each text has its own, whatever came before: see rotary.py.
     Raises `UserError` for a model that flash-attn or the seam cannot run.
     """
     if backend == "flash_attention_2":
@@ -116,7 +118,8 @@ def attached(model: PreTrainedModel, backend: str = "sdpa") -> Iterator[PreTrain
                 f"{type(model).__name__} computes attention by its own code, which eviction cannot replace: "
                 "choose a model of another architecture"
             )
-        yield model
+        with steady(model):
+            yield model
     finally:
         torch.backends.cuda.enable_cudnn_sdp(cudnn)
         model.set_attn_implementation(original)

@@ -175,6 +175,7 @@ class EvictedCache(Cache):
                 raise UserError(f"the model has {kind} layers, which eviction does not support: choose another model")
         super().__init__(layers=layers)
         self.config = config
+        self.prompt_length = prompt_length
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "EvictedCache":
         """A copy that shares no keys and values; the configuration, which says how the model attends now, stays."""

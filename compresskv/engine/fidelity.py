@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 from compresskv.engine.decode import decode_cache, forward_given
 from compresskv.engine.memory import batches
 from compresskv.engine.prefill import FULL, Prefill, finite, non_finite
+from compresskv.engine.rotary import regime
 from compresskv.errors import NonFiniteError
 from compresskv.selection import Kept
 
@@ -101,7 +102,9 @@ def _given(model: PreTrainedModel, prompt: Prefill, rows: Sequence[Kept], tokens
     if not tokens:
         return
     cache = decode_cache(prompt, rows, len(tokens))
-    together = max(1, LOGITS // (len(rows) * prompt.logits.nbytes))
+    # Where RoPE depends on the length, each token has that of the text up to it.
+    alike = regime(model, prompt.length + 1) == regime(model, prompt.length + len(tokens))
+    together = max(1, LOGITS // (len(rows) * prompt.logits.nbytes)) if alike else 1
     for start in range(0, len(tokens), together):
         fed = torch.tensor(tokens[start : start + together], device=prompt.ids.device)
         logits = forward_given(model, fed, len(rows), cache, prompt.length + start)

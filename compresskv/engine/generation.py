@@ -12,6 +12,7 @@ from compresskv.engine.fidelity import Fidelity, fidelity
 from compresskv.engine.memory import SHARE, batches, free_bytes, memory_as, ran_out
 from compresskv.engine.prefill import FULL, Prefill, PrefillError, Setting, prefill
 from compresskv.engine.prefixes import PrefixStore
+from compresskv.engine.rotary import refuse_crossing
 from compresskv.errors import PromptError
 from compresskv.selection import Kept, counts
 
@@ -52,8 +53,10 @@ def generate(
 
     Settings that exceed `memory` (bytes for the prompt and one batch; None: what is free) decode in several batches.
     With a `reference` answer (token ids, perhaps none), the fidelity of each setting is measured too. `prefixes` has
-    what earlier prompts computed, and gives up what the settings need of the memory: no batch depends on it.
+    what earlier prompts computed, and gives up what the settings need of the memory: no batch depends on it. Raises
+    `PromptError` where a model's RoPE would switch amid the answer.
     """
+    refuse_crossing(model, ids.numel(), max(stopping.max_new_tokens, len(reference or ())))
     window = max((setting.window for setting in settings), default=1)
     scorers = set(chain.from_iterable(setting.scorers(ids.numel()) for setting in settings))
     prompt = prefill(model, ids, window, chunk, scorers, prefixes)

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -24,7 +24,7 @@ from compresskv.errors import UserError
 from compresskv.eviction import Capacity, EvictionMethod, LayerPrefill, LayerScores
 from compresskv.generation_defaults import ignored
 from compresskv.methods import method_for
-from compresskv.selection import Kept, counts, keep_all, refuse_nan, select, tighten
+from compresskv.selection import Kept, answered, counts, keep_all, refuse_nan, select, tighten
 
 WASTE = 1.5
 """Before the last layer is seen, a layer may hold so many times of what it may keep; moving less is not worth it."""
@@ -55,7 +55,29 @@ class LayerwiseCache(EvictedCache):
                 "this cache is compressed, and the model is back to its own attention: use the cache inside "
                 "`with compressed(...) as cache:`"
             )
+        if key_states.requires_grad:
+            raise UserError(
+                "compressed(...): gradients are on, and what is evicted has none: call the model in torch.no_grad()"
+            )
         return super().update(key_states, value_states, layer_idx, *args, **kwargs)
+
+    def __bool__(self) -> bool:
+        """Whether anything came yet: Phi-3's `generate` replaces a cache that is true and short, even an empty one."""
+        return self.get_seq_length() > 0
+
+    def expect(self, length: int) -> None:
+        """The prompt, of which nothing came yet, has `length` tokens, which may come in chunks."""
+        self.prompt_length = length
+        for layer in self.evicting:
+            layer.prompt_length = length
+
+    def refuse_shorter(self, length: int) -> None:
+        """Raise `UserError` where `length` tokens are all that comes of a prompt that is said to be longer."""
+        if length < (self.prompt_length or 0):
+            raise UserError(
+                f"compressed(prompt_length={self.prompt_length}): only {length} tokens come, so nothing is compressed: "
+                "give the length of the prompt, or None where one forward brings it"
+            )
 
     def refuse_unused(self) -> None:
         """Raise `UserError` if no prompt was compressed."""
@@ -64,6 +86,7 @@ class LayerwiseCache(EvictedCache):
                 "compressed(...): its cache never saw a prompt, so nothing was compressed: pass past_key_values=cache "
                 "to generate, or to the model"
             )
+        self.refuse_shorter(self.get_seq_length())
         if any(layer.rows is None for layer in self.evicting):
             raise UserError(
                 "compressed(...): the model's attention does not take the keys that its cache returns, so nothing was "
@@ -78,7 +101,8 @@ class LayerwiseCache(EvictedCache):
             self._complete.append(Source(layer.keys, layer.values, list(enumerate(self.kept[-1])), layer.kv_heads))
         else:
             self._scores.append(method.scorer(layer))
-            answer = method.allocator(self._scores, prompt_shape(self, layer, method), budget)
+            refuse_nan(self._scores[-1:], method.scorer, [layer])
+            answer = answered(method, self._scores, prompt_shape(self, layer, method), budget)
             self._capacities = tighten(self._capacities, answer, layer.length - method.window)
             for index in range(len(self._held)):
                 self._shrink(index, WASTE)
@@ -97,7 +121,6 @@ class LayerwiseCache(EvictedCache):
 
     def _finish(self, length: int) -> None:
         """Every layer is seen: decode from what they may keep."""
-        refuse_nan(self._scores)
         sources, self._complete = self._complete, []
         for index in range(len(self._held)):
             self._shrink(index)
@@ -160,9 +183,10 @@ def compressed(
 ) -> Iterator[LayerwiseCache]:
     """A cache for `model.generate(**inputs, past_key_values=cache)` with one prompt; leaving restores the model.
 
-    The first forward brings the whole prompt, or, with `prompt_length` (tokens), as many as it takes; then it is
-    compressed. What follows is added as it is, any number of tokens at a time: generated ones, a question, a second
-    turn. `cache.crop(length)` forgets them again, `copy.deepcopy(cache)` makes a cache of its own.
+    The first forward, or `generate` in chunks (`prefill_chunk_size`), brings the whole prompt; with `prompt_length`
+    (tokens), as many forwards as it takes; then it is compressed. What follows is added as it is, any number of tokens
+    at a time: generated ones, a question, a second turn. `cache.crop(length)` forgets them again,
+    `copy.deepcopy(cache)` makes a second cache. Inside the block gradients are off.
 
     `method`: one, or the name of one in conf/method. One by name takes the model's calibration if it needs one, or
     `calibration`: what was loaded, a source such as "published", or the path of a file.
@@ -180,8 +204,50 @@ def compressed(
         budget = None if method is None else budget
     with attached(model, backend), nullcontext() if generation_config == "honoured" else ignored(model):
         cache = LayerwiseCache(model.config, Setting(method, budget), prompt_length)
-        yield cache
+        with torch.no_grad(), _generating(model):
+            yield cache
         cache.refuse_unused()
+
+
+@contextmanager
+def _generating(model: PreTrainedModel) -> Iterator[None]:
+    """Within it, `model.generate` in chunks tells its `LayerwiseCache` how long the prompt is.
+
+    Raises `UserError` where it goes on without that cache.
+    """
+    own, generate = vars(model).get("generate"), getattr(model, "generate", None)
+    if generate is None:  # a model without a head
+        yield
+        return
+
+    def watched(*args: Any, **kwargs: Any) -> Any:
+        cache = next((given for given in kwargs.values() if isinstance(given, LayerwiseCache)), None)
+        if cache is None:
+            return generate(*args, **kwargs)
+        configs = (*args[1:2], kwargs.get("generation_config"), model.generation_config)
+        chunks = [kwargs.get("prefill_chunk_size"), *(getattr(each, "prefill_chunk_size", None) for each in configs)]
+        inputs = [*args[:1], *(kwargs.get(name) for name in ("inputs", "input_ids", "inputs_embeds"))]
+        prompt = next((given for given in inputs if given is not None), None)
+        if prompt is not None and not cache:
+            cache.refuse_shorter(prompt.shape[1])
+            if any(chunks):
+                cache.expect(prompt.shape[1])
+        output = generate(*args, **kwargs)
+        tokens = getattr(output, "sequences", output).shape[1]
+        if (seen := cache.get_seq_length()) < tokens - 1:  # the last token is not fed
+            raise UserError(
+                f"{type(model).__name__} left its compressed cache after {seen} of {tokens} tokens and computed all of "
+                "them anew, as Phi-3 does where its RoPE changes: generate fewer tokens, or give a longer prompt"
+            )
+        return output
+
+    vars(model)["generate"] = watched
+    try:
+        yield
+    finally:
+        del vars(model)["generate"]
+        if own is not None:
+            vars(model)["generate"] = own
 
 
 @torch.no_grad()

@@ -24,9 +24,10 @@ class WaitingCache(LayerwiseCache):
     `sources`: what each layer that evicts keeps.
     """
 
+    prompt_length: int
+
     def __init__(self, config: PreTrainedConfig, setting: Setting, prompt_length: int):
         super().__init__(config, setting, prompt_length)
-        self.prompt_length = prompt_length
         self.sources: list[Source] = []
 
     def hold(self, sources: list[Source], length: int, room: int) -> None:

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 from compresskv.engine.decode import Stopping, decode, decode_cache, forward_tokens
 from compresskv.engine.generation import Generation
 from compresskv.engine.prefill import FULL, prefill
+from compresskv.engine.rotary import refuse_crossing, spanning
 from compresskv.errors import UserError
 
 Heads = tuple[tuple[int, ...], ...]
@@ -31,7 +32,9 @@ def generate_masked(
     if ids.numel() < 2:
         raise UserError("head masking decodes the last prompt token: give a prompt of at least two")
     length = ids.numel()
-    prompt = prefill(model, ids[:-1], FULL.window, chunk)
+    refuse_crossing(model, length, stopping.max_new_tokens)
+    with spanning(model, length):
+        prompt = prefill(model, ids[:-1], FULL.window, chunk)
     kept = prompt.kept(FULL)
     tally = [[length] * layer.kv_heads for layer in prompt.layers]
     for heads in choices:

@@ -16,6 +16,7 @@ from compresskv.engine.backends import backend_of
 from compresskv.engine.cache import EvictedCache
 from compresskv.engine.memory import memory_as
 from compresskv.engine.prefixes import PrefixStore, chunk_names
+from compresskv.engine.rotary import regime
 from compresskv.errors import NonFiniteError, PromptError, UserError
 from compresskv.eviction import EvictionMethod, LayerPrefill, LayerScores, PromptShape, Scorer
 from compresskv.selection import Kept, counts, keep_all, refuse_nan, running_capacities, select
@@ -98,8 +99,8 @@ class Prefill:
             passing = replace(layer)
             for scorer in scorers:
                 scores[scorer].append(scorer(passing))
-        for scored in scores.values():
-            refuse_nan(scored)
+        for scorer, scored in scores.items():
+            refuse_nan(scored, scorer, self.layers)
         self._scores.update(scores)
 
     def kept(self, setting: Setting) -> Kept:
@@ -141,6 +142,7 @@ def prefill(
     return Prefill(ids.numel(), layers, logits, cache, ids)
 
 
+@torch.no_grad()
 def forward_prompt(
     model: PreTrainedModel,
     ids: Tensor,
@@ -159,7 +161,7 @@ def forward_prompt(
         f"out of memory in the prefill of {ids.numel()} tokens: set prefill_chunk, for example to 4096, or use "
         "shorter prompts"
     )
-    names = chunk_names(ids, chunk) if chunk and prefixes else []
+    names = chunk_names(ids, chunk, regime(model, ids.numel())) if chunk and prefixes else []
     begin = prefixes.restore(cache, names, chunk, ids.numel()) if chunk and prefixes else 0
     try:
         for start in range(begin, ids.numel(), chunk or ids.numel()):

@@ -1,9 +1,9 @@
 """What prompts that begin alike share: the keys and values of whole chunks, each computed once.
 
-With a chunked prefill, a whole chunk's keys and values depend on the tokens up to its end and on nothing else, and in
-every prompt they come from operations of the same shapes: those of an earlier prompt are bit for bit the ones that
-would be computed. Scores are not shared: they look at a prompt's last queries, which are computed for each prompt.
-Where an observer looks at all queries, all are computed.
+With a chunked prefill, a whole chunk's keys and values depend on the tokens up to its end and on nothing else but, in
+some models, the RoPE of the whole prompt's length; and in every prompt they come from operations of the same shapes:
+those of an earlier prompt are bit for bit the ones that would be computed. Scores are not shared: they look at a
+prompt's last queries, which are computed for each prompt. Where an observer looks at all queries, all are computed.
 """
 
 import hashlib
@@ -20,10 +20,13 @@ from compresskv.engine.cache import EvictedCache, EvictedLayer, SlidingLayer
 Id = TypeVar("Id", bound=Hashable)
 
 
-def chunk_names(ids: Tensor, chunk: int) -> list[bytes]:
-    """A name for each whole chunk of `ids` [prompt], int64: equal where all tokens up to its end are equal."""
+def chunk_names(ids: Tensor, chunk: int, regime: tuple[int, ...] = ()) -> list[bytes]:
+    """A name for each whole chunk of `ids` [prompt], int64: equal where all tokens up to its end are equal.
+
+    And where `rotary.regime` of the two prompts is, if it is given.
+    """
     names = []
-    digest = hashlib.sha256(chunk.to_bytes(8, "little"))
+    digest = hashlib.sha256(b"".join(number.to_bytes(8, "little") for number in (chunk, *regime)))
     for part in ids.cpu().split(chunk)[: ids.numel() // chunk]:
         digest.update(part.numpy().tobytes())
         names.append(digest.digest())

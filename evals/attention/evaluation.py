@@ -77,7 +77,7 @@ def observe(model: LoadedModel, sample: Sample, config: Attention) -> Observed:
         step_of.append(step_attention(query, keys, scaling)[:, : ids.numel()].cpu())
 
     with torch.no_grad():
-        prompt = full_prefill(model.model, ids[:-1], 1)
+        prompt = full_prefill(model.model, ids[:-1], 1, ids.numel())
         with probed(model.model, model.layers, watch):
             cache = full_cache(prompt, config.max_new_tokens)
             token = int(ids[-1])

@@ -19,6 +19,7 @@ from compresskv.calibration import Calibration
 from compresskv.engine.decode import forward_given
 from compresskv.engine.in_layer import LayerwiseCache, compressed
 from compresskv.engine.prefill import Setting, forward_prompt
+from compresskv.engine.rotary import regime, spanning, steady
 from compresskv.errors import UserError
 from compresskv.eviction import EvictionMethod
 from compresskv.methods import method_for
@@ -99,15 +100,19 @@ class CompressedLM(HFLM):
     ) -> list[tuple[float, bool]]:
         """For each request, the log-likelihood in nats of its continuation, and whether that is the greedy one.
 
-        A context is compressed once for all its continuations. Raises `UserError` for a continuation without tokens.
+        A context is compressed once for all its continuations; where RoPE depends on the length, for all of the same
+        RoPE, which is that of the context with its continuation. Raises `UserError` for a continuation without tokens.
         """
-        places: dict[tuple[int, ...], list[int]] = {}
-        for place, (texts, context, continuation) in enumerate(requests):
-            places.setdefault(self._truncated(texts, context, continuation), []).append(place)
+        places: dict[tuple[tuple[int, ...], tuple[int, ...]], list[int]] = {}
         self._warn_of_single_tokens([continuation for _, _, continuation in requests])
         answers: dict[int, tuple[float, bool]] = {}
-        with tqdm(total=len(requests), disable=disable_tqdm, desc="Running loglikelihood requests") as bar:
-            for shared, sharing in places.items():
+        bar = tqdm(total=len(requests), disable=disable_tqdm, desc="Running loglikelihood requests")
+        with steady(self.model), bar:
+            for place, (texts, context, continuation) in enumerate(requests):
+                shared = self._truncated(texts, context, continuation)
+                rope = regime(self.model, len(shared) + len(continuation) - 1)
+                places.setdefault((shared, rope), []).append(place)
+            for (shared, _), sharing in places.items():
                 scored = self._scored(shared, [requests[place][2] for place in sharing])
                 for place, answer in zip(sharing, scored, strict=True):
                     answers[place] = answer
@@ -141,7 +146,8 @@ class CompressedLM(HFLM):
     def _scored(self, context: Sequence[int], continuations: Sequence[list[int]]) -> list[tuple[float, bool]]:
         """The log-likelihood of each continuation after `context`, and whether greedy decoding gives it."""
         answers = []
-        with self.compressed_cache(len(context)) as cache:
+        whole = len(context) + max(map(len, continuations)) - 1
+        with self.compressed_cache(len(context)) as cache, spanning(self.model, whole):
             prompt = torch.tensor(context, device=self.device)
             first = forward_prompt(self.model, prompt, cache, self.prefill_chunk)[None]
             for continuation in continuations:

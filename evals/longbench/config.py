@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from compresskv.checking import Ge, Le, MinLen, PathText, Sha256
+from compresskv.errors import UserError
 from evals.evaluation import SampledEvaluation, Shown
 from evals.longbench.tasks import select_tasks
 
@@ -40,6 +41,11 @@ class LongBench(SampledEvaluation):
         from evals.longbench.data import open_source
         from evals.longbench.evaluation import LongBenchTask
 
+        if self.max_length and model.positions and self.max_length > model.positions:
+            raise UserError(
+                f"eval.max_length={self.max_length}: {model.name} has learned positions for {model.positions} tokens: "
+                f"set eval.max_length={model.positions} or less"
+            )
         folder = open_source(self.data, sha256=self.sha256, revision=self.revision)
         return [LongBenchTask(self, task, folder, model, protocol) for task in select_tasks(self.tasks)]
 

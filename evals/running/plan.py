@@ -20,6 +20,7 @@ from compresskv.engine.attention import attached
 from compresskv.engine.decode import Stopping
 from compresskv.engine.generation import generate
 from compresskv.engine.prefill import Setting
+from compresskv.engine.rotary import uncrossed
 from compresskv.models import LoadedModel
 from evals.console import screen
 from evals.evaluation import MeasuredEvaluation, SampledEvaluation, Task
@@ -152,6 +153,7 @@ def measure(work: Work) -> Speed:
     job = work.jobs[0]
     ids = work.task.sample(work.prompts[len(work.prompts) // 2]).ids[:MEASURED]
     with attached(work.model.model, work.model.backend):
+        ids = ids[: uncrossed(work.model.model, ids.numel(), 1 + STEPS)]
         _seconds(work, job, ids[:WARM_UP], 1)
         one = _seconds(work, job, ids, 1)
         step = max(_seconds(work, job, ids, 1 + STEPS) - one, 0.0) / STEPS

@@ -1,9 +1,11 @@
 """Eviction inside each layer: the public API, and what is alive meanwhile."""
 
+import copy
 import gc
 
 import pytest
 import torch
+from transformers import GenerationConfig
 
 from compresskv.engine.attention import attached
 from compresskv.engine.decode import Stopping
@@ -92,3 +94,60 @@ def test_attention_that_goes_past_the_cache_is_refused(architecture, settings, n
     model, ids = made(architecture, **settings), tiny.prompt(60)
     with pytest.raises(UserError, match="another architecture"), compressed(model, SNAPKV, 20) as cache:
         model.generate(ids[None], past_key_values=cache, **{**OPTIONS, "max_new_tokens": new})
+
+
+CHUNKED = {
+    "argument": lambda model: {"prefill_chunk_size": 7},
+    "config": lambda model: {"generation_config": GenerationConfig(prefill_chunk_size=7)},
+    "model": lambda model: setattr(model.generation_config, "prefill_chunk_size", 7) or {},
+}
+
+
+@pytest.mark.parametrize("place", CHUNKED)
+@pytest.mark.parametrize("family", ["llama", "mistral-sliding", "qwen2-hybrid"])
+def test_chunks_of_generate_are_one_prompt(family, place):
+    """Whether or not it was said how long the prompt is; a second call follows the first, in chunks or not."""
+    model, ids = copy.deepcopy(tiny.model(family)), tiny.prompt(60)
+    with attached(model):
+        expected = generate(model, ids, [Setting(SNAPKV, 20)], Stopping(4))[0]
+    options = CHUNKED[place](model)
+    for length in (None, 60):
+        with compressed(model, SNAPKV, 20, prompt_length=length) as cache:
+            out = model.generate(ids[None], past_key_values=cache, **{**OPTIONS, **options})
+            assert out[0, 60:].tolist() == expected.tokens
+            assert [[len(head) for head in layer] for layer in cache.kept] == expected.kept
+            longer = torch.cat([out[0], tiny.prompt(20, 3)])[None]
+            mask = {"attention_mask": torch.ones_like(longer)}
+            again = model.generate(longer, past_key_values=cache, **{**OPTIONS, **options, **mask})
+        with compressed(model, SNAPKV, 20) as cache:
+            model(ids[None], past_key_values=cache)
+            model(longer[:, 60:-1], past_key_values=cache)
+            whole = model.generate(longer, past_key_values=cache, **{**OPTIONS, **mask, "prefill_chunk_size": None})
+        assert again.tolist() == whole.tolist()
+
+
+def test_the_block_needs_no_gradients_and_refuses_them():
+    model, ids = copy.deepcopy(tiny.model("llama")), tiny.prompt(60)
+    assert any(parameter.requires_grad for parameter in model.parameters())
+    with compressed(model, SNAPKV, 20) as cache:
+        logits = model(ids[None], past_key_values=cache).logits
+        assert not logits.requires_grad
+        model(ids[None, :5], past_key_values=cache)
+        cache.crop(60)
+        copy.deepcopy(cache)
+        with torch.enable_grad(), pytest.raises(UserError, match="no_grad"):
+            model(ids[None, :5], past_key_values=cache)
+    assert torch.is_grad_enabled()
+
+
+@pytest.mark.parametrize("family", ["llama", "mistral-sliding", "qwen2-hybrid"])
+def test_a_prompt_that_never_came_whole_is_said_to_be_shorter(family):
+    model, ids = tiny.model(family), tiny.prompt(60)
+    refused = pytest.raises(UserError, match="prompt_length=100")
+    with refused as caught, compressed(model, SNAPKV, 20, prompt_length=100) as cache:
+        model(ids[None], past_key_values=cache)
+    assert "architecture" not in str(caught.value)
+    with compressed(model, SNAPKV, 20, prompt_length=62) as cache:  # generated tokens are not the prompt's rest
+        with pytest.raises(UserError, match="prompt_length=62"):
+            model.generate(ids[None], past_key_values=cache, **OPTIONS)
+        model(tiny.prompt(62)[None], past_key_values=cache)

@@ -1,0 +1,230 @@
+"""RoPE that depends on the length of the text, such as longrope and dynamic NTK.
+
+Each forward gets the frequencies of the text that it is part of, whatever the model has seen before: in every chunk
+of a prompt those of the whole prompt, and afterwards those of the text so far, as in transformers' own `generate`.
+Which modules depend on the length, and from which length on, is found by calling them.
+"""
+
+import inspect
+from bisect import bisect_left
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from compresskv.engine.cache import EvictedCache
+from compresskv.errors import PromptError, UserError
+
+LONGEST = 1 << 27
+"""Frequencies that are the same up to this many tokens do not depend on the length."""
+
+
+@dataclass(frozen=True)
+class Boundary:
+    """Texts of up to `length` tokens share their frequencies.
+
+    Longer ones share others, to which a model `switches`; or, if it does not, each length has its own.
+    """
+
+    length: int
+    switches: bool
+
+    def regime(self, length: int) -> int:
+        """Equal for two lengths of the same frequencies."""
+        if length <= self.length:
+            return 0
+        return self.length + 1 if self.switches else length
+
+
+class LengthRope:
+    """The rotary `modules` of a model that depend on the length, and where they change."""
+
+    def __init__(self, model: PreTrainedModel):
+        self.name = type(model).__name__
+        found = {module: _boundaries(module) for module in model.modules() if _rotates(module)}
+        self.modules = [module for module, boundaries in found.items() if boundaries]
+        self.boundaries = sorted(set().union(*found.values()), key=lambda boundary: boundary.length)
+        # The tokens of the whole text, where more is known than a forward's positions: see `spanning`, and its cache.
+        self.text = self.prompt = 0
+
+    def regime(self, length: int) -> tuple[int, ...]:
+        return tuple(boundary.regime(length) for boundary in self.boundaries)
+
+    def crossed(self, before: int, after: int) -> int | None:
+        """The length at which a text that grows so switches its frequencies, and what is cached of it is not valid."""
+        for boundary in self.boundaries:
+            if boundary.switches and boundary.regime(before) != boundary.regime(after):
+                return boundary.length
+        return None
+
+    def install(self, model: PreTrainedModel, until: ExitStack) -> None:
+        """Keep the frequencies right until `until` is closed."""
+        for parent in model.modules():
+            if any(child in self.modules for child in parent.children()):
+                until.callback(parent.register_forward_pre_hook(self._note_cache, with_kwargs=True).remove)
+        for module in self.modules:
+            until.callback(module.register_forward_pre_hook(self._begin, with_kwargs=True).remove)
+            until.callback(module.register_forward_hook(_without_last).remove)
+            until.callback(_forget, module)
+
+    def _note_cache(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        caches = [given for given in (*args, *kwargs.values()) if isinstance(given, EvictedCache)]
+        self.prompt = max((cache.prompt_length or 0 for cache in caches), default=0)
+
+    def _begin(
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Forget longer texts, and append the last position of the whole one, which says its length."""
+        call = inspect.signature(module.forward).bind(*args, **kwargs)
+        positions = call.arguments["position_ids"]
+        length = self._length(positions)
+        _forget(module)
+        last = positions.new_full((*positions.shape[:-1], 1), length - 1)
+        call.arguments["position_ids"] = torch.cat([positions, last], -1)
+        return call.args, call.kwargs
+
+    def _length(self, positions: Tensor) -> int:
+        """Tokens of the text that ends with, or spans, these `positions` [..., rows, new]."""
+        known = max(self.text, self.prompt)
+        ends = [max(end + 1, known) for end in positions.amax(-1).flatten().tolist()]
+        if len({self.regime(end) for end in ends}) > 1:
+            raise UserError(
+                f"texts of {min(ends)} and {max(ends)} tokens cannot decode together in {self.name}, whose RoPE "
+                "depends on the length: choose prompts of one length"
+            )
+        start, end = int(positions.min()), max(ends)
+        if start and (at := self.crossed(max(start, known), end)):
+            raise PromptError(
+                f"a text of {start} tokens in the cache grows to {end}: {self.name} switches its RoPE after {at} "
+                "tokens, and what is cached no longer holds: stop before, or start with a longer prompt"
+            )
+        return end
+
+
+_active: WeakKeyDictionary[PreTrainedModel, LengthRope] = WeakKeyDictionary()
+
+
+@contextmanager
+def steady(model: PreTrainedModel) -> Iterator[None]:
+    """Within it, frequencies depend on the text of each forward alone; `attached` is always so."""
+    if model in _active:
+        yield
+        return
+    with ExitStack() as until:
+        rope = LengthRope(model)
+        rope.install(model, until)
+        _active[model] = rope
+        until.callback(_active.pop, model)
+        yield
+
+
+@contextmanager
+def spanning(model: PreTrainedModel, length: int) -> Iterator[None]:
+    """Within it, each forward of the attached `model` is part of a text of `length` tokens or more."""
+    rope = _active[model]
+    before, rope.text = rope.text, max(rope.text, length)
+    try:
+        yield
+    finally:
+        rope.text = before
+
+
+def regime(model: PreTrainedModel, length: int) -> tuple[int, ...]:
+    """Equal for two lengths of text under which the attached `model` has the same RoPE; mostly empty."""
+    return _active[model].regime(length)
+
+
+def uncrossed(model: PreTrainedModel, length: int, new: int) -> int:
+    """The longest prompt of up to `length` tokens that `new` ones may follow in the attached `model`."""
+    at = _active[model].crossed(length, length + new - 1)
+    return length if at is None else max(at + 1 - new, 1)
+
+
+def beyond_boundaries(model: PreTrainedModel) -> int | None:
+    """A length of text at which all that may change with the length has changed; None for a model without RoPE."""
+    if not any(_rotates(module) for module in model.modules()):
+        return None
+    trained = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", 0)
+    return 2 * max(trained, *(boundary.length for boundary in LengthRope(model).boundaries), 1024)
+
+
+def refuse_crossing(model: PreTrainedModel, length: int, new: int) -> None:
+    """Raise `PromptError` where `new` tokens after a prompt of `length` would make the attached `model` switch.
+
+    The last of them is not fed. transformers' own `generate` computes its whole cache anew there, or mixes
+    frequencies; what was evicted cannot be computed anew.
+    """
+    if at := _active[model].crossed(length, length + new - 1):
+        raise PromptError(
+            f"max_new_tokens={new}: after a prompt of {length} tokens they may cross {at}, where "
+            f"{_active[model].name} switches its RoPE and what is cached no longer holds: use prompts of at most "
+            f"{max(at + 1 - new, 1)} tokens, or of more than {at}"
+        )
+
+
+def _rotates(module: nn.Module) -> bool:
+    """Whether this is a rotary embedding of positions that it is given."""
+    return bool(_kinds(module)) and "position_ids" in inspect.signature(module.forward).parameters
+
+
+def _kinds(module: nn.Module) -> list[dict[str, str]]:
+    """What chooses each set of frequencies of a rotary module: a type of layers, or nothing where there is one set."""
+    names = [name for name, buffer in module.named_buffers(recurse=False) if not buffer.is_meta]
+    types = [name.removesuffix("inv_freq").removesuffix("_") for name in names if name.endswith("inv_freq")]
+    return [{"layer_type": kind} if kind else {} for kind in types if not kind.endswith("original")]
+
+
+def _boundaries(module: nn.Module) -> set[Boundary]:
+    """Where the frequencies of a rotary module change with the length."""
+    found = set()
+    for kind in _kinds(module):
+        try:
+            short, long = _rotation(module, kind, 2), _rotation(module, kind, LONGEST)
+        except Exception:  # one that takes something else than positions [rows, new], such as an image's
+            return set()
+        if torch.equal(short, long):
+            continue
+        lengths = range(2, LONGEST)
+        at = bisect_left(lengths, True, key=lambda length: not torch.equal(_rotation(module, kind, length), short))
+        first = lengths[at]
+        switches = torch.equal(_rotation(module, kind, first), _rotation(module, kind, first + 1))
+        found.add(Boundary(first - 1, switches))
+    _forget(module)
+    return found
+
+
+@torch.no_grad()
+def _rotation(module: nn.Module, kind: dict[str, str], length: int) -> Tensor:
+    """What a rotary module gives for position 1 in a text of `length` tokens, whatever came before: flat."""
+    _forget(module)
+    out = module.forward(
+        _like(module), position_ids=torch.tensor([[1, length - 1]], device=_like(module).device), **kind
+    )
+    return torch.cat([part[..., :1, :].flatten() for part in (out if isinstance(out, tuple) else (out,))])
+
+
+@torch.no_grad()
+def _forget(module: nn.Module) -> None:
+    """Give a rotary module a text of one token, which takes it back to the frequencies of short texts."""
+    for kind in _kinds(module):
+        module.forward(
+            _like(module), position_ids=torch.zeros(1, 1, dtype=torch.int64, device=_like(module).device), **kind
+        )
+
+
+def _like(module: nn.Module) -> Tensor:
+    """A tensor that says in which dtype, and on which device, a rotary module answers: [1, 1, 1], float32."""
+    device = next(buffer.device for name, buffer in module.named_buffers(recurse=False) if name.endswith("inv_freq"))
+    return torch.zeros(1, 1, 1, device=device)
+
+
+def _without_last(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+    """Cut what belongs to the position that was appended."""
+    if isinstance(output, tuple):
+        return tuple(part[..., :-1, :] for part in output)
+    return output[..., :-1, :]
