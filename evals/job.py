@@ -13,7 +13,7 @@ from compresskv.methods import MethodConfig, check_parameters, method_config
 from compresskv.model_config import ModelConfig
 from compresskv.observation import ObservationConfig
 from compresskv.protocol import EvaluationProtocol
-from evals.evaluation import Evaluation, SampledEvaluation
+from evals.evaluation import Evaluation, SampledEvaluation, kind_of, reserved
 from evals.loggers import Logger
 
 Tokens = Annotated[int, Ge(1), Le(100_000_000)]
@@ -74,7 +74,8 @@ class Job:
     @property
     def label(self) -> str:
         """Method and budget, and the protocol if it is not the default."""
-        return self.setting if self.protocol.name == "corrected" else f"{self.setting} ({self.protocol.name})"
+        protocol = self.protocol.label
+        return self.setting if protocol == "corrected" else f"{self.setting} ({protocol})"
 
     @property
     def name(self) -> str:
@@ -91,6 +92,7 @@ def job_from(config: Mapping[str, Any]) -> Job:
     # Names first: they are checked without importing the methods, which need torch.
     method = method_config(config["method"])
     evaluation = plug_in("eval", Evaluation, config["eval"])
+    _refuse_name_of_another(evaluation.name, config["eval"]["_target_"])
     model = {name: value for name, value in _mapping("model", config["model"]).items() if name != "evals"}
     job = Job(
         model=checked("model", ModelConfig, model),
@@ -112,6 +114,12 @@ def job_from(config: Mapping[str, Any]) -> Job:
     if job.fidelity and not isinstance(evaluation, SampledEvaluation):
         raise UserError(f"fidelity=true: eval={evaluation.name} has no samples to measure it on: set fidelity=false")
     return job
+
+
+def _refuse_name_of_another(name: str, target: str) -> None:
+    """Raise `UserError` for an evaluation by the name of a built-in one that it is not: results go by that name."""
+    if (known := reserved(name)) and known != kind_of(target):
+        raise UserError(f"eval.name={readable(name)}: results would read as those of eval={known}: choose another name")
 
 
 def take_plan(*configs: dict[str, Any]) -> bool:

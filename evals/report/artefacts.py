@@ -6,15 +6,18 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+from evals.console import visible
+from evals.evaluation import TITLES
 from evals.report import attention, efficiency, heads, masking, paper, tables
 from evals.report.cells import Grid
+from evals.report.csv import csv_text
 from evals.report.grids import grids
 from evals.report.items import Item, item
 from evals.report.labels import heads_label
 from evals.report.latex import latex
 from evals.report.markdown import markdown
 from evals.report.needles import agreement_of_orders
-from evals.report.page import EVALS, Page
+from evals.report.page import Page
 from evals.report.selection import chosen, default_heads
 from evals.report.verdicts import verdicts
 from evals.results.record import Record
@@ -34,9 +37,9 @@ def write(experiment: str, results: Path) -> list[Path]:
         raise refused(folder, error) from error
     texts = {"table.md": markdown(page), "table.tex": latex(page)}
     for name, frame in page.frames.items():
-        texts[f"{name}.csv"] = frame().to_csv(index=False)
+        texts[f"{name}.csv"] = csv_text(frame())
     for name, text in texts.items():
-        write_text(folder / name, text)
+        write_text(folder / name, visible(text))
     paths = [folder / name for name in texts]
     try:
         for name, draw in page.figures.items():
@@ -77,7 +80,7 @@ def _runs(experiment: str, of_item: Item, results: Path) -> Page:
     for grid in every:
         compared += verdicts(of_item, grid)
     if records[0].eval != evaluation:
-        name = EVALS.get(evaluation, evaluation)
+        name = TITLES.get(evaluation, evaluation)
         notes.append(f"Needles stand in for {name}, as at size=smoke: nothing here is a {name} score.")
     if of_item.columns == "needles":
         notes += agreement_of_orders(every)

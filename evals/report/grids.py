@@ -119,18 +119,19 @@ def _places(item: Item, records: Sequence[Record]) -> list[list[Record]]:
 
 def _grid(item: Item, records: Sequence[Record], metric: Metric) -> Grid:
     rows = rows_of(item, records)
-    cells_of, place = _cells_of(item, records[0].eval)
+    cells_of, place = _cells_of(item, records[0].kind)
     by_column = [cells_of(of_row, metric) for _, of_row in rows]
     columns = ordered(by_column, place)
     compared = columns if item.columns == "needles" else ()
-    return Grid(records[0].model, records[0].eval, columns, filled(rows, by_column, metric), metric, compared)
+    shown = filled(rows, by_column, metric)
+    return Grid(records[0].model, records[0].eval, columns, shown, metric, compared, records[0].kind)
 
 
-def _cells_of(item: Item, evaluation: str) -> tuple[Callable[[Sequence[Record], Metric], Cells], Callable[[str], Any]]:
+def _cells_of(item: Item, kind: str) -> tuple[Callable[[Sequence[Record], Metric], Cells], Callable[[str], Any]]:
     """What makes the cells of a row, and the place of a column among all that any row has."""
     if item.columns == "layers":
         return _layers, lambda column: int(column.rpartition(" ")[2])
-    if evaluation == "longbench":
+    if kind == "longbench":
         from evals.longbench.tasks import CATEGORIES, TASKS
 
         columns = [*TASKS, *(item.groups or CATEGORIES)]

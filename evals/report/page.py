@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from evals.evaluation import TITLES
 from evals.report.cells import Cell, Grid
 from evals.report.labels import TASKS
 from evals.report.verdicts import Verdict
@@ -13,8 +14,6 @@ from evals.results.published import SECOND_HAND, Published
 
 if TYPE_CHECKING:
     from pandas import DataFrame
-
-EVALS = {"niah": "needle in a haystack", "longbench": "LongBench", "head_masking": "head masking"}
 
 PARTIAL = "† partial: averaged over so many of the samples; marked and never ranked with others of more samples."
 NO_INTERVAL = "A mean without an interval is over a single sample, or over tasks of which one has a single sample."
@@ -50,7 +49,7 @@ class Page:
 
 def heading(grid: Grid) -> str:
     title = f": {grid.metric.title}" if grid.metric.title else ""
-    return f"{grid.model}, {EVALS.get(grid.eval, grid.eval)}{title}"
+    return f"{grid.model}, {TITLES.get(grid.eval, grid.eval)}{title}"
 
 
 def figure_title(grid: Grid, above: str = "") -> str:

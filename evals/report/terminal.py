@@ -24,10 +24,10 @@ def show(records: Sequence[Record]) -> list[Path]:
     console = screen()
     figures: list[Path] = []
 
-    def place(record: Record) -> tuple[str, str]:
-        return record.model, record.eval
+    def place(record: Record) -> tuple[str, str, str]:
+        return record.model, record.eval, record.kind
 
-    for (model, evaluation), group in groupby(sorted(records, key=place), key=place):
+    for (model, evaluation, _), group in groupby(sorted(records, key=place), key=place):
         of_evaluation = list(group)
         by_setting: dict[str, list[Record]] = {}
         for name, record in zip(names(of_evaluation), of_evaluation, strict=True):

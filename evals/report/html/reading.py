@@ -30,7 +30,7 @@ FIELDS = {
     "head_masking": (*ALL_FIELDS, "ranking", "masked"),
     "longbench": (*ALL_FIELDS, "length", "score_official"),
 }
-"""Fields of the lines that tables and figures are made of, by evaluation."""
+"""Fields of the lines that tables and figures are made of, by the kind of evaluation."""
 
 BROWSED = (
     *("id", "prompt_tail", "prediction", "answers", "metric", "length", "depth", "actual_depth", "prompt_tokens"),
@@ -118,12 +118,12 @@ class _Shared:
 
 
 def _setting(record: Record, browsed: set[str], shared: _Shared) -> Setting:
-    fields = FIELDS.get(record.eval, ALL_FIELDS)
+    fields = FIELDS.get(record.kind, ALL_FIELDS)
     lines: list[Line] = []
     for line in record.covered:
         reduced = {name: line[name] for name in fields if name in line}
         reduced["id"] = sys.intern(line["id"])
-        if record.eval == "longbench":
+        if record.kind == "longbench":
             reduced["official"] = line["official"] if "official" in line else _official(record.task, line)
         lines.append(reduced)
     failures: list[Line] = []
