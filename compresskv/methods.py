@@ -250,15 +250,14 @@ def label_of(node: Any, recorded: str) -> str:
     """
     if not isinstance(node, Mapping) or not isinstance(node.get("name"), str):
         return recorded
-    parts: list[Part | None] = []
-    for role in PARTS:
-        part = node.get(role)
-        target = part.get("_target_") if isinstance(part, Mapping) else None
-        parts.append(Part(target) if isinstance(target, str) else None)
     ours = _name_of_ours(node["name"])
-    known = all(part is None or part.target.rpartition(".")[0] in _parts_of_ours().values() for part in parts)
-    told = ours and known and "scorer" in node
-    return _label(node["name"], *parts, _plain_of_ours()[ours]) if told else recorded
+    if ours is None or "scorer" not in node:
+        return recorded
+    targets = [part.get("_target_") if isinstance(part := node.get(role), Mapping) else None for role in PARTS]
+    scorer, allocator = (Part(target) if isinstance(target, str) else None for target in targets)
+    modules = {part.target.rpartition(".")[0] for part in (scorer, allocator) if part}
+    known = modules <= set(_parts_of_ours().values())
+    return _label(node["name"], scorer, allocator, _plain_of_ours()[ours]) if known else recorded
 
 
 def _name_of_ours(name: str) -> str | None:

@@ -3,6 +3,7 @@
 `corrected` is what a careful reader of the paper would implement; `released` is what the authors' code does.
 """
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import cache
@@ -84,6 +85,13 @@ def protocol_label(name: str, fields: Mapping[str, Any]) -> str:
         f"{field}={readable(fields[field])}" for field in known if fields.get(field, known[field]) != known[field]
     ]
     return " ".join([f"{name}*", *differing]) if differing else name
+
+
+def label_stem(label: str) -> str:
+    """A label as part of a file's name: the protocol's name, and a hash of the fields where some differ."""
+    name, changed, _ = label.partition("*")
+    name = name.replace("/", "-")
+    return f"{name}-{hashlib.sha256(label.encode()).hexdigest()[:8]}" if changed else name
 
 
 @cache

@@ -17,8 +17,8 @@ from evals.report.labels import heads_label
 from evals.report.latex import latex
 from evals.report.markdown import markdown
 from evals.report.needles import agreement_of_orders
-from evals.report.page import Page
-from evals.report.selection import chosen, default_heads
+from evals.report.page import Page, left_out
+from evals.report.selection import chosen, default_heads, nothing
 from evals.report.verdicts import verdicts
 from evals.results.record import Record
 from evals.results.store import refused, safe_name, write_text
@@ -65,17 +65,19 @@ def page_of(experiment: str, results: Path) -> Page:
 
 def _runs(experiment: str, of_item: Item, results: Path) -> Page:
     """From the settings of results/runs."""
-    records, evaluation = chosen(experiment, results)
+    records, evaluation, faults = chosen(experiment, results)
     of_models: list[list[Grid]] = []
     notes = []
     for _, group in groupby(records, key=lambda record: record.model):
         of_model = list(group)
-        of_models.append([paper.beside(experiment, grid) for grid in _grids(of_item, of_model)])
+        of_models.append([paper.beside(experiment, grid) for grid in _grids(of_item, of_model) if grid.columns])
         if of_item.columns == "masked":
             notes.append(masking.note(of_model))
         if of_item.label is heads_label:
             notes += default_heads(of_model)
     every = [grid for of_model in of_models for grid in of_model]
+    if not every:
+        raise nothing(experiment, results / "runs")
     compared = []
     for grid in every:
         compared += verdicts(of_item, grid)
@@ -84,11 +86,12 @@ def _runs(experiment: str, of_item: Item, results: Path) -> Page:
         notes.append(f"Needles stand in for {name}, as at size=smoke: nothing here is a {name} score.")
     if of_item.columns == "needles":
         notes += agreement_of_orders(every)
+    notes += left_out(faults)
     frames = {"table": partial(tables.means, every)}
     if compared:
         frames["comparisons"] = partial(tables.comparisons, compared)
     others = paper.others(experiment, every)
-    figures = _figures(of_item, [of_model[0] for of_model in of_models])
+    figures = _figures(of_item, [of_model[0] for of_model in of_models if of_model])
     return Page(experiment, of_item.title, every, compared, others, notes, frames=frames, figures=figures)
 
 

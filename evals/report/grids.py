@@ -194,10 +194,12 @@ def _needle_kinds(records: Sequence[Record], metric: Metric) -> Cells:
 def _kind(record: Record, line: Line) -> str:
     """What kind of fact the needle of a line is, by the number in its id; the first may be the user's own."""
     known = needles(10)
-    number = int(line["id"].rpartition("-N")[2])
-    if number == 0 and record.config.get("eval", {}).get("needle") != known[0].needle:
+    number = line["id"].rpartition("-N")[2]
+    if not number.isdecimal() or int(number) >= len(known):
         return "configured"
-    return known[number].kind
+    if int(number) == 0 and record.config.get("eval", {}).get("needle") != known[0].needle:
+        return "configured"
+    return known[int(number)].kind
 
 
 def _layers(records: Sequence[Record], metric: Metric) -> Cells:
@@ -208,8 +210,10 @@ def _layers(records: Sequence[Record], metric: Metric) -> Cells:
             tokens = layer_means(line)
             for place, value in enumerate(tokens):
                 columns.setdefault(f"layer {place}", {}).setdefault(record.task, {})[line["id"]] = value
-            columns.setdefault(AVERAGE, {}).setdefault(record.task, {})[line["id"]] = fmean(tokens)
-    return _open({**{name: values for name, values in columns.items() if name != AVERAGE}, AVERAGE: columns[AVERAGE]})
+            if tokens:
+                columns.setdefault(AVERAGE, {}).setdefault(record.task, {})[line["id"]] = fmean(tokens)
+    whole = {AVERAGE: columns.pop(AVERAGE)} if columns else {}
+    return _open(columns | whole)
 
 
 def _longbench(records: Sequence[Record], metric: Metric, groups: Mapping[str, Sequence[str]]) -> Cells:

@@ -87,6 +87,14 @@ def notes(page: Page) -> list[str]:
     return [*(note for note, holds in general.items() if holds), *page.notes]
 
 
+def left_out(faults: Sequence[str]) -> list[str]:
+    """A sentence on what of a tree's files is not shown, if anything is not."""
+    if not faults:
+        return []
+    more = f", and {len(faults) - 5} more" if len(faults) > 5 else ""
+    return [f"Left out, since their files are not as a run leaves them: {'; '.join(faults[:5])}{more}."]
+
+
 def budget_text(budget: int | None) -> str:
     return "full" if budget is None else str(budget)
 

@@ -14,8 +14,9 @@ from compresskv.methods import label_of
 from compresskv.protocol import protocol_label
 from evals.evaluation import kind_of, reserved
 from evals.results import lock
+from evals.results.fits import misfit
 from evals.results.lines import Lines, decode, loads
-from evals.results.schema import Line
+from evals.results.schema import Config, Line, Summary
 from evals.results.summary import disagreements, measured
 
 FILES = ("samples.jsonl", "summary.json", "config.yaml")
@@ -168,8 +169,8 @@ class Record:
             return None, f"summary.json cannot be read ({error.strerror})"
         except (ValueError, RecursionError) as error:
             return None, f"summary.json is not JSON ({error})"
-        if not isinstance(summary, dict) or not _texts(summary.get("samples")) or not _number(summary.get("score")):
-            return None, "summary.json is not a summary"
+        if fault := misfit(Summary, summary):
+            return None, f"summary.json is not a summary ({fault})"
         return summary, ""
 
     @cached_property
@@ -197,9 +198,20 @@ class Record:
     @cached_property
     def config(self) -> Mapping[str, Any]:
         """The configuration that the summary was made with, else that of config.yaml; empty where there is none."""
+        return {} if self.config_fault else self._config
+
+    @property
+    def config_fault(self) -> str:
+        """What of the configuration is not one, in a phrase: then `config` is empty; "" if nothing is."""
+        return misfit(Config, self._config)
+
+    @property
+    def _config(self) -> dict[str, Any]:
         summary, _ = self._file_summary
         config = summary.get("config") if summary else None
-        return config if isinstance(config, dict) else self._file_config or {}
+        config = config if isinstance(config, dict) else self._file_config or {}
+        # Older versions have names alone where there are mappings now.
+        return {key: {"name": node} if key in NAMED and isinstance(node, str) else node for key, node in config.items()}
 
     @cached_property
     def _file_config(self) -> dict[str, Any] | None:

@@ -12,6 +12,8 @@ from compresskv.errors import UserError
 from evals.longbench.official import check_rows
 from evals.longbench.tasks import TASKS
 from evals.report.grids import layer_means
+from evals.report.sound import sound
+from evals.results.environment import shown_environment
 from evals.results.record import Record, failed_of, records
 from evals.results.schema import FIDELITY, Line
 
@@ -82,12 +84,15 @@ def read(results: Path) -> Tree:
     ids_of: dict[tuple[str, ...], set[str]] = {}
     faults: list[str] = []
     unfinished = lines = 0
-    for place, record in enumerate(waiting):
-        if record.summary is None:
-            if record.scored:
+    for place, whole in enumerate(waiting):
+        if whole.summary is None:
+            if whole.scored:
                 unfinished += 1
+                faults += [f"{whole.name}: {whole.problem}"] if damaged(whole) else []
             continue
-        if not record.covered or not all(isinstance(line.get("score"), (int, float)) for line in record.covered):
+        record, left_out = sound(whole)
+        faults += left_out
+        if not record.covered:
             faults.append(f"{record.name}: the summary covers no samples with scores")
             continue
         faults += _faults(record)
@@ -98,7 +103,7 @@ def read(results: Path) -> Tree:
             count = chosen[group][2]
             ids = ids_of.setdefault(group, set(spread([line["id"] for line in record.covered], count)))
         settings.append(_setting(record, ids, shared))
-        waiting[place] = record.unread()
+        waiting[place] = whole.unread()
     browsable = sum(len(setting.browsed) for setting in settings)
     return Tree(results, settings, unfinished, faults, lines, browsable)
 
@@ -132,8 +137,8 @@ def _setting(record: Record, browsed: set[str], shared: _Shared) -> Setting:
     summary = dict(record.summary or {})
     summary.pop("method_in_full", None)
     summary |= {"samples": [line["id"] for line in lines], "config": shared.each(record.config)}
-    for name in ("prompt", "environment"):
-        summary[name] = shared.one(summary.get(name))
+    summary["prompt"] = shared.one(summary.get("prompt"))
+    summary["environment"] = shared.one(shown_environment(summary.get("environment")))
     batches = dict.fromkeys(tuple(line["batch"]) for line in record.covered if isinstance(line.get("batch"), list))
     shown = [_browsed(line) for line in record.covered if line["id"] in browsed]
     kept, combinations = _kept(record.covered), shared.one(tuple(batches))
@@ -170,9 +175,14 @@ def shortened(text: str) -> str:
     return text if len(text) <= LONGEST else f"{text[:LONGEST]}… ({len(text) - LONGEST} more characters)"
 
 
+def damaged(record: Record) -> bool:
+    """Whether a setting without a summary has a file in its place that is none."""
+    return (record.path / "summary.json").exists() or (record.path / "summary.json").is_symlink()
+
+
 def _faults(record: Record) -> list[str]:
     """What can be seen at a glance; `python -m evals.results verify` looks closer."""
-    phrases = [f"{record.name}: samples.jsonl:{number}: {fault}" for number, fault in record.line_faults.items()]
+    phrases = []
     if record.failures:
         phrases.append(f"{record.name}: {failed_of(record.failures)}")
     summary = record.summary or {}
