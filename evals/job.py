@@ -3,11 +3,14 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from pkgutil import resolve_name
 from typing import Annotated, Any
 
-from compresskv.checking import Ge, Gt, Le, MinLen, PathText, checked, checked_value, readable, refuse_unknown
+import yaml
+
+from compresskv.checking import Ge, Gt, Le, MinLen, PathText, checked, checked_value, frozen, readable, refuse_unknown
 from compresskv.errors import UserError
 from compresskv.methods import MethodConfig, check_parameters, method_config
 from compresskv.model_config import ModelConfig
@@ -15,6 +18,8 @@ from compresskv.observation import ObservationConfig
 from compresskv.protocol import EvaluationProtocol
 from evals.evaluation import Evaluation, SampledEvaluation, kind_of, reserved
 from evals.loggers import Logger
+
+CONF = Path(__file__).parents[1] / "conf" / "model"
 
 Tokens = Annotated[int, Ge(1), Le(100_000_000)]
 
@@ -110,10 +115,28 @@ def job_from(config: Mapping[str, Any]) -> Job:
         config=config,
     )
     check_parameters(method)
+    _refuse_name_of_another_model(job.model)
     _refuse_unwritable("", config)
     if job.fidelity and not isinstance(evaluation, SampledEvaluation):
         raise UserError(f"fidelity=true: eval={evaluation.name} has no samples to measure it on: set fidelity=false")
     return job
+
+
+def _refuse_name_of_another_model(model: ModelConfig) -> None:
+    """Raise `UserError` for the weights of one model of `conf/model` by the name of another: published numbers stand
+    beside results by that name, and calibrations are found by it."""
+    if model.name.casefold() not in _weights():
+        return
+    for name, weights in _weights().items():
+        if name != model.name.casefold() and weights == (model.path or model.package):
+            raise UserError(f"model.name={readable(model.name)}: these are the weights of {name}: choose another name")
+
+
+@cache
+def _weights() -> dict[str, Any]:
+    """Where each model of `conf/model` comes from, by its name: a hub id, or files in a package."""
+    nodes = {path.stem: yaml.safe_load(path.read_bytes()) for path in sorted(CONF.glob("[!_]*.yaml"))}
+    return {name.casefold(): frozen(node.get("path") or node.get("package")) for name, node in nodes.items()}
 
 
 def _refuse_name_of_another(name: str, target: str) -> None:

@@ -154,8 +154,8 @@ def _frame(prompts: Sequence[Prompt]) -> "DataFrame":
     rows = []
     for prompt in prompts:
         for head in prompt["heads"]:
-            place = {"model": prompt["model"], "protocol": prompt["protocol"], "sample": prompt["sample"]}
-            place |= {"kind": head["kind"], "layer": head["layer"], "head": head["head"]}
+            place: dict[str, Any] = {"model": prompt["model"], "protocol": prompt["protocol"]}
+            place |= {"sample": prompt["sample"], "kind": head["kind"], "layer": head["layer"], "head": head["head"]}
             for position, (token, weight) in enumerate(zip(prompt["tokens"], head["attention"], strict=True)):
                 rows.append({**place, "position": position, "token": token, "attention": weight})
     return pd.DataFrame(rows)

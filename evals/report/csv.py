@@ -4,6 +4,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from evals.console import visible
+
 if TYPE_CHECKING:
     from pandas import DataFrame
 
@@ -20,4 +22,7 @@ def csv_text(frame: "DataFrame") -> str:
 
 
 def _inert(value: Any) -> Any:
-    return f"'{value}" if isinstance(value, str) and value.startswith(FORMULAS) else value
+    if not isinstance(value, str):
+        return value
+    # A carriage return would end the line for whoever reads the file.
+    return ("'" if value.startswith(FORMULAS) else "") + visible(value)

@@ -115,3 +115,9 @@ def _sealed(content: Any, seal: Any) -> Any:
         return seal(content) if "checksum" in content else content
     except (TypeError, ValueError, AttributeError):
         return content
+
+
+def one_of_each_folder(results: Path) -> list[Path]:
+    """A file of every folder, of each kind that there is."""
+    folders = sorted({path.parent for path in results.rglob("*") if path.is_file()})
+    return [sorted(folder.iterdir())[place % len(list(folder.iterdir()))] for place, folder in enumerate(folders)]
