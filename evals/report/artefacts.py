@@ -17,7 +17,7 @@ from evals.report.labels import heads_label
 from evals.report.latex import latex
 from evals.report.markdown import markdown
 from evals.report.needles import agreement_of_orders
-from evals.report.page import Page, left_out
+from evals.report.page import Page, file_part, left_out
 from evals.report.selection import chosen, default_heads, nothing
 from evals.report.verdicts import verdicts
 from evals.results.record import Record
@@ -111,4 +111,4 @@ def _figures(of_item: Item, of_models: Sequence[Grid]) -> dict[str, Callable[[],
         "masked": curve.over_masked,
         "heatmap": heatmap.heatmaps,
     }
-    return {f"figure-{safe_name('model.name', g.model)}": partial(draw[of_item.figure], g) for g in of_models}
+    return {f"figure-{file_part(g.model)}": partial(draw[of_item.figure], g) for g in of_models}

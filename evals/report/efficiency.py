@@ -12,11 +12,10 @@ from evals.report.cells import Cell, Grid, Metric, Row
 from evals.report.grids import Cells, filled
 from evals.report.items import Item
 from evals.report.labels import named, tokens_label
-from evals.report.page import Page, Plain, left_out
+from evals.report.page import Page, Plain, file_part, left_out
 from evals.report.selection import nothing, settings_of
 from evals.results.environment import shown_environment
 from evals.results.measurement import efficiency_runs
-from evals.results.store import safe_name
 
 
 @dataclass(frozen=True)
@@ -67,7 +66,7 @@ def page(experiment: str, item: Item, results: Path) -> Page:
         of_model = [_grid(run, methods, measured) for measured in MEASURED]
         of_model = [grid for grid in of_model if grid.columns]
         grids += of_model
-        model = safe_name("model.name", run["model"])
+        model = file_part(run["model"])
         figures[f"figure-{model}"] = partial(_draw, of_model)
         pools = [as_papers_write(row) for row in run.get("concurrency", []) if method_of(row) in ("full", *methods)]
         if pools:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from evals.console import visible
 from evals.evaluation import TITLES
 from evals.report.cells import Cell, Grid
 from evals.report.labels import TASKS
@@ -85,6 +87,13 @@ def notes(page: Page) -> list[str]:
         NO_INTERVAL: any(cell.interval is None for cell in cells),
     }
     return [*(note for note, holds in general.items() if holds), *page.notes]
+
+
+def file_part(name: str) -> str:
+    """`name`, as a tree's files have it, as part of a file's name: it leads nowhere else."""
+    safe = "".join(character if character.isprintable() and character not in "/\\" else "-" for character in name)
+    safe = safe.encode()[:200].decode(errors="ignore")
+    return safe if safe == name else f"{safe}-{hashlib.sha256(visible(name).encode()).hexdigest()[:8]}"
 
 
 def left_out(faults: Sequence[str]) -> list[str]:

@@ -68,10 +68,8 @@ class Record:
     def title(self) -> str:
         """The folder's path, and in brackets what the setting is where the names in its path say something else."""
         known = Path(self.name).parts
-        other = [
-            what for what in (self.eval, self.protocol, self.method) if len(known) == len(NAMED) and what not in known
-        ]
-        return f"{self.name} ({', '.join(other)})" if other else self.name
+        other = [what for what in (self.eval, self.protocol, self.method) if what not in known]
+        return f"{self.name} ({', '.join(other)})" if other and len(known) == len(NAMED) else self.name
 
     @property
     def digest(self) -> str:
@@ -203,7 +201,8 @@ class Record:
     @property
     def config_fault(self) -> str:
         """What of the configuration is not one, in a phrase: then `config` is empty; "" if nothing is."""
-        return misfit(Config, self._config)
+        unread = self._file_config is None and (self.path / "config.yaml").exists()
+        return "config.yaml is no mapping" if unread and not self._config else misfit(Config, self._config)
 
     @property
     def _config(self) -> dict[str, Any]:

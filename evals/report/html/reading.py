@@ -88,7 +88,7 @@ def read(results: Path) -> Tree:
         if whole.summary is None:
             if whole.scored:
                 unfinished += 1
-                faults += [f"{whole.name}: {whole.problem}"] if damaged(whole) else []
+                faults += [f"{whole.name}: {whole.problem}"] if _damaged(whole) else []
             continue
         record, left_out = sound(whole)
         faults += left_out
@@ -175,7 +175,7 @@ def shortened(text: str) -> str:
     return text if len(text) <= LONGEST else f"{text[:LONGEST]}… ({len(text) - LONGEST} more characters)"
 
 
-def damaged(record: Record) -> bool:
+def _damaged(record: Record) -> bool:
     """Whether a setting without a summary has a file in its place that is none."""
     return (record.path / "summary.json").exists() or (record.path / "summary.json").is_symlink()
 
