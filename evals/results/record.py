@@ -201,8 +201,10 @@ class Record:
     @property
     def config_fault(self) -> str:
         """What of the configuration is not one, in a phrase: then `config` is empty; "" if nothing is."""
-        unread = self._file_config is None and (self.path / "config.yaml").exists()
-        return "config.yaml is no mapping" if unread and not self._config else misfit(Config, self._config)
+        config = self._config
+        if not config and self._file_config is None and (self.path / "config.yaml").exists():
+            return "config.yaml is no mapping"
+        return misfit(Config, config)
 
     @property
     def _config(self) -> dict[str, Any]:
