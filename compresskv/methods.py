@@ -60,7 +60,9 @@ class Part:
     def label(self) -> str:
         """How a composition names it: by its module if the function has the usual name, else by the function."""
         module, _, function = self.target.rpartition(".")
-        return module.rpartition(".")[2] if function in PARTS else function
+        whole, label = (module, module.rpartition(".")[2]) if function in PARTS else (self.target, function)
+        # Another's part that is called like one of ours has its whole name.
+        return label if _parts_of_ours().get(label, module) == module else whole
 
 
 @dataclass(frozen=True)
@@ -237,11 +239,55 @@ def _label(name: str, scorer: Part | None, allocator: Part | None, plain: Any) -
     refuse_unknown("method.plain", plain, PARTS)
     for role, target in plain.items():
         checked_value(f"method.plain.{role}", PathText | None, target)
+    if ours := _name_of_ours(name):
+        # What our names stand for is ours to say: a label never claims another method's parts.
+        name, plain = ours if name.startswith(f"{ours}-") else name, _plain_of_ours()[ours]
     if scorer is None:
         return name if plain["scorer"] is None else f"{name}-full"
     parts = {"scorer": scorer, "allocator": allocator}
     other = [part.label for role, part in parts.items() if part and part.target != plain.get(role)]
     return "-".join([name, *other])
+
+
+def label_of(node: Any, recorded: str) -> str:
+    """What the stored `method` node of a result is called, by what its parts are; nothing is imported.
+
+    `recorded` is what its files call it: right where the node has parts that are not ours, or of other versions.
+    """
+    if not isinstance(node, Mapping) or not isinstance(node.get("name"), str):
+        return recorded
+    ours = _name_of_ours(node["name"])
+    if ours is None or "scorer" not in node:
+        return recorded
+    targets = [part.get("_target_") if isinstance(part := node.get(role), Mapping) else None for role in PARTS]
+    scorer, allocator = (Part(target) if isinstance(target, str) else None for target in targets)
+    modules = {part.target.rpartition(".")[0] for part in (scorer, allocator) if part}
+    known = modules <= set(_parts_of_ours().values())
+    return _label(node["name"], scorer, allocator, _plain_of_ours()[ours]) if known else recorded
+
+
+def _name_of_ours(name: str) -> str | None:
+    """The method of `CONF` that a reader takes `name` for: alone, or in a composition such as snapkv-cake."""
+    spelt = name.strip().casefold()
+    head, *parts = spelt.split("-")
+    composed = bool(parts) and all(part in _parts_of_ours() or part == "full" for part in parts)
+    found = head if composed else spelt
+    return found if found in _plain_of_ours() else None
+
+
+@lru_cache(maxsize=1)
+def _plain_of_ours() -> dict[str, Mapping[str, Any]]:
+    """What each method of `CONF` stands for, by its name."""
+    return {path.stem: yaml.safe_load(path.read_bytes())["plain"] for path in CONF.glob("*.yaml")}
+
+
+@lru_cache(maxsize=1)
+def _parts_of_ours() -> dict[str, str]:
+    """The modules of the parts in `CONF`, by their label."""
+    targets = {target for plain in _plain_of_ours().values() for target in plain.values() if target}
+    targets |= {yaml.safe_load(path.read_bytes())["_target_"] for path in (CONF / "allocator").glob("*.yaml")}
+    modules = {target.rpartition(".")[0] for target in targets}
+    return {module.rpartition(".")[2]: module for module in modules}
 
 
 def argument_names(where: str, target: str) -> tuple[str, ...] | None:

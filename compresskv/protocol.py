@@ -3,10 +3,18 @@
 `corrected` is what a careful reader of the paper would implement; `released` is what the authors' code does.
 """
 
-from dataclasses import dataclass
-from typing import Literal
+import hashlib
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal
 
-from compresskv.checking import Name
+import yaml
+
+from compresskv.checking import Name, readable
+
+CONF = Path(__file__).parents[1] / "conf" / "protocol"
 
 
 @dataclass(frozen=True)
@@ -59,3 +67,37 @@ class EvaluationProtocol:
     chat_wrapper: Literal["template", "released"] = "template"
     # released: a longest prompt for each of the authors' models, before its chat format, whatever its window
     longbench_truncation: Literal["window", "released"] = "window"
+
+    @property
+    def label(self) -> str:
+        """The name as it is shown: `protocol_label`."""
+        return protocol_label(self.name, asdict(self))
+
+
+def protocol_label(name: str, fields: Mapping[str, Any]) -> str:
+    """How a protocol is shown: by its name, such as `corrected`, where its `fields` are those of conf/protocol.
+
+    Where some differ, with a star and these: `corrected* exact_budget=false`. Fields that are missing or unknown, as in
+    files of other versions, do not count. A name that conf/protocol does not have is a user's own and stays as it is.
+    """
+    known = _fields_of(name.strip().casefold())
+    differing = [
+        f"{field}={readable(fields[field])}" for field in known if fields.get(field, known[field]) != known[field]
+    ]
+    return " ".join([f"{name}*", *differing]) if differing else name
+
+
+def label_stem(label: str) -> str:
+    """A label as part of a file's name: the protocol's name, and a hash of the fields where some differ."""
+    name, changed, _ = label.partition("*")
+    name = name.replace("/", "-")
+    return f"{name}-{hashlib.sha256(label.encode()).hexdigest()[:8]}" if changed else name
+
+
+@cache
+def _fields_of(name: str) -> dict[str, Any]:
+    """The fields of conf/protocol/<name>.yaml but its name; none if there is no such protocol."""
+    for path in CONF.glob("*.yaml"):
+        if path.stem == name:
+            return {field: value for field, value in yaml.safe_load(path.read_bytes()).items() if field != "name"}
+    return {}

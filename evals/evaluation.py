@@ -7,11 +7,15 @@ the methods that run.
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+
+import yaml
 
 from compresskv.checking import Name
 from compresskv.errors import UserError
@@ -27,6 +31,36 @@ if TYPE_CHECKING:
     from evals.progress import Progress
     from evals.results.record import Record
     from evals.running.plan import Work
+
+CONF = Path(__file__).parents[1] / "conf" / "eval"
+
+TITLES = {"niah": "needle in a haystack", "longbench": "LongBench", "head_masking": "head masking"}
+"""How evaluations of `conf/eval` are headed, by name, where that is not their name."""
+
+
+def kind_of(target: str) -> str:
+    """The name in `conf/eval` of the evaluation that `_target_` names, wherever in its package; else `target`."""
+    for name, known in _targets().items():
+        if target.split(".")[:-2] == known.split(".")[:-2]:
+            return name
+    return target
+
+
+def reserved(name: str) -> str | None:
+    """The name in `conf/eval` of the evaluation that a reader takes `name` for; None where it is no built-in one."""
+    for known in _targets():
+        if _spelt(name) in (_spelt(known), _spelt(TITLES.get(known, known))):
+            return known
+    return None
+
+
+@cache
+def _targets() -> dict[str, str]:
+    return {path.stem: yaml.safe_load(path.read_bytes())["_target_"] for path in sorted(CONF.glob("*.yaml"))}
+
+
+def _spelt(name: str) -> str:
+    return re.sub(r"[\s_-]+", "", name).casefold()
 
 
 @dataclass(frozen=True)

@@ -3,18 +3,23 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from pkgutil import resolve_name
 from typing import Annotated, Any
 
-from compresskv.checking import Ge, Gt, Le, MinLen, PathText, checked, checked_value, readable, refuse_unknown
+import yaml
+
+from compresskv.checking import Ge, Gt, Le, MinLen, PathText, checked, checked_value, frozen, readable, refuse_unknown
 from compresskv.errors import UserError
 from compresskv.methods import MethodConfig, check_parameters, method_config
 from compresskv.model_config import ModelConfig
 from compresskv.observation import ObservationConfig
 from compresskv.protocol import EvaluationProtocol
-from evals.evaluation import Evaluation, SampledEvaluation
+from evals.evaluation import Evaluation, SampledEvaluation, kind_of, reserved
 from evals.loggers import Logger
+
+CONF = Path(__file__).parents[1] / "conf" / "model"
 
 Tokens = Annotated[int, Ge(1), Le(100_000_000)]
 
@@ -74,7 +79,8 @@ class Job:
     @property
     def label(self) -> str:
         """Method and budget, and the protocol if it is not the default."""
-        return self.setting if self.protocol.name == "corrected" else f"{self.setting} ({self.protocol.name})"
+        protocol = self.protocol.label
+        return self.setting if protocol == "corrected" else f"{self.setting} ({protocol})"
 
     @property
     def name(self) -> str:
@@ -91,6 +97,7 @@ def job_from(config: Mapping[str, Any]) -> Job:
     # Names first: they are checked without importing the methods, which need torch.
     method = method_config(config["method"])
     evaluation = plug_in("eval", Evaluation, config["eval"])
+    _refuse_name_of_another(evaluation.name, config["eval"]["_target_"])
     model = {name: value for name, value in _mapping("model", config["model"]).items() if name != "evals"}
     job = Job(
         model=checked("model", ModelConfig, model),
@@ -108,10 +115,34 @@ def job_from(config: Mapping[str, Any]) -> Job:
         config=config,
     )
     check_parameters(method)
+    _refuse_name_of_another_model(job.model)
     _refuse_unwritable("", config)
     if job.fidelity and not isinstance(evaluation, SampledEvaluation):
         raise UserError(f"fidelity=true: eval={evaluation.name} has no samples to measure it on: set fidelity=false")
     return job
+
+
+def _refuse_name_of_another_model(model: ModelConfig) -> None:
+    """Raise `UserError` for the weights of one model of `conf/model` by the name of another: published numbers stand
+    beside results by that name, and calibrations are found by it."""
+    if model.name.casefold() not in _weights():
+        return
+    for name, weights in _weights().items():
+        if name != model.name.casefold() and weights == (model.path or model.package):
+            raise UserError(f"model.name={readable(model.name)}: these are the weights of {name}: choose another name")
+
+
+@cache
+def _weights() -> dict[str, Any]:
+    """Where each model of `conf/model` comes from, by its name: a hub id, or files in a package."""
+    nodes = {path.stem: yaml.safe_load(path.read_bytes()) for path in sorted(CONF.glob("[!_]*.yaml"))}
+    return {name.casefold(): frozen(node.get("path") or node.get("package")) for name, node in nodes.items()}
+
+
+def _refuse_name_of_another(name: str, target: str) -> None:
+    """Raise `UserError` for an evaluation by the name of a built-in one that it is not: results go by that name."""
+    if (known := reserved(name)) and known != kind_of(target):
+        raise UserError(f"eval.name={readable(name)}: results would read as those of eval={known}: choose another name")
 
 
 def take_plan(*configs: dict[str, Any]) -> bool:

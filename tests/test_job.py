@@ -13,6 +13,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from compresskv.errors import UserError
+from compresskv.methods import Part, label_of
 from evals.compose import CONF, composed
 from evals.job import job_from
 from evals.launch.executor import Sweep
@@ -239,6 +240,70 @@ def test_whole_numbers_and_others_are_one_setting():
 def test_the_name_of_a_method_is_a_label():
     job = job_from(composed("method=snapkv", "method.name=full"))
     assert not job.method.keeps_everything
+    assert job.method.name == "full-snapkv-uniform"
     assert job.budget == 256
     assert job_from(composed("method=full")).budget is None
     assert Path(job.results) == Path("results")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "name"),
+    [
+        (["method=compresskv", "method.name=snapkv"], "snapkv-semantic_heads-layer_error"),
+        (["method=random", "method.name=SnapKV"], "SnapKV-random_keep"),
+        (["method=full", "method.name=compresskv"], "compresskv-full"),
+        (["method=random", "method.name=compresskv-uniform"], "compresskv-random_keep-uniform"),
+        (["method=snapkv", "method/allocator=headkv"], "snapkv-headkv"),
+        (["method=random", "method.name=mine"], "mine"),
+        (["method=random", "method.name=snapkv-v2"], "snapkv-v2"),
+    ],
+)
+def test_a_method_by_the_name_of_another_says_what_it_is(overrides, name):
+    job = job_from(composed(*overrides))
+    assert job.method.name == name
+    # What was stored under another's name is read as what it is; a name of one's own stays.
+    ours = name not in ("mine", "snapkv-v2")
+    assert label_of(job.config["method"], "recorded") == (name if ours else "recorded")
+
+
+def test_a_part_of_ones_own_that_is_called_like_one_of_ours_has_its_whole_name():
+    assert Part("mine.layer_error.allocator").label == "mine.layer_error"
+    assert Part("mine.uniform").label == "mine.uniform"
+    assert Part("mine.spread.scorer").label == "spread"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "label"),
+    [
+        ([], "snapkv 256"),
+        (["protocol=released"], "snapkv 256 (released)"),
+        (["protocol.exact_budget=false"], "snapkv 256 (corrected* exact_budget=false)"),
+        (["protocol=released", "protocol.exact_budget=true"], "snapkv 256 (released* exact_budget=true)"),
+        (["protocol.name=mine", "protocol.exact_budget=false"], "snapkv 256 (mine)"),
+    ],
+)
+def test_a_protocol_that_is_not_what_its_name_stands_for_is_marked(overrides, label):
+    assert job_from(composed("method=snapkv", *overrides)).label == label
+
+
+@pytest.mark.parametrize(
+    ("overrides", "field"),
+    [
+        (["eval=jsonl", "eval.data=x.jsonl", "eval.name=longbench"], "eval.name"),
+        (["eval=jsonl", "eval.data=x.jsonl", "eval.name=Long-Bench"], "eval.name"),
+        (["eval=niah", "eval.name=head_masking"], "eval.name"),
+        (["eval=efficiency", "eval.name=niah"], "eval.name"),
+        (["model.name=llama-3.1-8b-instruct"], "model.name"),
+        (["model=qwen2.5-7b-instruct", "model.name=Mistral-7b-Instruct-v0.3"], "model.name"),
+    ],
+)
+def test_a_name_of_something_else_is_refused(overrides, field):
+    with pytest.raises(UserError, match=f"^{field}="):
+        job_from(composed(*overrides))
+
+
+def test_names_of_ones_own_and_copies_of_a_model_are_taken():
+    assert job_from(composed("eval=jsonl", "eval.data=x.jsonl", "eval.name=mine")).eval.name == "mine"
+    assert job_from(composed("eval=niah", "eval.name=needles")).eval.name == "needles"
+    assert job_from(composed("model=mistral-7b-instruct-v0.3", "model.path=/copy")).model.path == "/copy"
+    assert job_from(composed("model.path=/copy", "model.name=llama-3.1-8b-instruct")).model.path == "/copy"

@@ -8,8 +8,9 @@ import pytest
 import wandb
 
 from compresskv.calibration import FOLDER
+from compresskv.errors import UserError
 from evals.compose import job
-from evals.loggers.wandb import WandbLogger, progress_id, run_id, samples
+from evals.loggers.wandb import WandbLogger, artifact_name, progress_id, run_id, safe_id, samples
 from evals.loggers.wandb import measured as numbers_of
 from evals.progress import Progress
 from evals.results.__main__ import main
@@ -240,3 +241,28 @@ def test_settings_without_a_summary_are_not_sent(tmp_path):
     store.close()
     with pytest.raises(SystemExit, match=r"nothing is finished \(none of the 1 settings there has a sound summary\)"):
         main(["push-wandb", str(tmp_path)])
+
+
+ODD = "a:b;c,d#e?f'g (h) \u00e9*"
+
+
+def test_names_that_wandb_does_not_take_are_sent_all_the_same(tmp_path, sent):
+    first, other = (setting(tmp_path, task=task) for task in (ODD, ODD.replace(":", ";")))
+    runs = sent([first, other])
+    assert len({run["id"] for run in runs}) == 2
+    assert all(run["numbers"]["score"] == 50 for run in runs)
+    assert run_id(first) == run_id(Record(first.path, first.runs))
+
+
+def test_ids_and_names_that_wandb_takes_stay(tmp_path):
+    assert safe_id("tiny-niah é [x]") == "tiny-niah é [x]"
+    assert safe_id("x" * 200) == "x" * 128
+    assert len(safe_id("a:" * 100)) <= 128
+    assert artifact_name("niah-abcd1234") == "niah-abcd1234"
+    assert not set(artifact_name(f"{ODD}-abcd1234")) & set(":;,#?'() *")
+
+
+@pytest.mark.parametrize("project", ["a:b", "a#b", "a?b", "a%b"])
+def test_a_project_that_wandb_does_not_take_is_refused_before_the_run(project):
+    with pytest.raises(UserError, match=r"^logger\.project="):
+        WandbLogger(project, None, "offline", "wandb").check()

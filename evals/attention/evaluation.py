@@ -14,6 +14,7 @@ from compresskv.calibration.probe import full_cache, full_prefill, probed, step
 from compresskv.calibration.retrieval_heads import step_attention
 from compresskv.errors import UserError
 from compresskv.models import LoadedModel
+from compresskv.protocol import label_stem
 from evals.attention.config import Attention
 from evals.evaluation import Sample
 from evals.head_masking.choices import Place, ranked
@@ -48,9 +49,11 @@ def run(model: LoadedModel, config: Attention, jobs: Sequence[Job], progress: Pr
             for id in ids:
                 observed = observe(model, task.sample(id), config)
                 needle = needle_span(observed.prompt, task.cells[id].needle.answer, model.tokenizer)
-                about = {"model": model.name, "protocol": job.protocol.name, "sample": id, "dtype": model.dtype}
+                about = {"model": model.name, "protocol": job.protocol.label, "sample": id, "dtype": model.dtype}
                 content = {**about, **description(observed, needle, scores, config, model.tokenizer)}
-                write_json(folder / f"{job.protocol.name}-{id}.json", {**content, "environment": environment()})
+                write_json(
+                    folder / f"{label_stem(job.protocol.label)}-{id}.json", {**content, "environment": environment()}
+                )
     return folder
 
 

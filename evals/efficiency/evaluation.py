@@ -75,7 +75,7 @@ def contenders(model: LoadedModel, jobs: Sequence[Job]) -> dict[str, Contender]:
         name = label(job.label, job.prefill_chunk)
         same = sum(taken.split(" #")[0] == name for taken in by_name)
         setting = Setting(build_method(model, job), job.budget)
-        contender = Contender(setting, job.prefill_chunk, job.method.name, job.protocol.name)
+        contender = Contender(setting, job.prefill_chunk, job.method.name, job.protocol.label)
         by_name[f"{name} #{same + 1}" if same else name] = contender
     return by_name
 

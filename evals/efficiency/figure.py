@@ -6,7 +6,7 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 
-from evals.report.figure import save
+from evals.report.figure import legend_label, save
 
 PANELS = (
     ("total_s", "latency, end to end (s)", 1.0),
@@ -27,7 +27,7 @@ def draw(rows: Sequence[dict[str, Any]], title: str, stem: Path) -> list[Path]:
                 [row["length"] for row in mine],
                 [row[field] * scale for row in mine],
                 marker="osD^v<>Pph*X"[number % 12],
-                label=name,
+                label=legend_label(name),
             )
         axis.set_xlabel("context length (tokens)")
         axis.set_ylabel(label)

@@ -135,7 +135,7 @@ class Masking:
                 failures |= {id: store.failures[id] for id in task.sample_ids if id in store.failures}
         finally:
             close_all(stores.values())
-        title = f"{self.model.name} · {self.config.name} · {self.job.protocol.name}"
+        title = f"{self.model.name} · {self.config.name} · {self.job.protocol.label}"
         if answered:
             screen().print(table(title, lines, self.model.layers * self.model.q_heads))
         if failures:

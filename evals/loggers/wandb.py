@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -10,8 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from compresskv.checking import Name, PathText
+from compresskv.checking import Name, PathText, readable
 from compresskv.errors import UserError
+from evals.console import visible
 from evals.loggers import Logger, Report
 from evals.results.measurement import Measurement
 from evals.results.names import names
@@ -50,6 +52,10 @@ class WandbLogger(Logger):
     directory: PathText
 
     def check(self) -> None:
+        if refused := re.search(r"[/\\#?%:]", self.project):
+            raise UserError(
+                f"logger.project={readable(self.project)}: W&B takes no {refused[0]} in a project's name: leave it out"
+            )
         if self.mode == "offline" or os.environ.get("WANDB_MODE") in ("offline", "disabled", "dryrun"):
             return
         import wandb
@@ -101,7 +107,7 @@ class WandbLogger(Logger):
             ) as run:
                 columns, rows = samples(record)
                 run.log({**measured(record.summary), "samples": wandb.Table(columns=columns, data=rows), **images})
-                files = wandb.Artifact(f"{record.eval}-{record.digest}", type="results")
+                files = wandb.Artifact(artifact_name(f"{record.eval}-{record.digest}"), type="results")
                 for path in filter(Path.is_file, (record.path / name for name in FILES)):
                     files.add_file(str(path))
                 run.log_artifact(files)
@@ -121,14 +127,16 @@ class WandbLogger(Logger):
                     tables[figure.stem] = wandb.Image(str(figure))
             with self._opened(
                 group=self.group or f"{measurement.model} {measurement.eval}",
-                id=f"{measurement.model}-{measurement.eval}-{measurement.digest}"[-128:],
+                id=safe_id(f"{measurement.model}-{measurement.eval}-{measurement.digest}"),
                 name=f"{measurement.model} {measurement.eval}",
                 job_type=measurement.eval,
                 tags=[tag[:64] for tag in (measurement.model, measurement.eval)],
                 config=measurement.about,
             ) as run:
                 run.log(tables)
-                artifact = wandb.Artifact(f"{measurement.eval}-{measurement.digest}", type=measurement.eval)
+                artifact = wandb.Artifact(
+                    artifact_name(f"{measurement.eval}-{measurement.digest}"), type=measurement.eval
+                )
                 artifact.add_file(str(measurement.path))
                 run.log_artifact(artifact)
 
@@ -141,7 +149,21 @@ def progress_id(jobs: "Sequence[Job]") -> str:
 
 def run_id(record: Record) -> str:
     """The same for a setting whenever it is sent, another for any other."""
-    return "-".join(str(part) for part in (*_place(record).values(), record.digest) if part)[-128:].replace("/", "-")
+    # By the folder: what is shown as another name than the path has is the same run.
+    budget = None if record.budget is None else str(record.budget)
+    return safe_id("-".join(filter(None, (*record.path.parts[-6:-1], budget, record.digest))))
+
+
+def safe_id(text: str) -> str:
+    """The end of `text` as W&B takes it for an id; where that leaves something out, with a hash of the whole."""
+    end = text[-128:]
+    safe = re.sub("[:;,#?/']", "-", visible(end)).strip()
+    return end if safe == end else f"{safe[-119:].lstrip()}-{hashlib.sha256(visible(text).encode()).hexdigest()[:8]}"
+
+
+def artifact_name(text: str) -> str:
+    """`text` as W&B takes it for the name of an artifact: letters, digits, and - _ . only."""
+    return re.sub(r"[^\w.-]", "-", text, flags=re.ASCII)[-128:]
 
 
 def tags(record: Record) -> list[str]:

@@ -34,6 +34,9 @@ def score(task: str, lines: Sequence[Line]) -> TaskScore:
         samples.append(SampleScore(line["score"] / 100, official / 100, overflow))
     if all("official" in line for line in lines):
         check = check_flags(task, [line["official"] for line in lines])
+    elif any("answers" not in line or "length" not in line or not line["id"].isdecimal() for line in lines):
+        # Nobody can tell of a line without answers, as of older trees without texts: it counts as none.
+        check = check_flags(task, [line.get("official", False) for line in lines])
     else:  # lines of older versions
         check = check_rows(task, [(int(line["id"]), line["answers"], line["length"]) for line in lines])
     return task_score(TASKS[task], samples, check)

@@ -24,12 +24,13 @@ Cells = tuple[np.ndarray, list[int], list[float]]
 
 def grid(lines: Sequence[Line], metric: str, all_lines: Sequence[Line] = ()) -> Cells:
     """Mean `metric` of the cells that any of `lines`, or of `all_lines`, is in."""
-    lengths = sorted({line["length"] for line in (*lines, *all_lines)})
-    depths = sorted({line["depth"] for line in (*lines, *all_lines)})
+    placed = [line for line in (*lines, *all_lines) if "length" in line and "depth" in line]
+    lengths = sorted({line["length"] for line in placed})
+    depths = sorted({line["depth"] for line in placed})
     cells = np.full((len(depths), len(lengths)), np.nan)
     for row, depth in enumerate(depths):
         for column, length in enumerate(lengths):
-            values = [line[metric] for line in lines if (line["length"], line["depth"]) == (length, depth)]
+            values = [line[metric] for line in lines if (line.get("length"), line.get("depth")) == (length, depth)]
             if values:
                 cells[row, column] = np.mean(values)
     return cells, lengths, depths

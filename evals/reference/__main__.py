@@ -1,7 +1,6 @@
 """`python -m evals.reference`: run the sweeps of the reference run, then write what is committed of their results."""
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,7 +11,7 @@ from evals.efficiency.config import Efficiency
 from evals.job import Job
 from evals.reference.export import export
 from evals.reference.sweeps import SWEEPS, jobs
-from evals.results.measurement import efficiency_files
+from evals.results.measurement import efficiency_runs
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -66,8 +65,8 @@ def measured(results: Path, jobs: Sequence[Job]) -> bool:
     assert isinstance(evaluation, Efficiency)
     rows = (1 + len(jobs)) * len(evaluation.lengths)  # the full cache too
     pools = rows * len(evaluation.pools)
-    made = (json.loads(path.read_text(encoding="utf-8")) for path in efficiency_files(results))
-    return any((len(each["rows"]), len(each.get("concurrency", []))) == (rows, pools) for each in made)
+    made, _ = efficiency_runs(results)
+    return any((len(each["rows"]), len(each["concurrency"])) == (rows, pools) for _, each in made)
 
 
 if __name__ == "__main__":

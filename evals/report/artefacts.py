@@ -6,16 +6,19 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+from evals.console import visible
+from evals.evaluation import TITLES
 from evals.report import attention, efficiency, heads, masking, paper, tables
 from evals.report.cells import Grid
+from evals.report.csv import csv_text
 from evals.report.grids import grids
 from evals.report.items import Item, item
 from evals.report.labels import heads_label
 from evals.report.latex import latex
 from evals.report.markdown import markdown
 from evals.report.needles import agreement_of_orders
-from evals.report.page import EVALS, Page
-from evals.report.selection import chosen, default_heads
+from evals.report.page import Page, file_part, left_out
+from evals.report.selection import chosen, default_heads, nothing
 from evals.report.verdicts import verdicts
 from evals.results.record import Record
 from evals.results.store import refused, safe_name, write_text
@@ -34,9 +37,9 @@ def write(experiment: str, results: Path) -> list[Path]:
         raise refused(folder, error) from error
     texts = {"table.md": markdown(page), "table.tex": latex(page)}
     for name, frame in page.frames.items():
-        texts[f"{name}.csv"] = frame().to_csv(index=False)
+        texts[f"{name}.csv"] = csv_text(frame())
     for name, text in texts.items():
-        write_text(folder / name, text)
+        write_text(folder / name, visible(text))
     paths = [folder / name for name in texts]
     try:
         for name, draw in page.figures.items():
@@ -62,30 +65,33 @@ def page_of(experiment: str, results: Path) -> Page:
 
 def _runs(experiment: str, of_item: Item, results: Path) -> Page:
     """From the settings of results/runs."""
-    records, evaluation = chosen(experiment, results)
+    records, evaluation, faults = chosen(experiment, results)
     of_models: list[list[Grid]] = []
     notes = []
     for _, group in groupby(records, key=lambda record: record.model):
         of_model = list(group)
-        of_models.append([paper.beside(experiment, grid) for grid in _grids(of_item, of_model)])
+        of_models.append([paper.beside(experiment, grid) for grid in _grids(of_item, of_model) if grid.columns])
         if of_item.columns == "masked":
             notes.append(masking.note(of_model))
         if of_item.label is heads_label:
             notes += default_heads(of_model)
     every = [grid for of_model in of_models for grid in of_model]
+    if not every:
+        raise nothing(experiment, results / "runs")
     compared = []
     for grid in every:
         compared += verdicts(of_item, grid)
     if records[0].eval != evaluation:
-        name = EVALS.get(evaluation, evaluation)
+        name = TITLES.get(evaluation, evaluation)
         notes.append(f"Needles stand in for {name}, as at size=smoke: nothing here is a {name} score.")
     if of_item.columns == "needles":
         notes += agreement_of_orders(every)
+    notes += left_out(faults)
     frames = {"table": partial(tables.means, every)}
     if compared:
         frames["comparisons"] = partial(tables.comparisons, compared)
     others = paper.others(experiment, every)
-    figures = _figures(of_item, [of_model[0] for of_model in of_models])
+    figures = _figures(of_item, [of_model[0] for of_model in of_models if of_model])
     return Page(experiment, of_item.title, every, compared, others, notes, frames=frames, figures=figures)
 
 
@@ -105,4 +111,4 @@ def _figures(of_item: Item, of_models: Sequence[Grid]) -> dict[str, Callable[[],
         "masked": curve.over_masked,
         "heatmap": heatmap.heatmaps,
     }
-    return {f"figure-{safe_name('model.name', g.model)}": partial(draw[of_item.figure], g) for g in of_models}
+    return {f"figure-{file_part(g.model)}": partial(draw[of_item.figure], g) for g in of_models}

@@ -1,19 +1,23 @@
 """The attention of single heads over a prompt, from what eval=attention left in results/attention."""
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
+from typing_extensions import TypedDict
+
+from compresskv.checking import MaxLen, MinLen, Name
+from compresskv.protocol import label_stem
 from evals.report import tables
 from evals.report.cells import Cell, Grid, Metric, Row
 from evals.report.grids import Cells, filled
 from evals.report.items import Item
-from evals.report.page import Page
+from evals.report.page import Page, left_out
 from evals.report.selection import nothing
+from evals.results.fits import Count, Label, Number, exactly, misfit
+from evals.results.lines import loads
 from evals.results.record import Record
-from evals.results.store import safe_name
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -24,38 +28,83 @@ FLOOR = 1e-4
 ELSEWHERE = "elsewhere"
 """The column of all other tokens, those of the answer included."""
 
-Prompt = Mapping[str, Any]
-"""What was observed on one prompt (`evals.attention.evaluation.description`)."""
+Step = Annotated[list[Number], MinLen(1)]
+
+
+@exactly
+class Ranks(TypedDict):
+    traditional: Count
+    semantic: Count
+
+
+@exactly
+class Head(TypedDict):
+    kind: Label
+    layer: Count
+    head: Count
+    ranks: Ranks
+    attention: Step
+    by_step: dict[str, Step]
+
+
+@exactly
+class Prompt(TypedDict):
+    """What was observed on one prompt (`evals.attention.evaluation.description`)."""
+
+    model: Name
+    protocol: Label
+    sample: Name
+    answer: str
+    prompt_tokens: Count
+    tokens: list[str]
+    parts: dict[str, Annotated[list[Count], MinLen(2), MaxLen(2)]]
+    heads: Annotated[list[Head], MinLen(1)]
 
 
 def page(experiment: str, item: Item, results: Path) -> Page:
     """A table and a figure for every prompt. Raises `UserError` where none was observed."""
-    prompts = list(_prompts(results))
+    prompts, faults = _prompts(results)
     if not prompts:
         raise nothing(experiment, results / "attention")
     grids = [_grid(prompt) for prompt in prompts]
-    figures = {
-        f"figure-{safe_name('model.name', prompt['model'])}-{prompt['protocol']}-{prompt['sample']}": partial(
-            _draw, prompt
-        )
-        for prompt in prompts
-    }
+    figures = {_stem(prompt): partial(_draw, prompt) for prompt in prompts}
     frames = {"table": partial(tables.means, grids), "attention": partial(_frame, prompts)}
-    notes = [_note(prompt) for prompt in prompts]
+    notes = [_note(prompt) for prompt in prompts] + left_out(faults)
     return Page(experiment, item.title, grids, [], [], notes, frames=frames, figures=figures)
 
 
-def _prompts(results: Path) -> list[Prompt]:
-    """All that are readable, by model, protocol and sample."""
+def _stem(prompt: Prompt) -> str:
+    """The name of a prompt's figure."""
+    return f"figure-{prompt['model']}-{label_stem(prompt['protocol'])}-{prompt['sample']}"
+
+
+def _prompts(results: Path) -> tuple[list[Prompt], list[str]]:
+    """All that are sound, by model, protocol and sample; and a phrase for each file that is not."""
     prompts: list[Prompt] = []
+    faults: list[str] = []
     for path in sorted((results / "attention").glob("*/*.json")):
         try:
-            prompt = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+            prompt = loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError, RecursionError) as error:
+            faults.append(f"{path.relative_to(results)}: cannot be read ({error})")
             continue
-        if isinstance(prompt, dict) and prompt.get("heads"):
+        if fault := misfit(Prompt, prompt) or _contradiction(prompt):
+            faults.append(f"{path.relative_to(results)}: {fault}")
+        else:
             prompts.append(prompt)
-    return prompts
+    return prompts, faults
+
+
+def _contradiction(prompt: Prompt) -> str:
+    """Where lists of a prompt do not go with each other, in a phrase; "" if they do."""
+    if "needle" not in prompt["parts"]:
+        return "parts has no needle"
+    for head in prompt["heads"]:
+        if len(head["attention"]) != len(prompt["tokens"]):
+            return "a head's attention is not to the prompt's tokens"
+        if not set(prompt["parts"]) <= set(head["by_step"]) or len(set(map(len, head["by_step"].values()))) > 1:
+            return "a head's steps are not those of the prompt's parts"
+    return ""
 
 
 def _grid(prompt: Prompt) -> Grid:
@@ -79,7 +128,7 @@ def _grid(prompt: Prompt) -> Grid:
     return Grid(prompt["model"], "attention", [*parts, ELSEWHERE], filled(rows, by_column, metric), metric)
 
 
-def _label(head: Mapping[str, Any]) -> str:
+def _label(head: Head) -> str:
     return f"{head['kind']} head, layer {head['layer']}, head {head['head']}"
 
 
@@ -105,8 +154,8 @@ def _frame(prompts: Sequence[Prompt]) -> "DataFrame":
     rows = []
     for prompt in prompts:
         for head in prompt["heads"]:
-            place = {name: prompt[name] for name in ("model", "protocol", "sample")}
-            place |= {name: head[name] for name in ("kind", "layer", "head")}
+            place: dict[str, Any] = {"model": prompt["model"], "protocol": prompt["protocol"]}
+            place |= {"sample": prompt["sample"], "kind": head["kind"], "layer": head["layer"], "head": head["head"]}
             for position, (token, weight) in enumerate(zip(prompt["tokens"], head["attention"], strict=True)):
                 rows.append({**place, "position": position, "token": token, "attention": weight})
     return pd.DataFrame(rows)

@@ -114,7 +114,7 @@ class Row:
 class Grid:
     """All rows of a model, an evaluation and a metric; rows of one budget are together, as the paper has them.
 
-    `compared`: the columns that rows are compared by; none: `overall`.
+    `compared`: the columns that rows are compared by; none: `overall`. `kind`: what the evaluation is (`Record.kind`).
     """
 
     model: str
@@ -123,6 +123,7 @@ class Grid:
     rows: Sequence[Row]
     metric: Metric = SCORE
     compared: Sequence[str] = ()
+    kind: str = ""
 
     @property
     def overall(self) -> str:

@@ -63,6 +63,8 @@ def draw(rows: Rows, title: str) -> Any:
     """Tokens per second over the size of the pool: a panel for each prompt length, a line for each setting."""
     import matplotlib.pyplot as plt
 
+    from evals.report.figure import legend_label
+
     lengths = sorted({row["length"] for row in rows})
     ticks = _ticks(rows)
     figure, axes = plt.subplots(
@@ -70,7 +72,9 @@ def draw(rows: Rows, title: str) -> Any:
     )
     for axis, length in zip(axes.flat, lengths, strict=True):
         for number, (setting, points) in enumerate(lines(rows, length).items()):
-            (line,) = axis.plot(*zip(*points, strict=True), marker="osD^v<>Pph*X"[number % 12], label=setting)
+            (line,) = axis.plot(
+                *zip(*points, strict=True), marker="osD^v<>Pph*X"[number % 12], label=legend_label(setting)
+            )
             axis.plot(*points[0], marker="o", markersize=11, fillstyle="none", color=line.get_color())
             _spread(axis, rows, setting, length, line.get_color())
         axis.set_xscale("log", base=2)

@@ -9,6 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from evals.report.cells import AVERAGE, Cell, Grid, Row
+from evals.report.figure import legend_label
 from evals.report.labels import tokens_of
 from evals.report.masking import masked_heads
 from evals.report.page import figure_title
@@ -126,7 +127,7 @@ def _draw(axis: Axes, label: str, points: Sequence[Point], place: int) -> None:
 
 
 def _label(label: str, cells: Sequence[Cell]) -> str:
-    return f"{label} †" if any(cell.partial for cell in cells) else label
+    return legend_label(f"{label} †" if any(cell.partial for cell in cells) else label)
 
 
 def _finished(figure: Figure, axis: Axes, grid: Grid) -> Figure:

@@ -1,6 +1,5 @@
 """Latency and memory as tables and a figure: from what the last measurement of each model left."""
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -13,10 +12,10 @@ from evals.report.cells import Cell, Grid, Metric, Row
 from evals.report.grids import Cells, filled
 from evals.report.items import Item
 from evals.report.labels import named, tokens_label
-from evals.report.page import Page, Plain
+from evals.report.page import Page, Plain, file_part, left_out
 from evals.report.selection import nothing, settings_of
-from evals.results.measurement import efficiency_files
-from evals.results.store import safe_name
+from evals.results.environment import shown_environment
+from evals.results.measurement import efficiency_runs
 
 
 @dataclass(frozen=True)
@@ -56,7 +55,8 @@ Run = Mapping[str, Any]
 def page(experiment: str, item: Item, results: Path) -> Page:
     """Everything of an item that is measured. Raises `UserError` where no method of it was measured."""
     methods = [method_config(config["method"]).name for config in settings_of(experiment, None)]
-    runs = [chosen for of_model in _runs(results).values() if (chosen := _latest(of_model, methods))]
+    readable, faults = _runs(results)
+    runs = [chosen for of_model in readable.values() if (chosen := _latest(of_model, methods))]
     if not runs:
         raise nothing(experiment, results / "efficiency")
     grids: list[Grid] = []
@@ -66,7 +66,7 @@ def page(experiment: str, item: Item, results: Path) -> Page:
         of_model = [_grid(run, methods, measured) for measured in MEASURED]
         of_model = [grid for grid in of_model if grid.columns]
         grids += of_model
-        model = safe_name("model.name", run["model"])
+        model = file_part(run["model"])
         figures[f"figure-{model}"] = partial(_draw, of_model)
         pools = [as_papers_write(row) for row in run.get("concurrency", []) if method_of(row) in ("full", *methods)]
         if pools:
@@ -75,20 +75,17 @@ def page(experiment: str, item: Item, results: Path) -> Page:
             figures[f"figure-pools-{model}"] = partial(concurrency.draw, pools, title)
     frames = {"table": partial(tables.means, grids)}
     others = paper.others(experiment, grids)
-    notes = list(map(_note, runs)) + ([POOLS] if plain else [])
+    notes = list(map(_note, runs)) + ([POOLS] if plain else []) + left_out(faults)
     return Page(experiment, item.title, grids, [], others, notes, plain, frames, figures)
 
 
-def _runs(results: Path) -> dict[str, list[Run]]:
-    """The readable measurements of each model, the latest first."""
+def _runs(results: Path) -> tuple[dict[str, list[Run]], list[str]]:
+    """The sound measurements of each model, the latest first, and what is left out."""
+    found, faults = efficiency_runs(results)
     runs: dict[str, list[Run]] = {}
-    for path in reversed(efficiency_files(results)):
-        try:
-            run = json.loads(path.read_text(encoding="utf-8"))
-            runs.setdefault(run["model"], []).extend([run] if run["rows"] else [])
-        except (OSError, ValueError, KeyError, TypeError):
-            continue  # such as one that another process is writing
-    return dict(sorted(runs.items()))
+    for _, run in reversed(found):
+        runs.setdefault(run["model"], []).extend([run] if run["rows"] else [])
+    return dict(sorted(runs.items())), faults
 
 
 def _latest(runs: Sequence[Run], methods: Sequence[str]) -> Run | None:
@@ -149,7 +146,7 @@ def _cells(rows: Sequence[Mapping[str, Any]], measured: Measured) -> Cells:
 
 
 def _note(run: Run) -> str:
-    hardware = run.get("environment", {}).get("hardware", {})
+    hardware = shown_environment(run.get("environment")).get("hardware", {})
     where = ", ".join(hardware.get("gpus", [])) or f"{hardware.get('cpu')}, {hardware.get('cpu_threads')} threads"
     made = f"{run['new_tokens']} new tokens of one sequence, {run['dtype']}, {run['backend']}, on {where}"
     return (

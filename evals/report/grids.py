@@ -119,18 +119,19 @@ def _places(item: Item, records: Sequence[Record]) -> list[list[Record]]:
 
 def _grid(item: Item, records: Sequence[Record], metric: Metric) -> Grid:
     rows = rows_of(item, records)
-    cells_of, place = _cells_of(item, records[0].eval)
+    cells_of, place = _cells_of(item, records[0].kind)
     by_column = [cells_of(of_row, metric) for _, of_row in rows]
     columns = ordered(by_column, place)
     compared = columns if item.columns == "needles" else ()
-    return Grid(records[0].model, records[0].eval, columns, filled(rows, by_column, metric), metric, compared)
+    shown = filled(rows, by_column, metric)
+    return Grid(records[0].model, records[0].eval, columns, shown, metric, compared, records[0].kind)
 
 
-def _cells_of(item: Item, evaluation: str) -> tuple[Callable[[Sequence[Record], Metric], Cells], Callable[[str], Any]]:
+def _cells_of(item: Item, kind: str) -> tuple[Callable[[Sequence[Record], Metric], Cells], Callable[[str], Any]]:
     """What makes the cells of a row, and the place of a column among all that any row has."""
     if item.columns == "layers":
         return _layers, lambda column: int(column.rpartition(" ")[2])
-    if evaluation == "longbench":
+    if kind == "longbench":
         from evals.longbench.tasks import CATEGORIES, TASKS
 
         columns = [*TASKS, *(item.groups or CATEGORIES)]
@@ -193,10 +194,12 @@ def _needle_kinds(records: Sequence[Record], metric: Metric) -> Cells:
 def _kind(record: Record, line: Line) -> str:
     """What kind of fact the needle of a line is, by the number in its id; the first may be the user's own."""
     known = needles(10)
-    number = int(line["id"].rpartition("-N")[2])
-    if number == 0 and record.config.get("eval", {}).get("needle") != known[0].needle:
+    number = line["id"].rpartition("-N")[2]
+    if not number.isdecimal() or int(number) >= len(known):
         return "configured"
-    return known[number].kind
+    if int(number) == 0 and record.config.get("eval", {}).get("needle") != known[0].needle:
+        return "configured"
+    return known[int(number)].kind
 
 
 def _layers(records: Sequence[Record], metric: Metric) -> Cells:
@@ -207,8 +210,10 @@ def _layers(records: Sequence[Record], metric: Metric) -> Cells:
             tokens = layer_means(line)
             for place, value in enumerate(tokens):
                 columns.setdefault(f"layer {place}", {}).setdefault(record.task, {})[line["id"]] = value
-            columns.setdefault(AVERAGE, {}).setdefault(record.task, {})[line["id"]] = fmean(tokens)
-    return _open({**{name: values for name, values in columns.items() if name != AVERAGE}, AVERAGE: columns[AVERAGE]})
+            if tokens:
+                columns.setdefault(AVERAGE, {}).setdefault(record.task, {})[line["id"]] = fmean(tokens)
+    whole = {AVERAGE: columns.pop(AVERAGE)} if columns else {}
+    return _open(columns | whole)
 
 
 def _longbench(records: Sequence[Record], metric: Metric, groups: Mapping[str, Sequence[str]]) -> Cells:

@@ -1,6 +1,6 @@
 """Maps of the scores of all heads, traditional and semantic, from calibration files alone."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -13,7 +13,7 @@ from compresskv import calibration
 from compresskv.calibration import Calibration
 from compresskv.errors import UserError
 from evals.report.items import Item
-from evals.report.page import Page, Plain
+from evals.report.page import Page, Plain, left_out
 from evals.results.store import safe_name
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ def page(experiment: str, item: Item, results: Path) -> Page:
 
     Raises `UserError` where none has scores by both rankings.
     """
-    maps = list(_maps(results))
+    maps, faults = _maps(results)
     if not maps:
         raise UserError(
             f"experiment={experiment}: no calibration in {results / 'calibration'} or where methods find theirs has "
@@ -60,22 +60,33 @@ def page(experiment: str, item: Item, results: Path) -> Page:
     plain = [Plain(f"The best {BEST} heads of {of_model.title}", HEADER, _best(of_model)) for of_model in maps]
     figures = {of_model.stem: partial(_draw, of_model) for of_model in maps}
     frames = {"table": partial(_frame, maps)}
-    notes = [*map(_compared, maps), "Shares are of the sum over all heads of the model, by each ranking."]
+    notes = [
+        *map(_compared, maps),
+        *left_out(faults),
+        "Shares are of the sum over all heads of the model, by each ranking.",
+    ]
     return Page(experiment, item.title, [], [], [], notes, plain, frames, figures)
 
 
-def _maps(results: Path) -> Iterator[Map]:
-    """Those of `results` first; equal scores once, as where only layers were calibrated anew."""
+def _maps(results: Path) -> tuple[list[Map], list[str]]:
+    """Those of `results` first; equal scores once, as where only layers were calibrated anew. And what is left out."""
     known: list[Calibration] = []
+    maps: list[Map] = []
+    faults: list[str] = []
     for folder in (results / "calibration", *calibration.folders()):
         for path in sorted(folder.glob("*.json")):
-            made = calibration.load(path)
+            try:
+                made = calibration.load(path)
+            except UserError as error:
+                faults.append(str(error))
+                continue
             of_heads = [made.head_scores.get(ranking) for ranking in RANKINGS]
             if None in of_heads or any(made.model == other.model and _equal(made, other) for other in known):
                 continue
             known.append(made)
             shares = {ranking: _shares(made.scores(ranking)) for ranking in RANKINGS}
-            yield Map(made.model, made.source, sum(made.accepted.values()), shares)
+            maps.append(Map(made.model, made.source, sum(made.accepted.values()), shares))
+    return maps, faults
 
 
 def _equal(one: Calibration, other: Calibration) -> bool:

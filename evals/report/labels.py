@@ -1,5 +1,8 @@
 """The names of methods and models as papers write them."""
 
+from collections.abc import Mapping
+from typing import Any
+
 from compresskv import calibration
 from evals.results.record import Record
 
@@ -76,11 +79,16 @@ def selecting_heads(record: Record) -> int | None:
     """How many heads of a layer select, as it is set or was calibrated; None where the method has none."""
     heads = (record.config["method"].get("scorer") or {}).get("heads")
     if heads is None:
-        built = (record.summary or {}).get("method_in_full") or {}
-        for scorer in built.get("EvictionMethod", {}).get("scorer", {}).values():
-            if isinstance(scorer.get("heads"), list):
-                return len(scorer["heads"][0])
+        built = (record.summary or {}).get("method_in_full")
+        for scorer in _node(_node(_node(built).get("EvictionMethod")).get("scorer")).values():
+            by_layer = _node(scorer).get("heads")
+            if isinstance(by_layer, list) and by_layer and isinstance(by_layer[0], list):
+                return len(by_layer[0])
     return heads
+
+
+def _node(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, Mapping) else {}
 
 
 def ranking_label(record: Record) -> str:

@@ -61,14 +61,20 @@ def _counts(records: Sequence[Record]) -> Counts:
     counts: Counts = {}
     for record, variant in zip(records, variants(records), strict=True):
         for line in record.covered:
-            key = (str(line["ranking"]), int(line["masked"]), variant)
+            if "ranking" not in line or "masked" not in line:
+                continue
+            key = (line["ranking"], line["masked"], variant)
             counts.setdefault(key, []).append(line)
     return counts
 
 
 def _rankings(counts: Counts) -> list[tuple[str, str]]:
     found = {(ranking, variant) for ranking, _, variant in counts if ranking != "none"}
-    return sorted(found, key=lambda place: (RANKINGS.index(place[0]), place[1]))
+    return sorted(found, key=lambda place: (_order(place[0]), *place))
+
+
+def _order(ranking: str) -> int:
+    return RANKINGS.index(ranking) if ranking in RANKINGS else len(RANKINGS)
 
 
 def note(records: Sequence[Record]) -> str:
@@ -89,7 +95,7 @@ def papers(records: Sequence[Record]) -> dict[int, int]:
     masked: set[int] = set()
     for record in records:
         asked |= set(record.config.get("eval", {}).get("masked", []))
-        masked |= {int(line["masked"]) for line in record.covered}
+        masked |= {line["masked"] for line in record.covered if "masked" in line}
     return dict(zip(sorted(masked), sorted(asked), strict=True)) if len(masked) == len(asked) else {}
 
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from evals.console import visible
+from evals.evaluation import TITLES
 from evals.report.cells import Cell, Grid
 from evals.report.labels import TASKS
 from evals.report.verdicts import Verdict
@@ -13,8 +16,6 @@ from evals.results.published import SECOND_HAND, Published
 
 if TYPE_CHECKING:
     from pandas import DataFrame
-
-EVALS = {"niah": "needle in a haystack", "longbench": "LongBench", "head_masking": "head masking"}
 
 PARTIAL = "† partial: averaged over so many of the samples; marked and never ranked with others of more samples."
 NO_INTERVAL = "A mean without an interval is over a single sample, or over tasks of which one has a single sample."
@@ -50,7 +51,7 @@ class Page:
 
 def heading(grid: Grid) -> str:
     title = f": {grid.metric.title}" if grid.metric.title else ""
-    return f"{grid.model}, {EVALS.get(grid.eval, grid.eval)}{title}"
+    return f"{grid.model}, {TITLES.get(grid.eval, grid.eval)}{title}"
 
 
 def figure_title(grid: Grid, above: str = "") -> str:
@@ -86,6 +87,21 @@ def notes(page: Page) -> list[str]:
         NO_INTERVAL: any(cell.interval is None for cell in cells),
     }
     return [*(note for note, holds in general.items() if holds), *page.notes]
+
+
+def file_part(name: str) -> str:
+    """`name`, as a tree's files have it, as part of a file's name: it leads nowhere else."""
+    safe = "".join(character if character.isprintable() and character not in "/\\" else "-" for character in name)
+    safe = safe.encode()[:200].decode(errors="ignore")
+    return safe if safe == name else f"{safe}-{hashlib.sha256(visible(name).encode()).hexdigest()[:8]}"
+
+
+def left_out(faults: Sequence[str]) -> list[str]:
+    """A sentence on what of a tree's files is not shown, if anything is not."""
+    if not faults:
+        return []
+    more = f", and {len(faults) - 5} more" if len(faults) > 5 else ""
+    return [f"Left out, since their files are not as a run leaves them: {'; '.join(faults[:5])}{more}."]
 
 
 def budget_text(budget: int | None) -> str:

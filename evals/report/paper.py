@@ -73,7 +73,7 @@ def _apart(ours: Grid, row: Row, cell: Cell) -> str:
         return "partial"
     if row.variant:
         return row.variant
-    if ours.eval == "longbench":
+    if ours.kind == "longbench":
         lengths = {record.config.get("eval", {}).get("max_length") for record in row.records}
         if lengths != {MAX_LENGTH.get(ours.model.lower())}:
             return "eval.max_length is not the paper's"

@@ -13,6 +13,7 @@ from compresskv.protocol import EvaluationProtocol
 from evals.compose import CONF
 from evals.report.experiments import sweep
 from evals.report.labels import calibration_of, selecting_heads
+from evals.report.sound import sound
 from evals.results.record import Record, records
 
 VARYING = ("method", "observation", "calibration", "eval.")
@@ -52,13 +53,19 @@ TRAITS = (
 )
 
 
-def chosen(experiment: str, results: Path) -> tuple[list[Record], str]:
-    """The records of an experiment by model, in the order of its sweep; and the evaluation that it names.
+def chosen(experiment: str, results: Path) -> tuple[list[Record], str, list[str]]:
+    """The records of an experiment by model, in the order of its sweep; the evaluation that it names; what is left out.
 
     Where it has none of its evaluation, what stands in for it does. Raises `UserError` where there is nothing.
     """
     evaluation = settings_of(experiment, None)[0]["eval"]["name"]
-    usable = [record for record in records(results) if record.covered and record.summary]
+    usable: list[Record] = []
+    faults: dict[Record, list[str]] = {}
+    for whole in records(results):
+        record, left_out = sound(whole) if whole.summary else (whole, [])
+        if record.covered and record.summary:
+            usable.append(record)
+            faults[record] = left_out
     for name in dict.fromkeys([evaluation, STAND_IN.get(evaluation, evaluation)]):
         found: list[Record] = []
         of_evaluation = [record for record in usable if record.eval == name]
@@ -67,7 +74,7 @@ def chosen(experiment: str, results: Path) -> tuple[list[Record], str]:
             standing_in = [f"eval={name}"] if name != evaluation else []
             found += _of_experiment(of_model, settings_of(experiment, model, *standing_in))
         if found:
-            return found, evaluation
+            return found, evaluation, [fault for record in found for fault in faults[record]]
     raise nothing(experiment, results / "runs")
 
 

@@ -13,6 +13,7 @@ from compresskv.errors import UserError
 from evals.console import plain, screen
 from evals.evaluation import SampledEvaluation, Shown
 from evals.job import plug_in_class
+from evals.report.sound import sound
 from evals.results.names import names
 from evals.results.record import Record
 from evals.results.schema import FIDELITY, Line
@@ -24,10 +25,11 @@ def show(records: Sequence[Record]) -> list[Path]:
     console = screen()
     figures: list[Path] = []
 
-    def place(record: Record) -> tuple[str, str]:
-        return record.model, record.eval
+    def place(record: Record) -> tuple[str, str, str]:
+        return record.model, record.eval, record.kind
 
-    for (model, evaluation), group in groupby(sorted(records, key=place), key=place):
+    shown_records = sorted((sound(record)[0] for record in records), key=place)
+    for (model, evaluation, _), group in groupby(shown_records, key=place):
         of_evaluation = list(group)
         by_setting: dict[str, list[Record]] = {}
         for name, record in zip(names(of_evaluation), of_evaluation, strict=True):
@@ -91,7 +93,7 @@ def score_table(
             summary = record.summary
             if summary is None:
                 continue
-            interval = summary["interval"]
+            interval = summary.get("interval")
             table.add_row(
                 plain(name),
                 *([plain(record.task)] if len(tasks) > 1 else []),
@@ -99,8 +101,8 @@ def score_table(
                 f"{interval[0]:.1f} – {interval[1]:.1f}" if interval else "–",
                 *(f"{parts[name][part]:.1f}" if part in parts[name] else "" for part in columns),
                 _of_all(summary),
-                f"{summary['realised_budget']:.1f}",
-                f"{summary['cache_bytes'] / 1e6:.2f}",
+                f"{summary['realised_budget']:.1f}" if "realised_budget" in summary else "–",
+                _megabytes(summary.get("cache_bytes")),
                 *([_megabytes(summary.get("total_cache_bytes"))] if hybrid else []),
             )
     return table
@@ -108,7 +110,7 @@ def score_table(
 
 def _of_all(summary: Mapping[str, Any]) -> str:
     """How many samples the means are over, and of how many, where some failed."""
-    n, failed = summary["n"], summary.get("failed", 0)
+    n, failed = len(summary["samples"]), summary.get("failed", 0)
     return f"{n} of {n + failed}" if failed else str(n)
 
 

@@ -29,7 +29,7 @@ def list_(chosen: Sequence[Record]) -> int:
         shown.add_column(column, justify="right" if column in ("samples", "score") else "left", overflow="fold")
     for record in chosen:
         score = f"{record.summary['score']:.2f}" if record.summary else ""
-        shown.add_row(plain(record.name), str(len(record.samples)), score, plain(record.state))
+        shown.add_row(plain(record.title), str(len(record.samples)), score, plain(record.state))
     screen(200).print(shown)
     return 0
 
@@ -39,7 +39,8 @@ def show(chosen: Sequence[Record]) -> int:
     content = []
     for record in chosen:
         fields = {key: value for key, value in (record.summary or {}).items() if key not in HIDDEN}
-        content.append({"folder": record.name, "state": record.state, **fields})
+        named = {"eval": record.eval, "protocol": record.protocol, "method": record.method} if fields else {}
+        content.append({"folder": record.name, "state": record.state, **fields, **named})
     text = json.dumps(content, indent=2, ensure_ascii=False)
     # JSON escapes the control characters below space alone.
     print(re.sub("[\x7f-\x9f]", lambda control: f"\\u{ord(control[0]):04x}", text))

@@ -8,8 +8,8 @@ import pandas as pd
 from evals.results.names import names
 from evals.results.record import NAMED, Record
 
-LEFT_OUT = ("samples", "interval", "checksum")
-"""Fields of a summary that are no column, beside those that are mappings."""
+LEFT_OUT = (*NAMED, "samples", "interval", "checksum")
+"""Fields of a summary that are no column as they are, beside those that are mappings."""
 
 
 def setting_frame(records: Sequence[Record]) -> pd.DataFrame:

@@ -2,14 +2,18 @@
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
-from evals.results.schema import Line
+from evals.results.fits import Number, misfit
+from evals.results.schema import FailedLine, Line, SampleLine
 
 CIRCUMSTANCES = ("batch", "timing")
 """Fields of a line that say how it was computed. They have a checksum apart, so equal results have equal ones."""
+
+Scores = dict[str, Number]
 
 
 @dataclass(frozen=True)
@@ -53,10 +57,12 @@ def decode(content: bytes) -> Lines:
             continue
         if "checksum" not in line:
             unchecked += 1
-        elif line != sealed(line):
+        elif not _intact(line):
             faults[number] = f"sample {identifier} was changed after it was written: its checksum is another"
             continue
-        if "error" in line:
+        if fault := _misfit(line):
+            faults[number] = f"sample {identifier} has a field of the wrong kind ({fault})"
+        elif "error" in line:
             failures[identifier] = line
         else:
             by_id[identifier] = line
@@ -88,7 +94,7 @@ def checksum(content: Mapping[str, Any], left_out: tuple[str, ...] = ()) -> str:
 
 def loads(text: str) -> Any:
     """JSON as the standard has it. Raises `ValueError` for NaN and infinities, which Python's reader takes."""
-    return json.loads(text, parse_constant=_refuse)
+    return json.loads(text, parse_constant=_refuse, parse_float=_finite)
 
 
 def dumps(value: Any, **options: Any) -> str:
@@ -101,5 +107,27 @@ def dumps(value: Any, **options: Any) -> str:
     return text
 
 
-def _refuse(constant: str) -> None:
+def _intact(line: Line) -> bool:
+    """Whether a line's checksums are those of its fields."""
+    try:
+        return line == sealed(line)
+    except (ValueError, RecursionError):  # nothing that could be written has such a field
+        return False
+
+
+def _misfit(line: Line) -> str:
+    """What of a line is not as the schema says, its further scores included; "" if nothing."""
+    if "error" in line:
+        return misfit(FailedLine, line)
+    further = {name: value for name, value in line.items() if name.startswith("score_")}
+    return misfit(SampleLine, line) or misfit(Scores, further)
+
+
+def _finite(digits: str) -> float:
+    """A number that is written with more digits than any has, such as 1e999, is refused too."""
+    value = float(digits)
+    return value if math.isfinite(value) else _refuse(digits)
+
+
+def _refuse(constant: str) -> NoReturn:
     raise ValueError(f"{constant} is not a JSON number")

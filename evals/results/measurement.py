@@ -4,11 +4,15 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Required
 
+from typing_extensions import TypedDict
+
+from compresskv.checking import Ge, Gt, Le, MinLen
 from compresskv.errors import UserError
+from evals.results.fits import LARGEST, Bounds, Count, Label, Number, Size, exactly, misfit
 from evals.results.lines import loads
 
 Columns = tuple[list[str], list[list[Any]]]
@@ -65,13 +69,105 @@ def efficiency_files(results: Path) -> list[Path]:
     return sorted(results.glob("efficiency/*/*/efficiency.json"))
 
 
+@exactly
+class Row(TypedDict, total=False):
+    """One setting at one prompt length: medians over the rounds, and their ratios to the full cache."""
+
+    setting: Required[Label]
+    length: Required[Annotated[int, Ge(1), Le(LARGEST)]]
+    method: Label
+    budget: Annotated[int, Ge(1)] | None
+    protocol: Label
+    first_token_s: Size | None
+    decode_ms: Size | None
+    total_s: Size | None
+    cache_bytes: Size | None
+    peak_bytes: Size | None
+    first_token_s_ratio: Size | None
+    decode_ms_ratio: Size | None
+    total_s_ratio: Size | None
+    cache_bytes_ratio: Size | None
+    peak_bytes_ratio: Size | None
+    launch_bound: bool | None
+    by_round: dict[str, list[Number | None]]
+
+
+@exactly
+class Pool(TypedDict, total=False):
+    """A setting at a prompt length in a pool of memory; without `sequences`, it does not fit."""
+
+    setting: Required[Label]
+    length: Required[Annotated[int, Ge(1), Le(LARGEST)]]
+    method: Label
+    protocol: Label
+    pool_mb: Required[Annotated[float, Gt(0), Le(LARGEST)]]
+    sequences: Required[Count]
+    sequence_bytes: Required[Annotated[float, Gt(0), Le(LARGEST)]]
+    tokens_per_s_alone: Required[Size]
+    tokens_per_s: Required[Size | None]
+    tokens_per_s_spread: Required[Bounds]
+    tokens_per_s_ratio: Size | None
+    first_token_s: Required[Size | None]
+    all_first_tokens_s: Required[Size | None]
+    peak_bytes: Required[Size | None]
+    launch_bound: Required[bool | None]
+
+
+@exactly
+class FilledPool(Pool, total=False):
+    """One that holds a sequence."""
+
+    tokens_per_s: Required[Size]  # type: ignore[misc]
+    tokens_per_s_spread: Required[Annotated[list[Size], MinLen(2)]]  # type: ignore[misc]
+
+
+@exactly
+class Efficiency(TypedDict, total=False):
+    """efficiency.json, of which `rows` and `concurrency` are looked at one by one."""
+
+    model: Required[Label]
+    dtype: Required[str]
+    backend: Required[str]
+    new_tokens: Required[Count]
+    rounds: Required[Count]
+    environment: dict[str, Any]
+    rows: Required[list[Any]]
+    concurrency: list[Any]
+
+
+def efficiency_runs(results: Path) -> tuple[list[tuple[Path, dict[str, Any]]], list[str]]:
+    """The efficiency measurements under `results` with their sound rows, and a phrase for what is left out of them."""
+    found, faults = [], []
+    for path in efficiency_files(results):
+        place = path.relative_to(results)
+        try:
+            content = loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError, RecursionError) as error:
+            faults.append(f"{place}: cannot be read ({error})")
+            continue
+        if fault := misfit(Efficiency, content):
+            faults.append(f"{place}: not a measurement ({fault})")
+            continue
+        for name, wrong_with in (("rows", partial(misfit, Row)), ("concurrency", _misfit_pool)):
+            wrong = list(map(wrong_with, rows := content.get(name, [])))
+            faults += [f"{place}: {name}.{number} is left out ({fault})" for number, fault in enumerate(wrong) if fault]
+            content[name] = [row for row, fault in zip(rows, wrong, strict=True) if not fault]
+        found.append((path, content))
+    return found, faults
+
+
+def _misfit_pool(row: Any) -> str:
+    return misfit(Pool, row) or (misfit(FilledPool, row) if row["sequences"] else "")
+
+
 def _table(value: Any) -> Columns | None:
     if isinstance(value, list) and value and all(isinstance(row, Mapping) for row in value):
         columns = list(dict.fromkeys(name for row in value for name in row))
         return columns, [[row.get(name) for name in columns] for row in value]
     if isinstance(value, list) and value and all(isinstance(item, float) for item in value):
         return ["layer", "value"], [[layer, item] for layer, item in enumerate(value)]
-    if isinstance(value, Mapping) and value and all(_is_matrix(matrix) for matrix in value.values()):
+    matrices = list(value.values()) if isinstance(value, Mapping) else []
+    if matrices and all(map(_is_matrix, matrices)) and len({tuple(map(len, matrix)) for matrix in matrices}) == 1:
         return _by_cell(value)
     return None
 

@@ -10,9 +10,13 @@ from typing import Any
 
 import yaml
 
+from compresskv.methods import label_of
+from compresskv.protocol import protocol_label
+from evals.evaluation import kind_of, reserved
 from evals.results import lock
+from evals.results.fits import misfit
 from evals.results.lines import Lines, decode, loads
-from evals.results.schema import Line
+from evals.results.schema import Config, Line, Summary
 from evals.results.summary import disagreements, measured
 
 FILES = ("samples.jsonl", "summary.json", "config.yaml")
@@ -61,6 +65,13 @@ class Record:
         return str(path).encode(errors="surrogateescape").decode(errors="replace")
 
     @property
+    def title(self) -> str:
+        """The folder's path, and in brackets what the setting is where the names in its path say something else."""
+        known = Path(self.name).parts
+        other = [what for what in (self.eval, self.protocol, self.method) if what not in known]
+        return f"{self.name} ({', '.join(other)})" if other and len(known) == len(NAMED) else self.name
+
+    @property
     def digest(self) -> str:
         """The hash in the folder's name."""
         return self.path.name.rpartition("-")[2]
@@ -69,21 +80,31 @@ class Record:
     def model(self) -> str:
         return self._named("model")
 
-    @property
+    @cached_property
     def eval(self) -> str:
-        return self._named("eval")
+        """The evaluation's name; where that is the name of a built-in one that it is not, with what it is."""
+        name, kind = self._named("eval"), self.kind
+        return name if reserved(name) in (None, kind) else f"{name} ({kind.rpartition('.')[2]})"
+
+    @cached_property
+    def kind(self) -> str:
+        """What the evaluation is, by its class: the name in `conf/eval`, or a `_target_`; without a class, its name."""
+        target = _mapping(self.config.get("eval")).get("_target_")
+        return kind_of(target) if isinstance(target, str) else self._named("eval")
 
     @property
     def task(self) -> str:
         return self._named("task")
 
-    @property
+    @cached_property
     def protocol(self) -> str:
-        return self._named("protocol")
+        """The protocol's name, marked where its fields are not what the name stands for (`protocol_label`)."""
+        return protocol_label(self._named("protocol"), _mapping(self.config.get("protocol")))
 
-    @property
+    @cached_property
     def method(self) -> str:
-        return self._named("method")
+        """The method's name, with the parts that are not those of the name (`compresskv.methods`)."""
+        return label_of(self.config.get("method"), self._named("method"))
 
     @property
     def budget(self) -> int | None:
@@ -146,8 +167,8 @@ class Record:
             return None, f"summary.json cannot be read ({error.strerror})"
         except (ValueError, RecursionError) as error:
             return None, f"summary.json is not JSON ({error})"
-        if not isinstance(summary, dict) or not _texts(summary.get("samples")) or not _number(summary.get("score")):
-            return None, "summary.json is not a summary"
+        if fault := misfit(Summary, summary):
+            return None, f"summary.json is not a summary ({fault})"
         return summary, ""
 
     @cached_property
@@ -175,9 +196,23 @@ class Record:
     @cached_property
     def config(self) -> Mapping[str, Any]:
         """The configuration that the summary was made with, else that of config.yaml; empty where there is none."""
+        return {} if self.config_fault else self._config
+
+    @property
+    def config_fault(self) -> str:
+        """What of the configuration is not one, in a phrase: then `config` is empty; "" if nothing is."""
+        config = self._config
+        if not config and self._file_config is None and (self.path / "config.yaml").exists():
+            return "config.yaml is no mapping"
+        return misfit(Config, config)
+
+    @property
+    def _config(self) -> dict[str, Any]:
         summary, _ = self._file_summary
         config = summary.get("config") if summary else None
-        return config if isinstance(config, dict) else self._file_config or {}
+        config = config if isinstance(config, dict) else self._file_config or {}
+        # Older versions have names alone where there are mappings now.
+        return {key: {"name": node} if key in NAMED and isinstance(node, str) else node for key, node in config.items()}
 
     @cached_property
     def _file_config(self) -> dict[str, Any] | None:
@@ -310,6 +345,10 @@ def covered_lines(records: Iterable[Record]) -> list[Line]:
 
 def _texts(value: Any) -> bool:
     return isinstance(value, list) and all(isinstance(item, str) for item in value)
+
+
+def _mapping(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, Mapping) else {}
 
 
 def _number(value: Any) -> bool:

@@ -12,7 +12,12 @@
 Readers take fields that are missing or unknown: files of older and newer versions stay readable.
 """
 
-from typing import Any, Required, TypedDict
+from typing import Annotated, Any, Required
+
+from typing_extensions import TypedDict
+
+from compresskv.checking import Ge, MinLen
+from evals.results.fits import Bounds, Count, Label, Number, Size, exactly
 
 SCHEMA_VERSION = 2
 """Version of `Summary`. Version 1 has no `schema_version`, no checksum, and [score, score] as one sample's interval."""
@@ -24,29 +29,43 @@ FIDELITY = ("kl", "agreement", "reference_nll")
 """Fields of a line that say how far a setting is from the full cache. Not every sample has them."""
 
 
+Budget = Annotated[int, Ge(1)] | None
+Heads = Annotated[list[Size], MinLen(1)]
+
+
+@exactly
+class Timing(TypedDict, total=False):
+    """How long the prompt of a sample took for all its settings."""
+
+    batch_seconds: Required[Size]
+    shared_by: Annotated[int, Ge(1)] | None  # how many settings
+    checksum: str  # of these two and of the line's `batch`
+
+
+@exactly
 class SampleLine(TypedDict, total=False):
     """One sample of one setting. An evaluation adds fields of its own, such as `length` and `depth`, or `answers`."""
 
     id: Required[str]  # of the sample within its task: `L2000-D50-N0`, or a row of a LongBench file
     prediction: str  # the generated text, special tokens left out
-    score: float  # 0 to 100, by the task's metric; `score_<name>` are further metrics of the same text
-    prompt_tokens: int
+    score: Number  # 0 to 100, by the task's metric; `score_<name>` are further metrics of the same text
+    prompt_tokens: Count
     truncated: bool  # whether the prompt lost its middle to fit the model's window
     official: bool  # LongBench: whether it is the official row of that number, as far as can be told
     prompt_tail: str  # the last 200 characters of the prompt; absent in lines of older versions
     prompt_sha256: str  # of the prompt's token ids, 16 digits: equal for settings that saw the same prompt
-    new_tokens: int  # generated
-    realised_budget: float  # mean number of prompt tokens kept per layer and KV head
-    cache_bytes: int  # of the kept keys and values
-    total_cache_bytes: int  # with those of sliding-window layers, which nothing evicts; absent without such layers
-    kept: list[int | list[int]]  # tokens kept in each layer: one number, or one per KV head where they differ
+    new_tokens: Count  # generated
+    realised_budget: Size  # mean number of prompt tokens kept per layer and KV head
+    cache_bytes: Count  # of the kept keys and values
+    total_cache_bytes: Count  # with those of sliding-window layers, which nothing evicts; absent without such layers
+    kept: list[Size | Heads]  # tokens kept in each layer: one number, or one per KV head where they differ
     compressed: bool  # whether anything was evicted
     batch: list[str]  # the settings that were decoded together, as <protocol>/<method>/<budget>-<hash8>
-    timing: dict[str, Any]  # `batch_seconds`, `shared_by` how many settings, `checksum` of these two and of `batch`
-    kl: float | None  # nats per token, KL(full cache ‖ this setting) over the full cache's answer
-    agreement: float | None  # 0 to 1: share of these tokens where both have the same most probable token
-    reference_nll: float | None  # nats per token: negative log-likelihood of the reference answer
-    kl_per_token: list[float]  # what `kl` is the mean of, to 4 decimals; absent in lines of older versions
+    timing: Timing
+    kl: Number | None  # nats per token, KL(full cache ‖ this setting) over the full cache's answer
+    agreement: Number | None  # 0 to 1: share of these tokens where both have the same most probable token
+    reference_nll: Number | None  # nats per token: negative log-likelihood of the reference answer
+    kl_per_token: list[Number]  # what `kl` is the mean of, to 4 decimals; absent in lines of older versions
     checksum: str  # of all other fields but `batch` and `timing`, 16 digits; absent in lines of older versions
 
 
@@ -58,37 +77,39 @@ class FailedLine(TypedDict, total=False):
     checksum: str
 
 
+@exactly
 class Mean(TypedDict):
     """A mean over `n` samples with its 95 % bootstrap interval, None where one sample has none."""
 
-    mean: float
-    interval: list[float] | None
-    n: int
+    mean: Number
+    interval: Bounds
+    n: Count
 
 
+@exactly
 class Summary(TypedDict, total=False):
     """One setting's result on one task."""
 
     schema_version: int
     # The setting.
-    model: Required[str]
-    eval: Required[str]
-    task: Required[str]
-    protocol: Required[str]
-    method: Required[str]
-    budget: Required[int | None]  # tokens per layer and KV head, observation window included; None: the full cache
+    model: Label
+    eval: Label
+    task: Label
+    protocol: Label
+    method: Label
+    budget: Budget  # tokens per layer and KV head, observation window included; None: the full cache
     # The result: means over the lines named in `samples`.
-    score: Required[float]  # 0 to 100, two decimals
-    interval: Required[list[float] | None]  # 95 % bootstrap interval of `score`; None for a single sample
-    n: Required[int]
-    realised_budget: float  # as in `SampleLine`
-    cache_bytes: int
-    total_cache_bytes: int
-    uncompressed: int  # how many samples kept everything
-    truncated: int  # how many prompts lost their middle
-    unofficial: int  # how many samples are not official rows; absent if none
-    failed: int  # how many samples were tried and have no result, so that this is incomplete; absent if none
-    scores: dict[str, float]  # means of the further metrics, by field
+    score: Required[Number]  # 0 to 100, two decimals
+    interval: Bounds  # 95 % bootstrap interval of `score`; None for a single sample
+    n: Count
+    realised_budget: Size  # as in `SampleLine`
+    cache_bytes: Count
+    total_cache_bytes: Count
+    uncompressed: Count  # how many samples kept everything
+    truncated: Count  # how many prompts lost their middle
+    unofficial: Count  # how many samples are not official rows; absent if none
+    failed: Count  # how many samples were tried and have no result, so that this is incomplete; absent if none
+    scores: dict[str, Number]  # means of the further metrics, by field
     fidelity: dict[str, Mean]  # of the fields in FIDELITY; absent where no sample has them
     samples: Required[list[str]]  # ids of the lines that this covers, in the task's order
     # What can change a prediction; the folder's hash is made of it.
@@ -102,3 +123,66 @@ class Summary(TypedDict, total=False):
     environment: dict[str, Any]  # commit, library versions, hardware
     timing: dict[str, float]  # `seconds` of all samples
     checksum: str  # of all other fields but config, environment and timing, 16 digits
+
+
+@exactly
+class Scorer(TypedDict, total=False):
+    """Of a configuration: what chooses the tokens."""
+
+    heads: Annotated[int, Ge(1)] | None
+    head_scores: str
+
+
+@exactly
+class Method(TypedDict, total=False):
+    """Of a configuration: a method; the parts of older versions are texts."""
+
+    name: Label
+    scorer: Scorer | str | None
+    allocator: dict[str, Any] | str | None
+
+
+@exactly
+class OfEval(TypedDict, total=False):
+    """Of a configuration: what reports need to know of an evaluation."""
+
+    _target_: str
+    name: Label
+    haystack: str | list[str]
+    needle: str
+    needles: Count
+    masked: list[Count]
+    max_length: Count | None
+
+
+@exactly
+class Config(TypedDict, total=False):
+    """What is read of a resolved configuration; older versions have names instead of some mappings."""
+
+    model: dict[str, Any] | str
+    method: Method | str
+    eval: OfEval | str
+    protocol: dict[str, Any] | str
+    observation: dict[str, Any]
+    calibration: str
+    budget: Budget
+
+
+@exactly
+class Hardware(TypedDict, total=False):
+    machine: str
+    cpu: str
+    cpu_threads: Count
+    gpus: list[str]
+    cuda: str | None
+
+
+@exactly
+class Environment(TypedDict, total=False):
+    """What is shown of where a run happened."""
+
+    git_commit: str | None
+    git_dirty: bool
+    python: str
+    versions: dict[str, str]
+    hardware: Hardware

@@ -59,7 +59,7 @@ def _fidelity(lines: Sequence[Line]) -> Iterator[tuple[str, dict[str, Any]]]:
 def seconds(line: Line) -> float:
     """A sample's share of the time that its prompt took for all settings."""
     timing = line["timing"]
-    return timing["batch_seconds"] / (timing.get("shared_by") or len(line["batch"]))
+    return timing["batch_seconds"] / (timing.get("shared_by") or len(line.get("batch") or [None]))
 
 
 def sealed(summary: Mapping[str, Any]) -> dict[str, Any]:

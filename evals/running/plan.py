@@ -199,7 +199,7 @@ def table(rows: Sequence[tuple[Work, Forecast, float]]) -> Table:
         shown.add_row(
             Text(work.model.name),
             Text(" ".join(dict.fromkeys((job.eval.name, work.name)))),
-            Text(job.protocol.name),
+            Text(job.protocol.label),
             f"{len(work.settings) * work.times:g}",
             str(len(work.prompts)),
             f"{about}{round(work.tokens * len(work.prompts))}",

@@ -4,7 +4,10 @@ import json
 
 import pytest
 
+from evals.loggers.wandb import run_id
 from evals.results import frame
+from evals.results.__main__ import main
+from evals.results.compare import comparisons
 from evals.results.finish import finish
 from evals.results.names import names
 from evals.results.record import Record, records
@@ -189,3 +192,55 @@ def test_names_say_what_differs(tmp_path):
 
 def test_a_record_outside_a_tree_has_its_path_as_name(tmp_path):
     assert Record(tmp_path / "x", tmp_path / "runs").name == str(tmp_path / "x")
+
+
+def named(tmp_path, **nodes):
+    """A setting as it was stored before names were refused, with these nodes in its configuration."""
+    content = about()
+    return setting(tmp_path, config=content["config"] | nodes)
+
+
+def test_a_protocol_with_other_fields_is_marked_wherever_it_is_named(tmp_path, capsys):
+    changed = {"name": "corrected", "exact_budget": False, "score_dtype": "float32", "newer_field": 1}
+    record = named(tmp_path, protocol=changed)
+    assert record.protocol == "corrected* exact_budget=false"
+    assert record.problems == []
+    assert record.name.split("/")[3] == "corrected"
+    assert names([record, Record(record.path, record.runs)])[0].startswith("snapkv 64")
+    assert frame(tmp_path)["protocol"].tolist() == [record.protocol]
+    assert main(["list", "--results", str(tmp_path)]) == 0
+    assert "exact_budget=false" in "".join(capsys.readouterr().out.split())
+    assert main(["show", "--results", str(tmp_path)]) == 0
+    assert json.loads(capsys.readouterr().out)[0]["protocol"] == record.protocol
+    assert run_id(record) == "tiny-niah-needle-corrected-snapkv-64-abcd1234"
+
+
+def test_protocols_with_other_fields_are_not_compared_with_the_plain_one(tmp_path):
+    changed = {"name": "corrected", "exact_budget": False}
+    for digest, method, protocol in (("a" * 8, "snapkv", "corrected"), ("b" * 8, "tova", changed)):
+        setting(tmp_path, method=method, digest=digest, config=about()["config"] | {"protocol": protocol})
+    assert comparisons(records(tmp_path), "score") == []
+
+
+@pytest.mark.parametrize(
+    ("of_eval", "eval", "kind"),
+    [
+        ({"_target_": "evals.niah.config.Niah", "name": "niah"}, "niah", "niah"),
+        ({"_target_": "evals.jsonl.config.Jsonl", "name": "niah"}, "niah (jsonl)", "jsonl"),
+        ({"_target_": "mine.words.Counting", "name": "niah"}, "niah (Counting)", "mine.words.Counting"),
+        ({"name": "niah"}, "niah", "niah"),
+        ("niah", "niah", "niah"),
+    ],
+)
+def test_an_evaluation_is_what_its_class_is(tmp_path, of_eval, eval, kind):
+    record = named(tmp_path, eval=of_eval)
+    assert (record.eval, record.kind) == (eval, kind)
+
+
+def test_a_method_by_anothers_name_is_read_as_what_it_is(tmp_path):
+    scorer = {"_target_": "compresskv.semantic_heads.scorer"}
+    allocator = {"_target_": "baselines.uniform.allocator"}
+    record = named(tmp_path, method={"name": "snapkv", "scorer": scorer, "allocator": allocator})
+    assert record.method == "snapkv-semantic_heads"
+    assert record.name.split("/")[4] == "snapkv"
+    assert named(tmp_path / "other", method={"name": "snapkv", "scorer": {"_target_": "old.name"}}).method == "snapkv"

@@ -9,6 +9,9 @@ WIDTH, HEIGHT = 380, 250
 LEFT, RIGHT, TOP, BOTTOM = 46, 10, 10, 38
 """Sizes in SVG units, which are about pixels on a telephone."""
 
+SMALLEST = 1e-12
+"""A span of values below it is drawn as none."""
+
 STYLES = 8
 """Colours, markers and dashes that tell lines apart; after so many they repeat with longer dashes."""
 
@@ -76,7 +79,7 @@ class Chart:
         lows = [point.y if point.low is None else point.low for point in self.points]
         highs = [point.y if point.high is None else point.high for point in self.points]
         low, high = min([0.0, *lows]), max([0.0, *highs])
-        raw = ((high - low) or 1.0) / 4
+        raw = (high - low if high - low > SMALLEST else 1.0) / 4
         power = 10 ** math.floor(math.log10(raw))
         step = next(factor * power for factor in (1, 2, 2.5, 5, 10) if factor * power >= raw * 0.999)
         first, last = math.floor(low / step), math.ceil(high / step - 1e-9)

@@ -1,6 +1,5 @@
 """Efficiency of the page: latency and memory as the measurements left them, the newest of each model first."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -10,7 +9,8 @@ from typing import Any
 from evals.report import concurrency
 from evals.report.efficiency import as_papers_write
 from evals.report.html.chart import Chart, Line, Point
-from evals.results.measurement import efficiency_files
+from evals.results.environment import shown_environment
+from evals.results.measurement import efficiency_runs
 
 PANELS = (
     ("total_s", "Latency, end to end", "seconds", 1.0),
@@ -45,14 +45,9 @@ class Measured:
 
 
 def measurements(results: Path) -> tuple[list[Measured], list[str]]:
-    """All of them, and a phrase for each file that cannot be read."""
-    shown: list[Measured] = []
-    problems: list[str] = []
-    for path in reversed(efficiency_files(results)):
-        try:
-            shown.append(_measured(json.loads(path.read_text(encoding="utf-8")), path.parent.name))
-        except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-            problems.append(f"{path.relative_to(results)}: not a measurement ({type(error).__name__}: {error})")
+    """All of them, and a phrase for each file, and each row, that is left out."""
+    runs, problems = efficiency_runs(results)
+    shown = [_measured(content, path.parent.name) for path, content in reversed(runs)]
     return sorted(shown, key=lambda measured: measured.model), problems
 
 
@@ -63,7 +58,7 @@ def _measured(content: Mapping[str, Any], when: str) -> Measured:
         content["model"],
         _date(when),
         about,
-        content.get("environment") or {},
+        shown_environment(content.get("environment")),
         ["setting", "prompt tokens", *(title for _, title, _ in COLUMNS)],
         [[row["setting"], str(row["length"]), *_texts(row)] for row in rows],
         [chart for panel in PANELS if (chart := _chart(rows, *panel))] + _pool_charts(pools),
@@ -78,7 +73,7 @@ def _pool_charts(pools: Sequence[Mapping[str, Any]]) -> list[Chart]:
     for length in sorted({row["length"] for row in pools}):
         lines = []
         for style, (setting, points) in enumerate(concurrency.lines(pools, length).items()):
-            lines.append(Line(setting, [Point(round(pool, 1), speed) for pool, speed in points], style))
+            lines.append(Line(setting, [Point(round(pool, 1) or pool, speed) for pool, speed in points], style))
         title = f"Sequences together, prompts of {length} tokens"
         charts.append(Chart(title, "KV memory pool (MB)", "tokens per second", lines, log=True))
     return charts

@@ -21,12 +21,14 @@ class Masked:
 
 
 def masked(tree: Tree) -> list[Masked]:
-    """A table and a chart for each model and protocol."""
+    """A table and a chart for each model and protocol, and for each name of such an evaluation."""
 
-    def place(setting: Setting) -> tuple[str, str]:
-        return setting.record.model, setting.record.protocol
+    def place(setting: Setting) -> tuple[str, ...]:
+        record = setting.record
+        named = () if record.eval == record.kind else (record.eval,)
+        return record.model, *named, record.protocol
 
-    settings = sorted((s for s in tree.settings if s.record.eval == "head_masking"), key=place)
+    settings = sorted((s for s in tree.settings if s.record.kind == "head_masking"), key=place)
     return [_masked(" · ".join(of), list(group)) for of, group in groupby(settings, key=place)]
 
 

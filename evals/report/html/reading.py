@@ -12,6 +12,8 @@ from compresskv.errors import UserError
 from evals.longbench.official import check_rows
 from evals.longbench.tasks import TASKS
 from evals.report.grids import layer_means
+from evals.report.sound import sound
+from evals.results.environment import shown_environment
 from evals.results.record import Record, failed_of, records
 from evals.results.schema import FIDELITY, Line
 
@@ -30,7 +32,7 @@ FIELDS = {
     "head_masking": (*ALL_FIELDS, "ranking", "masked"),
     "longbench": (*ALL_FIELDS, "length", "score_official"),
 }
-"""Fields of the lines that tables and figures are made of, by evaluation."""
+"""Fields of the lines that tables and figures are made of, by the kind of evaluation."""
 
 BROWSED = (
     *("id", "prompt_tail", "prediction", "answers", "metric", "length", "depth", "actual_depth", "prompt_tokens"),
@@ -82,12 +84,15 @@ def read(results: Path) -> Tree:
     ids_of: dict[tuple[str, ...], set[str]] = {}
     faults: list[str] = []
     unfinished = lines = 0
-    for place, record in enumerate(waiting):
-        if record.summary is None:
-            if record.scored:
+    for place, whole in enumerate(waiting):
+        if whole.summary is None:
+            if whole.scored:
                 unfinished += 1
+                faults += [f"{whole.name}: {whole.problem}"] if _damaged(whole) else []
             continue
-        if not record.covered or not all(isinstance(line.get("score"), (int, float)) for line in record.covered):
+        record, left_out = sound(whole)
+        faults += left_out
+        if not record.covered:
             faults.append(f"{record.name}: the summary covers no samples with scores")
             continue
         faults += _faults(record)
@@ -98,7 +103,7 @@ def read(results: Path) -> Tree:
             count = chosen[group][2]
             ids = ids_of.setdefault(group, set(spread([line["id"] for line in record.covered], count)))
         settings.append(_setting(record, ids, shared))
-        waiting[place] = record.unread()
+        waiting[place] = whole.unread()
     browsable = sum(len(setting.browsed) for setting in settings)
     return Tree(results, settings, unfinished, faults, lines, browsable)
 
@@ -118,12 +123,12 @@ class _Shared:
 
 
 def _setting(record: Record, browsed: set[str], shared: _Shared) -> Setting:
-    fields = FIELDS.get(record.eval, ALL_FIELDS)
+    fields = FIELDS.get(record.kind, ALL_FIELDS)
     lines: list[Line] = []
     for line in record.covered:
         reduced = {name: line[name] for name in fields if name in line}
         reduced["id"] = sys.intern(line["id"])
-        if record.eval == "longbench":
+        if record.kind == "longbench":
             reduced["official"] = line["official"] if "official" in line else _official(record.task, line)
         lines.append(reduced)
     failures: list[Line] = []
@@ -132,8 +137,8 @@ def _setting(record: Record, browsed: set[str], shared: _Shared) -> Setting:
     summary = dict(record.summary or {})
     summary.pop("method_in_full", None)
     summary |= {"samples": [line["id"] for line in lines], "config": shared.each(record.config)}
-    for name in ("prompt", "environment"):
-        summary[name] = shared.one(summary.get(name))
+    summary["prompt"] = shared.one(summary.get("prompt"))
+    summary["environment"] = shared.one(shown_environment(summary.get("environment")))
     batches = dict.fromkeys(tuple(line["batch"]) for line in record.covered if isinstance(line.get("batch"), list))
     shown = [_browsed(line) for line in record.covered if line["id"] in browsed]
     kept, combinations = _kept(record.covered), shared.one(tuple(batches))
@@ -170,9 +175,14 @@ def shortened(text: str) -> str:
     return text if len(text) <= LONGEST else f"{text[:LONGEST]}… ({len(text) - LONGEST} more characters)"
 
 
+def _damaged(record: Record) -> bool:
+    """Whether a setting without a summary has a file in its place that is none."""
+    return (record.path / "summary.json").exists() or (record.path / "summary.json").is_symlink()
+
+
 def _faults(record: Record) -> list[str]:
     """What can be seen at a glance; `python -m evals.results verify` looks closer."""
-    phrases = [f"{record.name}: samples.jsonl:{number}: {fault}" for number, fault in record.line_faults.items()]
+    phrases = []
     if record.failures:
         phrases.append(f"{record.name}: {failed_of(record.failures)}")
     summary = record.summary or {}

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from itertools import groupby
 from statistics import fmean
 
+from evals.evaluation import TITLES
 from evals.longbench.tasks import CATEGORIES, ENGLISH, TASKS
 from evals.report import paper
 from evals.report.cells import AVERAGE_OF_16, SCORE, Cell, Grid, Row, ranks
@@ -12,7 +13,7 @@ from evals.report.grids import grids
 from evals.report.html.chart import Chart, Line, Point
 from evals.report.html.reading import Setting, Tree, spread
 from evals.report.items import Item
-from evals.report.page import EVALS, budget_text
+from evals.report.page import budget_text
 from evals.report.verdicts import Verdict, verdicts
 from evals.results import statistics
 from evals.results.record import Record
@@ -65,7 +66,7 @@ class Board:
     """Everything of one model and evaluation whose rows are methods within a budget; `compared`: with verdicts."""
 
     model: str
-    eval: str
+    kind: str
     title: str
     columns: Sequence[str]
     rows: Sequence[TableRow]
@@ -86,18 +87,18 @@ class Board:
 def boards(tree: Tree) -> Iterator[tuple[Board, Grid]]:
     """A board for each model and evaluation, with the grid that it is made of; head masking has none."""
 
-    def place(setting: Setting) -> tuple[str, str]:
-        return setting.record.model, setting.record.eval
+    def place(setting: Setting) -> tuple[str, str, str]:
+        return setting.record.model, setting.record.eval, setting.record.kind
 
     made = 0
-    for (_, evaluation), group in groupby(sorted(tree.settings, key=place), key=place):
-        settings = [setting for setting in group if evaluation != "longbench" or setting.record.task in TASKS]
-        if not settings or evaluation == "head_masking":
+    for (_, _, kind), group in groupby(sorted(tree.settings, key=place), key=place):
+        settings = [setting for setting in group if kind != "longbench" or setting.record.task in TASKS]
+        if not settings or kind == "head_masking":
             continue
         of_model, *fidelity = grids(ITEM, [setting.record for setting in settings])
-        if evaluation == "longbench":
+        if kind == "longbench":
             of_model = paper.beside(PAPER, of_model)
-        elif evaluation != "niah":
+        elif kind != "niah":
             of_model = _by_task(of_model)
         kl = next((each for each in fidelity if each.metric.field == "kl"), None)
         yield _board(of_model, kl, settings, made < COMPARED), of_model
@@ -124,8 +125,8 @@ def _board(of_model: Grid, kl: Grid | None, settings: Sequence[Setting], compare
     shown = {label: style for label, style in lines.items() if style < LINES}
     return Board(
         of_model.model,
-        of_model.eval,
-        f"{of_model.model} · {EVALS.get(of_model.eval, of_model.eval)}",
+        of_model.kind,
+        f"{of_model.model} · {TITLES.get(of_model.eval, of_model.eval)}",
         [column_title(column, of_model) for column in _columns(of_model)],
         list(_rows(of_model)),
         _sentences(of_model) if compared else [],
@@ -212,7 +213,7 @@ def signed(value: float, digits: int) -> str:
 
 def column_title(column: str, of_model: Grid) -> str:
     """The column's name; averages of LongBench say over how many of their tasks they are."""
-    if of_model.eval != "longbench" or column not in (*CATEGORIES, AVERAGE_OF_16):
+    if of_model.kind != "longbench" or column not in (*CATEGORIES, AVERAGE_OF_16):
         return column
     tasks = [task for task in ENGLISH if column == AVERAGE_OF_16 or TASKS[task].category == column]
     there = sum(task in of_model.columns for task in tasks)

@@ -12,10 +12,11 @@ from markupsafe import Markup
 
 from compresskv.errors import UserError
 from evals.console import visible
+from evals.evaluation import TITLES
 from evals.report.html import efficiency, heads, masking, needles, scores
 from evals.report.html.embedded import settings_and_samples
 from evals.report.html.reading import Tree, read
-from evals.report.page import EVALS, budget_text, published_column
+from evals.report.page import budget_text, published_column
 from evals.results.published import Published, published
 from evals.results.store import write_text
 
@@ -41,7 +42,7 @@ def page(results: Path) -> str:
     shown, heatmaps = [], []
     for board, grid in scores.boards(tree):
         shown.append(board)
-        if board.eval == "niah":
+        if board.kind == "niah":
             heatmaps.append(needles.boards(grid))
     models = sorted({setting.record.model for setting in tree.settings})
     maps, unreadable = heads.maps(models, results)
@@ -50,7 +51,7 @@ def page(results: Path) -> str:
         tree=tree,
         title=f"Results of {', '.join(models)}" if 0 < len(models) <= 3 else "Results",
         models=models,
-        evals=[EVALS.get(name, name) for name in sorted({setting.record.eval for setting in tree.settings})],
+        evals=[TITLES.get(name, name) for name in sorted({setting.record.eval for setting in tree.settings})],
         boards=shown,
         published=_published(scores.PAPER),
         masked=masking.masked(tree),
