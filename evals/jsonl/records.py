@@ -26,6 +26,7 @@ from typing import Any
 
 from compresskv.errors import UserError
 from compresskv.inputs import read_once
+from evals.longbench.metrics import FULL_WIDTH_PUNCTUATION
 from evals.longbench.metrics import METRICS as OF_ONE_REFERENCE
 from evals.longbench.records import answers_field, classes_field, read_jsonl, shortened, text_field
 from evals.rouge import rouge1_recall, sees
@@ -37,7 +38,7 @@ LONGEST_ID = 100
 FULL_MARKS = 1 - 1e-6
 """LongBench's ROUGE-L is a little below 1 even for equal texts."""
 
-EMPTY = ("", f" {string.punctuation}\n")
+EMPTY = ("", f" {string.punctuation}{FULL_WIDTH_PUNCTUATION}\n")
 """Predictions that say nothing."""
 
 Metric = Callable[[str, Sequence[str], Sequence[str] | None], float]
@@ -179,10 +180,10 @@ METRICS: dict[str, Metric] = {
 """Every metric by name: LongBench's (`evals.longbench.metrics`), stemmed ROUGE-1 recall, and three that match text."""
 
 ADVICE = {
-    "qa_f1": "it drops punctuation and the words a, an, the: choose exact_match or string_match_part",
-    "qa_f1_zh": "it drops punctuation: choose exact_match or string_match_part",
-    "rouge_l": "it drops full stops: choose exact_match or string_match_part",
-    "rouge_l_zh": "it drops full stops: choose exact_match or string_match_part",
+    "qa_f1": "it drops punctuation and the words a, an, the: choose exact_match",
+    "qa_f1_zh": "it drops punctuation: choose exact_match",
+    "rouge_l": "it drops full stops: choose exact_match",
+    "rouge_l_zh": "it drops full stops: choose exact_match",
     "rouge1_recall": "it sees the letters a to z and digits alone: choose qa_f1, qa_f1_zh or string_match_part",
     "classification": "list it in all_classes, and none of its words beside it, or choose exact_match",
     "count": "write one whole number in digits, or choose exact_match",
