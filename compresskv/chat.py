@@ -1,9 +1,15 @@
 """Prompts in a model's own chat template."""
 
 import inspect
+import os
+import random
 import re
-from collections.abc import Mapping
+import resource
+import signal
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from datetime import date
+from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
@@ -13,9 +19,21 @@ from compresskv.errors import UserError
 TODAY = date(2024, 7, 26)
 """The date that Llama 3.1's template names unless it is given another."""
 
+SECONDS, MEMORY, CHARACTERS = 2, 1 << 30, 1 << 20
+"""What rendering a template may take: seconds of CPU, bytes, and characters beside four times those it is given."""
+
 _DATE_CALL = re.compile(r"""strftime_now\(\s*(['"])(.*?)\1\s*\)""")
+_OTHER_DATE = "{% macro strftime_now() %}{{ raise_exception('it asks for the date by other than a literal format') }}"
+_OTHER_DATE += "{{ varargs, kwargs }}{% endmacro %}\n"
+"""Put before a template that still names the function, where a call of it would give today's date."""
+
 _TEMPLATE_ARGUMENTS = {"tools", "documents"}
 """Arguments of `apply_chat_template` that go into the template as they are."""
+
+_ADDRESS = re.compile(r"\bat 0x[0-9a-f]{6,}>")
+
+_tried: dict[tuple[str, str], int] = {}
+"""The most characters that a template, with its variables, was tried with within limits."""
 
 
 def chat_prompt(
@@ -26,34 +44,101 @@ def chat_prompt(
 ) -> str:
     """`text` as one user turn in the model's template, behind a `system` message if given, up to the answer's opening.
 
-    `kwargs` are the template's own variables, such as `enable_thinking`. Templates that name today's date, by a literal
-    format as all known ones do, get `TODAY`: a prompt must not change from one day to the next. Raises `UserError` for
-    a template that fails, or that leaves out the text.
+    Raises `UserError` as `rendered` does, and for a template that leaves out the text.
     """
-    kwargs = dict(kwargs or {})
-    taken = set(inspect.signature(tokenizer.apply_chat_template).parameters) - _TEMPLATE_ARGUMENTS
-    if wrong := sorted(taken & set(kwargs)):
-        raise UserError(f"model.chat_template_kwargs.{wrong[0]}: is set by the harness: give variables of the template")
     messages = [{"role": "user", "content": text}]
     if system is not None:
         messages.insert(0, {"role": "system", "content": system})
-    try:
-        template = _DATE_CALL.sub(lambda call: repr(TODAY.strftime(call[2])), tokenizer.get_chat_template())
-        prompt = tokenizer.apply_chat_template(
-            messages, chat_template=template, tokenize=False, add_generation_prompt=True, **kwargs
-        )
-    except Exception as error:  # a template is a program of its own
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise UserError(
-            f"model.chat_template=true: the chat template of {tokenizer.name_or_path} fails ({reason}): "
-            "set model.chat_template_kwargs to what it asks for, or model.chat_template=false"
-        ) from error
+    prompt = rendered(messages, tokenizer, kwargs)
     if text.strip() not in prompt:
         raise UserError(
             f"model.chat_template=true: the chat template of {tokenizer.name_or_path} leaves out or changes the text "
             "of a user's turn: repair the template, or set model.chat_template=false"
         )
     return prompt
+
+
+def rendered(
+    messages: Sequence[Mapping[str, str]],
+    tokenizer: PreTrainedTokenizerBase,
+    kwargs: Mapping[str, Any] | None = None,
+    continued: bool = False,
+) -> str:
+    """`messages` in the model's template, up to the next answer's opening; `continued`: the last of them left open.
+
+    `kwargs` are the template's own variables, such as `enable_thinking`. Templates that name today's date, by a literal
+    format as all known ones do, get `TODAY`: a prompt must not change from one day to the next. Raises `UserError` for
+    a template that fails, that takes too long or too much, or that would not render the same text another time.
+    """
+    kwargs = dict(kwargs or {})
+    taken = set(inspect.signature(tokenizer.apply_chat_template).parameters) - _TEMPLATE_ARGUMENTS
+    if wrong := sorted(taken & set(kwargs)):
+        raise UserError(f"model.chat_template_kwargs.{wrong[0]}: is set by the harness: give variables of the template")
+    try:
+        template = _DATE_CALL.sub(lambda call: repr(TODAY.strftime(call[2])), tokenizer.get_chat_template())
+        if "strftime_now" in template:
+            template = _OTHER_DATE + template
+
+        def render() -> str:
+            options = {"add_generation_prompt": not continued, "continue_final_message": continued}
+            return tokenizer.apply_chat_template(
+                list(messages), chat_template=template, tokenize=False, **options, **kwargs
+            )
+
+        variables = repr(kwargs)
+        size = len(variables) + sum(len(str(message)) for message in messages)
+        if size > 2 * _tried.get((template, variables), 0):
+            _try(render, CHARACTERS + 4 * size)
+            _tried[template, variables] = size
+        prompt = _without_chance(render)
+        if _ADDRESS.search(prompt) and not _ADDRESS.search(f"{messages} {variables}"):
+            raise ValueError("it writes the address of an object, which changes from run to run")
+        return prompt
+    except Exception as error:  # a template is a program of its own
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise UserError(
+            f"model.chat_template=true: the chat template of {tokenizer.name_or_path} fails ({reason}): "
+            "set model.chat_template_kwargs to what it asks for, or model.chat_template=false"
+        ) from error
+
+
+def _without_chance(render: Callable[[], str]) -> str:
+    """What `render` gives. Raises `ValueError` if it takes random numbers, every time that it is tried."""
+    for _ in range(3):  # other threads may take some meanwhile
+        before = random.getstate()
+        prompt = render()
+        if random.getstate() == before:
+            return prompt
+    raise ValueError("it takes random numbers, so that it renders another text each time")
+
+
+def _try(render: Callable[[], str], longest: int) -> None:
+    """Render once in a child process, which may be ended. Raises `ValueError` for what exceeds the limits.
+
+    What a template computes cannot be interrupted from Python: one operation on large numbers takes as long as it does.
+    """
+    child = os.fork()
+    if child:
+        code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        if code:
+            raise ValueError(f"it takes more than {SECONDS} seconds, {MEMORY >> 30} GiB or {longest} characters")
+        return
+    code = 1
+    try:
+        for number in (signal.SIGXCPU, signal.SIGALRM):
+            signal.signal(number, signal.SIG_DFL)
+        resource.setrlimit(resource.RLIMIT_CPU, (SECONDS, SECONDS + 1))
+        signal.alarm(30 * SECONDS)
+        with suppress(OSError, ValueError):  # where the system tells and limits it
+            pages = int(Path("/proc/self/statm").read_text().split()[0])
+            resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + MEMORY, resource.RLIM_INFINITY))
+        code = int(len(render()) > longest)
+    except MemoryError:
+        pass
+    except Exception:  # which the rendering proper says
+        code = 0
+    finally:
+        os._exit(code)
 
 
 def chat_ids(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:

@@ -81,6 +81,9 @@ class Evaluation:
         """
         return {"": None}
 
+    def check(self) -> None:
+        """Raise `UserError` for what is wrong with the data, as far as that shows before any model is loaded."""
+
 
 class SampledEvaluation(Evaluation, ABC):
     """An evaluation whose score is the mean over samples: the harness runs its tasks, resumes them and stores them."""

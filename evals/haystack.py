@@ -1,6 +1,7 @@
 """Haystacks: long running text to hide a needle in."""
 
 import hashlib
+import io
 import math
 import os
 import re
@@ -12,6 +13,7 @@ from transformers import PreTrainedTokenizerBase
 
 from compresskv.checkpoints import package_file
 from compresskv.errors import UserError
+from compresskv.inputs import read_once
 
 SENTENCE_END = re.compile(r"""[.!?]["')\]”’»]*(?=\s)|[。！？…]+["')\]”’»」』）】》]*""")
 LINE_END = re.compile(r"(?<=[^\n])(?=\n)")
@@ -73,11 +75,10 @@ def locations(location: str | Sequence[str]) -> tuple[str, ...]:
 def _texts(location: str) -> list[str]:
     path = _path(location)
     files = [path]
-    if not os.path.isfile(path):  # unlike Path.is_file, no name makes it raise
+    if os.path.isdir(path):  # unlike Path.is_dir, no name makes it raise
         # Names that begin with a dot are other programs' notes, such as macOS's "._essay.txt".
-        named = sorted(path.glob("[!.]*.txt")) if os.path.isdir(path) else []
-        files = [file for file in named if file.is_file()]
-    if not files:
+        files = [file for file in sorted(path.glob("[!.]*.txt")) if not file.is_dir()]
+    if not files or not os.path.lexists(path):
         raise UserError(f"eval.haystack={location}: no text files there: give a folder of .txt files, or one file")
     texts = [_read(location, file) for file in files]
     if not any(text.strip() for text in texts):
@@ -102,15 +103,14 @@ def _path(location: str) -> Path:
 
 
 def _read(location: str, file: Path) -> str:
+    content = read_once(file, f"eval.haystack={location}")
     try:
-        return file.read_text(encoding="utf-8-sig")
+        return io.TextIOWrapper(io.BytesIO(content), encoding="utf-8-sig").read()  # with universal newlines
     except UnicodeDecodeError as error:
         raise UserError(
             f"eval.haystack={location}: {file.name} is not valid UTF-8 ({error.reason} at byte {error.start + 1}): "
             "convert it"
         ) from error
-    except OSError as error:
-        raise UserError(f"eval.haystack={location}: cannot read {file.name}: {error.strerror or error}") from error
 
 
 @dataclass(frozen=True)

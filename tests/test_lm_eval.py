@@ -277,3 +277,47 @@ def test_rope_that_depends_on_the_length_is_that_of_context_and_continuation(tok
     for (score, greedy), (other, other_greedy) in zip(found, expected, strict=True):
         assert score == pytest.approx(other, abs=1e-3)
         assert greedy == other_greedy
+
+
+DATED = (
+    "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"
+    "{% if loud %}!{% endif %}{{ strftime_now('%d %b %Y') }}{% if add_generation_prompt %}<answer>{% endif %}"
+)
+
+
+def test_chats_have_the_fixed_date_and_the_variables_of_the_template(model, tokenizer):
+    chat = [{"role": "user", "content": "red house"}]
+    tokenizer.chat_template = DATED
+    try:
+        plain, loud = make(model, tokenizer), make(model, tokenizer, chat_template_args={"loud": True})
+        assert plain.apply_chat_template(chat) == "<user>red house26 Jul 2024<answer>"
+        assert loud.apply_chat_template(chat) == "<user>red house!26 Jul 2024<answer>"
+        open_end = [*chat, {"role": "assistant", "content": "blue"}]
+        assert plain.apply_chat_template(open_end, add_generation_prompt=False) == "<user>red house<assistant>blue"
+        tokenizer.chat_template = "{% if messages[0].role == 'system' %}{{ raise_exception('no') }}{% endif %}" + DATED
+        system = [{"role": "system", "content": "be brief"}, *chat]
+        assert plain.apply_chat_template(system) == "<user>red house26 Jul 2024<answer>"
+        tokenizer.chat_template = "{{ raise_exception('no') }}"
+        with pytest.raises(UserError):
+            plain.apply_chat_template(system)
+    finally:
+        tokenizer.chat_template = None
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"max_gen_toks": 10**6},
+        {"max_gen_toks": 0},
+        {"max_new_tokens": "many"},
+        {"until": [5]},
+        {"num_beams": 2},
+        {"num_return_sequences": 3},
+        {"max_length": 9},
+        {"use_cache": False},
+    ],
+)
+def test_arguments_of_generation_that_do_not_fit_are_named(model, tokenizer, arguments):
+    with pytest.raises(UserError) as refusal:
+        make(model, tokenizer).generate_until([generation("red house", **arguments)], disable_tqdm=True)
+    assert next(iter(arguments)) in str(refusal.value)

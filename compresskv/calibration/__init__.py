@@ -17,6 +17,7 @@ from typing import Annotated, Any
 from compresskv.checking import Ge, Le, MinLen, Name, checked_value, readable
 from compresskv.errors import UserError
 from compresskv.folders import cache_folder
+from compresskv.inputs import read_once
 from compresskv.observation import ObservationConfig
 from compresskv.protocol import EvaluationProtocol
 
@@ -94,13 +95,16 @@ class Calibration:
         return UserError(f"the {self.source} calibration of {self.model} has no {kind} head scores{reason}: {fix}")
 
 
-def load(path: Path) -> Calibration:
-    """Read and check one calibration file. Raises `UserError` naming the file, the field and what is wrong."""
+def load(path: Path, content: bytes | None = None) -> Calibration:
+    """Read and check one calibration file; `content` is what it holds, where that was read already.
+
+    Raises `UserError` naming the file, the field and what is wrong.
+    """
     where = f"calibration={readable(str(path), 1000)}"
+    if content is None:
+        content = read_once(path, where)
     try:
-        raw = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_without_duplicates)
-    except OSError as error:
-        raise UserError(f"{where}: the file cannot be read ({error.strerror}): check the path") from error
+        raw = json.loads(content.decode("utf-8"), object_pairs_hook=_without_duplicates)
     except (ValueError, RecursionError) as error:
         why = " ".join(str(error).split())
         raise UserError(f"{where}: not a calibration file ({why}): calibrate the model again") from error

@@ -1,5 +1,6 @@
 """Prompts that show which heads retrieve: a needle in a haystack, its answer's place known exactly."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 
@@ -7,7 +8,7 @@ import yaml
 from torch import Tensor
 
 from compresskv.models import LoadedModel
-from evals.haystack import Haystack, essays, evaluated_and_held_out, hide
+from evals.haystack import Haystack, evaluated_and_held_out, hide
 
 
 @dataclass(frozen=True)
@@ -41,13 +42,12 @@ def needles() -> list[Needle]:
     return [Needle(sort, **entry) for sort, entries in yaml.safe_load(text).items() for entry in entries]
 
 
-def last_texts(location: str, longest: int) -> Haystack:
-    """The last texts at `location` by sorted name, as many as a prompt of `longest` tokens takes.
+def last_texts(texts: Sequence[str], longest: int) -> Haystack:
+    """The last of `texts`, as many as a prompt of `longest` tokens takes.
 
     They are held out from evaluations, and so repeated where they are too short; all texts where none can be held out.
     """
     chosen: list[str] = []
-    texts = essays(location)
     for text in reversed(evaluated_and_held_out(texts)[1] or texts):
         chosen.insert(0, text)
         if sum(map(len, chosen)) > 6 * longest:

@@ -30,7 +30,7 @@ from evals.calibration import head_count
 from evals.calibration.config import Calibrate
 from evals.calibration.detection import Cell, last_texts, make_prompt, needles
 from evals.calibration.keep import keep
-from evals.haystack import Haystack
+from evals.haystack import Haystack, essays
 from evals.longbench.metrics import qa_f1
 from evals.progress import Progress
 from evals.results.resumable import complete
@@ -104,8 +104,12 @@ class HeldOutCalibration:
         return len(accepted[sort]) >= min(self.config.minimum_accepted, math.ceil(self.asked(sort) / 2))
 
     @cached_property
+    def texts(self) -> list[str]:
+        return essays(self.config.haystack)
+
+    @cached_property
     def haystack(self) -> Haystack:
-        return last_texts(self.config.haystack, max(self.lengths))
+        return last_texts(self.texts, max(self.lengths))
 
     @cached_property
     def cells(self) -> list[Cell]:
@@ -190,7 +194,7 @@ class HeldOutCalibration:
     def observe_text(self, scorers: Sequence[SemanticHeadScorer]) -> list[list[float]]:
         """Third pass: KL to the full cache on ordinary text, [texts][scorers]."""
         tokens = min(*self.lengths, self.model.window - head_count.CONTINUATION)
-        texts = head_count.stretches(self.model, last_texts(self.config.haystack, 10**6), tokens, self.config.texts)
+        texts = head_count.stretches(self.model, last_texts(self.texts, 10**6), tokens, self.config.texts)
         identity = [self.identity["model"], {id: text.tolist() for id, text in texts.items()}, repr(scorers)]
         folder = self.folder / f"text-{digest(identity)}"
 

@@ -13,6 +13,7 @@ from compresskv import calibration
 from compresskv.calibration import layer_errors
 from compresskv.errors import UserError
 from compresskv.eviction import Observation
+from compresskv.inputs import read_once
 from compresskv.layer_error import FLOOR
 from compresskv.models import LoadedModel
 from compresskv.observation import ObservationConfig
@@ -42,7 +43,8 @@ def run(
             f"there is no held_out calibration of {model.name}, which has the retrieval heads: "
             "run `python run.py eval=calibrate` with this model first"
         )
-    held_out = calibration.load(heads_file)
+    content = read_once(heads_file, f"calibration={heads_file}")
+    held_out = calibration.load(heads_file, content)
     scorer = SemanticHeadScorer(Observation(**asdict(observation)), held_out.top_heads("semantic", held_out.heads))
     source = LongBench("longbench", config.data, "english", config.limit, config.max_length, None, None)
     tasks = source.make_tasks(model, EvaluationProtocol())
@@ -61,7 +63,7 @@ def run(
     folder = results / "runs" / model.name / "calibrate" / f"longbench-{digest(identity)}"
     lines = complete(folder, f"{model.name} layer errors on LongBench", samples, line, progress)
     by_task = [torch.tensor([lines[f"{task.name}-{id}"]["errors"] for id in task.sample_ids]).sum(0) for task in tasks]
-    record = json.loads(heads_file.read_text()) | {
+    record = json.loads(content) | {
         "source": "longbench",
         "made_by": f"python run.py eval=calibrate eval.source=longbench model={model.name}",
         # A task whose every answer is one token has no decoding step, and so no error.

@@ -1,22 +1,20 @@
 """A task of one's own under one protocol: its prompts, and the scores of their answers."""
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from compresskv.checking import Name, checked_value, readable
+from compresskv.checking import Name, checked_value
 from compresskv.engine.decode import Stopping
 from compresskv.errors import UserError
 from compresskv.models import LoadedModel
 from compresskv.protocol import EvaluationProtocol
 from evals.evaluation import Sample
 from evals.jsonl.config import Jsonl
-from evals.jsonl.records import METRICS, Record, read_records
+from evals.jsonl.records import Record
 
 
 @dataclass(frozen=True)
@@ -27,22 +25,13 @@ class JsonlTask:
     model: LoadedModel
     protocol: EvaluationProtocol
 
-    def __post_init__(self) -> None:
-        if self.config.metric is not None and self.config.metric not in METRICS:
-            raise UserError(f"eval.metric={readable(self.config.metric)}: choose one of {', '.join(METRICS)}")
-
-    @property
-    def path(self) -> Path:
-        return Path(self.config.data).expanduser()
-
     @cached_property
     def name(self) -> str:
-        return checked_value("eval.data", Name, self.path.stem)
+        return checked_value("eval.data", Name, self.config.path.stem)
 
     @cached_property
     def records(self) -> Mapping[str, Record]:
-        records = read_records(self.path, self.config.metric, self.config.max_new_tokens)
-        return {record.id: record for record in records[: self.config.limit]}
+        return {record.id: record for record in self.config.file[0][: self.config.limit]}
 
     @property
     def sample_ids(self) -> Sequence[str]:
@@ -59,9 +48,8 @@ class JsonlTask:
 
     @cached_property
     def identity(self) -> Mapping[str, Any]:
-        assert self.records  # which says what is wrong with the file, if anything
         return {
-            "data": hashlib.sha256(self.path.read_bytes()).hexdigest()[:16],
+            "data": self.config.file[1],
             "metric": self.config.metric,
             "max_new_tokens": self.config.max_new_tokens,
             "chat_template": self.model.chat_template,
@@ -89,8 +77,8 @@ class JsonlTask:
         ids = self.model.encode(self.model.chat(record.prompt, record.answer_prefix))
         if ids.numel() + record.max_new_tokens > self.model.window:
             raise UserError(
-                f"{self.path}, record {record.id!r}: {ids.numel()} tokens and {record.max_new_tokens} new ones exceed "
-                f"the {self.model.window}-token window of {self.model.name}: shorten it, or choose another model."
+                f"{self.config.path}, record {record.id!r}: {ids.numel()} tokens and {record.max_new_tokens} new "
+                f"ones exceed the {self.model.window}-token window of {self.model.name}: shorten it, or choose another."
             )
         return ids
 

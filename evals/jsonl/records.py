@@ -13,22 +13,33 @@
 | `all_classes` | the class names, for `metric: classification` |
 
 Other fields are left alone, but not those that look like one of these, mistyped.
+
+A metric must tell each reference answer from no answer: the first scores full marks, the second does not.
 """
 
+import string
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 from compresskv.errors import UserError
+from compresskv.inputs import read_once
+from evals.longbench.metrics import FULL_WIDTH_PUNCTUATION
 from evals.longbench.metrics import METRICS as OF_ONE_REFERENCE
 from evals.longbench.records import answers_field, classes_field, read_jsonl, shortened, text_field
-from evals.rouge import rouge1_recall
+from evals.rouge import rouge1_recall, sees
 
 FIELDS = ("prompt", "context", "question", "answers", "metric", "max_new_tokens", "id", "answer_prefix", "all_classes")
 LONGEST_GENERATION = 100_000
 LONGEST_ID = 100
+
+FULL_MARKS = 1 - 1e-6
+"""LongBench's ROUGE-L is a little below 1 even for equal texts."""
+
+EMPTY = ("", f" {string.punctuation}{FULL_WIDTH_PUNCTUATION}\n")
+"""Predictions that say nothing."""
 
 Metric = Callable[[str, Sequence[str], Sequence[str] | None], float]
 """(prediction, reference answers, class names) to 0 to 1."""
@@ -51,13 +62,17 @@ class Record:
         return METRICS[self.metric](prediction, self.answers, self.all_classes)
 
 
-def read_records(path: Path, metric: str | None = None, max_new_tokens: int | None = None) -> list[Record]:
+def read_records(
+    path: Path, metric: str | None = None, max_new_tokens: int | None = None, content: bytes | None = None
+) -> list[Record]:
     """The records of a file, in its order; `metric` and `max_new_tokens` are those of lines that set none.
 
-    Raises `UserError`, with file and line, for everything that is not as described above.
+    `content`: what the file holds, where that was read already. Raises `UserError`, with file and line, for everything
+    that is not as described above.
     """
     records: dict[str, Record] = {}
-    for number, (place, fields) in enumerate(read_jsonl(path)):
+    content = read_once(path, f"eval.data={path}") if content is None else content
+    for number, (place, fields) in enumerate(read_jsonl(path, content)):
         record = _record(place, {"id": number, "metric": metric, "max_new_tokens": max_new_tokens} | fields)
         if record.id in records:
             raise UserError(f"{place}: the id {record.id!r} occurs twice.")
@@ -80,10 +95,23 @@ def _record(place: str, fields: dict[str, Any]) -> Record:
         max_new_tokens=_max_new_tokens(place, fields["max_new_tokens"]),
     )
     try:
-        record.score("")
-    except UserError as error:  # a reference that the metric cannot use
+        for answer in record.answers:
+            _refuse_unscorable(record, answer)
+    except UserError as error:
         raise UserError(f"{place}: {error}") from error
     return record
+
+
+def _refuse_unscorable(record: Record, answer: str) -> None:
+    """Raise `UserError` for a reference answer that no prediction satisfies, or that an empty one does."""
+    alone, advice = replace(record, answers=(answer,)), ADVICE.get(record.metric, "choose another metric")
+    where = f"record {record.id!r}, metric={record.metric}: the answer {shortened(answer)}"
+    if not answer.strip():
+        raise UserError(f"{where} is blank: give one, or leave the record out")
+    if alone.score(answer) < FULL_MARKS or (record.metric == "rouge1_recall" and not sees(answer)):
+        raise UserError(f"{where} itself does not score full marks: {advice}")
+    if max(map(alone.score, EMPTY)) >= FULL_MARKS:
+        raise UserError(f"{where} scores full marks where nothing is said: {advice}")
 
 
 def _prompt(place: str, fields: dict[str, Any]) -> str:
@@ -150,3 +178,19 @@ METRICS: dict[str, Metric] = {
     "string_match_part": string_match_part,
 }
 """Every metric by name: LongBench's (`evals.longbench.metrics`), stemmed ROUGE-1 recall, and three that match text."""
+
+ADVICE = {
+    "qa_f1": "it drops punctuation and the words a, an, the: choose exact_match",
+    "qa_f1_zh": "it drops punctuation: choose exact_match",
+    "rouge_l": "it drops full stops: choose exact_match",
+    "rouge_l_zh": "it drops full stops: choose exact_match",
+    "rouge1_recall": "it sees the letters a to z and digits alone: choose qa_f1, qa_f1_zh or string_match_part",
+    "classification": "list it in all_classes, and none of its words beside it, or choose exact_match",
+    "count": "write one whole number in digits, or choose exact_match",
+    "retrieval": "name one paragraph, as in 'Paragraph 3'",
+    "retrieval_zh": "name one paragraph, as in '段落3'",
+    "code_similarity": "give one line of code without `, # and //, or choose rouge_l or exact_match",
+    "string_match_all": "give more than punctuation, or choose exact_match",
+    "string_match_part": "give more than punctuation, or choose exact_match",
+}
+"""What to do about a reference answer that a metric cannot score."""

@@ -118,6 +118,7 @@ def model_of(chosen: Job) -> Any:
         attention=model.backend,
         tokenizer=model.tokenizer,
         max_length=model.window,
+        chat_template_args=dict(model.chat_template_kwargs),
     )
 
 

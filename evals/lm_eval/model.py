@@ -11,11 +11,14 @@ from typing import Any
 import torch
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
+from lm_eval.models.utils import normalize_gen_kwargs
 from torch import Tensor
 from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from compresskv.calibration import Calibration
+from compresskv.chat import rendered
+from compresskv.checking import readable
 from compresskv.engine.decode import forward_given
 from compresskv.engine.in_layer import LayerwiseCache, compressed
 from compresskv.engine.prefill import Setting, forward_prompt
@@ -29,6 +32,12 @@ from evals.running.methods import describe
 
 logger = logging.getLogger(__name__)
 
+ALONE = ("num_beams", "num_return_sequences", "num_beam_groups")
+"""Arguments of generation that ask for more than one sequence at a time."""
+
+SET_HERE = ("max_length", "use_cache", "past_key_values", "stopping_criteria", "input_ids", "prefill_chunk_size")
+"""Arguments of generation that the harness sets."""
+
 Pair = tuple[tuple[str, str], list[int], list[int]]
 """A context and its continuation as text, and the token ids of each."""
 
@@ -36,8 +45,9 @@ Pair = tuple[tuple[str, str], list[int], list[int]]
 class CompressedLM(HFLM):
     """lm-eval's own Hugging Face model, `HFLM`, over a cache in which each request's context is compressed.
 
-    Token ids at the border of context and continuation, truncation from the left, stop strings, chat templates and the
-    checkpoint's generation config are HFLM's. `method`, `budget` and `calibration` as `compressed` takes them;
+    Token ids at the border of context and continuation, truncation from the left, stop strings and the checkpoint's
+    generation config are HFLM's; chat templates are rendered as `compresskv.chat` does, with HFLM's
+    `chat_template_args` as their variables. `method`, `budget` and `calibration` as `compressed` takes them;
     `prefill_chunk` in tokens; `attention`: "sdpa" or "flash_attention_2", None: the latter if the model uses it.
     `options` are HFLM's. Raises `UserError` for a model, a budget or a batch size that eviction does not serve.
     """
@@ -78,6 +88,48 @@ class CompressedLM(HFLM):
         heads = list(chain.from_iterable(counts(cache.kept))) or [length]  # all layers may have sliding windows
         self.realised.append(sum(heads) / len(heads))
         self.kept_whole += min(heads) == length
+
+    def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
+        """The messages in the model's template, with its fixed date; without the system's, and a warning, where the
+        template takes none, as in HFLM. Raises `UserError` for a template that fails."""
+        without = [message for message in chat_history if message["role"] != "system"]
+        try:
+            return rendered(chat_history, self.tokenizer, self.chat_template_args, not add_generation_prompt)
+        except UserError as error:
+            if len(without) == len(chat_history):
+                raise
+            logger.warning("the system's message is left out: %s", error)
+        return rendered(without, self.tokenizer, self.chat_template_args, not add_generation_prompt)
+
+    def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
+        """HFLM's. Raises `UserError` for arguments of generation that leave no room for a context, or do not fit it."""
+        for task, given in {
+            (request.task_name, repr(request.args[1])): request.args[1] for request in requests
+        }.items():
+            self._check_generation(str(task[0]), given)
+        return super().generate_until(requests, disable_tqdm)
+
+    def _check_generation(self, task: str, given: dict[str, Any]) -> None:
+        where = f"--tasks {task}, --gen_kwargs"
+        for name in given:
+            if name in SET_HERE:
+                raise UserError(f"{where} {name}={readable(given[name])}: is set by the harness: leave it out")
+            if name in ALONE and given[name] not in (1, None):
+                raise UserError(
+                    f"{where} {name}={given[name]}: a compressed cache has one answer at a time: leave it out"
+                )
+        until = given.get("until") or []
+        if not all(isinstance(stop, str) for stop in (until if isinstance(until, list) else [until])):
+            raise UserError(f"{where} until={readable(until)}: choose a text, or a list of texts")
+        try:
+            longest = normalize_gen_kwargs(given, self.max_gen_toks)["max_gen_toks"]
+        except (TypeError, ValueError) as error:
+            raise UserError(f"{where} {readable(given)}: {error}: give max_gen_toks and temperature numbers") from error
+        if not 0 < longest < self.max_length:
+            raise UserError(
+                f"{where} max_gen_toks={longest}: the model's window of {self.max_length} tokens holds the context "
+                f"too: choose 1 to {self.max_length - 1}"
+            )
 
     def _model_generate(self, context: Tensor, max_length: int, stop: list[str], **options: Any) -> Tensor:
         """HFLM's, with the cache: context [1, tokens] -> context and new tokens [1, *].

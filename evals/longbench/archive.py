@@ -1,6 +1,7 @@
 """The official data.zip: download at a pinned revision, check, unpack safely."""
 
 import hashlib
+import io
 import os
 import shutil
 import stat
@@ -12,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 
 from compresskv.errors import UserError
+from compresskv.inputs import read_once
 
 HUB_REPOSITORY = "THUDM/LongBench"  # redirects to zai-org/LongBench
 HUB_REVISION = "5e628be450b7e67fb7ae6e201bd6d8f7056f7672"
@@ -51,22 +53,14 @@ def reason(error: Exception) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".:")
 
 
-def sha256_of(path: Path) -> str:
-    """Hex digest of a file."""
-    try:
-        with open(path, "rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror or error}.") from error
-
-
 def unpack(archive: Path, cache: Path, expected_sha256: str | None = None) -> Path:
     """Unpack the archive's *.jsonl files into `cache`/<sha256>/ and return that folder; done once for each content.
 
     The archive's own folders are dropped. Raises `UserError` for a wrong sha256, a damaged or truncated archive, and a
     member that would land outside the folder (absolute, "..", link), in which case nothing is unpacked.
     """
-    digest = sha256_of(archive)
+    content = read_once(archive, f"eval.data={archive}")
+    digest = hashlib.sha256(content).hexdigest()
     if expected_sha256 and digest != expected_sha256.lower():
         raise UserError(f"{archive} has sha256 {digest}, expected {expected_sha256}: delete it and download it again.")
     target = cache / digest
@@ -74,7 +68,7 @@ def unpack(archive: Path, cache: Path, expected_sha256: str | None = None) -> Pa
         return target
     try:
         with new_folder(target) as folder:
-            _extract(archive, folder)
+            _extract(archive, content, folder)
     except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
         raise UserError(f"{archive} is no complete zip archive ({error}): download it again.") from error
     return target
@@ -104,9 +98,9 @@ def new_folder(target: Path) -> Iterator[Path]:
         ) from error
 
 
-def _extract(archive: Path, folder: Path) -> None:
-    with zipfile.ZipFile(archive) as content:
-        members = content.infolist()
+def _extract(archive: Path, content: bytes, folder: Path) -> None:
+    with zipfile.ZipFile(io.BytesIO(content)) as opened:
+        members = opened.infolist()
         for member in members:
             _refuse_unsafe(archive, member)
         if sum(member.file_size for member in members) > LARGEST_ARCHIVE:
@@ -124,7 +118,7 @@ def _extract(archive: Path, folder: Path) -> None:
                 f"{archive} should hold one task.jsonl file a task: found {', '.join(sorted(names)) or 'none'}."
             )
         for member, name in wanted:
-            with content.open(member) as source, open(folder / name, "xb") as copy:
+            with opened.open(member) as source, open(folder / name, "xb") as copy:
                 shutil.copyfileobj(source, copy)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -37,8 +38,17 @@ class LongBench(SampledEvaluation):
     def units(self) -> Mapping[str, str | None]:
         return {task.name: f"eval.tasks=[{task.name}]" for task in select_tasks(self.tasks)}
 
-    def make_tasks(self, model: LoadedModel, protocol: EvaluationProtocol) -> Sequence[LongBenchTask]:
+    @cached_property
+    def folder(self) -> Path:
+        """The folder of task.jsonl files behind `data`."""
         from evals.longbench.data import open_source
+
+        return open_source(self.data, sha256=self.sha256, revision=self.revision)
+
+    def check(self) -> None:
+        _ = self.folder
+
+    def make_tasks(self, model: LoadedModel, protocol: EvaluationProtocol) -> Sequence[LongBenchTask]:
         from evals.longbench.evaluation import LongBenchTask
 
         if self.max_length and model.positions and self.max_length > model.positions:
@@ -46,8 +56,7 @@ class LongBench(SampledEvaluation):
                 f"eval.max_length={self.max_length}: {model.name} has learned positions for {model.positions} tokens: "
                 f"set eval.max_length={model.positions} or less"
             )
-        folder = open_source(self.data, sha256=self.sha256, revision=self.revision)
-        return [LongBenchTask(self, task, folder, model, protocol) for task in select_tasks(self.tasks)]
+        return [LongBenchTask(self, task, self.folder, model, protocol) for task in select_tasks(self.tasks)]
 
     @classmethod
     def show(cls, title: str, records: Mapping[str, Sequence[Record]], figure: Path) -> Shown:

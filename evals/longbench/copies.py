@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from compresskv.errors import UserError
+from compresskv.inputs import read_once
 from evals.longbench import archive, official
 from evals.longbench.records import answers_field, classes_field, length_field, text_field
 from evals.longbench.tasks import ALL, TASKS, Task
@@ -37,14 +38,14 @@ def convert(path: Path, cache: Path) -> Path:
 
     Raises `UserError`, with file and row, for what cannot be read, and where no row is one of a LongBench task.
     """
-    tables = list(_tables(path))
-    target = cache / f"copy-{_digest(tables)}"
+    files = {table: _files(table) for table in _tables(path)}
+    target = cache / f"copy-{_digest(files)}"
     if target.is_dir():
         return target
     with archive.new_folder(target) as folder:
         rows: dict[str, list[tuple[str, Row]]] = {}
-        for table in tables:
-            for number, row in enumerate(_read(table)):
+        for table, contents in files.items():
+            for number, row in enumerate(_rows(table, contents)):
                 if (name := _task_name(table, row)) in TASKS:
                     rows.setdefault(name, []).append((f"{table}, row {number}", row))
         if not rows:
@@ -107,25 +108,41 @@ def _below(folder: Path, pattern: str) -> list[Path]:
     return found
 
 
-def _read(table: Path) -> list[Row]:
+def _files(table: Path) -> dict[str, bytes]:
+    """The content of a parquet file, or of the files in a folder of `save_to_disk`, by name."""
+    if table.is_file():
+        return {table.name: read_once(table, f"eval.data={table}")}
+    return {file.name: read_once(file, f"eval.data={table}") for file in sorted(table.iterdir()) if not file.is_dir()}
+
+
+def _rows(table: Path, contents: Mapping[str, bytes]) -> list[Row]:
+    """The rows of what `_files` has read."""
+    import pyarrow  # type: ignore[import-untyped]
+    from pyarrow import parquet
+
     try:
-        if table.is_file():
-            from pyarrow import parquet  # type: ignore[import-untyped]
-
-            return parquet.read_table(table).to_pylist()
-        from datasets import Dataset  # type: ignore[import-untyped]
-
-        return Dataset.load_from_disk(str(table)).to_list()
+        if table.name in contents:
+            return parquet.read_table(pyarrow.BufferReader(contents[table.name])).to_pylist()
+        state = json.loads(contents["state.json"])
+        if state.get("_indices_data_files"):
+            raise ValueError("it holds a choice of rows: save it with flatten_indices()")
+        rows: list[Row] = []
+        for name in [file["filename"] for file in state["_data_files"]]:
+            if name not in contents:
+                raise ValueError(f"there is no {name} in that folder")
+            rows += pyarrow.ipc.open_stream(contents[name]).read_all().to_pylist()
+        return rows
     except Exception as error:  # of many unrelated types
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(f"{table} cannot be read as a dataset ({reason}): copy it again.") from error
 
 
-def _digest(tables: list[Path]) -> str:
+def _digest(files: Mapping[Path, Mapping[str, bytes]]) -> str:
     digest = hashlib.sha256()
-    for table in tables:
-        for file in [table] if table.is_file() else sorted(table.iterdir()):
-            digest.update(f"{table.parent.name}/{table.name}/{file.name} {archive.sha256_of(file)}\n".encode())
+    for table, contents in files.items():
+        for name, content in contents.items():
+            line = f"{table.parent.name}/{table.name}/{name} {hashlib.sha256(content).hexdigest()}\n"
+            digest.update(line.encode())
     return digest.hexdigest()
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from compresskv.errors import UserError
 from compresskv.folders import cache_folder
+from compresskv.inputs import read_once
 from evals.longbench import archive, copies, official
 from evals.longbench.records import (
     answers_field,
@@ -75,7 +76,7 @@ def open_source(
 
 
 def _open_path(path: Path, cache: Path, sha256: str | None) -> Path | None:
-    if path.is_file() and not copies.is_copy(path):
+    if not path.is_dir() and not copies.is_copy(path):
         return archive.unpack(path, cache, sha256)
     folders = [folder for folder in (path, path / "data") if folder.is_dir() and data_files(folder)]
     if not folders and (path / "data.zip").is_file():
@@ -87,8 +88,18 @@ def _open_path(path: Path, cache: Path, sha256: str | None) -> Path | None:
     return copies.convert(path, cache) if copies.is_copy(path) else None
 
 
-def load_task(folder: Path, task: Task, limit: int | None = None) -> list[Record]:
-    """The records of `folder`/task.jsonl in file order, the first `limit` of them if given.
+def read_task(folder: Path, task: Task) -> bytes:
+    """The content of `folder`/task.jsonl."""
+    path = folder / f"{task.name}.jsonl"
+    if not path.exists():
+        raise UserError(
+            f"there is no {task.name}.jsonl in {folder}: leave {task.name} out of eval.tasks or add the file."
+        )
+    return read_once(path, f"eval.data={folder}")
+
+
+def load_task(folder: Path, task: Task, limit: int | None = None, content: bytes | None = None) -> list[Record]:
+    """The records of `folder`/task.jsonl in file order, the first `limit` of them if given; `content`: what it holds.
 
     A row's number is its `_lb_index` where it has one, else that of the official row with its content, else its line
     number from 0; whole files are read, so that no number depends on `limit`. Raises `UserError`, with file and line,
@@ -96,13 +107,9 @@ def load_task(folder: Path, task: Task, limit: int | None = None) -> list[Record
     """
     if limit is not None and limit < 1:
         raise UserError(f"eval.limit={limit} must be at least 1.")
-    path = folder / f"{task.name}.jsonl"
-    if not path.is_file():
-        raise UserError(
-            f"there is no {task.name}.jsonl in {folder}: leave {task.name} out of eval.tasks or add the file."
-        )
+    content = read_task(folder, task) if content is None else content
     places, claims, records = [], [], []
-    for line, (place, fields) in enumerate(read_jsonl(path)):
+    for line, (place, fields) in enumerate(read_jsonl(folder / f"{task.name}.jsonl", content)):
         records.append(_record(place, fields, task, line))
         claims.append(records[-1].row if "_lb_index" in fields else None)
         places.append(place)
@@ -142,8 +149,3 @@ def _row_numbers(task: Task, claims: Sequence[int | None], records: Sequence[Rec
         other = line if line not in official_rows else task.n + line
         numbers.append(next(number for number in (claim, official_row, other) if number is not None))
     return numbers
-
-
-def data_fingerprint(folder: Path, task: Task) -> str:
-    """A hash of the task's data, part of a run's identity."""
-    return archive.sha256_of(folder / f"{task.name}.jsonl")[:16]

@@ -15,7 +15,7 @@ from compresskv.models import LoadedModel
 from compresskv.protocol import EvaluationProtocol
 from evals.evaluation import Sample
 from evals.longbench.config import LongBench
-from evals.longbench.data import Record, load_task
+from evals.longbench.data import Record, load_task, read_task
 from evals.longbench.metrics import score_sample
 from evals.longbench.prompts import RELEASED_LONGEST, ChatWrapper, Prompt, render, stop_ids
 from evals.longbench.tasks import Task
@@ -42,8 +42,15 @@ class LongBenchTask:
         return self.task.name
 
     @cached_property
+    def data(self) -> tuple[list[Record], str]:
+        """The records of the task's file, and a hash of the bytes that they were read from."""
+        content = read_task(self.folder, self.task)
+        records = load_task(self.folder, self.task, self.config.limit, content)
+        return records, hashlib.sha256(content).hexdigest()[:16]
+
+    @cached_property
     def records(self) -> Mapping[str, Record]:
-        records = {str(record.row): record for record in load_task(self.folder, self.task, self.config.limit)}
+        records = {str(record.row): record for record in self.data[0]}
         if altered := [record for record in records.values() if record.problem]:
             first = f"row {altered[0].row}: {altered[0].problem}"
             say_once(self.folder, f"{self.name}: {len(altered)} of {len(records)} rows are not official ({first})")
@@ -84,7 +91,7 @@ class LongBenchTask:
             **released,
             "chat_wrapper": self.chat_wrapper if self.task.chat_wrapper else None,
             "stop": self.task.stop,
-            "data": hashlib.sha256((self.folder / f"{self.task.name}.jsonl").read_bytes()).hexdigest()[:16],
+            "data": self.data[1],
         }
 
     @property

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Protocol
 
 from compresskv.errors import UserError
+from compresskv.inputs import read_once
 from evals.longbench.records import answers_field, length_field, read_jsonl
 from evals.longbench.tasks import ALL, Task, get_task
 
@@ -176,12 +177,13 @@ def build_index(folder: Path) -> dict[str, str]:
     """The content of official_index.json from a folder with a full task.jsonl for each of the 21 tasks."""
     index = {}
     for task in ALL:
+        path = folder / f"{task}.jsonl"
         rows = [
             fingerprint(answers_field(place, record), length_field(place, record))
-            for place, record in read_jsonl(folder / f"{task}.jsonl")
+            for place, record in read_jsonl(path, read_once(path, str(path)))
         ]
         if len(rows) != get_task(task).n:
-            raise UserError(f"{folder / task}.jsonl has {len(rows)} rows, the official file {get_task(task).n}.")
+            raise UserError(f"{path} has {len(rows)} rows, the official file {get_task(task).n}.")
         index[task] = "".join(rows)
     return index
 

@@ -1,6 +1,7 @@
 """Strict JSONL reading: every mistake in a file becomes one sentence that names the file and the line."""
 
 import codecs
+import io
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 from compresskv.errors import UserError
 
 LARGEST_INTEGER = 2**63 - 1
+LARGEST_LINE = 64 << 20  # bytes
 
 
 def data_files(folder: Path) -> list[Path]:
@@ -16,26 +18,24 @@ def data_files(folder: Path) -> list[Path]:
     return sorted(path for path in folder.glob("*.jsonl") if not path.name.startswith("."))
 
 
-def read_jsonl(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """("path, line k", object) for each line; `UserError` for a missing or empty file or a corrupt line.
+def read_jsonl(path: Path, content: bytes) -> Iterator[tuple[str, dict[str, Any]]]:
+    """("path, line k", object) for each line of a file's content; `UserError` for an empty file or a corrupt line.
 
     A byte order mark and blank lines at the end are no data.
     """
     blank, records = "", 0
-    try:
-        with open(path, "rb") as file:
-            for number, line in enumerate(file, start=1):
-                place = f"{path}, line {number}"
-                line = (line.removeprefix(codecs.BOM_UTF8) if number == 1 else line).strip()
-                if not line:
-                    blank = blank or place
-                    continue
-                if blank:
-                    _parse(blank, b"")
-                records += 1
-                yield place, _parse(place, line)
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror or error}.") from error
+    for number, line in enumerate(io.BytesIO(content), start=1):
+        place = f"{path}, line {number}"
+        line = (line.removeprefix(codecs.BOM_UTF8) if number == 1 else line).strip()
+        if not line:
+            blank = blank or place
+            continue
+        if blank:
+            _parse(blank, b"")
+        if len(line) > LARGEST_LINE:
+            raise UserError(f"{place}: has more than {LARGEST_LINE >> 20} MiB: give one record a line.")
+        records += 1
+        yield place, _parse(place, line)
     if not records:
         raise UserError(f"{path} is empty: expected one JSON object a line.")
 

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from compresskv.errors import UserError
+from compresskv.inputs import read_once
 from evals.longbench.aggregate import TaskScore, averages, interval, task_score
 from evals.longbench.metrics import score_sample
 from evals.longbench.official import check_unordered
@@ -36,7 +37,7 @@ def score_file(path: Path, task: Task) -> TaskScore:
     needs_classes = task.metric == "classification"
     places, predictions, all_answers, lengths = [], [], [], []
     classes = None
-    for place, record in read_jsonl(path):
+    for place, record in read_jsonl(path, read_once(path, str(path))):
         places.append(place)
         predictions.append(text_field(place, record, "pred"))
         all_answers.append(answers_field(place, record))

@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import numpy as np
 
-from compresskv.checking import Ge, Le, MinLen, PathText, Text
+from compresskv.checking import Ge, Le, MinLen, PathText, Text, readable
+from compresskv.errors import UserError
 from evals.evaluation import Evaluation, SampledEvaluation, Shown
+from evals.rouge import sees
 
 if TYPE_CHECKING:
     from compresskv.models import LoadedModel
@@ -41,6 +43,21 @@ class NeedleGrid(Evaluation):
     lengths: Annotated[tuple[Tokens, ...], MinLen(1)]
     depths: Annotated[int, Ge(1), Le(1000)] | Annotated[tuple[Percent, ...], MinLen(1)]
     max_new_tokens: Annotated[int, Ge(1), Le(100_000)]
+
+    def __post_init__(self) -> None:
+        for name in ("needle", "question"):
+            if not any(map(str.isalnum, text := getattr(self, name))):
+                raise UserError(f"eval.{name}={readable(repr(text))}: there is no word in it: write a sentence")
+        if not sees(self.answer):
+            raise UserError(
+                f"eval.answer={readable(repr(self.answer))}: its score, ROUGE-1 recall, counts the letters a to z and "
+                "digits alone: write the answer in them"
+            )
+
+    def check(self) -> None:
+        from evals.haystack import essays
+
+        essays(self.haystack)
 
     @property
     def depth_list(self) -> tuple[float, ...]:

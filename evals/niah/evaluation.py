@@ -1,6 +1,5 @@
 """Needle in a haystack: a prompt for every length, depth and needle, and the score of its answer."""
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -103,7 +102,7 @@ class NiahTask:
         fields = {name: getattr(self.config, name) for name in names}
         quirks = {name: getattr(self.protocol, name) for name in vars(self.protocol) if name.startswith("niah_")}
         # Of all needles, so that a run with more of them extends one with fewer.
-        others = {"needles": hashlib.sha256(needles.PATH.read_bytes()).hexdigest()[:16]}
+        others = {"needles": needles.fingerprint()}
         return {
             **fields,
             **quirks,

@@ -1,5 +1,6 @@
 """The needles of needle-in-a-haystack, in needles.yaml."""
 
+import hashlib
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -33,6 +34,16 @@ def needles(count: int) -> list[Needle]:
     return list(known[:count])
 
 
+def fingerprint() -> str:
+    """A hash of all needles."""
+    return hashlib.sha256(_content()).hexdigest()[:16]
+
+
 @cache
 def _all() -> tuple[Needle, ...]:
-    return tuple(Needle(**fields) for fields in yaml.safe_load(PATH.read_text(encoding="utf-8")))
+    return tuple(Needle(**fields) for fields in yaml.safe_load(_content()))
+
+
+@cache
+def _content() -> bytes:
+    return PATH.read_bytes()

@@ -21,6 +21,12 @@ from evals.results.store import SampleStore
 TAIL = 200
 """Characters of a prompt's end that its lines hold."""
 
+REFERENCE_CONTEXT = 64
+"""Tokens of a prompt's end that a reference answer is tokenised with."""
+
+WORD_BEGIN = "\u2581"
+"""How SentencePiece writes the space before a word."""
+
 
 @dataclass(eq=False)
 class SettingRun:
@@ -153,12 +159,27 @@ def failed_line(sample: Sample, failure: Exception) -> Line:
 
 
 def _reference(model: LoadedModel, sample: Sample) -> list[int]:
-    """The tokens of the reference answer, at most as many as may be generated."""
-    end = model.tokenizer.decode(sample.ids[-1:])
-    apart = sample.reference and not end[-1:].isspace() and not sample.reference[0].isspace()
-    text = f" {sample.reference}" if apart else sample.reference
-    ids = model.tokenizer(text, add_special_tokens=False).input_ids
-    return ids[: sample.stopping.max_new_tokens]
+    """The tokens of the reference answer as they follow the prompt, at most as many as may be generated.
+
+    The answer is tokenised together with the end of the prompt, a space between the two unless white space, or one
+    that the tokenizer puts there by itself, parts them. Where they would share a token, as where the prompt ends with
+    a space, the prompt's tokens stay, and the answer's are those behind a line break; last, those of the answer alone.
+    """
+    tokenizer = model.tokenizer
+    end = tokenizer.decode(sample.ids[-REFERENCE_CONTEXT:], clean_up_tokenization_spaces=False)
+
+    def ids(text: str) -> list[int]:
+        return tokenizer(text, add_special_tokens=False, verbose=False).input_ids
+
+    def following(answer: str) -> list[int]:
+        joined = ((ids(before), ids(before + answer)) for before in (end, "\n", ""))
+        return next(whole[len(first) :] for first, whole in joined if whole[: len(first)] == first)
+
+    answer = following(sample.reference)
+    apart = end[-1:].isspace() or sample.reference[:1].isspace()
+    if answer and not apart and not tokenizer.convert_ids_to_tokens(answer[0]).startswith(WORD_BEGIN):
+        answer = following(f" {sample.reference}")
+    return answer[: sample.stopping.max_new_tokens]
 
 
 def sample_line(model: LoadedModel, sample: Sample, generation: Generation) -> Line:

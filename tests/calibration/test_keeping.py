@@ -126,7 +126,7 @@ def test_needles_and_calibrations_share_no_essay(long_window) -> None:
     assert len(held_out) == 1
     calibrating = "\n".join(held_out)
     for longest in (300, 4000, 50_000):
-        assert last_texts(ESSAYS, longest).text == calibrating
+        assert last_texts(texts, longest).text == calibrating
     niah = compose.job("eval=niah", "eval.lengths=[170000]").eval
     assert isinstance(niah, Niah)
     task = NiahTask(niah, long_window, EvaluationProtocol())

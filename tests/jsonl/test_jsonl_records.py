@@ -105,3 +105,53 @@ def test_bad_files(tmp_path):
 )
 def test_metrics(metric, prediction, answers, score):
     assert METRICS[metric](prediction, answers, None) == pytest.approx(score, abs=1e-6)
+
+
+CLASSES = ["cat", "a cat", "dog"]
+
+
+@pytest.mark.parametrize(
+    ("metric", "answers"),
+    [
+        *(("rouge1_recall", [answer]) for answer in ("吃三明治", "бутерброд", "Москва 2024", "-")),
+        *(("qa_f1", answers) for answers in (["A"], ["-"], ["the"], ["Paris", "An"])),
+        ("qa_f1_zh", ["。"]),
+        ("rouge_l", ["..."]),
+        *(("count", [answer]) for answer in ("three", "-3", "3.5", "3 or 4")),
+        *(("classification", [answer]) for answer in ("bird", "Cat")),
+        *(("string_match_all", answers) for answers in ([""], ["x", "-"])),
+        *(("string_match_part", [answer]) for answer in (" ", ".", "。")),
+        *(("exact_match", [answer]) for answer in ("", "\n")),
+        *(("retrieval", [answer]) for answer in ("3", "Paragraph 3 or 4")),
+        *(("code_similarity", [answer]) for answer in ("x = 1  # why", "a\nb", "`x`", "")),
+    ],
+)
+def test_an_answer_that_its_metric_cannot_tell_from_none_is_refused(metric, answers, tmp_path):
+    bad = line(metric=metric, answers=answers, all_classes=CLASSES, id="the-bad-one")
+    with pytest.raises(UserError) as refusal:
+        read_records(file_of(tmp_path, line(), bad))
+    assert str(refusal.value).startswith(f"{tmp_path / 'task.jsonl'}, line 2")
+
+
+@pytest.mark.parametrize(
+    ("metric", "answers"),
+    [
+        ("rouge1_recall", ["für dich"]),
+        ("qa_f1", ["苹果", "7", "A+ grade"]),
+        ("qa_f1_zh", ["苹果", "c"]),
+        ("rouge_l", ["Yes. No.", "-"]),
+        ("rouge_l_zh", ["你好。"]),
+        ("count", ["3", "07"]),
+        ("classification", ["a cat", "dog"]),
+        ("string_match_all", ["a", "12", "123"]),
+        ("string_match_part", ["B", "是"]),
+        ("exact_match", ["-", " x "]),
+        ("retrieval", ["Paragraph 3"]),
+        ("retrieval_zh", ["段落3"]),
+        ("code_similarity", ["    return x"]),
+    ],
+)
+def test_answers_that_can_be_scored_are_taken(metric, answers, tmp_path):
+    [record] = read_records(file_of(tmp_path, line(metric=metric, answers=answers, all_classes=CLASSES)))
+    assert record.score(" ".join(answers) if metric == "string_match_all" else answers[0]) == pytest.approx(1)
+    assert record.score("") < 1

@@ -174,3 +174,16 @@ def test_the_figure_rounds_as_the_tables_do(tmp_path):
     _, figure = draw([[("snapkv", lines)]], "", tmp_path / "figure")
     assert f"snapkv: {measured(lines)['score']:.1f} -->" in figure.read_text()
     assert f"{measured(lines)['score']:.1f}" == "45.5"
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        *(f"eval.answer={answer}" for answer in ("' '", "'...'", "吃三明治", "бутерброд")),
+        *(f"eval.{name}={text}" for name in ("needle", "question") for text in ("' '", "'?!'")),
+    ],
+)
+@pytest.mark.parametrize("evaluation", ["niah", "head_masking", "attention"])
+def test_texts_that_say_nothing_to_their_score_are_refused(override, evaluation):
+    with pytest.raises(UserError, match=override.partition("=")[0]):
+        job(f"eval={evaluation}", override)

@@ -1,0 +1,93 @@
+"""Files from outside, each read once: what is parsed and what is hashed are the same bytes."""
+
+import os
+import select
+import stat
+import time
+from pathlib import Path
+
+from compresskv.errors import UserError
+
+LARGEST = 1 << 30
+"""Bytes of the largest file that is read whole."""
+
+SILENCE, PATIENCE = 30.0, 600.0
+"""Seconds that a pipe may be silent, and that it may take for all its data."""
+
+_BLOCK = 1 << 20
+
+_drained: dict[tuple[int, ...], bytes] = {}
+"""What came out of the pipes that this process has read, by device, inode and time of the last write."""
+
+_spoiled: set[tuple[int, ...]] = set()
+"""The pipes that were given up after a part of their data had come: the rest is not the data."""
+
+
+def read_once(path: Path, where: str) -> bytes:
+    """The content of a file, or all that comes out of a pipe; a pipe that was read before gives the same again.
+
+    `where` begins the sentence of a refusal, as in "eval.data=<path>". Raises `UserError` for what cannot be read, for
+    a directory, a device or a socket, for more than `LARGEST` bytes, and for a pipe whose data does not come.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # does not wait for a pipe's writer
+    except (OSError, ValueError) as error:
+        raise _unreadable(path, where, error) from error
+    try:
+        state = os.fstat(descriptor)
+        if stat.S_ISFIFO(state.st_mode):
+            return _from_pipe(descriptor, where)
+        if stat.S_ISDIR(state.st_mode):
+            raise UserError(f"{where}: cannot read {path} (it is a directory): give a file")
+        if not stat.S_ISREG(state.st_mode):
+            raise UserError(f"{where}: cannot read {path} (it is a device): give a file")
+        with open(descriptor, "rb", closefd=False) as file:
+            content = file.read(LARGEST + 1) if state.st_size <= LARGEST else None
+        if content is None or len(content) > LARGEST:  # it may have grown meanwhile
+            raise _too_large(where)
+        return content
+    except OSError as error:
+        raise _unreadable(path, where, error) from error
+    finally:
+        os.close(descriptor)
+
+
+def _from_pipe(descriptor: int, where: str) -> bytes:
+    *name, _ = before = _state(descriptor)
+    if before in _drained:
+        return _drained[before]
+    if tuple(name) in _spoiled:
+        raise UserError(f"{where}: the pipe was given up before its end: give its data again, or a file")
+    content = bytearray()
+    _spoiled.add(tuple(name))
+    poll, end = select.poll(), time.monotonic() + PATIENCE
+    poll.register(descriptor, select.POLLIN | select.POLLHUP)
+    while poll.poll(1000 * max(0.0, min(SILENCE, end - time.monotonic()))):
+        if not (block := os.read(descriptor, _BLOCK)):
+            _spoiled.discard(tuple(name))
+            return _drained.setdefault(_state(descriptor), bytes(content))
+        content += block
+        if len(content) > LARGEST:
+            raise _too_large(where)
+    if not content:
+        _spoiled.discard(tuple(name))
+    raise UserError(
+        f"{where}: no data came for {SILENCE:g} seconds, or no end for {PATIENCE:g}: write into the pipe and close it, "
+        "or give a file"
+    )
+
+
+def _state(descriptor: int) -> tuple[int, ...]:
+    state = os.fstat(descriptor)
+    return state.st_dev, state.st_ino, state.st_mtime_ns
+
+
+def _too_large(where: str) -> UserError:
+    return UserError(
+        f"{where}: holds more than {LARGEST >> 20} MiB, which are the most that is read: give a part of it"
+    )
+
+
+def _unreadable(path: Path, where: str, error: OSError | ValueError) -> UserError:
+    reason = getattr(error, "strerror", None) or error
+    return UserError(f"{where}: cannot read {path} ({reason}): check the path")
