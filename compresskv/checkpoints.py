@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import os
 import re
 import shutil
@@ -22,6 +23,7 @@ from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
     GgufConfig,
+    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -33,6 +35,7 @@ from compresskv.folders import cache_folder
 _OF_A_MODEL = (".json", ".safetensors", ".jinja", ".model", ".py", ".tiktoken")
 _ORIGIN = "origin.json"
 _HUB_TIMEOUT = 5.0  # seconds
+_WHOLE = (3, 4)  # values of tokenizer.ggml.token_type: control, and user-defined
 _SETTLED = 2.0
 """Seconds after which a file's time of change tells whether it has changed since."""
 
@@ -180,11 +183,11 @@ def _dequantise(file: gguf_file.GgufFile, meaning: gguf_model.Meaning, target: P
     """Save a GGUF file as float32 safetensors; the folder appears under its name only when it is complete."""
     config = meaning.configuration()
     source = str(file.parts[0])
-    with torch.device("meta"):
-        needed = sum(weight.numel() for weight in AutoModelForCausalLM.from_config(config).parameters())
-    if needed > (held := sum(tensor.elements for tensor in file.tensors.values())):
+    kept = {name: tensor.elements for name, tensor in file.tensors.items()}
+    held = sum(kept[name] for name in kept.keys() - gguf_model.OF_THE_CONFIGURATION)
+    if (needed := _weights_of(config)) != held:
         raise UserError(
-            f"model.path={source}: its keys describe a model of {needed} weights, and its tensors hold {held} numbers: "
+            f"model.path={source}: its keys describe a model of {needed} weights, and its tensors hold {held}: "
             "convert the model again"
         )
     partial = Path(tempfile.mkdtemp(dir=target.parent))
@@ -200,6 +203,7 @@ def _dequantise(file: gguf_file.GgufFile, meaning: gguf_model.Meaning, target: P
         gguf = {"pretrained_model_name_or_path": str(partial), "gguf_file": whole.name}
         tokenizer = AutoTokenizer.from_pretrained(**gguf, config=config)
         _honour(meaning.tokenizer, tokenizer, source)
+        _refuse_split_tokens(file, tokenizer, source)
         model: PreTrainedModel
         model, info = AutoModelForCausalLM.from_pretrained(
             **gguf,
@@ -224,6 +228,15 @@ def _dequantise(file: gguf_file.GgufFile, meaning: gguf_model.Meaning, target: P
         shutil.rmtree(partial, ignore_errors=True)
 
 
+def _weights_of(config: PreTrainedConfig) -> float:
+    """The number of weights of the model of this configuration, found without memory for them."""
+    try:
+        with torch.device("meta"):
+            return sum(weight.numel() for weight in AutoModelForCausalLM.from_config(config).parameters())
+    except RuntimeError:  # a tensor has more elements than torch can count
+        return math.inf
+
+
 def _honour(meaning: gguf_model.TokenizerMeaning, tokenizer: PreTrainedTokenizerBase, source: str) -> None:
     """Make the tokenizer what the file says, where transformers' reading leaves something out, and try it."""
     backend = tokenizer.backend_tokenizer
@@ -242,6 +255,17 @@ def _honour(meaning: gguf_model.TokenizerMeaning, tokenizer: PreTrainedTokenizer
     ends = bool(ids) and ids[-1] == tokenizer.eos_token_id
     if (begins, ends) != (meaning.bos, meaning.eos):
         raise UserError(
-            f"model.path={source}: its tokenizer cannot be made to add the tokens that tokenizer.ggml.add_bos_token and "
-            "tokenizer.ggml.add_eos_token ask for: load the model's safetensors"
+            f"model.path={source}: tokenizer.ggml.add_bos_token={meaning.bos} and add_eos_token={meaning.eos} cannot "
+            "be honoured by its tokenizer: load the model's safetensors"
         )
+
+
+def _refuse_split_tokens(file: gguf_file.GgufFile, tokenizer: PreTrainedTokenizerBase, source: str) -> None:
+    """Raise `UserError` where a token that the file marks as control or as the user's is read as several."""
+    tokens, kinds = file.keys["tokenizer.ggml.tokens"], file.keys.get("tokenizer.ggml.token_type", [])
+    for id, (token, kind) in enumerate(zip(tokens, kinds, strict=False)):
+        if kind in _WHOLE and tokenizer(token, add_special_tokens=False).input_ids != [id]:
+            raise UserError(
+                f"model.path={source}: tokenizer.ggml.tokens: {token[:60]!r} is one token in the file, and its "
+                "tokenizer here reads it as several: load the model's safetensors"
+            )

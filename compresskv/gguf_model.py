@@ -43,6 +43,8 @@ _EVERY_OF_GEMMA3 = 6
 
 _ROPE_FREQUENCIES = "rope_freqs.weight"
 _LONG, _SHORT = "rope_factors_long.weight", "rope_factors_short.weight"
+OF_THE_CONFIGURATION = frozenset({_ROPE_FREQUENCIES, _LONG, _SHORT})
+"""Tensors whose numbers are in `Meaning.config`; those of all others are the model's weights."""
 
 
 @dataclass(frozen=True)
@@ -253,7 +255,7 @@ class _Reader:
         self.architecture = _ARCHITECTURES[self.name]
         self.refuse_tensors()
         config = self.config()
-        tokenizer, before = self.tokenizer(config["vocab_size"])
+        tokenizer, read = self.tokenizer()
         eos, pad = self.token("eos", config["vocab_size"]), self.token("padding", config["vocab_size"])
         if eos is None:
             self.refuse("tokenizer.ggml.eos_token_id", "nothing says where an answer ends")
@@ -264,11 +266,12 @@ class _Reader:
         others = (self.token(name, config["vocab_size"]) for name in ("eot", "eom"))
         stop_ids = (eos, *sorted({token for token in others if token not in (None, eos)}))
         self.refuse_unread_keys()
-        lost = {name: value for name, value in config.items() if value != self.before(name, value)}
+        before = self.before(config)
+        lost = {name: value for name, value in config.items() if value != before[name]}
         if self.name == "llama" and self.file.keys.get("general.name") == "mistral":
             lost["model_type"] = "llama"  # transformers takes it for a Mistral with a sliding window
-        if tokenizer != before:
-            changed = vars(tokenizer).items() - vars(before).items()
+        if tokenizer != read:
+            changed = vars(tokenizer).items() - vars(read).items()
             lost["tokenizer"] = dict(sorted(changed))
         if stop_ids[1:]:
             lost["stop_ids"] = stop_ids
@@ -316,10 +319,11 @@ class _Reader:
             elif self.has(key):
                 config[attribute] = self.real(key, least=0) or None
         if name == "llama":
-            config |= {"attention_bias": self.any_tensor("attn_q.bias"), "mlp_bias": self.any_tensor("ffn_gate.bias")}
+            attention, mlp = self.in_blocks(r"attn_\w+\.bias"), self.in_blocks(r"ffn_\w+\.bias")
+            config |= {"attention_bias": attention, "mlp_bias": mlp}
         if name == "stablelm":
-            parallel = not self.any_tensor("ffn_norm.weight")
-            config |= {"use_qkv_bias": self.any_tensor("attn_q.bias"), "use_parallel_residual": parallel}
+            parallel = not self.in_blocks(r"ffn_norm\.\w+")
+            config |= {"use_qkv_bias": self.in_blocks(r"attn_[qkv]\.bias"), "use_parallel_residual": parallel}
             if self.flag("use_parallel_residual", parallel) != parallel:
                 self.refuse("stablelm.use_parallel_residual", "its tensors say otherwise")
         if name.startswith("gemma") or name in ("llama", "qwen3", "qwen3moe") or head_dim * heads != hidden:
@@ -327,10 +331,9 @@ class _Reader:
         if name in ("phi3", "stablelm", "gpt2", "starcoder2") and "head_dim" in config:
             self.refuse(f"{name}.attention.key_length", f"heads of {name} have {hidden} / {heads} dimensions")
         config |= self.attention_scale(layers, hidden, heads, head_dim)
-        windows = self.windows(layers)
-        config |= windows
+        config |= self.windows(layers)
         if self.architecture.rope:
-            config |= self.rope(head_dim, context, sliding="sliding_attention" in windows.get("layer_types", ()))
+            config |= self.rope(head_dim, context)
         return config
 
     def blocks(self) -> int:
@@ -362,12 +365,11 @@ class _Reader:
     def attention_scale(self, layers: int, hidden: int, heads: int, head_dim: int) -> dict[str, Any]:
         """Gemma's scale of attention. Its largest model divides by another root than that of the head's dimension."""
         scale = self.real("attention.scale", 0.0, least=0)
-        if self.name == "gemma3":
-            usual = hidden // heads if layers == _LAYERS_OF_GEMMA3_27B else head_dim
-            return {"query_pre_attn_scalar": usual if _close(scale or usual**-0.5, usual**-0.5) else scale**-2}
-        if scale and not _close(scale, head_dim**-0.5):
-            self.refuse(f"{self.name}.attention.scale", f"the model's own is {head_dim**-0.5:.6g}")
-        return {}
+        usual = hidden // heads if self.name == "gemma3" and layers == _LAYERS_OF_GEMMA3_27B else head_dim
+        divisor = scale**-2 if scale else usual
+        if not _close(divisor, round(divisor)) or (round(divisor) != usual and self.name != "gemma3"):
+            self.refuse(f"{self.name}.attention.scale", f"the model's own is {usual**-0.5:.6g}")
+        return {"query_pre_attn_scalar": round(divisor)} if self.name == "gemma3" else {}
 
     def windows(self, layers: int) -> dict[str, Any]:
         """The sliding window, and which layers have it."""
@@ -387,7 +389,7 @@ class _Reader:
         kinds = ["sliding_attention" if slides and window else "full_attention" for slides in sliding]
         return {"layer_types": kinds} | ({"sliding_window": window} if window else {})
 
-    def rope(self, head_dim: int, context: int, sliding: bool) -> dict[str, Any]:
+    def rope(self, head_dim: int, context: int) -> dict[str, Any]:
         """The rotary embedding: `rope_parameters` as transformers has them."""
         rotated = self.integer("rope.dimension_count", head_dim)
         rope = {"rope_theta": self.real("rope.freq_base", 10000.0)}
@@ -480,7 +482,7 @@ class _Reader:
 
     # The tokenizer.
 
-    def tokenizer(self, vocabulary: int) -> tuple[TokenizerMeaning, TokenizerMeaning]:
+    def tokenizer(self) -> tuple[TokenizerMeaning, TokenizerMeaning]:
         """How text becomes tokens, and how it does where transformers reads the file."""
         kind = self.text("tokenizer.ggml.model", "")
         split = self.text("tokenizer.ggml.pre", "")
@@ -518,7 +520,7 @@ class _Reader:
         else:
             self.array("tokenizer.ggml.merges")
         space = self.flag("tokenizer.ggml.add_space_prefix", True)
-        usual = not self.name == "gemma3"
+        usual = self.name != "gemma3"
         if space != usual and (self.name == "phi3" or not usual):
             self.refuse("tokenizer.ggml.add_space_prefix", f"a text of {self.name} is read with {usual}")
         said = TokenizerMeaning(None, False, space, bos, eos, template)
@@ -570,28 +572,31 @@ class _Reader:
 
     # What transformers makes of the file.
 
-    def before(self, attribute: str, value: Any) -> Any:
-        """The value that transformers gives an attribute when it reads the file."""
-        defaults = AutoConfig.for_model(self.architecture.model_type)
-        if attribute == "rope_parameters":
-            base = "rope.freq_base"
-            read = self.has(base) and self.name not in ("stablelm", "starcoder2")
-            theta = {"rope_theta": self.real(base)} if read else {}
-            usual = defaults.rope_parameters
-            return (
-                {**usual, "full_attention": {**usual["full_attention"], **theta}}
-                if self.name == "gemma3"
-                else {**usual, **theta}
-            )
-        never = {"attention_bias", "mlp_bias", "query_pre_attn_scalar"}
-        if attribute in never | self.architecture.lost:
-            return getattr(defaults, attribute)
-        if attribute == "layer_types":
+    def before(self, config: Mapping[str, Any]) -> dict[str, Any]:
+        """What transformers takes for these attributes when it reads the file."""
+        size = {name: value for name, value in config.items() if name in ("hidden_size", "num_attention_heads")}
+        defaults = AutoConfig.for_model(self.architecture.model_type, **size)
+        read = dict(config)
+        never = {"attention_bias", "mlp_bias", "query_pre_attn_scalar", "head_dim"} | self.architecture.lost
+        for name in never & set(config):
+            read[name] = getattr(defaults, name, None)
+        head_dim = {
+            "llama": "rope.dimension_count",
+            "gemma3": "attention.key_length",
+            "qwen3moe": "attention.key_length",
+        }
+        if self.name in head_dim and self.has(head_dim[self.name]):
+            read["head_dim"] = self.integer(head_dim[self.name])
+        if "layer_types" in config:
             every = _EVERY_OF_GEMMA3
-            return [
-                "sliding_attention" if layer % every < every - 1 else "full_attention" for layer in range(len(value))
-            ]
-        return value
+            slides = [layer % every < every - 1 for layer in range(config["num_hidden_layers"])]
+            read["layer_types"] = ["sliding_attention" if sliding else "full_attention" for sliding in slides]
+        if "rope_parameters" in config:
+            rope = read["rope_parameters"] = dict(defaults.rope_parameters)
+            if self.has("rope.freq_base") and self.name not in ("stablelm", "starcoder2"):
+                base = {"rope_theta": self.real("rope.freq_base")}
+                rope |= {"full_attention": {**rope["full_attention"], **base}} if self.name == "gemma3" else base
+        return read
 
     # Single keys.
 
@@ -602,26 +607,28 @@ class _Reader:
         return self.full(key) in self.file.keys
 
     def key(self, key: str) -> Any:
+        """The value of this key, or None; it counts as read."""
         self.seen.add(self.full(key))
         return self.file.keys.get(self.full(key))
 
-    def any_tensor(self, name: str) -> bool:
-        return any(re.fullmatch(rf"blk\.\d+\.{re.escape(name)}", tensor) for tensor in self.file.tensors)
+    def in_blocks(self, pattern: str) -> bool:
+        """Whether a tensor of this name is in one of the blocks."""
+        return any(re.fullmatch(rf"blk\.\d+\.{pattern}", tensor) for tensor in self.file.tensors)
 
     def integer(self, key: str, default: int | None = None, least: int = 1, most: int = 1 << 40) -> int:
         value = self.key(key)
         value = default if value is None else value
-        if isinstance(value, list) and value and all(one == value[0] for one in value):
-            value = value[0]  # one for each layer
         if type(value) is not int or not least <= value <= most:
             self.refuse(self.full(key), f"a whole number of at least {least} is needed")
         return value
 
     def real(self, key: str, default: float | None = None, least: float | None = None) -> float:
+        """A finite number, of at least `least` or, without it, above zero."""
         value = self.key(key)
         value = default if value is None else value
-        small = isinstance(value, int | float) and (value <= 0 if least is None else value < least)
-        if type(value) not in (int, float) or not math.isfinite(value) or small:
+        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+            self.refuse(self.full(key), "a number is needed")
+        if value <= 0 if least is None else value < least:
             self.refuse(self.full(key), "a positive number is needed")
         return float(value)
 

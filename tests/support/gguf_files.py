@@ -7,7 +7,6 @@ import numpy as np
 import torch
 from gguf import MODEL_ARCH_NAMES, GGUFWriter, get_tensor_name_map
 from transformers import (
-    AutoConfig,
     AutoModelForCausalLM,
     Gemma3TextConfig,
     GPT2Config,
@@ -188,7 +187,7 @@ def write(
     tensors: dict[str, Any] | None = None,
     tokenizer: dict[str, Any] = TOKENIZER,
 ) -> Path:
-    """Write `made` to a GGUF file, with `keys` and `tensors` changed or added, and those named in `without` left out."""
+    """Write `made` to a GGUF file with `keys` and `tensors` changed or added, and those named in `without` left out."""
     written = {**keys_of(family, made.config), **tokenizer, **(keys or {})}
     writer = GGUFWriter(path, family)
     for key, value in written.items():
@@ -212,11 +211,3 @@ def write(
     writer.write_tensors_to_file()
     writer.close()
     return path
-
-
-def like(made: PreTrainedModel, **changes: Any) -> PreTrainedModel:
-    """The same weights under a configuration with `changes`."""
-    config = AutoConfig.for_model(made.config.model_type, **{**made.config.to_dict(), **changes})
-    other = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa").eval()
-    other.load_state_dict(made.state_dict())
-    return other
