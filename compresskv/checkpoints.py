@@ -35,6 +35,12 @@ from compresskv.folders import cache_folder
 _OF_A_MODEL = (".json", ".safetensors", ".jinja", ".model", ".py", ".tiktoken")
 _ORIGIN = "origin.json"
 _HUB_TIMEOUT = 5.0  # seconds
+_WITHOUT_EFFECT = re.compile(
+    r"(transformer\.)?h\.\d+\.attn(\.attention)?\.(masked_)?bias"  # GPT-2, GPT-J, GPT-Neo: the causal mask, a constant
+    r"|gpt_neox\.layers\.\d+\.attention\.(masked_)?bias"  # the same of GPT-NeoX
+    r"|(v_head|value_head|score|reward_head)\..+"  # heads for rewards, beside the head that predicts tokens
+)
+"""Names of tensors of a checkpoint that its language model does not have and does not need."""
 _WHOLE = (3, 4)  # values of tokenizer.ggml.token_type: control, and user-defined
 _SETTLED = 2.0
 """Seconds after which a file's time of change tells whether it has changed since."""
@@ -53,11 +59,12 @@ def package_file(location: str) -> Path:
 def complete(info: Mapping[str, Iterable], source: str) -> None:
     """Raise `UserError`, naming the tensors, unless a checkpoint gave the model all its weights and no others.
 
-    `info` is what `from_pretrained(..., output_loading_info=True)` returns beside the model.
+    `info` is what `from_pretrained(..., output_loading_info=True)` returns beside the model. Tensors that are known not
+    to take part in a prediction may be there.
     """
     wrong = {
         "missing": info["missing_keys"],
-        "unexpected": info["unexpected_keys"],
+        "unexpected": [name for name in info["unexpected_keys"] if not _WITHOUT_EFFECT.fullmatch(name)],
         "of another size": [name for name, *_ in info["mismatched_keys"]],
     }
     parts = []
@@ -203,7 +210,7 @@ def _dequantise(file: gguf_file.GgufFile, meaning: gguf_model.Meaning, target: P
         gguf = {"pretrained_model_name_or_path": str(partial), "gguf_file": whole.name}
         tokenizer = AutoTokenizer.from_pretrained(**gguf, config=config)
         _honour(meaning.tokenizer, tokenizer, source)
-        _refuse_split_tokens(file, tokenizer, source)
+        _refuse_other_tokens(file, meaning, tokenizer)
         model: PreTrainedModel
         model, info = AutoModelForCausalLM.from_pretrained(
             **gguf,
@@ -260,10 +267,18 @@ def _honour(meaning: gguf_model.TokenizerMeaning, tokenizer: PreTrainedTokenizer
         )
 
 
-def _refuse_split_tokens(file: gguf_file.GgufFile, tokenizer: PreTrainedTokenizerBase, source: str) -> None:
-    """Raise `UserError` where a token that the file marks as control or as the user's is read as several."""
-    tokens, kinds = file.keys["tokenizer.ggml.tokens"], file.keys.get("tokenizer.ggml.token_type", [])
-    for id, (token, kind) in enumerate(zip(tokens, kinds, strict=False)):
+def _refuse_other_tokens(
+    file: gguf_file.GgufFile, meaning: gguf_model.Meaning, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    """Raise `UserError` where a special token of the file is another in the tokenizer, or is read as several."""
+    source, tokens = file.parts[0], file.keys["tokenizer.ggml.tokens"]
+    for name, said in (("bos", meaning.bos), ("eos", meaning.stop_ids[0])):
+        if (made := getattr(tokenizer, f"{name}_token_id")) != said:
+            raise UserError(
+                f"model.path={source}: tokenizer.ggml.{name}_token_id={said} is {made} in its tokenizer: "
+                "load the model's safetensors"
+            )
+    for id, (token, kind) in enumerate(zip(tokens, file.keys["tokenizer.ggml.token_type"], strict=True)):
         if kind in _WHOLE and tokenizer(token, add_special_tokens=False).input_ids != [id]:
             raise UserError(
                 f"model.path={source}: tokenizer.ggml.tokens: {token[:60]!r} is one token in the file, and its "

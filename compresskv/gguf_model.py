@@ -486,9 +486,11 @@ class _Reader:
         """How text becomes tokens, and how it does where transformers reads the file."""
         kind = self.text("tokenizer.ggml.model", "")
         split = self.text("tokenizer.ggml.pre", "")
-        for key in ("tokenizer.ggml.token_type", "tokenizer.ggml.scores"):
-            if self.has(key) and len(self.array(key)) != len(self.array("tokenizer.ggml.tokens")):
-                self.refuse(key, "it has to say so of each token")
+        tokens, key = self.array("tokenizer.ggml.tokens"), "tokenizer.ggml.token_type"
+        if len(self.array(key)) != len(tokens):
+            self.refuse(key, "it has to say so of each token")
+        if self.has("tokenizer.ggml.scores") and len(self.array("tokenizer.ggml.scores")) != len(tokens):
+            self.refuse("tokenizer.ggml.scores", "it has to say so of each token")
         template = self.key("tokenizer.chat_template")
         if template is not None and not isinstance(template, str):
             self.refuse("tokenizer.chat_template", "it has to be text")

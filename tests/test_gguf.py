@@ -267,6 +267,12 @@ def test_text_becomes_the_tokens_that_the_file_says(tmp_path, what):
     assert tokenizer.tokenize(text, add_special_tokens=True) == tokens
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_text_is_split_as_the_file_says_in_each_family(tmp_path, family):
+    path = write(tmp_path / "m.gguf", family, model(family), keys={"tokenizer.ggml.pre": "starcoder"})
+    assert AutoTokenizer.from_pretrained(copy_of(path)).tokenize("hello  12") == ["hello", "ĠĠ", "1", "2"]
+
+
 def test_a_file_that_does_not_say_so_begins_a_text_as_its_family_does(tmp_path):
     keys, without = {"tokenizer.ggml.pre": "llama-bpe"}, ("tokenizer.ggml.add_bos_token",)
     path = write(tmp_path / "m.gguf", "llama", model("llama"), keys=keys, without=without)
@@ -400,6 +406,7 @@ def test_what_is_not_served_is_refused_by_its_name(tmp_path, key):
         "tokenizer.ggml.pre",
         "tokenizer.ggml.eos_token_id",
         "tokenizer.ggml.merges",
+        "tokenizer.ggml.token_type",
     ],
 )
 def test_a_key_that_is_missing_is_named_where_the_model_depends_on_it(tmp_path, key):
@@ -506,6 +513,12 @@ def test_each_part_of_a_header_that_ends_is_one_sentence(tmp_path, content):
 def test_the_ending_may_be_in_capitals(tmp_path, content, name):
     (tmp_path / name).write_bytes(content)
     assert load(ModelConfig("m", path=str(tmp_path / name), chat_template=False, device="cpu")).layers == 2
+
+
+def test_a_folder_of_files_is_not_a_model(tmp_path, content):
+    (tmp_path / "m.GGUF").write_bytes(content)
+    with pytest.raises(UserError, match=r"m\.GGUF"):
+        load(ModelConfig("m", path=str(tmp_path)))
 
 
 def test_a_shard_gets_the_advice_for_shards(tmp_path):
