@@ -41,6 +41,8 @@ _WITHOUT_EFFECT = re.compile(
     r"|(v_head|value_head|score|reward_head)\..+"  # heads for rewards, beside the head that predicts tokens
 )
 """Names of tensors of a checkpoint that its language model does not have and does not need."""
+_TRIED = ("hello  12345", "  x\n\n1. It's 3'S\t\tDON'T 1,000.5 (abc)!?", "один  два 二三 é\r\n  \n x", "hellooo world")
+"""Texts on which ways to split text into words differ."""
 _WHOLE = (3, 4)  # values of tokenizer.ggml.token_type: control, and user-defined
 _SETTLED = 2.0
 """Seconds after which a file's time of change tells whether it has changed since."""
@@ -225,9 +227,9 @@ def _dequantise(file: gguf_file.GgufFile, meaning: gguf_model.Meaning, target: P
                 raise UserError(f"model.path={source}: {name} has infinite numbers or NaN: load the file again")
         stop = list(meaning.stop_ids)
         model.generation_config.eos_token_id = stop if len(stop) > 1 else stop[0]
-        tokenizer.save_pretrained(partial)
         model.save_pretrained(partial)
         whole.unlink()
+        _save(tokenizer, partial, source)
         (partial / _ORIGIN).write_text(json.dumps(_contents(partial)))
         partial.chmod(0o755)
         partial.rename(target)
@@ -265,6 +267,27 @@ def _honour(meaning: gguf_model.TokenizerMeaning, tokenizer: PreTrainedTokenizer
             f"model.path={source}: tokenizer.ggml.add_bos_token={meaning.bos} and add_eos_token={meaning.eos} cannot "
             "be honoured by its tokenizer: load the model's safetensors"
         )
+
+
+def _save(tokenizer: PreTrainedTokenizerBase, folder: Path, source: str) -> None:
+    """Save the tokenizer so that it is the same when it is loaded.
+
+    transformers would load it as the tokenizer of its model's family, which may split text in another way.
+    """
+    tokenizer.save_pretrained(folder)
+    if _reads_alike(tokenizer, AutoTokenizer.from_pretrained(folder)):
+        return
+    saved = folder / "tokenizer_config.json"
+    saved.write_text(json.dumps({**json.loads(saved.read_text()), "tokenizer_class": "PreTrainedTokenizerFast"}))
+    if not _reads_alike(tokenizer, AutoTokenizer.from_pretrained(folder)):
+        raise UserError(
+            f"model.path={source}: tokenizer.ggml.pre: its tokenizer is another once it is saved and loaded: "
+            "load the model's safetensors"
+        )
+
+
+def _reads_alike(one: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase) -> bool:
+    return all(one(text).input_ids == other(text).input_ids for text in _TRIED)
 
 
 def _refuse_other_tokens(

@@ -184,6 +184,13 @@ _WHOLE_WORDS = frozenset(
 )
 """Those of `tokenizer.ggml.pre` whose words that are tokens are not merged, and that begin a text with BOS."""
 
+_SENTENCEPIECE = frozenset({"llama", "gemma3", "phi3", "stablelm"})
+_OWN_SPLIT = {
+    **dict.fromkeys(("qwen2", "qwen2moe", "qwen3", "qwen3moe"), "qwen2"),
+    **dict.fromkeys(("gpt2", "starcoder2"), "gpt-2"),
+}
+"""How transformers splits text for an architecture whatever its file says, once the tokenizer is saved and loaded."""
+
 _PUBLISHED_AS_PLAIN = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 """The default model's file. It names `smollm`, and published results rest on its text being split as GPT-2's is."""
 
@@ -496,10 +503,11 @@ class _Reader:
             self.refuse("tokenizer.chat_template", "it has to be text")
         eos = self.flag("tokenizer.ggml.add_eos_token", False)
         bos = self.key("tokenizer.ggml.add_bos_token")
-        if kind == "llama":
+        if kind == "llama" and self.name in _SENTENCEPIECE:
             return self.sentencepiece(split, self.flag("tokenizer.ggml.add_bos_token", True), eos, template)
-        if kind != "gpt2":
-            self.refuse("tokenizer.ggml.model", "only the tokenizers gpt2 and llama are served")
+        if kind != "gpt2" or self.name == "gemma3":
+            served = "llama" if self.name == "gemma3" else "gpt2 and llama" if self.name in _SENTENCEPIECE else "gpt2"
+            self.refuse("tokenizer.ggml.model", f"with {self.name} only {served} is served")
         if self.plain:
             split = "gpt-2"
         if split not in _PLAIN | _SINGLE_DIGITS and split not in GGUF_PRE_TOKENIZER_SPLITS:
@@ -509,7 +517,11 @@ class _Reader:
         self.array("tokenizer.ggml.merges")
         added = self.flag("tokenizer.ggml.add_bos_token", split in _WHOLE_WORDS)
         said = TokenizerMeaning(split, split in _WHOLE_WORDS, False, added, eos, template)
-        plain = "gpt-2" if split in _SINGLE_DIGITS else split
+        plain = _OWN_SPLIT.get(self.name, "gpt-2" if split in _SINGLE_DIGITS else split)
+        if GGUF_PRE_TOKENIZER_SPLITS.get(plain, plain) == GGUF_PRE_TOKENIZER_SPLITS.get(split, split):
+            plain = split
+        if plain in _PLAIN and split in _PLAIN:
+            plain = split
         return said, TokenizerMeaning(plain, False, False, bool(bos), eos, template)
 
     def sentencepiece(

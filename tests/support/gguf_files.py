@@ -58,6 +58,14 @@ SENTENCEPIECE = {
     "tokenizer.ggml.bos_token_id": 1,
     "tokenizer.ggml.eos_token_id": 2,
     "tokenizer.ggml.unknown_token_id": 0,
+    "tokenizer.ggml.add_space_prefix": True,
+}
+OF_GEMMA = {
+    **SENTENCEPIECE,
+    "tokenizer.ggml.tokens": PIECES[:266],
+    "tokenizer.ggml.scores": SENTENCEPIECE["tokenizer.ggml.scores"][:266],
+    "tokenizer.ggml.token_type": SENTENCEPIECE["tokenizer.ggml.token_type"][:266],
+    "tokenizer.ggml.add_space_prefix": False,
 }
 
 SIZE = {
@@ -185,9 +193,11 @@ def write(
     keys: dict[str, Any] | None = None,
     without: tuple[str, ...] = (),
     tensors: dict[str, Any] | None = None,
-    tokenizer: dict[str, Any] = TOKENIZER,
+    tokenizer: dict[str, Any] | None = None,
 ) -> Path:
     """Write `made` to a GGUF file with `keys` and `tensors` changed or added, and those named in `without` left out."""
+    own = {"gemma3": OF_GEMMA, "qwen2": {**TOKENIZER, "tokenizer.ggml.pre": "qwen2"}}
+    tokenizer = tokenizer or own.get(family, TOKENIZER)
     written = {**keys_of(family, made.config), **tokenizer, **(keys or {})}
     writer = GGUFWriter(path, family)
     for key, value in written.items():
