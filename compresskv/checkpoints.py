@@ -2,7 +2,9 @@
 
 import hashlib
 import json
+import math
 import os
+import re
 import shutil
 import tempfile
 import time
@@ -15,14 +17,32 @@ import torch
 from filelock import FileLock
 from huggingface_hub import constants, get_hf_file_metadata, hf_hub_download, hf_hub_url, try_to_load_from_cache
 from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
-from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig, PreTrainedModel
+from tokenizers import decoders, pre_tokenizers
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GgufConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
-from compresskv import model_files
+from compresskv import gguf_file, gguf_model, model_files
 from compresskv.errors import UserError
 from compresskv.folders import cache_folder
 
 _ORIGIN = "origin.json"
 _HUB_TIMEOUT = 5.0  # seconds
+_WITHOUT_EFFECT = re.compile(
+    r"(transformer\.)?h\.\d+\.attn(\.attention)?\.(masked_)?bias"  # GPT-2, GPT-J, GPT-Neo: the causal mask, a constant
+    r"|gpt_neox\.layers\.\d+\.attention\.(masked_)?bias"  # the same of GPT-NeoX
+    r"|(v_head|value_head|score|reward_head)\..+"  # heads for rewards, beside the head that predicts tokens
+)
+"""Names of tensors of a checkpoint that its language model does not have and does not need."""
+_TRIED = ("hello  12345", "  x\n\n1. It's 3'S\t\tDON'T 1,000.5 (abc)!?", "один  два 二三 é\r\n  \n x", "hellooo world")
+"""Texts on which ways to split text into words differ."""
+_WHOLE = (3, 4)  # values of tokenizer.ggml.token_type: control, and user-defined
 _SETTLED = 2.0
 """Seconds after which a file's time of change tells whether it has changed since."""
 
@@ -40,11 +60,12 @@ def package_file(location: str) -> Path:
 def complete(info: Mapping[str, Iterable], source: str) -> None:
     """Raise `UserError`, naming the tensors, unless a checkpoint gave the model all its weights and no others.
 
-    `info` is what `from_pretrained(..., output_loading_info=True)` returns beside the model.
+    `info` is what `from_pretrained(..., output_loading_info=True)` returns beside the model. Tensors that are known not
+    to take part in a prediction may be there.
     """
     wrong = {
         "missing": info["missing_keys"],
-        "unexpected": info["unexpected_keys"],
+        "unexpected": [name for name in info["unexpected_keys"] if not _WITHOUT_EFFECT.fullmatch(name)],
         "of another size": [name for name, *_ in info["mismatched_keys"]],
     }
     parts = []
@@ -157,29 +178,44 @@ def sha256(parts: Sequence[Path]) -> str:
 
 
 def from_gguf(parts: Sequence[Path], expected: str | None) -> tuple[Path, str]:
-    """The safetensors copy, in the user's cache, of the GGUF file that these parts make up; and that file's sha256.
+    """The safetensors copy, in the user's cache, of the GGUF file that these parts make up; and its identity.
 
-    The copy is float32 and made once. Raises `UserError` if the file is not the `expected` one, or if the copy was
-    changed afterwards.
+    The copy is float32 and made once. The identity is the file's sha256, or, where transformers does not read all that
+    the file says, a hash of that too. Raises `UserError` if the file is not the `expected` one, if a key or a tensor of
+    it is not served, or if the copy was changed afterwards.
     """
+    file = gguf_file.read(parts)
     digest = sha256(parts)
     if expected and digest != expected:
         raise UserError(
             f"{parts[0]}: sha256 is {digest}, expected {expected}: install the package again, or set model.sha256=null"
         )
+    meaning = gguf_model.meaning(file, digest)
+    identity = meaning.identity(digest)
     cache = cache_folder()
-    target = cache / "models" / f"{parts[0].name.partition('.gguf')[0]}-{digest[:16]}"
+    target = cache / "models" / f"{_without_ending(parts[0].name)}-{identity[:16]}"
     if not target.exists():
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
             with FileLock(f"{target}.lock"):
                 if not target.exists():
-                    _dequantise(parts, target)
+                    _dequantise(file, meaning, target)
         except OSError as error:
             raise UserError(f"{cache}: cannot be written ({error.strerror}): set COMPRESSKV_CACHE") from error
     if json.loads((target / _ORIGIN).read_text()) != _contents(target):
         raise UserError(f"{target}: was changed after it was made from {parts[0].name}: delete that folder")
-    return target, digest
+    made = AutoConfig.from_pretrained(target)
+    for name, value in meaning.config.items():
+        if getattr(made, name, None) != value:
+            raise UserError(
+                f"model.path={parts[0]}: it says {name}={value}, and its copy has {getattr(made, name, None)}: "
+                f"delete {target}, and install a transformers that this package was tested with"
+            )
+    return target, identity
+
+
+def _without_ending(name: str) -> str:
+    return re.split(r"(?i)\.gguf", name)[0]
 
 
 def gguf_of_copy(folder: Path) -> tuple[str, str] | None:
@@ -191,29 +227,122 @@ def gguf_of_copy(folder: Path) -> tuple[str, str] | None:
     return None
 
 
-def _dequantise(parts: Sequence[Path], target: Path) -> None:
+def _dequantise(file: gguf_file.GgufFile, meaning: gguf_model.Meaning, target: Path) -> None:
     """Save a GGUF file as float32 safetensors; the folder appears under its name only when it is complete."""
+    config = meaning.configuration()
+    source = str(file.parts[0])
+    kept = {name: tensor.elements for name, tensor in file.tensors.items()}
+    held = sum(kept[name] for name in kept.keys() - gguf_model.OF_THE_CONFIGURATION)
+    if (needed := _weights_of(config)) != held:
+        raise UserError(
+            f"model.path={source}: its keys describe a model of {needed} weights, and its tensors hold {held}: "
+            "convert the model again"
+        )
     partial = Path(tempfile.mkdtemp(dir=target.parent))
     try:
-        whole = parts[0]
-        if len(parts) > 1:
-            whole = partial / "whole.gguf"
-            with whole.open("wb") as file:
-                for part in parts:
-                    with part.open("rb") as source:
-                        shutil.copyfileobj(source, file)
-        gguf = {"pretrained_model_name_or_path": str(whole.parent), "gguf_file": whole.name}
-        AutoTokenizer.from_pretrained(**gguf).save_pretrained(partial)
+        whole = partial / "whole.gguf"  # alone in its folder, so nothing that lies beside the file is read with it
+        if len(file.parts) == 1:
+            whole.symlink_to(file.parts[0].resolve())
+        else:
+            with whole.open("wb") as joined:
+                for part in file.parts:
+                    with part.open("rb") as opened:
+                        shutil.copyfileobj(opened, joined)
+        gguf = {"pretrained_model_name_or_path": str(partial), "gguf_file": whole.name}
+        tokenizer = AutoTokenizer.from_pretrained(**gguf, config=config)
+        _honour(meaning.tokenizer, tokenizer, source)
+        _refuse_other_tokens(file, meaning, tokenizer)
         model: PreTrainedModel
         model, info = AutoModelForCausalLM.from_pretrained(
-            **gguf, quantization_config=GgufConfig(dequantize=True), dtype=torch.float32, output_loading_info=True
+            **gguf,
+            config=config,
+            quantization_config=GgufConfig(dequantize=True),
+            dtype=torch.float32,
+            output_loading_info=True,
         )
-        complete(info, str(parts[0]))
+        complete(info, source)
+        for name, weight in model.named_parameters():
+            if not weight.isfinite().all():
+                raise UserError(f"model.path={source}: {name} has infinite numbers or NaN: load the file again")
+        stop = list(meaning.stop_ids)
+        model.generation_config.eos_token_id = stop if len(stop) > 1 else stop[0]
         model.save_pretrained(partial)
-        if len(parts) > 1:
-            whole.unlink()
+        whole.unlink()
+        _save(tokenizer, partial, source)
         (partial / _ORIGIN).write_text(json.dumps(_contents(partial)))
         partial.chmod(0o755)
         partial.rename(target)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def _weights_of(config: PreTrainedConfig) -> float:
+    """The number of weights of the model of this configuration, found without memory for them."""
+    try:
+        with torch.device("meta"):
+            return sum(weight.numel() for weight in AutoModelForCausalLM.from_config(config).parameters())
+    except RuntimeError:  # a tensor has more elements than torch can count
+        return math.inf
+
+
+def _honour(meaning: gguf_model.TokenizerMeaning, tokenizer: PreTrainedTokenizerBase, source: str) -> None:
+    """Make the tokenizer what the file says, where transformers' reading leaves something out, and try it."""
+    backend = tokenizer.backend_tokenizer
+    if meaning.single_digits:
+        words = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        backend.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), words])
+    if meaning.whole_words:
+        backend.model.ignore_merges = True
+    if meaning.split is None and not meaning.space and isinstance(backend.pre_tokenizer, pre_tokenizers.Metaspace):
+        backend.pre_tokenizer.prepend_scheme = "never"
+        backend.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
+    tokenizer.add_bos_token, tokenizer.add_eos_token = meaning.bos, meaning.eos
+    tokenizer.chat_template = meaning.chat_template
+    ids = tokenizer("x").input_ids
+    begins = bool(ids) and ids[0] == tokenizer.bos_token_id
+    ends = bool(ids) and ids[-1] == tokenizer.eos_token_id
+    if (begins, ends) != (meaning.bos, meaning.eos):
+        raise UserError(
+            f"model.path={source}: tokenizer.ggml.add_bos_token={meaning.bos} and add_eos_token={meaning.eos} cannot "
+            "be honoured by its tokenizer: load the model's safetensors"
+        )
+
+
+def _save(tokenizer: PreTrainedTokenizerBase, folder: Path, source: str) -> None:
+    """Save the tokenizer so that it is the same when it is loaded.
+
+    transformers would load it as the tokenizer of its model's family, which may split text in another way.
+    """
+    tokenizer.save_pretrained(folder)
+    if _reads_alike(tokenizer, AutoTokenizer.from_pretrained(folder)):
+        return
+    saved = folder / "tokenizer_config.json"
+    saved.write_text(json.dumps({**json.loads(saved.read_text()), "tokenizer_class": "PreTrainedTokenizerFast"}))
+    if not _reads_alike(tokenizer, AutoTokenizer.from_pretrained(folder)):
+        raise UserError(
+            f"model.path={source}: tokenizer.ggml.pre: its tokenizer is another once it is saved and loaded: "
+            "load the model's safetensors"
+        )
+
+
+def _reads_alike(one: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase) -> bool:
+    return all(one(text).input_ids == other(text).input_ids for text in _TRIED)
+
+
+def _refuse_other_tokens(
+    file: gguf_file.GgufFile, meaning: gguf_model.Meaning, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    """Raise `UserError` where a special token of the file is another in the tokenizer, or is read as several."""
+    source, tokens = file.parts[0], file.keys["tokenizer.ggml.tokens"]
+    for name, said in (("bos", meaning.bos), ("eos", meaning.stop_ids[0])):
+        if (made := getattr(tokenizer, f"{name}_token_id")) != said:
+            raise UserError(
+                f"model.path={source}: tokenizer.ggml.{name}_token_id={said} is {made} in its tokenizer: "
+                "load the model's safetensors"
+            )
+    for id, (token, kind) in enumerate(zip(tokens, file.keys["tokenizer.ggml.token_type"], strict=True)):
+        if kind in _WHOLE and tokenizer(token, add_special_tokens=False).input_ids != [id]:
+            raise UserError(
+                f"model.path={source}: tokenizer.ggml.tokens: {token[:60]!r} is one token in the file, and its "
+                "tokenizer here reads it as several: load the model's safetensors"
+            )

@@ -61,4 +61,4 @@ def name_of(path: str | int) -> str:
     `.`, `..` and `~` are replaced by what they stand for; links are not followed.
     """
     last = Path(os.path.abspath(Path(str(path)).expanduser())).name
-    return last.removesuffix(".gguf")
+    return re.sub(r"(?i)\.gguf$", "", last)

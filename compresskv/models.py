@@ -162,12 +162,16 @@ def _source(config: ModelConfig) -> tuple[str, str | None]:
     """What to load from: a directory or a hub id; and the fingerprint of a GGUF file that it was made of."""
     if config.path:
         path = Path(config.path).expanduser()
-        if path.is_file() and path.suffix == ".gguf":
+        gguf = path.suffix.lower() == ".gguf"
+        if path.is_file() and gguf:
             folder, digest = checkpoints.from_gguf([path], config.sha256 if not config.package else None)
             return str(folder), digest[:16]
         if path.is_file():
             raise UserError(f"model.path={config.path}: a file must be a whole .gguf: put parts together with `cat`")
-        if path.suffix == ".gguf":
+        if path.is_dir() and not (path / "config.json").exists():
+            if files := sorted(file.name for file in path.iterdir() if file.suffix.lower() == ".gguf"):
+                raise UserError(f"model.path={config.path}: it has no config.json: give its file, as {path / files[0]}")
+        elif gguf and not path.is_dir():
             raise UserError(f"model.path={config.path}: there is no such file: check the path")
         return str(path) if path.exists() else config.path, None
     if not config.package:

@@ -138,6 +138,26 @@ def test_tied_weights_and_buffers_are_not_missing(checkpoint, tmp_path):
     assert model.lm_head.weight is model.model.embed_tokens.weight
 
 
+def with_tensors(folder, *names):
+    weights = load_file(folder / "model.safetensors")
+    save_file({**weights, **{name: torch.ones(3) for name in names}}, folder / "model.safetensors", {"format": "pt"})
+
+
+def test_tensors_without_effect_may_be_there(checkpoint, tmp_path):
+    """Value heads, and the causal masks that GPT-2's checkpoints hold."""
+    heads = ("v_head.summary.weight", "v_head.summary.bias", "score.weight")
+    model = load(ModelConfig("m", path=broken(checkpoint, tmp_path, lambda d: with_tensors(d, *heads)), device="cpu"))
+    original = load(ModelConfig("m", path=str(checkpoint), device="cpu"))
+    for name, weight in original.model.state_dict().items():
+        assert torch.equal(model.model.state_dict()[name], weight)
+    masks = ["h.0.attn.bias", "transformer.h.1.attn.masked_bias", "transformer.h.0.attn.attention.bias"]
+    known = {"missing_keys": [], "mismatched_keys": []}
+    checkpoints.complete({**known, "unexpected_keys": masks}, "gpt2")
+    for name in ("transformer.h.0.attn.c_attn.bias", "model.layers.0.self_attn.q_proj.bias", "scores.weight"):
+        with pytest.raises(UserError, match=name):
+            checkpoints.complete({**known, "unexpected_keys": [name]}, "gpt2")
+
+
 def test_a_model_without_kv_heads_in_its_configuration(checkpoint, tmp_path):
     folder = tmp_path / "neox"
     size = {"hidden_size": 48, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 6}
