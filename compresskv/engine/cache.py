@@ -12,7 +12,7 @@ from transformers.cache_utils import Cache, CacheLayerMixin, DynamicSlidingWindo
 from compresskv.engine.backends import Backend, backend_of
 from compresskv.engine.rows import Group, LayerRows, Source
 from compresskv.errors import UserError
-from compresskv.eviction import LayerPrefill, Scorer, observers
+from compresskv.eviction import LayerPrefill, Scorer, observe, observers
 
 
 def compact(tensor: Tensor) -> Tensor:
@@ -104,8 +104,7 @@ class EvictedLayer(CacheLayerMixin):
 
     def observe(self, queries: Tensor, scaling: float) -> None:
         """Remember the last queries of the prompt, [1, q_heads, new, d]; when it is complete, hand it over."""
-        for observer in self.observed.values():
-            observer(queries[0], self.keys[0, :, : self.seen], scaling)
+        observe(self.observed, queries[0], self.keys[0, :, : self.seen], scaling)
         tail = queries[0, :, -self.window :]
         if self.queries is not None:
             tail = torch.cat([self.queries, tail], dim=1)[:, -self.window :]
@@ -205,7 +204,7 @@ class EvictedCache(Cache):
                 "with copy.deepcopy, before the tokens are added"
             )
         for sliding in self.sliding.values():
-            sliding.crop(length)
+            sliding.crop(length - seen)
         for layer in self.evicting:
             layer.seen = length
         for group in self.groups:
