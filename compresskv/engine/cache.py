@@ -40,7 +40,7 @@ class EvictedLayer(CacheLayerMixin):
     ):
         super().__init__()
         self.index = index
-        self.window = window
+        self.window = max(window, 1)
         self.prompt_length = prompt_length
         self.on_prefill = on_prefill
         self.seen = 0

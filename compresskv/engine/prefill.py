@@ -143,7 +143,7 @@ def prefill(
     bit the same. `model` must be `attached`. Raises `UserError` for an empty prompt.
     """
     layers: list[LayerPrefill] = []
-    cache = EvictedCache(model.config, max(window, 1), ids.numel(), layers.append, scorers)
+    cache = EvictedCache(model.config, window, ids.numel(), layers.append, scorers)
     logits = forward_prompt(model, ids, cache, chunk, prefixes)
     return Prefill(ids.numel(), layers, logits, cache, ids)
 
