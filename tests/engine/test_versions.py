@@ -1,13 +1,17 @@
 """What the installed transformers decides: the cache's argument, warnings, and versions that are too old."""
 
 import logging
+import re
 import subprocess
 import sys
+import tomllib
 import warnings
 from contextlib import contextmanager
 
 import pytest
 import torch
+from packaging.requirements import Requirement
+from packaging.version import Version
 from transformers import PreTrainedModel
 
 from compresskv import installed
@@ -82,19 +86,36 @@ def test_an_older_transformers_is_refused(monkeypatch):
         installed.refuse_older()
 
 
-@pytest.mark.parametrize("how", [["run.py"], ["-m", "evals.conformance", "method=snapkv"]])
+COMMANDS = {
+    "run.py": "runpy.run_path('run.py', run_name='__main__')",
+    "python -m": "runpy.run_module('evals.conformance', run_name='__main__', alter_sys=True)",
+}
+
+
+@pytest.mark.parametrize("how", COMMANDS)
 def test_it_is_refused_in_one_sentence_before_anything_is_loaded(how, tmp_path):
     """With a transformers of which nothing but its version is there."""
     (tmp_path / "transformers").mkdir()
     (tmp_path / "transformers" / "__init__.py").write_text("raise ImportError('nothing is here')")
     (tmp_path / "transformers-5.19.0.dist-info").mkdir()
     (tmp_path / "transformers-5.19.0.dist-info" / "METADATA").write_text("Name: transformers\nVersion: 5.19.0\n")
-    command = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); import runpy; sys.argv = sys.argv[1:]; "
-    start = "runpy.run_module(sys.argv[0], run_name='__main__', alter_sys=True)"
-    if how[0] != "-m":
-        start = "runpy.run_path(sys.argv[0], run_name='__main__')"
-    words = how[1:] if how[0] == "-m" else how
-    done = subprocess.run([sys.executable, "-c", command + start, *words], cwd=ROOT, capture_output=True, text=True)
+    start = f"import runpy, sys; sys.path.insert(0, {str(tmp_path)!r}); sys.argv[1:] = ['method=snapkv']; "
+    done = subprocess.run([sys.executable, "-c", start + COMMANDS[how]], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode != 0
     assert done.stderr.startswith("error: transformers=5.19.0")
     assert "Traceback" not in done.stderr
+
+
+def test_the_oldest_and_the_newest_that_are_tested_are_those_that_are_allowed():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    (allowed,) = [Requirement(line).specifier for line in project["dependencies"] if line.startswith("transformers")]
+    makefile = (ROOT / "Makefile").read_text()
+    oldest, newest = (
+        Version(re.search(rf"^{name} := .*transformers-([0-9.]+)$", makefile, re.MULTILINE)[1])
+        for name in ("OLDEST", "NEWEST")
+    )
+    assert Version(installed.OLDEST) == oldest
+    assert oldest in allowed
+    assert newest in allowed
+    assert f"{oldest.major}.{oldest.minor - 1}.99" not in allowed
+    assert f"{newest.major}.{newest.minor + 1}" not in allowed
