@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import pytest
 import torch
 
+from baselines.h2o import H2OScorer
 from baselines.snapkv import SnapKVScorer
 from compresskv.engine.attention import attached
 from compresskv.engine.decode import Stopping
@@ -14,6 +15,7 @@ from compresskv.engine.in_layer import compressed, generate_in_layer
 from compresskv.engine.prefill import FULL, Setting, prefill
 from compresskv.errors import PromptError, UserError
 from compresskv.eviction import EvictionMethod, LayerScores, Observation
+from compresskv.installed import cache_argument
 from tests.support import tiny
 from tests.support.methods_in_use import RAGGED, SNAPKV, settings_for
 from tests.support.writers import COUNTED, Writes, of
@@ -41,13 +43,13 @@ def test_who_writes_is_named(fault):
 def test_under_inference_mode_it_raises(how):
     model, ids = tiny.model("llama"), tiny.prompt(60)
     with torch.inference_mode(), compressed(model, SNAPKV, 20) as cache:
-        model(ids[None], **{"past_key_values": cache})
+        model(ids[None], **{cache_argument(model): cache})
     with (
         pytest.raises((UserError, RuntimeError)),
         torch.inference_mode(),
         compressed(model, of(Writes("keys", how)), 20) as cache,
     ):
-        model(ids[None], **{"past_key_values": cache})
+        model(ids[None], **{cache_argument(model): cache})
 
 
 def test_what_ships_writes_to_nothing():
@@ -69,8 +71,6 @@ class OfAllQueries:
 
 
 def test_a_scorer_sees_the_queries_of_its_own_window_and_its_own_observer():
-    from baselines.h2o import H2OScorer
-
     model, ids = tiny.model("llama"), tiny.prompt(90)
     own, wide = Setting(of(OfAllQueries()), 20), Setting(of(SnapKVScorer(Observation(window=16))), 40)
     observing = Setting(of(H2OScorer(4)), 20)
