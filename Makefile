@@ -45,8 +45,8 @@ notebooks: setup ## execute the notebooks on the default model, and say what eac
 
 test-versions: setup $(OLDEST)/.ready $(NEWEST)/.ready ## run the engine's tests with the oldest and the newest transformers
 	for version in $(OLDEST) $(NEWEST); do \
-	  PYTHONPATH=$$version $(BIN)/python -c 'import transformers as t; print(f"transformers {t.__version__}")' && \
-	  PYTHONPATH=$$version $(BIN)/python -m pytest -n auto tests/engine tests/test_probe.py \
+	  PYTHONPATH="$(CURDIR)/$$version" $(BIN)/python -c 'import transformers as t; print(f"transformers {t.__version__}")' && \
+	  PYTHONPATH="$(CURDIR)/$$version" $(BIN)/python -m pytest -n auto tests/engine tests/test_probe.py \
 	    tests/test_generation_defaults.py || exit 1; \
 	done
 
