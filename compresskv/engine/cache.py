@@ -29,6 +29,7 @@ class EvictedLayer(CacheLayerMixin):
     """
 
     is_sliding = False
+    is_croppable = True  # what follows the prompt is; transformers asks before assisted decoding, which `crop` refuses
 
     def __init__(
         self,
