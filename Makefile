@@ -4,6 +4,9 @@ BIN := .venv/bin
 READY := .venv/.ready
 KVPRESS := .venv-kvpress/.ready
 AXE := .venv/axe/axe.min.js
+# The oldest transformers that pyproject.toml allows, and the newest that was tried: all else is as in constraints.txt.
+OLDEST := .venv/transformers-5.20.0
+NEWEST := .venv/transformers-5.24.0
 
 help: ## show this help
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1|/' | column -t -s '|'
@@ -33,6 +36,19 @@ test: setup ## run the test suite
 
 notebooks: setup ## execute the notebooks on the default model, and say what each took
 	$(BIN)/python -m notebooks
+
+# Found before the one in .venv, as PYTHONPATH comes first; torch and the rest are shared.
+.venv/transformers-%/.ready: $(READY)
+	rm -rf $(@D)
+	$(BIN)/python -m pip install --quiet --no-deps --target $(@D) transformers==$*
+	@touch $@
+
+test-versions: setup $(OLDEST)/.ready $(NEWEST)/.ready ## run the engine's tests with the oldest and the newest transformers
+	for version in $(OLDEST) $(NEWEST); do \
+	  PYTHONPATH="$(CURDIR)/$$version" $(BIN)/python -c 'import transformers as t; print(f"transformers {t.__version__}")' && \
+	  PYTHONPATH="$(CURDIR)/$$version" $(BIN)/python -m pytest -n auto tests/engine tests/test_probe.py \
+	    tests/test_generation_defaults.py || exit 1; \
+	done
 
 test-slow: setup ## run the tests that take minutes
 	$(BIN)/python -m pytest -m slow
@@ -77,4 +93,4 @@ reference: setup ## run what results/reference has, on the default model (two to
 clean: ## remove the environment and caches
 	rm -rf .venv .venv-kvpress .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
-.PHONY: help setup demo test test-slow test-gpu test-slurm lint bench bench-full bench-kvpress audit reference notebooks test-browser clean
+.PHONY: help setup demo test test-versions test-slow test-gpu test-slurm lint bench bench-full bench-kvpress audit reference notebooks test-browser clean

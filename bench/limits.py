@@ -17,6 +17,7 @@ from compresskv.engine.attention import attached
 from compresskv.engine.decode import Stopping, decode, decode_cache
 from compresskv.engine.prefill import Setting, prefill
 from compresskv.engine.rows import BucketedRows
+from compresskv.installed import cache_argument
 from compresskv.models import LoadedModel
 
 NEW_TOKENS = 32
@@ -110,7 +111,8 @@ def decode_rate(model: LoadedModel, ids: Tensor, rows: int = 1) -> None:
         )
         token, at = torch.full((rows, 1), 20), torch.full((rows, 1), ids.numel())
         read = sum(weight.nbytes for weight in weights) + cache.nbytes
-        taken = seconds_of(lambda: model.model(token, position_ids=at, past_key_values=cache), rounds=40)
+        given = {"position_ids": at, cache_argument(model.model): cache}
+        taken = seconds_of(lambda: model.model(token, **given), rounds=40)
     inputs = {weight.shape[1]: torch.randn(rows, weight.shape[1], dtype=weight.dtype) for weight in weights}
     bare = seconds_of(lambda: [inputs[weight.shape[1]] @ weight.T for weight in weights], rounds=20)
     block, target = torch.zeros(read, dtype=torch.uint8), torch.zeros(read, dtype=torch.uint8)

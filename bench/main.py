@@ -21,6 +21,7 @@ from compresskv.engine.generation import generate
 from compresskv.engine.in_layer import LayerwiseCache
 from compresskv.engine.prefill import FULL, Setting, prefill
 from compresskv.engine.prefixes import PrefixStore, chunk_names, in_prefix_order
+from compresskv.installed import cache_argument
 from compresskv.models import LoadedModel
 from compresskv.protocol import EvaluationProtocol
 from evals.niah.config import Niah
@@ -46,12 +47,11 @@ def prefill_ratio(model: LoadedModel, setting: Setting, length: int, rounds: int
     def ours() -> None:
         with attached(model.model):
             cache = LayerwiseCache(model.model.config, setting, ids.numel(), room=32)
-            model.model(ids[None], past_key_values=cache, use_cache=True, logits_to_keep=1)
+            model.model(ids[None], use_cache=True, logits_to_keep=1, **{cache_argument(model.model): cache})
 
     def theirs() -> None:
-        model.model(
-            ids[None], past_key_values=DynamicCache(config=model.model.config), use_cache=True, logits_to_keep=1
-        )
+        cache = DynamicCache(config=model.model.config)
+        model.model(ids[None], use_cache=True, logits_to_keep=1, **{cache_argument(model.model): cache})
 
     seconds = alternate({"ours": ours, "theirs": theirs}, rounds)
     return _show(f"prefill of {length} tokens", seconds)
@@ -108,7 +108,9 @@ def _steps(model: LoadedModel, cache: Cache, rows: int, start: int, steps: int) 
     token = torch.full((rows, 1), 20)
     for step in range(steps):
         positions = torch.full((rows, 1), start + step)
-        model.model(token, position_ids=positions, past_key_values=cache, use_cache=True, logits_to_keep=1)
+        model.model(
+            token, position_ids=positions, use_cache=True, logits_to_keep=1, **{cache_argument(model.model): cache}
+        )
 
 
 def sweep_ratio(model: LoadedModel, lengths: list[int], methods: list[str], budgets: list[int]) -> float:

@@ -6,6 +6,10 @@ The names below are imported when they are first used, since torch takes seconds
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from compresskv.installed import refuse_older
+
+refuse_older()  # before anything imports what an older transformers does not have
+
 if TYPE_CHECKING:
     from compresskv.engine.attention import attached
     from compresskv.engine.decode import Stopping

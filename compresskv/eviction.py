@@ -11,7 +11,7 @@ after the prefill, window included.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Protocol, runtime_checkable
 
@@ -21,6 +21,7 @@ from torch import Tensor
 
 from compresskv.errors import UserError
 from compresskv.observation import ObservationConfig
+from compresskv.read_only import ReadOnly
 
 Capacity = int | tuple[int, ...]
 """Past tokens a layer may keep: one number for all its KV heads, or one for each."""
@@ -45,9 +46,10 @@ class PromptShape:
 class LayerPrefill:
     """One layer after it attended to the whole prompt; all tensors are post-RoPE.
 
-    `queries` [q_heads, window, head_dim] are those of the last prompt positions, as many as the widest window in use;
-    `keys` and `values` [kv_heads, prompt, head_dim] are complete. `index` counts the layers that evict.
-    `observed`: for each scorer that has an observer, the observer, which has seen all queries of the prompt.
+    `queries` [q_heads, window, head_dim] are those of the last prompt positions: a scorer is shown as many as its own
+    window, the engine keeps as many as the widest window in use. `keys` and `values` [kv_heads, prompt, head_dim] are
+    complete. `index` counts the layers that evict. `observed`: for each scorer that has an observer, that one, which
+    has seen all queries of the prompt; a scorer is shown its own. No tensor may be written to.
     """
 
     index: int
@@ -56,7 +58,21 @@ class LayerPrefill:
     values: Tensor
     scaling: float
     observed: Mapping["Scorer", Any] = field(default_factory=dict, repr=False)
+    shown: ReadOnly = field(default_factory=ReadOnly, init=False, repr=False)
     _attention: dict[torch.dtype, Tensor] = field(default_factory=dict, init=False, repr=False)
+    _whole: "LayerPrefill | None" = field(default=None, init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        for what in ("queries", "keys", "values"):
+            self.shown.show(what, getattr(self, what))
+
+    def seen_by(self, scorer: "Scorer") -> "LayerPrefill":
+        """What `scorer` is shown: the queries of its own window, its own observer, the attention that all share."""
+        rows = min(max(scorer.window, 1), self.queries.shape[1])
+        observed = {scorer: self.observed[scorer]} if scorer in self.observed else {}
+        seen = replace(self, queries=self.queries[:, -rows:], observed=observed)
+        object.__setattr__(seen, "_whole", self)
+        return seen
 
     @property
     def length(self) -> int:
@@ -74,6 +90,8 @@ class LayerPrefill:
         """
         if window > self.queries.shape[1]:
             raise ValueError(f"the prefill kept {self.queries.shape[1]} query positions, window={window} needs more")
+        if self._whole is not None:
+            return self._whole.window_attention(window, dtype)
         dtype = dtype or self.queries.dtype
         if dtype not in self._attention:
             rows = self.queries.shape[1]
@@ -84,6 +102,7 @@ class LayerPrefill:
             future = torch.ones(rows, rows, dtype=torch.bool, device=logits.device).triu_(1)
             logits[..., -rows:].masked_fill_(future, torch.finfo(dtype).min)
             self._attention[dtype] = logits.softmax(-1, dtype=torch.float32).to(dtype)
+            self.shown.show("the attention", self._attention[dtype])
         return self._attention[dtype][:, self.queries.shape[1] - window :]
 
 
@@ -116,6 +135,13 @@ class LayerScores:
     scores: Tensor
     contest: Tensor | None = field(default=None, kw_only=True)
 
+    @cached_property
+    def shown(self) -> ReadOnly:
+        """The tensors of these scores, which no allocator may write to."""
+        shown = ReadOnly()
+        shown.show("scores", *(value for value in vars(self).values() if isinstance(value, Tensor)))
+        return shown
+
     @property
     def shared(self) -> bool:
         """Whether all heads have the same row of scores, in one place."""
@@ -136,6 +162,7 @@ class LayerScores:
         """
         scores = self.scores[:1] if self.shared else self.scores
         order = scores.float().sort(dim=-1, descending=True, stable=True).indices
+        self.shown.show("the ranking", order)
         return order.expand(self.scores.shape[0], -1)
 
     @cached_property
@@ -146,7 +173,9 @@ class LayerScores:
         """
         contest = self.scores if self.contest is None else self.contest
         order = contest.float().flatten().sort(descending=True, stable=True).indices
-        return (order // max(contest.shape[1], 1)).to(torch.int16).cpu()
+        heads = (order // max(contest.shape[1], 1)).to(torch.int16).cpu()
+        self.shown.show("the ranking", heads)
+        return heads
 
     def order(self, capacity: Capacity) -> Tensor:
         """Past positions of each KV head, [kv_heads, past]: where it may keep n, it keeps the first n.
@@ -196,6 +225,32 @@ class ObservingScorer(Protocol):
 def observers(scorers: Iterable[Scorer]) -> dict[Scorer, Observer]:
     """A new observer for each of `scorers` that has one."""
     return {scorer: scorer.observer() for scorer in scorers if isinstance(scorer, ObservingScorer)}
+
+
+def observe(observers: Mapping[Scorer, Observer], queries: Tensor, keys: Tensor, scaling: float) -> None:
+    """Give each of `observers` what an `Observer` takes. Raises `UserError` if one writes to it."""
+    for scorer, observer in observers.items():
+        shown = ReadOnly()
+        shown.show("queries", queries)
+        shown.show("keys", keys)
+        with torch.inference_mode(False), torch.no_grad():
+            observer(queries, keys, scaling)
+        shown.refuse_writes("method.scorer", scorer)
+
+
+def score(scorer: Scorer, layer: LayerPrefill) -> LayerScores:
+    """What `scorer` says of `layer`. Raises `UserError` if it writes to a tensor of the layer."""
+    with torch.inference_mode(False), torch.no_grad():
+        scores = scorer(layer.seen_by(scorer))
+    layer.shown.refuse_writes("method.scorer", scorer)
+    scores.shown.refuse_writes("method.scorer", scorer)  # from here on, nobody may write to them either
+    return scores
+
+
+def refuse_writes(scores: Iterable[LayerScores], part: str, *called: object) -> None:
+    """Raise `UserError` if one of the parts in `called` wrote to scores."""
+    for layer in scores:
+        layer.shown.refuse_writes(part, *called)
 
 
 class Allocator(Protocol):

@@ -1,7 +1,8 @@
 """On which device, in which dtype and with which attention kernel a model runs."""
 
 from dataclasses import dataclass
-from importlib.util import find_spec
+from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
 
 import torch
 
@@ -14,11 +15,12 @@ AMPERE = (8, 0)
 
 @dataclass(frozen=True)
 class Hardware:
-    """`device` is a torch device or "map"; `backend` is "sdpa" or "flash_attention_2"."""
+    """`device` is a torch device or "map"; `backend` is "sdpa" or "flash_attention_2"; `notes` are for the user."""
 
     device: str
     dtype: torch.dtype
     backend: str
+    notes: tuple[str, ...] = ()
 
 
 def choose(config: ModelConfig) -> Hardware:
@@ -26,13 +28,18 @@ def choose(config: ModelConfig) -> Hardware:
     device = _device(config.device)
     capability = _capability(device)
     dtype = _dtype(config.dtype, capability)
-    reason = no_flash(dtype, capability)
     if config.backend not in ("auto", "sdpa", "flash_attention_2"):
         raise UserError(f"model.backend={config.backend}: choose auto, sdpa or flash_attention_2")
+    if config.backend == "sdpa":
+        return Hardware(device, dtype, "sdpa")
+    unsuited = _unsuited(dtype, capability)
+    reason = unsuited or _unusable()
     if config.backend == "flash_attention_2" and reason:
         raise UserError(f"model.backend=flash_attention_2: {reason}, or set model.backend=sdpa")
-    flash = config.backend != "sdpa" and not reason
-    return Hardware(device, dtype, "flash_attention_2" if flash else "sdpa")
+    if reason is None:
+        return Hardware(device, dtype, "flash_attention_2")
+    installed = not unsuited and _flash_attn() is not None
+    return Hardware(device, dtype, "sdpa", (f"model.backend=auto is sdpa: {reason}",) if installed else ())
 
 
 def _device(asked: str) -> str:
@@ -74,6 +81,11 @@ def _dtype(asked: str, capability: tuple[int, int] | None) -> torch.dtype:
 
 def no_flash(dtype: torch.dtype, capability: tuple[int, int] | None) -> str | None:
     """What keeps FlashAttention-2 from running, with the fix; None if nothing does."""
+    return _unsuited(dtype, capability) or _unusable()
+
+
+def _unsuited(dtype: torch.dtype, capability: tuple[int, int] | None) -> str | None:
+    """Why FlashAttention-2 cannot run on this device, or in this dtype."""
     if capability is None:
         return "it runs on CUDA only: set model.device to a CUDA device"
     if capability < AMPERE:
@@ -81,6 +93,27 @@ def no_flash(dtype: torch.dtype, capability: tuple[int, int] | None) -> str | No
         return f"it needs an Ampere GPU or a newer one (capability 8.0), this one has {present}: use another"
     if dtype == torch.float32:
         return "it knows no float32: set model.dtype to bfloat16 or float16"
-    if not find_spec("flash_attn"):
-        return "flash-attn is not installed: see the README's section on it"
     return None
+
+
+def _unusable() -> str | None:
+    """Why the flash-attn library cannot be used."""
+    installed = _flash_attn()
+    if installed is None:
+        return "flash-attn is not installed: see the README's section on it"
+    try:
+        kernels = import_module("flash_attn")
+    except Exception as error:  # built for another torch or CUDA, it fails in several ways
+        said = " ".join(str(error).split())[:120]
+        return f"flash-attn {installed} does not load ({said}): build it again for torch {torch.__version__}"
+    if not hasattr(kernels, "flash_attn_with_kvcache"):
+        return f"flash-attn {installed} has no flash_attn_with_kvcache: install 2.7 or newer"
+    return None
+
+
+def _flash_attn() -> str | None:
+    """The version of flash-attn; None without it. Another distribution, flash-attn-4, has a module of its name."""
+    try:
+        return version("flash-attn")
+    except PackageNotFoundError:
+        return None

@@ -152,7 +152,7 @@ def load(config: ModelConfig) -> LoadedModel:
         fingerprint=fingerprint,
         stop_ids=stop_ids,
         generation_defaults=defaults,
-        notes=tuple(_notes(model, tokenizer, defaults)),
+        notes=(*chosen.notes, *_notes(model, tokenizer, defaults)),
     )
     model.generation_config.eos_token_id = sorted(stop_ids) or None  # `generate` stops where we do
     return loaded

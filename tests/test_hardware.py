@@ -2,6 +2,8 @@
 
 import re
 import tomllib
+from importlib.metadata import PackageNotFoundError
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -17,16 +19,30 @@ CPU: list[tuple[int, int]] = []
 
 @pytest.fixture
 def machine(monkeypatch):
-    """A machine with CUDA devices of these capabilities, with or without flash-attn, with or without fast bfloat16."""
+    """A machine with CUDA devices of these capabilities, with or without flash-attn, with or without fast bfloat16.
+
+    `flash`: what importing flash-attn gives or raises; False where the distribution is not installed.
+    """
 
     def make(*capabilities, flash=True, bf16_cpu=False):
+        def version(name):
+            if flash is False:
+                raise PackageNotFoundError(name)
+            return "2.8.3"
+
+        def load(name):
+            if isinstance(flash, Exception):
+                raise flash
+            return SimpleNamespace(flash_attn_with_kvcache=None) if flash is True else flash
+
         monkeypatch.setattr(torch.cuda, "is_available", lambda: bool(capabilities))
         monkeypatch.setattr(torch.cuda, "device_count", lambda: len(capabilities))
         monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda *a, **k: True)  # it counts emulation
         index = lambda device: (torch.device(device).index or 0) if not isinstance(device, int) else device  # noqa: E731
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=0: capabilities[index(device)])
         monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": bf16_cpu})
-        monkeypatch.setattr(hardware, "find_spec", lambda name: object() if flash else None)
+        monkeypatch.setattr(hardware, "version", version)
+        monkeypatch.setattr(hardware, "import_module", load)
 
     return make
 
@@ -93,6 +109,33 @@ def test_what_cannot_run_is_a_sentence(machine, capabilities, flash, asked, says
     with pytest.raises(UserError, match=says) as caught:
         chosen(**asked)
     assert "\n" not in str(caught.value)
+
+
+BROKEN = [ImportError("flash_attn_2_cuda.so: undefined symbol"), OSError("libcudart.so.11.0"), SimpleNamespace()]
+
+
+@pytest.mark.parametrize("flash", BROKEN)
+def test_a_flash_attn_that_cannot_be_used_is_a_note_or_a_refusal(machine, flash):
+    machine(AMPERE, flash=flash)
+    found = hardware.choose(ModelConfig("m", path="p"))
+    assert found.backend == "sdpa"
+    (note,) = found.notes
+    assert "2.8.3" in note
+    with pytest.raises(UserError, match=r"model\.backend=flash_attention_2: .*2\.8\.3") as caught:
+        chosen(backend=FA2)
+    assert "\n" not in str(caught.value)
+    assert hardware.no_flash(torch.bfloat16, AMPERE)
+    for asked in ({"backend": "sdpa"}, {"dtype": "float32"}):  # nothing is said where it would not be used
+        assert hardware.choose(ModelConfig("m", path="p", **asked)).notes == ()
+
+
+def test_flash_attn_4_alone_is_no_flash_attn(tmp_path, monkeypatch):
+    """It brings a namespace package of the same name."""
+    (tmp_path / "flash_attn" / "cute").mkdir(parents=True)
+    (tmp_path / "flash_attn_4-4.0.0.dist-info").mkdir()
+    (tmp_path / "flash_attn_4-4.0.0.dist-info" / "METADATA").write_text("Name: flash-attn-4\nVersion: 4.0.0\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert "not installed" in hardware.no_flash(torch.bfloat16, AMPERE)
 
 
 def test_the_readme_installs_what_the_extra_asks_for():

@@ -10,7 +10,7 @@ from compresskv.calibration.probe import full_cache, full_prefill, probed, step
 from compresskv.calibration.retrieval_heads import inside, on_one_device
 from compresskv.engine.backends import SDPA
 from compresskv.engine.decode import Stopping
-from compresskv.eviction import Scorer
+from compresskv.eviction import Scorer, score
 from compresskv.selection import select
 
 EPSILON = 1e-5
@@ -41,7 +41,7 @@ def observe(
     """
     window = max(scorer.window for scorer in scorers)
     prompt = full_prefill(model, ids, window)
-    kept = [[select(scorer(layer), capacity, prompt.length)[0] for layer in prompt.layers] for scorer in scorers]
+    kept = [[select(score(scorer, layer), capacity, prompt.length)[0] for layer in prompt.layers] for scorer in scorers]
     errors = torch.zeros(len(scorers), len(prompt.layers))
     sdpa = SDPA()
 

@@ -10,7 +10,7 @@ from compresskv.calibration.probe import full_prefill
 from compresskv.engine.attention import attached
 from compresskv.engine.fidelity import fidelity
 from compresskv.engine.memory import SHARE, free_bytes
-from compresskv.eviction import Scorer
+from compresskv.eviction import Scorer, score
 from compresskv.selection import select
 
 
@@ -30,7 +30,7 @@ def observe(
     prompt = full_prefill(model, ids, max(scorer.window for scorer in scorers))
     kept = []
     for scorer in scorers:
-        scores = [scorer(layer) for layer in prompt.layers]
+        scores = [score(scorer, layer) for layer in prompt.layers]
         for capacity in capacities:
             kept.append([select(layer, capacity, prompt.length) for layer in scores])
     with attached(model):

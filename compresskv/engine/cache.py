@@ -12,7 +12,7 @@ from transformers.cache_utils import Cache, CacheLayerMixin, DynamicSlidingWindo
 from compresskv.engine.backends import Backend, backend_of
 from compresskv.engine.rows import Group, LayerRows, Source
 from compresskv.errors import UserError
-from compresskv.eviction import LayerPrefill, Scorer, observers
+from compresskv.eviction import LayerPrefill, Scorer, observe, observers
 
 
 def compact(tensor: Tensor) -> Tensor:
@@ -29,6 +29,7 @@ class EvictedLayer(CacheLayerMixin):
     """
 
     is_sliding = False
+    is_croppable = True  # what follows the prompt is; transformers asks before assisted decoding, which `crop` refuses
 
     def __init__(
         self,
@@ -40,7 +41,7 @@ class EvictedLayer(CacheLayerMixin):
     ):
         super().__init__()
         self.index = index
-        self.window = window
+        self.window = max(window, 1)
         self.prompt_length = prompt_length
         self.on_prefill = on_prefill
         self.seen = 0
@@ -104,8 +105,7 @@ class EvictedLayer(CacheLayerMixin):
 
     def observe(self, queries: Tensor, scaling: float) -> None:
         """Remember the last queries of the prompt, [1, q_heads, new, d]; when it is complete, hand it over."""
-        for observer in self.observed.values():
-            observer(queries[0], self.keys[0, :, : self.seen], scaling)
+        observe(self.observed, queries[0], self.keys[0, :, : self.seen], scaling)
         tail = queries[0, :, -self.window :]
         if self.queries is not None:
             tail = torch.cat([self.queries, tail], dim=1)[:, -self.window :]
@@ -206,7 +206,7 @@ class EvictedCache(Cache):
                 "with copy.deepcopy, before the tokens are added"
             )
         for sliding in self.sliding.values():
-            sliding.crop(length)
+            sliding.crop(length - seen)
         for layer in self.evicting:
             layer.seen = length
         for group in self.groups:

@@ -13,6 +13,7 @@ from compresskv.engine.prefill import Prefill, finite, non_finite
 from compresskv.engine.rows import Source
 from compresskv.errors import NonFiniteError
 from compresskv.generation_defaults import processors
+from compresskv.installed import cache_argument
 from compresskv.selection import Kept
 
 
@@ -67,9 +68,9 @@ def forward_tokens(model: PreTrainedModel, tokens: Tensor, cache: EvictedCache, 
     out = model(
         input_ids=tokens[:, None],
         position_ids=position[:, None],
-        past_key_values=cache,
         use_cache=True,
         logits_to_keep=1,
+        **{cache_argument(model): cache},
     )
     return out.logits[:, -1].float()
 
@@ -84,8 +85,8 @@ def forward_given(model: PreTrainedModel, tokens: Tensor, rows: int, cache: Evic
     out = model(
         input_ids=tokens.expand(rows, -1),
         position_ids=positions.expand(rows, -1),
-        past_key_values=cache,
         use_cache=True,
+        **{cache_argument(model): cache},
     )
     return out.logits.float()
 

@@ -1,7 +1,8 @@
 """What a prompt and its settings will take of a device's memory, from the model's shape."""
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel
@@ -12,7 +13,7 @@ from compresskv.engine.live_bytes import LiveBytesMode
 from compresskv.engine.memory import kv_heads
 from compresskv.engine.ragged import MOST_PADDING
 from compresskv.engine.rows import ROUNDING
-from compresskv.eviction import LayerPrefill, Scorer, observers
+from compresskv.eviction import LayerPrefill, LayerScores, Scorer, observe, observers, score
 
 
 @dataclass(frozen=True)
@@ -108,10 +109,16 @@ class Footprint:
         queries = asked[:, -max(window, 1) :].clone()
         observed, scaling = observers(scorers), self._head_dim**-0.5
         layer = LayerPrefill(0, queries, keys, keys, scaling, observed)
+        scored: list[LayerScores] = []
         with LiveBytesMode([keys, asked, queries]) as mode:
-            for observer in observed.values():
-                observer(asked, keys, scaling)
-            scored = [scorer(layer) for scorer in scorers]
+            for scorer, observer in observed.items():
+                with suppress(Exception):  # where a prompt is scored, it fails its own setting alone
+                    observe({scorer: observer}, asked, keys, scaling)
+            for scorer in scorers:
+                try:
+                    scored.append(score(scorer, layer))
+                except Exception:
+                    layer = replace(layer)  # as it may have been changed
         scores = sum(one.scores.untyped_storage().nbytes() for one in scored)
         return ScoringBytes(scores, sum(one.nbytes for one in scored) - scores, mode.live.peak - scores)
 

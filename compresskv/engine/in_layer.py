@@ -21,8 +21,9 @@ from compresskv.engine.generation import Generation
 from compresskv.engine.prefill import Setting, forward_prompt, prompt_shape
 from compresskv.engine.rows import Source
 from compresskv.errors import UserError
-from compresskv.eviction import Capacity, EvictionMethod, LayerPrefill, LayerScores
+from compresskv.eviction import Capacity, EvictionMethod, LayerPrefill, LayerScores, refuse_writes, score
 from compresskv.generation_defaults import ignored
+from compresskv.installed import generate_argument
 from compresskv.methods import method_for
 from compresskv.selection import Kept, answered, counts, keep_all, refuse_nan, select, tighten
 
@@ -83,8 +84,8 @@ class LayerwiseCache(EvictedCache):
         """Raise `UserError` if no prompt was compressed."""
         if not any(layer.get_seq_length() for layer in self.layers):
             raise UserError(
-                "compressed(...): its cache never saw a prompt, so nothing was compressed: pass past_key_values=cache "
-                "to generate, or to the model"
+                "compressed(...): its cache never saw a prompt, so nothing was compressed: pass "
+                f"{generate_argument()}=cache to generate, or to the model"
             )
         self.refuse_shorter(self.get_seq_length())
         if any(layer.rows is None for layer in self.evicting):
@@ -100,13 +101,16 @@ class LayerwiseCache(EvictedCache):
             self.kept.append(keep_all(layer.kv_heads, layer.length, layer.keys.device))
             self._complete.append(Source(layer.keys, layer.values, list(enumerate(self.kept[-1])), layer.kv_heads))
         else:
-            self._scores.append(method.scorer(layer))
+            self._scores.append(score(method.scorer, layer))
+            refuse_writes(self._scores, "method.scorer", method.scorer)
             refuse_nan(self._scores[-1:], method.scorer, [layer])
-            answer = answered(method, self._scores, prompt_shape(self, layer, method), budget)
+            answer = answered(method, list(self._scores), prompt_shape(self, layer, method), budget)
+            refuse_writes(self._scores, "method.allocator", method.allocator)
             self._capacities = tighten(self._capacities, answer, layer.length - method.window)
             for index in range(len(self._held)):
                 self._shrink(index, WASTE)
             kept = select(self._scores[-1], self._capacities[-1], layer.length)
+            refuse_writes(self._scores, "method.scorer", method.scorer)
             self._held.append(HeldLayer.part_of(layer, kept))
         if layer.index == len(self.evicting) - 1:
             self._finish(layer.length)
@@ -182,6 +186,8 @@ def compressed(
     prompt_length: int | None = None,
 ) -> Iterator[LayerwiseCache]:
     """A cache for `model.generate(**inputs, past_key_values=cache)` with one prompt; leaving restores the model.
+
+    transformers 5.24 and newer call the argument `cache`.
 
     The first forward, or `generate` in chunks (`prefill_chunk_size`), brings the whole prompt; with `prompt_length`
     (tokens), as many forwards as it takes; then it is compressed. What follows is added as it is, any number of tokens

@@ -18,7 +18,8 @@ from compresskv.engine.memory import memory_as
 from compresskv.engine.prefixes import PrefixStore, chunk_names
 from compresskv.engine.rotary import regime
 from compresskv.errors import NonFiniteError, PromptError, UserError
-from compresskv.eviction import EvictionMethod, LayerPrefill, LayerScores, PromptShape, Scorer
+from compresskv.eviction import EvictionMethod, LayerPrefill, LayerScores, PromptShape, Scorer, refuse_writes, score
+from compresskv.installed import cache_argument
 from compresskv.selection import Kept, counts, keep_all, refuse_nan, running_capacities, select
 
 
@@ -98,8 +99,11 @@ class Prefill:
             # All scorers share the attention of the layer's window, which then goes with this copy.
             passing = replace(layer)
             for scorer in scorers:
-                scores[scorer].append(scorer(passing))
+                scores[scorer].append(score(scorer, passing))
+        for layer in self.layers:  # by a scorer that kept what it saw before
+            layer.shown.refuse_writes("method.scorer", *scorers)
         for scorer, scored in scores.items():
+            refuse_writes(scored, "method.scorer", *scorers)
             refuse_nan(scored, scorer, self.layers)
         self._scores.update(scores)
 
@@ -112,7 +116,10 @@ class Prefill:
         scores = self._scores[method.scorer]
         shape = prompt_shape(self.cache, self.layers[0], method)
         capacities = running_capacities(method, scores, shape, budget)
-        return [select(s, c, self.length) for s, c in zip(scores, capacities, strict=True)]
+        refuse_writes(scores, "method.allocator", method.allocator)
+        kept = [select(s, c, self.length) for s, c in zip(scores, capacities, strict=True)]
+        refuse_writes(scores, "method.scorer", method.scorer)
+        return kept
 
 
 def prompt_shape(cache: EvictedCache, layer: LayerPrefill, method: EvictionMethod) -> PromptShape:
@@ -137,7 +144,7 @@ def prefill(
     bit the same. `model` must be `attached`. Raises `UserError` for an empty prompt.
     """
     layers: list[LayerPrefill] = []
-    cache = EvictedCache(model.config, max(window, 1), ids.numel(), layers.append, scorers)
+    cache = EvictedCache(model.config, window, ids.numel(), layers.append, scorers)
     logits = forward_prompt(model, ids, cache, chunk, prefixes)
     return Prefill(ids.numel(), layers, logits, cache, ids)
 
@@ -171,9 +178,9 @@ def forward_prompt(
                 out = model(
                     input_ids=part[None],
                     position_ids=positions[None],
-                    past_key_values=cache,
                     use_cache=True,
                     logits_to_keep=1,
+                    **{cache_argument(model): cache},
                 )
             if chunk and prefixes:
                 prefixes.computed += part.numel()

@@ -9,14 +9,18 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from baselines.h2o import H2OScorer
+from baselines.snapkv import SnapKVScorer
+from baselines.uniform import UniformAllocator
+from compresskv import selection
 from compresskv.engine.attention import attached
 from compresskv.engine.decode import Stopping
 from compresskv.engine.generation import generate
 from compresskv.engine.in_layer import generate_in_layer
 from compresskv.engine.prefill import FULL, Setting, prefill
-from compresskv.eviction import EvictionMethod, LayerPrefill, LayerScores
+from compresskv.eviction import EvictionMethod, LayerPrefill, LayerScores, Observation, PromptShape, observers
 from evals.conformance.result import Conformance, Result
-from evals.conformance.subject import GROUP, Subject, half, hybrid, plain, prompt, seen_by
+from evals.conformance.subject import GROUP, Subject, evicting, half, hybrid, plain, prompt, seen_by
 from evals.running.methods import describe
 
 Kept = list[list[list[int]]]
@@ -99,16 +103,64 @@ def positions(subject: Subject) -> str:
 
 
 def no_leak(subject: Subject) -> str:
-    """A prompt is treated alike whether or not the method saw another one before."""
-    ids, other = prompt(subject.budget + BEYOND, seed=1), prompt(subject.budget + BEYOND // 2, seed=2)
+    """A prompt is treated alike whatever prompts, shorter, longer or as long, the method saw before."""
+    lengths = (BEYOND, BEYOND // 2, BEYOND, 2 * BEYOND)
+    prompts = [prompt(subject.budget + more, seed) for seed, more in enumerate(lengths)]
+    fresh = [_answer(subject.method(plain()), ids, subject.budget) for ids in prompts]
     method = subject.method(plain())
-    first = _kept(plain(), method, ids, subject.budget)
-    _kept(plain(), method, other, subject.budget)
-    again = _kept(plain(), method, ids, subject.budget)
-    fresh = _kept(plain(), subject.method(plain()), ids, subject.budget)
-    if first == again == fresh:
-        return ""
-    return "after another prompt, the same prompt keeps other tokens: something is remembered from prompt to prompt"
+    for place in (*range(len(prompts)), *reversed(range(len(prompts)))):
+        if _answer(method, prompts[place], subject.budget) != fresh[place]:
+            return "after other prompts, a prompt has other scores: something is remembered from prompt to prompt"
+    return ""
+
+
+def writes_nothing(subject: Subject) -> str:
+    """No part changes a tensor that it is shown, nor one that it has returned."""
+    method, copies = subject.method(plain()), Copies()
+    scored: list[LayerScores] = []
+    for layer in _layers(plain(), subject):
+        where = f"of layer {layer.index}"
+        for name in ("queries", "keys", "values"):
+            copies.add(f"the {name} {where}", getattr(layer, name))
+        shown = replace(layer, observed=observers([method.scorer]))
+        copies.add(f"the attention {where}, which scorers share", shown.window_attention(layer.queries.shape[1]))
+        for observer in shown.observed.values():
+            observer(layer.queries, layer.keys, layer.scaling)
+            if changed := copies.changed():
+                return f"its observer changes {changed}: compute new tensors"
+        scored.append(method.scorer(shown.seen_by(method.scorer)))
+        if changed := copies.changed():
+            return f"the scorer changes {changed}: compute new tensors, as in x = x / 2 instead of x /= 2"
+        for tensor in [value for value in vars(scored[-1]).values() if isinstance(value, Tensor)]:
+            copies.add(f"scores {where}", tensor)
+        copies.add(f"the ranking {where}", scored[-1].ranking)
+        copies.add(f"the ranking {where}", scored[-1].best_heads)
+        shape = PromptShape(evicting(plain()), layer.kv_heads, layer.length, method.window)
+        capacities = method.allocator(list(scored), shape, subject.budget)
+        if changed := copies.changed():
+            return f"the allocator changes {changed}: compute new tensors"
+        selection.select(scored[-1], capacities[-1], layer.length)
+        if changed := copies.changed():
+            return f"the order of its scores changes {changed}: compute new tensors"
+    return ""
+
+
+def beside_others(subject: Subject) -> str:
+    """The same is kept alone and beside settings of a wider window and with an observer of all queries."""
+    for model, sort in ((plain(), ""), (hybrid(), " of a model with sliding windows")):
+        for budget in subject.budgets(subject.method(model)):
+            ids, setting = prompt(budget + BEYOND, seed=9), Setting(subject.method(model), budget)
+            window = setting.window + 16
+            wide = Setting(EvictionMethod(SnapKVScorer(Observation(window)), UniformAllocator()), window + 1)
+            observing = Setting(EvictionMethod(H2OScorer(), UniformAllocator()), window)
+            settings = [wide, observing, setting]
+            with attached(model):
+                whole = prefill(model, ids, window, scorers=[each.method.scorer for each in settings if each.method])
+                whole.score(settings)
+                kept = whole.kept(setting)
+            if _positions(kept) != _kept(model, subject.method(model), ids, budget):
+                return f"budget={budget}, prompt{sort}: beside other settings it keeps other tokens than alone"
+    return ""
 
 
 def layer_index(subject: Subject) -> str:
@@ -181,10 +233,12 @@ def one_token_prompt(subject: Subject) -> str:
 
 
 def determinism(subject: Subject) -> str:
-    """The same prompt twice keeps the same tokens."""
+    """The same prompt twice has the same scores, to the bit, and keeps the same tokens."""
     ids = prompt(subject.budget + BEYOND, seed=4)
-    once, twice = (_kept(plain(), subject.method(plain()), ids, subject.budget) for _ in range(2))
-    return "" if once == twice else "the same prompt keeps other tokens the second time: fix the seed of what is random"
+    once, twice = (_answer(subject.method(plain()), ids, subject.budget) for _ in range(2))
+    return (
+        "" if once == twice else "the same prompt is scored otherwise the second time: fix the seed of what is random"
+    )
 
 
 def equal_configurations(subject: Subject) -> str:
@@ -215,6 +269,8 @@ CHECKS: dict[str, Callable[[Subject], str]] = {
     "window kept": window_kept,
     "positions sorted, unique, in range": positions,
     "no leak between prompts": no_leak,
+    "writes to nothing": writes_nothing,
+    "alone = beside other settings": beside_others,
     "layer index": layer_index,
     "GQA grouping": gqa_grouping,
     "shared = in-layer eviction": shared_equals_in_layer,
@@ -238,8 +294,38 @@ def _cases(subject: Subject) -> Iterator[tuple[str, int, Kept]]:
 def _kept(model: PreTrainedModel, method: EvictionMethod, ids: Tensor, budget: int) -> Kept:
     setting = Setting(method, budget)
     with attached(model):
-        kept = prefill(model, ids, setting.window, scorers=[method.scorer]).kept(setting)
+        return _positions(prefill(model, ids, setting.window, scorers=[method.scorer]).kept(setting))
+
+
+def _positions(kept: selection.Kept) -> Kept:
     return [[head.tolist() for head in layer] for layer in kept]
+
+
+def _answer(method: EvictionMethod, ids: Tensor, budget: int) -> tuple[Kept, list[list[list[float]]]]:
+    """What is kept in `plain`, and the scores of every layer."""
+    setting = Setting(method, budget)
+    with attached(plain()):
+        whole = prefill(plain(), ids, setting.window, scorers=[method.scorer])
+        kept = whole.kept(setting)
+        scores = [method.scorer(layer.seen_by(method.scorer)).scores.tolist() for layer in whole.layers]
+    return _positions(kept), scores
+
+
+class Copies:
+    """Tensors that nobody may change, and what they were: this finds every write, however it was made."""
+
+    def __init__(self) -> None:
+        self._copies: list[tuple[str, Tensor, Tensor]] = []
+
+    def add(self, what: str, tensor: Tensor) -> None:
+        self._copies.append((what, tensor, tensor.clone()))
+
+    def changed(self) -> str:
+        """What was changed; "" if nothing was."""
+        for what, tensor, copy in self._copies:
+            if not torch.allclose(tensor, copy, rtol=0, atol=0, equal_nan=True):
+                return what
+        return ""
 
 
 def _kept_whole(subject: Subject, lengths: Sequence[int]) -> str:

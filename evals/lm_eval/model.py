@@ -25,6 +25,7 @@ from compresskv.engine.prefill import Setting, forward_prompt
 from compresskv.engine.rotary import regime, spanning, steady
 from compresskv.errors import UserError
 from compresskv.eviction import EvictionMethod
+from compresskv.installed import generate_argument
 from compresskv.methods import method_for
 from compresskv.probe import refuse_unserved
 from compresskv.selection import counts
@@ -143,7 +144,7 @@ class CompressedLM(HFLM):
         with self.compressed_cache(context.shape[1]) as cache:
             chunks = {} if self.prefill_chunk is None else {"prefill_chunk_size": self.prefill_chunk}
             tokens = super()._model_generate(
-                context, max_length + empty, stop, past_key_values=cache, **chunks, **options
+                context, max_length + empty, stop, **{generate_argument(): cache}, **chunks, **options
             )
         return tokens[:, empty:]
 

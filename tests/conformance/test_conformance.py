@@ -18,6 +18,7 @@ from evals.conformance.checks import problem
 from evals.conformance.subject import Subject
 from tests.methods.construction import METHODS
 from tests.support.command import ROOT
+from tests.support.writers import WRITERS
 
 BUDGET = 48
 SNAPKV = SnapKVScorer(Observation())
@@ -27,7 +28,7 @@ SNAPKV = SnapKVScorer(Observation())
 def test_a_method_that_ships_passes(name):
     result = check(name, budget=BUDGET)
     assert result.passed, str(result)
-    assert len(result.results) == 13
+    assert len(result.results) == 15
 
 
 @pytest.mark.slow
@@ -146,6 +147,32 @@ class FromOne:
         return SemanticHeadScorer(Observation(), self.heads)(replace(layer, index=(layer.index - 1) % len(self.heads)))
 
 
+@dataclass(frozen=True)
+class Drifts(Changed):
+    """A mean over all prompts so far, too small to change what is kept, in equal instances alike."""
+
+    def changed(self, layer, scores):
+        SEEN.append(scores.mean().item())
+        return LayerScores(scores + 1e-6 * sum(SEEN[-40:]))
+
+
+SEEN: list[float] = []
+
+
+@dataclass(frozen=True)
+class Company(Changed):
+    """Finds a way to all queries that the prefill kept."""
+
+    def __call__(self, layer):
+        queries = (layer._whole or layer).queries.mean(1).unflatten(0, (layer.kv_heads, -1)).mean(1)
+        return LayerScores((layer.keys @ queries[..., None])[:, : -self.window, 0])
+
+
+class Noisy(Changed):
+    def changed(self, layer, scores):
+        return LayerScores(scores + 1e-7 * torch.rand_like(scores))
+
+
 class ByIdentity:
     """No dataclass: made twice, it is another one."""
 
@@ -169,6 +196,9 @@ BROKEN = {
         lambda _: EvictionMethod(Remembers(), UniformAllocator()),
         "no leak between prompts",
     ),
+    "drifts from prompt to prompt": (of(Drifts()), "no leak between prompts"),
+    "looks at what is kept for others": (of(Company()), "alone = beside other settings"),
+    "noise": (of(Noisy()), "determinism"),
     "counts layers itself": (lambda _: EvictionMethod(Counts(), UniformAllocator()), "layer index"),
     "counts layers from one": (
         lambda context: EvictionMethod(FromOne(context.calibration.top_heads("semantic", 1)), UniformAllocator()),
@@ -182,6 +212,11 @@ BROKEN = {
     "unseeded": (of(Unseeded()), "determinism"),
     "compared by identity": (lambda _: EvictionMethod(ByIdentity(), UniformAllocator()), "equal configurations"),
     "float32 only": (of(Float32Only()), "dtype"),
+}
+
+
+BROKEN |= {
+    f"writes: {fault}": (lambda _, method=method: method, "writes to nothing") for fault, method in WRITERS.items()
 }
 
 
@@ -216,7 +251,7 @@ def test_an_error_of_the_method_is_a_line_of_the_report():
 def test_the_command(capsys):
     assert command.main(["method=snapkv", "budget=20", "method/allocator=pyramidkv"]) == 0
     out = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in out] == ["pass"] * 13
+    assert [line.split()[0] for line in out] == ["pass"] * 15
     assert command.main(["method=snapkv", "budget=40", "protocol=released"]) == 1
     (failed,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("FAIL")]
     assert failed.startswith("FAIL  GQA grouping")

@@ -114,6 +114,28 @@ def test_many_questions_of_one_compressed_document():
             assert cache.get_seq_length() == 90
 
 
+@pytest.mark.parametrize("forgotten", [14, 18, 22, -1, -8])
+@pytest.mark.parametrize("method", [SNAPKV, RAGGED])
+@pytest.mark.parametrize("family", ["gemma3", "qwen2-hybrid"])
+def test_forgotten_tokens_leave_nothing_in_sliding_layers_that_are_not_full(family, method, forgotten):
+    model, ids, budget = tiny.model(family), tiny.prompt(14), 12 if method is SNAPKV else 13
+    tokens = FOLLOWING[:8]
+    length = forgotten if forgotten > 0 else 14 + 8 + forgotten
+    with compressed(model, method, budget) as cache:
+        following(model, cache, ids)
+        never = copy.deepcopy(cache)
+        following(model, cache, tokens)
+        cache.crop(forgotten)
+        left = min(length, 22) - 14
+        if left:
+            following(model, never, tokens[:left])
+        assert cache.get_seq_length() == never.get_seq_length() == 14 + left
+        for again in (tiny.prompt(3, seed=8), tiny.prompt(20, seed=9)):  # the last fills the windows
+            torch.testing.assert_close(
+                following(model, cache, again), following(model, never, again), atol=1e-5, rtol=1e-5
+            )
+
+
 def test_a_copy_shares_nothing():
     model, ids = tiny.model("llama"), tiny.prompt(90)
     with compressed(model, SNAPKV, 40) as cache:

@@ -13,6 +13,7 @@ from compresskv.engine.generation import generate
 from compresskv.engine.in_layer import LayerwiseCache, compressed
 from compresskv.engine.prefill import Setting, prefill
 from compresskv.errors import UserError
+from compresskv.installed import generate_argument
 from tests.support import tiny
 from tests.support.methods_in_use import RAGGED, SNAPKV
 from tests.test_probe import LATENT, made
@@ -78,7 +79,7 @@ def test_a_cache_that_is_used_after_its_block_is_refused():
 def test_a_cache_that_is_not_passed_on_is_refused():
     """Otherwise every budget is as good as the full cache."""
     model, ids = tiny.model("llama"), tiny.prompt(60)
-    with pytest.raises(UserError, match="past_key_values=cache"), compressed(model, SNAPKV, 20):
+    with pytest.raises(UserError, match=f"{generate_argument()}=cache"), compressed(model, SNAPKV, 20):
         model.generate(ids[None], **OPTIONS)
     assert model.config._attn_implementation == "sdpa"
 

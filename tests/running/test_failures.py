@@ -154,3 +154,69 @@ def test_a_result_that_is_not_finite_is_a_failure(sweep, tmp_path, monkeypatch):
         sweep(never)
     assert list(snapkv(tmp_path).failures) == [FAILING]
     assert snapkv(tmp_path).summary["n"] == 2
+
+
+WRITES = """
+from dataclasses import dataclass
+
+from baselines.snapkv import SnapKVScorer
+from compresskv.context import Context
+
+
+@dataclass(frozen=True)
+class Normalises:
+    window: int
+
+    def __call__(self, layer):
+        keys = layer.keys
+        keys /= keys.norm(dim=-1, keepdim=True)
+        return SnapKVScorer()(layer)
+
+
+def scorer(context: Context) -> Normalises:
+    return Normalises(context.observation.window)
+"""
+
+WRITES_YAML = """
+defaults:
+  - allocator: uniform
+  - _self_
+name: normalises
+scorer:
+  _target_: normalises_keys.scorer
+plain:
+  scorer: normalises_keys.scorer
+  allocator: baselines.uniform.allocator
+"""
+
+
+@pytest.mark.parametrize("names", [["normalises", "snapkv", "knorm"], ["snapkv", "full", "knorm", "normalises"]])
+def test_a_method_that_writes_to_the_prompt_fails_alone(loaded, checkpoint, tmp_path, monkeypatch, names):
+    (tmp_path / "normalises_keys.py").write_text(WRITES)
+    (tmp_path / "conf" / "method").mkdir(parents=True)
+    (tmp_path / "conf" / "method" / "normalises.yaml").write_text(WRITES_YAML)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr(models, "load", lambda config: loaded)
+    monkeypatch.setattr(heatmap, "draw", lambda *rest: [])
+
+    def samples(chosen, folder, *overrides):
+        tiny = [f"model.path={checkpoint}", *DEVICE, f"paths.results={tmp_path / folder}"]
+        jobs = [f"method={name}" for name in chosen]
+        run([job(*GRID, *tiny, *overrides, one, "budget=64", config_dir=tmp_path / "conf") for one in jobs])
+
+    def lines(folder):
+        kept = ("prediction", "score", "kept", "realised_budget", "prompt_sha256")
+        return {
+            record.method: {id: [line.get(name) for name in kept] for id, line in record.samples.items()}
+            for record in records(tmp_path / folder)
+            if record.samples
+        }
+
+    for chunk in ([], ["prefill_chunk=64"]):
+        folder = f"chunks {len(chunk)}"
+        with pytest.raises(UserError, match=f"1 of {len(names)} settings failed .*Normalises"):
+            samples(names, f"{folder} with", *chunk)
+        others = [name for name in names if name != "normalises"]
+        samples(others, f"{folder} without", *chunk)
+        assert lines(f"{folder} with") == lines(f"{folder} without")
+        assert set(lines(f"{folder} with")) == set(others)

@@ -6,6 +6,8 @@ from pathlib import Path
 import torch
 from tokenizers import Tokenizer, models
 from transformers import (
+    Gemma3ForCausalLM,
+    Gemma3TextConfig,
     LlamaConfig,
     LlamaForCausalLM,
     MistralConfig,
@@ -29,6 +31,9 @@ SIZE = {
     "initializer_range": 0.2,
 }
 
+GEMMA3 = {"head_dim": 16, "sliding_window": 40, "layer_types": ["sliding_attention", "full_attention"] * 2}
+"""Sliding windows that short prompts do not fill."""
+
 FAMILIES = {
     "llama": lambda: LlamaForCausalLM(LlamaConfig(**SIZE)),
     "mistral": lambda: MistralForCausalLM(MistralConfig(**SIZE, sliding_window=None)),
@@ -40,12 +45,15 @@ FAMILIES = {
     "qwen3": lambda: Qwen3ForCausalLM(Qwen3Config(**SIZE)),
 }
 
+OTHERS = {"gemma3": lambda: Gemma3ForCausalLM(Gemma3TextConfig(**SIZE, **GEMMA3))}
+"""Families that only some tests run."""
+
 
 @cache
 def model(family: str) -> PreTrainedModel:
     """A random model in float32; the same for every test."""
     torch.manual_seed(0)
-    made = FAMILIES[family]().eval()
+    made = (FAMILIES | OTHERS)[family]().eval()
     made.set_attn_implementation("sdpa")
     return made
 

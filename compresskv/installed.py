@@ -1,0 +1,52 @@
+"""What depends on the installed version of transformers: the oldest that is served, and the name of the cache argument.
+
+transformers 5.24 renamed the argument `past_key_values` of `forward` and `generate` to `cache`.
+"""
+
+import inspect
+from collections.abc import Callable
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+from packaging.version import Version
+
+from compresskv.errors import UserError
+
+OLDEST = "5.20"
+"""`make test-versions` runs the engine's tests with it, and with the newest that pyproject.toml allows."""
+
+NAMES = ("cache", "past_key_values")
+
+
+def refuse_older() -> None:
+    """Raise `UserError` where transformers is older than `OLDEST`."""
+    try:
+        installed = version("transformers")
+    except PackageNotFoundError:  # a source tree on the path
+        return
+    if Version(installed) < Version(OLDEST):
+        raise UserError(
+            f"transformers={installed}: compresskv needs {OLDEST} or newer: pip install 'transformers>={OLDEST}'"
+        )
+
+
+def cache_argument(model: Any) -> str:
+    """The name under which the forward of `model` takes a cache."""
+    return _named_by(type(model).forward) or generate_argument()
+
+
+def generate_argument() -> str:
+    """The name under which `generate` takes a cache, in every model."""
+    from transformers import GenerationMixin
+
+    name = _named_by(GenerationMixin.prepare_inputs_for_generation)
+    assert name is not None
+    return name
+
+
+@cache
+def _named_by(function: Callable[..., Any]) -> str | None:
+    """The name of the cache among the parameters of `function`; None where it has none by name."""
+    parameters = inspect.signature(function).parameters
+    return next((name for name in NAMES if name in parameters), None)
