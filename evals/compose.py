@@ -149,10 +149,11 @@ def _sentence(error: HydraException | OmegaConfBaseException) -> UserError:
             refuse_unknown(where, [getattr(cause, "key", "")], known)
         except UserError as refused:
             return refused
-    where = next((key for part in (error, cause) if (key := getattr(part, "full_key", None))), "")
+    keys = (getattr(part, "full_key", None) for part in (error, cause))
+    where = next(filter(None, keys), "the configuration")
     lines = [line.strip() for line in f"{error}\n{cause or ''}".splitlines()]
     said = " ".join(line for line in lines if not line.startswith(("full_key:", "object_type=", "reference_type=")))
-    return UserError(f"{where}: " * bool(where) + readable(said.strip(), LONGEST_SENTENCE))
+    return UserError(f"{where}: {readable(said.strip(), LONGEST_SENTENCE)}")
 
 
 def _wrong_override(overrides: Sequence[str], why: str) -> UserError:
