@@ -113,12 +113,12 @@ def _state(value: Any, where: str, part: Callable) -> Any:
     """Whatever tells `value` from others of its class: what `copy` would make another one from."""
     try:
         reducer = copyreg.dispatch_table.get(type(value))
-        made = reducer(value) if reducer else value.__reduce_ex__(4)
+        made: Any = reducer(value) if reducer else value.__reduce_ex__(4)
     except Exception as error:  # each class has its own, such as that of a lock or of a generator
         raise _refused(where, f"a {type(value).__name__} has no lasting description") from error
     if isinstance(made, str):  # it has a name in its module, as a cached function does
         return _imported(value, str(value.__module__), made, where)
-    _, arguments, state, items, pairs, *_ = (*made, None, None, None)
+    arguments, state, items, pairs = [*made[1:5], None, None, None][:4]
     if isinstance(state, tuple) and len(state) == 2 and isinstance(state[1], dict):  # of a class with __slots__
         state = {**(state[0] or {}), **state[1]}
     described = _attributes(value, state or {}, part) if isinstance(state, (dict, types.NoneType)) else part("", state)
