@@ -30,16 +30,17 @@ from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from evals.compose import plain, refuse_two_commands, refuse_two_files, refused_in_a_sentence
-from evals.console import one_sentence_endings, outputs_never_fail, signals_as_interrupts
+from evals.compose import command_line, plain, refuse_two_commands, refuse_two_files, refused_in_a_sentence
+from evals.console import defects_end_here, one_sentence_endings, outputs_never_fail, signals_as_interrupts
 from evals.job import job_from, take_plan
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="config")
 def main(config: DictConfig) -> None:
-    with one_sentence_endings():
-        refuse_two_files(HydraConfig.get())
-        composed = plain(config)
+    with defects_end_here(), one_sentence_endings():
+        with refused_in_a_sentence(HydraConfig.get().overrides.task):
+            refuse_two_files(HydraConfig.get())
+            composed = plain(config)
         planning, jobs = take_plan(composed), [job_from(composed)]
         # Imported here, so that --help and a typo are answered without torch.
         if planning:
@@ -54,9 +55,11 @@ def main(config: DictConfig) -> None:
 def start() -> None:
     """Run the command line; whatever refuses it, Hydra too, ends it with one sentence."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra's own refusals come here as exceptions
-    with one_sentence_endings(), refused_in_a_sentence():
-        refuse_two_commands(get_args_parser().parse_args())
-        main()
+    with one_sentence_endings():
+        given = command_line(get_args_parser())
+        refuse_two_commands(given)
+        with refused_in_a_sentence(given.overrides):
+            main()
 
 
 if __name__ == "__main__":

@@ -60,7 +60,10 @@ def pool_and_minimum(base: int, beta: float) -> tuple[int, int]:
 def kv_head_shares(head_scores: HeadScores, temp: float, kv_heads: int, grouping: Grouping) -> HeadScores:
     """Each KV head's share of the pool, [layer][KV head]; all of them sum to 1."""
     shares = _normalised(list(chain.from_iterable(head_scores)))
-    shares = _normalised([share**temp for share in shares])
+    powers = [share**temp for share in shares]
+    if not any(powers):  # all of them are below the smallest number
+        powers = [(share / max(shares)) ** temp for share in shares]
+    shares = _normalised(powers)
     by_layer = torch.tensor(shares, dtype=torch.float64).view(len(head_scores), -1)
     if grouping == "strided":
         grouped = by_layer.unflatten(1, (-1, kv_heads)).sum(1)

@@ -9,6 +9,7 @@ import dataclasses
 import difflib
 import re
 import types
+import unicodedata
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -25,6 +26,7 @@ __all__ = [
     "Ge",
     "Gt",
     "Le",
+    "LineText",
     "Lt",
     "MaxLen",
     "MinLen",
@@ -78,6 +80,12 @@ def _no_nul(path: str) -> str:
     return path
 
 
+def _one_line(text: str) -> str:
+    if any(c != "\t" and unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp") for c in text):
+        raise ValueError("there is a line break, or another control character, in it: take it out")
+    return text
+
+
 def _sha256(digest: str) -> str:
     if not re.fullmatch("[0-9a-f]{64}", digest):
         raise ValueError("choose the 64 hexadecimal digits of the file's sha256, in small letters, or null")
@@ -89,6 +97,9 @@ Name = Annotated[str, MinLen(1), AfterValidator(_one_folder)]
 
 PathText = Annotated[str, MinLen(1), MaxLen(4096), AfterValidator(_no_nul)]
 """A path, or anything else that must not be empty."""
+
+LineText = Annotated[str, MinLen(1), MaxLen(4096), AfterValidator(_one_line)]
+"""What becomes a part of one line of a script."""
 
 Text = Annotated[str, AfterValidator(_no_nul)]
 """Any text, of any length."""

@@ -263,10 +263,19 @@ class Allocator(Protocol):
 
 @dataclass(frozen=True)
 class EvictionMethod:
-    """CompressKV, SnapKV, … are each one scorer and one allocator."""
+    """CompressKV, SnapKV, … are each one scorer and one allocator. Raises `UserError` for a scorer without a hash."""
 
     scorer: Scorer
     allocator: Allocator
+
+    def __post_init__(self) -> None:
+        try:
+            hash(self.scorer)
+        except TypeError as error:
+            raise UserError(
+                f"method.scorer={type(self.scorer).__name__}: it cannot be a key of its scores ({error}): make it a "
+                "frozen dataclass whose fields are numbers, texts, or tuples of these"
+            ) from None
 
     @property
     def window(self) -> int:

@@ -1,16 +1,18 @@
 """Compose the configuration as `run.py` does: for the audit, benchmarks, notebooks and tests."""
 
 import difflib
+import os
 import re
-from argparse import Namespace
-from collections.abc import Iterator
+from argparse import ArgumentParser, Namespace
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from hydra import compose, initialize_config_dir
 from hydra.conf import HydraConf
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
@@ -22,6 +24,9 @@ from evals.help import settings_help
 from evals.job import Job, job_from
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
+
+LONGEST_SENTENCE = 400
+"""Characters of what Hydra says that a sentence quotes."""
 
 
 # `model.path=<id or directory>` names the model after it, unless `model.name` says otherwise.
@@ -44,7 +49,7 @@ def composed(*overrides: str, config_dir: str | Path | None = None) -> dict[str,
             raise UserError(f"--config-dir={readable(str(config_dir), 1000)}: there is no such folder")
         given.append(f"hydra.searchpath=[{quoted(f'file://{folder}')}]")
     GlobalHydra.instance().clear()
-    with refused_in_a_sentence(), initialize_config_dir(str(CONF), version_base="1.3"):
+    with refused_in_a_sentence(given), initialize_config_dir(str(CONF), version_base="1.3"):
         config = compose("config", given, return_hydra_config=True)
         refuse_two_files(config.hydra)
         with open_dict(config):
@@ -69,6 +74,16 @@ def quoted(path: str | Path) -> str:
     if re.fullmatch(r"[\w/.:-]+", str(path), re.ASCII):
         return str(path)
     return "'" + re.sub(r"(\\*)'", r"\1\1\'", str(path)) + "'"
+
+
+def command_line(parser: ArgumentParser) -> Namespace:
+    """The command line as Hydra's `parser` reads it. Raises `UserError` for a flag that is none, or lacks its value."""
+
+    def refuse(message: str) -> NoReturn:
+        raise UserError(f"{readable(' '.join(message.split()), LONGEST_SENTENCE)}: see python run.py --help")
+
+    parser.error = refuse  # type: ignore[method-assign]
+    return parser.parse_args()
 
 
 def refuse_two_commands(given: Namespace) -> None:
@@ -102,23 +117,27 @@ def refuse_two_files(hydra: HydraConf) -> None:
 
 
 @contextmanager
-def refused_in_a_sentence() -> Iterator[None]:
-    """Turn what Hydra refuses in paragraphs into a `UserError`: an unknown setting or option, with the nearest one."""
+def refused_in_a_sentence(overrides: Sequence[str] = ()) -> Iterator[None]:
+    """Turn whatever ends Hydra while it composes `overrides` into a `UserError`: one sentence, with the nearest name.
+
+    Only for composing: Hydra raises exceptions of every kind there, and elsewhere they would be defects.
+    """
     try:
         yield
+    except UserError:
+        raise
     except (HydraException, OmegaConfBaseException) as error:
         raise _sentence(error) from error
+    except Exception as error:
+        raise _wrong_override(overrides, f"{type(error).__name__}: {error}") from error
 
 
 def _sentence(error: HydraException | OmegaConfBaseException) -> UserError:
     if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options:
         group, _, name = str(error.missing_cfg_file).rpartition("/")
-        options = sorted(option for option in error.options if not option.startswith("_"))
-        nearest = difflib.get_close_matches(name, options, 1)
-        fix = f"did you mean {nearest[0]}?" if nearest else f"choose one of {', '.join(options)}"
-        return UserError(f"{group}={readable(name)}: there is none of that name: {fix}")
+        return _no_option(group, name, error.options)
     if isinstance(error, OverrideParseException):
-        return UserError(f"{readable(error.override)}: cannot be read as an override: {' '.join(str(error).split())}")
+        return _unreadable(error.override, error)
     cause = error.__cause__
     parent = getattr(cause, "parent_node", None)
     if isinstance(parent, DictConfig) and cause is not None and "not in struct" in str(cause):
@@ -130,4 +149,42 @@ def _sentence(error: HydraException | OmegaConfBaseException) -> UserError:
             refuse_unknown(where, [getattr(cause, "key", "")], known)
         except UserError as refused:
             return refused
-    return UserError(" ".join(f"{error} {cause or ''}".split()))
+    keys = (getattr(part, "full_key", None) for part in (error, cause))
+    where = next(filter(None, keys), "the configuration")
+    lines = [line.strip() for line in f"{error}\n{cause or ''}".splitlines()]
+    said = " ".join(line for line in lines if not line.startswith(("full_key:", "object_type=", "reference_type=")))
+    return UserError(f"{where}: {readable(said.strip(), LONGEST_SENTENCE)}")
+
+
+def _wrong_override(overrides: Sequence[str], why: str) -> UserError:
+    """The sentence about the override that Hydra has stumbled over: one that it cannot read, or no option of a group.
+
+    `why` is what Hydra says, for where it is none of these.
+    """
+    parser = OverridesParser.create()
+    chosen: list[tuple[str, Any]] = []
+    for text in overrides:
+        try:
+            override = parser.parse_override(text)
+        except Exception as error:  # Hydra's own, or that of a number of thousands of digits
+            return _unreadable(text, error)
+        if not override.is_sweep_override() and os.path.isdir(CONF / override.key_or_group):
+            chosen.append((override.key_or_group, override.value()))
+    for group, value in sorted(chosen, key=lambda choice: isinstance(choice[1], str)):
+        options = [path.stem for path in (CONF / group).glob("*.yaml")]
+        if value not in options:
+            return _no_option(group, readable(value), options)
+    shown = readable(" ".join(overrides) or "the configuration", 200)
+    return UserError(f"{shown}: cannot be composed ({readable(' '.join(why.split()), 300)}): correct what it names")
+
+
+def _no_option(group: str, name: str, existing: Iterable[str]) -> UserError:
+    options = sorted(option for option in existing if not option.startswith("_"))
+    nearest = difflib.get_close_matches(name, options, 1)
+    fix = f"did you mean {nearest[0]}?" if nearest else f"choose one of {', '.join(options)}"
+    return UserError(f"{group}={readable(name)}: there is none of that name: {fix}")
+
+
+def _unreadable(override: str | None, error: Exception) -> UserError:
+    why = readable(" ".join(str(error).split()), LONGEST_SENTENCE)
+    return UserError(f"{readable(override)}: cannot be read as an override: {why}")

@@ -3,6 +3,7 @@
 import io
 import signal
 import sys
+import traceback
 import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -81,6 +82,16 @@ def one_sentence_endings() -> Iterator[None]:
         sys.exit(visible(f"error: {error}"))
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
+
+
+@contextmanager
+def defects_end_here() -> Iterator[None]:
+    """A defect ends the process with its traceback, before Hydra, which runs us, has its say about the command line."""
+    try:
+        yield
+    except Exception:
+        traceback.print_exc()
+        sys.exit(1)
 
 
 class _Signals:

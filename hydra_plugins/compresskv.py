@@ -75,14 +75,18 @@ class SharedPrefillLauncher(Launcher):
         # Imported here, like all of the harness: Hydra imports this file at every start.
         from compresskv.errors import UserError
         from evals.compose import plain, refused_in_a_sentence
-        from evals.console import one_sentence_endings, signals_as_interrupts
+        from evals.console import defects_end_here, one_sentence_endings, signals_as_interrupts
         from evals.job import take_plan
         from evals.launch.executor import Plan, Sweep
 
-        with one_sentence_endings(), refused_in_a_sentence():
+        with defects_end_here(), one_sentence_endings():
             self.check()
-            composed = [self.compose(overrides) for overrides in job_overrides]
-            configs = [plain(config) for config in composed]
+            composed = []
+            for overrides in job_overrides:
+                with refused_in_a_sentence(overrides):
+                    composed.append(self.compose(overrides))
+            with refused_in_a_sentence():
+                configs = [plain(config) for config in composed]
             planning = take_plan(*configs)
             outcome = Path(self.outcome) if self.outcome else None
             sweep = Sweep(configs, job_overrides, self.command(), outcome)

@@ -29,8 +29,8 @@ SOURCES = ("held_out", "longbench", "published")
 SUM_TOLERANCE = 1e-4
 """How far the layer scores may sum to something else than 1; they are rounded to 8 digits."""
 
-HeadScores = tuple[Annotated[tuple[Annotated[float, Ge(0)], ...], MinLen(1)], ...]
-"""[layer][query head]."""
+HeadScores = tuple[Annotated[tuple[Annotated[float, Ge(0), Le(1e30)], ...], MinLen(1)], ...]
+"""[layer][query head]; in float32, too, the scores of all heads of a model have a sum."""
 
 Rankings = tuple[Annotated[tuple[Annotated[int, Ge(0)], ...], MinLen(1)], ...]
 """[layer][rank]: query heads, best first."""
@@ -60,9 +60,11 @@ class Calibration:
     def top_heads(self, kind: str, count: int) -> tuple[tuple[int, ...], ...]:
         """The `count` best query heads of each layer by `kind` of score, ties to the lower head.
 
-        Raises `UserError` if the calibration has no such scores or not that many heads.
+        Raises `UserError` if the calibration has no such scores, not that many heads, or does not tell heads apart.
         """
         if kind in self.head_scores:
+            if all(len(set(layer)) == 1 and len(layer) > count for layer in self.head_scores[kind]):
+                raise self._says_nothing(kind)
             ranked: Rankings = tuple(
                 tuple(sorted(range(len(layer)), key=lambda head: (-layer[head], head)))
                 for layer in self.head_scores[kind]
@@ -84,10 +86,22 @@ class Calibration:
         return "semantic_count" if counted and "semantic_count" in self.head_scores else kind
 
     def scores(self, kind: str) -> HeadScores:
-        """Scores of all query heads, [layer][head]. Raises `UserError` if the calibration has none of this `kind`."""
+        """Scores of all query heads, [layer][head].
+
+        Raises `UserError` if the calibration has none of this `kind`, or the same for every head.
+        """
         if kind not in self.head_scores:
             raise self._has_no(kind, set(self.head_scores))
+        scores = [score for layer in self.head_scores[kind] for score in layer]
+        if len(scores) > 1 and len(set(scores)) == 1:
+            raise self._says_nothing(kind)
         return self.head_scores[kind]
+
+    def _says_nothing(self, kind: str) -> UserError:
+        return UserError(
+            f"the {self.source} calibration of {self.model} has the same {kind} score for all heads, so none of them "
+            "ranks first: choose other head scores, or calibrate the model again"
+        )
 
     def _has_no(self, kind: str, others: set[str]) -> UserError:
         reason = f", since {self.no_scores[kind]}" if kind in self.no_scores else ""

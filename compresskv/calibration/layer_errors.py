@@ -10,6 +10,7 @@ from compresskv.calibration.probe import full_cache, full_prefill, probed, step
 from compresskv.calibration.retrieval_heads import inside, on_one_device
 from compresskv.engine.backends import SDPA
 from compresskv.engine.decode import Stopping
+from compresskv.errors import UserError
 from compresskv.eviction import Scorer, score
 from compresskv.selection import select
 
@@ -77,6 +78,14 @@ def coverage(kept: Sequence[Tensor], span: range) -> float:
 
 
 def share(errors: Sequence[Tensor]) -> Tensor:
-    """Each layer's share of the error: one [layers] tensor per dataset, normalised, averaged, normalised again."""
+    """Each layer's share of the error: one [layers] tensor per dataset, normalised, averaged, normalised again.
+
+    Raises `UserError` where a dataset shows no error, or one that is not finite.
+    """
+    if not all(0 < float(e.sum()) < float("inf") for e in errors):
+        raise UserError(
+            "eval.lengths: on some prompts no layer errs, or by no finite number: use longer prompts, or "
+            "model.dtype=float32"
+        )
     mean = torch.stack([e / e.sum() for e in errors]).mean(0)
     return mean / mean.sum()

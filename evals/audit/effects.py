@@ -16,7 +16,8 @@ from evals.progress import Progress
 from evals.results.schema import Line
 from evals.results.statistics import difference
 from evals.results.summary import seconds
-from evals.running.methods import build_method, describe
+from evals.running.described import describe
+from evals.running.methods import build_method
 from evals.running.tasks import run_task
 
 COMPARED: dict[str, tuple[tuple[str, int], ...]] = {

@@ -18,11 +18,12 @@ if TYPE_CHECKING:
     from evals.progress import Progress
 
 Tokens = Annotated[int, Ge(1), Le(100_000_000)]
+Percent = Annotated[float, Ge(0), Le(100)]
 
 
 @dataclass(frozen=True)
 class Calibrate(MeasuredEvaluation):
-    """`lengths` in tokens, null: from the model's window; `depths` evenly spaced from 0 to 100 per cent.
+    """`lengths` in tokens, null: from the model's window; `depths` in per cent, or how many, evenly spaced.
 
     `source`: held_out (needles), or longbench: layer errors on `data`, the first `limit` rows of each task, prompt and
     answer of at most `max_length` tokens. `texts`: stretches of ordinary text, of the shortest of `lengths`, on which
@@ -37,7 +38,7 @@ class Calibrate(MeasuredEvaluation):
     max_length: Annotated[int, Ge(2), Le(100_000_000)] | None
     haystack: PathText
     lengths: Annotated[tuple[Tokens, ...], MinLen(1)] | None
-    depths: Annotated[int, Ge(1), Le(1000)]
+    depths: Annotated[int, Ge(1), Le(1000)] | Annotated[tuple[Percent, ...], MinLen(1)]
     max_steps: Annotated[int, Ge(2), Le(100_000)]
     texts: Annotated[int, Ge(0), Le(10_000)]
     head_counts: Annotated[tuple[Annotated[int, Ge(1), Le(100_000)], ...], MinLen(1)]
@@ -54,6 +55,13 @@ class Calibrate(MeasuredEvaluation):
             return self.lengths
         longest = min(50_000, window - self.max_steps)
         return tuple(np.linspace(min(1000, longest), longest, 6).astype(int).tolist())
+
+    @property
+    def depth_list(self) -> tuple[float, ...]:
+        """Depths, 0 to 1."""
+        if isinstance(self.depths, int):
+            return tuple(np.linspace(0, 1, self.depths).tolist())
+        return tuple(depth / 100 for depth in self.depths)
 
     def run(self, model: LoadedModel, jobs: Sequence[Job], progress: Progress) -> Path:
         from evals.calibration import held_out, longbench

@@ -11,6 +11,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from torch import Tensor
 from transformers.cache_utils import get_layer_types_and_kwargs
 
 from compresskv.calibration import layer_errors, retrieval_heads
+from compresskv.checking import readable
 from compresskv.errors import UserError
 from compresskv.eviction import Observation
 from compresskv.layer_error import FLOOR
@@ -113,12 +115,16 @@ class HeldOutCalibration:
 
     @cached_property
     def cells(self) -> list[Cell]:
-        """All prompts to make."""
-        cells = []
-        for needle in needles():
-            for length in self.lengths:
-                cells += [Cell(needle, length, float(depth)) for depth in np.linspace(0, 1, self.config.depths)]
-        return cells
+        """All prompts to make, each once. Raises `UserError` for depths that their ids do not tell apart."""
+        cells: dict[str, Cell] = {}
+        for needle, length, depth in product(needles(), self.lengths, self.config.depth_list):
+            cell = Cell(needle, length, depth)
+            if cells.setdefault(cell.id, cell) != cell:
+                raise UserError(
+                    f"eval.depths={readable(self.config.depths)}: two are the same to a whole per cent: choose others, "
+                    "or at most 101"
+                )
+        return list(cells.values())
 
     @cached_property
     def identity(self) -> dict[str, Any]:
@@ -237,7 +243,7 @@ class HeldOutCalibration:
             "prompts_per_needle": len(self.cells) // len(needles()),
             "settings": {
                 "lengths": list(self.lengths),
-                "depths": self.config.depths,
+                "depths": self.config.depths if isinstance(self.config.depths, int) else list(self.config.depths),
                 "max_steps": self.config.max_steps,
                 "past_tokens_kept": FLOOR,
                 "error_epsilon": layer_errors.EPSILON,

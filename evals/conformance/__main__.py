@@ -26,7 +26,7 @@ def main(arguments: list[str] | None = None) -> int:
         if not given.get("method"):
             raise UserError("method: is not set: name one, such as method=snapkv")
         budget = given.pop("budget", "256")
-        if not budget.isdecimal():
+        if not budget.isdecimal() or len(budget) > 9:
             raise UserError(f"budget={budget}: choose a whole number of tokens")
         name = given.pop("method")
         others = [f"{setting}={value}" for setting, value in given.items()]

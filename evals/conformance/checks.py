@@ -18,10 +18,11 @@ from compresskv.engine.decode import Stopping
 from compresskv.engine.generation import generate
 from compresskv.engine.in_layer import generate_in_layer
 from compresskv.engine.prefill import FULL, Setting, prefill
+from compresskv.errors import UserError
 from compresskv.eviction import EvictionMethod, LayerPrefill, LayerScores, Observation, PromptShape, observers
 from evals.conformance.result import Conformance, Result
 from evals.conformance.subject import GROUP, Subject, evicting, half, hybrid, plain, prompt, seen_by
-from evals.running.methods import describe
+from evals.running.described import describe
 
 Kept = list[list[list[int]]]
 """Kept prompt positions: [layer][KV head]."""
@@ -246,7 +247,11 @@ def equal_configurations(subject: Subject) -> str:
     first, second = subject.method(plain()), subject.method(plain())
     if first != second or hash(first) != hash(second):
         return "made twice it is not equal to itself: make scorer and allocator frozen dataclasses of their parameters"
-    if describe(first) != describe(second) or " object at 0x" in str(describe(first)):
+    try:
+        first_described, second_described = describe(first), describe(second)
+    except UserError as error:
+        return str(error)
+    if first_described != second_described or " object at 0x" in str(first_described):
         return "its parameters have no stable text, so that results would not be resumed: use plain values as fields"
     return ""
 

@@ -29,7 +29,7 @@ from compresskv.installed import generate_argument
 from compresskv.methods import method_for
 from compresskv.probe import refuse_unserved
 from compresskv.selection import counts
-from evals.running.methods import describe
+from evals.running.described import describe
 
 logger = logging.getLogger(__name__)
 
@@ -72,6 +72,7 @@ class CompressedLM(HFLM):
         if isinstance(method, str):
             method = method_for(self.model, method, calibration)
         self.setting = Setting(method, None if method is None else budget)
+        self.method_in_full = describe(method)
         self.prefill_chunk = prefill_chunk
         self.attention = attention
         self.realised: list[float] = []
@@ -230,7 +231,7 @@ class CompressedLM(HFLM):
     def get_model_info(self) -> dict[str, Any]:
         """HFLM's, with the method, the budget and what was really kept, for `results["config"]`."""
         return super().get_model_info() | {
-            "method": describe(self.setting.method),
+            "method": self.method_in_full,
             "budget": self.setting.budget,
             "contexts": len(self.realised),
             "contexts_kept_whole": self.kept_whole,

@@ -1,8 +1,6 @@
 """From a job to its eviction method: what a method has to know of the model, the run and the task."""
 
-import dataclasses
 from collections.abc import Callable
-from typing import Any
 
 from compresskv import calibration
 from compresskv.context import Context
@@ -40,13 +38,3 @@ def context_of(model: LoadedModel, job: Job, first_prompt: Callable[[], int] | N
         fingerprint=model.fingerprint,
         first_prompt=first_prompt() if first_prompt and job.protocol.pyramid_schedule == "first_prompt" else None,
     )
-
-
-def describe(value: Any) -> Any:
-    """A method, in full, as plain data: class names and field values."""
-    if dataclasses.is_dataclass(value):
-        fields = {field.name: describe(getattr(value, field.name)) for field in dataclasses.fields(value)}
-        return {type(value).__name__: fields}
-    if isinstance(value, (list, tuple)):
-        return [describe(item) for item in value]
-    return value if isinstance(value, (str, int, float, bool, type(None))) else str(value)

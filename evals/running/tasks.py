@@ -1,7 +1,6 @@
 """Run jobs on a task: those that differ only in method, budget and protocol share each prompt's prefill and batch."""
 
 import hashlib
-import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,8 +17,9 @@ from evals.results.finish import finish
 from evals.results.record import failed_of
 from evals.results.store import SampleStore, write_yaml
 from evals.running.batches import SettingRun, batches, run_batch
+from evals.running.described import canonical, describe
 from evals.running.forecast import Forecast, forecast
-from evals.running.methods import build_method, describe
+from evals.running.methods import build_method
 from evals.running.outcome import Entry
 
 Fail = Callable[[Sequence[Job], Exception, str], None]
@@ -92,7 +92,7 @@ def setting_folder(model: LoadedModel, job: Job, task: Task, setting: Setting) -
     }
     if job.fidelity:  # its lines have more fields
         identity["fidelity"] = True
-    digest = hashlib.sha256(json.dumps(identity, sort_keys=True, default=str).encode()).hexdigest()[:8]
+    digest = hashlib.sha256(canonical(identity, f"task {task.name}").encode()).hexdigest()[:8]
     budget = "none" if job.budget is None else job.budget
     parts = (model.name, job.eval.name, task.name, job.protocol.name, job.method.name, f"{budget}-{digest}")
     return job.results.joinpath("runs", *parts)

@@ -1,6 +1,7 @@
 """Calibration as a command, on a few short prompts of the default model; refusals on the tiny one."""
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -8,6 +9,9 @@ from compresskv import calibration
 from compresskv.context import Context
 from compresskv.errors import UserError
 from compresskv.eviction import Observation
+from compresskv.observation import ObservationConfig
+from evals.calibration.held_out import HeldOutCalibration
+from evals.compose import job
 from evals.longbench.tasks import ENGLISH
 from tests.support.command import run
 
@@ -122,3 +126,18 @@ def test_a_calibration_is_refused_for_another_window_or_model():
         assert "llama-3.1-8b-instruct.published, mistral" in str(refusal.value)
     with pytest.raises(UserError, match=r"method\.scorer\.heads=9"):
         published().calibrated().top_heads("semantic", 9)
+
+
+def test_depths_are_a_number_of_them_or_a_list(default_model):
+    def calibration(*overrides):
+        config = job("eval=calibrate", "eval.lengths=[300]", *overrides).eval
+        return HeldOutCalibration(default_model, config, ObservationConfig(), Path("results"), None)
+
+    assert job("eval=calibrate", "eval.depths=3").eval.depth_list == (0.0, 0.5, 1.0)
+    assert job("eval=calibrate", "eval.depths=[0,12.5]").eval.depth_list == (0.0, 0.125)
+    assert job("eval=calibrate", "model.evals.calibrate.depths=[50]").eval.depth_list == (0.5,)
+    few, named = (calibration(f"eval.depths={depths}").cells for depths in ("3", "[0,50,100,50]"))
+    assert [cell.id for cell in few] == [cell.id for cell in named]
+    for depths in ("[50,50.1]", "102"):
+        with pytest.raises(UserError, match=r"^eval\.depths="):
+            _ = calibration(f"eval.depths={depths}").cells

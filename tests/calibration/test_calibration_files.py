@@ -6,9 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+from baselines.headkv import kv_head_shares
 from compresskv import calibration
 from compresskv.calibration import FOLDER, choose, find, load, of_model
+from compresskv.calibration.layer_errors import share
 from compresskv.context import Context
 from compresskv.errors import UserError
 from compresskv.observation import ObservationConfig
@@ -95,6 +98,9 @@ def test_a_good_file(write) -> None:
         ),
         ({"head_scores": {"semantic": [[1, 2], [3, True]]}}, "head_scores.semantic[1][1]=true: choose a number"),
         ({"head_scores": {"semantic": [[1, 2, 3], [3, 4]]}}, "head_scores.semantic[1] has 2 heads, others have 3"),
+        ({"head_scores": {"semantic": [[1, 2], [3, 1e308]]}}, "head_scores.semantic[1][1]=1e+308: choose a number"),
+        ({"head_scores": {"semantic": [[1, 2], [3, 10**400]]}}, "head_scores.semantic[1][1]=1000"),
+        ({"layer_scores": [10**400, 1]}, "layer_scores[0]=1000"),
         ({"head_scores": {"semantic": [[], []]}}, "head_scores.semantic[0]=[]: choose a list"),
         ({"head_scores": {"semantic": [[1, 2, 3]]}}, "head_scores.semantic has 1 layers, layer_scores 2"),
         ({"rankings": {"published": [[0, 0], [1, 2]]}}, "rankings.published[0] names a head twice"),
@@ -171,6 +177,34 @@ def test_what_a_setting_chooses(write) -> None:
         choose("tiny", "heldout", CORRECTED)
     with pytest.raises(UserError, match=r"calibration=foo: there is none of tiny: choose auto, .*tiny\.published\)"):
         choose("tiny", "foo", CORRECTED)
+
+
+@pytest.mark.parametrize("table", [[[0, 0, 0], [0, 0, 0]], [[7, 7, 7], [7, 7, 7]], [[1, 1, 1], [2, 2, 2]]])
+def test_scores_that_rank_no_head_are_refused_by_name(write, table) -> None:
+    made = load(write(record(head_scores={"semantic": table, "traditional": [[1, 2, 3], [0, 0, 0]]}, rankings={})))
+    with pytest.raises(UserError, match="calibration of tiny has the same semantic score"):
+        made.top_heads("semantic", 2)
+    assert made.top_heads("semantic", 3) == ((0, 1, 2), (0, 1, 2))
+    assert made.top_heads("traditional", 1) == ((2,), (0,))
+    if table[0] == table[1]:
+        with pytest.raises(UserError, match="calibration of tiny has the same semantic score"):
+            made.scores("semantic")
+    else:
+        assert made.scores("semantic") == ((1.0, 1.0, 1.0), (2.0, 2.0, 2.0))
+
+
+def test_shares_that_underflow_keep_their_proportions() -> None:
+    heads = 2000
+    table = (tuple(float(1 + (head < heads // 2)) for head in range(heads)),)
+    (shares,) = kv_head_shares(table, 100.0, 2, "contiguous")
+    assert shares[0] == pytest.approx(1)
+    assert sum(shares) == pytest.approx(1)
+
+
+@pytest.mark.parametrize("errors", [[0.0, 0.0], [NAN, 1.0], [INFINITY, 1.0]])
+def test_errors_that_have_no_shares_are_refused(errors) -> None:
+    with pytest.raises(UserError, match=r"^eval\.lengths"):
+        share([torch.tensor([1.0, 3.0]), torch.tensor(errors)])
 
 
 def where(**changes: Any) -> Context:

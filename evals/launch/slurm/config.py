@@ -1,14 +1,30 @@
 """What `conf/hydra/launcher/slurm.yaml` says."""
 
+import re
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-from compresskv.checking import Ge, Gt, Le, PathText
+from compresskv.checking import AfterValidator, Ge, Gt, Le, LineText, readable
 
 Count = Annotated[int, Ge(1), Le(1_000_000)]
+
+
+def _option(name: str) -> str:
+    if not re.fullmatch(r"[A-Za-z][\w-]*", name, re.ASCII):
+        raise ValueError(f"{readable(name)} is no option of sbatch: give its long name, without dashes in front")
+    return name
+
+
+def _as_written(folder: str) -> str:
+    if "%" in folder or "\\" in folder:
+        raise ValueError("SLURM reads % and backslashes in the names of logs: choose a folder without them")
+    return folder
+
+
+Option = Annotated[str, AfterValidator(_option)]
 
 
 @dataclass(frozen=True)
@@ -18,24 +34,26 @@ class SlurmConfig:
 
     `requeues`: how often a task that ran out of time may go on. `notice`: seconds before the end of its time at which
     it is queued again. `poll`: seconds between two looks at the queue. None leaves a choice to the cluster.
+
+    What goes into the job's script is one line of it, so that no value becomes another line.
     """
 
-    partition: PathText | None
-    account: PathText | None
-    qos: PathText | None
-    gres: PathText | None
+    partition: LineText | None
+    account: LineText | None
+    qos: LineText | None
+    gres: LineText | None
     time: Count
-    memory: PathText | None
+    memory: LineText | None
     cpus: Count
     parallel: Count
     groups_per_task: Count
-    setup: tuple[PathText, ...]
-    sbatch: Mapping[str, bool | int | float | PathText]
+    setup: tuple[LineText, ...]
+    sbatch: Mapping[Option, bool | int | float | LineText]
     requeues: Annotated[int, Ge(0), Le(1_000_000)]
     notice: Count
     poll: Annotated[float, Gt(0), Le(86_400)]
     detach: bool
-    folder: PathText
+    folder: Annotated[LineText, AfterValidator(_as_written)]
 
     def submitit(self, root: Path) -> dict:
         """These settings as submitit's executor names them. `root`: where the harness is to be imported from."""

@@ -1,0 +1,169 @@
+"""A method as plain data that is the same in every process: what the hash of its results folder is made of."""
+
+import copyreg
+import dataclasses
+import datetime
+import decimal
+import fractions
+import functools
+import hashlib
+import json
+import math
+import types
+from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Set as AbstractSet
+from enum import Enum
+from pathlib import PurePath
+from pkgutil import resolve_name
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from compresskv.errors import UserError
+
+TEXTS = (
+    *(torch.dtype, torch.device, torch.layout, torch.memory_format, np.dtype, np.integer, np.bool_, PurePath),
+    *(complex, bytes, range, slice, fractions.Fraction, decimal.Decimal),
+    *(datetime.date, datetime.time, datetime.timedelta, datetime.tzinfo),
+)
+"""Types whose values are exactly what `str` says of them."""
+
+CODE = (type, types.FunctionType, types.BuiltinFunctionType, types.MethodType, np.ufunc)
+
+
+def describe(value: Any, where: str = "method") -> Any:
+    """A method, in full, as JSON: class names and field values.
+
+    Equal methods are described alike in every process, different ones differently: tensors and arrays by their bytes,
+    functions and classes by the name that they are imported by, other objects by their class and attributes. `where`
+    names the value in messages. Raises `UserError` for what has no such description, such as a lambda or an open file.
+    """
+    try:
+        return _described(value, where, ())
+    except RecursionError:
+        raise _refused(where, "it is nested too deeply") from None
+
+
+def canonical(identity: Any, where: str) -> str:
+    """`identity` as JSON with sorted keys, what JSON lacks as `describe` has it. Raises `UserError` if it cannot be."""
+    try:
+        return json.dumps(identity, sort_keys=True, default=functools.partial(describe, where=where))
+    except UserError:
+        raise
+    except (TypeError, ValueError, RecursionError) as error:  # such as keys that are not texts, or a cycle
+        why = " ".join(str(error).split())
+        raise UserError(f"{where}: its identity cannot be written as JSON ({why}): use texts as keys") from error
+
+
+def _described(value: Any, where: str, above: tuple[int, ...]) -> Any:
+    """`above`: the ids of the objects that `value` is a part of."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return {"float": str(value)}  # JSON has no such numbers
+    if value is None or isinstance(value, (str, int, float)):
+        return value
+    if isinstance(value, TEXTS):
+        return str(value)
+    if isinstance(value, Enum):
+        return f"{type(value).__name__}.{value.name}"
+    if isinstance(value, Tensor):
+        return {"tensor": [str(value.dtype), list(value.shape), _sha256(_bytes(value, where))]}
+    if isinstance(value, (np.ndarray, np.generic)):
+        if value.dtype.hasobject:
+            raise _refused(where, "an array of objects has no bytes to compare")
+        return {"array": [value.dtype.str, list(value.shape), _sha256(value.tobytes())]}
+    if id(value) in above:
+        raise _refused(where, f"a {type(value).__name__} that contains itself")
+
+    def part(name: str, inner: Any) -> Any:
+        return _described(inner, f"{where}{name}", (*above, id(value)))
+
+    if isinstance(value, CODE):
+        return _code(value, where, part)
+    if isinstance(value, functools.partial):
+        arguments = [part(".func", value.func), part(".args", value.args), part(".keywords", value.keywords)]
+        return {"partial": arguments}
+    if dataclasses.is_dataclass(value):
+        names = [field.name for field in dataclasses.fields(value)]
+        fields = {name: part(f".{name}", getattr(value, name)) for name in names}
+        others = _attributes(value, getattr(value, "__dict__", {}), part, names)
+        return {type(value).__name__: {**fields, **others}}
+    if isinstance(value, (list, tuple)):
+        return [part(f"[{place}]", item) for place, item in enumerate(value)]
+    if isinstance(value, Mapping):
+        pairs = [[part(" key", key), part(f"[{key!r}]", item)] for key, item in value.items()]
+        return {"mapping": _sorted(pairs)}
+    if isinstance(value, AbstractSet):
+        return {"set": _sorted(part(" item", item) for item in value)}
+    state = _state(value, where, part)
+    return {_code(type(value), where, part): state}
+
+
+def _attributes(value: Any, state: Mapping[str, Any], part: Callable, known: Collection[str] = ()) -> dict[str, Any]:
+    """The attributes of `state` besides the `known` ones and those that the class computes from others."""
+    return {
+        name: part(f".{name}", inner)
+        for name, inner in state.items()
+        if name not in known and not isinstance(getattr(type(value), name, None), functools.cached_property)
+    }
+
+
+def _state(value: Any, where: str, part: Callable) -> Any:
+    """Whatever tells `value` from others of its class: what `copy` would make another one from."""
+    try:
+        reducer = copyreg.dispatch_table.get(type(value))
+        made: Any = reducer(value) if reducer else value.__reduce_ex__(4)
+    except Exception as error:  # each class has its own, such as that of a lock or of a generator
+        raise _refused(where, f"a {type(value).__name__} has no lasting description") from error
+    if isinstance(made, str):  # it has a name in its module, as a cached function does
+        return _imported(value, str(value.__module__), made, where)
+    arguments, state, items, pairs = [*made[1:5], None, None, None][:4]
+    if isinstance(state, tuple) and len(state) == 2 and isinstance(state[1], dict):  # of a class with __slots__
+        state = {**(state[0] or {}), **state[1]}
+    described = _attributes(value, state or {}, part) if isinstance(state, (dict, types.NoneType)) else part("", state)
+    others = [argument for argument in arguments if argument is not type(value)]
+    rest = [part("", given) for given in (others, list(items or ()), list(pairs or ()))]
+    return [described, *rest] if any(rest) else described
+
+
+def _code(value: Any, where: str, part: Callable) -> Any:
+    """The name by which a function or a class is imported; that of a bound method, with what it is bound to."""
+    owner = getattr(value, "__self__", None)
+    if owner is not None and not isinstance(owner, types.ModuleType):
+        return {"method": [part("", owner), value.__name__]}
+    module = "numpy" if isinstance(value, np.ufunc) else owner.__name__ if owner else str(value.__module__)
+    builtin = isinstance(value, (np.ufunc, types.BuiltinFunctionType))  # whose class is not where it is imported from
+    return _imported(value, module, value.__name__ if builtin else value.__qualname__, where)
+
+
+def _imported(value: Any, module: str, name: str, where: str) -> str:
+    """`module:name`, which must be `value`."""
+    try:
+        found = resolve_name(f"{module}:{name}")
+    except (ImportError, AttributeError, ValueError):
+        found = None
+    if found is not value:
+        raise _refused(where, f"{name} of {module} cannot be imported by that name")
+    return f"{module}:{name}"
+
+
+def _bytes(tensor: Tensor, where: str) -> bytes:
+    try:
+        flat = tensor.detach().resolve_conj().resolve_neg().cpu().contiguous().flatten()
+        return flat.view(torch.uint8).numpy().tobytes() if flat.numel() else b""
+    except (RuntimeError, NotImplementedError, TypeError) as error:  # such as a sparse one, or one without data
+        raise _refused(where, "a tensor whose bytes cannot be read") from error
+
+
+def _sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def _sorted(described: Iterable[Any]) -> list[Any]:
+    return sorted(described, key=json.dumps)
+
+
+def _refused(where: str, what: str) -> UserError:
+    fix = "make it a frozen dataclass whose fields are numbers, texts, or tuples of these"
+    return UserError(f"{where}: {what}, so its results could not be told from others and resumed: {fix}")

@@ -1,0 +1,101 @@
+"""Whatever is written for a group of conf/, Hydra's own included, is composed or refused in one sentence."""
+
+import pytest
+
+from compresskv.errors import UserError
+from evals.compose import composed
+from tests.support.command import run
+
+GROUPS = (
+    *("model", "method", "method/allocator", "eval", "protocol", "logger", "paths", "experiment"),
+    *("hydra/launcher", "hydra/sweeper", "hydra/help"),
+)
+
+NEVER = (
+    *("5", "1.5", "nan", "null", "true", "''", "[1]", "[null]", "{a: 1}", "a,b", "../x", "'\n'", "x" * 5000),
+    *("1" * 5000, "[", "${x}", "${oc.env:NOWHERE}", "${oc.create:x}", "glob(*)", "range(3)", "\x00", "\udcff"),
+)
+"""What is no option of any group."""
+
+KEYS = ("+{}=5", "++{}=x", "++{}=5", "~{}=5", "~{}=x", "{}@x=5", "{}@=5", "+{}@x.y=nope", "{}@_global_=x")
+
+ELSEWHERE = (
+    *("budget=${x}", "budget=${budget}", "budget=${oc.env:NOWHERE}", "budget=${name_of:}", "budget=${if_null:1}"),
+    *(
+        "=",
+        "",
+        "=5",
+        "budget",
+        "budget=[",
+        "nope=1",
+        "~nope",
+        "~budget",
+        "~eval",
+        "~model",
+        "~model.dtype=x",
+        "+budget=1",
+    ),
+    *("hydra.mode=x", "hydra.searchpath=5", "hydra.run=5", "hydra=5", "model.dtype.x=1", "eval.lengths.0=1"),
+    *("hydra.launcher=5", "hydra.sweeper=null", "hydra.launcher._target_=x", "hydra.job=5"),
+)
+
+
+def assert_a_sentence(error: str) -> None:
+    assert error.isprintable()
+    assert ": " in error
+    assert len(error) < 1000
+
+
+@pytest.mark.parametrize("group", GROUPS)
+def test_no_value_of_a_group_is_more_than_a_sentence(group):
+    for value in NEVER if group in ("model", "method/allocator", "hydra/launcher") else NEVER[:6]:
+        with pytest.raises(UserError) as refused:
+            composed(f"{group}={value}")
+        assert_a_sentence(str(refused.value))
+
+
+@pytest.mark.parametrize("key", KEYS)
+def test_no_way_of_naming_a_group_is_more_than_a_sentence(key):
+    for group in ("model", "method/allocator"):
+        with pytest.raises(UserError) as refused:
+            composed(key.format(group))
+        assert_a_sentence(str(refused.value))
+
+
+@pytest.mark.parametrize("multirun", [[], ["-m"]])
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        *(["model=5"], ["eval=null"], ["logger=true"], ["method/allocator=[1]"], ["model=" + "x" * 5000]),
+        *(["budget=${x}"], ["budget=" + "1" * 5000], ["hydra/launcher=5"], ["hydra/sweeper=null"], ["~budget"]),
+        *(["--config-name=nope"], ["--config-dir=/nowhere"], ["--config-path=nowhere"], ["--config-path=pkg://x"]),
+        *(["--nope"], ["--config-name"], ["model.dtype.x=1"], ["eval.lengths=${eval}"]),
+    ],
+    ids=lambda overrides: " ".join(overrides)[:30],
+)
+def test_the_command_line_ends_in_one_sentence(multirun, overrides):
+    done = run(*multirun, *overrides)
+    assert done.returncode != 0
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("error: ")
+    assert_a_sentence(line)
+
+
+@pytest.mark.parametrize("override", ELSEWHERE)
+def test_no_override_is_more_than_a_sentence(override):
+    done = run("method=full", override, "eval.needles=99")  # which is refused where all the rest is taken
+    assert done.returncode != 0
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("error: ")
+    assert_a_sentence(line)
+
+
+def test_a_defect_keeps_its_traceback(monkeypatch):
+    def broken(jobs):
+        raise RuntimeError("a defect")
+
+    monkeypatch.setattr("evals.running.sweep.run", broken)
+    done = run("method=full")
+    assert done.returncode == 1
+    assert "RuntimeError: a defect" in done.stderr
+    assert "Traceback" in done.stderr
