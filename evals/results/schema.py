@@ -42,7 +42,10 @@ class SampleLine(TypedDict, total=False):
     kept: list[int | list[int]]  # tokens kept in each layer: one number, or one per KV head where they differ
     compressed: bool  # whether anything was evicted
     batch: list[str]  # the settings that were decoded together, as <protocol>/<method>/<budget>-<hash8>
-    timing: dict[str, Any]  # `batch_seconds`, `shared_by` how many settings, `checksum` of these two and of `batch`
+    # `batch_seconds`, `shared_by` how many settings, `environment` by its key, or in full in the first line of each, as
+    # summaries have it, and `checksum` of these and of `batch`.
+    timing: dict[str, Any]
+    of: dict[str, str]  # `folder` below runs and `model_fingerprint` of the setting; absent in lines of older versions
     kl: float | None  # nats per token, KL(full cache ‖ this setting) over the full cache's answer
     agreement: float | None  # 0 to 1: share of these tokens where both have the same most probable token
     reference_nll: float | None  # nats per token: negative log-likelihood of the reference answer
@@ -55,6 +58,7 @@ class FailedLine(TypedDict, total=False):
 
     id: Required[str]
     error: Required[str]  # why, in a sentence
+    of: dict[str, str]
     checksum: str
 
 
@@ -77,6 +81,7 @@ class Summary(TypedDict, total=False):
     protocol: Required[str]
     method: Required[str]
     budget: Required[int | None]  # tokens per layer and KV head, observation window included; None: the full cache
+    folder: str  # below runs; absent in summaries of older versions
     # The result: means over the lines named in `samples`.
     score: Required[float]  # 0 to 100, two decimals
     interval: Required[list[float] | None]  # 95 % bootstrap interval of `score`; None for a single sample
@@ -99,6 +104,8 @@ class Summary(TypedDict, total=False):
     method_in_full: Any  # scorer and allocator with every parameter
     # What is needed to run it again, and to believe it. No checksum covers these three.
     config: dict[str, Any]  # the resolved configuration
-    environment: dict[str, Any]  # commit, library versions, hardware
+    # Commit, library versions, hardware, and their `key`, by which lines name it; if its lines come from several, that
+    # of most of them, and the rest in its `others`. Of older lines, which do not say, it has what was noted: no key.
+    environment: dict[str, Any]
     timing: dict[str, float]  # `seconds` of all samples
     checksum: str  # of all other fields but config, environment and timing, 16 digits
