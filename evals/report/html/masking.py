@@ -1,5 +1,6 @@
 """Head masking of the page: accuracy by number of masked heads, a line for each ranking."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -21,13 +22,18 @@ class Masked:
 
 
 def masked(tree: Tree) -> list[Masked]:
-    """A table and a chart for each model and protocol."""
+    """A table and a chart for each model, protocol and, where a model's name has several, weights."""
 
-    def place(setting: Setting) -> tuple[str, str]:
-        return setting.record.model, setting.record.protocol
+    def place(setting: Setting) -> tuple[str, str, str]:
+        return setting.record.model, setting.record.protocol, setting.record.weights
 
     settings = sorted((s for s in tree.settings if s.record.eval == "head_masking"), key=place)
-    return [_masked(" · ".join(of), list(group)) for of, group in groupby(settings, key=place)]
+    groups = {of: list(group) for of, group in groupby(settings, key=place)}
+    named = Counter(of[:2] for of in groups)
+    return [
+        _masked(" · ".join((model, protocol, f"weights {weights[:8]}")[: 2 + (named[model, protocol] > 1)]), group)
+        for (model, protocol, weights), group in groups.items()
+    ]
 
 
 def _masked(title: str, settings: Sequence[Setting]) -> Masked:
