@@ -45,8 +45,8 @@ LEFT_OUT = (
 )
 """Numbers of a sample that the summary has the mean or the count of, or that its prompt gives."""
 
-NO_TEXTS = ("ranking", "prompt_sha256", "of")
-"""Whose heads are masked, what tells a prompt from others, and whose line it is: no text of a prompt or an answer."""
+RANKING = "ranking"
+"""Whose heads are masked: a name, but no text of a prompt or an answer."""
 
 FLAGS = ("misplaced", "truncated")
 """Stay in a line only where they are true."""
@@ -103,7 +103,7 @@ def numbers(line: Line, by_layer: bool) -> Line:
     kept: Line = {"id": line["id"]}
     for name, value in line.items():
         wanted = isinstance(value, (int, float)) and name not in LEFT_OUT and (value or name not in FLAGS)
-        if wanted or name in NO_TEXTS or (name == "kept" and by_layer):
+        if wanted or name == RANKING or (name == "kept" and by_layer):
             kept[name] = value
     return kept
 
