@@ -73,6 +73,13 @@ def outputs_never_fail() -> None:
         setattr(sys, name, io.TextIOWrapper(buffer, encoding, "backslashreplace", line_buffering=True))
 
 
+def outputs_take_any_text() -> None:
+    """From now on characters that have no bytes in the terminal's encoding are written as their number."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
 @contextmanager
 def one_sentence_endings() -> Iterator[None]:
     """A user's mistake, or Ctrl-C, ends the process with one sentence on stderr and an exit code that is not 0."""

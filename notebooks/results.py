@@ -121,7 +121,7 @@ tables.comparisons(page.verdicts).round(3)
 
 # %%
 task, budget = smallest["task"].iloc[0], smallest["budget"].iloc[0]
-paired = smallest[smallest["task"] == task].pivot_table(index="id", columns="method", values="score").dropna(axis=1)
+paired = smallest[smallest["task"] == task].pivot_table(index="sample", columns="method", values="score").dropna(axis=1)
 first, second = paired.columns[0], paired.columns[-1]
 found = difference(paired[first], paired[second])
 low, high = found.interval

@@ -10,7 +10,7 @@ from compresskv import models
 from evals import compose
 from evals.audit import selector
 from evals.audit.effects import IN_NEITHER, fill, measure
-from evals.console import one_sentence_endings
+from evals.console import one_sentence_endings, outputs_never_fail
 from evals.job import Job
 from evals.progress import Progress
 from evals.results.store import write_text
@@ -54,5 +54,6 @@ def _quoted(value: object) -> str:
 
 
 if __name__ == "__main__":
+    outputs_never_fail()
     with one_sentence_endings():
         main(sys.argv[1:])

@@ -183,8 +183,16 @@ def paired(corrected: Sequence[Line], released: Sequence[Line]) -> str:
     return f"{before:.1f} → {after:.1f}, {change(corrected, released)}; {differing}"
 
 
+def prompts(lines: Sequence[Line]) -> set[tuple[str, str]]:
+    """The samples of these lines, each with the hash of its prompt."""
+    return {(line["id"], line["prompt_sha256"]) for line in lines}
+
+
 def change(before: Sequence[Line], after: Sequence[Line]) -> str:
-    """The mean difference of the scores of equal samples, with its 95 % bootstrap interval."""
+    """The mean difference of the scores of equal ids, with its 95 % bootstrap interval.
+
+    Here alone, samples of different prompts are paired on purpose: what a field does to prompts is part of its effect.
+    """
     by_id = {line["id"]: line["score"] for line in after}
     paired = difference([line["score"] for line in before], [by_id[line["id"]] for line in before])
     low, high = paired.interval or (paired.mean, paired.mean)

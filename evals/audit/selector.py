@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from compresskv.errors import UserError
 from compresskv.models import LoadedModel
-from evals.audit.effects import Finished, change, key
+from evals.audit.effects import Finished, change, key, prompts
 from evals.job import Job
 from evals.running.methods import build_method
 
@@ -77,5 +77,10 @@ def tell(baseline: str, jobs: Mapping[Arm, Job], finished: Finished) -> str:
     parts = []
     for name, before, after in LINES:
         if before in jobs and after in jobs:
-            parts.append(f"{name} {change(finished[key(jobs[before])], finished[key(jobs[after])])}")
+            one, other = finished[key(jobs[before])], finished[key(jobs[after])]
+            if prompts(one) != prompts(other):
+                raise UserError(
+                    f"{baseline}: {name}: the arms saw different prompts: run them in another paths.results"
+                )
+            parts.append(f"{name} {change(one, other)}")
     return f"{baseline} {BUDGET}: {'; '.join(parts)}"

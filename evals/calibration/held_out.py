@@ -35,6 +35,7 @@ from evals.calibration.keep import keep
 from evals.haystack import Haystack, essays
 from evals.longbench.metrics import qa_f1
 from evals.progress import Progress
+from evals.results.lines import owner
 from evals.results.resumable import complete
 from evals.results.schema import Line
 from evals.rouge import rouge1_recall
@@ -72,6 +73,10 @@ class HeldOutCalibration:
     @property
     def folder(self) -> Path:
         return self.results / "runs" / self.model.name / "calibrate"
+
+    def of(self, folder: Path) -> dict[str, str]:
+        """Whose the lines in a pass's folder are."""
+        return owner(folder, self.results / "runs", self.model.fingerprint)
 
     @property
     def lengths(self) -> tuple[int, ...]:
@@ -140,7 +145,9 @@ class HeldOutCalibration:
         """First pass: every cell's answer and head scores, by id."""
         folder = self.folder / f"heads-{digest(self.identity)}"
         cells = {cell.id: cell for cell in self.cells}
-        return complete(folder, f"{self.model.name} retrieval heads", cells, self._head_line, self.progress)
+        return complete(
+            folder, f"{self.model.name} retrieval heads", cells, self._head_line, self.progress, self.of(folder)
+        )
 
     def _head_line(self, cell: Cell) -> Line:
         tokenizer = self.model.tokenizer
@@ -195,7 +202,7 @@ class HeldOutCalibration:
 
         folder = self.folder / f"errors-{digest([self.identity, repr(scorers)])}"
         by_id = {cell.id: cell for cell in cells}
-        return complete(folder, f"{self.model.name} layer errors", by_id, line, self.progress)
+        return complete(folder, f"{self.model.name} layer errors", by_id, line, self.progress, self.of(folder))
 
     def observe_text(self, scorers: Sequence[SemanticHeadScorer]) -> list[list[float]]:
         """Third pass: KL to the full cache on ordinary text, [texts][scorers]."""
@@ -207,7 +214,7 @@ class HeldOutCalibration:
         def line(text: Tensor) -> Line:
             return {"kl": rounded(head_count.observe(self.model, text, scorers))}
 
-        lines = complete(folder, f"{self.model.name} ordinary text", texts, line, self.progress)
+        lines = complete(folder, f"{self.model.name} ordinary text", texts, line, self.progress, self.of(folder))
         return [lines[id]["kl"] for id in texts]
 
     def record(

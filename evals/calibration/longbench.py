@@ -25,6 +25,7 @@ from evals.calibration.keep import keep
 from evals.longbench.config import LongBench
 from evals.longbench.evaluation import LongBenchTask
 from evals.progress import Progress
+from evals.results.lines import owner
 from evals.results.resumable import complete
 from evals.results.schema import Line
 
@@ -61,7 +62,8 @@ def run(
 
     identity = [model.fingerprint, model.dtype, repr(scorer), [task.identity for task in tasks]]
     folder = results / "runs" / model.name / "calibrate" / f"longbench-{digest(identity)}"
-    lines = complete(folder, f"{model.name} layer errors on LongBench", samples, line, progress)
+    of = owner(folder, results / "runs", model.fingerprint)
+    lines = complete(folder, f"{model.name} layer errors on LongBench", samples, line, progress, of)
     by_task = [torch.tensor([lines[f"{task.name}-{id}"]["errors"] for id in task.sample_ids]).sum(0) for task in tasks]
     record = json.loads(content) | {
         "source": "longbench",

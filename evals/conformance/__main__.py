@@ -11,7 +11,7 @@ import torch
 
 from compresskv.errors import UserError
 from evals.conformance import check
-from evals.console import one_sentence_endings, screen
+from evals.console import one_sentence_endings, outputs_never_fail, screen
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -40,4 +40,5 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    outputs_never_fail()
     sys.exit(main())

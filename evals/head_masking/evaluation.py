@@ -28,7 +28,7 @@ from evals.results.finish import finish
 from evals.results.record import failed_of
 from evals.results.schema import Line
 from evals.results.store import SampleStore, close_all
-from evals.running.batches import failed_line, no_answer, sample_line
+from evals.running.batches import failed_line, no_answer, refuse_another_prompt, sample_line, some
 from evals.running.forecast import forecast
 from evals.running.methods import context_of
 from evals.running.plan import Work, missing_of
@@ -123,7 +123,11 @@ class Masking:
         stores: dict[Choice, SampleStore] = {}
         try:
             for task in self.tasks:
-                stores[task.choice] = open_store(self.folder(task), self.job)
+                stores[task.choice] = open_store(self.model, self.job, task, FULL)
+            for id in some(self.tasks[0].sample_ids, self.tasks[0]):
+                sample = self.tasks[0].sample(id)
+                for store in stores.values():
+                    refuse_another_prompt(store, sample)
             self.decode(stores, progress)
             answered = [id for id in self.tasks[0].sample_ids if all(id in store.lines for store in stores.values())]
             lines: dict[Choice, list[Line]] = {}

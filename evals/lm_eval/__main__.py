@@ -9,7 +9,7 @@ from typing import Any
 
 from compresskv.errors import UserError
 from evals.compose import job
-from evals.console import one_sentence_endings
+from evals.console import one_sentence_endings, outputs_never_fail
 from evals.job import Job
 
 TAKEN = ("model", "method", "budget", "calibration", "prefill_chunk", "observation", "protocol")
@@ -123,4 +123,5 @@ def model_of(chosen: Job) -> Any:
 
 
 if __name__ == "__main__":
+    outputs_never_fail()
     main()

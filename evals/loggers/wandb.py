@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 COLUMNS = (
     *("id", "length", "depth", "prompt_tokens", "prompt_tail", "answers", "prediction", "kept", "realised_budget"),
-    *(*FIDELITY, "kl_per_token"),
+    *(*FIDELITY, "kl_per_token", "prompt_sha256"),
 )
 """The fields of a sample's line that go into the table of samples where it has them; all its scores follow."""
 

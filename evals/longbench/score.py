@@ -12,6 +12,7 @@ from pathlib import Path
 
 from compresskv.errors import UserError
 from compresskv.inputs import read_once
+from evals.console import outputs_take_any_text
 from evals.longbench.aggregate import TaskScore, averages, interval, task_score
 from evals.longbench.metrics import score_sample
 from evals.longbench.official import check_unordered
@@ -106,4 +107,5 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    outputs_take_any_text()
     sys.exit(main())

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from compresskv.errors import UserError
-from evals.console import one_sentence_endings, signals_as_interrupts
+from evals.console import one_sentence_endings, outputs_never_fail, signals_as_interrupts
 from evals.efficiency.config import Efficiency
 from evals.job import Job
 from evals.reference.export import export
@@ -70,4 +70,5 @@ def measured(results: Path, jobs: Sequence[Job]) -> bool:
 
 
 if __name__ == "__main__":
+    outputs_never_fail()
     main()

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from compresskv.errors import UserError
-from evals.console import visible
+from evals.console import outputs_take_any_text, visible
 from evals.report.items import ITEMS
 
 PAGE_USAGE = "python -m evals.report <results> --out <directory>"
@@ -54,4 +54,5 @@ def _page(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
+    outputs_take_any_text()
     sys.exit(main(sys.argv[1:]))

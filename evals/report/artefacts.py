@@ -19,7 +19,7 @@ from evals.report.markdown import markdown
 from evals.report.needles import agreement_of_orders
 from evals.report.page import Page, file_part, left_out
 from evals.report.selection import chosen, default_heads, nothing
-from evals.report.verdicts import verdicts
+from evals.report.verdicts import unpaired, verdicts
 from evals.results.record import Record
 from evals.results.store import refused, safe_name, write_text
 
@@ -81,6 +81,8 @@ def _runs(experiment: str, of_item: Item, results: Path) -> Page:
     compared = []
     for grid in every:
         compared += verdicts(of_item, grid)
+    # Once for a model: its other grids are of the same samples.
+    notes += [note for of_model in of_models for note in unpaired(of_model[0])]
     if records[0].eval != evaluation:
         name = TITLES.get(evaluation, evaluation)
         notes.append(f"Needles stand in for {name}, as at size=smoke: nothing here is a {name} score.")

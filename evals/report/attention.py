@@ -119,7 +119,7 @@ def _grid(prompt: Prompt) -> Grid:
         rows.append((Row(_label(head), None, prompt["protocol"], "", {}), []))
         by_column.append(
             {
-                part: Cell({"steps": {f"step {step}": value for step, value in enumerate(values)}}, 0, 0)
+                part: Cell({"steps": {(f"step {step}", ""): value for step, value in enumerate(values)}}, 0, 0)
                 for part, values in shares.items()
             }
         )

@@ -7,13 +7,14 @@ from statistics import fmean
 from typing import Literal
 
 from evals.results import statistics
+from evals.results.pairing import Key, ids_of
 from evals.results.record import Record
 
 AVERAGE = "average"
 AVERAGE_OF_16 = "average of 16"
 
-Strata = Mapping[str, Mapping[str, float]]
-"""Values of samples by task and id."""
+Strata = Mapping[str, Mapping[Key, float]]
+"""Values of samples by task and sample: those of another prompt are others, though they have the same id."""
 
 
 @dataclass(frozen=True)
@@ -69,8 +70,18 @@ class Cell:
         return self.counted != self.of or self.n != self.of
 
     @cached_property
-    def samples(self) -> frozenset[tuple[str, str]]:
+    def samples(self) -> frozenset[tuple[str, Key]]:
+        """By task."""
         return frozenset(_keys(self.strata))
+
+    @property
+    def ids(self) -> set[tuple[str, str]]:
+        """By task."""
+        return {(task, id) for task, values in self.strata.items() for id in ids_of(values)}
+
+    def same_prompts(self, other: "Cell") -> bool:
+        """Whether every id that both have is the same sample."""
+        return len(self.samples & other.samples) == len(self.ids & other.ids)
 
     @property
     def difference(self) -> float | None:
@@ -78,10 +89,10 @@ class Cell:
         return None if self.published is None or self.apart else round(self.mean - self.published, self.digits)
 
 
-def _keys(strata: Strata) -> Iterator[tuple[str, str]]:
+def _keys(strata: Strata) -> Iterator[tuple[str, Key]]:
     for task, values in strata.items():
-        for id in values:
-            yield task, id
+        for sample in values:
+            yield task, sample
 
 
 @dataclass(frozen=True)
@@ -141,7 +152,8 @@ class Grid:
 def ranks(column: str, rows: Sequence[Row], metric: Metric = SCORE) -> dict[int, int]:
     """1 for the best and 2 for the second mean of a column, by the row's place; among rows that have most samples.
 
-    Rows with fewer are never ranked with them; equal means share their rank, and a single row has none.
+    Rows with fewer, or with other prompts, are never ranked with them; equal means share their rank, and a single row
+    has none.
     """
     if metric.better is None:
         return {}

@@ -139,7 +139,7 @@ def _cells(rows: Sequence[Mapping[str, Any]], measured: Measured) -> Cells:
     cells: Cells = {}
     for row in rows:
         values = row.get("by_round", {}).get(measured.metric.field, [row.get(measured.metric.field)])
-        there = {f"round {place}": measured.of(value) for place, value in enumerate(values) if value}
+        there = {(f"round {place}", ""): measured.of(value) for place, value in enumerate(values) if value}
         if there:
             cells[tokens_label(row["length"])] = Cell({"rounds": there}, 0, 0)
     return cells

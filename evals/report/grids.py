@@ -10,6 +10,7 @@ from evals.report.cells import AVERAGE, AVERAGE_OF_16, SCORE, Cell, Grid, Metric
 from evals.report.items import Item
 from evals.report.labels import tokens_label, tokens_of
 from evals.results.names import names
+from evals.results.pairing import Key, key
 from evals.results.record import Record
 from evals.results.schema import Line
 
@@ -25,8 +26,8 @@ FIDELITY = (
 Cells = dict[str, Cell]
 """By column."""
 
-Values = dict[str, dict[str, float]]
-"""Of samples, by task and id."""
+Values = dict[str, dict[Key, float]]
+"""Of samples, by task and sample."""
 
 
 def grids(item: Item, records: Sequence[Record]) -> list[Grid]:
@@ -67,10 +68,10 @@ def filled(rows: Sequence[tuple[Row, list[Record]]], by_column: Sequence[Cells],
     everything: dict[str, set[tuple[str, str]]] = {}
     for cells in by_column:
         for column, cell in cells.items():
-            everything.setdefault(column, set()).update(cell.samples)
+            everything.setdefault(column, set()).update(cell.ids)
     records = [record for _, of_row in rows for record in of_row]
-    for column, samples in everything.items():
-        samples.update(_failed(records, column))
+    for column, ids in everything.items():
+        ids.update(_failed(records, column))
     shown = []
     for (row, of_row), cells in zip(rows, by_column, strict=True):
         whole: Cells = {}
@@ -155,10 +156,10 @@ def _has(record: Record, metric: Metric) -> bool:
     return any(line.get(metric.field) is not None for line in record.covered)
 
 
-def _add(columns: dict[str, Values], column: str, task: str, line: Line, metric: Metric) -> None:
-    """Count a line into a column, if it has the metric."""
+def _add(columns: dict[str, Values], column: str, task: str, record: Record, line: Line, metric: Metric) -> None:
+    """Count a record's line into a column, if it has the metric."""
     if line.get(metric.field) is not None:
-        columns.setdefault(column, {}).setdefault(task, {})[line["id"]] = line[metric.field]
+        columns.setdefault(column, {}).setdefault(task, {})[key(record, line)] = line[metric.field]
 
 
 def _open(columns: Mapping[str, Values]) -> Cells:
@@ -169,12 +170,12 @@ def _open(columns: Mapping[str, Values]) -> Cells:
 def _lengths(records: Sequence[Record], metric: Metric) -> Cells:
     """A cell for every prompt length, shortest first, and their average."""
     columns: dict[str, Values] = {}
-    lines = [(record.task, line) for record in records for line in record.covered]
-    for task, line in sorted(lines, key=lambda pair: pair[1].get("length") or 0):
+    lines = [(record, line) for record in records for line in record.covered]
+    for record, line in sorted(lines, key=lambda pair: pair[1].get("length") or 0):
         if isinstance(line.get("length"), int):
-            _add(columns, tokens_label(line["length"]), task, line, metric)
-    for task, line in lines:
-        _add(columns, AVERAGE, task, line, metric)
+            _add(columns, tokens_label(line["length"]), record.task, record, line, metric)
+    for record, line in lines:
+        _add(columns, AVERAGE, record.task, record, line, metric)
     return _open(columns)
 
 
@@ -185,9 +186,9 @@ def _needle_kinds(records: Sequence[Record], metric: Metric) -> Cells:
     for record in records:
         haystack = haystack_label(record)
         for line in record.covered:
-            _add(kinds, _kind(record, line), haystack, line, metric)
-            _add(haystacks, f"in {haystack}", haystack, line, metric)
-            _add(haystacks, AVERAGE, haystack, line, metric)
+            _add(kinds, _kind(record, line), haystack, record, line, metric)
+            _add(haystacks, f"in {haystack}", haystack, record, line, metric)
+            _add(haystacks, AVERAGE, haystack, record, line, metric)
     return _open(kinds | haystacks)
 
 
@@ -207,11 +208,11 @@ def _layers(records: Sequence[Record], metric: Metric) -> Cells:
     columns: dict[str, Values] = {}
     for record in records:
         for line in record.covered:
-            tokens = layer_means(line)
+            tokens, sample = layer_means(line), key(record, line)
             for place, value in enumerate(tokens):
-                columns.setdefault(f"layer {place}", {}).setdefault(record.task, {})[line["id"]] = value
+                columns.setdefault(f"layer {place}", {}).setdefault(record.task, {})[sample] = value
             if tokens:
-                columns.setdefault(AVERAGE, {}).setdefault(record.task, {})[line["id"]] = fmean(tokens)
+                columns.setdefault(AVERAGE, {}).setdefault(record.task, {})[sample] = fmean(tokens)
     whole = {AVERAGE: columns.pop(AVERAGE)} if columns else {}
     return _open(columns | whole)
 
@@ -230,7 +231,7 @@ def _longbench(records: Sequence[Record], metric: Metric, groups: Mapping[str, S
     for record in sorted(records, key=lambda record: list(TASKS).index(record.task)):
         lines: Sequence[Line] = record.covered
         check = score(record.task, lines).check
-        measured = {line["id"]: line[metric.field] for line in lines if line.get(metric.field) is not None}
+        measured = {key(record, line): line[metric.field] for line in lines if line.get(metric.field) is not None}
         if measured:
             values[record.task] = measured
             counted[record.task] = max(len(measured) - (check.mismatching if check else 0), 0)

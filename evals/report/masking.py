@@ -59,7 +59,10 @@ def _place(column: str) -> tuple[bool, int]:
 def _counts(records: Sequence[Record]) -> Counts:
     """Of the records of one protocol."""
     counts: Counts = {}
+    several = len({record.weights for record in records}) > 1
     for record, variant in zip(records, variants(records), strict=True):
+        if several:
+            variant = f"{variant} weights {record.weights[:8]}".strip()
         for line in record.covered:
             if "ranking" not in line or "masked" not in line:
                 continue
@@ -103,15 +106,9 @@ def _cells(counts: Mapping[int, Sequence[Line]], named: Mapping[int, int]) -> Ce
     """Scores by the number of masked heads, and drops; random draws may differ in number."""
     cells = {f"K = {count}": Cell({"needle": by_prompt(lines)}, 0, 0) for count, lines in counts.items() if lines}
     before = by_prompt(counts[0], KEYWORDS)
-    prompts = {_prompt(line) for line in counts[0]}
     for count, lines in counts.items():
-        after = by_prompt((line for line in lines if _prompt(line) in prompts), KEYWORDS)
+        after = {sample: value for sample, value in by_prompt(lines, KEYWORDS).items() if sample in before}
         if count and after:
             name = f"drop with the top {named[count]} masked" if count in named else f"drop with {count} masked"
-            cells[name] = Cell({"needle": {id: before[id] - value for id, value in after.items()}}, 0, 0)
+            cells[name] = Cell({"needle": {sample: before[sample] - value for sample, value in after.items()}}, 0, 0)
     return cells
-
-
-def _prompt(line: Line) -> tuple[str, str | None]:
-    """The prompt of a line; by its id alone where a tree without texts has no hash."""
-    return line["id"], line.get("prompt_sha256")

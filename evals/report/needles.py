@@ -11,6 +11,7 @@ def agreement_of_orders(grids: Sequence[Grid]) -> list[str]:
     for grid in grids:
         for budget, rows in grid.budgets.items():
             whole = [row for row in rows if len(row.cells) == len(grid.columns)]
+            whole = [row for row in whole if row.cells[grid.overall].same_prompts(whole[0].cells[grid.overall])]
             if budget is None or len(whole) < 3:
                 continue
             shown = [

@@ -1,11 +1,14 @@
 """Paired comparisons of the methods of a table, by the average over everything or by every column."""
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain
 
 from evals.report.cells import Grid, Row
 from evals.report.items import BETTER, Item
 from evals.results import statistics
+from evals.results.pairing import Key, common
 
 
 @dataclass(frozen=True)
@@ -100,7 +103,31 @@ def _compared(first: Row, second: Row, column: str, comparisons: int) -> statist
     strata = []
     one, other = first.cells[column].strata, second.cells[column].strata
     for task in one:
-        common = [id for id in one[task] if id in other.get(task, {})]
-        if common:
-            strata.append([other[task][id] - one[task][id] for id in common])
+        shared, _ = common([one[task], other.get(task, {})])
+        if shared:
+            strata.append([other[task][sample] - one[task][sample] for sample in shared])
     return statistics.mean_difference(strata, comparisons)
+
+
+def unpaired(grid: Grid) -> list[str]:
+    """A sentence for every row with samples whose prompts or weights are not those of most rows under the same ids."""
+    notes = []
+    by_kind: dict[tuple[str, str], list[Row]] = {}
+    for row in grid.rows:
+        if grid.overall in row.cells:
+            by_kind.setdefault((row.protocol, row.variant), []).append(row)
+    for rows in by_kind.values():
+        counted = Counter(chain.from_iterable(row.cells[grid.overall].samples for row in rows))
+        usual: dict[tuple[str, str], Key] = {}
+        for (task, sample), _ in counted.most_common():
+            usual.setdefault((task, sample[0]), sample)
+        for row in rows:
+            samples = row.cells[grid.overall].samples
+            others = sum(usual[task, sample[0]] != sample for task, sample in samples)
+            if others:
+                notes.append(
+                    f"{grid.model}, {row.setting}: {others} of {len(samples)} samples have another prompt, or other "
+                    "weights of the model, than those of most rows under the same ids: they are compared with none of "
+                    "these."
+                )
+    return notes

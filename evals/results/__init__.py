@@ -14,7 +14,8 @@ def frame(
 
     Both have `model`, `eval`, `task`, `protocol`, `method`, `budget`, `folder`, and `setting`: method and budget, and
     what else tells it from others of this frame, such as `window=16`. A setting's row has its summary's means (`low`
-    and `high` are the 95 % interval), a sample's row its line, and `covered`: whether the summary counts it.
+    and `high` are the 95 % interval), a sample's row its line, and `covered`: whether the summary counts it. Pair
+    samples by `sample`, not by `id`: it tells the prompt and the model's weights as well.
     `pattern`: only settings whose path contains it. Raises `ValueError` for another `by`.
     """
     from evals.results.frames import sample_frame, setting_frame

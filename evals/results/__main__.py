@@ -8,18 +8,21 @@ import json
 import os
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from rich.table import Table
 
 from compresskv.errors import UserError
-from evals.console import one_sentence_endings, plain, screen, visible
+from evals.console import one_sentence_endings, outputs_take_any_text, plain, screen, visible
 from evals.results.compare import Comparison, comparisons
 from evals.results.record import Record, records
 
 HIDDEN = {"config", "environment", "samples", "method_in_full", "prompt"}
 """Fields of a summary that `show` leaves out."""
+
+LONG = 1000
+"""Pairs of settings that still have a table with borders."""
 
 
 def list_(chosen: Sequence[Record]) -> int:
@@ -61,22 +64,40 @@ def verify(chosen: Sequence[Record]) -> int:
         print(f"{failed} samples were tried without a result: the command that made them tries them again")
     if unchecked := sum(record.unchecked for record in chosen):
         print(f"{unchecked} lines of older versions have no checksum: a changed text in them would not be noticed")
+    if unnamed := sum(record.unnamed for record in chosen):
+        print(f"{unnamed} lines of older versions do not name their setting: one of another would not be noticed")
     return 1 if faulty else 0
 
 
 def compare(chosen: Sequence[Record], metric: str) -> int:
     """For each task, the settings with their groups, and the paired verdict on every two of them."""
     compared = comparisons(chosen, metric)
-    if not compared:
+    if not any(comparison.pairs for comparison in compared):
         raise UserError(
             f"--metric {metric}: no two settings of a task have it on the same samples: choose a numeric field "
             "of samples.jsonl, such as score, and settings that were run on the same samples"
+            + "".join(f" ({comparison.title}: {_left_out(comparison)})" for comparison in compared[:1])
         )
     console = screen(160)
     for comparison in compared:
         console.print(_settings_table(comparison, metric))
-        console.print(_pairs_table(comparison))
+        if note := _left_out(comparison):
+            console.print(plain(f"left out: {note}"))
+        if len(comparison.pairs) > LONG:
+            print(*_pairs_lines(comparison), "", sep="\n")
+        elif comparison.pairs:
+            console.print(_pairs_table(comparison))
     return 0
+
+
+def _left_out(comparison: Comparison) -> str:
+    """What a comparison leaves out because an id has several prompts or weights; "" if there is nothing."""
+    parts = []
+    if comparison.left_out:
+        parts.append(f"{comparison.left_out} samples that have the same id, but not the same prompt and weights in all")
+    if comparison.apart:
+        parts.append(f"{', '.join(comparison.apart)}, whose samples have other prompts or weights under the same ids")
+    return "; ".join(parts)
 
 
 def _settings_table(comparison: Comparison, metric: str) -> Table:
@@ -89,18 +110,40 @@ def _settings_table(comparison: Comparison, metric: str) -> Table:
     return table
 
 
+PAIRS = ("second − first", "difference", "95 % interval", "p", "verdict", "samples to separate")
+
+
 def _pairs_table(comparison: Comparison) -> Table:
-    table = Table(caption=f"p: permutation test of paired differences, Holm-corrected for {len(comparison.pairs)}")
-    for column in ("second − first", "difference", "95 % interval", "p", "verdict", "samples to separate"):
+    table = Table(caption=_about_p(comparison))
+    for column in PAIRS:
         left = column in ("second − first", "verdict")
         table.add_column(column, justify="left" if left else "right", overflow="fold")
+    for cells in _pairs(comparison):
+        table.add_row(*map(plain, cells))
+    return table
+
+
+def _pairs_lines(comparison: Comparison) -> Iterator[str]:
+    """The same without borders: a table of ten thousand rows takes a minute to lay out."""
+    rows = [PAIRS, *(tuple(map(visible, cells)) for cells in _pairs(comparison))]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for cells in rows:
+        yield "  ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)).rstrip()
+    yield _about_p(comparison)
+
+
+def _about_p(comparison: Comparison) -> str:
+    return f"p: permutation test of paired differences, Holm-corrected for {len(comparison.pairs)}"
+
+
+def _pairs(comparison: Comparison) -> Iterator[tuple[str, ...]]:
+    """The cells of every pair."""
     for pair in comparison.pairs:
         paired = pair.difference
         needed = "–" if paired.needed is None else str(paired.needed)
         verdict = "differ" if pair.differs else "not told apart"
-        name = plain(f"{pair.second} − {pair.first}")
-        table.add_row(name, f"{paired.mean:+z.4g}", _bounds(paired.interval), f"{pair.p:.3g}", verdict, needed)
-    return table
+        name = f"{pair.second} − {pair.first}"
+        yield name, f"{paired.mean:+z.4g}", _bounds(paired.interval), f"{pair.p:.3g}", verdict, needed
 
 
 def _bounds(interval: tuple[float, float] | None) -> str:
@@ -146,4 +189,5 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    outputs_take_any_text()
     sys.exit(main())

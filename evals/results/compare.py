@@ -4,13 +4,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations, groupby
 from statistics import fmean
-from typing import Any
-
-import numpy as np
 
 from evals.results.names import names
+from evals.results.pairing import Key, alike, common, ids_of, key
 from evals.results.record import Record
-from evals.results.statistics import ALPHA, Difference, groups, holm, interval, mean_difference
+from evals.results.statistics import ALPHA, Difference, all_differences, groups, holm, interval
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
@@ -34,13 +32,16 @@ class Comparison:
     """The settings of one model, evaluation and protocol, on the samples of one task or more that all of them have.
 
     `values`: the metric per sample, a sequence for every task, by setting, in equal order. `groups`: settings that
-    cannot be told apart.
+    cannot be told apart. `left_out`: how many samples have the same id in all settings, but another prompt or other
+    weights in some; `apart`: settings of the same tasks that are left out since that holds for most of their samples.
     """
 
     title: str
     values: Mapping[str, Sequence[Sequence[float]]]
     pairs: Sequence[Pair]
     groups: Sequence[Sequence[str]]
+    left_out: int = 0
+    apart: Sequence[str] = ()
 
     @property
     def n(self) -> int:
@@ -64,7 +65,8 @@ def comparisons(records: Sequence[Record], metric: str) -> list[Comparison]:
 
     `metric` is a numeric field of the sample lines, such as `score` or `kl`. Samples that a setting lacks, or that have
     no number there, are left out for all; settings without any are left out. Over all tasks, every task counts the
-    same, as in the average of a table.
+    same, as in the average of a table. Settings of other prompts or weights, under the same ids, have a comparison of
+    their own; a single such setting has one without pairs.
     """
 
     def place(record: Record) -> tuple[str, str, str]:
@@ -73,7 +75,7 @@ def comparisons(records: Sequence[Record], metric: str) -> list[Comparison]:
     compared = []
     for (model, evaluation, protocol), group in groupby(sorted(records, key=place), key=place):
         of_evaluation = list(group)
-        by_task: dict[str, dict[str, dict[Any, float]]] = {}
+        by_task: dict[str, dict[str, dict[Key, float]]] = {}
         for name, record in zip(names(of_evaluation), of_evaluation, strict=True):
             if values := _values(record, metric):
                 by_task.setdefault(record.task, {})[name] = values
@@ -85,45 +87,60 @@ def comparisons(records: Sequence[Record], metric: str) -> list[Comparison]:
     return compared
 
 
-def _values(record: Record, metric: str) -> dict[Any, float]:
-    """The metric by the sample's id."""
+def _values(record: Record, metric: str) -> dict[Key, float]:
+    """The metric by the sample."""
     values = {}
     for line in record.covered:
         value = line.get(metric)
         if isinstance(value, (int, float)) and not isinstance(value, bool):
-            values[line["id"]] = float(value)
+            values[key(record, line)] = float(value)
     return values
 
 
-def _compared(title: str, by_task: Mapping[str, Mapping[str, Mapping[Any, float]]]) -> list[Comparison]:
-    """The comparison of the settings that every task has, if there are two, on the samples that they share.
+def _compared(title: str, by_task: Mapping[str, Mapping[str, Mapping[Key, float]]]) -> list[Comparison]:
+    """The comparisons of the settings that every task has, if there are two: one for each group that can be compared.
 
-    None where a task has no such sample: a mean over fewer tasks would stand under the title of all.
+    A mean over fewer tasks would stand under the title of all.
     """
     first, *others = by_task.values()
     names = [name for name in first if all(name in settings for settings in others)]
-    if len(names) < 2:
-        return []
+    groups_of = alike({name: [settings[name] for settings in by_task.values()] for name in names})
+    compared = []
+    for group in groups_of:
+        apart = [
+            name
+            for other in groups_of
+            if other is not group
+            for name in other
+            if any(ids_of(settings[name]) & ids_of(settings[group[0]]) for settings in by_task.values())
+        ]
+        if len(group) > 1 or apart:
+            compared.append(_comparison(title, group, by_task, apart))
+    return compared
+
+
+def _comparison(
+    title: str,
+    names: Sequence[str],
+    by_task: Mapping[str, Mapping[str, Mapping[Key, float]]],
+    apart: Sequence[str],
+) -> Comparison:
+    """Of settings that have samples in common in every task."""
     aligned: dict[str, list[list[float]]] = {name: [] for name in names}
+    left_out = 0
     for settings in by_task.values():
-        common = [id for id in settings[names[0]] if all(id in settings[name] for name in names)]
-        if not common:
-            return []
+        shared, others = common([settings[name] for name in names])
+        left_out += others
         for name in names:
-            aligned[name].append([settings[name][id] for id in common])
-    couples = list(combinations(names, 2))
-    differences = [_difference(aligned[one], aligned[other], len(couples)) for one, other in couples]
+            aligned[name].append([settings[name][sample] for sample in shared])
+    couples = list(combinations(range(len(names)), 2))
+    differences = all_differences(list(aligned.values()), couples)
     corrected = holm([each.p for each in differences])
     pairs = []
     for (one, other), each, p in zip(couples, differences, corrected, strict=True):
-        pairs.append(Pair(one, other, each, p))
+        pairs.append(Pair(names[one], names[other], each, p))
     differing = {frozenset((pair.first, pair.second)) for pair in pairs if pair.differs}
-    return [Comparison(title, aligned, pairs, groups(names, differing))]
-
-
-def _difference(first: Sequence[Sequence[float]], second: Sequence[Sequence[float]], comparisons: int) -> Difference:
-    strata = [np.subtract(after, before) for before, after in zip(first, second, strict=True)]
-    return mean_difference(strata, comparisons)
+    return Comparison(title, aligned, pairs, groups(names, differing), left_out, apart)
 
 
 def _letter(place: int) -> str:

@@ -4,11 +4,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from evals.results.provenance import environment
-from evals.results.record import Record
+from evals.results.lines import dumps, loads
+from evals.results.provenance import environment, origin
+from evals.results.record import NAMED, Record
 from evals.results.schema import Line
-from evals.results.store import SampleStore, write_json, write_yaml
+from evals.results.store import SampleStore, not_its_own, write_json, write_yaml
 from evals.results.summary import UNCHECKED, measured, sealed
+
+IDENTITY = (*NAMED, "model_fingerprint", "dtype", "backend", "prompt", "method_in_full")
+"""Fields of a summary that cannot change while its folder stays the same."""
 
 
 def finish(store: SampleStore, ids: Sequence[str], about: Mapping[str, Any], runs: Path) -> Record:
@@ -19,25 +23,49 @@ def finish(store: SampleStore, ids: Sequence[str], about: Mapping[str, Any], run
     it is where the folder cannot be written. An unreadable summary is as good as none. It counts the samples that
     failed, of whatever run; where none has a result, there is no summary.
 
-    Raises `UserError` if the file of the samples was removed or changed meanwhile, or the disk refuses.
+    Raises `UserError` if the file of the samples was removed or changed meanwhile, if the summary so far is that of
+    another setting, or if the disk refuses.
     """
     store.check()
-    before = Record(store.folder, runs).summary or {}
+    refuse_foreign(store.folder, about, runs)
+    record = Record(store.folder, runs)
+    before = record.summary or {}
     covered = [id for id in _union(before.get("samples", []), ids, store.lines) if id in store.lines]
     if not covered:
         return Record(store.folder, runs, tuple(ids))
     narrower = set(ids) < set(covered)
     failed = {"failed": len(store.failures)} if store.failures else {}
-    summary = sealed({**about, **measured([store.lines[id] for id in covered]), **failed})
+    summary = sealed({**about, "folder": record.name, **measured([store.lines[id] for id in covered]), **failed})
     if narrower and "config" in before:
         summary["config"] = before["config"]
     if _content(summary) != _content(before) and store.writable:
-        # Where nothing ran now, the samples are those of the environment that is named already.
-        known = None if store.appended else before.get("environment")
-        summary["environment"] = known or environment()
+        # All lines: the first of an environment has it in full, and need not be covered.
+        summary["environment"] = origin(store.lines.values(), before) or environment()
         write_yaml(store.folder / "config.yaml", dict(summary["config"]))
         write_json(store.folder / "summary.json", summary)
+    elif store.writable and before.get("config") not in (None, record.file_config):
+        write_yaml(store.folder / "config.yaml", dict(before["config"]))
     return Record(store.folder, runs, tuple(ids))
+
+
+def refuse_foreign(folder: Path, about: Mapping[str, Any], runs: Path) -> None:
+    """Raise `UserError` if the summary in `folder` is that of another setting than the one that `about` describes."""
+    record = Record(folder, runs)
+    before = record.summary or {}
+    named = before.get("folder", record.name)
+    if named != record.name:
+        raise not_its_own(f"{folder / 'summary.json'}", f"the summary of {named}")
+    now = loads(dumps({field: value for field, value in about.items() if field in IDENTITY}))
+    for field in IDENTITY:
+        if field in before and field in now and not _agree(before[field], now[field]):
+            raise not_its_own(f"{folder / 'summary.json'}", f"the summary of a setting with another {field}")
+
+
+def _agree(one: Any, other: Any) -> bool:
+    """Whether two values are equal, as far as both have the same fields: older versions have fewer."""
+    if isinstance(one, dict) and isinstance(other, dict):
+        return all(_agree(one[field], other[field]) for field in one.keys() & other.keys())
+    return bool(one == other)
 
 
 def _union(before: Sequence[str], ids: Sequence[str], lines: Mapping[str, Line]) -> list[str]:

@@ -6,6 +6,7 @@ from typing import Any
 import pandas as pd
 
 from evals.results.names import names
+from evals.results.pairing import key
 from evals.results.record import NAMED, Record
 
 LEFT_OUT = (*NAMED, "samples", "interval", "checksum")
@@ -24,8 +25,9 @@ def sample_frame(records: Sequence[Record]) -> pd.DataFrame:
     for record, name in zip(records, names(records), strict=True):
         covered = {line["id"] for line in record.covered} if record.summary is not None else set()
         for line in record.samples.values():
-            fields = {key: value for key, value in line.items() if key not in ("timing", "checksum")}
-            rows.append({**_names(record, name), **fields, "covered": line["id"] in covered})
+            fields = {key: value for key, value in line.items() if key not in ("of", "timing", "checksum")}
+            of_sample = {"covered": line["id"] in covered, "sample": " ".join(key(record, line))}
+            rows.append({**_names(record, name), **fields, **of_sample})
     return _frame(rows)
 
 

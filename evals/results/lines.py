@@ -5,6 +5,7 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NoReturn
 
 from evals.results.fits import Number, misfit
@@ -22,7 +23,8 @@ class Lines:
 
     `failures`: the last line of each sample that failed and has no result yet; no other field knows of them. `size`:
     bytes of the complete lines; what follows was being written when the file was read, or its writer was killed.
-    `unchecked`: how many lines have no checksum, as those of older versions.
+    `foreign`: by line number, what lines of another setting say of it. `unchecked`: how many lines have no checksum,
+    `unnamed`: how many do not name their setting, both as those of older versions.
     """
 
     by_id: dict[str, Line]
@@ -30,18 +32,27 @@ class Lines:
     faults: dict[int, str]
     size: int
     unchecked: int
+    foreign: dict[int, str]
+    unnamed: int
 
 
-def decode(content: bytes) -> Lines:
+def owner(folder: Path, runs: Path, fingerprint: str) -> dict[str, str]:
+    """What the lines of the setting in `folder`, below `runs`, have in `of`; `fingerprint` is that of the model."""
+    return {"folder": folder.relative_to(runs).as_posix(), "model_fingerprint": fingerprint}
+
+
+def decode(content: bytes, of: Mapping[str, str] | None = None) -> Lines:
     """Read all complete lines. The first result of an id counts; what comes after it is a fault.
 
-    A line with an `error` is no result: the sample was tried, and is tried again.
+    A line with an `error` is no result: the sample was tried, and is tried again. A line whose `of` is another than
+    this one belongs to another setting.
     """
     size = content.rfind(b"\n") + 1
     by_id: dict[str, Line] = {}
     failures: dict[str, Line] = {}
     faults: dict[int, str] = {}
-    unchecked = 0
+    foreign: dict[int, str] = {}
+    unchecked = unnamed = 0
     # Not `splitlines`: JSON strings may hold other line separators, such as U+2028.
     for number, text in enumerate(content[:size].split(b"\n")[:-1], 1):
         try:
@@ -60,6 +71,11 @@ def decode(content: bytes) -> Lines:
         elif not _intact(line):
             faults[number] = f"sample {identifier} was changed after it was written: its checksum is another"
             continue
+        if not isinstance(line.get("of"), dict):
+            unnamed += 1
+        elif another := _another(line["of"], of or {}):
+            foreign[number] = another
+            continue
         if fault := _misfit(line):
             faults[number] = f"sample {identifier} has a field of the wrong kind ({fault})"
         elif "error" in line:
@@ -67,7 +83,16 @@ def decode(content: bytes) -> Lines:
         else:
             by_id[identifier] = line
             failures.pop(identifier, None)
-    return Lines(by_id, failures, faults, size, unchecked)
+    return Lines(by_id, failures, faults, size, unchecked, foreign, unnamed)
+
+
+def _another(named: Mapping[str, Any], of: Mapping[str, str]) -> str:
+    """Whose a line is that names another owner than `of`, in a phrase; "" if it does not."""
+    if "folder" in of and named.get("folder") != of["folder"]:
+        return f"a line of {named.get('folder')}"
+    if "model_fingerprint" in of and named.get("model_fingerprint") != of["model_fingerprint"]:
+        return f"a line of other weights, with the fingerprint {named.get('model_fingerprint')}"
+    return ""
 
 
 def encode(line: Mapping[str, Any]) -> bytes:

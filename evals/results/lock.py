@@ -137,10 +137,13 @@ def _name(owner: Path) -> str:
 def _gone(owner: Path) -> bool:
     """Whether `owner` names a process of this machine that has ended. Of other machines nobody knows."""
     known = _read(owner)
-    if known is None or known[1] != socket.gethostname():
-        return False
+    return known is not None and known[1] == socket.gethostname() and ended(known[0])
+
+
+def ended(process: int) -> bool:
+    """Whether a process of this machine has ended, as far as can be seen."""
     try:
-        os.kill(known[0], 0)
+        os.kill(process, 0)
     except ProcessLookupError:
         return True
     except (PermissionError, OverflowError):

@@ -1,25 +1,73 @@
 """Where results come from: commit, library versions, hardware."""
 
+import hashlib
+import json
 import platform
 import subprocess
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
+
+from evals.results.schema import Line
 
 LIBRARIES = ("torch", "transformers", "flash-attn", "tokenizers", "safetensors", "rouge-score", "hydra-core")
 
 
 @cache
 def environment() -> dict[str, Any]:
-    """Where a run happened: commit, library versions, hardware."""
-    return {
+    """Where a run happens: commit, library versions, hardware, and their `key`, 8 digits of their hash."""
+    about = {
         "git_commit": _git("rev-parse", "HEAD"),
         "git_dirty": bool(_git("status", "--porcelain", "--untracked-files=no")),
         "python": platform.python_version(),
         "versions": {name: installed for name in LIBRARIES if (installed := _version(name))},
         "hardware": _hardware(),
     }
+    return {"key": hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:8], **about}
+
+
+def described(lines: Iterable[Line]) -> dict[str, dict[str, Any]]:
+    """The environments that any of these lines has in full, by their key."""
+    named = (_environment(line) for line in lines)
+    return {str(each.get("key")): each for each in named if isinstance(each, dict)}
+
+
+def environments(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """All environments that a summary names, that of most samples first; none where it names none."""
+    first = summary.get("environment")
+    if not isinstance(first, dict) or not first:
+        return []
+    others = first.get("others")
+    others = [each for each in others if isinstance(each, dict)] if isinstance(others, list) else []
+    return [{name: value for name, value in first.items() if name != "others"}, *others]
+
+
+def origin(lines: Iterable[Line], before: Mapping[str, Any]) -> dict[str, Any]:
+    """The `environment` of a summary of these lines: that of most of them, and in its `others` those of the rest.
+
+    A line that has an environment in full is among `lines`, or the summary `before` has it. Of lines that do not say,
+    as those of older versions, what that names without a key is all that is known.
+    """
+    named = environments(before)
+    by_key = {each["key"]: each for each in named if isinstance(each.get("key"), str)}
+    silent = [each for each in named if "key" not in each] or [{}]
+    of_lines = [_environment(line) for line in lines]
+    keys = [each.get("key") if isinstance(each, dict) else each for each in of_lines]
+    by_key |= {key: each for key, each in zip(keys, of_lines, strict=True) if isinstance(each, dict)}
+    found: list[dict[str, Any]] = []
+    for key, _ in Counter(key if isinstance(key, str) else None for key in keys).most_common():
+        found += silent if key is None else [by_key.get(key, {"key": key})]
+    first, *others = found
+    return {**first, "others": others} if others else first
+
+
+def _environment(line: Line) -> Any:
+    """The environment of a line, in full or by its key; None where it does not say."""
+    timing = line.get("timing")
+    return timing.get("environment") if isinstance(timing, dict) else None
 
 
 def _version(name: str) -> str | None:

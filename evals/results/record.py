@@ -15,7 +15,7 @@ from compresskv.protocol import protocol_label
 from evals.evaluation import kind_of, reserved
 from evals.results import lock
 from evals.results.fits import misfit
-from evals.results.lines import Lines, decode, loads
+from evals.results.lines import Lines, checksum, decode, loads
 from evals.results.schema import Config, Line, Summary
 from evals.results.summary import disagreements, measured
 
@@ -45,8 +45,8 @@ class Record:
         """The same setting as if its files had these lines and this summary: what a reader of many settings keeps."""
         by_id, failed = ({line["id"]: line for line in each} for each in (lines, failures))
         reduced = Record(self.path, self.runs)
-        content = Lines(by_id, failed, {}, 0, 0)
-        vars(reduced).update(_lines=(content, ""), _file_summary=(dict(summary), ""), _file_config=None)
+        content = Lines(by_id, failed, {}, 0, 0, {}, 0)
+        vars(reduced).update(_lines=(content, ""), _file_summary=(dict(summary), ""), file_config=None)
         return reduced
 
     def unread(self) -> "Record":
@@ -129,11 +129,19 @@ class Record:
     def _lines(self) -> tuple[Lines, str]:
         """The lines, and why they cannot be read."""
         try:
-            return decode((self.path / "samples.jsonl").read_bytes()), ""
+            return decode((self.path / "samples.jsonl").read_bytes(), self._owner), ""
         except FileNotFoundError:
             return decode(b""), "samples.jsonl is missing"
         except OSError as error:
             return decode(b""), f"samples.jsonl cannot be read ({error.strerror})"
+
+    @property
+    def _owner(self) -> dict[str, str]:
+        """Whose the lines must be: those of this folder, and of the weights that the summary names."""
+        summary, _ = self._file_summary
+        named = (summary or {}).get("model_fingerprint")
+        weights = {"model_fingerprint": named} if isinstance(named, str) else {}
+        return {"folder": self.name, **weights} if self.path.is_relative_to(self.runs) else weights
 
     @property
     def samples(self) -> dict[str, Line]:
@@ -142,8 +150,18 @@ class Record:
 
     @property
     def line_faults(self) -> Mapping[int, str]:
-        """What is wrong with lines of samples.jsonl, a phrase for each, by number; these are not among `samples`."""
-        return self._lines[0].faults
+        """What is wrong with lines of samples.jsonl, a phrase by number; these are not among `samples`.
+
+        Lines of another setting have one phrase together.
+        """
+        numbers: dict[str, list[int]] = {}
+        for number, whose in self._lines[0].foreign.items():
+            numbers.setdefault(whose, []).append(number)
+        foreign = {}
+        for whose, of_one in numbers.items():
+            more = f", and {len(of_one) - 1} more like it" if len(of_one) > 1 else ""
+            foreign[of_one[0]] = f"{whose}, not of this folder{more}"
+        return dict(sorted((self._lines[0].faults | foreign).items()))
 
     @property
     def failures(self) -> dict[str, Line]:
@@ -155,6 +173,11 @@ class Record:
     def unchecked(self) -> int:
         """How many lines have no checksum, as those of older versions."""
         return self._lines[0].unchecked
+
+    @property
+    def unnamed(self) -> int:
+        """How many lines do not name their setting, as those of older versions."""
+        return self._lines[0].unnamed
 
     @cached_property
     def _file_summary(self) -> tuple[dict[str, Any] | None, str]:
@@ -202,7 +225,7 @@ class Record:
     def config_fault(self) -> str:
         """What of the configuration is not one, in a phrase: then `config` is empty; "" if nothing is."""
         config = self._config
-        if not config and self._file_config is None and (self.path / "config.yaml").exists():
+        if not config and self.file_config is None and (self.path / "config.yaml").exists():
             return "config.yaml is no mapping"
         return misfit(Config, config)
 
@@ -210,12 +233,23 @@ class Record:
     def _config(self) -> dict[str, Any]:
         summary, _ = self._file_summary
         config = summary.get("config") if summary else None
-        config = config if isinstance(config, dict) else self._file_config or {}
+        config = config if isinstance(config, dict) else self.file_config or {}
         # Older versions have names alone where there are mappings now.
         return {key: {"name": node} if key in NAMED and isinstance(node, str) else node for key, node in config.items()}
 
     @cached_property
-    def _file_config(self) -> dict[str, Any] | None:
+    def weights(self) -> str:
+        """The fingerprint of the model; "" where nobody says."""
+        return str((self._file_summary[0] or {}).get("model_fingerprint") or "")
+
+    @cached_property
+    def prompts(self) -> str:
+        """16 digits of what the summary says that all prompts are made of; "" where it says nothing."""
+        prompt = (self._file_summary[0] or {}).get("prompt")
+        return checksum(prompt) if isinstance(prompt, dict) else ""
+
+    @cached_property
+    def file_config(self) -> dict[str, Any] | None:
         """config.yaml; None where it is absent or no mapping."""
         try:
             config = yaml.load((self.path / "config.yaml").read_bytes(), Loader=yaml.CSafeLoader)
@@ -238,8 +272,8 @@ class Record:
     @cached_property
     def problems(self) -> list[str]:
         """All that is wrong with the files, a phrase each that names file and line; empty if nothing is."""
-        lines, unreadable = self._lines
-        problems = [f"samples.jsonl:{number}: {fault}" for number, fault in lines.faults.items()]
+        _, unreadable = self._lines
+        problems = [f"samples.jsonl:{number}: {fault}" for number, fault in self.line_faults.items()]
         if unreadable:
             problems.append(unreadable)
         problems += [f"sample {id}: {fault}" for id, line in self.samples.items() if (fault := contradiction(line))]
@@ -265,7 +299,9 @@ class Record:
 
     def _misplaced(self, summary: Mapping[str, Any]) -> Iterator[str]:
         """Where summary, path and configuration do not agree on what the setting is."""
-        if len(Path(self.name).parts) == len(NAMED):
+        if self.path.is_relative_to(self.runs) and summary.get("folder", self.name) != self.name:
+            yield f"the summary is that of {summary['folder']}, not of this folder"
+        elif len(Path(self.name).parts) == len(NAMED):
             for field in NAMED:
                 if field in summary and summary[field] != self._place[field]:
                     yield f"the summary says {field} {summary[field]}, its path {self._place[field]}"
@@ -282,7 +318,7 @@ class Record:
         name, method = _name_of(config.get("method")), str(summary.get("method"))
         if name is not None and method != name and not method.startswith(f"{name}-"):
             yield f"the summary says method {method}, its configuration {name}"
-        if "schema_version" in summary and self._file_config != config:
+        if "schema_version" in summary and self.file_config != config:
             yield "config.yaml is not the configuration that the summary was made with"
 
     @property
@@ -333,9 +369,19 @@ def failed_of(failures: Mapping[str, Line]) -> str:
 def records(results: Path, pattern: str = "") -> list[Record]:
     """The settings under `results` whose path contains `pattern`: every folder that has any of `FILES`, by path."""
     runs = Path(results) / "runs"
-    folders = [Path(folder) for folder, _, names in os.walk(runs) if not set(FILES).isdisjoint(names)]
-    matching = [Record(folder, runs) for folder in sorted(folders)]
+    matching = [Record(folder, runs) for folder in sorted(_folders(runs))]
     return [record for record in matching if pattern in record.name]
+
+
+def _folders(runs: Path) -> Iterator[Path]:
+    """Every folder below `runs` that has any of `FILES`; links are followed, but never back to where they lie."""
+    for folder, below, names in os.walk(runs, followlinks=True):
+        if not set(FILES).isdisjoint(names):
+            yield Path(folder)
+        for name in list(below):
+            path = Path(folder, name)
+            if path.is_symlink() and Path(folder).resolve().is_relative_to(path.resolve()):
+                below.remove(name)
 
 
 def covered_lines(records: Iterable[Record]) -> list[Line]:

@@ -17,12 +17,14 @@ def complete(
     items: Mapping[str, T],
     line_of: Callable[[T], Mapping[str, Any]],
     progress: Progress,
+    of: Mapping[str, str] | None = None,
 ) -> dict[str, Line]:
     """The line of every item by its id, in their order; `line_of` makes those that `folder` does not have yet.
 
-    `line_of` need not set the id. Raises what `SampleStore` and `line_of` raise; finished lines stay.
+    `line_of` need not set the id. `of` says whose the lines are, as `lines.owner` makes it. Raises what `SampleStore`
+    and `line_of` raise; finished lines stay.
     """
-    store = SampleStore(folder)
+    store = SampleStore(folder, of)
     try:
         missing = {id: item for id, item in items.items() if id not in store.lines}
         with progress.track(title, list(missing)) as steps:

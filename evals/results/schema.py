@@ -39,7 +39,8 @@ class Timing(TypedDict, total=False):
 
     batch_seconds: Required[Size]
     shared_by: Annotated[int, Ge(1)] | None  # how many settings
-    checksum: str  # of these two and of the line's `batch`
+    environment: str | dict[str, Any]  # by its key, or in full in the first line of each, as summaries have it
+    checksum: str  # of these and of the line's `batch`
 
 
 @exactly
@@ -62,6 +63,7 @@ class SampleLine(TypedDict, total=False):
     compressed: bool  # whether anything was evicted
     batch: list[str]  # the settings that were decoded together, as <protocol>/<method>/<budget>-<hash8>
     timing: Timing
+    of: dict[str, str]  # `folder` below runs and `model_fingerprint` of the setting; absent in lines of older versions
     kl: Number | None  # nats per token, KL(full cache ‖ this setting) over the full cache's answer
     agreement: Number | None  # 0 to 1: share of these tokens where both have the same most probable token
     reference_nll: Number | None  # nats per token: negative log-likelihood of the reference answer
@@ -74,6 +76,7 @@ class FailedLine(TypedDict, total=False):
 
     id: Required[str]
     error: Required[str]  # why, in a sentence
+    of: dict[str, str]
     checksum: str
 
 
@@ -98,6 +101,7 @@ class Summary(TypedDict, total=False):
     protocol: Label
     method: Label
     budget: Budget  # tokens per layer and KV head, observation window included; None: the full cache
+    folder: str  # below runs; absent in summaries of older versions
     # The result: means over the lines named in `samples`.
     score: Required[Number]  # 0 to 100, two decimals
     interval: Bounds  # 95 % bootstrap interval of `score`; None for a single sample
@@ -120,7 +124,9 @@ class Summary(TypedDict, total=False):
     method_in_full: Any  # scorer and allocator with every parameter
     # What is needed to run it again, and to believe it. No checksum covers these three.
     config: dict[str, Any]  # the resolved configuration
-    environment: dict[str, Any]  # commit, library versions, hardware
+    # Commit, library versions, hardware, and their `key`, by which lines name it; if its lines come from several, that
+    # of most of them, and the rest in its `others`. Of older lines, which do not say, it has what was noted: no key.
+    environment: dict[str, Any]
     timing: dict[str, float]  # `seconds` of all samples
     checksum: str  # of all other fields but config, environment and timing, 16 digits
 

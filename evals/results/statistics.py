@@ -1,7 +1,7 @@
 """The statistics of every table: bootstrap intervals of means, and paired comparisons of settings."""
 
 import math
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from functools import lru_cache
@@ -18,6 +18,18 @@ EXACT = 14
 
 ALPHA = 0.05
 """Settings differ where the corrected p-value is below this."""
+
+FEWEST = 9999
+"""Random signs that a permutation test draws at least."""
+
+ENOUGH = 400
+"""As many sums of random signs that are as large tell a p-value to 5 %."""
+
+MOST_GROUPS = 100
+"""More groups of settings than these tell nobody anything."""
+
+BLOCK = 512
+"""Couples of settings that are computed together."""
 
 POWER = 0.8
 """How probable it is to see a difference that is there, with the samples that `samples_needed` asks for."""
@@ -88,6 +100,45 @@ def mean_difference(strata: Sequence[Sequence[float] | NDArray[np.float64]], com
     )
 
 
+def all_differences(
+    settings: Sequence[Sequence[Sequence[float]]], couples: Sequence[tuple[int, int]]
+) -> list[Difference]:
+    """The `mean_difference` of every couple (first, second) of places in `settings`, one of as many comparisons.
+
+    `settings` have a sequence of values for each stratum, in equal order of the samples. What many couples share, such
+    as the draws of the bootstrap and the sums of random signs, is computed once for each setting.
+    """
+    if not couples:
+        return []
+    strata = [np.array(of_stratum, dtype=float) for of_stratum in zip(*settings, strict=True)]
+    n = sum(stratum.shape[1] for stratum in strata)
+    weighted = np.concatenate([stratum * (n / (len(strata) * stratum.shape[1])) for stratum in strata], axis=1)
+    means = _bootstrapped(strata)
+    p_values = _permutation_ps(weighted, couples, len(couples))
+    found = []
+    for start in range(0, len(couples), BLOCK):
+        block = couples[start : start + BLOCK]
+        first, second = np.array(block).T
+        values = weighted[second] - weighted[first]
+        bounds = None if means is None else np.percentile(means[second] - means[first], [2.5, 97.5], axis=1).T.tolist()
+        needed = _samples_needed(values, len(couples))
+        for place, mean in enumerate(values.mean(1).tolist()):
+            between = None if bounds is None else (bounds[place][0], bounds[place][1])
+            found.append(Difference(mean, between, p_values[start + place], n, needed[place]))
+    return found
+
+
+def _bootstrapped(strata: Sequence[NDArray[np.float64]]) -> NDArray[np.float64] | None:
+    """The means [settings, RESAMPLES] that `interval` takes its percentiles of; None where there is no interval."""
+    if any(stratum.shape[1] < 2 for stratum in strata):
+        return None
+    means = np.zeros((len(strata[0]), RESAMPLES))
+    for stratum, draws in zip(strata, _draws(tuple(stratum.shape[1] for stratum in strata)), strict=True):
+        for place, values in enumerate(stratum):
+            means[place] += values[draws].mean(1)
+    return means / len(strata)
+
+
 def permutation_p(differences: Sequence[float] | NDArray[np.float64], comparisons: int = 1) -> float:
     """Two-sided p-value of a mean difference of 0, where the sign of each difference is as good as its opposite.
 
@@ -95,28 +146,92 @@ def permutation_p(differences: Sequence[float] | NDArray[np.float64], comparison
     many that a p-value can pass the correction for `comparisons`.
     """
     values = np.asarray(differences, dtype=float)
-    signed = values[values != 0]
-    if len(signed) < 2:
-        return 1.0
-    if len(signed) <= EXACT:
-        from scipy.stats import permutation_test
-
-        def mean(x: NDArray[np.float64], axis: int) -> NDArray[np.float64]:
-            return x.mean(axis)
-
-        # With one sample of differences, scipy permutes signs.
-        return float(permutation_test((signed,), mean, permutation_type="samples", n_resamples=2**EXACT).pvalue)
-    # scipy draws anew for each pair, at 0.2 s for 200 samples: minutes for all pairs of a sweep.
-    resamples = max(9999, math.ceil(4 * comparisons / ALPHA) - 1)
-    sums = np.abs(_signs(len(values), resamples) @ values.astype(np.float32))
-    as_large = np.count_nonzero(sums >= abs(values.sum()) * (1 - 1e-5))
-    return (int(as_large) + 1) / (resamples + 1)
+    return _permutation_ps(np.stack([np.zeros_like(values), values]), [(0, 1)], comparisons)[0]
 
 
-@lru_cache(maxsize=1)  # those of 4,000 samples take 160 MB
-def _signs(n: int, resamples: int) -> NDArray[np.float32]:
-    """Random signs [resamples, n], the same at every call."""
-    return (2 * np.random.default_rng(0).integers(0, 2, (resamples, n), dtype=np.int8) - 1).astype(np.float32)
+def _permutation_ps(settings: NDArray[np.float64], couples: Sequence[tuple[int, int]], comparisons: int) -> list[float]:
+    """The p-value of every couple (first, second) of rows of `settings` [settings, n]."""
+    first, second = np.array(couples).T
+    p_values = np.ones(len(couples))
+    signed = np.concatenate(
+        [
+            np.count_nonzero(settings[second[start : start + BLOCK]] != settings[first[start : start + BLOCK]], axis=1)
+            for start in range(0, len(couples), BLOCK)
+        ]
+    )
+    for number in range(2, EXACT + 1):
+        places = np.flatnonzero(signed == number)
+        for start in range(0, len(places), BLOCK):
+            block = places[start : start + BLOCK]
+            values = settings[second[block]] - settings[first[block]]
+            p_values[block] = _exact(values[values != 0].reshape(len(block), number))
+    many = np.flatnonzero(signed > EXACT)
+    resamples = max(FEWEST, math.ceil(4 * comparisons / ALPHA) - 1)
+    p_values[many] = _sampled(settings, first[many], second[many], resamples)
+    return [float(p) for p in p_values]
+
+
+def _exact(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Of rows of differences [rows, number], from all signs; a sum and its opposite are as large."""
+    number = values.shape[1]
+    signs = 1.0 - 2.0 * (np.arange(2 ** (number - 1))[:, None] >> np.arange(number) & 1)
+    totals = np.abs(values.sum(1)) - 1e-9 * np.abs(values).sum(1)
+    return (np.abs(values @ signs.T) >= totals[:, None]).mean(1)
+
+
+def _sampled(
+    settings: NDArray[np.float64], first: NDArray[np.int64], second: NDArray[np.int64], resamples: int
+) -> NDArray[np.float64]:
+    """Of couples of rows of `settings`, from random signs, the same for all couples: the signed sum of a difference is
+    the difference of two signed sums.
+
+    Of more than `FEWEST` signs, a couple needs no more when `ENOUGH` sums were as large as its own. One whose sum is so
+    large that none of `resamples` will be (by Hoeffding's bound, with 99 % probability) has the smallest p-value.
+    """
+    as_large, drawn = np.zeros(len(first)), np.zeros(len(first))
+    totals, squares = np.zeros(len(first)), np.zeros(len(first))
+    for start in range(0, len(first), BLOCK):
+        block = slice(start, start + BLOCK)
+        values = settings[second[block]] - settings[first[block]]
+        totals[block], squares[block] = np.abs(values.sum(1)), (values**2).sum(1)
+    enough = ENOUGH if resamples > FEWEST else resamples
+    certain = (resamples > FEWEST) & (2 * np.exp(-(totals**2) / (2 * squares)) * resamples < 0.01)
+    drawn[certain] = resamples
+    totals *= 1 - 1e-5
+    for signs in _batches_of_signs(settings.shape[1], resamples):
+        waiting = np.flatnonzero((drawn < resamples) & (as_large < enough))
+        if not len(waiting):
+            break
+        rows, place = np.unique(np.concatenate([first[waiting], second[waiting]]), return_inverse=True)
+        sums = settings[rows] @ signs.T
+        step = max(1, 2**16 // len(signs))
+        for start in range(0, len(waiting), step):
+            some = waiting[start : start + step]
+            one, other = (place[offset + start :][: len(some)] for offset in (0, len(waiting)))
+            differences = sums[other]
+            differences -= sums[one]
+            large = np.abs(differences, out=differences) >= totals[some, None]
+            as_large[some] += np.count_nonzero(large, axis=1)
+        drawn[waiting] += len(signs)
+    return (as_large + 1) / (drawn + 1)
+
+
+def _batches_of_signs(n: int, resamples: int) -> Iterator[NDArray[np.float64]]:
+    """Random signs [resamples, n] in batches, the same at every call; the first `FEWEST` are kept for the next call."""
+    size = max(8, 2**18 // n // 8 * 8)
+    kept = _signs(n)
+    for start in range(0, FEWEST, size):
+        yield kept[start : start + size].astype(np.float64)
+    random = np.random.default_rng(1)
+    for start in range(FEWEST, resamples, size):
+        bits = np.unpackbits(np.frombuffer(random.bytes(size * n // 8), np.uint8)).reshape(size, n)
+        yield 2 * bits[: resamples - start].astype(np.float64) - 1
+
+
+@lru_cache(maxsize=1)  # those of 4,000 samples take 40 MB
+def _signs(n: int) -> NDArray[np.int8]:
+    """Random signs [FEWEST, n], the same at every call."""
+    return 2 * np.random.default_rng(0).integers(0, 2, (FEWEST, n), dtype=np.int8) - 1
 
 
 def samples_needed(differences: Sequence[float] | NDArray[np.float64], comparisons: int = 1) -> int | None:
@@ -125,18 +240,25 @@ def samples_needed(differences: Sequence[float] | NDArray[np.float64], compariso
     n = ((z(1 − α/2) + z(power)) · sd / mean)², normal approximation, at α = `ALPHA` / `comparisons`, where Holm's
     correction starts. None where the mean is 0 but for rounding, or where fewer than two differences give no spread.
     """
-    values = np.asarray(differences, dtype=float)
-    mean = values.mean()
-    if len(values) < 2 or abs(mean) <= ROUNDING * np.abs(values).max():
-        return None
-    return max(2, math.ceil((_z(comparisons) * values.std(ddof=1) / mean) ** 2))
+    return _samples_needed(np.asarray(differences, dtype=float)[None], comparisons)[0]
+
+
+def _samples_needed(differences: NDArray[np.float64], comparisons: int) -> list[int | None]:
+    """Of every row of `differences` [pairs, n]."""
+    if differences.shape[1] < 2:
+        return [None] * len(differences)
+    means, largest = differences.mean(1), np.abs(differences).max(1)
+    there = np.abs(means) > ROUNDING * largest
+    spreads = differences.std(1, ddof=1) / np.where(there, means, 1)
+    needed = np.maximum(2, np.ceil((_z(comparisons) * spreads) ** 2))
+    return [int(number) if shown else None for number, shown in zip(needed, there, strict=True)]
 
 
 @lru_cache
 def _z(comparisons: int) -> float:
-    from scipy.stats import norm
+    from scipy.special import ndtri
 
-    return float(norm.ppf(1 - ALPHA / comparisons / 2) + norm.ppf(POWER))
+    return float(ndtri(1 - ALPHA / comparisons / 2) + ndtri(POWER))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -153,14 +275,51 @@ def groups(names: Sequence[Name], differing: AbstractSet[frozenset[Name]]) -> li
     """The largest groups of which no two differ, in the order of `names`; a name may be in several.
 
     `differing` holds the pairs that differ. This is the compact letter display of Piepho (2004): start with one group,
-    split it for each pair, drop what another group contains.
+    split it for each pair, drop what another group contains. Where that makes more than `MOST_GROUPS`, only as many of
+    the largest groups as it takes for any two names that do not differ to share one.
     """
-    candidates: list[frozenset[Name]] = [frozenset(names)]
-    for pair in sorted(differing, key=lambda pair: sorted(map(names.index, pair))):
-        split: list[frozenset[Name]] = []
-        for group in candidates:
-            split += [group - {name} for name in pair] if pair <= group else [group]
-        unique = list(dict.fromkeys(split))
-        candidates = [group for group in unique if not any(group < other for other in unique)]
-    ordered = [[name for name in names if name in group] for group in candidates]
-    return sorted(ordered, key=lambda group: [names.index(name) for name in group])
+    place = {name: number for number, name in enumerate(names)}
+    pairs = sorted(sorted(map(place.__getitem__, pair)) for pair in differing)
+    found = _split(len(names), pairs)
+    ordered = [[number for number in range(len(names)) if group >> number & 1] for group in found]
+    return [[names[number] for number in group] for group in sorted(ordered)]
+
+
+def _split(count: int, pairs: Sequence[Sequence[int]]) -> Iterable[int]:
+    """The groups, a bit for each place."""
+    groups = {(1 << count) - 1}
+    for first, second in pairs:
+        both = 1 << first | 1 << second
+        split = [group for group in groups if group & both == both]
+        groups.difference_update(split)
+        parts = {group & ~bit for group in split for bit in (1 << first, 1 << second)}
+        every = groups | parts
+        groups |= {part for part in parts if not any(part & group == part != group for group in every)}
+        if len(groups) > MOST_GROUPS:
+            return _covering(count, pairs)
+    return groups
+
+
+def _covering(count: int, pairs: Sequence[Sequence[int]]) -> Iterable[int]:
+    """Groups to which nothing can be added, until any two places that are not in `pairs` share one."""
+    alike = [(1 << count) - 1] * count
+    for first, second in pairs:
+        alike[first] &= ~(1 << second)
+        alike[second] &= ~(1 << first)
+    covered = [0] * count
+    for start in range(count):
+        while missing := alike[start] & ~covered[start]:
+            # With one that is not covered yet, and whatever fits to those so far.
+            group, fitting = 1 << start, alike[start]
+            for number in (_lowest(missing), *range(count)):
+                if fitting >> number & 1:
+                    group |= 1 << number
+                    fitting &= alike[number]
+            for number in range(count):
+                if group >> number & 1:
+                    covered[number] |= group
+            yield group
+
+
+def _lowest(bits: int) -> int:
+    return (bits & -bits).bit_length() - 1

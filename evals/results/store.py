@@ -5,10 +5,13 @@ A run that is killed loses at most the line it was writing; the next one reads w
 
 import contextlib
 import errno
+import hashlib
 import itertools
 import os
+import re
 import resource
 import secrets
+import socket
 import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -19,10 +22,14 @@ import yaml
 from compresskv.errors import NonFiniteError, UserError
 from evals.results import lock
 from evals.results.lines import decode, dumps, encode, loads
+from evals.results.provenance import described, environment
 from evals.results.schema import Line
 
 READ_ONLY = (errno.EROFS, errno.EACCES, errno.EPERM)
 TOO_MANY_OPEN = (errno.EMFILE, errno.ENFILE)
+
+UNFINISHED = re.compile(r"\.(?:([0-9a-f]{8})-(\d+)-)?[0-9a-f]{16}\.tmp")
+"""The name of a file that is being written, with its machine and process; those of older versions do not name them."""
 
 SPARE = 32
 """Open files that are left for whatever else a run opens, such as a folder that is listed, or a figure."""
@@ -33,14 +40,15 @@ class SampleStore:
 
     `lines` are the finished samples by id, `failures` the last lines of those that were tried and have no result. Where
     the folder cannot be written, such as in a results tree that others made, they can still be read: `writable` is
-    false, and `append` is refused.
+    false, and `append` is refused. `of` is what each line says of whose it is, as `lines.owner` makes it.
 
-    Raises `UserError` if another process writes here, if the disk refuses, or if a line is broken.
+    Raises `UserError` if another process writes here, if the disk refuses, or if a line is broken or another setting's.
     """
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, of: Mapping[str, str] | None = None):
         self.folder = folder
         self.path = folder / "samples.jsonl"
+        self.of = dict(of or {})
         self.appended = 0
         self._descriptor: int | None = None
         self._refusal = OSError(errno.EBADF, "it is closed")
@@ -78,7 +86,11 @@ class SampleStore:
         """All complete lines; a torn last line and unfinished files of a process that was killed are removed."""
         try:
             content = self._content()
-            lines = decode(content)
+            lines = decode(content, self.of)
+            for number, whose in lines.foreign.items():
+                raise not_its_own(f"{self.path}:{number}", whose)
+            for number, fault in lines.faults.items():
+                raise UserError(f"{self.path}:{number}: {fault}: delete that line and run again")
             if self._descriptor is not None:
                 if lines.size < len(content):
                     os.ftruncate(self._descriptor, lines.size)
@@ -86,9 +98,8 @@ class SampleStore:
                     path.unlink(missing_ok=True)
         except OSError as error:
             raise refused(self.folder, error) from error
-        for number, fault in lines.faults.items():
-            raise UserError(f"{self.path}:{number}: {fault}: delete that line and run again")
         self._size = lines.size
+        self._described = set(described(lines.by_id.values()))
         self.failures = lines.failures
         return lines.by_id
 
@@ -102,11 +113,16 @@ class SampleStore:
     def append(self, line: Mapping[str, Any]) -> None:
         """Add one sample, or with an `error` why it has no result; when this returns, it survives the process.
 
+        The line gets `of`, and in its `timing` where it was computed: in full in the first line of each environment.
         Raises `UserError` if the disk refuses it or if the file has been removed or changed by others, and
         `NonFiniteError` if a number in it is not finite. Then the file is as before.
         """
         if line["id"] in self.lines:
             raise ValueError(f"{self.path}: sample {line['id']} is there already")
+        if self.of:
+            line = {**line, "of": self.of}
+        if isinstance(line.get("timing"), dict):
+            line = {**line, "timing": {**line["timing"], "environment": self._environment()}}
         try:
             content = encode(line)
         except ValueError as error:
@@ -130,15 +146,23 @@ class SampleStore:
             raise
         self._size += len(content)
         written = loads(content.decode())
+        self._described |= described([written]).keys()
         self.failures.pop(line["id"], None)
         (self.failures if "error" in line else self.lines)[line["id"]] = written
         self.appended += 1
+
+    def _environment(self) -> dict[str, Any] | str:
+        """Where this process computes: in full, or the key where another line has it in full."""
+        here = environment()
+        if here["key"] in self._described:
+            return str(here["key"])
+        return here
 
     def check(self) -> None:
         """Raise `UserError` unless the file at `path` is the one that is open, with all of `lines` in it."""
         if self._descriptor is not None:
             self._check_place()
-            lines = decode(self._content())
+            lines = decode(self._content(), self.of)
             if (lines.by_id, lines.failures) != (self.lines, self.failures):
                 raise self._changed("changed")
 
@@ -231,6 +255,14 @@ def safe_name(where: str, name: str) -> str:
     return name
 
 
+def not_its_own(place: str, whose: str) -> UserError:
+    """The sentence for a file that belongs to another setting than that of its folder."""
+    return UserError(
+        f"{place}: this is {whose}, not of this folder: move the files of both settings back to where they came from, "
+        "or move this folder out of the results"
+    )
+
+
 def refused(folder: Path, error: OSError) -> UserError:
     """The sentence for a folder that cannot be written."""
     if error.errno in TOO_MANY_OPEN:
@@ -260,10 +292,14 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Replace `path` by `content`, all or nothing. Raises `UserError` if the disk refuses it."""
-    temporary = path.with_name(f".{secrets.token_hex(8)}.tmp")
+    """Replace `path` by `content`, all or nothing. Raises `UserError` if the disk refuses it.
+
+    What killed processes left of their writes to this folder is removed.
+    """
+    temporary = path.with_name(f".{_host()}-{os.getpid()}-{secrets.token_hex(8)}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        _remove_abandoned(path.parent)
         try:
             with temporary.open("xb") as file:
                 file.write(content)
@@ -276,3 +312,18 @@ def write_bytes(path: Path, content: bytes) -> None:
             raise
     except OSError as error:
         raise refused(path.parent, error) from error
+
+
+def _remove_abandoned(folder: Path) -> None:
+    """Remove unfinished files: those of a process of this machine that has ended, and of any other after a day."""
+    for path in folder.glob(".*.tmp"):
+        if (name := UNFINISHED.fullmatch(path.name)) is None:
+            continue
+        gone = name[1] == _host() and lock.ended(int(name[2]))
+        with contextlib.suppress(OSError):
+            if time.time() - path.stat().st_mtime > (5 if gone else 86_400):
+                path.unlink()
+
+
+def _host() -> str:
+    return hashlib.sha256(socket.gethostname().encode()).hexdigest()[:8]

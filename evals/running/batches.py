@@ -11,7 +11,7 @@ from compresskv.engine.generation import Generation, generate
 from compresskv.engine.memory import ran_out
 from compresskv.engine.prefill import PrefillError, Setting
 from compresskv.engine.prefixes import PrefixStore
-from compresskv.errors import NonFiniteError, PromptError
+from compresskv.errors import NonFiniteError, PromptError, UserError
 from compresskv.models import LoadedModel
 from evals.evaluation import Sample, Task
 from evals.job import Job
@@ -26,6 +26,9 @@ REFERENCE_CONTEXT = 64
 
 WORD_BEGIN = "\u2581"
 """How SentencePiece writes the space before a word."""
+
+CHECKED = 100_000
+"""Tokens of finished prompts of a task that are built again when it is resumed, to see whether they are the same."""
 
 
 @dataclass(eq=False)
@@ -85,9 +88,56 @@ def _sharing_a_prefill(id: str, runs: Sequence[SettingRun]) -> Sequence[Batch]:
         if run.task not in samples:
             samples[run.task] = run.task.sample(id)
         sample = samples[run.task]
+        if _has_another_prompt(run, sample):
+            continue
         key = (tuple(sample.ids.tolist()), sample.stopping, run.job.prefill_chunk, run.job.fidelity)
         by_tokens.setdefault(key, (sample, []))[1].append(run)
     return list(by_tokens.values())
+
+
+def check_prompts(runs: Sequence[SettingRun]) -> None:
+    """Build prompts that are finished, and note the `error` of a run that has a line of another prompt.
+
+    All of them, or of long ones as many as have `CHECKED` tokens, evenly spread: those that run are looked at anyway.
+    """
+    for task in dict.fromkeys(run.task for run in runs):
+        of_task = [run for run in runs if run.task == task]
+        finished = [id for id in task.sample_ids if any(id in run.store.lines for run in of_task)]
+        for id in some(finished, task):
+            sample = task.sample(id)
+            for run in of_task:
+                _has_another_prompt(run, sample)
+
+
+def some(ids: Sequence[str], task: Task) -> Sequence[str]:
+    """Evenly spread ones of a task's samples, which together have about `CHECKED` tokens at most; two at least."""
+    count = max(2, CHECKED // max(1, task.longest_prompt))
+    return ids[:: -(-len(ids) // count)] if ids else ids
+
+
+def _has_another_prompt(run: SettingRun, sample: Sample) -> bool:
+    """Whether a run has a line of this sample that was made with another prompt; then that is its `error`."""
+    try:
+        refuse_another_prompt(run.store, sample)
+    except UserError as error:
+        run.error = error
+        return True
+    return False
+
+
+def refuse_another_prompt(store: SampleStore, sample: Sample) -> None:
+    """Raise `UserError` if the `store` has a line of this sample that was made with another prompt."""
+    known = store.lines.get(sample.id, {}).get("prompt_sha256")
+    if known is not None and known != _digest(sample):
+        raise UserError(
+            f"{store.path}: sample {sample.id} was made with another prompt than it has now, though its folder is the "
+            "same: set paths.results to another folder, or delete this one to run all of its samples again"
+        )
+
+
+def _digest(sample: Sample) -> str:
+    """16 digits of the hash of a prompt's tokens."""
+    return hashlib.sha256(sample.ids.cpu().numpy().tobytes()).hexdigest()[:16]
 
 
 def run_batch(
@@ -192,7 +242,7 @@ def sample_line(model: LoadedModel, sample: Sample, generation: Generation) -> L
         **{name: _rounded(value) for name, value in sample.score(prediction).items()},
         **sample.record,
         "prompt_tail": model.tokenizer.decode(sample.ids[-TAIL:])[-TAIL:],
-        "prompt_sha256": hashlib.sha256(sample.ids.cpu().numpy().tobytes()).hexdigest()[:16],
+        "prompt_sha256": _digest(sample),
         "new_tokens": len(generation.tokens),
         "realised_budget": generation.realised_budget,
         "cache_bytes": generation.cache_bytes,

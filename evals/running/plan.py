@@ -21,6 +21,7 @@ from compresskv.engine.decode import Stopping
 from compresskv.engine.generation import generate
 from compresskv.engine.prefill import Setting
 from compresskv.engine.rotary import uncrossed
+from compresskv.errors import UserError
 from compresskv.models import LoadedModel
 from evals.console import screen
 from evals.evaluation import MeasuredEvaluation, SampledEvaluation, Task
@@ -145,9 +146,11 @@ def _work(model: LoadedModel, task: Task, jobs: Sequence[Job]) -> Work | None:
 
 
 def missing_of(task: Task, folder: Path, job: Job) -> list[str]:
-    """The samples that a setting's folder has no result of."""
-    there = Record(folder, job.results / "runs").samples
-    return [id for id in task.sample_ids if id not in there]
+    """The samples that a setting's folder has no result of. Raises `UserError` for lines that no run goes on from."""
+    there = Record(folder, job.results / "runs")
+    for number, fault in there.line_faults.items():
+        raise UserError(f"{folder / 'samples.jsonl'}:{number}: {fault}: run it without plan=true to see what to do")
+    return [id for id in task.sample_ids if id not in there.samples]
 
 
 def measure(work: Work) -> Speed:

@@ -13,10 +13,11 @@ from compresskv.protocol import EvaluationProtocol
 from evals.evaluation import Task
 from evals.job import Job
 from evals.progress import Progress
-from evals.results.finish import finish
+from evals.results.finish import finish, refuse_foreign
+from evals.results.lines import owner
 from evals.results.record import failed_of
 from evals.results.store import SampleStore, write_yaml
-from evals.running.batches import SettingRun, batches, run_batch
+from evals.running.batches import SettingRun, batches, check_prompts, run_batch
 from evals.running.described import canonical, describe
 from evals.running.forecast import Forecast, forecast
 from evals.running.methods import build_method
@@ -47,8 +48,9 @@ def run_task(
             else:
                 runs.setdefault(run.store.folder, run)
         try:
-            if runs:
-                _run_samples(model, list(runs.values()), progress)
+            check_prompts(list(runs.values()))
+            if sound := [run for run in runs.values() if not run.error]:
+                _run_samples(model, sound, progress)
         except Exception as error:
             incomplete = [run for run in runs.values() if run.missing and not run.error]
             if not incomplete:
@@ -64,7 +66,7 @@ def _open(model: LoadedModel, job: Job, task: Task, opened: Mapping[Path, Settin
     setting, folder = setting_of(model, job, task)
     if folder in opened:
         return opened[folder]
-    return SettingRun(job, task, setting, "/".join(folder.parts[-3:]), open_store(folder, job))
+    return SettingRun(job, task, setting, "/".join(folder.parts[-3:]), open_store(model, job, task, setting))
 
 
 def setting_of(model: LoadedModel, job: Job, task: Task) -> tuple[Setting, Path]:
@@ -73,9 +75,14 @@ def setting_of(model: LoadedModel, job: Job, task: Task) -> tuple[Setting, Path]
     return setting, setting_folder(model, job, task, setting)
 
 
-def open_store(folder: Path, job: Job) -> SampleStore:
-    """The store of a setting's `folder`, with the job's configuration beside it from the start."""
-    store = SampleStore(folder)
+def open_store(model: LoadedModel, job: Job, task: Task, setting: Setting) -> SampleStore:
+    """The store of a setting's folder, with the job's configuration beside it from the start.
+
+    Raises `UserError` as `SampleStore` does, and where the folder has the summary of another setting.
+    """
+    folder, runs = setting_folder(model, job, task, setting), job.results / "runs"
+    refuse_foreign(folder, about(model, job, task, setting), runs)
+    store = SampleStore(folder, owner(folder, runs, model.fingerprint))
     if store.writable and not (folder / "config.yaml").exists():
         write_yaml(folder / "config.yaml", dict(job.config))
     return store

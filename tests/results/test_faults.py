@@ -7,7 +7,10 @@ import os
 import resource
 import shutil
 import socket
+import subprocess
+import sys
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -17,9 +20,9 @@ from compresskv.errors import UserError
 from evals.results import lock
 from evals.results.finish import finish
 from evals.results.record import Record
-from evals.results.store import SampleStore, write_json
+from evals.results.store import SampleStore, write_bytes, write_json
 from tests.results.trees import about, line
-from tests.support.command import run
+from tests.support.command import ROOT, run
 
 
 @pytest.fixture
@@ -302,3 +305,23 @@ def test_a_line_that_is_being_written_is_no_fault(store):
     record = Record(store.folder, store.folder.parent)
     assert record.running
     assert (list(record.samples), record.problems) == (["1", "2"], [])
+
+
+def test_what_a_killed_process_was_writing_is_removed_by_the_next_write(tmp_path):
+    code = """
+import os, sys
+from pathlib import Path
+from evals.results import store
+store.os.replace = lambda *names: os._exit(9)
+store.write_bytes(Path(sys.argv[1]), b"half")
+"""
+    killed = subprocess.run([sys.executable, "-c", code, str(tmp_path / "table.md")], cwd=ROOT)
+    assert killed.returncode == 9
+    (left,) = tmp_path.glob(".*.tmp")
+    mine = tmp_path / left.name.replace(left.name.split("-")[1], str(os.getpid()))
+    for path in (mine, tmp_path / ".of-somebody.tmp"):
+        path.write_bytes(b"")
+    for path in tmp_path.iterdir():
+        os.utime(path, (time.time() - 10,) * 2)
+    write_bytes(tmp_path / "table.md", b"whole")
+    assert {path.name for path in tmp_path.iterdir()} == {"table.md", mine.name, ".of-somebody.tmp"}

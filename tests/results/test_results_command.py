@@ -1,6 +1,7 @@
 """`python -m evals.results`."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -105,3 +106,13 @@ def test_no_model_is_loaded(tmp_path):
     code += "; print([name for name in ('torch', 'transformers', 'pandas') if name in sys.modules])"
     output = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     assert output.splitlines()[-1] == "[]"
+
+
+@pytest.mark.parametrize("command", ["list", "compare", "verify", "show"])
+def test_a_terminal_of_few_characters_is_written_to(tmp_path, command):
+    setting(tmp_path, [0.0, 100.0])
+    setting(tmp_path, [50.0, 100.0], method="été")
+    line = [sys.executable, "-m", "evals.results", command, "--results", str(tmp_path)]
+    done = subprocess.run(line, cwd=ROOT, env={**os.environ, "PYTHONIOENCODING": "ascii"}, capture_output=True)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert done.stdout.decode("ascii")

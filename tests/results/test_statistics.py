@@ -4,7 +4,18 @@ import numpy as np
 import pytest
 from scipy.stats import permutation_test, ttest_1samp
 
-from evals.results.statistics import EXACT, difference, groups, holm, interval, permutation_p, samples_needed
+from evals.results.statistics import (
+    EXACT,
+    MOST_GROUPS,
+    all_differences,
+    difference,
+    groups,
+    holm,
+    interval,
+    mean_difference,
+    permutation_p,
+    samples_needed,
+)
 
 
 def test_intervals():
@@ -142,3 +153,38 @@ def test_samples_needed_are_enough():
 def test_differences_that_cancel_but_for_rounding_need_no_number_of_samples(values):
     assert sum(values) != 0
     assert samples_needed(values) is None
+
+
+@pytest.mark.parametrize("n", [1, 6, 40])
+def test_all_couples_at_once_equal_one_at_a_time(n):
+    random = np.random.default_rng(n)
+    settings = [[random.normal(place / 4, 1, n).tolist(), random.normal(0, 1, n).tolist()] for place in range(5)]
+    settings.append(settings[0])
+    couples = [(one, other) for other in range(6) for one in range(other)]
+    for (one, other), found in zip(couples, all_differences(settings, couples), strict=True):
+        strata = [np.subtract(after, before) for before, after in zip(settings[one], settings[other], strict=True)]
+        alone = mean_difference(strata, len(couples))
+        assert (found.n, found.needed, found.p) == (alone.n, alone.needed, pytest.approx(alone.p, abs=1e-9))
+        assert found.mean == pytest.approx(alone.mean, abs=1e-12)
+        assert found.interval == (alone.interval and pytest.approx(alone.interval, abs=1e-12))
+
+
+def test_many_comparisons_stop_early_without_another_answer():
+    random = np.random.default_rng(9)
+    for shift in (0.0, 0.2, 0.4, 2.0):
+        values = random.normal(shift, 1, 60)
+        few, many = permutation_p(values), permutation_p(values, 2000)
+        assert many == pytest.approx(few, rel=0.15, abs=3e-4)
+
+
+def test_two_hundred_settings_have_groups_in_no_time():
+    """Every two that do not differ share a group, and no two that differ do, however tangled the relation is."""
+    random = np.random.default_rng(10)
+    places = random.normal(0, 2, 200)
+    differing = pairs(
+        *((i, j) for i in range(200) for j in range(i) if abs(places[i] - places[j] + random.normal()) > 2)
+    )
+    found = groups(list(range(200)), differing)
+    assert len(found) > MOST_GROUPS
+    together = {frozenset((i, j)) for group in found for i in group for j in group if i < j}
+    assert together == {frozenset((i, j)) for i in range(200) for j in range(i)} - differing

@@ -86,9 +86,10 @@ def _samples(ordered: Sequence[Setting]) -> list[dict[str, Any]]:
     for place, setting in enumerate(ordered):
         record = setting.record
         for line in setting.browsed:
-            key = (record.model, record.eval, record.task, record.protocol, line["id"])
+            at = (record.model, record.eval, record.task, record.protocol, line["id"])
+            key = (*at, str(line.get("prompt_sha256")))
             if key not in prompts:
-                prompts[key] = {"at": list(key), "prompt": _of_prompt(line, record.summary or {}), "by": []}
+                prompts[key] = {"at": list(at), "prompt": _of_prompt(line, record.summary or {}), "by": []}
             prompts[key]["by"].append({"setting": place, **_of_setting(line)})
     for sample in prompts.values():
         sample["by"].sort(key=lambda each: _in_order(ordered[each["setting"]].record))

@@ -1,5 +1,6 @@
 """Head masking of the page: accuracy by number of masked heads, a line for each ranking."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -21,15 +22,20 @@ class Masked:
 
 
 def masked(tree: Tree) -> list[Masked]:
-    """A table and a chart for each model and protocol, and for each name of such an evaluation."""
+    """A table and a chart for each model and protocol, and where there are several, each evaluation and weights."""
 
     def place(setting: Setting) -> tuple[str, ...]:
         record = setting.record
         named = () if record.eval == record.kind else (record.eval,)
-        return record.model, *named, record.protocol
+        return record.model, *named, record.protocol, record.weights
 
     settings = sorted((s for s in tree.settings if s.record.kind == "head_masking"), key=place)
-    return [_masked(" · ".join(of), list(group)) for of, group in groupby(settings, key=place)]
+    groups = {of: list(group) for of, group in groupby(settings, key=place)}
+    several = Counter(of[:-1] for of in groups)
+    return [
+        _masked(" · ".join([*of[:-1], *([f"weights {of[-1][:8]}"] if several[of[:-1]] > 1 else [])]), group)
+        for of, group in groups.items()
+    ]
 
 
 def _masked(title: str, settings: Sequence[Setting]) -> Masked:

@@ -274,9 +274,12 @@ if (byId("setting-table")) {
 
   const detail = (s) => {
     const environment = data.shared[s.environment], origin = data.shared[s.origin], batches = data.shared[s.batches];
-    const at = data.shared[s.at], more = s.more || {}, hardware = environment.hardware || {};
+    const at = data.shared[s.at], more = s.more || {};
     const config = Object.fromEntries(data.shared[s.config].map(([key, place]) => [key, data.shared[place]]));
-    const commit = environment.git_commit ? environment.git_commit + (environment.git_dirty ? ", with uncommitted changes" : "") : "not recorded";
+    const commitOf = (each) => (each.git_commit ? each.git_commit + (each.git_dirty ? ", with uncommitted changes" : "") : "not recorded");
+    const hardwareOf = (each) => { const of = Object.entries(each.hardware || {}); return of.length ? of.map(([key, value]) => `${key.replaceAll("_", " ")}: ${Array.isArray(value) ? value.join(", ") : value}`).join("; ") : "not recorded"; };
+    const versionsOf = (each) => (each.versions ? `Python ${each.python}, ${Object.entries(each.versions).map(([key, value]) => `${key} ${value}`).join(", ")}` : "not recorded");
+    const others = Array.isArray(environment.others) ? environment.others.map((each) => `commit ${commitOf(each)}; ${hardwareOf(each)}; ${versionsOf(each)}`) : [];
     const heading = element("h3", {}, `${s.name}: ${at.slice(0, 4).join(" · ")}`);
     byId("setting-detail").replaceChildren(heading, facts([
       ["folder", `runs/${[...at, s.method, s.folder].join("/")}`],
@@ -284,10 +287,11 @@ if (byId("setting-table")) {
       ...Object.entries(more).map(([key, value]) => [key, value]),
       ["kept whole", s.uncompressed !== undefined ? `${s.uncompressed} samples` : undefined],
       ["truncated", s.truncated !== undefined ? `${s.truncated} prompts` : undefined],
-      ["commit", commit], ["dtype", origin.dtype || "not recorded"], ["backend", origin.backend || "not recorded"],
+      ["commit", commitOf(environment)], ["dtype", origin.dtype || "not recorded"], ["backend", origin.backend || "not recorded"],
       ["model fingerprint", origin.model_fingerprint || "not recorded"],
-      ["hardware", Object.keys(hardware).length ? Object.entries(hardware).map(([key, value]) => `${key.replaceAll("_", " ")}: ${Array.isArray(value) ? value.join(", ") : value}`).join("; ") : "not recorded"],
-      ["versions", environment.versions ? `Python ${environment.python}, ${Object.entries(environment.versions).map(([key, value]) => `${key} ${value}`).join(", ")}` : "not recorded"],
+      ["hardware", hardwareOf(environment)],
+      ["versions", versionsOf(environment)],
+      ["other samples are from", others.join("  |  ")],
       ["decoded with", batches.length ? batches.map((batch) => batch.join(", ")).join("  |  ") : "not recorded"],
     ]), element("details", {}, element("summary", {}, "configuration"), element("pre", { tabindex: "0", "aria-label": "configuration" }, JSON.stringify(config, null, 2))));
     byId("setting-detail").focus({ preventScroll: false });

@@ -26,7 +26,7 @@ LONGEST = 1200
 TOKENS = 128
 """Tokens of an answer whose KL is shown."""
 
-ALL_FIELDS = ("id", "score", *FIDELITY)
+ALL_FIELDS = ("id", "score", "prompt_sha256", *FIDELITY)
 FIELDS = {
     "niah": (*ALL_FIELDS, "length", "depth"),
     "head_masking": (*ALL_FIELDS, "ranking", "masked"),
@@ -128,6 +128,8 @@ def _setting(record: Record, browsed: set[str], shared: _Shared) -> Setting:
     for line in record.covered:
         reduced = {name: line[name] for name in fields if name in line}
         reduced["id"] = sys.intern(line["id"])
+        if "prompt_sha256" in reduced:
+            reduced["prompt_sha256"] = sys.intern(str(reduced["prompt_sha256"]))
         if record.kind == "longbench":
             reduced["official"] = line["official"] if "official" in line else _official(record.task, line)
         lines.append(reduced)

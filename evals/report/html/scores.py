@@ -14,8 +14,9 @@ from evals.report.html.chart import Chart, Line, Point
 from evals.report.html.reading import Setting, Tree, spread
 from evals.report.items import Item
 from evals.report.page import budget_text
-from evals.report.verdicts import Verdict, verdicts
+from evals.report.verdicts import Verdict, unpaired, verdicts
 from evals.results import statistics
+from evals.results.pairing import ids_of
 from evals.results.record import Record
 
 ITEM = Item("all methods")
@@ -78,6 +79,7 @@ class Board:
     layers: Sequence[Chart]
     left_out: int
     compared: bool
+    notes: Sequence[str]
 
     @property
     def partial(self) -> bool:
@@ -110,7 +112,7 @@ def _by_task(of_model: Grid) -> Grid:
     ids: dict[str, set[str]] = {}
     for row in of_model.rows:
         for task, values in row.cells[of_model.overall].strata.items():
-            ids.setdefault(task, set()).update(values)
+            ids.setdefault(task, set()).update(ids_of(values))
     rows = []
     for row in of_model.rows:
         whole = row.cells[of_model.overall]
@@ -137,6 +139,7 @@ def _board(of_model: Grid, kl: Grid | None, settings: Sequence[Setting], compare
         list(_layers(of_model, shown, kept)),
         len(lines) - len(shown),
         compared,
+        unpaired(of_model),
     )
 
 
@@ -227,16 +230,23 @@ def _shares(of_model: Grid) -> Iterator[str]:
     """How much of the full cache's score the subject reaches, and with how much of its tokens."""
     rows = _ordered(of_model)
     for row in rows:
-        full = next((other for other in rows if other.budget is None and other.protocol == row.protocol), None)
-        if row.method != ITEM.subject or row.variant or row.budget is None or full is None:
+        mine = row.cells.get(of_model.overall)
+        if row.method != ITEM.subject or row.variant or row.budget is None or mine is None:
             continue
-        mine, whole = row.cells.get(of_model.overall), full.cells.get(of_model.overall)
-        if mine is None or whole is None or not whole.mean or mine.samples != whole.samples:
+        full = next((other for other in rows if _full_of(other, row, of_model.overall)), None)
+        whole = full.cells[of_model.overall] if full else None
+        if full is None or whole is None or not whole.mean:
             continue
         kept, all_kept = _kept_tokens(row.records), _kept_tokens(full.records)
         tokens = f", keeping {100 * kept / all_kept:.0f}\u00a0% of its tokens" if kept and all_kept else ""
         share = f"{100 * mine.mean / whole.mean:.0f}\u00a0% of the full cache's {whole.mean:.1f}"
         yield f"{row.label} at budget {row.budget} scores {mine.mean:.1f}: {share}{tokens} (n\u00a0=\u00a0{mine.n})."
+
+
+def _full_of(other: Row, row: Row, column: str) -> bool:
+    """Whether `other` is the full cache on the same samples as `row`."""
+    alike = other.budget is None and other.protocol == row.protocol and column in other.cells
+    return alike and other.cells[column].samples == row.cells[column].samples
 
 
 def _kept_tokens(records: Sequence[Record]) -> float | None:

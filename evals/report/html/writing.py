@@ -17,6 +17,7 @@ from evals.report.html import efficiency, heads, masking, needles, scores
 from evals.report.html.embedded import settings_and_samples
 from evals.report.html.reading import Tree, read
 from evals.report.page import budget_text, published_column
+from evals.results.provenance import environments
 from evals.results.published import Published, published
 from evals.results.store import write_text
 
@@ -108,13 +109,14 @@ def _visible(value: Any) -> Any:
 
 
 def _origins(tree: Tree) -> list[dict[str, Any]]:
-    """Every environment that settings were run in, with how many; most settings first."""
+    """Every environment that settings were run in, with how many; most settings first. A setting may have several."""
     counted: dict[str, dict[str, Any]] = {}
     for setting in tree.settings:
         summary = setting.record.summary or {}
-        origin = {key: summary.get(key) for key in ("environment", "dtype", "backend")}
-        entry = counted.setdefault(json.dumps(origin, sort_keys=True, default=str), {**origin, "settings": 0})
-        entry["settings"] += 1
+        for environment in environments(summary) or [{}]:
+            origin = {"environment": environment, **{key: summary.get(key) for key in ("dtype", "backend")}}
+            entry = counted.setdefault(json.dumps(origin, sort_keys=True, default=str), {**origin, "settings": 0})
+            entry["settings"] += 1
     return sorted(counted.values(), key=lambda entry: -entry["settings"])
 
 

@@ -1,0 +1,110 @@
+"""Only samples of one prompt and one model's weights are compared, and what is left out is said."""
+
+import json
+
+import pytest
+
+from evals.report.artefacts import page_of
+from evals.report.html.writing import page
+from evals.results import frame
+from evals.results.__main__ import main
+from evals.results.compare import comparisons
+from evals.results.finish import finish
+from evals.results.record import records
+from evals.results.store import SampleStore
+from tests.report import trees
+from tests.results.trees import about, folder, line
+
+
+def setting(results, method, scores, prompt="", **fields):
+    """A finished setting; `prompt` goes into the hash of each prompt, None leaves it out."""
+    store = SampleStore(folder(results, method))
+    for id, score in scores.items():
+        made = line(id, score, prompt_sha256=f"{id}{prompt}")
+        if prompt is None:
+            made.pop("prompt_sha256")
+        store.append(made)
+    finish(store, list(scores), about(method, **fields), results / "runs")
+    store.close()
+
+
+GOOD, BAD = {str(n): 90.0 + n % 3 for n in range(12)}, {str(n): 10.0 + n % 5 for n in range(12)}
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ({"prompt": "a"}, {"prompt": "b"}),
+        ({"model_fingerprint": "a"}, {"model_fingerprint": "b"}),
+        ({"prompt": None}, {"prompt": "b"}),
+        ({"prompt": None, "model_fingerprint": "a"}, {"prompt": None, "model_fingerprint": "b"}),
+    ],
+)
+def test_settings_of_other_prompts_or_weights_are_not_compared(tmp_path, capsys, one, other):
+    setting(tmp_path, "snapkv", GOOD, **one)
+    setting(tmp_path, "cake", BAD, **other)
+    assert not any(comparison.pairs for comparison in comparisons(records(tmp_path), "score"))
+    assert main(["compare", "--results", str(tmp_path)]) == 2
+    assert "snapkv 64" in capsys.readouterr().err
+
+
+def test_settings_without_hashes_are_paired_by_what_their_summaries_say_of_the_prompts(tmp_path):
+    setting(tmp_path, "snapkv", GOOD, prompt=None)
+    setting(tmp_path, "cake", BAD, prompt=None)
+    (comparison,) = comparisons(records(tmp_path), "score")
+    assert (comparison.n, len(comparison.pairs)) == (12, 1)
+
+
+def test_one_setting_of_other_prompts_leaves_the_others_comparable(tmp_path, capsys):
+    setting(tmp_path, "full", GOOD, prompt="edited")
+    setting(tmp_path, "snapkv", GOOD)
+    setting(tmp_path, "cake", BAD)
+    alone, both = comparisons(records(tmp_path), "score")[::-1]
+    assert sorted(both.values) == ["cake 64", "snapkv 64"]
+    assert (both.n, both.left_out, both.apart, both.pairs[0].differs) == (12, 0, ["full 64"], True)
+    assert (list(alone.values), alone.pairs) == (["full 64"], [])
+    assert main(["compare", "--results", str(tmp_path)]) == 0
+    assert "full 64" in capsys.readouterr().out
+
+
+def test_an_edited_sample_is_left_out(tmp_path):
+    setting(tmp_path, "snapkv", GOOD)
+    edited = SampleStore(folder(tmp_path, "cake"))
+    for id, score in BAD.items():
+        edited.append(line(id, score, prompt_sha256="another" if id == "3" else id))
+    finish(edited, list(BAD), about("cake"), tmp_path / "runs")
+    edited.close()
+    (comparison,) = comparisons(records(tmp_path), "score")
+    assert (comparison.n, comparison.left_out) == (11, 1)
+
+
+def experiment(results, **of_snapkv):
+    lines = trees.needles([90.0, 80.0, 95.0, 85.0] * 3)
+    for number, each in enumerate(lines):
+        each["id"] = each["prompt_sha256"] = f"L1000-D{number}-N0"
+    others = [each | {"score": each["score"] - 70, **of_snapkv} for each in lines]
+    trees.setting(results, "fig5_niah", "compresskv", lines)
+    trees.setting(results, "fig5_niah", "snapkv", others)
+
+
+def test_reports_compare_and_rank_equal_prompts_alone(tmp_path):
+    experiment(tmp_path / "same")
+    experiment(tmp_path / "other", prompt_sha256="another haystack")
+    same, other = (page_of("fig5_niah", tmp_path / name) for name in ("same", "other"))
+    assert len(same.verdicts) == 1
+    assert not other.verdicts
+    assert len(other.notes) == len(same.notes) + 1
+    assert "better than" in page(tmp_path / "same")
+    assert "better than" not in page(tmp_path / "other")
+    assert "12 of 12 samples have another prompt" in page(tmp_path / "other")
+    data = json.loads(page(tmp_path / "other").split('id="data">')[1].split("</script>")[0])
+    assert all(len(sample["by"]) == 1 for sample in data["samples"])
+
+
+def test_frames_tell_prompts_apart(tmp_path):
+    setting(tmp_path, "snapkv", GOOD)
+    setting(tmp_path, "cake", GOOD)
+    setting(tmp_path, "tova", GOOD, prompt="edited")
+    samples = frame(tmp_path, by="sample")
+    assert samples["id"].nunique() == 12
+    assert samples["sample"].nunique() == 24
