@@ -7,12 +7,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from compresskv.detokenise import text_of
 from compresskv.engine.generation import Generation, generate
 from compresskv.engine.memory import ran_out
 from compresskv.engine.prefill import PrefillError, Setting
 from compresskv.engine.prefixes import PrefixStore
 from compresskv.errors import NonFiniteError, PromptError
 from compresskv.models import LoadedModel
+from compresskv.protocol import EvaluationProtocol
 from evals.evaluation import Sample, Task
 from evals.job import Job
 from evals.results.schema import FIDELITY, Line
@@ -127,7 +129,8 @@ def run_batch(
         keys = [batch[place].key for place in generation.together]
         timing = {"batch_seconds": round(seconds, 3), "shared_by": len(batch)}
         try:
-            run.store.append(sample_line(model, sample, generation) | {"batch": keys, "timing": timing})
+            line = sample_line(model, sample, generation, run.job.protocol)
+            run.store.append(line | {"batch": keys, "timing": timing})
         except NonFiniteError as error:
             _fail(run, sample, error)
 
@@ -161,9 +164,9 @@ def _reference(model: LoadedModel, sample: Sample) -> list[int]:
     return ids[: sample.stopping.max_new_tokens]
 
 
-def sample_line(model: LoadedModel, sample: Sample, generation: Generation) -> Line:
+def sample_line(model: LoadedModel, sample: Sample, generation: Generation, protocol: EvaluationProtocol) -> Line:
     """What one setting generated for one sample, and what it kept."""
-    prediction = model.tokenizer.decode(generation.tokens, skip_special_tokens=True)
+    prediction = text_of(generation.tokens, model.tokenizer, protocol.decode_cleanup)
     sliding = generation.sliding_bytes
     return {
         "id": sample.id,

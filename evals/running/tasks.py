@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from compresskv.detokenise import asks_for_cleanup
 from compresskv.engine.attention import attached
 from compresskv.engine.prefill import Setting
 from compresskv.engine.prefixes import PrefixStore, chunk_names, in_prefix_order
@@ -90,6 +91,8 @@ def setting_folder(model: LoadedModel, job: Job, task: Task, setting: Setting) -
         "generation": dict(model.settings(job.protocol.generation_config)),
         "prefill_chunk": job.prefill_chunk,
     }
+    if job.protocol.decode_cleanup and asks_for_cleanup(model.tokenizer):
+        identity["decode_cleanup"] = True
     if job.fidelity:  # its lines have more fields
         identity["fidelity"] = True
     digest = hashlib.sha256(json.dumps(identity, sort_keys=True, default=str).encode()).hexdigest()[:8]
