@@ -15,8 +15,11 @@ class Note(UserWarning):
 
 
 def note(sentence: str) -> None:
-    """Tell the user of such a choice, once."""
-    warnings.warn(sentence, Note, stacklevel=3)
+    """Tell the user of such a choice, once in a process, wherever it is made."""
+    warnings.warn_explicit(sentence, Note, "compresskv", 0, registry=_TOLD)
+
+
+_TOLD: dict[object, int] = {}
 
 
 class PromptError(UserError):
