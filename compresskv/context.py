@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 
 from compresskv.calibration import Calibration, names
-from compresskv.errors import UserError
+from compresskv.errors import UserError, note
 from compresskv.eviction import Observation
 from compresskv.observation import ObservationConfig
 from compresskv.protocol import EvaluationProtocol
@@ -69,6 +69,12 @@ class Context:
                 )
         if wrong := self._not_of_this_model(made):
             raise UserError(f"the {made.source} calibration of {made.model} {wrong}: calibrate this model")
+        asked = (self.calibration_setting, self.protocol.calibration_data)
+        if asked == ("auto", "held_out") and made.source == "published":
+            note(
+                f"calibration=auto: {self.model} has no held-out calibration, so the authors' published figures are "
+                "used, whose layer errors were measured on the LongBench test sets"
+            )
         return made
 
     def _not_of_this_model(self, made: Calibration) -> str | None:

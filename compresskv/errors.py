@@ -1,4 +1,6 @@
-"""The exceptions that are a message to the user rather than a defect."""
+"""What the user is told: exceptions that are a message rather than a defect, and notes."""
+
+import warnings
 
 
 class UserError(ValueError):
@@ -6,6 +8,18 @@ class UserError(ValueError):
 
     The message is one sentence that names the field, the value and the fix; `run.py` prints it without a traceback.
     """
+
+
+class Note(UserWarning):
+    """A choice that the user did not make and that results depend on."""
+
+
+def note(sentence: str) -> None:
+    """Tell the user of such a choice, once in a process, wherever it is made."""
+    warnings.warn_explicit(sentence, Note, "compresskv", 0, registry=_TOLD)
+
+
+_TOLD: dict[str | tuple[str, type[Warning], int], int] = {}
 
 
 class PromptError(UserError):

@@ -35,11 +35,11 @@ def layer_budgets(layer_scores: tuple[float, ...], total: int, floor: int, cap: 
     """Tokens of each layer, window included, between `floor` and `cap`; their sum is `total`.
 
     Rounded shares of what is above the floors; what rounding leaves over goes round-robin, one token per layer, by
-    descending score (ascending where tokens must be taken back), as in the released code. Where the floors
-    exceed the total or the cap, they win.
+    descending score (ascending where tokens must be taken back), as in the released code. A floor wins over the total,
+    the cap over the floor, as in numpy's clip.
     """
     spare = total - len(layer_scores) * floor
-    budgets = [min(max(floor + round(score * spare), floor), max(cap, floor)) for score in layer_scores]
+    budgets = [min(max(floor + round(score * spare), floor), cap) for score in layer_scores]
     best_first = sorted(range(len(budgets)), key=lambda i: -layer_scores[i])
     difference = total - sum(budgets)
     while difference:

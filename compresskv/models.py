@@ -16,6 +16,7 @@ from compresskv import checkpoints, hardware, model_files
 from compresskv.chat import chat_ids, chat_prompt
 from compresskv.checking import FrozenMapping, frozen
 from compresskv.engine.memory import kv_heads
+from compresskv.engine.rotary import depends_on_length
 from compresskv.errors import UserError
 from compresskv.generation_defaults import (
     checked_settings,
@@ -34,7 +35,8 @@ class LoadedModel:
 
     `stop_ids`: the end tokens of the generation config and of the tokenizer. `generation_defaults`: what else the
     generation config asks of greedy decoding. `positions`: how many tokens have learned positions; None: any number
-    has some. `notes`: sentences for the user about this checkpoint.
+    has some. `length_rope`: whether its RoPE depends on the length of the text. `notes`: sentences for the user about
+    this checkpoint.
     """
 
     name: str
@@ -50,6 +52,7 @@ class LoadedModel:
     generation_defaults: Mapping[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     positions: int | None = None
+    length_rope: bool = False
 
     @property
     def device(self) -> torch.device:
@@ -66,6 +69,8 @@ class LoadedModel:
             "chat_template_kwargs": dict(self.chat_template_kwargs),
             "stop_ids": sorted(self.stop_ids),
             "generation_defaults": dict(self.generation_defaults),
+            # Earlier versions stored other results of such models.
+            **({"rope": "by the length of each text"} if self.length_rope else {}),
         }
 
     @property
@@ -132,7 +137,7 @@ def load(config: ModelConfig) -> LoadedModel:
         source, fingerprint = _source(config)
         model, tokenizer = _pretrained(config, source, chosen)
         refuse_unserved(model)
-        positions = learned_positions(model)
+        positions, length_rope = learned_positions(model), depends_on_length(model)
         _check_ends(model, tokenizer, f"model.path={source}")
         fingerprint = fingerprint or checkpoints.fingerprint(source, config.revision, config.trust_remote_code)
     if config.chat_template and not tokenizer.chat_template:
@@ -145,6 +150,7 @@ def load(config: ModelConfig) -> LoadedModel:
         tokenizer=tokenizer,
         window=_window(config, model, positions),
         positions=positions,
+        length_rope=length_rope,
         chat_template=config.chat_template,
         chat_template_kwargs=config.chat_template_kwargs,
         dtype=str(chosen.dtype).removeprefix("torch."),

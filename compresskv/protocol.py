@@ -45,6 +45,8 @@ class EvaluationProtocol:
 
     # honoured: the checkpoint's repetition_penalty and whatever else `generate` applies under greedy decoding
     generation_config: Literal["ignored", "honoured"] = "ignored"
+    # true: no space before punctuation and in contractions, for tokenizers that have clean_up_tokenization_spaces
+    decode_cleanup: bool = False
 
     # Calibration.
 

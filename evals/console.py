@@ -5,6 +5,7 @@ import signal
 import sys
 import traceback
 import unicodedata
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -13,7 +14,7 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
-from compresskv.errors import UserError
+from compresskv.errors import Note, UserError
 
 INTERRUPTED = "interrupted: finished samples are safe, the same command goes on from there"
 
@@ -82,7 +83,11 @@ def outputs_take_any_text() -> None:
 
 @contextmanager
 def one_sentence_endings() -> Iterator[None]:
-    """A user's mistake, or Ctrl-C, ends the process with one sentence on stderr and an exit code that is not 0."""
+    """A user's mistake, or Ctrl-C, ends the process with one sentence on stderr and an exit code that is not 0.
+
+    A `Note` is one line on stderr.
+    """
+    warnings.formatwarning = _format_warning
     try:
         yield
     except UserError as error:
@@ -99,6 +104,15 @@ def defects_end_here() -> Iterator[None]:
     except Exception:
         traceback.print_exc()
         sys.exit(1)
+
+
+_format_any_warning = warnings.formatwarning
+
+
+def _format_warning(message: Warning | str, category: type[Warning], *where: Any, **options: Any) -> str:
+    if issubclass(category, Note):
+        return f"note: {visible(str(message))}\n"
+    return _format_any_warning(message, category, *where, **options)
 
 
 class _Signals:

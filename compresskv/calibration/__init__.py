@@ -26,6 +26,9 @@ FOLDER = Path(__file__).parent
 
 SOURCES = ("held_out", "longbench", "published")
 
+AUTO = {"held_out": ("held_out", "published"), "longbench": ("longbench", "published")}
+"""The sources that `calibration=auto` looks for, in order, by the protocol's `calibration_data`."""
+
 SUM_TOLERANCE = 1e-4
 """How far the layer scores may sum to something else than 1; they are rounded to 8 digits."""
 
@@ -197,7 +200,7 @@ def choose(model: str, setting: str, protocol: EvaluationProtocol) -> Calibratio
     is refused, and for a source that nothing comes from.
     """
     if setting == "auto":
-        sources = ("held_out",) if protocol.calibration_data == "held_out" else ("longbench", "published")
+        sources: tuple[str, ...] = AUTO[protocol.calibration_data]
     elif setting.endswith(".json") or "/" in setting:
         return load(Path(setting).expanduser())
     else:

@@ -145,6 +145,11 @@ def uncrossed(model: PreTrainedModel, length: int, new: int) -> int:
     return length if at is None else max(at + 1 - new, 1)
 
 
+def depends_on_length(model: PreTrainedModel) -> bool:
+    """Whether the RoPE of `model` depends on the length of the text."""
+    return bool(LengthRope(model).boundaries)
+
+
 def beyond_boundaries(model: PreTrainedModel) -> int | None:
     """A length of text at which all that may change with the length has changed; None for a model without RoPE."""
     if not any(_rotates(module) for module in model.modules()):

@@ -62,6 +62,7 @@ ELSEWHERE = {
     "masking_sentence_rule": "none in this score: only head masking (`eval=head_masking`) reads it",
     "chat_wrapper": "none in this score: only LongBench prompts have it",
     "longbench_truncation": "none in this score: only LongBench prompts are cut",
+    "decode_cleanup": "none on this tokenizer: it does not ask for the clean-up",
     "generation_config": "none on this model: its generation_config.json asks nothing of greedy decoding",
 }
 """Fields that NIAH prompts and methods do not read."""

@@ -182,4 +182,5 @@ class Masking:
             seconds, started = time.perf_counter() - started, time.perf_counter()
             timing = {"batch_seconds": round(seconds, 3), "shared_by": 1}
             key = "/".join(store.folder.parts[-3:])
-            store.append(sample_line(self.model, named, generation) | {"batch": [key], "timing": timing})
+            line = sample_line(self.model, named, generation, self.job.protocol)
+            store.append(line | {"batch": [key], "timing": timing})

@@ -67,10 +67,14 @@ class LongBenchTask:
 
     @property
     def longest_released(self) -> int | None:
-        """Tokens of the longest templated prompt that the released code lets through; None: what the window takes."""
-        if self.protocol.longbench_truncation == "window" or self.config.max_length:
+        """Tokens of the longest templated prompt that the released code lets through; None: what the window takes.
+
+        The `max_length` of these models' own configurations does not shorten it, a smaller one does.
+        """
+        longest = RELEASED_LONGEST.get(self.model.name.casefold())
+        if self.protocol.longbench_truncation == "window" or longest is None:
             return None
-        return RELEASED_LONGEST.get(self.model.name.casefold())
+        return longest if (self.config.max_length or longest) >= longest else None
 
     @cached_property
     def longest_prompt(self) -> int:
@@ -108,6 +112,7 @@ class LongBenchTask:
             chat_wrapper=self.chat_wrapper,
             chat_template_kwargs=self.model.chat_template_kwargs,
             longest=self.longest_released,
+            cleanup=self.protocol.decode_cleanup,
             model=self.model.name,
         )
 

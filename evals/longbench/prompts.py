@@ -8,6 +8,7 @@ from typing import Any, Literal
 from transformers import PreTrainedTokenizerBase
 
 from compresskv.chat import chat_ids, chat_prompt
+from compresskv.detokenise import text_of
 from compresskv.errors import UserError
 from evals.longbench.data import Record
 from evals.longbench.tasks import Task
@@ -53,13 +54,15 @@ def render(
     chat_wrapper: ChatWrapper | None,
     chat_template_kwargs: Mapping[str, Any] | None = None,
     longest: int | None = None,
+    cleanup: bool = False,
     model: str = "",
 ) -> Prompt:
     """The prompt of a record, cut to a model `window` of that many tokens and put into the chat format.
 
     The templated prompt may have `longest` tokens; None: `window` - max_new_tokens - wrapper. A longer one is cut as
     in the official pred.py: text of the first half of that many ids, then text of the last half. Tokenising this text
-    again can give a few tokens more or fewer; `Prompt.tokens` is what the model gets. `model` is the name by which the
+    again can give a few tokens more or fewer; `Prompt.tokens` is what the model gets. `cleanup`: whether that text is
+    cleaned up (`compresskv.detokenise`). `model` is the name by which the
     released chat format knows Qwen2.5. Raises `UserError` if the window leaves no room, or if the tokenizer has no chat
     template and the chat format needs one.
     """
@@ -69,7 +72,7 @@ def render(
         return _wrap(prompt, tokenizer, wrapper, chat_template_kwargs, model)
 
     prompt = template(task, record)
-    shortened = truncate_middle(prompt, tokenizer, longest or _room(task, tokenizer, window, wrapped))
+    shortened = truncate_middle(prompt, tokenizer, longest or _room(task, tokenizer, window, wrapped), cleanup)
     text, ids = wrapped(prompt if shortened is None else shortened)
     return Prompt(text, tuple(ids), len(ids), shortened is not None, hashlib.sha256(text.encode("utf-8")).hexdigest())
 
@@ -94,17 +97,18 @@ def template(task: Task, record: Record) -> str:
     return task.prompt.format(input=record.input, context=record.context)
 
 
-def truncate_middle(prompt: str, tokenizer: PreTrainedTokenizerBase, max_tokens: int) -> str | None:
+def truncate_middle(
+    prompt: str, tokenizer: PreTrainedTokenizerBase, max_tokens: int, cleanup: bool = False
+) -> str | None:
     """`prompt` without its middle if it has more than `max_tokens` tokens (special ones included), else None.
 
-    Source: pred.py of THUDM/LongBench, commit 2e00731. An odd `max_tokens` is rounded down.
+    `cleanup` as in `render`. Source: pred.py of THUDM/LongBench, commit 2e00731. An odd `max_tokens` is rounded down.
     """
     ids = _tokenize(prompt, tokenizer)
     if len(ids) <= max_tokens:
         return None
     half = max_tokens // 2
-    head = tokenizer.decode(ids[:half], skip_special_tokens=True)
-    return head + tokenizer.decode(ids[-half:], skip_special_tokens=True)
+    return text_of(ids[:half], tokenizer, cleanup) + text_of(ids[-half:], tokenizer, cleanup)
 
 
 def stop_ids(task: Task, tokenizer: PreTrainedTokenizerBase, model_stop_ids: Iterable[int]) -> frozenset[int]:

@@ -109,9 +109,9 @@ def calibration_of(record: Record, setting: str | None = None) -> str:
     setting = str(record.config.get("calibration", "auto")) if setting is None else setting
     if setting != "auto":
         return setting
-    if record.config.get("protocol", {}).get("calibration_data", "held_out") == "held_out":
-        return "held_out"
-    return "longbench" if calibration.find_file(record.model, "longbench") else "published"
+    first, otherwise = calibration.AUTO[record.config.get("protocol", {}).get("calibration_data", "held_out")]
+    published_only = calibration.find_file(record.model, otherwise) and not calibration.find_file(record.model, first)
+    return otherwise if published_only else first
 
 
 def observation_label(record: Record) -> str:

@@ -7,25 +7,22 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from compresskv.detokenise import text_of
 from compresskv.engine.generation import Generation, generate
 from compresskv.engine.memory import ran_out
 from compresskv.engine.prefill import PrefillError, Setting
 from compresskv.engine.prefixes import PrefixStore
 from compresskv.errors import NonFiniteError, PromptError, UserError
 from compresskv.models import LoadedModel
+from compresskv.protocol import EvaluationProtocol
 from evals.evaluation import Sample, Task
 from evals.job import Job
 from evals.results.schema import FIDELITY, Line
 from evals.results.store import SampleStore
+from evals.running.reference_answer import reference_tokens
 
 TAIL = 200
 """Characters of a prompt's end that its lines hold."""
-
-REFERENCE_CONTEXT = 64
-"""Tokens of a prompt's end that a reference answer is tokenised with."""
-
-WORD_BEGIN = "\u2581"
-"""How SentencePiece writes the space before a word."""
 
 CHECKED = 100_000
 """Tokens of finished prompts of a task that are built again when it is resumed, to see whether they are the same."""
@@ -158,7 +155,7 @@ def run_batch(
             sample.stopping,
             job.prefill_chunk,
             job.memory_bytes,
-            _reference(model, sample) if job.fidelity else None,
+            reference_tokens(model, sample) if job.fidelity else None,
             prefixes,
         )
     except Exception as error:
@@ -183,7 +180,8 @@ def run_batch(
         keys = [batch[place].key for place in generation.together]
         timing = {"batch_seconds": round(seconds, 3), "shared_by": len(batch)}
         try:
-            run.store.append(sample_line(model, sample, generation) | {"batch": keys, "timing": timing})
+            line = sample_line(model, sample, generation, run.job.protocol)
+            run.store.append(line | {"batch": keys, "timing": timing})
         except NonFiniteError as error:
             _fail(run, sample, error)
 
@@ -208,33 +206,9 @@ def failed_line(sample: Sample, failure: Exception) -> Line:
     return {"id": sample.id, "error": sentence, **sample.record}
 
 
-def _reference(model: LoadedModel, sample: Sample) -> list[int]:
-    """The tokens of the reference answer as they follow the prompt, at most as many as may be generated.
-
-    The answer is tokenised together with the end of the prompt, a space between the two unless white space, or one
-    that the tokenizer puts there by itself, parts them. Where they would share a token, as where the prompt ends with
-    a space, the prompt's tokens stay, and the answer's are those behind a line break; last, those of the answer alone.
-    """
-    tokenizer = model.tokenizer
-    end = tokenizer.decode(sample.ids[-REFERENCE_CONTEXT:], clean_up_tokenization_spaces=False)
-
-    def ids(text: str) -> list[int]:
-        return tokenizer(text, add_special_tokens=False, verbose=False).input_ids
-
-    def following(answer: str) -> list[int]:
-        joined = ((ids(before), ids(before + answer)) for before in (end, "\n", ""))
-        return next(whole[len(first) :] for first, whole in joined if whole[: len(first)] == first)
-
-    answer = following(sample.reference)
-    apart = end[-1:].isspace() or sample.reference[:1].isspace()
-    if answer and not apart and not tokenizer.convert_ids_to_tokens(answer[0]).startswith(WORD_BEGIN):
-        answer = following(f" {sample.reference}")
-    return answer[: sample.stopping.max_new_tokens]
-
-
-def sample_line(model: LoadedModel, sample: Sample, generation: Generation) -> Line:
+def sample_line(model: LoadedModel, sample: Sample, generation: Generation, protocol: EvaluationProtocol) -> Line:
     """What one setting generated for one sample, and what it kept."""
-    prediction = model.tokenizer.decode(generation.tokens, skip_special_tokens=True)
+    prediction = text_of(generation.tokens, model.tokenizer, protocol.decode_cleanup)
     sliding = generation.sliding_bytes
     return {
         "id": sample.id,

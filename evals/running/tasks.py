@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from compresskv.detokenise import asks_for_cleanup
 from compresskv.engine.attention import attached
 from compresskv.engine.prefill import Setting
 from compresskv.engine.prefixes import PrefixStore, chunk_names, in_prefix_order
@@ -22,6 +23,7 @@ from evals.running.described import canonical, describe
 from evals.running.forecast import Forecast, forecast
 from evals.running.methods import build_method
 from evals.running.outcome import Entry
+from evals.running.reference_answer import prepends_space
 
 Fail = Callable[[Sequence[Job], Exception, str], None]
 """Told of jobs that could not be run, why, and on which task."""
@@ -97,8 +99,11 @@ def setting_folder(model: LoadedModel, job: Job, task: Task, setting: Setting) -
         "generation": dict(model.settings(job.protocol.generation_config)),
         "prefill_chunk": job.prefill_chunk,
     }
+    if job.protocol.decode_cleanup and asks_for_cleanup(model.tokenizer):
+        identity["decode_cleanup"] = True
     if job.fidelity:  # its lines have more fields
-        identity["fidelity"] = True
+        # Earlier versions gave these tokenizers' reference answers a space too many.
+        identity["fidelity"] = "reference after its prompt" if prepends_space(model.tokenizer) else True
     digest = hashlib.sha256(canonical(identity, f"task {task.name}").encode()).hexdigest()[:8]
     budget = "none" if job.budget is None else job.budget
     parts = (model.name, job.eval.name, task.name, job.protocol.name, job.method.name, f"{budget}-{digest}")

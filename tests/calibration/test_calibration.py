@@ -124,8 +124,8 @@ def test_a_calibration_is_refused_for_another_window_or_model():
         assert f"calibration={setting}: there is no {source} calibration of unknown" in str(refusal.value)
         assert "eval=calibrate" in str(refusal.value)
         assert "llama-3.1-8b-instruct.published, mistral" in str(refusal.value)
-    with pytest.raises(UserError, match=r"method\.scorer\.heads=9"):
-        published().calibrated().top_heads("semantic", 9)
+    with pytest.raises(UserError, match=r"method\.scorer\.heads=33"):
+        published().calibrated().top_heads("semantic", 33)
 
 
 def test_depths_are_a_number_of_them_or_a_list(default_model):

@@ -427,5 +427,19 @@ def test_published_calibrations_need_the_window_they_were_made_with() -> None:
     assert heads[31] == (21, 20, 30, 7)
     with pytest.raises(UserError, match="window"):
         method("compresskv", replace(where, observation=Observation(window=16)))
-    with pytest.raises(UserError, match="traditional"):
-        method("headkv", where)
+    assert method("headkv", where).allocator.head_scores[15][30] == 0.901625  # type: ignore[attr-defined]
+
+
+def test_published_traditional_scores_and_rankings() -> None:
+    """The best traditional heads of each model, and all 32 heads of a layer ranked by the semantic score."""
+    best = {
+        "llama-3.1-8b-instruct": [(15, 30), (16, 20), (16, 1), (15, 1), (24, 27), (8, 1), (27, 7), (16, 23), (20, 14)],
+        "mistral-7b-instruct-v0.3": [(18, 0), (12, 7), (12, 6), (18, 2), (18, 3), (30, 8), (28, 0), (2, 23), (19, 8)],
+    }
+    for model, expected in best.items():
+        published = find(model, "published")
+        assert published is not None
+        scores = published.scores("traditional")
+        places = [(layer, head) for layer in range(32) for head in range(32)]
+        assert sorted(places, key=lambda place: -scores[place[0]][place[1]])[:9] == expected
+        assert [sorted(layer) for layer in published.top_heads("semantic", 32)] == [list(range(32))] * 32

@@ -1,5 +1,6 @@
 """What both protocols say of every field, and an example in which they differ: a field without one fails."""
 
+import copy
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
@@ -12,6 +13,7 @@ import yaml
 
 from compresskv import calibration
 from compresskv.checking import checked
+from compresskv.detokenise import text_of
 from compresskv.eviction import LayerPrefill, PromptShape
 from compresskv.methods import CONF
 from compresskv.models import LoadedModel
@@ -85,6 +87,14 @@ def score_dtype(protocol: EvaluationProtocol, world: World) -> Any:
 def generation_config(protocol: EvaluationProtocol, world: World) -> Any:
     asking = replace(world.model, generation_defaults={"repetition_penalty": 1.05})
     return dict(asking.settings(protocol.generation_config))
+
+
+def decode_cleanup(protocol: EvaluationProtocol, world: World) -> Any:
+    """What a tokenizer that asks for the clean-up makes of "a != b"."""
+    tokenizer = copy.copy(world.model.tokenizer)
+    tokenizer.clean_up_tokenization_spaces = True
+    ids = tokenizer("a != b", add_special_tokens=False).input_ids
+    return text_of(ids, tokenizer, protocol.decode_cleanup)
 
 
 def srh_multiplicity(protocol: EvaluationProtocol, world: World) -> Any:
@@ -170,6 +180,7 @@ EXAMPLES: dict[str, tuple[Example, Any, Any]] = {
     "exact_budget": (exact_budget, 128, 133.5),
     "score_dtype": (score_dtype, 1, 0),
     "generation_config": (generation_config, {}, {"repetition_penalty": 1.05}),
+    "decode_cleanup": (decode_cleanup, "a != b", "a!= b"),
     "srh_multiplicity": (srh_multiplicity, ((0,),), ((1,),)),
     "calibration_data": (calibration_data, "held_out", "longbench"),
     "niah_prompt": (niah_prompt, (True, False), (False, True)),

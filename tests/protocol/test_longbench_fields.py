@@ -9,11 +9,14 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from compresskv.detokenise import text_of
 from compresskv.errors import UserError
 from compresskv.models import LoadedModel
 from compresskv.protocol import EvaluationProtocol
+from evals.compose import job
 from evals.longbench.config import LongBench
 from evals.longbench.evaluation import LongBenchTask
+from evals.longbench.prompts import RELEASED_LONGEST, truncate_middle
 from evals.longbench.tasks import TASKS
 
 CHATML = (
@@ -102,3 +105,24 @@ def test_longbench_truncation_gives_way_to_a_length_that_is_asked_for(task) -> N
     made = task("qwen2.5-7b-instruct", 200_000, longbench_truncation="released")
     made = replace(made, config=replace(CONFIG, max_length=4000))
     assert made.longest_prompt == 4000 - TASKS["qasper"].max_new_tokens
+
+
+@pytest.mark.parametrize("model", ["llama-3.1-8b-instruct", "mistral-7b-instruct-v0.3", "qwen2.5-7b-instruct"])
+def test_longbench_truncation_under_the_configurations_of_the_models(task, model: str) -> None:
+    """What conf/model sets as `max_length` is the authors' longest prompt, and must not take the answer off it."""
+    config = job(f"model={model}", "eval=longbench", "eval.data=unused", "eval.tasks=[qasper]").eval
+    made = replace(task(model, 200_000, longbench_truncation="released"), config=config)
+    assert made.longest_prompt == RELEASED_LONGEST[model] + 50
+
+
+def test_decode_cleanup_of_predictions_and_of_truncated_prompts(task) -> None:
+    """Only where the tokenizer asks for it; then the results are stored apart."""
+    texts = {}
+    for asks in (False, True):
+        for cleanup in (False, True):
+            made = task("qwen2-7b-instruct", decode_cleanup=cleanup)
+            made.model.tokenizer.clean_up_tokenization_spaces = asks
+            cut = truncate_middle("a != b; it 's " * 9, made.model.tokenizer, 28, cleanup)
+            texts[asks, cleanup] = (cut, text_of(list(range(60)), made.model.tokenizer, cleanup))
+    assert texts[True, True][0] == "a!= b; it's a!= b; it's "
+    assert texts[False, True] == texts[False, False] == texts[True, False] != texts[True, True]

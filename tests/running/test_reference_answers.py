@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerFast
 from compresskv.chat import chat_ids
 from compresskv.engine.decode import Stopping
 from evals.evaluation import Sample
-from evals.running.batches import _reference
+from evals.running.reference_answer import reference_tokens
 
 TEXT = ["Where is the cat? The best thing to do is eat a sandwich and sit on the mat on a sunny day.", "[/INST] x\n"]
 KINDS = ["unigram-always", "unigram-first", "bpe-always", "bpe-first", "bpe-legacy"]
@@ -44,7 +44,7 @@ def tokenizer(request):
 def reference(tokenizer, prompt, answer=ANSWER, longest=100):
     ids = chat_ids(prompt, tokenizer)
     sample = Sample("x", torch.tensor(ids), Stopping(longest), lambda text: {}, reference=answer)
-    return ids, _reference(SimpleNamespace(tokenizer=tokenizer), sample)
+    return ids, reference_tokens(SimpleNamespace(tokenizer=tokenizer), sample)
 
 
 @pytest.mark.parametrize("prompt", ["Where is the cat? The best thing to do is", "<user>Where is the cat? [/INST]"])

@@ -1,0 +1,37 @@
+"""From token ids to text, with the clean-up that transformers did before version 5."""
+
+from collections.abc import Sequence
+
+from transformers import PreTrainedTokenizerBase
+
+_CLEAN = (
+    (" .", "."),
+    (" ?", "?"),
+    (" !", "!"),
+    (" ,", ","),
+    (" ' ", "'"),
+    (" n't", "n't"),
+    (" 'm", "'m"),
+    (" 's", "'s"),
+    (" 've", "'ve"),
+    (" 're", "'re"),
+)
+"""What is replaced by what, in this order. Source: `clean_up_tokenization` of transformers 4.45 (Apache-2.0)."""
+
+
+def asks_for_cleanup(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether the tokenizer's configuration asks for the clean-up, which transformers 5 ignores for BPE."""
+    return bool(getattr(tokenizer, "clean_up_tokenization_spaces", False))
+
+
+def text_of(ids: Sequence[int], tokenizer: PreTrainedTokenizerBase, cleanup: bool) -> str:
+    """The text of `ids` without special tokens.
+
+    `cleanup`: as transformers 4.45 gave it to a tokenizer that `asks_for_cleanup`; else, as the one installed does.
+    """
+    if not (cleanup and asks_for_cleanup(tokenizer)):
+        return tokenizer.decode(ids, skip_special_tokens=True)
+    text = tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    for before, after in _CLEAN:
+        text = text.replace(before, after)
+    return text
