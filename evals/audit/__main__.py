@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from compresskv import models
+from compresskv.errors import UserError
 from evals import compose
 from evals.audit import selector
 from evals.audit.effects import IN_NEITHER, fill, measure
@@ -16,11 +17,18 @@ from evals.progress import Progress
 from evals.results.store import write_text
 
 PAGE = Path(__file__).parents[2] / "docs" / "audit.md"
+COMPARED = ("method", "budget", "protocol")
+"""The settings that the audit compares, so that no override can set them."""
+
 GRID = ("eval.lengths=[1000,1500,2000,3000]", "eval.depths=10")
 
 
 def main(overrides: list[str], page: Path = PAGE) -> None:
-    """Rewrite `page`."""
+    """Rewrite `page`. Raises `UserError` for overrides of what is compared."""
+    for override in overrides:
+        name = override.partition("=")[0].lstrip("+~").partition(".")[0].partition("/")[0]
+        if name in COMPARED:
+            raise UserError(f"{override}: the audit compares methods, budgets and protocols by itself: leave it out")
     released = compose.composed("protocol=released")["protocol"]
 
     def make(*changes: str) -> Job:
