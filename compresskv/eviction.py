@@ -74,6 +74,12 @@ class LayerPrefill:
         object.__setattr__(seen, "_whole", self)
         return seen
 
+    def finite(self) -> Tensor:
+        """Whether queries, keys, values and the attention that was computed are finite: bool [], on their device."""
+        parts = (self.queries, self.keys, self.values, *self._attention.values())
+        # NaN is the largest and the smallest of all; few launches, since every layer is asked.
+        return torch.cat([torch.stack(part.aminmax()).float() for part in parts]).isfinite().all()
+
     @property
     def length(self) -> int:
         return self.keys.shape[1]

@@ -4,7 +4,7 @@ The top past tokens of each KV head by score, ties to the lower index, and the o
 as they are seen, and a layer never gets back what it has given up.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from operator import index
 from typing import Any
 
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from compresskv.checking import readable
 from compresskv.errors import NonFiniteError, UserError
-from compresskv.eviction import Capacity, EvictionMethod, LayerPrefill, LayerScores, PromptShape
+from compresskv.eviction import Capacity, EvictionMethod, LayerScores, PromptShape
 
 Kept = list[list[Tensor]]
 """Kept prompt positions: for each layer that evicts, for each KV head, a sorted int64 tensor."""
@@ -101,11 +101,14 @@ def select(scores: LayerScores, capacity: Capacity, length: int) -> list[Tensor]
 
 
 def refuse_nan(
-    scores: Sequence[LayerScores], scorer: object = "the scorer", layers: Sequence[LayerPrefill] = ()
+    scores: Sequence[LayerScores],
+    scorer: object = "the scorer",
+    dtype: torch.dtype = torch.float32,
+    finite: Callable[[], Iterable[Tensor]] = tuple,
 ) -> None:
     """Raise `NonFiniteError` if a score of `scorer` is not a number; asks each device once.
 
-    The sentence names what is at fault: the attention of one of the `layers` that were scored, or the scorer.
+    The sentence names what is at fault: the attention in `dtype` of a layer that is not `finite`, or the scorer.
     """
     by_device: dict[torch.device, list[Tensor]] = {}
     for layer in scores:
@@ -113,22 +116,16 @@ def refuse_nan(
         flags += [scores.isnan().any() for scores in (layer.scores, layer.contest) if scores is not None]
     if not any(torch.stack(flags).any() for flags in by_device.values()):
         return
-    for prompt in layers:
-        if not _finite(prompt):
-            dtype = str(prompt.keys.dtype).removeprefix("torch.")
+    for place, fine in enumerate(finite()):
+        if not fine:
             raise NonFiniteError(
-                f"model.dtype={dtype}: the attention of layer {prompt.index} is not finite, so {_name(scorer)} returns "
-                "NaN: set model.dtype=float32 or bfloat16, or check the model's weights if that is set"
+                f"model.dtype={str(dtype).removeprefix('torch.')}: the attention of layer {place} is not finite, so "
+                f"{_name(scorer)} returns NaN: set model.dtype=float32 or bfloat16, or check the model's weights if "
+                "that is set"
             )
     raise NonFiniteError(
         f"method: {_name(scorer)} returns NaN, though queries, keys and attention are finite: correct its scores"
     )
-
-
-def _finite(layer: LayerPrefill) -> bool:
-    """Whether queries, keys and values are, and the attention of the last queries in their own dtype."""
-    tensors = (layer.queries, layer.keys, layer.values, layer.window_attention(layer.queries.shape[1], None))
-    return all(bool(tensor.isfinite().all()) for tensor in tensors)
 
 
 def _name(part: object) -> str:

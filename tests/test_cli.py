@@ -127,7 +127,7 @@ def test_a_killed_sweep_resumes_to_the_same_files(tiny, tmp_path):
         (["--resolve"], "--resolve: goes with --cfg or --help"),
         (["model.chat_template_kwargs.x=1"], "is not there yet: add it as +model.chat_template_kwargs.x=…"),
         (["+model.chat_template_kwargs.x=nan"], "model.chat_template_kwargs.x=nan: choose a finite number"),
-        (["eval.needle='\udcff'"], "eval.needle='\\udcff': it has bytes that are no text"),
+        (["eval.needle='\udcff'"], "eval.needle='\\udcff'"),
         (["-m", "hydra.launcher.outcome=5"], "hydra.launcher.outcome=5: choose a text"),
         (
             ["-m", "+hydra.launcher.device=[0]"],

@@ -45,6 +45,7 @@ class LayerwiseCache(EvictedCache):
         self._complete: list[Source] = []
         self._held: list[HeldLayer] = []
         self._scores: list[LayerScores] = []
+        self._finite: list[Tensor] = []
         self._capacities: list[Capacity] = []
 
     def update(
@@ -103,7 +104,7 @@ class LayerwiseCache(EvictedCache):
         else:
             self._scores.append(score(method.scorer, layer))
             refuse_writes(self._scores, "method.scorer", method.scorer)
-            refuse_nan(self._scores[-1:], method.scorer, [layer])
+            self._finite.append(layer.finite())
             answer = answered(method, list(self._scores), prompt_shape(self, layer, method), budget)
             refuse_writes(self._scores, "method.allocator", method.allocator)
             self._capacities = tighten(self._capacities, answer, layer.length - method.window)
@@ -125,6 +126,8 @@ class LayerwiseCache(EvictedCache):
 
     def _finish(self, length: int) -> None:
         """Every layer is seen: decode from what they may keep."""
+        if self._held and self.setting.method:
+            refuse_nan(self._scores, self.setting.method.scorer, self._held[0].keys.dtype, lambda: self._finite)
         sources, self._complete = self._complete, []
         for index in range(len(self._held)):
             self._shrink(index)
@@ -132,6 +135,7 @@ class LayerwiseCache(EvictedCache):
             sources.append(self._held[index].source())
         self._held.clear()
         self._scores.clear()
+        self._finite.clear()
         self.hold(sources, length, self.room)
 
 

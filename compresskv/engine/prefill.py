@@ -104,7 +104,7 @@ class Prefill:
             layer.shown.refuse_writes("method.scorer", *scorers)
         for scorer, scored in scores.items():
             refuse_writes(scored, "method.scorer", *scorers)
-            refuse_nan(scored, scorer, self.layers)
+            refuse_nan(scored, scorer, self.layers[0].keys.dtype, lambda: map(_finite, self.layers))
         self._scores.update(scores)
 
     def kept(self, setting: Setting) -> Kept:
@@ -120,6 +120,12 @@ class Prefill:
         kept = [select(s, c, self.length) for s, c in zip(scores, capacities, strict=True)]
         refuse_writes(scores, "method.scorer", method.scorer)
         return kept
+
+
+def _finite(layer: LayerPrefill) -> Tensor:
+    """Whether a layer, and the attention of its last queries in their own dtype, is finite: bool []."""
+    layer.window_attention(layer.queries.shape[1])
+    return layer.finite()
 
 
 def prompt_shape(cache: EvictedCache, layer: LayerPrefill, method: EvictionMethod) -> PromptShape:

@@ -141,9 +141,14 @@ def _intact(line: Line) -> bool:
 
 
 def _misfit(line: Line) -> str:
-    """What of a line is not as the schema says, its further scores included; "" if nothing."""
+    """What of a line is not as the schema says, its further scores included; "" if nothing.
+
+    Lines that are of no sample, as those that a calibration keeps, have other fields.
+    """
     if "error" in line:
         return misfit(FailedLine, line)
+    if not {"score", "prediction"} & set(line):
+        return ""
     further = {name: value for name, value in line.items() if name.startswith("score_")}
     return misfit(SampleLine, line) or misfit(Scores, further)
 

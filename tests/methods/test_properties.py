@@ -138,7 +138,10 @@ def test_equal_configurations_share_their_scores(name: str) -> None:
     assert hash(first) == hash(second)
     scored = []
     counted = [replace(one, scorer=Counting(one.scorer, scored)) for one in (first, second)]
-    run = prompt([seen_by(first, layer) for layer in random_layers(shape, 2, 0)])
+    layers = [seen_by(first, layer) for layer in random_layers(shape, 2, 0)]
+    run = prompt(
+        [replace(layer, observed={one.scorer: layer.observed.get(first.scorer) for one in counted}) for layer in layers]
+    )
     run.score([Setting(one, 8) for one in counted])
     assert scored == [0, 1]
     assert all(run.kept(Setting(one, 9)) for one in counted)
@@ -158,7 +161,7 @@ class Counting:
 
     def __call__(self, layer: LayerPrefill) -> LayerScores:
         self.scored.append(layer.index)
-        return self.scorer(layer)
+        return self.scorer(replace(layer, observed={self.scorer: layer.observed[self]}))
 
 
 @every_method

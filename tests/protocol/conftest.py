@@ -3,16 +3,23 @@
 import string
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
-from transformers import PreTrainedTokenizerFast
+from transformers import GenerationConfig, PreTrainedTokenizerFast
 
 from compresskv.models import LoadedModel
 from evals.niah.config import Niah
 
 CHARACTERS = ["\n", *string.digits, *string.ascii_letters, *string.punctuation]
+
+
+def tokenizer_alone(vocabulary: int) -> Any:
+    """What stands for a model of which only the tokenizer is used."""
+    config = SimpleNamespace(get_text_config=lambda decoder: SimpleNamespace(vocab_size=vocabulary))
+    return SimpleNamespace(device=torch.device("cpu"), config=config, generation_config=GenerationConfig())
 
 
 @pytest.fixture(scope="session")
@@ -30,7 +37,7 @@ def mistral_like() -> LoadedModel:
     fast.chat_template = "{{ bos_token }}[INST] {{ messages[0]['content'] }} [/INST]"
     return LoadedModel(
         name="mistral-like",
-        model=SimpleNamespace(device=torch.device("cpu")),  # type: ignore[arg-type]
+        model=tokenizer_alone(len(fast)),
         tokenizer=fast,
         window=8192,
         chat_template=True,

@@ -93,7 +93,7 @@ def test_what_is_shown_follows_from_the_kind_of_evaluation(tmp_path):
     page_setting(tmp_path / "b", [needle], eval="mine", _target_="evals.niah.config.Niah")
     assert '<section id="needles"' in page(tmp_path / "b")
     page_setting(
-        tmp_path / "c", [line("1", 40, 64)], eval="mine", task="t", _target_="evals.longbench.config.LongBench"
+        tmp_path / "c", [line("1", 40, 64)], eval="mine", task="qasper", _target_="evals.longbench.config.LongBench"
     )
     assert '<section id="longbench"' in page(tmp_path / "c")
 
