@@ -95,7 +95,7 @@ NAN, INFINITE = float("nan"), float("inf")
 @pytest.mark.parametrize(
     ("field", "values"),
     [
-        ("eos_token_id", ["x", -1, 1.5, 2.0, [[1]], 96, True, [], [2, "x"], {"a": 1}]),
+        ("eos_token_id", ["x", -1, 1.5, 2.0, [[1]], True, [], [2, "x"], [2, -1], {"a": 1}]),
         ("repetition_penalty", [NAN, INFINITE, 0, "x", -1, True, [1.2]]),
         ("bad_words_ids", [[[]], [3], "x", [["a"]], [[-1]], [[96]], True, 3, [[3.5]], []]),
         ("watermarking_config", [True, "x", {"seeding_scheme": "x"}, {"foo": 1}, {"greenlist_ratio": "x"}]),
@@ -128,10 +128,21 @@ def test_a_broken_generation_config_is_refused(folder, text):
 
 def test_end_tokens_of_config_json_count_without_a_generation_config(folder):
     (folder / GENERATION).unlink()
-    edit(folder, CONFIG, eos_token_id=96)
+    edit(folder, CONFIG, eos_token_id=-1)
     refused(folder, CONFIG, "eos_token_id")
     edit(folder, CONFIG, eos_token_id=2)
     serves(folder)
+
+
+@pytest.mark.parametrize("ends", [50256, [1, 50256]])
+def test_an_end_token_that_the_model_lacks_ends_nothing(folder, ends):
+    """Configurations of small models keep the end token that their family has by default."""
+    edit(folder, GENERATION, eos_token_id=ends, min_new_tokens=3)
+    serves(folder)
+    assert any("50256" in note for note in loaded(folder).notes)
+    edit(folder, GENERATION, eos_token_id=50256)
+    edit(folder, TOKENIZER, eos_token=None)
+    refused(folder, "eos_token_id=[50256]")
 
 
 @pytest.mark.parametrize(
