@@ -61,8 +61,8 @@ def _types(vocabulary: int) -> dict[str, Any]:
     """What each setting may be, for a model of so many tokens; null is allowed everywhere."""
     token = Annotated[int, Ge(0), Lt(vocabulary)]
     some = Annotated[tuple[token, ...], MinLen(1)]
-    count = Annotated[int, Ge(0)]
-    end = Annotated[int, Ge(0)]  # one that the model does not have ends nothing: see `models._check_ends`
+    count = Annotated[int, Ge(0), Lt(1 << 31)]
+    end = count  # one that the model does not have ends nothing: see `models._check_ends`
     positive = Annotated[float, Gt(0)]
     return {
         "eos_token_id": end | Annotated[tuple[end, ...], MinLen(1)],

@@ -29,7 +29,7 @@ from compresskv.errors import UserError
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 
-ADAPTERS = ("adapter_config.json", "adapter_model.safetensors")
+ADAPTERS = ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin", "adapters.safetensors")
 
 _DISTRIBUTED = re.compile(r"shard-\d{5}-model-\d{5}-of-\d{5}\.safetensors")
 """Files that torch's distributed checkpointing wrote; transformers takes them before any others."""

@@ -95,11 +95,11 @@ NAN, INFINITE = float("nan"), float("inf")
 @pytest.mark.parametrize(
     ("field", "values"),
     [
-        ("eos_token_id", ["x", -1, 1.5, 2.0, [[1]], True, [], [2, "x"], [2, -1], {"a": 1}]),
+        ("eos_token_id", ["x", -1, 1.5, 2.0, [[1]], True, [], [2, "x"], [2, -1], 1 << 40, {"a": 1}]),
         ("repetition_penalty", [NAN, INFINITE, 0, "x", -1, True, [1.2]]),
         ("bad_words_ids", [[[]], [3], "x", [["a"]], [[-1]], [[96]], True, 3, [[3.5]], []]),
         ("watermarking_config", [True, "x", {"seeding_scheme": "x"}, {"foo": 1}, {"greenlist_ratio": "x"}]),
-        ("min_length", [-1, "x", 1.5, True, NAN]),
+        ("min_length", [-1, "x", 1.5, True, NAN, 10**30]),
         ("min_new_tokens", [-1, "x", 1.5, True]),
         ("suppress_tokens", [[96], [-1], "x", 3, [[3]], True, [1.5]]),
         ("begin_suppress_tokens", [[96], [-1], "x", 3, [[3]], True]),
@@ -263,7 +263,7 @@ def test_weights_of_another_floating_dtype_are_served(folder, dtype):
     serves(folder)
 
 
-@pytest.mark.parametrize("name", ["adapter_config.json", "adapter_model.safetensors"])
+@pytest.mark.parametrize("name", ["adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"])
 def test_an_adapter_is_refused(folder, name):
     (folder / name).write_text("{}")
     refused(folder, name)
