@@ -62,7 +62,7 @@ def _types(vocabulary: int) -> dict[str, Any]:
     token = Annotated[int, Ge(0), Lt(vocabulary)]
     some = Annotated[tuple[token, ...], MinLen(1)]
     count = Annotated[int, Ge(0), Lt(1 << 31)]
-    end = count  # one that the model does not have ends nothing: see `models._check_ends`
+    end = Annotated[int, Ge(0), Lt(1 << 31)]  # one that the model does not have ends nothing: see `models._check_ends`
     positive = Annotated[float, Gt(0)]
     return {
         "eos_token_id": end | Annotated[tuple[end, ...], MinLen(1)],

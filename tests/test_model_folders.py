@@ -291,12 +291,20 @@ def test_an_index_leaves_its_folder_only_by_being_refused(folder, tmp_path):
         {"metadata": {}, "weight_map": {QUERY: "x.bin"}},
         {"metadata": {}, "weight_map": {QUERY: "absent.safetensors"}},
         {"weight_map": {QUERY: WEIGHTS}},
+        {"metadata": None, "weight_map": {QUERY: WEIGHTS}},
     ],
 )
 def test_a_broken_index_is_refused(folder, content):
     (folder / WEIGHTS).unlink()
     (folder / INDEX).write_text(json.dumps(content))
     refused(folder)
+
+
+@pytest.mark.parametrize("metadata", [{}, {"mergekit_version": "0.1.0"}, {"total_size": 1, "format": "pt"}])
+def test_an_index_may_say_what_it_likes_beside_its_map(folder, metadata):
+    shard(folder)
+    edit(folder, INDEX, metadata=metadata)
+    serves(folder)
 
 
 def test_weights_that_are_there_twice_are_refused(folder):
