@@ -28,3 +28,8 @@ class PromptError(UserError):
 
 class NonFiniteError(PromptError):
     """A model computed logits that are infinite or no numbers, so there is no answer to give."""
+
+
+def part_name(part: object) -> str:
+    """What an error calls a scorer or an allocator: its name, or that of its class."""
+    return part if isinstance(part, str) else getattr(part, "__name__", type(part).__name__)

@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from compresskv.errors import UserError
+from compresskv.errors import UserError, part_name
 from compresskv.observation import ObservationConfig
 from compresskv.read_only import ReadOnly
 
@@ -245,12 +245,30 @@ def observe(observers: Mapping[Scorer, Observer], queries: Tensor, keys: Tensor,
 
 
 def score(scorer: Scorer, layer: LayerPrefill) -> LayerScores:
-    """What `scorer` says of `layer`. Raises `UserError` if it writes to a tensor of the layer."""
+    """What `scorer` says of `layer`.
+
+    Raises `UserError` if it writes to a tensor of the layer, or if its scores are not those of the layer's past.
+    """
     with torch.inference_mode(False), torch.no_grad():
         scores = scorer(layer.seen_by(scorer))
     layer.shown.refuse_writes("method.scorer", scorer)
+    _refuse_other_scores(scores, scorer, (layer.kv_heads, layer.length - scorer.window))
     scores.shown.refuse_writes("method.scorer", scorer)  # from here on, nobody may write to them either
     return scores
+
+
+def _refuse_other_scores(scores: Any, scorer: Scorer, shape: tuple[int, int]) -> None:
+    """Raise `UserError` unless these are `LayerScores` of this shape: others keep more or less than the budget."""
+    if not isinstance(scores, LayerScores):
+        found = type(scores).__name__
+    elif tuple(scores.scores.shape) != shape:
+        found = f"scores of the shape {list(scores.scores.shape)}"
+    else:
+        return
+    raise UserError(
+        f"method.scorer={part_name(scorer)}: it returns {found}: return LayerScores of the shape "
+        f"{list(shape)}, for each KV head and each prompt token before the observation window"
+    )
 
 
 def refuse_writes(scores: Iterable[LayerScores], part: str, *called: object) -> None:

@@ -61,10 +61,11 @@ def _types(vocabulary: int) -> dict[str, Any]:
     """What each setting may be, for a model of so many tokens; null is allowed everywhere."""
     token = Annotated[int, Ge(0), Lt(vocabulary)]
     some = Annotated[tuple[token, ...], MinLen(1)]
-    count = Annotated[int, Ge(0)]
+    count = Annotated[int, Ge(0), Lt(1 << 31)]
+    end = Annotated[int, Ge(0), Lt(1 << 31)]  # one that the model does not have ends nothing: see `models._check_ends`
     positive = Annotated[float, Gt(0)]
     return {
-        "eos_token_id": token | some,
+        "eos_token_id": end | Annotated[tuple[end, ...], MinLen(1)],
         "bos_token_id": int | tuple[int, ...],
         "pad_token_id": int,
         "sequence_bias": Annotated[tuple[tuple[some, float], ...], MinLen(1)],
@@ -151,10 +152,12 @@ def processors(
         )
     if not settings:
         return LogitsProcessorList()
-    typed = checked_settings(settings, model.config.get_text_config(decoder=True).vocab_size, GENERATION_CONFIG)
+    vocabulary = model.config.get_text_config(decoder=True).vocab_size
+    typed = checked_settings(settings, vocabulary, GENERATION_CONFIG)
     typed.pop("watermarking_config", None)  # which is a mapping
     as_read = json.loads(json.dumps({**settings, **typed}))  # lists and floats, as transformers wants them
-    config = GenerationConfig(**as_read, max_length=length + max_new_tokens, eos_token_id=sorted(stop_ids) or None)
+    ends = sorted(token for token in stop_ids if token < vocabulary)  # only these have a logit to change
+    config = GenerationConfig(**as_read, max_length=length + max_new_tokens, eos_token_id=ends or None)
     if "min_new_tokens" in settings:  # which wins over min_length, as in `generate`
         config.min_length = length + config.min_new_tokens
     model._prepare_special_tokens(config, device=model.device)

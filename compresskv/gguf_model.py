@@ -75,10 +75,7 @@ _MOE_KEYS = {
     "expert_used_count": "num_experts_per_tok",
     "expert_feed_forward_length": "moe_intermediate_size",
 }
-_SOFTCAPS = {
-    "attn_logit_softcapping": "attn_logit_softcapping",
-    "final_logit_softcapping": "final_logit_softcapping",
-}
+_SOFTCAP = "final_logit_softcapping"  # transformers' Gemma 3 applies no softcap to attention
 
 _ARCHITECTURES = {
     "llama": _Architecture("llama", _BLOCK | _biases(f"{_QKV} attn_output {_MLP}")),
@@ -98,7 +95,11 @@ _ARCHITECTURES = {
         lost=frozenset({"moe_intermediate_size"}),
     ),
     "gemma3": _Architecture(
-        "gemma3_text", _BLOCK | _POST_NORM | _QK_NORM, keys=_SOFTCAPS, lost=frozenset(_SOFTCAPS), sliding=True
+        "gemma3_text",
+        _BLOCK | _POST_NORM | _QK_NORM,
+        keys={_SOFTCAP: _SOFTCAP},
+        lost=frozenset({_SOFTCAP}),
+        sliding=True,
     ),
     "phi3": _Architecture(
         "phi3",
@@ -321,7 +322,7 @@ class _Reader:
             if heads % config["num_key_value_heads"]:
                 self.refuse(f"{name}.attention.head_count_kv", f"it does not divide the {heads} heads")
         for key, attribute in self.architecture.keys.items():
-            if self.has(key) and key not in _SOFTCAPS:
+            if self.has(key) and key != _SOFTCAP:
                 config[attribute] = self.integer(key)
             elif self.has(key):
                 config[attribute] = self.real(key, least=0) or None

@@ -29,7 +29,7 @@ from compresskv.errors import UserError
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 
-ADAPTERS = ("adapter_config.json", "adapter_model.safetensors")
+ADAPTERS = ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin", "adapters.safetensors")
 
 _DISTRIBUTED = re.compile(r"shard-\d{5}-model-\d{5}-of-\d{5}\.safetensors")
 """Files that torch's distributed checkpointing wrote; transformers takes them before any others."""
@@ -119,11 +119,13 @@ def _of_index(folder: Path, index: str) -> list[str]:
     where = f"model.path={folder}: {index}"
     try:
         content = json.loads((folder / index).read_text(encoding="utf-8"))
-        files = content["weight_map"].values()
-        content["metadata"]["total_size"]  # transformers needs the field `metadata`
+        files = [*content["weight_map"].values()]
+        content["metadata"].keys()  # transformers needs this mapping, whatever is in it
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise UserError(f"{where}: is not an index of weights ({reason}): copy the model again") from error
+    if not files:
+        raise UserError(f"{where} names no weights: copy the model again")
     for name in files:
         _refuse_outside(folder, index, name)
     found = sorted(set(files))

@@ -14,11 +14,12 @@ from transformers.utils import logging as transformers_logging
 
 from compresskv import checkpoints, hardware, model_files
 from compresskv.chat import chat_ids, chat_prompt
-from compresskv.checking import FrozenMapping, frozen
+from compresskv.checking import FrozenMapping, frozen, readable
 from compresskv.engine.memory import kv_heads
 from compresskv.engine.rotary import depends_on_length
 from compresskv.errors import UserError
 from compresskv.generation_defaults import (
+    GENERATION_CONFIG,
     checked_settings,
     defaults_of,
     plain,
@@ -222,13 +223,19 @@ def _check(folder: Path, config: ModelConfig) -> None:
 
 
 def _check_ends(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, where: str) -> None:
-    """Raise `UserError` for what the generation config cannot ask, and for an end token that the model has not."""
+    """Raise `UserError` for what the generation config cannot ask, and where the model has none of the end tokens."""
     vocabulary = model.config.get_text_config(decoder=True).vocab_size
     checked_settings(plain(model.generation_config), vocabulary, f"{where}: config.json")
     if (end := tokenizer.eos_token_id) is not None and end >= vocabulary:
         raise UserError(
             f"{where}: tokenizer_config.json: eos_token={tokenizer.eos_token}: is token {end}, but the model has "
             f"{vocabulary} tokens: correct the tokenizer's files"
+        )
+    ends = _ids(model.generation_config.eos_token_id)
+    if end is None and ends and min(ends) >= vocabulary:
+        raise UserError(
+            f"{where}: {GENERATION_CONFIG} or config.json: eos_token_id={readable(sorted(ends))}: the model has "
+            f"{vocabulary} tokens, so no answer would end: correct it"
         )
 
 
@@ -259,7 +266,8 @@ def _trained_window(config: ModelConfig, model: PreTrainedModel) -> int:
 def _notes(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, defaults: Mapping[str, Any]) -> Iterator[str]:
     of_config, of_tokenizer = _ids(model.generation_config.eos_token_id), _ids(tokenizer.eos_token_id)
     if of_tokenizer - of_config:
-        names = ", ".join(tokenizer.convert_ids_to_tokens(sorted(of_config | of_tokenizer)))
+        ids = sorted(of_config | of_tokenizer)
+        names = ", ".join(tokenizer.convert_ids_to_tokens(id) or str(id) for id in ids)  # padding has no text
         yield f"its tokenizer and its generation_config.json name other end tokens: generation stops at any of {names}"
     kinds = get_layer_types_and_kwargs(model.config.get_text_config(decoder=True))[0]
     evicting = kinds.count("full_attention")

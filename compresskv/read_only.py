@@ -6,7 +6,7 @@ not counted: `python -m evals.conformance` compares copies, and finds those, too
 
 from torch import Tensor
 
-from compresskv.errors import UserError
+from compresskv.errors import UserError, part_name
 
 
 class ReadOnly:
@@ -23,7 +23,7 @@ class ReadOnly:
         """Raise `UserError` if a tensor was written to since it was shown; the parts in `called` were called since."""
         for what, tensor, writes in self._shown:
             if _writes(tensor) != writes:
-                names = dict.fromkeys(getattr(one, "__name__", type(one).__name__) for one in called)
+                names = dict.fromkeys(map(part_name, called))
                 raise UserError(
                     f"{part}={' or '.join(names)}: it changes {what} in place, which all settings of a prompt read: "
                     "compute a new tensor, as in x = x / 2 instead of x /= 2"

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from compresskv.checking import readable
-from compresskv.errors import NonFiniteError, UserError
+from compresskv.errors import NonFiniteError, UserError, part_name
 from compresskv.eviction import Capacity, EvictionMethod, LayerScores, PromptShape
 
 Kept = list[list[Tensor]]
@@ -45,13 +45,14 @@ def answered(method: EvictionMethod, scores: Sequence[LayerScores], shape: Promp
         capacities = [_whole(capacity, shape.kv_heads) for capacity in answer]
     except (TypeError, ValueError, OverflowError) as error:
         raise UserError(
-            f"method: {_name(method.allocator)} returns {readable(repr(answer))}: return, for each layer, a number of "
-            f"past tokens that is whole and not negative, or a tuple of one for each of the {shape.kv_heads} KV heads"
+            f"method: {part_name(method.allocator)} returns {readable(repr(answer))}: return, for each layer, "
+            f"a number of past tokens that is whole and not negative, or a tuple of one for each of the "
+            f"{shape.kv_heads} KV heads"
         ) from error
     if len(capacities) != len(scores):
         raise UserError(
-            f"method: {_name(method.allocator)} returns {len(capacities)} capacities for {len(scores)} layers: return "
-            "one for each layer that it is given scores of"
+            f"method: {part_name(method.allocator)} returns {len(capacities)} capacities for {len(scores)} layers: "
+            "return one for each layer that it is given scores of"
         )
     return capacities
 
@@ -120,17 +121,12 @@ def refuse_nan(
         if not fine:
             raise NonFiniteError(
                 f"model.dtype={str(dtype).removeprefix('torch.')}: the attention of layer {place} is not finite, so "
-                f"{_name(scorer)} returns NaN: set model.dtype=float32 or bfloat16, or check the model's weights if "
-                "that is set"
+                f"{part_name(scorer)} returns NaN: set model.dtype=float32 or bfloat16, or check the model's weights "
+                "if that is set"
             )
     raise NonFiniteError(
-        f"method: {_name(scorer)} returns NaN, though queries, keys and attention are finite: correct its scores"
+        f"method: {part_name(scorer)} returns NaN, though queries, keys and attention are finite: correct its scores"
     )
-
-
-def _name(part: object) -> str:
-    """What an error calls a scorer or an allocator."""
-    return part if isinstance(part, str) else getattr(part, "__name__", type(part).__name__)
 
 
 def keep_all(kv_heads: int, length: int, device: torch.device | None = None) -> list[Tensor]:

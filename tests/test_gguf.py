@@ -352,6 +352,7 @@ REFUSED = {
     "qwen2.attention.sliding_window": ("qwen2", {"qwen2.attention.sliding_window": 32}, {}),
     "gemma3.attention.sliding_window_pattern": ("gemma3", {"gemma3.attention.sliding_window_pattern": [True]}, {}),
     "llama.attn_logit_softcapping": ("llama", {"llama.attn_logit_softcapping": 50.0}, {}),
+    "gemma3.attn_logit_softcapping": ("gemma3", {"gemma3.attn_logit_softcapping": 50.0}, {}),
     "qwen2.final_logit_softcapping": ("qwen2", {"qwen2.final_logit_softcapping": 30.0}, {}),
     "llama.attention.scale": ("llama", {"llama.attention.scale": 0.5}, {}),
     "llama.logit_scale": ("llama", {"llama.logit_scale": 0.5}, {}),

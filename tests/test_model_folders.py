@@ -95,11 +95,11 @@ NAN, INFINITE = float("nan"), float("inf")
 @pytest.mark.parametrize(
     ("field", "values"),
     [
-        ("eos_token_id", ["x", -1, 1.5, 2.0, [[1]], 96, True, [], [2, "x"], {"a": 1}]),
+        ("eos_token_id", ["x", -1, 1.5, 2.0, [[1]], True, [], [2, "x"], [2, -1], 1 << 40, {"a": 1}]),
         ("repetition_penalty", [NAN, INFINITE, 0, "x", -1, True, [1.2]]),
         ("bad_words_ids", [[[]], [3], "x", [["a"]], [[-1]], [[96]], True, 3, [[3.5]], []]),
         ("watermarking_config", [True, "x", {"seeding_scheme": "x"}, {"foo": 1}, {"greenlist_ratio": "x"}]),
-        ("min_length", [-1, "x", 1.5, True, NAN]),
+        ("min_length", [-1, "x", 1.5, True, NAN, 10**30]),
         ("min_new_tokens", [-1, "x", 1.5, True]),
         ("suppress_tokens", [[96], [-1], "x", 3, [[3]], True, [1.5]]),
         ("begin_suppress_tokens", [[96], [-1], "x", 3, [[3]], True]),
@@ -128,10 +128,21 @@ def test_a_broken_generation_config_is_refused(folder, text):
 
 def test_end_tokens_of_config_json_count_without_a_generation_config(folder):
     (folder / GENERATION).unlink()
-    edit(folder, CONFIG, eos_token_id=96)
+    edit(folder, CONFIG, eos_token_id=-1)
     refused(folder, CONFIG, "eos_token_id")
     edit(folder, CONFIG, eos_token_id=2)
     serves(folder)
+
+
+@pytest.mark.parametrize("ends", [50256, [1, 50256]])
+def test_an_end_token_that_the_model_lacks_ends_nothing(folder, ends):
+    """Configurations of small models keep the end token that their family has by default."""
+    edit(folder, GENERATION, eos_token_id=ends, min_new_tokens=3)
+    serves(folder)
+    assert any("50256" in note for note in loaded(folder).notes)
+    edit(folder, GENERATION, eos_token_id=50256)
+    edit(folder, TOKENIZER, eos_token=None)
+    refused(folder, "eos_token_id=[50256]")
 
 
 @pytest.mark.parametrize(
@@ -252,7 +263,7 @@ def test_weights_of_another_floating_dtype_are_served(folder, dtype):
     serves(folder)
 
 
-@pytest.mark.parametrize("name", ["adapter_config.json", "adapter_model.safetensors"])
+@pytest.mark.parametrize("name", ["adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"])
 def test_an_adapter_is_refused(folder, name):
     (folder / name).write_text("{}")
     refused(folder, name)
@@ -280,12 +291,20 @@ def test_an_index_leaves_its_folder_only_by_being_refused(folder, tmp_path):
         {"metadata": {}, "weight_map": {QUERY: "x.bin"}},
         {"metadata": {}, "weight_map": {QUERY: "absent.safetensors"}},
         {"weight_map": {QUERY: WEIGHTS}},
+        {"metadata": None, "weight_map": {QUERY: WEIGHTS}},
     ],
 )
 def test_a_broken_index_is_refused(folder, content):
     (folder / WEIGHTS).unlink()
     (folder / INDEX).write_text(json.dumps(content))
     refused(folder)
+
+
+@pytest.mark.parametrize("metadata", [{}, {"mergekit_version": "0.1.0"}, {"total_size": 1, "format": "pt"}])
+def test_an_index_may_say_what_it_likes_beside_its_map(folder, metadata):
+    shard(folder)
+    edit(folder, INDEX, metadata=metadata)
+    serves(folder)
 
 
 def test_weights_that_are_there_twice_are_refused(folder):
