@@ -69,8 +69,8 @@ class Context:
                 )
         if wrong := self._not_of_this_model(made):
             raise UserError(f"the {made.source} calibration of {made.model} {wrong}: calibrate this model")
-        settings = (self.calibration_setting, self.protocol.calibration_data)
-        if settings == ("auto", "held_out") and made.source == "published":
+        wanted = (self.calibration_setting, self.protocol.calibration_data)
+        if wanted == ("auto", "held_out") and made.source == "published":
             note(
                 f"calibration=auto: {self.model} has no held-out calibration, so the authors' published figures are "
                 "used, whose layer errors were measured on the LongBench test sets"

@@ -23,6 +23,17 @@ _spoiled: set[tuple[int, ...]] = set()
 """The pipes that were given up after a part of their data had come: the rest is not the data."""
 
 
+def expanded(path: str | Path, where: str) -> Path:
+    """The path with `~` or `~user` replaced by that user's home.
+
+    `where` begins the sentence of a refusal. Raises `UserError` where nobody knows the home.
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise UserError(f"{where}: the home of {Path(path).parts[0]} is unknown: give the whole path") from error
+
+
 def read_once(path: Path, where: str) -> bytes:
     """The content of a file, or all that comes out of a pipe; a pipe that was read before gives the same again.
 

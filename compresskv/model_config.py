@@ -60,5 +60,5 @@ def name_of(path: str | int) -> str:
 
     `.`, `..` and `~` are replaced by what they stand for; links are not followed.
     """
-    last = Path(os.path.abspath(Path(str(path)).expanduser())).name
+    last = Path(os.path.abspath(os.path.expanduser(str(path)))).name
     return re.sub(r"(?i)\.gguf$", "", last)

@@ -26,6 +26,7 @@ from compresskv.generation_defaults import (
     refuse_broken,
     refuse_unserved_settings,
 )
+from compresskv.inputs import expanded
 from compresskv.model_config import ModelConfig
 from compresskv.probe import learned_positions, refuse_unserved
 
@@ -168,7 +169,7 @@ def load(config: ModelConfig) -> LoadedModel:
 def _source(config: ModelConfig) -> tuple[str, str | None]:
     """What to load from: a directory or a hub id; and the fingerprint of a GGUF file that it was made of."""
     if config.path:
-        path = Path(config.path).expanduser()
+        path = expanded(config.path, f"model.path={config.path}")
         gguf = path.suffix.lower() == ".gguf"
         if path.is_file() and gguf:
             folder, digest = checkpoints.from_gguf([path], config.sha256 if not config.package else None)
@@ -304,7 +305,7 @@ def _fix(source: str, reason: str) -> str:
     for said, fix in _FIXES.items():
         if said in reason:
             return fix
-    if Path(source).expanduser().exists():
+    if expanded(source, "model.path").exists():
         return "correct the files there, or load the model again"
     return "check the id, set HF_TOKEN if it is private, and see that HF_HUB_OFFLINE is not set by mistake"
 

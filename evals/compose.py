@@ -19,6 +19,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from compresskv.checking import readable, refuse_unknown
 from compresskv.errors import UserError
+from compresskv.inputs import expanded
 from compresskv.model_config import name_of
 from evals.help import settings_help
 from evals.job import Job, job_from
@@ -44,7 +45,7 @@ def composed(*overrides: str, config_dir: str | Path | None = None) -> dict[str,
     """
     given = list(overrides)
     if config_dir is not None:
-        folder = Path(config_dir).expanduser().absolute()
+        folder = expanded(config_dir, f"--config-dir={config_dir}").absolute()
         if not folder.is_dir():
             raise UserError(f"--config-dir={readable(str(config_dir), 1000)}: there is no such folder")
         given.append(f"hydra.searchpath=[{quoted(f'file://{folder}')}]")

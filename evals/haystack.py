@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 
 from compresskv.checkpoints import package_file
 from compresskv.errors import UserError
-from compresskv.inputs import read_once
+from compresskv.inputs import expanded, read_once
 
 SENTENCE_END = re.compile(r"""[.!?]["')\]”’»]*(?=\s)|[。！？…]+["')\]”’»」』）】》]*""")
 LINE_END = re.compile(r"(?<=[^\n])(?=\n)")
@@ -88,10 +88,7 @@ def _texts(location: str) -> list[str]:
 
 def _path(location: str) -> Path:
     if not location.startswith("package:"):
-        try:
-            return Path(location).expanduser()
-        except RuntimeError as error:  # the home of somebody unknown
-            raise UserError(f"eval.haystack={location}: {error}: give the whole path") from error
+        return expanded(location, f"eval.haystack={location}")
     name = location.removeprefix("package:")
     package, _, inside = name.partition("/")
     if not package.isidentifier() or ".." in Path(inside).parts or inside.startswith("/"):

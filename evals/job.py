@@ -12,6 +12,7 @@ import yaml
 
 from compresskv.checking import Ge, Gt, Le, MinLen, PathText, checked, checked_value, frozen, readable, refuse_unknown
 from compresskv.errors import UserError
+from compresskv.inputs import expanded
 from compresskv.methods import MethodConfig, check_parameters, method_config
 from compresskv.model_config import ModelConfig
 from compresskv.observation import ObservationConfig
@@ -99,6 +100,7 @@ def job_from(config: Mapping[str, Any]) -> Job:
     evaluation = plug_in("eval", Evaluation, config["eval"])
     _refuse_name_of_another(evaluation.name, config["eval"]["_target_"])
     model = {name: value for name, value in _mapping("model", config["model"]).items() if name != "evals"}
+    results = checked("paths", Paths, config["paths"]).results
     job = Job(
         model=checked("model", ModelConfig, model),
         method=method,
@@ -110,7 +112,7 @@ def job_from(config: Mapping[str, Any]) -> Job:
         prefill_chunk=scalars["prefill_chunk"],
         memory=scalars["memory"],
         fidelity=scalars["fidelity"],
-        results=Path(checked("paths", Paths, config["paths"]).results).expanduser(),
+        results=expanded(results, f"paths.results={results}"),
         logger=_logger(config["logger"]),
         config=config,
     )

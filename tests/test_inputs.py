@@ -15,6 +15,7 @@ from evals.haystack import essays
 from evals.jsonl.evaluation import JsonlTask
 from evals.longbench import score
 from evals.longbench.data import open_source
+from evals.report.__main__ import main as report
 from tests.support.command import run
 
 
@@ -107,3 +108,30 @@ def test_data_is_refused_before_a_model_is_loaded(tmp_path):
     assert f"{path}, line 2" in done.stderr
     assert "nowhere" not in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("field", "overrides"),
+    [
+        ("eval.data", ["eval=jsonl"]),
+        ("eval.data", ["eval=longbench"]),
+        ("eval.output", ["eval=calibrate"]),
+        ("eval.haystack", []),
+        ("paths.results", []),
+        ("model.path", []),
+        ("calibration", ["method=compresskv"]),
+    ],
+)
+def test_the_home_of_somebody_unknown_is_refused(tmp_path, field, overrides):
+    done = run(f"paths.results={tmp_path}", *overrides, f"{field}='~nobody.of.this.name/x'")
+    assert done.returncode != 0
+    assert done.stderr.startswith(f"error: {field}=~nobody.of.this.name/x")
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    "command", ["~nobody.of.this.name/x --out page.html", "experiment=fig5_niah results=~nobody.of.this.name/x"]
+)
+def test_reports_refuse_it_too(command, capsys):
+    assert report(command.split()) == 2
+    assert "~nobody.of.this.name" in capsys.readouterr().err

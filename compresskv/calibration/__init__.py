@@ -17,7 +17,7 @@ from typing import Annotated, Any
 from compresskv.checking import Ge, Le, MinLen, Name, checked_value, readable
 from compresskv.errors import UserError
 from compresskv.folders import cache_folder
-from compresskv.inputs import read_once
+from compresskv.inputs import expanded, read_once
 from compresskv.observation import ObservationConfig
 from compresskv.protocol import EvaluationProtocol
 
@@ -202,7 +202,7 @@ def choose(model: str, setting: str, protocol: EvaluationProtocol) -> Calibratio
     if setting == "auto":
         sources: tuple[str, ...] = AUTO[protocol.calibration_data]
     elif setting.endswith(".json") or "/" in setting:
-        return load(Path(setting).expanduser())
+        return load(expanded(setting, f"calibration={setting}"))
     else:
         sources = (setting,)
     for source in sources:

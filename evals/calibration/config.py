@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import numpy as np
 
 from compresskv.checking import Ge, Le, MinLen, PathText
+from compresskv.inputs import expanded
 from evals.evaluation import MeasuredEvaluation
 
 if TYPE_CHECKING:
@@ -62,6 +63,14 @@ class Calibrate(MeasuredEvaluation):
         if isinstance(self.depths, int):
             return tuple(np.linspace(0, 1, self.depths).tolist())
         return tuple(depth / 100 for depth in self.depths)
+
+    @property
+    def folder(self) -> Path | None:
+        """`output` as a path."""
+        return None if self.output is None else expanded(self.output, f"eval.output={self.output}")
+
+    def check(self) -> None:
+        _ = self.folder
 
     def run(self, model: LoadedModel, jobs: Sequence[Job], progress: Progress) -> Path:
         from evals.calibration import held_out, longbench

@@ -18,7 +18,7 @@ def keep(record: Mapping[str, Any], config: Calibrate, results: Path, progress: 
     than the one that is found now goes to `results`, and is only used where it is named.
     """
     name = f"{record['model']}.{record['source']}.json"
-    folder = Path(config.output).expanduser() if config.output else None
+    folder = config.folder
     present = calibration.find(record["model"], record["source"], folder)
     reason = None if config.replace else poorer(record, present, 0 if folder else config.minimum_accepted)
     if reason is None:

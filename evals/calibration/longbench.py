@@ -38,7 +38,7 @@ def run(
     Each sample's errors are summed over its generated tokens, each task's over its samples. Raises `UserError` for
     unusable data, and where the model's heads are not known yet.
     """
-    heads_file = calibration.find_file(model.name, "held_out", Path(config.output) if config.output else None)
+    heads_file = calibration.find_file(model.name, "held_out", config.folder)
     if heads_file is None:
         raise UserError(
             f"there is no held_out calibration of {model.name}, which has the retrieval heads: "

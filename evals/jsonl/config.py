@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from compresskv.checking import Ge, Le, PathText, readable
 from compresskv.errors import UserError
-from compresskv.inputs import read_once
+from compresskv.inputs import expanded, read_once
 from evals.evaluation import SampledEvaluation, Shown
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ class Jsonl(SampledEvaluation):
 
     @property
     def path(self) -> Path:
-        return Path(self.data).expanduser()
+        return expanded(self.data, f"eval.data={self.data}")
 
     @cached_property
     def file(self) -> tuple[Sequence[DataRecord], str]:

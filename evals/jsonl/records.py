@@ -38,7 +38,7 @@ LONGEST_ID = 100
 FULL_MARKS = 1 - 1e-6
 """LongBench's ROUGE-L is a little below 1 even for equal texts."""
 
-EMPTY = ("", f" {string.punctuation}{FULL_WIDTH_PUNCTUATION}\n")
+EMPTY = ("", " ", f" {string.punctuation}{FULL_WIDTH_PUNCTUATION}\n")
 """Predictions that say nothing."""
 
 Metric = Callable[[str, Sequence[str], Sequence[str] | None], float]

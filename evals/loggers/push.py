@@ -6,9 +6,9 @@ continued. The other words are the logger's settings, as run.py has them.
 
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from compresskv.errors import UserError
+from compresskv.inputs import expanded
 from evals.compose import composed, quoted
 from evals.job import plug_in
 from evals.loggers import Logger
@@ -29,7 +29,7 @@ def push(words: Sequence[str]) -> int:
         )
     if other := [setting for setting in settings if not setting.startswith("logger.")]:
         raise UserError(f"{other[0]}: is no setting of the logger: choose logger.project, .group, .mode or .directory")
-    results = Path(folders[0] if folders else "results").expanduser()
+    results = expanded(folders[0] if folders else "results", "push-wandb")
     present = [record for record in records(results) if record.scored]
     finished = [record for record in present if record.summary and not record.problems and not record.running]
     measured = measurements(results)

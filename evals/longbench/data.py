@@ -7,7 +7,7 @@ from typing import Any
 
 from compresskv.errors import UserError
 from compresskv.folders import cache_folder
-from compresskv.inputs import read_once
+from compresskv.inputs import expanded, read_once
 from evals.longbench import archive, copies, official
 from evals.longbench.records import (
     answers_field,
@@ -64,7 +64,7 @@ def open_source(
         if sha256 is None and revision == archive.HUB_REVISION:
             sha256 = archive.HUB_SHA256
         return archive.unpack(archive.download(repository, revision), cache, sha256)
-    path = Path(source).expanduser()
+    path = expanded(source, f"eval.data={source}")
     if not path.exists():
         if not copies.HUB_ID.fullmatch(str(source)):
             raise UserError(f"eval.data={source} does not exist: give a directory of task.jsonl files, a zip, or hub.")

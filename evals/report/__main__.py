@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from compresskv.errors import UserError
+from compresskv.inputs import expanded
 from evals.console import outputs_take_any_text, visible
 from evals.report.items import ITEMS
 
@@ -29,7 +30,7 @@ def main(arguments: list[str]) -> int:
             raise UserError(f"experiment: is not set: {usage}")
         from evals.report.artefacts import write
 
-        for path in write(given["experiment"], Path(given.get("results", "results")).expanduser()):
+        for path in write(given["experiment"], expanded(given.get("results", "results"), "results")):
             print(path)
     except UserError as error:
         print(visible(f"error: {error}"), file=sys.stderr)
@@ -46,7 +47,7 @@ def _page(arguments: list[str]) -> int:
     try:
         from evals.report.html.writing import write
 
-        print(write(options.results.expanduser(), options.out.expanduser()))
+        print(write(expanded(options.results, "results"), expanded(options.out, "--out")))
     except UserError as error:
         print(visible(f"error: {error}"), file=sys.stderr)
         return 2

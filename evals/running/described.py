@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from compresskv.checking import FrozenMapping
 from compresskv.errors import UserError
 
 TEXTS = (
@@ -29,6 +30,8 @@ TEXTS = (
     *(datetime.date, datetime.time, datetime.timedelta, datetime.tzinfo),
 )
 """Types whose values are exactly what `str` says of them."""
+
+PLAIN = (list, tuple, dict, set, frozenset)
 
 CODE = (type, types.FunctionType, types.BuiltinFunctionType, types.MethodType, np.ufunc)
 
@@ -89,6 +92,8 @@ def _described(value: Any, where: str, above: tuple[int, ...]) -> Any:
         fields = {name: part(f".{name}", getattr(value, name)) for name in names}
         others = _attributes(value, getattr(value, "__dict__", {}), part, names)
         return {type(value).__name__: {**fields, **others}}
+    if isinstance(value, PLAIN) and type(value) not in (*PLAIN, FrozenMapping):  # it may hold more than its items
+        return {_code(type(value), where, part): _state(value, where, part)}
     if isinstance(value, (list, tuple)):
         return [part(f"[{place}]", item) for place, item in enumerate(value)]
     if isinstance(value, Mapping):
@@ -117,7 +122,7 @@ def _state(value: Any, where: str, part: Callable) -> Any:
     except Exception as error:  # each class has its own, such as that of a lock or of a generator
         raise _refused(where, f"a {type(value).__name__} has no lasting description") from error
     if isinstance(made, str):  # it has a name in its module, as a cached function does
-        return _imported(value, str(value.__module__), made, where)
+        return _imported(value, str(getattr(value, "__module__", "builtins")), made, where)
     arguments, state, items, pairs = [*made[1:5], None, None, None][:4]
     if isinstance(state, tuple) and len(state) == 2 and isinstance(state[1], dict):  # of a class with __slots__
         state = {**(state[0] or {}), **state[1]}

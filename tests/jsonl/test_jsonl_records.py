@@ -122,6 +122,7 @@ CLASSES = ["cat", "a cat", "dog"]
         *(("string_match_all", answers) for answers in ([""], ["x", "-"])),
         *(("string_match_part", [answer]) for answer in (" ", ".", "。")),
         *(("exact_match", [answer]) for answer in ("", "\n")),
+        *(("rouge_l", [answer]) for answer in (".", " . ", "..")),
         *(("retrieval", [answer]) for answer in ("3", "Paragraph 3 or 4")),
         *(("code_similarity", [answer]) for answer in ("x = 1  # why", "a\nb", "`x`", "")),
     ],

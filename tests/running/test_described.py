@@ -1,6 +1,9 @@
 """A method's description is what its results folder is named after: alike in every process, another for another one."""
 
+import collections
+import copy
 import functools
+import json
 import math
 import subprocess
 import sys
@@ -16,6 +19,7 @@ import torch
 
 from baselines.snapkv import SnapKVScorer
 from baselines.uniform import UniformAllocator
+from compresskv.checking import FrozenMapping
 from compresskv.errors import UserError
 from compresskv.eviction import EvictionMethod, LayerScores, Observation
 from evals.compose import job
@@ -249,3 +253,27 @@ def test_a_plain_scorer_resumes_and_another_table_is_another_folder(checkpoint, 
     assert len(run("method.scorer.scale=11")) == 4
     for name in [name for name in sys.modules if name.partition(".")[0] == "outside_method"]:
         del sys.modules[name]
+
+
+class Table(list):
+    """Whose items are not all that it holds."""
+
+    scale = 1.0
+
+
+def test_collections_that_hold_more_than_their_items_are_described_in_full():
+    scaled = Table([1, 2])
+    scaled.scale = 2.0
+    values = [
+        [1, 2],
+        Table([1, 2]),
+        scaled,
+        {"a": 1},
+        collections.defaultdict(int, a=1),
+        collections.defaultdict(float, a=1),
+    ]
+    assert len({json.dumps(describe(value)) for value in values}) == len(values)
+    assert describe(scaled) == describe(copy.copy(scaled))
+    assert describe(FrozenMapping(a=1)) == describe({"a": 1})
+    with pytest.raises(UserError, match="method"):
+        describe(...)
