@@ -104,7 +104,8 @@ class Prefill:
             layer.shown.refuse_writes("method.scorer", *scorers)
         for scorer, scored in scores.items():
             refuse_writes(scored, "method.scorer", *scorers)
-            refuse_nan(scored, scorer, self.layers[0].keys.dtype, lambda: map(_finite, self.layers))
+            if self.layers:  # a model with sliding windows alone has none
+                refuse_nan(scored, scorer, self.layers[0].keys.dtype, lambda: map(_finite, self.layers))
         self._scores.update(scores)
 
     def kept(self, setting: Setting) -> Kept:
