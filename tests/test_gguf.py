@@ -227,15 +227,15 @@ def test_what_a_file_says_reaches_the_model(tmp_path, what):
             assert (logits(plain) - logits(made)).abs().max() > 1e-2 * logits(made).std()
 
 
-@pytest.mark.parametrize("what", [None, *HONOURED])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    ("family", "what"),
+    [*((family, None) for family in FAMILIES), *((family, what) for what, (family, *_) in HONOURED.items())],
+)
 def test_the_identity_is_the_file_s_exactly_where_transformers_reads_all_of_it(tmp_path, family, what):
     """So that copies and results of files that were read well stay, and those of others are made again."""
     changes, keys, tensors = {}, {}, {}
     if what is not None:
-        of, changes, keys, tensors = HONOURED[what]
-        if of != family:
-            pytest.skip("of another family")
+        _, changes, keys, tensors = HONOURED[what]
     path = write(tmp_path / "m.gguf", family, model(family, **changes), keys=keys, tensors=tensors)
     meaning = gguf_model.meaning(gguf_file.read([path]), "digest")
     config = AutoConfig.from_pretrained(tmp_path, gguf_file="m.gguf")
