@@ -67,7 +67,7 @@ class LayerPrefill:
             self.shown.show(what, getattr(self, what))
 
     def seen_by(self, scorer: "Scorer") -> "LayerPrefill":
-        """What `scorer` is shown: the queries of its own window, its own observer, the attention that all share."""
+        """What `scorer` sees: the queries in its window, its observer, and the attention that all scorers share."""
         rows = min(max(scorer.window, 1), self.queries.shape[1])
         observed = {scorer: self.observed[scorer]} if scorer in self.observed else {}
         seen = replace(self, queries=self.queries[:, -rows:], observed=observed)

@@ -36,7 +36,7 @@ _DISTRIBUTED = re.compile(r"shard-\d{5}-model-\d{5}-of-\d{5}\.safetensors")
 
 _READ = (".json", ".safetensors", ".jinja", ".model", ".py", ".tiktoken")
 _VOCABULARIES = ("vocab.txt", "vocab.bpe", "dict.txt", "bpe.codes", "prophetnet.tokenizer")
-"""Read where there is no tokenizer.json."""
+"""Read if the folder has no tokenizer.json."""
 
 _TEMPLATES = "additional_chat_templates"
 
@@ -147,7 +147,7 @@ def _refuse_outside(folder: Path, file: str, name: Any) -> None:
 
 
 def _json(path: Path) -> Mapping[str, Any]:
-    """The mapping in a JSON file; an empty one where there is none."""
+    """The mapping in a JSON file; empty if the file does not exist."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):

@@ -98,7 +98,7 @@ def label_stem(label: str) -> str:
 
 @cache
 def _fields_of(name: str) -> dict[str, Any]:
-    """The fields of conf/protocol/<name>.yaml but its name; none if there is no such protocol."""
+    """The fields of conf/protocol/<name>.yaml except its name; empty if that protocol does not exist."""
     for path in CONF.glob("*.yaml"):
         if path.stem == name:
             return {field: value for field, value in yaml.safe_load(path.read_bytes()).items() if field != "name"}
