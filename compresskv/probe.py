@@ -102,7 +102,7 @@ def learned_positions(model: PreTrainedModel) -> int | None:
     if not tables:
         return None
     lookups = Lookups()
-    token = 2 if getattr(model.config, "pad_token_id", None) == 1 else 1  # some models count only tokens that are not padding
+    token = 2 if getattr(model.config, "pad_token_id", None) == 1 else 1  # some models do not count padding
     with lookups:  # of one token three times: only positions are looked up in rows that follow each other
         model(input_ids=torch.full((1, LOOKED_UP), token, device=model.device), use_cache=False)
     return min(lookups.room, default=None)
