@@ -11,12 +11,13 @@ from baselines.snapkv import Grouping, SnapKVScorer
 from compresskv import layer_error, semantic_heads
 from compresskv.checking import Ge, Le
 from compresskv.context import Context
+from compresskv.selecting_heads import Heads
 
 
 def scorer(
     context: Context,
     *,
-    heads: Annotated[int, Ge(1), Le(1024)] | None,
+    heads: Heads,
     head_scores: Literal["semantic", "traditional"],
     contest_grouping: Grouping | None,
 ) -> ContestedScorer:

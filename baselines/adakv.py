@@ -31,6 +31,10 @@ class ContestedScorer:
     def window(self) -> int:
         return self.ranking.window
 
+    @property
+    def selecting_heads(self) -> int | None:
+        return getattr(self.ranking, "selecting_heads", None)
+
     def __call__(self, layer: LayerPrefill) -> LayerScores:
         return LayerScores(self.ranking(layer).scores, contest=self.contest(layer).scores)
 

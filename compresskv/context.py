@@ -17,9 +17,10 @@ class Context:
     """Handed to the functions that make a scorer or an allocator from configuration.
 
     `layers` counts those that evict. `first_prompt` is the length, in tokens, of the task's first sample in dataset
-    order. `fingerprint` identifies the weights, as a calibration names them. `calibration_setting` is
-    what `calibration` was chosen by. `look_up` gives the context with the model's name, fingerprint and calibration,
-    where finding them takes a while; it is called when a method asks for the calibration.
+    order. `selecting_heads`: how many query heads of a layer the method's scorer selects with; None where it has no
+    such number, or is still to be made. `fingerprint` identifies the weights, as a calibration names them.
+    `calibration_setting` is what `calibration` was chosen by. `look_up` gives the context with the model's name,
+    fingerprint and calibration, where finding them takes a while; it is called when a method asks for the calibration.
     """
 
     model: str
@@ -30,6 +31,7 @@ class Context:
     protocol: EvaluationProtocol = EvaluationProtocol()
     calibration: Calibration | None = None
     first_prompt: int | None = None
+    selecting_heads: int | None = None
     fingerprint: str | None = None
     calibration_setting: str = "auto"
     look_up: Callable[[], "Context"] | None = None

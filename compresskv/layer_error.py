@@ -7,6 +7,7 @@ from functools import lru_cache
 from compresskv.apportion import largest_remainder
 from compresskv.context import Context
 from compresskv.eviction import LayerScores, PromptShape
+from compresskv.selecting_heads import share_of_the_paper
 
 FLOOR = 24
 """Past tokens every layer keeps; with the window of 8 these are the paper's 32 tokens a layer."""
@@ -64,4 +65,6 @@ def redistribute(budgets: Sequence[int], layer_scores: Sequence[float], length: 
 
 
 def allocator(context: Context) -> LayerErrorAllocator:
-    return LayerErrorAllocator(context.calibrated().layer_scores, context.protocol.exact_budget)
+    """With the errors of as many heads as the scorer selects with; for other scorers, of the paper's share."""
+    heads = context.selecting_heads or share_of_the_paper(context.q_heads)
+    return LayerErrorAllocator(context.calibrated().layer_scores_with(heads), context.protocol.exact_budget)

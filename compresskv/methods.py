@@ -159,10 +159,9 @@ def build(config: MethodConfig, context: "Context") -> "EvictionMethod | None":
 
     if config.scorer is None or config.allocator is None:
         return None
-    scorer, allocator = (
-        _maker(name, part)(context, **_arguments(name, part))
-        for name, part in zip(PARTS, (config.scorer, config.allocator), strict=True)
-    )
+    scorer = _maker("scorer", config.scorer)(context, **_arguments("scorer", config.scorer))
+    context = replace(context, selecting_heads=getattr(scorer, "selecting_heads", None))
+    allocator = _maker("allocator", config.allocator)(context, **_arguments("allocator", config.allocator))
     return EvictionMethod(scorer, allocator)
 
 

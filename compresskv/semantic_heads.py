@@ -1,11 +1,11 @@
 """CompressKV's scorer: a few semantic retrieval heads of each layer decide for all of its KV heads (paper §3.2)."""
 
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Literal
 
-from compresskv.checking import Ge, Le
 from compresskv.context import Context
 from compresskv.eviction import LayerPrefill, LayerScores, Observation
+from compresskv.selecting_heads import Heads, count_heads
 
 
 @dataclass(frozen=True)
@@ -22,6 +22,10 @@ class SemanticHeadScorer:
     def window(self) -> int:
         return self.observation.window
 
+    @property
+    def selecting_heads(self) -> int:
+        return len(self.heads[0])
+
     def __call__(self, layer: LayerPrefill) -> LayerScores:
         attention = self.observation.attention(layer)[list(self.heads[layer.index])]
         scores = self.observation.pool(attention.sum(1)).mean(0, keepdim=True)
@@ -31,13 +35,14 @@ class SemanticHeadScorer:
 def scorer(
     context: Context,
     *,
-    heads: Annotated[int, Ge(1), Le(1024)] | None,
+    heads: Heads,
     head_scores: Literal["semantic", "traditional"],
 ) -> SemanticHeadScorer:
-    """`heads` query heads a layer (None: as many as calibrated), the best by their calibrated `head_scores`.
+    """`heads` query heads of each layer, the best by their calibrated `head_scores`.
 
     Heads are scored while the model answers, so a calibration for another observation has the same ones.
     """
     calibration = context.calibrated(any_observation=True)
     kind = calibration.kind_of_scores(head_scores, context.protocol)
-    return SemanticHeadScorer(context.scoring, calibration.top_heads(kind, heads or calibration.heads))
+    count = count_heads(heads, calibration, context.q_heads)
+    return SemanticHeadScorer(context.scoring, calibration.top_heads(kind, count))

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from compresskv.checking import Ge, Le, MinLen, Name, checked_value, readable
-from compresskv.errors import UserError
+from compresskv.errors import UserError, note
 from compresskv.folders import cache_folder
 from compresskv.inputs import expanded, read_once
 from compresskv.observation import ObservationConfig
@@ -39,26 +39,38 @@ Rankings = tuple[Annotated[tuple[Annotated[int, Ge(0)], ...], MinLen(1)], ...]
 """[layer][rank]: query heads, best first."""
 
 
+LayerShares = Annotated[tuple[Annotated[float, Ge(0), Le(1)], ...], MinLen(1)]
+"""[layer]: each layer's share of the total error."""
+
+
 @dataclass(frozen=True)
 class Calibration:
     """`head_scores[kind][layer][query head]`; `rankings[kind][layer]` are query heads, best first.
 
-    `heads` is the number of semantic retrieval heads a layer to use, `layer_scores` the share of each layer in the
-    total error (they sum to 1). Layers are those that evict, in model order. `model_fingerprint` identifies the weights
-    it was made with, where that is known; `no_scores[kind]` says why there are no scores of a kind; `accepted` counts
-    the prompts that it was made from, by needle or task.
+    `heads` is the number of semantic retrieval heads a layer that the calibration chose, `layer_scores` the share of
+    each layer in the total error with so many (they sum to 1), `layer_scores_by_head_count` the same with other
+    numbers of heads, where they were measured. Layers are those that evict, in model order. `model_fingerprint`
+    identifies the weights it was made with, where that is known; `no_scores[kind]` says why there are no scores of a
+    kind; `accepted` counts the prompts that it was made from, by needle or task.
     """
 
     model: Name
     source: Name
     observation: ObservationConfig
     heads: Annotated[int, Ge(1)]
-    layer_scores: Annotated[tuple[Annotated[float, Ge(0), Le(1)], ...], MinLen(1)]
+    layer_scores: LayerShares
+    layer_scores_by_head_count: Mapping[str, LayerShares] = field(default_factory=dict, hash=False)
     head_scores: Mapping[str, HeadScores] = field(default_factory=dict, hash=False)
     rankings: Mapping[str, Rankings] = field(default_factory=dict, hash=False)
     model_fingerprint: str | None = None
     no_scores: Mapping[str, str] = field(default_factory=dict, hash=False)
     accepted: Mapping[str, Annotated[int, Ge(0)]] = field(default_factory=dict, hash=False)
+
+    @property
+    def q_heads(self) -> int:
+        """Query heads of a layer, as far as the calibration tells them."""
+        tables = (*self.head_scores.values(), *self.rankings.values())
+        return max((len(table[0]) for table in tables), default=self.heads)
 
     def top_heads(self, kind: str, count: int) -> tuple[tuple[int, ...], ...]:
         """The `count` best query heads of each layer by `kind` of score, ties to the lower head.
@@ -82,6 +94,21 @@ class Calibration:
                 f"{len(ranked[0])} heads a layer, so choose 1 to {len(ranked[0])}"
             )
         return tuple(layer[:count] for layer in ranked)
+
+    def layer_scores_with(self, heads: int) -> tuple[float, ...]:
+        """The layers' shares of the error, measured while so many `heads` of a layer select.
+
+        Those of the nearest number that was measured, the smaller of two; where it is another one, a note says so once.
+        """
+        measured = {int(count): scores for count, scores in self.layer_scores_by_head_count.items()}
+        measured[self.heads] = self.layer_scores
+        nearest = min(measured, key=lambda count: (abs(count - heads), count))
+        if nearest != heads:
+            note(
+                f"the {self.source} calibration of {self.model} has no layer errors for {heads} selecting heads, so "
+                f"those for {nearest} are used"
+            )
+        return measured[nearest]
 
     def kind_of_scores(self, kind: str, protocol: EvaluationProtocol) -> str:
         """The kind to ask for where `kind` is wanted: how `protocol` counts decides which semantic scores these are."""
@@ -144,8 +171,16 @@ def _without_duplicates(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
 def _inconsistent(made: Calibration) -> str | None:
     """What of a calibration contradicts the rest of it, in words."""
     layers = len(made.layer_scores)
-    if abs((total := math.fsum(made.layer_scores)) - 1) > SUM_TOLERANCE:
-        return f"layer_scores sum to {total:g}, not to 1"
+    shares = {"layer_scores": made.layer_scores}
+    for count, of_count in made.layer_scores_by_head_count.items():
+        if not (count.isascii() and count.isdigit() and int(count)):
+            return f"layer_scores_by_head_count[{readable(count)}]: its keys are numbers of heads"
+        shares[f"layer_scores_by_head_count[{count}]"] = of_count
+    for name, of_layers in shares.items():
+        if abs((total := math.fsum(of_layers)) - 1) > SUM_TOLERANCE:
+            return f"{name} sum to {total:g}, not to 1"
+        if len(of_layers) != layers:
+            return f"{name} has {len(of_layers)} layers, layer_scores {layers}"
     tables: dict[str, Sequence[Sequence[float]]] = {f"head_scores.{kind}": v for kind, v in made.head_scores.items()}
     tables |= {f"rankings.{kind}": ranked for kind, ranked in made.rankings.items()}
     width: dict[str, int] = {}
@@ -160,7 +195,7 @@ def _inconsistent(made: Calibration) -> str | None:
                 return f"{name}[{index}] names a head twice"
             if sort != "head_scores" and max(layer) >= width.get("head_scores", math.inf):
                 return f"{name}[{index}] names head {max(layer)} of {width['head_scores']}"
-    most = max(width.values(), default=made.heads)
+    most = made.q_heads
     return f"heads={made.heads}, but {most} heads a layer are known" if made.heads > most else None
 
 

@@ -1,4 +1,7 @@
-"""How many retrieval heads per layer: what answers needles must also serve text that has none."""
+"""How many retrieval heads per layer: what answers needles must also serve text that has none.
+
+The choice is an offer, `method.scorer.heads=calibrated`; by default methods take the paper's share of the heads.
+"""
 
 from collections.abc import Sequence
 
@@ -7,6 +10,7 @@ import torch
 
 from compresskv.calibration import text_distance
 from compresskv.models import LoadedModel
+from compresskv.selecting_heads import share_of_the_paper
 from compresskv.semantic_heads import SemanticHeadScorer
 from evals.haystack import Haystack
 
@@ -20,6 +24,11 @@ CRITERION = (
     "the largest share of the answer span kept at the calibration budget, mean over prompts and layers, among the "
     "numbers of heads whose KL to the full cache on ordinary text is within one standard error of the lowest"
 )
+
+
+def candidates(counts: Sequence[int], q_heads: int) -> list[int]:
+    """The numbers of heads to measure: those of `counts` that a layer has, and the default, ascending."""
+    return sorted({share_of_the_paper(q_heads), *(count for count in counts if count <= q_heads)})
 
 
 def stretches(model: LoadedModel, haystack: Haystack, tokens: int, count: int) -> dict[str, torch.Tensor]:

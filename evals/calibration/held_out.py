@@ -27,6 +27,7 @@ from compresskv.eviction import Observation
 from compresskv.layer_error import FLOOR
 from compresskv.models import LoadedModel
 from compresskv.observation import ObservationConfig
+from compresskv.selecting_heads import share_of_the_paper
 from compresskv.semantic_heads import SemanticHeadScorer
 from evals.calibration import head_count
 from evals.calibration.config import Calibrate
@@ -94,12 +95,12 @@ class HeldOutCalibration:
             )
         scores = self.head_scores(heads, accepted)
         ranking = scores["semantic"].sort(dim=-1, descending=True, stable=True).indices
-        counts = [count for count in self.config.head_counts if count <= ranking.shape[1]]
+        counts = head_count.candidates(self.config.head_counts, ranking.shape[1])
         observation = Observation(**asdict(self.observation))
         scorers = [SemanticHeadScorer(observation, tuple(map(tuple, ranking[:, :n].tolist()))) for n in counts]
         errors = self.observe_errors(heads, accepted["copy"], scorers)
         record = self.record(accepted, scores, counts, errors, self.observe_text(scorers))
-        self.report(accepted, record["heads"])
+        self.report(accepted, record, ranking.shape[1])
         return keep(record, self.config, self.results, self.progress)
 
     def asked(self, sort: str) -> int:
@@ -206,8 +207,11 @@ class HeldOutCalibration:
 
     def observe_text(self, scorers: Sequence[SemanticHeadScorer]) -> list[list[float]]:
         """Third pass: KL to the full cache on ordinary text, [texts][scorers]."""
-        tokens = min(*self.lengths, self.model.window - head_count.CONTINUATION)
-        texts = head_count.stretches(self.model, last_texts(self.texts, 10**6), tokens, self.config.texts)
+        haystack = last_texts(self.texts, 10**6)
+        longest = self.model.window - head_count.CONTINUATION
+        texts: dict[str, Tensor] = {}
+        for length in sorted({min(self.lengths), max(self.lengths)}):
+            texts |= head_count.stretches(self.model, haystack, min(length, longest), self.config.texts)
         identity = [self.identity["model"], {id: text.tolist() for id, text in texts.items()}, repr(scorers)]
         folder = self.folder / f"text-{digest(identity)}"
 
@@ -270,9 +274,16 @@ class HeldOutCalibration:
                 reasons |= dict.fromkeys(kinds, reason)
         return reasons
 
-    def report(self, accepted: Mapping[str, Sequence[Cell]], heads: int) -> None:
-        """One line on what was found, and one on what was not."""
-        self.progress.say(f"{len(accepted['copy'])} prompts accepted, {heads} retrieval heads per layer")
+    def report(self, accepted: Mapping[str, Sequence[Cell]], record: Mapping[str, Any], q_heads: int) -> None:
+        """What was measured with each number of heads, and what was not found."""
+        self.progress.say(f"{len(accepted['copy'])} prompts accepted")
+        names = {"the default": share_of_the_paper(q_heads), "heads=calibrated": record["heads"]}
+        for count, kept in record["coverage_by_head_count"].items():
+            distance = record["text_kl_by_head_count"][count]
+            on_text = "" if distance is None else f", KL {distance:.3f} on ordinary text"
+            called = ", ".join(name for name, heads in names.items() if heads == int(count))
+            what = f"{count} heads a layer ({called})" if called else f"{count} heads a layer"
+            self.progress.say(f"{what}: {100 * kept:.1f} % of the answers kept{on_text}")
         if not self.enough("reason", accepted):
             self.progress.say(
                 f"only {len(accepted['reason'])} reasoning prompts accepted, so there are no retrieval_reasoning scores"

@@ -1,6 +1,7 @@
 """Layer errors on LongBench, as the paper's authors calibrate: on the very test sets that are evaluated.
 
-The retrieval heads are those found on held-out needles. docs/audit.md says what the leakage is worth.
+The retrieval heads are those found on held-out needles, in the same numbers. docs/audit.md says what the leakage is
+worth.
 """
 
 import json
@@ -46,7 +47,9 @@ def run(
         )
     content = read_once(heads_file, f"calibration={heads_file}")
     held_out = calibration.load(heads_file, content)
-    scorer = SemanticHeadScorer(Observation(**asdict(observation)), held_out.top_heads("semantic", held_out.heads))
+    counts = sorted({held_out.heads, *map(int, held_out.layer_scores_by_head_count)})
+    used = Observation(**asdict(observation))
+    scorers = [SemanticHeadScorer(used, held_out.top_heads("semantic", count)) for count in counts]
     source = LongBench("longbench", config.data, "english", config.limit, config.max_length, None, None)
     tasks = source.make_tasks(model, EvaluationProtocol())
     samples: dict[str, tuple[LongBenchTask, str]] = {}
@@ -57,24 +60,25 @@ def run(
     def line(named: tuple[LongBenchTask, str]) -> Line:
         task, id = named
         sample = task.sample(id)
-        errors, _ = layer_errors.observe(model.model, sample.ids, sample.stopping, [scorer], projections, FLOOR)
-        return {"errors": rounded(errors[0])}
+        errors, _ = layer_errors.observe(model.model, sample.ids, sample.stopping, scorers, projections, FLOOR)
+        return {"errors": rounded(errors)}
 
-    identity = [model.fingerprint, model.dtype, repr(scorer), [task.identity for task in tasks]]
+    identity = [model.fingerprint, model.dtype, repr(scorers), [task.identity for task in tasks]]
     folder = results / "runs" / model.name / "calibrate" / f"longbench-{digest(identity)}"
     of = owner(folder, results / "runs", model.fingerprint)
     lines = complete(folder, f"{model.name} layer errors on LongBench", samples, line, progress, of)
     by_task = [torch.tensor([lines[f"{task.name}-{id}"]["errors"] for id in task.sample_ids]).sum(0) for task in tasks]
+    # A task whose every answer is one token has no decoding step, and so no error.
+    shares = rounded([layer_errors.share([e[i] for e in by_task if e[i].sum() > 0]) for i in range(len(counts))], 8)
     record = json.loads(content) | {
         "source": "longbench",
         "made_by": f"python run.py eval=calibrate eval.source=longbench model={model.name}",
-        # A task whose every answer is one token has no decoding step, and so no error.
-        "layer_scores": rounded(layer_errors.share([e for e in by_task if e.sum() > 0]), 8),
+        "layer_scores": shares[counts.index(held_out.heads)],
+        "layer_scores_by_head_count": dict(zip(map(str, counts), shares, strict=True)),
         "accepted": {task.name: len(task.sample_ids) for task in tasks},
         "longbench": {"rows": {task.name: list(task.sample_ids) for task in tasks}, "settings": asdict(source)},
     }
     record["longbench"]["settings"].pop("data")
-    for name in ("layer_scores_by_head_count", "haystack_fingerprint"):
-        record.pop(name, None)
+    record.pop("haystack_fingerprint", None)
     progress.say(f"{len(samples)} samples of {len(tasks)} tasks")
     return keep(record, config, results, progress)

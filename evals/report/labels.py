@@ -72,19 +72,21 @@ def named(method: str) -> str:
 def heads_label(record: Record) -> str:
     """How many retrieval heads of a layer select, as in the paper's Table 2."""
     heads = selecting_heads(record)
-    return "as many heads as calibrated" if heads is None else f"top-{heads} heads"
+    return "number of heads unknown" if heads is None else f"top-{heads} heads"
 
 
 def selecting_heads(record: Record) -> int | None:
-    """How many heads of a layer select, as it is set or was calibrated; None where the method has none."""
-    heads = (record.config["method"].get("scorer") or {}).get("heads")
-    if heads is None:
-        built = (record.summary or {}).get("method_in_full")
-        for scorer in _node(_node(_node(built).get("EvictionMethod")).get("scorer")).values():
-            by_layer = _node(scorer).get("heads")
-            if isinstance(by_layer, list) and by_layer and isinstance(by_layer[0], list):
-                return len(by_layer[0])
-    return heads
+    """How many heads of a layer selected; None where the method's scorer has no such number."""
+    built = (record.summary or {}).get("method_in_full")
+    scorer = _node(_node(built).get("EvictionMethod")).get("scorer")
+    for fields in _node(scorer).values():
+        by_layer = _node(fields).get("heads")
+        ranking = _node(_node(fields).get("ranking"))  # of a scorer that also compares heads
+        for heads in (by_layer, *(_node(inner).get("heads") for inner in ranking.values())):
+            if isinstance(heads, list) and heads and isinstance(heads[0], list):
+                return len(heads[0])
+    as_set = _node(record.config["method"].get("scorer")).get("heads")
+    return as_set if isinstance(as_set, int) else None
 
 
 def _node(value: Any) -> Mapping[str, Any]:

@@ -3,13 +3,14 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from compresskv import calibration
 from compresskv.checking import checked
 from compresskv.errors import UserError
-from compresskv.methods import method_config
+from compresskv.methods import method_config, named_method
 from compresskv.protocol import EvaluationProtocol
+from compresskv.selecting_heads import Heads, count_heads
 from evals.compose import CONF
 from evals.report.experiments import sweep
 from evals.report.labels import calibration_of, selecting_heads
@@ -101,7 +102,9 @@ def _of_experiment(of_model: Sequence[Record], configs: Sequence[dict[str, Any]]
     line may have set another.
     """
     swept = [trait for trait in TRAITS if len({repr(trait.setting(config)) for config in configs}) > 1]
-    same = same_but_heads if len({_heads(config["method"]) for config in configs}) > 1 else same_method
+    scorers = [config["method"].get("scorer") or {} for config in configs]
+    heads = {scorer["heads"] for scorer in scorers if "heads" in scorer}
+    same = same_but_heads if len(heads) > 1 else same_method
     places: dict[Record, int] = {}
     for record in of_model:
         for place, config in enumerate(configs):
@@ -115,13 +118,12 @@ def _of_experiment(of_model: Sequence[Record], configs: Sequence[dict[str, Any]]
 
 
 def same_method(record: Record, node: Mapping[str, Any]) -> bool:
-    """Whether a result's method is that of a `method` node, parameters and all; heads as set or as calibrated."""
+    """Whether a result's method is that of a `method` node, parameters and all, with as many heads as it stands for."""
     if not same_but_heads(record, node):
         return False
-    wanted = _heads(node)
-    if wanted == _heads(record.config["method"]):
-        return True
-    return selecting_heads(record) == (calibrated_heads(record) if wanted is None else wanted)
+    wanted, selected = _heads(node), selecting_heads(record)
+    number = None if selected is None else number_of_heads(record, wanted)
+    return wanted == _heads(record.config["method"]) if number is None else selected == number
 
 
 def same_but_heads(record: Record, node: Mapping[str, Any]) -> bool:
@@ -131,7 +133,7 @@ def same_but_heads(record: Record, node: Mapping[str, Any]) -> bool:
     return alike and method_config(node).name == record.method
 
 
-def _heads(node: Mapping[str, Any]) -> int | None:
+def _heads(node: Mapping[str, Any]) -> Heads:
     return (node.get("scorer") or {}).get("heads")
 
 
@@ -142,20 +144,29 @@ def _without_heads(node: Mapping[str, Any]) -> dict[str, Any]:
     return parts
 
 
-def calibrated_heads(record: Record) -> int | None:
-    """How many heads of a layer select where none are set: as the calibration says that the record names."""
+def number_of_heads(record: Record, setting: Heads) -> int | None:
+    """How many heads of a layer this `setting` stands for, by the calibration that the record names, if it is there."""
+    if isinstance(setting, int):
+        return setting
     try:
         protocol = checked("protocol", EvaluationProtocol, record.config["protocol"])
         made = calibration.choose(record.model, record.config["calibration"], protocol)
     except (UserError, KeyError):
         return None
-    return made.heads if made else None
+    return count_heads(setting, made, made.q_heads) if made else None
+
+
+def default_setting() -> Heads:
+    """The setting of heads that method=compresskv has."""
+    scorer = named_method("compresskv").scorer
+    assert scorer is not None
+    return cast(Heads, scorer.parameters["heads"])
 
 
 def default_heads(records: Sequence[Record]) -> list[str]:
     """A sentence for each protocol of a model's records: how many heads of a layer select where none are set."""
-    defaults = {record.protocol: heads for record in records if (heads := calibrated_heads(record))}
+    defaults = {record.protocol: heads for record in records if (heads := number_of_heads(record, default_setting()))}
     return [
-        f"{records[0].model}, protocol={protocol}: by default, top-{heads} heads select, as calibrated."
+        f"{records[0].model}, protocol={protocol}: by default, top-{heads} heads select."
         for protocol, heads in defaults.items()
     ]

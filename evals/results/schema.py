@@ -135,7 +135,7 @@ class Summary(TypedDict, total=False):
 class Scorer(TypedDict, total=False):
     """Of a configuration: what chooses the tokens."""
 
-    heads: Annotated[int, Ge(1)] | None
+    heads: Annotated[int, Ge(1)] | str | None  # a word, or null, is a rule: `method_in_full` has the heads
     head_scores: str
 
 

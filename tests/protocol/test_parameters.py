@@ -17,6 +17,7 @@ from compresskv.errors import UserError
 from compresskv.eviction import EvictionMethod, PromptShape
 from compresskv.layer_error import LayerErrorAllocator
 from compresskv.methods import CONF, MethodConfig, Part, build, check_parameters, method_config, named_method
+from compresskv.selecting_heads import count_heads
 from tests.methods.construction import METHODS, context, method
 from tests.support.command import ROOT
 
@@ -63,7 +64,9 @@ def expected(parameters: dict[str, Any]) -> dict[str, Any]:
     assert calibration is not None
     out = dict(parameters)
     if "heads" in out:
-        out["heads"] = calibration.top_heads(out.pop("head_scores"), out["heads"] or calibration.heads)
+        out["heads"] = calibration.top_heads(
+            out.pop("head_scores"), count_heads(out["heads"], calibration, where.q_heads)
+        )
     if "head_scores" in out:
         out["head_scores"] = calibration.scores(KINDS[out["head_scores"]])
     if "layers" in out:

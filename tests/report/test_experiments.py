@@ -5,11 +5,13 @@ from hydra import compose, initialize_config_dir
 from omegaconf import open_dict
 
 from compresskv import calibration
+from compresskv.selecting_heads import count_heads
 from evals.compose import CONF, plain
 from evals.job import job_from
 from evals.report.experiments import axes
 from evals.report.items import ITEMS
 from evals.report.labels import METHODS
+from evals.report.selection import settings_of
 from tests.support.command import ROOT, run
 
 EXPERIMENTS = sorted(path.stem for path in (ROOT / "conf" / "experiment").glob("*.yaml") if path.stem != "demo")
@@ -56,8 +58,10 @@ def test_every_experiment_has_artefacts_and_every_method_a_name():
 @pytest.mark.parametrize("path", sorted(calibration.FOLDER.glob("*.held_out.json")), ids=lambda path: path.stem)
 def test_the_two_rankings_that_are_compared_choose_other_heads(path):
     found = calibration.load(path)
-    (count,) = axes("experiment=v2_table2_selector", f"model={found.model}")["method.scorer.heads"]
-    traditional, semantic = (found.top_heads(ranking, int(count)) for ranking in ("traditional", "semantic"))
+    settings = [config["method"]["scorer"]["heads"] for config in settings_of("v2_table2_selector", found.model)]
+    assert len(settings) == 2
+    count = count_heads(settings[0], found, found.q_heads)
+    traditional, semantic = (found.top_heads(ranking, count) for ranking in ("traditional", "semantic"))
     assert list(map(set, traditional)) != list(map(set, semantic))
 
 

@@ -115,8 +115,8 @@ def test_every_number_of_heads_that_was_asked_for_is_a_row(tmp_path):
     setting(tmp_path, "table3_components", "compresskv", needles([10, 20]), model="smollm2-135m", node=layers)
     page = page_of("table2_heads", tmp_path)
     counts = ["top-3 heads", "top-7 heads", "top-16 heads"]
-    assert list(rows(page)) == ["as many heads as calibrated", *counts]  # where the summary does not say how many
-    assert "smollm2-135m, protocol=corrected: by default, top-9 heads select, as calibrated." in page.notes
+    assert list(rows(page)) == ["number of heads unknown", *counts]  # where the summary does not say how many
+    assert "smollm2-135m, protocol=corrected: by default, top-9 heads select." in page.notes
 
 
 def test_numbers_of_heads_are_those_of_each_model():

@@ -7,6 +7,8 @@ from typing import Any
 from compresskv import calibration
 from compresskv.calibration import Calibration
 from compresskv.errors import UserError
+from compresskv.selecting_heads import count_heads
+from evals.report.selection import default_setting
 
 TITLES = {"semantic": "semantic", "semantic_count": "semantic, counted as released", "traditional": "traditional"}
 
@@ -42,7 +44,7 @@ def _of_calibration(made: Calibration) -> Iterable[dict[str, Any]]:
     about = {
         "model": made.model,
         "source": made.source,
-        "selected": made.heads,
+        "selected": count_heads(default_setting(), made, made.q_heads),
         "layers": [round(100 * score, 2) for score in made.layer_scores],
         "prompts": sum(made.accepted.values()),
     }

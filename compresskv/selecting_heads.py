@@ -1,0 +1,27 @@
+"""How many query heads of a layer select for CompressKV and its variants."""
+
+from typing import Annotated, Literal
+
+from compresskv.calibration import Calibration
+from compresskv.checking import Ge, Le
+
+Heads = Annotated[int, Ge(1), Le(1024)] | Literal["calibrated", "all"] | None
+"""How many query heads of a layer select. None: the paper's share; calibrated: what the calibration chose."""
+
+
+def share_of_the_paper(q_heads: int) -> int:
+    """As many of a layer's `q_heads` as the paper's 4 of 32 (§4.1), rounded half up, at least 1."""
+    return max(1, (4 * q_heads + 16) // 32)
+
+
+def count_heads(heads: Heads, calibration: Calibration, q_heads: int) -> int:
+    """The number of heads that the setting `heads` stands for in a model with `q_heads` a layer."""
+    match heads:
+        case None:
+            return share_of_the_paper(q_heads)
+        case "calibrated":
+            return calibration.heads
+        case "all":
+            return q_heads
+        case _:
+            return heads
