@@ -24,14 +24,14 @@ def asks_for_cleanup(tokenizer: PreTrainedTokenizerBase) -> bool:
     return bool(getattr(tokenizer, "clean_up_tokenization_spaces", False))
 
 
-def text_of(ids: Sequence[int], tokenizer: PreTrainedTokenizerBase, cleanup: bool) -> str:
-    """The text of `ids` without special tokens.
+def text_of(ids: Sequence[int], tokenizer: PreTrainedTokenizerBase, cleanup: bool, special: bool = False) -> str:
+    """The text of `ids`, without special tokens unless `special`.
 
     `cleanup`: as transformers 4.45 gave it to a tokenizer that `asks_for_cleanup`; else, as the one installed does.
     """
     if not (cleanup and asks_for_cleanup(tokenizer)):
-        return tokenizer.decode(ids, skip_special_tokens=True)
-    text = tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        return tokenizer.decode(ids, skip_special_tokens=not special)
+    text = tokenizer.decode(ids, skip_special_tokens=not special, clean_up_tokenization_spaces=False)
     for before, after in _CLEAN:
         text = text.replace(before, after)
     return text

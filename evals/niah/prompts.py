@@ -58,7 +58,8 @@ class NeedlePrompts:
         where = (text, self.haystack.text, tokens, depth, self.model.tokenizer)
         if (self.protocol.niah_special_tokens, self.sentence_rule) == ("none", "text"):
             return hide(*where)
-        return released.hide(*where, self.protocol.niah_special_tokens == "leaked", self.sentence_rule)
+        leaked = self.protocol.niah_special_tokens == "leaked"
+        return released.hide(*where, leaked, self.sentence_rule, self.protocol.decode_cleanup)
 
     def _render(self, needle: Needle, context: str) -> Tensor:
         """The whole prompt: ids [prompt]."""

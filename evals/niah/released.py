@@ -4,6 +4,7 @@ from typing import Literal
 
 from transformers import PreTrainedTokenizerBase
 
+from compresskv.detokenise import text_of
 from compresskv.errors import UserError
 from evals.haystack import Hidden, sentence_end
 
@@ -31,45 +32,48 @@ def hide(
     tokenizer: PreTrainedTokenizerBase,
     special: bool,
     sentence_rule: Literal["text", "period_ids", "llama2_ids"],
+    cleanup: bool,
 ) -> Hidden:
     """Put `needle` into the first `tokens` tokens of `haystack`, repeated if it is too short, at `depth` (0 to 1).
 
     Haystack and needle are encoded, joined as token ids, and decoded again. `special`: each encoding adds its special
     tokens and no decoding removes them, so that a BOS stands twice at the start and once before the needle.
     `sentence_rule`: with "period_ids", the needle backs up until it follows one of the ids of encode("."), with
-    "llama2_ids" one of `LLAMA2_PERIODS`, or to the start if the text has none. Raises `UserError` where `tokens` is not
-    positive.
+    "llama2_ids" one of `LLAMA2_PERIODS`, or to the start if the text has none. `cleanup`: whether decoded text is
+    cleaned up (`compresskv.detokenise`). Raises `UserError` where `tokens` is not positive.
     """
     if tokens < 1:
         raise UserError("eval.lengths: the shortest length leaves no room for a haystack: choose a longer one")
     needle_ids = tokenizer(needle, add_special_tokens=special).input_ids
-    beginning = _beginning(haystack, tokens + len(needle_ids) + RESERVED, tokenizer, special)
+    beginning = _beginning(haystack, tokens + len(needle_ids) + RESERVED, tokenizer, special, cleanup)
     encoded = tokenizer(beginning, add_special_tokens=special, return_offsets_mapping=True)
-    context, starts = encoded.input_ids[:tokens], [start for start, _ in encoded.offset_mapping]
+    # Cleaned up, the beginning may have fewer tokens than were asked for.
+    context, starts = encoded.input_ids[:tokens], [*(start for start, _ in encoded.offset_mapping), len(beginning)]
     if depth >= 1:
         place = len(context)
     elif sentence_rule == "text":
-        end = sentence_end(beginning, starts[round(depth * tokens)])
-        place = sum(start < end for start in starts[:tokens])
+        end = sentence_end(beginning, starts[round(depth * len(context))])
+        place = sum(start < end for start in starts[: len(context)])
     else:
         of_tokenizer = frozenset(tokenizer(".", add_special_tokens=special).input_ids)
         periods = of_tokenizer if sentence_rule == "period_ids" else LLAMA2_PERIODS
         place = int(round(len(context) * depth, 6))  # 0.29 · 100 is 28.999…
         while place and context[place - 1] not in periods:
             place -= 1
-    text = tokenizer.decode(context[:place] + needle_ids + context[place:])
+    text = text_of(context[:place] + needle_ids + context[place:], tokenizer, cleanup, special=True)
     actual = place / len(context)
     rule = "end" if depth >= 1 else "sentence" if place else "start"
-    repeats = max(0, starts[tokens] - 1) // len(haystack)
-    return Hidden(text, len(tokenizer.decode(context[:place])), actual, actual - depth, rule, repeats)
+    repeats = max(0, starts[len(context)] - 1) // len(haystack)
+    start = len(text_of(context[:place], tokenizer, cleanup, special=True))
+    return Hidden(text, start, actual, actual - depth, rule, repeats)
 
 
-def _beginning(haystack: str, tokens: int, tokenizer: PreTrainedTokenizerBase, special: bool) -> str:
+def _beginning(haystack: str, tokens: int, tokenizer: PreTrainedTokenizerBase, special: bool, cleanup: bool) -> str:
     """The first `tokens` tokens of the haystack, decoded."""
     characters = tokens * 6
     while True:
         text = (haystack * (characters // len(haystack) + 1))[:characters]
         ids = tokenizer(text, add_special_tokens=special).input_ids
         if len(ids) > tokens:
-            return tokenizer.decode(ids[:tokens])
+            return text_of(ids[:tokens], tokenizer, cleanup, special=True)
         characters *= 2

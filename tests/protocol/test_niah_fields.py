@@ -1,5 +1,6 @@
 """Each protocol field of NIAH prompts: what both protocols make of it, exactly, with a tokenizer like Mistral's."""
 
+import copy
 from dataclasses import fields, replace
 from itertools import product
 
@@ -10,6 +11,7 @@ from evals.niah.evaluation import NiahTask, keyword_overlap
 
 RELEASED = {"niah_prompt": "raw", "niah_special_tokens": "leaked", "niah_sentence_rule": "period_ids"}
 BOS, SPACE_PERIOD = 1, 99
+NOMINAL = [0, 11, 22, 33, 44, 56, 67, 78, 89, 100]
 
 
 def prompts(model, config, **changed: str):
@@ -158,6 +160,28 @@ def test_nothing_leaks_from_a_tokenizer_without_bos(default_model, niah) -> None
         assert all(a.equal(b) for (a, _), (b, _) in zip(clean, leaked, strict=True))
         # And its one period id is that of a sentence's end, so that depths stay what they are.
         assert [depth for _, depth in leaked] == pytest.approx([0, 11, 22, 33, 44, 56, 67, 78, 89, 100], abs=6)
+
+
+@pytest.mark.parametrize("quirk", [{"niah_sentence_rule": "period_ids"}, {"niah_special_tokens": "leaked"}])
+def test_decode_cleanup_of_a_decoded_context(default_model, niah, quirk: dict[str, str]) -> None:
+    """Where the tokenizer asks for it; a context that was never decoded stays as it is."""
+    tokenizer = copy.copy(default_model.tokenizer)
+    tokenizer.clean_up_tokenization_spaces = True
+    asking = replace(default_model, tokenizer=tokenizer)
+    # Without spaces these are a third fewer tokens, so that nothing of the context is left to cut.
+    config = niah("I ' m he ' s we ' ve you ' re . ")
+    quirks = {"niah_prompt": "raw", **quirk}
+    kept, cleaned = (prompts(asking, config, **quirks, decode_cleanup=cleanup) for cleanup in (False, True))
+    for (before, _), (after, depth), nominal in zip(kept, cleaned, NOMINAL, strict=True):
+        assert " I ' m he ' s we ' ve you ' re . I" in tokenizer.decode(before)
+        assert " I'm he's we've you're. I" in tokenizer.decode(after)
+        assert " ' " not in tokenizer.decode(after)
+        assert before.numel() - after.numel() > 20
+        assert depth == pytest.approx(nominal, abs=6)
+    for model, changed in ((default_model, quirks), (asking, {}), (asking, {"niah_prompt": "raw"})):
+        with_it = prompts(model, config, **changed, decode_cleanup=True)
+        for (before, _), (after, _) in zip(prompts(model, config, **changed), with_it, strict=True):
+            assert after.equal(before)
 
 
 def test_keyword_score() -> None:
