@@ -50,6 +50,9 @@ test-versions: setup $(OLDEST)/.ready $(NEWEST)/.ready ## run the engine's tests
 	    tests/test_generation_defaults.py || exit 1; \
 	done
 
+test-wheel: setup ## install the package as a wheel into another environment, and use it there
+	$(BIN)/python -m pytest -m wheel tests/wheel
+
 test-slow: setup ## run the tests that take minutes
 	$(BIN)/python -m pytest -m slow
 
@@ -93,4 +96,4 @@ reference: setup ## run what results/reference has, on the default model (two to
 clean: ## remove the environment and caches
 	rm -rf .venv .venv-kvpress .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
-.PHONY: help setup demo test test-versions test-slow test-gpu test-slurm lint bench bench-full bench-kvpress audit reference notebooks test-browser clean
+.PHONY: help setup demo test test-versions test-slow test-gpu test-slurm test-wheel lint bench bench-full bench-kvpress audit reference notebooks test-browser clean

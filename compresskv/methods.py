@@ -29,6 +29,7 @@ from compresskv.checking import (
     type_hints,
 )
 from compresskv.errors import UserError
+from compresskv.folders import CONF
 from compresskv.protocol import EvaluationProtocol
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
     from compresskv.context import Context
     from compresskv.eviction import EvictionMethod
 
-CONF = Path(__file__).parents[1] / "conf" / "method"
+METHODS = CONF / "method"
 
 ENTRY_POINTS = "compresskv.conf"
 """The group of entry points by which installed packages name a folder of theirs that has methods, as conf has them."""
@@ -132,7 +133,7 @@ def installed_folders() -> dict[str, Path]:
 def _yaml(group: str, subfolder: str, name: str) -> dict[str, Any]:
     """The content of the file `name` of a configuration group: ours before those of installed packages."""
     files: dict[str, Path] = {}
-    for folder in (CONF, *(folder / "method" for folder in installed_folders().values())):
+    for folder in (METHODS, *(folder / "method" for folder in installed_folders().values())):
         for path in sorted((folder / subfolder).glob("*.yaml")):
             files.setdefault(path.stem, path)
     if name not in files:
@@ -266,7 +267,7 @@ def label_of(node: Any, recorded: str) -> str:
 
 
 def _name_of_ours(name: str) -> str | None:
-    """The method of `CONF` that a reader takes `name` for: alone, or in a composition such as snapkv-cake."""
+    """The method of `METHODS` that a reader takes `name` for: alone, or in a composition such as snapkv-cake."""
     spelt = name.strip().casefold()
     head, *parts = spelt.split("-")
     composed = bool(parts) and all(part in _parts_of_ours() or part == "full" for part in parts)
@@ -276,15 +277,15 @@ def _name_of_ours(name: str) -> str | None:
 
 @lru_cache(maxsize=1)
 def _plain_of_ours() -> dict[str, Mapping[str, Any]]:
-    """What each method of `CONF` stands for, by its name."""
-    return {path.stem: yaml.safe_load(path.read_bytes())["plain"] for path in CONF.glob("*.yaml")}
+    """What each method of `METHODS` stands for, by its name."""
+    return {path.stem: yaml.safe_load(path.read_bytes())["plain"] for path in METHODS.glob("*.yaml")}
 
 
 @lru_cache(maxsize=1)
 def _parts_of_ours() -> dict[str, str]:
-    """The modules of the parts in `CONF`, by their label."""
+    """The modules of the parts in `METHODS`, by their label."""
     targets = {target for plain in _plain_of_ours().values() for target in plain.values() if target}
-    targets |= {yaml.safe_load(path.read_bytes())["_target_"] for path in (CONF / "allocator").glob("*.yaml")}
+    targets |= {yaml.safe_load(path.read_bytes())["_target_"] for path in (METHODS / "allocator").glob("*.yaml")}
     modules = {target.rpartition(".")[0] for target in targets}
     return {module.rpartition(".")[2]: module for module in modules}
 

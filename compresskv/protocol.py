@@ -7,14 +7,14 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import cache
-from pathlib import Path
 from typing import Any, Literal
 
 import yaml
 
 from compresskv.checking import Name, readable
+from compresskv.folders import CONF
 
-CONF = Path(__file__).parents[1] / "conf" / "protocol"
+PROTOCOLS = CONF / "protocol"
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ def label_stem(label: str) -> str:
 @cache
 def _fields_of(name: str) -> dict[str, Any]:
     """The fields of conf/protocol/<name>.yaml except its name; empty if that protocol does not exist."""
-    for path in CONF.glob("*.yaml"):
+    for path in PROTOCOLS.glob("*.yaml"):
         if path.stem == name:
             return {field: value for field, value in yaml.safe_load(path.read_bytes()).items() if field != "name"}
     return {}

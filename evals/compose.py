@@ -19,12 +19,11 @@ from omegaconf.errors import OmegaConfBaseException
 
 from compresskv.checking import readable, refuse_unknown
 from compresskv.errors import UserError
+from compresskv.folders import CONF
 from compresskv.inputs import expanded
 from compresskv.model_config import name_of
 from evals.help import settings_help
 from evals.job import Job, job_from
-
-CONF = Path(__file__).resolve().parents[1] / "conf"
 
 LONGEST_SENTENCE = 400
 """Characters of what Hydra says that a sentence quotes."""

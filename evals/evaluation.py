@@ -19,6 +19,7 @@ import yaml
 
 from compresskv.checking import Name
 from compresskv.errors import UserError
+from compresskv.folders import CONF
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -32,7 +33,6 @@ if TYPE_CHECKING:
     from evals.results.record import Record
     from evals.running.plan import Work
 
-CONF = Path(__file__).parents[1] / "conf" / "eval"
 
 TITLES = {"niah": "needle in a haystack", "longbench": "LongBench", "head_masking": "head masking"}
 """How evaluations of `conf/eval` are headed, by name, where that is not their name."""
@@ -56,7 +56,7 @@ def reserved(name: str) -> str | None:
 
 @cache
 def _targets() -> dict[str, str]:
-    return {path.stem: yaml.safe_load(path.read_bytes())["_target_"] for path in sorted(CONF.glob("*.yaml"))}
+    return {path.stem: yaml.safe_load(path.read_bytes())["_target_"] for path in sorted((CONF / "eval").glob("*.yaml"))}
 
 
 def _spelt(name: str) -> str:

@@ -12,6 +12,7 @@ import yaml
 
 from compresskv.checking import Ge, Gt, Le, MinLen, PathText, checked, checked_value, frozen, readable, refuse_unknown
 from compresskv.errors import UserError
+from compresskv.folders import CONF
 from compresskv.inputs import expanded
 from compresskv.methods import MethodConfig, check_parameters, method_config
 from compresskv.model_config import ModelConfig
@@ -19,8 +20,6 @@ from compresskv.observation import ObservationConfig
 from compresskv.protocol import EvaluationProtocol
 from evals.evaluation import Evaluation, SampledEvaluation, kind_of, reserved
 from evals.loggers import Logger
-
-CONF = Path(__file__).parents[1] / "conf" / "model"
 
 Tokens = Annotated[int, Ge(1), Le(100_000_000)]
 
@@ -137,7 +136,7 @@ def _refuse_name_of_another_model(model: ModelConfig) -> None:
 @cache
 def _weights() -> dict[str, Any]:
     """Where each model of `conf/model` comes from, by its name: a hub id, or files in a package."""
-    nodes = {path.stem: yaml.safe_load(path.read_bytes()) for path in sorted(CONF.glob("[!_]*.yaml"))}
+    nodes = {path.stem: yaml.safe_load(path.read_bytes()) for path in sorted((CONF / "model").glob("[!_]*.yaml"))}
     return {name.casefold(): frozen(node.get("path") or node.get("package")) for name, node in nodes.items()}
 
 

@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 LAUNCHING = ("hydra/launcher", "hydra.launcher", "hydra/sweeper", "hydra.sweeper", "hydra.mode")
 """Hydra's own settings that shape this sweep, but not those that its groups run."""
 
-SCRIPT = Path(__file__).resolve().parents[1] / "run.py"
+SCRIPT = Path(__file__).resolve().parents[1] / "evals" / "command.py"
 
 
 class GridSweeper(BasicSweeper):

@@ -184,10 +184,10 @@ def test_a_signal_ends_in_a_sentence(tiny, tmp_path, sent):
 
 OUTPUTS = """
 import sys
-import run
+from evals.command import open_standard_descriptors
 from evals.console import outputs_never_fail
 from rich.console import Console
-run.open_standard_descriptors()
+open_standard_descriptors()
 outputs_never_fail()
 for standard in (False, True):
     Console(stderr=standard).print("x" * 100_000, highlight=False)

@@ -18,10 +18,11 @@ from omegaconf import OmegaConf
 
 from compresskv.checking import type_hints
 from compresskv.errors import UserError
+from compresskv.folders import CONF
 from compresskv.model_config import ModelConfig
 from compresskv.observation import ObservationConfig
 from compresskv.protocol import EvaluationProtocol
-from evals.compose import CONF, composed
+from evals.compose import composed
 from evals.help import as_typed, comments
 from evals.job import job_from
 from evals.launch.slurm.config import SlurmConfig

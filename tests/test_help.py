@@ -10,7 +10,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 
-from evals.compose import CONF
+from compresskv.folders import CONF
 from evals.help import all_meanings, leaves, settings_help
 from tests.support.command import ROOT
 

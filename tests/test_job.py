@@ -13,8 +13,9 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from compresskv.errors import UserError
+from compresskv.folders import CONF
 from compresskv.methods import Part, label_of
-from evals.compose import CONF, composed
+from evals.compose import composed
 from evals.job import job_from
 from evals.launch.executor import Sweep
 

@@ -10,7 +10,8 @@ from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from evals.compose import CONF, plain, refused_in_a_sentence
+from compresskv.folders import CONF
+from evals.compose import plain, refused_in_a_sentence
 from evals.job import Job, job_from
 from evals.report import experiments
 

@@ -10,7 +10,8 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
-from evals.compose import CONF, plain
+from compresskv.folders import CONF
+from evals.compose import plain
 
 
 def axes(*overrides: str) -> dict[str, list[str]]:

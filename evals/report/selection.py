@@ -8,10 +8,10 @@ from typing import Any, cast
 from compresskv import calibration
 from compresskv.checking import checked
 from compresskv.errors import UserError
+from compresskv.folders import CONF
 from compresskv.methods import method_config, named_method
 from compresskv.protocol import EvaluationProtocol
 from compresskv.selecting_heads import Heads, count_heads
-from evals.compose import CONF
 from evals.report.experiments import sweep
 from evals.report.labels import calibration_of, selecting_heads
 from evals.report.sound import sound

@@ -13,6 +13,8 @@ from typing import Any
 
 from evals.results.schema import Line
 
+CHECKOUT = Path(__file__).resolve().parents[2]
+
 LIBRARIES = ("torch", "transformers", "flash-attn", "tokenizers", "safetensors", "rouge-score", "hydra-core")
 
 
@@ -20,8 +22,8 @@ LIBRARIES = ("torch", "transformers", "flash-attn", "tokenizers", "safetensors",
 def environment() -> dict[str, Any]:
     """Where a run happens: commit, library versions, hardware, and their `key`, 8 digits of their hash."""
     about = {
-        "git_commit": _git("rev-parse", "HEAD"),
-        "git_dirty": bool(_git("status", "--porcelain", "--untracked-files=no")),
+        "version": _version("compresskv-bench"),
+        **_revision(),
         "python": platform.python_version(),
         "versions": {name: installed for name in LIBRARIES if (installed := _version(name))},
         "hardware": _hardware(),
@@ -77,10 +79,18 @@ def _version(name: str) -> str | None:
         return None
 
 
+def _revision() -> dict[str, Any]:
+    """Commit of the checkout that this runs from, and whether it was edited; an installed package has none."""
+    top = _git("rev-parse", "--show-toplevel")
+    if top is None or Path(top).resolve() != CHECKOUT:  # such as that of a project with a virtual environment
+        return {"git_commit": None, "git_dirty": False}
+    edited = _git("status", "--porcelain", "--untracked-files=no")
+    return {"git_commit": _git("rev-parse", "HEAD"), "git_dirty": bool(edited)}
+
+
 def _git(*arguments: str) -> str | None:
-    folder = Path(__file__).resolve().parents[2]
     try:
-        answer = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, timeout=10)
+        answer = subprocess.run(["git", *arguments], cwd=CHECKOUT, capture_output=True, text=True, timeout=10)
     except (OSError, subprocess.TimeoutExpired):
         return None
     return answer.stdout.strip() if answer.returncode == 0 else None

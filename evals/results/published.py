@@ -6,8 +6,9 @@ from functools import cache
 from pathlib import Path
 
 from compresskv.errors import UserError
+from compresskv.folders import shipped
 
-FOLDER = Path(__file__).parents[2] / "results" / "paper"
+FOLDER = shipped("results/paper")
 COLUMNS = ("item", "model", "method", "budget", "task_or_metric", "value", "unit", "source", "note")
 SECOND_HAND = "second-hand"
 

@@ -187,7 +187,8 @@ class Hardware(TypedDict, total=False):
 class Environment(TypedDict, total=False):
     """What is shown of where a run happened."""
 
-    git_commit: str | None
+    version: str | None  # of this package
+    git_commit: str | None  # None for an installed package
     git_dirty: bool
     python: str
     versions: dict[str, str]

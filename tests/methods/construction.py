@@ -21,7 +21,8 @@ from compresskv.eviction import (
     LayerScores,
     PromptShape,
 )
-from compresskv.methods import CONF, MethodConfig, Part, build, named_method
+from compresskv.folders import CONF
+from compresskv.methods import MethodConfig, Part, build, named_method
 from compresskv.observation import ObservationConfig
 from compresskv.protocol import EvaluationProtocol
 from compresskv.selection import Kept, running_capacities
@@ -152,7 +153,7 @@ def context(
 
 METHODS = {
     config.name: config
-    for config in (named_method(path.stem) for path in sorted(CONF.glob("*.yaml")))
+    for config in (named_method(path.stem) for path in sorted((CONF / "method").glob("*.yaml")))
     if not config.keeps_everything
 }
 """Every method of conf/method that evicts. All property tests run over this table."""

@@ -15,7 +15,7 @@ from compresskv import calibration
 from compresskv.checking import checked
 from compresskv.detokenise import text_of
 from compresskv.eviction import LayerPrefill, PromptShape
-from compresskv.methods import CONF
+from compresskv.folders import CONF
 from compresskv.models import LoadedModel
 from compresskv.protocol import EvaluationProtocol
 from evals.head_masking.choices import Choice
@@ -32,9 +32,7 @@ FIELDS = [field.name for field in fields(EvaluationProtocol) if field.name != "n
 
 
 def from_conf(name: str) -> EvaluationProtocol:
-    return checked(
-        "protocol", EvaluationProtocol, yaml.safe_load((CONF.parent / "protocol" / f"{name}.yaml").read_text())
-    )
+    return checked("protocol", EvaluationProtocol, yaml.safe_load((CONF / "protocol" / f"{name}.yaml").read_text()))
 
 
 CORRECTED, RELEASED = from_conf("corrected"), from_conf("released")

@@ -10,19 +10,20 @@ import yaml
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-import run  # noqa: F401  (registers the resolvers that the configuration uses)
+import evals.compose  # noqa: F401  (registers the resolvers that the configuration uses)
 from baselines.cake import TAUS
 from baselines.headkv import KINDS
 from compresskv.errors import UserError
 from compresskv.eviction import EvictionMethod, PromptShape
+from compresskv.folders import CONF
 from compresskv.layer_error import LayerErrorAllocator
-from compresskv.methods import CONF, MethodConfig, Part, build, check_parameters, method_config, named_method
+from compresskv.methods import MethodConfig, Part, build, check_parameters, method_config, named_method
 from compresskv.selecting_heads import count_heads
 from tests.methods.construction import METHODS, context, method
 from tests.support.command import ROOT
 
-SCORERS = sorted(path.stem for path in CONF.glob("*.yaml"))
-ALLOCATORS = sorted(path.stem for path in (CONF / "allocator").glob("*.yaml"))
+SCORERS = sorted(path.stem for path in (CONF / "method").glob("*.yaml"))
+ALLOCATORS = sorted(path.stem for path in (CONF / "method" / "allocator").glob("*.yaml"))
 SHAPE = PromptShape(2, 2, 20, 2)
 
 
@@ -43,7 +44,7 @@ def built(*overrides: str) -> EvictionMethod:
 
 def parameters_of(path: str, part: str | None) -> dict[str, Any]:
     """What a YAML under conf/method gives to a part."""
-    node = yaml.safe_load((CONF / path).read_text())
+    node = yaml.safe_load((CONF / "method" / path).read_text())
     node = node if part is None else node[part]
     return {key: value for key, value in (node or {}).items() if key != "_target_"}
 
@@ -99,14 +100,14 @@ def test_a_method_stands_for_the_parts_of_its_yaml(name: str) -> None:
     """Which are the ones that it composes, so that its label is its name."""
     assert configured(f"method={name}") == named_method(name)
     assert named_method(name).name == name
-    node = yaml.safe_load((CONF / f"{name}.yaml").read_text())
+    node = yaml.safe_load((CONF / "method" / f"{name}.yaml").read_text())
     assert node["name"] == name
     assert node["plain"]["scorer"] == (node["scorer"] and node["scorer"]["_target_"])
 
 
 def parts() -> list[Any]:
     scorers = [pytest.param(config.scorer, id=name) for name, config in METHODS.items()]
-    nodes = {name: yaml.safe_load((CONF / "allocator" / f"{name}.yaml").read_text()) for name in ALLOCATORS}
+    nodes = {name: yaml.safe_load((CONF / "method" / "allocator" / f"{name}.yaml").read_text()) for name in ALLOCATORS}
     return scorers + [pytest.param(Part(node.pop("_target_"), node), id=name) for name, node in nodes.items()]
 
 

@@ -5,8 +5,9 @@ from hydra import compose, initialize_config_dir
 from omegaconf import open_dict
 
 from compresskv import calibration
+from compresskv.folders import CONF
 from compresskv.selecting_heads import count_heads
-from evals.compose import CONF, plain
+from evals.compose import plain
 from evals.job import job_from
 from evals.report.experiments import axes
 from evals.report.items import ITEMS

@@ -14,7 +14,7 @@ from unittest.mock import patch
 
 from hydra.core.global_hydra import GlobalHydra
 
-import run as entry_point
+from evals import command as entry_point
 
 ROOT = Path(__file__).resolve().parents[2]
 HANDLED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -28,8 +28,7 @@ def run(*overrides: str, env: dict[str, str] | None = None) -> subprocess.Comple
     """`python run.py …` in this process, which has torch imported already; `run_process` is the real one."""
     handlers = {number: signal.getsignal(number) for number in HANDLED}
     out, err = io.StringIO(), io.StringIO()
-    # Hydra looks for `conf` beside the file of a main module alone.
-    environment = patch.dict(os.environ, {"HYDRA_MAIN_MODULE": "__main__", **(env or {})})
+    environment = patch.dict(os.environ, env or {})
     command = patch.object(sys, "argv", arguments(*overrides)[1:])
     GlobalHydra.instance().clear()
     try:
