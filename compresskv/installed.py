@@ -1,4 +1,4 @@
-"""What depends on the installed version of transformers: the oldest that is served, and the name of the cache argument.
+"""What depends on the installed version of transformers: whether it is served, and the name of the cache argument.
 
 transformers 5.24 renamed the argument `past_key_values` of `forward` and `generate` to `cache`.
 """
@@ -16,6 +16,9 @@ from compresskv.errors import UserError
 OLDEST = "5.20"
 """`make test-versions` runs the engine's tests with it, and with the newest that pyproject.toml allows."""
 
+CHUNKS_GO_ON = "5.23"
+"""The oldest whose `generate` in chunks (`prefill_chunk_size`) goes on after what its cache holds."""
+
 NAMES = ("cache", "past_key_values")
 
 
@@ -28,6 +31,18 @@ def refuse_older() -> None:
     if Version(installed) < Version(OLDEST):
         raise UserError(
             f"transformers={installed}: compresskv needs {OLDEST} or newer: pip install 'transformers>={OLDEST}'"
+        )
+
+
+def refuse_second_chunks(chunk: int, held: int) -> None:
+    """Raise `UserError` where `generate` would give a cache its `held` tokens again, `chunk` at a time."""
+    import transformers
+
+    if Version(transformers.__version__) < Version(CHUNKS_GO_ON):
+        raise UserError(
+            f"prefill_chunk_size={chunk}: transformers={transformers.__version__} would give the {held} tokens that "
+            "the cache holds once more: pass prefill_chunk_size=None for what follows them, or install "
+            f"transformers>={CHUNKS_GO_ON}"
         )
 
 

@@ -22,7 +22,8 @@ SCRIPT = Path(__file__).resolve().parents[1] / "evals" / "command.py"
 class GridSweeper(BasicSweeper):
     """Hydra's own sweeper without its multirun.yaml, for which a tree that is read-only or full has no place.
 
-    Each setting's folder has its whole configuration.
+    Each setting's folder has its whole configuration. Nor are the settings composed twice: the launchers compose all of
+    them before they start the first.
     """
 
     def __init__(self, params: dict[str, str] | None = None) -> None:
@@ -46,7 +47,6 @@ class GridSweeper(BasicSweeper):
         parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
         overrides = parser.parse_overrides([*self._parse_config(), *arguments])
         (jobs,) = self.split_arguments(overrides, None)
-        self.validate_batch_is_legal(jobs)
         return self.launcher.launch(jobs, initial_job_idx=0)
 
 

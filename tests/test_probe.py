@@ -73,7 +73,7 @@ REFUSED = {
     "XGLM": ({"d_model": 96, "attention_heads": 6, "ffn_dim": 96}, "its own code"),
     "Mamba": ({}, "linear_attention"),
     "Jamba": ({}, "linear_attention"),
-    "RecurrentGemma": ({}, "linear_attention"),
+    "RecurrentGemma": ({}, "linear_attention|its own code"),  # its configuration names its layers from 5.23 on
     "Llama4Text": ({"num_local_experts": 2, "intermediate_size_mlp": 96, "head_dim": 16}, "chunked_attention"),
     "OpenAIGPT": ({}, "its own code"),
 }

@@ -23,7 +23,7 @@ from compresskv.engine.rows import Source
 from compresskv.errors import UserError
 from compresskv.eviction import Capacity, EvictionMethod, LayerPrefill, LayerScores, refuse_writes, score
 from compresskv.generation_defaults import ignored
-from compresskv.installed import generate_argument
+from compresskv.installed import generate_argument, refuse_second_chunks
 from compresskv.methods import method_for
 from compresskv.selection import Kept, answered, counts, keep_all, refuse_nan, select, tighten
 
@@ -236,11 +236,15 @@ def _generating(model: PreTrainedModel) -> Iterator[None]:
             return generate(*args, **kwargs)
         configs = (*args[1:2], kwargs.get("generation_config"), model.generation_config)
         chunks = [kwargs.get("prefill_chunk_size"), *(getattr(each, "prefill_chunk_size", None) for each in configs)]
+        chunk = next(filter(None, chunks), None)
         inputs = [*args[:1], *(kwargs.get(name) for name in ("inputs", "input_ids", "inputs_embeds"))]
         prompt = next((given for given in inputs if given is not None), None)
-        if prompt is not None and not cache:
+        if cache:
+            if chunk := kwargs.get("prefill_chunk_size", chunk):
+                refuse_second_chunks(chunk, cache.get_seq_length())
+        elif prompt is not None:
             cache.refuse_shorter(prompt.shape[1])
-            if any(chunks):
+            if chunk:
                 cache.expect(prompt.shape[1])
         output = generate(*args, **kwargs)
         tokens = getattr(output, "sequences", output).shape[1]

@@ -24,7 +24,7 @@ from tests.support.flash_attention import ON_LOGICAL_DEVICES
 from tests.support.logical_devices import logical_devices, place
 from tests.support.methods_in_use import SNAPKV
 
-LENGTH, LAYERS, WINDOW = 1024, 4, 8
+LENGTH, LAYERS, WINDOW = 512, 4, 8
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +39,7 @@ def ids():
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
-@pytest.mark.parametrize("chunk", [None, 256, 300])
+@pytest.mark.parametrize("chunk", [None, 128, 150])
 def test_prefill_on_the_cpu(llama, dtype, chunk):
     model = copy.deepcopy(llama).to(dtype)
     with attached(model), LiveBytesMode([*model.parameters(), *model.buffers()]) as mode:
@@ -115,8 +115,8 @@ def test_observers_work_while_the_prompt_is_processed(llama):
 def test_the_full_cache_decodes_in_the_place_of_the_prompt(llama):
     """No more than a layer of it is held twice."""
     with attached(llama), LiveBytesMode([*llama.parameters(), *llama.buffers()]) as mode:
-        generate(llama, ids()[:512], [FULL], Stopping(4), chunk=16)
-    shape = Footprint(llama, 512)
+        generate(llama, ids(), [FULL], Stopping(4), chunk=16)
+    shape = Footprint(llama, LENGTH)
     assert mode.live.peak < 1.5 * shape.prompt
     assert 0.95 < (shape.prompt + shape.full_row(4)) / mode.live.peak < 1.1
 
@@ -125,8 +125,8 @@ def test_the_full_cache_decodes_in_the_place_of_the_prompt(llama):
 def test_fidelity_needs_the_prompt_and_a_full_cache_beside_each_batch(llama, budget):
     settings = [FULL] if budget is None else [Setting(SNAPKV, budget)] * 3
     with attached(llama), LiveBytesMode([*llama.parameters(), *llama.buffers()]) as mode:
-        generate(llama, ids()[:512], settings, Stopping(4), chunk=64, reference=[5, 17, 40])
-    made = forecast(llama, settings, 512, 4, chunk=64, fidelity=True)
+        generate(llama, ids(), settings, Stopping(4), chunk=64, reference=[5, 17, 40])
+    made = forecast(llama, settings, LENGTH, 4, chunk=64, fidelity=True)
     assert 0.95 < (made.peak - made.used) / mode.live.peak < 1.1
 
 

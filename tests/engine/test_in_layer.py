@@ -5,6 +5,8 @@ import gc
 
 import pytest
 import torch
+import transformers
+from packaging.version import Version
 from transformers import GenerationConfig
 
 from compresskv.engine.attention import attached
@@ -13,7 +15,7 @@ from compresskv.engine.generation import generate
 from compresskv.engine.in_layer import LayerwiseCache, compressed
 from compresskv.engine.prefill import Setting, prefill
 from compresskv.errors import UserError
-from compresskv.installed import generate_argument
+from compresskv.installed import CHUNKS_GO_ON, generate_argument
 from tests.support import tiny
 from tests.support.methods_in_use import RAGGED, SNAPKV
 from tests.test_probe import LATENT, made
@@ -107,7 +109,7 @@ CHUNKED = {
 @pytest.mark.parametrize("place", CHUNKED)
 @pytest.mark.parametrize("family", ["llama", "mistral-sliding", "qwen2-hybrid"])
 def test_chunks_of_generate_are_one_prompt(family, place):
-    """Whether or not it was said how long the prompt is; a second call follows the first, in chunks or not."""
+    """Whether or not it was said how long the prompt is."""
     model, ids = copy.deepcopy(tiny.model(family)), tiny.prompt(60)
     with attached(model):
         expected = generate(model, ids, [Setting(SNAPKV, 20)], Stopping(4))[0]
@@ -115,16 +117,32 @@ def test_chunks_of_generate_are_one_prompt(family, place):
     for length in (None, 60):
         with compressed(model, SNAPKV, 20, prompt_length=length) as cache:
             out = model.generate(ids[None], past_key_values=cache, **{**OPTIONS, **options})
-            assert out[0, 60:].tolist() == expected.tokens
-            assert [[len(head) for head in layer] for layer in cache.kept] == expected.kept
+        assert out[0, 60:].tolist() == expected.tokens
+        assert [[len(head) for head in layer] for layer in cache.kept] == expected.kept
+
+
+@pytest.mark.parametrize("place", CHUNKED)
+@pytest.mark.parametrize("family", ["llama", "mistral-sliding", "qwen2-hybrid"])
+def test_a_second_generate_in_chunks_follows_the_first(family, place):
+    """Or is refused, where transformers would give the cache all tokens again."""
+    model, ids = copy.deepcopy(tiny.model(family)), tiny.prompt(60)
+
+    def turns(**second):
+        with compressed(model, SNAPKV, 20) as cache:
+            out = model.generate(ids[None], past_key_values=cache, **{**OPTIONS, **options})
             longer = torch.cat([out[0], tiny.prompt(20, 3)])[None]
             mask = {"attention_mask": torch.ones_like(longer)}
-            again = model.generate(longer, past_key_values=cache, **{**OPTIONS, **options, **mask})
-        with compressed(model, SNAPKV, 20) as cache:
-            model(ids[None], past_key_values=cache)
-            model(longer[:, 60:-1], past_key_values=cache)
-            whole = model.generate(longer, past_key_values=cache, **{**OPTIONS, **mask, "prefill_chunk_size": None})
-        assert again.tolist() == whole.tolist()
+            return model.generate(longer, past_key_values=cache, **{**OPTIONS, **mask, **options, **second}).tolist()
+
+    options = {}
+    whole = turns()
+    options = CHUNKED[place](model)
+    assert turns(prefill_chunk_size=None) == whole
+    if Version(transformers.__version__) >= Version(CHUNKS_GO_ON):
+        assert turns() == whole
+    else:
+        with pytest.raises(UserError):
+            turns()
 
 
 def test_the_block_needs_no_gradients_and_refuses_them():

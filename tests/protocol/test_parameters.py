@@ -27,10 +27,10 @@ ALLOCATORS = sorted(path.stem for path in (CONF / "method" / "allocator").glob("
 SHAPE = PromptShape(2, 2, 20, 2)
 
 
-def configured(*overrides: str) -> MethodConfig:
-    """The method that Hydra composes and the job checks."""
+def configured(*overrides: str, root: str = "config") -> MethodConfig:
+    """The method that Hydra composes, from `root` under conf/, and the job checks."""
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        composed = compose("config", list(overrides))
+        composed = compose(root, list(overrides))
     config = method_config(OmegaConf.to_container(composed, resolve=True)["method"])  # type: ignore[index,call-overload]
     check_parameters(config)
     return config
@@ -85,7 +85,7 @@ def assert_has(made: Any, parameters: dict[str, Any]) -> None:
 @pytest.mark.parametrize("scorer", SCORERS)
 def test_every_pair_has_the_parameters_of_its_own_parts(scorer: str) -> None:
     for allocator in ALLOCATORS:
-        config = configured(f"method={scorer}", f"method/allocator={allocator}")
+        config = configured(f"method/allocator={allocator}", root=f"method/{scorer}")
         made = build(config, context(SHAPE))
         if config.keeps_everything:
             assert made is None

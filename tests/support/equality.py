@@ -2,8 +2,9 @@
 
 from pathlib import Path
 
-from evals.compose import job
-from evals.running import outcome, sweep
+from evals.compose import composed
+from evals.job import job_from
+from evals.running import loading, outcome, sweep
 from tests.support.command import ROOT, content
 
 METHODS = sorted(path.stem for path in (ROOT / "conf" / "method").glob("*.yaml"))
@@ -13,12 +14,15 @@ def assert_sharing_changes_nothing(overrides: list[str], tmp_path: Path, monkeyp
     """All methods at two budgets, in one sweep and one by one: equal kept tokens, predictions and scores."""
     monkeypatch.setattr(outcome, "show", raise_failures)  # no tables and figures
 
+    configs = [composed(f"method={method}", *overrides) for method in METHODS]
+
     def jobs(results: str):
-        where = f"paths.results={tmp_path / results / 'out'}"
-        settings = [(method, budget) for method in METHODS for budget in (32, 96)]
-        return [job(f"method={method}", f"budget={budget}", where, *overrides) for method, budget in settings]
+        paths = {"results": str(tmp_path / results / "out")}
+        return [job_from({**config, "budget": budget, "paths": paths}) for config in configs for budget in (32, 96)]
 
     sweep.run(jobs("together"))
+    monkeypatch.setattr(loading._Last, "kept", True)  # a process has one model for all of its runs
+    monkeypatch.setattr(loading._Last, "model", None)
     for one in jobs("alone"):
         sweep.run([one])
     together, alone = (without_batches(content(tmp_path / results)) for results in ("together", "alone"))
