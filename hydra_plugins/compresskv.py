@@ -1,6 +1,7 @@
 """Behind `python run.py -m …`: the jobs of a sweep share their prefills, on one device or on several."""
 
 import sys
+import sysconfig
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -16,7 +17,10 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 LAUNCHING = ("hydra/launcher", "hydra.launcher", "hydra/sweeper", "hydra.sweeper", "hydra.mode")
 """Hydra's own settings that shape this sweep, but not those that its groups run."""
 
-SCRIPT = Path(__file__).resolve().parents[1] / "evals" / "command.py"
+CHECKOUT = Path(__file__).resolve().parents[1]
+INSTALLED = Path(sysconfig.get_path("scripts")) / "compresskv-bench"
+SCRIPT = CHECKOUT / "run.py" if (CHECKOUT / "pyproject.toml").is_file() else INSTALLED
+"""What a user runs; processes of other devices and of SLURM run it, too."""
 
 
 class GridSweeper(BasicSweeper):

@@ -4,7 +4,9 @@ Arguments are overrides as for `run.py`. Finished samples are not computed again
 """
 
 import sys
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 from compresskv import models
 from compresskv.errors import UserError
@@ -12,7 +14,7 @@ from evals import compose
 from evals.audit import selector
 from evals.audit.effects import IN_NEITHER, fill, measure
 from evals.console import one_sentence_endings, outputs_never_fail
-from evals.job import Job
+from evals.job import Job, job_from
 from evals.progress import Progress
 from evals.results.store import write_text
 
@@ -34,12 +36,16 @@ def main(overrides: list[str], page: Path = PAGE) -> None:
     def make(*changes: str) -> Job:
         return compose.job(*GRID, *overrides, *changes)
 
+    @cache
+    def composed(method: str) -> dict[str, Any]:
+        return compose.composed(*GRID, *overrides, f"method={method}")
+
     def make_job(method: str, budget: int, field: str | None) -> Job:
-        changes = []
+        config = composed(method) | {"budget": budget}
         if field:
-            value = _quoted(IN_NEITHER.get(field, released[field]))
-            changes = [f"protocol.{field}={value}", f"protocol.name=corrected-{field}"]
-        return make(f"method={method}", f"budget={budget}", *changes)
+            value = IN_NEITHER.get(field, released[field])
+            config["protocol"] = config["protocol"] | {field: value, "name": f"corrected-{field}"}
+        return job_from(config)
 
     model = models.load(make_job("full", 128, None).model)
     arms = selector.arms(make)
@@ -55,10 +61,6 @@ def main(overrides: list[str], page: Path = PAGE) -> None:
         for baseline, jobs in arms.items()
     )
     write_text(page, fill(page.read_text(encoding="utf-8"), effects))
-
-
-def _quoted(value: object) -> str:
-    return f"'{value}'" if isinstance(value, str) else str(value).lower()
 
 
 if __name__ == "__main__":
