@@ -15,7 +15,6 @@ from evals.compose import job
 from evals.longbench.tasks import ENGLISH
 from tests.support.command import run
 
-
 SHORT = (
     "eval=calibrate", "eval.lengths=[250]", "eval.depths=1", "eval.minimum_accepted=1", "eval.max_steps=12",
     "eval.texts=1", "eval.head_counts=[4]",
