@@ -45,7 +45,7 @@ def test_every_setting_has_a_meaning(choices):
 
 
 def test_the_meaning_is_that_of_the_chosen_file():
-    assert all_meanings(whole("eval=jsonl"))["eval.max_new_tokens"] == "of records that set none"
+    assert all_meanings(whole("eval=jsonl"))["eval.max_new_tokens"] == "for records without it"
     assert all_meanings(whole("eval=head_masking"))["eval.max_new_tokens"] == "longest answer, in tokens"
 
 
