@@ -34,7 +34,7 @@ demo: setup ## run the four methods on needle-in-a-haystack with the default mod
 test: setup ## run the test suite
 	$(BIN)/python -m pytest -n auto
 
-notebooks: setup ## execute the notebooks on the default model, and say what each took
+notebooks: setup ## execute the notebooks on the default model and print the time of each
 	$(BIN)/python -m notebooks
 
 # Found before the one in .venv, as PYTHONPATH comes first; torch and the rest are shared.
@@ -50,16 +50,16 @@ test-versions: setup $(OLDEST)/.ready $(NEWEST)/.ready ## run the engine's tests
 	    tests/test_generation_defaults.py || exit 1; \
 	done
 
-test-wheel: setup ## install the package as a wheel into another environment, and use it there
+test-wheel: setup ## install the package from a wheel into a new environment and use it there
 	$(BIN)/python -m pytest -m wheel tests/wheel
 
-test-slow: setup ## run the tests that take minutes
+test-slow: setup ## run the slow tests, which take minutes each
 	$(BIN)/python -m pytest -m slow
 
-test-gpu: setup ## run the GPU paths on the CUDA devices that are there, beside the CPU (skipped without one)
+test-gpu: setup ## run the GPU paths on the available CUDA devices and compare them with the CPU
 	$(BIN)/python -m pytest -m gpu -rs tests/gpu
 
-test-slurm: setup ## run sweeps on a SLURM started for it; needs Debian's slurmctld, slurmd, slurm-client and munge
+test-slurm: setup ## start a SLURM and run sweeps on it; needs Debian's slurmctld, slurmd, slurm-client and munge
 	$(BIN)/python -m pytest -m slurm tests/launch/slurm
 
 test-browser: setup ## open the report page in headless Chromium; needs Debian's chromium and chromium-driver
@@ -75,22 +75,22 @@ lint: setup ## check style and types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: setup ## measure speed and memory side by side with transformers
+bench: setup ## compare speed and memory with transformers
 	$(BIN)/python -m bench.main
 
 bench-full: setup $(KVPRESS) ## the same for the paper's 31 settings, kvpress, and eight held prompts (about 20 minutes)
 	$(BIN)/python -m bench.full
 
-bench-kvpress: setup $(KVPRESS) ## the part of it that compares with NVIDIA's kvpress (about 6 minutes)
+bench-kvpress: setup $(KVPRESS) ## only the comparison with NVIDIA's kvpress (about 6 minutes)
 	$(BIN)/python -m bench.kvpress
 
-audit: setup ## measure what each quirk of the released code changes, for docs/audit.md (10 minutes on 2 cores with bfloat16, 30 without)
+audit: setup ## measure the effect of each quirk of the released code for docs/audit.md (10 minutes on 2 cores with bfloat16, 30 without)
 	$(BIN)/python -m evals.audit
 
 # The first rows of LongBench's tasks: a directory of task.jsonl files, or the official archive.
 LONGBENCH ?= hub
 
-reference: setup ## run what results/reference has, on the default model (two to three hours on 2 cores; goes on where it was ended)
+reference: setup ## run everything in results/reference on the default model (two to three hours on 2 cores; resumes)
 	$(BIN)/python -m evals.reference --data $(LONGBENCH)
 
 clean: ## remove the environment and caches
