@@ -4,6 +4,8 @@ import json
 import re
 import struct
 
+import matplotlib.pyplot as plt
+import numpy as np
 import pytest
 import wandb
 
@@ -30,7 +32,7 @@ def sent_by(tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_DIR", str(tmp_path))
 
     def send(act, directory="wandb"):
-        act(WandbLogger("project", None, "offline", str(tmp_path / directory)))
+        act(WandbLogger("project", None, None, ("mine",), "a note", "offline", str(tmp_path / directory)))
         wandb.teardown()  # its process has written everything
         return [read(path) for path in sorted((tmp_path / directory).rglob("run-*.wandb"))]
 
@@ -69,7 +71,12 @@ def read(path):
         record = wandb_internal_pb2.Record()
         record.ParseFromString(data)
         if record.HasField("run") and "config" not in content:
-            content |= {"id": record.run.run_id, "tags": list(record.run.tags), "group": record.run.run_group}
+            content |= {
+                "id": record.run.run_id,
+                "tags": list(record.run.tags),
+                "group": record.run.run_group,
+                "notes": record.run.notes,
+            }
             content["config"] = {item.key: json.loads(item.value_json) for item in record.run.config.update}
         content["history"] += record.HasField("history")
         if record.HasField("artifact"):
@@ -82,7 +89,7 @@ def read(path):
 
 def test_a_setting_is_a_run_with_what_people_filter_by(tmp_path, sent):
     fields = {"backend": "sdpa", "model_fingerprint": "abc"}
-    (run,) = sent([setting(tmp_path, [0.0, 100.0, 50.0], **fields)])
+    run, _ = sent([setting(tmp_path, [0.0, 100.0, 50.0], **fields)])
     assert run["numbers"]["score"] == 50
     assert run["numbers"]["n"] == 3
     assert run["numbers"]["score_words"] == 25
@@ -92,9 +99,28 @@ def test_a_setting_is_a_run_with_what_people_filter_by(tmp_path, sent):
     assert run["config"]["backend"] == "sdpa"
     assert run["config"]["model_fingerprint"] == "abc"
     assert run["config"]["environment"]["versions"]["torch"]
-    assert {"tiny", "niah", "needle", "corrected", "snapkv"} == set(run["tags"])
+    assert {"tiny", "niah", "needle", "corrected", "snapkv", "mine"} == set(run["tags"])
+    assert run["notes"] == "a note"
     assert run["group"] == "tiny niah"
-    assert run["files"]["niah-abcd1234"] == {"config.yaml", "samples.jsonl", "summary.json"}
+    assert run["files"]["tiny-niah-needle-corrected-snapkv-64-abcd1234"] == {
+        *("config.yaml", "samples.jsonl", "summary.json")
+    }
+
+
+def test_settings_have_artifacts_of_their_own_and_one_overview(tmp_path, sent):
+    """Two budgets of a method share a hash; the full cache has no budget, whatever was swept."""
+    small, large = (setting(tmp_path, [50.0, budget / 2], budget=budget) for budget in (64, 128))
+    full = setting(tmp_path, [100.0, 100.0], "full", None, config={"budget": 64})
+    picture = tmp_path / "niah.png"
+    plt.imsave(picture, np.zeros((2, 2)))
+    *runs, overview = sent([small, large, full], [picture])
+    assert len({name for run in runs for name in run["files"] if not name.endswith("-samples")}) == 3
+    assert [run["config"]["budget"] for run in runs] == [64, 128, None]
+    columns, rows = table(overview, "settings")
+    assert [row[columns.index("budget")] for row in rows] == [64, 128, None]
+    assert [row[columns.index("score")] for row in rows] == [41.0, 57.0, 100.0]
+    assert "niah" in overview["numbers"]
+    assert not any("niah" in run["numbers"] for run in runs)
 
 
 def test_progress_is_sent_while_it_runs(tmp_path, sent_by):
@@ -172,7 +198,7 @@ def test_a_measurement_is_a_run_with_its_table(tmp_path, measured, sent_by):
     assert columns == ["setting", "length", "decode_ms", "peak_bytes_by_gpu", "decode_ms_ratio"]
     assert rows == [["full", 200, 2.5, "[]", None], ["snapkv 64", 200, 1.5, "[]", 0.6]]
     assert table(run, "concurrency")[1] == [["full", 64, 2, "[80.0, 99.0]"]]
-    assert set(run["tags"]) == {"tiny", "efficiency"}
+    assert set(run["tags"]) == {"tiny", "efficiency", "mine"}
     assert run["group"] == "tiny efficiency"
 
 
@@ -213,7 +239,7 @@ def test_what_is_finished_is_sent_later_as_it_would_have_been(tmp_path, sent_by,
     where = f"logger.directory='{tmp_path}/wan,db'"
     runs = sent_by(lambda _: main(["push-wandb", str(tmp_path), "logger.mode=offline", where]), "wan,db")
     by_id = {run["id"]: run for run in runs}
-    assert len(by_id) == 2
+    assert len(by_id) == 3  # with the overview
     assert by_id[run_id(done)]["numbers"]["score"] == 50
     assert table(by_id[run_id(done)], "samples")[0][0] == "id"
     assert "tiny/niah/needle/corrected/tova/64-abcd1234: left out" in capsys.readouterr().err
@@ -224,7 +250,7 @@ def test_what_is_finished_is_sent_later_as_it_would_have_been(tmp_path, sent_by,
     [
         ([], "nothing is finished (no results are there): run it to its end first, or check the folder"),
         (["another"], "name one results folder"),
-        (["budget=3"], "budget=3: is no setting of the logger: choose logger.project, .group, .mode or .directory"),
+        (["budget=3"], "budget=3: is no setting of the logger: choose one of conf/logger/wandb.yaml"),
         (["logger.mod=offline"], "logger.mod: no such setting: did you mean logger.mode?"),
     ],
 )
@@ -248,7 +274,7 @@ ODD = "a:b;c,d#e?f'g (h) \u00e9*"
 
 def test_names_that_wandb_does_not_take_are_sent_all_the_same(tmp_path, sent):
     first, other = (setting(tmp_path, task=task) for task in (ODD, ODD.replace(":", ";")))
-    runs = sent([first, other])
+    *runs, _ = sent([first, other])
     assert len({run["id"] for run in runs}) == 2
     assert all(run["numbers"]["score"] == 50 for run in runs)
     assert run_id(first) == run_id(Record(first.path, first.runs))
@@ -265,4 +291,4 @@ def test_ids_and_names_that_wandb_takes_stay(tmp_path):
 @pytest.mark.parametrize("project", ["a:b", "a#b", "a?b", "a%b"])
 def test_a_project_that_wandb_does_not_take_is_refused_before_the_run(project):
     with pytest.raises(UserError, match=r"^logger\.project="):
-        WandbLogger(project, None, "offline", "wandb").check()
+        WandbLogger(project, None, None, (), None, "offline", "wandb").check()

@@ -28,7 +28,9 @@ def push(words: Sequence[str]) -> int:
             f"push-wandb {' '.join(words)}: name one results folder, and settings such as logger.mode=offline"
         )
     if other := [setting for setting in settings if not setting.startswith("logger.")]:
-        raise UserError(f"{other[0]}: is no setting of the logger: choose logger.project, .group, .mode or .directory")
+        raise UserError(
+            f"{other[0]}: is no setting of the logger: choose one of conf/logger/wandb.yaml, such as logger.project"
+        )
     results = expanded(folders[0] if folders else "results", "push-wandb")
     present = [record for record in records(results) if record.scored]
     finished = [record for record in present if record.summary and not record.problems and not record.running]

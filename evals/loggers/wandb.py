@@ -40,14 +40,17 @@ ABOUT = ("dtype", "backend", "model_fingerprint", "method_in_full", "prompt")
 
 @dataclass(frozen=True)
 class WandbLogger(Logger):
-    """One W&B run per setting, with its summary, samples, configuration and files; the figures go with the first.
+    """One W&B run per setting, with its summary, samples, configuration and files, and one overview run per command.
 
-    A setting's run has the same id whenever it is sent, so that a command that goes on continues its run. While a
-    command runs, a run of its own shows how far it is.
+    The overview has a table of all settings and the figures. Ids follow from the settings, so a resumed command
+    continues its runs. While a command runs, a separate run shows its progress.
     """
 
     project: Name
+    entity: Name | None
     group: Name | None
+    tags: tuple[Name, ...]
+    notes: Name | None
     mode: Literal["online", "offline"]
     directory: PathText
 
@@ -67,14 +70,15 @@ class WandbLogger(Logger):
     def watched(self, jobs: "Sequence[Job]") -> Iterator[Report]:
         import wandb
 
+        settings = list(dict.fromkeys(job.label for job in jobs))  # the full cache is one, whatever budgets are swept
         try:
             run = self._opened(
                 id=progress_id(jobs),
-                name=f"progress of {len(jobs)} settings",
+                name=f"progress of {len(settings)} settings",
                 group=self.group or f"{jobs[0].model.name} {jobs[0].eval.name}",
                 job_type="progress",
-                tags=[jobs[0].model.name[:64], jobs[0].eval.name[:64]],
-                config={"settings": [job.label for job in jobs]},
+                tags=[jobs[0].model.name, jobs[0].eval.name],
+                config={"settings": settings},
             )
         except wandb.Error as error:
             print(f"logger=wandb: progress is not sent: {error}", file=sys.stderr)
@@ -83,20 +87,29 @@ class WandbLogger(Logger):
         with run:
             yield lambda title, done, total: run.log({"task": title, "prompts": done, "of": total})
 
-    def _opened(self, **about: Any) -> "wandb.Run":
-        """A run, or that of this id continued."""
+    def _opened(self, tags: Sequence[str], **about: Any) -> "wandb.Run":
+        """A new run, or the existing one with this id. W&B prints nothing of it on the console."""
         import wandb
 
         Path(self.directory).mkdir(parents=True, exist_ok=True)
-        return wandb.init(project=self.project, mode=self.mode, dir=self.directory, resume="allow", **about)
+        return wandb.init(
+            project=self.project,
+            entity=self.entity,
+            mode=self.mode,
+            dir=self.directory,
+            notes=self.notes,
+            tags=[tag[:64] for tag in dict.fromkeys([*tags, *self.tags]) if tag],
+            resume="allow",
+            settings=wandb.Settings(silent=True),
+            **about,
+        )
 
     def log(self, records: Sequence[Record], figures: Sequence[Path]) -> None:
         import wandb
 
-        images = {path.stem: wandb.Image(str(path)) for path in figures if path.suffix == ".png"}
-        for name, record in zip(names(records), records, strict=True):
-            if record.summary is None:
-                continue
+        finished = [record for record in records if record.summary is not None]
+        named = dict(zip(finished, names(finished), strict=True))
+        for record, name in named.items():
             with self._opened(
                 group=self.group or f"{record.model} {record.eval}",
                 id=run_id(record),
@@ -106,12 +119,32 @@ class WandbLogger(Logger):
                 config=configuration(record),
             ) as run:
                 columns, rows = samples(record)
-                run.log({**measured(record.summary), "samples": wandb.Table(columns=columns, data=rows), **images})
-                files = wandb.Artifact(artifact_name(f"{record.eval}-{record.digest}"), type="results")
+                run.log({**measured(record.summary or {}), "samples": wandb.Table(columns=columns, data=rows)})
+                files = wandb.Artifact(artifact_name(record.name), type="results")
                 for path in filter(Path.is_file, (record.path / name for name in FILES)):
                     files.add_file(str(path))
                 run.log_artifact(files)
-            images = {}
+        if finished:
+            self._log_overview(named, figures)
+
+    def _log_overview(self, named: Mapping[Record, str], figures: Sequence[Path]) -> None:
+        """A run with a table of all settings, and the figures."""
+        import wandb
+
+        first = next(iter(named))
+        columns, rows = overview(named)
+        images = {path.stem: wandb.Image(str(path)) for path in figures if path.suffix == ".png"}
+        with self._opened(
+            group=self.group or f"{first.model} {first.eval}",
+            id=f"overview-{_hash(' '.join(sorted(map(run_id, named))))}",
+            name=f"overview of {len(named)} settings",
+            job_type="overview",
+            tags=[*dict.fromkeys(record.model for record in named), *dict.fromkeys(record.eval for record in named)],
+            config={"settings": list(named.values())},
+        ) as run:
+            run.log({"settings": wandb.Table(columns=columns, data=rows), **images})
+            if run.url:
+                print(f"W&B: {run.url}", file=sys.stderr)
 
     def log_measurements(self, measurements: Sequence[Measurement]) -> None:
         """One run each: its tables, its figures, and the file itself as an artifact."""
@@ -130,7 +163,7 @@ class WandbLogger(Logger):
                 id=safe_id(f"{measurement.model}-{measurement.eval}-{measurement.digest}"),
                 name=f"{measurement.model} {measurement.eval}",
                 job_type=measurement.eval,
-                tags=[tag[:64] for tag in (measurement.model, measurement.eval)],
+                tags=[measurement.model, measurement.eval],
                 config=measurement.about,
             ) as run:
                 run.log(tables)
@@ -144,7 +177,11 @@ class WandbLogger(Logger):
 def progress_id(jobs: "Sequence[Job]") -> str:
     """The same for a command that is given again, from whatever folder."""
     settings = [{key: value for key, value in job.config.items() if key not in ("paths", "logger")} for job in jobs]
-    return f"progress-{hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()[:16]}"
+    return f"progress-{_hash(json.dumps(settings, sort_keys=True, default=str))}"
+
+
+def _hash(text: str) -> str:
+    return hashlib.sha256(visible(text).encode()).hexdigest()[:16]
 
 
 def run_id(record: Record) -> str:
@@ -167,9 +204,8 @@ def artifact_name(text: str) -> str:
 
 
 def tags(record: Record) -> list[str]:
-    """Model, evaluation, task, protocol and method: what people filter by, of at most 64 characters each."""
-    named = [str(getattr(record, field)) for field in NAMED if field != "budget"]
-    return [tag[:64] for tag in dict.fromkeys(named) if tag]
+    """Model, evaluation, task, protocol and method, to filter by."""
+    return [str(getattr(record, field)) for field in NAMED if field != "budget"]
 
 
 def configuration(record: Record) -> dict[str, Any]:
@@ -177,7 +213,8 @@ def configuration(record: Record) -> dict[str, Any]:
     summary = record.summary or {}
     about = {field: summary[field] for field in ABOUT if field in summary}
     # `model`, `eval`, `protocol` and `method` are nodes of the configuration, so the names have a node of their own.
-    return {**record.config, "setting": _place(record), **about, "environment": summary.get("environment", {})}
+    config = {**record.config, "budget": record.budget}  # null for the full cache, whatever the command line has
+    return {**config, "setting": _place(record), **about, "environment": summary.get("environment", {})}
 
 
 def measured(summary: Mapping[str, Any]) -> dict[str, Any]:
@@ -188,6 +225,13 @@ def measured(summary: Mapping[str, Any]) -> dict[str, Any]:
     for field, mean in summary.get("fidelity", {}).items():
         numbers |= {field: mean["mean"], **_bounds(field, mean["interval"])}
     return numbers
+
+
+def overview(named: Mapping[Record, str]) -> tuple[list[str | int], list[list[Any]]]:
+    """Columns and rows of the table of settings: what each is, and its numbers."""
+    rows = [{"name": name, **_place(record), **measured(record.summary or {})} for record, name in named.items()]
+    columns: list[str | int] = list(dict.fromkeys(column for row in rows for column in row))
+    return columns, [[row.get(column) for column in columns] for row in rows]
 
 
 def samples(record: Record) -> tuple[list[str | int], list[list[Any]]]:
