@@ -231,7 +231,7 @@ def overview(named: Mapping[Record, str]) -> tuple[list[str | int], list[list[An
     """Columns and rows of the table of settings: what each is, and its numbers."""
     rows = [{"name": name, **_place(record), **measured(record.summary or {})} for record, name in named.items()]
     columns: list[str | int] = list(dict.fromkeys(column for row in rows for column in row))
-    return columns, [[row.get(column) for column in columns] for row in rows]
+    return columns, [[row.get(str(column)) for column in columns] for row in rows]
 
 
 def samples(record: Record) -> tuple[list[str | int], list[list[Any]]]:
