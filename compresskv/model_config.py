@@ -54,6 +54,13 @@ class ModelConfig:
     device: Annotated[str, AfterValidator(_device)] = "auto"
     trust_remote_code: bool = False
 
+    @property
+    def packaged(self) -> tuple[str, ...]:
+        """The parts of `package` that are read, which a `path` takes the place of."""
+        if self.path or not self.package:
+            return ()
+        return (self.package,) if isinstance(self.package, str) else self.package
+
 
 def name_of(path: str | int) -> str:
     """The name of the model at `path`: the last part of a hub id or directory, or a GGUF file's without its ending.

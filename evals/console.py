@@ -85,6 +85,8 @@ def outputs_take_any_text() -> None:
 def one_sentence_endings() -> Iterator[None]:
     """A user's mistake, or Ctrl-C, ends the process with one sentence on stderr and an exit code that is not 0.
 
+    Several mistakes at once, in an `ExceptionGroup`, have a line each.
+
     A `Note` is one line on stderr.
     """
     warnings.formatwarning = _format_warning
@@ -92,6 +94,10 @@ def one_sentence_endings() -> Iterator[None]:
         yield
     except UserError as error:
         sys.exit(visible(f"error: {error}"))
+    except ExceptionGroup as several:
+        if several.split(UserError)[1]:
+            raise
+        sys.exit("\n".join(visible(f"error: {error}") for error in several.exceptions))
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
 

@@ -96,8 +96,6 @@ class Speed:
 def plan(jobs: Sequence[Job]) -> None:
     """Print what these jobs will take. Raises `UserError` for what cannot be run, and for what has no plan."""
     rows: list[tuple[Work, Forecast, float]] = []
-    for evaluation in dict.fromkeys(job.eval for job in jobs):
-        evaluation.check()
     for config in dict.fromkeys(job.model for job in jobs):
         of_model = [job for job in jobs if job.model == config]
         model = models.load(config)
