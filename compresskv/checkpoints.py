@@ -1,5 +1,6 @@
 """The files of a model: where they are, what they are, and safetensors copies of GGUF files."""
 
+import glob
 import hashlib
 import json
 import math
@@ -205,6 +206,12 @@ def from_gguf(parts: Sequence[Path], expected: str | None) -> tuple[Path, str]:
 
 def _without_ending(name: str) -> str:
     return re.split(r"(?i)\.gguf", name)[0]
+
+
+def copies(file: Path) -> list[Path]:
+    """The complete copies that `from_gguf` has made of GGUF files of this name."""
+    found = (cache_folder() / "models").glob(f"{glob.escape(_without_ending(file.name))}-{'[0-9a-f]' * 16}")
+    return sorted(folder for folder in found if (folder / _ORIGIN).exists())
 
 
 def gguf_of_copy(folder: Path) -> tuple[str, str] | None:

@@ -222,8 +222,8 @@ def method_for(
     from transformers.cache_utils import get_layer_types_and_kwargs
 
     from compresskv import calibration as calibrations
+    from compresskv import loaded_weights
     from compresskv.context import Context
-    from compresskv.loaded_weights import UNKNOWN, identity
 
     config = model.config.get_text_config(decoder=True)
     layers = get_layer_types_and_kwargs(config)[0].count("full_attention")
@@ -232,7 +232,7 @@ def method_for(
         raise UserError(f"method={name}: this model has sliding-window layers only, so there is nothing to evict")
 
     context = Context(
-        model=Path(model.name_or_path).name,
+        model=loaded_weights.name(model),
         layers=layers,
         q_heads=config.num_attention_heads,
         kv_heads=getattr(config, "num_key_value_heads", None) or config.num_attention_heads,
@@ -240,9 +240,9 @@ def method_for(
     )
 
     def complete() -> Context:
-        label, fingerprint = identity(model)
+        label, fingerprint = loaded_weights.identity(model)
         if calibration is None or (isinstance(calibration, str) and calibration in calibrations.SOURCES):
-            fingerprint = fingerprint or UNKNOWN  # so that a name alone matches no weights
+            fingerprint = fingerprint or loaded_weights.UNKNOWN  # so that a name alone matches no weights
             made = calibrations.of_model(label, fingerprint, [calibration] if calibration else calibrations.SOURCES)
         elif isinstance(calibration, calibrations.Calibration):
             made = calibration
