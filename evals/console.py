@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
-from typing import Any
+from typing import Any, NoReturn
 
 from rich.console import Console
 from rich.text import Text
@@ -99,7 +99,7 @@ def one_sentence_endings() -> Iterator[None]:
             raise
         sys.exit("\n".join(visible(f"error: {error}") for error in several.exceptions))
     except KeyboardInterrupt:
-        sys.exit(INTERRUPTED)
+        end_interrupted(INTERRUPTED)
 
 
 @contextmanager
@@ -122,8 +122,14 @@ def _format_warning(message: Warning | str, category: type[Warning], *where: Any
 
 
 class _Signals:
-    received = False
+    received = 0  # the number of the last one
     held = False
+
+
+def end_interrupted(sentence: str) -> NoReturn:
+    """End with the code of a process that the signal had ended, as shells give it: 130 for Ctrl-C, 143 for SIGTERM."""
+    print(sentence, file=sys.stderr)
+    sys.exit(128 + (_Signals.received or signal.SIGINT))
 
 
 def signals_as_interrupts() -> None:
@@ -151,6 +157,6 @@ def interrupts_held() -> Iterator[None]:
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
-    _Signals.received = True
+    _Signals.received = number
     if not _Signals.held:
         raise KeyboardInterrupt
