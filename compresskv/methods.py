@@ -7,7 +7,7 @@ that function, so that a mistake is answered before torch is loaded; types and r
 import ast
 import difflib
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from importlib.metadata import entry_points
@@ -30,6 +30,7 @@ from compresskv.checking import (
 )
 from compresskv.errors import UserError
 from compresskv.folders import CONF
+from compresskv.observation import ObservationConfig
 from compresskv.protocol import EvaluationProtocol
 
 if TYPE_CHECKING:
@@ -262,8 +263,18 @@ def _part(name: str, node: Any) -> Part | None:
     part = Part(node["_target_"], frozen(parameters))
     known = argument_names(f"method.{name}", part.target)
     if known is not None:
+        refuse_observation(f"method.{name}", [key for key in parameters if key not in known])
         refuse_unknown(f"method.{name}", parameters, known)
     return part
+
+
+def refuse_observation(where: str, unknown: Iterable[Any]) -> None:
+    """Raise `UserError` for a setting of the run's observation among the `unknown` ones of a method or a part of it."""
+    for name in unknown:
+        if name in ObservationConfig.__dataclass_fields__:
+            raise UserError(
+                f"{where}.{name}: no such setting: did you mean observation.{name}, which all methods share?"
+            )
 
 
 def _refuse_unknown_settings(node: Mapping[str, Any], scorer: Part | None, allocator: Part | None) -> None:
@@ -273,6 +284,7 @@ def _refuse_unknown_settings(node: Mapping[str, Any], scorer: Part | None, alloc
         for name, part in (("scorer", scorer), ("allocator", allocator)):
             if part is not None and key in part.parameters:
                 raise UserError(f"method.{key}: no such setting: did you mean method.{name}.{key}?")
+        refuse_observation("method", [key])
         refuse_unknown("method", [key], KNOWN[:-1])
 
 

@@ -1,6 +1,7 @@
 """Every setting of every composed configuration: taken only where a range says so, else refused in one sentence."""
 
 import math
+import re
 from collections.abc import Callable, Iterator, Mapping
 from functools import cache
 from pathlib import Path
@@ -223,6 +224,24 @@ def test_a_mistyped_name_is_answered_with_the_nearest(override, says):
     with pytest.raises(UserError) as caught:
         job_from(given(override))
     assert str(caught.value).startswith(says)
+
+
+@pytest.mark.parametrize(
+    ("override", "meant"),
+    [
+        ("method.scorer.kernel=3", "observation.kernel"),
+        ("+method.scorer.kernel=3", "observation.kernel"),
+        ("+method.allocator.pooling=max", "observation.pooling"),
+        ("method.window=4", "observation.window"),
+        ("+method.window=4", "observation.window"),
+        ("kernel=3", "observation.kernel"),
+        ("lengths=[100]", "eval.lengths"),
+        ("model.heads=2", "method.scorer.heads"),
+    ],
+)
+def test_a_setting_of_another_node_is_named(override, meant):
+    with pytest.raises(UserError, match=rf"did you mean {re.escape(meant)}\b"):
+        job_from(composed(override))
 
 
 def test_a_setting_that_is_missing_is_named():
