@@ -1,5 +1,6 @@
 """The terminal: where tables go, and how a command ends."""
 
+import argparse
 import io
 import signal
 import sys
@@ -50,6 +51,13 @@ def _visible(character: str) -> str:
 def plain(text: str) -> Text:
     """Text for a table of the terminal: brackets in it are no markup, control characters no commands."""
     return Text(visible(text))
+
+
+class Arguments(argparse.ArgumentParser):
+    """A command line whose mistakes are a `UserError`: one sentence, without the usage in front."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{' '.join(message.split())}: see {self.prog} --help")
 
 
 class _Lossy(io.FileIO):
