@@ -23,7 +23,7 @@ from compresskv.folders import CONF
 from compresskv.inputs import expanded
 from compresskv.methods import refuse_observation
 from compresskv.model_config import name_of
-from evals.help import leaves, settings_help
+from evals.help import groups_help, leaves, settings_help
 from evals.job import Job, job_from
 
 LONGEST_SENTENCE = 400
@@ -35,6 +35,7 @@ OmegaConf.register_new_resolver("name_of", lambda path, name: name if path is No
 OmegaConf.register_new_resolver("if_null", lambda value, otherwise: otherwise if value is None else None, replace=True)
 # For `--help`, in conf/config.yaml.
 OmegaConf.register_new_resolver("settings_help", lambda *, _root_: settings_help(_root_), replace=True)
+OmegaConf.register_new_resolver("groups_help", lambda *, _root_: groups_help(_root_), replace=True)
 
 
 def composed(*overrides: str, config_dir: str | Path | None = None) -> dict[str, Any]:

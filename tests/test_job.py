@@ -26,7 +26,10 @@ NEVER: list[Any] = [math.nan, math.inf, 10**25, "\0", [None], {"": math.nan}]
 SOMETIMES: list[Any] = [None, True, -1, 0, 0.5, 3, "", "x", "x" * 5000, [], {}, {"a": 1}]
 """What some settings take."""
 
-NEEDED = {"eval=jsonl": ["eval.data=x.jsonl"]}
+NEEDED = {
+    "eval=jsonl": ["eval.data=x.jsonl"],
+    **{f"method/allocator={name}": [f"method={name}"] for name in ("cake", "adakv", "adacompresskv")},
+}
 """What an option cannot do without."""
 
 DIGITS_ARE_A_NAME = {"model.name", "model.path", "model.package", "model.revision"}
