@@ -30,6 +30,8 @@ setup: $(READY) ## create .venv with everything the harness needs
 
 demo: setup ## run the four methods on needle-in-a-haystack with the default model
 	$(BIN)/python run.py -m experiment=demo
+	@echo "all results as one page, for a browser:"
+	@$(BIN)/python -m evals.report results --out results/page
 
 test: setup ## run the test suite
 	$(BIN)/python -m pytest -n auto

@@ -11,6 +11,7 @@ from baselines.snapkv import Grouping, SnapKVScorer
 from compresskv import layer_error, semantic_heads
 from compresskv.checking import Ge, Le
 from compresskv.context import Context
+from compresskv.methods import declares
 from compresskv.selecting_heads import Heads
 
 
@@ -26,6 +27,7 @@ def scorer(
     return ContestedScorer(semantic_heads.scorer(context, heads=heads, head_scores=head_scores), contest)
 
 
+@declares(heads="compared")
 def allocator(
     context: Context, *, alpha: Annotated[float, Ge(0), Le(1)], layers: Literal["layer_error", "uniform"]
 ) -> AdaKVAllocator:

@@ -18,6 +18,7 @@ from compresskv.checking import Ge, Le
 from compresskv.context import Context
 from compresskv.errors import UserError
 from compresskv.eviction import Allocator, LayerPrefill, LayerScores, Observation, PromptShape, Scorer
+from compresskv.methods import declares
 
 
 @dataclass(frozen=True)
@@ -112,6 +113,7 @@ def scorer(
     return ranking if ranking == contest else ContestedScorer(ranking, contest)
 
 
+@declares(heads="compared")
 def allocator(context: Context, *, alpha: Annotated[float, Ge(0), Le(1)]) -> AdaKVAllocator:
     """`alpha`: the part of the budget that is shared equally."""
     return AdaKVAllocator(alpha, context.protocol.exact_budget)

@@ -16,6 +16,7 @@ from compresskv.checking import Ge, Le
 from compresskv.context import Context
 from compresskv.errors import UserError
 from compresskv.eviction import LayerPrefill, LayerScores, Observation, PromptShape, group_mean
+from compresskv.methods import declares
 
 LARGE_BUDGET = 256
 """Budgets above this many tokens use the second pair of taus (the authors' settings for 128 and for 1024)."""
@@ -139,6 +140,7 @@ def _spread(budgets: list[int], amount: int, layers: Sequence[int]) -> None:
         budgets[layer] += sign * (each + (place < rest))
 
 
+@declares(gives="the dispersion and shift of the window's attention")
 def scorer(context: Context, *, gamma: Annotated[float, Ge(0), Le(1e9)]) -> CakeScorer:
     """`gamma`: the weight of the variance. Raises `UserError` for a window of one position, which has none."""
     if context.observation.window < 2:
@@ -146,6 +148,7 @@ def scorer(context: Context, *, gamma: Annotated[float, Ge(0), Le(1e9)]) -> Cake
     return CakeScorer(context.scoring, gamma)
 
 
+@declares(needs="the dispersion and shift of the window's attention")
 def allocator(context: Context, *, taus: tuple[Taus, Taus] | None) -> CakeAllocator:
     """`taus`: (tau1, tau2) for budgets up to 256 tokens, and for larger ones; None: the authors' for the model."""
     return CakeAllocator(

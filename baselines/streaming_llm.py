@@ -6,6 +6,7 @@ import torch
 
 from compresskv.context import Context
 from compresskv.eviction import LayerPrefill, LayerScores
+from compresskv.methods import declares
 
 SINKS = 4
 
@@ -31,6 +32,7 @@ class StreamingLLMScorer:
         return LayerScores(scores.expand(layer.kv_heads, -1))
 
 
+@declares(window=1, heads="alike")
 def scorer(context: Context) -> StreamingLLMScorer:
     if context.protocol.streaming_tail == "window":
         return StreamingLLMScorer(context.observation.window, "window")

@@ -8,8 +8,10 @@ from dataclasses import replace
 
 from baselines.snapkv import SnapKVScorer
 from compresskv.context import Context
+from compresskv.methods import declares
 
 
+@declares(window=1)
 def scorer(context: Context) -> SnapKVScorer:
     """SnapKV's scorer with a window of one position and no pooling."""
     return SnapKVScorer(replace(context.scoring, window=1, kernel=1))

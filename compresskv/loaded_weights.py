@@ -18,6 +18,7 @@ from transformers.core_model_loading import revert_weight_conversion
 
 from compresskv import checkpoints, model_files
 from compresskv.errors import UserError
+from compresskv.model_config import name_of
 
 VALUES = 1 << 18
 """Of each tensor, about so many values are compared at most, in whole rows, evenly spaced: every head and column of a
@@ -33,30 +34,49 @@ CHANGED = "changed after it was loaded"
 def identity(model: PreTrainedModel) -> tuple[str, str | None]:
     """The name of the model loaded from `model.name_or_path`, and its fingerprint as `models.load` gives it.
 
-    For a GGUF file's copy both are the file's. The fingerprint is `CHANGED` where values of the weights in memory are
-    not those in the files, and None where there are no files to compare with.
+    For a GGUF file and its copy both are the file's, which is known where `models.load` has made that copy before. The
+    fingerprint is `CHANGED` where values of the weights in memory are not those in the files, and None where there are
+    no files to compare with.
     """
     path = model.name_or_path
     folders = _folders(path)
+    weights = [folder for folder in folders if _has_weights(folder)]
+    copies = [copy for folder in folders for file in _gguf_files(folder) for copy in checkpoints.copies(file)]
     code = type(model).__module__.startswith("transformers_modules")
-    for folder in folders:
+    for folder in (*weights, *copies):
         if not _holds(folder, model):
             continue
         if of_gguf := checkpoints.gguf_of_copy(folder):
             return of_gguf
-        revision = None if folder == Path(path) else folder.name
-        return Path(path).name, checkpoints.fingerprint(path, revision, code)
-    return Path(path).name, CHANGED if folders else None
+        if folder in weights:
+            revision = None if folder == Path(path) else folder.name
+            return name(model), checkpoints.fingerprint(path, revision, code)
+    return name(model), CHANGED if weights or copies else None
+
+
+def name(model: PreTrainedModel) -> str:
+    """The name of the model loaded from `model.name_or_path`, as `model.path` names it; no weights are read.
+
+    Where the only weights there are one GGUF file, that is what was loaded.
+    """
+    path = model.name_or_path
+    folders = _folders(path)
+    files = {file.name for folder in folders for file in _gguf_files(folder)}
+    if len(files) == 1 and not any(map(_has_weights, folders)):
+        return name_of(files.pop())
+    return name_of(path) if path else ""
 
 
 def _folders(path: str) -> list[Path]:
-    """The folders with weights that `path` may have been loaded from: itself, or each commit in the hub's cache."""
+    """The folders that `path` may have been loaded from: itself, or each commit in the hub's cache."""
     if Path(path).is_dir() or not path:
-        found = [Path(path)] if path else []
-    else:
-        repository = f"models--{path.replace('/', '--')}"
-        found = sorted((Path(constants.HF_HUB_CACHE) / repository / "snapshots").glob("*"))
-    return [folder for folder in found if _has_weights(folder)]
+        return [Path(path)] if path else []
+    repository = f"models--{path.replace('/', '--')}"
+    return sorted((Path(constants.HF_HUB_CACHE) / repository / "snapshots").glob("*"))
+
+
+def _gguf_files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.glob("*") if path.suffix.lower() == ".gguf")
 
 
 def _has_weights(folder: Path) -> bool:

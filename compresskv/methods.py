@@ -7,14 +7,14 @@ that function, so that a mistake is answered before torch is loaded; types and r
 import ast
 import difflib
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from importlib.metadata import entry_points
 from importlib.util import find_spec
 from pathlib import Path
 from pkgutil import resolve_name
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import yaml
 
@@ -30,6 +30,7 @@ from compresskv.checking import (
 )
 from compresskv.errors import UserError
 from compresskv.folders import CONF
+from compresskv.observation import ObservationConfig
 from compresskv.protocol import EvaluationProtocol
 
 if TYPE_CHECKING:
@@ -46,8 +47,27 @@ ENTRY_POINTS = "compresskv.conf"
 
 PARTS = ("scorer", "allocator")
 
+F = TypeVar("F", bound=Callable[..., Any])
+
 KNOWN = ("name", *PARTS, "plain")
 """What the node `method` of a configuration holds."""
+
+
+def declares(
+    *,
+    window: int | None = None,
+    heads: Literal["alike", "compared"] | None = None,
+    gives: str | None = None,
+    needs: str | None = None,
+) -> Callable[[F], F]:
+    """Say of a function that makes a part what decides whether it goes with the other part, and with a budget.
+
+    Of a scorer: the smallest `window` (tokens) that it may have, where that is not the observation window's;
+    `heads="alike"` where all KV heads of a layer have the same scores; what it `gives` besides scores. Of an allocator:
+    `heads="compared"` where it needs scores that differ; what else it `needs`. The values must be literals, because
+    they are read from the source, before the function is imported.
+    """
+    return lambda function: function
 
 
 @dataclass(frozen=True)
@@ -143,6 +163,31 @@ def _yaml(group: str, subfolder: str, name: str) -> dict[str, Any]:
     return yaml.safe_load(files[name].read_text(encoding="utf-8"))
 
 
+def refuse_mismatch(config: MethodConfig) -> None:
+    """Raise `UserError` for an allocator that needs what the scorer does not give, as both declare; imports neither."""
+    if config.scorer is None or config.allocator is None:
+        return
+    allocator = f"method/allocator={config.allocator.label}"
+    given, wanted = _declared(config.scorer.target), _declared(config.allocator.target)
+    if wanted.get("heads") == "compared" and given.get("heads") == "alike":
+        raise UserError(
+            f"{allocator}: it compares the KV heads of a layer, but {config.scorer.label} scores all of them alike: "
+            "use method=adacompresskv for semantic heads, or method/allocator=uniform"
+        )
+    if (need := wanted.get("needs")) and given.get("gives") != need:
+        targets = {name: plain["scorer"] for name, plain in _plain_of_ours().items() if plain["scorer"]}
+        fixes = [f"method={name}" for name, target in targets.items() if _declared(target).get("gives") == need]
+        raise UserError(
+            f"{allocator}: it needs {need}, which {config.scorer.label} does not give: "
+            f"use {' or '.join([*fixes, 'method/allocator=uniform'])}"
+        )
+
+
+def least_window(config: MethodConfig, window: int) -> int:
+    """The smallest number of tokens that a method surely keeps at the end of a prompt; `window`: the run's."""
+    return 0 if config.scorer is None else min(window, _declared(config.scorer.target).get("window", window))
+
+
 def check_parameters(config: MethodConfig) -> None:
     """Check the types and ranges of all parameters, which imports the functions that take them. Raises `UserError`."""
     for name in PARTS:
@@ -178,8 +223,8 @@ def method_for(
     from transformers.cache_utils import get_layer_types_and_kwargs
 
     from compresskv import calibration as calibrations
+    from compresskv import loaded_weights
     from compresskv.context import Context
-    from compresskv.loaded_weights import UNKNOWN, identity
 
     config = model.config.get_text_config(decoder=True)
     layers = get_layer_types_and_kwargs(config)[0].count("full_attention")
@@ -188,7 +233,7 @@ def method_for(
         raise UserError(f"method={name}: this model has sliding-window layers only, so there is nothing to evict")
 
     context = Context(
-        model=Path(model.name_or_path).name,
+        model=loaded_weights.name(model),
         layers=layers,
         q_heads=config.num_attention_heads,
         kv_heads=getattr(config, "num_key_value_heads", None) or config.num_attention_heads,
@@ -196,9 +241,9 @@ def method_for(
     )
 
     def complete() -> Context:
-        label, fingerprint = identity(model)
+        label, fingerprint = loaded_weights.identity(model)
         if calibration is None or (isinstance(calibration, str) and calibration in calibrations.SOURCES):
-            fingerprint = fingerprint or UNKNOWN  # so that a name alone matches no weights
+            fingerprint = fingerprint or loaded_weights.UNKNOWN  # so that a name alone matches no weights
             made = calibrations.of_model(label, fingerprint, [calibration] if calibration else calibrations.SOURCES)
         elif isinstance(calibration, calibrations.Calibration):
             made = calibration
@@ -218,8 +263,18 @@ def _part(name: str, node: Any) -> Part | None:
     part = Part(node["_target_"], frozen(parameters))
     known = argument_names(f"method.{name}", part.target)
     if known is not None:
+        refuse_observation(f"method.{name}", [key for key in parameters if key not in known])
         refuse_unknown(f"method.{name}", parameters, known)
     return part
+
+
+def refuse_observation(where: str, unknown: Iterable[Any]) -> None:
+    """Raise `UserError` for a setting of the run's observation among the `unknown` ones of a method or a part of it."""
+    for name in unknown:
+        if name in ObservationConfig.__dataclass_fields__:
+            raise UserError(
+                f"{where}.{name}: no such setting: did you mean observation.{name}, which all methods share?"
+            )
 
 
 def _refuse_unknown_settings(node: Mapping[str, Any], scorer: Part | None, allocator: Part | None) -> None:
@@ -229,6 +284,7 @@ def _refuse_unknown_settings(node: Mapping[str, Any], scorer: Part | None, alloc
         for name, part in (("scorer", scorer), ("allocator", allocator)):
             if part is not None and key in part.parameters:
                 raise UserError(f"method.{key}: no such setting: did you mean method.{name}.{key}?")
+        refuse_observation("method", [key])
         refuse_unknown("method", [key], KNOWN[:-1])
 
 
@@ -295,6 +351,22 @@ def argument_names(where: str, target: str) -> tuple[str, ...] | None:
 
     Raises `UserError` if there is no such module or function.
     """
+    found = _definition(where, target)
+    return None if found is None else tuple(argument.arg for argument in found.args.kwonlyargs)
+
+
+def _declared(target: str) -> dict[str, Any]:
+    """What the function `target` `declares`, read from its source; empty if it does not, or has no source."""
+    found = _definition("method", target)
+    for decorator in found.decorator_list if found else ():
+        match decorator:
+            case ast.Call(func=ast.Name("declares") | ast.Attribute(attr="declares"), keywords=facts):
+                return {fact.arg: ast.literal_eval(fact.value) for fact in facts if fact.arg}
+    return {}
+
+
+def _definition(where: str, target: str) -> ast.FunctionDef | None:
+    """The source of the function `target`; None if there is none. Raises `UserError` if there is no such module."""
     module, _, function = target.rpartition(".")
     try:
         spec = find_spec(module)
@@ -306,12 +378,12 @@ def argument_names(where: str, target: str) -> tuple[str, ...] | None:
         return None
     for statement in _source(spec.origin).body:
         match statement:
-            case ast.FunctionDef(name=name, args=arguments) if name == function:
-                return tuple(argument.arg for argument in arguments.kwonlyargs)
+            case ast.FunctionDef(name=name) if name == function:
+                return statement
             case ast.ImportFrom(module=str(origin), names=aliases, level=0):
                 for alias in aliases:
                     if (alias.asname or alias.name) == function:
-                        return argument_names(where, f"{origin}.{alias.name}")
+                        return _definition(where, f"{origin}.{alias.name}")
     return None
 
 

@@ -54,11 +54,21 @@ class ModelConfig:
     device: Annotated[str, AfterValidator(_device)] = "auto"
     trust_remote_code: bool = False
 
+    @property
+    def packaged(self) -> tuple[str, ...]:
+        """The parts of `package` that are read, which a `path` takes the place of."""
+        if self.path or not self.package:
+            return ()
+        return (self.package,) if isinstance(self.package, str) else self.package
+
 
 def name_of(path: str | int) -> str:
     """The name of the model at `path`: the last part of a hub id or directory, or a GGUF file's without its ending.
 
-    `.`, `..` and `~` are replaced by what they stand for; links are not followed.
+    A commit's folder in the hub's cache, `models--<org>--<name>/snapshots/<commit>`, has the name that its id has. `.`,
+    `..` and `~` are replaced by what they stand for; links are not followed.
     """
-    last = Path(os.path.abspath(os.path.expanduser(str(path)))).name
-    return re.sub(r"(?i)\.gguf$", "", last)
+    whole = Path(os.path.abspath(os.path.expanduser(str(path))))
+    if whole.parent.name == "snapshots" and (repository := whole.parts[-3]).startswith("models--"):
+        return repository.rpartition("--")[2]
+    return re.sub(r"(?i)\.gguf$", "", whole.name)

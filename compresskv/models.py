@@ -18,6 +18,7 @@ from compresskv.checking import FrozenMapping, frozen, readable
 from compresskv.engine.memory import kv_heads
 from compresskv.engine.rotary import depends_on_length
 from compresskv.errors import UserError
+from compresskv.folders import package_files
 from compresskv.generation_defaults import (
     GENERATION_CONFIG,
     checked_settings,
@@ -184,8 +185,7 @@ def _source(config: ModelConfig) -> tuple[str, str | None]:
         return str(path) if path.exists() else config.path, None
     if not config.package:
         raise UserError(f"model={config.name}: set model.path to a hub id, a local directory or a .gguf file")
-    parts = (config.package,) if isinstance(config.package, str) else config.package
-    folder, digest = checkpoints.from_gguf([checkpoints.package_file(part) for part in parts], config.sha256)
+    folder, digest = checkpoints.from_gguf(package_files(config.packaged), config.sha256)
     return str(folder), digest[:16]
 
 

@@ -5,6 +5,7 @@ from typing import Literal
 
 from compresskv.context import Context
 from compresskv.eviction import LayerPrefill, LayerScores, Observation
+from compresskv.methods import declares
 from compresskv.selecting_heads import Heads, count_heads
 
 
@@ -32,6 +33,7 @@ class SemanticHeadScorer:
         return LayerScores(scores.expand(layer.kv_heads, -1))
 
 
+@declares(heads="alike")
 def scorer(
     context: Context,
     *,

@@ -57,14 +57,14 @@ def run(config: "DictConfig") -> None:
 
     from evals.compose import plain, refuse_two_files, refused_in_a_sentence
     from evals.console import defects_end_here, one_sentence_endings, signals_as_interrupts
-    from evals.job import job_from, take_plan
+    from evals.job import jobs_from, take_plan
 
     with defects_end_here(), one_sentence_endings():
         with refused_in_a_sentence(HydraConfig.get().overrides.task):
             refuse_two_files(HydraConfig.get())
             composed = plain(config)
-        planning, jobs = take_plan(composed), [job_from(composed)]
-        # Imported here, so that --help and a typo are answered without torch.
+        planning, jobs = take_plan(composed), jobs_from([composed])
+        # Imported here, so that --help and a mistake are answered without torch.
         if planning:
             from evals.running.plan import plan
 

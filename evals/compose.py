@@ -21,8 +21,9 @@ from compresskv.checking import readable, refuse_unknown
 from compresskv.errors import UserError
 from compresskv.folders import CONF
 from compresskv.inputs import expanded
+from compresskv.methods import refuse_observation
 from compresskv.model_config import name_of
-from evals.help import settings_help
+from evals.help import groups_help, leaves, settings_help
 from evals.job import Job, job_from
 
 LONGEST_SENTENCE = 400
@@ -34,6 +35,7 @@ OmegaConf.register_new_resolver("name_of", lambda path, name: name if path is No
 OmegaConf.register_new_resolver("if_null", lambda value, otherwise: otherwise if value is None else None, replace=True)
 # For `--help`, in conf/config.yaml.
 OmegaConf.register_new_resolver("settings_help", lambda *, _root_: settings_help(_root_), replace=True)
+OmegaConf.register_new_resolver("groups_help", lambda *, _root_: groups_help(_root_), replace=True)
 
 
 def composed(*overrides: str, config_dir: str | Path | None = None) -> dict[str, Any]:
@@ -145,8 +147,13 @@ def _sentence(error: HydraException | OmegaConfBaseException) -> UserError:
         where, known = setting.rpartition(".")[0], [str(key) for key in parent if key != "hydra"]
         if not known:  # such as model.chat_template_kwargs, which takes any
             return UserError(f"{setting}: is not there yet: add it as +{setting}=…")
+        key = str(getattr(cause, "key", ""))
         try:
-            refuse_unknown(where, [getattr(cause, "key", "")], known)
+            if where.partition(".")[0] == "method":
+                refuse_observation(where, [key])
+            if places := _elsewhere(parent, key):
+                return UserError(f"{setting}: no such setting: did you mean {' or '.join(places)}?")
+            refuse_unknown(where, [key], known)
         except UserError as refused:
             return refused
     keys = (getattr(part, "full_key", None) for part in (error, cause))
@@ -154,6 +161,12 @@ def _sentence(error: HydraException | OmegaConfBaseException) -> UserError:
     lines = [line.strip() for line in f"{error}\n{cause or ''}".splitlines()]
     said = " ".join(line for line in lines if not line.startswith(("full_key:", "object_type=", "reference_type=")))
     return UserError(f"{where}: {readable(said.strip(), LONGEST_SENTENCE)}")
+
+
+def _elsewhere(node: DictConfig, key: str) -> list[str]:
+    """Where else in the configuration that `node` is of there is a setting called `key`."""
+    root = node._get_root()
+    return [name for name, _ in leaves(root) if name.endswith(f".{key}") and not name.startswith("model.evals.")]
 
 
 def _wrong_override(overrides: Sequence[str], why: str) -> UserError:

@@ -1,5 +1,6 @@
 """The terminal: where tables go, and how a command ends."""
 
+import argparse
 import io
 import signal
 import sys
@@ -9,7 +10,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
-from typing import Any
+from typing import Any, NoReturn
 
 from rich.console import Console
 from rich.text import Text
@@ -52,6 +53,13 @@ def plain(text: str) -> Text:
     return Text(visible(text))
 
 
+class Arguments(argparse.ArgumentParser):
+    """A command line whose mistakes are a `UserError`: one sentence, without the usage in front."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{' '.join(message.split())}: see {self.prog} --help")
+
+
 class _Lossy(io.FileIO):
     """A descriptor that takes whatever is written: what a pipe without a reader or a full disk refuses is gone."""
 
@@ -85,6 +93,8 @@ def outputs_take_any_text() -> None:
 def one_sentence_endings() -> Iterator[None]:
     """A user's mistake, or Ctrl-C, ends the process with one sentence on stderr and an exit code that is not 0.
 
+    Several mistakes at once, in an `ExceptionGroup`, have a line each.
+
     A `Note` is one line on stderr.
     """
     warnings.formatwarning = _format_warning
@@ -92,8 +102,12 @@ def one_sentence_endings() -> Iterator[None]:
         yield
     except UserError as error:
         sys.exit(visible(f"error: {error}"))
+    except ExceptionGroup as several:
+        if several.split(UserError)[1]:
+            raise
+        sys.exit("\n".join(visible(f"error: {error}") for error in several.exceptions))
     except KeyboardInterrupt:
-        sys.exit(INTERRUPTED)
+        end_interrupted(INTERRUPTED)
 
 
 @contextmanager
@@ -116,8 +130,14 @@ def _format_warning(message: Warning | str, category: type[Warning], *where: Any
 
 
 class _Signals:
-    received = False
+    received = 0  # the number of the last one
     held = False
+
+
+def end_interrupted(sentence: str) -> NoReturn:
+    """End with the code of a process that the signal had ended, as shells give it: 130 for Ctrl-C, 143 for SIGTERM."""
+    print(sentence, file=sys.stderr)
+    sys.exit(128 + (_Signals.received or signal.SIGINT))
 
 
 def signals_as_interrupts() -> None:
@@ -145,6 +165,6 @@ def interrupts_held() -> Iterator[None]:
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
-    _Signals.received = True
+    _Signals.received = number
     if not _Signals.held:
         raise KeyboardInterrupt

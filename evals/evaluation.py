@@ -67,12 +67,13 @@ def _spelt(name: str) -> str:
 class Evaluation:
     """The settings of an evaluation; subclasses add their own fields, with types and ranges.
 
-    `alone`: it measures time, so it must have the machine to itself.
+    `alone`: it measures time, so it must have the machine to itself. `evicts`: it runs the method at the budget.
     """
 
     name: Name
 
     alone: ClassVar[bool] = False
+    evicts: ClassVar[bool] = False
 
     def units(self) -> Mapping[str, str | None]:
         """The parts that can run apart, by name, each with the override that leaves only this part.
@@ -82,11 +83,13 @@ class Evaluation:
         return {"": None}
 
     def check(self) -> None:
-        """Raise `UserError` for what is wrong with the data, as far as that shows before any model is loaded."""
+        """Raise `UserError` for what is wrong with the data, as far as that shows without a model and without torch."""
 
 
 class SampledEvaluation(Evaluation, ABC):
     """An evaluation whose score is the mean over samples: the harness runs its tasks, resumes them and stores them."""
+
+    evicts: ClassVar[bool] = True
 
     @abstractmethod
     def make_tasks(self, model: LoadedModel, protocol: EvaluationProtocol) -> Sequence[Task]:

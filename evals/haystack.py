@@ -8,12 +8,14 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from transformers import PreTrainedTokenizerBase
-
-from compresskv.checkpoints import package_file
 from compresskv.errors import UserError
+from compresskv.folders import package_files
 from compresskv.inputs import expanded, read_once
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 SENTENCE_END = re.compile(r"""[.!?]["')\]”’»]*(?=\s)|[。！？…]+["')\]”’»」』）】》]*""")
 LINE_END = re.compile(r"(?<=[^\n])(?=\n)")
@@ -94,7 +96,7 @@ def _path(location: str) -> Path:
     if not package.isidentifier() or ".." in Path(inside).parts or inside.startswith("/"):
         raise UserError(f"eval.haystack={location}: write package:<package>/<folder>, the package as it is imported")
     try:
-        return package_file(name)
+        return package_files([name])[0]
     except UserError as error:
         raise UserError(f"eval.haystack={location}: {error}") from error
 
@@ -132,7 +134,7 @@ class Hidden:
         return abs(self.deviation) > TOLERANCE + 1e-9
 
 
-def hide(needle: str, haystack: str, tokens: int, depth: float, tokenizer: PreTrainedTokenizerBase) -> Hidden:
+def hide(needle: str, haystack: str, tokens: int, depth: float, tokenizer: "PreTrainedTokenizerBase") -> Hidden:
     """Cut `haystack` to `tokens` tokens and put `needle` at the place that `find_place` finds at `depth` (0 to 1).
 
     The haystack is repeated if it is too short. Depth 0 is its start, depth 1 its end. Raises `UserError` where

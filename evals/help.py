@@ -10,7 +10,8 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 
 SETTING = re.compile(r"^(?P<indent> *)(?P<name>\w+):(?P<value>[^#]*)(?:# *(?P<meaning>.*))?$")
-UNLISTED = ("plain", "_target_")  # what a part is built of: not for users to set
+UNLISTED = ("plain", "_target_", "_convert_")  # what a part is built of: not for users to set
+LAUNCHER = "hydra/launcher"  # the one group of Hydra's own that is ours, too
 COLUMN = 40
 
 
@@ -35,13 +36,33 @@ def settings_help(root: DictConfig) -> str:
     return "\n".join(entries).replace("$", "$$")
 
 
+def groups_help(root: DictConfig) -> str:
+    """One line `group: option, option` for each group, without options that others are made of, such as `_base`."""
+    options: dict[str, set[str]] = {}
+    for directory in directories(root):
+        for path in directory.rglob("*.yaml"):
+            group = path.parent.relative_to(directory).as_posix()
+            hidden = path.stem.startswith("_") or group == "." or group.startswith("hydra/")
+            if group == LAUNCHER or not hidden:
+                options.setdefault(group, set()).add(path.stem)
+    return "\n".join(f"{group}: {', '.join(sorted(names))}" for group, names in sorted(options.items()))
+
+
+def directories(root: DictConfig) -> list[Path]:
+    """Where the configuration comes from: conf/, and the folders of users and installed packages."""
+    sources = [Path(source.path) for source in root.hydra.runtime.config_sources if source.schema == "file"]
+    return [directory for directory in sources if directory.is_dir()]
+
+
 def leaves(root: DictConfig) -> Iterator[tuple[str, str]]:
-    """Every setting's dotted name and value, in the order of the configuration; Hydra's own are left out."""
+    """Every setting's dotted name and value, in the order of the configuration; of Hydra's own, the launcher's."""
     for name, node in root.items_ex(resolve=False):
         if name not in ("hydra", "experiment"):
             yield from below(
                 str(name), OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node
             )
+    if launcher := OmegaConf.select(root, "hydra.launcher"):
+        yield from below("hydra.launcher", OmegaConf.to_container(launcher, resolve=True))
 
 
 def below(name: str, value: object) -> Iterator[tuple[str, str]]:
@@ -67,14 +88,11 @@ def as_typed(value: object) -> str:
 def all_meanings(root: DictConfig) -> dict[str, str]:
     """The comments of all settings. One without a comment means what its file's defaults, then its neighbours, say."""
     meanings: dict[str, str] = {}
-    for source in root.hydra.runtime.config_sources:
-        directory = Path(source.path)
-        if source.schema != "file" or not directory.is_dir():
-            continue
+    for directory in directories(root):
         meanings = {**comments(directory / "config.yaml", ""), **meanings}
         for group, choice in root.hydra.runtime.choices.items():
             folder, chosen = directory / group, directory / group / f"{choice}.yaml"
-            if group.startswith("hydra/") or not chosen.is_file():
+            if (group.startswith("hydra/") and group != LAUNCHER) or not chosen.is_file():
                 continue
             defaults = (yaml.safe_load(chosen.read_text("utf-8")) or {}).get("defaults", [])
             named = [folder / f"{name}.yaml" for name in defaults if isinstance(name, str)]

@@ -1,7 +1,8 @@
 """One setting to run, as plain frozen data: what a composed configuration becomes, checked, without torch."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -12,9 +13,9 @@ import yaml
 
 from compresskv.checking import Ge, Gt, Le, MinLen, PathText, checked, checked_value, frozen, readable, refuse_unknown
 from compresskv.errors import UserError
-from compresskv.folders import CONF
+from compresskv.folders import CONF, package_files
 from compresskv.inputs import expanded
-from compresskv.methods import MethodConfig, check_parameters, method_config
+from compresskv.methods import MethodConfig, check_parameters, least_window, method_config, refuse_mismatch
 from compresskv.model_config import ModelConfig
 from compresskv.observation import ObservationConfig
 from compresskv.protocol import EvaluationProtocol
@@ -88,13 +89,64 @@ class Job:
         return f"{self.label} {self.apart}".rstrip()
 
 
+def jobs_from(configs: Sequence[Mapping[str, Any]]) -> list[Job]:
+    """The jobs of resolved configurations, for a run that is about to start: their data and packages are there.
+
+    What shows without torch is checked first, and all mistakes are told at once: raises `UserError` for one, an
+    `ExceptionGroup` of several.
+    """
+    jobs: list[Job] = []
+    mistakes: dict[str, UserError] = {}
+
+    @contextmanager
+    def collected() -> Iterator[None]:
+        try:
+            yield
+        except UserError as error:
+            mistakes.setdefault(str(error), error)
+
+    for config in configs:
+        with collected():
+            jobs.append(_job(config))
+    for job in jobs:
+        for check in _FITTING:
+            with collected():
+                check(job)
+    for packages in dict.fromkeys(job.model.packaged for job in jobs):
+        with collected():
+            package_files(packages)
+    for evaluation in dict.fromkeys(job.eval for job in jobs):
+        with collected():
+            evaluation.check()
+    if not mistakes:
+        for method in dict.fromkeys(job.method for job in jobs):
+            with collected():
+                check_parameters(method)
+    if len(mistakes) > 1:
+        raise ExceptionGroup("several mistakes", list(mistakes.values()))
+    for error in mistakes.values():
+        raise error
+    return jobs
+
+
 def job_from(config: Mapping[str, Any]) -> Job:
-    """Check a resolved configuration and turn it into a `Job`. Raises `UserError` naming the field, value and fix."""
+    """Check a resolved configuration and turn it into a `Job`. Raises `UserError` naming the field, value and fix.
+
+    Whether its data and its packages are there is for `jobs_from` to say.
+    """
+    job = _job(config)
+    for check in _FITTING:
+        check(job)
+    check_parameters(job.method)
+    return job
+
+
+def _job(config: Mapping[str, Any]) -> Job:
+    """`job_from`, except for whether its parts fit together, and for what needs the methods, which import torch."""
     refuse_unknown("", config, [*SCALARS, *NODES])
     if missing := [name for name in (*SCALARS, *NODES) if name not in config]:
         raise UserError(f"{missing[0]}: is not set: give it a value")
     scalars = {name: checked_value(name, hint, config[name]) for name, hint in SCALARS.items()}
-    # Names first: they are checked without importing the methods, which need torch.
     method = method_config(config["method"])
     evaluation = plug_in("eval", Evaluation, config["eval"])
     _refuse_name_of_another(evaluation.name, config["eval"]["_target_"])
@@ -115,12 +167,30 @@ def job_from(config: Mapping[str, Any]) -> Job:
         logger=_logger(config["logger"]),
         config=config,
     )
-    check_parameters(method)
     _refuse_name_of_another_model(job.model)
     _refuse_unwritable("", config)
     if job.fidelity and not isinstance(evaluation, SampledEvaluation):
         raise UserError(f"fidelity=true: eval={evaluation.name} has no samples to measure it on: set fidelity=false")
     return job
+
+
+def _refuse_mismatch(job: Job) -> None:
+    """Raise `UserError` for an allocator that the scorer cannot feed."""
+    refuse_mismatch(job.method)
+
+
+def _refuse_small(job: Job) -> None:
+    """Raise `UserError` for a budget that leaves no room beside the tokens that the method keeps anyway."""
+    window = least_window(job.method, job.observation.window)
+    if job.eval.evicts and job.budget is not None and job.budget <= window:
+        raise UserError(
+            f"budget={job.budget}: the method keeps the observation window of {window} tokens, which leaves no room: "
+            f"set budget to {window + 1} or more"
+        )
+
+
+_FITTING = (_refuse_mismatch, _refuse_small)
+"""What is checked of a job besides its single settings."""
 
 
 def _refuse_name_of_another_model(model: ModelConfig) -> None:

@@ -94,6 +94,7 @@ class SharedPrefillLauncher(Launcher):
             planning = take_plan(*configs)
             outcome = Path(self.outcome) if self.outcome else None
             sweep = Sweep(configs, job_overrides, self.command(), outcome)
+            _ = sweep.jobs  # checked before the executors import torch
             executor = Plan() if planning else self.executor(sweep)
             signals_as_interrupts()
             try:

@@ -177,7 +177,7 @@ def test_a_signal_ends_in_a_sentence(tiny, tmp_path, sent):
         time.sleep(0.01)
     process.send_signal(sent)
     _, error = process.communicate(timeout=60)
-    assert process.returncode != 0
+    assert process.returncode == 128 + sent
     assert "Traceback" not in error
     assert "finished samples are safe" in error
 
@@ -225,9 +225,9 @@ def signalled_at(moment, sent, command):
     process.send_signal(sent)
     _, error = process.communicate(timeout=60)
     if running:
-        assert process.returncode != 0, f"swallowed after {moment} s"
-        assert "Traceback" not in error, f"after {moment} s"
         early = not error and process.returncode == -sent  # the interpreter itself was still starting
+        assert early or process.returncode == 128 + sent, f"after {moment} s"
+        assert "Traceback" not in error, f"after {moment} s"
         assert early or error.splitlines()[-1].startswith("interrupted: "), f"after {moment} s"
 
 
@@ -244,9 +244,9 @@ def test_a_signal_at_any_moment_of_start_up_is_answered(tiny, moment, sent):
 
 
 def test_a_failing_setting_does_not_take_the_others_along(tiny, tmp_path):
-    done = run("-m", "method=snapkv,cake", "method/allocator=uniform,cake", "budget=64", *GRID, *tiny)
+    done = run("-m", "method=snapkv,compresskv,cake", "budget=64", *GRID, *tiny)  # compresskv lacks a calibration
     assert done.returncode != 0
     assert "Traceback" not in done.stderr
-    assert "1 of 4 settings failed" in done.stderr
+    assert "1 of 3 settings failed" in done.stderr
     finished = {folder.parent.name for folder in folders(tmp_path) if (folder / "summary.json").exists()}
-    assert finished == {"snapkv", "cake-uniform", "cake"}
+    assert finished == {"snapkv", "cake"}

@@ -10,8 +10,9 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 
+import evals.compose  # noqa: F401  (registers the resolvers that the configuration uses)
 from compresskv.folders import CONF
-from evals.help import all_meanings, leaves, settings_help
+from evals.help import all_meanings, groups_help, leaves, settings_help
 from tests.support.command import ROOT
 
 EVALUATIONS = sorted(path.stem for path in (CONF / "eval").glob("*.yaml"))
@@ -36,6 +37,7 @@ def whole(*overrides: str):
         *(f"model={name}" for name in MODELS),
         "protocol=released",
         "logger=wandb",
+        "hydra/launcher=slurm",
     ],
 )
 def test_every_setting_has_a_meaning(choices):
@@ -57,7 +59,16 @@ def test_values_are_those_of_the_command_line():
     assert values["memory"] == "1"
     assert values["prefill_chunk"] == "null"
     assert values["fidelity"] == "false"
-    assert not any(name.startswith("hydra") or "_target_" in name for name in values)
+    assert not any("_target_" in name or "_convert_" in name for name in values)
+    assert [name for name in values if name.startswith("hydra")] == ["hydra.launcher.devices", "hydra.launcher.outcome"]
+
+
+def test_groups_are_what_can_be_chosen():
+    groups = dict(line.split(": ") for line in groups_help(whole()).splitlines())
+    assert groups["model"].split(", ") == MODELS
+    assert groups["hydra/launcher"] == "shared_prefill, slurm"
+    assert [group for group in groups if group.startswith("hydra")] == ["hydra/launcher"]
+    assert {"method/allocator", "experiment", "size"} <= groups.keys()
 
 
 def test_dollars_survive_hydras_template():

@@ -1,6 +1,7 @@
 """Every setting of every composed configuration: taken only where a range says so, else refused in one sentence."""
 
 import math
+import re
 from collections.abc import Callable, Iterator, Mapping
 from functools import cache
 from pathlib import Path
@@ -25,7 +26,10 @@ NEVER: list[Any] = [math.nan, math.inf, 10**25, "\0", [None], {"": math.nan}]
 SOMETIMES: list[Any] = [None, True, -1, 0, 0.5, 3, "", "x", "x" * 5000, [], {}, {"a": 1}]
 """What some settings take."""
 
-NEEDED = {"eval=jsonl": ["eval.data=x.jsonl"]}
+NEEDED = {
+    "eval=jsonl": ["eval.data=x.jsonl"],
+    **{f"method/allocator={name}": [f"method={name}"] for name in ("cake", "adakv", "adacompresskv")},
+}
 """What an option cannot do without."""
 
 DIGITS_ARE_A_NAME = {"model.name", "model.path", "model.package", "model.revision"}
@@ -223,6 +227,24 @@ def test_a_mistyped_name_is_answered_with_the_nearest(override, says):
     with pytest.raises(UserError) as caught:
         job_from(given(override))
     assert str(caught.value).startswith(says)
+
+
+@pytest.mark.parametrize(
+    ("override", "meant"),
+    [
+        ("method.scorer.kernel=3", "observation.kernel"),
+        ("+method.scorer.kernel=3", "observation.kernel"),
+        ("+method.allocator.pooling=max", "observation.pooling"),
+        ("method.window=4", "observation.window"),
+        ("+method.window=4", "observation.window"),
+        ("kernel=3", "observation.kernel"),
+        ("lengths=[100]", "eval.lengths"),
+        ("model.heads=2", "method.scorer.heads"),
+    ],
+)
+def test_a_setting_of_another_node_is_named(override, meant):
+    with pytest.raises(UserError, match=rf"did you mean {re.escape(meant)}\b"):
+        job_from(composed(override))
 
 
 def test_a_setting_that_is_missing_is_named():

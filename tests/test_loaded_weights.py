@@ -20,7 +20,10 @@ from compresskv.errors import UserError
 from compresskv.loaded_weights import CHANGED, identity
 from compresskv.methods import method_for
 from compresskv.models import ModelConfig, load
+from evals.compose import job
 from tests.support import tiny
+from tests.support.gguf_files import model as gguf_model
+from tests.support.gguf_files import write
 
 IDS = tiny.prompt(60, seed=1)[None]
 
@@ -184,3 +187,33 @@ def test_a_commit_of_the_hub_s_cache_is_found_by_its_weights(tmp_path, monkeypat
         assert identity(model) == ("tiny", checkpoints.fingerprint("org/tiny", commit))
         prints.add(identity(model)[1])
     assert len(prints) == 2
+
+
+def test_a_folder_of_the_hub_s_cache_has_the_name_of_its_id(tmp_path, monkeypatch):
+    """So that calibrations without a fingerprint, as the published ones are, are found by it."""
+    folder = tmp_path / "models--org--Tiny-Chat" / "snapshots" / ("a" * 40)
+    tiny.save(folder)
+    made = tmp_path / "calibration"
+    made.mkdir()
+    monkeypatch.setattr(calibration, "folders", lambda: (made,))
+    model = opened(folder)
+    assert identity(model) == ("Tiny-Chat", checkpoints.fingerprint(str(folder), None))
+    published = record(model, None) | {"model": "tiny-chat", "source": "published"}
+    (made / "tiny-chat.published.json").write_text(json.dumps(published))
+    assert method_for(model, "compresskv", "published") is not None
+    assert job(f"model.path={folder}").model.name == "Tiny-Chat"
+
+
+def test_a_model_that_was_loaded_from_a_gguf_file_is_that_file(tmp_path, monkeypatch):
+    monkeypatch.setenv("COMPRESSKV_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "folder").mkdir()
+    file = write(tmp_path / "folder" / "some[1].Q8.gguf", "llama", gguf_model("llama"))
+    model = opened(file.parent, gguf_file=file.name, dtype=torch.bfloat16)
+    assert identity(model) == ("some[1].Q8", None)
+    expected = load(ModelConfig("x", path=str(file), device="cpu", dtype="float32", chat_template=False)).fingerprint
+    assert identity(model) == ("some[1].Q8", expected)
+    write(tmp_path / "folder" / "other.gguf", "llama", gguf_model("llama"))
+    assert identity(model) == ("some[1].Q8", expected)
+    with torch.no_grad():
+        model.model.norm.weight.add_(1)
+    assert identity(model)[1] == CHANGED

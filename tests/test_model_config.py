@@ -80,6 +80,10 @@ def test_a_model_is_named_after_its_path(tmp_path, monkeypatch):
     assert name_of(".") == name_of("2024/..") == name_of("../my-model/") == "my-model"
     assert name_of(2024) == "2024"
     assert name_of("org/Model-7B") == "Model-7B"
+    assert name_of("/cache/models--org--Model-7B/snapshots/0123abc") == "Model-7B"
+    assert name_of("models--gpt2/snapshots/0123abc/") == "gpt2"
+    assert name_of("/cache/models--org--Model-7B/snapshots/0123abc/model.Q4_1.gguf") == "model.Q4_1"
+    assert name_of("mine/snapshots/step-5") == "step-5"
     assert name_of("/some/where/model.Q4_1.gguf") == "model.Q4_1"
     assert job("model.path=.").model.name == "my-model"
 

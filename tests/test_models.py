@@ -14,6 +14,7 @@ from transformers import GenerationConfig, GPTNeoXConfig, GPTNeoXForCausalLM
 
 from compresskv import checkpoints
 from compresskv.errors import UserError
+from compresskv.folders import package_files
 from compresskv.models import ModelConfig, load
 from tests.support.command import ROOT
 
@@ -357,7 +358,7 @@ def test_a_template_may_trim_the_text(checkpoint):
 def halves(tmp_path_factory):
     """Where two packages hold the default model's GGUF file, half of it each, and the cache of its copy is empty."""
     folder = tmp_path_factory.mktemp("halves")
-    content = checkpoints.package_file(GGUF).read_bytes()
+    content = package_files([GGUF])[0].read_bytes()
     (folder / "my-model.gguf").write_bytes(content)
     for package, part in (("half1", content[: 1 << 20]), ("half2", content[1 << 20 :])):
         (folder / package).mkdir()

@@ -235,8 +235,14 @@ def _generating(model: PreTrainedModel) -> Iterator[None]:
         if cache is None:
             return generate(*args, **kwargs)
         configs = (*args[1:2], kwargs.get("generation_config"), model.generation_config)
-        chunks = [kwargs.get("prefill_chunk_size"), *(getattr(each, "prefill_chunk_size", None) for each in configs)]
-        chunk = next(filter(None, chunks), None)
+
+        def asked(name: str) -> int | None:
+            return next(filter(None, [kwargs.get(name), *(getattr(each, name, None) for each in configs)]), None)
+
+        for name in ("num_return_sequences", "num_beams"):
+            if (number := asked(name) or 1) > 1:
+                raise UserError(f"{name}={number}: one compressed cache serves one answer: set {name}=1")
+        chunk = asked("prefill_chunk_size")
         inputs = [*args[:1], *(kwargs.get(name) for name in ("inputs", "input_ids", "inputs_embeds"))]
         prompt = next((given for given in inputs if given is not None), None)
         if cache:

@@ -12,6 +12,7 @@ import numpy as np
 from compresskv.checking import Ge, Le, MinLen, PathText
 from compresskv.inputs import expanded
 from evals.evaluation import MeasuredEvaluation
+from evals.longbench.config import LongBench
 
 if TYPE_CHECKING:
     from compresskv.models import LoadedModel
@@ -69,8 +70,19 @@ class Calibrate(MeasuredEvaluation):
         """`output` as a path."""
         return None if self.output is None else expanded(self.output, f"eval.output={self.output}")
 
+    @property
+    def test_sets(self) -> LongBench:
+        """What `source=longbench` measures on."""
+        return LongBench("longbench", self.data, "english", self.limit, self.max_length, None, None)
+
     def check(self) -> None:
+        from evals.haystack import essays
+
         _ = self.folder
+        if self.source == "longbench":
+            self.test_sets.check()
+        else:
+            essays(self.haystack)
 
     def run(self, model: LoadedModel, jobs: Sequence[Job], progress: Progress) -> Path:
         from evals.calibration import held_out, longbench

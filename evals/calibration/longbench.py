@@ -23,7 +23,6 @@ from compresskv.semantic_heads import SemanticHeadScorer
 from evals.calibration.config import Calibrate
 from evals.calibration.held_out import digest, output_projections, rounded
 from evals.calibration.keep import keep
-from evals.longbench.config import LongBench
 from evals.longbench.evaluation import LongBenchTask
 from evals.progress import Progress
 from evals.results.lines import owner
@@ -50,8 +49,7 @@ def run(
     counts = sorted({held_out.heads, *map(int, held_out.layer_scores_by_head_count)})
     used = Observation(**asdict(observation))
     scorers = [SemanticHeadScorer(used, held_out.top_heads("semantic", count)) for count in counts]
-    source = LongBench("longbench", config.data, "english", config.limit, config.max_length, None, None)
-    tasks = source.make_tasks(model, EvaluationProtocol())
+    tasks = config.test_sets.make_tasks(model, EvaluationProtocol())
     samples: dict[str, tuple[LongBenchTask, str]] = {}
     for task in tasks:
         samples |= {f"{task.name}-{id}": (task, id) for id in task.sample_ids}
@@ -76,7 +74,10 @@ def run(
         "layer_scores": shares[counts.index(held_out.heads)],
         "layer_scores_by_head_count": dict(zip(map(str, counts), shares, strict=True)),
         "accepted": {task.name: len(task.sample_ids) for task in tasks},
-        "longbench": {"rows": {task.name: list(task.sample_ids) for task in tasks}, "settings": asdict(source)},
+        "longbench": {
+            "rows": {task.name: list(task.sample_ids) for task in tasks},
+            "settings": asdict(config.test_sets),
+        },
     }
     record["longbench"]["settings"].pop("data")
     record.pop("haystack_fingerprint", None)

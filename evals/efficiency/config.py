@@ -30,6 +30,12 @@ class Efficiency(MeasuredEvaluation):
     pools: tuple[Megabytes, ...]
 
     alone: ClassVar[bool] = True
+    evicts: ClassVar[bool] = True
+
+    def check(self) -> None:
+        from evals.haystack import essays
+
+        essays(self.haystack)
 
     def run(self, model: LoadedModel, jobs: Sequence[Job], progress: Progress) -> Path:
         from evals.efficiency.evaluation import run

@@ -12,7 +12,8 @@
 | `answer_prefix` | how the answer opens; optional |
 | `all_classes` | the class names, for `metric: classification` |
 
-Other fields are left alone, but not those that look like one of these, mistyped.
+RULER's files are taken as they are: `input` is the prompt and `outputs` the answers of a record without these. Other
+fields are left alone, but not those that look like one of these, mistyped.
 
 A metric must tell each reference answer from no answer: the first scores full marks, the second does not.
 """
@@ -32,6 +33,9 @@ from evals.longbench.records import answers_field, classes_field, read_jsonl, sh
 from evals.rouge import rouge1_recall, sees
 
 FIELDS = ("prompt", "context", "question", "answers", "metric", "max_new_tokens", "id", "answer_prefix", "all_classes")
+OF_RULER = {"prompt": "input", "answers": "outputs"}
+"""What RULER (arXiv 2404.06654) calls these fields."""
+
 LONGEST_GENERATION = 100_000
 LONGEST_ID = 100
 
@@ -72,12 +76,21 @@ def read_records(
     """
     records: dict[str, Record] = {}
     content = read_once(path, f"eval.data={path}") if content is None else content
-    for number, (place, fields) in enumerate(read_jsonl(path, content)):
+    for number, (place, given) in enumerate(read_jsonl(path, content)):
+        fields = _in_our_words(given)
         record = _record(place, {"id": number, "metric": metric, "max_new_tokens": max_new_tokens} | fields)
         if record.id in records:
             raise UserError(f"{place}: the id {record.id!r} occurs twice.")
         records[record.id] = record
     return list(records.values())
+
+
+def _in_our_words(fields: dict[str, Any]) -> dict[str, Any]:
+    """The fields of a record, with RULER's names replaced where it has none of ours."""
+    lacking = {"answers"} - fields.keys()
+    if not {"prompt", "context", "question"} & fields.keys():
+        lacking.add("prompt")
+    return fields | {ours: fields[theirs] for ours, theirs in OF_RULER.items() if ours in lacking and theirs in fields}
 
 
 def _record(place: str, fields: dict[str, Any]) -> Record:

@@ -6,7 +6,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
-from evals.job import Job, job_from
+from evals.job import Job, jobs_from
 from evals.launch.groups import Group, groups
 from evals.results.names import IMMATERIAL, differences
 
@@ -26,8 +26,8 @@ class Sweep:
 
     @cached_property
     def jobs(self) -> list[Job]:
-        """Raises `UserError` for a configuration that cannot be."""
-        return told_apart([job_from(config) for config in self.configs])
+        """Raises what `jobs_from` raises."""
+        return told_apart(jobs_from(self.configs))
 
     @cached_property
     def groups(self) -> list[Group]:

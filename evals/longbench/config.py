@@ -46,7 +46,12 @@ class LongBench(SampledEvaluation):
         return open_source(self.data, sha256=self.sha256, revision=self.revision)
 
     def check(self) -> None:
-        _ = self.folder
+        from evals.longbench.data import load_task, refuse_missing
+
+        tasks = select_tasks(self.tasks)
+        refuse_missing(self.folder, tasks)
+        for task in tasks:
+            load_task(self.folder, task, self.limit)
 
     def make_tasks(self, model: LoadedModel, protocol: EvaluationProtocol) -> Sequence[LongBenchTask]:
         from evals.longbench.evaluation import LongBenchTask

@@ -88,14 +88,20 @@ def _open_path(path: Path, cache: Path, sha256: str | None) -> Path | None:
     return copies.convert(path, cache) if copies.is_copy(path) else None
 
 
+def refuse_missing(folder: Path, tasks: Sequence[Task]) -> None:
+    """Raise `UserError` that names all of `tasks` which `folder` has no file of."""
+    missing = [task.name for task in tasks if not (folder / f"{task.name}.jsonl").exists()]
+    if missing:
+        files = ", ".join(f"{name}.jsonl" for name in missing)
+        raise UserError(
+            f"there is no {files} in {folder}: leave {', '.join(missing)} out of eval.tasks, or add what is missing."
+        )
+
+
 def read_task(folder: Path, task: Task) -> bytes:
     """The content of `folder`/task.jsonl."""
-    path = folder / f"{task.name}.jsonl"
-    if not path.exists():
-        raise UserError(
-            f"there is no {task.name}.jsonl in {folder}: leave {task.name} out of eval.tasks or add the file."
-        )
-    return read_once(path, f"eval.data={folder}")
+    refuse_missing(folder, [task])
+    return read_once(folder / f"{task.name}.jsonl", f"eval.data={folder}")
 
 
 def load_task(folder: Path, task: Task, limit: int | None = None, content: bytes | None = None) -> list[Record]:

@@ -2,21 +2,21 @@
 `python -m evals.report experiment=table1_longbench` an experiment's tables and figures.
 """
 
-import argparse
 import sys
 from pathlib import Path
 
 from compresskv.errors import UserError
 from compresskv.inputs import expanded
-from evals.console import outputs_take_any_text, visible
+from evals.console import Arguments, outputs_take_any_text, visible
 from evals.report.items import ITEMS
 
-PAGE_USAGE = "python -m evals.report <results> --out <directory>"
+PAGE_USAGE = "python -m evals.report <results> [--out <directory>]"
 
 
 def main(arguments: list[str]) -> int:
     """Write the page, or the artefacts of one experiment, and print the paths; returns the exit code."""
-    if any(argument == "--out" or argument.startswith("--out=") for argument in arguments):
+    words = [argument for argument in arguments if not argument.startswith("-")]
+    if any(argument.startswith("--out") for argument in arguments) or (words and "=" not in "".join(words)):
         return _page(arguments)
     usage = f"{PAGE_USAGE}, or experiment=<one of {', '.join(ITEMS)}> [results=<directory>]"
     if not arguments or {"-h", "--help"} & set(arguments):
@@ -40,11 +40,11 @@ def main(arguments: list[str]) -> int:
 
 def _page(arguments: list[str]) -> int:
     """Write the page of a results tree and print its path; returns the exit code."""
-    parser = argparse.ArgumentParser(usage=PAGE_USAGE, description="Write one self-contained HTML page.")
+    parser = Arguments("python -m evals.report", PAGE_USAGE, "Write one self-contained HTML page.")
     parser.add_argument("results", type=Path, nargs="?", default=Path("results"))
-    parser.add_argument("--out", type=Path, required=True)
-    options = parser.parse_args(arguments)
+    parser.add_argument("--out", type=Path, default=Path("report"), help="where to (default: report)")
     try:
+        options = parser.parse_args(arguments)
         from evals.report.html.writing import write
 
         print(write(expanded(options.results, "results"), expanded(options.out, "--out")))

@@ -3,20 +3,19 @@
 `python -m evals.results push-wandb [<results>] [logger.mode=offline …]` sends what is finished to Weights & Biases.
 """
 
-import argparse
 import json
 import os
 import re
 import sys
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 from rich.table import Table
 
 from compresskv.errors import UserError
-from evals.console import one_sentence_endings, outputs_take_any_text, plain, screen, visible
+from evals.console import Arguments, one_sentence_endings, outputs_take_any_text, plain, screen, visible
+from evals.results.chosen import settings_named
 from evals.results.compare import Comparison, comparisons
-from evals.results.record import Record, records
+from evals.results.record import Record
 
 HIDDEN = {"config", "environment", "samples", "method_in_full", "prompt"}
 """Fields of a summary that `show` leaves out."""
@@ -158,19 +157,20 @@ def main(arguments: list[str] | None = None) -> int:
 
         with one_sentence_endings():
             return push(words[1:])
-    parser = argparse.ArgumentParser(prog="python -m evals.results", description=__doc__)
+    parser = Arguments(prog="python -m evals.results", description=__doc__)
     parser.add_argument("command", choices=["list", "show", "verify", "compare"])
-    parser.add_argument("pattern", nargs="?", default="", help="only settings whose path contains this")
-    parser.add_argument("--results", type=Path, default=Path("results"), help="as paths.results (default: results)")
-    parser.add_argument("--metric", default="score", help="what compare compares: a field of samples (default: score)")
-    options = parser.parse_args(arguments)
+    parser.add_argument(
+        "named", nargs="?", default="", help="a results tree, a folder below its runs, or a part of settings' paths"
+    )
+    parser.add_argument("--results", help="as paths.results (default: results)")
+    parser.add_argument("--metric", help="what compare compares: a field of samples (default: score)")
     try:
-        chosen = records(options.results, options.pattern)
-        if not chosen:
-            matching = f" that match {options.pattern}" if options.pattern else ""
-            raise UserError(f"{options.results / 'runs'}: no results{matching}: check --results")
+        options = parser.parse_args(arguments)
+        if options.metric is not None and options.command != "compare":
+            raise UserError(f"--metric={options.metric}: {options.command} takes none: leave it out, or use compare")
+        chosen = settings_named(options.results, options.named)
         if options.command == "compare":
-            code = compare(chosen, options.metric)
+            code = compare(chosen, "score" if options.metric is None else options.metric)
         else:
             code = {"list": list_, "show": show, "verify": verify}[options.command](chosen)
         if sys.stdout:  # None where the shell has closed it

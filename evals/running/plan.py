@@ -26,6 +26,7 @@ from compresskv.models import LoadedModel
 from evals.console import screen
 from evals.evaluation import MeasuredEvaluation, SampledEvaluation, Task
 from evals.job import Job
+from evals.progress import Progress
 from evals.results.record import Record
 from evals.running.forecast import Forecast, forecast
 from evals.running.tasks import setting_of
@@ -47,7 +48,8 @@ STEPS = 8
 class Work:
     """What is missing of a task: jobs that share each prefill, with their settings, and the prompts that any lacks.
 
-    `name` is that of the task; each prompt is decoded with all settings so many `times`, in the mean.
+    `name` is that of the task; each prompt is decoded with all settings so many `times`, in the mean. `finished`: how
+    many settings were asked for besides and have all their samples.
     """
 
     model: LoadedModel
@@ -57,6 +59,7 @@ class Work:
     settings: Sequence[Setting]
     prompts: Sequence[str]
     times: float = 1
+    finished: int = 0
 
     @cached_property
     def tokens(self) -> float:
@@ -95,18 +98,21 @@ class Speed:
 
 def plan(jobs: Sequence[Job]) -> None:
     """Print what these jobs will take. Raises `UserError` for what cannot be run, and for what has no plan."""
+    progress = Progress()
     rows: list[tuple[Work, Forecast, float]] = []
-    for evaluation in dict.fromkeys(job.eval for job in jobs):
-        evaluation.check()
     for config in dict.fromkeys(job.model for job in jobs):
         of_model = [job for job in jobs if job.model == config]
+        progress.say(f"{config.name}: loading")
         model = models.load(config)
+        progress.say(f"{config.name}: looking for what is missing")
         speeds: dict[tuple[Job, ...], Speed] = {}
-        for work in works(model, of_model):
-            key = tuple(work.jobs)
-            if key not in speeds:
-                speeds[key] = measure(work)
-            rows.append((work, work.forecast, speeds[key].seconds(work)))
+        with progress.track(f"{config.name}: planning", works(model, of_model), "tasks") as missing:
+            for work in missing:
+                key = tuple(work.jobs)
+                if key not in speeds:
+                    progress.say(f"{config.name}: timing one prompt of {work.name}, {len(work.settings)} settings")
+                    speeds[key] = measure(work)
+                rows.append((work, work.forecast, speeds[key].seconds(work)))
     screen().print(table(rows) if rows else "all samples are there: nothing is left to run")
 
 
@@ -134,15 +140,19 @@ def works(model: LoadedModel, jobs: Sequence[Job]) -> list[Work]:
 def _work(model: LoadedModel, task: Task, jobs: Sequence[Job]) -> Work | None:
     incomplete: dict[Path, tuple[Job, Setting]] = {}
     prompts: set[str] = set()
+    asked: set[Path] = set()
     for job in jobs:
         setting, folder = setting_of(model, job, task)
+        asked.add(folder)
         if missing := missing_of(task, folder, job):
             incomplete.setdefault(folder, (job, setting))
             prompts.update(missing)
     if not prompts:
         return None
     missing_jobs, settings = zip(*incomplete.values(), strict=True)
-    return Work(model, task.name, task, missing_jobs, settings, [id for id in task.sample_ids if id in prompts])
+    missing_prompts = [id for id in task.sample_ids if id in prompts]
+    finished = len(asked) - len(incomplete)
+    return Work(model, task.name, task, missing_jobs, settings, missing_prompts, finished=finished)
 
 
 def missing_of(task: Task, folder: Path, job: Job) -> list[str]:
@@ -205,8 +215,8 @@ def table(rows: Sequence[tuple[Work, Forecast, float]]) -> Table:
             Text(work.model.name),
             Text(" ".join(dict.fromkeys((job.eval.name, work.name)))),
             Text(job.protocol.label),
-            f"{len(work.settings) * work.times:g}",
-            str(len(work.prompts)),
+            f"{len(work.settings) * work.times:g}" + (f", {work.finished} finished" if work.finished else ""),
+            f"{len(work.prompts)}" + (f" of {of}" if (of := len(work.task.sample_ids)) > len(work.prompts) else ""),
             f"{about}{round(work.tokens * len(work.prompts))}",
             str(work.task.longest_prompt),
             str(work.task.max_new_tokens),

@@ -24,24 +24,13 @@ def run(jobs: Sequence[Job], outcome_file: Path | None = None) -> None:
     sweep, logger = Outcome(), jobs[0].logger
     with logger.watched(jobs) if logger else nullcontext() as report:
         progress = Progress(report=report)
-        sound = _checked(jobs, sweep)
-        for config in dict.fromkeys(job.model for job in sound):
-            of_model = [job for job in sound if job.model == config]
+        for config in dict.fromkeys(job.model for job in jobs):
+            of_model = [job for job in jobs if job.model == config]
             with sweep.guard(of_model):
                 _run_model(config, of_model, sweep, progress)
     if outcome_file:
         outcome.save(sweep.entries, outcome_file)
     outcome.show(sweep.entries, logger)
-
-
-def _checked(jobs: Sequence[Job], sweep: Outcome) -> list[Job]:
-    """The jobs whose data can be used, as far as that shows before a model is loaded; the others have failed."""
-    sound = []
-    for evaluation in dict.fromkeys(job.eval for job in jobs):
-        with sweep.guard([job for job in jobs if job.eval == evaluation]):
-            evaluation.check()
-            sound.append(evaluation)
-    return [job for job in jobs if job.eval in sound]
 
 
 def _run_model(config: ModelConfig, jobs: Sequence[Job], sweep: Outcome, progress: Progress) -> None:

@@ -37,6 +37,30 @@ def test_the_public_api_works_with_generate_and_leaves_the_model_alone():
     torch.testing.assert_close(model(**inputs).logits, before, atol=0, rtol=0)
 
 
+@pytest.mark.parametrize("name", ["num_return_sequences", "num_beams"])
+@pytest.mark.parametrize("given_in", ["call", "config", "model"])
+def test_several_sequences_are_refused_by_the_name_of_their_argument(monkeypatch, name, given_in):
+    model, ids = tiny.model("llama"), tiny.prompt(60)[None]
+    config = GenerationConfig(max_new_tokens=2, do_sample=True, pad_token_id=0)
+    given = {generate_argument(): None, "generation_config": config}
+    if given_in == "call":
+        given[name] = 2
+    elif given_in == "config":
+        setattr(config, name, 2)
+    else:
+        del given["generation_config"]
+        monkeypatch.setattr(model.generation_config, "do_sample", True)  # alone it would not be a valid configuration
+        monkeypatch.setattr(model.generation_config, name, 2)
+    with (
+        pytest.raises(UserError, match=f"^{name}=2: "),
+        compressed(model, SNAPKV, 20, generation_config="honoured") as cache,
+    ):
+        model.generate(ids, attention_mask=torch.ones_like(ids), **{**given, generate_argument(): cache})
+    with compressed(model, SNAPKV, 20) as cache:
+        options = {"num_return_sequences": 1, "num_beams": 1, "max_new_tokens": 2, generate_argument(): cache}
+        assert model.generate(ids, attention_mask=torch.ones_like(ids), **options).shape == (1, 62)
+
+
 @pytest.mark.parametrize("setting", [Setting(SNAPKV, 20), Setting(RAGGED, 40)])
 def test_in_layer_prefill_holds_one_complete_layer_at_a_time(setting):
     model, ids = tiny.model("llama"), tiny.prompt(300)

@@ -35,6 +35,16 @@ def test_records_in_both_shapes(tmp_path):
     assert [record.score("on the mat") for record in (a, b, c)] == [1, 1, 1]
 
 
+def test_files_of_ruler_are_taken_as_they_are(tmp_path):
+    theirs = {"index": 5, "input": "What are the numbers?", "outputs": ["17", "4"], "answer_prefix": " Of"}
+    [a, b] = read_records(file_of(tmp_path, theirs, line(input="left alone", outputs=5)), "string_match_all", 8)
+    assert (a.id, a.prompt, a.answers, a.answer_prefix) == ("0", "What are the numbers?", ("17", "4"), " Of")
+    assert a.score("It is 17.") == 0.5
+    assert (b.prompt, b.answers) == ("Where?", ("on the mat",))
+    with pytest.raises(UserError, match="'context'"):
+        read_records(file_of(tmp_path, theirs | {"context": "x"}), "string_match_all", 8)
+
+
 def test_settings_of_the_file_are_for_lines_that_set_none(tmp_path):
     path = file_of(tmp_path, line(metric="absent", max_new_tokens="absent"), line())
     records = read_records(path, metric="exact_match", max_new_tokens=32)

@@ -251,6 +251,21 @@ def test_an_empty_tree_is_one_sentence(tmp_path, capsys):
         write(tmp_path, tmp_path / "file")
 
 
+def test_the_page_goes_to_report_where_no_place_is_named(tmp_path, capsys, monkeypatch):
+    needles(tmp_path / "tree", depths=1, lengths=(1000,), budgets=(64,))
+    monkeypatch.chdir(tmp_path)
+    assert main(["tree"]) == 0
+    assert (tmp_path / capsys.readouterr().out.strip()) == tmp_path / "report" / "index.html"
+    assert (tmp_path / "report" / "index.html").exists()
+
+
+@pytest.mark.parametrize("arguments", [["tree", "other"], ["tree", "--outt"], ["tree=x"], ["tree", "--out"], ["-x"]])
+def test_a_bad_argument_is_a_sentence(capsys, arguments):
+    assert main(arguments) == 2
+    (sentence,) = capsys.readouterr().err.splitlines()
+    assert sentence.startswith("error: ")
+
+
 def test_the_command_writes_the_page_without_torch(results, tmp_path):
     code = "import sys, json; from evals.report.__main__ import main; "
     code += f"assert main([{str(results)!r}, '--out={tmp_path}']) == 0; print(json.dumps(sorted(sys.modules)))"

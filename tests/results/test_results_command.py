@@ -77,6 +77,56 @@ def test_a_folder_named_like_an_evaluation_is_listed(tmp_path, capsys):
     assert "calibrate/niah" in capsys.readouterr().out
 
 
+def listed(capsys, *arguments):
+    """The folders that `show` has, by their method."""
+    assert main(["show", *arguments]) == 0
+    return [part["folder"].split("/")[-2] for part in json.loads(capsys.readouterr().out)]
+
+
+def test_a_folder_or_a_pattern_narrows_it_down(tmp_path, capsys, monkeypatch):
+    for method in ("snapkv", "tova"):
+        setting(tmp_path / "tree", method=method)
+    place = setting(tmp_path / "results", method="cake").path
+    monkeypatch.chdir(tmp_path)
+    assert listed(capsys) == ["cake"]
+    assert listed(capsys, "tree") == listed(capsys, "--results", "tree") == ["snapkv", "tova"]
+    assert listed(capsys, "tree/runs/tiny") == ["snapkv", "tova"]
+    assert listed(capsys, str(place)) == listed(capsys, str(place.parent)) == ["cake"]
+    assert listed(capsys, "n?ah/*/tov[a]/64", "--results", "tree") == ["tova"]
+    (tmp_path / "snap").mkdir()  # a folder of something else
+    assert listed(capsys, "snap", "--results", "tree") == ["snapkv"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["lst"], "lst"),
+        ([], "command"),
+        (["list", "--resluts", "x"], "--resluts"),
+        (["list", "a", "b"], "b"),
+        (["list", "nothing"], "nothing"),
+        (["verify", "--results", "absent"], "absent"),
+        (["show", "other", "--results", "absent"], "absent"),
+        (["list", "--metric", "score"], "--metric"),
+        (["compare", "--metric", "scores"], "--metric"),
+        (["compare", "--metric", ""], "--metric"),
+        (["list", "results/runs/empty"], "results/runs/empty"),
+        (["list", "results", "--results", "other"], "--results"),
+        (["list", "~nobody-at-all/x"], "~nobody-at-all"),
+    ],
+)
+def test_each_bad_argument_is_a_sentence(tmp_path, capsys, monkeypatch, arguments, says):
+    setting(tmp_path / "results")
+    (tmp_path / "results" / "runs" / "empty").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert main(arguments) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("error: ")
+    assert len(err.splitlines()) == 1
+    assert says in err
+
+
 def test_nothing_there(tmp_path, capsys):
     assert main(["list", "--results", str(tmp_path)]) == 2
     assert "no results" in capsys.readouterr().err

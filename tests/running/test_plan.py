@@ -34,6 +34,16 @@ def test_a_sweep_is_planned_and_nothing_is_written(tiny, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def row_of(jobs, capsys):
+    """The cells of the only task in a plan."""
+    capsys.readouterr()
+    plan(jobs)
+    out, err = capsys.readouterr()
+    assert "1/1 tasks" in err
+    row = next(line for line in out.splitlines() if "needle" in line)
+    return [cell.strip() for cell in row.strip("│┃ ").split("│")]
+
+
 def test_a_plan_is_true_or_false(tiny, tmp_path):
     done = run("method=snapkv", "+plan=maybe", *tiny)
     assert done.returncode == 1
@@ -55,7 +65,11 @@ def test_what_is_finished_is_not_counted(model, tiny, tmp_path, capsys):
     assert 340 < work.tokens <= 350
     run_jobs(jobs("snapkv"))
     [work] = works(model, jobs("snapkv", "full"))
-    assert (len(work.settings), len(work.prompts)) == (1, 6)
+    assert (len(work.settings), len(work.prompts), work.finished) == (1, 6, 1)
+    assert row_of(jobs("snapkv", "full"), capsys)[3:5] == ["1, 1 finished", "6"]
+    narrow = [job("method=tova", "budget=32", *GRID, "eval.depths=[0]", *tiny)]
+    run_jobs(narrow)
+    assert row_of(jobs("tova"), capsys)[3:5] == ["1", "4 of 6"]
     assert works(model, jobs("snapkv")) == []
     capsys.readouterr()
     plan(jobs("snapkv"))

@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 from rich.console import Console
 
 from compresskv.checking import checked
-from evals.console import interrupts_held
+from evals.console import end_interrupted, interrupts_held
 from evals.launch.executor import Sweep
 from evals.launch.processes import report
 from evals.launch.slurm.config import SlurmConfig
@@ -76,8 +76,10 @@ def _interrupted(ids: Sequence[str]) -> NoReturn:
             answer = "no"
     if answer.strip().lower() in ("y", "yes"):
         subprocess.run(cancel_command(ids), check=False)
-        sys.exit("cancelled: finished samples are safe, the same command goes on from there")
-    sys.exit(f"{_count(ids)} left in the queue: cancel with `{_cancel(ids)}`; the same command shows what is done")
+        end_interrupted("cancelled: finished samples are safe, the same command goes on from there")
+    end_interrupted(
+        f"{_count(ids)} left in the queue: cancel with `{_cancel(ids)}`; the same command shows what is done"
+    )
 
 
 def _progress(now: Mapping[str, State]) -> str:

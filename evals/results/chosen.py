@@ -1,0 +1,43 @@
+"""Which settings the words of a command line name: those of a folder, or those whose path has a pattern in it."""
+
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+from compresskv.errors import UserError
+from compresskv.inputs import expanded
+from evals.results.record import Record, records
+
+
+def settings_named(results: str | None, named: str) -> list[Record]:
+    """The settings of the tree `results` (None: ./results) that `named` stands for, by path; "" stands for all.
+
+    `named` is a results tree, a folder below the `runs` of one, or else a part of settings' paths below `runs`, in
+    which `*`, `?` and `[…]` stand for any text, any character and one of several. Raises `UserError` if that is none.
+    """
+    place = expanded(named, named) if named else Path()
+    if named and (place / "runs").is_dir():
+        if results is not None:
+            raise UserError(f"{named}: is a results tree, and --results={results} names another: name one of them")
+        results, named = str(place), ""
+    elif named and place.is_dir() and (tree := _tree_of(place)):
+        below = place.resolve()
+        found = [record for record in records(tree) if record.path.resolve().is_relative_to(below)]
+        if not found:
+            raise UserError(f"{named}: there are no results in that folder: check the path")
+        return found
+    tree = expanded(results or "results", f"--results={results}")
+    found = [record for record in records(tree) if named in record.name or fnmatchcase(record.name, f"*{named}*")]
+    if not found:
+        if not (tree / "runs").is_dir():
+            raise UserError(f"--results={tree}: there are no results: name a folder that has runs/ in it")
+        whose = f"none of its settings has {named} in its path" if named else "it has no settings yet"
+        raise UserError(f"{tree / 'runs'}: no results: {whose}: `python -m evals.results list` shows what there is")
+    return found
+
+
+def _tree_of(folder: Path) -> Path | None:
+    """The results tree that `folder` is a part of; None if it is of none."""
+    for above in (folder.resolve(), *folder.resolve().parents):
+        if above.name == "runs":
+            return above.parent
+    return None

