@@ -1,6 +1,7 @@
 """The artefacts of an experiment, made from the results tree alone: tables, comparisons and figures."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from itertools import groupby
 from pathlib import Path
@@ -19,7 +20,7 @@ from evals.report.markdown import markdown
 from evals.report.needles import agreement_of_orders
 from evals.report.page import Page, file_part, left_out
 from evals.report.selection import chosen, default_heads, nothing
-from evals.report.verdicts import family_of, unpaired, verdicts
+from evals.report.verdicts import family_of, subject_of, unpaired, verdicts
 from evals.results.record import Record
 from evals.results.store import refused, safe_name, write_text
 
@@ -95,7 +96,7 @@ def _runs(experiment: str, of_item: Item, results: Path) -> Page:
         frames["comparisons"] = partial(tables.comparisons, compared)
     others = paper.others(experiment, every)
     figures = _figures(of_item, [of_model[0] for of_model in of_models if of_model])
-    family = family_of(of_item) if compared else ""
+    family = family_of(replace(of_item, subject=subject_of(of_item, every[0]))) if compared else ""
     return Page(experiment, of_item.title, every, compared, others, notes, (), frames, figures, family)
 
 

@@ -98,17 +98,23 @@ def _pairs(item: Item, grid: Grid, column: str) -> Iterator[tuple[Row, Row]]:
         for first in rows:
             for second in rows:
                 alike = (first.protocol, first.variant) == (second.protocol, second.variant)
-                wanted = first is not second and alike and _wanted(item, rows, first, second)
+                wanted = first is not second and alike and _wanted(item, grid, first, second)
                 if wanted and _common(first, second, column):
                     yield first, second
 
 
-def _wanted(item: Item, rows: list[Row], first: Row, second: Row) -> bool:
+def _wanted(item: Item, grid: Grid, first: Row, second: Row) -> bool:
     if item.pairs:
         return (first.method, second.method) in item.pairs
-    methods = [row.method for row in rows]
-    # Where the item's subject was not run, everything is compared with what comes first.
-    return first.method == (item.subject if item.subject in methods else methods[0])
+    return first.method == subject_of(item, grid)
+
+
+def subject_of(item: Item, grid: Grid) -> str:
+    """What all methods of a grid are compared with: the item's subject; where it was not run, what comes first of the
+    largest budget with several rows."""
+    if any(row.method == item.subject for row in grid.rows if row.budget is not None):
+        return item.subject
+    return next((rows[0].method for rows in grid.budgets.values() if len(rows) > 1), item.subject)
 
 
 def _common(first: Row, second: Row, column: str) -> bool:
