@@ -4,11 +4,15 @@
 
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING, cast
 
 from compresskv.errors import UserError
 from compresskv.inputs import expanded
 from evals.console import Arguments, outputs_take_any_text, visible
 from evals.report.items import ITEMS
+
+if TYPE_CHECKING:
+    from evals.report.latex import Columns
 
 PAGE_USAGE = "python -m evals.report <results> [--out <directory>]"
 
@@ -18,19 +22,23 @@ def main(arguments: list[str]) -> int:
     words = [argument for argument in arguments if not argument.startswith("-")]
     if any(argument.startswith("--out") for argument in arguments) or (words and "=" not in "".join(words)):
         return _page(arguments)
-    usage = f"{PAGE_USAGE}, or experiment=<one of {', '.join(ITEMS)}> [results=<directory>]"
+    usage = f"{PAGE_USAGE}, or experiment=<one of {', '.join(ITEMS)}> [results=<directory>] [columns=tasks|groups]"
     if not arguments or {"-h", "--help"} & set(arguments):
         print(usage)
         return 0 if arguments else 2
     given = dict(argument.partition("=")[::2] for argument in arguments)
     try:
-        if unknown := [name for name in given if name not in ("experiment", "results") or not given[name]]:
+        if unknown := [name for name in given if name not in ("experiment", "results", "columns") or not given[name]]:
             raise UserError(f"{unknown[0]}: is not known here: {usage}")
         if "experiment" not in given:
             raise UserError(f"experiment: is not set: {usage}")
+        if (columns := given.get("columns", "tasks")) not in ("tasks", "groups"):
+            raise UserError(f"columns={columns}: LaTeX tables of LongBench have tasks or groups: write one of the two")
         from evals.report.artefacts import write
 
-        for path in write(given["experiment"], expanded(given.get("results", "results"), "results")):
+        for path in write(
+            given["experiment"], expanded(given.get("results", "results"), "results"), cast("Columns", columns)
+        ):
             print(path)
     except UserError as error:
         print(visible(f"error: {error}"), file=sys.stderr)

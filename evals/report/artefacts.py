@@ -1,6 +1,7 @@
 """The artefacts of an experiment, made from the results tree alone: tables, comparisons and figures."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from itertools import groupby
 from pathlib import Path
@@ -14,18 +15,18 @@ from evals.report.csv import csv_text
 from evals.report.grids import grids
 from evals.report.items import Item, item
 from evals.report.labels import heads_label
-from evals.report.latex import latex
+from evals.report.latex import Columns, appendix, latex
 from evals.report.markdown import markdown
 from evals.report.needles import agreement_of_orders
 from evals.report.page import Page, file_part, left_out
 from evals.report.selection import chosen, default_heads, nothing
-from evals.report.verdicts import unpaired, verdicts
+from evals.report.verdicts import family_of, subject_of, unpaired, verdicts
 from evals.results.record import Record
 from evals.results.store import refused, safe_name, write_text
 
 
-def write(experiment: str, results: Path) -> list[Path]:
-    """Write `results`/artefacts/<experiment>/; returns the paths.
+def write(experiment: str, results: Path, columns: Columns = "tasks") -> list[Path]:
+    """Write `results`/artefacts/<experiment>/; returns the paths. `columns`: of the LaTeX tables of LongBench.
 
     Raises `UserError` for an experiment that has no artefacts, and where none of its settings has results.
     """
@@ -35,7 +36,8 @@ def write(experiment: str, results: Path) -> list[Path]:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise refused(folder, error) from error
-    texts = {"table.md": markdown(page), "table.tex": latex(page)}
+    texts = {"table.md": markdown(page), "table.tex": latex(page, columns)}
+    texts["table-appendix.tex"] = appendix(page, columns)
     for name, frame in page.frames.items():
         texts[f"{name}.csv"] = csv_text(frame())
     for name, text in texts.items():
@@ -94,7 +96,8 @@ def _runs(experiment: str, of_item: Item, results: Path) -> Page:
         frames["comparisons"] = partial(tables.comparisons, compared)
     others = paper.others(experiment, every)
     figures = _figures(of_item, [of_model[0] for of_model in of_models if of_model])
-    return Page(experiment, of_item.title, every, compared, others, notes, frames=frames, figures=figures)
+    family = family_of(replace(of_item, subject=subject_of(of_item, every[0]))) if compared else ""
+    return Page(experiment, of_item.title, every, compared, others, notes, (), frames, figures, family)
 
 
 def _grids(of_item: Item, of_model: Sequence[Record]) -> list[Grid]:

@@ -1,8 +1,10 @@
 """A grid of means, as tables have it: rows are methods within a budget, columns tasks, lengths or needles."""
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from operator import itemgetter
 from statistics import fmean
 from typing import Literal
 
@@ -149,17 +151,19 @@ class Grid:
         return groups
 
 
-def ranks(column: str, rows: Sequence[Row], metric: Metric = SCORE) -> dict[int, int]:
-    """1 for the best and 2 for the second mean of a column, by the row's place; among rows that have most samples.
+def ranks(column: str, rows: Sequence[Row], metric: Metric = SCORE, digits: int | None = None) -> dict[int, int]:
+    """1 for the best and 2 for the second mean of a column, by the row's place; among rows with all of the samples.
 
-    Rows with fewer, or with other prompts, are never ranked with them; equal means share their rank, and a single row
-    has none.
+    Rows with a part of them are never ranked, nor those with other prompts than most; means that are equal with so
+    many `digits`, default: those of the metric, share their rank, and a single row has none.
     """
     if metric.better is None:
         return {}
+    digits = metric.digits if digits is None else digits
     cells = {place: row.cells[column] for place, row in enumerate(rows) if column in row.cells}
-    widest = max((cell.samples for cell in cells.values()), key=len, default=frozenset())
-    same = {place: cell.mean for place, cell in cells.items() if cell.samples == widest}
+    whole = {place: cell for place, cell in cells.items() if not cell.partial}
+    usual = max(Counter(cell.samples for cell in whole.values()).items(), key=itemgetter(1), default=(None, 0))[0]
+    same = {place: round(cell.mean, digits) for place, cell in whole.items() if cell.samples == usual}
     values = sorted(set(same.values()), reverse=metric.better == "higher")
     if len(same) < 2 or len(values) < 2:
         return {}

@@ -50,7 +50,7 @@ def over_budget(grid: Grid) -> Figure:
         axis.set_xticks(budgets, [str(budget) for budget in budgets])
         axis.minorticks_off()
     axis.set_xlabel("budget (KV tokens per layer and head)")
-    axis.set_ylabel(f"score, {grid.overall}")
+    axis.set_ylabel(f"{grid.metric.title or 'score'}, {grid.overall}")
     return _finished(figure, axis, grid)
 
 

@@ -1,16 +1,18 @@
 """From the records of one model and evaluation to grids: a column for every task, length, layer or needle."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import groupby
 from statistics import fmean
 from typing import Any
 
+from evals.longbench import tasks as longbench
 from evals.niah.needles import needles
 from evals.report.cells import AVERAGE, AVERAGE_OF_16, SCORE, Cell, Grid, Metric, Row
 from evals.report.items import Item
-from evals.report.labels import tokens_label, tokens_of
+from evals.report.labels import METHODS, tokens_label, tokens_of
 from evals.results.names import names
-from evals.results.pairing import Key, key
+from evals.results.pairing import Key, ids_of, key
 from evals.results.record import Record
 from evals.results.schema import Line
 
@@ -33,9 +35,38 @@ Values = dict[str, dict[Key, float]]
 def grids(item: Item, records: Sequence[Record]) -> list[Grid]:
     """The grids of records of one model and evaluation, at least one: of scores or tokens, and of their fidelity."""
     if item.columns == "layers":
-        return [_grid(item, records, KEPT)]
+        return [grid_of(item, records, KEPT)]
     carried = [metric for metric in FIDELITY if any(_has(record, metric) for record in records)]
-    return [_grid(item, records, metric) for metric in (SCORE, *carried)]
+    return [grid_of(item, records, metric) for metric in (SCORE, *carried)]
+
+
+def groups_of(records: Iterable[Record]) -> Iterator[list[Record]]:
+    """The records of each model and evaluation whose rows are methods, in the order that papers have methods in."""
+
+    def place(record: Record) -> tuple[str, str, str]:
+        return record.model, record.eval, record.kind
+
+    order = {name: number for number, name in enumerate(METHODS)}
+    for (_, _, kind), group in groupby(sorted(records, key=place), key=place):
+        known = [record for record in group if kind != "longbench" or record.task in longbench.TASKS]
+        if known and kind != "head_masking":
+            yield sorted(known, key=lambda record: order.get(record.method, len(order)))
+
+
+def by_task(of_model: Grid) -> Grid:
+    """The same rows with a column for every task, and the average; where columns are others, as they are."""
+    if of_model.kind in ("longbench", "niah"):
+        return of_model
+    ids: dict[str, set[str]] = {}
+    for row in of_model.rows:
+        for task, values in row.cells[of_model.overall].strata.items():
+            ids.setdefault(task, set()).update(ids_of(values))
+    rows = []
+    for row in of_model.rows:
+        whole = row.cells[of_model.overall]
+        cells = {task: Cell({task: values}, len(ids[task]), len(values)) for task, values in whole.strata.items()}
+        rows.append(replace(row, cells={**cells, of_model.overall: whole}))
+    return replace(of_model, columns=[*ids, of_model.overall], rows=rows) if len(ids) > 1 else of_model
 
 
 def rows_of(item: Item, records: Sequence[Record]) -> list[tuple[Row, list[Record]]]:
@@ -118,7 +149,8 @@ def _places(item: Item, records: Sequence[Record]) -> list[list[Record]]:
     return list(by_haystack.values())
 
 
-def _grid(item: Item, records: Sequence[Record], metric: Metric) -> Grid:
+def grid_of(item: Item, records: Sequence[Record], metric: Metric) -> Grid:
+    """The grid of a metric, of records of one model and evaluation, at least one."""
     rows = rows_of(item, records)
     cells_of, place = _cells_of(item, records[0].kind)
     by_column = [cells_of(of_row, metric) for _, of_row in rows]

@@ -115,6 +115,9 @@ ITEMS = {
 }
 """By the name of their experiment."""
 
+ALL = Item("all methods")
+"""Everything of a results tree: rows by method and budget; CompressKV is compared with every other of its budget."""
+
 
 def item(name: str) -> Item:
     """The item of that name. Raises `UserError`, with all names, if there is none."""

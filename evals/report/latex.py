@@ -1,21 +1,28 @@
-"""An item as LaTeX tables; they need the packages booktabs and graphicx."""
+"""An item as LaTeX tables: those of the paper, and those of its appendix with the intervals and numbers of samples.
 
-from collections.abc import Sequence
+They need the packages booktabs, graphicx and rotating. No table is scaled: what is too wide for a page is turned, and
+what is too wide or too long for that is split.
+"""
 
-from evals.report.cells import Cell, Grid, ranks
-from evals.report.page import (
-    VERDICT_COLUMNS,
-    Page,
-    bounds,
-    budget_text,
-    columns,
-    heading,
-    mean_text,
-    notes,
-    paper,
-    partial,
-    verdict_texts,
-)
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import groupby
+from typing import Literal
+
+from compresskv.errors import UserError
+from evals.evaluation import TITLES
+from evals.report.cells import AVERAGE_OF_16, Cell, Grid, Row, ranks
+from evals.report.labels import TASKS
+from evals.report.page import Page, bounds, budget_text, heading, notes, numbers, partial
+from evals.report.verdicts import Verdict
+from evals.results import statistics
+
+Columns = Literal["tasks", "groups"]
+"""What the columns of LongBench are: its tasks, or its categories of tasks. Both have the average too."""
+
+PACKAGES = "% \\usepackage{booktabs,graphicx,rotating}, and a text of 5.5 inches or more\n"
 
 ESCAPED = {
     "\\": r"\textbackslash{}",
@@ -40,65 +47,291 @@ ESCAPED = {
     "]": "{]}",
 }
 
+DAGGER = r"$^\dagger$"
+
+UPRIGHT, TURNED = (97, 48), (137, 28)
+"""Characters of a line and rows of a table in \\scriptsize that fit a page, whose text is 5.5 inches wide or more."""
+
+NARROW = 45
+"""A table of as few characters is set in \\small, with the columns at their natural width."""
+
+MANY = 8
+"""The heads of more columns stand upright."""
+
 
 def escape(text: str) -> str:
     """Text that is no markup, on one line."""
     return " ".join("".join(ESCAPED.get(character, character) for character in text).split())
 
 
-def latex(page: Page) -> str:
-    """A table for each model, and one of the paired comparisons."""
-    tables = [_table(f"{page.title}: {heading(grid)}.", notes(page), *_grid(grid)) for grid in page.grids]
-    for plain in page.plain:
-        rows = [[escape(text) for text in row] for row in plain.body]
-        header = [escape(name) for name in plain.header]
-        tables.append(_table(f"{page.title}: {plain.title}.", [], "l" * len(header), header, [rows]))
-    if page.verdicts:
-        body = [[escape(text) for text in verdict_texts(verdict)] for verdict in page.verdicts]
-        header = [escape(name) for name in VERDICT_COLUMNS]
-        tables.append(_table(f"{page.title}: paired comparisons.", [], "llllrlrrlr", header, [body]))
-    return "% \\usepackage{booktabs,graphicx}\n" + "\n".join(tables)
+def latex(page: Page, columns: Columns = "tasks") -> str:
+    """The tables of a paper: one for each model and metric, with budgets as blocks and methods as rows.
+
+    What is over part of the samples has a dagger, and is never marked as best or second. Raises `UserError` for the
+    groups of what has no tasks of LongBench.
+    """
+    if columns == "groups" and not any(grid.kind == "longbench" for grid in page.grids):
+        raise UserError("columns=groups: there are no tasks of LongBench here, whose groups they are: leave it out")
+    tables = [PACKAGES]
+    for place, grid in enumerate(page.grids):
+        caption = [f"{escape(heading(grid))}."]
+        if any(_ranks(grid, column, rows) for rows in grid.budgets.values() for column in grid.columns):
+            caption.append("Within a budget, the best is bold and the second underlined.")
+        if any(cell.partial for row in grid.rows for cell in row.cells.values()):
+            caption.append(f"{DAGGER} Over part of the samples, and not ranked.")
+        caption.append(rf"Intervals and numbers of samples: Table~\ref{{{_label(page, place)}-intervals}}.")
+        tables += _floats(" ".join(caption), _label(page, place), _means(grid, _columns(grid, columns)))
+    for place, plain in enumerate(page.plain, len(page.grids)):
+        body = [[escape(text) for text in row] for row in plain.body]
+        table = Tabular([escape(name) for name in plain.header], {"": body}, "l" * len(plain.header))
+        tables += _floats(escape(f"{plain.title}."), _label(page, place), table)
+    return "\n".join(tables)
 
 
-Body = Sequence[Sequence[Sequence[str]]]
-"""Groups of rows of cells."""
+def appendix(page: Page, columns: Columns = "tasks") -> str:
+    """The tables of an appendix: intervals and numbers of samples, the paired comparisons, and what is to be noted."""
+    tables = [PACKAGES]
+    for place, grid in enumerate(page.grids):
+        label = _label(page, place)
+        caption = rf"{escape(heading(grid))}: 95\,\% intervals of the means in Table~\ref{{{label}}}."
+        tables += _floats(caption, f"{label}-intervals", _intervals(grid, _columns(grid, columns)))
+    tables += comparisons(page.verdicts, page.family, f"tab:{page.name}-comparisons")
+    if said := notes(page):
+        tables.append(
+            "\n".join([r"\begin{itemize}", *(rf"\item {escape(note)}" for note in said), r"\end{itemize}", ""])
+        )
+    return "\n".join(tables)
 
 
-def _grid(grid: Grid) -> tuple[str, list[str], Body]:
-    """Alignment, header and body of a model's table."""
-    header = ["budget", "method", *(stacked(escape(name), escape(n)) for name, n in columns(grid).values())]
-    groups = []
+def comparisons(verdicts: Sequence[Verdict], family: str, label: str) -> list[str]:
+    """Paired comparisons as floats: of each model, evaluation and metric; shown differences are bold."""
+    of_models: dict[tuple[str, str, str], list[Verdict]] = {}
+    for verdict in verdicts:
+        of_models.setdefault((verdict.model, verdict.eval, verdict.metric), []).append(verdict)
+    floats: list[str] = []
+    for place, ((model, evaluation, metric), of_model) in enumerate(of_models.items()):
+        title = f"{model}, {TITLES.get(evaluation, evaluation)}: paired comparisons by {metric}."
+        caption = rf"{escape(title)} {escape(family)} Bold: $p < {statistics.ALPHA}$."
+        floats += _floats(caption, f"{label}{f'-{place + 1}' if place else ''}", _compared(of_model))
+    return floats
+
+
+def _label(page: Page, place: int) -> str:
+    """The label of the table at a place."""
+    return f"tab:{page.name}" + (f"-{place + 1}" if place else "")
+
+
+@dataclass(frozen=True)
+class Tabular:
+    """A table's parts as LaTeX. `blocks`: rows by what stands above them; `spans`: what stands above the head.
+
+    The first column is text; an `alignment` names those of all.
+    """
+
+    header: Sequence[str]
+    blocks: Mapping[str, Sequence[Sequence[str]]]
+    alignment: str
+    spans: Sequence[str] = ()
+
+
+def _columns(grid: Grid, columns: Columns) -> list[str]:
+    """Of LongBench the tasks, or their groups; and the average."""
+    if grid.kind != "longbench" or not any(column in TASKS for column in grid.columns):
+        return list(grid.columns)
+    return [column for column in grid.columns if column == grid.overall or (column in TASKS) == (columns == "tasks")]
+
+
+def _digits(grid: Grid) -> int:
+    """One less than the pages for readers of numbers have: a decimal of a score."""
+    return max(1, grid.metric.digits - 1)
+
+
+def _ranks(grid: Grid, column: str, rows: Sequence[Row]) -> dict[int, int]:
+    return ranks(column, rows, grid.metric, _digits(grid))
+
+
+def _means(grid: Grid, columns: Sequence[str]) -> Tabular:
+    """Methods as rows within a budget; a category of tasks stands above them."""
+    blocks = {}
     for budget, rows in grid.budgets.items():
-        ranked = {column: ranks(column, rows, grid.metric) for column in grid.columns}
-        group = []
-        for place, row in enumerate(rows):
-            cells = [
-                _cell(row.cells[column], ranked[column].get(place)) if column in row.cells else "--"
-                for column in grid.columns
-            ]
-            group.append([budget_text(budget) if place == 0 else "", escape(row.label), *cells])
-        groups.append(group)
-    return "ll" + "r" * len(grid.columns), header, groups
+        marks = {column: _ranks(grid, column, rows) for column in columns}
+        blocks[_block(grid, budget)] = [
+            _row(row, columns, _digits(grid), {column: marks[column].get(place) for column in columns})
+            for place, row in enumerate(rows)
+        ]
+    header = [escape(_name(column)) for column in columns]
+    if len(columns) > MANY:
+        header = [rf"\rotatebox{{90}}{{{name}}}" for name in header]
+    spans = [_category(column) for column in columns] if grid.kind == "longbench" else []
+    return Tabular(["method", *header], blocks, "l" + "r" * len(columns), spans if any(spans) else ())
 
 
-def _cell(cell: Cell, rank: int | None) -> str:
-    """The mean, and below it the rest, which is wider."""
-    mean = mean_text(cell)
-    mean = {1: rf"\textbf{{{mean}}}", 2: rf"\underline{{{mean}}}"}.get(rank or 0, mean)
-    return stacked(mean, *map(escape, filter(None, (bounds(cell.interval, cell.digits), partial(cell), paper(cell)))))
+def _row(row: Row, columns: Sequence[str], digits: int, marks: Mapping[str, int | None]) -> list[str]:
+    """The means of a row, without its intervals; the dagger stands with its name where it holds for all of them."""
+    cells = {column: row.cells[column] for column in columns if column in row.cells}
+    all_partial = all(cell.partial for cell in cells.values())
+    texts = [escape(row.label) + (DAGGER if all_partial else "")]
+    for column in columns:
+        if column not in cells:
+            texts.append("--")
+            continue
+        mean = f"{cells[column].mean:.{digits}f}".replace("-", "$-$")
+        mean = {1: rf"\textbf{{{mean}}}", 2: rf"\underline{{{mean}}}"}.get(marks[column] or 0, mean)
+        texts.append(mean + (DAGGER if cells[column].partial and not all_partial else ""))
+    return texts
 
 
-def stacked(first: str, *below: str) -> str:
-    """Lines above each other in a cell, small but for the first."""
-    lines = r" \\ ".join([first, *(rf"\scriptsize {line}" for line in below)])
-    return rf"\shortstack[r]{{{lines}}}" if below else first
+def _intervals(grid: Grid, columns: Sequence[str]) -> Tabular:
+    """The same rows; what most of a column's cells have of samples stands in its head, what others have with them."""
+    header, usual = ["method"], {}
+    for column in columns:
+        counted = Counter(_samples(row.cells[column]) for row in grid.rows if column in row.cells)
+        usual[column] = counted.most_common(1)[0][0] if counted else ""
+        header.append(rf"\shortstack[r]{{{escape(_name(column))} \\ {escape(usual[column])}}}")
+    blocks = {}
+    for budget, rows in grid.budgets.items():
+        blocks[_block(grid, budget)] = [
+            [escape(row.label), *(_interval(row.cells.get(column), usual[column]) for column in columns)]
+            for row in rows
+        ]
+    return Tabular(header, blocks, "l" + "r" * len(columns))
 
 
-def _table(caption: str, notes: Sequence[str], alignment: str, header: Sequence[str], groups: Body) -> str:
-    lines = [r"\begin{table}", r"\centering", rf"\caption{{{escape(caption)}}}", r"\resizebox{\textwidth}{!}{%"]
-    lines += [rf"\begin{{tabular}}{{{alignment}}}", r"\toprule", " & ".join(header) + r" \\"]
-    for group in groups:
-        lines += [r"\midrule", *(" & ".join(row) + r" \\" for row in group)]
-    lines += [r"\bottomrule", r"\end{tabular}}"]
-    lines += [rf"\par\footnotesize {escape(note)}" for note in notes]
-    return "\n".join([*lines, r"\end{table}", ""])
+def _interval(cell: Cell | None, usual: str) -> str:
+    if cell is None:
+        return "--"
+    samples = _samples(cell)
+    return escape(" ".join([bounds(cell.interval, cell.digits) or "–", *([samples] if samples != usual else [])]))
+
+
+def _samples(cell: Cell) -> str:
+    return partial(cell) or f"n = {cell.n}"
+
+
+def _compared(verdicts: Sequence[Verdict]) -> Tabular:
+    columns = len({verdict.column for verdict in verdicts}) > 1
+    header = ["comparison", *(["of"] if columns else []), "difference", r"95\,\% interval", "$p$", "$n$", "$n$ needed"]
+    blocks: dict[str, list[list[str]]] = {}
+    several = len({verdict.budget for verdict in verdicts}) > 1 or verdicts[0].budget is not None
+    for verdict in verdicts:
+        above = f"budget = {budget_text(verdict.budget)}" if several else ""
+        texts = [escape(text) for text in numbers(verdict)]
+        texts[2] = rf"\textbf{{{texts[2]}}}" if verdict.p < statistics.ALPHA else texts[2]
+        name = [f"{escape(verdict.second)} $-$ {escape(verdict.first)}"]
+        blocks.setdefault(above, []).append([*name, *([escape(verdict.column)] if columns else []), *texts])
+    return Tabular(header, blocks, "l" + "l" * columns + "r" * 5)
+
+
+def _block(grid: Grid, budget: int | None) -> str:
+    """What stands above the rows of a budget; nothing above those of the full cache, as in the paper."""
+    return "" if budget is None else f"budget = {budget}"
+
+
+def _name(column: str) -> str:
+    return "average" if column == AVERAGE_OF_16 else TASKS.get(column, column)
+
+
+def _category(column: str) -> str:
+    from evals.longbench import tasks
+
+    return tasks.TASKS[column].category if column in tasks.TASKS else ""
+
+
+def _floats(caption: str, label: str, table: Tabular) -> Iterator[str]:
+    """The table as one float, or as several where it is more than fits a page; further ones have a number."""
+    widths = [max(map(_width, cells)) for cells in zip(*_every_row(table), strict=True)]
+    turned = UPRIGHT[0] < _total(widths) <= TURNED[0]
+    width, height = TURNED if turned else UPRIGHT
+    parts = [rows for columns in _panels(table, widths, width) for rows in _pages(columns, height)]
+    small = _total(widths) <= NARROW
+    for number, part in enumerate(parts, 1):
+        of = f" (Part {number} of {len(parts)}.)" if len(parts) > 1 else ""
+        yield _float(caption + of, label if number == 1 else f"{label}-part{number}", part, turned, small)
+
+
+def _every_row(table: Tabular) -> list[Sequence[str]]:
+    return [table.header, *(row for rows in table.blocks.values() for row in rows)]
+
+
+def _width(tex: str) -> float:
+    """About how many characters wide a cell is; points and brackets are narrow, what stands upright takes two."""
+    if tex.startswith(r"\rotatebox"):
+        return 2
+    shown = re.sub(r"\\(text)?dagger", "x", tex)
+    lines = [re.sub(r"\\[A-Za-z]+(\[\w\])?|[{}$^\\]", "", line) for line in shown.split(r"\\")]
+    bold = 1.15 if r"\textbf" in tex else 1
+    return max(len(line.strip()) - 0.4 * sum(map(line.count, ".,[]() ")) for line in lines) * bold
+
+
+def _total(widths: Sequence[float]) -> float:
+    """The width of columns with the gaps between them; `_float` sets many closer together."""
+    return sum(widths) + len(widths) * (0.5 if len(widths) > MANY + 1 else 1)
+
+
+def _panels(table: Tabular, widths: Sequence[float], most: float) -> Iterator[Tabular]:
+    """The table with as many of its columns as fit, as often as it takes; its first column stands in each."""
+    columns = range(1, len(widths))
+    for count in columns:
+        each = -(-len(columns) // count)
+        places = [[0, *columns[start : start + each]] for start in range(0, len(columns), each)]
+        if all(_total([widths[place] for place in of_panel]) <= most for of_panel in places):
+            break
+    for of_panel in places:
+        blocks = {name: [[row[place] for place in of_panel] for row in rows] for name, rows in table.blocks.items()}
+        spans = [table.spans[place - 1] for place in of_panel[1:]] if table.spans else ()
+        header = [table.header[place] for place in of_panel]
+        yield Tabular(header, blocks, "".join(table.alignment[place] for place in of_panel), spans)
+
+
+def _pages(table: Tabular, most: int) -> Iterator[Tabular]:
+    """The table with as many of its rows as fit a page, as often as it takes; between blocks where it can be."""
+    page: dict[str, Sequence[Sequence[str]]] = {}
+    for name, rows in table.blocks.items():
+        taken = sum(len(of_block) + 1 for of_block in page.values())
+        if page and taken + len(rows) + 1 > most:
+            yield replace(table, blocks=page)
+            page = {}
+        *whole, last = [rows[start : start + most] for start in range(0, len(rows), most)]
+        for part in whole:
+            yield replace(table, blocks={name: part})
+        page[name] = last
+    yield replace(table, blocks=page)
+
+
+def _float(caption: str, label: str, table: Tabular, turned: bool, small: bool) -> str:
+    """In documents of two columns, what is wide goes over both."""
+    kind = "sidewaystable" if turned else "table"
+    kind += "" if small else "*"
+    columns = len(table.header)
+    wide = not small and columns > MANY + 1
+    begin, end = (
+        (rf"\begin{{tabular*}}{{\linewidth}}{{@{{\extracolsep{{\fill}}}}{table.alignment}@{{}}}}", r"\end{tabular*}")
+        if wide
+        else (rf"\begin{{tabular}}{{@{{}}{table.alignment}@{{}}}}", r"\end{tabular}")
+    )
+    lines = [rf"\begin{{{kind}}}", r"\centering", rf"\caption{{{caption}}}", rf"\label{{{label}}}"]
+    lines += [
+        r"\small" if small else r"\scriptsize",
+        rf"\setlength{{\tabcolsep}}{{{4 if small else 1 if wide else 2}pt}}",
+    ]
+    lines += [begin, r"\toprule", *_spans(table.spans), " & ".join(table.header) + r" \\"]
+    for name, rows in table.blocks.items():
+        lines.append(r"\midrule")
+        if name:
+            lines.append(rf"\multicolumn{{{columns}}}{{@{{}}c@{{}}}}{{{name}}} \\ \midrule")
+        lines += [" & ".join(row) + r" \\" for row in rows]
+    return "\n".join([*lines, r"\bottomrule", end, rf"\end{{{kind}}}", ""])
+
+
+def _spans(spans: Sequence[str]) -> Iterator[str]:
+    """A line above the head, each name over the columns that have it, and the rules below."""
+    cells, rules, place = [""], [], 2
+    for name, group in groupby(spans):
+        count = len(list(group))
+        cells.append(rf"\multicolumn{{{count}}}{{c}}{{\tiny {escape(name)}}}" if name else " & " * (count - 1))
+        if name:
+            rules.append(rf"\cmidrule(lr){{{place}-{place + count - 1}}}")
+        place += count
+    if rules:
+        yield " & ".join(cells) + r" \\"
+        yield "".join(rules)

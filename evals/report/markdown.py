@@ -32,7 +32,7 @@ def markdown(page: Page) -> str:
         parts += [f"## {_plain(table.title)}", _texts(table)]
     parts += [_plain(note) for note in notes(page)]
     if page.verdicts:
-        parts += ["## Paired comparisons", _verdicts(page.verdicts)]
+        parts += ["## Paired comparisons", *([page.family] if page.family else []), _verdicts(page.verdicts)]
     if page.others:
         parts += ["## Published numbers with none of ours beside them: not comparable", _published(page.others)]
     return "\n\n".join(parts) + "\n"

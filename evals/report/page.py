@@ -17,7 +17,7 @@ from evals.results.published import SECOND_HAND, Published
 if TYPE_CHECKING:
     from pandas import DataFrame
 
-PARTIAL = "† partial: averaged over so many of the samples; marked and never ranked with others of more samples."
+PARTIAL = "† partial: averaged over so many of the samples, and never ranked."
 NO_INTERVAL = "A mean without an interval is over a single sample, or over tasks of which one has a single sample."
 
 
@@ -35,7 +35,8 @@ class Page:
     """Everything of an item: a grid for each model, comparisons, and published numbers that stand beside none of ours.
 
     `notes`: sentences that a reader of the numbers needs. `plain` are tables of other things than means, `frames` what
-    is written as CSV by its file's name, `figures` draw what is written as images by theirs.
+    is written as CSV by its file's name, `figures` draw what is written as images by theirs. `family` says for what the
+    p-values of `verdicts` are corrected.
     """
 
     name: str
@@ -47,6 +48,7 @@ class Page:
     plain: Sequence[Plain] = ()
     frames: Mapping[str, Callable[[], DataFrame]] = field(default_factory=dict)
     figures: Mapping[str, Callable[[], Any]] = field(default_factory=dict)
+    family: str = ""
 
 
 def heading(grid: Grid) -> str:
@@ -148,18 +150,35 @@ VERDICT_COLUMNS = (
 
 
 def verdict_texts(verdict: Verdict) -> list[str]:
+    difference, interval, p, n, needed = numbers(verdict)
     return [
         verdict.model,
         budget_text(verdict.budget),
         f"{verdict.second} − {verdict.first}",
         verdict.column if verdict.metric == "score" else f"{verdict.metric}, {verdict.column}",
+        difference,
+        interval,
+        p,
+        n,
+        verdict.words,
+        needed,
+    ]
+
+
+def numbers(verdict: Verdict) -> list[str]:
+    """Of a comparison: the difference, its interval, p, the samples, and how many it would take to tell two apart."""
+    return [
         f"{verdict.mean:+z.{verdict.digits}f}",
         bounds(verdict.interval, verdict.digits) or "–",
-        f"{verdict.p:.3f}",
-        str(verdict.n),
-        verdict.words,
+        probability(verdict.p),
+        f"{'†' if verdict.partial else ''}{verdict.n}",
         "–" if verdict.needed is None else str(verdict.needed),
     ]
+
+
+def probability(p: float) -> str:
+    """A p-value; none is 0."""
+    return "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
 def published_column(row: Published) -> str:

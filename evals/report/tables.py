@@ -40,5 +40,5 @@ def comparisons(verdicts: Sequence[Verdict]) -> pd.DataFrame:
         low, high = (round(bound, verdict.digits) for bound in verdict.interval) if verdict.interval else (None, None)
         fields = ("model", "eval", "budget", "first", "second", "metric", "column", "mean", "p", "n", "needed")
         values = {field: getattr(verdict, field) for field in fields}
-        rows.append({**values, "low": low, "high": high, "verdict": verdict.words})
+        rows.append({**values, "low": low, "high": high, "partial": verdict.partial, "verdict": verdict.words})
     return pd.DataFrame(rows).astype({"budget": "Int64", "needed": "Int64"}).round({"p": 4})

@@ -13,10 +13,10 @@ from evals.results.pairing import Key, common
 
 @dataclass(frozen=True)
 class Verdict:
-    """`second` − `first` over the `n` samples that both have, corrected over all comparisons of the grid (Holm).
+    """`second` − `first` over the `n` samples that both have; `p` is corrected for its family (`family_of`).
 
     `metric` and `column` say of what; `lower`: whether lower values are better. `needed`: samples that would separate
-    the two; None where the mean difference is 0.
+    the two; None where the mean difference is 0. `partial`: whether either has a part of the samples alone.
     """
 
     model: str
@@ -34,6 +34,7 @@ class Verdict:
     digits: int = 2
     lower: bool = False
     finding: str = BETTER
+    partial: bool = False
 
     @property
     def words(self) -> str:
@@ -46,13 +47,19 @@ class Verdict:
 def verdicts(item: Item, grid: Grid) -> list[Verdict]:
     """All comparisons of a grid; none of what is no better or worse, such as tokens kept, nor of measured times.
 
-    The rows of one budget, protocol and variant are compared on the samples that both have.
+    The rows of one budget, protocol and variant are compared on the samples that both have. Those of one protocol are a
+    family (`family_of`).
     """
     if not item.tested:
         return []
     pairs = [(column, *pair) for column in grid.compared or [grid.overall] for pair in _pairs(item, grid, column)]
-    compared = [_compared(first, second, column, len(pairs)) for column, first, second in pairs]
-    corrected = statistics.holm([difference.p for difference in compared])
+    families = Counter(first.protocol for _, first, _ in pairs)
+    compared = [_compared(first, second, column, families[first.protocol]) for column, first, second in pairs]
+    corrected = [0.0] * len(pairs)
+    for protocol in families:
+        places = [place for place, (_, first, _) in enumerate(pairs) if first.protocol == protocol]
+        for place, p in zip(places, statistics.holm([compared[place].p for place in places]), strict=True):
+            corrected[place] = p
     return [
         Verdict(
             grid.model,
@@ -70,9 +77,19 @@ def verdicts(item: Item, grid: Grid) -> list[Verdict]:
             grid.metric.digits,
             grid.metric.better == "lower",
             item.finding,
+            first.cells[column].partial or second.cells[column].partial,
         )
         for (column, first, second), difference, p in zip(pairs, compared, corrected, strict=True)
     ]
+
+
+def family_of(item: Item) -> str:
+    """The sentence that says which comparisons are one family, whose p-values are corrected together."""
+    compared = "of this table" if item.pairs else f"of {item.subject} with another method of the same budget"
+    return (
+        f"p: paired permutation test, Holm-corrected over one family: all comparisons {compared}, for one model, "
+        "evaluation, protocol and metric."
+    )
 
 
 def _pairs(item: Item, grid: Grid, column: str) -> Iterator[tuple[Row, Row]]:
@@ -81,17 +98,23 @@ def _pairs(item: Item, grid: Grid, column: str) -> Iterator[tuple[Row, Row]]:
         for first in rows:
             for second in rows:
                 alike = (first.protocol, first.variant) == (second.protocol, second.variant)
-                wanted = first is not second and alike and _wanted(item, rows, first, second)
+                wanted = first is not second and alike and _wanted(item, grid, first, second)
                 if wanted and _common(first, second, column):
                     yield first, second
 
 
-def _wanted(item: Item, rows: list[Row], first: Row, second: Row) -> bool:
+def _wanted(item: Item, grid: Grid, first: Row, second: Row) -> bool:
     if item.pairs:
         return (first.method, second.method) in item.pairs
-    methods = [row.method for row in rows]
-    # Where the item's subject was not run, everything is compared with what comes first.
-    return first.method == (item.subject if item.subject in methods else methods[0])
+    return first.method == subject_of(item, grid)
+
+
+def subject_of(item: Item, grid: Grid) -> str:
+    """What all methods of a grid are compared with: the item's subject; where it was not run, what comes first of the
+    largest budget with several rows."""
+    if any(row.method == item.subject for row in grid.rows if row.budget is not None):
+        return item.subject
+    return next((rows[0].method for rows in grid.budgets.values() if len(rows) > 1), item.subject)
 
 
 def _common(first: Row, second: Row, column: str) -> bool:

@@ -16,6 +16,15 @@ from evals.console import Arguments, one_sentence_endings, outputs_take_any_text
 from evals.results.chosen import settings_named
 from evals.results.compare import Comparison, comparisons
 from evals.results.record import Record
+from evals.results.store import write_text
+
+SUBJECT = "compresskv"
+"""The method that `compare` is about where nothing else is said."""
+
+EVERY = "all"
+"""What `--against` has for all pairs of settings."""
+
+AGAINST = ("budget", "second − first", "difference", "95 % interval", "p", "n", "samples to separate")
 
 HIDDEN = {"config", "environment", "samples", "method_in_full", "prompt"}
 """Fields of a summary that `show` leaves out."""
@@ -68,7 +77,50 @@ def verify(chosen: Sequence[Record]) -> int:
     return 1 if faulty else 0
 
 
-def compare(chosen: Sequence[Record], metric: str) -> int:
+def compare(chosen: Sequence[Record], options: argparse.Namespace) -> int:
+    """One method against every other of its budget, which is what the report page says; or all pairs of settings."""
+    there = {record.method for record in chosen}
+    method = options.against or (SUBJECT if SUBJECT in there else EVERY)
+    if method != EVERY:
+        return compare_against(chosen, options.metric or "score", method, options.csv, options.latex)
+    if wanted := options.csv or options.latex:
+        raise UserError(f"{wanted}: a file is written of the comparisons of one method: name it with --against")
+    return compare_all(chosen, options.metric or "score")
+
+
+def compare_against(
+    chosen: Sequence[Record], metric: str, method: str, csv: Path | None = None, latex: Path | None = None
+) -> int:
+    """Each task's comparisons of a method, and those over all tasks; also as files where they are named."""
+    from evals.report.against import against, item_of
+    from evals.report.csv import csv_text
+    from evals.report.latex import PACKAGES, comparisons
+    from evals.report.page import budget_text, numbers
+    from evals.report.tables import comparisons as frame
+    from evals.report.verdicts import family_of
+
+    found = against(chosen, metric, method)
+    family = family_of(item_of(method))
+    console = screen(160)
+    for title, verdicts in found:
+        table = Table(title=plain(title))
+        for column in AGAINST:
+            table.add_column(column, justify="left" if column == "second − first" else "right", overflow="fold")
+        for verdict in verdicts:
+            name = f"{verdict.second} − {verdict.first}"
+            table.add_row(budget_text(verdict.budget), plain(name), *map(plain, numbers(verdict)))
+        console.print(table)
+    every = [verdict for _, verdicts in found for verdict in verdicts]
+    part = " †: over part of the samples." if any(verdict.partial for verdict in every) else ""
+    console.print(plain(family + part))
+    if csv:
+        write_text(csv, csv_text(frame(every)))
+    if latex:
+        write_text(latex, visible("\n".join([PACKAGES, *comparisons(every, family, f"tab:{method}-{metric}")])))
+    return 0
+
+
+def compare_all(chosen: Sequence[Record], metric: str) -> int:
     """For each task, the settings with their groups, and the paired verdict on every two of them."""
     compared = comparisons(chosen, metric)
     if not any(comparison.pairs for comparison in compared):
@@ -132,7 +184,9 @@ def _pairs_lines(comparison: Comparison) -> Iterator[str]:
 
 
 def _about_p(comparison: Comparison) -> str:
-    return f"p: permutation test of paired differences, Holm-corrected for {len(comparison.pairs)}"
+    return (
+        f"p: paired permutation test, Holm-corrected over one family: all {len(comparison.pairs)} pairs of this table"
+    )
 
 
 def _pairs(comparison: Comparison) -> Iterator[tuple[str, ...]]:
@@ -164,13 +218,21 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--results", help="as paths.results (default: results)")
     parser.add_argument("--metric", help="what compare compares: a field of samples (default: score)")
+    parser.add_argument(
+        "--against",
+        help="compare: the method to compare with the others of its budget, or all for every pair of settings "
+        "(default: compresskv, if it is there)",
+    )
+    parser.add_argument("--csv", type=Path, help="compare: also write the comparisons to this CSV file")
+    parser.add_argument("--latex", type=Path, help="compare: also write them to this file as LaTeX tables")
     try:
         options = parser.parse_args(arguments)
-        if options.metric is not None and options.command != "compare":
-            raise UserError(f"--metric={options.metric}: {options.command} takes none: leave it out, or use compare")
+        for name in ("metric", "against", "csv", "latex"):
+            if (value := getattr(options, name)) is not None and options.command != "compare":
+                raise UserError(f"--{name}={value}: {options.command} does not take it: leave it out, or use compare")
         chosen = settings_named(options.results, options.named)
         if options.command == "compare":
-            code = compare(chosen, "score" if options.metric is None else options.metric)
+            code = compare(chosen, options)
         else:
             code = {"list": list_, "show": show, "verify": verify}[options.command](chosen)
         if sys.stdout:  # None where the shell has closed it

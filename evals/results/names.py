@@ -3,10 +3,21 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from compresskv.errors import UserError
+from compresskv.methods import named_method
 from evals.results.record import Record
 
 IMMATERIAL = ("paths", "logger", "eval", "memory")
 """Parts of a configuration that change no prediction, or choose samples; `prompt` has what matters of `eval`."""
+
+
+NONE = "null"
+"""The text of a setting that is not set."""
+
+Path = tuple[str, ...]
+
+Leaves = dict[Path, str]
+"""Every single value of a configuration, as text, by its path."""
 
 
 def names(records: Sequence[Record]) -> list[str]:
@@ -24,7 +35,7 @@ def names(records: Sequence[Record]) -> list[str]:
         if len(places) > 1:
             suffixes = _suffixes([records[place] for place in places])
             for place, suffix in zip(places, suffixes, strict=True):
-                named[place] = f"{plain[place]} {suffix}"
+                named[place] = f"{plain[place]} {suffix}".strip()
     return named
 
 
@@ -33,24 +44,58 @@ def _plain(record: Record) -> str:
 
 
 def _suffixes(records: Sequence[Record]) -> list[str]:
-    """What tells these apart, for each; the hash too where that does not do."""
-    suffixes = differences([_identity(record) for record in records])
+    """What tells these apart, for each, such as `heads=3`; the hash too where that does not do.
+
+    A default is not named: what a method has by itself, or null where none of them has that.
+    """
+    described = [dict(_leaves(_identity(record))) for record in records]
+    differing = _differing(described)
+    usual = _usual(records[0], described, differing)
+    named = [[path for path in differing if leaves.get(path) != usual.get(path)] for leaves in described]
+    suffixes = [_text(leaves, paths) for leaves, paths in zip(described, named, strict=True)]
     return [
-        suffix if suffix and suffixes.count(suffix) == 1 else f"{suffix} [{record.digest}]".strip()
-        for suffix, record in zip(suffixes, records, strict=True)
+        suffix if (suffix or not paths) and suffixes.count(suffix) == 1 else f"{suffix} [{record.digest}]".strip()
+        for suffix, paths, record in zip(suffixes, named, records, strict=True)
     ]
+
+
+def _usual(record: Record, described: Sequence[Leaves], differing: Sequence[Path]) -> Leaves:
+    """The defaults among the values that differ, by their paths."""
+    own = dict(_leaves(_own(record)))
+    usual = {}
+    for path in differing:
+        values = {leaves.get(path) for leaves in described}
+        default = next((value for value in (own.get(path), NONE) if value is not None and value in values), None)
+        if default is not None:
+            usual[path] = default
+    return usual
+
+
+def _own(record: Record) -> dict[str, Any]:
+    """What the method of that name has in conf/method, as a configuration has it; nothing for one that is not there."""
+    node = record.config.get("method")
+    try:
+        method = named_method(str(node.get("name"))) if isinstance(node, Mapping) else None
+    except UserError:
+        method = None
+    parts = {"scorer": method.scorer, "allocator": method.allocator} if method else {}
+    return {"method": {name: part.parameters for name, part in parts.items() if part}}
 
 
 def differences(configs: Sequence[Mapping[str, Any]]) -> list[str]:
     """What tells these configurations apart, for each, such as `window=16 kernel=7`; what is long is left out."""
     described = [dict(_leaves(config)) for config in configs]
+    return [_text(leaves, _differing(described)) for leaves in described]
+
+
+def _differing(described: Sequence[Leaves]) -> list[Path]:
     paths = list(dict.fromkeys(path for leaves in described for path in leaves))
-    differing = [path for path in paths if len({leaves.get(path) for leaves in described}) > 1]
-    suffixes = []
-    for leaves in described:
-        parts = dict.fromkeys(f"{path[-1]}={leaves[path]}" for path in differing if path in leaves)
-        suffixes.append(" ".join(part for part in parts if len(part) <= 40))
-    return suffixes
+    return [path for path in paths if len({leaves.get(path) for leaves in described}) > 1]
+
+
+def _text(leaves: Leaves, paths: Sequence[Path]) -> str:
+    parts = dict.fromkeys(f"{path[-1]}={leaves[path]}" for path in paths if path in leaves)
+    return " ".join(part for part in parts if len(part) <= 40)
 
 
 def _identity(record: Record) -> dict[str, Any]:
@@ -65,4 +110,4 @@ def _leaves(value: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str,
         for key, item in value.items():
             yield from _leaves(item, (*path, str(key)))
     else:
-        yield path, "default" if value is None else str(value)
+        yield path, NONE if value is None else str(value)

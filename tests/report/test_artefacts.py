@@ -14,7 +14,7 @@ from evals.report.artefacts import page_of, write
 from evals.report.cells import ranks
 from evals.report.curve import over_budget
 from evals.report.heatmap import heatmaps
-from evals.report.latex import escape, latex
+from evals.report.latex import appendix, escape, latex
 from evals.report.markdown import markdown
 from evals.results import frame
 from evals.results.published import published
@@ -45,7 +45,7 @@ def test_the_command_needs_no_torch(tmp_path):
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     *paths, modules = done.stdout.splitlines()
     assert not {"torch", "transformers"} & set(json.loads(modules))
-    assert [path.rsplit("/", 1)[1] for path in paths] == ["table.md", "table.tex", "table.csv"]
+    assert [path.rsplit("/", 1)[1] for path in paths] == ["table.md", "table.tex", "table-appendix.tex", "table.csv"]
 
 
 def test_the_csv_equals_the_summaries_and_the_figures_are_written(tmp_path):
@@ -80,8 +80,8 @@ def test_the_full_cache_comes_first_and_the_best_is_marked_within_a_budget(tmp_p
     assert lines[2].split(" | ")[2].startswith("<u>70.00</u>")
     assert lines[2].split(" | ")[3].startswith("**75.00**")
     tex = latex(page_of("fig5_niah", tmp_path))
-    assert r"\textbf{80.00}" in tex
-    assert r"\underline{70.00}" in tex
+    assert r"\textbf{80.0}" in tex
+    assert r"\underline{70.0}" in tex
 
 
 def test_partial_data_is_marked_and_never_ranked_with_complete(tmp_path):
@@ -96,7 +96,8 @@ def test_partial_data_is_marked_and_never_ranked_with_complete(tmp_path):
     assert "100.00 \\[" not in text
     assert "100.00 [100.0, 100.0] †2 of 4" in text
     assert "† partial" in text
-    assert r"\textdagger{}2 of 4" in latex(page)
+    assert r"SnapKV$^\dagger$" in latex(page)
+    assert r"\textdagger{}2 of 4" in appendix(page)
     # What is compared is what both have.
     against = {verdict.second: verdict for verdict in page.verdicts}
     assert (against["SnapKV"].n, against["CAKE"].n) == (2, 4)

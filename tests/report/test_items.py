@@ -11,7 +11,7 @@ from compresskv.methods import method_config
 from evals.reference.export import export_setting
 from evals.report.artefacts import page_of, write
 from evals.report.items import ITEMS
-from evals.report.latex import latex
+from evals.report.latex import appendix, latex
 from evals.report.markdown import markdown
 from evals.report.selection import settings_of
 from evals.results.record import records
@@ -52,7 +52,7 @@ def test_every_item_renders_complete_and_partial_results_of_two_models(experimen
     read = page.frames["table"]()
     assert {row.budget: row.cells["average"].partial for row in part.rows} == {64: False, 128: True}
     assert set(read[read["partial"]]["model"]) == {"part"}
-    assert markdown(page).count("†2 of 4") == latex(page).count(r"\textdagger{}2 of 4") > 0
+    assert markdown(page).count("†2 of 4") == appendix(page).count(r"\textdagger{}2 of 4") > 0
     assert not any(cell.partial for row in whole.rows for cell in row.cells.values())
     average = read[(read["model"] == "whole") & (read["column"] == "average")]
     assert set(average["n"]) == {4}

@@ -1,20 +1,26 @@
 """Every LaTeX artefact compiles, with whatever names models and methods have."""
 
+import re
 import shutil
 import subprocess
 
 import pytest
 
-from evals.report.cells import Cell, Grid, Row
-from evals.report.latex import escape, latex
+from compresskv.errors import UserError
+from evals.longbench.tasks import CATEGORIES, ENGLISH, TASKS
+from evals.report.cells import AVERAGE_OF_16, SCORE, Cell, Grid, Metric, Row
+from evals.report.latex import appendix, escape, latex
 from evals.report.page import Page, Plain
 from evals.report.verdicts import Verdict
 
-RULES = r"""\ProvidesPackage{booktabs}
-\newcommand{\toprule}{\hline}\newcommand{\midrule}{\hline}\newcommand{\bottomrule}{\hline}
-"""
-"""What of booktabs the tables use, where only LaTeX's base is installed."""
+BASE = {
+    "booktabs": r"\newcommand{\toprule}{\hline}\newcommand{\midrule}{\hline}\newcommand{\bottomrule}{\hline}"
+    r"\def\cmidrule(#1)#2{\cline{#2}}",
+    "rotating": r"\newenvironment{sidewaystable*}{\begin{table*}}{\end{table*}}",
+}
+"""What of packages the tables use, where only LaTeX's base is installed."""
 
+METHODS = ["FullKV", "StreamingLLM", "SnapKV", "PyramidKV", "CAKE", "CompressKV"]
 NAMES = r"a_b % c & d # e $ f {g} h~i ^j \k [l] <m> | n † – − · … “o” é"
 
 
@@ -25,12 +31,15 @@ def compiled(tmp_path):
         pytest.skip("pdflatex is not installed")
 
     def run(tables: str) -> str:
-        if not subprocess.run(["kpsewhich", "booktabs.sty"], capture_output=True).stdout:
-            (tmp_path / "booktabs.sty").write_text(RULES)
-        preamble = "\\documentclass{article}\n\\usepackage{booktabs,graphicx}\n\\begin{document}\n"
+        for name, commands in BASE.items():
+            if not subprocess.run(["kpsewhich", f"{name}.sty"], capture_output=True).stdout:
+                (tmp_path / f"{name}.sty").write_text(f"\\ProvidesPackage{{{name}}}\n{commands}\n")
+        preamble = "\\documentclass{article}\n\\usepackage{booktabs,graphicx,rotating}\n"
+        preamble += "\\setlength{\\textwidth}{5.5in}\n\\begin{document}\n"
         (tmp_path / "tables.tex").write_text(preamble + tables + "\\end{document}\n")
         command = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "-no-shell-escape", "tables.tex"]
-        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, errors="replace", timeout=60)
+        for _ in range(2):  # the second time, tables refer to each other
+            done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, errors="replace", timeout=60)
         assert done.returncode == 0, done.stdout[-2000:]
         assert (tmp_path / "tables.pdf").stat().st_size > 1000
         return (tmp_path / "tables.log").read_text(errors="replace")
@@ -54,7 +63,7 @@ def page(name: str) -> Page:
 
 
 def test_every_part_of_a_page_compiles_with_any_name(compiled):
-    log = compiled(latex(page(NAMES)))
+    log = compiled(latex(page(NAMES)) + appendix(page(NAMES)))
     assert "Missing character" not in log
     assert "undefined" not in log
 
@@ -79,3 +88,91 @@ def test_special_characters_stand_for_themselves(character, written):
     table = latex(page(f"qwen{character}2"))
     assert f"qwen{written}2" in table
     assert f"qwen{character}2" not in table.replace(written, "")
+
+
+def longbench(metric: Metric = SCORE, partial: frozenset[str] = frozenset(), methods=METHODS[1:]) -> Page:
+    """A page of all tasks of LongBench, at four budgets; methods in `partial` have a part of the samples."""
+
+    def row(method: str, budget: int | None, place: int) -> Row:
+        strata = {task: {(str(n), ""): 10.0 * place + n for n in range(3)} for task in ENGLISH}
+        counted = 2 if method in partial else 3
+        cells = {task: Cell({task: strata[task]}, 3, counted, digits=metric.digits) for task in ENGLISH}
+        for category in CATEGORIES:
+            of = {task: strata[task] for task in ENGLISH if TASKS[task].category == category}
+            cells[category] = Cell(of, 3 * len(of), counted * len(of), digits=metric.digits)
+        cells[AVERAGE_OF_16] = Cell(strata, 48, 16 * counted, digits=metric.digits)
+        return Row(method, budget, "corrected", "", cells)
+
+    rows = [row("FullKV", None, 9)]
+    rows += [row(name, budget, place) for budget in (2048, 512, 128) for place, name in enumerate(methods)]
+    grid = Grid("tiny", "longbench", [*ENGLISH, *CATEGORIES, AVERAGE_OF_16], rows, metric, kind="longbench")
+    return Page("table1_longbench", "LongBench", [grid], [], [])
+
+
+def tabulars(tex: str) -> list[list[list[str]]]:
+    """The cells of the rows of every table, without what spans all columns."""
+    found = []
+    for inner in re.findall(r"\\begin\{tabular\*?\}.*?\n(.*?)\\end\{tabular", tex, re.DOTALL):
+        rows = [line.removesuffix(r" \\").split(" & ") for line in inner.splitlines() if " & " in line]
+        found.append([row for row in rows if r"\multicolumn" not in row[1]])
+    return found
+
+
+@pytest.mark.parametrize(("columns", "number"), [("tasks", len(ENGLISH)), ("groups", len(CATEGORIES))])
+def test_the_papers_layout(columns, number):
+    tex = latex(longbench(), columns)
+    (rows,) = tabulars(tex)
+    assert {len(row) for row in rows} == {1 + number + 1}
+    assert [row[0] for row in rows] == ["method", "FullKV", *METHODS[1:] * 3]
+    assert re.findall(r"budget = (\d+)", tex) == ["2048", "512", "128"]
+    assert all(re.fullmatch(r"\d+\.\d", cell) for cell in rows[1][1:])
+    assert r"\resizebox" not in tex
+    # The best and second of every budget, in every column.
+    best, second = METHODS[-1], METHODS[-2]
+    for row in rows[1:]:
+        for cell in row[1:]:
+            assert cell.startswith(r"\textbf") == (row[0] == best)
+            assert cell.startswith(r"\underline") == (row[0] == second)
+
+
+def test_the_appendix_has_every_interval_once_and_refers_to_the_means():
+    page = longbench()
+    main, more = latex(page), appendix(page)
+    widths = [len(rows[0]) - 1 for rows in tabulars(more)]
+    assert sum(widths) == len(ENGLISH) + 1
+    assert {len(rows) for rows in tabulars(more)} == {1 + len(page.grids[0].rows)}
+    labels = re.findall(r"\\label\{(.*?)\}", main + more)
+    assert len(labels) == len(set(labels)) == len(re.findall(r"\\caption\{", main + more))
+    assert set(re.findall(r"\\ref\{(.*?)\}", main + more)) <= set(labels)
+
+
+def test_a_row_over_part_of_the_samples_is_no_best():
+    (rows,) = tabulars(latex(longbench(partial=frozenset([METHODS[-1]]))))
+    marked = {row[0] for row in rows if r"\textbf" in "".join(row)}
+    assert marked == {METHODS[-2]}
+    assert {row[0] for row in rows if "dagger" in row[0]} == {METHODS[-1] + r"$^\dagger$"}
+    (rows,) = tabulars(latex(longbench(partial=frozenset(["FullKV", *METHODS]))))
+    assert r"\textbf" not in str(rows)
+
+
+def test_what_is_marked_is_what_is_shown():
+    """Means that differ in a digit that is not printed share their mark."""
+    cells = [{"a": Cell({"needle": {("0", ""): mean}}, 1, 1)} for mean in (50.01, 49.99, 20.0)]
+    rows = [Row(name, 64, "corrected", "", of) for name, of in zip("xyz", cells, strict=True)]
+    (shown,) = tabulars(latex(Page("item", "t", [Grid("tiny", "niah", ["a"], rows)], [], [])))
+    assert [row[1] for row in shown[1:]] == [r"\textbf{50.0}", r"\textbf{50.0}", r"\underline{20.0}"]
+
+
+@pytest.mark.parametrize("metric", [SCORE, Metric("kl", "KL", 4, "lower")])
+@pytest.mark.parametrize("columns", ["tasks", "groups"])
+@pytest.mark.parametrize("methods", [METHODS[1:], [f"{name}, window 16, average pooling" for name in METHODS * 4]])
+def test_tables_fit_their_page(compiled, metric, columns, methods):
+    page = longbench(metric, methods=methods)
+    log = compiled(latex(page, columns) + appendix(page, columns))
+    assert "Overfull" not in log
+    assert "too large" not in log
+
+
+def test_groups_are_those_of_longbench():
+    with pytest.raises(UserError):
+        latex(page("tiny"), "groups")

@@ -12,9 +12,12 @@ from compresskv.errors import UserError
 from evals.report.__main__ import main
 from evals.report.html import reading, scores
 from evals.report.html.chart import Chart, Line, Point
+from evals.report.html.reading import read
 from evals.report.html.writing import embeddable, page, write
-from evals.report.verdicts import Verdict
+from evals.report.items import ALL
+from evals.report.verdicts import Verdict, verdicts
 from tests.report.page_trees import efficiency, line, longbench, needles, setting
+from tests.report.trees import setting as run
 from tests.support.command import ROOT
 
 HOSTILE = "</script><script>alert(1)</script><!-- \x1b[31mred\x9b [bold]x[/bold] [d9676eeb] \u202e &amp; \u2028"
@@ -63,8 +66,8 @@ def plain(text):
 
 
 def test_every_section_has_its_data(text):
-    expected = ["overview", "longbench", "needles", "others", "budgets", "layers", "heads", "masking", "efficiency"]
-    assert sections(text) == [*expected, "samples", "settings"]
+    expected = ["overview", "budgets", "verdicts", "longbench", "needles", "others", "layers", "heads", "masking"]
+    assert sections(text) == [*expected, "efficiency", "samples", "settings"]
     links = re.findall(r'<li><a href="#(\w+)">', text)
     assert links == sections(text)
     assert len(text.encode()) < 1e6
@@ -106,13 +109,56 @@ def test_a_lower_kl_is_closer():
 
 
 def test_best_and_second_are_marked_within_a_budget(text):
-    table = re.search(r'<section id="longbench">.*?</table>', text, re.S)[0]
+    table = re.search(r'<section id="needles">.*?</table>', text, re.S)[0]
     rows = {}
     for row in re.findall(r"<tr><th scope=\"row\">.*?</tr>", table, re.S):
         rows[re.search(r"<th[^>]*>(.*?)</th>", row)[1]] = row
-    assert rows["CompressKV"].count("<strong>") == 5
-    assert rows["SnapKV"].count("<u>") == 5
+    assert rows["CompressKV"].count("<strong>") == 3
+    assert rows["SnapKV"].count("<u>") == 3
     assert "<strong>" not in rows["FullKV"] + rows["StreamingLLM"]
+
+
+def test_part_of_the_samples_is_no_headline(text):
+    """LongBench has a few rows here, none of them official."""
+    table = re.search(r'<section id="longbench">.*?(<table.*?</table>)', text, re.S)[1]
+    assert "†" in table
+    assert "<strong>" not in table
+    assert "<u>" not in table
+    longbench, needle = re.split(r"<h3>", re.search(r'<section id="verdicts">.*?</section>', text, re.S)[0])[1:3]
+    assert "better than" not in re.sub(r"<details.*?</details>", "", longbench, flags=re.S)
+    assert "full cache's" not in longbench
+    assert "better than" in re.sub(r"<details.*?</details>", "", needle, flags=re.S)
+
+
+def test_a_variant_breaks_no_line(tmp_path):
+    """A method whose default stands beside other values at some budgets is one line, and is compared at all."""
+    node = {"name": "compresskv", "scorer": {"_target_": "compresskv.semantic_heads.scorer", "heads": None}}
+    for budget in (64, 128):
+        run(tmp_path, "fig5_niah", "snapkv", [line(str(n), 40 + n, budget) for n in range(4)], budget)
+        for heads in (None, 1, 3) if budget == 64 else (None,):
+            own = {**node, "scorer": {**node["scorer"], "heads": heads}}
+            lines = [line(str(n), 60 + n, budget) for n in range(4)]
+            run(tmp_path, "fig5_niah", "compresskv", lines, budget, node=own, digest=f"{heads or 0:08}")
+    ((board, grid),) = scores.boards(read(tmp_path))
+    labels = {each.label: len(each.points) for each in board.score.lines}
+    assert labels == {"CompressKV": 2, "SnapKV": 2, "CompressKV heads=1": 1, "CompressKV heads=3": 1}
+    assert list(labels)[:2] == ["CompressKV", "SnapKV"]
+    assert [verdict.budget for verdict in verdicts(ALL, grid)] == [128, 64]
+
+
+def test_every_line_has_a_style_of_its_own():
+    looks = [Line("", [], style).look for style in range(scores.LINES)]
+    assert len({look[:2] for look in looks}) == len(looks)
+
+
+def test_the_papers_methods_come_first(tmp_path):
+    for method in ("knorm", "random", "snapkv", "tova", "streaming_llm", "compresskv", "full"):
+        setting(tmp_path, [line(str(n), 40 + n, 64) for n in range(4)], method, None if method == "full" else 64)
+    ((board, _),) = scores.boards(read(tmp_path))
+    names = ["CompressKV", "StreamingLLM", "SnapKV", "Random", "TOVA", "Key norm", "FullKV"]
+    assert [each.label for each in board.score.lines] == names
+    rows = [row.method for row in board.rows]
+    assert rows == ["FullKV", "StreamingLLM", "SnapKV", "CompressKV", "Random", "TOVA", "Key norm"]
 
 
 def test_efficiency_shows_pools(text):
@@ -187,7 +233,7 @@ def test_embedded_json_is_what_it_was():
 def test_what_is_missing_is_one_sentence(tmp_path):
     setting(tmp_path, [line("1", 40, 64)], "snapkv", 64, "tiny", "jsonl", "mine")
     text = page(tmp_path)
-    assert sections(text) == ["overview", "others", "budgets", "layers", "samples", "settings"]
+    assert sections(text) == ["overview", "budgets", "verdicts", "others", "layers", "samples", "settings"]
     missing = "LongBench, Needles, Heads, Head masking, Efficiency"
     assert f"Without data in this tree, and so not on this page: {missing}." in plain(text)
     assert "KL to the full cache was not measured here." in plain(text)

@@ -1,7 +1,13 @@
 """`python -m evals.results compare`: paired verdicts from files alone."""
 
+import csv
+
 import pytest
 
+from evals.report.html.reading import read
+from evals.report.html.scores import boards
+from evals.report.items import ALL
+from evals.report.verdicts import verdicts
 from evals.results.__main__ import main
 from evals.results.compare import comparisons
 from evals.results.record import records
@@ -65,3 +71,53 @@ def test_lines_without_a_number_are_left_out(tmp_path):
     setting(tmp_path, [10.0, 20.0], method="cake")
     assert [comparison.n for comparison in comparisons(records(tmp_path), "score_words")] == [2]
     assert comparisons(records(tmp_path), "kl") == []
+
+
+def methods(results):
+    """Three methods at two budgets, which differ by a little."""
+    for budget in (64, 128):
+        for number, method in enumerate(("compresskv", "snapkv", "cake", "full")):
+            scores = [(37 * n + 11 * number * n) % 90 + 3.0 * number + budget / 64 for n in range(20)]
+            if method != "full" or budget == 64:
+                setting(results, scores, method=method, budget=None if method == "full" else budget)
+
+
+def test_a_comparison_has_the_p_value_of_the_page(tmp_path, capsys):
+    methods(tmp_path)
+    ((_, grid),) = boards(read(tmp_path))
+    page = {(verdict.budget, verdict.second): verdict for verdict in verdicts(ALL, grid)}
+    assert set(page) == {(budget, method) for budget in (64, 128) for method in ("SnapKV", "CAKE")}
+    # Whether the method is named or not: the page is about this one.
+    for given in ([], ["--against", "compresskv"]):
+        file = tmp_path / "compared.csv"
+        assert main(["compare", "--results", str(tmp_path), "--csv", str(file), *given]) == 0
+        rows = list(csv.DictReader(file.open(encoding="utf-8")))
+        found = {(int(row["budget"]), row["second"]): float(row["p"]) for row in rows}
+        assert found == {place: pytest.approx(verdict.p, abs=1e-4) for place, verdict in page.items()}
+        assert {row["first"] for row in rows} == {"CompressKV"}
+    shown = capsys.readouterr().out
+    assert all(f"{verdict.p:.3f}" in shown for verdict in page.values())
+
+
+def test_another_method_is_another_family(tmp_path):
+    methods(tmp_path)
+    main(["compare", "--results", str(tmp_path), "--against", "cake", "--csv", str(tmp_path / "compared.csv")])
+    rows = list(csv.DictReader((tmp_path / "compared.csv").open(encoding="utf-8")))
+    assert {(row["first"], row["second"]) for row in rows} == {("CAKE", "SnapKV"), ("CAKE", "CompressKV")}
+    assert len(rows) == 4
+
+
+def test_comparisons_as_latex(tmp_path):
+    methods(tmp_path)
+    assert main(["compare", "--results", str(tmp_path), "--latex", str(tmp_path / "compared.tex")]) == 0
+    tex = (tmp_path / "compared.tex").read_text(encoding="utf-8")
+    assert [tex.count(text) for text in ("SnapKV $-$ CompressKV", "CAKE $-$ CompressKV", "FullKV")] == [2, 2, 0]
+
+
+def test_what_cannot_be_compared_is_named(tmp_path):
+    methods(tmp_path)
+    for given in (["--against", "tova"], ["--against", "full"], ["--against", "all", "--csv", str(tmp_path / "x.csv")]):
+        assert main(["compare", "--results", str(tmp_path), *given]) == 2
+    assert main(["compare", "--results", str(tmp_path), "--metric", "prediction"]) == 2
+    assert not (tmp_path / "x.csv").exists()
+    assert main(["compare", "--results", str(tmp_path), "--against", "all"]) == 0

@@ -187,6 +187,7 @@ def test_names_say_what_differs(tmp_path):
 
     assert names([setting(tmp_path), setting(tmp_path, method="full", budget=None)]) == ["snapkv 64", "full"]
     assert named(8, 16) == ["snapkv 64 window=8", "snapkv 64 window=16"]
+    assert named(None, 16, 32) == ["snapkv 64", "snapkv 64 window=16", "snapkv 64 window=32"]
     assert named(4, 4) == ["snapkv 64 [abcd1230]", "snapkv 64 [abcd1231]"]
 
 

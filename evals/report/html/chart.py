@@ -13,7 +13,9 @@ SMALLEST = 1e-12
 """A span of values below it is drawn as none."""
 
 STYLES = 8
-"""Colours, markers and dashes that tell lines apart; after so many they repeat with longer dashes."""
+"""Colours and markers that tell lines apart; after so many, each colour has the next marker and the next dash."""
+
+DASHES = 4
 
 
 @dataclass(frozen=True)
@@ -41,8 +43,10 @@ class Line:
         return any(point.partial for point in self.points)
 
     @property
-    def dashed(self) -> bool:
-        return self.style // STYLES % 2 == 1
+    def look(self) -> tuple[int, int, int]:
+        """Colour, marker and dash, each a number; another combination for each of 64 lines."""
+        turn = self.style // STYLES
+        return self.style % STYLES, (self.style + turn) % STYLES, (self.style + turn) % DASHES
 
 
 @dataclass(frozen=True)
@@ -84,6 +88,13 @@ class Chart:
         step = next(factor * power for factor in (1, 2, 2.5, 5, 10) if factor * power >= raw * 0.999)
         first, last = math.floor(low / step), math.ceil(high / step - 1e-9)
         return [place * step for place in range(first, max(last, first + 1) + 1)]
+
+    @property
+    def intervals(self) -> bool:
+        """Whether any interval is drawn."""
+        return self.marked and any(
+            point.low is not None for line in self.lines if not line.level for point in line.points
+        )
 
     @cached_property
     def x_ticks(self) -> list[float]:

@@ -1,26 +1,23 @@
 """Scores of the page: grids of means, what they say in words, and their charts."""
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
-from itertools import groupby
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from statistics import fmean
 
 from evals.evaluation import TITLES
 from evals.longbench.tasks import CATEGORIES, ENGLISH, TASKS
 from evals.report import paper
 from evals.report.cells import AVERAGE_OF_16, SCORE, Cell, Grid, Row, ranks
-from evals.report.grids import grids
+from evals.report.grids import by_task, grids, groups_of
 from evals.report.html.chart import Chart, Line, Point
-from evals.report.html.reading import Setting, Tree, spread
-from evals.report.items import Item
-from evals.report.page import budget_text
-from evals.report.verdicts import Verdict, unpaired, verdicts
+from evals.report.html.reading import Tree, spread
+from evals.report.items import ALL
+from evals.report.labels import METHODS
+from evals.report.page import budget_text, probability
+from evals.report.verdicts import Verdict, subject_of, unpaired, verdicts
 from evals.results import statistics
-from evals.results.pairing import ids_of
 from evals.results.record import Record
-
-ITEM = Item("all methods")
-"""Rows by method and budget; CompressKV is compared with every other method of its budget."""
 
 PAPER = "table1_longbench"
 """The published table that LongBench scores stand beside."""
@@ -31,16 +28,20 @@ LAYER_CHARTS = 8
 LINES = 12
 """Lines of a chart at most; the tables have all."""
 
+FIRST = 10
+"""Comparisons of a model and evaluation that stand before the rest."""
+
 COMPARED = 12
 """Models and evaluations whose verdicts the overview has at most."""
 
 
 @dataclass(frozen=True)
 class Sentence:
-    """What a comparison says: `better` is whether it shows a difference."""
+    """What a comparison says: `better` is whether it shows a difference, `partial`: over part of the samples."""
 
     text: str
     better: bool
+    partial: bool = False
 
 
 @dataclass(frozen=True)
@@ -82,6 +83,25 @@ class Board:
     notes: Sequence[str]
 
     @property
+    def first(self) -> Sequence[Sentence]:
+        """The comparisons that stand before the rest: shown differences over all samples, at most `FIRST`."""
+        return [each for each in self.sentences if each.better and not each.partial][:FIRST]
+
+    @property
+    def rest(self) -> dict[str, list[Sentence]]:
+        """All others, by what they are."""
+        others = [each for each in self.sentences if each not in self.first]
+        whole = [each for each in others if not each.partial]
+        kinds = {
+            "More differences of score": [each for each in whole if each.better],
+            "Scores without a shown difference": [each for each in whole if not each.better],
+            "Scores over part of the samples": [each for each in others if each.partial],
+            "KL to the full cache": [each for each in self.closeness if not each.partial],
+            "KL to the full cache, over part of the samples": [each for each in self.closeness if each.partial],
+        }
+        return {name: of_kind for name, of_kind in kinds.items() if of_kind}
+
+    @property
     def partial(self) -> bool:
         return any(cell and cell.partial for row in self.rows for cell in row.cells)
 
@@ -89,40 +109,15 @@ class Board:
 def boards(tree: Tree) -> Iterator[tuple[Board, Grid]]:
     """A board for each model and evaluation, with the grid that it is made of; head masking has none."""
 
-    def place(setting: Setting) -> tuple[str, str, str]:
-        return setting.record.model, setting.record.eval, setting.record.kind
-
-    made = 0
-    for (_, _, kind), group in groupby(sorted(tree.settings, key=place), key=place):
-        settings = [setting for setting in group if kind != "longbench" or setting.record.task in TASKS]
-        if not settings or kind == "head_masking":
-            continue
-        of_model, *fidelity = grids(ITEM, [setting.record for setting in settings])
-        if kind == "longbench":
-            of_model = paper.beside(PAPER, of_model)
-        elif kind != "niah":
-            of_model = _by_task(of_model)
+    kept = {setting.record.path: setting.kept for setting in tree.settings}
+    for made, records in enumerate(groups_of(setting.record for setting in tree.settings)):
+        of_model, *fidelity = grids(ALL, records)
+        of_model = paper.beside(PAPER, of_model) if of_model.kind == "longbench" else by_task(of_model)
         kl = next((each for each in fidelity if each.metric.field == "kl"), None)
-        yield _board(of_model, kl, settings, made < COMPARED), of_model
-        made += 1
+        yield _board(of_model, kl, kept, made < COMPARED), of_model
 
 
-def _by_task(of_model: Grid) -> Grid:
-    """The same rows with a column for every task, and the average."""
-    ids: dict[str, set[str]] = {}
-    for row in of_model.rows:
-        for task, values in row.cells[of_model.overall].strata.items():
-            ids.setdefault(task, set()).update(ids_of(values))
-    rows = []
-    for row in of_model.rows:
-        whole = row.cells[of_model.overall]
-        cells = {task: Cell({task: values}, len(ids[task]), len(values)) for task, values in whole.strata.items()}
-        rows.append(replace(row, cells={**cells, of_model.overall: whole}))
-    return replace(of_model, columns=[*ids, of_model.overall], rows=rows) if len(ids) > 1 else of_model
-
-
-def _board(of_model: Grid, kl: Grid | None, settings: Sequence[Setting], compared: bool) -> Board:
-    kept = {setting.record.path: setting.kept for setting in settings}
+def _board(of_model: Grid, kl: Grid | None, kept: Mapping[Path, Sequence[float]], compared: bool) -> Board:
     lines = {label: style for style, label in enumerate(dict.fromkeys(row.label for row in _ordered(of_model)))}
     shown = {label: style for label, style in lines.items() if style < LINES}
     return Board(
@@ -135,12 +130,18 @@ def _board(of_model: Grid, kl: Grid | None, settings: Sequence[Setting], compare
         _sentences(kl) if kl and compared else [],
         list(_shares(of_model)),
         _over_budget(of_model, f"Score, {column_title(of_model.overall, of_model)}", "score, 0 to 100", shown),
-        _over_budget(kl, "KL to the full cache", "nats per token, lower is closer", shown) if kl else None,
+        _over_budget(kl, "KL to the full cache", "KL, nats per token (lower is closer)", shown) if kl else None,
         list(_layers(of_model, shown, kept)),
         len(lines) - len(shown),
         compared,
-        unpaired(of_model),
+        [*_other_subject(of_model), *unpaired(of_model)],
     )
+
+
+def _other_subject(of_model: Grid) -> list[str]:
+    """A sentence where what everything else is compared with is not there."""
+    subject = subject_of(ALL, of_model)
+    return [] if subject == ALL.subject else [f"{ALL.subject} was not run here: {subject} is compared with the others."]
 
 
 def _columns(of_model: Grid) -> list[str]:
@@ -149,8 +150,8 @@ def _columns(of_model: Grid) -> list[str]:
 
 
 def _ordered(of_model: Grid) -> list[Row]:
-    """The subject first, then the full cache, then the others as they come."""
-    return sorted(of_model.rows, key=lambda row: (row.method != ITEM.subject, row.budget is not None))
+    """The subject first, then the full cache, then the others as they come; last what has a variant's name."""
+    return sorted(of_model.rows, key=lambda row: (bool(row.variant), row.method != ALL.subject, row.budget is not None))
 
 
 def _rows(of_model: Grid) -> Iterator[TableRow]:
@@ -179,7 +180,14 @@ def _cell(cell: Cell, rank: int | None, with_interval: bool) -> CellText:
 
 
 def _sentences(of_model: Grid) -> list[Sentence]:
-    return [sentence(each) for each in sorted(verdicts(ITEM, of_model), key=lambda verdict: verdict.budget or 0)]
+    """What matters first: comparisons with the methods that the paper compares with, at the smallest budgets."""
+    return [sentence(each) for each in sorted(verdicts(ALL, of_model), key=_importance)]
+
+
+def _importance(verdict: Verdict) -> tuple[bool, int, int]:
+    order = list(METHODS.values())
+    place = order.index(verdict.second) if verdict.second in order else len(order)
+    return place > order.index(ALL.subject), verdict.budget or 0, place
 
 
 def sentence(verdict: Verdict) -> Sentence:
@@ -191,7 +199,7 @@ def sentence(verdict: Verdict) -> Sentence:
     if mean < 0 and bounds:
         bounds = -bounds[1], -bounds[0]
     between = f"95\u00a0% interval {signed(bounds[0], digits)} to {signed(bounds[1], digits)}, " if bounds else ""
-    p = "p < 0.001" if verdict.p < 0.001 else f"p = {verdict.p:.3f}"
+    p = f"p {probability(verdict.p)}" if verdict.p < 0.001 else f"p = {probability(verdict.p)}"
     # No line breaks around signs.
     numbers = (
         f"{between}{p}, n = {verdict.n}".replace(" = ", "\u00a0=\u00a0")
@@ -202,11 +210,11 @@ def sentence(verdict: Verdict) -> Sentence:
     gap = f"{abs(mean):.{digits}f} {'nats per token' if verdict.lower else 'points'}"
     if verdict.p < statistics.ALPHA:
         better = "closer to the full cache" if verdict.lower else "better"
-        return Sentence(f"{at}, {first} is {better} than {second} by {gap} ({numbers}).", True)
+        return Sentence(f"{at}, {first} is {better} than {second} by {gap} ({numbers}).", True, verdict.partial)
     needed = f"; about {verdict.needed:,} samples would tell them apart" if verdict.needed and bounds else ""
     by = f"{first}'s mean is {gap} {'lower' if verdict.lower else 'higher'}" if mean else "equal means"
     text = f"{at}, no difference is shown between {verdict.first} and {verdict.second}"
-    return Sentence(f"{text} ({by}, {numbers}{needed}).", False)
+    return Sentence(f"{text} ({by}, {numbers}{needed}).", False, verdict.partial)
 
 
 def signed(value: float, digits: int) -> str:
@@ -231,7 +239,7 @@ def _shares(of_model: Grid) -> Iterator[str]:
     rows = _ordered(of_model)
     for row in rows:
         mine = row.cells.get(of_model.overall)
-        if row.method != ITEM.subject or row.variant or row.budget is None or mine is None:
+        if row.method != ALL.subject or row.variant or row.budget is None or mine is None or mine.partial:
             continue
         full = next((other for other in rows if _full_of(other, row, of_model.overall)), None)
         whole = full.cells[of_model.overall] if full else None
@@ -279,7 +287,7 @@ def _over_budget(of_model: Grid, title: str, y_label: str, styles: dict[str, int
     return Chart(title, "budget (KV tokens per layer and head)", y_label, [*lines, *levels], log=True, digits=digits)
 
 
-def _layers(of_model: Grid, styles: dict[str, int], kept: dict) -> Iterator[Chart]:
+def _layers(of_model: Grid, styles: dict[str, int], kept: Mapping[Path, Sequence[float]]) -> Iterator[Chart]:
     """Tokens kept by layer: a chart for every budget or `LAYER_CHARTS` of them, the smallest first."""
     budgets = sorted(budget for budget in of_model.budgets if budget is not None)
     for budget in spread(budgets, LAYER_CHARTS):

@@ -16,7 +16,9 @@ from evals.evaluation import TITLES
 from evals.report.html import efficiency, heads, masking, needles, scores
 from evals.report.html.embedded import settings_and_samples
 from evals.report.html.reading import Tree, read
+from evals.report.items import ALL
 from evals.report.page import budget_text, published_column
+from evals.report.verdicts import family_of
 from evals.results.provenance import environments
 from evals.results.published import Published, published
 from evals.results.store import write_text
@@ -54,6 +56,7 @@ def page(results: Path) -> str:
         models=models,
         evals=[TITLES.get(name, name) for name in sorted({setting.record.eval for setting in tree.settings})],
         boards=shown,
+        family=family_of(ALL),
         published=_published(scores.PAPER),
         masked=masking.masked(tree),
         measured=measured,
