@@ -3,11 +3,13 @@
 `python -m evals.results push-wandb [<results>] [logger.mode=offline …]` sends what is finished to Weights & Biases.
 """
 
+import argparse
 import json
 import os
 import re
 import sys
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 from rich.table import Table
 
