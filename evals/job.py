@@ -10,8 +10,8 @@ from typing import Annotated, Any
 
 import yaml
 
-from compresskv.checking import Ge, Gt, Le, MinLen, PathText, checked, checked_value, frozen, readable, refuse_unknown
-from compresskv.errors import UserError
+from compresskv.checking import Ge, Gt, Le, MinLen, PathText, checked, checked_value, frozen, refuse_unknown
+from compresskv.errors import UserError, readable
 from compresskv.folders import CONF
 from compresskv.inputs import expanded
 from compresskv.methods import MethodConfig, check_parameters, method_config
@@ -92,7 +92,7 @@ def job_from(config: Mapping[str, Any]) -> Job:
     """Check a resolved configuration and turn it into a `Job`. Raises `UserError` naming the field, value and fix."""
     refuse_unknown("", config, [*SCALARS, *NODES])
     if missing := [name for name in (*SCALARS, *NODES) if name not in config]:
-        raise UserError(f"{missing[0]}: is not set: give it a value")
+        raise UserError(missing[0], "give it a value", why="not set")
     scalars = {name: checked_value(name, hint, config[name]) for name, hint in SCALARS.items()}
     # Names first: they are checked without importing the methods, which need torch.
     method = method_config(config["method"])
@@ -111,7 +111,7 @@ def job_from(config: Mapping[str, Any]) -> Job:
         prefill_chunk=scalars["prefill_chunk"],
         memory=scalars["memory"],
         fidelity=scalars["fidelity"],
-        results=expanded(results, f"paths.results={results}"),
+        results=expanded(results, "paths.results"),
         logger=_logger(config["logger"]),
         config=config,
     )
@@ -119,7 +119,9 @@ def job_from(config: Mapping[str, Any]) -> Job:
     _refuse_name_of_another_model(job.model)
     _refuse_unwritable("", config)
     if job.fidelity and not isinstance(evaluation, SampledEvaluation):
-        raise UserError(f"fidelity=true: eval={evaluation.name} has no samples to measure it on: set fidelity=false")
+        raise UserError(
+            "fidelity", "set fidelity=false", value=True, why=f"eval={evaluation.name} has no samples to measure it on"
+        )
     return job
 
 
@@ -130,7 +132,9 @@ def _refuse_name_of_another_model(model: ModelConfig) -> None:
         return
     for name, weights in _weights().items():
         if name != model.name.casefold() and weights == (model.path or model.package):
-            raise UserError(f"model.name={readable(model.name)}: these are the weights of {name}: choose another name")
+            raise UserError(
+                "model.name", "choose another name", value=model.name, why=f"these are the weights of {name}"
+            )
 
 
 @cache
@@ -143,7 +147,9 @@ def _weights() -> dict[str, Any]:
 def _refuse_name_of_another(name: str, target: str) -> None:
     """Raise `UserError` for an evaluation by the name of a built-in one that it is not: results go by that name."""
     if (known := reserved(name)) and known != kind_of(target):
-        raise UserError(f"eval.name={readable(name)}: results would read as those of eval={known}: choose another name")
+        raise UserError(
+            "eval.name", "choose another name", value=name, why=f"results would read as those of eval={known}"
+        )
 
 
 def take_plan(*configs: dict[str, Any]) -> bool:
@@ -169,9 +175,9 @@ def plug_in_class(where: str, kind: Any, target: Any) -> Any:
         plugged_in = resolve_name(f"{module}:{name}")
     except (ImportError, AttributeError, ValueError) as error:
         reason = readable(str(error), 200)
-        raise UserError(f"{where}={readable(target)}: cannot be imported ({reason}): check its YAML") from error
+        raise UserError(where, "check its YAML", value=target, why=f"cannot be imported ({reason})") from error
     if not (isinstance(plugged_in, type) and issubclass(plugged_in, kind)):
-        raise UserError(f"{where}={readable(target)}: is no {kind.__name__.lower()}: name a subclass of it")
+        raise UserError(where, f"name a subclass of {kind.__name__}", value=target)
     return plugged_in
 
 
@@ -191,15 +197,15 @@ def _refuse_unwritable(where: str, value: Any) -> None:
         for place, item in enumerate(value):
             _refuse_unwritable(f"{where}[{place}]", item)
     elif isinstance(value, float) and not math.isfinite(value):
-        raise UserError(f"{where}={value}: choose a finite number")
+        raise UserError(where, "choose a finite number", value=value)
     elif isinstance(value, str) and not value.isascii():
         try:
             value.encode()
         except UnicodeEncodeError:
-            raise UserError(f"{where}={readable(value)}: it has bytes that are no text: write it in UTF-8") from None
+            raise UserError(where, "write it in UTF-8", value=value, why="it has bytes that are not text") from None
 
 
 def _mapping(where: str, node: Any) -> Mapping[str, Any]:
     if not isinstance(node, Mapping):
-        raise UserError(f"{where}={readable(node)}: choose a mapping of its settings: leave {where} as its YAML has it")
+        raise UserError(where, "choose a mapping of its settings, as its YAML has it", value=node)
     return node

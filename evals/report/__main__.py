@@ -25,9 +25,11 @@ def main(arguments: list[str]) -> int:
     given = dict(argument.partition("=")[::2] for argument in arguments)
     try:
         if unknown := [name for name in given if name not in ("experiment", "results") or not given[name]]:
-            raise UserError(f"{unknown[0]}: is not known here: {usage}")
+            raise UserError(
+                unknown[0], usage, why="not known here" if unknown[0] not in ("experiment", "results") else "not set"
+            )
         if "experiment" not in given:
-            raise UserError(f"experiment: is not set: {usage}")
+            raise UserError("experiment", usage, why="not set")
         from evals.report.artefacts import write
 
         for path in write(given["experiment"], expanded(given.get("results", "results"), "results")):

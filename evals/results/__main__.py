@@ -74,9 +74,11 @@ def compare(chosen: Sequence[Record], metric: str) -> int:
     compared = comparisons(chosen, metric)
     if not any(comparison.pairs for comparison in compared):
         raise UserError(
-            f"--metric {metric}: no two settings of a task have it on the same samples: choose a numeric field "
-            "of samples.jsonl, such as score, and settings that were run on the same samples"
-            + "".join(f" ({comparison.title}: {_left_out(comparison)})" for comparison in compared[:1])
+            "--metric",
+            "choose a numeric field of samples.jsonl, such as score, and settings that were run on the same samples",
+            value=metric,
+            why="no two settings of a task have it on the same samples"
+            + "".join(f" ({comparison.title}: {_left_out(comparison)})" for comparison in compared[:1]),
         )
     console = screen(160)
     for comparison in compared:
@@ -168,7 +170,9 @@ def main(arguments: list[str] | None = None) -> int:
         chosen = records(options.results, options.pattern)
         if not chosen:
             matching = f" that match {options.pattern}" if options.pattern else ""
-            raise UserError(f"{options.results / 'runs'}: no results{matching}: check --results")
+            raise UserError(
+                "--results", "check the folder", value=options.results / "runs", why=f"no results{matching}"
+            )
         if options.command == "compare":
             code = compare(chosen, options.metric)
         else:
