@@ -59,8 +59,9 @@ class AdaKVAllocator:
         for layer, budget_of_layer in zip(scores, budgets, strict=True):
             if not layer.heads_differ:
                 raise UserError(
-                    "this allocator compares the KV heads of a layer, but the scorer scores all of them alike: "
-                    "use method=adacompresskv for semantic heads, or method/allocator=uniform"
+                    "method.allocator",
+                    "use method=adacompresskv for semantic heads, or method/allocator=uniform",
+                    why="it compares the KV heads of a layer, but the scorer scores all of them alike",
                 )
             assert isinstance(budget_of_layer, int)
             if budget_of_layer > shape.past:

@@ -110,7 +110,9 @@ class CakeAllocator:
 
 def _cake(scores: LayerScores) -> CakeScores:
     if not isinstance(scores, CakeScores):
-        raise UserError("method/allocator=cake needs what only CAKE's scorer measures: use it with method=cake")
+        raise UserError(
+            "method/allocator", "use it with method=cake", value="cake", why="it needs what only CAKE's scorer measures"
+        )
     return scores
 
 
@@ -144,7 +146,9 @@ def _spread(budgets: list[int], amount: int, layers: Sequence[int]) -> None:
 def scorer(context: Context, *, gamma: Annotated[float, Ge(0), Le(1e9)]) -> CakeScorer:
     """`gamma`: the weight of the variance. Raises `UserError` for a window of one position, which has none."""
     if context.observation.window < 2:
-        raise UserError("CAKE measures how attention varies over the window: set observation.window to 2 or more")
+        raise UserError(
+            "observation.window", "set it to 2 or more", why="CAKE measures how attention varies over the window"
+        )
     return CakeScorer(context.scoring, gamma)
 
 

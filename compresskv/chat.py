@@ -52,8 +52,10 @@ def chat_prompt(
     prompt = rendered(messages, tokenizer, kwargs)
     if text.strip() not in prompt:
         raise UserError(
-            f"model.chat_template=true: the chat template of {tokenizer.name_or_path} leaves out or changes the text "
-            "of a user's turn: repair the template, or set model.chat_template=false"
+            "model.chat_template",
+            "repair the template, or set model.chat_template=false",
+            value=True,
+            why=f"the chat template of {tokenizer.name_or_path} leaves out or changes the text of a user's turn",
         )
     return prompt
 
@@ -73,7 +75,7 @@ def rendered(
     kwargs = dict(kwargs or {})
     taken = set(inspect.signature(tokenizer.apply_chat_template).parameters) - _TEMPLATE_ARGUMENTS
     if wrong := sorted(taken & set(kwargs)):
-        raise UserError(f"model.chat_template_kwargs.{wrong[0]}: is set by the harness: give variables of the template")
+        raise UserError(f"model.chat_template_kwargs.{wrong[0]}", "leave it out", why="set by the harness")
     try:
         template = _DATE_CALL.sub(lambda call: repr(TODAY.strftime(call[2])), tokenizer.get_chat_template())
         if "strftime_now" in template:
@@ -97,8 +99,10 @@ def rendered(
     except Exception as error:  # a template is a program of its own
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise UserError(
-            f"model.chat_template=true: the chat template of {tokenizer.name_or_path} fails ({reason}): "
-            "set model.chat_template_kwargs to what it asks for, or model.chat_template=false"
+            "model.chat_template",
+            "set model.chat_template_kwargs to what it asks for, or model.chat_template=false",
+            value=True,
+            why=f"the chat template of {tokenizer.name_or_path} fails ({reason})",
         ) from error
 
 

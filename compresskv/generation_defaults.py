@@ -10,8 +10,8 @@ from typing import Annotated, Any, Literal
 
 from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel
 
-from compresskv.checking import Ge, Gt, Le, Lt, MinLen, checked_value, readable
-from compresskv.errors import UserError
+from compresskv.checking import Ge, Gt, Le, Lt, MinLen, checked_value
+from compresskv.errors import UserError, located, readable
 
 GENERATION_CONFIG = "generation_config.json"
 
@@ -88,23 +88,26 @@ def refuse_broken(folder: Path, vocabulary: int) -> None:
 
     transformers would take config.json for one that it cannot read.
     """
-    where = f"model.path={folder}: {GENERATION_CONFIG}"
+    file = folder / GENERATION_CONFIG
     try:
-        values = json.loads((folder / GENERATION_CONFIG).read_text(encoding="utf-8"))
+        values = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or " ".join(str(error).split())
-        raise UserError(f"{where}: cannot be read as JSON ({reason}): correct it, or take it away") from error
+        raise UserError(
+            None, "correct it, or remove it", value=file, why=f"cannot be read as JSON ({reason})"
+        ) from error
     if not isinstance(values, Mapping):
-        raise UserError(f"{where}: holds {readable(values)}, not a mapping: correct it, or take it away")
-    checked_settings(values, vocabulary, where)
+        raise UserError(None, "correct it, or remove it", value=file, why=f"it holds {readable(values)}, not a mapping")
+    with located(file):
+        checked_settings(values, vocabulary)
 
 
-def checked_settings(values: Mapping[str, Any], vocabulary: int, where: str) -> dict[str, Any]:
+def checked_settings(values: Mapping[str, Any], vocabulary: int) -> dict[str, Any]:
     """Those of `values` that have a type here, as it wants them. Raises `UserError`, naming the field."""
     return {
-        name: checked_value(f"{where}: {name}", kind, values[name])
+        name: checked_value(name, kind, values[name])
         for name, kind in _types(vocabulary).items()
         if values.get(name) is not None
     }
@@ -122,8 +125,10 @@ def refuse_unserved_settings(config: GenerationConfig) -> None:
         neutral = 1.0 if name == "encoder_repetition_penalty" else 0
         if values.get(name) not in (None, False, neutral) or values[name] is True:
             raise UserError(
-                f"protocol.generation_config=honoured: the model's generation_config.json sets {name}, which is not "
-                "served: choose ignored"
+                "protocol.generation_config",
+                "choose ignored",
+                value="honoured",
+                why=f"the model's generation_config.json sets {name}, which is not served",
             )
 
 
@@ -147,13 +152,16 @@ def processors(
     """
     if "guidance_scale" in settings:
         raise UserError(
-            f"protocol.generation_config=honoured: {type(model).__name__} asks for guidance_scale, which needs a "
-            "second cache: choose ignored"
+            "protocol.generation_config",
+            "choose ignored",
+            value="honoured",
+            why=f"{type(model).__name__} asks for guidance_scale, which needs a second cache",
         )
     if not settings:
         return LogitsProcessorList()
     vocabulary = model.config.get_text_config(decoder=True).vocab_size
-    typed = checked_settings(settings, vocabulary, GENERATION_CONFIG)
+    with located(GENERATION_CONFIG):
+        typed = checked_settings(settings, vocabulary)
     typed.pop("watermarking_config", None)  # which is a mapping
     as_read = json.loads(json.dumps({**settings, **typed}))  # lists and floats, as transformers wants them
     ends = sorted(token for token in stop_ids if token < vocabulary)  # only these have a logit to change

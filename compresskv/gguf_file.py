@@ -47,7 +47,7 @@ class GgufFile:
         """The numbers of a small float32 tensor. Raises `UserError` if it is stored in another type."""
         tensor = self.tensors[name]
         if tensor.type != GGMLQuantizationType.F32:
-            raise UserError(f"model.path={self.parts[0]}: {name} is not stored as F32: convert the model again")
+            raise UserError(name, "convert the model again", why="not stored as F32", where=self.parts[0])
         return np.frombuffer(_bytes(self.parts, tensor.start, tensor.bytes), "<f4").tolist()
 
 
@@ -76,10 +76,10 @@ def read(parts: Sequence[Path]) -> GgufFile:
                 amount *= 4
                 continue
             reason = "it ends within its header" if amount >= size else "its header is too large"
-            raise UserError(f"model.path={parts[0]}: {reason}: load the file again") from error
+            raise UserError("model.path", "load the file again", value=parts[0], why=reason) from error
         except _Broken as error:
             raise UserError(
-                f"model.path={parts[0]}: {error}: load the file again, or convert the model again"
+                "model.path", "load the file again, or convert the model again", value=parts[0], why=str(error)
             ) from None
 
 

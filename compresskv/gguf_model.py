@@ -554,18 +554,24 @@ class _Reader:
 
     def refuse(self, key: str, reason: str) -> NoReturn:
         value = self.file.keys.get(key)
-        said = key if value is None else f"{key}={json.dumps(value)[:60]}"
         raise UserError(
-            f"model.path={self.file.parts[0]}: {said} is not served ({reason}): "
-            "load the model's safetensors, or convert the model again"
+            key,
+            "load the model's safetensors, or convert the model again",
+            value=... if value is None else value,
+            why=f"not served ({reason})",
+            where=self.file.parts[0],
         )
 
     def refuse_shards(self) -> None:
         count = self.file.keys.get("split.count", 1)
         if count not in _NEUTRAL["split.count"]:
             raise UserError(
-                f"model.path={self.file.parts[0]}: split.count={count}: this is one of the shards of a model: put them "
-                "together with `llama-gguf-split --merge <first shard> <whole file>`, and give the whole file"
+                "split.count",
+                "put the shards together with `llama-gguf-split --merge <first shard> <whole file>`, and give the "
+                "whole file",
+                value=count,
+                why="one of the shards of a model",
+                where=self.file.parts[0],
             )
 
     def refuse_tensors(self) -> None:

@@ -29,17 +29,19 @@ def choose(config: ModelConfig) -> Hardware:
     capability = _capability(device)
     dtype = _dtype(config.dtype, capability)
     if config.backend not in ("auto", "sdpa", "flash_attention_2"):
-        raise UserError(f"model.backend={config.backend}: choose auto, sdpa or flash_attention_2")
+        raise UserError("model.backend", "choose auto, sdpa or flash_attention_2", value=config.backend)
     if config.backend == "sdpa":
         return Hardware(device, dtype, "sdpa")
     unsuited = _unsuited(dtype, capability)
     reason = unsuited or _unusable()
     if config.backend == "flash_attention_2" and reason:
-        raise UserError(f"model.backend=flash_attention_2: {reason}, or set model.backend=sdpa")
+        raise UserError(
+            "model.backend", f"{reason[1]}, or set model.backend=sdpa", value="flash_attention_2", why=reason[0]
+        )
     if reason is None:
         return Hardware(device, dtype, "flash_attention_2")
     installed = not unsuited and _flash_attn() is not None
-    return Hardware(device, dtype, "sdpa", (f"model.backend=auto is sdpa: {reason}",) if installed else ())
+    return Hardware(device, dtype, "sdpa", (f"model.backend=auto is sdpa: {': '.join(reason)}",) if installed else ())
 
 
 def _device(asked: str) -> str:
@@ -47,12 +49,14 @@ def _device(asked: str) -> str:
         return "cuda" if torch.cuda.is_available() else "cpu"
     kind, _, number = asked.partition(":")
     if asked not in ("map", "cpu", "cuda") and not (kind == "cuda" and number.isdecimal()):
-        raise UserError(f"model.device={asked}: choose auto, map, cpu, cuda or cuda:<number>")
+        raise UserError("model.device", "choose auto, map, cpu, cuda or cuda:<number>", value=asked)
     if kind == "cuda" and not torch.cuda.is_available():
-        raise UserError(f"model.device={asked}: torch {torch.__version__} sees no CUDA device: set model.device=cpu")
+        raise UserError(
+            "model.device", "set model.device=cpu", value=asked, why=f"torch {torch.__version__} sees no CUDA device"
+        )
     if number and int(number) >= torch.cuda.device_count():
         raise UserError(
-            f"model.device={asked}: there are {torch.cuda.device_count()} CUDA devices, counted from cuda:0"
+            "model.device", f"choose one of {torch.cuda.device_count()} CUDA devices, counted from cuda:0", value=asked
         )
     return asked
 
@@ -69,7 +73,7 @@ def _capability(device: str) -> tuple[int, int] | None:
 def _dtype(asked: str, capability: tuple[int, int] | None) -> torch.dtype:
     if asked != "auto":
         if asked not in ("float32", "bfloat16", "float16"):
-            raise UserError(f"model.dtype={asked}: choose auto, float32, bfloat16 or float16")
+            raise UserError("model.dtype", "choose auto, float32, bfloat16 or float16", value=asked)
         return getattr(torch, asked)
     if capability is None:
         processor = torch.cpu.get_capabilities()
@@ -79,35 +83,35 @@ def _dtype(asked: str, capability: tuple[int, int] | None) -> torch.dtype:
     return torch.bfloat16 if capability >= AMPERE else torch.float16
 
 
-def no_flash(dtype: torch.dtype, capability: tuple[int, int] | None) -> str | None:
-    """What keeps FlashAttention-2 from running, with the fix; None if nothing does."""
+def no_flash(dtype: torch.dtype, capability: tuple[int, int] | None) -> tuple[str, str] | None:
+    """What keeps FlashAttention-2 from running, and the fix; None if nothing does."""
     return _unsuited(dtype, capability) or _unusable()
 
 
-def _unsuited(dtype: torch.dtype, capability: tuple[int, int] | None) -> str | None:
+def _unsuited(dtype: torch.dtype, capability: tuple[int, int] | None) -> tuple[str, str] | None:
     """Why FlashAttention-2 cannot run on this device, or in this dtype."""
     if capability is None:
-        return "it runs on CUDA only: set model.device to a CUDA device"
+        return "it runs on CUDA only", "set model.device to a CUDA device"
     if capability < AMPERE:
         present = ".".join(map(str, capability))
-        return f"it needs an Ampere GPU or a newer one (capability 8.0), this one has {present}: use another"
+        return f"it needs an Ampere GPU or a newer one (capability 8.0), this one has {present}", "use another"
     if dtype == torch.float32:
-        return "it knows no float32: set model.dtype to bfloat16 or float16"
+        return "it does not support float32", "set model.dtype to bfloat16 or float16"
     return None
 
 
-def _unusable() -> str | None:
+def _unusable() -> tuple[str, str] | None:
     """Why the flash-attn library cannot be used."""
     installed = _flash_attn()
     if installed is None:
-        return "flash-attn is not installed: see the README's section on it"
+        return "flash-attn is not installed", "see the README's section on it"
     try:
         kernels = import_module("flash_attn")
     except Exception as error:  # built for another torch or CUDA, it fails in several ways
         said = " ".join(str(error).split())[:120]
-        return f"flash-attn {installed} does not load ({said}): build it again for torch {torch.__version__}"
+        return f"flash-attn {installed} does not load ({said})", f"build it again for torch {torch.__version__}"
     if not hasattr(kernels, "flash_attn_with_kvcache"):
-        return f"flash-attn {installed} has no flash_attn_with_kvcache: install 2.7 or newer"
+        return f"flash-attn {installed} has no flash_attn_with_kvcache", "install 2.7 or newer"
     return None
 
 

@@ -23,52 +23,55 @@ _spoiled: set[tuple[int, ...]] = set()
 """The pipes that were given up after a part of their data had come: the rest is not the data."""
 
 
-def expanded(path: str | Path, where: str) -> Path:
+def expanded(path: str | Path, field: str) -> Path:
     """The path with `~` or `~user` replaced by that user's home.
 
-    `where` begins the sentence of a refusal. Raises `UserError` where nobody knows the home.
+    `field` is the setting that gives the path. Raises `UserError` where nobody knows the home.
     """
     try:
         return Path(path).expanduser()
     except RuntimeError as error:
-        raise UserError(f"{where}: the home of {Path(path).parts[0]} is unknown: give the whole path") from error
+        raise UserError(
+            field, "give the whole path", value=path, why=f"the home of {Path(path).parts[0]} is unknown"
+        ) from error
 
 
-def read_once(path: Path, where: str) -> bytes:
+def read_once(path: Path, field: str | None) -> bytes:
     """The content of a file, or all that comes out of a pipe; a pipe that was read before gives the same again.
 
-    `where` begins the sentence of a refusal, as in "eval.data=<path>". Raises `UserError` for what cannot be read, for
-    a directory, a device or a socket, for more than `LARGEST` bytes, and for a pipe whose data does not come.
+    `field` is the setting that gives the path, such as eval.data; None if none does. Raises `UserError` for what cannot
+    be read, for a directory, a device or a socket, for more than `LARGEST` bytes, and for a pipe whose data does not
+    come.
     """
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # does not wait for a pipe's writer
     except (OSError, ValueError) as error:
-        raise _unreadable(path, where, error) from error
+        raise _unreadable(path, field, error) from error
     try:
         state = os.fstat(descriptor)
         if stat.S_ISFIFO(state.st_mode):
-            return _from_pipe(descriptor, where)
+            return _from_pipe(descriptor, path, field)
         if stat.S_ISDIR(state.st_mode):
-            raise UserError(f"{where}: cannot read {path} (it is a directory): give a file")
+            raise UserError(field, "give a file", value=path, why="cannot be read (it is a directory)")
         if not stat.S_ISREG(state.st_mode):
-            raise UserError(f"{where}: cannot read {path} (it is a device): give a file")
+            raise UserError(field, "give a file", value=path, why="cannot be read (it is a device)")
         with open(descriptor, "rb", closefd=False) as file:
             content = file.read(LARGEST + 1) if state.st_size <= LARGEST else None
         if content is None or len(content) > LARGEST:  # it may have grown meanwhile
-            raise _too_large(where)
+            raise _too_large(path, field)
         return content
     except OSError as error:
-        raise _unreadable(path, where, error) from error
+        raise _unreadable(path, field, error) from error
     finally:
         os.close(descriptor)
 
 
-def _from_pipe(descriptor: int, where: str) -> bytes:
+def _from_pipe(descriptor: int, path: Path, field: str | None) -> bytes:
     *name, _ = before = _state(descriptor)
     if before in _drained:
         return _drained[before]
     if tuple(name) in _spoiled:
-        raise UserError(f"{where}: the pipe was given up before its end: give its data again, or a file")
+        raise UserError(field, "give its data again, or a file", value=path, why="the pipe was given up before its end")
     content = bytearray()
     _spoiled.add(tuple(name))
     poll, end = select.poll(), time.monotonic() + PATIENCE
@@ -79,12 +82,14 @@ def _from_pipe(descriptor: int, where: str) -> bytes:
             return _drained.setdefault(_state(descriptor), bytes(content))
         content += block
         if len(content) > LARGEST:
-            raise _too_large(where)
+            raise _too_large(path, field)
     if not content:
         _spoiled.discard(tuple(name))
     raise UserError(
-        f"{where}: no data came for {SILENCE:g} seconds, or no end for {PATIENCE:g}: write into the pipe and close it, "
-        "or give a file"
+        field,
+        "write into the pipe and close it, or give a file",
+        value=path,
+        why=f"no data came for {SILENCE:g} seconds, or no end for {PATIENCE:g}",
     )
 
 
@@ -93,12 +98,12 @@ def _state(descriptor: int) -> tuple[int, ...]:
     return state.st_dev, state.st_ino, state.st_mtime_ns
 
 
-def _too_large(where: str) -> UserError:
+def _too_large(path: Path, field: str | None) -> UserError:
     return UserError(
-        f"{where}: holds more than {LARGEST >> 20} MiB, which are the most that is read: give a part of it"
+        field, "give a part of it", value=path, why=f"larger than {LARGEST >> 20} MiB, the most that is read"
     )
 
 
-def _unreadable(path: Path, where: str, error: OSError | ValueError) -> UserError:
+def _unreadable(path: Path, field: str | None, error: OSError | ValueError) -> UserError:
     reason = getattr(error, "strerror", None) or error
-    return UserError(f"{where}: cannot read {path} ({reason}): check the path")
+    return UserError(field, "check the path", value=path, why=f"cannot be read ({reason})")

@@ -30,7 +30,10 @@ def refuse_older() -> None:
         return
     if Version(installed) < Version(OLDEST):
         raise UserError(
-            f"transformers={installed}: compresskv needs {OLDEST} or newer: pip install 'transformers>={OLDEST}'"
+            "transformers",
+            f"pip install 'transformers>={OLDEST}'",
+            value=installed,
+            why=f"compresskv needs {OLDEST} or newer",
         )
 
 
@@ -40,9 +43,10 @@ def refuse_second_chunks(chunk: int, held: int) -> None:
 
     if Version(transformers.__version__) < Version(CHUNKS_GO_ON):
         raise UserError(
-            f"prefill_chunk_size={chunk}: transformers={transformers.__version__} would give the {held} tokens that "
-            "the cache holds once more: pass prefill_chunk_size=None for what follows them, or install "
-            f"transformers>={CHUNKS_GO_ON}"
+            "prefill_chunk_size",
+            f"pass prefill_chunk_size=None for what follows them, or install transformers>={CHUNKS_GO_ON}",
+            value=chunk,
+            why=f"transformers={transformers.__version__} would give the {held} tokens that the cache holds once more",
         )
 
 

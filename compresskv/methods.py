@@ -18,17 +18,8 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import yaml
 
-from compresskv.checking import (
-    FrozenMapping,
-    Name,
-    PathText,
-    checked_value,
-    frozen,
-    readable,
-    refuse_unknown,
-    type_hints,
-)
-from compresskv.errors import UserError
+from compresskv.checking import FrozenMapping, Name, PathText, checked_value, frozen, refuse_unknown, type_hints
+from compresskv.errors import UserError, readable
 from compresskv.folders import CONF
 from compresskv.observation import ObservationConfig
 from compresskv.protocol import EvaluationProtocol
@@ -106,14 +97,16 @@ def method_config(node: Any) -> MethodConfig:
     missing or unknown name, with the nearest one, and for a target that does not exist.
     """
     if not isinstance(node, Mapping):
-        raise UserError(f"method={readable(node)}: choose a mapping of {', '.join(KNOWN)}")
+        raise UserError("method", f"choose a mapping of {', '.join(KNOWN)}", value=node)
     scorer, allocator = (_part(name, node.get(name)) for name in PARTS)
     _refuse_unknown_settings(node, scorer, allocator)
     name = checked_value("method.name", Name, node.get("name"))
     if scorer is None:
         allocator = None
     elif allocator is None:
-        raise UserError("method.allocator=null: choose how tokens are shared, such as method/allocator=uniform")
+        raise UserError(
+            "method.allocator", "choose how tokens are shared, such as method/allocator=uniform", value=None
+        )
     return MethodConfig(_label(name, scorer, allocator, node.get("plain")), scorer, allocator)
 
 
@@ -143,8 +136,10 @@ def installed_folders() -> dict[str, Path]:
             spec = None
         if spec is None or not spec.submodule_search_locations:
             raise UserError(
-                f"{ENTRY_POINTS}: the entry point {entry.name} of an installed package names {readable(entry.value)}, "
-                "which is no folder: name one as package.folder, or uninstall it"
+                ENTRY_POINTS,
+                "name a folder as package.folder, or uninstall it",
+                value=entry.value,
+                why=f"the entry point {entry.name} of an installed package does not name a folder",
             )
         folders[entry.name] = Path(next(iter(spec.submodule_search_locations)))
     return folders
@@ -159,7 +154,7 @@ def _yaml(group: str, subfolder: str, name: str) -> dict[str, Any]:
     if name not in files:
         nearest = difflib.get_close_matches(name, files, 1)
         fix = f"did you mean {nearest[0]}?" if nearest else f"choose one of {', '.join(sorted(files))}"
-        raise UserError(f"{group}={readable(name)}: no such {group.rpartition('/')[2]}: {fix}")
+        raise UserError(group, fix, value=name, why="not found")
     return yaml.safe_load(files[name].read_text(encoding="utf-8"))
 
 
@@ -167,19 +162,23 @@ def refuse_mismatch(config: MethodConfig) -> None:
     """Raise `UserError` for an allocator that needs what the scorer does not give, as both declare; imports neither."""
     if config.scorer is None or config.allocator is None:
         return
-    allocator = f"method/allocator={config.allocator.label}"
+    allocator = config.allocator.label
     given, wanted = _declared(config.scorer.target), _declared(config.allocator.target)
     if wanted.get("heads") == "compared" and given.get("heads") == "alike":
         raise UserError(
-            f"{allocator}: it compares the KV heads of a layer, but {config.scorer.label} scores all of them alike: "
-            "use method=adacompresskv for semantic heads, or method/allocator=uniform"
+            "method/allocator",
+            "use method=adacompresskv for semantic heads, or method/allocator=uniform",
+            value=allocator,
+            why=f"it compares the KV heads of a layer, but {config.scorer.label} scores all of them alike",
         )
     if (need := wanted.get("needs")) and given.get("gives") != need:
         targets = {name: plain["scorer"] for name, plain in _plain_of_ours().items() if plain["scorer"]}
         fixes = [f"method={name}" for name, target in targets.items() if _declared(target).get("gives") == need]
         raise UserError(
-            f"{allocator}: it needs {need}, which {config.scorer.label} does not give: "
-            f"use {' or '.join([*fixes, 'method/allocator=uniform'])}"
+            "method/allocator",
+            f"use {' or '.join([*fixes, 'method/allocator=uniform'])}",
+            value=allocator,
+            why=f"it needs {need}, which {config.scorer.label} does not give",
         )
 
 
@@ -230,7 +229,12 @@ def method_for(
     layers = get_layer_types_and_kwargs(config)[0].count("full_attention")
     method = named_method(name)
     if not layers and not method.keeps_everything:
-        raise UserError(f"method={name}: this model has sliding-window layers only, so there is nothing to evict")
+        raise UserError(
+            "method",
+            "use method=full",
+            value=name,
+            why="this model has sliding-window layers only, so there is nothing to evict",
+        )
 
     context = Context(
         model=loaded_weights.name(model),
@@ -258,7 +262,7 @@ def _part(name: str, node: Any) -> Part | None:
     if node is None:
         return None
     if not isinstance(node, Mapping) or not isinstance(node.get("_target_"), str):
-        raise UserError(f"method.{name}={readable(node)}: choose a mapping with a _target_, as conf/method has it")
+        raise UserError(f"method.{name}", "choose a mapping with a _target_, as conf/method has it", value=node)
     parameters = {key: value for key, value in node.items() if key != "_target_"}
     part = Part(node["_target_"], frozen(parameters))
     known = argument_names(f"method.{name}", part.target)
@@ -272,9 +276,8 @@ def refuse_observation(where: str, unknown: Iterable[Any]) -> None:
     """Raise `UserError` for a setting of the run's observation among the `unknown` ones of a method or a part of it."""
     for name in unknown:
         if name in ObservationConfig.__dataclass_fields__:
-            raise UserError(
-                f"{where}.{name}: no such setting: did you mean observation.{name}, which all methods share?"
-            )
+            fix = f"did you mean observation.{name}, which all methods share?"
+            raise UserError(f"{where}.{name}", fix, why="no such setting")
 
 
 def _refuse_unknown_settings(node: Mapping[str, Any], scorer: Part | None, allocator: Part | None) -> None:
@@ -283,7 +286,7 @@ def _refuse_unknown_settings(node: Mapping[str, Any], scorer: Part | None, alloc
             continue
         for name, part in (("scorer", scorer), ("allocator", allocator)):
             if part is not None and key in part.parameters:
-                raise UserError(f"method.{key}: no such setting: did you mean method.{name}.{key}?")
+                raise UserError(f"method.{key}", f"did you mean method.{name}.{key}?", why="no such setting")
         refuse_observation("method", [key])
         refuse_unknown("method", [key], KNOWN[:-1])
 
@@ -291,7 +294,7 @@ def _refuse_unknown_settings(node: Mapping[str, Any], scorer: Part | None, alloc
 def _label(name: str, scorer: Part | None, allocator: Part | None, plain: Any) -> str:
     """`name`, and the names of parts other than the `plain` ones that it stands for."""
     if not isinstance(plain, Mapping) or "scorer" not in plain:
-        raise UserError(f"method.plain={readable(plain)}: name the scorer and the allocator that {name} stands for")
+        raise UserError("method.plain", f"name the scorer and the allocator that {name} stands for", value=plain)
     refuse_unknown("method.plain", plain, PARTS)
     for role, target in plain.items():
         checked_value(f"method.plain.{role}", PathText | None, target)
@@ -418,7 +421,7 @@ def _arguments(name: str, part: Part) -> dict[str, Any]:
     refuse_unknown(where, part.parameters, keywords)
     for keyword, argument in keywords.items():
         if keyword not in part.parameters and argument.default is inspect.Parameter.empty:
-            raise UserError(f"{where}.{keyword}: is not set: give it a value, as conf/method does")
+            raise UserError(f"{where}.{keyword}", "give it a value, as conf/method does", why="not set")
     return {
         keyword: checked_value(f"{where}.{keyword}", hints.get(keyword, Any), value)
         for keyword, value in part.parameters.items()
@@ -428,6 +431,8 @@ def _arguments(name: str, part: Part) -> dict[str, Any]:
 def _no_target(where: str, target: str, reason: str) -> UserError:
     why = readable(" ".join(reason.split()), 200)
     return UserError(
-        f"{where}._target_={readable(target)}: cannot be imported ({why}): name a package.module.function that is "
-        "installed, or on PYTHONPATH"
+        f"{where}._target_",
+        "name a package.module.function that is installed, or on PYTHONPATH",
+        value=target,
+        why=f"cannot be imported ({why})",
     )

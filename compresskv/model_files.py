@@ -23,7 +23,6 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from transformers.quantizers import AutoHfQuantizer
 from transformers.utils.peft_utils import find_adapter_config_file
 
-from compresskv.checking import readable
 from compresskv.errors import UserError
 
 SINGLE = "model.safetensors"
@@ -101,7 +100,7 @@ def weights(folder: Path) -> list[str]:
     if parts := sorted(path.name for path in folder.iterdir() if _DISTRIBUTED.fullmatch(path.name)):
         sets[parts[0]] = parts
     if explicit is not None:
-        _refuse_outside(folder, "config.json: transformers_weights", explicit)
+        _refuse_outside(folder, "config.json", "transformers_weights", explicit)
         sets[explicit] = _of_index(folder, explicit) if explicit.endswith(".index.json") else [explicit]
     else:
         if (folder / SINGLE).is_file():
@@ -110,40 +109,47 @@ def weights(folder: Path) -> list[str]:
             sets[INDEX] = _of_index(folder, INDEX)
     if len(set(map(tuple, sets.values()))) > 1:
         raise UserError(
-            f"model.path={folder}: it holds weights twice, {' and '.join(sets)}: take away those that are not meant"
+            "model.path",
+            "remove those that are not meant",
+            value=folder,
+            why=f"it holds weights twice, {' and '.join(sets)}",
         )
     return next(iter(sets.values()), [])
 
 
 def _of_index(folder: Path, index: str) -> list[str]:
-    where = f"model.path={folder}: {index}"
     try:
         content = json.loads((folder / index).read_text(encoding="utf-8"))
         files = [*content["weight_map"].values()]
         content["metadata"].keys()  # transformers needs this mapping, whatever is in it
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())
-        raise UserError(f"{where}: is not an index of weights ({reason}): copy the model again") from error
+        raise UserError(
+            None, "copy the model again", value=folder / index, why=f"not an index of weights ({reason})"
+        ) from error
     if not files:
-        raise UserError(f"{where} names no weights: copy the model again")
+        raise UserError("weight_map", "copy the model again", why="it names no weights", where=folder / index)
     for name in files:
-        _refuse_outside(folder, index, name)
+        _refuse_outside(folder, index, "weight_map", name)
     found = sorted(set(files))
     if absent := [name for name in found if not (folder / name).is_file()]:
-        raise UserError(f"{where} names {absent[0]}, which is not there: copy the model again")
+        raise UserError(
+            "weight_map", "copy the model again", value=absent[0], why="there is no such file", where=folder / index
+        )
     return found
 
 
-def _refuse_outside(folder: Path, file: str, name: Any) -> None:
+def _refuse_outside(folder: Path, file: str, field: str, name: Any) -> None:
     """Raise `UserError` for a name that is none of a safetensors file, or of an index, at or below `folder`."""
-    where = f"model.path={folder}: {file}"
     if not isinstance(name, str) or not name.endswith((".safetensors", ".safetensors.index.json")):
         raise UserError(
-            f"{where} names {readable(name)}, which is no safetensors file: save its weights as safetensors"
+            field, "save the weights as safetensors", value=name, why="not a safetensors file", where=folder / file
         )
     path = PurePosixPath(name.replace("\\", "/"))
     if path.is_absolute() or ".." in path.parts or ":" in path.parts[0]:
-        raise UserError(f"{where} names {readable(name)}, which is outside that folder: put the file into it")
+        raise UserError(
+            field, "put the file into that folder", value=name, why="outside the model's folder", where=folder / file
+        )
 
 
 def _json(path: Path) -> Mapping[str, Any]:
@@ -161,10 +167,10 @@ def check(folder: Path, trust_remote_code: bool = False) -> PreTrainedConfig:
     Raises `UserError`, naming file and field, for sizes that no model has, a model of another kind, a quantisation or
     scales that would be left out, a tensor twice, a model far larger than its weights.
     """
-    where = f"model.path={folder}"
+    where = folder / "config.json"
     for path in folder.iterdir():
         if path.suffix in _READ and path.exists() and not (path.is_file() or path.is_dir()):
-            raise UserError(f"{where}: {path.name} is not a file: put a copy of what it gives there")
+            raise UserError(None, "replace it by a copy of what it gives", value=path, why="not a file")
     content = _json(folder / "config.json")
     _refuse_sizes(content, where)
     _refuse_quantisation(content, where)
@@ -178,9 +184,9 @@ def check(folder: Path, trust_remote_code: bool = False) -> PreTrainedConfig:
     for file in weights(folder):
         for tensor in headers(folder / file):
             if tensor.name in tensors:
-                raise UserError(f"{where}: {tensor.name} is in two of its files of weights: save the model again")
+                raise UserError(tensor.name, "save the model again", why="in two of the files of weights", where=folder)
             tensors[tensor.name] = tensor
-    _refuse_unscaled(tensors, where)
+    _refuse_unscaled(tensors, folder)
     if ours and tensors and not content.get("quantization_config"):
         _refuse_size(config, tensors, where)
     return config
@@ -192,8 +198,10 @@ def refuse_adapter(source: str, revision: str | None) -> None:
     names = [ADAPTERS[0]] if found else [name for name in ADAPTERS if os.path.exists(os.path.join(source, name))]
     for name in names:
         raise UserError(
-            f"model.path={source}: {name} is an adapter's, which could be left out: merge it into its model, and give "
-            "the folder of that"
+            "model.path",
+            "merge the adapter into its model, and give the folder of that",
+            value=Path(source),
+            why=f"it has {name}, the file of an adapter, which could be left out",
         )
 
 
@@ -214,18 +222,18 @@ def headers(file: Path) -> Iterator[Tensor]:
             yield Tensor(name, tuple(part.get_shape()), str(part.get_dtype()))
 
 
-def _refuse_sizes(config: Mapping[str, Any], where: str) -> None:
+def _refuse_sizes(config: Mapping[str, Any], where: Path) -> None:
     """What is not a whole number is left to transformers, which refuses it."""
     for part in (config, *(value for value in config.values() if isinstance(value, Mapping))):
         for name in _SIZES:
             if type(value := part.get(name)) is int and value < 1:
-                raise UserError(f"{where}: config.json: {name}={value}: choose at least 1: correct config.json")
+                raise UserError(name, "correct it to at least 1", value=value, where=where)
         for name, most in _MOST.items():
             if type(value := part.get(name)) is int and value > most:
-                raise UserError(f"{where}: config.json: {name}={value}: choose at most {most}: correct config.json")
+                raise UserError(name, f"correct it to at most {most}", value=value, where=where)
 
 
-def _refuse_quantisation(config: Mapping[str, Any], where: str) -> None:
+def _refuse_quantisation(config: Mapping[str, Any], where: Path) -> None:
     for part in (config, config.get("text_config")):
         for name in ("quantization_config", "compression_config"):
             method = part.get(name) if isinstance(part, Mapping) else None
@@ -236,12 +244,15 @@ def _refuse_quantisation(config: Mapping[str, Any], where: str) -> None:
                 if known and AutoHfQuantizer.supports_quant_method(method):
                     continue
             raise UserError(
-                f"{where}: config.json: {name}={readable(method)}: transformers knows no such quantisation and would "
-                "leave it out: save the model dequantised"
+                name,
+                "save the model dequantised",
+                value=method,
+                why="transformers knows no such quantisation and would leave it out",
+                where=where,
             )
 
 
-def _refuse_kind(config: PreTrainedConfig, where: str) -> None:
+def _refuse_kind(config: PreTrainedConfig, where: Path) -> None:
     """`model_type` decides what is loaded; `architectures` says what was saved."""
     saved = config.architectures if isinstance(config.architectures, (list, tuple)) else []
     loaded = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)].__name__
@@ -249,12 +260,15 @@ def _refuse_kind(config: PreTrainedConfig, where: str) -> None:
         types = [kind for kind, model in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.items() if model == name]
         if name != loaded and (types or _OTHER_HEADS.search(str(name))) and config.model_type not in types:
             raise UserError(
-                f"{where}: config.json: architectures={readable(saved)}, but its model_type={config.model_type} is "
-                f"loaded as {loaded}: correct config.json, or choose a model that was saved as a language model"
+                "architectures",
+                "correct it, or choose a model that was saved as a language model",
+                value=saved,
+                why=f"model_type={config.model_type} is loaded as {loaded}",
+                where=where,
             )
 
 
-def _refuse_unscaled(tensors: Mapping[str, Tensor], where: str) -> None:
+def _refuse_unscaled(tensors: Mapping[str, Tensor], folder: Path) -> None:
     """Weights of a quantised dtype need something beside them; alone, they would be taken for numbers."""
     modules = {name.rpartition(".")[0] for name in tensors if name.rpartition(".")[2] not in ("weight", "bias")}
     for name, tensor in tensors.items():
@@ -262,18 +276,24 @@ def _refuse_unscaled(tensors: Mapping[str, Tensor], where: str) -> None:
         mask = part == "bias" and len(tensor.shape) > 1  # of GPT-2's attention
         if tensor.dtype not in _FLOATING and part in ("weight", "bias") and not mask and module not in modules:
             raise UserError(
-                f"{where}: {name} holds {tensor.dtype} and there are no scales beside it: save the model in a "
-                "floating-point dtype"
+                name,
+                "save the model in a floating-point dtype",
+                value=tensor.dtype,
+                why="there are no scales beside it",
+                where=folder,
             )
 
 
-def _refuse_size(config: PreTrainedConfig, tensors: Mapping[str, Tensor], where: str) -> None:
+def _refuse_size(config: PreTrainedConfig, tensors: Mapping[str, Tensor], where: Path) -> None:
     """Refuse a model that `_LARGER` times its weights do not fill: memory would be taken before it is found out."""
     layers = getattr(config.get_text_config(decoder=True), "num_hidden_layers", 0)
     if layers > len(tensors):
         raise UserError(
-            f"{where}: config.json: num_hidden_layers={layers}, but its weights are {len(tensors)} tensors: correct "
-            "config.json, or load the model again"
+            "num_hidden_layers",
+            "correct it, or load the model again",
+            value=layers,
+            why=f"the weights are {len(tensors)} tensors",
+            where=where,
         )
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(copy.deepcopy(config), dtype=torch.float32, trust_remote_code=False)
@@ -282,6 +302,9 @@ def _refuse_size(config: PreTrainedConfig, tensors: Mapping[str, Tensor], where:
     if sum(needed.values()) > _LARGER * there:
         largest = max(needed, key=lambda name: needed[name])
         raise UserError(
-            f"{where}: config.json describes a model of {sum(needed.values())} numbers, its weights hold {there}: "
-            f"correct the sizes there ({largest} would be {list(model.get_parameter(largest).shape)})"
+            largest,
+            "correct the sizes, or load the model again",
+            value=list(model.get_parameter(largest).shape),
+            why=f"a model of these sizes has {sum(needed.values())} numbers, its weights hold {there}",
+            where=where,
         )

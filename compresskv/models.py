@@ -14,10 +14,10 @@ from transformers.utils import logging as transformers_logging
 
 from compresskv import checkpoints, hardware, model_files
 from compresskv.chat import chat_ids, chat_prompt
-from compresskv.checking import FrozenMapping, frozen, readable
+from compresskv.checking import FrozenMapping, frozen
 from compresskv.engine.memory import kv_heads
 from compresskv.engine.rotary import depends_on_length
-from compresskv.errors import UserError
+from compresskv.errors import UserError, located
 from compresskv.folders import package_files
 from compresskv.generation_defaults import (
     GENERATION_CONFIG,
@@ -124,8 +124,10 @@ class LoadedModel:
         if (most := max(ids, default=0)) >= vocabulary:
             token = self.tokenizer.convert_ids_to_tokens(most)
             raise UserError(
-                f"model={self.name}: its tokenizer makes token {most} ({token}) of a prompt, but the model has "
-                f"{vocabulary} tokens: correct the tokenizer's files"
+                "model",
+                "correct the files of its tokenizer",
+                value=self.name,
+                why=f"its tokenizer makes token {most} ({token}) of a prompt, but the model has {vocabulary} tokens",
             )
         return torch.tensor(ids, device=self.device)
 
@@ -141,10 +143,15 @@ def load(config: ModelConfig) -> LoadedModel:
         model, tokenizer = _pretrained(config, source, chosen)
         refuse_unserved(model)
         positions, length_rope = learned_positions(model), depends_on_length(model)
-        _check_ends(model, tokenizer, f"model.path={source}")
+        _check_ends(model, tokenizer, Path(source))
         fingerprint = fingerprint or checkpoints.fingerprint(source, config.revision, config.trust_remote_code)
     if config.chat_template and not tokenizer.chat_template:
-        raise UserError(f"model={config.name}: its tokenizer has no chat template: set model.chat_template=false")
+        raise UserError(
+            "model.chat_template",
+            "set model.chat_template=false",
+            value=True,
+            why=f"the tokenizer of {config.name} has no chat template",
+        )
     stop_ids = _ids(model.generation_config.eos_token_id) | _ids(tokenizer.eos_token_id)
     defaults = defaults_of(model.generation_config)
     loaded = LoadedModel(
@@ -170,21 +177,25 @@ def load(config: ModelConfig) -> LoadedModel:
 def _source(config: ModelConfig) -> tuple[str, str | None]:
     """What to load from: a directory or a hub id; and the fingerprint of a GGUF file that it was made of."""
     if config.path:
-        path = expanded(config.path, f"model.path={config.path}")
+        path = expanded(config.path, "model.path")
         gguf = path.suffix.lower() == ".gguf"
         if path.is_file() and gguf:
             folder, digest = checkpoints.from_gguf([path], config.sha256 if not config.package else None)
             return str(folder), digest[:16]
         if path.is_file():
-            raise UserError(f"model.path={config.path}: a file must be a whole .gguf: put parts together with `cat`")
+            raise UserError(
+                "model.path", "put the parts of a file together with `cat`", value=path, why="not a whole .gguf file"
+            )
         if path.is_dir() and not (path / "config.json").exists():
             if files := sorted(file.name for file in path.iterdir() if file.suffix.lower() == ".gguf"):
-                raise UserError(f"model.path={config.path}: it has no config.json: give its file, as {path / files[0]}")
+                raise UserError(
+                    "model.path", f"give its file, as {path / files[0]}", value=path, why="it has no config.json"
+                )
         elif gguf and not path.is_dir():
-            raise UserError(f"model.path={config.path}: there is no such file: check the path")
+            raise UserError("model.path", "check the path", value=path, why="there is no such file")
         return str(path) if path.exists() else config.path, None
     if not config.package:
-        raise UserError(f"model={config.name}: set model.path to a hub id, a local directory or a .gguf file")
+        raise UserError("model.path", "give a hub id, a local directory or a .gguf file", value=None)
     folder, digest = checkpoints.from_gguf(package_files(config.packaged), config.sha256)
     return str(folder), digest[:16]
 
@@ -223,20 +234,27 @@ def _check(folder: Path, config: ModelConfig) -> None:
     refuse_broken(folder, text.vocab_size)
 
 
-def _check_ends(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, where: str) -> None:
+def _check_ends(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
     """Raise `UserError` for what the generation config cannot ask, and where the model has none of the end tokens."""
     vocabulary = model.config.get_text_config(decoder=True).vocab_size
-    checked_settings(plain(model.generation_config), vocabulary, f"{where}: config.json")
+    with located(folder / "config.json"):
+        checked_settings(plain(model.generation_config), vocabulary)
     if (end := tokenizer.eos_token_id) is not None and end >= vocabulary:
         raise UserError(
-            f"{where}: tokenizer_config.json: eos_token={tokenizer.eos_token}: is token {end}, but the model has "
-            f"{vocabulary} tokens: correct the tokenizer's files"
+            "eos_token",
+            "correct the files of the tokenizer",
+            value=tokenizer.eos_token,
+            why=f"it is token {end}, but the model has {vocabulary} tokens",
+            where=folder / "tokenizer_config.json",
         )
     ends = _ids(model.generation_config.eos_token_id)
     if end is None and ends and min(ends) >= vocabulary:
         raise UserError(
-            f"{where}: {GENERATION_CONFIG} or config.json: eos_token_id={readable(sorted(ends))}: the model has "
-            f"{vocabulary} tokens, so no answer would end: correct it"
+            "eos_token_id",
+            "correct it",
+            value=sorted(ends),
+            why=f"the model has {vocabulary} tokens, so no answer would end",
+            where=f"{folder}: {GENERATION_CONFIG} or config.json",
         )
 
 
@@ -248,8 +266,10 @@ def _window(config: ModelConfig, model: PreTrainedModel, positions: int | None) 
     """The window that is asked for, or else trained for. Raises `UserError` beyond learned `positions`."""
     if config.window and positions and config.window > positions:
         raise UserError(
-            f"model.window={config.window}: {type(model).__name__} has learned positions for {positions} tokens: "
-            f"set model.window={positions} or less"
+            "model.window",
+            f"set it to {positions} or less",
+            value=config.window,
+            why=f"{type(model).__name__} has learned positions for {positions} tokens",
         )
     window = config.window or _trained_window(config, model)
     return min(window, positions or window)
@@ -261,7 +281,12 @@ def _trained_window(config: ModelConfig, model: PreTrainedModel) -> int:
     for name in ("max_position_embeddings", "max_seq_len", "seq_length"):
         if isinstance(window := getattr(text, name, None), int):
             return window
-    raise UserError(f"model={config.name}: its config.json has no max_position_embeddings: set model.window")
+    raise UserError(
+        "model.window",
+        "give the number of tokens it was trained for",
+        value=None,
+        why=f"the config.json of {config.name} has no max_position_embeddings",
+    )
 
 
 def _notes(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, defaults: Mapping[str, Any]) -> Iterator[str]:
@@ -289,14 +314,17 @@ def _explained(config: ModelConfig) -> Iterator[None]:
         raise
     except SafetensorError as error:
         raise UserError(
-            f"{source}: a weights file is broken ({error}): delete that folder and load it again"
+            "model.path",
+            "delete that folder and load it again",
+            value=Path(source),
+            why=f"a weights file is broken ({error})",
         ) from error
     except Exception as error:  # each architecture's code fails in its own way
         lines = [line.strip() for line in str(error).split("\n") if line.strip()]
         reason = " ".join(" ".join(lines[: 2 if lines[:1] and lines[0].endswith(":") else 1]).split())[:300]
         fix = _fix(source, reason)
         raise UserError(
-            f"model.path={source}: the model cannot be loaded ({type(error).__name__}: {reason}): {fix}"
+            "model.path", fix, value=Path(source), why=f"the model cannot be loaded ({type(error).__name__}: {reason})"
         ) from error
 
 

@@ -42,12 +42,14 @@ def refuse_unserved(model: PreTrainedModel) -> None:
     except (PromptError, torch.OutOfMemoryError):
         raise  # no matter of the architecture
     except UserError as error:
-        reason = str(error).partition(": ")[0]
+        reason = error.why
     except Exception as error:  # each architecture's code fails in its own way
         said = " ".join(str(error).split())[:200]
         reason = f"its code fails with {type(error).__name__}: {said}"
     if reason:
-        raise UserError(f"{name} is not served by eviction: {reason}: choose a model of another architecture")
+        raise UserError(
+            "model", "choose a model of another architecture", value=name, why=f"not served by eviction: {reason}"
+        )
 
 
 def _unserved(model: PreTrainedModel) -> str | None:

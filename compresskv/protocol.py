@@ -11,7 +11,8 @@ from typing import Any, Literal
 
 import yaml
 
-from compresskv.checking import Name, readable
+from compresskv.checking import Name
+from compresskv.errors import readable
 from compresskv.folders import CONF
 
 PROTOCOLS = CONF / "protocol"

@@ -25,8 +25,10 @@ class ReadOnly:
             if _writes(tensor) != writes:
                 names = dict.fromkeys(map(part_name, called))
                 raise UserError(
-                    f"{part}={' or '.join(names)}: it changes {what} in place, which all settings of a prompt read: "
-                    "compute a new tensor, as in x = x / 2 instead of x /= 2"
+                    part,
+                    "compute a new tensor, as in x = x / 2 instead of x /= 2",
+                    value=" or ".join(names),
+                    why=f"it changes {what} in place, which all settings of a prompt read",
                 )
 
 

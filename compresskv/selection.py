@@ -11,8 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from compresskv.checking import readable
-from compresskv.errors import NonFiniteError, UserError, part_name
+from compresskv.errors import NonFiniteError, UserError, part_name, readable
 from compresskv.eviction import Capacity, EvictionMethod, LayerScores, PromptShape
 
 Kept = list[list[Tensor]]
@@ -45,14 +44,18 @@ def answered(method: EvictionMethod, scores: Sequence[LayerScores], shape: Promp
         capacities = [_whole(capacity, shape.kv_heads) for capacity in answer]
     except (TypeError, ValueError, OverflowError) as error:
         raise UserError(
-            f"method: {part_name(method.allocator)} returns {readable(repr(answer))}: return, for each layer, "
-            f"a number of past tokens that is whole and not negative, or a tuple of one for each of the "
-            f"{shape.kv_heads} KV heads"
+            "method.allocator",
+            "return, for each layer, a number of past tokens that is whole and not negative, or a tuple of one for "
+            f"each of the {shape.kv_heads} KV heads",
+            value=part_name(method.allocator),
+            why=f"it returns {readable(repr(answer))}",
         ) from error
     if len(capacities) != len(scores):
         raise UserError(
-            f"method: {part_name(method.allocator)} returns {len(capacities)} capacities for {len(scores)} layers: "
-            "return one for each layer that it is given scores of"
+            "method.allocator",
+            "return one for each layer that it is given scores of",
+            value=part_name(method.allocator),
+            why=f"it returns {len(capacities)} capacities for {len(scores)} layers",
         )
     return capacities
 
@@ -120,12 +123,16 @@ def refuse_nan(
     for place, fine in enumerate(finite()):
         if not fine:
             raise NonFiniteError(
-                f"model.dtype={str(dtype).removeprefix('torch.')}: the attention of layer {place} is not finite, so "
-                f"{part_name(scorer)} returns NaN: set model.dtype=float32 or bfloat16, or check the model's weights "
-                "if that is set"
+                "model.dtype",
+                "set model.dtype=float32 or bfloat16, or check the model's weights if that is set",
+                value=str(dtype).removeprefix("torch."),
+                why=f"the attention of layer {place} is not finite, so {part_name(scorer)} returns NaN",
             )
     raise NonFiniteError(
-        f"method: {part_name(scorer)} returns NaN, though queries, keys and attention are finite: correct its scores"
+        "method.scorer",
+        "correct its scores",
+        value=part_name(scorer),
+        why="it returns NaN, though queries, keys and attention are finite",
     )
 
 

@@ -17,8 +17,8 @@ from hydra.errors import HydraException, MissingConfigException, OverrideParseEx
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from compresskv.checking import readable, refuse_unknown
-from compresskv.errors import UserError
+from compresskv.checking import refuse_unknown
+from compresskv.errors import UserError, readable
 from compresskv.folders import CONF
 from compresskv.inputs import expanded
 from compresskv.methods import refuse_observation
@@ -46,9 +46,9 @@ def composed(*overrides: str, config_dir: str | Path | None = None) -> dict[str,
     """
     given = list(overrides)
     if config_dir is not None:
-        folder = expanded(config_dir, f"--config-dir={config_dir}").absolute()
+        folder = expanded(config_dir, "--config-dir").absolute()
         if not folder.is_dir():
-            raise UserError(f"--config-dir={readable(str(config_dir), 1000)}: there is no such folder")
+            raise UserError("--config-dir", "check the path", value=Path(config_dir), why="there is no such folder")
         given.append(f"hydra.searchpath=[{quoted(f'file://{folder}')}]")
     GlobalHydra.instance().clear()
     with refused_in_a_sentence(given), initialize_config_dir(str(CONF), version_base="1.3"):
@@ -82,7 +82,9 @@ def command_line(parser: ArgumentParser) -> Namespace:
     """The command line as Hydra's `parser` reads it. Raises `UserError` for a flag that is none, or lacks its value."""
 
     def refuse(message: str) -> NoReturn:
-        raise UserError(f"{readable(' '.join(message.split()), LONGEST_SENTENCE)}: see python run.py --help")
+        raise UserError(
+            "command line", "see python run.py --help", why=readable(" ".join(message.split()), LONGEST_SENTENCE)
+        )
 
     parser.error = refuse  # type: ignore[method-assign]
     return parser.parse_args()
@@ -99,10 +101,10 @@ def refuse_two_commands(given: Namespace) -> None:
     }
     names = [name for name, value in asked.items() if value]
     if given.resolve and not (given.cfg or given.help):
-        raise UserError("--resolve: goes with --cfg or --help: leave it out, or add one of them")
+        raise UserError("--resolve", "leave it out, or add one of them", why="it goes with --cfg or --help")
     if len(names) > 1 and not (given.help or given.hydra_help):
-        fix = ": +plan=true says what a sweep will take" if names[0] == "--multirun" else ""
-        raise UserError(f"{names[0]} and {names[1]}: only one of them goes at a time: leave one out{fix}")
+        fix = ", or add +plan=true to see what a sweep will take" if names[0] == "--multirun" else ""
+        raise UserError(f"{names[0]} and {names[1]}", f"leave one out{fix}", why="only one of them can be given")
 
 
 def refuse_two_files(hydra: HydraConf) -> None:
@@ -115,7 +117,9 @@ def refuse_two_files(hydra: HydraConf) -> None:
     for group, name in runtime.choices.items():
         files = [path for folder in folders if name and (path := folder / group / f"{name}.yaml").is_file()]
         if len(files) > 1:
-            raise UserError(f"{group}={name}: both {files[0]} and {files[1]} are called so: rename the second")
+            raise UserError(
+                group, "rename the second", value=name, why=f"both {files[0]} and {files[1]} have that name"
+            )
 
 
 @contextmanager
@@ -146,13 +150,13 @@ def _sentence(error: HydraException | OmegaConfBaseException) -> UserError:
         setting = str(getattr(cause, "full_key", ""))
         where, known = setting.rpartition(".")[0], [str(key) for key in parent if key != "hydra"]
         if not known:  # such as model.chat_template_kwargs, which takes any
-            return UserError(f"{setting}: is not there yet: add it as +{setting}=…")
+            return UserError(setting, f"add it as +{setting}=…", why="not there yet")
         key = str(getattr(cause, "key", ""))
         try:
             if where.partition(".")[0] == "method":
                 refuse_observation(where, [key])
             if places := _elsewhere(parent, key):
-                return UserError(f"{setting}: no such setting: did you mean {' or '.join(places)}?")
+                return UserError(setting, f"did you mean {' or '.join(places)}?", why="no such setting")
             refuse_unknown(where, [key], known)
         except UserError as refused:
             return refused
@@ -160,12 +164,13 @@ def _sentence(error: HydraException | OmegaConfBaseException) -> UserError:
     where = next(filter(None, keys), "the configuration")
     lines = [line.strip() for line in f"{error}\n{cause or ''}".splitlines()]
     said = " ".join(line for line in lines if not line.startswith(("full_key:", "object_type=", "reference_type=")))
-    return UserError(f"{where}: {readable(said.strip(), LONGEST_SENTENCE)}")
+    return UserError(where, "correct its value", why=readable(said.strip(), LONGEST_SENTENCE))
 
 
 def _elsewhere(node: DictConfig, key: str) -> list[str]:
     """Where else in the configuration that `node` is of there is a setting called `key`."""
     root = node._get_root()
+    assert isinstance(root, DictConfig)
     return [name for name, _ in leaves(root) if name.endswith(f".{key}") and not name.startswith("model.evals.")]
 
 
@@ -186,18 +191,29 @@ def _wrong_override(overrides: Sequence[str], why: str) -> UserError:
     for group, value in sorted(chosen, key=lambda choice: isinstance(choice[1], str)):
         options = [path.stem for path in (CONF / group).glob("*.yaml")]
         if value not in options:
-            return _no_option(group, readable(value), options)
+            return _no_option(group, value, options)
     shown = readable(" ".join(overrides) or "the configuration", 200)
-    return UserError(f"{shown}: cannot be composed ({readable(' '.join(why.split()), 300)}): correct what it names")
+    return UserError(
+        "command line",
+        "correct what it names",
+        value=shown,
+        why=f"cannot be composed ({readable(' '.join(why.split()), 300)})",
+    )
 
 
-def _no_option(group: str, name: str, existing: Iterable[str]) -> UserError:
+def _no_option(group: str, name: Any, existing: Iterable[str]) -> UserError:
     options = sorted(option for option in existing if not option.startswith("_"))
-    nearest = difflib.get_close_matches(name, options, 1)
+    nearest = difflib.get_close_matches(str(name), options, 1)
     fix = f"did you mean {nearest[0]}?" if nearest else f"choose one of {', '.join(options)}"
-    return UserError(f"{group}={readable(name)}: there is none of that name: {fix}")
+    return UserError(group or "config", fix, value=name, why="not found")
 
 
 def _unreadable(override: str | None, error: Exception) -> UserError:
     why = readable(" ".join(str(error).split()), LONGEST_SENTENCE)
-    return UserError(f"{readable(override)}: cannot be read as an override: {why}")
+    name, equals, value = (override or "").partition("=")
+    return UserError(
+        name.lstrip("+~") or "override",
+        "correct it",
+        value=value if equals else ...,
+        why=f"cannot be read as an override ({why})",
+    )

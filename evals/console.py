@@ -57,7 +57,7 @@ class Arguments(argparse.ArgumentParser):
     """A command line whose mistakes are a `UserError`: one sentence, without the usage in front."""
 
     def error(self, message: str) -> NoReturn:
-        raise UserError(f"{' '.join(message.split())}: see {self.prog} --help")
+        raise UserError(None, f"see {self.prog} --help", why=" ".join(message.split()))
 
 
 class _Lossy(io.FileIO):

@@ -115,7 +115,7 @@ class MeasuredEvaluation(Evaluation, ABC):
 
     def plan(self, model: LoadedModel, jobs: Sequence[Job]) -> Sequence[Work]:
         """What is missing of `jobs`, for `plan=true`. Raises `UserError` where that cannot be known."""
-        raise UserError(f"plan=true: eval={self.name} measures by itself, and has no plan: leave it out")
+        raise UserError("plan", "leave it out", value=True, why=f"eval={self.name} measures by itself, and has no plan")
 
 
 @dataclass(frozen=True)

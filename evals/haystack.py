@@ -27,6 +27,8 @@ TOLERANCE = 0.02
 LONG_SENTENCE = 150
 """Tokens. A sentence end as near as this before the depth is taken even beyond the tolerance, and the run says so."""
 
+GIVE_TEXTS = "give a folder of .txt files, or one file"
+
 
 @dataclass(frozen=True)
 class Haystack:
@@ -68,9 +70,9 @@ def locations(location: str | Sequence[str]) -> tuple[str, ...]:
         location = [location] if "," not in location or os.path.exists(location) else location.split(",")
     places = tuple(place.strip() for place in location)
     if not places or not all(places):
-        raise UserError("eval.haystack names nothing: give a folder of .txt files, or one file")
+        raise UserError("eval.haystack", GIVE_TEXTS, value=location, why="it names nothing")
     if len(set(places)) < len(places):
-        raise UserError(f"eval.haystack={','.join(places)}: the same place twice: name each once")
+        raise UserError("eval.haystack", "name each place once", value=location, why="it names a place twice")
     return places
 
 
@@ -81,34 +83,35 @@ def _texts(location: str) -> list[str]:
         # Names that begin with a dot are other programs' notes, such as macOS's "._essay.txt".
         files = [file for file in sorted(path.glob("[!.]*.txt")) if not file.is_dir()]
     if not files or not os.path.lexists(path):
-        raise UserError(f"eval.haystack={location}: no text files there: give a folder of .txt files, or one file")
-    texts = [_read(location, file) for file in files]
+        raise UserError("eval.haystack", GIVE_TEXTS, value=path, why="there are no text files")
+    texts = [_read(file) for file in files]
     if not any(text.strip() for text in texts):
-        raise UserError(f"eval.haystack={location}: the text there is empty: give a folder of .txt files, or one file")
+        raise UserError("eval.haystack", GIVE_TEXTS, value=path, why="the text there is empty")
     return texts
 
 
 def _path(location: str) -> Path:
     if not location.startswith("package:"):
-        return expanded(location, f"eval.haystack={location}")
+        return expanded(location, "eval.haystack")
     name = location.removeprefix("package:")
     package, _, inside = name.partition("/")
     if not package.isidentifier() or ".." in Path(inside).parts or inside.startswith("/"):
-        raise UserError(f"eval.haystack={location}: write package:<package>/<folder>, the package as it is imported")
+        raise UserError(
+            "eval.haystack", "write package:<package>/<folder>, the package as it is imported", value=location
+        )
     try:
         return package_files([name])[0]
     except UserError as error:
-        raise UserError(f"eval.haystack={location}: {error}") from error
+        raise UserError("eval.haystack", error.fix, value=location, why=error.why) from error
 
 
-def _read(location: str, file: Path) -> str:
-    content = read_once(file, f"eval.haystack={location}")
+def _read(file: Path) -> str:
+    content = read_once(file, "eval.haystack")
     try:
         return io.TextIOWrapper(io.BytesIO(content), encoding="utf-8-sig").read()  # with universal newlines
     except UnicodeDecodeError as error:
         raise UserError(
-            f"eval.haystack={location}: {file.name} is not valid UTF-8 ({error.reason} at byte {error.start + 1}): "
-            "convert it"
+            "eval.haystack", "convert it", value=file, why=f"not valid UTF-8 ({error.reason} at byte {error.start + 1})"
         ) from error
 
 
@@ -141,11 +144,11 @@ def hide(needle: str, haystack: str, tokens: int, depth: float, tokenizer: "PreT
     `tokens` is not positive, `depth` is outside 0 to 1, or the haystack is empty.
     """
     if tokens < 1:
-        raise UserError("eval.lengths: the shortest length leaves no room for a haystack: choose a longer one")
+        raise UserError("eval.lengths", "choose a longer one", why="the shortest length leaves no room for a haystack")
     if not 0 <= depth <= 1:
-        raise UserError(f"eval.depths={100 * depth:g}: a depth is 0 to 100 per cent")
+        raise UserError("eval.depths", "choose 0 to 100 per cent", value=100 * depth)
     if not haystack.strip():
-        raise UserError("eval.haystack: the text there is empty: give a folder of .txt files, or one file")
+        raise UserError("eval.haystack", GIVE_TEXTS, why="the text there is empty")
     # About four characters make a token; a text too short is tried again, longer.
     characters = tokens * 6
     while True:

@@ -11,8 +11,8 @@ from typing import Annotated, Any
 
 import yaml
 
-from compresskv.checking import Ge, Gt, Le, MinLen, PathText, checked, checked_value, frozen, readable, refuse_unknown
-from compresskv.errors import UserError
+from compresskv.checking import Ge, Gt, Le, MinLen, PathText, checked, checked_value, frozen, refuse_unknown
+from compresskv.errors import UserError, readable
 from compresskv.folders import CONF, package_files
 from compresskv.inputs import expanded
 from compresskv.methods import MethodConfig, check_parameters, least_window, method_config, refuse_mismatch
@@ -145,7 +145,7 @@ def _job(config: Mapping[str, Any]) -> Job:
     """`job_from`, except for whether its parts fit together, and for what needs the methods, which import torch."""
     refuse_unknown("", config, [*SCALARS, *NODES])
     if missing := [name for name in (*SCALARS, *NODES) if name not in config]:
-        raise UserError(f"{missing[0]}: is not set: give it a value")
+        raise UserError(missing[0], "give it a value", why="not set")
     scalars = {name: checked_value(name, hint, config[name]) for name, hint in SCALARS.items()}
     method = method_config(config["method"])
     evaluation = plug_in("eval", Evaluation, config["eval"])
@@ -163,14 +163,16 @@ def _job(config: Mapping[str, Any]) -> Job:
         prefill_chunk=scalars["prefill_chunk"],
         memory=scalars["memory"],
         fidelity=scalars["fidelity"],
-        results=expanded(results, f"paths.results={results}"),
+        results=expanded(results, "paths.results"),
         logger=_logger(config["logger"]),
         config=config,
     )
     _refuse_name_of_another_model(job.model)
     _refuse_unwritable("", config)
     if job.fidelity and not isinstance(evaluation, SampledEvaluation):
-        raise UserError(f"fidelity=true: eval={evaluation.name} has no samples to measure it on: set fidelity=false")
+        raise UserError(
+            "fidelity", "set fidelity=false", value=True, why=f"eval={evaluation.name} has no samples to measure it on"
+        )
     return job
 
 
@@ -183,10 +185,8 @@ def _refuse_small(job: Job) -> None:
     """Raise `UserError` for a budget that leaves no room beside the tokens that the method keeps anyway."""
     window = least_window(job.method, job.observation.window)
     if job.eval.evicts and job.budget is not None and job.budget <= window:
-        raise UserError(
-            f"budget={job.budget}: the method keeps the observation window of {window} tokens, which leaves no room: "
-            f"set budget to {window + 1} or more"
-        )
+        why = f"the method keeps the observation window of {window} tokens, which leaves no room"
+        raise UserError("budget", f"set budget to {window + 1} or more", value=job.budget, why=why)
 
 
 _FITTING = (_refuse_mismatch, _refuse_small)
@@ -200,7 +200,9 @@ def _refuse_name_of_another_model(model: ModelConfig) -> None:
         return
     for name, weights in _weights().items():
         if name != model.name.casefold() and weights == (model.path or model.package):
-            raise UserError(f"model.name={readable(model.name)}: these are the weights of {name}: choose another name")
+            raise UserError(
+                "model.name", "choose another name", value=model.name, why=f"these are the weights of {name}"
+            )
 
 
 @cache
@@ -213,7 +215,9 @@ def _weights() -> dict[str, Any]:
 def _refuse_name_of_another(name: str, target: str) -> None:
     """Raise `UserError` for an evaluation by the name of a built-in one that it is not: results go by that name."""
     if (known := reserved(name)) and known != kind_of(target):
-        raise UserError(f"eval.name={readable(name)}: results would read as those of eval={known}: choose another name")
+        raise UserError(
+            "eval.name", "choose another name", value=name, why=f"results would read as those of eval={known}"
+        )
 
 
 def take_plan(*configs: dict[str, Any]) -> bool:
@@ -239,9 +243,9 @@ def plug_in_class(where: str, kind: Any, target: Any) -> Any:
         plugged_in = resolve_name(f"{module}:{name}")
     except (ImportError, AttributeError, ValueError) as error:
         reason = readable(str(error), 200)
-        raise UserError(f"{where}={readable(target)}: cannot be imported ({reason}): check its YAML") from error
+        raise UserError(where, "check its YAML", value=target, why=f"cannot be imported ({reason})") from error
     if not (isinstance(plugged_in, type) and issubclass(plugged_in, kind)):
-        raise UserError(f"{where}={readable(target)}: is no {kind.__name__.lower()}: name a subclass of it")
+        raise UserError(where, f"name a subclass of {kind.__name__}", value=target)
     return plugged_in
 
 
@@ -261,15 +265,15 @@ def _refuse_unwritable(where: str, value: Any) -> None:
         for place, item in enumerate(value):
             _refuse_unwritable(f"{where}[{place}]", item)
     elif isinstance(value, float) and not math.isfinite(value):
-        raise UserError(f"{where}={value}: choose a finite number")
+        raise UserError(where, "choose a finite number", value=value)
     elif isinstance(value, str) and not value.isascii():
         try:
             value.encode()
         except UnicodeEncodeError:
-            raise UserError(f"{where}={readable(value)}: it has bytes that are no text: write it in UTF-8") from None
+            raise UserError(where, "write it in UTF-8", value=value, why="it has bytes that are not text") from None
 
 
 def _mapping(where: str, node: Any) -> Mapping[str, Any]:
     if not isinstance(node, Mapping):
-        raise UserError(f"{where}={readable(node)}: choose a mapping of its settings: leave {where} as its YAML has it")
+        raise UserError(where, "choose a mapping of its settings, as its YAML has it", value=node)
     return node

@@ -6,7 +6,7 @@ from transformers import PreTrainedTokenizerFast
 
 from compresskv import chat
 from compresskv.chat import chat_prompt, rendered
-from compresskv.errors import UserError
+from tests.support.refusals import refused
 
 BODY = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"
 LOOP = "{% for i in range(99999) %}"
@@ -49,7 +49,7 @@ def test_what_a_template_renders(template, expected):
     ],
 )
 def test_a_template_that_renders_differently_another_time_is_refused(program):
-    with pytest.raises(UserError, match="chat_template"):
+    with refused("model.chat_template"):
         chat_prompt("hello", tokenizer(BODY + program))
 
 
@@ -67,7 +67,7 @@ def test_a_template_that_renders_differently_another_time_is_refused(program):
 )
 def test_a_template_without_an_end_is_refused(program, monkeypatch):
     monkeypatch.setattr(chat, "SECONDS", 1)
-    with pytest.raises(UserError, match="chat_template"):
+    with refused("model.chat_template"):
         chat_prompt("hello", tokenizer(BODY + program))
 
 
@@ -75,7 +75,7 @@ def test_a_template_is_tried_again_with_much_longer_texts():
     """What it does with a short one says nothing of a long one."""
     made = tokenizer(BODY + "{% if messages[0].content | length > 100 %}" + LOOP + BODY + "{% endfor %}{% endif %}")
     assert chat_prompt("hello", made) == "<user>hello"
-    with pytest.raises(UserError, match="chat_template"):
+    with refused("model.chat_template"):
         chat_prompt("hello " * 100, made)
 
 

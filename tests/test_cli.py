@@ -11,6 +11,7 @@ import yaml
 
 from tests.support.command import ROOT, arguments, content, folders, kill_and_resume, run, run_process
 from tests.support.equality import assert_sharing_changes_nothing
+from tests.support.refusals import assert_refused
 
 GRID = ["eval.lengths=[200,300]", "eval.depths=3", "eval.max_new_tokens=8"]
 
@@ -104,69 +105,57 @@ def test_a_killed_sweep_resumes_to_the_same_files(tiny, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("overrides", "says"),
+    ("overrides", "field"),
     [
-        (["model=gpt-5"], "model=gpt-5: there is none of that name: choose one of gemma3-270m, "),
-        (["model.path=nobody/nothing"], "nobody/nothing"),
-        (["method=snapkv", "budget=8"], "budget=8"),
-        (["method=snapkv", "budget=0"], "budget=0"),
-        (["budget=many"], "budget=many"),
+        (["model=gpt-5"], "model"),
+        (["model.path=nobody/nothing"], "model.path"),
+        (["method=snapkv", "budget=8"], "budget"),
+        (["method=snapkv", "budget=0"], "budget"),
+        (["budget=many"], "budget"),
         (["eval.lengths=[100000]"], "eval.lengths"),
-        (["eval.lengths=4"], "eval.lengths=4"),
-        (["eval.depths=x"], "eval.depths=x"),
-        (["observation.kernel=4", "method=snapkv"], "observation.kernel=4"),
-        (["observation.pooling=sum", "method=snapkv"], "observation.pooling=sum"),
-        (["method=compresskv"], "eval=calibrate"),
-        (["calibration=/nowhere.json", "method=compresskv"], "/nowhere.json"),
-        (["model.dtype=int4"], "model.dtype=int4"),
-        (["model.device=gpu"], "gpu"),
-        (["prefill_chunk=0"], "prefill_chunk=0"),
-        (["protocol.score_dtype=bfloat16"], "protocol.score_dtype=bfloat16"),
-        (["model.typo=1"], "model.typo: no such setting"),
-        (["-m", "--cfg=job"], "--multirun and --cfg: only one of them goes at a time"),
-        (["--resolve"], "--resolve: goes with --cfg or --help"),
-        (["model.chat_template_kwargs.x=1"], "is not there yet: add it as +model.chat_template_kwargs.x=…"),
-        (["+model.chat_template_kwargs.x=nan"], "model.chat_template_kwargs.x=nan: choose a finite number"),
-        (["eval.needle='\udcff'"], "eval.needle='\\udcff'"),
-        (["-m", "hydra.launcher.outcome=5"], "hydra.launcher.outcome=5: choose a text"),
-        (
-            ["-m", "+hydra.launcher.device=[0]"],
-            "hydra.launcher.device: no such setting: did you mean hydra.launcher.devices?",
-        ),
-        (["-m", "hydra.sweeper.params=5"], "hydra.sweeper.params=5: choose a mapping"),
-        (["eval.haystack=/nowhere"], "/nowhere"),
+        (["eval.lengths=4"], "eval.lengths"),
+        (["eval.depths=x"], "eval.depths"),
+        (["observation.kernel=4", "method=snapkv"], "observation.kernel"),
+        (["observation.pooling=sum", "method=snapkv"], "observation.pooling"),
+        (["method=compresskv"], "calibration"),
+        (["calibration=/nowhere.json", "method=compresskv"], "calibration"),
+        (["model.dtype=int4"], "model.dtype"),
+        (["model.device=gpu"], "model.device"),
+        (["prefill_chunk=0"], "prefill_chunk"),
+        (["protocol.score_dtype=bfloat16"], "protocol.score_dtype"),
+        (["model.typo=1"], "model.typo"),
+        (["-m", "--cfg=job"], "--multirun and --cfg"),
+        (["--resolve"], "--resolve"),
+        (["model.chat_template_kwargs.x=1"], "model.chat_template_kwargs.x"),
+        (["+model.chat_template_kwargs.x=nan"], "model.chat_template_kwargs.x"),
+        (["eval.needle='\udcff'"], "eval.needle"),
+        (["-m", "hydra.launcher.outcome=5"], "hydra.launcher.outcome"),
+        (["-m", "+hydra.launcher.device=[0]"], "hydra.launcher.device"),
+        (["-m", "hydra.sweeper.params=5"], "hydra.sweeper.params"),
+        (["eval.haystack=/nowhere"], "eval.haystack"),
     ],
 )
-def test_a_mistake_is_answered_in_a_sentence(tiny, overrides, says):
+def test_a_mistake_is_answered_in_a_sentence(tiny, overrides, field):
     flags = [word for word in overrides if word.startswith("-")]
-    assert_one_sentence(run(*flags, "method=full", *tiny, *overrides[len(flags) :]), says)
+    assert_refused(run(*flags, "method=full", *tiny, *overrides[len(flags) :]), field)
 
 
 @pytest.mark.parametrize(
-    ("overrides", "says"),
+    ("overrides", "field"),
     [
-        (["model.typo=1"], "typo"),  # refused by Hydra
-        (["budget=0"], "budget=0"),  # before torch is imported
-        (["-m", "calibration=/nowhere.json"], "/nowhere.json"),  # once the model is there
+        (["model.typo=1"], "model.typo"),  # refused by Hydra
+        (["budget=0"], "budget"),  # before torch is imported
+        (["-m", "calibration=/nowhere.json"], "calibration"),  # once the model is there
     ],
 )
-def test_a_mistake_ends_the_process_with_a_sentence(tiny, overrides, says):
-    assert_one_sentence(run_process(*overrides, "method=compresskv", *tiny), says)
-
-
-def assert_one_sentence(done, says):
-    assert done.returncode == 1
-    assert "Traceback" not in done.stderr
-    assert says in done.stderr
-    assert done.stderr.strip().splitlines()[-1].startswith("error: ")
+def test_a_mistake_ends_the_process_with_a_sentence(tiny, overrides, field):
+    assert_refused(run_process(*overrides, "method=compresskv", *tiny), field)
 
 
 def test_results_that_cannot_be_written_are_a_sentence(tiny, tmp_path):
     (tmp_path / "file").write_text("")
     done = run("method=full", *GRID, *tiny, f"paths.results={tmp_path / 'file'}")
-    assert done.returncode != 0
-    assert "Traceback" not in done.stderr
-    assert "paths.results" in done.stderr
+    assert_refused(done, "paths.results")
 
 
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
@@ -247,6 +236,6 @@ def test_a_failing_setting_does_not_take_the_others_along(tiny, tmp_path):
     done = run("-m", "method=snapkv,compresskv,cake", "budget=64", *GRID, *tiny)  # compresskv lacks a calibration
     assert done.returncode != 0
     assert "Traceback" not in done.stderr
-    assert "1 of 3 settings failed" in done.stderr
+    assert "1 of 3" in done.stderr.splitlines()[-1]
     finished = {folder.parent.name for folder in folders(tmp_path) if (folder / "summary.json").exists()}
     assert finished == {"snapkv", "cake"}

@@ -6,10 +6,10 @@ import sys
 
 import pytest
 
-from compresskv.errors import UserError
 from evals.evaluation import Evaluation
 from evals.job import plug_in
 from tests.support.command import ROOT, folders, run_process
+from tests.support.refusals import assert_refused, refused
 
 CONFIG = '''
 """Count to a number."""
@@ -117,12 +117,12 @@ def test_its_settings_are_checked(outside):
     command, environment = outside
     done = run_process(*command, "eval.numbers=[many]", env=environment)
     assert done.returncode != 0
-    assert done.stderr.startswith("error: eval.numbers[0]=many: choose a whole number")
+    assert_refused(done, "eval.numbers[0]")
 
 
 @pytest.mark.parametrize("target", [None, "", "evals.nowhere.Config", "pathlib.Path", "evals.evaluation", 3])
 def test_a_target_that_is_no_evaluation_is_a_sentence(target):
-    with pytest.raises(UserError, match=r"^eval\._target_="):
+    with refused("eval._target_"):
         plug_in("eval", Evaluation, {"_target_": target, "name": "x"})
 
 

@@ -11,6 +11,7 @@ from compresskv import checkpoints, gguf_file, gguf_model
 from compresskv.errors import UserError
 from compresskv.models import ModelConfig, load
 from tests.support.gguf_files import BOS, EOS, EOT, FAMILIES, PIECES, SENTENCEPIECE, TOKENS, model, write
+from tests.support.refusals import assert_about, refused
 
 
 @pytest.fixture(autouse=True)
@@ -37,11 +38,11 @@ def assert_equal(made: PreTrainedModel, expected: PreTrainedModel) -> None:
     assert (ours - theirs).abs().max() < 1e-3 * theirs.std()
 
 
-def refused(path) -> str:
+def refusal_of(path) -> str:
     """The one sentence with which a file is refused, before its model is made."""
     with pytest.raises(UserError) as caught:
         checkpoints.from_gguf([path], None)
-    assert "\n" not in str(caught.value)
+    assert_about(caught.value, caught.value.field)
     return str(caught.value)
 
 
@@ -276,7 +277,7 @@ def test_text_is_split_as_the_file_says_in_each_family(tmp_path, family):
 def test_a_split_that_does_not_survive_in_its_family_is_refused(tmp_path):
     """transformers loads every tokenizer of a qwen2 model as Qwen2's own."""
     path = write(tmp_path / "m.gguf", "qwen2", model("qwen2"), keys={"tokenizer.ggml.pre": "starcoder"})
-    assert "tokenizer.ggml.pre" in refused(path)
+    assert "tokenizer.ggml.pre" in refusal_of(path)
 
 
 def test_a_file_that_does_not_say_so_begins_a_text_as_its_family_does(tmp_path):
@@ -399,7 +400,7 @@ REFUSED = {
 @pytest.mark.parametrize("key", REFUSED)
 def test_what_is_not_served_is_refused_by_its_name(tmp_path, key):
     family, keys, tensors = REFUSED[key]
-    said = refused(write(tmp_path / "m.gguf", family, model(family), keys=keys, tensors=tensors))
+    said = refusal_of(write(tmp_path / "m.gguf", family, model(family), keys=keys, tensors=tensors))
     assert key in said
     assert str(tmp_path / "m.gguf") in said
     assert not (tmp_path / "cache" / "models").exists()
@@ -423,7 +424,7 @@ def test_a_key_that_is_missing_is_named_where_the_model_depends_on_it(tmp_path, 
     if key == "llama.rope.dimension_count":
         assert_equal(loaded(path), model("llama"))
     else:
-        assert key in refused(path)
+        assert key in refusal_of(path)
 
 
 @pytest.mark.parametrize(
@@ -437,7 +438,7 @@ def test_a_key_that_is_missing_is_named_where_the_model_depends_on_it(tmp_path, 
     ],
 )
 def test_keys_that_ask_for_more_than_the_file_holds_are_refused_before_it_is_allocated(tmp_path, family, keys):
-    refused(write(tmp_path / "m.gguf", family, model(family), keys=keys))
+    refusal_of(write(tmp_path / "m.gguf", family, model(family), keys=keys))
     assert not [folder for folder in (tmp_path / "cache" / "models").iterdir() if folder.is_dir()]
 
 
@@ -445,20 +446,20 @@ def test_weights_that_are_not_numbers_are_refused_by_name(tmp_path):
     weight = torch.ones(64)
     weight[3] = math.nan
     tensors = {"blk.1.ffn_norm.weight": weight}
-    said = refused(write(tmp_path / "m.gguf", "llama", model("llama"), tensors=tensors))
+    said = refusal_of(write(tmp_path / "m.gguf", "llama", model("llama"), tensors=tensors))
     assert "layers.1.post_attention_layernorm.weight" in said
 
 
 @pytest.mark.parametrize("name", ["blk.0.attn_output.bias", "blk.1.ffn_up.bias", "blk.0.attn_q.bias"])
 def test_a_bias_of_some_layers_is_not_dropped(tmp_path, name):
     size = 96 if "ffn" in name else 64
-    refused(write(tmp_path / "m.gguf", "llama", model("llama"), tensors={name: torch.ones(size)}))
+    refusal_of(write(tmp_path / "m.gguf", "llama", model("llama"), tensors={name: torch.ones(size)}))
 
 
 def test_a_token_that_would_be_read_as_several_is_refused_by_name(tmp_path):
     tokens = [*TOKENS[:-1], "<｜User｜>"]
     keys = {"tokenizer.ggml.tokens": tokens}
-    assert "<｜User｜>" in refused(write(tmp_path / "m.gguf", "llama", model("llama"), keys=keys))
+    assert "<｜User｜>" in refusal_of(write(tmp_path / "m.gguf", "llama", model("llama"), keys=keys))
 
 
 @pytest.fixture(scope="module")
@@ -509,13 +510,13 @@ def test_a_broken_file_is_one_sentence(tmp_path, content, what):
     broken = BROKEN[what](content)
     assert broken != content
     (tmp_path / "m.gguf").write_bytes(broken)
-    assert str(tmp_path / "m.gguf") in refused(tmp_path / "m.gguf")
+    assert str(tmp_path / "m.gguf") in refusal_of(tmp_path / "m.gguf")
 
 
 def test_each_part_of_a_header_that_ends_is_one_sentence(tmp_path, content):
     for end in range(0, 9000, 371):
         (tmp_path / "m.gguf").write_bytes(content[:end])
-        refused(tmp_path / "m.gguf")
+        refusal_of(tmp_path / "m.gguf")
 
 
 @pytest.mark.parametrize("name", ["m.GGUF", "My.Model.Q4_K.Gguf"])
@@ -526,13 +527,13 @@ def test_the_ending_may_be_in_capitals(tmp_path, content, name):
 
 def test_a_folder_of_files_is_not_a_model(tmp_path, content):
     (tmp_path / "m.GGUF").write_bytes(content)
-    with pytest.raises(UserError, match=r"m\.GGUF"):
+    with refused("model.path"):
         load(ModelConfig("m", path=str(tmp_path)))
 
 
 def test_a_shard_gets_the_advice_for_shards(tmp_path):
     path = write(tmp_path / "m-00001-of-00003.gguf", "llama", model("llama"), keys={"split.count": 3, "split.no": 0})
-    with pytest.raises(UserError, match=r"split\.count=3.*llama-gguf-split --merge"):
+    with refused("split.count", value=3):
         load(ModelConfig("m", path=str(path)))
 
 
@@ -553,4 +554,4 @@ def test_a_copy_of_before_is_not_used_for_a_file_that_is_read_otherwise_now(tmp_
     assert AutoConfig.from_pretrained(scaled).rope_parameters["factor"] == 4.0
     path = write(tmp_path / "extra.gguf", "llama", model("llama"), tensors={"blk.0.attn_sinks.weight": ODD})
     old.rename(old.with_name(f"extra-{checkpoints.sha256([path])[:16]}"))
-    assert "blk.0.attn_sinks.weight" in refused(path)
+    assert "blk.0.attn_sinks.weight" in refusal_of(path)

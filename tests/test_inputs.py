@@ -17,6 +17,7 @@ from evals.longbench import score
 from evals.longbench.data import open_source
 from evals.report.__main__ import main as report
 from tests.support.command import run
+from tests.support.refusals import assert_refused, refused
 
 
 def pipe(path, content: bytes):
@@ -68,9 +69,9 @@ def test_devices_and_silent_pipes_are_refused_at_once(kind, name, tmp_path, monk
         "calibration": lambda: calibration.choose("tiny", str(name), EvaluationProtocol()),
         "archive": lambda: open_source(name, cache=tmp_path / "cache"),
     }
-    with pytest.raises(UserError) as refusal:
+    field = {"haystack": "eval.haystack", "calibration": "calibration"}.get(kind, "eval.data")
+    with refused(field, value=name):
         read[kind]()
-    assert str(name) in str(refusal.value)
 
 
 def test_endless_pipes_and_large_files_are_refused(tmp_path, monkeypatch):
@@ -95,7 +96,7 @@ def test_files_among_others_are_read_so_too(tmp_path, monkeypatch):
         score.score_folder(tmp_path)
     monkeypatch.setattr("evals.longbench.records.LARGEST_LINE", 100)
     (tmp_path / "long.jsonl").write_bytes(records("x" * 100))
-    with pytest.raises(UserError, match="line 1"):
+    with refused(None, where=f"{tmp_path / 'long.jsonl'}, line 1"):
         job("eval=jsonl", f"eval.data={tmp_path / 'long.jsonl'}").eval.check()
 
 
@@ -105,9 +106,8 @@ def test_data_is_refused_before_a_model_is_loaded(tmp_path):
     path.write_bytes(records("fine", "-"))
     done = run("eval=jsonl", f"eval.data={path}", f"model.path={tmp_path}/nowhere.gguf", f"paths.results={tmp_path}")
     assert done.returncode != 0
-    assert f"{path}, line 2" in done.stderr
+    assert_refused(done, "answers")
     assert "nowhere" not in done.stderr
-    assert "Traceback" not in done.stderr
 
 
 @pytest.mark.parametrize(
@@ -125,8 +125,7 @@ def test_data_is_refused_before_a_model_is_loaded(tmp_path):
 def test_the_home_of_somebody_unknown_is_refused(tmp_path, field, overrides):
     done = run(f"paths.results={tmp_path}", *overrides, f"{field}='~nobody.of.this.name/x'")
     assert done.returncode != 0
-    assert done.stderr.startswith(f"error: {field}=~nobody.of.this.name/x")
-    assert "Traceback" not in done.stderr
+    assert_refused(done, field)
 
 
 @pytest.mark.parametrize(

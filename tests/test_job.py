@@ -19,6 +19,7 @@ from compresskv.methods import Part, label_of
 from evals.compose import composed
 from evals.job import job_from
 from evals.launch.executor import Sweep
+from tests.support.refusals import refused
 
 NEVER: list[Any] = [math.nan, math.inf, 10**25, "\0", [None], {"": math.nan}]
 """What no setting takes, whatever it is for."""
@@ -83,9 +84,9 @@ def assert_taken_or_refused(check: Callable[[Any], Any], place: tuple[str, ...])
         try:
             check(value)
         except UserError as error:
-            sentence = str(error)
-            assert sentence.startswith((name, ".".join(place[:-1]) or name)), f"{name}={value!r}: {sentence}"
-            assert ": " in sentence
+            field, fix, sentence = error.field or "", error.fix, str(error)
+            assert field.startswith((name, ".".join(place[:-1]) or name)), f"{name}={value!r}: {sentence}"
+            assert fix
             assert sentence.isprintable()
             assert len(sentence) < 600
         else:
@@ -169,7 +170,7 @@ REFUSED = [
     ("eval.depths=[-1]", "eval.depths"),
     ("eval.depths=[.nan]", "eval.depths"),
     ("eval.depths=[]", "eval.depths"),
-    ("eval.lengths=[-1]", "eval.lengths"),
+    ("eval.lengths=[-1]", "eval.lengths[0]"),
     ("eval.lengths=[]", "eval.lengths"),
     ("eval.name=../x", "eval.name"),
     ("method.name=../x", "method.name"),
@@ -179,16 +180,16 @@ REFUSED = [
 
 @pytest.mark.parametrize(("override", "field"), REFUSED)
 def test_what_cannot_be_is_refused(override, field):
-    with pytest.raises(UserError, match=f"^{field}".replace(".", r"\.")):
+    with refused(field):
         job_from(given(override))
 
 
 @pytest.mark.parametrize(
     ("overrides", "field"),
     [
-        (["eval=efficiency", "eval.lengths=[-1]"], "eval.lengths"),
+        (["eval=efficiency", "eval.lengths=[-1]"], "eval.lengths[0]"),
         (["eval=efficiency", "eval.new_tokens=1"], "eval.new_tokens"),
-        (["eval=efficiency", "eval.pools=[0]"], "eval.pools"),
+        (["eval=efficiency", "eval.pools=[0]"], "eval.pools[0]"),
         (["eval=efficiency", "eval.pools=64"], "eval.pools"),
         (["eval=longbench", "eval.max_length=0"], "eval.max_length"),
         (["eval=longbench", "eval.limit=0"], "eval.limit"),
@@ -196,7 +197,7 @@ def test_what_cannot_be_is_refused(override, field):
         (["eval=calibrate", "eval.source=nowhere"], "eval.source"),
         (["logger=wandb", "logger.mode=somewhere"], "logger.mode"),
         (["method=cake", "method.scorer.gamma=.nan"], "method.scorer.gamma"),
-        (["method=cake", "method.allocator.taus=[[1,1],[1,-1]]"], "method.allocator.taus"),
+        (["method=cake", "method.allocator.taus=[[1,1],[1,-1]]"], "method.allocator.taus[1][1]"),
         (["method=headkv", "method.allocator.temp=-3"], "method.allocator.temp"),
         (["method=pyramidkv", "method.allocator.beta=0.5"], "method.allocator.beta"),
         (["method=random", "method.scorer.seed=99999999999999999999"], "method.scorer.seed"),
@@ -204,29 +205,28 @@ def test_what_cannot_be_is_refused(override, field):
     ],
 )
 def test_what_cannot_be_is_refused_in_every_group(overrides, field):
-    with pytest.raises(UserError, match=f"^{field}".replace(".", r"\.")):
+    with refused(field):
         job_from(given(overrides[-1], *overrides[:-1]))
 
 
 @pytest.mark.parametrize(
-    ("override", "says"),
+    ("override", "field", "meant"),
     [
-        ("+budgett=3", "budgett: no such setting: did you mean budget?"),
-        ("+methods=3", "methods: no such setting: did you mean method?"),
-        ("+method.foo=3", "method.foo: no such setting"),
-        ("+method.scorer.foo=3", "method.scorer.foo: no such setting"),
-        ("+logger.foo=1", "logger.foo: no such setting"),
-        ("+eval.length=[1]", "eval.length: no such setting: did you mean eval.lengths?"),
-        ("+model.dtypes=x", "model.dtypes: no such setting: did you mean model.dtype?"),
-        ("+protocol.exact=x", "protocol.exact: no such setting"),
-        ("+observation.windows=3", "observation.windows: no such setting: did you mean observation.window?"),
-        ("+paths.result=x", "paths.result: no such setting: did you mean paths.results?"),
+        ("+budgett=3", "budgett", "budget"),
+        ("+methods=3", "methods", "method"),
+        ("+method.foo=3", "method.foo", ""),
+        ("+method.scorer.foo=3", "method.scorer.foo", ""),
+        ("+logger.foo=1", "logger.foo", ""),
+        ("+eval.length=[1]", "eval.length", "eval.lengths"),
+        ("+model.dtypes=x", "model.dtypes", "model.dtype?"),
+        ("+protocol.exact=x", "protocol.exact", ""),
+        ("+observation.windows=3", "observation.windows", "observation.window?"),
+        ("+paths.result=x", "paths.result", "paths.results"),
     ],
 )
-def test_a_mistyped_name_is_answered_with_the_nearest(override, says):
-    with pytest.raises(UserError) as caught:
+def test_a_mistyped_name_is_answered_with_the_nearest(override, field, meant):
+    with refused(field, names=meant):
         job_from(given(override))
-    assert str(caught.value).startswith(says)
 
 
 @pytest.mark.parametrize(
@@ -250,7 +250,7 @@ def test_a_setting_of_another_node_is_named(override, meant):
 def test_a_setting_that_is_missing_is_named():
     config = base()
     for name in config:
-        with pytest.raises(UserError, match=f"^{name}: is not set"):
+        with refused(name):
             job_from({key: value for key, value in config.items() if key != name})
 
 
@@ -321,7 +321,7 @@ def test_a_protocol_that_is_not_what_its_name_stands_for_is_marked(overrides, la
     ],
 )
 def test_a_name_of_something_else_is_refused(overrides, field):
-    with pytest.raises(UserError, match=f"^{field}="):
+    with refused(field):
         job_from(composed(*overrides))
 
 

@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from compresskv.errors import UserError
 from compresskv.models import ModelConfig, load
 from compresskv.probe import learned_positions
 from evals.compose import job
+from tests.support.refusals import refused
 from tests.test_probe import made
 
 
@@ -29,11 +29,11 @@ def test_a_longer_window_is_refused_before_any_prompt(default_model, tmp_path):
     made("GPT2", max_position_embeddings=40, vocab_size=49152).save_pretrained(tmp_path)
     default_model.tokenizer.save_pretrained(tmp_path)
     options = {"path": str(tmp_path), "device": "cpu", "dtype": "float32"}
-    with pytest.raises(UserError, match=r"model\.window=41"):
+    with refused("model.window", value=41):
         load(ModelConfig("gpt2", window=41, **options))
     assert load(ModelConfig("gpt2", window=40, **options)).window == 40
     model = load(ModelConfig("gpt2", **options))
     assert model.window == 40
     longbench = job("eval=longbench", "model=smollm2-135m", "eval.max_length=41").eval
-    with pytest.raises(UserError, match=r"eval\.max_length=41"):
+    with refused("eval.max_length", value=41):
         longbench.make_tasks(model, None)

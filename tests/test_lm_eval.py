@@ -16,6 +16,7 @@ from tests.engine.test_rotary import BOUNDARY
 from tests.engine.test_rotary import made as rotary
 from tests.support import tiny
 from tests.support.methods_in_use import SNAPKV
+from tests.support.refusals import assert_sentence, refused
 
 lm_eval = pytest.importorskip("lm_eval", reason="needs the extra lm-eval")
 
@@ -194,7 +195,7 @@ def test_long_contexts_lose_their_beginning_as_in_lm_eval(model, tokenizer):
         assert score == pytest.approx(other, abs=1e-4)
     requests = [generation(text(60, 3), until=[], max_gen_toks=8)]
     assert ours.generate_until(requests, disable_tqdm=True) == theirs.generate_until(requests, disable_tqdm=True)
-    with pytest.raises(UserError, match="give from 1 to 30, the model's window"):
+    with refused("continuation"):
         ours.loglikelihood([pair("red", f" {text(60, 4)}")], disable_tqdm=True)
 
 
@@ -215,13 +216,13 @@ def test_an_empty_context_generates_from_the_token_that_stands_for_one(model, to
 
 
 def test_what_is_not_served_is_refused(model, tokenizer, caplog):
-    with pytest.raises(UserError, match="batch_size=8: a compressed cache takes one prompt at a time"):
+    with refused("batch_size", value=8):
         make(model, tokenizer, SNAPKV, BUDGET, batch_size=8)
-    with pytest.raises(UserError, match="budget=3 leaves no room"):
+    with refused("budget", value=3):
         make(model, tokenizer, SNAPKV, 3)
     lm = make(model, tokenizer, SNAPKV, BUDGET)
     rolling = Instance("loglikelihood_rolling", {}, ("red house",), 0, metadata=("wikitext", 0, 1))
-    with pytest.raises(UserError, match="wikitext: rolling log-likelihood has no context to compress"):
+    with refused("--tasks", value="wikitext"):
         lm.loglikelihood_rolling([rolling])
     assert "single token" not in caplog.text
     lm.loglikelihood([pair(text(20, 1), " red"), pair(text(20, 1), " <eos>")], disable_tqdm=True)
@@ -245,22 +246,18 @@ def test_the_command_line(model, tokenizer, tasks, tmp_path, capsys):
     assert len(list((tmp_path / "out" / "tiny").glob("samples_*.jsonl"))) == 3
 
 
-@pytest.mark.parametrize(
-    ("arguments", "sentence"),
-    [
-        (["--tasks", "x", "eval.limit=3"], "eval.limit=3: is no setting of lm-eval's tasks"),
-        (["--tasks", "x", "method=snapkw"], "method=snapkw: .*did you mean snapkv"),
-    ],
-)
-def test_mistakes_on_the_command_line_are_one_sentence(arguments, sentence):
-    with pytest.raises(SystemExit, match=sentence):
-        command.main(arguments)
+@pytest.mark.parametrize(("override", "field"), [("eval.limit=3", "eval.limit"), ("method=snapkw", "method")])
+def test_mistakes_on_the_command_line_are_one_sentence(override, field):
+    with pytest.raises(SystemExit) as ended:
+        command.main(["--tasks", "x", override])
+    assert_sentence(str(ended.value), field)
 
 
 def test_without_the_extra_one_sentence_says_how_to_get_it(monkeypatch):
     monkeypatch.setattr(command, "find_spec", lambda name: None)
-    with pytest.raises(SystemExit, match=r"not installed: pip install -e '.\[lm-eval\]'"):
+    with pytest.raises(SystemExit) as ended:
         command.main(["--tasks", "x", "method=snapkv"])
+    assert_sentence(str(ended.value), "lm_eval")
 
 
 @pytest.mark.parametrize("name", ["longrope", "ntk"])
@@ -305,19 +302,20 @@ def test_chats_have_the_fixed_date_and_the_variables_of_the_template(model, toke
 
 
 @pytest.mark.parametrize(
-    "arguments",
+    ("name", "value"),
     [
-        {"max_gen_toks": 10**6},
-        {"max_gen_toks": 0},
-        {"max_new_tokens": "many"},
-        {"until": [5]},
-        {"num_beams": 2},
-        {"num_return_sequences": 3},
-        {"max_length": 9},
-        {"use_cache": False},
+        ("max_gen_toks", 10**6),
+        ("max_gen_toks", 0),
+        ("max_new_tokens", "many"),
+        ("until", [5]),
+        ("num_beams", 2),
+        ("num_return_sequences", 3),
+        ("max_length", 9),
+        ("use_cache", False),
     ],
 )
-def test_arguments_of_generation_that_do_not_fit_are_named(model, tokenizer, arguments):
-    with pytest.raises(UserError) as refusal:
-        make(model, tokenizer).generate_until([generation("red house", **arguments)], disable_tqdm=True)
-    assert next(iter(arguments)) in str(refusal.value)
+def test_arguments_of_generation_that_do_not_fit_are_named(model, tokenizer, name, value):
+    with pytest.raises(UserError) as caught:
+        make(model, tokenizer).generate_until([generation("red house", **{name: value})], disable_tqdm=True)
+    assert caught.value.field in (name, "--gen_kwargs")
+    assert caught.value.value == value or caught.value.value[name] == value

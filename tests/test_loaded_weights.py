@@ -16,7 +16,6 @@ from transformers import (
 )
 
 from compresskv import calibration, checkpoints, compressed, loaded_weights
-from compresskv.errors import UserError
 from compresskv.loaded_weights import CHANGED, identity
 from compresskv.methods import method_for
 from compresskv.models import ModelConfig, load
@@ -24,6 +23,7 @@ from evals.compose import job
 from tests.support import tiny
 from tests.support.gguf_files import model as gguf_model
 from tests.support.gguf_files import write
+from tests.support.refusals import refused
 
 IDS = tiny.prompt(60, seed=1)[None]
 
@@ -68,7 +68,7 @@ def test_a_calibration_of_the_other_checkpoint_of_that_name_is_refused(runs):
     for_a = method_for(a, "compresskv")
     assert for_a is not None
     for given in (None, "held_out", file, calibration.load(file)):
-        with pytest.raises(UserError, match="other weights"), compressed(b, "compresskv", 20, given):
+        with refused("calibration"), compressed(b, "compresskv", 20, given):
             pass
     (runs.made / "another-name.held_out.json").write_text(json.dumps(record(b, print_b, heads=2)))
     with compressed(b, "compresskv", budget=20) as cache, torch.no_grad():
@@ -124,7 +124,7 @@ def test_a_model_that_was_changed_in_memory_is_another(runs, change):
     with torch.no_grad():
         change(model)
     assert identity(model)[1] == CHANGED
-    with pytest.raises(UserError, match="other weights"):
+    with refused("calibration"):
         method_for(model, "compresskv")
 
 
@@ -135,7 +135,7 @@ def test_a_model_without_files_takes_no_calibration_by_its_name_alone(runs):
     for weights in runs.a.glob("*.safetensors"):
         weights.unlink()
     assert identity(model) == ("checkpoint-500", None)
-    with pytest.raises(UserError, match="other weights"):
+    with refused("calibration"):
         method_for(model, "compresskv")
     assert method_for(model, "compresskv", file) is not None  # the user's word
 

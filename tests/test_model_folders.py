@@ -18,6 +18,7 @@ from compresskv.engine.prefill import FULL
 from compresskv.errors import UserError
 from compresskv.models import ModelConfig, load
 from tests.support import tiny
+from tests.support.refusals import assert_about, refused
 
 CONFIG, GENERATION, TOKENIZER = "config.json", "generation_config.json", "tokenizer_config.json"
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -69,10 +70,11 @@ def loaded(folder):
     return load(ModelConfig("tiny", path=str(folder), device="cpu", dtype="float32"))
 
 
-def refused(folder, *names):
+def assert_refused_to_load(folder, *names):
+    """Each of `names` must be in the error: its field, the file or the value."""
     with pytest.raises(UserError) as caught:
         loaded(folder)
-    assert "\n" not in str(caught.value)
+    assert_about(caught.value, caught.value.field)
     for name in names:
         assert name in str(caught.value)
 
@@ -116,20 +118,20 @@ def test_nonsense_in_generation_config_names_the_field(folder, field, values):
     before = (folder / GENERATION).read_text()
     for value in values:
         edit(folder, GENERATION, **{field: value})
-        refused(folder, GENERATION, field)
+        assert_refused_to_load(folder, GENERATION, field)
         (folder / GENERATION).write_text(before)
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "true", "3", "null", "\ufeff{}", b"\xff\xfe"])
 def test_a_broken_generation_config_is_refused(folder, text):
     (folder / GENERATION).write_bytes(text if isinstance(text, bytes) else text.encode())
-    refused(folder, GENERATION)
+    assert_refused_to_load(folder, GENERATION)
 
 
 def test_end_tokens_of_config_json_count_without_a_generation_config(folder):
     (folder / GENERATION).unlink()
     edit(folder, CONFIG, eos_token_id=-1)
-    refused(folder, CONFIG, "eos_token_id")
+    assert_refused_to_load(folder, CONFIG, "eos_token_id")
     edit(folder, CONFIG, eos_token_id=2)
     serves(folder)
 
@@ -142,7 +144,7 @@ def test_an_end_token_that_the_model_lacks_ends_nothing(folder, ends):
     assert any("50256" in note for note in loaded(folder).notes)
     edit(folder, GENERATION, eos_token_id=50256)
     edit(folder, TOKENIZER, eos_token=None)
-    refused(folder, "eos_token_id=[50256]")
+    assert_refused_to_load(folder, "eos_token_id=[50256]")
 
 
 @pytest.mark.parametrize(
@@ -189,7 +191,7 @@ def test_what_cannot_be_honoured_is_refused_only_where_it_is_asked_for(folder, f
     edit(folder, GENERATION, **{field: value})
     model = loaded(folder)
     assert model.settings("ignored") == {}
-    with pytest.raises(UserError, match=field):
+    with refused("protocol.generation_config"):
         model.settings("honoured")
 
 
@@ -205,10 +207,10 @@ def test_absurd_sizes_are_refused_before_memory_is_taken(folder, field, monkeypa
     before = (folder / CONFIG).read_text()
     for value in (0, -1, "x", NAN, 1.5, True, 10**12, 96 * 10**9):
         edit(folder, CONFIG, **{field: value})
-        refused(folder, *([field] if value not in (10**12, 96 * 10**9) else []))
+        assert_refused_to_load(folder, *([field] if value not in (10**12, 96 * 10**9) else []))
         (folder / CONFIG).write_text(before)
     edit(folder, CONFIG, num_hidden_layers=2000)
-    refused(folder, "num_hidden_layers")
+    assert_refused_to_load(folder, "num_hidden_layers")
 
 
 @pytest.mark.parametrize(
@@ -231,7 +233,7 @@ def test_absurd_sizes_are_refused_before_memory_is_taken(folder, field, monkeypa
 )
 def test_a_config_that_would_be_read_in_another_way_is_refused(folder, values):
     edit(folder, CONFIG, **values)
-    refused(folder)
+    assert_refused_to_load(folder)
 
 
 @pytest.mark.parametrize(
@@ -254,7 +256,7 @@ def test_a_config_that_is_unusual_is_served(folder, values):
 @pytest.mark.parametrize("dtype", [torch.int8, torch.uint8, torch.int32, torch.bool, torch.float8_e4m3fn])
 def test_quantised_weights_without_scales_are_refused(folder, dtype):
     change(folder, **{QUERY: (load_file(folder / WEIGHTS)[QUERY] * 50).to(dtype)})
-    refused(folder, QUERY)
+    assert_refused_to_load(folder, QUERY)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
@@ -266,10 +268,10 @@ def test_weights_of_another_floating_dtype_are_served(folder, dtype):
 @pytest.mark.parametrize("name", ["adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"])
 def test_an_adapter_is_refused(folder, name):
     (folder / name).write_text("{}")
-    refused(folder, name)
+    assert_refused_to_load(folder, name)
     for file in (CONFIG, WEIGHTS):
         (folder / file).unlink()
-    refused(folder, name)
+    assert_refused_to_load(folder, name)
 
 
 def test_an_index_leaves_its_folder_only_by_being_refused(folder, tmp_path):
@@ -277,7 +279,7 @@ def test_an_index_leaves_its_folder_only_by_being_refused(folder, tmp_path):
         (folder / "shards").mkdir(exist_ok=True)
         shard(folder, where, keep=True)
         (folder / WEIGHTS).rename(tmp_path / WEIGHTS)
-        refused(folder, INDEX, where[:20])  # of a long value, the message has the beginning
+        assert_refused_to_load(folder, INDEX, where[:20])  # of a long value, the message has the beginning
         (tmp_path / WEIGHTS).rename(folder / WEIGHTS)
 
 
@@ -297,7 +299,7 @@ def test_an_index_leaves_its_folder_only_by_being_refused(folder, tmp_path):
 def test_a_broken_index_is_refused(folder, content):
     (folder / WEIGHTS).unlink()
     (folder / INDEX).write_text(json.dumps(content))
-    refused(folder)
+    assert_refused_to_load(folder)
 
 
 @pytest.mark.parametrize("metadata", [{}, {"mergekit_version": "0.1.0"}, {"total_size": 1, "format": "pt"}])
@@ -312,10 +314,10 @@ def test_weights_that_are_there_twice_are_refused(folder):
     shutil.copy(folder / WEIGHTS, folder / "consolidated.safetensors")
     serves(folder)
     shard(folder, keep=True)
-    refused(folder, INDEX)
+    assert_refused_to_load(folder, INDEX)
     (folder / INDEX).unlink()
     shutil.copy(folder / WEIGHTS, folder / "shard-00000-model-00001-of-00001.safetensors")
-    refused(folder, "shard-00000")
+    assert_refused_to_load(folder, "shard-00000")
 
 
 def test_a_tensor_in_two_files_is_refused(folder):
@@ -323,12 +325,12 @@ def test_a_tensor_in_two_files_is_refused(folder):
     first, second = (load_file(folder / f"model-{number}-of-2.safetensors") for number in (1, 2))
     name = min(first)
     save_file({**second, name: -first[name]}, folder / "model-2-of-2.safetensors", {"format": "pt"})
-    refused(folder, name)
+    assert_refused_to_load(folder, name)
 
 
 def test_a_tokenizer_whose_end_the_model_lacks_is_refused(folder):
     edit(folder, TOKENIZER, eos_token="<end>")
-    refused(folder, TOKENIZER, "<end>")
+    assert_refused_to_load(folder, TOKENIZER, "<end>")
 
 
 def test_a_pipe_is_not_waited_for(folder):
@@ -336,7 +338,7 @@ def test_a_pipe_is_not_waited_for(folder):
         content = (folder / name).read_bytes()
         (folder / name).unlink()
         os.mkfifo(folder / name)
-        refused(folder, name)
+        assert_refused_to_load(folder, name)
         (folder / name).unlink()
         (folder / name).write_bytes(content)
 
@@ -350,14 +352,14 @@ def test_sizes_under_other_names_are_refused(folder):
     for field, name in (("n_layer", "num_hidden_layers"), ("n_head", "num_attention_heads"), ("n_embd", "hidden_size")):
         for value in (0, 10**9):
             edit(folder, CONFIG, **({"n_layer": 2, "n_head": 6, "n_embd": 96} | {field: value}))
-            refused(folder, *([name] if value == 0 else []))
+            assert_refused_to_load(folder, *([name] if value == 0 else []))
 
 
 def test_a_token_that_the_model_lacks_is_refused_where_a_prompt_has_it(folder):
     edit(folder, TOKENIZER, extra_special_tokens=["<more>"])
     model = loaded(folder)
     assert model.encode("some text").numel() == 9
-    with pytest.raises(UserError, match="<more>"):
+    with refused("model"):
         model.encode("some <more> text")
 
 
@@ -365,7 +367,7 @@ def test_a_token_that_the_model_lacks_is_refused_where_a_prompt_has_it(folder):
 def test_broken_tokenizer_files_are_refused(folder, file):
     for text in ("", "{", "[]", "3"):
         (folder / file).write_text(text)
-        refused(folder)
+        assert_refused_to_load(folder)
 
 
 def fingerprint(folder, code=False):

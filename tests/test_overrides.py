@@ -4,7 +4,7 @@ import pytest
 
 from compresskv.errors import UserError
 from evals.compose import composed
-from tests.support.command import run
+from tests.support.command import Done, run
 
 GROUPS = (
     *("model", "method", "method/allocator", "eval", "protocol", "logger", "paths", "experiment"),
@@ -40,10 +40,19 @@ ELSEWHERE = (
 )
 
 
-def assert_a_sentence(error: str) -> None:
-    assert error.isprintable()
-    assert ": " in error
-    assert len(error) < 1000
+def assert_a_sentence(error: UserError | None) -> None:
+    """Assert that an error names a field and a fix, in one short sentence."""
+    assert error
+    assert error.field, str(error)
+    assert error.fix, str(error)
+    assert str(error).isprintable()
+    assert len(str(error)) < 1000
+
+
+def assert_ended_by_a_refusal(done: Done) -> None:
+    assert done.returncode != 0
+    assert done.stderr == f"error: {done.error}\n"
+    assert_a_sentence(done.error)
 
 
 @pytest.mark.parametrize("group", GROUPS)
@@ -51,7 +60,7 @@ def test_no_value_of_a_group_is_more_than_a_sentence(group):
     for value in NEVER if group in ("model", "method/allocator", "hydra/launcher") else NEVER[:6]:
         with pytest.raises(UserError) as refused:
             composed(f"{group}={value}")
-        assert_a_sentence(str(refused.value))
+        assert_a_sentence(refused.value)
 
 
 @pytest.mark.parametrize("key", KEYS)
@@ -59,7 +68,7 @@ def test_no_way_of_naming_a_group_is_more_than_a_sentence(key):
     for group in ("model", "method/allocator"):
         with pytest.raises(UserError) as refused:
             composed(key.format(group))
-        assert_a_sentence(str(refused.value))
+        assert_a_sentence(refused.value)
 
 
 @pytest.mark.parametrize("multirun", [[], ["-m"]])
@@ -74,20 +83,13 @@ def test_no_way_of_naming_a_group_is_more_than_a_sentence(key):
     ids=lambda overrides: " ".join(overrides)[:30],
 )
 def test_the_command_line_ends_in_one_sentence(multirun, overrides):
-    done = run(*multirun, *overrides)
-    assert done.returncode != 0
-    (line,) = done.stderr.splitlines()
-    assert line.startswith("error: ")
-    assert_a_sentence(line)
+    assert_ended_by_a_refusal(run(*multirun, *overrides))
 
 
 @pytest.mark.parametrize("override", ELSEWHERE)
 def test_no_override_is_more_than_a_sentence(override):
-    done = run("method=full", override, "eval.needles=99")  # which is refused where all the rest is taken
-    assert done.returncode != 0
-    (line,) = done.stderr.splitlines()
-    assert line.startswith("error: ")
-    assert_a_sentence(line)
+    # The last is refused where all the rest is taken.
+    assert_ended_by_a_refusal(run("method=full", override, "eval.needles=99"))
 
 
 def test_a_defect_keeps_its_traceback(monkeypatch):

@@ -5,7 +5,6 @@ import sys
 
 import pytest
 
-from compresskv.errors import UserError
 from compresskv.methods import named_method
 from evals.compose import composed, job
 from evals.conformance import check
@@ -13,6 +12,7 @@ from evals.job import job_from
 from evals.running import sweep
 from tests.support.command import folders, run_process
 from tests.support.own_method import YAML, install, write_package
+from tests.support.refusals import assert_refused, refused
 
 
 @pytest.fixture
@@ -68,33 +68,32 @@ def test_the_command_alone_goes_on_where_it_ended(command, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("override", "sentence"),
+    ("override", "field", "names"),
     [
-        ("method.scorer.strid=2", "method.scorer.strid: no such setting: did you mean method.scorer.stride?"),
-        ("+method.scorer.strat=last", "method.scorer.strat: no such setting: did you mean method.scorer.start?"),
-        ("method.scorer.stride=0", "method.scorer.stride=0: choose a whole number, at least 1"),
-        ("+method.scorer.start=middle", "method.scorer.start=middle: choose one of first, last"),
-        ("method.allocator.given=few", "method.allocator.given=few: choose a whole number, at least 0"),
-        ("method=strided_halvs", "method=strided_halvs: there is none of that name: did you mean strided_halves?"),
-        ("method/allocator=halvs", "method/allocator=halvs: there is none of that name: did you mean halves?"),
+        ("method.scorer.strid=2", "method.scorer.strid", "method.scorer.stride?"),
+        ("+method.scorer.strat=last", "method.scorer.strat", "method.scorer.start?"),
+        ("method.scorer.stride=0", "method.scorer.stride", "1"),
+        ("+method.scorer.start=middle", "method.scorer.start", "first, last"),
+        ("method.allocator.given=few", "method.allocator.given", "0"),
+        ("method=strided_halvs", "method", "strided_halves"),
+        ("method/allocator=halvs", "method/allocator", "halves"),
     ],
 )
-def test_its_annotations_are_the_schema(conf, tmp_path, monkeypatch, override, sentence):
+def test_its_annotations_are_the_schema(conf, tmp_path, monkeypatch, override, field, names):
     monkeypatch.syspath_prepend(str(tmp_path))
-    with pytest.raises(UserError) as refused:
+    with refused(field, names=names):
         job_from(composed("method=strided_halves", override, config_dir=conf))
-    assert str(refused.value) == sentence
 
 
-def test_the_command_refuses_in_the_same_sentence(command):
+def test_the_command_refuses_in_a_sentence(command):
     line, environment = command
     done = run_process(*line, "method=strided_halves", "method.scorer.strid=2", env=environment)
     assert done.returncode == 1
-    assert done.stderr == "error: method.scorer.strid: no such setting: did you mean method.scorer.stride?\n"
+    assert_refused(done, "method.scorer.strid")
 
 
 def test_a_package_that_python_does_not_find_is_a_sentence(conf):
-    with pytest.raises(UserError, match=r"scorer\._target_=outside_method\.parts\.scorer: cannot be .* on PYTHONPATH$"):
+    with refused("method.scorer._target_", value="outside_method.parts.scorer"):
         job("method=strided_halves", config_dir=conf)
 
 
@@ -113,7 +112,7 @@ def test_help_and_tab_completion_know_it(command):
 def test_a_file_that_is_called_as_one_of_ours_is_refused(conf):
     """Hydra would take ours, and say nothing."""
     (conf / "method" / "snapkv.yaml").write_text(YAML)
-    with pytest.raises(UserError, match=r"method=snapkv: both .* are called so: rename the second"):
+    with refused("method", value="snapkv"):
         composed("method=snapkv", config_dir=conf)
 
 
@@ -141,5 +140,5 @@ def test_an_entry_point_that_names_no_folder_is_a_sentence(conf, tmp_path, monke
         "[compresskv.conf]\nmine = outside_method.cnf\n"
     )
     monkeypatch.syspath_prepend(str(tmp_path))
-    with pytest.raises(UserError, match=r"the entry point mine .* names outside_method\.cnf, which is no folder"):
+    with refused("compresskv.conf", value="outside_method.cnf"):
         composed("method=snapkv")

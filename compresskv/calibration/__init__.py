@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
-from compresskv.checking import Ge, Le, MinLen, Name, checked_value, readable
-from compresskv.errors import UserError, note
+from compresskv.checking import Ge, Le, MinLen, Name, checked_value
+from compresskv.errors import UserError, located, note, readable
 from compresskv.folders import cache_folder
 from compresskv.inputs import expanded, read_once
 from compresskv.observation import ObservationConfig
@@ -90,8 +90,10 @@ class Calibration:
             raise self._has_no(kind, {*self.head_scores, *self.rankings})
         if not 0 < count <= len(ranked[0]):
             raise UserError(
-                f"method.scorer.heads={count}: the {self.source} calibration of {self.model} ranks "
-                f"{len(ranked[0])} heads a layer, so choose 1 to {len(ranked[0])}"
+                "method.scorer.heads",
+                f"choose 1 to {len(ranked[0])}",
+                value=count,
+                why=f"the {self.source} calibration of {self.model} ranks {len(ranked[0])} heads a layer",
             )
         return tuple(layer[:count] for layer in ranked)
 
@@ -129,14 +131,18 @@ class Calibration:
 
     def _says_nothing(self, kind: str) -> UserError:
         return UserError(
-            f"the {self.source} calibration of {self.model} has the same {kind} score for all heads, so none of them "
-            "ranks first: choose other head scores, or calibrate the model again"
+            "calibration",
+            "choose other head scores, or calibrate the model again",
+            why=f"the {self.source} calibration of {self.model} has the same {kind} score for all heads, so none of "
+            "them ranks first",
         )
 
     def _has_no(self, kind: str, others: set[str]) -> UserError:
         reason = f", since {self.no_scores[kind]}" if kind in self.no_scores else ""
         fix = f"choose one of {', '.join(sorted(others))}" if others else "run `python run.py eval=calibrate` first"
-        return UserError(f"the {self.source} calibration of {self.model} has no {kind} head scores{reason}: {fix}")
+        return UserError(
+            "calibration", fix, why=f"the {self.source} calibration of {self.model} has no {kind} head scores{reason}"
+        )
 
 
 def load(path: Path, content: bytes | None = None) -> Calibration:
@@ -144,20 +150,24 @@ def load(path: Path, content: bytes | None = None) -> Calibration:
 
     Raises `UserError` naming the file, the field and what is wrong.
     """
-    where = f"calibration={readable(str(path), 1000)}"
     if content is None:
-        content = read_once(path, where)
+        content = read_once(path, "calibration")
     try:
         raw = json.loads(content.decode("utf-8"), object_pairs_hook=_without_duplicates)
     except (ValueError, RecursionError) as error:
         why = " ".join(str(error).split())
-        raise UserError(f"{where}: not a calibration file ({why}): calibrate the model again") from error
+        raise UserError(
+            "calibration", "calibrate the model again", value=path, why=f"not a calibration file ({why})"
+        ) from error
     if not isinstance(raw, Mapping):
-        raise UserError(f"{where}: not a calibration file (no mapping at its top): calibrate the model again")
+        raise UserError(
+            "calibration", "calibrate the model again", value=path, why="not a calibration file (it is not a mapping)"
+        )
     known = {name: value for name, value in raw.items() if name in Calibration.__dataclass_fields__}
-    made = checked_value(where + ":", Calibration, known)
+    with located(path):
+        made = checked_value("", Calibration, known)
     if wrong := _inconsistent(made):
-        raise UserError(f"{where}: {wrong}: correct the file, or calibrate the model again")
+        raise UserError(wrong[0], "correct the file, or calibrate the model again", why=wrong[1], where=path)
     return made
 
 
@@ -168,35 +178,35 @@ def _without_duplicates(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
     return dict(pairs)
 
 
-def _inconsistent(made: Calibration) -> str | None:
-    """What of a calibration contradicts the rest of it, in words."""
+def _inconsistent(made: Calibration) -> tuple[str, str] | None:
+    """The field of a calibration that contradicts the rest of it, and how."""
     layers = len(made.layer_scores)
     shares = {"layer_scores": made.layer_scores}
     for count, of_count in made.layer_scores_by_head_count.items():
         if not (count.isascii() and count.isdigit() and int(count)):
-            return f"layer_scores_by_head_count[{readable(count)}]: its keys are numbers of heads"
+            return f"layer_scores_by_head_count[{readable(count)}]", "its keys are numbers of heads"
         shares[f"layer_scores_by_head_count[{count}]"] = of_count
     for name, of_layers in shares.items():
         if abs((total := math.fsum(of_layers)) - 1) > SUM_TOLERANCE:
-            return f"{name} sum to {total:g}, not to 1"
+            return name, f"the sum is {total:g}, not 1"
         if len(of_layers) != layers:
-            return f"{name} has {len(of_layers)} layers, layer_scores {layers}"
+            return name, f"it has {len(of_layers)} layers, layer_scores {layers}"
     tables: dict[str, Sequence[Sequence[float]]] = {f"head_scores.{kind}": v for kind, v in made.head_scores.items()}
     tables |= {f"rankings.{kind}": ranked for kind, ranked in made.rankings.items()}
     width: dict[str, int] = {}
     for name, table in tables.items():
         if len(table) != layers:
-            return f"{name} has {len(table)} layers, layer_scores {layers}"
+            return name, f"it has {len(table)} layers, layer_scores {layers}"
         sort = name if name.startswith("rankings") else "head_scores"
         for index, layer in enumerate(table):
             if len(layer) != width.setdefault(sort, len(layer)):
-                return f"{name}[{index}] has {len(layer)} heads, others have {width[sort]}"
+                return f"{name}[{index}]", f"it has {len(layer)} heads, others have {width[sort]}"
             if sort != "head_scores" and len(set(layer)) != len(layer):
-                return f"{name}[{index}] names a head twice"
+                return f"{name}[{index}]", "it names a head twice"
             if sort != "head_scores" and max(layer) >= width.get("head_scores", math.inf):
-                return f"{name}[{index}] names head {max(layer)} of {width['head_scores']}"
+                return f"{name}[{index}]", f"it names head {max(layer)} of {width['head_scores']}"
     most = made.q_heads
-    return f"heads={made.heads}, but {most} heads a layer are known" if made.heads > most else None
+    return ("heads", f"it is {made.heads}, but {most} heads a layer are known") if made.heads > most else None
 
 
 def folders() -> tuple[Path, ...]:
@@ -237,7 +247,7 @@ def choose(model: str, setting: str, protocol: EvaluationProtocol) -> Calibratio
     if setting == "auto":
         sources: tuple[str, ...] = AUTO[protocol.calibration_data]
     elif setting.endswith(".json") or "/" in setting:
-        return load(expanded(setting, f"calibration={setting}"))
+        return load(expanded(setting, "calibration"))
     else:
         sources = (setting,)
     for source in sources:
@@ -247,7 +257,7 @@ def choose(model: str, setting: str, protocol: EvaluationProtocol) -> Calibratio
         nearest = difflib.get_close_matches(setting, SOURCES, 1)
         fix = f"did you mean {nearest[0]}?" if nearest else "choose auto, a source or the path of a file"
         raise UserError(
-            f"calibration={readable(setting)}: there is none of {model}: {fix} (there are {', '.join(names())})"
+            "calibration", f"{fix} (there are {', '.join(names())})", value=setting, why=f"not found for {model}"
         )
     return None
 

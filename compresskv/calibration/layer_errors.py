@@ -84,8 +84,9 @@ def share(errors: Sequence[Tensor]) -> Tensor:
     """
     if not all(0 < float(e.sum()) < float("inf") for e in errors):
         raise UserError(
-            "eval.lengths: on some prompts no layer errs, or by no finite number: use longer prompts, or "
-            "model.dtype=float32"
+            "eval.lengths",
+            "use longer prompts, or model.dtype=float32",
+            why="on some prompts no layer has an error, or one is not finite",
         )
     mean = torch.stack([e / e.sum() for e in errors]).mean(0)
     return mean / mean.sum()

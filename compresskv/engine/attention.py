@@ -45,11 +45,17 @@ def attention_forward(
     """
     for name in ("softcap", "s_aux", "position_bias"):
         if kwargs.get(name) is not None:
-            raise UserError(f"{type(module).__name__} uses {name}, which eviction does not support: use another model")
+            raise UserError(
+                name, "use another model", why=f"{type(module).__name__} uses {name}, which eviction does not support"
+            )
     if attention_mask is not None:
-        raise UserError("a custom attention mask is not supported under eviction: pass one unpadded prompt at a time")
+        raise UserError(
+            "attention_mask",
+            "pass one unpadded prompt at a time",
+            why="a custom attention mask is not supported under eviction",
+        )
     if module.training and dropout:
-        raise UserError("the model is in training mode with attention dropout: call model.eval()")
+        raise UserError("model", "call model.eval()", why="in training mode with attention dropout")
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
     backend = _backends[module.config._attn_implementation]
     layer = getattr(key, "cache_layer", None)
@@ -69,15 +75,20 @@ def _refuse_gaps(positions: Tensor | None, start: int) -> None:
     """Raise `UserError` unless `positions` [rows, new], where the model says them, go on from `start`."""
     if positions is not None and positions[0, 0] != start:
         raise UserError(
-            f"a compressed cache of {start} tokens is given tokens from position {int(positions[0, 0])} on: give only "
-            "what follows it; transformers' prompt lookup and assisted decoding give all again, and are not supported"
+            "position_ids",
+            "give only what follows it; transformers' prompt lookup and assisted decoding give all again, and are not "
+            "supported",
+            value=int(positions[0, 0]),
+            why=f"a compressed cache of {start} tokens is given tokens from that position on",
         )
 
 
 def refuse_padding(attention_mask: Tensor | None = None, **kwargs: Any) -> None:
     """The mask function beside `attention_forward`: no mask is ever made, so a padded batch is refused."""
     if attention_mask is not None and not attention_mask.all():
-        raise UserError("a padded batch is not supported under eviction: pass one unpadded prompt at a time")
+        raise UserError(
+            "attention_mask", "pass one unpadded prompt at a time", why="a padded batch is not supported under eviction"
+        )
 
 
 def register(name: str, backend: Backend) -> str:
@@ -115,8 +126,10 @@ def attached(model: PreTrainedModel, backend: str = "sdpa") -> Iterator[PreTrain
     try:
         if not is_attached(model.config):
             raise UserError(
-                f"{type(model).__name__} computes attention by its own code, which eviction cannot replace: "
-                "choose a model of another architecture"
+                "model",
+                "choose a model of another architecture",
+                value=type(model).__name__,
+                why="it computes attention by its own code, which eviction cannot replace",
             )
         with steady(model):
             yield model
@@ -130,7 +143,7 @@ def refuse_flash(model: PreTrainedModel) -> None:
     cuda = model.device.type == "cuda"
     capability = torch.cuda.get_device_capability(model.device) if cuda else None
     if reason := no_flash(model.dtype, capability):
-        raise UserError(f"backend=flash_attention_2: {reason}, or use sdpa")
+        raise UserError("backend", f"{reason[1]}, or use sdpa", value="flash_attention_2", why=reason[0])
 
 
 def _known(backend: str, device: torch.device) -> str:

@@ -81,18 +81,21 @@ class EvictedLayer(CacheLayerMixin):
         if self.rows is None:
             if self.is_initialized and start == self.prompt_length:
                 raise UserError(
-                    "the model's attention does not take the keys that its cache returns, so nothing was evicted: "
-                    "choose a model of another architecture"
+                    "model",
+                    "choose a model of another architecture",
+                    why="its attention does not take the keys that its cache returns, so nothing was evicted",
                 )
             if key_states.shape[0] != 1:
-                raise UserError("eviction takes one prompt at a time: pass a batch of 1")
+                raise UserError("input_ids", "pass a batch of 1", why="eviction takes one prompt at a time")
             if not self.is_initialized:
                 self.lazy_initialization(key_states, value_states)
             assert self.prompt_length is not None
             if self.seen > self.prompt_length:
                 raise UserError(
-                    f"a forward brings {self.seen} tokens of a prompt of {self.prompt_length}: give the prompt "
-                    "alone, in one forward or several, and what follows it afterwards"
+                    "prompt_length",
+                    "give the prompt alone, in one forward or several, and what follows it afterwards",
+                    value=self.prompt_length,
+                    why=f"a forward brings {self.seen} tokens",
                 )
             if self.keys is None:
                 self.keys, self.values = compact(key_states), compact(value_states)
@@ -172,7 +175,9 @@ class EvictedCache(Cache):
             elif kind == "sliding_attention":
                 layers.append(SlidingLayer(**kwargs))
             else:
-                raise UserError(f"the model has {kind} layers, which eviction does not support: choose another model")
+                raise UserError(
+                    "model", "choose another model", why=f"it has {kind} layers, which eviction does not support"
+                )
         super().__init__(layers=layers)
         self.config = config
         self.prompt_length = prompt_length
@@ -197,13 +202,18 @@ class EvictedCache(Cache):
             return
         if any(layer.rows is None or length < (layer.prompt_length or 0) for layer in self.evicting):
             raise UserError(
-                f"crop({max_length}): a compressed prompt cannot be cut: forget at most the tokens after it; "
-                "transformers' prompt lookup and assisted decoding, which try, are not supported"
+                "max_length",
+                "forget at most the tokens after the prompt; transformers' prompt lookup and assisted decoding, which "
+                "try, are not supported",
+                value=max_length,
+                why="a compressed prompt cannot be cropped",
             )
         if any(layer.cumulative_length >= layer.sliding_window for layer in self.sliding.values()):
             raise UserError(
-                f"crop({max_length}): a sliding window has already dropped what came before: copy the cache instead, "
-                "with copy.deepcopy, before the tokens are added"
+                "max_length",
+                "copy the cache instead, with copy.deepcopy, before the tokens are added",
+                value=max_length,
+                why="a sliding window has already dropped what came before",
             )
         for sliding in self.sliding.values():
             sliding.crop(length - seen)

@@ -11,7 +11,6 @@ from compresskv.checking import FrozenMapping
 from compresskv.engine.cache import EvictedCache
 from compresskv.engine.prefill import Prefill, finite, non_finite
 from compresskv.engine.rows import Source
-from compresskv.errors import NonFiniteError
 from compresskv.generation_defaults import processors
 from compresskv.installed import cache_argument
 from compresskv.selection import Kept
@@ -126,7 +125,7 @@ def decode(
         chosen = logits.argmax(-1).masked_fill(sound.logical_not(), -1)
         for row, token in zip(active, chosen.tolist(), strict=True):
             if token < 0:
-                raise NonFiniteError(non_finite(model, f"at new token {step + 1}"))
+                raise non_finite(model, f"at new token {step + 1}")
             tokens[row].append(token)
         going = [slot for slot, row in enumerate(active) if tokens[row][-1] not in stopping.ids]
         if not going or step + 1 == stopping.max_new_tokens:

@@ -15,7 +15,6 @@ from compresskv.engine.decode import decode_cache, forward_given
 from compresskv.engine.memory import batches
 from compresskv.engine.prefill import FULL, Prefill, finite, non_finite
 from compresskv.engine.rotary import regime
-from compresskv.errors import NonFiniteError
 from compresskv.selection import Kept
 
 LOGITS = 1 << 26
@@ -109,5 +108,5 @@ def _given(model: PreTrainedModel, prompt: Prefill, rows: Sequence[Kept], tokens
         fed = torch.tensor(tokens[start : start + together], device=prompt.ids.device)
         logits = forward_given(model, fed, len(rows), cache, prompt.length + start)
         if not finite(logits).all():
-            raise NonFiniteError(non_finite(model, f"after a given answer of {start + fed.numel()} tokens"))
+            raise non_finite(model, f"after a given answer of {start + fed.numel()} tokens")
         yield from logits.unbind(1)

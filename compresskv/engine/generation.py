@@ -61,7 +61,7 @@ def generate(
     scorers = set(chain.from_iterable(setting.scorers(ids.numel()) for setting in settings))
     prompt = prefill(model, ids, window, chunk, scorers, prefixes)
     scoring = PrefillError(
-        f"out of memory while scoring a prompt of {ids.numel()} tokens: use shorter prompts or model.device=map"
+        "prompt", "use shorter prompts or model.device=map", why=f"out of memory while scoring {ids.numel()} tokens"
     )
     with memory_as(scoring):
         prompt.score(settings)
@@ -127,8 +127,9 @@ def _decode_together(
             raise
         if len(places) == 1:
             raise PromptError(
-                f"out of memory while decoding one setting of a prompt of {prompt.length} tokens: "
-                "use shorter prompts, a smaller model.dtype or model.device=map"
+                "prompt",
+                "use shorter prompts, a smaller model.dtype or model.device=map",
+                why=f"out of memory while decoding one setting after {prompt.length} tokens",
             ) from error
     else:
         tallies = [counts(setting) for setting in kept.values()]

@@ -54,12 +54,13 @@ class LayerwiseCache(EvictedCache):
         """As transformers has it. Raises `UserError` where the model's own attention would misread what is left."""
         if not is_attached(self.config):
             raise UserError(
-                "this cache is compressed, and the model is back to its own attention: use the cache inside "
-                "`with compressed(...) as cache:`"
+                "cache",
+                "use it inside `with compressed(...) as cache:`",
+                why="it is compressed, and the model is back to its own attention",
             )
         if key_states.requires_grad:
             raise UserError(
-                "compressed(...): gradients are on, and what is evicted has none: call the model in torch.no_grad()"
+                "cache", "call the model in torch.no_grad()", why="gradients are on, and what is evicted has none"
             )
         return super().update(key_states, value_states, layer_idx, *args, **kwargs)
 
@@ -77,22 +78,26 @@ class LayerwiseCache(EvictedCache):
         """Raise `UserError` where `length` tokens are all that comes of a prompt that is said to be longer."""
         if length < (self.prompt_length or 0):
             raise UserError(
-                f"compressed(prompt_length={self.prompt_length}): only {length} tokens come, so nothing is compressed: "
-                "give the length of the prompt, or None where one forward brings it"
+                "prompt_length",
+                "give the length of the prompt, or None where one forward brings it",
+                value=self.prompt_length,
+                why=f"only {length} tokens come, so nothing is compressed",
             )
 
     def refuse_unused(self) -> None:
         """Raise `UserError` if no prompt was compressed."""
         if not any(layer.get_seq_length() for layer in self.layers):
             raise UserError(
-                "compressed(...): its cache never saw a prompt, so nothing was compressed: pass "
-                f"{generate_argument()}=cache to generate, or to the model"
+                "cache",
+                f"pass {generate_argument()}=cache to generate, or to the model",
+                why="it never saw a prompt, so nothing was compressed",
             )
         self.refuse_shorter(self.get_seq_length())
         if any(layer.rows is None for layer in self.evicting):
             raise UserError(
-                "compressed(...): the model's attention does not take the keys that its cache returns, so nothing was "
-                "evicted: choose a model of another architecture"
+                "model",
+                "choose a model of another architecture",
+                why="its attention does not take the keys that its cache returns, so nothing was evicted",
             )
 
     def _evict(self, layer: LayerPrefill) -> None:
@@ -241,7 +246,7 @@ def _generating(model: PreTrainedModel) -> Iterator[None]:
 
         for name in ("num_return_sequences", "num_beams"):
             if (number := asked(name) or 1) > 1:
-                raise UserError(f"{name}={number}: one compressed cache serves one answer: set {name}=1")
+                raise UserError(name, f"set {name}=1", value=number, why="a compressed cache serves one answer")
         chunk = asked("prefill_chunk_size")
         inputs = [*args[:1], *(kwargs.get(name) for name in ("inputs", "input_ids", "inputs_embeds"))]
         prompt = next((given for given in inputs if given is not None), None)
@@ -256,8 +261,11 @@ def _generating(model: PreTrainedModel) -> Iterator[None]:
         tokens = getattr(output, "sequences", output).shape[1]
         if (seen := cache.get_seq_length()) < tokens - 1:  # the last token is not fed
             raise UserError(
-                f"{type(model).__name__} left its compressed cache after {seen} of {tokens} tokens and computed all of "
-                "them anew, as Phi-3 does where its RoPE changes: generate fewer tokens, or give a longer prompt"
+                "model",
+                "generate fewer tokens, or give a longer prompt",
+                value=type(model).__name__,
+                why=f"it left its compressed cache after {seen} of {tokens} tokens and computed all of them anew, as "
+                "Phi-3 does where its RoPE changes",
             )
         return output
 

@@ -96,8 +96,10 @@ def _join_sliding(joined: SlidingLayer, layers: Sequence[SlidingLayer]) -> None:
     held = {layer.keys.shape[2] for layer in layers}
     if len(held) > 1:
         raise UserError(
-            f"prompts of different lengths, one of {min(held)} tokens, cannot decode together in a model whose sliding "
-            f"window is {joined.sliding_window}: choose prompts that fill the window, or of one length"
+            "prompts",
+            "choose prompts that fill the window, or of one length",
+            why=f"prompts of different lengths, one of {min(held)} tokens, cannot decode together in a model whose "
+            f"sliding window is {joined.sliding_window}",
         )
     joined.lazy_initialization(layers[0].keys, layers[0].values)
     joined.keys = torch.cat([layer.keys for layer in layers])

@@ -30,7 +30,7 @@ def generate_masked(
     prompt of a single token.
     """
     if ids.numel() < 2:
-        raise UserError("head masking decodes the last prompt token: give a prompt of at least two")
+        raise UserError("prompt", "give at least two tokens", why="head masking decodes the last one")
     length = ids.numel()
     refuse_crossing(model, length, stopping.max_new_tokens)
     with spanning(model, length):

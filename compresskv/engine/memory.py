@@ -80,13 +80,13 @@ def ran_out(error: BaseException | None) -> bool:
 
 
 @contextmanager
-def memory_as(sentence: PromptError) -> Iterator[None]:
-    """Within it, where memory runs out, `sentence` is raised instead."""
+def memory_as(refusal: PromptError) -> Iterator[None]:
+    """Within it, where memory runs out, `refusal` is raised instead."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:
         if ran_out(error):
-            raise sentence from error
+            raise refusal from error
         raise
 
 

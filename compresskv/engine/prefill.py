@@ -170,10 +170,11 @@ def forward_prompt(
     Raises `NonFiniteError` unless all of them are finite.
     """
     if ids.numel() == 0:
-        raise UserError("the prompt is empty: give at least one token")
+        raise UserError("prompt", "give at least one token", why="empty")
     too_long = PrefillError(
-        f"out of memory in the prefill of {ids.numel()} tokens: set prefill_chunk, for example to 4096, or use "
-        "shorter prompts"
+        "prompt",
+        "set prefill_chunk, for example to 4096, or use shorter prompts",
+        why=f"out of memory in the prefill of {ids.numel()} tokens",
     )
     names = chunk_names(ids, chunk, regime(model, ids.numel())) if chunk and prefixes else []
     begin = prefixes.restore(cache, names, chunk, ids.numel()) if chunk and prefixes else 0
@@ -196,10 +197,12 @@ def forward_prompt(
     finally:
         backend_of(model.config).end_prefill()
     if any(layer.seen != ids.numel() for layer in cache.evicting):
-        raise UserError(f"{type(model).__name__} does not attend through its cache: choose another model")
+        raise UserError(
+            "model", "choose another model", value=type(model).__name__, why="it does not attend through its cache"
+        )
     logits = out.logits[0, -1].float()
     if not finite(logits):
-        raise NonFinitePrefillError(non_finite(model, f"after a prompt of {ids.numel()} tokens"))
+        raise non_finite(model, f"after a prompt of {ids.numel()} tokens", NonFinitePrefillError)
     return logits
 
 
@@ -211,10 +214,11 @@ def finite(logits: Tensor) -> Tensor:
     return logits.sum(-1).isfinite()
 
 
-def non_finite(model: PreTrainedModel, where: str) -> str:
-    """The sentence of a `NonFiniteError`."""
-    dtype = str(model.dtype).removeprefix("torch.")
-    return (
-        f"model.dtype={dtype}: {type(model).__name__} gives logits that are not finite "
-        f"{where}: set model.dtype=float32 or bfloat16, or check its weights if that is set"
+def non_finite(model: PreTrainedModel, where: str, kind: type[NonFiniteError] = NonFiniteError) -> NonFiniteError:
+    """The error of a model whose logits are not finite; `where` says after what."""
+    return kind(
+        "model.dtype",
+        "set it to float32 or bfloat16, or check the model's weights if that is set",
+        value=str(model.dtype).removeprefix("torch."),
+        why=f"{type(model).__name__} gives logits that are not finite {where}",
     )

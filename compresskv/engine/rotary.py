@@ -94,14 +94,18 @@ class LengthRope:
         ends = [max(end + 1, known) for end in positions.amax(-1).flatten().tolist()]
         if len({self.regime(end) for end in ends}) > 1:
             raise UserError(
-                f"texts of {min(ends)} and {max(ends)} tokens cannot decode together in {self.name}, whose RoPE "
-                "depends on the length: choose prompts of one length"
+                "prompts",
+                "choose prompts of one length",
+                why=f"texts of {min(ends)} and {max(ends)} tokens cannot decode together in {self.name}, whose RoPE "
+                "depends on the length",
             )
         start, end = int(positions.min()), max(ends)
         if start and (at := self.crossed(max(start, known), end)):
             raise PromptError(
-                f"a text of {start} tokens in the cache grows to {end}: {self.name} switches its RoPE after {at} "
-                "tokens, and what is cached no longer holds: stop before, or start with a longer prompt"
+                "prompt",
+                "stop before, or start with a longer prompt",
+                why=f"a text of {start} tokens in the cache grows to {end}: {self.name} switches its RoPE after {at} "
+                "tokens, and what is cached no longer holds",
             )
         return end
 
@@ -166,9 +170,11 @@ def refuse_crossing(model: PreTrainedModel, length: int, new: int) -> None:
     """
     if at := _active[model].crossed(length, length + new - 1):
         raise PromptError(
-            f"max_new_tokens={new}: after a prompt of {length} tokens they may cross {at}, where "
-            f"{_active[model].name} switches its RoPE and what is cached no longer holds: use prompts of at most "
-            f"{max(at + 1 - new, 1)} tokens, or of more than {at}"
+            "max_new_tokens",
+            f"use prompts of at most {max(at + 1 - new, 1)} tokens, or of more than {at}",
+            value=new,
+            why=f"after a prompt of {length} tokens they may cross {at}, where {_active[model].name} switches its RoPE "
+            "and what is cached no longer holds",
         )
 
 

@@ -102,7 +102,10 @@ def needle_span(ids: Tensor, needle: str, tokenizer: PreTrainedTokenizerBase) ->
     start = text.rfind(needle)
     if start < 0:
         raise UserError(
-            f"eval.answer={needle}: is not in the prompt as it stands: give an answer that is part of the needle"
+            "eval.answer",
+            "give an answer that is part of the needle",
+            value=needle,
+            why="not in the prompt as it stands",
         )
     ends, position = [], 0
     for piece in pieces:

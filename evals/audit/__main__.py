@@ -30,7 +30,12 @@ def main(overrides: list[str], page: Path = PAGE) -> None:
     for override in overrides:
         name = override.partition("=")[0].lstrip("+~").partition(".")[0].partition("/")[0]
         if name in COMPARED:
-            raise UserError(f"{override}: the audit compares methods, budgets and protocols by itself: leave it out")
+            raise UserError(
+                name,
+                "leave it out",
+                value=override.partition("=")[2],
+                why="the audit compares methods, budgets and protocols by itself",
+            )
     released = compose.composed("protocol=released")["protocol"]
 
     def make(*changes: str) -> Job:

@@ -137,7 +137,7 @@ def _compare(
             describe(build_method(model, job, tasks[job.protocol].first_prompt)) for job in (corrected, released)
         ]
     except UserError as error:
-        return Comparison(field, corrected, released, f"not yet measured: {str(error).split(', which')[0]}")
+        return Comparison(field, corrected, released, f"not yet measured: {error.why}")
     if methods[0] == methods[1] and _same_prompts(before, after):
         return Comparison(field, corrected, released, UNCHANGED.get(field, "none: it leaves the method as it is"))
     return Comparison(field, corrected, released)
@@ -219,5 +219,5 @@ def fill(page: str, effects: Mapping[str, str]) -> str:
     """`page` with each marked effect replaced. Raises `UserError` where markers and effects are not the same."""
     marked = [name for _, name, _ in MARKED.findall(page)]
     if wrong := set(marked) ^ set(effects):
-        raise UserError(f"the page and the effects disagree about {', '.join(sorted(wrong))}: mark each effect once")
+        raise UserError(sorted(wrong)[0], "mark each effect once", why="the page and the effects disagree about it")
     return MARKED.sub(lambda found: f"{found[1]}{effects[found[2]]}{found[3]}", page)

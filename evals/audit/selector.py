@@ -68,7 +68,7 @@ def refusal(model: LoadedModel, jobs: Sequence[Job]) -> str | None:
         for job in jobs:
             build_method(model, job)
     except UserError as error:
-        return str(error).split(", which")[0]
+        return error.why
     return None
 
 
@@ -80,7 +80,9 @@ def tell(baseline: str, jobs: Mapping[Arm, Job], finished: Finished) -> str:
             one, other = finished[key(jobs[before])], finished[key(jobs[after])]
             if prompts(one) != prompts(other):
                 raise UserError(
-                    f"{baseline}: {name}: the arms saw different prompts: run them in another paths.results"
+                    "paths.results",
+                    "run the arms in another folder",
+                    why=f"{baseline}, {name}: the arms saw different prompts",
                 )
             parts.append(f"{name} {change(one, other)}")
     return f"{baseline} {BUDGET}: {'; '.join(parts)}"

@@ -68,7 +68,7 @@ class Calibrate(MeasuredEvaluation):
     @property
     def folder(self) -> Path | None:
         """`output` as a path."""
-        return None if self.output is None else expanded(self.output, f"eval.output={self.output}")
+        return None if self.output is None else expanded(self.output, "eval.output")
 
     @property
     def test_sets(self) -> LongBench:

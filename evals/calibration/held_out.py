@@ -21,7 +21,6 @@ from torch import Tensor
 from transformers.cache_utils import get_layer_types_and_kwargs
 
 from compresskv.calibration import layer_errors, retrieval_heads
-from compresskv.checking import readable
 from compresskv.errors import UserError
 from compresskv.eviction import Observation
 from compresskv.layer_error import FLOOR
@@ -56,8 +55,14 @@ def run(
     Raises `UserError` if the prompts do not fit the model, or if too few of them are answered.
     """
     lengths = config.grid(model.window)
-    if min(lengths) < 1 or (longest := max(lengths)) + config.max_steps > model.window:
-        raise UserError(f"eval.lengths: {longest} tokens do not fit the {model.window}-token window of {model.name}")
+    longest = max(lengths)
+    if min(lengths) < 1 or longest + config.max_steps > model.window:
+        raise UserError(
+            "eval.lengths",
+            "choose shorter lengths",
+            value=longest,
+            why=f"it does not fit the {model.window}-token window of {model.name} with {config.max_steps} new tokens",
+        )
     return HeldOutCalibration(model, replace(config, lengths=lengths), observation, results, progress).run()
 
 
@@ -89,9 +94,11 @@ class HeldOutCalibration:
         accepted = self.accepted(heads)
         if not self.enough("copy", accepted):
             raise UserError(
-                f"{self.model.name} answered {len(accepted['copy'])} of {self.asked('copy')} calibration prompts, "
-                f"fewer than half and fewer than eval.minimum_accepted={self.config.minimum_accepted}: use shorter "
-                "eval.lengths or another model"
+                "eval.minimum_accepted",
+                "use shorter eval.lengths or another model",
+                value=self.config.minimum_accepted,
+                why=f"{self.model.name} answered {len(accepted['copy'])} of {self.asked('copy')} calibration prompts, "
+                "fewer than that and fewer than half",
             )
         scores = self.head_scores(heads, accepted)
         ranking = scores["semantic"].sort(dim=-1, descending=True, stable=True).indices
@@ -127,8 +134,10 @@ class HeldOutCalibration:
             cell = Cell(needle, length, depth)
             if cells.setdefault(cell.id, cell) != cell:
                 raise UserError(
-                    f"eval.depths={readable(self.config.depths)}: two are the same to a whole per cent: choose others, "
-                    "or at most 101"
+                    "eval.depths",
+                    "choose others, or at most 101",
+                    value=self.config.depths,
+                    why="two are the same to a whole per cent",
                 )
         return list(cells.values())
 

@@ -41,10 +41,11 @@ def run(
     heads_file = calibration.find_file(model.name, "held_out", config.folder)
     if heads_file is None:
         raise UserError(
-            f"there is no held_out calibration of {model.name}, which has the retrieval heads: "
-            "run `python run.py eval=calibrate` with this model first"
+            "calibration",
+            "run `python run.py eval=calibrate` with this model first",
+            why=f"there is no held_out calibration of {model.name}, which has the retrieval heads",
         )
-    content = read_once(heads_file, f"calibration={heads_file}")
+    content = read_once(heads_file, "calibration")
     held_out = calibration.load(heads_file, content)
     counts = sorted({held_out.heads, *map(int, held_out.layer_scores_by_head_count)})
     used = Observation(**asdict(observation))

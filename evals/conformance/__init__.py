@@ -35,7 +35,9 @@ def check(
 
     chosen = job(f"method={method}", f"budget={budget}", *overrides, config_dir=config_dir)
     if chosen.method.keeps_everything:
-        raise UserError(f"method={method}: it evicts nothing, so there is nothing to check: name another method")
+        raise UserError(
+            "method", "name another method", value=method, why="it evicts nothing, so there is nothing to check"
+        )
 
     def make(context: Context) -> EvictionMethod:
         made = build(chosen.method, context)

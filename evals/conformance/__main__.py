@@ -24,10 +24,10 @@ def main(arguments: list[str] | None = None) -> int:
     with one_sentence_endings():
         given = dict(setting.partition("=")[::2] for setting in options.settings)
         if not given.get("method"):
-            raise UserError("method: is not set: name one, such as method=snapkv")
+            raise UserError("method", "name one, such as method=snapkv", why="not set")
         budget = given.pop("budget", "256")
         if not budget.isdecimal() or len(budget) > 9:
-            raise UserError(f"budget={budget}: choose a whole number of tokens")
+            raise UserError("budget", "choose a whole number of tokens", value=budget)
         name = given.pop("method")
         others = [f"{setting}={value}" for setting, value in given.items()]
         conformance = check(name, *others, budget=int(budget), config_dir=options.config_dir)

@@ -63,7 +63,9 @@ def fill(
     """
     give_back()
     if pool > (free := free_bytes(model.model)):
-        raise UserError(f"eval.pools: {pool // MEGABYTE} MB: only {free // MEGABYTE} MB are free: choose smaller pools")
+        raise UserError(
+            "eval.pools", "choose smaller pools", value=pool // MEGABYTE, why=f"only {free // MEGABYTE} MB are free"
+        )
     devices = gpus(model.model)
     reset_peak(devices)
     filled = _prefill(model, text, length, contender, pool, new_tokens)

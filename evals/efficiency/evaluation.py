@@ -86,8 +86,10 @@ def run_contenders(
     """The same for contenders that are made already; ratios are to the first."""
     if (longest := max(config.lengths)) + config.new_tokens > model.window:
         raise UserError(
-            f"eval.lengths: {longest} and {config.new_tokens} new tokens exceed the {model.window}-token window of "
-            f"{model.name}: choose shorter lengths"
+            "eval.lengths",
+            "choose shorter lengths",
+            value=longest,
+            why=f"with {config.new_tokens} new tokens it exceeds the {model.window}-token window of {model.name}",
         )
     text, folder = _text(model, config), new_folder(results / "efficiency" / model.name)
     content: dict[str, Any] = {
@@ -110,7 +112,11 @@ def run_contenders(
         _show(content, folder)
     if failures:
         what, reason = next(iter(failures.items()))
-        raise UserError(f"{len(failures)} measurements failed, such as {what} ({reason})")
+        raise UserError(
+            None,
+            "correct that, and run it again",
+            why=f"{len(failures)} measurements failed, such as {what} ({reason})",
+        )
     return path
 
 

@@ -54,8 +54,10 @@ def choices(config: HeadMasking, scores: Mapping[str, HeadScores]) -> list[Choic
         made += [Choice(name, count, None, by_layer(places[:count], layers)) for name, places in rankings.items()]
         if config.draws and count > len(others):
             raise UserError(
-                f"eval.masked: the random control draws {count} of the {len(others)} heads that are in no ranking's "
-                "best: mask fewer, or set eval.draws=0"
+                "eval.masked",
+                "mask fewer, or set eval.draws=0",
+                value=count,
+                why=f"the random control draws from the {len(others)} heads that are in no ranking's best",
             )
         for draw in range(config.draws):
             # One shuffle a draw: more heads contain the fewer, as in a ranking.

@@ -55,7 +55,10 @@ def of_protocols(model: LoadedModel, config: HeadMasking, jobs: Sequence[Job]) -
     for job in jobs:
         if not job.method.keeps_everything:
             raise UserError(
-                f"method={job.method.name}: eval={config.name} decodes with the full cache: set method=full"
+                "method",
+                "set method=full",
+                value=job.method.name,
+                why=f"eval={config.name} decodes with the full cache",
             )
     return [Masking(model, config, job) for job in {job.protocol: job for job in jobs}.values()]
 
@@ -143,7 +146,9 @@ class Masking:
         if answered:
             screen().print(table(title, lines, self.model.layers * self.model.q_heads))
         if failures:
-            raise UserError(f"{title}: {failed_of(failures)}; the same command tries again what has no result")
+            raise UserError(
+                None, "run the same command again for what has no result", why=f"{title}: {failed_of(failures)}"
+            )
 
     def decode(self, stores: Mapping[Choice, SampleStore], progress: Progress) -> None:
         """Add the lines that are missing, prompt by prompt."""

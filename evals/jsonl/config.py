@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from compresskv.checking import Ge, Le, PathText, readable
+from compresskv.checking import Ge, Le, PathText
 from compresskv.errors import UserError
 from compresskv.inputs import expanded, read_once
 from evals.evaluation import SampledEvaluation, Shown
@@ -36,7 +36,7 @@ class Jsonl(SampledEvaluation):
 
     @property
     def path(self) -> Path:
-        return expanded(self.data, f"eval.data={self.data}")
+        return expanded(self.data, "eval.data")
 
     @cached_property
     def file(self) -> tuple[Sequence[DataRecord], str]:
@@ -47,8 +47,8 @@ class Jsonl(SampledEvaluation):
         from evals.jsonl.records import METRICS, read_records
 
         if self.metric is not None and self.metric not in METRICS:
-            raise UserError(f"eval.metric={readable(self.metric)}: choose one of {', '.join(METRICS)}")
-        content = read_once(self.path, f"eval.data={self.data}")
+            raise UserError("eval.metric", f"choose one of {', '.join(METRICS)}", value=self.metric)
+        content = read_once(self.path, "eval.data")
         records = read_records(self.path, self.metric, self.max_new_tokens, content)
         return records, hashlib.sha256(content).hexdigest()[:16]
 

@@ -77,8 +77,11 @@ class JsonlTask:
         ids = self.model.encode(self.model.chat(record.prompt, record.answer_prefix))
         if ids.numel() + record.max_new_tokens > self.model.window:
             raise UserError(
-                f"{self.config.path}, record {record.id!r}: {ids.numel()} tokens and {record.max_new_tokens} new "
-                f"ones exceed the {self.model.window}-token window of {self.model.name}: shorten it, or choose another."
+                "prompt",
+                "shorten it, or choose another model",
+                why=f"{ids.numel()} tokens and {record.max_new_tokens} new ones exceed the {self.model.window}-token "
+                f"window of {self.model.name}",
+                where=f"{self.config.path}, record {record.id!r}",
             )
         return ids
 

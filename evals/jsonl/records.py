@@ -25,11 +25,11 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from compresskv.errors import UserError
+from compresskv.errors import UserError, located
 from compresskv.inputs import read_once
 from evals.longbench.metrics import FULL_WIDTH_PUNCTUATION
 from evals.longbench.metrics import METRICS as OF_ONE_REFERENCE
-from evals.longbench.records import answers_field, classes_field, read_jsonl, shortened, text_field
+from evals.longbench.records import answers_field, classes_field, read_jsonl, text_field
 from evals.rouge import rouge1_recall, sees
 
 FIELDS = ("prompt", "context", "question", "answers", "metric", "max_new_tokens", "id", "answer_prefix", "all_classes")
@@ -75,12 +75,14 @@ def read_records(
     that is not as described above.
     """
     records: dict[str, Record] = {}
-    content = read_once(path, f"eval.data={path}") if content is None else content
+    content = read_once(path, "eval.data") if content is None else content
     for number, (place, given) in enumerate(read_jsonl(path, content)):
         fields = _in_our_words(given)
         record = _record(place, {"id": number, "metric": metric, "max_new_tokens": max_new_tokens} | fields)
         if record.id in records:
-            raise UserError(f"{place}: the id {record.id!r} occurs twice.")
+            raise UserError(
+                "id", "give each record an id of its own", value=record.id, why="it occurs twice", where=place
+            )
         records[record.id] = record
     return list(records.values())
 
@@ -96,7 +98,7 @@ def _in_our_words(fields: dict[str, Any]) -> dict[str, Any]:
 def _record(place: str, fields: dict[str, Any]) -> Record:
     for name in fields.keys() - set(FIELDS):
         if near := get_close_matches(name, FIELDS, n=1, cutoff=0.85):
-            raise UserError(f"{place}: {name!r} is no field: did you mean {near[0]!r}?")
+            raise UserError(name, f"did you mean {near[0]}?", why="no such field", where=place)
     metric = _metric(place, fields["metric"])
     record = Record(
         id=_id(place, fields["id"]),
@@ -107,51 +109,56 @@ def _record(place: str, fields: dict[str, Any]) -> Record:
         metric=metric,
         max_new_tokens=_max_new_tokens(place, fields["max_new_tokens"]),
     )
-    try:
+    with located(place):
         for answer in record.answers:
             _refuse_unscorable(record, answer)
-    except UserError as error:
-        raise UserError(f"{place}: {error}") from error
     return record
 
 
 def _refuse_unscorable(record: Record, answer: str) -> None:
     """Raise `UserError` for a reference answer that no prediction satisfies, or that an empty one does."""
     alone, advice = replace(record, answers=(answer,)), ADVICE.get(record.metric, "choose another metric")
-    where = f"record {record.id!r}, metric={record.metric}: the answer {shortened(answer)}"
     if not answer.strip():
-        raise UserError(f"{where} is blank: give one, or leave the record out")
+        raise UserError("answers", "give an answer, or leave the record out", value=answer, why="blank")
     if alone.score(answer) < FULL_MARKS or (record.metric == "rouge1_recall" and not sees(answer)):
-        raise UserError(f"{where} itself does not score full marks: {advice}")
+        raise UserError(
+            "answers", advice, value=answer, why=f"by metric={record.metric} it does not score full marks itself"
+        )
     if max(map(alone.score, EMPTY)) >= FULL_MARKS:
-        raise UserError(f"{where} scores full marks where nothing is said: {advice}")
+        raise UserError(
+            "answers", advice, value=answer, why=f"by metric={record.metric} an empty prediction scores full marks"
+        )
 
 
 def _prompt(place: str, fields: dict[str, Any]) -> str:
     parts: list[str] = [name for name in ("context", "question") if name in fields]
     if ("prompt" in fields) == bool(parts) or len(parts) == 1:
         given = ", ".join(repr(name) for name in ("prompt", *parts) if name in fields) or "neither"
-        raise UserError(f"{place}: give either 'prompt', or 'context' and 'question': there is {given}.")
+        raise UserError(
+            "prompt", "give either prompt, or context and question", why=f"the record has {given}", where=place
+        )
     prompt = "\n\n".join(text_field(place, fields, name) for name in parts or ["prompt"])
     if not prompt.strip():
-        raise UserError(f"{place}: the prompt is empty.")
+        raise UserError(parts[0] if parts else "prompt", "give some text", why="empty", where=place)
     return prompt
 
 
 def _metric(place: str, name: object) -> str:
     if name is None:
-        raise UserError(f"{place}: no metric: give the line a 'metric', or the file one with eval.metric.")
+        raise UserError("metric", "give the line one, or the file one with eval.metric", why="not set", where=place)
     if not isinstance(name, str) or name not in METRICS:
-        raise UserError(f"{place}: there is no metric {shortened(name)}: choose one of {', '.join(METRICS)}.")
+        raise UserError("metric", f"choose one of {', '.join(METRICS)}", value=name, where=place)
     return name
 
 
 def _max_new_tokens(place: str, value: object) -> int:
     if value is None:
-        raise UserError(f"{place}: give the line 'max_new_tokens', or the file with eval.max_new_tokens.")
+        raise UserError(
+            "max_new_tokens", "give the line one, or the file one with eval.max_new_tokens", why="not set", where=place
+        )
     if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= LONGEST_GENERATION:
         raise UserError(
-            f"{place}: 'max_new_tokens' must be a whole number from 1 to {LONGEST_GENERATION}, got {shortened(value)}."
+            "max_new_tokens", f"choose a whole number, from 1 to {LONGEST_GENERATION}", value=value, where=place
         )
     return value
 
@@ -159,7 +166,12 @@ def _max_new_tokens(place: str, value: object) -> int:
 def _id(place: str, value: object) -> str:
     text = str(value) if isinstance(value, str | int) and not isinstance(value, bool) else ""
     if not text.strip() or len(text) > LONGEST_ID or not text.isprintable():
-        raise UserError(f"{place}: 'id' must be a number or a text of one line, got {shortened(value)}.")
+        raise UserError(
+            "id",
+            f"choose a number, or a text of one line and at most {LONGEST_ID} characters",
+            value=value,
+            where=place,
+        )
     return text
 
 

@@ -15,7 +15,6 @@ from typing import Any, BinaryIO
 import torch
 from rich.console import Console
 
-from compresskv.checking import readable
 from compresskv.errors import UserError
 from evals.launch.executor import Executor, InProcess, Sweep
 from evals.launch.groups import Group
@@ -41,7 +40,9 @@ class Devices:
         runs, codes = pool.run(sweep.groups)
         report(runs, [_end(code) for code in codes], console, sweep.outcome)
         if late := [run for run, code in zip(runs, codes, strict=True) if code]:
-            raise UserError(f"{late[0].group.name}: all settings finished, but not what follows: see {late[0].log}")
+            raise UserError(
+                None, f"see {late[0].log}", why=f"{late[0].group.name}: all settings finished, but not what follows"
+            )
 
 
 def executor(devices: Any, sweep: Sweep) -> Executor:
@@ -59,8 +60,10 @@ def executor(devices: Any, sweep: Sweep) -> Executor:
     names = named(devices)
     if fixed:
         raise UserError(
-            f"hydra.launcher.devices={devices}: model.device={fixed} asks for another: set model.device=auto, or leave "
-            "hydra.launcher.devices out"
+            "hydra.launcher.devices",
+            "set model.device=auto, or leave hydra.launcher.devices out",
+            value=devices,
+            why=f"model.device={fixed} asks for another",
         )
     return Devices(names)
 
@@ -75,15 +78,17 @@ def visible() -> list[str]:
 
 def named(devices: Any) -> list[str]:
     """The user's choice of devices. Raises `UserError` if it is none."""
-    choice = f"hydra.launcher.devices={readable(devices)}"
+    field = "hydra.launcher.devices"
     if not isinstance(devices, list) or not devices or any(type(device) not in (int, str) for device in devices):
-        raise UserError(f"{choice}: give a list of devices as CUDA_VISIBLE_DEVICES names them, such as [0,1], or null")
+        raise UserError(
+            field, "give a list of devices as CUDA_VISIBLE_DEVICES names them, such as [0,1], or null", value=devices
+        )
     names = [str(device) for device in devices]
     if len(set(names)) < len(names):
-        raise UserError(f"{choice}: name each device once")
+        raise UserError(field, "name each device once", value=devices)
     here = visible()
     if unknown := [name for name in names if here and name not in here]:
-        raise UserError(f"{choice}: there is no device {unknown[0]}: choose from {', '.join(here)}")
+        raise UserError(field, f"choose from {', '.join(here)}", value=devices, why=f"there is no device {unknown[0]}")
     return names
 
 

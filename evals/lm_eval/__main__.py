@@ -22,7 +22,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with one_sentence_endings():
         chosen = setting(options.overrides)
         if find_spec("lm_eval") is None:
-            raise UserError("lm-evaluation-harness is not installed: pip install -e '.[lm-eval]'")
+            raise UserError("lm_eval", "pip install -e '.[lm-eval]'", why="lm-evaluation-harness is not installed")
         evaluate(chosen, options)
 
 
@@ -49,7 +49,12 @@ def setting(overrides: Sequence[str]) -> Job:
     for override in overrides:
         name = override.lstrip("+~").partition("=")[0]
         if name.partition(".")[0].partition("/")[0] not in TAKEN:
-            raise UserError(f"{override}: is no setting of lm-eval's tasks: choose from {', '.join(TAKEN)}")
+            raise UserError(
+                name,
+                f"choose from {', '.join(TAKEN)}",
+                value=override.partition("=")[2],
+                why="not a setting of lm-eval's tasks",
+            )
     return job(*overrides)
 
 
@@ -98,7 +103,7 @@ def tasks_of(options: argparse.Namespace) -> tuple[Any, list[str]]:
         if all(chosen.values()) and (defaults or set(names) <= set(manager.all_subtasks)):
             return manager, names
     unknown = next(pattern for pattern, names in chosen.items() if not names)
-    raise UserError(f"--tasks {unknown}: lm-eval has no such task: check the name, or set --include_path")
+    raise UserError("--tasks", "check the name, or set --include_path", value=unknown, why="lm-eval has no such task")
 
 
 def model_of(chosen: Job) -> Any:

@@ -18,7 +18,6 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from compresskv.calibration import Calibration
 from compresskv.chat import rendered
-from compresskv.checking import readable
 from compresskv.engine.decode import forward_given
 from compresskv.engine.in_layer import LayerwiseCache, compressed
 from compresskv.engine.prefill import Setting, forward_prompt
@@ -66,7 +65,9 @@ class CompressedLM(HFLM):
         **options: Any,
     ):
         if str(batch_size) != "1":
-            raise UserError(f"batch_size={batch_size}: a compressed cache takes one prompt at a time: use batch_size=1")
+            raise UserError(
+                "batch_size", "use batch_size=1", value=batch_size, why="a compressed cache takes one prompt at a time"
+            )
         super().__init__(pretrained, tokenizer=tokenizer, **options)
         refuse_unserved(self.model)
         if isinstance(method, str):
@@ -115,22 +116,35 @@ class CompressedLM(HFLM):
         where = f"--tasks {task}, --gen_kwargs"
         for name in given:
             if name in SET_HERE:
-                raise UserError(f"{where} {name}={readable(given[name])}: is set by the harness: leave it out")
+                raise UserError(name, "leave it out", value=given[name], why="set by the harness", where=where)
             if name in ALONE and given[name] not in (1, None):
                 raise UserError(
-                    f"{where} {name}={given[name]}: a compressed cache has one answer at a time: leave it out"
+                    name,
+                    "leave it out",
+                    value=given[name],
+                    why="a compressed cache has one answer at a time",
+                    where=where,
                 )
         until = given.get("until") or []
         if not all(isinstance(stop, str) for stop in (until if isinstance(until, list) else [until])):
-            raise UserError(f"{where} until={readable(until)}: choose a text, or a list of texts")
+            raise UserError("until", "choose a text, or a list of texts", value=until, where=where)
         try:
             longest = normalize_gen_kwargs(given, self.max_gen_toks)["max_gen_toks"]
         except (TypeError, ValueError) as error:
-            raise UserError(f"{where} {readable(given)}: {error}: give max_gen_toks and temperature numbers") from error
+            raise UserError(
+                "--gen_kwargs",
+                "give max_gen_toks and temperature numbers",
+                value=given,
+                why=str(error),
+                where=f"--tasks {task}",
+            ) from error
         if not 0 < longest < self.max_length:
             raise UserError(
-                f"{where} max_gen_toks={longest}: the model's window of {self.max_length} tokens holds the context "
-                f"too: choose 1 to {self.max_length - 1}"
+                "max_gen_toks",
+                f"choose 1 to {self.max_length - 1}",
+                value=longest,
+                why=f"the model's window of {self.max_length} tokens holds the context too",
+                where=where,
             )
 
     def _model_generate(self, context: Tensor, max_length: int, stop: list[str], **options: Any) -> Tensor:
@@ -178,8 +192,10 @@ class CompressedLM(HFLM):
         """The context, cut from the left so that all but the continuation's last token fit the model's window."""
         if not 0 < len(continuation) <= self.max_length:
             raise UserError(
-                f"the continuation {texts[1][:80]!r} has {len(continuation)} tokens after its context: give from 1 to "
-                f"{self.max_length}, the model's window"
+                "continuation",
+                f"give from 1 to {self.max_length} tokens, the model's window",
+                value=texts[1],
+                why=f"it has {len(continuation)} tokens after its context",
             )
         whole = (context + continuation)[-(self.max_length + 1) :]
         if len(whole) < len(context) + len(continuation):
@@ -225,7 +241,10 @@ class CompressedLM(HFLM):
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
         names = ", ".join(sorted({str(request.task_name) for request in requests}))
         raise UserError(
-            f"--tasks {names}: rolling log-likelihood has no context to compress: choose tasks of another output type"
+            "--tasks",
+            "choose tasks of another output type",
+            value=names,
+            why="rolling log-likelihood has no context to compress",
         )
 
     def get_model_info(self) -> dict[str, Any]:

@@ -25,11 +25,13 @@ def push(words: Sequence[str]) -> int:
     folders = [word for word in words if "=" not in word]
     if len(folders) > 1 or any(word.startswith("-") for word in words):
         raise UserError(
-            f"push-wandb {' '.join(words)}: name one results folder, and settings such as logger.mode=offline"
+            "push-wandb", "name one results folder, and settings such as logger.mode=offline", value=" ".join(words)
         )
     if other := [setting for setting in settings if not setting.startswith("logger.")]:
         raise UserError(
-            f"{other[0]}: is no setting of the logger: choose one of conf/logger/wandb.yaml, such as logger.project"
+            other[0].partition("=")[0],
+            "choose one of conf/logger/wandb.yaml, such as logger.project",
+            why="not a setting of the logger",
         )
     results = expanded(folders[0] if folders else "results", "push-wandb")
     present = [record for record in records(results) if record.scored]
@@ -37,7 +39,12 @@ def push(words: Sequence[str]) -> int:
     measured = measurements(results)
     if not finished and not measured:
         rest = f"none of the {len(present)} settings there has a sound summary" if present else "no results are there"
-        raise UserError(f"{results}: nothing is finished ({rest}): run it to its end first, or check the folder")
+        raise UserError(
+            "push-wandb",
+            "run it to its end first, or check the folder",
+            value=results,
+            why=f"nothing is finished ({rest})",
+        )
     for record in present:
         if record not in finished:
             print(f"{record.name}: left out: {record.state}", file=sys.stderr)

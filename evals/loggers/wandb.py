@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from compresskv.checking import Name, PathText, readable
+from compresskv.checking import Name, PathText
 from compresskv.errors import UserError
 from evals.console import visible
 from evals.loggers import Logger, Report
@@ -57,14 +57,19 @@ class WandbLogger(Logger):
     def check(self) -> None:
         if refused := re.search(r"[/\\#?%:]", self.project):
             raise UserError(
-                f"logger.project={readable(self.project)}: W&B takes no {refused[0]} in a project's name: leave it out"
+                "logger.project",
+                "leave it out",
+                value=self.project,
+                why=f"W&B takes no {refused[0]} in a project's name",
             )
         if self.mode == "offline" or os.environ.get("WANDB_MODE") in ("offline", "disabled", "dryrun"):
             return
         import wandb
 
         if not wandb.api.api_key:
-            raise UserError("logger=wandb: nobody is logged in: run `wandb login`, or set logger.mode=offline")
+            raise UserError(
+                "logger", "run `wandb login`, or set logger.mode=offline", value="wandb", why="nobody is logged in"
+            )
 
     @contextmanager
     def watched(self, jobs: "Sequence[Job]") -> Iterator[Report]:

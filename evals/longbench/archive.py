@@ -38,8 +38,10 @@ def download(repository: str = HUB_REPOSITORY, revision: str = HUB_REVISION) -> 
         return Path(hub.hf_hub_download(repository, "data.zip", repo_type="dataset", revision=revision))
     except Exception as error:  # of many unrelated types: no network, no such revision, no access, ...
         raise UserError(
-            f"cannot download data.zip of {repository} at revision {revision} ({reason(error)}): "
-            "give eval.data a local copy."
+            "eval.data",
+            "give it a local copy",
+            value=repository,
+            why=f"cannot download data.zip at revision {revision} ({reason(error)})",
         ) from error
 
 
@@ -59,10 +61,15 @@ def unpack(archive: Path, cache: Path, expected_sha256: str | None = None) -> Pa
     The archive's own folders are dropped. Raises `UserError` for a wrong sha256, a damaged or truncated archive, and a
     member that would land outside the folder (absolute, "..", link), in which case nothing is unpacked.
     """
-    content = read_once(archive, f"eval.data={archive}")
+    content = read_once(archive, "eval.data")
     digest = hashlib.sha256(content).hexdigest()
     if expected_sha256 and digest != expected_sha256.lower():
-        raise UserError(f"{archive} has sha256 {digest}, expected {expected_sha256}: delete it and download it again.")
+        raise UserError(
+            "eval.sha256",
+            "delete the archive and download it again",
+            value=expected_sha256,
+            why=f"the sha256 of {archive} is {digest}",
+        )
     target = cache / digest
     if target.is_dir():
         return target
@@ -70,7 +77,9 @@ def unpack(archive: Path, cache: Path, expected_sha256: str | None = None) -> Pa
         with new_folder(target) as folder:
             _extract(archive, content, folder)
     except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
-        raise UserError(f"{archive} is no complete zip archive ({error}): download it again.") from error
+        raise UserError(
+            "eval.data", "download it again", value=archive, why=f"not a complete zip archive ({error})"
+        ) from error
     return target
 
 
@@ -94,7 +103,10 @@ def new_folder(target: Path) -> Iterator[Path]:
                     raise
     except OSError as error:
         raise UserError(
-            f"cannot unpack into {target.parent}: {error.strerror or error}: set COMPRESSKV_CACHE to another folder."
+            "COMPRESSKV_CACHE",
+            "set it to another folder",
+            value=target.parent,
+            why=f"cannot unpack there ({error.strerror or error})",
         ) from error
 
 
@@ -104,7 +116,12 @@ def _extract(archive: Path, content: bytes, folder: Path) -> None:
         for member in members:
             _refuse_unsafe(archive, member)
         if sum(member.file_size for member in members) > LARGEST_ARCHIVE:
-            raise UserError(f"{archive} would unpack to more than {LARGEST_ARCHIVE >> 30} GiB: this is not LongBench.")
+            raise UserError(
+                "eval.data",
+                "give LongBench's archive",
+                value=archive,
+                why=f"it would unpack to more than {LARGEST_ARCHIVE >> 30} GiB",
+            )
         paths = [PurePosixPath(member.filename) for member in members]
         # Names that begin with a dot are other programs' notes, such as "__MACOSX/._qasper.jsonl".
         wanted = [
@@ -115,7 +132,10 @@ def _extract(archive: Path, content: bytes, folder: Path) -> None:
         names = [name for _, name in wanted]
         if not wanted or len(set(names)) < len(names):
             raise UserError(
-                f"{archive} should hold one task.jsonl file a task: found {', '.join(sorted(names)) or 'none'}."
+                "eval.data",
+                "give an archive with one task.jsonl file a task",
+                value=archive,
+                why=f"it holds {', '.join(sorted(names)) or 'none'}",
             )
         for member, name in wanted:
             with opened.open(member) as source, open(folder / name, "xb") as copy:
@@ -126,6 +146,11 @@ def _refuse_unsafe(archive: Path, member: zipfile.ZipInfo) -> None:
     name = member.orig_filename
     parts = name.replace("\\", "/").split("/")
     if name.startswith(("/", "\\")) or ".." in parts or ":" in parts[0] or "\0" in name:
-        raise UserError(f"{archive} is unsafe: its member {name!r} would be written outside the target folder.")
+        raise UserError(
+            "eval.data",
+            "download it again",
+            value=archive,
+            why=f"its member {name!r} would be written outside the target folder",
+        )
     if stat.S_ISLNK(member.external_attr >> 16):
-        raise UserError(f"{archive} is unsafe: its member {name!r} is a symbolic link.")
+        raise UserError("eval.data", "download it again", value=archive, why=f"its member {name!r} is a symbolic link")

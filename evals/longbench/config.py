@@ -58,8 +58,10 @@ class LongBench(SampledEvaluation):
 
         if self.max_length and model.positions and self.max_length > model.positions:
             raise UserError(
-                f"eval.max_length={self.max_length}: {model.name} has learned positions for {model.positions} tokens: "
-                f"set eval.max_length={model.positions} or less"
+                "eval.max_length",
+                f"set it to {model.positions} or less",
+                value=self.max_length,
+                why=f"{model.name} has learned positions for {model.positions} tokens",
             )
         return [LongBenchTask(self, task, self.folder, model, protocol) for task in select_tasks(self.tasks)]
 

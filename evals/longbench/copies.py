@@ -50,7 +50,10 @@ def convert(path: Path, cache: Path) -> Path:
                     rows.setdefault(name, []).append((f"{table}, row {number}", row))
         if not rows:
             raise UserError(
-                f"{path} holds no row of a LongBench task: a column `task` or `dataset`, or a folder, should name one."
+                "eval.data",
+                "name the tasks by a column `task` or `dataset`, or by folders",
+                value=path,
+                why="no row is one of a LongBench task",
             )
         for name in ALL:
             if name in rows:
@@ -82,8 +85,10 @@ def download(repository: str, revision: str | None = None) -> Path:
         return Path(hub.snapshot_download(repository, allow_patterns=kinds, **options))
     except Exception as error:
         raise UserError(
-            f"eval.data={repository} is neither a path here nor a dataset that the hub gives "
-            f"({archive.reason(unreachable or error)}): give a directory, a zip, hub, or a dataset's id."
+            "eval.data",
+            "give a directory, a zip, hub, or a dataset's id",
+            value=repository,
+            why=f"neither a path here nor a dataset that the hub gives ({archive.reason(unreachable or error)})",
         ) from error
 
 
@@ -111,8 +116,8 @@ def _below(folder: Path, pattern: str) -> list[Path]:
 def _files(table: Path) -> dict[str, bytes]:
     """The content of a parquet file, or of the files in a folder of `save_to_disk`, by name."""
     if table.is_file():
-        return {table.name: read_once(table, f"eval.data={table}")}
-    return {file.name: read_once(file, f"eval.data={table}") for file in sorted(table.iterdir()) if not file.is_dir()}
+        return {table.name: read_once(table, "eval.data")}
+    return {file.name: read_once(file, "eval.data") for file in sorted(table.iterdir()) if not file.is_dir()}
 
 
 def _rows(table: Path, contents: Mapping[str, bytes]) -> list[Row]:
@@ -134,7 +139,9 @@ def _rows(table: Path, contents: Mapping[str, bytes]) -> list[Row]:
         return rows
     except Exception as error:  # of many unrelated types
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UserError(f"{table} cannot be read as a dataset ({reason}): copy it again.") from error
+        raise UserError(
+            "eval.data", "copy it again", value=table, why=f"cannot be read as a dataset ({reason})"
+        ) from error
 
 
 def _digest(files: Mapping[Path, Mapping[str, bytes]]) -> str:

@@ -64,14 +64,24 @@ def open_source(
         if sha256 is None and revision == archive.HUB_REVISION:
             sha256 = archive.HUB_SHA256
         return archive.unpack(archive.download(repository, revision), cache, sha256)
-    path = expanded(source, f"eval.data={source}")
+    path = expanded(source, "eval.data")
     if not path.exists():
         if not copies.HUB_ID.fullmatch(str(source)):
-            raise UserError(f"eval.data={source} does not exist: give a directory of task.jsonl files, a zip, or hub.")
+            raise UserError(
+                "eval.data",
+                "give a directory of task.jsonl files, a zip, or hub",
+                value=path,
+                why="there is no such file",
+            )
         path = copies.download(str(source), revision)
     folder = _open_path(path, cache, sha256)
     if folder is None:
-        raise UserError(f"eval.data={source} holds no task.jsonl file and no data.zip.")
+        raise UserError(
+            "eval.data",
+            "give a directory of task.jsonl files, a zip, or hub",
+            value=path,
+            why="it has no task.jsonl file and no data.zip",
+        )
     return folder
 
 
@@ -82,7 +92,9 @@ def _open_path(path: Path, cache: Path, sha256: str | None) -> Path | None:
     if not folders and (path / "data.zip").is_file():
         return archive.unpack(path / "data.zip", cache, sha256)
     if sha256:
-        raise UserError(f"eval.sha256 is that of an archive, and {path} is none: leave it out.")
+        raise UserError(
+            "eval.sha256", "leave it out", value=sha256, why=f"it is that of an archive, and {path} is not one"
+        )
     if folders:
         return folders[0]
     return copies.convert(path, cache) if copies.is_copy(path) else None
@@ -93,15 +105,14 @@ def refuse_missing(folder: Path, tasks: Sequence[Task]) -> None:
     missing = [task.name for task in tasks if not (folder / f"{task.name}.jsonl").exists()]
     if missing:
         files = ", ".join(f"{name}.jsonl" for name in missing)
-        raise UserError(
-            f"there is no {files} in {folder}: leave {', '.join(missing)} out of eval.tasks, or add what is missing."
-        )
+        fix = f"leave {', '.join(missing)} out, or add what is missing"
+        raise UserError("eval.tasks", fix, value=missing, why=f"there is no {files} in {folder}")
 
 
 def read_task(folder: Path, task: Task) -> bytes:
     """The content of `folder`/task.jsonl."""
     refuse_missing(folder, [task])
-    return read_once(folder / f"{task.name}.jsonl", f"eval.data={folder}")
+    return read_once(folder / f"{task.name}.jsonl", "eval.data")
 
 
 def load_task(folder: Path, task: Task, limit: int | None = None, content: bytes | None = None) -> list[Record]:
@@ -112,7 +123,7 @@ def load_task(folder: Path, task: Task, limit: int | None = None, content: bytes
     for a missing or empty file, a corrupt line, a missing or ill-typed field, and a row number that occurs twice.
     """
     if limit is not None and limit < 1:
-        raise UserError(f"eval.limit={limit} must be at least 1.")
+        raise UserError("eval.limit", "choose at least 1", value=limit)
     content = read_task(folder, task) if content is None else content
     places, claims, records = [], [], []
     for line, (place, fields) in enumerate(read_jsonl(folder / f"{task.name}.jsonl", content)):
@@ -123,7 +134,9 @@ def load_task(folder: Path, task: Task, limit: int | None = None, content: bytes
     seen: set[int] = set()
     for place, number in zip(places, numbers, strict=True):
         if number in seen:
-            raise UserError(f"{place}: row {number} occurs twice.")
+            raise UserError(
+                "_lb_index", "give each row a number of its own", value=number, why="it occurs twice", where=place
+            )
         seen.add(number)
     numbered = [replace(record, row=number) for record, number in zip(records, numbers, strict=True)]
     # The text of the pinned archive is checked already, by its sha256.
@@ -134,7 +147,7 @@ def load_task(folder: Path, task: Task, limit: int | None = None, content: bytes
 def _record(place: str, fields: dict[str, Any], task: Task, line: int) -> Record:
     for name in REQUIRED_FIELDS:
         if name not in fields:
-            raise UserError(f"{place}: the record has no {name!r} field.")
+            raise UserError(name, "add it", why="the record has no such field", where=place)
     return Record(
         row=integer(place, "_lb_index", fields.get("_lb_index", line)),
         input=text_field(place, fields, "input"),

@@ -91,7 +91,7 @@ def classification(prediction: str, reference: str, classes: Sequence[str] | Non
     the list it is iterating over, so the name after each removed one is never examined, and stays.
     """
     if classes is None:
-        raise UserError("all_classes is null, but a classification task needs the list of class names.")
+        raise UserError("all_classes", "give the list of class names of the classification task", value=None)
     present = [name for name in classes if name in prediction]
     position = 0
     while position < len(present):
@@ -149,7 +149,12 @@ def _multiset_f1(prediction: tuple[str, ...], reference: tuple[str, ...]) -> flo
 def _paragraph(prefix: str, reference: str) -> str:
     number = re.search(prefix + r"(\d+)", reference)
     if number is None:
-        raise UserError(f"the answer {reference!r} of a retrieval task does not contain {prefix!r} and a number.")
+        raise UserError(
+            "answers",
+            "write it in",
+            value=reference,
+            why=f"the answer of a retrieval task does not contain {prefix!r} and a number",
+        )
     return number[1]
 
 

@@ -180,10 +180,15 @@ def build_index(folder: Path) -> dict[str, str]:
         path = folder / f"{task}.jsonl"
         rows = [
             fingerprint(answers_field(place, record), length_field(place, record))
-            for place, record in read_jsonl(path, read_once(path, str(path)))
+            for place, record in read_jsonl(path, read_once(path, None))
         ]
         if len(rows) != get_task(task).n:
-            raise UserError(f"{path} has {len(rows)} rows, the official file {get_task(task).n}.")
+            raise UserError(
+                None,
+                f"give the official file, which has {get_task(task).n}",
+                value=path,
+                why=f"it has {len(rows)} rows",
+            )
         index[task] = "".join(rows)
     return index
 

@@ -86,8 +86,11 @@ def _room(
     room = window - task.max_new_tokens - added
     if room < 2:
         raise UserError(
-            f"a window of {window} tokens has no room for a {task.name} prompt beside {task.max_new_tokens} new tokens "
-            f"and {added} tokens of chat format."
+            "model.window",
+            "choose a larger one",
+            value=window,
+            why=f"it has no room for a {task.name} prompt beside {task.max_new_tokens} new tokens and {added} tokens "
+            "of chat format",
         )
     return room
 
@@ -133,7 +136,10 @@ def _wrap(
     qwen = wrapper == "released" and "qwen2.5" in model.casefold()
     if (wrapper == "template" or qwen) and not tokenizer.chat_template:
         raise UserError(
-            "this tokenizer has no chat template: use an instruction-tuned model or model.chat_template=false."
+            "model.chat_template",
+            "use an instruction-tuned model or model.chat_template=false",
+            value=True,
+            why="the tokenizer has no chat template",
         )
     if qwen:
         prompt = chat_prompt(prompt, tokenizer, chat_template_kwargs, system=_QWEN_SYSTEM)

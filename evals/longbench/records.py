@@ -33,11 +33,11 @@ def read_jsonl(path: Path, content: bytes) -> Iterator[tuple[str, dict[str, Any]
         if blank:
             _parse(blank, b"")
         if len(line) > LARGEST_LINE:
-            raise UserError(f"{place}: has more than {LARGEST_LINE >> 20} MiB: give one record a line.")
+            raise UserError(None, "give one record a line", why=f"longer than {LARGEST_LINE >> 20} MiB", where=place)
         records += 1
         yield place, _parse(place, line)
     if not records:
-        raise UserError(f"{path} is empty: expected one JSON object a line.")
+        raise UserError(None, "give one JSON object a line", value=path, why="empty")
 
 
 def _parse(place: str, line: bytes) -> dict[str, Any]:
@@ -46,18 +46,29 @@ def _parse(place: str, line: bytes) -> dict[str, Any]:
         if b"\\u" in line:
             json.dumps(record, ensure_ascii=False).encode("utf-8")
     except UnicodeDecodeError as error:
-        raise UserError(f"{place}: not valid UTF-8 ({error.reason} at byte {error.start + 1}).") from error
+        raise UserError(
+            None,
+            "save the file as UTF-8",
+            why=f"not valid UTF-8 ({error.reason} at byte {error.start + 1})",
+            where=place,
+        ) from error
     except UnicodeEncodeError as error:
         half = ascii(error.object[error.start]).strip("'")
-        raise UserError(f"{place}: {half} is half a character (a lone surrogate): save the file as UTF-8.") from error
+        raise UserError(
+            None, "save the file as UTF-8", why=f"{half} is half a character (a lone surrogate)", where=place
+        ) from error
     except json.JSONDecodeError as error:
-        raise UserError(f"{place}: not valid JSON ({error.msg}, column {error.colno}).") from error
+        raise UserError(
+            None, "give one JSON object a line", why=f"not valid JSON ({error.msg}, column {error.colno})", where=place
+        ) from error
     except ValueError as error:  # Python reads no number of more than 4300 digits
-        raise UserError(f"{place}: a number has too many digits.") from error
+        raise UserError(None, "write it with fewer", why="a number has too many digits", where=place) from error
     except RecursionError as error:
-        raise UserError(f"{place}: not valid JSON (nested too deeply).") from error
+        raise UserError(
+            None, "give one JSON object a line", why="not valid JSON (nested too deeply)", where=place
+        ) from error
     if not isinstance(record, dict):
-        raise UserError(f"{place}: expected a JSON object, got {type(record).__name__}.")
+        raise UserError(None, "give one JSON object a line", value=record, why="not a JSON object", where=place)
     return record
 
 
@@ -65,7 +76,7 @@ def text_field(place: str, record: dict[str, Any], name: str) -> str:
     """The string `record[name]`."""
     value = _field(place, record, name)
     if not isinstance(value, str):
-        raise UserError(f"{place}: {name!r} must be a string, got {type(value).__name__}.")
+        raise UserError(name, "choose a text", value=value, where=place)
     return value
 
 
@@ -73,7 +84,7 @@ def answers_field(place: str, record: dict[str, Any]) -> tuple[str, ...]:
     """The reference answers, at least one."""
     answers = _strings(place, "answers", _field(place, record, "answers"))
     if not answers:
-        raise UserError(f"{place}: 'answers' is empty, there is nothing to score against.")
+        raise UserError("answers", "give at least one to score against", value=answers, where=place)
     return answers
 
 
@@ -82,7 +93,9 @@ def classes_field(place: str, record: dict[str, Any], needed: bool) -> tuple[str
     classes = _field(place, record, "all_classes") if needed else record.get("all_classes")
     if classes is None:
         if needed:
-            raise UserError(f"{place}: 'all_classes' is null, but a classification task needs the list of class names.")
+            raise UserError(
+                "all_classes", "give the list of class names of the classification task", value=None, where=place
+            )
         return None
     return _strings(place, "all_classes", classes)
 
@@ -95,23 +108,17 @@ def length_field(place: str, record: dict[str, Any]) -> int:
 def integer(place: str, name: str, value: object) -> int:
     """`value`, checked to be a whole number of zero or more."""
     if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= LARGEST_INTEGER:
-        raise UserError(f"{place}: {name!r} must be a whole number of at least 0, got {shortened(value)}.")
+        raise UserError(name, "choose a whole number, at least 0", value=value, where=place)
     return value
-
-
-def shortened(value: object, longest: int = 40) -> str:
-    """`value` as it is shown in a sentence."""
-    shown = repr(value)
-    return shown if len(shown) <= longest else f"{shown[:longest]}…"
 
 
 def _field(place: str, record: dict[str, Any], name: str) -> Any:
     if name not in record:
-        raise UserError(f"{place}: the record has no {name!r} field.")
+        raise UserError(name, "add it", why="the record has no such field", where=place)
     return record[name]
 
 
 def _strings(place: str, name: str, value: object) -> tuple[str, ...]:
     if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
-        raise UserError(f"{place}: {name!r} must be a list of strings.")
+        raise UserError(name, "choose a list of texts", value=value, where=place)
     return tuple(value)

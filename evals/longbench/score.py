@@ -10,7 +10,7 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from compresskv.errors import UserError
+from compresskv.errors import UserError, located
 from compresskv.inputs import read_once
 from evals.console import outputs_take_any_text
 from evals.longbench.aggregate import TaskScore, averages, interval, task_score
@@ -23,13 +23,17 @@ from evals.longbench.tasks import ALL, Task, get_task
 def score_folder(folder: Path) -> dict[str, TaskScore]:
     """Scores of every TASK.jsonl in a folder, in the official order of tasks; `UserError` names file and line."""
     if not folder.is_dir():
-        raise UserError(f"{folder} is no directory: give one that holds TASK.jsonl prediction files.")
+        raise UserError("DIR", "give one that holds TASK.jsonl prediction files", value=folder, why="not a directory")
     files = {path.stem: path for path in data_files(folder)}
     if not files:
-        raise UserError(f"{folder} holds no .jsonl file: expected TASK.jsonl prediction files.")
+        raise UserError(
+            "DIR", "give one that holds TASK.jsonl prediction files", value=folder, why="it holds no .jsonl file"
+        )
     for name, path in files.items():
         if name not in ALL:
-            raise UserError(f"{path}: {name!r} is no LongBench task; choose file names from {', '.join(ALL)}.")
+            raise UserError(
+                None, f"choose file names from {', '.join(ALL)}", value=path, why=f"{name} is not a LongBench task"
+            )
     return {name: score_file(files[name], get_task(name)) for name in ALL if name in files}
 
 
@@ -38,7 +42,7 @@ def score_file(path: Path, task: Task) -> TaskScore:
     needs_classes = task.metric == "classification"
     places, predictions, all_answers, lengths = [], [], [], []
     classes = None
-    for place, record in read_jsonl(path, read_once(path, str(path))):
+    for place, record in read_jsonl(path, read_once(path, None)):
         places.append(place)
         predictions.append(text_field(place, record, "pred"))
         all_answers.append(answers_field(place, record))
@@ -46,10 +50,8 @@ def score_file(path: Path, task: Task) -> TaskScore:
         classes = classes_field(place, record, needed=needs_classes)  # the last line's count for all, as in eval.py
     samples = []
     for place, prediction, answers in zip(places, predictions, all_answers, strict=True):
-        try:
+        with located(place):
             samples.append(score_sample(task, prediction, answers, classes))
-        except UserError as error:
-            raise UserError(f"{place}: {error}") from error
     known = [length for length in lengths if length is not None]
     check = check_unordered(task.name, zip(all_answers, known, strict=True)) if len(known) == len(lengths) else None
     return task_score(task, samples, check)

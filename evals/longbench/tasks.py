@@ -41,7 +41,7 @@ CATEGORIES = tuple(dict.fromkeys(task.category for task in TASKS.values()))
 def get_task(name: str) -> Task:
     """The task of that name; `UserError` for an unknown one."""
     if name not in TASKS:
-        raise UserError(f"unknown LongBench task {name!r}: choose from {', '.join(ALL)}.")
+        raise UserError("eval.tasks", f"choose from {', '.join(ALL)}", value=name, why="not a LongBench task")
     return TASKS[name]
 
 
@@ -50,5 +50,5 @@ def select_tasks(selection: str | Sequence[str]) -> tuple[Task, ...]:
     groups = {"english": ENGLISH, "all21": ALL}
     names = groups.get(selection, (selection,)) if isinstance(selection, str) else selection
     if not names:
-        raise UserError("no LongBench task was chosen: name at least one, or use english or all21.")
+        raise UserError("eval.tasks", "name at least one, or use english or all21", value=names)
     return tuple(get_task(name) for name in dict.fromkeys(names))

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import numpy as np
 
-from compresskv.checking import Ge, Le, MinLen, PathText, Text, readable
+from compresskv.checking import Ge, Le, MinLen, PathText, Text
 from compresskv.errors import UserError
 from evals.evaluation import Evaluation, SampledEvaluation, Shown
 from evals.rouge import sees
@@ -47,11 +47,13 @@ class NeedleGrid(Evaluation):
     def __post_init__(self) -> None:
         for name in ("needle", "question"):
             if not any(map(str.isalnum, text := getattr(self, name))):
-                raise UserError(f"eval.{name}={readable(repr(text))}: there is no word in it: write a sentence")
+                raise UserError(f"eval.{name}", "write a sentence", value=text, why="there is no word in it")
         if not sees(self.answer):
             raise UserError(
-                f"eval.answer={readable(repr(self.answer))}: its score, ROUGE-1 recall, counts the letters a to z and "
-                "digits alone: write the answer in them"
+                "eval.answer",
+                "write the answer in them",
+                value=self.answer,
+                why="its score, ROUGE-1 recall, counts the letters a to z and digits alone",
             )
 
     def check(self) -> None:

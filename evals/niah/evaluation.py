@@ -41,8 +41,11 @@ class NiahTask:
         for length in self.config.lengths:
             if length + self.config.max_new_tokens > self.model.window:
                 raise UserError(
-                    f"eval.lengths: a prompt of {length} tokens and {self.config.max_new_tokens} new ones exceed the "
-                    f"{self.model.window}-token window of {self.model.name}: choose shorter lengths"
+                    "eval.lengths",
+                    "choose shorter lengths",
+                    value=length,
+                    why=f"with {self.config.max_new_tokens} new tokens it exceeds the {self.model.window}-token window "
+                    f"of {self.model.name}",
                 )
 
     @property

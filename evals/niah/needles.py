@@ -30,7 +30,7 @@ def needles(count: int) -> list[Needle]:
     """
     known = _all()
     if isinstance(count, bool) or not 1 <= count <= len(known):
-        raise UserError(f"eval.needles={count}: there are {len(known)} needles: choose 1 to {len(known)}")
+        raise UserError("eval.needles", f"choose 1 to {len(known)}", value=count)
     return list(known[:count])
 
 

@@ -44,7 +44,7 @@ class NeedlePrompts:
                 return ids, hidden
             # Where texts are joined, tokens may split otherwise than in the parts.
             tokens -= ids.numel() - length
-        raise UserError(f"eval.lengths={length}: no prompt of that length can be made: choose a longer one")
+        raise UserError("eval.lengths", "choose a longer one", value=length, why="no prompt of that length can be made")
 
     def _overhead(self, needle: Needle, text: str) -> int:
         """Tokens of a prompt's length that are not for the haystack."""

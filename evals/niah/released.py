@@ -43,7 +43,7 @@ def hide(
     cleaned up (`compresskv.detokenise`). Raises `UserError` where `tokens` is not positive.
     """
     if tokens < 1:
-        raise UserError("eval.lengths: the shortest length leaves no room for a haystack: choose a longer one")
+        raise UserError("eval.lengths", "choose a longer one", why="the shortest length leaves no room for a haystack")
     needle_ids = tokenizer(needle, add_special_tokens=special).input_ids
     beginning = _beginning(haystack, tokens + len(needle_ids) + RESERVED, tokenizer, special, cleanup)
     encoded = tokenizer(beginning, add_special_tokens=special, return_offsets_mapping=True)

@@ -38,7 +38,7 @@ def run_and_export(parts: Sequence[str], data: str, results: Path, target: Path,
     Raises `UserError` at the end if a part failed.
     """
     if unknown := [part for part in parts if part not in (*SWEEPS, "none")]:
-        raise UserError(f"{unknown[0]}: is no part of the reference run: choose from {', '.join(SWEEPS)}, or none")
+        raise UserError("parts", f"choose from {', '.join(SWEEPS)}, or none", value=unknown[0])
     from evals.running.sweep import run
 
     failures = []

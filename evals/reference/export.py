@@ -66,9 +66,9 @@ def export(results: Path, target: Path) -> int:
     """
     chosen = [record for record in records(results) if record.summary]
     if not chosen:
-        raise UserError(f"{results / 'runs'}: no results: run `make reference` first")
+        raise UserError("results", "run `make reference` first", value=results / "runs", why="no results")
     if faulty := [record for record in chosen if record.problems]:
-        raise UserError(f"{faulty[0].path}: {faulty[0].problem}: remove that folder and run again")
+        raise UserError(None, "remove that folder and run again", value=faulty[0].path, why=str(faulty[0].problem))
     try:
         for part in PARTS:
             if (target / part).exists():

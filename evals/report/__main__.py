@@ -29,11 +29,12 @@ def main(arguments: list[str]) -> int:
     given = dict(argument.partition("=")[::2] for argument in arguments)
     try:
         if unknown := [name for name in given if name not in ("experiment", "results", "columns") or not given[name]]:
-            raise UserError(f"{unknown[0]}: is not known here: {usage}")
+            known = unknown[0] in ("experiment", "results", "columns")
+            raise UserError(unknown[0], usage, why="not set" if known else "not known here")
         if "experiment" not in given:
-            raise UserError(f"experiment: is not set: {usage}")
+            raise UserError("experiment", usage, why="not set")
         if (columns := given.get("columns", "tasks")) not in ("tasks", "groups"):
-            raise UserError(f"columns={columns}: LaTeX tables of LongBench have tasks or groups: write one of the two")
+            raise UserError("columns", "choose tasks or groups", value=columns)
         from evals.report.artefacts import write
 
         for path in write(

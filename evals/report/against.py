@@ -28,12 +28,14 @@ def against(records: Sequence[Record], metric: str, method: str) -> list[tuple[s
     """
     known = dict.fromkeys(record.method for record in records)
     if method not in known:
-        raise UserError(f"--against {method}: has no results here: choose one of {', '.join(known)}, or all")
+        raise UserError("--against", f"choose one of {', '.join(known)}, or all", value=method, why="no results here")
     found = list(_families([sound(record)[0] for record in records if record.summary], metric, item_of(method)))
     if not found:
         raise UserError(
-            f"--against {method}, --metric {metric}: no other method has it on the same samples at the same budget: "
-            "choose a numeric field of samples.jsonl, such as score, and a method that was run beside others"
+            "--metric",
+            "choose a numeric field of samples.jsonl, such as score, and a method that was run with others",
+            value=metric,
+            why=f"no other method has it on the same samples at the same budget as {method}",
         )
     return found
 

@@ -54,8 +54,10 @@ def page(experiment: str, item: Item, results: Path) -> Page:
     maps, faults = _maps(results)
     if not maps:
         raise UserError(
-            f"experiment={experiment}: no calibration in {results / 'calibration'} or where methods find theirs has "
-            f"scores of all heads: run `python run.py -m experiment={experiment}` first"
+            "experiment",
+            f"run `python run.py -m experiment={experiment}` first",
+            value=experiment,
+            why=f"no calibration in {results / 'calibration'} or where methods find theirs has scores of all heads",
         )
     plain = [Plain(f"The best {BEST} heads of {of_model.title}", HEADER, _best(of_model)) for of_model in maps]
     figures = {of_model.stem: partial(_draw, of_model) for of_model in maps}

@@ -122,5 +122,7 @@ ALL = Item("all methods")
 def item(name: str) -> Item:
     """The item of that name. Raises `UserError`, with all names, if there is none."""
     if name not in ITEMS:
-        raise UserError(f"experiment={name}: has no artefacts made from results: choose one of {', '.join(ITEMS)}")
+        raise UserError(
+            "experiment", f"choose one of {', '.join(ITEMS)}", value=name, why="it has no artefacts made from results"
+        )
     return ITEMS[name]

@@ -71,7 +71,7 @@ def latex(page: Page, columns: Columns = "tasks") -> str:
     groups of what has no tasks of LongBench.
     """
     if columns == "groups" and not any(grid.kind == "longbench" for grid in page.grids):
-        raise UserError("columns=groups: there are no tasks of LongBench here, whose groups they are: leave it out")
+        raise UserError("columns", "leave it out", value=columns, why="only LongBench's tasks have groups")
     tables = [PACKAGES]
     for place, grid in enumerate(page.grids):
         caption = [f"{escape(heading(grid))}."]

@@ -82,8 +82,10 @@ def chosen(experiment: str, results: Path) -> tuple[list[Record], str, list[str]
 def nothing(experiment: str, place: Path) -> UserError:
     """That an experiment has no results at `place`."""
     return UserError(
-        f"experiment={experiment}: {place} has none of its results: "
-        f"run `python run.py -m experiment={experiment}` first, or name the tree with results="
+        "experiment",
+        f"run `python run.py -m experiment={experiment}` first, or name the tree with results=",
+        value=experiment,
+        why=f"{place} has none of its results",
     )
 
 

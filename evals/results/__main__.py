@@ -85,8 +85,9 @@ def compare(chosen: Sequence[Record], options: argparse.Namespace) -> int:
     method = options.against or (SUBJECT if SUBJECT in there else EVERY)
     if method != EVERY:
         return compare_against(chosen, options.metric or "score", method, options.csv, options.latex)
-    if wanted := options.csv or options.latex:
-        raise UserError(f"{wanted}: a file is written of the comparisons of one method: name it with --against")
+    for name in ("csv", "latex"):
+        if path := getattr(options, name):
+            raise UserError(f"--{name}", "name a method with --against", value=path, why="all pairs have no file")
     return compare_all(chosen, options.metric or "score")
 
 
@@ -127,9 +128,11 @@ def compare_all(chosen: Sequence[Record], metric: str) -> int:
     compared = comparisons(chosen, metric)
     if not any(comparison.pairs for comparison in compared):
         raise UserError(
-            f"--metric {metric}: no two settings of a task have it on the same samples: choose a numeric field "
-            "of samples.jsonl, such as score, and settings that were run on the same samples"
-            + "".join(f" ({comparison.title}: {_left_out(comparison)})" for comparison in compared[:1])
+            "--metric",
+            "choose a numeric field of samples.jsonl, such as score, and settings that were run on the same samples",
+            value=metric,
+            why="no two settings of a task have it on the same samples"
+            + "".join(f" ({comparison.title}: {_left_out(comparison)})" for comparison in compared[:1]),
         )
     console = screen(160)
     for comparison in compared:
@@ -231,7 +234,8 @@ def main(arguments: list[str] | None = None) -> int:
         options = parser.parse_args(arguments)
         for name in ("metric", "against", "csv", "latex"):
             if (value := getattr(options, name)) is not None and options.command != "compare":
-                raise UserError(f"--{name}={value}: {options.command} does not take it: leave it out, or use compare")
+                why = f"{options.command} does not take it"
+                raise UserError(f"--{name}", "leave it out, or use compare", value=value, why=why)
         chosen = settings_named(options.results, options.named)
         if options.command == "compare":
             code = compare(chosen, options)

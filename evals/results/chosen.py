@@ -3,7 +3,7 @@
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from compresskv.errors import UserError
+from compresskv.errors import UserError, readable
 from compresskv.inputs import expanded
 from evals.results.record import Record, records
 
@@ -14,24 +14,24 @@ def settings_named(results: str | None, named: str) -> list[Record]:
     `named` is a results tree, a folder below the `runs` of one, or else a part of settings' paths below `runs`, in
     which `*`, `?` and `[…]` stand for any text, any character and one of several. Raises `UserError` if that is none.
     """
-    place = expanded(named, named) if named else Path()
+    place = expanded(named, "--results") if named else Path()
     if named and (place / "runs").is_dir():
         if results is not None:
-            raise UserError(f"{named}: is a results tree, and --results={results} names another: name one of them")
+            raise UserError("--results", "name one results tree", value=results, why=f"{named} is another one")
         results, named = str(place), ""
     elif named and place.is_dir() and (tree := _tree_of(place)):
         below = place.resolve()
         found = [record for record in records(tree) if record.path.resolve().is_relative_to(below)]
         if not found:
-            raise UserError(f"{named}: there are no results in that folder: check the path")
+            raise UserError(None, "check the path", value=place, why="no results in this folder")
         return found
-    tree = expanded(results or "results", f"--results={results}")
+    tree = expanded(results or "results", "--results")
     found = [record for record in records(tree) if named in record.name or fnmatchcase(record.name, f"*{named}*")]
     if not found:
         if not (tree / "runs").is_dir():
-            raise UserError(f"--results={tree}: there are no results: name a folder that has runs/ in it")
-        whose = f"none of its settings has {named} in its path" if named else "it has no settings yet"
-        raise UserError(f"{tree / 'runs'}: no results: {whose}: `python -m evals.results list` shows what there is")
+            raise UserError("--results", "name a folder that has runs/ in it", value=tree, why="no results")
+        why = f"no setting has {readable(named)} in its path" if named else "no settings yet"
+        raise UserError("--results", "`python -m evals.results list` shows all settings", value=tree, why=why)
     return found
 
 

@@ -5,7 +5,8 @@ from typing import Annotated, Any
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config
 
-from compresskv.checking import Ge, Le, MaxLen, MinLen, readable
+from compresskv.checking import Ge, Le, MaxLen, MinLen
+from compresskv.errors import readable
 
 LARGEST = 10**15
 """No number of a result is as large; those that are cannot be drawn."""

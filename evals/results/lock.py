@@ -37,7 +37,12 @@ def acquire(folder: Path, descriptor: int) -> None:
         _claim(owner)
         return
     if not locked:
-        raise UserError(f"{folder} is in use by another process{_name(owner)}: wait for it, or set paths.results")
+        raise UserError(
+            "paths.results",
+            "wait for it, or set another folder",
+            value=folder,
+            why=f"in use by another process{_name(owner)}",
+        )
     with contextlib.suppress(OSError):
         owner.write_text(_myself())
 
@@ -97,8 +102,10 @@ def _claim(owner: Path) -> None:
         except FileExistsError:
             if takeover or not _gone(owner):
                 raise UserError(
-                    f"{owner.parent} is in use by another process{_name(owner)}: wait for it, or, "
-                    f"if that process is gone, delete {owner}"
+                    "paths.results",
+                    f"wait for it, or, if that process is gone, delete {owner}",
+                    value=owner.parent,
+                    why=f"in use by another process{_name(owner)}",
                 ) from None
             takeover = True
             owner.unlink(missing_ok=True)
@@ -113,7 +120,9 @@ def _claim(owner: Path) -> None:
     if takeover:
         time.sleep(0.1)  # another that saw the same process gone may have removed this file instead of that
         if not owner.exists() or owner.read_text() != _myself():
-            raise UserError(f"{owner.parent} is in use by another process{_name(owner)}: wait for it")
+            raise UserError(
+                "paths.results", "wait for it", value=owner.parent, why=f"in use by another process{_name(owner)}"
+            )
 
 
 def _myself() -> str:

@@ -33,9 +33,9 @@ class Measurement:
         try:
             content = loads(self.path.read_text(encoding="utf-8"))
         except (OSError, ValueError, RecursionError) as error:
-            raise UserError(f"{self.path}: cannot be read ({error}): run it again") from error
+            raise UserError(None, "run it again", value=self.path, why=f"cannot be read ({error})") from error
         if not isinstance(content, dict):
-            raise UserError(f"{self.path}: is not what a run wrote: run it again")
+            raise UserError(None, "run it again", value=self.path, why="not what a run wrote")
         return content
 
     @property

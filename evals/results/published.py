@@ -49,16 +49,24 @@ def _all(folder: Path) -> tuple[Published, ...]:
         with path.open(encoding="utf-8", newline="") as file:
             reader = csv.DictReader(file, strict=True)
             if tuple(reader.fieldnames or ()) != COLUMNS:
-                raise UserError(f"{path}: the columns must be {', '.join(COLUMNS)}.")
+                raise UserError(None, f"make the columns {', '.join(COLUMNS)}", value=path, why="it has other columns")
             rows += [_row(f"{path}, line {reader.line_num}", fields) for fields in reader]
     return tuple(rows)
 
 
 def _row(place: str, fields: dict[str, str]) -> Published:
     if None in fields or None in fields.values():
-        raise UserError(f"{place}: a row has {len(COLUMNS)} columns.")
+        raise UserError(None, f"give the row {len(COLUMNS)} columns", where=place)
+    numbers = {
+        "budget": _number(place, fields, "budget", int) if fields["budget"] else None,
+        "value": _number(place, fields, "value", float),
+    }
+    return Published(**fields | numbers)  # type: ignore[arg-type]
+
+
+def _number(place: str, fields: dict[str, str], name: str, kind: type[int] | type[float]) -> float:
     try:
-        numbers = {"budget": int(fields["budget"]) if fields["budget"] else None, "value": float(fields["value"])}
-        return Published(**fields | numbers)  # type: ignore[arg-type]
+        return kind(fields[name])
     except ValueError as error:
-        raise UserError(f"{place}: {error}.") from error
+        fix = "write a whole number" if kind is int else "write a number"
+        raise UserError(name, fix, value=fields[name], where=place) from error

@@ -90,7 +90,7 @@ class SampleStore:
             for number, whose in lines.foreign.items():
                 raise not_its_own(f"{self.path}:{number}", whose)
             for number, fault in lines.faults.items():
-                raise UserError(f"{self.path}:{number}: {fault}: delete that line and run again")
+                raise UserError(None, "delete that line and run again", why=fault, where=f"{self.path}:{number}")
             if self._descriptor is not None:
                 if lines.size < len(content):
                     os.ftruncate(self._descriptor, lines.size)
@@ -127,8 +127,10 @@ class SampleStore:
             content = encode(line)
         except ValueError as error:
             raise NonFiniteError(
-                f"{self.path}: sample {line['id']} has a number that is not finite: "
-                "set model.dtype=float32 or model.dtype=bfloat16"
+                "model.dtype",
+                "set it to float32 or bfloat16",
+                why=f"sample {line['id']} has a number that is not finite",
+                where=self.path,
             ) from error
         if self._descriptor is None:
             raise refused(self.folder, self._refusal)
@@ -175,8 +177,10 @@ class SampleStore:
 
     def _changed(self, how: str) -> UserError:
         return UserError(
-            f"{self.path} was {how} while this run was writing to it, so finished samples may be gone: "
-            "run the same command again for those that are missing"
+            None,
+            "run the same command again for those that are missing",
+            value=self.path,
+            why=f"it was {how} while this run was writing to it, so finished samples may be gone",
         )
 
     def close(self) -> None:
@@ -250,16 +254,19 @@ def safe_name(where: str, name: str) -> str:
     elif len(name.encode()) > 200:
         fault = "it is longer than 200 bytes"
     if fault:
-        shown = name if len(name) < 60 else f"{name[:50]}…"
-        raise UserError(f"{where}={shown!r}: results cannot have a folder of that name ({fault}): choose another name")
+        raise UserError(
+            where, "choose another name", value=name, why=f"results cannot have a folder of that name ({fault})"
+        )
     return name
 
 
 def not_its_own(place: str, whose: str) -> UserError:
     """The sentence for a file that belongs to another setting than that of its folder."""
     return UserError(
-        f"{place}: this is {whose}, not of this folder: move the files of both settings back to where they came from, "
-        "or move this folder out of the results"
+        None,
+        "move the files of both settings back to where they came from, or move this folder out of the results",
+        why=f"this is {whose}, not of this folder",
+        where=place,
     )
 
 
@@ -267,12 +274,16 @@ def refused(folder: Path, error: OSError) -> UserError:
     """The sentence for a folder that cannot be written."""
     if error.errno in TOO_MANY_OPEN:
         return UserError(
-            f"{folder}: too many open files, one for each setting of a task; finished samples are safe: "
-            "raise the limit with `ulimit -n`, or run fewer settings at once"
+            "paths.results",
+            "raise the limit with `ulimit -n`, or run fewer settings at once",
+            value=folder,
+            why="too many open files, one for each setting of a task; finished samples are safe",
         )
     return UserError(
-        f"{folder}: cannot be written ({error.strerror or error}); finished samples are safe: "
-        "make room or set paths.results, and run the same command again"
+        "paths.results",
+        "make room or set another folder, and run the same command again",
+        value=folder,
+        why=f"cannot be written ({error.strerror or error}); finished samples are safe",
     )
 
 

@@ -127,8 +127,10 @@ def refuse_another_prompt(store: SampleStore, sample: Sample) -> None:
     known = store.lines.get(sample.id, {}).get("prompt_sha256")
     if known is not None and known != _digest(sample):
         raise UserError(
-            f"{store.path}: sample {sample.id} was made with another prompt than it has now, though its folder is the "
-            "same: set paths.results to another folder, or delete this one to run all of its samples again"
+            "paths.results",
+            "set it to another folder, or delete this one to run all of its samples again",
+            value=store.path,
+            why=f"sample {sample.id} was made with another prompt than it has now, though its folder is the same",
         )
 
 

@@ -57,7 +57,7 @@ def canonical(identity: Any, where: str) -> str:
         raise
     except (TypeError, ValueError, RecursionError) as error:  # such as keys that are not texts, or a cycle
         why = " ".join(str(error).split())
-        raise UserError(f"{where}: its identity cannot be written as JSON ({why}): use texts as keys") from error
+        raise UserError(where, "use texts as keys", why=f"its identity cannot be written as JSON ({why})") from error
 
 
 def _described(value: Any, where: str, above: tuple[int, ...]) -> Any:
@@ -170,5 +170,8 @@ def _sorted(described: Iterable[Any]) -> list[Any]:
 
 
 def _refused(where: str, what: str) -> UserError:
-    fix = "make it a frozen dataclass whose fields are numbers, texts, or tuples of these"
-    return UserError(f"{where}: {what}, so its results could not be told from others and resumed: {fix}")
+    return UserError(
+        where,
+        "make it a frozen dataclass whose fields are numbers, texts, or tuples of these",
+        why=f"{what}, so its results could not be told from others and resumed",
+    )

@@ -20,7 +20,11 @@ def build_method(model: LoadedModel, job: Job, first_prompt: Callable[[], int] |
     if job.method.keeps_everything:
         return None
     if model.layers == 0:
-        raise UserError(f"{model.name} has sliding-window layers only, so there is nothing to evict: use method=full")
+        raise UserError(
+            "method",
+            "use method=full",
+            why=f"{model.name} has sliding-window layers only, so there is nothing to evict",
+        )
     return build(job.method, context_of(model, job, first_prompt))
 
 

@@ -98,7 +98,7 @@ def show(entries: Sequence[Entry], logger: Logger | None) -> None:
     failures = [entry.note for entry in entries if entry.state in FAULTY]
     records = [record for entry in entries if entry.folder and (record := entry.record()).covered]
     if len(failures) == len(entries) and len(set(failures)) == 1 and not records:
-        raise UserError(failures[0])
+        raise UserError(None, failures[0])
     if len(entries) > 1:
         screen().print(table(entries))
     figures = terminal.show(records)
@@ -108,8 +108,9 @@ def show(entries: Sequence[Entry], logger: Logger | None) -> None:
     if failures:
         faulty = _settings([entry for entry in entries if entry.state in FAULTY])
         raise UserError(
-            f"{faulty} of {_settings(entries)} settings {_how(entries)} ({failures[0]}); "
-            "the same command runs only what is missing"
+            None,
+            "the same command runs only what is missing",
+            why=f"{faulty} of {_settings(entries)} settings {_how(entries)} ({failures[0]})",
         )
 
 

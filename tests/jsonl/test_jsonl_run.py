@@ -4,11 +4,11 @@ import json
 
 import pytest
 
-from compresskv.errors import UserError
 from compresskv.protocol import EvaluationProtocol
 from evals.compose import job
 from evals.jsonl.evaluation import JsonlTask
 from tests.support.command import folders, run
+from tests.support.refusals import assert_refused, refused
 
 RECORDS = [
     {"context": "The cat sat on the mat. " * 20, "question": "Where is the cat?", "answers": ["on the mat"]},
@@ -63,25 +63,23 @@ def test_a_bad_line_is_named_by_file_and_line(command, data):
     data.write_text(data.read_text() + '{"prompt": "Where?", "answer": ["there"]}\n')
     done = run("method=full", *command)
     assert done.returncode != 0
-    assert f"error: {data}, line 4: 'answer' is no field: did you mean 'answers'?" in done.stderr
-    assert "Traceback" not in done.stderr
+    assert_refused(done, "answer")
 
 
 @pytest.mark.parametrize(
-    ("overrides", "says"),
+    ("override", "field", "value"),
     [
-        (["eval.data=null"], "eval.data=null: choose a text"),
-        (["eval.data=/nowhere.jsonl"], "cannot read /nowhere.jsonl"),
-        (["eval.metric=f1"], "eval.metric=f1: choose one of qa_f1"),
-        (["eval.metric=null"], "pets.jsonl, line 1: no metric"),
-        (["eval.limit=0"], "eval.limit=0: choose a whole number"),
+        ("eval.data=null", "eval.data", None),
+        ("eval.data=/nowhere.jsonl", "eval.data", "/nowhere.jsonl"),
+        ("eval.metric=f1", "eval.metric", "f1"),
+        ("eval.metric=null", "metric", ...),
+        ("eval.limit=0", "eval.limit", 0),
     ],
 )
-def test_a_setting_that_cannot_be_is_a_sentence(overrides, says, data, default_model):
-    settings = [f"eval.data={data}", "eval.max_new_tokens=6", "eval.metric=qa_f1", *overrides]
-    with pytest.raises(UserError) as refusal:
+def test_a_setting_that_cannot_be_is_a_sentence(override, field, value, data, default_model):
+    settings = [f"eval.data={data}", "eval.max_new_tokens=6", "eval.metric=qa_f1", override]
+    with refused(field, value=value):
         _ = task_of(default_model, *settings).identity
-    assert says in str(refusal.value)
 
 
 def test_prompts_are_in_the_chat_template_and_answers_in_the_metric(data, default_model):
@@ -108,10 +106,10 @@ def test_a_wider_run_extends_a_narrower_one_and_another_metric_is_another_settin
 def test_a_prompt_beyond_the_window_is_refused_not_cut(data, default_model):
     data.write_text(json.dumps({"prompt": "word " * 9000, "answers": ["x"], "id": "long"}) + "\n")
     task = task_of(default_model, f"eval.data={data}", "eval.metric=qa_f1", "eval.max_new_tokens=6")
-    with pytest.raises(UserError, match=r"pets\.jsonl, record 'long': 90\d\d tokens and 6 new ones exceed the 8192"):
+    with refused("prompt"):
         task.sample("long")
 
 
 def test_no_name_leaves_its_folder(tmp_path, default_model):
-    with pytest.raises(UserError, match=r"eval\.data=\.: choose a name"):
+    with refused("eval.data"):
         assert task_of(default_model, f"eval.data={tmp_path / '..jsonl'}").name

@@ -15,7 +15,6 @@ import torch
 from rich.console import Console
 
 from compresskv import models
-from compresskv.errors import UserError
 from evals import compose, console
 from evals.console import signals_as_interrupts
 from evals.launch.devices import DevicePool, Devices, executor, named, visible
@@ -23,6 +22,7 @@ from evals.launch.executor import Sweep
 from evals.launch.groups import Group
 from evals.running import loading
 from tests.support.command import ROOT, arguments, content, run
+from tests.support.refusals import assert_refused, refused
 
 ENV = {"CUDA_VISIBLE_DEVICES": "", "COLUMNS": "200", "OMP_NUM_THREADS": "1"}
 TWO = "hydra.launcher.devices=[0,1]"
@@ -73,7 +73,8 @@ def test_two_devices_give_what_one_process_gives(tiny, tmp_path):
     assert spread.stdout == alone.stdout
     assert spread.returncode == alone.returncode == 1
     assert spread.stderr.splitlines()[-1] == alone.stderr.splitlines()[-1]
-    assert spread.stderr.splitlines()[-1].startswith("error: 2 of 6 settings failed (model.path=/nowhere")
+    assert "2 of 6" in spread.stderr.splitlines()[-1]
+    assert "model.path=/nowhere" in spread.stderr.splitlines()[-1]
     assert re.search(r"^\[[01] one niah\] one needle: 4/4 prompts, .* left$", spread.stderr, re.MULTILINE)
     assert len(re.findall(r"^\[[01] \w+ niah\] (?:done|exit code 1)$", spread.stderr, re.MULTILINE)) == 3
     for log in (tmp_path / "out" / "devices").glob("*/*.log"):
@@ -104,7 +105,7 @@ def test_an_interrupted_sweep_leaves_no_process_and_resumes_beside_one_that_is_k
     assert samples(tmp_path) == 4
     assert again.returncode == 1
     assert "Traceback" not in again.stderr
-    assert re.match("error: 1 of 2 settings failed .the process on device [01] ended", again.stderr.splitlines()[-1])
+    assert "1 of 2" in again.stderr.splitlines()[-1]
     assert re.search(r"the process on device [01] ended without a result \(killed by SIGKILL\)", again.stdout)
     said = re.split("killed niah: the process on device [01]", again.stderr)[1]
     assert f"log: {tmp_path}/out/devices/" in said
@@ -114,12 +115,12 @@ def test_an_interrupted_sweep_leaves_no_process_and_resumes_beside_one_that_is_k
 def test_a_mistake_is_a_sentence(tiny):
     done = run("-m", *tiny("one"), "hydra.launcher.devices=[0,0]", env=ENV)
     assert done.returncode == 1
-    assert done.stderr == "error: hydra.launcher.devices=[0, 0]: name each device once\n"
+    assert_refused(done, "hydra.launcher.devices")
 
 
 @pytest.mark.parametrize("value", [[], 0, "0,1", {"0": 1}, [0, 0.5], [True], [[0]], [None], [1, "1"]])
 def test_what_is_no_choice_of_devices_is_refused(value):
-    with pytest.raises(UserError, match=r"hydra\.launcher\.devices="):
+    with refused("hydra.launcher.devices"):
         named(value)
 
 
@@ -142,7 +143,7 @@ def test_visible_devices(machine):
     machine(2, "GPU-5a, 7")
     assert visible() == ["GPU-5a", "7"]
     assert named(["GPU-5a", 7]) == ["GPU-5a", "7"]
-    with pytest.raises(UserError, match="there is no device 0: choose from GPU-5a, 7"):
+    with refused("hydra.launcher.devices"):
         named([0])
     machine(0, "0,1")
     assert visible() == []
@@ -183,22 +184,25 @@ def test_what_cannot_be_spread_is_left_to_this_process(start, machine):
     assert not start(ONE_MODEL)
     assert not start(ONE_MODEL, [*ANOTHER, "model.device=map"])
     assert not start([*ONE_MODEL, "eval=efficiency"], [*ANOTHER, "eval=efficiency"])
-    with pytest.raises(UserError, match=r"hydra\.launcher\.devices=\[0, 1\]: model\.device=cpu"):
+    with refused("hydra.launcher.devices", value=[0, 1]):
         start(ONE_MODEL, [*ANOTHER, "model.device=cpu"], devices=[0, 1])
     machine(1)
     assert not start(ONE_MODEL, ANOTHER)
 
 
 def test_what_can_be_spread_is(start):
-    with pytest.raises(UserError, match=r"2 of 2 settings failed \(the process on device \d ended without a result"):
+    with refused(None) as caught:
         start(ONE_MODEL, ANOTHER)
-    with pytest.raises(UserError, match=r"the process on device 1 ended without a result \(exit code 3\)"):
+    assert "2 of 2" in caught.value.why
+    with refused(None) as caught:
         start(ONE_MODEL, devices=[1])
+    assert "device 1" in str(caught.value)
+    assert "exit code 3" in str(caught.value)
 
 
 def test_a_process_that_fails_after_its_results_is_not_passed_over(start):
     outcome = "next(a.partition('=')[2] for a in sys.argv if a.startswith('hydra.launcher.outcome='))"
-    with pytest.raises(UserError, match=r"another niah: .* see .*/1\.log"):
+    with refused(None, names="/1.log"):
         start(ONE_MODEL, ANOTHER, stub=f"import sys; open({outcome}, 'w').write('[]'); exit('another' in sys.argv[-1])")
 
 

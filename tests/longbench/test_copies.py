@@ -6,11 +6,11 @@ from types import SimpleNamespace
 import pytest
 from datasets import Dataset, DatasetDict
 
-from compresskv.errors import UserError
 from evals.longbench import official
 from evals.longbench.data import load_task, open_source, read_task
 from evals.longbench.prompts import template
 from evals.longbench.tasks import ENGLISH, TASKS
+from tests.support.refusals import refused
 
 # Where other tools cut the official prompts: (end of the first piece, the answer's opening).
 CUTS = {
@@ -128,7 +128,7 @@ def test_one_dataset_of_several_tasks(index, tmp_path):
     Dataset.from_list([*rows, {**rows[0], "task": "narrativeqa_e"}]).to_parquet(tmp_path / "all.parquet")
     folder = open_source(tmp_path / "all.parquet", cache=tmp_path / "cache")
     assert [len(load_task(folder, TASKS[name])) for name in ("narrativeqa", "trec")] == [4, 4]
-    with pytest.raises(UserError, match=r"there is no qasper\.jsonl"):
+    with refused("eval.tasks", value="qasper"):
         load_task(folder, TASKS["qasper"])
 
 
@@ -192,23 +192,22 @@ def test_a_copy_is_converted_once_and_again_when_it_changes(index, tmp_path):
 
 
 def test_what_cannot_be_converted_is_one_sentence(index, tmp_path):
-    def refused(path, message, **options):
-        with pytest.raises(UserError, match=message) as refusal:
-            open_source(path, cache=tmp_path / "cache", **options)
-        assert "\n" not in str(refusal.value)
+    def assert_refused_to_open(name, field, **options):
+        with refused(field):
+            open_source(tmp_path / name, cache=tmp_path / "cache", **options)
 
     saved(tmp_path / "nothing", [{"x": 1}])
-    refused(tmp_path / "nothing", "holds no row of a LongBench task")
+    assert_refused_to_open("nothing", "eval.data")
     incomplete = {key: value for key, value in index["qasper"][0].items() if key != "length"}
     saved(tmp_path / "incomplete", [incomplete])
-    refused(tmp_path / "incomplete", "row 0: the record has no 'length' field")
+    assert_refused_to_open("incomplete", "length")
     saved(tmp_path / "no-question", [{k: v for k, v in index["qasper"][0].items() if k != "input"}])
-    refused(tmp_path / "no-question", "row 0: the record has no 'question' field")
+    assert_refused_to_open("no-question", "question")
     (tmp_path / "torn").mkdir()
     (tmp_path / "torn" / "qasper.parquet").write_bytes(b"PAR1")
-    refused(tmp_path / "torn", r"qasper\.parquet cannot be read as a dataset")
+    assert_refused_to_open("torn", "eval.data")
     saved(tmp_path / "copy", index["qasper"])
-    refused(tmp_path / "copy", r"eval\.sha256 is that of an archive", sha256="0" * 64)
+    assert_refused_to_open("copy", "eval.sha256", sha256="0" * 64)
     assert not any((tmp_path / "cache").iterdir())
 
 
@@ -216,7 +215,7 @@ def test_a_dataset_that_the_hub_does_not_give_is_one_sentence(tmp_path, monkeypa
     for offline in (True, False):
         monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", offline)
         monkeypatch.setattr("huggingface_hub.HfApi.dataset_info", lambda *_, **__: (_ for _ in ()).throw(OSError("no")))
-        with pytest.raises(UserError, match=r"^eval\.data=nobody/nothing is neither a path here nor a dataset"):
+        with refused("eval.data", value="nobody/nothing"):
             open_source("nobody/nothing", cache=tmp_path / "cache")
 
 

@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from compresskv.errors import UserError
 from evals.longbench.prompts import render, stop_ids, template, truncate_middle
 from evals.longbench.tasks import ALL, TASKS
+from tests.support.refusals import refused
 
 SMOLLM2_CHAT = (
     "<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\n"
@@ -142,12 +142,12 @@ def test_released_wraps_no_other_model_and_none_of_the_six_tasks(records, llama3
 
 
 def test_a_window_without_room_is_refused(records, smollm2):
-    with pytest.raises(UserError, match=r"a window of 512 tokens has no room for a gov_report prompt beside 512 new"):
+    with refused("model.window", value=512):
         render(TASKS["gov_report"], records["gov_report"], smollm2, window=512, chat_wrapper="template")
 
 
 def test_a_tokenizer_without_chat_template_is_refused_where_one_is_needed(records, base):
-    with pytest.raises(UserError, match="no chat template"):
+    with refused("model.chat_template"):
         render(TASKS["qasper"], records["qasper"], base, window=4000, chat_wrapper="template")
     assert (
         render(TASKS["trec"], records["trec"], base, window=4000, chat_wrapper="template").ids[0] == base.bos_token_id

@@ -6,6 +6,7 @@ import pytest
 
 from tests.support.command import content, folders, kill_and_resume, run
 from tests.support.equality import assert_sharing_changes_nothing
+from tests.support.refusals import assert_refused
 
 TASKS = ["qasper", "trec", "lcc"]
 
@@ -83,25 +84,19 @@ def test_any_kill_resumes_to_the_same_files(command, tmp_path, seed):
 
 
 @pytest.mark.parametrize(
-    ("overrides", "says"),
+    ("overrides", "field"),
     [
-        (["eval.tasks=[qasper,nonsense]"], "nonsense"),
-        (["eval.tasks=[narrativeqa]"], "narrativeqa.jsonl"),
-        (["eval.data=/nowhere"], "/nowhere"),
-        (["eval.limit=0"], "eval.limit=0"),
+        (["eval.tasks=[qasper,nonsense]"], "eval.tasks"),
+        (["eval.tasks=[narrativeqa]"], "eval.tasks"),
+        (["eval.data=/nowhere"], "eval.data"),
+        (["eval.limit=0"], "eval.limit"),
     ],
 )
-def test_a_mistake_is_answered_in_a_sentence(command, overrides, says):
-    done = run("method=full", *command, *overrides)
-    assert done.returncode != 0
-    assert "Traceback" not in done.stderr
-    assert says in done.stderr
+def test_a_mistake_is_answered_in_a_sentence(command, overrides, field):
+    assert_refused(run("method=full", *command, *overrides), field)
 
 
 def test_a_corrupt_file_names_file_and_line(command, data):
     path = data / "qasper.jsonl"
     path.write_text(path.read_text() + "{nonsense\n")
-    done = run("method=full", "eval.limit=null", *command)
-    assert done.returncode != 0
-    assert "qasper.jsonl, line 7" in done.stderr
-    assert "Traceback" not in done.stderr
+    assert_refused(run("method=full", "eval.limit=null", *command), f"{path}, line 7")

@@ -18,11 +18,11 @@ from baselines.snapkv import SnapKVScorer
 from baselines.streaming_llm import StreamingLLMScorer
 from baselines.uniform import UniformAllocator
 from compresskv.calibration import find
-from compresskv.errors import UserError
 from compresskv.eviction import EvictionMethod, LayerPrefill, Observation, PromptShape
 from compresskv.layer_error import LayerErrorAllocator, layer_budgets
 from compresskv.selection import running_capacities, select
 from compresskv.semantic_heads import SemanticHeadScorer
+from tests.support.refusals import refused
 
 from .construction import FIRST, LENGTH, SECOND, WINDOW, allocated, attending, blank, context, method, past_kept
 
@@ -425,7 +425,7 @@ def test_published_calibrations_need_the_window_they_were_made_with() -> None:
     heads = method("compresskv", where).scorer.heads  # type: ignore[attr-defined]
     assert heads[0] == (11, 25, 23, 27)
     assert heads[31] == (21, 20, 30, 7)
-    with pytest.raises(UserError, match="window"):
+    with refused("observation.window"):
         method("compresskv", replace(where, observation=Observation(window=16)))
     assert method("headkv", where).allocator.head_scores[15][30] == 0.901625  # type: ignore[attr-defined]
 

@@ -9,10 +9,10 @@ import torch
 from baselines.cake import CakeAllocator, CakeScores
 from baselines.headkv import HeadKVAllocator
 from compresskv.calibration import Calibration
-from compresskv.errors import UserError
 from compresskv.eviction import EvictionMethod, LayerPrefill, LayerScores, Observation, PromptShape
 from compresskv.layer_error import LayerErrorAllocator
 from compresskv.protocol import EvaluationProtocol
+from tests.support.refusals import refused
 
 from .construction import (
     FIRST,
@@ -296,21 +296,16 @@ def test_head_scores_by_name() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "parameters", "message"),
-    [
-        ("headkv", {"head_scores": "best"}, "retrieval_reasoning"),
-        ("headkv", {"beta": 0.5}, "beta"),
-        ("pyramidkv", {"beta": 0.5}, "beta"),
-        ("adakv", {"alpha": 1.5}, "alpha"),
-    ],
+    ("name", "parameter", "value"),
+    [("headkv", "head_scores", "best"), ("headkv", "beta", 0.5), ("pyramidkv", "beta", 0.5), ("adakv", "alpha", 1.5)],
 )
-def test_wrong_parameters(name: str, parameters: dict[str, object], message: str) -> None:
-    with pytest.raises(UserError, match=message):
-        method(name, context(SMALL), **parameters)
+def test_wrong_parameters(name: str, parameter: str, value: object) -> None:
+    with refused(f"method.allocator.{parameter}", value=value):
+        method(name, context(SMALL), **{parameter: value})
 
 
 def test_cake_needs_a_window_and_its_own_scores() -> None:
-    with pytest.raises(UserError, match="window"):
+    with refused("observation.window"):
         method("cake", context(PromptShape(1, 1, 8, 1)))
-    with pytest.raises(UserError, match="method=cake"):
+    with refused("method/allocator", value="cake"):
         CakeAllocator()([LayerScores(torch.zeros(1, 6))], SMALL, 4)

@@ -6,7 +6,6 @@ import pytest
 
 from compresskv import models
 from compresskv.engine import generation
-from compresskv.errors import UserError
 from compresskv.eviction import PromptShape
 from compresskv.methods import build
 from compresskv.protocol import EvaluationProtocol
@@ -19,6 +18,7 @@ from evals.progress import Progress
 from evals.running import batches
 from evals.running.tasks import run_task
 from tests.methods.construction import context, kept, random_layers
+from tests.support.refusals import refused
 
 FIELDS = {f.name for f in fields(EvaluationProtocol)} - {"name"}
 
@@ -37,7 +37,7 @@ def test_fill_replaces_what_is_marked_and_nothing_else() -> None:
     page = "a <!-- effect:x -->old<!-- /effect --> b\n<!-- effect:y --><!-- /effect -->"
     filled = "a <!-- effect:x -->1<!-- /effect --> b\n<!-- effect:y -->2<!-- /effect -->"
     assert fill(page, {"x": "1", "y": "2"}) == fill(filled, {"x": "1", "y": "2"}) == filled
-    with pytest.raises(UserError, match="z"):
+    with refused("z"):
         fill(page, {"x": "1", "y": "2", "z": "3"})
 
 
@@ -71,7 +71,7 @@ def test_the_audit_runs_and_resumes(checkpoint, tmp_path, monkeypatch) -> None:
     main(overrides, page)
     text = page.read_text(encoding="utf-8")
     assert "Not measured yet" not in text
-    assert "not yet measured: calibration=auto: there is no held_out calibration of tiny-llama" in text
+    assert "not yet measured: the method needs a held_out calibration of tiny-llama" in text
     assert "none on this tokenizer: it adds no BOS" in text
     assert text.count("of 1 answers differ") > 10
 

@@ -10,7 +10,6 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from compresskv.detokenise import text_of
-from compresskv.errors import UserError
 from compresskv.models import LoadedModel
 from compresskv.protocol import EvaluationProtocol
 from evals.compose import job
@@ -18,6 +17,7 @@ from evals.longbench.config import LongBench
 from evals.longbench.evaluation import LongBenchTask
 from evals.longbench.prompts import RELEASED_LONGEST, truncate_middle
 from evals.longbench.tasks import TASKS
+from tests.support.refusals import refused
 
 CHATML = (
     "{% if messages[0]['role'] == 'system' %}<|im_start|>system\n{{ messages[0]['content'] }}<|im_end|>\n{% endif %}"
@@ -79,7 +79,7 @@ def test_chat_wrapper_of_other_models_is_not_qwens(task) -> None:
 
 
 def test_chat_wrapper_of_a_qwen_without_a_template(task) -> None:
-    with pytest.raises(UserError, match="no chat template"):
+    with refused("model.chat_template"):
         text(task("qwen2.5-7b-instruct", chat="", chat_wrapper="released"))
 
 

@@ -6,7 +6,6 @@ import pandas as pd
 import pytest
 
 from compresskv.calibration import FOLDER
-from compresskv.errors import UserError
 from compresskv.methods import method_config
 from evals.reference.export import export_setting
 from evals.report.artefacts import page_of, write
@@ -17,6 +16,7 @@ from evals.report.selection import settings_of
 from evals.results.record import records
 from tests.report.trees import needles, nodes, setting
 from tests.results.trees import line
+from tests.support.refusals import refused
 
 OBSERVATION = {"window": 8, "kernel": 5, "pooling": "average"}
 
@@ -35,7 +35,7 @@ QUICK = ("fig9_budgets", "table3_components")
     "experiment", [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in SCORED]
 )
 def test_every_item_renders_complete_and_partial_results_of_two_models(experiment, tmp_path):
-    with pytest.raises(UserError, match=rf"^experiment={experiment}: .* has none of its results"):
+    with refused("experiment", value=experiment):
         page_of(experiment, tmp_path)
     node = settings_of(experiment, None)[-1]
     method = method_config(node["method"]).name
@@ -190,7 +190,7 @@ def test_masking_has_a_row_for_every_ranking_and_a_column_for_every_number_of_he
 
 def test_needles_never_stand_in_for_head_masking(tmp_path):
     setting(tmp_path, "fig5_niah", "full", needles([10.0, 20.0]))
-    with pytest.raises(UserError, match=r"experiment=fig7_masking: .* has none of its results"):
+    with refused("experiment", value="fig7_masking"):
         page_of("fig7_masking", tmp_path)
 
 
@@ -282,7 +282,7 @@ def test_efficiency_is_of_the_last_whole_measurement(tmp_path):
     assert "decode throughput (tokens a second)" in text
     assert "100.00" in text  # tokens a second
     assert {path.suffix for path in paths} >= {".png", ".svg", ".pdf"}
-    with pytest.raises(UserError, match=r"experiment=v2_fig6_efficiency: .*efficiency has none of its results"):
+    with refused("experiment", value="v2_fig6_efficiency"):
         write("v2_fig6_efficiency", tmp_path / "empty")
 
 

@@ -23,6 +23,7 @@ from evals.results.record import Record
 from evals.results.store import SampleStore, write_bytes, write_json
 from tests.results.trees import about, line
 from tests.support.command import ROOT, run
+from tests.support.refusals import assert_about, refused
 
 
 @pytest.fixture
@@ -88,7 +89,7 @@ def test_a_line_that_the_disk_refuses_leaves_the_file_as_it_was(store, monkeypat
     before = store.path.read_bytes()
     with monkeypatch.context() as patched:
         patched.setattr(os, call, half_a_line(code) if call == "write" else failing(code))
-        with pytest.raises(UserError, match=r"cannot be written.*finished samples are safe"):
+        with refused("paths.results"):
             store.append(line("3"))
     assert store.path.read_bytes() == before
     store.append(line("3"))
@@ -100,9 +101,9 @@ def test_where_half_a_line_cannot_be_taken_back_nothing_more_is_written(store, m
     with monkeypatch.context() as patched:
         patched.setattr(os, "write", half_a_line(errno.EIO))
         patched.setattr(os, "ftruncate", failing(errno.EIO))
-        with pytest.raises(UserError, match="cannot be written"):
+        with refused("paths.results"):
             store.append(line("3"))
-    with pytest.raises(UserError, match="was changed"):
+    with refused(None):
         store.append(line("3"))
     store.close()
     assert samples(store.folder) == ["1", "2"]
@@ -124,7 +125,7 @@ TOUCHED = {
 def test_files_that_are_touched_under_a_run_are_noticed(store, touch):
     touch(store.path)
     for use in (lambda: store.append(line("3")), lambda: finish(store, ["1", "2"], about(), store.folder.parent)):
-        with pytest.raises(UserError, match="while this run was writing"):
+        with refused(None):
             use()
     assert not (store.folder / "summary.json").exists()
 
@@ -134,7 +135,7 @@ def test_an_edit_that_keeps_the_size_is_noticed_before_the_summary(store):
     with store.path.open("r+b") as file:
         file.write(content.replace(b'"truncated": false', b'"truncated": true '))
     assert store.path.read_bytes() != content
-    with pytest.raises(UserError, match="while this run was writing"):
+    with refused(None):
         finish(store, ["1", "2"], about(), store.folder.parent)
     assert not (store.folder / "summary.json").exists()
 
@@ -146,7 +147,7 @@ def test_a_file_that_cannot_be_replaced_stays_and_nothing_is_left_beside_it(tmp_
     write_json(path, {"score": 1})
     before = path.read_bytes()
     monkeypatch.setattr(os, call, failing(code))
-    with pytest.raises(UserError, match="cannot be written"):
+    with refused("paths.results"):
         write_json(path, {"score": 2})
     assert path.read_bytes() == before
     assert os.listdir(tmp_path) == ["summary.json"]
@@ -159,10 +160,10 @@ def test_results_that_are_read_only_are_read(store, tmp_path, monkeypatch):
     again = SampleStore(store.folder)
     assert (again.writable, list(again.lines)) == (False, ["1", "2"])
     assert finish(again, ["1", "2"], about(), tmp_path / "runs").summary == made
-    with pytest.raises(UserError, match="Read-only file system"):
+    with refused("paths.results"):
         again.append(line("3"))
     again.close()
-    with pytest.raises(UserError, match="Read-only file system"):
+    with refused("paths.results"):
         SampleStore(tmp_path / "runs" / "new")
 
 
@@ -219,7 +220,7 @@ def test_too_many_open_files(tmp_path, monkeypatch):
     assert [soft == hard for soft, hard in raised] == [True]
     (tmp_path / "b").mkdir()
     refuse_writing(monkeypatch, tmp_path / "b", errno.EMFILE)
-    with pytest.raises(UserError, match=r"too many open files.*ulimit -n"):
+    with refused("paths.results"):
         SampleStore(tmp_path / "b")
 
 
@@ -229,7 +230,7 @@ def test_where_there_are_no_locks_a_file_takes_their_place(tmp_path, monkeypatch
     lock._tell_once.cache_clear()
     first = SampleStore(tmp_path)
     first.append(line("1"))
-    with pytest.raises(UserError, match=f"in use by another process.*process {os.getpid()} on "):
+    with refused("paths.results"):
         SampleStore(tmp_path)
     assert Record(tmp_path, tmp_path).running
     assert capsys.readouterr().err.count("has no locks") == 1
@@ -249,7 +250,7 @@ def test_without_locks_only_a_process_that_is_known_to_be_gone_is_succeeded(tmp_
     if free:
         SampleStore(tmp_path).close()
         return
-    with pytest.raises(UserError, match=r"if that process is gone, delete .*\.owner"):
+    with refused("paths.results"):
         SampleStore(tmp_path)
     assert (tmp_path / ".owner").read_text() == owner
 
@@ -258,7 +259,7 @@ def test_without_locks_and_without_room_nobody_is_kept_out(tmp_path, monkeypatch
     monkeypatch.setattr(fcntl, "flock", failing(errno.ENOSYS))
     with monkeypatch.context() as patched:
         patched.setattr(lock, "_myself", failing(errno.ENOSPC))
-        with pytest.raises(UserError, match="No space left"):
+        with refused("paths.results"):
             SampleStore(tmp_path)
     SampleStore(tmp_path).close()
 
@@ -266,26 +267,27 @@ def test_without_locks_and_without_room_nobody_is_kept_out(tmp_path, monkeypatch
 @pytest.mark.parametrize("code", lock.HELD)
 def test_only_a_lock_that_is_held_means_another_process(tmp_path, monkeypatch, code):
     monkeypatch.setattr(fcntl, "flock", failing(code))
-    with pytest.raises(UserError, match="is in use by another process"):
+    with refused("paths.results"):
         SampleStore(tmp_path)
 
 
 def test_one_of_five_equal_sweeps_proceeds_and_the_others_say_who_does(tmp_path):
     together = threading.Barrier(5)
 
-    def start(_: int) -> SampleStore | str:
+    def start(_: int) -> SampleStore | UserError:
         together.wait()
         try:
             return SampleStore(tmp_path)
         except UserError as error:
-            return str(error)
+            return error
 
     with ThreadPoolExecutor(5) as pool:
         ends = list(pool.map(start, range(5)))
     (one,) = [end for end in ends if isinstance(end, SampleStore)]
-    refusals = [end for end in ends if isinstance(end, str)]
+    refusals = [end for end in ends if isinstance(end, UserError)]
     assert len(refusals) == 4
-    assert all("is in use by another process" in refusal for refusal in refusals)
+    for refusal in refusals:
+        assert_about(refusal, "paths.results", value=tmp_path)
     one.append(line("1"))
     one.close()
     assert samples(tmp_path) == ["1"]

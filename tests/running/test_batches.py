@@ -84,7 +84,7 @@ def test_what_all_settings_share_fails_once(monkeypatch):
 
     def generate(model, ids, settings, *rest):
         calls.append(settings)
-        raise PrefillError("out of memory")
+        raise PrefillError("prompt", "use shorter ones")
 
     for one in failing_sample(monkeypatch, generate):
         assert one.appended == [{"id": "x", "error": "out of memory"}]

@@ -28,6 +28,7 @@ from evals.running import sweep
 from evals.running.described import canonical, describe
 from tests.support.command import ROOT, folders
 from tests.support.own_method import write_package
+from tests.support.refusals import assert_about, refused
 
 
 class Plain:
@@ -169,9 +170,12 @@ def itself() -> list[Any]:
 )
 def test_what_has_no_lasting_description_is_refused_by_its_field(value):
     for scorer in (Plain(value), HeldScorer(value)):
-        with pytest.raises(UserError, match=r"^method.*: .*: make it a frozen dataclass") as refused:
+        with pytest.raises(UserError) as caught:
             describe(EvictionMethod(scorer, UniformAllocator()))
-        assert str(refused.value).startswith(("method.scorer.", "method: it is nested too deeply"))
+        # What is nested too deeply is known of the whole method only.
+        field = caught.value.field or ""
+        assert_about(caught.value, field)
+        assert field.startswith("method.scorer.") or (field == "method" and isinstance(value, list))
 
 
 @dataclass(frozen=True, eq=False)
@@ -183,7 +187,7 @@ class HeldScorer:
 def test_an_identity_that_json_does_not_take_is_refused_or_described():
     assert canonical({"a": Path("x"), "b": {2, 1}}, "task x") == canonical({"b": {1, 2}, "a": Path("x")}, "task x")
     for wrong in ({1: 2, "a": 3}, {(1, 2): 3}, {"a": closure()}, {"a": itself()}):
-        with pytest.raises(UserError, match=r"^task x"):
+        with refused("task x"):
             canonical(wrong, "task x")
 
 
@@ -198,7 +202,7 @@ def test_a_scorer_that_cannot_be_a_key_is_refused():
         window: int = 8
 
     for scorer in (Mutable(), WithList()):
-        with pytest.raises(UserError, match=r"^method\.scorer"):
+        with refused("method.scorer"):
             EvictionMethod(scorer, UniformAllocator())
 
 
@@ -278,5 +282,5 @@ def test_collections_that_hold_more_than_their_items_are_described_in_full():
     assert len({json.dumps(describe(value)) for value in values}) == len(values)
     assert describe(scaled) == describe(copy.copy(scaled))
     assert describe(FrozenMapping(a=1)) == describe({"a": 1})
-    with pytest.raises(UserError, match="method"):
+    with refused("method"):
         describe(...)

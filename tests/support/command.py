@@ -14,36 +14,46 @@ from unittest.mock import patch
 
 from hydra.core.global_hydra import GlobalHydra
 
+from compresskv.errors import UserError
 from evals import command as entry_point
 
 ROOT = Path(__file__).resolve().parents[2]
 HANDLED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
+class Done(subprocess.CompletedProcess):
+    """How a command ended; `error` is what it refused, where it ran in this process."""
+
+    error: UserError | None = None
+
+
 def arguments(*overrides: str) -> list[str]:
     return [sys.executable, str(ROOT / "run.py"), *overrides]
 
 
-def run(*overrides: str, env: dict[str, str] | None = None) -> subprocess.CompletedProcess:
+def run(*overrides: str, env: dict[str, str] | None = None) -> Done:
     """`python run.py …` in this process, which has torch imported already; `run_process` is the real one."""
     handlers = {number: signal.getsignal(number) for number in HANDLED}
     out, err = io.StringIO(), io.StringIO()
     environment = patch.dict(os.environ, env or {})
     command = patch.object(sys, "argv", arguments(*overrides)[1:])
     GlobalHydra.instance().clear()
+    error: BaseException | None = None
     try:
         with environment, command, redirect_stdout(out), redirect_stderr(err):
             entry_point.start()
         code: object = 0
     except SystemExit as ending:
-        code = ending.code or 0
+        code, error = ending.code or 0, ending.__context__
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)
     if isinstance(code, str):  # what Python prints at the end of a process
         err.write(f"{code}\n")
         code = 1
-    return subprocess.CompletedProcess(arguments(*overrides), int(str(code)), out.getvalue(), err.getvalue())
+    done = Done(arguments(*overrides), int(str(code)), out.getvalue(), err.getvalue())
+    done.error = error if isinstance(error, UserError) else None
+    return done
 
 
 def run_process(*overrides: str, env: dict[str, str] | None = None) -> subprocess.CompletedProcess:

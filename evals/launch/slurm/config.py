@@ -7,20 +7,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-from compresskv.checking import AfterValidator, Ge, Gt, Le, LineText, readable
+from compresskv.checking import AfterValidator, Ge, Gt, Le, LineText
+from compresskv.errors import UserError, readable
 
 Count = Annotated[int, Ge(1), Le(1_000_000)]
 
 
 def _option(name: str) -> str:
     if not re.fullmatch(r"[A-Za-z][\w-]*", name, re.ASCII):
-        raise ValueError(f"{readable(name)} is no option of sbatch: give its long name, without dashes in front")
+        raise UserError(
+            None, "give its long name, without dashes in front", why=f"{readable(name)} is not an option of sbatch"
+        )
     return name
 
 
 def _as_written(folder: str) -> str:
     if "%" in folder or "\\" in folder:
-        raise ValueError("SLURM reads % and backslashes in the names of logs: choose a folder without them")
+        raise UserError(None, "choose a folder without them", why="SLURM reads % and backslashes in the names of logs")
     return folder
 
 

@@ -28,9 +28,14 @@ class Submitted(GroupRun):
 def require_slurm() -> None:
     """Raise `UserError` where there is no submitit or no SLURM."""
     if not find_spec("submitit"):
-        raise UserError("hydra/launcher=slurm needs submitit: run `pip install '.[slurm]'`")
+        raise UserError("hydra/launcher", "run `pip install '.[slurm]'`", value="slurm", why="it needs submitit")
     if missing := [name for name in ("sbatch", "srun", "squeue", "scancel") if not shutil.which(name)]:
-        raise UserError(f"hydra/launcher=slurm: there is no {missing[0]} on the PATH: run it on a node of the cluster")
+        raise UserError(
+            "hydra/launcher",
+            "run it on a node of the cluster",
+            value="slurm",
+            why=f"there is no {missing[0]} on the PATH",
+        )
 
 
 def submit(config: SlurmConfig, command: Sequence[str], groups: Sequence[Group]) -> list[Submitted]:
@@ -54,7 +59,12 @@ def submit(config: SlurmConfig, command: Sequence[str], groups: Sequence[Group])
         with _outside_of_jobs(), redirect_stderr(io.StringIO()), executor.batch():
             jobs = [executor.submit(task_of(bundle)) for bundle in bundled]
     except (FailedJobError, FailedSubmissionError, subprocess.SubprocessError, OSError) as error:
-        raise UserError(f"sbatch refused the jobs: {_complaint(str(error))}") from error
+        raise UserError(
+            "hydra/launcher",
+            "correct the settings that it names",
+            value="slurm",
+            why=f"sbatch refused the jobs ({_complaint(str(error))})",
+        ) from error
     submitted = {}
     for bundle, job in zip(bundled, jobs, strict=True):
         for number in bundle:

@@ -76,7 +76,9 @@ class Tree:
 def read(results: Path) -> Tree:
     """Read the whole tree; one setting at a time is in memory. Raises `UserError` where there is none."""
     if not results.is_dir():
-        raise UserError(f"{results}: there is no such directory: name a results tree, such as results")
+        raise UserError(
+            "results", "name a results tree, such as results", value=results, why="there is no such directory"
+        )
     waiting = records(results)
     chosen = _sample_places(waiting)
     shared = _Shared()

@@ -41,7 +41,12 @@ def page(results: Path) -> str:
     tree = read(results)
     measured, faulty = efficiency.measurements(results)
     if not tree.settings and not tree.unfinished and not measured:
-        raise UserError(f"{results}: there are no results in it (no runs/ and no efficiency/): run something first")
+        raise UserError(
+            "results",
+            "run something first",
+            value=results,
+            why="there are no results in it (no runs/ and no efficiency/)",
+        )
     shown, heatmaps = [], []
     for board, grid in scores.boards(tree):
         shown.append(board)
