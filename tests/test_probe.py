@@ -170,6 +170,6 @@ def test_weights_that_are_not_finite_are_told_from_an_architecture():
 def test_loading_refuses_before_the_first_prompt(default_model, tmp_path):
     made("Bloom", vocab_size=49152).save_pretrained(tmp_path)
     default_model.tokenizer.save_pretrained(tmp_path)
-    with refused("model", value="BloomForCausalLM"):
+    with refused("model.path", value=tmp_path):
         load(ModelConfig("bloom", path=str(tmp_path), device="cpu"))
     assert default_model.model.config._attn_implementation == "sdpa"

@@ -140,7 +140,7 @@ def test_an_answer_that_would_cross_a_switch_is_refused_for_this_prompt_alone(na
     for setting in (FULL, Setting(SNAPKV, 20)):
         with refused("max_new_tokens", PromptError, value=new):
             ours(model, ids, new, setting)
-        with attached(model), refused("max_new_tokens", PromptError):
+        with attached(model), refused("prompt", PromptError):
             generate_in_layer(model, ids, setting, Stopping(new))
     with pytest.raises(PromptError):
         ours(model, ids, 1, reference=list(range(new)))

@@ -80,14 +80,14 @@ def failing_sample(monkeypatch, generate):
 
 
 def test_what_all_settings_share_fails_once(monkeypatch):
-    calls = []
+    calls, failure = [], PrefillError("prompt", "use shorter ones")
 
     def generate(model, ids, settings, *rest):
         calls.append(settings)
-        raise PrefillError("prompt", "use shorter ones")
+        raise failure
 
     for one in failing_sample(monkeypatch, generate):
-        assert one.appended == [{"id": "x", "error": "out of memory"}]
+        assert one.appended == [{"id": "x", "error": str(failure)}]
         assert one.error is None
     assert calls == [["a", "b"]]
 
