@@ -97,7 +97,7 @@ Markdown(markdown(page))
 # The same in LaTeX:
 
 # %%
-print(latex(page).partition("\n\n")[0])
+print(latex(page).split("\n\n")[1])
 
 # %% [markdown]
 # ## Score over budget

@@ -18,7 +18,6 @@ from evals.console import Arguments, one_sentence_endings, outputs_take_any_text
 from evals.results.chosen import settings_named
 from evals.results.compare import Comparison, comparisons
 from evals.results.record import Record
-from evals.results.store import write_text
 
 SUBJECT = "compresskv"
 """The method that `compare` is about where nothing else is said."""
@@ -81,8 +80,8 @@ def verify(chosen: Sequence[Record]) -> int:
 
 def compare(chosen: Sequence[Record], options: argparse.Namespace) -> int:
     """One method against every other of its budget, which is what the report page says; or all pairs of settings."""
-    there = {record.method for record in chosen}
-    method = options.against or (SUBJECT if SUBJECT in there else EVERY)
+    evicting = {record.method for record in chosen if record.budget is not None}
+    method = options.against or (SUBJECT if SUBJECT in evicting and len(evicting) > 1 else EVERY)
     if method != EVERY:
         return compare_against(chosen, options.metric or "score", method, options.csv, options.latex)
     for name in ("csv", "latex"):
@@ -117,10 +116,18 @@ def compare_against(
     part = " †: over part of the samples." if any(verdict.partial for verdict in every) else ""
     console.print(plain(family + part))
     if csv:
-        write_text(csv, csv_text(frame(every)))
+        _write("--csv", csv, csv_text(frame(every)))
     if latex:
-        write_text(latex, visible("\n".join([PACKAGES, *comparisons(every, family, f"tab:{method}-{metric}")])))
+        _write("--latex", latex, visible("\n".join([PACKAGES, *comparisons(every, family, f"tab:{method}-{metric}")])))
     return 0
+
+
+def _write(option: str, path: Path, text: str) -> None:
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        reason = f"cannot be written ({error.strerror}): name a file in a folder that is there"
+        raise UserError(f"{option} {path}: {reason}") from error
 
 
 def compare_all(chosen: Sequence[Record], metric: str) -> int:
@@ -226,7 +233,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--against",
         help="compare: the method to compare with the others of its budget, or all for every pair of settings "
-        "(default: compresskv, if it is there)",
+        "(default: compresskv, if other methods are there)",
     )
     parser.add_argument("--csv", type=Path, help="compare: also write the comparisons to this CSV file")
     parser.add_argument("--latex", type=Path, help="compare: also write them to this file as LaTeX tables")

@@ -8,6 +8,7 @@ from xml.etree import ElementTree
 import matplotlib.pyplot as plt
 import pandas as pd
 
+from evals.report.__main__ import main
 from evals.report.artefacts import page_of, write
 from evals.report.cells import ranks
 from evals.report.curve import over_budget
@@ -81,6 +82,23 @@ def test_the_full_cache_comes_first_and_the_best_is_marked_within_a_budget(tmp_p
     tex = latex(page_of("fig5_niah", tmp_path))
     assert r"\textbf{80.0}" in tex
     assert r"\underline{70.0}" in tex
+
+
+def test_columns_of_latex_are_tasks_or_groups(tmp_path):
+    for task in ("trec", "lcc", "qasper"):
+        lines = [line("0", answers=["a"], length=1)]
+        setting(tmp_path, "table1_longbench", "snapkv", lines, task=task, eval="longbench")
+    place = [f"results={tmp_path}", "experiment=table1_longbench"]
+    heads = {}
+    for columns in ("tasks", "groups"):
+        assert main([*place, f"columns={columns}"]) == 0
+        tex = (tmp_path / "artefacts" / "table1_longbench" / "table.tex").read_text(encoding="utf-8")
+        heads[columns] = next(row.split(" & ") for row in tex.splitlines() if row.startswith("method & "))
+    assert [name.split(" ")[0] for name in heads["tasks"]] == ["method", "Qasper", "TREC", "LCC", "average"]
+    assert [name.split(" ")[0] for name in heads["groups"]] == ["method", "single-doc", "few-shot", "code", "average"]
+    assert main([*place, "columns=rows"]) == 2
+    setting(tmp_path, "fig5_niah", "snapkv", needles([50.0, 100.0]))
+    assert main([f"results={tmp_path}", "experiment=fig5_niah", "columns=groups"]) == 2
 
 
 def test_partial_data_is_marked_and_never_ranked_with_complete(tmp_path):

@@ -11,7 +11,7 @@ from evals.report.verdicts import verdicts
 from evals.results.__main__ import main
 from evals.results.compare import comparisons
 from evals.results.record import records
-from tests.results.trees import line, setting
+from tests.results.trees import about, line, setting
 
 
 def test_settings_that_differ_are_told_apart(tmp_path):
@@ -119,5 +119,14 @@ def test_what_cannot_be_compared_is_named(tmp_path):
     for given in (["--against", "tova"], ["--against", "full"], ["--against", "all", "--csv", str(tmp_path / "x.csv")]):
         assert main(["compare", "--results", str(tmp_path), *given]) == 2
     assert main(["compare", "--results", str(tmp_path), "--metric", "prediction"]) == 2
+    assert main(["compare", "--results", str(tmp_path), "--csv", str(tmp_path / "nowhere" / "x.csv")]) == 2
     assert not (tmp_path / "x.csv").exists()
     assert main(["compare", "--results", str(tmp_path), "--against", "all"]) == 0
+
+
+def test_variants_of_one_method_are_compared_with_each_other(tmp_path, capsys):
+    for window in (8, 16):
+        config = {**about("compresskv")["config"], "observation": {"window": window}}
+        setting(tmp_path, [float(window), 30.0], method="compresskv", digest=f"{window:08}", config=config)
+    assert main(["compare", "--results", str(tmp_path)]) == 0
+    assert "window=16" in capsys.readouterr().out
