@@ -126,8 +126,8 @@ def _write(option: str, path: Path, text: str) -> None:
     try:
         path.write_text(text, encoding="utf-8")
     except OSError as error:
-        reason = f"cannot be written ({error.strerror}): name a file in a folder that is there"
-        raise UserError(f"{option} {path}: {reason}") from error
+        why = f"cannot be written ({error.strerror})"
+        raise UserError(option, "name a file in an existing folder", value=path, why=why) from error
 
 
 def compare_all(chosen: Sequence[Record], metric: str) -> int:
