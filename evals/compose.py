@@ -166,6 +166,7 @@ def _sentence(error: HydraException | OmegaConfBaseException) -> UserError:
 def _elsewhere(node: DictConfig, key: str) -> list[str]:
     """Where else in the configuration that `node` is of there is a setting called `key`."""
     root = node._get_root()
+    assert isinstance(root, DictConfig)
     return [name for name, _ in leaves(root) if name.endswith(f".{key}") and not name.startswith("model.evals.")]
 
 
