@@ -12,6 +12,7 @@ from evals.compose import composed
 from evals.job import job_from, jobs_from
 from evals.launch.executor import Sweep
 from tests.support.command import ROOT, arguments
+from tests.support.refusals import refused
 
 
 def mistakes(*lines):
@@ -39,7 +40,7 @@ def test_all_mistakes_are_told_at_once_and_each_once(tmp_path):
     assert found == [
         "method/allocator=cake",
         "budget=8",
-        "absent_a/x.gguf and 1 more are not installed",
+        "model.package=[absent_a/x.gguf, absent_b/x.gguf]",
         absent,
         "eval.haystack=package",
     ]
@@ -61,8 +62,9 @@ def test_a_mistake_is_answered_without_torch(command):
     [({"answers": []}, "answers"), ({"prompt": ""}, "prompt"), ({"max_new_tokens": 0}, "max_new_tokens")],
 )
 def test_records_are_read_before_a_model_is_loaded(tmp_path, record, says):
-    with pytest.raises(UserError, match=rf"own\.jsonl, line 1.*{says}"):
+    with refused(says) as caught:
         jobs_from([composed(*own(tmp_path, **record))])
+    assert "own.jsonl" in str(caught.value.where)
     assert jobs_from([composed(*own(tmp_path))])[0].eval.name == "jsonl"
 
 
@@ -70,19 +72,21 @@ def test_all_tasks_without_a_file_are_named(tmp_path):
     record = {"input": "", "context": "c", "answers": ["a"], "all_classes": None, "length": 1}
     (tmp_path / "qasper.jsonl").write_text(json.dumps(record) + "\n")
     longbench = ["eval=longbench", f"eval.data={tmp_path}"]
-    with pytest.raises(UserError, match=r"hotpotqa\.jsonl, trec\.jsonl"):
+    with refused("eval.tasks", value=["hotpotqa", "trec"]):
         jobs_from([composed(*longbench, "eval.tasks=[qasper,hotpotqa,trec]")])
     (tmp_path / "trec.jsonl").write_text("{}\n")
-    with pytest.raises(UserError, match=r"trec\.jsonl, line 1"):
+    with pytest.raises(UserError) as caught:
         jobs_from([composed(*longbench, "eval.tasks=[qasper,trec]")])
+    assert "trec.jsonl" in str(caught.value.where)
     assert jobs_from([composed(*longbench, "eval.tasks=[qasper]")])
 
 
 @pytest.mark.parametrize("source", ["held_out", "longbench"])
 def test_a_calibration_needs_its_texts_and_no_budget(tmp_path, source):
     absent = [f"eval.data={tmp_path / 'absent'}", f"eval.haystack={tmp_path / 'absent'}"]
-    with pytest.raises(UserError, match="absent"):
+    with pytest.raises(UserError) as caught:
         jobs_from([composed("eval=calibrate", f"eval.source={source}", *absent)])
+    assert caught.value.field in ("eval.data", "eval.haystack")
     assert job_from(composed("eval=calibrate", "budget=1")).budget == 1
 
 
@@ -100,7 +104,7 @@ def test_a_calibration_needs_its_texts_and_no_budget(tmp_path, source):
 def test_a_budget_leaves_room_beside_the_window_that_the_method_keeps(overrides, least):
     assert job_from(composed(*overrides, f"budget={least}"))
     if least > 1:
-        with pytest.raises(UserError, match=f"^budget={least - 1}: "):
+        with refused("budget", value=least - 1):
             job_from(composed(*overrides, f"budget={least - 1}"))
 
 
@@ -135,7 +139,7 @@ def test_a_scorer_of_ones_own_may_give_what_an_allocator_needs(tmp_path, monkeyp
     monkeypatch.syspath_prepend(str(tmp_path))
     base = ["method=snapkv", "method/allocator=cake"]
     assert job_from(composed(*base, "method.scorer._target_=own_scorers.giving"))
-    with pytest.raises(UserError, match=r"^method/allocator=cake: "):
+    with refused("method/allocator", value="cake"):
         job_from(composed(*base, "method.scorer._target_=own_scorers.silent"))
     assert job_from(composed("method=snapkv", "method.scorer._target_=own_scorers.silent"))
 
@@ -144,4 +148,4 @@ def test_a_sweep_is_refused_as_a_whole():
     configs = [composed("method=snapkv", f"budget={budget}") for budget in (4, 64, 8)]
     with pytest.raises(ExceptionGroup) as caught:
         _ = Sweep(configs, [[]] * 3, []).jobs
-    assert [str(error).split(":")[0] for error in caught.value.exceptions] == ["budget=4", "budget=8"]
+    assert [(error.field, error.value) for error in caught.value.exceptions] == [("budget", 4), ("budget", 8)]

@@ -1,7 +1,6 @@
 """Every setting of every composed configuration: taken only where a range says so, else refused in one sentence."""
 
 import math
-import re
 from collections.abc import Callable, Iterator, Mapping
 from functools import cache
 from pathlib import Path
@@ -243,8 +242,9 @@ def test_a_mistyped_name_is_answered_with_the_nearest(override, field, meant):
     ],
 )
 def test_a_setting_of_another_node_is_named(override, meant):
-    with pytest.raises(UserError, match=rf"did you mean {re.escape(meant)}\b"):
+    with pytest.raises(UserError) as caught:
         job_from(composed(override))
+    assert meant in caught.value.fix
 
 
 def test_a_setting_that_is_missing_is_named():
