@@ -106,7 +106,12 @@ def refuse_missing(folder: Path, tasks: Sequence[Task]) -> None:
     if missing:
         files = ", ".join(f"{name}.jsonl" for name in missing)
         fix = f"leave {', '.join(missing)} out, or add what is missing"
-        raise UserError("eval.tasks", fix, value=missing, why=f"there is no {files} in {folder}")
+        raise UserError(
+            "eval.tasks",
+            fix,
+            value=missing[0] if len(missing) == 1 else missing,
+            why=f"there is no {files} in {folder}",
+        )
 
 
 def read_task(folder: Path, task: Task) -> bytes:

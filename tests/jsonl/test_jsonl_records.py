@@ -41,7 +41,7 @@ def test_files_of_ruler_are_taken_as_they_are(tmp_path):
     assert (a.id, a.prompt, a.answers, a.answer_prefix) == ("0", "What are the numbers?", ("17", "4"), " Of")
     assert a.score("It is 17.") == 0.5
     assert (b.prompt, b.answers) == ("Where?", ("on the mat",))
-    with refused("context"):
+    with refused("prompt"):
         read_records(file_of(tmp_path, theirs | {"context": "x"}), "string_match_all", 8)
 
 

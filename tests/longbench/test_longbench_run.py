@@ -101,4 +101,4 @@ def test_a_corrupt_file_names_file_and_line(command, data):
     path.write_text(path.read_text() + "{nonsense\n")
     done = run("method=full", "eval.limit=null", *command)
     assert done.returncode != 0
-    assert f"{path}, line 7: " in done.error.why
+    assert str(done.error.where) == f"{path}, line 7"

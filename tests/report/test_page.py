@@ -288,7 +288,7 @@ def test_an_empty_tree_is_one_sentence(tmp_path, capsys):
     for folder in (tmp_path / "nowhere", tmp_path):
         assert main([str(folder), "--out", str(tmp_path / "out")]) == 2
         error = capsys.readouterr().err
-        assert error.startswith(f"error: {folder}: ")
+        assert str(folder) in error
         assert len(error.splitlines()) == 1
     assert not (tmp_path / "out").exists()
     (tmp_path / "file").write_text("")
