@@ -16,7 +16,7 @@ def cache_folder() -> Path:
 
 
 def shipped(name: str) -> Path:
-    """A folder such as `conf`: a wheel has it inside the package, a checkout at its top."""
+    """A folder such as `conf`: inside the package in a wheel, at the top level in a checkout."""
     packaged = Path(__file__).resolve().parent / "shipped" / name
     return packaged if packaged.is_dir() else Path(__file__).resolve().parents[1] / name
 

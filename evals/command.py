@@ -66,15 +66,12 @@ def run(config: "DictConfig") -> None:
         planning, jobs = take_plan(composed), jobs_from([composed])
         # Imported here, so that --help and a mistake are answered without torch.
         if planning:
-            from evals.running.plan import plan
-
-            signals_as_interrupts()
-            plan(jobs)
+            from evals.running.plan import plan as carry_out
         else:
-            from evals.running.sweep import run as sweep
+            from evals.running.sweep import run as carry_out
 
-            signals_as_interrupts()
-            sweep(jobs)
+        signals_as_interrupts()
+        carry_out(jobs)
 
 
 if __name__ == "__main__":

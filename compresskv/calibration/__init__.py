@@ -98,7 +98,7 @@ class Calibration:
         return tuple(layer[:count] for layer in ranked)
 
     def layer_scores_with(self, heads: int) -> tuple[float, ...]:
-        """The layers' shares of the error, measured while so many `heads` of a layer select.
+        """The layers' shares of the error, measured with `heads` selecting heads per layer.
 
         Those of the nearest number that was measured, the smaller of two; where it is another one, a note says so once.
         """

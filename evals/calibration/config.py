@@ -28,8 +28,8 @@ class Calibrate(MeasuredEvaluation):
     """`lengths` in tokens, null: from the model's window; `depths` in per cent, or how many, evenly spaced.
 
     `source`: held_out (needles), or longbench: layer errors on `data`, the first `limit` rows of each task, prompt and
-    answer of at most `max_length` tokens. `texts`: stretches of ordinary text, so many of the shortest and of the
-    longest of `lengths`, on which `head_counts` are compared. `minimum_accepted`: answered prompts, of which half is
+    answer of at most `max_length` tokens. `texts`: number of stretches of ordinary text, each at the shortest and
+    the longest of `lengths`, for comparing `head_counts`. `minimum_accepted`: answered prompts, of which half is
     enough where fewer are asked than twice as many. `output`: the folder for the calibration file, null: the user's,
     where it is found before those that ship. `replace`: also where what is there was made from more prompts.
     """

@@ -1,6 +1,6 @@
 """How many retrieval heads per layer: what answers needles must also serve text that has none.
 
-The choice is an offer, `method.scorer.heads=calibrated`; by default methods take the paper's share of the heads.
+Methods use the choice with `method.scorer.heads=calibrated`, and the paper's share of the heads with null.
 """
 
 from collections.abc import Sequence
@@ -27,7 +27,7 @@ CRITERION = (
 
 
 def candidates(counts: Sequence[int], q_heads: int) -> list[int]:
-    """The numbers of heads to measure: those of `counts` that a layer has, and the default, ascending."""
+    """The numbers of heads to measure: those of `counts` that a layer has, and the paper's share, ascending."""
     return sorted({share_of_the_paper(q_heads), *(count for count in counts if count <= q_heads)})
 
 

@@ -286,7 +286,7 @@ class HeldOutCalibration:
     def report(self, accepted: Mapping[str, Sequence[Cell]], record: Mapping[str, Any], q_heads: int) -> None:
         """What was measured with each number of heads, and what was not found."""
         self.progress.say(f"{len(accepted['copy'])} prompts accepted")
-        names = {"the default": share_of_the_paper(q_heads), "heads=calibrated": record["heads"]}
+        names = {"the paper's share": share_of_the_paper(q_heads), "heads=calibrated": record["heads"]}
         for count, kept in record["coverage_by_head_count"].items():
             distance = record["text_kl_by_head_count"][count]
             on_text = "" if distance is None else f", KL {distance:.3f} on ordinary text"
