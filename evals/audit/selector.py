@@ -18,6 +18,10 @@ BUDGET = 128
 Arm = tuple[str, str]
 """Whose scores select a KV head's tokens, and how query heads are grouped where tokens are allotted to KV heads."""
 
+SELECTORS = {"the paper's share of heads": "semantic", "3 heads": "semantic-3", "all heads": "semantic-all"}
+"""The sets of semantic heads that are compared, by what the page calls them."""
+
+_HEADS = {"semantic": "null", "semantic-3": "3", "semantic-all": "all"}
 _HEADKV = "method.allocator.grouping"
 _ADAKV = "method.scorer.contest_grouping"
 _UNIFORM = "method.allocator.layers=uniform"
@@ -26,29 +30,37 @@ ARMS: dict[str, dict[Arm, tuple[str, ...]]] = {
     "headkv": {
         ("strided", "strided"): ("method=headkv", "method.scorer.grouping=strided", f"{_HEADKV}=strided"),
         ("contiguous", "strided"): ("method=headkv", "method.scorer.grouping=contiguous", f"{_HEADKV}=strided"),
-        ("semantic", "strided"): ("method=headcompresskv", f"{_HEADKV}=strided"),
         ("contiguous", "contiguous"): ("method=headkv", "method.scorer.grouping=contiguous", f"{_HEADKV}=contiguous"),
-        ("semantic", "contiguous"): ("method=headcompresskv", f"{_HEADKV}=contiguous"),
     },
     "adakv": {
         ("strided", "strided"): ("method=adakv", "method.scorer.grouping=strided", f"{_ADAKV}=strided"),
         ("contiguous", "strided"): ("method=adakv", "method.scorer.grouping=contiguous", f"{_ADAKV}=strided"),
-        ("semantic", "strided"): ("method=adacompresskv", f"{_ADAKV}=strided", _UNIFORM),
         ("contiguous", "contiguous"): ("method=adakv", "method.scorer.grouping=contiguous", f"{_ADAKV}=contiguous"),
-        ("semantic", "contiguous"): ("method=adacompresskv", f"{_ADAKV}=contiguous", _UNIFORM),
-        ("semantic", "layer_error"): ("method=adacompresskv", f"{_ADAKV}=contiguous"),
     },
 }
 """Overrides under `corrected`. AdaCompressKV has uniform layers, as AdaKV; only its last arm adds layer budgets."""
 
-LINES: tuple[tuple[str, Arm, Arm], ...] = (
-    ("released gain R", ("strided", "strided"), ("semantic", "strided")),
-    ("of it un-mixing the groups, U", ("strided", "strided"), ("contiguous", "strided")),
-    ("of it semantic heads, R − U", ("contiguous", "strided"), ("semantic", "strided")),
-    ("fair gain C", ("contiguous", "contiguous"), ("semantic", "contiguous")),
-    ("layer budgets on top", ("semantic", "contiguous"), ("semantic", "layer_error")),
-)
-"""What is reported: from which arm to which."""
+for _selector, _number in _HEADS.items():
+    _heads = f"method.scorer.heads={_number}"
+    _headkv, _adakv = ("method=headcompresskv", _heads), ("method=adacompresskv", _heads)
+    for _grouping in ("strided", "contiguous"):
+        ARMS["headkv"][_selector, _grouping] = (*_headkv, f"{_HEADKV}={_grouping}")
+        ARMS["adakv"][_selector, _grouping] = (*_adakv, f"{_ADAKV}={_grouping}", _UNIFORM)
+    ARMS["adakv"][_selector, "layer_error"] = (*_adakv, f"{_ADAKV}=contiguous")
+
+
+def lines(selector: str) -> dict[str, tuple[Arm, Arm]]:
+    """What is reported of one set of semantic heads, by its name: from which arm to which."""
+    return {
+        "R": (("strided", "strided"), (selector, "strided")),
+        "R − U": (("contiguous", "strided"), (selector, "strided")),
+        "C": (("contiguous", "contiguous"), (selector, "contiguous")),
+        "layer budgets on top": ((selector, "contiguous"), (selector, "layer_error")),
+    }
+
+
+GROUPS: tuple[Arm, Arm] = (("strided", "strided"), ("contiguous", "strided"))
+"""U, the correct groups alone, which no semantic head has a part in."""
 
 
 def arms(make: Callable[..., Job]) -> dict[str, dict[Arm, Job]]:
@@ -73,16 +85,20 @@ def refusal(model: LoadedModel, jobs: Sequence[Job]) -> str | None:
 
 
 def tell(baseline: str, jobs: Mapping[Arm, Job], finished: Finished) -> str:
-    """R, U, R − U, C and the layer budgets of one baseline: paired differences of scores with 95 % intervals."""
-    parts = []
-    for name, before, after in LINES:
-        if before in jobs and after in jobs:
-            one, other = finished[key(jobs[before])], finished[key(jobs[after])]
-            if prompts(one) != prompts(other):
-                raise UserError(
-                    "paths.results",
-                    "run the arms in another folder",
-                    why=f"{baseline}, {name}: the arms saw different prompts",
-                )
-            parts.append(f"{name} {change(one, other)}")
-    return f"{baseline} {BUDGET}: {'; '.join(parts)}"
+    """U of one baseline, and R, R − U, C and the layer budgets with each set of semantic heads.
+
+    All are paired differences of scores with 95 % intervals. Raises `UserError` where the arms have different prompts.
+    """
+
+    def told(name: str, before: Arm, after: Arm) -> str:
+        one, other = finished[key(jobs[before])], finished[key(jobs[after])]
+        if prompts(one) != prompts(other):
+            why = f"{baseline}, {name}: the arms saw different prompts"
+            raise UserError("paths.results", "run the arms in another folder", why=why)
+        return f"{name} {change(one, other)}"
+
+    parts = [f"{baseline} {BUDGET}: {told('U', *GROUPS)}"]
+    for title, selector in SELECTORS.items():
+        of_selector = [told(name, *arms) for name, arms in lines(selector).items() if jobs.keys() >= set(arms)]
+        parts.append(f"{title}: {', '.join(of_selector)}")
+    return "<br>".join(parts)

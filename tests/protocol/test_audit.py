@@ -1,5 +1,6 @@
 """The audit page names every field, and its effects come from paired runs that can be resumed."""
 
+import re
 from dataclasses import fields
 
 import pytest
@@ -82,15 +83,24 @@ def test_the_audit_runs_and_resumes(checkpoint, tmp_path, monkeypatch) -> None:
 
 
 def test_what_the_selector_adds() -> None:
-    """R = U + (R − U) over strided allocation; C over contiguous."""
+    """R = U + (R − U) over strided allocation; C over contiguous; the same for each set of semantic heads."""
     jobs = selector.arms(compose.job)["adakv"]
-    scores = dict(zip(jobs, (10, 30, 35, 50, 40, 45), strict=True))
+    scores = {("strided", "strided"): 10, ("contiguous", "strided"): 30, ("contiguous", "contiguous"): 50}
+    for place, name in enumerate(selector.SELECTORS.values()):
+        more = zip(("strided", "contiguous", "layer_error"), (35, 40, 45), strict=True)
+        scores |= {(name, allocation): score + place for allocation, score in more}
     finished = {key(jobs[arm]): lines(score, score) for arm, score in scores.items()}
-    assert selector.tell("adakv", jobs, finished) == (
-        "adakv 128: released gain R **+25.0** [+25.0, +25.0]; of it un-mixing the groups, U **+20.0** [+20.0, +20.0]; "
-        "of it semantic heads, R − U **+5.0** [+5.0, +5.0]; fair gain C **−10.0** [−10.0, −10.0]; "
-        "layer budgets on top **+5.0** [+5.0, +5.0]"
-    )
+    groups, *by_heads = selector.tell("adakv", jobs, finished).split("<br>")
+
+    def differences(text: str) -> list[str]:
+        return re.findall(r"\*\*(.*?)\*\*", text)
+
+    assert differences(groups) == ["+20.0"]
+    assert [differences(each) for each in by_heads] == [
+        ["+25.0", "+5.0", "−10.0", "+5.0"],
+        ["+26.0", "+6.0", "−9.0", "+5.0"],
+        ["+27.0", "+7.0", "−8.0", "+5.0"],
+    ]
 
 
 def test_arms_differ_in_one_part_only() -> None:
@@ -98,13 +108,15 @@ def test_arms_differ_in_one_part_only() -> None:
     shape = PromptShape(2, 2, 200, 4)
     layers = random_layers(shape, 3, seed=1)
     where = context(shape, 3)
+    sets = selector.SELECTORS.values()
     for baseline, jobs in selector.arms(compose.job).items():
         made = {arm: build(job.method, where) for arm, job in jobs.items()}
         kept_by = {arm: kept(method, layers, 60) for arm, method in made.items()}  # type: ignore[arg-type]
         sizes = {arm: [[len(head) for head in layer] for layer in heads] for arm, heads in kept_by.items()}
-        for name, before, after in selector.LINES[:4]:
-            assert sizes[before] == sizes[after], (baseline, name)
-            assert kept_by[before] != kept_by[after], (baseline, name)
+        pairs = [selector.GROUPS, *(arms for name in sets for arms in list(selector.lines(name).values())[:3])]
+        for before, after in pairs:
+            assert sizes[before] == sizes[after], (baseline, before, after)
+            assert kept_by[before] != kept_by[after], (baseline, before, after)
         assert sizes["semantic", "strided"] != sizes["semantic", "contiguous"]
         assert len({key(job) for job in jobs.values()}) == len(jobs)
     assert sizes["semantic", "layer_error"] != sizes["semantic", "contiguous"]
@@ -123,4 +135,4 @@ def test_the_selectors_arms_run(checkpoint, calibration_file, tmp_path) -> None:
         entries = run_task(model, list(by_arm.values()), {task.protocol: task}, Progress(), pytest.fail)
         records = [entry.record() for entry in entries]
         finished = {(record.protocol, record.method, record.budget): record.covered for record in records}
-        assert selector.tell(baseline, by_arm, finished).count("**") == 2 * (len(by_arm) - 1)
+        assert selector.tell(baseline, by_arm, finished).count("**") == 2 * (1 + 3 * (3 if baseline == "headkv" else 4))
