@@ -1,6 +1,5 @@
 """The files of a model: where they are, what they are, and safetensors copies of GGUF files."""
 
-import glob
 import hashlib
 import json
 import math
@@ -216,21 +215,6 @@ def from_gguf(parts: Sequence[Path], expected: str | None) -> tuple[Path, str]:
 
 def _without_ending(name: str) -> str:
     return re.split(r"(?i)\.gguf", name)[0]
-
-
-def copies(file: Path) -> list[Path]:
-    """The complete copies that `from_gguf` has made of GGUF files of this name."""
-    found = (cache_folder() / "models").glob(f"{glob.escape(_without_ending(file.name))}-{'[0-9a-f]' * 16}")
-    return sorted(folder for folder in found if (folder / _ORIGIN).exists())
-
-
-def gguf_of_copy(folder: Path) -> tuple[str, str] | None:
-    """The name of the GGUF file that `from_gguf` made `folder` of, and its fingerprint; None for any other folder."""
-    name, _, digest = folder.name.rpartition("-")
-    with suppress(OSError, ValueError):
-        if len(digest) == 16 and json.loads((folder / _ORIGIN).read_text()) == _contents(folder):
-            return name, digest
-    return None
 
 
 def _dequantise(file: gguf_file.GgufFile, meaning: gguf_model.Meaning, target: Path) -> None:

@@ -1,11 +1,11 @@
 """What a method may know besides the prompt: the run's observation window, the model's shape, its calibration."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 
 import torch
 
-from compresskv.calibration import Calibration, names
+from compresskv.calibration import Calibration, names, same
 from compresskv.errors import UserError, note
 from compresskv.eviction import Observation
 from compresskv.observation import ObservationConfig
@@ -18,7 +18,8 @@ class Context:
 
     `layers` counts those that evict. `first_prompt` is the length, in tokens, of the task's first sample in dataset
     order. `selecting_heads`: how many query heads of a layer the method's scorer selects with; None where it has no
-    such number, or is still to be made. `fingerprint` identifies the weights, as a calibration names them.
+    such number, or is still to be made. `weights` and `fingerprint` identify the weights and
+    their files, as a calibration does; without `check_weights`, calibrations of other weights are taken too.
     `calibration_setting` is what `calibration` was chosen by. `look_up` gives the context with the model's name,
     fingerprint and calibration, where finding them takes a while; it is called when a method asks for the calibration.
     """
@@ -33,6 +34,8 @@ class Context:
     first_prompt: int | None = None
     selecting_heads: int | None = None
     fingerprint: str | None = None
+    weights: Mapping[str, str] = field(default_factory=dict, hash=False)
+    check_weights: bool = True
     calibration_setting: str = "auto"
     look_up: Callable[[], "Context"] | None = None
 
@@ -75,9 +78,7 @@ class Context:
                     f"{getattr(made.observation, name)}",
                 )
         if wrong := self._not_of_this_model(made):
-            raise UserError(
-                "calibration", "calibrate this model", why=f"the {made.source} calibration of {made.model} {wrong}"
-            )
+            raise UserError("calibration", wrong[1], why=f"the {made.source} calibration of {made.model} {wrong[0]}")
         wanted = (self.calibration_setting, self.protocol.calibration_data)
         if wanted == ("auto", "held_out") and made.source == "published":
             note(
@@ -86,19 +87,27 @@ class Context:
             )
         return made
 
-    def _not_of_this_model(self, made: Calibration) -> str | None:
-        """How a calibration shows that it was made for another model."""
-        if made.model_fingerprint and self.fingerprint:
-            if made.model_fingerprint != self.fingerprint:
-                return f"was made with other weights than those of {self.model} ({self.fingerprint})"
-        elif made.model.casefold() != self.model.casefold():
-            return f"is not one of {self.model}"
+    def _not_of_this_model(self, made: Calibration) -> tuple[str, str] | None:
+        """How a calibration shows that it was made for another model, and what to do about it."""
+        calibrate = "calibrate this model"
+        if self.check_weights and (wrong := self._of_other_weights(made)):
+            return wrong, f"{calibrate}, or set calibration_check=off"
         if len(made.layer_scores) != self.layers:
-            return f"has {len(made.layer_scores)} layers, {self.model} has {self.layers} that evict"
+            return f"has {len(made.layer_scores)} layers, {self.model} has {self.layers} that evict", calibrate
         for scores in made.head_scores.values():
             if len(scores[0]) != self.q_heads:
-                return f"has scores of {len(scores[0])} query heads a layer, {self.model} has {self.q_heads}"
+                return f"has scores of {len(scores[0])} query heads a layer, {self.model} has {self.q_heads}", calibrate
         for ranked in made.rankings.values():
             if (last := max(map(max, ranked))) >= self.q_heads:
-                return f"ranks head {last}, {self.model} has {self.q_heads} query heads a layer"
+                return f"ranks head {last}, {self.model} has {self.q_heads} query heads a layer", calibrate
         return None
+
+    def _of_other_weights(self, made: Calibration) -> str | None:
+        """How the weights, or without them the files or the name, of a calibration differ from this model's."""
+        if made.weights and self.weights:
+            same_model = same(made.weights, self.weights)
+        elif made.model_fingerprint and self.fingerprint:
+            same_model = made.model_fingerprint == self.fingerprint
+        else:
+            return None if made.model.casefold() == self.model.casefold() else f"is not one of {self.model}"
+        return None if same_model else f"was made with other weights than those of {self.model}"

@@ -1,67 +1,60 @@
-"""Which model a model in memory is: that of the files it was loaded from, unless it was changed since.
+"""Which model a model in memory is: known by its weights, from whatever file and in whatever dtype they were loaded.
 
 A name is not enough: folders of two runs may share one, and a model keeps its path when it is trained further, when
 adapters are merged into it, or when somebody's code edits it.
 """
 
-import re
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack
+import hashlib
+import json
 from pathlib import Path
 
 import torch
 from huggingface_hub import constants
-from safetensors import safe_open
-from torch import Tensor
 from transformers import PreTrainedModel
-from transformers.core_model_loading import revert_weight_conversion
 
-from compresskv import checkpoints, model_files
+from compresskv import model_files
 from compresskv.errors import UserError
 from compresskv.model_config import name_of
 
-VALUES = 1 << 18
-"""Of each tensor, about so many values are compared at most, in whole rows, evenly spaced: every head and column of a
-projection of 4,096 is among them. Smaller tensors are compared whole."""
+VALUES = 1 << 16
+"""How many values of each tensor are compared at most, evenly spaced over all its rows and columns."""
 
-UNKNOWN = "in no folder"
-"""What stands for the fingerprint of a model without files, so that it is that of no calibration."""
-
-CHANGED = "changed after it was loaded"
-"""The fingerprint of a model whose weights are not those of its files: that of no calibration."""
+DTYPES = (torch.bfloat16, torch.float16)
+"""What the values are rounded to. A float32 file and its copy in one of these dtypes agree in that one."""
 
 
-def identity(model: PreTrainedModel) -> tuple[str, str | None]:
-    """The name of the model loaded from `model.name_or_path`, and its fingerprint as `models.load` gives it.
+@torch.no_grad()
+def fingerprints(model: PreTrainedModel) -> dict[str, str]:
+    """A hash of the weights of `model` without its head, by the name of the dtype that they are rounded to.
 
-    For a GGUF file and its copy both are the file's, which is known where `models.load` has made that copy before. The
-    fingerprint is `CHANGED` where values of the weights in memory are not those in the files, and None where there are
-    no files to compare with.
+    Two models are the same if one of their hashes is (`calibration.same`). The hash covers names, shapes, up to
+    `VALUES` values of each parameter, the numbers of heads and the RoPE. Empty if some weights are not in memory.
     """
-    path = model.name_or_path
-    folders = _folders(path)
-    weights = [folder for folder in folders if _has_weights(folder)]
-    copies = [copy for folder in folders for file in _gguf_files(folder) for copy in checkpoints.copies(file)]
-    code = type(model).__module__.startswith("transformers_modules")
-    for folder in (*weights, *copies):
-        if not _holds(folder, model):
-            continue
-        if of_gguf := checkpoints.gguf_of_copy(folder):
-            return of_gguf
-        if folder in weights:
-            revision = None if folder == Path(path) else folder.name
-            return name(model), checkpoints.fingerprint(path, revision, code)
-    return name(model), CHANGED if weights or copies else None
+    body = model.base_model
+    config = model.config.get_text_config(decoder=True)
+    heads = (config.num_attention_heads, getattr(config, "num_key_value_heads", None))
+    architecture = [type(body).__name__, heads, getattr(config, "rope_parameters", None)]
+    digests = {dtype: hashlib.sha256(json.dumps(architecture, default=str, sort_keys=True).encode()) for dtype in DTYPES}
+    for name, parameter in body.named_parameters():
+        if parameter.is_meta:
+            return {}
+        values = parameter.detach().reshape(-1)
+        step = -(-values.numel() // VALUES) | 1  # odd, so that the values are not all of the same columns
+        values = values[::step].cpu()
+        for dtype, digest in digests.items():
+            digest.update(f"{name}{tuple(parameter.shape)}".encode())
+            digest.update(values.to(dtype).contiguous().view(torch.uint8).numpy())
+    return {str(dtype).removeprefix("torch."): digest.hexdigest()[:16] for dtype, digest in digests.items()}
 
 
 def name(model: PreTrainedModel) -> str:
     """The name of the model loaded from `model.name_or_path`, as `model.path` names it; no weights are read.
 
-    Where the only weights there are one GGUF file, that is what was loaded.
+    Where a folder holds a single GGUF file and no other weights, that file was loaded.
     """
     path = model.name_or_path
     folders = _folders(path)
-    files = {file.name for folder in folders for file in _gguf_files(folder)}
+    files = {file.name for folder in folders for file in folder.glob("*") if file.suffix.lower() == ".gguf"}
     if len(files) == 1 and not any(map(_has_weights, folders)):
         return name_of(files.pop())
     return name_of(path) if path else ""
@@ -75,69 +68,8 @@ def _folders(path: str) -> list[Path]:
     return sorted((Path(constants.HF_HUB_CACHE) / repository / "snapshots").glob("*"))
 
 
-def _gguf_files(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.glob("*") if path.suffix.lower() == ".gguf")
-
-
 def _has_weights(folder: Path) -> bool:
     try:
         return bool(model_files.weights(folder))
     except UserError:  # an index that is incomplete, say: no model was loaded from there
         return False
-
-
-@torch.no_grad()
-def _holds(folder: Path, model: PreTrainedModel) -> bool:
-    """Whether the weights of `model` are those in `folder`, cast to the dtype that they have in memory.
-
-    Weights that a device map keeps on disk are not compared.
-    """
-    with ExitStack() as stack:
-        files = [stack.enter_context(safe_open(folder / name, "pt")) for name in model_files.weights(folder)]
-        there = {name: file for file in files for name in file.keys()}  # noqa: SIM118 (not a mapping)
-        converted: dict[str, list[tuple[str, Tensor]]] = {}
-        for names, tensor in _weights(model):
-            if tensor.is_meta:
-                continue
-            name = next((name for name in names if name in there), None)
-            if name is None:
-                layer = re.match(r".*?\.\d+\.", names[0])  # what is converted together
-                converted.setdefault(layer[0] if layer else names[0], []).append((names[0], tensor))
-            elif not _equal(tensor, there[name].get_tensor(name)):
-                return False
-        for pairs in converted.values():
-            for own, tensor in _as_saved(model, dict(pairs)).items():
-                name = own if own in there else own.removeprefix(f"{model.base_model_prefix}.")
-                if name not in there or not _equal(tensor, there[name].get_tensor(name)):
-                    return False
-    return True
-
-
-def _weights(model: PreTrainedModel) -> Iterator[tuple[list[str], Tensor]]:
-    """Each parameter once, with the names that a file may have it under: those of weights tied to it, and its own
-    with and without the prefix of the model without its head."""
-    names: dict[int, list[str]] = {}
-    tensors: dict[int, Tensor] = {}
-    for name, parameter in model.named_parameters(remove_duplicate=False):
-        names.setdefault(id(parameter), []).append(name)
-        tensors[id(parameter)] = parameter
-    prefix = f"{model.base_model_prefix}."
-    for key, own in names.items():
-        yield [*own, *(name.removeprefix(prefix) for name in own)], tensors[key]
-
-
-def _as_saved(model: PreTrainedModel, weights: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-    """These weights under the names, and in the parts, that `save_pretrained` gives them; as they are if it cannot."""
-    try:
-        return revert_weight_conversion(model, dict(weights))
-    except Exception:  # of one architecture's conversion, to which something does not fit
-        return weights
-
-
-def _equal(tensor: Tensor, saved: Tensor) -> bool:
-    """Whether evenly spaced rows are equal, `saved` being cast to the dtype of `tensor`, as when it is loaded."""
-    if tensor.shape != saved.shape:
-        return False
-    step = -(-tensor.numel() // VALUES)
-    ours, theirs = (part[::step] if step > 1 else part for part in (tensor, saved))
-    return torch.equal(ours.detach().cpu(), theirs.to(tensor.dtype))

@@ -245,15 +245,16 @@ def method_for(
     )
 
     def complete() -> Context:
-        label, fingerprint = loaded_weights.identity(model)
+        weights, fingerprint = loaded_weights.fingerprints(model), None
         if calibration is None or (isinstance(calibration, str) and calibration in calibrations.SOURCES):
-            fingerprint = fingerprint or loaded_weights.UNKNOWN  # so that a name alone matches no weights
-            made = calibrations.of_model(label, fingerprint, [calibration] if calibration else calibrations.SOURCES)
+            fingerprint = "not known"  # so that a name alone matches no file that names its weights
+            sources = [calibration] if calibration else calibrations.SOURCES
+            made = calibrations.of_model(context.model, weights, sources)
         elif isinstance(calibration, calibrations.Calibration):
             made = calibration
         else:
-            made = calibrations.choose(label, str(calibration), EvaluationProtocol())
-        return replace(context, model=label, fingerprint=fingerprint, calibration=made)
+            made = calibrations.choose(context.model, str(calibration), EvaluationProtocol(), weights)
+        return replace(context, weights=weights, fingerprint=fingerprint, calibration=made)
 
     return build(method, replace(context, look_up=complete) if calibration is None else complete())
 

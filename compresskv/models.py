@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,7 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 from transformers.cache_utils import get_layer_types_and_kwargs
 from transformers.utils import logging as transformers_logging
 
-from compresskv import checkpoints, hardware, model_files
+from compresskv import checkpoints, hardware, loaded_weights, model_files
 from compresskv.chat import chat_ids, chat_prompt
 from compresskv.checking import FrozenMapping, frozen
 from compresskv.engine.memory import kv_heads
@@ -60,6 +61,11 @@ class LoadedModel:
     @property
     def device(self) -> torch.device:
         return self.model.device
+
+    @cached_property
+    def weights(self) -> dict[str, str]:
+        """What identifies the weights in memory, whatever file they came from (`loaded_weights.fingerprints`)."""
+        return loaded_weights.fingerprints(self.model)
 
     @property
     def identity(self) -> dict[str, Any]:

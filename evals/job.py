@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from pkgutil import resolve_name
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import yaml
 
@@ -27,6 +27,7 @@ Tokens = Annotated[int, Ge(1), Le(100_000_000)]
 SCALARS: dict[str, Any] = {
     "budget": Tokens,
     "calibration": PathText,
+    "calibration_check": Literal["on", "off"],
     "prefill_chunk": Tokens | None,
     "memory": Annotated[float, Gt(0), Le(1_000_000)] | None,
     "fidelity": bool,
@@ -60,6 +61,7 @@ class Job:
     protocol: EvaluationProtocol
     observation: ObservationConfig
     calibration: str
+    calibration_check: str
     prefill_chunk: int | None
     memory: float | None
     fidelity: bool
@@ -160,6 +162,7 @@ def _job(config: Mapping[str, Any]) -> Job:
         protocol=checked("protocol", EvaluationProtocol, config["protocol"]),
         observation=checked("observation", ObservationConfig, config["observation"]),
         calibration=scalars["calibration"],
+        calibration_check=scalars["calibration_check"],
         prefill_chunk=scalars["prefill_chunk"],
         memory=scalars["memory"],
         fidelity=scalars["fidelity"],

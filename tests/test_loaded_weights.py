@@ -1,4 +1,4 @@
-"""A model in memory is known by its weights: names, paths and folders' names are not enough."""
+"""A model in memory is known by its weights: names, paths, file formats and folders' names are not enough."""
 
 import json
 from types import SimpleNamespace
@@ -15,11 +15,13 @@ from transformers import (
     MixtralForCausalLM,
 )
 
-from compresskv import calibration, checkpoints, compressed, loaded_weights
-from compresskv.loaded_weights import CHANGED, identity
+from compresskv import calibration, compressed, loaded_weights
+from compresskv.calibration import same
+from compresskv.loaded_weights import fingerprints
 from compresskv.methods import method_for
 from compresskv.models import ModelConfig, load
 from evals.compose import job
+from evals.running.methods import build_method
 from tests.support import tiny
 from tests.support.gguf_files import model as gguf_model
 from tests.support.gguf_files import write
@@ -28,7 +30,7 @@ from tests.support.refusals import refused
 IDS = tiny.prompt(60, seed=1)[None]
 
 
-def record(model, fingerprint, heads=1):
+def record(model, /, heads=1, **fields):
     config = model.config
     layers, q_heads = config.num_hidden_layers, config.num_attention_heads
     scores = [list(range(q_heads))] * layers
@@ -39,7 +41,8 @@ def record(model, fingerprint, heads=1):
         "heads": heads,
         "layer_scores": [1 / layers] * layers,
         "head_scores": {"semantic": scores, "traditional": scores},
-        "model_fingerprint": fingerprint,
+        "weights": fingerprints(model),
+        **fields,
     }
 
 
@@ -62,15 +65,14 @@ def opened(folder, **options):
 
 def test_a_calibration_of_the_other_checkpoint_of_that_name_is_refused(runs):
     a, b = opened(runs.a), opened(runs.b)
-    print_a, print_b = (checkpoints.fingerprint(str(folder), None) for folder in (runs.a, runs.b))
     file = runs.made / "checkpoint-500.held_out.json"
-    file.write_text(json.dumps(record(a, print_a)))
+    file.write_text(json.dumps(record(a)))
     for_a = method_for(a, "compresskv")
     assert for_a is not None
     for given in (None, "held_out", file, calibration.load(file)):
         with refused("calibration"), compressed(b, "compresskv", 20, given):
             pass
-    (runs.made / "another-name.held_out.json").write_text(json.dumps(record(b, print_b, heads=2)))
+    (runs.made / "another-name.held_out.json").write_text(json.dumps(record(b, layer_scores=[0.4, 0.2, 0.2, 0.2])))
     with compressed(b, "compresskv", budget=20) as cache, torch.no_grad():
         b(input_ids=IDS, past_key_values=cache)
     assert method_for(b, "compresskv") != for_a
@@ -79,14 +81,42 @@ def test_a_calibration_of_the_other_checkpoint_of_that_name_is_refused(runs):
 
 
 def test_a_method_that_needs_no_calibration_asks_for_no_weights(runs, monkeypatch):
-    monkeypatch.setattr(loaded_weights, "identity", lambda model: pytest.fail("files are being read"))
+    monkeypatch.setattr(loaded_weights, "fingerprints", lambda model: pytest.fail("weights are being read"))
     assert method_for(opened(runs.a), "snapkv") is not None
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
-def test_the_fingerprint_is_that_of_run_py_in_every_dtype(runs, dtype):
-    expected = load(ModelConfig("x", path=str(runs.a), device="cpu", dtype="float32")).fingerprint
-    assert identity(opened(runs.a, dtype=dtype)) == ("checkpoint-500", expected)
+def test_a_model_is_the_same_in_every_dtype(runs, dtype):
+    of_run = load(ModelConfig("x", path=str(runs.a), device="cpu", dtype="float32")).weights
+    assert same(of_run, fingerprints(opened(runs.a, dtype=dtype)))
+    assert not same(of_run, fingerprints(opened(runs.b, dtype=dtype)))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_a_copy_in_another_dtype_or_format_takes_the_same_calibration(runs, tmp_path, monkeypatch, dtype):
+    monkeypatch.setenv("COMPRESSKV_CACHE", str(tmp_path / "cache"))
+    file = write(tmp_path / "some.gguf", "llama", gguf_model("llama"))
+    of_gguf = load(ModelConfig("x", path=str(file), device="cpu", dtype="float32", chat_template=False))
+    (runs.made / "some.held_out.json").write_text(json.dumps(record(of_gguf.model)))
+    of_gguf.model.to(getattr(torch, dtype)).save_pretrained(tmp_path / "copy")
+    assert method_for(opened(tmp_path / "copy", dtype="auto"), "compresskv") is not None
+
+
+def test_a_run_finds_the_calibration_of_its_weights_under_another_name(runs, tmp_path):
+    (runs.made / "another-name.held_out.json").write_text(json.dumps(record(opened(runs.b), heads=2)))
+    options = ("model.chat_template=false", "model.device=cpu", "budget=40")
+    of_a, of_b = (job(f"model.path={folder}", "model.dtype=float32", *options) for folder in (runs.a, runs.b))
+    assert build_method(load(of_b.model), of_b) is not None
+    with refused("calibration"):
+        build_method(load(of_a.model), of_a)
+    given = f"calibration={runs.made / 'another-name.held_out.json'}"
+    of_a = job(f"model.path={runs.a}", "model.dtype=float32", *options, given)
+    with refused("calibration"):
+        build_method(load(of_a.model), of_a)
+    unchecked = job(f"model.path={runs.a}", "model.dtype=float32", *options, given, "calibration_check=off")
+    assert build_method(load(of_a.model), unchecked) is not None
+    with refused("calibration_check", value="no"):
+        job("calibration_check=no")
 
 
 def trained(model):
@@ -118,23 +148,19 @@ def wrapped(model):
 )
 def test_a_model_that_was_changed_in_memory_is_another(runs, change):
     model = opened(runs.a)
-    print_a = checkpoints.fingerprint(str(runs.a), None)
-    (runs.made / "checkpoint-500.held_out.json").write_text(json.dumps(record(model, print_a)))
-    assert identity(model)[1] == print_a
+    (runs.made / "checkpoint-500.held_out.json").write_text(json.dumps(record(model)))
+    assert method_for(model, "compresskv") is not None
     with torch.no_grad():
         change(model)
-    assert identity(model)[1] == CHANGED
     with refused("calibration"):
         method_for(model, "compresskv")
 
 
-def test_a_model_without_files_takes_no_calibration_by_its_name_alone(runs):
+def test_a_name_alone_matches_no_file_that_names_other_files(runs):
+    """As files of older versions do, which have the fingerprint of the files and not of the weights."""
     model = opened(runs.a)
     file = runs.made / "checkpoint-500.held_out.json"
-    file.write_text(json.dumps(record(model, "abc")))
-    for weights in runs.a.glob("*.safetensors"):
-        weights.unlink()
-    assert identity(model) == ("checkpoint-500", None)
+    file.write_text(json.dumps(record(model, weights={}, model_fingerprint="abc")))
     with refused("calibration"):
         method_for(model, "compresskv")
     assert method_for(model, "compresskv", file) is not None  # the user's word
@@ -162,31 +188,27 @@ def test_every_family_is_recognised_and_every_change_seen(tmp_path, family, with
     else:
         model.save_pretrained(tmp_path / "saved", max_shard_size="50KB")
     again = opened(tmp_path / "saved", dtype=torch.bfloat16)
-    assert identity(again)[1] == checkpoints.fingerprint(str(tmp_path / "saved"), None)
+    expected = fingerprints(model)
+    assert same(fingerprints(again), expected)
     with torch.no_grad():
-        for name, parameter in again.named_parameters():
+        for name, parameter in again.base_model.named_parameters():
             before = parameter.clone()
             parameter[-1] += 1
-            assert identity(again)[1] == CHANGED, name
+            assert not same(fingerprints(again), expected), name
             parameter.copy_(before)
-    assert identity(again)[1] != CHANGED
+    assert same(fingerprints(again), expected)
 
 
-def test_a_commit_of_the_hub_s_cache_is_found_by_its_weights(tmp_path, monkeypatch):
-    home = tmp_path / "hub" / "models--org--tiny"
-    made = {commit: tiny.FAMILIES["llama"]() for commit in ("a" * 40, "b" * 40)}
-    for commit, model in made.items():
-        tiny.save(home / "snapshots" / commit, model)
-    (home / "refs").mkdir()
-    (home / "refs" / "main").write_text("a" * 40)
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    prints = set()
-    for commit, model in made.items():
-        model.name_or_path = "org/tiny"
-        assert identity(model) == ("tiny", checkpoints.fingerprint("org/tiny", commit))
-        prints.add(identity(model)[1])
-    assert len(prints) == 2
+def test_every_row_and_column_of_a_large_matrix_counts():
+    model = tiny.FAMILIES["llama"]()
+    weight = torch.nn.Parameter(torch.randn(1024, 768))
+    model.model.layers[0].self_attn.q_proj.weight = weight
+    expected = fingerprints(model)
+    with torch.no_grad():
+        for part in [weight[row] for row in range(0, 1024, 97)] + [weight[:, column] for column in range(0, 768, 97)]:
+            part += 1
+            assert not same(fingerprints(model), expected)
+            part -= 1
 
 
 def test_a_folder_of_the_hub_s_cache_has_the_name_of_its_id(tmp_path, monkeypatch):
@@ -197,23 +219,15 @@ def test_a_folder_of_the_hub_s_cache_has_the_name_of_its_id(tmp_path, monkeypatc
     made.mkdir()
     monkeypatch.setattr(calibration, "folders", lambda: (made,))
     model = opened(folder)
-    assert identity(model) == ("Tiny-Chat", checkpoints.fingerprint(str(folder), None))
-    published = record(model, None) | {"model": "tiny-chat", "source": "published"}
+    assert loaded_weights.name(model) == "Tiny-Chat"
+    published = record(model, model="tiny-chat", source="published", weights={})
     (made / "tiny-chat.published.json").write_text(json.dumps(published))
     assert method_for(model, "compresskv", "published") is not None
     assert job(f"model.path={folder}").model.name == "Tiny-Chat"
 
 
-def test_a_model_that_was_loaded_from_a_gguf_file_is_that_file(tmp_path, monkeypatch):
-    monkeypatch.setenv("COMPRESSKV_CACHE", str(tmp_path / "cache"))
+def test_a_model_that_was_loaded_from_a_gguf_file_has_its_name(tmp_path):
     (tmp_path / "folder").mkdir()
     file = write(tmp_path / "folder" / "some[1].Q8.gguf", "llama", gguf_model("llama"))
     model = opened(file.parent, gguf_file=file.name, dtype=torch.bfloat16)
-    assert identity(model) == ("some[1].Q8", None)
-    expected = load(ModelConfig("x", path=str(file), device="cpu", dtype="float32", chat_template=False)).fingerprint
-    assert identity(model) == ("some[1].Q8", expected)
-    write(tmp_path / "folder" / "other.gguf", "llama", gguf_model("llama"))
-    assert identity(model) == ("some[1].Q8", expected)
-    with torch.no_grad():
-        model.model.norm.weight.add_(1)
-    assert identity(model)[1] == CHANGED
+    assert loaded_weights.name(model) == "some[1].Q8"

@@ -49,9 +49,10 @@ class Calibration:
 
     `heads` is the number of semantic retrieval heads a layer that the calibration chose, `layer_scores` the share of
     each layer in the total error with so many (they sum to 1), `layer_scores_by_head_count` the same with other
-    numbers of heads, where they were measured. Layers are those that evict, in model order. `model_fingerprint`
-    identifies the weights it was made with, where that is known; `no_scores[kind]` says why there are no scores of a
-    kind; `accepted` counts the prompts that it was made from, by needle or task.
+    numbers of heads, where they were measured. Layers are those that evict, in model order. `weights` identifies the
+    weights that it was made with (`loaded_weights.fingerprints`), and `model_fingerprint` the files that they came
+    from; files of older versions have only the latter, and published ones neither. `no_scores[kind]` says why there
+    are no scores of a kind; `accepted` counts the prompts that it was made from, by needle or task.
     """
 
     model: Name
@@ -62,6 +63,7 @@ class Calibration:
     layer_scores_by_head_count: Mapping[str, LayerShares] = field(default_factory=dict, hash=False)
     head_scores: Mapping[str, HeadScores] = field(default_factory=dict, hash=False)
     rankings: Mapping[str, Rankings] = field(default_factory=dict, hash=False)
+    weights: Mapping[str, str] = field(default_factory=dict, hash=False)
     model_fingerprint: str | None = None
     no_scores: Mapping[str, str] = field(default_factory=dict, hash=False)
     accepted: Mapping[str, Annotated[int, Ge(0)]] = field(default_factory=dict, hash=False)
@@ -238,7 +240,9 @@ def find_file(model: str, source: str, folder: Path | None = None) -> Path | Non
     return None
 
 
-def choose(model: str, setting: str, protocol: EvaluationProtocol) -> Calibration | None:
+def choose(
+    model: str, setting: str, protocol: EvaluationProtocol, weights: Mapping[str, str] | None = None
+) -> Calibration | None:
     """The calibration that the `setting` of a run asks for: auto, a source, or the path of a file.
 
     None where there is none of this model, which only methods that need one mind. Raises `UserError` for a file that
@@ -250,9 +254,8 @@ def choose(model: str, setting: str, protocol: EvaluationProtocol) -> Calibratio
         return load(expanded(setting, "calibration"))
     else:
         sources = (setting,)
-    for source in sources:
-        if made := find(model, source):
-            return made
+    if made := of_model(model, weights, sources):
+        return made
     if setting not in ("auto", *SOURCES):
         nearest = difflib.get_close_matches(setting, SOURCES, 1)
         fix = f"did you mean {nearest[0]}?" if nearest else "choose auto, a source or the path of a file"
@@ -262,14 +265,21 @@ def choose(model: str, setting: str, protocol: EvaluationProtocol) -> Calibratio
     return None
 
 
-def of_model(name: str, fingerprint: str | None = None, sources: Sequence[str] = SOURCES) -> Calibration | None:
-    """The calibration of the model of these weights, the first of `sources`; else the one of this `name`.
+def of_model(
+    name: str, weights: Mapping[str, str] | None = None, sources: Sequence[str] = SOURCES
+) -> Calibration | None:
+    """The calibration of the model with these `weights`, from the first of `sources`; else the one of this `name`.
 
-    Whether the latter was made with other weights is for `Context.calibrated` to say.
+    `Context.calibrated` checks whether the latter was made with other weights.
     """
-    for source in sources if fingerprint else ():
+    for source in sources if weights else ():
         for path in (path for folder in folders() for path in sorted(folder.glob(f"*.{source}.json"))):
             with suppress(UserError):  # of a file that may be another model's
-                if (made := load(path)).model_fingerprint == fingerprint:
+                if same((made := load(path)).weights, weights or {}):
                     return made
     return next((named for source in sources if (named := find(name, source))), None)
+
+
+def same(one: Mapping[str, str], other: Mapping[str, str]) -> bool:
+    """Whether two models have the same weights, by their `loaded_weights.fingerprints`."""
+    return any(other.get(dtype) == digest for dtype, digest in one.items())

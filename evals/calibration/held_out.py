@@ -268,6 +268,7 @@ class HeldOutCalibration:
                 "past_tokens_kept": FLOOR,
                 "error_epsilon": layer_errors.EPSILON,
             },
+            "weights": self.model.weights,
             "model_fingerprint": self.model.fingerprint,
             "dtype": self.model.dtype,
             "haystack_fingerprint": self.haystack.fingerprint,

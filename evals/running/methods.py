@@ -37,8 +37,10 @@ def context_of(model: LoadedModel, job: Job, first_prompt: Callable[[], int] | N
         kv_heads=model.kv_heads,
         observation=job.observation,
         protocol=job.protocol,
-        calibration=calibration.choose(model.name, job.calibration, job.protocol),
+        calibration=calibration.choose(model.name, job.calibration, job.protocol, model.weights),
         calibration_setting=job.calibration,
         fingerprint=model.fingerprint,
+        weights=model.weights,
+        check_weights=job.calibration_check == "on",
         first_prompt=first_prompt() if first_prompt and job.protocol.pyramid_schedule == "first_prompt" else None,
     )

@@ -225,9 +225,11 @@ def test_a_calibration_of_another_model_is_refused(write, changes, context, mess
 
 
 def test_the_same_weights_may_have_another_name(write) -> None:
-    path = write(record(model_fingerprint="abc"))
-    assert where(calibration=load(path), model="renamed", fingerprint="abc").calibrated().model == "tiny"
-    assert of_model("renamed", "abc") == load(path)
+    path = write(record(weights={"float16": "abc"}))
+    weights = {"bfloat16": "def", "float16": "abc"}
+    assert where(calibration=load(path), model="renamed", weights=weights).calibrated().model == "tiny"
+    assert of_model("renamed", weights) == load(path)
+    assert of_model("renamed", {"bfloat16": "abc"}) is None
     assert of_model("renamed") is None
     assert of_model("Tiny") == load(path)
 
