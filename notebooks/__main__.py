@@ -1,16 +1,18 @@
-"""`python -m notebooks [name …]`: execute these notebooks, or all, on the default model.
+"""`python -m notebooks [--write] [name …]`: execute these notebooks, or all, on the default model.
 
-Prints the seconds of each; the files stay as they are. One that fails is shown with the error of its cell, and the
-exit code is 1.
+Prints the seconds of each. `--write` keeps the outputs in the .ipynb files, without anything that changes from run to
+run. If a notebook fails, the error of its cell is printed, and the exit code is 1.
 """
 
 import os
+import re
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
 import jupytext
+import nbformat
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
 
@@ -19,35 +21,66 @@ FOLDER = Path(__file__).parent
 LIMIT = 600
 """Seconds that a cell may take."""
 
+KERNEL = {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"}
+
+FAILURES = (CellExecutionError, CellTimeoutError, DeadKernelError)
+
+CHANGING = re.compile(r"\b\d+ s\b|/s\b|\bs left\b|(?<![\w.])/[\w.-]+/")
+"""Lines with seconds, rates or absolute paths."""
+
 
 def names() -> list[str]:
     return sorted(path.stem for path in FOLDER.glob("*.ipynb"))
 
 
-def failure(name: str) -> str:
-    """Execute one notebook in its folder, as Jupyter does; returns what went wrong, or an empty string."""
+def executed(name: str) -> nbformat.NotebookNode:
+    """One notebook, executed in its folder as Jupyter does. Raises the errors in `FAILURES`."""
     notebook = jupytext.read(FOLDER / f"{name}.py")
     client = NotebookClient(notebook, timeout=LIMIT, kernel_name="python3", resources={"metadata": {"path": FOLDER}})
-    try:
-        client.execute()
-    except (CellExecutionError, CellTimeoutError, DeadKernelError) as error:
-        return str(error)
-    return ""
+    client.execute()
+    return notebook
 
 
-def main(chosen: Sequence[str]) -> int:
-    """Execute the `chosen` notebooks, or all; returns the exit code."""
+def write(name: str, notebook: nbformat.NotebookNode) -> None:
+    """Write the outputs into the .ipynb: figures, tables and printed text, without progress, times and paths."""
+    notebook.metadata = {"kernelspec": KERNEL}
+    for number, cell in enumerate(notebook.cells):
+        cell.metadata, cell.id = {}, f"cell-{number}"
+        if cell.cell_type == "code":
+            cell.outputs = [kept for output in cell.outputs if (kept := _lasting(output))]
+    nbformat.write(notebook, FOLDER / f"{name}.ipynb")
+
+
+def _lasting(output: nbformat.NotebookNode) -> nbformat.NotebookNode | None:
+    """The part of an output that is the same in the next run; None if nothing is."""
+    if output.output_type == "stream":
+        lines = [line for line in output.text.split("\n") if not CHANGING.search(line)]
+        output.text = "\n".join(lines)
+        return output if output.name == "stdout" and output.text.strip() else None
+    if "metadata" in output:
+        output.metadata = {}
+    return output
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Execute the notebooks that `arguments` name, or all; returns the exit code."""
+    writing = "--write" in arguments
+    chosen = [name for name in arguments if name != "--write"] or names()
     if unknown := sorted(set(chosen) - set(names())):
-        print(f"error: notebooks {unknown[0]}: no such notebook: choose of {', '.join(names())}", file=sys.stderr)
+        print(f"error: notebooks={unknown[0]}: not found: choose from {', '.join(names())}", file=sys.stderr)
         return 2
     # The kernels import this tree, whether or not it is installed.
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(FOLDER.parent), os.environ.get("PYTHONPATH")]))
     begun, failed = time.monotonic(), 0
-    for name in chosen or names():
-        started = time.monotonic()
-        error = failure(name)
-        failed += bool(error)
-        print(f"{name}: {time.monotonic() - started:.0f} s" + (f", failed\n{error}" if error else ""), flush=True)
+    for name in chosen:
+        started, error = time.monotonic(), ""
+        try:
+            notebook = executed(name)
+            if writing:
+                write(name, notebook)
+        except FAILURES as raised:
+            failed, error = failed + 1, f", failed\n{raised}"
+        print(f"{name}: {time.monotonic() - started:.0f} s{error}", flush=True)
     print(f"all: {time.monotonic() - begun:.0f} s")
     return int(failed > 0)
 
