@@ -78,9 +78,9 @@ class SharedPrefillLauncher(Launcher):
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         # Imported here, like all of the harness: Hydra imports this file at every start.
         from compresskv.errors import UserError
-        from evals.compose import plain, refused_in_a_sentence
+        from evals.compose import resolved, take_plan
         from evals.console import defects_end_here, one_sentence_endings, signals_as_interrupts
-        from evals.job import take_plan
+        from evals.hydra_errors import refused_in_a_sentence
         from evals.launch.executor import Plan, Sweep
 
         with defects_end_here(), one_sentence_endings():
@@ -90,7 +90,7 @@ class SharedPrefillLauncher(Launcher):
                 with refused_in_a_sentence(overrides):
                     composed.append(self.compose(overrides))
             with refused_in_a_sentence():
-                configs = [plain(config) for config in composed]
+                configs = [resolved(config) for config in composed]
             planning = take_plan(*configs)
             outcome = Path(self.outcome) if self.outcome else None
             sweep = Sweep(configs, job_overrides, self.command(), outcome)
@@ -123,7 +123,7 @@ class SharedPrefillLauncher(Launcher):
 
     def compose(self, overrides: Sequence[str]) -> DictConfig:
         """The configuration of one job of the sweep."""
-        from evals.compose import refuse_two_files
+        from evals.hydra_errors import refuse_two_files
 
         config = self.context.config_loader.load_sweep_config(self.config, list(overrides))
         refuse_two_files(config.hydra)

@@ -8,8 +8,7 @@ import pytest
 from compresskv.errors import UserError
 from compresskv.folders import CONF
 from compresskv.methods import MethodConfig, named_method, refuse_mismatch
-from evals.compose import composed
-from evals.job import job_from, jobs_from
+from evals.compose import composed, job_from, jobs_from
 from evals.launch.executor import Sweep
 from tests.support.command import ROOT, arguments
 from tests.support.refusals import refused

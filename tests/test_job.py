@@ -15,8 +15,7 @@ from omegaconf import OmegaConf
 from compresskv.errors import UserError
 from compresskv.folders import CONF
 from compresskv.methods import Part, label_of
-from evals.compose import composed
-from evals.job import job_from
+from evals.compose import composed, job_from
 from evals.launch.executor import Sweep
 from tests.support.refusals import refused
 

@@ -6,7 +6,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
-from evals.job import Job, jobs_from
+from evals.compose import jobs_from
+from evals.job import Job
 from evals.launch.groups import Group, groups
 from evals.results.names import IMMATERIAL, differences
 

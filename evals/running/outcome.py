@@ -14,8 +14,7 @@ from rich.table import Table
 
 from compresskv.errors import UserError
 from evals.console import plain, screen
-from evals.job import Job
-from evals.loggers import Logger
+from evals.job import Job, Logger
 from evals.report import terminal
 from evals.results.measurement import Measurement
 from evals.results.record import NAMED, Record

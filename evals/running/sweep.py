@@ -5,8 +5,7 @@ from contextlib import nullcontext
 from pathlib import Path
 
 from compresskv.models import LoadedModel, ModelConfig
-from evals.evaluation import MeasuredEvaluation, SampledEvaluation
-from evals.job import Job
+from evals.job import Job, MeasuredEvaluation, SampledEvaluation
 from evals.progress import Progress
 from evals.running import outcome
 from evals.running.loading import load
