@@ -48,12 +48,12 @@ class Evaluation:
     alone: ClassVar[bool] = False
     evicts: ClassVar[bool] = False
 
-    def units(self) -> Mapping[str, str | None]:
-        """The parts that can run apart, by name, each with the override that leaves only this part.
+    def units(self) -> Mapping[str, Mapping[str, Any]]:
+        """The parts that can run apart, by name, each with the settings that leave only this part.
 
         An evaluation that cannot be split is one nameless unit.
         """
-        return {"": None}
+        return {"": {}}
 
     def check(self) -> None:
         """Raise `UserError` for what is wrong with the data, as far as that shows without a model and without torch."""

@@ -22,7 +22,7 @@ class Counting(SampledEvaluation):
     numbers: tuple[int, ...]
 
     def units(self):
-        return {f"to{number}": f"eval.numbers=[{number}]" for number in self.numbers}
+        return {f"to{number}": {"numbers": [number]} for number in self.numbers}
 
     def make_tasks(self, model, protocol):
         from counting.task import CountTo

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from compresskv.checking import Ge, Le, MinLen, PathText, Sha256
 from evals.job import SampledEvaluation, Shown
@@ -32,8 +32,8 @@ class LongBench(SampledEvaluation):
     sha256: Sha256 | None
     revision: PathText | None
 
-    def units(self) -> Mapping[str, str | None]:
-        return {task.name: f"eval.tasks=[{task.name}]" for task in select_tasks(self.tasks)}
+    def units(self) -> Mapping[str, Mapping[str, Any]]:
+        return {task.name: {"tasks": [task.name]} for task in select_tasks(self.tasks)}
 
     @cached_property
     def folder(self) -> Path:
