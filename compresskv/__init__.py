@@ -11,10 +11,10 @@ from compresskv.installed import refuse_older
 refuse_older()  # before anything imports what an older transformers does not have
 
 if TYPE_CHECKING:
+    from compresskv.compressed_cache import compressed
     from compresskv.engine.attention import attached
     from compresskv.engine.decode import Stopping
     from compresskv.engine.generation import generate
-    from compresskv.engine.in_layer import compressed
     from compresskv.engine.prefill import Setting
     from compresskv.eviction import EvictionMethod
     from compresskv.models import load
@@ -24,7 +24,7 @@ _HOMES = {
     "Setting": "compresskv.engine.prefill",
     "Stopping": "compresskv.engine.decode",
     "attached": "compresskv.engine.attention",
-    "compressed": "compresskv.engine.in_layer",
+    "compressed": "compresskv.compressed_cache",
     "generate": "compresskv.engine.generation",
     "load": "compresskv.models",
 }

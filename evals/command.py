@@ -6,6 +6,8 @@ import signal
 from typing import TYPE_CHECKING, NoReturn
 
 if TYPE_CHECKING:
+    from argparse import ArgumentParser, Namespace
+
     from omegaconf import DictConfig
 
 
@@ -39,30 +41,62 @@ def start() -> None:
     import hydra
     from hydra._internal.utils import get_args_parser
 
+    import evals.compose  # noqa: F401  (registers the resolvers that the configuration uses)
     from compresskv.folders import CONF
-    from evals.compose import command_line, refuse_two_commands, refused_in_a_sentence
     from evals.console import one_sentence_endings
+    from evals.hydra_errors import refused_in_a_sentence
 
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra's own refusals come here as exceptions
     with one_sentence_endings():
-        given = command_line(get_args_parser())
-        refuse_two_commands(given)
+        given = _command_line(get_args_parser())
+        _refuse_two_commands(given)
         with refused_in_a_sentence(given.overrides):
             hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")(run)()
+
+
+def _command_line(parser: "ArgumentParser") -> "Namespace":
+    """The command line as Hydra's `parser` reads it. Raises `UserError` for a flag that is none, or lacks its value."""
+
+    from compresskv.errors import UserError, readable
+
+    def refuse(message: str) -> NoReturn:
+        raise UserError("command line", "see python run.py --help", why=readable(" ".join(message.split()), 400))
+
+    parser.error = refuse  # type: ignore[method-assign]
+    return parser.parse_args()
+
+
+def _refuse_two_commands(given: "Namespace") -> None:
+    """Raise `UserError` where a command line, as Hydra parses it, asks for two things, such as -m and --cfg."""
+    from compresskv.errors import UserError
+
+    asked = {
+        "--multirun": given.multirun,
+        "--cfg": given.cfg,
+        "--info": given.info,
+        "--shell-completion": given.shell_completion,
+        "--run": given.run,
+    }
+    names = [name for name, value in asked.items() if value]
+    if given.resolve and not (given.cfg or given.help):
+        raise UserError("--resolve", "leave it out, or add one of them", why="it goes with --cfg or --help")
+    if len(names) > 1 and not (given.help or given.hydra_help):
+        fix = ", or add +plan=true to see what a sweep will take" if names[0] == "--multirun" else ""
+        raise UserError(f"{names[0]} and {names[1]}", f"leave one out{fix}", why="only one of them can be given")
 
 
 def run(config: "DictConfig") -> None:
     """Run one composed configuration, or say what it would take."""
     from hydra.core.hydra_config import HydraConfig
 
-    from evals.compose import plain, refuse_two_files, refused_in_a_sentence
+    from evals.compose import jobs_from, resolved, take_plan
     from evals.console import defects_end_here, one_sentence_endings, signals_as_interrupts
-    from evals.job import jobs_from, take_plan
+    from evals.hydra_errors import refuse_two_files, refused_in_a_sentence
 
     with defects_end_here(), one_sentence_endings():
         with refused_in_a_sentence(HydraConfig.get().overrides.task):
             refuse_two_files(HydraConfig.get())
-            composed = plain(config)
+            composed = resolved(config)
         planning, jobs = take_plan(composed), jobs_from([composed])
         # Imported here, so that --help and a mistake are answered without torch.
         if planning:

@@ -1,34 +1,37 @@
-"""Compose the configuration as `run.py` does: for the audit, benchmarks, notebooks and tests."""
+"""From a command line to its jobs: the configuration that Hydra composes, the sweep that it expands to, and its checks.
 
-import difflib
-import os
+Below this module there are plain frozen dataclasses: neither Hydra nor OmegaConf.
+"""
+
+import math
 import re
-from argparse import ArgumentParser, Namespace
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
-from typing import Any, NoReturn
+from pkgutil import resolve_name
+from typing import Annotated, Any, Literal
 
+import yaml
 from hydra import compose, initialize_config_dir
-from hydra.conf import HydraConf
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf, open_dict
-from omegaconf.errors import OmegaConfBaseException
 
-from compresskv.checking import refuse_unknown
+from compresskv.checking import Ge, Gt, Le, MinLen, PathText, checked, checked_value, frozen, refuse_unknown
 from compresskv.errors import UserError, readable
-from compresskv.folders import CONF
+from compresskv.folders import CONF, package_files
 from compresskv.inputs import expanded
-from compresskv.methods import refuse_observation
-from compresskv.model_config import name_of
-from evals.help import groups_help, leaves, settings_help
-from evals.job import Job, job_from
-
-LONGEST_SENTENCE = 400
-"""Characters of what Hydra says that a sentence quotes."""
-
+from compresskv.methods import check_parameters, least_window, method_config, refuse_mismatch
+from compresskv.model_config import ModelConfig, name_of
+from compresskv.observation import ObservationConfig
+from compresskv.protocol import EvaluationProtocol
+from evals.help import groups_help, settings_help
+from evals.hydra_errors import refuse_two_files, refused_in_a_sentence
+from evals.job import Evaluation, Job, Logger, SampledEvaluation
+from evals.kinds import kind_of, reserved
 
 # `model.path=<id or directory>` names the model after it, unless `model.name` says otherwise.
 OmegaConf.register_new_resolver("name_of", lambda path, name: name if path is None else name_of(path), replace=True)
@@ -36,6 +39,28 @@ OmegaConf.register_new_resolver("if_null", lambda value, otherwise: otherwise if
 # For `--help`, in conf/config.yaml.
 OmegaConf.register_new_resolver("settings_help", lambda *, _root_: settings_help(_root_), replace=True)
 OmegaConf.register_new_resolver("groups_help", lambda *, _root_: groups_help(_root_), replace=True)
+
+Tokens = Annotated[int, Ge(1), Le(100_000_000)]
+
+SCALARS: dict[str, Any] = {
+    "budget": Tokens,
+    "calibration": PathText,
+    "calibration_check": Literal["on", "off"],
+    "prefill_chunk": Tokens | None,
+    "memory": Annotated[float, Gt(0), Le(1_000_000)] | None,
+    "fidelity": bool,
+}
+"""The settings at the top of `conf/config.yaml` that are one value, and what they take."""
+
+NODES = ("model", "method", "eval", "protocol", "observation", "logger", "paths")
+"""Those that are a mapping."""
+
+
+@dataclass(frozen=True)
+class Paths:
+    """`conf/paths/*.yaml`: the folder that everything a run leaves behind goes to."""
+
+    results: PathText
 
 
 def composed(*overrides: str, config_dir: str | Path | None = None) -> dict[str, Any]:
@@ -50,25 +75,68 @@ def composed(*overrides: str, config_dir: str | Path | None = None) -> dict[str,
         if not folder.is_dir():
             raise UserError("--config-dir", "check the path", value=Path(config_dir), why="there is no such folder")
         given.append(f"hydra.searchpath=[{quoted(f'file://{folder}')}]")
-    GlobalHydra.instance().clear()
-    with refused_in_a_sentence(given), initialize_config_dir(str(CONF), version_base="1.3"):
+    with _hydra(given):
         config = compose("config", given, return_hydra_config=True)
         refuse_two_files(config.hydra)
         with open_dict(config):
             del config["hydra"]
-        return plain(config)
-
-
-def plain(config: DictConfig) -> dict[str, Any]:
-    """A composed configuration, resolved, as plain data."""
-    container = OmegaConf.to_container(config, resolve=True)
-    assert isinstance(container, dict)
-    return container  # type: ignore[return-value]
+        return resolved(config)
 
 
 def job(*overrides: str, config_dir: str | Path | None = None) -> Job:
     """The job of a command line with these overrides. Raises `UserError` for values that cannot be."""
     return job_from(composed(*overrides, config_dir=config_dir))
+
+
+@cache
+def sweep(*overrides: str, only: str | tuple[str, ...] = "") -> list[dict[str, Any]]:
+    """The resolved configurations of `python run.py -m <overrides>`.
+
+    Of the settings that an experiment sweeps over by itself, those that start with one of `only`. Composed once in a
+    process: leave them as they are. Raises `UserError` for what cannot be composed.
+    """
+    with _hydra(overrides):
+        params = [f"{name}={value}" for name, value in _swept(overrides).items() if name.startswith(only)]
+        return [resolved(compose("config", each)) for each in expansion([*params, *overrides])]
+
+
+def axes(*overrides: str) -> dict[str, list[str]]:
+    """What an experiment sweeps over by itself, where the command line is `-m <overrides>`: settings with values."""
+    with _hydra(overrides):
+        values: dict[str, dict[str, None]] = {}
+        for each in expansion([f"{name}={value}" for name, value in _swept(overrides).items()]):
+            for name, _, value in (override.partition("=") for override in each):
+                values.setdefault(name, {})[value] = None
+        return {name: list(distinct) for name, distinct in values.items()}
+
+
+def expansion(overrides: Sequence[str], parser: OverridesParser | None = None) -> list[list[str]]:
+    """The overrides of each job of a sweep: all combinations, of a setting that is given twice the last values."""
+    parsed = (parser or OverridesParser.create()).parse_overrides(list(overrides))
+    (jobs,) = BasicSweeper.split_arguments(parsed, None)
+    return jobs
+
+
+def _swept(overrides: Sequence[str]) -> dict[str, str]:
+    """`hydra.sweeper.params` under those of these overrides that name one value."""
+    parsed = OverridesParser.create().parse_overrides(list(overrides))
+    fixed = [str(override.input_line) for override in parsed if not override.is_sweep_override()]
+    config = compose("config", fixed, return_hydra_config=True)
+    return OmegaConf.to_container(OmegaConf.select(config, "hydra.sweeper.params") or OmegaConf.create(), resolve=True)  # type: ignore[return-value]
+
+
+@contextmanager
+def _hydra(overrides: Sequence[str]) -> Iterator[None]:
+    GlobalHydra.instance().clear()
+    with refused_in_a_sentence(overrides), initialize_config_dir(str(CONF), version_base="1.3"):
+        yield
+
+
+def resolved(config: DictConfig) -> dict[str, Any]:
+    """A composed configuration, resolved, as plain data."""
+    container = OmegaConf.to_container(config, resolve=True)
+    assert isinstance(container, dict)
+    return container  # type: ignore[return-value]
 
 
 def quoted(path: str | Path) -> str:
@@ -78,142 +146,192 @@ def quoted(path: str | Path) -> str:
     return "'" + re.sub(r"(\\*)'", r"\1\1\'", str(path)) + "'"
 
 
-def command_line(parser: ArgumentParser) -> Namespace:
-    """The command line as Hydra's `parser` reads it. Raises `UserError` for a flag that is none, or lacks its value."""
+def take_plan(*configs: dict[str, Any]) -> bool:
+    """Take `plan` out of configurations: whether to say what they will take (`evals.running.plan`), and run nothing.
 
-    def refuse(message: str) -> NoReturn:
-        raise UserError(
-            "command line", "see python run.py --help", why=readable(" ".join(message.split()), LONGEST_SENTENCE)
-        )
-
-    parser.error = refuse  # type: ignore[method-assign]
-    return parser.parse_args()
-
-
-def refuse_two_commands(given: Namespace) -> None:
-    """Raise `UserError` where a command line, as Hydra parses it, asks for two things, such as -m and --cfg."""
-    asked = {
-        "--multirun": given.multirun,
-        "--cfg": given.cfg,
-        "--info": given.info,
-        "--shell-completion": given.shell_completion,
-        "--run": given.run,
-    }
-    names = [name for name, value in asked.items() if value]
-    if given.resolve and not (given.cfg or given.help):
-        raise UserError("--resolve", "leave it out, or add one of them", why="it goes with --cfg or --help")
-    if len(names) > 1 and not (given.help or given.hydra_help):
-        fix = ", or add +plan=true to see what a sweep will take" if names[0] == "--multirun" else ""
-        raise UserError(f"{names[0]} and {names[1]}", f"leave one out{fix}", why="only one of them can be given")
-
-
-def refuse_two_files(hydra: HydraConf) -> None:
-    """Raise `UserError` where a chosen option stands in two folders: Hydra would take the first and not say so.
-
-    `hydra` is the part of a composed configuration that is Hydra's own.
+    Raises `UserError` for a value that is neither true nor false.
     """
-    runtime = hydra.runtime
-    folders = [Path(source.path) for source in runtime.config_sources if source.schema == "file"]
-    for group, name in runtime.choices.items():
-        files = [path for folder in folders if name and (path := folder / group / f"{name}.yaml").is_file()]
-        if len(files) > 1:
+    given = [config.pop("plan", False) for config in configs]
+    return any(checked_value("plan", bool, value) for value in given)
+
+
+def jobs_from(configs: Sequence[Mapping[str, Any]]) -> list[Job]:
+    """The jobs of resolved configurations, for a run that is about to start: their data and packages are there.
+
+    What shows without torch is checked first, and all mistakes are told at once: raises `UserError` for one, an
+    `ExceptionGroup` of several.
+    """
+    jobs: list[Job] = []
+    mistakes: dict[str, UserError] = {}
+
+    @contextmanager
+    def collected() -> Iterator[None]:
+        try:
+            yield
+        except UserError as error:
+            mistakes.setdefault(str(error), error)
+
+    for config in configs:
+        with collected():
+            jobs.append(_job(config))
+    for job in jobs:
+        for check in _FITTING:
+            with collected():
+                check(job)
+    for packages in dict.fromkeys(job.model.packaged for job in jobs):
+        with collected():
+            package_files(packages)
+    for evaluation in dict.fromkeys(job.eval for job in jobs):
+        with collected():
+            evaluation.check()
+    if not mistakes:
+        for method in dict.fromkeys(job.method for job in jobs):
+            with collected():
+                check_parameters(method)
+    if len(mistakes) > 1:
+        raise ExceptionGroup("several mistakes", list(mistakes.values()))
+    for error in mistakes.values():
+        raise error
+    return jobs
+
+
+def job_from(config: Mapping[str, Any]) -> Job:
+    """Check a resolved configuration and turn it into a `Job`. Raises `UserError` naming the field, value and fix.
+
+    Whether its data and its packages are there is for `jobs_from` to say.
+    """
+    job = _job(config)
+    for check in _FITTING:
+        check(job)
+    check_parameters(job.method)
+    return job
+
+
+def _job(config: Mapping[str, Any]) -> Job:
+    """`job_from`, except for whether its parts fit together, and for what needs the methods, which import torch."""
+    refuse_unknown("", config, [*SCALARS, *NODES])
+    if missing := [name for name in (*SCALARS, *NODES) if name not in config]:
+        raise UserError(missing[0], "give it a value", why="not set")
+    scalars = {name: checked_value(name, hint, config[name]) for name, hint in SCALARS.items()}
+    method = method_config(config["method"])
+    evaluation = plug_in("eval", Evaluation, config["eval"])
+    _refuse_name_of_another(evaluation.name, config["eval"]["_target_"])
+    model = {name: value for name, value in _mapping("model", config["model"]).items() if name != "evals"}
+    results = checked("paths", Paths, config["paths"]).results
+    job = Job(
+        model=checked("model", ModelConfig, model),
+        method=method,
+        budget=None if method.keeps_everything else scalars["budget"],
+        eval=evaluation,
+        protocol=checked("protocol", EvaluationProtocol, config["protocol"]),
+        observation=checked("observation", ObservationConfig, config["observation"]),
+        calibration=scalars["calibration"],
+        calibration_check=scalars["calibration_check"],
+        prefill_chunk=scalars["prefill_chunk"],
+        memory=scalars["memory"],
+        fidelity=scalars["fidelity"],
+        results=expanded(results, "paths.results"),
+        logger=_logger(config["logger"]),
+        config=config,
+    )
+    _refuse_name_of_another_model(job.model)
+    _refuse_unwritable("", config)
+    if job.fidelity and not isinstance(evaluation, SampledEvaluation):
+        raise UserError(
+            "fidelity", "set fidelity=false", value=True, why=f"eval={evaluation.name} has no samples to measure it on"
+        )
+    return job
+
+
+def _refuse_mismatch(job: Job) -> None:
+    """Raise `UserError` for an allocator that the scorer cannot feed."""
+    refuse_mismatch(job.method)
+
+
+def _refuse_small(job: Job) -> None:
+    """Raise `UserError` for a budget that leaves no room beside the tokens that the method keeps anyway."""
+    window = least_window(job.method, job.observation.window)
+    if job.eval.evicts and job.budget is not None and job.budget <= window:
+        why = f"the method keeps the observation window of {window} tokens, which leaves no room"
+        raise UserError("budget", f"set budget to {window + 1} or more", value=job.budget, why=why)
+
+
+_FITTING = (_refuse_mismatch, _refuse_small)
+"""What is checked of a job besides its single settings."""
+
+
+def _refuse_name_of_another_model(model: ModelConfig) -> None:
+    """Raise `UserError` for the weights of one model of `conf/model` by the name of another: published numbers stand
+    beside results by that name, and calibrations are found by it."""
+    if model.name.casefold() not in _weights():
+        return
+    for name, weights in _weights().items():
+        if name != model.name.casefold() and weights == (model.path or model.package):
             raise UserError(
-                group, "rename the second", value=name, why=f"both {files[0]} and {files[1]} have that name"
+                "model.name", "choose another name", value=model.name, why=f"these are the weights of {name}"
             )
 
 
-@contextmanager
-def refused_in_a_sentence(overrides: Sequence[str] = ()) -> Iterator[None]:
-    """Turn whatever ends Hydra while it composes `overrides` into a `UserError`: one sentence, with the nearest name.
+@cache
+def _weights() -> dict[str, Any]:
+    """Where each model of `conf/model` comes from, by its name: a hub id, or files in a package."""
+    nodes = {path.stem: yaml.safe_load(path.read_bytes()) for path in sorted((CONF / "model").glob("[!_]*.yaml"))}
+    return {name.casefold(): frozen(node.get("path") or node.get("package")) for name, node in nodes.items()}
 
-    Only for composing: Hydra raises exceptions of every kind there, and elsewhere they would be defects.
-    """
+
+def _refuse_name_of_another(name: str, target: str) -> None:
+    """Raise `UserError` for an evaluation by the name of a built-in one that it is not: results go by that name."""
+    if (known := reserved(name)) and known != kind_of(target):
+        raise UserError(
+            "eval.name", "choose another name", value=name, why=f"results would read as those of eval={known}"
+        )
+
+
+def plug_in(where: str, kind: Any, node: Any) -> Any:
+    """The frozen dataclass that `_target_` names, a subclass of `kind`, with the rest of `node` as its fields."""
+    values = dict(_mapping(where, node))
+    return checked(where, plug_in_class(f"{where}._target_", kind, values.pop("_target_", None)), values)
+
+
+def plug_in_class(where: str, kind: Any, target: Any) -> Any:
+    """The subclass of `kind` that the dotted name `target` stands for."""
+    target = checked_value(where, Annotated[str, MinLen(1)], target)
+    module, _, name = target.rpartition(".")
     try:
-        yield
-    except UserError:
-        raise
-    except (HydraException, OmegaConfBaseException) as error:
-        raise _sentence(error) from error
-    except Exception as error:
-        raise _wrong_override(overrides, f"{type(error).__name__}: {error}") from error
+        plugged_in = resolve_name(f"{module}:{name}")
+    except (ImportError, AttributeError, ValueError) as error:
+        reason = readable(str(error), 200)
+        raise UserError(where, "check its YAML", value=target, why=f"cannot be imported ({reason})") from error
+    if not (isinstance(plugged_in, type) and issubclass(plugged_in, kind)):
+        raise UserError(where, f"name a subclass of {kind.__name__}", value=target)
+    return plugged_in
 
 
-def _sentence(error: HydraException | OmegaConfBaseException) -> UserError:
-    if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options:
-        group, _, name = str(error.missing_cfg_file).rpartition("/")
-        return _no_option(group, name, error.options)
-    if isinstance(error, OverrideParseException):
-        return _unreadable(error.override, error)
-    cause = error.__cause__
-    parent = getattr(cause, "parent_node", None)
-    if isinstance(parent, DictConfig) and cause is not None and "not in struct" in str(cause):
-        setting = str(getattr(cause, "full_key", ""))
-        where, known = setting.rpartition(".")[0], [str(key) for key in parent if key != "hydra"]
-        if not known:  # such as model.chat_template_kwargs, which takes any
-            return UserError(setting, f"add it as +{setting}=…", why="not there yet")
-        key = str(getattr(cause, "key", ""))
+def _logger(node: Any) -> Logger | None:
+    if _mapping("logger", node).get("_target_", "") is None:
+        refuse_unknown("logger", [name for name in node if name != "_target_"], [])
+        return None
+    return plug_in("logger", Logger, node)
+
+
+def _refuse_unwritable(where: str, value: Any) -> None:
+    """Raise `UserError` for what the files of a result cannot hold, wherever in a configuration it is."""
+    if isinstance(value, Mapping):
+        for name, item in value.items():
+            _refuse_unwritable(f"{where}.{name}" if where else str(name), item)
+    elif isinstance(value, (list, tuple)):
+        for place, item in enumerate(value):
+            _refuse_unwritable(f"{where}[{place}]", item)
+    elif isinstance(value, float) and not math.isfinite(value):
+        raise UserError(where, "choose a finite number", value=value)
+    elif isinstance(value, str) and not value.isascii():
         try:
-            if where.partition(".")[0] == "method":
-                refuse_observation(where, [key])
-            if places := _elsewhere(parent, key):
-                return UserError(setting, f"did you mean {' or '.join(places)}?", why="no such setting")
-            refuse_unknown(where, [key], known)
-        except UserError as refused:
-            return refused
-    keys = (getattr(part, "full_key", None) for part in (error, cause))
-    where = next(filter(None, keys), "the configuration")
-    lines = [line.strip() for line in f"{error}\n{cause or ''}".splitlines()]
-    said = " ".join(line for line in lines if not line.startswith(("full_key:", "object_type=", "reference_type=")))
-    return UserError(where, "correct its value", why=readable(said.strip(), LONGEST_SENTENCE))
+            value.encode()
+        except UnicodeEncodeError:
+            raise UserError(where, "write it in UTF-8", value=value, why="it has bytes that are not text") from None
 
 
-def _elsewhere(node: DictConfig, key: str) -> list[str]:
-    """Where else in the configuration that `node` is of there is a setting called `key`."""
-    root = node._get_root()
-    assert isinstance(root, DictConfig)
-    return [name for name, _ in leaves(root) if name.endswith(f".{key}") and not name.startswith("model.evals.")]
-
-
-def _wrong_override(overrides: Sequence[str], why: str) -> UserError:
-    """The sentence about the override that Hydra has stumbled over: one that it cannot read, or no option of a group.
-
-    `why` is what Hydra says, for where it is none of these.
-    """
-    parser = OverridesParser.create()
-    chosen: list[tuple[str, Any]] = []
-    for text in overrides:
-        try:
-            override = parser.parse_override(text)
-        except Exception as error:  # Hydra's own, or that of a number of thousands of digits
-            return _unreadable(text, error)
-        if not override.is_sweep_override() and os.path.isdir(CONF / override.key_or_group):
-            chosen.append((override.key_or_group, override.value()))
-    for group, value in sorted(chosen, key=lambda choice: isinstance(choice[1], str)):
-        options = [path.stem for path in (CONF / group).glob("*.yaml")]
-        if value not in options:
-            return _no_option(group, value, options)
-    shown = readable(" ".join(overrides) or "the configuration", 200)
-    return UserError(
-        "command line",
-        "correct what it names",
-        value=shown,
-        why=f"cannot be composed ({readable(' '.join(why.split()), 300)})",
-    )
-
-
-def _no_option(group: str, name: Any, existing: Iterable[str]) -> UserError:
-    options = sorted(option for option in existing if not option.startswith("_"))
-    nearest = difflib.get_close_matches(str(name), options, 1)
-    fix = f"did you mean {nearest[0]}?" if nearest else f"choose one of {', '.join(options)}"
-    return UserError(group or "config", fix, value=name, why="not found")
-
-
-def _unreadable(override: str | None, error: Exception) -> UserError:
-    why = readable(" ".join(str(error).split()), LONGEST_SENTENCE)
-    name, equals, value = (override or "").partition("=")
-    return UserError(
-        name.lstrip("+~") or "override",
-        "correct it",
-        value=value if equals else ...,
-        why=f"cannot be read as an override ({why})",
-    )
+def _mapping(where: str, node: Any) -> Mapping[str, Any]:
+    if not isinstance(node, Mapping):
+        raise UserError(where, "choose a mapping of its settings, as its YAML has it", value=node)
+    return node

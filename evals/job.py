@@ -1,48 +1,198 @@
-"""One setting to run, as plain frozen data: what a composed configuration becomes, checked, without torch."""
+"""What a run is made of: plain types, without torch. `evals.compose` makes jobs of a configuration.
 
-import math
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+An evaluation is a frozen dataclass of its settings, named by `_target_` in `conf/eval/<name>.yaml`. It lives in a
+package of its own, in this tree or anywhere that can be imported. What needs torch is in the module `evaluation` of
+that package, which is imported when the evaluation runs.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from functools import cache
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
-from pkgutil import resolve_name
-from typing import Annotated, Any, Literal
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
-import yaml
-
-from compresskv.checking import Ge, Gt, Le, MinLen, PathText, checked, checked_value, frozen, refuse_unknown
-from compresskv.errors import UserError, readable
-from compresskv.folders import CONF, package_files
-from compresskv.inputs import expanded
-from compresskv.methods import MethodConfig, check_parameters, least_window, method_config, refuse_mismatch
+from compresskv.checking import Name
+from compresskv.errors import UserError
+from compresskv.methods import MethodConfig
 from compresskv.model_config import ModelConfig
 from compresskv.observation import ObservationConfig
 from compresskv.protocol import EvaluationProtocol
-from evals.evaluation import Evaluation, SampledEvaluation, kind_of, reserved
-from evals.loggers import Logger
 
-Tokens = Annotated[int, Ge(1), Le(100_000_000)]
+if TYPE_CHECKING:
+    from rich.table import Table
+    from torch import Tensor
 
-SCALARS: dict[str, Any] = {
-    "budget": Tokens,
-    "calibration": PathText,
-    "calibration_check": Literal["on", "off"],
-    "prefill_chunk": Tokens | None,
-    "memory": Annotated[float, Gt(0), Le(1_000_000)] | None,
-    "fidelity": bool,
-}
-"""The settings at the top of `conf/config.yaml` that are one value, and what they take."""
-
-NODES = ("model", "method", "eval", "protocol", "observation", "logger", "paths")
-"""Those that are a mapping."""
+    from compresskv.engine.decode import Stopping
+    from compresskv.engine.prefill import Setting
+    from compresskv.models import LoadedModel
+    from evals.progress import Progress
+    from evals.results.measurement import Measurement
+    from evals.results.record import Record
 
 
 @dataclass(frozen=True)
-class Paths:
-    """`conf/paths/*.yaml`: the folder that everything a run leaves behind goes to."""
+class Evaluation:
+    """The settings of an evaluation; subclasses add their own fields, with types and ranges.
 
-    results: PathText
+    `alone`: it measures time, so it must have the machine to itself. `evicts`: it runs the method at the budget.
+    """
+
+    name: Name
+
+    alone: ClassVar[bool] = False
+    evicts: ClassVar[bool] = False
+
+    def units(self) -> Mapping[str, Mapping[str, Any]]:
+        """The parts that can run apart, by name, each with the settings that leave only this part.
+
+        An evaluation that cannot be split is one nameless unit.
+        """
+        return {"": {}}
+
+    def check(self) -> None:
+        """Raise `UserError` for what is wrong with the data, as far as that shows without a model and without torch."""
+
+    @property
+    def code(self) -> ModuleType:
+        """The module `evaluation` of the package that the class, or one that it extends, is in."""
+        for kind in type(self).__mro__:
+            package = kind.__module__.rpartition(".")[0]
+            if package and find_spec(f"{package}.evaluation"):
+                return import_module(f"{package}.evaluation")
+        raise UserError(
+            "eval._target_",
+            "add the module evaluation to its package, or override the method that runs it",
+            value=f"{type(self).__module__}.{type(self).__name__}",
+        )
+
+
+class SampledEvaluation(Evaluation):
+    """An evaluation whose score is the mean over samples: the harness runs its tasks, resumes them and stores them."""
+
+    evicts: ClassVar[bool] = True
+
+    def make_tasks(self, model: LoadedModel, protocol: EvaluationProtocol) -> Sequence[Task]:
+        """All tasks under one protocol, in the same order under each: `make_tasks(model, self, protocol)` of `code`.
+
+        Raises `UserError` for unusable settings.
+        """
+        return self.code.make_tasks(model, self, protocol)
+
+    @classmethod
+    def show(cls, title: str, records: Mapping[str, Sequence[Record]], figure: Path) -> Shown:
+        """Tables and figures of the `records` of one model, by the name of their setting.
+
+        `figure` is where to write a figure, without its suffix. Without a model, and without torch.
+        """
+        from evals.report.terminal import score_table
+
+        return Shown([score_table(title, records)])
+
+
+class MeasuredEvaluation(Evaluation):
+    """An evaluation that is not a mean over samples, such as a measurement of time: it runs and shows by itself."""
+
+    def run(self, model: LoadedModel, jobs: Sequence[Job], progress: Progress) -> Path:
+        """Run all `jobs`, which share this evaluation: `run(model, self, jobs, progress)` of `code`.
+
+        Returns the path of what was written. Raises `UserError`.
+        """
+        return self.code.run(model, self, jobs, progress)
+
+    def plan(self, model: LoadedModel, jobs: Sequence[Job]) -> Sequence[Work]:
+        """What is missing of `jobs`, for `plan=true`: `works(model, self, jobs)` of `code`.
+
+        Raises `UserError` where that cannot be known.
+        """
+        if not hasattr(self.code, "works"):
+            why = f"eval={self.name} measures by itself, and has no plan"
+            raise UserError("plan", "leave it out", value=True, why=why)
+        return self.code.works(model, self, jobs)
+
+
+@dataclass(frozen=True)
+class Shown:
+    """What a run ends with: tables for the terminal, and what draws its figures, if any, and returns their paths."""
+
+    tables: Sequence[Table]
+    draw: Callable[[], Sequence[Path]] = tuple
+
+
+class Task(Protocol):
+    """Samples of one name under one protocol; `identity` is what can change a prediction besides model and method.
+
+    `longest_prompt` (tokens, or about as many) is what memory has to suffice for.
+    """
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def sample_ids(self) -> Sequence[str]: ...
+
+    @property
+    def identity(self) -> Mapping[str, Any]: ...
+
+    @property
+    def longest_prompt(self) -> int: ...
+
+    @property
+    def max_new_tokens(self) -> int: ...
+
+    def sample(self, id: str) -> Sample: ...
+
+    def first_prompt(self) -> int:
+        """Length, in tokens, of the first sample in dataset order, whether or not it runs."""
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class Sample:
+    """One prompt, `ids` [prompt], int64. `record` goes into its line; `score(prediction)` gives at least `score`.
+
+    `reference`: the answer that is looked for, as the model would write it right after the prompt; "" for none.
+    """
+
+    id: str
+    ids: Tensor
+    stopping: Stopping
+    score: Callable[[str], dict[str, Any]]
+    record: dict[str, Any] = field(default_factory=dict)
+    reference: str = ""
+
+
+Report = Callable[[str, int, int], None]
+"""Takes what is being run, such as a task, how many of its prompts are done, and how many there are."""
+
+
+@dataclass(frozen=True)
+class Logger(ABC):
+    """Sends results on to a service; the local files stay the truth.
+
+    A frozen dataclass of its settings, named by `_target_` in `conf/logger/<name>.yaml`.
+    """
+
+    @abstractmethod
+    def check(self) -> None:
+        """Raise `UserError` before a run for what would fail after it, such as a missing login."""
+
+    @abstractmethod
+    def watched(self, jobs: Sequence[Job]) -> AbstractContextManager[Report]:
+        """While `jobs` run: a function that sends how far they are. It never ends a run."""
+
+    @abstractmethod
+    def log(self, records: Sequence[Record], figures: Sequence[Path]) -> None:
+        """Send on finished `records`, and the figures of the run."""
+
+    @abstractmethod
+    def log_measurements(self, measurements: Sequence[Measurement]) -> None:
+        """Send on what evaluations without samples wrote, such as times or a calibration."""
 
 
 @dataclass(frozen=True)
@@ -91,192 +241,19 @@ class Job:
         return f"{self.label} {self.apart}".rstrip()
 
 
-def jobs_from(configs: Sequence[Mapping[str, Any]]) -> list[Job]:
-    """The jobs of resolved configurations, for a run that is about to start: their data and packages are there.
+@dataclass(frozen=True)
+class Work:
+    """What is missing of a task: jobs that share each prefill, with their settings, and the prompts that any lacks.
 
-    What shows without torch is checked first, and all mistakes are told at once: raises `UserError` for one, an
-    `ExceptionGroup` of several.
+    `name` is that of the task. `times`: how many times each prompt is decoded with all settings, in the mean.
+    `finished`: how many other settings were asked for and have all their samples.
     """
-    jobs: list[Job] = []
-    mistakes: dict[str, UserError] = {}
 
-    @contextmanager
-    def collected() -> Iterator[None]:
-        try:
-            yield
-        except UserError as error:
-            mistakes.setdefault(str(error), error)
-
-    for config in configs:
-        with collected():
-            jobs.append(_job(config))
-    for job in jobs:
-        for check in _FITTING:
-            with collected():
-                check(job)
-    for packages in dict.fromkeys(job.model.packaged for job in jobs):
-        with collected():
-            package_files(packages)
-    for evaluation in dict.fromkeys(job.eval for job in jobs):
-        with collected():
-            evaluation.check()
-    if not mistakes:
-        for method in dict.fromkeys(job.method for job in jobs):
-            with collected():
-                check_parameters(method)
-    if len(mistakes) > 1:
-        raise ExceptionGroup("several mistakes", list(mistakes.values()))
-    for error in mistakes.values():
-        raise error
-    return jobs
-
-
-def job_from(config: Mapping[str, Any]) -> Job:
-    """Check a resolved configuration and turn it into a `Job`. Raises `UserError` naming the field, value and fix.
-
-    Whether its data and its packages are there is for `jobs_from` to say.
-    """
-    job = _job(config)
-    for check in _FITTING:
-        check(job)
-    check_parameters(job.method)
-    return job
-
-
-def _job(config: Mapping[str, Any]) -> Job:
-    """`job_from`, except for whether its parts fit together, and for what needs the methods, which import torch."""
-    refuse_unknown("", config, [*SCALARS, *NODES])
-    if missing := [name for name in (*SCALARS, *NODES) if name not in config]:
-        raise UserError(missing[0], "give it a value", why="not set")
-    scalars = {name: checked_value(name, hint, config[name]) for name, hint in SCALARS.items()}
-    method = method_config(config["method"])
-    evaluation = plug_in("eval", Evaluation, config["eval"])
-    _refuse_name_of_another(evaluation.name, config["eval"]["_target_"])
-    model = {name: value for name, value in _mapping("model", config["model"]).items() if name != "evals"}
-    results = checked("paths", Paths, config["paths"]).results
-    job = Job(
-        model=checked("model", ModelConfig, model),
-        method=method,
-        budget=None if method.keeps_everything else scalars["budget"],
-        eval=evaluation,
-        protocol=checked("protocol", EvaluationProtocol, config["protocol"]),
-        observation=checked("observation", ObservationConfig, config["observation"]),
-        calibration=scalars["calibration"],
-        calibration_check=scalars["calibration_check"],
-        prefill_chunk=scalars["prefill_chunk"],
-        memory=scalars["memory"],
-        fidelity=scalars["fidelity"],
-        results=expanded(results, "paths.results"),
-        logger=_logger(config["logger"]),
-        config=config,
-    )
-    _refuse_name_of_another_model(job.model)
-    _refuse_unwritable("", config)
-    if job.fidelity and not isinstance(evaluation, SampledEvaluation):
-        raise UserError(
-            "fidelity", "set fidelity=false", value=True, why=f"eval={evaluation.name} has no samples to measure it on"
-        )
-    return job
-
-
-def _refuse_mismatch(job: Job) -> None:
-    """Raise `UserError` for an allocator that the scorer cannot feed."""
-    refuse_mismatch(job.method)
-
-
-def _refuse_small(job: Job) -> None:
-    """Raise `UserError` for a budget that leaves no room beside the tokens that the method keeps anyway."""
-    window = least_window(job.method, job.observation.window)
-    if job.eval.evicts and job.budget is not None and job.budget <= window:
-        why = f"the method keeps the observation window of {window} tokens, which leaves no room"
-        raise UserError("budget", f"set budget to {window + 1} or more", value=job.budget, why=why)
-
-
-_FITTING = (_refuse_mismatch, _refuse_small)
-"""What is checked of a job besides its single settings."""
-
-
-def _refuse_name_of_another_model(model: ModelConfig) -> None:
-    """Raise `UserError` for the weights of one model of `conf/model` by the name of another: published numbers stand
-    beside results by that name, and calibrations are found by it."""
-    if model.name.casefold() not in _weights():
-        return
-    for name, weights in _weights().items():
-        if name != model.name.casefold() and weights == (model.path or model.package):
-            raise UserError(
-                "model.name", "choose another name", value=model.name, why=f"these are the weights of {name}"
-            )
-
-
-@cache
-def _weights() -> dict[str, Any]:
-    """Where each model of `conf/model` comes from, by its name: a hub id, or files in a package."""
-    nodes = {path.stem: yaml.safe_load(path.read_bytes()) for path in sorted((CONF / "model").glob("[!_]*.yaml"))}
-    return {name.casefold(): frozen(node.get("path") or node.get("package")) for name, node in nodes.items()}
-
-
-def _refuse_name_of_another(name: str, target: str) -> None:
-    """Raise `UserError` for an evaluation by the name of a built-in one that it is not: results go by that name."""
-    if (known := reserved(name)) and known != kind_of(target):
-        raise UserError(
-            "eval.name", "choose another name", value=name, why=f"results would read as those of eval={known}"
-        )
-
-
-def take_plan(*configs: dict[str, Any]) -> bool:
-    """Take `plan` out of configurations: whether to say what they will take (`evals.running.plan`), and run nothing.
-
-    Raises `UserError` for a value that is neither true nor false.
-    """
-    given = [config.pop("plan", False) for config in configs]
-    return any(checked_value("plan", bool, value) for value in given)
-
-
-def plug_in(where: str, kind: Any, node: Any) -> Any:
-    """The frozen dataclass that `_target_` names, a subclass of `kind`, with the rest of `node` as its fields."""
-    values = dict(_mapping(where, node))
-    return checked(where, plug_in_class(f"{where}._target_", kind, values.pop("_target_", None)), values)
-
-
-def plug_in_class(where: str, kind: Any, target: Any) -> Any:
-    """The subclass of `kind` that the dotted name `target` stands for."""
-    target = checked_value(where, Annotated[str, MinLen(1)], target)
-    module, _, name = target.rpartition(".")
-    try:
-        plugged_in = resolve_name(f"{module}:{name}")
-    except (ImportError, AttributeError, ValueError) as error:
-        reason = readable(str(error), 200)
-        raise UserError(where, "check its YAML", value=target, why=f"cannot be imported ({reason})") from error
-    if not (isinstance(plugged_in, type) and issubclass(plugged_in, kind)):
-        raise UserError(where, f"name a subclass of {kind.__name__}", value=target)
-    return plugged_in
-
-
-def _logger(node: Any) -> Logger | None:
-    if _mapping("logger", node).get("_target_", "") is None:
-        refuse_unknown("logger", [name for name in node if name != "_target_"], [])
-        return None
-    return plug_in("logger", Logger, node)
-
-
-def _refuse_unwritable(where: str, value: Any) -> None:
-    """Raise `UserError` for what the files of a result cannot hold, wherever in a configuration it is."""
-    if isinstance(value, Mapping):
-        for name, item in value.items():
-            _refuse_unwritable(f"{where}.{name}" if where else str(name), item)
-    elif isinstance(value, (list, tuple)):
-        for place, item in enumerate(value):
-            _refuse_unwritable(f"{where}[{place}]", item)
-    elif isinstance(value, float) and not math.isfinite(value):
-        raise UserError(where, "choose a finite number", value=value)
-    elif isinstance(value, str) and not value.isascii():
-        try:
-            value.encode()
-        except UnicodeEncodeError:
-            raise UserError(where, "write it in UTF-8", value=value, why="it has bytes that are not text") from None
-
-
-def _mapping(where: str, node: Any) -> Mapping[str, Any]:
-    if not isinstance(node, Mapping):
-        raise UserError(where, "choose a mapping of its settings, as its YAML has it", value=node)
-    return node
+    model: LoadedModel
+    name: str
+    task: Task
+    jobs: Sequence[Job]
+    settings: Sequence[Setting]
+    prompts: Sequence[str]
+    times: float = 1
+    finished: int = 0

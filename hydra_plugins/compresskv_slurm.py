@@ -1,5 +1,6 @@
 """The launcher behind `python run.py -m hydra/launcher=slurm …`: the sweep's groups as array tasks of a cluster."""
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from hydra_plugins.compresskv import SharedPrefillLauncher
@@ -18,7 +19,7 @@ class SlurmLauncher(SharedPrefillLauncher):
 
         checked("hydra.launcher", SlurmConfig, self.settings)
 
-    def executor(self, sweep: Any) -> Any:
+    def runner(self, jobs: Sequence[Any]) -> Callable[[Sequence[Any]], None]:
         from evals.launch.slurm.driver import Slurm
 
         return Slurm(self.settings)

@@ -8,9 +8,8 @@ import pytest
 from compresskv.errors import UserError
 from compresskv.folders import CONF
 from compresskv.methods import MethodConfig, named_method, refuse_mismatch
-from evals.compose import composed
-from evals.job import job_from, jobs_from
-from evals.launch.executor import Sweep
+from evals.compose import composed, job_from, jobs_from
+from evals.launch.groups import sweep_jobs
 from tests.support.command import ROOT, arguments
 from tests.support.refusals import refused
 
@@ -147,5 +146,5 @@ def test_a_scorer_of_ones_own_may_give_what_an_allocator_needs(tmp_path, monkeyp
 def test_a_sweep_is_refused_as_a_whole():
     configs = [composed("method=snapkv", f"budget={budget}") for budget in (4, 64, 8)]
     with pytest.raises(ExceptionGroup) as caught:
-        _ = Sweep(configs, [[]] * 3, []).jobs
+        sweep_jobs(configs)
     assert [(error.field, error.value) for error in caught.value.exceptions] == [("budget", 4), ("budget", 8)]

@@ -129,7 +129,6 @@ def test_a_killed_sweep_resumes_to_the_same_files(tiny, tmp_path):
         (["model.chat_template_kwargs.x=1"], "model.chat_template_kwargs.x"),
         (["+model.chat_template_kwargs.x=nan"], "model.chat_template_kwargs.x"),
         (["eval.needle='\udcff'"], "eval.needle"),
-        (["-m", "hydra.launcher.outcome=5"], "hydra.launcher.outcome"),
         (["-m", "+hydra.launcher.device=[0]"], "hydra.launcher.device"),
         (["-m", "hydra.sweeper.params=5"], "hydra.sweeper.params"),
         (["eval.haystack=/nowhere"], "eval.haystack"),

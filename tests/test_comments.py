@@ -22,9 +22,8 @@ from compresskv.folders import CONF
 from compresskv.model_config import ModelConfig
 from compresskv.observation import ObservationConfig
 from compresskv.protocol import EvaluationProtocol
-from evals.compose import composed
+from evals.compose import composed, job_from
 from evals.help import as_typed, comments
-from evals.job import job_from
 from evals.launch.slurm.config import SlurmConfig
 from tests.test_job import NEEDED, base, changed
 

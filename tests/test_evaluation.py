@@ -6,15 +6,15 @@ import sys
 
 import pytest
 
-from evals.evaluation import Evaluation
-from evals.job import plug_in
+from evals.compose import plug_in
+from evals.job import Evaluation
 from tests.support.command import ROOT, folders, run_process
 from tests.support.refusals import assert_refused, refused
 
 CONFIG = '''
 """Count to a number."""
 from dataclasses import dataclass
-from evals.evaluation import SampledEvaluation
+from evals.job import SampledEvaluation
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class Counting(SampledEvaluation):
     numbers: tuple[int, ...]
 
     def units(self):
-        return {f"to{number}": f"eval.numbers=[{number}]" for number in self.numbers}
+        return {f"to{number}": {"numbers": [number]} for number in self.numbers}
 
     def make_tasks(self, model, protocol):
         from counting.task import CountTo
@@ -33,7 +33,7 @@ TASK = """
 from dataclasses import dataclass
 from typing import Any
 from compresskv.engine.decode import Stopping
-from evals.evaluation import Sample
+from evals.job import Sample
 
 
 @dataclass(frozen=True)
@@ -120,7 +120,7 @@ def test_its_settings_are_checked(outside):
     assert_refused(done, "eval.numbers[0]")
 
 
-@pytest.mark.parametrize("target", [None, "", "evals.nowhere.Config", "pathlib.Path", "evals.evaluation", 3])
+@pytest.mark.parametrize("target", [None, "", "evals.nowhere.Config", "pathlib.Path", "evals.job", 3])
 def test_a_target_that_is_no_evaluation_is_a_sentence(target):
     with refused("eval._target_"):
         plug_in("eval", Evaluation, {"_target_": target, "name": "x"})

@@ -7,10 +7,11 @@ import torch
 from transformers import GenerationConfig
 
 from compresskv.checking import FrozenMapping, frozen
+from compresskv.compressed_cache import compressed
 from compresskv.engine.attention import attached
 from compresskv.engine.decode import Stopping
 from compresskv.engine.generation import generate
-from compresskv.engine.in_layer import compressed, generate_in_layer
+from compresskv.engine.in_layer import generate_in_layer
 from compresskv.engine.prefill import FULL, Setting
 from compresskv.generation_defaults import defaults_of
 from tests.support import tiny

@@ -60,7 +60,7 @@ def test_values_are_those_of_the_command_line():
     assert values["prefill_chunk"] == "null"
     assert values["fidelity"] == "false"
     assert not any("_target_" in name or "_convert_" in name for name in values)
-    assert [name for name in values if name.startswith("hydra")] == ["hydra.launcher.devices", "hydra.launcher.outcome"]
+    assert [name for name in values if name.startswith("hydra")] == ["hydra.launcher.devices"]
 
 
 def test_groups_are_what_can_be_chosen():

@@ -15,9 +15,8 @@ from omegaconf import OmegaConf
 from compresskv.errors import UserError
 from compresskv.folders import CONF
 from compresskv.methods import Part, label_of
-from evals.compose import composed
-from evals.job import job_from
-from evals.launch.executor import Sweep
+from evals.compose import composed, job_from
+from evals.launch.groups import sweep_jobs
 from tests.support.refusals import refused
 
 NEVER: list[Any] = [math.nan, math.inf, 10**25, "\0", [None], {"": math.nan}]
@@ -118,7 +117,7 @@ def test_every_value_of_every_setting_is_taken_or_refused_in_a_sentence(option, 
 
 @pytest.mark.parametrize("group", ["launcher", "sweeper"])
 def test_every_value_of_every_launcher_is_taken_or_refused_in_a_sentence(group):
-    sweep = Sweep([base()], [[]], [])
+    jobs = sweep_jobs([base()])
     for option in sorted(path.stem for path in (CONF / "hydra" / group).glob("*.yaml")):
         with initialize_config_dir(str(CONF), version_base="1.3"):
             config = compose("config", [f"hydra/{group}={option}"], return_hydra_config=True)
@@ -131,7 +130,7 @@ def test_every_value_of_every_launcher_is_taken_or_refused_in_a_sentence(group):
             made = plugin(**settings)
             made.check()
             if group == "launcher":
-                made.executor(sweep)
+                made.runner(jobs)
 
         check(node)
         for path in leaves(node):

@@ -10,7 +10,7 @@ import yaml
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from compresskv.engine.in_layer import compressed
+from compresskv.compressed_cache import compressed
 from compresskv.errors import UserError
 from tests.engine.test_rotary import BOUNDARY
 from tests.engine.test_rotary import made as rotary

@@ -6,9 +6,8 @@ import sys
 import pytest
 
 from compresskv.methods import named_method
-from evals.compose import composed, job
+from evals.compose import composed, job, job_from
 from evals.conformance import check
-from evals.job import job_from
 from evals.running import sweep
 from tests.support.command import folders, run_process
 from tests.support.own_method import YAML, install, write_package

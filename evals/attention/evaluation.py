@@ -16,9 +16,8 @@ from compresskv.errors import UserError
 from compresskv.models import LoadedModel
 from compresskv.protocol import label_stem
 from evals.attention.config import Attention
-from evals.evaluation import Sample
 from evals.head_masking.choices import Place, ranked
-from evals.job import Job
+from evals.job import Job, Sample
 from evals.niah.evaluation import NiahTask
 from evals.progress import Progress
 from evals.results.provenance import environment

@@ -13,8 +13,9 @@ from compresskv.errors import UserError
 from evals import compose
 from evals.audit import selector
 from evals.audit.effects import IN_NEITHER, fill, measure
+from evals.compose import job_from
 from evals.console import one_sentence_endings, outputs_never_fail
-from evals.job import Job, job_from
+from evals.job import Job
 from evals.progress import Progress
 from evals.results.store import write_text
 

@@ -8,8 +8,7 @@ from statistics import fmean
 from compresskv.errors import UserError
 from compresskv.models import LoadedModel
 from compresskv.protocol import EvaluationProtocol
-from evals.evaluation import Task
-from evals.job import Job
+from evals.job import Job, Task
 from evals.niah.config import Niah
 from evals.niah.evaluation import NiahTask
 from evals.progress import Progress

@@ -1,23 +1,16 @@
 """Settings of a calibration (`conf/eval/calibrate.yaml`)."""
 
-from __future__ import annotations
-
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 import numpy as np
 
 from compresskv.checking import Ge, Le, MinLen, PathText
 from compresskv.inputs import expanded
-from evals.evaluation import MeasuredEvaluation
+from evals.haystack import essays
+from evals.job import MeasuredEvaluation
 from evals.longbench.config import LongBench
-
-if TYPE_CHECKING:
-    from compresskv.models import LoadedModel
-    from evals.job import Job
-    from evals.progress import Progress
 
 Tokens = Annotated[int, Ge(1), Le(100_000_000)]
 Percent = Annotated[float, Ge(0), Le(100)]
@@ -76,16 +69,8 @@ class Calibrate(MeasuredEvaluation):
         return LongBench("longbench", self.data, "english", self.limit, self.max_length, None, None)
 
     def check(self) -> None:
-        from evals.haystack import essays
-
         _ = self.folder
         if self.source == "longbench":
             self.test_sets.check()
         else:
             essays(self.haystack)
-
-    def run(self, model: LoadedModel, jobs: Sequence[Job], progress: Progress) -> Path:
-        from evals.calibration import held_out, longbench
-
-        measure = {"held_out": held_out.run, "longbench": longbench.run}[self.source]
-        return measure(model, self, jobs[0].observation, jobs[0].results, progress)

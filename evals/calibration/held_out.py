@@ -31,7 +31,6 @@ from compresskv.semantic_heads import SemanticHeadScorer
 from evals.calibration import head_count
 from evals.calibration.config import Calibrate
 from evals.calibration.detection import Cell, last_texts, make_prompt, needles
-from evals.calibration.keep import keep
 from evals.haystack import Haystack, essays
 from evals.longbench.metrics import qa_f1
 from evals.progress import Progress
@@ -47,10 +46,10 @@ KINDS = {"copy": ("semantic", "semantic_count", "traditional"), "reason": ("retr
 """The head scores that each sort of needle gives."""
 
 
-def run(
+def measure(
     model: LoadedModel, config: Calibrate, observation: ObservationConfig, results: Path, progress: Progress
-) -> Path:
-    """Calibrate `model` for `observation`, keeping samples under `results`; returns the path written.
+) -> dict[str, Any]:
+    """Calibrate `model` for `observation`, keeping samples under `results`; returns the content of the file.
 
     Raises `UserError` if the prompts do not fit the model, or if too few of them are answered.
     """
@@ -88,8 +87,8 @@ class HeldOutCalibration:
     def lengths(self) -> tuple[int, ...]:
         return self.config.grid(self.model.window)
 
-    def run(self) -> Path:
-        """All passes, and the file made of them; returns its path."""
+    def run(self) -> dict[str, Any]:
+        """All passes, and the content of the file made of them."""
         heads = self.observe_heads()
         accepted = self.accepted(heads)
         if not self.enough("copy", accepted):
@@ -108,7 +107,7 @@ class HeldOutCalibration:
         errors = self.observe_errors(heads, accepted["copy"], scorers)
         record = self.record(accepted, scores, counts, errors, self.observe_text(scorers))
         self.report(accepted, record, ranking.shape[1])
-        return keep(record, self.config, self.results, self.progress)
+        return record
 
     def asked(self, sort: str) -> int:
         """Prompts with this sort of needle."""

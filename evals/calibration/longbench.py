@@ -7,6 +7,7 @@ worth.
 import json
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -22,18 +23,17 @@ from compresskv.protocol import EvaluationProtocol
 from compresskv.semantic_heads import SemanticHeadScorer
 from evals.calibration.config import Calibrate
 from evals.calibration.held_out import digest, output_projections, rounded
-from evals.calibration.keep import keep
-from evals.longbench.evaluation import LongBenchTask
+from evals.longbench.evaluation import LongBenchTask, make_tasks
 from evals.progress import Progress
 from evals.results.lines import owner
 from evals.results.resumable import complete
 from evals.results.schema import Line
 
 
-def run(
+def measure(
     model: LoadedModel, config: Calibrate, observation: ObservationConfig, results: Path, progress: Progress
-) -> Path:
-    """Measure the layer errors on all samples, resumably; returns the path written.
+) -> dict[str, Any]:
+    """Measure the layer errors on all samples, resumably; returns the content of the file.
 
     Each sample's errors are summed over its generated tokens, each task's over its samples. Raises `UserError` for
     unusable data, and where the model's heads are not known yet.
@@ -50,7 +50,7 @@ def run(
     counts = sorted({held_out.heads, *map(int, held_out.layer_scores_by_head_count)})
     used = Observation(**asdict(observation))
     scorers = [SemanticHeadScorer(used, held_out.top_heads("semantic", count)) for count in counts]
-    tasks = config.test_sets.make_tasks(model, EvaluationProtocol())
+    tasks = make_tasks(model, config.test_sets, EvaluationProtocol())
     samples: dict[str, tuple[LongBenchTask, str]] = {}
     for task in tasks:
         samples |= {f"{task.name}-{id}": (task, id) for id in task.sample_ids}
@@ -83,4 +83,4 @@ def run(
     record["longbench"]["settings"].pop("data")
     record.pop("haystack_fingerprint", None)
     progress.say(f"{len(samples)} samples of {len(tasks)} tasks")
-    return keep(record, config, results, progress)
+    return record

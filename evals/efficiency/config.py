@@ -1,19 +1,11 @@
 """Settings of the efficiency measurement (`conf/eval/efficiency.yaml`)."""
 
-from __future__ import annotations
-
-from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, ClassVar
+from typing import Annotated, ClassVar
 
 from compresskv.checking import Ge, Le, MinLen, PathText
-from evals.evaluation import MeasuredEvaluation
-
-if TYPE_CHECKING:
-    from compresskv.models import LoadedModel
-    from evals.job import Job
-    from evals.progress import Progress
+from evals.haystack import essays
+from evals.job import MeasuredEvaluation
 
 Megabytes = Annotated[int, Ge(1), Le(100_000_000)]
 Tokens = Annotated[int, Ge(1), Le(100_000_000)]
@@ -33,11 +25,4 @@ class Efficiency(MeasuredEvaluation):
     evicts: ClassVar[bool] = True
 
     def check(self) -> None:
-        from evals.haystack import essays
-
         essays(self.haystack)
-
-    def run(self, model: LoadedModel, jobs: Sequence[Job], progress: Progress) -> Path:
-        from evals.efficiency.evaluation import run
-
-        return run(model, self, jobs, progress)

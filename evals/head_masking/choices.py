@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from compresskv.calibration import HeadScores
 from compresskv.engine.masking import Heads
 from compresskv.errors import UserError
-from evals.head_masking.config import HeadMasking
 
 OF = 1024
 """Heads of the models that the paper masks, 32 layers of 32."""
@@ -34,8 +33,10 @@ class Choice:
         return f"{self.ranking}-{self.count}" + ("" if self.draw is None else f"-draw{self.draw}")
 
 
-def choices(config: HeadMasking, scores: Mapping[str, HeadScores]) -> list[Choice]:
-    """All that is masked in turn. `scores` are those of every ranking of `config`, all of one shape.
+def choices(masked: Sequence[int], draws: int, scores: Mapping[str, HeadScores]) -> list[Choice]:
+    """All that is masked in turn: `masked` of 1,024 heads of each ranking, and `draws` random choices.
+
+    `scores`: those of every ranking, all of one shape.
 
     Raises `UserError` where the random control has too few heads to draw from.
     """
@@ -47,19 +48,19 @@ def choices(config: HeadMasking, scores: Mapping[str, HeadScores]) -> list[Choic
         retrieving |= set(places[: scaled(RETRIEVING, total)])
     others = sorted(set(next(iter(rankings.values()))) - retrieving)
     made: list[Choice] = []
-    for count in dict.fromkeys(scaled(number, total) for number in config.masked):
+    for count in dict.fromkeys(scaled(number, total) for number in masked):
         if count == 0:
             made.append(Choice("none", 0, None, by_layer([], layers)))
             continue
         made += [Choice(name, count, None, by_layer(places[:count], layers)) for name, places in rankings.items()]
-        if config.draws and count > len(others):
+        if draws and count > len(others):
             raise UserError(
                 "eval.masked",
                 "mask fewer, or set eval.draws=0",
                 value=count,
                 why=f"the random control draws from the {len(others)} heads that are in no ranking's best",
             )
-        for draw in range(config.draws):
+        for draw in range(draws):
             # One shuffle a draw: more heads contain the fewer, as in a ranking.
             shuffled = random.Random(draw).sample(others, len(others))
             made.append(Choice("random", count, draw, by_layer(shuffled[:count], layers)))

@@ -15,11 +15,10 @@ from compresskv.engine.prefill import FULL
 from compresskv.errors import UserError
 from compresskv.models import LoadedModel
 from evals.console import screen
-from evals.evaluation import Sample
 from evals.head_masking.choices import Choice, choices
 from evals.head_masking.config import HeadMasking
 from evals.head_masking.table import table
-from evals.job import Job
+from evals.job import Job, Sample, Work
 from evals.niah import released
 from evals.niah.evaluation import NiahTask
 from evals.niah.prompts import NeedlePrompts
@@ -31,7 +30,7 @@ from evals.results.store import SampleStore, close_all
 from evals.running.batches import failed_line, no_answer, refuse_another_prompt, sample_line, some
 from evals.running.forecast import forecast
 from evals.running.methods import context_of
-from evals.running.plan import Work, missing_of
+from evals.running.plan import missing_of
 from evals.running.tasks import about, open_store, setting_folder
 
 
@@ -96,7 +95,7 @@ class Masking:
     @cached_property
     def tasks(self) -> list[MaskingTask]:
         """One for each choice of heads; the prompts are the same."""
-        made = choices(self.config, self.scores())
+        made = choices(self.config.masked, self.config.draws, self.scores())
         return [MaskingTask(self.config, self.model, self.job.protocol, choice) for choice in made]
 
     def scores(self) -> dict[str, calibration.HeadScores]:

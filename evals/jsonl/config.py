@@ -12,13 +12,10 @@ from typing import TYPE_CHECKING, Annotated
 from compresskv.checking import Ge, Le, PathText
 from compresskv.errors import UserError
 from compresskv.inputs import expanded, read_once
-from evals.evaluation import SampledEvaluation, Shown
+from evals.job import SampledEvaluation, Shown
+from evals.jsonl.records import METRICS, JsonlRecord, read_records
 
 if TYPE_CHECKING:
-    from compresskv.models import LoadedModel
-    from compresskv.protocol import EvaluationProtocol
-    from evals.jsonl.evaluation import JsonlTask
-    from evals.jsonl.records import Record as DataRecord
     from evals.results.record import Record
 
 
@@ -39,13 +36,11 @@ class Jsonl(SampledEvaluation):
         return expanded(self.data, "eval.data")
 
     @cached_property
-    def file(self) -> tuple[Sequence[DataRecord], str]:
+    def file(self) -> tuple[Sequence[JsonlRecord], str]:
         """All records of the file, and a hash of the bytes that they were read from.
 
         Raises `UserError` for a metric that does not exist, and for what is wrong with the file.
         """
-        from evals.jsonl.records import METRICS, read_records
-
         if self.metric is not None and self.metric not in METRICS:
             raise UserError("eval.metric", f"choose one of {', '.join(METRICS)}", value=self.metric)
         content = read_once(self.path, "eval.data")
@@ -54,11 +49,6 @@ class Jsonl(SampledEvaluation):
 
     def check(self) -> None:
         _ = self.file
-
-    def make_tasks(self, model: LoadedModel, protocol: EvaluationProtocol) -> Sequence[JsonlTask]:
-        from evals.jsonl.evaluation import JsonlTask
-
-        return [JsonlTask(self, model, protocol)]
 
     @classmethod
     def show(cls, title: str, records: Mapping[str, Sequence[Record]], figure: Path) -> Shown:

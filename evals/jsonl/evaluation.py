@@ -12,9 +12,14 @@ from compresskv.engine.decode import Stopping
 from compresskv.errors import UserError
 from compresskv.models import LoadedModel
 from compresskv.protocol import EvaluationProtocol
-from evals.evaluation import Sample
+from evals.job import Sample
 from evals.jsonl.config import Jsonl
-from evals.jsonl.records import Record
+from evals.jsonl.records import JsonlRecord
+
+
+def make_tasks(model: LoadedModel, config: Jsonl, protocol: EvaluationProtocol) -> "list[JsonlTask]":
+    """One task: the file."""
+    return [JsonlTask(config, model, protocol)]
 
 
 @dataclass(frozen=True)
@@ -30,7 +35,7 @@ class JsonlTask:
         return checked_value("eval.data", Name, self.config.path.stem)
 
     @cached_property
-    def records(self) -> Mapping[str, Record]:
+    def records(self) -> Mapping[str, JsonlRecord]:
         return {record.id: record for record in self.config.file[0][: self.config.limit]}
 
     @property
@@ -69,7 +74,7 @@ class JsonlTask:
         }
         return Sample(id, ids, stopping, lambda text: {"score": 100 * record.score(text)}, details, record.answers[0])
 
-    def encode(self, record: Record) -> Tensor:
+    def encode(self, record: JsonlRecord) -> Tensor:
         """The prompt of a record, in the model's chat template: token ids [prompt].
 
         Raises `UserError` where it leaves no room for the answer in the model's window.

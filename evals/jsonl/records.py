@@ -50,7 +50,7 @@ Metric = Callable[[str, Sequence[str], Sequence[str] | None], float]
 
 
 @dataclass(frozen=True)
-class Record:
+class JsonlRecord:
     """One sample of a task of one's own. `prompt` is the text before any chat template."""
 
     id: str
@@ -68,13 +68,13 @@ class Record:
 
 def read_records(
     path: Path, metric: str | None = None, max_new_tokens: int | None = None, content: bytes | None = None
-) -> list[Record]:
+) -> list[JsonlRecord]:
     """The records of a file, in its order; `metric` and `max_new_tokens` are those of lines that set none.
 
     `content`: what the file holds, where that was read already. Raises `UserError`, with file and line, for everything
     that is not as described above.
     """
-    records: dict[str, Record] = {}
+    records: dict[str, JsonlRecord] = {}
     content = read_once(path, "eval.data") if content is None else content
     for number, (place, given) in enumerate(read_jsonl(path, content)):
         fields = _in_our_words(given)
@@ -95,12 +95,12 @@ def _in_our_words(fields: dict[str, Any]) -> dict[str, Any]:
     return fields | {ours: fields[theirs] for ours, theirs in OF_RULER.items() if ours in lacking and theirs in fields}
 
 
-def _record(place: str, fields: dict[str, Any]) -> Record:
+def _record(place: str, fields: dict[str, Any]) -> JsonlRecord:
     for name in fields.keys() - set(FIELDS):
         if near := get_close_matches(name, FIELDS, n=1, cutoff=0.85):
             raise UserError(name, f"did you mean {near[0]}?", why="no such field", where=place)
     metric = _metric(place, fields["metric"])
-    record = Record(
+    record = JsonlRecord(
         id=_id(place, fields["id"]),
         prompt=_prompt(place, fields),
         answer_prefix=text_field(place, fields, "answer_prefix") if "answer_prefix" in fields else "",
@@ -115,7 +115,7 @@ def _record(place: str, fields: dict[str, Any]) -> Record:
     return record
 
 
-def _refuse_unscorable(record: Record, answer: str) -> None:
+def _refuse_unscorable(record: JsonlRecord, answer: str) -> None:
     """Raise `UserError` for a reference answer that no prediction satisfies, or that an empty one does."""
     alone, advice = replace(record, answers=(answer,)), ADVICE.get(record.metric, "choose another metric")
     if not answer.strip():

@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import shlex
 import signal
 import subprocess
 import threading
@@ -16,11 +15,15 @@ import torch
 from rich.console import Console
 
 from compresskv.errors import UserError
-from evals.launch.executor import Executor, InProcess, Sweep
-from evals.launch.groups import Group
-from evals.launch.processes import GroupRun, command_lines, report
-from evals.launch.worker import Worker
+from evals.job import Job
+from evals.launch import worker
+from evals.launch.groups import Group, groups
+from evals.launch.report import GroupRun, report
+from evals.launch.worker import Answer, Worker
 from evals.results.store import new_folder, refused
+
+Run = Callable[[Sequence[Job]], None]
+"""Runs a sweep and reports it. Raises `UserError`, in the end for what failed."""
 
 
 @dataclass(frozen=True)
@@ -29,33 +32,32 @@ class Devices:
 
     names: Sequence[str]
 
-    def run(self, sweep: Sweep) -> None:
+    def __call__(self, jobs: Sequence[Job]) -> None:
         console = Console(stderr=True, soft_wrap=True, markup=False, highlight=False)
-        folder = new_folder(sweep.jobs[0].results.absolute() / "devices")
+        folder = new_folder(jobs[0].results.absolute() / "devices")
         console.print(f"spread over devices {', '.join(self.names)}; logs in {folder}")
         if not visible():
             console.print("no GPU is visible: these processes share the CPU")
-        # A process sees one device. Without the null, an experiment that names several would have it start more.
-        pool = DevicePool(self.names, [*sweep.command, "hydra.launcher.devices=null"], folder, console)
-        runs, codes = pool.run(sweep.groups)
-        report(runs, [_end(code) for code in codes], console, sweep.outcome)
+        pool = DevicePool(self.names, folder, console)
+        runs, codes = pool.run(groups(jobs))
+        report(runs, console)
         if late := [run for run, code in zip(runs, codes, strict=True) if code]:
             raise UserError(
                 None, f"see {late[0].log}", why=f"{late[0].group.name}: all settings finished, but not what follows"
             )
 
 
-def executor(devices: Any, sweep: Sweep) -> Executor:
-    """What runs `sweep` on `devices`, as `hydra.launcher.devices` has them; null: all visible ones, where that helps.
+def runner(devices: Any, jobs: Sequence[Job]) -> Run:
+    """What runs `jobs` on `devices`, as `hydra.launcher.devices` has them; null: all visible ones, where that helps.
 
     Raises `UserError` for a bad value.
     """
-    fixed = next((job.model.device for job in sweep.jobs if job.model.device != "auto"), None)
+    fixed = next((job.model.device for job in jobs if job.model.device != "auto"), None)
     if devices is None:
         names = visible()
-        alone = any(job.eval.alone for job in sweep.jobs)
-        if len(names) < 2 or fixed or alone or len(sweep.groups) < 2:
-            return InProcess()
+        alone = any(job.eval.alone for job in jobs)
+        if len(names) < 2 or fixed or alone or len(groups(jobs)) < 2:
+            return in_this_process
         return Devices(names)
     names = named(devices)
     if fixed:
@@ -66,6 +68,13 @@ def executor(devices: Any, sweep: Sweep) -> Executor:
             why=f"model.device={fixed} asks for another",
         )
     return Devices(names)
+
+
+def in_this_process(jobs: Sequence[Job]) -> None:
+    """Run the whole sweep here."""
+    from evals.running.sweep import run
+
+    run(jobs)
 
 
 def visible() -> list[str]:
@@ -99,8 +108,10 @@ class DevicePool:
     and its group goes on, once.
     """
 
-    def __init__(self, names: Sequence[str], command: Sequence[str], folder: Path, console: Console) -> None:
-        self.names, self.command, self.folder, self.console = names, command, folder, console
+    def __init__(
+        self, names: Sequence[str], folder: Path, console: Console, command: Sequence[str] | None = None
+    ) -> None:
+        self.names, self.folder, self.console, self.command = names, folder, console, command or worker.COMMAND
         self._workers: dict[str, Worker] = {}
         self._models: dict[str, str] = {}
         self._waiting: dict[int, Group] = {}
@@ -109,7 +120,7 @@ class DevicePool:
         self._lock = threading.Lock()  # of the fields above; no process starts once the others are told to end
 
     def run(self, groups: Sequence[Group]) -> tuple[list[GroupRun], list[int]]:
-        """All groups to their end, with the exit code of each: 0, or that of its last command line that failed.
+        """All groups to their end, with the exit code of each.
 
         Whatever ends this early ends all processes, too.
         """
@@ -129,17 +140,17 @@ class DevicePool:
         # Without a terminal, lines would be cut to 80 columns.
         environment = {"COLUMNS": "160", **os.environ, "CUDA_VISIBLE_DEVICES": device}
         # Ctrl-C comes to this process, which passes it on.
-        worker = Worker(environment, stdout=subprocess.DEVNULL, process_group=0)
+        worker = Worker(environment, self.command, process_group=0)
         while (taken := self._take(device, worker)) is not None:
             number, group = taken
             title = f"[{device} {group.name}]"
             log = self.folder / f"{number}.log"
             self._print(f"{title} group {number + 1} of {count}, log: {log}")
-            lines = command_lines(self.command, group, self.folder, number)
-            codes = [self._run(line, worker, title, log) for line in lines.values()]
-            code = next(filter(None, reversed(codes)), 0)
-            self._print(f"{title} {_end(code)}")
-            self._ended[number] = GroupRun(group, f"the process on device {device}", log, tuple(lines)), code
+            answer = self._run(group, worker, title, log)
+            end = _end(answer.code)
+            self._print(f"{title} {end}")
+            run = GroupRun(group, f"the process on device {device}", log, end, answer.entries)
+            self._ended[number] = run, answer.code
         if not self._stopping:
             worker.end()
 
@@ -158,8 +169,8 @@ class DevicePool:
             self._workers[device], self._models[device] = worker, group.model
             return number, group
 
-    def _run(self, command: Sequence[str], worker: Worker, title: str, log: Path) -> int:
-        """One command line to its end, in a second process if the first is killed.
+    def _run(self, group: Group, worker: Worker, title: str, log: Path) -> Answer:
+        """One group to its end, in a second process if the first is killed.
 
         What it writes to stderr, such as its progress, is passed on.
         """
@@ -175,15 +186,15 @@ class DevicePool:
 
             again = False
             while True:
-                log_line(f"$ {shlex.join(command)}\n".encode())
+                log_line(f"{title} {len(group.jobs)} settings\n".encode())
                 with self._lock:
                     if self._stopping:
-                        return -signal.SIGTERM
+                        return Answer(-signal.SIGTERM)
                     worker.start()
-                code = worker.run(command[1:], log, pass_on)
-                if code >= 0 or again or self._stopping:
-                    return code
-                self._print(f"{title} {_end(code)}: goes on in another process")
+                answer = worker.run(group.configs, log, pass_on)
+                if answer.code >= 0 or again or self._stopping:
+                    return answer
+                self._print(f"{title} {_end(answer.code)}: goes on in another process")
                 again = True
 
     def _print(self, text: str) -> None:
@@ -210,7 +221,7 @@ class DevicePool:
         for process in running:
             signal_of(process)
             if process.stdin:
-                process.stdin.close()  # no further command line comes
+                process.stdin.close()  # no further group comes
         return running
 
 

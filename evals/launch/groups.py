@@ -1,59 +1,78 @@
-"""From the jobs of a sweep to its groups: which belong together, and the overrides that run exactly those."""
+"""From the configurations of a sweep to its jobs, and from those to groups: what runs together in one process."""
 
-import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
-from evals.job import Job
-
-Overrides = tuple[str, ...]
+from evals.compose import jobs_from, plug_in
+from evals.job import Evaluation, Job
+from evals.results.names import IMMATERIAL, differences
 
 
 @dataclass(frozen=True)
 class Group:
-    """Jobs that run together, and the overrides of the multiruns that they consist of: nearly always one."""
+    """The jobs of a model, an evaluation and a unit of it."""
 
     model: str
     eval: str
     unit: str
     jobs: tuple[Job, ...]
-    sweeps: tuple[Overrides, ...]
 
     @property
     def name(self) -> str:
         return " ".join(filter(None, (self.model, self.eval, self.unit)))
 
+    @property
+    def configs(self) -> list[Mapping[str, Any]]:
+        """What a process makes the same jobs of."""
+        return [job.config for job in self.jobs]
 
-def groups(jobs: Sequence[Job], overrides: Sequence[Sequence[str]]) -> list[Group]:
-    """One group per model, evaluation and unit of it. `overrides` are those that each job was composed from.
+
+def sweep_jobs(configs: Sequence[Mapping[str, Any]]) -> list[Job]:
+    """The jobs of a sweep, told apart. Raises what `jobs_from` raises."""
+    return told_apart(jobs_from(configs))
+
+
+def told_apart(jobs: Sequence[Job]) -> list[Job]:
+    """The jobs, with what tells those of a model and evaluation apart that are called the same, such as `window=16`."""
+    alike: dict[tuple[str, str, str], dict[Job, list[int]]] = {}
+    for place, job in enumerate(jobs):
+        # The full cache is one setting at every budget.
+        members = alike.setdefault((job.model.name, job.eval.name, job.label), {})
+        members.setdefault(replace(job, config={}), []).append(place)
+    named = list(jobs)
+    for members in alike.values():
+        suffixes = [""]
+        if len(members) > 1:
+            suffixes = differences([_setting_of(jobs[places[0]]) for places in members.values()])
+        for suffix, places in zip(suffixes, members.values(), strict=True):
+            for place in places:
+                named[place] = replace(jobs[place], apart=suffix)
+    return named
+
+
+def _setting_of(job: Job) -> dict[str, Any]:
+    """The part of a job's configuration that tells settings apart."""
+    left_out = IMMATERIAL if job.budget is not None else (*IMMATERIAL, "budget")
+    return {name: value for name, value in job.config.items() if name not in left_out}
+
+
+def groups(jobs: Sequence[Job]) -> list[Group]:
+    """One group per model, evaluation and unit of it.
 
     Jobs of the same names stay together whatever else sets them apart: they may share a folder, which only one process
     can hold.
     """
-    by_place: dict[tuple[str, str, str], dict[Overrides, Job]] = {}
-    for job, given in zip(jobs, overrides, strict=True):
-        for unit, only in job.eval.units().items():
-            alone = tuple(given) if only is None else _replaced(given, only)
-            by_place.setdefault((job.model.name, job.eval.name, unit), {}).setdefault(alone, job)
-    return [Group(*place, tuple(members.values()), _sweeps(list(members))) for place, members in by_place.items()]
+    by_place: dict[tuple[str, str, str], dict[Job, None]] = {}
+    for job in jobs:
+        for unit, settings in job.eval.units().items():
+            by_place.setdefault((job.model.name, job.eval.name, unit), {})[_only(job, settings)] = None
+    return [Group(*place, tuple(told_apart(list(members)))) for place, members in by_place.items()]
 
 
-def _replaced(overrides: Sequence[str], override: str) -> Overrides:
-    """The overrides with this one instead of any of the same setting."""
-    setting = override.split("=", 1)[0]
-    return (*(other for other in overrides if other.lstrip("+").split("=")[0] != setting), override)
-
-
-def _sweeps(overrides: Sequence[Overrides]) -> tuple[Overrides, ...]:
-    """Multirun overrides that expand to exactly these jobs: one list if they are a full grid, else one a job."""
-    keys = [override.split("=", 1)[0] for override in overrides[0]]
-    if any([override.split("=", 1)[0] for override in job] != keys for job in overrides):
-        return tuple(overrides)
-    axes: list[Mapping[str, None]] = [dict.fromkeys(column) for column in zip(*overrides, strict=True)]
-    if set(itertools.product(*axes)) != set(overrides):
-        return tuple(overrides)
-    return (tuple(_sweep(key, list(axis)) for key, axis in zip(keys, axes, strict=True)),)
-
-
-def _sweep(key: str, axis: Sequence[str]) -> str:
-    return axis[0] if len(axis) == 1 else f"{key}={','.join(override.split('=', 1)[1] for override in axis)}"
+def _only(job: Job, settings: Mapping[str, Any]) -> Job:
+    """The job with these settings of its evaluation."""
+    if not settings:
+        return job
+    node = {**job.config["eval"], **settings}
+    return replace(job, eval=plug_in("eval", Evaluation, node), config={**job.config, "eval": node})

@@ -1,113 +1,163 @@
-"""A process that runs command lines of the harness in turn, as `Worker` sends them; it keeps the last model."""
+"""A process that runs groups of jobs in turn, as `Worker` sends them; it keeps the last model.
+
+An order is a line of JSON on stdin: the `configs` of the jobs, and the `log` that gets what they print. Its answer is a
+line on stdout: what became of them (`entries`, null where they did not come to an end), and the exit `code`. What a run
+says meanwhile goes to stderr.
+"""
 
 import json
 import os
-import runpy
+import selectors
 import signal
 import subprocess
 import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-END = "\0the command line ended with code "
-"""What the process writes to stderr, with the code, after all that a command line has written."""
-
 ROOT = Path(__file__).resolve().parents[2]
+
+COMMAND = (sys.executable, "-m", "evals.launch.worker")
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What became of the jobs of a group, an exit code, or minus the signal that killed the process."""
+
+    code: int
+    entries: Sequence[Mapping[str, Any]] | None = None
 
 
 class Worker:
-    """Runs command lines in one process, which is started for the first and again after it was killed.
+    """Runs groups in one process, which is started for the first and again after it was killed.
 
     `environment` replaces that of this process; `start` are further arguments of `Popen`.
     """
 
-    def __init__(self, environment: Mapping[str, str], **start: Any) -> None:
+    def __init__(self, environment: Mapping[str, str], command: Sequence[str] = COMMAND, **start: Any) -> None:
         path = os.pathsep.join(filter(None, (str(ROOT), environment.get("PYTHONPATH"))))
         self._environment = {**environment, "PYTHONUNBUFFERED": "1", "PYTHONPATH": path}
-        self._start = start
-        self._process: subprocess.Popen | None = None
+        self._command, self._options = command, start
+        self.process: subprocess.Popen | None = None
 
-    @property
-    def process(self) -> subprocess.Popen | None:
-        """The process, while there is one."""
-        return self._process
-
-    def start(self) -> None:
-        """Start the process if there is none."""
-        if self._process is None:
-            command = [sys.executable, "-m", "evals.launch.worker"]
-            self._process = subprocess.Popen(
-                command, env=self._environment, stdin=subprocess.PIPE, stderr=subprocess.PIPE, **self._start
+    def start(self) -> subprocess.Popen:
+        """The process, started if there is none."""
+        if self.process is None:
+            pipe, given = subprocess.PIPE, self._options
+            self.process = subprocess.Popen(
+                self._command, env=self._environment, stdin=pipe, stdout=pipe, stderr=pipe, **given
             )
+        return self.process
 
-    def run(self, script: Sequence[str], output: Path | None, passed_on: Callable[[bytes], None]) -> int:
-        """Run a script with its arguments; returns its exit code, or minus the signal that killed the process.
+    def run(self, configs: Sequence[Mapping[str, Any]], log: Path | None, passed_on: Callable[[bytes], None]) -> Answer:
+        """Run the jobs of these configurations. What they print is appended to `log`, or else passed on.
 
-        What it writes to stdout is appended to `output`, or goes where this process writes; `passed_on` gets each line
-        of stderr.
+        `passed_on` gets each line of stderr.
         """
-        self.start()
-        process = self._process
-        assert process is not None
-        assert process.stdin is not None
-        order = {"script": list(script), "output": None if output is None else str(output)}
+        process = self.start()
+        assert process.stdin
         try:
-            process.stdin.write(json.dumps(order).encode() + b"\n")
+            process.stdin.write(json.dumps({"configs": configs, "log": log and str(log)}).encode() + b"\n")
             process.stdin.flush()
         except (BrokenPipeError, ValueError):
-            pass  # it was killed, or told to end, since the last command line: its stderr has an end
-        for line in process.stderr or ():
-            if line.startswith(END.encode()):
-                return int(line[len(END) :])
-            passed_on(line)
-        self._process = None
-        return process.wait() or -signal.SIGKILL  # it does not end of its own accord
+            pass  # it was killed, or told to end, since the last group: its pipes have an end
+        answer = _followed(process, passed_on)
+        if answer is None:
+            self.process = None
+            return Answer(process.wait() or -signal.SIGKILL)  # it does not end of its own accord
+        return Answer(**answer)
 
     def end(self) -> None:
-        """Let the process end, which waits for the next command line."""
-        if self._process and self._process.stdin:
-            self._process.stdin.close()
-            self._process.wait()
-            self._process = None
+        """Let the process end, which waits for the next group."""
+        if self.process and self.process.stdin:
+            self.process.stdin.close()
+            self.process.wait()
+            self.process = None
+
+
+def _followed(process: subprocess.Popen, passed_on: Callable[[bytes], None]) -> dict[str, Any] | None:
+    """Pass on what a process writes to stderr until it answers; its answer, or None where it ends without one."""
+    assert process.stdout
+    assert process.stderr
+    answers, errors = process.stdout.fileno(), process.stderr.fileno()
+    os.set_blocking(errors, False)
+    rest = b""
+
+    def drained() -> bool:
+        """Pass on all that is there. Whether stderr has ended."""
+        nonlocal rest
+        try:
+            while chunk := os.read(errors, 1 << 16):
+                *lines, rest = (rest + chunk).split(b"\n")
+                for line in lines:
+                    passed_on(line + b"\n")
+        except BlockingIOError:
+            return False
+        return True
+
+    with selectors.DefaultSelector() as pipes:
+        pipes.register(answers, selectors.EVENT_READ)
+        pipes.register(errors, selectors.EVENT_READ)
+        ready: list[int] = []
+        while answers not in ready:
+            ready = [key.fd for key, _ in pipes.select()]
+            if errors in ready and drained():
+                pipes.unregister(errors)
+    line = process.stdout.readline()
+    drained()  # an answer comes after all that the group has written
+    if rest:
+        passed_on(rest)
+    return json.loads(line) if line.endswith(b"\n") else None
 
 
 def main() -> None:
-    """Run what stdin has: a JSON object a line."""
+    """Answer the orders on stdin until it ends."""
+    from evals.console import outputs_never_fail
     from evals.running.loading import keep_last_model
 
-    keep_last_model()
-    orders = os.fdopen(os.dup(0))
-    stdout = os.dup(1)
+    orders, answers = os.fdopen(os.dup(0)), os.fdopen(os.dup(1), "w")
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    os.dup2(2, 1)
+    outputs_never_fail()
+    keep_last_model()
     for line in orders:
         order = json.loads(line)
-        if order["output"] is not None:
-            file = os.open(order["output"], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
-            os.dup2(file, 1)
-            os.close(file)
-        code = ended(order["script"])
+        if order["log"]:
+            log = os.open(order["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+            os.dup2(log, 1)
+            os.close(log)
+        answer = answered(order["configs"])
         sys.stdout.flush()
         sys.stderr.flush()
-        os.dup2(stdout, 1)
-        os.write(2, f"{END}{code}\n".encode())
+        os.dup2(2, 1)
+        answers.write(json.dumps(answer) + "\n")
+        answers.flush()
 
 
-def ended(script: Sequence[str]) -> int:
-    """Run a script as Python does, and return its exit code."""
-    sys.argv = list(script)
+def answered(configs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Run the jobs of these configurations, print their report, and say what became of them."""
+    answer: dict[str, Any] = {"code": 0, "entries": None}
     try:
-        runpy.run_path(script[0], run_name="__main__")
+        from evals.console import one_sentence_endings, signals_as_interrupts
+        from evals.launch.groups import sweep_jobs
+        from evals.running import outcome, sweep
+
+        with one_sentence_endings():
+            jobs = sweep_jobs(configs)
+            signals_as_interrupts()
+            entries = sweep.entries_of(jobs)
+            answer["entries"] = [asdict(entry) for entry in entries]
+            outcome.show(entries, jobs[0].logger)
     except SystemExit as ending:
+        answer["code"] = ending.code if isinstance(ending.code, int) else 1
         if isinstance(ending.code, str):
             print(ending.code, file=sys.stderr)
-            return 1
-        return int(ending.code or 0)
     except BaseException:
         traceback.print_exc()
-        return 1
-    return 0
+        answer["code"] = 1
+    return answer
 
 
 if __name__ == "__main__":

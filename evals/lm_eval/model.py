@@ -18,8 +18,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from compresskv.calibration import Calibration
 from compresskv.chat import rendered
+from compresskv.compressed_cache import compressed
 from compresskv.engine.decode import forward_given
-from compresskv.engine.in_layer import LayerwiseCache, compressed
+from compresskv.engine.in_layer import LayerwiseCache
 from compresskv.engine.prefill import Setting, forward_prompt
 from compresskv.engine.rotary import regime, spanning, steady
 from compresskv.errors import UserError

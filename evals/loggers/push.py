@@ -9,9 +9,8 @@ from collections.abc import Sequence
 
 from compresskv.errors import UserError
 from compresskv.inputs import expanded
-from evals.compose import composed, quoted
-from evals.job import plug_in
-from evals.loggers import Logger
+from evals.compose import composed, plug_in, quoted
+from evals.job import Logger
 from evals.results.measurement import measurements
 from evals.results.record import records
 

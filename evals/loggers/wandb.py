@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from compresskv.checking import Name, PathText
 from compresskv.errors import UserError
 from evals.console import visible
-from evals.loggers import Logger, Report
+from evals.job import Logger, Report
 from evals.results.measurement import Measurement
 from evals.results.names import names
 from evals.results.record import FILES, NAMED, Record

@@ -6,17 +6,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from compresskv.checking import Ge, Le, MinLen, PathText, Sha256
-from compresskv.errors import UserError
-from evals.evaluation import SampledEvaluation, Shown
+from evals.job import SampledEvaluation, Shown
+from evals.longbench.data import load_task, open_source, refuse_missing
 from evals.longbench.tasks import select_tasks
 
 if TYPE_CHECKING:
-    from compresskv.models import LoadedModel
-    from compresskv.protocol import EvaluationProtocol
-    from evals.longbench.evaluation import LongBenchTask
     from evals.results.record import Record
 
 
@@ -35,35 +32,19 @@ class LongBench(SampledEvaluation):
     sha256: Sha256 | None
     revision: PathText | None
 
-    def units(self) -> Mapping[str, str | None]:
-        return {task.name: f"eval.tasks=[{task.name}]" for task in select_tasks(self.tasks)}
+    def units(self) -> Mapping[str, Mapping[str, Any]]:
+        return {task.name: {"tasks": [task.name]} for task in select_tasks(self.tasks)}
 
     @cached_property
     def folder(self) -> Path:
         """The folder of task.jsonl files behind `data`."""
-        from evals.longbench.data import open_source
-
         return open_source(self.data, sha256=self.sha256, revision=self.revision)
 
     def check(self) -> None:
-        from evals.longbench.data import load_task, refuse_missing
-
         tasks = select_tasks(self.tasks)
         refuse_missing(self.folder, tasks)
         for task in tasks:
             load_task(self.folder, task, self.limit)
-
-    def make_tasks(self, model: LoadedModel, protocol: EvaluationProtocol) -> Sequence[LongBenchTask]:
-        from evals.longbench.evaluation import LongBenchTask
-
-        if self.max_length and model.positions and self.max_length > model.positions:
-            raise UserError(
-                "eval.max_length",
-                f"set it to {model.positions} or less",
-                value=self.max_length,
-                why=f"{model.name} has learned positions for {model.positions} tokens",
-            )
-        return [LongBenchTask(self, task, self.folder, model, protocol) for task in select_tasks(self.tasks)]
 
     @classmethod
     def show(cls, title: str, records: Mapping[str, Sequence[Record]], figure: Path) -> Shown:

@@ -11,14 +11,27 @@ from typing import Any
 import torch
 
 from compresskv.engine.decode import Stopping
+from compresskv.errors import UserError
 from compresskv.models import LoadedModel
 from compresskv.protocol import EvaluationProtocol
-from evals.evaluation import Sample
+from evals.job import Sample
 from evals.longbench.config import LongBench
 from evals.longbench.data import Record, load_task, read_task
 from evals.longbench.metrics import score_sample
 from evals.longbench.prompts import RELEASED_LONGEST, ChatWrapper, Prompt, render, stop_ids
-from evals.longbench.tasks import Task
+from evals.longbench.tasks import Task, select_tasks
+
+
+def make_tasks(model: LoadedModel, config: LongBench, protocol: EvaluationProtocol) -> "list[LongBenchTask]":
+    """The chosen tasks. Raises `UserError` for prompts beyond the positions that the model has learned."""
+    if config.max_length and model.positions and config.max_length > model.positions:
+        raise UserError(
+            "eval.max_length",
+            f"set it to {model.positions} or less",
+            value=config.max_length,
+            why=f"{model.name} has learned positions for {model.positions} tokens",
+        )
+    return [LongBenchTask(config, task, config.folder, model, protocol) for task in select_tasks(config.tasks)]
 
 
 @cache

@@ -12,13 +12,11 @@ import numpy as np
 
 from compresskv.checking import Ge, Le, MinLen, PathText, Text
 from compresskv.errors import UserError
-from evals.evaluation import Evaluation, SampledEvaluation, Shown
+from evals.haystack import essays
+from evals.job import Evaluation, SampledEvaluation, Shown
 from evals.rouge import sees
 
 if TYPE_CHECKING:
-    from compresskv.models import LoadedModel
-    from compresskv.protocol import EvaluationProtocol
-    from evals.niah.evaluation import NiahTask
     from evals.results.record import Record
     from evals.results.schema import Line
 
@@ -57,8 +55,6 @@ class NeedleGrid(Evaluation):
             )
 
     def check(self) -> None:
-        from evals.haystack import essays
-
         essays(self.haystack)
 
     @property
@@ -72,11 +68,6 @@ class NeedleGrid(Evaluation):
 @dataclass(frozen=True)
 class Niah(NeedleGrid, SampledEvaluation):
     """Whether the model still finds the needles after eviction."""
-
-    def make_tasks(self, model: LoadedModel, protocol: EvaluationProtocol) -> Sequence[NiahTask]:
-        from evals.niah.evaluation import NiahTask
-
-        return [NiahTask(self, model, protocol)]
 
     @classmethod
     def show(cls, title: str, records: Mapping[str, Sequence[Record]], figure: Path) -> Shown:

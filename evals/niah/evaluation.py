@@ -11,8 +11,8 @@ from compresskv.engine.decode import Stopping
 from compresskv.errors import UserError
 from compresskv.models import LoadedModel
 from compresskv.protocol import EvaluationProtocol
-from evals.evaluation import Sample
 from evals.haystack import Haystack, essays, evaluated_and_held_out
+from evals.job import Sample
 from evals.niah import needles, released
 from evals.niah.config import NeedleGrid
 from evals.niah.needles import Needle
@@ -20,8 +20,13 @@ from evals.niah.prompts import NeedlePrompts
 from evals.rouge import rouge1_recall
 
 
+def make_tasks(model: LoadedModel, config: NeedleGrid, protocol: EvaluationProtocol) -> "list[NiahTask]":
+    """One task: the whole grid."""
+    return [NiahTask(config, model, protocol)]
+
+
 @dataclass(frozen=True)
-class Cell:
+class GridCell:
     """What one prompt asks: a needle at a `depth` in per cent of a prompt of `length` tokens."""
 
     length: int
@@ -78,13 +83,13 @@ class NiahTask:
         return NeedlePrompts(self.model, self.protocol, self.book, self.protocol.niah_sentence_rule, raw=released.RAW)
 
     @cached_property
-    def cells(self) -> dict[str, Cell]:
+    def cells(self) -> dict[str, GridCell]:
         """Every sample by its id."""
         cells = {}
         for length in self.config.lengths:
             for depth in self.config.depth_list:
                 for number, needle in enumerate(self.needles):
-                    cells[f"L{length}-D{depth:g}-N{number}"] = Cell(length, depth, needle)
+                    cells[f"L{length}-D{depth:g}-N{number}"] = GridCell(length, depth, needle)
         return cells
 
     @property

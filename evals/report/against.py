@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from compresskv.errors import UserError
-from evals.evaluation import TITLES
+from evals.kinds import TITLES
 from evals.report.cells import SCORE, Metric
 from evals.report.grids import FIDELITY, by_task, grid_of, groups_of
 from evals.report.items import ALL, Item

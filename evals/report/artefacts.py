@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from evals.console import visible
-from evals.evaluation import TITLES
+from evals.kinds import TITLES
 from evals.report import attention, efficiency, heads, masking, paper, tables
 from evals.report.cells import Grid
 from evals.report.csv import csv_text

@@ -12,7 +12,7 @@ from itertools import groupby
 from typing import Literal
 
 from compresskv.errors import UserError
-from evals.evaluation import TITLES
+from evals.kinds import TITLES
 from evals.report.cells import AVERAGE_OF_16, Cell, Grid, Row, ranks
 from evals.report.labels import TASKS
 from evals.report.page import Page, bounds, budget_text, heading, notes, numbers, partial

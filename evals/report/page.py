@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from evals.console import visible
-from evals.evaluation import TITLES
+from evals.kinds import TITLES
 from evals.report.cells import Cell, Grid
 from evals.report.labels import TASKS
 from evals.report.verdicts import Verdict

@@ -12,7 +12,7 @@ from compresskv.folders import CONF
 from compresskv.methods import method_config, named_method
 from compresskv.protocol import EvaluationProtocol
 from compresskv.selecting_heads import Heads, count_heads
-from evals.report.experiments import sweep
+from evals.compose import sweep
 from evals.report.labels import calibration_of, selecting_heads
 from evals.report.sound import sound
 from evals.results.record import Record, records

@@ -10,9 +10,9 @@ from typing import Any
 from rich.table import Table
 
 from compresskv.errors import UserError
+from evals.compose import plug_in_class
 from evals.console import plain, screen
-from evals.evaluation import SampledEvaluation, Shown
-from evals.job import plug_in_class
+from evals.job import SampledEvaluation, Shown
 from evals.report.sound import sound
 from evals.results.names import names
 from evals.results.record import Record

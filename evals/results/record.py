@@ -12,7 +12,7 @@ import yaml
 
 from compresskv.methods import label_of
 from compresskv.protocol import protocol_label
-from evals.evaluation import kind_of, reserved
+from evals.kinds import kind_of, reserved
 from evals.results import lock
 from evals.results.fits import misfit
 from evals.results.lines import Lines, checksum, decode, loads

@@ -15,8 +15,7 @@ from compresskv.engine.prefixes import PrefixStore
 from compresskv.errors import NonFiniteError, PromptError, UserError
 from compresskv.models import LoadedModel
 from compresskv.protocol import EvaluationProtocol
-from evals.evaluation import Sample, Task
-from evals.job import Job
+from evals.job import Job, Sample, Task
 from evals.results.schema import FIDELITY, Line
 from evals.results.store import SampleStore
 from evals.running.reference_answer import reference_tokens

@@ -1,10 +1,8 @@
 """What became of every setting of a sweep: it ran, it was resumed, or it failed, and why."""
 
-import dataclasses
-import json
 import sys
 import traceback
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,12 +12,10 @@ from rich.table import Table
 
 from compresskv.errors import UserError
 from evals.console import plain, screen
-from evals.job import Job
-from evals.loggers import Logger
+from evals.job import Job, Logger
 from evals.report import terminal
 from evals.results.measurement import Measurement
 from evals.results.record import NAMED, Record
-from evals.results.store import write_json
 
 State = Literal["ran", "resumed", "incomplete", "failed"]
 
@@ -140,23 +136,3 @@ def table(entries: Sequence[Entry]) -> Table:
         cells = (model, place, state, ", ".join(settings), note)
         shown.add_row(*map(plain, cells), style="red" if state in FAULTY else "")
     return shown
-
-
-def save(entries: Sequence[Entry], path: Path) -> None:
-    """Write the entries to `path`, for whoever started this sweep in another process."""
-    write_json(path, [dataclasses.asdict(entry) for entry in entries])
-
-
-def load(path: Path) -> list[Entry]:
-    """The entries that `save` wrote."""
-    return [Entry(**entry) for entry in json.loads(path.read_text(encoding="utf-8"))]
-
-
-def without_outcome(jobs: Sequence[Job], task: str, note: str, known: Collection[str] = ()) -> list[Entry]:
-    """Entries of jobs that ended without saying what became of them, except those settings that are `known`."""
-    names = {job.name: job for job in jobs}
-    return [
-        Entry(job.model.name, job.eval.name, task, name, "failed", note)
-        for name, job in names.items()
-        if name not in known
-    ]

@@ -7,7 +7,6 @@ Protocols are counted apart, though in a run they share the prompts that are equ
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from statistics import fmean
 
@@ -24,8 +23,7 @@ from compresskv.engine.rotary import uncrossed
 from compresskv.errors import UserError
 from compresskv.models import LoadedModel
 from evals.console import screen
-from evals.evaluation import MeasuredEvaluation, SampledEvaluation, Task
-from evals.job import Job
+from evals.job import Job, MeasuredEvaluation, SampledEvaluation, Task, Work
 from evals.progress import Progress
 from evals.results.record import Record
 from evals.running.forecast import Forecast, forecast
@@ -45,44 +43,6 @@ STEPS = 8
 
 
 @dataclass(frozen=True)
-class Work:
-    """What is missing of a task: jobs that share each prefill, with their settings, and the prompts that any lacks.
-
-    `name` is that of the task; each prompt is decoded with all settings so many `times`, in the mean. `finished`: how
-    many settings were asked for besides and have all their samples.
-    """
-
-    model: LoadedModel
-    name: str
-    task: Task
-    jobs: Sequence[Job]
-    settings: Sequence[Setting]
-    prompts: Sequence[str]
-    times: float = 1
-    finished: int = 0
-
-    @cached_property
-    def tokens(self) -> float:
-        """Mean length of a prompt."""
-        some = self.prompts[:: -(-len(self.prompts) // COUNTED)]
-        return fmean(self.task.sample(id).ids.numel() for id in some)
-
-    @property
-    def forecast(self) -> Forecast:
-        job, task, model = self.jobs[0], self.task, self.model
-        return forecast(
-            model.model,
-            self.settings,
-            task.longest_prompt,
-            task.max_new_tokens,
-            job.prefill_chunk,
-            job.memory_bytes,
-            model.backend,
-            job.fidelity,
-        )
-
-
-@dataclass(frozen=True)
 class Speed:
     """Measured seconds of a prompt of `length` tokens up to its first new token, and of each decoding step."""
 
@@ -92,8 +52,29 @@ class Speed:
 
     def seconds(self, work: Work) -> float:
         """All prompts of `work`, each answered at full length."""
-        scale = operations(work.model, work.tokens) / operations(work.model, self.length)
+        scale = operations(work.model, mean_length(work)) / operations(work.model, self.length)
         return len(work.prompts) * (scale * self.prompt + work.times * work.task.max_new_tokens * self.step)
+
+
+def mean_length(work: Work) -> float:
+    """Mean length of a prompt, in tokens, of evenly spread ones."""
+    some = work.prompts[:: -(-len(work.prompts) // COUNTED)]
+    return fmean(work.task.sample(id).ids.numel() for id in some)
+
+
+def forecast_of(work: Work) -> Forecast:
+    """The memory that the work takes."""
+    job, task, model = work.jobs[0], work.task, work.model
+    return forecast(
+        model.model,
+        work.settings,
+        task.longest_prompt,
+        task.max_new_tokens,
+        job.prefill_chunk,
+        job.memory_bytes,
+        model.backend,
+        job.fidelity,
+    )
 
 
 def plan(jobs: Sequence[Job]) -> None:
@@ -112,7 +93,7 @@ def plan(jobs: Sequence[Job]) -> None:
                 if key not in speeds:
                     progress.say(f"{config.name}: timing one prompt of {work.name}, {len(work.settings)} settings")
                     speeds[key] = measure(work)
-                rows.append((work, work.forecast, speeds[key].seconds(work)))
+                rows.append((work, forecast_of(work), speeds[key].seconds(work)))
     screen().print(table(rows) if rows else "all samples are there: nothing is left to run")
 
 
@@ -219,7 +200,7 @@ def table(rows: Sequence[tuple[Work, Forecast, float]]) -> Table:
             Text(job.protocol.label),
             f"{len(work.settings) * work.times:g}" + (f", {work.finished} finished" if work.finished else ""),
             f"{len(work.prompts)}" + (f" of {of}" if (of := len(work.task.sample_ids)) > len(work.prompts) else ""),
-            f"{about}{round(work.tokens * len(work.prompts))}",
+            f"{about}{round(mean_length(work) * len(work.prompts))}",
             str(work.task.longest_prompt),
             str(work.task.max_new_tokens),
             f"{expected.peak / 1e9:.2f}" + ("" if expected.fits else "*"),

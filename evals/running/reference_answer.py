@@ -3,7 +3,7 @@
 from transformers import PreTrainedTokenizerBase
 
 from compresskv.models import LoadedModel
-from evals.evaluation import Sample
+from evals.job import Sample
 
 CONTEXT = 64
 """Tokens of a prompt's end that a reference answer is tokenised with."""

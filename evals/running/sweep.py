@@ -2,23 +2,23 @@
 
 from collections.abc import Sequence
 from contextlib import nullcontext
-from pathlib import Path
 
 from compresskv.models import LoadedModel, ModelConfig
-from evals.evaluation import MeasuredEvaluation, SampledEvaluation
-from evals.job import Job
+from evals.job import Job, MeasuredEvaluation, SampledEvaluation
 from evals.progress import Progress
 from evals.running import outcome
 from evals.running.loading import load
-from evals.running.outcome import Outcome
+from evals.running.outcome import Entry, Outcome
 from evals.running.tasks import run_task
 
 
-def run(jobs: Sequence[Job], outcome_file: Path | None = None) -> None:
-    """Run all jobs and show what became of them, in `outcome_file` too. A job that fails does not end the others.
+def run(jobs: Sequence[Job]) -> None:
+    """Run all jobs and show what became of them. Raises `UserError` at the end if any failed."""
+    outcome.show(entries_of(jobs), jobs[0].logger)
 
-    Raises `UserError` at the end if any failed.
-    """
+
+def entries_of(jobs: Sequence[Job]) -> list[Entry]:
+    """Run all jobs; what became of each setting. A job that fails does not end the others."""
     for checked in dict.fromkeys(job.logger for job in jobs if job.logger):
         checked.check()
     sweep, logger = Outcome(), jobs[0].logger
@@ -28,9 +28,7 @@ def run(jobs: Sequence[Job], outcome_file: Path | None = None) -> None:
             of_model = [job for job in jobs if job.model == config]
             with sweep.guard(of_model):
                 _run_model(config, of_model, sweep, progress)
-    if outcome_file:
-        outcome.save(sweep.entries, outcome_file)
-    outcome.show(sweep.entries, logger)
+    return sweep.entries
 
 
 def _run_model(config: ModelConfig, jobs: Sequence[Job], sweep: Outcome, progress: Progress) -> None:

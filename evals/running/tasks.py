@@ -11,8 +11,7 @@ from compresskv.engine.prefill import Setting
 from compresskv.engine.prefixes import PrefixStore, chunk_names, in_prefix_order
 from compresskv.models import LoadedModel
 from compresskv.protocol import EvaluationProtocol
-from evals.evaluation import Task
-from evals.job import Job
+from evals.job import Job, Task
 from evals.progress import Progress
 from evals.results.finish import finish, refuse_foreign
 from evals.results.lines import owner

@@ -11,7 +11,7 @@ from compresskv.protocol import EvaluationProtocol
 from evals import compose
 from evals.calibration.config import Calibrate
 from evals.calibration.detection import last_texts
-from evals.calibration.keep import keep
+from evals.calibration.evaluation import keep
 from evals.haystack import essays, evaluated_and_held_out, hide
 from evals.head_masking.choices import Choice
 from evals.head_masking.config import HeadMasking
@@ -62,7 +62,9 @@ def kept(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("COMPRESSKV_CACHE", str(tmp_path / "cache"))
 
     def keeping(prompts: int, *overrides: str, **changes) -> tuple[Path, str]:
-        path = keep(record(prompts, **changes), config(*overrides), tmp_path / "results", Progress())
+        given = config(*overrides)
+        chosen = given.folder, given.minimum_accepted, given.replace
+        path = keep(record(prompts, **changes), *chosen, tmp_path / "results", Progress())
         said = capsys.readouterr()
         return path, " ".join((said.out + said.err).split())
 

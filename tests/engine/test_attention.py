@@ -5,8 +5,8 @@ import copy
 import pytest
 import torch
 
+from compresskv.compressed_cache import compressed
 from compresskv.engine.attention import attached, attention_forward
-from compresskv.engine.in_layer import compressed
 from tests.support import tiny
 from tests.support.logical_devices import logical_devices, place
 from tests.support.methods_in_use import SNAPKV

@@ -8,10 +8,11 @@ import copy
 import pytest
 from accelerate import dispatch_model
 
+from compresskv.compressed_cache import compressed
 from compresskv.engine.attention import attached
 from compresskv.engine.decode import Stopping
 from compresskv.engine.generation import generate
-from compresskv.engine.in_layer import compressed, generate_in_layer
+from compresskv.engine.in_layer import generate_in_layer
 from compresskv.engine.prefill import Setting
 from compresskv.models import ModelConfig, load
 from tests.support import tiny

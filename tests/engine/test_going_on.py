@@ -5,10 +5,10 @@ import copy
 import pytest
 import torch
 
+from compresskv.compressed_cache import compressed
 from compresskv.engine.attention import attached, forget, register
 from compresskv.engine.backends import FlashAttention2, MaskedSDPA
 from compresskv.engine.decode import decode_cache, forward_given, forward_tokens
-from compresskv.engine.in_layer import compressed
 from compresskv.engine.prefill import FULL, Setting, prefill
 from tests.support import tiny
 from tests.support.flash_attention import KERNELS

@@ -9,10 +9,11 @@ import transformers
 from packaging.version import Version
 from transformers import GenerationConfig
 
+from compresskv.compressed_cache import compressed
 from compresskv.engine.attention import attached
 from compresskv.engine.decode import Stopping
 from compresskv.engine.generation import generate
-from compresskv.engine.in_layer import LayerwiseCache, compressed
+from compresskv.engine.in_layer import LayerwiseCache
 from compresskv.engine.prefill import Setting, prefill
 from compresskv.errors import UserError
 from compresskv.installed import CHUNKS_GO_ON, generate_argument

@@ -7,11 +7,12 @@ import torch
 
 from baselines.h2o import H2OScorer
 from baselines.snapkv import SnapKVScorer
+from compresskv.compressed_cache import compressed
 from compresskv.engine.attention import attached
 from compresskv.engine.decode import Stopping
 from compresskv.engine.footprint import Footprint
 from compresskv.engine.generation import generate
-from compresskv.engine.in_layer import compressed, generate_in_layer
+from compresskv.engine.in_layer import generate_in_layer
 from compresskv.engine.prefill import FULL, Setting, prefill
 from compresskv.errors import PromptError, UserError
 from compresskv.eviction import EvictionMethod, LayerScores, Observation

@@ -6,11 +6,12 @@ import transformers
 from packaging.version import Version
 from transformers import Gemma3ForCausalLM, Gemma3TextConfig, LlamaConfig, LlamaForCausalLM, Phi3Config, Phi3ForCausalLM
 
+from compresskv.compressed_cache import compressed
 from compresskv.engine.attention import attached
 from compresskv.engine.decode import Stopping, forward_tokens
 from compresskv.engine.fidelity import fidelity
 from compresskv.engine.generation import generate
-from compresskv.engine.in_layer import compressed, generate_in_layer
+from compresskv.engine.in_layer import generate_in_layer
 from compresskv.engine.joined import WaitingCache, join
 from compresskv.engine.masking import generate_masked
 from compresskv.engine.prefill import FULL, Setting, forward_prompt, prefill

@@ -15,10 +15,11 @@ from packaging.version import Version
 from transformers import PreTrainedModel
 
 from compresskv import installed
+from compresskv.compressed_cache import compressed
 from compresskv.engine.attention import attached
 from compresskv.engine.decode import Stopping
 from compresskv.engine.generation import generate
-from compresskv.engine.in_layer import compressed, generate_in_layer
+from compresskv.engine.in_layer import generate_in_layer
 from compresskv.engine.masking import generate_masked
 from compresskv.engine.prefill import FULL, Setting
 from compresskv.installed import cache_argument, generate_argument

@@ -24,6 +24,12 @@ def config(*overrides) -> HeadMasking:
     return evaluation
 
 
+def masked(*overrides):
+    """What `choices` takes of a configuration."""
+    made = config(*overrides)
+    return made.masked, made.draws
+
+
 @pytest.fixture
 def command(checkpoint, tmp_path, calibration_file):
     model = [f"model.path={checkpoint}", "model.dtype=float32", "model.device=cpu", f"calibration={calibration_file}"]
@@ -45,7 +51,7 @@ def test_numbers_of_heads_are_scaled_to_the_model():
 def test_choices_grow_and_the_control_is_apart_from_the_best():
     table_of = tuple(tuple((7 * layer + 3 * head) % 64 / 64 for head in range(16)) for layer in range(16))
     other = tuple(reversed(table_of))
-    made = choices(config("eval.draws=3"), {"semantic": table_of, "traditional": other})
+    made = choices(*masked("eval.draws=3"), {"semantic": table_of, "traditional": other})
     assert [choice.name for choice in made[:6]] == [
         "none-0",
         "semantic-2",
@@ -64,18 +70,18 @@ def test_choices_grow_and_the_control_is_apart_from_the_best():
         for wider in made:
             if (wider.ranking, wider.draw) == (choice.ranking, choice.draw) and wider.count > choice.count:
                 assert all(set(a) <= set(b) for a, b in zip(choice.heads, wider.heads, strict=True))
-    assert made == choices(config("eval.draws=3"), {"semantic": table_of, "traditional": other})
+    assert made == choices(*masked("eval.draws=3"), {"semantic": table_of, "traditional": other})
 
 
 def test_a_control_without_enough_heads_is_refused():
     with refused("eval.masked", value=8):
-        choices(config("eval.masked=[1024]"), {"semantic": SCORES})
-    assert len(choices(config("eval.masked=[1024]", "eval.draws=0"), {"semantic": SCORES})) == 1
+        choices(*masked("eval.masked=[1024]"), {"semantic": SCORES})
+    assert len(choices(*masked("eval.masked=[1024]", "eval.draws=0"), {"semantic": SCORES})) == 1
 
 
 def test_needles_are_placed_as_the_protocol_has_it(default_model):
     """Under `released` behind Llama 2's ids of a period, which mean something else here, or at the start."""
-    choice = choices(config(), {"semantic": ((0.5,) * 9,) * 30})[0]
+    choice = choices(*masked(), {"semantic": ((0.5,) * 9,) * 30})[0]
 
     def sample(protocol: EvaluationProtocol, id: str):
         return MaskingTask(config("eval.lengths=[1000]", "eval.depths=5"), default_model, protocol, choice).sample(id)
@@ -165,7 +171,7 @@ def test_a_setting_that_cannot_be_is_a_sentence(override, field, value):
 
 
 def test_draws_are_averaged_within_a_prompt():
-    made = choices(config("eval.masked=[200]", "eval.draws=2"), {"semantic": ((0.5, 0.1, 0.2, 0.3),) * 8})
+    made = choices(*masked("eval.masked=[200]", "eval.draws=2"), {"semantic": ((0.5, 0.1, 0.2, 0.3),) * 8})
     lines = {
         choice: [
             {"id": str(number), "score": 50.0 * (number + (choice.draw or 0)), "score_keywords": 10.0}

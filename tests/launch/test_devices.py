@@ -1,6 +1,5 @@
 """A sweep on several devices: processes that each see one. Without a GPU they run on the CPU."""
 
-import json
 import os
 import re
 import signal
@@ -8,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -17,9 +17,9 @@ from rich.console import Console
 from compresskv import models
 from evals import compose, console
 from evals.console import signals_as_interrupts
-from evals.launch.devices import DevicePool, Devices, executor, named, visible
-from evals.launch.executor import Sweep
-from evals.launch.groups import Group
+from evals.launch import worker
+from evals.launch.devices import DevicePool, Devices, named, runner, visible
+from evals.launch.groups import Group, sweep_jobs
 from evals.running import loading
 from tests.support.command import ROOT, arguments, content, run
 from tests.support.refusals import assert_refused, refused
@@ -68,7 +68,7 @@ def test_two_devices_give_what_one_process_gives(tiny, tmp_path):
     alone = run(*sweep, env=ENV)
     expected = content(tmp_path)
     (tmp_path / "out").rename(tmp_path / "alone")
-    spread = run(*sweep, TWO, f"hydra.launcher.outcome={tmp_path}/outcome.json", env=ENV)
+    spread = run(*sweep, TWO, env=ENV)
     assert content(tmp_path) == expected
     assert spread.stdout == alone.stdout
     assert spread.returncode == alone.returncode == 1
@@ -78,9 +78,8 @@ def test_two_devices_give_what_one_process_gives(tiny, tmp_path):
     assert re.search(r"^\[[01] one niah\] one needle: 4/4 prompts, .* left$", spread.stderr, re.MULTILINE)
     assert len(re.findall(r"^\[[01] \w+ niah\] (?:done|exit code 1)$", spread.stderr, re.MULTILINE)) == 3
     for log in (tmp_path / "out" / "devices").glob("*/*.log"):
-        assert log.read_text().startswith(f"$ {sys.executable} {ROOT}/run.py -m hydra/launcher=shared_prefill ")
+        assert re.match(r"\[[01] \w+ niah\] 2 settings\n", log.read_text())
         assert "95 % interval" in log.read_text() or "/nowhere" in log.read_text()
-    assert len(json.loads((tmp_path / "outcome.json").read_text())) == 6
 
 
 def test_an_interrupted_sweep_leaves_no_process_and_resumes_beside_one_that_is_killed(tiny, tmp_path):
@@ -109,7 +108,7 @@ def test_an_interrupted_sweep_leaves_no_process_and_resumes_beside_one_that_is_k
     assert re.search(r"the process on device [01] ended without a result \(killed by SIGKILL\)", again.stdout)
     said = re.split("killed niah: the process on device [01]", again.stderr)[1]
     assert f"log: {tmp_path}/out/devices/" in said
-    assert "run.py -m " in said
+    assert "killed niah] 1 settings" in said
 
 
 def test_a_mistake_is_a_sentence(tiny):
@@ -149,26 +148,40 @@ def test_visible_devices(machine):
     assert visible() == []
 
 
+STUB = """
+import json, os, signal, sys, time
+def act(name):
+    {}
+for line in sys.stdin:
+    code, entries = act(json.loads(line)["configs"][0]["model"]["name"])
+    print(json.dumps(dict(code=code, entries=entries)), flush=True)
+"""
+
+
+def stub(tmp_path, act):
+    """The command of a worker that does `act`, the body of a function of a model's name, with every order."""
+    script = tmp_path / "stub.py"
+    script.write_text(STUB.format(act.strip().replace("\n", "\n    ")))
+    return [sys.executable, str(script)]
+
+
 @pytest.fixture
-def start(machine, tmp_path):
-    """Runs a sweep on a machine of two devices, with a Python statement in place of the harness.
+def start(machine, tmp_path, monkeypatch):
+    """Runs a sweep on a machine of two devices, with Python statements in place of the harness.
 
     False where the sweep is left to this process.
     """
     handlers = {name: signal.getsignal(name) for name in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
     machine(2)
 
-    def launch_stub(*overrides, devices=None, stub="exit(3)"):
-        overrides = [[f"paths.results={tmp_path}", "method=full", *given] for given in overrides]
-        configs = [compose.composed(*given) for given in overrides]
-        script = tmp_path / "stub.py"
-        script.write_text(stub)
-        sweep = Sweep(configs, overrides, [sys.executable, str(script)])
-        chosen = executor(devices, sweep)
+    def launch_stub(*overrides, devices=None, act="return 3, None"):
+        jobs = sweep_jobs([compose.composed(f"paths.results={tmp_path}", "method=full", *given) for given in overrides])
+        monkeypatch.setattr(worker, "COMMAND", stub(tmp_path, act))
+        chosen = runner(devices, jobs)
         if not isinstance(chosen, Devices):
             return False
         signals_as_interrupts()
-        chosen.run(sweep)
+        chosen(jobs)
         return True
 
     yield launch_stub
@@ -201,40 +214,38 @@ def test_what_can_be_spread_is(start):
 
 
 def test_a_process_that_fails_after_its_results_is_not_passed_over(start):
-    outcome = "next(a.partition('=')[2] for a in sys.argv if a.startswith('hydra.launcher.outcome='))"
     with refused(None, names="/1.log"):
-        start(ONE_MODEL, ANOTHER, stub=f"import sys; open({outcome}, 'w').write('[]'); exit('another' in sys.argv[-1])")
+        start(ONE_MODEL, ANOTHER, act="return int(name == 'another'), []")
 
 
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_signals_end_the_processes(start, tmp_path, sent):
     interrupt_when(lambda: len(list(tmp_path.rglob("started-*"))) == 2, sent)
     before = psutil.Process().children()
-    stub = f"import os, time; open(f'{tmp_path}/started-{{os.getpid()}}', 'w'); time.sleep(60)"
+    act = f"open(f'{tmp_path}/started-{{os.getpid()}}', 'w'); time.sleep(60)"
     with pytest.raises(KeyboardInterrupt):
-        start(ONE_MODEL, ANOTHER, stub=stub)
+        start(ONE_MODEL, ANOTHER, act=act)
     assert psutil.Process().children() == before
 
 
-def pool(tmp_path, stub, devices=("a", "b")):
-    script = tmp_path / "stub.py"
-    script.write_text(f"import os, sys, time, signal\n{stub}")
-    return DevicePool(devices, [sys.executable, str(script)], tmp_path, Console(stderr=True, soft_wrap=True))
+def pool(tmp_path, act, devices=("a", "b")):
+    return DevicePool(devices, tmp_path, Console(stderr=True, soft_wrap=True), stub(tmp_path, act))
 
 
-def group(name):
-    return Group(name, "niah", "", (), ((name,),))
+def group(name, unit=""):
+    """A group of one job, of which a stub needs only the model's name."""
+    return Group(name, "niah", unit, (SimpleNamespace(config={"model": {"name": name + unit}}),))
 
 
 def test_one_process_a_device_at_a_time(tmp_path):
-    stub = """
-name, device, events = sys.argv[-1], os.environ["CUDA_VISIBLE_DEVICES"], open("events", "a", buffering=1)
+    act = f"""
+device, events = os.environ["CUDA_VISIBLE_DEVICES"], open({str(tmp_path / "events")!r}, "a", buffering=1)
 print("start", name, device, file=events)
 time.sleep(0.1)
 print("end", name, device, file=events)
-sys.exit(name == "2")
-""".replace('"events"', repr(str(tmp_path / "events")))
-    runs, codes = pool(tmp_path, stub).run([group(str(n)) for n in range(6)])
+return int(name == "2"), None
+"""
+    runs, codes = pool(tmp_path, act).run([group(str(n)) for n in range(6)])
     assert codes == [0, 0, 1, 0, 0, 0]
     assert [run.group.name for run in runs] == [f"{n} niah" for n in range(6)]
     events = [line.split() for line in (tmp_path / "events").read_text().splitlines()]
@@ -245,8 +256,8 @@ sys.exit(name == "2")
 
 
 def test_interrupted_twice_kills_what_does_not_end(tmp_path):
-    stub = "signal.signal(signal.SIGTERM, signal.SIG_IGN); open(sys.argv[-1], 'w'); time.sleep(60)"
-    started, processes = pool(tmp_path, stub), []
+    act = "signal.signal(signal.SIGTERM, signal.SIG_IGN); open(name, 'w'); time.sleep(60)"
+    started, processes = pool(tmp_path, act), []
     names = [str(tmp_path / name) for name in ("first", "second", "third")]
 
     def both_run():
@@ -261,14 +272,13 @@ def test_interrupted_twice_kills_what_does_not_end(tmp_path):
 
 
 def test_a_process_goes_on_with_the_groups_of_its_model(tmp_path):
-    stub = f"""
+    act = f"""
 with open({str(tmp_path / "taken")!r}, "a") as taken:
-    print(os.environ["CUDA_VISIBLE_DEVICES"], os.getpid(), sys.argv[-1], file=taken, flush=True)
+    print(os.environ["CUDA_VISIBLE_DEVICES"], os.getpid(), name, file=taken, flush=True)
 time.sleep(0.3)
+return 0, None
 """
-    models = ["one", "two"] * 4
-    groups = [Group(model, "niah", str(n), (), ((f"{model}{n}",),)) for n, model in enumerate(models)]
-    _, codes = pool(tmp_path, stub).run(groups)
+    _, codes = pool(tmp_path, act).run([group(model, str(n)) for n, model in enumerate(["one", "two"] * 4)])
     assert codes == [0] * 8
     taken = [line.split() for line in (tmp_path / "taken").read_text().splitlines()]
     processes = {pid for _, pid, _ in taken}
@@ -278,20 +288,23 @@ time.sleep(0.3)
 
 
 def test_a_killed_process_is_replaced_and_its_group_goes_on(tmp_path, capfd):
-    stub = f"""
+    act = f"""
 with open({str(tmp_path / "taken")!r}, "a+") as taken:
     taken.seek(0)
     before = taken.read().split()
-    print(sys.argv[-1], file=taken, flush=True)
-if sys.argv[-1] == "always" or sys.argv[-1] == "once" and "once" not in before:
+    print(name, file=taken, flush=True)
+print("no line end", end="", file=sys.stderr)
+if name == "always" or name == "once" and "once" not in before:
     os.kill(os.getpid(), signal.SIGKILL)
+return 0, []
 """
     names = ["fine", "once", "always", "last"]
-    runs, codes = pool(tmp_path, stub, devices=["a"]).run([group(name) for name in names])
+    runs, codes = pool(tmp_path, act, devices=["a"]).run([group(name) for name in names])
     assert codes == [0, 0, -signal.SIGKILL, 0]
+    assert [run.entries for run in runs] == [[], [], None, []]
     assert (tmp_path / "taken").read_text().split() == ["fine", "once", "once", "always", "always", "last"]
     assert capfd.readouterr().err.count("killed by SIGKILL: goes on in another process") == 2
-    assert runs[1].log.read_text().count("$ ") == 2
+    assert runs[1].log.read_text().count("1 settings") == runs[1].log.read_text().count("no line end") == 2
 
 
 def test_a_model_is_loaded_once_for_all_command_lines_of_a_process(monkeypatch, checkpoint):

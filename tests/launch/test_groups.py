@@ -1,73 +1,63 @@
-"""Which jobs become one group, with what command line; and what is said where there is no SLURM."""
+"""Which jobs become one group, with what configurations; and what is said where there is no SLURM."""
 
 import dataclasses
+import json
 from itertools import product
 
 import pytest
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
 from evals.compose import job
-from evals.launch.groups import Group, groups
-from evals.launch.processes import command_lines
+from evals.launch.groups import Group, groups, sweep_jobs
 from evals.launch.slurm.config import SlurmConfig
 from evals.launch.slurm.submit import bundles
 from tests.support.command import ROOT, run_process
 from tests.support.refusals import assert_refused
 
 
-def planned(*sweep, product_of=True):
-    """The groups of a sweep, given as lists of overrides: all combinations, or else the jobs themselves."""
-    overrides = list(product(*sweep)) if product_of else list(sweep)
-    return groups([job(*given) for given in overrides], overrides)
+def planned(*sweep):
+    """The groups of a sweep of all combinations, given as lists of overrides."""
+    return groups([job(*given) for given in product(*sweep)])
 
 
 def test_one_group_a_model_and_evaluation():
     found = planned(["model.name=a", "model.name=b"], ["method=full", "method=snapkv"], ["budget=64", "budget=96"])
     assert [group.name for group in found] == ["a niah", "b niah"]
-    assert [len(group.jobs) for group in found] == [4, 4]
-    assert found[1].sweeps == (("model.name=b", "method=full,snapkv", "budget=64,96"),)
+    assert [[job.name for job in group.jobs] for group in found] == [["full", "full", "snapkv 64", "snapkv 96"]] * 2
+    assert {config["model"]["name"] for config in found[1].configs} == {"b"}
 
 
 def test_bundles_hold_groups_of_one_model():
-    named = [Group(model, "niah", "", (), ()) for model in ("a", "b", "a", "a", "b")]
+    named = [Group(model, "niah", "", ()) for model in ("a", "b", "a", "a", "b")]
     assert bundles(named, 1) == [[0], [2], [3], [1], [4]]
     assert bundles(named, 2) == [[0, 2], [3], [1, 4]]
     assert bundles(named, 9) == [[0, 2, 3], [1, 4]]
-
-
-@pytest.mark.parametrize(
-    "name", ["plain", "with blank", "josé", "it's", "a,b=c", "[x]{y}", "a\\b", "a\\'b", "$x", "日本"]
-)
-def test_the_path_of_an_outcome_survives_hydra_s_grammar(name, tmp_path):
-    (group,) = planned(["method=full"])
-    ((path, line),) = command_lines(["run"], group, tmp_path / name, 7).items()
-    parsed = OverridesParser.create().parse_override(line[1])
-    assert parsed.key_or_group == "hydra.launcher.outcome"
-    assert str(parsed.value()) == str(path) == str(tmp_path / name / "outcome-7-0.json")
 
 
 def test_one_group_a_task():
     both = "eval.tasks=[trec,lcc]"
     found = planned(["eval=longbench"], [both, "eval.tasks=[trec]"], ["method=full", "method=knorm"])
     assert [group.unit for group in found] == ["trec", "lcc"]
-    assert [group.sweeps for group in found] == [
-        (("eval=longbench", "method=full,knorm", f"eval.tasks=[{task}]"),) for task in ("trec", "lcc")
-    ]
+    for group in found:
+        assert [job.name for job in group.jobs] == ["full", "knorm 256"]
+        assert {job.eval.tasks for job in group.jobs} == {(group.unit,)}
+        assert [config["eval"]["tasks"] for config in group.configs] == [[group.unit]] * 2
     assert sum(len(planned(["eval=longbench"], [f"eval.tasks={names}"])) for names in ("english", "all21")) == 16 + 21
+
+
+def test_a_group_is_the_same_in_the_process_that_gets_it():
+    (group,) = planned(["method=full", "method=snapkv"], ["observation.window=8", "observation.window=16"])
+    assert sweep_jobs(json.loads(json.dumps(group.configs))) == list(group.jobs)
+    assert [job.name for job in group.jobs] == [
+        "full window=8",
+        "full window=16",
+        *(f"snapkv 256 window={n}" for n in (8, 16)),
+    ]
 
 
 def test_jobs_that_may_share_a_folder_stay_together():
     (group,) = planned(["method=full"], ["eval.lengths=[1000]", "eval.lengths=[1000,2000]"])
-    assert group.sweeps == (("method=full", "eval.lengths=[1000],[1000,2000]"),)
-
-
-def test_jobs_that_are_no_grid_keep_a_command_line_each():
-    jobs = [("method=full", "budget=64"), ("method=snapkv", "budget=64"), ("method=snapkv", "budget=96")]
-    (group,) = planned(*jobs, product_of=False)
-    assert group.sweeps == tuple(jobs)
-    (group,) = planned(("method=full",), ("method=snapkv", "budget=96"), product_of=False)
-    assert group.sweeps == (("method=full",), ("method=snapkv", "budget=96"))
+    assert len(group.jobs) == 2
 
 
 @pytest.fixture

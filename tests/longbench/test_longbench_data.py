@@ -6,8 +6,7 @@ import zipfile
 
 import pytest
 
-from evals.compose import composed
-from evals.job import job_from
+from evals.compose import composed, job_from
 from evals.longbench import archive, official
 from evals.longbench.aggregate import task_score
 from evals.longbench.data import Record, load_task, open_source

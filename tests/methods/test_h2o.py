@@ -5,10 +5,11 @@ import torch
 
 from baselines.h2o import AccumulatedAttention, H2OScorer, H2OScores
 from baselines.uniform import UniformAllocator
+from compresskv.compressed_cache import compressed
 from compresskv.engine.attention import attached
 from compresskv.engine.decode import Stopping
 from compresskv.engine.generation import generate
-from compresskv.engine.in_layer import compressed, generate_in_layer
+from compresskv.engine.in_layer import generate_in_layer
 from compresskv.engine.live_bytes import LiveBytesMode
 from compresskv.engine.prefill import FULL, Setting, prefill
 from compresskv.eviction import BLOCK, EvictionMethod, causal_attention

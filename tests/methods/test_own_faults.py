@@ -10,10 +10,11 @@ import pytest
 import torch
 
 from baselines.uniform import UniformAllocator
+from compresskv.compressed_cache import compressed
 from compresskv.engine.attention import attached
 from compresskv.engine.decode import Stopping
 from compresskv.engine.generation import generate
-from compresskv.engine.in_layer import compressed, generate_in_layer
+from compresskv.engine.in_layer import generate_in_layer
 from compresskv.engine.prefill import Setting
 from compresskv.errors import NonFiniteError
 from compresskv.eviction import EvictionMethod, LayerScores

@@ -5,6 +5,7 @@ import re
 
 import pytest
 
+from evals import compose
 from evals.longbench.table import score
 from evals.reference import sweeps
 from evals.reference.__main__ import run_and_export
@@ -23,12 +24,12 @@ def one_artefact(monkeypatch):
 def test_sweeps_compose():
     for line in sweeps.SWEEPS["needles"][2:] + sweeps.SWEEPS["longbench"][:1] + sweeps.SWEEPS["masking"]:
         one = re.sub(r",[\w,.]+", "", line)  # the first of every axis
-        [first, *_] = sweeps.configurations([*one.split(), "budget=64"])
+        [first, *_] = compose.sweep(*one.split(), "budget=64")
         assert first["model"]["name"] == "smollm2-135m"
 
 
 def test_a_line_sweeps_over_its_own_axes_and_those_of_the_experiment():
-    configs = sweeps.configurations(["experiment=table3_components", "budget=64,128", "method=snapkv"])
+    configs = compose.sweep("experiment=table3_components", "budget=64,128", "method=snapkv")
     assert [(config["budget"], config["method"]["allocator"]["_target_"].split(".")[1]) for config in configs] == [
         (64, "uniform"),
         (128, "uniform"),

@@ -7,9 +7,7 @@ from omegaconf import open_dict
 from compresskv import calibration
 from compresskv.folders import CONF
 from compresskv.selecting_heads import count_heads
-from evals.compose import plain
-from evals.job import job_from
-from evals.report.experiments import axes
+from evals.compose import axes, job_from, resolved
 from evals.report.items import ITEMS
 from evals.report.labels import METHODS
 from evals.report.selection import settings_of
@@ -25,12 +23,12 @@ def check(experiment, size, model):
     overrides = [f"experiment={experiment}", f"model={model}", *filter(None, [size])]
     with initialize_config_dir(str(CONF), version_base="1.3"):
         config = compose("config", overrides, return_hydra_config=True)
-    swept = plain(config.hydra.sweeper.params)  # of Hydra's own settings, some have no value before a run
+    swept = resolved(config.hydra.sweeper.params)  # of Hydra's own settings, some have no value before a run
     assert "method" in swept
     assert "budget" in swept or "full" in swept["method"]
     with open_dict(config):
         del config["hydra"]
-    assert job_from(plain(config)).model.name == model
+    assert job_from(resolved(config)).model.name == model
     if size == "+size=smoke":
         assert swept["eval"] != "longbench"  # nothing to download
         assert (CONF / "eval" / f"{swept['eval']}.yaml").exists()

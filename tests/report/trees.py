@@ -1,7 +1,7 @@
 """Results trees of experiments, as their runs leave them, without a model."""
 
 from compresskv.methods import method_config
-from evals.report.experiments import sweep
+from evals.compose import sweep
 from evals.results.finish import finish
 from evals.results.record import NAMED
 from evals.results.store import SampleStore

@@ -7,7 +7,7 @@ import torch
 
 from compresskv.engine.decode import Stopping
 from compresskv.engine.prefill import PrefillError
-from evals.evaluation import Sample
+from evals.job import Sample
 from evals.running import batches as running
 from evals.running.batches import batches
 

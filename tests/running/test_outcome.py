@@ -5,7 +5,7 @@ import json
 import pytest
 
 from evals.compose import composed
-from evals.launch.executor import Sweep
+from evals.launch.groups import sweep_jobs
 from evals.running.outcome import Entry, show
 from tests.support.command import run
 from tests.support.refusals import refused
@@ -61,7 +61,7 @@ def labels(config, **changes):
     ((name, values),) = changes.items()
     group, field = name.split("__")
     configs = [{**config, group: {**config[group], field: value}} for value in values]
-    return [job.name for job in Sweep(configs, [[]] * len(configs), []).jobs]
+    return [job.name for job in sweep_jobs(configs)]
 
 
 def test_settings_of_one_method_and_budget_are_told_apart():
@@ -71,7 +71,7 @@ def test_settings_of_one_method_and_budget_are_told_apart():
     assert labels(config, protocol__score_dtype=("float32",)) == ["snapkv 64"]
     assert labels(config, paths__results=("a", "b")) == ["snapkv 64", "snapkv 64"]
     full = composed("method=full")
-    assert [job.name for job in Sweep([full, {**full, "budget": 64}], [[], []], []).jobs] == ["full", "full"]
+    assert [job.name for job in sweep_jobs([full, {**full, "budget": 64}])] == ["full", "full"]
 
 
 def test_a_setting_is_counted_once_for_all_its_tasks(capsys):

@@ -7,7 +7,7 @@ import pytest
 
 from compresskv.models import load
 from evals.compose import job
-from evals.running.plan import Speed, operations, plan, works
+from evals.running.plan import Speed, mean_length, operations, plan, works
 from evals.running.sweep import run as run_jobs
 from tests.support.command import run, run_process
 from tests.support.refusals import assert_refused, refused
@@ -62,7 +62,7 @@ def test_what_is_finished_is_not_counted(model, tiny, tmp_path, capsys):
 
     [work] = works(model, jobs("snapkv", "full"))
     assert (len(work.settings), len(work.prompts), work.task.longest_prompt) == (2, 6, 400)
-    assert 340 < work.tokens <= 350
+    assert 340 < mean_length(work) <= 350
     run_jobs(jobs("snapkv"))
     [work] = works(model, jobs("snapkv", "full"))
     assert (len(work.settings), len(work.prompts), work.finished) == (1, 6, 1)
@@ -84,7 +84,7 @@ def test_settings_that_share_no_prefill_are_apart(model, tiny):
 
 def test_hours_follow_from_what_was_measured(model, tiny):
     [work] = works(model, [job("method=snapkv", *GRID, *tiny)])
-    same = Speed(round(work.tokens), prompt=2.0, step=0.5)
+    same = Speed(round(mean_length(work)), prompt=2.0, step=0.5)
     assert same.seconds(work) == pytest.approx(6 * (2.0 + 8 * 0.5), rel=0.01)
     assert 2 < operations(model, 2000) / operations(model, 1000) < 4
 

@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerFast
 
 from compresskv.chat import chat_ids
 from compresskv.engine.decode import Stopping
-from evals.evaluation import Sample
+from evals.job import Sample
 from evals.running.reference_answer import reference_tokens
 
 TEXT = ["Where is the cat? The best thing to do is eat a sandwich and sit on the mat on a sunny day.", "[/INST] x\n"]

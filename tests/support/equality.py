@@ -2,8 +2,7 @@
 
 from pathlib import Path
 
-from evals.compose import composed
-from evals.job import job_from
+from evals.compose import composed, job_from
 from evals.running import loading, outcome, sweep
 from tests.support.command import ROOT, content
 

@@ -1,22 +1,27 @@
-"""What an array task does: its groups' ordinary command lines, so that a kill or a requeue costs one sample."""
+"""What an array task does: its groups in turn, so that a kill or a requeue costs one sample."""
 
 import os
-import shlex
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
 from submitit.core.utils import DelayedSubmission, UncompletedJobError
 
 from evals.launch.worker import Worker
+from evals.results.store import write_json
 
 
 @dataclass
 class ArrayTask:
-    """Runs `commands` in turn, in one process. submitit calls it on the node, and `checkpoint` before it requeues."""
+    """Runs groups in turn, in one process. submitit calls it on the node, and `checkpoint` before it requeues.
 
-    commands: Sequence[Sequence[str]]
+    `orders`: for each group the configurations of its jobs, and the file that gets what became of them.
+    """
+
+    orders: Sequence[tuple[Sequence[Mapping[str, Any]], Path]]
     _worker: Worker | None = field(default=None, init=False)
     _ending: bool = field(default=False, init=False)
 
@@ -24,7 +29,7 @@ class ArrayTask:
         signal.signal(signal.SIGTERM, self._told_to_end)
         self._worker = Worker(os.environ, preexec_fn=_ignore_notices)
         try:
-            failed = [command for command in self.commands if self._run(command)]
+            failed = [order for order in self.orders if self._run(*order)]
         except UncompletedJobError as error:
             print(f"{error} Raise hydra.launcher.time or .requeues; the same command goes on from here.", flush=True)
             os._exit(1)
@@ -39,18 +44,20 @@ class ArrayTask:
             os.kill(process.pid, signal.SIGKILL)
             # Not Popen.wait: this is a signal handler, and what it interrupts holds that lock.
             os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
-        return DelayedSubmission(ArrayTask(self.commands))
+        return DelayedSubmission(ArrayTask(self.orders))
 
-    def _run(self, command: Sequence[str]) -> int:
+    def _run(self, configs: Sequence[Mapping[str, Any]], outcome: Path) -> int:
         assert self._worker is not None
-        print("$", shlex.join(command), flush=True)
-        code = self._worker.run(command[1:], None, _to_log)
-        while code and self._ending:
+        print(f"group of {len(configs)} settings, outcome: {outcome}", flush=True)
+        answer = self._worker.run(configs, None, _to_log)
+        while answer.code and self._ending:
             # Under preemption SLURM requeues what it ends itself, but not what ends of its own accord.
             signal.pause()
-        if code < 0:
-            print(f"the command was killed by {signal.Signals(-code).name}", flush=True)
-        return code
+        if answer.code < 0:
+            print(f"the group was killed by {signal.Signals(-answer.code).name}", flush=True)
+        if answer.entries is not None:
+            write_json(outcome, answer.entries)
+        return answer.code
 
     def _told_to_end(self, *_: object) -> None:
         self._ending = True

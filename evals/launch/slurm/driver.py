@@ -1,5 +1,6 @@
 """Submit a sweep's groups, follow them, and report what each of them left behind."""
 
+import json
 import shlex
 import subprocess
 import sys
@@ -13,8 +14,9 @@ from rich.console import Console
 
 from compresskv.checking import checked
 from evals.console import end_interrupted, interrupts_held
-from evals.launch.executor import Sweep
-from evals.launch.processes import report
+from evals.job import Job
+from evals.launch.groups import groups
+from evals.launch.report import GroupRun, report
 from evals.launch.slurm.config import SlurmConfig
 from evals.launch.slurm.queue import State, cancel_command, states
 from evals.launch.slurm.submit import Submitted, require_slurm, submit
@@ -26,7 +28,7 @@ class Slurm:
 
     settings: Mapping[str, Any]
 
-    def run(self, sweep: Sweep) -> None:
+    def __call__(self, jobs: Sequence[Job]) -> None:
         """Raises `UserError` for what cannot be submitted, and in the end for what failed."""
         config = checked("hydra.launcher", SlurmConfig, self.settings)
         require_slurm()
@@ -34,7 +36,7 @@ class Slurm:
         ids: list[str] = []
         try:
             with interrupts_held():  # whoever interrupts is told the ids of the jobs that SLURM has taken
-                tasks = submit(config, sweep.command, sweep.groups)
+                tasks = submit(config, groups(jobs))
                 ids = list(dict.fromkeys(task.id for task in tasks))
             console.print(f"submitted {_count(ids)}: {', '.join(ids)}; logs in {tasks[0].log.parent}")
             if config.detach:
@@ -45,7 +47,12 @@ class Slurm:
             if not ids:
                 raise
             _interrupted(ids)
-        report(tasks, [str(last[task.id]) for task in tasks], console)
+        report([_ended(task, last[task.id]) for task in tasks], console)
+
+
+def _ended(task: Submitted, last: State) -> GroupRun:
+    entries = json.loads(task.outcome.read_text(encoding="utf-8")) if task.reported else None
+    return GroupRun(task.group, f"job {task.id}", task.log, str(last), entries)
 
 
 def follow(tasks: Sequence[Submitted], poll: float, console: Console) -> dict[str, State]:

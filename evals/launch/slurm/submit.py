@@ -13,16 +13,22 @@ from pathlib import Path
 
 from compresskv.errors import UserError
 from evals.launch.groups import Group
-from evals.launch.processes import GroupRun, command_lines
 from evals.launch.slurm.config import SlurmConfig
 from evals.results.store import new_folder
 
 
 @dataclass(frozen=True)
-class Submitted(GroupRun):
-    """A group in the queue."""
+class Submitted:
+    """A group in the queue: the array task's id and log, and the file that gets what became of the group's settings."""
 
+    group: Group
     id: str
+    log: Path
+    outcome: Path
+
+    @property
+    def reported(self) -> bool:
+        return self.outcome.exists()
 
 
 def require_slurm() -> None:
@@ -38,7 +44,7 @@ def require_slurm() -> None:
         )
 
 
-def submit(config: SlurmConfig, command: Sequence[str], groups: Sequence[Group]) -> list[Submitted]:
+def submit(config: SlurmConfig, groups: Sequence[Group]) -> list[Submitted]:
     """One array task per bundle of groups; returns the groups in the queue. Raises `UserError` where SLURM refuses."""
     from submitit import SlurmExecutor
     from submitit.core.utils import FailedJobError, FailedSubmissionError
@@ -48,11 +54,11 @@ def submit(config: SlurmConfig, command: Sequence[str], groups: Sequence[Group])
     folder = new_folder(Path(config.folder).absolute())
     executor = SlurmExecutor(folder, max_num_timeout=config.requeues)
     executor.update_parameters(**config.submitit(Path(__file__).resolve().parents[3]))
-    lines = [command_lines(command, group, folder, number) for number, group in enumerate(groups)]
+    outcomes = [folder / f"outcome-{number}.json" for number in range(len(groups))]
     bundled = bundles(groups, config.groups_per_task)
 
     def task_of(bundle: Sequence[int]) -> ArrayTask:
-        return ArrayTask([command for number in bundle for command in lines[number].values()])
+        return ArrayTask([(groups[number].configs, outcomes[number]) for number in bundle])
 
     try:
         # What sbatch writes to stderr is in the exception, too.
@@ -68,8 +74,7 @@ def submit(config: SlurmConfig, command: Sequence[str], groups: Sequence[Group])
     submitted = {}
     for bundle, job in zip(bundled, jobs, strict=True):
         for number in bundle:
-            outcomes = tuple(lines[number])
-            submitted[number] = Submitted(groups[number], f"job {job.job_id}", job.paths.stdout, outcomes, job.job_id)
+            submitted[number] = Submitted(groups[number], job.job_id, job.paths.stdout, outcomes[number])
     return [submitted[number] for number in range(len(groups))]
 
 

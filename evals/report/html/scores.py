@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 
-from evals.evaluation import TITLES
+from evals.kinds import TITLES
 from evals.longbench.tasks import CATEGORIES, ENGLISH, TASKS
 from evals.report import paper
 from evals.report.cells import AVERAGE_OF_16, SCORE, Cell, Grid, Row, ranks

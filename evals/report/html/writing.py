@@ -12,7 +12,7 @@ from markupsafe import Markup
 
 from compresskv.errors import UserError
 from evals.console import visible
-from evals.evaluation import TITLES
+from evals.kinds import TITLES
 from evals.report.html import efficiency, heads, masking, needles, scores
 from evals.report.html.embedded import settings_and_samples
 from evals.report.html.reading import Tree, read

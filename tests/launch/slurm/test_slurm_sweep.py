@@ -56,10 +56,8 @@ def test_two_groups_are_two_array_tasks(harness):
     assert "two · niah" in done.stdout
     assert done.stdout.count("figure:") == 4
     for log, model in zip(sorted(harness.results.glob("slurm/*/*.out")), ("one", "two"), strict=True):
-        (command,) = [line for line in log.read_text().splitlines() if line.startswith("$ ")]
-        assert "run.py -m " in command
-        assert f" hydra/launcher=shared_prefill hydra.launcher.outcome={harness.results}/" in command
-        assert command.endswith(f"model.name={model} method=full,snapkv budget=64,96 eval.depths=2")
+        assert f"group of 4 settings, outcome: {harness.results}/" in log.read_text()
+        assert f"{model} needle" in log.read_text()
 
 
 def test_groups_of_a_model_share_an_array_task(harness):
@@ -71,7 +69,7 @@ def test_groups_of_a_model_share_an_array_task(harness):
     assert "submitted 1 job:" in done.stderr
     assert len(list(harness.results.rglob("summary.json"))) == 2
     (log,) = harness.results.glob("slurm/*/*.out")
-    assert len([line for line in log.read_text().splitlines() if line.startswith("$ ")]) == 2
+    assert log.read_text().count("group of 1 settings") == 2
 
 
 @pytest.fixture(scope="module")
@@ -195,7 +193,7 @@ def test_what_slurm_refuses_is_a_sentence(harness):
 
 
 def test_a_method_from_outside_the_tree(harness):
-    """The jobs get the folder of configuration, as they get the path that Python searches."""
+    """The jobs get the path that Python searches."""
     package = harness.folder / "package"
     conf = write_package(package)
     environment = {**harness.env, "PYTHONPATH": str(package)}
@@ -204,5 +202,3 @@ def test_a_method_from_outside_the_tree(harness):
     done = subprocess.run(line, capture_output=True, text=True, timeout=300, cwd=ROOT, env=environment)
     assert done.returncode == 0, done.stderr
     assert {method for _, method, _ in summaries(harness)} == {"strided_halves"}
-    (log,) = harness.results.glob("slurm/*/*.out")
-    assert f" --config-dir={conf} " in log.read_text()

@@ -1,26 +1,39 @@
-"""Where a new calibration goes: to the user's own, unless it rests on less than the one that would be used instead."""
+"""Calibrate a model by one of the sources, and put the file where methods find it, unless it would be poorer."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from compresskv import calibration
 from compresskv.calibration import Calibration
+from compresskv.models import LoadedModel
+from evals.calibration import held_out, longbench
 from evals.calibration.config import Calibrate
+from evals.job import Job
 from evals.progress import Progress
 from evals.results.store import write_json
 
 
-def keep(record: Mapping[str, Any], config: Calibrate, results: Path, progress: Progress) -> Path:
+def run(model: LoadedModel, config: Calibrate, jobs: Sequence[Job], progress: Progress) -> Path:
+    """Calibrate for the observation of the jobs; returns the path of the file. Raises `UserError`."""
+    measure = {"held_out": held_out.measure, "longbench": longbench.measure}[config.source]
+    results = jobs[0].results
+    record = measure(model, config, jobs[0].observation, results, progress)
+    return keep(record, config.folder, config.minimum_accepted, config.replace, results, progress)
+
+
+def keep(
+    record: Mapping[str, Any], folder: Path | None, minimum: int, replace: bool, results: Path, progress: Progress
+) -> Path:
     """Write a calibration file with the content `record`, say where it is, and return its path.
 
     Files that ship are never written to: the user's folder is searched before them. A calibration that is `poorer`
-    than the one that is found now goes to `results`, and is only used where it is named.
+    than the one that is found now goes to `results`, and is only used where it is named. `folder`: another one than
+    the user's, which takes any; `minimum`: answered prompts; `replace`: also where it is poorer.
     """
     name = f"{record['model']}.{record['source']}.json"
-    folder = config.folder
     present = calibration.find(record["model"], record["source"], folder)
-    reason = None if config.replace else poorer(record, present, 0 if folder else config.minimum_accepted)
+    reason = None if replace else poorer(record, present, 0 if folder else minimum)
     if reason is None:
         path = (folder or calibration.folders()[0]) / name
         write_json(path, record)

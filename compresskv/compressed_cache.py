@@ -1,0 +1,113 @@
+"""`compressed`: a cache for `model.generate` in which one prompt is compressed."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from transformers import PreTrainedModel
+
+from compresskv.calibration import Calibration
+from compresskv.engine.attention import attached
+from compresskv.engine.in_layer import LayerwiseCache
+from compresskv.engine.prefill import Setting
+from compresskv.errors import UserError
+from compresskv.eviction import EvictionMethod
+from compresskv.generation_defaults import ignored
+from compresskv.installed import refuse_second_chunks
+from compresskv.methods import method_for
+
+
+@contextmanager
+def compressed(
+    model: PreTrainedModel,
+    method: EvictionMethod | str | None,
+    budget: int | None,
+    calibration: Calibration | str | Path | None = None,
+    backend: str | None = None,
+    generation_config: Literal["ignored", "honoured"] = "ignored",
+    prompt_length: int | None = None,
+) -> Iterator[LayerwiseCache]:
+    """A cache for `model.generate(**inputs, past_key_values=cache)` with one prompt; leaving restores the model.
+
+    transformers 5.24 and newer call the argument `cache`.
+
+    The first forward, or `generate` in chunks (`prefill_chunk_size`), brings the whole prompt; with `prompt_length`
+    (tokens), as many forwards as it takes; then it is compressed. What follows is added as it is, any number of tokens
+    at a time: generated ones, a question, a second turn. `cache.crop(length)` forgets them again,
+    `copy.deepcopy(cache)` makes a second cache. Inside the block gradients are off.
+
+    `method`: one, or the name of one in conf/method. One by name takes the model's calibration if it needs one, or
+    `calibration`: what was loaded, a source such as "published", or the path of a file.
+    `budget` counts kept tokens per layer and KV head, the observation window included; None keeps everything.
+    `generation_config`: whether `generate` applies what the checkpoint asks of greedy decoding, such as a repetition
+    penalty; what it is called with applies in either case.
+    `backend` is "sdpa" or "flash_attention_2" (None: the latter if the model uses it). Raises `UserError` for a
+    budget that does not exceed the window, in use for padding, batches and unsupported attention, after the block for
+    a cache that is used on, and on leaving it for one that was not used.
+    """
+    if backend is None:
+        backend = "flash_attention_2" if model.config._attn_implementation == "flash_attention_2" else "sdpa"
+    if isinstance(method, str):
+        method = method_for(model, method, calibration)
+        budget = None if method is None else budget
+    with attached(model, backend), nullcontext() if generation_config == "honoured" else ignored(model):
+        cache = LayerwiseCache(model.config, Setting(method, budget), prompt_length)
+        with torch.no_grad(), _generating(model):
+            yield cache
+        cache.refuse_unused()
+
+
+@contextmanager
+def _generating(model: PreTrainedModel) -> Iterator[None]:
+    """Within it, `model.generate` in chunks tells its `LayerwiseCache` how long the prompt is.
+
+    Raises `UserError` where it goes on without that cache.
+    """
+    own, generate = vars(model).get("generate"), getattr(model, "generate", None)
+    if generate is None:  # a model without a head
+        yield
+        return
+
+    def watched(*args: Any, **kwargs: Any) -> Any:
+        cache = next((given for given in kwargs.values() if isinstance(given, LayerwiseCache)), None)
+        if cache is None:
+            return generate(*args, **kwargs)
+        configs = (*args[1:2], kwargs.get("generation_config"), model.generation_config)
+
+        def asked(name: str) -> int | None:
+            return next(filter(None, [kwargs.get(name), *(getattr(each, name, None) for each in configs)]), None)
+
+        for name in ("num_return_sequences", "num_beams"):
+            if (number := asked(name) or 1) > 1:
+                raise UserError(name, f"set {name}=1", value=number, why="a compressed cache serves one answer")
+        chunk = asked("prefill_chunk_size")
+        inputs = [*args[:1], *(kwargs.get(name) for name in ("inputs", "input_ids", "inputs_embeds"))]
+        prompt = next((given for given in inputs if given is not None), None)
+        if cache:
+            if chunk := kwargs.get("prefill_chunk_size", chunk):
+                refuse_second_chunks(chunk, cache.get_seq_length())
+        elif prompt is not None:
+            cache.refuse_shorter(prompt.shape[1])
+            if chunk:
+                cache.expect(prompt.shape[1])
+        output = generate(*args, **kwargs)
+        tokens = getattr(output, "sequences", output).shape[1]
+        if (seen := cache.get_seq_length()) < tokens - 1:  # the last token is not fed
+            raise UserError(
+                "model",
+                "generate fewer tokens, or give a longer prompt",
+                value=type(model).__name__,
+                why=f"it left its compressed cache after {seen} of {tokens} tokens and computed all of them anew, as "
+                "Phi-3 does where its RoPE changes",
+            )
+        return output
+
+    vars(model)["generate"] = watched
+    try:
+        yield
+    finally:
+        del vars(model)["generate"]
+        if own is not None:
+            vars(model)["generate"] = own

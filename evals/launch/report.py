@@ -1,0 +1,61 @@
+"""What groups in processes of their own left behind: one report of them all."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from evals.launch.groups import Group
+from evals.running import outcome
+from evals.running.outcome import FAULTY, Entry
+
+TAIL = 20
+"""Lines of a failed group's log that are shown."""
+
+
+@dataclass(frozen=True)
+class GroupRun:
+    """A group, who ran it, where that logs to, how it ended, and its entries; None where it ended without an answer."""
+
+    group: Group
+    runner: str
+    log: Path
+    end: str
+    entries: Sequence[Mapping[str, Any]] | None
+
+
+def report(runs: Sequence[GroupRun], console: Console) -> None:
+    """Show what became of every setting, the log of every group that failed, and the results of what finished.
+
+    Raises `UserError` if any failed.
+    """
+    entries: list[Entry] = []
+    for run in runs:
+        entries += _entries(run, console)
+    # The processes that ran the settings have sent them to the logger already.
+    outcome.show(entries, logger=None)
+
+
+def _entries(run: GroupRun, console: Console) -> list[Entry]:
+    """What became of the settings of one group; where one failed, its log is shown."""
+    group = run.group
+    if run.entries is not None:
+        entries = [Entry(**entry) for entry in run.entries]
+        details = list(dict.fromkeys(entry.detail for entry in entries if entry.detail))
+    else:
+        note = f"{run.runner} ended without a result ({run.end})"
+        names = dict.fromkeys(job.name for job in group.jobs)
+        entries = [Entry(group.model, group.eval, group.unit, name, "failed", note) for name in names]
+        details = [_read(run.log)]
+    if any(entry.state in FAULTY for entry in entries):
+        console.rule(f"{group.name}: {run.runner}", style="red")
+        console.print(f"log: {run.log}")
+        for detail in details:
+            console.print("\n".join(detail.splitlines()[-TAIL:]))
+    return entries
+
+
+def _read(log: Path) -> str:
+    return log.read_text(encoding="utf-8", errors="replace") if log.exists() else "(the log was never written)"
