@@ -1,7 +1,7 @@
-"""Which model a model in memory is: that of the files it was loaded from, unless it was changed since.
+"""Identify a model in memory by the files it was loaded from, unless it was changed since.
 
-A name is not enough: folders of two runs may share one, and a model keeps its path when it is trained further, when
-adapters are merged into it, or when somebody's code edits it.
+The name is not enough: two folders may have the same name, and a model keeps its path when it is trained, edited, or
+merged with adapters.
 """
 
 import re
@@ -21,22 +21,23 @@ from compresskv.errors import UserError
 from compresskv.model_config import name_of
 
 VALUES = 1 << 18
-"""Of each tensor, about so many values are compared at most, in whole rows, evenly spaced: every head and column of a
-projection of 4,096 is among them. Smaller tensors are compared whole."""
+"""About the most values that are compared per tensor, in whole, evenly spaced rows. They include every head and column
+of a projection of 4,096. Smaller tensors are compared whole.
+"""
 
 UNKNOWN = "in no folder"
-"""What stands for the fingerprint of a model without files, so that it is that of no calibration."""
+"""The fingerprint of a model without files; it matches no calibration."""
 
 CHANGED = "changed after it was loaded"
-"""The fingerprint of a model whose weights are not those of its files: that of no calibration."""
+"""The fingerprint of a model whose weights differ from its files; it matches no calibration."""
 
 
 def identity(model: PreTrainedModel) -> tuple[str, str | None]:
     """The name of the model loaded from `model.name_or_path`, and its fingerprint as `models.load` gives it.
 
-    For a GGUF file and its copy both are the file's, which is known where `models.load` has made that copy before. The
-    fingerprint is `CHANGED` where values of the weights in memory are not those in the files, and None where there are
-    no files to compare with.
+    For a GGUF file and its safetensors copy, both are the file's, if `models.load` made the copy. The fingerprint is
+    `CHANGED` where values of the weights in memory are not those in the files, and None where there are no files to
+    compare with.
     """
     path = model.name_or_path
     folders = _folders(path)
@@ -114,8 +115,9 @@ def _holds(folder: Path, model: PreTrainedModel) -> bool:
 
 
 def _weights(model: PreTrainedModel) -> Iterator[tuple[list[str], Tensor]]:
-    """Each parameter once, with the names that a file may have it under: those of weights tied to it, and its own
-    with and without the prefix of the model without its head."""
+    """Each parameter once, with its possible names in a file: those of tied weights, and its own with and without the
+    prefix of the base model.
+    """
     names: dict[int, list[str]] = {}
     tensors: dict[int, Tensor] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
@@ -127,10 +129,10 @@ def _weights(model: PreTrainedModel) -> Iterator[tuple[list[str], Tensor]]:
 
 
 def _as_saved(model: PreTrainedModel, weights: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-    """These weights under the names, and in the parts, that `save_pretrained` gives them; as they are if it cannot."""
+    """These weights as `save_pretrained` names and splits them; unchanged if it fails."""
     try:
         return revert_weight_conversion(model, dict(weights))
-    except Exception:  # of one architecture's conversion, to which something does not fit
+    except Exception:  # an architecture's conversion can fail in any way
         return weights
 
 

@@ -1,7 +1,7 @@
 """`python -m notebooks [name …]`: execute these notebooks, or all, on the default model.
 
-Prints the seconds of each; the files stay as they are. One that fails is shown with the error of its cell, and the
-exit code is 1.
+Prints the seconds of each and does not change the files. If one fails, the error of its cell is shown and the exit code
+is 1.
 """
 
 import os
@@ -25,7 +25,7 @@ def names() -> list[str]:
 
 
 def failure(name: str) -> str:
-    """Execute one notebook in its folder, as Jupyter does; returns what went wrong, or an empty string."""
+    """Execute one notebook in its folder, as Jupyter does; returns the error, or an empty string."""
     notebook = jupytext.read(FOLDER / f"{name}.py")
     client = NotebookClient(notebook, timeout=LIMIT, kernel_name="python3", resources={"metadata": {"path": FOLDER}})
     try:
@@ -38,7 +38,7 @@ def failure(name: str) -> str:
 def main(chosen: Sequence[str]) -> int:
     """Execute the `chosen` notebooks, or all; returns the exit code."""
     if unknown := sorted(set(chosen) - set(names())):
-        print(f"error: notebooks {unknown[0]}: no such notebook: choose of {', '.join(names())}", file=sys.stderr)
+        print(f"error: notebooks {unknown[0]}: not found: choose one of {', '.join(names())}", file=sys.stderr)
         return 2
     # The kernels import this tree, whether or not it is installed.
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(FOLDER.parent), os.environ.get("PYTHONPATH")]))
