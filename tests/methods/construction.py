@@ -58,6 +58,14 @@ def attending(weights: Sequence[Sequence[Sequence[float]]], kv_heads: int = 2, i
     return LayerPrefill(index, queries, keys, keys, scaling=1 / math.sqrt(tokens))
 
 
+def nearly_equal_logits() -> LayerPrefill:
+    """Logits of 1 for token 0, and of 1 + 2⁻¹⁰, which bfloat16 rounds to 1, for token 1; 0 for the others."""
+    keys = torch.zeros(1, 6, 2, dtype=torch.bfloat16)
+    keys[0, :2, 0] = 1
+    keys[0, 1, 1] = 2.0**-10
+    return LayerPrefill(0, torch.ones(1, 2, 2, dtype=torch.bfloat16), keys, keys, scaling=1.0)
+
+
 def random_layers(shape: PromptShape, group: int, seed: int, rows: int | None = None) -> list[LayerPrefill]:
     """Layers of normally distributed queries, keys and values, with as many query rows as the window has."""
     generator = torch.Generator().manual_seed(seed)

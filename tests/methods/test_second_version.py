@@ -240,12 +240,14 @@ def test_the_order_of_a_groups_query_heads_matters_only_if_strided(name: str) ->
     ("name", "selection", "allocation"),
     [
         ("snapkv", True, False),
+        ("pyramidkv", True, False),
         ("headkv", True, True),
         ("adakv", True, True),
         ("adacompresskv", False, True),
         ("headcompresskv", False, True),
         ("compresskv", False, False),
         ("cake", False, False),
+        ("tova", False, False),
     ],
 )
 def test_where_strided_grouping_applies(name: str, selection: bool, allocation: bool) -> None:
