@@ -1,7 +1,8 @@
 """AdaCompressKV (CompressKV's second version): semantic heads choose the tokens, AdaKV's contest how many per head.
 
-Every KV head of a layer keeps the first of one ranking of tokens, so what its heads keep is nested. How many each may
-keep is what AdaKV gives it, by SnapKV's scores, out of a layer's budget from CompressKV's layer errors.
+All KV heads of a layer share one ranking of tokens, and each keeps the first of it, so the kept sets are nested.
+AdaKV's rule with SnapKV's scores decides how many tokens each head keeps, and CompressKV's layer errors decide the
+budget of the layer.
 """
 
 from typing import Annotated, Literal
@@ -31,6 +32,6 @@ def scorer(
 def allocator(
     context: Context, *, alpha: Annotated[float, Ge(0), Le(1)], layers: Literal["layer_error", "uniform"]
 ) -> AdaKVAllocator:
-    """`alpha`: the part of a layer's budget that its heads share equally; `layers`: how layers get theirs."""
+    """`alpha`: the part of a layer's budget that its heads share equally; `layers`: the layer budgets."""
     by_layer = layer_error.allocator(context) if layers == "layer_error" else None
     return AdaKVAllocator(alpha, context.protocol.exact_budget, by_layer)

@@ -1,7 +1,7 @@
 """AdaKV (Feng et al. 2024, arXiv 2407.11550), with SnapKV's scores: heads of a layer compete for its budget.
 
-A layer's heads share what the layer may keep: the best scores of all its heads together decide how many tokens each
-head gets, and a part `alpha` of the budget is set aside so that no head starves.
+The KV heads of a layer share its budget. The best scores of all its heads together decide how many tokens each head
+gets, and a part `alpha` of the budget is shared equally, so that every head keeps some tokens.
 """
 
 from collections.abc import Sequence
@@ -42,10 +42,11 @@ class ContestedScorer:
 
 @dataclass(frozen=True)
 class AdaKVAllocator:
-    """The KV heads of a layer share its budget by how many of the layer's best scores are theirs.
+    """Shares the budget of a layer by the number of the layer's best scores that each KV head has.
 
-    `alpha` of it, 0 to 1, is shared equally. `layers` gives each layer its budget; None: the same to all. `exact`: no
-    token is lost. Otherwise shares are rounded, and the equal part is that of the mean budget, whatever the layer's.
+    The part `alpha`, 0 to 1, is shared equally. `layers` gives each layer its budget; None: all layers get the same.
+    `exact`: the shares sum to the budget. Otherwise they are rounded, and the equal part is computed from the mean
+    budget instead of the layer's.
     """
 
     alpha: float = 0.2
@@ -95,7 +96,7 @@ def rounded(winners: tuple[int, ...], base: int, alpha: float) -> tuple[int, ...
 
 
 def head_observation(context: Context) -> Observation:
-    """The run's; `head_pooling=official` pools by maximum over 7, as the repositories of AdaKV and HeadKV do."""
+    """The run's observation; `head_pooling=official` pools by maximum over 7, as in AdaKV's and HeadKV's code."""
     if context.protocol.head_pooling == "official":
         return replace(context.scoring, kernel=7, pooling="max")
     return context.scoring
@@ -104,9 +105,9 @@ def head_observation(context: Context) -> Observation:
 def scorer(
     context: Context, *, grouping: Grouping | None, contest_grouping: Grouping | None
 ) -> SnapKVScorer | ContestedScorer:
-    """SnapKV's scores: those of `grouping` rank a head's tokens, those of `contest_grouping` compare heads.
+    """SnapKV's scores. `grouping` is used to rank the tokens of a head, `contest_grouping` to compare heads.
 
-    None: as the protocol groups.
+    None: the protocol's grouping.
     """
     observation, usual = head_observation(context), context.protocol.gqa_grouping
     ranking = SnapKVScorer(observation, grouping or usual)

@@ -69,7 +69,7 @@ class CakeScorer:
 
     def __call__(self, layer: LayerPrefill) -> CakeScores:
         attention = self.observation.attention(layer)
-        # The entropy is float32 whatever the scores are; the variance and its sum are not, as in the released code.
+        # As in the released code, the entropy is float32; the variance and its sum have the dtype of the attention.
         shares = attention.float()
         entropy = -(shares * (shares + 1e-10).log()).sum()
         variance = attention.var(1)
@@ -89,8 +89,8 @@ class CakeAllocator:
     """Shares all layers' budget among the layers so far, in proportion to their preference.
 
     `taus`: (tau1, tau2) for budgets up to 256 tokens, and for larger ones. `exact`: by Sainte-Laguë, which uses the
-    budget up and only ever takes from earlier layers; otherwise by the released `adjust`, which does neither, and not
-    at all for prompts that exceed the budget by no more than the window.
+    whole budget and only takes tokens from earlier layers. Otherwise: by the released `adjust`, which guarantees
+    neither and evicts nothing from prompts that exceed the budget by at most the window.
     """
 
     taus: tuple[tuple[float, float], tuple[float, float]] = ((1.0, 1.0), (1.0, 1.0))
@@ -111,13 +111,13 @@ class CakeAllocator:
 def _cake(scores: LayerScores) -> CakeScores:
     if not isinstance(scores, CakeScores):
         raise UserError(
-            "method/allocator", "use it with method=cake", value="cake", why="it needs what only CAKE's scorer measures"
+            "method/allocator", "use it with method=cake", value="cake", why="it needs measurements of CAKE's scorer"
         )
     return scores
 
 
 def adjust(budgets: Sequence[float], total: int, cap: int) -> list[int]:
-    """Real `budgets` as integers that sum to `total`, mostly: the released code's one pass over excess and deficit.
+    """Round `budgets` to integers that usually sum to `total`: the released code's single pass over excess and deficit.
 
     What exceeds `cap` is spread over the layers below it, which may push these above it; they are not clipped again.
     """

@@ -1,8 +1,8 @@
 """HeadKV (Fu et al. 2024, arXiv 2410.19258): heads that retrieve, measured once per model, keep more tokens.
 
-Every head gets a small part of the budget; a pool of the rest is shared in proportion to the heads' scores. The scores
-are of query heads, the cache of KV heads: a KV head's share is the sum over its query heads, and its tokens are
-selected as SnapKV does.
+Every head gets a small part of the budget; a pool of the rest is shared in proportion to the heads' scores. Scores
+belong to query heads and the cache to KV heads, so the share of a KV head is the sum over its query heads. Its tokens
+are selected as in SnapKV.
 """
 
 from collections.abc import Sequence
@@ -97,7 +97,7 @@ def rounded(shares: HeadScores, given: int, minimum: int) -> tuple[tuple[int, ..
 
 
 def scorer(context: Context, *, grouping: Grouping | None) -> SnapKVScorer:
-    """SnapKV's scores; `grouping` None: as the protocol groups."""
+    """SnapKV's scores; `grouping` None: the protocol's."""
     return SnapKVScorer(head_observation(context), grouping or context.protocol.gqa_grouping)
 
 
@@ -111,7 +111,7 @@ def allocator(
 ) -> HeadKVAllocator:
     """`head_scores` of the calibration, raised to `temp`, share a pool of 1 / `beta` of the budget.
 
-    `grouping` None: as the protocol groups. Raises `UserError` for a calibration that lacks the scores.
+    `grouping` None: the protocol's. Raises `UserError` for a calibration that lacks the scores.
     """
     calibration = context.calibrated()
     kind = calibration.kind_of_scores(KINDS[head_scores], context.protocol)

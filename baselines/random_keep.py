@@ -1,4 +1,4 @@
-"""Random eviction: every past token is as likely to be kept as any other. What any method must beat."""
+"""Random eviction: every past token is kept with the same probability. Other methods should beat it."""
 
 from dataclasses import dataclass
 from typing import Annotated

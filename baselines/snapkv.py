@@ -1,4 +1,4 @@
-"""SnapKV (Li et al. 2024, arXiv 2404.14469): what the last prompt tokens attend to is what matters."""
+"""SnapKV (Li et al. 2024, arXiv 2404.14469): keep the tokens that the last prompt tokens attend to."""
 
 from dataclasses import dataclass
 from typing import Literal

@@ -15,8 +15,8 @@ SINKS = 4
 class StreamingLLMScorer:
     """Position alone decides. `window` prompt tokens at the end are kept anyway.
 
-    `tail` "recent": four sinks, then the most recent tokens. "window": the earliest tokens, so that nothing recent is
-    left but the observation window, as in the released CompressKV code.
+    `tail` "recent": four sinks, then the most recent tokens. "window": the earliest tokens and the observation window
+    only, as in the released CompressKV code.
     """
 
     window: int = 1

@@ -1,4 +1,4 @@
-"""After TOVA (Oren et al. 2024, arXiv 2401.06104): only the last token's attention says what matters.
+"""After TOVA (Oren et al. 2024, arXiv 2401.06104): keep the tokens that the last token attends to.
 
 TOVA proper evicts at every decoding step and averages over all heads of a layer; here eviction happens once, after the
 prompt, and each KV head is scored by its own query heads, as for the other methods.

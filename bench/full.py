@@ -1,6 +1,6 @@
-"""`make bench-full`: the paper's 31 settings together and one by one, beside kvpress, and memory of many prompts.
+"""`make bench-full`: the paper's 31 settings together and one by one, kvpress, and the memory of many prompts.
 
-Below 1 is better than the other side. The last line of the output is one JSON object of all ratios.
+A ratio below 1 means that this harness is better. The last line of the output is one JSON object of all ratios.
 """
 
 import json
@@ -23,7 +23,7 @@ from evals.running.forecast import forecast
 
 
 def peak_forecast(model: LoadedModel) -> float:
-    """The peak of all settings of a 4K prompt, in a process that has just loaded the model, over what was forecast."""
+    """The peak memory of all settings of a 4K prompt, right after loading the model, over the forecast."""
     chosen, (ids,) = settings(model, METHODS, BUDGETS), prompts(model, [4000])
     give_back()
     expected = forecast(model.model, chosen, ids.numel(), 32, backend=model.backend)

@@ -1,7 +1,7 @@
-"""`make bench-kvpress`: our shared sweep beside NVIDIA's kvpress, which runs its settings one by one.
+"""`make bench-kvpress`: our shared sweep compared with NVIDIA's kvpress, which runs its settings one by one.
 
-Both do those of the paper's settings that kvpress has too. Below 1 is better than kvpress. The last line of the output
-is one JSON object.
+Both sides run those of the paper's settings that kvpress has. A ratio below 1 means that this harness is faster. The
+last line of the output is one JSON object.
 """
 
 import json
@@ -26,14 +26,14 @@ from compresskv.models import LoadedModel
 
 LENGTHS = [4000] * 5
 SHARED = ["full", "streaming_llm", "snapkv", "pyramidkv"]
-"""Those of the paper that kvpress 0.5.5 has; it has no CAKE, HeadKV or CompressKV."""
+"""The paper's methods that kvpress 0.5.5 has. It has no CAKE, HeadKV or CompressKV."""
 
 NEW_TOKENS = 32
 ENVIRONMENT = Path(__file__).resolve().parents[1] / ".venv-kvpress"
 SIDE = Path(__file__).with_name("kvpress_side.py")
 
 Answers = list[dict[str, Any]]
-"""What kvpress did with a prompt: `seconds`, `tokens` and `kept` (tokens in each layer) of every setting."""
+"""The answer of kvpress to a prompt: `seconds`, `tokens` and `kept` (tokens per layer) of every setting."""
 
 
 def sweep_vs_kvpress(
@@ -45,10 +45,10 @@ def sweep_vs_kvpress(
     """All settings of each prompt together, over kvpress with a run per setting; exactly 32 new tokens on both sides.
 
     Once with a forward pass for each prompt, once with `prefill_chunk`: the prompts are the same essays up to their
-    needles, and share the chunks before these. Nothing, and a word about it, where kvpress is not installed.
+    needles, and share the chunks before these. If kvpress is not installed, it prints that and returns nothing.
     """
     if not (ENVIRONMENT / ".ready").exists():
-        print("the comparison with kvpress was left out, for it is not installed: run `make bench-kvpress`", flush=True)
+        print("kvpress is not installed, so the comparison is skipped: run `make bench-kvpress`", flush=True)
         return {}
     names = [(method, budget) for method in methods for budget in (budgets if method != "full" else [None])]
     chosen, texts, stopping = settings(model, methods, budgets), prompts(model, lengths), Stopping(NEW_TOKENS)
@@ -106,7 +106,9 @@ def kvpress(model: LoadedModel, names: list[tuple[str, int | None]]) -> Iterator
                 raise SystemExit(f"{SIDE.name} failed: its error is above")
             return json.loads(line)
 
-        print("beside " + ", ".join(f"{name} {version}" for name, version in ask(description).items()), flush=True)
+        print(
+            "compared with " + ", ".join(f"{name} {version}" for name, version in ask(description).items()), flush=True
+        )
         yield lambda ids: ask(ids.tolist())
 
 

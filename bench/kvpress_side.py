@@ -1,9 +1,9 @@
 """The other side of `bench.kvpress`: settings one by one with NVIDIA's kvpress, used as its own pipeline uses it.
 
-Runs in an environment of its own (kvpress-constraints.txt), since kvpress 0.5.5 needs an older transformers; so nothing
-of this project is imported here. It reads and writes lines of JSON: the first is the job, every other one the token ids
-of a prompt. The job is answered with the versions in use, a prompt with one entry a setting: seconds, the tokens
-generated, and how many were kept in each layer.
+Runs in a separate environment (kvpress-constraints.txt), because kvpress 0.5.5 needs an older transformers; so it
+imports nothing of this project. It reads and writes lines of JSON: the first is the job, every other one the token ids
+of a prompt. The answer to the job has the versions in use. The answer to a prompt has one entry per setting: seconds,
+generated tokens, and the number of kept tokens in each layer.
 """
 
 import json
@@ -23,8 +23,8 @@ def press_for(job: dict[str, Any], method: str, budget: int | None, length: int)
     """What keeps `budget` of `length` prompt tokens, a layer's mean; None keeps them all."""
     if budget is None or budget >= length:
         return None
-    # A press is told what share to drop. What is left is rounded, down by some presses and to the nearest by others:
-    # with the hundredth of a token both give the budget, whatever the error of the division.
+    # A press takes the share of tokens to drop. Some presses round the rest down, others to the nearest; with an
+    # additional hundredth of a token, both keep the budget despite rounding errors of the division.
     ratio = 1 - (budget + 0.01) / length
     if method == "streaming_llm":
         return StreamingLLMPress(ratio, n_sink=job["sinks"])
@@ -36,10 +36,10 @@ def press_for(job: dict[str, Any], method: str, budget: int | None, length: int)
 def generate(
     model: PreTrainedModel, ids: torch.Tensor, press: BasePress | None, new_tokens: int
 ) -> tuple[list[int], list[int]]:
-    """Greedy tokens, and tokens kept in each layer: the pipeline's `generate_answer`, but it never stops early.
+    """Greedy tokens, and tokens kept in each layer: the pipeline's `generate_answer`, but without stopping early.
 
-    The pipeline prefills the context and then the question; here the prompt is one, and its last logits give the first
-    token, which spares kvpress a forward pass.
+    The pipeline prefills the context and then the question. Here the prompt is not split, and its last logits give the
+    first token, which saves kvpress a forward pass.
     """
     cache = DynamicCache()
     with press(model) if press else nullcontext():
@@ -54,7 +54,7 @@ def generate(
 
 
 def answer(model: PreTrainedModel, job: dict[str, Any], prompt: list[int]) -> list[dict[str, Any]]:
-    """One prompt under every setting, each with a prefill of its own."""
+    """One prompt under every setting, each with a separate prefill."""
     ids = torch.tensor([prompt], device=model.device)
     answers = []
     for method, budget in job["settings"]:

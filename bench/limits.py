@@ -1,6 +1,6 @@
-"""`python -m bench.limits`: where the seconds of a sweep go, and how near the machine's limits they are.
+"""`python -m bench.limits`: where the time of a sweep goes, and how close it is to the machine's limits.
 
-Rates stand beside those of bare products of the same shapes and of a plain copy, measured in the same run.
+Rates are compared with those of bare products of the same shapes and of a plain copy, measured in the same run.
 """
 
 import json
@@ -35,7 +35,7 @@ def seconds_of(work: Callable[[], object], rounds: int = 3) -> float:
 
 @torch.no_grad()
 def phases(model: LoadedModel, chosen: list[Setting], ids: Tensor) -> dict[str, float]:
-    """Seconds of each step from `ids` [prompt] to the tokens of all settings, the full cache's decoding apart."""
+    """Seconds of each step from `ids` [prompt] to the tokens of all settings; the full cache decodes separately."""
     spent: dict[str, float] = {}
     compressed, full = ([s for s in chosen if (s.budget is None) is whole] for whole in (False, True))
 
@@ -75,7 +75,7 @@ def show(title: str, spent: dict[str, float]) -> None:
 
 @torch.no_grad()
 def prefill_rate(model: LoadedModel, ids: Tensor) -> None:
-    """Operations a second of a prefill beside those of its own products and attention, run bare."""
+    """Operations per second of a prefill, compared with those of its products and attention alone."""
     config, length = model.model.config, ids.numel()
     products = [weight for name, weight in model.model.named_parameters() if "layers" in name and weight.dim() == 2]
     heads, head_dim = model.q_heads, config.hidden_size // model.q_heads
@@ -102,7 +102,7 @@ def prefill_rate(model: LoadedModel, ids: Tensor) -> None:
 
 @torch.no_grad()
 def decode_rate(model: LoadedModel, ids: Tensor, rows: int = 1) -> None:
-    """Bytes of weights and cache that a decode step reads, a second, beside bare products and a copy."""
+    """Bytes of weights and cache that a decode step reads per second, compared with bare products and a copy."""
     weights = [weight for weight in model.model.parameters() if weight.dim() == 2]
     with attached(model.model):
         prompt = prefill(model.model, ids, 8)

@@ -1,7 +1,7 @@
-"""`make bench`: speed and memory beside plain transformers, as ratios measured in one run on the default model.
+"""`make bench`: speed and memory compared with plain transformers, as ratios measured in one run on the default model.
 
-Below 1 is better than the other side; `fidelity_cost` is a share of a sweep's time. The last line of the output is one
-JSON object of all ratios.
+A ratio below 1 means that this harness is better; `fidelity_cost` is a share of a sweep's time. The last line of the
+output is one JSON object of all ratios.
 """
 
 import json
@@ -28,7 +28,7 @@ from evals.niah.config import Niah
 from evals.niah.evaluation import NiahTask
 
 CHUNK = 640
-"""Tokens of a chunk of the prefill where prompts share chunks."""
+"""Tokens per chunk of a prefill in which prompts share chunks."""
 
 
 def prompts(model: LoadedModel, lengths: list[int]) -> list[torch.Tensor]:
@@ -86,7 +86,7 @@ def decode_ratio(model: LoadedModel, rows: int, kept: int, steps: int) -> float:
 
 @torch.no_grad()
 def ragged_ratio(model: LoadedModel, rows: int, budget: int, steps: int) -> float:
-    """A decode step with a length of its own for every layer and head over one with equal lengths of the same total."""
+    """A decode step with different lengths for every layer and head over one with equal lengths of the same total."""
     (ids,) = prompts(model, [2000])
     ragged, equal = settings(model, ["headkv", "snapkv"], [budget])
     with attached(model.model):
@@ -101,7 +101,7 @@ def ragged_ratio(model: LoadedModel, rows: int, budget: int, steps: int) -> floa
             for name, value in alternate(runs, 1).items():
                 seconds[name].append(value / steps)
     best = {name: min(values) for name, values in seconds.items()}
-    return _show(f"decode step, {rows} rows of {budget} tokens on average, ragged beside equal", best)
+    return _show(f"decode step, {rows} rows of {budget} tokens on average, ragged over equal", best)
 
 
 def _steps(model: LoadedModel, cache: Cache, rows: int, start: int, steps: int) -> None:
@@ -142,7 +142,7 @@ def fidelity_cost(model: LoadedModel, length: int, methods: list[str], budgets: 
 
     with attached(model.model):
         seconds = alternate({"ours": partial(sweep, ids[:32].tolist()), "theirs": partial(sweep, None)}, rounds)
-    return round(_show(f"{len(chosen)} settings × a prompt of {length}, fidelity beside none", seconds) - 1, 4)
+    return round(_show(f"{len(chosen)} settings × a prompt of {length}, with fidelity over without", seconds) - 1, 4)
 
 
 def chunked_ratio(model: LoadedModel, length: int, rounds: int) -> float:
@@ -187,7 +187,7 @@ def alternate_once(contenders) -> dict[str, float]:
 
 def _show(name: str, seconds: dict[str, float]) -> float:
     ratio = seconds["ours"] / seconds["theirs"]
-    print(f"{name}: {seconds['ours']:.4f} s, beside {seconds['theirs']:.4f} s: {ratio:.3f}", flush=True)
+    print(f"{name}: {seconds['ours']:.4f} s over {seconds['theirs']:.4f} s: {ratio:.3f}", flush=True)
     return round(ratio, 4)
 
 

@@ -8,8 +8,8 @@ from heapq import heapify, heappop, heapreplace
 def largest_remainder(weights: Sequence[float | Fraction], total: int, caps: Sequence[int]) -> list[int]:
     """Shares of `total` in proportion to `weights`, none above its cap; ties go to the lower index.
 
-    Fractions as weights make ties exact. What a capped share cannot take is shared among the others in the same
-    proportion. The shares sum to min(total, Σ caps). Equal weights are assumed where all that are left are zero.
+    Fractions as weights make ties exact. The excess of capped shares goes to the others in the same proportion. The
+    shares sum to min(total, Σ caps). If all remaining weights are zero, they count as equal.
     """
     shares = [0] * len(weights)
     left = min(total, sum(caps))

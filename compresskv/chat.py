@@ -20,12 +20,14 @@ TODAY = date(2024, 7, 26)
 """The date that Llama 3.1's template names unless it is given another."""
 
 SECONDS, MEMORY, CHARACTERS = 2, 1 << 30, 1 << 20
-"""What rendering a template may take: seconds of CPU, bytes, and characters beside four times those it is given."""
+"""Limits of rendering: CPU seconds, bytes, and characters in addition to four times those of the input."""
 
 _DATE_CALL = re.compile(r"""strftime_now\(\s*(['"])(.*?)\1\s*\)""")
-_OTHER_DATE = "{% macro strftime_now() %}{{ raise_exception('it asks for the date by other than a literal format') }}"
+_OTHER_DATE = (
+    "{% macro strftime_now() %}{{ raise_exception('it formats the date with something other than a literal') }}"
+)
 _OTHER_DATE += "{{ varargs, kwargs }}{% endmacro %}\n"
-"""Put before a template that still names the function, where a call of it would give today's date."""
+"""Put before a template that still names the function, so that a call does not return today's date."""
 
 _TEMPLATE_ARGUMENTS = {"tools", "documents"}
 """Arguments of `apply_chat_template` that go into the template as they are."""
@@ -68,9 +70,9 @@ def rendered(
 ) -> str:
     """`messages` in the model's template, up to the next answer's opening; `continued`: the last of them left open.
 
-    `kwargs` are the template's own variables, such as `enable_thinking`. Templates that name today's date, by a literal
-    format as all known ones do, get `TODAY`: a prompt must not change from one day to the next. Raises `UserError` for
-    a template that fails, that takes too long or too much, or that would not render the same text another time.
+    `kwargs` are the template's own variables, such as `enable_thinking`. Templates that print today's date (all known
+    ones use a literal format) get `TODAY`, so that prompts do not change from day to day. Raises `UserError` for a
+    template that fails, exceeds the limits, or is not deterministic.
     """
     kwargs = dict(kwargs or {})
     taken = set(inspect.signature(tokenizer.apply_chat_template).parameters) - _TEMPLATE_ARGUMENTS
@@ -96,7 +98,7 @@ def rendered(
         if _ADDRESS.search(prompt) and not _ADDRESS.search(f"{messages} {variables}"):
             raise ValueError("it writes the address of an object, which changes from run to run")
         return prompt
-    except Exception as error:  # a template is a program of its own
+    except Exception as error:  # a template is a program and can raise anything
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise UserError(
             "model.chat_template",
@@ -107,19 +109,19 @@ def rendered(
 
 
 def _without_chance(render: Callable[[], str]) -> str:
-    """What `render` gives. Raises `ValueError` if it takes random numbers, every time that it is tried."""
+    """The result of `render`. Raises `ValueError` if it draws random numbers in each of three tries."""
     for _ in range(3):  # other threads may take some meanwhile
         before = random.getstate()
         prompt = render()
         if random.getstate() == before:
             return prompt
-    raise ValueError("it takes random numbers, so that it renders another text each time")
+    raise ValueError("it draws random numbers, so its text differs from run to run")
 
 
 def _try(render: Callable[[], str], longest: int) -> None:
-    """Render once in a child process, which may be ended. Raises `ValueError` for what exceeds the limits.
+    """Render once in a child process. Raises `ValueError` if it exceeds the limits.
 
-    What a template computes cannot be interrupted from Python: one operation on large numbers takes as long as it does.
+    Python cannot interrupt a single long operation, such as one on large numbers, so the process is killed instead.
     """
     child = os.fork()
     if child:
@@ -148,7 +150,7 @@ def _try(render: Callable[[], str], longest: int) -> None:
 def chat_ids(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """Ids of a rendered chat template, with exactly one BOS where the tokenizer uses one.
 
-    Templates of models with a BOS usually write it themselves; never let there be two, nor none.
+    Templates of models with a BOS usually write it themselves; it is added if missing and never doubled.
     """
     ids = tokenizer(text, add_special_tokens=False, verbose=False).input_ids
     bos = tokenizer.bos_token_id

@@ -1,8 +1,8 @@
-"""Values from outside, checked against the types and ranges that stand beside the fields they are for.
+"""Check values from outside against the types and ranges in the annotations of their fields.
 
-A field says what it takes in its annotation, once: `Annotated[int, Ge(1)]`, `Literal["a", "b"] | None`. Types are
-strict: true is no number, and a whole number is taken where any number is wanted but not the other way round. Every
-failure is a `UserError` of one sentence: field=value: what is allowed.
+Each field declares its type and range once, in its annotation: `Annotated[int, Ge(1)]`, `Literal["a", "b"] | None`.
+Types are strict: true is not a number, and an int is accepted as a float, but a float not as an int. Every failure is a
+`UserError` of one sentence: field=value: what is allowed.
 """
 
 import dataclasses
@@ -43,7 +43,7 @@ __all__ = [
 T = TypeVar("T")
 
 LONGEST_NAME = 100
-"""Bytes in UTF-8: a file's name of two of them and more is one that file systems take."""
+"""Bytes in UTF-8. A file name made of two such names still fits the limit of file systems."""
 
 
 class FrozenMapping(dict[str, Any]):
@@ -54,7 +54,7 @@ class FrozenMapping(dict[str, Any]):
 
 
 def frozen(value: Any) -> Any:
-    """`value` with its lists as tuples and its mappings as `FrozenMapping`s, all the way down."""
+    """`value` with its lists as tuples and its mappings as `FrozenMapping`s, recursively."""
     if isinstance(value, Mapping):
         return FrozenMapping({key: frozen(item) for key, item in value.items()})
     if isinstance(value, (list, tuple)):
@@ -84,18 +84,18 @@ def _one_line(text: str) -> str:
 
 def _sha256(digest: str) -> str:
     if not re.fullmatch("[0-9a-f]{64}", digest):
-        raise ValueError("choose the 64 hexadecimal digits of the file's sha256, in small letters, or null")
+        raise ValueError("choose the 64 hexadecimal digits of the file's sha256, in lower case, or null")
     return digest
 
 
 Name = Annotated[str, MinLen(1), AfterValidator(_one_folder)]
-"""A name that may become a folder's: not empty, and it stays in its place."""
+"""A name that may become a folder's: not empty, and without a path."""
 
 PathText = Annotated[str, MinLen(1), MaxLen(4096), AfterValidator(_no_nul)]
 """A path, or anything else that must not be empty."""
 
 LineText = Annotated[str, MinLen(1), MaxLen(4096), AfterValidator(_one_line)]
-"""What becomes a part of one line of a script."""
+"""Text that is inserted into one line of a script."""
 
 Text = Annotated[str, AfterValidator(_no_nul)]
 """Any text, of any length."""
@@ -122,7 +122,7 @@ def checked(where: str, kind: type[T], values: Any) -> T:
 
 
 def checked_value(where: str, hint: Any, value: Any) -> Any:
-    """`value` as the annotation `hint` wants it: lists become tuples, whole numbers floats. Raises `UserError`.
+    """Convert `value` to the annotation `hint`: lists become tuples, whole numbers floats. Raises `UserError`.
 
     NaN and infinity are refused unless the annotation holds `AllowInfNan()`.
     """
@@ -150,7 +150,7 @@ def refuse_unknown(where: str, given: Iterable[Any], known: Iterable[str]) -> No
 
 
 def allowed(hint: Any) -> str:
-    """What an annotation takes, in words."""
+    """Describe the values that an annotation accepts."""
     origin, arguments = get_origin(hint), get_args(hint)
     if origin is Annotated:
         return allowed(arguments[0]) + _range(arguments[1:])
@@ -191,7 +191,7 @@ def _range(metadata: Iterable[Any]) -> str:
 
 
 def _explained(where: str, hint: Any, value: Any, error: ValidationError) -> UserError:
-    """The one sentence about `value`; in a list, about the first item that is wrong."""
+    """The error for `value`, or for the first wrong item of a list."""
     for option in _options(hint):
         items = get_args(option) if get_origin(option) is tuple else ()
         if not isinstance(value, tuple) or not items:
@@ -215,7 +215,7 @@ def _explained(where: str, hint: Any, value: Any, error: ValidationError) -> Use
 
 
 def _wrong_item(where: str, hint: Any, value: Mapping[str, Any]) -> UserError | None:
-    """The sentence about the first item of a mapping that is wrong."""
+    """The error for the first wrong item of a mapping."""
     for option in _options(hint):
         arguments = get_args(option)
         if len(arguments) != 2 or get_origin(option) not in (dict, Mapping):

@@ -1,4 +1,4 @@
-"""The files of a model: where they are, what they are, and safetensors copies of GGUF files."""
+"""Find and fingerprint the files of a model, and make safetensors copies of GGUF files."""
 
 import hashlib
 import json
@@ -36,11 +36,11 @@ _HUB_TIMEOUT = 5.0  # seconds
 _WITHOUT_EFFECT = re.compile(
     r"(transformer\.)?h\.\d+\.attn(\.attention)?\.(masked_)?bias"  # GPT-2, GPT-J, GPT-Neo: the causal mask, a constant
     r"|gpt_neox\.layers\.\d+\.attention\.(masked_)?bias"  # the same of GPT-NeoX
-    r"|(v_head|value_head|score|reward_head)\..+"  # heads for rewards, beside the head that predicts tokens
+    r"|(v_head|value_head|score|reward_head)\..+"  # heads for rewards, not for predicting tokens
 )
 """Names of tensors of a checkpoint that its language model does not have and does not need."""
 _TRIED = ("hello  12345", "  x\n\n1. It's 3'S\t\tDON'T 1,000.5 (abc)!?", "один  два 二三 é\r\n  \n x", "hellooo world")
-"""Texts on which ways to split text into words differ."""
+"""Texts that tokenizers split into words in different ways."""
 _WHOLE = (3, 4)  # values of tokenizer.ggml.token_type: control, and user-defined
 _SETTLED = 2.0
 """Seconds after which a file's time of change tells whether it has changed since."""
@@ -50,7 +50,7 @@ def complete(info: Mapping[str, Iterable], source: str) -> None:
     """Raise `UserError`, naming the tensors, unless a checkpoint gave the model all its weights and no others.
 
     `info` is what `from_pretrained(..., output_loading_info=True)` returns beside the model. Tensors that are known not
-    to take part in a prediction may be there.
+    to affect predictions are allowed.
     """
     wrong = {
         "missing": info["missing_keys"],
@@ -74,9 +74,9 @@ def complete(info: Mapping[str, Iterable], source: str) -> None:
 
 
 def ask_once(source: str, revision: str | None) -> None:
-    """Raise at once where a hub id is not in the cache and the hub cannot be reached; `from_pretrained` tries a minute.
+    """Raise at once if a hub id is not cached and the hub cannot be reached; `from_pretrained` tries for a minute.
 
-    Nothing is asked for a directory, and under HF_HUB_OFFLINE.
+    No request is made for a directory, or under HF_HUB_OFFLINE.
     """
     if os.path.exists(source) or constants.HF_HUB_OFFLINE:
         return
@@ -89,9 +89,9 @@ def ask_once(source: str, revision: str | None) -> None:
 def fingerprint(source: str, revision: str | None, code: bool = False) -> str:
     """A hash of what the model is: the hub's commit, or the contents of the files that are read.
 
-    A commit counts where each file in the hub's cache still has the content that it is named after; an edited cache, or
-    one of plain files, is known by its contents. `code`: whether code that comes with the model runs. Files are hashed
-    whole, which is remembered (see `sha256`). Raises `UserError` for weights that cannot be told.
+    The commit is used if each file in the hub's cache still has the hash in its name; otherwise the contents are
+    hashed. `code`: whether code that comes with the model runs. Hashes are cached (see `sha256`). Raises `UserError` if
+    the weights are ambiguous.
     """
     folder = folder_of(source, revision)
     contents = _contents(folder, code)
@@ -105,7 +105,7 @@ def fingerprint(source: str, revision: str | None, code: bool = False) -> str:
 
 
 def folder_of(source: str, revision: str | None) -> Path:
-    """Where the files are: a directory, or that of the commit which `revision` of a hub id stands for in the cache.
+    """The folder of the files: a directory, or the cached commit of a hub id's `revision`.
 
     Raises an `OSError` of huggingface_hub if the id is not in the cache.
     """
@@ -120,7 +120,7 @@ def _contents(folder: Path, code: bool = False) -> dict[str, str]:
 
 
 def _as_downloaded(path: Path) -> bool:
-    """Whether a file in the hub's cache is a link to what its content is named after: its sha256, or git's hash."""
+    """Whether a file in the hub's cache links to a file that is named after its content: its sha256, or git's hash."""
     if not path.is_symlink():
         return False
     name = Path(os.readlink(path)).name
@@ -131,7 +131,7 @@ def _as_downloaded(path: Path) -> bool:
 
 
 def _code_elsewhere(folder: Path) -> dict[str, str]:
-    """The sha256 of each Python file beside the code that `folder` takes from other repositories or folders."""
+    """The sha256 of each Python file in the other repositories or folders from which `folder` takes code."""
     found: dict[str, str] = {}
     for repository, module in model_files.code_elsewhere(folder):
         with suppress(LocalEntryNotFoundError):  # then it was not run
@@ -145,8 +145,8 @@ def _code_elsewhere(folder: Path) -> dict[str, str]:
 def sha256(parts: Sequence[Path]) -> str:
     """The sha256 of these files put together.
 
-    Remembered in the user's cache for as long as path, size, times and inode stay the same: an edit changes the time
-    of change, which cannot be set back.
+    Kept in the user's cache for as long as path, size, times and inode stay the same. An edit changes the ctime, which
+    cannot be set back.
     """
     states = [(str(path.absolute()), path.stat()) for path in parts]
     key = json.dumps([[name, s.st_size, s.st_mtime_ns, s.st_ctime_ns, s.st_ino] for name, s in states])
@@ -172,9 +172,9 @@ def sha256(parts: Sequence[Path]) -> str:
 def from_gguf(parts: Sequence[Path], expected: str | None) -> tuple[Path, str]:
     """The safetensors copy, in the user's cache, of the GGUF file that these parts make up; and its identity.
 
-    The copy is float32 and made once. The identity is the file's sha256, or, where transformers does not read all that
-    the file says, a hash of that too. Raises `UserError` if the file is not the `expected` one, if a key or a tensor of
-    it is not served, or if the copy was changed afterwards.
+    The copy is float32 and made once. The identity is the file's sha256. If transformers ignores some settings of the
+    file, it is a hash of both. Raises `UserError` if the sha256 is not `expected`, if a key or a tensor is not
+    supported, or if the copy was changed afterwards.
     """
     file = gguf_file.read(parts)
     digest = sha256(parts)
@@ -232,7 +232,7 @@ def _dequantise(file: gguf_file.GgufFile, meaning: gguf_model.Meaning, target: P
         )
     partial = Path(tempfile.mkdtemp(dir=target.parent))
     try:
-        whole = partial / "whole.gguf"  # alone in its folder, so nothing that lies beside the file is read with it
+        whole = partial / "whole.gguf"  # alone in its folder, so that no other files are read with it
         if len(file.parts) == 1:
             whole.symlink_to(file.parts[0].resolve())
         else:
@@ -269,7 +269,7 @@ def _dequantise(file: gguf_file.GgufFile, meaning: gguf_model.Meaning, target: P
 
 
 def _weights_of(config: PreTrainedConfig) -> float:
-    """The number of weights of the model of this configuration, found without memory for them."""
+    """The number of weights of the model of this configuration, without allocating them."""
     try:
         with torch.device("meta"):
             return sum(weight.numel() for weight in AutoModelForCausalLM.from_config(config).parameters())
@@ -278,7 +278,7 @@ def _weights_of(config: PreTrainedConfig) -> float:
 
 
 def _honour(meaning: gguf_model.TokenizerMeaning, tokenizer: PreTrainedTokenizerBase, source: str) -> None:
-    """Make the tokenizer what the file says, where transformers' reading leaves something out, and try it."""
+    """Apply the settings of the file that transformers ignores to the tokenizer, and test it."""
     backend = tokenizer.backend_tokenizer
     if meaning.single_digits:
         words = pre_tokenizers.ByteLevel(add_prefix_space=False)

@@ -33,19 +33,19 @@ def compressed(
 
     transformers 5.24 and newer call the argument `cache`.
 
-    The first forward, or `generate` in chunks (`prefill_chunk_size`), brings the whole prompt; with `prompt_length`
-    (tokens), as many forwards as it takes; then it is compressed. What follows is added as it is, any number of tokens
-    at a time: generated ones, a question, a second turn. `cache.crop(length)` forgets them again,
-    `copy.deepcopy(cache)` makes a second cache. Inside the block gradients are off.
+    The prompt is compressed once all of it has passed through the model. Pass it in one forward pass, in `generate`
+    with `prefill_chunk_size`, or, with `prompt_length` (tokens), in any number of forward passes. Later tokens are
+    added unchanged, any number at a time: generated ones, a question, a second turn. `cache.crop(length)` removes them
+    again, `copy.deepcopy(cache)` makes a second cache. Inside the block gradients are off.
 
-    `method`: one, or the name of one in conf/method. One by name takes the model's calibration if it needs one, or
-    `calibration`: what was loaded, a source such as "published", or the path of a file.
-    `budget` counts kept tokens per layer and KV head, the observation window included; None keeps everything.
-    `generation_config`: whether `generate` applies what the checkpoint asks of greedy decoding, such as a repetition
-    penalty; what it is called with applies in either case.
-    `backend` is "sdpa" or "flash_attention_2" (None: the latter if the model uses it). Raises `UserError` for a
-    budget that does not exceed the window, in use for padding, batches and unsupported attention, after the block for
-    a cache that is used on, and on leaving it for one that was not used.
+    `method`: an `EvictionMethod`, or the name of one in conf/method. A named method that needs a calibration uses the
+    model's, or `calibration`: a loaded one, a source such as "published", or the path of a file. `budget`: kept tokens
+    per layer and KV head, the observation window included; None keeps everything. `generation_config`: whether
+    `generate` applies the checkpoint's settings for greedy decoding, such as a repetition penalty; its own arguments
+    always apply. `backend`: "sdpa" or "flash_attention_2" (None: the latter if the model uses it).
+
+    Raises `UserError` for a budget that does not exceed the window; in use, for padding, batches and unsupported
+    attention; on leaving the block, for a cache that was not used; and if the cache is used after the block.
     """
     if backend is None:
         backend = "flash_attention_2" if model.config._attn_implementation == "flash_attention_2" else "sdpa"
@@ -61,9 +61,9 @@ def compressed(
 
 @contextmanager
 def _generating(model: PreTrainedModel) -> Iterator[None]:
-    """Within it, `model.generate` in chunks tells its `LayerwiseCache` how long the prompt is.
+    """Within it, chunked `model.generate` sets the prompt's length in its `LayerwiseCache`.
 
-    Raises `UserError` where it goes on without that cache.
+    Raises `UserError` if it continues without that cache.
     """
     own, generate = vars(model).get("generate"), getattr(model, "generate", None)
     if generate is None:  # a model without a head

@@ -1,4 +1,4 @@
-"""What a method may know besides the prompt: the run's observation window, the model's shape, its calibration."""
+"""The context of a method: the run's observation window, the model's shape, its calibration."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -14,14 +14,14 @@ from compresskv.protocol import EvaluationProtocol
 
 @dataclass(frozen=True)
 class Context:
-    """Handed to the functions that make a scorer or an allocator from configuration.
+    """The first argument of the functions that make a scorer or an allocator.
 
-    `layers` counts those that evict. `first_prompt` is the length, in tokens, of the task's first sample in dataset
-    order. `selecting_heads`: how many query heads of a layer the method's scorer selects with; None where it has no
-    such number, or is still to be made. `weights` and `fingerprint` identify the weights and
-    their files, as a calibration does; without `check_weights`, calibrations of other weights are taken too.
-    `calibration_setting` is what `calibration` was chosen by. `look_up` gives the context with the model's name,
-    fingerprint and calibration, where finding them takes a while; it is called when a method asks for the calibration.
+    `layers`: number of layers that evict. `first_prompt`: length (tokens) of the task's first sample in dataset order.
+    `selecting_heads`: query heads per layer with which the method's scorer selects; None if it has no such number, or
+    does not exist yet. `weights` and `fingerprint`: identify the weights and their files, as in a calibration. Without
+    `check_weights`, calibrations of other weights are accepted too. `calibration_setting`: the setting by which
+    `calibration` was found. `look_up`: returns the context with the model's weights and calibration; it is slow, and
+    called only when a method asks for the calibration.
     """
 
     model: str
@@ -41,7 +41,7 @@ class Context:
 
     @property
     def score_dtype(self) -> torch.dtype | None:
-        """In which scores are computed; None: the model's."""
+        """The dtype of scores; None: the model's."""
         return None if self.protocol.score_dtype == "model" else torch.float32
 
     @property
@@ -53,7 +53,8 @@ class Context:
     def calibrated(self, any_observation: bool = False) -> Calibration:
         """The model's calibration, made with its weights and for this observation. Raises `UserError` without one.
 
-        `any_observation`: for what does not depend on it, such as which heads retrieve while the model answers.
+        `any_observation`: accept a calibration for another observation, for values that do not depend on it, such as
+        the ranking of retrieval heads.
         """
         if self.look_up:
             return self.look_up().calibrated(any_observation)
@@ -63,10 +64,10 @@ class Context:
             source = self.protocol.calibration_data if asked == "auto" else asked
             raise UserError(
                 "calibration",
-                "run `python run.py eval=calibrate` with this model first, or give one (there are "
-                f"{', '.join(names())}; published are the authors' figures)",
+                "run `python run.py eval=calibrate` with this model first, or choose another (available: "
+                f"{', '.join(names())}; published: the authors' figures)",
                 value=asked,
-                why=f"the method needs a {source} calibration of {self.model}, and there is none",
+                why=f"the method needs a {source} calibration of {self.model}, which was not found",
             )
         for name in () if any_observation else ("window", "kernel", "pooling"):
             if getattr(made.observation, name) != getattr(self.observation, name):
@@ -88,7 +89,7 @@ class Context:
         return made
 
     def _not_of_this_model(self, made: Calibration) -> tuple[str, str] | None:
-        """How a calibration shows that it was made for another model, and what to do about it."""
+        """Why a calibration was made for another model, and the fix; None if it may be of this one."""
         calibrate = "calibrate this model"
         if self.check_weights and (wrong := self._of_other_weights(made)):
             return wrong, f"{calibrate}, or set calibration_check=off"

@@ -16,7 +16,7 @@ _CLEAN = (
     (" 've", "'ve"),
     (" 're", "'re"),
 )
-"""What is replaced by what, in this order. Source: `clean_up_tokenization` of transformers 4.45 (Apache-2.0)."""
+"""Replacements, in this order. Source: `clean_up_tokenization` of transformers 4.45 (Apache-2.0)."""
 
 
 def asks_for_cleanup(tokenizer: PreTrainedTokenizerBase) -> bool:
@@ -27,7 +27,7 @@ def asks_for_cleanup(tokenizer: PreTrainedTokenizerBase) -> bool:
 def text_of(ids: Sequence[int], tokenizer: PreTrainedTokenizerBase, cleanup: bool, special: bool = False) -> str:
     """The text of `ids`, without special tokens unless `special`.
 
-    `cleanup`: as transformers 4.45 gave it to a tokenizer that `asks_for_cleanup`; else, as the one installed does.
+    `cleanup`: apply the clean-up of transformers 4.45; otherwise decode as the installed version does.
     """
     if not (cleanup and asks_for_cleanup(tokenizer)):
         return tokenizer.decode(ids, skip_special_tokens=not special)

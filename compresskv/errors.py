@@ -1,4 +1,4 @@
-"""What the user is told: exceptions that are a message rather than a defect, and notes."""
+"""Messages for the user: errors about what was asked for, and notes."""
 
 import warnings
 from collections.abc import Iterator, Mapping
@@ -12,10 +12,9 @@ SHOWN = 80
 class UserError(ValueError):
     """A mistake in what the user asked for, or something the machine refuses; printed without a traceback.
 
-    `field` is what is wrong: a setting's dotted path, an argument, an option, a field of a file; None where a whole
-    file or run is. `value` is what it has, `...` where no value is to blame. `fix` says what to do, `why` what is
-    wrong, if that does not follow from the fix. `where` is the file, with the line, that has the field, if a file has
-    it.
+    `field`: the setting (dotted path), argument, option or field of a file that is wrong; None for a whole file or run.
+    `value`: its value; `...` if no value is wrong. `fix`: what to do. `why`: what is wrong, if the fix does not say so.
+    `where`: the file, with the line, that contains the field, if any.
 
     `str` makes one sentence of these: `where: field=value: why: fix`.
     """
@@ -43,11 +42,11 @@ def located(where: str | Path) -> Iterator[None]:
 
 
 class Note(UserWarning):
-    """A choice that the user did not make and that results depend on."""
+    """A choice that changes results and that the user did not make."""
 
 
 def note(sentence: str) -> None:
-    """Tell the user of such a choice, once in a process, wherever it is made."""
+    """Tell the user about such a choice, once per process."""
     warnings.warn_explicit(sentence, Note, "compresskv", 0, registry=_TOLD)
 
 
@@ -55,15 +54,15 @@ _TOLD: dict[str | tuple[str, type[Warning], int], int] = {}
 
 
 class PromptError(UserError):
-    """One prompt has no answer, though others may have: memory ran out, or numbers are not finite."""
+    """One prompt has no answer, because memory ran out or numbers are not finite. Others may have one."""
 
 
 class NonFiniteError(PromptError):
-    """A model computed logits that are infinite or no numbers, so there is no answer to give."""
+    """The logits of a model are infinite or NaN, so the prompt has no answer."""
 
 
 def part_name(part: object) -> str:
-    """What an error calls a scorer or an allocator: its name, or that of its class."""
+    """The name of a scorer or an allocator in errors: its own, or that of its class."""
     return part if isinstance(part, str) else getattr(part, "__name__", type(part).__name__)
 
 

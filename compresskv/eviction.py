@@ -1,9 +1,9 @@
 """The shared eviction interface: which prompt tokens does a method keep?
 
 A method is a `Scorer` (how important is each past token of a layer?) and an `Allocator` (how many past tokens may each
-layer, or each of its KV heads, keep?). A scorer that looks from further back than the observation window has an
-`Observer`, which sees the queries of the whole prompt. Everything else is common code: attention, here, and in
-selection.py the choice of tokens and the rule that a layer never gets back what it has given up.
+layer, or each of its KV heads, keep?). A scorer that needs queries before the observation window has an `Observer`,
+which sees the queries of the whole prompt. Everything else is common code: attention in this file; the choice of
+tokens, and the rule that an evicted token never returns, in selection.py.
 
 Notation: S prompt tokens, of which the last w are the observation window and always kept; the n = S - w others are the
 *past*. L layers, H_kv KV heads of G query heads each. Budget B = mean number of KV tokens kept per layer and KV head
@@ -29,7 +29,7 @@ Capacity = int | tuple[int, ...]
 
 @dataclass(frozen=True)
 class PromptShape:
-    """What an allocator may know of a prompt besides the scores."""
+    """The shape of a prompt, for allocators."""
 
     layers: int
     kv_heads: int
@@ -46,10 +46,10 @@ class PromptShape:
 class LayerPrefill:
     """One layer after it attended to the whole prompt; all tensors are post-RoPE.
 
-    `queries` [q_heads, window, head_dim] are those of the last prompt positions: a scorer is shown as many as its own
-    window, the engine keeps as many as the widest window in use. `keys` and `values` [kv_heads, prompt, head_dim] are
-    complete. `index` counts the layers that evict. `observed`: for each scorer that has an observer, that one, which
-    has seen all queries of the prompt; a scorer is shown its own. No tensor may be written to.
+    `queries` [q_heads, window, head_dim]: queries of the last prompt positions. A scorer gets those of its own window;
+    the engine keeps those of the widest window in use. `keys` and `values` [kv_heads, prompt, head_dim] are complete.
+    `index` counts the layers that evict. `observed`: the observer of each scorer that has one, after all queries of the
+    prompt; a scorer gets only its own. Do not write to any tensor.
     """
 
     index: int
@@ -67,7 +67,7 @@ class LayerPrefill:
             self.shown.show(what, getattr(self, what))
 
     def seen_by(self, scorer: "Scorer") -> "LayerPrefill":
-        """What `scorer` sees: the queries in its window, its observer, and the attention that all scorers share."""
+        """The layer for `scorer`: the queries in its window, its observer, and the attention that all scorers share."""
         rows = min(max(scorer.window, 1), self.queries.shape[1])
         observed = {scorer: self.observed[scorer]} if scorer in self.observed else {}
         seen = replace(self, queries=self.queries[:, -rows:], observed=observed)
@@ -92,7 +92,7 @@ class LayerPrefill:
         """Attention weights of the last `window` prompt positions over the prompt: [q_heads, window, prompt].
 
         Logits are computed in `dtype` (None: the model's), the softmax in float32, and the result is cast to `dtype`
-        (SnapKV, Li et al. 2024). Computed once for the widest window: no row of a softmax depends on its neighbours.
+        (SnapKV, Li et al. 2024). Computed once for the widest window, because the rows of a softmax are independent.
         """
         if window > self.queries.shape[1]:
             raise ValueError(f"the prefill kept {self.queries.shape[1]} query positions, window={window} needs more")
@@ -114,7 +114,7 @@ class LayerPrefill:
 
 @dataclass(frozen=True)
 class Observation(ObservationConfig):
-    """The observation window at work: its attention over the past, pooled, in `dtype` (None: the model's)."""
+    """The observation window's attention over the past, pooled, in `dtype` (None: the model's)."""
 
     dtype: torch.dtype | None = torch.float32
 
@@ -134,8 +134,7 @@ class Observation(ObservationConfig):
 class LayerScores:
     """Importance of a layer's past tokens, `scores` [kv_heads, past]; a subclass may hold more for its allocator.
 
-    `contest` [kv_heads, past] are the scores by which an allocator compares KV heads, where these are not the ones
-    that rank the tokens of each.
+    `contest` [kv_heads, past]: the scores by which an allocator compares KV heads, if they differ from `scores`.
     """
 
     scores: Tensor
@@ -143,7 +142,7 @@ class LayerScores:
 
     @cached_property
     def shown(self) -> ReadOnly:
-        """The tensors of these scores, which no allocator may write to."""
+        """The tensors of these scores; allocators must not write to them."""
         shown = ReadOnly()
         shown.show("scores", *(value for value in vars(self).values() if isinstance(value, Tensor)))
         return shown
@@ -164,7 +163,7 @@ class LayerScores:
     def ranking(self) -> Tensor:
         """Past positions of each KV head, best first, ties to the lower index: [kv_heads, past], int64.
 
-        One sort serves every budget. Scores that are no numbers have no order: see `selection.refuse_nan`.
+        One sort serves every budget. NaN is refused by `selection.refuse_nan`.
         """
         scores = self.scores[:1] if self.shared else self.scores
         order = scores.float().sort(dim=-1, descending=True, stable=True).indices
@@ -184,15 +183,15 @@ class LayerScores:
         return heads
 
     def order(self, capacity: Capacity) -> Tensor:
-        """Past positions of each KV head, [kv_heads, past]: where it may keep n, it keeps the first n.
+        """Past positions of each KV head, [kv_heads, past]: a head that may keep n tokens keeps the first n.
 
-        Of a smaller capacity, a head keeps a part of what it keeps of a larger one.
+        So the tokens kept with a smaller capacity are a subset of those kept with a larger one.
         """
         return self.ranking
 
     @property
     def heads_differ(self) -> bool:
-        """Whether KV heads can be compared: not where they all share one row of scores."""
+        """Whether KV heads can be compared: false if they all share one row of scores."""
         contest = self.scores if self.contest is None else self.contest
         return contest.shape[0] == 1 or contest.stride(0) != 0
 
@@ -209,9 +208,10 @@ class Scorer(Protocol):
 
 
 class Observer(Protocol):
-    """What a scorer gathers of one layer from all queries of the prompt, never holding all by all at once.
+    """Accumulates, for one layer, what a scorer needs from all queries of the prompt.
 
-    They come in order, as many at a time as a forward brings: all at once, or in the chunks of a chunked prefill.
+    Queries arrive in order, one forward pass at a time: the whole prompt, or the chunks of a chunked prefill. The
+    attention of all queries to all keys never exists at once.
     """
 
     def __call__(self, queries: Tensor, keys: Tensor, scaling: float) -> None:
@@ -221,7 +221,7 @@ class Observer(Protocol):
 
 @runtime_checkable
 class ObservingScorer(Protocol):
-    """A scorer that looks from more positions than its window; it is given its observer in `LayerPrefill.observed`."""
+    """A scorer that needs queries outside its window; `LayerPrefill.observed` has its observer."""
 
     def observer(self) -> Observer:
         """A new observer, for one layer of one prompt."""
@@ -234,7 +234,7 @@ def observers(scorers: Iterable[Scorer]) -> dict[Scorer, Observer]:
 
 
 def observe(observers: Mapping[Scorer, Observer], queries: Tensor, keys: Tensor, scaling: float) -> None:
-    """Give each of `observers` what an `Observer` takes. Raises `UserError` if one writes to it."""
+    """Pass new queries and keys to each of `observers`. Raises `UserError` if one writes to them."""
     for scorer, observer in observers.items():
         shown = ReadOnly()
         shown.show("queries", queries)
@@ -245,7 +245,7 @@ def observe(observers: Mapping[Scorer, Observer], queries: Tensor, keys: Tensor,
 
 
 def score(scorer: Scorer, layer: LayerPrefill) -> LayerScores:
-    """What `scorer` says of `layer`.
+    """The scores of `layer` by `scorer`.
 
     Raises `UserError` if it writes to a tensor of the layer, or if its scores are not those of the layer's past.
     """
@@ -253,7 +253,7 @@ def score(scorer: Scorer, layer: LayerPrefill) -> LayerScores:
         scores = scorer(layer.seen_by(scorer))
     layer.shown.refuse_writes("method.scorer", scorer)
     _refuse_other_scores(scores, scorer, (layer.kv_heads, layer.length - scorer.window))
-    scores.shown.refuse_writes("method.scorer", scorer)  # from here on, nobody may write to them either
+    scores.shown.refuse_writes("method.scorer", scorer)  # read-only from here on
     return scores
 
 
@@ -290,7 +290,9 @@ class Allocator(Protocol):
 
 @dataclass(frozen=True)
 class EvictionMethod:
-    """CompressKV, SnapKV, … are each one scorer and one allocator. Raises `UserError` for a scorer without a hash."""
+    """A scorer and an allocator, such as CompressKV or SnapKV. Raises `UserError` for a scorer that cannot be
+    hashed.
+    """
 
     scorer: Scorer
     allocator: Allocator
@@ -311,18 +313,18 @@ class EvictionMethod:
         return self.scorer.window
 
     def check(self, budget: int) -> None:
-        """Raise `UserError` unless `budget` (tokens) leaves room beside the observation window."""
+        """Raise `UserError` unless `budget` (tokens) exceeds the observation window."""
         if budget <= self.window:
             raise UserError(
                 "budget",
                 f"set budget to {self.window + 1} or more",
                 value=budget,
-                why=f"it leaves no room beside the observation window of {self.window} tokens",
+                why=f"the observation window of {self.window} tokens is always kept",
             )
 
 
 BLOCK = 64
-"""Queries whose attention to the whole prompt exists at a time, where all of them are asked."""
+"""Queries per block, where the attention of all queries is computed."""
 
 
 def causal_attention(queries: Tensor, keys: Tensor, scaling: float) -> Iterator[Tensor]:

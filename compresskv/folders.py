@@ -1,4 +1,4 @@
-"""Where downloads and converted models are kept, and where the files are that come with this and other packages."""
+"""The folder of downloads and converted models, and the files that come with this and other packages."""
 
 import os
 from collections.abc import Sequence

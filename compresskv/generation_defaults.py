@@ -1,4 +1,4 @@
-"""What a checkpoint's generation_config.json asks of greedy decoding, besides its end tokens."""
+"""Settings of a checkpoint's generation_config.json that change greedy decoding, besides its end tokens."""
 
 import copy
 import json
@@ -31,7 +31,7 @@ _NEUTRAL: dict[str, tuple] = {
 }
 """The settings that `generate` applies with do_sample=False, and the values at which they do nothing, besides None.
 
-Source: `_get_logits_processor` of transformers. What every evaluation sets by itself is left out: lengths, beams."""
+Source: `_get_logits_processor` of transformers. Lengths and beams are left out, because every evaluation sets them."""
 
 
 _UNSERVED = (
@@ -58,7 +58,7 @@ class _Watermark:
 
 
 def _types(vocabulary: int) -> dict[str, Any]:
-    """What each setting may be, for a model of so many tokens; null is allowed everywhere."""
+    """The type of each setting, for a vocabulary of this size; null is always allowed."""
     token = Annotated[int, Ge(0), Lt(vocabulary)]
     some = Annotated[tuple[token, ...], MinLen(1)]
     count = Annotated[int, Ge(0), Lt(1 << 31)]
@@ -86,7 +86,7 @@ def _types(vocabulary: int) -> dict[str, Any]:
 def refuse_broken(folder: Path, vocabulary: int) -> None:
     """Raise `UserError`, naming the field, for a generation_config.json of `folder` that cannot be applied.
 
-    transformers would take config.json for one that it cannot read.
+    transformers would silently use config.json instead of a file that it cannot read.
     """
     file = folder / GENERATION_CONFIG
     try:
@@ -105,7 +105,7 @@ def refuse_broken(folder: Path, vocabulary: int) -> None:
 
 
 def checked_settings(values: Mapping[str, Any], vocabulary: int) -> dict[str, Any]:
-    """Those of `values` that have a type here, as it wants them. Raises `UserError`, naming the field."""
+    """The known settings among `values`, converted to their types. Raises `UserError`, naming the field."""
     return {
         name: checked_value(name, kind, values[name])
         for name, kind in _types(vocabulary).items()
@@ -128,7 +128,7 @@ def refuse_unserved_settings(config: GenerationConfig) -> None:
                 "protocol.generation_config",
                 "choose ignored",
                 value="honoured",
-                why=f"the model's generation_config.json sets {name}, which is not served",
+                why=f"the model's generation_config.json sets {name}, which is not supported",
             )
 
 
@@ -174,7 +174,7 @@ def processors(
 
 @contextmanager
 def ignored(model: PreTrainedModel) -> Iterator[None]:
-    """`generate` applies none of the checkpoint's settings that change greedy decoding, but those it is called with."""
+    """Within it, `generate` applies its own arguments, but none of the checkpoint's settings for greedy decoding."""
     before = model.generation_config
     model.generation_config = copy.deepcopy(before)
     for name in _NEUTRAL:

@@ -23,7 +23,7 @@ _LARGEST_HEADER = 1 << 28
 
 @dataclass(frozen=True)
 class Tensor:
-    """Where a tensor lies and how it is stored; `shape` is in the order of ggml, the fastest dimension first."""
+    """The location and type of a tensor; `shape` is in the order of ggml, the fastest dimension first."""
 
     shape: tuple[int, ...]
     type: GGMLQuantizationType
@@ -37,7 +37,9 @@ class Tensor:
 
 @dataclass(frozen=True)
 class GgufFile:
-    """What one GGUF file, which may lie in several parts, holds: `keys` by name, as Python values, and `tensors`."""
+    """The content of one GGUF file, which may consist of several parts: `keys` by name, as Python values, and
+    `tensors`.
+    """
 
     parts: tuple[Path, ...]
     keys: dict[str, Any]
@@ -52,17 +54,17 @@ class GgufFile:
 
 
 class _Broken(Exception):
-    """The header says what cannot be; the message says what."""
+    """The header is invalid; the message says why."""
 
 
 class _TooShort(Exception):
-    """The header ends after what was read of the file so far."""
+    """The header is longer than the part that was read."""
 
 
 def read(parts: Sequence[Path]) -> GgufFile:
     """Read the header of the GGUF file that these parts make up when put together.
 
-    Raises `UserError`, in one sentence, where it is none, is cut off, or says what cannot be.
+    Raises `UserError` if it is not a GGUF file, is cut off, or has an invalid header.
     """
     size = sum(part.stat().st_size for part in parts)
     amount = _FIRST_READ
@@ -84,7 +86,7 @@ def read(parts: Sequence[Path]) -> GgufFile:
 
 
 def _bytes(parts: Sequence[Path], start: int, count: int) -> bytes:
-    """`count` bytes from `start` on, or as many as there are, of these files put together."""
+    """At most `count` bytes from `start` on of these files put together."""
     found = b""
     for part in parts:
         size = part.stat().st_size
@@ -110,9 +112,9 @@ class _Header:
         self.at = 4
         version = self.number("<u4")
         if version and version & 0xFFFF == 0:
-            raise _Broken("its numbers are in big-endian order, which is not served")
+            raise _Broken("its numbers are in big-endian order, which is not supported")
         if version not in (2, 3):
-            raise _Broken(f"its GGUF version is {version}, and only 2 and 3 are served")
+            raise _Broken(f"its GGUF version is {version}, and only 2 and 3 are supported")
         tensor_count, key_count = self.count("<u8", smallest=24), self.count("<u8", smallest=13)
         keys: dict[str, Any] = {}
         for _ in range(key_count):
@@ -133,7 +135,7 @@ class _Header:
         return keys, self.tensors(infos, keys.get("general.alignment", 32))
 
     def tensors(self, infos: dict[str, tuple[tuple[int, ...], int, int]], alignment: Any) -> dict[str, Tensor]:
-        """The tensors, each of them within the file and all of them no more than the file holds."""
+        """The tensors. Each of them must be within the file, and they must not overlap."""
         if type(alignment) is not int or not 1 <= alignment <= 1 << 20 or alignment & (alignment - 1):
             raise _Broken(f"general.alignment={alignment} is not a power of two")
         data = -(-self.at // alignment) * alignment
@@ -156,7 +158,7 @@ class _Header:
 
     def take(self, count: int) -> bytes:
         if count > self.size - self.at:
-            raise _Broken("it says of something that it is larger than the file, which may be cut off")
+            raise _Broken("one of its elements is larger than the file, which may be cut off")
         if self.at + count > len(self.head):
             raise _TooShort
         self.at += count
@@ -166,12 +168,10 @@ class _Header:
         return np.frombuffer(self.take(np.dtype(kind).itemsize), kind)[0].item()
 
     def count(self, kind: str, smallest: int) -> int:
-        """A number of things that take at least `smallest` bytes each."""
+        """A count of elements that take at least `smallest` bytes each."""
         count = self.number(kind)
         if count * smallest > self.size:
-            raise _Broken(
-                f"it says that it has {count} keys, tensors or elements, which is more than the file can hold"
-            )
+            raise _Broken(f"it declares {count} keys, tensors or elements, which is more than the file can hold")
         return count
 
     def name(self) -> str:

@@ -1,7 +1,7 @@
 """What the keys and tensors of a GGUF file mean: the configuration and the tokenizer of its model.
 
-transformers reads some keys of a file and passes over the others. Here every key and every tensor is either honoured,
-known not to matter, or refused by its name.
+transformers reads some keys of a file and ignores the others. Here every key and every tensor is either applied, known
+to have no effect, or refused by name.
 """
 
 import hashlib
@@ -39,7 +39,7 @@ _OF_GPT2 = "attn_norm attn_qkv attn_output ffn_norm ffn_up ffn_down"
 _OF_STARCODER2 = f"{_QKV} attn_norm attn_output ffn_norm ffn_up ffn_down"
 _LAYERS_OF_GEMMA3_27B = 62
 _EVERY_OF_GEMMA3 = 6
-"""One layer of so many has no sliding window."""
+"""One in this many layers has no sliding window."""
 
 _ROPE_FREQUENCIES = "rope_freqs.weight"
 _LONG, _SHORT = "rope_factors_long.weight", "rope_factors_short.weight"
@@ -49,13 +49,13 @@ OF_THE_CONFIGURATION = frozenset({_ROPE_FREQUENCIES, _LONG, _SHORT})
 
 @dataclass(frozen=True)
 class _Architecture:
-    """One that is served.
+    """A supported architecture.
 
     `block`, `outside`: the names of its tensors in a block and outside of blocks. `epsilon`: the key of its norms'
     epsilon and the attribute for it. `keys`: further keys that are attributes of the configuration. `fixed`: attributes
-    that every file of this architecture has. `lost`: those that transformers leaves at their defaults whatever the
-    file says. `rope`, `partial_rotary`, `sliding`: whether it has a rotary embedding, one that may rotate a part of a
-    head only, and sliding windows.
+    that every file of this architecture has. `lost`: attributes that transformers leaves at their defaults instead of
+    reading them. `rope`, `partial_rotary`, `sliding`: whether it has a rotary embedding, one that may rotate a part of
+    a head only, and sliding windows.
     """
 
     model_type: str
@@ -183,17 +183,17 @@ _SINGLE_DIGITS = frozenset({"starcoder", "refact", "command-r", "smollm", "codes
 _WHOLE_WORDS = frozenset(
     {"llama3", "llama-v3", "llama-bpe", "falcon3", "falcon-h1", "pixtral", "midm-2.0", "lfm2", "jina-v5-nano", "tekken"}
 )
-"""Those of `tokenizer.ggml.pre` whose words that are tokens are not merged, and that begin a text with BOS."""
+"""Values of `tokenizer.ggml.pre` that keep words which are tokens whole, and that begin a text with BOS."""
 
 _SENTENCEPIECE = frozenset({"llama", "gemma3", "phi3", "stablelm"})
 _OWN_SPLIT = {
     **dict.fromkeys(("qwen2", "qwen2moe", "qwen3", "qwen3moe"), "qwen2"),
     **dict.fromkeys(("gpt2", "starcoder2"), "gpt-2"),
 }
-"""How transformers splits text for an architecture whatever its file says, once the tokenizer is saved and loaded."""
+"""How transformers splits text for an architecture once the tokenizer is saved and loaded; the file is ignored."""
 
 _PUBLISHED_AS_PLAIN = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
-"""The default model's file. It names `smollm`, and published results rest on its text being split as GPT-2's is."""
+"""The default model's file. It names `smollm`, but published results used GPT-2's way to split text."""
 
 
 @dataclass(frozen=True)
@@ -201,7 +201,7 @@ class TokenizerMeaning:
     """How text becomes tokens.
 
     `split`: a value of `tokenizer.ggml.pre`, or None for SentencePiece. `space`: SentencePiece's own space before a
-    text. `whole_words`: a word that is a token is not put together from merges.
+    text. `whole_words`: a word that is a token is not built from merges.
     """
 
     split: str | None
@@ -218,10 +218,10 @@ class TokenizerMeaning:
 
 @dataclass(frozen=True)
 class Meaning:
-    """What a file says of its model.
+    """The model that a file describes.
 
-    `config`: attributes of the configuration. `stop_ids`: the tokens that end an answer. `lost`: of all that, what
-    transformers does not read from the file; what was made from it without these is another model.
+    `config`: attributes of the configuration. `stop_ids`: the tokens that end an answer. `lost`: the part of these that
+    transformers does not read from the file; a model made without it is different.
     """
 
     model_type: str
@@ -233,7 +233,7 @@ class Meaning:
     lost: dict[str, Any]
 
     def identity(self, digest: str) -> str:
-        """Names the model that is loaded from the file of this sha256: the digest itself where nothing is lost."""
+        """Identifies the model that is loaded from the file of this sha256: the digest itself if nothing is lost."""
         return hashlib.sha256(json.dumps([digest, self.lost]).encode()).hexdigest() if self.lost else digest
 
     def configuration(self) -> PreTrainedConfig:
@@ -243,7 +243,7 @@ class Meaning:
 
 
 def meaning(file: GgufFile, digest: str) -> Meaning:
-    """What this file says. Raises `UserError` that names the first key or tensor that is not served exactly."""
+    """Read this file. Raises `UserError` that names the first key or tensor that is not supported exactly."""
     return _Reader(file, digest).meaning()
 
 
@@ -259,14 +259,14 @@ class _Reader:
     def meaning(self) -> Meaning:
         self.refuse_shards()
         if self.name not in _ARCHITECTURES:
-            self.refuse("general.architecture", f"served from GGUF are {', '.join(sorted(_ARCHITECTURES))}")
+            self.refuse("general.architecture", f"supported from GGUF are {', '.join(sorted(_ARCHITECTURES))}")
         self.architecture = _ARCHITECTURES[self.name]
         self.refuse_tensors()
         config = self.config()
         tokenizer, read = self.tokenizer()
         eos, pad = self.token("eos", config["vocab_size"]), self.token("padding", config["vocab_size"])
         if eos is None:
-            self.refuse("tokenizer.ggml.eos_token_id", "nothing says where an answer ends")
+            self.refuse("tokenizer.ggml.eos_token_id", "without it, the end of an answer is unknown")
         bos = self.token("bos", config["vocab_size"])
         if tokenizer.bos and bos is None:
             self.refuse("tokenizer.ggml.bos_token_id", "a text begins with it")
@@ -333,7 +333,7 @@ class _Reader:
             parallel = not self.in_blocks(r"ffn_norm\.\w+")
             config |= {"use_qkv_bias": self.in_blocks(r"attn_[qkv]\.bias"), "use_parallel_residual": parallel}
             if self.flag("use_parallel_residual", parallel) != parallel:
-                self.refuse("stablelm.use_parallel_residual", "its tensors say otherwise")
+                self.refuse("stablelm.use_parallel_residual", "the tensors contradict it")
         if name.startswith("gemma") or name in ("llama", "qwen3", "qwen3moe") or head_dim * heads != hidden:
             config["head_dim"] = head_dim
         if name in ("phi3", "stablelm", "gpt2", "starcoder2") and "head_dim" in config:
@@ -345,7 +345,7 @@ class _Reader:
         return config
 
     def blocks(self) -> int:
-        """The number of layers, which has to be that of the file's tensors."""
+        """The number of layers, which must match the file's tensors."""
         count = self.integer("block_count")
         found = {int(name.split(".")[1]) for name in self.file.tensors if re.match(r"blk\.\d+\.", name)}
         if found != set(range(len(found))) or count != len(found):
@@ -371,7 +371,7 @@ class _Reader:
         return size
 
     def attention_scale(self, layers: int, hidden: int, heads: int, head_dim: int) -> dict[str, Any]:
-        """Gemma's scale of attention. Its largest model divides by another root than that of the head's dimension."""
+        """Gemma's scale of attention. Its largest model does not divide by the root of the head's dimension."""
         scale = self.real("attention.scale", 0.0, least=0)
         usual = hidden // heads if self.name == "gemma3" and layers == _LAYERS_OF_GEMMA3_27B else head_dim
         divisor = scale**-2 if scale else usual
@@ -390,7 +390,9 @@ class _Reader:
         if isinstance(pattern, list):
             sliding = [value is True or value == 1 for value in pattern]
             if len(sliding) != layers or not all(value in (0, 1) for value in pattern):
-                self.refuse(f"{self.name}.attention.sliding_window_pattern", f"it has to say so of {layers} layers")
+                self.refuse(
+                    f"{self.name}.attention.sliding_window_pattern", f"one value for each of {layers} layers is needed"
+                )
         else:
             every = self.integer("attention.sliding_window_pattern", _EVERY_OF_GEMMA3, least=0)
             sliding = [every == 0 or layer % every < every - 1 for layer in range(layers)]
@@ -409,7 +411,7 @@ class _Reader:
         scaling = self.scaling(rope["rope_theta"], rotated, context)
         if self.name == "gemma3":
             if scaling["rope_type"] not in ("default", "linear"):
-                self.refuse("gemma3.rope.scaling.type", "Gemma 3 is served with linear scaling only")
+                self.refuse("gemma3.rope.scaling.type", "Gemma 3 is supported with linear scaling only")
             local = self.real("rope.freq_base_swa", 10000.0)
             both = {
                 "sliding_attention": {"rope_type": "default", "rope_theta": local},
@@ -450,7 +452,7 @@ class _Reader:
         if kind != "yarn":
             self.refuse(key, "choose none, linear, yarn or longrope")
         if self.real("rope.scaling.yarn_ext_factor", 1.0) != 1:
-            self.refuse(f"{self.name}.rope.scaling.yarn_ext_factor", "only 1 is served")
+            self.refuse(f"{self.name}.rope.scaling.yarn_ext_factor", "only 1 is supported")
         return {
             "rope_type": "yarn",
             "factor": factor,
@@ -460,7 +462,7 @@ class _Reader:
         }
 
     def given_frequencies(self, theta: float, rotated: int, original: int, context: int) -> dict[str, Any]:
-        """The scaling whose divisors of the frequencies are those of the file: Llama 3.1's if it gives them."""
+        """The scaling with the file's divisors of the frequencies: Llama 3.1's if the file has them."""
         given = self.factors(_ROPE_FREQUENCIES, rotated)
         if all(factor == 1 for factor in given):
             return {"rope_type": "default"}
@@ -491,14 +493,14 @@ class _Reader:
     # The tokenizer.
 
     def tokenizer(self) -> tuple[TokenizerMeaning, TokenizerMeaning]:
-        """How text becomes tokens, and how it does where transformers reads the file."""
+        """The tokenizer that the file describes, and the one that transformers makes of it."""
         kind = self.text("tokenizer.ggml.model", "")
         split = self.text("tokenizer.ggml.pre", "")
         tokens, key = self.array("tokenizer.ggml.tokens"), "tokenizer.ggml.token_type"
         if len(self.array(key)) != len(tokens):
-            self.refuse(key, "it has to say so of each token")
+            self.refuse(key, "one value per token is needed")
         if self.has("tokenizer.ggml.scores") and len(self.array("tokenizer.ggml.scores")) != len(tokens):
-            self.refuse("tokenizer.ggml.scores", "it has to say so of each token")
+            self.refuse("tokenizer.ggml.scores", "one value per token is needed")
         template = self.key("tokenizer.chat_template")
         if template is not None and not isinstance(template, str):
             self.refuse("tokenizer.chat_template", "it has to be text")
@@ -508,11 +510,11 @@ class _Reader:
             return self.sentencepiece(split, self.flag("tokenizer.ggml.add_bos_token", True), eos, template)
         if kind != "gpt2" or self.name == "gemma3":
             served = "llama" if self.name == "gemma3" else "gpt2 and llama" if self.name in _SENTENCEPIECE else "gpt2"
-            self.refuse("tokenizer.ggml.model", f"with {self.name} only {served} is served")
+            self.refuse("tokenizer.ggml.model", f"with {self.name} only {served} is supported")
         if self.plain:
             split = "gpt-2"
         if split not in _PLAIN | _SINGLE_DIGITS and split not in GGUF_PRE_TOKENIZER_SPLITS:
-            self.refuse("tokenizer.ggml.pre", "how it splits text into words is not known here")
+            self.refuse("tokenizer.ggml.pre", "this way to split text into words is not supported")
         if self.flag("tokenizer.ggml.add_space_prefix", False):
             self.refuse("tokenizer.ggml.add_space_prefix", "only SentencePiece tokenizers add a space")
         self.array("tokenizer.ggml.merges")
@@ -558,7 +560,7 @@ class _Reader:
             key,
             "load the model's safetensors, or convert the model again",
             value=... if value is None else value,
-            why=f"not served ({reason})",
+            why=f"not supported ({reason})",
             where=self.file.parts[0],
         )
 
@@ -589,12 +591,12 @@ class _Reader:
             if neutral is not None and not (isinstance(value, int | float | str) and value in neutral):
                 self.refuse(key, f"only {', '.join(map(str, neutral))} would change nothing")
             if neutral is None and not any(re.fullmatch(pattern, key) for pattern in _HARMLESS):
-                self.refuse(key, "what it means is not known here")
+                self.refuse(key, "unknown key")
 
     # What transformers makes of the file.
 
     def before(self, config: Mapping[str, Any]) -> dict[str, Any]:
-        """What transformers takes for these attributes when it reads the file."""
+        """The values of these attributes when transformers reads the file."""
         size = {name: value for name, value in config.items() if name in ("hidden_size", "num_attention_heads")}
         defaults = AutoConfig.for_model(self.architecture.model_type, **size)
         read = dict(config)

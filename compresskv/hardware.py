@@ -1,4 +1,4 @@
-"""On which device, in which dtype and with which attention kernel a model runs."""
+"""The device, dtype and attention kernel of a model."""
 
 from dataclasses import dataclass
 from importlib import import_module
@@ -24,7 +24,7 @@ class Hardware:
 
 
 def choose(config: ModelConfig) -> Hardware:
-    """What `config` asks for, or what suits the machine best. Raises `UserError` for what cannot run here."""
+    """Resolve `config` for this machine. Raises `UserError` for a choice that cannot run here."""
     device = _device(config.device)
     capability = _capability(device)
     dtype = _dtype(config.dtype, capability)
@@ -84,7 +84,7 @@ def _dtype(asked: str, capability: tuple[int, int] | None) -> torch.dtype:
 
 
 def no_flash(dtype: torch.dtype, capability: tuple[int, int] | None) -> tuple[str, str] | None:
-    """What keeps FlashAttention-2 from running, and the fix; None if nothing does."""
+    """Why FlashAttention-2 cannot run, and the fix; None if it can."""
     return _unsuited(dtype, capability) or _unusable()
 
 

@@ -17,16 +17,16 @@ SILENCE, PATIENCE = 30.0, 600.0
 _BLOCK = 1 << 20
 
 _drained: dict[tuple[int, ...], bytes] = {}
-"""What came out of the pipes that this process has read, by device, inode and time of the last write."""
+"""The contents of pipes that this process has read, by device, inode and time of the last write."""
 
 _spoiled: set[tuple[int, ...]] = set()
-"""The pipes that were given up after a part of their data had come: the rest is not the data."""
+"""Pipes that timed out after a part of their data was read; they cannot be read again."""
 
 
 def expanded(path: str | Path, field: str) -> Path:
     """The path with `~` or `~user` replaced by that user's home.
 
-    `field` is the setting that gives the path. Raises `UserError` where nobody knows the home.
+    `field` is the setting that gives the path. Raises `UserError` if the home is unknown.
     """
     try:
         return Path(path).expanduser()
@@ -37,7 +37,7 @@ def expanded(path: str | Path, field: str) -> Path:
 
 
 def read_once(path: Path, field: str | None) -> bytes:
-    """The content of a file, or all that comes out of a pipe; a pipe that was read before gives the same again.
+    """The content of a file or a pipe; a pipe that was read before returns the same content.
 
     `field` is the setting that gives the path, such as eval.data; None if none does. Raises `UserError` for what cannot
     be read, for a directory, a device or a socket, for more than `LARGEST` bytes, and for a pipe whose data does not

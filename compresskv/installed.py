@@ -1,4 +1,4 @@
-"""What depends on the installed version of transformers: whether it is served, and the name of the cache argument.
+"""What depends on the installed version of transformers: whether it is supported, and the name of the cache argument.
 
 transformers 5.24 renamed the argument `past_key_values` of `forward` and `generate` to `cache`.
 """
@@ -17,7 +17,9 @@ OLDEST = "5.20"
 """`make test-versions` runs the engine's tests with it, and with the newest that pyproject.toml allows."""
 
 CHUNKS_GO_ON = "5.23"
-"""The oldest whose `generate` in chunks (`prefill_chunk_size`) goes on after what its cache holds."""
+"""The oldest version whose chunked `generate` (`prefill_chunk_size`) continues after the tokens that its cache
+holds.
+"""
 
 NAMES = ("cache", "past_key_values")
 

@@ -65,6 +65,8 @@ def redistribute(budgets: Sequence[int], layer_scores: Sequence[float], length: 
 
 
 def allocator(context: Context) -> LayerErrorAllocator:
-    """With the errors of as many heads as the scorer selects with; for other scorers, of the paper's share."""
+    """Uses the errors measured with the scorer's number of selecting heads; for other scorers, with the paper's
+    share.
+    """
     heads = context.selecting_heads or share_of_the_paper(context.q_heads)
     return LayerErrorAllocator(context.calibrated().layer_scores_with(heads), context.protocol.exact_budget)

@@ -1,7 +1,7 @@
-"""Which model a model in memory is: known by its weights, from whatever file and in whatever dtype they were loaded.
+"""Identify a model in memory by its weights, whatever file and dtype they were loaded from.
 
-A name is not enough: folders of two runs may share one, and a model keeps its path when it is trained further, when
-adapters are merged into it, or when somebody's code edits it.
+The name is not enough: two folders may have the same name, and a model keeps its path when it is trained, edited, or
+merged with adapters.
 """
 
 import hashlib
@@ -17,15 +17,15 @@ from compresskv.errors import UserError
 from compresskv.model_config import name_of
 
 VALUES = 1 << 16
-"""How many values of each tensor are compared at most, evenly spaced over all its rows and columns."""
+"""The most values that are compared per tensor, evenly spaced over all rows and columns."""
 
 DTYPES = (torch.bfloat16, torch.float16)
-"""What the values are rounded to. A float32 file and its copy in one of these dtypes agree in that one."""
+"""The values are rounded to these. A float32 file and its bfloat16 copy have the same hash in bfloat16."""
 
 
 @torch.no_grad()
 def fingerprints(model: PreTrainedModel) -> dict[str, str]:
-    """A hash of the weights of `model` without its head, by the name of the dtype that they are rounded to.
+    """Hashes of the weights of `model` without its head: one for each dtype of `DTYPES`, by its name.
 
     Two models are the same if one of their hashes is (`calibration.same`). The hash covers names, shapes, up to
     `VALUES` values of each parameter, the numbers of heads and the RoPE. Empty if some weights are not in memory.
@@ -34,7 +34,9 @@ def fingerprints(model: PreTrainedModel) -> dict[str, str]:
     config = model.config.get_text_config(decoder=True)
     heads = (config.num_attention_heads, getattr(config, "num_key_value_heads", None))
     architecture = [type(body).__name__, heads, getattr(config, "rope_parameters", None)]
-    digests = {dtype: hashlib.sha256(json.dumps(architecture, default=str, sort_keys=True).encode()) for dtype in DTYPES}
+    digests = {
+        dtype: hashlib.sha256(json.dumps(architecture, default=str, sort_keys=True).encode()) for dtype in DTYPES
+    }
     for name, parameter in body.named_parameters():
         if parameter.is_meta:
             return {}

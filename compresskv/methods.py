@@ -1,7 +1,7 @@
-"""From a method's configuration to the method: a scorer and an allocator, each made by a function of its own node.
+"""Build a method from its configuration: a scorer and an allocator, each made by the function that its node names.
 
 A part's parameters are the typed keyword arguments of the function that makes it. Names are checked without importing
-that function, so that a mistake is answered before torch is loaded; types and ranges with it.
+that function, so that mistakes are reported before torch is loaded; types and ranges are checked with it.
 """
 
 import ast
@@ -34,14 +34,14 @@ if TYPE_CHECKING:
 METHODS = CONF / "method"
 
 ENTRY_POINTS = "compresskv.conf"
-"""The group of entry points by which installed packages name a folder of theirs that has methods, as conf has them."""
+"""The entry point group in which an installed package names its folder of methods, laid out as conf."""
 
 PARTS = ("scorer", "allocator")
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 KNOWN = ("name", *PARTS, "plain")
-"""What the node `method` of a configuration holds."""
+"""The keys of the node `method` of a configuration."""
 
 
 def declares(
@@ -51,12 +51,12 @@ def declares(
     gives: str | None = None,
     needs: str | None = None,
 ) -> Callable[[F], F]:
-    """Say of a function that makes a part what decides whether it goes with the other part, and with a budget.
+    """Declare which parts and budgets the part that a function makes can be combined with.
 
-    Of a scorer: the smallest `window` (tokens) that it may have, where that is not the observation window's;
-    `heads="alike"` where all KV heads of a layer have the same scores; what it `gives` besides scores. Of an allocator:
-    `heads="compared"` where it needs scores that differ; what else it `needs`. The values must be literals, because
-    they are read from the source, before the function is imported.
+    A scorer declares its smallest `window` (tokens), if it is not the observation window's; `heads="alike"`, if all KV
+    heads of a layer have the same scores; and what it `gives` besides scores. An allocator declares `heads="compared"`,
+    if it needs scores that differ between heads, and what else it `needs`. The values must be literals, because they
+    are read from the source before the function is imported.
     """
     return lambda function: function
 
@@ -70,10 +70,10 @@ class Part:
 
     @property
     def label(self) -> str:
-        """How a composition names it: by its module if the function has the usual name, else by the function."""
+        """Its name in labels: that of its module if the function has the usual name, else the function's."""
         module, _, function = self.target.rpartition(".")
         whole, label = (module, module.rpartition(".")[2]) if function in PARTS else (self.target, function)
-        # Another's part that is called like one of ours has its whole name.
+        # A part of another package with the name of a built-in one is shown with its full path.
         return label if _parts_of_ours().get(label, module) == module else whole
 
 
@@ -93,8 +93,8 @@ class MethodConfig:
 def method_config(node: Any) -> MethodConfig:
     """The resolved `method` node of a composed configuration, its names checked without importing what they name.
 
-    The label says which parts are not the ones that the method's name stands for, `plain`. Raises `UserError` for a
-    missing or unknown name, with the nearest one, and for a target that does not exist.
+    The label names the parts that differ from the usual ones of the method, `plain`. Raises `UserError` for a missing
+    or unknown name, with the nearest one, and for a target that does not exist.
     """
     if not isinstance(node, Mapping):
         raise UserError("method", f"choose a mapping of {', '.join(KNOWN)}", value=node)
@@ -111,7 +111,7 @@ def method_config(node: Any) -> MethodConfig:
 
 
 def named_method(name: str) -> MethodConfig:
-    """The method of conf/method/<name>.yaml, ours or an installed package's, with the allocator that it names first.
+    """The method of conf/method/<name>.yaml, built in or of an installed package, with its default allocator.
 
     Raises `UserError`, with the nearest name, if there is none.
     """
@@ -146,7 +146,7 @@ def installed_folders() -> dict[str, Path]:
 
 
 def _yaml(group: str, subfolder: str, name: str) -> dict[str, Any]:
-    """The content of the file `name` of a configuration group: ours before those of installed packages."""
+    """The content of the file `name` of a configuration group: built-in files before those of installed packages."""
     files: dict[str, Path] = {}
     for folder in (METHODS, *(folder / "method" for folder in installed_folders().values())):
         for path in sorted((folder / subfolder).glob("*.yaml")):
@@ -183,7 +183,7 @@ def refuse_mismatch(config: MethodConfig) -> None:
 
 
 def least_window(config: MethodConfig, window: int) -> int:
-    """The smallest number of tokens that a method surely keeps at the end of a prompt; `window`: the run's."""
+    """The number of tokens that a method always keeps at the end of a prompt, at least; `window`: the run's."""
     return 0 if config.scorer is None else min(window, _declared(config.scorer.target).get("window", window))
 
 
@@ -215,9 +215,9 @@ def method_for(
 ) -> "EvictionMethod | None":
     """The method of conf/method/<name>.yaml for `model`, under `corrected`; None keeps everything.
 
-    `calibration`: one that was loaded, a source such as "published", or the path of a file; None: that of this model's
-    weights, else of its name, `held_out` before `published`. Raises `UserError` where a method needs one and none
-    fits, or where it was made with other weights than those in memory.
+    `calibration`: a loaded one, a source such as "published", or the path of a file; None: found by the model's
+    weights, then by its name, `held_out` before `published`. Raises `UserError` if a method needs one and none fits, or
+    if it was made with other weights than those in memory.
     """
     from transformers.cache_utils import get_layer_types_and_kwargs
 
@@ -293,14 +293,14 @@ def _refuse_unknown_settings(node: Mapping[str, Any], scorer: Part | None, alloc
 
 
 def _label(name: str, scorer: Part | None, allocator: Part | None, plain: Any) -> str:
-    """`name`, and the names of parts other than the `plain` ones that it stands for."""
+    """`name`, and the names of the parts that differ from its `plain` ones."""
     if not isinstance(plain, Mapping) or "scorer" not in plain:
-        raise UserError("method.plain", f"name the scorer and the allocator that {name} stands for", value=plain)
+        raise UserError("method.plain", f"name the usual scorer and allocator of {name}", value=plain)
     refuse_unknown("method.plain", plain, PARTS)
     for role, target in plain.items():
         checked_value(f"method.plain.{role}", PathText | None, target)
     if ours := _name_of_ours(name):
-        # What our names stand for is ours to say: a label never claims another method's parts.
+        # A built-in name always means the built-in parts.
         name, plain = ours if name.startswith(f"{ours}-") else name, _plain_of_ours()[ours]
     if scorer is None:
         return name if plain["scorer"] is None else f"{name}-full"
@@ -310,9 +310,9 @@ def _label(name: str, scorer: Part | None, allocator: Part | None, plain: Any) -
 
 
 def label_of(node: Any, recorded: str) -> str:
-    """What the stored `method` node of a result is called, by what its parts are; nothing is imported.
+    """The label of the stored `method` node of a result, from its parts; nothing is imported.
 
-    `recorded` is what its files call it: right where the node has parts that are not ours, or of other versions.
+    `recorded`: the label in its files, which is used if the node has parts of other packages or versions.
     """
     if not isinstance(node, Mapping) or not isinstance(node.get("name"), str):
         return recorded
@@ -327,7 +327,7 @@ def label_of(node: Any, recorded: str) -> str:
 
 
 def _name_of_ours(name: str) -> str | None:
-    """The method of `METHODS` that a reader takes `name` for: alone, or in a composition such as snapkv-cake."""
+    """The method of `METHODS` that `name` refers to, alone or in a composition such as snapkv-cake."""
     spelt = name.strip().casefold()
     head, *parts = spelt.split("-")
     composed = bool(parts) and all(part in _parts_of_ours() or part == "full" for part in parts)
@@ -337,7 +337,7 @@ def _name_of_ours(name: str) -> str | None:
 
 @lru_cache(maxsize=1)
 def _plain_of_ours() -> dict[str, Mapping[str, Any]]:
-    """What each method of `METHODS` stands for, by its name."""
+    """The parts of each method of `METHODS`, by its name."""
     return {path.stem: yaml.safe_load(path.read_bytes())["plain"] for path in METHODS.glob("*.yaml")}
 
 
@@ -351,9 +351,9 @@ def _parts_of_ours() -> dict[str, str]:
 
 
 def argument_names(where: str, target: str) -> tuple[str, ...] | None:
-    """Keyword-only arguments of the function `target`, read from its source; None if they do not stand there.
+    """Keyword-only arguments of the function `target`, read from its source; None if the source does not list them.
 
-    Raises `UserError` if there is no such module or function.
+    Raises `UserError` if the module or the function does not exist.
     """
     found = _definition(where, target)
     return None if found is None else tuple(argument.arg for argument in found.args.kwonlyargs)
@@ -370,14 +370,14 @@ def _declared(target: str) -> dict[str, Any]:
 
 
 def _definition(where: str, target: str) -> ast.FunctionDef | None:
-    """The source of the function `target`; None if there is none. Raises `UserError` if there is no such module."""
+    """The source of the function `target`; None if there is none. Raises `UserError` if the module does not exist."""
     module, _, function = target.rpartition(".")
     try:
         spec = find_spec(module)
     except (ImportError, ValueError, AttributeError) as error:
         raise _no_target(where, target, str(error)) from error
     if spec is None:
-        raise _no_target(where, target, f"there is no module {module}")
+        raise _no_target(where, target, f"module {module} not found")
     if not spec.origin or Path(spec.origin).suffix != ".py":
         return None
     for statement in _source(spec.origin).body:
@@ -403,7 +403,7 @@ def _maker(name: str, part: Part) -> Callable[..., Any]:
     """The function that makes a part. Raises `UserError` if it cannot be imported or is not one."""
     try:
         maker = resolve_name(part.target)
-    except Exception as error:  # whatever a module does while it is imported
+    except Exception as error:  # a module can raise anything while it is imported
         raise _no_target(f"method.{name}", part.target, f"{type(error).__name__}: {error}") from error
     if not inspect.isfunction(maker):
         raise _no_target(f"method.{name}", part.target, "it is not a function")
@@ -411,7 +411,9 @@ def _maker(name: str, part: Part) -> Callable[..., Any]:
 
 
 def _arguments(name: str, part: Part) -> dict[str, Any]:
-    """A part's parameters as its maker wants them. Raises `UserError` for one that is unknown, missing or refused."""
+    """A part's parameters, converted to the types of its function. Raises `UserError` for one that is unknown, missing
+    or refused.
+    """
     maker, where = _maker(name, part), f"method.{name}"
     hints = type_hints(maker)
     keywords = {

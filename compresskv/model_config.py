@@ -14,7 +14,7 @@ from compresskv.checking import Name, PathText, Sha256
 
 
 def _text(value: Any) -> Any:
-    """A directory or a name of digits alone reaches us as a number."""
+    """YAML reads a directory or a name that has only digits as a number."""
     return str(value) if type(value) is int else value
 
 
@@ -56,7 +56,7 @@ class ModelConfig:
 
     @property
     def packaged(self) -> tuple[str, ...]:
-        """The parts of `package` that are read, which a `path` takes the place of."""
+        """The parts of `package` that are read; none if `path` is set."""
         if self.path or not self.package:
             return ()
         return (self.package,) if isinstance(self.package, str) else self.package
@@ -65,8 +65,8 @@ class ModelConfig:
 def name_of(path: str | int) -> str:
     """The name of the model at `path`: the last part of a hub id or directory, or a GGUF file's without its ending.
 
-    A commit's folder in the hub's cache, `models--<org>--<name>/snapshots/<commit>`, has the name that its id has. `.`,
-    `..` and `~` are replaced by what they stand for; links are not followed.
+    A commit's folder in the hub's cache, `models--<org>--<name>/snapshots/<commit>`, gets the name of its id. `.`, `..`
+    and `~` are expanded; links are not followed.
     """
     whole = Path(os.path.abspath(os.path.expanduser(str(path))))
     if whole.parent.name == "snapshots" and (repository := whole.parts[-3]).startswith("models--"):

@@ -1,7 +1,7 @@
-"""The files of a model's folder: which of them transformers reads, and what it would read without saying so.
+"""The files of a model's folder: which of them transformers reads, and which parts it would ignore.
 
-What is loaded has to be what the folder says. Where transformers leaves something out in silence (an adapter, scales of
-quantised weights, a second set of weights), the folder is refused.
+If transformers would silently ignore a part of a folder (an adapter, scales of quantised weights, a second set of
+weights), the folder is refused.
 """
 
 import copy
@@ -51,8 +51,9 @@ _SIZES = (
 )
 _MOST = {"num_hidden_layers": 10_000, "max_position_embeddings": 100_000_000}
 _LARGER = 4
-"""A model may need so many times of the numbers that its files hold before it is refused unbuilt; less than that is
-built, and then refused by the names of its tensors."""
+"""A model that needs more than this many times the numbers in its files is refused before it is built. A smaller one is
+built, and then refused by the names of its missing tensors.
+"""
 
 _OTHER_HEADS = re.compile(r"For(SequenceClassification|TokenClassification|QuestionAnswering|MultipleChoice|MaskedLM)$")
 
@@ -62,9 +63,9 @@ _FLOATING = {"F64", "F32", "F16", "BF16"}
 def names(folder: Path, code: bool = False) -> list[str]:
     """The files that a model or a tokenizer is read from, relative to `folder`, sorted.
 
-    Those directly in it by their endings, weights wherever `weights` says, and further chat templates. `code`: whether
-    code that comes with it may run, which may read or import anything: then all Python and text files. Raises
-    `UserError` for weights that cannot be told.
+    These are the files at the top level with known endings, the weights that `weights` lists, and further chat
+    templates. `code`: whether code that comes with the model may run; since it may read or import anything, all Python
+    and text files are then included. Raises `UserError` for ambiguous weights.
     """
     found = [path.name for path in folder.iterdir() if path.suffix in _READ or path.name == "merges.txt"]
     if not (folder / "tokenizer.json").is_file():
@@ -121,7 +122,7 @@ def _of_index(folder: Path, index: str) -> list[str]:
     try:
         content = json.loads((folder / index).read_text(encoding="utf-8"))
         files = [*content["weight_map"].values()]
-        content["metadata"].keys()  # transformers needs this mapping, whatever is in it
+        content["metadata"].keys()  # transformers needs this mapping, with any content
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise UserError(
@@ -133,14 +134,12 @@ def _of_index(folder: Path, index: str) -> list[str]:
         _refuse_outside(folder, index, "weight_map", name)
     found = sorted(set(files))
     if absent := [name for name in found if not (folder / name).is_file()]:
-        raise UserError(
-            "weight_map", "copy the model again", value=absent[0], why="there is no such file", where=folder / index
-        )
+        raise UserError("weight_map", "copy the model again", value=absent[0], why="not found", where=folder / index)
     return found
 
 
 def _refuse_outside(folder: Path, file: str, field: str, name: Any) -> None:
-    """Raise `UserError` for a name that is none of a safetensors file, or of an index, at or below `folder`."""
+    """Raise `UserError` for a name that is not that of a safetensors file or index at or below `folder`."""
     if not isinstance(name, str) or not name.endswith((".safetensors", ".safetensors.index.json")):
         raise UserError(
             field, "save the weights as safetensors", value=name, why="not a safetensors file", where=folder / file
@@ -162,7 +161,7 @@ def _json(path: Path) -> Mapping[str, Any]:
 
 
 def check(folder: Path, trust_remote_code: bool = False) -> PreTrainedConfig:
-    """The configuration in `folder`, if that holds what its config.json says; nothing is allocated.
+    """The configuration in `folder`, if the files match its config.json; nothing is allocated.
 
     Raises `UserError`, naming file and field, for sizes that no model has, a model of another kind, a quantisation or
     scales that would be left out, a tensor twice, a model far larger than its weights.
@@ -223,7 +222,7 @@ def headers(file: Path) -> Iterator[Tensor]:
 
 
 def _refuse_sizes(config: Mapping[str, Any], where: Path) -> None:
-    """What is not a whole number is left to transformers, which refuses it."""
+    """Refuse sizes that are out of range. transformers refuses values that are not whole numbers."""
     for part in (config, *(value for value in config.values() if isinstance(value, Mapping))):
         for name in _SIZES:
             if type(value := part.get(name)) is int and value < 1:
@@ -269,7 +268,7 @@ def _refuse_kind(config: PreTrainedConfig, where: Path) -> None:
 
 
 def _refuse_unscaled(tensors: Mapping[str, Tensor], folder: Path) -> None:
-    """Weights of a quantised dtype need something beside them; alone, they would be taken for numbers."""
+    """Refuse quantised weights without scales, which would be read as plain numbers."""
     modules = {name.rpartition(".")[0] for name in tensors if name.rpartition(".")[2] not in ("weight", "bias")}
     for name, tensor in tensors.items():
         module, _, part = name.rpartition(".")
@@ -279,13 +278,13 @@ def _refuse_unscaled(tensors: Mapping[str, Tensor], folder: Path) -> None:
                 name,
                 "save the model in a floating-point dtype",
                 value=tensor.dtype,
-                why="there are no scales beside it",
+                why="its scales are missing",
                 where=folder,
             )
 
 
 def _refuse_size(config: PreTrainedConfig, tensors: Mapping[str, Tensor], where: Path) -> None:
-    """Refuse a model that `_LARGER` times its weights do not fill: memory would be taken before it is found out."""
+    """Refuse a model of more than `_LARGER` times its weights, before memory is allocated for it."""
     layers = getattr(config.get_text_config(decoder=True), "num_hidden_layers", 0)
     if layers > len(tensors):
         raise UserError(

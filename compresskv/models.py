@@ -37,10 +37,9 @@ from compresskv.probe import learned_positions, refuse_unserved
 class LoadedModel:
     """A model ready to be `attached`, with what the harness has to know about it.
 
-    `stop_ids`: the end tokens of the generation config and of the tokenizer. `generation_defaults`: what else the
-    generation config asks of greedy decoding. `positions`: how many tokens have learned positions; None: any number
-    has some. `length_rope`: whether its RoPE depends on the length of the text. `notes`: sentences for the user about
-    this checkpoint.
+    `stop_ids`: the end tokens of the generation config and of the tokenizer. `generation_defaults`: further settings of
+    the generation config for greedy decoding. `positions`: number of learned positions; None: no limit. `length_rope`:
+    whether its RoPE depends on the length of the text. `notes`: sentences for the user about this checkpoint.
     """
 
     name: str
@@ -69,7 +68,7 @@ class LoadedModel:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What of this model can change a prediction, as JSON."""
+        """Everything about this model that can change a prediction, as JSON."""
         return {
             "fingerprint": self.fingerprint,
             "dtype": self.dtype,
@@ -105,9 +104,9 @@ class LoadedModel:
         return kv_heads(self.model.config.get_text_config(decoder=True))
 
     def settings(self, generation_config: Literal["ignored", "honoured"]) -> FrozenMapping:
-        """What `Stopping.settings` has to be for this value of the protocol's `generation_config`.
+        """The `Stopping.settings` for this value of the protocol's `generation_config`.
 
-        Raises `UserError` where it is honoured and asks for something that is not served.
+        Raises `UserError` if it is honoured and has settings that are not supported.
         """
         if generation_config == "ignored":
             return FrozenMapping()
@@ -139,9 +138,9 @@ class LoadedModel:
 
 
 def load(config: ModelConfig) -> LoadedModel:
-    """Load a model as configured, and try that eviction serves it.
+    """Load a model as configured, and check that eviction supports it.
 
-    Raises `UserError`, with the fix, for whatever keeps it from being loaded or served.
+    Raises `UserError`, with the fix, if it cannot be loaded or is not supported.
     """
     chosen = hardware.choose(config)
     with _explained(config), _quiet():
@@ -198,7 +197,7 @@ def _source(config: ModelConfig) -> tuple[str, str | None]:
                     "model.path", f"give its file, as {path / files[0]}", value=path, why="it has no config.json"
                 )
         elif gguf and not path.is_dir():
-            raise UserError("model.path", "check the path", value=path, why="there is no such file")
+            raise UserError("model.path", "check the path", value=path, why="not found")
         return str(path) if path.exists() else config.path, None
     if not config.package:
         raise UserError("model.path", "give a hub id, a local directory or a .gguf file", value=None)
@@ -235,13 +234,13 @@ def _pretrained(
 
 
 def _check(folder: Path, config: ModelConfig) -> None:
-    """Raise `UserError` for files that transformers would read in another way than they say."""
+    """Raise `UserError` for files that transformers would misread."""
     text = model_files.check(folder, config.trust_remote_code).get_text_config(decoder=True)
     refuse_broken(folder, text.vocab_size)
 
 
 def _check_ends(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    """Raise `UserError` for what the generation config cannot ask, and where the model has none of the end tokens."""
+    """Raise `UserError` for invalid settings of the generation config, and if the model has none of the end tokens."""
     vocabulary = model.config.get_text_config(decoder=True).vocab_size
     with located(folder / "config.json"):
         checked_settings(plain(model.generation_config), vocabulary)
@@ -269,7 +268,9 @@ def _ids(tokens: int | list[int] | None) -> frozenset[int]:
 
 
 def _window(config: ModelConfig, model: PreTrainedModel, positions: int | None) -> int:
-    """The window that is asked for, or else trained for. Raises `UserError` beyond learned `positions`."""
+    """The configured window, or else the one that the model was trained for. Raises `UserError` beyond learned
+    `positions`.
+    """
     if config.window and positions and config.window > positions:
         raise UserError(
             "model.window",
@@ -312,7 +313,7 @@ def _notes(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, defaults:
 
 @contextmanager
 def _explained(config: ModelConfig) -> Iterator[None]:
-    """Turn whatever the loading libraries raise into one sentence with the fix."""
+    """Turn any error of the loading libraries into one sentence with the fix."""
     source = config.path or str(config.package)
     try:
         yield
@@ -359,7 +360,7 @@ _FIXES = {
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """No progress bars and warnings of transformers over our own."""
+    """Silence the progress bars and warnings of transformers."""
     verbosity = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()

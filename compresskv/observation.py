@@ -1,4 +1,4 @@
-"""How the last tokens of a prompt, the observation window, look at those before them."""
+"""The observation window: the last tokens of a prompt, whose attention scores the tokens before them."""
 
 from dataclasses import dataclass
 from typing import Annotated, Literal

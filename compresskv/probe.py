@@ -1,4 +1,4 @@
-"""Does eviction serve this model exactly? Asked once, before the first prompt, by running it."""
+"""Check that eviction supports a model exactly, by running it once before the first prompt."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,10 +22,10 @@ PROMPT, NEW = 12, 2
 """Tokens of the prompt, and tokens that are decoded after it."""
 
 TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-3, torch.float16: 0.1, torch.bfloat16: 0.2}
-"""By how much the logits may differ from those of the model's own attention, relative to their spread.
+"""The allowed difference of the logits from those of the model's own attention, relative to their spread.
 
-Wide enough for another order of summation in each dtype; an attention that lacks something is off by far more, and its
-float32 tells.
+It allows another order of summation in each dtype. Missing parts of attention cause far larger differences, which show
+in float32.
 """
 
 
@@ -40,7 +40,7 @@ def refuse_unserved(model: PreTrainedModel) -> None:
         with _undisturbed(model):
             reason = _unserved(model)
     except (PromptError, torch.OutOfMemoryError):
-        raise  # no matter of the architecture
+        raise  # not caused by the architecture
     except UserError as error:
         reason = error.why
     except Exception as error:  # each architecture's code fails in its own way
@@ -48,12 +48,12 @@ def refuse_unserved(model: PreTrainedModel) -> None:
         reason = f"its code fails with {type(error).__name__}: {said}"
     if reason:
         raise UserError(
-            "model", "choose a model of another architecture", value=name, why=f"not served by eviction: {reason}"
+            "model", "choose a model of another architecture", value=name, why=f"not supported by eviction: {reason}"
         )
 
 
 def _unserved(model: PreTrainedModel) -> str | None:
-    """Why this model is not served, if so."""
+    """Why this model is not supported; None if it is."""
     config = model.config.get_text_config(decoder=True)
     if model.config.is_encoder_decoder:
         return "it is an encoder-decoder"
@@ -76,10 +76,11 @@ def _unserved(model: PreTrainedModel) -> str | None:
 
 
 def _length_unseen(model: PreTrainedModel) -> str | None:
-    """Whether queries or keys of a text's first tokens depend on its length other than through RoPE that is kept right.
+    """Whether the first queries or keys depend on the length of a text other than through the RoPE that rotary.py
+    handles.
 
-    Two texts begin alike. One has a token far on, beyond every boundary of the model's RoPE; the other is only said to
-    be as long, as the chunks of a long prompt are.
+    Compares two texts with the same beginning. One has a token beyond every boundary of the model's RoPE; the other is
+    only declared to be that long, like the chunks of a long prompt.
     """
     length = beyond_boundaries(model)
     if length is None:
@@ -114,7 +115,7 @@ LOOKED_UP = 3
 
 
 class Lookups(TorchFunctionMode):
-    """Notes, for each table in which a forward looks positions up, how many there are."""
+    """Records the size of each table in which a forward pass looks up positions."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -129,9 +130,9 @@ class Lookups(TorchFunctionMode):
 
 
 class Witness(SDPA):
-    """SDPA that notes, for each attention call of the prompt, whether its keys are the cache's, and its window.
+    """SDPA that records, for each attention call of the prompt, whether its keys are the cache's, and its window.
 
-    `first`: what the first two tokens ask and offer there, flat.
+    `first`: queries and keys of the first two tokens, flattened.
     """
 
     def __init__(self) -> None:
@@ -145,7 +146,7 @@ class Witness(SDPA):
         return super().prefill(query, key, value, scaling, sliding_window)
 
     def missed(self, kinds: list[str], windows: list[int | None]) -> str | None:
-        """What keeps the layers of these kinds and sliding windows from being evicted, if something does."""
+        """Why layers of these kinds and sliding windows cannot be evicted; None if they can."""
         if len(self.calls) < len(kinds):
             return f"attention of {len(kinds) - len(self.calls)} of its {len(kinds)} layers is computed by its own code"
         for kind, window, (cached, seen) in zip(kinds, windows, self.calls, strict=True):

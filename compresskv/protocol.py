@@ -44,7 +44,7 @@ class EvaluationProtocol:
 
     # Generation.
 
-    # honoured: the checkpoint's repetition_penalty and whatever else `generate` applies under greedy decoding
+    # honoured: the checkpoint's repetition_penalty and all other settings that `generate` applies under greedy decoding
     generation_config: Literal["ignored", "honoured"] = "ignored"
     # true: no space before punctuation and in contractions, for tokenizers that have clean_up_tokenization_spaces
     decode_cleanup: bool = False
@@ -64,11 +64,11 @@ class EvaluationProtocol:
     niah_special_tokens: Literal["none", "leaked"] = "none"
     # period_ids: the needle backs up to an id of encode(".")
     niah_sentence_rule: Literal["text", "period_ids"] = "text"
-    # llama2_ids: 29889 or 869, whatever the tokenizer
+    # llama2_ids: 29889 or 869, for every tokenizer
     masking_sentence_rule: Literal["text", "llama2_ids"] = "text"
     # released: Llama's literal string with two BOS, Qwen2.5's template with Qwen's system message, none for others
     chat_wrapper: Literal["template", "released"] = "template"
-    # released: a longest prompt for each of the authors' models, before its chat format, whatever its window
+    # released: a fixed longest prompt for each of the authors' models, before its chat format, regardless of its window
     longbench_truncation: Literal["window", "released"] = "window"
 
     @property

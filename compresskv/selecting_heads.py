@@ -10,12 +10,12 @@ Heads = Annotated[int, Ge(1), Le(1024)] | Literal["calibrated", "all"] | None
 
 
 def share_of_the_paper(q_heads: int) -> int:
-    """As many of a layer's `q_heads` as the paper's 4 of 32 (§4.1), rounded half up, at least 1."""
+    """The paper's share of a layer's `q_heads`, 4 of 32 (§4.1), rounded half up, at least 1."""
     return max(1, (4 * q_heads + 16) // 32)
 
 
 def count_heads(heads: Heads, calibration: Calibration, q_heads: int) -> int:
-    """The number of heads that the setting `heads` stands for in a model with `q_heads` a layer."""
+    """The number of selecting heads for the setting `heads` in a model with `q_heads` per layer."""
     match heads:
         case None:
             return share_of_the_paper(q_heads)

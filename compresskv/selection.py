@@ -1,7 +1,7 @@
 """From scores and capacities to kept prompt positions: common code of all methods.
 
 The top past tokens of each KV head by score, ties to the lower index, and the observation window. Layers are allocated
-as they are seen, and a layer never gets back what it has given up.
+as they are seen, and an evicted token never returns.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -21,7 +21,7 @@ Kept = list[list[Tensor]]
 def tighten(kept: Sequence[Capacity], answer: Sequence[Capacity], past: int) -> list[Capacity]:
     """What each layer keeps after one more layer was seen, given what the earlier ones kept and the new `answer`.
 
-    A token given up cannot come back, so each layer keeps the element-wise minimum of all answers, clipped to the
+    An evicted token cannot come back, so each layer keeps the element-wise minimum of all answers, clipped to the
     `past` (CAKE's cascade, Qin et al. 2025).
     """
     return [_minimum(a, b) for a, b in zip([*kept, past], answer, strict=True)]
@@ -38,7 +38,7 @@ def running_capacities(
 
 
 def answered(method: EvictionMethod, scores: Sequence[LayerScores], shape: PromptShape, budget: int) -> list[Capacity]:
-    """What the allocator answers. Raises `UserError` unless each layer seen so far may keep whole numbers of tokens."""
+    """The allocator's capacities. Raises `UserError` unless they are whole numbers for each layer seen so far."""
     answer = method.allocator(scores, shape, budget)
     try:
         capacities = [_whole(capacity, shape.kv_heads) for capacity in answer]
@@ -61,7 +61,7 @@ def answered(method: EvictionMethod, scores: Sequence[LayerScores], shape: Promp
 
 
 def _whole(capacity: Any, heads: int) -> Capacity:
-    """A capacity of whole numbers, whatever type they have. Raises `TypeError` or `ValueError` for others."""
+    """Convert a capacity of integers of any type. Raises `TypeError` or `ValueError` for others."""
     if isinstance(capacity, (tuple, list)):
         if len(capacity) != heads:
             raise ValueError("not one for each head")
@@ -112,7 +112,7 @@ def refuse_nan(
 ) -> None:
     """Raise `NonFiniteError` if a score of `scorer` is not a number; asks each device once.
 
-    The sentence names what is at fault: the attention in `dtype` of a layer that is not `finite`, or the scorer.
+    The error names the cause: the attention in `dtype` of a layer that is not `finite`, or the scorer.
     """
     by_device: dict[torch.device, list[Tensor]] = {}
     for layer in scores:

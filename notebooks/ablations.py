@@ -30,12 +30,12 @@ results = Path(scratch.name)
 # %% [markdown]
 # ## A sweep and how to read it
 #
-# The words of a setting are those of a command line: `method=snapkv method/allocator=layer_error` is SnapKV's scores
-# with CompressKV's layer budgets. A sweep prefills each prompt once for all its settings, so all settings of this
-# notebook are one sweep. Here: three needles, one short length, three depths. Each table has a results tree of its own.
+# Settings are written as on the command line: `method=snapkv method/allocator=layer_error` is SnapKV's scores with
+# CompressKV's layer budgets. A sweep prefills each prompt once for all its settings, so all settings of this
+# notebook are one sweep. Here: three needles, one short length, three depths. Each table has its own results tree.
 #
-# `means` has every setting's mean with its 95 % bootstrap interval, and groups: settings that share a letter
-# cannot be told apart. `pairs` has the paired differences.
+# `means` has the mean of every setting with its 95 % bootstrap interval, and groups: settings that share a letter
+# cannot be separated. `pairs` has the paired differences.
 
 # %%
 TASK = ["eval=niah", "eval.lengths=[400]", "eval.depths=3", "eval.needles=3", "eval.max_new_tokens=20"]
@@ -135,6 +135,7 @@ draw(of_windows)
 pairs(of_windows).head(5).round(3)
 
 # %% [markdown]
-# **Not to be concluded:** that settings are equal where no difference shows. There are nine prompts, of three needles.
-# `samples needed` says how many would separate two settings in four of five experiments, if the differences stay as
-# they are here. `conf/experiment` has the full sweeps: `table2_heads`, `table3_components`, `window_pooling`.
+# **Do not conclude** that settings are equal where no difference shows: there are only nine prompts, of three needles.
+# `samples needed` is the number of samples that would separate two settings in four of five experiments, if the
+# differences stay as they are here. `conf/experiment` has the full sweeps: `table2_heads`, `table3_components`,
+# `window_pooling`.

@@ -9,7 +9,7 @@
 # %% [markdown]
 # # Add a method
 #
-# From the interface to a method of your own that passes the conformance suite, in twenty minutes.
+# From the interface to your own method that passes the conformance suite, in twenty minutes.
 
 # %%
 from dataclasses import dataclass
@@ -34,7 +34,7 @@ sample = task.sample(task.sample_ids[0])
 # %% [markdown]
 # ## What a method sees
 #
-# Eviction happens after a layer has attended to the whole prompt, so a method is two questions about tensors:
+# Eviction happens after a layer has attended to the whole prompt, so a method answers two questions about tensors:
 #
 # - a **scorer**: how important is each past token of this layer? `LayerPrefill → LayerScores`
 # - an **allocator**: how many past tokens may each layer keep? `scores of the layers so far → capacities`
@@ -55,8 +55,8 @@ print(f"each of its rows sums to {attention.sum(-1).mean():.2f}")
 # %% [markdown]
 # ## The smallest method
 #
-# A scorer is anything with a `window` that returns one score per KV head and past token. A frozen dataclass is best:
-# settings with equal scorers share their scores, and results know which method they are of.
+# A scorer is any callable with a `window` that returns one score per KV head and past token. Use a frozen dataclass:
+# settings with equal scorers share their scores, and results record the scorer's fields.
 
 
 # %%
@@ -77,8 +77,8 @@ print(method.scorer(layer).scores.shape)
 # ## An H2O-like score
 #
 # H2O (Zhang et al. 2023) keeps the tokens that have received most attention so far, and recent ones. Here the sum is
-# over the last 32 queries, which are also the recent tokens; H2O proper sums over all, and goes on evicting while it
-# decodes. Query heads kG … kG+G−1 share KV head k: `group_mean` averages over them.
+# over the last 32 queries, which are also the recent tokens. The original H2O sums over all queries, and continues to
+# evict while it decodes. Query heads kG … kG+G−1 share KV head k: `group_mean` averages over them.
 
 
 # %%
@@ -99,18 +99,18 @@ def heavy_hitters(context):
 
 
 # %% [markdown]
-# ## Does it keep what every method promises?
+# ## Run the conformance checks
 #
-# Exact budgets, the window, sorted and unique positions, no memory of the prompt before, KV heads that keep to their
-# own query heads, the same tokens by both ways through the engine: on tiny random models, in seconds.
+# They check exact budgets, the window, sorted and unique positions, no leak between prompts, the grouping of query
+# heads, and the same tokens on both paths through the engine, on tiny random models, in seconds.
 
 # %%
 print(check(heavy_hitters, budget=64))
 
 
 # %% [markdown]
-# What a mistake looks like: query heads assigned to KV heads in turns instead of in groups. The shapes are right, and
-# so is every count.
+# An example of a mistake: query heads are assigned to KV heads in turns instead of in groups. All shapes and counts are
+# still right.
 
 
 # %%
@@ -133,7 +133,7 @@ with compressed(loaded.model, heavy_hitters(None), budget=64) as cache:
 print(loaded.tokenizer.decode(output[0, ids.shape[1] :], skip_special_tokens=True))
 
 # %% [markdown]
-# ## Beside other methods
+# ## Compare with other methods
 #
 # All methods and budgets of a prompt share its prefill and decode as one batch.
 
@@ -164,11 +164,12 @@ plt.tight_layout()
 plt.show()
 
 # %% [markdown]
-# **Not to be concluded:** that one method is better than another, from six prompts.
+# **Do not conclude** from six prompts that one method is better than another.
 #
 # ## Give it a name
 #
-# Put the scorer into a module of yours with a function that makes it, whose typed keyword arguments are its parameters:
+# Put the scorer into your own module, with a function that makes it. The typed keyword arguments of this function are
+# the parameters of the method:
 #
 # ```python
 # # my_methods/heavy_hitters.py
@@ -192,7 +193,7 @@ plt.show()
 #   allocator: baselines.uniform.allocator
 # ```
 #
-# Then it is a method like the others:
+# Then you can use it like the other methods:
 #
 # ```
 # python -m evals.conformance --config-dir=my_conf method=heavy_hitters

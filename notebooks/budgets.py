@@ -79,20 +79,20 @@ figure.supylabel("tokens kept per KV head")
 plt.show()
 
 # %% [markdown]
-# The means agree to the token: no method has more memory than another. What differs is how far the layers are apart.
+# The means agree to the token: all methods use the same memory. They differ in the spread over layers.
 # (PyramidKV gives every layer the same where the prompt has fewer than about twice the budget's tokens, as at 512.)
 
 # %%
 kept.groupby(["budget", "method"])["kept"].agg(["mean", "min", "max"]).round(1)
 
 # %% [markdown]
-# How do other methods' budgets go with the errors that CompressKV measured? Rank correlations over layers; budgets
-# that are the same for every layer have none.
+# Rank correlations over layers between the budgets of other methods and the errors that CompressKV measured. Uniform
+# budgets have no correlation.
 
 # %%
 wide = kept.pivot_table(index="layer", columns=["method", "budget"], values="kept")
 wide.loc[:, wide.nunique() > 1].corrwith(pd.Series(errors), method="spearman").unstack("budget").round(2)
 
 # %% [markdown]
-# **Not to be concluded:** that budgets nearer to the errors give better answers: no answer was scored here. Layer
-# errors and CAKE's preferences are those of one model, CAKE's of a single prompt too.
+# **Do not conclude** that budgets closer to the errors give better answers: no answer was scored here. Layer errors and
+# CAKE's preferences are from one model, and CAKE's from a single prompt.

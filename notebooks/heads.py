@@ -35,7 +35,7 @@ print(f"{sum(made.accepted.values())} answered prompts; {semantic.shape[0]} laye
 # ## Score maps
 #
 # A traditional retrieval head has its highest attention on the very token that is copied next; a semantic one
-# attends to the answer anywhere in its span. Each map has a scale of its own: the two scores have other units.
+# attends to the answer anywhere in its span. Each map has its own scale, because the two scores have different units.
 
 # %%
 figure, axes = plt.subplots(1, 2, figsize=(8, 6), layout="constrained", sharey=True)
@@ -78,9 +78,9 @@ print(f"{agree} of {len(semantic)} layers have the same best head by both scores
 # %% [markdown]
 # ## Masking
 #
-# If these heads do the retrieving, the model should fail without them. While the answer is decoded, the chosen heads
-# attend to everything alike; as many random heads are the control. The counts are shares of the paper's 1,024 heads,
-# scaled to this model. Here: two needles, one short length, two random draws.
+# If these heads do the retrieval, the model should fail without them. While the answer is decoded, the chosen heads
+# attend to all tokens equally; the same number of random heads is the control. The counts are shares of the paper's
+# 1,024 heads, scaled to this model. Here: two needles, one short length, two random draws.
 
 # %%
 scratch = tempfile.TemporaryDirectory()
@@ -106,8 +106,8 @@ axis.legend(title="masked heads")
 plt.show()
 
 # %% [markdown]
-# The same prompts are behind every point, so the comparison is paired: for each prompt, the score with semantic heads
-# masked less the mean over the random draws.
+# Every point uses the same prompts, so the comparison is paired: for each prompt, the score with semantic heads masked
+# minus the mean over the random draws.
 
 # %%
 most = samples["masked"].max()
@@ -119,6 +119,6 @@ for name in ("semantic", "traditional"):
 pd.DataFrame(rows).T.round(3)
 
 # %% [markdown]
-# **Not to be concluded:** anything about which of the two rankings is better. There are six prompts, the random control
-# is two draws, and six paired prompts cannot give a p-value below 2/64. More of both:
+# **Do not conclude** which of the two rankings is better. There are only six prompts and two random draws, and six
+# paired prompts cannot give a p-value below 2/64. This command runs more of both:
 # `python run.py eval=head_masking method=full eval.needles=5`.

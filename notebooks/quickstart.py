@@ -23,8 +23,8 @@ from evals.haystack import essays
 BUDGET = 256
 
 # %% [markdown]
-# `job` composes what the same words on `run.py`'s command line would; its model is the default one. Any decoder-only
-# model of transformers that you have loaded yourself does as well.
+# `job` takes the same arguments as the command line of `run.py`; without arguments it uses the default model. You can
+# also load any decoder-only model of transformers yourself.
 
 # %%
 loaded = load(job("model=smollm2-135m").model)
@@ -74,8 +74,8 @@ with compressed(model, "compresskv", budget=BUDGET) as cache:
 # %% [markdown]
 # ## What was kept
 #
-# `cache.kept[layer][head]` are prompt positions. The mean over layers is the budget, to the token; layers that suffer
-# more from eviction got more of it. All KV heads of a layer keep the same tokens: its semantic heads chose them.
+# `cache.kept[layer][head]` has prompt positions. The mean over layers is exactly the budget; layers that suffer more
+# from eviction get more of it. All KV heads of a layer keep the same tokens, which its semantic heads choose.
 
 # %%
 counts = [len(heads[0]) for heads in cache.kept]
@@ -95,10 +95,11 @@ axes[1].legend(loc="upper right")
 plt.show()
 
 # %% [markdown]
-# ## Many questions of one compressed document
+# ## Many questions about one compressed document
 #
-# The document alone is compressed, once. What follows is added as it is, and `crop` forgets it again. This is harder:
-# what to keep is decided before any question is known, so the budget is twice as large here, and may still not do.
+# Only the document is compressed, once. The tokens after it are added unchanged, and `crop` removes them again. This is
+# harder, because the kept tokens are chosen before any question is known. The budget is therefore twice as large here,
+# and may still be too small.
 
 # %%
 for budget in (None, 2 * BUDGET):
@@ -109,5 +110,5 @@ for budget in (None, 2 * BUDGET):
             cache.crop(document.shape[1])
 
 # %% [markdown]
-# **Not to be concluded:** how good a method is. These are two questions to a model of 135 million parameters; the
+# **Do not conclude** how good a method is. These are two questions to a model of 135 million parameters; the
 # notebook `ablations` and `python run.py -m experiment=demo` compare methods on more prompts, with intervals.

@@ -28,8 +28,8 @@ from evals.results.statistics import difference
 RESULTS = Path("../results/reference")
 
 # %% [markdown]
-# Set `RESULTS` to a tree of yours, such as `../results`. Where it holds no runs, a small sweep makes one; that alone
-# needs the model.
+# Set `RESULTS` to your own tree, such as `../results`. If it has no runs, a small sweep makes some; only this needs the
+# model.
 
 # %%
 if not (RESULTS / "runs").is_dir():
@@ -38,7 +38,7 @@ if not (RESULTS / "runs").is_dir():
     from evals.compose import job
     from evals.running.sweep import run
 
-    print(f"{RESULTS} holds no runs, so a small sweep of needle prompts stands in for it.")
+    print(f"{RESULTS} holds no runs, so a small sweep of needle prompts is run instead.")
     scratch = tempfile.TemporaryDirectory()
     RESULTS = Path(scratch.name)
     task = ["eval=niah", "eval.lengths=[400]", "eval.depths=3", "eval.needles=2", "eval.max_new_tokens=20"]
@@ -50,7 +50,8 @@ if not (RESULTS / "runs").is_dir():
 # %% [markdown]
 # ## One row per setting
 #
-# `score` is the mean, `low` and `high` its 95 % bootstrap interval, `realised_budget` what was really kept.
+# `score` is the mean, `low` and `high` are its 95 % bootstrap interval, `realised_budget` is the mean number of kept
+# tokens.
 
 # %%
 settings = frame(RESULTS)
@@ -63,8 +64,8 @@ settings.pivot_table(index=["eval", "method"], columns="budget", values="score",
 # %% [markdown]
 # ## One row per sample
 #
-# With all scores, and in a tree of your own the prediction and what every layer kept. A mean hides how differently
-# samples fare.
+# It has all scores; in your own tree also the prediction and the kept tokens per layer. Samples differ more than the
+# mean shows.
 
 # %%
 samples = frame(RESULTS, by="sample")
@@ -87,7 +88,7 @@ plt.show()
 # ## Table 1
 #
 # The artefact that `python -m evals.report experiment=table1_longbench` writes: means with n and interval, the best
-# in bold, paired verdicts, and the paper's numbers apart where they are not comparable.
+# in bold, paired verdicts, and the paper's numbers, in a separate table if they are not comparable.
 
 # %%
 page = page_of("table1_longbench", RESULTS)
@@ -110,14 +111,15 @@ for grid in page.grids:
 # %% [markdown]
 # ## Significance
 #
-# Settings of one task see the same prompts, so that differences are taken sample by sample; the permutation p-values
-# are corrected for all comparisons of the table. `needed`: how many samples would show a difference as large as this.
+# Settings of one task see the same prompts, so differences are taken sample by sample. The permutation p-values are
+# corrected for all comparisons of the table. `needed` is the number of samples that would show a difference of this
+# size.
 
 # %%
 tables.comparisons(page.verdicts).round(3)
 
 # %% [markdown]
-# Any two settings of your own:
+# Compare any two of your settings:
 
 # %%
 task, budget = smallest["task"].iloc[0], smallest["budget"].iloc[0]
@@ -129,5 +131,5 @@ print(f"{task}, budget {budget}: {second} − {first} = {found.mean:.1f} [{low:.
 print(f"p = {found.p:.3f}, before any correction")
 
 # %% [markdown]
-# **Not to be concluded:** that two settings are equal because no difference shows, or that a p-value picked from many
-# is what it says: `tables.comparisons` corrects, `difference` of two columns cannot know how many you looked at.
+# **Do not conclude** that two settings are equal because no difference shows. Do not trust a p-value that was picked
+# from many: `tables.comparisons` corrects for their number; `difference` of two columns cannot.

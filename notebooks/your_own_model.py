@@ -7,10 +7,10 @@
 # ---
 
 # %% [markdown]
-# # A model of your own: calibrate, sweep, report
+# # Your own model: calibrate, sweep, report
 #
-# Any directory with a decoder-only model, as `save_pretrained` leaves it, is `model.path=<directory>`. Here the default
-# model, saved under another name, plays your model.
+# `model.path=<directory>` uses any decoder-only model that `save_pretrained` wrote. In this notebook, your model is the
+# default model, saved under another name.
 
 # %%
 import tempfile
@@ -39,9 +39,9 @@ sorted(path.name for path in directory.iterdir())
 # %% [markdown]
 # ## Calibrate
 #
-# SnapKV and most others need nothing of a model. CompressKV needs its semantic heads and layer errors, measured once on
-# needles that the model answers. The defaults take 150 prompts; this takes five short ones, and keeps the
-# file beside the model: without `eval.output` it goes to your cache, where `model.path=` finds it by name.
+# SnapKV and most other methods need no calibration. CompressKV needs the semantic heads and layer errors of the model,
+# measured once on needles that the model answers. The default is 150 prompts; here five short ones are used, and the
+# file is written next to the model. Without `eval.output` it goes to your cache, where `model.path=` finds it by name.
 
 # %%
 model = f"model.path={directory}"
@@ -79,7 +79,7 @@ frame(results)[["model", "setting", "score", "low", "high", "n", "realised_budge
 # %% [markdown]
 # ## Report
 #
-# Every experiment of `conf/experiment` is also a report of whatever tree has its settings; this one is Table 3.
+# Every experiment of `conf/experiment` can also report any results tree that has its settings; this one is Table 3.
 
 # %%
 Markdown(markdown(page_of("table3_components", results)))
@@ -89,6 +89,6 @@ for path in write("table3_components", results):
     print(path.relative_to(results))
 
 # %% [markdown]
-# **Not to be concluded:** anything about the components from six prompts, or that five calibration prompts do. The same
-# from the command line: `python run.py eval=calibrate model.path=<directory>`, then
+# **Do not conclude** anything about the components from six prompts, or that five calibration prompts are enough. The
+# same from the command line: `python run.py eval=calibrate model.path=<directory>`, then
 # `python run.py -m experiment=table3_components +size=smoke model.path=<directory>`.

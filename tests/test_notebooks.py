@@ -67,7 +67,7 @@ def test_begins_with_a_title_and_ends_with_what_not_to_conclude():
     for name in NAMES:
         cells = [cell for cell in ipynb(name)["cells"] if cell["cell_type"] == "markdown"]
         assert "".join(cells[0]["source"]).startswith("# ")
-        assert "Not to be concluded" in "".join(cells[-1]["source"])
+        assert "Do not conclude" in "".join(cells[-1]["source"])
 
 
 def test_an_unknown_name_is_refused(capsys):

@@ -1,8 +1,8 @@
-"""What was measured on a model once: how much each head retrieves, how much each layer suffers from eviction.
+"""Calibrations: how much each head of a model retrieves, and how much each layer suffers from eviction.
 
-One JSON file a model and source, `<model>.<source>.json`: `held_out` and `longbench` are made by
-`python run.py eval=calibrate`, `published` are the figures that the paper's authors released. A file is checked when it
-is read; whether it fits a model, and the run, is `Context.calibrated`.
+Each model and source has one JSON file, `<model>.<source>.json`: `held_out` and `longbench` are made by `python run.py
+eval=calibrate`, `published` are the figures that the paper's authors released. A file is checked when it is read;
+`Context.calibrated` checks that it fits the model and the run.
 """
 
 import difflib
@@ -30,10 +30,10 @@ AUTO = {"held_out": ("held_out", "published"), "longbench": ("longbench", "publi
 """The sources that `calibration=auto` looks for, in order, by the protocol's `calibration_data`."""
 
 SUM_TOLERANCE = 1e-4
-"""How far the layer scores may sum to something else than 1; they are rounded to 8 digits."""
+"""The allowed difference of the sum of layer scores from 1; they are rounded to 8 digits."""
 
 HeadScores = tuple[Annotated[tuple[Annotated[float, Ge(0), Le(1e30)], ...], MinLen(1)], ...]
-"""[layer][query head]; in float32, too, the scores of all heads of a model have a sum."""
+"""[layer][query head]; bounded, so that the sum over all heads is finite in float32."""
 
 Rankings = tuple[Annotated[tuple[Annotated[int, Ge(0)], ...], MinLen(1)], ...]
 """[layer][rank]: query heads, best first."""
@@ -47,12 +47,12 @@ LayerShares = Annotated[tuple[Annotated[float, Ge(0), Le(1)], ...], MinLen(1)]
 class Calibration:
     """`head_scores[kind][layer][query head]`; `rankings[kind][layer]` are query heads, best first.
 
-    `heads` is the number of semantic retrieval heads a layer that the calibration chose, `layer_scores` the share of
-    each layer in the total error with so many (they sum to 1), `layer_scores_by_head_count` the same with other
-    numbers of heads, where they were measured. Layers are those that evict, in model order. `weights` identifies the
-    weights that it was made with (`loaded_weights.fingerprints`), and `model_fingerprint` the files that they came
-    from; files of older versions have only the latter, and published ones neither. `no_scores[kind]` says why there
-    are no scores of a kind; `accepted` counts the prompts that it was made from, by needle or task.
+    `heads`: number of semantic retrieval heads per layer that the calibration chose. `layer_scores`: each layer's share
+    of the total error with that number of heads (they sum to 1). `layer_scores_by_head_count`: the same with other
+    numbers of heads, where measured. Layers are those that evict, in model order. `weights` identifies the weights that
+    it was made with (`loaded_weights.fingerprints`), and `model_fingerprint` their files; files of older versions have
+    only the latter, and published ones neither. `no_scores[kind]` says why there are no scores of a kind; `accepted`
+    counts the prompts that it was made from, by needle or task.
     """
 
     model: Name
@@ -70,7 +70,7 @@ class Calibration:
 
     @property
     def q_heads(self) -> int:
-        """Query heads of a layer, as far as the calibration tells them."""
+        """Query heads per layer, if the calibration has them."""
         tables = (*self.head_scores.values(), *self.rankings.values())
         return max((len(table[0]) for table in tables), default=self.heads)
 
@@ -102,7 +102,7 @@ class Calibration:
     def layer_scores_with(self, heads: int) -> tuple[float, ...]:
         """The layers' shares of the error, measured with `heads` selecting heads per layer.
 
-        Those of the nearest number that was measured, the smaller of two; where it is another one, a note says so once.
+        If `heads` was not measured, the nearest number is used (the smaller of two), and a note says so once.
         """
         measured = {int(count): scores for count, scores in self.layer_scores_by_head_count.items()}
         measured[self.heads] = self.layer_scores
@@ -115,7 +115,7 @@ class Calibration:
         return measured[nearest]
 
     def kind_of_scores(self, kind: str, protocol: EvaluationProtocol) -> str:
-        """The kind to ask for where `kind` is wanted: how `protocol` counts decides which semantic scores these are."""
+        """The kind of head scores to use for `kind`: the `protocol` decides which semantic scores count."""
         counted = kind == "semantic" and protocol.srh_multiplicity == "count"
         return "semantic_count" if counted and "semantic_count" in self.head_scores else kind
 
@@ -217,7 +217,7 @@ def folders() -> tuple[Path, ...]:
 
 
 def names() -> list[str]:
-    """What there is in all folders, as `<model>.<source>`, sorted."""
+    """The calibrations in all folders, as `<model>.<source>`, sorted."""
     existing: set[str] = set()
     for folder in folders():
         existing |= {path.name.removesuffix(".json") for path in folder.glob("*.json")}
@@ -225,7 +225,7 @@ def names() -> list[str]:
 
 
 def find(model: str, source: str, folder: Path | None = None) -> Calibration | None:
-    """The calibration of `model`, whatever the case of its name, from `source`; None if none of the folders has it."""
+    """The calibration of `model` (in any case) from `source`; None if none of the folders has it."""
     path = find_file(model, source, folder)
     return load(path) if path else None
 
@@ -245,8 +245,8 @@ def choose(
 ) -> Calibration | None:
     """The calibration that the `setting` of a run asks for: auto, a source, or the path of a file.
 
-    None where there is none of this model, which only methods that need one mind. Raises `UserError` for a file that
-    is refused, and for a source that nothing comes from.
+    None if this model has none; only methods that need one refuse that. Raises `UserError` for an invalid file, and for
+    an unknown source.
     """
     if setting == "auto":
         sources: tuple[str, ...] = AUTO[protocol.calibration_data]
@@ -260,7 +260,7 @@ def choose(
         nearest = difflib.get_close_matches(setting, SOURCES, 1)
         fix = f"did you mean {nearest[0]}?" if nearest else "choose auto, a source or the path of a file"
         raise UserError(
-            "calibration", f"{fix} (there are {', '.join(names())})", value=setting, why=f"not found for {model}"
+            "calibration", f"{fix} (available: {', '.join(names())})", value=setting, why=f"not found for {model}"
         )
     return None
 

@@ -33,12 +33,12 @@ def observe(
 ) -> tuple[Tensor, list[list[Tensor]]]:
     """Errors summed over the decoding steps of an answer, [scorers, layers], and what was kept, [scorer][layer].
 
-    `answer` are tokens known from before, or how far to generate them greedily.
+    `answer`: known tokens, or the condition up to which they are generated greedily.
 
-    The model runs with its full cache throughout, so errors do not add up from layer to layer. Beside it each layer
-    attends to a shadow: the `capacity` past tokens that each scorer keeps, the window, and all generated tokens; both
+    The model runs with its full cache throughout, so errors do not add up from layer to layer. Each layer also attends
+    to a shadow cache: the `capacity` past tokens that each scorer keeps, the window, and all generated tokens; both
     outputs are compared after the layer's output projection (`projections`). The scorers keep the same tokens in every
-    KV head. The first token comes from the prefill and counts nothing.
+    KV head. The first token comes from the prefill and is not counted.
     """
     window = max(scorer.window for scorer in scorers)
     prompt = full_prefill(model, ids, window)

@@ -1,4 +1,4 @@
-"""Looking into every decoding step of a full cache."""
+"""Observe every decoding step of a full cache."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager

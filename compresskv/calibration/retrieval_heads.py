@@ -15,13 +15,13 @@ Scores = Tensor
 
 @dataclass(frozen=True)
 class HeadObservation:
-    """What one prompt showed: the answer's `tokens`, and each head's score by four definitions.
+    """The result of one prompt: the answer's `tokens`, and each head's score by four definitions.
 
     `semantic` sums the attention a head gives the answer span at the steps whose predicted token occurs in it
     (CompressKV eq. 5); `semantic_count` counts a token as often as it occurs there, as the released code does;
-    `traditional` counts, per span token, the steps at which the head's strongest attention falls on the very token
-    that is predicted (Wu et al. 2024); `retrieval_reasoning` averages, over the m strongest positions of a step (m span
-    tokens), the attention of those inside the span, whatever is predicted (HeadKV-R2, Fu et al. 2024).
+    `traditional` counts, per span token, the steps at which the head's strongest attention falls on the very token that
+    is predicted (Wu et al. 2024); `retrieval_reasoning` averages, over the m strongest positions of a step (m span
+    tokens), the attention of those inside the span, for any predicted token (HeadKV-R2, Fu et al. 2024).
     """
 
     tokens: list[int]
@@ -68,7 +68,7 @@ def observe(
 
 @dataclass(frozen=True, eq=False)
 class Glance:
-    """What heads attend to at one step, as far as scores need it; tensors [..., q_heads].
+    """The attention of heads at one step, as needed for scores; tensors [..., q_heads].
 
     `mass` is the attention on the answer span, `strongest` the position of the largest weight, `top_mass` the mean,
     over the m largest weights (m span tokens), of those inside the span, the others counting zero.

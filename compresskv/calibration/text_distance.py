@@ -1,4 +1,4 @@
-"""How far a model departs from its full cache on ordinary text, of which scorers choose what it keeps."""
+"""The distance of a model with evicted tokens from its full cache, on ordinary text."""
 
 from collections.abc import Sequence
 
@@ -23,9 +23,9 @@ def observe(
 ) -> list[float]:
     """KL(full ‖ compressed) of the next-token distributions in nats per token of `continuation`, by scorer.
 
-    The model has read the text `ids` [tokens], int64, and is given what follows it, two tokens at least; the first
-    counts nothing, since no eviction has touched its distribution. Every layer keeps the window and as many past tokens
-    as each of `capacities` says; the mean over these is returned.
+    The model reads the text `ids` [tokens], int64, and then `continuation`, at least two tokens. The first of these is
+    not counted, because eviction cannot affect its distribution. Every layer keeps the window and, in turn, each number
+    of past tokens in `capacities`; the mean over these is returned.
     """
     prompt = full_prefill(model, ids, max(scorer.window for scorer in scorers))
     kept = []

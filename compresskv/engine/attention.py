@@ -1,9 +1,9 @@
 """The seam to transformers: the attention function registered with it, over one of the backends.
 
-transformers hands it RoPE'd queries, keys and values of any decoder. In the prefill the prompt attends to itself in
-full; afterwards the layer of our cache that the keys came from sees the queries of the observation window. When a
-layer has evicted, the new token attends to what is left of it. Nothing is patched: a model opts in by
-`set_attn_implementation`, and `attached` puts its own implementation back.
+transformers passes it the RoPE'd queries, keys and values of any decoder. In the prefill the prompt attends to itself
+in full; then the cache layer of the keys receives the queries of the observation window. After eviction, new tokens
+attend to the kept tokens. No class is patched: a model opts in with `set_attn_implementation`, and `attached` restores
+its own implementation.
 """
 
 from collections.abc import Iterator
@@ -19,7 +19,7 @@ from compresskv.engine.rotary import steady
 from compresskv.errors import UserError
 from compresskv.hardware import no_flash
 
-# transformers treats every name that contains "flash" as a kernel of its own.
+# transformers treats every name that contains "flash" as flash-attn.
 _BACKENDS: dict[str, tuple[str, type[Backend]]] = {
     "sdpa": ("compresskv_sdpa", SDPA),
     "sdpa on cuda": ("compresskv_sdpa_cuda", MaskedSDPA),
@@ -41,7 +41,8 @@ def attention_forward(
     """Attention with eviction, in the signature that transformers calls.
 
     query [batch, q_heads, new, d], key and value [batch, kv_heads, *, d] -> [batch, new, q_heads, d]. Raises
-    `UserError` for what it would get wrong: logit soft-capping, attention sinks, position biases, masks of any kind.
+    `UserError` for features that it does not support: logit soft-capping, attention sinks, position biases, masks of
+    any kind.
     """
     for name in ("softcap", "s_aux", "position_bias"):
         if kwargs.get(name) is not None:
@@ -72,7 +73,7 @@ def attention_forward(
 
 
 def _refuse_gaps(positions: Tensor | None, start: int) -> None:
-    """Raise `UserError` unless `positions` [rows, new], where the model says them, go on from `start`."""
+    """Raise `UserError` unless `positions` [rows, new], if the model passes them, continue from `start`."""
     if positions is not None and positions[0, 0] != start:
         raise UserError(
             "position_ids",
@@ -84,7 +85,7 @@ def _refuse_gaps(positions: Tensor | None, start: int) -> None:
 
 
 def refuse_padding(attention_mask: Tensor | None = None, **kwargs: Any) -> None:
-    """The mask function beside `attention_forward`: no mask is ever made, so a padded batch is refused."""
+    """The mask function of `attention_forward`: it makes no masks, so it refuses padded batches."""
     if attention_mask is not None and not attention_mask.all():
         raise UserError(
             "attention_mask", "pass one unpadded prompt at a time", why="a padded batch is not supported under eviction"
@@ -100,7 +101,7 @@ def register(name: str, backend: Backend) -> str:
 
 
 def forget(name: str) -> None:
-    """Let go of the backend `name`, and of what it refers to."""
+    """Unregister the backend `name`, and free what it refers to."""
     _backends.pop(name, None)
 
 
@@ -113,8 +114,8 @@ def is_attached(config: PreTrainedConfig) -> bool:
 def attached(model: PreTrainedModel, backend: str = "sdpa") -> Iterator[PreTrainedModel]:
     """Run `model` with our attention over `backend` ("sdpa", "flash_attention_2"); its own is restored on leaving.
 
-    Where its RoPE depends on the length of the text, each text has its own, whatever came before: see rotary.py.
-    Raises `UserError` for a model that flash-attn or the seam cannot run.
+    If its RoPE depends on the length of the text, each text gets its own frequencies: see rotary.py. Raises `UserError`
+    for a model that flash-attn or the seam cannot run.
     """
     if backend == "flash_attention_2":
         refuse_flash(model)
@@ -147,6 +148,6 @@ def refuse_flash(model: PreTrainedModel) -> None:
 
 
 def _known(backend: str, device: torch.device) -> str:
-    """The name under which a backend is registered, which it is on first use."""
+    """The name of a backend, which is registered on first use."""
     name, kind = _BACKENDS["sdpa on cuda" if (backend, device.type) == ("sdpa", "cuda") else backend]
     return name if name in _backends else register(name, kind())

@@ -29,7 +29,7 @@ class Backend(Protocol):
         ...
 
     def end_prefill(self) -> None:
-        """Let go of what the layers share while a prompt passes through them."""
+        """Free what the layers share during a prefill."""
         ...
 
     def rows(self, sources: list[Source], room: int) -> list[LayerRows]:
@@ -75,7 +75,7 @@ class SDPA:
             mask = causal_lower_right(new, total)
         grouped = query.shape[1] != key.shape[1]
         if grouped and query.is_cuda and (slides or not flash_serves(query.dtype, query.device)):
-            # CUDA's efficient kernel takes no groups, and the one that is left would hold all logits.
+            # CUDA's efficient kernel does not support groups, and the math kernel would hold all logits.
             groups, grouped = query.shape[1] // key.shape[1], False
             key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
         return F.scaled_dot_product_attention(
@@ -89,7 +89,7 @@ class SDPA:
         )
 
     def _mask(self, query: Tensor, total: int, sliding_window: int | None) -> Tensor:
-        """What the last of `total` tokens, those of `query`, may see: [new, total], to add to the logits."""
+        """The mask for `query`, the last of `total` tokens: [new, total], to add to the logits."""
         new = query.shape[2]
         shape = (new, total, sliding_window)
         mask = self._masks.get(shape)

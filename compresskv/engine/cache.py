@@ -16,7 +16,7 @@ from compresskv.eviction import LayerPrefill, Scorer, observe, observers
 
 
 def compact(tensor: Tensor) -> Tensor:
-    """`tensor` without more memory behind it than it shows: a view, such as of a fused projection, is copied."""
+    """`tensor` in storage of its own size: a view, such as of a fused projection, is copied."""
     return tensor.clone() if tensor.untyped_storage().nbytes() > tensor.nbytes else tensor
 
 
@@ -29,7 +29,7 @@ class EvictedLayer(CacheLayerMixin):
     """
 
     is_sliding = False
-    is_croppable = True  # what follows the prompt is; transformers asks before assisted decoding, which `crop` refuses
+    is_croppable = True  # after the prompt; assisted decoding, which checks this, is refused by `crop`
 
     def __init__(
         self,
@@ -52,7 +52,7 @@ class EvictedLayer(CacheLayerMixin):
         self.masked: Tensor | None = None
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        """Take the prompt as it is, or room for all of it if this is but its first chunk."""
+        """Store the prompt as it is; if this is only its first chunk, allocate room for all of it."""
         self.dtype, self.device = key_states.dtype, key_states.device
         self.token_bytes = 2 * key_states.shape[-1] * key_states.itemsize
         self.is_initialized = True
@@ -64,9 +64,9 @@ class EvictedLayer(CacheLayerMixin):
             self.keys, self.values = key_states.new_empty(shape), key_states.new_empty(shape)
 
     def begin_with(self, chunks: Sequence[tuple[Tensor, Tensor]]) -> None:
-        """Take the prompt's first tokens, keys and values [1, kv_heads, *, d] of each chunk, as if they were computed.
+        """Store the prompt's first tokens, given as keys and values [1, kv_heads, *, d] of each chunk, as if computed.
 
-        The prompt has more tokens than these, and at least `window` more.
+        The prompt must have more tokens, at least `window`.
         """
         for keys, values in chunks:
             if not self.is_initialized:
@@ -121,7 +121,7 @@ class EvictedLayer(CacheLayerMixin):
             self.on_prefill(prefill)
 
     def get_seq_length(self) -> int:
-        """Tokens seen, evicted ones included: positions go on from here."""
+        """Tokens seen, evicted ones included: positions continue from here."""
         return self.seen
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
@@ -132,13 +132,13 @@ class EvictedLayer(CacheLayerMixin):
 
 
 class SlidingLayer(DynamicSlidingWindowLayer):
-    """transformers' own, but without the whole prompt behind the view of its last tokens."""
+    """transformers' sliding-window layer, without keeping the memory of the whole prompt behind a view."""
 
     keys: Tensor
     values: Tensor
 
     def begin_with(self, chunks: Sequence[tuple[Tensor, Tensor]], length: int) -> None:
-        """Take the prompt's first `length` tokens, as the layer had held the end of each chunk."""
+        """Store the prompt's first `length` tokens, given the end of each chunk as the layer had held it."""
         self.lazy_initialization(*chunks[0])
         keys, values = (torch.cat(tensors, 2)[:, :, 1 - self.sliding_window :] for tensors in zip(*chunks, strict=True))
         self.keys, self.values, self.cumulative_length = compact(keys), compact(values), length
@@ -183,7 +183,7 @@ class EvictedCache(Cache):
         self.prompt_length = prompt_length
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "EvictedCache":
-        """A copy that shares no keys and values; the configuration, which says how the model attends now, stays."""
+        """A copy with its own keys and values. The configuration is shared, because it says how the model attends."""
         memo[id(self.config)] = self.config
         copied = type(self).__new__(type(self))
         memo[id(self)] = copied
@@ -192,9 +192,9 @@ class EvictedCache(Cache):
         return copied
 
     def crop(self, max_length: int) -> None:
-        """Forget all tokens from position `max_length` on, or, unless it is positive, the last −`max_length` ones.
+        """Remove the tokens from position `max_length` on; if it is not positive, the last −`max_length` tokens.
 
-        Raises `UserError` for tokens of the prompt, and where a sliding window has lost what was before them.
+        Raises `UserError` for tokens of the prompt, and if a sliding window has dropped the tokens before them.
         """
         seen = self.get_seq_length()
         length = max_length if max_length > 0 else seen + max_length
@@ -236,13 +236,13 @@ class EvictedCache(Cache):
 
         `sources` is emptied on the way.
         """
-        self.backend.end_prefill()  # where the model's own loop fed the prompt, nobody else has
+        self.backend.end_prefill()  # not done yet if the model's own `generate` fed the prompt
         for layer, rows in zip(self.evicting, self.backend.rows(sources, room), strict=True):
             layer.seen = length
             layer.rows = rows
 
     def batch_select_indices(self, indices: Tensor) -> None:
-        """Keep these settings (sorted) only."""
+        """Keep only these settings (sorted)."""
         settings = indices.tolist()
         for sliding in self.sliding.values():
             sliding.batch_select_indices(indices)

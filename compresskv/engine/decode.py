@@ -20,8 +20,8 @@ from compresskv.selection import Kept
 class Stopping:
     """Generation ends with a token of `ids`, which is kept in the output, or after `max_new_tokens`.
 
-    The first `min_new_tokens` tokens are never of `ids`. `settings`: what else of a generation config applies to greedy
-    decoding, such as `LoadedModel.generation_defaults`; by default nothing does.
+    The first `min_new_tokens` tokens are never of `ids`. `settings`: further settings of a generation config to apply,
+    such as `LoadedModel.generation_defaults`; none by default.
     """
 
     max_new_tokens: int
@@ -34,8 +34,8 @@ class Stopping:
 def decode_cache(prefill: Prefill, kept: Sequence[Kept], room: int, last: bool = False) -> EvictedCache:
     """A cache of one row per setting, holding what each keeps, with room for `room` new tokens.
 
-    The model must be `attached`, now and while it decodes. `last`: the prompt's layers are given up as they are copied,
-    so that no more than one is held twice.
+    The model must be `attached`, now and while it decodes. `last`: the prompt's layers are freed as they are copied, so
+    that at most one is held twice.
     """
     cache = EvictedCache(prefill.cache.config, 1, prefill.length, lambda layer: None)
     sources = []
@@ -78,7 +78,7 @@ def forward_tokens(model: PreTrainedModel, tokens: Tensor, cache: EvictedCache, 
 def forward_given(model: PreTrainedModel, tokens: Tensor, rows: int, cache: EvictedCache, position: int) -> Tensor:
     """Feed the same `tokens` [new], from `position` on, to each of `rows`; returns logits [rows, new, vocabulary].
 
-    Logits are float32; the last are those of the token after all of them. `model` must be `attached`.
+    Logits are float32; the last ones predict the token after all of `tokens`. `model` must be `attached`.
     """
     positions = torch.arange(position, position + tokens.numel(), device=tokens.device)
     out = model(
@@ -102,15 +102,15 @@ def decode(
 ) -> list[list[int]]:
     """Greedy decoding of `rows` settings that share a prompt of `length` tokens and its next-token `logits`.
 
-    `prompt` [length], int64: its ids, which the settings of `stopping` look at. A row that has stopped leaves the
-    batch. Returns the new tokens of each row, the stop token included. Raises
-    `NonFiniteError` where a row's logits are not all finite.
+    `prompt` [length], int64: its ids, which the settings of `stopping` need. A row that has stopped leaves the batch.
+    Returns the new tokens of each row, the stop token included. Raises `NonFiniteError` where a row's logits are not
+    all finite.
     """
     banned = sorted(stopping.ids)
     process = processors(model, stopping.settings, length, stopping.max_new_tokens, stopping.ids)
     seen = torch.empty(1, 0) if prompt is None else prompt
     if process and seen.numel() != length:
-        raise ValueError("the settings of `stopping` look at the ids of the prompt: pass prompt")
+        raise ValueError("the settings of `stopping` need the ids of the prompt: pass prompt")
     seen = seen.expand(rows, -1)
     tokens: list[list[int]] = [[] for _ in range(rows)]
     active = list(range(rows))

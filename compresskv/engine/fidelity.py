@@ -1,7 +1,7 @@
-"""How far a setting is from the full cache: next-token distributions on the same text, every token given.
+"""The distance of a setting from the full cache: next-token distributions on the same text, with teacher forcing.
 
-The text is the full cache's own greedy answer, and, apart from it, a reference answer. Both follow the prompt whose
-prefill the settings share, so only a few decode steps are added.
+Two texts are read: the full cache's greedy answer, and a reference answer. Both follow the prompt whose prefill the
+settings share, so only a few decode steps are added.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,7 +18,7 @@ from compresskv.engine.rotary import regime
 from compresskv.selection import Kept
 
 LOGITS = 1 << 26
-"""Bytes of the logits that exist at a time: as many tokens go through one forward as these allow."""
+"""Bytes of logits that may exist at once; they limit the tokens of a forward pass."""
 
 
 @dataclass(frozen=True)
@@ -26,9 +26,10 @@ class Fidelity:
     """One setting on one sample.
 
     `kl`: KL(full ‖ setting) of the next-token distributions in nats, mean over the tokens of the full cache's answer
-    after the first, which no eviction has touched. `agreement`: share of these tokens, 0 to 1, where both have the same
+    after the first, which eviction cannot affect. `agreement`: share of these tokens, 0 to 1, where both have the same
     most probable one. None where the answer is a single token. `reference_nll`: negative log-likelihood of the
-    reference answer in nats per token; None where there is none. `kl_per_token`: what `kl` is the mean of, in order.
+    reference answer in nats per token; None where there is none. `kl_per_token`: the values of which `kl` is the mean,
+    in order.
     """
 
     kl: float | None
@@ -46,10 +47,10 @@ def fidelity(
     reference: Sequence[int],
     limit: int,
 ) -> dict[int, Fidelity]:
-    """The fidelity of the settings that keep `kept`, by their place.
+    """The fidelity of the settings that keep `kept`, by their index.
 
-    `answer`: token ids that the full cache generated; `reference`: those of the reference answer, perhaps none.
-    `limit`: bytes that a batch may take, the full cache apart. `model` must be `attached`. Raises `NonFiniteError`.
+    `answer`: token ids that the full cache generated; `reference`: those of the reference answer, may be empty.
+    `limit`: bytes that a batch may take, without the full cache. `model` must be `attached`. Raises `NonFiniteError`.
     """
     room = max(len(answer), len(reference), 1)
     places = list(kept)
@@ -86,7 +87,7 @@ def _distances(
 def _likelihoods(
     model: PreTrainedModel, prompt: Prefill, rows: Sequence[Kept], reference: Sequence[int]
 ) -> list[float | None]:
-    """Negative log-likelihood of `reference` per token, of each row. Its first token is the prompt's to predict."""
+    """Negative log-likelihood of `reference` per token, of each row. The prompt predicts its first token."""
     if not reference:
         return [None] * len(rows)
     first = -prompt.logits.log_softmax(-1)[reference[0]].double()

@@ -1,4 +1,4 @@
-"""What a prompt and its settings will take of a device's memory, from the model's shape."""
+"""Forecast the memory of a prompt and its settings from the model's shape."""
 
 from collections.abc import Collection, Sequence
 from contextlib import suppress
@@ -29,8 +29,8 @@ class ScoringBytes:
 class Footprint:
     """Bytes that a model of this shape takes beside its weights for a prompt of `length` tokens.
 
-    `backend` is "sdpa" or "flash_attention_2". What a configuration does not name is taken as most architectures have
-    it.
+    `backend` is "sdpa" or "flash_attention_2". Sizes that a configuration does not have are those of most
+    architectures.
     """
 
     model: PreTrainedModel
@@ -47,7 +47,7 @@ class Footprint:
         """The widest moment of a layer's forward pass over `chunk` tokens: in the MLP, or in attention.
 
         In the MLP, four hidden states (the embeddings, the layer's input, the residual and its norm) and three
-        intermediate ones are alive, in attention five hidden states, beside the cosines and sines of all positions.
+        intermediate ones are alive, in attention five hidden states, and the cosines and sines of all positions.
         """
         config = self._config
         hidden, angles = config.hidden_size, 2 * self._head_dim
@@ -83,7 +83,7 @@ class Footprint:
         return 2 * config.num_attention_heads * self._head_dim * keys * self._itemsize if repeats else 0
 
     def scoring(self, scorers: Collection[Scorer], window: int) -> ScoringBytes:
-        """What scoring takes: measured on two short prompts, since all of it grows linearly with the prompt."""
+        """Bytes for scoring, measured on two short prompts, since they grow linearly with the prompt."""
         if not scorers:
             return ScoringBytes(0, 0, 0)
         short, long = (max(window, 1) + 64 * times for times in (2, 4))
@@ -112,7 +112,7 @@ class Footprint:
         scored: list[LayerScores] = []
         with LiveBytesMode([keys, asked, queries]) as mode:
             for scorer, observer in observed.items():
-                with suppress(Exception):  # where a prompt is scored, it fails its own setting alone
+                with suppress(Exception):  # when a prompt is scored, it fails only its own setting
                     observe({scorer: observer}, asked, keys, scaling)
             for scorer in scorers:
                 try:
@@ -131,7 +131,9 @@ class Footprint:
         return (evicting * tokens + sum(sliding)) * self._token_bytes + 8 * self._config.vocab_size
 
     def full_row(self, room: int) -> int:
-        """What the full cache takes beside the prompt when it decodes last: the prompt's layers go as it is filled."""
+        """Bytes of the full cache beside the prompt when it decodes last: the prompt's layers are freed as it is
+        filled.
+        """
         evicting, _ = self._layers
         prompt = evicting * self.length * self._token_bytes
         return self.row(None, room) - prompt + prompt // max(evicting, 1)

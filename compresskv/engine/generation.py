@@ -22,8 +22,8 @@ class Generation:
     """What one setting generated, and what it kept.
 
     `kept` counts prompt tokens, [layer][KV head]; `cache_bytes` are the bytes of their keys and values, `sliding_bytes`
-    those of the sliding-window layers, which no setting evicts. `together`: the places, in the list of settings, of
-    those that were decoded in the same batch. `fidelity`: where it was asked for.
+    those of the sliding-window layers, which no setting evicts. `together`: the indices, in the list of settings, of
+    those that were decoded in the same batch. `fidelity`: None unless requested.
     """
 
     tokens: list[int]
@@ -49,12 +49,12 @@ def generate(
     reference: Sequence[int] | None = None,
     prefixes: PrefixStore | None = None,
 ) -> list[Generation]:
-    """Shared path: one prefill of `ids` [prompt], then all settings decode as one batch, full caches apart.
+    """Shared path: one prefill of `ids` [prompt], then all settings decode as one batch, full caches separately.
 
     Settings that exceed `memory` (bytes for the prompt and one batch; None: what is free) decode in several batches.
-    With a `reference` answer (token ids, perhaps none), the fidelity of each setting is measured too. `prefixes` has
-    what earlier prompts computed, and gives up what the settings need of the memory: no batch depends on it. Raises
-    `PromptError` where a model's RoPE would switch amid the answer.
+    With a `reference` answer (token ids, may be empty), the fidelity of each setting is measured too. `prefixes` holds
+    chunks of earlier prompts; it frees memory that the settings need, so it does not change a batch. Raises
+    `PromptError` if the model's RoPE would switch within the answer.
     """
     refuse_crossing(model, ids.numel(), max(stopping.max_new_tokens, len(reference or ())))
     window = max((setting.window for setting in settings), default=1)
@@ -92,7 +92,7 @@ def _full_answer(
     generations: Mapping[int, Generation],
     stopping: Stopping,
 ) -> list[int]:
-    """What the full cache generates: a setting's, if one of them is the full cache."""
+    """The full cache's answer: that of a setting, if one of them is the full cache."""
     for place, setting in enumerate(settings):
         if setting.budget is None:
             return generations[place].tokens
@@ -100,9 +100,9 @@ def _full_answer(
 
 
 def decode_batches(settings: Sequence[Setting], sizes: Sequence[int], limit: int) -> list[list[int]]:
-    """The places in `settings` of those that decode together, given the bytes that each takes and their `limit`.
+    """The indices of `settings` that decode together, given the bytes that each takes and their `limit`.
 
-    Each full cache is alone, so that in any dtype its tokens are those of a run without any other setting.
+    Each full cache decodes alone, so that its tokens equal those of a separate run in any dtype.
     """
     full = [place for place, setting in enumerate(settings) if setting.budget is None]
     others = [place for place, setting in enumerate(settings) if setting.budget is not None]
@@ -113,9 +113,9 @@ def decode_batches(settings: Sequence[Setting], sizes: Sequence[int], limit: int
 def _decode_together(
     model: PreTrainedModel, prompt: Prefill, kept: Mapping[int, Kept], stopping: Stopping, last: bool = False
 ) -> dict[int, Generation]:
-    """Decode the settings at these places as one batch, or in halves where the device's memory does not hold it.
+    """Decode the settings at these indices as one batch, or in halves if it does not fit into the device's memory.
 
-    The `last` setting, alone, may give up the prompt.
+    The `last` setting, which decodes alone, may free the prompt.
     """
     places = tuple(kept)
     try:

@@ -21,11 +21,11 @@ from compresskv.installed import generate_argument
 from compresskv.selection import Kept, answered, counts, keep_all, refuse_nan, select, tighten
 
 WASTE = 1.5
-"""Before the last layer is seen, a layer may hold so many times of what it may keep; moving less is not worth it."""
+"""Before the last layer is seen, a layer is moved only if it holds more than this many times what it may keep."""
 
 
 class LayerwiseCache(EvictedCache):
-    """A cache of one prompt that evicts by itself; afterwards `kept` holds the prompt positions that are left.
+    """A cache of one prompt that evicts by itself; afterwards `kept` has the kept prompt positions.
 
     `prompt_length` None: the first forward brings the whole prompt. `room` new tokens are allocated ahead.
     """
@@ -44,7 +44,7 @@ class LayerwiseCache(EvictedCache):
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args, **kwargs
     ) -> tuple[Tensor, Tensor]:
-        """As transformers has it. Raises `UserError` where the model's own attention would misread what is left."""
+        """As in transformers. Raises `UserError` if the model's own attention would misread the kept tokens."""
         if not is_attached(self.config):
             raise UserError(
                 "cache",
@@ -58,17 +58,17 @@ class LayerwiseCache(EvictedCache):
         return super().update(key_states, value_states, layer_idx, *args, **kwargs)
 
     def __bool__(self) -> bool:
-        """Whether anything came yet: Phi-3's `generate` replaces a cache that is true and short, even an empty one."""
+        """Whether it has tokens: Phi-3's `generate` replaces a cache that is true and short, even an empty one."""
         return self.get_seq_length() > 0
 
     def expect(self, length: int) -> None:
-        """The prompt, of which nothing came yet, has `length` tokens, which may come in chunks."""
+        """Set the length of the prompt, in tokens, before any of it arrives; it may arrive in chunks."""
         self.prompt_length = length
         for layer in self.evicting:
             layer.prompt_length = length
 
     def refuse_shorter(self, length: int) -> None:
-        """Raise `UserError` where `length` tokens are all that comes of a prompt that is said to be longer."""
+        """Raise `UserError` if only `length` tokens of a longer prompt arrive."""
         if length < (self.prompt_length or 0):
             raise UserError(
                 "prompt_length",
@@ -94,7 +94,7 @@ class LayerwiseCache(EvictedCache):
             )
 
     def _evict(self, layer: LayerPrefill) -> None:
-        """Compress `layer`, and the layers before it by as much as its scores take from them."""
+        """Compress `layer`, and shrink the layers before it if its scores require so."""
         method, budget = self.setting.method, self.setting.budget
         if method is None or budget is None or self.setting.keeps_all(layer.length):
             self.kept.append(keep_all(layer.kv_heads, layer.length, layer.keys.device))
@@ -115,7 +115,7 @@ class LayerwiseCache(EvictedCache):
             self._finish(layer.length)
 
     def _shrink(self, index: int, waste: float = 1) -> None:
-        """Let go of what the layer at `index` may not keep, if it holds more than `waste` times of the rest."""
+        """Drop what the layer at `index` may not keep, if it holds more than `waste` times what it may keep."""
         held, capacity = self._held[index], self._capacities[index]
         heads = len(held.kept)
         allowed = (heads * capacity if isinstance(capacity, int) else sum(capacity)) + heads * self.setting.window
@@ -123,7 +123,7 @@ class LayerwiseCache(EvictedCache):
             self._held[index] = held.only(select(self._scores[index], capacity, held.length))
 
     def _finish(self, length: int) -> None:
-        """Every layer is seen: decode from what they may keep."""
+        """After the last layer, prepare to decode from the kept tokens."""
         if self._held and self.setting.method:
             refuse_nan(self._scores, self.setting.method.scorer, self._held[0].keys.dtype, lambda: self._finite)
         sources, self._complete = self._complete, []
@@ -139,7 +139,8 @@ class LayerwiseCache(EvictedCache):
 
 @dataclass(frozen=True, eq=False)
 class HeldLayer:
-    """What a layer keeps until the last layer is seen: keys and values [tokens, head_dim], one KV head after the other.
+    """The tokens of a layer until the last layer is seen: keys and values [tokens, head_dim], one KV head after the
+    other.
 
     `kept` are the prompt positions of each head; `places` [tokens] name them all at once: position + `length` · head.
     """

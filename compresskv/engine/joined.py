@@ -1,7 +1,7 @@
-"""Several prompts, compressed one after the other, as one batch: each row has a length and a position of its own.
+"""Several prompts, compressed one after the other, as one batch: each row has its own length and position.
 
-Each prompt is prefilled alone on the in-layer path, so that the full cache of all layers exists for none of them; what
-it keeps waits until the batch is made.
+Each prompt is prefilled alone on the in-layer path, so that the full cache of all layers never exists. Its kept tokens
+are held until the batch is made.
 """
 
 from collections.abc import Sequence
@@ -31,14 +31,14 @@ class WaitingCache(LayerwiseCache):
         self.sources: list[Source] = []
 
     def hold(self, sources: list[Source], length: int, room: int) -> None:
-        """Nothing is decoded from this cache, so what it keeps is not copied into buffers yet."""
+        """This cache does not decode, so its kept tokens are not copied into buffers yet."""
         self.sources = sources
 
 
 def evicting_bytes(prompts: Sequence[WaitingCache], room: int) -> int:
-    """What `prompts` will allocate as one batch in layers that evict, with `room` for new tokens.
+    """Bytes that `prompts` will allocate as one batch in layers that evict, with `room` for new tokens.
 
-    Not always the sum of what each would take: `backend.capacities` sees the rows of all. A prompt may stand for more.
+    Not always the sum over prompts, since `backend.capacities` depends on all rows. A prompt may be listed repeatedly.
     """
     tallies = [counts(prompt.kept) for prompt in prompts]
     together: list[list[int]] = []
@@ -50,7 +50,7 @@ def evicting_bytes(prompts: Sequence[WaitingCache], room: int) -> int:
 
 
 def sliding_bytes(prompts: Sequence[WaitingCache], room: int) -> int:
-    """What their sliding-window layers will hold after `room` new tokens: a window of tokens at most."""
+    """Bytes that their sliding-window layers will hold after `room` new tokens: a window of tokens at most."""
     total = 0
     for prompt in prompts:
         for layer in prompt.sliding.values():
@@ -63,9 +63,9 @@ def sliding_bytes(prompts: Sequence[WaitingCache], room: int) -> int:
 def join(prompts: list[WaitingCache], room: int) -> EvictedCache:
     """A cache of one row per prompt, with `room` for new tokens; `prompts` have been prefilled, and are emptied.
 
-    No more than one layer of all prompts is held twice. A row's next token is at the position of its prompt's length:
-    see `decode.forward_tokens`. The model must be `attached`. Raises `UserError` for prompts of different lengths that
-    do not fill a sliding window.
+    At most one layer of all prompts is held twice. A row's next token is at the position of its prompt's length: see
+    `decode.forward_tokens`. The model must be `attached`. Raises `UserError` for prompts of different lengths that do
+    not fill a sliding window.
     """
     longest = max(prompt.prompt_length for prompt in prompts)
     cache = EvictedCache(prompts[0].config, 1, longest, lambda layer: None)

@@ -1,4 +1,4 @@
-"""How many bytes of tensors are alive at once, by their storages, whatever the allocator makes of them."""
+"""Count the bytes of live tensors by their storages, independent of the allocator."""
 
 from collections.abc import Iterable
 from typing import Any

@@ -11,7 +11,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from compresskv.errors import PromptError
 
 SHARE = 0.8
-"""Of the free memory, what may be planned with; the rest is for fragmentation and others."""
+"""The share of free memory that may be planned; the rest is for fragmentation and other processes."""
 
 
 def used_bytes(model: PreTrainedModel) -> int:
@@ -50,13 +50,13 @@ def gpus(model: PreTrainedModel) -> list[torch.device]:
 
 
 def _cuda_free(device: torch.device) -> int:
-    # What torch holds in reserve is free for the next tensor.
+    # Memory that torch holds in reserve is free for new tensors.
     reserve = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     return torch.cuda.mem_get_info(device)[0] + reserve
 
 
 def _cgroup_free(root: Path = Path("/sys/fs/cgroup"), process: Path = Path("/proc/self/cgroup")) -> list[int]:
-    """What each limit on this process leaves, as a cluster or a container sets them (cgroup version 2)."""
+    """The bytes that each limit of a cluster or container (cgroup version 2) leaves to this process."""
     if not process.exists():
         return [1 << 62]
     group = next((line[3:] for line in process.read_text().splitlines() if line.startswith("0::")), "/")
@@ -73,7 +73,7 @@ def _cgroup_free(root: Path = Path("/sys/fs/cgroup"), process: Path = Path("/pro
 
 
 def ran_out(error: BaseException | None) -> bool:
-    """Whether `error` says that memory could not be had: torch's on a GPU, its allocator's on the CPU, or Python's."""
+    """Whether `error` is an out-of-memory error: torch's on a GPU, its allocator's on the CPU, or Python's."""
     if isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error):
         return True
     return isinstance(error, (torch.OutOfMemoryError, MemoryError))
@@ -81,7 +81,7 @@ def ran_out(error: BaseException | None) -> bool:
 
 @contextmanager
 def memory_as(refusal: PromptError) -> Iterator[None]:
-    """Within it, where memory runs out, `refusal` is raised instead."""
+    """Within it, out-of-memory errors are replaced by `refusal`."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:

@@ -1,7 +1,7 @@
 """One forward pass over the prompt, which serves every setting.
 
 The prompt's hidden states do not depend on the method, since eviction happens after a layer has attended to the whole
-prompt: what a setting keeps is chosen from the complete layers.
+prompt. Each setting selects its tokens from the complete layers.
 """
 
 from collections.abc import Collection, Sequence
@@ -24,7 +24,7 @@ from compresskv.selection import Kept, counts, keep_all, refuse_nan, running_cap
 
 
 class PrefillError(PromptError):
-    """No setting of this prompt can run: what all of them share has failed."""
+    """No setting of this prompt can run, because the part that all of them share has failed."""
 
 
 class NonFinitePrefillError(NonFiniteError, PrefillError):
@@ -53,7 +53,7 @@ class Setting:
         return 1 if self.method is None else self.method.window
 
     def scorers(self, length: int | None) -> list[Scorer]:
-        """Who scores a prompt of `length` tokens (None: not known yet); nobody where it is kept whole."""
+        """The scorers of a prompt of `length` tokens (None: not known yet); empty if it is kept whole."""
         whole = self.budget is None or (length is not None and self.keeps_all(length))
         return [] if self.method is None or whole else [self.method.scorer]
 
@@ -145,10 +145,10 @@ def prefill(
 ) -> Prefill:
     """Run the prompt once, keeping all of it and the queries of its last `window` positions.
 
-    Those of `scorers` that look from further back see all queries; they must be given here to `score` afterwards.
-    `ids` [prompt], int64. `chunk` bounds the tokens of one forward pass, and with it the memory of activations; the
-    result is the same. Whole chunks that `prefixes` has are taken from there, and what is computed goes there: bit for
-    bit the same. `model` must be `attached`. Raises `UserError` for an empty prompt.
+    Scorers with an observer see all queries; pass them here if `score` will use them. `ids` [prompt], int64. `chunk`
+    bounds the tokens of one forward pass, and with it the memory of activations; the result is the same. Whole chunks
+    are read from and added to `prefixes`; the result is bit for bit the same. `model` must be `attached`. Raises
+    `UserError` for an empty prompt.
     """
     layers: list[LayerPrefill] = []
     cache = EvictedCache(model.config, window, ids.numel(), layers.append, scorers)

@@ -1,9 +1,9 @@
-"""What prompts that begin alike share: the keys and values of whole chunks, each computed once.
+"""Prompts with the same beginning share the keys and values of whole chunks, each computed once.
 
-With a chunked prefill, a whole chunk's keys and values depend on the tokens up to its end and on nothing else but, in
-some models, the RoPE of the whole prompt's length; and in every prompt they come from operations of the same shapes:
-those of an earlier prompt are bit for bit the ones that would be computed. Scores are not shared: they look at a
-prompt's last queries, which are computed for each prompt. Where an observer looks at all queries, all are computed.
+With a chunked prefill, a whole chunk's keys and values depend only on the tokens up to its end and, in some models, on
+the RoPE of the whole prompt's length. They come from operations of the same shapes in every prompt, so those of an
+earlier prompt are bit for bit equal. Scores are not shared, because they depend on each prompt's last queries. If an
+observer needs all queries, nothing is shared.
 """
 
 import hashlib
@@ -21,9 +21,10 @@ Id = TypeVar("Id", bound=Hashable)
 
 
 def chunk_names(ids: Tensor, chunk: int, regime: tuple[int, ...] = ()) -> list[bytes]:
-    """A name for each whole chunk of `ids` [prompt], int64: equal where all tokens up to its end are equal.
+    """A name for each whole chunk of `ids` [prompt], int64.
 
-    And where `rotary.regime` of the two prompts is, if it is given.
+    Two names are equal if all tokens up to the end of the chunk are, and, if it is given, `rotary.regime` of the
+    prompts.
     """
     names = []
     digest = hashlib.sha256(b"".join(number.to_bytes(8, "little") for number in (chunk, *regime)))
@@ -34,10 +35,10 @@ def chunk_names(ids: Tensor, chunk: int, regime: tuple[int, ...] = ()) -> list[b
 
 
 def in_prefix_order(names: Mapping[Id, Sequence[bytes]]) -> list[Id]:
-    """Prompts, given by the `names` of their chunks, so that those that begin alike follow each other.
+    """Order prompts, given by the `names` of their chunks, so that those with the same beginning are adjacent.
 
-    A branch comes where its first prompt was, and prompts that share nothing keep their order. The chunks that a prompt
-    shares with any before it are then those that it shares with the one before it.
+    A group comes where its first prompt was, and prompts that share nothing keep their order. Then a prompt shares with
+    its predecessor all chunks that it shares with any earlier prompt.
     """
     numbers = count()
     places: dict[bytes, int] = {}
@@ -51,7 +52,7 @@ def in_prefix_order(names: Mapping[Id, Sequence[bytes]]) -> list[Id]:
 class StoredChunk:
     """Keys and values of one chunk, [1, kv_heads, tokens, head_dim], in every layer of the model.
 
-    A layer with a sliding window has no more of its last tokens than the window holds.
+    A sliding-window layer has only its last tokens, at most a window of them.
     """
 
     layers: Sequence[tuple[Tensor, Tensor]]
@@ -119,18 +120,18 @@ class PrefixStore:
             self.nbytes -= self._chunks.popitem(last=False)[1].nbytes
 
     def close(self) -> None:
-        """Let go of everything, and take nothing more: memory is needed elsewhere."""
+        """Free everything and store nothing more, because memory is needed elsewhere."""
         self.capacity = 0
         self.trim(0)
 
     def _make_room(self, size: int, kept: Iterable[bytes]) -> None:
-        """Let go of chunks until `size` bytes fit, except of those in `kept`."""
+        """Free chunks until `size` bytes fit, except those in `kept`."""
         kept = set(kept)
         while self._chunks and self.nbytes + size > self.capacity and next(iter(self._chunks)) not in kept:
             self.nbytes -= self._chunks.popitem(last=False)[1].nbytes
 
     def _touch(self, names: Sequence[bytes]) -> None:
-        """These are in use; none before the one that follows it, without which nobody can use it."""
+        """Mark chunks as recently used, later ones as older, since a chunk is useless without those before it."""
         for name in reversed(names):
             if name in self._chunks:
                 self._chunks.move_to_end(name)

@@ -1,8 +1,8 @@
-"""The layout of folded rows on a GPU, where what counts is the number of launches, not the padding of a row.
+"""The layout of folded rows on a GPU, where the number of launches matters more than padding.
 
-All rows of a layer stand in one storage of slots [slots, head_dim], each with a capacity of its own, the longest last.
-A table holds, for all layers of a device at once, where rows begin and how many tokens they have: a step, or a setting
-that leaves, changes the table in a launch or two, and moves no keys.
+All rows of a layer are in one storage of slots [slots, head_dim]. Each row has its own capacity, and the longest is
+last. A table has the first slot and the number of tokens of each row, for all layers of a device. A step, or a setting
+that leaves, changes the table in one or two launches and moves no keys.
 
 `RaggedTable` is all that flash-attn needs: a view of the storage whose batch stride is one slot lets one call address
 rows of any length (`cache_batch_idx`). `MaskedTable` adds, for torch's sdpa, buckets of equal capacity and one mask.
@@ -139,7 +139,7 @@ class RaggedTable:
         """The kept tokens of `layer` are in these slots."""
 
     def advance(self, tokens: int) -> None:
-        """Begin a step: every row gets so many more tokens."""
+        """Begin a step that adds this many tokens to every row."""
         if self.new + tokens > self.room:
             self._grow(tokens)
         self._count(self.step)
@@ -155,7 +155,7 @@ class RaggedTable:
         """Take the last `tokens` new ones back, of all rows."""
         self._count(self.step - tokens)
         self.step = 0
-        # What was new when the storage grew is among the counts.
+        # Tokens that were new when the storage grew are already counted.
         self.counts -= max(tokens - self.new, 0)
         self.new = max(self.new - tokens, 0)
         for rows in self.rows:

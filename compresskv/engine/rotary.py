@@ -1,8 +1,8 @@
 """RoPE that depends on the length of the text, such as longrope and dynamic NTK.
 
-Each forward gets the frequencies of the text that it is part of, whatever the model has seen before: in every chunk
-of a prompt those of the whole prompt, and afterwards those of the text so far, as in transformers' own `generate`.
-Which modules depend on the length, and from which length on, is found by calling them.
+Each forward pass gets the frequencies of its own text, independent of earlier texts. Every chunk of a prompt gets those
+of the whole prompt; later tokens get those of the text so far, as in transformers' own `generate`. Modules are called
+to find which of them depend on the length, and from which length on.
 """
 
 import inspect
@@ -56,7 +56,7 @@ class LengthRope:
         return tuple(boundary.regime(length) for boundary in self.boundaries)
 
     def crossed(self, before: int, after: int) -> int | None:
-        """The length at which a text that grows so switches its frequencies, and what is cached of it is not valid."""
+        """The length at which a text that grows so switches its frequencies, which makes its cache invalid."""
         for boundary in self.boundaries:
             if boundary.switches and boundary.regime(before) != boundary.regime(after):
                 return boundary.length
@@ -79,7 +79,9 @@ class LengthRope:
     def _begin(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Forget longer texts, and append the last position of the whole one, which says its length."""
+        """Forget longer texts, and append the last position of the whole text, from which the module takes its
+        length.
+        """
         call = inspect.signature(module.forward).bind(*args, **kwargs)
         positions = call.arguments["position_ids"]
         length = self._length(positions)
@@ -184,14 +186,16 @@ def _rotates(module: nn.Module) -> bool:
 
 
 def _kinds(module: nn.Module) -> list[dict[str, str]]:
-    """What chooses each set of frequencies of a rotary module: a type of layers, or nothing where there is one set."""
+    """The arguments that choose each set of frequencies of a rotary module: a layer type; nothing if there is one
+    set.
+    """
     names = [name for name, buffer in module.named_buffers(recurse=False) if not buffer.is_meta]
     types = [name.removesuffix("inv_freq").removesuffix("_") for name in names if name.endswith("inv_freq")]
     return [{"layer_type": kind} if kind else {} for kind in types if not kind.endswith("original")]
 
 
 def _boundaries(module: nn.Module) -> set[Boundary]:
-    """Where the frequencies of a rotary module change with the length."""
+    """The lengths at which the frequencies of a rotary module change."""
     found = set()
     for kind in _kinds(module):
         try:
@@ -211,7 +215,7 @@ def _boundaries(module: nn.Module) -> set[Boundary]:
 
 @torch.no_grad()
 def _rotation(module: nn.Module, kind: dict[str, str], length: int) -> Tensor:
-    """What a rotary module gives for position 1 in a text of `length` tokens, whatever came before: flat."""
+    """The output of a rotary module for position 1 in a text of `length` tokens, independent of earlier texts; flat."""
     _forget(module)
     out = module.forward(
         _like(module), position_ids=torch.tensor([[1, length - 1]], device=_like(module).device), **kind
@@ -221,7 +225,7 @@ def _rotation(module: nn.Module, kind: dict[str, str], length: int) -> Tensor:
 
 @torch.no_grad()
 def _forget(module: nn.Module) -> None:
-    """Give a rotary module a text of one token, which takes it back to the frequencies of short texts."""
+    """Pass a text of one token to a rotary module, which resets it to the frequencies of short texts."""
     for kind in _kinds(module):
         module.forward(
             _like(module), position_ids=torch.zeros(1, 1, dtype=torch.int64, device=_like(module).device), **kind
@@ -235,7 +239,7 @@ def _like(module: nn.Module) -> Tensor:
 
 
 def _without_last(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
-    """Cut what belongs to the position that was appended."""
+    """Remove the output for the appended position."""
     if isinstance(output, tuple):
         return tuple(part[..., :-1, :] for part in output)
     return output[..., :-1, :]

@@ -1,8 +1,8 @@
 """The buffers that one layer attends to while decoding, for kernels that want rows of equal length.
 
-Rows × KV heads are folded into one axis: a *folded row* is one (setting, KV head) with a length of its own, so settings
-of different budgets and heads of different capacities decode in the same call. Here rows of near lengths share one
-buffer, a bucket, and one call; ragged.py has the layout for GPUs.
+Rows × KV heads are folded into one axis: a *folded row* is one (setting, KV head) with its own length, so settings of
+different budgets and heads of different capacities decode in the same call. Here rows of similar lengths share one
+buffer (a bucket) and one call; ragged.py has the layout for GPUs.
 """
 
 from collections.abc import Callable, Sequence
@@ -17,7 +17,7 @@ ROUNDING = 32
 
 
 def rounded(tokens: int) -> int:
-    """The length of the buffer for so many kept tokens."""
+    """The length of the buffer for this many kept tokens."""
     return -(-tokens // ROUNDING) * ROUNDING
 
 
@@ -61,7 +61,7 @@ class LayerRows(Protocol):
 
 @dataclass(eq=False)
 class Bucket:
-    """Folded rows of near lengths in one pair of buffers [rows, capacity, head_dim], their kept tokens on the left.
+    """Folded rows of similar lengths in one pair of buffers [rows, capacity, head_dim], their kept tokens on the left.
 
     `lengths` [rows], int32, counts the kept tokens of each row, `longest` at most. New tokens of all rows are written
     from column `longest` on; there is always room for the next.

@@ -9,9 +9,12 @@ from compresskv import calibration
 from compresskv.context import Context
 from compresskv.eviction import Observation
 from compresskv.observation import ObservationConfig
+from evals.calibration import held_out
+from evals.calibration.detection import needles
 from evals.calibration.held_out import HeldOutCalibration
 from evals.compose import job
 from evals.longbench.tasks import ENGLISH
+from evals.running import loading
 from tests.support.command import run
 from tests.support.refusals import assert_refused, refused
 
@@ -23,38 +26,37 @@ SHORT = (
 
 @pytest.fixture(scope="module")
 def calibrated(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("calibration")
-    done = run(
-        *SHORT, f"eval.output={folder}", f"paths.results={folder / 'results'}",
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    return folder
+    """The folder of a calibration on two needles, made twice, and the samples after each run."""
+    folder, samples = tmp_path_factory.mktemp("calibration"), []
+    few = [needle for needle in needles() if needle.name in ("beijing", "older")]
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(held_out, "needles", lambda: few)
+        patched.setattr(loading._Last, "kept", True)  # the second run uses the model of the first
+        patched.setattr(loading._Last, "model", None)
+        for _ in range(2):
+            done = run(*SHORT, f"eval.output={folder}", f"paths.results={folder / 'results'}")
+            assert done.returncode == 0, done.stderr
+            samples.append({path: path.read_text() for path in (folder / "results").rglob("samples.jsonl")})
+    return folder, samples
 
 
 def test_the_file_has_what_the_method_needs(calibrated):
-    record = json.loads((calibrated / "smollm2-135m.held_out.json").read_text())
+    folder, _ = calibrated
+    record = json.loads((folder / "smollm2-135m.held_out.json").read_text())
     assert sum(record["layer_scores"]) == pytest.approx(1, abs=1e-6)
-    assert len(record["layer_scores"]) == 30
-    assert len(record["head_scores"]["traditional"]) == 30
+    assert len(record["layer_scores"]) == len(record["head_scores"]["traditional"]) == 30
     assert len(record["head_scores"]["semantic"][0]) == 9
     assert list(record["text_kl_by_head_count"]) == ["1", "4"]
     assert all(0 < kl < 20 for kl in record["text_kl_by_head_count"].values())
     assert record["texts"] == 1
     assert {"model_fingerprint", "haystack_fingerprint", "accepted", "settings"} <= set(record)
-    made = calibration.find("smollm2-135m", "held_out", calibrated)
+    made = calibration.find("smollm2-135m", "held_out", folder)
     assert len(made.top_heads("semantic", 2)[0]) == 2
 
 
 def test_it_resumes(calibrated):
-    def samples():
-        return {path: path.read_text() for path in (calibrated / "results").rglob("samples.jsonl")}
-
-    before = samples()
-    done = run(
-        *SHORT, f"eval.output={calibrated}", f"paths.results={calibrated / 'results'}",
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    assert samples() == before
+    _, (before, after) = calibrated
+    assert before == after
 
 
 @pytest.mark.slow

@@ -2,14 +2,17 @@
 
 import importlib
 import re
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from itertools import count
+from typing import Any
 
 import pytest
 import torch
 
 from baselines.snapkv import SnapKVScorer, strided_mean
 from baselines.uniform import UniformAllocator
-from compresskv.eviction import Allocator, EvictionMethod, LayerScores, Observation, Scorer
+from compresskv.eviction import Allocator, EvictionMethod, LayerPrefill, LayerScores, Observation, Scorer
 from compresskv.semantic_heads import SemanticHeadScorer
 from evals.conformance import __main__ as command
 from evals.conformance import check
@@ -38,33 +41,25 @@ def test_every_method_that_ships_passes(name):
 
 
 @dataclass(frozen=True)
-class TooMany:
-    def __call__(self, scores, shape, budget):
-        return [budget - shape.window + 1] * len(scores)
+class Answers:
+    """An allocator that gives every layer seen so far `capacity(budget of the past)`."""
 
-
-@dataclass(frozen=True)
-class Growing:
-    """Counts the times that it was asked, and gives a layer more each time."""
-
-    asked: list[int] = field(default_factory=list, hash=False, compare=False)
+    capacity: Callable[[int], int]
 
     def __call__(self, scores, shape, budget):
-        self.asked.append(0)
-        return [budget - shape.window - len(self.asked) % 3] * len(scores)
+        return [self.capacity(budget - shape.window)] * len(scores)
 
 
 @dataclass(frozen=True)
 class Changed:
     """SnapKV's scores, changed."""
 
+    change: Callable[[LayerPrefill, torch.Tensor], Any]
     window: int = 8
 
     def __call__(self, layer):
-        return self.changed(layer, SNAPKV(layer).scores)
-
-    def changed(self, layer, scores):
-        return LayerScores(scores)
+        scores = self.change(layer, SNAPKV(layer).scores)
+        return scores if isinstance(scores, LayerScores) else LayerScores(scores)
 
 
 class Twice(LayerScores):
@@ -76,105 +71,8 @@ class Twice(LayerScores):
         return torch.cat([best[:, :1], best[:, :-1]], 1)
 
 
-class Duplicates(Changed):
-    def changed(self, layer, scores):
-        return Twice(scores)
-
-
-class WithoutWindow(Changed):
-    """Scores the window, too, as if it were past."""
-
-    def changed(self, layer, scores):
-        return LayerScores(torch.nn.functional.pad(scores, (0, self.window)))
-
-
-class NotANumber(Changed):
-    def changed(self, layer, scores):
-        return LayerScores(scores / 0 * 0)
-
-
-class Unseeded(Changed):
-    def changed(self, layer, scores):
-        return LayerScores(torch.rand_like(scores))
-
-
-class Strided(Changed):
-    """Averages over query heads k, k + H, … as if they were those of KV head k."""
-
-    def __call__(self, layer):
-        return LayerScores(strided_mean(SNAPKV.observation.attention(layer).sum(1), layer.kv_heads))
-
-
-class Float32Only(Changed):
-    def __call__(self, layer):
-        torch.zeros(layer.keys.shape[-1]) @ layer.keys[0, 0]
-        return super().__call__(layer)
-
-
-@dataclass(frozen=True)
-class Remembers(Changed):
-    """Adds what it scored in the prompt before."""
-
-    seen: dict = field(default_factory=dict, hash=False, compare=False)
-
-    def changed(self, layer, scores):
-        before = self.seen.get(layer.index, torch.zeros(1, 0))[:, : scores.shape[1]]
-        self.seen[layer.index] = scores
-        added = torch.nn.functional.pad(before, (0, scores.shape[1] - before.shape[1]))
-        return LayerScores(scores + 10 * added)
-
-
-@dataclass(frozen=True)
-class Counts(Changed):
-    """Counts calls where it should read the layer's index."""
-
-    calls: list[int] = field(default_factory=list, hash=False, compare=False)
-
-    def changed(self, layer, scores):
-        self.calls.append(0)
-        place = (len(self.calls) - 1) % 3
-        return LayerScores(scores.roll(place, -1))
-
-
-@dataclass(frozen=True)
-class FromOne:
-    """Reads the calibration as if layers were counted from 1: the first layer has the last one's heads."""
-
-    heads: tuple[tuple[int, ...], ...]
-    window: int = 8
-
-    def __call__(self, layer):
-        return SemanticHeadScorer(Observation(), self.heads)(replace(layer, index=(layer.index - 1) % len(self.heads)))
-
-
-@dataclass(frozen=True)
-class Drifts(Changed):
-    """A mean over all prompts so far, too small to change what is kept, in equal instances alike."""
-
-    def changed(self, layer, scores):
-        SEEN.append(scores.mean().item())
-        return LayerScores(scores + 1e-6 * sum(SEEN[-40:]))
-
-
-SEEN: list[float] = []
-
-
-@dataclass(frozen=True)
-class Company(Changed):
-    """Finds a way to all queries that the prefill kept."""
-
-    def __call__(self, layer):
-        queries = (layer._whole or layer).queries.mean(1).unflatten(0, (layer.kv_heads, -1)).mean(1)
-        return LayerScores((layer.keys @ queries[..., None])[:, : -self.window, 0])
-
-
-class Noisy(Changed):
-    def changed(self, layer, scores):
-        return LayerScores(scores + 1e-7 * torch.rand_like(scores))
-
-
 class ByIdentity:
-    """No dataclass: made twice, it is another one."""
+    """Not a dataclass: made twice, it is another one."""
 
     window = 8
 
@@ -182,39 +80,92 @@ class ByIdentity:
         return SNAPKV(layer)
 
 
+def pad(scores, columns):
+    return torch.nn.functional.pad(scores, (0, columns))
+
+
+def strided(layer, scores):
+    """Averages over query heads k, k + H, … as if they were those of KV head k."""
+    return strided_mean(SNAPKV.observation.attention(layer).sum(1), layer.kv_heads)
+
+
+def float32_only(layer, scores):
+    torch.zeros(layer.keys.shape[-1]) @ layer.keys[0, 0]
+    return scores
+
+
+def company(layer, scores):
+    """Finds a way to all queries that the prefill kept."""
+    queries = (layer._whole or layer).queries.mean(1).unflatten(0, (layer.kv_heads, -1)).mean(1)
+    return (layer.keys @ queries[..., None])[:, :-8, 0]
+
+
+def remembers():
+    """Adds what it scored in the prompt before."""
+    seen: dict[int, torch.Tensor] = {}
+
+    def change(layer, scores):
+        before = seen.get(layer.index, torch.zeros(1, 0))[:, : scores.shape[1]]
+        seen[layer.index] = scores
+        return scores + 10 * pad(before, scores.shape[1] - before.shape[1])
+
+    return Changed(change)
+
+
+def counts():
+    """Counts calls where it should read the layer's index."""
+    calls = count()
+    return Changed(lambda layer, scores: scores.roll(next(calls) % 3, -1))
+
+
+def growing():
+    """Gives more tokens each time that it is asked."""
+    asked = count(1)
+    return Answers(lambda past: past - next(asked) % 3)
+
+
+def from_one(context):
+    """Reads the calibration as if layers were counted from 1: the first layer has the last one's heads."""
+    semantic = SemanticHeadScorer(Observation(), context.calibration.top_heads("semantic", 1))
+    layers = len(semantic.heads)
+    return Changed(lambda layer, scores: semantic(replace(layer, index=(layer.index - 1) % layers)))
+
+
+SEEN: list[float] = []
+
+
+def drifts(layer, scores):
+    """Adds a mean over all prompts so far, too small to change what is kept, in equal instances alike."""
+    SEEN.append(scores.mean().item())
+    return scores + 1e-6 * sum(SEEN[-40:])
+
+
 def of(scorer: Scorer = SNAPKV, allocator: Allocator | None = None):
     return lambda context: EvictionMethod(scorer, allocator or UniformAllocator())
 
 
+def changing(change):
+    return of(Changed(change))
+
+
 BROKEN = {
-    "too many tokens": (of(allocator=TooMany()), "budget exact"),
-    "duplicates": (of(Duplicates()), "positions sorted, unique, in range"),
-    "drops the window": (of(WithoutWindow()), "window kept"),
-    "scores the window": (of(WithoutWindow()), "scores"),
-    "NaN": (of(NotANumber()), "scores"),
-    "keeps state between samples": (
-        lambda _: EvictionMethod(Remembers(), UniformAllocator()),
-        "no leak between prompts",
-    ),
-    "drifts from prompt to prompt": (of(Drifts()), "no leak between prompts"),
-    "looks at what is kept for others": (of(Company()), "alone = beside other settings"),
-    "noise": (of(Noisy()), "determinism"),
-    "counts layers itself": (lambda _: EvictionMethod(Counts(), UniformAllocator()), "layer index"),
-    "counts layers from one": (
-        lambda context: EvictionMethod(FromOne(context.calibration.top_heads("semantic", 1)), UniformAllocator()),
-        "layer index",
-    ),
-    "strided query heads": (of(Strided()), "GQA grouping"),
-    "an allocator that changes its mind": (
-        lambda _: EvictionMethod(SNAPKV, Growing()),
-        "shared = in-layer eviction",
-    ),
-    "unseeded": (of(Unseeded()), "determinism"),
-    "compared by identity": (lambda _: EvictionMethod(ByIdentity(), UniformAllocator()), "equal configurations"),
-    "float32 only": (of(Float32Only()), "dtype"),
+    "too many tokens": (of(allocator=Answers(lambda past: past + 1)), "budget exact"),
+    "duplicates": (changing(lambda layer, scores: Twice(scores)), "positions sorted, unique, in range"),
+    "drops the window": (changing(lambda layer, scores: pad(scores, 8)), "window kept"),
+    "scores the window": (changing(lambda layer, scores: pad(scores, 8)), "scores"),
+    "NaN": (changing(lambda layer, scores: scores / 0 * 0), "scores"),
+    "keeps state between samples": (lambda _: of(remembers())(_), "no leak between prompts"),
+    "drifts from prompt to prompt": (changing(drifts), "no leak between prompts"),
+    "looks at what is kept for others": (changing(company), "alone = beside other settings"),
+    "noise": (changing(lambda layer, scores: scores + 1e-7 * torch.rand_like(scores)), "determinism"),
+    "counts layers itself": (lambda _: of(counts())(_), "layer index"),
+    "counts layers from one": (lambda context: of(from_one(context))(context), "layer index"),
+    "strided query heads": (changing(strided), "GQA grouping"),
+    "an allocator that changes its mind": (lambda _: of(allocator=growing())(_), "shared = in-layer eviction"),
+    "unseeded": (changing(lambda layer, scores: torch.rand_like(scores)), "determinism"),
+    "compared by identity": (lambda _: of(ByIdentity())(_), "equal configurations"),
+    "float32 only": (changing(float32_only), "dtype"),
 }
-
-
 BROKEN |= {
     f"writes: {fault}": (lambda _, method=method: method, "writes to nothing") for fault, method in WRITERS.items()
 }
@@ -238,11 +189,7 @@ def test_other_checks_do_not_mind_it(fault):
 
 
 def test_an_error_of_the_method_is_a_line_of_the_report():
-    class Raises(Changed):
-        def changed(self, layer, scores):
-            raise KeyError("no such head")
-
-    result = check(of(Raises()), budget=BUDGET)
+    result = check(changing(lambda layer, scores: {}["no such head"]), budget=BUDGET)
     assert not result.passed
     assert "KeyError" in str(result)
     assert "test_conformance.py, line" in str(result)
@@ -274,15 +221,12 @@ def test_mistakes_are_sentences(words, field):
     with pytest.raises(SystemExit) as ended:
         command.main(words)
     assert_sentence(str(ended.value), field)
-
-
-def test_other_code_calls_it():
     with refused("--config-dir", value="nowhere"):
         check("snapkv", config_dir="nowhere")
 
 
 def test_the_method_of_the_documentation_conforms(tmp_path, monkeypatch):
-    """Its scorer in a module of its own, as the page has it, and its allocator."""
+    """Its scorer in a module, as on the page, and its allocator."""
     text = (ROOT / "docs" / "adding-a-method.md").read_text()
     first, second, *_ = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     (tmp_path / "key_spread_of_the_page.py").write_text(f"{first}\n\n{second}")

@@ -3,13 +3,13 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from types import SimpleNamespace
 
 import torch
 from torch import Tensor
 
 from baselines.streaming_llm import StreamingLLMScorer
-from compresskv.calibration import Calibration
 from compresskv.checking import frozen
 from compresskv.context import Context
 from compresskv.engine.prefill import Prefill, Setting
@@ -26,6 +26,7 @@ from compresskv.methods import MethodConfig, Part, build, named_method
 from compresskv.observation import ObservationConfig
 from compresskv.protocol import EvaluationProtocol
 from compresskv.selection import Kept, running_capacities
+from evals.conformance import subject
 from evals.conformance.subject import seen_by
 
 FIRST = [
@@ -56,6 +57,14 @@ def attending(weights: Sequence[Sequence[Sequence[float]]], kv_heads: int = 2, i
     keys = torch.eye(tokens).expand(kv_heads, -1, -1)
     queries = torch.tensor(weights, dtype=torch.float64).log().mul(math.sqrt(tokens)).float()
     return LayerPrefill(index, queries, keys, keys, scaling=1 / math.sqrt(tokens))
+
+
+def nearly_equal_logits() -> LayerPrefill:
+    """Logits of 1 for token 0, and of 1 + 2⁻¹⁰, which bfloat16 rounds to 1, for token 1; 0 for the others."""
+    keys = torch.zeros(1, 6, 2, dtype=torch.bfloat16)
+    keys[0, :2, 0] = 1
+    keys[0, 1, 1] = 2.0**-10
+    return LayerPrefill(0, torch.ones(1, 2, 2, dtype=torch.bfloat16), keys, keys, scaling=1.0)
 
 
 def random_layers(shape: PromptShape, group: int, seed: int, rows: int | None = None) -> list[LayerPrefill]:
@@ -109,23 +118,8 @@ def allocated(allocator: Allocator, scores: Sequence[LayerScores], shape: Prompt
     return running_capacities(EvictionMethod(StreamingLLMScorer(), allocator), scores, shape, budget)
 
 
-def calibration(layers: int, q_heads: int, observation: ObservationConfig, seed: int = 0) -> Calibration:
-    """A calibration with random scores of every kind."""
-    generator = torch.Generator().manual_seed(seed)
-
-    def scores() -> tuple[tuple[float, ...], ...]:
-        return tuple(map(tuple, torch.rand(layers, q_heads, generator=generator).tolist()))
-
-    errors = torch.rand(layers, generator=generator) + 0.1
-    kinds = ("semantic", "semantic_count", "traditional", "retrieval_reasoning")
-    return Calibration(
-        model="tiny",
-        source="held_out",
-        observation=observation,
-        heads=1,
-        layer_scores=tuple((errors / errors.sum()).tolist()),
-        head_scores={kind: scores() for kind in kinds},
-    )
+calibration = partial(subject.calibration, model="tiny")
+"""A calibration with random scores of every kind."""
 
 
 def context(

@@ -26,8 +26,6 @@ from tests.support.refusals import refused
 
 from .construction import FIRST, LENGTH, SECOND, WINDOW, allocated, attending, blank, context, method, past_kept
 
-KERNELS = (1, 3, 5)
-
 
 def look(kernel: int) -> Observation:
     return Observation(window=WINDOW, kernel=kernel)
@@ -37,38 +35,27 @@ def look(kernel: int) -> Observation:
 
 
 @pytest.mark.parametrize(
-    ("kernel", "expected"),
+    ("kv_heads", "grouping", "kernel", "expected"),
     [
-        (1, [[0, 1], [2, 3], [1, 2], [4, 5]]),
-        (3, [[0, 1], [2, 3], [1, 2], [4, 5]]),
-        (5, [[1, 2], [2, 3], [2, 3], [3, 4]]),
+        (4, "contiguous", 1, [[0, 1], [2, 3], [1, 2], [4, 5]]),  # keys repeated: what the official SnapKV keeps
+        (4, "contiguous", 3, [[0, 1], [2, 3], [1, 2], [4, 5]]),
+        (4, "contiguous", 5, [[1, 2], [2, 3], [2, 3], [3, 4]]),
+        (2, "contiguous", 1, [[0, 3], [1, 5]]),
+        (2, "contiguous", 3, [[2, 3], [2, 4]]),
+        (2, "contiguous", 5, [[1, 2], [2, 3]]),
+        (2, "strided", 1, [[0, 1], [3, 4]]),
+        (2, "strided", 3, [[0, 1], [3, 4]]),
+        (2, "strided", 5, [[1, 2], [3, 4]]),
     ],
 )
-def test_snapkv_per_query_head(kernel: int, expected: list[list[int]]) -> None:
-    """Keys repeated for each query head: what the official SnapKV keeps."""
-    snapkv = EvictionMethod(SnapKVScorer(look(kernel)), UniformAllocator())
-    assert past_kept(snapkv, [attending(FIRST, kv_heads=4)], 4) == [expected]
-
-
-@pytest.mark.parametrize(
-    ("grouping", "kernel", "expected"),
-    [
-        ("contiguous", 1, [[0, 3], [1, 5]]),
-        ("contiguous", 3, [[2, 3], [2, 4]]),
-        ("contiguous", 5, [[1, 2], [2, 3]]),
-        ("strided", 1, [[0, 1], [3, 4]]),
-        ("strided", 3, [[0, 1], [3, 4]]),
-        ("strided", 5, [[1, 2], [3, 4]]),
-    ],
-)
-def test_snapkv_per_kv_head(grouping: str, kernel: int, expected: list[list[int]]) -> None:
+def test_snapkv(kv_heads, grouping, kernel, expected) -> None:
     snapkv = EvictionMethod(SnapKVScorer(look(kernel), grouping), UniformAllocator())
-    assert past_kept(snapkv, [attending(FIRST)], 4) == [expected]
+    assert past_kept(snapkv, [attending(FIRST, kv_heads=kv_heads)], 4) == [expected]
 
 
 @pytest.mark.parametrize(("heads", "expected"), [((1, 3), [3, 4]), ((1,), [2, 3])])
-@pytest.mark.parametrize("kernel", KERNELS)
-def test_compresskv(heads: tuple[int, ...], expected: list[int], kernel: int) -> None:
+@pytest.mark.parametrize("kernel", [1, 3, 5])
+def test_compresskv(heads, expected, kernel) -> None:
     """Every KV head keeps what the semantic retrieval heads chose."""
     compresskv = EvictionMethod(SemanticHeadScorer(look(kernel), (heads,)), UniformAllocator())
     assert past_kept(compresskv, [attending(FIRST)], 4) == [[expected, expected]]
@@ -137,20 +124,21 @@ def pyramid(allocator: PyramidKVAllocator, shape: PromptShape, budget: int) -> l
 
 
 @pytest.mark.parametrize(
-    ("length", "uniform_short", "expected"),
-    [(100, False, [23, 17, 11, 5]), (100, True, [23, 17, 11, 5]), (20, False, [20, 16, 12, 8]), (20, True, [14] * 4)],
+    ("length", "schedule_length", "uniform_short", "expected"),
+    [
+        (100, None, False, [23, 17, 11, 5]),
+        (100, None, True, [23, 17, 11, 5]),
+        (20, None, False, [20, 16, 12, 8]),
+        (20, None, True, [14] * 4),
+        (100, 20, False, [20, 16, 12, 8]),  # the schedule of a first prompt of 20 tokens
+    ],
 )
 @pytest.mark.parametrize("exact", [False, True])
-def test_pyramidkv_small_schedule(length: int, uniform_short: bool, expected: list[int], exact: bool) -> None:
+def test_pyramidkv_small_schedule(length, schedule_length, uniform_short, expected, exact) -> None:
     """B = 14, w = 2, four layers, beta 4: base 12, from 21 down to 3 in steps of 6. Here nothing needs rounding."""
-    allocator = PyramidKVAllocator(beta=4, uniform_short=uniform_short, exact=exact)
+    allocator = PyramidKVAllocator(4, schedule_length, uniform_short, exact)
     assert pyramid(allocator, PromptShape(4, 1, length, 2), 14) == expected
-
-
-def test_pyramidkv_sticky_schedule() -> None:
-    """The schedule of a first prompt of 20 tokens serves a later one of 100: layer 0 stores 20 instead of 23."""
-    sticky = PyramidKVAllocator(beta=4, schedule_length=20, uniform_short=False, exact=False)
-    assert pyramid(sticky, PromptShape(4, 1, 100, 2), 14) == [20, 16, 12, 8]
+    assert pyramid(allocator, PromptShape(1, 1, 1000, 8), 128) == [128]  # a single layer gets the mean
 
 
 def test_pyramidkv_short_first_prompt_inverts_the_schedule() -> None:
@@ -170,9 +158,7 @@ def test_pyramidkv_short_first_prompt_inverts_the_schedule() -> None:
         (2048, 102, 3978, 125, 3986, 111),
     ],
 )
-def test_pyramidkv_released_steps(
-    budget: int, last: int, first: int, step: int, stored_first: int, stored_last: int
-) -> None:
+def test_pyramidkv_released_steps(budget, last, first, step, stored_first, stored_last) -> None:
     base = budget - 8
     schedule = stepped_schedule(base, 10**6, 32, 20)
     assert schedule[0] == first
@@ -197,11 +183,6 @@ def test_pyramidkv_released_overshoot(layers: int, means: dict[int, float]) -> N
         assert sum(pyramid(PyramidKVAllocator(), shape, budget)) == layers * budget
 
 
-def test_pyramidkv_single_layer_gets_the_mean() -> None:
-    for exact in (False, True):
-        assert pyramid(PyramidKVAllocator(exact=exact), PromptShape(1, 1, 1000, 8), 128) == [128]
-
-
 # AdaKV: base 2 a head.
 
 
@@ -217,7 +198,7 @@ def test_pyramidkv_single_layer_gets_the_mean() -> None:
         (3, 1.0, True, (2, 2), [[2, 3], [2, 4]]),
     ],
 )
-def test_adakv(kernel: int, alpha: float, exact: bool, counts: tuple[int, ...], expected: list[list[int]]) -> None:
+def test_adakv(kernel, alpha, exact, counts, expected) -> None:
     adakv = EvictionMethod(SnapKVScorer(look(kernel)), AdaKVAllocator(alpha, exact))
     scores = adakv.scorer(attending(FIRST))
     assert adakv.allocator([scores], PromptShape(1, 2, LENGTH, WINDOW), 4) == [counts]
@@ -229,19 +210,17 @@ def test_adakv(kernel: int, alpha: float, exact: bool, counts: tuple[int, ...], 
 # HeadKV.
 
 
+@pytest.mark.parametrize(
+    ("kv_heads", "expected"),
+    [
+        (4, [[0], [2, 3, 4], [1, 2], [4, 5]]),  # base 2, each head gives 1 to the pool of 4: 1.4, 2.6, 1.8 and 2.2
+        (2, [[0, 3], [1, 5]]),  # the mean over query heads: (1.4 + 2.6) / 2 and (1.8 + 2.2) / 2
+    ],
+)
 @pytest.mark.parametrize("exact", [False, True])
-def test_headkv_per_query_head(exact: bool) -> None:
-    """base 2, each head gives 1 to the pool of 4: 1.4, 2.6, 1.8 and 2.2 past tokens."""
+def test_headkv(kv_heads, expected, exact) -> None:
     headkv = EvictionMethod(SnapKVScorer(look(1)), HeadKVAllocator(((0.1, 0.4, 0.2, 0.3),), beta=2, exact=exact))
-    layer = attending(FIRST, kv_heads=4)
-    assert headkv.allocator([headkv.scorer(layer)], PromptShape(1, 4, LENGTH, WINDOW), 4) == [(1, 3, 2, 2)]
-    assert past_kept(headkv, [layer], 4) == [[[0], [2, 3, 4], [1, 2], [4, 5]]]
-
-
-def test_headkv_per_kv_head() -> None:
-    """A KV head's capacity is the mean over its query heads: (1.4 + 2.6) / 2 and (1.8 + 2.2) / 2."""
-    headkv = EvictionMethod(SnapKVScorer(look(1)), HeadKVAllocator(((0.1, 0.4, 0.2, 0.3),), beta=2))
-    assert past_kept(headkv, [attending(FIRST)], 4) == [[[0, 3], [1, 5]]]
+    assert past_kept(headkv, [attending(FIRST, kv_heads=kv_heads)], 4) == [expected]
 
 
 BETAS = (1.005, 1.01, 1.1, 1.2, 1.5, 2, 5, 10)
@@ -300,15 +279,7 @@ def test_cake_scores() -> None:
         (5, 6, [[0, 1, 2, 3, 4, 5]] * 2, [1, 5], [[[2], [3]], [[0, 1, 2, 3, 4], [1, 2, 3, 4, 5]]]),
     ],
 )
-def test_cake_cascade(
-    taus: tuple[float, float],
-    exact: bool,
-    budget: int,
-    alone: int,
-    kept_alone: list[list[int]],
-    both: list[int],
-    kept_both: list[list[list[int]]],
-) -> None:
+def test_cake_cascade(taus, exact, budget, alone, kept_alone, both, kept_both) -> None:
     """The first layer has the budget of both until the second arrives."""
     cake = EvictionMethod(CakeScorer(look(5)), CakeAllocator((taus, taus), exact))
     scores = [cake.scorer(layer) for layer in BOTH]
@@ -372,33 +343,26 @@ def test_cake_adjust(budgets: list[float], total: int, cap: int, expected: list[
         ((0.4, 0.3, 0.2, 0.1), 4 * 32, 32, 96, (32, 32, 32, 32)),
     ],
 )
-def test_layer_budgets(
-    layer_scores: tuple[float, ...], total: int, floor: int, cap: int, expected: tuple[int, ...]
-) -> None:
+def test_layer_budgets(layer_scores, total, floor, cap, expected) -> None:
     assert layer_budgets(layer_scores, total, floor, cap) == expected
 
 
 PUBLISHED = json.loads((Path(__file__).parent / "published_budgets.json").read_text())
 
 
-PAIRS = []
-for model, figures in PUBLISHED.items():
-    PAIRS += [(model, int(budget)) for budget in figures["budgets"]]
-
-
-@pytest.mark.parametrize(("model", "budget"), PAIRS)
-def test_published_layer_budgets(model: str, budget: int) -> None:
+@pytest.mark.parametrize("model", PUBLISHED)
+def test_published_layer_budgets(model: str) -> None:
     """Those of every layer, from the figures that ship as `calibration=published`."""
     published = find(model, "published")
     assert published is not None
     assert published.layer_scores == tuple(PUBLISHED[model]["layer_scores"])
     layers = len(published.layer_scores)
     shape = PromptShape(layers, 8, 100_000, 8)
-    expected = PUBLISHED[model]["budgets"][str(budget)]
-    for exact in (False, True):
-        capacities = LayerErrorAllocator(published.layer_scores, exact)(blank(shape), shape, budget)
-        assert [c + 8 for c in capacities] == expected
-    assert sum(expected) == layers * budget
+    for budget, expected in PUBLISHED[model]["budgets"].items():
+        for exact in (False, True):
+            capacities = LayerErrorAllocator(published.layer_scores, exact)(blank(shape), shape, int(budget))
+            assert [c + 8 for c in capacities] == expected
+        assert sum(expected) == layers * int(budget)
 
 
 def test_published_heads_of_qwen() -> None:
