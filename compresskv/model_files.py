@@ -37,6 +37,9 @@ _READ = (".json", ".safetensors", ".jinja", ".model", ".py", ".tiktoken")
 _VOCABULARIES = ("vocab.txt", "vocab.bpe", "dict.txt", "bpe.codes", "prophetnet.tokenizer")
 """Read if the folder has no tokenizer.json."""
 
+PATTERNS = (*(f"*{ending}" for ending in _READ), "*.txt", "vocab.bpe", "bpe.codes")
+"""What to download of a model on the hub; `names` are among these files."""
+
 _TEMPLATES = "additional_chat_templates"
 
 _SIZES = (

@@ -1,5 +1,6 @@
 """Loading a model and its tokenizer: from the hub, from a directory, or from a GGUF file."""
 
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -8,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from huggingface_hub import snapshot_download
 from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.cache_utils import get_layer_types_and_kwargs
@@ -177,6 +179,19 @@ def load(config: ModelConfig) -> LoadedModel:
     )
     model.generation_config.eos_token_id = sorted(stop_ids) or None  # `generate` stops where we do
     return loaded
+
+
+def fetch(config: ModelConfig) -> Path:
+    """Download what `load` reads, so that it needs no network; returns the folder. Nothing is loaded.
+
+    For a directory nothing is downloaded, and a GGUF file gets its safetensors copy. Raises `UserError` with the fix.
+    """
+    with _explained(config), _quiet():
+        source, _ = _source(config)
+        if os.path.exists(source):
+            return Path(source)
+        checkpoints.ask_once(source, config.revision)
+        return Path(snapshot_download(source, revision=config.revision, allow_patterns=list(model_files.PATTERNS)))
 
 
 def _source(config: ModelConfig) -> tuple[str, str | None]:

@@ -89,7 +89,7 @@ def run(config: "DictConfig") -> None:
     """Run one composed configuration, or say what it would take."""
     from hydra.core.hydra_config import HydraConfig
 
-    from evals.compose import jobs_from, resolved, take_plan
+    from evals.compose import action, jobs_from, resolved, take_action
     from evals.console import defects_end_here, one_sentence_endings, signals_as_interrupts
     from evals.hydra_errors import refuse_two_files, refused_in_a_sentence
 
@@ -97,13 +97,8 @@ def run(config: "DictConfig") -> None:
         with refused_in_a_sentence(HydraConfig.get().overrides.task):
             refuse_two_files(HydraConfig.get())
             composed = resolved(config)
-        planning, jobs = take_plan(composed), jobs_from([composed])
-        # Imported here, so that --help and a mistake are answered without torch.
-        if planning:
-            from evals.running.plan import plan as carry_out
-        else:
-            from evals.running.sweep import run as carry_out
-
+        chosen, jobs = take_action(composed), jobs_from([composed])
+        carry_out = action(chosen)
         signals_as_interrupts()
         carry_out(jobs)
 

@@ -5,10 +5,11 @@ Below this module there are plain frozen dataclasses: neither Hydra nor OmegaCon
 
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
+from importlib import import_module
 from pathlib import Path
 from pkgutil import resolve_name
 from typing import Annotated, Any, Literal
@@ -146,13 +147,26 @@ def quoted(path: str | Path) -> str:
     return "'" + re.sub(r"(\\*)'", r"\1\1\'", str(path)) + "'"
 
 
-def take_plan(*configs: dict[str, Any]) -> bool:
-    """Take `plan` out of configurations: whether to say what they will take (`evals.running.plan`), and run nothing.
+INSTEAD = ("plan", "prefetch")
+"""What to do instead of running, as `+plan=true`: the function of that name in the module of `evals.running`."""
 
-    Raises `UserError` for a value that is neither true nor false.
+
+def take_action(*configs: dict[str, Any]) -> str:
+    """Take the names in `INSTEAD` out of configurations, and return the one that is true, or `run`.
+
+    Raises `UserError` for a value that is neither true nor false, and for two actions.
     """
-    given = [config.pop("plan", False) for config in configs]
-    return any(checked_value("plan", bool, value) for value in given)
+    given = {name: [checked_value(name, bool, config.pop(name, False)) for config in configs] for name in INSTEAD}
+    chosen = [name for name, values in given.items() if any(values)]
+    if len(chosen) > 1:
+        raise UserError(chosen[0], f"leave out {chosen[1]}", value=True, why=f"{chosen[1]} is true as well")
+    return chosen[0] if chosen else "run"
+
+
+def action(name: str) -> Callable[[Sequence[Job]], None]:
+    """What carries out `run`, or a name of `INSTEAD`. Imports torch."""
+    module = import_module(f"evals.running.{'sweep' if name == 'run' else name}")
+    return getattr(module, name)
 
 
 def jobs_from(configs: Sequence[Mapping[str, Any]]) -> list[Job]:

@@ -66,7 +66,7 @@ class SharedPrefillLauncher(Launcher):
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         # Imported here, like all of the harness: Hydra imports this file at every start.
         from compresskv.errors import UserError
-        from evals.compose import resolved, take_plan
+        from evals.compose import action, resolved, take_action
         from evals.console import defects_end_here, one_sentence_endings, signals_as_interrupts
         from evals.hydra_errors import refused_in_a_sentence
         from evals.launch.groups import sweep_jobs
@@ -79,16 +79,16 @@ class SharedPrefillLauncher(Launcher):
                     composed.append(self.compose(overrides))
             with refused_in_a_sentence():
                 configs = [resolved(config) for config in composed]
-            planning = take_plan(*configs)
+            chosen = take_action(*configs)
             jobs = sweep_jobs(configs)  # checked before the runners import torch
-            run = self.plan if planning else self.runner(jobs)
+            run = self.runner(jobs) if chosen == "run" else action(chosen)
             signals_as_interrupts()
             failure = None
             try:
                 run(jobs)
             except UserError as error:
                 failure = error
-            if not planning:
+            if chosen == "run":
                 self.write_artefacts(jobs[0].results)  # of what did finish
             if failure:
                 raise failure
@@ -106,12 +106,6 @@ class SharedPrefillLauncher(Launcher):
         from evals.launch import devices
 
         return devices.runner(self.devices, jobs)
-
-    def plan(self, jobs: Sequence[Any]) -> None:
-        """Say what the jobs will take, and run nothing."""
-        from evals.running.plan import plan
-
-        plan(jobs)
 
     def compose(self, overrides: Sequence[str]) -> DictConfig:
         """The configuration of one job of the sweep."""
