@@ -19,6 +19,7 @@ from hydra import compose, initialize_config_dir
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from compresskv.checking import Ge, Gt, Le, MinLen, PathText, checked, checked_value, frozen, refuse_unknown
@@ -112,10 +113,31 @@ def axes(*overrides: str) -> dict[str, list[str]]:
 
 
 def expansion(overrides: Sequence[str], parser: OverridesParser | None = None) -> list[list[str]]:
-    """The overrides of each job of a sweep: all combinations, of a setting that is given twice the last values."""
+    """The overrides of each job of a sweep: all combinations, of a setting that is given twice the last values.
+
+    `for.<method>.<setting>` is `method.<setting>` of this method only; other methods are not multiplied by its values.
+    Raises `UserError` for a method that the sweep does not have.
+    """
     parsed = (parser or OverridesParser.create()).parse_overrides(list(overrides))
-    (jobs,) = BasicSweeper.split_arguments(parsed, None)
-    return jobs
+    scoped: dict[str, list[Override]] = {}
+    common = []
+    for override in parsed:
+        first, _, rest = override.get_key_element().partition(".")
+        name, _, setting = rest.partition(".")
+        if first == "for" and setting:
+            override.key_or_group = f"method.{setting}"
+            scoped.setdefault(name, []).append(override)
+        else:
+            common.append(override)
+    (jobs,) = BasicSweeper.split_arguments(common, None)
+    methods = [next((o.partition("=")[2] for o in reversed(job) if o.startswith("method=")), "") for job in jobs]
+    if unknown := [name for name in scoped if name not in methods]:
+        raise UserError(f"for.{unknown[0]}", f"add {unknown[0]} to method=", why="the sweep does not have this method")
+    expanded = []
+    for method, job in zip(methods, jobs, strict=True):
+        (own,) = BasicSweeper.split_arguments(scoped[method], None) if method in scoped else ([[]],)
+        expanded += [[*job, *settings] for settings in own]
+    return expanded
 
 
 def _swept(overrides: Sequence[str]) -> dict[str, str]:

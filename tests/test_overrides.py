@@ -3,8 +3,9 @@
 import pytest
 
 from compresskv.errors import UserError
-from evals.compose import composed
+from evals.compose import composed, expansion
 from tests.support.command import Done, run
+from tests.support.refusals import refused
 
 GROUPS = (
     *("model", "method", "method/allocator", "eval", "protocol", "logger", "paths", "experiment"),
@@ -101,3 +102,12 @@ def test_a_defect_keeps_its_traceback(monkeypatch):
     assert done.returncode == 1
     assert "RuntimeError: a defect" in done.stderr
     assert "Traceback" in done.stderr
+
+
+def test_a_setting_of_one_method_is_swept_beside_others():
+    jobs = expansion(["method=snapkv,cake", "budget=64,128", "for.cake.scorer.gamma=100,200"])
+    gammas = [[o for o in job if "gamma" in o] for job in jobs]
+    assert [job[0] for job in jobs] == ["method=snapkv"] * 2 + ["method=cake"] * 4
+    assert gammas == [[], []] + [["method.scorer.gamma=100"], ["method.scorer.gamma=200"]] * 2
+    with refused("for.cake"):
+        expansion(["method=snapkv", "for.cake.scorer.gamma=100,200"])
