@@ -8,6 +8,7 @@ import argparse
 import json
 import sys
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from compresskv.errors import UserError, located
@@ -16,7 +17,7 @@ from evals.console import outputs_take_any_text
 from evals.longbench.aggregate import TaskScore, averages, interval, task_score
 from evals.longbench.metrics import score_sample
 from evals.longbench.official import check_unordered
-from evals.longbench.records import answers_field, classes_field, data_files, length_field, read_jsonl, text_field
+from evals.longbench.records import Answers, Classes, Count, checked_record, data_files, read_jsonl
 from evals.longbench.tasks import ALL, Task, get_task
 
 
@@ -37,24 +38,28 @@ def score_folder(folder: Path) -> dict[str, TaskScore]:
     return {name: score_file(files[name], get_task(name)) for name in ALL if name in files}
 
 
+@dataclass(frozen=True)
+class Prediction:
+    """A line of a prediction file."""
+
+    pred: str
+    answers: Answers
+    all_classes: Classes = None
+    length: Count | None = None
+
+
 def score_file(path: Path, task: Task) -> TaskScore:
     """The score of one prediction file; `UserError` names file and line."""
-    needs_classes = task.metric == "classification"
-    places, predictions, all_answers, lengths = [], [], [], []
-    classes = None
+    given: dict[str, Prediction] = {}
     for place, record in read_jsonl(path, read_once(path, None)):
-        places.append(place)
-        predictions.append(text_field(place, record, "pred"))
-        all_answers.append(answers_field(place, record))
-        lengths.append(length_field(place, record) if "length" in record else None)
-        classes = classes_field(place, record, needed=needs_classes)  # the last line's count for all, as in eval.py
+        given[place] = checked_record(place, Prediction, record, needs_classes=task.metric == "classification")
+    *_, last = given.values()
     samples = []
-    for place, prediction, answers in zip(places, predictions, all_answers, strict=True):
-        with located(place):
-            samples.append(score_sample(task, prediction, answers, classes))
-    known = [length for length in lengths if length is not None]
-    check = check_unordered(task.name, zip(all_answers, known, strict=True)) if len(known) == len(lengths) else None
-    return task_score(task, samples, check)
+    for place, line in given.items():
+        with located(place):  # the last line's classes count for all, as in eval.py
+            samples.append(score_sample(task, line.pred, line.answers, last.all_classes))
+    known = [(line.answers, line.length) for line in given.values() if line.length is not None]
+    return task_score(task, samples, check_unordered(task.name, known) if len(known) == len(given) else None)
 
 
 def print_table(scores: Mapping[str, TaskScore]) -> None:
