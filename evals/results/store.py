@@ -74,13 +74,13 @@ class SampleStore:
         while True:
             descriptor = _descriptor(self.path)
             try:
-                lock.acquire(self.folder, descriptor)
-                if _same(self.path, descriptor):
-                    return descriptor
+                self._release = lock.acquire(self.folder, descriptor)
             except BaseException:
                 os.close(descriptor)
                 raise
-            lock.release(self.folder, descriptor)  # it was removed between opening and locking
+            if _same(self.path, descriptor):
+                return descriptor
+            self._release()  # it was removed between opening and locking
 
     def _recover(self) -> dict[str, Line]:
         """All complete lines; a torn last line and unfinished files of a process that was killed are removed."""
@@ -186,7 +186,7 @@ class SampleStore:
     def close(self) -> None:
         """Let go of the folder. Raises nothing."""
         if self._descriptor is not None:
-            lock.release(self.folder, self._descriptor)
+            self._release()
             self._descriptor = None
 
 
