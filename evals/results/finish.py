@@ -6,7 +6,8 @@ from typing import Any
 
 from evals.results.lines import dumps, loads
 from evals.results.provenance import environment, origin
-from evals.results.record import NAMED, Record
+from evals.results.reader import NAMED
+from evals.results.record import Record
 from evals.results.schema import Line
 from evals.results.store import SampleStore, not_its_own, write_json, write_yaml
 from evals.results.summary import UNCHECKED, measured, sealed
