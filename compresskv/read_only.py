@@ -1,7 +1,7 @@
 """What a method is shown and may not write to, since all settings of a prompt read it.
 
 PyTorch counts the writes to a tensor, with one counter for it and all its views. Writes through NumPy or `.data` are
-not counted: `python -m evals.conformance` compares copies, and finds those, too.
+not counted: `python -m evals conformance` compares copies, and finds those, too.
 """
 
 from torch import Tensor

@@ -1,4 +1,4 @@
-"""Score prediction files in LongBench's official format: `python -m evals.longbench.score DIR [--json]`.
+"""Score prediction files in LongBench's official format: `python -m evals score DIR [--json]`.
 
 DIR holds one TASK.jsonl a task, one JSON object a line with `pred`, `answers`, `all_classes` and `length`, as the
 official pred.py writes them. Prints a table, or with --json one object {task: score} as in the official result.json.
@@ -13,7 +13,6 @@ from pathlib import Path
 
 from compresskv.errors import UserError, located
 from compresskv.inputs import read_once
-from evals.console import outputs_take_any_text
 from evals.longbench.aggregate import TaskScore, averages, interval, task_score
 from evals.longbench.metrics import score_sample
 from evals.longbench.official import check_unordered
@@ -89,16 +88,12 @@ def _range(bounds: tuple[float, float] | None) -> str:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Entry point; the exit status is 0, or 2 after one sentence on stderr."""
-    parser = argparse.ArgumentParser(prog="python -m evals.longbench.score", description=__doc__.split("\n")[0])
+    """Score a folder and print it; returns the exit code. Raises `UserError`."""
+    parser = argparse.ArgumentParser(prog="python -m evals score", description=__doc__.split("\n")[0])
     parser.add_argument("folder", metavar="DIR", type=Path, help="directory of TASK.jsonl prediction files")
     parser.add_argument("--json", action="store_true", help="print one JSON object {task: score}")
     options = parser.parse_args(arguments)
-    try:
-        scores = score_folder(options.folder)
-    except UserError as error:
-        print(error, file=sys.stderr)
-        return 2
+    scores = score_folder(options.folder)
     if options.json:
         print(json.dumps({name: score.score for name, score in scores.items()}))
     else:
@@ -114,5 +109,6 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    outputs_take_any_text()
-    sys.exit(main())
+    from evals.__main__ import start
+
+    start("score")
