@@ -9,13 +9,9 @@ from typing import Any, TypeVar
 import yaml
 
 from evals.results import lock
-from evals.results.fits import misfit
-from evals.results.lines import Lines, checksum, decode, loads
-from evals.results.schema import Config, Line, Summary
+from evals.results.lines import Lines, decode
+from evals.results.schema import NAMED, Config, Line, Summary, checksum, loads, misfit
 from evals.results.summary import measured
-
-NAMED = ("model", "eval", "task", "protocol", "method", "budget")
-"""What a setting is named by, in the order of its path."""
 
 F = TypeVar("F", bound="SettingFiles")
 

@@ -10,8 +10,8 @@ from typing import Any
 from compresskv.methods import label_of
 from compresskv.protocol import protocol_label
 from evals.kinds import kind_of, reserved
-from evals.results.reader import NAMED, SettingFiles
-from evals.results.schema import Line
+from evals.results.reader import SettingFiles
+from evals.results.schema import NAMED, Line
 from evals.results.verify import failed_of, has_scores, problems_of
 
 FILES = ("samples.jsonl", "summary.json", "config.yaml")

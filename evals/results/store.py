@@ -21,9 +21,9 @@ import yaml
 
 from compresskv.errors import NonFiniteError, UserError
 from evals.results import lock
-from evals.results.lines import decode, dumps, encode, loads
+from evals.results.lines import decode, encode
 from evals.results.provenance import described, environment
-from evals.results.schema import Line
+from evals.results.schema import Line, dumps, loads
 
 READ_ONLY = (errno.EROFS, errno.EACCES, errno.EPERM)
 TOO_MANY_OPEN = (errno.EMFILE, errno.ENFILE)

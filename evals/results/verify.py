@@ -3,14 +3,16 @@
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from evals.results.reader import NAMED, SettingFiles
-from evals.results.schema import Line
+from evals.results.schema import NAMED, Line
 from evals.results.summary import disagreements
 
+if TYPE_CHECKING:
+    from evals.results.reader import SettingFiles
 
-def problems_of(files: SettingFiles) -> list[str]:
+
+def problems_of(files: "SettingFiles") -> list[str]:
     """All that is wrong with the files, a phrase each that names file and line; empty if nothing is."""
     problems = [f"samples.jsonl:{number}: {fault}" for number, fault in files.line_faults.items()]
     if files.unreadable:
@@ -25,14 +27,14 @@ def problems_of(files: SettingFiles) -> list[str]:
     return problems
 
 
-def has_scores(files: SettingFiles) -> bool:
+def has_scores(files: "SettingFiles") -> bool:
     """Whether these are a setting's result; what calibration keeps, for one, has lines without a score."""
     summary, reason = files.file_summary
     no_scores = files.samples and not any("score" in line for line in files.samples.values())
     return summary is not None or reason != "no summary" or not no_scores
 
 
-def summary_problems(files: SettingFiles, summary: Mapping[str, Any]) -> Iterator[str]:
+def summary_problems(files: "SettingFiles", summary: Mapping[str, Any]) -> Iterator[str]:
     ids = summary["samples"]
     if missing := sum(id not in files.samples for id in ids):
         yield f"the summary covers {missing} samples that are not there"
@@ -45,7 +47,7 @@ def summary_problems(files: SettingFiles, summary: Mapping[str, Any]) -> Iterato
     yield from misplaced(files, summary)
 
 
-def misplaced(files: SettingFiles, summary: Mapping[str, Any]) -> Iterator[str]:
+def misplaced(files: "SettingFiles", summary: Mapping[str, Any]) -> Iterator[str]:
     """Where summary, path and configuration do not agree on what the setting is."""
     if files.path.is_relative_to(files.runs) and summary.get("folder", files.name) != files.name:
         yield f"the summary is that of {summary['folder']}, not of this folder"

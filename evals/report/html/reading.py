@@ -13,7 +13,7 @@ from evals.longbench.official import check_rows
 from evals.longbench.tasks import TASKS
 from evals.report.grids import layer_means
 from evals.report.sound import sound
-from evals.results.environment import shown_environment
+from evals.results.provenance import shown_environment
 from evals.results.record import Record, records
 from evals.results.schema import FIDELITY, Line
 from evals.results.verify import failed_of
