@@ -31,7 +31,7 @@ setup: $(READY) ## create .venv with everything the harness needs
 demo: setup ## run the four methods on needle-in-a-haystack with the default model
 	$(BIN)/python run.py -m experiment=demo
 	@echo "all results as one page, for a browser:"
-	@$(BIN)/python -m evals.report results --out results/page
+	@$(BIN)/python -m evals report results --out results/page
 
 test: setup ## run the test suite
 	$(BIN)/python -m pytest -n auto
@@ -87,13 +87,13 @@ bench-kvpress: setup $(KVPRESS) ## only the comparison with NVIDIA's kvpress (ab
 	$(BIN)/python -m bench.kvpress
 
 audit: setup ## measure the effect of each quirk of the released code for docs/audit.md (10 minutes on 2 cores with bfloat16, 30 without)
-	$(BIN)/python -m evals.audit
+	$(BIN)/python -m evals audit
 
 # The first rows of LongBench's tasks: a directory of task.jsonl files, or the official archive.
 LONGBENCH ?= hub
 
 reference: setup ## run everything in results/reference on the default model (two to three hours on 2 cores; resumes)
-	$(BIN)/python -m evals.reference --data $(LONGBENCH)
+	$(BIN)/python -m evals reference --data $(LONGBENCH)
 
 clean: ## remove the environment and caches
 	rm -rf .venv .venv-kvpress .pytest_cache .mypy_cache .ruff_cache .hypothesis

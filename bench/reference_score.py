@@ -1,4 +1,4 @@
-"""LongBench scoring the plain way, to time and check `python -m evals.longbench.score DIR --json` against.
+"""LongBench scoring the plain way, to time and check `python -m evals score DIR --json` against.
 
 One call per sample and reference into the libraries the official evaluation uses (rouge 1.0.1, fuzzywuzzy, jieba), and
 nothing shared with `evals.longbench`: no caching, no pruning, no input checks. Prints one JSON object {task: score}.

@@ -12,16 +12,26 @@ import types
 import unicodedata
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
+from itertools import zip_longest
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from annotated_types import Ge, Gt, Le, Lt, MaxLen, MinLen
-from pydantic import AfterValidator, AllowInfNan, ConfigDict, PydanticUserError, TypeAdapter, ValidationError
+from pydantic import (
+    AfterValidator,
+    AllowInfNan,
+    BeforeValidator,
+    ConfigDict,
+    PydanticUserError,
+    TypeAdapter,
+    ValidationError,
+)
 
 from compresskv.errors import UserError, readable
 
 __all__ = [
     "AfterValidator",
     "AllowInfNan",
+    "BeforeValidator",
     "FrozenMapping",
     "Ge",
     "Gt",
@@ -191,21 +201,14 @@ def _range(metadata: Iterable[Any]) -> str:
 
 
 def _explained(where: str, hint: Any, value: Any, error: ValidationError) -> UserError:
-    """The error for `value`, or for the first wrong item of a list."""
-    for option in _options(hint):
-        items = get_args(option) if get_origin(option) is tuple else ()
-        if not isinstance(value, tuple) or not items:
-            continue
-        if items[-1] is Ellipsis:
-            items = items[:1] * len(value)
-        for place, (item, inner) in enumerate(zip(value, items, strict=False)):
-            try:
-                checked_value(f"{where}[{place}]", inner, item)
-            except UserError as wrong:
-                return wrong
-    if isinstance(value, Mapping) and (wrong_item := _wrong_item(where, hint, value)):
-        return wrong_item
-    for detail in error.errors(include_url=False, include_input=False):
+    """The one sentence about `value`: about its first wrong item, as deep as pydantic says."""
+    details = error.errors(include_url=False, include_input=False)
+    steps = max((_steps(value, detail["loc"]) for detail in details), key=len)
+    details = [detail for detail in details if _steps(value, detail["loc"]) == steps]
+    for step in steps:
+        where = _dotted(where, readable(step)) if isinstance(value, Mapping) else f"{where}[{step}]"
+        value, hint = value[step], _inner(hint, step)
+    for detail in details:
         if detail["type"] == "value_error":
             said = detail["ctx"]["error"]
             if isinstance(said, UserError):
@@ -214,18 +217,29 @@ def _explained(where: str, hint: Any, value: Any, error: ValidationError) -> Use
     return UserError(where, f"choose {allowed(hint)}", value=value)
 
 
-def _wrong_item(where: str, hint: Any, value: Mapping[str, Any]) -> UserError | None:
-    """The error for the first wrong item of a mapping."""
+def _steps(value: Any, place: tuple[Any, ...]) -> list[Any]:
+    """The way to the item of `value` at a `place` of pydantic's, which also names the alternatives that it tried."""
+    steps = []
+    for step, following in zip_longest(place, place[1:]):
+        if isinstance(value, Mapping):
+            inside = step in value and following != "[key]"
+        else:
+            inside = isinstance(value, tuple) and isinstance(step, int) and step < len(value)
+        if inside:
+            steps.append(step)
+            value = value[step]
+    return steps
+
+
+def _inner(hint: Any, step: Any) -> Any:
+    """What an annotation takes as the item `step` of a list or a mapping."""
     for option in _options(hint):
-        arguments = get_args(option)
-        if len(arguments) != 2 or get_origin(option) not in (dict, Mapping):
-            continue
-        for name, item in value.items():
-            try:
-                checked_value(_dotted(where, readable(name)), arguments[1], item)
-            except UserError as wrong:
-                return wrong
-    return None
+        origin, items = get_origin(option), get_args(option)
+        if origin is tuple:
+            return items[0] if items[-1] is Ellipsis else items[step]
+        if origin in (dict, Mapping):
+            return items[1]
+    return Any
 
 
 def _options(hint: Any) -> tuple[Any, ...]:
@@ -233,7 +247,7 @@ def _options(hint: Any) -> tuple[Any, ...]:
     if get_origin(hint) is Annotated:
         return _options(get_args(hint)[0])
     if get_origin(hint) in (Union, types.UnionType):
-        return get_args(hint)
+        return tuple(option for inner in get_args(hint) for option in _options(inner))
     return (hint,)
 
 

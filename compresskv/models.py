@@ -93,11 +93,6 @@ class LoadedModel:
         return self._layer_kinds.count("full_attention")
 
     @property
-    def all_layers(self) -> int:
-        """All layers of the model, those with sliding windows included."""
-        return len(self._layer_kinds)
-
-    @property
     def q_heads(self) -> int:
         return self.model.config.get_text_config(decoder=True).num_attention_heads
 

@@ -1,28 +1,15 @@
 """What every command says to a flag, a value or a path that cannot be: a sentence, and an exit code that is not 0."""
 
+import subprocess
+import sys
+
 import pytest
 
-from evals.audit.__main__ import main as audit
-from evals.conformance.__main__ import main as conformance
-from evals.console import one_sentence_endings
-from evals.lm_eval.__main__ import main as lm_eval
-from evals.longbench.score import main as score
-from evals.reference.__main__ import main as reference
-from evals.report.__main__ import main as report
-from evals.results.__main__ import main as results
+from evals.__main__ import COMMANDS, REFUSED, main
+from tests.support.command import ROOT
 
 NOWHERE = "/nowhere/at/all"
 LONG = "1" * 5000
-
-COMMANDS = {
-    "report": report,
-    "results": results,
-    "conformance": conformance,
-    "reference": reference,
-    "lm_eval": lm_eval,
-    "score": score,
-    "audit": audit,
-}
 
 WRONG = {
     "report": ["", "--nope", "nope", f"{NOWHERE} --out {NOWHERE}/x", "--out", "experiment=nope", "experiment=", "x=5"],
@@ -33,21 +20,56 @@ WRONG = {
         *("method=snapkv budget=0", f"--config-dir={NOWHERE} method=snapkv", "method=snapkv protocol=null"),
     ],
     "reference": ["nope", "--nope", "--data"],
-    "lm_eval": ["", "--nope", "--tasks x nope=1", "--tasks x model=5", "--tasks x method=null", "--tasks x --limit y"],
+    "lm-eval": ["", "--nope", "--tasks x nope=1", "--tasks x model=5", "--tasks x method=null", "--tasks x --limit y"],
     "score": ["", "--nope", NOWHERE, "/dev/null"],
     "audit": ["--nope", "nope", "model=5", "eval=null", "budget=x"],
 }
 
 
 @pytest.mark.parametrize(("command", "line"), [(name, line) for name, lines in WRONG.items() for line in lines])
-def test_a_mistake_ends_in_a_sentence(command, line, capsys, monkeypatch):
+def test_a_mistake_ends_in_a_sentence_and_one_exit_code(command, line, capsys, monkeypatch):
     if command == "audit":  # which takes hours
         monkeypatch.setattr("evals.audit.__main__.measure", lambda *given: pytest.fail("the audit has begun"))
-    with pytest.raises(SystemExit) as ended, one_sentence_endings():
-        raise SystemExit(COMMANDS[command](line.split()))
+    assert main([command, *line.split()]) == REFUSED
     said = capsys.readouterr()
-    last = ended.value.code if isinstance(ended.value.code, str) else (said.err or said.out).splitlines()[-1]
-    assert ended.value.code not in (0, None)
+    last = (said.err or said.out).splitlines()[-1]
     assert last
     assert last.isprintable()
     assert "Traceback" not in said.err
+
+
+def test_commands_are_listed_and_an_unknown_one_is_refused(capsys):
+    assert main(["--help"]) == 0
+    said = capsys.readouterr().out
+    assert all(f"  {name} " in said for name in COMMANDS)
+    assert main([]) == main(["nope"]) == REFUSED
+    assert "error: command=nope: " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("given", [["--results", "{}"], ["--results={}"]])
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["report"], ["{}"]),
+        (["report", "--out", "page"], ["{}", "--out", "page"]),
+        (["report", "experiment=fig5_niah"], ["experiment=fig5_niah", "results={}"]),
+        (["results", "push-wandb", "logger.mode=offline"], ["push-wandb", "logger.mode=offline", "{}"]),
+        (["audit"], ["paths.results={}"]),
+        (["calibrate", "model=x"], ["model=x", "paths.results={}"]),
+    ],
+)
+def test_every_command_takes_the_results_folder_alike(words, expected, given, monkeypatch):
+    taken = []
+    monkeypatch.setattr("evals.__main__.command", lambda name: taken.append)
+    name, *rest = words
+    assert main([name, *(word.format("a/tree") for word in given), *rest]) == 0
+    assert taken == [[word.format("a/tree") for word in expected]]
+
+
+@pytest.mark.parametrize(
+    "module", ["evals", "evals.report", "evals.results", "evals.conformance", "evals.longbench.score"]
+)
+def test_a_module_is_a_command(module):
+    done = subprocess.run([sys.executable, "-m", module, "--nope"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == REFUSED
+    assert "Traceback" not in done.stderr

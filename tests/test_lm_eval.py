@@ -16,7 +16,7 @@ from tests.engine.test_rotary import BOUNDARY
 from tests.engine.test_rotary import made as rotary
 from tests.support import tiny
 from tests.support.methods_in_use import SNAPKV
-from tests.support.refusals import assert_sentence, refused
+from tests.support.refusals import refused
 
 lm_eval = pytest.importorskip("lm_eval", reason="needs the extra lm-eval")
 
@@ -248,16 +248,14 @@ def test_the_command_line(model, tokenizer, tasks, tmp_path, capsys):
 
 @pytest.mark.parametrize(("override", "field"), [("eval.limit=3", "eval.limit"), ("method=snapkw", "method")])
 def test_mistakes_on_the_command_line_are_one_sentence(override, field):
-    with pytest.raises(SystemExit) as ended:
+    with refused(field):
         command.main(["--tasks", "x", override])
-    assert_sentence(str(ended.value), field)
 
 
 def test_without_the_extra_one_sentence_says_how_to_get_it(monkeypatch):
     monkeypatch.setattr(command, "find_spec", lambda name: None)
-    with pytest.raises(SystemExit) as ended:
+    with refused("lm_eval"):
         command.main(["--tasks", "x", "method=snapkv"])
-    assert_sentence(str(ended.value), "lm_eval")
 
 
 @pytest.mark.parametrize("name", ["longrope", "ntk"])

@@ -169,7 +169,7 @@ def test_a_model_without_kv_heads_in_its_configuration(checkpoint, tmp_path):
         if file.name not in ("config.json", "model.safetensors", "generation_config.json"):
             shutil.copy(file, folder)
     model = load(ModelConfig("neox", path=str(folder), device="cpu"))
-    assert (model.layers, model.all_layers, model.q_heads, model.kv_heads) == (2, 2, 6, 6)
+    assert (model.layers, model.q_heads, model.kv_heads) == (2, 6, 6)
 
 
 def test_what_a_checkpoint_asks_of_greedy_decoding_is_known_and_said(checkpoint, tmp_path):

@@ -1,9 +1,8 @@
-"""`python -m evals.audit`: measure every quirk and fill in the effect column of docs/audit.md.
+"""`python -m evals audit`: measure every quirk and fill in the effect column of docs/audit.md.
 
 Arguments are overrides as for `run.py`. Finished samples are not computed again.
 """
 
-import sys
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,6 @@ from evals import compose
 from evals.audit import selector
 from evals.audit.effects import IN_NEITHER, fill, measure
 from evals.compose import job_from
-from evals.console import one_sentence_endings, outputs_never_fail
 from evals.job import Job
 from evals.progress import Progress
 from evals.results.store import write_text
@@ -70,6 +68,6 @@ def main(overrides: list[str], page: Path = PAGE) -> None:
 
 
 if __name__ == "__main__":
-    outputs_never_fail()
-    with one_sentence_endings():
-        main(sys.argv[1:])
+    from evals.__main__ import start
+
+    start("audit")

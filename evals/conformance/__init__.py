@@ -1,4 +1,4 @@
-"""Does a method keep what every method promises? `python -m evals.conformance method=<name>`, on a CPU in seconds."""
+"""Does a method keep what every method promises? `python -m evals conformance method=<name>`, on a CPU in seconds."""
 
 from __future__ import annotations
 

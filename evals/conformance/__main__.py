@@ -1,36 +1,34 @@
-"""`python -m evals.conformance method=<name> [budget=…] [--config-dir …]`: does a method keep what all promise?
+"""`python -m evals conformance method=<name> [budget=…] [--config-dir …]`: does a method keep what all promise?
 
 Runs on a CPU with tiny random models, in seconds and without a download. Other words are settings as run.py has them,
 such as method.scorer.gamma=3 or method/allocator=uniform. Ends with 1 if a check fails.
 """
 
 import argparse
-import sys
 
 import torch
 
 from compresskv.errors import UserError
 from evals.conformance import check
-from evals.console import one_sentence_endings, outputs_never_fail, screen
+from evals.console import screen
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Check one method and print a line a check; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m evals.conformance", description=__doc__)
+    """Check one method and print a line a check; returns the exit code. Raises `UserError`."""
+    parser = argparse.ArgumentParser(prog="python -m evals conformance", description=__doc__)
     parser.add_argument("settings", nargs="+", help="method=<name>, and what else is set, such as budget=128")
     parser.add_argument("--config-dir", "-cd", help="a folder of yours with method/<name>.yaml, as run.py takes it")
     options = parser.parse_intermixed_args(arguments)
     torch.set_num_threads(1)  # with tensors this small, threads only wait for each other
-    with one_sentence_endings():
-        given = dict(setting.partition("=")[::2] for setting in options.settings)
-        if not given.get("method"):
-            raise UserError("method", "name one, such as method=snapkv", why="not set")
-        budget = given.pop("budget", "256")
-        if not budget.isdecimal() or len(budget) > 9:
-            raise UserError("budget", "choose a whole number of tokens", value=budget)
-        name = given.pop("method")
-        others = [f"{setting}={value}" for setting, value in given.items()]
-        conformance = check(name, *others, budget=int(budget), config_dir=options.config_dir)
+    given = dict(setting.partition("=")[::2] for setting in options.settings)
+    if not given.get("method"):
+        raise UserError("method", "name one, such as method=snapkv", why="not set")
+    budget = given.pop("budget", "256")
+    if not budget.isdecimal() or len(budget) > 9:
+        raise UserError("budget", "choose a whole number of tokens", value=budget)
+    name = given.pop("method")
+    others = [f"{setting}={value}" for setting, value in given.items()]
+    conformance = check(name, *others, budget=int(budget), config_dir=options.config_dir)
     console = screen(120)
     if console.is_terminal:
         console.print(conformance.table(f"{name}, budget {budget}"))
@@ -40,5 +38,6 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    outputs_never_fail()
-    sys.exit(main())
+    from evals.__main__ import start
+
+    start("conformance")

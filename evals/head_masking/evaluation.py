@@ -24,9 +24,9 @@ from evals.niah.evaluation import NiahTask
 from evals.niah.prompts import NeedlePrompts
 from evals.progress import Progress
 from evals.results.finish import finish
-from evals.results.record import failed_of
 from evals.results.schema import Line
 from evals.results.store import SampleStore, close_all
+from evals.results.verify import failed_of
 from evals.running.batches import failed_line, no_answer, refuse_another_prompt, sample_line, some
 from evals.running.forecast import forecast
 from evals.running.methods import context_of

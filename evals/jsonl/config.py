@@ -10,10 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from compresskv.checking import Ge, Le, PathText
-from compresskv.errors import UserError
 from compresskv.inputs import expanded, read_once
 from evals.job import SampledEvaluation, Shown
-from evals.jsonl.records import METRICS, JsonlRecord, read_records
+from evals.jsonl.records import JsonlRecord, MetricName, NewTokens, read_records
 
 if TYPE_CHECKING:
     from evals.results.record import Record
@@ -27,8 +26,8 @@ class Jsonl(SampledEvaluation):
     """
 
     data: PathText
-    metric: PathText | None
-    max_new_tokens: Annotated[int, Ge(1), Le(100_000)] | None
+    metric: MetricName | None
+    max_new_tokens: NewTokens | None
     limit: Annotated[int, Ge(1), Le(1_000_000)] | None
 
     @property
@@ -39,10 +38,8 @@ class Jsonl(SampledEvaluation):
     def file(self) -> tuple[Sequence[JsonlRecord], str]:
         """All records of the file, and a hash of the bytes that they were read from.
 
-        Raises `UserError` for a metric that does not exist, and for what is wrong with the file.
+        Raises `UserError` for what is wrong with the file.
         """
-        if self.metric is not None and self.metric not in METRICS:
-            raise UserError("eval.metric", f"choose one of {', '.join(METRICS)}", value=self.metric)
         content = read_once(self.path, "eval.data")
         records = read_records(self.path, self.metric, self.max_new_tokens, content)
         return records, hashlib.sha256(content).hexdigest()[:16]

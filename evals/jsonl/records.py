@@ -23,20 +23,20 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+from compresskv.checking import AfterValidator, BeforeValidator, Ge, Le
 from compresskv.errors import UserError, located
 from compresskv.inputs import read_once
 from evals.longbench.metrics import FULL_WIDTH_PUNCTUATION
 from evals.longbench.metrics import METRICS as OF_ONE_REFERENCE
-from evals.longbench.records import answers_field, classes_field, read_jsonl, text_field
+from evals.longbench.records import Answers, Classes, checked_record, field_of, read_jsonl
 from evals.rouge import rouge1_recall, sees
 
 FIELDS = ("prompt", "context", "question", "answers", "metric", "max_new_tokens", "id", "answer_prefix", "all_classes")
 OF_RULER = {"prompt": "input", "answers": "outputs"}
 """What RULER (arXiv 2404.06654) calls these fields."""
 
-LONGEST_GENERATION = 100_000
 LONGEST_ID = 100
 
 FULL_MARKS = 1 - 1e-6
@@ -49,17 +49,35 @@ Metric = Callable[[str, Sequence[str], Sequence[str] | None], float]
 """(prediction, reference answers, class names) to 0 to 1."""
 
 
+def _identifier(value: Any) -> str:
+    text = str(value) if isinstance(value, str | int) and not isinstance(value, bool) else ""
+    if not text.strip() or len(text) > LONGEST_ID or not text.isprintable():
+        raise UserError(None, f"choose a number, or a text of one line and at most {LONGEST_ID} characters")
+    return text
+
+
+def _known(name: str) -> str:
+    if name not in METRICS:
+        raise UserError(None, f"choose one of {', '.join(METRICS)}")
+    return name
+
+
+Identifier = Annotated[str, BeforeValidator(_identifier)]
+MetricName = Annotated[str, AfterValidator(_known)]
+NewTokens = Annotated[int, Ge(1), Le(100_000)]
+
+
 @dataclass(frozen=True)
 class JsonlRecord:
     """One sample of a task of one's own. `prompt` is the text before any chat template."""
 
-    id: str
+    id: Identifier
     prompt: str
-    answer_prefix: str
-    answers: tuple[str, ...]
-    all_classes: tuple[str, ...] | None
-    metric: str
-    max_new_tokens: int
+    answers: Answers
+    metric: MetricName
+    max_new_tokens: NewTokens
+    answer_prefix: str = ""
+    all_classes: Classes = None
 
     def score(self, prediction: str) -> float:
         """0 to 1."""
@@ -77,8 +95,9 @@ def read_records(
     records: dict[str, JsonlRecord] = {}
     content = read_once(path, "eval.data") if content is None else content
     for number, (place, given) in enumerate(read_jsonl(path, content)):
-        fields = _in_our_words(given)
-        record = _record(place, {"id": number, "metric": metric, "max_new_tokens": max_new_tokens} | fields)
+        usual = {"id": number, "metric": metric, "max_new_tokens": max_new_tokens}
+        set_by_file = {name: value for name, value in usual.items() if value is not None}
+        record = _record(place, set_by_file | _in_our_words(given))
         if record.id in records:
             raise UserError(
                 "id", "give each record an id of its own", value=record.id, why="it occurs twice", where=place
@@ -99,16 +118,11 @@ def _record(place: str, fields: dict[str, Any]) -> JsonlRecord:
     for name in fields.keys() - set(FIELDS):
         if near := get_close_matches(name, FIELDS, n=1, cutoff=0.85):
             raise UserError(name, f"did you mean {near[0]}?", why="no such field", where=place)
-    metric = _metric(place, fields["metric"])
-    record = JsonlRecord(
-        id=_id(place, fields["id"]),
-        prompt=_prompt(place, fields),
-        answer_prefix=text_field(place, fields, "answer_prefix") if "answer_prefix" in fields else "",
-        answers=answers_field(place, fields),
-        all_classes=classes_field(place, fields, needed=metric == "classification"),
-        metric=metric,
-        max_new_tokens=_max_new_tokens(place, fields["max_new_tokens"]),
-    )
+    for name in ("metric", "max_new_tokens"):
+        if name not in fields:
+            raise UserError(name, f"give the line one, or the file one with eval.{name}", why="not set", where=place)
+    whole = {**fields, "prompt": _prompt(place, fields)}
+    record = checked_record(place, JsonlRecord, whole, needs_classes=fields["metric"] == "classification")
     with located(place):
         for answer in record.answers:
             _refuse_unscorable(record, answer)
@@ -137,42 +151,10 @@ def _prompt(place: str, fields: dict[str, Any]) -> str:
         raise UserError(
             "prompt", "give either prompt, or context and question", why=f"the record has {given}", where=place
         )
-    prompt = "\n\n".join(text_field(place, fields, name) for name in parts or ["prompt"])
+    prompt = "\n\n".join(field_of(place, fields, name, str) for name in parts or ["prompt"])
     if not prompt.strip():
         raise UserError(parts[0] if parts else "prompt", "give some text", why="empty", where=place)
     return prompt
-
-
-def _metric(place: str, name: object) -> str:
-    if name is None:
-        raise UserError("metric", "give the line one, or the file one with eval.metric", why="not set", where=place)
-    if not isinstance(name, str) or name not in METRICS:
-        raise UserError("metric", f"choose one of {', '.join(METRICS)}", value=name, where=place)
-    return name
-
-
-def _max_new_tokens(place: str, value: object) -> int:
-    if value is None:
-        raise UserError(
-            "max_new_tokens", "give the line one, or the file one with eval.max_new_tokens", why="not set", where=place
-        )
-    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= LONGEST_GENERATION:
-        raise UserError(
-            "max_new_tokens", f"choose a whole number, from 1 to {LONGEST_GENERATION}", value=value, where=place
-        )
-    return value
-
-
-def _id(place: str, value: object) -> str:
-    text = str(value) if isinstance(value, str | int) and not isinstance(value, bool) else ""
-    if not text.strip() or len(text) > LONGEST_ID or not text.isprintable():
-        raise UserError(
-            "id",
-            f"choose a number, or a text of one line and at most {LONGEST_ID} characters",
-            value=value,
-            where=place,
-        )
-    return text
 
 
 def exact_match(prediction: str, answers: Sequence[str], classes: Sequence[str] | None = None) -> float:

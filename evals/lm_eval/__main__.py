@@ -1,4 +1,4 @@
-"""lm-evaluation-harness over a compressed cache: `python -m evals.lm_eval --tasks <task> method=snapkv budget=256`."""
+"""lm-evaluation-harness over a compressed cache: `python -m evals lm-eval --tasks <task> method=snapkv budget=256`."""
 
 import argparse
 import sys
@@ -9,7 +9,6 @@ from typing import Any
 
 from compresskv.errors import UserError
 from evals.compose import job
-from evals.console import one_sentence_endings, outputs_never_fail
 from evals.job import Job
 
 TAKEN = ("model", "method", "budget", "calibration", "prefill_chunk", "observation", "protocol")
@@ -17,18 +16,20 @@ TAKEN = ("model", "method", "budget", "calibration", "prefill_chunk", "observati
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run lm-eval's tasks with one method at one budget; prints its table, and writes its JSON to --output_path."""
+    """Run lm-eval's tasks with one method at one budget; prints its table, and writes its JSON to --output_path.
+
+    Raises `UserError`.
+    """
     options = parsed(arguments)
-    with one_sentence_endings():
-        chosen = setting(options.overrides)
-        if find_spec("lm_eval") is None:
-            raise UserError("lm_eval", "pip install -e '.[lm-eval]'", why="lm-evaluation-harness is not installed")
-        evaluate(chosen, options)
+    chosen = setting(options.overrides)
+    if find_spec("lm_eval") is None:
+        raise UserError("lm_eval", "pip install -e '.[lm-eval]'", why="lm-evaluation-harness is not installed")
+    evaluate(chosen, options)
 
 
 def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
     """The command line; its options have lm-eval's names and meanings."""
-    parser = argparse.ArgumentParser(prog="python -m evals.lm_eval", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m evals lm-eval", description=__doc__)
     parser.add_argument("--tasks", required=True, help="names or patterns of tasks, separated by commas")
     parser.add_argument("--include_path", help="a directory of further tasks")
     parser.add_argument("--limit", type=float, help="documents of each task; below 1, a share of them")
@@ -128,5 +129,6 @@ def model_of(chosen: Job) -> Any:
 
 
 if __name__ == "__main__":
-    outputs_never_fail()
-    main()
+    from evals.__main__ import start
+
+    start("lm-eval")

@@ -17,8 +17,8 @@ from evals.console import visible
 from evals.job import Logger, Report
 from evals.results.measurement import Measurement
 from evals.results.names import names
-from evals.results.record import FILES, NAMED, Record
-from evals.results.schema import FIDELITY
+from evals.results.record import FILES, Record
+from evals.results.schema import FIDELITY, NAMED
 
 if TYPE_CHECKING:
     import wandb

@@ -18,7 +18,7 @@ from typing import Any
 from compresskv.errors import UserError
 from compresskv.inputs import read_once
 from evals.longbench import archive, official
-from evals.longbench.records import answers_field, classes_field, length_field, text_field
+from evals.longbench.records import Content, checked_record, field_of
 from evals.longbench.tasks import ALL, TASKS, Task
 
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
@@ -164,33 +164,24 @@ def _task_name(table: Path, row: Mapping[str, Any]) -> str:
 
 def _write(folder: Path, task: Task, rows: list[tuple[str, Row]]) -> None:
     """Write the task's file."""
-    records = [_official_shape(place, row, task) for place, row in rows]
-    numbers = official.locate(task.name, [(record["answers"], record["length"]) for record in records])
+    contents = [_official_shape(place, row, task) for place, row in rows]
+    numbers = official.locate(task.name, [(content.answers, content.length) for content in contents])
     with open(folder / f"{task.name}.jsonl", "x", encoding="utf-8") as file:
-        for line, (record, number) in enumerate(zip(records, numbers, strict=True)):
-            if number is None or official.prompt_problem(task, **record):
+        for line, (content, number) in enumerate(zip(contents, numbers, strict=True)):
+            if number is None or official.prompt_problem(task, content):
                 number = task.n + line
-            file.write(json.dumps({"_lb_index": number, **record}, ensure_ascii=False) + "\n")
+            file.write(json.dumps({"_lb_index": number, **vars(content)}, ensure_ascii=False) + "\n")
 
 
-def _official_shape(place: str, row: Row, task: Task) -> Row:
+def _official_shape(place: str, row: Row, task: Task) -> Content:
     """The fields of an official record."""
-    context = text_field(place, row, "context")
-    if "input" in row:
-        question = text_field(place, row, "input")
-    else:
-        question = text_field(place, row, "question")
-        prefix = text_field(place, row, "answer_prefix") if row.get("answer_prefix") is not None else ""
-        context, question = _taken_apart(task, context, question, prefix) or (context, question)
     row = row | {"all_classes": row.get("all_classes") or None}
-    classes = classes_field(place, row, needed=task.metric == "classification")
-    return {
-        "input": question,
-        "context": context,
-        "answers": list(answers_field(place, row)),
-        "all_classes": list(classes) if classes else None,
-        "length": length_field(place, row),
-    }
+    if "input" not in row:
+        context, question = (field_of(place, row, name, str) for name in ("context", "question"))
+        prefix = field_of(place, row, "answer_prefix", str) if row.get("answer_prefix") is not None else ""
+        context, question = _taken_apart(task, context, question, prefix) or (context, question)
+        row |= {"context": context, "input": question}
+    return checked_record(place, Content, row, needs_classes=task.metric == "classification")
 
 
 def _taken_apart(task: Task, context: str, question: str, prefix: str) -> tuple[str, str] | None:

@@ -1,47 +1,15 @@
 """LongBench records from a directory of task.jsonl files, a zip, a copy of the library `datasets`, or the hub."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from compresskv.errors import UserError
 from compresskv.folders import cache_folder
 from compresskv.inputs import expanded, read_once
 from evals.longbench import archive, copies, official
-from evals.longbench.records import (
-    answers_field,
-    classes_field,
-    data_files,
-    integer,
-    length_field,
-    read_jsonl,
-    text_field,
-)
+from evals.longbench.records import Content, Count, Row, checked_record, data_files, field_of, read_jsonl
 from evals.longbench.tasks import Task
-
-REQUIRED_FIELDS = ("input", "context", "answers", "all_classes", "length")
-
-
-@dataclass(frozen=True)
-class Record:
-    """One LongBench row. `row` is its number in the official file, and the sample id; `length` is in words.
-
-    `problem`: why it is not the official row of that number; "" if nothing speaks against it.
-    """
-
-    row: int
-    input: str
-    context: str
-    answers: tuple[str, ...]
-    all_classes: tuple[str, ...] | None
-    length: int
-    problem: str = field(default="", compare=False)
-
-
-def default_cache() -> Path:
-    """Where archives are unpacked: the folder longbench/ of the project's cache."""
-    return cache_folder() / "longbench"
 
 
 def open_source(
@@ -58,7 +26,7 @@ def open_source(
     hold a copy of the library `datasets`, which is converted (`copies`), as a parquet file is. `sha256` is what an
     archive must have; for "hub" at the pinned revision it is known and always checked.
     """
-    cache = cache or default_cache()
+    cache = cache or cache_folder() / "longbench"
     if str(source) == "hub":
         revision = revision or archive.HUB_REVISION
         if sha256 is None and revision == archive.HUB_REVISION:
@@ -120,7 +88,7 @@ def read_task(folder: Path, task: Task) -> bytes:
     return read_once(folder / f"{task.name}.jsonl", "eval.data")
 
 
-def load_task(folder: Path, task: Task, limit: int | None = None, content: bytes | None = None) -> list[Record]:
+def load_task(folder: Path, task: Task, limit: int | None = None, content: bytes | None = None) -> list[Row]:
     """The records of `folder`/task.jsonl in file order, the first `limit` of them if given; `content`: what it holds.
 
     A row's number is its `_lb_index` where it has one, else that of the official row with its content, else its line
@@ -130,43 +98,30 @@ def load_task(folder: Path, task: Task, limit: int | None = None, content: bytes
     if limit is not None and limit < 1:
         raise UserError("eval.limit", "choose at least 1", value=limit)
     content = read_task(folder, task) if content is None else content
-    places, claims, records = [], [], []
-    for line, (place, fields) in enumerate(read_jsonl(folder / f"{task.name}.jsonl", content)):
-        records.append(_record(place, fields, task, line))
-        claims.append(records[-1].row if "_lb_index" in fields else None)
+    places: list[str] = []
+    claims: list[int | None] = []
+    contents: list[Content] = []
+    for place, given in read_jsonl(folder / f"{task.name}.jsonl", content):
         places.append(place)
-    numbers = _row_numbers(task, claims, records)
+        contents.append(checked_record(place, Content, given, needs_classes=task.metric == "classification"))
+        claims.append(field_of(place, given, "_lb_index", Count) if "_lb_index" in given else None)
+    numbers = _row_numbers(task, claims, contents)
     seen: set[int] = set()
     for place, number in zip(places, numbers, strict=True):
         if number in seen:
-            raise UserError(
-                "_lb_index", "give each row a number of its own", value=number, why="it occurs twice", where=place
-            )
+            fix = "give each row another number"
+            raise UserError("_lb_index", fix, value=number, why="it occurs twice", where=place)
         seen.add(number)
-    numbered = [replace(record, row=number) for record, number in zip(records, numbers, strict=True)]
+    rows = [Row(**vars(content), row=number) for content, number in zip(contents, numbers, strict=True)]
     # The text of the pinned archive is checked already, by its sha256.
     text = folder.name != archive.HUB_SHA256
-    return [replace(record, problem=official.row_problem(task, record, text)) for record in numbered[:limit]]
+    return [replace(row, problem=official.row_problem(task, row, text)) for row in rows[:limit]]
 
 
-def _record(place: str, fields: dict[str, Any], task: Task, line: int) -> Record:
-    for name in REQUIRED_FIELDS:
-        if name not in fields:
-            raise UserError(name, "add it", why="the record has no such field", where=place)
-    return Record(
-        row=integer(place, "_lb_index", fields.get("_lb_index", line)),
-        input=text_field(place, fields, "input"),
-        context=text_field(place, fields, "context"),
-        answers=answers_field(place, fields),
-        all_classes=classes_field(place, fields, needed=task.metric == "classification"),
-        length=length_field(place, fields),
-    )
-
-
-def _row_numbers(task: Task, claims: Sequence[int | None], records: Sequence[Record]) -> list[int]:
+def _row_numbers(task: Task, claims: Sequence[int | None], contents: Sequence[Content]) -> list[int]:
     """Each record's row: the claimed one, the official row of its content, or the line; past the official ones where
     an official row has the number of that line."""
-    located = official.locate(task.name, [(record.answers, record.length) for record in records])
+    located = official.locate(task.name, [(content.answers, content.length) for content in contents])
     official_rows = {official_row for official_row, claim in zip(located, claims, strict=True) if claim is None}
     numbers = []
     for line, (claim, official_row) in enumerate(zip(claims, located, strict=True)):

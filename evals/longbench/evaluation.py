@@ -16,9 +16,10 @@ from compresskv.models import LoadedModel
 from compresskv.protocol import EvaluationProtocol
 from evals.job import Sample
 from evals.longbench.config import LongBench
-from evals.longbench.data import Record, load_task, read_task
+from evals.longbench.data import load_task, read_task
 from evals.longbench.metrics import score_sample
 from evals.longbench.prompts import RELEASED_LONGEST, ChatWrapper, Prompt, render, stop_ids
+from evals.longbench.records import Row
 from evals.longbench.tasks import Task, select_tasks
 
 
@@ -55,14 +56,14 @@ class LongBenchTask:
         return self.task.name
 
     @cached_property
-    def data(self) -> tuple[list[Record], str]:
+    def data(self) -> tuple[list[Row], str]:
         """The records of the task's file, and a hash of the bytes that they were read from."""
         content = read_task(self.folder, self.task)
         records = load_task(self.folder, self.task, self.config.limit, content)
         return records, hashlib.sha256(content).hexdigest()[:16]
 
     @cached_property
-    def records(self) -> Mapping[str, Record]:
+    def records(self) -> Mapping[str, Row]:
         records = {str(record.row): record for record in self.data[0]}
         if altered := [record for record in records.values() if record.problem]:
             first = f"row {altered[0].row}: {altered[0].problem}"
@@ -116,7 +117,7 @@ class LongBenchTask:
         """A model that is not to be prompted by its template gets none of ours either."""
         return self.protocol.chat_wrapper if self.model.chat_template else None
 
-    def render(self, record: Record) -> Prompt:
+    def render(self, record: Row) -> Prompt:
         return render(
             self.task,
             record,

@@ -14,32 +14,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Protocol
 
 from compresskv.errors import UserError
 from compresskv.inputs import read_once
-from evals.longbench.records import answers_field, length_field, read_jsonl
+from evals.longbench.records import Answers, Content, Count, Row, field_of, read_jsonl
 from evals.longbench.tasks import ALL, Task, get_task
-
-
-class Row(Protocol):
-    """What of a LongBench record is compared with the official one of its number."""
-
-    @property
-    def row(self) -> int: ...
-
-    @property
-    def input(self) -> str: ...
-
-    @property
-    def context(self) -> str: ...
-
-    @property
-    def answers(self) -> Sequence[str]: ...
-
-    @property
-    def length(self) -> int: ...
-
 
 INDEX = Path(__file__).with_name("official_index.json")
 _DIGITS = 6
@@ -106,40 +85,22 @@ def locate(task: str, rows: Sequence[tuple[Sequence[str], int]]) -> list[int | N
     return numbers
 
 
-def holdings(task: str, rows: Iterable[tuple[int, Sequence[str], int]]) -> str:
-    """Which official rows these (official row, answers, length) triples are, and how many are none, as a sentence."""
-    official = _index()[get_task(task).name]
-    rows = list(rows)
-    matching = {
-        row for row, answers, length in rows if row < len(official) and official[row] == fingerprint(answers, length)
-    }
-    held = sorted(matching)
-    foreign = len(rows) - len(held)
-    if not held:
-        return f"{task}: none of the {len(rows)} rows is an official one."
-    sentence = f"{task}: {len(held)} of the {len(official)} official rows ({ranges(held)})"
-    return f"{sentence}, and {foreign} rows that are not official." if foreign else f"{sentence}."
-
-
-def row_problem(task: Task, record: Row, text: bool = True) -> str:
+def row_problem(task: Task, row: Row, text: bool = True) -> str:
     """Why a record is not the official row of its number; "" if nothing speaks against it.
 
     `text`: whether to check its context and input too, as `prompt_problem` does.
     """
-    official, content = _index()[task.name], fingerprint(record.answers, record.length)
+    official, content = _index()[task.name], fingerprint(row.answers, row.length)
     if content not in official:
         return "no official row has its answers and length"
-    fields = {name: getattr(record, name) for name in ("input", "context", "answers", "length")}
-    if text and (problem := prompt_problem(task, **fields)):
+    if text and (problem := prompt_problem(task, row)):
         return problem
-    if record.row >= len(official):
+    if row.row >= len(official):
         return "it is there a second time, by its answers and length"
-    return "" if official[record.row] == content else f"its answers and length are not those of row {record.row}"
+    return "" if official[row.row] == content else f"its answers and length are not those of row {row.row}"
 
 
-def prompt_problem(
-    task: Task, *, input: str, context: str, answers: Sequence[str], length: int, all_classes: object = None
-) -> str:
+def prompt_problem(task: Task, content: Content) -> str:
     """Why a row with official answers and length has not the official text; "" if nothing speaks against it.
 
     The official length counts the words of context, input and an answer, or the answer as one word; in musique words
@@ -148,21 +109,10 @@ def prompt_problem(
     if task.language != "en":
         return ""
     separator = " " if task.name == "musique" else None
-    words = sum(len(text.split(separator)) for text in (context, input))
-    if length - words in {1, *(len(answer.split(separator)) for answer in answers)}:
+    words = sum(len(text.split(separator)) for text in (content.context, content.input))
+    if content.length - words in {1, *(len(answer.split(separator)) for answer in content.answers)}:
         return ""
-    return f"context and question have {words} words, which does not go with the length {length}"
-
-
-def ranges(numbers: Sequence[int]) -> str:
-    """Ascending numbers as "0–3, 7"."""
-    spans: list[list[int]] = []
-    for number in numbers:
-        if spans and spans[-1][1] == number - 1:
-            spans[-1][1] = number
-        else:
-            spans.append([number, number])
-    return ", ".join(f"{first}" if first == last else f"{first}–{last}" for first, last in spans)
+    return f"context and question have {words} words, which does not go with the length {content.length}"
 
 
 def check_unordered(task: str, rows: Iterable[tuple[Sequence[str], int]]) -> RowCheck:
@@ -179,7 +129,7 @@ def build_index(folder: Path) -> dict[str, str]:
     for task in ALL:
         path = folder / f"{task}.jsonl"
         rows = [
-            fingerprint(answers_field(place, record), length_field(place, record))
+            fingerprint(field_of(place, record, "answers", Answers), field_of(place, record, "length", Count))
             for place, record in read_jsonl(path, read_once(path, None))
         ]
         if len(rows) != get_task(task).n:

@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerBase
 from compresskv.chat import chat_ids, chat_prompt
 from compresskv.detokenise import text_of
 from compresskv.errors import UserError
-from evals.longbench.data import Record
+from evals.longbench.records import Row
 from evals.longbench.tasks import Task
 
 ChatWrapper = Literal["template", "released"]
@@ -47,7 +47,7 @@ class Prompt:
 
 def render(
     task: Task,
-    record: Record,
+    record: Row,
     tokenizer: PreTrainedTokenizerBase,
     *,
     window: int,
@@ -95,7 +95,7 @@ def _room(
     return room
 
 
-def template(task: Task, record: Record) -> str:
+def template(task: Task, record: Row) -> str:
     """The task's template filled with the record, not truncated and not wrapped."""
     return task.prompt.format(input=record.input, context=record.context)
 

@@ -1,16 +1,45 @@
-"""Strict JSONL reading: every mistake in a file becomes one sentence that names the file and the line."""
+"""Records of JSON lines: every mistake in a file becomes one sentence that names the file and the line."""
 
 import codecs
 import io
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, TypeVar
 
-from compresskv.errors import UserError
+from compresskv.checking import Ge, Le, MinLen, checked, checked_value
+from compresskv.errors import UserError, located
 
-LARGEST_INTEGER = 2**63 - 1
+T = TypeVar("T")
+
 LARGEST_LINE = 64 << 20  # bytes
+
+Count = Annotated[int, Ge(0), Le(2**63 - 1)]
+Answers = Annotated[tuple[str, ...], MinLen(1)]
+Classes = tuple[str, ...] | None
+
+
+@dataclass(frozen=True)
+class Content:
+    """What a LongBench record holds; `length` is in words, of Chinese in characters."""
+
+    input: str
+    context: str
+    answers: Answers
+    all_classes: Classes
+    length: Count
+
+
+@dataclass(frozen=True)
+class Row(Content):
+    """A record in its place. `row` is its number in the official file, and the sample id.
+
+    `problem`: why it is not the official row of that number; "" if nothing speaks against it.
+    """
+
+    row: int = 0
+    problem: str = field(default="", compare=False)
 
 
 def data_files(folder: Path) -> list[Path]:
@@ -72,53 +101,22 @@ def _parse(place: str, line: bytes) -> dict[str, Any]:
     return record
 
 
-def text_field(place: str, record: dict[str, Any], name: str) -> str:
-    """The string `record[name]`."""
-    value = _field(place, record, name)
-    if not isinstance(value, str):
-        raise UserError(name, "choose a text", value=value, where=place)
-    return value
+def checked_record(place: str, kind: type[T], record: Mapping[str, Any], needs_classes: bool = False) -> T:
+    """The dataclass `kind` of the fields of a record that it has; other fields are left alone.
+
+    `needs_classes`: of a classification task, which cannot do without `all_classes`. Raises `UserError`.
+    """
+    known = {each.name for each in fields(kind)}  # type: ignore[arg-type]
+    with located(place):
+        if needs_classes and record.get("all_classes") is None:
+            fix = "give the list of class names of the classification task"
+            raise UserError("all_classes", fix, value=record.get("all_classes", ...))
+        return checked("", kind, {name: value for name, value in record.items() if name in known})
 
 
-def answers_field(place: str, record: dict[str, Any]) -> tuple[str, ...]:
-    """The reference answers, at least one."""
-    answers = _strings(place, "answers", _field(place, record, "answers"))
-    if not answers:
-        raise UserError("answers", "give at least one to score against", value=answers, where=place)
-    return answers
-
-
-def classes_field(place: str, record: dict[str, Any], needed: bool) -> tuple[str, ...] | None:
-    """The class names of a classification task; null elsewhere (`needed` false)."""
-    classes = _field(place, record, "all_classes") if needed else record.get("all_classes")
-    if classes is None:
-        if needed:
-            raise UserError(
-                "all_classes", "give the list of class names of the classification task", value=None, where=place
-            )
-        return None
-    return _strings(place, "all_classes", classes)
-
-
-def length_field(place: str, record: dict[str, Any]) -> int:
-    """The `length` of the official record, words (characters in Chinese)."""
-    return integer(place, "length", _field(place, record, "length"))
-
-
-def integer(place: str, name: str, value: object) -> int:
-    """`value`, checked to be a whole number of zero or more."""
-    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= LARGEST_INTEGER:
-        raise UserError(name, "choose a whole number, at least 0", value=value, where=place)
-    return value
-
-
-def _field(place: str, record: dict[str, Any], name: str) -> Any:
+def field_of(place: str, record: Mapping[str, Any], name: str, hint: Any) -> Any:
+    """One field of a record. Raises `UserError`."""
     if name not in record:
         raise UserError(name, "add it", why="the record has no such field", where=place)
-    return record[name]
-
-
-def _strings(place: str, name: str, value: object) -> tuple[str, ...]:
-    if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
-        raise UserError(name, "choose a list of texts", value=value, where=place)
-    return tuple(value)
+    with located(place):
+        return checked_value(name, hint, record[name])

@@ -1,4 +1,4 @@
-"""Score prediction files in LongBench's official format: `python -m evals.longbench.score DIR [--json]`.
+"""Score prediction files in LongBench's official format: `python -m evals score DIR [--json]`.
 
 DIR holds one TASK.jsonl a task, one JSON object a line with `pred`, `answers`, `all_classes` and `length`, as the
 official pred.py writes them. Prints a table, or with --json one object {task: score} as in the official result.json.
@@ -8,15 +8,15 @@ import argparse
 import json
 import sys
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from compresskv.errors import UserError, located
 from compresskv.inputs import read_once
-from evals.console import outputs_take_any_text
 from evals.longbench.aggregate import TaskScore, averages, interval, task_score
 from evals.longbench.metrics import score_sample
 from evals.longbench.official import check_unordered
-from evals.longbench.records import answers_field, classes_field, data_files, length_field, read_jsonl, text_field
+from evals.longbench.records import Answers, Classes, Count, checked_record, data_files, read_jsonl
 from evals.longbench.tasks import ALL, Task, get_task
 
 
@@ -37,24 +37,28 @@ def score_folder(folder: Path) -> dict[str, TaskScore]:
     return {name: score_file(files[name], get_task(name)) for name in ALL if name in files}
 
 
+@dataclass(frozen=True)
+class Prediction:
+    """A line of a prediction file."""
+
+    pred: str
+    answers: Answers
+    all_classes: Classes = None
+    length: Count | None = None
+
+
 def score_file(path: Path, task: Task) -> TaskScore:
     """The score of one prediction file; `UserError` names file and line."""
-    needs_classes = task.metric == "classification"
-    places, predictions, all_answers, lengths = [], [], [], []
-    classes = None
+    given: dict[str, Prediction] = {}
     for place, record in read_jsonl(path, read_once(path, None)):
-        places.append(place)
-        predictions.append(text_field(place, record, "pred"))
-        all_answers.append(answers_field(place, record))
-        lengths.append(length_field(place, record) if "length" in record else None)
-        classes = classes_field(place, record, needed=needs_classes)  # the last line's count for all, as in eval.py
+        given[place] = checked_record(place, Prediction, record, needs_classes=task.metric == "classification")
+    *_, last = given.values()
     samples = []
-    for place, prediction, answers in zip(places, predictions, all_answers, strict=True):
-        with located(place):
-            samples.append(score_sample(task, prediction, answers, classes))
-    known = [length for length in lengths if length is not None]
-    check = check_unordered(task.name, zip(all_answers, known, strict=True)) if len(known) == len(lengths) else None
-    return task_score(task, samples, check)
+    for place, line in given.items():
+        with located(place):  # the last line's classes count for all, as in eval.py
+            samples.append(score_sample(task, line.pred, line.answers, last.all_classes))
+    known = [(line.answers, line.length) for line in given.values() if line.length is not None]
+    return task_score(task, samples, check_unordered(task.name, known) if len(known) == len(given) else None)
 
 
 def print_table(scores: Mapping[str, TaskScore]) -> None:
@@ -84,16 +88,12 @@ def _range(bounds: tuple[float, float] | None) -> str:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Entry point; the exit status is 0, or 2 after one sentence on stderr."""
-    parser = argparse.ArgumentParser(prog="python -m evals.longbench.score", description=__doc__.split("\n")[0])
+    """Score a folder and print it; returns the exit code. Raises `UserError`."""
+    parser = argparse.ArgumentParser(prog="python -m evals score", description=__doc__.split("\n")[0])
     parser.add_argument("folder", metavar="DIR", type=Path, help="directory of TASK.jsonl prediction files")
     parser.add_argument("--json", action="store_true", help="print one JSON object {task: score}")
     options = parser.parse_args(arguments)
-    try:
-        scores = score_folder(options.folder)
-    except UserError as error:
-        print(error, file=sys.stderr)
-        return 2
+    scores = score_folder(options.folder)
     if options.json:
         print(json.dumps({name: score.score for name, score in scores.items()}))
     else:
@@ -109,5 +109,6 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    outputs_take_any_text()
-    sys.exit(main())
+    from evals.__main__ import start
+
+    start("score")

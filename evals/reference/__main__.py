@@ -1,4 +1,4 @@
-"""`python -m evals.reference`: run the sweeps of the reference run, then write what is committed of their results."""
+"""`python -m evals reference`: run the sweeps of the reference run, then write what is committed of their results."""
 
 import argparse
 import sys
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from compresskv.errors import UserError
-from evals.console import one_sentence_endings, outputs_never_fail, signals_as_interrupts
+from evals.console import signals_as_interrupts
 from evals.efficiency.config import Efficiency
 from evals.job import Job
 from evals.reference.export import export
@@ -15,8 +15,11 @@ from evals.results.measurement import efficiency_runs
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the chosen parts, of which what is finished is not run again, then export all that is complete."""
-    parser = argparse.ArgumentParser(prog="python -m evals.reference", description=__doc__)
+    """Run the chosen parts, of which what is finished is not run again, then export all that is complete.
+
+    Raises `UserError`.
+    """
+    parser = argparse.ArgumentParser(prog="python -m evals reference", description=__doc__)
     parts = (
         f"{', '.join(SWEEPS)}, or none; default: all. name=value goes to every sweep: a part of its samples, such as"
     )
@@ -25,11 +28,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--results", type=Path, default=Path("results/reference-run"), help="the complete results")
     parser.add_argument("--target", type=Path, default=Path("results/reference"), help="what is committed of them")
     options = parser.parse_intermixed_args(arguments)
-    with one_sentence_endings():
-        signals_as_interrupts()
-        overrides = [word for word in options.parts if "=" in word]
-        chosen = [word for word in options.parts if "=" not in word] or list(SWEEPS)
-        run_and_export(chosen, options.data, options.results, options.target, overrides)
+    signals_as_interrupts()
+    overrides = [word for word in options.parts if "=" in word]
+    chosen = [word for word in options.parts if "=" not in word] or list(SWEEPS)
+    run_and_export(chosen, options.data, options.results, options.target, overrides)
 
 
 def run_and_export(parts: Sequence[str], data: str, results: Path, target: Path, overrides: Sequence[str] = ()) -> None:
@@ -70,5 +72,6 @@ def measured(results: Path, jobs: Sequence[Job]) -> bool:
 
 
 if __name__ == "__main__":
-    outputs_never_fail()
-    main()
+    from evals.__main__ import start
+
+    start("reference")

@@ -15,9 +15,8 @@ from evals.report.grids import Cells, filled
 from evals.report.items import Item
 from evals.report.page import Page, left_out
 from evals.report.selection import nothing
-from evals.results.fits import Count, Label, Number, exactly, misfit
-from evals.results.lines import loads
 from evals.results.record import Record
+from evals.results.schema import Count, Label, Number, exactly, loads, misfit
 
 if TYPE_CHECKING:
     from pandas import DataFrame

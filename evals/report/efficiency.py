@@ -14,8 +14,8 @@ from evals.report.items import Item
 from evals.report.labels import named, tokens_label
 from evals.report.page import Page, Plain, file_part, left_out
 from evals.report.selection import nothing, settings_of
-from evals.results.environment import shown_environment
 from evals.results.measurement import efficiency_runs
+from evals.results.provenance import shown_environment
 
 
 @dataclass(frozen=True)

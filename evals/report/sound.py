@@ -4,8 +4,8 @@ from typing import Any
 
 from typing_extensions import TypedDict
 
-from evals.results.fits import Count, Label, Number, exactly, misfit
 from evals.results.record import Record
+from evals.results.schema import Count, Label, Number, exactly, misfit
 
 
 @exactly

@@ -4,10 +4,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from evals.results.lines import dumps, loads
 from evals.results.provenance import environment, origin
-from evals.results.record import NAMED, Record
-from evals.results.schema import Line
+from evals.results.record import Record
+from evals.results.schema import NAMED, Line, dumps, loads
 from evals.results.store import SampleStore, not_its_own, write_json, write_yaml
 from evals.results.summary import UNCHECKED, measured, sealed
 

@@ -7,7 +7,8 @@ import pandas as pd
 
 from evals.results.names import names
 from evals.results.pairing import key
-from evals.results.record import NAMED, Record
+from evals.results.record import Record
+from evals.results.schema import NAMED
 
 LEFT_OUT = (*NAMED, "samples", "interval", "checksum")
 """Fields of a summary that are no column as they are, beside those that are mappings."""

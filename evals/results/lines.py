@@ -1,15 +1,11 @@
 """`samples.jsonl` as bytes: how a line is written, and the one way in which lines are read."""
 
-import hashlib
-import json
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
-from evals.results.fits import Number, misfit
-from evals.results.schema import FailedLine, Line, SampleLine
+from evals.results.schema import FailedLine, Line, Number, SampleLine, checksum, dumps, loads, misfit
 
 CIRCUMSTANCES = ("batch", "timing")
 """Fields of a line that say how it was computed. They have a checksum apart, so equal results have equal ones."""
@@ -110,28 +106,6 @@ def sealed(line: Mapping[str, Any]) -> Line:
     return {**content, "checksum": checksum(content, CIRCUMSTANCES)}
 
 
-def checksum(content: Mapping[str, Any], left_out: tuple[str, ...] = ()) -> str:
-    """16 digits that change with any field but those `left_out`, whatever the order of the fields."""
-    covered = {key: value for key, value in content.items() if key not in left_out}
-    text = json.dumps(covered, sort_keys=True, allow_nan=False)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def loads(text: str) -> Any:
-    """JSON as the standard has it. Raises `ValueError` for NaN and infinities, which Python's reader takes."""
-    return json.loads(text, parse_constant=_refuse, parse_float=_finite)
-
-
-def dumps(value: Any, **options: Any) -> str:
-    """JSON that can be encoded as UTF-8: readable, except where a text has half a surrogate pair."""
-    text = json.dumps(value, ensure_ascii=False, allow_nan=False, **options)
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return json.dumps(value, allow_nan=False, **options)
-    return text
-
-
 def _intact(line: Line) -> bool:
     """Whether a line's checksums are those of its fields."""
     try:
@@ -151,13 +125,3 @@ def _misfit(line: Line) -> str:
         return ""
     further = {name: value for name, value in line.items() if name.startswith("score_")}
     return misfit(SampleLine, line) or misfit(Scores, further)
-
-
-def _finite(digits: str) -> float:
-    """A number that is written with more digits than any has, such as 1e999, is refused too."""
-    value = float(digits)
-    return value if math.isfinite(value) else _refuse(digits)
-
-
-def _refuse(constant: str) -> NoReturn:
-    raise ValueError(f"{constant} is not a JSON number")

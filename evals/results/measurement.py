@@ -12,8 +12,7 @@ from typing_extensions import TypedDict
 
 from compresskv.checking import Ge, Gt, Le, MinLen
 from compresskv.errors import UserError
-from evals.results.fits import LARGEST, Bounds, Count, Label, Number, Size, exactly, misfit
-from evals.results.lines import loads
+from evals.results.schema import LARGEST, Bounds, Count, Label, Number, Size, exactly, loads, misfit
 
 Columns = tuple[list[str], list[list[Any]]]
 """A table: the names of its columns, and its rows."""

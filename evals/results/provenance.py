@@ -11,7 +11,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from evals.results.schema import Line
+from evals.results.schema import Environment, Line, misfit
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 
@@ -64,6 +64,11 @@ def origin(lines: Iterable[Line], before: Mapping[str, Any]) -> dict[str, Any]:
         found += silent if key is None else [by_key.get(key, {"key": key})]
     first, *others = found
     return {**first, "others": others} if others else first
+
+
+def shown_environment(value: Any) -> dict[str, Any]:
+    """The environment of a summary or a measurement; empty where there is none, and where it is something else."""
+    return {} if misfit(Environment, value) else value
 
 
 def _environment(line: Line) -> Any:

@@ -12,18 +12,41 @@
 Readers take fields that are missing or unknown: files of older and newer versions stay readable.
 """
 
-from typing import Annotated, Any, Required
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from functools import cache
+from typing import Annotated, Any, NoReturn, Required
 
+from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config
 from typing_extensions import TypedDict
 
-from compresskv.checking import Ge, MinLen
-from evals.results.fits import Bounds, Count, Label, Number, Size, exactly
+from compresskv.checking import Ge, Le, MaxLen, MinLen
+from compresskv.errors import readable
+
+LARGEST = 10**15
+"""No number of a result is as large; those that are cannot be drawn."""
+
+Number = Annotated[float, Ge(-LARGEST), Le(LARGEST)]
+Size = Annotated[float, Ge(0), Le(LARGEST)]
+Count = Annotated[int, Ge(0), Le(LARGEST)]
+Label = Annotated[str, MinLen(1), MaxLen(400)]
+"""A name that may have been a folder's, or was made of some."""
+
+Bounds = Annotated[list[Number], MinLen(2), MaxLen(2)] | None
+
+exactly = with_config(ConfigDict(strict=True, allow_inf_nan=False))
+"""Decorates the `TypedDict` of a file: true is no number, a text is no list, and numbers are finite."""
 
 SCHEMA_VERSION = 2
 """Version of `Summary`. Version 1 has no `schema_version`, no checksum, and [score, score] as one sample's interval."""
 
 Line = dict[str, Any]
 """A sample's line as it is read: the fields of `SampleLine`, those of its evaluation, and perhaps newer ones."""
+
+NAMED = ("model", "eval", "task", "protocol", "method", "budget")
+"""What a setting is named by, in the order of its path."""
 
 FIDELITY = ("kl", "agreement", "reference_nll")
 """Fields of a line that say how far a setting is from the full cache. Not every sample has them."""
@@ -193,3 +216,53 @@ class Environment(TypedDict, total=False):
     python: str
     versions: dict[str, str]
     hardware: Hardware
+
+
+def misfit(kind: Any, value: Any) -> str:
+    """What of `value` is not as the `TypedDict` `kind` says, in a phrase that names the field; "" if all is."""
+    try:
+        _adapter(kind).validate_python(value)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_context=False)[0]
+        place = ".".join(map(str, first["loc"]))
+        return f"{readable(place)}={readable(first['input'], 40)}: {first['msg']}" if place else first["msg"]
+    except (RecursionError, OverflowError) as error:
+        return str(error)
+    return ""
+
+
+@cache
+def _adapter(kind: Any) -> TypeAdapter[Any]:
+    return TypeAdapter(kind)
+
+
+def checksum(content: Mapping[str, Any], left_out: tuple[str, ...] = ()) -> str:
+    """16 digits that change with any field but those `left_out`, whatever the order of the fields."""
+    covered = {key: value for key, value in content.items() if key not in left_out}
+    text = json.dumps(covered, sort_keys=True, allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def loads(text: str) -> Any:
+    """JSON as the standard has it. Raises `ValueError` for NaN and infinities, which Python's reader takes."""
+    return json.loads(text, parse_constant=_refuse, parse_float=_finite)
+
+
+def dumps(value: Any, **options: Any) -> str:
+    """JSON that can be encoded as UTF-8: readable, except where a text has half a surrogate pair."""
+    text = json.dumps(value, ensure_ascii=False, allow_nan=False, **options)
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return json.dumps(value, allow_nan=False, **options)
+    return text
+
+
+def _finite(digits: str) -> float:
+    """A number that is written with more digits than any has, such as 1e999, is refused too."""
+    value = float(digits)
+    return value if math.isfinite(value) else _refuse(digits)
+
+
+def _refuse(constant: str) -> NoReturn:
+    raise ValueError(f"{constant} is not a JSON number")

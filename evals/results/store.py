@@ -21,9 +21,9 @@ import yaml
 
 from compresskv.errors import NonFiniteError, UserError
 from evals.results import lock
-from evals.results.lines import decode, dumps, encode, loads
+from evals.results.lines import decode, encode
 from evals.results.provenance import described, environment
-from evals.results.schema import Line
+from evals.results.schema import Line, dumps, loads
 
 READ_ONLY = (errno.EROFS, errno.EACCES, errno.EPERM)
 TOO_MANY_OPEN = (errno.EMFILE, errno.ENFILE)
@@ -74,13 +74,13 @@ class SampleStore:
         while True:
             descriptor = _descriptor(self.path)
             try:
-                lock.acquire(self.folder, descriptor)
-                if _same(self.path, descriptor):
-                    return descriptor
+                self._release = lock.acquire(self.folder, descriptor)
             except BaseException:
                 os.close(descriptor)
                 raise
-            lock.release(self.folder, descriptor)  # it was removed between opening and locking
+            if _same(self.path, descriptor):
+                return descriptor
+            self._release()  # it was removed between opening and locking
 
     def _recover(self) -> dict[str, Line]:
         """All complete lines; a torn last line and unfinished files of a process that was killed are removed."""
@@ -186,7 +186,7 @@ class SampleStore:
     def close(self) -> None:
         """Let go of the folder. Raises nothing."""
         if self._descriptor is not None:
-            lock.release(self.folder, self._descriptor)
+            self._release()
             self._descriptor = None
 
 

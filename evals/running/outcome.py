@@ -15,7 +15,8 @@ from evals.console import plain, screen
 from evals.job import Job, Logger
 from evals.report import terminal
 from evals.results.measurement import Measurement
-from evals.results.record import NAMED, Record
+from evals.results.record import Record
+from evals.results.schema import NAMED
 
 State = Literal["ran", "resumed", "incomplete", "failed"]
 

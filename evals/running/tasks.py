@@ -15,8 +15,8 @@ from evals.job import Job, Task
 from evals.progress import Progress
 from evals.results.finish import finish, refuse_foreign
 from evals.results.lines import owner
-from evals.results.record import failed_of
 from evals.results.store import SampleStore, write_yaml
+from evals.results.verify import failed_of
 from evals.running.batches import SettingRun, batches, check_prompts, run_batch
 from evals.running.described import canonical, describe
 from evals.running.forecast import Forecast, forecast

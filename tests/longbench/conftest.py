@@ -8,7 +8,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
-from evals.longbench.data import Record
+from evals.longbench.records import Row
 from evals.longbench.tasks import ALL, TASKS
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -25,7 +25,7 @@ def reference():
 
 
 @pytest.fixture(scope="session")
-def records() -> dict[str, Record]:
+def records() -> dict[str, Row]:
     """One small record for every task."""
     answers = {
         "passage_count": ("3",),
@@ -38,7 +38,7 @@ def records() -> dict[str, Record]:
         "repobench-p": ("    return cat",),
     }
     return {
-        name: Record(
+        name: Row(
             row=7,
             input="那只猫在哪里？" if TASKS[name].language == "zh" else "Where is the cat?",
             context="猫在垫子上。" if TASKS[name].language == "zh" else "The cat sat on the mat.",

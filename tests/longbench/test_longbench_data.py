@@ -9,8 +9,9 @@ import pytest
 from evals.compose import composed, job_from
 from evals.longbench import archive, official
 from evals.longbench.aggregate import task_score
-from evals.longbench.data import Record, load_task, open_source
+from evals.longbench.data import load_task, open_source
 from evals.longbench.metrics import SampleScore
+from evals.longbench.records import Row
 from evals.longbench.tasks import ALL, ENGLISH, TASKS
 from tests.support.refusals import refused
 
@@ -45,8 +46,8 @@ def test_records_carry_the_official_row_or_else_the_line_number(tmp_path, record
     folder_of(tmp_path, jsonl(row(), row(answers=["猫", "cat"], language="en", _id="x"), row()))
     loaded = load_task(folder, QASPER, limit=2)
     assert loaded == [
-        Record(0, "Where?", "The cat sat.", ("on the mat",), None, 3),
-        Record(1, "Where?", "The cat sat.", ("猫", "cat"), None, 3),
+        Row("Where?", "The cat sat.", ("on the mat",), None, 3, row=0),
+        Row("Where?", "The cat sat.", ("猫", "cat"), None, 3, row=1),
     ]
 
 
@@ -66,7 +67,7 @@ def test_a_small_record_of_every_task_survives_the_file(name, tmp_path, records)
         (row(length=-1), "length", -1),
         (row(length=True), "length", True),
         (row(answers=[]), "answers", ()),
-        (row(answers=[1]), "answers", [1]),
+        (row(answers=[1]), "answers[0]", 1),
         (row(all_classes="a"), "all_classes", "a"),
         (row(context=None), "context", None),
         (row(_lb_index="1"), "_lb_index", "1"),
@@ -350,15 +351,6 @@ def test_rows_of_equal_content_keep_their_places(monkeypatch):
     assert official.locate("qasper", [yes, no, yes]) == [0, 1, 2]
     assert official.locate("qasper", [no, no, yes, yes]) == [None, 1, 2, 0]
     assert official.locate("qasper", [yes, yes, yes]) == [0, None, 2]
-
-
-def test_which_official_rows_a_file_holds_is_said(small_index):
-    def said(*numbers):
-        return official.holdings("qasper", [(n, [f"answer {n}"], n) for n in numbers])
-
-    assert said(3, 0, 1) == "qasper: 3 of the 4 official rows (0–1, 3)."
-    assert said(0, 2, 8) == "qasper: 2 of the 4 official rows (0, 2), and 1 rows that are not official."
-    assert said(7, 8) == "qasper: none of the 2 rows is an official one."
 
 
 @pytest.mark.parametrize(

@@ -65,7 +65,7 @@ def test_chat_wrapper_on_all_tasks_but_six(name, records, smollm2):
 
 
 def test_braces_and_special_words_in_a_record_are_left_alone(records, smollm2):
-    record = type(records["lcc"])(0, "", "f'{context} {input} {0}'", ("x",), None, 1)
+    record = type(records["lcc"])("", "f'{context} {input} {0}'", ("x",), None, 1)
     assert "f'{context} {input} {0}'" in template(TASKS["lcc"], record)
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from evals.__main__ import main
 from evals.longbench import aggregate, score
 from evals.longbench.metrics import SampleScore
 from evals.longbench.official import RowCheck
@@ -28,7 +29,7 @@ def write(folder, name, *lines):
 
 
 def run(folder, capsys, *options):
-    status = score.main([str(folder), *options])
+    status = main(["score", str(folder), *options])
     out, err = capsys.readouterr()
     return status, out, err
 
@@ -77,7 +78,7 @@ def test_command_reports_bad_input_without_a_traceback(tmp_path):
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert result.returncode != 0
     assert result.stdout == ""
-    assert result.stderr.startswith(f"DIR={tmp_path / 'nowhere'}: ")
+    assert result.stderr.startswith(f"error: DIR={tmp_path / 'nowhere'}: ")
     assert result.stderr.count("\n") == 1
 
 
@@ -102,7 +103,7 @@ def test_bad_line(tmp_path, capsys, name, line, field):
     folder = write(tmp_path, name, first, line)
     with refused(field, where=f"{tmp_path / name}, line 2") as caught:
         score.score_folder(folder)
-    assert run(folder, capsys, "--json") == (2, "", f"{caught.value}\n")
+    assert run(folder, capsys, "--json") == (2, "", f"error: {caught.value}\n")
 
 
 def test_bad_files(tmp_path):

@@ -9,7 +9,7 @@ import numpy as np
 
 from evals.longbench.tasks import ENGLISH
 from evals.results.lines import encode
-from evals.results.record import NAMED
+from evals.results.schema import NAMED
 from evals.results.summary import measured, sealed
 
 LAYERS = 6

@@ -3,7 +3,7 @@
 from compresskv.methods import method_config
 from evals.compose import sweep
 from evals.results.finish import finish
-from evals.results.record import NAMED
+from evals.results.schema import NAMED
 from evals.results.store import SampleStore
 from tests.results.trees import about, line
 

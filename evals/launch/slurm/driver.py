@@ -40,7 +40,7 @@ class Slurm:
                 ids = list(dict.fromkeys(task.id for task in tasks))
             console.print(f"submitted {_count(ids)}: {', '.join(ids)}; logs in {tasks[0].log.parent}")
             if config.detach:
-                console.print(f"cancel with `{_cancel(ids)}`; `python -m evals.results list` shows how far they are")
+                console.print(f"cancel with `{_cancel(ids)}`; `python -m evals results list` shows how far they are")
                 return
             last = follow(tasks, config.poll, console)
         except KeyboardInterrupt:

@@ -9,8 +9,8 @@ from typing import Any
 from evals.report import concurrency
 from evals.report.efficiency import as_papers_write
 from evals.report.html.chart import Chart, Line, Point
-from evals.results.environment import shown_environment
 from evals.results.measurement import efficiency_runs
+from evals.results.provenance import shown_environment
 
 PANELS = (
     ("total_s", "Latency, end to end", "seconds", 1.0),

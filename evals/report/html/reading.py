@@ -13,9 +13,10 @@ from evals.longbench.official import check_rows
 from evals.longbench.tasks import TASKS
 from evals.report.grids import layer_means
 from evals.report.sound import sound
-from evals.results.environment import shown_environment
-from evals.results.record import Record, failed_of, records
+from evals.results.provenance import shown_environment
+from evals.results.record import Record, records
 from evals.results.schema import FIDELITY, Line
+from evals.results.verify import failed_of
 
 EMBEDDED = 2400
 """Sample lines that the page's browser holds at most, so that it opens quickly whatever the size of the tree."""

@@ -1,0 +1,102 @@
+"""`python -m evals <command>`: what there is besides running settings, which is `python run.py`.
+
+`--results <folder>` names the results tree of every command that reads or writes one (default: results).
+"""
+
+import sys
+from collections.abc import Callable, Sequence
+from importlib import import_module
+from typing import NoReturn
+
+from compresskv.errors import UserError
+from evals.console import one_sentence_endings, outputs_never_fail, outputs_take_any_text
+
+COMMANDS = {
+    "report": ("evals.report.__main__", "an experiment's tables and figures, or all results as one HTML page"),
+    "results": ("evals.results.__main__", "list, show, verify or compare results; push-wandb sends them on"),
+    "score": ("evals.longbench.score", "score LongBench predictions in the official format"),
+    "lm-eval": ("evals.lm_eval.__main__", "lm-evaluation-harness over a compressed cache"),
+    "conformance": ("evals.conformance.__main__", "check that a method keeps what every method promises"),
+    "calibrate": ("evals.command", "calibrate a model: python run.py eval=calibrate"),
+    "audit": ("evals.audit.__main__", "measure the effect of each quirk of the released code"),
+    "reference": ("evals.reference.__main__", "run the sweeps of the reference run"),
+}
+"""By name: the module whose `main` runs it, and what it does."""
+
+HANDLE_PIPES = ("report", "results", "score")
+"""Commands that end where nobody reads what they print; the others go on."""
+
+REFUSED = 2
+"""The exit code of a command that refuses what it is asked for."""
+
+
+def start(*before: str) -> NoReturn:
+    """Run the command line of this process, which begins with `before`."""
+    words = [*before, *sys.argv[1:]]
+    if words[:1] and words[0] in HANDLE_PIPES:
+        outputs_take_any_text()
+    else:
+        outputs_never_fail()
+    sys.exit(main(words))
+
+
+def main(words: Sequence[str]) -> int:
+    """Run one command; returns its exit code: `REFUSED` after a sentence on stderr."""
+    name, arguments = (words[0] if words else ""), list(words[1:])
+    if name in ("", "-h", "--help"):
+        print(f"usage: python -m evals <command> [--help] …\n\n{overview()}")
+        return 0 if name else REFUSED
+    try:
+        with one_sentence_endings():
+            return command(name)(_with_results(name, arguments)) or 0
+    except SystemExit as ending:
+        if isinstance(ending.code, str):
+            print(ending.code, file=sys.stderr)
+            return REFUSED
+        return int(ending.code or 0)
+
+
+def overview() -> str:
+    """A line for each command."""
+    return "\n".join(f"  {name:<12} {about}" for name, (_, about) in COMMANDS.items())
+
+
+def command(name: str) -> Callable[[list[str]], int | None]:
+    """What runs a command. Raises `UserError` for an unknown one."""
+    if name not in COMMANDS:
+        raise UserError("command", f"choose one of {', '.join(COMMANDS)}", value=name)
+    return _calibrate if name == "calibrate" else import_module(COMMANDS[name][0]).main
+
+
+def _calibrate(arguments: list[str]) -> None:
+    from evals.command import start
+
+    sys.argv = ["run.py", "eval=calibrate", *arguments]
+    start()
+
+
+def _with_results(name: str, arguments: list[str]) -> list[str]:
+    """The arguments, with `--results` as the command itself has it."""
+    others, folder = list(arguments), None
+    for place, word in enumerate(arguments):
+        option, equals, value = word.partition("=")
+        if option == "--results" and (equals or arguments[place + 1 :]):
+            folder = value if equals else arguments[place + 1]
+            del others[place : place + (1 if equals else 2)]
+            break
+    if folder is None:
+        return arguments
+    if name == "report":
+        experiment = any(word.startswith("experiment=") for word in others)
+        return [*others, f"results={folder}"] if experiment else [folder, *others]
+    if name == "results" and others[:1] == ["push-wandb"]:
+        return [*others, folder]
+    if name in ("audit", "calibrate"):
+        from evals.compose import quoted
+
+        return [*others, f"paths.results={quoted(folder)}"]
+    return arguments
+
+
+if __name__ == "__main__":
+    start()
