@@ -46,7 +46,10 @@ def test_all_mistakes_are_told_at_once_and_each_once(tmp_path):
     ]
 
 
-@pytest.mark.parametrize("command", [["budget=8"], ["-m", "budget=8,9"], ["-m", "budget=9", "eval.haystack=/nowhere"]])
+@pytest.mark.parametrize(
+    "command",
+    [["budget=8"], ["+method.scorer.foo=1"], ["-m", "budget=8,9"], ["-m", "budget=9", "eval.haystack=/nowhere"]],
+)
 def test_a_mistake_is_answered_without_torch(command):
     flags = [word for word in command if word.startswith("-")]
     words = [*arguments(*flags, "method=snapkv", "model.path=/nowhere"), *command[len(flags) :]]
