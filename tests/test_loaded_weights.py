@@ -28,15 +28,15 @@ from tests.support.refusals import refused
 IDS = tiny.prompt(60, seed=1)[None]
 
 
-def record(model, fingerprint, heads=1):
+def record(model, fingerprint, best=0):
     config = model.config
     layers, q_heads = config.num_hidden_layers, config.num_attention_heads
-    scores = [list(range(q_heads))] * layers
+    scores = [[int(head == best) for head in range(q_heads)]] * layers
     return {
         "model": "checkpoint-500",
         "source": "held_out",
         "observation": {"window": 8, "kernel": 5, "pooling": "average"},
-        "heads": heads,
+        "heads": 1,
         "layer_scores": [1 / layers] * layers,
         "head_scores": {"semantic": scores, "traditional": scores},
         "model_fingerprint": fingerprint,
@@ -70,7 +70,7 @@ def test_a_calibration_of_the_other_checkpoint_of_that_name_is_refused(runs):
     for given in (None, "held_out", file, calibration.load(file)):
         with refused("calibration"), compressed(b, "compresskv", 20, given):
             pass
-    (runs.made / "another-name.held_out.json").write_text(json.dumps(record(b, print_b, heads=2)))
+    (runs.made / "another-name.held_out.json").write_text(json.dumps(record(b, print_b, best=2)))
     with compressed(b, "compresskv", budget=20) as cache, torch.no_grad():
         b(input_ids=IDS, past_key_values=cache)
     assert method_for(b, "compresskv") != for_a
@@ -153,7 +153,7 @@ OTHERS = {
 @pytest.mark.parametrize("family", [*OTHERS, *tiny.FAMILIES])
 @pytest.mark.parametrize("without_head", [False, True])
 def test_every_family_is_recognised_and_every_change_seen(tmp_path, family, without_head):
-    """Whatever names its files have: fused experts are saved apart, and a model may be saved without its head."""
+    """Fused experts are saved separately, and a model may be saved without its head."""
     model = (OTHERS | tiny.FAMILIES)[family]()
     if without_head:
         model.config.tie_word_embeddings = True

@@ -53,9 +53,7 @@ def kept_positions(model: PreTrainedModel, ids: Tensor, setting: Setting, evicti
     return kept
 
 
-def logits(
-    query: Tensor, key: Tensor, value: Tensor, scaling: float, sliding_window: int | None
-) -> tuple[Tensor, Tensor]:
+def logits(query: Tensor, key: Tensor, value: Tensor, scaling: float, sliding: int | None) -> tuple[Tensor, Tensor]:
     """Masked logits [1, q_heads, new, total], and values of every query head."""
     groups = query.shape[1] // key.shape[1]
     key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
