@@ -9,7 +9,7 @@ import pytest
 
 from evals.evaluation import Evaluation
 from evals.job import plug_in
-from tests.support.command import ROOT, folders, run_process
+from tests.support.command import ROOT, folders, run, run_process
 from tests.support.refusals import assert_refused, refused
 
 PAGE = ROOT / "docs" / "adding-an-evaluation.md"
@@ -20,8 +20,8 @@ UNITS = """
 
 
 @pytest.fixture
-def outside(tmp_path, checkpoint):
-    """The command line that finds the evaluation of the documentation, and its environment."""
+def command(tmp_path, checkpoint, monkeypatch):
+    """The command line that runs the evaluation of the documentation, which Python finds."""
     config, evaluation, yaml = re.findall(r"```(?:python|yaml)\n(.*?)```", PAGE.read_text(), re.DOTALL)
     files = {
         "counting/__init__.py": "",
@@ -33,13 +33,14 @@ def outside(tmp_path, checkpoint):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(content)
     model = [f"model.path={checkpoint}", "model.dtype=float32", "model.device=cpu"]
-    command = [f"--config-dir={tmp_path / 'conf'}", "eval=counting", f"paths.results={tmp_path / 'out'}", *model]
-    return command, {"PYTHONPATH": str(tmp_path), "COLUMNS": "200"}
+    monkeypatch.syspath_prepend(str(tmp_path))
+    yield [f"--config-dir={tmp_path / 'conf'}", "eval=counting", f"paths.results={tmp_path / 'out'}", *model]
+    for name in [name for name in sys.modules if name.partition(".")[0] == "counting"]:
+        del sys.modules[name]
 
 
-def test_a_sweep_of_an_own_evaluation(outside, tmp_path):
-    command, environment = outside
-    done = run_process("-m", *command, "method=snapkv,full", "budget=64", env=environment)
+def test_a_sweep_of_an_own_evaluation(command, tmp_path):
+    done = run("-m", *command, "method=snapkv,full", "budget=64", env={"COLUMNS": "200"})
     assert done.returncode == 0, done.stderr
     assert "tiny-llama · counting" in done.stdout
     assert {folder.relative_to(tmp_path / "out" / "runs").parts[1:3] for folder in folders(tmp_path)} == {
@@ -51,20 +52,16 @@ def test_a_sweep_of_an_own_evaluation(outside, tmp_path):
 
 
 @pytest.mark.slow
-def test_its_units_run_in_processes_of_their_own(outside, tmp_path):
-    command, environment = outside
-    sweep = ["-m", *command[:5], "method=snapkv", "budget=64"]
-    done = run_process(*sweep, "hydra.launcher.devices=[0,1]", env={**environment, "CUDA_VISIBLE_DEVICES": ""})
+def test_its_units_run_in_separate_processes(command, tmp_path):
+    sweep = ["-m", *command[:5], "method=snapkv", "budget=64", "hydra.launcher.devices=[0,1]"]
+    done = run_process(*sweep, env={"PYTHONPATH": str(tmp_path), "CUDA_VISIBLE_DEVICES": ""})
     assert done.returncode == 0, done.stderr
     assert "tiny-llama counting to80" in done.stderr
     assert len(folders(tmp_path)) == 2
 
 
-def test_its_settings_are_checked(outside):
-    command, environment = outside
-    done = run_process(*command, "eval.numbers=[many]", env=environment)
-    assert done.returncode != 0
-    assert_refused(done, "eval.numbers[0]")
+def test_its_settings_are_checked(command):
+    assert_refused(run(*command, "eval.numbers=[many]"), "eval.numbers[0]")
 
 
 @pytest.mark.parametrize("target", [None, "", "evals.nowhere.Config", "pathlib.Path", "evals.evaluation", 3])
