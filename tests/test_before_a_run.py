@@ -24,7 +24,7 @@ def mistakes(*lines):
 
 
 def own(tmp_path, **fields):
-    """Overrides of a task of one's own whose file has one record."""
+    """Overrides of a task whose file has one record."""
     (tmp_path / "own.jsonl").write_text(json.dumps({"prompt": "Say yes.", "answers": ["yes"]} | fields) + "\n")
     return ["eval=jsonl", f"eval.data={tmp_path / 'own.jsonl'}", "eval.metric=exact_match", "eval.max_new_tokens=3"]
 

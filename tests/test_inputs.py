@@ -95,7 +95,7 @@ def test_files_among_others_are_read_so_too(tmp_path, monkeypatch):
 
 
 def test_data_is_refused_before_a_model_is_loaded(tmp_path):
-    """The model does not exist either; what is said is about the data."""
+    """The model does not exist either, but the error is about the data."""
     path = tmp_path / "task.jsonl"
     path.write_bytes(records("fine", "-"))
     done = run("eval=jsonl", f"eval.data={path}", f"model.path={tmp_path}/nowhere.gguf", f"paths.results={tmp_path}")

@@ -126,7 +126,7 @@ def assert_alike(ours, theirs, pairs, tolerance=1e-4):
 
 
 def by_hand(model, context: list[int], continuation: list[int], method, budget) -> float:
-    """The log-likelihood of `continuation`, token by token, in a cache of its own."""
+    """The log-likelihood of `continuation`, token by token, in a separate cache."""
     total = 0.0
     with compressed(model, method, budget) as cache, torch.no_grad():
         logits = model(torch.tensor([context]), past_key_values=cache).logits
@@ -153,7 +153,7 @@ def test_with_everything_kept_it_is_the_model_of_lm_eval(model, tokenizer, lengt
 
 
 def test_three_kinds_of_tasks(model, tokenizer, tasks):
-    """Everything kept scores 100; a small budget scores less, and what a loop of one's own scores."""
+    """Everything kept scores 100. A small budget scores less, and the same as a plain loop."""
     full, small = (evaluate(make(model, tokenizer, m, b), tasks) for m, b in ((None, None), (SNAPKV, BUDGET)))
     accuracy = {"generate_until": "exact_match,none", "multiple_choice": "acc,none"}
     for kind, metric in accuracy.items():
@@ -176,7 +176,7 @@ def test_three_kinds_of_tasks(model, tokenizer, tasks):
 
 @pytest.mark.parametrize("family", ["qwen2-hybrid", "mistral-sliding"])
 def test_sliding_windows_score_each_continuation_alike(family, tokenizer):
-    """One context, several continuations: each as in a cache of its own, although a window cannot go back."""
+    """One context, several continuations: each as in a separate cache, although a window cannot go back."""
     model = tiny.model(family)
     lm = make(model, tokenizer, None if family == "mistral-sliding" else SNAPKV, BUDGET)
     pairs = [pair(text(20, 1), f" {text(words, words)}") for words in (3, 9, 5)]

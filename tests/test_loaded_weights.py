@@ -74,7 +74,7 @@ def test_a_calibration_of_the_other_checkpoint_of_that_name_is_refused(runs):
     with compressed(b, "compresskv", budget=20) as cache, torch.no_grad():
         b(input_ids=IDS, past_key_values=cache)
     assert method_for(b, "compresskv") != for_a
-    file.write_text("broken")  # a stranger's file is no matter of this model
+    file.write_text("broken")  # the file of another model does not matter
     assert method_for(b, "compresskv") is not None
 
 

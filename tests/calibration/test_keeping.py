@@ -111,7 +111,7 @@ def test_a_folder_that_is_given_has_its_own(kept, tmp_path) -> None:
 
 
 def test_needles_and_calibrations_share_no_essay(long_window) -> None:
-    """Even at more tokens than all essays have, and whatever is asked of a calibration."""
+    """Even at more tokens than all essays have, and for calibrations of any length."""
     texts = essays(ESSAYS)
     evaluated, held_out = evaluated_and_held_out(texts)
     assert evaluated + held_out == texts

@@ -1,4 +1,4 @@
-"""The backends of GPUs: sdpa in their layout, and flash-attention on stand-ins of flash-attn 2.7's functions."""
+"""The backends of GPUs: sdpa in their layout, and flash-attention with flash-attn 2.7's functions in pure torch."""
 
 import pytest
 from hypothesis import given

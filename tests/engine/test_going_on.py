@@ -1,4 +1,4 @@
-"""A compressed cache that goes on: several tokens at once, questions, second turns, copies."""
+"""Using a compressed cache further: several tokens at once, questions, second turns, copies."""
 
 import copy
 

@@ -67,7 +67,7 @@ def test_in_layer_prefill_holds_one_complete_layer_at_a_time(setting):
     model, ids = tiny.model("llama"), tiny.prompt(300)
 
     def complete_layers() -> float:
-        """Layers whose keys and values of the whole prompt are alive, by the memory they stand in."""
+        """Layers whose keys and values of the whole prompt are alive, by their storages."""
         alive = (t for t in gc.get_objects() if type(t) is torch.Tensor and t.shape[-2:] == (300, 16))
         return len({t.untyped_storage().data_ptr() for t in alive if t.shape[-3] == 2}) / 2
 

@@ -124,7 +124,7 @@ def test_a_mixed_operation_is_an_error():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("capability", [(7, 5), (9, 0)])
 def test_the_prefill_on_cuda_takes_no_mask_and_never_the_kernel_that_holds_all_logits(dtype, capability, monkeypatch):
-    """Groups only for flash, and a chunk's causality known to the kernel: whatever is left takes memory of S²."""
+    """Groups only for flash, and causal chunks without a mask: other kernels need memory of S²."""
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: capability)
     model, ids = tiny.model("llama"), tiny.prompt(70)
     flash = dtype == torch.bfloat16 and capability == (9, 0)

@@ -70,7 +70,7 @@ def test_niah_special_tokens(mistral_like, niah, niah_prompt: str) -> None:
         first, *others = bos_positions(ids)
         assert first == 0
         assert mistral_like.tokenizer.decode(ids[: others[0]]).endswith("<book> ")
-        # Before the needle's newline stands the space that encoding adds, and before that the BOS.
+        # The needle's newline follows the space that encoding adds, which follows the BOS.
         bos_of_needle = needle_at(mistral_like, config, ids) - 2
         if depth == 0:
             assert others == [bos_of_needle, others[1], others[1] + 1]
