@@ -23,7 +23,7 @@ def mistakes(*lines):
 
 
 def own(tmp_path, **fields):
-    """Overrides of a task of one's own whose file has one record."""
+    """Overrides of a task whose file has one record."""
     (tmp_path / "own.jsonl").write_text(json.dumps({"prompt": "Say yes.", "answers": ["yes"]} | fields) + "\n")
     return ["eval=jsonl", f"eval.data={tmp_path / 'own.jsonl'}", "eval.metric=exact_match", "eval.max_new_tokens=3"]
 
@@ -45,7 +45,10 @@ def test_all_mistakes_are_told_at_once_and_each_once(tmp_path):
     ]
 
 
-@pytest.mark.parametrize("command", [["budget=8"], ["-m", "budget=8,9"], ["-m", "budget=9", "eval.haystack=/nowhere"]])
+@pytest.mark.parametrize(
+    "command",
+    [["budget=8"], ["+method.scorer.foo=1"], ["-m", "budget=8,9"], ["-m", "budget=9", "eval.haystack=/nowhere"]],
+)
 def test_a_mistake_is_answered_without_torch(command):
     flags = [word for word in command if word.startswith("-")]
     words = [*arguments(*flags, "method=snapkv", "model.path=/nowhere"), *command[len(flags) :]]

@@ -1,6 +1,7 @@
-"""An evaluation from outside the tree: one folder and one YAML, and every generic part serves it."""
+"""An evaluation from outside the tree: the one of docs/adding-an-evaluation.md."""
 
 import json
+import re
 import subprocess
 import sys
 
@@ -8,90 +9,38 @@ import pytest
 
 from evals.compose import plug_in
 from evals.job import Evaluation
-from tests.support.command import ROOT, folders, run_process
+from tests.support.command import ROOT, folders, run, run_process
 from tests.support.refusals import assert_refused, refused
 
-CONFIG = '''
-"""Count to a number."""
-from dataclasses import dataclass
-from evals.job import SampledEvaluation
-
-
-@dataclass(frozen=True)
-class Counting(SampledEvaluation):
-    numbers: tuple[int, ...]
-
+PAGE = ROOT / "docs" / "adding-an-evaluation.md"
+UNITS = """
     def units(self):
         return {f"to{number}": {"numbers": [number]} for number in self.numbers}
-
-    def make_tasks(self, model, protocol):
-        from counting.task import CountTo
-        return [CountTo(model, number) for number in self.numbers]
-'''
-
-TASK = """
-from dataclasses import dataclass
-from typing import Any
-from compresskv.engine.decode import Stopping
-from evals.job import Sample
-
-
-@dataclass(frozen=True)
-class CountTo:
-    model: Any
-    number: int
-    max_new_tokens = 4
-
-    @property
-    def name(self):
-        return f"to{self.number}"
-
-    @property
-    def sample_ids(self):
-        return ["up", "down"]
-
-    @property
-    def identity(self):
-        return {"number": self.number}
-
-    @property
-    def longest_prompt(self):
-        return self.number * 3
-
-    def sample(self, id):
-        numbers = range(self.number) if id == "up" else range(self.number, 0, -1)
-        ids = self.model.encode(" ".join(map(str, numbers)))
-        return Sample(id, ids, Stopping(4), lambda text: {"score": float(len(text))}, {"truncated": False})
-
-    def first_prompt(self):
-        return self.sample("up").ids.numel()
-"""
-
-YAML = """
-_target_: counting.config.Counting
-name: counting
-numbers: [60, 80]
 """
 
 
 @pytest.fixture
-def outside(tmp_path, checkpoint):
-    """The command line that finds the package, and its environment."""
-    package = tmp_path / "counting"
-    package.mkdir()
-    (package / "__init__.py").write_text("")
-    (package / "config.py").write_text(CONFIG)
-    (package / "task.py").write_text(TASK)
-    (tmp_path / "conf" / "eval").mkdir(parents=True)
-    (tmp_path / "conf" / "eval" / "counting.yaml").write_text(YAML)
+def command(tmp_path, checkpoint, monkeypatch):
+    """The command line that runs the evaluation of the documentation, which Python finds."""
+    config, evaluation, yaml = re.findall(r"```(?:python|yaml)\n(.*?)```", PAGE.read_text(), re.DOTALL)
+    files = {
+        "counting/__init__.py": "",
+        "counting/config.py": config + UNITS,
+        "counting/evaluation.py": evaluation,
+        "conf/eval/counting.yaml": yaml,
+    }
+    for name, content in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(content)
     model = [f"model.path={checkpoint}", "model.dtype=float32", "model.device=cpu"]
-    command = [f"--config-dir={tmp_path / 'conf'}", "eval=counting", f"paths.results={tmp_path / 'out'}", *model]
-    return command, {"PYTHONPATH": str(tmp_path), "COLUMNS": "200"}
+    monkeypatch.syspath_prepend(str(tmp_path))
+    yield [f"--config-dir={tmp_path / 'conf'}", "eval=counting", f"paths.results={tmp_path / 'out'}", *model]
+    for name in [name for name in sys.modules if name.partition(".")[0] == "counting"]:
+        del sys.modules[name]
 
 
-def test_a_sweep_of_an_own_evaluation(outside, tmp_path):
-    command, environment = outside
-    done = run_process("-m", *command, "method=snapkv,full", "budget=64", env=environment)
+def test_a_sweep_of_an_own_evaluation(command, tmp_path):
+    done = run("-m", *command, "method=snapkv,full", "budget=64", env={"COLUMNS": "200"})
     assert done.returncode == 0, done.stderr
     assert "tiny-llama · counting" in done.stdout
     assert {folder.relative_to(tmp_path / "out" / "runs").parts[1:3] for folder in folders(tmp_path)} == {
@@ -103,21 +52,16 @@ def test_a_sweep_of_an_own_evaluation(outside, tmp_path):
 
 
 @pytest.mark.slow
-def test_its_units_run_in_processes_of_their_own(outside, tmp_path):
-    command, environment = outside
-    model = command[3]
-    sweep = ["-m", *command[:3], model, "model.dtype=float32", "method=snapkv", "budget=64"]
-    done = run_process(*sweep, "hydra.launcher.devices=[0,1]", env={**environment, "CUDA_VISIBLE_DEVICES": ""})
+def test_its_units_run_in_separate_processes(command, tmp_path):
+    sweep = ["-m", *command[:5], "method=snapkv", "budget=64", "hydra.launcher.devices=[0,1]"]
+    done = run_process(*sweep, env={"PYTHONPATH": str(tmp_path), "CUDA_VISIBLE_DEVICES": ""})
     assert done.returncode == 0, done.stderr
     assert "tiny-llama counting to80" in done.stderr
     assert len(folders(tmp_path)) == 2
 
 
-def test_its_settings_are_checked(outside):
-    command, environment = outside
-    done = run_process(*command, "eval.numbers=[many]", env=environment)
-    assert done.returncode != 0
-    assert_refused(done, "eval.numbers[0]")
+def test_its_settings_are_checked(command):
+    assert_refused(run(*command, "eval.numbers=[many]"), "eval.numbers[0]")
 
 
 @pytest.mark.parametrize("target", [None, "", "evals.nowhere.Config", "pathlib.Path", "evals.job", 3])

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from itertools import zip_longest
 from pathlib import Path
 
 import pytest
@@ -29,19 +30,14 @@ def whole(*overrides: str):
     return config
 
 
-@pytest.mark.parametrize(
-    "choices",
-    [
-        *(f"eval={name}" for name in EVALUATIONS),
-        *(f"method={name}" for name in METHODS),
-        *(f"model={name}" for name in MODELS),
-        "protocol=released",
-        "logger=wandb",
-        "hydra/launcher=slurm",
-    ],
-)
+OTHERS = ["protocol=released logger=wandb hydra/launcher=slurm"]
+GROUPS = [[f"{group}={name}" for name in names] for group, names in {"eval": EVALUATIONS, "model": MODELS}.items()]
+CHOICES = list(zip_longest([f"method={name}" for name in METHODS], *GROUPS, OTHERS, fillvalue=""))
+
+
+@pytest.mark.parametrize("choices", CHOICES)
 def test_every_setting_has_a_meaning(choices):
-    config = whole(choices)
+    config = whole(*" ".join(choices).split())
     meanings = all_meanings(config)
     assert [name for name, _ in leaves(config) if not meanings.get(name)] == []
 

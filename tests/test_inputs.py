@@ -36,16 +36,10 @@ def task(path, model):
     return JsonlTask(job("eval=jsonl", f"eval.data={path}").eval, model, EvaluationProtocol())
 
 
-def test_a_pipe_gives_its_data_every_time(tmp_path):
-    content = b"x" * 300_000
-    path = pipe(tmp_path / "pipe", content)
-    assert read_once(path, "eval.data") == content
-    assert read_once(path, "eval.data") == content
-
-
 def test_what_was_read_is_what_is_hashed(tmp_path, default_model):
     """Two pipes are two data sets; and a pipe, a file, and a file edited after it was read, one."""
     first, second = (pipe(tmp_path / name, records(name)) for name in ("one", "two"))
+    assert read_once(first, "eval.data") == read_once(first, "eval.data") == records("one")
     tasks = [task(path, default_model) for path in (first, second)]
     assert [len(of_pipe.sample_ids) for of_pipe in tasks] == [1, 1]
     assert tasks[0].identity != tasks[1].identity
@@ -101,7 +95,7 @@ def test_files_among_others_are_read_so_too(tmp_path, monkeypatch):
 
 
 def test_data_is_refused_before_a_model_is_loaded(tmp_path):
-    """The model does not exist either; what is said is about the data."""
+    """The model does not exist either, but the error is about the data."""
     path = tmp_path / "task.jsonl"
     path.write_bytes(records("fine", "-"))
     done = run("eval=jsonl", f"eval.data={path}", f"model.path={tmp_path}/nowhere.gguf", f"paths.results={tmp_path}")
@@ -128,9 +122,7 @@ def test_the_home_of_somebody_unknown_is_refused(tmp_path, field, overrides):
     assert_refused(done, field)
 
 
-@pytest.mark.parametrize(
-    "command", ["~nobody.of.this.name/x --out page.html", "experiment=fig5_niah results=~nobody.of.this.name/x"]
-)
+@pytest.mark.parametrize("command", ["~nobody.here/x --out page.html", "experiment=fig5_niah results=~nobody.here/x"])
 def test_reports_refuse_it_too(command, capsys):
     assert report(command.split()) == 2
-    assert "~nobody.of.this.name" in capsys.readouterr().err
+    assert "~nobody.here" in capsys.readouterr().err

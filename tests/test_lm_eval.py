@@ -64,8 +64,8 @@ def tasks(model, tokenizer, tmp_path_factory):
     documents = []
     for seed in range(8):
         context, choices = text(30, seed), [text(3, 100 * seed + i) for i in range(4)]
-        (generated,) = full.generate_until([generation(context, until=["e"], max_gen_toks=6)], disable_tqdm=True)
-        scored = full.loglikelihood([pair(context, f" {choice}") for choice in choices], disable_tqdm=True)
+        (generated,) = full.generate_until([generation(context, until=["e"], max_gen_toks=6)])
+        scored = full.loglikelihood([pair(context, f" {choice}") for choice in choices])
         gold = max(range(4), key=lambda i: scored[i][0])
         documents.append({"context": context, "choices": choices, "gold": gold, "generated": generated})
     (folder / "documents.jsonl").write_text("\n".join(map(json.dumps, documents)))
@@ -116,8 +116,17 @@ def pair(context: str, continuation: str) -> Instance:
     return Instance("loglikelihood", {}, (context, continuation), 0)
 
 
+def assert_alike(ours, theirs, pairs, tolerance=1e-4):
+    """Equal log-likelihoods, greedy or not."""
+    for (score, greedy), (other, other_greedy) in zip(
+        ours.loglikelihood(pairs), theirs.loglikelihood(pairs), strict=True
+    ):
+        assert score == pytest.approx(other, abs=tolerance)
+        assert greedy == other_greedy
+
+
 def by_hand(model, context: list[int], continuation: list[int], method, budget) -> float:
-    """The log-likelihood of `continuation`, token by token, in a cache of its own."""
+    """The log-likelihood of `continuation`, token by token, in a separate cache."""
     total = 0.0
     with compressed(model, method, budget) as cache, torch.no_grad():
         logits = model(torch.tensor([context]), past_key_values=cache).logits
@@ -127,30 +136,26 @@ def by_hand(model, context: list[int], continuation: list[int], method, budget) 
     return total
 
 
-@pytest.mark.parametrize("seed", [0, 1])
-def test_with_everything_kept_it_is_the_model_of_lm_eval(model, tokenizer, tasks, seed):
-    """Log-likelihoods to 1e-4, greedy or not, and texts; the border of context and continuation included."""
-    ours, theirs = make(model, tokenizer), HFLM(model, tokenizer=tokenizer)
-    pairs = []
-    for context in ("", f"{text(5, seed)} ", "ho", text(20, seed)):
-        pairs += [pair(context, ending) for ending in (" use", "use red", f" {text(12, seed + 7)}")]
-    expected = theirs.loglikelihood(pairs, disable_tqdm=True)
-    for (score, greedy), (other, other_greedy) in zip(
-        ours.loglikelihood(pairs, disable_tqdm=True), expected, strict=True
-    ):
-        assert score == pytest.approx(other, abs=1e-4)
-        assert greedy == other_greedy
-    requests = [generation(text(n, seed), until=until, max_gen_toks=9) for n in (1, 40) for until in ([], ["re"])]
-    assert ours.generate_until(requests, disable_tqdm=True) == theirs.generate_until(requests, disable_tqdm=True)
+@pytest.mark.parametrize("length", [None, 30])
+def test_with_everything_kept_it_is_the_model_of_lm_eval(model, tokenizer, length):
+    """Log-likelihoods and texts, borders of context and continuation, and long contexts, which lose their beginning."""
+    options = {} if length is None else {"max_length": length}
+    ours, theirs = make(model, tokenizer, **options), HFLM(model, tokenizer=tokenizer, **options)
+    for seed in (0, 1):
+        contexts = ("", f"{text(5, seed)} ", "ho", text(20, seed), text(60, seed))
+        endings = (" use", "use red", f" {text(6, seed + 7)}")
+        assert_alike(ours, theirs, [pair(context, ending) for context in contexts for ending in endings])
+        requests = [generation(text(n, seed), until=until, max_gen_toks=9) for n in (1, 60) for until in ([], ["re"])]
+        assert ours.generate_until(requests) == theirs.generate_until(requests)
+    if length:
+        with refused("continuation"):
+            ours.loglikelihood([pair("red", f" {text(60, 4)}")])
 
 
 def test_three_kinds_of_tasks(model, tokenizer, tasks):
-    """Everything kept scores 100; a small budget scores less, and what a loop of one's own scores."""
+    """Everything kept scores 100. A small budget scores less, and the same as a plain loop."""
     full, small = (evaluate(make(model, tokenizer, m, b), tasks) for m, b in ((None, None), (SNAPKV, BUDGET)))
-    accuracy = {
-        "generate_until": "exact_match,none",
-        "multiple_choice": "acc,none",
-    }
+    accuracy = {"generate_until": "exact_match,none", "multiple_choice": "acc,none"}
     for kind, metric in accuracy.items():
         assert full["results"][f"tiny_{kind}"][metric] == 1
         assert small["results"][f"tiny_{kind}"][metric] < 1
@@ -171,48 +176,30 @@ def test_three_kinds_of_tasks(model, tokenizer, tasks):
 
 @pytest.mark.parametrize("family", ["qwen2-hybrid", "mistral-sliding"])
 def test_sliding_windows_score_each_continuation_alike(family, tokenizer):
-    """One context, several continuations: each as in a cache of its own, although a window cannot go back."""
+    """One context, several continuations: each as in a separate cache, although a window cannot go back."""
     model = tiny.model(family)
     lm = make(model, tokenizer, None if family == "mistral-sliding" else SNAPKV, BUDGET)
     pairs = [pair(text(20, 1), f" {text(words, words)}") for words in (3, 9, 5)]
-    assert lm.loglikelihood(pairs, disable_tqdm=True) == [
-        lm.loglikelihood([one], disable_tqdm=True)[0] for one in pairs
-    ]
+    assert lm.loglikelihood(pairs) == [lm.loglikelihood([one])[0] for one in pairs]
 
 
 def test_a_context_is_compressed_once_for_all_its_continuations(model, tokenizer):
     lm = make(model, tokenizer, SNAPKV, BUDGET)
-    lm.loglikelihood([pair(text(20, n % 2), f" {text(3, n)}") for n in range(6)], disable_tqdm=True)
+    lm.loglikelihood([pair(text(20, n % 2), f" {text(3, n)}") for n in range(6)])
     assert lm.realised == [BUDGET, BUDGET]
-
-
-def test_long_contexts_lose_their_beginning_as_in_lm_eval(model, tokenizer):
-    ours, theirs = make(model, tokenizer, max_length=30), HFLM(model, tokenizer=tokenizer, max_length=30)
-    pairs = [pair(text(60, 3), f" {text(words, 4)}") for words in (2, 8)]
-    for (score, _), (other, _) in zip(
-        ours.loglikelihood(pairs, disable_tqdm=True), theirs.loglikelihood(pairs, disable_tqdm=True), strict=True
-    ):
-        assert score == pytest.approx(other, abs=1e-4)
-    requests = [generation(text(60, 3), until=[], max_gen_toks=8)]
-    assert ours.generate_until(requests, disable_tqdm=True) == theirs.generate_until(requests, disable_tqdm=True)
-    with refused("continuation"):
-        ours.loglikelihood([pair("red", f" {text(60, 4)}")], disable_tqdm=True)
 
 
 def test_chunks_change_nothing(model, tokenizer):
     whole, chunked = (make(model, tokenizer, SNAPKV, BUDGET, prefill_chunk=chunk) for chunk in (None, 16))
     requests = [generation(text(40, 5), until=[], max_gen_toks=8)]
-    assert whole.generate_until(requests, disable_tqdm=True) == chunked.generate_until(requests, disable_tqdm=True)
-    pairs = [pair(text(40, 5), f" {text(4, 6)}")]
-    ((score, _),), ((other, _),) = (lm.loglikelihood(pairs, disable_tqdm=True) for lm in (whole, chunked))
-    assert score == pytest.approx(other, abs=1e-4)
+    assert whole.generate_until(requests) == chunked.generate_until(requests)
+    assert_alike(whole, chunked, [pair(text(40, 5), f" {text(4, 6)}")])
 
 
-def test_an_empty_context_generates_from_the_token_that_stands_for_one(model, tokenizer):
+def test_an_empty_context_generates_from_the_end_token(model, tokenizer):
     lm = make(model, tokenizer)
-    assert lm.generate_until([generation("", until=[], max_gen_toks=4)], disable_tqdm=True) == lm.generate_until(
-        [generation("<eos>", until=[], max_gen_toks=4)], disable_tqdm=True
-    )
+    empty, end = (lm.generate_until([generation(context, until=[], max_gen_toks=4)]) for context in ("", "<eos>"))
+    assert empty == end
 
 
 def test_what_is_not_served_is_refused(model, tokenizer, caplog):
@@ -225,7 +212,7 @@ def test_what_is_not_served_is_refused(model, tokenizer, caplog):
     with refused("--tasks", value="wikitext"):
         lm.loglikelihood_rolling([rolling])
     assert "single token" not in caplog.text
-    lm.loglikelihood([pair(text(20, 1), " red"), pair(text(20, 1), " <eos>")], disable_tqdm=True)
+    lm.loglikelihood([pair(text(20, 1), " red"), pair(text(20, 1), " <eos>")])
     assert "continuations are a single token" in caplog.text
 
 
@@ -263,15 +250,11 @@ def test_rope_that_depends_on_the_length_is_that_of_context_and_continuation(tok
     """One that crosses the boundary, one that begins beyond it, and two of one context on both sides."""
     contexts = {length: text(length, length).strip() for length in (6, 20)}
     pairs = [pair(context, f" {text(words, words)}") for context in contexts.values() for words in (1, 6, 12)]
-    expected = HFLM(rotary(name), tokenizer=tokenizer).loglikelihood(pairs, disable_tqdm=True)
     ours = make(rotary(name), tokenizer)
-    ours.loglikelihood([pair(text(40, 1), " red")], disable_tqdm=True)
-    found = ours.loglikelihood(pairs, disable_tqdm=True)
+    ours.loglikelihood([pair(text(40, 1), " red")])
     lengths = [len(tokenizer(each.args[0] + each.args[1]).input_ids) for each in pairs]
     assert min(lengths) <= BOUNDARY < max(lengths)
-    for (score, greedy), (other, other_greedy) in zip(found, expected, strict=True):
-        assert score == pytest.approx(other, abs=1e-3)
-        assert greedy == other_greedy
+    assert_alike(ours, HFLM(rotary(name), tokenizer=tokenizer), pairs, 1e-3)
 
 
 DATED = (
@@ -299,21 +282,15 @@ def test_chats_have_the_fixed_date_and_the_variables_of_the_template(model, toke
         tokenizer.chat_template = None
 
 
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [
-        ("max_gen_toks", 10**6),
-        ("max_gen_toks", 0),
-        ("max_new_tokens", "many"),
-        ("until", [5]),
-        ("num_beams", 2),
-        ("num_return_sequences", 3),
-        ("max_length", 9),
-        ("use_cache", False),
-    ],
-)
+WRONG = [
+    *(("max_gen_toks", 10**6), ("max_gen_toks", 0), ("max_new_tokens", "many"), ("until", [5]), ("num_beams", 2)),
+    *(("num_return_sequences", 3), ("max_length", 9), ("use_cache", False)),
+]
+
+
+@pytest.mark.parametrize(("name", "value"), WRONG)
 def test_arguments_of_generation_that_do_not_fit_are_named(model, tokenizer, name, value):
     with pytest.raises(UserError) as caught:
-        make(model, tokenizer).generate_until([generation("red house", **{name: value})], disable_tqdm=True)
+        make(model, tokenizer).generate_until([generation("red house", **{name: value})])
     assert caught.value.field in (name, "--gen_kwargs")
     assert caught.value.value == value or caught.value.value[name] == value

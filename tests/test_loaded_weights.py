@@ -30,15 +30,15 @@ from tests.support.refusals import refused
 IDS = tiny.prompt(60, seed=1)[None]
 
 
-def record(model, /, heads=1, **fields):
+def record(model, /, best=0, **fields):
     config = model.config
     layers, q_heads = config.num_hidden_layers, config.num_attention_heads
-    scores = [list(range(q_heads))] * layers
+    scores = [[int(head == best) for head in range(q_heads)]] * layers
     return {
         "model": "checkpoint-500",
         "source": "held_out",
         "observation": {"window": 8, "kernel": 5, "pooling": "average"},
-        "heads": heads,
+        "heads": 1,
         "layer_scores": [1 / layers] * layers,
         "head_scores": {"semantic": scores, "traditional": scores},
         "weights": fingerprints(model),
@@ -72,11 +72,11 @@ def test_a_calibration_of_the_other_checkpoint_of_that_name_is_refused(runs):
     for given in (None, "held_out", file, calibration.load(file)):
         with refused("calibration"), compressed(b, "compresskv", 20, given):
             pass
-    (runs.made / "another-name.held_out.json").write_text(json.dumps(record(b, layer_scores=[0.4, 0.2, 0.2, 0.2])))
+    (runs.made / "another-name.held_out.json").write_text(json.dumps(record(b, best=2)))
     with compressed(b, "compresskv", budget=20) as cache, torch.no_grad():
         b(input_ids=IDS, past_key_values=cache)
     assert method_for(b, "compresskv") != for_a
-    file.write_text("broken")  # a stranger's file is no matter of this model
+    file.write_text("broken")  # the file of another model does not matter
     assert method_for(b, "compresskv") is not None
 
 
@@ -103,7 +103,7 @@ def test_a_copy_in_another_dtype_or_format_takes_the_same_calibration(runs, tmp_
 
 
 def test_a_run_finds_the_calibration_of_its_weights_under_another_name(runs, tmp_path):
-    (runs.made / "another-name.held_out.json").write_text(json.dumps(record(opened(runs.b), heads=2)))
+    (runs.made / "another-name.held_out.json").write_text(json.dumps(record(opened(runs.b), best=2)))
     options = ("model.chat_template=false", "model.device=cpu", "budget=40")
     of_a, of_b = (job(f"model.path={folder}", "model.dtype=float32", *options) for folder in (runs.a, runs.b))
     assert build_method(load(of_b.model), of_b) is not None
@@ -179,7 +179,7 @@ OTHERS = {
 @pytest.mark.parametrize("family", [*OTHERS, *tiny.FAMILIES])
 @pytest.mark.parametrize("without_head", [False, True])
 def test_every_family_is_recognised_and_every_change_seen(tmp_path, family, without_head):
-    """Whatever names its files have: fused experts are saved apart, and a model may be saved without its head."""
+    """Fused experts are saved separately, and a model may be saved without its head."""
     model = (OTHERS | tiny.FAMILIES)[family]()
     if without_head:
         model.config.tie_word_embeddings = True

@@ -1,4 +1,4 @@
-"""A method from outside the tree: a package and a YAML, and everything that serves ours serves it."""
+"""A method from outside the tree: a package and a YAML, which work like the built-in ones."""
 
 import json
 import sys
@@ -8,8 +8,7 @@ import pytest
 from compresskv.methods import named_method
 from evals.compose import composed, job, job_from
 from evals.conformance import check
-from evals.running import sweep
-from tests.support.command import folders, run_process
+from tests.support.command import folders, run, run_process
 from tests.support.own_method import YAML, install, write_package
 from tests.support.refusals import assert_refused, refused
 
@@ -22,11 +21,17 @@ def conf(tmp_path):
 
 
 @pytest.fixture
+def found(tmp_path, monkeypatch):
+    """Python finds the package."""
+    monkeypatch.syspath_prepend(str(tmp_path))
+
+
+@pytest.fixture
 def command(conf, tmp_path, checkpoint):
-    """The start of a command line, and the environment that finds the package."""
+    """The start of a command line."""
     model = [f"model.path={checkpoint}", "model.dtype=float32", "model.device=cpu"]
     grid = ["eval.lengths=[200]", "eval.depths=2", "eval.max_new_tokens=4", f"paths.results={tmp_path / 'out'}"]
-    return [f"--config-dir={conf}", *model, *grid], {"PYTHONPATH": str(tmp_path), "COLUMNS": "200"}
+    return [f"--config-dir={conf}", *model, *grid]
 
 
 def kept(folder):
@@ -34,10 +39,9 @@ def kept(folder):
     return json.loads((folder / "samples.jsonl").read_text().splitlines()[0])["kept"]
 
 
-def test_it_runs_in_a_sweep_and_composes_with_ours(command, tmp_path):
-    line, environment = command
+def test_it_runs_in_a_sweep_and_composes_with_ours(command, found, tmp_path):
     settings = ["method=strided_halves,snapkv", "method/allocator=halves,uniform", "budget=64"]
-    done = run_process("-m", *line, *settings, env=environment)
+    done = run("-m", *command, *settings)
     assert done.returncode == 0, done.stderr
     by_method = {folder.parent.name: kept(folder) for folder in folders(tmp_path)}
     assert by_method == {
@@ -48,19 +52,11 @@ def test_it_runs_in_a_sweep_and_composes_with_ours(command, tmp_path):
     }
 
 
-def test_it_runs_alone(command, conf, tmp_path, monkeypatch):
-    monkeypatch.syspath_prepend(str(tmp_path))
-    (_, *overrides), _ = command
-    sweep.run([job("method=strided_halves", "budget=40", "method.allocator.given=1", *overrides, config_dir=conf)])
-    (folder,) = folders(tmp_path)
-    assert kept(folder) == [39, 40, 41]
-
-
 @pytest.mark.slow
-def test_the_command_alone_goes_on_where_it_ended(command, tmp_path):
-    line, environment = command
+def test_the_command_alone_continues_where_it_ended(command, tmp_path):
     for outcome in ("2 samples", "2 of them from before"):
-        done = run_process("-m", *line, "method=strided_halves", "budget=40,41", env=environment)
+        environment = {"PYTHONPATH": str(tmp_path), "COLUMNS": "200"}
+        done = run_process("-m", *command, "method=strided_halves", "budget=40,41", env=environment)
         assert done.returncode == 0, done.stderr
         assert outcome in done.stdout
     assert all((folder / "samples.jsonl").read_text().count("\n") == 2 for folder in folders(tmp_path))
@@ -78,15 +74,14 @@ def test_the_command_alone_goes_on_where_it_ended(command, tmp_path):
         ("method/allocator=halvs", "method/allocator", "halves"),
     ],
 )
-def test_its_annotations_are_the_schema(conf, tmp_path, monkeypatch, override, field, names):
-    monkeypatch.syspath_prepend(str(tmp_path))
+def test_its_annotations_are_the_schema(conf, found, override, field, names):
     with refused(field, names=names):
         job_from(composed("method=strided_halves", override, config_dir=conf))
 
 
-def test_the_command_refuses_in_a_sentence(command):
-    line, environment = command
-    done = run_process(*line, "method=strided_halves", "method.scorer.strid=2", env=environment)
+def test_the_command_refuses_in_a_sentence(command, tmp_path):
+    environment = {"PYTHONPATH": str(tmp_path)}
+    done = run_process(*command, "method=strided_halves", "method.scorer.strid=2", env=environment)
     assert done.returncode == 1
     assert_refused(done, "method.scorer.strid")
 
@@ -96,48 +91,43 @@ def test_a_package_that_python_does_not_find_is_a_sentence(conf):
         job("method=strided_halves", config_dir=conf)
 
 
-def test_help_and_tab_completion_know_it(command):
-    line, environment = command
-    assert "strided_halves" in run_process(line[0], "--help", env=environment).stdout
+def test_help_and_tab_completion_know_it(command, found):
+    assert "strided_halves" in run(command[0], "--help").stdout
     for typed, expected in [
         ("method=strided", "method=strided_halves"),
         ("method=strided_halves method.scorer.str", "method.scorer.stride="),
     ]:
-        typed_line = f"python run.py {line[0]} {typed}"
-        completed = run_process(line[0], "-sc", "query=bash", env={**environment, "COMP_LINE": typed_line})
-        assert expected in completed.stdout.split()
+        line = {"COMP_LINE": f"python run.py {command[0]} {typed}"}
+        assert expected in run(command[0], "-sc", "query=bash", env=line).stdout.split()
 
 
 def test_a_file_that_is_called_as_one_of_ours_is_refused(conf):
-    """Hydra would take ours, and say nothing."""
+    """Hydra would silently use the built-in one."""
     (conf / "method" / "snapkv.yaml").write_text(YAML)
     with refused("method", value="snapkv"):
         composed("method=snapkv", config_dir=conf)
 
 
-def test_it_conforms(conf, tmp_path, monkeypatch):
-    monkeypatch.syspath_prepend(str(tmp_path))
+def test_it_conforms(conf, found):
     result = check("strided_halves", "method.scorer.stride=5", budget=40, config_dir=conf)
     assert result.passed, str(result)
 
 
-def test_an_installed_package_needs_no_folder_on_the_command_line(conf, tmp_path, monkeypatch):
+def test_an_installed_package_needs_no_folder_on_the_command_line(conf, found, tmp_path):
     install(tmp_path)
-    monkeypatch.syspath_prepend(str(tmp_path))
     assert composed("method=strided_halves")["method"]["allocator"]["given"] == 4
     method = named_method("strided_halves")
     assert method.scorer is not None
     assert dict(method.scorer.parameters) == {"stride": 3}
-    done = run_process("-sc", "query=bash", env={"PYTHONPATH": str(tmp_path), "COMP_LINE": "python run.py method=str"})
+    done = run("-sc", "query=bash", env={"COMP_LINE": "python run.py method=str"})
     assert done.stdout.split() == ["method=streaming_llm", "method=strided_halves"]
 
 
-def test_an_entry_point_that_names_no_folder_is_a_sentence(conf, tmp_path, monkeypatch):
+def test_an_entry_point_that_names_no_folder_is_a_sentence(conf, found, tmp_path):
     install(tmp_path)
     (conf / "method" / "strided_halves.yaml").unlink()
     (tmp_path / "outside_method-1.0.dist-info" / "entry_points.txt").write_text(
         "[compresskv.conf]\nmine = outside_method.cnf\n"
     )
-    monkeypatch.syspath_prepend(str(tmp_path))
     with refused("compresskv.conf", value="outside_method.cnf"):
         composed("method=snapkv")

@@ -23,47 +23,16 @@ from tests.support.methods_in_use import SNAPKV
 from tests.support.refusals import refused
 
 LATENT = {
-    "num_key_value_heads": 6,
-    "moe_intermediate_size": 32,
-    "n_routed_experts": 4,
-    "num_experts_per_tok": 2,
-    "n_group": 1,
-    "topk_group": 1,
-    "kv_lora_rank": 16,
-    "q_lora_rank": 16,
-    "qk_rope_head_dim": 8,
-    "qk_nope_head_dim": 8,
-    "v_head_dim": 16,
+    **{"num_key_value_heads": 6, "moe_intermediate_size": 32, "n_routed_experts": 4, "num_experts_per_tok": 2},
+    **{"n_group": 1, "topk_group": 1, "kv_lora_rank": 16, "q_lora_rank": 16, "qk_rope_head_dim": 8},
+    **{"qk_nope_head_dim": 8, "v_head_dim": 16},
 }
 
 SERVED = [
-    "Llama",
-    "Mistral",
-    "Mixtral",
-    "Qwen2",
-    "Qwen3",
-    "Gemma",
-    "Gemma3Text",
-    "Phi",
-    "Phi3",
-    "Starcoder2",
-    "Olmo",
-    "Olmo2",
-    "Cohere",
-    "Cohere2",
-    "Granite",
-    "StableLm",
-    "Glm",
-    "Glm4",
-    "Nemotron",
-    "SmolLM3",
-    "Exaone4",
-    "GPTNeoX",
-    "GPT2",
-    "OPT",
-    "BioGpt",
-    "Persimmon",
-]
+    "Llama", "Mistral", "Mixtral", "Qwen2", "Qwen3", "Gemma", "Gemma3Text", "Phi", "Phi3", "Starcoder2", "Olmo",
+    "Olmo2", "Cohere", "Cohere2", "Granite", "StableLm", "Glm", "Glm4", "Nemotron", "SmolLM3", "Exaone4", "GPTNeoX",
+    "GPT2", "OPT", "BioGpt", "Persimmon",
+]  # fmt: skip
 
 REFUSED = {
     "Gemma2": ({}, "softcap"),
@@ -124,31 +93,25 @@ def test_an_architecture_that_is_not_served_is_refused_with_the_reason(architect
     assert model.config._attn_implementation == implementation
 
 
-def test_a_bias_in_the_scores_is_seen_in_the_logits(monkeypatch):
-    """Whatever an attention adds that ours does not know of, here one that hides its own scaling."""
-    model = made("Llama")
-    scaled = transformers.models.llama.modeling_llama.LlamaAttention.forward
-
-    def forward(self, *args, **kwargs):
-        self.scaling = 1.0 if self.config._attn_implementation == "sdpa" else 0.25
-        return scaled(self, *args, **kwargs)
-
-    monkeypatch.setattr(transformers.models.llama.modeling_llama.LlamaAttention, "forward", forward)
-    with refused("model"):
-        refuse_unserved(model)
-
-
-def test_a_sliding_window_that_is_not_handed_over_is_seen(monkeypatch):
-    """A short prompt fits the window, so its logits would not tell."""
-    model = copy.deepcopy(tiny.model("mistral-sliding"))
-    inner = transformers.models.mistral.modeling_mistral.MistralAttention.forward
+@pytest.mark.parametrize("hidden", ["scaling", "sliding_window"])
+def test_attention_that_hides_something_is_seen(monkeypatch, hidden):
+    """Its own scaling, which the logits show; a sliding window, which a short prompt would not show."""
+    if hidden == "scaling":
+        model, attention = made("Llama"), transformers.models.llama.modeling_llama.LlamaAttention
+    else:
+        model = copy.deepcopy(tiny.model("mistral-sliding"))
+        attention = transformers.models.mistral.modeling_mistral.MistralAttention
+    inner = attention.forward
 
     def forward(self, *args, **kwargs):
         with monkeypatch.context() as patched:
-            patched.setattr(self.config, "sliding_window", None)
+            if hidden == "scaling":
+                self.scaling = 1.0 if self.config._attn_implementation == "sdpa" else 0.25
+            else:
+                patched.setattr(self.config, "sliding_window", None)
             return inner(self, *args, **kwargs)
 
-    monkeypatch.setattr(transformers.models.mistral.modeling_mistral.MistralAttention, "forward", forward)
+    monkeypatch.setattr(attention, "forward", forward)
     with refused("model"):
         refuse_unserved(model)
 

@@ -32,7 +32,7 @@ def record(**changes: Any) -> dict[str, Any]:
         "layer_scores": [0.25, 0.75],
         "head_scores": {"semantic": [[0.1, 0.2, 0.3, 0.0], [4, 3, 2, 1]]},
         "rankings": {"published": [[3, 1], [0, 2]]},
-        "note": "whatever else a file says is for people",
+        "note": "other keys are for people",
         **changes,
     }
 
@@ -142,7 +142,7 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
 
 
 def test_where_calibrations_are_found(tmp_path: Path, monkeypatch) -> None:
-    """The user's own before those that ship; whatever the case of the name."""
+    """The user's own before those that ship; names in any case."""
     monkeypatch.setenv("COMPRESSKV_CACHE", str(tmp_path))
     shipped = find("SmolLM2-135M", "held_out")
     assert shipped is not None

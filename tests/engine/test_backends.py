@@ -1,44 +1,37 @@
-"""The backends of GPUs: sdpa in their layout, and flash-attention on stand-ins of flash-attn 2.7's functions."""
+"""The backends of GPUs: sdpa in their layout, and flash-attention with flash-attn 2.7's functions in pure torch."""
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from compresskv.engine.attention import attached, forget, register
-from compresskv.engine.backends import FlashAttention2, MaskedSDPA
+from compresskv.engine.attention import attached
 from compresskv.engine.decode import Stopping, decode, decode_cache
 from compresskv.engine.generation import generate
 from compresskv.engine.in_layer import generate_in_layer
 from compresskv.engine.prefill import prefill
 from compresskv.engine.ragged import bucketed_capacities, exact_capacities
 from tests.support import tiny
-from tests.support.flash_attention import KERNELS
 from tests.support.methods_in_use import evicting_layers, settings_for
 
-
-@pytest.fixture(params=["masked sdpa", "flash-attn"])
-def backend(request):
-    """The name of a backend of GPUs, which runs on the CPU here."""
-    made = MaskedSDPA() if request.param == "masked sdpa" else FlashAttention2(KERNELS)
-    name = register("compresskv_for_gpus", made)
-    yield name
-    forget(name)
+gpu_layouts = pytest.mark.parametrize("layout", ["masked sdpa", "flash-attn"], indirect=True)
 
 
+@gpu_layouts
 @pytest.mark.parametrize("family", ["llama", "mistral-sliding", "qwen2-hybrid", "qwen3"])
-def test_backends_of_gpus_generate_what_the_cpu_does(family, backend):
+def test_backends_of_gpus_generate_what_the_cpu_does(family, layout):
     model, ids = tiny.model(family), tiny.prompt(90)
     settings = settings_for(len(evicting_layers(model)))
     with attached(model):
         expected = generate(model, ids, settings, Stopping(10))
-    with attached(model, backend):
+    with attached(model, layout):
         assert generate(model, ids, settings, Stopping(10)) == expected
         assert generate(model, ids, settings, Stopping(10), chunk=40) == expected
         assert [generate_in_layer(model, ids, s, Stopping(10)) for s in settings] == expected
 
 
+@gpu_layouts
 @pytest.mark.parametrize("room", [3, 16])
-def test_rows_leave_and_buffers_grow(backend, room):
+def test_rows_leave_and_buffers_grow(layout, room):
     """Rows of unequal length, of which some stop, in buffers that have room for three new tokens, or for all."""
     model, ids = tiny.model("llama"), tiny.prompt(90)
     settings = settings_for(4)
@@ -47,7 +40,7 @@ def test_rows_leave_and_buffers_grow(backend, room):
     expected = [_until(stop.ids, tokens) for tokens in free]
     assert len({len(tokens) for tokens in expected}) > 2
     assert _generate(model, "sdpa", ids, settings, stop, room) == expected
-    assert _generate(model, backend, ids, settings, stop, room) == expected
+    assert _generate(model, layout, ids, settings, stop, room) == expected
 
 
 def _generate(model, backend, ids, settings, stopping, room):

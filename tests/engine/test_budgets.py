@@ -1,4 +1,4 @@
-"""How often the GPU is asked, waited for and sent to: budgets, on a GPU that is only claimed."""
+"""Limits of launches, synchronisations and uploads, counted with fake CUDA tensors."""
 
 import copy
 from types import SimpleNamespace
@@ -7,15 +7,14 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from compresskv.engine.attention import attached, forget, register
-from compresskv.engine.backends import FlashAttention2
+from compresskv.engine.attention import attached
 from compresskv.engine.decode import Stopping, decode, decode_cache
 from compresskv.engine.in_layer import LayerwiseCache
 from compresskv.engine.prefill import Setting, forward_prompt, prefill
 from compresskv.eviction import PromptShape
 from compresskv.observation import ObservationConfig
+from tests.engine.conftest import for_gpus
 from tests.methods.construction import context, method
-from tests.support.flash_attention import ON_LOGICAL_DEVICES
 from tests.support.logical_devices import counting, logical_devices, place
 
 LAYERS, LENGTH, BUDGETS = 4, 700, (32, 64, 128, 256, 512)
@@ -39,19 +38,19 @@ def methods():
     return {name: method(name, where) for name in (*METHODS, "adakv")}
 
 
-@pytest.fixture(params=["sdpa", "flash_attention_2"])
-def on_gpu(request, llama, monkeypatch):
-    """A model that claims to be on a GPU, its prompt prefilled, within `attached` under either backend."""
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (8, 0))
+@pytest.fixture(scope="module", params=["sdpa", "flash_attention_2"])
+def on_gpu(request, llama):
+    """A fake CUDA model and a prompt, within `attached` under either backend."""
     ids = torch.randint(0, 96, (LENGTH,), generator=torch.Generator().manual_seed(0))
-    name = "sdpa"
-    if request.param != "sdpa":
-        name = register("compresskv_counted_fa2", FlashAttention2(ON_LOGICAL_DEVICES))
-    with logical_devices():
+    with for_gpus(request.param) as backend, logical_devices():
         model, ids = place(copy.deepcopy(llama), "cuda:0"), ids.to("cuda:0")
-        with attached(model, name):
-            yield SimpleNamespace(model=model, ids=ids, prompt=prefill(model, ids, 8), backend=request.param)
-    forget("compresskv_counted_fa2")
+        with attached(model, backend):
+            yield SimpleNamespace(model=model, ids=ids, backend=backend)
+
+
+@pytest.fixture
+def prompt(on_gpu):
+    return prefill(on_gpu.model, on_gpu.ids, 8)
 
 
 def settings_of(methods):
@@ -61,23 +60,23 @@ def settings_of(methods):
     return settings
 
 
-def one_step(on_gpu, cache, rows):
+def one_step(on_gpu, prompt, cache, rows):
     """What one forward pass of `rows` new tokens asks for."""
     with counting() as counts:
-        decode(on_gpu.model, cache, on_gpu.prompt.logits, LENGTH, rows, Stopping(2))
+        decode(on_gpu.model, cache, prompt.logits, LENGTH, rows, Stopping(2))
     return counts
 
 
-def test_thirty_rows(on_gpu, methods):
+def test_thirty_rows(on_gpu, prompt, methods):
     settings = settings_of(methods)
-    prompt, kept = on_gpu.prompt, [on_gpu.prompt.kept(setting) for setting in settings]
+    kept = [prompt.kept(setting) for setting in settings]
     with counting() as making:
         cache = decode_cache(prompt, kept, 50)
     assert making.total <= 62 * LAYERS
     assert making.uploads <= 4
     assert not making.syncs.total()
 
-    step = one_step(on_gpu, cache, 30)
+    step = one_step(on_gpu, prompt, cache, 30)
     assert step.total <= (46 if on_gpu.backend == "sdpa" else 37) * LAYERS + ONCE
     assert step.launches["flash_attn_with_kvcache"] == (0 if on_gpu.backend == "sdpa" else LAYERS)
     assert step.launches["scaled_dot_product_attention"] <= 7 * LAYERS
@@ -103,18 +102,17 @@ def test_thirty_rows(on_gpu, methods):
     assert not leaving.syncs.total()
 
 
-def test_one_row_costs_the_same_whatever_the_method(on_gpu, methods):
+def test_one_row_costs_the_same_whatever_the_method(on_gpu, prompt, methods):
     """A table of latencies must show the method, not our buckets."""
     totals = {}
     for name in ("snapkv", "adakv", "headkv"):
-        cache = decode_cache(on_gpu.prompt, [on_gpu.prompt.kept(Setting(methods[name], 128))], 50)
-        totals[name] = one_step(on_gpu, cache, 1).total
+        cache = decode_cache(prompt, [prompt.kept(Setting(methods[name], 128))], 50)
+        totals[name] = one_step(on_gpu, prompt, cache, 1).total
     limit = 1.15 if on_gpu.backend == "sdpa" else 1.0
     assert max(totals.values()) <= limit * totals["snapkv"]
 
 
-def test_selection_waits_once_per_layer_at_most(on_gpu, methods):
-    prompt = on_gpu.prompt
+def test_selection_waits_once_per_layer_at_most(prompt, methods):
     prompt.score([Setting(methods["adakv"], budget) for budget in BUDGETS])
     with counting() as counts:
         for budget in BUDGETS:

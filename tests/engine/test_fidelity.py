@@ -1,4 +1,4 @@
-"""How far a setting is from the full cache, against the same text fed to each setting by itself."""
+"""The fidelity of a setting, against the same text fed to each setting separately."""
 
 from statistics import fmean
 
@@ -29,7 +29,7 @@ def logits_given(model, ids, method, budget, tokens):
 @pytest.mark.parametrize("family", ["llama", "mistral-sliding", "qwen2-hybrid", "qwen3"])
 def test_it_equals_feeding_each_setting_by_itself(family):
     model, ids = tiny.model(family), tiny.prompt(90)
-    settings = [Setting(SNAPKV, 20), FULL, Setting(SNAPKV, 40)]
+    settings = [Setting(SNAPKV, 20), FULL, Setting(SNAPKV, 200)]
     with attached(model):
         generations = generate(model, ids, settings, NEW, reference=REFERENCE)
     answer = generations[1].tokens
@@ -47,19 +47,9 @@ def test_it_equals_feeding_each_setting_by_itself(family):
         assert generation.fidelity.reference_nll == pytest.approx(nll, abs=1e-5)
     evicts = bool(generations[0].kept)  # a model of sliding windows alone has nothing to evict
     assert (generations[0].fidelity.kl > 1e-4) == evicts
-
-
-def test_what_keeps_everything_is_as_far_as_the_full_cache():
-    model, ids = tiny.model("llama"), tiny.prompt(90)
-    with attached(model):
-        full, whole, evicted = generate(
-            model, ids, [FULL, Setting(SNAPKV, 200), Setting(SNAPKV, 20)], NEW, reference=REFERENCE
-        )
-    assert full.fidelity.kl == pytest.approx(0, abs=1e-6)
-    assert whole.fidelity.kl == pytest.approx(0, abs=1e-6)
-    assert full.fidelity.agreement == whole.fidelity.agreement == 1
-    assert full.fidelity.reference_nll == pytest.approx(whole.fidelity.reference_nll, abs=1e-6)
-    assert evicted.fidelity.kl > full.fidelity.kl
+    for whole in generations[1:]:
+        assert whole.fidelity.kl == pytest.approx(0, abs=1e-6)
+        assert whole.fidelity.agreement == 1
 
 
 def test_it_depends_neither_on_the_other_settings_nor_on_the_memory():

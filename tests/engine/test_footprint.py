@@ -1,4 +1,4 @@
-"""What is forecast beside what is alive: storages counted one by one, parameters left out, in Llama's proportions."""
+"""The forecast of memory against the storages that are alive, without parameters, in Llama's proportions."""
 
 import copy
 from types import SimpleNamespace
@@ -8,8 +8,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from compresskv.engine import memory
-from compresskv.engine.attention import attached, forget, register
-from compresskv.engine.backends import FlashAttention2
+from compresskv.engine.attention import attached
 from compresskv.engine.decode import Stopping
 from compresskv.engine.footprint import Footprint
 from compresskv.engine.generation import generate
@@ -20,7 +19,6 @@ from compresskv.observation import ObservationConfig
 from evals.running import forecast as forecasts
 from evals.running.forecast import forecast
 from tests.methods.construction import context, method
-from tests.support.flash_attention import ON_LOGICAL_DEVICES
 from tests.support.logical_devices import logical_devices, place
 from tests.support.methods_in_use import SNAPKV
 
@@ -49,29 +47,26 @@ def test_prefill_on_the_cpu(llama, dtype, chunk):
 
 
 @pytest.mark.parametrize(
-    ("backend", "dtype", "capability"),
+    ("gpu_backend", "dtype", "capability"),
     [
         ("sdpa", torch.bfloat16, (8, 0)),
         ("sdpa", torch.float16, (7, 5)),
         ("sdpa", torch.float32, (9, 0)),
         ("flash_attention_2", torch.bfloat16, (8, 0)),
     ],
+    indirect=["gpu_backend"],
 )
 @pytest.mark.parametrize("chunk", [None, 64])
-def test_prefill_on_gpus(llama, backend, dtype, capability, chunk, monkeypatch):
-    """No masks; keys and values of every query head where flash cannot run, which a short chunk lets stand out."""
+def test_prefill_on_gpus(llama, gpu_backend, dtype, capability, chunk, monkeypatch):
+    """No masks; keys and values of every query head where flash cannot run, which show with a short chunk."""
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: capability)
-    name = "sdpa"
-    if backend != "sdpa":
-        name = register("compresskv_measured_fa2", FlashAttention2(ON_LOGICAL_DEVICES))
     with logical_devices() as counts:
         model = place(copy.deepcopy(llama).to(dtype), "cuda:0")
-        with attached(model, name):
+        with attached(model, gpu_backend):
             counts.live = LiveBytes([tensor.inner for tensor in (*model.parameters(), *model.buffers())])
             prefill(model, ids().to("cuda:0"), WINDOW, chunk)
-        shape = Footprint(model, LENGTH, backend)
+        shape = Footprint(model, LENGTH, "sdpa" if gpu_backend == "sdpa" else "flash_attention_2")
         forecasted = shape.prompt + shape.activations(chunk or LENGTH)
-    forget("compresskv_measured_fa2")
     assert 0.95 < forecasted / counts.live.peak < 1.05
 
 

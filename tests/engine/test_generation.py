@@ -10,7 +10,7 @@ from compresskv.engine.attention import attached
 from compresskv.engine.decode import Stopping
 from compresskv.engine.generation import generate
 from compresskv.engine.in_layer import generate_in_layer
-from compresskv.engine.prefill import FULL, Setting
+from compresskv.engine.prefill import FULL, Setting, prefill
 from tests.support import naive, tiny
 from tests.support.methods_in_use import RAGGED, SNAPKV, STREAMING, compresskv, evicting_layers, settings_for
 from tests.support.refusals import refused
@@ -34,6 +34,10 @@ def test_all_paths_agree_token_for_token(family):
     for setting, shared in zip(settings, together, strict=True):
         logits = naive.generate(model, ids, setting, NEW.max_new_tokens, evicting)
         assert shared.tokens == [int(step.argmax()) for step in logits]
+        with attached(model):
+            kept = prefill(model, ids, 8).kept(setting)
+        found = [[set(positions.tolist()) for positions in layer] for layer in kept]
+        assert found == naive.kept_positions(model, ids, setting, evicting)
 
 
 def test_full_cache_is_transformers_own_generation():
@@ -87,3 +91,15 @@ def test_a_batch_that_does_not_fit_is_halved(monkeypatch):
         limit = 0
         with refused("prompt"):
             generate(model, ids, settings, NEW)
+
+
+def test_an_empty_prompt_is_refused():
+    model = tiny.model("llama")
+    with attached(model), refused("prompt"):
+        prefill(model, torch.tensor([], dtype=torch.long), 8)
+
+
+@pytest.mark.parametrize("budget", [0, 3, 4])
+def test_a_budget_within_the_window_is_refused(budget):
+    with refused("budget", value=budget):
+        Setting(SNAPKV, budget)

@@ -1,4 +1,4 @@
-"""A compressed cache that goes on: several tokens at once, questions, second turns, copies."""
+"""Using a compressed cache further: several tokens at once, questions, second turns, copies."""
 
 import copy
 
@@ -6,12 +6,10 @@ import pytest
 import torch
 
 from compresskv.compressed_cache import compressed
-from compresskv.engine.attention import attached, forget, register
-from compresskv.engine.backends import FlashAttention2, MaskedSDPA
+from compresskv.engine.attention import attached
 from compresskv.engine.decode import decode_cache, forward_given, forward_tokens
 from compresskv.engine.prefill import FULL, Setting, prefill
 from tests.support import tiny
-from tests.support.flash_attention import KERNELS
 from tests.support.methods_in_use import RAGGED, SNAPKV
 from tests.support.refusals import refused
 
@@ -48,18 +46,6 @@ def test_several_tokens_at_once_are_as_good_as_one_by_one(family, method):
         torch.testing.assert_close(
             following(model, cache, FOLLOWING[:2]), one_by_one(model, other, FOLLOWING[:2]), atol=1e-4, rtol=1e-4
         )
-
-
-@pytest.fixture(params=["sdpa", "sdpa on cuda", "flash_attention_2"])
-def layout(request):
-    """A layout of rows, registered with transformers; those of GPUs run on the CPU."""
-    if request.param == "sdpa":
-        yield "sdpa"
-        return
-    backend = MaskedSDPA() if request.param == "sdpa on cuda" else FlashAttention2(KERNELS)
-    name = register("compresskv_test", backend)
-    yield name
-    forget(name)
 
 
 @pytest.mark.parametrize("room", [2, 64])
@@ -101,7 +87,7 @@ def test_a_second_turn_sees_the_compressed_prompt_and_the_first_answer(family):
 
 
 def test_many_questions_of_one_compressed_document():
-    """Ask, forget, ask again: each answer is that of a cache of its own."""
+    """Ask, forget, ask again: each answer is that of a separate cache."""
     model, ids = tiny.model("llama"), tiny.prompt(90)
     questions = [tiny.prompt(length, seed=length) for length in (5, 9, 2)]
     with compressed(model, SNAPKV, 40) as cache:
@@ -162,7 +148,7 @@ def test_a_prompt_in_chunks_is_compressed_when_it_is_complete():
 
 @pytest.mark.parametrize("compressed_before", [False, True])
 def test_prompt_lookup_is_refused(compressed_before):
-    """transformers gives its first forward the whole text and candidates, whatever the cache holds."""
+    """transformers passes the whole text and candidates in its first forward pass, although the cache has tokens."""
     model, ids = tiny.model("llama"), tiny.prompt(30, seed=2).repeat(3)
     with compressed(model, SNAPKV, 40) as cache:
         if compressed_before:
@@ -171,31 +157,21 @@ def test_prompt_lookup_is_refused(compressed_before):
             generated(model, cache, torch.cat([ids, ids[:5]]), prompt_lookup_num_tokens=3)
 
 
-def test_tokens_that_do_not_follow_the_cache_are_refused():
-    model, ids = tiny.model("llama"), tiny.prompt(90)
-    with compressed(model, SNAPKV, 40) as cache:
-        following(model, cache, ids)
-        with refused("position_ids", value=0):
-            model(input_ids=ids[None], position_ids=torch.arange(90)[None], past_key_values=cache)
-
-
-def test_a_prompt_cannot_be_cut():
-    model, ids = tiny.model("llama"), tiny.prompt(90)
+@pytest.mark.parametrize("family", ["llama", "qwen2-hybrid"])
+def test_the_prompt_and_what_a_window_has_dropped_cannot_be_cut(family):
+    model, ids = tiny.model(family), tiny.prompt(90)
     with compressed(model, SNAPKV, 40) as cache:
         following(model, cache, ids)
         following(model, cache, FOLLOWING)
+        if family == "qwen2-hybrid":
+            with refused("max_length"):
+                cache.crop(90)
+            return
         with refused("max_length"):
             cache.crop(80)
         cache.crop(-9)
         assert cache.get_seq_length() == 90
         with refused("max_length"):
             cache.crop(-1)
-
-
-def test_a_sliding_window_that_has_moved_on_cannot_go_back():
-    model, ids = tiny.model("qwen2-hybrid"), tiny.prompt(90)
-    with compressed(model, SNAPKV, 40) as cache:
-        following(model, cache, ids)
-        following(model, cache, FOLLOWING)
-        with refused("max_length"):
-            cache.crop(90)
+        with refused("position_ids", value=0):  # tokens that do not follow the cache
+            model(input_ids=ids[None], position_ids=torch.arange(90)[None], past_key_values=cache)

@@ -13,30 +13,30 @@ from compresskv.compressed_cache import compressed
 from compresskv.engine.attention import attached
 from compresskv.engine.decode import Stopping
 from compresskv.engine.generation import generate
-from compresskv.engine.in_layer import LayerwiseCache
+from compresskv.engine.in_layer import LayerwiseCache, generate_in_layer
 from compresskv.engine.prefill import Setting, prefill
 from compresskv.errors import UserError
 from compresskv.installed import CHUNKS_GO_ON, generate_argument
 from tests.support import tiny
-from tests.support.methods_in_use import RAGGED, SNAPKV
+from tests.support.methods_in_use import RAGGED, SNAPKV, name_of, settings_for
 from tests.support.refusals import refused
 from tests.test_probe import LATENT, made
 
 NEW = Stopping(12)
+MASK = torch.ones(1, 60, dtype=torch.long)
+OPTIONS = {"max_new_tokens": 4, "do_sample": False, "eos_token_id": None, "pad_token_id": 0, "attention_mask": MASK}
 
 
 def test_the_public_api_works_with_generate_and_leaves_the_model_alone():
     model, ids = tiny.model("llama"), tiny.prompt(60)
-    inputs = {"input_ids": ids[None], "attention_mask": torch.ones(1, 60, dtype=torch.long)}
-    options = {"max_new_tokens": 12, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
-    before = model(**inputs).logits
+    before = model(ids[None]).logits
     with compressed(model, SNAPKV, budget=20) as cache:
-        ours = model.generate(**inputs, **options, past_key_values=cache)[0, 60:].tolist()
+        ours = model.generate(ids[None], past_key_values=cache, **{**OPTIONS, "max_new_tokens": 12})[0, 60:].tolist()
     with attached(model):
         assert ours == generate(model, ids, [Setting(SNAPKV, 20)], NEW)[0].tokens
     assert [len(p) for layer in cache.kept for p in layer] == [20] * 8
     assert model.config._attn_implementation == "sdpa"
-    torch.testing.assert_close(model(**inputs).logits, before, atol=0, rtol=0)
+    assert torch.equal(model(ids[None]).logits, before)
 
 
 @pytest.mark.parametrize("name", ["num_return_sequences", "num_beams"])
@@ -68,7 +68,7 @@ def test_in_layer_prefill_holds_one_complete_layer_at_a_time(setting):
     model, ids = tiny.model("llama"), tiny.prompt(300)
 
     def complete_layers() -> float:
-        """Layers whose keys and values of the whole prompt are alive, by the memory they stand in."""
+        """Layers whose keys and values of the whole prompt are alive, by their storages."""
         alive = (t for t in gc.get_objects() if type(t) is torch.Tensor and t.shape[-2:] == (300, 16))
         return len({t.untyped_storage().data_ptr() for t in alive if t.shape[-3] == 2}) / 2
 
@@ -86,27 +86,13 @@ def test_in_layer_prefill_holds_one_complete_layer_at_a_time(setting):
         assert complete_layers() == len(shared.layers) == 4
 
 
-OPTIONS = {
-    "max_new_tokens": 4,
-    "do_sample": False,
-    "eos_token_id": None,
-    "pad_token_id": 0,
-    "attention_mask": torch.ones(1, 60, dtype=torch.long),
-}
-
-
-def test_a_cache_that_is_used_after_its_block_is_refused():
-    """The model's own attention would see the new tokens alone."""
+def test_a_cache_is_refused_after_its_block_and_if_it_is_not_passed():
+    """The model's own attention would see the new tokens alone; and every budget would equal the full cache."""
     model, ids = tiny.model("llama"), tiny.prompt(60)
     with compressed(model, SNAPKV, 20) as cache:
         model.generate(ids[None], past_key_values=cache, **OPTIONS)
     with refused("cache"):
         model(ids[None, :1], past_key_values=cache)
-
-
-def test_a_cache_that_is_not_passed_on_is_refused():
-    """Otherwise every budget is as good as the full cache."""
-    model, ids = tiny.model("llama"), tiny.prompt(60)
     with refused("cache"), compressed(model, SNAPKV, 20):
         model.generate(ids[None], **OPTIONS)
     assert model.config._attn_implementation == "sdpa"
@@ -194,3 +180,25 @@ def test_a_prompt_that_never_came_whole_is_said_to_be_shorter(family):
         with refused("prompt_length", value=62):
             model.generate(ids[None], past_key_values=cache, **OPTIONS)
         model(tiny.prompt(62)[None], past_key_values=cache)
+
+
+def test_a_model_with_other_layers_is_refused():
+    model = tiny.model("llama")
+    config = type(model.config)(**tiny.SIZE)
+    config.layer_types = ["linear_attention"] * 4
+    with refused("model"):
+        LayerwiseCache(config, Setting(SNAPKV, 20))
+
+
+@pytest.mark.parametrize("setting", settings_for(4), ids=name_of)
+def test_cache_bytes(setting):
+    """2 · Σ kept · head_dim · itemsize; what is allocated adds the rounding to 32 tokens and the room."""
+    model, ids, room = tiny.model("llama"), tiny.prompt(90), 12
+    with attached(model):
+        generation = generate_in_layer(model, ids, setting, Stopping(room))
+        cache = LayerwiseCache(model.config, setting, 90, room)
+        with torch.no_grad():
+            model(ids[None], past_key_values=cache)
+    counts = [count for layer in generation.kept for count in layer]
+    assert generation.cache_bytes == 2 * sum(counts) * 16 * 4
+    assert cache.nbytes == 2 * sum(-(-count // 32) * 32 + room for count in counts) * 16 * 4

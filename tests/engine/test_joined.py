@@ -6,8 +6,7 @@ from functools import cache
 import pytest
 import torch
 
-from compresskv.engine.attention import attached, forget, register
-from compresskv.engine.backends import FlashAttention2, MaskedSDPA
+from compresskv.engine.attention import attached
 from compresskv.engine.decode import Stopping, forward_tokens
 from compresskv.engine.in_layer import generate_in_layer
 from compresskv.engine.joined import WaitingCache, evicting_bytes, join, sliding_bytes
@@ -17,24 +16,12 @@ from compresskv.eviction import PromptShape
 from compresskv.observation import ObservationConfig
 from tests.methods.construction import METHODS, context, method
 from tests.support import tiny
-from tests.support.flash_attention import KERNELS
 from tests.support.logical_devices import logical_devices, spread
 from tests.support.methods_in_use import RAGGED, SNAPKV, evicting_layers
 from tests.support.refusals import refused
 
 NEW = 6
 PROMPTS = tuple(tiny.prompt(length, seed=length) for length in (90, 71, 120, 47))
-
-
-@pytest.fixture(params=["sdpa", "masked table", "flash table"])
-def backend(request):
-    """The layout on the CPU, and the two of GPUs by kernels that run here."""
-    if request.param == "sdpa":
-        yield "sdpa"
-    else:
-        made = MaskedSDPA() if request.param == "masked table" else FlashAttention2(KERNELS)
-        yield register("compresskv_joined", made)
-        forget("compresskv_joined")
 
 
 @torch.no_grad()
@@ -77,12 +64,12 @@ def test_every_method(name):
 
 @pytest.mark.parametrize("family", ["llama", "qwen2-hybrid"])
 @pytest.mark.parametrize("setting", [FULL, Setting(RAGGED, 40)])
-def test_every_layout(backend, family, setting):
+def test_every_layout(layout, family, setting):
     """Heads of different capacities, layers with a sliding window, and new tokens past the room."""
     model = tiny.model(family)
     with attached(model):
         expected = alone(model, setting, PROMPTS)
-    with attached(model, backend):
+    with attached(model, layout):
         assert together(model, setting, PROMPTS, room=2 if setting.budget else NEW) == expected
 
 
@@ -93,8 +80,7 @@ def test_a_model_of_sliding_windows_alone():
         assert together(model, FULL, PROMPTS) == alone(model, FULL, PROMPTS)
 
 
-def test_layers_on_two_gpus(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (8, 0))
+def test_layers_on_two_gpus(ampere):
     model, setting = tiny.model("llama"), Setting(RAGGED, 40)
     with attached(model):
         expected = alone(model, setting, PROMPTS)

@@ -1,4 +1,4 @@
-"""Every path on GPUs that are only claimed: no operation mixes devices, and tokens are those of the CPU."""
+"""Every path on fake GPUs: no operation mixes devices, and tokens are those of the CPU."""
 
 import copy
 
@@ -6,33 +6,20 @@ import pytest
 import torch
 
 from compresskv.calibration import layer_errors, retrieval_heads
-from compresskv.engine.attention import attached, forget, register
-from compresskv.engine.backends import FlashAttention2
+from compresskv.engine.attention import attached
 from compresskv.engine.decode import Stopping, decode_cache, forward_given
 from compresskv.engine.generation import generate
 from compresskv.engine.in_layer import generate_in_layer
 from compresskv.engine.prefill import FULL, Setting, prefill
 from tests.support import tiny
-from tests.support.flash_attention import ON_LOGICAL_DEVICES
 from tests.support.logical_devices import LogicalTensor, logical_devices, place, spread
 from tests.support.methods_in_use import RAGGED, SNAPKV, STREAMING, compresskv, evicting_layers
 
-NEW = Stopping(6)
+NEW = Stopping(5)
 PLENTY = 10**9
 
 
-@pytest.fixture(autouse=True)
-def ampere(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (8, 0))
-
-
-@pytest.fixture(params=["sdpa", "flash_attention_2"])
-def backend(request):
-    if request.param == "sdpa":
-        yield "sdpa"
-    else:
-        yield register("compresskv_logical_fa2", FlashAttention2(ON_LOGICAL_DEVICES))
-        forget("compresskv_logical_fa2")
+pytestmark = pytest.mark.usefixtures("ampere")
 
 
 def on_one(model):
@@ -49,59 +36,35 @@ def settings_of(model):
     return [Setting(SNAPKV, 20), Setting(RAGGED, 40), Setting(compresskv(layers), 36), Setting(STREAMING, 24), FULL]
 
 
-@pytest.mark.parametrize("family", ["llama", "qwen2-hybrid"])
-@pytest.mark.parametrize("move", [on_one, on_two])
-def test_shared_and_chunked(family, move, backend):
-    model, ids = tiny.model(family), tiny.prompt(70)
+@pytest.mark.parametrize(("family", "move"), [("llama", on_one), ("llama", on_two), ("qwen2-hybrid", on_two)])
+def test_every_path(family, move, gpu_backend):
+    """Shared, in chunks and in-layer; fidelity too, for which the full cache decodes again beside all others."""
+    model, ids, reference = tiny.model(family), tiny.prompt(70), [5, 17, 40]
     settings = settings_of(model)
     with attached(model):
         free = [g.tokens for g in generate(model, ids, settings, NEW)]
         # A token that some produce, at different steps.
-        ends = {token: {row.index(token) if token in row else 6 for row in free} for row in free for token in row[1:]}
-        stopping = Stopping(6, frozenset([max(ends, key=lambda token: len(ends[token]))]))
+        ends = {token: {row.index(token) if token in row else 5 for row in free} for row in free for token in row[1:]}
+        stopping = Stopping(5, frozenset([max(ends, key=lambda token: len(ends[token]))]))
         expected = generate(model, ids, settings, stopping)
+        measured = [each.fidelity for each in generate(model, ids, settings, NEW, reference=reference)]
     assert len({len(generation.tokens) for generation in expected}) > 1
     with logical_devices() as counts:
         moved = move(model)
         there = ids.to(moved.device)
-        with attached(moved, backend):
+        with attached(moved, gpu_backend):
             assert generate(moved, there, settings, stopping, memory=PLENTY) == expected
             assert counts.moves == 0 or move is on_two
             assert generate(moved, there, settings, stopping, chunk=30, memory=PLENTY) == expected
-
-
-@pytest.mark.parametrize("move", [on_one, on_two])
-def test_in_layer(move, backend):
-    model, ids = tiny.model("llama"), tiny.prompt(70)
-    settings = settings_of(model)
-    with attached(model):
-        expected = generate(model, ids, settings, NEW)
-    with logical_devices():
-        moved = move(model)
-        with attached(moved, backend):
-            there = ids.to(moved.device)
-            assert [generate_in_layer(moved, there, setting, NEW) for setting in settings] == expected
-
-
-@pytest.mark.parametrize("move", [on_one, on_two])
-def test_fidelity(move, backend):
-    """The full cache is decoded beside all others again, after the prompt could have been given up."""
-    model, ids = tiny.model("llama"), tiny.prompt(70)
-    settings, reference = settings_of(model), [5, 17, 40, 3]
-    with attached(model):
-        expected = [each.fidelity for each in generate(model, ids, settings, NEW, reference=reference)]
-    with logical_devices():
-        moved = move(model)
-        with attached(moved, backend):
-            there = ids.to(moved.device)
-            generations = generate(moved, there, settings, NEW, memory=PLENTY, reference=reference)
-    for generation, fidelity in zip(generations, expected, strict=True):
+            assert [generate_in_layer(moved, there, setting, stopping) for setting in settings] == expected
+            found = generate(moved, there, settings, NEW, memory=PLENTY, reference=reference)
+    for generation, fidelity in zip(found, measured, strict=True):
         for measure, value in vars(fidelity).items():
             assert getattr(generation.fidelity, measure) == pytest.approx(value, rel=1e-5, abs=1e-5)
 
 
 @pytest.mark.parametrize("move", [on_one, on_two])
-def test_several_tokens_at_once(move, backend):
+def test_several_tokens_at_once(move, gpu_backend):
     """Past the room of the rows, and back: layers share their table, but go through the tokens one after the other."""
     model, ids, given = tiny.model("llama"), tiny.prompt(70), tiny.prompt(9, seed=5)
     settings = settings_of(model)
@@ -119,7 +82,7 @@ def test_several_tokens_at_once(move, backend):
         expected = logits(model, ids, given)
     with logical_devices():
         moved = move(model)
-        with attached(moved, backend):
+        with attached(moved, gpu_backend):
             found = logits(moved, ids.to(moved.device), given.to(moved.device))
     for one, other in zip(found, expected, strict=True):
         torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-4)
@@ -161,7 +124,7 @@ def test_a_mixed_operation_is_an_error():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("capability", [(7, 5), (9, 0)])
 def test_the_prefill_on_cuda_takes_no_mask_and_never_the_kernel_that_holds_all_logits(dtype, capability, monkeypatch):
-    """Groups only for flash, and a chunk's causality known to the kernel: whatever is left takes memory of S²."""
+    """Groups only for flash, and causal chunks without a mask: other kernels need memory of S²."""
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: capability)
     model, ids = tiny.model("llama"), tiny.prompt(70)
     flash = dtype == torch.bfloat16 and capability == (9, 0)

@@ -112,7 +112,7 @@ def test_a_cluster_s_limit_counts(tmp_path):
 
 @pytest.mark.slow
 def test_the_command_line_bounds_the_memory(checkpoint, tmp_path):
-    """A line names the settings that it was really decoded with, and the forecast stands before the first prompt."""
+    """A line names the settings that it was decoded with, and the forecast is printed before the first prompt."""
     command = [
         "-m", "method=full,snapkv", "budget=32,64", "eval.lengths=[300]", "eval.depths=2", f"model.path={checkpoint}",
         "model.dtype=float32", "model.device=cpu", "eval.max_new_tokens=4",

@@ -1,4 +1,4 @@
-"""A method that writes to what all settings read fails by its name, and nothing of the others changes."""
+"""A method that writes to shared tensors is refused by name, and the other settings do not change."""
 
 from dataclasses import dataclass
 
@@ -65,7 +65,7 @@ def test_what_ships_writes_to_nothing():
 
 @dataclass(frozen=True)
 class OfAllQueries:
-    """Scores by all queries that it is shown, and by whatever was observed."""
+    """Scores that depend on all queries and observers in the layer."""
 
     window: int = 4
 

@@ -52,14 +52,8 @@ def test_choices_grow_and_the_control_is_apart_from_the_best():
     table_of = tuple(tuple((7 * layer + 3 * head) % 64 / 64 for head in range(16)) for layer in range(16))
     other = tuple(reversed(table_of))
     made = choices(*masked("eval.draws=3"), {"semantic": table_of, "traditional": other})
-    assert [choice.name for choice in made[:6]] == [
-        "none-0",
-        "semantic-2",
-        "traditional-2",
-        "random-2-draw0",
-        "random-2-draw1",
-        "random-2-draw2",
-    ]
+    names = ["none-0", "semantic-2", "traditional-2", *(f"random-2-draw{draw}" for draw in range(3))]
+    assert [choice.name for choice in made[:6]] == names
     assert len({choice.heads for choice in made if choice.ranking == "random"}) == 9
     best = set(ranked(table_of)[:25]) | set(ranked(other)[:25])
     for choice in made:
@@ -80,7 +74,7 @@ def test_a_control_without_enough_heads_is_refused():
 
 
 def test_needles_are_placed_as_the_protocol_has_it(default_model):
-    """Under `released` behind Llama 2's ids of a period, which mean something else here, or at the start."""
+    """Under `released` after Llama 2's ids of a period, which mean something else here, or at the start."""
     choice = choices(*masked(), {"semantic": ((0.5,) * 9,) * 30})[0]
 
     def sample(protocol: EvaluationProtocol, id: str):
@@ -108,15 +102,8 @@ def test_a_run_its_results_and_its_table(command, tmp_path, calibration_file):
     assert done.returncode == 0, done.stderr
     assert "tiny-llama · head_masking · corrected" in done.stdout
     rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in done.stdout.splitlines() if "│" in line]
-    assert [row[:2] for row in rows] == [
-        ["none", "0"],
-        ["semantic", "2"],
-        ["semantic", "9"],
-        ["traditional", "2"],
-        ["traditional", "9"],
-        ["random", "2"],
-        ["random", "9"],
-    ]
+    rankings = [[ranking, count] for ranking in ("semantic", "traditional", "random") for count in ("2", "9")]
+    assert [row[:2] for row in rows] == [["none", "0"], *rankings]
     assert {row[4] for row in rows} == {"4"}
     left = content(tmp_path)
     assert {folder.parts[-4] for folder in folders(tmp_path)} == {

@@ -1,7 +1,8 @@
-"""What an own scorer or allocator gets wrong is said of it, not of the model."""
+"""Errors of your own scorer or allocator name it, not the model."""
 
 import copy
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +17,7 @@ from compresskv.engine.decode import Stopping
 from compresskv.engine.generation import generate
 from compresskv.engine.in_layer import generate_in_layer
 from compresskv.engine.prefill import Setting
-from compresskv.errors import NonFiniteError
+from compresskv.errors import NonFiniteError, PromptError
 from compresskv.eviction import EvictionMethod, LayerScores
 from tests.support import tiny
 from tests.support.methods_in_use import SNAPKV
@@ -34,6 +35,17 @@ class Dividing:
     def __call__(self, layer):
         scores = torch.ones(layer.kv_heads, layer.length - self.window)
         return LayerScores(scores * math.nan if layer.index == 1 else scores)
+
+
+@dataclass(frozen=True)
+class Returning:
+    """A scorer that returns something made of the norms of all keys."""
+
+    made: Callable[[torch.Tensor], Any]
+    window: int = 4
+
+    def __call__(self, layer):
+        return self.made(layer.keys.norm(dim=-1))
 
 
 @dataclass(frozen=True)
@@ -66,6 +78,23 @@ def path(request):
 def test_nan_of_a_scorer_names_the_scorer(path):
     with refused("method.scorer", NonFiniteError, value="Dividing"):
         run(tiny.model("llama"), EvictionMethod(Dividing(), UniformAllocator()), path)
+
+
+WRONG = {
+    "nothing": lambda norms: None,
+    "a tensor": lambda norms: norms[:, :-4],
+    "one column short": lambda norms: LayerScores(norms[:, :-5]),
+    "the whole prompt": LayerScores,
+    "one head": lambda norms: LayerScores(norms[:1, :-4]),
+    "three axes": lambda norms: LayerScores(norms[:, :-4, None]),
+}
+
+
+@pytest.mark.parametrize("what", WRONG)
+def test_scores_that_are_not_of_the_past_name_the_scorer(path, what):
+    with refused("method.scorer", value="Returning") as caught:
+        run(tiny.model("llama"), EvictionMethod(Returning(WRONG[what]), UniformAllocator()), path)
+    assert not isinstance(caught.value, PromptError)  # other prompts would fail, too
 
 
 def test_nan_of_the_attention_names_the_dtype(path):

@@ -1,4 +1,4 @@
-"""What must hold for every method of the table in `construction`, whatever the prompt."""
+"""What must hold for every method of the table in `construction` and any prompt."""
 
 from dataclasses import dataclass, field, replace
 

@@ -17,7 +17,7 @@ CHARACTERS = ["\n", *string.digits, *string.ascii_letters, *string.punctuation]
 
 
 def tokenizer_alone(vocabulary: int) -> Any:
-    """What stands for a model of which only the tokenizer is used."""
+    """A replacement for a model of which only the tokenizer is used."""
     config = SimpleNamespace(get_text_config=lambda decoder: SimpleNamespace(vocab_size=vocabulary))
     return SimpleNamespace(device=torch.device("cpu"), config=config, generation_config=GenerationConfig())
 

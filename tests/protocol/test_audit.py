@@ -50,7 +50,7 @@ def lines(*scores: float, prompt: str = "p") -> list[dict]:
 
 
 def test_paired_difference() -> None:
-    """Differences of the same cells, whatever their order: 10 in each, although the scores are far apart."""
+    """Differences of the same cells, in any order: 10 in each, although the scores are far apart."""
     before, after = lines(0, 30, 60, 90), lines(10, 40, 70, 100)[::-1]
     assert paired(before, after) == "45.0 → 55.0, **+10.0** [+10.0, +10.0]; 4 of 4 answers differ"
     assert paired(after, before) == "55.0 → 45.0, **−10.0** [−10.0, −10.0]; 4 of 4 answers differ"

@@ -148,7 +148,7 @@ def test_calibration_data(files) -> None:
 
 
 def test_calibration_data_published(files) -> None:
-    """The authors' figures stand in for a calibration; for a held-out one, which they are not, with a note."""
+    """The authors' figures replace a calibration; a note says so if they replace a held-out one."""
     files("published", (0.5, 0.5))
     with warnings.catch_warnings():
         warnings.simplefilter("error")

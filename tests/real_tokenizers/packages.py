@@ -15,7 +15,7 @@ TIMEOUT = 300
 
 
 class UnavailableError(Exception):
-    """A package cannot be fetched: there is no network, no such client, or no such version any more."""
+    """A package cannot be fetched: the network, the client or the version is missing."""
 
 
 @dataclass(frozen=True)

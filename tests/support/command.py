@@ -57,7 +57,7 @@ def run(*overrides: str, env: dict[str, str] | None = None) -> Done:
 
 
 def run_process(*overrides: str, env: dict[str, str] | None = None) -> subprocess.CompletedProcess:
-    """`python run.py …` to its end in a process of its own, output captured."""
+    """`python run.py …` in a separate process, with its output captured."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", **(env or {})}
     return subprocess.run(arguments(*overrides), capture_output=True, text=True, timeout=300, cwd=ROOT, env=environment)
 

@@ -1,4 +1,4 @@
-"""Pure-torch stand-ins of flash-attn 2.7's two functions, with their signatures and semantics."""
+"""flash-attn 2.7's two functions in pure torch, with their signatures and semantics."""
 
 from types import SimpleNamespace
 
@@ -26,7 +26,7 @@ def flash_attn_with_kvcache(
     """q [rows, new, heads, d], caches [batch, capacity, kv_heads, d], of which row r is `cache_batch_idx[r]`.
 
     `cache_seqlens` (int32) tokens of a row are valid; k and v [rows, new, kv_heads, d] are written behind these, and
-    attended to, causally. Nothing is read or written beyond a row's tokens, whatever the batches' strides.
+    attended to, causally. Nothing is read or written beyond a row's tokens, for any strides.
     """
     rows, new, capacity = q.shape[0], q.shape[1], k_cache.shape[1]
     assert causal or new == 1

@@ -1,8 +1,8 @@
-"""A GPU that is only claimed: tensors say that they are on a CUDA device while their numbers are computed on the CPU.
+"""A fake GPU: tensors report a CUDA device, and their values are computed on the CPU.
 
-`LogicalTensor` wraps a CPU tensor and claims a device; under `logical_devices` new tensors are made in the same way. An
+`LogicalTensor` wraps a CPU tensor and reports a device; under `logical_devices` new tensors do the same. An
 operation on tensors of different devices is an error, as on real GPUs. What a GPU would be asked is counted: launches
-(operations that are no views), synchronisations (the host waits for a value) and host-to-device copies.
+(operations that are not views), synchronisations (the host waits for a value) and host-to-device copies.
 """
 
 from collections import Counter
@@ -28,7 +28,7 @@ CPU = torch.device("cpu")
 
 @dataclass
 class Counts:
-    """What was asked of the device.
+    """Operations that a device would be asked for.
 
     `moves` go from one device to another; `attention` are the distinct problems of scaled_dot_product_attention,
     `live` (if set) counts the bytes alive.
@@ -66,7 +66,7 @@ NO_KERNEL = {
 
 
 class LogicalTensor(Tensor):
-    """A CPU tensor that claims another device."""
+    """A CPU tensor that reports another device."""
 
     inner: Tensor
     logical: torch.device
@@ -170,7 +170,7 @@ def _unwrap(value: Any) -> Any:
 
 
 def _attention(query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None, enable_gqa=False):
-    """One launch without memory of its own; the problem is what a library of kernels would plan for."""
+    """One launch without its own memory. The recorded problem is what a library of kernels would plan for."""
     mask = attn_mask
     if isinstance(attn_mask, CausalBias):
         # Only a kernel that knows it takes no memory for it, and flash alone has both it and groups.
@@ -278,7 +278,7 @@ INTERCEPTED = {
 
 
 class _Factories(TorchFunctionMode):
-    """Makes new tensors on the claimed devices."""
+    """Makes new tensors on the fake devices."""
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = dict(kwargs or {})
@@ -302,14 +302,14 @@ class _Factories(TorchFunctionMode):
 
 @contextmanager
 def logical_devices() -> Iterator[Counts]:
-    """Tensors may be made on CUDA devices that are not there; yields what is counted meanwhile."""
+    """Allow tensors on fake CUDA devices; yields the counts of operations."""
     with counting() as counts, _Factories():
         yield counts
 
 
 @contextmanager
 def counting() -> Iterator[Counts]:
-    """What is asked of the device meanwhile."""
+    """Counts of the operations in this context."""
     global _counts
     before, _counts = _counts, Counts()
     try:
@@ -319,7 +319,7 @@ def counting() -> Iterator[Counts]:
 
 
 def place(model: nn.Module, devices: dict[str, str] | str) -> nn.Module:
-    """Claim that parameters and buffers of `model` are on a device, or each module's on that of its longest prefix."""
+    """Make parameters and buffers of `model` report a device, or for each module that of its longest prefix."""
 
     def device_of(name: str) -> torch.device:
         if isinstance(devices, str):
@@ -339,7 +339,7 @@ def place(model: nn.Module, devices: dict[str, str] | str) -> nn.Module:
 
 
 def spread(model: PreTrainedModel, layers: Sequence[str], others: str) -> PreTrainedModel:
-    """Claim that each layer of `model` is on its device, and embeddings, norm and head on another.
+    """Make each layer of `model` report its device, and embeddings, norm and head another one.
 
     Inputs of a module are moved to its device, as accelerate does for `device_map`.
     """
@@ -365,7 +365,7 @@ def _moving_to(device: torch.device) -> Callable[..., Any]:
 
 
 def on_the_cpu(kernel: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """A kernel for logical tensors of one device, computed by `kernel` on the CPU without memory of its own."""
+    """A kernel for logical tensors of one device, computed by `kernel` on the CPU, without its own memory."""
 
     def launched(*args: Any, **kwargs: Any) -> Tensor:
         device = _common_device(kernel.__name__, args, kwargs)

@@ -38,7 +38,7 @@ def compresskv(layers: int) -> EvictionMethod:
 
 
 def settings_for(layers: int) -> list[Setting]:
-    """Settings of every kind for a model with so many layers that evict."""
+    """Settings of every kind for a model with this number of evicting layers."""
     return [
         Setting(SNAPKV, 20),
         Setting(SNAPKV, 47),

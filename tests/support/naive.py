@@ -1,4 +1,8 @@
-"""Eviction as one would write it on a blackboard: complete caches, explicit masks, plain attention, one row."""
+"""A naive reference of eviction: complete caches, explicit masks, plain attention, one row."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -49,38 +53,49 @@ def kept_positions(model: PreTrainedModel, ids: Tensor, setting: Setting, evicti
     return kept
 
 
-def generate(model: PreTrainedModel, ids: Tensor, setting: Setting, new: int, evicting: list[int]) -> list[Tensor]:
-    """Logits [vocabulary] before each of `new` greedy tokens: full caches, evicted positions masked out by hand."""
-    kept = kept_positions(model, ids, setting, evicting)
-    length = ids.numel()
+def logits(query: Tensor, key: Tensor, value: Tensor, scaling: float, sliding: int | None) -> tuple[Tensor, Tensor]:
+    """Masked logits [1, q_heads, new, total], and values of every query head."""
+    groups = query.shape[1] // key.shape[1]
+    key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
+    made = query @ key.transpose(2, 3) * scaling
+    new, total = made.shape[2:]
+    row, column = torch.arange(total - new, total)[:, None], torch.arange(total)
+    visible = column <= row
+    if sliding is not None:
+        visible &= column > row - sliding
+    return made.masked_fill(~visible, float("-inf")), value
 
-    def masked_attention(module, query, key, value, attention_mask, scaling, sliding_window=None, **kwargs):
-        groups = query.shape[1] // key.shape[1]
-        key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
-        logits = query @ key.transpose(2, 3) * scaling
-        new_tokens, total = logits.shape[2:]
-        row = torch.arange(total - new_tokens, total)[:, None]
-        column = torch.arange(total)
-        visible = (column <= row).expand(query.shape[1], -1, -1).clone()
-        if sliding_window is not None:
-            visible &= column > row - sliding_window
-        if new_tokens == 1 and module.layer_idx in evicting:
-            for head, positions in enumerate(kept[evicting.index(module.layer_idx)]):
-                gone = [i for i in range(length) if i not in positions]
-                visible[head * groups : (head + 1) * groups, :, gone] = False
-        logits = logits.masked_fill(~visible, float("-inf"))
-        return (logits.softmax(-1) @ value).transpose(1, 2), None
 
-    AttentionInterface.register("naive_masked", masked_attention)
-    AttentionMaskInterface.register("naive_masked", lambda *args, **kwargs: None)
+@contextmanager
+def attending_by(model: PreTrainedModel, attention: Callable[..., Any]) -> Iterator[None]:
+    """Run `model` with this attention function and without masks or gradients."""
+    AttentionInterface.register("naive", attention)
+    AttentionMaskInterface.register("naive", lambda *args, **kwargs: None)
     original = model.config._attn_implementation
-    model.set_attn_implementation("naive_masked")
-    cache, token, steps = DynamicCache(), ids, []
+    model.set_attn_implementation("naive")
     try:
         with torch.no_grad():
-            for _ in range(new):
-                steps.append(model(token[None], past_key_values=cache).logits[0, -1])
-                token = steps[-1].argmax()[None]
+            yield
     finally:
         model.set_attn_implementation(original)
+
+
+def generate(model: PreTrainedModel, ids: Tensor, setting: Setting, new: int, evicting: list[int]) -> list[Tensor]:
+    """Logits [vocabulary] before each of `new` greedy tokens: full caches, evicted positions masked out by hand."""
+    kept, length = kept_positions(model, ids, setting, evicting), ids.numel()
+
+    def attention(module, query, key, value, attention_mask, scaling, sliding_window=None, **kwargs):
+        groups = query.shape[1] // key.shape[1]
+        masked, value = logits(query, key, value, scaling, sliding_window)
+        if query.shape[2] == 1 and module.layer_idx in evicting:
+            for head, positions in enumerate(kept[evicting.index(module.layer_idx)]):
+                gone = [i for i in range(length) if i not in positions]
+                masked[:, head * groups : (head + 1) * groups, :, gone] = float("-inf")
+        return (masked.softmax(-1) @ value).transpose(1, 2), None
+
+    cache, token, steps = DynamicCache(), ids, []
+    with attending_by(model, attention):
+        for _ in range(new):
+            steps.append(model(token[None], past_key_values=cache).logits[0, -1])
+            token = steps[-1].argmax()[None]
     return steps

@@ -1,9 +1,9 @@
-"""A package with a method of somebody's own, and the folder of configuration that goes with it."""
+"""A package with a method from outside the tree, and its configuration folder."""
 
 from pathlib import Path
 
 METHOD = '''
-"""Every so many tokens, and more of them in later layers."""
+"""Every `stride`-th token, and more tokens in later layers."""
 from dataclasses import dataclass
 from typing import Annotated, Literal
 

@@ -1,4 +1,4 @@
-"""What a refusal is about, whatever its words are."""
+"""Check what a refusal is about, not its wording."""
 
 import re
 from collections.abc import Iterator

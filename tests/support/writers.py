@@ -1,4 +1,4 @@
-"""Scorers, observers, scores and allocators of somebody's own that write to what they are shown."""
+"""Scorers, observers, scores and allocators that write to the tensors they receive."""
 
 from dataclasses import dataclass, field
 

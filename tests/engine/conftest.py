@@ -1,0 +1,45 @@
+"""Backends for the engine's tests: those of GPUs on kernels that run on the CPU, and on fake CUDA tensors."""
+
+from contextlib import contextmanager
+
+import pytest
+import torch
+
+from compresskv.engine.attention import forget, register
+from compresskv.engine.backends import FlashAttention2, MaskedSDPA
+from tests.support.flash_attention import KERNELS, ON_LOGICAL_DEVICES
+
+
+@pytest.fixture(params=["sdpa", "masked sdpa", "flash-attn"])
+def layout(request):
+    """The name of a backend that runs on the CPU: its own, and the layouts of GPUs."""
+    if request.param == "sdpa":
+        yield "sdpa"
+        return
+    name = register("compresskv_test", MaskedSDPA() if request.param == "masked sdpa" else FlashAttention2(KERNELS))
+    yield name
+    forget(name)
+
+
+@contextmanager
+def for_gpus(backend):
+    """Register a backend for fake CUDA tensors of the Ampere generation; yields its name."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(torch.cuda, "get_device_capability", lambda device=None: (8, 0))
+        if backend == "sdpa":
+            yield "sdpa"
+        else:
+            yield register("compresskv_logical_fa2", FlashAttention2(ON_LOGICAL_DEVICES))
+            forget("compresskv_logical_fa2")
+
+
+@pytest.fixture
+def ampere():
+    with for_gpus("sdpa"):
+        yield
+
+
+@pytest.fixture(params=["sdpa", "flash_attention_2"])
+def gpu_backend(request):
+    with for_gpus(request.param) as name:
+        yield name
