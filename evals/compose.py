@@ -133,11 +133,8 @@ def expansion(overrides: Sequence[str], parser: OverridesParser | None = None) -
     methods = [next((o.partition("=")[2] for o in reversed(job) if o.startswith("method=")), "") for job in jobs]
     if unknown := [name for name in scoped if name not in methods]:
         raise UserError(f"for.{unknown[0]}", f"add {unknown[0]} to method=", why="the sweep does not have this method")
-    expanded = []
-    for method, job in zip(methods, jobs, strict=True):
-        (own,) = BasicSweeper.split_arguments(scoped[method], None) if method in scoped else ([[]],)
-        expanded += [[*job, *settings] for settings in own]
-    return expanded
+    own = {name: BasicSweeper.split_arguments(settings, None)[0] for name, settings in scoped.items()}
+    return [[*job, *settings] for method, job in zip(methods, jobs, strict=True) for settings in own.get(method, [[]])]
 
 
 def _swept(overrides: Sequence[str]) -> dict[str, str]:
