@@ -15,7 +15,7 @@ from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
 from compresskv.checking import Name
 from compresskv.errors import UserError
@@ -257,3 +257,29 @@ class Work:
     prompts: Sequence[str]
     times: float = 1
     finished: int = 0
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What became of one setting on one task. `note` counts its samples, or says in a sentence why it failed.
+
+    It is incomplete where some of its prompts have no result, as their lines say. A failure that is a defect has its
+    traceback in `detail`. What tried all samples has its `folder`, and in `samples` their ids; a measurement, which has
+    no samples, the file that it has `written`.
+    """
+
+    model: str
+    eval: str
+    task: str
+    setting: str
+    state: Literal["ran", "resumed", "incomplete", "failed"]
+    note: str
+    detail: str = ""
+    folder: str | None = None
+    samples: tuple[str, ...] = ()
+    written: str | None = None
+
+    @property
+    def faulty(self) -> bool:
+        """What a sweep must not end with as if all were well."""
+        return self.state in ("incomplete", "failed")

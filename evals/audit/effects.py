@@ -17,6 +17,7 @@ from evals.results.statistics import difference
 from evals.results.summary import seconds
 from evals.running.described import describe
 from evals.running.methods import build_method
+from evals.running.outcome import record_of
 from evals.running.tasks import run_task
 
 COMPARED: dict[str, tuple[tuple[str, int], ...]] = {
@@ -114,7 +115,7 @@ def measure(
         if comparison.verdict is None:
             to_run += [comparison.corrected, comparison.released]
     unique = {key(job): job for job in to_run}
-    records = [entry.record() for entry in run_task(model, list(unique.values()), tasks, progress, _fail)]
+    records = [record_of(entry) for entry in run_task(model, list(unique.values()), tasks, progress, _fail)]
     finished = {(record.protocol, record.method, record.budget): record.covered for record in records}
     effects = dict(ELSEWHERE)
     for field in COMPARED:

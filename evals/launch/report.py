@@ -7,9 +7,9 @@ from typing import Any
 
 from rich.console import Console
 
+from evals.job import Entry
 from evals.launch.groups import Group
 from evals.running import outcome
-from evals.running.outcome import FAULTY, Entry
 
 TAIL = 20
 """Lines of a failed group's log that are shown."""
@@ -49,7 +49,7 @@ def _entries(run: GroupRun, console: Console) -> list[Entry]:
         names = dict.fromkeys(job.name for job in group.jobs)
         entries = [Entry(group.model, group.eval, group.unit, name, "failed", note) for name in names]
         details = [_read(run.log)]
-    if any(entry.state in FAULTY for entry in entries):
+    if any(entry.faulty for entry in entries):
         console.rule(f"{group.name}: {run.runner}", style="red")
         console.print(f"log: {run.log}")
         for detail in details:

@@ -5,6 +5,7 @@ import time
 import traceback
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from compresskv.detokenise import text_of
@@ -29,26 +30,32 @@ CHECKED = 100_000
 
 @dataclass(eq=False)
 class SettingRun:
-    """One job on one task: its setting, and the folder that its samples go to; `error` is what ended it early.
-
-    `key` names the setting within the task: <protocol>/<method>/<budget>-<hash8>.
-    """
+    """One job on one task: its setting, and the folder that its samples go to; `error` is what ended it early."""
 
     job: Job
     task: Task
     setting: Setting
-    key: str
     store: SampleStore
     resumed: int = field(default=0, init=False)
     error: Exception | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
-        self.resumed = len(self.task.sample_ids) - len(self.missing)
+        self.resumed = len(self.ids) - len(self.missing)
+
+    @cached_property
+    def ids(self) -> dict[str, None]:
+        """The samples of the task, in its order."""
+        return dict.fromkeys(self.task.sample_ids)
+
+    @property
+    def key(self) -> str:
+        """The setting within the task: <protocol>/<method>/<budget>-<hash8>."""
+        return "/".join(self.store.folder.parts[-3:])
 
     @property
     def missing(self) -> list[str]:
         """Ids of the samples that have no result yet."""
-        return [id for id in self.task.sample_ids if id not in self.store.lines]
+        return [id for id in self.ids if id not in self.store.lines]
 
     @property
     def failures(self) -> dict[str, Line]:
@@ -64,7 +71,16 @@ def batches(id: str, runs: Sequence[SettingRun]) -> Iterator[Batch]:
 
     A batch's composition can change a token in bfloat16, so where one was cut short, all of it is decoded again.
     """
-    for sample, sharing in _sharing_a_prefill(id, runs):
+    samples: dict[Task, Sample] = {}
+    by_tokens: dict[Any, Batch] = {}
+    for run in runs:
+        if run.task not in samples:
+            samples[run.task] = run.task.sample(id)
+        sample = samples[run.task]
+        if not _has_another_prompt(run, sample):
+            key = (tuple(sample.ids.tolist()), sample.stopping, run.job.prefill_chunk, run.job.fidelity)
+            by_tokens.setdefault(key, (sample, []))[1].append(run)
+    for sample, sharing in by_tokens.values():
         keys = {run.key for run in sharing}
         missing = {run.key for run in sharing if id not in run.store.lines}
         cut_short: list[set[str]] = []
@@ -75,20 +91,6 @@ def batches(id: str, runs: Sequence[SettingRun]) -> Iterator[Batch]:
                 missing -= before
         for wanted in filter(None, (*cut_short, missing)):
             yield sample, [run for run in sharing if run.key in wanted]
-
-
-def _sharing_a_prefill(id: str, runs: Sequence[SettingRun]) -> Sequence[Batch]:
-    samples: dict[Task, Sample] = {}
-    by_tokens: dict[Any, Batch] = {}
-    for run in runs:
-        if run.task not in samples:
-            samples[run.task] = run.task.sample(id)
-        sample = samples[run.task]
-        if _has_another_prompt(run, sample):
-            continue
-        key = (tuple(sample.ids.tolist()), sample.stopping, run.job.prefill_chunk, run.job.fidelity)
-        by_tokens.setdefault(key, (sample, []))[1].append(run)
-    return list(by_tokens.values())
 
 
 def check_prompts(runs: Sequence[SettingRun]) -> None:
@@ -210,32 +212,29 @@ def failed_line(sample: Sample, failure: Exception) -> Line:
 def sample_line(model: LoadedModel, sample: Sample, generation: Generation, protocol: EvaluationProtocol) -> Line:
     """What one setting generated for one sample, and what it kept."""
     prediction = text_of(generation.tokens, model.tokenizer, protocol.decode_cleanup)
-    sliding = generation.sliding_bytes
-    return {
+    scores = sample.score(prediction).items()
+    line = {
         "id": sample.id,
         "prediction": prediction,
-        **{name: _rounded(value) for name, value in sample.score(prediction).items()},
+        **{name: round(value, 4) if isinstance(value, float) else value for name, value in scores},
         **sample.record,
         "prompt_tail": model.tokenizer.decode(sample.ids[-TAIL:])[-TAIL:],
         "prompt_sha256": _digest(sample),
         "new_tokens": len(generation.tokens),
         "realised_budget": generation.realised_budget,
         "cache_bytes": generation.cache_bytes,
-        **({"total_cache_bytes": generation.cache_bytes + sliding} if sliding else {}),
-        "kept": _kept(generation),
-        "compressed": generation.realised_budget < sample.ids.numel(),
-        **_fidelity(generation),
     }
-
-
-def _fidelity(generation: Generation) -> Line:
-    """The fields of the fidelity, if it was measured."""
-    measured = generation.fidelity
-    if measured is None:
-        return {}
-    values = {name: getattr(measured, name) for name in FIDELITY}
-    means = {name: None if value is None else round(value, 6) for name, value in values.items()}
-    return {**means, "kl_per_token": [round(value, 4) for value in measured.kl_per_token]}
+    if sliding := generation.sliding_bytes:
+        line["total_cache_bytes"] = generation.cache_bytes + sliding
+    # Of each layer one number, or one per KV head where they differ.
+    line["kept"] = [heads[0] if len(set(heads)) == 1 else heads for heads in generation.kept]
+    line["compressed"] = generation.realised_budget < sample.ids.numel()
+    if measured := generation.fidelity:
+        for name in FIDELITY:
+            value = getattr(measured, name)
+            line[name] = None if value is None else round(value, 6)
+        line["kl_per_token"] = [round(value, 4) for value in measured.kl_per_token]
+    return line
 
 
 def _release_memory(error: BaseException | None) -> None:
@@ -243,12 +242,3 @@ def _release_memory(error: BaseException | None) -> None:
     while error:
         traceback.clear_frames(error.__traceback__)
         error = error.__cause__ or error.__context__
-
-
-def _rounded(value: Any) -> Any:
-    return round(value, 4) if isinstance(value, float) else value
-
-
-def _kept(generation: Generation) -> list[int | list[int]]:
-    """Kept tokens of each layer: one number, or one per KV head where they differ."""
-    return [heads[0] if len(set(heads)) == 1 else heads for heads in generation.kept]

@@ -1,14 +1,16 @@
 """Run any number of jobs: each model is loaded once, each evaluation shares its prefills, one report at the end."""
 
-from collections.abc import Sequence
-from contextlib import nullcontext
+import sys
+import traceback
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 
-from compresskv.models import LoadedModel, ModelConfig
-from evals.job import Job, MeasuredEvaluation, SampledEvaluation
+from compresskv.errors import UserError
+from compresskv.models import LoadedModel
+from evals.job import Entry, Evaluation, Job, MeasuredEvaluation, SampledEvaluation
 from evals.progress import Progress
 from evals.running import outcome
 from evals.running.loading import load
-from evals.running.outcome import Entry, Outcome
 from evals.running.tasks import run_task
 
 
@@ -21,36 +23,54 @@ def entries_of(jobs: Sequence[Job]) -> list[Entry]:
     """Run all jobs; what became of each setting. A job that fails does not end the others."""
     for checked in dict.fromkeys(job.logger for job in jobs if job.logger):
         checked.check()
-    sweep, logger = Outcome(), jobs[0].logger
+    entries, logger = Entries(), jobs[0].logger
     with logger.watched(jobs) if logger else nullcontext() as report:
         progress = Progress(report=report)
         for config in dict.fromkeys(job.model for job in jobs):
             of_model = [job for job in jobs if job.model == config]
-            with sweep.guard(of_model):
-                _run_model(config, of_model, sweep, progress)
-    return sweep.entries
+            with entries.guard(of_model):
+                model = load(config)
+                for note in model.notes:
+                    progress.say(f"{model.name}: {note}")
+                for evaluation in dict.fromkeys(job.eval for job in of_model):
+                    group = [job for job in of_model if job.eval == evaluation]
+                    with entries.guard(group):
+                        _run_evaluation(model, evaluation, group, entries, progress)
+    return entries
 
 
-def _run_model(config: ModelConfig, jobs: Sequence[Job], sweep: Outcome, progress: Progress) -> None:
-    model = load(config)
-    for note in model.notes:
-        progress.say(f"{model.name}: {note}")
-    for evaluation in dict.fromkeys(job.eval for job in jobs):
-        group = [job for job in jobs if job.eval == evaluation]
-        with sweep.guard(group):
-            if isinstance(evaluation, MeasuredEvaluation):
-                sweep.add_measurement(group[0], evaluation.run(model, group, progress))
-            else:
-                assert isinstance(evaluation, SampledEvaluation)
-                _run_tasks(model, evaluation, group, sweep, progress)
-
-
-def _run_tasks(
-    model: LoadedModel, evaluation: SampledEvaluation, jobs: Sequence[Job], sweep: Outcome, progress: Progress
+def _run_evaluation(
+    model: LoadedModel, evaluation: Evaluation, jobs: Sequence[Job], entries: "Entries", progress: Progress
 ) -> None:
-    """Every task of an evaluation in turn, under all protocols of the jobs together."""
+    if isinstance(evaluation, MeasuredEvaluation):
+        written = str(evaluation.run(model, jobs, progress))
+        name = evaluation.name
+        entries.append(Entry(model.name, name, "", name, "ran", written, written=written))
+        return
+    assert isinstance(evaluation, SampledEvaluation)
     protocols = list(dict.fromkeys(job.protocol for job in jobs))
     of_protocol = [evaluation.make_tasks(model, protocol) for protocol in protocols]
-    for tasks in zip(*of_protocol, strict=True):
-        with sweep.guard(jobs):
-            sweep.add(run_task(model, jobs, dict(zip(protocols, tasks, strict=True)), progress, sweep.fail))
+    for tasks in zip(*of_protocol, strict=True):  # every task in turn, under all protocols together
+        with entries.guard(jobs):
+            entries += run_task(model, jobs, dict(zip(protocols, tasks, strict=True)), progress, entries.fail)
+
+
+class Entries(list[Entry]):
+    """What became of the settings of a sweep that goes on."""
+
+    def fail(self, jobs: Sequence[Job], error: Exception, task: str = "") -> None:
+        """Note jobs that `error` ended. A defect is shown at once, with its traceback."""
+        mistake = isinstance(error, UserError)
+        detail = "" if mistake else "".join(traceback.format_exception(error))
+        sys.stderr.write(detail)
+        note = str(error) if mistake else f"{type(error).__name__}: {error}".strip(": ")
+        for name, job in {job.name: job for job in jobs}.items():
+            self.append(Entry(job.model.name, job.eval.name, task, name, "failed", note, detail))
+
+    @contextmanager
+    def guard(self, jobs: Sequence[Job]) -> Iterator[None]:
+        """Within it, an error ends these jobs instead of the sweep."""
+        try:
+            yield
+        except Exception as error:
+            self.fail(jobs, error)

@@ -1,7 +1,7 @@
 """Run jobs on a task: those that differ only in method, budget and protocol share each prompt's prefill and batch."""
 
 import hashlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ from compresskv.engine.prefill import Setting
 from compresskv.engine.prefixes import PrefixStore, chunk_names, in_prefix_order
 from compresskv.models import LoadedModel
 from compresskv.protocol import EvaluationProtocol
-from evals.job import Job, Task
+from evals.job import Entry, Job, Task
 from evals.progress import Progress
 from evals.results.finish import finish, refuse_foreign
 from evals.results.lines import owner
@@ -19,9 +19,8 @@ from evals.results.store import SampleStore, write_yaml
 from evals.results.verify import failed_of
 from evals.running.batches import SettingRun, batches, check_prompts, run_batch
 from evals.running.described import canonical, describe
-from evals.running.forecast import Forecast, forecast
+from evals.running.forecast import forecast
 from evals.running.methods import build_method
-from evals.running.outcome import Entry
 from evals.running.reference_answer import prepends_space
 
 Fail = Callable[[Sequence[Job], Exception, str], None]
@@ -40,34 +39,86 @@ def run_task(
     Jobs that cannot be built, and those that an error ends early, go to `fail`.
     """
     runs: dict[Path, SettingRun] = {}
+    finished: list[Entry] = []
     try:
         for job in jobs:
+            task = tasks[job.protocol]
             try:
-                run = _open(model, job, tasks[job.protocol], runs)
+                setting, folder = setting_of(model, job, task)
+                if folder not in runs:
+                    runs[folder] = SettingRun(job, task, setting, open_store(model, job, task, setting))
             except Exception as error:
-                fail([job], error, tasks[job.protocol].name)
-            else:
-                runs.setdefault(run.store.folder, run)
+                fail([job], error, task.name)
         try:
             check_prompts(list(runs.values()))
-            if sound := [run for run in runs.values() if not run.error]:
-                _run_samples(model, sound, progress)
+            if incomplete := [run for run in runs.values() if run.missing and not run.error]:
+                _run_samples(model, [run for run in runs.values() if not run.error], incomplete, progress)
         except Exception as error:
             incomplete = [run for run in runs.values() if run.missing and not run.error]
             if not incomplete:
                 raise
             fail([run.job for run in incomplete], error, incomplete[0].task.name)
-        return _finish_all(model, runs.values(), fail)
+        for run in runs.values():
+            try:
+                if run.error:
+                    raise run.error
+                if len(run.missing) == len(run.failures):
+                    finished.append(_finish(model, run))
+            except Exception as error:
+                fail([run.job], error, run.task.name)
+        return finished
     finally:
         for run in runs.values():
             run.store.close()
 
 
-def _open(model: LoadedModel, job: Job, task: Task, opened: Mapping[Path, SettingRun]) -> SettingRun:
-    setting, folder = setting_of(model, job, task)
-    if folder in opened:
-        return opened[folder]
-    return SettingRun(job, task, setting, "/".join(folder.parts[-3:]), open_store(model, job, task, setting))
+def _run_samples(
+    model: LoadedModel, runs: Sequence[SettingRun], incomplete: Sequence[SettingRun], progress: Progress
+) -> None:
+    """Every prompt that an `incomplete` run lacks, once for all `runs` that share it."""
+    job, title = runs[0].job, f"{model.name} {runs[0].task.name}"
+    expected = forecast(
+        model.model,
+        [run.setting for run in incomplete],
+        max(run.task.longest_prompt for run in incomplete),
+        max(run.task.max_new_tokens for run in incomplete),
+        job.prefill_chunk,
+        job.memory_bytes,
+        model.backend,
+        job.fidelity,
+        sequences=len({run.task for run in incomplete}),
+    )
+    progress.say(f"{title}: {expected}")
+    tasks: dict[str, Task] = {}
+    for run in runs:
+        for id in run.ids:
+            tasks.setdefault(id, run.task)
+    order = list(tasks)
+    if job.prefill_chunk is not None:  # prompts that begin alike follow each other, whatever is finished
+        order = in_prefix_order({id: chunk_names(tasks[id].sample(id).ids, job.prefill_chunk) for id in tasks})
+    missing = {id for run in incomplete for id in run.missing}
+    prefixes = PrefixStore(expected.prefixes)
+    todo = [id for id in order if id in missing]
+    with attached(model.model, model.backend), progress.track(title, todo) as steps:
+        for id in steps:
+            for sample, batch in batches(id, [run for run in runs if id in run.ids and not run.error]):
+                run_batch(model, sample, batch, prefixes)
+                if failures := [run.store.failures[id] for run in batch if id in run.store.failures]:
+                    progress.say(f"{title}: {id} failed under {len(failures)} settings: {failures[0]['error']}")
+
+
+def _finish(model: LoadedModel, run: SettingRun) -> Entry:
+    """Write the summary of a run that tried all its samples."""
+    job, ids = run.job, list(run.task.sample_ids)
+    finish(run.store, ids, about(model, job, run.task, run.setting), job.results / "runs")
+    place = (model.name, job.eval.name, run.task.name, job.name)
+    folder = str(run.store.folder)
+    if run.failures:
+        return Entry(
+            *place, "incomplete", f"of {len(ids)}, {failed_of(run.failures)}", folder=folder, samples=tuple(ids)
+        )
+    note = f"{len(ids)} samples" + (f", {run.resumed} of them from before" if run.resumed else "")
+    return Entry(*place, "resumed" if run.resumed else "ran", note, folder=folder, samples=tuple(ids))
 
 
 def setting_of(model: LoadedModel, job: Job, task: Task) -> tuple[Setting, Path]:
@@ -107,70 +158,6 @@ def setting_folder(model: LoadedModel, job: Job, task: Task, setting: Setting) -
     budget = "none" if job.budget is None else job.budget
     parts = (model.name, job.eval.name, task.name, job.protocol.name, job.method.name, f"{budget}-{digest}")
     return job.results.joinpath("runs", *parts)
-
-
-def _run_samples(model: LoadedModel, runs: Sequence[SettingRun], progress: Progress) -> None:
-    ids_of = {run.key: dict.fromkeys(run.task.sample_ids) for run in runs}
-    incomplete = [run for run in runs if run.missing]
-    if not incomplete:
-        return
-    tasks: dict[str, Task] = {}
-    for run in runs:
-        tasks |= {id: run.task for id in ids_of[run.key] if id not in tasks}
-    missing = {id for run in incomplete for id in run.missing}
-    title = f"{model.name} {runs[0].task.name}"
-    expected = _forecast(model, incomplete)
-    progress.say(f"{title}: {expected}")
-    prefixes = PrefixStore(expected.prefixes)
-    todo = [id for id in _in_prefix_order(tasks, runs[0].job.prefill_chunk) if id in missing]
-    with attached(model.model, model.backend), progress.track(title, todo) as steps:
-        for id in steps:
-            for sample, batch in batches(id, [run for run in runs if id in ids_of[run.key] and not run.error]):
-                run_batch(model, sample, batch, prefixes)
-                if failures := [run.store.failures[id] for run in batch if id in run.store.failures]:
-                    progress.say(f"{title}: {id} failed under {len(failures)} settings: {failures[0]['error']}")
-
-
-def _in_prefix_order(tasks: Mapping[str, Task], chunk: int | None) -> list[str]:
-    """All samples so that prompts that begin alike follow each other: in the same order whatever is finished."""
-    if chunk is None:
-        return list(tasks)
-    return in_prefix_order({id: chunk_names(task.sample(id).ids, chunk) for id, task in tasks.items()})
-
-
-def _forecast(model: LoadedModel, runs: Sequence[SettingRun]) -> Forecast:
-    length, room = max(run.task.longest_prompt for run in runs), max(run.task.max_new_tokens for run in runs)
-    job, settings, sequences = runs[0].job, [run.setting for run in runs], len({run.task for run in runs})
-    chunk, memory = job.prefill_chunk, job.memory_bytes
-    return forecast(model.model, settings, length, room, chunk, memory, model.backend, job.fidelity, sequences)
-
-
-def _finish_all(model: LoadedModel, runs: Iterable[SettingRun], fail: Fail) -> list[Entry]:
-    """The entries of the runs that tried all their samples, their summaries written."""
-    finished = []
-    for run in runs:
-        try:
-            if run.error:
-                raise run.error
-            if len(run.missing) == len(run.failures):
-                finished.append(_finish(model, run))
-        except Exception as error:
-            fail([run.job], error, run.task.name)
-    return finished
-
-
-def _finish(model: LoadedModel, run: SettingRun) -> Entry:
-    """Write the summary of a run that tried all its samples."""
-    job, ids = run.job, list(run.task.sample_ids)
-    finish(run.store, ids, about(model, job, run.task, run.setting), job.results / "runs")
-    place = (model.name, job.eval.name, run.task.name, job.name)
-    folder = str(run.store.folder)
-    if run.failures:
-        return Entry(
-            *place, "incomplete", f"of {len(ids)}, {failed_of(run.failures)}", folder=folder, samples=tuple(ids)
-        )
-    note = f"{len(ids)} samples" + (f", {run.resumed} of them from before" if run.resumed else "")
-    return Entry(*place, "resumed" if run.resumed else "ran", note, folder=folder, samples=tuple(ids))
 
 
 def about(model: LoadedModel, job: Job, task: Task, setting: Setting) -> dict[str, Any]:
