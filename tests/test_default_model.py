@@ -44,13 +44,9 @@ def assert_paths_agree(model, texts, new_tokens: int) -> None:
 
 
 @pytest.mark.slow
-def test_shared_equals_separate_and_in_layer(default_model):
-    assert_paths_agree(default_model, prompts(default_model, 300, 1), 8)
-
-
-@pytest.mark.slow
-def test_shared_equals_separate_and_in_layer_on_twenty_prompts(default_model):
-    assert_paths_agree(default_model, prompts(default_model, 1000, 20), 16)
+@pytest.mark.parametrize(("length", "count", "new_tokens"), [(300, 1, 8), (1000, 20, 16)])
+def test_shared_equals_separate_and_in_layer(default_model, length, count, new_tokens):
+    assert_paths_agree(default_model, prompts(default_model, length, count), new_tokens)
 
 
 @pytest.mark.slow

@@ -1,8 +1,5 @@
 """`conf/model`: every file composes, values have ranges, and models have names."""
 
-import os
-import subprocess
-import sys
 from typing import Annotated, Any, get_type_hints
 
 import pytest
@@ -86,8 +83,3 @@ def test_a_model_is_named_after_its_path(tmp_path, monkeypatch):
     assert name_of("mine/snapshots/step-5") == "step-5"
     assert name_of("/some/where/model.Q4_1.gguf") == "model.Q4_1"
     assert job("model.path=.").model.name == "my-model"
-
-
-def test_a_model_config_needs_no_torch():
-    code = "import sys, compresskv.model_config; sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=os.environ).returncode == 0

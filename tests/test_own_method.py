@@ -52,16 +52,6 @@ def test_it_runs_in_a_sweep_and_composes_with_ours(command, found, tmp_path):
     }
 
 
-@pytest.mark.slow
-def test_the_command_alone_continues_where_it_ended(command, tmp_path):
-    for outcome in ("2 samples", "2 of them from before"):
-        environment = {"PYTHONPATH": str(tmp_path), "COLUMNS": "200"}
-        done = run_process("-m", *command, "method=strided_halves", "budget=40,41", env=environment)
-        assert done.returncode == 0, done.stderr
-        assert outcome in done.stdout
-    assert all((folder / "samples.jsonl").read_text().count("\n") == 2 for folder in folders(tmp_path))
-
-
 @pytest.mark.parametrize(
     ("override", "field", "names"),
     [

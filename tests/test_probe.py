@@ -16,7 +16,8 @@ from compresskv.engine.memory import kv_heads
 from compresskv.engine.prefill import FULL, Setting, prefill
 from compresskv.errors import NonFiniteError
 from compresskv.models import ModelConfig, load
-from compresskv.probe import refuse_unserved
+from compresskv.probe import learned_positions, refuse_unserved
+from evals.compose import job
 from evals.running.forecast import forecast
 from tests.support import tiny
 from tests.support.methods_in_use import SNAPKV
@@ -136,3 +137,31 @@ def test_loading_refuses_before_the_first_prompt(default_model, tmp_path):
     with refused("model.path", value=tmp_path):
         load(ModelConfig("bloom", path=str(tmp_path), device="cpu"))
     assert default_model.model.config._attn_implementation == "sdpa"
+
+
+@pytest.mark.parametrize("architecture", ["GPT2", "OPT", "BioGpt", "GPTBigCode"])
+def test_learned_positions_are_the_tokens_that_a_forward_takes(architecture):
+    model = made(architecture, max_position_embeddings=40)
+    assert learned_positions(model) == 40
+    model(torch.ones(1, 40, dtype=torch.int64))
+    with pytest.raises(IndexError):
+        model(torch.ones(1, 41, dtype=torch.int64))
+
+
+@pytest.mark.parametrize("architecture", ["Llama", "Gemma3Text", "Phi3", "GPTNeoX"])
+def test_rope_has_a_position_for_any_number_of_tokens(architecture):
+    assert learned_positions(made(architecture)) is None
+
+
+def test_a_longer_window_is_refused_before_any_prompt(default_model, tmp_path):
+    made("GPT2", max_position_embeddings=40, vocab_size=49152).save_pretrained(tmp_path)
+    default_model.tokenizer.save_pretrained(tmp_path)
+    options = {"path": str(tmp_path), "device": "cpu", "dtype": "float32"}
+    with refused("model.window", value=41):
+        load(ModelConfig("gpt2", window=41, **options))
+    assert load(ModelConfig("gpt2", window=40, **options)).window == 40
+    model = load(ModelConfig("gpt2", **options))
+    assert model.window == 40
+    longbench = job("eval=longbench", "model=smollm2-135m", "eval.max_length=41").eval
+    with refused("eval.max_length", value=41):
+        longbench.make_tasks(model, None)

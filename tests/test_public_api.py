@@ -6,11 +6,21 @@ import sys
 import pytest
 
 import compresskv
+from tests.support.command import ROOT
 
 
-def test_importing_the_package_does_not_import_torch():
-    code = "import sys, compresskv; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0
+@pytest.mark.parametrize(
+    ("code", "heavy"),
+    [
+        ("import compresskv", "torch transformers"),
+        ("import compresskv.model_config", "torch"),
+        ("import evals.job, evals.compose", "torch evals.niah.config"),
+        ("import evals.results.published as published; published.published('x')", "torch pandas numpy"),
+    ],
+)
+def test_cheap_imports_load_nothing_heavy(code, heavy):
+    check = f"import sys; {code}; sys.exit(bool(set({heavy.split()}) & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", check], cwd=ROOT, timeout=60).returncode == 0
 
 
 @pytest.mark.parametrize("name", compresskv.__all__)

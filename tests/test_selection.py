@@ -1,10 +1,10 @@
-"""Properties of the selection, for any scores and capacities."""
+"""Properties of the selection, for any scores and capacities; and the attention and grouping that scorers use."""
 
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from compresskv.eviction import LayerScores
+from compresskv.eviction import LayerPrefill, LayerScores, group_mean
 from compresskv.selection import select, tighten
 
 # Few distinct values make ties the rule rather than the exception.
@@ -47,3 +47,19 @@ def test_a_layer_never_gets_back_what_it_gave_up(rounds):
 
 def test_tighten_mixes_layer_and_head_capacities():
     assert tighten([10, (3, 8)], [(4, 12), 5, (1, 2)], past=9) == [(4, 10), (3, 5), (1, 2)]
+
+
+def test_query_heads_are_grouped_under_their_own_kv_head():
+    per_query_head = torch.tensor([[1.0], [2.0], [30.0], [40.0]])
+    assert group_mean(per_query_head, 2).tolist() == [[1.5], [35.0]]
+
+
+def test_window_attention_is_the_models_softmax_under_grouped_queries():
+    torch.manual_seed(0)
+    queries, keys = torch.randn(6, 5, 8), torch.randn(2, 12, 8)
+    layer = LayerPrefill(0, queries, keys, keys, 0.3)
+    for window in (5, 3, 1):
+        logits = torch.stack([queries[h, -window:] @ keys[h // 3].T * 0.3 for h in range(6)])
+        for row in range(window):
+            logits[:, row, 12 - window + row + 1 :] = float("-inf")
+        torch.testing.assert_close(layer.window_attention(window), logits.softmax(-1))

@@ -7,7 +7,7 @@ from transformers import LlamaTokenizer
 from transformers.convert_slow_tokenizer import generate_merges, import_protobuf
 
 CONTROL = 3
-"""The type of pieces without text, such as <s> and [INST]."""
+"""The type of pieces that stand for no text, such as <s> and [INST]."""
 
 
 def converted(path: Path) -> LlamaTokenizer:
