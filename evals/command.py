@@ -55,14 +55,14 @@ def run(config: "DictConfig") -> None:
     """Run one composed configuration, or say what it would take."""
     from hydra.core.hydra_config import HydraConfig
 
-    from evals.compose import plain, refuse_two_files, refused_in_a_sentence
+    from evals.compose import experiment_of, plain, refuse_two_files, refused_in_a_sentence
     from evals.console import defects_end_here, one_sentence_endings, signals_as_interrupts
     from evals.job import jobs_from, take_plan
 
     with defects_end_here(), one_sentence_endings():
         with refused_in_a_sentence(HydraConfig.get().overrides.task):
             refuse_two_files(HydraConfig.get())
-            composed = plain(config)
+            composed = plain(config) | experiment_of(HydraConfig.get())
         planning, jobs = take_plan(composed), jobs_from([composed])
         # Imported here, so that --help and a mistake are answered without torch.
         if planning:

@@ -54,9 +54,10 @@ def composed(*overrides: str, config_dir: str | Path | None = None) -> dict[str,
     with refused_in_a_sentence(given), initialize_config_dir(str(CONF), version_base="1.3"):
         config = compose("config", given, return_hydra_config=True)
         refuse_two_files(config.hydra)
+        chosen = experiment_of(config.hydra)
         with open_dict(config):
             del config["hydra"]
-        return plain(config)
+        return plain(config) | chosen
 
 
 def plain(config: DictConfig) -> dict[str, Any]:
@@ -64,6 +65,12 @@ def plain(config: DictConfig) -> dict[str, Any]:
     container = OmegaConf.to_container(config, resolve=True)
     assert isinstance(container, dict)
     return container  # type: ignore[return-value]
+
+
+def experiment_of(hydra: HydraConf) -> dict[str, str]:
+    """The experiment that was chosen, as its part of a configuration: reports find its results by this name."""
+    name = hydra.runtime.choices.get("experiment")
+    return {"experiment": name} if name else {}
 
 
 def job(*overrides: str, config_dir: str | Path | None = None) -> Job:

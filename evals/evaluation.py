@@ -22,7 +22,6 @@ from compresskv.errors import UserError
 from compresskv.folders import CONF
 
 if TYPE_CHECKING:
-    from rich.table import Table
     from torch import Tensor
 
     from compresskv.engine.decode import Stopping
@@ -30,7 +29,6 @@ if TYPE_CHECKING:
     from compresskv.protocol import EvaluationProtocol
     from evals.job import Job
     from evals.progress import Progress
-    from evals.results.record import Record
     from evals.running.plan import Work
 
 
@@ -40,7 +38,7 @@ TITLES = {"niah": "needle in a haystack", "longbench": "LongBench", "head_maskin
 
 def kind_of(target: str) -> str:
     """The name in `conf/eval` of the evaluation that `_target_` names, wherever in its package; else `target`."""
-    for name, known in _targets().items():
+    for name, known in targets().items():
         if target.split(".")[:-2] == known.split(".")[:-2]:
             return name
     return target
@@ -48,14 +46,15 @@ def kind_of(target: str) -> str:
 
 def reserved(name: str) -> str | None:
     """The name in `conf/eval` of the evaluation that a reader takes `name` for; None where it is no built-in one."""
-    for known in _targets():
+    for known in targets():
         if _spelt(name) in (_spelt(known), _spelt(TITLES.get(known, known))):
             return known
     return None
 
 
 @cache
-def _targets() -> dict[str, str]:
+def targets() -> dict[str, str]:
+    """The `_target_` of each evaluation of `conf/eval`, by its name there."""
     return {path.stem: yaml.safe_load(path.read_bytes())["_target_"] for path in sorted((CONF / "eval").glob("*.yaml"))}
 
 
@@ -95,16 +94,6 @@ class SampledEvaluation(Evaluation, ABC):
     def make_tasks(self, model: LoadedModel, protocol: EvaluationProtocol) -> Sequence[Task]:
         """All tasks under one protocol; in the same order under each. Raises `UserError` for unusable settings."""
 
-    @classmethod
-    def show(cls, title: str, records: Mapping[str, Sequence[Record]], figure: Path) -> Shown:
-        """Tables and figures of the `records` of one model, by the name of their setting.
-
-        `figure` is where to write a figure, without its suffix. Without a model, and without torch.
-        """
-        from evals.report.terminal import score_table
-
-        return Shown([score_table(title, records)])
-
 
 class MeasuredEvaluation(Evaluation, ABC):
     """An evaluation that is no mean over samples, such as a measurement of time: it runs and shows by itself."""
@@ -116,14 +105,6 @@ class MeasuredEvaluation(Evaluation, ABC):
     def plan(self, model: LoadedModel, jobs: Sequence[Job]) -> Sequence[Work]:
         """What is missing of `jobs`, for `plan=true`. Raises `UserError` where that cannot be known."""
         raise UserError("plan", "leave it out", value=True, why=f"eval={self.name} measures by itself, and has no plan")
-
-
-@dataclass(frozen=True)
-class Shown:
-    """What a run ends with: tables for the terminal, and what draws its figures, if any, and returns their paths."""
-
-    tables: Sequence[Table]
-    draw: Callable[[], Sequence[Path]] = tuple
 
 
 class Task(Protocol):

@@ -21,6 +21,8 @@ from compresskv.observation import ObservationConfig
 from compresskv.protocol import EvaluationProtocol
 from evals.evaluation import Evaluation, SampledEvaluation, kind_of, reserved
 from evals.loggers import Logger
+from evals.tables.methods import named
+from evals.tables.table import Name
 
 Tokens = Annotated[int, Ge(1), Le(100_000_000)]
 
@@ -75,13 +77,13 @@ class Job:
     @property
     def setting(self) -> str:
         """Method and budget."""
-        return self.method.name if self.budget is None else f"{self.method.name} {self.budget}"
+        return str(Name(named(self.method.name), self.budget))
 
     @property
     def label(self) -> str:
         """Method and budget, and the protocol if it is not the default."""
         protocol = self.protocol.label
-        return self.setting if protocol == "corrected" else f"{self.setting} ({protocol})"
+        return str(Name(named(self.method.name), self.budget, protocol, marked=protocol != "corrected"))
 
     @property
     def name(self) -> str:
@@ -143,7 +145,7 @@ def job_from(config: Mapping[str, Any]) -> Job:
 
 def _job(config: Mapping[str, Any]) -> Job:
     """`job_from`, except for whether its parts fit together, and for what needs the methods, which import torch."""
-    refuse_unknown("", config, [*SCALARS, *NODES])
+    refuse_unknown("", config, [*SCALARS, *NODES, "experiment"])
     if missing := [name for name in (*SCALARS, *NODES) if name not in config]:
         raise UserError(missing[0], "give it a value", why="not set")
     scalars = {name: checked_value(name, hint, config[name]) for name, hint in SCALARS.items()}

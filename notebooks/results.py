@@ -18,12 +18,12 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 from IPython.display import Markdown
 
-from evals.report import curve, tables
+from evals.report import csv, figures
 from evals.report.artefacts import page_of
 from evals.report.latex import latex
 from evals.report.markdown import markdown
 from evals.results import frame
-from evals.results.statistics import difference
+from evals.tables.statistics import difference
 
 RESULTS = Path("../results/reference")
 
@@ -103,8 +103,8 @@ print(latex(page).split("\n\n")[1])
 # ## Score over budget
 
 # %%
-for grid in page.grids:
-    curve.over_budget(grid)
+for table in page.tables:
+    figures.over_budget(table)
     plt.show()
 
 # %% [markdown]
@@ -114,7 +114,7 @@ for grid in page.grids:
 # are corrected for all comparisons of the table. `needed`: how many samples would show a difference as large as this.
 
 # %%
-tables.comparisons(page.verdicts).round(3)
+csv.comparisons(page.verdicts).round(3)
 
 # %% [markdown]
 # Any two settings of your own:
@@ -130,4 +130,4 @@ print(f"p = {found.p:.3f}, before any correction")
 
 # %% [markdown]
 # **Not to be concluded:** that two settings are equal because no difference shows, or that a p-value picked from many
-# is what it says: `tables.comparisons` corrects, `difference` of two columns cannot know how many you looked at.
+# is what it says: `csv.comparisons` corrects, `difference` of two columns cannot know how many you looked at.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -12,14 +12,13 @@ from typing import TYPE_CHECKING, Annotated
 from compresskv.checking import Ge, Le, PathText
 from compresskv.errors import UserError
 from compresskv.inputs import expanded, read_once
-from evals.evaluation import SampledEvaluation, Shown
+from evals.evaluation import SampledEvaluation
 
 if TYPE_CHECKING:
     from compresskv.models import LoadedModel
     from compresskv.protocol import EvaluationProtocol
     from evals.jsonl.evaluation import JsonlTask
     from evals.jsonl.records import Record as DataRecord
-    from evals.results.record import Record
 
 
 @dataclass(frozen=True)
@@ -59,10 +58,3 @@ class Jsonl(SampledEvaluation):
         from evals.jsonl.evaluation import JsonlTask
 
         return [JsonlTask(self, model, protocol)]
-
-    @classmethod
-    def show(cls, title: str, records: Mapping[str, Sequence[Record]], figure: Path) -> Shown:
-        """A table with the mean score by metric."""
-        from evals.report.terminal import score_table
-
-        return Shown([score_table(title, records, lambda line: line["metric"])])

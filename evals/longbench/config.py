@@ -10,14 +10,13 @@ from typing import TYPE_CHECKING, Annotated
 
 from compresskv.checking import Ge, Le, MinLen, PathText, Sha256
 from compresskv.errors import UserError
-from evals.evaluation import SampledEvaluation, Shown
+from evals.evaluation import SampledEvaluation
 from evals.longbench.tasks import select_tasks
 
 if TYPE_CHECKING:
     from compresskv.models import LoadedModel
     from compresskv.protocol import EvaluationProtocol
     from evals.longbench.evaluation import LongBenchTask
-    from evals.results.record import Record
 
 
 @dataclass(frozen=True)
@@ -64,10 +63,3 @@ class LongBench(SampledEvaluation):
                 why=f"{model.name} has learned positions for {model.positions} tokens",
             )
         return [LongBenchTask(self, task, self.folder, model, protocol) for task in select_tasks(self.tasks)]
-
-    @classmethod
-    def show(cls, title: str, records: Mapping[str, Sequence[Record]], figure: Path) -> Shown:
-        """Tables of task scores and averages; an average only where it is one over complete official tasks."""
-        from evals.longbench.table import tables
-
-        return Shown(tables(title, records))

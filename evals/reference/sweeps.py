@@ -46,4 +46,6 @@ def configurations(overrides: Sequence[str]) -> list[dict[str, Any]]:
     settings = [[f"{name}={value}" for value in values] for name, values in axes.items()]
     GlobalHydra.instance().clear()
     with refused_in_a_sentence(), initialize_config_dir(str(CONF), version_base="1.3"):
-        return [plain(compose("config", [*fixed.values(), *given])) for given in itertools.product(*settings)]
+        every = [compose("config", [*fixed.values(), *given]) for given in itertools.product(*settings)]
+        named = {"experiment": experiment.partition("=")[2]} if (experiment := fixed.get("experiment")) else {}
+        return [plain(config) | named for config in every]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, cast
 from compresskv.errors import UserError
 from compresskv.inputs import expanded
 from evals.console import Arguments, outputs_take_any_text, visible
-from evals.report.items import ITEMS
+from evals.experiments import ITEMS
 
 if TYPE_CHECKING:
     from evals.report.latex import Columns

@@ -10,7 +10,8 @@ from evals.compose import job
 from evals.head_masking.choices import by_layer, choices, ranked, scaled
 from evals.head_masking.config import HeadMasking
 from evals.head_masking.evaluation import MaskingTask
-from evals.head_masking.table import table
+from evals.head_masking.tables import texts
+from tests.support import trees
 from tests.support.command import content, folders, run
 from tests.support.refusals import assert_refused, refused
 
@@ -104,10 +105,10 @@ def test_a_run_its_results_and_its_table(command, tmp_path, calibration_file):
     rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in done.stdout.splitlines() if "│" in line]
     assert [row[:2] for row in rows] == [
         ["none", "0"],
-        ["semantic", "2"],
-        ["semantic", "9"],
         ["traditional", "2"],
         ["traditional", "9"],
+        ["semantic", "2"],
+        ["semantic", "9"],
         ["random", "2"],
         ["random", "9"],
     ]
@@ -164,16 +165,15 @@ def test_a_setting_that_cannot_be_is_a_sentence(override, field, value):
         config(override)
 
 
-def test_draws_are_averaged_within_a_prompt():
+def test_draws_are_averaged_within_a_prompt(tmp_path):
     made = choices(config("eval.masked=[200]", "eval.draws=2"), {"semantic": ((0.5, 0.1, 0.2, 0.3),) * 8})
-    lines = {
-        choice: [
-            {"id": str(number), "score": 50.0 * (number + (choice.draw or 0)), "score_keywords": 10.0}
-            for number in range(2)
+    records = []
+    for choice in made:
+        of_choice = {"ranking": choice.ranking, "masked": choice.count, "score_keywords": 10.0}
+        lines = [
+            trees.line(str(number), 50.0 * (number + (choice.draw or 0)), None, **of_choice) for number in range(2)
         ]
-        for choice in made
-    }
-    cells = [[str(cell) for cell in column.cells] for column in table("t", lines, 32).columns]
-    rows = [list(row) for row in zip(*cells, strict=True)]
-    assert rows[0][:6] == ["semantic", "6", "25.0", "0.0 – 50.0", "2", ""]
-    assert rows[1][:6] == ["random", "6", "50.0", "25.0 – 75.0", "2", "2 (25.0 – 75.0)"]
+        records.append(trees.setting(tmp_path, lines, "full", eval="head_masking", task=choice.name))
+    [table] = texts(records)
+    assert table.body[0][:6] == ["semantic", "6", "25.0", "0.0 – 50.0", "2", ""]
+    assert table.body[1][:6] == ["random", "6", "50.0", "25.0 – 75.0", "2", "2 (25.0 – 75.0)"]

@@ -8,11 +8,11 @@ from compresskv import calibration
 from compresskv.folders import CONF
 from compresskv.selecting_heads import count_heads
 from evals.compose import plain
+from evals.experiments import ITEMS
 from evals.job import job_from
 from evals.report.experiments import axes
-from evals.report.items import ITEMS
-from evals.report.labels import METHODS
 from evals.report.selection import settings_of
+from evals.tables.methods import METHODS
 from tests.support.command import ROOT, run
 
 EXPERIMENTS = sorted(path.stem for path in (ROOT / "conf" / "experiment").glob("*.yaml") if path.stem != "demo")

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from evals.report.html.writing import write
-from tests.report.page_trees import efficiency, line, longbench, needles, setting
+from tests.support.trees import efficiency, line, longbench, needles, setting
 
 pytestmark = pytest.mark.browser
 

@@ -9,13 +9,11 @@ from statistics import fmean
 from typing import Any
 
 from compresskv.errors import UserError
-from evals.longbench.official import check_rows
-from evals.longbench.tasks import TASKS
-from evals.report.grids import layer_means
-from evals.report.sound import sound
 from evals.results.environment import shown_environment
+from evals.results.means import layer_means
 from evals.results.record import Record, failed_of, records
 from evals.results.schema import FIDELITY, Line
+from evals.results.shows import hook, own_fields, sound
 
 EMBEDDED = 2400
 """Sample lines that the page's browser holds at most, so that it opens quickly whatever the size of the tree."""
@@ -27,19 +25,13 @@ TOKENS = 128
 """Tokens of an answer whose KL is shown."""
 
 ALL_FIELDS = ("id", "score", "prompt_sha256", *FIDELITY)
-FIELDS = {
-    "niah": (*ALL_FIELDS, "length", "depth"),
-    "head_masking": (*ALL_FIELDS, "ranking", "masked"),
-    "longbench": (*ALL_FIELDS, "length", "score_official"),
-}
-"""Fields of the lines that tables and figures are made of, by the kind of evaluation."""
+"""Fields of the lines that tables and figures are made of, beside those that the evaluation needs."""
 
 BROWSED = (
-    *("id", "prompt_tail", "prediction", "answers", "metric", "length", "depth", "actual_depth", "prompt_tokens"),
-    *("prompt_sha256", "truncated", "official", "new_tokens", "realised_budget", "cache_bytes", "ranking", "masked"),
-    *FIDELITY,
+    *("id", "prompt_tail", "prediction", "prompt_tokens", "prompt_sha256", "truncated", "new_tokens"),
+    *("realised_budget", "cache_bytes", *FIDELITY),
 )
-"""Fields of the lines that the browser shows where they are there, with those that start with `score`."""
+"""Fields of the lines that the browser shows where they are there, beside those of the evaluation and all scores."""
 
 
 @dataclass(frozen=True)
@@ -125,34 +117,31 @@ class _Shared:
 
 
 def _setting(record: Record, browsed: set[str], shared: _Shared) -> Setting:
-    fields = FIELDS.get(record.kind, ALL_FIELDS)
+    of_evaluation = hook(record.kind, "reduced", _reduced)
     lines: list[Line] = []
     for line in record.covered:
-        reduced = {name: line[name] for name in fields if name in line}
+        reduced = {name: line[name] for name in ALL_FIELDS if name in line} | of_evaluation(record.task, line)
         reduced["id"] = sys.intern(line["id"])
         if "prompt_sha256" in reduced:
             reduced["prompt_sha256"] = sys.intern(str(reduced["prompt_sha256"]))
-        if record.kind == "longbench":
-            reduced["official"] = line["official"] if "official" in line else _official(record.task, line)
         lines.append(reduced)
     failures: list[Line] = []
     for line in record.failures.values():
-        failures.append({name: line[name] for name in ("id", "error", "length") if name in line})
+        failures.append({name: value for name, value in line.items() if name not in ("of", "checksum")})
     summary = dict(record.summary or {})
     summary.pop("method_in_full", None)
     summary |= {"samples": [line["id"] for line in lines], "config": shared.each(record.config)}
     summary["prompt"] = shared.one(summary.get("prompt"))
     summary["environment"] = shared.one(shown_environment(summary.get("environment")))
     batches = dict.fromkeys(tuple(line["batch"]) for line in record.covered if isinstance(line.get("batch"), list))
-    shown = [_browsed(line) for line in record.covered if line["id"] in browsed]
+    shown = [_browsed(record, line) for line in record.covered if line["id"] in browsed]
     kept, combinations = _kept(record.covered), shared.one(tuple(batches))
     return Setting(record.reduced(lines, failures, summary), kept, combinations, shown)
 
 
-def _official(task: str, line: Line) -> bool:
-    """Whether a line of an older version is an official row. Without answers nobody can tell: it counts as none."""
-    known = task in TASKS and line["id"].isdecimal() and isinstance(line.get("length"), int) and "answers" in line
-    return known and check_rows(task, [(int(line["id"]), line["answers"], line["length"])]).mismatching == 0
+def _reduced(task: str, line: Line) -> Line:
+    """What an evaluation has in a line of its own, and its further scores."""
+    return own_fields(line) | {name: value for name, value in line.items() if name.startswith("score_")}
 
 
 def _kept(lines: Sequence[Line]) -> tuple[float, ...]:
@@ -162,8 +151,11 @@ def _kept(lines: Sequence[Line]) -> tuple[float, ...]:
     return tuple(round(fmean(layer), 2) for layer in zip(*means, strict=True))
 
 
-def _browsed(line: Line) -> Line:
+def _browsed(record: Record, line: Line) -> Line:
     fields = {name: value for name, value in line.items() if name in BROWSED or name.startswith("score")}
+    prompt = (record.summary or {}).get("prompt")
+    of_evaluation = hook(record.kind, "browsed", lambda line, prompt: own_fields(line))
+    fields |= of_evaluation(line, prompt if isinstance(prompt, dict) else {})
     if isinstance(fields.get("prediction"), str):
         fields["prediction"] = shortened(fields["prediction"])
     if isinstance(fields.get("answers"), list):
