@@ -1,6 +1,7 @@
 """An evaluation from outside the tree: one folder and one YAML, and every generic part serves it."""
 
 import json
+import re
 import subprocess
 import sys
 
@@ -8,6 +9,7 @@ import pytest
 
 from evals.evaluation import Evaluation
 from evals.job import plug_in
+from evals.longbench.tasks import TASKS
 from tests.support.command import ROOT, folders, run_process
 from tests.support.refusals import assert_refused, refused
 
@@ -134,10 +136,19 @@ def test_jobs_need_neither_torch_nor_an_evaluation():
 def test_generic_modules_name_no_evaluation():
     names = {path.parent.name for path in (ROOT / "evals").glob("*/config.py")}
     assert {"niah", "longbench", "efficiency", "calibration"} <= names
-    # The paper's own tables and figures, in evals/report, are of known evaluations; what every run shows is not.
-    generic = [ROOT / "evals" / "report" / "terminal.py"]
-    for folder in ("", "running", "launch", "results", "loggers"):
+    generic = []
+    for folder in ("", "running", "launch", "results", "loggers", "report", "tables"):
         generic += (ROOT / "evals" / folder).glob("*.py")
     for path in generic:
         for name in names:
             assert f"evals.{name}" not in path.read_text(), f"{path} imports {name}"
+
+
+def test_reports_know_no_evaluation_task_or_field_of_one():
+    names = {path.stem for path in (ROOT / "conf" / "eval").glob("*.yaml")} | set(TASKS)
+    names = names - {"attention", "jsonl"} | {"needle", "haystack", "masked", "max_length"}
+    for folder in ("evals/report", "evals/tables"):
+        for path in (ROOT / folder).rglob("*.*"):
+            if path.suffix in (".py", ".html"):
+                words = set(re.findall(r"[\w-]+", path.read_text().lower()))
+                assert not words & names, f"{path}: {words & names}"

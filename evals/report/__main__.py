@@ -1,5 +1,5 @@
 """What results show, from the results tree alone: `python -m evals.report results --out report` writes one HTML page,
-`python -m evals.report experiment=table1_longbench` an experiment's tables and figures.
+`python -m evals.report experiment=<name>` an experiment's tables and figures.
 """
 
 import sys

@@ -156,10 +156,7 @@ def _browsed(record: Record, line: Line) -> Line:
     prompt = (record.summary or {}).get("prompt")
     of_evaluation = hook(record.kind, "browsed", lambda line, prompt: own_fields(line))
     fields |= of_evaluation(line, prompt if isinstance(prompt, dict) else {})
-    if isinstance(fields.get("prediction"), str):
-        fields["prediction"] = shortened(fields["prediction"])
-    if isinstance(fields.get("answers"), list):
-        fields["answers"] = [shortened(str(answer)) for answer in fields["answers"][:5]]
+    fields = {name: _shortened(value) for name, value in fields.items()}
     if isinstance(line.get("kl_per_token"), list):
         values = [value for value in line["kl_per_token"] if isinstance(value, (int, float))]
         fields["kl_per_token"] = [round(value, 3) for value in values[:TOKENS]]
@@ -169,6 +166,13 @@ def _browsed(record: Record, line: Line) -> Line:
 def shortened(text: str) -> str:
     """At most `LONGEST` characters, and how many more there are."""
     return text if len(text) <= LONGEST else f"{text[:LONGEST]}… ({len(text) - LONGEST} more characters)"
+
+
+def _shortened(value: Any) -> Any:
+    """Texts that are short enough to be shown; of a list of texts, the first five."""
+    if isinstance(value, list) and all(isinstance(item, str) for item in value):
+        return [shortened(item) for item in value[:5]]
+    return shortened(value) if isinstance(value, str) else value
 
 
 def _damaged(record: Record) -> bool:
