@@ -1,7 +1,7 @@
 """Paired comparisons: the one place that decides whether settings differ.
 
 Only samples of one prompt, answered by a model of the same weights, are compared. An id alone is not enough: an edited
-data file, another haystack or other weights keep the ids. So samples are named by `Key`, and paired with `common`.
+data file, another text or other weights keep the ids. So samples are named by `Key`, and paired with `common`.
 """
 
 from __future__ import annotations
