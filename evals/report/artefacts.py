@@ -70,16 +70,8 @@ def _measured(experiment: str, of_item: Item, results: Path) -> Page:
         raise nothing(experiment, results / of_item.source)
     frames = ({"table": partial(means, found.tables)} if found.tables else {}) | dict(found.frames)
     others = paper.others(experiment, found.tables)
-    return Page(
-        experiment,
-        of_item.title,
-        found.tables,
-        others=others,
-        notes=found.notes,
-        texts=found.texts,
-        frames=frames,
-        figures=found.figures,
-    )
+    page = replace(found, frames=frames)
+    return Page(name=experiment, title=of_item.title, others=others, **vars(page))
 
 
 def _runs(experiment: str, of_item: Item, results: Path) -> Page:
@@ -113,7 +105,17 @@ def _runs(experiment: str, of_item: Item, results: Path) -> Page:
     family = replace(of_item, subject=subject_of(of_item, every[0])).family if compared else ""
     figures = _figures(of_item, records[0].kind, [of_model[0] for of_model in of_models if of_model])
     others = paper.others(experiment, every)
-    return Page(experiment, of_item.title, every, compared, others, notes, (), frames, figures, family)
+    return Page(
+        name=experiment,
+        title=of_item.title,
+        tables=every,
+        verdicts=compared,
+        others=others,
+        notes=notes,
+        frames=frames,
+        figures=figures,
+        family=family,
+    )
 
 
 def _figures(of_item: Item, kind: str, tables: Sequence[Table]) -> dict[str, Callable[[], Any]]:

@@ -1,32 +1,25 @@
 """Everything that an experiment shows, before it is rendered."""
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 from evals.results.published import Published
 from evals.tables.compare import Verdict
-from evals.tables.table import Table, Texts
+from evals.tables.table import Shown
 from evals.tables.text import NO_INTERVAL, PARTIAL
 
 
-@dataclass(frozen=True)
-class Page:
-    """The tables of each model, their comparisons, and published numbers that have none of ours beside them.
+@dataclass(frozen=True, kw_only=True)
+class Page(Shown):
+    """Also the comparisons of its tables, and published numbers that have none of ours beside them.
 
-    `notes`: sentences that a reader of the numbers needs. `frames` make what is written as CSV, `figures` draw what is
-    written as images, by the name of the file. `family` says for what the p-values of `verdicts` are corrected.
+    `family` says for what the p-values of `verdicts` are corrected.
     """
 
     name: str
     title: str
-    tables: Sequence[Table]
     verdicts: Sequence[Verdict] = ()
     others: Sequence[Published] = ()
-    notes: Sequence[str] = ()
-    texts: Sequence[Texts] = ()
-    frames: Mapping[str, Callable[[], Any]] = field(default_factory=dict)
-    figures: Mapping[str, Callable[[], Any]] = field(default_factory=dict)
     family: str = ""
 
     @property

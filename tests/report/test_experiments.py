@@ -12,6 +12,7 @@ from evals.experiments import ITEMS
 from evals.job import job_from
 from evals.report.experiments import axes
 from evals.report.selection import settings_of
+from evals.results.record import records
 from evals.tables.methods import METHODS
 from tests.support.command import ROOT, run
 
@@ -86,3 +87,9 @@ def test_a_run_ends_with_its_artefacts(checkpoint, tmp_path):
     assert f"artefacts: {folder}" in done.stdout
     assert "| SnapKV |" in (folder / "table.md").read_text()
     assert (folder / "figure-tiny-llama.png").stat().st_size > 1000
+    # Reports find results by the experiment's name, which no folder depends on.
+    made = records(tmp_path)
+    assert {record.file_config["experiment"] for record in made} == {"fig5_niah"}
+    again = run("-m", "eval=niah", "eval.haystack=" + made[0].config["eval"]["haystack"], *small, *tiny)
+    assert again.returncode == 0, again.stderr
+    assert [record.path for record in records(tmp_path)] == [record.path for record in made]

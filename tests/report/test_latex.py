@@ -58,7 +58,7 @@ def page(name: str) -> Page:
     table = Table(name, "niah", [name, "average"], rows)
     verdict = Verdict(name, "niah", 64, name, "CompressKV", -3.0, (-5.0, -1.0), 0.01, 20, None, column=name)
     texts = Texts(name, [name, "b"], [[name, "c"], ["d", name]])
-    return Page("item", name, [table], [verdict], [], [name], [texts])
+    return Page(name="item", title=name, tables=[table], verdicts=[verdict], notes=[name], texts=[texts])
 
 
 def test_every_part_of_a_page_compiles_with_any_name(compiled):
@@ -89,7 +89,7 @@ def test_special_characters_stand_for_themselves(character, written):
     assert f"qwen{character}2" not in table.replace(written, "")
 
 
-KINDS = {f"task {place}": f"kind {place % 6}" for place in range(16)}
+KINDS = {f"task {place}": f"kind {place // 3}" for place in range(16)}
 """Sixteen tasks of six kinds."""
 
 
@@ -111,7 +111,9 @@ def wide(metric: Metric = SCORE, partial: frozenset[str] = frozenset(), methods=
     rows += [row(name, budget, place) for budget in (2048, 512, 128) for place, name in enumerate(methods)]
     kinds = list(dict.fromkeys(KINDS.values()))
     columns = [*KINDS, *kinds, "average"]
-    return Page("item", "Wide", [Table("tiny", "wide", columns, rows, metric, spans=KINDS, sums=kinds)])
+    return Page(
+        name="item", title="Wide", tables=[Table("tiny", "wide", columns, rows, metric, spans=KINDS, sums=kinds)]
+    )
 
 
 def tabulars(tex: str) -> list[list[list[str]]]:
@@ -164,7 +166,7 @@ def test_what_is_marked_is_what_is_shown():
     """Means that differ in a digit that is not printed share their mark."""
     cells = [{"a": Cell({"needle": {("0", ""): mean}}, 1, 1)} for mean in (50.01, 49.99, 20.0)]
     rows = [Row(Name(name, 64), of) for name, of in zip("xyz", cells, strict=True)]
-    (shown,) = tabulars(latex(Page("item", "t", [Table("tiny", "niah", ["a"], rows)])))
+    (shown,) = tabulars(latex(Page(name="item", title="t", tables=[Table("tiny", "niah", ["a"], rows)])))
     assert [row[1] for row in shown[1:]] == [r"\textbf{50.0}", r"\textbf{50.0}", r"\underline{20.0}"]
 
 

@@ -166,7 +166,7 @@ def test_the_papers_methods_come_first(tmp_path):
     (board,) = scores.boards(read(tmp_path))
     names = ["CompressKV", "StreamingLLM", "SnapKV", "Random", "TOVA", "Key norm", "FullKV"]
     assert [each.label for each in board.score.lines] == names
-    rows = [row.method for row in board.rows]
+    rows = [row.label for row in board.table.rows]
     assert rows == ["FullKV", "StreamingLLM", "SnapKV", "CompressKV", "Random", "TOVA", "Key norm"]
 
 

@@ -14,7 +14,7 @@ from evals.results.shows import hook
 from evals.tables import text
 from evals.tables.compare import Verdict, subject_of, unpaired, verdicts
 from evals.tables.methods import METHODS
-from evals.tables.table import OTHERS, SCORE, Cell, Row, Section, Table, Texts
+from evals.tables.table import OTHERS, SCORE, Row, Section, Table, Texts
 
 LAYER_CHARTS = 8
 """Budgets whose layers are drawn at most, evenly spaced."""
@@ -39,28 +39,10 @@ class Sentence:
 
 
 @dataclass(frozen=True)
-class CellText:
-    """A cell as it is shown: `rank` 1 and 2 are marked; `paper` and whether it can be compared."""
-
-    mean: str
-    interval: str
-    partial: str
-    rank: int | None
-    paper: str
-    comparable: bool
-
-
-@dataclass(frozen=True)
-class TableRow:
-    budget: str
-    method: str
-    cells: Sequence[CellText | None]
-
-
-@dataclass(frozen=True)
 class Board:
     """Everything of one model and evaluation; `compared`: with verdicts. `texts` are shown instead of the table.
 
+    `columns` of the table by how they are headed: what it comes to first, which a wide table shows without being moved.
     `over` are charts over the columns, for what has no budgets.
     """
 
@@ -68,8 +50,7 @@ class Board:
     title: str
     section: Section
     table: Table
-    columns: Sequence[str]
-    rows: Sequence[TableRow]
+    columns: Mapping[str, str]
     texts: Sequence[Texts] = ()
     over: Sequence[Chart] = ()
     sentences: Sequence[Sentence] = ()
@@ -101,10 +82,6 @@ class Board:
         }
         return {name: of_kind for name, of_kind in kinds.items() if of_kind}
 
-    @property
-    def partial(self) -> bool:
-        return any(cell.partial for cell in self.table.cells)
-
 
 def boards(tree: Tree) -> Iterator[Board]:
     """A board for each model and evaluation."""
@@ -118,7 +95,8 @@ def boards(tree: Tree) -> Iterator[Board]:
             continue
         score = paper.beside(section.published, score)
         title = f"{score.model} · {text.title_of(score.eval)}"
-        shown = title, section, score, [column_title(column, score) for column in _columns(score)], list(_rows(score))
+        ordered = sorted(score.columns, key=lambda column: column != score.overall)
+        shown = title, section, score, {column: column_title(column, score) for column in ordered}
         if score.axis:
             texts = hook(kind, "texts", lambda records: [])(records)
             yield Board(kind, *shown, texts=texts, over=[over_columns(score)])
@@ -167,34 +145,11 @@ def _other_subject(table: Table) -> list[str]:
     return [] if subject == ALL.subject else [f"{ALL.subject} was not run here: {subject} is compared with the others."]
 
 
-def _columns(table: Table) -> list[str]:
-    """What it comes to first, then what it is made of: a wide table shows its average without being moved."""
-    return sorted(table.columns, key=lambda column: column != table.overall)
-
-
 def _ordered(table: Table) -> list[Row]:
     """The subject first, then the full cache, then the others as they come; last what has a variant's name."""
     return sorted(
         table.rows, key=lambda row: (bool(row.name.variant), row.name.method != ALL.subject, row.budget is not None)
     )
-
-
-def _rows(table: Table) -> Iterator[TableRow]:
-    for budget, rows in table.budgets.items():
-        columns = _columns(table)
-        ranked = {column: table.ranks(column, rows) for column in columns}
-        for place, row in enumerate(rows):
-            cells: list[CellText | None] = []
-            for column in columns:
-                cell = row.cells.get(column)
-                cells.append(_cell(cell, ranked[column].get(place), column == table.overall) if cell else None)
-            yield TableRow(text.budget(budget), row.label, cells)
-
-
-def _cell(cell: Cell, rank: int | None, with_interval: bool) -> CellText:
-    interval = text.bounds(cell.interval, 2, "{} to {}") if with_interval else ""
-    partial = text.partial(cell).removeprefix("†")
-    return CellText(text.mean(cell), interval, partial, rank, text.compared(cell), cell.difference is not None)
 
 
 def _sentences(table: Table) -> list[Sentence]:

@@ -62,6 +62,7 @@ def page(results: Path) -> str:
         measured=measured,
         family=ALL.family,
         published=_published,
+        text=text,
         over_columns=scores.over_columns,
         problems=[*tree.faults, *problems],
         origins=_origins(tree),
