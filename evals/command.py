@@ -89,14 +89,14 @@ def run(config: "DictConfig") -> None:
     """Run one composed configuration, or say what it would take."""
     from hydra.core.hydra_config import HydraConfig
 
-    from evals.compose import action, jobs_from, resolved, take_action
+    from evals.compose import action, experiment_of, jobs_from, resolved, take_action
     from evals.console import defects_end_here, one_sentence_endings, signals_as_interrupts
     from evals.hydra_errors import refuse_two_files, refused_in_a_sentence
 
     with defects_end_here(), one_sentence_endings():
         with refused_in_a_sentence(HydraConfig.get().overrides.task):
             refuse_two_files(HydraConfig.get())
-            composed = resolved(config)
+            composed = resolved(config) | experiment_of(HydraConfig.get())
         chosen, jobs = take_action(composed), jobs_from([composed])
         carry_out = action(chosen)
         signals_as_interrupts()

@@ -17,6 +17,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from hydra import compose, initialize_config_dir
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.conf import HydraConf
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
@@ -78,11 +79,22 @@ def composed(*overrides: str, config_dir: str | Path | None = None) -> dict[str,
             raise UserError("--config-dir", "check the path", value=Path(config_dir), why="there is no such folder")
         given.append(f"hydra.searchpath=[{quoted(f'file://{folder}')}]")
     with _hydra(given):
-        config = compose("config", given, return_hydra_config=True)
-        refuse_two_files(config.hydra)
-        with open_dict(config):
-            del config["hydra"]
-        return resolved(config)
+        return _composed(given)
+
+
+def _composed(overrides: Sequence[str]) -> dict[str, Any]:
+    config = compose("config", list(overrides), return_hydra_config=True)
+    refuse_two_files(config.hydra)
+    chosen = experiment_of(config.hydra)
+    with open_dict(config):
+        del config["hydra"]
+    return resolved(config) | chosen
+
+
+def experiment_of(hydra: HydraConf) -> dict[str, str]:
+    """The experiment that was chosen, as its part of a configuration: reports find its results by this name."""
+    name = hydra.runtime.choices.get("experiment")
+    return {"experiment": name} if name else {}
 
 
 def job(*overrides: str, config_dir: str | Path | None = None) -> Job:
@@ -99,7 +111,7 @@ def sweep(*overrides: str, only: str | tuple[str, ...] = "") -> list[dict[str, A
     """
     with _hydra(overrides):
         params = [f"{name}={value}" for name, value in _swept(overrides).items() if name.startswith(only)]
-        return [resolved(compose("config", each)) for each in expansion([*params, *overrides])]
+        return [_composed(each) for each in expansion([*params, *overrides])]
 
 
 def axes(*overrides: str) -> dict[str, list[str]]:
@@ -242,7 +254,7 @@ def job_from(config: Mapping[str, Any]) -> Job:
 
 def _job(config: Mapping[str, Any]) -> Job:
     """`job_from`, except for whether its parts fit together, and for what needs the methods, which import torch."""
-    refuse_unknown("", config, [*SCALARS, *NODES])
+    refuse_unknown("", config, [*SCALARS, *NODES, "experiment"])
     if missing := [name for name in (*SCALARS, *NODES) if name not in config]:
         raise UserError(missing[0], "give it a value", why="not set")
     scalars = {name: checked_value(name, hint, config[name]) for name, hint in SCALARS.items()}

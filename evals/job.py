@@ -23,9 +23,10 @@ from compresskv.methods import MethodConfig
 from compresskv.model_config import ModelConfig
 from compresskv.observation import ObservationConfig
 from compresskv.protocol import EvaluationProtocol
+from evals.tables.methods import named
+from evals.tables.table import Name as SettingName
 
 if TYPE_CHECKING:
-    from rich.table import Table
     from torch import Tensor
 
     from compresskv.engine.decode import Stopping
@@ -84,16 +85,6 @@ class SampledEvaluation(Evaluation):
         """
         return self.code.make_tasks(model, self, protocol)
 
-    @classmethod
-    def show(cls, title: str, records: Mapping[str, Sequence[Record]], figure: Path) -> Shown:
-        """Tables and figures of the `records` of one model, by the name of their setting.
-
-        `figure` is where to write a figure, without its suffix. Without a model, and without torch.
-        """
-        from evals.report.terminal import score_table
-
-        return Shown([score_table(title, records)])
-
 
 class MeasuredEvaluation(Evaluation):
     """An evaluation that is not a mean over samples, such as a measurement of time: it runs and shows by itself."""
@@ -114,14 +105,6 @@ class MeasuredEvaluation(Evaluation):
             why = f"eval={self.name} measures by itself, and has no plan"
             raise UserError("plan", "leave it out", value=True, why=why)
         return self.code.works(model, self, jobs)
-
-
-@dataclass(frozen=True)
-class Shown:
-    """What a run ends with: tables for the terminal, and what draws its figures, if any, and returns their paths."""
-
-    tables: Sequence[Table]
-    draw: Callable[[], Sequence[Path]] = tuple
 
 
 class Task(Protocol):
@@ -227,13 +210,13 @@ class Job:
     @property
     def setting(self) -> str:
         """Method and budget."""
-        return self.method.name if self.budget is None else f"{self.method.name} {self.budget}"
+        return str(SettingName(named(self.method.name), self.budget))
 
     @property
     def label(self) -> str:
         """Method and budget, and the protocol if it is not the default."""
         protocol = self.protocol.label
-        return self.setting if protocol == "corrected" else f"{self.setting} ({protocol})"
+        return str(SettingName(named(self.method.name), self.budget, protocol, marked=protocol != "corrected"))
 
     @property
     def name(self) -> str:

@@ -13,7 +13,7 @@ TITLES = {"niah": "needle in a haystack", "longbench": "LongBench", "head_maskin
 
 def kind_of(target: str) -> str:
     """The name in `conf/eval` of the evaluation that `_target_` names, wherever in its package; else `target`."""
-    for name, known in _targets().items():
+    for name, known in targets().items():
         if target.split(".")[:-2] == known.split(".")[:-2]:
             return name
     return target
@@ -21,14 +21,15 @@ def kind_of(target: str) -> str:
 
 def reserved(name: str) -> str | None:
     """The name in `conf/eval` of the evaluation that a reader takes `name` for; None for any other name."""
-    for known in _targets():
+    for known in targets():
         if _spelt(name) in (_spelt(known), _spelt(TITLES.get(known, known))):
             return known
     return None
 
 
 @cache
-def _targets() -> dict[str, str]:
+def targets() -> dict[str, str]:
+    """The `_target_` of each evaluation of `conf/eval`, by its name there."""
     return {path.stem: yaml.safe_load(path.read_bytes())["_target_"] for path in sorted((CONF / "eval").glob("*.yaml"))}
 
 

@@ -109,11 +109,13 @@ class SharedPrefillLauncher(Launcher):
 
     def compose(self, overrides: Sequence[str]) -> DictConfig:
         """The configuration of one job of the sweep."""
+        from evals.compose import experiment_of
         from evals.hydra_errors import refuse_two_files
 
         config = self.context.config_loader.load_sweep_config(self.config, list(overrides))
         refuse_two_files(config.hydra)
         with open_dict(config):
+            config.update(experiment_of(config.hydra))
             del config["hydra"]
         return config
 

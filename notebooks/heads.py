@@ -23,8 +23,8 @@ import pandas as pd
 from compresskv import calibration
 from evals.compose import job
 from evals.results import frame
-from evals.results.statistics import difference
 from evals.running.sweep import run
+from evals.tables.statistics import difference
 
 made = calibration.find("smollm2-135m", "held_out")
 semantic = np.array(made.scores("semantic"))

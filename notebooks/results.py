@@ -18,12 +18,12 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 from IPython.display import Markdown
 
-from evals.report import curve, tables
+from evals.report import csv, figures
 from evals.report.artefacts import page_of
 from evals.report.latex import latex
 from evals.report.markdown import markdown
 from evals.results import frame
-from evals.results.statistics import difference
+from evals.tables.statistics import difference
 
 RESULTS = Path("../results/reference")
 
@@ -104,8 +104,8 @@ print(latex(page).split("\n\n")[1])
 # ## Score over budget
 
 # %%
-for grid in page.grids:
-    curve.over_budget(grid)
+for table in page.tables:
+    figures.over_budget(table)
     plt.show()
 
 # %% [markdown]
@@ -116,7 +116,7 @@ for grid in page.grids:
 # size.
 
 # %%
-tables.comparisons(page.verdicts).round(3)
+csv.comparisons(page.verdicts).round(3)
 
 # %% [markdown]
 # Compare any two of your settings:
@@ -132,4 +132,4 @@ print(f"p = {found.p:.3f}, before any correction")
 
 # %% [markdown]
 # **Do not conclude** that two settings are equal because no difference shows. Do not trust a p-value that was picked
-# from many: `tables.comparisons` corrects for their number; `difference` of two columns cannot.
+# from many: `csv.comparisons` corrects for their number; `difference` of two columns cannot.

@@ -45,7 +45,7 @@ def test_every_option_composes(group):
 def test_a_run_and_what_it_leaves(tiny, tmp_path):
     done = run_process("method=snapkv", "budget=64", *GRID, *tiny)
     assert done.returncode == 0, done.stderr
-    assert "snapkv 64" in done.stdout
+    assert "SnapKV 64" in done.stdout
     (folder,) = folders(tmp_path)
     parts = folder.relative_to(tmp_path / "out" / "runs").parts
     assert parts[:-1] == ("tiny-llama", "niah", "needle", "corrected", "snapkv")

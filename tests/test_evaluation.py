@@ -8,6 +8,7 @@ import pytest
 
 from evals.compose import plug_in
 from evals.job import Evaluation
+from evals.longbench.tasks import TASKS
 from tests.support.command import ROOT, folders, run
 from tests.support.refusals import assert_refused, refused
 
@@ -59,10 +60,19 @@ def test_a_target_that_is_no_evaluation_is_a_sentence(target):
 def test_generic_modules_name_no_evaluation():
     names = {path.parent.name for path in (ROOT / "evals").glob("*/config.py")}
     assert {"niah", "longbench", "efficiency", "calibration"} <= names
-    # The paper's own tables and figures, in evals/report, are of known evaluations; what every run shows is not.
-    generic = [ROOT / "evals" / "report" / "terminal.py"]
-    for folder in ("", "running", "launch", "results", "loggers"):
+    generic = []
+    for folder in ("", "running", "launch", "results", "loggers", "report", "tables"):
         generic += (ROOT / "evals" / folder).glob("*.py")
     for path in generic:
         for name in names:
             assert f"evals.{name}" not in path.read_text(), f"{path} imports {name}"
+
+
+def test_reports_know_no_evaluation_task_or_field_of_one():
+    names = {path.stem for path in (ROOT / "conf" / "eval").glob("*.yaml")} | set(TASKS)
+    names = names - {"attention", "jsonl"} | {"needle", "haystack", "masked", "max_length"}
+    for folder in ("evals/report", "evals/tables"):
+        for path in (ROOT / folder).rglob("*.*"):
+            if path.suffix in (".py", ".html"):
+                words = set(re.findall(r"[\w-]+", path.read_text().lower()))
+                assert not words & names, f"{path}: {words & names}"

@@ -297,11 +297,11 @@ def test_a_part_of_ones_own_that_is_called_like_one_of_ours_has_its_whole_name()
 @pytest.mark.parametrize(
     ("overrides", "label"),
     [
-        ([], "snapkv 256"),
-        (["protocol=released"], "snapkv 256 (released)"),
-        (["protocol.exact_budget=false"], "snapkv 256 (corrected* exact_budget=false)"),
-        (["protocol=released", "protocol.exact_budget=true"], "snapkv 256 (released* exact_budget=true)"),
-        (["protocol.name=mine", "protocol.exact_budget=false"], "snapkv 256 (mine)"),
+        ([], "SnapKV 256"),
+        (["protocol=released"], "SnapKV 256 (released)"),
+        (["protocol.exact_budget=false"], "SnapKV 256 (corrected* exact_budget=false)"),
+        (["protocol=released", "protocol.exact_budget=true"], "SnapKV 256 (released* exact_budget=true)"),
+        (["protocol.name=mine", "protocol.exact_budget=false"], "SnapKV 256 (mine)"),
     ],
 )
 def test_a_protocol_that_is_not_what_its_name_stands_for_is_marked(overrides, label):

@@ -18,8 +18,8 @@ from evals.results.measurement import Measurement
 from evals.results.record import Record
 from evals.results.store import SampleStore
 from evals.running.outcome import Entry, show
-from tests.results.trees import folder, line, setting
 from tests.support.refusals import assert_sentence, refused
+from tests.support.trees import folder, line, setting
 
 BLOCK = 1 << 15
 
@@ -162,7 +162,7 @@ def test_the_table_of_samples(tmp_path):
     columns, rows = samples(setting(tmp_path, [0.0, 100.0]))
     assert {"id", "prediction", "kept", "score", "score_words"} <= set(columns)
     assert len(rows) == 2
-    assert rows[0][columns.index("kept")] == "[64, 64]"
+    assert rows[0][columns.index("kept")] == "[40, 48, 56, 64, 72, 80]"
     assert rows[1][columns.index("prediction")] == line("1")["prediction"]
 
 

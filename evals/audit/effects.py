@@ -13,12 +13,12 @@ from evals.niah.config import Niah
 from evals.niah.evaluation import NiahTask
 from evals.progress import Progress
 from evals.results.schema import Line
-from evals.results.statistics import difference
 from evals.results.summary import seconds
 from evals.running.described import describe
 from evals.running.methods import build_method
 from evals.running.outcome import record_of
 from evals.running.tasks import run_task
+from evals.tables import compare, text
 
 COMPARED: dict[str, tuple[tuple[str, int], ...]] = {
     "gqa_grouping": (
@@ -194,15 +194,16 @@ def change(before: Sequence[Line], after: Sequence[Line]) -> str:
 
     Here alone, samples of different prompts are paired on purpose: what a field does to prompts is part of its effect.
     """
-    by_id = {line["id"]: line["score"] for line in after}
-    paired = difference([line["score"] for line in before], [by_id[line["id"]] for line in before])
-    low, high = paired.interval or (paired.mean, paired.mean)
-    return f"**{_signed(paired.mean)}** [{_signed(low)}, {_signed(high)}]"
+    one, other = ({"": {(line["id"], ""): line["score"] for line in lines}} for lines in (before, after))
+    found = compare.paired(one, other)
+    interval = found.interval or (found.mean, found.mean)
+    low, high, mean = (text.minus(_signed(value)) for value in (*interval, found.mean))
+    return f"**{mean}** [{low}, {high}]"
 
 
 def _signed(value: float) -> str:
-    value = round(value, 1)
-    return "0.0" if value == 0 else f"{value:+.1f}".replace("-", "−")
+    """No sign where it is rounded to 0."""
+    return text.signed(value, 1) if round(value, 1) else "0.0"
 
 
 def _conditions(model: LoadedModel, task: Task, finished: Finished) -> str:

@@ -165,5 +165,5 @@ def fill_pools(
 
 def _row(alone: Mapping[str, Any], pool: int, found: Concurrency) -> dict[str, Any]:
     """What a pool gave, beside what the setting's one sequence (`alone`) gives."""
-    place = {field: alone[field] for field in ("setting", "length", "method", "budget", "protocol")}
+    place = {field: alone[field] for field in ("setting", "length", "method", "budget", "protocol", "variant")}
     return {**place, "pool_mb": pool, **asdict(found), "tokens_per_s_alone": 1000 / alone["decode_ms"]}

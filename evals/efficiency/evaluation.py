@@ -1,52 +1,32 @@
 """Run an efficiency measurement: every setting at every length, one sequence and in pools, as tables and figures."""
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import torch
-from rich.table import Table
-from rich.text import Text
 
 from compresskv.engine.attention import attached
 from compresskv.engine.prefill import FULL, Setting
 from compresskv.errors import UserError
 from compresskv.models import LoadedModel
-from evals.console import plain, screen
 from evals.efficiency.concurrency import fill_pools
 from evals.efficiency.config import Efficiency
-from evals.efficiency.figure import draw
 from evals.efficiency.measure import Contender, Measurement, measure
+from evals.efficiency.tables import FIELDS, draw, draw_pools, latency, pools, tables
 from evals.haystack import essays
 from evals.job import Job
 from evals.progress import Progress
-from evals.report import concurrency
-from evals.report.figure import save
+from evals.report.figures import save
+from evals.report.terminal import show_figures, show_texts
 from evals.results.provenance import environment
 from evals.results.store import new_folder, write_json
 from evals.running.methods import build_method
-
-MEASURED = (
-    "first_token_s",
-    "decode_ms",
-    "total_s",
-    "cache_bytes",
-    "total_cache_bytes",
-    "realised_budget",
-    "peak_bytes",
-)
-"""The fields of a measurement that a row has the medians of."""
-
-COLUMNS = {
-    "first_token_s": 1,
-    "decode_ms": 1,
-    "total_s": 1,
-    "cache_bytes": 1e6,
-    "total_cache_bytes": 1e6,
-    "peak_bytes": 1e6,
-}
-"""The fields that the table shows, and what they are divided by."""
+from evals.tables.methods import named
+from evals.tables.table import Name
 
 Measurements = dict[tuple[str, int], list[Measurement]]
 """All rounds of a setting, by its name, at a prompt length."""
@@ -65,18 +45,20 @@ def contenders(model: LoadedModel, jobs: Sequence[Job]) -> dict[str, Contender]:
     """What is measured, by name: the full cache first."""
     chunks = {job.prefill_chunk for job in jobs}
 
-    def label(name: str, chunk: int | None) -> str:
-        if len(chunks) == 1:
-            return name
-        return f"{name}, chunks of {chunk}" if chunk else f"{name}, one chunk"
+    def variant(chunk: int | None) -> str:
+        return "" if len(chunks) == 1 else f"chunks of {chunk}" if chunk else "one chunk"
 
-    by_name = {label("full", jobs[0].prefill_chunk): Contender(FULL, jobs[0].prefill_chunk)}
+    first = Contender(FULL, jobs[0].prefill_chunk, variant=variant(jobs[0].prefill_chunk))
+    by_name = {str(Name(named("full"), variant=first.variant)): first}
+    seen: Counter[Name] = Counter()
     for job in jobs:
-        name = label(job.label, job.prefill_chunk)
-        same = sum(taken.split(" #")[0] == name for taken in by_name)
+        protocol, apart = job.protocol.label, variant(job.prefill_chunk)
+        name = Name(named(job.method.name), job.budget, protocol, apart, protocol != "corrected")
+        seen[name] += 1
+        if seen[name] > 1:
+            name = replace(name, variant=f"{apart} #{seen[name]}".strip())
         setting = Setting(build_method(model, job), job.budget)
-        contender = Contender(setting, job.prefill_chunk, job.method.name, job.protocol.label)
-        by_name[f"{name} #{same + 1}" if same else name] = contender
+        by_name[str(name)] = Contender(setting, job.prefill_chunk, job.method.name, protocol, name.variant)
     return by_name
 
 
@@ -167,13 +149,13 @@ def _row(name: str, length: int, measurements: Measurements, by_name: Mapping[st
     reference, contender = next(iter(by_name)), by_name[name]
 
     def medians(key: tuple[str, int]) -> dict[str, Any]:
-        values = {field: [getattr(m, field) for m in measurements[key]] for field in MEASURED}
+        values = {field: [getattr(m, field) for m in measurements[key]] for field in FIELDS}
         return {field: None if None in v else median(v) for field, v in values.items()}
 
     mine = medians((name, length))
-    full = medians((reference, length)) if (reference, length) in measurements else dict.fromkeys(MEASURED)
+    full = medians((reference, length)) if (reference, length) in measurements else dict.fromkeys(FIELDS)
     ratios = {}
-    for field in MEASURED:
+    for field in FIELDS:
         if full[field] and mine[field] is not None:
             ratios[f"{field}_ratio"] = mine[field] / full[field]
     rounds = measurements[name, length]
@@ -181,49 +163,17 @@ def _row(name: str, length: int, measurements: Measurements, by_name: Mapping[st
     bound = None if rounds[0].launch_bound is None else sum(bool(m.launch_bound) for m in rounds) > len(rounds) / 2
     gpus = {"launch_bound": bound, "peak_bytes_by_gpu": by_gpu}
     place = {"method": contender.method, "budget": contender.setting.budget, "protocol": contender.protocol}
-    by_round = {field: [getattr(measured, field) for measured in rounds] for field in MEASURED}
+    place["variant"] = contender.variant
+    by_round = {field: [getattr(measured, field) for measured in rounds] for field in FIELDS}
     return {"setting": name, "length": length, **place, **mine, **gpus, **ratios, "by_round": by_round}
 
 
 def _show(content: Mapping[str, Any], folder: Path) -> None:
     """The tables and figures of what was measured."""
-    rows, pools, model = content["rows"], content.get("concurrency", []), content["model"]
-    title = plain(f"{model} · {content['new_tokens']} new tokens · {content['dtype']} · {content['backend']}")
-    screen().print(_latency_table(title, rows))
-    paths = draw(rows, f"Latency and memory, {model}", folder / "efficiency")
-    if pools:
-        screen().print(_concurrency_table(title, pools))
-        figure = concurrency.draw(pools, f"Sequences that decode together, {model}")
-        paths += save(figure, folder / "pools", (".png", ".svg"))
-    for path in paths:
-        screen().print(f"figure: {path}", soft_wrap=True, markup=False)
-
-
-def _latency_table(title: Text, rows: Sequence[Mapping[str, Any]]) -> Table:
-    table = Table(title=title, caption=_caption(rows))
-    table.add_column("setting", no_wrap=True)
-    for column in ("length", "first token s", "decode ms", "total s", "cache MB", "with sliding layers", "peak MB"):
-        table.add_column(column, justify="right")
-    for row in rows:
-        cells = []
-        for field, scale in COLUMNS.items():
-            ratio = row.get(f"{field}_ratio")
-            mark = "*" if field == "decode_ms" and row["launch_bound"] else ""
-            cells.append(f"{(row[field] or 0) / scale:.2f}{mark}" + (f" ×{ratio:.2f}" if ratio else ""))
-        table.add_row(plain(row["setting"]), str(row["length"]), *cells)
-    return table
-
-
-def _concurrency_table(title: Text, rows: Sequence[Mapping[str, Any]]) -> Table:
-    table = Table(title=title, caption=_caption(rows))
-    table.add_column(concurrency.HEADER[0], no_wrap=True)
-    for column in concurrency.HEADER[1:]:
-        table.add_column(column, justify="right")
-    for row in rows:
-        table.add_row(*map(plain, concurrency.texts(row)))
-    return table
-
-
-def _caption(rows: Sequence[Mapping[str, Any]]) -> str | None:
-    bound = any(row["launch_bound"] for row in rows)
-    return "* bound by launches: the GPU waits for the host" if bound else None
+    show_texts(latency(content))
+    paths = save(draw(tables(content)), folder / "efficiency", (".png", ".svg"))
+    if content.get("concurrency"):
+        of_pools = pools(content)
+        show_texts(of_pools)
+        paths += save(draw_pools(content["concurrency"], of_pools.title), folder / "pools", (".png", ".svg"))
+    show_figures(paths)

@@ -1,37 +1,53 @@
-"""The paper's figure 8: end-to-end latency and peak memory by context length."""
+"""What a KV memory pool yields, as `eval=efficiency` measures it: tokens per second over the size of the pool."""
 
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import matplotlib.pyplot as plt
+from matplotlib.figure import Figure
 
-from evals.report.figure import legend_label, save
+from evals.efficiency.tables import names, speeds
+from evals.report.figures import legend_label
 
-PANELS = (
-    ("total_s", "latency, end to end (s)", 1.0),
-    ("decode_ms", "decode (ms a token)", 1.0),
-    ("cache_bytes", "KV cache (MB)", 1e-6),
-    ("peak_bytes", "peak memory (MB)", 1e-6),
-)
+Rows = Sequence[Mapping[str, Any]]
+"""The rows of `concurrency` in efficiency.json."""
 
 
-def draw(rows: Sequence[dict[str, Any]], title: str, stem: Path) -> list[Path]:
-    """One line a setting over context length, written to `stem` + .png and .svg; returns the two paths."""
-    figure, axes = plt.subplots(1, len(PANELS), figsize=(4 * len(PANELS), 3.6), layout="constrained")
-    for axis, (field, label, scale) in zip(axes, PANELS, strict=True):
-        for number, name in enumerate(dict.fromkeys(row["setting"] for row in rows)):
-            mine = [row for row in rows if row["setting"] == name and row[field] is not None]
-            # Markers tell lines apart in grey, too.
-            axis.plot(
-                [row["length"] for row in mine],
-                [row[field] * scale for row in mine],
-                marker="osD^v<>Pph*X"[number % 12],
-                label=legend_label(name),
+def draw(rows: Rows, title: str) -> Figure:
+    """A panel for each prompt length, a line for each setting, with bars of what 95 % of the decode steps give."""
+    of_lengths = speeds(rows)
+    ticks = _ticks(rows)
+    figure, axes = plt.subplots(
+        1, len(of_lengths), figsize=(4.4 * len(of_lengths), 3.8), squeeze=False, sharey=True, layout="constrained"
+    )
+    for axis, (length, settings) in zip(axes.flat, of_lengths.items(), strict=True):
+        for number, (setting, points) in enumerate(settings.items()):
+            (line,) = axis.plot(
+                *zip(*points, strict=True), marker="osD^v<>Pph*X"[number % 12], label=legend_label(setting)
             )
-        axis.set_xlabel("context length (tokens)")
-        axis.set_ylabel(label)
+            axis.plot(*points[0], marker="o", markersize=11, fillstyle="none", color=line.get_color())
+            for row, name in zip(rows, names(rows), strict=True):
+                if (str(name), row["length"]) == (setting, length) and row["sequences"]:
+                    look = {"color": line.get_color(), "alpha": 0.5, "linewidth": 1}
+                    axis.vlines(row["pool_mb"], *row["tokens_per_s_spread"], **look)
+        axis.set_xscale("log", base=2)
+        axis.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+        axis.minorticks_off()
+        axis.set_title(f"prompts of {length} tokens", fontsize=10)
+        axis.set_xlabel("KV memory pool (MB); ringed: one sequence")
         axis.set_ylim(bottom=0)
-    axes[0].legend(fontsize=8)
-    figure.suptitle(title)
-    return save(figure, stem, (".png", ".svg"))
+        axis.grid(alpha=0.25)
+    axes.flat[0].set_ylabel("tokens per second, all sequences")
+    figure.legend(*axes.flat[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=8)
+    figure.suptitle(title, fontsize=11)
+    return figure
+
+
+def _ticks(rows: Rows) -> list[float]:
+    """The pools, and halves of the largest down to the smallest that holds one sequence of some setting."""
+    ticks = {float(row["pool_mb"]) for row in rows}
+    tick = max(ticks)
+    while tick > min(row["sequence_bytes"] / 1e6 for row in rows):
+        ticks.add(tick)
+        tick /= 2
+    return sorted(ticks)

@@ -30,13 +30,14 @@ LAUNCH_BOUND = 0.9
 class Contender:
     """A setting, and the tokens of one forward pass of its prefill (None: the whole prompt).
 
-    `method` and `protocol` are what results name it by.
+    `method`, `protocol` and `variant` are what results name it by.
     """
 
     setting: Setting
     chunk: int | None = None
     method: str = "full"
     protocol: str = "corrected"
+    variant: str = ""
 
 
 @dataclass(frozen=True)

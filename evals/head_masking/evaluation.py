@@ -14,16 +14,17 @@ from compresskv.engine.masking import generate_masked
 from compresskv.engine.prefill import FULL
 from compresskv.errors import UserError
 from compresskv.models import LoadedModel
-from evals.console import screen
 from evals.head_masking.choices import Choice, choices
 from evals.head_masking.config import HeadMasking
-from evals.head_masking.table import table
+from evals.head_masking.tables import texts
 from evals.job import Job, Sample, Work
 from evals.niah import released
 from evals.niah.evaluation import NiahTask
 from evals.niah.prompts import NeedlePrompts
 from evals.progress import Progress
+from evals.report.terminal import show_texts
 from evals.results.finish import finish
+from evals.results.record import Record
 from evals.results.schema import Line
 from evals.results.store import SampleStore, close_all
 from evals.results.verify import failed_of
@@ -132,21 +133,22 @@ class Masking:
                     refuse_another_prompt(store, sample)
             self.decode(stores, progress)
             answered = [id for id in self.tasks[0].sample_ids if all(id in store.lines for store in stores.values())]
-            lines: dict[Choice, list[Line]] = {}
+            records: list[Record] = []
             failures: dict[str, Line] = {}
             for task in self.tasks:
                 store = stores[task.choice]
-                finish(store, task.sample_ids, about(self.model, self.job, task, FULL), self.job.results / "runs")
-                lines[task.choice] = [store.lines[id] for id in answered]
+                of_task = about(self.model, self.job, task, FULL)
+                finished = finish(store, task.sample_ids, of_task, self.job.results / "runs")
+                records.append(finished.only(answered))
                 failures |= {id: store.failures[id] for id in task.sample_ids if id in store.failures}
         finally:
             close_all(stores.values())
-        title = f"{self.model.name} · {self.config.name} · {self.job.protocol.label}"
-        if answered:
-            screen().print(table(title, lines, self.model.layers * self.model.q_heads))
+        for table in texts(records) if answered else ():
+            show_texts(table)
         if failures:
+            place = f"{self.model.name} · {self.config.name} · {self.job.protocol.label}"
             raise UserError(
-                None, "run the same command again for what has no result", why=f"{title}: {failed_of(failures)}"
+                None, "run the same command again for what has no result", why=f"{place}: {failed_of(failures)}"
             )
 
     def decode(self, stores: Mapping[Choice, SampleStore], progress: Progress) -> None:

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 from compresskv.checking import Ge, Le, PathText
 from compresskv.inputs import expanded, read_once
-from evals.job import SampledEvaluation, Shown
+from evals.job import SampledEvaluation
 from evals.jsonl.records import JsonlRecord, MetricName, NewTokens, read_records
-
-if TYPE_CHECKING:
-    from evals.results.record import Record
 
 
 @dataclass(frozen=True)
@@ -46,10 +43,3 @@ class Jsonl(SampledEvaluation):
 
     def check(self) -> None:
         _ = self.file
-
-    @classmethod
-    def show(cls, title: str, records: Mapping[str, Sequence[Record]], figure: Path) -> Shown:
-        """A table with the mean score by metric."""
-        from evals.report.terminal import score_table
-
-        return Shown([score_table(title, records, lambda line: line["metric"])])

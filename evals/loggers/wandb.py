@@ -11,14 +11,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from compresskv.checking import Name, PathText
+from compresskv.checking import Name as PlainName
+from compresskv.checking import PathText
 from compresskv.errors import UserError
 from evals.console import visible
 from evals.job import Logger, Report
+from evals.results.means import groups_of
 from evals.results.measurement import Measurement
 from evals.results.names import names
 from evals.results.record import FILES, Record
 from evals.results.schema import FIDELITY, NAMED
+from evals.results.shows import hook, own_fields, sound
+from evals.tables import text
+from evals.tables.table import Name
 
 if TYPE_CHECKING:
     import wandb
@@ -26,10 +31,11 @@ if TYPE_CHECKING:
     from evals.job import Job
 
 COLUMNS = (
-    *("id", "length", "depth", "prompt_tokens", "prompt_tail", "answers", "prediction", "kept", "realised_budget"),
+    *("prompt_tokens", "prompt_tail", "prediction", "kept", "realised_budget"),
     *(*FIDELITY, "kl_per_token", "prompt_sha256"),
 )
-"""The fields of a sample's line that go into the table of samples where it has them; all its scores follow."""
+"""The fields of every evaluation's lines that go into the table of samples, after the evaluation's own; all its scores
+follow."""
 
 MEASURED = ("score", "n", "realised_budget", "cache_bytes", "total_cache_bytes", "uncompressed", "truncated", "failed")
 """The numbers of a summary that are logged as they are."""
@@ -46,11 +52,11 @@ class WandbLogger(Logger):
     continues its runs. While a command runs, a separate run shows its progress.
     """
 
-    project: Name
-    entity: Name | None
-    group: Name | None
-    tags: tuple[Name, ...]
-    notes: Name | None
+    project: PlainName
+    entity: PlainName | None
+    group: PlainName | None
+    tags: tuple[PlainName, ...]
+    notes: PlainName | None
     mode: Literal["online", "offline"]
     directory: PathText
 
@@ -132,12 +138,13 @@ class WandbLogger(Logger):
         if finished:
             self._log_overview(named, figures)
 
-    def _log_overview(self, named: Mapping[Record, str], figures: Sequence[Path]) -> None:
+    def _log_overview(self, named: Mapping[Record, Name], figures: Sequence[Path]) -> None:
         """A run with a table of all settings, and the figures."""
         import wandb
 
         first = next(iter(named))
         columns, rows = overview(named)
+        tables = {name: wandb.Table(columns=list(columns), data=rows) for name, (columns, rows) in means(list(named))}
         images = {path.stem: wandb.Image(str(path)) for path in figures if path.suffix == ".png"}
         with self._opened(
             group=self.group or f"{first.model} {first.eval}",
@@ -145,9 +152,9 @@ class WandbLogger(Logger):
             name=f"overview of {len(named)} settings",
             job_type="overview",
             tags=[*dict.fromkeys(record.model for record in named), *dict.fromkeys(record.eval for record in named)],
-            config={"settings": list(named.values())},
+            config={"settings": [str(name) for name in named.values()]},
         ) as run:
-            run.log({"settings": wandb.Table(columns=columns, data=rows), **images})
+            run.log({"settings": wandb.Table(columns=columns, data=rows), **tables, **images})
             if run.url:
                 print(f"W&B: {run.url}", file=sys.stderr)
 
@@ -160,9 +167,8 @@ class WandbLogger(Logger):
             for name, (columns, rows) in measurement.tables.items():
                 data = [[str(value) if isinstance(value, list) else value for value in row] for row in rows]
                 tables[name] = wandb.Table(columns=list(columns), data=data)
-            for figure in (measurement.path.with_suffix(".png"), measurement.path.with_name("pools.png")):
-                if figure.is_file():
-                    tables[figure.stem] = wandb.Image(str(figure))
+            for figure in sorted(measurement.path.parent.glob("*.png")):
+                tables[figure.stem] = wandb.Image(str(figure))
             with self._opened(
                 group=self.group or f"{measurement.model} {measurement.eval}",
                 id=safe_id(f"{measurement.model}-{measurement.eval}-{measurement.digest}"),
@@ -185,8 +191,8 @@ def progress_id(jobs: "Sequence[Job]") -> str:
     return f"progress-{_hash(json.dumps(settings, sort_keys=True, default=str))}"
 
 
-def _hash(text: str) -> str:
-    return hashlib.sha256(visible(text).encode()).hexdigest()[:16]
+def _hash(name: str) -> str:
+    return hashlib.sha256(visible(name).encode()).hexdigest()[:16]
 
 
 def run_id(record: Record) -> str:
@@ -196,16 +202,16 @@ def run_id(record: Record) -> str:
     return safe_id("-".join(filter(None, (*record.path.parts[-6:-1], budget, record.digest))))
 
 
-def safe_id(text: str) -> str:
-    """The end of `text` as W&B takes it for an id; where that leaves something out, with a hash of the whole."""
-    end = text[-128:]
+def safe_id(name: str) -> str:
+    """The end of `name` as W&B takes it for an id; where that leaves something out, with a hash of the whole."""
+    end = name[-128:]
     safe = re.sub("[:;,#?/']", "-", visible(end)).strip()
-    return end if safe == end else f"{safe[-119:].lstrip()}-{hashlib.sha256(visible(text).encode()).hexdigest()[:8]}"
+    return end if safe == end else f"{safe[-119:].lstrip()}-{hashlib.sha256(visible(name).encode()).hexdigest()[:8]}"
 
 
-def artifact_name(text: str) -> str:
-    """`text` as W&B takes it for the name of an artifact: letters, digits, and - _ . only."""
-    return re.sub(r"[^\w.-]", "-", text, flags=re.ASCII)[-128:]
+def artifact_name(name: str) -> str:
+    """`name` as W&B takes it for the name of an artifact: letters, digits, and - _ . only."""
+    return re.sub(r"[^\w.-]", "-", name, flags=re.ASCII)[-128:]
 
 
 def tags(record: Record) -> list[str]:
@@ -232,18 +238,30 @@ def measured(summary: Mapping[str, Any]) -> dict[str, Any]:
     return numbers
 
 
-def overview(named: Mapping[Record, str]) -> tuple[list[str | int], list[list[Any]]]:
+def overview(named: Mapping[Record, Name]) -> tuple[list[str | int], list[list[Any]]]:
     """Columns and rows of the table of settings: what each is, and its numbers."""
-    rows = [{"name": name, **_place(record), **measured(record.summary or {})} for record, name in named.items()]
+    rows = [{"name": str(name), **_place(record), **measured(record.summary or {})} for record, name in named.items()]
     columns: list[str | int] = list(dict.fromkeys(column for row in rows for column in row))
     return columns, [[row.get(str(column)) for column in columns] for row in rows]
+
+
+def means(records: Sequence[Record]) -> Iterator[tuple[str, tuple[list[str], list[list[Any]]]]]:
+    """The tables of every model and evaluation, by their heading: columns, and a row for each setting."""
+    for of_evaluation in groups_of([sound(record)[0] for record in records]):
+        for table in hook(of_evaluation[0].kind, "tables")(of_evaluation):
+            rows = [
+                [str(row.name), *(row.cells[column].mean if column in row.cells else None for column in table.columns)]
+                for row in table.rows
+            ]
+            yield text.heading(table), (["setting", *map(table.head, table.columns)], rows)
 
 
 def samples(record: Record) -> tuple[list[str | int], list[list[Any]]]:
     """Columns and rows of the table of samples. Lists are written as text: a column of W&B has one type."""
     lines = record.covered
     known = set().union(*lines)
-    columns: list[str | int] = [column for column in COLUMNS if column in known]
+    own = dict.fromkeys(field for line in lines for field in own_fields(line))
+    columns: list[str | int] = ["id", *own, *(column for column in COLUMNS if column in known)]
     columns += sorted(field for field in known if field == "score" or field.startswith("score_"))
     rows = []
     for line in lines:

@@ -1,14 +1,17 @@
 """From sample scores to task scores, category averages and the 16-task average, with confidence intervals."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from evals.longbench.metrics import SampleScore, dataset_score
 from evals.longbench.official import RowCheck
 from evals.longbench.tasks import CATEGORIES, ENGLISH, TASKS, Task
-from evals.results import statistics
+from evals.tables import statistics
+from evals.tables.table import Cell, Key
 
-Interval = tuple[float, float]
+AVERAGE_OF_16 = "average of 16"
+
+BY_CATEGORY = {category: (category,) for category in CATEGORIES}
 
 
 @dataclass(frozen=True)
@@ -27,6 +30,11 @@ class TaskScore:
     check: RowCheck | None
 
     @property
+    def counted(self) -> int:
+        """How many of the samples are official rows, as far as can be told."""
+        return max(len(self.samples) - (self.check.mismatching if self.check else 0), 0)
+
+    @property
     def problem(self) -> str:
         """Why this is not a score on the official test set; "" if it is."""
         n, official = len(self.samples), self.task.n
@@ -37,17 +45,6 @@ class TaskScore:
         if n > official:
             return f"{n} rows instead of {official}"
         return f"{foreign} rows are not official" if foreign else ""
-
-
-@dataclass(frozen=True)
-class Average:
-    """Unweighted mean of task scores; `score` and `interval` are None as long as `problem` says what is missing."""
-
-    name: str
-    n: int
-    score: float | None
-    interval: Interval | None
-    problem: str
 
 
 def task_score(task: Task, samples: Sequence[SampleScore], check: RowCheck | None = None) -> TaskScore:
@@ -62,30 +59,37 @@ def task_score(task: Task, samples: Sequence[SampleScore], check: RowCheck | Non
     )
 
 
-def interval(scores: Sequence[TaskScore]) -> Interval | None:
-    """95% percentile bootstrap interval, 0 to 100, of the mean of these task scores; None if a task has one sample.
+def interval(score: TaskScore) -> tuple[float, float] | None:
+    """95% percentile bootstrap interval, 0 to 100, of a task score; None for a single sample."""
+    return statistics.interval([100 * sample for sample in score.samples])
 
-    Samples are resampled within each task.
+
+def averages(
+    values: Mapping[str, Mapping[Key, float]],
+    counted: Mapping[str, int],
+    official: Mapping[str, int] | None = None,
+    groups: Mapping[str, Sequence[str]] = BY_CATEGORY,
+) -> dict[str, Cell]:
+    """The mean over each of the `groups` of categories, and over all 16 tasks; the Chinese tasks are in none.
+
+    As in the published tables, each is the unweighted mean of rounded task scores. `values` are those of the samples by
+    task, of which `counted` are official; `official`: how many rows a task has, where that is not its usual number. A
+    mean is partial unless it is over all official rows of all its tasks; one without any task is left out.
     """
-    return statistics.interval(*([100 * sample for sample in score.samples] for score in scores))
+    rows = {task: TASKS[task].n for task in ENGLISH} | dict(official or {})
+    wanted = {name: [task for task in ENGLISH if TASKS[task].category in of] for name, of in groups.items()}
+    cells = {}
+    for name, tasks in {**wanted, AVERAGE_OF_16: ENGLISH}.items():
+        if present := [task for task in tasks if task in values]:
+            of, here = sum(rows[task] for task in tasks), sum(counted[task] for task in present)
+            cells[name] = Cell({task: values[task] for task in present}, of, here, tasks=len(tasks))
+    return cells
 
 
-def averages(scores: Mapping[str, TaskScore], beside: Collection[str] = ()) -> list[Average]:
-    """The six category averages and the 16-task average, all over English tasks; the Chinese ones have no average.
-
-    As in the published tables, each is the mean of rounded task scores. A category without any task, here or in
-    `beside`, is left out.
-    """
-    groups = {category: [name for name in ENGLISH if TASKS[name].category == category] for category in CATEGORIES}
-    rows = [_average(category, names, scores) for category, names in groups.items() if {*scores, *beside} & set(names)]
-    return [*rows, _average("average of 16", ENGLISH, scores)]
-
-
-def _average(name: str, tasks: Sequence[str], scores: Mapping[str, TaskScore]) -> Average:
-    present = [scores[task] for task in tasks if task in scores]
-    n = sum(len(score.samples) for score in present)
-    complete = sum(not score.problem for score in present)
-    if complete < len(tasks):
-        return Average(name, n, None, None, f"incomplete: {complete} of {len(tasks)} tasks")
-    mean = round(sum(score.score for score in present) / len(present), 2)
-    return Average(name, n, mean, interval(present), "")
+def averages_of(scores: Mapping[str, TaskScore]) -> dict[str, Cell]:
+    """`averages` of task scores."""
+    values = {
+        task: {(str(place), ""): 100 * sample for place, sample in enumerate(score.samples)}
+        for task, score in scores.items()
+    }
+    return averages(values, {task: score.counted for task, score in scores.items()})

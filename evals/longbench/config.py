@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 from compresskv.checking import Ge, Le, MinLen, PathText, Sha256
-from evals.job import SampledEvaluation, Shown
+from evals.job import SampledEvaluation
 from evals.longbench.data import load_task, open_source, refuse_missing
 from evals.longbench.tasks import select_tasks
-
-if TYPE_CHECKING:
-    from evals.results.record import Record
 
 
 @dataclass(frozen=True)
@@ -45,10 +42,3 @@ class LongBench(SampledEvaluation):
         refuse_missing(self.folder, tasks)
         for task in tasks:
             load_task(self.folder, task, self.limit)
-
-    @classmethod
-    def show(cls, title: str, records: Mapping[str, Sequence[Record]], figure: Path) -> Shown:
-        """Tables of task scores and averages; an average only where it is one over complete official tasks."""
-        from evals.longbench.table import tables
-
-        return Shown(tables(title, records))

@@ -13,11 +13,12 @@ from pathlib import Path
 
 from compresskv.errors import UserError, located
 from compresskv.inputs import read_once
-from evals.longbench.aggregate import TaskScore, averages, interval, task_score
+from evals.longbench.aggregate import TaskScore, averages_of, interval, task_score
 from evals.longbench.metrics import score_sample
 from evals.longbench.official import check_unordered
 from evals.longbench.records import Answers, Classes, Count, checked_record, data_files, read_jsonl
 from evals.longbench.tasks import ALL, Task, get_task
+from evals.tables import text
 
 
 def score_folder(folder: Path) -> dict[str, TaskScore]:
@@ -75,16 +76,18 @@ def print_table(scores: Mapping[str, TaskScore]) -> None:
     table.add_column("95% CI", justify="right", no_wrap=True)
     table.add_column("", style="yellow")
     for name, score in scores.items():
-        row = [name, score.task.category, str(len(score.samples)), f"{score.score:.2f}", _range(interval([score]))]
+        row = [name, score.task.category, str(len(score.samples)), f"{score.score:.2f}", _range(interval(score))]
         table.add_row(*row, score.problem, end_section=name == list(scores)[-1])
-    for average in averages(scores):
-        value = "-" if average.score is None else f"{average.score:.2f}"
-        table.add_row(average.name, "", str(average.n), value, _range(average.interval), average.problem)
+    for average, cell in averages_of(scores).items():
+        whole = sum(not scores[task].problem for task in cell.strata)
+        problem = f"incomplete: {whole} of {cell.tasks} tasks" if cell.partial else ""
+        numbers = ["-", "-"] if problem else [f"{cell.mean:.2f}", _range(cell.interval)]
+        table.add_row(average, "", str(cell.n), *numbers, problem)
     Console(width=None if sys.stdout.isatty() else 120).print(table)  # a file or pipe has no width of its own
 
 
 def _range(bounds: tuple[float, float] | None) -> str:
-    return "-" if bounds is None else f"{bounds[0]:.2f} - {bounds[1]:.2f}"
+    return text.bounds(bounds, 3, "{} - {}") or "-"
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -8,10 +8,10 @@ from pathlib import Path
 from compresskv.errors import UserError
 from evals.console import signals_as_interrupts
 from evals.efficiency.config import Efficiency
+from evals.efficiency.tables import runs as efficiency_runs
 from evals.job import Job
 from evals.reference.export import export
 from evals.reference.sweeps import SWEEPS, jobs
-from evals.results.measurement import efficiency_runs
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

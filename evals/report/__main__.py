@@ -1,5 +1,5 @@
 """What results show, from the results tree alone: `python -m evals.report results --out report` writes one HTML page,
-`python -m evals.report experiment=table1_longbench` an experiment's tables and figures.
+`python -m evals.report experiment=<name>` an experiment's tables and figures.
 """
 
 import sys
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, cast
 from compresskv.errors import UserError
 from compresskv.inputs import expanded
 from evals.console import Arguments, outputs_take_any_text, visible
-from evals.report.items import ITEMS
+from evals.experiments import ITEMS
 
 if TYPE_CHECKING:
     from evals.report.latex import Columns

@@ -4,21 +4,20 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from compresskv.errors import UserError
-from evals.kinds import TITLES
-from evals.report.cells import SCORE, Metric
-from evals.report.grids import FIDELITY, by_task, grid_of, groups_of
-from evals.report.items import ALL, Item
-from evals.report.labels import named
-from evals.report.sound import sound
-from evals.report.verdicts import Verdict, subject_of, verdicts
+from evals.results.means import USUAL, average, groups_of, is_number, sampled
 from evals.results.record import Record
+from evals.results.shows import hook, sound
+from evals.tables.compare import Question, Verdict, subject_of, verdicts
+from evals.tables.methods import named
+from evals.tables.table import FIDELITY, SCORE, Metric, Table
+from evals.tables.text import title_of
 
 KNOWN = {metric.field: metric for metric in (SCORE, *FIDELITY)}
 
 
-def item_of(method: str) -> Item:
-    """The item that compares everything with a method, as results name it."""
-    return replace(ALL, subject=named(method))
+def question(method: str) -> Question:
+    """What compares everything with a method, as results name it."""
+    return Question(subject=named(method))
 
 
 def against(records: Sequence[Record], metric: str, method: str) -> list[tuple[str, list[Verdict]]]:
@@ -29,7 +28,7 @@ def against(records: Sequence[Record], metric: str, method: str) -> list[tuple[s
     known = dict.fromkeys(record.method for record in records)
     if method not in known:
         raise UserError("--against", f"choose one of {', '.join(known)}, or all", value=method, why="no results here")
-    found = list(_families([sound(record)[0] for record in records if record.summary], metric, item_of(method)))
+    found = list(_families([sound(record)[0] for record in records if record.summary], metric, question(method)))
     if not found:
         raise UserError(
             "--metric",
@@ -40,22 +39,22 @@ def against(records: Sequence[Record], metric: str, method: str) -> list[tuple[s
     return found
 
 
-def _families(records: Sequence[Record], metric: str, item: Item) -> Iterator[tuple[str, list[Verdict]]]:
+def _families(records: Sequence[Record], metric: str, asked: Question) -> Iterator[tuple[str, list[Verdict]]]:
     # Of other fields nobody says which values are better.
-    measured = KNOWN.get(metric, Metric(metric, metric, 4))
-    item = item if metric in KNOWN else replace(item, finding="higher for {better}")
+    asked = asked if metric in KNOWN else replace(asked, finding="higher for {better}")
     for group in groups_of(records):
-        with_metric = [record for record in group if any(_number(line.get(metric)) for line in record.covered)]
-        if not with_metric:
-            continue
-        grid = by_task(grid_of(item, with_metric, measured))
-        if subject_of(item, grid) != item.subject:
-            continue
-        tasks = [column for column in grid.columns if column in {record.task for record in group}]
-        for column in [*(tasks if len(tasks) > 1 else []), grid.overall]:
-            if compared := verdicts(item, replace(grid, compared=[column])):
-                yield f"{grid.model} · {TITLES.get(grid.eval, grid.eval)} · {column}", compared
+        with_metric = [record for record in group if any(is_number(line.get(metric)) for line in record.covered)]
+        for table in _tables(with_metric, metric) if with_metric else ():
+            if subject_of(asked, table) != asked.subject:
+                continue
+            tasks = [column for column in table.columns if column in {record.task for record in group}]
+            for column in [*(tasks if len(tasks) > 1 else []), table.overall]:
+                if compared := verdicts(asked, replace(table, compared=[column])):
+                    yield f"{table.model} · {title_of(table.eval)} · {column}", compared
 
 
-def _number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
+def _tables(records: Sequence[Record], metric: str) -> list[Table]:
+    """The evaluation's own table of the metric; of another field, its mean over everything."""
+    if metric in KNOWN:
+        return [table for table in hook(records[0].kind, "tables")(records) if table.metric.field == metric]
+    return sampled(records, USUAL, average, [Metric(metric, metric, 4)])

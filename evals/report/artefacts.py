@@ -1,32 +1,32 @@
 """The artefacts of an experiment, made from the results tree alone: tables, comparisons and figures."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+from compresskv.errors import UserError
+from compresskv.methods import method_config
 from evals.console import visible
-from evals.kinds import TITLES
-from evals.report import attention, efficiency, heads, masking, paper, tables
-from evals.report.cells import Grid
-from evals.report.csv import csv_text
-from evals.report.grids import grids
-from evals.report.items import Item, item
-from evals.report.labels import heads_label
+from evals.experiments import Item, heads_label, item
+from evals.report import paper
+from evals.report.csv import comparisons, csv_text, means
 from evals.report.latex import Columns, appendix, latex
 from evals.report.markdown import markdown
-from evals.report.needles import agreement_of_orders
-from evals.report.page import Page, file_part, left_out
-from evals.report.selection import chosen, default_heads, nothing
-from evals.report.verdicts import family_of, subject_of, unpaired, verdicts
-from evals.results.record import Record
+from evals.report.page import Page
+from evals.report.selection import chosen, default_heads, nothing, settings_of
+from evals.results.means import Asked
+from evals.results.shows import hook
 from evals.results.store import refused, safe_name, write_text
+from evals.tables import text
+from evals.tables.compare import subject_of, unpaired, verdicts
+from evals.tables.table import OTHERS, Shown, Table
 
 
 def write(experiment: str, results: Path, columns: Columns = "tasks") -> list[Path]:
-    """Write `results`/artefacts/<experiment>/; returns the paths. `columns`: of the LaTeX tables of LongBench.
+    """Write `results`/artefacts/<experiment>/; returns the paths. `columns` of the LaTeX tables: tasks, or groups.
 
     Raises `UserError` for an experiment that has no artefacts, and where none of its settings has results.
     """
@@ -40,12 +40,12 @@ def write(experiment: str, results: Path, columns: Columns = "tasks") -> list[Pa
     texts["table-appendix.tex"] = appendix(page, columns)
     for name, frame in page.frames.items():
         texts[f"{name}.csv"] = csv_text(frame())
-    for name, text in texts.items():
-        write_text(folder / name, visible(text))
+    for name, content in texts.items():
+        write_text(folder / name, visible(content))
     paths = [folder / name for name in texts]
     try:
         for name, draw in page.figures.items():
-            from evals.report.figure import save
+            from evals.report.figures import save
 
             paths += save(draw(), folder / name)
     except OSError as error:
@@ -56,64 +56,78 @@ def write(experiment: str, results: Path, columns: Columns = "tasks") -> list[Pa
 def page_of(experiment: str, results: Path) -> Page:
     """What an experiment shows of `results`. Raises `UserError` as `write` does."""
     of_item = item(experiment)
-    page_from = {
-        "runs": _runs,
-        "efficiency": efficiency.page,
-        "attention": attention.page,
-        "calibrations": heads.page,
-    }
-    return page_from[of_item.source](experiment, of_item, results)
+    return _measured(experiment, of_item, results) if of_item.source else _runs(experiment, of_item, results)
+
+
+def _measured(experiment: str, of_item: Item, results: Path) -> Page:
+    """From what an evaluation that measures by itself left."""
+    methods = [method_config(config["method"]).name for config in settings_of(experiment, None)]
+    try:
+        found: Shown = hook(of_item.source, "shown")(results, methods)
+    except UserError as error:
+        raise UserError("experiment", error.fix, value=experiment, why=error.why) from error
+    if not found.tables and not found.texts:
+        raise nothing(experiment, results / of_item.source)
+    frames = ({"table": partial(means, found.tables)} if found.tables else {}) | dict(found.frames)
+    others = paper.others(experiment, found.tables)
+    page = replace(found, frames=frames)
+    return Page(name=experiment, title=of_item.title, others=others, **vars(page))
 
 
 def _runs(experiment: str, of_item: Item, results: Path) -> Page:
     """From the settings of results/runs."""
     records, evaluation, faults = chosen(experiment, results)
-    of_models: list[list[Grid]] = []
-    notes = []
+    asked = Asked(of_item.label, of_item.view)
+    of_models: list[list[Table]] = []
+    notes: list[str] = []
+    remarks: list[str] = []
     for _, group in groupby(records, key=lambda record: record.model):
         of_model = list(group)
-        of_models.append([paper.beside(experiment, grid) for grid in _grids(of_item, of_model) if grid.columns])
-        if of_item.columns == "masked":
-            notes.append(masking.note(of_model))
+        tables = hook(of_model[0].kind, "tables")(of_model, asked)
+        of_models.append([paper.beside(experiment, table) for table in tables if table.columns])
+        remarks += hook(of_model[0].kind, "notes", lambda *_: [])(of_model, tables, of_item.view)
         if of_item.label is heads_label:
             notes += default_heads(of_model)
-    every = [grid for of_model in of_models for grid in of_model]
+    every = [table for of_model in of_models for table in of_model]
     if not every:
         raise nothing(experiment, results / "runs")
-    compared = []
-    for grid in every:
-        compared += verdicts(of_item, grid)
-    # Once for a model: its other grids are of the same samples.
+    compared = [verdict for table in every for verdict in verdicts(of_item, table)]
+    # Once for a model: its other tables are of the same samples.
     notes += [note for of_model in of_models for note in unpaired(of_model[0])]
     if records[0].eval != evaluation:
-        name = TITLES.get(evaluation, evaluation)
-        notes.append(f"Needles stand in for {name}, as at size=smoke: nothing here is a {name} score.")
-    if of_item.columns == "needles":
-        notes += agreement_of_orders(every)
-    notes += left_out(faults)
-    frames = {"table": partial(tables.means, every)}
+        name = text.title_of(evaluation)
+        section = hook(records[0].kind, "SECTION", OTHERS)
+        notes.append(f"{section.title} stand in for {name}, as at size=smoke: nothing here is a {name} score.")
+    notes += [*remarks, *text.left_out(faults)]
+    frames: dict[str, Callable[[], Any]] = {"table": partial(means, every)}
     if compared:
-        frames["comparisons"] = partial(tables.comparisons, compared)
+        frames["comparisons"] = partial(comparisons, compared)
+    family = replace(of_item, subject=subject_of(of_item, every[0])).family if compared else ""
+    figures = _figures(of_item, records[0].kind, [of_model[0] for of_model in of_models if of_model])
     others = paper.others(experiment, every)
-    figures = _figures(of_item, [of_model[0] for of_model in of_models if of_model])
-    family = family_of(replace(of_item, subject=subject_of(of_item, every[0]))) if compared else ""
-    return Page(experiment, of_item.title, every, compared, others, notes, (), frames, figures, family)
+    return Page(
+        name=experiment,
+        title=of_item.title,
+        tables=every,
+        verdicts=compared,
+        others=others,
+        notes=notes,
+        frames=frames,
+        figures=figures,
+        family=family,
+    )
 
 
-def _grids(of_item: Item, of_model: Sequence[Record]) -> list[Grid]:
-    return [masking.grid(of_model)] if of_item.columns == "masked" else grids(of_item, of_model)
-
-
-def _figures(of_item: Item, of_models: Sequence[Grid]) -> dict[str, Callable[[], Any]]:
-    """One of the first grid of each model, by the name of its file."""
+def _figures(of_item: Item, kind: str, tables: Sequence[Table]) -> dict[str, Callable[[], Any]]:
+    """One of the first table of each model, by the name of its file."""
     if of_item.figure is None:
         return {}
-    from evals.report import curve, heatmap
 
-    draw: Mapping[str, Callable[[Grid], Any]] = {
-        "curve": curve.over_budget,
-        "layers": curve.over_layers,
-        "masked": curve.over_masked,
-        "heatmap": heatmap.heatmaps,
-    }
-    return {f"figure-{file_part(g.model)}": partial(draw[of_item.figure], g) for g in of_models}
+    def draw(table: Table) -> Any:
+        from evals.report.figures import over_budget, over_columns
+
+        if of_item.figure == "own":
+            return hook(kind, "figure", over_budget)(table)
+        return over_budget(table) if of_item.figure == "budgets" else over_columns([table])
+
+    return {f"figure-{text.file_part(table.model)}": partial(draw, table) for table in tables}

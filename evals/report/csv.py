@@ -1,16 +1,62 @@
-"""A frame as CSV that a spreadsheet takes for text and numbers, never for formulas."""
+"""Tables as CSV that a spreadsheet takes for text and numbers, never for formulas."""
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from evals.console import visible
+from evals.tables.compare import Verdict
+from evals.tables.table import Table
 
 if TYPE_CHECKING:
     from pandas import DataFrame
 
 FORMULAS = ("=", "@", "+", "-", "\t", "\r", "\n", "＝", "＠", "＋", "－")
 """What begins a formula, or is left out by a spreadsheet that then finds one."""
+
+
+def means(tables: Sequence[Table]) -> "DataFrame":
+    """One row for every cell of `tables`, with the published number beside it.
+
+    `low` and `high` are the 95 % interval; `of` is how many samples exist.
+    """
+    import pandas as pd
+
+    rows = []
+    for table in tables:
+        for row in table.rows:
+            for column, cell in row.cells.items():
+                low, high = _rounded(cell.interval, cell.digits)
+                place = {"model": table.model, "eval": table.eval, "protocol": row.protocol, "method": row.name.method}
+                named = {"variant": row.name.variant, "metric": table.metric.field, "column": column}
+                measured = {"mean": cell.mean, "low": low, "high": high, "n": cell.n, "of": cell.of}
+                compared = {
+                    "partial": cell.partial,
+                    "published": cell.published,
+                    "source": cell.source,
+                    "difference": cell.difference,
+                    "not_comparable": "nothing published" if cell.published is None else cell.apart,
+                }
+                rows.append({**place, "budget": row.budget, **named, **measured, **compared})
+    return pd.DataFrame(rows).astype({"budget": "Int64"})
+
+
+def comparisons(verdicts: Sequence[Verdict]) -> "DataFrame":
+    """One row for every paired comparison, `second` − `first`."""
+    import pandas as pd
+
+    rows = []
+    for verdict in verdicts:
+        low, high = _rounded(verdict.interval, verdict.digits)
+        fields = ("model", "eval", "budget", "first", "second", "metric", "column", "mean", "p", "n", "needed")
+        values = {field: getattr(verdict, field) for field in fields}
+        rows.append({**values, "low": low, "high": high, "partial": verdict.partial, "verdict": verdict.words})
+    return pd.DataFrame(rows).astype({"budget": "Int64", "needed": "Int64"}).round({"p": 4})
+
+
+def _rounded(interval: tuple[float, float] | None, digits: int) -> tuple[float | None, float | None]:
+    return (round(interval[0], digits), round(interval[1], digits)) if interval else (None, None)
 
 
 def csv_text(frame: "DataFrame") -> str:

@@ -4,16 +4,13 @@ from pathlib import Path
 
 from compresskv.errors import UserError
 from evals.console import screen
-from evals.report.items import ITEMS
 
 
 def write_artefacts(experiment: str, results: Path) -> None:
-    """Write the artefacts of an experiment that has some, from all of the tree `results`, and print where they are.
+    """Write the artefacts of an experiment, from all of the tree `results`, and print where they are.
 
     Raises nothing of the user's: where there are none, such as of jobs that wait on a cluster, it says so.
     """
-    if experiment not in ITEMS:
-        return
     from evals.report.artefacts import write
 
     console = screen()

@@ -1,7 +1,7 @@
-"""An item as LaTeX tables: those of the paper, and those of its appendix with the intervals and numbers of samples.
+"""A page as LaTeX tables: those of the paper, and those of its appendix with the intervals and numbers of samples.
 
-They need the packages booktabs, graphicx and rotating. No table is scaled: what is too wide for a page is turned, and
-what is too wide or too long for that is split.
+They need the packages booktabs, graphicx and rotating. They are written here, since pandas' `to_latex` splits no table
+that is too wide or too long for a page, and turns none. No table is scaled.
 """
 
 import re
@@ -12,15 +12,14 @@ from itertools import groupby
 from typing import Literal
 
 from compresskv.errors import UserError
-from evals.kinds import TITLES
-from evals.report.cells import AVERAGE_OF_16, Cell, Grid, Row, ranks
-from evals.report.labels import TASKS
-from evals.report.page import Page, bounds, budget_text, heading, notes, numbers, partial
-from evals.report.verdicts import Verdict
-from evals.results import statistics
+from evals.report.page import Page
+from evals.tables import text
+from evals.tables.compare import Verdict
+from evals.tables.statistics import ALPHA
+from evals.tables.table import Cell, Row, Table
 
 Columns = Literal["tasks", "groups"]
-"""What the columns of LongBench are: its tasks, or its categories of tasks. Both have the average too."""
+"""Of a table that has columns over other columns: those of single tasks, or those over them. Both have the average."""
 
 PACKAGES = "% \\usepackage{booktabs,graphicx,rotating}, and a text of 5.5 inches or more\n"
 
@@ -59,44 +58,44 @@ MANY = 8
 """The heads of more columns stand upright."""
 
 
-def escape(text: str) -> str:
+def escape(name: str) -> str:
     """Text that is no markup, on one line."""
-    return " ".join("".join(ESCAPED.get(character, character) for character in text).split())
+    return " ".join("".join(ESCAPED.get(character, character) for character in name).split())
 
 
 def latex(page: Page, columns: Columns = "tasks") -> str:
     """The tables of a paper: one for each model and metric, with budgets as blocks and methods as rows.
 
     What is over part of the samples has a dagger, and is never marked as best or second. Raises `UserError` for the
-    groups of what has no tasks of LongBench.
+    groups of what has none.
     """
-    if columns == "groups" and not any(grid.kind == "longbench" for grid in page.grids):
-        raise UserError("columns", "leave it out", value=columns, why="only LongBench's tasks have groups")
+    if columns == "groups" and not any(table.sums for table in page.tables):
+        raise UserError("columns", "leave it out", value=columns, why="these columns have no groups")
     tables = [PACKAGES]
-    for place, grid in enumerate(page.grids):
-        caption = [f"{escape(heading(grid))}."]
-        if any(_ranks(grid, column, rows) for rows in grid.budgets.values() for column in grid.columns):
+    for place, table in enumerate(page.tables):
+        caption = [f"{escape(text.heading(table))}."]
+        if any(_ranks(table, column, rows) for rows in table.budgets.values() for column in table.columns):
             caption.append("Within a budget, the best is bold and the second underlined.")
-        if any(cell.partial for row in grid.rows for cell in row.cells.values()):
+        if any(cell.partial for cell in table.cells):
             caption.append(f"{DAGGER} Over part of the samples, and not ranked.")
         caption.append(rf"Intervals and numbers of samples: Table~\ref{{{_label(page, place)}-intervals}}.")
-        tables += _floats(" ".join(caption), _label(page, place), _means(grid, _columns(grid, columns)))
-    for place, plain in enumerate(page.plain, len(page.grids)):
-        body = [[escape(text) for text in row] for row in plain.body]
-        table = Tabular([escape(name) for name in plain.header], {"": body}, "l" * len(plain.header))
-        tables += _floats(escape(f"{plain.title}."), _label(page, place), table)
+        tables += _floats(" ".join(caption), _label(page, place), _means(table, _columns(table, columns)))
+    for place, texts in enumerate(page.texts, len(page.tables)):
+        body = [[escape(cell) for cell in row] for row in texts.body]
+        tabular = Tabular([escape(name) for name in texts.header], {"": body}, "l" * len(texts.header))
+        tables += _floats(escape(f"{texts.title}."), _label(page, place), tabular)
     return "\n".join(tables)
 
 
 def appendix(page: Page, columns: Columns = "tasks") -> str:
     """The tables of an appendix: intervals and numbers of samples, the paired comparisons, and what is to be noted."""
     tables = [PACKAGES]
-    for place, grid in enumerate(page.grids):
+    for place, table in enumerate(page.tables):
         label = _label(page, place)
-        caption = rf"{escape(heading(grid))}: 95\,\% intervals of the means in Table~\ref{{{label}}}."
-        tables += _floats(caption, f"{label}-intervals", _intervals(grid, _columns(grid, columns)))
+        caption = rf"{escape(text.heading(table))}: 95\,\% intervals of the means in Table~\ref{{{label}}}."
+        tables += _floats(caption, f"{label}-intervals", _intervals(table, _columns(table, columns)))
     tables += comparisons(page.verdicts, page.family, f"tab:{page.name}-comparisons")
-    if said := notes(page):
+    if said := page.sentences:
         tables.append(
             "\n".join([r"\begin{itemize}", *(rf"\item {escape(note)}" for note in said), r"\end{itemize}", ""])
         )
@@ -110,8 +109,8 @@ def comparisons(verdicts: Sequence[Verdict], family: str, label: str) -> list[st
         of_models.setdefault((verdict.model, verdict.eval, verdict.metric), []).append(verdict)
     floats: list[str] = []
     for place, ((model, evaluation, metric), of_model) in enumerate(of_models.items()):
-        title = f"{model}, {TITLES.get(evaluation, evaluation)}: paired comparisons by {metric}."
-        caption = rf"{escape(title)} {escape(family)} Bold: $p < {statistics.ALPHA}$."
+        title = f"{model}, {text.title_of(evaluation)}: paired comparisons by {metric}."
+        caption = rf"{escape(title)} {escape(family)} Bold: $p < {ALPHA}$."
         floats += _floats(caption, f"{label}{f'-{place + 1}' if place else ''}", _compared(of_model))
     return floats
 
@@ -134,35 +133,37 @@ class Tabular:
     spans: Sequence[str] = ()
 
 
-def _columns(grid: Grid, columns: Columns) -> list[str]:
-    """Of LongBench the tasks, or their groups; and the average."""
-    if grid.kind != "longbench" or not any(column in TASKS for column in grid.columns):
-        return list(grid.columns)
-    return [column for column in grid.columns if column == grid.overall or (column in TASKS) == (columns == "tasks")]
+def _columns(table: Table, columns: Columns) -> list[str]:
+    """All, or where some are over others, those of one kind and the average."""
+    if not table.sums:
+        return list(table.columns)
+    return [
+        column for column in table.columns if column == table.overall or (column in table.sums) == (columns == "groups")
+    ]
 
 
-def _digits(grid: Grid) -> int:
+def _digits(table: Table) -> int:
     """One less than the pages for readers of numbers have: a decimal of a score."""
-    return max(1, grid.metric.digits - 1)
+    return max(1, table.metric.digits - 1)
 
 
-def _ranks(grid: Grid, column: str, rows: Sequence[Row]) -> dict[int, int]:
-    return ranks(column, rows, grid.metric, _digits(grid))
+def _ranks(table: Table, column: str, rows: Sequence[Row]) -> dict[int, int]:
+    return table.ranks(column, rows, _digits(table))
 
 
-def _means(grid: Grid, columns: Sequence[str]) -> Tabular:
-    """Methods as rows within a budget; a category of tasks stands above them."""
+def _means(table: Table, columns: Sequence[str]) -> Tabular:
+    """Methods as rows within a budget; what spans columns, such as a kind of tasks, stands above them."""
     blocks = {}
-    for budget, rows in grid.budgets.items():
-        marks = {column: _ranks(grid, column, rows) for column in columns}
-        blocks[_block(grid, budget)] = [
-            _row(row, columns, _digits(grid), {column: marks[column].get(place) for column in columns})
+    for budget, rows in table.budgets.items():
+        marks = {column: _ranks(table, column, rows) for column in columns}
+        blocks[_block(budget)] = [
+            _row(row, columns, _digits(table), {column: marks[column].get(place) for column in columns})
             for place, row in enumerate(rows)
         ]
-    header = [escape(_name(column)) for column in columns]
+    header = [escape(_name(table, column)) for column in columns]
     if len(columns) > MANY:
         header = [rf"\rotatebox{{90}}{{{name}}}" for name in header]
-    spans = [_category(column) for column in columns] if grid.kind == "longbench" else []
+    spans = [table.spans.get(column, "") for column in columns]
     return Tabular(["method", *header], blocks, "l" + "r" * len(columns), spans if any(spans) else ())
 
 
@@ -170,27 +171,27 @@ def _row(row: Row, columns: Sequence[str], digits: int, marks: Mapping[str, int 
     """The means of a row, without its intervals; the dagger stands with its name where it holds for all of them."""
     cells = {column: row.cells[column] for column in columns if column in row.cells}
     all_partial = all(cell.partial for cell in cells.values())
-    texts = [escape(row.label) + (DAGGER if all_partial else "")]
+    shown = [escape(row.label) + (DAGGER if all_partial else "")]
     for column in columns:
         if column not in cells:
-            texts.append("--")
+            shown.append("--")
             continue
-        mean = f"{cells[column].mean:.{digits}f}".replace("-", "$-$")
+        mean = text.number(cells[column].mean, digits).replace("-", "$-$")
         mean = {1: rf"\textbf{{{mean}}}", 2: rf"\underline{{{mean}}}"}.get(marks[column] or 0, mean)
-        texts.append(mean + (DAGGER if cells[column].partial and not all_partial else ""))
-    return texts
+        shown.append(mean + (DAGGER if cells[column].partial and not all_partial else ""))
+    return shown
 
 
-def _intervals(grid: Grid, columns: Sequence[str]) -> Tabular:
+def _intervals(table: Table, columns: Sequence[str]) -> Tabular:
     """The same rows; what most of a column's cells have of samples stands in its head, what others have with them."""
     header, usual = ["method"], {}
     for column in columns:
-        counted = Counter(_samples(row.cells[column]) for row in grid.rows if column in row.cells)
+        counted = Counter(_samples(row.cells[column]) for row in table.rows if column in row.cells)
         usual[column] = counted.most_common(1)[0][0] if counted else ""
-        header.append(rf"\shortstack[r]{{{escape(_name(column))} \\ {escape(usual[column])}}}")
+        header.append(rf"\shortstack[r]{{{escape(_name(table, column))} \\ {escape(usual[column])}}}")
     blocks = {}
-    for budget, rows in grid.budgets.items():
-        blocks[_block(grid, budget)] = [
+    for budget, rows in table.budgets.items():
+        blocks[_block(budget)] = [
             [escape(row.label), *(_interval(row.cells.get(column), usual[column]) for column in columns)]
             for row in rows
         ]
@@ -201,11 +202,13 @@ def _interval(cell: Cell | None, usual: str) -> str:
     if cell is None:
         return "--"
     samples = _samples(cell)
-    return escape(" ".join([bounds(cell.interval, cell.digits) or "–", *([samples] if samples != usual else [])]))
+    return escape(
+        " ".join([text.bounds(cell.interval, cell.digits) or text.NONE, *([samples] if samples != usual else [])])
+    )
 
 
 def _samples(cell: Cell) -> str:
-    return partial(cell) or f"n = {cell.n}"
+    return text.partial(cell) or f"n = {cell.n}"
 
 
 def _compared(verdicts: Sequence[Verdict]) -> Tabular:
@@ -214,27 +217,21 @@ def _compared(verdicts: Sequence[Verdict]) -> Tabular:
     blocks: dict[str, list[list[str]]] = {}
     several = len({verdict.budget for verdict in verdicts}) > 1 or verdicts[0].budget is not None
     for verdict in verdicts:
-        above = f"budget = {budget_text(verdict.budget)}" if several else ""
-        texts = [escape(text) for text in numbers(verdict)]
-        texts[2] = rf"\textbf{{{texts[2]}}}" if verdict.p < statistics.ALPHA else texts[2]
+        above = f"budget = {text.budget(verdict.budget)}" if several else ""
+        texts = [escape(number) for number in text.numbers(verdict)]
+        texts[2] = rf"\textbf{{{texts[2]}}}" if verdict.p < ALPHA else texts[2]
         name = [f"{escape(verdict.second)} $-$ {escape(verdict.first)}"]
         blocks.setdefault(above, []).append([*name, *([escape(verdict.column)] if columns else []), *texts])
     return Tabular(header, blocks, "l" + "l" * columns + "r" * 5)
 
 
-def _block(grid: Grid, budget: int | None) -> str:
+def _block(budget: int | None) -> str:
     """What stands above the rows of a budget; nothing above those of the full cache, as in the paper."""
     return "" if budget is None else f"budget = {budget}"
 
 
-def _name(column: str) -> str:
-    return "average" if column == AVERAGE_OF_16 else TASKS.get(column, column)
-
-
-def _category(column: str) -> str:
-    from evals.longbench import tasks
-
-    return tasks.TASKS[column].category if column in tasks.TASKS else ""
+def _name(table: Table, column: str) -> str:
+    return "average" if column == table.average else table.head(column)
 
 
 def _floats(caption: str, label: str, table: Tabular) -> Iterator[str]:

@@ -1,89 +1,70 @@
-"""An item as a Markdown page."""
+"""A page as Markdown. Tables are written here: no dependency escapes what Markdown takes for markup in a cell."""
 
 from collections.abc import Sequence
 
-from evals.report.cells import Cell, Grid, ranks
-from evals.report.labels import METHODS
-from evals.report.page import (
-    VERDICT_COLUMNS,
-    Page,
-    Plain,
-    bounds,
-    budget_text,
-    columns,
-    heading,
-    mean_text,
-    notes,
-    paper,
-    partial,
-    published_column,
-    verdict_texts,
-)
-from evals.report.verdicts import Verdict
+from evals.report.page import Page
 from evals.results.published import Published
+from evals.tables import text
+from evals.tables.methods import METHODS
+from evals.tables.table import Cell, Table, Texts
 
 
 def markdown(page: Page) -> str:
     """The whole page: a table for each model, then the comparisons, then what else was published."""
     parts = [f"# {_plain(page.title)}"]
-    for grid in page.grids:
-        parts += [f"## {_plain(heading(grid))}", _grid(grid)]
-    for table in page.plain:
-        parts += [f"## {_plain(table.title)}", _texts(table)]
-    parts += [_plain(note) for note in notes(page)]
+    for table in page.tables:
+        parts += [f"## {_plain(text.heading(table))}", _means(table)]
+    for texts in page.texts:
+        parts += [f"## {_plain(texts.title)}", _texts(texts)]
+    parts += [_plain(note) for note in page.sentences]
     if page.verdicts:
-        parts += ["## Paired comparisons", *([page.family] if page.family else []), _verdicts(page.verdicts)]
+        body = [text.verdict(verdict) for verdict in page.verdicts]
+        parts += ["## Paired comparisons", *filter(None, [page.family]), _texts(Texts("", text.VERDICT, body))]
     if page.others:
         parts += ["## Published numbers with none of ours beside them: not comparable", _published(page.others)]
     return "\n\n".join(parts) + "\n"
 
 
-def _grid(grid: Grid) -> str:
-    header = ["budget", "method", *map(" ".join, columns(grid).values())]
+def _means(table: Table) -> str:
+    header = ["budget", "method"]
+    for column in table.columns:
+        n = max((row.cells[column].n for row in table.rows if column in row.cells), default=0)
+        header.append(f"{table.head(column)} (n = {n})")
     body = []
-    for budget, rows in grid.budgets.items():
-        ranked = {column: ranks(column, rows, grid.metric) for column in grid.columns}
+    for budget, rows in table.budgets.items():
+        ranked = {column: table.ranks(column, rows) for column in table.columns}
         for place, row in enumerate(rows):
-            cells = [
-                _cell(row.cells[column], ranked[column].get(place)) if column in row.cells else "–"
-                for column in grid.columns
-            ]
-            body.append([budget_text(budget), _plain(row.label), *cells])
+            cells = [_cell(row.cells.get(column), ranked[column].get(place)) for column in table.columns]
+            body.append([text.budget(budget), _plain(row.label), *cells])
     return _table([_plain(name) for name in header], body)
 
 
-def _texts(table: Plain) -> str:
-    return _table([_plain(name) for name in table.header], [[_plain(text) for text in row] for row in table.body])
+def _texts(texts: Texts) -> str:
+    return _table([_plain(name) for name in texts.header], [[_plain(cell) for cell in row] for row in texts.body])
 
 
-def _cell(cell: Cell, rank: int | None) -> str:
-    mean = mean_text(cell)
+def _cell(cell: Cell | None, rank: int | None) -> str:
+    if cell is None:
+        return text.NONE
+    mean = text.mean(cell)
     mean = {1: f"**{mean}**", 2: f"<u>{mean}</u>"}.get(rank or 0, mean)
-    return " ".join(filter(None, [mean, bounds(cell.interval, cell.digits), partial(cell), _plain(paper(cell))]))
-
-
-def _verdicts(verdicts: Sequence[Verdict]) -> str:
-    return _table(VERDICT_COLUMNS, [[_plain(text) for text in verdict_texts(verdict)] for verdict in verdicts])
+    paper = f"({compared})" if (compared := text.compared(cell)) else ""
+    return " ".join(filter(None, [mean, text.bounds(cell.interval, cell.digits), text.partial(cell), _plain(paper)]))
 
 
 def _published(rows: Sequence[Published]) -> str:
     """A row for every model, method and budget, a column for whatever was published of them."""
-    measures = list(dict.fromkeys(published_column(row) for row in rows))
-    table: dict[tuple[str, ...], dict[str, str]] = {}
-    for row in rows:
-        budget = "–" if row.budget is None and row.method != METHODS["full"] else budget_text(row.budget)
-        place = (row.model or "not named", budget, row.method, row.source)
-        table.setdefault(place, {})[published_column(row)] = f"{row.value:g}"
-    header = ["model", "budget", "method", "source", *measures]
-    body = [[*place, *(values.get(measure, "") for measure in measures)] for place, values in table.items()]
+    found = []
     noted: dict[str, dict[str, None]] = {}
     for row in rows:
+        budget = text.NONE if row.budget is None and row.method != METHODS["full"] else text.budget(row.budget)
+        found.append(((row.model or "not named", budget, row.method, row.source), row.column, f"{row.value:g}"))
         if row.note:
             noted.setdefault(row.note, {})[row.method] = None
-    shown = _table([_plain(name) for name in header], [[_plain(text) for text in line] for line in body])
-    return "\n".join(
-        [shown, "", *(f"- {_plain(', '.join(methods))}: {_plain(note)}" for note, methods in noted.items())]
-    )
+    columns, body = text.pivoted(found)
+    shown = _texts(Texts("", ["model", "budget", "method", "source", *columns], body))
+    notes = (f"- {_plain(', '.join(methods))}: {_plain(note)}" for note, methods in noted.items())
+    return "\n".join([shown, "", *notes])
 
 
 def _table(header: Sequence[str], body: Sequence[Sequence[str]]) -> str:

@@ -1,82 +1,70 @@
 """Which settings of a results tree an experiment is about: those that it would run, on whatever model and budget."""
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from compresskv import calibration
 from compresskv.checking import checked
 from compresskv.errors import UserError
 from compresskv.folders import CONF
-from compresskv.methods import method_config, named_method
+from compresskv.methods import method_config
 from compresskv.protocol import EvaluationProtocol
 from compresskv.selecting_heads import Heads, count_heads
-from evals.compose import sweep
-from evals.report.labels import calibration_of, selecting_heads
-from evals.report.sound import sound
+from evals.compose import axes, sweep
+from evals.experiments import ITEMS, calibration_of, selecting_heads, usual_heads
+from evals.kinds import kind_of
 from evals.results.record import Record, records
+from evals.results.shows import hook, sound
+from evals.tables.methods import place_of
 
 VARYING = ("method", "observation", "calibration", "eval.")
 """Swept settings that a result must have as an experiment has them. Models, budgets and protocols may be any."""
 
-STAND_IN = {"longbench": "niah"}
-"""What an evaluation runs as where it cannot be had, at size=smoke."""
-
-
-@dataclass(frozen=True)
-class Trait:
-    """A `setting` of a configuration, and how to see whether a record `has` that value."""
-
-    setting: Callable[[Mapping[str, Any]], Any]
-    has: Callable[[Record, Any], bool]
-
-    def shared(self, record: Record, config: Mapping[str, Any]) -> bool:
-        return self.has(record, self.setting(config))
-
-
-def _of_eval(record: Record, name: str, default: Any = None) -> Any:
-    return record.config.get("eval", {}).get(name, default)
-
-
-TRAITS = (
-    Trait(lambda config: config["observation"], lambda record, value: record.config.get("observation") == value),
-    Trait(
-        lambda config: config["calibration"],
-        lambda record, value: calibration_of(record) == calibration_of(record, value),
-    ),
-    Trait(lambda config: config["eval"].get("haystack"), lambda record, value: _of_eval(record, "haystack") == value),
-    # Runs of one needle and of several are settings apart.
-    Trait(
-        lambda config: config["eval"].get("needles", 1) > 1,
-        lambda record, value: (_of_eval(record, "needles", 1) > 1) == value,
-    ),
-)
+Traits = Mapping[str, Any]
+"""What tells results of a method apart, by name."""
 
 
 def chosen(experiment: str, results: Path) -> tuple[list[Record], str, list[str]]:
     """The records of an experiment by model, in the order of its sweep; the evaluation that it names; what is left out.
 
-    Where it has none of its evaluation, what stands in for it does. Raises `UserError` where there is nothing.
+    Where it has none of its evaluation, what stands in for it at size=smoke does. A result whose configuration names
+    the experiment is one of its own. Others may be, since experiments share settings: of these, what the experiment
+    would run is taken. Raises `UserError` where there is nothing.
     """
-    evaluation = settings_of(experiment, None)[0]["eval"]["name"]
-    usable: list[Record] = []
-    faults: dict[Record, list[str]] = {}
+    usable: dict[Record, list[str]] = {}
     for whole in records(results):
         record, left_out = sound(whole) if whole.summary else (whole, [])
         if record.covered and record.summary:
-            usable.append(record)
-            faults[record] = left_out
-    for name in dict.fromkeys([evaluation, STAND_IN.get(evaluation, evaluation)]):
-        found: list[Record] = []
+            usable[record] = left_out
+    if experiment not in ITEMS:
+        found = [record for record in usable if record.config.get("experiment") == experiment]
+        found.sort(key=lambda record: (record.model, place_of(record.method)))
+        if found:
+            return found, found[0].eval, [fault for record in found for fault in usable[record]]
+        raise UserError(
+            "experiment",
+            f"choose one of {', '.join(ITEMS)}, or one that was run",
+            value=experiment,
+            why="it has no artefacts made from results",
+        )
+    evaluation = settings_of(experiment, None)[0]["eval"]["name"]
+    for name in _evaluations(experiment, evaluation):
+        found = []
         of_evaluation = [record for record in usable if record.eval == name]
         for model in sorted({record.model for record in of_evaluation}):
             of_model = [record for record in of_evaluation if record.model == model]
             standing_in = [f"eval={name}"] if name != evaluation else []
-            found += _of_experiment(of_model, settings_of(experiment, model, *standing_in))
+            found += _of_experiment(experiment, of_model, settings_of(experiment, model, *standing_in))
         if found:
-            return found, evaluation, [fault for record in found for fault in faults[record]]
+            return found, evaluation, [fault for record in found for fault in usable[record]]
     raise nothing(experiment, results / "runs")
+
+
+def _evaluations(experiment: str, evaluation: str) -> Iterator[str]:
+    """The evaluation of an experiment, then what it runs as at size=smoke."""
+    yield evaluation
+    yield from axes(f"experiment={experiment}", "+size=smoke").get("eval", [])
 
 
 def nothing(experiment: str, place: Path) -> UserError:
@@ -96,27 +84,44 @@ def settings_of(experiment: str, model: str | None, *overrides: str) -> list[dic
     return sweep(f"experiment={experiment}", *of_model, *overrides, only=VARYING)
 
 
-def _of_experiment(of_model: Sequence[Record], configs: Sequence[dict[str, Any]]) -> list[Record]:
-    """The records of a model that agree with one of `configs`, in their order.
+def _of_experiment(experiment: str, of_model: Sequence[Record], configs: Sequence[dict[str, Any]]) -> list[Record]:
+    """The records of a model that name the experiment, or agree with one of `configs`, in their order.
 
     They have its method and whatever else is swept; where that is the number of heads, any number. What is not swept,
     such as the observation, singles out those that have it as the experiment does, where there are any: the command
     line may have set another.
     """
-    swept = [trait for trait in TRAITS if len({repr(trait.setting(config)) for config in configs}) > 1]
+    of_configs = [_traits_of(config) for config in configs]
+    swept = [name for name in of_configs[0] if len({repr(traits[name]) for traits in of_configs}) > 1]
     scorers = [config["method"].get("scorer") or {} for config in configs]
     heads = {scorer["heads"] for scorer in scorers if "heads" in scorer}
     same = same_but_heads if len(heads) > 1 else same_method
     places: dict[Record, int] = {}
     for record in of_model:
-        for place, config in enumerate(configs):
-            if same(record, config["method"]) and all(trait.shared(record, config) for trait in swept):
+        for place, (config, traits) in enumerate(zip(configs, of_configs, strict=True)):
+            if same(record, config["method"]) and all(_shared(record, name, traits[name]) for name in swept):
                 places.setdefault(record, place)
     found = sorted(places, key=lambda record: (places[record], selecting_heads(record) or 0))
-    for trait in TRAITS:
-        usual = [record for record in found if trait.shared(record, configs[places[record]])]
+    for name in of_configs[0]:
+        usual = [record for record in found if _shared(record, name, of_configs[places[record]][name])]
         found = usual or found
-    return found
+    named = [record for record in of_model if record.config.get("experiment") == experiment and record not in found]
+    return found + named
+
+
+def _traits_of(config: Mapping[str, Any]) -> Traits:
+    """Of a configuration."""
+    of_eval = hook(kind_of(config["eval"]["_target_"]), "traits", lambda of_eval: {})(config["eval"])
+    return {"observation": config["observation"], "calibration": config["calibration"], **of_eval}
+
+
+def _shared(record: Record, name: str, value: Any) -> bool:
+    """Whether a record has this trait."""
+    if name == "observation":
+        return record.config.get("observation") == value
+    if name == "calibration":
+        return calibration_of(record) == calibration_of(record, value)
+    return hook(record.kind, "traits", lambda of_eval: {})(record.config.get("eval", {})).get(name) == value
 
 
 def same_method(record: Record, node: Mapping[str, Any]) -> bool:
@@ -158,16 +163,10 @@ def number_of_heads(record: Record, setting: Heads) -> int | None:
     return count_heads(setting, made, made.q_heads) if made else None
 
 
-def default_setting() -> Heads:
-    """The setting of heads that method=compresskv has."""
-    scorer = named_method("compresskv").scorer
-    assert scorer is not None
-    return cast(Heads, scorer.parameters["heads"])
-
-
 def default_heads(records: Sequence[Record]) -> list[str]:
     """A sentence for each protocol of a model's records: how many heads of a layer select where none are set."""
-    defaults = {record.protocol: heads for record in records if (heads := number_of_heads(record, default_setting()))}
+    usual = usual_heads()
+    defaults = {record.protocol: heads for record in records if (heads := number_of_heads(record, usual))}
     return [
         f"{records[0].model}, protocol={protocol}: by default, top-{heads} heads select."
         for protocol, heads in defaults.items()

@@ -1,152 +1,167 @@
-"""What a run shows at its end: tables of all settings, and the figures of their evaluations."""
+"""Tables in the terminal: what a run shows at its end, with the figures of its evaluations."""
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
-from itertools import groupby
+from collections.abc import Sequence
 from pathlib import Path
-from statistics import fmean
-from typing import Any
 
-from rich.table import Table
+from rich.table import Table as Printed
 
 from compresskv.errors import UserError
-from evals.compose import plug_in_class
 from evals.console import plain, screen
-from evals.job import SampledEvaluation, Shown
-from evals.report.sound import sound
-from evals.results.names import names
+from evals.results.means import groups_of
 from evals.results.record import Record
-from evals.results.schema import FIDELITY, Line
-from evals.results.statistics import interval
+from evals.results.shows import hook, sound
+from evals.tables import text
+from evals.tables.table import FIDELITY, Row, Table, Texts
+
+WIDE = 12
+"""A table of more columns is turned: its columns down, and settings across."""
+
+ACROSS = 5
+"""Settings beside each other in a table that is turned."""
+
+SIZES = {
+    "realised_budget": ("kept/layer/head", 1, 1.0),
+    "cache_bytes": ("cache MB", 2, 1e6),
+    "total_cache_bytes": ("with sliding layers", 2, 1e6),
+}
+"""What a setting takes: the column, its digits and its unit."""
 
 
 def show(records: Sequence[Record]) -> list[Path]:
     """Print the tables of every model and evaluation, as the evaluation has them; returns the paths of its figures."""
-    console = screen()
     figures: list[Path] = []
-
-    def place(record: Record) -> tuple[str, str, str]:
-        return record.model, record.eval, record.kind
-
-    shown_records = sorted((sound(record)[0] for record in records), key=place)
-    for (model, evaluation, _), group in groupby(shown_records, key=place):
-        of_evaluation = list(group)
-        by_setting: dict[str, list[Record]] = {}
-        for name, record in zip(names(of_evaluation), of_evaluation, strict=True):
-            by_setting.setdefault(name, []).append(record)
-        shown = _shown(f"{model} · {evaluation}", by_setting, _figure(of_evaluation))
-        for table in shown.tables:
-            console.print(table)
-        try:
-            figures += shown.draw()
-        except UserError as error:  # such as in a tree that is read-only
-            console.print(f"no figure: {error}", soft_wrap=True, markup=False)
-        if any((record.summary or {}).get("fidelity") for record in of_evaluation):
-            console.print(fidelity_table(f"{model} · {evaluation} · fidelity to the full cache", by_setting))
-    for path in figures:
-        console.print(f"figure: {path}", soft_wrap=True, markup=False)
+    for of_evaluation in groups_of([sound(record)[0] for record in records]):
+        kind = of_evaluation[0].kind
+        tables = hook(kind, "tables")(of_evaluation)
+        texts = hook(kind, "texts", lambda records: [])(of_evaluation)
+        for table in texts:
+            show_texts(table)
+        scores = [table for table in tables if table.metric not in FIDELITY and not texts]
+        for table in scores:
+            for printed in _scores(table):
+                screen().print(printed)
+        if scores and (draw := hook(kind, "figure")):
+            try:
+                figures += _drawn(draw, scores[0], of_evaluation)
+            except UserError as error:  # such as in a tree that is read-only
+                screen().print(f"no figure: {error}", soft_wrap=True, markup=False)
+        if fidelity := [table for table in tables if table.metric in FIDELITY]:
+            screen().print(_fidelity(fidelity))
+    show_figures(figures)
     return figures
 
 
-def _shown(title: str, by_setting: Mapping[str, Sequence[Record]], figure: Path) -> Shown:
-    """What the evaluation itself makes of its records; a plain table where it cannot be had, as in old results."""
-    first = next(iter(by_setting.values()))[0]
-    try:
-        evaluation = plug_in_class("eval._target_", SampledEvaluation, first.config.get("eval", {}).get("_target_"))
-    except UserError:
-        return Shown([score_table(title, by_setting)])
-    return evaluation.show(title, by_setting, figure)
+def show_texts(texts: Texts) -> None:
+    """Print a table of texts."""
+    table = Printed(title=plain(texts.title), caption=plain(texts.caption) if texts.caption else None)
+    for place, column in enumerate(texts.header):
+        table.add_column(plain(column), justify="right" if place else "left", no_wrap=not place)
+    for row in texts.body:
+        table.add_row(*map(plain, row))
+    screen().print(table)
 
 
-def _figure(records: Sequence[Record]) -> Path:
-    """Where the figure of these records goes, without suffix: another place for other settings or samples."""
+def show_figures(paths: Sequence[Path]) -> None:
+    for path in paths:
+        screen().print(f"figure: {path}", soft_wrap=True, markup=False)
+
+
+def _drawn(draw: object, table: Table, records: Sequence[Record]) -> list[Path]:
+    """The figure of these records, at another place for other settings or samples."""
+    from evals.report.figures import save
+
+    assert callable(draw)
     covered = sorted(f"{record.path} {' '.join(line['id'] for line in record.covered)}" for record in records)
     digest = hashlib.sha256("\n".join(covered).encode()).hexdigest()[:8]
-    return records[0].runs.parent / "figures" / f"{records[0].eval}-{records[0].model}-{digest}"
+    stem = records[0].runs.parent / "figures" / f"{table.eval}-{table.model}-{digest}"
+    return save(draw(table), stem, (".png", ".svg"))
 
 
-def score_table(
-    title: str, records: Mapping[str, Sequence[Record]], part_of: Callable[[Line], str] | None = None
-) -> Table:
-    """A row per setting and task: score with its interval, what was really kept.
-
-    `part_of` names the part of the samples that a line belongs to; each has a column with its mean score.
-    """
-    tasks = {record.task for of_setting in records.values() for record in of_setting}
-    parts = {name: _parts(of_setting, part_of) for name, of_setting in records.items()} if part_of else {}
-    every: dict[str, None] = {}
-    for means in parts.values():
-        every |= dict.fromkeys(means)
-    columns = sorted(every, key=lambda part: (len(part), part))  # numbers by their size
-    table = Table(title=plain(title))
-    table.add_column("setting", no_wrap=True)
-    if len(tasks) > 1:
-        table.add_column("task", no_wrap=True)
-    for column in ("score", "95 % interval", *columns, "n", "kept/layer/head", "cache MB"):
-        table.add_column(plain(column), justify="right")
-    all_records = [record for of_setting in records.values() for record in of_setting]
-    hybrid = any("total_cache_bytes" in (record.summary or {}) for record in all_records)
-    if hybrid:
-        table.add_column("with sliding layers", justify="right")
-    for name, of_setting in records.items():
-        for record in of_setting:
-            summary = record.summary
-            if summary is None:
-                continue
-            interval = summary.get("interval")
-            table.add_row(
-                plain(name),
-                *([plain(record.task)] if len(tasks) > 1 else []),
-                f"{summary['score']:.1f}",
-                f"{interval[0]:.1f} – {interval[1]:.1f}" if interval else "–",
-                *(f"{parts[name][part]:.1f}" if part in parts[name] else "" for part in columns),
-                _of_all(summary),
-                f"{summary['realised_budget']:.1f}" if "realised_budget" in summary else "–",
-                _megabytes(summary.get("cache_bytes")),
-                *([_megabytes(summary.get("total_cache_bytes"))] if hybrid else []),
-            )
-    return table
+def _title(table: Table) -> str:
+    return f"{table.model} · {table.eval}"
 
 
-def _of_all(summary: Mapping[str, Any]) -> str:
-    """How many samples the means are over, and of how many, where some failed."""
-    n, failed = len(summary["samples"]), summary.get("failed", 0)
-    return f"{n} of {n + failed}" if failed else str(n)
+def _scores(table: Table) -> list[Printed]:
+    return _turned(table) if len(table.columns) > WIDE else [_upright(table)]
 
 
-def fidelity_table(title: str, records: Mapping[str, Sequence[Record]]) -> Table:
-    """A row per setting: mean and 95 % interval of each field in `FIDELITY`, over the samples of all its tasks."""
-    table = Table(title=plain(title), caption="kl and reference_nll in nats per token, agreement from 0 to 1")
-    table.add_column("setting", no_wrap=True)
-    for field in FIDELITY:
-        for column in (field, "95 % interval", "n"):
-            table.add_column(column, justify="right")
-    for name, of_setting in records.items():
-        cells = []
-        for field in FIDELITY:
-            values = _values(of_setting, field)
-            bounds = interval(values) if values else None
-            cells.append(f"{fmean(values):.3f}" if values else "–")
-            cells.append(f"{bounds[0]:.3f} – {bounds[1]:.3f}" if bounds else "–")
-            cells.append(str(len(values)))
-        table.add_row(plain(name), *cells)
-    return table
+def _upright(table: Table) -> Printed:
+    """A row per setting: the average with its interval, the other columns, and what was really kept."""
+    others = [column for column in table.columns if column != table.overall]
+    sizes = [field for field in SIZES if any(field in row.sizes for row in table.rows)]
+    printed = Printed(title=plain(_title(table)), caption=plain(table.caption) if table.caption else None)
+    printed.add_column("setting", no_wrap=True)
+    for column in (
+        table.metric.field,
+        "95 % interval",
+        *map(table.head, others),
+        "n",
+        *(SIZES[field][0] for field in sizes),
+    ):
+        printed.add_column(plain(column), justify="right")
+    for row in table.rows:
+        cell = row.cells.get(table.overall)
+        numbers = [
+            text.number(cell.mean, 1) if cell else text.NONE,
+            (text.bounds(cell.interval, 2, "{} – {}") if cell else "") or text.NONE,
+            *(text.number(row.cells[column].mean, 1) if column in row.cells else "" for column in others),
+            (text.partial(cell).removeprefix("†") or str(cell.n)) if cell else "",
+        ]
+        printed.add_row(plain(str(row.name)), *map(plain, numbers), *(_size(row, field) for field in sizes))
+    return printed
 
 
-def _values(records: Sequence[Record], field: str) -> list[float]:
-    values = []
-    for record in records:
-        values += [line[field] for line in record.covered if line.get(field) is not None]
-    return values
+def _size(row: Row, field: str) -> str:
+    _, digits, unit = SIZES[field]
+    return text.number(row.sizes.get(field), digits, unit)
 
 
-def _megabytes(size: int | None) -> str:
-    return "–" if size is None else f"{size / 1e6:.2f}"
+def _turned(table: Table) -> list[Printed]:
+    """Several tables: columns down, settings across, each mean with its interval and with what it is over part of."""
+    shown = []
+    for start in range(0, len(table.rows), ACROSS):
+        rows = table.rows[start : start + ACROSS]
+        printed = Printed(title=plain(_title(table)), caption=f"{text.PARTIAL}" if any(_partial(rows)) else None)
+        printed.add_column("")
+        printed.add_column("n", justify="right")
+        for row in rows:
+            printed.add_column(plain(str(row.name)), justify="right")
+        for column in table.columns:
+            cells = [row.cells.get(column) for row in rows]
+            n = max((cell.n for cell in cells if cell), default=0)
+            means = [
+                " ".join(filter(None, (text.mean(cell), text.bounds(cell.interval, 2, "({}–{})"), text.partial(cell))))
+                if cell
+                else ""
+                for cell in cells
+            ]
+            printed.add_row(plain(table.head(column)), str(n), *map(plain, means))
+        printed.add_section()
+        for field, (title, _, _) in SIZES.items():
+            if any(field in row.sizes for row in rows):
+                printed.add_row(title, "", *(_size(row, field) for row in rows))
+        shown.append(printed)
+    return shown
 
 
-def _parts(records: Sequence[Record], part_of: Callable[[Line], str]) -> dict[str, float]:
-    scores: dict[str, list[float]] = {}
-    for record in records:
-        for line in record.covered:
-            scores.setdefault(part_of(line), []).append(line["score"])
-    return {part: fmean(values) for part, values in scores.items()}
+def _partial(rows: Sequence[Row]) -> list[bool]:
+    return [cell.partial for row in rows for cell in row.cells.values()]
+
+
+def _fidelity(tables: Sequence[Table]) -> Printed:
+    """A row per setting: mean and 95 % interval of each metric, over the samples of all its tasks."""
+    title = f"{_title(tables[0])} · fidelity to the full cache"
+    printed = Printed(title=plain(title), caption="kl and reference_nll in nats per token, agreement from 0 to 1")
+    printed.add_column("setting", no_wrap=True)
+    for table in tables:
+        for column in (table.metric.field, "95 % interval", "n"):
+            printed.add_column(column, justify="right")
+    for place, row in enumerate(tables[0].rows):
+        numbers = []
+        for table in tables:
+            cell = table.rows[place].cells.get(table.overall)
+            interval = text.bounds(cell.interval, 4, "{} – {}") if cell else ""
+            numbers += [text.number(cell.mean if cell else None, 3), interval or text.NONE, str(cell.n if cell else 0)]
+        printed.add_row(plain(str(row.name)), *map(plain, numbers))
+    return printed

@@ -16,8 +16,10 @@ from rich.table import Table
 from compresskv.errors import UserError
 from evals.console import Arguments, one_sentence_endings, outputs_take_any_text, plain, screen, visible
 from evals.results.chosen import settings_named
-from evals.results.compare import Comparison, comparisons
+from evals.results.compare import comparisons
 from evals.results.record import Record
+from evals.tables import text
+from evals.tables.compare import Comparison
 
 SUBJECT = "compresskv"
 """The method that `compare` is about where nothing else is said."""
@@ -53,9 +55,9 @@ def show(chosen: Sequence[Record]) -> int:
         fields = {key: value for key, value in (record.summary or {}).items() if key not in HIDDEN}
         named = {"eval": record.eval, "protocol": record.protocol, "method": record.method} if fields else {}
         content.append({"folder": record.name, "state": record.state, **fields, **named})
-    text = json.dumps(content, indent=2, ensure_ascii=False)
+    shown = json.dumps(content, indent=2, ensure_ascii=False)
     # JSON escapes the control characters below space alone.
-    print(re.sub("[\x7f-\x9f]", lambda control: f"\\u{ord(control[0]):04x}", text))
+    print(re.sub("[\x7f-\x9f]", lambda control: f"\\u{ord(control[0]):04x}", shown))
     return 0
 
 
@@ -94,23 +96,22 @@ def compare_against(
     chosen: Sequence[Record], metric: str, method: str, csv: Path | None = None, latex: Path | None = None
 ) -> int:
     """Each task's comparisons of a method, and those over all tasks; also as files where they are named."""
-    from evals.report.against import against, item_of
+    from evals.report.against import against, question
+    from evals.report.csv import comparisons as frame
     from evals.report.csv import csv_text
-    from evals.report.latex import PACKAGES, comparisons
-    from evals.report.page import budget_text, numbers
-    from evals.report.tables import comparisons as frame
-    from evals.report.verdicts import family_of
+    from evals.report.latex import PACKAGES
+    from evals.report.latex import comparisons as floats
 
     found = against(chosen, metric, method)
-    family = family_of(item_of(method))
+    family = question(method).family
     console = screen(160)
     for title, verdicts in found:
         table = Table(title=plain(title))
         for column in AGAINST:
             table.add_column(column, justify="left" if column == "second − first" else "right", overflow="fold")
         for verdict in verdicts:
-            name = f"{verdict.second} − {verdict.first}"
-            table.add_row(budget_text(verdict.budget), plain(name), *map(plain, numbers(verdict)))
+            numbers = map(plain, text.numbers(verdict))
+            table.add_row(text.budget(verdict.budget), plain(text.versus(verdict)), *numbers)
         console.print(table)
     every = [verdict for _, verdicts in found for verdict in verdicts]
     part = " †: over part of the samples." if any(verdict.partial for verdict in every) else ""
@@ -118,13 +119,13 @@ def compare_against(
     if csv:
         _write("--csv", csv, csv_text(frame(every)))
     if latex:
-        _write("--latex", latex, visible("\n".join([PACKAGES, *comparisons(every, family, f"tab:{method}-{metric}")])))
+        _write("--latex", latex, visible("\n".join([PACKAGES, *floats(every, family, f"tab:{method}-{metric}")])))
     return 0
 
 
-def _write(option: str, path: Path, text: str) -> None:
+def _write(option: str, path: Path, content: str) -> None:
     try:
-        path.write_text(text, encoding="utf-8")
+        path.write_text(content, encoding="utf-8")
     except OSError as error:
         why = f"cannot be written ({error.strerror})"
         raise UserError(option, "name a file in an existing folder", value=path, why=why) from error
@@ -205,14 +206,14 @@ def _pairs(comparison: Comparison) -> Iterator[tuple[str, ...]]:
     """The cells of every pair."""
     for pair in comparison.pairs:
         paired = pair.difference
-        needed = "–" if paired.needed is None else str(paired.needed)
+        needed = text.NONE if paired.needed is None else str(paired.needed)
         verdict = "differ" if pair.differs else "not told apart"
         name = f"{pair.second} − {pair.first}"
         yield name, f"{paired.mean:+z.4g}", _bounds(paired.interval), f"{pair.p:.3g}", verdict, needed
 
 
 def _bounds(interval: tuple[float, float] | None) -> str:
-    return "–" if interval is None else f"{interval[0]:z.4g} to {interval[1]:z.4g}"
+    return text.NONE if interval is None else f"{interval[0]:z.4g} to {interval[1]:z.4g}"
 
 
 def main(arguments: list[str] | None = None) -> int:

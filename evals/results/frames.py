@@ -5,10 +5,11 @@ from typing import Any
 
 import pandas as pd
 
+from evals.results.means import key
 from evals.results.names import names
-from evals.results.pairing import key
 from evals.results.record import Record
 from evals.results.schema import NAMED
+from evals.tables.table import Name
 
 LEFT_OUT = (*NAMED, "samples", "interval", "checksum")
 """Fields of a summary that are no column as they are, beside those that are mappings."""
@@ -32,7 +33,7 @@ def sample_frame(records: Sequence[Record]) -> pd.DataFrame:
     return _frame(rows)
 
 
-def _setting(record: Record, name: str) -> dict[str, Any]:
+def _setting(record: Record, name: Name) -> dict[str, Any]:
     summary = record.summary or {}
     low, high = summary.get("interval") or (None, None)
     fidelity = {measure: values["mean"] for measure, values in summary.get("fidelity", {}).items()}
@@ -40,8 +41,8 @@ def _setting(record: Record, name: str) -> dict[str, Any]:
     return {**_names(record, name), **scalars, "low": low, "high": high, **summary.get("scores", {}), **fidelity}
 
 
-def _names(record: Record, name: str) -> dict[str, Any]:
-    return {**{field: getattr(record, field) for field in NAMED}, "setting": name, "folder": record.name}
+def _names(record: Record, name: Name) -> dict[str, Any]:
+    return {**{field: getattr(record, field) for field in NAMED}, "setting": str(name), "folder": record.name}
 
 
 def _frame(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:

@@ -4,15 +4,13 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, Required
+from typing import Any
 
-from typing_extensions import TypedDict
-
-from compresskv.checking import Ge, Gt, Le, MinLen
 from compresskv.errors import UserError
-from evals.results.schema import LARGEST, Bounds, Count, Label, Number, Size, exactly, loads, misfit
+from evals.results.schema import loads
+from evals.results.shows import hooks
 
 Columns = tuple[list[str], list[list[Any]]]
 """A table: the names of its columns, and its rows."""
@@ -54,109 +52,8 @@ class Measurement:
 
 
 def measurements(results: Path) -> list[Measurement]:
-    """All measurements under `results`: of efficiency, and the calibrations that are kept there."""
-    found = []
-    for path in efficiency_files(results):
-        found.append(Measurement(path, path.parents[1].name, "efficiency"))
-    for path in sorted(results.glob("calibration/*.json")):
-        found.append(Measurement(path, path.name.rsplit(".", 2)[0], "calibrate"))
-    return found
-
-
-def efficiency_files(results: Path) -> list[Path]:
-    """The files of all efficiency measurements under `results`; those of a model in the order that they were made."""
-    return sorted(results.glob("efficiency/*/*/efficiency.json"))
-
-
-@exactly
-class Row(TypedDict, total=False):
-    """One setting at one prompt length: medians over the rounds, and their ratios to the full cache."""
-
-    setting: Required[Label]
-    length: Required[Annotated[int, Ge(1), Le(LARGEST)]]
-    method: Label
-    budget: Annotated[int, Ge(1)] | None
-    protocol: Label
-    first_token_s: Size | None
-    decode_ms: Size | None
-    total_s: Size | None
-    cache_bytes: Size | None
-    peak_bytes: Size | None
-    first_token_s_ratio: Size | None
-    decode_ms_ratio: Size | None
-    total_s_ratio: Size | None
-    cache_bytes_ratio: Size | None
-    peak_bytes_ratio: Size | None
-    launch_bound: bool | None
-    by_round: dict[str, list[Number | None]]
-
-
-@exactly
-class Pool(TypedDict, total=False):
-    """A setting at a prompt length in a pool of memory; without `sequences`, it does not fit."""
-
-    setting: Required[Label]
-    length: Required[Annotated[int, Ge(1), Le(LARGEST)]]
-    method: Label
-    protocol: Label
-    pool_mb: Required[Annotated[float, Gt(0), Le(LARGEST)]]
-    sequences: Required[Count]
-    sequence_bytes: Required[Annotated[float, Gt(0), Le(LARGEST)]]
-    tokens_per_s_alone: Required[Size]
-    tokens_per_s: Required[Size | None]
-    tokens_per_s_spread: Required[Bounds]
-    tokens_per_s_ratio: Size | None
-    first_token_s: Required[Size | None]
-    all_first_tokens_s: Required[Size | None]
-    peak_bytes: Required[Size | None]
-    launch_bound: Required[bool | None]
-
-
-@exactly
-class FilledPool(Pool, total=False):
-    """One that holds a sequence."""
-
-    tokens_per_s: Required[Size]  # type: ignore[misc]
-    tokens_per_s_spread: Required[Annotated[list[Size], MinLen(2)]]  # type: ignore[misc]
-
-
-@exactly
-class Efficiency(TypedDict, total=False):
-    """efficiency.json, of which `rows` and `concurrency` are looked at one by one."""
-
-    model: Required[Label]
-    dtype: Required[str]
-    backend: Required[str]
-    new_tokens: Required[Count]
-    rounds: Required[Count]
-    environment: dict[str, Any]
-    rows: Required[list[Any]]
-    concurrency: list[Any]
-
-
-def efficiency_runs(results: Path) -> tuple[list[tuple[Path, dict[str, Any]]], list[str]]:
-    """The efficiency measurements under `results` with their sound rows, and a phrase for what is left out of them."""
-    found, faults = [], []
-    for path in efficiency_files(results):
-        place = path.relative_to(results)
-        try:
-            content = loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError, RecursionError) as error:
-            faults.append(f"{place}: cannot be read ({error})")
-            continue
-        if fault := misfit(Efficiency, content):
-            faults.append(f"{place}: not a measurement ({fault})")
-            continue
-        for name, wrong_with in (("rows", partial(misfit, Row)), ("concurrency", _misfit_pool)):
-            wrong = list(map(wrong_with, rows := content.get(name, [])))
-            faults += [f"{place}: {name}.{number} is left out ({fault})" for number, fault in enumerate(wrong) if fault]
-            content[name] = [row for row, fault in zip(rows, wrong, strict=True) if not fault]
-        found.append((path, content))
-    return found, faults
-
-
-def _misfit_pool(row: Any) -> str:
-    return misfit(Pool, row) or (misfit(FilledPool, row) if row["sequences"] else "")
+    """All measurements under `results`, of whatever evaluation."""
+    return [Measurement(path, model, kind) for kind, files in hooks("files") for path, model in files(results)]
 
 
 def _table(value: Any) -> Columns | None:

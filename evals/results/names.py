@@ -1,13 +1,16 @@
-"""How tables name settings: method and budget, and whatever else tells those of one task apart."""
+"""What a setting is called: its method, budget and protocol, and whatever else tells it from others of its task."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from compresskv.errors import UserError
 from compresskv.methods import named_method
 from evals.results.record import Record
+from evals.tables.methods import named
+from evals.tables.table import Name
 
-IMMATERIAL = ("paths", "logger", "eval", "memory")
+IMMATERIAL = ("paths", "logger", "eval", "memory", "experiment")
 """Parts of a configuration that change no prediction, or choose samples; `prompt` has what matters of `eval`."""
 
 
@@ -20,27 +23,22 @@ Leaves = dict[Path, str]
 """Every single value of a configuration, as text, by its path."""
 
 
-def names(records: Sequence[Record]) -> list[str]:
-    """A name for each, such as `snapkv 64`, with what differs among those that would share one: `window=16`.
+def names(records: Sequence[Record]) -> list[Name]:
+    """The name of each, such as `SnapKV 64`; its variant is what differs among those of one task that would share it.
 
-    Where nothing short differs, it ends with the folder's hash in brackets. Escape it where markup counts.
+    Where nothing short differs, the variant ends with the folder's hash in brackets. Escape it where markup counts.
     """
-    protocols = {record.protocol for record in records}
-    plain = [_plain(record) + (f" ({record.protocol})" if len(protocols) > 1 else "") for record in records]
+    marked = len({record.protocol for record in records}) > 1
+    found = [Name(named(record.method), record.budget, record.protocol, marked=marked) for record in records]
     alike: dict[tuple[Any, ...], list[int]] = {}
     for place, record in enumerate(records):
-        alike.setdefault((record.model, record.eval, record.task, plain[place]), []).append(place)
-    named = list(plain)
+        alike.setdefault((record.model, record.eval, record.task, found[place]), []).append(place)
     for places in alike.values():
         if len(places) > 1:
             suffixes = _suffixes([records[place] for place in places])
             for place, suffix in zip(places, suffixes, strict=True):
-                named[place] = f"{plain[place]} {suffix}".strip()
-    return named
-
-
-def _plain(record: Record) -> str:
-    return record.method if record.budget is None else f"{record.method} {record.budget}"
+                found[place] = replace(found[place], variant=suffix)
+    return found
 
 
 def _suffixes(records: Sequence[Record]) -> list[str]:

@@ -29,6 +29,11 @@ class Published:
     note: str
 
     @property
+    def column(self) -> str:
+        """The task or metric, with its unit where that is no score."""
+        return self.task_or_metric if self.unit == "score" else f"{self.task_or_metric} ({self.unit})"
+
+    @property
     def second_hand(self) -> bool:
         """Not seen in the paper itself."""
         return self.source == SECOND_HAND

@@ -195,6 +195,7 @@ class Config(TypedDict, total=False):
     observation: dict[str, Any]
     calibration: str
     budget: Budget
+    experiment: Label  # of conf/experiment; absent where none was chosen
 
 
 @exactly

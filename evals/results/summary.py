@@ -5,8 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from evals.results import statistics
 from evals.results.schema import FIDELITY, SCHEMA_VERSION, Line, checksum
+from evals.tables import statistics
 
 UNCHECKED = ("checksum", "config", "environment", "timing")
 """Fields that a summary's checksum does not cover: equal results have equal checksums."""

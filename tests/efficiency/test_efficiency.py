@@ -15,9 +15,8 @@ from evals.efficiency import concurrency, evaluation
 from evals.efficiency.concurrency import fill, stretch
 from evals.efficiency.config import Efficiency
 from evals.efficiency.measure import Contender, measure
+from evals.efficiency.tables import shown
 from evals.progress import Progress
-from evals.report.efficiency import page
-from evals.report.items import item
 from tests.support.command import run
 from tests.support.methods_in_use import RAGGED, SNAPKV
 from tests.support.refusals import refused
@@ -123,12 +122,12 @@ def test_the_command(checkpoint, tmp_path, quick, monkeypatch):
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     (written,) = (tmp_path / "efficiency" / "tiny-llama").glob("*/efficiency.json")
-    names = [f"{name} 64, chunks of {chunk}" for name in ("snapkv", "cake") for chunk in (90, 120)]
-    names = ["full, chunks of 90", *names]
+    names = [f"{name} 64 chunks of {chunk}" for name in ("SnapKV", "CAKE") for chunk in (90, 120)]
+    names = ["FullKV chunks of 90", *names]
     record = json.loads(written.read_text())
     found = [(row["setting"], row["length"]) for row in record["rows"]]
     assert found == [(name, length) for length in (200, 300) for name in names]
-    assert all(row["cache_bytes_ratio"] < 1 for row in record["rows"] if not row["setting"].startswith("full"))
+    assert all(row["cache_bytes_ratio"] < 1 for row in record["rows"] if row["method"] != "full")
     assert written.with_suffix(".png").exists()
     sequences = {}
     for row in record["concurrency"]:
@@ -142,13 +141,13 @@ def test_the_command(checkpoint, tmp_path, quick, monkeypatch):
     fits = [row for row in record["concurrency"] if (row["length"], row["pool_mb"]) == (200, 2)]
     assert all(row["tokens_per_s_ratio"] > 0 for row in fits)
     assert written.with_name("pools.png").stat().st_size > 1000
-    shown = page("v2_fig6_efficiency", item("v2_fig6_efficiency"), tmp_path)
-    [table] = shown.plain
+    found = shown(tmp_path, ["snapkv", "cake"])
+    [table] = found.texts
     assert [row[:4] for row in table.body[:2]] == [
-        ["FullKV, chunks of 90", "200", "1", "0: does not fit"],
-        ["SnapKV 64, chunks of 90", "200", "1", "2"],
+        ["FullKV chunks of 90", "200", "1", "0: does not fit"],
+        ["SnapKV 64 chunks of 90", "200", "1", "2"],
     ]
-    assert set(shown.figures) == {"figure-tiny-llama", "figure-pools-tiny-llama"}
+    assert set(found.figures) == {"figure-tiny-llama", "figure-pools-tiny-llama"}
 
 
 @pytest.mark.parametrize("waits", [False, True])

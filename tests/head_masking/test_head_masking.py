@@ -10,7 +10,8 @@ from evals.compose import job
 from evals.head_masking.choices import by_layer, choices, ranked, scaled
 from evals.head_masking.config import HeadMasking
 from evals.head_masking.evaluation import MaskingTask
-from evals.head_masking.table import table
+from evals.head_masking.tables import texts
+from tests.support import trees
 from tests.support.command import content, folders, run
 from tests.support.refusals import assert_refused, refused
 
@@ -102,7 +103,7 @@ def test_a_run_its_results_and_its_table(command, tmp_path, calibration_file):
     assert done.returncode == 0, done.stderr
     assert "tiny-llama · head_masking · corrected" in done.stdout
     rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in done.stdout.splitlines() if "│" in line]
-    rankings = [[ranking, count] for ranking in ("semantic", "traditional", "random") for count in ("2", "9")]
+    rankings = [[ranking, count] for ranking in ("traditional", "semantic", "random") for count in ("2", "9")]
     assert [row[:2] for row in rows] == [["none", "0"], *rankings]
     assert {row[4] for row in rows} == {"4"}
     left = content(tmp_path)
@@ -157,16 +158,15 @@ def test_a_setting_that_cannot_be_is_a_sentence(override, field, value):
         config(override)
 
 
-def test_draws_are_averaged_within_a_prompt():
+def test_draws_are_averaged_within_a_prompt(tmp_path):
     made = choices(*masked("eval.masked=[200]", "eval.draws=2"), {"semantic": ((0.5, 0.1, 0.2, 0.3),) * 8})
-    lines = {
-        choice: [
-            {"id": str(number), "score": 50.0 * (number + (choice.draw or 0)), "score_keywords": 10.0}
-            for number in range(2)
+    records = []
+    for choice in made:
+        of_choice = {"ranking": choice.ranking, "masked": choice.count, "score_keywords": 10.0}
+        lines = [
+            trees.line(str(number), 50.0 * (number + (choice.draw or 0)), None, **of_choice) for number in range(2)
         ]
-        for choice in made
-    }
-    cells = [[str(cell) for cell in column.cells] for column in table("t", lines, 32).columns]
-    rows = [list(row) for row in zip(*cells, strict=True)]
-    assert rows[0][:6] == ["semantic", "6", "25.0", "0.0 – 50.0", "2", ""]
-    assert rows[1][:6] == ["random", "6", "50.0", "25.0 – 75.0", "2", "2 (25.0 – 75.0)"]
+        records.append(trees.setting(tmp_path, lines, "full", eval="head_masking", task=choice.name))
+    [table] = texts(records)
+    assert table.body[0][:6] == ["semantic", "6", "25.0", "0.0 – 50.0", "2", ""]
+    assert table.body[1][:6] == ["random", "6", "50.0", "25.0 – 75.0", "2", "2 (25.0 – 75.0)"]

@@ -45,7 +45,7 @@ def task_of(model, *overrides):
 def test_two_methods_and_their_table(command, tmp_path):
     done = run("-m", "method=full,snapkv", "budget=64", *command, env={"COLUMNS": "160"})
     assert done.returncode == 0, done.stderr
-    for text in ("tiny-llama · jsonl", "snapkv 64", "qa_f1", "exact_match", "string_match_all"):
+    for text in ("tiny-llama · jsonl", "SnapKV 64", "qa_f1", "exact_match", "string_match_all"):
         assert text in done.stdout
     assert [folder.parts[-4:-1] for folder in folders(tmp_path)] == [
         ("pets", "corrected", "full"),

@@ -46,10 +46,10 @@ def test_golden_predictions_score_what_the_official_evaluation_gives(golden):
     assert {name: result.score for name, result in scores.items()} == expected
     assert [name for name, result in scores.items() if result.problem] == []
     assert sum(result.overflow for result in scores.values()) == 0
-    rows = aggregate.averages(scores)
-    assert [row.name for row in rows][-1] == "average of 16"
-    assert rows[-1].score == round(sum(expected[name] for name in ENGLISH) / 16, 2)
-    assert rows[-1].interval[0] < rows[-1].score < rows[-1].interval[1]
+    average = aggregate.averages_of(scores)["average of 16"]
+    assert not average.partial
+    assert average.mean == round(sum(expected[name] for name in ENGLISH) / 16, 2)
+    assert average.interval[0] < average.mean < average.interval[1]
 
 
 def test_faster_than_the_plain_reference_with_the_same_result(golden, reference):
@@ -166,43 +166,35 @@ def complete(name, value=1.0):
     return aggregate.task_score(task, samples, RowCheck(name, task.n, task.n, 0, 0))
 
 
-def test_averages_need_every_task_of_their_group():
+def test_averages_are_partial_without_every_task_of_their_group():
     scores = {name: complete(name) for name in ENGLISH}
-    rows = {row.name: row for row in aggregate.averages(scores)}
-    assert rows["average of 16"].score == rows["code"].score == 50.0
-    assert (rows["average of 16"].n, rows["code"].n) == (3750, 1000)
-    low, high = rows["average of 16"].interval
+    cells = aggregate.averages_of(scores)
+    assert cells["average of 16"].mean == cells["code"].mean == 50.0
+    assert (cells["average of 16"].n, cells["code"].n) == (3750, 1000)
+    low, high = cells["average of 16"].interval
     assert 48 < low < 50 < high < 52
+    assert not any(cell.partial for cell in cells.values())
 
     del scores["lcc"]
-    rows = {row.name: row for row in aggregate.averages(scores)}
-    assert (rows["code"].score, rows["code"].problem) == (None, "incomplete: 1 of 2 tasks")
-    assert (rows["average of 16"].score, rows["average of 16"].problem) == (None, "incomplete: 15 of 16 tasks")
-    assert rows["few-shot"].score == 50.0
+    cells = aggregate.averages_of(scores)
+    partial = {name: (len(cell.strata), cell.tasks) for name, cell in cells.items() if cell.partial}
+    assert partial == {"code": (1, 2), "average of 16": (15, 16)}
 
 
-def test_settings_of_other_categories_have_the_same_averages():
-    scores = {"trec": complete("trec", True)}
-    assert [row.name for row in aggregate.averages(scores)] == ["few-shot", "average of 16"]
-    rows = aggregate.averages(scores, beside=["trec", "qasper"])
-    assert [(row.name, row.n) for row in rows][:2] == [("single-doc QA", 0), ("few-shot", rows[1].n)]
-    assert rows[1].n > 0
-
-
-def test_chinese_tasks_are_outside_the_averages():
-    rows = {row.name: row for row in aggregate.averages({name: complete(name, name in ENGLISH) for name in ALL})}
-    assert rows["single-doc QA"].score == 50.0
-    assert rows["single-doc QA"].n == 550
+def test_the_chinese_tasks_are_in_no_average_and_what_has_no_task_is_none():
+    assert list(aggregate.averages_of({"trec": complete("trec", True)})) == ["few-shot", "average of 16"]
+    cells = aggregate.averages_of({name: complete(name, name in ENGLISH) for name in ALL})
+    assert (cells["single-doc QA"].mean, cells["single-doc QA"].n) == (50.0, 550)
 
 
 def test_rows_that_are_not_official_are_named():
     samples = [SampleScore(1, 1, False)] * 200
     wrong = aggregate.task_score(TASKS["qasper"], samples, RowCheck("qasper", 200, 198, 2, 2))
     assert wrong.problem == "2 rows are not official"
-    assert aggregate.averages({"qasper": wrong})[-1].score is None
+    assert aggregate.averages_of({"qasper": wrong})["average of 16"].partial
     assert aggregate.task_score(TASKS["qasper"], samples * 2).problem == "400 rows instead of 200"
 
 
 def test_interval_is_the_same_every_time_and_absent_for_a_single_sample():
-    assert aggregate.interval([complete("qasper")]) == aggregate.interval([complete("qasper")])
-    assert aggregate.interval([aggregate.task_score(TASKS["qasper"], [SampleScore(1, 1, False)])]) is None
+    assert aggregate.interval(complete("qasper")) == aggregate.interval(complete("qasper"))
+    assert aggregate.interval(aggregate.task_score(TASKS["qasper"], [SampleScore(1, 1, False)])) is None

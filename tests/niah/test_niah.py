@@ -7,13 +7,13 @@ import pytest
 from compresskv.protocol import EvaluationProtocol
 from evals.compose import job
 from evals.haystack import essays, hide, sentence_end
-from evals.niah.config import Niah, _caption
+from evals.niah.config import Niah
 from evals.niah.evaluation import NiahTask, keyword_overlap
-from evals.niah.heatmap import draw, grid
 from evals.niah.needles import needles
-from evals.results.summary import measured
+from evals.niah.tables import means, tables
 from evals.rouge import rouge1_recall
 from tests.support.refusals import refused
+from tests.support.trees import line, setting
 
 CONFIG = Niah(
     name="niah",
@@ -123,14 +123,17 @@ def test_a_repeated_haystack_is_said_and_each_cell_is_a_mean(protocol, tmp_path,
     evaluation = job(f"eval.haystack={tmp_path / 'short.txt'}", "eval.lengths=[300,500]", "eval.needles=2").eval
     assert isinstance(evaluation, Niah)
     task = NiahTask(evaluation, default_model, job(f"protocol={protocol}").protocol)
-    lines = [{"id": id, "score": 100.0 * id.endswith("N1"), **task.sample(id).record} for id in task.sample_ids]
-    repeated = sum(line["length"] == 500 for line in lines)
-    assert _caption(lines).startswith(
+    lines = [line(id, 100.0 * id.endswith("N1"), **task.sample(id).record) for id in task.sample_ids]
+    repeated = sum(each["length"] == 500 for each in lines)
+    record = setting(tmp_path, lines)
+    [table] = tables([record])
+    assert table.caption.startswith(
         f"{len(lines)} prompts in {len(lines) // 2} cells, each the mean of up to 2 needles"
     )
-    assert f"in {repeated} of {len(lines)} prompts the haystack is repeated" in _caption(lines)
-    assert (grid(lines, "score")[0] == 50).all()
-    assert "repeated" not in str(_caption([line for line in lines if line["length"] == 300]))
+    assert f"in {repeated} of {len(lines)} prompts the haystack is repeated" in table.caption
+    assert set(means([record]).values()) == {50}
+    short = [each["id"] for each in lines if each["length"] == 300]
+    assert "repeated" not in tables([record.only(short)])[0].caption
 
 
 def test_a_prompt_longer_than_the_window_is_refused(default_model):
@@ -167,13 +170,6 @@ def test_scores():
     assert rouge1_recall(answer, "") == 0
     assert keyword_overlap(answer, answer) == 100
     assert keyword_overlap(answer, answer.rstrip(".")) == pytest.approx(90.909, abs=1e-3)
-
-
-def test_the_figure_rounds_as_the_tables_do(tmp_path):
-    lines = [{"id": "1", "length": 200, "depth": 0.0, "score": 45.449}]
-    _, figure = draw([[("snapkv", lines)]], "", tmp_path / "figure")
-    assert f"snapkv: {measured(lines)['score']:.1f} -->" in figure.read_text()
-    assert f"{measured(lines)['score']:.1f}" == "45.5"
 
 
 @pytest.mark.parametrize(

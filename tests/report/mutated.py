@@ -10,9 +10,9 @@ from typing import Any
 import yaml
 
 from evals.results.lines import sealed as sealed_line
+from evals.results.record import Record
 from evals.results.summary import sealed
-from tests.report.page_trees import efficiency, line, setting
-from tests.report.trees import nodes
+from tests.support.trees import efficiency, line, nodes, setting
 
 VALUES = (..., None, "x", -1, 0, True, [], {}, [1], [None], {"x": 1}, 1e308, 1e-320, 10**30, "y" * 5000)
 """What may stand where something else should; `...`: nothing."""
@@ -34,11 +34,13 @@ def tree(results: Path) -> Path:
         for method, budget in (("full", None), ("compresskv", 64)):
             lines = [line(f"L1000-D50-N{n}" if kind == "niah" else str(n), 50 + n, budget, **fields) for n in (0, 1)]
             of_eval = {"_target_": f"evals.{target}", "haystack": "a", "needles": 1}
-            of_experiment(setting(results, lines, method, budget, eval=kind, task=task, **of_eval))
+            of_experiment(setting(results, lines, method, budget, eval=kind, task=task, of_eval=of_eval))
     for ranking, count in (("none", 0), ("semantic", 3)):
         lines = [line(f"L500-D{n}-N0", 20, None, ranking=ranking, masked=count, **MASKED) for n in (0, 1)]
         of_eval = {"_target_": "evals.head_masking.config.HeadMasking", "masked": [0, 10]}
-        of_experiment(setting(results, lines, "full", None, eval="head_masking", task=f"{ranking}-{count}", **of_eval))
+        of_experiment(
+            setting(results, lines, "full", None, eval="head_masking", task=f"{ranking}-{count}", of_eval=of_eval)
+        )
     efficiency(results)
     head = {"kind": "semantic", "layer": 1, "head": 0, "ranks": {"traditional": 2, "semantic": 1}}
     head |= {"attention": [0.5, 0.5], "by_step": {"sinks": [0.1, 0.2], "needle": [0.3, 0.4]}}
@@ -53,8 +55,9 @@ def tree(results: Path) -> Path:
     return results
 
 
-def of_experiment(folder: Path) -> None:
+def of_experiment(record: Record) -> None:
     """Give a setting the whole configuration of its method."""
+    folder = record.path
     summary = json.loads((folder / "summary.json").read_text())
     summary["config"]["method"] = nodes("fig5_niah")[summary["method"]]
     summary["method_in_full"] = {"EvictionMethod": {"scorer": {"Scorer": {"heads": [[1], [2]]}}}}

@@ -8,19 +8,17 @@ from xml.etree import ElementTree
 import matplotlib.pyplot as plt
 import pandas as pd
 
+from evals.niah.heatmap import heatmaps
 from evals.report.__main__ import main
 from evals.report.artefacts import page_of, write
-from evals.report.cells import ranks
-from evals.report.curve import over_budget
-from evals.report.heatmap import heatmaps
+from evals.report.figures import over_budget
 from evals.report.latex import appendix, escape, latex
 from evals.report.markdown import markdown
 from evals.results import frame
 from evals.results.published import published
-from tests.report.trees import needles, setting
-from tests.results.trees import line
 from tests.support.command import ROOT
 from tests.support.refusals import assert_refused, refused
+from tests.support.trees import cells, line, setting
 
 
 def table(paths):
@@ -38,7 +36,7 @@ def test_an_empty_tree_is_one_sentence(tmp_path):
 
 
 def test_the_command_needs_no_torch(tmp_path):
-    setting(tmp_path, "table3_components", "snapkv", needles([50.0, 100.0]))
+    setting(tmp_path, cells([50.0, 100.0]), "snapkv", experiment="table3_components")
     code = "import sys, json; from evals.report.__main__ import main; "
     code += f"assert main(['experiment=table3_components', 'results={tmp_path}']) == 0; "
     code += "print(json.dumps(sorted(sys.modules)))"
@@ -51,7 +49,7 @@ def test_the_command_needs_no_torch(tmp_path):
 def test_the_csv_equals_the_summaries_and_the_figures_are_written(tmp_path):
     scores = {"full": [90, 100, 80, 70], "snapkv": [10, 20, 30, 45], "compresskv": [60, 55, 33, 40]}
     for method, values in scores.items():
-        setting(tmp_path, "fig5_niah", method, needles(values))
+        setting(tmp_path, cells(values), method, experiment="fig5_niah")
     paths = write("fig5_niah", tmp_path)
     assert {path.suffix for path in paths} == {".md", ".tex", ".csv", ".png", ".svg", ".pdf"}
     assert paths[0].parent == tmp_path / "artefacts" / "fig5_niah"
@@ -71,7 +69,7 @@ def test_the_csv_equals_the_summaries_and_the_figures_are_written(tmp_path):
 def test_the_full_cache_comes_first_and_the_best_is_marked_within_a_budget(tmp_path):
     scores = {"full": [99.0, 99.0], "snapkv": [50.0, 60.0], "cake": [70.0, 75.0], "compresskv": [80.0, 71.0]}
     for method, values in scores.items():
-        setting(tmp_path, "fig5_niah", method, needles(values))
+        setting(tmp_path, cells(values), method, experiment="fig5_niah")
     text = markdown(page_of("fig5_niah", tmp_path))
     lines = [of_table for of_table in text.splitlines() if of_table.startswith("| full") or of_table.startswith("| 64")]
     assert [of_table.split(" | ")[1] for of_table in lines] == ["FullKV", "SnapKV", "CAKE", "CompressKV"]
@@ -87,7 +85,7 @@ def test_the_full_cache_comes_first_and_the_best_is_marked_within_a_budget(tmp_p
 def test_columns_of_latex_are_tasks_or_groups(tmp_path):
     for task in ("trec", "lcc", "qasper"):
         lines = [line("0", answers=["a"], length=1)]
-        setting(tmp_path, "table1_longbench", "snapkv", lines, task=task, eval="longbench")
+        setting(tmp_path, lines, "snapkv", task=task, eval="longbench", experiment="table1_longbench")
     place = [f"results={tmp_path}", "experiment=table1_longbench"]
     heads = {}
     for columns in ("tasks", "groups"):
@@ -97,18 +95,18 @@ def test_columns_of_latex_are_tasks_or_groups(tmp_path):
     assert [name.split(" ")[0] for name in heads["tasks"]] == ["method", "Qasper", "TREC", "LCC", "average"]
     assert [name.split(" ")[0] for name in heads["groups"]] == ["method", "single-doc", "few-shot", "code", "average"]
     assert main([*place, "columns=rows"]) == 2
-    setting(tmp_path, "fig5_niah", "snapkv", needles([50.0, 100.0]))
+    setting(tmp_path, cells([50.0, 100.0]), "snapkv", experiment="fig5_niah")
     assert main([f"results={tmp_path}", "experiment=fig5_niah", "columns=groups"]) == 2
 
 
 def test_partial_data_is_marked_and_never_ranked_with_complete(tmp_path):
-    setting(tmp_path, "fig5_niah", "snapkv", needles([100.0, 100.0]))
-    setting(tmp_path, "fig5_niah", "cake", needles([50.0, 60.0, 70.0, 80.0]))
-    setting(tmp_path, "fig5_niah", "compresskv", needles([55.0, 60.0, 70.0, 80.0]))
+    setting(tmp_path, cells([100.0, 100.0]), "snapkv", experiment="fig5_niah")
+    setting(tmp_path, cells([50.0, 60.0, 70.0, 80.0]), "cake", experiment="fig5_niah")
+    setting(tmp_path, cells([55.0, 60.0, 70.0, 80.0]), "compresskv", experiment="fig5_niah")
     page = page_of("fig5_niah", tmp_path)
-    (grid,) = page.grids
+    (grid,) = page.tables
     assert [row.cells["average"].partial for row in grid.rows] == [True, False, False]
-    assert ranks("average", grid.rows) == {1: 2, 2: 1}
+    assert grid.ranks("average") == {1: 2, 2: 1}
     text = markdown(page)
     assert "100.00 \\[" not in text
     assert "100.00 [100.0, 100.0] †2 of 4" in text
@@ -124,33 +122,38 @@ def test_columns_are_in_their_natural_order_whatever_ran(tmp_path):
     def of_lengths(*lengths):
         return [line(f"L{length}-D0-N0", length=length, depth=0.0) for length in lengths]
 
-    setting(tmp_path, "fig5_niah", "snapkv", of_lengths(4000, 1000, 10000))
-    setting(tmp_path, "fig5_niah", "cake", of_lengths(1500, 500))
-    (grid,) = page_of("fig5_niah", tmp_path).grids
+    setting(tmp_path, of_lengths(4000, 1000, 10000), "snapkv", experiment="fig5_niah")
+    setting(tmp_path, of_lengths(1500, 500), "cake", experiment="fig5_niah")
+    (grid,) = page_of("fig5_niah", tmp_path).tables
     assert grid.columns == ["500", "1K", "1.5K", "4K", "10K", "average"]
     read = page_of("table1_longbench", tmp_path).frames["table"]()
     assert list(dict.fromkeys(read[read["method"] == "CAKE"]["column"])) == ["500", "1.5K", "average"]
     for method, tasks in {"snapkv": ("trec", "lcc", "qasper"), "cake": ("hotpotqa", "vcsum", "narrativeqa")}.items():
         for task in tasks:
             setting(
-                tmp_path, "table1_longbench", method, [line("0", answers=["a"], length=1)], task=task, eval="longbench"
+                tmp_path,
+                [line("0", answers=["a"], length=1)],
+                method,
+                task=task,
+                eval="longbench",
+                experiment="table1_longbench",
             )
-    (grid,) = page_of("table1_longbench", tmp_path).grids
+    (grid,) = page_of("table1_longbench", tmp_path).tables
     tasks = ["narrativeqa", "qasper", "hotpotqa", "vcsum", "trec", "lcc"]
     assert grid.columns == [*tasks, "single-doc QA", "multi-doc QA", "few-shot", "code", "average of 16"]
     for budget, layers in {64: 12, 128: 3}.items():
         kept = [line("L1000-D0-N0", length=1000, depth=0.0, kept=[budget] * layers)]
-        setting(tmp_path / "layers", "fig9_budgets", "compresskv", kept, budget=budget)
-    (grid,) = page_of("fig9_budgets", tmp_path / "layers").grids
+        setting(tmp_path / "layers", kept, "compresskv", budget=budget, experiment="fig9_budgets")
+    (grid,) = page_of("fig9_budgets", tmp_path / "layers").tables
     assert grid.columns == [*(f"layer {n}" for n in range(12)), "average"]
 
 
 def test_figures_say_over_how_much_they_are_and_what_is_partial(tmp_path):
-    setting(tmp_path, "fig5_niah", "snapkv", needles([10.0, 20.0]))
-    setting(tmp_path, "fig5_niah", "snapkv", needles([10.0, 20.0, 30.0, 50.0]), budget=128)
-    setting(tmp_path, "fig5_niah", "cake", needles([40.0] * 4))
+    setting(tmp_path, cells([10.0, 20.0]), "snapkv", experiment="fig5_niah")
+    setting(tmp_path, cells([10.0, 20.0, 30.0, 50.0]), "snapkv", budget=128, experiment="fig5_niah")
+    setting(tmp_path, cells([40.0] * 4), "cake", experiment="fig5_niah")
     page = page_of("fig5_niah", tmp_path)
-    figure = heatmaps(page.grids[0])
+    figure = heatmaps(page.tables[0])
     panels = {axis.get_title(): axis for axis in figure.axes if axis.get_title()}
     assert list(panels) == [
         "SnapKV 64\n15.0 [10.0, 20.0] †2 of 4",
@@ -162,7 +165,7 @@ def test_figures_say_over_how_much_they_are_and_what_is_partial(tmp_path):
     assert labels == [["0", "50"]] * 3
     title = "tiny, needle in a haystack\nn = 2–4, with 95 % intervals, † and hollow: partial"
     assert figure.get_suptitle() == title
-    curves = over_budget(page.grids[0])
+    curves = over_budget(page.tables[0])
     (axis,) = curves.axes
     assert axis.get_title() == title
     assert [text.get_text() for text in curves.legends[0].get_texts()] == ["SnapKV †", "CAKE"]
@@ -173,8 +176,8 @@ def test_figures_say_over_how_much_they_are_and_what_is_partial(tmp_path):
 
 def test_long_axes_have_no_more_labels_than_fit(tmp_path):
     lengths = range(8000, 136_000, 8000)
-    setting(tmp_path, "fig5_niah", "snapkv", [line(f"L{n}-D0-N0", length=n, depth=0.0) for n in lengths])
-    figure = heatmaps(page_of("fig5_niah", tmp_path).grids[0])
+    setting(tmp_path, [line(f"L{n}-D0-N0", length=n, depth=0.0) for n in lengths], "snapkv", experiment="fig5_niah")
+    figure = heatmaps(page_of("fig5_niah", tmp_path).tables[0])
     labels = [text.get_text() for text in figure.axes[0].get_xticklabels()]
     assert labels == ["8K", "24K", "40K", "56K", "72K", "88K", "104K", "120K"]
     plt.close("all")
@@ -183,8 +186,8 @@ def test_long_axes_have_no_more_labels_than_fit(tmp_path):
 def test_fidelity_of_part_of_longbench_is_partial(tmp_path):
     for task in ("qasper", "trec"):
         lines = [line(str(n), answers=["a"], length=1, kl=0.5, agreement=None if n else 1.0) for n in range(3)]
-        setting(tmp_path, "beyond_retrieval", "snapkv", lines, task=task, eval="longbench")
-    score, kl, agreement = page_of("beyond_retrieval", tmp_path).grids
+        setting(tmp_path, lines, "snapkv", task=task, eval="longbench", experiment="beyond_retrieval")
+    score, kl, agreement = page_of("beyond_retrieval", tmp_path).tables
     for grid, n, of in ((score, 6, 3750), (kl, 6, 3750), (agreement, 2, 3746)):
         cell = grid.rows[0].cells["average of 16"]
         assert (cell.n, cell.of, cell.partial) == (n, of, True)
@@ -195,9 +198,9 @@ def test_fidelity_of_part_of_longbench_is_partial(tmp_path):
 
 def test_verdicts_are_paired_and_corrected(tmp_path):
     low, high = [10.0 + n for n in range(20)], [60.0 + n for n in range(20)]
-    setting(tmp_path, "fig5_niah", "snapkv", needles(low))
-    setting(tmp_path, "fig5_niah", "cake", needles([*high[:-1], high[-1] - 1]))
-    setting(tmp_path, "fig5_niah", "compresskv", needles(high))
+    setting(tmp_path, cells(low), "snapkv", experiment="fig5_niah")
+    setting(tmp_path, cells([*high[:-1], high[-1] - 1]), "cake", experiment="fig5_niah")
+    setting(tmp_path, cells(high), "compresskv", experiment="fig5_niah")
     found = {verdict.second: verdict for verdict in page_of("fig5_niah", tmp_path).verdicts}
     assert found["SnapKV"].words == "in favour of CompressKV"
     assert found["SnapKV"].mean == -50
@@ -210,8 +213,8 @@ def test_verdicts_are_paired_and_corrected(tmp_path):
 
 def test_two_models_have_a_table_and_a_figure_each(tmp_path):
     for model, score in {"tiny": 40.0, "other": 90.0}.items():
-        setting(tmp_path, "v2_fig5_niah", "snapkv", needles([score, score]), model=model)
-        setting(tmp_path, "v2_fig5_niah", "snapkv", needles([score, score + 4]), model=model, budget=128)
+        setting(tmp_path, cells([score, score]), "snapkv", model=model, experiment="v2_fig5_niah")
+        setting(tmp_path, cells([score, score + 4]), "snapkv", model=model, budget=128, experiment="v2_fig5_niah")
     paths = write("v2_fig5_niah", tmp_path)
     assert {path.stem for path in paths if path.suffix == ".png"} == {"figure-tiny", "figure-other"}
     text = paths[0].read_text()
@@ -221,14 +224,14 @@ def test_two_models_have_a_table_and_a_figure_each(tmp_path):
 
 
 def test_other_settings_of_a_method_are_rows_of_their_own_or_left_out(tmp_path):
-    setting(tmp_path, "table2_heads", "compresskv-uniform", needles([10.0, 20.0]))
+    setting(tmp_path, cells([10.0, 20.0]), "compresskv-uniform", experiment="table2_heads")
     with refused("experiment"):
         page_of("table3_components", tmp_path)  # there the heads are as calibrated
-    (grid,) = page_of("table2_heads", tmp_path).grids
-    assert [row.method for row in grid.rows] == ["top-9 heads"]
+    (grid,) = page_of("table2_heads", tmp_path).tables
+    assert [row.name.method for row in grid.rows] == ["top-9 heads"]
     for protocol, score in {"corrected": 10.0, "released": 20.0}.items():
-        setting(tmp_path, "fig5_niah", "snapkv", needles([score]), protocol=protocol)
-    (grid,) = page_of("fig5_niah", tmp_path).grids
+        setting(tmp_path, cells([score]), "snapkv", protocol=protocol, experiment="fig5_niah")
+    (grid,) = page_of("fig5_niah", tmp_path).tables
     assert {row.label: row.cells["average"].mean for row in grid.rows} == {
         "SnapKV (corrected)": 10.0,
         "SnapKV (released)": 20.0,
@@ -242,8 +245,8 @@ def test_tokens_by_layer_stand_beside_the_published_where_they_can_be_compared(t
     lines = [line("L1000-D0-N0", length=1000, depth=0.0, kept=kept, realised_budget=256.0)]
     model = "llama-3.1-8b-instruct"
     for protocol in ("released", "corrected"):
-        setting(tmp_path, "fig9_budgets", "compresskv", lines, budget=256, model=model, protocol=protocol)
-    setting(tmp_path, "fig9_budgets", "compresskv", lines, budget=256)
+        setting(tmp_path, lines, "compresskv", budget=256, model=model, protocol=protocol, experiment="fig9_budgets")
+    setting(tmp_path, lines, "compresskv", budget=256, experiment="fig9_budgets")
     read = table(write("fig9_budgets", tmp_path))
     first = read[read["column"] == "layer 0"].set_index(["model", "protocol"])
     assert first.loc[(model, "released"), "difference"] == 2
@@ -261,9 +264,18 @@ def test_longbench_has_tasks_categories_and_an_average_and_is_partial_until_offi
             lines = [line(id, score, answers=["a"], length=1) for id, score in rows.items()]
             place = {"task": task, "eval": "longbench"}
             model = "mistral-7b-instruct-v0.3"
-            setting(tmp_path, "table3_components", method, lines, 256, model, protocol="released", **place)
+            setting(
+                tmp_path,
+                lines,
+                method,
+                budget=256,
+                model=model,
+                protocol="released",
+                **place,
+                experiment="table3_components",
+            )
     page = page_of("table3_components", tmp_path)
-    (grid,) = page.grids
+    (grid,) = page.tables
     assert list(grid.columns) == ["qasper", "trec", "single-doc QA", "few-shot", "average of 16"]
     cell = grid.rows[0].cells["average of 16"]
     assert cell.partial
@@ -272,14 +284,14 @@ def test_longbench_has_tasks_categories_and_an_average_and_is_partial_until_offi
 
 
 def test_needles_that_stand_in_say_so(tmp_path):
-    setting(tmp_path, "table3_components", "snapkv", needles([10.0, 20.0]))
+    setting(tmp_path, cells([10.0, 20.0]), "snapkv", experiment="table3_components")
     assert "nothing here is a LongBench score" in markdown(page_of("table3_components", tmp_path))
 
 
 def test_names_are_escaped_in_latex_and_markdown(tmp_path):
     name = r"a_b%&#{x}~^\|*<i>$[1]"
-    setting(tmp_path, "fig5_niah", "snapkv", needles([10.0, 20.0]), model=name.replace("\\", ""))
-    setting(tmp_path, "fig5_niah", "snapkv", needles([10.0, 20.0]), budget=128, model=name.replace("\\", ""))
+    setting(tmp_path, cells([10.0, 20.0]), "snapkv", model=name.replace("\\", ""), experiment="fig5_niah")
+    setting(tmp_path, cells([10.0, 20.0]), "snapkv", budget=128, model=name.replace("\\", ""), experiment="fig5_niah")
     tex = latex(page_of("fig5_niah", tmp_path))
     assert r"a\_b\%\&\#\{x\}\textasciitilde{}\textasciicircum{}\textbar{}*\textless{}i\textgreater{}\${[}1{]}" in tex
     assert r"a\_b%\&\#{x}\~^\|\*\<i\>\$\[1\]" in markdown(page_of("fig5_niah", tmp_path))

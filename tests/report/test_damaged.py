@@ -16,8 +16,8 @@ from evals.results import frame
 from evals.results.lines import sealed
 from evals.results.record import records
 from tests.report import mutated
-from tests.report.page_trees import efficiency, line, setting
 from tests.support.refusals import refused
+from tests.support.trees import efficiency, line, setting
 
 ITEMS = (
     *("fig5_niah", "table1_longbench", "fig9_budgets", "fig7_masking", "fig8_efficiency", "fig1_attention"),
@@ -98,7 +98,7 @@ def test_what_is_left_out_is_named_and_the_rest_is_drawn(results):
 
 @pytest.mark.parametrize("score", ["null", '"50"', "NaN", "1e999", "true", "[50]", "9" * 400])
 def test_a_score_that_is_no_number_is_not_counted(tmp_path, score):
-    folder = setting(tmp_path, [line("1", 40, 64), line("2", 60, 64)])
+    folder = setting(tmp_path, [line("1", 40, 64), line("2", 60, 64)]).path
     text = json.dumps({"id": "2", "score": 0}).replace("0", score)
     good = (folder / "samples.jsonl").read_text().splitlines()[0]
     (folder / "samples.jsonl").write_text(f"{good}\n{text}\n")
@@ -109,7 +109,7 @@ def test_a_score_that_is_no_number_is_not_counted(tmp_path, score):
 
 
 def test_a_checksum_over_a_number_that_is_none_is_a_fault_and_no_error(tmp_path):
-    folder = setting(tmp_path, [line("1", 40, 64)])
+    folder = setting(tmp_path, [line("1", 40, 64)]).path
     text = json.dumps(sealed(line("2", 1.5, 64))).replace('"score": 1.5', '"score": 1e999')
     with (folder / "samples.jsonl").open("a") as file:
         file.write(text + "\n")
@@ -124,7 +124,7 @@ def test_a_pool_of_a_tiny_model_is_drawn(tmp_path):
     for row in content["concurrency"]:
         row |= {"pool_mb": 0.03, "sequence_bytes": 9e3}
     path.write_text(json.dumps(content))
-    assert "Sequences together" in page(tmp_path)
+    assert "Tokens per second together" in page(tmp_path)
 
 
 def replace_by_directory(path):

@@ -8,9 +8,10 @@ from compresskv import calibration
 from compresskv.folders import CONF
 from compresskv.selecting_heads import count_heads
 from evals.compose import axes, job_from, resolved
-from evals.report.items import ITEMS
-from evals.report.labels import METHODS
+from evals.experiments import ITEMS
 from evals.report.selection import settings_of
+from evals.results.record import records
+from evals.tables.methods import METHODS
 from tests.support.command import ROOT, run
 
 EXPERIMENTS = sorted(path.stem for path in (ROOT / "conf" / "experiment").glob("*.yaml") if path.stem != "demo")
@@ -84,3 +85,9 @@ def test_a_run_ends_with_its_artefacts(checkpoint, tmp_path):
     assert f"artefacts: {folder}" in done.stdout
     assert "| SnapKV |" in (folder / "table.md").read_text()
     assert (folder / "figure-tiny-llama.png").stat().st_size > 1000
+    # Reports find results by the experiment's name, which no folder depends on.
+    made = records(tmp_path)
+    assert {record.file_config["experiment"] for record in made} == {"fig5_niah"}
+    again = run("-m", "eval=niah", "eval.haystack=" + made[0].config["eval"]["haystack"], *small, *tiny)
+    assert again.returncode == 0, again.stderr
+    assert [record.path for record in records(tmp_path)] == [record.path for record in made]

@@ -7,25 +7,24 @@ import pytest
 
 from compresskv.calibration import FOLDER
 from compresskv.methods import method_config
+from evals.experiments import ITEMS
 from evals.reference.export import export_setting
 from evals.report.artefacts import page_of, write
-from evals.report.items import ITEMS
 from evals.report.latex import appendix, latex
 from evals.report.markdown import markdown
 from evals.report.selection import settings_of
 from evals.results.record import records
-from tests.report.trees import needles, nodes, setting
-from tests.results.trees import line
 from tests.support.refusals import refused
+from tests.support.trees import cells, line, nodes, setting
 
 OBSERVATION = {"window": 8, "kernel": 5, "pooling": "average"}
 
 
 def rows(page, place=0):
-    return {row.label: row for row in page.grids[place].rows}
+    return {row.label: row for row in page.tables[place].rows}
 
 
-SCORED = sorted(name for name, item in ITEMS.items() if item.source == "runs" and item.columns in ("scores", "layers"))
+SCORED = sorted(name for name, item in ITEMS.items() if item.source == "" and item.view in ("", "layers", "abilities"))
 
 
 QUICK = ("fig9_budgets", "table3_components")
@@ -43,12 +42,12 @@ def test_every_item_renders_complete_and_partial_results_of_two_models(experimen
     of_config = {name: node[name] for name in ("observation", "calibration")}
     for model, counts in {"whole": (4, 4), "part": (4, 2)}.items():
         for budget, count in zip((64, 128), counts, strict=True):
-            lines = needles([50.0 + n for n in range(count)])
+            lines = cells([50.0 + n for n in range(count)])
             place = {"node": node["method"], "of_config": of_config, "of_eval": of_eval, "digest": f"{budget:08}"}
-            setting(tmp_path, experiment, method, lines, budget, model, **place)
+            setting(tmp_path, lines, method, budget=budget, model=model, **place, experiment=experiment)
     page = page_of(experiment, tmp_path)
-    assert [grid.model for grid in page.grids] == ["part", "whole"]
-    part, whole = page.grids
+    assert [table.model for table in page.tables] == ["part", "whole"]
+    part, whole = page.tables
     read = page.frames["table"]()
     assert {row.budget: row.cells["average"].partial for row in part.rows} == {64: False, 128: True}
     assert set(read[read["partial"]]["model"]) == {"part"}
@@ -62,11 +61,13 @@ def test_every_item_renders_complete_and_partial_results_of_two_models(experimen
 def test_settings_are_chosen_by_what_an_experiment_sweeps(tmp_path):
     for source, digest in {"held_out": "aaaa1111", "published": "bbbb2222"}.items():
         config = {"calibration": source, "observation": OBSERVATION}
-        setting(tmp_path, "calibration_leakage", "compresskv", needles([10, 20]), digest=digest, of_config=config)
+        setting(
+            tmp_path, cells([10, 20]), "compresskv", digest=digest, of_config=config, experiment="calibration_leakage"
+        )
     assert list(rows(page_of("calibration_leakage", tmp_path))) == ["CompressKV, calibration held_out"]
     # What `auto` takes under the corrected protocol is held out.
     auto = tmp_path / "auto"
-    setting(auto, "calibration_leakage", "compresskv", needles([10, 20]), of_config={"calibration": "auto"})
+    setting(auto, cells([10, 20]), "compresskv", of_config={"calibration": "auto"}, experiment="calibration_leakage")
     assert list(rows(page_of("calibration_leakage", auto))) == ["CompressKV, calibration held_out"]
 
 
@@ -74,8 +75,8 @@ def test_windows_are_rows_that_are_compared_with_the_papers(tmp_path):
     for window, score in {8: 50.0, 16: 60.0, 12: 70.0}.items():
         config = {"observation": OBSERVATION | {"window": window}}
         for method in ("snapkv", "compresskv-uniform"):
-            lines = needles([score] * 4)
-            setting(tmp_path, "window_pooling", method, lines, digest=f"abcd{window:04}", of_config=config)
+            lines = cells([score] * 4)
+            setting(tmp_path, lines, method, digest=f"abcd{window:04}", of_config=config, experiment="window_pooling")
     page = page_of("window_pooling", tmp_path)
     assert set(rows(page)) == {
         f"{method}, window {window}, average pooling"
@@ -95,12 +96,19 @@ def test_calibrated_heads_are_found_as_the_number_they_are(tmp_path):
     node = nodes("table3_components")["compresskv-uniform"]
     built = {"EvictionMethod": {"scorer": {"SemanticHeadScorer": {"heads": [[7], [3]]}}}}
     place = {"model": "smollm2-135m", "node": node, "method_in_full": built}
-    setting(tmp_path, "table3_components", "compresskv-uniform", needles([10, 20]), **place)
+    setting(tmp_path, cells([10, 20]), "compresskv-uniform", **place, experiment="table3_components")
     assert list(rows(page_of("table2_heads", tmp_path))) == ["top-1 heads"]
     set_to_one = {**node, "scorer": {**node["scorer"], "heads": 1}}
     other = tmp_path / "other"
     protocol = {"of_config": {"calibration": "auto", "protocol": {"name": "corrected"}}}
-    setting(other, "table2_heads", "compresskv-uniform", needles([10, 20]), **{**place, "node": set_to_one}, **protocol)
+    setting(
+        other,
+        cells([10, 20]),
+        "compresskv-uniform",
+        **{**place, "node": set_to_one},
+        **protocol,
+        experiment="table2_heads",
+    )
     assert list(rows(page_of("table2_heads", other))) == ["top-1 heads"]
 
 
@@ -110,13 +118,13 @@ def test_every_number_of_heads_that_was_asked_for_is_a_row(tmp_path):
     for digest, heads in {"aaaa1111": 7, "bbbb2222": None, "cccc3333": 3, "dddd4444": 16}.items():
         of_scorer = {**node, "scorer": {**node["scorer"], "heads": heads}}
         place = {"model": "smollm2-135m", "node": of_scorer, "digest": digest, "of_config": of_config}
-        setting(tmp_path, "table2_heads", "compresskv-uniform", needles([10, 20]), **place)
+        setting(tmp_path, cells([10, 20]), "compresskv-uniform", **place, experiment="table2_heads")
     layers = nodes("table3_components")["compresskv"]
-    setting(tmp_path, "table3_components", "compresskv", needles([10, 20]), model="smollm2-135m", node=layers)
+    setting(tmp_path, cells([10, 20]), "compresskv", model="smollm2-135m", node=layers, experiment="table3_components")
     page = page_of("table2_heads", tmp_path)
     counts = ["top-3 heads", "top-7 heads", "top-16 heads"]
     assert list(rows(page)) == ["number of heads unknown", *counts]  # where the summary does not say how many
-    assert "smollm2-135m, protocol=corrected: by default, top-9 heads select." in page.notes
+    assert "smollm2-135m, protocol=corrected: by default, top-1 heads select." in page.notes
 
 
 def test_numbers_of_heads_are_those_of_each_model():
@@ -133,8 +141,8 @@ def test_uniform_layers_are_a_row_of_the_plugin(tmp_path):
         node = {**node, "allocator": {**node["allocator"], "layers": layers}}
         scores = [50.0 + n + 20 * (layers == "uniform") for n in range(10)]
         digest = f"{len(layers):08}"
-        setting(tmp_path, "v2_fig9_plugin", "adacompresskv", needles(scores), node=node, digest=digest)
-    setting(tmp_path, "v2_fig9_plugin", "adakv", needles([40.0 + n for n in range(10)]))
+        setting(tmp_path, cells(scores), "adacompresskv", node=node, digest=digest, experiment="v2_fig9_plugin")
+    setting(tmp_path, cells([40.0 + n for n in range(10)]), "adakv", experiment="v2_fig9_plugin")
     page = page_of("v2_fig9_plugin", tmp_path)
     assert set(rows(page)) == {"AdaKV", "AdaCompressKV", "AdaCompressKV, uniform layers"}
     found = {(verdict.first, verdict.second): verdict.words for verdict in page.verdicts}
@@ -145,11 +153,11 @@ def test_uniform_layers_are_a_row_of_the_plugin(tmp_path):
 def masked(results, ranking, count, scores, draw=None, model="tiny"):
     """A finished choice of masked heads, as eval=head_masking leaves it."""
     name = f"{ranking}-{count}" + ("" if draw is None else f"-draw{draw}")
-    lines = needles(scores, ranking=ranking, masked=count)
+    lines = cells(scores, ranking=ranking, masked=count)
     for of_sample in lines:
         of_sample["score_keywords"] = of_sample["score"] / 2
     place = {"eval": "head_masking", "task": name, "of_eval": {"masked": [0, 10, 20]}}
-    setting(results, "fig7_masking", "full", lines, model=model, **place)
+    setting(results, lines, "full", model=model, **place, experiment="fig7_masking")
 
 
 def test_masking_has_a_row_for_every_ranking_and_a_column_for_every_number_of_heads(tmp_path):
@@ -163,7 +171,7 @@ def test_masking_has_a_row_for_every_ranking_and_a_column_for_every_number_of_he
     page = page_of("fig7_masking", tmp_path)
     of_ranking = rows(page)
     assert list(of_ranking) == ["traditional heads", "semantic heads", "random heads"]
-    assert page.grids[0].columns[:3] == ["K = 0", "K = 3", "K = 5"]
+    assert page.tables[0].columns[:3] == ["K = 0", "K = 3", "K = 5"]
     assert {row.cells["K = 0"].mean for row in of_ranking.values()} == {94.5}
     assert of_ranking["semantic heads"].cells["K = 3"].mean == 34.5
     random = of_ranking["random heads"].cells["K = 3"]
@@ -175,7 +183,7 @@ def test_masking_has_a_row_for_every_ranking_and_a_column_for_every_number_of_he
     drops = page.frames["table"]().set_index(["method", "column"])
     assert drops.loc[("semantic heads", "drop with the top 10 masked"), "source"] == "second-hand"
     assert "scaled to the model's: 3 for 10, 5 for 20." in page.notes[0]
-    assert list(page.grids[0].columns[3:]) == ["drop with the top 10 masked", "drop with the top 20 masked"]
+    assert list(page.tables[0].columns[3:]) == ["drop with the top 10 masked", "drop with the top 20 masked"]
     assert "| Mistral-7B-Instruct-v0.3 | – | semantic heads | paper v1 text | 74 |" in markdown(page)
     assert "drop with the top 20 masked" in of_ranking["traditional heads"].cells
     assert "the mean of 2 draws" in page.notes[0]
@@ -189,7 +197,7 @@ def test_masking_has_a_row_for_every_ranking_and_a_column_for_every_number_of_he
 
 
 def test_needles_never_stand_in_for_head_masking(tmp_path):
-    setting(tmp_path, "fig5_niah", "full", needles([10.0, 20.0]))
+    setting(tmp_path, cells([10.0, 20.0]), "full", experiment="fig5_niah")
     with refused("experiment", value="fig7_masking"):
         page_of("fig7_masking", tmp_path)
 
@@ -205,9 +213,9 @@ def test_needles_are_shown_by_kind_and_haystack_and_compared_in_each(tmp_path):
                 id = f"L{1000 * (number // 2)}-D0-N{number % 2}"
                 lines.append(line(id, score + number, length=1000 * (number // 2), depth=0.0))
             of_eval = {"haystack": haystack, "needles": 2, "needle": config["eval"]["needle"]}
-            setting(tmp_path, "needles", method, lines, digest=digest, of_eval=of_eval)
+            setting(tmp_path, lines, method, digest=digest, of_eval=of_eval, experiment="needles")
     page = page_of("needles", tmp_path)
-    (grid,) = page.grids
+    (grid,) = page.tables
     assert list(grid.columns) == ["activity", "place", "in PaulGrahamEssays", "in topics", "average"]
     snapkv = rows(page)["SnapKV"].cells
     assert [snapkv[column].n for column in grid.columns] == [12, 12, 12, 12, 24]
@@ -221,12 +229,12 @@ def test_needles_are_shown_by_kind_and_haystack_and_compared_in_each(tmp_path):
 def test_fidelity_has_a_table_of_its_own_where_runs_carry_it(tmp_path):
     measured = {"snapkv": 0.2, "compresskv": 0.1}
     for method, kl in measured.items():
-        lines = needles([50.0 + n for n in range(12)])
+        lines = cells([50.0 + n for n in range(12)])
         for place, of_sample in enumerate(lines):
             of_sample |= {"kl": kl + place / 1000, "agreement": 1 - kl, "reference_nll": None if place else 3.0}
-        setting(tmp_path, "beyond_retrieval", method, lines)
+        setting(tmp_path, lines, method, experiment="beyond_retrieval")
     page = page_of("beyond_retrieval", tmp_path)
-    assert [grid.metric.field for grid in page.grids] == ["score", "kl", "agreement", "reference_nll"]
+    assert [table.metric.field for table in page.tables] == ["score", "kl", "agreement", "reference_nll"]
     text = markdown(page)
     assert "KL divergence from the full cache, nats per token" in text
     assert "<u>0.2055</u> [" in text
@@ -241,8 +249,8 @@ def test_fidelity_has_a_table_of_its_own_where_runs_carry_it(tmp_path):
 def test_longbench_is_grouped_by_kind_of_task(tmp_path):
     for task in ("qasper", "hotpotqa", "gov_report", "passage_count", "lcc"):
         lines = [line(str(n), 40.0 + n, answers=["a"], length=1) for n in range(3)]
-        setting(tmp_path, "beyond_retrieval", "snapkv", lines, task=task, eval="longbench")
-    (grid,) = page_of("beyond_retrieval", tmp_path).grids
+        setting(tmp_path, lines, "snapkv", task=task, eval="longbench", experiment="beyond_retrieval")
+    (grid,) = page_of("beyond_retrieval", tmp_path).tables
     assert list(grid.columns) == ["QA", "summaries", "code", "average of 16"]
     assert set(grid.rows[0].cells["QA"].strata) == {"qasper", "hotpotqa"}
 
@@ -315,7 +323,7 @@ def test_measurements_of_older_versions_have_their_budget_in_the_name(tmp_path):
     folder.mkdir(parents=True)
     about = {"model": "tiny", "dtype": "float32", "backend": "sdpa", "new_tokens": 8, "rounds": 1}
     (folder / "efficiency.json").write_text(json.dumps({**about, "rows": made}))
-    (grid, *_) = page_of("fig8_efficiency", tmp_path).grids
+    (grid, *_) = page_of("fig8_efficiency", tmp_path).tables
     assert [(row.label, row.budget) for row in grid.rows] == [
         ("FullKV", None),
         ("SnapKV", 128),

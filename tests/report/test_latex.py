@@ -7,11 +7,10 @@ import subprocess
 import pytest
 
 from compresskv.errors import UserError
-from evals.longbench.tasks import CATEGORIES, ENGLISH, TASKS
-from evals.report.cells import AVERAGE_OF_16, SCORE, Cell, Grid, Metric, Row
 from evals.report.latex import appendix, escape, latex
-from evals.report.page import Page, Plain
-from evals.report.verdicts import Verdict
+from evals.report.page import Page
+from evals.tables.compare import Verdict
+from evals.tables.table import SCORE, Cell, Metric, Name, Row, Table, Texts
 
 BASE = {
     "booktabs": r"\newcommand{\toprule}{\hline}\newcommand{\midrule}{\hline}\newcommand{\bottomrule}{\hline}"
@@ -49,17 +48,17 @@ def compiled(tmp_path):
 
 def page(name: str) -> Page:
     """Every part that a page may have, named by `name`: partial, published and compared cells, notes, plain tables."""
-    whole = Cell({"needle": {"a": 10.0, "b": 90.0}}, 2, 2, published=43.76, apart=name)
-    part = Cell({"needle": {"a": 10.0}}, 2, 1, published=20.0)
+    whole = Cell({"needle": {("a", ""): 10.0, ("b", ""): 90.0}}, 2, 2, published=43.76, apart=name)
+    part = Cell({"needle": {("a", ""): 10.0}}, 2, 1, published=20.0)
     rows = [
-        Row(name, None, "corrected", "", {name: whole}),
-        Row(name, 64, "released", name, {name: whole, "average": part}, marked=True),
-        Row("CompressKV", 64, "released", "", {name: part, "average": whole}, marked=True),
+        Row(Name(name), {name: whole}),
+        Row(Name(name, 64, "released", name, True), {name: whole, "average": part}),
+        Row(Name("CompressKV", 64, "released", "", True), {name: part, "average": whole}),
     ]
-    grid = Grid(name, "niah", [name, "average"], rows)
+    table = Table(name, "niah", [name, "average"], rows)
     verdict = Verdict(name, "niah", 64, name, "CompressKV", -3.0, (-5.0, -1.0), 0.01, 20, None, column=name)
-    plain = Plain(name, [name, "b"], [[name, "c"], ["d", name]])
-    return Page("item", name, [grid], [verdict], [], [name], [plain])
+    texts = Texts(name, [name, "b"], [[name, "c"], ["d", name]])
+    return Page(name="item", title=name, tables=[table], verdicts=[verdict], notes=[name], texts=[texts])
 
 
 def test_every_part_of_a_page_compiles_with_any_name(compiled):
@@ -90,23 +89,31 @@ def test_special_characters_stand_for_themselves(character, written):
     assert f"qwen{character}2" not in table.replace(written, "")
 
 
-def longbench(metric: Metric = SCORE, partial: frozenset[str] = frozenset(), methods=METHODS[1:]) -> Page:
-    """A page of all tasks of LongBench, at four budgets; methods in `partial` have a part of the samples."""
+KINDS = {f"task {place}": f"kind {place // 3}" for place in range(16)}
+"""Sixteen tasks of six kinds."""
+
+
+def wide(metric: Metric = SCORE, partial: frozenset[str] = frozenset(), methods=METHODS[1:]) -> Page:
+    """A page of many tasks and kinds of them at four budgets; methods in `partial` have a part of the samples."""
 
     def row(method: str, budget: int | None, place: int) -> Row:
-        strata = {task: {(str(n), ""): 10.0 * place + n for n in range(3)} for task in ENGLISH}
+        strata = {task: {(str(n), ""): 10.0 * place + n for n in range(3)} for task in KINDS}
         counted = 2 if method in partial else 3
-        cells = {task: Cell({task: strata[task]}, 3, counted, digits=metric.digits) for task in ENGLISH}
-        for category in CATEGORIES:
-            of = {task: strata[task] for task in ENGLISH if TASKS[task].category == category}
-            cells[category] = Cell(of, 3 * len(of), counted * len(of), digits=metric.digits)
-        cells[AVERAGE_OF_16] = Cell(strata, 48, 16 * counted, digits=metric.digits)
-        return Row(method, budget, "corrected", "", cells)
+        of_column = {task: [task] for task in KINDS} | {"average": list(KINDS)}
+        of_column |= {kind: [task for task in KINDS if KINDS[task] == kind] for kind in KINDS.values()}
+        cells = {
+            column: Cell({task: strata[task] for task in of}, 3 * len(of), counted * len(of), digits=metric.digits)
+            for column, of in of_column.items()
+        }
+        return Row(Name(method, budget), cells)
 
     rows = [row("FullKV", None, 9)]
     rows += [row(name, budget, place) for budget in (2048, 512, 128) for place, name in enumerate(methods)]
-    grid = Grid("tiny", "longbench", [*ENGLISH, *CATEGORIES, AVERAGE_OF_16], rows, metric, kind="longbench")
-    return Page("table1_longbench", "LongBench", [grid], [], [])
+    kinds = list(dict.fromkeys(KINDS.values()))
+    columns = [*KINDS, *kinds, "average"]
+    return Page(
+        name="item", title="Wide", tables=[Table("tiny", "wide", columns, rows, metric, spans=KINDS, sums=kinds)]
+    )
 
 
 def tabulars(tex: str) -> list[list[list[str]]]:
@@ -118,9 +125,9 @@ def tabulars(tex: str) -> list[list[list[str]]]:
     return found
 
 
-@pytest.mark.parametrize(("columns", "number"), [("tasks", len(ENGLISH)), ("groups", len(CATEGORIES))])
+@pytest.mark.parametrize(("columns", "number"), [("tasks", 16), ("groups", 6)])
 def test_the_papers_layout(columns, number):
-    tex = latex(longbench(), columns)
+    tex = latex(wide(), columns)
     (rows,) = tabulars(tex)
     assert {len(row) for row in rows} == {1 + number + 1}
     assert [row[0] for row in rows] == ["method", "FullKV", *METHODS[1:] * 3]
@@ -136,30 +143,30 @@ def test_the_papers_layout(columns, number):
 
 
 def test_the_appendix_has_every_interval_once_and_refers_to_the_means():
-    page = longbench()
+    page = wide()
     main, more = latex(page), appendix(page)
     widths = [len(rows[0]) - 1 for rows in tabulars(more)]
-    assert sum(widths) == len(ENGLISH) + 1
-    assert {len(rows) for rows in tabulars(more)} == {1 + len(page.grids[0].rows)}
+    assert sum(widths) == 17
+    assert {len(rows) for rows in tabulars(more)} == {1 + len(page.tables[0].rows)}
     labels = re.findall(r"\\label\{(.*?)\}", main + more)
     assert len(labels) == len(set(labels)) == len(re.findall(r"\\caption\{", main + more))
     assert set(re.findall(r"\\ref\{(.*?)\}", main + more)) <= set(labels)
 
 
 def test_a_row_over_part_of_the_samples_is_no_best():
-    (rows,) = tabulars(latex(longbench(partial=frozenset([METHODS[-1]]))))
+    (rows,) = tabulars(latex(wide(partial=frozenset([METHODS[-1]]))))
     marked = {row[0] for row in rows if r"\textbf" in "".join(row)}
     assert marked == {METHODS[-2]}
     assert {row[0] for row in rows if "dagger" in row[0]} == {METHODS[-1] + r"$^\dagger$"}
-    (rows,) = tabulars(latex(longbench(partial=frozenset(["FullKV", *METHODS]))))
+    (rows,) = tabulars(latex(wide(partial=frozenset(["FullKV", *METHODS]))))
     assert r"\textbf" not in str(rows)
 
 
 def test_what_is_marked_is_what_is_shown():
     """Means that differ in a digit that is not printed share their mark."""
     cells = [{"a": Cell({"needle": {("0", ""): mean}}, 1, 1)} for mean in (50.01, 49.99, 20.0)]
-    rows = [Row(name, 64, "corrected", "", of) for name, of in zip("xyz", cells, strict=True)]
-    (shown,) = tabulars(latex(Page("item", "t", [Grid("tiny", "niah", ["a"], rows)], [], [])))
+    rows = [Row(Name(name, 64), of) for name, of in zip("xyz", cells, strict=True)]
+    (shown,) = tabulars(latex(Page(name="item", title="t", tables=[Table("tiny", "niah", ["a"], rows)])))
     assert [row[1] for row in shown[1:]] == [r"\textbf{50.0}", r"\textbf{50.0}", r"\underline{20.0}"]
 
 
@@ -167,12 +174,12 @@ def test_what_is_marked_is_what_is_shown():
 @pytest.mark.parametrize("columns", ["tasks", "groups"])
 @pytest.mark.parametrize("methods", [METHODS[1:], [f"{name}, window 16, average pooling" for name in METHODS * 4]])
 def test_tables_fit_their_page(compiled, metric, columns, methods):
-    page = longbench(metric, methods=methods)
+    page = wide(metric, methods=methods)
     log = compiled(latex(page, columns) + appendix(page, columns))
     assert "Overfull" not in log
     assert "too large" not in log
 
 
-def test_groups_are_those_of_longbench():
+def test_groups_are_those_of_wide():
     with pytest.raises(UserError):
         latex(page("tiny"), "groups")

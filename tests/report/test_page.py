@@ -8,17 +8,16 @@ import sys
 
 import pytest
 
+from evals.experiments import ALL
 from evals.report.__main__ import main
 from evals.report.html import reading, scores
 from evals.report.html.chart import Chart, Line, Point
 from evals.report.html.reading import read
 from evals.report.html.writing import embeddable, page, write
-from evals.report.items import ALL
-from evals.report.verdicts import Verdict, verdicts
-from tests.report.page_trees import efficiency, line, longbench, needles, setting
-from tests.report.trees import setting as run
+from evals.tables.compare import Verdict, verdicts
 from tests.support.command import ROOT
 from tests.support.refusals import refused
+from tests.support.trees import efficiency, line, longbench, needles, setting
 
 HOSTILE = "</script><script>alert(1)</script><!-- \x1b[31mred\x9b [bold]x[/bold] [d9676eeb] \u202e &amp; \u2028"
 
@@ -36,11 +35,11 @@ def results(tmp_path_factory):
     folder = tmp_path_factory.mktemp("tree")
     needles(folder, "smollm2-135m")
     longbench(folder, "mistral-7b-instruct-v0.3")
-    setting(folder, [line("1", 40, 64), line("2", 60, 64)], "snapkv", 64, "tiny", "jsonl", "mine")
+    setting(folder, [line("1", 40, 64), line("2", 60, 64)], "snapkv", 64, model="tiny", eval="jsonl", task="mine")
     for ranking, count, score in (("none", 0, 90), ("semantic", 3, 20), ("random", 3, 80)):
         fields = {"ranking": ranking, "masked": count}
         lines = [line(f"L500-D{depth}-N0", score + depth / 50, None, **fields) for depth in (0, 100)]
-        setting(folder, lines, "full", None, "tiny", "head_masking", f"{ranking}-{count}")
+        setting(folder, lines, "full", None, model="tiny", eval="head_masking", task=f"{ranking}-{count}")
     efficiency(folder, "smollm2-135m")
     return folder
 
@@ -66,7 +65,7 @@ def plain(text):
 
 
 def test_every_section_has_its_data(text):
-    expected = ["overview", "budgets", "verdicts", "longbench", "needles", "others", "layers", "heads", "masking"]
+    expected = ["overview", "budgets", "verdicts", "masking", "longbench", "needles", "others", "layers", "heads"]
     assert sections(text) == [*expected, "efficiency", "samples", "settings"]
     links = re.findall(r'<li><a href="#(\w+)">', text)
     assert links == sections(text)
@@ -134,16 +133,26 @@ def test_a_variant_breaks_no_line(tmp_path):
     """A method whose default stands beside other values at some budgets is one line, and is compared at all."""
     node = {"name": "compresskv", "scorer": {"_target_": "compresskv.semantic_heads.scorer", "heads": None}}
     for budget in (64, 128):
-        run(tmp_path, "fig5_niah", "snapkv", [line(str(n), 40 + n, budget) for n in range(4)], budget)
+        setting(
+            tmp_path, [line(str(n), 40 + n, budget) for n in range(4)], "snapkv", budget=budget, experiment="fig5_niah"
+        )
         for heads in (None, 1, 3) if budget == 64 else (None,):
             own = {**node, "scorer": {**node["scorer"], "heads": heads}}
             lines = [line(str(n), 60 + n, budget) for n in range(4)]
-            run(tmp_path, "fig5_niah", "compresskv", lines, budget, node=own, digest=f"{heads or 0:08}")
-    ((board, grid),) = scores.boards(read(tmp_path))
+            setting(
+                tmp_path,
+                lines,
+                "compresskv",
+                budget=budget,
+                node=own,
+                digest=f"{heads or 0:08}",
+                experiment="fig5_niah",
+            )
+    (board,) = scores.boards(read(tmp_path))
     labels = {each.label: len(each.points) for each in board.score.lines}
     assert labels == {"CompressKV": 2, "SnapKV": 2, "CompressKV heads=1": 1, "CompressKV heads=3": 1}
     assert list(labels)[:2] == ["CompressKV", "SnapKV"]
-    assert [verdict.budget for verdict in verdicts(ALL, grid)] == [128, 64]
+    assert [verdict.budget for verdict in verdicts(ALL, board.table)] == [128, 64]
 
 
 def test_every_line_has_a_style_of_its_own():
@@ -154,10 +163,10 @@ def test_every_line_has_a_style_of_its_own():
 def test_the_papers_methods_come_first(tmp_path):
     for method in ("knorm", "random", "snapkv", "tova", "streaming_llm", "compresskv", "full"):
         setting(tmp_path, [line(str(n), 40 + n, 64) for n in range(4)], method, None if method == "full" else 64)
-    ((board, _),) = scores.boards(read(tmp_path))
+    (board,) = scores.boards(read(tmp_path))
     names = ["CompressKV", "StreamingLLM", "SnapKV", "Random", "TOVA", "Key norm", "FullKV"]
     assert [each.label for each in board.score.lines] == names
-    rows = [row.method for row in board.rows]
+    rows = [row.label for row in board.table.rows]
     assert rows == ["FullKV", "StreamingLLM", "SnapKV", "CompressKV", "Random", "TOVA", "Key norm"]
 
 
@@ -167,7 +176,7 @@ def test_efficiency_shows_pools(text):
     pools = {(name, *re.findall(r"<td[^>]*>(.*?)</td>", cells)[:3]) for name, cells in rows if cells.count("<td") == 10}
     assert {("FullKV", "1000", "64", "0: does not fit"), ("CompressKV 64", "2000", "256", "2")} < pools
     assert "90.0 ×1.00" in section
-    chart = section[section.index("<figcaption>Sequences together, prompts of 2000 tokens") :]
+    chart = section[section.index("<figcaption>Tokens per second together, prompts of 2000 tokens") :]
     assert chart[: chart.index("</figure>")].count('<path class="line" d="M') >= 2
 
 
@@ -180,11 +189,11 @@ def test_published_numbers_stand_apart_where_not_comparable(text):
 
 def test_the_script_has_the_heatmaps_heads_samples_and_provenance(text):
     embedded = data(text)
-    (board,) = embedded["needles"]
-    assert (board["lengths"], board["depths"]) == (["1K", "2K"], ["0", "25", "50", "75", "100"])
+    (board,) = embedded["panels"]
+    assert (board["columns"], board["rows"]) == (["1K", "2K"], ["0", "25", "50", "75", "100"])
     panel = next(panel for panel in board["panels"] if (panel["method"], panel["budget"]) == ("CompressKV", 128))
     assert panel["mean"] == pytest.approx(sum(map(sum, panel["cells"])) / 10, abs=0.1)
-    assert {(each["model"], each["source"]) for each in embedded["heads"]} >= {
+    assert {(each["model"], each["source"]) for each in embedded["maps"]} >= {
         ("smollm2-135m", "held_out"),
         ("mistral-7b-instruct-v0.3", "published"),
     }
@@ -198,10 +207,10 @@ def test_the_script_has_the_heatmaps_heads_samples_and_provenance(text):
     prompt = next(sample for sample in embedded["samples"] if sample["at"][1] == "niah")
     assert prompt["prompt"]["question"] == "What is the best thing to do?"
     assert len(prompt["by"]) == 7
-    assert embedded["settings"][prompt["by"][0]["setting"]]["name"] == "full"
+    assert embedded["settings"][prompt["by"][0]["setting"]]["name"] == "FullKV"
     assert prompt["prompt"]["prompt_tail"] == "the end of the prompt of L1000-D0-N0"
     after = prompt["by"][2]
-    assert embedded["settings"][after["setting"]]["name"] == "compresskv 128"
+    assert embedded["settings"][after["setting"]]["name"] == "CompressKV 128"
     assert after["kept"] == [104.0, 112.0, 120.0, 128.0, 136.0, 144.0]
     assert after["kl"] == 0.1
     assert after["kl_per_token"] == [0.05, 0.15]
@@ -209,7 +218,7 @@ def test_the_script_has_the_heatmaps_heads_samples_and_provenance(text):
 
 def test_model_output_and_names_are_text(tmp_path):
     lines = [line(f"{n}{HOSTILE}", 50.0, 64, prediction=HOSTILE, answers=[HOSTILE], ranking=HOSTILE) for n in "ab"]
-    setting(tmp_path, lines, "snapkv[bold]", 64, "<b>m</b>", "jsonl", "t&[red]", digest="abcd1234")
+    setting(tmp_path, lines, "snapkv[bold]", 64, model="<b>m</b>", eval="jsonl", task="t&[red]", digest="abcd1234")
     (tmp_path / "efficiency" / "m").mkdir(parents=True)
     text = page(tmp_path)
     assert text.count("<script") == text.count("</script>") == 2
@@ -231,10 +240,10 @@ def test_embedded_json_is_what_it_was():
 
 
 def test_what_is_missing_is_one_sentence(tmp_path):
-    setting(tmp_path, [line("1", 40, 64)], "snapkv", 64, "tiny", "jsonl", "mine")
+    setting(tmp_path, [line("1", 40, 64)], "snapkv", 64, model="tiny", eval="jsonl", task="mine")
     text = page(tmp_path)
     assert sections(text) == ["overview", "budgets", "verdicts", "others", "layers", "samples", "settings"]
-    missing = "LongBench, Needles, Heads, Head masking, Efficiency"
+    missing = "Head masking, LongBench, Needles, Heads, Efficiency"
     assert f"Without data in this tree, and so not on this page: {missing}." in plain(text)
     assert "KL to the full cache was not measured here." in plain(text)
     assert "nothing is compared" in plain(text)
@@ -263,7 +272,7 @@ def test_lines_without_texts(tmp_path):
     stripped = [
         {key: value for key, value in line("0", 40, 64).items() if key not in ("prediction", "batch", "timing")}
     ]
-    setting(tmp_path, stripped, "snapkv", 64, "tiny", "longbench", "qasper")
+    setting(tmp_path, stripped, "snapkv", 64, model="tiny", eval="longbench", task="qasper")
     text = page(tmp_path)
     assert "†0 of 200" in plain(text)
     assert "prediction" not in data(text)["samples"][0]["by"][0]
@@ -272,10 +281,10 @@ def test_lines_without_texts(tmp_path):
 def test_settings_are_named_by_their_parameters_where_only_config_yaml_has_them(tmp_path):
     """As in trees that are published without the whole configuration in their summaries."""
     for heads, digest in ((1, "aaaaaaaa"), (3, "bbbbbbbb")):
-        folder = setting(tmp_path, [line("0", 40, 64)], "compresskv", 64, digest=digest)
+        folder = setting(tmp_path, [line("0", 40, 64)], "compresskv", 64, digest=digest).path
         summary = json.loads((folder / "summary.json").read_text())
         config = summary.pop("config")
-        config["method"]["scorer"]["heads"] = heads
+        config["method"]["scorer"] = {"_target_": "baselines.compresskv.scorer", "heads": heads}
         (folder / "summary.json").write_text(json.dumps(summary))
         (folder / "config.yaml").write_text(json.dumps(config))
     shown = plain(page(tmp_path))

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from evals.report.html.writing import write
-from tests.report.page_trees import efficiency, line, longbench, needles, setting
+from tests.support.trees import efficiency, line, longbench, needles, setting
 
 pytestmark = pytest.mark.browser
 
@@ -52,9 +52,10 @@ def path(tmp_path_factory) -> Path:
     needles(folder, "smollm2-135m")
     longbench(folder, "mistral-7b-instruct-v0.3")
     lines = [line(f"{n}{HOSTILE}", 10 * n, 64, prediction=f"answer-{n} {HOSTILE}", answers=[HOSTILE]) for n in range(3)]
-    setting(folder, lines, "snapkv", 64, "tiny[bold]", "jsonl", "mine")
+    setting(folder, lines, "snapkv", 64, model="tiny[bold]", eval="jsonl", task="mine")
     for number in range(60):
-        setting(folder, [line("1", number, 64)], "cake", 64 + number, "tiny[bold]", "jsonl", "other")
+        place = {"model": "tiny[bold]", "eval": "jsonl", "task": "other"}
+        setting(folder, [line("1", number, 64)], "cake", 64 + number, **place)
     efficiency(folder, "smollm2-135m")
     return write(folder, tmp_path_factory.mktemp("out"))
 
@@ -130,15 +131,15 @@ def test_tables_sort(opened):
 
 def test_heatmaps_are_picked(opened):
     browser = opened()
-    titles = texts(browser, "#needle-panels figcaption")
+    titles = texts(browser, "#panels figcaption")
     assert titles[0].startswith("FullKV mean")
     assert len(titles) == 7
-    boxes = find(browser, "#needle-controls fieldset:last-of-type input")
+    boxes = find(browser, "#panel-controls fieldset:last-of-type input")
     boxes[1].click()
-    left = texts(browser, "#needle-panels figcaption")
+    left = texts(browser, "#panels figcaption")
     assert [title.split(" mean")[0] for title in left] == ["FullKV", "StreamingLLM 64", "SnapKV 64", "CompressKV 64"]
-    assert texts(browser, "#needle-note") == ["4 of 7 settings are chosen."]
-    assert len(find(browser, "#needle-panels figure:first-child tbody td")) == 10
+    assert texts(browser, "#panel-note") == ["4 of 7 settings are chosen."]
+    assert len(find(browser, "#panels figure:first-child tbody td")) == 10
 
 
 def test_samples_are_searched_and_are_text(opened):

@@ -7,8 +7,8 @@ import sys
 import pytest
 
 from evals.longbench.tasks import ENGLISH
-from tests.report.page_trees import longbench, needles
 from tests.support.command import ROOT
+from tests.support.trees import longbench, needles
 
 MODELS = 10
 METHODS = {"full": None, **dict.fromkeys(["streaming_llm", "snapkv", "pyramidkv", "cake", "headkv", "adakv"], 0.5)}

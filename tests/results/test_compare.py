@@ -4,15 +4,15 @@ import csv
 
 import pytest
 
+from evals.experiments import ALL
 from evals.report.html.reading import read
 from evals.report.html.scores import boards
-from evals.report.items import ALL
-from evals.report.verdicts import verdicts
 from evals.results.__main__ import main
 from evals.results.compare import comparisons
 from evals.results.record import records
-from tests.results.trees import about, line, setting
+from evals.tables.compare import verdicts
 from tests.support.refusals import assert_sentence
+from tests.support.trees import about, line, setting
 
 
 def test_settings_that_differ_are_told_apart(tmp_path):
@@ -20,13 +20,13 @@ def test_settings_that_differ_are_told_apart(tmp_path):
     setting(tmp_path, [40.0 + n for n in range(12)])
     setting(tmp_path, [41.0 + n + (-1) ** n * 3 for n in range(12)], method="cake")
     (comparison,) = comparisons(records(tmp_path), "score")
-    assert comparison.mean("snapkv 64") == pytest.approx(45.5)
+    assert comparison.mean("SnapKV 64") == pytest.approx(45.5)
     verdicts = {frozenset((pair.first, pair.second)): pair for pair in comparison.pairs}
-    assert verdicts[frozenset(("full", "snapkv 64"))].differs
-    close = verdicts[frozenset(("cake 64", "snapkv 64"))]
+    assert verdicts[frozenset(("FullKV", "SnapKV 64"))].differs
+    close = verdicts[frozenset(("CAKE 64", "SnapKV 64"))]
     assert not close.differs
     assert close.difference.needed > 12
-    assert comparison.letters("cake 64") == comparison.letters("snapkv 64") != comparison.letters("full")
+    assert comparison.letters("CAKE 64") == comparison.letters("SnapKV 64") != comparison.letters("FullKV")
 
 
 def test_only_samples_that_all_have_are_compared(tmp_path):
@@ -34,8 +34,8 @@ def test_only_samples_that_all_have_are_compared(tmp_path):
     setting(tmp_path, {"c": 80.0, "b": 10.0}, method="cake")
     (comparison,) = comparisons(records(tmp_path), "score")
     assert {name: sorted(values) for name, (values,) in comparison.values.items()} == {
-        "cake 64": [10.0, 80.0],
-        "snapkv 64": [20.0, 90.0],
+        "CAKE 64": [10.0, 80.0],
+        "SnapKV 64": [20.0, 90.0],
     }
     (pair,) = comparison.pairs
     assert abs(pair.difference.mean) == 10
@@ -48,7 +48,7 @@ def test_over_all_tasks_every_task_counts_the_same(tmp_path):
     *by_task, everything = comparisons(records(tmp_path), "score")
     assert len(by_task) == 2
     assert everything.n == 10
-    assert {name: everything.mean(name) for name in everything.values} == {"cake 64": 24, "snapkv 64": 20}
+    assert {name: everything.mean(name) for name in everything.values} == {"CAKE 64": 24, "SnapKV 64": 20}
     (pair,) = everything.pairs
     assert abs(pair.difference.mean) == 4
 
@@ -85,8 +85,8 @@ def methods(results):
 
 def test_a_comparison_has_the_p_value_of_the_page(tmp_path, capsys):
     methods(tmp_path)
-    ((_, grid),) = boards(read(tmp_path))
-    page = {(verdict.budget, verdict.second): verdict for verdict in verdicts(ALL, grid)}
+    (board,) = boards(read(tmp_path))
+    page = {(verdict.budget, verdict.second): verdict for verdict in verdicts(ALL, board.table)}
     assert set(page) == {(budget, method) for budget in (64, 128) for method in ("SnapKV", "CAKE")}
     # Whether the method is named or not: the page is about this one.
     for given in ([], ["--against", "compresskv"]):

@@ -21,9 +21,9 @@ from evals.results import lock
 from evals.results.finish import finish
 from evals.results.record import Record
 from evals.results.store import SampleStore, write_bytes, write_json
-from tests.results.trees import about, line
 from tests.support.command import ROOT, run
 from tests.support.refusals import assert_about, refused
+from tests.support.trees import about, line
 
 
 @pytest.fixture
@@ -177,7 +177,7 @@ def test_a_sweep_over_finished_results_that_are_read_only_shows_them(checkpoint,
     refuse_writing(monkeypatch, tmp_path / "out", errno.EROFS)
     again = run(*sweep)
     assert again.returncode == 0, again.stderr
-    assert [row for row in first.stdout.splitlines() if "│ snapkv 64" in row][-1] in again.stdout
+    assert [row for row in first.stdout.splitlines() if "│ SnapKV 64" in row][-1] in again.stdout
     assert "2 samples, 2 of them from before" in again.stdout
     assert "no figure: " in again.stdout
     assert "Traceback" not in again.stderr

@@ -12,8 +12,8 @@ from evals.results.compare import comparisons
 from evals.results.finish import finish
 from evals.results.record import records
 from evals.results.store import SampleStore
-from tests.report import trees
-from tests.results.trees import about, folder, line
+from tests.support.trees import about, cells, folder, line
+from tests.support.trees import setting as finished
 
 
 def setting(results, method, scores, prompt="", **fields):
@@ -45,7 +45,7 @@ def test_settings_of_other_prompts_or_weights_are_not_compared(tmp_path, capsys,
     setting(tmp_path, "cake", BAD, **other)
     assert not any(comparison.pairs for comparison in comparisons(records(tmp_path), "score"))
     assert main(["compare", "--results", str(tmp_path)]) == 2
-    assert "snapkv 64" in capsys.readouterr().err
+    assert "SnapKV 64" in capsys.readouterr().err
 
 
 def test_settings_without_hashes_are_paired_by_what_their_summaries_say_of_the_prompts(tmp_path):
@@ -60,11 +60,11 @@ def test_one_setting_of_other_prompts_leaves_the_others_comparable(tmp_path, cap
     setting(tmp_path, "snapkv", GOOD)
     setting(tmp_path, "cake", BAD)
     alone, both = comparisons(records(tmp_path), "score")[::-1]
-    assert sorted(both.values) == ["cake 64", "snapkv 64"]
-    assert (both.n, both.left_out, both.apart, both.pairs[0].differs) == (12, 0, ["full 64"], True)
-    assert (list(alone.values), alone.pairs) == (["full 64"], [])
+    assert sorted(both.values) == ["CAKE 64", "SnapKV 64"]
+    assert (both.n, both.left_out, both.apart, both.pairs[0].differs) == (12, 0, ["FullKV 64"], True)
+    assert (list(alone.values), alone.pairs) == (["FullKV 64"], [])
     assert main(["compare", "--results", str(tmp_path)]) == 0
-    assert "full 64" in capsys.readouterr().out
+    assert "FullKV 64" in capsys.readouterr().out
 
 
 def test_an_edited_sample_is_left_out(tmp_path):
@@ -79,12 +79,12 @@ def test_an_edited_sample_is_left_out(tmp_path):
 
 
 def experiment(results, **of_snapkv):
-    lines = trees.needles([90.0, 80.0, 95.0, 85.0] * 3)
+    lines = cells([90.0, 80.0, 95.0, 85.0] * 3)
     for number, each in enumerate(lines):
         each["id"] = each["prompt_sha256"] = f"L1000-D{number}-N0"
     others = [each | {"score": each["score"] - 70, **of_snapkv} for each in lines]
-    trees.setting(results, "fig5_niah", "compresskv", lines)
-    trees.setting(results, "fig5_niah", "snapkv", others)
+    finished(results, lines, "compresskv", experiment="fig5_niah")
+    finished(results, others, "snapkv", experiment="fig5_niah")
 
 
 def test_reports_compare_and_rank_equal_prompts_alone(tmp_path):

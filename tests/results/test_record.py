@@ -12,7 +12,7 @@ from evals.results.finish import finish
 from evals.results.names import names
 from evals.results.record import Record, records
 from evals.results.store import SampleStore, write_json
-from tests.results.trees import about, folder, line, setting, version_1
+from tests.support.trees import about, folder, line, setting, version_1
 
 
 def edit(path, **fields):
@@ -30,7 +30,7 @@ def test_a_record_says_what_the_files_say(tmp_path):
     assert (record.summary["score"], record.summary["n"], record.summary["scores"]) == (50.0, 2, {"score_words": 25.0})
     assert record.summary["timing"] == {"seconds": 1.0}
     assert [line["id"] for line in record.covered] == ["0", "1"]
-    assert record.config["observation"] == {"window": 8}
+    assert record.config["observation"]["window"] == 8
     assert (record.state, record.problem, record.unchecked) == ("complete", "", 0)
 
 
@@ -183,12 +183,13 @@ def test_names_say_what_differs(tmp_path):
         for number, window in enumerate(overrides):
             config = {**about()["config"], "observation": {"window": window}, "paths": {"results": str(number)}}
             found.append(setting(tmp_path / str(overrides), digest=f"abcd123{number}", config=config))
-        return names(found)
+        return list(map(str, names(found)))
 
-    assert names([setting(tmp_path), setting(tmp_path, method="full", budget=None)]) == ["snapkv 64", "full"]
-    assert named(8, 16) == ["snapkv 64 window=8", "snapkv 64 window=16"]
-    assert named(None, 16, 32) == ["snapkv 64", "snapkv 64 window=16", "snapkv 64 window=32"]
-    assert named(4, 4) == ["snapkv 64 [abcd1230]", "snapkv 64 [abcd1231]"]
+    made = [setting(tmp_path), setting(tmp_path, method="full", budget=None)]
+    assert list(map(str, names(made))) == ["SnapKV 64", "FullKV"]
+    assert named(8, 16) == ["SnapKV 64 window=8", "SnapKV 64 window=16"]
+    assert named(None, 16, 32) == ["SnapKV 64", "SnapKV 64 window=16", "SnapKV 64 window=32"]
+    assert named(4, 4) == ["SnapKV 64 [abcd1230]", "SnapKV 64 [abcd1231]"]
 
 
 def test_a_record_outside_a_tree_has_its_path_as_name(tmp_path):
@@ -207,7 +208,7 @@ def test_a_protocol_with_other_fields_is_marked_wherever_it_is_named(tmp_path, c
     assert record.protocol == "corrected* exact_budget=false"
     assert record.problems == []
     assert record.name.split("/")[3] == "corrected"
-    assert names([record, Record(record.path, record.runs)])[0].startswith("snapkv 64")
+    assert str(names([record, Record(record.path, record.runs)])[0]).startswith("SnapKV 64")
     assert frame(tmp_path)["protocol"].tolist() == [record.protocol]
     assert main(["list", "--results", str(tmp_path)]) == 0
     assert "exact_budget=false" in "".join(capsys.readouterr().out.split())

@@ -9,8 +9,8 @@ import pytest
 
 from evals.results.__main__ import main
 from evals.results.store import SampleStore, write_json
-from tests.results.trees import folder, line, setting, version_1
 from tests.support.command import ROOT
+from tests.support.trees import folder, line, setting, version_1
 
 
 def call(results, *arguments):

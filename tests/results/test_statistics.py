@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.stats import permutation_test, ttest_1samp
 
-from evals.results.statistics import (
+from evals.tables.statistics import (
     EXACT,
     MOST_GROUPS,
     all_differences,

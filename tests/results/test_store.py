@@ -7,8 +7,8 @@ import pytest
 from compresskv.errors import NonFiniteError
 from evals.results.lines import decode, encode
 from evals.results.store import SampleStore, new_folder, safe_name, write_json, write_text
-from tests.results.trees import line
 from tests.support.refusals import refused
+from tests.support.trees import line
 
 
 def store_with(folder, *ids):

@@ -11,9 +11,9 @@ from evals.results.lines import encode, owner
 from evals.results.provenance import environment, environments
 from evals.results.record import records
 from evals.results.store import SampleStore, write_json
-from tests.results.trees import about, folder, line
 from tests.support.command import folders, run
 from tests.support.refusals import refused
+from tests.support.trees import about, folder, line
 
 GRID = ["eval.lengths=[200]", "eval.depths=2", "eval.max_new_tokens=4"]
 

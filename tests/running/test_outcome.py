@@ -31,7 +31,7 @@ def test_a_setting_that_cannot_be_built_does_not_end_the_others(sweep, tmp_path)
     assert "Traceback" not in done.stderr
     assert "1 of 3" in done.stderr.splitlines()[-1]
     (row,) = [line for line in done.stdout.splitlines() if " failed " in line]
-    assert "compresskv 64" in row
+    assert "CompressKV 64" in row
     assert "eval=calibrate" in done.stdout
     again = sweep("method=snapkv,knorm", "budget=64")
     assert again.returncode == 0
@@ -66,16 +66,16 @@ def labels(config, **changes):
 
 def test_settings_of_one_method_and_budget_are_told_apart():
     config = composed("method=snapkv", "budget=64")
-    assert labels(config, observation__window=(8, 16)) == ["snapkv 64 window=8", "snapkv 64 window=16"]
-    assert labels(config, model__path=("a/run", "b/run")) == ["snapkv 64 path=a/run", "snapkv 64 path=b/run"]
-    assert labels(config, protocol__score_dtype=("float32",)) == ["snapkv 64"]
-    assert labels(config, paths__results=("a", "b")) == ["snapkv 64", "snapkv 64"]
+    assert labels(config, observation__window=(8, 16)) == ["SnapKV 64 window=8", "SnapKV 64 window=16"]
+    assert labels(config, model__path=("a/run", "b/run")) == ["SnapKV 64 path=a/run", "SnapKV 64 path=b/run"]
+    assert labels(config, protocol__score_dtype=("float32",)) == ["SnapKV 64"]
+    assert labels(config, paths__results=("a", "b")) == ["SnapKV 64", "SnapKV 64"]
     full = composed("method=full")
-    assert [job.name for job in sweep_jobs([full, {**full, "budget": 64}])] == ["full", "full"]
+    assert [job.name for job in sweep_jobs([full, {**full, "budget": 64}])] == ["FullKV", "FullKV"]
 
 
 def test_a_setting_is_counted_once_for_all_its_tasks(capsys):
-    entries = [Entry("tiny", "longbench", task, "snapkv 64", "failed", f"no {task}") for task in ("qasper", "trec")]
+    entries = [Entry("tiny", "longbench", task, "SnapKV 64", "failed", f"no {task}") for task in ("qasper", "trec")]
     measured = Entry("tiny", "longbench", "qasper", "full", "ran", "", written="nowhere")
     with refused(None) as caught:
         show([*entries, measured], None)

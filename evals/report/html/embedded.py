@@ -1,7 +1,7 @@
 """What the page's script works on, as JSON: all settings with where they come from, and the samples of its browser."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from itertools import groupby
 from typing import Any
 
@@ -9,6 +9,7 @@ from evals.report.html.reading import Setting, Tree
 from evals.results.names import names
 from evals.results.record import Record
 from evals.results.schema import FIDELITY, Line
+from evals.tables.table import Name
 
 NUMBERS = ("score", "interval", "n", "realised_budget", "cache_bytes", "total_cache_bytes", "uncompressed", "truncated")
 """Fields of a summary that a setting is shown with."""
@@ -47,10 +48,10 @@ def settings_and_samples(tree: Tree) -> dict[str, Any]:
     """`settings`, each with places in `shared`; and `samples`, by prompt, each with the answers of its settings."""
     shared = _Table()
     ordered = sorted(tree.settings, key=_model_and_eval)
-    named: list[str] = []
+    named: list[Name] = []
     for _, group in groupby(ordered, key=_model_and_eval):
         named += names([setting.record for setting in group])
-    rows = [_setting(setting, name, shared) for setting, name in zip(ordered, named, strict=True)]
+    rows = [_setting(setting, str(name), shared) for setting, name in zip(ordered, named, strict=True)]
     return {"settings": rows, "shared": shared.values, "samples": _samples(ordered)}
 
 
@@ -89,7 +90,7 @@ def _samples(ordered: Sequence[Setting]) -> list[dict[str, Any]]:
             at = (record.model, record.eval, record.task, record.protocol, line["id"])
             key = (*at, str(line.get("prompt_sha256")))
             if key not in prompts:
-                prompts[key] = {"at": list(at), "prompt": _of_prompt(line, record.summary or {}), "by": []}
+                prompts[key] = {"at": list(at), "prompt": _of_prompt(line), "by": []}
             prompts[key]["by"].append({"setting": place, **_of_setting(line)})
     for sample in prompts.values():
         sample["by"].sort(key=lambda each: _in_order(ordered[each["setting"]].record))
@@ -105,15 +106,10 @@ def _of_setting(line: Line) -> Line:
     return {key: value for key, value in line.items() if key in OF_SETTING or key.startswith("score")}
 
 
-def _of_prompt(line: Line, summary: Mapping[str, Any]) -> dict[str, Any]:
-    """What is known of a prompt. The lines have no prompts: of needles, the summary has what is asked and sought."""
-    fields = {
+def _of_prompt(line: Line) -> Line:
+    """What is known of a prompt."""
+    return {
         key: value
         for key, value in line.items()
         if key != "id" and key not in OF_SETTING and not key.startswith("score") and value is not None
     }
-    prompt = summary.get("prompt")
-    first = line["id"].endswith("-N0") and "question" not in fields
-    if isinstance(prompt, Mapping) and first:
-        fields |= {key: prompt[key] for key in ("question", "answer_prefix", "answer") if prompt.get(key)}
-    return fields

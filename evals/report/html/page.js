@@ -102,11 +102,11 @@ function heatmap(title, about, corner, columns, rows, density = "") {
   return element("figure", {}, element("figcaption", {}, title, " ", element("small", {}, about)), scroll);
 }
 
-// Needles.
+// Heatmaps of settings.
 const MOST_PANELS = 24;
-if (byId("needle-panels")) {
-  const controls = byId("needle-controls"), panels = byId("needle-panels");
-  let board = data.needles[0], ordered = [], methods = new Set(), budgets = new Set();
+if (byId("panels")) {
+  const controls = byId("panel-controls"), panels = byId("panels");
+  let board = data.panels[0], ordered = [], methods = new Set(), budgets = new Set();
 
   const boxes = (legend, values, chosen, text) => element("fieldset", {}, element("legend", {}, legend), ...values.map((value) => {
     const box = element("input", { type: "checkbox", onchange: () => { box.checked ? chosen.add(value) : chosen.delete(value); draw(); } });
@@ -120,14 +120,14 @@ if (byId("needle-panels")) {
     panels.replaceChildren(...shown.map((panel) => {
       const name = panel.budget === null ? panel.method : `${panel.method} ${panel.budget}`;
       const about = `mean ${panel.mean.toFixed(1)}, ${panel.partial ? `† ${panel.partial} samples` : `n = ${panel.n}`}`;
-      return heatmap(name, about, "depth", board.lengths, panel.cells.map((cells, row) => [board.depths[row], cells.map((value) => cell(value, value / 100, Math.round(value)))]));
+      return heatmap(name, about, board.corner, board.columns, panel.cells.map((cells, row) => [board.rows[row], cells.map((value) => cell(value, value / 100, Math.round(value)))]));
     }));
     const more = chosen.length > shown.length ? ` The first ${shown.length} are shown.` : "";
-    byId("needle-note").textContent = `${chosen.length} of ${board.panels.length} settings are chosen.${more}`;
+    byId("panel-note").textContent = `${chosen.length} of ${board.panels.length} settings are chosen.${more}`;
   };
 
   const open = (place) => {
-    board = data.needles[place];
+    board = data.panels[place];
     ordered = [...board.panels].sort((a, b) => (a.budget || 0) - (b.budget || 0));
     const allMethods = distinct(board.panels.map((panel) => panel.method));
     const allBudgets = distinct(board.panels.map((panel) => panel.budget).filter((budget) => budget !== null)).sort((a, b) => a - b);
@@ -136,18 +136,18 @@ if (byId("needle-panels")) {
     // The two budgets at which most of these ran, the smallest first.
     const ran = (budget) => board.panels.filter((panel) => panel.budget === budget && methods.has(panel.method)).length;
     budgets = new Set([...allBudgets].sort((a, b) => ran(b) - ran(a) || a - b).slice(0, 2));
-    const [label, select] = choice("model", data.needles.map((each, i) => [i, each.model]), open);
+    const [label, select] = choice("model", data.panels.map((each, i) => [i, each.model]), open);
     select.value = place;
-    controls.replaceChildren(...(data.needles.length > 1 ? [label] : []), boxes("methods", allMethods, methods, String), boxes("budgets", allBudgets, budgets, String));
+    controls.replaceChildren(...(data.panels.length > 1 ? [label] : []), boxes("methods", allMethods, methods, String), boxes("budgets", allBudgets, budgets, String));
     draw();
   };
   open(0);
 }
 
-// Head scores.
-if (byId("head-map")) {
+// Maps, of which one is shown.
+if (byId("map")) {
   const draw = (place) => {
-    const map = data.heads[place];
+    const map = data.maps[place];
     const most = Math.max(...map.cells.flat().filter((value) => value !== null));
     const factor = most < 1 ? 100 : 1;
     const rows = map.cells.map((heads, layer) => {
@@ -164,10 +164,10 @@ if (byId("head-map")) {
     const columns = [...map.cells[0].keys(), "% error"];
     const made = map.prompts ? `from ${map.prompts} prompts; ` : "";
     const scale = map.ranks ? "rank among the layer's heads, 1 is best" : `score${factor > 1 ? " × 100" : ""}; shades by its square root`;
-    byId("head-map").replaceChildren(heatmap(`${map.model}: ${map.kind} (${map.source})`, made + scale, "layer", columns, rows, "dense"));
+    byId("map").replaceChildren(heatmap(`${map.model}: ${map.kind} (${map.source})`, made + scale, "layer", columns, rows, "dense"));
   };
-  const [label] = choice("map", data.heads.map((map, i) => [i, `${map.model}: ${map.kind} (${map.source})`]), (value) => draw(Number(value)));
-  byId("head-controls").append(label);
+  const [label] = choice("map", data.maps.map((map, i) => [i, `${map.model}: ${map.kind} (${map.source})`]), (value) => draw(Number(value)));
+  byId("map-controls").append(label);
   draw(0);
 }
 

@@ -9,13 +9,11 @@ from statistics import fmean
 from typing import Any
 
 from compresskv.errors import UserError
-from evals.longbench.official import check_rows
-from evals.longbench.tasks import TASKS
-from evals.report.grids import layer_means
-from evals.report.sound import sound
+from evals.results.means import layer_means
 from evals.results.provenance import shown_environment
 from evals.results.record import Record, records
 from evals.results.schema import FIDELITY, Line
+from evals.results.shows import hook, own_fields, sound
 from evals.results.verify import failed_of
 
 EMBEDDED = 2400
@@ -28,19 +26,13 @@ TOKENS = 128
 """Tokens of an answer whose KL is shown."""
 
 ALL_FIELDS = ("id", "score", "prompt_sha256", *FIDELITY)
-FIELDS = {
-    "niah": (*ALL_FIELDS, "length", "depth"),
-    "head_masking": (*ALL_FIELDS, "ranking", "masked"),
-    "longbench": (*ALL_FIELDS, "length", "score_official"),
-}
-"""Fields of the lines that tables and figures are made of, by the kind of evaluation."""
+"""Fields of the lines that tables and figures are made of, beside those that the evaluation needs."""
 
 BROWSED = (
-    *("id", "prompt_tail", "prediction", "answers", "metric", "length", "depth", "actual_depth", "prompt_tokens"),
-    *("prompt_sha256", "truncated", "official", "new_tokens", "realised_budget", "cache_bytes", "ranking", "masked"),
-    *FIDELITY,
+    *("id", "prompt_tail", "prediction", "prompt_tokens", "prompt_sha256", "truncated", "new_tokens"),
+    *("realised_budget", "cache_bytes", *FIDELITY),
 )
-"""Fields of the lines that the browser shows where they are there, with those that start with `score`."""
+"""Fields of the lines that the browser shows where they are there, beside those of the evaluation and all scores."""
 
 
 @dataclass(frozen=True)
@@ -126,34 +118,31 @@ class _Shared:
 
 
 def _setting(record: Record, browsed: set[str], shared: _Shared) -> Setting:
-    fields = FIELDS.get(record.kind, ALL_FIELDS)
+    of_evaluation = hook(record.kind, "reduced", _reduced)
     lines: list[Line] = []
     for line in record.covered:
-        reduced = {name: line[name] for name in fields if name in line}
+        reduced = {name: line[name] for name in ALL_FIELDS if name in line} | of_evaluation(record.task, line)
         reduced["id"] = sys.intern(line["id"])
         if "prompt_sha256" in reduced:
             reduced["prompt_sha256"] = sys.intern(str(reduced["prompt_sha256"]))
-        if record.kind == "longbench":
-            reduced["official"] = line["official"] if "official" in line else _official(record.task, line)
         lines.append(reduced)
     failures: list[Line] = []
     for line in record.failures.values():
-        failures.append({name: line[name] for name in ("id", "error", "length") if name in line})
+        failures.append({name: value for name, value in line.items() if name not in ("of", "checksum")})
     summary = dict(record.summary or {})
     summary.pop("method_in_full", None)
     summary |= {"samples": [line["id"] for line in lines], "config": shared.each(record.config)}
     summary["prompt"] = shared.one(summary.get("prompt"))
     summary["environment"] = shared.one(shown_environment(summary.get("environment")))
     batches = dict.fromkeys(tuple(line["batch"]) for line in record.covered if isinstance(line.get("batch"), list))
-    shown = [_browsed(line) for line in record.covered if line["id"] in browsed]
+    shown = [_browsed(record, line) for line in record.covered if line["id"] in browsed]
     kept, combinations = _kept(record.covered), shared.one(tuple(batches))
     return Setting(record.reduced(lines, failures, summary), kept, combinations, shown)
 
 
-def _official(task: str, line: Line) -> bool:
-    """Whether a line of an older version is an official row. Without answers nobody can tell: it counts as none."""
-    known = task in TASKS and line["id"].isdecimal() and isinstance(line.get("length"), int) and "answers" in line
-    return known and check_rows(task, [(int(line["id"]), line["answers"], line["length"])]).mismatching == 0
+def _reduced(task: str, line: Line) -> Line:
+    """What an evaluation has in a line of its own, and its further scores."""
+    return own_fields(line) | {name: value for name, value in line.items() if name.startswith("score_")}
 
 
 def _kept(lines: Sequence[Line]) -> tuple[float, ...]:
@@ -163,12 +152,12 @@ def _kept(lines: Sequence[Line]) -> tuple[float, ...]:
     return tuple(round(fmean(layer), 2) for layer in zip(*means, strict=True))
 
 
-def _browsed(line: Line) -> Line:
+def _browsed(record: Record, line: Line) -> Line:
     fields = {name: value for name, value in line.items() if name in BROWSED or name.startswith("score")}
-    if isinstance(fields.get("prediction"), str):
-        fields["prediction"] = shortened(fields["prediction"])
-    if isinstance(fields.get("answers"), list):
-        fields["answers"] = [shortened(str(answer)) for answer in fields["answers"][:5]]
+    prompt = (record.summary or {}).get("prompt")
+    of_evaluation = hook(record.kind, "browsed", lambda line, prompt: own_fields(line))
+    fields |= of_evaluation(line, prompt if isinstance(prompt, dict) else {})
+    fields = {name: _shortened(value) for name, value in fields.items()}
     if isinstance(line.get("kl_per_token"), list):
         values = [value for value in line["kl_per_token"] if isinstance(value, (int, float))]
         fields["kl_per_token"] = [round(value, 3) for value in values[:TOKENS]]
@@ -178,6 +167,13 @@ def _browsed(line: Line) -> Line:
 def shortened(text: str) -> str:
     """At most `LONGEST` characters, and how many more there are."""
     return text if len(text) <= LONGEST else f"{text[:LONGEST]}… ({len(text) - LONGEST} more characters)"
+
+
+def _shortened(value: Any) -> Any:
+    """Texts that are short enough to be shown; of a list of texts, the first five."""
+    if isinstance(value, list) and all(isinstance(item, str) for item in value):
+        return [shortened(item) for item in value[:5]]
+    return shortened(value) if isinstance(value, str) else value
 
 
 def _damaged(record: Record) -> bool:

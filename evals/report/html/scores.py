@@ -1,26 +1,20 @@
-"""Scores of the page: grids of means, what they say in words, and their charts."""
+"""Scores of the page: tables of means, what they say in words, and their charts."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 
-from evals.kinds import TITLES
-from evals.longbench.tasks import CATEGORIES, ENGLISH, TASKS
+from evals.experiments import ALL
 from evals.report import paper
-from evals.report.cells import AVERAGE_OF_16, SCORE, Cell, Grid, Row, ranks
-from evals.report.grids import by_task, grids, groups_of
 from evals.report.html.chart import Chart, Line, Point
 from evals.report.html.reading import Tree, spread
-from evals.report.items import ALL
-from evals.report.labels import METHODS
-from evals.report.page import budget_text, probability
-from evals.report.verdicts import Verdict, subject_of, unpaired, verdicts
-from evals.results import statistics
-from evals.results.record import Record
-
-PAPER = "table1_longbench"
-"""The published table that LongBench scores stand beside."""
+from evals.results.means import groups_of
+from evals.results.shows import hook
+from evals.tables import text
+from evals.tables.compare import Verdict, subject_of, unpaired, verdicts
+from evals.tables.methods import METHODS
+from evals.tables.table import OTHERS, SCORE, Row, Section, Table, Texts
 
 LAYER_CHARTS = 8
 """Budgets whose layers are drawn at most, evenly spaced."""
@@ -45,42 +39,29 @@ class Sentence:
 
 
 @dataclass(frozen=True)
-class CellText:
-    """A cell as it is shown: `rank` 1 and 2 are marked; `paper` and whether it can be compared."""
-
-    mean: str
-    interval: str
-    partial: str
-    rank: int | None
-    paper: str
-    comparable: bool
-
-
-@dataclass(frozen=True)
-class TableRow:
-    budget: str
-    method: str
-    cells: Sequence[CellText | None]
-
-
-@dataclass(frozen=True)
 class Board:
-    """Everything of one model and evaluation whose rows are methods within a budget; `compared`: with verdicts."""
+    """Everything of one model and evaluation; `compared`: with verdicts. `texts` are shown instead of the table.
 
-    model: str
+    `columns` of the table by how they are headed: what it comes to first, which a wide table shows without being moved.
+    `over` are charts over the columns, for what has no budgets.
+    """
+
     kind: str
     title: str
-    columns: Sequence[str]
-    rows: Sequence[TableRow]
-    sentences: Sequence[Sentence]
-    closeness: Sequence[Sentence]
-    shares: Sequence[str]
-    score: Chart | None
-    kl: Chart | None
-    layers: Sequence[Chart]
-    left_out: int
-    compared: bool
-    notes: Sequence[str]
+    section: Section
+    table: Table
+    columns: Mapping[str, str]
+    texts: Sequence[Texts] = ()
+    over: Sequence[Chart] = ()
+    sentences: Sequence[Sentence] = ()
+    closeness: Sequence[Sentence] = ()
+    shares: Sequence[str] = ()
+    score: Chart | None = None
+    kl: Chart | None = None
+    layers: Sequence[Chart] = ()
+    left_out: int = 0
+    compared: bool = False
+    notes: Sequence[str] = ()
 
     @property
     def first(self) -> Sequence[Sentence]:
@@ -101,87 +82,79 @@ class Board:
         }
         return {name: of_kind for name, of_kind in kinds.items() if of_kind}
 
-    @property
-    def partial(self) -> bool:
-        return any(cell and cell.partial for row in self.rows for cell in row.cells)
 
-
-def boards(tree: Tree) -> Iterator[tuple[Board, Grid]]:
-    """A board for each model and evaluation, with the grid that it is made of; head masking has none."""
-
+def boards(tree: Tree) -> Iterator[Board]:
+    """A board for each model and evaluation."""
     kept = {setting.record.path: setting.kept for setting in tree.settings}
-    for made, records in enumerate(groups_of(setting.record for setting in tree.settings)):
-        of_model, *fidelity = grids(ALL, records)
-        of_model = paper.beside(PAPER, of_model) if of_model.kind == "longbench" else by_task(of_model)
-        kl = next((each for each in fidelity if each.metric.field == "kl"), None)
-        yield _board(of_model, kl, kept, made < COMPARED), of_model
+    made = 0
+    for records in groups_of([setting.record for setting in tree.settings]):
+        kind = records[0].kind
+        section = hook(kind, "SECTION", OTHERS)
+        score, *fidelity = hook(kind, "tables")(records) or [None]
+        if score is None or not score.columns:
+            continue
+        score = paper.beside(section.published, score)
+        title = f"{score.model} · {text.title_of(score.eval)}"
+        ordered = sorted(score.columns, key=lambda column: column != score.overall)
+        shown = title, section, score, {column: column_title(column, score) for column in ordered}
+        if score.axis:
+            texts = hook(kind, "texts", lambda records: [])(records)
+            yield Board(kind, *shown, texts=texts, over=[over_columns(score)])
+            continue
+        kl = next((table for table in fidelity if table.metric.field == "kl"), None)
+        styles = {label: style for style, label in enumerate(dict.fromkeys(row.label for row in _ordered(score)))}
+        drawn = {label: style for label, style in styles.items() if style < LINES}
+        over = f"Score, {column_title(score.overall, score)}"
+        nats = "KL, nats per token (lower is closer)"
+        compared = made < COMPARED
+        made += 1
+        yield Board(
+            kind,
+            *shown,
+            sentences=_sentences(score) if compared else [],
+            closeness=_sentences(kl) if kl and compared else [],
+            shares=list(_shares(score)),
+            score=_over_budget(score, over, "score, 0 to 100", drawn),
+            kl=_over_budget(kl, "KL to the full cache", nats, drawn) if kl else None,
+            layers=list(_layers(score, drawn, kept)),
+            left_out=len(styles) - len(drawn),
+            compared=compared,
+            notes=[*_other_subject(score), *unpaired(score)],
+        )
 
 
-def _board(of_model: Grid, kl: Grid | None, kept: Mapping[Path, Sequence[float]], compared: bool) -> Board:
-    lines = {label: style for style, label in enumerate(dict.fromkeys(row.label for row in _ordered(of_model)))}
-    shown = {label: style for label, style in lines.items() if style < LINES}
-    return Board(
-        of_model.model,
-        of_model.kind,
-        f"{of_model.model} · {TITLES.get(of_model.eval, of_model.eval)}",
-        [column_title(column, of_model) for column in _columns(of_model)],
-        list(_rows(of_model)),
-        _sentences(of_model) if compared else [],
-        _sentences(kl) if kl and compared else [],
-        list(_shares(of_model)),
-        _over_budget(of_model, f"Score, {column_title(of_model.overall, of_model)}", "score, 0 to 100", shown),
-        _over_budget(kl, "KL to the full cache", "KL, nats per token (lower is closer)", shown) if kl else None,
-        list(_layers(of_model, shown, kept)),
-        len(lines) - len(shown),
-        compared,
-        [*_other_subject(of_model), *unpaired(of_model)],
-    )
+def over_columns(table: Table) -> Chart:
+    """Lines over the columns that have a place on an axis."""
+    lines = []
+    for style, row in enumerate(table.rows):
+        points = []
+        for column, x in table.xs.items():
+            if cell := row.cells.get(column):
+                low, high = cell.interval or (None, None)
+                points.append(Point(x, cell.mean, low, high, cell.partial))
+        if points:
+            lines.append(Line(str(row.name), points, style))
+    title = table.metric.title or table.metric.field
+    log = len(table.xs) > 1 and min(table.xs.values()) > 0
+    return Chart(title[:1].upper() + title[1:], table.axis, title, lines, log=log, digits=table.metric.digits)
 
 
-def _other_subject(of_model: Grid) -> list[str]:
+def _other_subject(table: Table) -> list[str]:
     """A sentence where what everything else is compared with is not there."""
-    subject = subject_of(ALL, of_model)
+    subject = subject_of(ALL, table)
     return [] if subject == ALL.subject else [f"{ALL.subject} was not run here: {subject} is compared with the others."]
 
 
-def _columns(of_model: Grid) -> list[str]:
-    """What it comes to first, then what it is made of: a wide table shows its average without being moved."""
-    return sorted(of_model.columns, key=lambda column: column != of_model.overall)
-
-
-def _ordered(of_model: Grid) -> list[Row]:
+def _ordered(table: Table) -> list[Row]:
     """The subject first, then the full cache, then the others as they come; last what has a variant's name."""
-    return sorted(of_model.rows, key=lambda row: (bool(row.variant), row.method != ALL.subject, row.budget is not None))
+    return sorted(
+        table.rows, key=lambda row: (bool(row.name.variant), row.name.method != ALL.subject, row.budget is not None)
+    )
 
 
-def _rows(of_model: Grid) -> Iterator[TableRow]:
-    for budget, rows in of_model.budgets.items():
-        columns = _columns(of_model)
-        ranked = {column: ranks(column, rows) for column in columns}
-        for place, row in enumerate(rows):
-            cells: list[CellText | None] = []
-            for column in columns:
-                cell = row.cells.get(column)
-                cells.append(_cell(cell, ranked[column].get(place), column == of_model.overall) if cell else None)
-            yield TableRow(budget_text(budget), row.label, cells)
-
-
-def _cell(cell: Cell, rank: int | None, with_interval: bool) -> CellText:
-    bounds = cell.interval if with_interval else None
-    interval = f"{bounds[0]:.1f} to {bounds[1]:.1f}" if bounds else ""
-    partial = f"{cell.counted} of {cell.of}" if cell.partial else ""
-    if cell.published is None:
-        published = ""
-    elif cell.difference is None:
-        published = f"paper {cell.published:.2f}, not comparable: {cell.apart}"
-    else:
-        published = f"paper {cell.published:.2f} ({cell.difference:+z.2f})"
-    return CellText(f"{cell.mean:.2f}", interval, partial, rank, published, cell.difference is not None)
-
-
-def _sentences(of_model: Grid) -> list[Sentence]:
+def _sentences(table: Table) -> list[Sentence]:
     """What matters first: comparisons with the methods that the paper compares with, at the smallest budgets."""
-    return [sentence(each) for each in sorted(verdicts(ALL, of_model), key=_importance)]
+    return [sentence(each) for each in sorted(verdicts(ALL, table), key=_importance)]
 
 
 def _importance(verdict: Verdict) -> tuple[bool, int, int]:
@@ -192,14 +165,12 @@ def _importance(verdict: Verdict) -> tuple[bool, int, int]:
 
 def sentence(verdict: Verdict) -> Sentence:
     """A comparison of scores or of KL in words."""
-    first, second, mean, bounds = verdict.first, verdict.second, verdict.mean, verdict.interval
-    digits = 3 if verdict.lower else 1
-    if (mean > 0) != verdict.lower:
-        first, second = second, first
+    mean, bounds, digits = verdict.mean, verdict.interval, 3 if verdict.lower else 1
+    worse, better = verdict.ordered
     if mean < 0 and bounds:
         bounds = -bounds[1], -bounds[0]
-    between = f"95\u00a0% interval {signed(bounds[0], digits)} to {signed(bounds[1], digits)}, " if bounds else ""
-    p = f"p {probability(verdict.p)}" if verdict.p < 0.001 else f"p = {probability(verdict.p)}"
+    between = f"95\u00a0% interval {text.minus(text.bounds(bounds, digits + 1, '{} to {}'))}, " if bounds else ""
+    p = f"p {text.probability(verdict.p)}" if verdict.p < 0.001 else f"p = {text.probability(verdict.p)}"
     # No line breaks around signs.
     numbers = (
         f"{between}{p}, n = {verdict.n}".replace(" = ", "\u00a0=\u00a0")
@@ -208,44 +179,36 @@ def sentence(verdict: Verdict) -> Sentence:
     )
     at = "With the full cache" if verdict.budget is None else f"At budget {verdict.budget}"
     gap = f"{abs(mean):.{digits}f} {'nats per token' if verdict.lower else 'points'}"
-    if verdict.p < statistics.ALPHA:
-        better = "closer to the full cache" if verdict.lower else "better"
-        return Sentence(f"{at}, {first} is {better} than {second} by {gap} ({numbers}).", True, verdict.partial)
+    if verdict.shown:
+        how = "closer to the full cache" if verdict.lower else "better"
+        return Sentence(f"{at}, {better} is {how} than {worse} by {gap} ({numbers}).", True, verdict.partial)
     needed = f"; about {verdict.needed:,} samples would tell them apart" if verdict.needed and bounds else ""
-    by = f"{first}'s mean is {gap} {'lower' if verdict.lower else 'higher'}" if mean else "equal means"
-    text = f"{at}, no difference is shown between {verdict.first} and {verdict.second}"
-    return Sentence(f"{text} ({by}, {numbers}{needed}).", False, verdict.partial)
+    by = f"{better}'s mean is {gap} {'lower' if verdict.lower else 'higher'}" if mean else "equal means"
+    said = f"{at}, no difference is shown between {verdict.first} and {verdict.second}"
+    return Sentence(f"{said} ({by}, {numbers}{needed}).", False, verdict.partial)
 
 
-def signed(value: float, digits: int) -> str:
-    """Rounded, with the minus that numbers have."""
-    return f"{value:z.{digits}f}".replace("-", "−")
+def column_title(column: str, table: Table) -> str:
+    """The column as papers write it; averages over part of their tasks say over how many they are."""
+    cells = [row.cells[column] for row in table.rows if column in row.cells]
+    there, tasks = max((len(cell.strata), cell.tasks) for cell in cells)
+    if there >= tasks:
+        return table.head(column)
+    return f"{'average' if column == table.average else table.head(column)} ({there} of {tasks} tasks)"
 
 
-def column_title(column: str, of_model: Grid) -> str:
-    """The column's name; averages of LongBench say over how many of their tasks they are."""
-    if of_model.kind != "longbench" or column not in (*CATEGORIES, AVERAGE_OF_16):
-        return column
-    tasks = [task for task in ENGLISH if column == AVERAGE_OF_16 or TASKS[task].category == column]
-    there = sum(task in of_model.columns for task in tasks)
-    if there == len(tasks):
-        return column
-    name = "average" if column == AVERAGE_OF_16 else column
-    return f"{name} ({there} of {len(tasks)} tasks)"
-
-
-def _shares(of_model: Grid) -> Iterator[str]:
+def _shares(table: Table) -> Iterator[str]:
     """How much of the full cache's score the subject reaches, and with how much of its tokens."""
-    rows = _ordered(of_model)
+    rows = _ordered(table)
     for row in rows:
-        mine = row.cells.get(of_model.overall)
-        if row.method != ALL.subject or row.variant or row.budget is None or mine is None or mine.partial:
+        mine = row.cells.get(table.overall)
+        if row.name.method != ALL.subject or row.name.variant or row.budget is None or mine is None or mine.partial:
             continue
-        full = next((other for other in rows if _full_of(other, row, of_model.overall)), None)
-        whole = full.cells[of_model.overall] if full else None
+        full = next((other for other in rows if _full_of(other, row, table.overall)), None)
+        whole = full.cells[table.overall] if full else None
         if full is None or whole is None or not whole.mean:
             continue
-        kept, all_kept = _kept_tokens(row.records), _kept_tokens(full.records)
+        kept, all_kept = row.sizes.get("realised_budget"), full.sizes.get("realised_budget")
         tokens = f", keeping {100 * kept / all_kept:.0f}\u00a0% of its tokens" if kept and all_kept else ""
         share = f"{100 * mine.mean / whole.mean:.0f}\u00a0% of the full cache's {whole.mean:.1f}"
         yield f"{row.label} at budget {row.budget} scores {mine.mean:.1f}: {share}{tokens} (n\u00a0=\u00a0{mine.n})."
@@ -257,25 +220,19 @@ def _full_of(other: Row, row: Row, column: str) -> bool:
     return alike and other.cells[column].samples == row.cells[column].samples
 
 
-def _kept_tokens(records: Sequence[Record]) -> float | None:
-    values = [record.summary.get("realised_budget") for record in records if record.summary]
-    numbers = [value for value in values if isinstance(value, (int, float))]
-    return fmean(numbers) if numbers else None
-
-
-def _over_budget(of_model: Grid, title: str, y_label: str, styles: dict[str, int]) -> Chart | None:
+def _over_budget(table: Table, title: str, y_label: str, styles: dict[str, int]) -> Chart | None:
     """The average of every method over the budget; the full cache's score is a level line, its KL is 0."""
     points: dict[str, list[Point]] = {}
     levels: list[Line] = []
-    for row in of_model.rows:
-        cell = row.cells.get(of_model.overall)
+    for row in table.rows:
+        cell = row.cells.get(table.overall)
         if cell is None or row.label not in styles:
             continue
         low, high = cell.interval or (None, None)
         point = Point(row.budget or 0, cell.mean, low, high, cell.partial)
         if row.budget is not None:
             points.setdefault(row.label, []).append(point)
-        elif of_model.metric == SCORE:
+        elif table.metric == SCORE:
             levels.append(Line(row.label, [point], styles[row.label], True))
     if not points:
         return None
@@ -283,15 +240,15 @@ def _over_budget(of_model: Grid, title: str, y_label: str, styles: dict[str, int
         Line(label, sorted(of_line, key=lambda point: point.x), styles[label])
         for label, of_line in sorted(points.items(), key=lambda item: styles[item[0]])
     ]
-    digits = 1 if of_model.metric == SCORE else 3
+    digits = 1 if table.metric == SCORE else 3
     return Chart(title, "budget (KV tokens per layer and head)", y_label, [*lines, *levels], log=True, digits=digits)
 
 
-def _layers(of_model: Grid, styles: dict[str, int], kept: Mapping[Path, Sequence[float]]) -> Iterator[Chart]:
+def _layers(table: Table, styles: dict[str, int], kept: Mapping[Path, Sequence[float]]) -> Iterator[Chart]:
     """Tokens kept by layer: a chart for every budget or `LAYER_CHARTS` of them, the smallest first."""
-    budgets = sorted(budget for budget in of_model.budgets if budget is not None)
+    budgets = sorted(budget for budget in table.budgets if budget is not None)
     for budget in spread(budgets, LAYER_CHARTS):
-        rows = of_model.budgets[budget]
+        rows = table.budgets[budget]
         lines = []
         for row in rows:
             means = [kept[record.path] for record in row.records if kept.get(record.path)]

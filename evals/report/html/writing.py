@@ -3,7 +3,7 @@
 import base64
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +12,17 @@ from markupsafe import Markup
 
 from compresskv.errors import UserError
 from evals.console import visible
-from evals.kinds import TITLES
-from evals.report.html import efficiency, heads, masking, needles, scores
+from evals.experiments import ALL
+from evals.report.html import scores
 from evals.report.html.embedded import settings_and_samples
 from evals.report.html.reading import Tree, read
-from evals.report.items import ALL
-from evals.report.page import budget_text, published_column
-from evals.report.verdicts import family_of
 from evals.results.provenance import environments
-from evals.results.published import Published, published
+from evals.results.published import published
+from evals.results.shows import hook, hooks
 from evals.results.store import write_text
+from evals.tables import text
+from evals.tables.table import OTHERS, Section
+from evals.tables.text import title_of
 
 TEMPLATES = Path(__file__).parent
 
@@ -39,38 +40,62 @@ def write(results: Path, out: Path) -> Path:
 def page(results: Path) -> str:
     """The page as text. Raises `UserError` where there is nothing to show."""
     tree = read(results)
-    measured, faulty = efficiency.measurements(results)
-    if not tree.settings and not tree.unfinished and not measured:
+    models = sorted({setting.record.model for setting in tree.settings})
+    measured, problems = _measured(results, models)
+    if not tree.settings and not tree.unfinished and not any(section.blocks for section in measured):
         raise UserError(
             "results",
             "run something first",
             value=results,
-            why="there are no results in it (no runs/ and no efficiency/)",
+            why="there are no results in it (no runs/ and no measurements)",
         )
-    shown, heatmaps = [], []
-    for board, grid in scores.boards(tree):
-        shown.append(board)
-        if board.kind == "niah":
-            heatmaps.append(needles.boards(grid))
-    models = sorted({setting.record.model for setting in tree.settings})
-    maps, unreadable = heads.maps(models, results)
-    embedded = {**settings_and_samples(tree), "needles": heatmaps, "heads": maps}
+    boards = list(scores.boards(tree))
+    panels = [hook(kind, "panels")(board.table) for board, kind in _with_panels(boards)]
+    maps = [each for section in measured for each in section.maps]
     return render(
         tree=tree,
         title=f"Results of {', '.join(models)}" if 0 < len(models) <= 3 else "Results",
         models=models,
-        evals=[TITLES.get(name, name) for name in sorted({setting.record.eval for setting in tree.settings})],
-        boards=shown,
-        family=family_of(ALL),
-        published=_published(scores.PAPER),
-        masked=masking.masked(tree),
+        evals=[title_of(name) for name in sorted({setting.record.eval for setting in tree.settings})],
+        boards=boards,
+        scored=_sections(boards),
         measured=measured,
-        heads=maps,
-        needles=heatmaps,
-        problems=[*tree.faults, *faulty, *unreadable],
+        family=ALL.family,
+        published=_published,
+        text=text,
+        over_columns=scores.over_columns,
+        problems=[*tree.faults, *problems],
         origins=_origins(tree),
-        data=embedded,
+        data={**settings_and_samples(tree), "panels": panels, "maps": maps},
     )
+
+
+def _measured(results: Path, models: Sequence[str]) -> tuple[list[Section], list[str]]:
+    """What evaluations show that measure by themselves, and a phrase for each file that cannot be read."""
+    sections: list[Section] = []
+    problems: list[str] = []
+    for _, made in hooks("sections"):
+        section, faults = made(results, models)
+        sections.append(section)
+        problems += faults
+    return sections, problems
+
+
+def _with_panels(boards: Sequence[scores.Board]) -> Iterator[tuple[scores.Board, str]]:
+    for board in boards:
+        if hook(board.kind, "panels"):
+            yield board, board.kind
+
+
+def _sections(boards: Sequence[scores.Board]) -> list[dict[str, Any]]:
+    """The sections of evaluations with scores, also of those without results, each with its boards."""
+    known = {section.id: section for _, section in hooks("SECTION")}
+    known |= {board.section.id: board.section for board in boards} | {OTHERS.id: OTHERS}
+    found = []
+    for section in known.values():
+        here = [board for board in boards if board.section.id == section.id]
+        found.append({"section": section, "boards": here, "panels": any(hook(b.kind, "panels") for b in here)})
+    return found
 
 
 def render(data: Mapping[str, Any], **shown: Any) -> str:
@@ -100,10 +125,10 @@ def _shown(value: Any) -> Any:
 
 def embeddable(value: Any) -> Markup:
     """JSON that is safe inside a script element: without `<`, `>` and `&`, nothing in it can end or open one."""
-    text = json.dumps(_visible(value), ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    content = json.dumps(_visible(value), ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     for character in "<>&\u2028\u2029":
-        text = text.replace(character, f"\\u{ord(character):04x}")
-    return Markup(text.encode(errors="replace").decode())
+        content = content.replace(character, f"\\u{ord(character):04x}")
+    return Markup(content.encode(errors="replace").decode())
 
 
 def _visible(value: Any) -> Any:
@@ -131,12 +156,8 @@ def _origins(tree: Tree) -> list[dict[str, Any]]:
 def _published(item: str) -> dict[str, Any]:
     """The published table: a row for every model, budget and method, a column for whatever was published of them."""
     rows = [row for row in published(item) if row.unit == "score"]
-    columns = list(dict.fromkeys(map(published_column, rows)))
-    table: dict[tuple[str, ...], dict[str, str]] = {}
-    for row in rows:
-        table.setdefault(_place(row), {})[published_column(row)] = f"{row.value:.2f}"
-    return {"columns": columns, "rows": [[*place, *map(values.get, columns)] for place, values in table.items()]}
-
-
-def _place(row: Published) -> tuple[str, ...]:
-    return row.model or "not named", budget_text(row.budget), row.method, row.source
+    places = [(row.method, row.model or "not named", text.budget(row.budget), row.source) for row in rows]
+    columns, body = text.pivoted(
+        [(place, row.column, f"{row.value:.2f}") for place, row in zip(places, rows, strict=True)]
+    )
+    return {"columns": columns, "rows": body}

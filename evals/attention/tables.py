@@ -7,16 +7,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from typing_extensions import TypedDict
 
-from compresskv.checking import MaxLen, MinLen, Name
+from compresskv.checking import MaxLen, MinLen
+from compresskv.checking import Name as PlainName
 from compresskv.protocol import label_stem
-from evals.report import tables
-from evals.report.cells import Cell, Grid, Metric, Row
-from evals.report.grids import Cells, filled
-from evals.report.items import Item
-from evals.report.page import Page, left_out
-from evals.report.selection import nothing
-from evals.results.record import Record
+from evals.results.means import Cells, filled
 from evals.results.schema import Count, Label, Number, exactly, loads, misfit
+from evals.tables.table import Cell, Metric, Name, Row, Shown, Table
+from evals.tables.text import left_out
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -50,9 +47,9 @@ class Head(TypedDict):
 class Prompt(TypedDict):
     """What was observed on one prompt (`evals.attention.evaluation.description`)."""
 
-    model: Name
+    model: PlainName
     protocol: Label
-    sample: Name
+    sample: PlainName
     answer: str
     prompt_tokens: Count
     tokens: list[str]
@@ -60,16 +57,13 @@ class Prompt(TypedDict):
     heads: Annotated[list[Head], MinLen(1)]
 
 
-def page(experiment: str, item: Item, results: Path) -> Page:
-    """A table and a figure for every prompt. Raises `UserError` where none was observed."""
+def shown(results: Path, methods: Sequence[str]) -> Shown:
+    """A table and a figure for every prompt."""
     prompts, faults = _prompts(results)
-    if not prompts:
-        raise nothing(experiment, results / "attention")
-    grids = [_grid(prompt) for prompt in prompts]
     figures = {_stem(prompt): partial(_draw, prompt) for prompt in prompts}
-    frames = {"table": partial(tables.means, grids), "attention": partial(_frame, prompts)}
     notes = [_note(prompt) for prompt in prompts] + left_out(faults)
-    return Page(experiment, item.title, grids, [], [], notes, frames=frames, figures=figures)
+    frames = {"attention": partial(_frame, prompts)}
+    return Shown([_table(prompt) for prompt in prompts], notes=notes, frames=frames, figures=figures)
 
 
 def _stem(prompt: Prompt) -> str:
@@ -106,25 +100,26 @@ def _contradiction(prompt: Prompt) -> str:
     return ""
 
 
-def _grid(prompt: Prompt) -> Grid:
+def _table(prompt: Prompt) -> Table:
     """A row for every head, a column for every part of the prompt; a value for every step of the answer."""
     parts = list(prompt["parts"])
-    rows: list[tuple[Row, list[Record]]] = []
+    rows: list[Row] = []
     by_column: list[Cells] = []
     for head in prompt["heads"]:
         steps = list(zip(*(head["by_step"][part] for part in parts), strict=True))
         shares = {part: [100 * values[place] for values in steps] for place, part in enumerate(parts)}
         shares[ELSEWHERE] = [100 * (1 - sum(values)) for values in steps]
-        rows.append((Row(_label(head), None, prompt["protocol"], "", {}), []))
+        rows.append(Row(Name(_label(head), None, prompt["protocol"])))
         by_column.append(
             {
-                part: Cell({"steps": {(f"step {step}", ""): value for step, value in enumerate(values)}}, 0, 0)
+                part: Cell({"steps": {(f"step {step}", ""): value for step, value in enumerate(values)}})
                 for part, values in shares.items()
             }
         )
     title = f"{prompt['protocol']} {prompt['sample']}, share of attention in % while answering"
     metric = Metric("attention", title, better=None)
-    return Grid(prompt["model"], "attention", [*parts, ELSEWHERE], filled(rows, by_column, metric), metric)
+    shown = filled(rows, by_column, metric)
+    return Table(prompt["model"], "attention", [*parts, ELSEWHERE], shown, metric, average="")
 
 
 def _label(head: Head) -> str:

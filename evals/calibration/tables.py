@@ -1,6 +1,6 @@
 """Maps of the scores of all heads, traditional and semantic, from calibration files alone."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -12,9 +12,11 @@ from numpy.typing import NDArray
 from compresskv import calibration
 from compresskv.calibration import Calibration
 from compresskv.errors import UserError
-from evals.report.items import Item
-from evals.report.page import Page, Plain, left_out
+from compresskv.selecting_heads import count_heads
+from evals.experiments import usual_heads
 from evals.results.store import safe_name
+from evals.tables.table import Section, Shown, Texts
+from evals.tables.text import left_out
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -46,7 +48,7 @@ class Map:
         return f"figure-{safe_name('model', self.model)}-{self.source}-{self.prompts}"
 
 
-def page(experiment: str, item: Item, results: Path) -> Page:
+def shown(results: Path, methods: Sequence[str]) -> Shown:
     """Maps of every model with a calibration in `results`, in the user's cache or with the package.
 
     Raises `UserError` where none has scores by both rankings.
@@ -55,19 +57,17 @@ def page(experiment: str, item: Item, results: Path) -> Page:
     if not maps:
         raise UserError(
             "experiment",
-            f"run `python run.py -m experiment={experiment}` first",
-            value=experiment,
+            "run `python run.py eval=calibrate` first",
             why=f"no calibration in {results / 'calibration'} or where methods find theirs has scores of all heads",
         )
-    plain = [Plain(f"The best {BEST} heads of {of_model.title}", HEADER, _best(of_model)) for of_model in maps]
-    figures = {of_model.stem: partial(_draw, of_model) for of_model in maps}
-    frames = {"table": partial(_frame, maps)}
+    texts = [Texts(f"The best {BEST} heads of {of_model.title}", HEADER, _best(of_model)) for of_model in maps]
     notes = [
         *map(_compared, maps),
         *left_out(faults),
         "Shares are of the sum over all heads of the model, by each ranking.",
     ]
-    return Page(experiment, item.title, [], [], [], notes, plain, frames, figures)
+    figures = {of_model.stem: partial(_draw, of_model) for of_model in maps}
+    return Shown(texts=texts, notes=notes, frames={"table": partial(_frame, maps)}, figures=figures)
 
 
 def _maps(results: Path) -> tuple[list[Map], list[str]]:
@@ -167,3 +167,60 @@ def _draw(of_model: Map) -> Any:
         figure.colorbar(image, ax=axis, label="share of all scores (%)")
     figure.suptitle(of_model.title, fontsize=10)
     return figure
+
+
+KINDS = {"semantic": "semantic", "semantic_count": "semantic, counted as released", "traditional": "traditional"}
+"""Kinds of scores as the page writes them."""
+
+
+def files(results: Path) -> list[tuple[Path, str]]:
+    """The calibrations that are kept in `results`, each with its model."""
+    return [(path, path.name.rsplit(".", 2)[0]) for path in sorted(results.glob("calibration/*.json"))]
+
+
+def sections(results: Path, models: Sequence[str]) -> tuple[Section, list[str]]:
+    """The maps of every calibration that runs find for these models, then those that were kept with the results."""
+    paths: dict[Path, None] = {}
+    known = {model.casefold() for model in models}
+    for name in calibration.names():
+        model, _, source = name.rpartition(".")
+        if model.casefold() in known and (path := calibration.find_file(model, source)):
+            paths[path] = None
+    paths |= dict.fromkeys(sorted((results / "calibration").rglob("*.json")))
+    shown: list[Mapping[str, Any]] = []
+    problems: list[str] = []
+    for path in paths:
+        try:
+            shown += _of_calibration(calibration.load(path))
+        except UserError as error:
+            problems.append(str(error))
+    about = (
+        "What each query head retrieves, from the calibration of the model: layers down, heads across. Outlined heads "
+        "are those that select; the last column is the layer's share of the eviction error in per cent."
+    )
+    return Section("heads", "Heads", about, maps=shown), problems
+
+
+def _of_calibration(made: Calibration) -> Iterator[dict[str, Any]]:
+    about = {
+        "model": made.model,
+        "source": made.source,
+        "selected": count_heads(usual_heads(), made, made.q_heads),
+        "layers": [round(100 * score, 2) for score in made.layer_scores],
+        "prompts": sum(made.accepted.values()),
+    }
+    for kind, scores in made.head_scores.items():
+        cells = [[round(score, 4) for score in layer] for layer in scores]
+        yield {**about, "kind": KINDS.get(kind, kind), "ranks": False, "cells": cells}
+    for kind, ranked in made.rankings.items():
+        yield {**about, "kind": f"{KINDS.get(kind, kind)}, ranks", "ranks": True, "cells": _ranks(ranked)}
+
+
+def _ranks(ranked: Sequence[Sequence[int]]) -> list[list[int | None]]:
+    """The rank of every head, 1 for the best; None for heads that the calibration does not rank."""
+    heads = 1 + max(max(layer) for layer in ranked)
+    cells: list[list[int | None]] = []
+    for layer in ranked:
+        places = {head: rank for rank, head in enumerate(layer, 1)}
+        cells.append([places.get(head) for head in range(heads)])
+    return cells

@@ -1,0 +1,376 @@
+"""Efficiency: latency and memory over prompt lengths, and sequences in pools of memory, from efficiency.json alone."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any, Literal, Required
+
+from typing_extensions import TypedDict
+
+from compresskv.checking import Ge, Gt, Le, MinLen
+from evals.results.means import Cells, filled
+from evals.results.provenance import shown_environment
+from evals.results.schema import LARGEST, Bounds, Count, Label, Number, Size, exactly, loads, misfit
+from evals.tables import text
+from evals.tables.methods import METHODS, named
+from evals.tables.table import Block, Cell, Metric, Name, Section, Shown, Table, Texts
+from evals.tables.table import Row as TableRow
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A field of a row, and how it is shown: as a table by `title`, as a column of texts by `head`; "": not at all."""
+
+    field: str
+    title: str
+    head: str
+    digits: int
+    better: Literal["higher", "lower"] = "lower"
+    of: Callable[[float], float] = float
+
+    @property
+    def metric(self) -> Metric:
+        return Metric(self.field, self.title, self.digits, self.better)
+
+
+def megabytes(size: float) -> float:
+    return size / 1e6
+
+
+def per_second(milliseconds: float) -> float:
+    return 1000 / milliseconds
+
+
+MEASURED = (
+    Measured("total_s", "latency, end to end (s)", "total s", 3),
+    Measured("first_token_s", "prefill latency, to the first token (s)", "first token s", 3),
+    Measured("decode_ms", "decode (ms a token)", "decode ms", 2),
+    Measured("decode_ms", "decode throughput (tokens a second)", "", 2, "higher", per_second),
+    Measured("cache_bytes", "KV cache (MB)", "cache MB", 2, of=megabytes),
+    Measured("total_cache_bytes", "", "with sliding layers", 2, of=megabytes),
+    Measured("realised_budget", "", "", 1),
+    Measured("peak_bytes", "peak memory (MB)", "peak MB", 1, of=megabytes),
+)
+"""All that a measurement has the medians, the ratios to the full cache, and the values by round of."""
+
+FIELDS = tuple(dict.fromkeys(measured.field for measured in MEASURED))
+
+POOL = (
+    *("setting", "length", "pool MB", "sequences", "MB each", "tokens/s", "95 % of steps", "tokens/s, one sequence"),
+    *("first token s", "all first tokens s", "peak MB"),
+)
+
+POOLS = (
+    "A pool of KV memory is filled with sequences of distinct prompts of about the length, which decode as one batch; "
+    "× is the ratio to the full cache in the same pool, and 95 % of the decode steps are within the bounds."
+)
+
+LAUNCHES = "* bound by launches: the GPU waits for the host"
+
+Run = Mapping[str, Any]
+"""What a measurement wrote: `model`, `rows` and what it was made on."""
+
+
+@exactly
+class Row(TypedDict, total=False):
+    """One setting at one prompt length: medians over the rounds, and their ratios to the full cache."""
+
+    setting: Required[Label]
+    length: Required[Annotated[int, Ge(1), Le(LARGEST)]]
+    method: Label
+    budget: Annotated[int, Ge(1)] | None
+    protocol: Label
+    variant: str  # absent in older versions, whose `setting` has it
+    first_token_s: Size | None
+    decode_ms: Size | None
+    total_s: Size | None
+    cache_bytes: Size | None
+    peak_bytes: Size | None
+    first_token_s_ratio: Size | None
+    decode_ms_ratio: Size | None
+    total_s_ratio: Size | None
+    cache_bytes_ratio: Size | None
+    peak_bytes_ratio: Size | None
+    launch_bound: bool | None
+    by_round: dict[str, list[Number | None]]
+
+
+@exactly
+class Pool(TypedDict, total=False):
+    """A setting at a prompt length in a pool of memory; without `sequences`, it does not fit."""
+
+    setting: Required[Label]
+    length: Required[Annotated[int, Ge(1), Le(LARGEST)]]
+    method: Label
+    protocol: Label
+    variant: str
+    pool_mb: Required[Annotated[float, Gt(0), Le(LARGEST)]]
+    sequences: Required[Count]
+    sequence_bytes: Required[Annotated[float, Gt(0), Le(LARGEST)]]
+    tokens_per_s_alone: Required[Size]
+    tokens_per_s: Required[Size | None]
+    tokens_per_s_spread: Required[Bounds]
+    tokens_per_s_ratio: Size | None
+    first_token_s: Required[Size | None]
+    all_first_tokens_s: Required[Size | None]
+    peak_bytes: Required[Size | None]
+    launch_bound: Required[bool | None]
+
+
+@exactly
+class FilledPool(Pool, total=False):
+    """One that holds a sequence."""
+
+    tokens_per_s: Required[Size]  # type: ignore[misc]
+    tokens_per_s_spread: Required[Annotated[list[Size], MinLen(2)]]  # type: ignore[misc]
+
+
+@exactly
+class Efficiency(TypedDict, total=False):
+    """efficiency.json, of which `rows` and `concurrency` are looked at one by one."""
+
+    model: Required[Label]
+    dtype: Required[str]
+    backend: Required[str]
+    new_tokens: Required[Count]
+    rounds: Required[Count]
+    environment: dict[str, Any]
+    rows: Required[list[Any]]
+    concurrency: list[Any]
+
+
+def files(results: Path) -> list[tuple[Path, str]]:
+    """The measurements under `results`, each with its model; those of a model in the order that they were made."""
+    return [(path, path.parents[1].name) for path in sorted(results.glob("efficiency/*/*/efficiency.json"))]
+
+
+def runs(results: Path) -> tuple[list[tuple[Path, dict[str, Any]]], list[str]]:
+    """The measurements under `results` with their sound rows, and a phrase for what is left out of them."""
+    found, faults = [], []
+    for path, _ in files(results):
+        place = path.relative_to(results)
+        try:
+            content = loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError, RecursionError) as error:
+            faults.append(f"{place}: cannot be read ({error})")
+            continue
+        if fault := misfit(Efficiency, content):
+            faults.append(f"{place}: not a measurement ({fault})")
+            continue
+        for name, wrong_with in (("rows", partial(misfit, Row)), ("concurrency", _misfit_pool)):
+            wrong = list(map(wrong_with, rows := content.get(name, [])))
+            faults += [f"{place}: {name}.{number} is left out ({fault})" for number, fault in enumerate(wrong) if fault]
+            content[name] = [row for row, fault in zip(rows, wrong, strict=True) if not fault]
+        found.append((path, content))
+    return found, faults
+
+
+def _misfit_pool(row: Any) -> str:
+    return misfit(Pool, row) or (misfit(FilledPool, row) if row["sequences"] else "")
+
+
+def method_of(row: Mapping[str, Any]) -> str:
+    """The method as configurations have it."""
+    return str(row.get("method") or row["setting"].split(",")[0].split(" ")[0])
+
+
+def name_of(row: Mapping[str, Any], marked: bool = False) -> Name:
+    """The name of a row's setting. Rows of older versions have it as a text alone, such as `compresskv 256`."""
+    method, protocol = method_of(row), str(row.get("protocol", "corrected"))
+    number = row["setting"].split(",")[0].partition(" ")[2].partition(" ")[0]
+    budget = row["budget"] if "budget" in row else int(number) if number.isdecimal() else None
+    if (variant := row.get("variant")) is None:
+        rest = row["setting"].removeprefix(f"{method} {budget}" if budget else method).strip(" ,")
+        variant = rest.removeprefix(f"({protocol})").strip(" ,")
+    return Name(named(method), budget, protocol, variant, marked)
+
+
+def names(rows: Sequence[Mapping[str, Any]]) -> list[Name]:
+    marked = len({row.get("protocol") for row in rows}) > 1
+    return [name_of(row, marked) for row in rows]
+
+
+def latency(run: Run) -> Texts:
+    """A row for every setting and prompt length; × is the ratio to the full cache."""
+    rows = run["rows"]
+    hybrid = any(row.get("total_cache_bytes") != row.get("cache_bytes") for row in rows if "total_cache_bytes" in row)
+    shown = [each for each in MEASURED if each.head and (hybrid or each.field != "total_cache_bytes")]
+    body = []
+    for row, name in zip(rows, names(rows), strict=True):
+        cells = []
+        for measured in shown:
+            value, ratio = row.get(measured.field), row.get(f"{measured.field}_ratio")
+            mark = "*" if measured.field == "decode_ms" and row.get("launch_bound") else ""
+            cell = text.NONE if value is None else f"{measured.of(value):.2f}{mark}"
+            cells.append(f"{cell} ×{ratio:.2f}" if ratio else cell)
+        body.append([str(name), str(row["length"]), *cells])
+    return Texts(_title(run), ["setting", "length", *(each.head for each in shown)], body, _caption(rows))
+
+
+def pools(run: Run) -> Texts:
+    """A row for every setting, prompt length and pool; × is the ratio to the full cache in the same pool."""
+    rows = run.get("concurrency", [])
+    body = [_pool(row, name) for row, name in zip(rows, names(rows), strict=True)]
+    return Texts(f"{run['model']}, sequences that decode together", POOL, body, _caption(rows))
+
+
+def _pool(row: Mapping[str, Any], name: Name) -> list[str]:
+    place = [str(name), str(row["length"]), str(row["pool_mb"])]
+    each, alone = text.megabytes(row["sequence_bytes"], 1), text.number(row["tokens_per_s_alone"], 1)
+    if not row["sequences"]:
+        return [*place, "0: does not fit", each, text.NONE, text.NONE, alone, *[text.NONE] * 3]
+    ratio = row.get("tokens_per_s_ratio")
+    mark = ("*" if row["launch_bound"] else "") + (f" ×{ratio:.2f}" if ratio else "")
+    speed = [text.number(row["tokens_per_s"], 1) + mark, text.bounds(row["tokens_per_s_spread"], 2, "{} to {}"), alone]
+    seconds = [text.number(row["first_token_s"]), text.number(row["all_first_tokens_s"])]
+    return [*place, str(row["sequences"]), each, *speed, *seconds, text.megabytes(row["peak_bytes"] or None, 1)]
+
+
+def _title(run: Run) -> str:
+    return f"{run['model']} · {run['new_tokens']} new tokens · {run['dtype']} · {run['backend']}"
+
+
+def _caption(rows: Sequence[Mapping[str, Any]]) -> str:
+    return LAUNCHES if any(row.get("launch_bound") for row in rows) else ""
+
+
+def tables(run: Run, methods: Sequence[str] = ()) -> list[Table]:
+    """A table for each of `MEASURED`: columns by prompt length, over the rounds; rows of `methods` (none: of all)."""
+    order = ["full", *(methods or METHODS)]
+    by_name: dict[Name, list[Mapping[str, Any]]] = {}
+    for row, name in zip(run["rows"], names(run["rows"]), strict=True):
+        if not methods or method_of(row) in order:
+            by_name.setdefault(name, []).append(row)
+    place = {name: order.index(method) for name, (row, *_) in by_name.items() if (method := method_of(row)) in order}
+    found = sorted(by_name, key=lambda name: (-(name.budget or float("inf")), place.get(name, len(order))))
+    xs = {text.tokens(length): float(length) for length in sorted({row["length"] for row in run["rows"]})}
+    shown = []
+    for measured in MEASURED:
+        by_column = [_cells(by_name[name], measured) for name in found]
+        columns = [column for column in xs if any(column in cells for cells in by_column)]
+        if measured.title and columns:
+            rows = filled([TableRow(name) for name in found], by_column, measured.metric)
+            axis = "prompt (tokens)"
+            shown.append(
+                Table(run["model"], "efficiency", columns, rows, measured.metric, average="", xs=xs, axis=axis)
+            )
+    return shown
+
+
+def _cells(rows: Sequence[Mapping[str, Any]], measured: Measured) -> Cells:
+    """A cell for every prompt length, of the values of all rounds; older versions left their medians alone."""
+    cells: Cells = {}
+    for row in rows:
+        values = row.get("by_round", {}).get(measured.field, [row.get(measured.field)])
+        there = {(f"round {place}", ""): measured.of(value) for place, value in enumerate(values) if value}
+        if there:
+            cells[text.tokens(row["length"])] = Cell({"rounds": there})
+    return cells
+
+
+def speeds(rows: Sequence[Mapping[str, Any]]) -> dict[int, dict[str, list[tuple[float, float]]]]:
+    """(MB of the pool, tokens/s), rising, by prompt length and setting.
+
+    A line begins where a pool holds one sequence: below, the setting decodes nothing.
+    """
+    points: dict[int, dict[str, dict[float, float]]] = {length: {} for length in sorted({r["length"] for r in rows})}
+    for row, name in zip(rows, names(rows), strict=True):
+        alone = {row["sequence_bytes"] / 1e6: row["tokens_per_s_alone"]}
+        of_setting = points[row["length"]].setdefault(str(name), alone)
+        if row["sequences"]:
+            of_setting[row["pool_mb"]] = row["tokens_per_s"]
+    return {
+        length: {setting: sorted(of.items()) for setting, of in settings.items()} for length, settings in points.items()
+    }
+
+
+def shown(results: Path, methods: Sequence[str]) -> Shown:
+    """The latest measurement of each model with all of the methods; else the latest with any of them."""
+    found, faults = runs(results)
+    by_model: dict[str, list[Run]] = {}
+    for _, run in reversed(found):
+        by_model.setdefault(run["model"], []).extend([run] if run["rows"] else [])
+    of_models: list[Table] = []
+    texts: list[Texts] = []
+    notes: list[str] = []
+    figures: dict[str, Callable[[], Any]] = {}
+    for model in sorted(by_model):
+        there = [(run, {method_of(row) for row in run["rows"]} & set(methods)) for run in by_model[model]]
+        whole = [run for run, names in there if names == set(methods)] + [run for run, names in there if names]
+        for run in whole[:1]:  # times of several runs are not mixed
+            of_model = tables(run, methods)
+            of_models += of_model
+            figures[f"figure-{text.file_part(model)}"] = partial(draw, of_model)
+            notes.append(_note(run))
+            filled = [row for row in run.get("concurrency", []) if method_of(row) in ("full", *methods)]
+            if filled:
+                texts.append(pools({**run, "concurrency": filled}))
+                figures[f"figure-pools-{text.file_part(model)}"] = partial(draw_pools, filled, texts[-1].title)
+    notes += ([POOLS] if texts else []) + text.left_out(faults)
+    return Shown(of_models, texts, notes, figures=figures)
+
+
+def _note(run: Run) -> str:
+    where = text.hardware(shown_environment(run.get("environment")))
+    return (
+        f"{run['model']}: {run['new_tokens']} new tokens of one sequence, {run['dtype']}, {run['backend']}, on "
+        f"{where}; n counts rounds, which take all settings in turn. The memory of a process counts the model too."
+    )
+
+
+def draw(tables: Sequence[Table]) -> Any:
+    """A panel for each table of a model."""
+    from evals.report.figures import over_columns
+
+    return over_columns(tables, f"{tables[0].model}, latency and memory")
+
+
+def draw_pools(rows: Sequence[Mapping[str, Any]], title: str) -> Any:
+    from evals.efficiency.figure import draw
+
+    return draw(rows, title)
+
+
+def sections(results: Path, models: Sequence[str]) -> tuple[Section, list[str]]:
+    """All measurements, the newest of each model first, and a phrase for whatever is left out."""
+    found, faults = runs(results)
+    blocks = [_block(run, path.parent.name) for path, run in reversed(found)]
+    return Section(
+        "efficiency", "Efficiency", blocks=sorted(blocks, key=lambda block: block.title.split(",")[0])
+    ), faults
+
+
+def _block(run: Run, folder: str) -> Block:
+    about = f"{run['new_tokens']} new tokens, {run['rounds']} rounds, {run['dtype']}, {run['backend']}"
+    bound = any(row.get("launch_bound") for row in (*run["rows"], *run.get("concurrency", [])))
+    notes = [f"{about}. × is the ratio to the full cache."]
+    notes += [POOLS] if run.get("concurrency") else []
+    notes += [f"{LAUNCHES}."] if bound else []
+    texts = [latency(run), *([pools(run)] if run.get("concurrency") else [])]
+    charts = [*tables(run), *_pool_charts(run)]
+    return Block(
+        f"{run['model']}, {_date(folder)}", " ".join(notes), shown_environment(run.get("environment")), texts, charts
+    )
+
+
+def _pool_charts(run: Run) -> Iterator[Table]:
+    """Tokens per second over the pool, one for each prompt length."""
+    for length, lines in speeds(run.get("concurrency", [])).items():
+        xs = {f"{x:g}": x for x in sorted({x for points in lines.values() for x, _ in points})}
+        rows = [
+            TableRow(Name(setting), {f"{x:g}": Cell({"": {("", ""): y}}, 1, 1) for x, y in points})
+            for setting, points in lines.items()
+        ]
+        metric = Metric("tokens_per_s", f"tokens per second together, prompts of {length} tokens", 1)
+        axis = "KV memory pool (MB)"
+        yield Table(run["model"], "efficiency", list(xs), rows, metric, average="", xs=xs, axis=axis)
+
+
+def _date(folder: str) -> str:
+    """The date and time in the name of a measurement's folder; the name itself where it is none."""
+    try:
+        return f"{datetime.strptime(folder[:15], '%Y%m%d-%H%M%S'):%Y-%m-%d %H:%M}"
+    except ValueError:
+        return folder

@@ -1,0 +1,171 @@
+"""The table or figure that each experiment of `conf/experiment` is for: how it names its rows, and what it compares."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, cast
+
+from compresskv import calibration
+from compresskv.methods import named_method
+from compresskv.selecting_heads import Heads
+from evals.results.record import Record
+from evals.tables.compare import Question
+from evals.tables.methods import named
+
+
+@dataclass(frozen=True)
+class Item(Question):
+    """A table or figure, named as its experiment in `conf/experiment`.
+
+    `source`: the evaluation whose measurements it is made from; "": the settings of results/runs, in the columns of
+    `view` (`Asked`). `label` names a row by its record. `figure`: lines over the budget, or over the columns, or what
+    the evaluation draws.
+    """
+
+    title: str
+    figure: Literal["budgets", "columns", "own"] | None = None
+    view: str = ""
+    label: Callable[[Record], str] = lambda record: named(record.method)
+    source: str = ""
+
+
+def heads_label(record: Record) -> str:
+    """How many retrieval heads of a layer select, as in the paper's Table 2."""
+    heads = selecting_heads(record)
+    return "number of heads unknown" if heads is None else f"top-{heads} heads"
+
+
+def selecting_heads(record: Record) -> int | None:
+    """How many heads of a layer selected; None where the method's scorer has no such number."""
+    built = (record.summary or {}).get("method_in_full")
+    scorer = _node(_node(built).get("EvictionMethod")).get("scorer")
+    for fields in _node(scorer).values():
+        by_layer = _node(fields).get("heads")
+        ranking = _node(_node(fields).get("ranking"))  # of a scorer that also compares heads
+        for heads in (by_layer, *(_node(inner).get("heads") for inner in ranking.values())):
+            if isinstance(heads, list) and heads and isinstance(heads[0], list):
+                return len(heads[0])
+    as_set = _node(record.config["method"].get("scorer")).get("heads")
+    return as_set if isinstance(as_set, int) else None
+
+
+def usual_heads() -> Heads:
+    """The setting of heads that method=compresskv has."""
+    scorer = named_method("compresskv").scorer
+    assert scorer is not None
+    return cast(Heads, scorer.parameters["heads"])
+
+
+def _node(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, Mapping) else {}
+
+
+def ranking_label(record: Record) -> str:
+    """By which scores the heads that select were chosen."""
+    return f"{record.config['method']['scorer']['head_scores']} heads"
+
+
+def calibration_label(record: Record) -> str:
+    """Method and the calibration that it used."""
+    return f"{named(record.method)}, calibration {calibration_of(record)}"
+
+
+def calibration_of(record: Record, setting: str | None = None) -> str:
+    """The source, or the file, of the calibration that a `setting` means for a record; None: its own setting.
+
+    `auto` is what the record's protocol takes (`compresskv.calibration.choose`).
+    """
+    setting = str(record.config.get("calibration", "auto")) if setting is None else setting
+    if setting != "auto":
+        return setting
+    first, otherwise = calibration.AUTO[record.config.get("protocol", {}).get("calibration_data", "held_out")]
+    published_only = calibration.find_file(record.model, otherwise) and not calibration.find_file(record.model, first)
+    return otherwise if published_only else first
+
+
+def observation_label(record: Record) -> str:
+    """Method, window and pooling."""
+    observation = record.config.get("observation", {})
+    return f"{named(record.method)}, window {observation.get('window')}, {observation.get('pooling')} pooling"
+
+
+def layers_label(record: Record) -> str:
+    """The method, and whether layers share the budget alike where the method alone does not say so."""
+    uniform = record.config["method"].get("allocator", {}).get("layers") == "uniform"
+    return named(record.method) + (", uniform layers" if uniform else "")
+
+
+def _observations() -> tuple[tuple[str, str], ...]:
+    """CompressKV against SnapKV with equal observation, and each against itself as the paper observes."""
+    pairs = []
+    for window in (8, 16, 32):
+        for pooling in ("average", "max"):
+            here = f"window {window}, {pooling} pooling"
+            pairs.append((f"SnapKV, {here}", f"SnapKV + semantic heads, {here}"))
+            if here != PAPER:
+                pairs += [(f"{method}, {PAPER}", f"{method}, {here}") for method in OBSERVED]
+    return tuple(pairs)
+
+
+PAPER = "window 8, average pooling"
+OBSERVED = ("SnapKV", "SnapKV + semantic heads")
+
+ITEMS = {
+    "table1_longbench": Item("LongBench (Tables 1 and 5, Fig. 4)", figure="budgets"),
+    "table2_heads": Item("How many semantic heads select (Table 2)", subject="top-4 heads", label=heads_label),
+    "table3_components": Item("Components of CompressKV (Table 3)", subject="SnapKV"),
+    "fig1_attention": Item("Attention of three kinds of heads (Fig. 1)", source="attention", tested=False),
+    "fig5_niah": Item("Needle in a haystack (Figs. 5, 6, 13–22)", figure="own"),
+    "fig7_masking": Item(
+        "Masking retrieval heads (Figs. 7, 23)",
+        pairs=(
+            ("random heads", "semantic heads"),
+            ("random heads", "traditional heads"),
+            ("traditional heads", "semantic heads"),
+        ),
+        figure="columns",
+        finding="masking {worse} costs more",
+    ),
+    "fig8_efficiency": Item("Latency and memory over the prompt (Fig. 8)", source="efficiency", tested=False),
+    "fig9_budgets": Item("Tokens kept by layer (Figs. 9, 10)", figure="columns", view="layers", tested=False),
+    "fig11_heads": Item("Scores of traditional and semantic heads (Figs. 11, 12)", source="calibrate", tested=False),
+    "v2_table1_models": Item("LongBench by model (second version, Table 1)"),
+    "v2_fig5_niah": Item("Needle accuracy over the budget (second version, Fig. 5)", figure="budgets"),
+    "v2_table2_selector": Item(
+        "Traditional and semantic heads (second version, Table 2)", subject="traditional heads", label=ranking_label
+    ),
+    "v2_fig6_efficiency": Item(
+        "Memory, latency and throughput over budgets (second version, Fig. 6)", source="efficiency", tested=False
+    ),
+    "v2_fig9_plugin": Item(
+        "HeadKV and AdaKV with semantic heads (second version, Fig. 9)",
+        pairs=(
+            ("HeadKV", "HeadCompressKV"),
+            ("AdaKV", "AdaCompressKV"),
+            ("AdaKV", "AdaCompressKV, uniform layers"),
+            ("AdaCompressKV, uniform layers", "AdaCompressKV"),
+        ),
+        figure="budgets",
+        label=layers_label,
+    ),
+    "calibration_leakage": Item(
+        "Layer errors from held-out needles and from LongBench",
+        subject="CompressKV, calibration held_out",
+        label=calibration_label,
+    ),
+    "window_pooling": Item("Observation window and pooling", pairs=_observations(), label=observation_label),
+    "beyond_retrieval": Item(
+        "Beyond retrieval: LongBench by kind of task, and fidelity to the full cache",
+        figure="budgets",
+        view="abilities",
+    ),
+    "needles": Item("Other needles, another haystack", view="needles"),
+}
+"""By the name of their experiment."""
+
+ALL = Item("all methods")
+"""Everything of a results tree: rows by method and budget; CompressKV is compared with every other of its budget."""
+
+
+def item(name: str) -> Item:
+    """The item of that name; for an experiment of the user's own, all methods in the columns of its evaluation."""
+    return ITEMS.get(name, Item(name, figure="budgets"))

@@ -1,0 +1,184 @@
+"""Head masking: a row for every ranking, a column for every number of masked heads, and what was lost by each."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import chain
+from statistics import fmean
+
+from evals.niah import tables as needles
+from evals.results.means import USUAL, Asked, Cells, cells, filled
+from evals.results.names import names
+from evals.results.record import Record, covered_lines
+from evals.results.schema import Count, Label, Line, Number, exactly
+from evals.results.shows import own_fields
+from evals.tables import statistics, text
+from evals.tables.table import Key, Metric, Name, Row, Section, Table, Texts
+
+RANKINGS = ("none", "traditional", "semantic", "random")
+
+MASKED = Metric("score", better=None, axis="score (ROUGE-1 recall of the answer)")
+
+KEYWORDS = "score_keywords"
+"""The score of the paper's plots, which published drops are of."""
+
+Counts = dict[tuple[str, int, str], list[Line]]
+"""The lines of every (ranking, masked heads, variant); variants differ in anything else."""
+
+
+@exactly
+class FIELDS(needles.FIELDS, total=False):
+    ranking: Label
+    masked: Count
+    score_keywords: Number
+
+
+SECTION = Section(
+    "masking",
+    "Head masking",
+    "Needle scores with the full cache where the best heads of a ranking attend to everything alike; random heads are "
+    "the control, averaged over draws.",
+)
+
+traits = needles.traits
+
+
+def tables(records: Sequence[Record], asked: Asked = USUAL) -> list[Table]:
+    """The table of a model's records, at least one; draws of random heads are averaged within each prompt.
+
+    Columns `K = 3` are mean scores. `drop with the top 10 masked` is what is lost against K = 0, prompt by prompt, in
+    points of keywords; it is named by the paper's K where it is known which of ours that is.
+    """
+    named = papers(records)
+    rows: list[Row] = []
+    by_column: list[Cells] = []
+    masked: set[int] = set()
+    marked = len({record.protocol for record in records}) > 1
+    for protocol in sorted({record.protocol for record in records}):
+        mine = [record for record in records if record.protocol == protocol]
+        counts = _counts(mine)
+        masked |= {count for _, count, _ in counts}
+        found = {(ranking, variant) for ranking, _, variant in counts if ranking != "none"}
+        for ranking, variant in sorted(found, key=lambda place: (_place(place[0]), *place)):
+            of_row = {count: lines for (name, count, of), lines in counts.items() if (name, of) == (ranking, variant)}
+            unmasked = counts.get(("none", 0, variant)) or counts.get(("none", 0, "")) or []
+            rows.append(Row(Name(f"{ranking} heads", None, protocol, variant, marked), records=mine))
+            by_column.append(_cells({0: unmasked, **dict(sorted(of_row.items()))}, named))
+    if not rows:
+        return []
+    every = sorted({0, *masked})
+    columns = [*map(_score, every), *(_drop(count, named) for count in every)]
+    present = [column for column in columns if any(column in of_row for of_row in by_column)]
+    xs = {_score(count): float(count) for count in every}
+    compared = [column for column in present if xs.get(column)]
+    shown = filled(rows, by_column, MASKED)
+    first = records[0]
+    return [Table(first.model, first.eval, present, shown, MASKED, "", compared, xs=xs, axis="masked query heads (K)")]
+
+
+def _score(count: int) -> str:
+    return f"K = {count}"
+
+
+def _drop(count: int, named: Mapping[int, int]) -> str:
+    return f"drop with the top {named[count]} masked" if count in named else f"drop with {count} masked"
+
+
+def _place(ranking: str) -> int:
+    return RANKINGS.index(ranking) if ranking in RANKINGS else len(RANKINGS)
+
+
+def _counts(records: Sequence[Record]) -> Counts:
+    """Of the records of one protocol."""
+    counts: Counts = {}
+    several = len({record.weights for record in records}) > 1
+    for record, name in zip(records, names(records), strict=True):
+        variant = f"{name.variant} weights {record.weights[:8]}".strip() if several else name.variant
+        for line in record.covered:
+            if "ranking" in line and "masked" in line:
+                counts.setdefault((line["ranking"], line["masked"], variant), []).append(line)
+    return counts
+
+
+def _cells(counts: Mapping[int, Sequence[Line]], named: Mapping[int, int]) -> Cells:
+    """Scores by the number of masked heads, and drops; random draws may differ in number."""
+    columns = {_score(count): {"needle": by_prompt(lines)} for count, lines in counts.items() if lines}
+    before = by_prompt(counts[0], KEYWORDS)
+    for count, lines in counts.items():
+        after = {sample: value for sample, value in by_prompt(lines, KEYWORDS).items() if sample in before}
+        if count and after:
+            lost = {sample: before[sample] - value for sample, value in after.items()}
+            columns[_drop(count, named)] = {"needle": lost}
+    return cells(columns)
+
+
+def by_prompt(lines: Iterable[Line], field: str = "score") -> dict[Key, float]:
+    """The mean `field` of each prompt over all of its `lines`, which are of the same weights.
+
+    Choices of heads are tasks of different settings; where a tree without texts has no hash, the id tells the prompt.
+    """
+    values: dict[Key, list[float]] = {}
+    for line in lines:
+        if field in line:
+            values.setdefault((line["id"], str(line.get("prompt_sha256"))), []).append(line[field])
+    return {sample: fmean(of_prompt) for sample, of_prompt in values.items()}
+
+
+def texts(records: Sequence[Record]) -> list[Texts]:
+    """For each protocol and weights, a row for every ranking and number of masked heads."""
+    shown = []
+    for protocol, weights in sorted({(record.protocol, record.weights) for record in records}):
+        mine = [record for record in records if (record.protocol, record.weights) == (protocol, weights)]
+        several = len({record.weights for record in records if record.protocol == protocol}) > 1
+        place = [mine[0].model, mine[0].eval, protocol, *([f"weights {weights[:8]}"] if several else [])]
+        draws_of: dict[tuple[str, int], list[Sequence[Line]]] = {}
+        for record in mine:
+            line = next(iter(record.covered), {})
+            draws_of.setdefault((str(line.get("ranking")), int(line.get("masked") or 0)), []).append(record.covered)
+        body = []
+        for ranking, count in sorted(draws_of, key=lambda of: (_place(of[0]), of)):
+            draws = draws_of[ranking, count]
+            scores, keywords = (
+                list(by_prompt(chain.from_iterable(draws), field).values()) for field in ("score", KEYWORDS)
+            )
+            cells = [ranking, str(count), text.number(fmean(scores), 1), _bounds(scores), str(len(scores))]
+            spread = _spread(draws) if ranking == "random" else ""
+            body.append([*cells, spread, text.number(fmean(keywords), 1) if keywords else text.NONE])
+        header = ("ranking", "masked", "score", "95 % interval", "n", "draws", "keywords")
+        caption = "masked: query heads with uniform attention; keywords: the score of the released plots"
+        shown.append(Texts(" · ".join(place), header, body, caption))
+    return shown
+
+
+def _bounds(values: Sequence[float]) -> str:
+    return text.bounds(statistics.interval(values), 2, "{} – {}") or text.NONE
+
+
+def _spread(draws: Sequence[Sequence[Line]]) -> str:
+    """How many draws there are, and the means of the worst and the best of them."""
+    means = [fmean(line["score"] for line in draw) for draw in draws if draw]
+    return f"{len(means)} ({min(means):.1f} – {max(means):.1f})"
+
+
+def notes(records: Sequence[Record], tables: Sequence[Table], view: str = "") -> list[str]:
+    """What the columns mean, for a reader of the numbers of a model."""
+    scaled = [f"{mine} for {theirs}" for mine, theirs in papers(records).items() if mine]
+    draws = {record.task.rpartition("-draw")[2] for record in records if "-draw" in record.task}
+    random = f" Random heads are the mean of {len(draws)} draws within each prompt." if draws else ""
+    of_paper = f" The paper's numbers of 1,024 heads are scaled to the model's: {', '.join(scaled)}." if scaled else ""
+    return [
+        f"{records[0].model}: K heads have uniform attention while decoding; drops are in points of keywords, the "
+        f"score of the paper's plots, against K = 0 on the same prompts.{random}{of_paper}"
+    ]
+
+
+def papers(records: Sequence[Record]) -> dict[int, int]:
+    """Which K of 1,024 heads each of our numbers of heads corresponds to, where every one has another."""
+    asked: set[int] = set()
+    for record in records:
+        asked |= set(record.config.get("eval", {}).get("masked", []))
+    masked = {line["masked"] for line in covered_lines(records) if "masked" in line}
+    return dict(zip(sorted(masked), sorted(asked), strict=True)) if len(masked) == len(asked) else {}
+
+
+def browsed(line: Line, prompt: Mapping[str, object]) -> Line:
+    of_line = {name: value for name, value in own_fields(line).items() if name in ("ranking", "masked")}
+    return needles.browsed(line, prompt) | of_line

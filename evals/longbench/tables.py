@@ -1,0 +1,138 @@
+"""LongBench: a column for every task and category, and the average of 16; only official rows count."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from typing_extensions import TypedDict
+
+from evals.longbench.aggregate import AVERAGE_OF_16, BY_CATEGORY, averages
+from evals.longbench.official import RowCheck, check_flags, check_rows
+from evals.longbench.tasks import CATEGORIES, TASKS
+from evals.results.means import USUAL, Asked, Cells, key, sampled
+from evals.results.record import Record
+from evals.results.schema import Count, Line, exactly
+from evals.results.shows import own_fields
+from evals.tables.table import Cell, Key, Metric, Section, Table
+
+NAMES = {
+    "narrativeqa": "NarrativeQA",
+    "qasper": "Qasper",
+    "multifieldqa_en": "MF-en",
+    "multifieldqa_zh": "MF-zh",
+    "hotpotqa": "HotpotQA",
+    "2wikimqa": "2WikiMQA",
+    "musique": "MuSiQue",
+    "dureader": "DuReader",
+    "gov_report": "GovReport",
+    "qmsum": "QMSum",
+    "multi_news": "MultiNews",
+    "vcsum": "VCSUM",
+    "trec": "TREC",
+    "triviaqa": "TriviaQA",
+    "samsum": "SAMSum",
+    "lsht": "LSHT",
+    "passage_count": "PCount",
+    "passage_retrieval_en": "PRe",
+    "passage_retrieval_zh": "PRe-zh",
+    "lcc": "LCC",
+    "repobench-p": "RB-P",
+}
+"""The tasks as papers write them."""
+
+ABILITIES = {
+    "QA": ("single-doc QA", "multi-doc QA"),
+    "summaries": ("summarization",),
+    "few-shot": ("few-shot",),
+    "code": ("code",),
+}
+"""The columns of the view `abilities`, instead of tasks: each of several categories."""
+
+MAX_LENGTH = {"llama-3.1-8b-instruct": 127500, "mistral-7b-instruct-v0.3": 31500}
+"""Tokens of a prompt and its answer in the authors' code, by model."""
+
+
+@exactly
+class FIELDS(TypedDict, total=False):
+    length: Count
+    answers: list[str]
+
+
+SECTION = Section(
+    "longbench",
+    "LongBench",
+    note="Below an average stands its 95 % interval, if every task has two samples or more. A published number stands "
+    "in the cell of the same model, method, budget and column; where protocol, prompts or samples differ it is set "
+    "apart with the reason.",
+    published="table1_longbench",
+)
+
+
+def tables(records: Sequence[Record], asked: Asked = USUAL) -> list[Table]:
+    """Columns by task and category; with the view `abilities`, by groups of categories."""
+    records = [record for record in records if record.task in TASKS]
+    if not records:
+        return []
+    groups = ABILITIES if asked.view == "abilities" else BY_CATEGORY
+    ordered = [*TASKS, *groups]
+
+    def cells_of(of_row: Sequence[Record], metric: Metric) -> Cells:
+        return _cells(sorted(of_row, key=lambda record: ordered.index(record.task)), metric, groups)
+
+    shown = sampled(
+        records,
+        asked,
+        cells_of,
+        order=ordered.index,
+        average=AVERAGE_OF_16,
+        heads=NAMES,
+        spans={} if groups is ABILITIES else {name: task.category for name, task in TASKS.items()},
+        sums=() if groups is ABILITIES else CATEGORIES,
+        counted="official rows",
+    )
+    return [replace(table, rows=[replace(row, apart=_apart(row.records)) for row in table.rows]) for table in shown]
+
+
+def _cells(records: Sequence[Record], metric: Metric, groups: Mapping[str, Sequence[str]]) -> Cells:
+    """A sample without the metric, as an answer of one token has no agreement, is none of those that exist."""
+    values: dict[str, dict[Key, float]] = {}
+    counted: dict[str, int] = {}
+    official = {task: TASKS[task].n for task in TASKS}
+    for record in records:
+        lines: Sequence[Line] = record.covered
+        measured = {key(record, line): line[metric.field] for line in lines if line.get(metric.field) is not None}
+        if measured:
+            values[record.task] = measured
+            counted[record.task] = max(len(measured) - row_check(record.task, lines).mismatching, 0)
+            official[record.task] -= len(lines) - len(measured)
+    of_tasks = {task: Cell({task: values[task]}, official[task], counted[task]) for task in values}
+    return (of_tasks if groups is BY_CATEGORY else {}) | averages(values, counted, official, groups)
+
+
+def row_check(task: str, lines: Sequence[Line]) -> RowCheck:
+    """How the rows of a task's sample lines compare with the official ones."""
+    if all("official" in line for line in lines):
+        return check_flags(task, [line["official"] for line in lines])
+    if any("answers" not in line or "length" not in line or not line["id"].isdecimal() for line in lines):
+        # Nobody can tell of a line without answers, as of older trees without texts: it counts as none.
+        return check_flags(task, [line.get("official", False) for line in lines])
+    return check_rows(task, [(int(line["id"]), line["answers"], line["length"]) for line in lines])  # older versions
+
+
+def _apart(records: Sequence[Record]) -> str:
+    """Why a row cannot be compared with the paper's; "" if nothing speaks against it."""
+    lengths = {record.config.get("eval", {}).get("max_length") for record in records}
+    return "" if lengths == {MAX_LENGTH.get(records[0].model.lower())} else "eval.max_length is not the paper's"
+
+
+def reduced(task: str, line: Line) -> Line:
+    """The length, and whether it is an official row, which needs the answers in lines of older versions."""
+    known = task in TASKS and line["id"].isdecimal() and isinstance(line.get("length"), int) and "answers" in line
+    official = known and check_rows(task, [(int(line["id"]), line["answers"], line["length"])]).mismatching == 0
+    fields: Line = {name: value for name, value in line.items() if name in ("length", "score_official")}
+    return {**fields, "official": line.get("official", official)}
+
+
+def browsed(line: Line, prompt: Mapping[str, Any]) -> Line:
+    fields = own_fields(line) | {"official": line.get("official")}
+    return {name: value for name, value in fields.items() if name in ("answers", "length", "official")}

@@ -1,0 +1,172 @@
+"""Needle in a haystack: columns by prompt length, or by needle and haystack, and heatmaps over length and depth."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from statistics import fmean
+from typing import TYPE_CHECKING, Any
+
+from typing_extensions import TypedDict
+
+from evals.niah.needles import needles
+from evals.results.means import USUAL, Asked, Cells, Values, add, average, cells, sampled
+from evals.results.record import Record, covered_lines
+from evals.results.schema import Count, Line, Number, exactly
+from evals.results.shows import own_fields
+from evals.tables import text
+from evals.tables.table import AVERAGE, Metric, Row, Section, Table
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+@exactly
+class FIELDS(TypedDict, total=False):
+    length: Count
+    depth: Number
+
+
+SECTION = Section(
+    "needles",
+    "Needles",
+    "Mean score by prompt length (across) and depth of the needle in per cent (down). All panels share the scale from "
+    "0 to 100.",
+)
+
+
+def tables(records: Sequence[Record], asked: Asked = USUAL) -> list[Table]:
+    """Columns by prompt length; with the view `needles`, by kind of needle over all haystacks, and by haystack."""
+    if asked.view == "needles":
+        kinds = ["configured", *(needle.kind for needle in needles(10))]
+        columns = [*kinds, *dict.fromkeys(f"in {haystack(record)}" for record in records), AVERAGE]
+        shown = sampled(records, asked, _needles, order=columns.index, apart_by=haystack)
+        return [replace(table, compared=table.columns) for table in shown]
+    lengths = {line["length"] for line in covered_lines(records) if "length" in line}
+    xs = {text.tokens(length): float(length) for length in sorted(lengths)}
+    return sampled(records, asked, _lengths, order=xs.get, failed=_failed, xs=xs, caption=_caption(records))
+
+
+def _failed(line: Line, column: str) -> bool:
+    length = line.get("length")
+    return column == AVERAGE or (isinstance(length, int) and column == text.tokens(length))
+
+
+def _lengths(records: Sequence[Record], metric: Metric) -> Cells:
+    """A cell for every prompt length, and their average."""
+    columns: dict[str, Values] = {}
+    lines = [(record, line) for record in records for line in record.covered if isinstance(line.get("length"), int)]
+    for record, line in sorted(lines, key=lambda pair: pair[1]["length"]):
+        add(columns, text.tokens(line["length"]), record.task, record, line, metric)
+    return cells(columns) | average(records, metric)
+
+
+def _needles(records: Sequence[Record], metric: Metric) -> Cells:
+    columns: dict[str, Values] = {}
+    for record in records:
+        place = haystack(record)
+        for line in record.covered:
+            for column in (_kind(record, line), f"in {place}", AVERAGE):
+                add(columns, column, place, record, line, metric)
+    return cells(columns)
+
+
+def haystack(record: Record) -> str:
+    """The haystack of a record's needles: the last parts of its places."""
+    named = record.config.get("eval", {}).get("haystack", "")
+    places = named.split(",") if isinstance(named, str) else named
+    return " and ".join(str(place).rstrip("/").rpartition("/")[2].partition(".")[0] for place in places)
+
+
+def _kind(record: Record, line: Line) -> str:
+    """What kind of fact the needle of a line is, by the number in its id; the first may be the user's own."""
+    known = needles(10)
+    number = line["id"].rpartition("-N")[2]
+    if not number.isdecimal() or int(number) >= len(known):
+        return "configured"
+    if int(number) == 0 and record.config.get("eval", {}).get("needle") != known[0].needle:
+        return "configured"
+    return known[int(number)].kind
+
+
+def _caption(records: Sequence[Record]) -> str:
+    """What a reader of the scores has to know of the prompts; "" if they are as asked for."""
+    prompts = {line["id"]: line for line in covered_lines(records)}
+    places = {(line.get("length"), line.get("depth")) for line in prompts.values()}
+    notes = []
+    if len(prompts) > len(places):
+        several = {id.rpartition("-")[2] for id in prompts}
+        notes.append(f"{len(prompts)} prompts in {len(places)} cells, each the mean of up to {len(several)} needles")
+    if misplaced := sum(bool(line.get("misplaced")) for line in prompts.values()):
+        notes.append(f"in {misplaced} of {len(prompts)} prompts the needle is more than 2 % from the depth asked for")
+    if repeated := sum(bool(line.get("haystack_repeats")) for line in prompts.values()):
+        notes.append(f"in {repeated} of {len(prompts)} prompts the haystack is repeated")
+    return "; ".join(notes)
+
+
+def notes(records: Sequence[Record], tables: Sequence[Table], view: str = "") -> list[str]:
+    """With the view `needles`, by budget: Kendall's tau-b of each column's order of methods with the average's."""
+    found = []
+    for table in tables if view == "needles" else ():
+        for budget, rows in table.budgets.items():
+            whole = [row for row in rows if len(row.cells) == len(table.columns)]
+            whole = [row for row in whole if row.cells[AVERAGE].same_prompts(whole[0].cells[AVERAGE])]
+            if budget is None or len(whole) < 3:
+                continue
+            shown = [f"{column} {_tau(whole, column)}" for column in table.columns if column != AVERAGE]
+            found.append(
+                f"{table.model}, {table.metric.field}, budget {budget}: Kendall's tau-b of the order of {len(whole)} "
+                f"methods with that of the average: {', '.join(shown)}."
+            )
+    return found
+
+
+def _tau(rows: Sequence[Row], column: str) -> str:
+    """– where all methods are equal."""
+    from scipy.stats import kendalltau
+
+    tau = kendalltau([row.cells[column].mean for row in rows], [row.cells[AVERAGE].mean for row in rows]).statistic
+    return text.NONE if tau != tau else f"{tau:.2f}"
+
+
+def figure(table: Table) -> "Figure":
+    """The heatmaps of a table of scores."""
+    from evals.niah.heatmap import heatmaps
+
+    return heatmaps(table)
+
+
+def means(records: Sequence[Record]) -> dict[tuple[int, float], float]:
+    """The mean score by prompt length and needle depth."""
+    scores: dict[tuple[int, float], list[float]] = {}
+    for line in covered_lines(records):
+        length, depth = line.get("length"), line.get("depth")
+        if isinstance(length, int) and isinstance(depth, (int, float)):
+            scores.setdefault((length, float(depth)), []).append(line["score"])
+    return {place: fmean(values) for place, values in scores.items()}
+
+
+def panels(table: Table) -> dict[str, Any]:
+    """The heatmaps of the page: `cells` are by depth, then by length; None where nothing ran."""
+    of_rows = [means(row.records) for row in table.rows]
+    lengths = sorted({length for of_row in of_rows for length, _ in of_row})
+    depths = sorted({depth for of_row in of_rows for _, depth in of_row})
+    shown = []
+    for row, of_row in zip(table.rows, of_rows, strict=True):
+        values = [[of_row.get((length, depth)) for length in lengths] for depth in depths]
+        matrix = [[None if value is None else round(value, 1) for value in line] for line in values]
+        cell = row.cells[table.overall]
+        panel = {"method": row.label, "budget": row.budget, "mean": cell.mean, "n": cell.n, "cells": matrix}
+        shown.append(panel | ({"partial": f"{cell.counted} of {cell.of}"} if cell.partial else {}))
+    columns, rows = [text.tokens(length) for length in lengths], [f"{depth:g}" for depth in depths]
+    return {"model": table.model, "columns": columns, "rows": rows, "corner": "depth", "panels": shown}
+
+
+def browsed(line: Line, prompt: Mapping[str, Any]) -> Line:
+    """Where the needle is; of the first needle, what is asked and sought: the lines have no prompts."""
+    asked = {name: prompt[name] for name in ("question", "answer_prefix", "answer") if prompt.get(name)}
+    of_line = {name: value for name, value in own_fields(line).items() if name in ("length", "depth", "actual_depth")}
+    return of_line | (asked if line["id"].endswith("-N0") else {})
+
+
+def traits(of_eval: Mapping[str, Any]) -> dict[str, Any]:
+    """What tells runs apart: the haystack, and whether there is one needle or several."""
+    return {"haystack": of_eval.get("haystack"), "several": of_eval.get("needles", 1) > 1}

@@ -1,0 +1,147 @@
+"""Figures of tables, as lines with 95 % intervals, and writing a figure in the formats that papers and pages take."""
+
+import io
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import matplotlib.pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.text import Text
+
+from evals.console import visible
+from evals.results.store import write_bytes
+from evals.tables import text
+from evals.tables.table import Cell, Table
+
+MARKERS = "osD^vP*X<>"
+STYLES = ("-", "--", ":", "-.")
+"""One for every ten lines, which have ten colours."""
+
+MOST_TICKS = 12
+"""Columns that an axis names; it has round numbers for more."""
+
+METADATA: dict[str, dict[str, Any]] = {".png": {}, ".svg": {"Date": None}, ".pdf": {"CreationDate": None}}
+"""By suffix. Without dates, equal results give equal files."""
+
+
+def save(figure: Any, stem: Path, suffixes: Iterable[str] = METADATA) -> list[Path]:
+    """Write `figure` to `stem` with each of the `suffixes`, and close it; returns the paths.
+
+    Raises `UserError` if the disk refuses one; each file is written whole or not at all.
+    """
+    paths = []
+    try:
+        _take_literally(figure)
+        with matplotlib.rc_context({"svg.hashsalt": stem.name}):
+            # The layout, which takes longest, is made once for all formats.
+            figure.draw_without_rendering()
+            figure.set_layout_engine("none")
+            for suffix in suffixes:
+                content = io.BytesIO()
+                figure.savefig(content, format=suffix[1:], dpi=160, metadata=METADATA[suffix])
+                paths.append(stem.with_name(stem.name + suffix))
+                write_bytes(paths[-1], content.getvalue())
+    finally:
+        plt.close(figure)
+    return paths
+
+
+def legend_label(name: str) -> str:
+    """The `label` of what a legend names: matplotlib leaves out labels that begin with an underscore."""
+    return f" {name}" if name.startswith("_") else name
+
+
+def _take_literally(figure: Any) -> None:
+    """Show names as they are: dollars in them are no formula, control characters no commands."""
+    numbers = set()  # at the axes, which matplotlib may write as formulas
+    for axes in figure.axes:
+        for axis in (axes.xaxis, axes.yaxis):
+            numbers.update([axis.offsetText, *axis.get_ticklabels(), *axis.get_ticklabels(minor=True)])
+    for label in set(figure.findobj(Text)) - numbers:
+        label.set_parse_math(False)
+        label.set_text(visible(label.get_text()))
+
+
+def over_budget(table: Table) -> Figure:
+    """The average of every method over the budget, on a scale of powers of two; the full cache is a level line."""
+    figure, axis = plt.subplots(figsize=(7.5, 4), layout="constrained")
+    lines: dict[str, dict[float, Cell]] = {}
+    levels: dict[str, Cell] = {}
+    for row in table.rows:
+        if cell := row.cells.get(table.overall):
+            if row.budget is None:
+                levels[row.label] = cell
+            else:
+                lines.setdefault(row.label, {})[row.budget] = cell
+    for (label, cell), style in zip(levels.items(), ("--", ":", "-.", "-"), strict=False):
+        axis.axhline(cell.mean, color="black", linestyle=style, linewidth=1, label=_label(label, [cell]))
+        if cell.interval:
+            axis.axhspan(*cell.interval, color="black", alpha=0.06, linewidth=0)
+    for place, (label, points) in enumerate(lines.items()):
+        _line(axis, label, dict(sorted(points.items())), place)
+    budgets = sorted({row.budget for row in table.rows if row.budget is not None})
+    if budgets:
+        axis.set_xscale("log", base=2)
+        axis.set_xticks(budgets, [str(budget) for budget in budgets])
+        axis.minorticks_off()
+    axis.set_xlabel("budget (KV tokens per layer and head)")
+    axis.set_ylabel(f"{table.metric.title or 'score'}, {table.overall}")
+    axis.set_title(text.figure_title(table), fontsize=10)
+    return _finished(figure, axis)
+
+
+def over_columns(tables: Sequence[Table], above: str = "") -> Figure:
+    """A line for each row over the columns that have a place on an axis; a panel for each table, with one legend."""
+    columns = min(3, len(tables))
+    rows = -(-len(tables) // columns)
+    alone = len(tables) == 1
+    size = (7.5, 4) if alone else (4.2 * columns, 3.3 * rows)
+    figure, axes = plt.subplots(rows, columns, figsize=size, squeeze=False, layout="constrained")
+    for axis in axes.flat[len(tables) :]:
+        axis.set_visible(False)
+    for axis, table in zip(axes.flat, tables, strict=False):
+        xs = {column: table.xs[column] for column in table.columns if column in table.xs}
+        for place, row in enumerate(table.rows):
+            points = {x: row.cells[column] for column, x in xs.items() if column in row.cells}
+            _line(axis, str(row.name), points, place)
+        if len(xs) <= MOST_TICKS:
+            axis.set_xticks(list(xs.values()), [text.tokens(round(x)) for x in xs.values()])
+        axis.set_xlabel(table.axis)
+        axis.set_ylabel(table.metric.axis or table.metric.title or table.metric.field)
+        axis.set_ylim(bottom=0)
+        axis.grid(alpha=0.25)
+    if alone:
+        axes.flat[0].set_title(text.figure_title(tables[0]), fontsize=10)
+        return _finished(figure, axes.flat[0])
+    figure.legend(*axes.flat[0].get_legend_handles_labels(), loc="outside lower center", ncols=5, fontsize=8)
+    figure.suptitle(text.figure_title(tables[0], above), fontsize=11)
+    return figure
+
+
+def _line(axis: Axes, label: str, points: dict[float, Cell], place: int) -> None:
+    """A line with its intervals; means over part of the samples have hollow markers."""
+    marker, style = MARKERS[place % len(MARKERS)], STYLES[place // len(MARKERS) % len(STYLES)]
+    xs, means = list(points), [cell.mean for cell in points.values()]
+    name = _label(label, list(points.values()))
+    (line,) = axis.plot(xs, means, marker=marker, linestyle=style, markersize=4, label=name)
+    hollow = [(x, cell.mean) for x, cell in points.items() if cell.partial]
+    if hollow:
+        look: dict[str, Any] = {"linestyle": "none", "marker": marker, "markersize": 4, "color": line.get_color()}
+        axis.plot(*zip(*hollow, strict=True), markerfacecolor="white", **look)
+    bounds = [cell.interval or (cell.mean, cell.mean) for cell in points.values()]
+    lows, highs = [low for low, _ in bounds], [high for _, high in bounds]
+    axis.fill_between(xs, lows, highs, color=line.get_color(), alpha=0.12, linewidth=0)
+
+
+def _label(label: str, cells: Sequence[Cell]) -> str:
+    return legend_label(f"{label} †" if any(cell.partial for cell in cells) else label)
+
+
+def _finished(figure: Figure, axis: Axes) -> Figure:
+    """With the legend beside the lines, where it hides none."""
+    axis.grid(alpha=0.25)
+    figure.legend(*axis.get_legend_handles_labels(), loc="outside right upper", fontsize=8)
+    return figure

@@ -1,0 +1,222 @@
+"""From the records of one model and evaluation to a `Table`: what every evaluation's tables are made with.
+
+`evals/<evaluation>/tables.py` says which columns an evaluation has. One without that file has a column for every task
+and their average.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import groupby
+from statistics import fmean
+from typing import Any
+
+from evals.results.names import names
+from evals.results.record import Record
+from evals.results.schema import Line
+from evals.tables.methods import named, place_of
+from evals.tables.table import AVERAGE, FIDELITY, KEPT, SCORE, Cell, Key, Metric, Name, Row, Table
+
+Cells = dict[str, Cell]
+"""By column."""
+
+Values = dict[str, dict[Key, float]]
+"""Of samples, by task and sample."""
+
+CellsOf = Callable[[Sequence[Record], Metric], Cells]
+"""Makes the cells of a row from its records, with 0 for how many samples exist where nobody says."""
+
+SIZES = ("realised_budget", "cache_bytes", "total_cache_bytes")
+"""Fields of a summary that say what a setting takes."""
+
+MOST_LAYERS = 10_000
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What an experiment asks of an evaluation's tables: a `label` for the method of each record, and a `view`.
+
+    A view is another choice of columns; `layers`, tokens kept by layer, is one of every evaluation, "" the usual one.
+    """
+
+    label: Callable[[Record], str] = lambda record: named(record.method)
+    view: str = ""
+
+
+USUAL = Asked()
+
+
+def tables(records: Sequence[Record], asked: Asked = USUAL) -> list[Table]:
+    """The tables of an evaluation without columns of its own."""
+    several = len({record.task for record in records}) > 1
+
+    def cells_of(of_row: Sequence[Record], metric: Metric) -> Cells:
+        return (by_task(of_row, metric) if several else {}) | average(of_row, metric)
+
+    return sampled(records, asked, cells_of)
+
+
+def sampled(
+    records: Sequence[Record],
+    asked: Asked,
+    cells_of: CellsOf,
+    metrics: Sequence[Metric] = (SCORE, *FIDELITY),
+    *,
+    order: Callable[[str], Any] = lambda column: 0,
+    failed: Callable[[Line, str], bool] = lambda line, column: column == AVERAGE,
+    apart_by: Callable[[Record], str] = lambda record: "",
+    **about: Any,
+) -> list[Table]:
+    """A table of the score, and one of each other metric that lines have; of one model and evaluation, at least one.
+
+    `order` sorts columns; averages come last. `failed`: whether a sample without a result, by its line, is missing in a
+    column. Records that differ in `apart_by` share a row. `about`: further fields of the tables.
+    """
+    if asked.view == "layers":
+        about = {"axis": "layer", "xs": {f"layer {place}": place for place in range(MOST_LAYERS)}}
+        cells_of, metrics, order, failed = _layers, (KEPT,), about["xs"].get, lambda line, column: True
+    found = []
+    rows = rows_of(records, asked, apart_by)
+    for metric in metrics:
+        if metric in FIDELITY and not any(line.get(metric.field) is not None for r in records for line in r.covered):
+            continue
+        by_column = [cells_of(row.records, metric) for row in rows]
+        ends = [about.get("average", AVERAGE)]
+        columns = dict.fromkeys(column for cells in by_column for column in cells)
+        ordered = sorted(columns, key=lambda column: (column in ends, 0 if column in ends else order(column)))
+        shown = filled(rows, by_column, metric, failed)
+        found.append(Table(records[0].model, records[0].eval, ordered, shown, metric, **about))
+    return found
+
+
+def rows_of(
+    records: Sequence[Record], asked: Asked = USUAL, apart_by: Callable[[Record], str] = lambda record: ""
+) -> list[Row]:
+    """Rows without cells, each with its records of one or several tasks: the full cache, then the largest budgets."""
+    labels = [asked.label(record) for record in records]
+    order = {label: place for place, label in enumerate(dict.fromkeys(labels))}
+    rows: dict[Name, list[Record]] = {}
+    marked = len({record.protocol for record in records}) > 1
+    for label in order:
+        same = [record for record, other in zip(records, labels, strict=True) if other == label]
+        for place in dict.fromkeys(map(apart_by, same)):
+            here = [record for record in same if apart_by(record) == place]
+            for record, name in zip(here, names(here), strict=True):
+                rows.setdefault(replace(name, method=label, marked=marked), []).append(record)
+    ordered = sorted(rows, key=lambda name: (-(name.budget or float("inf")), order[name.method], name.variant))
+    return [Row(name, sizes=_sizes(rows[name]), records=rows[name]) for name in ordered]
+
+
+def _sizes(records: Sequence[Record]) -> dict[str, float]:
+    """What a setting takes: the mean over its tasks."""
+    sizes = {}
+    for field in SIZES:
+        values = [(record.summary or {}).get(field) for record in records]
+        numbers = [value for value in values if isinstance(value, (int, float))]
+        if numbers:
+            sizes[field] = fmean(numbers)
+    return sizes
+
+
+def filled(
+    rows: Sequence[Row],
+    by_column: Sequence[Cells],
+    metric: Metric,
+    failed: Callable[[Line, str], bool] = lambda line, column: False,
+) -> list[Row]:
+    """The rows with their cells. Without an official number of samples, all is what any row has of a column."""
+    everything: dict[str, set[tuple[str, str]]] = {}
+    for cells in by_column:
+        for column, cell in cells.items():
+            everything.setdefault(column, set()).update(cell.ids)
+    for row in rows:
+        for record in row.records:
+            for id, line in record.failures.items():
+                for column, ids in everything.items():
+                    if failed(line, column):
+                        ids.add((record.task, id))
+    shown = []
+    for row, cells in zip(rows, by_column, strict=True):
+        whole: Cells = {}
+        for column, cell in cells.items():
+            of, counted = (cell.of, cell.counted) if cell.of else (len(everything[column]), cell.n)
+            whole[column] = replace(cell, of=of, counted=counted, digits=metric.digits)
+        shown.append(replace(row, cells=whole))
+    return shown
+
+
+def add(columns: dict[str, Values], column: str, task: str, record: Record, line: Line, metric: Metric) -> None:
+    """Count a record's line into a column, if it has the metric."""
+    if line.get(metric.field) is not None:
+        columns.setdefault(column, {}).setdefault(task, {})[key(record, line)] = line[metric.field]
+
+
+def cells(columns: Mapping[str, Values]) -> Cells:
+    """Cells of which nobody says how many samples exist."""
+    return {column: Cell(values) for column, values in columns.items()}
+
+
+def average(records: Sequence[Record], metric: Metric) -> Cells:
+    """The mean over all samples, every task counting the same."""
+    columns: dict[str, Values] = {}
+    for record in records:
+        for line in record.covered:
+            add(columns, AVERAGE, record.task, record, line, metric)
+    return cells(columns)
+
+
+def by_task(records: Sequence[Record], metric: Metric) -> Cells:
+    """A cell for every task."""
+    columns: dict[str, Values] = {}
+    for record in records:
+        for line in record.covered:
+            add(columns, record.task, record.task, record, line, metric)
+    return cells(columns)
+
+
+def layer_means(line: Line) -> list[float]:
+    """Tokens kept by each layer, mean over its KV heads; empty where the line does not say."""
+    kept = line.get("kept")
+    if not isinstance(kept, list):
+        return []
+    return [fmean(layer) if isinstance(layer, list) else float(layer) for layer in kept]
+
+
+def _layers(records: Sequence[Record], metric: Metric) -> Cells:
+    """A cell for every layer: the tokens that it keeps of a prompt, mean over its KV heads, and the mean layer."""
+    columns: dict[str, Values] = {}
+    for record in records:
+        for line in record.covered:
+            tokens, sample = layer_means(line), key(record, line)
+            for place, value in enumerate(tokens):
+                columns.setdefault(f"layer {place}", {}).setdefault(record.task, {})[sample] = value
+            if tokens:
+                columns.setdefault(AVERAGE, {}).setdefault(record.task, {})[sample] = fmean(tokens)
+    return cells(columns)
+
+
+def key(record: Record, line: Line) -> Key:
+    """The sample of one of the record's lines.
+
+    Lines of older versions and of published trees have no hash of their prompt: there, it is what the summary says of
+    all prompts. So they pair with each other, and never with lines that have one.
+    """
+    return line["id"], f"{record.weights} {line.get('prompt_sha256') or record.prompts}"
+
+
+def values_of(record: Record, metric: str) -> dict[Key, float]:
+    """The metric by the sample, where it is a number."""
+    return {key(record, line): float(line[metric]) for line in record.covered if is_number(line.get(metric))}
+
+
+def is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def groups_of(records: Sequence[Record]) -> Iterator[list[Record]]:
+    """The records of each model and evaluation, in the order that papers have methods in."""
+
+    def place(record: Record) -> tuple[str, str, str]:
+        return record.model, record.eval, record.kind
+
+    for _, group in groupby(sorted(records, key=place), key=place):
+        yield sorted(group, key=lambda record: place_of(record.method))

@@ -1,0 +1,1 @@
+"""Tables of means, what is compared in them, and how their numbers read: shared by all renderers; no file is read."""

@@ -1,0 +1,157 @@
+"""How a number, an interval, a mark and a comparison read, in every format."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from evals.console import visible
+from evals.kinds import TITLES
+from evals.tables.table import Cell, Table
+
+if TYPE_CHECKING:
+    from evals.tables.compare import Verdict
+
+NONE = "–"
+"""What stands where there is no value."""
+
+PARTIAL = "† partial: averaged over so many of the samples, and never ranked."
+NO_INTERVAL = "A mean without an interval is over a single sample, or over tasks of which one has a single sample."
+
+Bounds = tuple[float, float] | None
+
+
+def title_of(evaluation: str) -> str:
+    """How an evaluation is headed."""
+    return TITLES.get(evaluation, evaluation)
+
+
+def heading(table: Table) -> str:
+    metric = f": {table.metric.title}" if table.metric.title else ""
+    return f"{table.model}, {title_of(table.eval)}{metric}"
+
+
+def figure_title(table: Table, above: str = "") -> str:
+    """A figure's title: what it shows, over how many samples, and how it marks what is partial."""
+    overall = [row.cells[table.overall] for row in table.rows if table.overall in row.cells]
+    numbers = sorted({cell.n for cell in overall})
+    shown = [f"n = {'–'.join(map(str, dict.fromkeys((numbers[0], numbers[-1]))))}"] if numbers else []
+    shown += ["with 95 % intervals"] if any(cell.interval for cell in overall) else []
+    shown += ["† and hollow: partial"] if any(cell.partial for cell in table.cells) else []
+    return f"{above or heading(table)}\n{', '.join(shown)}"
+
+
+def budget(tokens: int | None) -> str:
+    return "full" if tokens is None else str(tokens)
+
+
+def number(value: float | None, digits: int = 2, unit: float = 1.0) -> str:
+    return NONE if value is None else f"{value / unit:.{digits}f}"
+
+
+def megabytes(size: float | None, digits: int = 2) -> str:
+    return number(size, digits, 1e6)
+
+
+def mean(cell: Cell) -> str:
+    return number(cell.mean, cell.digits)
+
+
+def bounds(interval: Bounds, digits: int = 2, form: str = "[{}, {}]") -> str:
+    """An interval with a digit less than its mean; "" for none."""
+    return "" if interval is None else form.format(*(f"{bound:z.{digits - 1}f}" for bound in interval))
+
+
+def partial(cell: Cell) -> str:
+    """How many of the samples there are, and of the tasks, where some are missing."""
+    missing_tasks = f", {len(cell.strata)} of {cell.tasks} tasks" if len(cell.strata) < cell.tasks else ""
+    return f"†{cell.counted} of {cell.of}{missing_tasks}" if cell.partial else ""
+
+
+def compared(cell: Cell) -> str:
+    """The published number, and the difference or why there is none; "" where nothing was published."""
+    if cell.published is None:
+        return ""
+    number = f"paper {cell.published:.2f}" + (f", {cell.source}" if cell.source == "second-hand" else "")
+    return (
+        f"{number}, not comparable: {cell.apart}" if cell.difference is None else f"{number}, {cell.difference:+z.2f}"
+    )
+
+
+def signed(value: float, digits: int) -> str:
+    """Rounded, with its sign."""
+    return f"{value:+z.{digits}f}"
+
+
+def minus(text: str) -> str:
+    """With the minus that numbers have."""
+    return text.replace("-", "−")
+
+
+def probability(p: float) -> str:
+    """A p-value; none is 0."""
+    return "< 0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def tokens(count: int) -> str:
+    """A length such as 4K."""
+    return f"{count / 1000:g}K" if count >= 1000 else str(count)
+
+
+VERDICT = (
+    *("model", "budget", "comparison", "of", "difference", "95 % interval", "p (Holm)", "n", "verdict"),
+    "n needed",
+)
+"""The columns of `verdict`."""
+
+
+def verdict(found: Verdict) -> list[str]:
+    difference, interval, p, n, needed = numbers(found)
+    of = found.column if found.metric == "score" else f"{found.metric}, {found.column}"
+    place = [found.model, budget(found.budget), versus(found), of]
+    return [*place, difference, interval, p, n, found.words, needed]
+
+
+def versus(found: Verdict) -> str:
+    return f"{found.second} − {found.first}"
+
+
+def numbers(found: Verdict) -> list[str]:
+    """The difference, its interval, p, the samples, and how many it would take to tell the two apart."""
+    return [
+        signed(found.mean, found.digits),
+        bounds(found.interval, found.digits) or NONE,
+        probability(found.p),
+        f"{'†' if found.partial else ''}{found.n}",
+        NONE if found.needed is None else str(found.needed),
+    ]
+
+
+def file_part(name: str) -> str:
+    """`name`, as a tree's files have it, as part of a file's name: it leads nowhere else."""
+    safe = "".join(character if character.isprintable() and character not in "/\\" else "-" for character in name)
+    safe = safe.encode()[:200].decode(errors="ignore")
+    return safe if safe == name else f"{safe}-{hashlib.sha256(visible(name).encode()).hexdigest()[:8]}"
+
+
+def left_out(faults: Sequence[str]) -> list[str]:
+    """A sentence on what of a tree's files is not shown, if anything is not."""
+    if not faults:
+        return []
+    more = f", and {len(faults) - 5} more" if len(faults) > 5 else ""
+    return [f"Left out, since their files are not as a run leaves them: {'; '.join(faults[:5])}{more}."]
+
+
+def pivoted(rows: Sequence[tuple[Sequence[str], str, str]]) -> tuple[list[str], list[list[str]]]:
+    """The columns, and a row for each place with its values, of (place, column, value)."""
+    columns = list(dict.fromkeys(column for _, column, _ in rows))
+    table: dict[tuple[str, ...], dict[str, str]] = {}
+    for place, column, value in rows:
+        table.setdefault(tuple(place), {})[column] = value
+    return columns, [[*place, *(values.get(column, "") for column in columns)] for place, values in table.items()]
+
+
+def hardware(environment: Mapping[str, Any]) -> str:
+    machine = environment.get("hardware", {})
+    return ", ".join(machine.get("gpus", [])) or f"{machine.get('cpu')}, {machine.get('cpu_threads')} threads"
