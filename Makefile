@@ -86,7 +86,7 @@ bench-full: setup $(KVPRESS) ## the same for the paper's 31 settings, kvpress, a
 bench-kvpress: setup $(KVPRESS) ## only the comparison with NVIDIA's kvpress (about 6 minutes)
 	$(BIN)/python -m bench.kvpress
 
-audit: setup ## measure the effect of each quirk of the released code for docs/audit.md (10 minutes on 2 cores with bfloat16, 30 without)
+audit: setup ## measure the effect of each quirk of the released code for docs/audit.md (15 minutes on 2 cores with bfloat16, 30 without)
 	$(BIN)/python -m evals audit
 
 # The first rows of LongBench's tasks: a directory of task.jsonl files, or the official archive.
