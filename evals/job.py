@@ -21,8 +21,7 @@ from compresskv.observation import ObservationConfig
 from compresskv.protocol import EvaluationProtocol
 from evals.evaluation import Evaluation, SampledEvaluation, kind_of, reserved
 from evals.loggers import Logger
-from evals.tables.methods import named
-from evals.tables.table import Name
+from evals.tables.methods import Name, named
 
 Tokens = Annotated[int, Ge(1), Le(100_000_000)]
 

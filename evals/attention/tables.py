@@ -13,7 +13,8 @@ from compresskv.protocol import label_stem
 from evals.results.fits import Count, Label, Number, exactly, misfit
 from evals.results.lines import loads
 from evals.results.means import Cells, filled
-from evals.tables.table import Cell, Metric, Name, Row, Shown, Table
+from evals.tables.methods import Name
+from evals.tables.table import Cell, Metric, Row, Shown, Table
 from evals.tables.text import left_out
 
 if TYPE_CHECKING:

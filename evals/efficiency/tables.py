@@ -15,8 +15,8 @@ from evals.results.fits import LARGEST, Bounds, Count, Label, Number, Size, exac
 from evals.results.lines import loads
 from evals.results.means import Cells, filled
 from evals.tables import text
-from evals.tables.methods import METHODS, named
-from evals.tables.table import Block, Cell, Metric, Name, Section, Shown, Table, Texts
+from evals.tables.methods import METHODS, Name, named
+from evals.tables.table import Block, Cell, Metric, Section, Shown, Table, Texts
 from evals.tables.table import Row as TableRow
 
 

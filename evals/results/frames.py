@@ -8,7 +8,7 @@ import pandas as pd
 from evals.results.means import key
 from evals.results.names import names
 from evals.results.record import NAMED, Record
-from evals.tables.table import Name
+from evals.tables.methods import Name
 
 LEFT_OUT = (*NAMED, "samples", "interval", "checksum")
 """Fields of a summary that are no column as they are, beside those that are mappings."""
