@@ -46,7 +46,7 @@ USUAL = Asked()
 
 
 def tables(records: Sequence[Record], asked: Asked = USUAL) -> list[Table]:
-    """The tables of an evaluation without columns of its own."""
+    """The tables of an evaluation that names no columns."""
     several = len({record.task for record in records}) > 1
 
     def cells_of(of_row: Sequence[Record], metric: Metric) -> Cells:

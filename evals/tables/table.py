@@ -241,7 +241,7 @@ class Block:
 class Section:
     """A section of the page. `panels`: heatmaps by setting; `maps`: heatmaps of which one is shown at a time.
 
-    `published`: the experiment whose published numbers stand beside the tables; "" if none.
+    `published`: the experiment whose published numbers the tables show; "" if none.
     """
 
     id: str
