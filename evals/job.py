@@ -23,8 +23,8 @@ from compresskv.methods import MethodConfig
 from compresskv.model_config import ModelConfig
 from compresskv.observation import ObservationConfig
 from compresskv.protocol import EvaluationProtocol
+from evals.tables.methods import Name as SettingName
 from evals.tables.methods import named
-from evals.tables.table import Name as SettingName
 
 if TYPE_CHECKING:
     from torch import Tensor

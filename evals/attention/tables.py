@@ -12,7 +12,8 @@ from compresskv.checking import Name as PlainName
 from compresskv.protocol import label_stem
 from evals.results.means import Cells, filled
 from evals.results.schema import Count, Label, Number, exactly, loads, misfit
-from evals.tables.table import Cell, Metric, Name, Row, Shown, Table
+from evals.tables.methods import Name
+from evals.tables.table import Cell, Metric, Row, Shown, Table
 from evals.tables.text import left_out
 
 if TYPE_CHECKING:

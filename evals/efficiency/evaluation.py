@@ -25,8 +25,7 @@ from evals.report.terminal import show_figures, show_texts
 from evals.results.provenance import environment
 from evals.results.store import new_folder, write_json
 from evals.running.methods import build_method
-from evals.tables.methods import named
-from evals.tables.table import Name
+from evals.tables.methods import Name, named
 
 Measurements = dict[tuple[str, int], list[Measurement]]
 """All rounds of a setting, by its name, at a prompt length."""

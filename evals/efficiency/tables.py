@@ -14,8 +14,8 @@ from evals.results.means import Cells, filled
 from evals.results.provenance import shown_environment
 from evals.results.schema import LARGEST, Bounds, Count, Label, Number, Size, exactly, loads, misfit
 from evals.tables import text
-from evals.tables.methods import METHODS, named
-from evals.tables.table import Block, Cell, Metric, Name, Section, Shown, Table, Texts
+from evals.tables.methods import METHODS, Name, named
+from evals.tables.table import Block, Cell, Metric, Section, Shown, Table, Texts
 from evals.tables.table import Row as TableRow
 
 

@@ -11,7 +11,8 @@ from evals.results.record import Record, covered_lines
 from evals.results.schema import Count, Label, Line, Number, exactly
 from evals.results.shows import own_fields
 from evals.tables import statistics, text
-from evals.tables.table import Key, Metric, Name, Row, Section, Table, Texts
+from evals.tables.methods import Name
+from evals.tables.table import Key, Metric, Row, Section, Table, Texts
 
 RANKINGS = ("none", "traditional", "semantic", "random")
 

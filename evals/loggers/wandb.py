@@ -23,7 +23,7 @@ from evals.results.record import FILES, Record
 from evals.results.schema import FIDELITY, NAMED
 from evals.results.shows import hook, own_fields, sound
 from evals.tables import text
-from evals.tables.table import Name
+from evals.tables.methods import Name
 
 if TYPE_CHECKING:
     import wandb

@@ -59,7 +59,7 @@ MANY = 8
 
 
 def escape(name: str) -> str:
-    """Text that is no markup, on one line."""
+    """Text with its markup escaped, on one line."""
     return " ".join("".join(ESCAPED.get(character, character) for character in name).split())
 
 

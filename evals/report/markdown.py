@@ -73,7 +73,7 @@ def _table(header: Sequence[str], body: Sequence[Sequence[str]]) -> str:
 
 
 def _plain(text: str) -> str:
-    """Text that is no markup, on one line."""
+    """Text with its markup escaped, on one line."""
     for character in "\\|*_`<>[]#$~&":
         text = text.replace(character, f"\\{character}")
     return " ".join(text.split())

@@ -44,7 +44,7 @@ def beside(item: str, ours: Table) -> Table:
 
 
 def others(item: str, ours: Sequence[Table]) -> list[Published]:
-    """Published numbers of the item that stand beside none of ours."""
+    """Published numbers of the item that have none of ours beside them."""
     shown: set[Place] = set()
     for table in ours:
         for row in table.rows:

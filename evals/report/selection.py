@@ -29,7 +29,7 @@ def chosen(experiment: str, results: Path) -> tuple[list[Record], str, list[str]
     """The records of an experiment by model, in the order of its sweep; the evaluation that it names; what is left out.
 
     Where it has none of its evaluation, what stands in for it at size=smoke does. A result whose configuration names
-    the experiment is one of its own. Others may be, since experiments share settings: of these, what the experiment
+    the experiment belongs to it. Others may too, since experiments share settings: of these, what the experiment
     would run is taken. Raises `UserError` where there is nothing.
     """
     usable: dict[Record, list[str]] = {}
@@ -125,7 +125,7 @@ def _shared(record: Record, name: str, value: Any) -> bool:
 
 
 def same_method(record: Record, node: Mapping[str, Any]) -> bool:
-    """Whether a result's method is that of a `method` node, parameters and all, with as many heads as it stands for."""
+    """Whether a result's method is that of a `method` node, with its parameters and its number of heads."""
     if not same_but_heads(record, node):
         return False
     wanted, selected = _heads(node), selecting_heads(record)
@@ -152,7 +152,7 @@ def _without_heads(node: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def number_of_heads(record: Record, setting: Heads) -> int | None:
-    """How many heads of a layer this `setting` stands for, by the calibration that the record names, if it is there."""
+    """How many heads of a layer this `setting` means, by the calibration that the record names, if it is there."""
     if isinstance(setting, int):
         return setting
     try:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rich.table import Table as Printed
+from rich.text import Text
 
 from compresskv.errors import UserError
 from evals.console import plain, screen
@@ -12,7 +13,7 @@ from evals.results.means import groups_of
 from evals.results.record import Record
 from evals.results.shows import hook, sound
 from evals.tables import text
-from evals.tables.table import FIDELITY, Row, Table, Texts
+from evals.tables.table import FIDELITY, Cell, Row, Table, Texts
 
 WIDE = 12
 """A table of more columns is turned: its columns down, and settings across."""
@@ -90,7 +91,7 @@ def _upright(table: Table) -> Printed:
     """A row per setting: the average with its interval, the other columns, and what was really kept."""
     others = [column for column in table.columns if column != table.overall]
     sizes = [field for field in SIZES if any(field in row.sizes for row in table.rows)]
-    printed = Printed(title=plain(_title(table)), caption=plain(table.caption) if table.caption else None)
+    printed = Printed(title=plain(_title(table)), caption=_caption(table, table.rows))
     printed.add_column("setting", no_wrap=True)
     for column in (
         table.metric.field,
@@ -105,8 +106,8 @@ def _upright(table: Table) -> Printed:
         numbers = [
             text.number(cell.mean, 1) if cell else text.NONE,
             (text.bounds(cell.interval, 2, "{} – {}") if cell else "") or text.NONE,
-            *(text.number(row.cells[column].mean, 1) if column in row.cells else "" for column in others),
-            (text.partial(cell).removeprefix("†") or str(cell.n)) if cell else "",
+            *(_marked(row.cells[column]) if column in row.cells else "" for column in others),
+            (text.partial(cell) or str(cell.n)) if cell else "",
         ]
         printed.add_row(plain(str(row.name)), *map(plain, numbers), *(_size(row, field) for field in sizes))
     return printed
@@ -122,7 +123,7 @@ def _turned(table: Table) -> list[Printed]:
     shown = []
     for start in range(0, len(table.rows), ACROSS):
         rows = table.rows[start : start + ACROSS]
-        printed = Printed(title=plain(_title(table)), caption=f"{text.PARTIAL}" if any(_partial(rows)) else None)
+        printed = Printed(title=plain(_title(table)), caption=_caption(table, rows))
         printed.add_column("")
         printed.add_column("n", justify="right")
         for row in rows:
@@ -145,8 +146,14 @@ def _turned(table: Table) -> list[Printed]:
     return shown
 
 
-def _partial(rows: Sequence[Row]) -> list[bool]:
-    return [cell.partial for row in rows for cell in row.cells.values()]
+def _marked(cell: Cell) -> str:
+    return text.number(cell.mean, 1) + ("†" if cell.partial else "")
+
+
+def _caption(table: Table, rows: Sequence[Row]) -> Text | None:
+    partial = any(cell.partial for row in rows for cell in row.cells.values())
+    notes = [*filter(None, [table.caption]), *([text.PARTIAL] if partial else [])]
+    return plain("; ".join(notes)) if notes else None
 
 
 def _fidelity(tables: Sequence[Table]) -> Printed:

@@ -9,7 +9,7 @@ from evals.results.record import Record, records
 
 
 def settings_named(results: str | None, named: str) -> list[Record]:
-    """The settings of the tree `results` (None: ./results) that `named` stands for, by path; "" stands for all.
+    """The settings of the tree `results` (None: ./results) that `named` means, by path; "" means all.
 
     `named` is a results tree, a folder below the `runs` of one, or else a part of settings' paths below `runs`, in
     which `*`, `?` and `[…]` stand for any text, any character and one of several. Raises `UserError` if that is none.

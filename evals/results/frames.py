@@ -9,7 +9,7 @@ from evals.results.means import key
 from evals.results.names import names
 from evals.results.record import Record
 from evals.results.schema import NAMED
-from evals.tables.table import Name
+from evals.tables.methods import Name
 
 LEFT_OUT = (*NAMED, "samples", "interval", "checksum")
 """Fields of a summary that are no column as they are, beside those that are mappings."""

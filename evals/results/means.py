@@ -13,8 +13,8 @@ from typing import Any
 from evals.results.names import names
 from evals.results.record import Record
 from evals.results.schema import Line
-from evals.tables.methods import named, place_of
-from evals.tables.table import AVERAGE, FIDELITY, KEPT, SCORE, Cell, Key, Metric, Name, Row, Table
+from evals.tables.methods import Name, named, place_of
+from evals.tables.table import AVERAGE, FIDELITY, KEPT, SCORE, Cell, Key, Metric, Row, Table
 
 Cells = dict[str, Cell]
 """By column."""
@@ -46,7 +46,7 @@ USUAL = Asked()
 
 
 def tables(records: Sequence[Record], asked: Asked = USUAL) -> list[Table]:
-    """The tables of an evaluation without columns of its own."""
+    """The tables of an evaluation that names no columns."""
     several = len({record.task for record in records}) > 1
 
     def cells_of(of_row: Sequence[Record], metric: Metric) -> Cells:

@@ -7,8 +7,7 @@ from typing import Any
 from compresskv.errors import UserError
 from compresskv.methods import named_method
 from evals.results.record import Record
-from evals.tables.methods import named
-from evals.tables.table import Name
+from evals.tables.methods import Name, named
 
 IMMATERIAL = ("paths", "logger", "eval", "memory", "experiment")
 """Parts of a configuration that change no prediction, or choose samples; `prompt` has what matters of `eval`."""

@@ -30,7 +30,7 @@ class Published:
 
     @property
     def column(self) -> str:
-        """The task or metric, with its unit where that is no score."""
+        """The task or metric, with its unit unless that is a score."""
         return self.task_or_metric if self.unit == "score" else f"{self.task_or_metric} ({self.unit})"
 
     @property

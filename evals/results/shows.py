@@ -18,6 +18,7 @@ import sys
 from collections.abc import Iterator
 from functools import cache
 from importlib import import_module
+from importlib.util import find_spec
 from types import ModuleType
 from typing import Any
 
@@ -46,7 +47,7 @@ def hooks(name: str) -> Iterator[tuple[str, Any]]:
 def _modules(kind: str) -> list[ModuleType]:
     module = targets().get(kind, kind).rpartition(".")[0]
     package = module.rpartition(".")[0]
-    if module.partition(".")[0] in sys.stdlib_module_names:
+    if not _installed(module.partition(".")[0]):
         return []
     for name in filter(None, (package and f"{package}.tables", module)):
         try:
@@ -54,6 +55,17 @@ def _modules(kind: str) -> list[ModuleType]:
         except (ImportError, ValueError, TypeError):  # such as an evaluation that is not installed here
             continue
     return []
+
+
+def _installed(name: str) -> bool:
+    """Whether a name in results may be imported. A folder without code of its own may be a results tree of others."""
+    if not name or name in sys.stdlib_module_names:
+        return False
+    try:
+        spec = find_spec(name)
+    except (ImportError, ValueError):
+        return False
+    return spec is not None and spec.origin is not None
 
 
 def sound(record: Record) -> tuple[Record, list[str]]:

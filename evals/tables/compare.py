@@ -158,7 +158,7 @@ def subject_of(question: Question, table: Table) -> str:
 
 
 def paired(first: Strata, second: Strata, comparisons: int = 1) -> Difference:
-    """`second` − `first` on the samples that both have, at least one; one of so many `comparisons`."""
+    """`second` − `first` on the samples that both have, at least one; corrected for the number of `comparisons`."""
     strata = []
     for task in first:
         shared, _ = common([first[task], second.get(task, {})])

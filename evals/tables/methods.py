@@ -1,4 +1,8 @@
-"""The names of methods as papers write them."""
+"""The names of methods, and of settings, as papers write them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
 
 METHODS = {
     "full": "FullKV",
@@ -33,3 +37,30 @@ def named(method: str) -> str:
 def place_of(method: str) -> int:
     """The place of a method in the paper's order; unknown methods come last."""
     return list(METHODS).index(method) if method in METHODS else len(METHODS)
+
+
+@dataclass(frozen=True)
+class Name:
+    """A setting: its method as papers write it, its budget (tokens; None: the full cache) and its protocol.
+
+    `variant`: what else tells it from the others, such as `window=16`. `marked`: whether the protocol is written, since
+    the others have another one.
+    """
+
+    method: str
+    budget: int | None = None
+    protocol: str = "corrected"
+    variant: str = ""
+    marked: bool = False
+
+    def __str__(self) -> str:
+        return self._joined("" if self.budget is None else str(self.budget))
+
+    @property
+    def label(self) -> str:
+        """Without the budget."""
+        return self._joined("")
+
+    def _joined(self, budget: str) -> str:
+        protocol = f"({self.protocol})" if self.marked else ""
+        return " ".join(filter(None, (self.method, budget, protocol, self.variant)))

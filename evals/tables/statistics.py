@@ -78,15 +78,15 @@ class Difference:
 
 
 def difference(first: Sequence[float], second: Sequence[float], comparisons: int = 1) -> Difference:
-    """`second` − `first`, at least one value each, in equal order of the samples; one of so many `comparisons`."""
+    """`second` − `first`, at least one value each, in equal order of the samples; `comparisons`: their number."""
     return mean_difference([np.asarray(second, dtype=float) - np.asarray(first, dtype=float)], comparisons)
 
 
 def mean_difference(strata: Sequence[Sequence[float] | NDArray[np.float64]], comparisons: int = 1) -> Difference:
     """The mean over `strata`, such as tasks, of the means of their paired differences; none of them empty.
 
-    Every stratum counts the same, however many samples it has, as in the average of a table. One of so many
-    `comparisons`.
+    Every stratum counts the same, however many samples it has, as in the average of a table.
+    `comparisons`: how many are made.
     """
     n = sum(map(len, strata))
     parts = [np.asarray(stratum, dtype=float) for stratum in strata]

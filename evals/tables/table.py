@@ -15,6 +15,7 @@ from statistics import fmean
 from typing import Any, Literal
 
 from evals.tables import statistics
+from evals.tables.methods import Name
 
 AVERAGE = "average"
 
@@ -105,33 +106,6 @@ class Cell:
     def difference(self) -> float | None:
         """From the published number; None where it is not comparable."""
         return None if self.published is None or self.apart else round(self.mean - self.published, self.digits)
-
-
-@dataclass(frozen=True)
-class Name:
-    """A setting: its method as papers write it, its budget (tokens; None: the full cache) and its protocol.
-
-    `variant`: what else tells it from the others, such as `window=16`. `marked`: whether the protocol is written, since
-    the others have another one.
-    """
-
-    method: str
-    budget: int | None = None
-    protocol: str = "corrected"
-    variant: str = ""
-    marked: bool = False
-
-    def __str__(self) -> str:
-        return self._joined("" if self.budget is None else str(self.budget))
-
-    @property
-    def label(self) -> str:
-        """Without the budget."""
-        return self._joined("")
-
-    def _joined(self, budget: str) -> str:
-        protocol = f"({self.protocol})" if self.marked else ""
-        return " ".join(filter(None, (self.method, budget, protocol, self.variant)))
 
 
 @dataclass(frozen=True)
@@ -267,7 +241,7 @@ class Block:
 class Section:
     """A section of the page. `panels`: heatmaps by setting; `maps`: heatmaps of which one is shown at a time.
 
-    `published`: the experiment whose published numbers stand beside the tables; "" if none.
+    `published`: the experiment whose published numbers the tables show; "" if none.
     """
 
     id: str

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from evals.tables.compare import Verdict
 
 NONE = "–"
-"""What stands where there is no value."""
+"""Written where a value is missing."""
 
 PARTIAL = "† partial: averaged over so many of the samples, and never ranked."
 NO_INTERVAL = "A mean without an interval is over a single sample, or over tasks of which one has a single sample."

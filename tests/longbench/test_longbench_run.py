@@ -50,15 +50,15 @@ def command(checkpoint, tmp_path, data):
 def test_a_run_and_its_table(command, tmp_path):
     done = run("method=snapkv", "budget=64", "eval.limit=2", *command)
     assert done.returncode == 0, done.stderr
-    assert "incomplete: 2 of 200 rows" in done.stdout
-    assert "incomplete: 0 of 16 tasks" in done.stdout
+    assert "of 3750, 3 of 16 tasks" in done.stdout
+    assert "† partial" in done.stdout
     assert len(folders(tmp_path)) == 3
     rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in done.stdout.splitlines() if "│" in line]
     kept = []
     for samples, *_ in content(tmp_path).values():
         kept += [sample["realised_budget"] for sample in samples.values()]
-    assert rows[-2] == ["kept/layer/head", "6", f"{sum(kept) / 6:.1f}", ""]
-    assert rows[-1] == ["cache MB", "6", "0.02", ""]
+    assert rows[-1][0] == "SnapKV 64"
+    assert rows[-1][-2:] == [f"{sum(kept) / 6:.1f}", "0.02"]
     lines = [json.loads(line) for line in (folders(tmp_path)[0] / "samples.jsonl").read_text().splitlines()]
     assert [line["id"] for line in lines] == ["3", "4"]
     assert [line["truncated"] for line in lines] == [True, False]

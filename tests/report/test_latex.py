@@ -10,7 +10,8 @@ from compresskv.errors import UserError
 from evals.report.latex import appendix, escape, latex
 from evals.report.page import Page
 from evals.tables.compare import Verdict
-from evals.tables.table import SCORE, Cell, Metric, Name, Row, Table, Texts
+from evals.tables.methods import Name
+from evals.tables.table import SCORE, Cell, Metric, Row, Table, Texts
 
 BASE = {
     "booktabs": r"\newcommand{\toprule}{\hline}\newcommand{\midrule}{\hline}\newcommand{\bottomrule}{\hline}"

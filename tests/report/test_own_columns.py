@@ -10,6 +10,7 @@ from evals.report.artefacts import page_of, write
 from evals.report.html.writing import page
 from evals.results import shows
 from evals.results.__main__ import main
+from evals.results.shows import hook
 from tests.support.trees import line, setting
 
 CLASS = """
@@ -94,3 +95,11 @@ def test_in_every_renderer(results, capsys):
 def test_its_methods_are_compared(results, capsys):
     assert main(["compare", "--results", str(results)]) == 0
     assert "SnapKV − CompressKV" in capsys.readouterr().out
+
+
+def test_code_inside_a_results_tree_is_never_imported(tmp_path, monkeypatch):
+    """Whoever sends a tree chooses its `_target_`, which may name a file of the tree."""
+    (tmp_path / "sent" / "runs").mkdir(parents=True)
+    (tmp_path / "sent" / "runs" / "config.py").write_text("raise SystemExit('imported')")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert hook("sent.runs.config.Evaluation", "FIELDS", "none") == "none"

@@ -9,7 +9,7 @@ from evals.report.html.reading import Setting, Tree
 from evals.results.names import names
 from evals.results.record import Record
 from evals.results.schema import FIDELITY, Line
-from evals.tables.table import Name
+from evals.tables.methods import Name
 
 NUMBERS = ("score", "interval", "n", "realised_budget", "cache_bytes", "total_cache_bytes", "uncompressed", "truncated")
 """Fields of a summary that a setting is shown with."""

@@ -32,7 +32,7 @@ BROWSED = (
     *("id", "prompt_tail", "prediction", "prompt_tokens", "prompt_sha256", "truncated", "new_tokens"),
     *("realised_budget", "cache_bytes", *FIDELITY),
 )
-"""Fields of the lines that the browser shows where they are there, beside those of the evaluation and all scores."""
+"""Fields of the lines that the browser shows, with those of the evaluation and all scores."""
 
 
 @dataclass(frozen=True)
@@ -141,7 +141,7 @@ def _setting(record: Record, browsed: set[str], shared: _Shared) -> Setting:
 
 
 def _reduced(task: str, line: Line) -> Line:
-    """What an evaluation has in a line of its own, and its further scores."""
+    """The fields of the evaluation, and its further scores."""
     return own_fields(line) | {name: value for name, value in line.items() if name.startswith("score_")}
 
 
