@@ -8,9 +8,10 @@ import pytest
 from compresskv.errors import UserError
 from compresskv.folders import CONF
 from compresskv.methods import MethodConfig, named_method, refuse_mismatch
-from evals.compose import composed, job_from, jobs_from
+from evals.compose import job_from, jobs_from
 from evals.launch.groups import sweep_jobs
 from tests.support.command import ROOT, arguments
+from tests.support.jobs import composed
 from tests.support.refusals import refused
 
 

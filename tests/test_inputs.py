@@ -10,13 +10,13 @@ from compresskv import calibration, inputs
 from compresskv.errors import UserError
 from compresskv.inputs import read_once
 from compresskv.protocol import EvaluationProtocol
-from evals.compose import job
 from evals.haystack import essays
 from evals.jsonl.evaluation import JsonlTask
 from evals.longbench import score
 from evals.longbench.data import open_source
 from evals.report.__main__ import main as report
 from tests.support.command import run
+from tests.support.jobs import job
 from tests.support.refusals import assert_refused, refused
 
 

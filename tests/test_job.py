@@ -15,8 +15,9 @@ from omegaconf import OmegaConf
 from compresskv.errors import UserError
 from compresskv.folders import CONF
 from compresskv.methods import Part, label_of
-from evals.compose import composed, job_from
+from evals.compose import job_from
 from evals.launch.groups import sweep_jobs
+from tests.support.jobs import composed
 from tests.support.refusals import refused
 
 NEVER: list[Any] = [math.nan, math.inf, 10**25, "\0", [None], {"": math.nan}]

@@ -20,11 +20,11 @@ from compresskv.calibration import same
 from compresskv.loaded_weights import fingerprints
 from compresskv.methods import method_for
 from compresskv.models import ModelConfig, load
-from evals.compose import job
 from evals.running.methods import build_method
 from tests.support import tiny
 from tests.support.gguf_files import model as gguf_model
 from tests.support.gguf_files import write
+from tests.support.jobs import job
 from tests.support.refusals import refused
 
 IDS = tiny.prompt(60, seed=1)[None]

@@ -9,7 +9,6 @@ import pytest
 import wandb
 
 from compresskv.calibration import FOLDER
-from evals.compose import job
 from evals.loggers.wandb import WandbLogger, artifact_name, progress_id, run_id, safe_id, samples
 from evals.loggers.wandb import measured as numbers_of
 from evals.progress import Progress
@@ -18,6 +17,7 @@ from evals.results.measurement import Measurement
 from evals.results.record import Record
 from evals.results.store import SampleStore
 from evals.running.outcome import Entry, show
+from tests.support.jobs import job
 from tests.support.refusals import assert_sentence, refused
 from tests.support.trees import folder, line, setting
 

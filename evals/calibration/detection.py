@@ -24,7 +24,7 @@ class Needle:
 
 
 @dataclass(frozen=True)
-class Cell:
+class Trial:
     """One prompt to make: a needle at a depth (0 to 1) of a prompt of about `length` tokens."""
 
     needle: Needle
@@ -55,7 +55,7 @@ def last_texts(texts: Sequence[str], longest: int) -> Haystack:
     return Haystack("\n".join(chosen))
 
 
-def make_prompt(model: LoadedModel, cell: Cell, haystack: Haystack) -> tuple[Tensor, range]:
+def make_prompt(model: LoadedModel, cell: Trial, haystack: Haystack) -> tuple[Tensor, range]:
     """Token ids [prompt] of about `cell.length`, and the positions of the answer in them."""
     needle = cell.needle
     question = f"\n\nBased on the content of the book, Question: {needle.question}"

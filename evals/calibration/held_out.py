@@ -30,7 +30,7 @@ from compresskv.selecting_heads import share_of_the_paper
 from compresskv.semantic_heads import SemanticHeadScorer
 from evals.calibration import head_count
 from evals.calibration.config import Calibrate
-from evals.calibration.detection import Cell, last_texts, make_prompt, needles
+from evals.calibration.detection import Trial, last_texts, make_prompt, needles
 from evals.haystack import Haystack, essays
 from evals.longbench.metrics import qa_f1
 from evals.progress import Progress
@@ -113,7 +113,7 @@ class HeldOutCalibration:
         """Prompts with this sort of needle."""
         return sum(cell.needle.sort == sort for cell in self.cells)
 
-    def enough(self, sort: str, accepted: Mapping[str, Sequence[Cell]]) -> bool:
+    def enough(self, sort: str, accepted: Mapping[str, Sequence[Trial]]) -> bool:
         """Whether as many prompts were answered as it takes, or half of a small number."""
         return len(accepted[sort]) >= min(self.config.minimum_accepted, math.ceil(self.asked(sort) / 2))
 
@@ -126,11 +126,11 @@ class HeldOutCalibration:
         return last_texts(self.texts, max(self.lengths))
 
     @cached_property
-    def cells(self) -> list[Cell]:
+    def cells(self) -> list[Trial]:
         """All prompts to make, each once. Raises `UserError` for depths that their ids do not tell apart."""
-        cells: dict[str, Cell] = {}
+        cells: dict[str, Trial] = {}
         for needle, length, depth in product(needles(), self.lengths, self.config.depth_list):
-            cell = Cell(needle, length, depth)
+            cell = Trial(needle, length, depth)
             if cells.setdefault(cell.id, cell) != cell:
                 raise UserError(
                     "eval.depths",
@@ -158,7 +158,7 @@ class HeldOutCalibration:
             folder, f"{self.model.name} retrieval heads", cells, self._head_line, self.progress, self.of(folder)
         )
 
-    def _head_line(self, cell: Cell) -> Line:
+    def _head_line(self, cell: Trial) -> Line:
         tokenizer = self.model.tokenizer
 
         def stop(tokens: Sequence[int]) -> bool:
@@ -182,12 +182,12 @@ class HeldOutCalibration:
             **{kind: rounded(getattr(observed, kind)) for kind in KINDS[cell.needle.sort]},
         }
 
-    def accepted(self, heads: Mapping[str, Line]) -> dict[str, list[Cell]]:
+    def accepted(self, heads: Mapping[str, Line]) -> dict[str, list[Trial]]:
         """The cells that the model answered, by sort of needle."""
         answered = [cell for cell in self.cells if heads[cell.id]["accepted"]]
         return {sort: [cell for cell in answered if cell.needle.sort == sort] for sort in KINDS}
 
-    def head_scores(self, heads: Mapping[str, Line], accepted: Mapping[str, Sequence[Cell]]) -> dict[str, Tensor]:
+    def head_scores(self, heads: Mapping[str, Line], accepted: Mapping[str, Sequence[Trial]]) -> dict[str, Tensor]:
         """Mean scores over the accepted prompts, [layers, q_heads], by kind; none of a kind with too few prompts."""
         scores = {}
         for sort, kinds in KINDS.items():
@@ -197,12 +197,12 @@ class HeldOutCalibration:
         return scores
 
     def observe_errors(
-        self, heads: Mapping[str, Line], cells: Sequence[Cell], scorers: Sequence[SemanticHeadScorer]
+        self, heads: Mapping[str, Line], cells: Sequence[Trial], scorers: Sequence[SemanticHeadScorer]
     ) -> Mapping[str, Line]:
         """Second pass: layer errors [scorers][layers] of each cell, and the share of its answer kept, by id."""
         projections = output_projections(self.model)
 
-        def line(cell: Cell) -> Line:
+        def line(cell: Trial) -> Line:
             ids, span = make_prompt(self.model, cell, self.haystack)
             tokens = heads[cell.id]["tokens"]
             errors, kept = layer_errors.observe(self.model.model, ids, tokens, scorers, projections, FLOOR)
@@ -231,7 +231,7 @@ class HeldOutCalibration:
 
     def record(
         self,
-        accepted: Mapping[str, Sequence[Cell]],
+        accepted: Mapping[str, Sequence[Trial]],
         scores: Mapping[str, Tensor],
         counts: Sequence[int],
         errors: Mapping[str, Line],
@@ -273,7 +273,7 @@ class HeldOutCalibration:
             "haystack_fingerprint": self.haystack.fingerprint,
         }
 
-    def no_scores(self, accepted: Mapping[str, Sequence[Cell]]) -> dict[str, str]:
+    def no_scores(self, accepted: Mapping[str, Sequence[Trial]]) -> dict[str, str]:
         """Why there are no scores of the kinds that too few prompts gave."""
         reasons: dict[str, str] = {}
         for sort, kinds in KINDS.items():
@@ -283,7 +283,7 @@ class HeldOutCalibration:
                 reasons |= dict.fromkeys(kinds, reason)
         return reasons
 
-    def report(self, accepted: Mapping[str, Sequence[Cell]], record: Mapping[str, Any], q_heads: int) -> None:
+    def report(self, accepted: Mapping[str, Sequence[Trial]], record: Mapping[str, Any], q_heads: int) -> None:
         """What was measured with each number of heads, and what was not found."""
         self.progress.say(f"{len(accepted['copy'])} prompts accepted")
         names = {"the paper's share": share_of_the_paper(q_heads), "heads=calibrated": record["heads"]}
@@ -299,7 +299,7 @@ class HeldOutCalibration:
             )
 
 
-def _layer_scores(errors: Mapping[str, Line], cells: Sequence[Cell], scorer: int) -> list[float]:
+def _layer_scores(errors: Mapping[str, Line], cells: Sequence[Trial], scorer: int) -> list[float]:
     """Each layer's share of the error, the needles acting as the datasets."""
     by_needle: dict[str, Tensor] = {}
     for cell in cells:

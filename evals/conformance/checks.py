@@ -21,7 +21,7 @@ from compresskv.engine.prefill import FULL, Setting, prefill
 from compresskv.errors import UserError
 from compresskv.eviction import EvictionMethod, LayerPrefill, LayerScores, Observation, PromptShape, observers
 from evals.conformance.result import Conformance, Result
-from evals.conformance.subject import GROUP, Subject, evicting, half, hybrid, plain, prompt, seen_by
+from evals.conformance.subject import GROUP, Subject, dense, evicting, half, hybrid, prompt, seen_by
 from evals.running.described import describe
 
 Kept = list[list[list[int]]]
@@ -35,7 +35,7 @@ BEYOND = 40
 
 def run(subject: Subject) -> Conformance:
     """All checks. Raises `UserError` where the method cannot be made, or not at this budget."""
-    subject.method(plain()).check(subject.budget)
+    subject.method(dense()).check(subject.budget)
     return Conformance(tuple(Result(name, problem(name, subject)) for name in CHECKS))
 
 
@@ -52,7 +52,7 @@ def problem(check: str, subject: Subject) -> str:
 
 def scores(subject: Subject) -> str:
     """[kv_heads, past], floating point, no NaN."""
-    method, layers = subject.method(plain()), _layers(plain(), subject)
+    method, layers = subject.method(dense()), _layers(dense(), subject)
     for layer in layers:
         scored = method.scorer(seen_by(method, layer))
         if not isinstance(scored, LayerScores):
@@ -80,7 +80,7 @@ def budget_exact(subject: Subject) -> str:
 
 def window_kept(subject: Subject) -> str:
     """The last prompt positions, as many as the method's window, are among the kept ones of every KV head."""
-    window = subject.method(plain()).window
+    window = subject.method(dense()).window
     for case, budget, kept in _cases(subject):
         length = budget + BEYOND
         for index, layer in enumerate(kept):
@@ -107,8 +107,8 @@ def no_leak(subject: Subject) -> str:
     """A prompt is treated alike whatever prompts, shorter, longer or as long, the method saw before."""
     lengths = (BEYOND, BEYOND // 2, BEYOND, 2 * BEYOND)
     prompts = [prompt(subject.budget + more, seed) for seed, more in enumerate(lengths)]
-    fresh = [_answer(subject.method(plain()), ids, subject.budget) for ids in prompts]
-    method = subject.method(plain())
+    fresh = [_answer(subject.method(dense()), ids, subject.budget) for ids in prompts]
+    method = subject.method(dense())
     for place in (*range(len(prompts)), *reversed(range(len(prompts)))):
         if _answer(method, prompts[place], subject.budget) != fresh[place]:
             return "after other prompts, a prompt has other scores: something is remembered from prompt to prompt"
@@ -117,9 +117,9 @@ def no_leak(subject: Subject) -> str:
 
 def writes_nothing(subject: Subject) -> str:
     """No part changes a tensor that it is shown, nor one that it has returned."""
-    method, copies = subject.method(plain()), Copies()
+    method, copies = subject.method(dense()), Copies()
     scored: list[LayerScores] = []
-    for layer in _layers(plain(), subject):
+    for layer in _layers(dense(), subject):
         where = f"of layer {layer.index}"
         for name in ("queries", "keys", "values"):
             copies.add(f"the {name} {where}", getattr(layer, name))
@@ -136,7 +136,7 @@ def writes_nothing(subject: Subject) -> str:
             copies.add(f"scores {where}", tensor)
         copies.add(f"the ranking {where}", scored[-1].ranking)
         copies.add(f"the ranking {where}", scored[-1].best_heads)
-        shape = PromptShape(evicting(plain()), layer.kv_heads, layer.length, method.window)
+        shape = PromptShape(evicting(dense()), layer.kv_heads, layer.length, method.window)
         capacities = method.allocator(list(scored), shape, subject.budget)
         if changed := copies.changed():
             return f"the allocator changes {changed}: compute new tensors"
@@ -148,7 +148,7 @@ def writes_nothing(subject: Subject) -> str:
 
 def beside_others(subject: Subject) -> str:
     """The same is kept alone and beside settings of a wider window and with an observer of all queries."""
-    for model, sort in ((plain(), ""), (hybrid(), " of a model with sliding windows")):
+    for model, sort in ((dense(), ""), (hybrid(), " of a model with sliding windows")):
         for budget in subject.budgets(subject.method(model)):
             ids, setting = prompt(budget + BEYOND, seed=9), Setting(subject.method(model), budget)
             window = setting.window + 16
@@ -166,11 +166,11 @@ def beside_others(subject: Subject) -> str:
 
 def layer_index(subject: Subject) -> str:
     """A layer's scores follow from its tensors and its `index` among the layers that evict, and from nothing else."""
-    layers = _layers(plain(), subject)
-    method = subject.method(plain())
+    layers = _layers(dense(), subject)
+    method = subject.method(dense())
     in_order = [_scored(method, layer) for layer in layers]
     for layer in reversed(layers):
-        if not _same(_scored(subject.method(plain()), layer), in_order[layer.index]):
+        if not _same(_scored(subject.method(dense()), layer), in_order[layer.index]):
             return (
                 f"layer {layer.index} is scored otherwise alone than after the layers before it: take the layer's "
                 "number from `layer.index`, and remember nothing from layer to layer"
@@ -191,8 +191,8 @@ def layer_index(subject: Subject) -> str:
 
 def gqa_grouping(subject: Subject) -> str:
     """What belongs to KV head k changes the scores of KV head k, or of all where they are shared, or of none."""
-    method = subject.method(plain())
-    for layer in _layers(plain(), subject):
+    method = subject.method(dense())
+    for layer in _layers(dense(), subject):
         before = _scored(method, layer)
         for head in range(layer.kv_heads):
             for name, changed in _variants(layer, head):
@@ -208,7 +208,7 @@ def gqa_grouping(subject: Subject) -> str:
 
 def shared_equals_in_layer(subject: Subject) -> str:
     """Choosing after the whole prefill, and evicting each layer as soon as it was seen, keep and generate the same."""
-    for model, sort in ((plain(), ""), (hybrid(), " of a model with sliding windows")):
+    for model, sort in ((dense(), ""), (hybrid(), " of a model with sliding windows")):
         for budget in subject.budgets(subject.method(model)):
             ids = prompt(budget + BEYOND, seed=3)
             setting = Setting(subject.method(model), budget)
@@ -230,13 +230,13 @@ def prompts_that_fit(subject: Subject) -> str:
 
 def one_token_prompt(subject: Subject) -> str:
     """A prompt of one token, and of as many as the window, works."""
-    return _kept_whole(subject, (1, max(subject.method(plain()).window, 1)))
+    return _kept_whole(subject, (1, max(subject.method(dense()).window, 1)))
 
 
 def determinism(subject: Subject) -> str:
     """The same prompt twice has the same scores, to the bit, and keeps the same tokens."""
     ids = prompt(subject.budget + BEYOND, seed=4)
-    once, twice = (_answer(subject.method(plain()), ids, subject.budget) for _ in range(2))
+    once, twice = (_answer(subject.method(dense()), ids, subject.budget) for _ in range(2))
     return (
         "" if once == twice else "the same prompt is scored otherwise the second time: fix the seed of what is random"
     )
@@ -244,7 +244,7 @@ def determinism(subject: Subject) -> str:
 
 def equal_configurations(subject: Subject) -> str:
     """Two methods of the same configuration are equal: they share scores, and results go on from where they ended."""
-    first, second = subject.method(plain()), subject.method(plain())
+    first, second = subject.method(dense()), subject.method(dense())
     if first != second or hash(first) != hash(second):
         return "made twice it is not equal to itself: make scorer and allocator frozen dataclasses of their parameters"
     try:
@@ -290,7 +290,7 @@ CHECKS: dict[str, Callable[[Subject], str]] = {
 
 def _cases(subject: Subject) -> Iterator[tuple[str, int, Kept]]:
     """Every model at every budget: the case in words, the budget, and what is kept of a prompt that exceeds it."""
-    for model, sort in ((plain(), ""), (hybrid(), ", in a model with sliding windows")):
+    for model, sort in ((dense(), ""), (hybrid(), ", in a model with sliding windows")):
         for budget in subject.budgets(subject.method(model)):
             kept = _kept(model, subject.method(model), prompt(budget + BEYOND, seed=0), budget)
             yield f"budget={budget}: of a prompt of {budget + BEYOND} tokens{sort}", budget, kept
@@ -307,10 +307,10 @@ def _positions(kept: selection.Kept) -> Kept:
 
 
 def _answer(method: EvictionMethod, ids: Tensor, budget: int) -> tuple[Kept, list[list[list[float]]]]:
-    """What is kept in `plain`, and the scores of every layer."""
+    """What is kept in `dense`, and the scores of every layer."""
     setting = Setting(method, budget)
-    with attached(plain()):
-        whole = prefill(plain(), ids, setting.window, scorers=[method.scorer])
+    with attached(dense()):
+        whole = prefill(dense(), ids, setting.window, scorers=[method.scorer])
         kept = whole.kept(setting)
         scores = [method.scorer(layer.seen_by(method.scorer)).scores.tolist() for layer in whole.layers]
     return _positions(kept), scores
@@ -334,12 +334,12 @@ class Copies:
 
 
 def _kept_whole(subject: Subject, lengths: Sequence[int]) -> str:
-    setting = Setting(subject.method(plain()), subject.budget)
+    setting = Setting(subject.method(dense()), subject.budget)
     for length in lengths:
         ids = prompt(length, seed=6)
-        with attached(plain()):
-            (full,) = generate(plain(), ids, [FULL], NEW)
-            for found in (*generate(plain(), ids, [setting], NEW), generate_in_layer(plain(), ids, setting, NEW)):
+        with attached(dense()):
+            (full,) = generate(dense(), ids, [FULL], NEW)
+            for found in (*generate(dense(), ids, [setting], NEW), generate_in_layer(dense(), ids, setting, NEW)):
                 if found != full:
                     return f"budget={subject.budget}: a prompt of {length} tokens fits, and is not answered as in full"
     return ""

@@ -36,7 +36,7 @@ SIZE = {
 
 
 @cache
-def plain() -> PreTrainedModel:
+def dense() -> PreTrainedModel:
     """Three layers, all of which evict; float32, on the CPU."""
     return _made(MistralForCausalLM(MistralConfig(**SIZE, sliding_window=None)))
 
@@ -50,7 +50,7 @@ def hybrid() -> PreTrainedModel:
 
 @cache
 def half() -> PreTrainedModel:
-    """`plain` in bfloat16."""
+    """`dense` in bfloat16."""
     return _made(MistralForCausalLM(MistralConfig(**SIZE, sliding_window=None))).to(torch.bfloat16)
 
 
@@ -127,8 +127,8 @@ class Subject:
         return self.make(self.context(evicting(model)))
 
     def recalibrated(self, layer: int) -> EvictionMethod:
-        """The method for `plain`, had another query head been the best of this `layer`, by every kind of score."""
-        context = self.context(evicting(plain()))
+        """The method for `dense`, had another query head been the best of this `layer`, by every kind of score."""
+        context = self.context(evicting(dense()))
         made = context.calibration
         assert made is not None
         turned = {}

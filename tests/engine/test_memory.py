@@ -13,10 +13,10 @@ from compresskv.engine.footprint import Footprint
 from compresskv.engine.generation import decode_batches, generate
 from compresskv.engine.memory import _cgroup_free, batches
 from compresskv.engine.prefill import Setting, prefill
-from evals.compose import job
 from evals.running.forecast import forecast
 from tests.support import tiny
 from tests.support.command import run
+from tests.support.jobs import job
 from tests.support.methods_in_use import FULL, RAGGED, SNAPKV, STREAMING, compresskv
 from tests.support.refusals import refused
 

@@ -6,13 +6,13 @@ import pytest
 
 from compresskv.calibration import load
 from compresskv.protocol import EvaluationProtocol
-from evals.compose import job
 from evals.head_masking.choices import by_layer, choices, ranked, scaled
 from evals.head_masking.config import HeadMasking
 from evals.head_masking.evaluation import MaskingTask
 from evals.head_masking.tables import texts
 from tests.support import trees
 from tests.support.command import content, folders, run
+from tests.support.jobs import job
 from tests.support.refusals import assert_refused, refused
 
 GRID = ["eval.lengths=[200,300]", "eval.depths=2", "eval.max_new_tokens=4", "eval.draws=2", "eval.masked=[0,100,500]"]

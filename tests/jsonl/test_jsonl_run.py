@@ -5,9 +5,9 @@ import json
 import pytest
 
 from compresskv.protocol import EvaluationProtocol
-from evals.compose import job
 from evals.jsonl.evaluation import JsonlTask
 from tests.support.command import folders, run
+from tests.support.jobs import job
 from tests.support.refusals import assert_refused, refused
 
 RECORDS = [

@@ -15,13 +15,14 @@ import torch
 from rich.console import Console
 
 from compresskv import models
-from evals import compose, console
+from evals import console
 from evals.console import signals_as_interrupts
 from evals.launch import worker
 from evals.launch.devices import DevicePool, Devices, named, runner, visible
 from evals.launch.groups import Group, sweep_jobs
 from evals.running import loading
 from tests.support.command import ROOT, arguments, content, run
+from tests.support.jobs import composed, job
 from tests.support.refusals import assert_refused, refused
 
 ENV = {"CUDA_VISIBLE_DEVICES": "", "COLUMNS": "200", "OMP_NUM_THREADS": "1"}
@@ -175,7 +176,7 @@ def start(machine, tmp_path, monkeypatch):
     machine(2)
 
     def launch_stub(*overrides, devices=None, act="return 3, None"):
-        jobs = sweep_jobs([compose.composed(f"paths.results={tmp_path}", "method=full", *given) for given in overrides])
+        jobs = sweep_jobs([composed(f"paths.results={tmp_path}", "method=full", *given) for given in overrides])
         monkeypatch.setattr(worker, "COMMAND", stub(tmp_path, act))
         chosen = runner(devices, jobs)
         if not isinstance(chosen, Devices):
@@ -312,7 +313,7 @@ def test_a_model_is_loaded_once_for_all_command_lines_of_a_process(monkeypatch, 
     monkeypatch.setattr(models, "load", lambda config: loaded.append(config.name) or object())
     monkeypatch.setattr(loading._Last, "kept", False)
     monkeypatch.setattr(loading._Last, "model", None)
-    one, another = (compose.job(f"model.path={checkpoint}", f"model.name={name}").model for name in ("one", "another"))
+    one, another = (job(f"model.path={checkpoint}", f"model.name={name}").model for name in ("one", "another"))
     loading.load(one)
     loading.load(one)
     assert loaded == ["one", "one"]

@@ -7,11 +7,11 @@ from itertools import product
 import pytest
 from omegaconf import OmegaConf
 
-from evals.compose import job
 from evals.launch.groups import Group, groups, sweep_jobs
 from evals.launch.slurm.config import SlurmConfig
 from evals.launch.slurm.submit import bundles
 from tests.support.command import ROOT, run_process
+from tests.support.jobs import job
 from tests.support.refusals import assert_refused
 
 

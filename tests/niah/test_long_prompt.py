@@ -8,10 +8,10 @@ from compresskv.engine.generation import generate
 from compresskv.engine.live_bytes import LiveBytesMode
 from compresskv.engine.prefill import FULL, Setting
 from compresskv.models import load
-from evals.compose import job
 from evals.running.batches import sample_line
 from evals.running.forecast import forecast
 from evals.running.methods import build_method
+from tests.support.jobs import job
 
 LENGTH, CHUNK, BUDGET, ROOM = 128_000, 512, 256, 4
 

@@ -5,13 +5,13 @@ from dataclasses import replace
 import pytest
 
 from compresskv.protocol import EvaluationProtocol
-from evals.compose import job
 from evals.haystack import essays, hide, sentence_end
 from evals.niah.config import Niah
 from evals.niah.evaluation import NiahTask, keyword_overlap
 from evals.niah.needles import needles
 from evals.niah.tables import means, tables
 from evals.rouge import rouge1_recall
+from tests.support.jobs import job
 from tests.support.refusals import refused
 from tests.support.trees import line, setting
 

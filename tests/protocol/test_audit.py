@@ -17,6 +17,7 @@ from evals.audit.effects import COMPARED, ELSEWHERE, fill, key, paired
 from evals.niah.evaluation import NiahTask
 from evals.progress import Progress
 from evals.running import batches
+from evals.running.outcome import record_of
 from evals.running.tasks import run_task
 from tests.methods.construction import context, kept, random_layers
 from tests.support.refusals import refused
@@ -133,6 +134,6 @@ def test_the_selectors_arms_run(checkpoint, calibration_file, tmp_path) -> None:
         assert selector.refusal(model, list(by_arm.values())) is None
         task = NiahTask(next(iter(by_arm.values())).eval, model, EvaluationProtocol())  # type: ignore[arg-type]
         entries = run_task(model, list(by_arm.values()), {task.protocol: task}, Progress(), pytest.fail)
-        records = [entry.record() for entry in entries]
+        records = [record_of(entry) for entry in entries]
         finished = {(record.protocol, record.method, record.budget): record.covered for record in records}
         assert selector.tell(baseline, by_arm, finished).count("**") == 2 * (1 + 3 * (3 if baseline == "headkv" else 4))

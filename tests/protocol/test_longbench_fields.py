@@ -12,11 +12,11 @@ from transformers import PreTrainedTokenizerFast
 from compresskv.detokenise import text_of
 from compresskv.models import LoadedModel
 from compresskv.protocol import EvaluationProtocol
-from evals.compose import job
 from evals.longbench.config import LongBench
 from evals.longbench.evaluation import LongBenchTask
 from evals.longbench.prompts import RELEASED_LONGEST, truncate_middle
 from evals.longbench.tasks import TASKS
+from tests.support.jobs import job
 from tests.support.refusals import refused
 
 CHATML = (

@@ -23,10 +23,10 @@ from baselines.uniform import UniformAllocator
 from compresskv.checking import FrozenMapping
 from compresskv.errors import UserError
 from compresskv.eviction import EvictionMethod, LayerScores, Observation
-from evals.compose import job
 from evals.running import sweep
 from evals.running.described import canonical, describe
 from tests.support.command import ROOT, folders
+from tests.support.jobs import job
 from tests.support.own_method import write_package
 from tests.support.refusals import assert_about, refused
 

@@ -8,13 +8,13 @@ import torch
 from compresskv import models
 from compresskv.engine.prefill import PrefillError
 from compresskv.errors import NonFiniteError, UserError
-from evals.compose import job
 from evals.niah import heatmap
 from evals.results.compare import comparisons
 from evals.results.frames import sample_frame
 from evals.results.record import records
 from evals.running import batches
 from evals.running.sweep import run
+from tests.support.jobs import job
 from tests.support.refusals import refused
 
 GRID = ["eval.lengths=[200]", "eval.depths=[0,50,100]", "eval.max_new_tokens=2"]

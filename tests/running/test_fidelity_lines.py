@@ -5,10 +5,10 @@ from statistics import fmean
 
 import pytest
 
-from evals.compose import job
 from evals.results.__main__ import main
 from evals.results.record import records
 from evals.running.sweep import run
+from tests.support.jobs import job
 from tests.support.refusals import refused
 
 

@@ -4,10 +4,10 @@ import json
 
 import pytest
 
-from evals.compose import composed
 from evals.launch.groups import sweep_jobs
 from evals.running.outcome import Entry, show
 from tests.support.command import run
+from tests.support.jobs import composed
 from tests.support.refusals import refused
 
 GRID = ["eval.lengths=[200]", "eval.depths=2", "eval.max_new_tokens=4"]

@@ -6,10 +6,10 @@ import re
 import pytest
 
 from compresskv.models import load
-from evals.compose import job
 from evals.running.plan import Speed, mean_length, operations, plan, works
 from evals.running.sweep import run as run_jobs
 from tests.support.command import run, run_process
+from tests.support.jobs import job
 from tests.support.refusals import assert_refused, refused
 
 

@@ -5,10 +5,10 @@ import json
 import pytest
 
 from compresskv import models
-from evals.compose import job
 from evals.niah import heatmap
 from evals.running import batches, tasks
 from evals.running.sweep import run
+from tests.support.jobs import job
 
 GRID = ["eval.lengths=[300,420]", "eval.depths=3", "eval.max_new_tokens=3", "prefill_chunk=32", "budget=64"]
 DEVICE = ["model.dtype=bfloat16", "model.device=cpu"]

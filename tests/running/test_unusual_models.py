@@ -7,8 +7,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
-from evals.compose import job
 from evals.running.sweep import run
+from tests.support.jobs import job
 from tests.support.refusals import refused
 
 GRID = ["eval.lengths=[200]", "eval.depths=1", "eval.max_new_tokens=2", "model.dtype=float32", "model.device=cpu"]

@@ -2,9 +2,10 @@
 
 from pathlib import Path
 
-from evals.compose import composed, job_from
+from evals.compose import job_from
 from evals.running import loading, outcome, sweep
 from tests.support.command import ROOT, content
+from tests.support.jobs import composed
 
 METHODS = sorted(path.stem for path in (ROOT / "conf" / "method").glob("*.yaml"))
 
