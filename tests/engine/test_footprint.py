@@ -149,13 +149,9 @@ def test_each_gpu_is_compared_for_itself(two_gpus):
     assert "it may not fit" in str(made)
     two_gpus.free[two_gpus.second] = needed + 1
     assert forecast(two_gpus.model, [FULL], LENGTH, 8).fits
-
-
-def test_the_fullest_gpu_decides_what_a_batch_may_take(two_gpus):
-    two_gpus.free[two_gpus.first] = 3_000_000
-    assert memory.free_bytes(two_gpus.model) == 4_000_000
-    two_gpus.free[two_gpus.second] = 500_000
-    assert memory.free_bytes(two_gpus.model) == 2_000_000
+    for device, free, fitting in ((two_gpus.first, 3_000_000, 4_000_000), (two_gpus.second, 500_000, 2_000_000)):
+        two_gpus.free.update({two_gpus.second: 10_000_000, device: free})  # the fullest decides what a batch may take
+        assert memory.free_bytes(two_gpus.model) == fitting
 
 
 def test_shares_of_layers_on_logical_devices(llama):

@@ -43,24 +43,20 @@ def test_the_public_api_works_with_generate_and_leaves_the_model_alone():
 @pytest.mark.parametrize("given_in", ["call", "config", "model"])
 def test_several_sequences_are_refused_by_the_name_of_their_argument(monkeypatch, name, given_in):
     model, ids = tiny.model("llama"), tiny.prompt(60)[None]
-    config = GenerationConfig(max_new_tokens=2, do_sample=True, pad_token_id=0)
-    given = {generate_argument(): None, "generation_config": config}
+    given = {"generation_config": GenerationConfig(max_new_tokens=2, do_sample=True, pad_token_id=0)}
     if given_in == "call":
         given[name] = 2
     elif given_in == "config":
-        setattr(config, name, 2)
+        setattr(given["generation_config"], name, 2)
     else:
-        del given["generation_config"]
+        given = {}
         monkeypatch.setattr(model.generation_config, "do_sample", True)  # alone it would not be a valid configuration
         monkeypatch.setattr(model.generation_config, name, 2)
-    with (
-        refused(name, value=2),
-        compressed(model, SNAPKV, 20, generation_config="honoured") as cache,
-    ):
-        model.generate(ids, attention_mask=torch.ones_like(ids), **{**given, generate_argument(): cache})
+    with refused(name, value=2), compressed(model, SNAPKV, 20, generation_config="honoured") as cache:
+        model.generate(ids, attention_mask=MASK, **given, **{generate_argument(): cache})
     with compressed(model, SNAPKV, 20) as cache:
         options = {"num_return_sequences": 1, "num_beams": 1, "max_new_tokens": 2, generate_argument(): cache}
-        assert model.generate(ids, attention_mask=torch.ones_like(ids), **options).shape == (1, 62)
+        assert model.generate(ids, attention_mask=MASK, **options).shape == (1, 62)
 
 
 @pytest.mark.parametrize("setting", [Setting(SNAPKV, 20), Setting(RAGGED, 40)])
@@ -120,41 +116,27 @@ CHUNKED = {
 
 @pytest.mark.parametrize("place", CHUNKED)
 @pytest.mark.parametrize("family", ["llama", "mistral-sliding", "qwen2-hybrid"])
-def test_chunks_of_generate_are_one_prompt(family, place):
-    """Whether or not it was said how long the prompt is."""
+def test_chunks_of_generate_are_one_prompt_and_a_second_generate_follows(family, place):
+    """Also without `prompt_length`; the second is refused where transformers would pass all tokens again."""
     model, ids = copy.deepcopy(tiny.model(family)), tiny.prompt(60)
-    with attached(model):
-        expected = generate(model, ids, [Setting(SNAPKV, 20)], Stopping(4))[0]
-    options = CHUNKED[place](model)
-    for length in (None, 60):
+
+    def turns(length=None, options=OPTIONS, **second):
         with compressed(model, SNAPKV, 20, prompt_length=length) as cache:
-            out = model.generate(ids[None], past_key_values=cache, **{**OPTIONS, **options})
-        assert out[0, 60:].tolist() == expected.tokens
-        assert [[len(head) for head in layer] for layer in cache.kept] == expected.kept
-
-
-@pytest.mark.parametrize("place", CHUNKED)
-@pytest.mark.parametrize("family", ["llama", "mistral-sliding", "qwen2-hybrid"])
-def test_a_second_generate_in_chunks_follows_the_first(family, place):
-    """Or is refused, where transformers would give the cache all tokens again."""
-    model, ids = copy.deepcopy(tiny.model(family)), tiny.prompt(60)
-
-    def turns(**second):
-        with compressed(model, SNAPKV, 20) as cache:
-            out = model.generate(ids[None], past_key_values=cache, **{**OPTIONS, **options})
+            out = model.generate(ids[None], past_key_values=cache, **options)
+            kept = [[len(head) for head in layer] for layer in cache.kept]
             longer = torch.cat([out[0], tiny.prompt(20, 3)])[None]
-            mask = {"attention_mask": torch.ones_like(longer)}
-            return model.generate(longer, past_key_values=cache, **{**OPTIONS, **mask, **options, **second}).tolist()
+            following = {**options, "attention_mask": torch.ones_like(longer), **second}
+            return out.tolist(), kept, model.generate(longer, past_key_values=cache, **following).tolist()
 
-    options = {}
     whole = turns()
-    options = CHUNKED[place](model)
-    assert turns(prefill_chunk_size=None) == whole
+    chunked = {**OPTIONS, **CHUNKED[place](model)}
+    for length in (None, 60):
+        assert turns(length, chunked, prefill_chunk_size=None) == whole
     if Version(transformers.__version__) >= Version(CHUNKS_GO_ON):
-        assert turns() == whole
+        assert turns(None, chunked) == whole
     else:
         with pytest.raises(UserError):
-            turns()
+            turns(None, chunked)
 
 
 def test_the_block_needs_no_gradients_and_refuses_them():
