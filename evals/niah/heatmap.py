@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 
-from evals.niah.tables import means
+from evals.niah.cells import means
 from evals.tables import text
 from evals.tables.table import Row, Table
 

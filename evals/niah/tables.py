@@ -2,11 +2,11 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from typing_extensions import TypedDict
 
+from evals.niah.cells import means
 from evals.niah.needles import needles
 from evals.results.means import USUAL, Asked, Cells, Values, add, average, cells, sampled
 from evals.results.record import Record, covered_lines
@@ -132,16 +132,6 @@ def figure(table: Table) -> "Figure":
     from evals.niah.heatmap import heatmaps
 
     return heatmaps(table)
-
-
-def means(records: Sequence[Record]) -> dict[tuple[int, float], float]:
-    """The mean score by prompt length and needle depth."""
-    scores: dict[tuple[int, float], list[float]] = {}
-    for line in covered_lines(records):
-        length, depth = line.get("length"), line.get("depth")
-        if isinstance(length, int) and isinstance(depth, (int, float)):
-            scores.setdefault((length, float(depth)), []).append(line["score"])
-    return {place: fmean(values) for place, values in scores.items()}
 
 
 def panels(table: Table) -> dict[str, Any]:

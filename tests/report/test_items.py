@@ -309,7 +309,7 @@ def test_head_scores_need_no_run(tmp_path, monkeypatch):
     assert {path.stem for path in paths if path.suffix == ".png"} == {
         "figure-gemma3-270m-held_out-17",
         "figure-other-held_out-5",
-        "figure-smollm2-135m-held_out-66",
+        "figure-smollm2-135m-held_out-67",
     }
     text = next(path for path in paths if path.name == "table.md").read_text()
     assert "| 1 | 18, 7 | 10.82 | 21, 8 | 4.42 |" in text

@@ -8,7 +8,7 @@ import torch
 from compresskv import models
 from compresskv.engine.prefill import PrefillError
 from compresskv.errors import NonFiniteError, UserError
-from evals.niah import heatmap
+from evals.report import terminal
 from evals.results.compare import comparisons
 from evals.results.frames import sample_frame
 from evals.results.record import records
@@ -42,7 +42,7 @@ def sweep(loaded, checkpoint, tmp_path, monkeypatch):
     """Run full and snapkv; `failing(settings, ids)` gives the error of a prompt's batch, if there is one."""
     tiny = [f"model.path={checkpoint}", *DEVICE, f"paths.results={tmp_path}"]
     monkeypatch.setattr(models, "load", lambda config: loaded)
-    monkeypatch.setattr(heatmap, "draw", lambda *rest: [])
+    monkeypatch.setattr(terminal, "_drawn", lambda *rest: [])
     generate = batches.generate
     calls = []
 
@@ -202,7 +202,7 @@ def test_a_method_that_writes_to_the_prompt_fails_alone(loaded, checkpoint, tmp_
     (tmp_path / "conf" / "method" / "normalises.yaml").write_text(WRITES_YAML)
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.setattr(models, "load", lambda config: loaded)
-    monkeypatch.setattr(heatmap, "draw", lambda *rest: [])
+    monkeypatch.setattr(terminal, "_drawn", lambda *rest: [])
 
     def samples(chosen, folder, *overrides):
         tiny = [f"model.path={checkpoint}", *DEVICE, f"paths.results={tmp_path / folder}"]

@@ -35,7 +35,7 @@ def test_lines_summaries_and_tables(overrides, tmp_path, capsys):
     assert summaries["snapkv", 32].summary["fidelity"]["kl"]["mean"] > 1e-4
     assert main(["verify", "--results", str(tmp_path)]) == 0
     assert main(["compare", "--metric", "kl", "--results", str(tmp_path)]) == 0
-    assert "snapkv 32" in capsys.readouterr().out
+    assert "SnapKV 32" in capsys.readouterr().out
 
 
 def test_it_changes_no_prediction(overrides, tmp_path):

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from compresskv import models
-from evals.niah import heatmap
+from evals.report import terminal
 from evals.running import batches, tasks
 from evals.running.sweep import run
 from tests.support.jobs import job
@@ -24,7 +24,7 @@ def sweep(checkpoint, tmp_path, monkeypatch):
     """Run the grid into a folder of results, `most` prompts of it; returns the stores of chunks that were made."""
     loaded = models.load(job(f"model.path={checkpoint}", *DEVICE).model)
     monkeypatch.setattr(models, "load", lambda config: loaded)
-    monkeypatch.setattr(heatmap, "draw", lambda *rest: [])
+    monkeypatch.setattr(terminal, "_drawn", lambda *rest: [])
     generate, store_of = batches.generate, tasks.PrefixStore
 
     def go(results, *overrides, most=100, share=True, cramped=False):
