@@ -86,9 +86,6 @@ def _with_results(name: str, arguments: list[str]) -> list[str]:
             break
     if folder is None:
         return arguments
-    if name == "report":
-        experiment = any(word.startswith("experiment=") for word in others)
-        return [*others, f"results={folder}"] if experiment else [folder, *others]
     if name == "results" and others[:1] == ["push-wandb"]:
         return [*others, folder]
     if name in ("audit", "calibrate"):

@@ -196,7 +196,7 @@ plt.show()
 # Then you can use it like the other methods:
 #
 # ```
-# python -m evals.conformance --config-dir=my_conf method=heavy_hitters
+# python -m evals conformance --config-dir=my_conf method=heavy_hitters
 # python run.py --config-dir=my_conf method=heavy_hitters budget=128
 # python run.py --config-dir=my_conf method=heavy_hitters method/allocator=layer_error   # with CompressKV's budgets
 # ```

@@ -87,7 +87,7 @@ plt.show()
 # %% [markdown]
 # ## Table 1
 #
-# The artefact that `python -m evals.report experiment=table1_longbench` writes: means with n and interval, the best
+# The artefact that `python -m evals report experiment=table1_longbench` writes: means with n and interval, the best
 # in bold, paired verdicts, and the paper's numbers, in a separate table if they are not comparable.
 
 # %%

@@ -7,6 +7,7 @@ import pytest
 
 from evals.__main__ import COMMANDS, REFUSED, main
 from tests.support.command import ROOT
+from tests.support.trees import setting
 
 NOWHERE = "/nowhere/at/all"
 LONG = "1" * 5000
@@ -50,9 +51,6 @@ def test_commands_are_listed_and_an_unknown_one_is_refused(capsys):
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        (["report"], ["{}"]),
-        (["report", "--out", "page"], ["{}", "--out", "page"]),
-        (["report", "experiment=fig5_niah"], ["experiment=fig5_niah", "results={}"]),
         (["results", "push-wandb", "logger.mode=offline"], ["push-wandb", "logger.mode=offline", "{}"]),
         (["audit"], ["paths.results={}"]),
         (["calibrate", "model=x"], ["model=x", "paths.results={}"]),
@@ -73,3 +71,18 @@ def test_a_module_is_a_command(module):
     done = subprocess.run([sys.executable, "-m", module, "--nope"], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == REFUSED
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("words", [["sent"], ["results=sent"], ["--results", "sent"], ["--results=sent"]])
+def test_a_report_takes_the_results_folder_in_every_form(words, tmp_path, monkeypatch):
+    setting(tmp_path / "sent")
+    monkeypatch.chdir(tmp_path)
+    assert main(["report", *words, "--out", "page"]) == 0
+    assert (tmp_path / "page" / "index.html").exists()
+
+
+@pytest.mark.parametrize("words", [["a=b"], ["sent", "results=sent"], ["experiment="], ["sent", "columns=tasks"]])
+def test_a_report_refuses_what_it_does_not_know(words, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["report", *words]) == 2
+    assert capsys.readouterr().err.startswith("error: ")

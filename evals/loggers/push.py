@@ -1,4 +1,4 @@
-"""`python -m evals.results push-wandb [<results>] [logger.mode=offline …]`: what is finished, sent on later.
+"""`python -m evals results push-wandb [<results>] [logger.mode=offline …]`: what is finished, sent on later.
 
 As `logger=wandb` sends it while a command runs: a setting's run has the same id, so that one that was sent before is
 continued. The other words are the logger's settings, as run.py has them.

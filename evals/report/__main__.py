@@ -1,45 +1,34 @@
-"""What results show, from the results tree alone: `python -m evals.report results --out report` writes one HTML page,
-`python -m evals.report experiment=<name>` an experiment's tables and figures.
+"""`python -m evals report --results <folder>` writes a results tree as one HTML page, and
+`python -m evals report experiment=<name> --results <folder>` the tables and figures of one experiment.
 """
 
+import argparse
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
 
 from compresskv.errors import UserError
 from compresskv.inputs import expanded
-from evals.console import Arguments, outputs_take_any_text, visible
+from evals.console import Arguments, visible
 from evals.experiments import ITEMS
 
-if TYPE_CHECKING:
-    from evals.report.latex import Columns
-
-PAGE_USAGE = "python -m evals.report <results> [--out <directory>]"
+COLUMNS = ("tasks", "groups")
 
 
 def main(arguments: list[str]) -> int:
     """Write the page, or the artefacts of one experiment, and print the paths; returns the exit code."""
-    words = [argument for argument in arguments if not argument.startswith("-")]
-    if any(argument.startswith("--out") for argument in arguments) or (words and "=" not in "".join(words)):
-        return _page(arguments)
-    usage = f"{PAGE_USAGE}, or experiment=<one of {', '.join(ITEMS)}> [results=<directory>] [columns=tasks|groups]"
-    if not arguments or {"-h", "--help"} & set(arguments):
-        print(usage)
-        return 0 if arguments else 2
-    given = dict(argument.partition("=")[::2] for argument in arguments)
+    parser = Arguments(
+        prog="python -m evals report", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("words", nargs="*", metavar="experiment=<name>", help=f"one of {', '.join(ITEMS)}, or your own")
+    parser.add_argument("--results", help="the results tree; default: results")
+    parser.add_argument(
+        "--columns", help=f"of LaTeX tables of LongBench: {' or '.join(COLUMNS)}; default: {COLUMNS[0]}"
+    )
+    parser.add_argument("--out", type=Path, help="where the page goes; default: report")
     try:
-        if unknown := [name for name in given if name not in ("experiment", "results", "columns") or not given[name]]:
-            known = unknown[0] in ("experiment", "results", "columns")
-            raise UserError(unknown[0], usage, why="not set" if known else "not known here")
-        if "experiment" not in given:
-            raise UserError("experiment", usage, why="not set")
-        if (columns := given.get("columns", "tasks")) not in ("tasks", "groups"):
-            raise UserError("columns", "choose tasks or groups", value=columns)
-        from evals.report.artefacts import write
-
-        for path in write(
-            given["experiment"], expanded(given.get("results", "results"), "results"), cast("Columns", columns)
-        ):
+        options = parser.parse_intermixed_args(arguments)
+        named = {name: value for name in ("results", "columns") if (value := getattr(options, name)) is not None}
+        for path in _written(_given(options.words) | named, options.out):
             print(path)
     except UserError as error:
         print(visible(f"error: {error}"), file=sys.stderr)
@@ -47,22 +36,44 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
-def _page(arguments: list[str]) -> int:
-    """Write the page of a results tree and print its path; returns the exit code."""
-    parser = Arguments("python -m evals.report", PAGE_USAGE, "Write one self-contained HTML page.")
-    parser.add_argument("results", type=Path, nargs="?", default=Path("results"))
-    parser.add_argument("--out", type=Path, default=Path("report"), help="where to (default: report)")
-    try:
-        options = parser.parse_args(arguments)
-        from evals.report.html.writing import write
+def _given(words: list[str]) -> dict[str, str]:
+    """What the words name: `name=value`, or the results tree."""
+    given: dict[str, str] = {}
+    for word in words:
+        name, _, value = word.partition("=") if "=" in word else ("results", "=", word)
+        if name not in ("experiment", "results", "columns") or name in given:
+            raise UserError(
+                name, "see python -m evals report --help", why="given twice" if name in given else "not known"
+            )
+        if not value:
+            raise UserError(name, "give it a value", why="not set")
+        given[name] = value
+    return given
 
-        print(write(expanded(options.results, "results"), expanded(options.out, "--out")))
-    except UserError as error:
-        print(visible(f"error: {error}"), file=sys.stderr)
-        return 2
-    return 0
+
+def _written(given: dict[str, str], out: Path | None) -> list[Path]:
+    """Write what is asked for, and return the paths. Raises `UserError` for what cannot be."""
+    results, columns = expanded(given.get("results", "results"), "results"), given.get("columns")
+    if "experiment" not in given:
+        if columns:
+            raise UserError("columns", "add experiment=<name>", value=columns, why="the page has all columns")
+        from evals.report.html.writing import write as write_page
+
+        return [write_page(results, expanded(out or "report", "--out"))]
+    if out:
+        raise UserError(
+            "--out", "leave it out", value=out, why="tables and figures go to artefacts/ in the results tree"
+        )
+    from evals.report.artefacts import write
+
+    if columns == "groups":
+        return write(given["experiment"], results, "groups")
+    if columns not in (None, "tasks"):
+        raise UserError("columns", f"choose {' or '.join(COLUMNS)}", value=columns)
+    return write(given["experiment"], results)
 
 
 if __name__ == "__main__":
-    outputs_take_any_text()
-    sys.exit(main(sys.argv[1:]))
+    from evals.__main__ import start
+
+    start("report")

@@ -1,4 +1,4 @@
-"""One method compared with every other of its budget: what `python -m evals.results compare --against` shows."""
+"""One method compared with every other of its budget: what `python -m evals results compare --against` shows."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace

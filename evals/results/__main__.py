@@ -1,6 +1,6 @@
-"""`python -m evals.results list|show|verify|compare`: what is there, whether it is sound, and which settings differ.
+"""`python -m evals results list|show|verify|compare`: what is there, whether it is sound, and which settings differ.
 
-`python -m evals.results push-wandb [<results>] [logger.mode=offline …]` sends what is finished to Weights & Biases.
+`python -m evals results push-wandb [<results>] [logger.mode=offline …]` sends what is finished to Weights & Biases.
 """
 
 import argparse
@@ -224,7 +224,7 @@ def main(arguments: list[str] | None = None) -> int:
 
         with one_sentence_endings():
             return push(words[1:])
-    parser = Arguments(prog="python -m evals.results", description=__doc__)
+    parser = Arguments(prog="python -m evals results", description=__doc__)
     parser.add_argument("command", choices=["list", "show", "verify", "compare"])
     parser.add_argument(
         "named", nargs="?", default="", help="a results tree, a folder below its runs, or a part of settings' paths"

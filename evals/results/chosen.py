@@ -31,7 +31,7 @@ def settings_named(results: str | None, named: str) -> list[Record]:
         if not (tree / "runs").is_dir():
             raise UserError("--results", "name a folder that has runs/ in it", value=tree, why="no results")
         why = f"no setting has {readable(named)} in its path" if named else "no settings yet"
-        raise UserError("--results", "`python -m evals.results list` shows all settings", value=tree, why=why)
+        raise UserError("--results", "`python -m evals results list` shows all settings", value=tree, why=why)
     return found
 
 

@@ -182,7 +182,7 @@ def _damaged(record: Record) -> bool:
 
 
 def _faults(record: Record) -> list[str]:
-    """What can be seen at a glance; `python -m evals.results verify` looks closer."""
+    """What can be seen at a glance; `python -m evals results verify` looks closer."""
     phrases = []
     if record.failures:
         phrases.append(f"{record.name}: {failed_of(record.failures)}")

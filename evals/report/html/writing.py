@@ -1,4 +1,4 @@
-"""The page itself: `python -m evals.report <results> --out <directory>`."""
+"""The page itself: `python -m evals report <results> --out <directory>`."""
 
 import base64
 import hashlib
