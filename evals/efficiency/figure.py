@@ -6,16 +6,21 @@ from typing import Any
 import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 
-from evals.efficiency.tables import names, speeds
 from evals.report.figures import legend_label
 
 Rows = Sequence[Mapping[str, Any]]
 """The rows of `concurrency` in efficiency.json."""
 
 
-def draw(rows: Rows, title: str) -> Figure:
-    """A panel for each prompt length, a line for each setting, with bars of what 95 % of the decode steps give."""
-    of_lengths = speeds(rows)
+Speeds = Mapping[int, Mapping[str, Sequence[tuple[float, float]]]]
+"""(MB of the pool, tokens/s) by prompt length and setting."""
+
+
+def draw(rows: Rows, names: Sequence[str], of_lengths: Speeds, title: str) -> Figure:
+    """A panel for each prompt length, a line for each setting, with bars of what 95 % of the decode steps give.
+
+    `names`: the setting of each row.
+    """
     ticks = _ticks(rows)
     figure, axes = plt.subplots(
         1, len(of_lengths), figsize=(4.4 * len(of_lengths), 3.8), squeeze=False, sharey=True, layout="constrained"
@@ -26,8 +31,8 @@ def draw(rows: Rows, title: str) -> Figure:
                 *zip(*points, strict=True), marker="osD^v<>Pph*X"[number % 12], label=legend_label(setting)
             )
             axis.plot(*points[0], marker="o", markersize=11, fillstyle="none", color=line.get_color())
-            for row, name in zip(rows, names(rows), strict=True):
-                if (str(name), row["length"]) == (setting, length) and row["sequences"]:
+            for row, name in zip(rows, names, strict=True):
+                if (name, row["length"]) == (setting, length) and row["sequences"]:
                     look = {"color": line.get_color(), "alpha": 0.5, "linewidth": 1}
                     axis.vlines(row["pool_mb"], *row["tokens_per_s_spread"], **look)
         axis.set_xscale("log", base=2)

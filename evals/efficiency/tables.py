@@ -330,7 +330,7 @@ def draw(tables: Sequence[Table]) -> Any:
 def draw_pools(rows: Sequence[Mapping[str, Any]], title: str) -> Any:
     from evals.efficiency.figure import draw
 
-    return draw(rows, title)
+    return draw(rows, [str(name) for name in names(rows)], speeds(rows), title)
 
 
 def sections(results: Path, models: Sequence[str]) -> tuple[Section, list[str]]:

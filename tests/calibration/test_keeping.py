@@ -69,7 +69,7 @@ def kept(tmp_path, monkeypatch, capsys):
 
 
 def test_one_from_many_prompts_is_found_first(kept, tmp_path) -> None:
-    path, _ = kept(66)
+    path, _ = kept(67)
     assert path == tmp_path / "cache" / "calibration" / "smollm2-135m.held_out.json"
     found = find("smollm2-135m", "held_out")
     assert found is not None
@@ -80,7 +80,7 @@ def test_one_from_many_prompts_is_found_first(kept, tmp_path) -> None:
 @pytest.mark.parametrize(
     ("prompts", "changes", "reason"),
     [
-        (65, {}, "it was made from 65 prompts, and the present one from 66"),
+        (66, {}, "it was made from 66 prompts, and the present one from 67"),
         (6, {}, "it was made from 6 prompts, fewer than eval.minimum_accepted=20"),
         (99, {"observation": {"window": 16, "kernel": 5, "pooling": "average"}}, "is for another observation"),
         (6, {"model": "new"}, "it was made from 6 prompts, fewer than eval.minimum_accepted=20"),

@@ -23,7 +23,7 @@ def planned(*sweep):
 def test_one_group_a_model_and_evaluation():
     found = planned(["model.name=a", "model.name=b"], ["method=full", "method=snapkv"], ["budget=64", "budget=96"])
     assert [group.name for group in found] == ["a niah", "b niah"]
-    assert [[job.name for job in group.jobs] for group in found] == [["full", "full", "snapkv 64", "snapkv 96"]] * 2
+    assert [[job.name for job in group.jobs] for group in found] == [["FullKV", "FullKV", "SnapKV 64", "SnapKV 96"]] * 2
     assert {config["model"]["name"] for config in found[1].configs} == {"b"}
 
 
@@ -39,7 +39,7 @@ def test_one_group_a_task():
     found = planned(["eval=longbench"], [both, "eval.tasks=[trec]"], ["method=full", "method=knorm"])
     assert [group.unit for group in found] == ["trec", "lcc"]
     for group in found:
-        assert [job.name for job in group.jobs] == ["full", "knorm 256"]
+        assert [job.name for job in group.jobs] == ["FullKV", "Key norm 256"]
         assert {job.eval.tasks for job in group.jobs} == {(group.unit,)}
         assert [config["eval"]["tasks"] for config in group.configs] == [[group.unit]] * 2
     assert sum(len(planned(["eval=longbench"], [f"eval.tasks={names}"])) for names in ("english", "all21")) == 16 + 21
@@ -49,9 +49,9 @@ def test_a_group_is_the_same_in_the_process_that_gets_it():
     (group,) = planned(["method=full", "method=snapkv"], ["observation.window=8", "observation.window=16"])
     assert sweep_jobs(json.loads(json.dumps(group.configs))) == list(group.jobs)
     assert [job.name for job in group.jobs] == [
-        "full window=8",
-        "full window=16",
-        *(f"snapkv 256 window={n}" for n in (8, 16)),
+        "FullKV window=8",
+        "FullKV window=16",
+        *(f"SnapKV 256 window={n}" for n in (8, 16)),
     ]
 
 

@@ -121,9 +121,9 @@ def files(tmp_path, monkeypatch):
 def layer_scores(data: str) -> tuple[float, ...]:
     """Those of CompressKV under this choice of calibration data."""
     protocol = replace(EvaluationProtocol(), calibration_data=data)
-    settings = {"budget": 64, "observation": Observation(), "calibration": "auto"}
+    settings = {"budget": 64, "observation": Observation(), "calibration": "auto", "calibration_check": "on"}
     job = SimpleNamespace(model=SimpleNamespace(name="tiny"), method=COMPRESSKV, protocol=protocol, **settings)
-    model = SimpleNamespace(name="tiny", layers=2, q_heads=4, kv_heads=2, fingerprint=None)
+    model = SimpleNamespace(name="tiny", layers=2, q_heads=4, kv_heads=2, fingerprint=None, weights={})
     return build_method(model, job).allocator.layer_scores  # type: ignore[arg-type,union-attr]
 
 

@@ -312,7 +312,7 @@ def test_head_scores_need_no_run(tmp_path, monkeypatch):
         "figure-smollm2-135m-held_out-67",
     }
     text = next(path for path in paths if path.name == "table.md").read_text()
-    assert "| 1 | 18, 7 | 10.82 | 21, 8 | 4.42 |" in text
+    assert "| 1 | 18, 7 | 10.72 | 21, 8 | 4.39 |" in text
     assert "10 of the best 10 heads are the same by both rankings" in text
 
 
