@@ -28,7 +28,7 @@ def fingerprints(model: PreTrainedModel) -> dict[str, str]:
     """Hashes of the weights of `model` without its head: one for each dtype of `DTYPES`, by its name.
 
     Two models are the same if one of their hashes is (`calibration.same`). The hash covers names, shapes, up to
-    `VALUES` values of each parameter, the numbers of heads and the RoPE. Empty if some weights are not in memory.
+    `VALUES` values of each weight, the numbers of heads and the RoPE. Empty if some weights are not in memory.
     """
     body = model.base_model
     config = model.config.get_text_config(decoder=True)
@@ -37,15 +37,16 @@ def fingerprints(model: PreTrainedModel) -> dict[str, str]:
     digests = {
         dtype: hashlib.sha256(json.dumps(architecture, default=str, sort_keys=True).encode()) for dtype in DTYPES
     }
-    for name, parameter in body.named_parameters():
-        if parameter.is_meta:
+    for name, weight in body.state_dict().items():  # quantised layers keep their weights in buffers
+        if weight.is_meta:
             return {}
-        values = parameter.detach().reshape(-1)
+        values = weight.reshape(-1)
         step = -(-values.numel() // VALUES) | 1  # odd, so that the values are not all of the same columns
         values = values[::step].cpu()
         for dtype, digest in digests.items():
-            digest.update(f"{name}{tuple(parameter.shape)}".encode())
-            digest.update(values.to(dtype).contiguous().view(torch.uint8).numpy())
+            digest.update(f"{name}{tuple(weight.shape)}".encode())
+            rounded = values.to(dtype) if values.is_floating_point() else values
+            digest.update(rounded.contiguous().view(torch.uint8).numpy())
     return {str(dtype).removeprefix("torch."): digest.hexdigest()[:16] for dtype, digest in digests.items()}
 
 

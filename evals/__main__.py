@@ -46,6 +46,9 @@ def main(words: Sequence[str]) -> int:
     if name in ("", "-h", "--help"):
         print(f"usage: python -m evals <command> [--help] …\n\n{overview()}")
         return 0 if name else REFUSED
+    if {"-h", "--help"} & set(arguments) and (about := _about(name, arguments)):
+        print(about)
+        return 0
     try:
         with one_sentence_endings():
             return command(name)(_with_results(name, arguments)) or 0
@@ -54,6 +57,15 @@ def main(words: Sequence[str]) -> int:
             print(ending.code, file=sys.stderr)
             return REFUSED
         return int(ending.code or 0)
+
+
+def _about(name: str, arguments: Sequence[str]) -> str | None:
+    """The help of commands that take overrides as `run.py` does; the others have their own."""
+    if name == "audit":
+        return import_module(COMMANDS[name][0]).__doc__
+    if name == "results" and "push-wandb" in arguments:
+        return import_module("evals.loggers.push").__doc__
+    return None
 
 
 def overview() -> str:

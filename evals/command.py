@@ -3,6 +3,7 @@
 import contextlib
 import os
 import signal
+import sys
 from typing import TYPE_CHECKING, NoReturn
 
 if TYPE_CHECKING:
@@ -50,6 +51,7 @@ def start() -> None:
     with one_sentence_endings():
         given = _command_line(get_args_parser())
         _refuse_two_commands(given)
+        sys.argv[1:] = [_swept(word, given) for word in sys.argv[1:]]
         with refused_in_a_sentence(given.overrides):
             hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")(run)()
 
@@ -83,6 +85,21 @@ def _refuse_two_commands(given: "Namespace") -> None:
     if len(names) > 1 and not (given.help or given.hydra_help):
         fix = ", or add +plan=true to see what a sweep will take" if names[0] == "--multirun" else ""
         raise UserError(f"{names[0]} and {names[1]}", f"leave one out{fix}", why="only one of them can be given")
+
+
+def _swept(word: str, given: "Namespace") -> str:
+    """`for.<method>.<setting>=<value>` as a sweep over this one value, so that Hydra leaves it to the sweeper."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    from compresskv.errors import UserError
+
+    name, equals, value = word.partition("=")
+    if word not in given.overrides or not name.startswith("for.") or not equals:
+        return word
+    if not given.multirun:
+        raise UserError(name, "add -m", value=value, why="only sweeps have settings of single methods")
+    parsed = OverridesParser.create().parse_override(word)
+    return word if parsed.is_sweep_override() else f"{name}=choice({value})"
 
 
 def run(config: "DictConfig") -> None:

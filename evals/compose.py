@@ -134,8 +134,10 @@ def expansion(overrides: Sequence[str], parser: OverridesParser | None = None) -
     scoped: dict[str, list[Override]] = {}
     common = []
     for override in parsed:
-        first, _, rest = override.get_key_element().partition(".")
+        first, _, rest = override.key_or_group.partition(".")
         name, _, setting = rest.partition(".")
+        if first == "for" and override.is_add():
+            raise UserError(override.key_or_group, "leave the + out", why="for.<method> needs none")
         if first == "for" and setting:
             override.key_or_group = f"method.{setting}"
             scoped.setdefault(name, []).append(override)
@@ -152,7 +154,11 @@ def expansion(overrides: Sequence[str], parser: OverridesParser | None = None) -
 def _swept(overrides: Sequence[str]) -> dict[str, str]:
     """`hydra.sweeper.params` under those of these overrides that name one value."""
     parsed = OverridesParser.create().parse_overrides(list(overrides))
-    fixed = [str(override.input_line) for override in parsed if not override.is_sweep_override()]
+    fixed = [
+        str(override.input_line)
+        for override in parsed
+        if not override.is_sweep_override() and not override.get_key_element().startswith("for.")
+    ]
     config = compose("config", fixed, return_hydra_config=True)
     return OmegaConf.to_container(OmegaConf.select(config, "hydra.sweeper.params") or OmegaConf.create(), resolve=True)  # type: ignore[return-value]
 

@@ -24,6 +24,7 @@ from evals.report.latex import latex
 from evals.report.markdown import markdown
 from evals.results import frame
 from evals.tables.statistics import difference
+from evals.tables.text import probability
 
 RESULTS = Path("../results/reference")
 
@@ -128,7 +129,7 @@ first, second = paired.columns[0], paired.columns[-1]
 found = difference(paired[first], paired[second])
 low, high = found.interval
 print(f"{task}, budget {budget}: {second} − {first} = {found.mean:.1f} [{low:.1f}, {high:.1f}], n = {found.n}")
-print(f"p = {found.p:.3f}, before any correction")
+print(f"p: {probability(found.p)}, before any correction")
 
 # %% [markdown]
 # **Do not conclude** that two settings are equal because no difference shows. Do not trust a p-value that was picked

@@ -231,3 +231,13 @@ def test_a_model_that_was_loaded_from_a_gguf_file_has_its_name(tmp_path):
     file = write(tmp_path / "folder" / "some[1].Q8.gguf", "llama", gguf_model("llama"))
     model = opened(file.parent, gguf_file=file.name, dtype=torch.bfloat16)
     assert loaded_weights.name(model) == "some[1].Q8"
+
+
+def test_weights_in_buffers_count():
+    """As quantised layers have them."""
+    model = tiny.FAMILIES["llama"]()
+    layer = model.model.layers[0].self_attn.q_proj
+    layer.register_buffer("qweight", torch.arange(12, dtype=torch.int32))
+    before = fingerprints(model)
+    layer.qweight[3] += 1
+    assert not same(before, fingerprints(model))

@@ -5,7 +5,7 @@ import pytest
 from compresskv.errors import UserError
 from evals.compose import composed, expansion
 from tests.support.command import Done, run
-from tests.support.refusals import refused
+from tests.support.refusals import assert_refused, refused
 
 GROUPS = (
     *("model", "method", "method/allocator", "eval", "protocol", "logger", "paths", "experiment"),
@@ -109,5 +109,17 @@ def test_a_setting_of_one_method_is_swept_beside_others():
     gammas = [[o for o in job if "gamma" in o] for job in jobs]
     assert [job[0] for job in jobs] == ["method=snapkv"] * 2 + ["method=cake"] * 4
     assert gammas == [[], []] + [["method.scorer.gamma=100"], ["method.scorer.gamma=200"]] * 2
+    assert expansion(["method=snapkv,cake", "for.cake.scorer.gamma=100"])[1] == [
+        "method=cake",
+        "method.scorer.gamma=100",
+    ]
     with refused("for.cake"):
         expansion(["method=snapkv", "for.cake.scorer.gamma=100,200"])
+    with refused("for.cake.scorer.gamma"):
+        expansion(["method=cake", "+for.cake.scorer.gamma=100,200"])
+
+
+def test_one_value_of_one_method_is_left_to_the_sweeper():
+    done = run("-m", "method=snapkv,cake", "budget=4", "for.cake.scorer.gamma=100")
+    assert_refused(done, "budget")
+    assert_refused(run("method=cake", "for.cake.scorer.gamma=100"), "for.cake.scorer.gamma")

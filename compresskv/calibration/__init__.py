@@ -11,6 +11,7 @@ import math
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from glob import escape
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -273,7 +274,7 @@ def of_model(
     `Context.calibrated` checks whether the latter was made with other weights.
     """
     for source in sources if weights else ():
-        for path in (path for folder in folders() for path in sorted(folder.glob(f"*.{source}.json"))):
+        for path in (path for folder in folders() for path in sorted(folder.glob(f"*.{escape(source)}.json"))):
             with suppress(UserError):  # of a file that may be another model's
                 if same((made := load(path)).weights, weights or {}):
                     return made

@@ -79,14 +79,14 @@ def _maps(results: Path) -> tuple[list[Map], list[str]]:
         for path in sorted(folder.glob("*.json")):
             try:
                 made = calibration.load(path)
+                of_heads = [made.head_scores.get(ranking) for ranking in RANKINGS]
+                if None in of_heads or any(made.model == other.model and _equal(made, other) for other in known):
+                    continue
+                shares = {ranking: _shares(made.scores(ranking)) for ranking in RANKINGS}
             except UserError as error:
                 faults.append(str(error))
                 continue
-            of_heads = [made.head_scores.get(ranking) for ranking in RANKINGS]
-            if None in of_heads or any(made.model == other.model and _equal(made, other) for other in known):
-                continue
             known.append(made)
-            shares = {ranking: _shares(made.scores(ranking)) for ranking in RANKINGS}
             maps.append(Map(made.model, made.source, sum(made.accepted.values()), shares))
     return maps, faults
 

@@ -88,6 +88,8 @@ class Row(TypedDict, total=False):
     total_s: Size | None
     cache_bytes: Size | None
     peak_bytes: Size | None
+    total_cache_bytes: Size | None
+    realised_budget: Size | None
     first_token_s_ratio: Size | None
     decode_ms_ratio: Size | None
     total_s_ratio: Size | None

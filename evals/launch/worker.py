@@ -19,7 +19,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 
-COMMAND = (sys.executable, "-m", "evals.launch.worker")
+COMMAND = (sys.executable, "-P", "-m", "evals.launch.worker")  # -P: nothing is imported from the current folder
 
 
 @dataclass(frozen=True)
@@ -67,6 +67,8 @@ class Worker:
         if answer is None:
             self.process = None
             return Answer(process.wait() or -signal.SIGKILL)  # it does not end of its own accord
+        if answer["code"] > 128:  # a signal, after which it runs nothing more
+            self.end()
         return Answer(**answer)
 
     def end(self) -> None:

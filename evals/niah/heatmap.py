@@ -32,7 +32,8 @@ def heatmaps(table: Table) -> Figure:
     """
     by_method: dict[str, list[Row]] = {}
     for row in table.rows:
-        by_method.setdefault(row.label, []).append(row)
+        if table.overall in row.cells:
+            by_method.setdefault(row.label, []).append(row)
     rows = [sorted(rows, key=lambda row: row.budget or 0) for rows in by_method.values()]
     if max(map(len, rows)) == 1:
         single = [row for (row,) in rows]

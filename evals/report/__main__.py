@@ -21,9 +21,7 @@ def main(arguments: list[str]) -> int:
     )
     parser.add_argument("words", nargs="*", metavar="experiment=<name>", help=f"one of {', '.join(ITEMS)}, or your own")
     parser.add_argument("--results", help="the results tree; default: results")
-    parser.add_argument(
-        "--columns", help=f"of LaTeX tables: tasks, or groups of them; default: {COLUMNS[0]}"
-    )
+    parser.add_argument("--columns", help=f"of LaTeX tables: tasks, or groups of them; default: {COLUMNS[0]}")
     parser.add_argument("--out", type=Path, help="where the page goes; default: report")
     try:
         options = parser.parse_intermixed_args(arguments)

@@ -38,7 +38,7 @@ def chosen(experiment: str, results: Path) -> tuple[list[Record], str, list[str]
         if record.covered and record.summary:
             usable[record] = left_out
     if experiment not in ITEMS:
-        found = [record for record in usable if record.config.get("experiment") == experiment]
+        found = [record for record in usable if experiment in _experiments(record)]
         found.sort(key=lambda record: (record.model, place_of(record.method)))
         if found:
             return found, found[0].eval, [fault for record in found for fault in usable[record]]
@@ -105,8 +105,14 @@ def _of_experiment(experiment: str, of_model: Sequence[Record], configs: Sequenc
     for name in of_configs[0]:
         usual = [record for record in found if _shared(record, name, of_configs[places[record]][name])]
         found = usual or found
-    named = [record for record in of_model if record.config.get("experiment") == experiment and record not in found]
+    named = [record for record in of_model if experiment in _experiments(record) and record not in found]
     return found + named
+
+
+def _experiments(record: Record) -> list[str]:
+    """The experiments that ran a setting, as its configuration names them."""
+    named = record.config.get("experiment") or []
+    return [named] if isinstance(named, str) else [name for name in named if isinstance(name, str)]
 
 
 def _traits_of(config: Mapping[str, Any]) -> Traits:

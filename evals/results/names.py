@@ -1,5 +1,6 @@
-"""What a setting is called: its method, budget and protocol, and whatever else tells it from others of its task."""
+"""What a setting is called: its method, budget and protocol, and whatever else tells it from others."""
 
+import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -23,36 +24,49 @@ Leaves = dict[Path, str]
 
 
 def names(records: Sequence[Record]) -> list[Name]:
-    """The name of each, such as `SnapKV 64`; its variant is what differs among those of one task that would share it.
+    """The name of each, such as `SnapKV 64`; its variant is what differs among those that would share it.
 
-    Where nothing short differs, the variant ends with the folder's hash in brackets. Escape it where markup counts.
+    Settings that differ have different names, in whatever tasks they are. Where nothing short differs, the variant ends
+    with a hash in brackets. Escape it where markup counts.
     """
     marked = len({record.protocol for record in records}) > 1
     found = [Name(named(record.method), record.budget, record.protocol, marked=marked) for record in records]
-    alike: dict[tuple[Any, ...], list[int]] = {}
+    alike: dict[tuple[Any, ...], dict[str, list[int]]] = {}
     for place, record in enumerate(records):
-        alike.setdefault((record.model, record.eval, record.task, found[place]), []).append(place)
-    for places in alike.values():
-        if len(places) > 1:
-            suffixes = _suffixes([records[place] for place in places])
-            for place, suffix in zip(places, suffixes, strict=True):
-                found[place] = replace(found[place], variant=suffix)
+        settings = alike.setdefault((record.model, record.eval, found[place]), {})
+        settings.setdefault(repr(sorted(_leaves(_setting(record)))), []).append(place)
+    for settings in alike.values():
+        firsts = [records[places[0]] for places in settings.values()]
+        hashes = [hashlib.sha256(setting.encode()).hexdigest()[:8] for setting in settings]
+        of_settings = _suffixes(firsts, [_setting(record) for record in firsts], hashes)
+        for places, suffix in zip(settings.values(), of_settings, strict=True):
+            by_task: dict[str, list[int]] = {}
+            for place in places:
+                by_task.setdefault(records[place].task, []).append(place)
+            for of_task in by_task.values():
+                same = [records[place] for place in of_task]
+                prompts = [{"prompt": (record.summary or {}).get("prompt")} for record in same]
+                within = _suffixes(same, prompts, [record.digest for record in same])
+                for place, of_prompt in zip(of_task, within, strict=True):
+                    found[place] = replace(found[place], variant=f"{suffix} {of_prompt}".strip())
     return found
 
 
-def _suffixes(records: Sequence[Record]) -> list[str]:
-    """What tells these apart, for each, such as `heads=3`; the hash too where that does not do.
+def _suffixes(records: Sequence[Record], identities: Sequence[Mapping[str, Any]], hashes: Sequence[str]) -> list[str]:
+    """What tells these apart, for each, such as `heads=3`; its hash too where that does not do.
 
     A default is not named: what a method has by itself, or null where none of them has that.
     """
-    described = [dict(_leaves(_identity(record))) for record in records]
+    if len(records) == 1:
+        return [""]
+    described = [dict(_leaves(identity)) for identity in identities]
     differing = _differing(described)
     usual = _usual(records[0], described, differing)
     named = [[path for path in differing if leaves.get(path) != usual.get(path)] for leaves in described]
     suffixes = [_text(leaves, paths) for leaves, paths in zip(described, named, strict=True)]
     return [
-        suffix if (suffix or not paths) and suffixes.count(suffix) == 1 else f"{suffix} [{record.digest}]".strip()
-        for suffix, paths, record in zip(suffixes, named, records, strict=True)
+        suffix if (suffix or not paths) and suffixes.count(suffix) == 1 else f"{suffix} [{digest}]".strip()
+        for suffix, paths, digest in zip(suffixes, named, hashes, strict=True)
     ]
 
 
@@ -95,10 +109,10 @@ def _text(leaves: Leaves, paths: Sequence[Path]) -> str:
     return " ".join(part for part in parts if len(part) <= 40)
 
 
-def _identity(record: Record) -> dict[str, Any]:
+def _setting(record: Record) -> dict[str, Any]:
+    """What is the same in all tasks of a setting."""
     config = {key: value for key, value in record.config.items() if key not in IMMATERIAL}
-    summary = record.summary or {}
-    return {**config, "prompt": summary.get("prompt"), "dtype": summary.get("dtype")}
+    return {**config, "dtype": (record.summary or {}).get("dtype")}
 
 
 def _leaves(value: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], str]]:
@@ -107,4 +121,5 @@ def _leaves(value: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str,
         for key, item in value.items():
             yield from _leaves(item, (*path, str(key)))
     else:
-        yield path, NONE if value is None else str(value)
+        whole = isinstance(value, float) and value.is_integer() and abs(value) < 1e15
+        yield path, NONE if value is None else str(int(value) if whole else value)  # 200 and 200.0 are one setting

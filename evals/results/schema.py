@@ -195,7 +195,7 @@ class Config(TypedDict, total=False):
     observation: dict[str, Any]
     calibration: str
     budget: Budget
-    experiment: Label  # of conf/experiment; absent where none was chosen
+    experiment: Label | list[Label]  # of conf/experiment; absent where none was chosen
 
 
 @exactly

@@ -47,12 +47,12 @@ def hooks(name: str) -> Iterator[tuple[str, Any]]:
 def _modules(kind: str) -> list[ModuleType]:
     module = targets().get(kind, kind).rpartition(".")[0]
     package = module.rpartition(".")[0]
-    if not _installed(module.partition(".")[0]):
+    if not all(part.isidentifier() for part in module.split(".")) or not _installed(module.partition(".")[0]):
         return []
     for name in filter(None, (package and f"{package}.tables", module)):
         try:
             return [import_module(name)]
-        except (ImportError, ValueError, TypeError):  # such as an evaluation that is not installed here
+        except (Exception, SystemExit):  # an evaluation that is not installed here, or does not run here
             continue
     return []
 

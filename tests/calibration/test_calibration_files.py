@@ -235,3 +235,10 @@ def test_scores_that_are_missing_say_why() -> None:
     assert made is not None
     with refused("calibration"):
         made.scores("retrieval_reasoning")
+
+
+@pytest.mark.parametrize("setting", ["**", "h*", "[a]"])
+def test_a_source_is_a_name_and_no_pattern(write, setting) -> None:
+    write(record(weights={"float16": "abc"}))
+    with refused("calibration", value=setting):
+        choose("tiny", setting, CORRECTED, {"float16": "abc"})
