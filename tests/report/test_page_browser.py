@@ -158,7 +158,7 @@ def test_samples_are_searched_and_are_text(opened):
     task = Select(find(browser, "#sample-controls select")[0])
     task.select_by_visible_text("smollm2-135m · niah · needle · corrected")
     names = texts(browser, "#sample article h3 span:first-child")
-    assert names[0] == "full"
+    assert names[0] == "FullKV"
     assert len(names) == 7
     assert texts(browser, "#sample .tail") == ["…the end of the prompt of L1000-D0-N0"]
     assert texts(browser, "#sample article:nth-child(2) details > summary")[0].startswith("KL by token: up to 0.45")
