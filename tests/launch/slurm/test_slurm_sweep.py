@@ -92,7 +92,7 @@ def test_failures_do_not_lose_the_others(disaster):
     assert set(summaries(harness)) == {("fine", "snapkv-sabotage", 64), ("fine", "snapkv-sabotage", 96)}
     assert "fine · niah" in done.stdout
     assert "6 of 8" in done.stderr.splitlines()[-1]
-    rows = {line.split()[1]: line for line in done.stdout.splitlines() if "snapkv-sabotage 64" in line}
+    rows = {line.split()[1]: line for line in done.stdout.splitlines() if "SnapKV (sabotage) 64" in line}
     assert " ran " in rows["fine"]
     assert all(" failed " in rows[model] for model in ("raises", "killed", "wiped-out"))
 
