@@ -69,7 +69,7 @@ def _lasting(output: nbformat.NotebookNode) -> nbformat.NotebookNode | None:
 
 
 def _smaller(image: str) -> str:
-    """A PNG with a palette of 64 colours, which figures do not exceed by much."""
+    """A PNG with a palette of 64 colours."""
     smaller = io.BytesIO()
     Image.open(io.BytesIO(base64.b64decode(image))).convert("RGB").quantize(64).save(smaller, "png", optimize=True)
     return base64.b64encode(smaller.getvalue()).decode()
