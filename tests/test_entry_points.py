@@ -13,7 +13,7 @@ NOWHERE = "/nowhere/at/all"
 LONG = "1" * 5000
 
 WRONG = {
-    "report": ["", "--nope", "nope", f"{NOWHERE} --out {NOWHERE}/x", "--out", "experiment=nope", "experiment=", "x=5"],
+    "report": ["--nope", "nope", f"{NOWHERE} --out {NOWHERE}/x", "--out", "experiment=nope", "experiment=", "x=5"],
     "results": ["", "nope", f"list --results {NOWHERE}", f"show --results {NOWHERE}", "list --nope", "compare x"],
     "conformance": [
         *("", "--nope", "budget=5", "method=", "method=nope", "method=5", "method=[1]", "method=full", "nope"),
