@@ -88,7 +88,7 @@ def _calibrate(arguments: list[str]) -> None:
 
 
 def _with_results(name: str, arguments: list[str]) -> list[str]:
-    """The arguments, with `--results` as the command itself has it."""
+    """The arguments, with `--results` in the form that the command takes."""
     others, folder = list(arguments), None
     for place, word in enumerate(arguments):
         option, equals, value = word.partition("=")

@@ -249,7 +249,7 @@ def jobs_from(configs: Sequence[Mapping[str, Any]]) -> list[Job]:
 def job_from(config: Mapping[str, Any]) -> Job:
     """Check a resolved configuration and turn it into a `Job`. Raises `UserError` naming the field, value and fix.
 
-    Whether its data and its packages are there is for `jobs_from` to say.
+    `jobs_from` also checks that its data and its packages are there.
     """
     job = _job(config)
     for check in _FITTING:

@@ -24,7 +24,7 @@ LONGEST_SENTENCE = 400
 
 
 def refuse_two_files(hydra: HydraConf) -> None:
-    """Raise `UserError` where a chosen option stands in two folders: Hydra would take the first and not say so.
+    """Raise `UserError` if a chosen option is in two folders: Hydra would take the first and not say so.
 
     `hydra` is the part of a composed configuration that is Hydra's own.
     """

@@ -1,7 +1,7 @@
 """What a run is made of: plain types, without torch. `evals.compose` makes jobs of a configuration.
 
 An evaluation is a frozen dataclass of its settings, named by `_target_` in `conf/eval/<name>.yaml`. It lives in a
-package of its own, in this tree or anywhere that can be imported. What needs torch is in the module `evaluation` of
+separate package, in this tree or anywhere that can be imported. Code that needs torch is in the module `evaluation` of
 that package, which is imported when the evaluation runs.
 """
 

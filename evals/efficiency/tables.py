@@ -82,7 +82,7 @@ class Row(TypedDict, total=False):
     method: Label
     budget: Annotated[int, Ge(1)] | None
     protocol: Label
-    variant: str  # absent in older versions, whose `setting` has it
+    variant: str  # absent in older versions, where `setting` includes it
     first_token_s: Size | None
     decode_ms: Size | None
     total_s: Size | None

@@ -1,4 +1,4 @@
-"""Tasks of one's own: a column for every task, every metric, and their average."""
+"""Your own tasks: a column for every task, every metric, and their average."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any

@@ -1,4 +1,4 @@
-"""What groups in processes of their own left behind: one report of them all."""
+"""One report of all groups that ran in separate processes."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

@@ -43,7 +43,7 @@ class Worker:
         self.process: subprocess.Popen | None = None
 
     def start(self) -> subprocess.Popen:
-        """The process, started if there is none."""
+        """The process; it is started if it does not run."""
         if self.process is None:
             pipe, given = subprocess.PIPE, self._options
             self.process = subprocess.Popen(
@@ -52,7 +52,7 @@ class Worker:
         return self.process
 
     def run(self, configs: Sequence[Mapping[str, Any]], log: Path | None, passed_on: Callable[[bytes], None]) -> Answer:
-        """Run the jobs of these configurations. What they print is appended to `log`, or else passed on.
+        """Run the jobs of these configurations. Their output is appended to `log`, or passed on without one.
 
         `passed_on` gets each line of stderr.
         """
@@ -66,7 +66,7 @@ class Worker:
         answer = _followed(process, passed_on)
         if answer is None:
             self.process = None
-            return Answer(process.wait() or -signal.SIGKILL)  # it does not end of its own accord
+            return Answer(process.wait() or -signal.SIGKILL)  # it only ends if it is killed or told to
         if answer["code"] > 128:  # a signal, after which it runs nothing more
             self.end()
         return Answer(**answer)

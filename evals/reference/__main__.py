@@ -15,7 +15,7 @@ from evals.reference.sweeps import SWEEPS, jobs
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the chosen parts, of which what is finished is not run again, then export all that is complete.
+    """Run the missing samples of the chosen parts, then export all settings that are complete.
 
     Raises `UserError`.
     """

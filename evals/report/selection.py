@@ -15,6 +15,7 @@ from evals.compose import axes, sweep
 from evals.experiments import ITEMS, calibration_of, selecting_heads, usual_heads
 from evals.kinds import kind_of
 from evals.results.record import Record, records
+from evals.results.schema import experiments_of
 from evals.results.shows import hook, sound
 from evals.tables.methods import place_of
 
@@ -28,7 +29,7 @@ Traits = Mapping[str, Any]
 def chosen(experiment: str, results: Path) -> tuple[list[Record], str, list[str]]:
     """The records of an experiment by model, in the order of its sweep; the evaluation that it names; what is left out.
 
-    Where it has none of its evaluation, what stands in for it at size=smoke does. A result whose configuration names
+    If it has no results of its evaluation, those at size=smoke are used. A result whose configuration names
     the experiment belongs to it. Others may too, since experiments share settings: of these, what the experiment
     would run is taken. Raises `UserError` where there is nothing.
     """
@@ -38,7 +39,7 @@ def chosen(experiment: str, results: Path) -> tuple[list[Record], str, list[str]
         if record.covered and record.summary:
             usable[record] = left_out
     if experiment not in ITEMS:
-        found = [record for record in usable if experiment in _experiments(record)]
+        found = [record for record in usable if experiment in experiments_of(record.config)]
         found.sort(key=lambda record: (record.model, place_of(record.method)))
         if found:
             return found, found[0].eval, [fault for record in found for fault in usable[record]]
@@ -105,14 +106,8 @@ def _of_experiment(experiment: str, of_model: Sequence[Record], configs: Sequenc
     for name in of_configs[0]:
         usual = [record for record in found if _shared(record, name, of_configs[places[record]][name])]
         found = usual or found
-    named = [record for record in of_model if experiment in _experiments(record) and record not in found]
+    named = [record for record in of_model if experiment in experiments_of(record.config) and record not in found]
     return found + named
-
-
-def _experiments(record: Record) -> list[str]:
-    """The experiments that ran a setting, as its configuration names them."""
-    named = record.config.get("experiment") or []
-    return [named] if isinstance(named, str) else [name for name in named if isinstance(name, str)]
 
 
 def _traits_of(config: Mapping[str, Any]) -> Traits:

@@ -6,7 +6,7 @@ from typing import Any
 
 from evals.results.provenance import environment, origin
 from evals.results.record import Record
-from evals.results.schema import NAMED, Line, dumps, loads
+from evals.results.schema import NAMED, Line, dumps, experiments_of, loads
 from evals.results.store import SampleStore, not_its_own, write_json, write_yaml
 from evals.results.summary import UNCHECKED, measured, sealed
 
@@ -36,11 +36,12 @@ def finish(store: SampleStore, ids: Sequence[str], about: Mapping[str, Any], run
     failed = {"failed": len(store.failures)} if store.failures else {}
     summary = sealed({**about, "folder": record.name, **measured([store.lines[id] for id in covered]), **failed})
     config = before["config"] if narrower and "config" in before else summary["config"]
-    named = _experiments(summary, before)
+    ran_before = experiments_of(before.get("config") or {})
+    named = sorted({*experiments_of(summary["config"]), *ran_before})
     if named:
         config = config | {"experiment": named[0] if len(named) == 1 else named}
     summary["config"] = config
-    news = _content(summary) != _content(before) or named != _experiments(before)
+    news = _content(summary) != _content(before) or named != ran_before
     if news and store.writable:
         # All lines: the first of an environment has it in full, and need not be covered.
         summary["environment"] = origin(store.lines.values(), before) or environment()
@@ -75,15 +76,6 @@ def _union(before: Sequence[str], ids: Sequence[str], lines: Mapping[str, Line])
     """What a summary covers: `ids` in their order if they are all, else those of `before` first."""
     known = [id for id in before if id in lines]
     return list(ids) if set(known) <= set(ids) else list(dict.fromkeys([*known, *ids]))
-
-
-def _experiments(*summaries: Mapping[str, Any]) -> list[str]:
-    """The experiments that ran a setting, by name: several may share one."""
-    names: set[str] = set()
-    for summary in summaries:
-        name = (summary.get("config") or {}).get("experiment") or []
-        names.update([name] if isinstance(name, str) else name)
-    return sorted(names)
 
 
 def _content(summary: Mapping[str, Any]) -> dict[str, Any]:

@@ -267,3 +267,9 @@ def _finite(digits: str) -> float:
 
 def _refuse(constant: str) -> NoReturn:
     raise ValueError(f"{constant} is not a JSON number")
+
+
+def experiments_of(config: Mapping[str, Any]) -> list[str]:
+    """The experiments of conf/experiment that ran a setting, by its configuration: several may share one."""
+    named = config.get("experiment") or []
+    return [named] if isinstance(named, str) else sorted(name for name in named if isinstance(name, str))

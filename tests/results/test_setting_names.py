@@ -1,9 +1,11 @@
 """Settings that differ have different names, whatever tasks they ran on."""
 
 from compresskv.methods import named_method
-from evals.results.finish import _experiments
+from evals.results.finish import finish
 from evals.results.names import names
-from tests.support.trees import setting
+from evals.results.schema import experiments_of
+from evals.results.store import SampleStore
+from tests.support.trees import about, folder, line, setting
 
 
 def cake(folder, gamma, task="needle", **fields):
@@ -33,5 +35,16 @@ def test_a_default_is_no_part_of_a_name_however_it_was_written(tmp_path):
 
 
 def test_a_setting_belongs_to_every_experiment_that_ran_it():
-    summaries = [{"config": {"experiment": "b"}}, {"config": {"experiment": ["a", "b"]}}, {"config": {}}, {}]
-    assert _experiments(*summaries) == ["a", "b"]
+    configs = [{"experiment": "b"}, {"experiment": ["a", "b"]}, {}]
+    assert [experiments_of(config) for config in configs] == [["b"], ["a", "b"], []]
+
+
+def test_an_experiment_that_finds_a_setting_finished_is_added_to_it(tmp_path):
+    for name in ("b", "", "a", "b"):
+        store = SampleStore(folder(tmp_path, "snapkv", 64, "abcd1234"))
+        if "1" not in store.lines:
+            store.append(line("1"))
+        named = {"of_config": {"experiment": name}} if name else {}
+        record = finish(store, ["1"], about("snapkv", 64, **named), tmp_path / "runs")
+        store.close()
+    assert record.file_config["experiment"] == ["a", "b"]
