@@ -157,3 +157,20 @@ def chat_ids(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     if bos is not None and ids[:1] != [bos] and tokenizer("x").input_ids[0] == bos:
         ids = [bos, *ids]
     return ids
+
+
+def question_start(text: str, question: str, ids: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> int:
+    """How many of `ids`, the tokens of a prompt's `text`, come before the last occurrence of `question` in it.
+
+    A token that has characters of both counts as the question's. 0 where the text lacks the question, or where there is
+    none. White space at its end does not count, since chat templates remove it.
+    """
+    character = text.rfind(question.rstrip())
+    if not question.strip() or character < 0:
+        return 0
+    for special in (False, True):
+        encoded = tokenizer(text, add_special_tokens=special, return_offsets_mapping=True, verbose=False)
+        before = len(ids) - len(encoded.input_ids)  # a BOS that was added
+        if before >= 0 and list(ids[before:]) == encoded.input_ids:
+            return before + next(place for place, (_, end) in enumerate(encoded.offset_mapping) if end > character)
+    return 0

@@ -8,6 +8,7 @@ from typing import Any, Literal
 import torch
 from transformers import PreTrainedModel
 
+from compresskv.budget import Budget, budget_from
 from compresskv.calibration import Calibration
 from compresskv.engine.attention import attached
 from compresskv.engine.in_layer import LayerwiseCache
@@ -23,7 +24,7 @@ from compresskv.methods import method_for
 def compressed(
     model: PreTrainedModel,
     method: EvictionMethod | str | None,
-    budget: int | None,
+    budget: Budget | str | None,
     calibration: Calibration | str | Path | None = None,
     backend: str | None = None,
     generation_config: Literal["ignored", "honoured"] = "ignored",
@@ -40,7 +41,8 @@ def compressed(
 
     `method`: an `EvictionMethod`, or the name of one in conf/method. A named method that needs a calibration uses the
     model's, or `calibration`: a loaded one, a source such as "published", or the path of a file. `budget`: kept tokens
-    per layer and KV head, the observation window included; None keeps everything. `generation_config`: whether
+    per layer and KV head, the observation window included, or a share of the prompt such as "25%"; None keeps
+    everything. `generation_config`: whether
     `generate` applies the checkpoint's settings for greedy decoding, such as a repetition penalty; its own arguments
     always apply. `backend`: "sdpa" or "flash_attention_2" (None: the latter if the model uses it).
 
@@ -52,8 +54,9 @@ def compressed(
     if isinstance(method, str):
         method = method_for(model, method, calibration)
         budget = None if method is None else budget
+    kept = None if budget is None else budget_from(budget)
     with attached(model, backend), nullcontext() if generation_config == "honoured" else ignored(model):
-        cache = LayerwiseCache(model.config, Setting(method, budget), prompt_length)
+        cache = LayerwiseCache(model.config, Setting(method, kept), prompt_length)
         with torch.no_grad(), _generating(model):
             yield cache
         cache.refuse_unused()

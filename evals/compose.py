@@ -23,6 +23,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf, open_dict
 
+from compresskv.budget import budget_from
 from compresskv.checking import Ge, Gt, Le, MinLen, PathText, checked, checked_value, frozen, refuse_unknown
 from compresskv.errors import UserError, readable
 from compresskv.folders import CONF, package_files
@@ -31,6 +32,7 @@ from compresskv.methods import check_parameters, least_window, method_config, re
 from compresskv.model_config import ModelConfig, name_of
 from compresskv.observation import ObservationConfig
 from compresskv.protocol import EvaluationProtocol
+from compresskv.schedule import EvictionSchedule
 from evals.help import groups_help, settings_help
 from evals.hydra_errors import refuse_two_files, refused_in_a_sentence
 from evals.job import Evaluation, Job, Logger, SampledEvaluation
@@ -46,16 +48,15 @@ OmegaConf.register_new_resolver("groups_help", lambda *, _root_: groups_help(_ro
 Tokens = Annotated[int, Ge(1), Le(100_000_000)]
 
 SCALARS: dict[str, Any] = {
-    "budget": Tokens,
     "calibration": PathText,
     "calibration_check": Literal["on", "off"],
     "prefill_chunk": Tokens | None,
     "memory": Annotated[float, Gt(0), Le(1_000_000)] | None,
     "fidelity": bool,
 }
-"""The settings at the top of `conf/config.yaml` that are one value, and what they take."""
+"""The settings at the top of `conf/config.yaml` that are one value, and what they take; `budget_from` reads budgets."""
 
-NODES = ("model", "method", "eval", "protocol", "observation", "logger", "paths")
+NODES = ("model", "method", "eval", "protocol", "observation", "eviction", "logger", "paths")
 """Those that are a mapping."""
 
 
@@ -260,9 +261,10 @@ def job_from(config: Mapping[str, Any]) -> Job:
 
 def _job(config: Mapping[str, Any]) -> Job:
     """`job_from`, except for whether its parts fit together, and for what needs the methods, which import torch."""
-    refuse_unknown("", config, [*SCALARS, *NODES, "experiment"])
-    if missing := [name for name in (*SCALARS, *NODES) if name not in config]:
+    refuse_unknown("", config, ["budget", *SCALARS, *NODES, "experiment"])
+    if missing := [name for name in ("budget", *SCALARS, *NODES) if name not in config]:
         raise UserError(missing[0], "give it a value", why="not set")
+    budget = budget_from(config["budget"])
     scalars = {name: checked_value(name, hint, config[name]) for name, hint in SCALARS.items()}
     method = method_config(config["method"])
     evaluation = plug_in("eval", Evaluation, config["eval"])
@@ -272,10 +274,11 @@ def _job(config: Mapping[str, Any]) -> Job:
     job = Job(
         model=checked("model", ModelConfig, model),
         method=method,
-        budget=None if method.keeps_everything else scalars["budget"],
+        budget=None if method.keeps_everything else budget,
         eval=evaluation,
         protocol=checked("protocol", EvaluationProtocol, config["protocol"]),
         observation=checked("observation", ObservationConfig, config["observation"]),
+        eviction=checked("eviction", EvictionSchedule, config["eviction"]),
         calibration=scalars["calibration"],
         calibration_check=scalars["calibration_check"],
         prefill_chunk=scalars["prefill_chunk"],
@@ -291,7 +294,21 @@ def _job(config: Mapping[str, Any]) -> Job:
         raise UserError(
             "fidelity", "set fidelity=false", value=True, why=f"eval={evaluation.name} has no samples to measure it on"
         )
+    _refuse_context(job)
     return job
+
+
+def _refuse_context(job: Job) -> None:
+    """Raise `UserError` where eviction before the question has no meaning."""
+    if job.eviction.when == "prompt":
+        return
+    why = ""
+    if not isinstance(job.eval, SampledEvaluation):
+        why = f"eval={job.eval.name} asks no question"
+    elif job.protocol.name == "released":
+        why = "protocol=released is the authors' code, which evicts after the whole prompt"
+    if why:
+        raise UserError("eviction.when", "set eviction.when=prompt", value=job.eviction.when, why=why)
 
 
 def _refuse_mismatch(job: Job) -> None:
@@ -302,7 +319,7 @@ def _refuse_mismatch(job: Job) -> None:
 def _refuse_small(job: Job) -> None:
     """Raise `UserError` for a budget that leaves no room beside the tokens that the method keeps anyway."""
     window = least_window(job.method, job.observation.window)
-    if job.eval.evicts and job.budget is not None and job.budget <= window:
+    if job.eval.evicts and isinstance(job.budget, int) and job.budget <= window:
         why = f"the method keeps the observation window of {window} tokens, which leaves no room"
         raise UserError("budget", f"set budget to {window + 1} or more", value=job.budget, why=why)
 

@@ -17,12 +17,14 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
+from compresskv.budget import Budget
 from compresskv.checking import Name
 from compresskv.errors import UserError
 from compresskv.methods import MethodConfig
 from compresskv.model_config import ModelConfig
 from compresskv.observation import ObservationConfig
 from compresskv.protocol import EvaluationProtocol
+from compresskv.schedule import EvictionSchedule
 from evals.tables.methods import Name as SettingName
 from evals.tables.methods import named
 
@@ -130,16 +132,13 @@ class Task(Protocol):
 
     def sample(self, id: str) -> Sample: ...
 
-    def first_prompt(self) -> int:
-        """Length, in tokens, of the first sample in dataset order, whether or not it runs."""
-        ...
-
 
 @dataclass(frozen=True, eq=False)
 class Sample:
     """One prompt, `ids` [prompt], int64. `record` goes into its line; `score(prediction)` gives at least `score`.
 
     `reference`: the answer that is looked for, as the model would write it right after the prompt; "" for none.
+    `context`: how many of `ids` come before the question; 0 where the sample does not divide the two.
     """
 
     id: str
@@ -148,6 +147,7 @@ class Sample:
     score: Callable[[str], dict[str, Any]]
     record: dict[str, Any] = field(default_factory=dict)
     reference: str = ""
+    context: int = 0
 
 
 Report = Callable[[str, int, int], None]
@@ -180,7 +180,7 @@ class Logger(ABC):
 
 @dataclass(frozen=True)
 class Job:
-    """A model, a method at a budget (tokens; None for the full cache), an evaluation and a protocol.
+    """A model, a method at a budget (None for the full cache), an evaluation and a protocol.
 
     `prefill_chunk` in tokens; `memory`: GB that a prompt and its decode batch may take beside the model; None: what is
     free. `fidelity`: whether to measure how far each setting is from the full cache. `config` is the configuration that
@@ -189,10 +189,11 @@ class Job:
 
     model: ModelConfig
     method: MethodConfig
-    budget: int | None
+    budget: Budget | None
     eval: Evaluation
     protocol: EvaluationProtocol
     observation: ObservationConfig
+    eviction: EvictionSchedule
     calibration: str
     calibration_check: str
     prefill_chunk: int | None
@@ -209,14 +210,15 @@ class Job:
 
     @property
     def setting(self) -> str:
-        """Method and budget."""
-        return str(SettingName(named(self.method.name), self.budget))
+        """Method and budget, and when eviction happens if not after the prompt."""
+        return str(SettingName(named(self.method.name), self.budget, when=self.eviction.when))
 
     @property
     def label(self) -> str:
         """Method and budget, and the protocol if it is not the default."""
         protocol = self.protocol.label
-        return str(SettingName(named(self.method.name), self.budget, protocol, marked=protocol != "corrected"))
+        marked = protocol != "corrected"
+        return str(SettingName(named(self.method.name), self.budget, protocol, marked=marked, when=self.eviction.when))
 
     @property
     def name(self) -> str:

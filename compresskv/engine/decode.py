@@ -15,6 +15,9 @@ from compresskv.generation_defaults import processors
 from compresskv.installed import cache_argument
 from compresskv.selection import Kept
 
+TOGETHER = 8192
+"""Tokens of questions, of all settings together, that one forward pass takes at most."""
+
 
 @dataclass(frozen=True)
 class Stopping:
@@ -57,6 +60,24 @@ def decode_cache(prefill: Prefill, kept: Sequence[Kept], room: int, last: bool =
 
 
 @torch.no_grad()
+def answering(
+    model: PreTrainedModel, prefill: Prefill, kept: Sequence[Kept], room: int, last: bool = False
+) -> tuple[EvictedCache, Tensor]:
+    """`decode_cache` after the question, and the next-token logits of each setting: [rows, vocabulary], float32.
+
+    Without a question, these are the prompt's. `room` new tokens fit after it.
+    """
+    question = prefill.question
+    cache = decode_cache(prefill, kept, question.numel() + room, last)
+    logits = prefill.logits.expand(len(kept), -1)
+    together = max(1, TOGETHER // len(kept))
+    for start in range(0, question.numel(), together):
+        part = question[start : start + together]
+        logits = forward_given(model, part, len(kept), cache, prefill.length + start, logits_to_keep=1)[:, -1]
+    return cache, logits
+
+
+@torch.no_grad()
 def forward_tokens(model: PreTrainedModel, tokens: Tensor, cache: EvictedCache, position: int | Tensor) -> Tensor:
     """Feed one new token per row, `tokens` [rows]; returns the next logits [rows, vocabulary], float32.
 
@@ -75,16 +96,20 @@ def forward_tokens(model: PreTrainedModel, tokens: Tensor, cache: EvictedCache, 
 
 
 @torch.no_grad()
-def forward_given(model: PreTrainedModel, tokens: Tensor, rows: int, cache: EvictedCache, position: int) -> Tensor:
+def forward_given(
+    model: PreTrainedModel, tokens: Tensor, rows: int, cache: EvictedCache, position: int, logits_to_keep: int = 0
+) -> Tensor:
     """Feed the same `tokens` [new], from `position` on, to each of `rows`; returns logits [rows, new, vocabulary].
 
-    Logits are float32; the last ones predict the token after all of `tokens`. `model` must be `attached`.
+    Logits are float32; the last ones predict the token after all of `tokens`. `logits_to_keep`: how many of the last
+    ones are computed; 0: all. `model` must be `attached`.
     """
     positions = torch.arange(position, position + tokens.numel(), device=tokens.device)
     out = model(
         input_ids=tokens.expand(rows, -1),
         position_ids=positions.expand(rows, -1),
         use_cache=True,
+        logits_to_keep=logits_to_keep,
         **{cache_argument(model): cache},
     )
     return out.logits.float()

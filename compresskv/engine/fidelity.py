@@ -6,12 +6,13 @@ settings share, so only a few decode steps are added.
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from compresskv.engine.decode import decode_cache, forward_given
+from compresskv.engine.decode import answering, forward_given
 from compresskv.engine.memory import batches
 from compresskv.engine.prefill import FULL, Prefill, finite, non_finite
 from compresskv.engine.rotary import regime
@@ -25,11 +26,11 @@ LOGITS = 1 << 26
 class Fidelity:
     """One setting on one sample.
 
-    `kl`: KL(full ‖ setting) of the next-token distributions in nats, mean over the tokens of the full cache's answer
-    after the first, which eviction cannot affect. `agreement`: share of these tokens, 0 to 1, where both have the same
-    most probable one. None where the answer is a single token. `reference_nll`: negative log-likelihood of the
-    reference answer in nats per token; None where there is none. `kl_per_token`: the values of which `kl` is the mean,
-    in order.
+    `kl`: KL(full ‖ setting) of the next-token distributions in nats, mean over the tokens of the full cache's answer.
+    After a prompt that is compressed whole, the first token does not count, since eviction cannot affect it.
+    `agreement`: share of these tokens, 0 to 1, where both have the same most probable one. None where no token counts.
+    `reference_nll`: negative log-likelihood of the reference answer in nats per token; None where there is none.
+    `kl_per_token`: the values of which `kl` is the mean, in order.
     """
 
     kl: float | None
@@ -69,13 +70,14 @@ def _distances(
     model: PreTrainedModel, prompt: Prefill, rows: Sequence[Kept], answer: Sequence[int]
 ) -> tuple[list[float | None], list[float | None], list[list[float]]]:
     """Mean KL, share of equal most probable tokens, and KL at each token, of each row."""
-    steps = len(answer) - 1
+    steps = len(answer) - (not prompt.question.numel())
     if steps < 1:
         return [None] * len(rows), [None] * len(rows), [[]] * len(rows)
     kl = torch.zeros(len(rows), dtype=torch.float64, device=prompt.logits.device)
     agreement = torch.zeros_like(kl)
     per_token: list[Tensor] = []
-    for logits in _given(model, prompt, [prompt.kept(FULL), *rows], answer[:-1]):
+    predictions = _predictions(model, prompt, [prompt.kept(FULL), *rows], answer)
+    for logits in islice(predictions, len(answer) - steps, None):
         log_p = logits.log_softmax(-1)
         full, others = log_p[:1], log_p[1:]
         per_token.append((full.exp() * (full - others)).sum(-1))
@@ -87,27 +89,30 @@ def _distances(
 def _likelihoods(
     model: PreTrainedModel, prompt: Prefill, rows: Sequence[Kept], reference: Sequence[int]
 ) -> list[float | None]:
-    """Negative log-likelihood of `reference` per token, of each row. The prompt predicts its first token."""
+    """Negative log-likelihood of `reference` per token, of each row."""
     if not reference:
         return [None] * len(rows)
-    first = -prompt.logits.log_softmax(-1)[reference[0]].double()
-    nll = first.repeat(len(rows))
-    for token, logits in zip(reference[1:], _given(model, prompt, rows, reference[:-1]), strict=True):
+    nll = torch.zeros(len(rows), dtype=torch.float64, device=prompt.logits.device)
+    for token, logits in zip(reference, _predictions(model, prompt, rows, reference), strict=True):
         nll -= logits.log_softmax(-1)[:, token]
     return (nll / len(reference)).tolist()
 
 
-def _given(model: PreTrainedModel, prompt: Prefill, rows: Sequence[Kept], tokens: Sequence[int]) -> Iterator[Tensor]:
-    """After each of `tokens`, given to all rows alike, the next logits [rows, vocabulary], float32."""
-    if not tokens:
-        return
-    cache = decode_cache(prompt, rows, len(tokens))
+def _predictions(
+    model: PreTrainedModel, prompt: Prefill, rows: Sequence[Kept], tokens: Sequence[int]
+) -> Iterator[Tensor]:
+    """The logits that predict each of `tokens`, which are given to all rows alike: [rows, vocabulary], float32."""
+    given = tokens[:-1]
+    cache, logits = answering(model, prompt, rows, len(given))
+    if not finite(logits).all():
+        raise non_finite(model, f"after a prompt of {prompt.end} tokens")
+    yield logits
     # Where RoPE depends on the length, each token has that of the text up to it.
-    alike = regime(model, prompt.length + 1) == regime(model, prompt.length + len(tokens))
+    alike = regime(model, prompt.end + 1) == regime(model, prompt.end + len(given))
     together = max(1, LOGITS // (len(rows) * prompt.logits.nbytes)) if alike else 1
-    for start in range(0, len(tokens), together):
-        fed = torch.tensor(tokens[start : start + together], device=prompt.ids.device)
-        logits = forward_given(model, fed, len(rows), cache, prompt.length + start)
+    for start in range(0, len(given), together):
+        fed = torch.tensor(given[start : start + together], device=prompt.ids.device)
+        logits = forward_given(model, fed, len(rows), cache, prompt.end + start)
         if not finite(logits).all():
             raise non_finite(model, f"after a given answer of {start + fed.numel()} tokens")
         yield from logits.unbind(1)

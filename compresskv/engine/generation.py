@@ -4,10 +4,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain
 
+import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from compresskv.engine.decode import Stopping, decode, decode_cache
+from compresskv.engine.contexts import ContextStore
+from compresskv.engine.decode import Stopping, answering, decode
 from compresskv.engine.fidelity import Fidelity, fidelity
 from compresskv.engine.memory import SHARE, batches, free_bytes, memory_as, ran_out
 from compresskv.engine.prefill import FULL, Prefill, PrefillError, Setting, prefill
@@ -21,9 +23,9 @@ from compresskv.selection import Kept, counts
 class Generation:
     """What one setting generated, and what it kept.
 
-    `kept` counts prompt tokens, [layer][KV head]; `cache_bytes` are the bytes of their keys and values, `sliding_bytes`
-    those of the sliding-window layers, which no setting evicts. `together`: the indices, in the list of settings, of
-    those that were decoded in the same batch. `fidelity`: None unless requested.
+    `kept` counts compressed tokens, [layer][KV head]; `cache_bytes` are the bytes of their keys and values,
+    `sliding_bytes` those of the sliding-window layers, which no setting evicts. `together`: the indices, in the list of
+    settings, of those that were decoded in the same batch. `fidelity`: None unless requested.
     """
 
     tokens: list[int]
@@ -35,7 +37,7 @@ class Generation:
 
     @property
     def realised_budget(self) -> float:
-        """Mean number of prompt tokens kept per layer and KV head."""
+        """Mean number of compressed tokens kept per layer and KV head."""
         return sum(map(sum, self.kept)) / max(sum(map(len, self.kept)), 1)
 
 
@@ -48,20 +50,28 @@ def generate(
     memory: int | None = None,
     reference: Sequence[int] | None = None,
     prefixes: PrefixStore | None = None,
+    context: int | None = None,
+    contexts: ContextStore | None = None,
 ) -> list[Generation]:
     """Shared path: one prefill of `ids` [prompt], then all settings decode as one batch, full caches separately.
 
+    `context`: only the first so many tokens are prefilled and compressed; the others, the question, are then read by
+    all settings with what they kept. None: the whole prompt is compressed. `contexts` keeps a context's prefill for its
+    next question.
     Settings that exceed `memory` (bytes for the prompt and one batch; None: what is free) decode in several batches.
     With a `reference` answer (token ids, may be empty), the fidelity of each setting is measured too. `prefixes` holds
     chunks of earlier prompts; it frees memory that the settings need, so it does not change a batch. Raises
     `PromptError` if the model's RoPE would switch within the answer.
     """
-    refuse_crossing(model, ids.numel(), max(stopping.max_new_tokens, len(reference or ())))
+    length = ids.numel() if context is None else context
+    new = max(stopping.max_new_tokens, len(reference or ()))
+    refuse_crossing(model, length, ids.numel() - length + new)
     window = max((setting.window for setting in settings), default=1)
-    scorers = set(chain.from_iterable(setting.scorers(ids.numel()) for setting in settings))
-    prompt = prefill(model, ids, window, chunk, scorers, prefixes)
+    scorers = frozenset(chain.from_iterable(setting.scorers(length) for setting in settings))
+    prefilled = contexts.prefill if contexts else prefill
+    prompt = replace(prefilled(model, ids[:length], window, chunk, scorers, prefixes), question=ids[length:])
     scoring = PrefillError(
-        "prompt", "use shorter prompts or model.device=map", why=f"out of memory while scoring {ids.numel()} tokens"
+        "prompt", "use shorter prompts or model.device=map", why=f"out of memory while scoring {length} tokens"
     )
     with memory_as(scoring):
         prompt.score(settings)
@@ -76,7 +86,7 @@ def generate(
         prefixes.trim(limit - full - max((sum(sizes[place] for place in batch) for batch in pending), default=0))
     while pending:
         batch = pending.pop(0)
-        last = not pending and len(batch) == 1 and reference is None
+        last = not pending and len(batch) == 1 and reference is None and contexts is None
         generations |= _decode_together(model, prompt, {place: kept[place] for place in batch}, stopping, last)
     if reference is not None:
         answer = _full_answer(model, prompt, settings, generations, stopping)
@@ -119,8 +129,9 @@ def _decode_together(
     """
     places = tuple(kept)
     try:
-        cache = decode_cache(prompt, list(kept.values()), stopping.max_new_tokens, last)
-        tokens = decode(model, cache, prompt.logits, prompt.length, len(places), stopping, prompt.ids)
+        cache, logits = answering(model, prompt, list(kept.values()), stopping.max_new_tokens, last)
+        ids = torch.cat([prompt.ids, prompt.question])
+        tokens = decode(model, cache, logits, prompt.end, len(places), stopping, ids)
     except (RuntimeError, MemoryError) as error:
         cache = None
         if not ran_out(error):
@@ -129,7 +140,7 @@ def _decode_together(
             raise PromptError(
                 "prompt",
                 "use shorter prompts, a smaller model.dtype or model.device=map",
-                why=f"out of memory while decoding one setting after {prompt.length} tokens",
+                why=f"out of memory while decoding one setting after {prompt.end} tokens",
             ) from error
     else:
         tallies = [counts(setting) for setting in kept.values()]

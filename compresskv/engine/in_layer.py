@@ -11,7 +11,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from compresskv.engine.attention import is_attached
 from compresskv.engine.cache import EvictedCache
-from compresskv.engine.decode import Stopping, decode
+from compresskv.engine.decode import Stopping, decode, forward_given
 from compresskv.engine.generation import Generation
 from compresskv.engine.prefill import Setting, forward_prompt, prompt_shape
 from compresskv.engine.rows import Source
@@ -95,7 +95,7 @@ class LayerwiseCache(EvictedCache):
 
     def _evict(self, layer: LayerPrefill) -> None:
         """Compress `layer`, and shrink the layers before it if its scores require so."""
-        method, budget = self.setting.method, self.setting.budget
+        method, budget = self.setting.method, self.setting.tokens(layer.length)
         if method is None or budget is None or self.setting.keeps_all(layer.length):
             self.kept.append(keep_all(layer.kv_heads, layer.length, layer.keys.device))
             self._complete.append(Source(layer.keys, layer.values, list(enumerate(self.kept[-1])), layer.kv_heads))
@@ -180,11 +180,20 @@ def _places(kept: list[Tensor], length: int) -> Tensor:
 
 @torch.no_grad()
 def generate_in_layer(
-    model: PreTrainedModel, ids: Tensor, setting: Setting, stopping: Stopping, chunk: int | None = None
+    model: PreTrainedModel,
+    ids: Tensor,
+    setting: Setting,
+    stopping: Stopping,
+    chunk: int | None = None,
+    context: int | None = None,
 ) -> Generation:
     """In-layer path: like `generate` for one setting. `model` must be `attached`."""
-    cache = LayerwiseCache(model.config, setting, ids.numel(), stopping.max_new_tokens)
-    logits = forward_prompt(model, ids, cache, chunk)
+    length = ids.numel() if context is None else context
+    question = ids[length:]
+    cache = LayerwiseCache(model.config, setting, length, question.numel() + stopping.max_new_tokens)
+    logits = forward_prompt(model, ids[:length], cache, chunk)
+    if question.numel():
+        logits = forward_given(model, question, 1, cache, length, logits_to_keep=1)[0, -1]
     tokens = decode(model, cache, logits, ids.numel(), 1, stopping, ids)[0]
     tally = counts(cache.kept)
     return Generation(tokens, tally, cache.kept_bytes(tally), cache.sliding_bytes)

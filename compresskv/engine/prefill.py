@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from compresskv.budget import Budget, Share
 from compresskv.engine.backends import backend_of
 from compresskv.engine.cache import EvictedCache
 from compresskv.engine.memory import memory_as
@@ -33,24 +34,29 @@ class NonFinitePrefillError(NonFiniteError, PrefillError):
 
 @dataclass(frozen=True)
 class Setting:
-    """One method at one budget (tokens, the observation window included).
+    """One method at one budget (tokens, the observation window included, or a share of the prompt).
 
     A budget of None keeps the whole prompt, and so does a setting without a method, which has no budget.
     """
 
     method: EvictionMethod | None
-    budget: int | None
+    budget: Budget | None
 
     def __post_init__(self) -> None:
         if self.budget is not None:
             if self.method is None:
                 raise ValueError(f"budget={self.budget} without a method: the full cache has no budget")
-            self.method.check(self.budget)
+            if isinstance(self.budget, int):
+                self.method.check(self.budget)
 
     @property
     def window(self) -> int:
         """Prompt tokens at the end that are always kept; without a method, 1."""
         return 1 if self.method is None else self.method.window
+
+    def tokens(self, length: int) -> int | None:
+        """The budget of a prompt of `length` tokens, in tokens."""
+        return self.budget.tokens(length, self.window) if isinstance(self.budget, Share) else self.budget
 
     def scorers(self, length: int | None) -> list[Scorer]:
         """The scorers of a prompt of `length` tokens (None: not known yet); empty if it is kept whole."""
@@ -59,7 +65,8 @@ class Setting:
 
     def keeps_all(self, length: int) -> bool:
         """A prompt that fits the budget, or the window, is kept whole in every layer."""
-        return self.budget is None or length <= max(self.budget, self.window)
+        budget = self.tokens(length)
+        return budget is None or length <= max(budget, self.window)
 
 
 FULL = Setting(None, None)
@@ -68,14 +75,25 @@ FULL = Setting(None, None)
 
 @dataclass(eq=False)
 class Prefill:
-    """A prompt, `ids` [prompt], after its one forward pass: complete layers, logits [vocabulary] of the next token."""
+    """What is compressed, `ids` [prompt], after its one forward pass: complete layers, logits [vocabulary] of the next
+    token.
+
+    `question`: ids [question] that follow the compressed tokens; every setting reads them with what it kept. Empty
+    where the whole prompt is compressed.
+    """
 
     length: int
     layers: list[LayerPrefill]
     logits: Tensor
     cache: EvictedCache
     ids: Tensor
+    question: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
     _scores: dict[Scorer, list[LayerScores]] = field(default_factory=dict)
+
+    @property
+    def end(self) -> int:
+        """Tokens of the whole prompt, the question included."""
+        return self.length + self.question.numel()
 
     @property
     def nbytes(self) -> int:
@@ -85,8 +103,8 @@ class Prefill:
         return layers + self.cache.sliding_bytes + scores
 
     def row_bytes(self, kept: Kept, room: int) -> int:
-        """Bytes that a setting takes in a batch with `room` for new tokens."""
-        return self.cache.allocated_bytes(counts(kept), room) + self.cache.sliding_bytes
+        """Bytes that a setting takes in a batch with `room` for new tokens after the question."""
+        return self.cache.allocated_bytes(counts(kept), room + self.question.numel()) + self.cache.sliding_bytes
 
     def score(self, settings: Sequence[Setting]) -> None:
         """Score every layer for those of `settings` that evict; methods with equal scorers share their scores."""
@@ -110,7 +128,7 @@ class Prefill:
 
     def kept(self, setting: Setting) -> Kept:
         """The prompt positions that `setting` keeps."""
-        method, budget = setting.method, setting.budget
+        method, budget = setting.method, setting.tokens(self.length)
         if not self.layers or method is None or budget is None or setting.keeps_all(self.length):
             return [keep_all(layer.kv_heads, self.length, layer.keys.device) for layer in self.layers]
         self.score([setting])

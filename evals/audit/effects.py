@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
+from compresskv.budget import Budget
 from compresskv.errors import UserError
 from compresskv.models import LoadedModel
 from compresskv.protocol import EvaluationProtocol
@@ -83,7 +84,7 @@ MakeJob = Callable[[str, int, str | None], Job]
 """The job of a method at a budget under `corrected`, with one field as released or as in `IN_NEITHER`, or with none."""
 
 
-Finished = Mapping[tuple[str, str, int | None], Sequence[Line]]
+Finished = Mapping[tuple[str, str, Budget | None], Sequence[Line]]
 """The samples of finished jobs, by their `key`."""
 
 
@@ -133,9 +134,7 @@ def _compare(
             tasks[job.protocol] = NiahTask(job.eval, model, job.protocol)
     before, after = tasks[corrected.protocol], tasks[released.protocol]
     try:
-        methods = [
-            describe(build_method(model, job, tasks[job.protocol].first_prompt)) for job in (corrected, released)
-        ]
+        methods = [describe(build_method(model, job, tasks[job.protocol])) for job in (corrected, released)]
     except UserError as error:
         return Comparison(field, corrected, released, f"not yet measured: {error.why}")
     if methods[0] == methods[1] and _same_prompts(before, after):
@@ -153,7 +152,7 @@ def _fail(jobs: Sequence[Job], error: Exception, task: str) -> None:
     raise error
 
 
-def key(job: Job) -> tuple[str, str, int | None]:
+def key(job: Job) -> tuple[str, str, Budget | None]:
     """Protocol, method and budget, by which the audit's jobs differ."""
     return job.protocol.name, job.method.name, job.budget
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from compresskv.budget import written
 from compresskv.engine.attention import attached
 from compresskv.engine.prefill import FULL, Setting
 from compresskv.errors import UserError
@@ -161,7 +162,7 @@ def _row(name: str, length: int, measurements: Measurements, by_name: Mapping[st
     by_gpu = [median(round_) for round_ in zip(*(m.peak_bytes_by_gpu for m in rounds), strict=True)]
     bound = None if rounds[0].launch_bound is None else sum(bool(m.launch_bound) for m in rounds) > len(rounds) / 2
     gpus = {"launch_bound": bound, "peak_bytes_by_gpu": by_gpu}
-    place = {"method": contender.method, "budget": contender.setting.budget, "protocol": contender.protocol}
+    place = {"method": contender.method, "budget": written(contender.setting.budget), "protocol": contender.protocol}
     place["variant"] = contender.variant
     by_round = {field: [getattr(measured, field) for measured in rounds] for field in FIELDS}
     return {"setting": name, "length": length, **place, **mine, **gpus, **ratios, "by_round": by_round}

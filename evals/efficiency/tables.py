@@ -9,10 +9,11 @@ from typing import Annotated, Any, Literal, Required
 
 from typing_extensions import TypedDict
 
+from compresskv.budget import budget_from, largest_first
 from compresskv.checking import Ge, Gt, Le, MinLen
 from evals.results.means import Cells, filled
 from evals.results.provenance import shown_environment
-from evals.results.schema import LARGEST, Bounds, Count, Label, Number, Size, exactly, loads, misfit
+from evals.results.schema import LARGEST, Bounds, Budget, Count, Label, Number, Size, exactly, loads, misfit
 from evals.tables import text
 from evals.tables.methods import METHODS, Name, named
 from evals.tables.table import Block, Cell, Metric, Section, Shown, Table, Texts
@@ -80,7 +81,7 @@ class Row(TypedDict, total=False):
     setting: Required[Label]
     length: Required[Annotated[int, Ge(1), Le(LARGEST)]]
     method: Label
-    budget: Annotated[int, Ge(1)] | None
+    budget: Budget
     protocol: Label
     variant: str  # absent in older versions, where `setting` includes it
     first_token_s: Size | None
@@ -183,6 +184,7 @@ def name_of(row: Mapping[str, Any], marked: bool = False) -> Name:
     method, protocol = method_of(row), str(row.get("protocol", "corrected"))
     number = row["setting"].split(",")[0].partition(" ")[2].partition(" ")[0]
     budget = row["budget"] if "budget" in row else int(number) if number.isdecimal() else None
+    budget = None if budget is None else budget_from(budget)
     if (variant := row.get("variant")) is None:
         rest = row["setting"].removeprefix(f"{method} {budget}" if budget else method).strip(" ,")
         variant = rest.removeprefix(f"({protocol})").strip(" ,")
@@ -246,7 +248,7 @@ def tables(run: Run, methods: Sequence[str] = ()) -> list[Table]:
         if not methods or method_of(row) in order:
             by_name.setdefault(name, []).append(row)
     place = {name: order.index(method) for name, (row, *_) in by_name.items() if (method := method_of(row)) in order}
-    found = sorted(by_name, key=lambda name: (-(name.budget or float("inf")), place.get(name, len(order))))
+    found = sorted(by_name, key=lambda name: (largest_first(name.budget), place.get(name, len(order))))
     xs = {text.tokens(length): float(length) for length in sorted({row["length"] for row in run["rows"]})}
     shown = []
     for measured in MEASURED:

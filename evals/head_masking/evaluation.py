@@ -188,5 +188,5 @@ class Masking:
             seconds, started = time.perf_counter() - started, time.perf_counter()
             timing = {"batch_seconds": round(seconds, 3), "shared_by": 1}
             key = "/".join(store.folder.parts[-3:])
-            line = sample_line(self.model, named, generation, self.job.protocol)
+            line = sample_line(self.model, named, generation, self.job.protocol, sample.ids.numel())
             store.append(line | {"batch": [key], "timing": timing})

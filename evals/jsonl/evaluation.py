@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
+from compresskv.chat import question_start
 from compresskv.checking import Name, checked_value
 from compresskv.engine.decode import Stopping
 from compresskv.errors import UserError
@@ -14,7 +15,7 @@ from compresskv.models import LoadedModel
 from compresskv.protocol import EvaluationProtocol
 from evals.job import Sample
 from evals.jsonl.config import Jsonl
-from evals.jsonl.records import JsonlRecord
+from evals.jsonl.records import JOINED, JsonlRecord
 
 
 def make_tasks(model: LoadedModel, config: Jsonl, protocol: EvaluationProtocol) -> "list[JsonlTask]":
@@ -45,7 +46,7 @@ class JsonlTask:
     @cached_property
     def longest_prompt(self) -> int:
         """Tokens of the prompt with the most characters."""
-        return self.encode(max(self.records.values(), key=lambda record: len(record.prompt))).numel()
+        return self.encode(max(self.records.values(), key=lambda record: len(record.prompt)))[1].numel()
 
     @cached_property
     def max_new_tokens(self) -> int:
@@ -62,7 +63,7 @@ class JsonlTask:
 
     def sample(self, id: str) -> Sample:
         record = self.records[id]
-        ids = self.encode(record)
+        text, ids = self.encode(record)
         settings = self.model.settings(self.protocol.generation_config)
         stopping = Stopping(record.max_new_tokens, self.model.stop_ids, settings=settings)
         details = {
@@ -72,14 +73,19 @@ class JsonlTask:
             "answers": list(record.answers),
             "all_classes": list(record.all_classes) if record.all_classes else None,
         }
-        return Sample(id, ids, stopping, lambda text: {"score": 100 * record.score(text)}, details, record.answers[0])
+        question = record.question and JOINED + record.question
+        context = question_start(text, question, ids.tolist(), self.model.tokenizer)
+        return Sample(
+            id, ids, stopping, lambda answer: {"score": 100 * record.score(answer)}, details, record.answers[0], context
+        )
 
-    def encode(self, record: JsonlRecord) -> Tensor:
-        """The prompt of a record, in the model's chat template: token ids [prompt].
+    def encode(self, record: JsonlRecord) -> tuple[str, Tensor]:
+        """The prompt of a record, in the model's chat template: its text, and token ids [prompt].
 
         Raises `UserError` where it leaves no room for the answer in the model's window.
         """
-        ids = self.model.encode(self.model.chat(record.prompt, record.answer_prefix))
+        text = self.model.chat(record.prompt, record.answer_prefix)
+        ids = self.model.encode(text)
         if ids.numel() + record.max_new_tokens > self.model.window:
             raise UserError(
                 "prompt",
@@ -88,7 +94,4 @@ class JsonlTask:
                 f"window of {self.model.name}",
                 where=f"{self.config.path}, record {record.id!r}",
             )
-        return ids
-
-    def first_prompt(self) -> int:
-        return self.encode(next(iter(self.records.values()))).numel()
+        return text, ids

@@ -37,6 +37,9 @@ FIELDS = ("prompt", "context", "question", "answers", "metric", "max_new_tokens"
 OF_RULER = {"prompt": "input", "answers": "outputs"}
 """What RULER (arXiv 2404.06654) calls these fields."""
 
+JOINED = "\n\n"
+"""What is between context and question."""
+
 LONGEST_ID = 100
 
 FULL_MARKS = 1 - 1e-6
@@ -69,7 +72,10 @@ NewTokens = Annotated[int, Ge(1), Le(100_000)]
 
 @dataclass(frozen=True)
 class JsonlRecord:
-    """One sample of a task of one's own. `prompt` is the text before any chat template."""
+    """One sample of a task of one's own. `prompt` is the text before any chat template.
+
+    `question`: what of it follows the context; "" where the record does not divide the two.
+    """
 
     id: Identifier
     prompt: str
@@ -78,6 +84,7 @@ class JsonlRecord:
     max_new_tokens: NewTokens
     answer_prefix: str = ""
     all_classes: Classes = None
+    question: str = ""
 
     def score(self, prediction: str) -> float:
         """0 to 1."""
@@ -121,7 +128,7 @@ def _record(place: str, fields: dict[str, Any]) -> JsonlRecord:
     for name in ("metric", "max_new_tokens"):
         if name not in fields:
             raise UserError(name, f"give the line one, or the file one with eval.{name}", why="not set", where=place)
-    whole = {**fields, "prompt": _prompt(place, fields)}
+    whole = {"question": "", **fields, "prompt": _prompt(place, fields)}
     record = checked_record(place, JsonlRecord, whole, needs_classes=fields["metric"] == "classification")
     with located(place):
         for answer in record.answers:
@@ -151,7 +158,7 @@ def _prompt(place: str, fields: dict[str, Any]) -> str:
         raise UserError(
             "prompt", "give either prompt, or context and question", why=f"the record has {given}", where=place
         )
-    prompt = "\n\n".join(field_of(place, fields, name, str) for name in parts or ["prompt"])
+    prompt = JOINED.join(field_of(place, fields, name, str) for name in parts or ["prompt"])
     if not prompt.strip():
         raise UserError(parts[0] if parts else "prompt", "give some text", why="empty", where=place)
     return prompt

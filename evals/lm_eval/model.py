@@ -16,6 +16,7 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from compresskv.budget import Budget, budget_from, written
 from compresskv.calibration import Calibration
 from compresskv.chat import rendered
 from compresskv.compressed_cache import compressed
@@ -57,7 +58,7 @@ class CompressedLM(HFLM):
         self,
         pretrained: PreTrainedModel | str,
         method: EvictionMethod | str | None,
-        budget: int | None,
+        budget: Budget | str | None,
         calibration: Calibration | str | Path | None = None,
         prefill_chunk: int | None = None,
         attention: str | None = None,
@@ -73,7 +74,7 @@ class CompressedLM(HFLM):
         refuse_unserved(self.model)
         if isinstance(method, str):
             method = method_for(self.model, method, calibration)
-        self.setting = Setting(method, None if method is None else budget)
+        self.setting = Setting(method, None if method is None or budget is None else budget_from(budget))
         self.method_in_full = describe(method)
         self.prefill_chunk = prefill_chunk
         self.attention = attention
@@ -252,7 +253,7 @@ class CompressedLM(HFLM):
         """HFLM's, with the method, the budget and what was really kept, for `results["config"]`."""
         return super().get_model_info() | {
             "method": self.method_in_full,
-            "budget": self.setting.budget,
+            "budget": written(self.setting.budget),
             "contexts": len(self.realised),
             "contexts_kept_whole": self.kept_whole,
             "realised_budget": self.realised_budget,

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from compresskv.chat import question_start
 from compresskv.engine.decode import Stopping
 from compresskv.errors import UserError
 from compresskv.models import LoadedModel
@@ -156,7 +157,10 @@ class LongBenchTask:
             "all_classes": list(record.all_classes) if record.all_classes else None,
         }
         ids = torch.tensor(prompt.ids, device=self.model.device)
-        return Sample(id, ids, stopping, score, details, record.answers[0])
+        return Sample(id, ids, stopping, score, details, record.answers[0], self._context(record, prompt))
 
-    def first_prompt(self) -> int:
-        return self.render(next(iter(self.records.values()))).tokens
+    def _context(self, record: Row, prompt: Prompt) -> int:
+        """How many tokens come before what the template puts after the context."""
+        _, _, after = self.task.prompt.partition("{context}")
+        question = after.format(input=record.input)
+        return question_start(prompt.text, question, prompt.ids, self.model.tokenizer)

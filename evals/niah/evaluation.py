@@ -121,7 +121,7 @@ class NiahTask:
 
     def sample(self, id: str) -> Sample:
         cell = self.cells[id]
-        ids, hidden = self.prompts.make(cell.needle, cell.length, cell.depth / 100)
+        ids, hidden, context = self.prompts.make(cell.needle, cell.length, cell.depth / 100)
         record = {
             "length": cell.length,
             "depth": float(cell.depth),
@@ -134,14 +134,11 @@ class NiahTask:
         }
         settings = self.model.settings(self.protocol.generation_config)
         stopping = Stopping(self.config.max_new_tokens, self.model.stop_ids, settings=settings)
-        return Sample(id, ids, stopping, partial(scores, cell.needle), record, cell.needle.answer)
+        return Sample(id, ids, stopping, partial(scores, cell.needle), record, cell.needle.answer, context)
 
     def prompt(self, length: int, depth: float) -> torch.Tensor:
         """A prompt of at most `length` tokens with the first needle at `depth` (0 to 1): ids [prompt], int64."""
         return self.prompts.make(self.needles[0], length, depth)[0]
-
-    def first_prompt(self) -> int:
-        return self.sample(self.sample_ids[0]).ids.numel()
 
 
 def scores(needle: Needle, prediction: str) -> dict[str, float]:

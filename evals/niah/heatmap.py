@@ -8,6 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 
+from compresskv.budget import smallest_first
 from evals.niah.cells import means
 from evals.tables import text
 from evals.tables.table import Row, Table
@@ -34,7 +35,7 @@ def heatmaps(table: Table) -> Figure:
     for row in table.rows:
         if table.overall in row.cells:
             by_method.setdefault(row.label, []).append(row)
-    rows = [sorted(rows, key=lambda row: row.budget or 0) for rows in by_method.values()]
+    rows = [sorted(rows, key=lambda row: smallest_first(row.budget)) for rows in by_method.values()]
     if max(map(len, rows)) == 1:
         single = [row for (row,) in rows]
         rows = [single[start : start + COLUMNS] for start in range(0, len(single), COLUMNS)]

@@ -5,6 +5,7 @@ from typing import Literal
 
 from torch import Tensor, tensor
 
+from compresskv.chat import question_start
 from compresskv.errors import UserError
 from compresskv.models import LoadedModel
 from compresskv.protocol import EvaluationProtocol
@@ -30,18 +31,20 @@ class NeedlePrompts:
     sentence_rule: Literal["text", "period_ids", "llama2_ids"]
     raw: str
 
-    def make(self, needle: Needle, length: int, depth: float) -> tuple[Tensor, Hidden]:
+    def make(self, needle: Needle, length: int, depth: float) -> tuple[Tensor, Hidden, int]:
         """A prompt of at most `length` tokens with the needle at `depth` (0 to 1), and where the needle is.
 
-        Token ids are [prompt], int64. Raises `UserError` where no prompt of that length can be made.
+        Token ids are [prompt], int64; the last number is how many of them come before the question. Raises `UserError`
+        where no prompt of that length can be made.
         """
         text = f"\n{needle.needle}\n"
         tokens = length - self._overhead(needle, text)
         for _ in range(8):
             hidden = self._hide(text, tokens, depth)
-            ids = self._render(needle, hidden.text)
+            text_of_prompt, ids = self._render(needle, hidden.text)
             if ids.numel() <= length:
-                return ids, hidden
+                question = self._template.partition("{context}")[2].format(question=needle.question)
+                return ids, hidden, question_start(text_of_prompt, question, ids.tolist(), self.model.tokenizer)
             # Where texts are joined, tokens may split otherwise than in the parts.
             tokens -= ids.numel() - length
         raise UserError("eval.lengths", "choose a longer one", value=length, why="no prompt of that length can be made")
@@ -51,7 +54,7 @@ class NeedlePrompts:
         if self.protocol.niah_prompt == "raw":
             special = self.protocol.niah_special_tokens == "leaked"
             return released.RESERVED + len(self.model.tokenizer(text, add_special_tokens=special).input_ids)
-        return self._render(needle, text).numel()
+        return self._render(needle, text)[1].numel()
 
     def _hide(self, text: str, tokens: int, depth: float) -> Hidden:
         """`tokens` tokens of haystack with `text` in them."""
@@ -61,10 +64,15 @@ class NeedlePrompts:
         leaked = self.protocol.niah_special_tokens == "leaked"
         return released.hide(*where, leaked, self.sentence_rule, self.protocol.decode_cleanup)
 
-    def _render(self, needle: Needle, context: str) -> Tensor:
-        """The whole prompt: ids [prompt]."""
+    @property
+    def _template(self) -> str:
+        """The prompt before any chat template, with places for context and question."""
+        return self.raw if self.protocol.niah_prompt == "raw" else CHAT
+
+    def _render(self, needle: Needle, context: str) -> tuple[str, Tensor]:
+        """The whole prompt: its text, and ids [prompt]."""
+        text = self._template.format(context=context, question=needle.question)
         if self.protocol.niah_prompt == "raw":
-            text = self.raw.format(context=context, question=needle.question)
-            return tensor(self.model.tokenizer(text).input_ids, device=self.model.device)
-        prompt = CHAT.format(context=context, question=needle.question)
-        return self.model.encode(self.model.chat(prompt, needle.answer_prefix))
+            return text, tensor(self.model.tokenizer(text).input_ids, device=self.model.device)
+        text = self.model.chat(text, needle.answer_prefix)
+        return text, self.model.encode(text)

@@ -106,7 +106,7 @@ def notes(records: Sequence[Record], tables: Sequence[Table], view: str = "") ->
     """With the view `needles`, by budget: Kendall's tau-b of each column's order of methods with the average's."""
     found = []
     for table in tables if view == "needles" else ():
-        for budget, rows in table.budgets.items():
+        for (budget, _), rows in table.comparable.items():
             whole = [row for row in rows if len(row.cells) == len(table.columns)]
             whole = [row for row in whole if row.cells[AVERAGE].same_prompts(whole[0].cells[AVERAGE])]
             if budget is None or len(whole) < 3:

@@ -53,7 +53,9 @@ FLAGS = ("misplaced", "truncated")
 BY_LAYER = "compresskv"
 """The method whose tokens by layer stay in its lines: experiment=fig9_budgets draws them."""
 
-CONFIG = ("budget", "calibration", "prefill_chunk", "fidelity", "observation", "method", "eval", "experiment")
+CONFIG = (
+    *("budget", "eviction", "calibration", "prefill_chunk", "fidelity", "observation", "method", "eval", "experiment"),
+)
 """The parts of a configuration that stay, beside the names of model and protocol."""
 
 

@@ -21,7 +21,6 @@ def means(tables: Sequence[Table]) -> "DataFrame":
 
     `low` and `high` are the 95 % interval; `of` is how many samples exist.
     """
-    import pandas as pd
 
     rows = []
     for table in tables:
@@ -38,13 +37,12 @@ def means(tables: Sequence[Table]) -> "DataFrame":
                     "difference": cell.difference,
                     "not_comparable": "nothing published" if cell.published is None else cell.apart,
                 }
-                rows.append({**place, "budget": row.budget, **named, **measured, **compared})
-    return pd.DataFrame(rows).astype({"budget": "Int64"})
+                rows.append({**place, "budget": row.budget, "when": row.when, **named, **measured, **compared})
+    return _frame(rows)
 
 
 def comparisons(verdicts: Sequence[Verdict]) -> "DataFrame":
     """One row for every paired comparison, `second` − `first`."""
-    import pandas as pd
 
     rows = []
     for verdict in verdicts:
@@ -52,7 +50,16 @@ def comparisons(verdicts: Sequence[Verdict]) -> "DataFrame":
         fields = ("model", "eval", "budget", "first", "second", "metric", "column", "mean", "p", "n", "needed")
         values = {field: getattr(verdict, field) for field in fields}
         rows.append({**values, "low": low, "high": high, "partial": verdict.partial, "verdict": verdict.words})
-    return pd.DataFrame(rows).astype({"budget": "Int64", "needed": "Int64"}).round({"p": 4})
+    return _frame(rows).astype({"needed": "Int64"}).round({"p": 4})
+
+
+def _frame(rows: list[dict[str, Any]]) -> "DataFrame":
+    import pandas as pd
+
+    from evals.results.frames import budget_column
+
+    frame = pd.DataFrame(rows)
+    return frame.assign(budget=budget_column(frame["budget"]))
 
 
 def _rounded(interval: tuple[float, float] | None, digits: int) -> tuple[float | None, float | None]:

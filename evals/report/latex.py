@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Literal
 
+from compresskv.budget import Budget
 from compresskv.errors import UserError
 from evals.report.page import Page
 from evals.tables import text
@@ -157,21 +158,36 @@ def _means(table: Table, columns: Sequence[str]) -> Tabular:
     for budget, rows in table.budgets.items():
         marks = {column: _ranks(table, column, rows) for column in columns}
         blocks[_block(budget)] = [
-            _row(row, columns, _digits(table), {column: marks[column].get(place) for column in columns})
+            [
+                *_heads(table, row, columns),
+                *_row(row, columns, _digits(table), {c: marks[c].get(place) for c in columns}),
+            ]
             for place, row in enumerate(rows)
         ]
     header = [escape(_name(table, column)) for column in columns]
     if len(columns) > MANY:
         header = [rf"\rotatebox{{90}}{{{name}}}" for name in header]
     spans = [table.spans.get(column, "") for column in columns]
-    return Tabular(["method", *header], blocks, "l" + "r" * len(columns), spans if any(spans) else ())
+    when = ["when"] if table.has_whens else []
+    spans = ["" for _ in when] + spans if any(spans) else []
+    return Tabular(["method", *when, *header], blocks, "l" + "l" * len(when) + "r" * len(columns), spans)
+
+
+def _all_partial(row: Row, columns: Sequence[str]) -> bool:
+    return all(row.cells[column].partial for column in columns if column in row.cells)
+
+
+def _heads(table: Table, row: Row, columns: Sequence[str] = ()) -> list[str]:
+    """What names a row, with a dagger where all of its `columns` are partial; when it evicts, where rows differ."""
+    dagger = DAGGER if columns and _all_partial(row, columns) else ""
+    return [escape(table.label(row)) + dagger, *([escape(row.when)] if table.has_whens else [])]
 
 
 def _row(row: Row, columns: Sequence[str], digits: int, marks: Mapping[str, int | None]) -> list[str]:
-    """The means of a row, without its intervals; the dagger stands with its name where it holds for all of them."""
+    """The means of a row, without its intervals; where all are partial, its name has the dagger."""
     cells = {column: row.cells[column] for column in columns if column in row.cells}
-    all_partial = all(cell.partial for cell in cells.values())
-    shown = [escape(row.label) + (DAGGER if all_partial else "")]
+    all_partial = _all_partial(row, columns)
+    shown = []
     for column in columns:
         if column not in cells:
             shown.append("--")
@@ -184,7 +200,8 @@ def _row(row: Row, columns: Sequence[str], digits: int, marks: Mapping[str, int 
 
 def _intervals(table: Table, columns: Sequence[str]) -> Tabular:
     """The same rows; what most of a column's cells have of samples stands in its head, what others have with them."""
-    header, usual = ["method"], {}
+    header, usual = ["method", *(["when"] if table.has_whens else [])], {}
+    alignment = "l" * len(header) + "r" * len(columns)
     for column in columns:
         counted = Counter(_samples(row.cells[column]) for row in table.rows if column in row.cells)
         usual[column] = counted.most_common(1)[0][0] if counted else ""
@@ -192,10 +209,10 @@ def _intervals(table: Table, columns: Sequence[str]) -> Tabular:
     blocks = {}
     for budget, rows in table.budgets.items():
         blocks[_block(budget)] = [
-            [escape(row.label), *(_interval(row.cells.get(column), usual[column]) for column in columns)]
+            [*_heads(table, row), *(_interval(row.cells.get(column), usual[column]) for column in columns)]
             for row in rows
         ]
-    return Tabular(header, blocks, "l" + "r" * len(columns))
+    return Tabular(header, blocks, alignment)
 
 
 def _interval(cell: Cell | None, usual: str) -> str:
@@ -217,7 +234,7 @@ def _compared(verdicts: Sequence[Verdict]) -> Tabular:
     blocks: dict[str, list[list[str]]] = {}
     several = len({verdict.budget for verdict in verdicts}) > 1 or verdicts[0].budget is not None
     for verdict in verdicts:
-        above = f"budget = {text.budget(verdict.budget)}" if several else ""
+        above = f"budget = {escape(text.budget(verdict.budget))}" if several else ""
         texts = [escape(number) for number in text.numbers(verdict)]
         texts[2] = rf"\textbf{{{texts[2]}}}" if verdict.p < ALPHA else texts[2]
         name = [f"{escape(verdict.second)} $-$ {escape(verdict.first)}"]
@@ -225,9 +242,9 @@ def _compared(verdicts: Sequence[Verdict]) -> Tabular:
     return Tabular(header, blocks, "l" + "l" * columns + "r" * 5)
 
 
-def _block(budget: int | None) -> str:
+def _block(budget: Budget | None) -> str:
     """What stands above the rows of a budget; nothing above those of the full cache, as in the paper."""
-    return "" if budget is None else f"budget = {budget}"
+    return "" if budget is None else f"budget = {escape(str(budget))}"
 
 
 def _name(table: Table, column: str) -> str:

@@ -26,7 +26,7 @@ def markdown(page: Page) -> str:
 
 
 def _means(table: Table) -> str:
-    header = ["budget", "method"]
+    header = ["budget", "method", *(["when"] if table.has_whens else [])]
     for column in table.columns:
         n = max((row.cells[column].n for row in table.rows if column in row.cells), default=0)
         header.append(f"{table.head(column)} (n = {n})")
@@ -35,7 +35,8 @@ def _means(table: Table) -> str:
         ranked = {column: table.ranks(column, rows) for column in table.columns}
         for place, row in enumerate(rows):
             cells = [_cell(row.cells.get(column), ranked[column].get(place)) for column in table.columns]
-            body.append([text.budget(budget), _plain(row.label), *cells])
+            when = [row.when] if table.has_whens else []
+            body.append([text.budget(budget), _plain(table.label(row)), *when, *cells])
     return _table([_plain(name) for name in header], body)
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
+from compresskv.budget import Budget
 from evals.results.published import Published, published
 from evals.tables.table import Cell, Row, Table
 
@@ -17,7 +18,7 @@ METHODS = {"SnapKV + semantic heads + layer budgets": "CompressKV"}
 
 UNNAMED = "its model is not named"
 
-Place = tuple[str, str, int | None, str]
+Place = tuple[str, str, Budget | None, str]
 """Model, method, budget and column."""
 
 
@@ -59,4 +60,6 @@ def _apart(row: Row, cell: Cell) -> str:
     """Why a number of the paper's model is not comparable with ours; "" if it is."""
     if row.protocol != PROTOCOL:
         return f"protocol={row.protocol}"
+    if row.when != "prompt":
+        return f"eviction.when={row.when}"
     return "partial" if cell.partial else row.name.variant or row.apart

@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from rich.table import Table as Printed
@@ -93,6 +94,8 @@ def _upright(table: Table) -> Printed:
     sizes = [field for field in SIZES if any(field in row.sizes for row in table.rows)]
     printed = Printed(title=plain(_title(table)), caption=_caption(table, table.rows))
     printed.add_column("setting", no_wrap=True)
+    if table.has_whens:
+        printed.add_column("when")
     for column in (
         table.metric.field,
         "95 % interval",
@@ -109,7 +112,10 @@ def _upright(table: Table) -> Printed:
             *(_marked(row.cells[column]) if column in row.cells else "" for column in others),
             (text.partial(cell) or str(cell.n)) if cell else "",
         ]
-        printed.add_row(plain(str(row.name)), *map(plain, numbers), *(_size(row, field) for field in sizes))
+        when = [plain(row.when)] if table.has_whens else []
+        name = replace(row.name, when="prompt") if when else row.name
+        sizes_of_row = (_size(row, field) for field in sizes)
+        printed.add_row(plain(str(name)), *when, *map(plain, numbers), *sizes_of_row)
     return printed
 
 

@@ -1,10 +1,11 @@
 """Results as pandas frames."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
 
+from compresskv.budget import Budget, written
 from evals.results.means import key
 from evals.results.names import names
 from evals.results.record import Record
@@ -42,10 +43,19 @@ def _setting(record: Record, name: Name) -> dict[str, Any]:
 
 
 def _names(record: Record, name: Name) -> dict[str, Any]:
-    return {**{field: getattr(record, field) for field in NAMED}, "setting": str(name), "folder": record.name}
+    fields = {field: getattr(record, field) for field in NAMED}
+    return {**fields, "when": record.when, "setting": str(name), "folder": record.name}
 
 
 def _frame(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
-    """Budgets as whole numbers, missing for the full cache; the naming columns also where there are no rows."""
-    frame = pd.DataFrame(rows) if rows else pd.DataFrame(columns=[*NAMED, "setting", "folder"])
-    return frame.astype({"budget": "Int64"})
+    """The naming columns are there also without rows; `budget` as `budget_column` makes it."""
+    frame = pd.DataFrame(rows) if rows else pd.DataFrame(columns=[*NAMED, "when", "setting", "folder"])
+    return frame.assign(budget=budget_column(frame["budget"]))
+
+
+def budget_column(budgets: Iterable[Budget | None]) -> pd.Series:
+    """Budgets as whole numbers, missing for the full cache; as texts where some are shares."""
+    values = [written(budget) for budget in budgets]
+    if any(isinstance(value, str) for value in values):
+        return pd.Series([None if value is None else str(value) for value in values], dtype=object)
+    return pd.Series(values, dtype="Int64")

@@ -10,6 +10,7 @@ from itertools import groupby
 from statistics import fmean
 from typing import Any
 
+from compresskv.budget import largest_first
 from evals.results.names import names
 from evals.results.record import Record
 from evals.results.schema import Line
@@ -102,7 +103,7 @@ def rows_of(
             here = [record for record in same if apart_by(record) == place]
             for record, name in zip(here, names(here), strict=True):
                 rows.setdefault(replace(name, method=label, marked=marked), []).append(record)
-    ordered = sorted(rows, key=lambda name: (-(name.budget or float("inf")), order[name.method], name.variant))
+    ordered = sorted(rows, key=lambda name: (largest_first(name.budget), order[name.method], name.variant, name.when))
     return [Row(name, sizes=_sizes(rows[name]), records=rows[name]) for name in ordered]
 
 

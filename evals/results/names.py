@@ -10,8 +10,9 @@ from compresskv.methods import named_method
 from evals.results.record import Record
 from evals.tables.methods import Name, named
 
-IMMATERIAL = ("paths", "logger", "eval", "memory", "experiment")
-"""Parts of a configuration that change no prediction, or choose samples; `prompt` has what matters of `eval`."""
+IMMATERIAL = ("paths", "logger", "eval", "memory", "experiment", "eviction")
+"""Parts of a configuration that change no prediction, or choose samples, or are in a `Name`; `prompt` has what matters
+of `eval`."""
 
 
 NONE = "null"
@@ -30,7 +31,10 @@ def names(records: Sequence[Record]) -> list[Name]:
     with a hash in brackets. Escape it where markup counts.
     """
     marked = len({record.protocol for record in records}) > 1
-    found = [Name(named(record.method), record.budget, record.protocol, marked=marked) for record in records]
+    found = [
+        Name(named(record.method), record.budget, record.protocol, marked=marked, when=record.when)
+        for record in records
+    ]
     alike: dict[tuple[Any, ...], dict[str, list[int]]] = {}
     for place, record in enumerate(records):
         settings = alike.setdefault((record.model, record.eval, found[place]), {})

@@ -54,7 +54,8 @@ class SettingFiles:
         if len(parts) != len(NAMED):
             return {**dict.fromkeys(NAMED, ""), **dict(zip(("model", "eval"), parts, strict=False)), "budget": None}
         budget = parts[-1].rpartition("-")[0]
-        return {**dict(zip(NAMED, parts, strict=True)), "budget": int(budget) if budget.isdecimal() else None}
+        share = budget if budget.endswith("%") else None
+        return {**dict(zip(NAMED, parts, strict=True)), "budget": int(budget) if budget.isdecimal() else share}
 
     @cached_property
     def _lines(self) -> tuple[Lines, str]:

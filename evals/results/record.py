@@ -7,6 +7,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from compresskv.budget import Budget, budget_from
 from compresskv.methods import label_of
 from compresskv.protocol import protocol_label
 from evals.kinds import kind_of, reserved
@@ -70,9 +71,15 @@ class Record(SettingFiles):
         return label_of(self.config.get("method"), self._named("method"))
 
     @property
-    def budget(self) -> int | None:
-        """Tokens per layer and KV head; None for the full cache, and where nobody says."""
-        return self._named("budget")
+    def budget(self) -> Budget | None:
+        """Tokens per layer and KV head, or a share; None for the full cache, and where nobody says."""
+        found = self._named("budget")
+        return None if found is None else budget_from(found)
+
+    @property
+    def when(self) -> str:
+        """After what eviction happened: the prompt, or the context before the question."""
+        return str(_mapping(self.config.get("eviction")).get("when", "prompt"))
 
     def _named(self, field: str) -> Any:
         """A field of the summary; where it has none, of the path."""

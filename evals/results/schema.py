@@ -22,7 +22,8 @@ from typing import Annotated, Any, NoReturn, Required
 from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config
 from typing_extensions import TypedDict
 
-from compresskv.checking import Ge, Le, MaxLen, MinLen
+from compresskv.budget import budget_from
+from compresskv.checking import AfterValidator, Ge, Le, MaxLen, MinLen
 from compresskv.errors import readable
 
 LARGEST = 10**15
@@ -45,6 +46,11 @@ SCHEMA_VERSION = 2
 Line = dict[str, Any]
 """A sample's line as it is read: the fields of `SampleLine`, those of its evaluation, and perhaps newer ones."""
 
+
+def _share(value: str) -> str:
+    return str(budget_from(value))
+
+
 NAMED = ("model", "eval", "task", "protocol", "method", "budget")
 """What a setting is named by, in the order of its path."""
 
@@ -52,7 +58,7 @@ FIDELITY = ("kl", "agreement", "reference_nll")
 """Fields of a line that say how far a setting is from the full cache. Not every sample has them."""
 
 
-Budget = Annotated[int, Ge(1)] | None
+Budget = Annotated[int, Ge(1)] | Annotated[str, AfterValidator(_share)] | None
 Heads = Annotated[list[Size], MinLen(1)]
 
 

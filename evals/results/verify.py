@@ -5,6 +5,8 @@ from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
+from compresskv.budget import budget_from
+from compresskv.errors import UserError
 from evals.results.schema import NAMED, Line
 from evals.results.summary import disagreements
 
@@ -63,13 +65,21 @@ def misplaced(files: "SettingFiles", summary: Mapping[str, Any]) -> Iterator[str
         if name is not None and name != summary.get(field, name):
             yield f"the summary says {field} {summary[field]}, its configuration {name}"
     budget = config.get("budget")
-    if summary.get("budget") is not None and budget is not None and budget != summary["budget"]:
+    if summary.get("budget") is not None and budget is not None and not _same_budget(budget, summary["budget"]):
         yield f"the summary says budget {summary['budget']}, its configuration {budget}"
     name, method = _name_of(config.get("method")), str(summary.get("method"))
     if name is not None and method != name and not method.startswith(f"{name}-"):
         yield f"the summary says method {method}, its configuration {name}"
     if "schema_version" in summary and files.file_config != config:
         yield "config.yaml is not the configuration that the summary was made with"
+
+
+def _same_budget(one: Any, other: Any) -> bool:
+    """Whether two budgets are equal, such as 25% and 25.0%."""
+    try:
+        return budget_from(one) == budget_from(other)
+    except UserError:
+        return False
 
 
 def contradiction(line: Line) -> str:

@@ -9,6 +9,7 @@ from functools import cached_property
 from typing import Any
 
 from compresskv.detokenise import text_of
+from compresskv.engine.contexts import ContextStore
 from compresskv.engine.generation import Generation, generate
 from compresskv.engine.memory import ran_out
 from compresskv.engine.prefill import PrefillError, Setting
@@ -19,6 +20,7 @@ from compresskv.protocol import EvaluationProtocol
 from evals.job import Job, Sample, Task
 from evals.results.schema import FIDELITY, Line
 from evals.results.store import SampleStore
+from evals.running.methods import compressed_tokens
 from evals.running.reference_answer import reference_tokens
 
 TAIL = 200
@@ -78,7 +80,8 @@ def batches(id: str, runs: Sequence[SettingRun]) -> Iterator[Batch]:
             samples[run.task] = run.task.sample(id)
         sample = samples[run.task]
         if not _has_another_prompt(run, sample):
-            key = (tuple(sample.ids.tolist()), sample.stopping, run.job.prefill_chunk, run.job.fidelity)
+            job = run.job
+            key = (tuple(sample.ids.tolist()), sample.stopping, job.prefill_chunk, job.fidelity, job.eviction)
             by_tokens.setdefault(key, (sample, []))[1].append(run)
     for sample, sharing in by_tokens.values():
         keys = {run.key for run in sharing}
@@ -141,7 +144,11 @@ def _digest(sample: Sample) -> str:
 
 
 def run_batch(
-    model: LoadedModel, sample: Sample, batch: Sequence[SettingRun], prefixes: PrefixStore | None = None
+    model: LoadedModel,
+    sample: Sample,
+    batch: Sequence[SettingRun],
+    prefixes: PrefixStore | None = None,
+    contexts: ContextStore | None = None,
 ) -> None:
     """Generate with all settings of `batch`, and append their lines.
 
@@ -149,8 +156,10 @@ def run_batch(
     """
     started = time.perf_counter()
     settings, job = [run.setting for run in batch], batch[0].job
+    context_only = job.eviction.when == "context"
     failure = None
     try:
+        compressed = compressed_tokens(job, sample)
         generations = generate(
             model.model,
             sample.ids,
@@ -160,10 +169,14 @@ def run_batch(
             job.memory_bytes,
             reference_tokens(model, sample) if job.fidelity else None,
             prefixes,
+            compressed if context_only else None,
+            contexts if context_only else None,
         )
     except Exception as error:
         _release_memory(error)
         failure = error
+    if contexts and failure:
+        contexts.close()
     if prefixes and prefixes.nbytes and failure and (ran_out(failure) or ran_out(failure.__cause__)):
         prefixes.close()  # where memory is short after all, no prompt fails for what another one left
         run_batch(model, sample, batch)
@@ -174,7 +187,7 @@ def run_batch(
         return
     if failure:  # one of them fails: alone, the others do not
         for run in batch:
-            run_batch(model, sample, [run], prefixes)
+            run_batch(model, sample, [run], prefixes, contexts)
         return
     seconds = time.perf_counter() - started
     for run, generation in zip(batch, generations, strict=True):
@@ -183,7 +196,7 @@ def run_batch(
         keys = [batch[place].key for place in generation.together]
         timing = {"batch_seconds": round(seconds, 3), "shared_by": len(batch)}
         try:
-            line = sample_line(model, sample, generation, run.job.protocol)
+            line = sample_line(model, sample, generation, run.job.protocol, compressed)
             run.store.append(line | {"batch": keys, "timing": timing})
         except NonFiniteError as error:
             _fail(run, sample, error)
@@ -209,8 +222,10 @@ def failed_line(sample: Sample, failure: Exception) -> Line:
     return {"id": sample.id, "error": sentence, **sample.record}
 
 
-def sample_line(model: LoadedModel, sample: Sample, generation: Generation, protocol: EvaluationProtocol) -> Line:
-    """What one setting generated for one sample, and what it kept."""
+def sample_line(
+    model: LoadedModel, sample: Sample, generation: Generation, protocol: EvaluationProtocol, compressed: int
+) -> Line:
+    """What one setting generated for one sample, and what it kept of the first `compressed` tokens of its prompt."""
     prediction = text_of(generation.tokens, model.tokenizer, protocol.decode_cleanup)
     scores = sample.score(prediction).items()
     line = {
@@ -228,7 +243,9 @@ def sample_line(model: LoadedModel, sample: Sample, generation: Generation, prot
         line["total_cache_bytes"] = generation.cache_bytes + sliding
     # Of each layer one number, or one per KV head where they differ.
     line["kept"] = [heads[0] if len(set(heads)) == 1 else heads for heads in generation.kept]
-    line["compressed"] = generation.realised_budget < sample.ids.numel()
+    line["compressed"] = generation.realised_budget < compressed
+    if compressed < sample.ids.numel():
+        line["context_tokens"] = compressed
     if measured := generation.fidelity:
         for name in FIDELITY:
             value = getattr(measured, name)

@@ -84,11 +84,13 @@ def forecast(
     backend: str = "sdpa",
     fidelity: bool = False,
     sequences: int = 0,
+    contexts: bool = False,
 ) -> Forecast:
     """For all `settings` of a prompt of `length` tokens and `room` new ones; `chunk` and `memory` as `generate` has.
 
-    With `fidelity`, the prompt stays, and the full cache is beside each batch. With a `chunk`, the chunks of the last
-    prompt of so many token `sequences` are kept for the next one, as far as memory goes.
+    With `fidelity`, the prompt stays, and the full cache is beside each batch. With `contexts`, whose prefill is kept
+    for the next question, it stays too. With a `chunk`, the chunks of the last prompt of so many token `sequences` are
+    kept for the next one, as far as memory goes.
     """
     shape = Footprint(model, length, backend)
     scorers = set(chain.from_iterable(setting.scorers(length) for setting in settings))
@@ -98,7 +100,7 @@ def forecast(
     scores = scoring.scores + scoring.rankings
     free, shares = free_by_device(model), layer_shares(model)
     limit = (int(SHARE * free_bytes(model)) if memory is None else memory) - shape.prompt - scores
-    sizes = [shape.row(setting.budget, room) for setting in settings]
+    sizes = [shape.row(setting.tokens(length), room) for setting in settings]
     evicting = [
         sum(sizes[place] for place in batch)
         for batch in decode_batches(settings, sizes, limit)
@@ -109,7 +111,7 @@ def forecast(
         caches = max(sum(sizes[place] for place in batch) for batch in batches(sizes, limit)) + shape.row(None, room)
     elif any(setting.budget is None for setting in settings):
         # The full cache, which decodes last, takes the prompt's place.
-        caches = max(caches, shape.full_row(room))
+        caches = max(caches, shape.row(None, room) if contexts else shape.full_row(room))
     total = sum(free.values())
     expected = Forecast(
         length=length,

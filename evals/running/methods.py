@@ -1,20 +1,18 @@
 """From a job to its eviction method: what a method has to know of the model, the run and the task."""
 
-from collections.abc import Callable
-
 from compresskv import calibration
 from compresskv.context import Context
 from compresskv.errors import UserError
 from compresskv.eviction import EvictionMethod
 from compresskv.methods import build
 from compresskv.models import LoadedModel
-from evals.job import Job
+from evals.job import Job, Sample, Task
 
 
-def build_method(model: LoadedModel, job: Job, first_prompt: Callable[[], int] | None = None) -> EvictionMethod | None:
+def build_method(model: LoadedModel, job: Job, task: Task | None = None) -> EvictionMethod | None:
     """The job's method, None if it keeps everything: its one way from configuration and calibration.
 
-    `first_prompt` gives the length, in tokens, of the task's first prompt; without a task, a prompt is its own first.
+    Without a `task`, each prompt is the first one of its task.
     Raises `UserError` for what the method needs and the model lacks.
     """
     if job.method.keeps_everything:
@@ -25,11 +23,12 @@ def build_method(model: LoadedModel, job: Job, first_prompt: Callable[[], int] |
             "use method=full",
             why=f"{model.name} has sliding-window layers only, so there is nothing to evict",
         )
-    return build(job.method, context_of(model, job, first_prompt))
+    return build(job.method, context_of(model, job, task))
 
 
-def context_of(model: LoadedModel, job: Job, first_prompt: Callable[[], int] | None = None) -> Context:
-    """What a job's method is told of the model and the run; `first_prompt` as in `build_method`."""
+def context_of(model: LoadedModel, job: Job, task: Task | None = None) -> Context:
+    """What a job's method is told of the model and the run; `task` as in `build_method`."""
+    first = task and job.protocol.pyramid_schedule == "first_prompt"
     return Context(
         model=model.name,
         layers=model.layers,
@@ -42,5 +41,22 @@ def context_of(model: LoadedModel, job: Job, first_prompt: Callable[[], int] | N
         fingerprint=model.fingerprint,
         weights=model.weights,
         check_weights=job.calibration_check == "on",
-        first_prompt=first_prompt() if first_prompt and job.protocol.pyramid_schedule == "first_prompt" else None,
+        first_prompt=compressed_tokens(job, task.sample(task.sample_ids[0])) if task and first else None,
     )
+
+
+def compressed_tokens(job: Job, sample: Sample) -> int:
+    """How many tokens of a sample's prompt the job compresses: all, or those before the question.
+
+    Raises `UserError` where the sample does not say where its question begins.
+    """
+    if job.eviction.when == "prompt":
+        return sample.ids.numel()
+    if not sample.context:
+        raise UserError(
+            "eviction.when",
+            "set eviction.when=prompt",
+            value=job.eviction.when,
+            why=f"sample {sample.id} of eval={job.eval.name} does not say where its question begins",
+        )
+    return sample.context

@@ -74,6 +74,7 @@ def forecast_of(work: Work) -> Forecast:
         job.memory_bytes,
         model.backend,
         job.fidelity,
+        contexts=job.eviction.when == "context",
     )
 
 
@@ -104,7 +105,7 @@ def works(model: LoadedModel, jobs: Sequence[Job]) -> list[Work]:
     """
     alike: dict[tuple[object, ...], list[Job]] = {}
     for job in jobs:
-        alike.setdefault((job.eval, job.protocol, job.prefill_chunk, job.fidelity), []).append(job)
+        alike.setdefault((job.eval, job.protocol, job.prefill_chunk, job.fidelity, job.eviction), []).append(job)
     missing: list[Work] = []
     for sharing in alike.values():
         evaluation = sharing[0].eval

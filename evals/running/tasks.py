@@ -2,11 +2,14 @@
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from compresskv.budget import written
 from compresskv.detokenise import asks_for_cleanup
 from compresskv.engine.attention import attached
+from compresskv.engine.contexts import ContextStore
 from compresskv.engine.prefill import Setting
 from compresskv.engine.prefixes import PrefixStore, chunk_names, in_prefix_order
 from compresskv.models import LoadedModel
@@ -87,6 +90,7 @@ def _run_samples(
         model.backend,
         job.fidelity,
         sequences=len({run.task for run in incomplete}),
+        contexts=any(run.job.eviction.when == "context" for run in incomplete),
     )
     progress.say(f"{title}: {expected}")
     tasks: dict[str, Task] = {}
@@ -97,14 +101,25 @@ def _run_samples(
     if job.prefill_chunk is not None:  # prompts that begin alike follow each other, whatever is finished
         order = in_prefix_order({id: chunk_names(tasks[id].sample(id).ids, job.prefill_chunk) for id in tasks})
     missing = {id for run in incomplete for id in run.missing}
-    prefixes = PrefixStore(expected.prefixes)
+    prefixes, contexts = PrefixStore(expected.prefixes), ContextStore()
     todo = [id for id in order if id in missing]
+    if by_context := [run.task for run in incomplete if run.job.eviction.when == "context"]:
+        todo = questions_together(by_context[0], todo)
     with attached(model.model, model.backend), progress.track(title, todo) as steps:
         for id in steps:
             for sample, batch in batches(id, [run for run in runs if id in run.ids and not run.error]):
-                run_batch(model, sample, batch, prefixes)
+                run_batch(model, sample, batch, prefixes, contexts)
                 if failures := [run.store.failures[id] for run in batch if id in run.store.failures]:
                     progress.say(f"{title}: {id} failed under {len(failures)} settings: {failures[0]['error']}")
+
+
+def questions_together(task: Task, ids: Sequence[str]) -> list[str]:
+    """Samples with one context after each other, each context where its first question is."""
+    groups: dict[tuple[int, ...], list[str]] = {}
+    for id in ids:
+        sample = task.sample(id)
+        groups.setdefault(tuple(sample.ids[: sample.context].tolist()), []).append(id)
+    return list(chain.from_iterable(groups.values()))
 
 
 def _finish(model: LoadedModel, run: SettingRun) -> Entry:
@@ -123,7 +138,7 @@ def _finish(model: LoadedModel, run: SettingRun) -> Entry:
 
 def setting_of(model: LoadedModel, job: Job, task: Task) -> tuple[Setting, Path]:
     """The setting of a job on a task, built, and the folder of its results."""
-    setting = Setting(build_method(model, job, task.first_prompt), job.budget)
+    setting = Setting(build_method(model, job, task), job.budget)
     return setting, setting_folder(model, job, task, setting)
 
 
@@ -149,6 +164,8 @@ def setting_folder(model: LoadedModel, job: Job, task: Task, setting: Setting) -
         "generation": dict(model.settings(job.protocol.generation_config)),
         "prefill_chunk": job.prefill_chunk,
     }
+    if job.eviction.when != "prompt":
+        identity["when"] = job.eviction.when
     if job.protocol.decode_cleanup and asks_for_cleanup(model.tokenizer):
         identity["decode_cleanup"] = True
     if job.fidelity:  # its lines have more fields
@@ -168,7 +185,7 @@ def about(model: LoadedModel, job: Job, task: Task, setting: Setting) -> dict[st
         "task": task.name,
         "protocol": job.protocol.name,
         "method": job.method.name,
-        "budget": job.budget,
+        "budget": written(job.budget),
         "model_fingerprint": model.fingerprint,
         "dtype": model.dtype,
         "backend": model.backend,

@@ -13,6 +13,7 @@ from itertools import chain, combinations
 from statistics import fmean
 from typing import Any
 
+from compresskv.budget import Budget
 from evals.tables.statistics import ALPHA, Difference, all_differences, groups, holm, interval, mean_difference
 from evals.tables.table import Key, Row, Strata, Table
 
@@ -53,7 +54,7 @@ class Verdict:
 
     model: str
     eval: str
-    budget: int | None
+    budget: Budget | None
     first: str
     second: str
     mean: float
@@ -87,8 +88,8 @@ class Verdict:
 def verdicts(question: Question, table: Table) -> list[Verdict]:
     """The comparisons of a table.
 
-    The rows of one budget, protocol and variant are compared on the samples that both have. Those of one protocol are a
-    family.
+    The rows of one budget, protocol, variant and time of eviction are compared on the samples that both have. Those of
+    one protocol are a family.
     """
     if not question.tested:
         return []
@@ -129,9 +130,9 @@ def verdicts(question: Question, table: Table) -> list[Verdict]:
 
 
 def _pairs(question: Question, table: Table, column: str) -> Iterator[tuple[Row, Row]]:
-    """Rows of one budget, protocol and variant with samples of the column in common."""
+    """Rows of one budget, protocol, variant and time of eviction with samples of the column in common."""
     subject = subject_of(question, table)
-    for rows in table.budgets.values():
+    for rows in table.comparable.values():
         for first in rows:
             for second in rows:
                 one, other = first.name, second.name
@@ -153,7 +154,7 @@ def subject_of(question: Question, table: Table) -> str:
     the largest budget with several rows."""
     if any(row.name.method == question.subject for row in table.rows if row.budget is not None):
         return question.subject
-    several = (rows[0].name.method for rows in table.budgets.values() if len(rows) > 1)
+    several = (rows[0].name.method for rows in table.comparable.values() if len(rows) > 1)
     return next(several, question.subject)
 
 
@@ -170,10 +171,10 @@ def paired(first: Strata, second: Strata, comparisons: int = 1) -> Difference:
 def unpaired(table: Table) -> list[str]:
     """A sentence for every row with samples whose prompts or weights are not those of most rows under the same ids."""
     notes = []
-    by_kind: dict[tuple[str, str], list[Row]] = {}
+    by_kind: dict[tuple[str, str, str], list[Row]] = {}
     for row in table.rows:
         if table.overall in row.cells:
-            by_kind.setdefault((row.protocol, row.name.variant), []).append(row)
+            by_kind.setdefault((row.protocol, row.when, row.name.variant), []).append(row)
     for rows in by_kind.values():
         counted = Counter(chain.from_iterable(row.cells[table.overall].samples for row in rows))
         usual: dict[tuple[str, str], Key] = {}

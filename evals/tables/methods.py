@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from compresskv.budget import Budget
+
 METHODS = {
     "full": "FullKV",
     "streaming_llm": "StreamingLLM",
@@ -41,17 +43,18 @@ def place_of(method: str) -> int:
 
 @dataclass(frozen=True)
 class Name:
-    """A setting: its method as papers write it, its budget (tokens; None: the full cache) and its protocol.
+    """A setting: its method as papers write it, its budget (None: the full cache) and its protocol.
 
     `variant`: what else tells it from the others, such as `window=16`. `marked`: whether the protocol is written, since
-    the others have another one.
+    the others have another one. `when`: after what eviction happens (`compresskv.schedule`); the prompt is not written.
     """
 
     method: str
-    budget: int | None = None
+    budget: Budget | None = None
     protocol: str = "corrected"
     variant: str = ""
     marked: bool = False
+    when: str = "prompt"
 
     def __str__(self) -> str:
         return self._joined("" if self.budget is None else str(self.budget))
@@ -63,4 +66,5 @@ class Name:
 
     def _joined(self, budget: str) -> str:
         protocol = f"({self.protocol})" if self.marked else ""
-        return " ".join(filter(None, (self.method, budget, protocol, self.variant)))
+        when = "" if self.when == "prompt" else f"({self.when})"
+        return " ".join(filter(None, (self.method, budget, protocol, when, self.variant)))

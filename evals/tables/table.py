@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from operator import itemgetter
 from statistics import fmean
 from typing import Any, Literal
 
+from compresskv.budget import Budget, Share
 from evals.tables import statistics
 from evals.tables.methods import Name
 
@@ -128,8 +129,12 @@ class Row:
         return self.name.label
 
     @property
-    def budget(self) -> int | None:
+    def budget(self) -> Budget | None:
         return self.name.budget
+
+    @property
+    def when(self) -> str:
+        return self.name.when
 
     @property
     def protocol(self) -> str:
@@ -168,11 +173,43 @@ class Table:
         return self.average if self.average in self.columns else self.columns[-1]
 
     @property
-    def budgets(self) -> dict[int | None, list[Row]]:
-        groups: dict[int | None, list[Row]] = {}
+    def budgets(self) -> dict[Budget | None, list[Row]]:
+        groups: dict[Budget | None, list[Row]] = {}
         for row in self.rows:
             groups.setdefault(row.budget, []).append(row)
         return groups
+
+    @property
+    def comparable(self) -> dict[tuple[Budget | None, str], list[Row]]:
+        """The rows of each budget and each time of eviction: only these are compared with each other."""
+        groups: dict[tuple[Budget | None, str], list[Row]] = {}
+        for row in self.rows:
+            groups.setdefault((row.budget, row.when), []).append(row)
+        return groups
+
+    @property
+    def has_whens(self) -> bool:
+        """Whether rows differ in when eviction happens, so that it is a column."""
+        return len({row.when for row in self.rows}) > 1
+
+    def label(self, row: Row) -> str:
+        """The name of a row without its budget, and without what has a column."""
+        return replace(row.name, when="prompt").label if self.has_whens else row.label
+
+    @property
+    def budget_axis(self) -> str:
+        """The label of an axis of budgets."""
+        if any(isinstance(row.budget, int) for row in self.rows):
+            return "budget (KV tokens per layer and head)"
+        return "budget (% of the compressed tokens)"
+
+    def place_of_budget(self, row: Row) -> float:
+        """Where the budget of a row is on that axis. Beside budgets in tokens, a share is where it is in the mean."""
+        if not isinstance(row.budget, Share):
+            return row.budget or 0
+        kept = row.sizes.get("realised_budget")
+        in_tokens = any(isinstance(other.budget, int) for other in self.rows)
+        return kept if in_tokens and kept else float(row.budget.percent)
 
     @property
     def cells(self) -> list[Cell]:
@@ -185,14 +222,23 @@ class Table:
     def ranks(self, column: str, rows: Sequence[Row] | None = None, digits: int | None = None) -> dict[int, int]:
         """1 for the best and 2 for the second mean of a column, by the row's place; of `rows`, default: all.
 
-        Rows over part of the samples are never ranked, nor those with other prompts than most rows. Means that are
-        equal with `digits`, default: those of the metric, share their rank. A single row has none.
+        Rows over part of the samples are never ranked, nor those with other prompts than most rows. Rows that evict
+        before the question are ranked apart from the others. Means that are equal with `digits`, default: those of the
+        metric, share their rank. A single row has none.
         """
         if self.metric.better is None:
             return {}
         digits = self.metric.digits if digits is None else digits
-        of_rows = enumerate(self.rows if rows is None else rows)
-        whole = {place: cell for place, row in of_rows if (cell := row.cells.get(column)) and not cell.partial}
+        cells = [(row.when, row.cells.get(column)) for row in (self.rows if rows is None else rows)]
+        ranked: dict[int, int] = {}
+        for when in dict.fromkeys(when for when, _ in cells):
+            alike = {place: cell for place, (other, cell) in enumerate(cells) if cell and other == when}
+            ranked |= self._ranked(alike, digits)
+        return ranked
+
+    def _ranked(self, cells: Mapping[int, Cell], digits: int) -> dict[int, int]:
+        """1 for the best and 2 for the second of these cells, by their place."""
+        whole = {place: cell for place, cell in cells.items() if not cell.partial}
         usual = max(Counter(cell.samples for cell in whole.values()).items(), key=itemgetter(1), default=(None, 0))[0]
         same = {place: round(cell.mean, digits) for place, cell in whole.items() if cell.samples == usual}
         values = sorted(set(same.values()), reverse=self.metric.better == "higher")

@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from compresskv.budget import Budget
 from evals.console import visible
 from evals.kinds import TITLES
 from evals.tables.table import Cell, Table
@@ -42,8 +43,8 @@ def figure_title(table: Table, above: str = "") -> str:
     return f"{above or heading(table)}\n{', '.join(shown)}"
 
 
-def budget(tokens: int | None) -> str:
-    return "full" if tokens is None else str(tokens)
+def budget(kept: Budget | None) -> str:
+    return "full" if kept is None else str(kept)
 
 
 def number(value: float | None, digits: int = 2, unit: float = 1.0) -> str:

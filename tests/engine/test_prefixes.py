@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from compresskv.engine import generation
+from compresskv.engine import decode
 from compresskv.engine.attention import attached
 from compresskv.engine.decode import Stopping
 from compresskv.engine.generation import generate
@@ -140,7 +140,7 @@ def test_a_trimmed_store_keeps_beginnings():
 def test_what_the_settings_need_of_the_memory_is_given_up(monkeypatch, share):
     """Prompt, store and the largest batch stay within `memory`, and batches are those without a store."""
     model, settings = model_of("llama"), settings_for(4)
-    decode_cache, moments = generation.decode_cache, []
+    decode_cache, moments = decode.decode_cache, []
 
     def measured(prompt, kept, room, last):
         taken = prompt.nbytes + sum(prompt.row_bytes(setting, room) for setting in kept)
@@ -156,7 +156,7 @@ def test_what_the_settings_need_of_the_memory_is_given_up(monkeypatch, share):
         assert expected.prefixes == 0 or expected.peak - expected.used <= memory
         store = PrefixStore(roomy.prefixes)
         together = [[g.together for g in generate(model, ids, settings, NEW, CHUNK, memory)] for ids in prompts()]
-        monkeypatch.setattr(generation, "decode_cache", measured)
+        monkeypatch.setattr(decode, "decode_cache", measured)
         for ids, batches in zip(prompts(), together, strict=True):
             found = generate(model, ids, settings, NEW, CHUNK, memory, prefixes=store)
             assert [g.together for g in found] == batches

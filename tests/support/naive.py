@@ -80,14 +80,27 @@ def attending_by(model: PreTrainedModel, attention: Callable[..., Any]) -> Itera
         model.set_attn_implementation(original)
 
 
-def generate(model: PreTrainedModel, ids: Tensor, setting: Setting, new: int, evicting: list[int]) -> list[Tensor]:
-    """Logits [vocabulary] before each of `new` greedy tokens: full caches, evicted positions masked out by hand."""
-    kept, length = kept_positions(model, ids, setting, evicting), ids.numel()
+def generate(
+    model: PreTrainedModel,
+    ids: Tensor,
+    setting: Setting,
+    new: int,
+    evicting: list[int],
+    context: int | None = None,
+    kept: list[list[set[int]]] | None = None,
+) -> list[Tensor]:
+    """Logits [vocabulary] before each of `new` greedy tokens: full caches, evicted positions masked out by hand.
+
+    Of `ids`, the first `context` are compressed, by default all; the others come in a second forward. `kept`: by
+    default `kept_positions`.
+    """
+    length = ids.numel() if context is None else context
+    kept = kept or kept_positions(model, ids[:length], setting, evicting)
 
     def attention(module, query, key, value, attention_mask, scaling, sliding_window=None, **kwargs):
         groups = query.shape[1] // key.shape[1]
         masked, value = logits(query, key, value, scaling, sliding_window)
-        if query.shape[2] == 1 and module.layer_idx in evicting:
+        if key.shape[2] > query.shape[2] and module.layer_idx in evicting:
             for head, positions in enumerate(kept[evicting.index(module.layer_idx)]):
                 gone = [i for i in range(length) if i not in positions]
                 masked[:, head * groups : (head + 1) * groups, :, gone] = float("-inf")
@@ -95,6 +108,9 @@ def generate(model: PreTrainedModel, ids: Tensor, setting: Setting, new: int, ev
 
     cache, token, steps = DynamicCache(), ids, []
     with attending_by(model, attention):
+        if length < ids.numel():
+            model(ids[None, :length], past_key_values=cache)
+            token = ids[length:]
         for _ in range(new):
             steps.append(model(token[None], past_key_values=cache).logits[0, -1])
             token = steps[-1].argmax()[None]

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from itertools import groupby
 from typing import Any
 
+from compresskv.budget import smallest_first
 from evals.report.html.reading import Setting, Tree
 from evals.results.names import names
 from evals.results.record import Record
@@ -97,9 +98,9 @@ def _samples(ordered: Sequence[Setting]) -> list[dict[str, Any]]:
     return list(prompts.values())
 
 
-def _in_order(record: Record) -> tuple[bool, str, int]:
+def _in_order(record: Record) -> tuple[bool, str, tuple[int, float]]:
     """What the others are compared with comes first, then each method by its budgets."""
-    return record.budget is not None, record.method, record.budget or 0
+    return record.budget is not None, record.method, smallest_first(record.budget)
 
 
 def _of_setting(line: Line) -> Line:

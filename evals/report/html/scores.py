@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 
+from compresskv.budget import smallest_first
 from evals.experiments import ALL
 from evals.report import paper
 from evals.report.html.chart import Chart, Line, Point
@@ -157,10 +158,10 @@ def _sentences(table: Table) -> list[Sentence]:
     return [sentence(each) for each in sorted(verdicts(ALL, table), key=_importance)]
 
 
-def _importance(verdict: Verdict) -> tuple[bool, int, int]:
+def _importance(verdict: Verdict) -> tuple[bool, tuple[int, float], int]:
     order = list(METHODS.values())
     place = order.index(verdict.second) if verdict.second in order else len(order)
-    return place > order.index(ALL.subject), verdict.budget or 0, place
+    return place > order.index(ALL.subject), smallest_first(verdict.budget), place
 
 
 def sentence(verdict: Verdict) -> Sentence:
@@ -216,7 +217,7 @@ def _shares(table: Table) -> Iterator[str]:
 
 def _full_of(other: Row, row: Row, column: str) -> bool:
     """Whether `other` is the full cache on the same samples as `row`."""
-    alike = other.budget is None and other.protocol == row.protocol and column in other.cells
+    alike = other.budget is None and other.protocol == row.protocol and other.when == row.when and column in other.cells
     return alike and other.cells[column].samples == row.cells[column].samples
 
 
@@ -229,7 +230,7 @@ def _over_budget(table: Table, title: str, y_label: str, styles: dict[str, int])
         if cell is None or row.label not in styles:
             continue
         low, high = cell.interval or (None, None)
-        point = Point(row.budget or 0, cell.mean, low, high, cell.partial)
+        point = Point(table.place_of_budget(row), cell.mean, low, high, cell.partial)
         if row.budget is not None:
             points.setdefault(row.label, []).append(point)
         elif table.metric == SCORE:
@@ -241,12 +242,12 @@ def _over_budget(table: Table, title: str, y_label: str, styles: dict[str, int])
         for label, of_line in sorted(points.items(), key=lambda item: styles[item[0]])
     ]
     digits = 1 if table.metric == SCORE else 3
-    return Chart(title, "budget (KV tokens per layer and head)", y_label, [*lines, *levels], log=True, digits=digits)
+    return Chart(title, table.budget_axis, y_label, [*lines, *levels], log=True, digits=digits)
 
 
 def _layers(table: Table, styles: dict[str, int], kept: Mapping[Path, Sequence[float]]) -> Iterator[Chart]:
     """Tokens kept by layer: a chart for every budget or `LAYER_CHARTS` of them, the smallest first."""
-    budgets = sorted(budget for budget in table.budgets if budget is not None)
+    budgets = sorted((budget for budget in table.budgets if budget is not None), key=smallest_first)
     for budget in spread(budgets, LAYER_CHARTS):
         rows = table.budgets[budget]
         lines = []
