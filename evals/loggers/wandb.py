@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from compresskv.budget import written
 from compresskv.checking import Name as PlainName
 from compresskv.checking import PathText
 from compresskv.errors import UserError
@@ -224,7 +225,10 @@ def configuration(record: Record) -> dict[str, Any]:
     summary = record.summary or {}
     about = {field: summary[field] for field in ABOUT if field in summary}
     # `model`, `eval`, `protocol` and `method` are nodes of the configuration, so the names have a node of their own.
-    config = {**record.config, "budget": record.budget}  # null for the full cache, whatever the command line has
+    config = {
+        **record.config,
+        "budget": written(record.budget),
+    }  # null for the full cache, whatever the command line has
     return {**config, "setting": _place(record), **about, "environment": summary.get("environment", {})}
 
 

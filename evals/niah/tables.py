@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from typing_extensions import TypedDict
 
+from compresskv.budget import smallest_first, written
 from evals.niah.cells import means
 from evals.niah.needles import needles
 from evals.results.means import USUAL, Asked, Cells, Values, add, average, cells, sampled
@@ -140,11 +141,12 @@ def panels(table: Table) -> dict[str, Any]:
     lengths = sorted({length for of_row in of_rows for length, _ in of_row})
     depths = sorted({depth for of_row in of_rows for _, depth in of_row})
     shown = []
-    for row, of_row in zip(table.rows, of_rows, strict=True):
+    in_order = sorted(zip(table.rows, of_rows, strict=True), key=lambda each: smallest_first(each[0].budget))
+    for row, of_row in in_order:
         values = [[of_row.get((length, depth)) for length in lengths] for depth in depths]
         matrix = [[None if value is None else round(value, 1) for value in line] for line in values]
         cell = row.cells[table.overall]
-        panel = {"method": row.label, "budget": row.budget, "mean": cell.mean, "n": cell.n, "cells": matrix}
+        panel = {"method": row.label, "budget": written(row.budget), "mean": cell.mean, "n": cell.n, "cells": matrix}
         shown.append(panel | ({"partial": f"{cell.counted} of {cell.of}"} if cell.partial else {}))
     columns, rows = [text.tokens(length) for length in lengths], [f"{depth:g}" for depth in depths]
     return {"model": table.model, "columns": columns, "rows": rows, "corner": "depth", "panels": shown}

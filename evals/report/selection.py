@@ -19,7 +19,7 @@ from evals.results.schema import experiments_of
 from evals.results.shows import hook, sound
 from evals.tables.methods import place_of
 
-VARYING = ("method", "observation", "calibration", "eval.")
+VARYING = ("method", "observation", "eviction", "calibration", "eval.")
 """Swept settings that a result must have as an experiment has them. Models, budgets and protocols may be any."""
 
 Traits = Mapping[str, Any]
@@ -100,7 +100,7 @@ def _of_experiment(experiment: str, of_model: Sequence[Record], configs: Sequenc
     places: dict[Record, int] = {}
     for record in of_model:
         for place, (config, traits) in enumerate(zip(configs, of_configs, strict=True)):
-            if same(record, config["method"]) and all(_shared(record, name, traits[name]) for name in swept):
+            if same(record, config["method"]) and all(_shared(record, name, traits[name]) for name in (*swept, "when")):
                 places.setdefault(record, place)
     found = sorted(places, key=lambda record: (places[record], selecting_heads(record) or 0))
     for name in of_configs[0]:
@@ -113,13 +113,16 @@ def _of_experiment(experiment: str, of_model: Sequence[Record], configs: Sequenc
 def _traits_of(config: Mapping[str, Any]) -> Traits:
     """Of a configuration."""
     of_eval = hook(kind_of(config["eval"]["_target_"]), "traits", lambda of_eval: {})(config["eval"])
-    return {"observation": config["observation"], "calibration": config["calibration"], **of_eval}
+    settings = {"observation": config["observation"], "calibration": config["calibration"]}
+    return {**settings, "when": config["eviction"]["when"], **of_eval}
 
 
 def _shared(record: Record, name: str, value: Any) -> bool:
     """Whether a record has this trait."""
     if name == "observation":
         return record.config.get("observation") == value
+    if name == "when":
+        return record.when == value
     if name == "calibration":
         return calibration_of(record) == calibration_of(record, value)
     return hook(record.kind, "traits", lambda of_eval: {})(record.config.get("eval", {})).get(name) == value

@@ -103,7 +103,11 @@ def rows_of(
             here = [record for record in same if apart_by(record) == place]
             for record, name in zip(here, names(here), strict=True):
                 rows.setdefault(replace(name, method=label, marked=marked), []).append(record)
-    ordered = sorted(rows, key=lambda name: (largest_first(name.budget), order[name.method], name.variant, name.when))
+
+    def position(name: Name) -> tuple[Any, ...]:
+        return largest_first(name.budget), name.when != "prompt", order[name.method], name.variant
+
+    ordered = sorted(rows, key=position)
     return [Row(name, sizes=_sizes(rows[name]), records=rows[name]) for name in ordered]
 
 

@@ -176,7 +176,8 @@ class SettingFiles:
         config = summary.get("config") if summary else None
         config = config if isinstance(config, dict) else self.file_config or {}
         # Older versions have names alone where there are mappings now.
-        return {key: {"name": node} if key in NAMED and isinstance(node, str) else node for key, node in config.items()}
+        names = [name for name in NAMED if name != "budget"]
+        return {key: {"name": node} if key in names and isinstance(node, str) else node for key, node in config.items()}
 
     @cached_property
     def weights(self) -> str:

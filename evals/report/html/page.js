@@ -128,14 +128,14 @@ if (byId("panels")) {
 
   const open = (place) => {
     board = data.panels[place];
-    ordered = [...board.panels].sort((a, b) => (a.budget || 0) - (b.budget || 0));
+    ordered = board.panels;
     const allMethods = distinct(board.panels.map((panel) => panel.method));
-    const allBudgets = distinct(board.panels.map((panel) => panel.budget).filter((budget) => budget !== null)).sort((a, b) => a - b);
+    const allBudgets = distinct(board.panels.map((panel) => panel.budget).filter((budget) => budget !== null));
     const known = ["FullKV", "CompressKV", "SnapKV", "PyramidKV"].filter((name) => allMethods.includes(name));
     methods = new Set(known.concat(allMethods.filter((name) => !known.includes(name))).slice(0, 4));
     // The two budgets at which most of these ran, the smallest first.
     const ran = (budget) => board.panels.filter((panel) => panel.budget === budget && methods.has(panel.method)).length;
-    budgets = new Set([...allBudgets].sort((a, b) => ran(b) - ran(a) || a - b).slice(0, 2));
+    budgets = new Set([...allBudgets].sort((a, b) => ran(b) - ran(a)).slice(0, 2));
     const [label, select] = choice("model", data.panels.map((each, i) => [i, each.model]), open);
     select.value = place;
     controls.replaceChildren(...(data.panels.length > 1 ? [label] : []), boxes("methods", allMethods, methods, String), boxes("budgets", allBudgets, budgets, String));
