@@ -7,6 +7,7 @@ import torch
 
 from compresskv.engine.decode import Stopping
 from compresskv.engine.prefill import PrefillError
+from compresskv.schedule import EvictionSchedule
 from evals.job import Sample
 from evals.running import batches as running
 from evals.running.batches import batches
@@ -22,9 +23,9 @@ class OneSample:
         return Sample(id, self.ids, Stopping(4), score=dict)
 
 
-def run(key, task, batch=None, chunk=None):
+def run(key, task, batch=None, chunk=None, when="prompt"):
     lines = {"x": {"batch": batch}} if batch else {}
-    job = SimpleNamespace(prefill_chunk=chunk, fidelity=False)
+    job = SimpleNamespace(prefill_chunk=chunk, fidelity=False, eviction=EvictionSchedule(when))
     appended = []
     return SimpleNamespace(
         key=key, task=task, job=job, store=SimpleNamespace(lines=lines, append=appended.append), appended=appended
@@ -48,6 +49,11 @@ def test_protocols_share_a_prefill_only_where_their_tokens_are_equal():
 def test_prefills_of_other_chunks_are_not_shared():
     task = OneSample(1, 2, 3)
     assert keys([run("a", task), run("b", task, chunk=2)]) == [["a"], ["b"]]
+
+
+def test_eviction_after_the_prompt_and_before_the_question_are_apart():
+    task = OneSample(1, 2, 3)
+    assert keys([run("a", task), run("b", task, when="context"), run("c", task)]) == [["a", "c"], ["b"]]
 
 
 def test_a_batch_that_was_cut_short_is_decoded_whole():

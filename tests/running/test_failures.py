@@ -151,8 +151,8 @@ def test_a_mistake_still_ends_the_setting(sweep, tmp_path):
 def test_a_result_that_is_not_finite_is_a_failure(sweep, tmp_path, monkeypatch):
     line = batches.sample_line
 
-    def with_nan(model, sample, generation, protocol):
-        return line(model, sample, generation, protocol) | ({"score": float("nan")} if sample.id == FAILING else {})
+    def with_nan(model, sample, *rest):
+        return line(model, sample, *rest) | ({"score": float("nan")} if sample.id == FAILING else {})
 
     monkeypatch.setattr(batches, "sample_line", with_nan)
     with refused(None):
