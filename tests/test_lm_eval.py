@@ -222,12 +222,14 @@ def test_the_command_line(model, tokenizer, tasks, tmp_path, capsys):
     tokenizer.save_pretrained(folder)
     small = [f"model.path={folder}", "model.chat_template=false", "model.dtype=float32", "model.device=cpu"]
     options = ["--tasks", "tiny_*", "--include_path", str(tasks), "--limit", "3", "--output", str(tmp_path / "out")]
-    command.main([*options, "--log_samples", "method=snapkv", "budget=12", "observation.window=4", *small])
+    metadata = ["--metadata", json.dumps({"max_seq_lengths": [4096]})]
+    command.main([*options, *metadata, "--log_samples", "method=snapkv", "budget=12", "observation.window=4", *small])
     assert "|tiny_multiple_choice|" in (printed := capsys.readouterr().out)
     assert re.search(r"^\| *Tasks *\|.*\| *Metric *\|", printed, re.MULTILINE)  # the names of its columns
-    assert "tiny, snapkv 12: 6 contexts, 0 of them whole, 12.0 tokens kept on average" in printed
+    assert "tiny, SnapKV 12: 6 contexts, 0 of them whole, 12.0 tokens kept on average" in printed
     (written,) = (tmp_path / "out" / "tiny").glob("results_*.json")
     results = json.loads(written.read_text())
+    assert results["configs"]["tiny_loglikelihood"]["metadata"]["max_seq_lengths"] == [4096]
     assert results["config"]["budget"] == 12
     assert results["n-samples"]["tiny_loglikelihood"] == {"original": 8, "effective": 3}
     assert len(list((tmp_path / "out" / "tiny").glob("samples_*.jsonl"))) == 3

@@ -1,12 +1,14 @@
 """lm-evaluation-harness over a compressed cache: `python -m evals lm-eval --tasks <task> method=snapkv budget=256`."""
 
 import argparse
+import json
 import sys
 from collections.abc import Sequence
 from importlib.util import find_spec
 from itertools import chain
 from typing import Any
 
+from compresskv.budget import written
 from compresskv.errors import UserError
 from evals.compose import job
 from evals.job import Job
@@ -36,10 +38,18 @@ def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--num_fewshot", type=int, help="examples in each context")
     parser.add_argument("--apply_chat_template", action="store_true", help="contexts in the model's chat format")
     parser.add_argument("--gen_kwargs", help="arguments of generation, such as max_gen_toks=32")
+    parser.add_argument(
+        "--metadata",
+        type=json.loads,
+        default={},
+        help="""JSON that tasks read, such as '{"max_seq_lengths": [4096], "tokenizer": "<folder>"}' for RULER""",
+    )
     parser.add_argument("--output_path", "-o", help="a directory, or a .json, for results")
     parser.add_argument("--log_samples", action="store_true", help="write each document's outcome beside them")
     parser.add_argument("overrides", nargs="*", metavar="setting=value", help=f"as for run.py: {', '.join(TAKEN)}")
     options = parser.parse_intermixed_args(arguments)
+    if not isinstance(options.metadata, dict):
+        parser.error("--metadata needs a JSON object")
     if options.log_samples and not options.output_path:
         parser.error("--log_samples needs --output_path")
     return options
@@ -70,7 +80,7 @@ def evaluate(chosen: Job, options: argparse.Namespace) -> None:
     tracker = EvaluationTracker(output_path=options.output_path)
     results: Any = simple_evaluate(
         lm,
-        model_args={"pretrained": chosen.model.name, "method": chosen.method.name, "budget": chosen.budget},
+        model_args={"pretrained": chosen.model.name, "method": chosen.method.name, "budget": written(chosen.budget)},
         tasks=tasks,
         task_manager=manager,
         limit=options.limit,
@@ -98,7 +108,9 @@ def tasks_of(options: argparse.Namespace) -> tuple[Any, list[str]]:
     patterns, chosen = options.tasks.split(","), {}
     # Reading lm-eval's own 14,000 tasks takes long, and plain tasks of --include_path do without.
     for defaults in [False, True] if options.include_path else [True]:
-        manager = TaskManager(include_path=options.include_path, include_defaults=defaults)
+        manager = TaskManager(
+            include_path=options.include_path, include_defaults=defaults, metadata=options.metadata or None
+        )
         chosen = {pattern: manager.match_tasks([pattern]) for pattern in patterns}
         names = list(dict.fromkeys(chain.from_iterable(chosen.values())))
         if all(chosen.values()) and (defaults or set(names) <= set(manager.all_subtasks)):
