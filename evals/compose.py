@@ -303,7 +303,7 @@ def _refuse_context(job: Job) -> None:
     if job.eviction.when == "prompt":
         return
     why = ""
-    if not isinstance(job.eval, SampledEvaluation):
+    if not job.eval.asks:
         why = f"eval={job.eval.name} asks no question"
     elif job.protocol.name == "released":
         why = "protocol=released is the authors' code, which evicts after the whole prompt"

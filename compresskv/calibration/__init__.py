@@ -1,8 +1,8 @@
 """Calibrations: how much each head of a model retrieves, and how much each layer suffers from eviction.
 
-Each model and source has one JSON file, `<model>.<source>.json`: `held_out` and `longbench` are made by `python run.py
-eval=calibrate`, `published` are the figures that the paper's authors released. A file is checked when it is read;
-`Context.calibrated` checks that it fits the model and the run.
+Each model and source has one JSON file, `<model>.<source>.json`. `python run.py eval=calibrate` makes `held_out`, or
+`held_out_context` with `eviction.when=context`, or `longbench`; `published` are the figures that the paper's authors
+released. A file is checked when it is read; `Context.calibrated` checks that it fits the model and the run.
 """
 
 import difflib
@@ -25,7 +25,7 @@ from compresskv.protocol import EvaluationProtocol
 FOLDER = Path(__file__).parent
 """The calibrations that come with the package."""
 
-SOURCES = ("held_out", "longbench", "published")
+SOURCES = ("held_out", "held_out_context", "longbench", "published")
 
 AUTO = {"held_out": ("held_out", "published"), "longbench": ("longbench", "published")}
 """The sources that `calibration=auto` looks for, in order, by the protocol's `calibration_data`."""

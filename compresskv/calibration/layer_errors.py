@@ -30,30 +30,35 @@ def observe(
     scorers: Sequence[Scorer],
     projections: Sequence[nn.Module],
     capacity: int,
+    context: int | None = None,
 ) -> tuple[Tensor, list[list[Tensor]]]:
     """Errors summed over the decoding steps of an answer, [scorers, layers], and what was kept, [scorer][layer].
 
-    `answer`: known tokens, or the condition up to which they are generated greedily.
+    `answer`: known tokens, or the condition up to which they are generated greedily. `context`: how many tokens of the
+    prompt are compressed, before the question is seen; None: all.
 
     The model runs with its full cache throughout, so errors do not add up from layer to layer. Each layer also attends
-    to a shadow cache: the `capacity` past tokens that each scorer keeps, the window, and all generated tokens; both
+    to a shadow cache: the `capacity` past tokens that each scorer keeps, the window, and all later tokens; both
     outputs are compared after the layer's output projection (`projections`). The scorers keep the same tokens in every
     KV head. The first token comes from the prefill and is not counted.
     """
     window = max(scorer.window for scorer in scorers)
     prompt = full_prefill(model, ids, window)
-    kept = [[select(score(scorer, layer), capacity, prompt.length)[0] for layer in prompt.layers] for scorer in scorers]
+    compressed = prompt if context is None else full_prefill(model, ids[:context], window, ids.numel())
+    length = compressed.length
+    kept = [[select(score(scorer, layer), capacity, length)[0] for layer in compressed.layers] for scorer in scorers]
+    del compressed
     errors = torch.zeros(len(scorers), len(prompt.layers))
     sdpa = SDPA()
 
     def watch(layer: int, query: Tensor, keys: Tensor, values: Tensor, scaling: float, out: Tensor) -> None:
-        new = torch.arange(prompt.length, keys.shape[1], device=keys.device)
+        new = torch.arange(length, keys.shape[1], device=keys.device)
         outputs = [out]
         for positions in kept:
             shadow = torch.cat([positions[layer], new])
             outputs.append(sdpa.attend(query[:, :, None], keys[:, shadow], values[:, shadow], None, scaling)[:, :, 0])
-        full, *compressed = projections[layer](torch.stack(outputs).flatten(1)).float()
-        errors[:, layer] += relative_error(full, torch.stack(compressed)).cpu()
+        full, *others = projections[layer](torch.stack(outputs).flatten(1)).float()
+        errors[:, layer] += relative_error(full, torch.stack(others)).cpu()
 
     limit = answer.max_new_tokens if isinstance(answer, Stopping) else len(answer)
     logits = prompt.logits

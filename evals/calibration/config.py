@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import numpy as np
 
@@ -26,6 +26,8 @@ class Calibrate(MeasuredEvaluation):
     enough where fewer are asked than twice as many. `output`: the folder for the calibration file, null: the user's,
     where it is found before those that ship. `replace`: also where what is there was made from more prompts.
     """
+
+    asks: ClassVar[bool] = True
 
     source: Literal["held_out", "longbench"]
     data: PathText

@@ -7,6 +7,7 @@ from importlib.resources import files
 import yaml
 from torch import Tensor
 
+from compresskv.chat import question_start
 from compresskv.models import LoadedModel
 from evals.haystack import Haystack, evaluated_and_held_out, hide
 
@@ -55,8 +56,8 @@ def last_texts(texts: Sequence[str], longest: int) -> Haystack:
     return Haystack("\n".join(chosen))
 
 
-def make_prompt(model: LoadedModel, cell: Trial, haystack: Haystack) -> tuple[Tensor, range]:
-    """Token ids [prompt] of about `cell.length`, and the positions of the answer in them."""
+def make_prompt(model: LoadedModel, cell: Trial, haystack: Haystack) -> tuple[Tensor, range, int]:
+    """Token ids [prompt] of about `cell.length`, the positions of the answer, and how many are before the question."""
     needle = cell.needle
     question = f"\n\nBased on the content of the book, Question: {needle.question}"
     text = f"\n{needle.needle}\n"
@@ -69,4 +70,5 @@ def make_prompt(model: LoadedModel, cell: Trial, haystack: Haystack) -> tuple[Te
     offsets = model.tokenizer(rendered, add_special_tokens=False, return_offsets_mapping=True).offset_mapping
     shift = ids.numel() - len(offsets)  # special tokens that encoding put in front
     inside = [i + shift for i, (a, b) in enumerate(offsets) if a < end and b > start and b > a]
-    return ids, range(inside[0], inside[-1] + 1)
+    context = question_start(rendered, question, ids.tolist(), model.tokenizer)
+    return ids, range(inside[0], inside[-1] + 1), context

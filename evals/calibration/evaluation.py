@@ -18,7 +18,7 @@ def run(model: LoadedModel, config: Calibrate, jobs: Sequence[Job], progress: Pr
     """Calibrate for the observation of the jobs; returns the path of the file. Raises `UserError`."""
     measure = {"held_out": held_out.measure, "longbench": longbench.measure}[config.source]
     results = jobs[0].results
-    record = measure(model, config, jobs[0].observation, results, progress)
+    record = measure(model, config, jobs[0], progress)
     return keep(record, config.folder, config.minimum_accepted, config.replace, results, progress)
 
 

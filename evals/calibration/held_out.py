@@ -32,6 +32,7 @@ from evals.calibration import head_count
 from evals.calibration.config import Calibrate
 from evals.calibration.detection import Trial, last_texts, make_prompt, needles
 from evals.haystack import Haystack, essays
+from evals.job import Job
 from evals.longbench.metrics import qa_f1
 from evals.progress import Progress
 from evals.results.lines import owner
@@ -46,10 +47,10 @@ KINDS = {"copy": ("semantic", "semantic_count", "traditional"), "reason": ("retr
 """The head scores that each sort of needle gives."""
 
 
-def measure(
-    model: LoadedModel, config: Calibrate, observation: ObservationConfig, results: Path, progress: Progress
-) -> dict[str, Any]:
-    """Calibrate `model` for `observation`, keeping samples under `results`; returns the content of the file.
+def measure(model: LoadedModel, config: Calibrate, job: Job, progress: Progress) -> dict[str, Any]:
+    """Calibrate `model` for the observation of `job`, keeping samples in its results; returns the content of the file.
+
+    With `eviction.when=context`, layer errors are those of eviction before the question.
 
     Raises `UserError` if the prompts do not fit the model, or if too few of them are answered.
     """
@@ -62,18 +63,24 @@ def measure(
             value=longest,
             why=f"it does not fit the {model.window}-token window of {model.name} with {config.max_steps} new tokens",
         )
-    return HeldOutCalibration(model, replace(config, lengths=lengths), observation, results, progress).run()
+    before_question = job.eviction.when == "context"
+    config = replace(config, lengths=lengths)
+    return HeldOutCalibration(model, config, job.observation, job.results, progress, before_question).run()
 
 
 @dataclass(frozen=True)
 class HeldOutCalibration:
-    """One calibration whose lengths are known; the sample lines of all passes are kept below `results`."""
+    """One calibration whose lengths are known; the sample lines of all passes are kept below `results`.
+
+    `before_question`: layer errors are those of eviction before the question is seen.
+    """
 
     model: LoadedModel
     config: Calibrate
     observation: ObservationConfig
     results: Path
     progress: Progress
+    before_question: bool = False
 
     @property
     def folder(self) -> Path:
@@ -166,7 +173,7 @@ class HeldOutCalibration:
             text = tokenizer.decode(tokens)
             return tokens[-1] in self.model.stop_ids or ("\n" in text and bool(text.split("\n")[0].strip()))
 
-        ids, span = make_prompt(self.model, cell, self.haystack)
+        ids, span, _ = make_prompt(self.model, cell, self.haystack)
         copies = cell.needle.sort == "copy"
         # HeadKV looks at as many steps as the answer has tokens.
         steps = self.config.max_steps if copies else min(self.config.max_steps, len(span))
@@ -203,13 +210,15 @@ class HeldOutCalibration:
         projections = output_projections(self.model)
 
         def line(cell: Trial) -> Line:
-            ids, span = make_prompt(self.model, cell, self.haystack)
+            ids, span, context = make_prompt(self.model, cell, self.haystack)
             tokens = heads[cell.id]["tokens"]
-            errors, kept = layer_errors.observe(self.model.model, ids, tokens, scorers, projections, FLOOR)
+            compressed = context if self.before_question else None
+            errors, kept = layer_errors.observe(self.model.model, ids, tokens, scorers, projections, FLOOR, compressed)
             coverage = [layer_errors.coverage(layers, span) for layers in kept]
             return {"errors": rounded(errors), "coverage": rounded(coverage)}
 
-        folder = self.folder / f"errors-{digest([self.identity, repr(scorers)])}"
+        identity = [self.identity, repr(scorers), *(["context"] if self.before_question else [])]
+        folder = self.folder / f"errors-{digest(identity)}"
         by_id = {cell.id: cell for cell in cells}
         return complete(folder, f"{self.model.name} layer errors", by_id, line, self.progress, self.of(folder))
 
@@ -246,8 +255,9 @@ class HeldOutCalibration:
         answered = [cell.needle.name for sort in accepted.values() for cell in sort]
         return {
             "model": self.model.name,
-            "source": "held_out",
-            "made_by": f"python run.py eval=calibrate model={self.model.name}",
+            "source": "held_out_context" if self.before_question else "held_out",
+            "made_by": f"python run.py eval=calibrate model={self.model.name}"
+            + (" eviction.when=context" if self.before_question else ""),
             "observation": asdict(self.observation),
             "heads": counts[best],
             "heads_criterion": head_count.CRITERION,

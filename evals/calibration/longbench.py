@@ -6,7 +6,6 @@ worth.
 
 import json
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,11 +17,11 @@ from compresskv.eviction import Observation
 from compresskv.inputs import read_once
 from compresskv.layer_error import FLOOR
 from compresskv.models import LoadedModel
-from compresskv.observation import ObservationConfig
 from compresskv.protocol import EvaluationProtocol
 from compresskv.semantic_heads import SemanticHeadScorer
 from evals.calibration.config import Calibrate
 from evals.calibration.held_out import digest, output_projections, rounded
+from evals.job import Job
 from evals.longbench.evaluation import LongBenchTask, make_tasks
 from evals.progress import Progress
 from evals.results.lines import owner
@@ -30,14 +29,20 @@ from evals.results.resumable import complete
 from evals.results.schema import Line
 
 
-def measure(
-    model: LoadedModel, config: Calibrate, observation: ObservationConfig, results: Path, progress: Progress
-) -> dict[str, Any]:
+def measure(model: LoadedModel, config: Calibrate, job: Job, progress: Progress) -> dict[str, Any]:
     """Measure the layer errors on all samples, resumably; returns the content of the file.
 
     Each sample's errors are summed over its generated tokens, each task's over its samples. Raises `UserError` for
     unusable data, and where the model's heads are not known yet.
     """
+    if job.eviction.when != "prompt":
+        raise UserError(
+            "eviction.when",
+            "set it to prompt, or eval.source=held_out",
+            value=job.eviction.when,
+            why="eval.source=longbench measures as the paper's authors do, after the whole prompt",
+        )
+    results = job.results
     heads_file = calibration.find_file(model.name, "held_out", config.folder)
     if heads_file is None:
         raise UserError(
@@ -48,7 +53,7 @@ def measure(
     content = read_once(heads_file, "calibration")
     held_out = calibration.load(heads_file, content)
     counts = sorted({held_out.heads, *map(int, held_out.layer_scores_by_head_count)})
-    used = Observation(**asdict(observation))
+    used = Observation(**asdict(job.observation))
     scorers = [SemanticHeadScorer(used, held_out.top_heads("semantic", count)) for count in counts]
     tasks = make_tasks(model, config.test_sets, EvaluationProtocol())
     samples: dict[str, tuple[LongBenchTask, str]] = {}

@@ -71,7 +71,7 @@ def test_a_run_that_was_killed_continues_with_the_same_lines(command, tmp_path):
     ("overrides", "field"),
     [
         (("eval=efficiency",), "eviction.when"),
-        (("eval=calibrate",), "eviction.when"),
+        (("eval=attention",), "eviction.when"),
         (("protocol=released",), "eviction.when"),
         (("eviction.when=never",), "eviction.when"),
         (("+eviction.whem=context",), "eviction.whem"),
