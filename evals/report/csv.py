@@ -19,9 +19,10 @@ FORMULAS = ("=", "@", "+", "-", "\t", "\r", "\n", "＝", "＠", "＋", "－")
 def means(tables: Sequence[Table]) -> "DataFrame":
     """One row for every cell of `tables`, with the published number beside it.
 
-    `low` and `high` are the 95 % interval; `of` is how many samples exist.
+    `low` and `high` are the 95 % interval; `of` is how many samples exist. `when` is a column unless all rows evict
+    after the prompt.
     """
-
+    timed = any(row.when != "prompt" for table in tables for row in table.rows)
     rows = []
     for table in tables:
         for row in table.rows:
@@ -30,6 +31,7 @@ def means(tables: Sequence[Table]) -> "DataFrame":
                 place = {"model": table.model, "eval": table.eval, "protocol": row.protocol, "method": row.name.method}
                 named = {"variant": row.name.variant, "metric": table.metric.field, "column": column}
                 measured = {"mean": cell.mean, "low": low, "high": high, "n": cell.n, "of": cell.of}
+                when = {"when": row.when} if timed else {}
                 compared = {
                     "partial": cell.partial,
                     "published": cell.published,
@@ -37,7 +39,7 @@ def means(tables: Sequence[Table]) -> "DataFrame":
                     "difference": cell.difference,
                     "not_comparable": "nothing published" if cell.published is None else cell.apart,
                 }
-                rows.append({**place, "budget": row.budget, "when": row.when, **named, **measured, **compared})
+                rows.append({**place, "budget": row.budget, **when, **named, **measured, **compared})
     return _frame(rows)
 
 
