@@ -1,9 +1,9 @@
 """Common words: a numbered list in which ten words occur more often than the others, after an example.
 
-After scripts/data/synthetic/common_words_extraction.py of NVIDIA/RULER c3f5e3b: the same random calls in the same order.
+Its random calls are those of scripts/data/synthetic/common_words_extraction.py of NVIDIA/RULER c3f5e3b.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from random import Random
 
@@ -45,7 +45,7 @@ class _Lists:
         """A prompt with `count` different words, behind the example."""
         shown, answer = self._list(*self.example)
         context, outputs = self._list(count, *self.repeats)
-        example = f"{filled(self.request.wording, shown, answer).whole} {_numbered(answer)}"
+        example = f"{filled(self.request.wording, shown, answer).whole} {numbered(answer)}"
         text = filled(self.request.wording, context, outputs)
         return replace(text, whole=f"{example}\n{text.whole}")
 
@@ -56,8 +56,9 @@ class _Lists:
         common, others = drawn[: self.common], drawn[self.common :]
         listed = common * common_repeats + others * other_repeats
         Random(self.request.seed).shuffle(listed)
-        return _numbered(listed), common
+        return numbered(listed), common
 
 
-def _numbered(words: list[str]) -> str:
+def numbered(words: Sequence[str]) -> str:
+    """`1. one 2. two`, as lists and their answers are written."""
     return " ".join(f"{number}. {word}" for number, word in enumerate(words, 1))

@@ -6,6 +6,8 @@ So a sample depends on all random calls before it, and samples are made in order
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -163,7 +165,5 @@ def finished(request: Request, index: int, text: Text, length: int) -> Drawn:
 
 def all_fitting(request: Request, units: int, step: int, draw: Callable[[int, int], Text]) -> Iterator[Drawn]:
     """Samples without end; `draw(index, units)` makes the text of one."""
-    index = 0
-    while True:
-        yield finished(request, index, *fitting(request, units, step, lambda units, index=index: draw(index, units)))
-        index += 1
+    for index in count():
+        yield finished(request, index, *fitting(request, units, step, partial(draw, index)))

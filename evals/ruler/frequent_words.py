@@ -1,6 +1,6 @@
 """Frequent words: made-up words whose counts follow a zeta distribution; the three most frequent are asked for.
 
-After scripts/data/synthetic/freq_words_extraction.py of NVIDIA/RULER c3f5e3b: the same random calls in the same order.
+Its random calls are those of scripts/data/synthetic/freq_words_extraction.py of NVIDIA/RULER c3f5e3b.
 """
 
 import string

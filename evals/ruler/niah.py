@@ -1,10 +1,10 @@
 """Needles: keys and values hidden in repeated sentences, in essays, or among other needles.
 
-After scripts/data/synthetic/niah.py of NVIDIA/RULER c3f5e3b: the same random calls in the same order.
+Its random calls are those of scripts/data/synthetic/niah.py of NVIDIA/RULER c3f5e3b.
 """
 
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from random import Random
 from typing import Literal
@@ -68,13 +68,12 @@ class _Needles:
         asked = self.random.sample(range(self.keys), self.queries)
         answers = [value for place in asked for value in values[place]]
         names = [keys[place] for place in asked]
-        query = f"{', '.join(names[:-1])}, and {names[-1]}" if len(names) > 1 else names[0]
         wording, kind = self.request.wording, str(self.value)
         if self.queries * self.values == 1:
             for several, one in (("Some", "A"), ("are all", "is"), ("are", "is"), ("answers", "answer")):
                 wording = wording.replace(several, one)
             kind = kind[:-1]
-        return filled(wording, context, answers, type_needle_v=kind, query=query)
+        return filled(wording, context, answers, type_needle_v=kind, query=listed(names))
 
     def _drawn(self, kind: Kind) -> str:
         if kind == "numbers":
@@ -106,3 +105,8 @@ class _Needles:
         for place, needle in zip(places, needles, strict=True):
             lines.insert(place, needle)
         return "\n".join(lines)
+
+
+def listed(names: Sequence[str]) -> str:
+    """`one, two, and three`."""
+    return f"{', '.join(names[:-1])}, and {names[-1]}" if len(names) > 1 else names[0]

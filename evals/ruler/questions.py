@@ -1,13 +1,13 @@
 """Question answering: the documents of a question among others, from SQuAD or HotpotQA.
 
-After scripts/data/synthetic/qa.py of NVIDIA/RULER c3f5e3b: the same random calls in the same order.
+Its random calls are those of scripts/data/synthetic/qa.py of NVIDIA/RULER c3f5e3b.
 """
 
 import hashlib
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from random import Random
 from typing import Any, Literal
@@ -54,7 +54,7 @@ def generate(request: Request, dataset: Literal["squad", "hotpotqa"]) -> Iterato
     highest = int(request.limit / per_document * 3)
     count = most_units(request, STEP, highest, lambda count: request.size(text(0, count).whole))
     for index in range(len(asked.questions)):
-        drawn = fitting(request, count, STEP, lambda count, index=index: text(index, count))
+        drawn = fitting(request, count, STEP, partial(text, index))
         yield finished(request, index, *drawn)
     raise UserError("eval.samples", f"choose at most {len(asked.questions)}", why=f"{FILES[dataset]} has no more")
 

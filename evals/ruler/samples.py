@@ -1,10 +1,9 @@
 """The samples of a task, in RULER's order."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
 from threading import Lock
-from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 

@@ -1,6 +1,6 @@
 """Variable tracking: a chain of assignments among repeated sentences, after an example with its answer.
 
-After scripts/data/synthetic/variable_tracking.py of NVIDIA/RULER c3f5e3b: the same random calls in the same order.
+Its random calls are those of scripts/data/synthetic/variable_tracking.py of NVIDIA/RULER c3f5e3b.
 """
 
 import string

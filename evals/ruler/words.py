@@ -52,7 +52,7 @@ class Joined(Sequence[str]):
     def __len__(self) -> int:
         return self._ends[-1] if self._ends else 0
 
-    def __getitem__(self, place):  # type: ignore[no-untyped-def, override]
+    def __getitem__(self, place):
         if isinstance(place, slice):
             return [self[at] for at in range(*place.indices(len(self)))]
         if not 0 <= place < len(self):
