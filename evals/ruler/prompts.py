@@ -21,7 +21,7 @@ class Prompt:
 
 
 def render(model: LoadedModel, sample: Drawn) -> Prompt:
-    """The input as one user turn, and the answer prefix as the start of the answer; both joined without a chat format."""
+    """The input as one user turn, and the answer prefix as the start of the answer; joined where there is no format."""
     text = model.chat(sample.input, sample.answer_prefix)
     return Prompt(text, text.rindex(sample.input[sample.question :].strip()))
 

@@ -49,7 +49,7 @@ def tables(records: Sequence[Record], asked: Asked = USUAL) -> list[Table]:
         cells_of,
         order=ordered.index,
         failed=_failed,
-        heads={name: task.head for name, task in TASKS.items()},
+        heads={name: task.head for name, task in TASKS.items()} | _length_heads(lengths),
         spans={name: task.category for name, task in TASKS.items()},
         sums=tuple(xs),
         xs=xs if alone else {},
@@ -65,6 +65,13 @@ def _by_length(records: Sequence[Record], metric: Metric) -> Cells:
             if isinstance(line.get("length"), int):
                 add(columns, text.tokens(line["length"]), record.task, record, line, metric)
     return cells(columns)
+
+
+def _length_heads(lengths: Sequence[int]) -> dict[str, str]:
+    """Lengths as RULER writes them, 4K for 4096, where that fits all of them."""
+    if any(length % 1024 for length in lengths):
+        return {}
+    return {text.tokens(length): f"{length // 1024}K" for length in lengths}
 
 
 def _failed(line: Line, column: str) -> bool:
