@@ -21,7 +21,6 @@ def questions_folder(tmp_path_factory):
             paragraphs.append({"context": f"Paragraph {name} has gold {name}. " + "It is long. " * 20, "qas": asked})
         articles.append({"paragraphs": paragraphs})
     (folder / "squad.json").write_text(json.dumps({"data": articles}))
-    row_text = "So. " * 30
     rows = [
         {
             "question": f"What is in row {row}?",
