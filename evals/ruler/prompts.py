@@ -1,0 +1,36 @@
+"""A sample in the model's chat format, and its answer as the model would write it."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from compresskv.models import LoadedModel
+from evals.ruler.common_words import numbered
+from evals.ruler.drawing import Drawn
+from evals.ruler.niah import listed
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """The text that the model gets. `question`: where the question begins in it, in characters.
+
+    Before that is the context, as kvpress divides RULER; after it are the question and the opening of the answer.
+    """
+
+    text: str
+    question: int
+
+
+def render(model: LoadedModel, sample: Drawn) -> Prompt:
+    """The input as one user turn, and the answer prefix as the start of the answer; joined where there is no format."""
+    text = model.chat(sample.input, sample.answer_prefix)
+    return Prompt(text, text.rindex(sample.input[sample.question :].strip()))
+
+
+ANSWERS: dict[str, Callable[[Sequence[str]], str]] = {
+    "niah": listed,
+    "variable_tracking": " ".join,
+    "common_words_extraction": numbered,
+    "freq_words_extraction": listed,
+    "qa": lambda outputs: outputs[0],
+}
+"""How a family's answer is written: as in its example where there is one."""
