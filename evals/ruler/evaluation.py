@@ -5,8 +5,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from torch import Tensor
-
+from compresskv.chat import question_start
 from compresskv.engine.decode import Stopping
 from compresskv.errors import UserError
 from compresskv.models import LoadedModel
@@ -120,18 +119,16 @@ class RulerTask:
 
     def sample(self, id: str) -> Sample:
         length, _ = self.places[id]
-        outputs, ids = self.drawn(id).outputs, self._ids(id)
+        outputs, prompt = self.drawn(id).outputs, self.prompt(id)
+        ids = self.model.encode(prompt.text)
         self._refuse_beyond_window(length, ids.numel() + self.max_new_tokens)
         settings = self.model.settings(self.protocol.generation_config)
         stopping = Stopping(self.max_new_tokens, self.model.stop_ids, settings=settings)
         record = {"length": length, "prompt_tokens": ids.numel(), "truncated": False, "answers": outputs}
         reference = ANSWERS[self.task.family](outputs)
-        return Sample(
-            id, ids, stopping, lambda text: {"score": score(self.task.metric, text, outputs)}, record, reference
-        )
+        context = question_start(prompt.text, prompt.question, ids.tolist(), self.model.tokenizer)
 
-    def _ids(self, id: str) -> Tensor:
-        return self.model.encode(self.prompt(id).text)
+        def scored(answer: str) -> dict[str, float]:
+            return {"score": score(self.task.metric, answer, outputs)}
 
-    def first_prompt(self) -> int:
-        return self._ids(self.sample_ids[0]).numel()
+        return Sample(id, ids, stopping, scored, record, reference, context)

@@ -11,19 +11,15 @@ from evals.ruler.niah import listed
 
 @dataclass(frozen=True)
 class Prompt:
-    """The text that the model gets. `question`: where the question begins in it, in characters.
-
-    Before that is the context, as kvpress divides RULER; after it are the question and the opening of the answer.
-    """
+    """The text that the model gets. `question`: what of it follows the context, as kvpress divides RULER."""
 
     text: str
-    question: int
+    question: str
 
 
 def render(model: LoadedModel, sample: Drawn) -> Prompt:
     """The input as one user turn, and the answer prefix as the start of the answer; joined where there is no format."""
-    text = model.chat(sample.input, sample.answer_prefix)
-    return Prompt(text, text.rindex(sample.input[sample.question :].strip()))
+    return Prompt(model.chat(sample.input, sample.answer_prefix), sample.input[sample.question :].strip())
 
 
 ANSWERS: dict[str, Callable[[Sequence[str]], str]] = {
