@@ -133,7 +133,7 @@ def fitting(request: Request, units: int, step: int, draw: Callable[[int], Text]
             text = draw(units)
         except UserError:
             raise
-        except ValueError:  # more places are drawn than there are units: RULER goes on with fewer
+        except ValueError:  # more places are drawn than there are units; RULER, too, tries again
             size = request.limit + 1
         else:
             size = request.size(text.whole)

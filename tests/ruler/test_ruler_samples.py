@@ -54,7 +54,7 @@ def test_the_question_begins_where_kvpress_divides(task, drawn):
         assert sample.input[sample.question - 1].isspace()
 
 
-def test_needles_ask_for_as_many_values_as_there_are(drawn):
+def test_needles_ask_for_all_values_of_all_queries(drawn):
     assert {name: len(made[0].outputs) for name, made in drawn.items() if TASKS[name].family == "niah"} == {
         "niah_single_1": 1,
         "niah_single_2": 1,
