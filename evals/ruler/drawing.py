@@ -13,7 +13,7 @@ from typing import Any
 
 from compresskv.errors import UserError
 
-TRIES = 50
+TRIES = 100
 """How many texts of the least size are drawn before a length is refused. RULER would try without end."""
 
 SHORT = 4096

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from evals.ruler import questions, words
+from evals.ruler import drawing, questions, words
 from evals.ruler.essays import essay, essay_words, sentences
 from evals.ruler.metrics import score
 from evals.ruler.samples import Stream, samples
@@ -90,7 +90,8 @@ def test_texts_of_one_line_have_no_line_break(name, default_model, questions_fol
 
 
 @pytest.mark.parametrize("task", TASKS.values(), ids=attrgetter("name"))
-def test_a_length_that_nothing_fits_into_is_refused(task, default_model, questions_folder):
+def test_a_length_that_nothing_fits_into_is_refused(task, default_model, questions_folder, monkeypatch):
+    monkeypatch.setattr(drawing, "TRIES", 3)
     with refused("eval.lengths", value=150):
         next(samples(task, default_model.tokenizer, 150, 42, questions_folder))
 
