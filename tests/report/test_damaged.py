@@ -25,13 +25,6 @@ ITEMS = (
 )
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _no_calibrations_of_the_user(tmp_path_factory):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("COMPRESSKV_CACHE", str(tmp_path_factory.mktemp("cache")))
-        yield
-
-
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     return mutated.tree(tmp_path_factory.mktemp("whole") / "results")

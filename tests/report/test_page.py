@@ -3,8 +3,6 @@
 import html
 import json
 import re
-import subprocess
-import sys
 
 import pytest
 
@@ -15,18 +13,10 @@ from evals.report.html.chart import Chart, Line, Point
 from evals.report.html.reading import read
 from evals.report.html.writing import embeddable, page, write
 from evals.tables.compare import Verdict, verdicts
-from tests.support.command import ROOT
 from tests.support.refusals import refused
 from tests.support.trees import efficiency, line, longbench, needles, setting
 
 HOSTILE = "</script><script>alert(1)</script><!-- \x1b[31mred\x9b [bold]x[/bold] [d9676eeb] \u202e &amp; \u2028"
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _no_calibrations_of_the_user(tmp_path_factory):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("COMPRESSKV_CACHE", str(tmp_path_factory.mktemp("cache")))
-        yield
 
 
 @pytest.fixture(scope="module")
@@ -72,11 +62,12 @@ def test_every_section_has_its_data(text):
     assert len(text.encode()) < 1e6
 
 
-def test_it_needs_nothing_else(text):
+def test_it_needs_nothing_else_and_is_the_same_every_time(results, text):
     assert not re.search(r"(src|href)=\"(?!#|data:,\")", text)
     assert "@import" not in text
     assert "url(" not in text
     assert re.search(r"script-src 'sha256-[\w+/]+=*'", text)
+    assert page(results) == text
 
 
 def test_verdicts_in_words(text):
@@ -293,12 +284,10 @@ def test_settings_are_named_by_their_parameters_where_only_config_yaml_has_them(
     assert "aaaaaaaa" not in shown
 
 
-def test_an_empty_tree_is_one_sentence(tmp_path, capsys):
+def test_a_page_needs_results_and_a_folder_to_write_to(tmp_path):
     for folder in (tmp_path / "nowhere", tmp_path):
-        assert main([str(folder), "--out", str(tmp_path / "out")]) == 2
-        error = capsys.readouterr().err
-        assert str(folder) in error
-        assert len(error.splitlines()) == 1
+        with refused("results", value=folder):
+            write(folder, tmp_path / "out")
     assert not (tmp_path / "out").exists()
     (tmp_path / "file").write_text("")
     needles(tmp_path, depths=1, lengths=(1000,), budgets=(64,))
@@ -312,24 +301,6 @@ def test_the_page_goes_to_report_where_no_place_is_named(tmp_path, capsys, monke
     assert main(["tree"]) == 0
     assert (tmp_path / capsys.readouterr().out.strip()) == tmp_path / "report" / "index.html"
     assert (tmp_path / "report" / "index.html").exists()
-
-
-@pytest.mark.parametrize("arguments", [["tree", "other"], ["tree", "--outt"], ["tree=x"], ["tree", "--out"], ["-x"]])
-def test_a_bad_argument_is_a_sentence(capsys, arguments):
-    assert main(arguments) == 2
-    (sentence,) = capsys.readouterr().err.splitlines()
-    assert sentence.startswith("error: ")
-
-
-def test_the_command_writes_the_page_without_torch(results, tmp_path):
-    code = "import sys, json; from evals.report.__main__ import main; "
-    code += f"assert main([{str(results)!r}, '--out={tmp_path}']) == 0; print(json.dumps(sorted(sys.modules)))"
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-    path, modules = done.stdout.splitlines()
-    assert path == str(tmp_path / "index.html")
-    assert not {"torch", "transformers", "matplotlib"} & set(json.loads(modules))
-    first = (tmp_path / "index.html").read_bytes()
-    assert write(results, tmp_path).read_bytes() == first
 
 
 def test_the_browser_is_limited_and_says_so(results, monkeypatch):

@@ -11,6 +11,7 @@ from evals.results.lines import encode, owner
 from evals.results.provenance import environment, environments
 from evals.results.record import records
 from evals.results.store import SampleStore, write_json
+from tests.support import trees
 from tests.support.command import folders, run
 from tests.support.refusals import refused
 from tests.support.trees import about, folder, line
@@ -18,15 +19,10 @@ from tests.support.trees import about, folder, line
 GRID = ["eval.lengths=[200]", "eval.depths=2", "eval.max_new_tokens=4"]
 
 
-def setting(results, method="snapkv", budget=64, digest="abcd1234", fingerprint="f00d", ids=("0", "1"), **fields):
+def setting(results, method="snapkv", budget=64, digest="abcd1234", fingerprint="f00d", **fields):
     """A finished setting whose lines name it; returns its folder."""
-    place, runs = folder(results, method, budget, digest), results / "runs"
-    store = SampleStore(place, owner(place, runs, fingerprint))
-    for id in ids:
-        store.append(line(id))
-    finish(store, list(ids), about(method, budget, model_fingerprint=fingerprint, **fields), runs)
-    store.close()
-    return place
+    lines = [line("0"), line("1")]
+    return trees.setting(results, lines, method, budget, digest, model_fingerprint=fingerprint, **fields).path
 
 
 def faulty(results):

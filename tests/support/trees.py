@@ -13,6 +13,7 @@ from compresskv.methods import method_config
 from evals.compose import sweep
 from evals.longbench.tasks import ENGLISH
 from evals.results.finish import finish
+from evals.results.lines import owner
 from evals.results.record import Record
 from evals.results.schema import NAMED
 from evals.results.store import SampleStore, write_json
@@ -105,7 +106,10 @@ def setting(
     node: Mapping[str, Any] | None = None,
     **fields: Any,
 ) -> Record:
-    """A finished setting of these lines, or scores; `node`, or that of an `experiment`: its method. See `about`."""
+    """A finished setting of these lines, or scores; `node`, or that of an `experiment`: its method. See `about`.
+
+    With a `model_fingerprint`, its lines name the setting and the weights, as those of a run do.
+    """
     budget = None if method == "full" else budget
     if not isinstance(lines, Mapping) and not all(isinstance(each, dict) for each in lines):
         lines = {str(number): score for number, score in enumerate(lines)}
@@ -115,13 +119,24 @@ def setting(
         fields["of_config"] = {"method": node} | fields.get("of_config", {})
     here = mock.patch("evals.results.store.environment", return_value={**ENVIRONMENT, "key": "abc"})
     with mock.patch("os.fsync"), here:
-        store = SampleStore(folder(results, method, budget, digest, **fields))
+        place, runs = folder(results, method, budget, digest, **fields), results / "runs"
+        weights = fields.get("model_fingerprint")
+        store = SampleStore(place, owner(place, runs, weights) if weights else None)
         for each in lines:
             store.append(each)
         content = about(method, budget, **fields)
-        record = finish(store, [each["id"] for each in lines], content, results / "runs")
+        record = finish(store, [each["id"] for each in lines], content, runs)
         store.close()
     return Record(record.path, record.runs)
+
+
+def unfinished(results: Path, method: str = "snapkv", ids: Sequence[str] = ("1",), **fields: Any) -> Path:
+    """A setting whose run was killed after these samples: no summary; returns its folder."""
+    store = SampleStore(folder(results, method, **fields))
+    for id in ids:
+        store.append(line(id))
+    store.close()
+    return store.folder
 
 
 def needles(
