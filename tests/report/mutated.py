@@ -12,6 +12,7 @@ import yaml
 from evals.results.lines import sealed as sealed_line
 from evals.results.record import Record
 from evals.results.summary import sealed
+from tests.support import calibrations
 from tests.support.trees import efficiency, line, nodes, setting
 
 VALUES = (..., None, "x", -1, 0, True, [], {}, [1], [None], {"x": 1}, 1e308, 1e-320, 10**30, "y" * 5000)
@@ -46,9 +47,8 @@ def tree(results: Path) -> Path:
     head |= {"attention": [0.5, 0.5], "by_step": {"sinks": [0.1, 0.2], "needle": [0.3, 0.4]}}
     prompt = {"model": "tiny", "protocol": "corrected", "sample": "L1-D0-N0", "answer": "so", "prompt_tokens": 2}
     prompt |= {"tokens": ["a", "b"], "parts": {"sinks": [0, 1], "needle": [1, 2]}, "heads": [head]}
-    made = {"model": "tiny", "source": "held_out", "heads": 1, "layer_scores": [0.5, 0.5]}
-    made |= {"observation": {"window": 8, "kernel": 5, "pooling": "average"}, "accepted": {"a": 3}}
-    made |= {"head_scores": {"semantic": [[0.1, 0.2]] * 2, "traditional": [[0.2, 0.1]] * 2}, "rankings": {}}
+    scores = {"semantic": [[0.1, 0.2]] * 2, "traditional": [[0.2, 0.1]] * 2}
+    made = calibrations.record(head_scores=scores, rankings={}, accepted={"a": 3})
     for path, content in (("attention/tiny/one.json", prompt), ("calibration/tiny.held_out.json", made)):
         (results / path).parent.mkdir(parents=True)
         (results / path).write_text(json.dumps(content))
