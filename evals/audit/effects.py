@@ -20,43 +20,27 @@ from evals.running.outcome import record_of
 from evals.running.tasks import run_task
 from evals.tables import compare, text
 
-COMPARED: dict[str, tuple[tuple[str, int], ...]] = {
-    "gqa_grouping": (
-        ("snapkv", 128),
-        ("pyramidkv", 128),
-        ("headkv", 128),
-        ("adakv", 128),
-        ("headcompresskv", 128),
-        ("adacompresskv", 128),
-    ),
-    "streaming_tail": (("streaming_llm", 128),),
-    # At 128 tokens PyramidKV's schedule is the same for every prompt of 242 tokens or more.
-    "pyramid_schedule": (("pyramidkv", 768),),
-    "pyramid_short_prompt": (("pyramidkv", 768),),
-    "exact_budget": (
-        ("pyramidkv", 128),
-        ("cake", 128),
-        ("headkv", 128),
-        ("adakv", 128),
-        ("compresskv", 128),
-        ("adacompresskv", 128),
-    ),
-    "head_pooling": (("headkv", 128), ("adakv", 128)),
-    "score_dtype": (
-        ("snapkv", 128),
-        ("pyramidkv", 128),
-        ("cake", 128),
-        ("headkv", 128),
-        ("adakv", 128),
-        ("compresskv", 128),
-    ),
-    "srh_multiplicity": (("compresskv", 128),),
-    "calibration_data": (("compresskv", 128), ("headkv", 128)),
-    "niah_prompt": (("full", 128), ("snapkv", 128)),
-    "niah_special_tokens": (("full", 128), ("snapkv", 128)),
-    "niah_sentence_rule": (("full", 128), ("snapkv", 128)),
+COMPARED: dict[str, tuple[str, ...]] = {
+    "gqa_grouping": ("snapkv", "pyramidkv", "headkv", "adakv", "headcompresskv", "adacompresskv"),
+    "streaming_tail": ("streaming_llm",),
+    "pyramid_schedule": ("pyramidkv",),
+    "pyramid_short_prompt": ("pyramidkv",),
+    "exact_budget": ("pyramidkv", "cake", "headkv", "adakv", "compresskv", "adacompresskv"),
+    "head_pooling": ("headkv", "adakv"),
+    "score_dtype": ("snapkv", "pyramidkv", "cake", "headkv", "adakv", "compresskv"),
+    "srh_multiplicity": ("compresskv",),
+    "calibration_data": ("compresskv", "headkv"),
+    "niah_prompt": ("full", "snapkv"),
+    "niah_special_tokens": ("full", "snapkv"),
+    "niah_sentence_rule": ("full", "snapkv"),
 }
-"""The methods that a protocol field changes, and the budgets (tokens) to compare them at."""
+"""The methods that each protocol field changes."""
+
+BUDGET = 128
+
+BUDGETS = {"pyramid_schedule": 768, "pyramid_short_prompt": 768}
+"""Budgets (tokens) of fields that are not compared at `BUDGET`, where PyramidKV's schedule is the same for every prompt
+of 242 tokens or more."""
 
 ELSEWHERE = {
     "masking_sentence_rule": "none in this score: only head masking (`eval=head_masking`) reads it",
@@ -105,11 +89,11 @@ def measure(
     Returns the text of every effect, by field, and of the `conditions`; and all samples.
     """
     tasks: dict[EvaluationProtocol, Task] = {}
-    comparisons = [
-        _compare(model, field, jobs(method, budget, None), jobs(method, budget, field), tasks)
-        for field, methods in COMPARED.items()
-        for method, budget in methods
-    ]
+    comparisons = []
+    for field, methods in COMPARED.items():
+        for method in methods:
+            corrected, released = (jobs(method, BUDGETS.get(field, BUDGET), changed) for changed in (None, field))
+            comparisons.append(_compare(model, field, corrected, released, tasks))
     to_run = list(others)
     for comparison in comparisons:
         if comparison.verdict is None:

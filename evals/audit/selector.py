@@ -9,11 +9,9 @@ from collections.abc import Callable, Mapping, Sequence
 
 from compresskv.errors import UserError
 from compresskv.models import LoadedModel
-from evals.audit.effects import Finished, change, key, prompts
+from evals.audit.effects import BUDGET, Finished, change, key, prompts
 from evals.job import Job
 from evals.running.methods import build_method
-
-BUDGET = 128
 
 Arm = tuple[str, str]
 """Whose scores select a KV head's tokens, and how query heads are grouped where tokens are allotted to KV heads."""
@@ -22,31 +20,28 @@ SELECTORS = {"the paper's share of heads": "semantic", "3 heads": "semantic-3", 
 """The sets of semantic heads that are compared, by what the page calls them."""
 
 _HEADS = {"semantic": "null", "semantic-3": "3", "semantic-all": "all"}
-_HEADKV = "method.allocator.grouping"
-_ADAKV = "method.scorer.contest_grouping"
-_UNIFORM = "method.allocator.layers=uniform"
+_GROUPING = {"headkv": "method.allocator.grouping", "adakv": "method.scorer.contest_grouping"}
+"""By baseline, the setting that groups query heads where tokens are allotted to KV heads."""
 
-ARMS: dict[str, dict[Arm, tuple[str, ...]]] = {
-    "headkv": {
-        ("strided", "strided"): ("method=headkv", "method.scorer.grouping=strided", f"{_HEADKV}=strided"),
-        ("contiguous", "strided"): ("method=headkv", "method.scorer.grouping=contiguous", f"{_HEADKV}=strided"),
-        ("contiguous", "contiguous"): ("method=headkv", "method.scorer.grouping=contiguous", f"{_HEADKV}=contiguous"),
-    },
-    "adakv": {
-        ("strided", "strided"): ("method=adakv", "method.scorer.grouping=strided", f"{_ADAKV}=strided"),
-        ("contiguous", "strided"): ("method=adakv", "method.scorer.grouping=contiguous", f"{_ADAKV}=strided"),
-        ("contiguous", "contiguous"): ("method=adakv", "method.scorer.grouping=contiguous", f"{_ADAKV}=contiguous"),
-    },
-}
-"""Overrides under `corrected`. AdaCompressKV has uniform layers, as AdaKV; only its last arm adds layer budgets."""
 
-for _selector, _number in _HEADS.items():
-    _heads = f"method.scorer.heads={_number}"
-    _headkv, _adakv = ("method=headcompresskv", _heads), ("method=adacompresskv", _heads)
-    for _grouping in ("strided", "contiguous"):
-        ARMS["headkv"][_selector, _grouping] = (*_headkv, f"{_HEADKV}={_grouping}")
-        ARMS["adakv"][_selector, _grouping] = (*_adakv, f"{_ADAKV}={_grouping}", _UNIFORM)
-    ARMS["adakv"][_selector, "layer_error"] = (*_adakv, f"{_ADAKV}=contiguous")
+def _overrides(baseline: str) -> dict[Arm, tuple[str, ...]]:
+    """Overrides of each arm under `corrected`.
+
+    AdaCompressKV has uniform layers, as AdaKV does; only its last arm adds layer budgets.
+    """
+    grouping = _GROUPING[baseline]
+    by_arm: dict[Arm, tuple[str, ...]] = {}
+    for arm in (("strided", "strided"), ("contiguous", "strided"), ("contiguous", "contiguous")):
+        by_arm[arm] = (f"method={baseline}", f"method.scorer.grouping={arm[0]}", f"{grouping}={arm[1]}")
+    ada = baseline == "adakv"
+    for selector, number in _HEADS.items():
+        method = (f"method={'adacompresskv' if ada else 'headcompresskv'}", f"method.scorer.heads={number}")
+        uniform = ("method.allocator.layers=uniform",) if ada else ()
+        for allotted in ("strided", "contiguous"):
+            by_arm[selector, allotted] = (*method, f"{grouping}={allotted}", *uniform)
+        if ada:
+            by_arm[selector, "layer_error"] = (*method, f"{grouping}=contiguous")
+    return by_arm
 
 
 def lines(selector: str) -> dict[str, tuple[Arm, Arm]]:
@@ -66,10 +61,10 @@ GROUPS: tuple[Arm, Arm] = (("strided", "strided"), ("contiguous", "strided"))
 def arms(make: Callable[..., Job]) -> dict[str, dict[Arm, Job]]:
     """The jobs to run, by baseline and arm; `make` composes a job from overrides."""
     jobs: dict[str, dict[Arm, Job]] = {}
-    for baseline, by_arm in ARMS.items():
+    for baseline in _GROUPING:
         jobs[baseline] = {
             arm: make(*overrides, f"budget={BUDGET}", f"method.name={baseline}-{'-'.join(arm)}")
-            for arm, overrides in by_arm.items()
+            for arm, overrides in _overrides(baseline).items()
         }
     return jobs
 

@@ -5,13 +5,21 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import yaml
+
 from compresskv.errors import UserError
+from evals.compose import job_from, sweep
 from evals.console import signals_as_interrupts
 from evals.efficiency.config import Efficiency
 from evals.efficiency.tables import runs as efficiency_runs
 from evals.job import Job
 from evals.reference.export import export
-from evals.reference.sweeps import SWEEPS, jobs
+
+SWEEPS: dict[str, list[str]] = yaml.safe_load(Path(__file__).with_name("sweeps.yaml").read_text(encoding="utf-8"))
+"""Command lines by part."""
+
+EVERYWHERE = ("model.dtype=float32",)
+"""Overrides of every command line: processors with bfloat16 and without it give the same tables."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -59,6 +67,12 @@ def run_and_export(parts: Sequence[str], data: str, results: Path, target: Path,
     print(f"{count} settings, without texts: {target}")
     if failures:
         raise failures[0]
+
+
+def jobs(part: str, *overrides: str) -> list[Job]:
+    """All jobs of a part, each command line with these overrides too. Raises `UserError` as a command line does."""
+    configs = [config for line in SWEEPS[part] for config in sweep(*EVERYWHERE, *line.split(), *overrides)]
+    return [job_from(config) for config in configs]
 
 
 def measured(results: Path, jobs: Sequence[Job]) -> bool:

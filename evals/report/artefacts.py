@@ -9,7 +9,7 @@ from typing import Any
 
 from compresskv.errors import UserError
 from compresskv.methods import method_config
-from evals.console import visible
+from evals.console import screen, visible
 from evals.experiments import Item, heads_label, item
 from evals.report import paper
 from evals.report.csv import comparisons, csv_text, means
@@ -51,6 +51,20 @@ def write(experiment: str, results: Path, columns: Columns = "tasks") -> list[Pa
     except OSError as error:
         raise refused(folder, error) from error
     return paths
+
+
+def write_after_run(experiment: str, results: Path) -> None:
+    """Write the artefacts of an experiment from the whole tree `results`, and print where they are.
+
+    Without any results yet, such as while jobs wait on a cluster, it prints the reason and raises nothing.
+    """
+    console = screen()
+    try:
+        paths = write(experiment, results)
+    except UserError as error:
+        console.print(f"no artefacts: {error}", soft_wrap=True, markup=False)
+        return
+    console.print(f"artefacts: {paths[0].parent}", soft_wrap=True, markup=False)
 
 
 def page_of(experiment: str, results: Path) -> Page:

@@ -164,16 +164,13 @@ def _browsed(record: Record, line: Line) -> Line:
     return {**fields, "kept": [round(layer, 1) for layer in layer_means(line)]}
 
 
-def shortened(text: str) -> str:
-    """At most `LONGEST` characters, and how many more there are."""
-    return text if len(text) <= LONGEST else f"{text[:LONGEST]}… ({len(text) - LONGEST} more characters)"
-
-
 def _shortened(value: Any) -> Any:
-    """Texts that are short enough to be shown; of a list of texts, the first five."""
+    """A text with at most `LONGEST` characters, and how many more there are; of a list of texts, the first five."""
     if isinstance(value, list) and all(isinstance(item, str) for item in value):
-        return [shortened(item) for item in value[:5]]
-    return shortened(value) if isinstance(value, str) else value
+        return [_shortened(item) for item in value[:5]]
+    if isinstance(value, str) and len(value) > LONGEST:
+        return f"{value[:LONGEST]}… ({len(value) - LONGEST} more characters)"
+    return value
 
 
 def _damaged(record: Record) -> bool:

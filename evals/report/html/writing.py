@@ -3,7 +3,7 @@
 import base64
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +50,7 @@ def page(results: Path) -> str:
             why="there are no results in it (no runs/ and no measurements)",
         )
     boards = list(scores.boards(tree))
-    panels = [hook(kind, "panels")(board.table) for board, kind in _with_panels(boards)]
+    panels = [panels_of(board.table) for board in boards if (panels_of := hook(board.kind, "panels"))]
     maps = [each for section in measured for each in section.maps]
     return render(
         tree=tree,
@@ -79,12 +79,6 @@ def _measured(results: Path, models: Sequence[str]) -> tuple[list[Section], list
         sections.append(section)
         problems += faults
     return sections, problems
-
-
-def _with_panels(boards: Sequence[scores.Board]) -> Iterator[tuple[scores.Board, str]]:
-    for board in boards:
-        if hook(board.kind, "panels"):
-            yield board, board.kind
 
 
 def _sections(boards: Sequence[scores.Board]) -> list[dict[str, Any]]:
