@@ -16,6 +16,7 @@ from compresskv.errors import UserError
 from compresskv.models import LoadedModel
 from compresskv.protocol import label_stem
 from evals.attention.config import Attention
+from evals.calibration.detection import answered
 from evals.head_masking.choices import Place, ranked
 from evals.job import Job, Sample
 from evals.niah.evaluation import NiahTask
@@ -88,8 +89,7 @@ def observe(model: LoadedModel, sample: Sample, config: Attention) -> Observed:
                 token = int(step(model.model, cache, token, prompt.length + index).argmax())
                 steps.append(torch.stack(step_of))
                 tokens.append(token)
-                text = model.tokenizer.decode(tokens)
-                if token in model.stop_ids or ("\n" in text and text.split("\n")[0].strip()):
+                if answered(model, tokens):
                     break
     return Observed(ids.cpu(), tokens, torch.stack(steps))
 

@@ -55,6 +55,12 @@ def last_texts(texts: Sequence[str], longest: int) -> Haystack:
     return Haystack("\n".join(chosen))
 
 
+def answered(model: LoadedModel, tokens: Sequence[int]) -> bool:
+    """Whether an answer of these tokens has ended: with an end token, or with a newline after text."""
+    text = model.tokenizer.decode(tokens)
+    return tokens[-1] in model.stop_ids or ("\n" in text and bool(text.split("\n")[0].strip()))
+
+
 def make_prompt(model: LoadedModel, cell: Trial, haystack: Haystack) -> tuple[Tensor, range]:
     """Token ids [prompt] of about `cell.length`, and the positions of the answer in them."""
     needle = cell.needle

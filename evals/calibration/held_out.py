@@ -10,7 +10,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,7 @@ from compresskv.selecting_heads import share_of_the_paper
 from compresskv.semantic_heads import SemanticHeadScorer
 from evals.calibration import head_count
 from evals.calibration.config import Calibrate
-from evals.calibration.detection import Trial, last_texts, make_prompt, needles
+from evals.calibration.detection import Trial, answered, last_texts, make_prompt, needles
 from evals.haystack import Haystack, essays
 from evals.longbench.metrics import qa_f1
 from evals.progress import Progress
@@ -159,19 +159,13 @@ class HeldOutCalibration:
         )
 
     def _head_line(self, cell: Trial) -> Line:
-        tokenizer = self.model.tokenizer
-
-        def stop(tokens: Sequence[int]) -> bool:
-            """At the end of the answer: an EOS, or a newline after text."""
-            text = tokenizer.decode(tokens)
-            return tokens[-1] in self.model.stop_ids or ("\n" in text and bool(text.split("\n")[0].strip()))
-
         ids, span = make_prompt(self.model, cell, self.haystack)
         copies = cell.needle.sort == "copy"
         # HeadKV looks at as many steps as the answer has tokens.
         steps = self.config.max_steps if copies else min(self.config.max_steps, len(span))
+        stop = partial(answered, self.model)
         observed = retrieval_heads.observe(self.model.model, ids, span, self.model.layers, steps, stop)
-        answer = tokenizer.decode(observed.tokens, skip_special_tokens=True)
+        answer = self.model.tokenizer.decode(observed.tokens, skip_special_tokens=True)
         quality = rouge1_recall(cell.needle.answer, answer) if copies else qa_f1(answer, cell.needle.answer)
         return {
             "answer": answer,

@@ -27,11 +27,11 @@ def check(
     from compresskv.errors import UserError
     from compresskv.methods import build
     from evals.compose import job
-    from evals.conformance.checks import run
+    from evals.conformance.checks import all_checks
     from evals.conformance.subject import Subject
 
     if not isinstance(method, str):
-        return run(Subject(method, budget))
+        return all_checks(Subject(method, budget))
 
     chosen = job(f"method={method}", f"budget={budget}", *overrides, config_dir=config_dir)
     if chosen.method.keeps_everything:
@@ -44,4 +44,4 @@ def check(
         assert made is not None
         return made
 
-    return run(Subject(make, budget, chosen.observation, chosen.protocol))
+    return all_checks(Subject(make, budget, chosen.observation, chosen.protocol))

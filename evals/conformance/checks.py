@@ -33,8 +33,8 @@ BEYOND = 40
 """Tokens by which prompts exceed the budget."""
 
 
-def run(subject: Subject) -> Conformance:
-    """All checks. Raises `UserError` where the method cannot be made, or not at this budget."""
+def all_checks(subject: Subject) -> Conformance:
+    """The result of every check. Raises `UserError` if the method cannot be made, or not at this budget."""
     subject.method(dense()).check(subject.budget)
     return Conformance(tuple(Result(name, problem(name, subject)) for name in CHECKS))
 
@@ -148,19 +148,18 @@ def writes_nothing(subject: Subject) -> str:
 
 def beside_others(subject: Subject) -> str:
     """The same is kept alone and beside settings of a wider window and with an observer of all queries."""
-    for model, sort in ((dense(), ""), (hybrid(), " of a model with sliding windows")):
-        for budget in subject.budgets(subject.method(model)):
-            ids, setting = prompt(budget + BEYOND, seed=9), Setting(subject.method(model), budget)
-            window = setting.window + 16
-            wide = Setting(EvictionMethod(SnapKVScorer(Observation(window)), UniformAllocator()), window + 1)
-            observing = Setting(EvictionMethod(H2OScorer(), UniformAllocator()), window)
-            settings = [wide, observing, setting]
-            with attached(model):
-                whole = prefill(model, ids, window, scorers=[each.method.scorer for each in settings if each.method])
-                whole.score(settings)
-                kept = whole.kept(setting)
-            if _positions(kept) != _kept(model, subject.method(model), ids, budget):
-                return f"budget={budget}, prompt{sort}: beside other settings it keeps other tokens than alone"
+    for model, sort, budget in _models_and_budgets(subject):
+        ids, setting = prompt(budget + BEYOND, seed=9), Setting(subject.method(model), budget)
+        window = setting.window + 16
+        wide = Setting(EvictionMethod(SnapKVScorer(Observation(window)), UniformAllocator()), window + 1)
+        observing = Setting(EvictionMethod(H2OScorer(), UniformAllocator()), window)
+        settings = [wide, observing, setting]
+        with attached(model):
+            whole = prefill(model, ids, window, scorers=[each.method.scorer for each in settings if each.method])
+            whole.score(settings)
+            kept = whole.kept(setting)
+        if _positions(kept) != _kept(model, subject.method(model), ids, budget):
+            return f"budget={budget}{sort}: beside other settings it keeps other tokens than alone"
     return ""
 
 
@@ -208,18 +207,17 @@ def gqa_grouping(subject: Subject) -> str:
 
 def shared_equals_in_layer(subject: Subject) -> str:
     """Choosing after the whole prefill, and evicting each layer as soon as it was seen, keep and generate the same."""
-    for model, sort in ((dense(), ""), (hybrid(), " of a model with sliding windows")):
-        for budget in subject.budgets(subject.method(model)):
-            ids = prompt(budget + BEYOND, seed=3)
-            setting = Setting(subject.method(model), budget)
-            with attached(model):
-                (shared,) = generate(model, ids, [setting], NEW)
-                for chunk in (None, budget // 2 + 1):
-                    in_layer = generate_in_layer(model, ids, Setting(subject.method(model), budget), NEW, chunk)
-                    if in_layer != shared:
-                        where = f"budget={budget}, prompt{sort}" + (f" in chunks of {chunk}" if chunk else "")
-                        what = "generates other tokens" if in_layer.kept == shared.kept else "keeps other numbers"
-                        return f"{where}: evicting inside each layer {what} than choosing after the prefill"
+    for model, sort, budget in _models_and_budgets(subject):
+        ids = prompt(budget + BEYOND, seed=3)
+        setting = Setting(subject.method(model), budget)
+        with attached(model):
+            (shared,) = generate(model, ids, [setting], NEW)
+            for chunk in (None, budget // 2 + 1):
+                in_layer = generate_in_layer(model, ids, Setting(subject.method(model), budget), NEW, chunk)
+                if in_layer != shared:
+                    where = f"budget={budget}{sort}" + (f", prompt in chunks of {chunk}" if chunk else "")
+                    what = "generates other tokens" if in_layer.kept == shared.kept else "keeps other numbers"
+                    return f"{where}: evicting inside each layer {what} than choosing after the prefill"
     return ""
 
 
@@ -288,12 +286,18 @@ CHECKS: dict[str, Callable[[Subject], str]] = {
 """By the names that a user reads."""
 
 
-def _cases(subject: Subject) -> Iterator[tuple[str, int, Kept]]:
-    """Every model at every budget: the case in words, the budget, and what is kept of a prompt that exceeds it."""
+def _models_and_budgets(subject: Subject) -> Iterator[tuple[PreTrainedModel, str, int]]:
+    """Every model at every budget; the text names the model in a sentence."""
     for model, sort in ((dense(), ""), (hybrid(), ", in a model with sliding windows")):
         for budget in subject.budgets(subject.method(model)):
-            kept = _kept(model, subject.method(model), prompt(budget + BEYOND, seed=0), budget)
-            yield f"budget={budget}: of a prompt of {budget + BEYOND} tokens{sort}", budget, kept
+            yield model, sort, budget
+
+
+def _cases(subject: Subject) -> Iterator[tuple[str, int, Kept]]:
+    """Every model at every budget: the case in words, the budget, and what is kept of a prompt that exceeds it."""
+    for model, sort, budget in _models_and_budgets(subject):
+        kept = _kept(model, subject.method(model), prompt(budget + BEYOND, seed=0), budget)
+        yield f"budget={budget}: of a prompt of {budget + BEYOND} tokens{sort}", budget, kept
 
 
 def _kept(model: PreTrainedModel, method: EvictionMethod, ids: Tensor, budget: int) -> Kept:

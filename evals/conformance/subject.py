@@ -1,5 +1,6 @@
 """What a method is tried on: tiny random models, which no download takes, and a random calibration for each."""
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache
@@ -51,7 +52,7 @@ def hybrid() -> PreTrainedModel:
 @cache
 def half() -> PreTrainedModel:
     """`dense` in bfloat16."""
-    return _made(MistralForCausalLM(MistralConfig(**SIZE, sliding_window=None))).to(torch.bfloat16)
+    return copy.deepcopy(dense()).to(torch.bfloat16)
 
 
 def _made(model: PreTrainedModel) -> PreTrainedModel:

@@ -44,10 +44,10 @@ class Contender:
 class Measurement:
     """One generation: seconds to the first token (prefill, scoring and eviction), milliseconds a token after that.
 
-    `launch_bound`: a decode step takes the host about as long to ask for as it takes in all, so that the GPU waits for
-    launches (None without a GPU). `cache_bytes` are allocated for kept and new tokens, `total_cache_bytes` with those
-    of sliding-window layers; `peak_bytes` of the process or
-    of all GPUs together, each at its own moment, None if unknown, and `peak_bytes_by_gpu` each of theirs.
+    `launch_bound`: the host takes about as long to launch a decode step as the step takes, so that the GPU waits (None
+    without a GPU). `cache_bytes`: allocated for kept and new tokens; `total_cache_bytes`: also for sliding-window
+    layers. `peak_bytes`: of the process, or the sum of the peaks of all GPUs; None if unknown. `peak_bytes_by_gpu`:
+    the peak of each GPU.
     """
 
     first_token_s: float

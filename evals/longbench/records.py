@@ -74,31 +74,27 @@ def _parse(place: str, line: bytes) -> dict[str, Any]:
         record = json.loads(line.decode("utf-8"))
         if b"\\u" in line:
             json.dumps(record, ensure_ascii=False).encode("utf-8")
-    except UnicodeDecodeError as error:
-        raise UserError(
-            None,
-            "save the file as UTF-8",
-            why=f"not valid UTF-8 ({error.reason} at byte {error.start + 1})",
-            where=place,
-        ) from error
-    except UnicodeEncodeError as error:
-        half = ascii(error.object[error.start]).strip("'")
-        raise UserError(
-            None, "save the file as UTF-8", why=f"{half} is half a character (a lone surrogate)", where=place
-        ) from error
-    except json.JSONDecodeError as error:
-        raise UserError(
-            None, "give one JSON object a line", why=f"not valid JSON ({error.msg}, column {error.colno})", where=place
-        ) from error
-    except ValueError as error:  # Python reads no number of more than 4300 digits
-        raise UserError(None, "write it with fewer", why="a number has too many digits", where=place) from error
-    except RecursionError as error:
-        raise UserError(
-            None, "give one JSON object a line", why="not valid JSON (nested too deeply)", where=place
-        ) from error
+    except (ValueError, RecursionError) as error:
+        fix, why = _fault(error)
+        raise UserError(None, fix, why=why, where=place) from error
     if not isinstance(record, dict):
         raise UserError(None, "give one JSON object a line", value=record, why="not a JSON object", where=place)
     return record
+
+
+def _fault(error: ValueError | RecursionError) -> tuple[str, str]:
+    """What to do about a line that cannot be read, and why it cannot."""
+    match error:
+        case UnicodeDecodeError():
+            return "save the file as UTF-8", f"not valid UTF-8 ({error.reason} at byte {error.start + 1})"
+        case UnicodeEncodeError():
+            half = ascii(error.object[error.start]).strip("'")
+            return "save the file as UTF-8", f"{half} is half a character (a lone surrogate)"
+        case json.JSONDecodeError():
+            return "give one JSON object a line", f"not valid JSON ({error.msg}, column {error.colno})"
+        case RecursionError():
+            return "give one JSON object a line", "not valid JSON (nested too deeply)"
+    return "write it with fewer", "a number has too many digits"  # Python reads no number of more than 4300 digits
 
 
 def checked_record(place: str, kind: type[T], record: Mapping[str, Any], needs_classes: bool = False) -> T:
