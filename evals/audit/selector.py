@@ -1,8 +1,8 @@
-"""What part of HeadKV and AdaKV "+CompressKV" is the selector: un-mixing groups of query heads, or semantic heads.
+"""How much of the gain of HeadKV and AdaKV "+CompressKV" comes from grouping, and how much from semantic heads.
 
-The released baselines select tokens with mixed-up (strided) groups, their variants with correctly grouped semantic
-heads; allocation is mixed up in both. So the released gain is the sum of un-mixing and of semantic heads. Every line
-here keeps the allocation fixed and changes only which scores select.
+The released baselines select tokens with wrong (strided) groups of query heads. Their variants use semantic heads with
+correct groups. Allocation uses strided groups in both. The released gain therefore has two parts: correct groups and
+semantic heads. Every comparison here keeps the allocation fixed and changes only the scores that select.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -14,14 +14,14 @@ from evals.job import Job
 from evals.running.methods import build_method
 
 Arm = tuple[str, str]
-"""Whose scores select a KV head's tokens, and how query heads are grouped where tokens are allotted to KV heads."""
+"""Which scores select a KV head's tokens, and how query heads are grouped for the allocation to KV heads."""
 
 SELECTORS = {"the paper's share of heads": "semantic", "3 heads": "semantic-3", "all heads": "semantic-all"}
-"""The sets of semantic heads that are compared, by what the page calls them."""
+"""The sets of semantic heads that are compared, by their names on the page."""
 
 _HEADS = {"semantic": "null", "semantic-3": "3", "semantic-all": "all"}
 _GROUPING = {"headkv": "method.allocator.grouping", "adakv": "method.scorer.contest_grouping"}
-"""By baseline, the setting that groups query heads where tokens are allotted to KV heads."""
+"""By baseline, the setting that groups query heads for the allocation to KV heads."""
 
 
 def _overrides(baseline: str) -> dict[Arm, tuple[str, ...]]:
@@ -45,7 +45,7 @@ def _overrides(baseline: str) -> dict[Arm, tuple[str, ...]]:
 
 
 def lines(selector: str) -> dict[str, tuple[Arm, Arm]]:
-    """What is reported of one set of semantic heads, by its name: from which arm to which."""
+    """The comparisons for one set of semantic heads: from which arm to which, by name."""
     return {
         "R": (("strided", "strided"), (selector, "strided")),
         "R − U": (("contiguous", "strided"), (selector, "strided")),
@@ -55,7 +55,7 @@ def lines(selector: str) -> dict[str, tuple[Arm, Arm]]:
 
 
 GROUPS: tuple[Arm, Arm] = (("strided", "strided"), ("contiguous", "strided"))
-"""U, the correct groups alone, which no semantic head has a part in."""
+"""U: the effect of correct groups without semantic heads."""
 
 
 def arms(make: Callable[..., Job]) -> dict[str, dict[Arm, Job]]:
@@ -70,7 +70,7 @@ def arms(make: Callable[..., Job]) -> dict[str, dict[Arm, Job]]:
 
 
 def refusal(model: LoadedModel, jobs: Sequence[Job]) -> str | None:
-    """Why one of the jobs cannot run on this model, such as a missing calibration; None if all can."""
+    """Why one of the jobs cannot run on this model, such as a missing calibration; None if all can run."""
     try:
         for job in jobs:
             build_method(model, job)
@@ -82,7 +82,7 @@ def refusal(model: LoadedModel, jobs: Sequence[Job]) -> str | None:
 def tell(baseline: str, jobs: Mapping[Arm, Job], finished: Finished) -> str:
     """U of one baseline, and R, R − U, C and the layer budgets with each set of semantic heads.
 
-    All are paired differences of scores with 95 % intervals. Raises `UserError` where the arms have different prompts.
+    All are paired differences of scores with 95 % intervals. Raises `UserError` if the arms have different prompts.
     """
 
     def told(name: str, before: Arm, after: Arm) -> str:

@@ -1,4 +1,4 @@
-"""Prompts that show which heads retrieve: a needle in a haystack, its answer's place known exactly."""
+"""Prompts that show which heads retrieve: a needle in a haystack, with the exact position of its answer."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from evals.haystack import Haystack, evaluated_and_held_out, hide
 
 @dataclass(frozen=True)
 class Needle:
-    """`answer` is the span of `needle` that heads must find; `sort` is "copy" or "reason"."""
+    """`answer`: the span of `needle` that heads must find; `sort`: "copy" or "reason"."""
 
     sort: str
     name: str
@@ -25,7 +25,7 @@ class Needle:
 
 @dataclass(frozen=True)
 class Trial:
-    """One prompt to make: a needle at a depth (0 to 1) of a prompt of about `length` tokens."""
+    """One prompt: a needle at a depth (0 to 1) of a prompt of about `length` tokens."""
 
     needle: Needle
     length: int
@@ -37,15 +37,16 @@ class Trial:
 
 
 def needles() -> list[Needle]:
-    """The detection needles, those to copy first."""
+    """The detection needles; those to copy come first."""
     text = files("evals.calibration").joinpath("detection_needles.yaml").read_text()
     return [Needle(sort, **entry) for sort, entries in yaml.safe_load(text).items() for entry in entries]
 
 
 def last_texts(texts: Sequence[str], longest: int) -> Haystack:
-    """The last of `texts`, as many as a prompt of `longest` tokens takes.
+    """The last of `texts`, enough for a prompt of `longest` tokens.
 
-    They are held out from evaluations, and so repeated where they are too short; all texts where none can be held out.
+    Only texts held out from evaluations are used (all texts if none can be held out); prompts repeat them if they are
+    too short.
     """
     chosen: list[str] = []
     for text in reversed(evaluated_and_held_out(texts)[1] or texts):
@@ -73,6 +74,6 @@ def make_prompt(model: LoadedModel, cell: Trial, haystack: Haystack) -> tuple[Te
     end = start + len(needle.answer)
     ids = model.encode(rendered)
     offsets = model.tokenizer(rendered, add_special_tokens=False, return_offsets_mapping=True).offset_mapping
-    shift = ids.numel() - len(offsets)  # special tokens that encoding put in front
+    shift = ids.numel() - len(offsets)  # special tokens in front
     inside = [i + shift for i, (a, b) in enumerate(offsets) if a < end and b > start and b > a]
     return ids, range(inside[0], inside[-1] + 1)

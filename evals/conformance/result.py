@@ -1,4 +1,4 @@
-"""What a conformance suite says: one line a check."""
+"""The result of the conformance checks: one line per check."""
 
 from dataclasses import dataclass
 
@@ -8,7 +8,7 @@ from rich.text import Text
 
 @dataclass(frozen=True)
 class Result:
-    """One check, and in a sentence what is wrong; "" if nothing is."""
+    """One check, and a sentence about what is wrong; "" if it passed."""
 
     check: str
     problem: str = ""
@@ -20,7 +20,7 @@ class Result:
 
 @dataclass(frozen=True)
 class Conformance:
-    """The results of all checks, in order. As text: one line each."""
+    """The results of all checks, in order; as text, one line each."""
 
     results: tuple[Result, ...]
 
@@ -40,10 +40,10 @@ class Conformance:
             lines.append(f"{'pass' if result.passed else 'FAIL'}  {result.check:{width}}  {result.problem}".rstrip())
         return "\n".join(lines)
 
-    __repr__ = __str__  # what a notebook shows of the last value of a cell
+    __repr__ = __str__  # which notebooks show
 
     def table(self, title: str) -> Table:
-        """The same for a terminal; what others wrote is plain text in it."""
+        """A table for a terminal; texts of methods are shown without markup."""
         table = Table(title=Text(title))
         for column in ("check", "", "what is wrong"):
             table.add_column(column, overflow="fold")

@@ -304,7 +304,7 @@ return 0, []
     assert codes == [0, 0, -signal.SIGKILL, 0]
     assert [run.entries for run in runs] == [[], [], None, []]
     assert (tmp_path / "taken").read_text().split() == ["fine", "once", "once", "always", "always", "last"]
-    assert capfd.readouterr().err.count("killed by SIGKILL: goes on in another process") == 2
+    assert capfd.readouterr().err.count("killed by SIGKILL: resumes in another process") == 2
     assert runs[1].log.read_text().count("1 settings") == runs[1].log.read_text().count("no line end") == 2
 
 
