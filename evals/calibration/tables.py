@@ -195,8 +195,8 @@ def sections(results: Path, models: Sequence[str]) -> tuple[Section, list[str]]:
         except UserError as error:
             problems.append(str(error))
     about = (
-        "What each query head retrieves, from the calibration of the model: layers down, heads across. Outlined heads "
-        "are those that select; the last column is the layer's share of the eviction error in per cent."
+        "Scores of each query head from the model's calibration: layers are rows, heads are columns. Outlined heads "
+        "select; the last column is the layer's share of the eviction error in per cent."
     )
     return Section("heads", "Heads", about, maps=shown), problems
 

@@ -35,8 +35,8 @@ class FIELDS(needles.FIELDS, total=False):
 SECTION = Section(
     "masking",
     "Head masking",
-    "Needle scores with the full cache where the best heads of a ranking attend to everything alike; random heads are "
-    "the control, averaged over draws.",
+    "Needle scores with the full cache while the best heads of a ranking attend to all tokens equally. Random heads, "
+    "averaged over draws, are the control.",
 )
 
 traits = needles.traits

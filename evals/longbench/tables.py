@@ -61,9 +61,8 @@ class FIELDS(TypedDict, total=False):
 SECTION = Section(
     "longbench",
     "LongBench",
-    note="Below an average stands its 95 % interval, if every task has two samples or more. A published number stands "
-    "in the cell of the same model, method, budget and column; where protocol, prompts or samples differ it is set "
-    "apart with the reason.",
+    note="Averages have a 95 % interval if every task has at least two samples. A published number is in the cell of "
+    "the same model, method, budget and column; if protocol, prompts or samples differ, the cell has the reason.",
     published="table1_longbench",
 )
 

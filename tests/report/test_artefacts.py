@@ -14,7 +14,7 @@ from evals.report.markdown import markdown
 from evals.results import frame
 from evals.results.published import published
 from tests.support.refusals import refused
-from tests.support.trees import cells, line, setting
+from tests.support.trees import cells, line, longbench_task, setting
 
 
 def table(paths):
@@ -53,9 +53,8 @@ def test_the_full_cache_comes_first_and_ranks_are_within_a_budget(tmp_path):
 
 
 def test_columns_of_latex_are_tasks_or_groups(tmp_path):
-    for task in ("trec", "lcc", "qasper"):
-        lines = [line("0", answers=["a"], length=1)]
-        setting(tmp_path, lines, "snapkv", task=task, eval="longbench", experiment="table1_longbench")
+    for name in ("trec", "lcc", "qasper"):
+        longbench_task(tmp_path, name, experiment="table1_longbench")
     place = [f"results={tmp_path}", "experiment=table1_longbench"]
     heads = {}
     for columns in ("tasks", "groups"):
@@ -99,16 +98,9 @@ def test_columns_are_in_their_natural_order_whatever_ran(tmp_path):
     assert grid.columns == ["500", "1K", "1.5K", "4K", "10K", "average"]
     read = page_of("table1_longbench", tmp_path).frames["table"]()
     assert list(dict.fromkeys(read[read["method"] == "CAKE"]["column"])) == ["500", "1.5K", "average"]
-    for method, tasks in {"snapkv": ("trec", "lcc", "qasper"), "cake": ("hotpotqa", "vcsum", "narrativeqa")}.items():
-        for task in tasks:
-            setting(
-                tmp_path,
-                [line("0", answers=["a"], length=1)],
-                method,
-                task=task,
-                eval="longbench",
-                experiment="table1_longbench",
-            )
+    for method, names in {"snapkv": ("trec", "lcc", "qasper"), "cake": ("hotpotqa", "vcsum", "narrativeqa")}.items():
+        for name in names:
+            longbench_task(tmp_path, name, method, experiment="table1_longbench")
     (grid,) = page_of("table1_longbench", tmp_path).tables
     tasks = ["narrativeqa", "qasper", "hotpotqa", "vcsum", "trec", "lcc"]
     assert grid.columns == [*tasks, "single-doc QA", "multi-doc QA", "few-shot", "code", "average of 16"]
@@ -229,22 +221,10 @@ def test_tokens_by_layer_stand_beside_the_published_where_they_can_be_compared(t
 
 
 def test_longbench_has_tasks_categories_and_an_average_and_is_partial_until_official(tmp_path):
-    rows = {str(n): 40.0 + n for n in range(3)}
+    place = {"model": "mistral-7b-instruct-v0.3", "protocol": "released", "experiment": "table3_components"}
     for method in ("snapkv", "compresskv"):
-        for task in ("qasper", "trec"):
-            lines = [line(id, score, answers=["a"], length=1) for id, score in rows.items()]
-            place = {"task": task, "eval": "longbench"}
-            model = "mistral-7b-instruct-v0.3"
-            setting(
-                tmp_path,
-                lines,
-                method,
-                budget=256,
-                model=model,
-                protocol="released",
-                **place,
-                experiment="table3_components",
-            )
+        for name in ("qasper", "trec"):
+            longbench_task(tmp_path, name, method, [40.0, 41.0, 42.0], budget=256, **place)
     page = page_of("table3_components", tmp_path)
     (grid,) = page.tables
     assert list(grid.columns) == ["qasper", "trec", "single-doc QA", "few-shot", "average of 16"]

@@ -97,11 +97,6 @@ def test_what_is_shown_follows_from_the_kind_of_evaluation(tmp_path):
     needle = line("L1-D0-N0", 40, 64, length=1000, depth=0.0)
     setting(tmp_path / "b", [needle], eval="mine", of_eval={"_target_": "evals.niah.config.Niah"})
     assert '<section id="needles"' in page(tmp_path / "b")
-    setting(
-        tmp_path / "c",
-        [line("1", 40, 64)],
-        eval="mine",
-        task="qasper",
-        of_eval={"_target_": "evals.longbench.config.LongBench"},
-    )
+    of_eval = {"_target_": "evals.longbench.config.LongBench"}
+    setting(tmp_path / "c", [line("1", 40, 64)], eval="mine", task="qasper", of_eval=of_eval)
     assert '<section id="longbench"' in page(tmp_path / "c")
