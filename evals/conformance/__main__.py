@@ -10,7 +10,7 @@ import torch
 
 from compresskv.errors import UserError
 from evals.conformance import check
-from evals.console import screen
+from evals.console import visible
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -29,11 +29,7 @@ def main(arguments: list[str] | None = None) -> int:
     name = given.pop("method")
     others = [f"{setting}={value}" for setting, value in given.items()]
     conformance = check(name, *others, budget=int(budget), config_dir=options.config_dir)
-    console = screen(120)
-    if console.is_terminal:
-        console.print(conformance.table(f"{name}, budget {budget}"))
-    else:
-        print(conformance)
+    print(visible(str(conformance)))
     return 0 if conformance.passed else 1
 
 

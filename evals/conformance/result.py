@@ -2,9 +2,6 @@
 
 from dataclasses import dataclass
 
-from rich.table import Table
-from rich.text import Text
-
 
 @dataclass(frozen=True)
 class Result:
@@ -41,13 +38,3 @@ class Conformance:
         return "\n".join(lines)
 
     __repr__ = __str__  # which notebooks show
-
-    def table(self, title: str) -> Table:
-        """A table for a terminal; texts of methods are shown without markup."""
-        table = Table(title=Text(title))
-        for column in ("check", "", "what is wrong"):
-            table.add_column(column, overflow="fold")
-        for result in self.results:
-            verdict = Text("pass", "green") if result.passed else Text("FAIL", "bold red")
-            table.add_row(Text(result.check), verdict, Text(result.problem))
-        return table

@@ -18,7 +18,9 @@ from evals.longbench.metrics import score_sample
 from evals.longbench.official import check_unordered
 from evals.longbench.records import Answers, Classes, Count, checked_record, data_files, read_jsonl
 from evals.longbench.tasks import ALL, Task, get_task
+from evals.report.terminal import show_texts
 from evals.tables import text
+from evals.tables.table import Texts
 
 
 def score_folder(folder: Path) -> dict[str, TaskScore]:
@@ -62,30 +64,20 @@ def score_file(path: Path, task: Task) -> TaskScore:
 
 def print_table(scores: Mapping[str, TaskScore]) -> None:
     """Print task scores and averages with 95 % bootstrap intervals."""
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for heading in ("task", "category"):
-        table.add_column(heading, no_wrap=True)
-    for heading in ("n", "score"):
-        table.add_column(heading, justify="right", no_wrap=True)
-    table.add_column("95% CI", justify="right", no_wrap=True)
-    table.add_column("", style="yellow")
+    body = []
     for name, score in scores.items():
-        row = [name, score.task.category, str(len(score.samples)), f"{score.score:.2f}", _range(interval(score))]
-        table.add_row(*row, score.problem, end_section=name == list(scores)[-1])
+        numbers = [str(len(score.samples)), f"{score.score:.2f}", _range(interval(score))]
+        body.append([name, score.task.category, *numbers, score.problem])
     for average, cell in averages_of(scores).items():
         whole = sum(not scores[task].problem for task in cell.strata)
         problem = f"incomplete: {whole} of {cell.tasks} tasks" if cell.partial else ""
-        numbers = ["-", "-"] if problem else [f"{cell.mean:.2f}", _range(cell.interval)]
-        table.add_row(average, "", str(cell.n), *numbers, problem)
-    Console(width=None if sys.stdout.isatty() else 120).print(table)  # files and pipes have no width
+        numbers = [text.NONE, text.NONE] if problem else [text.mean(cell), _range(cell.interval)]
+        body.append([average, "", str(cell.n), *numbers, problem])
+    show_texts(Texts("LongBench", ["task", "category", "n", "score", "95 % interval", ""], body))
 
 
 def _range(bounds: tuple[float, float] | None) -> str:
-    return text.bounds(bounds, 3, "{} - {}") or "-"
+    return text.bounds(bounds, 3, "{} – {}") or text.NONE
 
 
 def main(arguments: list[str] | None = None) -> int:

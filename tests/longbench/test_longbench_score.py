@@ -132,7 +132,7 @@ def test_table_marks_what_is_incomplete_and_averages_nothing_from_it(tmp_path, c
     write(tmp_path, "qasper.jsonl", prediction(), prediction())
     status, out, err = run(tmp_path, capsys)
     assert (status, err) == (0, "")
-    rows = {line.split("  ")[0].strip(): line for line in out.splitlines() if line.strip()}
+    rows = {line.split("│")[1].strip(): line for line in out.splitlines() if "│" in line}
     assert "100.00" in rows["qasper"]
     assert "incomplete: 2 of 200 rows" in " ".join(out.split())
     assert "incomplete: 0 of 16 tasks" in rows["average of 16"]
