@@ -77,10 +77,12 @@ def unpack(archive: Path, cache: Path, expected_sha256: str | None = None) -> Pa
         with new_folder(target) as folder:
             _extract(archive, content, folder)
     except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
-        raise UserError(
-            "eval.data", "download it again", value=archive, why=f"not a complete zip archive ({error})"
-        ) from error
+        raise _unusable(archive, f"not a complete zip archive ({error})") from error
     return target
+
+
+def _unusable(archive: Path, why: str, fix: str = "download it again") -> UserError:
+    return UserError("eval.data", fix, value=archive, why=why)
 
 
 @contextmanager
@@ -116,11 +118,8 @@ def _extract(archive: Path, content: bytes, folder: Path) -> None:
         for member in members:
             _refuse_unsafe(archive, member)
         if sum(member.file_size for member in members) > LARGEST_ARCHIVE:
-            raise UserError(
-                "eval.data",
-                "give LongBench's archive",
-                value=archive,
-                why=f"its content is larger than {LARGEST_ARCHIVE >> 30} GiB",
+            raise _unusable(
+                archive, f"its content is larger than {LARGEST_ARCHIVE >> 30} GiB", "give LongBench's archive"
             )
         paths = [PurePosixPath(member.filename) for member in members]
         # Files of other programs begin with a dot, such as "__MACOSX/._qasper.jsonl".
@@ -131,12 +130,8 @@ def _extract(archive: Path, content: bytes, folder: Path) -> None:
         ]
         names = [name for _, name in wanted]
         if not wanted or len(set(names)) < len(names):
-            raise UserError(
-                "eval.data",
-                "give an archive with one task.jsonl file per task",
-                value=archive,
-                why=f"it holds {', '.join(sorted(names)) or 'none'}",
-            )
+            fix = "give an archive with one task.jsonl file per task"
+            raise _unusable(archive, f"it has {', '.join(sorted(names)) or 'none'}", fix)
         for member, name in wanted:
             with opened.open(member) as source, open(folder / name, "xb") as copy:
                 shutil.copyfileobj(source, copy)
@@ -146,11 +141,6 @@ def _refuse_unsafe(archive: Path, member: zipfile.ZipInfo) -> None:
     name = member.orig_filename
     parts = name.replace("\\", "/").split("/")
     if name.startswith(("/", "\\")) or ".." in parts or ":" in parts[0] or "\0" in name:
-        raise UserError(
-            "eval.data",
-            "download it again",
-            value=archive,
-            why=f"its member {name!r} would be written outside the target folder",
-        )
+        raise _unusable(archive, f"its member {name!r} would be written outside the target folder")
     if stat.S_ISLNK(member.external_attr >> 16):
-        raise UserError("eval.data", "download it again", value=archive, why=f"its member {name!r} is a symbolic link")
+        raise _unusable(archive, f"its member {name!r} is a symbolic link")

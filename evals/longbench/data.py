@@ -11,6 +11,8 @@ from evals.longbench import archive, copies, official
 from evals.longbench.records import Content, Count, Row, checked_record, data_files, field_of, read_jsonl
 from evals.longbench.tasks import Task
 
+SOURCES = "give a directory of task.jsonl files, a zip, or hub"
+
 
 def open_source(
     source: str | Path,
@@ -35,21 +37,11 @@ def open_source(
     path = expanded(source, "eval.data")
     if not path.exists():
         if not copies.HUB_ID.fullmatch(str(source)):
-            raise UserError(
-                "eval.data",
-                "give a directory of task.jsonl files, a zip, or hub",
-                value=path,
-                why="file not found",
-            )
+            raise UserError("eval.data", SOURCES, value=path, why="file not found")
         path = copies.download(str(source), revision)
     folder = _open_path(path, cache, sha256)
     if folder is None:
-        raise UserError(
-            "eval.data",
-            "give a directory of task.jsonl files, a zip, or hub",
-            value=path,
-            why="it has no task.jsonl file and no data.zip",
-        )
+        raise UserError("eval.data", SOURCES, value=path, why="it has no task.jsonl file and no data.zip")
     return folder
 
 
