@@ -63,7 +63,7 @@ class WandbLogger(Logger):
         if refused := re.search(r"[/\\#?%:]", self.project):
             raise UserError(
                 "logger.project",
-                "leave it out",
+                "choose a name without it",
                 value=self.project,
                 why=f"W&B takes no {refused[0]} in a project's name",
             )

@@ -106,20 +106,15 @@ def test_a_good_file(write) -> None:
         ({"rankings": {"published": [[0, 1], [1]]}}, "rankings.published[1]", ""),
         ({"rankings": {"published": [["0", "1"], [1, 2]]}}, "rankings.published[0][0]", "0"),
         ({"model_fingerprint": 3}, "model_fingerprint", "3"),
+        *(({name: ...}, name, "") for name in ("model", "source", "observation", "heads", "layer_scores")),
         ({"no_scores": {"x": 3}}, "no_scores.x", "3"),
     ],
 )
-def test_a_wrong_field_is_named(write, changes: dict[str, Any], field: str, shown: str) -> None:
-    path = write(record(**changes))
+def test_a_wrong_or_missing_field_is_named(write, changes: dict[str, Any], field: str, shown: str) -> None:
+    path = write({name: value for name, value in record(**changes).items() if value is not ...})
     with refused(field, where=path) as caught:
         load(path)
     assert shown in readable(caught.value.value)
-
-
-@pytest.mark.parametrize("missing", ["model", "source", "observation", "heads", "layer_scores"])
-def test_a_missing_field_is_named(write, missing: str) -> None:
-    with refused(missing):
-        load(write({name: value for name, value in record().items() if name != missing}))
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", "null", "3", '{"heads": 1, "heads": 2}', "[" * 100_000, "1" * 5000])

@@ -222,35 +222,20 @@ def test_hub_download_is_pinned_and_its_sha256_checked(tmp_path, monkeypatch):
     assert load_task(folder, QASPER)[0].answers == ("on the mat",)
 
 
-def test_failed_download_is_one_sentence(tmp_path, monkeypatch):
-    def download(*_, **__):
-        raise ConnectionError("no route to host.\nCheck your network.")
-
-    monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
-    with refused("eval.data", value="THUDM/LongBench"):
-        open_source("hub", cache=tmp_path / "cache")
-
-
-@pytest.fixture
-def unreachable(monkeypatch):
-    """A hub that refuses every connection, reached without HF_HUB_OFFLINE; the fixture is the list of attempts."""
+def test_a_hub_that_cannot_be_reached_is_asked_once(tmp_path, monkeypatch):
     attempts = []
 
     def refuse(*arguments, **options):
         attempts.append(options)
-        raise ConnectionError("connection refused")
+        raise ConnectionError("no route to host.\nCheck your network.")
 
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     monkeypatch.setattr("huggingface_hub.get_hf_file_metadata", refuse)
     monkeypatch.setattr("huggingface_hub.hf_hub_download", refuse)
-    return attempts
-
-
-def test_a_hub_that_cannot_be_reached_is_asked_once(unreachable, tmp_path, monkeypatch):
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
-    with refused("eval.data"):
+    with refused("eval.data", value="THUDM/LongBench"):
         open_source("hub", cache=tmp_path / "cache")
-    assert [attempt["timeout"] for attempt in unreachable] == [archive.HUB_TIMEOUT]
+    assert [attempt["timeout"] for attempt in attempts] == [archive.HUB_TIMEOUT]
 
 
 def test_a_cached_download_needs_no_connection(tmp_path, monkeypatch):

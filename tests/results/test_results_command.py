@@ -112,7 +112,7 @@ def test_each_bad_argument_is_a_sentence(tmp_path, capsys, monkeypatch, argument
     assert says in err
 
 
-@pytest.mark.parametrize("command", ["list", "show", "verify"])
+@pytest.mark.parametrize("command", ["list", "show"])
 def test_a_reader_that_has_had_enough(tmp_path, command):
     setting(tmp_path)
     text = (folder(tmp_path) / "samples.jsonl").read_text()
@@ -130,7 +130,7 @@ def test_a_reader_that_has_had_enough(tmp_path, command):
     assert "BrokenPipe" not in errors
 
 
-@pytest.mark.parametrize("command", ["list", "compare", "verify", "show"])
+@pytest.mark.parametrize("command", ["list", "compare"])
 def test_a_terminal_of_few_characters_is_written_to(tmp_path, command):
     setting(tmp_path, [0.0, 100.0])
     setting(tmp_path, [50.0, 100.0], method="été")
