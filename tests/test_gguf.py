@@ -39,7 +39,7 @@ def assert_equal(made: PreTrainedModel, expected: PreTrainedModel) -> None:
 
 
 def refusal_of(path) -> str:
-    """The one sentence with which a file is refused, before its model is made."""
+    """The message that refuses a file before its model is made."""
     with pytest.raises(UserError) as caught:
         checkpoints.from_gguf([path], None)
     assert_about(caught.value, caught.value.field)
@@ -68,7 +68,7 @@ def rope(kind, theta=10000.0, **parameters):
 
 
 def llama3(factor, original, low=1.0, high=4.0):
-    """What Llama 3's scaling is in config.json, and its tensor."""
+    """Llama 3's scaling as config.json has it, and its tensor in a GGUF file."""
     bounds = {"low_freq_factor": low, "high_freq_factor": high, "original_max_position_embeddings": original}
     factors = torch.tensor(llama3_factors(factor, original, low, high))
     return rope("llama3", factor=factor, **bounds), {"rope_freqs.weight": factors}
@@ -222,7 +222,7 @@ def test_what_a_file_says_reaches_the_model(tmp_path, what):
     [*((family, None) for family in FAMILIES), *((family, what) for what, (family, *_) in HONOURED.items())],
 )
 def test_the_identity_is_the_file_s_exactly_where_transformers_reads_all_of_it(tmp_path, family, what):
-    """So that copies and results of files that were read well stay, and those of others are made again."""
+    """Copies and results of files that were read completely stay valid; the others are made again."""
     changes, keys, tensors = {}, {}, {}
     if what is not None:
         _, changes, keys, tensors = HONOURED[what]
@@ -527,7 +527,7 @@ def test_a_shard_gets_the_advice_for_shards(tmp_path):
 
 
 def test_a_copy_of_before_is_not_used_for_a_file_that_is_read_otherwise_now(tmp_path, content):
-    """The copy of a file of which nothing was lost stays the one under the file's own sha256."""
+    """The copy of a completely read file is stored under the file's sha256."""
     (tmp_path / "plain.gguf").write_bytes(content)
     folder, identity = checkpoints.from_gguf([tmp_path / "plain.gguf"], None)
     assert identity == checkpoints.sha256([tmp_path / "plain.gguf"])

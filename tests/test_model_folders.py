@@ -1,4 +1,4 @@
-"""A model's folder is served as transformers reads it, or refused by the name of what is wrong; never in silence."""
+"""A model's folder gives the same model as in transformers, or is refused with the name of the fault."""
 
 import hashlib
 import json
@@ -69,7 +69,7 @@ def assert_refused_to_load(folder, *names):
 
 
 def serves(folder):
-    """Our greedy answer under the checkpoint's own settings is that of transformers."""
+    """The greedy answer with the checkpoint's settings equals that of transformers."""
     ours = loaded(folder)
     stopping = Stopping(NEW, ours.stop_ids, settings=ours.settings("honoured"))
     with attached(ours.model):
@@ -158,7 +158,7 @@ def test_what_can_be_honoured_is(folder, asked):
     ],
 )
 def test_a_whole_number_is_taken_for_a_float(folder, whole, same):
-    """transformers refuses it; how results are named does not change by it."""
+    """transformers refuses whole numbers; the names of results keep them."""
     edit(folder, GENERATION, **same)
     serves(folder)
     edit(folder, GENERATION, **whole)
@@ -364,7 +364,7 @@ def fingerprint(folder, code=False):
 
 
 def test_a_folder_of_plain_files_keeps_its_fingerprint(folder):
-    """It names results: a hash over the names and sha256 of the files, as it always was."""
+    """The fingerprint names results and must stay a hash of the names and sha256 of all files."""
     contents = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.iterdir())}
     (folder / "README.md").write_text("nobody reads this")
     (folder / "vocab.txt").write_text("nor this, beside tokenizer.json")

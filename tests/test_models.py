@@ -1,4 +1,4 @@
-"""Loading models: local directories of the hub's shape, the packaged default, and what can go wrong."""
+"""Loading models from local directories and packages, and errors while loading."""
 
 import json
 import os
@@ -90,7 +90,7 @@ NORM = "model.layers.1.input_layernorm.weight"
     ],
 )
 def test_weights_that_are_not_the_model_s_are_refused_by_name(checkpoint, tmp_path, change, tensor):
-    """transformers fills in random numbers, and says so where nobody looks."""
+    """transformers would fill in random numbers with only a log message."""
     with refused("model.path") as caught:
         load(ModelConfig("broken", path=broken(checkpoint, tmp_path, change), device="cpu"))
     assert tensor in caught.value.why
@@ -314,7 +314,7 @@ def test_a_template_may_trim_the_text(checkpoint):
 
 @pytest.fixture(scope="module")
 def halves(tmp_path_factory):
-    """Where two packages hold the default model's GGUF file, half of it each, and the cache of its copy is empty."""
+    """A folder with two packages that have half of the default model's GGUF file each."""
     folder = tmp_path_factory.mktemp("halves")
     content = package_files([GGUF])[0].read_bytes()
     (folder / "my-model.gguf").write_bytes(content)

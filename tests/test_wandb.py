@@ -1,4 +1,4 @@
-"""What W&B gets, read back from the file of an offline run."""
+"""The data sent to W&B, read from the file of an offline run."""
 
 import json
 import struct
@@ -25,7 +25,7 @@ BLOCK = 1 << 15
 
 @pytest.fixture
 def sent_by(tmp_path, monkeypatch):
-    """Has a logger send something; gives what each file of an offline run holds: configuration, numbers, id, tags."""
+    """Lets a logger send data; returns the content of each offline run's file: configuration, numbers, id, tags."""
     monkeypatch.setenv("WANDB_SILENT", "true")
     monkeypatch.setenv("WANDB_DIR", str(tmp_path))
 
@@ -188,7 +188,7 @@ def measured(tmp_path):
 
 
 def table(run, name):
-    """Columns and rows of a table that a run was sent with."""
+    """Columns and rows of a table of a run."""
     (file,) = run["folder"].rglob(f"{name}_*.table.json")
     content = json.loads(file.read_text())
     return content["columns"], content["data"]
@@ -219,7 +219,7 @@ def test_a_calibration_has_a_row_for_each_head(tmp_path):
 
 
 def test_a_run_without_samples_is_logged_too(measured):
-    """What the end of a run sends on, where there is nothing but a measurement."""
+    """The end of a run sends a measurement, also without samples."""
 
     class Collecting:
         def log(self, records, figures):

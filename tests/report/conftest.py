@@ -1,4 +1,4 @@
-"""Reports of these tests show no calibration of the user's."""
+"""The tests of reports never read the user's calibrations."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Tables and figures made from results trees alone: empty, partial, complete, of two models; escaped everywhere."""
+"""Tables and figures from results trees that are empty, partial or complete, with one or two models."""
 
 from xml.etree import ElementTree
 

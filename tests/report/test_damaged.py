@@ -1,4 +1,4 @@
-"""Files of a tree that others changed, or that a disk damaged: reports draw what is left, and name what is not."""
+"""Reports of trees with changed or damaged files show the sound ones and name the faults."""
 
 import html
 import json
@@ -36,7 +36,7 @@ def results(whole, tmp_path):
 
 
 def everything(results):
-    """All that reports make of a tree but pixels; returns the page."""
+    """Render everything that reports make of a tree, except images; returns the page."""
     for item in ITEMS:
         try:
             shown = artefacts.page_of(item, results)

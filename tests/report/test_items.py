@@ -1,4 +1,4 @@
-"""Artefacts of experiments that are more than scores of methods: what they choose of a tree, show and compare."""
+"""Artefacts of experiments with special settings: which results they choose, show and compare."""
 
 import json
 
@@ -90,7 +90,7 @@ def test_windows_are_rows_that_are_compared_with_the_papers(tmp_path):
 
 
 def test_calibrated_heads_are_found_as_the_number_they_are(tmp_path):
-    """Runs that set the calibrated number and those that leave it share a folder and the first's configuration."""
+    """Runs with an explicit and with a default number of heads share a folder and the first run's configuration."""
     node = nodes("table3_components")["compresskv-uniform"]
     built = {"EvictionMethod": {"scorer": {"SemanticHeadScorer": {"heads": [[7], [3]]}}}}
     place = {"model": "smollm2-135m", "node": node, "method_in_full": built}
@@ -247,7 +247,7 @@ def test_longbench_is_grouped_by_kind_of_task(tmp_path):
 
 
 def measurement(results, stamp, settings, model="tiny"):
-    """What a run of eval=efficiency leaves."""
+    """Write the files of a run of eval=efficiency."""
     made = []
     for name, method, budget, seconds in settings:
         for length in (1000, 2000):

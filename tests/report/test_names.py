@@ -1,4 +1,4 @@
-"""Names of models, methods and tasks are text wherever they are shown: no formula, no command, no hidden label."""
+"""Names of models, methods and tasks are shown literally: never as formulas, commands or hidden labels."""
 
 import csv
 import io
@@ -88,7 +88,7 @@ def test_no_cell_of_a_csv_file_is_a_formula():
 
 
 def test_what_is_shown_follows_from_the_kind_of_evaluation(tmp_path):
-    """As in trees of before `eval.name=longbench` was refused for another evaluation."""
+    """Older trees may have `eval.name=longbench` for another evaluation."""
     target = "evals.jsonl.config.Jsonl"
     setting(tmp_path, [line("1", 40, 64)], eval="longbench", task="qasper", of_eval={"_target_": target})
     text = page(tmp_path)

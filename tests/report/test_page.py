@@ -1,4 +1,4 @@
-"""The report page, without a browser: what is on it, that results are only ever text, and what it says of gaps."""
+"""The report page without a browser: its content, escaping of results, and messages about missing data."""
 
 import html
 import json
@@ -21,7 +21,7 @@ HOSTILE = "</script><script>alert(1)</script><!-- \x1b[31mred\x9b [bold]x[/bold]
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
-    """A sweep of everything that the page shows, of a model with calibrations and published numbers."""
+    """Results for every section of the page, of models with calibrations and published numbers."""
     folder = tmp_path_factory.mktemp("tree")
     needles(folder, "smollm2-135m")
     longbench(folder, "mistral-7b-instruct-v0.3")
@@ -40,7 +40,7 @@ def text(results):
 
 
 def data(text):
-    """The JSON that the script works on."""
+    """The JSON data of the page's script."""
     return json.loads(re.search(r'<script type="application/json" id="data">(.*?)</script>', text, re.S)[1])
 
 
@@ -49,7 +49,7 @@ def sections(text):
 
 
 def plain(text):
-    """What a reader sees of the page's own HTML."""
+    """The visible text of the page's HTML."""
     body = re.sub(r"<(script|style)\b.*?</\1>", "", text, flags=re.S)
     return " ".join(html.unescape(re.sub(r"<[^>]+>", " ", body)).split())
 
@@ -109,7 +109,7 @@ def test_best_and_second_are_marked_within_a_budget(text):
 
 
 def test_part_of_the_samples_is_no_headline(text):
-    """LongBench has a few rows here, none of them official."""
+    """LongBench has a few rows here, which are not official."""
     table = re.search(r'<section id="longbench">.*?(<table.*?</table>)', text, re.S)[1]
     assert "†" in table
     assert "<strong>" not in table
@@ -121,7 +121,7 @@ def test_part_of_the_samples_is_no_headline(text):
 
 
 def test_a_variant_breaks_no_line(tmp_path):
-    """A method whose default stands beside other values at some budgets is one line, and is compared at all."""
+    """A method with variants at some budgets has one line for its default, which is compared at every budget."""
     node = {"name": "compresskv", "scorer": {"_target_": "compresskv.semantic_heads.scorer", "heads": None}}
     for budget in (64, 128):
         setting(tmp_path, [40, 41, 42, 43], "snapkv", budget, experiment="fig5_niah")
@@ -248,7 +248,7 @@ def test_partial_trees(tmp_path):
 
 
 def test_lines_without_texts(tmp_path):
-    """As trees that are published without predictions and answers."""
+    """Published trees may lack predictions and answers."""
     stripped = [
         {key: value for key, value in line("0", 40, 64).items() if key not in ("prediction", "batch", "timing")}
     ]
@@ -259,7 +259,7 @@ def test_lines_without_texts(tmp_path):
 
 
 def test_settings_are_named_by_their_parameters_where_only_config_yaml_has_them(tmp_path):
-    """As in trees that are published without the whole configuration in their summaries."""
+    """Published trees may lack the configuration in their summaries."""
     for heads, digest in ((1, "aaaaaaaa"), (3, "bbbbbbbb")):
         folder = setting(tmp_path, [line("0", 40, 64)], "compresskv", 64, digest=digest).path
         summary = json.loads((folder / "summary.json").read_text())

@@ -1,4 +1,4 @@
-"""Only samples of one prompt and one model's weights are compared, and what is left out is said."""
+"""Only samples with the same prompt and weights are compared, and the others are reported."""
 
 import json
 

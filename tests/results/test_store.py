@@ -1,4 +1,4 @@
-"""Nothing finished is ever lost: torn lines, broken lines, names."""
+"""Finished samples are never lost: torn lines, broken lines, names."""
 
 import json
 

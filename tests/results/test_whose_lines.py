@@ -1,4 +1,4 @@
-"""Lines, summaries and prompts that belong to another setting than their folder says."""
+"""Lines, summaries and prompts in the folder of another setting are found."""
 
 import json
 import shutil
@@ -79,7 +79,7 @@ def test_a_folder_that_was_renamed_is_named(tmp_path):
 
 
 def test_a_summary_of_another_setting_is_not_written_over(tmp_path):
-    """Older summaries do not name their folder: what they say of the setting tells."""
+    """Older summaries do not name their folder, but describe their setting."""
     place, other = setting(tmp_path), setting(tmp_path, digest="00001111", dtype="bfloat16")
     summary = json.loads((other / "summary.json").read_text())
     write_json(place / "summary.json", {key: summary[key] for key in summary if key not in ("folder", "checksum")})
@@ -179,7 +179,7 @@ def test_a_rerun_over_swapped_folders_refuses_and_changes_nothing(tiny, tmp_path
 
 
 def test_a_line_of_another_prompt_is_not_resumed(tiny, tmp_path):
-    """As where an evaluation's own code builds other prompts, and nothing in its identity says so."""
+    """The code of an evaluation may build other prompts without changing its identity."""
     command = ["method=snapkv", "budget=64", *GRID, *tiny]
     assert run(*command).returncode == 0
     (place,) = folders(tmp_path)

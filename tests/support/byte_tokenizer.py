@@ -1,4 +1,4 @@
-"""A tokenizer of one id a byte."""
+"""A tokenizer with one id per byte."""
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from tokenizers.processors import TemplateProcessing

@@ -1,10 +1,10 @@
-"""What a calibration file holds."""
+"""The content of a calibration file."""
 
 from typing import Any
 
 
 def record(layers: int = 2, q_heads: int = 4, **changes: Any) -> dict[str, Any]:
-    """A held-out calibration of a tiny model, with other fields where `changes` names them.
+    """A held-out calibration of a tiny model; `changes` replace or add fields.
 
     Later heads have higher semantic scores, by less in every layer; layers have equal shares.
     """

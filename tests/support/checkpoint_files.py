@@ -1,4 +1,4 @@
-"""Changing the files of a checkpoint's folder."""
+"""Change the files of a checkpoint's folder."""
 
 import json
 from pathlib import Path
@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 def edit(folder: Path, file: str, **values: Any) -> None:
-    """Set fields of a JSON file, which need not be there."""
+    """Set fields of a JSON file, which is created if missing."""
     path = folder / file
     content = json.loads(path.read_text()) if path.exists() else {}
     path.write_text(json.dumps({**content, **values}))

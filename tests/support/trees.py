@@ -1,4 +1,4 @@
-"""Results trees as runs leave them, without a model; no line is synced to the disk."""
+"""Build results trees like those of runs, without a model and without syncing files."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -39,7 +39,7 @@ def nodes(experiment: str) -> dict[str, dict[str, Any]]:
 
 
 def line(id: str, score: float = 50.0, budget: int | None = 64, **fields: Any) -> dict[str, Any]:
-    """A sample's line as the runner makes it."""
+    """A sample's line like those of runs."""
     kept = (
         [1000] * LAYERS if budget is None else [max(0, budget + 8 * (layer - LAYERS // 2)) for layer in range(LAYERS)]
     )
@@ -73,7 +73,7 @@ def cells(scores: Sequence[float], **fields: Any) -> list[dict[str, Any]]:
 
 
 def about(method: str = "snapkv", budget: int | None = 64, **fields: Any) -> dict[str, Any]:
-    """What `finish` is told of a setting; `of_eval`, `of_config`: more of its configuration."""
+    """The description of a setting for `finish`; `of_eval`, `of_config`: further configuration."""
     content = {"model": "tiny", "eval": "niah", "task": "needle", "protocol": "corrected"} | fields
     of_eval, of_config = content.pop("of_eval", {}), content.pop("of_config", {})
     config = {
@@ -106,7 +106,7 @@ def setting(
     node: Mapping[str, Any] | None = None,
     **fields: Any,
 ) -> Record:
-    """A finished setting of these lines, or scores; `node`, or that of an `experiment`: its method. See `about`.
+    """A finished setting with these lines or scores; `node`: its method, or else the `experiment`'s. See `about`.
 
     With a `model_fingerprint`, its lines name the setting and the weights, as those of a run do.
     """
@@ -162,7 +162,7 @@ def needles(
 
 
 def longbench(results: Path, model: str = "tiny", tasks=ENGLISH[:3], n=4, budgets=(64,), methods=SHARES) -> None:
-    """A sweep on LongBench tasks whose rows are none of the official ones."""
+    """A sweep on LongBench tasks with rows that are not official."""
     random = np.random.default_rng(1)
     for task in tasks:
         noise = random.random(n)
