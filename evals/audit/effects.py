@@ -64,7 +64,7 @@ UNCHANGED = {
 MARKED = re.compile(r"(<!-- effect:(\w+) -->).*?(<!-- /effect -->)", re.DOTALL)
 
 MakeJob = Callable[[str, int, str | None], Job]
-"""(method, budget, field) to a job under `corrected`, with the field as released or as in `IN_NEITHER`; None: none."""
+"""(method, budget, field) to a job under `corrected`; the field, if any, is as released or as in `IN_NEITHER`."""
 
 
 Finished = Mapping[tuple[str, str, int | None], Sequence[Line]]

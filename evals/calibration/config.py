@@ -23,9 +23,9 @@ class Calibrate(MeasuredEvaluation):
     `source`: held_out (needles), or longbench: layer errors on `data`, the first `limit` rows of each task, prompt and
     answer of at most `max_length` tokens. `texts`: number of stretches of ordinary text, each at the shortest and
     the longest of `lengths`, for comparing `head_counts`. `minimum_accepted`: how many prompts must be answered; half
-    of them suffice if fewer than twice this number are asked. `output`: the folder for the calibration file, null: the
-    user's folder, which is searched before the calibrations of the package. `replace`: also replace a calibration that
-    was made from more prompts.
+    of all prompts suffice if fewer than twice this number are asked. `output`: the folder for the calibration file,
+    null: the user's folder, which is searched before the calibrations of the package. `replace`: also replace a
+    calibration that was made from more prompts.
     """
 
     source: Literal["held_out", "longbench"]

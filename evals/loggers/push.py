@@ -18,7 +18,7 @@ from evals.results.record import records
 def push(words: Sequence[str]) -> int:
     """Send every finished setting and measurement of a results folder; returns the exit code.
 
-    Raises `UserError` where nothing is finished, and for settings that the logger does not have.
+    Raises `UserError` if nothing is finished, and for unknown settings of the logger.
     """
     settings = [word for word in words if "=" in word]
     folders = [word for word in words if "=" not in word]

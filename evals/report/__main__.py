@@ -33,7 +33,7 @@ def main(arguments: list[str]) -> int:
 
 
 def _given(words: list[str]) -> dict[str, str]:
-    """What the words name: `name=value`, or the results tree."""
+    """The options in the words: `name=value`, or the results tree."""
     given: dict[str, str] = {}
     for word in words:
         name, _, value = word.partition("=") if "=" in word else ("results", "=", word)
@@ -48,7 +48,7 @@ def _given(words: list[str]) -> dict[str, str]:
 
 
 def _written(given: dict[str, str], out: Path | None) -> list[Path]:
-    """Write what is asked for, and return the paths. Raises `UserError` for what cannot be."""
+    """Write the page or the artefacts, and return the paths. Raises `UserError` for bad options."""
     results, columns = expanded(given.get("results", "results"), "results"), given.get("columns")
     if "experiment" not in given:
         if columns:
