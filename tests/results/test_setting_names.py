@@ -1,4 +1,4 @@
-"""Settings that differ have different names, whatever tasks they ran on."""
+"""Different settings have different names, also across tasks."""
 
 from compresskv.methods import named_method
 from evals.results.finish import finish
