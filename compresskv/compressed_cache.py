@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 
 from compresskv.calibration import Calibration
 from compresskv.engine.attention import attached
+from compresskv.engine.hidden import hidden_states
 from compresskv.engine.in_layer import LayerwiseCache
 from compresskv.engine.prefill import Setting
 from compresskv.errors import UserError
@@ -54,7 +55,7 @@ def compressed(
         budget = None if method is None else budget
     with attached(model, backend), nullcontext() if generation_config == "honoured" else ignored(model):
         cache = LayerwiseCache(model.config, Setting(method, budget), prompt_length)
-        with torch.no_grad(), _generating(model):
+        with torch.no_grad(), _generating(model), hidden_states(model, cache):
             yield cache
         cache.refuse_unused()
 

@@ -38,6 +38,9 @@ ENTRY_POINTS = "compresskv.conf"
 
 PARTS = ("scorer", "allocator")
 
+ALLOCATOR = "/method/allocator@allocator"
+"""How the defaults of a method in a folder of `METHODS` name its allocator."""
+
 F = TypeVar("F", bound=Callable[..., Any])
 
 KNOWN = ("name", *PARTS, "plain")
@@ -117,8 +120,8 @@ def named_method(name: str) -> MethodConfig:
     """
     node = _yaml("method", "", name)
     for default in node.pop("defaults", []):
-        if isinstance(default, Mapping) and "allocator" in default:
-            node["allocator"] = _yaml("method/allocator", "allocator", default["allocator"])
+        if isinstance(default, Mapping) and (allocator := default.get("allocator", default.get(ALLOCATOR))):
+            node["allocator"] = _yaml("method/allocator", "allocator", allocator)
     return method_config(node)
 
 
@@ -151,6 +154,10 @@ def _yaml(group: str, subfolder: str, name: str) -> dict[str, Any]:
     for folder in (METHODS, *(folder / "method" for folder in installed_folders().values())):
         for path in sorted((folder / subfolder).glob("*.yaml")):
             files.setdefault(path.stem, path)
+        for path in sorted((folder / subfolder).glob("kvpress/*.yaml")):
+            files.setdefault(f"kvpress/{path.stem}", path)
+    if name not in files and "." in name:  # as results name it
+        name = name.replace(".", "/", 1)
     if name not in files:
         nearest = difflib.get_close_matches(name, files, 1)
         fix = f"did you mean {nearest[0]}?" if nearest else f"choose one of {', '.join(sorted(files))}"
@@ -338,7 +345,8 @@ def _name_of_ours(name: str) -> str | None:
 @lru_cache(maxsize=1)
 def _plain_of_ours() -> dict[str, Mapping[str, Any]]:
     """The parts of each method of `METHODS`, by its name."""
-    return {path.stem: yaml.safe_load(path.read_bytes())["plain"] for path in METHODS.glob("*.yaml")}
+    nodes = [yaml.safe_load(path.read_bytes()) for path in (*METHODS.glob("*.yaml"), *METHODS.glob("kvpress/*.yaml"))]
+    return {node["name"]: node["plain"] for node in nodes}
 
 
 @lru_cache(maxsize=1)
@@ -403,6 +411,8 @@ def _maker(name: str, part: Part) -> Callable[..., Any]:
     """The function that makes a part. Raises `UserError` if it cannot be imported or is not one."""
     try:
         maker = resolve_name(part.target)
+    except UserError:  # of a part whose package is not installed
+        raise
     except Exception as error:  # a module can raise anything while it is imported
         raise _no_target(f"method.{name}", part.target, f"{type(error).__name__}: {error}") from error
     if not inspect.isfunction(maker):
