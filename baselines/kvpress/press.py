@@ -46,11 +46,7 @@ class PressScorer:
         """`press.score` of a layer: [kv_heads, prompt]. Raises `UserError` if hidden states are missing."""
         hidden = layer.hidden
         if self.needs_hidden_states and hidden is None:
-            raise UserError(
-                "prefill_chunk",
-                "set prefill_chunk=null",
-                why=f"kvpress's {self.press} needs the hidden states of the whole prompt, from one forward pass",
-            )
+            raise without_hidden_states(self.press)
         module = _module(layer) if hidden is None else _with_rotary(hidden)
         states = None if hidden is None else hidden.states[None]
         kwargs = {} if hidden is None else {"position_embeddings": (hidden.cos[None], hidden.sin[None])}
@@ -94,6 +90,15 @@ def _with_rotary(hidden: HiddenStates) -> Any:
     module = copy.copy(hidden.module)
     vars(module)["rotary_emb"] = hidden.rotary
     return module
+
+
+def without_hidden_states(press: str) -> UserError:
+    """The error of a press that lacks the hidden states of the prompt."""
+    return UserError(
+        "prefill_chunk",
+        "set prefill_chunk=null",
+        why=f"kvpress's {press} needs the hidden states of the whole prompt, from one forward pass",
+    )
 
 
 @contextmanager
