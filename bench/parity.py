@@ -1,8 +1,8 @@
 """`make parity-kvpress`: what kvpress keeps and answers with its own hooks, and what its presses keep and answer here.
 
-Both sides run the default model in float32 on needle prompts of about 1,000 tokens, at kvpress's ratios; the budget here
-is the number of tokens that kvpress keeps in a head, in the mean. One line a press and ratio: how many sets of a layer
-and KV head are the same, the share of tokens that both keep, and how many answers are the same.
+Both sides run the default model in float32 on needle prompts of about 1,000 tokens, at kvpress's ratios; the budget
+here is the number of tokens that kvpress keeps in a head, in the mean. One line a press and ratio: how many sets of a
+layer and KV head are the same, the share of tokens that both keep, and how many answers are the same.
 """
 
 import argparse

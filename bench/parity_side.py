@@ -24,7 +24,8 @@ def press_for(name: str, fields: dict[str, Any], ratio: float) -> BasePress:
     """A press with these fields; the field `press` is a name and fields, too. What is random is fixed by the layer."""
     given = dict(fields)
     if "press" in given:
-        given["press"] = press_for(*given["press"], ratio)
+        base, of_base = given["press"]
+        given["press"] = press_for(base, of_base, ratio)
     press = getattr(kvpress, name)(**given)
     press.compression_ratio = ratio
     if isinstance(press, ScorerPress):
@@ -51,7 +52,7 @@ def answer(
     kept: list[list[list[int]]] = []
     compress = press.compress
 
-    def watched(module: torch.nn.Module, states: Tensor, keys: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
+    def watched(module: Any, states: Tensor, keys: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
         module.masked_key_indices = None
         before = marks(keys)
         compressed = compress(module, states, keys, *args)

@@ -65,8 +65,8 @@ class LayerPrefill:
     `queries` [q_heads, window, head_dim]: queries of the last prompt positions. A scorer gets those of its own window;
     the engine keeps those of the widest window in use. `keys` and `values` [kv_heads, prompt, head_dim] are complete.
     `index` counts the layers that evict. `observed`: the observer of each scorer that has one, after all queries of the
-    prompt; a scorer gets only its own. `hidden`: only for a scorer that `needs_hidden_states`, and only while this layer
-    is the last one that was computed. `scored`: what such scorers made of it then, or the error of each. Do not write to
+    prompt; a scorer gets only its own. `hidden`: only for a scorer that `needs_hidden_states`, and only while this is
+    the last layer that was computed. `scored`: what such scorers made of it then, or the error of each. Do not write to
     any tensor.
     """
 

@@ -131,15 +131,17 @@ class Remembering:
     """A press that computes its scores once."""
 
     def __init__(self, press: Any):
-        self.press, self.scores, self.compression_ratio = press, None, 0.0
+        self.press, self.compression_ratio = press, 0.0
+        self.scores: Tensor | None = None
 
     def score(self, *args: Any, **kwargs: Any) -> Tensor:
         if self.scores is None:
             self.scores = self.press.score(*args, **kwargs)
+        assert self.scores is not None
         return self.scores
 
 
-@declares(window=0)
+@declares(window=0, prompt="whole")
 def compactor(
     context: Context,
     *,
@@ -210,9 +212,7 @@ def projected_norms(layer: LayerPrefill) -> Tensor:
 
 def projecting(kv_heads: int, like: Tensor) -> Any:
     """An attention module whose projected values have the norms that are given as values of one channel."""
-    config = SimpleNamespace(
-        num_attention_heads=kv_heads, head_dim=1, hidden_size=1, _attn_implementation="given"
-    )
+    config = SimpleNamespace(num_attention_heads=kv_heads, head_dim=1, hidden_size=1, _attn_implementation="given")
     projection = SimpleNamespace(weight=like.new_ones(1, kv_heads))
     return SimpleNamespace(config=config, o_proj=projection, num_key_value_groups=1, head_dim=1, layer_idx=0)
 
@@ -234,7 +234,7 @@ def unmasked(press: Any, scores: Tensor, number: int, norms: Tensor | None = Non
     return kept
 
 
-@declares(window=0)
+@declares(window=0, prompt="whole")
 def criticalkv(
     context: Context,
     *,

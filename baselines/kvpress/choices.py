@@ -33,5 +33,6 @@ def base_press(context: Context, press: str, settings: Mapping[str, Any]) -> Pre
     assert config.scorer is not None
     changed = replace(config.scorer, parameters=frozen({**config.scorer.parameters, **settings}))
     method = build(replace(config, scorer=changed), context)
-    assert method is not None and isinstance(method.scorer, PressScorer)
+    assert method is not None
+    assert isinstance(method.scorer, PressScorer)
     return method.scorer

@@ -20,7 +20,7 @@ def of(press: str, fields: dict[str, Any], **properties: Any) -> PressScorer:
     return PressScorer(press, tuple(sorted(fields.items())), kvpress_version(), **properties)
 
 
-@declares(window=0)
+@declares(window=0, prompt="whole")
 def cap(context: Context, *, tau: float, n_future_positions: Size, n_sink: Count, epsilon: Share) -> PressScorer:
     fields = {"tau": tau, "n_future_positions": n_future_positions, "n_sink": n_sink, "epsilon": epsilon}
     return of("CapPress", fields)
@@ -46,7 +46,7 @@ def cur(
     return of("CURPress", fields, needs_hidden_states=False)
 
 
-@declares(window=0)
+@declares(window=0, prompt="whole")
 def expected_attention(
     context: Context,
     *,
@@ -82,12 +82,12 @@ def lagkv(context: Context, *, n_sink: Count, lag_size: Size, cross_scoring: boo
     return of("LagKVPress", fields, needs_hidden_states=False)
 
 
-@declares(window=0)
+@declares(window=0, prompt="whole")
 def leverage_score(context: Context, *, sketch_dimension: Size) -> PressScorer:
     return of("LeverageScorePress", {"sketch_dimension": sketch_dimension})
 
 
-@declares(window=0)
+@declares(window=0, prompt="whole")
 def non_causal_attn(context: Context, *, chunk_size: Size) -> PressScorer:
     return of("NonCausalAttnPress", {"chunk_size": chunk_size})
 
@@ -103,11 +103,12 @@ def random(context: Context, *, seed: Count | None) -> PressScorer:
     return of("RandomPress", {"seed": seed}, needs_hidden_states=False)
 
 
+@declares(prompt="whole")
 def snapkv(context: Context, *, window_size: Size, kernel_size: Size) -> PressScorer:
     """The observation window is the press's own: `window_size` tokens."""
     return of("SnapKVPress", {"window_size": window_size, "kernel_size": kernel_size}, window=window_size)
 
 
-@declares(window=1, heads="alike")
+@declares(window=1, heads="alike", prompt="whole")
 def tova(context: Context) -> PressScorer:
     return of("TOVAPress", {}, window=1, alike=True)

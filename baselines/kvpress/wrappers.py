@@ -204,7 +204,7 @@ def block(context: Context, *, press: KeyPress, settings: dict[str, Any], block_
     return wrapped(BlockScorer, "BlockPress", context, press, settings, block_size=block_size)
 
 
-@declares(window=0)
+@declares(window=0, prompt="whole")
 def critical_adakv(
     context: Context,
     *,

@@ -32,8 +32,8 @@ def hidden_states(model: PreTrainedModel, cache: EvictedCache) -> Iterator[None]
         yield
 
 
-def _keep(cache: EvictedCache, module: nn.Module, kwargs: dict[str, Any], rotary: Any) -> None:
-    layer = cache.layers[module.layer_idx]  # type: ignore[index]
+def _keep(cache: EvictedCache, module: Any, kwargs: dict[str, Any], rotary: Any) -> None:
+    layer = cache.layers[module.layer_idx]
     states, angles = kwargs.get("hidden_states"), kwargs.get("position_embeddings")
     if not isinstance(layer, EvictedLayer) or layer.rows is not None or states is None or angles is None:
         return
