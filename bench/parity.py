@@ -114,20 +114,16 @@ def kvpress_side(model: LoadedModel, settings: list[Any]) -> Iterator[Callable[[
         yield lambda ids: ask(ids.tolist())
 
 
-def setting_for(model: LoadedModel, name: str, budget: int) -> Setting:
-    made = job(f"method=kvpress/{name}", f"budget={budget}")
-    return Setting(build_method(model, made), made.budget)
-
-
 def parity(model: LoadedModel, names: list[str], lengths: list[int]) -> dict[tuple[str, float], Agreement]:
     """The agreement of each press at each ratio."""
     cases = [(name, ratio) for name in names for ratio in RATIOS]
     found = {case: Agreement() for case in cases}
+    methods = {name: build_method(model, job(f"method=kvpress/{name}")) for name in names}
     sides = [[*PRESSES[name], ratio] for name, ratio in cases]
     with kvpress_side(model, sides) as run_theirs, attached(model.model):
         for ids in prompts(model, lengths):
             theirs = run_theirs(ids)
-            settings = [setting_for(model, name, max(1, int(len(ids) * (1 - ratio)))) for name, ratio in cases]
+            settings = [Setting(methods[name], max(1, int(len(ids) * (1 - ratio)))) for name, ratio in cases]
             scorers = [setting.method.scorer for setting in settings if setting.method]
             whole = prefill(model.model, ids, max(setting.window for setting in settings), scorers=scorers)
             answers = generate(model.model, ids, settings, Stopping(NEW_TOKENS))
