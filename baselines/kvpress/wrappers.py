@@ -133,7 +133,7 @@ class CriticalAdaScores(LayerScores):
         if kept.sum(1).tolist() != list(shares):
             raise UserError(
                 "method/allocator",
-                "use method/allocator=kvpress_adakv with the same alpha_safeguard",
+                "use method/allocator=kvpress/adakv with the same alpha_safeguard",
                 why="kvpress's CriticalAdaKVPress shares the budget between heads by itself",
             )
         return kept_first(kept, self.ranking)

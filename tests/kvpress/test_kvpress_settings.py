@@ -23,8 +23,8 @@ OURS = {"press", "settings"}
 """How a press that needs another one is told which; kvpress has no default for it."""
 
 ELSEWHERE = {
-    "adakv": {"alpha_safeguard": "kvpress_adakv"},
-    "pyramidkv": {"beta": "kvpress_pyramidkv"},
+    "adakv": {"alpha_safeguard": "adakv"},
+    "pyramidkv": {"beta": "pyramidkv"},
 }
 """Fields that belong to an allocator."""
 
@@ -65,7 +65,9 @@ def test_the_defaults_are_those_of_the_press(name):
     node = yaml.safe_load((FOLDER / f"{name}.yaml").read_text("utf-8"))
     given = {key: value for key, value in node["scorer"].items() if key != "_target_" and key not in OURS}
     for field, allocator in ELSEWHERE.get(name, {}).items():
-        given[field] = yaml.safe_load((METHODS / "allocator" / f"{allocator}.yaml").read_text("utf-8"))[field]
+        given[field] = yaml.safe_load((METHODS / "allocator" / "kvpress" / f"{allocator}.yaml").read_text("utf-8"))[
+            field
+        ]
     assert given == defaults(presses()[name.replace("_", "")])
     assert node["name"] == f"kvpress.{name}"
 
@@ -95,16 +97,16 @@ def test_a_mistyped_press_gets_the_nearest_name():
 
 
 def test_allocators_compose_with_presses():
-    for allocator in ("adakv", "kvpress_adakv", "layer_error", "pyramidkv"):
+    for allocator in ("adakv", "kvpress/adakv", "layer_error", "pyramidkv"):
         made = job("method=kvpress/expected_attention", f"method/allocator={allocator}")
-        assert made.method.name == f"kvpress.expected_attention-{allocator}"
+        assert made.method.name == f"kvpress.expected_attention-{allocator.replace('/', '_')}"
         assert named(made.method.name).count("(") == 1
 
 
 @pytest.mark.parametrize("name", ["tova", "streaming_llm"])
 def test_heads_of_equal_scores_are_not_compared(name):
     with pytest.raises(UserError) as error:
-        job(f"method=kvpress/{name}", "method/allocator=kvpress_adakv")
+        job(f"method=kvpress/{name}", "method/allocator=kvpress/adakv")
     assert error.value.field == "method/allocator"
 
 
@@ -140,3 +142,13 @@ def test_the_version_of_kvpress_is_part_of_a_method():
     config = job("method=kvpress/keydiff").method
     made = build(config, Context("model", layers=2, q_heads=6, kv_heads=3))
     assert made.scorer.version == version("kvpress")
+
+
+@pytest.mark.parametrize("value", ["key", "value", "kv_avg"])
+def test_choices_in_comments_are_taken(value):
+    assert job("method=kvpress/cur", f"method.scorer.leverage_type={value}")
+
+
+@pytest.mark.parametrize("press", ["knorm", "cur", "lagkv", "random"])
+def test_presses_in_comments_are_taken(press):
+    assert job("method=kvpress/block", f"method.scorer.press={press}")
