@@ -115,7 +115,7 @@ def told(press: str, length: int) -> Iterator[None]:
     """Turn what a press raises for a prompt of `length` tokens into a `PromptError`."""
     try:
         yield
-    except UserError:
+    except (UserError, torch.OutOfMemoryError):
         raise
     except Exception as error:
         why = f"{type(error).__name__}: {' '.join(str(error).split())}" if str(error) else type(error).__name__

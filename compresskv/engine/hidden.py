@@ -22,8 +22,9 @@ def hidden_states(model: PreTrainedModel, cache: EvictedCache) -> Iterator[None]
             rotary = getattr(model.get_decoder(), "rotary_emb", None)
 
             def keep(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-                if any(given is cache for given in (*args, *kwargs.values())):
-                    _keep(cache, module, kwargs, rotary)
+                for given in (*args, *kwargs.values()):
+                    if isinstance(given, EvictedCache):  # `cache`, or a copy of it
+                        _keep(given, module, kwargs, rotary)
 
             # Some decoder layers have a number, too; their attention module comes after them, and replaces theirs.
             for module in model.modules():

@@ -8,6 +8,7 @@ import pytest
 
 from baselines.kvpress import installed
 from compresskv.errors import UserError
+from evals.compose import job
 from tests.support.command import ROOT
 from tests.support.kvpress_here import kvpress_or_skip
 
@@ -21,6 +22,17 @@ def test_absent_kvpress_is_refused_in_a_sentence(monkeypatch):
         installed.kvpress_version()
     assert error.value.field == "method"
     assert "kvpress" in error.value.fix
+
+
+def test_a_press_is_refused_before_a_model_is_loaded(monkeypatch):
+    def absent(name):
+        raise PackageNotFoundError(name)
+
+    monkeypatch.setattr(installed, "version", absent)
+    monkeypatch.delitem(sys.modules, "baselines.kvpress.scorers", raising=False)
+    with pytest.raises(UserError) as error:
+        job("method=kvpress/keydiff")
+    assert error.value.field == "method"
 
 
 @pytest.mark.parametrize("version", ["0.5.4", "0.4", "0.3.0.dev1"])

@@ -5,6 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from compresskv import compressed
 from compresskv.engine.attention import attached
 from compresskv.engine.decode import Stopping
 from compresskv.engine.generation import generate
@@ -12,6 +13,7 @@ from compresskv.engine.in_layer import generate_in_layer
 from compresskv.engine.prefill import FULL, Setting, prefill
 from compresskv.errors import PromptError, UserError
 from compresskv.eviction import LayerScores, PromptShape, score
+from compresskv.installed import generate_argument
 from compresskv.methods import build
 from evals.compose import job
 from evals.conformance import check
@@ -188,6 +190,17 @@ def test_shared_and_in_layer_generate_the_same(name):
     with attached(model):
         (shared,) = generate(model, ids, [setting], Stopping(6))
         assert generate_in_layer(model, ids, setting, Stopping(6)) == shared
+
+
+@pytest.mark.parametrize("name", ["expected_attention", "adakv"])
+def test_compressed_generates_the_same(name):
+    model, ids, method = dense(), prompt(LENGTH, seed=2), method_of(name)
+    with attached(model):
+        (shared,) = generate(model, ids, [Setting(method, 120)], Stopping(6))
+    with compressed(model, method, budget=120) as cache:
+        argument = {generate_argument(): cache}
+        out = model.generate(ids[None], max_new_tokens=6, do_sample=False, **argument)
+    assert out[0, LENGTH:].tolist() == shared.tokens
 
 
 def test_hidden_states_are_freed_with_the_layer():
