@@ -117,11 +117,28 @@ class BlockScorer(WrappedScorer):
 
 @dataclass(frozen=True, eq=False)
 class CriticalAdaScores(LayerScores):
-    """Scores, and which tokens each head keeps where KV heads share the budget, bool [kv_heads, past]."""
+    """Scores, and which tokens each head keeps where KV heads share the budget, bool [kv_heads, past].
+
+    `alpha_safeguard`: the part of the budget that every head keeps.
+    """
 
     nested: ClassVar[bool] = False
 
     kept: Callable[[int], Tensor] = field(default=lambda number: torch.empty(0), kw_only=True, repr=False)
+    alpha_safeguard: float = field(default=0.2, kw_only=True)
+
+    def shares(self, number: int, alpha_safeguard: float) -> tuple[int, ...]:
+        """How many tokens each head keeps of `number` in the mean; scores that tie are counted where they are kept."""
+        if alpha_safeguard != self.alpha_safeguard:
+            raise self.other_allocator()
+        return tuple(self.kept(number).sum(1).tolist())
+
+    def other_allocator(self) -> UserError:
+        return UserError(
+            "method/allocator",
+            f"use method/allocator=kvpress/adakv with alpha_safeguard={self.alpha_safeguard}",
+            why="kvpress's CriticalAdaKVPress shares the budget between heads by itself",
+        )
 
     def order(self, capacity: Capacity) -> Tensor:
         """The tokens that kvpress keeps first: [kv_heads, past]. Raises `UserError` for capacities of another kind."""
@@ -131,11 +148,7 @@ class CriticalAdaScores(LayerScores):
             return self.ranking
         kept = self.kept(sum(shares) // heads)
         if kept.sum(1).tolist() != list(shares):
-            raise UserError(
-                "method/allocator",
-                "use method/allocator=kvpress/adakv with the same alpha_safeguard",
-                why="kvpress's CriticalAdaKVPress shares the budget between heads by itself",
-            )
+            raise self.other_allocator()
         return kept_first(kept, self.ranking)
 
 
@@ -152,7 +165,7 @@ class CriticalAdaScorer(PressScorer):
             press = kvpress().CriticalAdaKVPress(given_scores(scores), **dict(self.fields))
             return unmasked(press, scores, number, norms)
 
-        return CriticalAdaScores(scores, kept=kept)
+        return CriticalAdaScores(scores, kept=kept, alpha_safeguard=dict(self.fields)["alpha_safeguard"])
 
 
 def wrapped(

@@ -17,7 +17,7 @@ from compresskv.installed import generate_argument
 from compresskv.methods import build
 from evals.compose import job
 from evals.conformance import check
-from evals.conformance.subject import Subject, dense, prompt
+from evals.conformance.subject import Subject, dense, half, prompt
 from tests.support.kvpress_here import kvpress_or_skip
 
 kvpress = kvpress_or_skip()
@@ -275,6 +275,23 @@ def test_critical_adakv_refuses_another_allocator():
     with pytest.raises(UserError) as error:
         ours_kept(method, dense(), prompt(LENGTH, seed=1), 60)
     assert error.value.field == "method/allocator"
+
+
+def test_critical_adakv_refuses_another_safeguard():
+    from baselines.kvpress.kvpress_adakv import KVPressAdaKVAllocator
+    from compresskv.eviction import EvictionMethod
+
+    method = EvictionMethod(method_of("critical_adakv").scorer, KVPressAdaKVAllocator(0.5, "0.5.5"))
+    with pytest.raises(UserError) as error:
+        ours_kept(method, dense(), prompt(LENGTH, seed=1), 60)
+    assert error.value.field == "method/allocator"
+
+
+@pytest.mark.parametrize("name", ["critical_adakv", "adakv"])
+def test_heads_share_the_budget_in_half_precision_too(name):
+    """Scores in bfloat16 tie, and kvpress's top-k chooses among them."""
+    kept = ours_kept(method_of(name), half(), prompt(LENGTH, seed=1), 60)
+    assert [sum(map(len, layer)) for layer in kept] == [180] * 3
 
 
 def test_compactor_without_a_blending_compares_no_heads():
