@@ -19,6 +19,9 @@ METHODS = {
     "tova": "TOVA",
     "knorm": "Key norm",
     "h2o": "H2O",
+    # Compositions that the paper has a name for (Table 3).
+    "compresskv-uniform": "SnapKV + semantic heads",
+    "snapkv-layer_error": "SnapKV + layer budgets",
     # The presses of kvpress.
     "kvpress.adakv": "AdaKV (kvpress)",
     "kvpress.block": "Block (kvpress)",
@@ -42,9 +45,6 @@ METHODS = {
     "kvpress.snapkv": "SnapKV (kvpress)",
     "kvpress.streaming_llm": "StreamingLLM (kvpress)",
     "kvpress.tova": "TOVA (kvpress)",
-    # Compositions that the paper has a name for (Table 3).
-    "compresskv-uniform": "SnapKV + semantic heads",
-    "snapkv-layer_error": "SnapKV + layer budgets",
 }
 """By the names of `conf/method`, and of compositions as results have them, in the order of the paper."""
 
