@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 from compresskv.budget import Budget, budget_from
 from compresskv.calibration import Calibration
 from compresskv.engine.attention import attached
+from compresskv.engine.hidden import hidden_states
 from compresskv.engine.in_layer import LayerwiseCache
 from compresskv.engine.prefill import Setting
 from compresskv.errors import UserError
@@ -57,7 +58,7 @@ def compressed(
     kept = None if budget is None else budget_from(budget)
     with attached(model, backend), nullcontext() if generation_config == "honoured" else ignored(model):
         cache = LayerwiseCache(model.config, Setting(method, kept), prompt_length)
-        with torch.no_grad(), _generating(model):
+        with torch.no_grad(), _generating(model), hidden_states(model, cache):
             yield cache
         cache.refuse_unused()
 

@@ -12,7 +12,7 @@ from transformers.cache_utils import Cache, CacheLayerMixin, DynamicSlidingWindo
 from compresskv.engine.backends import Backend, backend_of
 from compresskv.engine.rows import Group, LayerRows, Source
 from compresskv.errors import UserError
-from compresskv.eviction import LayerPrefill, Scorer, observe, observers
+from compresskv.eviction import HiddenStates, LayerPrefill, Scorer, needs_hidden_states, observe, observers
 
 
 def compact(tensor: Tensor) -> Tensor:
@@ -25,7 +25,8 @@ class EvictedLayer(CacheLayerMixin):
 
     `prompt_length` None means that the first forward brings the whole prompt. `window` queries at its end are kept
     for scoring, and the observers of `scorers` see all. When the prompt is complete, `on_prefill(prefill)` is called
-    once. `masked`: query heads, int64, whose queries are zero while decoding from `rows`.
+    once. `masked`: query heads, int64, whose queries are zero while decoding from `rows`. `hidden`: what hidden.py
+    keeps of a prompt that passes in one forward, if a scorer `wants_hidden` states.
     """
 
     is_sliding = False
@@ -48,6 +49,8 @@ class EvictedLayer(CacheLayerMixin):
         self.token_bytes = 0
         self.queries: Tensor | None = None
         self.observed = observers(scorers)
+        self.wants_hidden = any(map(needs_hidden_states, scorers))
+        self.hidden: HiddenStates | None = None
         self.rows: LayerRows | None = None
         self.masked: Tensor | None = None
 
@@ -115,8 +118,11 @@ class EvictedLayer(CacheLayerMixin):
         # A copy: a view would keep the queries of the whole prompt alive.
         self.queries = tail.clone()
         if self.seen == self.prompt_length:
-            prefill = LayerPrefill(self.index, self.queries, self.keys[0], self.values[0], scaling, self.observed)
+            prefill = LayerPrefill(
+                self.index, self.queries, self.keys[0], self.values[0], scaling, self.observed, self.hidden
+            )
             self.observed = {}
+            self.hidden = None
             self.keys = self.values = self.queries = None  # type: ignore[assignment]
             self.on_prefill(prefill)
 

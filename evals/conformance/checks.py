@@ -14,12 +14,22 @@ from baselines.snapkv import SnapKVScorer
 from baselines.uniform import UniformAllocator
 from compresskv import selection
 from compresskv.engine.attention import attached
+from compresskv.engine.cache import EvictedCache
 from compresskv.engine.decode import Stopping
 from compresskv.engine.generation import generate
 from compresskv.engine.in_layer import generate_in_layer
-from compresskv.engine.prefill import FULL, Setting, prefill
+from compresskv.engine.prefill import FULL, Setting, forward_prompt, prefill
 from compresskv.errors import UserError
-from compresskv.eviction import EvictionMethod, LayerPrefill, LayerScores, Observation, PromptShape, observers
+from compresskv.eviction import (
+    EvictionMethod,
+    LayerPrefill,
+    LayerScores,
+    Observation,
+    PromptShape,
+    needs_hidden_states,
+    observers,
+    score,
+)
 from evals.conformance.result import Conformance, Result
 from evals.conformance.subject import GROUP, Subject, dense, evicting, half, hybrid, prompt, seen_by
 from evals.running.described import describe
@@ -209,10 +219,11 @@ def shared_equals_in_layer(subject: Subject) -> str:
     """Evicting after the whole prefill, and evicting each layer at once, keep and generate the same tokens."""
     for model, sort, budget in _models_and_budgets(subject):
         ids = prompt(budget + BEYOND, seed=3)
-        setting = Setting(subject.method(model), budget)
+        method = subject.method(model)
+        setting = Setting(method, budget)
         with attached(model):
             (shared,) = generate(model, ids, [setting], NEW)
-            for chunk in (None, budget // 2 + 1):
+            for chunk in (None,) if needs_hidden_states(method.scorer) else (None, budget // 2 + 1):
                 in_layer = generate_in_layer(model, ids, Setting(subject.method(model), budget), NEW, chunk)
                 if in_layer != shared:
                     where = f"budget={budget}{sort}" + (f", prompt in chunks of {chunk}" if chunk else "")
@@ -314,7 +325,7 @@ def _answer(method: EvictionMethod, ids: Tensor, budget: int) -> tuple[Kept, lis
     with attached(dense()):
         whole = prefill(dense(), ids, setting.window, scorers=[method.scorer])
         kept = whole.kept(setting)
-        scores = [method.scorer(layer.seen_by(method.scorer)).scores.tolist() for layer in whole.layers]
+        scores = [score(method.scorer, layer).scores.tolist() for layer in whole.layers]
     return _positions(kept), scores
 
 
@@ -349,9 +360,13 @@ def _kept_whole(subject: Subject, lengths: Sequence[int]) -> str:
 
 def _layers(model: PreTrainedModel, subject: Subject) -> list[LayerPrefill]:
     """The evicting layers after the prefill of a prompt that exceeds the budget."""
-    method = subject.method(model)
+    method, layers = subject.method(model), list[LayerPrefill]()
+    ids = prompt(subject.budget + BEYOND, seed=7)
+    # Their hidden states are kept, unlike those of a prefill.
+    cache = EvictedCache(model.config, method.window, ids.numel(), layers.append, [method.scorer])
     with attached(model):
-        return prefill(model, prompt(subject.budget + BEYOND, seed=7), method.window).layers
+        forward_prompt(model, ids, cache, None)
+    return layers
 
 
 def _scored(method: EvictionMethod, layer: LayerPrefill) -> list[Tensor]:
