@@ -51,11 +51,11 @@ class WrappedScorer(PressScorer):
     def chosen(self, base: Callable[[], Any], scores: Tensor, number: int) -> Tensor:
         """What `compress` keeps of `number` tokens by the press that `base` makes: bool [kv_heads, prompt].
 
-        A press that keeps whole chunks may keep more than asked for: then it is asked for fewer.
+        A press that keeps whole chunks rounds: it is asked for a chunk more, and for fewer until that fits.
         """
         heads, length = scores.shape
         positions = torch.arange(length, device=scores.device).expand(heads, -1)[None, ..., None]
-        asked = number
+        asked = min(number + dict(self.fields).get("chunk_length", 0), length - 1)
         while asked > 0:
             press = getattr(kvpress(), self.press)(base(), **dict(self.fields))
             press.compression_ratio = ratio_of(asked, length)

@@ -16,7 +16,8 @@ NAMES = ["expected_attention", "keydiff", "knorm", "snapkv", "tova", "cur", "ada
 def test_presses_keep_what_kvpress_keeps():
     if not (ENVIRONMENT / ".ready").exists():
         pytest.skip("kvpress has no environment: run `make .venv-kvpress/.ready`")
-    for case, agreement in parity(default_model("model.dtype=float32"), NAMES, [1000]).items():
+    model = default_model("model.dtype=float32")
+    for case, agreement in parity(model, NAMES, [1000]).items():
         assert agreement.ours == agreement.theirs, case
         assert agreement.same >= 0.98 * agreement.sets, (case, str(agreement))
         assert agreement.both >= 0.999 * agreement.tokens, (case, str(agreement))
