@@ -58,9 +58,12 @@ class Setting:
         """The budget of a prompt of `length` tokens, in tokens."""
         return self.budget.tokens(length, self.window) if isinstance(self.budget, Share) else self.budget
 
-    def scorers(self, length: int | None) -> list[Scorer]:
-        """The scorers of a prompt of `length` tokens (None: not known yet); empty if it is kept whole."""
-        whole = self.budget is None or (length is not None and self.keeps_all(length))
+    def scorers(self, length: int | None, decodes: bool = False) -> list[Scorer]:
+        """The scorers of a prompt of `length` tokens (None: not known yet); empty if it is kept whole.
+
+        `decodes`: eviction continues while decoding, so a prompt that is kept whole does not suffice.
+        """
+        whole = self.budget is None or (not decodes and length is not None and self.keeps_all(length))
         return [] if self.method is None or whole else [self.method.scorer]
 
     def keeps_all(self, length: int) -> bool:
@@ -125,6 +128,10 @@ class Prefill:
             if self.layers:  # a model with sliding windows alone has none
                 refuse_nan(scored, scorer, self.layers[0].keys.dtype, lambda: map(_finite, self.layers))
         self._scores.update(scores)
+
+    def scores(self, setting: Setting) -> list[LayerScores]:
+        """The scores by which `setting` evicts; empty if it does not."""
+        return self._scores.get(setting.method.scorer, []) if setting.method else []
 
     def kept(self, setting: Setting) -> Kept:
         """The prompt positions that `setting` keeps."""
