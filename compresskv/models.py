@@ -189,6 +189,13 @@ def fetch(config: ModelConfig) -> Path:
         return Path(snapshot_download(source, revision=config.revision, allow_patterns=list(model_files.PATTERNS)))
 
 
+def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model, without its weights. Raises `UserError` with the fix if it cannot be loaded."""
+    with _explained(config), _quiet():
+        options = {"revision": config.revision, "trust_remote_code": config.trust_remote_code}
+        return AutoTokenizer.from_pretrained(_source(config)[0], **options)
+
+
 def _source(config: ModelConfig) -> tuple[str, str | None]:
     """What to load from: a directory or a hub id; and the fingerprint of a GGUF file that it was made of."""
     if config.path:

@@ -15,6 +15,7 @@ COMMANDS = {
     "report": ("evals.report.__main__", "an experiment's tables and figures, or all results as one HTML page"),
     "results": ("evals.results.__main__", "list, show, verify or compare results; push-wandb sends them on"),
     "score": ("evals.longbench.score", "score LongBench predictions in the official format"),
+    "ruler": ("evals.ruler.__main__", "print RULER's samples for a model's tokenizer"),
     "lm-eval": ("evals.lm_eval.__main__", "lm-evaluation-harness over a compressed cache"),
     "conformance": ("evals.conformance.__main__", "check that a method keeps what every method promises"),
     "calibrate": ("evals.command", "calibrate a model: python run.py eval=calibrate"),
@@ -23,7 +24,7 @@ COMMANDS = {
 }
 """By name: the module whose `main` runs it, and what it does."""
 
-HANDLE_PIPES = ("report", "results", "score")
+HANDLE_PIPES = ("report", "results", "score", "ruler")
 """Commands that end where nobody reads what they print; the others go on."""
 
 REFUSED = 2

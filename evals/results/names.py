@@ -116,6 +116,8 @@ def _text(leaves: Leaves, paths: Sequence[Path]) -> str:
 def _setting(record: Record) -> dict[str, Any]:
     """What is the same in all tasks of a setting."""
     config = {key: value for key, value in record.config.items() if key not in IMMATERIAL}
+    if isinstance(model := config.get("model"), Mapping):  # `evals` are defaults of `eval`
+        config["model"] = {key: value for key, value in model.items() if key != "evals"}
     return {**config, "dtype": (record.summary or {}).get("dtype")}
 
 

@@ -26,7 +26,8 @@ LETTERS = "abcdefghijklmnopqrstuvwxyz"
 class Question:
     """What is compared: `pairs`, (first, second) by method; without pairs, every method with `subject`.
 
-    `finding` is how a shown difference reads. `tested`: whether anything is compared at all.
+    Without a subject (""), every method is compared with the best of its budget. `finding` is how a shown difference
+    reads. `tested`: whether anything is compared at all.
     """
 
     subject: str = "CompressKV"
@@ -37,7 +38,8 @@ class Question:
     @property
     def family(self) -> str:
         """The sentence that says which comparisons are one family, whose p-values are corrected together."""
-        compared = "of this table" if self.pairs else f"of {self.subject} with another method of the same budget"
+        subject = self.subject or "the best method of each budget"
+        compared = "of this table" if self.pairs else f"of {subject} with another method of the same budget"
         return (
             f"p: paired permutation test, Holm-corrected over one family: all comparisons {compared}, for one model, "
             "evaluation, protocol and metric."
@@ -133,10 +135,12 @@ def _pairs(question: Question, table: Table, column: str) -> Iterator[tuple[Row,
     """Rows of one budget, protocol, variant and time of eviction with samples of the column in common."""
     subject = subject_of(question, table)
     for rows in table.comparable.values():
+        best = _best(table, column, rows) if not subject else None
         for first in rows:
             for second in rows:
                 one, other = first.name, second.name
-                wanted = (one.method, other.method) in question.pairs if question.pairs else one.method == subject
+                of_subject = one.method == subject if subject else first is best
+                wanted = (one.method, other.method) in question.pairs if question.pairs else of_subject
                 alike = (one.protocol, one.variant) == (other.protocol, other.variant)
                 if (
                     first is second
@@ -149,10 +153,16 @@ def _pairs(question: Question, table: Table, column: str) -> Iterator[tuple[Row,
                     yield first, second
 
 
+def _best(table: Table, column: str, rows: Sequence[Row]) -> Row | None:
+    """The first of these rows whose mean is the best; None where they are not ranked."""
+    ranks = table.ranks(column, rows)
+    return next((rows[place] for place, rank in ranks.items() if rank == 1), None)
+
+
 def subject_of(question: Question, table: Table) -> str:
     """What all methods of a table are compared with: the question's subject; where it was not run, what comes first of
-    the largest budget with several rows."""
-    if any(row.name.method == question.subject for row in table.rows if row.budget is not None):
+    the largest budget with several rows. "" for a question without a subject."""
+    if not question.subject or any(row.name.method == question.subject for row in table.rows if row.budget is not None):
         return question.subject
     several = (rows[0].name.method for rows in table.comparable.values() if len(rows) > 1)
     return next(several, question.subject)

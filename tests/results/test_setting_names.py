@@ -48,3 +48,12 @@ def test_an_experiment_that_finds_a_setting_finished_is_added_to_it(tmp_path):
         record = finish(store, ["1"], about("snapkv", 64, **named), tmp_path / "runs")
         store.close()
     assert record.file_config["experiment"] == ["a", "b"]
+
+
+def test_defaults_of_evaluations_are_no_part_of_a_name(tmp_path):
+    models = [
+        {"name": "tiny", "evals": {"one": {"lengths": [500]}}},
+        {"name": "tiny", "evals": {"two": {"samples": 1}}},
+    ]
+    made = [setting(tmp_path, task=str(place), of_config={"model": model}) for place, model in enumerate(models)]
+    assert len(set(names(made))) == 1

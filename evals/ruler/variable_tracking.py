@@ -1,0 +1,96 @@
+"""Variable tracking: a chain of assignments among repeated sentences, after an example with its answer.
+
+Its random calls are those of scripts/data/synthetic/variable_tracking.py of NVIDIA/RULER c3f5e3b.
+"""
+
+import string
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from random import Random
+
+from numpy.random import RandomState
+
+from evals.ruler.drawing import SHORT, Drawn, Request, Text, all_fitting, filled, fitting, most_units
+from evals.ruler.essays import NOISE
+
+EXAMPLE_LENGTH = 500
+"""Tokens of the example, before its answer."""
+
+EXAMPLE_VALUE = "12345"
+
+
+def generate(request: Request, chains: int, hops: int) -> Iterator[Drawn]:
+    """Samples without end, each with an example before it."""
+    stream = _Chains(request, Random(request.seed), RandomState(request.seed), chains, hops)
+    example = stream.example(replace(request, length=EXAMPLE_LENGTH, new_tokens=0))
+    step = 10 if request.length >= SHORT else 5
+    per_unit = request.tokens(stream.text(step).whole) / step
+    highest, extra = int(request.limit / per_unit * 3), request.tokens(example)
+    units = most_units(request, step, highest, lambda units: request.size(stream.text(units).whole) + extra)
+    yield from all_fitting(request, units, step, lambda _, units: stream.behind(example, units))
+
+
+@dataclass(frozen=True)
+class _Chains:
+    """The stream of texts."""
+
+    request: Request
+    random: Random
+    numbers: RandomState
+    chains: int
+    hops: int
+
+    def example(self, request: Request) -> str:
+        """The example with its answer, whose names and number every sample replaces."""
+        step = 5
+        per_unit = request.tokens(self.text(step, example=True).whole) / step
+        highest = int(request.limit / per_unit * 3)
+
+        def draw(units: int) -> Text:
+            text = self.text(units, example=True)
+            return text.flat if request.one_line else text
+
+        units = most_units(request, step, highest, lambda units: request.size(self.text(units, example=True).whole))
+        text, _ = fitting(request, units, step, draw)
+        return f"{text.whole} {' '.join(text.outputs)}\n"
+
+    def behind(self, example: str, units: int) -> Text:
+        """A prompt behind the example, with other names and another number in that."""
+        text = self.text(units)
+        text = replace(text, whole=f"{self._renamed(example)}\n{text.whole}")
+        return text.flat if self.request.one_line else text
+
+    def text(self, units: int, example: bool = False) -> Text:
+        """A prompt with `units` repeated sentences around the assignments."""
+        names, chains = self._assignments(example)
+        lines = [NOISE] * units
+        for chain in chains:
+            places = sorted(self.random.sample(range(len(lines)), len(chain)))
+            for before, (place, assignment) in enumerate(zip(places, chain, strict=True)):
+                lines.insert(place + before, assignment)
+        context = "\n".join(lines).replace(". \n", ".\n")
+        value = chains[0][0].split("=")[-1].strip()
+        return filled(self.request.wording, context, names[0], query=value, num_v=self.hops + 1)
+
+    def _assignments(self, example: bool) -> tuple[list[list[str]], list[list[str]]]:
+        """The names of each chain, and its assignments."""
+        length, hops = (3, min(10, self.hops)) if example else (5, self.hops)
+        drawn = [self._name(length) for _ in range((hops + 1) * self.chains)]
+        while len(set(drawn)) < self.chains * (hops + 1):
+            drawn.append(self._name(length))
+        names, chains = [], []
+        for start in range(0, len(drawn), hops + 1):
+            of_chain = drawn[start : start + hops + 1]
+            value = EXAMPLE_VALUE if example else str(self.numbers.randint(10000, 99999))
+            further = [f"VAR {of_chain[hop + 1]} = VAR {of_chain[hop]} " for hop in range(hops)]
+            names.append(of_chain)
+            chains.append([f"VAR {of_chain[0]} = {value}", *further])
+        return names, chains
+
+    def _name(self, length: int) -> str:
+        return "".join(self.random.choices(string.ascii_uppercase, k=length))
+
+    def _renamed(self, example: str) -> str:
+        for name in example.split()[-self.hops - 1 :]:
+            example = example.replace(name, self._name(len(name)))
+        return example.replace(EXAMPLE_VALUE, str(self.numbers.randint(10000, 99999)))
