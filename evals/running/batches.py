@@ -156,7 +156,7 @@ def run_batch(
     """
     started = time.perf_counter()
     settings, job = [run.setting for run in batch], batch[0].job
-    context_only = job.eviction.when == "context"
+    context_only = job.eviction.before_question
     failure = None
     try:
         compressed = compressed_tokens(job, sample)
@@ -171,6 +171,7 @@ def run_batch(
             prefixes,
             compressed if context_only else None,
             contexts if context_only else None,
+            job.eviction,
         )
     except Exception as error:
         _release_memory(error)
@@ -246,6 +247,8 @@ def sample_line(
     line["compressed"] = generation.realised_budget < compressed
     if compressed < sample.ids.numel():
         line["context_tokens"] = compressed
+    if generation.peak_kept is not None:
+        line["peak_kept"] = round(generation.peak_kept, 3)
     if measured := generation.fidelity:
         for name in FIDELITY:
             value = getattr(measured, name)

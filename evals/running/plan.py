@@ -74,7 +74,7 @@ def forecast_of(work: Work) -> Forecast:
         job.memory_bytes,
         model.backend,
         job.fidelity,
-        contexts=job.eviction.when == "context",
+        contexts=job.eviction.before_question,
     )
 
 
