@@ -10,8 +10,8 @@ BUDGETS = [64, 128, 256, 512, 1024]
 """With METHODS, the 31 settings of the paper's LongBench table."""
 
 
-def default_model() -> LoadedModel:
-    return load(job().model)
+def default_model(*overrides: str) -> LoadedModel:
+    return load(job(*overrides).model)
 
 
 def settings(model: LoadedModel, methods: list[str], budgets: list[int]) -> list[Setting]:

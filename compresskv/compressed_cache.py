@@ -12,6 +12,7 @@ from compresskv.budget import Budget, budget_from
 from compresskv.calibration import Calibration
 from compresskv.checking import checked
 from compresskv.engine.attention import attached
+from compresskv.engine.hidden import hidden_states
 from compresskv.engine.in_layer import LayerwiseCache
 from compresskv.engine.prefill import Setting
 from compresskv.errors import UserError
@@ -70,7 +71,7 @@ def compressed(
         raise UserError("when", "pass the context alone, and the question after it", value=when)
     with attached(model, backend), nullcontext() if generation_config == "honoured" else ignored(model):
         cache = LayerwiseCache(model.config, Setting(method, kept), prompt_length, schedule=schedule)
-        with torch.no_grad(), _generating(model):
+        with torch.no_grad(), _generating(model), hidden_states(model, cache):
             yield cache
         cache.refuse_unused()
 

@@ -2,8 +2,9 @@
 
 A method is a `Scorer` (how important is each past token of a layer?) and an `Allocator` (how many past tokens may each
 layer, or each of its KV heads, keep?). A scorer that needs queries before the observation window has an `Observer`,
-which sees the queries of the whole prompt. Everything else is common code: attention in this file; the choice of
-tokens, and the rule that an evicted token never returns, in selection.py.
+which sees the queries of the whole prompt; one that needs hidden states gets those of a layer before they are freed.
+Everything else is common code: attention in this file; the choice of tokens, and the rule that an evicted token never
+returns, in selection.py.
 
 Notation: S prompt tokens, of which the last w are the observation window and always kept; the n = S - w others are the
 *past*. L layers, H_kv KV heads of G query heads each. Budget B = mean number of KV tokens kept per layer and KV head
@@ -13,7 +14,7 @@ after the prefill, window included.
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -43,13 +44,30 @@ class PromptShape:
 
 
 @dataclass(frozen=True, eq=False)
+class HiddenStates:
+    """What the attention module of a layer received with a whole prompt; do not write to any of it.
+
+    `states` [prompt, hidden]; `cos` and `sin` [prompt, rotary_dim] of the model's RoPE. `module` has the projections,
+    `rotary` gives the angles of any positions; None for a model without one.
+    """
+
+    states: Tensor
+    cos: Tensor
+    sin: Tensor
+    module: Any
+    rotary: Any
+
+
+@dataclass(frozen=True, eq=False)
 class LayerPrefill:
     """One layer after it attended to the whole prompt; all tensors are post-RoPE.
 
     `queries` [q_heads, window, head_dim]: queries of the last prompt positions. A scorer gets those of its own window;
     the engine keeps those of the widest window in use. `keys` and `values` [kv_heads, prompt, head_dim] are complete.
     `index` counts the layers that evict. `observed`: the observer of each scorer that has one, after all queries of the
-    prompt; a scorer gets only its own. Do not write to any tensor.
+    prompt; a scorer gets only its own. `hidden`: only for a scorer that `needs_hidden_states`, and only while this is
+    the last layer that was computed. `scored`: what such scorers made of it then, or the error of each. Do not write to
+    any tensor.
     """
 
     index: int
@@ -58,6 +76,8 @@ class LayerPrefill:
     values: Tensor
     scaling: float
     observed: Mapping["Scorer", Any] = field(default_factory=dict, repr=False)
+    hidden: HiddenStates | None = field(default=None, repr=False)
+    scored: Mapping["Scorer", "LayerScores | Exception"] = field(default_factory=dict, repr=False)
     shown: ReadOnly = field(default_factory=ReadOnly, init=False, repr=False)
     _attention: dict[torch.dtype, Tensor] = field(default_factory=dict, init=False, repr=False)
     _whole: "LayerPrefill | None" = field(default=None, init=False, repr=False)
@@ -65,12 +85,15 @@ class LayerPrefill:
     def __post_init__(self) -> None:
         for what in ("queries", "keys", "values"):
             self.shown.show(what, getattr(self, what))
+        if self.hidden is not None:
+            self.shown.show("the hidden states", self.hidden.states, self.hidden.cos, self.hidden.sin)
 
     def seen_by(self, scorer: "Scorer") -> "LayerPrefill":
         """The layer for `scorer`: the queries in its window, its observer, and the attention that all scorers share."""
         rows = min(max(scorer.window, 1), self.queries.shape[1])
         observed = {scorer: self.observed[scorer]} if scorer in self.observed else {}
-        seen = replace(self, queries=self.queries[:, -rows:], observed=observed)
+        hidden = self.hidden if needs_hidden_states(scorer) else None
+        seen = replace(self, queries=self.queries[:, -rows:], observed=observed, hidden=hidden, scored={})
         object.__setattr__(seen, "_whole", self)
         return seen
 
@@ -137,6 +160,9 @@ class LayerScores:
     `contest` [kv_heads, past]: the scores by which an allocator compares KV heads, if they differ from `scores`.
     """
 
+    nested: ClassVar[bool] = True
+    """Whether what is kept with a smaller capacity is always a part of what is kept with a larger one."""
+
     scores: Tensor
     contest: Tensor | None = field(default=None, kw_only=True)
 
@@ -185,7 +211,7 @@ class LayerScores:
     def order(self, capacity: Capacity) -> Tensor:
         """Past positions of each KV head, [kv_heads, past]: a head that may keep n tokens keeps the first n.
 
-        So the tokens kept with a smaller capacity are a subset of those kept with a larger one.
+        So the tokens kept with a smaller capacity are a subset of those kept with a larger one, if it is `nested`.
         """
         return self.ranking
 
@@ -237,6 +263,19 @@ class ObservingScorer(Protocol):
         ...
 
 
+@runtime_checkable
+class HiddenStateScorer(Protocol):
+    """A scorer that needs `LayerPrefill.hidden`, of a prompt that passes in one forward, if this is true."""
+
+    @property
+    def needs_hidden_states(self) -> bool: ...
+
+
+def needs_hidden_states(scorer: Scorer) -> bool:
+    """Whether `scorer` reads the hidden states of the prompt."""
+    return isinstance(scorer, HiddenStateScorer) and scorer.needs_hidden_states
+
+
 def observers(scorers: Iterable[Scorer]) -> dict[Scorer, Observer]:
     """A new observer for each of `scorers` that has one."""
     return {scorer: scorer.observer() for scorer in scorers if isinstance(scorer, ObservingScorer)}
@@ -258,12 +297,31 @@ def score(scorer: Scorer, layer: LayerPrefill) -> LayerScores:
 
     Raises `UserError` if it writes to a tensor of the layer, or if its scores are not those of the layer's past.
     """
+    if (made := layer.scored.get(scorer)) is not None:
+        if isinstance(made, Exception):
+            raise made
+        return made
     with torch.inference_mode(False), torch.no_grad():
         scores = scorer(layer.seen_by(scorer))
     layer.shown.refuse_writes("method.scorer", scorer)
     _refuse_other_scores(scores, scorer, (layer.kv_heads, layer.length - scorer.window))
     scores.shown.refuse_writes("method.scorer", scorer)  # read-only from here on
     return scores
+
+
+def score_at_once(scorers: Iterable[Scorer], layer: LayerPrefill) -> LayerPrefill:
+    """`layer` without its hidden states, and with the scores by `scorers`, which need them.
+
+    An error of a scorer is raised by `score`, so that it stops no other.
+    """
+    scored: dict[Scorer, LayerScores | Exception] = {}
+    passing = replace(layer)  # the attention of the window goes with this copy
+    for scorer in scorers:
+        try:
+            scored[scorer] = score(scorer, passing)
+        except Exception as error:
+            scored[scorer] = error
+    return replace(layer, hidden=None, scored=scored)
 
 
 def _refuse_other_scores(scores: Any, scorer: Scorer, shape: tuple[int, int]) -> None:

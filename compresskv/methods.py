@@ -38,6 +38,9 @@ ENTRY_POINTS = "compresskv.conf"
 
 PARTS = ("scorer", "allocator")
 
+ALLOCATOR = "/method/allocator@allocator"
+"""How the defaults of a method in a folder of `METHODS` name its allocator."""
+
 F = TypeVar("F", bound=Callable[..., Any])
 
 KNOWN = ("name", *PARTS, "plain")
@@ -50,13 +53,14 @@ def declares(
     heads: Literal["alike", "compared"] | None = None,
     gives: str | None = None,
     needs: str | None = None,
+    prompt: Literal["whole"] | None = None,
 ) -> Callable[[F], F]:
     """Declare which parts and budgets the part that a function makes can be combined with.
 
     A scorer declares its smallest `window` (tokens), if it is not the observation window's; `heads="alike"`, if all KV
-    heads of a layer have the same scores; and what it `gives` besides scores. An allocator declares `heads="compared"`,
-    if it needs scores that differ between heads, and what else it `needs`. The values must be literals, because they
-    are read from the source before the function is imported.
+    heads of a layer have the same scores; what it `gives` besides scores; and `prompt="whole"`, if it reads hidden
+    states. An allocator declares `heads="compared"`, if it needs scores that differ between heads, and what else it
+    `needs`. The values must be literals, because they are read from the source before the function is imported.
     """
     return lambda function: function
 
@@ -117,8 +121,8 @@ def named_method(name: str) -> MethodConfig:
     """
     node = _yaml("method", "", name)
     for default in node.pop("defaults", []):
-        if isinstance(default, Mapping) and "allocator" in default:
-            node["allocator"] = _yaml("method/allocator", "allocator", default["allocator"])
+        if isinstance(default, Mapping) and (allocator := default.get("allocator", default.get(ALLOCATOR))):
+            node["allocator"] = _yaml("method/allocator", "allocator", allocator)
     return method_config(node)
 
 
@@ -151,11 +155,25 @@ def _yaml(group: str, subfolder: str, name: str) -> dict[str, Any]:
     for folder in (METHODS, *(folder / "method" for folder in installed_folders().values())):
         for path in sorted((folder / subfolder).glob("*.yaml")):
             files.setdefault(path.stem, path)
+        for path in sorted((folder / subfolder).glob("kvpress/[!_]*.yaml")):
+            files.setdefault(f"kvpress/{path.stem}", path)
+    if name not in files and "." in name:  # as results name it
+        name = name.replace(".", "/", 1)
     if name not in files:
+        refuse_known(group, name)
         nearest = difflib.get_close_matches(name, files, 1)
         fix = f"did you mean {nearest[0]}?" if nearest else f"choose one of {', '.join(sorted(files))}"
         raise UserError(group, fix, value=name, why="not found")
     return yaml.safe_load(files[name].read_text(encoding="utf-8"))
+
+
+def refuse_known(group: str, name: str) -> None:
+    """Raise `UserError` with the reason for a method that is known and not served, such as kvpress/think."""
+    folder, _, method = f"{group}/{name}".removeprefix("method/").rpartition("/")
+    path = METHODS / folder / "_refused.yaml"
+    reasons = yaml.safe_load(path.read_text(encoding="utf-8")) if folder and path.is_file() else {}
+    if method in reasons:
+        raise UserError("method", f"choose another of {folder}/", value=f"{folder}/{method}", why=reasons[method])
 
 
 def refuse_mismatch(config: MethodConfig) -> None:
@@ -179,6 +197,17 @@ def refuse_mismatch(config: MethodConfig) -> None:
             f"use {' or '.join([*fixes, 'method/allocator=uniform'])}",
             value=allocator,
             why=f"it needs {need}, which {config.scorer.label} does not give",
+        )
+
+
+def refuse_chunks(config: MethodConfig, chunk: int | None) -> None:
+    """Raise `UserError` for a prefill in chunks under a scorer that declares that it needs the whole prompt."""
+    if chunk is not None and config.scorer is not None and _declared(config.scorer.target).get("prompt") == "whole":
+        raise UserError(
+            "prefill_chunk",
+            "set prefill_chunk=null",
+            value=chunk,
+            why=f"{config.name} needs the hidden states of the whole prompt, from one forward pass",
         )
 
 
@@ -338,7 +367,8 @@ def _name_of_ours(name: str) -> str | None:
 @lru_cache(maxsize=1)
 def _plain_of_ours() -> dict[str, Mapping[str, Any]]:
     """The parts of each method of `METHODS`, by its name."""
-    return {path.stem: yaml.safe_load(path.read_bytes())["plain"] for path in METHODS.glob("*.yaml")}
+    paths = (*METHODS.glob("*.yaml"), *METHODS.glob("kvpress/[!_]*.yaml"))
+    return {node["name"]: node["plain"] for node in (yaml.safe_load(path.read_bytes()) for path in paths)}
 
 
 @lru_cache(maxsize=1)
@@ -403,6 +433,8 @@ def _maker(name: str, part: Part) -> Callable[..., Any]:
     """The function that makes a part. Raises `UserError` if it cannot be imported or is not one."""
     try:
         maker = resolve_name(part.target)
+    except UserError:  # of a part whose package is not installed
+        raise
     except Exception as error:  # a module can raise anything while it is imported
         raise _no_target(f"method.{name}", part.target, f"{type(error).__name__}: {error}") from error
     if not inspect.isfunction(maker):

@@ -28,7 +28,7 @@ from compresskv.checking import Ge, Gt, Le, MinLen, PathText, checked, checked_v
 from compresskv.errors import UserError, readable
 from compresskv.folders import CONF, package_files
 from compresskv.inputs import expanded
-from compresskv.methods import check_parameters, least_window, method_config, refuse_mismatch
+from compresskv.methods import check_parameters, least_window, method_config, refuse_chunks, refuse_mismatch
 from compresskv.model_config import ModelConfig, name_of
 from compresskv.observation import ObservationConfig
 from compresskv.protocol import EvaluationProtocol
@@ -137,6 +137,9 @@ def expansion(overrides: Sequence[str], parser: OverridesParser | None = None) -
     for override in parsed:
         first, _, rest = override.key_or_group.partition(".")
         name, _, setting = rest.partition(".")
+        if (CONF / "method" / name).is_dir():  # for.kvpress.snapkv.<setting>, as a key of Hydra's has no slash
+            press, _, setting = setting.partition(".")
+            name = f"{name}/{press}"
         if first == "for" and override.is_add():
             raise UserError(override.key_or_group, "leave the + out", why="for.<method> needs none")
         if first == "for" and setting:
@@ -324,7 +327,12 @@ def _refuse_small(job: Job) -> None:
         raise UserError("budget", f"set budget to {window + 1} or more", value=job.budget, why=why)
 
 
-_FITTING = (_refuse_mismatch, _refuse_small)
+def _refuse_chunks(job: Job) -> None:
+    """Raise `UserError` for a prefill in chunks that the method cannot score."""
+    refuse_chunks(job.method, job.prefill_chunk)
+
+
+_FITTING = (_refuse_mismatch, _refuse_small, _refuse_chunks)
 """What is checked of a job besides its single settings."""
 
 

@@ -16,7 +16,7 @@ from omegaconf.errors import OmegaConfBaseException
 from compresskv.checking import refuse_unknown
 from compresskv.errors import UserError, readable
 from compresskv.folders import CONF
-from compresskv.methods import refuse_observation
+from compresskv.methods import refuse_known, refuse_observation
 from evals.help import leaves
 
 LONGEST_SENTENCE = 400
@@ -118,6 +118,15 @@ def _wrong_override(overrides: Sequence[str], why: str) -> UserError:
 
 
 def _no_option(group: str, name: Any, existing: Iterable[str]) -> UserError:
+    try:
+        refuse_known(group, str(name))
+    except UserError as refused:
+        return refused
+    parent, _, folder = group.rpartition("/")
+    # Of a folder of methods, whose names have it before them.
+    if parent == "method" and folder != "allocator" and (CONF / group).is_dir():
+        existing = [f"{folder}/{path.stem}" for path in (CONF / group).glob("[!_]*.yaml")]
+        group, name = parent, f"{folder}/{name}"
     options = sorted(option for option in existing if not option.startswith("_"))
     nearest = difflib.get_close_matches(str(name), options, 1)
     fix = f"did you mean {nearest[0]}?" if nearest else f"choose one of {', '.join(options)}"

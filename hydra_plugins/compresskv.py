@@ -96,10 +96,10 @@ class SharedPrefillLauncher(Launcher):
 
     def write_artefacts(self, results: Path) -> None:
         """The tables and figures of an experiment that has some."""
-        from evals.report.end import write_artefacts
+        from evals.report.artefacts import write_after_run
 
         if experiment := self.config.hydra.runtime.choices.get("experiment"):
-            write_artefacts(experiment, results)
+            write_after_run(experiment, results)
 
     def runner(self, jobs: Sequence[Any]) -> Callable[[Sequence[Any]], None]:
         """What runs the jobs."""

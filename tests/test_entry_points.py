@@ -1,5 +1,6 @@
 """What every command says to a flag, a value or a path that cannot be: a sentence, and an exit code that is not 0."""
 
+import json
 import subprocess
 import sys
 
@@ -7,7 +8,7 @@ import pytest
 
 from evals.__main__ import COMMANDS, REFUSED, main
 from tests.support.command import ROOT
-from tests.support.trees import setting
+from tests.support.trees import cells, setting
 
 NOWHERE = "/nowhere/at/all"
 LONG = "1" * 5000
@@ -71,6 +72,25 @@ def test_a_module_is_a_command(module):
     done = subprocess.run([sys.executable, "-m", module, "--nope"], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == REFUSED
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "unused"),
+    [
+        (["report", "experiment=fig5_niah", "results={}"], set()),
+        (["report", "{}", "--out={}/page"], {"matplotlib"}),
+        (["results", "verify", "--results={}"], {"pandas"}),
+    ],
+)
+def test_results_are_read_without_torch(words, unused, tmp_path):
+    setting(tmp_path, cells([50.0, 100.0]), experiment="fig5_niah")
+    code = "import json, sys; from evals.__main__ import main; assert main(sys.argv[1:]) == 0; "
+    code += "print(json.dumps(sorted(sys.modules)))"
+    command = [sys.executable, "-c", code, *(word.format(tmp_path) for word in words)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    *printed, modules = done.stdout.splitlines()
+    assert str(tmp_path) in printed[0] or "1 of 1" in printed[0]
+    assert not ({"torch", "transformers"} | unused) & set(json.loads(modules))
 
 
 @pytest.mark.parametrize("words", [["sent"], ["results=sent"], ["--results", "sent"], ["--results=sent"]])

@@ -39,7 +39,7 @@ def assert_equal(made: PreTrainedModel, expected: PreTrainedModel) -> None:
 
 
 def refusal_of(path) -> str:
-    """The one sentence with which a file is refused, before its model is made."""
+    """The message that refuses a file before its model is made."""
     with pytest.raises(UserError) as caught:
         checkpoints.from_gguf([path], None)
     assert_about(caught.value, caught.value.field)
@@ -67,6 +67,21 @@ def rope(kind, theta=10000.0, **parameters):
     return {"rope_parameters": {"rope_type": kind, "rope_theta": theta, **parameters}}
 
 
+def llama3(factor, original, low=1.0, high=4.0):
+    """Llama 3's scaling as config.json has it, and its tensor in a GGUF file."""
+    bounds = {"low_freq_factor": low, "high_freq_factor": high, "original_max_position_embeddings": original}
+    factors = torch.tensor(llama3_factors(factor, original, low, high))
+    return rope("llama3", factor=factor, **bounds), {"rope_freqs.weight": factors}
+
+
+def scaling(family, **keys):
+    return {f"{family}.rope.scaling.{name}": value for name, value in keys.items()}
+
+
+YARN = {"type": "yarn", "factor": 4.0, "original_context_length": 64}
+WIDER, WIDER_TENSORS = llama3(4.0, 128, 2.0, 8.0)
+LLAMA_31, LLAMA_31_TENSORS = llama3(8.0, 8192)
+LLAMA_32, LLAMA_32_TENSORS = llama3(32.0, 64)
 LONGROPE = {"long_factor": [1.0, 1.5, 2, 3, 4, 5, 6, 7], "short_factor": [1.0, 1.1, 1.2, 1.3, 1.4, 1.5, 1.6, 1.7]}
 FACTORS = {f"rope_factors_{kind}.weight": torch.tensor(LONGROPE[f"{kind}_factor"]) for kind in ("long", "short")}
 LOCAL, FULL = {"rope_type": "default", "rope_theta": 10000.0}, {"rope_type": "default", "rope_theta": 1e6}
@@ -88,56 +103,30 @@ HONOURED = {
         {"stablelm.rope.freq_base": 5e5},
         {},
     ),
-    "linear": (
-        "llama",
-        rope("linear", factor=4.0),
-        {"llama.rope.scaling.type": "linear", "llama.rope.scaling.factor": 4.0},
-        {},
-    ),
-    "linear without a type": ("qwen3", rope("linear", factor=2.0), {"qwen3.rope.scaling.factor": 2.0}, {}),
+    "linear": ("llama", rope("linear", factor=4.0), scaling("llama", type="linear", factor=4.0), {}),
+    "linear without a type": ("qwen3", rope("linear", factor=2.0), scaling("qwen3", factor=2.0), {}),
     "linear under its old key": ("llama", rope("linear", factor=2.0), {"llama.rope.scale_linear": 2.0}, {}),
-    "no scaling": ("llama", {}, {"llama.rope.scaling.type": "none", "llama.rope.scaling.factor": 2.0}, {}),
+    "no scaling": ("llama", {}, scaling("llama", type="none", factor=2.0), {}),
     "yarn": (
         "qwen2",
         rope("yarn", factor=4.0, original_max_position_embeddings=64),
-        {
-            "qwen2.rope.scaling.type": "yarn",
-            "qwen2.rope.scaling.factor": 4.0,
-            "qwen2.rope.scaling.original_context_length": 64,
-            "qwen2.rope.scaling.finetuned": True,
-        },
+        scaling("qwen2", **YARN, finetuned=True),
         {},
     ),
     "yarn with other bounds": (
         "llama",
-        rope("yarn", factor=8.0, original_max_position_embeddings=32, beta_fast=16.0, beta_slow=2.0),
-        {
-            "llama.rope.scaling.type": "yarn",
-            "llama.rope.scaling.factor": 8.0,
-            "llama.rope.scaling.original_context_length": 32,
-            "llama.rope.scaling.yarn_beta_fast": 16.0,
-            "llama.rope.scaling.yarn_beta_slow": 2.0,
-        },
+        rope("yarn", factor=4.0, original_max_position_embeddings=64, beta_fast=16.0, beta_slow=2.0),
+        scaling("llama", **YARN, yarn_beta_fast=16.0, yarn_beta_slow=2.0),
         {},
     ),
-    "Llama 3.1": (
-        "llama",
-        rope("llama3", factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=8192),
-        {},
-        {"rope_freqs.weight": torch.tensor(llama3_factors(8.0, 8192))},
-    ),
+    "Llama 3.1": ("llama", LLAMA_31, {}, LLAMA_31_TENSORS),
     "Llama 3.2, of a shorter original": (
         "llama",
-        rope("llama3", factor=32.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=64),
-        {"llama.rope.scaling.original_context_length": 64},
-        {"rope_freqs.weight": torch.tensor(llama3_factors(32.0, 64))},
+        LLAMA_32,
+        scaling("llama", original_context_length=64),
+        LLAMA_32_TENSORS,
     ),
-    "other bounds than Llama 3.1's": (
-        "llama",
-        rope("llama3", factor=4.0, low_freq_factor=2.0, high_freq_factor=8.0, original_max_position_embeddings=128),
-        {},
-        {"rope_freqs.weight": torch.tensor(llama3_factors(4.0, 128, 2.0, 8.0))},
-    ),
+    "other bounds than Llama 3.1's": ("llama", WIDER, {}, WIDER_TENSORS),
     "frequencies that change nothing": ("qwen2", {}, {}, {"rope_freqs.weight": torch.ones(8)}),
     "longrope": (
         "phi3",
@@ -145,7 +134,7 @@ HONOURED = {
             **rope("longrope", **LONGROPE, attention_factor=1.2, original_max_position_embeddings=128),
             "original_max_position_embeddings": 128,
         },
-        {"phi3.rope.scaling.original_context_length": 128, "phi3.rope.scaling.attn_factor": 1.2},
+        scaling("phi3", original_context_length=128, attn_factor=1.2),
         FACTORS,
     ),
     "partial rotary": ("phi3", rope("default", partial_rotary_factor=0.75), {}, {}),
@@ -173,7 +162,7 @@ HONOURED = {
     "global scaling": (
         "gemma3",
         both(full={"rope_type": "linear", "factor": 8.0}),
-        {"gemma3.rope.scaling.type": "linear", "gemma3.rope.scaling.factor": 8.0},
+        scaling("gemma3", type="linear", factor=8.0),
         {},
     ),
     "a softcap": ("gemma3", {"final_logit_softcapping": 3.0}, {"gemma3.final_logit_softcapping": 3.0}, {}),
@@ -233,7 +222,7 @@ def test_what_a_file_says_reaches_the_model(tmp_path, what):
     [*((family, None) for family in FAMILIES), *((family, what) for what, (family, *_) in HONOURED.items())],
 )
 def test_the_identity_is_the_file_s_exactly_where_transformers_reads_all_of_it(tmp_path, family, what):
-    """So that copies and results of files that were read well stay, and those of others are made again."""
+    """Copies and results of files that were read completely stay valid; the others are made again."""
     changes, keys, tensors = {}, {}, {}
     if what is not None:
         _, changes, keys, tensors = HONOURED[what]
@@ -471,6 +460,18 @@ def number(value, width=8):
     return value.to_bytes(width, "little")
 
 
+def array_of(name, kind, length):
+    """Changes the length of an array of the tokenizer."""
+    start = b"tokenizer.ggml." + name.encode() + number(9, 4) + number(kind, 4)
+    return lambda content: content.replace(start + number(len(TOKENS)), start + number(length))
+
+
+def norm_of(size=64, kind=0):
+    """Changes the size or the type of a norm's tensor."""
+    start = b"blk.0.attn_norm.weight" + number(1, 4)
+    return lambda content: content.replace(start + number(64) + number(0, 4), start + number(size) + number(kind, 4))
+
+
 BROKEN = {
     "nothing": lambda content: b"",
     "other bytes": lambda content: b"ggml" + content[4:],
@@ -481,25 +482,13 @@ BROKEN = {
     "too many tensors": lambda content: content[:8] + number(10**15) + content[16:],
     "too many keys": lambda content: content[:16] + number(1 << 63) + content[24:],
     "a long name": lambda content: content[:24] + number(1 << 62) + content[32:],
-    "a long array": lambda content: content.replace(
-        b"tokenizer.ggml.token_type" + number(9, 4) + number(5, 4) + number(len(TOKENS)),
-        b"tokenizer.ggml.token_type" + number(9, 4) + number(5, 4) + number(1 << 60),
-    ),
-    "a long array of text": lambda content: content.replace(
-        b"tokenizer.ggml.tokens" + number(9, 4) + number(8, 4) + number(len(TOKENS)),
-        b"tokenizer.ggml.tokens" + number(9, 4) + number(8, 4) + number(1 << 60),
-    ),
+    "a long array": array_of("token_type", 5, 1 << 60),
+    "a long array of text": array_of("tokens", 8, 1 << 60),
     "a type of key": lambda content: content.replace(
         b"llama.block_count" + number(4, 4), b"llama.block_count" + number(44, 4)
     ),
-    "a tensor outside": lambda content: content.replace(
-        b"blk.0.attn_norm.weight" + number(1, 4) + number(64) + number(0, 4),
-        b"blk.0.attn_norm.weight" + number(1, 4) + number(1 << 62) + number(0, 4),
-    ),
-    "a type of tensor": lambda content: content.replace(
-        b"blk.0.attn_norm.weight" + number(1, 4) + number(64) + number(0, 4),
-        b"blk.0.attn_norm.weight" + number(1, 4) + number(64) + number(77, 4),
-    ),
+    "a tensor outside": norm_of(size=1 << 62),
+    "a type of tensor": norm_of(kind=77),
     "a tensor twice": lambda content: content.replace(b"blk.1.attn_norm.weight", b"blk.0.attn_norm.weight"),
     "a key twice": lambda content: content.replace(b"llama.block_count", b"llama.context_length"[:17]),
 }
@@ -538,7 +527,7 @@ def test_a_shard_gets_the_advice_for_shards(tmp_path):
 
 
 def test_a_copy_of_before_is_not_used_for_a_file_that_is_read_otherwise_now(tmp_path, content):
-    """The copy of a file of which nothing was lost stays the one under the file's own sha256."""
+    """The copy of a completely read file is stored under the file's sha256."""
     (tmp_path / "plain.gguf").write_bytes(content)
     folder, identity = checkpoints.from_gguf([tmp_path / "plain.gguf"], None)
     assert identity == checkpoints.sha256([tmp_path / "plain.gguf"])

@@ -21,7 +21,7 @@ from compresskv.loaded_weights import fingerprints
 from compresskv.methods import method_for
 from compresskv.models import ModelConfig, load
 from evals.running.methods import build_method
-from tests.support import tiny
+from tests.support import calibrations, tiny
 from tests.support.gguf_files import model as gguf_model
 from tests.support.gguf_files import write
 from tests.support.jobs import job
@@ -31,19 +31,10 @@ IDS = tiny.prompt(60, seed=1)[None]
 
 
 def record(model, /, best=0, **fields):
-    config = model.config
-    layers, q_heads = config.num_hidden_layers, config.num_attention_heads
+    layers, q_heads = model.config.num_hidden_layers, model.config.num_attention_heads
     scores = [[int(head == best) for head in range(q_heads)]] * layers
-    return {
-        "model": "checkpoint-500",
-        "source": "held_out",
-        "observation": {"window": 8, "kernel": 5, "pooling": "average"},
-        "heads": 1,
-        "layer_scores": [1 / layers] * layers,
-        "head_scores": {"semantic": scores, "traditional": scores},
-        "weights": fingerprints(model),
-        **fields,
-    }
+    whole = {"model": "checkpoint-500", "head_scores": {"semantic": scores, "traditional": scores}}
+    return calibrations.record(layers, q_heads, **{**whole, "weights": fingerprints(model), **fields})
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ from compresskv import calibration, compressed
 from compresskv.methods import method_for
 from tests.methods.construction import METHODS
 from tests.support import tiny
+from tests.support.calibrations import record
 from tests.support.refusals import refused
 
 
@@ -18,15 +19,8 @@ def model(tmp_path, monkeypatch):
     model = tiny.model("llama")
     config = model.config
     layers, heads = config.num_hidden_layers, config.num_attention_heads
-    record = {
-        "model": "tiny",
-        "source": "held_out",
-        "observation": {"window": 8, "kernel": 5, "pooling": "average"},
-        "heads": 1,
-        "layer_scores": [1 / layers] * layers,
-        "head_scores": {"semantic": [list(range(heads))] * layers, "traditional": [list(range(heads))] * layers},
-    }
-    (tmp_path / "tiny.held_out.json").write_text(json.dumps(record))
+    scores = {"semantic": [list(range(heads))] * layers, "traditional": [list(range(heads))] * layers}
+    (tmp_path / "tiny.held_out.json").write_text(json.dumps(record(layers, heads, head_scores=scores)))
     monkeypatch.setattr(calibration, "folders", lambda: (tmp_path,))
     monkeypatch.setattr(model, "name_or_path", "somewhere/Tiny")
     return model

@@ -1,5 +1,6 @@
-"""A model's folder is served as transformers reads it, or refused by the name of what is wrong; never in silence."""
+"""A model's folder gives the same model as in transformers, or is refused with the name of the fault."""
 
+import hashlib
 import json
 import os
 import shutil
@@ -18,6 +19,7 @@ from compresskv.engine.prefill import FULL
 from compresskv.errors import UserError
 from compresskv.models import ModelConfig, load
 from tests.support import tiny
+from tests.support.checkpoint_files import change, edit
 from tests.support.refusals import assert_about, refused
 
 CONFIG, GENERATION, TOKENIZER = "config.json", "generation_config.json", "tokenizer_config.json"
@@ -35,19 +37,6 @@ def base(tmp_path_factory):
 @pytest.fixture
 def folder(base, tmp_path):
     return shutil.copytree(base, tmp_path / "model")
-
-
-def edit(folder, file, **values):
-    path = folder / file
-    content = json.loads(path.read_text()) if path.exists() else {}
-    path.write_text(json.dumps({**content, **values}))
-
-
-def change(folder, **tensors):
-    """Replace tensors, named with __ for periods; None takes one away."""
-    weights = load_file(folder / WEIGHTS) | {name.replace("__", "."): tensor for name, tensor in tensors.items()}
-    kept = {name: tensor for name, tensor in weights.items() if tensor is not None}
-    save_file(kept, folder / WEIGHTS, {"format": "pt"})
 
 
 def shard(folder, where="", keep=False):
@@ -80,7 +69,7 @@ def assert_refused_to_load(folder, *names):
 
 
 def serves(folder):
-    """Our greedy answer under the checkpoint's own settings is that of transformers."""
+    """The greedy answer with the checkpoint's settings equals that of transformers."""
     ours = loaded(folder)
     stopping = Stopping(NEW, ours.stop_ids, settings=ours.settings("honoured"))
     with attached(ours.model):
@@ -169,7 +158,7 @@ def test_what_can_be_honoured_is(folder, asked):
     ],
 )
 def test_a_whole_number_is_taken_for_a_float(folder, whole, same):
-    """transformers refuses it; how results are named does not change by it."""
+    """transformers refuses whole numbers; the names of results keep them."""
     edit(folder, GENERATION, **same)
     serves(folder)
     edit(folder, GENERATION, **whole)
@@ -255,13 +244,13 @@ def test_a_config_that_is_unusual_is_served(folder, values):
 
 @pytest.mark.parametrize("dtype", [torch.int8, torch.uint8, torch.int32, torch.bool, torch.float8_e4m3fn])
 def test_quantised_weights_without_scales_are_refused(folder, dtype):
-    change(folder, **{QUERY: (load_file(folder / WEIGHTS)[QUERY] * 50).to(dtype)})
+    change(folder, {QUERY: (load_file(folder / WEIGHTS)[QUERY] * 50).to(dtype)})
     assert_refused_to_load(folder, QUERY)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 def test_weights_of_another_floating_dtype_are_served(folder, dtype):
-    change(folder, **{QUERY: load_file(folder / WEIGHTS)[QUERY].to(dtype)})
+    change(folder, {QUERY: load_file(folder / WEIGHTS)[QUERY].to(dtype)})
     serves(folder)
 
 
@@ -375,9 +364,7 @@ def fingerprint(folder, code=False):
 
 
 def test_a_folder_of_plain_files_keeps_its_fingerprint(folder):
-    """It names results: a hash over the names and sha256 of the files, as it always was."""
-    import hashlib
-
+    """The fingerprint names results and must stay a hash of the names and sha256 of all files."""
     contents = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.iterdir())}
     (folder / "README.md").write_text("nobody reads this")
     (folder / "vocab.txt").write_text("nor this, beside tokenizer.json")
@@ -432,8 +419,6 @@ def test_code_of_another_folder_is_in_the_fingerprint(folder, tmp_path):
 @pytest.fixture
 def cached(base, tmp_path, monkeypatch):
     """The hub's cache with the tiny model as org/tiny: its id, and the folder of its one commit."""
-    import hashlib
-
     home = tmp_path / "hub" / "models--org--tiny"
     snapshot = home / "snapshots" / ("a" * 40)
     snapshot.mkdir(parents=True)
@@ -454,8 +439,6 @@ def cached(base, tmp_path, monkeypatch):
 
 
 def test_a_cache_of_the_hub_is_known_by_its_commit_while_it_is_as_downloaded(cached):
-    import hashlib
-
     source, snapshot = cached
     commit = hashlib.sha256(json.dumps([source, "a" * 40]).encode()).hexdigest()[:16]
     model = load(ModelConfig("tiny", path=source, device="cpu", dtype="float32"))

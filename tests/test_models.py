@@ -1,4 +1,4 @@
-"""Loading models: local directories of the hub's shape, the packaged default, and what can go wrong."""
+"""Loading models from local directories and packages, and errors while loading."""
 
 import json
 import os
@@ -6,16 +6,18 @@ import shutil
 import subprocess
 import sys
 import time
+from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
 from transformers import GenerationConfig, GPTNeoXConfig, GPTNeoXForCausalLM
 
 from compresskv import checkpoints
 from compresskv.errors import UserError
 from compresskv.folders import package_files
 from compresskv.models import ModelConfig, load
+from tests.support.checkpoint_files import change, edit
 from tests.support.command import ROOT
 from tests.support.refusals import assert_about, refused
 
@@ -30,22 +32,7 @@ def test_a_local_directory(checkpoint):
     assert load(ModelConfig("tiny", path=str(checkpoint), dtype="float32", device="cpu")).dtype == "float32"
 
 
-def test_the_fingerprint_changes_with_the_weights(checkpoint, tmp_path):
-    copy = tmp_path / "copy"
-    shutil.copytree(checkpoint, copy)
-    original = load(ModelConfig("tiny", path=str(checkpoint), device="cpu")).fingerprint
-    assert load(ModelConfig("tiny", path=str(copy), device="cpu")).fingerprint == original
-    for file, place in (("model.safetensors", -3), ("model.safetensors", -3_000_000), ("tokenizer.json", -300)):
-        before = (copy / file).read_bytes()
-        changed = bytearray(before)
-        changed[place] ^= 1
-        (copy / file).write_bytes(changed)
-        assert checkpoints.fingerprint(str(copy), None) != original
-        (copy / file).write_bytes(before)
-    assert checkpoints.fingerprint(str(copy), None) == original
-
-
-def test_a_remembered_checksum_is_not_taken_for_another_file_s(tmp_path, monkeypatch):
+def test_a_checksum_is_computed_once_but_not_taken_for_another_file_s(tmp_path, monkeypatch):
     """Neither an edit of equal length with the times set back, nor another file in its place, goes unnoticed."""
     monkeypatch.setenv("COMPRESSKV_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(checkpoints, "_SETTLED", -1.0)
@@ -54,7 +41,9 @@ def test_a_remembered_checksum_is_not_taken_for_another_file_s(tmp_path, monkeyp
         path.write_bytes(bytes(1 << 21))
     first = checkpoints.sha256([weights])
     times = (weights.stat().st_atime_ns, weights.stat().st_mtime_ns)
-    assert checkpoints.sha256([weights]) == first
+    with mock.patch.object(checkpoints.Path, "open", autospec=True, side_effect=Path.open) as opened:
+        assert checkpoints.sha256([weights]) == first
+    assert weights not in [call.args[0] for call in opened.call_args_list]
     time.sleep(0.05)
     with weights.open("r+b") as file:
         file.seek(1 << 20)
@@ -67,17 +56,6 @@ def test_a_remembered_checksum_is_not_taken_for_another_file_s(tmp_path, monkeyp
     other.rename(weights)
     assert checkpoints.sha256([weights]) == first
     assert checkpoints.sha256([weights, weights]) not in (first, second)
-
-
-def test_a_file_is_read_once(tmp_path, monkeypatch):
-    monkeypatch.setenv("COMPRESSKV_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(checkpoints, "_SETTLED", -1.0)
-    (tmp_path / "weights").write_bytes(bytes(1 << 21))
-    first = checkpoints.sha256([tmp_path / "weights"])
-    opened, original = [], checkpoints.Path.open
-    monkeypatch.setattr(checkpoints.Path, "open", lambda path, *a, **k: opened.append(path) or original(path, *a, **k))
-    assert checkpoints.sha256([tmp_path / "weights"]) == first
-    assert tmp_path / "weights" not in opened
 
 
 def test_the_default_model_is_what_it_says(default_model):
@@ -95,34 +73,24 @@ def broken(checkpoint, tmp_path, change):
     return str(copy)
 
 
-def edited(folder, file, **values):
-    path = folder / file
-    path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
-
-
-def without(folder, *names):
-    weights = load_file(folder / "model.safetensors")
-    save_file({k: v for k, v in weights.items() if k not in names}, folder / "model.safetensors", {"format": "pt"})
-
-
 NORM = "model.layers.1.input_layernorm.weight"
 
 
 @pytest.mark.parametrize(
     ("change", "tensor"),
     [
-        (lambda d: without(d, NORM), NORM),
-        (lambda d: without(d, "lm_head.weight"), "lm_head.weight"),
-        (lambda d: edited(d, "config.json", num_hidden_layers=4), "model.layers.3.input_layernorm.weight"),
-        (lambda d: edited(d, "config.json", num_hidden_layers=2), "model.layers.2.input_layernorm.weight"),
+        (lambda d: change(d, {NORM: None}), NORM),
+        (lambda d: change(d, {"lm_head.weight": None}), "lm_head.weight"),
+        (lambda d: edit(d, "config.json", num_hidden_layers=4), "model.layers.3.input_layernorm.weight"),
+        (lambda d: edit(d, "config.json", num_hidden_layers=2), "model.layers.2.input_layernorm.weight"),
         (
-            lambda d: edited(d, "config.json", intermediate_size=60),
+            lambda d: edit(d, "config.json", intermediate_size=60),
             "model.layers.0.mlp.down_proj.weight",
         ),
     ],
 )
 def test_weights_that_are_not_the_model_s_are_refused_by_name(checkpoint, tmp_path, change, tensor):
-    """transformers fills in random numbers, and says so where nobody looks."""
+    """transformers would fill in random numbers with only a log message."""
     with refused("model.path") as caught:
         load(ModelConfig("broken", path=broken(checkpoint, tmp_path, change), device="cpu"))
     assert tensor in caught.value.why
@@ -130,25 +98,18 @@ def test_weights_that_are_not_the_model_s_are_refused_by_name(checkpoint, tmp_pa
 
 def test_tied_weights_and_buffers_are_not_missing(checkpoint, tmp_path):
     def tie(folder):
-        edited(folder, "config.json", tie_word_embeddings=True)
-        without(folder, "lm_head.weight")
-        weights = load_file(folder / "model.safetensors")
-        weights["model.layers.0.self_attn.rotary_emb.inv_freq"] = torch.ones(4)  # as checkpoints of 2023 have it
-        save_file(weights, folder / "model.safetensors", {"format": "pt"})
+        edit(folder, "config.json", tie_word_embeddings=True)
+        inverse = "model.layers.0.self_attn.rotary_emb.inv_freq"  # in checkpoints of 2023
+        change(folder, {"lm_head.weight": None, inverse: torch.ones(4)})
 
     model = load(ModelConfig("tied", path=broken(checkpoint, tmp_path, tie), device="cpu")).model
     assert model.lm_head.weight is model.model.embed_tokens.weight
 
 
-def with_tensors(folder, *names):
-    weights = load_file(folder / "model.safetensors")
-    save_file({**weights, **{name: torch.ones(3) for name in names}}, folder / "model.safetensors", {"format": "pt"})
-
-
 def test_tensors_without_effect_may_be_there(checkpoint, tmp_path):
     """Value heads, and the causal masks that GPT-2's checkpoints hold."""
-    heads = ("v_head.summary.weight", "v_head.summary.bias", "score.weight")
-    model = load(ModelConfig("m", path=broken(checkpoint, tmp_path, lambda d: with_tensors(d, *heads)), device="cpu"))
+    heads = {name: torch.ones(3) for name in ("v_head.summary.weight", "v_head.summary.bias", "score.weight")}
+    model = load(ModelConfig("m", path=broken(checkpoint, tmp_path, lambda d: change(d, heads)), device="cpu"))
     original = load(ModelConfig("m", path=str(checkpoint), device="cpu"))
     for name, weight in original.model.state_dict().items():
         assert torch.equal(model.model.state_dict()[name], weight)
@@ -189,7 +150,7 @@ def test_what_a_checkpoint_asks_of_greedy_decoding_is_known_and_said(checkpoint,
 
 def test_generation_stops_at_the_end_token_of_either(checkpoint, tmp_path):
     def other_end(folder):
-        edited(folder, "generation_config.json", eos_token_id=[5, 7])
+        edit(folder, "generation_config.json", eos_token_id=[5, 7])
 
     model = load(ModelConfig("ends", path=broken(checkpoint, tmp_path, other_end), device="cpu"))
     assert model.tokenizer.eos_token_id == 2
@@ -202,10 +163,10 @@ def test_generation_stops_at_the_end_token_of_either(checkpoint, tmp_path):
 @pytest.mark.parametrize(
     ("change", "named"),
     [
-        (lambda d: edited(d, "config.json", model_type="no-such"), "no-such"),
-        (lambda d: edited(d, "config.json", model_type="t5"), "T5"),
-        (lambda d: edited(d, "config.json", num_attention_heads=0), "num_attention_heads"),
-        (lambda d: edited(d, "config.json", hidden_size="many"), "hidden_size"),
+        (lambda d: edit(d, "config.json", model_type="no-such"), "no-such"),
+        (lambda d: edit(d, "config.json", model_type="t5"), "T5"),
+        (lambda d: edit(d, "config.json", num_attention_heads=0), "num_attention_heads"),
+        (lambda d: edit(d, "config.json", hidden_size="many"), "hidden_size"),
         (lambda d: (d / "model.safetensors").rename(d / "pytorch_model.bin"), "safetensors"),
     ],
 )
@@ -353,7 +314,7 @@ def test_a_template_may_trim_the_text(checkpoint):
 
 @pytest.fixture(scope="module")
 def halves(tmp_path_factory):
-    """Where two packages hold the default model's GGUF file, half of it each, and the cache of its copy is empty."""
+    """A folder with two packages that have half of the default model's GGUF file each."""
     folder = tmp_path_factory.mktemp("halves")
     content = package_files([GGUF])[0].read_bytes()
     (folder / "my-model.gguf").write_bytes(content)
@@ -377,18 +338,15 @@ def test_a_gguf_file_whole_and_in_parts(halves, default_model, monkeypatch):
         assert torch.equal(whole.model.state_dict()[name], weight)
 
     (copy,) = (path for path in (halves / "cache" / "models").iterdir() if path.is_dir())
-    edited(copy, "config.json", rms_norm_eps=0.5)
+    edit(copy, "config.json", rms_norm_eps=0.5)
     with refused(None, value=copy):
         load(config)
 
 
 def test_a_gguf_file_that_is_none_is_a_sentence(tmp_path, monkeypatch):
     monkeypatch.setenv("COMPRESSKV_CACHE", str(tmp_path / "cache"))
-    (tmp_path / "broken.gguf").write_bytes(b"no weights")
-    with refused("model.path", value=tmp_path / "broken.gguf"):
-        load(ModelConfig("broken", path=str(tmp_path / "broken.gguf"), device="cpu"))
-    with refused("model.path", value=tmp_path / "absent.gguf"):
-        load(ModelConfig("absent", path=str(tmp_path / "absent.gguf"), device="cpu"))
-    (tmp_path / "broken.gguf.part00").write_bytes(b"a part of it")
-    with refused("model.path", value=tmp_path / "broken.gguf.part00"):
-        load(ModelConfig("part", path=str(tmp_path / "broken.gguf.part00"), device="cpu"))
+    for name in ("broken.gguf", "broken.gguf.part00"):
+        (tmp_path / name).write_bytes(b"no weights")
+    for name in ("broken.gguf", "broken.gguf.part00", "absent.gguf"):
+        with refused("model.path", value=tmp_path / name):
+            load(ModelConfig("broken", path=str(tmp_path / name), device="cpu"))

@@ -1,4 +1,4 @@
-"""What W&B gets, read back from the file of an offline run."""
+"""The data sent to W&B, read from the file of an offline run."""
 
 import json
 import struct
@@ -15,18 +15,17 @@ from evals.progress import Progress
 from evals.results.__main__ import main
 from evals.results.measurement import Measurement
 from evals.results.record import Record
-from evals.results.store import SampleStore
 from evals.running.outcome import Entry, show
 from tests.support.jobs import job
 from tests.support.refusals import assert_sentence, refused
-from tests.support.trees import folder, line, setting
+from tests.support.trees import line, setting, unfinished
 
 BLOCK = 1 << 15
 
 
 @pytest.fixture
 def sent_by(tmp_path, monkeypatch):
-    """Has a logger send something; gives what each file of an offline run holds: configuration, numbers, id, tags."""
+    """Lets a logger send data; returns the content of each offline run's file: configuration, numbers, id, tags."""
     monkeypatch.setenv("WANDB_SILENT", "true")
     monkeypatch.setenv("WANDB_DIR", str(tmp_path))
 
@@ -189,7 +188,7 @@ def measured(tmp_path):
 
 
 def table(run, name):
-    """Columns and rows of a table that a run was sent with."""
+    """Columns and rows of a table of a run."""
     (file,) = run["folder"].rglob(f"{name}_*.table.json")
     content = json.loads(file.read_text())
     return content["columns"], content["data"]
@@ -220,7 +219,7 @@ def test_a_calibration_has_a_row_for_each_head(tmp_path):
 
 
 def test_a_run_without_samples_is_logged_too(measured):
-    """What the end of a run sends on, where there is nothing but a measurement."""
+    """The end of a run sends a measurement, also without samples."""
 
     class Collecting:
         def log(self, records, figures):
@@ -238,9 +237,7 @@ def test_a_run_without_samples_is_logged_too(measured):
 
 def test_what_is_finished_is_sent_later_as_it_would_have_been(tmp_path, sent_by, measured, capsys):
     done = setting(tmp_path, [0.0, 100.0])
-    unfinished = SampleStore(folder(tmp_path, "tova"))
-    unfinished.append(line("1"))
-    unfinished.close()
+    unfinished(tmp_path, "tova")
     # A folder that the logger writes to has a name with a comma: it is a value of Hydra's grammar.
     where = f"logger.directory='{tmp_path}/wan,db'"
     runs = sent_by(lambda _: main(["push-wandb", str(tmp_path), "logger.mode=offline", where]), "wan,db")
@@ -269,9 +266,7 @@ def test_what_cannot_be_sent_is_a_sentence(tmp_path, measured, words, field):
 
 
 def test_settings_without_a_summary_are_not_sent(tmp_path):
-    store = SampleStore(folder(tmp_path))
-    store.append(line("1"))
-    store.close()
+    unfinished(tmp_path)
     with pytest.raises(SystemExit) as ended:
         main(["push-wandb", str(tmp_path)])
     assert_sentence(str(ended.value), "push-wandb")

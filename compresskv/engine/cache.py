@@ -13,7 +13,7 @@ from compresskv.engine.backends import Backend, backend_of
 from compresskv.engine.decode_eviction import DecodeEviction
 from compresskv.engine.rows import Group, LayerRows, Source
 from compresskv.errors import UserError
-from compresskv.eviction import LayerPrefill, Scorer, observe, observers
+from compresskv.eviction import HiddenStates, LayerPrefill, Scorer, needs_hidden_states, observe, observers
 
 
 def compact(tensor: Tensor) -> Tensor:
@@ -27,7 +27,8 @@ class EvictedLayer(CacheLayerMixin):
     `prompt_length` None means that the first forward brings the whole prompt. `window` queries at its end are kept
     for scoring, and the observers of `scorers` see all. When the prompt is complete, `on_prefill(prefill)` is called
     once. `masked`: query heads, int64, whose queries are zero while decoding from `rows`. `on_decode(index, queries)`
-    is called after each forward pass that decodes.
+    is called after each forward pass that decodes. `hidden`: what hidden.py keeps of a prompt that passes in one
+    forward, if a scorer `wants_hidden` states.
     """
 
     is_sliding = False
@@ -50,6 +51,8 @@ class EvictedLayer(CacheLayerMixin):
         self.token_bytes = 0
         self.queries: Tensor | None = None
         self.observed = observers(scorers)
+        self.wants_hidden = any(map(needs_hidden_states, scorers))
+        self.hidden: HiddenStates | None = None
         self.rows: LayerRows | None = None
         self.masked: Tensor | None = None
         self.on_decode: Callable[[int, Tensor], None] | None = None
@@ -118,8 +121,11 @@ class EvictedLayer(CacheLayerMixin):
         # A copy: a view would keep the queries of the whole prompt alive.
         self.queries = tail.clone()
         if self.seen == self.prompt_length:
-            prefill = LayerPrefill(self.index, self.queries, self.keys[0], self.values[0], scaling, self.observed)
+            prefill = LayerPrefill(
+                self.index, self.queries, self.keys[0], self.values[0], scaling, self.observed, self.hidden
+            )
             self.observed = {}
+            self.hidden = None
             self.keys = self.values = self.queries = None  # type: ignore[assignment]
             self.on_prefill(prefill)
 

@@ -17,7 +17,15 @@ from torch import Tensor
 
 from compresskv.engine.rows import LayerRows
 from compresskv.errors import UserError, part_name
-from compresskv.eviction import ContinuingObserver, LayerPrefill, LayerScores, ObservingScorer, observe, score
+from compresskv.eviction import (
+    ContinuingObserver,
+    LayerPrefill,
+    LayerScores,
+    ObservingScorer,
+    needs_hidden_states,
+    observe,
+    score,
+)
 from compresskv.schedule import EvictionSchedule
 from compresskv.selection import Kept, refuse_nan, select
 
@@ -88,6 +96,13 @@ class DecodeEviction:
         for number, setting in enumerate(self.settings):
             scorer = setting.method.scorer if setting.method else None
             found.append([])
+            if scorer is not None and needs_hidden_states(scorer):
+                raise UserError(
+                    "eviction.when",
+                    "set eviction.when=prompt or context",
+                    value=part_name(scorer),
+                    why="it reads the hidden states of a prompt, which tokens of a cache do not have",
+                )
             if not isinstance(scorer, ObservingScorer):
                 continue
             observer, head = layer.observed[scorer], 0

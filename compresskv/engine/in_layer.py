@@ -17,7 +17,7 @@ from compresskv.engine.decode_eviction import DecodeEviction, PromptEnd, refuse_
 from compresskv.engine.generation import Generation
 from compresskv.engine.prefill import Setting, forward_prompt, prompt_shape
 from compresskv.engine.rows import Source
-from compresskv.errors import UserError
+from compresskv.errors import UserError, part_name
 from compresskv.eviction import Capacity, LayerPrefill, LayerScores, refuse_writes, score
 from compresskv.installed import generate_argument
 from compresskv.schedule import AFTER_PROMPT, EvictionSchedule
@@ -136,6 +136,13 @@ class LayerwiseCache(EvictedCache):
         heads = len(held.kept)
         allowed = (heads * capacity if isinstance(capacity, int) else sum(capacity)) + heads * self.setting.window
         if len(held.keys) > waste * allowed:
+            if not self._scores[index].nested:
+                raise UserError(
+                    "method/allocator",
+                    "use method/allocator=uniform",
+                    value=part_name(self.setting.method.allocator) if self.setting.method else ...,
+                    why="it lowers the budgets of earlier layers, and the scorer keeps other tokens with each budget",
+                )
             self._held[index] = held.only(select(self._scores[index], capacity, held.length))
 
     def _finish(self, length: int) -> None:

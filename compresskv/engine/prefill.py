@@ -15,11 +15,22 @@ from transformers import PreTrainedModel
 from compresskv.budget import Budget, Share
 from compresskv.engine.backends import backend_of
 from compresskv.engine.cache import EvictedCache
+from compresskv.engine.hidden import hidden_states
 from compresskv.engine.memory import memory_as
 from compresskv.engine.prefixes import PrefixStore, chunk_names
 from compresskv.engine.rotary import regime
 from compresskv.errors import NonFiniteError, PromptError, UserError
-from compresskv.eviction import EvictionMethod, LayerPrefill, LayerScores, PromptShape, Scorer, refuse_writes, score
+from compresskv.eviction import (
+    EvictionMethod,
+    LayerPrefill,
+    LayerScores,
+    PromptShape,
+    Scorer,
+    needs_hidden_states,
+    refuse_writes,
+    score,
+    score_at_once,
+)
 from compresskv.installed import cache_argument
 from compresskv.selection import Kept, counts, keep_all, refuse_nan, running_capacities, select
 
@@ -170,13 +181,19 @@ def prefill(
 ) -> Prefill:
     """Run the prompt once, keeping all of it and the queries of its last `window` positions.
 
-    Scorers with an observer see all queries; pass them here if `score` will use them. `ids` [prompt], int64. `chunk`
+    Scorers with an observer see all queries, those that need hidden states score each layer as soon as it is computed;
+    pass them here if `score` will use them. `ids` [prompt], int64. `chunk`
     bounds the tokens of one forward pass, and with it the memory of activations; the result is the same. Whole chunks
     are read from and added to `prefixes`; the result is bit for bit the same. `model` must be `attached`. Raises
     `UserError` for an empty prompt.
     """
     layers: list[LayerPrefill] = []
-    cache = EvictedCache(model.config, window, ids.numel(), layers.append, scorers)
+    at_once = list(filter(needs_hidden_states, scorers))
+
+    def complete(layer: LayerPrefill) -> None:
+        layers.append(score_at_once(at_once, layer) if at_once else layer)
+
+    cache = EvictedCache(model.config, window, ids.numel(), complete, scorers)
     logits = forward_prompt(model, ids, cache, chunk, prefixes)
     return Prefill(ids.numel(), layers, logits, cache, ids)
 
@@ -207,7 +224,7 @@ def forward_prompt(
         for start in range(begin, ids.numel(), chunk or ids.numel()):
             part = ids[start : start + (chunk or ids.numel())]
             positions = torch.arange(start, start + part.numel(), device=ids.device)
-            with memory_as(too_long):
+            with memory_as(too_long), hidden_states(model, cache):
                 out = model(
                     input_ids=part[None],
                     position_ids=positions[None],

@@ -1,1 +1,1 @@
-"""What single heads attend to while they answer a needle prompt: the paper's Fig. 1."""
+"""The attention of single heads while the model answers a needle prompt: the paper's Fig. 1."""

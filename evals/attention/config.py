@@ -10,9 +10,9 @@ from evals.niah.config import NeedleGrid
 
 @dataclass(frozen=True)
 class Attention(NeedleGrid, MeasuredEvaluation):
-    """On each needle of a `NeedleGrid`, the attention of `heads` heads of each kind over the prompt.
+    """The attention of `heads` heads of each kind over the prompts of a `NeedleGrid`.
 
-    Of all heads, the streaming ones attend most to both the first `sinks` and the last `recent` tokens.
+    Streaming heads are those that attend most to both the first `sinks` and the last `recent` tokens.
     """
 
     heads: Annotated[int, Ge(1), Le(100)]

@@ -1,4 +1,4 @@
-"""Watch all heads answer a needle prompt, and keep the attention of a few: streaming and retrieval heads, as JSON."""
+"""Record the attention of streaming and retrieval heads while the model answers needle prompts, as JSON."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,6 +16,7 @@ from compresskv.errors import UserError
 from compresskv.models import LoadedModel
 from compresskv.protocol import label_stem
 from evals.attention.config import Attention
+from evals.calibration.detection import answered
 from evals.head_masking.choices import Place, ranked
 from evals.job import Job, Sample
 from evals.niah.evaluation import NiahTask
@@ -27,17 +28,16 @@ from evals.running.methods import context_of
 RANKINGS = ("traditional", "semantic")
 
 DIGITS = 5
-"""Of a weight of attention, in files."""
+"""Decimals of attention weights in files."""
 
 SPACES = str.maketrans({"Ġ": " ", "▁": " ", "Ċ": "\n"})
-"""How tokenizers write white space within a token."""
+"""White space as tokenizers write it in tokens."""
 
 
 def run(model: LoadedModel, config: Attention, jobs: Sequence[Job], progress: Progress) -> Path:
     """Write a file for every prompt under every protocol of the jobs; returns the folder of the model.
 
-    Raises `UserError` where the calibration has no scores to find retrieval heads by, and where no token of a prompt
-    is the needle's.
+    Raises `UserError` if the calibration has no scores of retrieval heads, or if a prompt does not contain the needle.
     """
     folder = jobs[0].results / "attention" / model.name
     for job in {job.protocol: job for job in jobs}.values():
@@ -58,9 +58,9 @@ def run(model: LoadedModel, config: Attention, jobs: Sequence[Job], progress: Pr
 
 @dataclass(frozen=True, eq=False)
 class Observed:
-    """The `prompt`, ids [prompt] on the CPU, the `answer` tokens that were decoded, and each head's attention.
+    """The `prompt`, ids [prompt] on the CPU, the decoded tokens of the `answer`, and the attention of all heads.
 
-    `attention` [steps, layers, query heads, prompt] is what each step of the answer gave to the prompt, float32.
+    `attention` [steps, layers, query heads, prompt], float32: from each step of the answer to the prompt.
     """
 
     prompt: Tensor
@@ -69,7 +69,7 @@ class Observed:
 
 
 def observe(model: LoadedModel, sample: Sample, config: Attention) -> Observed:
-    """Decode greedily, the last prompt token first, up to the end of the line or of `config.max_new_tokens`."""
+    """Decode greedily from the last prompt token, until the answer ends or has `config.max_new_tokens` tokens."""
     ids = sample.ids
     step_of: list[Tensor] = []
     steps: list[Tensor] = []
@@ -88,14 +88,13 @@ def observe(model: LoadedModel, sample: Sample, config: Attention) -> Observed:
                 token = int(step(model.model, cache, token, prompt.length + index).argmax())
                 steps.append(torch.stack(step_of))
                 tokens.append(token)
-                text = model.tokenizer.decode(tokens)
-                if token in model.stop_ids or ("\n" in text and text.split("\n")[0].strip()):
+                if answered(model, tokens):
                     break
     return Observed(ids.cpu(), tokens, torch.stack(steps))
 
 
 def needle_span(ids: Tensor, needle: str, tokenizer: PreTrainedTokenizerBase) -> range:
-    """The positions of the tokens that the last `needle` in a prompt is made of. Raises `UserError` for none."""
+    """The positions of the tokens of the last `needle` in a prompt. Raises `UserError` if there is none."""
     pieces = [piece.translate(SPACES) for piece in tokenizer.convert_ids_to_tokens(ids.tolist())]
     text = "".join(pieces)
     start = text.rfind(needle)
@@ -104,7 +103,7 @@ def needle_span(ids: Tensor, needle: str, tokenizer: PreTrainedTokenizerBase) ->
             "eval.answer",
             "give an answer that is part of the needle",
             value=needle,
-            why="not in the prompt as it stands",
+            why="not in the prompt",
         )
     ends, position = [], 0
     for piece in pieces:
@@ -121,12 +120,12 @@ def description(
     config: Attention,
     tokenizer: PreTrainedTokenizerBase,
 ) -> dict[str, Any]:
-    """What a figure needs, as JSON: the parts of the prompt, and each chosen head's mean attention over the answer."""
+    """The data of a figure, as JSON: the parts of the prompt, and the mean attention of each chosen head."""
     length = observed.prompt.numel()
     recent = range(max(length - config.recent, needle.stop, config.sinks), length)
     parts = {"sinks": range(config.sinks), "needle": needle, "recent": recent}
     in_parts = {name: observed.attention[..., part.start : part.stop].sum(-1) for name, part in parts.items()}
-    # The product, so that a head must attend to both: many attend to sinks alone.
+    # The product is large only for heads that attend to both; many attend to sinks alone.
     streaming = in_parts["sinks"].mean(0) * in_parts["recent"].mean(0)
     chosen = chosen_heads(streaming, scores, config.heads)
     heads = []
@@ -146,7 +145,7 @@ def description(
 
 
 def chosen_heads(streaming: Tensor, scores: Mapping[str, HeadScores], count: int) -> list[tuple[str, Place]]:
-    """`count` heads of each kind, no head twice: the best by `streaming` [layers, q_heads], then by each ranking."""
+    """`count` different heads of each kind: the best by `streaming` [layers, q_heads], then by each ranking."""
     by_streaming = tuple(tuple(layer) for layer in streaming.tolist())
     best_of_all = {place for table in scores.values() for place in ranked(table)[:count]}
     rankings = {"streaming": by_streaming, **{name: scores[name] for name in RANKINGS}}

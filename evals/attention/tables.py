@@ -1,4 +1,4 @@
-"""The attention of single heads over a prompt, from what eval=attention left in results/attention."""
+"""The attention of single heads over a prompt, from the files of eval=attention in results/attention."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -20,10 +20,10 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
 FLOOR = 1e-4
-"""The least attention that the figure shows."""
+"""The smallest attention that the figure shows."""
 
 ELSEWHERE = "elsewhere"
-"""The column of all other tokens, those of the answer included."""
+"""The column of all other tokens, including those of the answer."""
 
 Step = Annotated[list[Number], MinLen(1)]
 
@@ -46,7 +46,7 @@ class Head(TypedDict):
 
 @exactly
 class Prompt(TypedDict):
-    """What was observed on one prompt (`evals.attention.evaluation.description`)."""
+    """The observations on one prompt (`evals.attention.evaluation.description`)."""
 
     model: PlainName
     protocol: Label
@@ -73,7 +73,7 @@ def _stem(prompt: Prompt) -> str:
 
 
 def _prompts(results: Path) -> tuple[list[Prompt], list[str]]:
-    """All that are sound, by model, protocol and sample; and a phrase for each file that is not."""
+    """All sound files by model, protocol and sample, and a phrase for each other file."""
     prompts: list[Prompt] = []
     faults: list[str] = []
     for path in sorted((results / "attention").glob("*/*.json")):
@@ -90,7 +90,7 @@ def _prompts(results: Path) -> tuple[list[Prompt], list[str]]:
 
 
 def _contradiction(prompt: Prompt) -> str:
-    """Where lists of a prompt do not go with each other, in a phrase; "" if they do."""
+    """A phrase about lists of a prompt that contradict each other; "" if none do."""
     if "needle" not in prompt["parts"]:
         return "parts has no needle"
     for head in prompt["heads"]:
@@ -102,7 +102,7 @@ def _contradiction(prompt: Prompt) -> str:
 
 
 def _table(prompt: Prompt) -> Table:
-    """A row for every head, a column for every part of the prompt; a value for every step of the answer."""
+    """A row for every head and a column for every part of the prompt; cells are means over steps of the answer."""
     parts = list(prompt["parts"])
     rows: list[Row] = []
     by_column: list[Cells] = []
@@ -157,7 +157,7 @@ def _frame(prompts: Sequence[Prompt]) -> "DataFrame":
 
 
 def _draw(prompt: Prompt) -> Any:
-    """A panel for each head: mean attention over the position, on a log scale, the needle's answer shaded."""
+    """Draw a panel for each head: mean attention by position on a log scale, with the needle's answer shaded."""
     import matplotlib.pyplot as plt
 
     heads = prompt["heads"]

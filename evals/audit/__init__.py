@@ -1,1 +1,1 @@
-"""What each quirk of the released code changes in the NIAH scores: the effect column of docs/audit.md."""
+"""Measure how each quirk of the released code changes NIAH scores: the effect column of docs/audit.md."""

@@ -19,7 +19,7 @@ from evals.results.store import write_text
 
 PAGE = Path(__file__).parents[2] / "docs" / "audit.md"
 COMPARED = ("method", "budget", "protocol")
-"""The settings that the audit compares, so that no override can set them."""
+"""The settings that the audit compares; overrides cannot set them."""
 
 GRID = ("eval.lengths=[1000,1500,2000,3000]", "eval.depths=10")
 

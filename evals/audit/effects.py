@@ -1,4 +1,4 @@
-"""Paired comparisons: every quirk alone against `corrected`, on the same prompts' cells, and how to tell the result."""
+"""Paired comparisons of each quirk with `corrected` on the same prompts, and their texts for the page."""
 
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -21,43 +21,27 @@ from evals.running.outcome import record_of
 from evals.running.tasks import run_task
 from evals.tables import compare, text
 
-COMPARED: dict[str, tuple[tuple[str, int], ...]] = {
-    "gqa_grouping": (
-        ("snapkv", 128),
-        ("pyramidkv", 128),
-        ("headkv", 128),
-        ("adakv", 128),
-        ("headcompresskv", 128),
-        ("adacompresskv", 128),
-    ),
-    "streaming_tail": (("streaming_llm", 128),),
-    # At 128 tokens PyramidKV's schedule is the same for every prompt of 242 tokens or more.
-    "pyramid_schedule": (("pyramidkv", 768),),
-    "pyramid_short_prompt": (("pyramidkv", 768),),
-    "exact_budget": (
-        ("pyramidkv", 128),
-        ("cake", 128),
-        ("headkv", 128),
-        ("adakv", 128),
-        ("compresskv", 128),
-        ("adacompresskv", 128),
-    ),
-    "head_pooling": (("headkv", 128), ("adakv", 128)),
-    "score_dtype": (
-        ("snapkv", 128),
-        ("pyramidkv", 128),
-        ("cake", 128),
-        ("headkv", 128),
-        ("adakv", 128),
-        ("compresskv", 128),
-    ),
-    "srh_multiplicity": (("compresskv", 128),),
-    "calibration_data": (("compresskv", 128), ("headkv", 128)),
-    "niah_prompt": (("full", 128), ("snapkv", 128)),
-    "niah_special_tokens": (("full", 128), ("snapkv", 128)),
-    "niah_sentence_rule": (("full", 128), ("snapkv", 128)),
+COMPARED: dict[str, tuple[str, ...]] = {
+    "gqa_grouping": ("snapkv", "pyramidkv", "headkv", "adakv", "headcompresskv", "adacompresskv"),
+    "streaming_tail": ("streaming_llm",),
+    "pyramid_schedule": ("pyramidkv",),
+    "pyramid_short_prompt": ("pyramidkv",),
+    "exact_budget": ("pyramidkv", "cake", "headkv", "adakv", "compresskv", "adacompresskv"),
+    "head_pooling": ("headkv", "adakv"),
+    "score_dtype": ("snapkv", "pyramidkv", "cake", "headkv", "adakv", "compresskv"),
+    "srh_multiplicity": ("compresskv",),
+    "calibration_data": ("compresskv", "headkv"),
+    "niah_prompt": ("full", "snapkv"),
+    "niah_special_tokens": ("full", "snapkv"),
+    "niah_sentence_rule": ("full", "snapkv"),
 }
-"""The methods that a protocol field changes, and the budgets (tokens) to compare them at."""
+"""The methods that each protocol field changes."""
+
+BUDGET = 128
+
+BUDGETS = {"pyramid_schedule": 768, "pyramid_short_prompt": 768}
+"""Budgets (tokens) of fields that are not compared at `BUDGET`, where PyramidKV's schedule is the same for every prompt
+of 242 tokens or more."""
 
 ELSEWHERE = {
     "masking_sentence_rule": "none in this score: only head masking (`eval=head_masking`) reads it",
@@ -66,31 +50,31 @@ ELSEWHERE = {
     "decode_cleanup": "none on this tokenizer: it does not ask for the clean-up",
     "generation_config": "none on this model: its generation_config.json asks nothing of greedy decoding",
 }
-"""Fields that NIAH prompts and methods do not read."""
+"""Effects of fields that neither NIAH prompts nor methods read."""
 
 IN_NEITHER = {"head_pooling": "official"}
-"""Values of fields in which both protocols are the same: what the methods' own repositories do."""
+"""Values of the methods' own repositories, for fields that have the same value in both protocols."""
 
 UNCHANGED = {
     "niah_special_tokens": "none on this tokenizer: it adds no BOS when it encodes, so there is none to leak",
     "niah_sentence_rule": "none on this tokenizer: its period has one id, and all sentences here end with it",
     "srh_multiplicity": "none on this calibration: both counts rank the same heads first",
 }
-"""Why a field leaves the prompts, or the method, as they are."""
+"""Why a field changes neither the prompts nor the method."""
 
 MARKED = re.compile(r"(<!-- effect:(\w+) -->).*?(<!-- /effect -->)", re.DOTALL)
 
 MakeJob = Callable[[str, int, str | None], Job]
-"""The job of a method at a budget under `corrected`, with one field as released or as in `IN_NEITHER`, or with none."""
+"""(method, budget, field) to a job under `corrected`; the field, if any, is as released or as in `IN_NEITHER`."""
 
 
 Finished = Mapping[tuple[str, str, Budget | None], Sequence[Line]]
-"""The samples of finished jobs, by their `key`."""
+"""The samples of finished jobs by `key`."""
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """One method under `corrected` and with one field released; `verdict` where that needs no generation."""
+    """One method under `corrected` and with one field released; `verdict`: the result if it needs no run."""
 
     field: str
     corrected: Job
@@ -101,16 +85,16 @@ class Comparison:
 def measure(
     model: LoadedModel, jobs: MakeJob, progress: Progress, others: Sequence[Job] = ()
 ) -> tuple[dict[str, str], Finished]:
-    """Run what is not in the results yet, and the `others` with it, under `corrected` too.
+    """Run the samples that are missing, also those of the `others`, which are jobs under `corrected`.
 
-    Returns the text of every effect, by field, and of the `conditions`; and all samples.
+    Returns the text of every effect by field, with one for `conditions`, and all samples.
     """
     tasks: dict[EvaluationProtocol, Task] = {}
-    comparisons = [
-        _compare(model, field, jobs(method, budget, None), jobs(method, budget, field), tasks)
-        for field, methods in COMPARED.items()
-        for method, budget in methods
-    ]
+    comparisons = []
+    for field, methods in COMPARED.items():
+        for method in methods:
+            corrected, released = (jobs(method, BUDGETS.get(field, BUDGET), changed) for changed in (None, field))
+            comparisons.append(_compare(model, field, corrected, released, tasks))
     to_run = list(others)
     for comparison in comparisons:
         if comparison.verdict is None:
@@ -158,7 +142,7 @@ def key(job: Job) -> tuple[str, str, Budget | None]:
 
 
 def tell(comparisons: Sequence[Comparison], finished: Finished) -> str:
-    """The effect cell of one field: a part for each method, one sentence where all say the same."""
+    """The effect cell of one field: a part for each method, or one sentence if all are equal."""
     parts = []
     for c in comparisons:
         if c.verdict is not None:
@@ -171,7 +155,7 @@ def tell(comparisons: Sequence[Comparison], finished: Finished) -> str:
 
 
 def paired(corrected: Sequence[Line], released: Sequence[Line]) -> str:
-    """Both mean scores, their paired difference with its 95 % bootstrap interval, and how much differs at all."""
+    """Both mean scores, their paired difference with its 95 % bootstrap interval, and how many answers differ."""
     by_id = {line["id"]: line for line in released}
     pairs = [(line, by_id[line["id"]]) for line in corrected]
     prompts = sum(a["prompt_sha256"] != b["prompt_sha256"] for a, b in pairs)
@@ -191,7 +175,7 @@ def prompts(lines: Sequence[Line]) -> set[tuple[str, str]]:
 def change(before: Sequence[Line], after: Sequence[Line]) -> str:
     """The mean difference of the scores of equal ids, with its 95 % bootstrap interval.
 
-    Here alone, samples of different prompts are paired on purpose: what a field does to prompts is part of its effect.
+    Only here are samples with different prompts paired: the change of a prompt is part of a field's effect.
     """
     one, other = ({"": {(line["id"], ""): line["score"] for line in lines}} for lines in (before, after))
     found = compare.paired(one, other)
@@ -201,7 +185,7 @@ def change(before: Sequence[Line], after: Sequence[Line]) -> str:
 
 
 def _signed(value: float) -> str:
-    """No sign where it is rounded to 0."""
+    """With a sign, unless it is rounded to 0."""
     return text.signed(value, 1) if round(value, 1) else "0.0"
 
 
@@ -216,7 +200,7 @@ def _conditions(model: LoadedModel, task: Task, finished: Finished) -> str:
 
 
 def fill(page: str, effects: Mapping[str, str]) -> str:
-    """`page` with each marked effect replaced. Raises `UserError` where markers and effects are not the same."""
+    """`page` with each marked effect replaced. Raises `UserError` if its markers are not those of the effects."""
     marked = [name for _, name, _ in MARKED.findall(page)]
     if wrong := set(marked) ^ set(effects):
         raise UserError(sorted(wrong)[0], "mark each effect once", why="the page and the effects disagree about it")

@@ -1,56 +1,51 @@
-"""What part of HeadKV and AdaKV "+CompressKV" is the selector: un-mixing groups of query heads, or semantic heads.
+"""How much of the gain of HeadKV and AdaKV "+CompressKV" comes from grouping, and how much from semantic heads.
 
-The released baselines select tokens with mixed-up (strided) groups, their variants with correctly grouped semantic
-heads; allocation is mixed up in both. So the released gain is the sum of un-mixing and of semantic heads. Every line
-here keeps the allocation fixed and changes only which scores select.
+The released baselines select tokens with wrong (strided) groups of query heads. Their variants use semantic heads with
+correct groups. Allocation uses strided groups in both. The released gain therefore has two parts: correct groups and
+semantic heads. Every comparison here keeps the allocation fixed and changes only the scores that select.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 
 from compresskv.errors import UserError
 from compresskv.models import LoadedModel
-from evals.audit.effects import Finished, change, key, prompts
+from evals.audit.effects import BUDGET, Finished, change, key, prompts
 from evals.job import Job
 from evals.running.methods import build_method
 
-BUDGET = 128
-
 Arm = tuple[str, str]
-"""Whose scores select a KV head's tokens, and how query heads are grouped where tokens are allotted to KV heads."""
+"""Which scores select a KV head's tokens, and how query heads are grouped for the allocation to KV heads."""
 
 SELECTORS = {"the paper's share of heads": "semantic", "3 heads": "semantic-3", "all heads": "semantic-all"}
-"""The sets of semantic heads that are compared, by what the page calls them."""
+"""The sets of semantic heads that are compared, by their names on the page."""
 
 _HEADS = {"semantic": "null", "semantic-3": "3", "semantic-all": "all"}
-_HEADKV = "method.allocator.grouping"
-_ADAKV = "method.scorer.contest_grouping"
-_UNIFORM = "method.allocator.layers=uniform"
+_GROUPING = {"headkv": "method.allocator.grouping", "adakv": "method.scorer.contest_grouping"}
+"""By baseline, the setting that groups query heads for the allocation to KV heads."""
 
-ARMS: dict[str, dict[Arm, tuple[str, ...]]] = {
-    "headkv": {
-        ("strided", "strided"): ("method=headkv", "method.scorer.grouping=strided", f"{_HEADKV}=strided"),
-        ("contiguous", "strided"): ("method=headkv", "method.scorer.grouping=contiguous", f"{_HEADKV}=strided"),
-        ("contiguous", "contiguous"): ("method=headkv", "method.scorer.grouping=contiguous", f"{_HEADKV}=contiguous"),
-    },
-    "adakv": {
-        ("strided", "strided"): ("method=adakv", "method.scorer.grouping=strided", f"{_ADAKV}=strided"),
-        ("contiguous", "strided"): ("method=adakv", "method.scorer.grouping=contiguous", f"{_ADAKV}=strided"),
-        ("contiguous", "contiguous"): ("method=adakv", "method.scorer.grouping=contiguous", f"{_ADAKV}=contiguous"),
-    },
-}
-"""Overrides under `corrected`. AdaCompressKV has uniform layers, as AdaKV; only its last arm adds layer budgets."""
 
-for _selector, _number in _HEADS.items():
-    _heads = f"method.scorer.heads={_number}"
-    _headkv, _adakv = ("method=headcompresskv", _heads), ("method=adacompresskv", _heads)
-    for _grouping in ("strided", "contiguous"):
-        ARMS["headkv"][_selector, _grouping] = (*_headkv, f"{_HEADKV}={_grouping}")
-        ARMS["adakv"][_selector, _grouping] = (*_adakv, f"{_ADAKV}={_grouping}", _UNIFORM)
-    ARMS["adakv"][_selector, "layer_error"] = (*_adakv, f"{_ADAKV}=contiguous")
+def _overrides(baseline: str) -> dict[Arm, tuple[str, ...]]:
+    """Overrides of each arm under `corrected`.
+
+    AdaCompressKV has uniform layers, as AdaKV does; only its last arm adds layer budgets.
+    """
+    grouping = _GROUPING[baseline]
+    by_arm: dict[Arm, tuple[str, ...]] = {}
+    for arm in (("strided", "strided"), ("contiguous", "strided"), ("contiguous", "contiguous")):
+        by_arm[arm] = (f"method={baseline}", f"method.scorer.grouping={arm[0]}", f"{grouping}={arm[1]}")
+    ada = baseline == "adakv"
+    for selector, number in _HEADS.items():
+        method = (f"method={'adacompresskv' if ada else 'headcompresskv'}", f"method.scorer.heads={number}")
+        uniform = ("method.allocator.layers=uniform",) if ada else ()
+        for allotted in ("strided", "contiguous"):
+            by_arm[selector, allotted] = (*method, f"{grouping}={allotted}", *uniform)
+        if ada:
+            by_arm[selector, "layer_error"] = (*method, f"{grouping}=contiguous")
+    return by_arm
 
 
 def lines(selector: str) -> dict[str, tuple[Arm, Arm]]:
-    """What is reported of one set of semantic heads, by its name: from which arm to which."""
+    """The comparisons for one set of semantic heads: from which arm to which, by name."""
     return {
         "R": (("strided", "strided"), (selector, "strided")),
         "R − U": (("contiguous", "strided"), (selector, "strided")),
@@ -60,22 +55,22 @@ def lines(selector: str) -> dict[str, tuple[Arm, Arm]]:
 
 
 GROUPS: tuple[Arm, Arm] = (("strided", "strided"), ("contiguous", "strided"))
-"""U, the correct groups alone, which no semantic head has a part in."""
+"""U: the effect of correct groups without semantic heads."""
 
 
 def arms(make: Callable[..., Job]) -> dict[str, dict[Arm, Job]]:
     """The jobs to run, by baseline and arm; `make` composes a job from overrides."""
     jobs: dict[str, dict[Arm, Job]] = {}
-    for baseline, by_arm in ARMS.items():
+    for baseline in _GROUPING:
         jobs[baseline] = {
             arm: make(*overrides, f"budget={BUDGET}", f"method.name={baseline}-{'-'.join(arm)}")
-            for arm, overrides in by_arm.items()
+            for arm, overrides in _overrides(baseline).items()
         }
     return jobs
 
 
 def refusal(model: LoadedModel, jobs: Sequence[Job]) -> str | None:
-    """Why one of the jobs cannot run on this model, such as a missing calibration; None if all can."""
+    """Why one of the jobs cannot run on this model, such as a missing calibration; None if all can run."""
     try:
         for job in jobs:
             build_method(model, job)
@@ -87,7 +82,7 @@ def refusal(model: LoadedModel, jobs: Sequence[Job]) -> str | None:
 def tell(baseline: str, jobs: Mapping[Arm, Job], finished: Finished) -> str:
     """U of one baseline, and R, R − U, C and the layer budgets with each set of semantic heads.
 
-    All are paired differences of scores with 95 % intervals. Raises `UserError` where the arms have different prompts.
+    All are paired differences of scores with 95 % intervals. Raises `UserError` if the arms have different prompts.
     """
 
     def told(name: str, before: Arm, after: Arm) -> str:

@@ -1,1 +1,1 @@
-"""Calibrate a model: find its retrieval heads, and measure how much each layer suffers from eviction."""
+"""Calibrate a model: find its retrieval heads, and measure the error of each layer under eviction."""

@@ -18,13 +18,14 @@ Percent = Annotated[float, Ge(0), Le(100)]
 
 @dataclass(frozen=True)
 class Calibrate(MeasuredEvaluation):
-    """`lengths` in tokens, null: from the model's window; `depths` in per cent, or how many, evenly spaced.
+    """`lengths` in tokens, null: from the model's window; `depths` in per cent, or their number, evenly spaced.
 
     `source`: held_out (needles), or longbench: layer errors on `data`, the first `limit` rows of each task, prompt and
     answer of at most `max_length` tokens. `texts`: number of stretches of ordinary text, each at the shortest and
-    the longest of `lengths`, for comparing `head_counts`. `minimum_accepted`: answered prompts, of which half is
-    enough where fewer are asked than twice as many. `output`: the folder for the calibration file, null: the user's,
-    where it is found before those that ship. `replace`: also where what is there was made from more prompts.
+    the longest of `lengths`, for comparing `head_counts`. `minimum_accepted`: how many prompts must be answered; half
+    of all prompts suffice if fewer than twice this number are asked. `output`: the folder for the calibration file,
+    null: the user's folder, which is searched before the calibrations of the package. `replace`: also replace a
+    calibration that was made from more prompts.
     """
 
     asks: ClassVar[bool] = True
@@ -44,9 +45,9 @@ class Calibrate(MeasuredEvaluation):
     replace: bool
 
     def grid(self, window: int) -> tuple[int, ...]:
-        """Tokens of the prompts for a model `window`, by default six lengths from 1000 to 50000 or what it holds.
+        """Prompt lengths (tokens) for a model `window`: by default six, from 1000 to 50000 or to the window.
 
-        The paper's authors go to 50000 for Llama-3.1 and to 31500 for Mistral, whose window is 32768.
+        The paper's authors use up to 50000 for Llama-3.1, and up to 31500 for Mistral, whose window is 32768.
         """
         if self.lengths is not None:
             return self.lengths
@@ -67,7 +68,7 @@ class Calibrate(MeasuredEvaluation):
 
     @property
     def test_sets(self) -> LongBench:
-        """What `source=longbench` measures on."""
+        """The data of `source=longbench`."""
         return LongBench("longbench", self.data, "english", self.limit, self.max_length, None, None)
 
     def check(self) -> None:

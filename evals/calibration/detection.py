@@ -1,4 +1,4 @@
-"""Prompts that show which heads retrieve: a needle in a haystack, its answer's place known exactly."""
+"""Prompts that show which heads retrieve: a needle in a haystack, with the exact position of its answer."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from evals.haystack import Haystack, evaluated_and_held_out, hide
 
 @dataclass(frozen=True)
 class Needle:
-    """`answer` is the span of `needle` that heads must find; `sort` is "copy" or "reason"."""
+    """`answer`: the span of `needle` that heads must find; `sort`: "copy" or "reason"."""
 
     sort: str
     name: str
@@ -26,7 +26,7 @@ class Needle:
 
 @dataclass(frozen=True)
 class Trial:
-    """One prompt to make: a needle at a depth (0 to 1) of a prompt of about `length` tokens."""
+    """One prompt: a needle at a depth (0 to 1) of a prompt of about `length` tokens."""
 
     needle: Needle
     length: int
@@ -38,15 +38,16 @@ class Trial:
 
 
 def needles() -> list[Needle]:
-    """The detection needles, those to copy first."""
+    """The detection needles; those to copy come first."""
     text = files("evals.calibration").joinpath("detection_needles.yaml").read_text()
     return [Needle(sort, **entry) for sort, entries in yaml.safe_load(text).items() for entry in entries]
 
 
 def last_texts(texts: Sequence[str], longest: int) -> Haystack:
-    """The last of `texts`, as many as a prompt of `longest` tokens takes.
+    """The last of `texts`, enough for a prompt of `longest` tokens.
 
-    They are held out from evaluations, and so repeated where they are too short; all texts where none can be held out.
+    Only texts held out from evaluations are used (all texts if none can be held out); prompts repeat them if they are
+    too short.
     """
     chosen: list[str] = []
     for text in reversed(evaluated_and_held_out(texts)[1] or texts):
@@ -54,6 +55,12 @@ def last_texts(texts: Sequence[str], longest: int) -> Haystack:
         if sum(map(len, chosen)) > 6 * longest:
             break
     return Haystack("\n".join(chosen))
+
+
+def answered(model: LoadedModel, tokens: Sequence[int]) -> bool:
+    """Whether an answer of these tokens has ended: with an end token, or with a newline after text."""
+    text = model.tokenizer.decode(tokens)
+    return tokens[-1] in model.stop_ids or ("\n" in text and bool(text.split("\n")[0].strip()))
 
 
 def make_prompt(model: LoadedModel, cell: Trial, haystack: Haystack) -> tuple[Tensor, range, int]:
@@ -68,7 +75,7 @@ def make_prompt(model: LoadedModel, cell: Trial, haystack: Haystack) -> tuple[Te
     end = start + len(needle.answer)
     ids = model.encode(rendered)
     offsets = model.tokenizer(rendered, add_special_tokens=False, return_offsets_mapping=True).offset_mapping
-    shift = ids.numel() - len(offsets)  # special tokens that encoding put in front
+    shift = ids.numel() - len(offsets)  # special tokens in front
     inside = [i + shift for i, (a, b) in enumerate(offsets) if a < end and b > start and b > a]
     context = question_start(rendered, question, ids.tolist(), model.tokenizer)
     return ids, range(inside[0], inside[-1] + 1), context

@@ -1,4 +1,4 @@
-"""Calibrate a model by one of the sources, and put the file where methods find it, unless it would be poorer."""
+"""Calibrate a model from one of the sources, and store the file where methods find it, unless it would be poorer."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -25,11 +25,11 @@ def run(model: LoadedModel, config: Calibrate, jobs: Sequence[Job], progress: Pr
 def keep(
     record: Mapping[str, Any], folder: Path | None, minimum: int, replace: bool, results: Path, progress: Progress
 ) -> Path:
-    """Write a calibration file with the content `record`, say where it is, and return its path.
+    """Write a calibration file with the content `record`, print its path, and return it.
 
-    Files that ship are never written to: the user's folder is searched before them. A calibration that is `poorer`
-    than the one that is found now goes to `results`, and is only used where it is named. `folder`: another one than
-    the user's, which takes any; `minimum`: answered prompts; `replace`: also where it is poorer.
+    The package's files are never changed; the user's folder is searched before them. A calibration that is `poorer`
+    than the present one is written to `results`, and is used only if it is named. `folder`: a folder instead of the
+    user's, without a minimum; `minimum`: answered prompts; `replace`: replace the present one even if it is better.
     """
     name = f"{record['model']}.{record['source']}.json"
     present = calibration.find(record["model"], record["source"], folder)
@@ -42,14 +42,14 @@ def keep(
         path = results / "calibration" / name
         write_json(path, record)
         progress.say(
-            f"calibration: {path}, which is not taken by itself, since {reason}: name it, calibration={path}, or make "
-            "it the one that is taken, eval.replace=true"
+            f"calibration: {path}, not used by default, since {reason}: set calibration={path}, or repeat the command "
+            "with eval.replace=true"
         )
     return path
 
 
 def poorer(record: Mapping[str, Any], present: Calibration | None, minimum: int) -> str | None:
-    """Why a new calibration must not stand in for the `present` one; None if it may."""
+    """Why a new calibration must not replace the `present` one; None if it may."""
     prompts = sum(record["accepted"].values())
     if prompts < minimum:
         return f"it was made from {prompts} prompts, fewer than eval.minimum_accepted={minimum}"

@@ -1,6 +1,6 @@
-"""How many retrieval heads per layer: what answers needles must also serve text that has none.
+"""Choose the number of retrieval heads per layer by needles and by ordinary text.
 
-Methods use the choice with `method.scorer.heads=calibrated`, and the paper's share of the heads with null.
+Methods use this choice with `method.scorer.heads=calibrated`, and the paper's share of the heads with null.
 """
 
 from collections.abc import Sequence
@@ -15,10 +15,10 @@ from compresskv.semantic_heads import SemanticHeadScorer
 from evals.haystack import Haystack
 
 CONTINUATION = 48
-"""Tokens after a stretch of text that both caches are given."""
+"""Tokens after a stretch of text that both caches read."""
 
 CAPACITIES = (56, 120, 248)
-"""Past tokens that every layer keeps: budgets of 64, 128 and 256 with the usual window."""
+"""Past tokens that every layer keeps: budgets of 64, 128 and 256 with a window of 8."""
 
 CRITERION = (
     "the largest share of the answer span kept at the calibration budget, mean over prompts and layers, among the "
@@ -27,14 +27,14 @@ CRITERION = (
 
 
 def candidates(counts: Sequence[int], q_heads: int) -> list[int]:
-    """The numbers of heads to measure: those of `counts` that a layer has, and the paper's share, ascending."""
+    """The numbers of heads to measure, ascending: `counts` up to the heads of a layer, and the paper's share."""
     return sorted({share_of_the_paper(q_heads), *(count for count in counts if count <= q_heads)})
 
 
 def stretches(model: LoadedModel, haystack: Haystack, tokens: int, count: int) -> dict[str, torch.Tensor]:
     """Stretches of text from the end of `haystack`, by id: ids [tokens + CONTINUATION] each.
 
-    `count` of them, or as many as there are without sharing a token; one where the text has to be repeated for it.
+    At most `count`, without overlap; a text shorter than one stretch is repeated.
     """
     ids = model.tokenizer(haystack.text, add_special_tokens=False).input_ids
     size = tokens + CONTINUATION
@@ -51,9 +51,9 @@ def observe(model: LoadedModel, stretch: torch.Tensor, scorers: Sequence[Semanti
 
 
 def choose(counts: Sequence[int], coverage: Sequence[float], kl: Sequence[Sequence[float]]) -> int:
-    """The place in `counts` of the number of heads to use, as `CRITERION` says; ties to the fewer heads.
+    """The place in `counts` of the number of heads to use, by `CRITERION`; ties go to fewer heads.
 
-    `coverage` [counts], mean over prompts; `kl` [texts][counts]. Without texts, the coverage alone decides.
+    `coverage` [counts], mean over prompts; `kl` [texts][counts]. Without texts, only the coverage counts.
     """
     places = list(range(len(counts)))
     if kl:

@@ -1,8 +1,8 @@
 """Calibration on held-out needles: the model's retrieval heads, then its layer errors, both in one JSON file.
 
-Three passes, all resumable. The first scores all heads on every needle prompt that the model answers; the second
-measures, on the accepted prompts, how much each layer's output suffers at the smallest budget; the third, on ordinary
-text, how far the model departs from its full cache with each number of heads.
+There are three passes, all resumable. The first scores all heads on every needle prompt. The second measures, on the
+accepted prompts, the error of each layer's output at the smallest budget. The third measures, on ordinary text, the KL
+to the full cache with each number of heads.
 """
 
 import hashlib
@@ -10,7 +10,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,7 @@ from compresskv.selecting_heads import share_of_the_paper
 from compresskv.semantic_heads import SemanticHeadScorer
 from evals.calibration import head_count
 from evals.calibration.config import Calibrate
-from evals.calibration.detection import Trial, last_texts, make_prompt, needles
+from evals.calibration.detection import Trial, answered, last_texts, make_prompt, needles
 from evals.haystack import Haystack, essays
 from evals.job import Job
 from evals.longbench.metrics import qa_f1
@@ -41,18 +41,18 @@ from evals.results.schema import Line
 from evals.rouge import rouge1_recall
 
 ACCEPTED = 0.5
-"""Above this an answer is accepted: ROUGE-1 recall for copied spans (Wu et al. 2024), QA F1 for reasoning (HeadKV)."""
+"""An answer above this is accepted: ROUGE-1 recall for copied spans (Wu et al. 2024), QA F1 for reasoning (HeadKV)."""
 
 KINDS = {"copy": ("semantic", "semantic_count", "traditional"), "reason": ("retrieval_reasoning",)}
-"""The head scores that each sort of needle gives."""
+"""The kinds of head scores from each sort of needle."""
 
 
 def measure(model: LoadedModel, config: Calibrate, job: Job, progress: Progress) -> dict[str, Any]:
-    """Calibrate `model` for the observation of `job`, keeping samples in its results; returns the content of the file.
+    """Calibrate `model` for the observation of `job`, with samples stored in its results; returns the file's content.
 
     With `eviction.when=context`, layer errors are those of eviction before the question.
 
-    Raises `UserError` if the prompts do not fit the model, or if too few of them are answered.
+    Raises `UserError` if the prompts do not fit the model, or if too few are answered.
     """
     lengths = config.grid(model.window)
     longest = max(lengths)
@@ -70,7 +70,7 @@ def measure(model: LoadedModel, config: Calibrate, job: Job, progress: Progress)
 
 @dataclass(frozen=True)
 class HeldOutCalibration:
-    """One calibration whose lengths are known; the sample lines of all passes are kept below `results`.
+    """One calibration with known lengths; the sample lines of all passes are stored below `results`.
 
     `before_question`: layer errors are those of eviction before the question is seen.
     """
@@ -87,7 +87,7 @@ class HeldOutCalibration:
         return self.results / "runs" / self.model.name / "calibrate"
 
     def of(self, folder: Path) -> dict[str, str]:
-        """Whose the lines in a pass's folder are."""
+        """The owner of the lines in a pass's folder."""
         return owner(folder, self.results / "runs", self.model.fingerprint)
 
     @property
@@ -95,7 +95,7 @@ class HeldOutCalibration:
         return self.config.grid(self.model.window)
 
     def run(self) -> dict[str, Any]:
-        """All passes, and the content of the file made of them."""
+        """Run all passes; returns the content of the file."""
         heads = self.observe_heads()
         accepted = self.accepted(heads)
         if not self.enough("copy", accepted):
@@ -104,7 +104,7 @@ class HeldOutCalibration:
                 "use shorter eval.lengths or another model",
                 value=self.config.minimum_accepted,
                 why=f"{self.model.name} answered {len(accepted['copy'])} of {self.asked('copy')} calibration prompts, "
-                "fewer than that and fewer than half",
+                "fewer than this number and fewer than half",
             )
         scores = self.head_scores(heads, accepted)
         ranking = scores["semantic"].sort(dim=-1, descending=True, stable=True).indices
@@ -117,11 +117,11 @@ class HeldOutCalibration:
         return record
 
     def asked(self, sort: str) -> int:
-        """Prompts with this sort of needle."""
+        """The number of prompts with this sort of needle."""
         return sum(cell.needle.sort == sort for cell in self.cells)
 
     def enough(self, sort: str, accepted: Mapping[str, Sequence[Trial]]) -> bool:
-        """Whether as many prompts were answered as it takes, or half of a small number."""
+        """Whether `minimum_accepted` prompts were answered, or half of them if few are asked."""
         return len(accepted[sort]) >= min(self.config.minimum_accepted, math.ceil(self.asked(sort) / 2))
 
     @cached_property
@@ -134,7 +134,7 @@ class HeldOutCalibration:
 
     @cached_property
     def cells(self) -> list[Trial]:
-        """All prompts to make, each once. Raises `UserError` for depths that their ids do not tell apart."""
+        """All prompts, each once. Raises `UserError` for depths that give equal ids."""
         cells: dict[str, Trial] = {}
         for needle, length, depth in product(needles(), self.lengths, self.config.depth_list):
             cell = Trial(needle, length, depth)
@@ -143,13 +143,13 @@ class HeldOutCalibration:
                     "eval.depths",
                     "choose others, or at most 101",
                     value=self.config.depths,
-                    why="two are the same to a whole per cent",
+                    why="two depths are equal when rounded to whole per cent",
                 )
         return list(cells.values())
 
     @cached_property
     def identity(self) -> dict[str, Any]:
-        """What can change an answer."""
+        """Everything that can change an answer."""
         return {
             "model": [self.model.fingerprint, self.model.dtype, self.model.chat_template],
             "haystack": self.haystack.fingerprint,
@@ -158,7 +158,7 @@ class HeldOutCalibration:
         }
 
     def observe_heads(self) -> Mapping[str, Line]:
-        """First pass: every cell's answer and head scores, by id."""
+        """First pass: the answer and head scores of every cell, by id."""
         folder = self.folder / f"heads-{digest(self.identity)}"
         cells = {cell.id: cell for cell in self.cells}
         return complete(
@@ -166,19 +166,13 @@ class HeldOutCalibration:
         )
 
     def _head_line(self, cell: Trial) -> Line:
-        tokenizer = self.model.tokenizer
-
-        def stop(tokens: Sequence[int]) -> bool:
-            """At the end of the answer: an EOS, or a newline after text."""
-            text = tokenizer.decode(tokens)
-            return tokens[-1] in self.model.stop_ids or ("\n" in text and bool(text.split("\n")[0].strip()))
-
         ids, span, _ = make_prompt(self.model, cell, self.haystack)
         copies = cell.needle.sort == "copy"
-        # HeadKV looks at as many steps as the answer has tokens.
+        # HeadKV uses one step for each token of the answer.
         steps = self.config.max_steps if copies else min(self.config.max_steps, len(span))
+        stop = partial(answered, self.model)
         observed = retrieval_heads.observe(self.model.model, ids, span, self.model.layers, steps, stop)
-        answer = tokenizer.decode(observed.tokens, skip_special_tokens=True)
+        answer = self.model.tokenizer.decode(observed.tokens, skip_special_tokens=True)
         quality = rouge1_recall(cell.needle.answer, answer) if copies else qa_f1(answer, cell.needle.answer)
         return {
             "answer": answer,
@@ -195,7 +189,7 @@ class HeldOutCalibration:
         return {sort: [cell for cell in answered if cell.needle.sort == sort] for sort in KINDS}
 
     def head_scores(self, heads: Mapping[str, Line], accepted: Mapping[str, Sequence[Trial]]) -> dict[str, Tensor]:
-        """Mean scores over the accepted prompts, [layers, q_heads], by kind; none of a kind with too few prompts."""
+        """Mean scores [layers, q_heads] over the accepted prompts, by kind; kinds with too few prompts are left out."""
         scores = {}
         for sort, kinds in KINDS.items():
             if self.enough(sort, accepted):
@@ -284,7 +278,7 @@ class HeldOutCalibration:
         }
 
     def no_scores(self, accepted: Mapping[str, Sequence[Trial]]) -> dict[str, str]:
-        """Why there are no scores of the kinds that too few prompts gave."""
+        """Why scores are missing, by kind: too few prompts were answered."""
         reasons: dict[str, str] = {}
         for sort, kinds in KINDS.items():
             if not self.enough(sort, accepted):
@@ -294,7 +288,7 @@ class HeldOutCalibration:
         return reasons
 
     def report(self, accepted: Mapping[str, Sequence[Trial]], record: Mapping[str, Any], q_heads: int) -> None:
-        """What was measured with each number of heads, and what was not found."""
+        """Print the measurements of each number of heads, and missing kinds of scores."""
         self.progress.say(f"{len(accepted['copy'])} prompts accepted")
         names = {"the paper's share": share_of_the_paper(q_heads), "heads=calibrated": record["heads"]}
         for count, kept in record["coverage_by_head_count"].items():
@@ -310,7 +304,7 @@ class HeldOutCalibration:
 
 
 def _layer_scores(errors: Mapping[str, Line], cells: Sequence[Trial], scorer: int) -> list[float]:
-    """Each layer's share of the error, the needles acting as the datasets."""
+    """Each layer's share of the error; every needle counts as a dataset."""
     by_needle: dict[str, Tensor] = {}
     for cell in cells:
         error = torch.tensor(errors[cell.id]["errors"][scorer])
@@ -327,12 +321,12 @@ def output_projections(model: LoadedModel) -> list[torch.nn.Module]:
 
 
 def rounded(values: Any, digits: int = 6) -> Any:
-    """A number, or numbers in nested lists or a tensor, as plain data."""
+    """A number, nested lists or a tensor as rounded plain data."""
     if isinstance(values, Tensor):
         values = values.tolist()
     return [rounded(v, digits) for v in values] if isinstance(values, list) else round(values, digits)
 
 
 def digest(value: Any) -> str:
-    """Eight hexadecimal digits that stand for `value`."""
+    """The first eight hexadecimal digits of the sha256 of `value` as JSON."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:8]

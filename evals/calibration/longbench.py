@@ -1,7 +1,6 @@
-"""Layer errors on LongBench, as the paper's authors calibrate: on the very test sets that are evaluated.
+"""Layer errors on LongBench, as the paper's authors calibrate: on the test sets that are also evaluated.
 
-The retrieval heads are those found on held-out needles, in the same numbers. docs/audit.md says what the leakage is
-worth.
+The retrieval heads are those of the held-out calibration. docs/audit.md has the effect of this leakage.
 """
 
 import json
@@ -32,8 +31,8 @@ from evals.results.schema import Line
 def measure(model: LoadedModel, config: Calibrate, job: Job, progress: Progress) -> dict[str, Any]:
     """Measure the layer errors on all samples, resumably; returns the content of the file.
 
-    Each sample's errors are summed over its generated tokens, each task's over its samples. Raises `UserError` for
-    unusable data, and where the model's heads are not known yet.
+    Errors are summed over the generated tokens of a sample, and over the samples of a task. Raises `UserError` for
+    unusable data, and if the model has no held-out calibration.
     """
     if job.eviction.when != "prompt":
         raise UserError(
@@ -48,7 +47,7 @@ def measure(model: LoadedModel, config: Calibrate, job: Job, progress: Progress)
         raise UserError(
             "calibration",
             "run `python run.py eval=calibrate` with this model first",
-            why=f"there is no held_out calibration of {model.name}, which has the retrieval heads",
+            why=f"{model.name} has no held_out calibration, which would name its retrieval heads",
         )
     content = read_once(heads_file, "calibration")
     held_out = calibration.load(heads_file, content)
@@ -72,7 +71,7 @@ def measure(model: LoadedModel, config: Calibrate, job: Job, progress: Progress)
     of = owner(folder, results / "runs", model.fingerprint)
     lines = complete(folder, f"{model.name} layer errors on LongBench", samples, line, progress, of)
     by_task = [torch.tensor([lines[f"{task.name}-{id}"]["errors"] for id in task.sample_ids]).sum(0) for task in tasks]
-    # A task whose every answer is one token has no decoding step, and so no error.
+    # A task whose answers all have one token has no decoding step, and no error.
     shares = rounded([layer_errors.share([e[i] for e in by_task if e[i].sum() > 0]) for i in range(len(counts))], 8)
     record = json.loads(content) | {
         "source": "longbench",

@@ -24,15 +24,15 @@ if TYPE_CHECKING:
 RANKINGS = ("traditional", "semantic")
 
 BEST = 10
-"""Heads of each ranking that the table names."""
+"""The table lists this many heads of each ranking."""
 
 Shares = NDArray[np.float64]
-"""Every head's part of the sum of all scores, [layers, query heads]: L1-normalised over the whole model."""
+"""Scores [layers, query heads], normalised to a sum of 1 over the whole model."""
 
 
 @dataclass(frozen=True)
 class Map:
-    """The scores of a model's heads by both rankings, and how many prompts they are the mean of."""
+    """The scores of a model's heads by both rankings; `prompts`: how many prompts they are the mean of."""
 
     model: str
     source: str
@@ -49,16 +49,16 @@ class Map:
 
 
 def shown(results: Path, methods: Sequence[str]) -> Shown:
-    """Maps of every model with a calibration in `results`, in the user's cache or with the package.
+    """Maps of every model with a calibration in `results`, in the user's cache or in the package.
 
-    Raises `UserError` where none has scores by both rankings.
+    Raises `UserError` if no calibration has scores by both rankings.
     """
     maps, faults = _maps(results)
     if not maps:
         raise UserError(
             "experiment",
             "run `python run.py eval=calibrate` first",
-            why=f"no calibration in {results / 'calibration'} or where methods find theirs has scores of all heads",
+            why=f"no calibration in {results / 'calibration'}, the user's cache or the package has scores of all heads",
         )
     texts = [Texts(f"The best {BEST} heads of {of_model.title}", HEADER, _best(of_model)) for of_model in maps]
     notes = [
@@ -71,7 +71,7 @@ def shown(results: Path, methods: Sequence[str]) -> Shown:
 
 
 def _maps(results: Path) -> tuple[list[Map], list[str]]:
-    """Those of `results` first; equal scores once, as where only layers were calibrated anew. And what is left out."""
+    """The maps, those of `results` first, and the faults of files. Equal scores of a model are shown once."""
     known: list[Calibration] = []
     maps: list[Map] = []
     faults: list[str] = []
@@ -101,7 +101,7 @@ def _shares(scores: calibration.HeadScores) -> Shares:
 
 
 def _places(shares: Shares) -> list[tuple[int, int]]:
-    """Layer and head, best first; equal scores in model order."""
+    """(layer, head) of all heads, best first; equal scores in model order."""
     order = np.argsort(-shares, axis=None, kind="stable")
     return [(int(place) // shares.shape[1], int(place) % shares.shape[1]) for place in order]
 
@@ -122,7 +122,7 @@ def _best(of_model: Map) -> list[list[str]]:
 
 
 def _compared(of_model: Map) -> str:
-    """How far the rankings agree, and how many heads have no score at all."""
+    """A sentence on how far the rankings agree, and how many heads have no score."""
     from scipy.stats import spearmanr
 
     traditional, semantic = (of_model.shares[ranking] for ranking in RANKINGS)
@@ -149,7 +149,7 @@ def _frame(maps: Sequence[Map]) -> "DataFrame":
 
 
 def _draw(of_model: Map) -> Any:
-    """Layers over heads, a panel for each ranking."""
+    """Draw layers over heads, with a panel for each ranking."""
     import matplotlib.pyplot as plt
     from matplotlib.ticker import MaxNLocator
 
@@ -170,16 +170,16 @@ def _draw(of_model: Map) -> Any:
 
 
 KINDS = {"semantic": "semantic", "semantic_count": "semantic, counted as released", "traditional": "traditional"}
-"""Kinds of scores as the page writes them."""
+"""Names of the kinds of scores on the page."""
 
 
 def files(results: Path) -> list[tuple[Path, str]]:
-    """The calibrations that are kept in `results`, each with its model."""
+    """The calibrations in `results`, each with its model."""
     return [(path, path.name.rsplit(".", 2)[0]) for path in sorted(results.glob("calibration/*.json"))]
 
 
 def sections(results: Path, models: Sequence[str]) -> tuple[Section, list[str]]:
-    """The maps of every calibration that runs find for these models, then those that were kept with the results."""
+    """The maps of the calibrations that runs of these models use, then of those stored with the results."""
     paths: dict[Path, None] = {}
     known = {model.casefold() for model in models}
     for name in calibration.names():
@@ -195,8 +195,8 @@ def sections(results: Path, models: Sequence[str]) -> tuple[Section, list[str]]:
         except UserError as error:
             problems.append(str(error))
     about = (
-        "What each query head retrieves, from the calibration of the model: layers down, heads across. Outlined heads "
-        "are those that select; the last column is the layer's share of the eviction error in per cent."
+        "Scores of each query head from the model's calibration: layers are rows, heads are columns. Outlined heads "
+        "select; the last column is the layer's share of the eviction error in per cent."
     )
     return Section("heads", "Heads", about, maps=shown), problems
 
@@ -217,7 +217,7 @@ def _of_calibration(made: Calibration) -> Iterator[dict[str, Any]]:
 
 
 def _ranks(ranked: Sequence[Sequence[int]]) -> list[list[int | None]]:
-    """The rank of every head, 1 for the best; None for heads that the calibration does not rank."""
+    """The rank of every head, 1 for the best; None for unranked heads."""
     heads = 1 + max(max(layer) for layer in ranked)
     cells: list[list[int | None]] = []
     for layer in ranked:

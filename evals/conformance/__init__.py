@@ -1,4 +1,4 @@
-"""Does a method keep what every method promises? `python -m evals conformance method=<name>`, on a CPU in seconds."""
+"""Check that a method fulfils the contract of all methods: `python -m evals conformance method=<name>`."""
 
 from __future__ import annotations
 
@@ -18,20 +18,19 @@ def check(
     budget: int = 256,
     config_dir: str | Path | None = None,
 ) -> Conformance:
-    """Every check of `method` at `budget` (tokens), on tiny random models; print the result to read it.
+    """Run every check of `method` at `budget` (tokens) on tiny random models; print the result to read it.
 
-    `method`: a name, as `method=<name>` has it, `overrides` its settings, such as `method.scorer.gamma=3`, and
-    `config_dir` a folder of yours; or a function that makes a method from a `Context`. Raises `UserError` for what
-    cannot be configured.
+    `method`: a name, as in `method=<name>`, with `overrides` such as `method.scorer.gamma=3` and your configuration
+    folder `config_dir`; or a function that makes a method from a `Context`. Raises `UserError` for a bad configuration.
     """
     from compresskv.errors import UserError
     from compresskv.methods import build
     from evals.compose import job
-    from evals.conformance.checks import run
+    from evals.conformance.checks import all_checks
     from evals.conformance.subject import Subject
 
     if not isinstance(method, str):
-        return run(Subject(method, budget))
+        return all_checks(Subject(method, budget))
 
     chosen = job(f"method={method}", f"budget={budget}", *overrides, config_dir=config_dir)
     if chosen.method.keeps_everything:
@@ -44,4 +43,4 @@ def check(
         assert made is not None
         return made
 
-    return run(Subject(make, budget, chosen.observation, chosen.protocol))
+    return all_checks(Subject(make, budget, chosen.observation, chosen.protocol))

@@ -1,7 +1,7 @@
-"""`python -m evals conformance method=<name> [budget=…] [--config-dir …]`: does a method keep what all promise?
+"""Check a method on tiny random models: `python -m evals conformance method=<name> [budget=…] [--config-dir …]`.
 
-Runs on a CPU with tiny random models, in seconds and without a download. Other words are settings as run.py has them,
-such as method.scorer.gamma=3 or method/allocator=uniform. Ends with 1 if a check fails.
+The checks take seconds on a CPU and need no download. Further words are settings as for run.py, such as
+method.scorer.gamma=3 or method/allocator=uniform. The exit code is 1 if a check fails.
 """
 
 import argparse
@@ -10,14 +10,14 @@ import torch
 
 from compresskv.errors import UserError
 from evals.conformance import check
-from evals.console import screen
+from evals.console import visible
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Check one method and print a line a check; returns the exit code. Raises `UserError`."""
+    """Check one method and print a line for each check; returns the exit code. Raises `UserError`."""
     parser = argparse.ArgumentParser(prog="python -m evals conformance", description=__doc__)
-    parser.add_argument("settings", nargs="+", help="method=<name>, and what else is set, such as budget=128")
-    parser.add_argument("--config-dir", "-cd", help="a folder of yours with method/<name>.yaml, as run.py takes it")
+    parser.add_argument("settings", nargs="+", help="method=<name>, and other settings, such as budget=128")
+    parser.add_argument("--config-dir", "-cd", help="your folder with method/<name>.yaml, as for run.py")
     options = parser.parse_intermixed_args(arguments)
     torch.set_num_threads(1)  # with tensors this small, threads only wait for each other
     given = dict(setting.partition("=")[::2] for setting in options.settings)
@@ -29,11 +29,7 @@ def main(arguments: list[str] | None = None) -> int:
     name = given.pop("method")
     others = [f"{setting}={value}" for setting, value in given.items()]
     conformance = check(name, *others, budget=int(budget), config_dir=options.config_dir)
-    console = screen(120)
-    if console.is_terminal:
-        console.print(conformance.table(f"{name}, budget {budget}"))
-    else:
-        print(conformance)
+    print(visible(str(conformance)))
     return 0 if conformance.passed else 1
 
 

@@ -1,4 +1,4 @@
-"""What every method must keep to, one function a check: "" where it does, else one sentence about what it does."""
+"""The contract of all methods, one function per check: it returns "", or one sentence about what is wrong."""
 
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -14,12 +14,22 @@ from baselines.snapkv import SnapKVScorer
 from baselines.uniform import UniformAllocator
 from compresskv import selection
 from compresskv.engine.attention import attached
+from compresskv.engine.cache import EvictedCache
 from compresskv.engine.decode import Stopping
 from compresskv.engine.generation import generate
 from compresskv.engine.in_layer import generate_in_layer
-from compresskv.engine.prefill import FULL, Setting, prefill
+from compresskv.engine.prefill import FULL, Setting, forward_prompt, prefill
 from compresskv.errors import UserError
-from compresskv.eviction import EvictionMethod, LayerPrefill, LayerScores, Observation, PromptShape, observers
+from compresskv.eviction import (
+    EvictionMethod,
+    LayerPrefill,
+    LayerScores,
+    Observation,
+    PromptShape,
+    needs_hidden_states,
+    observers,
+    score,
+)
 from evals.conformance.result import Conformance, Result
 from evals.conformance.subject import GROUP, Subject, dense, evicting, half, hybrid, prompt, seen_by
 from evals.running.described import describe
@@ -33,14 +43,14 @@ BEYOND = 40
 """Tokens by which prompts exceed the budget."""
 
 
-def run(subject: Subject) -> Conformance:
-    """All checks. Raises `UserError` where the method cannot be made, or not at this budget."""
+def all_checks(subject: Subject) -> Conformance:
+    """The result of every check. Raises `UserError` if the method cannot be made, or not at this budget."""
     subject.method(dense()).check(subject.budget)
     return Conformance(tuple(Result(name, problem(name, subject)) for name in CHECKS))
 
 
 def problem(check: str, subject: Subject) -> str:
-    """What this check says; of an exception, its kind, its message and where it was, libraries left out."""
+    """The result of a check; for an exception, its type, message and last place outside libraries."""
     try:
         return CHECKS[check](subject)
     except Exception as error:
@@ -79,7 +89,7 @@ def budget_exact(subject: Subject) -> str:
 
 
 def window_kept(subject: Subject) -> str:
-    """The last prompt positions, as many as the method's window, are among the kept ones of every KV head."""
+    """Every KV head keeps the observation window, the last positions of the prompt."""
     window = subject.method(dense()).window
     for case, budget, kept in _cases(subject):
         length = budget + BEYOND
@@ -104,19 +114,19 @@ def positions(subject: Subject) -> str:
 
 
 def no_leak(subject: Subject) -> str:
-    """A prompt is treated alike whatever prompts, shorter, longer or as long, the method saw before."""
+    """Earlier prompts, shorter, longer or of equal length, do not change how a prompt is treated."""
     lengths = (BEYOND, BEYOND // 2, BEYOND, 2 * BEYOND)
     prompts = [prompt(subject.budget + more, seed) for seed, more in enumerate(lengths)]
     fresh = [_answer(subject.method(dense()), ids, subject.budget) for ids in prompts]
     method = subject.method(dense())
     for place in (*range(len(prompts)), *reversed(range(len(prompts)))):
         if _answer(method, prompts[place], subject.budget) != fresh[place]:
-            return "after other prompts, a prompt has other scores: something is remembered from prompt to prompt"
+            return "after other prompts, a prompt has other scores: keep no state between prompts"
     return ""
 
 
 def writes_nothing(subject: Subject) -> str:
-    """No part changes a tensor that it is shown, nor one that it has returned."""
+    """No part changes a tensor that it receives, or one that it has returned."""
     method, copies = subject.method(dense()), Copies()
     scored: list[LayerScores] = []
     for layer in _layers(dense(), subject):
@@ -147,41 +157,40 @@ def writes_nothing(subject: Subject) -> str:
 
 
 def beside_others(subject: Subject) -> str:
-    """The same is kept alone and beside settings of a wider window and with an observer of all queries."""
-    for model, sort in ((dense(), ""), (hybrid(), " of a model with sliding windows")):
-        for budget in subject.budgets(subject.method(model)):
-            ids, setting = prompt(budget + BEYOND, seed=9), Setting(subject.method(model), budget)
-            window = setting.window + 16
-            wide = Setting(EvictionMethod(SnapKVScorer(Observation(window)), UniformAllocator()), window + 1)
-            observing = Setting(EvictionMethod(H2OScorer(), UniformAllocator()), window)
-            settings = [wide, observing, setting]
-            with attached(model):
-                whole = prefill(model, ids, window, scorers=[each.method.scorer for each in settings if each.method])
-                whole.score(settings)
-                kept = whole.kept(setting)
-            if _positions(kept) != _kept(model, subject.method(model), ids, budget):
-                return f"budget={budget}, prompt{sort}: beside other settings it keeps other tokens than alone"
+    """Beside settings with a wider window, or with an observer of all queries, a method keeps the same tokens."""
+    for model, sort, budget in _models_and_budgets(subject):
+        ids, setting = prompt(budget + BEYOND, seed=9), Setting(subject.method(model), budget)
+        window = setting.window + 16
+        wide = Setting(EvictionMethod(SnapKVScorer(Observation(window)), UniformAllocator()), window + 1)
+        observing = Setting(EvictionMethod(H2OScorer(), UniformAllocator()), window)
+        settings = [wide, observing, setting]
+        with attached(model):
+            whole = prefill(model, ids, window, scorers=[each.method.scorer for each in settings if each.method])
+            whole.score(settings)
+            kept = whole.kept(setting)
+        if _positions(kept) != _kept(model, subject.method(model), ids, budget):
+            return f"budget={budget}{sort}: beside other settings it keeps other tokens than alone"
     return ""
 
 
 def layer_index(subject: Subject) -> str:
-    """A layer's scores follow from its tensors and its `index` among the layers that evict, and from nothing else."""
+    """A layer's scores depend only on its tensors and its `index` among the layers that evict."""
     layers = _layers(dense(), subject)
     method = subject.method(dense())
     in_order = [_scored(method, layer) for layer in layers]
     for layer in reversed(layers):
         if not _same(_scored(subject.method(dense()), layer), in_order[layer.index]):
             return (
-                f"layer {layer.index} is scored otherwise alone than after the layers before it: take the layer's "
-                "number from `layer.index`, and remember nothing from layer to layer"
+                f"layer {layer.index} has other scores alone than after the layers before it: take the layer's number "
+                "from `layer.index`, and keep no state between layers"
             )
     for changed in range(len(layers)):
         recalibrated = subject.recalibrated(changed)
         for layer in layers:
             if layer.index != changed and not _same(_scored(recalibrated, layer), in_order[layer.index]):
                 return (
-                    f"the head scores of layer {changed} decide in layer {layer.index}: a calibration counts layers "
-                    "as `layer.index` does, from 0, those that evict only"
+                    f"the head scores of layer {changed} are used in layer {layer.index}: a calibration numbers layers "
+                    "like `layer.index`, from 0, without layers that do not evict"
                 )
     method = subject.method(hybrid())
     for layer in _layers(hybrid(), subject):
@@ -190,7 +199,7 @@ def layer_index(subject: Subject) -> str:
 
 
 def gqa_grouping(subject: Subject) -> str:
-    """What belongs to KV head k changes the scores of KV head k, or of all where they are shared, or of none."""
+    """Tensors of KV head k change the scores of KV head k, of all KV heads if they share scores, or of none."""
     method = subject.method(dense())
     for layer in _layers(dense(), subject):
         before = _scored(method, layer)
@@ -207,46 +216,44 @@ def gqa_grouping(subject: Subject) -> str:
 
 
 def shared_equals_in_layer(subject: Subject) -> str:
-    """Choosing after the whole prefill, and evicting each layer as soon as it was seen, keep and generate the same."""
-    for model, sort in ((dense(), ""), (hybrid(), " of a model with sliding windows")):
-        for budget in subject.budgets(subject.method(model)):
-            ids = prompt(budget + BEYOND, seed=3)
-            setting = Setting(subject.method(model), budget)
-            with attached(model):
-                (shared,) = generate(model, ids, [setting], NEW)
-                for chunk in (None, budget // 2 + 1):
-                    in_layer = generate_in_layer(model, ids, Setting(subject.method(model), budget), NEW, chunk)
-                    if in_layer != shared:
-                        where = f"budget={budget}, prompt{sort}" + (f" in chunks of {chunk}" if chunk else "")
-                        what = "generates other tokens" if in_layer.kept == shared.kept else "keeps other numbers"
-                        return f"{where}: evicting inside each layer {what} than choosing after the prefill"
+    """Evicting after the whole prefill, and evicting each layer at once, keep and generate the same tokens."""
+    for model, sort, budget in _models_and_budgets(subject):
+        ids = prompt(budget + BEYOND, seed=3)
+        method = subject.method(model)
+        setting = Setting(method, budget)
+        with attached(model):
+            (shared,) = generate(model, ids, [setting], NEW)
+            for chunk in (None,) if needs_hidden_states(method.scorer) else (None, budget // 2 + 1):
+                in_layer = generate_in_layer(model, ids, Setting(subject.method(model), budget), NEW, chunk)
+                if in_layer != shared:
+                    where = f"budget={budget}{sort}" + (f", prompt in chunks of {chunk}" if chunk else "")
+                    what = "generates other tokens" if in_layer.kept == shared.kept else "keeps other numbers"
+                    return f"{where}: evicting inside each layer {what} than choosing after the prefill"
     return ""
 
 
 def prompts_that_fit(subject: Subject) -> str:
-    """A prompt of at most the budget is kept whole, and answered as the full cache does."""
+    """A prompt of at most `budget` tokens is kept whole, and the answer is the full cache's."""
     return _kept_whole(subject, (subject.budget - 1, subject.budget))
 
 
 def one_token_prompt(subject: Subject) -> str:
-    """A prompt of one token, and of as many as the window, works."""
+    """Prompts of one token, and of the window's length, work."""
     return _kept_whole(subject, (1, max(subject.method(dense()).window, 1)))
 
 
 def determinism(subject: Subject) -> str:
-    """The same prompt twice has the same scores, to the bit, and keeps the same tokens."""
+    """The same prompt has bitwise equal scores twice, and keeps the same tokens."""
     ids = prompt(subject.budget + BEYOND, seed=4)
     once, twice = (_answer(subject.method(dense()), ids, subject.budget) for _ in range(2))
-    return (
-        "" if once == twice else "the same prompt is scored otherwise the second time: fix the seed of what is random"
-    )
+    return "" if once == twice else "the same prompt has other scores the second time: fix the seed of random numbers"
 
 
 def equal_configurations(subject: Subject) -> str:
-    """Two methods of the same configuration are equal: they share scores, and results go on from where they ended."""
+    """Two methods with the same configuration are equal, so that they share scores and results are resumed."""
     first, second = subject.method(dense()), subject.method(dense())
     if first != second or hash(first) != hash(second):
-        return "made twice it is not equal to itself: make scorer and allocator frozen dataclasses of their parameters"
+        return "two equal configurations make unequal methods: make scorer and allocator frozen dataclasses"
     try:
         first_described, second_described = describe(first), describe(second)
     except UserError as error:
@@ -262,7 +269,7 @@ def dtype(subject: Subject) -> str:
     kept = _kept(half(), subject.method(half()), ids, subject.budget)
     rows = [head for layer in kept for head in layer]
     if sum(map(len, rows)) != subject.budget * len(rows):
-        return f"in bfloat16, other than budget={subject.budget} tokens are kept"
+        return f"in bfloat16, the number of kept tokens is not budget={subject.budget}"
     with attached(half()):
         generate(half(), ids, [Setting(subject.method(half()), subject.budget)], NEW)
     return ""
@@ -285,15 +292,21 @@ CHECKS: dict[str, Callable[[Subject], str]] = {
     "equal configurations": equal_configurations,
     "dtype": dtype,
 }
-"""By the names that a user reads."""
+"""By the names that reports show."""
+
+
+def _models_and_budgets(subject: Subject) -> Iterator[tuple[PreTrainedModel, str, int]]:
+    """Every model at every budget; the text names the model in a sentence."""
+    for model, sort in ((dense(), ""), (hybrid(), ", in a model with sliding windows")):
+        for budget in subject.budgets(subject.method(model)):
+            yield model, sort, budget
 
 
 def _cases(subject: Subject) -> Iterator[tuple[str, int, Kept]]:
     """Every model at every budget: the case in words, the budget, and what is kept of a prompt that exceeds it."""
-    for model, sort in ((dense(), ""), (hybrid(), ", in a model with sliding windows")):
-        for budget in subject.budgets(subject.method(model)):
-            kept = _kept(model, subject.method(model), prompt(budget + BEYOND, seed=0), budget)
-            yield f"budget={budget}: of a prompt of {budget + BEYOND} tokens{sort}", budget, kept
+    for model, sort, budget in _models_and_budgets(subject):
+        kept = _kept(model, subject.method(model), prompt(budget + BEYOND, seed=0), budget)
+        yield f"budget={budget}: of a prompt of {budget + BEYOND} tokens{sort}", budget, kept
 
 
 def _kept(model: PreTrainedModel, method: EvictionMethod, ids: Tensor, budget: int) -> Kept:
@@ -307,17 +320,17 @@ def _positions(kept: selection.Kept) -> Kept:
 
 
 def _answer(method: EvictionMethod, ids: Tensor, budget: int) -> tuple[Kept, list[list[list[float]]]]:
-    """What is kept in `dense`, and the scores of every layer."""
+    """The kept positions in `dense`, and the scores of every layer."""
     setting = Setting(method, budget)
     with attached(dense()):
         whole = prefill(dense(), ids, setting.window, scorers=[method.scorer])
         kept = whole.kept(setting)
-        scores = [method.scorer(layer.seen_by(method.scorer)).scores.tolist() for layer in whole.layers]
+        scores = [score(method.scorer, layer).scores.tolist() for layer in whole.layers]
     return _positions(kept), scores
 
 
 class Copies:
-    """Tensors that nobody may change, and what they were: this finds every write, however it was made."""
+    """Tensors that must not change, with copies, which reveal every kind of write."""
 
     def __init__(self) -> None:
         self._copies: list[tuple[str, Tensor, Tensor]] = []
@@ -326,7 +339,7 @@ class Copies:
         self._copies.append((what, tensor, tensor.clone()))
 
     def changed(self) -> str:
-        """What was changed; "" if nothing was."""
+        """The name of a changed tensor; "" if none changed."""
         for what, tensor, copy in self._copies:
             if not torch.allclose(tensor, copy, rtol=0, atol=0, equal_nan=True):
                 return what
@@ -341,19 +354,23 @@ def _kept_whole(subject: Subject, lengths: Sequence[int]) -> str:
             (full,) = generate(dense(), ids, [FULL], NEW)
             for found in (*generate(dense(), ids, [setting], NEW), generate_in_layer(dense(), ids, setting, NEW)):
                 if found != full:
-                    return f"budget={subject.budget}: a prompt of {length} tokens fits, and is not answered as in full"
+                    return f"budget={subject.budget}: a prompt of {length} tokens fits, but its answer differs"
     return ""
 
 
 def _layers(model: PreTrainedModel, subject: Subject) -> list[LayerPrefill]:
-    """The layers that evict, after a prompt that exceeds the budget."""
-    method = subject.method(model)
+    """The evicting layers after the prefill of a prompt that exceeds the budget."""
+    method, layers = subject.method(model), list[LayerPrefill]()
+    ids = prompt(subject.budget + BEYOND, seed=7)
+    # Their hidden states are kept, unlike those of a prefill.
+    cache = EvictedCache(model.config, method.window, ids.numel(), layers.append, [method.scorer])
     with attached(model):
-        return prefill(model, prompt(subject.budget + BEYOND, seed=7), method.window).layers
+        forward_prompt(model, ids, cache, None)
+    return layers
 
 
 def _scored(method: EvictionMethod, layer: LayerPrefill) -> list[Tensor]:
-    """Scores, and those that compare heads where there are such, in float32; of a copy, which remembers nothing."""
+    """The scores of a copy of the layer, and scores that compare heads if there are any, in float32."""
     scored = method.scorer(seen_by(method, layer))
     return [scored.scores.float(), *([] if scored.contest is None else [scored.contest.float()])]
 

@@ -1,14 +1,11 @@
-"""What a conformance suite says: one line a check."""
+"""The result of the conformance checks: one line per check."""
 
 from dataclasses import dataclass
-
-from rich.table import Table
-from rich.text import Text
 
 
 @dataclass(frozen=True)
 class Result:
-    """One check, and in a sentence what is wrong; "" if nothing is."""
+    """One check, and a sentence about what is wrong; "" if it passed."""
 
     check: str
     problem: str = ""
@@ -20,7 +17,7 @@ class Result:
 
 @dataclass(frozen=True)
 class Conformance:
-    """The results of all checks, in order. As text: one line each."""
+    """The results of all checks, in order; as text, one line each."""
 
     results: tuple[Result, ...]
 
@@ -40,14 +37,4 @@ class Conformance:
             lines.append(f"{'pass' if result.passed else 'FAIL'}  {result.check:{width}}  {result.problem}".rstrip())
         return "\n".join(lines)
 
-    __repr__ = __str__  # what a notebook shows of the last value of a cell
-
-    def table(self, title: str) -> Table:
-        """The same for a terminal; what others wrote is plain text in it."""
-        table = Table(title=Text(title))
-        for column in ("check", "", "what is wrong"):
-            table.add_column(column, overflow="fold")
-        for result in self.results:
-            verdict = Text("pass", "green") if result.passed else Text("FAIL", "bold red")
-            table.add_row(Text(result.check), verdict, Text(result.problem))
-        return table
+    __repr__ = __str__  # which notebooks show

@@ -1,5 +1,6 @@
-"""What a method is tried on: tiny random models, which no download takes, and a random calibration for each."""
+"""What methods are checked on: tiny random models, which need no download, and random calibrations."""
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache
@@ -16,10 +17,10 @@ from compresskv.observation import ObservationConfig
 from compresskv.protocol import EvaluationProtocol
 
 MODEL = "conformance"
-"""The name that a context gives the tiny models."""
+"""The name of the tiny models in a context."""
 
 KV_HEADS, GROUP = 3, 2
-"""With three KV heads of two query heads each, no wrong grouping looks like the right one."""
+"""Three KV heads of two query heads each: every wrong grouping differs from the right one."""
 
 VOCABULARY = 96
 
@@ -51,11 +52,11 @@ def hybrid() -> PreTrainedModel:
 @cache
 def half() -> PreTrainedModel:
     """`dense` in bfloat16."""
-    return _made(MistralForCausalLM(MistralConfig(**SIZE, sliding_window=None))).to(torch.bfloat16)
+    return copy.deepcopy(dense()).to(torch.bfloat16)
 
 
 def _made(model: PreTrainedModel) -> PreTrainedModel:
-    """`model` with weights that are the same each time, whatever else draws random numbers."""
+    """`model` with weights from a fixed seed of their own generator."""
     generator = torch.Generator().manual_seed(0)
     for parameter in model.parameters():
         if parameter.dim() > 1:
@@ -70,12 +71,12 @@ def prompt(length: int, seed: int) -> Tensor:
 
 
 def evicting(model: PreTrainedModel) -> int:
-    """How many layers of the model evict."""
+    """The number of layers that evict."""
     return get_layer_types_and_kwargs(model.config)[0].count("full_attention")
 
 
 def seen_by(method: EvictionMethod, layer: LayerPrefill) -> LayerPrefill:
-    """A copy of `layer` with what the scorer's observer, if any, makes of its queries as if there were no others."""
+    """A copy of `layer` after the scorer's observer, if any, has seen its queries."""
     observed = observers([method.scorer])
     for observer in observed.values():
         observer(layer.queries, layer.keys, layer.scaling)
@@ -103,7 +104,7 @@ def calibration(layers: int, q_heads: int, observation: ObservationConfig, model
 
 @dataclass(frozen=True)
 class Subject:
-    """A method under test: how it is made, and the budget (tokens) that it is tried at besides its smallest."""
+    """A method under test: how to make it, and the budget (tokens) to check it at besides its smallest one."""
 
     make: Callable[[Context], EvictionMethod]
     budget: int
@@ -111,7 +112,7 @@ class Subject:
     protocol: EvaluationProtocol = EvaluationProtocol()
 
     def context(self, layers: int) -> Context:
-        """What the method may know of a tiny model with so many layers that evict."""
+        """The context of a tiny model with this number of evicting layers."""
         return Context(
             model=MODEL,
             layers=layers,
@@ -123,11 +124,11 @@ class Subject:
         )
 
     def method(self, model: PreTrainedModel) -> EvictionMethod:
-        """A method that has seen no prompt yet."""
+        """A new instance of the method."""
         return self.make(self.context(evicting(model)))
 
     def recalibrated(self, layer: int) -> EvictionMethod:
-        """The method for `dense`, had another query head been the best of this `layer`, by every kind of score."""
+        """The method for `dense` with a calibration in which the head scores of this `layer` are reversed."""
         context = self.context(evicting(dense()))
         made = context.calibration
         assert made is not None
@@ -137,5 +138,5 @@ class Subject:
         return self.make(replace(context, calibration=replace(made, head_scores=turned)))
 
     def budgets(self, method: EvictionMethod) -> tuple[int, ...]:
-        """The smallest that leaves room beside the window, and the one that was asked for."""
+        """The smallest budget that exceeds the window, and the chosen one."""
         return tuple(dict.fromkeys((method.window + 1, self.budget)))

@@ -1,1 +1,1 @@
-"""Latency and memory of each setting, with the full cache beside it in the same run."""
+"""Latency and memory of each setting and of the full cache, measured in the same run."""

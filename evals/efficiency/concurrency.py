@@ -1,4 +1,4 @@
-"""A KV memory pool filled with sequences of distinct prompts: how many fit, and how fast they decode as one batch."""
+"""Fill a KV memory pool with sequences of distinct prompts: how many fit, and how fast they decode as one batch."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -22,12 +22,12 @@ MEGABYTE = 10**6
 
 @dataclass(frozen=True)
 class Concurrency:
-    """As many sequences as a pool holds; no times where it holds none.
+    """The measurements of a full pool; without times if it holds no sequence.
 
-    `sequence_bytes`: what one of the full length allocates, for kept and new tokens, sliding-window layers included;
-    `batch_bytes`: what all do. `first_token_s`: median over the prompts, `all_first_tokens_s`: until all prompts, one
-    after the other, are prefilled and joined. `tokens_per_s`: of all sequences at the median decode step, and
-    `tokens_per_s_spread` at the steps that 2.5 and 97.5 % of all steps exceed. Peaks as in `Measurement`.
+    `sequence_bytes`: allocated by one sequence of the full length, for kept and new tokens, including sliding-window
+    layers; `batch_bytes`: by all sequences. `first_token_s`: median over the prompts; `all_first_tokens_s`: until all
+    prompts are prefilled one by one and joined. `tokens_per_s`: of all sequences at the median decode step, and
+    `tokens_per_s_spread` at the 97.5 and 2.5 % quantiles of the steps. Peaks as in `Measurement`.
     """
 
     sequences: int
@@ -43,9 +43,9 @@ class Concurrency:
 
 
 def stretch(text: torch.Tensor, place: int, length: int) -> torch.Tensor:
-    """A prompt of its own for each `place`: token ids from another part of `text` [*], which repeats where it ends.
+    """A different prompt for each `place`: token ids from another part of `text` [*], which is repeated at its end.
 
-    The first has `length` tokens, the others up to 1/32 less.
+    The first has `length` tokens, the others up to 1/32 fewer.
     """
     start = place * length % text.numel()
     tokens = length - 7 * place % max(length // 32, 1)
@@ -58,8 +58,8 @@ def fill(
 ) -> Concurrency:
     """Fill a `pool` (bytes) with sequences of about `length` prompt tokens, and decode all to `new_tokens` new ones.
 
-    `model` must be `attached`. Raises `UserError` where the pool is larger than what is free, `RuntimeError` if the
-    batch allocates other than what was counted.
+    `model` must be `attached`. Raises `UserError` if the pool is larger than the free memory, and `RuntimeError` if the
+    batch allocates another number of bytes than computed.
     """
     give_back()
     if pool > (free := free_bytes(model.model)):
@@ -97,7 +97,7 @@ def fill(
 
 @dataclass
 class Filled:
-    """Prompts that wait to be joined, their next tokens' logits, and the seconds that each took."""
+    """Prompts that wait to be joined, the logits of their next tokens, and the seconds of each prefill."""
 
     sequence_bytes: int = 0
     prompts: list[WaitingCache] = field(default_factory=list)
@@ -105,7 +105,7 @@ class Filled:
     seconds: list[float] = field(default_factory=list)
 
     def nbytes(self, room: int, *more: WaitingCache) -> int:
-        """Bytes that the prompts, and `more`, take as one batch."""
+        """Bytes of the prompts and `more` as one batch."""
         together = [*self.prompts, *more]
         return evicting_bytes(together, room) + sliding_bytes(together, room)
 
@@ -113,7 +113,7 @@ class Filled:
 def _prefill(
     model: LoadedModel, text: torch.Tensor, length: int, contender: Contender, pool: int, new_tokens: int
 ) -> Filled:
-    """Prefill prompts one after the other, while one more of `length` tokens fits the `pool`."""
+    """Prefill prompts one by one, while another one of `length` tokens fits the `pool`."""
     devices, filled = gpus(model.model), Filled()
     while not filled.prompts or filled.nbytes(new_tokens, filled.prompts[0]) <= pool:
         begin = now(devices)
@@ -139,9 +139,9 @@ def fill_pools(
     progress: Progress,
     failures: dict[str, str],
 ) -> Iterator[list[dict[str, Any]]]:
-    """Fill every pool at every length, with each setting that `rows` has one sequence of; yields the rows so far.
+    """Fill every pool at every length with each setting of `rows`, which has one sequence; yields the rows so far.
 
-    Ratios are to the first of `by_name`. Adds to `failures`.
+    Ratios are to the first of `by_name`. Failures are added to `failures`.
     """
     filled: list[dict[str, Any]] = []
     turns = []
@@ -164,6 +164,6 @@ def fill_pools(
 
 
 def _row(alone: Mapping[str, Any], pool: int, found: Concurrency) -> dict[str, Any]:
-    """What a pool gave, beside what the setting's one sequence (`alone`) gives."""
+    """The row of a pool, with the speed of a single sequence from `alone`."""
     place = {field: alone[field] for field in ("setting", "length", "method", "budget", "protocol", "variant")}
     return {**place, "pool_mb": pool, **asdict(found), "tokens_per_s_alone": 1000 / alone["decode_ms"]}

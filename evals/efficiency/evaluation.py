@@ -1,4 +1,4 @@
-"""Run an efficiency measurement: every setting at every length, one sequence and in pools, as tables and figures."""
+"""Measure every setting at every prompt length, as one sequence and in pools, and show tables and figures."""
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -35,14 +35,14 @@ Measurements = dict[tuple[str, int], list[Measurement]]
 def run(model: LoadedModel, config: Efficiency, jobs: Sequence[Job], progress: Progress) -> Path:
     """Measure every job and the full cache at every length; returns the path of the rows, as JSON.
 
-    Rows have ratios to the full cache. What does not fit the memory is left out. Raises `UserError` in the end if
-    there was such.
+    Rows have ratios to the full cache. Settings that do not fit the memory are left out, and `UserError` is raised at
+    the end.
     """
     return run_contenders(model, config, contenders(model, jobs), jobs[0].results, progress)
 
 
 def contenders(model: LoadedModel, jobs: Sequence[Job]) -> dict[str, Contender]:
-    """What is measured, by name: the full cache first."""
+    """All contenders by name, the full cache first."""
     chunks = {job.prefill_chunk for job in jobs}
 
     def variant(chunk: int | None) -> str:
@@ -65,7 +65,7 @@ def contenders(model: LoadedModel, jobs: Sequence[Job]) -> dict[str, Contender]:
 def run_contenders(
     model: LoadedModel, config: Efficiency, by_name: Mapping[str, Contender], results: Path, progress: Progress
 ) -> Path:
-    """The same for contenders that are made already; ratios are to the first."""
+    """Measure these contenders; ratios are to the first."""
     if (longest := max(config.lengths)) + config.new_tokens > model.window:
         raise UserError(
             "eval.lengths",
@@ -96,7 +96,7 @@ def run_contenders(
         what, reason = next(iter(failures.items()))
         raise UserError(
             None,
-            "correct that, and run it again",
+            "correct this and run it again",
             why=f"{len(failures)} measurements failed, such as {what} ({reason})",
         )
     return path
@@ -110,7 +110,7 @@ def _in_turn(
     progress: Progress,
     failures: dict[str, str],
 ) -> Iterator[list[dict[str, Any]]]:
-    """Measure one sequence of every setting, round by round; yields the rows so far. Adds to `failures`."""
+    """Measure one sequence of every setting, round by round; yields the rows so far, and adds to `failures`."""
     measurements: Measurements = {}
     with progress.track(f"{model.name} efficiency", _turns(config, by_name), "measurements") as steps:
         for length, round_, name in steps:
@@ -128,7 +128,7 @@ def _in_turn(
 
 
 def _turns(config: Efficiency, names: Mapping[str, Contender]) -> list[tuple[int, int, str]]:
-    """(length, round, name) of every measurement, in order: all contenders in turn, round by round."""
+    """(length, round, name) of every measurement in order: in each round, all contenders."""
     turns = []
     for length in config.lengths:
         for round_ in range(config.rounds + 1):
@@ -137,7 +137,7 @@ def _turns(config: Efficiency, names: Mapping[str, Contender]) -> list[tuple[int
 
 
 def _text(model: LoadedModel, config: Efficiency) -> torch.Tensor:
-    """Running text, as long as the haystack and at least the longest length: ids [*]."""
+    """Token ids [*] of the haystack, repeated up to the longest length."""
     text = "\n".join(essays(config.haystack))
     while len(ids := model.tokenizer(text, add_special_tokens=False).input_ids) < max(config.lengths):
         text += text
@@ -145,7 +145,7 @@ def _text(model: LoadedModel, config: Efficiency) -> torch.Tensor:
 
 
 def _row(name: str, length: int, measurements: Measurements, by_name: Mapping[str, Contender]) -> dict[str, Any]:
-    """Medians of a setting at a length, their ratios to those of the first of `by_name`, and the values by round."""
+    """The medians of a setting at a length, their ratios to the first of `by_name`, and the values of all rounds."""
     reference, contender = next(iter(by_name)), by_name[name]
 
     def medians(key: tuple[str, int]) -> dict[str, Any]:
@@ -169,7 +169,7 @@ def _row(name: str, length: int, measurements: Measurements, by_name: Mapping[st
 
 
 def _show(content: Mapping[str, Any], folder: Path) -> None:
-    """The tables and figures of what was measured."""
+    """Print the tables and save the figures."""
     show_texts(latency(content))
     paths = save(draw(tables(content)), folder / "efficiency", (".png", ".svg"))
     if content.get("concurrency"):

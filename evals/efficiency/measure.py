@@ -1,4 +1,4 @@
-"""One generation of one setting, timed: always on the in-layer path, which never holds the full cache of all layers."""
+"""Time one generation of one setting, on the in-layer path, which never holds the full cache of all layers."""
 
 import ctypes
 import gc
@@ -19,18 +19,18 @@ from compresskv.models import LoadedModel
 from compresskv.selection import counts
 
 WARM_UP = 2
-"""Decoding steps that are not counted."""
+"""The first decoding steps, which are not counted."""
 
 
 LAUNCH_BOUND = 0.9
-"""A step is bound by launches if asking for it takes more than this share of it."""
+"""A step is bound by launches if the launches take more than this share of it."""
 
 
 @dataclass(frozen=True)
 class Contender:
     """A setting, and the tokens of one forward pass of its prefill (None: the whole prompt).
 
-    `method`, `protocol` and `variant` are what results name it by.
+    `method`, `protocol` and `variant` name it in results.
     """
 
     setting: Setting
@@ -42,12 +42,12 @@ class Contender:
 
 @dataclass(frozen=True)
 class Measurement:
-    """One generation: seconds to the first token (prefill, scoring and eviction), milliseconds a token after that.
+    """One generation: seconds to the first token (prefill, scoring and eviction), then milliseconds per token.
 
-    `launch_bound`: a decode step takes the host about as long to ask for as it takes in all, so that the GPU waits for
-    launches (None without a GPU). `cache_bytes` are allocated for kept and new tokens, `total_cache_bytes` with those
-    of sliding-window layers; `peak_bytes` of the process or
-    of all GPUs together, each at its own moment, None if unknown, and `peak_bytes_by_gpu` each of theirs.
+    `launch_bound`: the host takes about as long to launch a decode step as the step takes, so that the GPU waits (None
+    without a GPU). `cache_bytes`: allocated for kept and new tokens; `total_cache_bytes`: also for sliding-window
+    layers. `peak_bytes`: of the process, or the sum of the peaks of all GPUs; None if unknown. `peak_bytes_by_gpu`:
+    the peak of each GPU.
     """
 
     first_token_s: float
@@ -63,9 +63,9 @@ class Measurement:
 
 @torch.no_grad()
 def measure(model: LoadedModel, ids: torch.Tensor, contender: Contender, new_tokens: int) -> Measurement:
-    """One generation from `ids` [prompt] of exactly `new_tokens` tokens. `model` must be `attached`.
+    """Generate exactly `new_tokens` tokens from `ids` [prompt]. `model` must be `attached`.
 
-    Raises `RuntimeError` if the cache holds other than its kept tokens, rounded up, and room for the new ones.
+    Raises `RuntimeError` if the cache allocates another number of bytes than computed.
     """
     devices = gpus(model.model)
     give_back()
@@ -95,7 +95,7 @@ def measure(model: LoadedModel, ids: torch.Tensor, contender: Contender, new_tok
 
 @dataclass(frozen=True)
 class Steps:
-    """Seconds of each decode step, the first ones aside; `launch_bound` as in `Measurement`."""
+    """Seconds of each decode step after `WARM_UP`; `launch_bound` as in `Measurement`."""
 
     counted: Sequence[float]
     launch_bound: bool | None
@@ -105,7 +105,7 @@ class Steps:
 def decode_steps(
     model: LoadedModel, cache: EvictedCache, tokens: torch.Tensor, position: int | torch.Tensor, count: int
 ) -> Steps:
-    """Decode `count` times greedily, from the rows' last `tokens` [rows] on; `position` as `forward_tokens` has it."""
+    """Decode `count` greedy steps after the rows' last `tokens` [rows]; `position` as in `forward_tokens`."""
     devices = gpus(model.model)
     steps, asked = [], []
     for step in range(count):
@@ -118,7 +118,7 @@ def decode_steps(
 
 
 def reset_peak(devices: Sequence[torch.device]) -> None:
-    """Start counting peak memory anew, of these GPUs or, without any, of this process."""
+    """Reset the peak memory of these GPUs; without GPUs, of this process."""
     for device in devices:
         torch.cuda.reset_peak_memory_stats(device)
     if not devices and (clear := Path("/proc/self/clear_refs")).exists():
@@ -126,20 +126,20 @@ def reset_peak(devices: Sequence[torch.device]) -> None:
 
 
 def peak(devices: Sequence[torch.device]) -> list[int] | None:
-    """Peak bytes since `reset_peak`, of each GPU or of this process; None where the system does not say."""
+    """Peak bytes since `reset_peak` of each GPU, or of this process; None if the system does not report them."""
     if devices:
         return [torch.cuda.max_memory_allocated(device) for device in devices]
     return [_status("VmHWM")] if Path("/proc/self/status").exists() else None
 
 
 def resident_bytes() -> int:
-    """Bytes of memory that this process holds now, freed ones given back first."""
+    """Bytes of memory of this process, after returning freed memory."""
     give_back()
     return _status("VmRSS")
 
 
 def give_back() -> None:
-    """Return freed memory to the system, where the C library can."""
+    """Return freed memory to the system, if the C library can."""
     gc.collect()
     getattr(ctypes.CDLL(None), "malloc_trim", lambda _: None)(0)
 
@@ -150,7 +150,7 @@ def _status(field: str) -> int:
 
 
 def now(devices: Sequence[torch.device]) -> float:
-    """The clock, in seconds, when everything asked of these GPUs is finished."""
+    """The clock in seconds, after synchronising these GPUs."""
     for device in devices:
         torch.cuda.synchronize(device)
     return time.perf_counter()

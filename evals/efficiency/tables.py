@@ -1,4 +1,4 @@
-"""Efficiency: latency and memory over prompt lengths, and sequences in pools of memory, from efficiency.json alone."""
+"""Efficiency: latency and memory by prompt length, and sequences in memory pools, from efficiency.json."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ from evals.tables.table import Row as TableRow
 
 @dataclass(frozen=True)
 class Measured:
-    """A field of a row, and how it is shown: as a table by `title`, as a column of texts by `head`; "": not at all."""
+    """A field of a row. `title`: of its table, `head`: of its column of texts; "": it has none."""
 
     field: str
     title: str
@@ -54,7 +54,7 @@ MEASURED = (
     Measured("realised_budget", "", "", 1),
     Measured("peak_bytes", "peak memory (MB)", "peak MB", 1, of=megabytes),
 )
-"""All that a measurement has the medians, the ratios to the full cache, and the values by round of."""
+"""All fields with medians, ratios to the full cache, and values by round."""
 
 FIELDS = tuple(dict.fromkeys(measured.field for measured in MEASURED))
 
@@ -71,7 +71,7 @@ POOLS = (
 LAUNCHES = "* bound by launches: the GPU waits for the host"
 
 Run = Mapping[str, Any]
-"""What a measurement wrote: `model`, `rows` and what it was made on."""
+"""The content of efficiency.json."""
 
 
 @exactly
@@ -102,7 +102,7 @@ class Row(TypedDict, total=False):
 
 @exactly
 class Pool(TypedDict, total=False):
-    """A setting at a prompt length in a pool of memory; without `sequences`, it does not fit."""
+    """A setting at a prompt length in a memory pool; with 0 `sequences` it does not fit."""
 
     setting: Required[Label]
     length: Required[Annotated[int, Ge(1), Le(LARGEST)]]
@@ -124,7 +124,7 @@ class Pool(TypedDict, total=False):
 
 @exactly
 class FilledPool(Pool, total=False):
-    """One that holds a sequence."""
+    """A pool that holds at least one sequence."""
 
     tokens_per_s: Required[Size]  # type: ignore[misc]
     tokens_per_s_spread: Required[Annotated[list[Size], MinLen(2)]]  # type: ignore[misc]
@@ -132,7 +132,7 @@ class FilledPool(Pool, total=False):
 
 @exactly
 class Efficiency(TypedDict, total=False):
-    """efficiency.json, of which `rows` and `concurrency` are looked at one by one."""
+    """efficiency.json; the items of `rows` and `concurrency` are checked one by one."""
 
     model: Required[Label]
     dtype: Required[str]
@@ -145,12 +145,12 @@ class Efficiency(TypedDict, total=False):
 
 
 def files(results: Path) -> list[tuple[Path, str]]:
-    """The measurements under `results`, each with its model; those of a model in the order that they were made."""
+    """The measurements under `results` with their models; those of a model from old to new."""
     return [(path, path.parents[1].name) for path in sorted(results.glob("efficiency/*/*/efficiency.json"))]
 
 
 def runs(results: Path) -> tuple[list[tuple[Path, dict[str, Any]]], list[str]]:
-    """The measurements under `results` with their sound rows, and a phrase for what is left out of them."""
+    """The measurements under `results` with their sound rows, and a phrase for each row or file that is left out."""
     found, faults = [], []
     for path, _ in files(results):
         place = path.relative_to(results)
@@ -175,12 +175,12 @@ def _misfit_pool(row: Any) -> str:
 
 
 def method_of(row: Mapping[str, Any]) -> str:
-    """The method as configurations have it."""
+    """The method's name in configurations."""
     return str(row.get("method") or row["setting"].split(",")[0].split(" ")[0])
 
 
 def name_of(row: Mapping[str, Any], marked: bool = False) -> Name:
-    """The name of a row's setting. Rows of older versions have it as a text alone, such as `compresskv 256`."""
+    """The name of a row's setting. Older versions stored only a text, such as `compresskv 256`."""
     method, protocol = method_of(row), str(row.get("protocol", "corrected"))
     number = row["setting"].split(",")[0].partition(" ")[2].partition(" ")[0]
     budget = row["budget"] if "budget" in row else int(number) if number.isdecimal() else None
@@ -241,7 +241,7 @@ def _caption(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def tables(run: Run, methods: Sequence[str] = ()) -> list[Table]:
-    """A table for each of `MEASURED`: columns by prompt length, over the rounds; rows of `methods` (none: of all)."""
+    """A table for each of `MEASURED`: means over rounds by prompt length, for `methods` (empty: all)."""
     order = ["full", *(methods or METHODS)]
     by_name: dict[Name, list[Mapping[str, Any]]] = {}
     for row, name in zip(run["rows"], names(run["rows"]), strict=True):
@@ -264,7 +264,7 @@ def tables(run: Run, methods: Sequence[str] = ()) -> list[Table]:
 
 
 def _cells(rows: Sequence[Mapping[str, Any]], measured: Measured) -> Cells:
-    """A cell for every prompt length, of the values of all rounds; older versions left their medians alone."""
+    """A cell with the values of all rounds for every prompt length; older versions stored only medians."""
     cells: Cells = {}
     for row in rows:
         values = row.get("by_round", {}).get(measured.field, [row.get(measured.field)])
@@ -275,9 +275,9 @@ def _cells(rows: Sequence[Mapping[str, Any]], measured: Measured) -> Cells:
 
 
 def speeds(rows: Sequence[Mapping[str, Any]]) -> dict[int, dict[str, list[tuple[float, float]]]]:
-    """(MB of the pool, tokens/s), rising, by prompt length and setting.
+    """(MB of the pool, tokens/s), ascending, by prompt length and setting.
 
-    A line begins where a pool holds one sequence: below, the setting decodes nothing.
+    A line begins at the pool that holds one sequence.
     """
     points: dict[int, dict[str, dict[float, float]]] = {length: {} for length in sorted({r["length"] for r in rows})}
     for row, name in zip(rows, names(rows), strict=True):
@@ -291,7 +291,7 @@ def speeds(rows: Sequence[Mapping[str, Any]]) -> dict[int, dict[str, list[tuple[
 
 
 def shown(results: Path, methods: Sequence[str]) -> Shown:
-    """The latest measurement of each model with all of the methods; else the latest with any of them."""
+    """The latest measurement of each model with all methods, or else the latest one with any of them."""
     found, faults = runs(results)
     by_model: dict[str, list[Run]] = {}
     for _, run in reversed(found):
@@ -303,7 +303,7 @@ def shown(results: Path, methods: Sequence[str]) -> Shown:
     for model in sorted(by_model):
         there = [(run, {method_of(row) for row in run["rows"]} & set(methods)) for run in by_model[model]]
         whole = [run for run, names in there if names == set(methods)] + [run for run, names in there if names]
-        for run in whole[:1]:  # times of several runs are not mixed
+        for run in whole[:1]:  # times of different runs are never mixed
             of_model = tables(run, methods)
             of_models += of_model
             figures[f"figure-{text.file_part(model)}"] = partial(draw, of_model)
@@ -325,7 +325,7 @@ def _note(run: Run) -> str:
 
 
 def draw(tables: Sequence[Table]) -> Any:
-    """A panel for each table of a model."""
+    """Draw a panel for each table of a model."""
     from evals.report.figures import over_columns
 
     return over_columns(tables, f"{tables[0].model}, latency and memory")
@@ -338,7 +338,7 @@ def draw_pools(rows: Sequence[Mapping[str, Any]], title: str) -> Any:
 
 
 def sections(results: Path, models: Sequence[str]) -> tuple[Section, list[str]]:
-    """All measurements, the newest of each model first, and a phrase for whatever is left out."""
+    """The section of all measurements, the newest of each model first, and a phrase for each fault."""
     found, faults = runs(results)
     blocks = [_block(run, path.parent.name) for path, run in reversed(found)]
     return Section(
@@ -360,7 +360,7 @@ def _block(run: Run, folder: str) -> Block:
 
 
 def _pool_charts(run: Run) -> Iterator[Table]:
-    """Tokens per second over the pool, one for each prompt length."""
+    """Tokens per second over the pool: a table for each prompt length."""
     for length, lines in speeds(run.get("concurrency", [])).items():
         xs = {f"{x:g}": x for x in sorted({x for points in lines.values() for x, _ in points})}
         rows = [
@@ -373,7 +373,7 @@ def _pool_charts(run: Run) -> Iterator[Table]:
 
 
 def _date(folder: str) -> str:
-    """The date and time in the name of a measurement's folder; the name itself where it is none."""
+    """The date and time in the name of a measurement's folder, or else the name."""
     try:
         return f"{datetime.strptime(folder[:15], '%Y%m%d-%H%M%S'):%Y-%m-%d %H:%M}"
     except ValueError:

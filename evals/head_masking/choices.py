@@ -1,4 +1,4 @@
-"""Which heads are masked: the best of a ranking over all layers, and random ones beside them."""
+"""Choose masked heads: the best of a ranking over all layers, and random ones as a control."""
 
 import random
 from collections.abc import Mapping, Sequence
@@ -9,10 +9,10 @@ from compresskv.engine.masking import Heads
 from compresskv.errors import UserError
 
 OF = 1024
-"""Heads of the models that the paper masks, 32 layers of 32."""
+"""Heads of the paper's models: 32 layers of 32."""
 
 RETRIEVING = 100
-"""Of 1,024: so many of the best heads of each ranking are none of the random control (as in the released code)."""
+"""Of 1,024: the random control excludes this many of the best heads of each ranking, as in the released code."""
 
 Place = tuple[int, int]
 """Layer and query head."""
@@ -20,7 +20,7 @@ Place = tuple[int, int]
 
 @dataclass(frozen=True)
 class Choice:
-    """`count` masked heads of a `ranking`: "semantic", "traditional", "random", or "none" where none is masked."""
+    """`count` masked heads of a `ranking`: "semantic", "traditional", "random", or "none"."""
 
     ranking: str
     count: int
@@ -29,16 +29,14 @@ class Choice:
 
     @property
     def name(self) -> str:
-        """Of its task: `semantic-3`, `random-3-draw0`."""
+        """The name of its task, such as `semantic-3` or `random-3-draw0`."""
         return f"{self.ranking}-{self.count}" + ("" if self.draw is None else f"-draw{self.draw}")
 
 
 def choices(masked: Sequence[int], draws: int, scores: Mapping[str, HeadScores]) -> list[Choice]:
-    """All that is masked in turn: `masked` of 1,024 heads of each ranking, and `draws` random choices.
+    """All choices: `masked` of 1,024 heads of each ranking, and `draws` random choices of the same sizes.
 
-    `scores`: those of every ranking, all of one shape.
-
-    Raises `UserError` where the random control has too few heads to draw from.
+    `scores` by ranking, all of one shape. Raises `UserError` if the random control has too few heads.
     """
     rankings = {name: ranked(table) for name, table in scores.items()}
     layers = len(next(iter(scores.values())))
@@ -58,10 +56,10 @@ def choices(masked: Sequence[int], draws: int, scores: Mapping[str, HeadScores])
                 "eval.masked",
                 "mask fewer, or set eval.draws=0",
                 value=count,
-                why=f"the random control draws from the {len(others)} heads that are in no ranking's best",
+                why=f"the random control draws from {len(others)} heads, without the best of each ranking",
             )
         for draw in range(draws):
-            # One shuffle a draw: more heads contain the fewer, as in a ranking.
+            # One shuffle per draw, so that larger choices contain the smaller ones, as in a ranking.
             shuffled = random.Random(draw).sample(others, len(others))
             made.append(Choice("random", count, draw, by_layer(shuffled[:count], layers)))
     return made

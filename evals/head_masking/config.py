@@ -10,9 +10,9 @@ from evals.niah.config import NeedleGrid
 
 @dataclass(frozen=True)
 class HeadMasking(NeedleGrid, MeasuredEvaluation):
-    """On the needles of a `NeedleGrid`, the best heads of each of `rankings` are masked, and `draws` random choices.
+    """Mask the best heads of each of `rankings`, and `draws` random choices of heads, on the needles of a `NeedleGrid`.
 
-    `masked`: how many of 1,024 heads, as the paper's models have; scaled to the heads of the model, at least 1.
+    `masked`: numbers of masked heads of the paper's 1,024; scaled to the heads of the model, at least 1.
     """
 
     rankings: Annotated[tuple[Literal["semantic", "traditional"], ...], MinLen(1)]

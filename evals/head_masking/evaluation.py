@@ -1,4 +1,4 @@
-"""Run head masking: every prompt is prefilled once, and decoded with each choice of heads masked."""
+"""Run head masking: prefill every prompt once, and decode it with each choice of masked heads."""
 
 import time
 from collections import Counter
@@ -36,9 +36,9 @@ from evals.running.tasks import about, open_store, setting_folder
 
 
 def run(model: LoadedModel, config: HeadMasking, jobs: Sequence[Job], progress: Progress) -> Path:
-    """Mask heads under every protocol of the jobs, and show it; returns the folder of the results.
+    """Mask heads under every protocol of the jobs, and print the results; returns their folder.
 
-    Raises `UserError` for methods that evict, and where the calibration has not the scores to rank heads by.
+    Raises `UserError` for methods that evict, and if the calibration has no scores to rank heads by.
     """
     for masking in of_protocols(model, config, jobs):
         masking.run(progress)
@@ -46,12 +46,12 @@ def run(model: LoadedModel, config: HeadMasking, jobs: Sequence[Job], progress: 
 
 
 def works(model: LoadedModel, config: HeadMasking, jobs: Sequence[Job]) -> list[Work]:
-    """What is missing under every protocol of the jobs. Raises `UserError` as `run` does."""
+    """The missing samples under every protocol of the jobs. Raises `UserError` as `run` does."""
     return [work for masking in of_protocols(model, config, jobs) if (work := masking.work)]
 
 
 def of_protocols(model: LoadedModel, config: HeadMasking, jobs: Sequence[Job]) -> list["Masking"]:
-    """One for each protocol of the jobs. Raises `UserError` for methods that evict."""
+    """A `Masking` for each protocol of the jobs. Raises `UserError` for methods that evict."""
     for job in jobs:
         if not job.method.keeps_everything:
             raise UserError(
@@ -65,7 +65,7 @@ def of_protocols(model: LoadedModel, config: HeadMasking, jobs: Sequence[Job]) -
 
 @dataclass(frozen=True)
 class MaskingTask(NiahTask):
-    """Needle prompts for one choice of heads; a task of its own in the results."""
+    """Needle prompts for one choice of heads, stored as a separate task."""
 
     choice: Choice
 
@@ -87,7 +87,7 @@ class MaskingTask(NiahTask):
 
 @dataclass(frozen=True)
 class Masking:
-    """Head masking under the protocol of one job, whose method keeps everything."""
+    """Head masking under the protocol of one job, which uses the full cache."""
 
     model: LoadedModel
     config: HeadMasking
@@ -95,7 +95,7 @@ class Masking:
 
     @cached_property
     def tasks(self) -> list[MaskingTask]:
-        """One for each choice of heads; the prompts are the same."""
+        """A task for each choice of heads; their prompts are the same."""
         made = choices(self.config.masked, self.config.draws, self.scores())
         return [MaskingTask(self.config, self.model, self.job.protocol, choice) for choice in made]
 
@@ -109,7 +109,7 @@ class Masking:
 
     @property
     def work(self) -> Work | None:
-        """What is missing: prompts, each decoded for every choice that lacks it; None where all is there."""
+        """The missing prompts, each decoded for every choice that lacks it; None if nothing is missing."""
         missing: Counter[str] = Counter()
         for task in self.tasks:
             missing.update(missing_of(task, self.folder(task), self.job))
@@ -119,7 +119,7 @@ class Masking:
         return Work(self.model, "needle", self.tasks[0], [self.job], [FULL], list(missing), times)
 
     def run(self, progress: Progress) -> None:
-        """Decode what is missing, write the summaries, print the table of the prompts that all choices have.
+        """Decode missing samples, write the summaries, and print the table of prompts that all choices have.
 
         Raises `UserError` if a prompt failed.
         """
@@ -148,11 +148,11 @@ class Masking:
         if failures:
             place = f"{self.model.name} · {self.config.name} · {self.job.protocol.label}"
             raise UserError(
-                None, "run the same command again for what has no result", why=f"{place}: {failed_of(failures)}"
+                None, "run the same command again for failed samples", why=f"{place}: {failed_of(failures)}"
             )
 
     def decode(self, stores: Mapping[Choice, SampleStore], progress: Progress) -> None:
-        """Add the lines that are missing, prompt by prompt."""
+        """Add the missing lines, prompt by prompt."""
         model, job, task = self.model, self.job, self.tasks[0]
         missing = {
             id: choices
@@ -179,7 +179,7 @@ class Masking:
                             store.append(failed_line(sample, error))
 
     def decode_prompt(self, sample: Sample, stores: Mapping[Choice, SampleStore]) -> None:
-        """One prefill, whose time goes to the first line, and a line for each choice."""
+        """Add a line for each choice after one prefill, whose time counts for the first line."""
         heads = [choice.heads for choice in stores]
         started = time.perf_counter()
         generations = generate_masked(self.model.model, sample.ids, heads, sample.stopping, self.job.prefill_chunk)

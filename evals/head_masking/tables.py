@@ -1,4 +1,4 @@
-"""Head masking: a row for every ranking, a column for every number of masked heads, and what was lost by each."""
+"""Head masking: a row for every ranking, and columns with scores and drops by the number of masked heads."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain
@@ -19,7 +19,7 @@ RANKINGS = ("none", "traditional", "semantic", "random")
 MASKED = Metric("score", better=None, axis="score (ROUGE-1 recall of the answer)")
 
 KEYWORDS = "score_keywords"
-"""The score of the paper's plots, which published drops are of."""
+"""The score of the paper's plots and of published drops."""
 
 Counts = dict[tuple[str, int, str], list[Line]]
 """The lines of every (ranking, masked heads, variant); variants differ in anything else."""
@@ -35,8 +35,8 @@ class FIELDS(needles.FIELDS, total=False):
 SECTION = Section(
     "masking",
     "Head masking",
-    "Needle scores with the full cache where the best heads of a ranking attend to everything alike; random heads are "
-    "the control, averaged over draws.",
+    "Needle scores with the full cache while the best heads of a ranking attend to all tokens equally. Random heads, "
+    "averaged over draws, are the control.",
 )
 
 traits = needles.traits
@@ -45,8 +45,8 @@ traits = needles.traits
 def tables(records: Sequence[Record], asked: Asked = USUAL) -> list[Table]:
     """The table of a model's records, at least one; draws of random heads are averaged within each prompt.
 
-    Columns `K = 3` are mean scores. `drop with the top 10 masked` is what is lost against K = 0, prompt by prompt, in
-    points of keywords; it is named by the paper's K where it is known which of ours that is.
+    Columns `K = 3` are mean scores. `drop with the top 10 masked` is the mean loss of keywords (points) against K = 0
+    on the same prompts; it is named by the paper's K if that is known.
     """
     named = papers(records)
     rows: list[Row] = []
@@ -88,7 +88,7 @@ def _place(ranking: str) -> int:
 
 
 def _counts(records: Sequence[Record]) -> Counts:
-    """Of the records of one protocol."""
+    """The counts of the records of one protocol."""
     counts: Counts = {}
     several = len({record.weights for record in records}) > 1
     for record, name in zip(records, names(records), strict=True):
@@ -100,7 +100,7 @@ def _counts(records: Sequence[Record]) -> Counts:
 
 
 def _cells(counts: Mapping[int, Sequence[Line]], named: Mapping[int, int]) -> Cells:
-    """Scores by the number of masked heads, and drops; random draws may differ in number."""
+    """Scores and drops by the number of masked heads; prompts may have different numbers of random draws."""
     columns = {_score(count): {"needle": by_prompt(lines)} for count, lines in counts.items() if lines}
     before = by_prompt(counts[0], KEYWORDS)
     for count, lines in counts.items():
@@ -112,9 +112,9 @@ def _cells(counts: Mapping[int, Sequence[Line]], named: Mapping[int, int]) -> Ce
 
 
 def by_prompt(lines: Iterable[Line], field: str = "score") -> dict[Key, float]:
-    """The mean `field` of each prompt over all of its `lines`, which are of the same weights.
+    """The mean `field` of each prompt over all of its `lines`, which have the same weights.
 
-    Choices of heads are tasks of different settings; where a tree without texts has no hash, the id tells the prompt.
+    Prompts are identified by id and hash; in trees without hashes, by id alone.
     """
     values: dict[Key, list[float]] = {}
     for line in lines:
@@ -154,13 +154,13 @@ def _bounds(values: Sequence[float]) -> str:
 
 
 def _spread(draws: Sequence[Sequence[Line]]) -> str:
-    """How many draws there are, and the means of the worst and the best of them."""
+    """The number of draws, and the means of the worst and the best one."""
     means = [fmean(line["score"] for line in draw) for draw in draws if draw]
     return f"{len(means)} ({min(means):.1f} – {max(means):.1f})"
 
 
 def notes(records: Sequence[Record], tables: Sequence[Table], view: str = "") -> list[str]:
-    """What the columns mean, for a reader of the numbers of a model."""
+    """An explanation of a model's columns."""
     scaled = [f"{mine} for {theirs}" for mine, theirs in papers(records).items() if mine]
     draws = {record.task.rpartition("-draw")[2] for record in records if "-draw" in record.task}
     random = f" Random heads are the mean of {len(draws)} draws within each prompt." if draws else ""
@@ -172,7 +172,7 @@ def notes(records: Sequence[Record], tables: Sequence[Table], view: str = "") ->
 
 
 def papers(records: Sequence[Record]) -> dict[int, int]:
-    """Which K of 1,024 heads each of our numbers of heads corresponds to, where every one has another."""
+    """The paper's K (of 1,024 heads) for each number of masked heads; empty if two share one."""
     asked: set[int] = set()
     for record in records:
         asked |= set(record.config.get("eval", {}).get("masked", []))

@@ -1,4 +1,4 @@
-"""A sweep on several devices of this machine: one process per device, which runs one group after another."""
+"""Run a sweep on several devices of this machine: one process per device, which runs groups one by one."""
 
 import contextlib
 import os
@@ -23,7 +23,7 @@ from evals.launch.worker import Answer, Worker
 from evals.results.store import new_folder, refused
 
 Run = Callable[[Sequence[Job]], None]
-"""Runs a sweep and reports it. Raises `UserError`, in the end for what failed."""
+"""Runs a sweep and reports it. Raises `UserError` at the end if settings failed."""
 
 
 @dataclass(frozen=True)
@@ -37,18 +37,18 @@ class Devices:
         folder = new_folder(jobs[0].results.absolute() / "devices")
         console.print(f"spread over devices {', '.join(self.names)}; logs in {folder}")
         if not visible():
-            console.print("no GPU is visible: these processes share the CPU")
+            console.print("no GPU is visible: the processes share the CPU")
         pool = DevicePool(self.names, folder, console)
         runs, codes = pool.run(groups(jobs))
         report(runs, console)
         if late := [run for run, code in zip(runs, codes, strict=True) if code]:
             raise UserError(
-                None, f"see {late[0].log}", why=f"{late[0].group.name}: all settings finished, but not what follows"
+                None, f"see {late[0].log}", why=f"{late[0].group.name}: all settings finished, but the process failed"
             )
 
 
 def runner(devices: Any, jobs: Sequence[Job]) -> Run:
-    """What runs `jobs` on `devices`, as `hydra.launcher.devices` has them; null: all visible ones, where that helps.
+    """What runs `jobs` on `devices`, the value of `hydra.launcher.devices`; None: all visible devices if that helps.
 
     Raises `UserError` for a bad value.
     """
@@ -65,7 +65,7 @@ def runner(devices: Any, jobs: Sequence[Job]) -> Run:
             "hydra.launcher.devices",
             "set model.device=auto, or leave hydra.launcher.devices out",
             value=devices,
-            why=f"model.device={fixed} asks for another",
+            why=f"model.device={fixed} names another device",
         )
     return Devices(names)
 
@@ -78,7 +78,7 @@ def in_this_process(jobs: Sequence[Job]) -> None:
 
 
 def visible() -> list[str]:
-    """The CUDA devices that this process may use, as CUDA_VISIBLE_DEVICES names them; makes no CUDA context."""
+    """The CUDA devices that this process may use, as named in CUDA_VISIBLE_DEVICES; makes no CUDA context."""
     count = torch.cuda.device_count()
     listed = os.environ.get("CUDA_VISIBLE_DEVICES")
     names = map(str, range(count)) if listed is None else listed.split(",")
@@ -86,7 +86,7 @@ def visible() -> list[str]:
 
 
 def named(devices: Any) -> list[str]:
-    """The user's choice of devices. Raises `UserError` if it is none."""
+    """The user's choice of devices. Raises `UserError` for anything else than a list of known devices."""
     field = "hydra.launcher.devices"
     if not isinstance(devices, list) or not devices or any(type(device) not in (int, str) for device in devices):
         raise UserError(
@@ -97,15 +97,15 @@ def named(devices: Any) -> list[str]:
         raise UserError(field, "name each device once", value=devices)
     here = visible()
     if unknown := [name for name in names if here and name not in here]:
-        raise UserError(field, f"choose from {', '.join(here)}", value=devices, why=f"there is no device {unknown[0]}")
+        raise UserError(field, f"choose from {', '.join(here)}", value=devices, why=f"device {unknown[0]} not found")
     return names
 
 
 class DevicePool:
-    """Runs groups in one process per device, which takes the next group when it is done with one.
+    """Runs groups in one process per device, which takes the next group when one is done.
 
-    A process keeps its model: it goes on with groups of that model while there are any. One that is killed is replaced,
-    and its group goes on, once.
+    A process keeps its model, and takes groups of that model first. A process that is killed is replaced once per
+    group, and the group resumes.
     """
 
     def __init__(
@@ -117,12 +117,12 @@ class DevicePool:
         self._waiting: dict[int, Group] = {}
         self._ended: dict[int, tuple[GroupRun, int]] = {}
         self._stopping = False
-        self._lock = threading.Lock()  # of the fields above; no process starts once the others are told to end
+        self._lock = threading.Lock()  # of the fields above; no process starts after `_stop`
 
     def run(self, groups: Sequence[Group]) -> tuple[list[GroupRun], list[int]]:
-        """All groups to their end, with the exit code of each.
+        """Run all groups; returns them with their exit codes.
 
-        Whatever ends this early ends all processes, too.
+        An exception or a signal ends all processes.
         """
         self._waiting = dict(enumerate(groups))
         threads = ThreadPoolExecutor(len(self.names))
@@ -155,7 +155,7 @@ class DevicePool:
             worker.end()
 
     def _take(self, device: str, worker: Worker) -> tuple[int, Group] | None:
-        """The next group for a device: of the model that it has, else of one that no device has, else the first."""
+        """The next group for a device: of its own model, else of a model that no device has, else the first."""
         with self._lock:
             if self._stopping or not self._waiting:
                 return None
@@ -170,14 +170,14 @@ class DevicePool:
             return number, group
 
     def _run(self, group: Group, worker: Worker, title: str, log: Path) -> Answer:
-        """One group to its end, in a second process if the first is killed.
+        """Run one group, in a second process if the first is killed.
 
-        What it writes to stderr, such as its progress, is passed on.
+        What it writes to stderr, such as its progress, is printed.
         """
         with _opened(log) as file:
 
             def log_line(line: bytes) -> None:
-                with contextlib.suppress(OSError):  # a log is not worth a sample
+                with contextlib.suppress(OSError):  # an unwritable log must not lose samples
                     file.write(line)
 
             def pass_on(line: bytes) -> None:
@@ -194,7 +194,7 @@ class DevicePool:
                 answer = worker.run(group.configs, log, pass_on)
                 if answer.code >= 0 or again or self._stopping:
                     return answer
-                self._print(f"{title} {_end(answer.code)}: goes on in another process")
+                self._print(f"{title} {_end(answer.code)}: resumes in another process")
                 again = True
 
     def _print(self, text: str) -> None:
@@ -202,7 +202,7 @@ class DevicePool:
             self.console.print(text)
 
     def _stop(self) -> None:
-        """Tell what still runs to end, and kill it if interrupted again; returns when no process is left."""
+        """Terminate all running processes, and kill them if interrupted again; returns when none is left."""
         try:
             if running := self._send(subprocess.Popen.terminate):
                 self.console.print("waiting for the processes to end; Ctrl-C kills them")
@@ -213,7 +213,7 @@ class DevicePool:
                 process.wait()
 
     def _send(self, signal_of: Callable[[subprocess.Popen], None]) -> list[subprocess.Popen]:
-        """Signal all processes that still run, and let no other start; returns them."""
+        """Signal all running processes, and start no others; returns the signalled ones."""
         with self._lock:
             self._stopping = True
             processes = [worker.process for worker in self._workers.values()]

@@ -1,4 +1,4 @@
-"""From the configurations of a sweep to its jobs, and from those to groups: what runs together in one process."""
+"""Make the jobs of a sweep from its configurations, and group them: a group runs in one process."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -11,7 +11,7 @@ from evals.results.names import IMMATERIAL, differences
 
 @dataclass(frozen=True)
 class Group:
-    """The jobs of a model, an evaluation and a unit of it."""
+    """The jobs of one model, evaluation and unit, such as a task."""
 
     model: str
     eval: str
@@ -24,17 +24,17 @@ class Group:
 
     @property
     def configs(self) -> list[Mapping[str, Any]]:
-        """What a process makes the same jobs of."""
+        """The configurations from which a process makes the same jobs."""
         return [job.config for job in self.jobs]
 
 
 def sweep_jobs(configs: Sequence[Mapping[str, Any]]) -> list[Job]:
-    """The jobs of a sweep, told apart. Raises what `jobs_from` raises."""
+    """The jobs of a sweep with unique names. Raises what `jobs_from` raises."""
     return told_apart(jobs_from(configs))
 
 
 def told_apart(jobs: Sequence[Job]) -> list[Job]:
-    """The jobs, with what tells those of a model and evaluation apart that are called the same, such as `window=16`."""
+    """The jobs; those of a model and evaluation with equal names get a suffix for what differs, such as `window=16`."""
     alike: dict[tuple[str, str, str], dict[Job, list[int]]] = {}
     for place, job in enumerate(jobs):
         # The full cache is one setting at every budget.
@@ -52,16 +52,16 @@ def told_apart(jobs: Sequence[Job]) -> list[Job]:
 
 
 def _setting_of(job: Job) -> dict[str, Any]:
-    """The part of a job's configuration that tells settings apart."""
+    """The part of a job's configuration that distinguishes settings."""
     left_out = IMMATERIAL if job.budget is not None else (*IMMATERIAL, "budget")
     return {name: value for name, value in job.config.items() if name not in left_out}
 
 
 def groups(jobs: Sequence[Job]) -> list[Group]:
-    """One group per model, evaluation and unit of it.
+    """One group per model, evaluation and unit.
 
-    Jobs of the same names stay together whatever else sets them apart: they may share a folder, which only one process
-    can hold.
+    Jobs with the same names stay together even if other settings differ, since they may share a folder, which only one
+    process can lock.
     """
     by_place: dict[tuple[str, str, str], dict[Job, None]] = {}
     for job in jobs:

@@ -1,4 +1,4 @@
-"""One report of all groups that ran in separate processes."""
+"""Report all groups that ran in separate processes."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,12 +12,12 @@ from evals.launch.groups import Group
 from evals.running import outcome
 
 TAIL = 20
-"""Lines of a failed group's log that are shown."""
+"""The last lines of a failed group's log that are shown."""
 
 
 @dataclass(frozen=True)
 class GroupRun:
-    """A group, who ran it, where that logs to, how it ended, and its entries; None where it ended without an answer."""
+    """A group, its runner, log and end, and its entries; None if it ended without an answer."""
 
     group: Group
     runner: str
@@ -27,9 +27,9 @@ class GroupRun:
 
 
 def report(runs: Sequence[GroupRun], console: Console) -> None:
-    """Show what became of every setting, the log of every group that failed, and the results of what finished.
+    """Show the outcome of every setting, the logs of failed groups, and the results of finished settings.
 
-    Raises `UserError` if any failed.
+    Raises `UserError` if any setting failed.
     """
     entries: list[Entry] = []
     for run in runs:
@@ -39,7 +39,7 @@ def report(runs: Sequence[GroupRun], console: Console) -> None:
 
 
 def _entries(run: GroupRun, console: Console) -> list[Entry]:
-    """What became of the settings of one group; where one failed, its log is shown."""
+    """The outcome of the settings of one group; prints the end of its log if one failed."""
     group = run.group
     if run.entries is not None:
         entries = [Entry(**entry) for entry in run.entries]

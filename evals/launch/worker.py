@@ -1,8 +1,8 @@
-"""A process that runs groups of jobs in turn, as `Worker` sends them; it keeps the last model.
+"""A process that runs groups of jobs one by one and keeps the last model; `Worker` starts it and sends the groups.
 
-An order is a line of JSON on stdin: the `configs` of the jobs, and the `log` that gets what they print. Its answer is a
-line on stdout: what became of them (`entries`, null where they did not come to an end), and the exit `code`. What a run
-says meanwhile goes to stderr.
+An order is a line of JSON on stdin: the `configs` of the jobs, and the `log` for what they print. The answer is a line
+of JSON on stdout: the `entries` of the jobs (null if they did not finish), and the exit `code`. Progress and errors go
+to stderr.
 """
 
 import json
@@ -24,16 +24,16 @@ COMMAND = (sys.executable, "-P", "-m", "evals.launch.worker")  # -P: nothing is 
 
 @dataclass(frozen=True)
 class Answer:
-    """What became of the jobs of a group, an exit code, or minus the signal that killed the process."""
+    """The outcome of a group's jobs, and its exit code, or minus the signal that killed the process."""
 
     code: int
     entries: Sequence[Mapping[str, Any]] | None = None
 
 
 class Worker:
-    """Runs groups in one process, which is started for the first and again after it was killed.
+    """Runs groups in one process, which is started for the first group and again after it was killed.
 
-    `environment` replaces that of this process; `start` are further arguments of `Popen`.
+    `environment` replaces the one of this process; `start`: further arguments of `Popen`.
     """
 
     def __init__(self, environment: Mapping[str, str], command: Sequence[str] = COMMAND, **start: Any) -> None:
@@ -43,7 +43,7 @@ class Worker:
         self.process: subprocess.Popen | None = None
 
     def start(self) -> subprocess.Popen:
-        """The process; it is started if it does not run."""
+        """The process, started if it does not run."""
         if self.process is None:
             pipe, given = subprocess.PIPE, self._options
             self.process = subprocess.Popen(
@@ -52,7 +52,7 @@ class Worker:
         return self.process
 
     def run(self, configs: Sequence[Mapping[str, Any]], log: Path | None, passed_on: Callable[[bytes], None]) -> Answer:
-        """Run the jobs of these configurations. Their output is appended to `log`, or passed on without one.
+        """Run the jobs of these configurations. Their output is appended to `log`; without a log it goes to stderr.
 
         `passed_on` gets each line of stderr.
         """
@@ -62,17 +62,17 @@ class Worker:
             process.stdin.write(json.dumps({"configs": configs, "log": log and str(log)}).encode() + b"\n")
             process.stdin.flush()
         except (BrokenPipeError, ValueError):
-            pass  # it was killed, or told to end, since the last group: its pipes have an end
+            pass  # it has ended since the last group; reading its answer below says so
         answer = _followed(process, passed_on)
         if answer is None:
             self.process = None
-            return Answer(process.wait() or -signal.SIGKILL)  # it only ends if it is killed or told to
-        if answer["code"] > 128:  # a signal, after which it runs nothing more
+            return Answer(process.wait() or -signal.SIGKILL)  # it never ends by itself
+        if answer["code"] > 128:  # ended by a signal
             self.end()
         return Answer(**answer)
 
     def end(self) -> None:
-        """Let the process end, which waits for the next group."""
+        """End the process, which waits for the next group."""
         if self.process and self.process.stdin:
             self.process.stdin.close()
             self.process.wait()
@@ -80,7 +80,7 @@ class Worker:
 
 
 def _followed(process: subprocess.Popen, passed_on: Callable[[bytes], None]) -> dict[str, Any] | None:
-    """Pass on what a process writes to stderr until it answers; its answer, or None where it ends without one."""
+    """Pass on what a process writes to stderr until it answers; returns the answer, or None if it ends without one."""
     assert process.stdout
     assert process.stderr
     answers, errors = process.stdout.fileno(), process.stderr.fileno()
@@ -88,7 +88,7 @@ def _followed(process: subprocess.Popen, passed_on: Callable[[bytes], None]) -> 
     rest = b""
 
     def drained() -> bool:
-        """Pass on all that is there. Whether stderr has ended."""
+        """Pass on all lines that can be read; returns whether stderr has ended."""
         nonlocal rest
         try:
             while chunk := os.read(errors, 1 << 16):
@@ -139,7 +139,7 @@ def main() -> None:
 
 
 def answered(configs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Run the jobs of these configurations, print their report, and say what became of them."""
+    """Run the jobs of these configurations and print their report; returns the answer."""
     answer: dict[str, Any] = {"code": 0, "entries": None}
     try:
         from evals.console import one_sentence_endings, signals_as_interrupts

@@ -1,1 +1,1 @@
-"""Loggers: they send results on to a service; the local files stay the truth (`evals.job.Logger`)."""
+"""Loggers send results to a service; the local files remain authoritative (`evals.job.Logger`)."""

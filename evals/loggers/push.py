@@ -1,7 +1,7 @@
-"""`python -m evals results push-wandb [<results>] [logger.mode=offline …]`: what is finished, sent on later.
+"""`python -m evals results push-wandb [<results>] [logger.mode=offline …]`: send finished results to W&B later.
 
-As `logger=wandb` sends it while a command runs: a setting's run has the same id, so that one that was sent before is
-continued. The other words are the logger's settings, as run.py has them.
+The runs are those of `logger=wandb`: a setting's run has the same id, so sending it again continues it. The other words
+are settings of the logger, as for run.py.
 """
 
 import sys
@@ -18,7 +18,7 @@ from evals.results.record import records
 def push(words: Sequence[str]) -> int:
     """Send every finished setting and measurement of a results folder; returns the exit code.
 
-    Raises `UserError` where nothing is finished, and for settings that the logger does not have.
+    Raises `UserError` if nothing is finished, and for unknown settings of the logger.
     """
     settings = [word for word in words if "=" in word]
     folders = [word for word in words if "=" not in word]
@@ -37,10 +37,10 @@ def push(words: Sequence[str]) -> int:
     finished = [record for record in present if record.summary and not record.problems and not record.running]
     measured = measurements(results)
     if not finished and not measured:
-        rest = f"none of the {len(present)} settings there has a sound summary" if present else "no results are there"
+        rest = f"none of the {len(present)} settings has a sound summary" if present else "it has no results"
         raise UserError(
             "push-wandb",
-            "run it to its end first, or check the folder",
+            "finish the run first, or check the folder",
             value=results,
             why=f"nothing is finished ({rest})",
         )

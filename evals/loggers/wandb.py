@@ -35,14 +35,13 @@ COLUMNS = (
     *("prompt_tokens", "prompt_tail", "prediction", "kept", "realised_budget"),
     *(*FIDELITY, "kl_per_token", "prompt_sha256"),
 )
-"""The fields of every evaluation's lines that go into the table of samples, after the evaluation's own; all its scores
-follow."""
+"""Fields in the table of samples, after those of the evaluation and before the scores."""
 
 MEASURED = ("score", "n", "realised_budget", "cache_bytes", "total_cache_bytes", "uncompressed", "truncated", "failed")
-"""The numbers of a summary that are logged as they are."""
+"""The numbers of a summary that are logged unchanged."""
 
 ABOUT = ("dtype", "backend", "model_fingerprint", "method_in_full", "prompt")
-"""What a summary says of its setting besides its name."""
+"""Fields of a summary that describe its setting."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +64,7 @@ class WandbLogger(Logger):
         if refused := re.search(r"[/\\#?%:]", self.project):
             raise UserError(
                 "logger.project",
-                "leave it out",
+                "choose a name without it",
                 value=self.project,
                 why=f"W&B takes no {refused[0]} in a project's name",
             )
@@ -75,14 +74,14 @@ class WandbLogger(Logger):
 
         if not wandb.api.api_key:
             raise UserError(
-                "logger", "run `wandb login`, or set logger.mode=offline", value="wandb", why="nobody is logged in"
+                "logger", "run `wandb login`, or set logger.mode=offline", value="wandb", why="you are not logged in"
             )
 
     @contextmanager
     def watched(self, jobs: "Sequence[Job]") -> Iterator[Report]:
         import wandb
 
-        settings = list(dict.fromkeys(job.label for job in jobs))  # the full cache is one, whatever budgets are swept
+        settings = list(dict.fromkeys(job.label for job in jobs))  # the full cache is one setting at all budgets
         try:
             run = self._opened(
                 id=progress_id(jobs),
@@ -100,7 +99,7 @@ class WandbLogger(Logger):
             yield lambda title, done, total: run.log({"task": title, "prompts": done, "of": total})
 
     def _opened(self, tags: Sequence[str], **about: Any) -> "wandb.Run":
-        """A new run, or the existing one with this id. W&B prints nothing of it on the console."""
+        """A new run, or the existing one with this id. W&B prints nothing."""
         import wandb
 
         Path(self.directory).mkdir(parents=True, exist_ok=True)
@@ -187,7 +186,7 @@ class WandbLogger(Logger):
 
 
 def progress_id(jobs: "Sequence[Job]") -> str:
-    """The same for a command that is given again, from whatever folder."""
+    """An id that is the same if the command is repeated, also in another folder."""
     settings = [{key: value for key, value in job.config.items() if key not in ("paths", "logger")} for job in jobs]
     return f"progress-{_hash(json.dumps(settings, sort_keys=True, default=str))}"
 
@@ -197,21 +196,21 @@ def _hash(name: str) -> str:
 
 
 def run_id(record: Record) -> str:
-    """The same for a setting whenever it is sent, another for any other."""
-    # By the folder: what is shown as another name than the path has is the same run.
+    """An id that follows from the setting alone."""
+    # From the folder, since displayed names may change.
     budget = None if record.budget is None else str(record.budget)
     return safe_id("-".join(filter(None, (*record.path.parts[-6:-1], budget, record.digest))))
 
 
 def safe_id(name: str) -> str:
-    """The end of `name` as W&B takes it for an id; where that leaves something out, with a hash of the whole."""
+    """The end of `name` as an id that W&B accepts; with a hash of the whole name if the id differs from it."""
     end = name[-128:]
     safe = re.sub("[:;,#?/']", "-", visible(end)).strip()
     return end if safe == end else f"{safe[-119:].lstrip()}-{hashlib.sha256(visible(name).encode()).hexdigest()[:8]}"
 
 
 def artifact_name(name: str) -> str:
-    """`name` as W&B takes it for the name of an artifact: letters, digits, and - _ . only."""
+    """`name` as a name of an artifact that W&B accepts: only letters, digits and - _ ."""
     return re.sub(r"[^\w.-]", "-", name, flags=re.ASCII)[-128:]
 
 
@@ -221,19 +220,16 @@ def tags(record: Record) -> list[str]:
 
 
 def configuration(record: Record) -> dict[str, Any]:
-    """The resolved configuration, what the setting is, and where it ran; each a column of W&B's tables."""
+    """The resolved configuration, the names of the setting, and its environment: columns of W&B's tables."""
     summary = record.summary or {}
     about = {field: summary[field] for field in ABOUT if field in summary}
-    # `model`, `eval`, `protocol` and `method` are nodes of the configuration, so the names have a node of their own.
-    config = {
-        **record.config,
-        "budget": written(record.budget),
-    }  # null for the full cache, whatever the command line has
+    # `model`, `eval`, `protocol` and `method` are nodes of the configuration, so their names are in the node `setting`.
+    config = {**record.config, "budget": written(record.budget)}  # null for the full cache
     return {**config, "setting": _place(record), **about, "environment": summary.get("environment", {})}
 
 
 def measured(summary: Mapping[str, Any]) -> dict[str, Any]:
-    """The numbers of a summary, one level deep: further scores and fidelity by their names, intervals as two bounds."""
+    """The numbers of a summary without nesting: all scores and fidelity by name, and the two bounds of intervals."""
     numbers = {field: summary[field] for field in MEASURED if field in summary}
     numbers |= summary.get("scores", {})
     numbers |= _bounds("score", summary.get("interval"))
@@ -243,7 +239,7 @@ def measured(summary: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def overview(named: Mapping[Record, Name]) -> tuple[list[str | int], list[list[Any]]]:
-    """Columns and rows of the table of settings: what each is, and its numbers."""
+    """Columns and rows of the table of settings: their names and numbers."""
     rows = [{"name": str(name), **_place(record), **measured(record.summary or {})} for record, name in named.items()]
     columns: list[str | int] = list(dict.fromkeys(column for row in rows for column in row))
     return columns, [[row.get(str(column)) for column in columns] for row in rows]
@@ -261,7 +257,7 @@ def means(records: Sequence[Record]) -> Iterator[tuple[str, tuple[list[str], lis
 
 
 def samples(record: Record) -> tuple[list[str | int], list[list[Any]]]:
-    """Columns and rows of the table of samples. Lists are written as text: a column of W&B has one type."""
+    """Columns and rows of the table of samples. Lists are written as text, since a W&B column has one type."""
     lines = record.covered
     known = set().union(*lines)
     own = dict.fromkeys(field for line in lines for field in own_fields(line))

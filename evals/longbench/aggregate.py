@@ -1,4 +1,4 @@
-"""From sample scores to task scores, category averages and the 16-task average, with confidence intervals."""
+"""Task scores, category averages and the average of 16 tasks from sample scores, with confidence intervals."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,10 +16,10 @@ BY_CATEGORY = {category: (category,) for category in CATEGORIES}
 
 @dataclass(frozen=True)
 class TaskScore:
-    """One task's result: sample scores 0 to 1, `score` and `official` 0 to 100 with two decimals.
+    """One task's result: `samples` 0 to 1, `score` and `official` 0 to 100 with two decimals.
 
-    `overflow` counts samples with a ROUGE pair that the official recursion may not get through; `official` is the score
-    with those pairs at 0. `check` is None where the rows could not be compared with the official ones.
+    `overflow`: samples with a ROUGE pair that may exceed the official recursion limit; `official`: the score with those
+    pairs at 0. `check` is None if the rows could not be compared with the official ones.
     """
 
     task: Task
@@ -31,7 +31,7 @@ class TaskScore:
 
     @property
     def counted(self) -> int:
-        """How many of the samples are official rows, as far as can be told."""
+        """How many samples are official rows, as far as known."""
         return max(len(self.samples) - (self.check.mismatching if self.check else 0), 0)
 
     @property
@@ -60,7 +60,7 @@ def task_score(task: Task, samples: Sequence[SampleScore], check: RowCheck | Non
 
 
 def interval(score: TaskScore) -> tuple[float, float] | None:
-    """95% percentile bootstrap interval, 0 to 100, of a task score; None for a single sample."""
+    """95 % percentile bootstrap interval, 0 to 100, of a task score; None for a single sample."""
     return statistics.interval([100 * sample for sample in score.samples])
 
 
@@ -70,11 +70,11 @@ def averages(
     official: Mapping[str, int] | None = None,
     groups: Mapping[str, Sequence[str]] = BY_CATEGORY,
 ) -> dict[str, Cell]:
-    """The mean over each of the `groups` of categories, and over all 16 tasks; the Chinese tasks are in none.
+    """The means of each of the `groups` of categories, and of the 16 English tasks.
 
-    As in the published tables, each is the unweighted mean of rounded task scores. `values` are those of the samples by
-    task, of which `counted` are official; `official`: how many rows a task has, where that is not its usual number. A
-    mean is partial unless it is over all official rows of all its tasks; one without any task is left out.
+    Each is the unweighted mean of rounded task scores, as in published tables. `values`: of the samples by task, of
+    which `counted` are official; `official`: rows of a task, if not the usual number. A mean is partial unless it
+    covers all official rows of all its tasks; a group without any task is left out.
     """
     rows = {task: TASKS[task].n for task in ENGLISH} | dict(official or {})
     wanted = {name: [task for task in ENGLISH if TASKS[task].category in of] for name, of in groups.items()}

@@ -23,9 +23,9 @@ LARGEST_ARCHIVE = 4 << 30  # bytes unpacked; the official one has well under 1 G
 
 
 def download(repository: str = HUB_REPOSITORY, revision: str = HUB_REVISION) -> Path:
-    """Path of `data.zip` in the Hugging Face cache, downloaded if it is not there yet.
+    """Path of `data.zip` in the Hugging Face cache, downloaded if it is missing.
 
-    Raises `UserError` within seconds where the hub cannot be reached, and at once under HF_HUB_OFFLINE.
+    Raises `UserError` within seconds if the hub cannot be reached, and at once under HF_HUB_OFFLINE.
     """
     import huggingface_hub as hub
     from huggingface_hub import constants
@@ -33,7 +33,7 @@ def download(repository: str = HUB_REPOSITORY, revision: str = HUB_REVISION) -> 
     file = {"filename": "data.zip", "repo_type": "dataset", "revision": revision}
     try:
         if not hub.try_to_load_from_cache(repository, **file) and not constants.HF_HUB_OFFLINE:
-            # Asked once: the download itself retries for half a minute.
+            # A single request: the download itself would retry for half a minute.
             hub.get_hf_file_metadata(hub.hf_hub_url(repository, **file), timeout=HUB_TIMEOUT)
         return Path(hub.hf_hub_download(repository, "data.zip", repo_type="dataset", revision=revision))
     except Exception as error:  # of many unrelated types: no network, no such revision, no access, ...
@@ -46,7 +46,7 @@ def download(repository: str = HUB_REPOSITORY, revision: str = HUB_REVISION) -> 
 
 
 def reason(error: Exception) -> str:
-    """Why the hub gave nothing, in short."""
+    """Why a download failed, in short."""
     from huggingface_hub import constants
     from huggingface_hub.errors import LocalEntryNotFoundError, OfflineModeIsEnabled
 
@@ -58,8 +58,8 @@ def reason(error: Exception) -> str:
 def unpack(archive: Path, cache: Path, expected_sha256: str | None = None) -> Path:
     """Unpack the archive's *.jsonl files into `cache`/<sha256>/ and return that folder; done once for each content.
 
-    The archive's own folders are dropped. Raises `UserError` for a wrong sha256, a damaged or truncated archive, and a
-    member that would land outside the folder (absolute, "..", link), in which case nothing is unpacked.
+    The archive's folders are dropped. Raises `UserError`, and unpacks nothing, for a wrong sha256, a damaged or
+    truncated archive, and a member outside the folder (absolute, "..", link).
     """
     content = read_once(archive, "eval.data")
     digest = hashlib.sha256(content).hexdigest()
@@ -77,17 +77,19 @@ def unpack(archive: Path, cache: Path, expected_sha256: str | None = None) -> Pa
         with new_folder(target) as folder:
             _extract(archive, content, folder)
     except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
-        raise UserError(
-            "eval.data", "download it again", value=archive, why=f"not a complete zip archive ({error})"
-        ) from error
+        raise _unusable(archive, f"not a complete zip archive ({error})") from error
     return target
+
+
+def _unusable(archive: Path, why: str, fix: str = "download it again") -> UserError:
+    return UserError("eval.data", fix, value=archive, why=why)
 
 
 @contextmanager
 def new_folder(target: Path) -> Iterator[Path]:
-    """A folder to write into, which becomes `target` at the end of the block, or else vanishes.
+    """A folder to write into, which is renamed to `target` at the end of the block, or deleted on an error.
 
-    Raises `UserError` where the disk refuses it.
+    Raises `UserError` if the disk refuses it.
     """
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -96,7 +98,7 @@ def new_folder(target: Path) -> Iterator[Path]:
             complete.mkdir()
             yield complete
             try:
-                # Renaming is atomic; a folder that another process has put there meanwhile holds the same files.
+                # Renaming is atomic; a folder of another process has the same files.
                 os.rename(complete, target)
             except OSError:
                 if not target.is_dir():
@@ -116,14 +118,11 @@ def _extract(archive: Path, content: bytes, folder: Path) -> None:
         for member in members:
             _refuse_unsafe(archive, member)
         if sum(member.file_size for member in members) > LARGEST_ARCHIVE:
-            raise UserError(
-                "eval.data",
-                "give LongBench's archive",
-                value=archive,
-                why=f"it would unpack to more than {LARGEST_ARCHIVE >> 30} GiB",
+            raise _unusable(
+                archive, f"its content is larger than {LARGEST_ARCHIVE >> 30} GiB", "give LongBench's archive"
             )
         paths = [PurePosixPath(member.filename) for member in members]
-        # Names that begin with a dot are other programs' notes, such as "__MACOSX/._qasper.jsonl".
+        # Files of other programs begin with a dot, such as "__MACOSX/._qasper.jsonl".
         wanted = [
             (member, path.name)
             for member, path in zip(members, paths, strict=True)
@@ -131,12 +130,8 @@ def _extract(archive: Path, content: bytes, folder: Path) -> None:
         ]
         names = [name for _, name in wanted]
         if not wanted or len(set(names)) < len(names):
-            raise UserError(
-                "eval.data",
-                "give an archive with one task.jsonl file a task",
-                value=archive,
-                why=f"it holds {', '.join(sorted(names)) or 'none'}",
-            )
+            fix = "give an archive with one task.jsonl file per task"
+            raise _unusable(archive, f"it has {', '.join(sorted(names)) or 'none'}", fix)
         for member, name in wanted:
             with opened.open(member) as source, open(folder / name, "xb") as copy:
                 shutil.copyfileobj(source, copy)
@@ -146,11 +141,6 @@ def _refuse_unsafe(archive: Path, member: zipfile.ZipInfo) -> None:
     name = member.orig_filename
     parts = name.replace("\\", "/").split("/")
     if name.startswith(("/", "\\")) or ".." in parts or ":" in parts[0] or "\0" in name:
-        raise UserError(
-            "eval.data",
-            "download it again",
-            value=archive,
-            why=f"its member {name!r} would be written outside the target folder",
-        )
+        raise _unusable(archive, f"its member {name!r} would be written outside the target folder")
     if stat.S_ISLNK(member.external_attr >> 16):
-        raise UserError("eval.data", "download it again", value=archive, why=f"its member {name!r} is a symbolic link")
+        raise _unusable(archive, f"its member {name!r} is a symbolic link")

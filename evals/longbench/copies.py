@@ -1,11 +1,11 @@
-"""LongBench as the library `datasets` keeps it: what `save_to_disk` writes, parquet files, or a dataset of the hub.
+"""Convert LongBench copies of the library `datasets`: folders of `save_to_disk`, parquet files, or hub datasets.
 
-Such copies are written as task.jsonl files of the official shape, once for each content. Those made for other tools
-hold the prompt in pieces: kvpress's (Xnhyacinth/LongBench) has the template up to the question in `context`, what is
-the question's in `question`, and its end in `answer_prefix`. The official template takes the pieces apart again.
+Copies are converted to task.jsonl files of the official shape, once for each content. Copies for other tools split the
+prompt: kvpress's (Xnhyacinth/LongBench) has the template up to the question in `context`, then `question`, and the end
+in `answer_prefix`. The official template splits them into the official fields again.
 
-Every row is compared with the official index, by its answers and length, and, in the English tasks, by the number of
-its words. A row that differs gets a number that no official row has, so that it is never scored as one.
+Every row is compared with the official index by its answers and length, and in the English tasks by its number of
+words. A row that differs gets a number that no official row has, so that it is never scored as an official row.
 """
 
 import hashlib
@@ -27,7 +27,7 @@ Row = dict[str, Any]
 
 
 def is_copy(path: Path) -> bool:
-    """Whether `path` is a parquet file, or a folder with one or with the files of `save_to_disk` somewhere below."""
+    """Whether `path` is a parquet file, or a folder that contains one, or the files of `save_to_disk`."""
     if path.is_file():
         return path.suffix == ".parquet"
     return bool(_below(path, "*.parquet") or _below(path, "state.json"))
@@ -36,7 +36,7 @@ def is_copy(path: Path) -> bool:
 def convert(path: Path, cache: Path) -> Path:
     """The folder of task.jsonl files with the rows of the copy at `path`; written once for each content.
 
-    Raises `UserError`, with file and row, for what cannot be read, and where no row is one of a LongBench task.
+    Raises `UserError` with file and row for unreadable data, and if no row belongs to a LongBench task.
     """
     files = {table: _files(table) for table in _tables(path)}
     target = cache / f"copy-{_digest(files)}"
@@ -53,7 +53,7 @@ def convert(path: Path, cache: Path) -> Path:
                 "eval.data",
                 "name the tasks by a column `task` or `dataset`, or by folders",
                 value=path,
-                why="no row is one of a LongBench task",
+                why="no row belongs to a LongBench task",
             )
         for name in ALL:
             if name in rows:
@@ -62,9 +62,9 @@ def convert(path: Path, cache: Path) -> Path:
 
 
 def download(repository: str, revision: str | None = None) -> Path:
-    """The folder of a hub dataset's data files, downloaded where the hub's cache has them not.
+    """The folder of a hub dataset's data files, downloaded if the hub's cache lacks them.
 
-    Raises `UserError` within seconds where the hub cannot be reached, and at once under HF_HUB_OFFLINE.
+    Raises `UserError` within seconds if the hub cannot be reached, and at once under HF_HUB_OFFLINE.
     """
     import huggingface_hub as hub
     from huggingface_hub import constants
@@ -75,7 +75,7 @@ def download(repository: str, revision: str | None = None) -> Path:
     if not constants.HF_HUB_OFFLINE:
         try:
             info = hub.HfApi().dataset_info(repository, revision=revision, timeout=archive.HUB_TIMEOUT)
-        except Exception as error:  # of many unrelated types; there may be a copy of the last time
+        except Exception as error:  # of many unrelated types; the cache may have an earlier copy
             unreachable = error
         else:
             names = [Path(file.rfilename) for file in info.siblings or []]
@@ -88,12 +88,12 @@ def download(repository: str, revision: str | None = None) -> Path:
             "eval.data",
             "give a directory, a zip, hub, or a dataset's id",
             value=repository,
-            why=f"neither a path here nor a dataset that the hub gives ({archive.reason(unreachable or error)})",
+            why=f"not a path, and not available from the hub ({archive.reason(unreachable or error)})",
         ) from error
 
 
 def _tables(path: Path) -> Iterator[Path]:
-    """The parquet files and the folders of `save_to_disk` at or below `path`, of the test split where there is one."""
+    """The parquet files and folders of `save_to_disk` at or below `path`, only of the test split if there is one."""
     if path.is_file():
         yield path
         return
@@ -106,7 +106,7 @@ def _tables(path: Path) -> Iterator[Path]:
 
 
 def _below(folder: Path, pattern: str) -> list[Path]:
-    """Files at most three folders down: a copy has them in <data>/<task>/<split>/ at the deepest."""
+    """Files at most three folders below: copies have at most <data>/<task>/<split>/."""
     found: list[Path] = []
     for depth in range(4):
         found += folder.glob("*/" * depth + pattern)
@@ -121,7 +121,7 @@ def _files(table: Path) -> dict[str, bytes]:
 
 
 def _rows(table: Path, contents: Mapping[str, bytes]) -> list[Row]:
-    """The rows of what `_files` has read."""
+    """The rows of the files that `_files` has read."""
     import pyarrow  # type: ignore[import-untyped]
     from pyarrow import parquet
 
@@ -130,11 +130,11 @@ def _rows(table: Path, contents: Mapping[str, bytes]) -> list[Row]:
             return parquet.read_table(pyarrow.BufferReader(contents[table.name])).to_pylist()
         state = json.loads(contents["state.json"])
         if state.get("_indices_data_files"):
-            raise ValueError("it holds a choice of rows: save it with flatten_indices()")
+            raise ValueError("it has a selection of rows: save it with flatten_indices()")
         rows: list[Row] = []
         for name in [file["filename"] for file in state["_data_files"]]:
             if name not in contents:
-                raise ValueError(f"there is no {name} in that folder")
+                raise ValueError(f"{name} is missing")
             rows += pyarrow.ipc.open_stream(contents[name]).read_all().to_pylist()
         return rows
     except Exception as error:  # of many unrelated types
@@ -154,7 +154,7 @@ def _digest(files: Mapping[Path, Mapping[str, bytes]]) -> str:
 
 
 def _task_name(table: Path, row: Mapping[str, Any]) -> str:
-    """The task of a row, by its own column, else by the folder or file."""
+    """The task of a row, from its column, or else from the name of the file or folder."""
     for column in ("task", "dataset"):
         if isinstance(row.get(column), str):
             return row[column]
@@ -193,7 +193,7 @@ def _taken_apart(task: Task, context: str, question: str, prefix: str) -> tuple[
         return None
     if not placeholder:
         return prompt[len(head) : len(prompt) - len(rest)], ""
-    for split in range(len(middle), -1, -1):  # how much of what is between the two is in `context`
+    for split in range(len(middle), -1, -1):  # how much of `middle` is in `context`
         if context.endswith(middle[:split]) and question.startswith(middle[split:]):
             start = len(context) - split
             return prompt[len(head) : start], prompt[start + len(middle) : len(prompt) - len(tail)]

@@ -11,6 +11,8 @@ from evals.longbench import archive, copies, official
 from evals.longbench.records import Content, Count, Row, checked_record, data_files, field_of, read_jsonl
 from evals.longbench.tasks import Task
 
+SOURCES = "give a directory of task.jsonl files, a zip, or hub"
+
 
 def open_source(
     source: str | Path,
@@ -22,9 +24,9 @@ def open_source(
 ) -> Path:
     """The folder of task.jsonl files behind `source`: "hub", a zip, a directory, or the id of a hub dataset.
 
-    A directory may also look like the hub's repository or its unpacked zip: a data.zip, or the files in data/. It may
-    hold a copy of the library `datasets`, which is converted (`copies`), as a parquet file is. `sha256` is what an
-    archive must have; for "hub" at the pinned revision it is known and always checked.
+    A directory may also have the shape of the hub's repository or of the unpacked zip: a data.zip, or the files in
+    data/. A copy of the library `datasets` and a parquet file are converted (`copies`). `sha256`: the checksum of an
+    archive; for "hub" at the pinned revision it is known and always checked.
     """
     cache = cache or cache_folder() / "longbench"
     if str(source) == "hub":
@@ -35,21 +37,11 @@ def open_source(
     path = expanded(source, "eval.data")
     if not path.exists():
         if not copies.HUB_ID.fullmatch(str(source)):
-            raise UserError(
-                "eval.data",
-                "give a directory of task.jsonl files, a zip, or hub",
-                value=path,
-                why="there is no such file",
-            )
+            raise UserError("eval.data", SOURCES, value=path, why="file not found")
         path = copies.download(str(source), revision)
     folder = _open_path(path, cache, sha256)
     if folder is None:
-        raise UserError(
-            "eval.data",
-            "give a directory of task.jsonl files, a zip, or hub",
-            value=path,
-            why="it has no task.jsonl file and no data.zip",
-        )
+        raise UserError("eval.data", SOURCES, value=path, why="it has no task.jsonl file and no data.zip")
     return folder
 
 
@@ -61,7 +53,7 @@ def _open_path(path: Path, cache: Path, sha256: str | None) -> Path | None:
         return archive.unpack(path / "data.zip", cache, sha256)
     if sha256:
         raise UserError(
-            "eval.sha256", "leave it out", value=sha256, why=f"it is that of an archive, and {path} is not one"
+            "eval.sha256", "leave it out", value=sha256, why=f"only archives have one, and {path} is not an archive"
         )
     if folders:
         return folders[0]
@@ -69,16 +61,16 @@ def _open_path(path: Path, cache: Path, sha256: str | None) -> Path | None:
 
 
 def refuse_missing(folder: Path, tasks: Sequence[Task]) -> None:
-    """Raise `UserError` that names all of `tasks` which `folder` has no file of."""
+    """Raise `UserError` with all `tasks` that have no file in `folder`."""
     missing = [task.name for task in tasks if not (folder / f"{task.name}.jsonl").exists()]
     if missing:
         files = ", ".join(f"{name}.jsonl" for name in missing)
-        fix = f"leave {', '.join(missing)} out, or add what is missing"
+        fix = f"leave {', '.join(missing)} out, or add the files"
         raise UserError(
             "eval.tasks",
             fix,
             value=missing[0] if len(missing) == 1 else missing,
-            why=f"there is no {files} in {folder}",
+            why=f"{folder} has no {files}",
         )
 
 
@@ -89,11 +81,11 @@ def read_task(folder: Path, task: Task) -> bytes:
 
 
 def load_task(folder: Path, task: Task, limit: int | None = None, content: bytes | None = None) -> list[Row]:
-    """The records of `folder`/task.jsonl in file order, the first `limit` of them if given; `content`: what it holds.
+    """The records of `folder`/task.jsonl in file order, at most `limit`; `content`: the file's bytes if already read.
 
-    A row's number is its `_lb_index` where it has one, else that of the official row with its content, else its line
-    number from 0; whole files are read, so that no number depends on `limit`. Raises `UserError`, with file and line,
-    for a missing or empty file, a corrupt line, a missing or ill-typed field, and a row number that occurs twice.
+    A row's number is its `_lb_index` if it has one, else the number of the official row with its content, else its
+    line number from 0. The whole file is read, so that numbers do not depend on `limit`. Raises `UserError` with file
+    and line for a missing or empty file, a corrupt line, a missing or wrong field, and a repeated row number.
     """
     if limit is not None and limit < 1:
         raise UserError("eval.limit", "choose at least 1", value=limit)
@@ -113,14 +105,16 @@ def load_task(folder: Path, task: Task, limit: int | None = None, content: bytes
             raise UserError("_lb_index", fix, value=number, why="it occurs twice", where=place)
         seen.add(number)
     rows = [Row(**vars(content), row=number) for content, number in zip(contents, numbers, strict=True)]
-    # The text of the pinned archive is checked already, by its sha256.
+    # The sha256 of the pinned archive has already checked its texts.
     text = folder.name != archive.HUB_SHA256
     return [replace(row, problem=official.row_problem(task, row, text)) for row in rows[:limit]]
 
 
 def _row_numbers(task: Task, claims: Sequence[int | None], contents: Sequence[Content]) -> list[int]:
-    """Each record's row: the claimed one, the official row of its content, or the line; past the official ones where
-    an official row has the number of that line."""
+    """Each record's row number: the claimed one, the official row of its content, or the line number.
+
+    If that line number belongs to an official row of the file, the record gets a number after all official rows.
+    """
     located = official.locate(task.name, [(content.answers, content.length) for content in contents])
     official_rows = {official_row for official_row, claim in zip(located, claims, strict=True) if claim is None}
     numbers = []

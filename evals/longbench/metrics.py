@@ -1,7 +1,7 @@
-"""The LongBench metrics, with the values of its official metrics.py and eval.py (THUDM/LongBench, commit 2e00731).
+"""The LongBench metrics, with the same values as the official metrics.py and eval.py (THUDM/LongBench, commit 2e00731).
 
-Every metric takes (prediction, reference, class names) and returns 0 to 1. A sample scores the best of its references;
-a task scores 100 x the mean of its samples, rounded to two decimals.
+Every metric takes (prediction, reference, class names) and returns 0 to 1. The score of a sample is the best over its
+references; the score of a task is 100 x the mean over samples, rounded to two decimals.
 """
 
 import logging
@@ -18,7 +18,7 @@ from compresskv.errors import UserError
 from evals.longbench.rouge_l import RougeL, rouge_l
 from evals.longbench.tasks import Task
 
-# The punctuation that the official Chinese normalisation removes besides ASCII's; "《" and "〈" are not among it.
+# The punctuation that the official Chinese normalisation removes besides ASCII; it lacks "《" and "〈".
 FULL_WIDTH_PUNCTUATION = (
     "！？｡。＂＃＄％＆＇（）＊＋，－／：；＜＝＞＠［＼］＾＿｀｛｜｝～｟｠｢｣､、"
     "〃》「」『』【】〔〕〖〗〘〙〚〛〜〝〞〟〰〾〿–—‘’‛“”„‟…‧﹏."
@@ -62,7 +62,7 @@ def score_sample(
 
 
 def post_process(task: Task, prediction: str) -> str:
-    """What of a prediction is scored: its first line in the few-shot tasks, all of it elsewhere."""
+    """The part of a prediction that is scored: its first line in few-shot tasks, all of it in other tasks."""
     return prediction.lstrip("\n").split("\n")[0] if task.first_line else prediction
 
 
@@ -87,8 +87,8 @@ def qa_f1_zh(prediction: str, reference: str, classes: Sequence[str] | None = No
 def classification(prediction: str, reference: str, classes: Sequence[str] | None) -> float:
     """1 / number of class names found in the prediction if the reference is one of them, else 0.
 
-    Found names that are proper substrings of the reference do not count; but the official evaluation removes them from
-    the list it is iterating over, so the name after each removed one is never examined, and stays.
+    Found names that are proper substrings of the reference do not count. The official evaluation removes them from the
+    list during iteration, so the name after each removed one is never examined and is kept; this does the same.
     """
     if classes is None:
         raise UserError("all_classes", "give the list of class names of the classification task", value=None)

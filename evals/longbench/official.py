@@ -1,7 +1,7 @@
-"""Is this the official data? Row counts and a short hash of every official row, to notice a wrong or partial copy.
+"""Compare data with the official rows, to detect wrong or partial copies.
 
-official_index.json holds, per task, a row's first six hex digits of sha256(answers, length), one row after the other in
-the order of the official file. Build it again from any full copy, or from published predictions in official row order:
+official_index.json has the first six hex digits of sha256(answers, length) of every row of a task, in the order of the
+official file. Build it from any full copy, or from published predictions in official order:
 
     python -m evals.longbench.official DIR_OF_TASK_JSONL > evals/longbench/official_index.json
 """
@@ -26,7 +26,7 @@ _DIGITS = 6
 
 @dataclass(frozen=True)
 class RowCheck:
-    """How the rows at hand compare with the official ones: `matching + missing = official` if no row is given twice."""
+    """How rows compare with the official ones; `matching + missing = official`."""
 
     task: str
     official: int
@@ -36,12 +36,12 @@ class RowCheck:
 
     @property
     def complete(self) -> bool:
-        """Every official row is there and no other."""
+        """Whether the rows are exactly the official ones."""
         return self.matching == self.official and self.mismatching == 0
 
 
 def fingerprint(answers: Sequence[str], length: int) -> str:
-    """Short hash of what an official row and a prediction for it have in common."""
+    """Short hash of the fields that an official row and a prediction for it share."""
     content = json.dumps([list(answers), length], ensure_ascii=True, separators=(",", ":"))
     return hashlib.sha256(content.encode("ascii")).hexdigest()[:_DIGITS]
 
@@ -60,15 +60,15 @@ def check_rows(task: str, rows: Iterable[tuple[int, Sequence[str], int]]) -> Row
 
 
 def check_flags(task: str, flags: Sequence[bool]) -> RowCheck:
-    """The same from what is known of every row, of distinct numbers: whether it is the official one."""
+    """The same from a flag for every row, with distinct numbers: whether it is the official one."""
     count, matching = len(_index()[get_task(task).name]), sum(flags)
     return RowCheck(task, count, matching, len(flags) - matching, count - matching)
 
 
 def locate(task: str, rows: Sequence[tuple[Sequence[str], int]]) -> list[int | None]:
-    """The official number of each (answers, length), by its content alone; None for what no official row has.
+    """The official number of each (answers, length) by content; None if no official row has it.
 
-    Rows of equal content keep their own place where they can, and are counted in order otherwise.
+    Of official rows with equal content, a row gets the number of its own place if possible, else the first free one.
     """
     official = _index()[get_task(task).name]
     given = [fingerprint(answers, length) for answers, length in rows]
@@ -86,9 +86,9 @@ def locate(task: str, rows: Sequence[tuple[Sequence[str], int]]) -> list[int | N
 
 
 def row_problem(task: Task, row: Row, text: bool = True) -> str:
-    """Why a record is not the official row of its number; "" if nothing speaks against it.
+    """Why a record is not the official row of its number; "" if no difference was found.
 
-    `text`: whether to check its context and input too, as `prompt_problem` does.
+    `text`: also check context and input with `prompt_problem`.
     """
     official, content = _index()[task.name], fingerprint(row.answers, row.length)
     if content not in official:
@@ -96,15 +96,15 @@ def row_problem(task: Task, row: Row, text: bool = True) -> str:
     if text and (problem := prompt_problem(task, row)):
         return problem
     if row.row >= len(official):
-        return "it is there a second time, by its answers and length"
+        return "it repeats a row with the same answers and length"
     return "" if official[row.row] == content else f"its answers and length are not those of row {row.row}"
 
 
 def prompt_problem(task: Task, content: Content) -> str:
-    """Why a row with official answers and length has not the official text; "" if nothing speaks against it.
+    """Why a row with official answers and length has another text; "" if no difference was found.
 
-    The official length counts the words of context, input and an answer, or the answer as one word; in musique words
-    end at blanks alone. How the Chinese tasks count characters is not known: their text is not checked.
+    The official length counts the words of context, input and an answer, or the answer as one word; in musique only
+    blanks separate words. How Chinese tasks count characters is unknown, so their text is not checked.
     """
     if task.language != "en":
         return ""
@@ -112,11 +112,11 @@ def prompt_problem(task: Task, content: Content) -> str:
     words = sum(len(text.split(separator)) for text in (content.context, content.input))
     if content.length - words in {1, *(len(answer.split(separator)) for answer in content.answers)}:
         return ""
-    return f"context and question have {words} words, which does not go with the length {content.length}"
+    return f"context and question have {words} words, which does not fit the length {content.length}"
 
 
 def check_unordered(task: str, rows: Iterable[tuple[Sequence[str], int]]) -> RowCheck:
-    """Compare (answers, length) pairs in any order with the official rows: predictions carry no row number."""
+    """Compare (answers, length) pairs in any order with the official rows, for predictions without row numbers."""
     official = Counter(_index()[get_task(task).name])
     given = Counter(fingerprint(answers, length) for answers, length in rows)
     matching = (official & given).total()

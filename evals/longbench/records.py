@@ -1,4 +1,4 @@
-"""Records of JSON lines: every mistake in a file becomes one sentence that names the file and the line."""
+"""Read records of JSON lines; errors name the file and the line."""
 
 import codecs
 import io
@@ -22,7 +22,7 @@ Classes = tuple[str, ...] | None
 
 @dataclass(frozen=True)
 class Content:
-    """What a LongBench record holds; `length` is in words, of Chinese in characters."""
+    """The content of a LongBench record; `length` in words, or characters for Chinese."""
 
     input: str
     context: str
@@ -33,9 +33,9 @@ class Content:
 
 @dataclass(frozen=True)
 class Row(Content):
-    """A record in its place. `row` is its number in the official file, and the sample id.
+    """A record with its number in the official file, `row`, which is also the sample id.
 
-    `problem`: why it is not the official row of that number; "" if nothing speaks against it.
+    `problem`: why it is not the official row of that number; "" if no difference was found.
     """
 
     row: int = 0
@@ -43,14 +43,14 @@ class Row(Content):
 
 
 def data_files(folder: Path) -> list[Path]:
-    """The .jsonl files of a folder by name, without other programs' notes, such as macOS's "._qasper.jsonl"."""
+    """The .jsonl files of a folder by name, without hidden files, such as macOS's "._qasper.jsonl"."""
     return sorted(path for path in folder.glob("*.jsonl") if not path.name.startswith("."))
 
 
 def read_jsonl(path: Path, content: bytes) -> Iterator[tuple[str, dict[str, Any]]]:
     """("path, line k", object) for each line of a file's content; `UserError` for an empty file or a corrupt line.
 
-    A byte order mark and blank lines at the end are no data.
+    A byte order mark and blank lines at the end are ignored.
     """
     blank, records = "", 0
     for number, line in enumerate(io.BytesIO(content), start=1):
@@ -62,11 +62,11 @@ def read_jsonl(path: Path, content: bytes) -> Iterator[tuple[str, dict[str, Any]
         if blank:
             _parse(blank, b"")
         if len(line) > LARGEST_LINE:
-            raise UserError(None, "give one record a line", why=f"longer than {LARGEST_LINE >> 20} MiB", where=place)
+            raise UserError(None, "give one record per line", why=f"longer than {LARGEST_LINE >> 20} MiB", where=place)
         records += 1
         yield place, _parse(place, line)
     if not records:
-        raise UserError(None, "give one JSON object a line", value=path, why="empty")
+        raise UserError(None, "give one JSON object per line", value=path, why="empty")
 
 
 def _parse(place: str, line: bytes) -> dict[str, Any]:
@@ -74,37 +74,33 @@ def _parse(place: str, line: bytes) -> dict[str, Any]:
         record = json.loads(line.decode("utf-8"))
         if b"\\u" in line:
             json.dumps(record, ensure_ascii=False).encode("utf-8")
-    except UnicodeDecodeError as error:
-        raise UserError(
-            None,
-            "save the file as UTF-8",
-            why=f"not valid UTF-8 ({error.reason} at byte {error.start + 1})",
-            where=place,
-        ) from error
-    except UnicodeEncodeError as error:
-        half = ascii(error.object[error.start]).strip("'")
-        raise UserError(
-            None, "save the file as UTF-8", why=f"{half} is half a character (a lone surrogate)", where=place
-        ) from error
-    except json.JSONDecodeError as error:
-        raise UserError(
-            None, "give one JSON object a line", why=f"not valid JSON ({error.msg}, column {error.colno})", where=place
-        ) from error
-    except ValueError as error:  # Python reads no number of more than 4300 digits
-        raise UserError(None, "write it with fewer", why="a number has too many digits", where=place) from error
-    except RecursionError as error:
-        raise UserError(
-            None, "give one JSON object a line", why="not valid JSON (nested too deeply)", where=place
-        ) from error
+    except (ValueError, RecursionError) as error:
+        fix, why = _fault(error)
+        raise UserError(None, fix, why=why, where=place) from error
     if not isinstance(record, dict):
-        raise UserError(None, "give one JSON object a line", value=record, why="not a JSON object", where=place)
+        raise UserError(None, "give one JSON object per line", value=record, why="not a JSON object", where=place)
     return record
 
 
-def checked_record(place: str, kind: type[T], record: Mapping[str, Any], needs_classes: bool = False) -> T:
-    """The dataclass `kind` of the fields of a record that it has; other fields are left alone.
+def _fault(error: ValueError | RecursionError) -> tuple[str, str]:
+    """How to fix a line that cannot be read, and what is wrong with it."""
+    match error:
+        case UnicodeDecodeError():
+            return "save the file as UTF-8", f"not valid UTF-8 ({error.reason} at byte {error.start + 1})"
+        case UnicodeEncodeError():
+            half = ascii(error.object[error.start]).strip("'")
+            return "save the file as UTF-8", f"{half} is half a character (a lone surrogate)"
+        case json.JSONDecodeError():
+            return "give one JSON object per line", f"not valid JSON ({error.msg}, column {error.colno})"
+        case RecursionError():
+            return "give one JSON object per line", "not valid JSON (nested too deeply)"
+    return "write it with fewer", "a number has too many digits"  # Python reads no number of more than 4300 digits
 
-    `needs_classes`: of a classification task, which cannot do without `all_classes`. Raises `UserError`.
+
+def checked_record(place: str, kind: type[T], record: Mapping[str, Any], needs_classes: bool = False) -> T:
+    """A dataclass `kind` from the fields of a record; other fields are ignored.
+
+    `needs_classes`: require `all_classes`, as for classification tasks. Raises `UserError`.
     """
     known = {each.name for each in fields(kind)}  # type: ignore[arg-type]
     with located(place):
@@ -117,6 +113,6 @@ def checked_record(place: str, kind: type[T], record: Mapping[str, Any], needs_c
 def field_of(place: str, record: Mapping[str, Any], name: str, hint: Any) -> Any:
     """One field of a record. Raises `UserError`."""
     if name not in record:
-        raise UserError(name, "add it", why="the record has no such field", where=place)
+        raise UserError(name, "add it", why="the field is missing", where=place)
     with located(place):
         return checked_value(name, hint, record[name])

@@ -1,7 +1,7 @@
 """Score prediction files in LongBench's official format: `python -m evals score DIR [--json]`.
 
-DIR holds one TASK.jsonl a task, one JSON object a line with `pred`, `answers`, `all_classes` and `length`, as the
-official pred.py writes them. Prints a table, or with --json one object {task: score} as in the official result.json.
+DIR has a TASK.jsonl file per task, with one JSON object per line (`pred`, `answers`, `all_classes`, `length`), as
+written by the official pred.py. Prints a table, or with --json one object {task: score} like the official result.json.
 """
 
 import argparse
@@ -18,18 +18,18 @@ from evals.longbench.metrics import score_sample
 from evals.longbench.official import check_unordered
 from evals.longbench.records import Answers, Classes, Count, checked_record, data_files, read_jsonl
 from evals.longbench.tasks import ALL, Task, get_task
+from evals.report.terminal import show_texts
 from evals.tables import text
+from evals.tables.table import Texts
 
 
 def score_folder(folder: Path) -> dict[str, TaskScore]:
-    """Scores of every TASK.jsonl in a folder, in the official order of tasks; `UserError` names file and line."""
+    """The score of every TASK.jsonl in a folder, in the official order. Raises `UserError` with file and line."""
     if not folder.is_dir():
-        raise UserError("DIR", "give one that holds TASK.jsonl prediction files", value=folder, why="not a directory")
+        raise UserError("DIR", "give one with TASK.jsonl prediction files", value=folder, why="not a directory")
     files = {path.stem: path for path in data_files(folder)}
     if not files:
-        raise UserError(
-            "DIR", "give one that holds TASK.jsonl prediction files", value=folder, why="it holds no .jsonl file"
-        )
+        raise UserError("DIR", "give one with TASK.jsonl prediction files", value=folder, why="it has no .jsonl file")
     for name, path in files.items():
         if name not in ALL:
             raise UserError(
@@ -49,45 +49,35 @@ class Prediction:
 
 
 def score_file(path: Path, task: Task) -> TaskScore:
-    """The score of one prediction file; `UserError` names file and line."""
+    """The score of one prediction file. Raises `UserError` with file and line."""
     given: dict[str, Prediction] = {}
     for place, record in read_jsonl(path, read_once(path, None)):
         given[place] = checked_record(place, Prediction, record, needs_classes=task.metric == "classification")
     *_, last = given.values()
     samples = []
     for place, line in given.items():
-        with located(place):  # the last line's classes count for all, as in eval.py
+        with located(place):  # as in eval.py, the classes of the last line count for all
             samples.append(score_sample(task, line.pred, line.answers, last.all_classes))
     known = [(line.answers, line.length) for line in given.values() if line.length is not None]
     return task_score(task, samples, check_unordered(task.name, known) if len(known) == len(given) else None)
 
 
 def print_table(scores: Mapping[str, TaskScore]) -> None:
-    """Task scores and averages with 95% bootstrap intervals on stdout."""
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for heading in ("task", "category"):
-        table.add_column(heading, no_wrap=True)
-    for heading in ("n", "score"):
-        table.add_column(heading, justify="right", no_wrap=True)
-    table.add_column("95% CI", justify="right", no_wrap=True)
-    table.add_column("", style="yellow")
+    """Print task scores and averages with 95 % bootstrap intervals."""
+    body = []
     for name, score in scores.items():
-        row = [name, score.task.category, str(len(score.samples)), f"{score.score:.2f}", _range(interval(score))]
-        table.add_row(*row, score.problem, end_section=name == list(scores)[-1])
+        numbers = [str(len(score.samples)), f"{score.score:.2f}", _range(interval(score))]
+        body.append([name, score.task.category, *numbers, score.problem])
     for average, cell in averages_of(scores).items():
         whole = sum(not scores[task].problem for task in cell.strata)
         problem = f"incomplete: {whole} of {cell.tasks} tasks" if cell.partial else ""
-        numbers = ["-", "-"] if problem else [f"{cell.mean:.2f}", _range(cell.interval)]
-        table.add_row(average, "", str(cell.n), *numbers, problem)
-    Console(width=None if sys.stdout.isatty() else 120).print(table)  # a file or pipe has no width of its own
+        numbers = [text.NONE, text.NONE] if problem else [text.mean(cell), _range(cell.interval)]
+        body.append([average, "", str(cell.n), *numbers, problem])
+    show_texts(Texts("LongBench", ["task", "category", "n", "score", "95 % interval", ""], body))
 
 
 def _range(bounds: tuple[float, float] | None) -> str:
-    return text.bounds(bounds, 3, "{} - {}") or "-"
+    return text.bounds(bounds, 3, "{} – {}") or text.NONE
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -104,8 +94,8 @@ def main(arguments: list[str] | None = None) -> int:
     for name, score in scores.items():
         if score.overflow:
             print(
-                f"{name}: {score.overflow} samples hold a text pair that may be too deep for the recursive ROUGE-L of "
-                f"the official evaluation; with such pairs at 0, as there, the score is {score.official:.2f}.",
+                f"{name}: {score.overflow} samples have a text pair that may be too deep for the recursive ROUGE-L of "
+                f"the official evaluation, which scores it 0; with such pairs at 0, the score is {score.official:.2f}.",
                 file=sys.stderr,
             )
     return 0

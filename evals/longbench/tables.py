@@ -1,4 +1,4 @@
-"""LongBench: a column for every task and category, and the average of 16; only official rows count."""
+"""LongBench tables: columns for tasks, categories and the average of 16; only official rows count as complete."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -38,7 +38,7 @@ NAMES = {
     "lcc": "LCC",
     "repobench-p": "RB-P",
 }
-"""The tasks as papers write them."""
+"""Task names as in papers."""
 
 ABILITIES = {
     "QA": ("single-doc QA", "multi-doc QA"),
@@ -46,10 +46,10 @@ ABILITIES = {
     "few-shot": ("few-shot",),
     "code": ("code",),
 }
-"""The columns of the view `abilities`, instead of tasks: each of several categories."""
+"""The columns of the view `abilities`, which replace tasks: each covers some categories."""
 
 MAX_LENGTH = {"llama-3.1-8b-instruct": 127500, "mistral-7b-instruct-v0.3": 31500}
-"""Tokens of a prompt and its answer in the authors' code, by model."""
+"""Tokens of prompt and answer in the authors' code, by model."""
 
 
 @exactly
@@ -61,9 +61,8 @@ class FIELDS(TypedDict, total=False):
 SECTION = Section(
     "longbench",
     "LongBench",
-    note="Below an average stands its 95 % interval, if every task has two samples or more. A published number stands "
-    "in the cell of the same model, method, budget and column; where protocol, prompts or samples differ it is set "
-    "apart with the reason.",
+    note="Averages have a 95 % interval if every task has at least two samples. A published number is in the cell of "
+    "the same model, method, budget and column; if protocol, prompts or samples differ, the cell has the reason.",
     published="table1_longbench",
 )
 
@@ -94,7 +93,7 @@ def tables(records: Sequence[Record], asked: Asked = USUAL) -> list[Table]:
 
 
 def _cells(records: Sequence[Record], metric: Metric, groups: Mapping[str, Sequence[str]]) -> Cells:
-    """A sample without the metric, as an answer of one token has no agreement, is none of those that exist."""
+    """Cells of tasks and averages. A sample without the metric does not count as missing: short answers lack some."""
     values: dict[str, dict[Key, float]] = {}
     counted: dict[str, int] = {}
     official = {task: TASKS[task].n for task in TASKS}
@@ -110,23 +109,23 @@ def _cells(records: Sequence[Record], metric: Metric, groups: Mapping[str, Seque
 
 
 def row_check(task: str, lines: Sequence[Line]) -> RowCheck:
-    """How the rows of a task's sample lines compare with the official ones."""
+    """How a task's sample lines compare with the official rows."""
     if all("official" in line for line in lines):
         return check_flags(task, [line["official"] for line in lines])
     if any("answers" not in line or "length" not in line or not line["id"].isdecimal() for line in lines):
-        # Nobody can tell of a line without answers, as of older trees without texts: it counts as none.
+        # A line without answers, as in older trees without texts, cannot be checked and counts as not official.
         return check_flags(task, [line.get("official", False) for line in lines])
     return check_rows(task, [(int(line["id"]), line["answers"], line["length"]) for line in lines])  # older versions
 
 
 def _apart(records: Sequence[Record]) -> str:
-    """Why a row cannot be compared with the paper's; "" if nothing speaks against it."""
+    """Why a row cannot be compared with the paper's; "" if no difference is known."""
     lengths = {record.config.get("eval", {}).get("max_length") for record in records}
     return "" if lengths == {MAX_LENGTH.get(records[0].model.lower())} else "eval.max_length is not the paper's"
 
 
 def reduced(task: str, line: Line) -> Line:
-    """The length, and whether it is an official row, which needs the answers in lines of older versions."""
+    """The length of a line, and whether it is an official row; in older versions its answers tell."""
     known = task in TASKS and line["id"].isdecimal() and isinstance(line.get("length"), int) and "answers" in line
     official = known and check_rows(task, [(int(line["id"]), line["answers"], line["length"])]).mismatching == 0
     fields: Line = {name: value for name, value in line.items() if name in ("length", "score_official")}

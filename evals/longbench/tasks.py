@@ -46,7 +46,7 @@ def get_task(name: str) -> Task:
 
 
 def select_tasks(selection: str | Sequence[str]) -> tuple[Task, ...]:
-    """Tasks for a selection: "english" (the 16), "all21", one name, or a list of names; duplicates are dropped."""
+    """The tasks of a selection: "english" (16), "all21", one name, or a list of names; duplicates are dropped."""
     groups = {"english": ENGLISH, "all21": ALL}
     names = groups.get(selection, (selection,)) if isinstance(selection, str) else selection
     if not names:

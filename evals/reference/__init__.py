@@ -1,1 +1,1 @@
-"""The reference run of the default model: its sweeps, and the part of their results that is committed."""
+"""The reference run of the default model: its sweeps, and the export of the part that is committed."""

@@ -1,17 +1,25 @@
-"""`python -m evals reference`: run the sweeps of the reference run, then write what is committed of their results."""
+"""`python -m evals reference`: run the sweeps of the reference run, and export the part that is committed."""
 
 import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import yaml
+
 from compresskv.errors import UserError
+from evals.compose import job_from, sweep
 from evals.console import signals_as_interrupts
 from evals.efficiency.config import Efficiency
 from evals.efficiency.tables import runs as efficiency_runs
 from evals.job import Job
 from evals.reference.export import export
-from evals.reference.sweeps import SWEEPS, jobs
+
+SWEEPS: dict[str, list[str]] = yaml.safe_load(Path(__file__).with_name("sweeps.yaml").read_text(encoding="utf-8"))
+"""Command lines by part."""
+
+EVERYWHERE = ("model.dtype=float32",)
+"""Overrides of every command line: processors with bfloat16 and without it give the same tables."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -20,9 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     Raises `UserError`.
     """
     parser = argparse.ArgumentParser(prog="python -m evals reference", description=__doc__)
-    parts = (
-        f"{', '.join(SWEEPS)}, or none; default: all. name=value goes to every sweep: a part of its samples, such as"
-    )
+    parts = f"{', '.join(SWEEPS)}, or none; default: all. name=value is added to every sweep, such as"
     parser.add_argument("parts", nargs="*", metavar="part", help=f"{parts} needles 'eval.lengths=[1000,2000]'")
     parser.add_argument("--data", default="hub", help="LongBench, as eval.data takes it; default: hub")
     parser.add_argument("--results", type=Path, default=Path("results/reference-run"), help="the complete results")
@@ -35,9 +41,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def run_and_export(parts: Sequence[str], data: str, results: Path, target: Path, overrides: Sequence[str] = ()) -> None:
-    """A part that fails does not end the others; what is complete is exported. `overrides` go to every sweep.
+    """Run the parts, and export complete settings. `overrides` are added to every sweep.
 
-    Raises `UserError` at the end if a part failed.
+    If a part fails, the others still run, and `UserError` is raised at the end.
     """
     if unknown := [part for part in parts if part not in (*SWEEPS, "none")]:
         raise UserError("parts", f"choose from {', '.join(SWEEPS)}, or none", value=unknown[0])
@@ -61,8 +67,14 @@ def run_and_export(parts: Sequence[str], data: str, results: Path, target: Path,
         raise failures[0]
 
 
+def jobs(part: str, *overrides: str) -> list[Job]:
+    """All jobs of a part, each command line with these overrides too. Raises `UserError` as a command line does."""
+    configs = [config for line in SWEEPS[part] for config in sweep(*EVERYWHERE, *line.split(), *overrides)]
+    return [job_from(config) for config in configs]
+
+
 def measured(results: Path, jobs: Sequence[Job]) -> bool:
-    """Whether an efficiency measurement of so many jobs is complete: it cannot go on, and need not be repeated."""
+    """Whether there is a complete efficiency measurement of this number of jobs, which is not repeated."""
     evaluation = jobs[0].eval
     assert isinstance(evaluation, Efficiency)
     rows = (1 + len(jobs)) * len(evaluation.lengths)  # the full cache too

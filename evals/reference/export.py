@@ -1,4 +1,4 @@
-"""What is committed of a results tree: summaries and the scores of every sample, no text that a model read or wrote."""
+"""Export the part of a results tree that is committed: summaries and scores of samples, without any texts."""
 
 import shutil
 import sys
@@ -42,28 +42,27 @@ LEFT_OUT = (
     "score_needle",
     "total_cache_bytes",
 )
-"""Numbers of a sample that the summary has the mean or the count of, or that its prompt gives."""
+"""Numbers of a sample that the summary or the prompt already gives."""
 
 RANKING = "ranking"
-"""Whose heads are masked: a name, but no text of a prompt or an answer."""
+"""The ranking whose heads are masked: a name, not a text of a prompt or an answer."""
 
 FLAGS = ("misplaced", "truncated")
-"""Stay in a line only where they are true."""
+"""Kept in a line only if they are true."""
 
 BY_LAYER = "compresskv"
-"""The method whose tokens by layer stay in its lines: experiment=fig9_budgets draws them."""
+"""The method whose lines keep the tokens by layer, which experiment=fig9_budgets draws."""
 
 CONFIG = (
     *("budget", "eviction", "calibration", "prefill_chunk", "fidelity", "observation", "method", "eval", "experiment"),
 )
-"""The parts of a configuration that stay, beside the names of model and protocol."""
+"""The parts of a configuration that are kept, besides the names of model and protocol."""
 
 
 def export(results: Path, target: Path) -> int:
-    """Write the complete settings of the tree `results` to the tree `target`, and their artefacts; returns how many.
+    """Write the complete settings of the tree `results`, and their artefacts, to the tree `target`; returns how many.
 
-    `target` is an ordinary results tree, which everything that reads one reads. Raises `UserError` where a setting has
-    a fault, and where the disk refuses.
+    `target` is an ordinary results tree. Raises `UserError` if a setting has a fault, or if the disk refuses.
     """
     chosen = [record for record in records(results) if record.summary]
     if not chosen:
@@ -84,7 +83,7 @@ def export(results: Path, target: Path) -> int:
 
 
 def export_setting(record: Record, folder: Path) -> None:
-    """Write a setting's `folder`: its lines without texts, and the summary and configuration that go with these."""
+    """Write a setting to `folder`: its lines without texts, and a matching summary and configuration."""
     assert record.summary is not None
     lines = [numbers(line, record.method == BY_LAYER) for line in record.covered]
     about = {key: value for key, value in record.summary.items() if key not in ("config", "checksum")}
@@ -110,7 +109,7 @@ def numbers(line: Line, by_layer: bool) -> Line:
 
 
 def configuration(config: Mapping[str, Any]) -> dict[str, Any]:
-    """What tells settings apart; a folder of data without the path to it."""
+    """The parts of a configuration that distinguish settings; of a path to data only the last name."""
     kept = {name: config[name] for name in CONFIG if name in config}
     kept["method"] = {name: value for name, value in config["method"].items() if name != "plain"}
     if data := config["eval"].get("data"):
@@ -128,7 +127,7 @@ def export_efficiency(source: Path, target: Path) -> None:
 
 
 def export_artefacts(target: Path) -> None:
-    """Tables and pictures of those of `ARTEFACTS` that the tree has results of; other formats are drawn from these."""
+    """Write tables and PNG figures of the `ARTEFACTS` that have results; other formats are deleted."""
     for item in ARTEFACTS:
         try:
             paths = artefacts.write(item, target)

@@ -1,1 +1,1 @@
-"""What is shown of results: by the terminal at the end of a run, read from the results folder without a model."""
+"""Show results in the terminal, as tables and figures, and as a page; from files alone, without a model."""

@@ -3,19 +3,21 @@
 """
 
 import argparse
-import sys
 from pathlib import Path
 
 from compresskv.errors import UserError
 from compresskv.inputs import expanded
-from evals.console import Arguments, visible
+from evals.console import Arguments
 from evals.experiments import ITEMS
 
 COLUMNS = ("tasks", "groups")
 
 
 def main(arguments: list[str]) -> int:
-    """Write the page, or the artefacts of one experiment, and print the paths; returns the exit code."""
+    """Write the page, or the artefacts of one experiment, and print the paths; returns the exit code.
+
+    Raises `UserError`, which `python -m evals` prints.
+    """
     parser = Arguments(
         prog="python -m evals report", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
@@ -23,19 +25,15 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--results", help="the results tree; default: results")
     parser.add_argument("--columns", help=f"of LaTeX tables: tasks, or groups of them; default: {COLUMNS[0]}")
     parser.add_argument("--out", type=Path, help="where the page goes; default: report")
-    try:
-        options = parser.parse_intermixed_args(arguments)
-        named = {name: value for name in ("results", "columns") if (value := getattr(options, name)) is not None}
-        for path in _written(_given(options.words) | named, options.out):
-            print(path)
-    except UserError as error:
-        print(visible(f"error: {error}"), file=sys.stderr)
-        return 2
+    options = parser.parse_intermixed_args(arguments)
+    named = {name: value for name in ("results", "columns") if (value := getattr(options, name)) is not None}
+    for path in _written(_given(options.words) | named, options.out):
+        print(path)
     return 0
 
 
 def _given(words: list[str]) -> dict[str, str]:
-    """What the words name: `name=value`, or the results tree."""
+    """The options in the words: `name=value`, or the results tree."""
     given: dict[str, str] = {}
     for word in words:
         name, _, value = word.partition("=") if "=" in word else ("results", "=", word)
@@ -50,7 +48,7 @@ def _given(words: list[str]) -> dict[str, str]:
 
 
 def _written(given: dict[str, str], out: Path | None) -> list[Path]:
-    """Write what is asked for, and return the paths. Raises `UserError` for what cannot be."""
+    """Write the page or the artefacts, and return the paths. Raises `UserError` for bad options."""
     results, columns = expanded(given.get("results", "results"), "results"), given.get("columns")
     if "experiment" not in given:
         if columns:

@@ -1,4 +1,4 @@
-"""One method compared with every other of its budget: what `python -m evals results compare --against` shows."""
+"""Compare one method with every other one at its budget: `python -m evals results compare --against`."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -16,14 +16,14 @@ KNOWN = {metric.field: metric for metric in (SCORE, *FIDELITY)}
 
 
 def question(method: str) -> Question:
-    """What compares everything with a method, as results name it."""
+    """The question that compares every method with this one, which is named as in results."""
     return Question(subject=named(method))
 
 
 def against(records: Sequence[Record], metric: str, method: str) -> list[tuple[str, list[Verdict]]]:
-    """The comparisons of `method`, with a title for each family: each task of a model and evaluation, and all of them.
+    """The comparisons of `method` with a title for each family: each task of a model and evaluation, and all tasks.
 
-    The report page has the same: those over everything. Raises `UserError` where there are none.
+    The report page shows those over all tasks. Raises `UserError` if there are none.
     """
     known = dict.fromkeys(record.method for record in records)
     if method not in known:
@@ -40,7 +40,7 @@ def against(records: Sequence[Record], metric: str, method: str) -> list[tuple[s
 
 
 def _families(records: Sequence[Record], metric: str, asked: Question) -> Iterator[tuple[str, list[Verdict]]]:
-    # Of other fields nobody says which values are better.
+    # For other fields it is not known which values are better.
     asked = asked if metric in KNOWN else replace(asked, finding="higher for {better}")
     for group in groups_of(records):
         with_metric = [record for record in group if any(is_number(line.get(metric)) for line in record.covered)]
@@ -54,7 +54,7 @@ def _families(records: Sequence[Record], metric: str, asked: Question) -> Iterat
 
 
 def _tables(records: Sequence[Record], metric: str) -> list[Table]:
-    """The evaluation's own table of the metric; of another field, its mean over everything."""
+    """The evaluation's table of the metric; for any other field, its mean over all samples."""
     if metric in KNOWN:
         return [table for table in hook(records[0].kind, "tables")(records) if table.metric.field == metric]
     return sampled(records, USUAL, average, [Metric(metric, metric, 4)])

@@ -9,7 +9,7 @@ from typing import Any
 
 from compresskv.errors import UserError
 from compresskv.methods import method_config
-from evals.console import visible
+from evals.console import screen, visible
 from evals.experiments import Item, heads_label, item
 from evals.report import paper
 from evals.report.csv import comparisons, csv_text, means
@@ -26,9 +26,9 @@ from evals.tables.table import OTHERS, Shown, Table
 
 
 def write(experiment: str, results: Path, columns: Columns = "tasks") -> list[Path]:
-    """Write `results`/artefacts/<experiment>/; returns the paths. `columns` of the LaTeX tables: tasks, or groups.
+    """Write `results`/artefacts/<experiment>/ and return the paths. `columns`: tasks or groups, in LaTeX tables.
 
-    Raises `UserError` for an experiment that has no artefacts, and where none of its settings has results.
+    Raises `UserError` for an experiment without artefacts, and if none of its settings has results.
     """
     page = page_of(experiment, results)
     folder = results / "artefacts" / safe_name("experiment", experiment)
@@ -53,14 +53,28 @@ def write(experiment: str, results: Path, columns: Columns = "tasks") -> list[Pa
     return paths
 
 
+def write_after_run(experiment: str, results: Path) -> None:
+    """Write the artefacts of an experiment from the whole tree `results`, and print where they are.
+
+    Without any results yet, such as while jobs wait on a cluster, it prints the reason and raises nothing.
+    """
+    console = screen()
+    try:
+        paths = write(experiment, results)
+    except UserError as error:
+        console.print(f"no artefacts: {error}", soft_wrap=True, markup=False)
+        return
+    console.print(f"artefacts: {paths[0].parent}", soft_wrap=True, markup=False)
+
+
 def page_of(experiment: str, results: Path) -> Page:
-    """What an experiment shows of `results`. Raises `UserError` as `write` does."""
+    """The tables, comparisons and figures of an experiment in `results`. Raises `UserError` as `write` does."""
     of_item = item(experiment)
     return _measured(experiment, of_item, results) if of_item.source else _runs(experiment, of_item, results)
 
 
 def _measured(experiment: str, of_item: Item, results: Path) -> Page:
-    """From what an evaluation that measures by itself left."""
+    """The page of an evaluation that writes its own files, such as efficiency."""
     methods = [method_config(config["method"]).name for config in settings_of(experiment, None)]
     try:
         found: Shown = hook(of_item.source, "shown")(results, methods)
@@ -75,7 +89,7 @@ def _measured(experiment: str, of_item: Item, results: Path) -> Page:
 
 
 def _runs(experiment: str, of_item: Item, results: Path) -> Page:
-    """From the settings of results/runs."""
+    """The page of an experiment whose settings are in results/runs."""
     records, evaluation, faults = chosen(experiment, results)
     asked = Asked(of_item.label, of_item.view)
     of_models: list[list[Table]] = []
@@ -92,7 +106,7 @@ def _runs(experiment: str, of_item: Item, results: Path) -> Page:
     if not every:
         raise nothing(experiment, results / "runs")
     compared = [verdict for table in every for verdict in verdicts(of_item, table)]
-    # Once for a model: its other tables are of the same samples.
+    # Once per model: its other tables have the same samples.
     notes += [note for of_model in of_models for note in unpaired(of_model[0])]
     if records[0].eval != evaluation:
         name = text.title_of(evaluation)
@@ -119,7 +133,7 @@ def _runs(experiment: str, of_item: Item, results: Path) -> Page:
 
 
 def _figures(of_item: Item, kind: str, tables: Sequence[Table]) -> dict[str, Callable[[], Any]]:
-    """One of the first table of each model, by the name of its file."""
+    """A figure of each model's first table, by file name."""
     if of_item.figure is None:
         return {}
 

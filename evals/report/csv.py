@@ -1,4 +1,4 @@
-"""Tables as CSV that a spreadsheet takes for text and numbers, never for formulas."""
+"""Tables as CSV that spreadsheets read as text and numbers, never as formulas."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
 FORMULAS = ("=", "@", "+", "-", "\t", "\r", "\n", "＝", "＠", "＋", "－")
-"""What begins a formula, or is left out by a spreadsheet that then finds one."""
+"""Characters that begin a formula, or that spreadsheets skip in front of one."""
 
 
 def means(tables: Sequence[Table]) -> "DataFrame":
@@ -69,7 +69,7 @@ def _rounded(interval: tuple[float, float] | None, digits: int) -> tuple[float |
 
 
 def csv_text(frame: "DataFrame") -> str:
-    """`frame` as CSV without its index; texts that would begin a formula begin with an apostrophe, numbers stay."""
+    """`frame` as CSV without its index; an apostrophe is put before texts that would begin a formula."""
     shown = frame.rename(columns=_inert)
     for name in shown.select_dtypes(exclude=["number", "bool"]):
         shown[name] = np.array([*map(_inert, shown[name]), None], dtype=object)[:-1]
@@ -79,5 +79,5 @@ def csv_text(frame: "DataFrame") -> str:
 def _inert(value: Any) -> Any:
     if not isinstance(value, str):
         return value
-    # A carriage return would end the line for whoever reads the file.
+    # A carriage return would end the line.
     return ("'" if value.startswith(FORMULAS) else "") + visible(value)

@@ -1,4 +1,4 @@
-"""Figures of tables, as lines with 95 % intervals, and writing a figure in the formats that papers and pages take."""
+"""Draw tables as lines with 95 % intervals, and write figures as PNG, SVG and PDF."""
 
 import io
 from collections.abc import Iterable, Sequence
@@ -21,7 +21,7 @@ STYLES = ("-", "--", ":", "-.")
 """One for every ten lines, which have ten colours."""
 
 MOST_TICKS = 12
-"""Columns that an axis names; it has round numbers for more."""
+"""An axis with more columns has round numbers as ticks instead of the columns."""
 
 METADATA: dict[str, dict[str, Any]] = {".png": {}, ".svg": {"Date": None}, ".pdf": {"CreationDate": None}}
 """By suffix. Without dates, equal results give equal files."""
@@ -55,8 +55,8 @@ def legend_label(name: str) -> str:
 
 
 def _take_literally(figure: Any) -> None:
-    """Show names as they are: dollars in them are no formula, control characters no commands."""
-    numbers = set()  # at the axes, which matplotlib may write as formulas
+    """Show names literally: without math mode for dollars, and with control characters made visible."""
+    numbers = set()  # of the axes, which matplotlib may write as formulas
     for axes in figure.axes:
         for axis in (axes.xaxis, axes.yaxis):
             numbers.update([axis.offsetText, *axis.get_ticklabels(), *axis.get_ticklabels(minor=True)])
@@ -141,7 +141,7 @@ def _label(label: str, cells: Sequence[Cell]) -> str:
 
 
 def _finished(figure: Figure, axis: Axes) -> Figure:
-    """With the legend beside the lines, where it hides none."""
+    """Add the grid, and the legend beside the lines."""
     axis.grid(alpha=0.25)
     figure.legend(*axis.get_legend_handles_labels(), loc="outside right upper", fontsize=8)
     return figure

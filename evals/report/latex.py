@@ -1,7 +1,7 @@
-"""A page as LaTeX tables: those of the paper, and those of its appendix with the intervals and numbers of samples.
+"""A page as LaTeX tables: means for the text, intervals and numbers of samples for the appendix.
 
-They need the packages booktabs, graphicx and rotating. They are written here, since pandas' `to_latex` splits no table
-that is too wide or too long for a page, and turns none. No table is scaled.
+The tables need the packages booktabs, graphicx and rotating. pandas' `to_latex` is not used, because it cannot split or
+rotate tables that are too large for a page. No table is scaled.
 """
 
 import re
@@ -20,7 +20,7 @@ from evals.tables.statistics import ALPHA
 from evals.tables.table import Cell, Row, Table
 
 Columns = Literal["tasks", "groups"]
-"""Of a table that has columns over other columns: those of single tasks, or those over them. Both have the average."""
+"""The columns of a table with groups: its tasks, or the means of groups of tasks. Both include the average."""
 
 PACKAGES = "% \\usepackage{booktabs,graphicx,rotating}, and a text of 5.5 inches or more\n"
 
@@ -53,10 +53,10 @@ UPRIGHT, TURNED = (97, 48), (137, 28)
 """Characters of a line and rows of a table in \\scriptsize that fit a page, whose text is 5.5 inches wide or more."""
 
 NARROW = 45
-"""A table of as few characters is set in \\small, with the columns at their natural width."""
+"""A table of at most this many characters is set in \\small, with columns of natural width."""
 
 MANY = 8
-"""The heads of more columns stand upright."""
+"""With more columns than this, their heads are rotated."""
 
 
 def escape(name: str) -> str:
@@ -67,8 +67,8 @@ def escape(name: str) -> str:
 def latex(page: Page, columns: Columns = "tasks") -> str:
     """The tables of a paper: one for each model and metric, with budgets as blocks and methods as rows.
 
-    What is over part of the samples has a dagger, and is never marked as best or second. Raises `UserError` for the
-    groups of what has none.
+    Means over part of the samples have a dagger and are never marked as best or second. Raises `UserError` for
+    `columns="groups"` if no table has groups.
     """
     if columns == "groups" and not any(table.sums for table in page.tables):
         raise UserError("columns", "leave it out", value=columns, why="these columns have no groups")
@@ -89,7 +89,7 @@ def latex(page: Page, columns: Columns = "tasks") -> str:
 
 
 def appendix(page: Page, columns: Columns = "tasks") -> str:
-    """The tables of an appendix: intervals and numbers of samples, the paired comparisons, and what is to be noted."""
+    """The tables of an appendix: intervals and numbers of samples, paired comparisons, and notes."""
     tables = [PACKAGES]
     for place, table in enumerate(page.tables):
         label = _label(page, place)
@@ -104,7 +104,7 @@ def appendix(page: Page, columns: Columns = "tasks") -> str:
 
 
 def comparisons(verdicts: Sequence[Verdict], family: str, label: str) -> list[str]:
-    """Paired comparisons as floats: of each model, evaluation and metric; shown differences are bold."""
+    """Paired comparisons as floats, one for each model, evaluation and metric; shown differences are bold."""
     of_models: dict[tuple[str, str, str], list[Verdict]] = {}
     for verdict in verdicts:
         of_models.setdefault((verdict.model, verdict.eval, verdict.metric), []).append(verdict)
@@ -123,9 +123,9 @@ def _label(page: Page, place: int) -> str:
 
 @dataclass(frozen=True)
 class Tabular:
-    """A table's parts as LaTeX. `blocks`: rows by what stands above them; `spans`: what stands above the head.
+    """A table's parts as LaTeX. `blocks`: rows by the line above them; `spans`: the texts above the head.
 
-    The first column is text; an `alignment` names those of all.
+    `alignment` has a letter for each column. The first column is text.
     """
 
     header: Sequence[str]
@@ -135,7 +135,7 @@ class Tabular:
 
 
 def _columns(table: Table, columns: Columns) -> list[str]:
-    """All, or where some are over others, those of one kind and the average."""
+    """All columns; in a table with groups, the tasks or the groups, and the average."""
     if not table.sums:
         return list(table.columns)
     return [
@@ -144,7 +144,7 @@ def _columns(table: Table, columns: Columns) -> list[str]:
 
 
 def _digits(table: Table) -> int:
-    """One less than the pages for readers of numbers have: a decimal of a score."""
+    """One decimal less than Markdown and CSV show: one for a score."""
     return max(1, table.metric.digits - 1)
 
 
@@ -153,7 +153,7 @@ def _ranks(table: Table, column: str, rows: Sequence[Row]) -> dict[int, int]:
 
 
 def _means(table: Table, columns: Sequence[str]) -> Tabular:
-    """Methods as rows within a budget; what spans columns, such as a kind of tasks, stands above them."""
+    """Methods as rows within a budget; texts that span columns, such as a kind of tasks, are above the head."""
     blocks = {}
     for budget, rows in table.budgets.items():
         marks = {column: _ranks(table, column, rows) for column in columns}
@@ -184,7 +184,7 @@ def _heads(table: Table, row: Row, columns: Sequence[str] = ()) -> list[str]:
 
 
 def _row(row: Row, columns: Sequence[str], digits: int, marks: Mapping[str, int | None]) -> list[str]:
-    """The means of a row, without its intervals; where all are partial, its name has the dagger."""
+    """The means of a row, without intervals; if all means are partial, its name has the dagger."""
     cells = {column: row.cells[column] for column in columns if column in row.cells}
     all_partial = _all_partial(row, columns)
     shown = []
@@ -199,7 +199,7 @@ def _row(row: Row, columns: Sequence[str], digits: int, marks: Mapping[str, int 
 
 
 def _intervals(table: Table, columns: Sequence[str]) -> Tabular:
-    """The same rows; what most of a column's cells have of samples stands in its head, what others have with them."""
+    """The intervals of the same rows. A column's head has its usual number of samples; other cells have theirs."""
     header, usual = ["method", *(["when"] if table.has_whens else [])], {}
     alignment = "l" * len(header) + "r" * len(columns)
     for column in columns:
@@ -243,7 +243,7 @@ def _compared(verdicts: Sequence[Verdict]) -> Tabular:
 
 
 def _block(budget: Budget | None) -> str:
-    """What stands above the rows of a budget; nothing above those of the full cache, as in the paper."""
+    """The line above the rows of a budget; "" for the full cache, as in the paper."""
     return "" if budget is None else f"budget = {escape(str(budget))}"
 
 
@@ -252,7 +252,7 @@ def _name(table: Table, column: str) -> str:
 
 
 def _floats(caption: str, label: str, table: Tabular) -> Iterator[str]:
-    """The table as one float, or as several where it is more than fits a page; further ones have a number."""
+    """The table as one float, or as several numbered ones if it does not fit a page."""
     widths = [max(map(_width, cells)) for cells in zip(*_every_row(table), strict=True)]
     turned = UPRIGHT[0] < _total(widths) <= TURNED[0]
     width, height = TURNED if turned else UPRIGHT
@@ -268,7 +268,7 @@ def _every_row(table: Tabular) -> list[Sequence[str]]:
 
 
 def _width(tex: str) -> float:
-    """About how many characters wide a cell is; points and brackets are narrow, what stands upright takes two."""
+    """The approximate width of a cell in characters; points and brackets are narrow, rotated heads take two."""
     if tex.startswith(r"\rotatebox"):
         return 2
     shown = re.sub(r"\\(text)?dagger", "x", tex)
@@ -283,7 +283,7 @@ def _total(widths: Sequence[float]) -> float:
 
 
 def _panels(table: Tabular, widths: Sequence[float], most: float) -> Iterator[Tabular]:
-    """The table with as many of its columns as fit, as often as it takes; its first column stands in each."""
+    """Parts of the table whose columns fit the width `most`; each part repeats the first column."""
     columns = range(1, len(widths))
     for count in columns:
         each = -(-len(columns) // count)
@@ -298,7 +298,7 @@ def _panels(table: Tabular, widths: Sequence[float], most: float) -> Iterator[Ta
 
 
 def _pages(table: Tabular, most: int) -> Iterator[Tabular]:
-    """The table with as many of its rows as fit a page, as often as it takes; between blocks where it can be."""
+    """Parts of the table of at most `most` rows, split between blocks if possible."""
     page: dict[str, Sequence[Sequence[str]]] = {}
     for name, rows in table.blocks.items():
         taken = sum(len(of_block) + 1 for of_block in page.values())
@@ -313,7 +313,7 @@ def _pages(table: Tabular, most: int) -> Iterator[Tabular]:
 
 
 def _float(caption: str, label: str, table: Tabular, turned: bool, small: bool) -> str:
-    """In documents of two columns, what is wide goes over both."""
+    """One float. In documents of two columns, wide tables span both."""
     kind = "sidewaystable" if turned else "table"
     kind += "" if small else "*"
     columns = len(table.header)
@@ -338,7 +338,7 @@ def _float(caption: str, label: str, table: Tabular, turned: bool, small: bool) 
 
 
 def _spans(spans: Sequence[str]) -> Iterator[str]:
-    """A line above the head, each name over the columns that have it, and the rules below."""
+    """A line above the head with each name over its columns, and the rules below it."""
     cells, rules, place = [""], [], 2
     for name, group in groupby(spans):
         count = len(list(group))

@@ -1,4 +1,4 @@
-"""A page as Markdown. Tables are written here: no dependency escapes what Markdown takes for markup in a cell."""
+"""A page as Markdown. Tables are written here, because no dependency escapes markup in cells."""
 
 from collections.abc import Sequence
 
@@ -10,7 +10,7 @@ from evals.tables.table import Cell, Table, Texts
 
 
 def markdown(page: Page) -> str:
-    """The whole page: a table for each model, then the comparisons, then what else was published."""
+    """The whole page: a table for each model, the comparisons, and other published numbers."""
     parts = [f"# {_plain(page.title)}"]
     for table in page.tables:
         parts += [f"## {_plain(text.heading(table))}", _means(table)]
@@ -54,7 +54,7 @@ def _cell(cell: Cell | None, rank: int | None) -> str:
 
 
 def _published(rows: Sequence[Published]) -> str:
-    """A row for every model, method and budget, a column for whatever was published of them."""
+    """Published numbers: a row for every model, method and budget, and a column for each published column."""
     found = []
     noted: dict[str, dict[str, None]] = {}
     for row in rows:

@@ -1,4 +1,4 @@
-"""Everything that an experiment shows, before it is rendered."""
+"""Everything that an experiment shows, before rendering."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,9 +11,9 @@ from evals.tables.text import NO_INTERVAL, PARTIAL
 
 @dataclass(frozen=True, kw_only=True)
 class Page(Shown):
-    """Also the comparisons of its tables, and published numbers that have none of ours beside them.
+    """What an experiment shows, with the comparisons of its tables.
 
-    `family` says for what the p-values of `verdicts` are corrected.
+    `others`: published numbers that no table shows. `family`: which comparisons the p-values are corrected for.
     """
 
     name: str
@@ -24,7 +24,7 @@ class Page(Shown):
 
     @property
     def sentences(self) -> list[str]:
-        """All that is below the tables."""
+        """The notes below the tables."""
         cells = [cell for table in self.tables for cell in table.cells]
         general = {
             PARTIAL: any(cell.partial for cell in cells),

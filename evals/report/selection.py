@@ -1,4 +1,4 @@
-"""Which settings of a results tree an experiment is about: those that it would run, on whatever model and budget."""
+"""Select the results of an experiment: the settings that it would run, on any model and at any budget."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -20,18 +20,18 @@ from evals.results.shows import hook, sound
 from evals.tables.methods import place_of
 
 VARYING = ("method", "observation", "eviction", "calibration", "eval.")
-"""Swept settings that a result must have as an experiment has them. Models, budgets and protocols may be any."""
+"""Swept settings that a result must share with the experiment. Models, budgets and protocols may differ."""
 
 Traits = Mapping[str, Any]
-"""What tells results of a method apart, by name."""
+"""Values that distinguish results of the same method, by name."""
 
 
 def chosen(experiment: str, results: Path) -> tuple[list[Record], str, list[str]]:
-    """The records of an experiment by model, in the order of its sweep; the evaluation that it names; what is left out.
+    """The records of an experiment by model, in the order of its sweep; the evaluation that it names; faults of files.
 
-    If it has no results of its evaluation, those at size=smoke are used. A result whose configuration names
-    the experiment belongs to it. Others may too, since experiments share settings: of these, what the experiment
-    would run is taken. Raises `UserError` where there is nothing.
+    If there are no results of that evaluation, those at size=smoke are used. A result whose configuration names the
+    experiment belongs to it. Experiments share settings, so other results belong to it if the experiment would run
+    them. Raises `UserError` if there are no results.
     """
     usable: dict[Record, list[str]] = {}
     for whole in records(results):
@@ -63,13 +63,13 @@ def chosen(experiment: str, results: Path) -> tuple[list[Record], str, list[str]
 
 
 def _evaluations(experiment: str, evaluation: str) -> Iterator[str]:
-    """The evaluation of an experiment, then what it runs as at size=smoke."""
+    """The evaluation of an experiment, then its evaluations at size=smoke."""
     yield evaluation
     yield from axes(f"experiment={experiment}", "+size=smoke").get("eval", [])
 
 
 def nothing(experiment: str, place: Path) -> UserError:
-    """That an experiment has no results at `place`."""
+    """The error for an experiment without results at `place`."""
     return UserError(
         "experiment",
         f"run `python run.py -m experiment={experiment}` first, or name the tree with results=",
@@ -79,18 +79,18 @@ def nothing(experiment: str, place: Path) -> UserError:
 
 
 def settings_of(experiment: str, model: str | None, *overrides: str) -> list[dict[str, Any]]:
-    """The configurations that an experiment sweeps over, as far as they matter, for a model of `conf/model`."""
+    """The `VARYING` parts of all configurations of an experiment's sweep, for a model of `conf/model`."""
     known = model is not None and (CONF / "model" / f"{model}.yaml").exists()
     of_model = [f"model={model}"] if known else []
     return sweep(f"experiment={experiment}", *of_model, *overrides, only=VARYING)
 
 
 def _of_experiment(experiment: str, of_model: Sequence[Record], configs: Sequence[dict[str, Any]]) -> list[Record]:
-    """The records of a model that name the experiment, or agree with one of `configs`, in their order.
+    """The records of a model that match one of `configs`, in their order, then others that name the experiment.
 
-    They have its method and whatever else is swept; where that is the number of heads, any number. What is not swept,
-    such as the observation, singles out those that have it as the experiment does, where there are any: the command
-    line may have set another.
+    A match has the same method and the same swept settings; if the experiment sweeps the number of heads, any number
+    matches. Settings that are not swept, such as the observation, narrow the matches down only if some record has the
+    experiment's value, since the command line may have set another one.
     """
     of_configs = [_traits_of(config) for config in configs]
     swept = [name for name in of_configs[0] if len({repr(traits[name]) for traits in of_configs}) > 1]
@@ -111,7 +111,7 @@ def _of_experiment(experiment: str, of_model: Sequence[Record], configs: Sequenc
 
 
 def _traits_of(config: Mapping[str, Any]) -> Traits:
-    """Of a configuration."""
+    """The traits of a configuration."""
     of_eval = hook(kind_of(config["eval"]["_target_"]), "traits", lambda of_eval: {})(config["eval"])
     settings = {"observation": config["observation"], "calibration": config["calibration"]}
     return {**settings, "when": config["eviction"]["when"], **of_eval}
@@ -156,7 +156,7 @@ def _without_heads(node: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def number_of_heads(record: Record, setting: Heads) -> int | None:
-    """How many heads of a layer this `setting` means, by the calibration that the record names, if it is there."""
+    """How many heads of a layer this `setting` means; None if that needs a calibration that is not found."""
     if isinstance(setting, int):
         return setting
     try:
@@ -168,7 +168,7 @@ def number_of_heads(record: Record, setting: Heads) -> int | None:
 
 
 def default_heads(records: Sequence[Record]) -> list[str]:
-    """A sentence for each protocol of a model's records: how many heads of a layer select where none are set."""
+    """A sentence for each protocol of a model's records: how many heads of a layer select by default."""
     usual = usual_heads()
     defaults = {record.protocol: heads for record in records if (heads := number_of_heads(record, usual))}
     return [

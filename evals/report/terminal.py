@@ -1,4 +1,4 @@
-"""Tables in the terminal: what a run shows at its end, with the figures of its evaluations."""
+"""Tables in the terminal, shown at the end of a run with the figures of its evaluations."""
 
 import hashlib
 from collections.abc import Sequence
@@ -17,21 +17,21 @@ from evals.tables import text
 from evals.tables.table import FIDELITY, Cell, Row, Table, Texts
 
 WIDE = 12
-"""A table of more columns is turned: its columns down, and settings across."""
+"""A table with more columns is turned: columns become rows, and settings become columns."""
 
 ACROSS = 5
-"""Settings beside each other in a table that is turned."""
+"""Settings beside each other in a turned table."""
 
 SIZES = {
     "realised_budget": ("kept/layer/head", 1, 1.0),
     "cache_bytes": ("cache MB", 2, 1e6),
     "total_cache_bytes": ("with sliding layers", 2, 1e6),
 }
-"""What a setting takes: the column, its digits and its unit."""
+"""Sizes of a setting by field of its summary: column, digits and unit."""
 
 
 def show(records: Sequence[Record]) -> list[Path]:
-    """Print the tables of every model and evaluation, as the evaluation has them; returns the paths of its figures."""
+    """Print the tables of every model and evaluation; returns the paths of the figures."""
     figures: list[Path] = []
     for of_evaluation in groups_of([sound(record)[0] for record in records]):
         kind = of_evaluation[0].kind
@@ -46,7 +46,7 @@ def show(records: Sequence[Record]) -> list[Path]:
         if scores and (draw := hook(kind, "figure")):
             try:
                 figures += _drawn(draw, scores[0], of_evaluation)
-            except UserError as error:  # such as in a tree that is read-only
+            except UserError as error:  # such as a read-only tree
                 screen().print(f"no figure: {error}", soft_wrap=True, markup=False)
         if fidelity := [table for table in tables if table.metric in FIDELITY]:
             screen().print(_fidelity(fidelity))
@@ -70,7 +70,7 @@ def show_figures(paths: Sequence[Path]) -> None:
 
 
 def _drawn(draw: object, table: Table, records: Sequence[Record]) -> list[Path]:
-    """The figure of these records, at another place for other settings or samples."""
+    """Save the figure of these records; other settings or samples give another file name."""
     from evals.report.figures import save
 
     assert callable(draw)
@@ -89,7 +89,7 @@ def _scores(table: Table) -> list[Printed]:
 
 
 def _upright(table: Table) -> Printed:
-    """A row per setting: the average with its interval, the other columns, and what was really kept."""
+    """A row per setting: the average with its interval, the other columns, and the tokens kept."""
     others = [column for column in table.columns if column != table.overall]
     sizes = [field for field in SIZES if any(field in row.sizes for row in table.rows)]
     printed = Printed(title=plain(_title(table)), caption=_caption(table, table.rows))
@@ -125,7 +125,7 @@ def _size(row: Row, field: str) -> str:
 
 
 def _turned(table: Table) -> list[Printed]:
-    """Several tables: columns down, settings across, each mean with its interval and with what it is over part of."""
+    """Tables with settings as columns, `ACROSS` in each; every mean has its interval and its number of samples."""
     shown = []
     for start in range(0, len(table.rows), ACROSS):
         rows = table.rows[start : start + ACROSS]

@@ -45,7 +45,7 @@ class Ruler(SampledEvaluation):
             return None
         folder = expanded(self.qa, "eval.qa")
         if not folder.is_dir():
-            raise UserError("eval.qa", "give the folder of RULER's files", value=folder, why="there is no such folder")
+            raise UserError("eval.qa", "give the folder of RULER's files", value=folder, why="not a folder")
         return folder
 
     @cached_property

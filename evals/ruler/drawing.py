@@ -13,7 +13,7 @@ from typing import Any
 
 from compresskv.errors import UserError
 
-TRIES = 50
+TRIES = 100
 """How many texts of the least size are drawn before a length is refused. RULER would try without end."""
 
 SHORT = 4096
@@ -133,7 +133,7 @@ def fitting(request: Request, units: int, step: int, draw: Callable[[int], Text]
             text = draw(units)
         except UserError:
             raise
-        except ValueError:  # more places are drawn than there are units: RULER goes on with fewer
+        except ValueError:  # more places are drawn than there are units; RULER, too, tries again
             size = request.limit + 1
         else:
             size = request.size(text.whole)

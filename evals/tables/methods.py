@@ -24,6 +24,29 @@ METHODS = {
     # Compositions that the paper has a name for (Table 3).
     "compresskv-uniform": "SnapKV + semantic heads",
     "snapkv-layer_error": "SnapKV + layer budgets",
+    # The presses of kvpress.
+    "kvpress.adakv": "AdaKV (kvpress)",
+    "kvpress.block": "Block (kvpress)",
+    "kvpress.cap": "CapKV (kvpress)",
+    "kvpress.chunk": "Chunk (kvpress)",
+    "kvpress.chunkkv": "ChunkKV (kvpress)",
+    "kvpress.compactor": "Compactor (kvpress)",
+    "kvpress.critical_adakv": "CriticalAdaKV (kvpress)",
+    "kvpress.criticalkv": "CriticalKV (kvpress)",
+    "kvpress.cur": "CurDKV (kvpress)",
+    "kvpress.entropy_gated_chunkkv": "EntropyGatedChunkKV (kvpress)",
+    "kvpress.expected_attention": "ExpectedAttention (kvpress)",
+    "kvpress.keydiff": "KeyDiff (kvpress)",
+    "kvpress.knorm": "Key norm (kvpress)",
+    "kvpress.lagkv": "LagKV (kvpress)",
+    "kvpress.leverage_score": "LeverageScore (kvpress)",
+    "kvpress.non_causal_attn": "NonCausalAttn (kvpress)",
+    "kvpress.observed_attention": "ObservedAttention (kvpress)",
+    "kvpress.pyramidkv": "PyramidKV (kvpress)",
+    "kvpress.random": "Random (kvpress)",
+    "kvpress.snapkv": "SnapKV (kvpress)",
+    "kvpress.streaming_llm": "StreamingLLM (kvpress)",
+    "kvpress.tova": "TOVA (kvpress)",
 }
 """By the names of `conf/method`, and of compositions as results have them, in the order of the paper."""
 
@@ -33,7 +56,10 @@ def named(method: str) -> str:
     if method in METHODS:
         return METHODS[method]
     name, _, parts = method.partition("-")
-    return f"{METHODS.get(name, name)} ({parts})" if parts else name
+    shown = METHODS.get(name, name)
+    if not parts:
+        return shown
+    return f"{shown.removesuffix(')')}, {parts})" if shown.endswith(")") else f"{shown} ({parts})"
 
 
 def place_of(method: str) -> int:

@@ -1,4 +1,4 @@
-"""Calibration as a command, on a few short prompts of the default model; refusals on the tiny one."""
+"""The calibration command on a few short prompts of the default model, and refusals on the tiny model."""
 
 import json
 from pathlib import Path
@@ -14,6 +14,7 @@ from evals.calibration.detection import needles
 from evals.calibration.held_out import HeldOutCalibration
 from evals.longbench.tasks import ENGLISH
 from evals.running import loading
+from tests.support.calibrations import record
 from tests.support.command import run
 from tests.support.jobs import job
 from tests.support.refusals import assert_refused, refused
@@ -42,14 +43,14 @@ def calibrated(tmp_path_factory):
 
 def test_the_file_has_what_the_method_needs(calibrated):
     folder, _ = calibrated
-    record = json.loads((folder / "smollm2-135m.held_out.json").read_text())
-    assert sum(record["layer_scores"]) == pytest.approx(1, abs=1e-6)
-    assert len(record["layer_scores"]) == len(record["head_scores"]["traditional"]) == 30
-    assert len(record["head_scores"]["semantic"][0]) == 9
-    assert list(record["text_kl_by_head_count"]) == ["1", "4"]
-    assert all(0 < kl < 20 for kl in record["text_kl_by_head_count"].values())
-    assert record["texts"] == 1
-    assert {"model_fingerprint", "haystack_fingerprint", "accepted", "settings"} <= set(record)
+    written = json.loads((folder / "smollm2-135m.held_out.json").read_text())
+    assert sum(written["layer_scores"]) == pytest.approx(1, abs=1e-6)
+    assert len(written["layer_scores"]) == len(written["head_scores"]["traditional"]) == 30
+    assert len(written["head_scores"]["semantic"][0]) == 9
+    assert list(written["text_kl_by_head_count"]) == ["1", "4"]
+    assert all(0 < kl < 20 for kl in written["text_kl_by_head_count"].values())
+    assert written["texts"] == 1
+    assert {"model_fingerprint", "haystack_fingerprint", "accepted", "settings"} <= set(written)
     made = calibration.find("smollm2-135m", "held_out", folder)
     assert len(made.top_heads("semantic", 2)[0]) == 2
 
@@ -78,14 +79,7 @@ def test_layer_errors_on_longbench(checkpoint, tmp_path):
         f"eval.output={tmp_path}", f"paths.results={tmp_path}",
     )  # fmt: skip
     assert_refused(run(*command), "calibration")
-    heads = {
-        "model": "tiny-llama",
-        "source": "held_out",
-        "observation": {"window": 8, "kernel": 5, "pooling": "average"},
-        "heads": 2,
-        "layer_scores": [0.2, 0.3, 0.5],
-        "head_scores": {"semantic": [[1, 2, 3, 4, 5, 6]] * 3},
-    }
+    heads = record(3, 6, model="tiny-llama", heads=2, layer_scores=[0.2, 0.3, 0.5])
     (tmp_path / "tiny-llama.held_out.json").write_text(json.dumps(heads))
     done = run(*command)
     assert done.returncode == 0, done.stderr

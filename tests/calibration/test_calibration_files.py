@@ -1,4 +1,4 @@
-"""A calibration file is checked when it is read: what is wrong with it is one sentence with its path and the field."""
+"""Calibration files are checked when they are read; errors name the path and the field."""
 
 import json
 from dataclasses import replace
@@ -16,6 +16,7 @@ from compresskv.context import Context
 from compresskv.errors import readable
 from compresskv.observation import ObservationConfig
 from compresskv.protocol import EvaluationProtocol
+from tests.support import calibrations
 from tests.support.refusals import refused
 
 CORRECTED, RELEASED = EvaluationProtocol(), EvaluationProtocol(name="released", calibration_data="longbench")
@@ -24,22 +25,19 @@ NAN, INFINITY = float("nan"), float("inf")
 
 def record(**changes: Any) -> dict[str, Any]:
     """A calibration of two layers of four heads."""
-    return {
-        "model": "tiny",
-        "source": "held_out",
-        "observation": {"window": 8, "kernel": 5, "pooling": "average"},
+    whole: dict[str, Any] = {
         "heads": 2,
         "layer_scores": [0.25, 0.75],
         "head_scores": {"semantic": [[0.1, 0.2, 0.3, 0.0], [4, 3, 2, 1]]},
         "rankings": {"published": [[3, 1], [0, 2]]},
         "note": "other keys are for people",
-        **changes,
     }
+    return calibrations.record(**whole | changes)
 
 
 @pytest.fixture
 def write(tmp_path, monkeypatch):
-    """Writes a file into the only folder there is."""
+    """Writes a file into the only calibration folder."""
     monkeypatch.setattr(calibration, "folders", lambda: (tmp_path,))
 
     def write(content: Any, name: str = "tiny.held_out.json") -> Path:
@@ -108,20 +106,15 @@ def test_a_good_file(write) -> None:
         ({"rankings": {"published": [[0, 1], [1]]}}, "rankings.published[1]", ""),
         ({"rankings": {"published": [["0", "1"], [1, 2]]}}, "rankings.published[0][0]", "0"),
         ({"model_fingerprint": 3}, "model_fingerprint", "3"),
+        *(({name: ...}, name, "") for name in ("model", "source", "observation", "heads", "layer_scores")),
         ({"no_scores": {"x": 3}}, "no_scores.x", "3"),
     ],
 )
-def test_a_wrong_field_is_named(write, changes: dict[str, Any], field: str, shown: str) -> None:
-    path = write(record(**changes))
+def test_a_wrong_or_missing_field_is_named(write, changes: dict[str, Any], field: str, shown: str) -> None:
+    path = write({name: value for name, value in record(**changes).items() if value is not ...})
     with refused(field, where=path) as caught:
         load(path)
     assert shown in readable(caught.value.value)
-
-
-@pytest.mark.parametrize("missing", ["model", "source", "observation", "heads", "layer_scores"])
-def test_a_missing_field_is_named(write, missing: str) -> None:
-    with refused(missing):
-        load(write({name: value for name, value in record().items() if name != missing}))
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", "null", "3", '{"heads": 1, "heads": 2}', "[" * 100_000, "1" * 5000])
@@ -138,7 +131,7 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
 
 
 def test_where_calibrations_are_found(tmp_path: Path, monkeypatch) -> None:
-    """The user's own before those that ship; names in any case."""
+    """The user's calibrations come before those of the package; names ignore case."""
     monkeypatch.setenv("COMPRESSKV_CACHE", str(tmp_path))
     shipped = find("SmolLM2-135M", "held_out")
     assert shipped is not None

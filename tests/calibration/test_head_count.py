@@ -1,4 +1,4 @@
-"""The number of heads: closest to the full cache on text, then best on needles; the distance against a naive one."""
+"""The choice of the number of heads, by distance on text and coverage on needles."""
 
 import pytest
 import torch
@@ -46,7 +46,7 @@ def test_stretches_share_no_token(default_model):
 
 
 def test_distance_on_text(default_model):
-    """What keeps everything is at no distance; fewer tokens are further away."""
+    """The distance is 0 if everything is kept, and grows with fewer tokens."""
     ids = torch.arange(1000, 1060)
     scorers = [SemanticHeadScorer(Observation(8, 5, "average"), ((heads,),) * 30) for heads in (0, 4)]
     continuation = list(range(2000, 2004))

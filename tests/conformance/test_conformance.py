@@ -1,4 +1,4 @@
-"""The suite that any author can run: what ships passes it, and each kind of fault fails the check that names it."""
+"""Methods of the package pass all conformance checks, and each kind of fault fails the check that names it."""
 
 import importlib
 import re
@@ -72,7 +72,7 @@ class Twice(LayerScores):
 
 
 class ByIdentity:
-    """Not a dataclass: made twice, it is another one."""
+    """Not a dataclass, so that two instances are unequal."""
 
     window = 8
 
@@ -85,7 +85,7 @@ def pad(scores, columns):
 
 
 def strided(layer, scores):
-    """Averages over query heads k, k + H, … as if they were those of KV head k."""
+    """Averages over query heads k, k + H, … instead of those of KV head k."""
     return strided_mean(SNAPKV.observation.attention(layer).sum(1), layer.kv_heads)
 
 
@@ -95,13 +95,13 @@ def float32_only(layer, scores):
 
 
 def company(layer, scores):
-    """Finds a way to all queries that the prefill kept."""
+    """Reads all queries of the prefill through a private attribute."""
     queries = (layer._whole or layer).queries.mean(1).unflatten(0, (layer.kv_heads, -1)).mean(1)
     return (layer.keys @ queries[..., None])[:, :-8, 0]
 
 
 def remembers():
-    """Adds what it scored in the prompt before."""
+    """Adds the scores of the previous prompt."""
     seen: dict[int, torch.Tensor] = {}
 
     def change(layer, scores):
@@ -119,13 +119,13 @@ def counts():
 
 
 def growing():
-    """Gives more tokens each time that it is asked."""
+    """Gives other numbers of tokens in later calls."""
     asked = count(1)
     return Answers(lambda past: past - next(asked) % 3)
 
 
 def from_one(context):
-    """Reads the calibration as if layers were counted from 1: the first layer has the last one's heads."""
+    """Reads the calibration with layers counted from 1: the first layer has the heads of the last one."""
     semantic = SemanticHeadScorer(Observation(), context.calibration.top_heads("semantic", 1))
     layers = len(semantic.heads)
     return Changed(lambda layer, scores: semantic(replace(layer, index=(layer.index - 1) % layers)))
@@ -135,7 +135,7 @@ SEEN: list[float] = []
 
 
 def drifts(layer, scores):
-    """Adds a mean over all prompts so far, too small to change what is kept, in equal instances alike."""
+    """Adds a mean over all prompts so far, also of other instances; it is too small to change the kept tokens."""
     SEEN.append(scores.mean().item())
     return scores + 1e-6 * sum(SEEN[-40:])
 
@@ -182,7 +182,7 @@ def test_each_fault_fails_its_check(fault):
 @pytest.mark.slow
 @pytest.mark.parametrize("fault", ["too many tokens", "strided query heads", "compared by identity", "float32 only"])
 def test_other_checks_do_not_mind_it(fault):
-    """So that the one that does is to be believed."""
+    """Only the check that names the fault fails."""
     make, expected = BROKEN[fault]
     others = {"dtype"} if fault == "too many tokens" else set()  # which has a budget, too
     assert set(check(make, budget=BUDGET).failed) == {expected} | others
@@ -228,7 +228,7 @@ def test_other_code_calls_it():
 
 
 def test_the_method_of_the_documentation_conforms(tmp_path, monkeypatch):
-    """Its scorer in a module, as on the page, and its allocator."""
+    """The scorer and the allocator of the page, in a module."""
     text = (ROOT / "docs" / "adding-a-method.md").read_text()
     first, second, *_ = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     (tmp_path / "key_spread_of_the_page.py").write_text(f"{first}\n\n{second}")

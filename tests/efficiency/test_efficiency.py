@@ -1,4 +1,4 @@
-"""The efficiency bench on the tiny model: what it measures, what it refuses."""
+"""The efficiency measurement on the tiny model."""
 
 import json
 import time
@@ -32,7 +32,7 @@ def tiny(checkpoint):
 
 @pytest.fixture
 def quick(monkeypatch):
-    """Freed memory is not given back: it takes longer than all else here."""
+    """Skips returning freed memory, which takes longest in these tests."""
     for module in ("measure", "concurrency"):
         monkeypatch.setattr(f"evals.efficiency.{module}.give_back", lambda: None)
 
@@ -53,7 +53,7 @@ def test_a_measurement(tiny, setting, chunk):
 @pytest.mark.parametrize("setting", [FULL, Setting(SNAPKV, 40), Setting(RAGGED, 50)])
 @pytest.mark.parametrize("masked", [False, True])
 def test_a_pool_is_filled_and_not_exceeded(tiny, quick, setting, masked):
-    """On the CPU, and in the layout of sdpa on CUDA, which pads rows."""
+    """In the layout of the CPU, and in the one of sdpa on CUDA, which pads rows."""
     with attached(tiny.model, register("compresskv_pool", MaskedSDPA()) if masked else "sdpa"):
         one = fill(tiny, prompt(1000), 120, Contender(setting), 1, 4).sequence_bytes
         pools = [one - 1, one, int(3.5 * one)]
@@ -91,7 +91,7 @@ def test_a_cache_of_another_size_fails_loudly(tiny, quick, monkeypatch):
 
 
 def test_what_does_not_fit_is_left_out(tiny, tmp_path, quick, monkeypatch):
-    """The full cache does not fit at one length; all else is measured, shown and kept."""
+    """The full cache does not fit at one length; all other settings are measured, shown and stored."""
 
     def cramped(model, ids, contender, new_tokens):
         if contender.setting is FULL and ids.numel() == 200:

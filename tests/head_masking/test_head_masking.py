@@ -1,4 +1,4 @@
-"""Head masking from the command line: which heads, which prompts, what is left, shown and refused."""
+"""Head masking from the command line: chosen heads, prompts, results, tables and refusals."""
 
 from dataclasses import replace
 
@@ -26,7 +26,7 @@ def config(*overrides) -> HeadMasking:
 
 
 def masked(*overrides):
-    """What `choices` takes of a configuration."""
+    """The arguments of `choices` from a configuration."""
     made = config(*overrides)
     return made.masked, made.draws
 
@@ -75,7 +75,7 @@ def test_a_control_without_enough_heads_is_refused():
 
 
 def test_needles_are_placed_as_the_protocol_has_it(default_model):
-    """Under `released` after Llama 2's ids of a period, which mean something else here, or at the start."""
+    """Under `released`, needles follow Llama 2's ids of a period, which are other tokens here, or are at the start."""
     choice = choices(*masked(), {"semantic": ((0.5,) * 9,) * 30})[0]
 
     def sample(protocol: EvaluationProtocol, id: str):

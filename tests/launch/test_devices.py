@@ -33,7 +33,7 @@ SABOTAGE = ["method=snapkv", "method.scorer._target_=tests.launch.slurm.sabotage
 
 @pytest.fixture
 def tiny(checkpoint, tmp_path):
-    """The overrides of a small sweep of these models, all of them the tiny one, into a folder of its own."""
+    """The overrides of a small sweep over these names of the tiny model, with a separate results folder."""
 
     def overrides(*names):
         for name in names:
@@ -126,7 +126,7 @@ def test_what_is_no_choice_of_devices_is_refused(value):
 
 @pytest.fixture
 def machine(monkeypatch):
-    """A machine with as many CUDA devices, of which CUDA_VISIBLE_DEVICES shows some."""
+    """A machine with a number of CUDA devices and a value of CUDA_VISIBLE_DEVICES."""
 
     def with_devices(count, shown=None):
         monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
@@ -160,7 +160,7 @@ for line in sys.stdin:
 
 
 def stub(tmp_path, act):
-    """The command of a worker that does `act`, the body of a function of a model's name, with every order."""
+    """The command of a worker that runs `act`, a function body with the model's name, for every order."""
     script = tmp_path / "stub.py"
     script.write_text(STUB.format(act.strip().replace("\n", "\n    ")))
     return [sys.executable, str(script)]
@@ -168,9 +168,9 @@ def stub(tmp_path, act):
 
 @pytest.fixture
 def start(machine, tmp_path, monkeypatch):
-    """Runs a sweep on a machine of two devices, with Python statements in place of the harness.
+    """Runs a sweep on a machine with two devices; Python statements replace the harness.
 
-    False where the sweep is left to this process.
+    Returns False if the sweep would run in this process.
     """
     handlers = {name: signal.getsignal(name) for name in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
     machine(2)
@@ -304,7 +304,7 @@ return 0, []
     assert codes == [0, 0, -signal.SIGKILL, 0]
     assert [run.entries for run in runs] == [[], [], None, []]
     assert (tmp_path / "taken").read_text().split() == ["fine", "once", "once", "always", "always", "last"]
-    assert capfd.readouterr().err.count("killed by SIGKILL: goes on in another process") == 2
+    assert capfd.readouterr().err.count("killed by SIGKILL: resumes in another process") == 2
     assert runs[1].log.read_text().count("1 settings") == runs[1].log.read_text().count("no line end") == 2
 
 

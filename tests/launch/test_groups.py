@@ -1,4 +1,4 @@
-"""Which jobs become one group, with what configurations; and what is said where there is no SLURM."""
+"""Which jobs form a group, with which configurations, and errors without SLURM."""
 
 import dataclasses
 import json
@@ -62,7 +62,7 @@ def test_jobs_that_may_share_a_folder_stay_together():
 
 @pytest.fixture
 def without(tmp_path):
-    """A run on the slurm launcher where SLURM's programs are missing, or submitit is."""
+    """A run on the slurm launcher without SLURM's programs, or without submitit."""
 
     def go(*overrides, submitit=True):
         env = {"PATH": str(tmp_path), "PYTHONPATH": ""}

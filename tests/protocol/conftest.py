@@ -1,4 +1,4 @@
-"""A model that is only a tokenizer, with the two properties of Mistral's that the released NIAH code trips over."""
+"""A model with only a tokenizer, which has the two properties of Mistral's that break the released NIAH code."""
 
 import string
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What a calibration measures, by examples computed by hand, and the protocol fields that choose among calibrations."""
+"""Measurements of a calibration in hand-computed examples, and protocol fields that choose calibrations."""
 
 import json
 import warnings
@@ -19,6 +19,7 @@ from compresskv.methods import build, named_method
 from compresskv.protocol import EvaluationProtocol
 from evals.running.methods import build_method
 from tests.methods.construction import method
+from tests.support.calibrations import record
 
 PROMPT = torch.tensor([9, 5, 7, 5, 8])
 SPAN = range(1, 4)
@@ -59,7 +60,7 @@ def test_layer_errors() -> None:
 
 
 def test_every_dataset_weighs_the_same_in_layer_scores() -> None:
-    """However long its generations are."""
+    """Independent of the length of its generations."""
     one, other = torch.tensor([1.0, 3.0]), torch.tensor([60.0, 20.0])
     torch.testing.assert_close(layer_errors.share([one, other]), torch.tensor([0.5, 0.5]))
 
@@ -105,21 +106,14 @@ def files(tmp_path, monkeypatch):
     monkeypatch.setattr(calibration, "folders", lambda: (tmp_path,))
 
     def write(source: str, layer_scores: tuple[float, ...]) -> None:
-        record = {
-            "model": "tiny",
-            "source": source,
-            "observation": {"window": 8, "kernel": 5, "pooling": "average"},
-            "heads": 1,
-            "layer_scores": layer_scores,
-            "head_scores": {"semantic": [[0.7, 0.6, 0.1, 0.0]] * 2},
-        }
-        (tmp_path / f"tiny.{source}.json").write_text(json.dumps(record))
+        made = record(source=source, layer_scores=layer_scores)
+        (tmp_path / f"tiny.{source}.json").write_text(json.dumps(made))
 
     return write
 
 
 def layer_scores(data: str) -> tuple[float, ...]:
-    """Those of CompressKV under this choice of calibration data."""
+    """CompressKV's layer scores with this choice of calibration data."""
     protocol = replace(EvaluationProtocol(), calibration_data=data)
     settings = {"budget": 64, "observation": Observation(), "calibration": "auto", "calibration_check": "on"}
     job = SimpleNamespace(model=SimpleNamespace(name="tiny"), method=COMPRESSKV, protocol=protocol, **settings)

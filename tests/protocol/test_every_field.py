@@ -1,4 +1,4 @@
-"""What both protocols say of every field, and an example in which they differ: a field without one fails."""
+"""The values of every field in both protocols, and an example in which they differ; every field needs one."""
 
 import copy
 import json
@@ -50,7 +50,7 @@ CORRECTED, RELEASED = from_conf("corrected"), from_conf("released")
 
 @dataclass(frozen=True)
 class World:
-    """What an example may look at besides the protocol."""
+    """The inputs of an example besides the protocol."""
 
     model: LoadedModel
     niah: Callable[..., Any]
@@ -64,7 +64,7 @@ PYRAMID = PromptShape(4, 1, 100, 2)
 
 
 def small(name: str, protocol: EvaluationProtocol, budget: int) -> Any:
-    """What the method keeps of a small prompt of one layer, by KV head, a window of 2 included."""
+    """The kept positions of a small prompt in one layer, by KV head, including a window of 2."""
     return kept(method(name, context(SMALL, protocol=protocol)), [attending(FIRST)], budget)[0]
 
 
@@ -137,7 +137,7 @@ def niah_sentence_rule(protocol: EvaluationProtocol, world: World) -> Any:
 
 
 def masking_sentence_rule(protocol: EvaluationProtocol, world: World) -> Any:
-    """The same of head masking's needles: no Llama 2's ids here."""
+    """The same for head masking's needles; this tokenizer lacks Llama 2's ids."""
     asked = {field.name: getattr(world.niah(), field.name) for field in fields(NeedleGrid)}
     config = HeadMasking(**{**asked, "name": "head_masking"}, rankings=("semantic",), masked=(0,), draws=0)
     task = MaskingTask(config, world.model, protocol, Choice("none", 0, None, ()))
@@ -193,7 +193,7 @@ EXAMPLES: dict[str, tuple[Example, Any, Any]] = {
     "chat_wrapper": (chat_wrapper, True, False),
     "longbench_truncation": (longbench_truncation, True, False),
 }
-"""An example of a field, and what comes of it under `corrected` and with this one field as in `released`."""
+"""By field: an example, its result under `corrected`, and its result with this field as in `released`."""
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Each protocol field of LongBench prompts: what both protocols make of it, for the models the released code knows."""
+"""The effect of each protocol field on LongBench prompts, for the models of the released code."""
 
 import json
 from dataclasses import replace
@@ -6,8 +6,6 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
 
 from compresskv.detokenise import text_of
 from compresskv.models import LoadedModel
@@ -16,6 +14,7 @@ from evals.longbench.config import LongBench
 from evals.longbench.evaluation import LongBenchTask
 from evals.longbench.prompts import RELEASED_LONGEST, truncate_middle
 from evals.longbench.tasks import TASKS
+from tests.support.byte_tokenizer import byte_tokenizer
 from tests.support.jobs import job
 from tests.support.refusals import refused
 
@@ -30,14 +29,10 @@ CONFIG = LongBench("longbench", "unused", ("qasper",), None, None, None, None)
 
 def byte_model(name: str, chat: str) -> LoadedModel:
     """A model that is only a tokenizer: one id a byte, and no BOS, as Qwen's."""
-    vocabulary = {symbol: index for index, symbol in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
-    backend = Tokenizer(models.BPE(vocabulary, []))
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    backend.decoder = decoders.ByteLevel()
     return LoadedModel(
         name=name,
         model=SimpleNamespace(device=torch.device("cpu")),  # type: ignore[arg-type]
-        tokenizer=PreTrainedTokenizerFast(tokenizer_object=backend, chat_template=chat),
+        tokenizer=byte_tokenizer(chat_template=chat),
         window=32_768,
         chat_template=True,
         dtype="float32",
@@ -66,7 +61,7 @@ def text(task: LongBenchTask) -> str:
 
 @pytest.mark.parametrize("model", ["qwen2.5-7b-instruct", "Qwen2.5-14B-Instruct"])
 def test_chat_wrapper_of_qwen(task, model: str) -> None:
-    """Its own template, with Qwen's system message; the six tasks without a chat format stay without."""
+    """The model's template with Qwen's system message; the six tasks without a chat format have none."""
     corrected, released = (text(task(model, chat_wrapper=wrapper)) for wrapper in ("template", "released"))
     assert corrected.startswith("<|im_start|>user\n")
     assert released == SYSTEM + corrected
@@ -93,7 +88,7 @@ def test_chat_wrapper_of_a_qwen_without_a_template(task) -> None:
     ],
 )
 def test_longbench_truncation(task, model: str, longest: int | None) -> None:
-    """Every character is a token. Released, chat format and answer come on top of the longest prompt."""
+    """Every character is a token. Under released, the longest prompt excludes chat format and answer."""
     corrected, released = (task(model, 200_000, longbench_truncation=choice) for choice in ("window", "released"))
     room = 32_768 - TASKS["qasper"].max_new_tokens
     assert corrected.longest_prompt == room
@@ -109,7 +104,7 @@ def test_longbench_truncation_gives_way_to_a_length_that_is_asked_for(task) -> N
 
 @pytest.mark.parametrize("model", ["llama-3.1-8b-instruct", "mistral-7b-instruct-v0.3", "qwen2.5-7b-instruct"])
 def test_longbench_truncation_under_the_configurations_of_the_models(task, model: str) -> None:
-    """What conf/model sets as `max_length` is the authors' longest prompt, and must not take the answer off it."""
+    """`max_length` in conf/model is the authors' longest prompt, from which the answer must not be subtracted."""
     config = job(f"model={model}", "eval=longbench", "eval.data=unused", "eval.tasks=[qasper]").eval
     made = replace(task(model, 200_000, longbench_truncation="released"), config=config)
     assert made.longest_prompt == RELEASED_LONGEST[model] + 50

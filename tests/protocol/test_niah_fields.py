@@ -1,4 +1,4 @@
-"""Each protocol field of NIAH prompts: what both protocols make of it, exactly, with a tokenizer like Mistral's."""
+"""The exact effect of each protocol field on NIAH prompts, with a tokenizer like Mistral's."""
 
 import copy
 from dataclasses import replace
@@ -81,7 +81,7 @@ def test_niah_special_tokens(mistral_like, niah, niah_prompt: str) -> None:
 
 @pytest.mark.parametrize("niah_prompt", ["chat", "raw"])
 def test_niah_sentence_rule_collapses_depth(mistral_like, niah, niah_prompt: str) -> None:
-    """No sentence ends in "▁.", so the needle backs up to the start; only depth 100 % is what it says."""
+    """No sentence ends in "▁.", so the needle moves to the start; only depth 100 % is correct."""
     config = niah()
     corrected = [depth for _, depth in prompts(mistral_like, config, niah_prompt=niah_prompt)]
     assert corrected == pytest.approx(NOMINAL, abs=6)
@@ -91,7 +91,7 @@ def test_niah_sentence_rule_collapses_depth(mistral_like, niah, niah_prompt: str
 
 
 def test_leaked_bos_is_a_period(mistral_like, niah) -> None:
-    """encode(".") brings its BOS along, so the needle stops behind the two that leaked: at token 2, not 0."""
+    """encode(".") includes its BOS, so the needle stops behind the two leaked ones: at token 2, not 0."""
     config = niah()
     found = prompts(mistral_like, config, **RELEASED)
     needle = mistral_like.tokenizer(f"\n{config.needle}\n").input_ids

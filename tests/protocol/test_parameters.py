@@ -43,14 +43,14 @@ def built(*overrides: str) -> Any:
 
 
 def parameters_of(path: str, part: str | None) -> dict[str, Any]:
-    """What a YAML under conf/method gives to a part."""
+    """The parameters of a part in a YAML under conf/method."""
     node = yaml.safe_load((CONF / "method" / path).read_text())
     node = node if part is None else node[part]
     return {key: value for key, value in (node or {}).items() if key != "_target_"}
 
 
 def value_in(made: Any, name: str) -> Any:
-    """What a built part has made of a parameter."""
+    """The value of a parameter in a built part."""
     if name in ("heads", "head_scores") and not hasattr(made, "head_scores"):
         return getattr(made, "ranking", made).heads
     if name == "contest_grouping":
@@ -225,7 +225,7 @@ def test_wrong_values(name: str, field: str, value: Any, allowed: str) -> None:
 
 
 def test_taus_are_the_models() -> None:
-    """By name, in any case; other models have ones, and a setting overrides both."""
+    """By model name, ignoring case; 1.0 for other models; a setting overrides both."""
     for model, expected in [("Llama-3.1-8B-Instruct", TAUS["llama-3.1-8b-instruct"]), ("other", ((1.0, 1.0),) * 2)]:
         where = context(SHAPE, model=model)
         assert method("cake", where).allocator.taus == expected  # type: ignore[attr-defined]
@@ -234,7 +234,7 @@ def test_taus_are_the_models() -> None:
 
 
 def test_a_method_from_outside_the_tree(tmp_path, monkeypatch) -> None:
-    """Its parameters are checked like those of any other; without an import where a name is wrong."""
+    """Its parameters are checked like others; wrong names are found without importing it."""
     source = """
 raise_on_import = __import__("os").environ["METHOD_MAY_BE_IMPORTED"]
 from typing import Annotated

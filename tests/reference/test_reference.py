@@ -7,8 +7,7 @@ import pytest
 
 from evals import compose
 from evals.longbench.tables import row_check
-from evals.reference import sweeps
-from evals.reference.__main__ import run_and_export
+from evals.reference.__main__ import SWEEPS, run_and_export
 from evals.reference.export import export
 from evals.results import frame
 from evals.results.record import records
@@ -22,7 +21,7 @@ def one_artefact(monkeypatch):
 
 
 def test_sweeps_compose():
-    for line in sweeps.SWEEPS["needles"][2:] + sweeps.SWEEPS["longbench"][:1] + sweeps.SWEEPS["masking"]:
+    for line in SWEEPS["needles"][2:] + SWEEPS["longbench"][:1] + SWEEPS["masking"]:
         one = re.sub(r",[\w,.]+", "", line)  # the first of every axis
         [first, *_] = compose.sweep(*one.split(), "budget=64")
         assert first["model"]["name"] == "smollm2-135m"
@@ -78,7 +77,7 @@ def test_a_run_of_two_parts_from_prompts_to_what_is_committed(tmp_path, checkpoi
         "needles": ["method=snapkv,full budget=32 eval.lengths=[200] eval.depths=1 eval.needles=2"],
         "longbench": ["eval=longbench eval.tasks=[qasper] method=snapkv budget=32 fidelity=true"],
     }
-    monkeypatch.setattr("evals.reference.sweeps.SWEEPS", lines)
+    monkeypatch.setattr("evals.reference.__main__.SWEEPS", lines)
     monkeypatch.setattr("evals.reference.__main__.SWEEPS", lines)
     places = (tmp_path / "full", tmp_path / "small")
     tiny = [f"model.path={checkpoint}", "model.dtype=float32", "model.device=cpu"]

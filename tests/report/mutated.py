@@ -1,4 +1,4 @@
-"""A small tree with every kind of file that reports read, and what may be wrong with any of them."""
+"""A small results tree with every kind of file that reports read, and ways to damage these files."""
 
 import copy
 import json
@@ -12,13 +12,14 @@ import yaml
 from evals.results.lines import sealed as sealed_line
 from evals.results.record import Record
 from evals.results.summary import sealed
+from tests.support import calibrations
 from tests.support.trees import efficiency, line, nodes, setting
 
 VALUES = (..., None, "x", -1, 0, True, [], {}, [1], [None], {"x": 1}, 1e308, 1e-320, 10**30, "y" * 5000)
-"""What may stand where something else should; `...`: nothing."""
+"""Wrong values for any place in a file; `...` removes the value."""
 
 TEXTS = ("NaN", "1e999", "-Infinity", "9" * 5000, '"\\ud800"', "[" * 2000, "", "\xff")
-"""Whole files that are no JSON, or none that can be used."""
+"""Wrong contents of whole files: invalid JSON, or unusable values."""
 
 OF_KIND = {
     "niah": ("niah.config.Niah", "needle", {"length": 1000, "depth": 50.0, "kl": 0.5, "kl_per_token": [0.5]}),
@@ -29,7 +30,7 @@ MASKED = {"length": 500, "depth": 0.0, "score_keywords": 50.0}
 
 
 def tree(results: Path) -> Path:
-    """Two settings of each evaluation that has tables of its own, and one file of each measurement."""
+    """Two settings of each evaluation with its own tables, and one file of each measurement."""
     for kind, (target, task, fields) in OF_KIND.items():
         for method, budget in (("full", None), ("compresskv", 64)):
             lines = [line(f"L1000-D50-N{n}" if kind == "niah" else str(n), 50 + n, budget, **fields) for n in (0, 1)]
@@ -46,9 +47,8 @@ def tree(results: Path) -> Path:
     head |= {"attention": [0.5, 0.5], "by_step": {"sinks": [0.1, 0.2], "needle": [0.3, 0.4]}}
     prompt = {"model": "tiny", "protocol": "corrected", "sample": "L1-D0-N0", "answer": "so", "prompt_tokens": 2}
     prompt |= {"tokens": ["a", "b"], "parts": {"sinks": [0, 1], "needle": [1, 2]}, "heads": [head]}
-    made = {"model": "tiny", "source": "held_out", "heads": 1, "layer_scores": [0.5, 0.5]}
-    made |= {"observation": {"window": 8, "kernel": 5, "pooling": "average"}, "accepted": {"a": 3}}
-    made |= {"head_scores": {"semantic": [[0.1, 0.2]] * 2, "traditional": [[0.2, 0.1]] * 2}, "rankings": {}}
+    scores = {"semantic": [[0.1, 0.2]] * 2, "traditional": [[0.2, 0.1]] * 2}
+    made = calibrations.record(head_scores=scores, rankings={}, accepted={"a": 3})
     for path, content in (("attention/tiny/one.json", prompt), ("calibration/tiny.held_out.json", made)):
         (results / path).parent.mkdir(parents=True)
         (results / path).write_text(json.dumps(content))
@@ -102,7 +102,7 @@ def changed(content: Any, place: tuple[Any, ...], value: Any) -> Any:
 
 
 def contents(path: Path) -> tuple[Any, Any]:
-    """What a file holds, and what writes that: lines and summaries with the checksums that go with them."""
+    """The content of a file, and the function that writes it, with valid checksums for lines and summaries."""
     if path.suffix == ".yaml":
         return yaml.safe_load(path.read_text()), yaml.safe_dump
     if path.suffix == ".jsonl":
@@ -113,7 +113,7 @@ def contents(path: Path) -> tuple[Any, Any]:
 
 
 def _sealed(content: Any, seal: Any) -> Any:
-    """What somebody may have written who makes checksums as we do."""
+    """The content with a valid checksum, if it has one."""
     try:
         return seal(content) if "checksum" in content else content
     except (TypeError, ValueError, AttributeError):
@@ -121,6 +121,6 @@ def _sealed(content: Any, seal: Any) -> Any:
 
 
 def one_of_each_folder(results: Path) -> list[Path]:
-    """A file of every folder, of each kind that there is."""
+    """One file of every folder, so that every kind of file is included."""
     folders = sorted({path.parent for path in results.rglob("*") if path.is_file()})
     return [sorted(folder.iterdir())[place % len(list(folder.iterdir()))] for place, folder in enumerate(folders)]

@@ -1,4 +1,4 @@
-"""Files of a tree that others changed, or that a disk damaged: reports draw what is left, and name what is not."""
+"""Reports of trees with changed or damaged files show the sound ones and name the faults."""
 
 import html
 import json
@@ -25,13 +25,6 @@ ITEMS = (
 )
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _no_calibrations_of_the_user(tmp_path_factory):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("COMPRESSKV_CACHE", str(tmp_path_factory.mktemp("cache")))
-        yield
-
-
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     return mutated.tree(tmp_path_factory.mktemp("whole") / "results")
@@ -43,7 +36,7 @@ def results(whole, tmp_path):
 
 
 def everything(results):
-    """All that reports make of a tree but pixels; returns the page."""
+    """Render everything that reports make of a tree, except images; returns the page."""
     for item in ITEMS:
         try:
             shown = artefacts.page_of(item, results)

@@ -20,7 +20,7 @@ SIZES = ("", "+size=smoke", "+size=paper")
 
 
 def check(experiment, size, model):
-    """A setting of the experiment's sweep is a job; what it sweeps over is a method and a budget at least."""
+    """The settings of the experiment's sweep are jobs, and the sweep has methods and budgets."""
     overrides = [f"experiment={experiment}", f"model={model}", *filter(None, [size])]
     with initialize_config_dir(str(CONF), version_base="1.3"):
         config = compose("config", overrides, return_hydra_config=True)
@@ -38,7 +38,7 @@ def check(experiment, size, model):
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("place", range(len(EXPERIMENTS)))
 def test_every_experiment_composes_at_every_size(place, size):
-    """Models in turn, so that every model is met."""
+    """Experiments use models in turn, so that every model is composed."""
     check(EXPERIMENTS[place], size, MODELS[place % len(MODELS)])
 
 

@@ -1,4 +1,4 @@
-"""One table through every renderer, as in golden/, whose files `python -m tests.report.test_golden` writes."""
+"""The output of every renderer equals the files in golden/, which `python -m tests.report.test_golden` writes."""
 
 from io import StringIO
 from pathlib import Path

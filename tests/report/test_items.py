@@ -1,4 +1,4 @@
-"""Artefacts of experiments that are more than scores of methods: what they choose of a tree, show and compare."""
+"""Artefacts of experiments with special settings: which results they choose, show and compare."""
 
 import json
 
@@ -15,7 +15,7 @@ from evals.report.markdown import markdown
 from evals.report.selection import settings_of
 from evals.results.record import records
 from tests.support.refusals import refused
-from tests.support.trees import cells, line, nodes, setting
+from tests.support.trees import cells, line, longbench_task, nodes, setting
 
 OBSERVATION = {"window": 8, "kernel": 5, "pooling": "average"}
 
@@ -60,10 +60,8 @@ def test_every_item_renders_complete_and_partial_results_of_two_models(experimen
 
 def test_settings_are_chosen_by_what_an_experiment_sweeps(tmp_path):
     for source, digest in {"held_out": "aaaa1111", "published": "bbbb2222"}.items():
-        config = {"calibration": source, "observation": OBSERVATION}
-        setting(
-            tmp_path, cells([10, 20]), "compresskv", digest=digest, of_config=config, experiment="calibration_leakage"
-        )
+        place = {"digest": digest, "of_config": {"calibration": source, "observation": OBSERVATION}}
+        setting(tmp_path, cells([10, 20]), "compresskv", **place, experiment="calibration_leakage")
     assert list(rows(page_of("calibration_leakage", tmp_path))) == ["CompressKV, calibration held_out"]
     # What `auto` takes under the corrected protocol is held out.
     auto = tmp_path / "auto"
@@ -92,7 +90,7 @@ def test_windows_are_rows_that_are_compared_with_the_papers(tmp_path):
 
 
 def test_calibrated_heads_are_found_as_the_number_they_are(tmp_path):
-    """Runs that set the calibrated number and those that leave it share a folder and the first's configuration."""
+    """Runs with an explicit and with a default number of heads share a folder and the first run's configuration."""
     node = nodes("table3_components")["compresskv-uniform"]
     built = {"EvictionMethod": {"scorer": {"SemanticHeadScorer": {"heads": [[7], [3]]}}}}
     place = {"model": "smollm2-135m", "node": node, "method_in_full": built}
@@ -101,14 +99,8 @@ def test_calibrated_heads_are_found_as_the_number_they_are(tmp_path):
     set_to_one = {**node, "scorer": {**node["scorer"], "heads": 1}}
     other = tmp_path / "other"
     protocol = {"of_config": {"calibration": "auto", "protocol": {"name": "corrected"}}}
-    setting(
-        other,
-        cells([10, 20]),
-        "compresskv-uniform",
-        **{**place, "node": set_to_one},
-        **protocol,
-        experiment="table2_heads",
-    )
+    place = {**place, **protocol, "node": set_to_one}
+    setting(other, cells([10, 20]), "compresskv-uniform", **place, experiment="table2_heads")
     assert list(rows(page_of("table2_heads", other))) == ["top-1 heads"]
 
 
@@ -247,16 +239,15 @@ def test_fidelity_has_a_table_of_its_own_where_runs_carry_it(tmp_path):
 
 
 def test_longbench_is_grouped_by_kind_of_task(tmp_path):
-    for task in ("qasper", "hotpotqa", "gov_report", "passage_count", "lcc"):
-        lines = [line(str(n), 40.0 + n, answers=["a"], length=1) for n in range(3)]
-        setting(tmp_path, lines, "snapkv", task=task, eval="longbench", experiment="beyond_retrieval")
+    for name in ("qasper", "hotpotqa", "gov_report", "passage_count", "lcc"):
+        longbench_task(tmp_path, name, scores=[40.0, 41.0, 42.0], experiment="beyond_retrieval")
     (grid,) = page_of("beyond_retrieval", tmp_path).tables
     assert list(grid.columns) == ["QA", "summaries", "code", "average of 16"]
     assert set(grid.rows[0].cells["QA"].strata) == {"qasper", "hotpotqa"}
 
 
 def measurement(results, stamp, settings, model="tiny"):
-    """What a run of eval=efficiency leaves."""
+    """Write the files of a run of eval=efficiency."""
     made = []
     for name, method, budget, seconds in settings:
         for length in (1000, 2000):

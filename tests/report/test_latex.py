@@ -1,4 +1,4 @@
-"""Every LaTeX artefact compiles, with whatever names models and methods have."""
+"""Every LaTeX artefact compiles, with any names of models and methods."""
 
 import re
 import shutil
@@ -18,7 +18,7 @@ BASE = {
     r"\def\cmidrule(#1)#2{\cline{#2}}",
     "rotating": r"\newenvironment{sidewaystable*}{\begin{table*}}{\end{table*}}",
 }
-"""What of packages the tables use, where only LaTeX's base is installed."""
+"""The commands of packages that tables use, for installations with only LaTeX's base."""
 
 METHODS = ["FullKV", "StreamingLLM", "SnapKV", "PyramidKV", "CAKE", "CompressKV"]
 NAMES = r"a_b % c & d # e $ f {g} h~i ^j \k [l] <m> | n † – − · … “o” é"
@@ -48,7 +48,7 @@ def compiled(tmp_path):
 
 
 def page(name: str) -> Page:
-    """Every part that a page may have, named by `name`: partial, published and compared cells, notes, plain tables."""
+    """A page with all parts, all named `name`: partial, published and compared cells, notes, plain tables."""
     whole = Cell({"needle": {("a", ""): 10.0, ("b", ""): 90.0}}, 2, 2, published=43.76, apart=name)
     part = Cell({"needle": {("a", ""): 10.0}}, 2, 1, published=20.0)
     rows = [
@@ -95,7 +95,7 @@ KINDS = {f"task {place}": f"kind {place // 3}" for place in range(16)}
 
 
 def wide(metric: Metric = SCORE, partial: frozenset[str] = frozenset(), methods=METHODS[1:]) -> Page:
-    """A page of many tasks and kinds of them at four budgets; methods in `partial` have a part of the samples."""
+    """A page with many tasks in several groups at four budgets; methods in `partial` lack samples."""
 
     def row(method: str, budget: int | None, place: int) -> Row:
         strata = {task: {(str(n), ""): 10.0 * place + n for n in range(3)} for task in KINDS}
@@ -118,7 +118,7 @@ def wide(metric: Metric = SCORE, partial: frozenset[str] = frozenset(), methods=
 
 
 def tabulars(tex: str) -> list[list[list[str]]]:
-    """The cells of the rows of every table, without what spans all columns."""
+    """The cells of every table by row, without cells that span all columns."""
     found = []
     for inner in re.findall(r"\\begin\{tabular\*?\}.*?\n(.*?)\\end\{tabular", tex, re.DOTALL):
         rows = [line.removesuffix(r" \\").split(" & ") for line in inner.splitlines() if " & " in line]

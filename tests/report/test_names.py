@@ -1,4 +1,4 @@
-"""Names of models, methods and tasks are text wherever they are shown: no formula, no command, no hidden label."""
+"""Names of models, methods and tasks are shown literally: never as formulas, commands or hidden labels."""
 
 import csv
 import io
@@ -14,6 +14,8 @@ from evals.report.csv import csv_text
 from evals.report.figures import over_budget, save
 from evals.report.html.writing import page
 from evals.report.latex import escape
+from evals.tables.methods import Name
+from evals.tables.table import Cell, Row, Table
 from tests.support.trees import cells, line, setting
 
 NAMES = ["a$^$b", "_x_", r"$\frac$", r"$\mathdefault{$^$", "$a$", "x\ud800", "a\x07b\x00", r"\$^$"]
@@ -52,10 +54,13 @@ def test_figures_show_dollars_as_dollars(tmp_path):
     assert r">$\mathdefault" not in drawn
 
 
-def test_a_name_that_begins_with_an_underscore_has_its_place_in_the_legend(tmp_path):
-    figure = efficiency.draw_pools(run_of("_x_", "b")["concurrency"], "")
-    assert [text.get_text().strip() for text in figure.legends[0].get_texts()] == ["_x_", "b"]
-    plt.close(figure)
+def test_a_name_that_begins_with_an_underscore_has_its_place_in_the_legend():
+    names = ["_x_", "b"]
+    rows = [Row(Name(name, 64), {"average": Cell({"": {("1", ""): 50.0}}, 1, 1)}) for name in names]
+    curves = Table("tiny", "niah", ["average"], rows)
+    for figure in (efficiency.draw_pools(run_of(*names)["concurrency"], ""), over_budget(curves)):
+        assert [text.get_text().strip() for text in figure.legends[0].get_texts()] == names
+        plt.close(figure)
 
 
 def test_artefacts_of_models_of_any_name(tmp_path):
@@ -83,7 +88,7 @@ def test_no_cell_of_a_csv_file_is_a_formula():
 
 
 def test_what_is_shown_follows_from_the_kind_of_evaluation(tmp_path):
-    """As in trees of before `eval.name=longbench` was refused for another evaluation."""
+    """Older trees may have `eval.name=longbench` for another evaluation."""
     target = "evals.jsonl.config.Jsonl"
     setting(tmp_path, [line("1", 40, 64)], eval="longbench", task="qasper", of_eval={"_target_": target})
     text = page(tmp_path)
@@ -92,21 +97,6 @@ def test_what_is_shown_follows_from_the_kind_of_evaluation(tmp_path):
     needle = line("L1-D0-N0", 40, 64, length=1000, depth=0.0)
     setting(tmp_path / "b", [needle], eval="mine", of_eval={"_target_": "evals.niah.config.Niah"})
     assert '<section id="needles"' in page(tmp_path / "b")
-    setting(
-        tmp_path / "c",
-        [line("1", 40, 64)],
-        eval="mine",
-        task="qasper",
-        of_eval={"_target_": "evals.longbench.config.LongBench"},
-    )
+    of_eval = {"_target_": "evals.longbench.config.LongBench"}
+    setting(tmp_path / "c", [line("1", 40, 64)], eval="mine", task="qasper", of_eval=of_eval)
     assert '<section id="longbench"' in page(tmp_path / "c")
-
-
-def test_legends_of_curves(tmp_path):
-    setting(tmp_path, cells([50.0, 100.0]), "snapkv", model="_x_", experiment="fig5_niah")
-    from evals.report.artefacts import page_of
-
-    [grid] = page_of("fig5_niah", tmp_path).tables
-    figure = over_budget(grid)
-    assert len(figure.legends[0].get_texts()) == 1
-    plt.close(figure)

@@ -1,4 +1,4 @@
-"""An evaluation from outside the tree has columns of its own in every renderer."""
+"""The columns of an evaluation outside the package are in every renderer."""
 
 import csv
 
@@ -46,7 +46,7 @@ def notes(records, tables, view):
 
 @pytest.fixture(params=["a package with tables.py", "a single module"])
 def results(request, tmp_path, monkeypatch):
-    """The results of two methods on it, as a run of experiment=counting leaves them."""
+    """Results of methods on this evaluation, as written by a run of experiment=counting."""
     monkeypatch.syspath_prepend(tmp_path)
     name = f"counting{len(request.param)}"
     if request.param.startswith("a package"):

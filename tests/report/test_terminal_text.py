@@ -1,4 +1,4 @@
-"""What results and folders are called, and what models write, is text in the terminal: no markup, no commands."""
+"""Names and predictions are shown literally in the terminal, never as markup or control sequences."""
 
 import json
 
@@ -20,7 +20,7 @@ SEEN = "m[bold]x[/bold] [d9676eeb] :warning: ␛[31m<U+009B>2J <U+202E>"
 
 @pytest.fixture
 def two_settings(tmp_path):
-    """Two settings of a model of that name: their records differ by nothing but their hashes."""
+    """Two settings of a model with this name, which differ only in their hashes."""
     records = []
     for place, digest in enumerate(("d9676eeb", "01234567")):
         lines = [line(str(n), 50.0 + place, 64, kl=0.5) for n in range(3)]

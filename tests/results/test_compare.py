@@ -119,7 +119,6 @@ def test_what_cannot_be_compared_is_named(tmp_path):
     methods(tmp_path)
     for given in (["--against", "tova"], ["--against", "full"], ["--against", "all", "--csv", str(tmp_path / "x.csv")]):
         assert main(["compare", "--results", str(tmp_path), *given]) == 2
-    assert main(["compare", "--results", str(tmp_path), "--metric", "prediction"]) == 2
     assert main(["compare", "--results", str(tmp_path), "--csv", str(tmp_path / "nowhere" / "x.csv")]) == 2
     assert not (tmp_path / "x.csv").exists()
     assert main(["compare", "--results", str(tmp_path), "--against", "all"]) == 0

@@ -1,4 +1,4 @@
-"""Disks that refuse, files that others touch, locks that are not there: nothing lost, nothing wrong said."""
+"""Failing disks, files changed by others and missing locks lose no results and give correct messages."""
 
 import errno
 import fcntl
@@ -59,7 +59,7 @@ def half_a_line(code: int):
 
 
 def refuse_writing(monkeypatch, folder: Path, code: int) -> None:
-    """Whatever would write below `folder` fails with `code`, as where a file system is read-only or full."""
+    """Every write below `folder` fails with `code`, as on a full or read-only file system."""
     real_open, real_io_open, real_mkdir = os.open, io.open, os.mkdir
 
     def check(path: object, writing: bool) -> None:

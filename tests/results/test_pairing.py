@@ -1,4 +1,4 @@
-"""Only samples of one prompt and one model's weights are compared, and what is left out is said."""
+"""Only samples with the same prompt and weights are compared, and the others are reported."""
 
 import json
 
@@ -9,23 +9,17 @@ from evals.report.html.writing import page
 from evals.results import frame
 from evals.results.__main__ import main
 from evals.results.compare import comparisons
-from evals.results.finish import finish
 from evals.results.record import records
-from evals.results.store import SampleStore
-from tests.support.trees import about, cells, folder, line
+from tests.support.trees import cells, line
 from tests.support.trees import setting as finished
 
 
 def setting(results, method, scores, prompt="", **fields):
     """A finished setting; `prompt` goes into the hash of each prompt, None leaves it out."""
-    store = SampleStore(folder(results, method))
-    for id, score in scores.items():
-        made = line(id, score, prompt_sha256=f"{id}{prompt}")
-        if prompt is None:
-            made.pop("prompt_sha256")
-        store.append(made)
-    finish(store, list(scores), about(method, **fields), results / "runs")
-    store.close()
+    lines = [line(id, score, prompt_sha256=f"{id}{prompt}") for id, score in scores.items()]
+    for each in lines if prompt is None else ():
+        del each["prompt_sha256"]
+    finished(results, lines, method, **fields)
 
 
 GOOD, BAD = {str(n): 90.0 + n % 3 for n in range(12)}, {str(n): 10.0 + n % 5 for n in range(12)}
@@ -61,19 +55,16 @@ def test_one_setting_of_other_prompts_leaves_the_others_comparable(tmp_path, cap
     setting(tmp_path, "cake", BAD)
     alone, both = comparisons(records(tmp_path), "score")[::-1]
     assert sorted(both.values) == ["CAKE 64", "SnapKV 64"]
-    assert (both.n, both.left_out, both.apart, both.pairs[0].differs) == (12, 0, ["FullKV 64"], True)
-    assert (list(alone.values), alone.pairs) == (["FullKV 64"], [])
+    assert (both.n, both.left_out, both.apart, both.pairs[0].differs) == (12, 0, ["FullKV"], True)
+    assert (list(alone.values), alone.pairs) == (["FullKV"], [])
     assert main(["compare", "--results", str(tmp_path)]) == 0
-    assert "FullKV 64" in capsys.readouterr().out
+    assert "FullKV" in capsys.readouterr().out
 
 
 def test_an_edited_sample_is_left_out(tmp_path):
     setting(tmp_path, "snapkv", GOOD)
-    edited = SampleStore(folder(tmp_path, "cake"))
-    for id, score in BAD.items():
-        edited.append(line(id, score, prompt_sha256="another" if id == "3" else id))
-    finish(edited, list(BAD), about("cake"), tmp_path / "runs")
-    edited.close()
+    prompts = {id: "another" if id == "3" else id for id in BAD}
+    finished(tmp_path, [line(id, score, prompt_sha256=prompts[id]) for id, score in BAD.items()], "cake")
     (comparison,) = comparisons(records(tmp_path), "score")
     assert (comparison.n, comparison.left_out) == (11, 1)
 

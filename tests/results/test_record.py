@@ -1,4 +1,4 @@
-"""Folders of any version are read without the code that wrote them."""
+"""Results of all versions are read without the code that wrote them."""
 
 import json
 

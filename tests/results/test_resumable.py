@@ -1,4 +1,4 @@
-"""The loop that calibration and others go through."""
+"""The resumable loop of calibration and other measurements."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Settings that differ have different names, whatever tasks they ran on."""
+"""Different settings have different names, also across tasks."""
 
 from compresskv.methods import named_method
 from evals.results.finish import finish
@@ -51,9 +51,7 @@ def test_an_experiment_that_finds_a_setting_finished_is_added_to_it(tmp_path):
 
 
 def test_defaults_of_evaluations_are_no_part_of_a_name(tmp_path):
-    models = [
-        {"name": "tiny", "evals": {"one": {"lengths": [500]}}},
-        {"name": "tiny", "evals": {"two": {"samples": 1}}},
-    ]
-    made = [setting(tmp_path, task=str(place), of_config={"model": model}) for place, model in enumerate(models)]
+    defaults = {"a": {"one": {"lengths": [500]}}, "b": {"two": {"samples": 1}}}
+    configs = {task: {"model": {"name": "tiny", "evals": evals}} for task, evals in defaults.items()}
+    made = [setting(tmp_path, task=task, of_config=config) for task, config in configs.items()]
     assert len(set(names(made))) == 1

@@ -45,7 +45,7 @@ def test_the_mean_over_strata_weighs_them_equally():
 
 
 def test_strata_are_drawn_apart():
-    """Two equal tasks: drawn alike, their mean would vary as much as one of them."""
+    """Two equal tasks: with the same draws, their mean would vary as much as a single task."""
     values = np.random.default_rng(2).normal(0, 1, 100).tolist()
     alone, both = interval(values), interval(values, values)
     assert (both[1] - both[0]) / (alone[1] - alone[0]) == pytest.approx(1 / np.sqrt(2), rel=0.1)
@@ -92,7 +92,7 @@ def test_p_values_are_small_enough_for_their_correction():
 
 
 def test_differences_are_paired():
-    """Samples of very different difficulty, one setting better by 1 on each: unpaired, that would be invisible."""
+    """One setting is better by 1 on samples of very different difficulty, which only a paired test shows."""
     random = np.random.default_rng(6)
     first = random.uniform(0, 100, 30)
     second = first + random.normal(1, 0.5, 30)
@@ -138,7 +138,7 @@ def test_groups_are_all_the_largest_ones():
 
 
 def test_samples_needed_are_enough():
-    """With the n that is asked for, about 80 % of paired tests see the difference."""
+    """With this n, about 80 % of paired tests find the difference."""
     random = np.random.default_rng(8)
     pilot = random.normal(0.5, 1, 2000)
     n = samples_needed(pilot)
@@ -178,7 +178,7 @@ def test_many_comparisons_stop_early_without_another_answer():
 
 
 def test_two_hundred_settings_have_groups_in_no_time():
-    """Every two that do not differ share a group, and no two that differ do, however tangled the relation is."""
+    """Two settings share a group if and only if they do not differ, for any relation."""
     random = np.random.default_rng(10)
     places = random.normal(0, 2, 200)
     differing = pairs(

@@ -1,4 +1,4 @@
-"""Nothing finished is ever lost: torn lines, broken lines, names."""
+"""Finished samples are never lost: torn lines, broken lines, names."""
 
 import json
 
@@ -28,7 +28,6 @@ def test_lines_survive_and_are_read_again(tmp_path):
     assert again.lines == store.lines
     assert again.lines["1"]["text"] == "Zürich 中文 \u2028"
     assert again.lines["1"]["half"] == "\ud83d"
-    assert "Zürich" in store.path.read_text(encoding="utf-8") or "\\ud83d" in store.path.read_text(encoding="utf-8")
     again.close()
 
 

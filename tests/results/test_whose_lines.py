@@ -1,4 +1,4 @@
-"""Lines, summaries and prompts that belong to another setting than their folder says."""
+"""Lines, summaries and prompts in the folder of another setting are found."""
 
 import json
 import shutil
@@ -11,6 +11,7 @@ from evals.results.lines import encode, owner
 from evals.results.provenance import environment, environments
 from evals.results.record import records
 from evals.results.store import SampleStore, write_json
+from tests.support import trees
 from tests.support.command import folders, run
 from tests.support.refusals import refused
 from tests.support.trees import about, folder, line
@@ -18,15 +19,10 @@ from tests.support.trees import about, folder, line
 GRID = ["eval.lengths=[200]", "eval.depths=2", "eval.max_new_tokens=4"]
 
 
-def setting(results, method="snapkv", budget=64, digest="abcd1234", fingerprint="f00d", ids=("0", "1"), **fields):
+def setting(results, method="snapkv", budget=64, digest="abcd1234", fingerprint="f00d", **fields):
     """A finished setting whose lines name it; returns its folder."""
-    place, runs = folder(results, method, budget, digest), results / "runs"
-    store = SampleStore(place, owner(place, runs, fingerprint))
-    for id in ids:
-        store.append(line(id))
-    finish(store, list(ids), about(method, budget, model_fingerprint=fingerprint, **fields), runs)
-    store.close()
-    return place
+    lines = [line("0"), line("1")]
+    return trees.setting(results, lines, method, budget, digest, model_fingerprint=fingerprint, **fields).path
 
 
 def faulty(results):
@@ -83,7 +79,7 @@ def test_a_folder_that_was_renamed_is_named(tmp_path):
 
 
 def test_a_summary_of_another_setting_is_not_written_over(tmp_path):
-    """Older summaries do not name their folder: what they say of the setting tells."""
+    """Older summaries do not name their folder, but describe their setting."""
     place, other = setting(tmp_path), setting(tmp_path, digest="00001111", dtype="bfloat16")
     summary = json.loads((other / "summary.json").read_text())
     write_json(place / "summary.json", {key: summary[key] for key in summary if key not in ("folder", "checksum")})
@@ -183,7 +179,7 @@ def test_a_rerun_over_swapped_folders_refuses_and_changes_nothing(tiny, tmp_path
 
 
 def test_a_line_of_another_prompt_is_not_resumed(tiny, tmp_path):
-    """As where an evaluation's own code builds other prompts, and nothing in its identity says so."""
+    """The code of an evaluation may build other prompts without changing its identity."""
     command = ["method=snapkv", "budget=64", *GRID, *tiny]
     assert run(*command).returncode == 0
     (place,) = folders(tmp_path)

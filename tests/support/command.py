@@ -1,4 +1,4 @@
-"""Running the harness as a user does."""
+"""Run the harness like a user."""
 
 import io
 import json
@@ -22,7 +22,7 @@ HANDLED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class Done(subprocess.CompletedProcess):
-    """How a command ended; `error` is what it refused, where it ran in this process."""
+    """The result of a command; `error`: its refusal, if it ran in this process."""
 
     error: UserError | None = None
 
@@ -67,7 +67,7 @@ def folders(tmp_path):
 
 
 def content(tmp_path):
-    """All samples and summaries, without what may differ between runs: timing, environment, paths."""
+    """All samples and summaries, without fields that may differ between runs: timing, environment, paths."""
     found = {}
     for folder in folders(tmp_path):
         lines = [json.loads(line) for line in (folder / "samples.jsonl").read_text().splitlines()]

@@ -1,4 +1,4 @@
-"""Check what a refusal is about, not its wording."""
+"""Check the field of a refusal, not its wording."""
 
 import re
 from collections.abc import Iterator
@@ -41,6 +41,6 @@ def assert_refused(done: CompletedProcess, field: str) -> None:
 
 
 def assert_sentence(said: str, field: str) -> None:
-    """Assert that what ends a process is one sentence about `field`."""
+    """Assert that the last output of a process is one sentence about `field`."""
     assert said.isprintable()
     assert re.search(rf"^error: (.*: )?{re.escape(field)}(=|: )", said), said

@@ -1,4 +1,4 @@
-"""Results trees as runs leave them, without a model; no line is synced to the disk."""
+"""Build results trees like those of runs, without a model and without syncing files."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -13,6 +13,7 @@ from compresskv.methods import method_config
 from evals.compose import sweep
 from evals.longbench.tasks import ENGLISH
 from evals.results.finish import finish
+from evals.results.lines import owner
 from evals.results.record import Record
 from evals.results.schema import NAMED
 from evals.results.store import SampleStore, write_json
@@ -38,7 +39,7 @@ def nodes(experiment: str) -> dict[str, dict[str, Any]]:
 
 
 def line(id: str, score: float = 50.0, budget: int | None = 64, **fields: Any) -> dict[str, Any]:
-    """A sample's line as the runner makes it."""
+    """A sample's line like those of runs."""
     kept = (
         [1000] * LAYERS if budget is None else [max(0, budget + 8 * (layer - LAYERS // 2)) for layer in range(LAYERS)]
     )
@@ -72,7 +73,7 @@ def cells(scores: Sequence[float], **fields: Any) -> list[dict[str, Any]]:
 
 
 def about(method: str = "snapkv", budget: int | None = 64, **fields: Any) -> dict[str, Any]:
-    """What `finish` is told of a setting; `of_eval`, `of_config`: more of its configuration."""
+    """The description of a setting for `finish`; `of_eval`, `of_config`: further configuration."""
     content = {"model": "tiny", "eval": "niah", "task": "needle", "protocol": "corrected"} | fields
     of_eval, of_config = content.pop("of_eval", {}), content.pop("of_config", {})
     config = {
@@ -105,7 +106,10 @@ def setting(
     node: Mapping[str, Any] | None = None,
     **fields: Any,
 ) -> Record:
-    """A finished setting of these lines, or scores; `node`, or that of an `experiment`: its method. See `about`."""
+    """A finished setting with these lines or scores; `node`: its method, or else the `experiment`'s. See `about`.
+
+    With a `model_fingerprint`, its lines name the setting and the weights, as those of a run do.
+    """
     budget = None if method == "full" else budget
     if not isinstance(lines, Mapping) and not all(isinstance(each, dict) for each in lines):
         lines = {str(number): score for number, score in enumerate(lines)}
@@ -115,13 +119,24 @@ def setting(
         fields["of_config"] = {"method": node} | fields.get("of_config", {})
     here = mock.patch("evals.results.store.environment", return_value={**ENVIRONMENT, "key": "abc"})
     with mock.patch("os.fsync"), here:
-        store = SampleStore(folder(results, method, budget, digest, **fields))
+        place, runs = folder(results, method, budget, digest, **fields), results / "runs"
+        weights = fields.get("model_fingerprint")
+        store = SampleStore(place, owner(place, runs, weights) if weights else None)
         for each in lines:
             store.append(each)
         content = about(method, budget, **fields)
-        record = finish(store, [each["id"] for each in lines], content, results / "runs")
+        record = finish(store, [each["id"] for each in lines], content, runs)
         store.close()
     return Record(record.path, record.runs)
+
+
+def unfinished(results: Path, method: str = "snapkv", ids: Sequence[str] = ("1",), **fields: Any) -> Path:
+    """A setting whose run was killed after these samples: no summary; returns its folder."""
+    store = SampleStore(folder(results, method, **fields))
+    for id in ids:
+        store.append(line(id))
+    store.close()
+    return store.folder
 
 
 def needles(
@@ -147,7 +162,7 @@ def needles(
 
 
 def longbench(results: Path, model: str = "tiny", tasks=ENGLISH[:3], n=4, budgets=(64,), methods=SHARES) -> None:
-    """A sweep on LongBench tasks whose rows are none of the official ones."""
+    """A sweep on LongBench tasks with rows that are not official."""
     random = np.random.default_rng(1)
     for task in tasks:
         noise = random.random(n)
@@ -158,6 +173,15 @@ def longbench(results: Path, model: str = "tiny", tasks=ENGLISH[:3], n=4, budget
                     line(str(row), score, budget, answers=["so"], length=900 + row) for row, score in enumerate(scores)
                 ]
                 setting(results, lines, method, budget, model=model, eval="longbench", task=task)
+
+
+def longbench_task(
+    results: Path, task: str, method: str = "snapkv", scores: Sequence[float] = (50.0,), **fields: Any
+) -> Record:
+    """A finished setting on a LongBench task, whose rows are not official."""
+    budget = fields.pop("budget", 64)
+    lines = [line(str(row), score, budget, answers=["a"], length=1) for row, score in enumerate(scores)]
+    return setting(results, lines, method, budget, eval="longbench", task=task, **fields)
 
 
 def efficiency(results: Path, model: str = "tiny") -> Path:

@@ -1,1 +1,1 @@
-"""Sweeps on a SLURM cluster: one array task a group of settings that share their prefills."""
+"""Run sweeps on a SLURM cluster: one array task per group of settings that share their prefills."""

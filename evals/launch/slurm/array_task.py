@@ -1,4 +1,4 @@
-"""What an array task does: its groups in turn, so that a kill or a requeue costs one sample."""
+"""What an array task does: run its groups one by one. A kill or a requeue costs one sample."""
 
 import os
 import signal
@@ -16,9 +16,9 @@ from evals.results.store import write_json
 
 @dataclass
 class ArrayTask:
-    """Runs groups in turn, in one process. submitit calls it on the node, and `checkpoint` before it requeues.
+    """Runs groups one by one in one process. submitit calls it on the node, and `checkpoint` before it requeues.
 
-    `orders`: for each group the configurations of its jobs, and the file that gets what became of them.
+    `orders`: for each group the configurations of its jobs, and the file for their outcome.
     """
 
     orders: Sequence[tuple[Sequence[Mapping[str, Any]], Path]]
@@ -31,18 +31,18 @@ class ArrayTask:
         try:
             failed = [order for order in self.orders if self._run(*order)]
         except UncompletedJobError as error:
-            print(f"{error} Raise hydra.launcher.time or .requeues; the same command goes on from here.", flush=True)
+            print(f"{error} Raise hydra.launcher.time or .requeues; the same command continues from here.", flush=True)
             os._exit(1)
-        # submitit would add its own traceback as the log's last lines, and pickle what nobody reads.
+        # submitit would add its own traceback at the end of the log, and pickle a result that nothing reads.
         sys.stdout.flush()
         os._exit(1 if failed else 0)
 
     def checkpoint(self) -> DelayedSubmission:
-        """The same again: finished samples are in the results folder, and no process may hold it any more."""
+        """The same task again. Finished samples are stored; the process must release their folder first."""
         process = self._worker.process if self._worker else None
         if process and process.returncode is None:
             os.kill(process.pid, signal.SIGKILL)
-            # Not Popen.wait: this is a signal handler, and what it interrupts holds that lock.
+            # Not Popen.wait: this is a signal handler, and the interrupted code may hold the lock of `wait`.
             os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
         return DelayedSubmission(ArrayTask(self.orders))
 
@@ -51,7 +51,7 @@ class ArrayTask:
         print(f"group of {len(configs)} settings, outcome: {outcome}", flush=True)
         answer = self._worker.run(configs, None, _to_log)
         while answer.code and self._ending:
-            # Under preemption SLURM requeues what it ends itself, but not what ends of its own accord.
+            # Under preemption SLURM requeues tasks that it ends, but not tasks that end by themselves.
             signal.pause()
         if answer.code < 0:
             print(f"the group was killed by {signal.Signals(-answer.code).name}", flush=True)
@@ -69,6 +69,6 @@ def _to_log(line: bytes) -> None:
 
 
 def _ignore_notices() -> None:
-    # SLURM sends these to every process of the job; what to do about them is decided above.
+    # SLURM sends these to every process of the job; `ArrayTask` decides what to do.
     signal.signal(signal.SIGUSR2, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)

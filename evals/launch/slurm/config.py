@@ -1,4 +1,4 @@
-"""What `conf/hydra/launcher/slurm.yaml` says."""
+"""Settings of `conf/hydra/launcher/slurm.yaml`."""
 
 import re
 import shlex
@@ -16,14 +16,14 @@ Count = Annotated[int, Ge(1), Le(1_000_000)]
 def _option(name: str) -> str:
     if not re.fullmatch(r"[A-Za-z][\w-]*", name, re.ASCII):
         raise UserError(
-            None, "give its long name, without dashes in front", why=f"{readable(name)} is not an option of sbatch"
+            None, "give its long name without leading dashes", why=f"{readable(name)} is not an option of sbatch"
         )
     return name
 
 
 def _as_written(folder: str) -> str:
     if "%" in folder or "\\" in folder:
-        raise UserError(None, "choose a folder without them", why="SLURM reads % and backslashes in the names of logs")
+        raise UserError(None, "choose another folder", why="SLURM interprets % and backslashes in names of logs")
     return folder
 
 
@@ -35,10 +35,10 @@ class SlurmConfig:
     """`groups_per_task`: groups of one model that an array task runs, loading it once. `time` in minutes; `setup`:
     shell lines before each array task; `sbatch`: any other options by long name.
 
-    `requeues`: how often a task that ran out of time may go on. `notice`: seconds before the end of its time at which
-    it is queued again. `poll`: seconds between two looks at the queue. None leaves a choice to the cluster.
+    `requeues`: how often a task that ran out of time is queued again, `notice` seconds before the end of its time.
+    `poll`: seconds between checks of the queue. None: the cluster's default.
 
-    What goes into the job's script is one line of it, so that no value becomes another line.
+    Every value of the job's script is a single line, so that it cannot add lines to the script.
     """
 
     partition: LineText | None
@@ -59,7 +59,7 @@ class SlurmConfig:
     folder: Annotated[LineText, AfterValidator(_as_written)]
 
     def submitit(self, root: Path) -> dict:
-        """These settings as submitit's executor names them. `root`: where the harness is to be imported from."""
+        """These settings by the names of submitit's executor. `root`: the folder from which the harness is imported."""
         given = {"partition": self.partition, "account": self.account, "qos": self.qos, "gres": self.gres}
         given |= {"mem": self.memory}
         path = f"export PYTHONPATH={shlex.quote(str(root))}${{PYTHONPATH:+:$PYTHONPATH}}"

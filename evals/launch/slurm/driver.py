@@ -1,4 +1,4 @@
-"""Submit a sweep's groups, follow them, and report what each of them left behind."""
+"""Submit a sweep's groups to SLURM, follow them, and report their results."""
 
 import json
 import shlex
@@ -29,13 +29,13 @@ class Slurm:
     settings: Mapping[str, Any]
 
     def __call__(self, jobs: Sequence[Job]) -> None:
-        """Raises `UserError` for what cannot be submitted, and in the end for what failed."""
+        """Raises `UserError` if SLURM refuses the jobs, and at the end if settings failed."""
         config = checked("hydra.launcher", SlurmConfig, self.settings)
         require_slurm()
         console = Console(stderr=True, soft_wrap=True, markup=False, highlight=False)
         ids: list[str] = []
         try:
-            with interrupts_held():  # whoever interrupts is told the ids of the jobs that SLURM has taken
+            with interrupts_held():  # so that an interrupted driver can print the ids of submitted jobs
                 tasks = submit(config, groups(jobs))
                 ids = list(dict.fromkeys(task.id for task in tasks))
             console.print(f"submitted {_count(ids)}: {', '.join(ids)}; logs in {tasks[0].log.parent}")
@@ -56,7 +56,7 @@ def _ended(task: Submitted, last: State) -> GroupRun:
 
 
 def follow(tasks: Sequence[Submitted], poll: float, console: Console) -> dict[str, State]:
-    """Wait until all tasks are over, telling what changes; returns their last states."""
+    """Wait until all tasks are over, printing what changes; returns their last states."""
     before: dict[str, State] = {}
     printed = ""
     while True:
@@ -66,7 +66,7 @@ def follow(tasks: Sequence[Submitted], poll: float, console: Console) -> dict[st
             console.print(f"{time.strftime('%H:%M:%S')} {news}")
             printed = news
         if now is not None:
-            # A task that SLURM requeues may look finished for a moment, and a shared file system may lag behind.
+            # A requeued task may look finished for a moment, and a shared file system may lag behind.
             if all(now[t.id].over and (t.reported or before.get(t.id) == now[t.id]) for t in tasks):
                 return now
             before = now
@@ -74,7 +74,7 @@ def follow(tasks: Sequence[Submitted], poll: float, console: Console) -> dict[st
 
 
 def _interrupted(ids: Sequence[str]) -> NoReturn:
-    """Ask what to do with the jobs of a driver that is told to stop, and stop."""
+    """Ask whether to cancel the jobs of an interrupted driver, and end it."""
     answer = ""
     if sys.stdin.isatty():
         try:
@@ -83,9 +83,9 @@ def _interrupted(ids: Sequence[str]) -> NoReturn:
             answer = "no"
     if answer.strip().lower() in ("y", "yes"):
         subprocess.run(cancel_command(ids), check=False)
-        end_interrupted("cancelled: finished samples are safe, the same command goes on from there")
+        end_interrupted("cancelled: finished samples are safe, the same command continues from there")
     end_interrupted(
-        f"{_count(ids)} left in the queue: cancel with `{_cancel(ids)}`; the same command shows what is done"
+        f"{_count(ids)} left in the queue: cancel with `{_cancel(ids)}`; the same command shows finished settings"
     )
 
 

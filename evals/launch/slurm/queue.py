@@ -1,4 +1,4 @@
-"""SLURM's own commands: what the queue says of our jobs, and how to cancel them. No accounting database is needed."""
+"""Query and cancel jobs with SLURM's commands. No accounting database is needed."""
 
 import subprocess
 from collections.abc import Collection, Sequence
@@ -9,7 +9,7 @@ GONE = "gone from the queue"
 
 OVER = {GONE, "BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY"}
 OVER |= {"PREEMPTED", "REVOKED", "TIMEOUT"}
-"""States of a job that has ended, though SLURM may yet requeue one that was preempted or lost its node."""
+"""States of jobs that have ended. SLURM may still requeue a job that was preempted or lost its node."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class State:
 
 
 def states(ids: Collection[str]) -> dict[str, State] | None:
-    """The state of each job, or None where SLURM does not answer."""
+    """The state of each job; None if SLURM does not answer."""
     arrays = ",".join(sorted({id.split("_")[0] for id in ids}))
     command = ["squeue", "--noheader", "--array", "--states=all", f"--jobs={arrays}", "--format=%i|%T|%r"]
     try:
@@ -43,5 +43,5 @@ def states(ids: Collection[str]) -> dict[str, State] | None:
 
 
 def cancel_command(ids: Collection[str]) -> Sequence[str]:
-    """What cancels these jobs."""
+    """The command that cancels these jobs."""
     return ["scancel", *sorted({id.split("_")[0] for id in ids})]

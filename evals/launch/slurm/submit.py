@@ -1,4 +1,4 @@
-"""Hand the groups of a sweep to sbatch."""
+"""Submit the groups of a sweep with sbatch."""
 
 import io
 import os
@@ -19,7 +19,7 @@ from evals.results.store import new_folder
 
 @dataclass(frozen=True)
 class Submitted:
-    """A group in the queue: the array task's id and log, and the file that gets what became of the group's settings."""
+    """A submitted group: id and log of its array task, and the file for the outcome of its settings."""
 
     group: Group
     id: str
@@ -32,20 +32,20 @@ class Submitted:
 
 
 def require_slurm() -> None:
-    """Raise `UserError` where there is no submitit or no SLURM."""
+    """Raise `UserError` if submitit or SLURM is missing."""
     if not find_spec("submitit"):
-        raise UserError("hydra/launcher", "run `pip install '.[slurm]'`", value="slurm", why="it needs submitit")
+        raise UserError("hydra/launcher", "run `pip install '.[slurm]'`", value="slurm", why="submitit is missing")
     if missing := [name for name in ("sbatch", "srun", "squeue", "scancel") if not shutil.which(name)]:
         raise UserError(
             "hydra/launcher",
             "run it on a node of the cluster",
             value="slurm",
-            why=f"there is no {missing[0]} on the PATH",
+            why=f"{missing[0]} is not on the PATH",
         )
 
 
 def submit(config: SlurmConfig, groups: Sequence[Group]) -> list[Submitted]:
-    """One array task per bundle of groups; returns the groups in the queue. Raises `UserError` where SLURM refuses."""
+    """Submit one array task per bundle of groups; returns the groups. Raises `UserError` if SLURM refuses."""
     from submitit import SlurmExecutor
     from submitit.core.utils import FailedJobError, FailedSubmissionError
 
@@ -61,13 +61,13 @@ def submit(config: SlurmConfig, groups: Sequence[Group]) -> list[Submitted]:
         return ArrayTask([(groups[number].configs, outcomes[number]) for number in bundle])
 
     try:
-        # What sbatch writes to stderr is in the exception, too.
+        # The exception includes what sbatch writes to stderr.
         with _outside_of_jobs(), redirect_stderr(io.StringIO()), executor.batch():
             jobs = [executor.submit(task_of(bundle)) for bundle in bundled]
     except (FailedJobError, FailedSubmissionError, subprocess.SubprocessError, OSError) as error:
         raise UserError(
             "hydra/launcher",
-            "correct the settings that it names",
+            "correct the settings that sbatch names",
             value="slurm",
             why=f"sbatch refused the jobs ({_complaint(str(error))})",
         ) from error
@@ -91,7 +91,7 @@ def bundles(groups: Sequence[Group], size: int) -> list[list[int]]:
 
 @contextmanager
 def _outside_of_jobs() -> Iterator[None]:
-    """Hides the job that the driver itself may run in: sbatch and srun would take its settings for the new jobs'."""
+    """Hide the job in which the driver itself may run: sbatch and srun would apply its settings to the new jobs."""
     from submitit.helpers import clean_env
 
     cluster = {name: os.environ[name] for name in ("SLURM_CONF",) if name in os.environ}
@@ -101,6 +101,6 @@ def _outside_of_jobs() -> Iterator[None]:
 
 
 def _complaint(text: str) -> str:
-    """sbatch's own words in what submitit says of it."""
+    """The messages of sbatch in an error of submitit."""
     complaints = re.findall(r"^sbatch: error: (.*)$", text, flags=re.MULTILINE)
     return "; ".join(complaints) or " ".join(text.split())

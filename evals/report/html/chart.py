@@ -1,4 +1,4 @@
-"""Line charts as plain SVG: where everything goes; the template draws it."""
+"""Line charts as plain SVG: positions of all parts; the template draws them."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -7,20 +7,20 @@ from functools import cached_property
 
 WIDTH, HEIGHT = 380, 250
 LEFT, RIGHT, TOP, BOTTOM = 46, 10, 10, 38
-"""Sizes in SVG units, which are about pixels on a telephone."""
+"""Sizes in SVG units, about one pixel on a phone."""
 
 SMALLEST = 1e-12
-"""A span of values below it is drawn as none."""
+"""A smaller span of values is drawn as a single value."""
 
 STYLES = 8
-"""Colours and markers that tell lines apart; after so many, each colour has the next marker and the next dash."""
+"""Numbers of colours and of markers; every further round combines a colour with the next marker and dash."""
 
 DASHES = 4
 
 
 @dataclass(frozen=True)
 class Point:
-    """A value in the chart's units, with its interval where there is one."""
+    """A value in the chart's units, with its interval if there is one."""
 
     x: float
     y: float
@@ -31,7 +31,7 @@ class Point:
 
 @dataclass(frozen=True)
 class Line:
-    """`level`: a single value that holds everywhere, such as the full cache's. `style` counts from 0."""
+    """`level`: a horizontal line of a single value, such as the full cache's. `style` counts from 0."""
 
     label: str
     points: Sequence[Point]
@@ -44,7 +44,7 @@ class Line:
 
     @property
     def look(self) -> tuple[int, int, int]:
-        """Colour, marker and dash, each a number; another combination for each of 64 lines."""
+        """Numbers of colour, marker and dash; unique for 64 lines."""
         turn = self.style // STYLES
         return self.style % STYLES, (self.style + turn) % STYLES, (self.style + turn) % DASHES
 
@@ -70,7 +70,7 @@ class Chart:
 
     @cached_property
     def xs(self) -> list[float]:
-        """All x values of lines that are no levels, in order."""
+        """The x values of all lines except levels, in order."""
         values: set[float] = set()
         for line in self.lines:
             if not line.level:
@@ -113,13 +113,13 @@ class Chart:
         return round(HEIGHT - BOTTOM - (value - low) / (high - low) * (HEIGHT - TOP - BOTTOM), 1)
 
     def path(self, line: Line) -> str:
-        """The `d` of a line's path; that of a level spans the chart."""
+        """The `d` attribute of a line's path; a level spans the chart."""
         if line.level:
             return f"M{LEFT} {self.y(line.points[0].y)}H{WIDTH - RIGHT}"
         return "M" + "L".join(f"{self.x(point.x)} {self.y(point.y)}" for point in line.points)
 
     def markers(self, line: Line) -> list[Point]:
-        """The points that have a marker: with many points, every fifth, another fifth for each line."""
+        """The points with a marker: all, or every fifth if `marked` is false, offset by the line's style."""
         if line.level:
             return []
         return list(line.points) if self.marked else list(line.points)[line.style % 5 :: 5]

@@ -1,4 +1,4 @@
-"""What the page's script works on, as JSON: all settings with where they come from, and the samples of its browser."""
+"""The data of the page's script, as JSON: all settings with their origin, and the samples of the browser."""
 
 import json
 from collections.abc import Sequence
@@ -13,17 +13,17 @@ from evals.results.schema import FIDELITY, Line
 from evals.tables.methods import Name
 
 NUMBERS = ("score", "interval", "n", "realised_budget", "cache_bytes", "total_cache_bytes", "uncompressed", "truncated")
-"""Fields of a summary that a setting is shown with."""
+"""Fields of a summary that the list of settings shows."""
 
 ORIGIN = ("dtype", "backend", "model_fingerprint", "schema_version")
-"""Fields of a summary that say where it comes from, with its configuration and environment."""
+"""Fields of a summary that describe its origin, besides configuration and environment."""
 
 OF_SETTING = ("prediction", "new_tokens", "realised_budget", "cache_bytes", "kept", *FIDELITY, "kl_per_token")
-"""Fields of a sample that are a setting's, with its scores; the others are the prompt's."""
+"""Fields of a sample that depend on the setting, besides its scores; the others depend on the prompt alone."""
 
 
 class _Table:
-    """Values that many settings share, each once; a setting has their places."""
+    """Values that many settings share; each is stored once, and settings refer to it by its place."""
 
     def __init__(self) -> None:
         self.values: list[Any] = []
@@ -31,7 +31,7 @@ class _Table:
         self._known: dict[int, int] = {}
 
     def place(self, value: Any) -> int:
-        """The place of the value. What `value` is must outlive this table: the same object is not compared again."""
+        """The place of the value, which must outlive this table: the same object is not compared again."""
         if id(value) not in self._known:
             self._known[id(value)] = self.place_of_equal(value)
         return self._known[id(value)]
@@ -46,7 +46,7 @@ class _Table:
 
 
 def settings_and_samples(tree: Tree) -> dict[str, Any]:
-    """`settings`, each with places in `shared`; and `samples`, by prompt, each with the answers of its settings."""
+    """`settings`, which refer to places in `shared`; and `samples` by prompt, each with the answers of its settings."""
     shared = _Table()
     ordered = sorted(tree.settings, key=_model_and_eval)
     named: list[Name] = []
@@ -83,7 +83,7 @@ def _setting(setting: Setting, name: str, shared: _Table) -> dict[str, Any]:
 
 
 def _samples(ordered: Sequence[Setting]) -> list[dict[str, Any]]:
-    """The browsed samples, those of one prompt together; `by` has the place of each setting among all."""
+    """The browsed samples by prompt; `by` has an answer for each setting, named by its place among all settings."""
     prompts: dict[tuple[str, ...], dict[str, Any]] = {}
     for place, setting in enumerate(ordered):
         record = setting.record
@@ -99,7 +99,7 @@ def _samples(ordered: Sequence[Setting]) -> list[dict[str, Any]]:
 
 
 def _in_order(record: Record) -> tuple[bool, str, tuple[int, float]]:
-    """What the others are compared with comes first, then each method by its budgets."""
+    """The sort key of an answer: the full cache first, then methods by name and budget."""
     return record.budget is not None, record.method, smallest_first(record.budget)
 
 
@@ -108,7 +108,7 @@ def _of_setting(line: Line) -> Line:
 
 
 def _of_prompt(line: Line) -> Line:
-    """What is known of a prompt."""
+    """The fields of a prompt."""
     return {
         key: value
         for key, value in line.items()

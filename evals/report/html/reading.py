@@ -1,4 +1,4 @@
-"""A results tree for the page: read setting by setting, each reduced at once to what the page shows."""
+"""Read a results tree for the page, one setting at a time, and keep only what the page shows."""
 
 import json
 import sys
@@ -17,30 +17,30 @@ from evals.results.shows import hook, own_fields, sound
 from evals.results.verify import failed_of
 
 EMBEDDED = 2400
-"""Sample lines that the page's browser holds at most, so that it opens quickly whatever the size of the tree."""
+"""At most this many sample lines are in the page's browser, so that pages of large trees open quickly."""
 
 LONGEST = 1200
-"""Characters of a prediction or an answer that are shown."""
+"""At most this many characters of a prediction or an answer are shown."""
 
 TOKENS = 128
 """Tokens of an answer whose KL is shown."""
 
 ALL_FIELDS = ("id", "score", "prompt_sha256", *FIDELITY)
-"""Fields of the lines that tables and figures are made of, beside those that the evaluation needs."""
+"""Fields of lines that tables and figures need, besides those of the evaluation."""
 
 BROWSED = (
     *("id", "prompt_tail", "prediction", "prompt_tokens", "prompt_sha256", "truncated", "new_tokens"),
     *("realised_budget", "cache_bytes", *FIDELITY),
 )
-"""Fields of the lines that the browser shows, with those of the evaluation and all scores."""
+"""Fields of lines that the browser shows, besides those of the evaluation and all scores."""
 
 
 @dataclass(frozen=True)
 class Setting:
-    """One setting with a summary: its `record` without what the page does not show.
+    """One setting with a summary; its `record` has only what the page shows.
 
-    `kept`: mean tokens kept by each layer, over samples and KV heads. `batches`: the settings that it was decoded with,
-    each combination once. `browsed`: the lines for the browser.
+    `kept`: mean tokens kept by each layer, over samples and KV heads. `batches`: each combination of settings that it
+    was decoded with. `browsed`: the lines for the browser.
     """
 
     record: Record
@@ -51,7 +51,7 @@ class Setting:
 
 @dataclass(frozen=True)
 class Tree:
-    """All settings that have a summary; `unfinished` have none yet. `faults`: what is wrong with files, in phrases."""
+    """All settings with a summary, and how many are `unfinished`. `faults`: a phrase for each fault of a file."""
 
     results: Path
     settings: Sequence[Setting]
@@ -67,11 +67,9 @@ class Tree:
 
 
 def read(results: Path) -> Tree:
-    """Read the whole tree; one setting at a time is in memory. Raises `UserError` where there is none."""
+    """Read the tree with one setting at a time in memory. Raises `UserError` if the directory does not exist."""
     if not results.is_dir():
-        raise UserError(
-            "results", "name a results tree, such as results", value=results, why="there is no such directory"
-        )
+        raise UserError("results", "name a results tree, such as results", value=results, why="directory not found")
     waiting = records(results)
     chosen = _sample_places(waiting)
     shared = _Shared()
@@ -104,7 +102,7 @@ def read(results: Path) -> Tree:
 
 
 class _Shared:
-    """Equal values as one object: settings of a sweep have nearly the same configuration, environment and ids."""
+    """Keeps one object for equal values: most settings of a sweep share configuration, environment and ids."""
 
     def __init__(self) -> None:
         self._known: dict[str, Any] = {}
@@ -113,7 +111,7 @@ class _Shared:
         return self._known.setdefault(json.dumps(value, sort_keys=True, default=str), value)
 
     def each(self, mapping: Any) -> dict[str, Any]:
-        """The mapping, its values shared."""
+        """The mapping with shared values."""
         return {key: self.one(value) for key, value in mapping.items()} if isinstance(mapping, Mapping) else {}
 
 
@@ -164,25 +162,22 @@ def _browsed(record: Record, line: Line) -> Line:
     return {**fields, "kept": [round(layer, 1) for layer in layer_means(line)]}
 
 
-def shortened(text: str) -> str:
-    """At most `LONGEST` characters, and how many more there are."""
-    return text if len(text) <= LONGEST else f"{text[:LONGEST]}… ({len(text) - LONGEST} more characters)"
-
-
 def _shortened(value: Any) -> Any:
-    """Texts that are short enough to be shown; of a list of texts, the first five."""
+    """A text with at most `LONGEST` characters, and how many more there are; of a list of texts, the first five."""
     if isinstance(value, list) and all(isinstance(item, str) for item in value):
-        return [shortened(item) for item in value[:5]]
-    return shortened(value) if isinstance(value, str) else value
+        return [_shortened(item) for item in value[:5]]
+    if isinstance(value, str) and len(value) > LONGEST:
+        return f"{value[:LONGEST]}… ({len(value) - LONGEST} more characters)"
+    return value
 
 
 def _damaged(record: Record) -> bool:
-    """Whether a setting without a summary has a file in its place that is none."""
+    """Whether a setting without a readable summary has a file of that name."""
     return (record.path / "summary.json").exists() or (record.path / "summary.json").is_symlink()
 
 
 def _faults(record: Record) -> list[str]:
-    """What can be seen at a glance; `python -m evals results verify` looks closer."""
+    """Faults that need no further reading; `python -m evals results verify` checks everything."""
     phrases = []
     if record.failures:
         phrases.append(f"{record.name}: {failed_of(record.failures)}")
@@ -195,9 +190,9 @@ def _faults(record: Record) -> list[str]:
 
 
 def _sample_places(waiting: Sequence[Record]) -> dict[tuple[str, ...], tuple[int, int, int]]:
-    """For each group with lines in the browser: first and last place of its settings, and how many samples of each.
+    """For each group with lines in the browser: first and last place of its settings, and samples per setting.
 
-    All settings of a group show the same samples. Where the tree is too large, groups are picked evenly over it.
+    All settings of a group show the same samples. In large trees, evenly spaced groups are chosen.
     """
     places: dict[tuple[str, ...], list[int]] = {}
     for place, record in enumerate(waiting):

@@ -1,4 +1,4 @@
-"""Scores of the page: tables of means, what they say in words, and their charts."""
+"""Scores of the page: tables of means, sentences about them, and charts."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,21 +18,21 @@ from evals.tables.methods import METHODS
 from evals.tables.table import OTHERS, SCORE, Row, Section, Table, Texts
 
 LAYER_CHARTS = 8
-"""Budgets whose layers are drawn at most, evenly spaced."""
+"""Layers are drawn for at most this many budgets, evenly spaced."""
 
 LINES = 12
-"""Lines of a chart at most; the tables have all."""
+"""A chart has at most this many lines; tables have all."""
 
 FIRST = 10
-"""Comparisons of a model and evaluation that stand before the rest."""
+"""At most this many comparisons of a model and evaluation are shown first; the others can be unfolded."""
 
 COMPARED = 12
-"""Models and evaluations whose verdicts the overview has at most."""
+"""The overview has verdicts for at most this many models and evaluations."""
 
 
 @dataclass(frozen=True)
 class Sentence:
-    """What a comparison says: `better` is whether it shows a difference, `partial`: over part of the samples."""
+    """A comparison in words. `better`: it shows a difference; `partial`: it is over part of the samples."""
 
     text: str
     better: bool
@@ -41,10 +41,10 @@ class Sentence:
 
 @dataclass(frozen=True)
 class Board:
-    """Everything of one model and evaluation; `compared`: with verdicts. `texts` are shown instead of the table.
+    """Everything of one model and evaluation. `compared`: it has verdicts. `texts` are shown instead of the table.
 
-    `columns` of the table by how they are headed: what it comes to first, which a wide table shows without being moved.
-    `over` are charts over the columns, for what has no budgets.
+    `columns`: columns of the table with their heads, the average first, so that it is visible without scrolling.
+    `over`: charts over the columns, for tables without budgets.
     """
 
     kind: str
@@ -66,12 +66,12 @@ class Board:
 
     @property
     def first(self) -> Sequence[Sentence]:
-        """The comparisons that stand before the rest: shown differences over all samples, at most `FIRST`."""
+        """The comparisons shown first: differences over all samples, at most `FIRST`."""
         return [each for each in self.sentences if each.better and not each.partial][:FIRST]
 
     @property
     def rest(self) -> dict[str, list[Sentence]]:
-        """All others, by what they are."""
+        """All other comparisons, by kind."""
         others = [each for each in self.sentences if each not in self.first]
         whole = [each for each in others if not each.partial]
         kinds = {
@@ -125,7 +125,7 @@ def boards(tree: Tree) -> Iterator[Board]:
 
 
 def over_columns(table: Table) -> Chart:
-    """Lines over the columns that have a place on an axis."""
+    """A chart with the columns of `table.xs` on the x axis."""
     lines = []
     for style, row in enumerate(table.rows):
         points = []
@@ -141,20 +141,20 @@ def over_columns(table: Table) -> Chart:
 
 
 def _other_subject(table: Table) -> list[str]:
-    """A sentence where what everything else is compared with is not there."""
+    """A sentence if the method that others are compared with was not run."""
     subject = subject_of(ALL, table)
     return [] if subject == ALL.subject else [f"{ALL.subject} was not run here: {subject} is compared with the others."]
 
 
 def _ordered(table: Table) -> list[Row]:
-    """The subject first, then the full cache, then the others as they come; last what has a variant's name."""
+    """The subject, the full cache, other methods in their order, then variants."""
     return sorted(
         table.rows, key=lambda row: (bool(row.name.variant), row.name.method != ALL.subject, row.budget is not None)
     )
 
 
 def _sentences(table: Table) -> list[Sentence]:
-    """What matters first: comparisons with the methods that the paper compares with, at the smallest budgets."""
+    """Comparisons in words: first those with the paper's methods at the smallest budgets."""
     return [sentence(each) for each in sorted(verdicts(ALL, table), key=_importance)]
 
 
@@ -190,7 +190,7 @@ def sentence(verdict: Verdict) -> Sentence:
 
 
 def column_title(column: str, table: Table) -> str:
-    """The column as papers write it; averages over part of their tasks say over how many they are."""
+    """The column as papers write it, with the number of tasks if some of them are missing."""
     cells = [row.cells[column] for row in table.rows if column in row.cells]
     there, tasks = max((len(cell.strata), cell.tasks) for cell in cells)
     if there >= tasks:

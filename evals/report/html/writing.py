@@ -3,7 +3,7 @@
 import base64
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ TEMPLATES = Path(__file__).parent
 def write(results: Path, out: Path) -> Path:
     """Write `out`/index.html of the tree `results`; returns its path.
 
-    Raises `UserError` where there is nothing to show, and where the page cannot be written.
+    Raises `UserError` if there is nothing to show, or if the page cannot be written.
     """
     path = out / "index.html"
     write_text(path, page(results))
@@ -38,7 +38,7 @@ def write(results: Path, out: Path) -> Path:
 
 
 def page(results: Path) -> str:
-    """The page as text. Raises `UserError` where there is nothing to show."""
+    """The page as text. Raises `UserError` if there is nothing to show."""
     tree = read(results)
     models = sorted({setting.record.model for setting in tree.settings})
     measured, problems = _measured(results, models)
@@ -47,10 +47,10 @@ def page(results: Path) -> str:
             "results",
             "run something first",
             value=results,
-            why="there are no results in it (no runs/ and no measurements)",
+            why="it has no results (no runs/ and no measurements)",
         )
     boards = list(scores.boards(tree))
-    panels = [hook(kind, "panels")(board.table) for board, kind in _with_panels(boards)]
+    panels = [panels_of(board.table) for board in boards if (panels_of := hook(board.kind, "panels"))]
     maps = [each for section in measured for each in section.maps]
     return render(
         tree=tree,
@@ -71,7 +71,7 @@ def page(results: Path) -> str:
 
 
 def _measured(results: Path, models: Sequence[str]) -> tuple[list[Section], list[str]]:
-    """What evaluations show that measure by themselves, and a phrase for each file that cannot be read."""
+    """Sections of evaluations that write their own files, and a phrase for each file that cannot be read."""
     sections: list[Section] = []
     problems: list[str] = []
     for _, made in hooks("sections"):
@@ -81,14 +81,8 @@ def _measured(results: Path, models: Sequence[str]) -> tuple[list[Section], list
     return sections, problems
 
 
-def _with_panels(boards: Sequence[scores.Board]) -> Iterator[tuple[scores.Board, str]]:
-    for board in boards:
-        if hook(board.kind, "panels"):
-            yield board, board.kind
-
-
 def _sections(boards: Sequence[scores.Board]) -> list[dict[str, Any]]:
-    """The sections of evaluations with scores, also of those without results, each with its boards."""
+    """The sections of all evaluations with scores, with or without results, each with its boards."""
     known = {section.id: section for _, section in hooks("SECTION")}
     known |= {board.section.id: board.section for board in boards} | {OTHERS.id: OTHERS}
     found = []
@@ -119,12 +113,12 @@ def render(data: Mapping[str, Any], **shown: Any) -> str:
 
 
 def _shown(value: Any) -> Any:
-    """Text with its control characters visible; markup that is ours as it is."""
+    """Text with visible control characters; the page's own markup unchanged."""
     return visible(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
 def embeddable(value: Any) -> Markup:
-    """JSON that is safe inside a script element: without `<`, `>` and `&`, nothing in it can end or open one."""
+    """JSON without `<`, `>` and `&`, so that it cannot end the script element that contains it."""
     content = json.dumps(_visible(value), ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     for character in "<>&\u2028\u2029":
         content = content.replace(character, f"\\u{ord(character):04x}")
@@ -142,7 +136,7 @@ def _visible(value: Any) -> Any:
 
 
 def _origins(tree: Tree) -> list[dict[str, Any]]:
-    """Every environment that settings were run in, with how many; most settings first. A setting may have several."""
+    """Every environment with its number of settings, largest first. A setting may have several environments."""
     counted: dict[str, dict[str, Any]] = {}
     for setting in tree.settings:
         summary = setting.record.summary or {}
@@ -154,7 +148,7 @@ def _origins(tree: Tree) -> list[dict[str, Any]]:
 
 
 def _published(item: str) -> dict[str, Any]:
-    """The published table: a row for every model, budget and method, a column for whatever was published of them."""
+    """The published scores: a row for every model, budget and method, and a column for each published column."""
     rows = [row for row in published(item) if row.unit == "score"]
     places = [(row.method, row.model or "not named", text.budget(row.budget), row.source) for row in rows]
     columns, body = text.pivoted(

@@ -1,4 +1,4 @@
-"""A real SLURM of one node, on loopback and in a folder of its own: no root, no systemd, nothing under /etc."""
+"""A real single-node SLURM on loopback in a temporary folder, without root, systemd or /etc."""
 
 import getpass
 import os
@@ -112,7 +112,7 @@ class Cluster:
         return dict(row.split() for row in rows)
 
     def clear(self) -> None:
-        """Cancel whatever is left, and wait until it has ended."""
+        """Cancel all jobs, and wait until they have ended."""
         active = ("PENDING", "RUNNING", "COMPLETING", "SUSPENDED")
         until = time.monotonic() + 30
         while (left := self.jobs(*active)) and time.monotonic() < until:

@@ -1,4 +1,4 @@
-"""The cluster that the tests of this folder share, and the harness on it."""
+"""The shared cluster of these tests, and the harness on it."""
 
 import os
 import shutil
@@ -33,7 +33,7 @@ def cluster() -> Iterator[Cluster]:
 
 @dataclass(frozen=True)
 class Harness:
-    """`python run.py -m hydra/launcher=slurm …` on the cluster, with the tiny model and a folder of its own."""
+    """`python run.py -m hydra/launcher=slurm …` on the cluster, with the tiny model and a separate results folder."""
 
     cluster: Cluster
     checkpoint: Path
@@ -59,13 +59,13 @@ class Harness:
         return {**self.cluster.env, "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
 
     def run(self, *overrides: str, launcher: str = "slurm") -> subprocess.CompletedProcess:
-        """To its end, output captured."""
+        """Run the command to its end, and capture its output."""
         command = self.command(*overrides, launcher=launcher)
         return subprocess.run(command, cwd=ROOT, env=self.env, capture_output=True, text=True, timeout=120)
 
     @contextmanager
     def start(self, *overrides: str, **options) -> Iterator[subprocess.Popen]:
-        """The driver while it runs; it does not outlive a test that fails."""
+        """The running driver, which is killed at the end of the block."""
         options |= {"cwd": ROOT, "env": self.env, "text": True}
         with subprocess.Popen(self.command(*overrides), **options) as driver:
             try:

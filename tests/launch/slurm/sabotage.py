@@ -1,4 +1,4 @@
-"""SnapKV's scorer with what can befall a job; which, the model's name says. Named by `method.scorer` in the tests."""
+"""SnapKV's scorer with failures of jobs, which are chosen by the model's name."""
 
 import os
 import signal
@@ -12,7 +12,7 @@ from compresskv.eviction import LayerPrefill, LayerScores, Scorer
 
 @dataclass(frozen=True)
 class Slow:
-    """Takes its time over each prompt, so that a job can be interrupted in the middle."""
+    """Waits at each prompt, so that a job can be interrupted in the middle."""
 
     scorer: snapkv.SnapKVScorer
 

@@ -1,4 +1,4 @@
-"""Sweeps on a real SLURM, by the command that a user types."""
+"""Sweeps on a real SLURM, started by the user's command."""
 
 import json
 import os
@@ -29,7 +29,7 @@ def wait_for(condition, seconds=60):
 
 
 def read(terminal):
-    """What has been written to a terminal since the last time."""
+    """New output of a terminal."""
     try:
         return os.read(terminal, 10_000).decode()
     except BlockingIOError:
@@ -74,13 +74,13 @@ def test_groups_of_a_model_share_an_array_task(harness):
 
 @pytest.fixture(scope="module")
 def disaster(sweep_harness):
-    """A sweep of four groups, of which one runs, one raises, one is killed, and one with all its processes."""
+    """A sweep of four groups: one runs, one raises, one is killed, and one is killed with all its processes."""
     models = "model.name=fine,raises,killed,wiped-out"
     return sweep_harness, sweep_harness.run(models, *SABOTAGE, "budget=64,96", "eval.depths=2")
 
 
 def excerpt(disaster, model):
-    """What the driver says of one group's failure: log path, last lines."""
+    """The driver's message about one group's failure: log path and last lines."""
     _, done = disaster
     (text,) = [part for part in done.stderr.split("───") if f"{model} niah: job " in part]
     return done.stderr.partition(text)[2].partition(" niah: job ")[0]

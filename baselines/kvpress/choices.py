@@ -1,0 +1,38 @@
+"""The presses that another press can be built on: those whose scores do not depend on the budget."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, Literal
+
+from baselines.kvpress.press import PressScorer
+from compresskv.checking import frozen
+from compresskv.context import Context
+from compresskv.methods import build, named_method
+
+BasePress = Literal[
+    "cap",
+    "cur",
+    "expected_attention",
+    "keydiff",
+    "knorm",
+    "lagkv",
+    "leverage_score",
+    "non_causal_attn",
+    "random",
+    "snapkv",
+    "tova",
+]
+
+KeyPress = Literal["keydiff", "knorm", "cur", "lagkv", "random"]
+"""Those that read keys and values alone."""
+
+
+def base_press(context: Context, press: str, settings: Mapping[str, Any]) -> PressScorer:
+    """The press of conf/method/kvpress with its parameters, those in `settings` changed. Raises `UserError`."""
+    config = named_method(f"kvpress/{press}")
+    assert config.scorer is not None
+    changed = replace(config.scorer, parameters=frozen({**config.scorer.parameters, **settings}))
+    method = build(replace(config, scorer=changed), context)
+    assert method is not None
+    assert isinstance(method.scorer, PressScorer)
+    return method.scorer

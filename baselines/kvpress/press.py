@@ -1,0 +1,127 @@
+"""A press of kvpress as a scorer: its `score`, fed with what the shared prefill shows of a layer."""
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from baselines.kvpress.installed import kvpress
+from compresskv.errors import PromptError, UserError
+from compresskv.eviction import HiddenStates, LayerPrefill, LayerScores, causal_attention
+
+
+@dataclass(frozen=True)
+class PressScorer:
+    """The scores of `press`, a class of kvpress `version`, made with `fields`.
+
+    `window`: tokens at the end of the prompt to which the press gives the highest scores, so they are kept without
+    being scored. `alike`: all KV heads have the same scores. What the press draws at random is fixed by the layer.
+    """
+
+    press: str
+    fields: tuple[tuple[str, Any], ...]
+    version: str
+    window: int = 0
+    needs_hidden_states: bool = True
+    alike: bool = False
+
+    def __call__(self, layer: LayerPrefill) -> LayerScores:
+        scores = self.whole(layer)[:, : layer.length - self.window]
+        return LayerScores(scores[:1].expand(layer.kv_heads, -1) if self.alike else scores)
+
+    def made(self) -> Any:
+        """A new instance of the press."""
+        return getattr(kvpress(), self.press)(**dict(self.fields))
+
+    def whole(self, layer: LayerPrefill) -> Tensor:
+        """The scores of all prompt tokens, the window included: [kv_heads, prompt]."""
+        return self.score(self.made(), layer)
+
+    def score(self, press: Any, layer: LayerPrefill, attentions: Tensor | None = None) -> Tensor:
+        """`press.score` of a layer: [kv_heads, prompt]. Raises `UserError` if hidden states are missing."""
+        hidden = layer.hidden
+        if self.needs_hidden_states and hidden is None:
+            raise without_hidden_states(self.press)
+        module = _module(layer) if hidden is None else _with_rotary(hidden)
+        states = None if hidden is None else hidden.states[None]
+        kwargs = {} if hidden is None else {"position_embeddings": (hidden.cos[None], hidden.sin[None])}
+        with told(self.press, layer.length), seeded(layer):
+            return press.score(module, states, layer.keys[None], layer.values[None], attentions, kwargs)[0]
+
+
+@dataclass(eq=False)
+class AttentionSums:
+    """The attention that each token received from all queries so far: `total` [q_heads, seen], float32."""
+
+    total: Tensor = field(default_factory=lambda: torch.empty(0))
+
+    @torch.no_grad()
+    def __call__(self, queries: Tensor, keys: Tensor, scaling: float) -> None:
+        before, self.total = self.total, keys.new_zeros(queries.shape[0], keys.shape[1], dtype=torch.float32)
+        if before.numel():
+            self.total[:, : before.shape[1]] = before
+        for attention in causal_attention(queries, keys, scaling):
+            self.total[:, : attention.shape[2]] += attention.sum(1)
+
+
+@dataclass(frozen=True)
+class ObservedPressScorer(PressScorer):
+    """A press that sums the attention of all queries: it is given the sum as the attention of one query."""
+
+    def observer(self) -> AttentionSums:
+        return AttentionSums()
+
+    def whole(self, layer: LayerPrefill) -> Tensor:
+        return self.score(self.made(), layer, layer.observed[self].total[None, :, None])
+
+
+def _module(layer: LayerPrefill) -> Any:
+    """What a press that reads keys and values alone may ask of an attention module."""
+    return SimpleNamespace(head_dim=layer.keys.shape[-1], layer_idx=layer.index)
+
+
+def _with_rotary(hidden: HiddenStates) -> Any:
+    """A copy of the attention module, which shares its weights, with `rotary_emb` as kvpress sets it."""
+    module = copy.copy(hidden.module)
+    vars(module)["rotary_emb"] = hidden.rotary
+    return module
+
+
+def without_hidden_states(press: str) -> UserError:
+    """The error of a press that lacks the hidden states of the prompt."""
+    return UserError(
+        "prefill_chunk",
+        "set prefill_chunk=null",
+        why=f"kvpress's {press} needs the hidden states of the whole prompt, from one forward pass",
+    )
+
+
+@contextmanager
+def seeded(layer: LayerPrefill) -> Iterator[None]:
+    """Within it, random numbers are fixed by the layer's index; the generators are as before on leaving."""
+    device = layer.keys.device
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(layer.index)
+        yield
+
+
+@contextmanager
+def told(press: str, length: int) -> Iterator[None]:
+    """Turn what a press raises for a prompt of `length` tokens into a `PromptError`."""
+    try:
+        yield
+    except (UserError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        why = f"{type(error).__name__}: {' '.join(str(error).split())}" if str(error) else type(error).__name__
+        raise PromptError(
+            "method.scorer",
+            "change its parameters, or use longer prompts",
+            value=press,
+            why=f"kvpress's {press} fails on a prompt of {length} tokens ({why})",
+        ) from error

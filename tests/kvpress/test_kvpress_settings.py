@@ -1,0 +1,154 @@
+"""conf/method/kvpress against the installed kvpress: every press is served with its defaults, or refused."""
+
+import inspect
+from importlib.metadata import version
+
+import pytest
+import yaml
+
+from compresskv.errors import UserError
+from compresskv.methods import METHODS, named_method
+from evals.compose import expansion, job
+from evals.tables.methods import named
+from tests.support.kvpress_here import kvpress_or_skip
+
+kvpress = kvpress_or_skip()
+
+from compresskv.methods import check_parameters  # noqa: E402
+
+FOLDER = METHODS / "kvpress"
+SERVED = sorted(path.stem for path in FOLDER.glob("[!_]*.yaml"))
+REFUSED = yaml.safe_load((FOLDER / "_refused.yaml").read_text("utf-8"))
+OURS = {"press", "settings"}
+"""How a press that needs another one is told which; kvpress has no default for it."""
+
+ELSEWHERE = {
+    "adakv": {"alpha_safeguard": "adakv"},
+    "pyramidkv": {"beta": "pyramidkv"},
+}
+"""Fields that belong to an allocator."""
+
+
+def presses():
+    """The press classes that kvpress exports, by their names as methods have them, without underscores."""
+    found = {}
+    for name in kvpress.__all__:
+        kind = getattr(kvpress, name)
+        if isinstance(kind, type) and issubclass(kind, kvpress.BasePress):
+            found[name.removesuffix("Press").casefold()] = kind
+    return found
+
+
+def defaults(kind):
+    """The parameters of a press and their defaults, without the ratio and the other press."""
+    parameters = inspect.signature(kind).parameters  # of a dataclass, its fields
+    names = [name for name in parameters if not name.startswith("_") and name not in ("compression_ratio", "press")]
+    return {name: parameters[name].default for name in names}
+
+
+def test_every_press_is_served_or_refused():
+    known = {name.replace("_", "") for name in [*SERVED, *REFUSED]}
+    assert set(presses()) - {"base", "scorer"} == known
+    assert len(SERVED) >= 20
+
+
+def test_every_scorer_press_that_downloads_nothing_is_served():
+    scorers = {name for name, kind in presses().items() if issubclass(kind, kvpress.ScorerPress)} - {"scorer"}
+    downloading = {name.replace("_", "") for name, why in REFUSED.items() if "downloads" in why}
+    served = {name.replace("_", "") for name in SERVED}
+    assert scorers - downloading <= served
+    assert len(scorers - downloading) >= 15
+
+
+@pytest.mark.parametrize("name", SERVED)
+def test_the_defaults_are_those_of_the_press(name):
+    node = yaml.safe_load((FOLDER / f"{name}.yaml").read_text("utf-8"))
+    given = {key: value for key, value in node["scorer"].items() if key != "_target_" and key not in OURS}
+    for field, allocator in ELSEWHERE.get(name, {}).items():
+        given[field] = yaml.safe_load((METHODS / "allocator" / "kvpress" / f"{allocator}.yaml").read_text("utf-8"))[
+            field
+        ]
+    assert given == defaults(presses()[name.replace("_", "")])
+    assert node["name"] == f"kvpress.{name}"
+
+
+@pytest.mark.parametrize("name", SERVED)
+def test_a_press_composes_and_its_name_is_known(name):
+    made = job(f"method=kvpress/{name}", "budget=300")
+    assert made.method.name == f"kvpress.{name}"
+    assert named(made.method.name) != made.method.name
+    assert made.method == named_method(f"kvpress/{name}") == named_method(f"kvpress.{name}")
+    check_parameters(made.method)
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_keeps_no_tokens_is_refused_with_the_reason(name):
+    for refused in (lambda: job(f"method=kvpress/{name}"), lambda: named_method(f"kvpress/{name}")):
+        with pytest.raises(UserError) as error:
+            refused()
+        assert (error.value.field, error.value.why) == ("method", REFUSED[name])
+
+
+def test_a_mistyped_press_gets_the_nearest_name():
+    with pytest.raises(UserError) as error:
+        job("method=kvpress/keydif")
+    assert error.value.field == "method"
+    assert "kvpress/keydiff" in error.value.fix
+
+
+def test_allocators_compose_with_presses():
+    for allocator in ("adakv", "kvpress/adakv", "layer_error", "pyramidkv"):
+        made = job("method=kvpress/expected_attention", f"method/allocator={allocator}")
+        assert made.method.name == f"kvpress.expected_attention-{allocator.replace('/', '_')}"
+        assert named(made.method.name).count("(") == 1
+
+
+@pytest.mark.parametrize("name", ["tova", "streaming_llm"])
+def test_heads_of_equal_scores_are_not_compared(name):
+    with pytest.raises(UserError) as error:
+        job(f"method=kvpress/{name}", "method/allocator=kvpress/adakv")
+    assert error.value.field == "method/allocator"
+
+
+@pytest.mark.parametrize("setting", ["n_sinks=3", "n_sink=-1", "n_sink=1.5", "epsilon=text"])
+def test_parameters_have_names_types_and_ranges(setting):
+    with pytest.raises(UserError) as error:
+        job("method=kvpress/expected_attention", f"method.scorer.{setting}")
+    assert error.value.field == f"method.scorer.{setting.partition('=')[0]}"
+
+
+def test_a_sweep_sets_a_parameter_of_one_press():
+    jobs = expansion(["method=full,kvpress/snapkv", "budget=64", "for.kvpress.snapkv.scorer.window_size=8,16"])
+    sizes = ["method.scorer.window_size=8", "method.scorer.window_size=16"]
+    assert jobs == [["method=full", "budget=64"], *(["method=kvpress/snapkv", "budget=64", size] for size in sizes)]
+
+
+def test_a_sweep_without_the_press_is_refused():
+    with pytest.raises(UserError):
+        expansion(["method=full,snapkv", "for.kvpress.snapkv.scorer.window_size=8"])
+
+
+def test_chunks_are_refused_where_hidden_states_are_needed():
+    with pytest.raises(UserError) as error:
+        job("method=kvpress/expected_attention", "prefill_chunk=512")
+    assert error.value.field == "prefill_chunk"
+    assert job("method=kvpress/keydiff", "prefill_chunk=512").prefill_chunk == 512
+
+
+def test_the_version_of_kvpress_is_part_of_a_method():
+    from compresskv.context import Context
+    from compresskv.methods import build
+
+    config = job("method=kvpress/keydiff").method
+    made = build(config, Context("model", layers=2, q_heads=6, kv_heads=3))
+    assert made.scorer.version == version("kvpress")
+
+
+@pytest.mark.parametrize("value", ["key", "value", "kv_avg"])
+def test_choices_in_comments_are_taken(value):
+    assert job("method=kvpress/cur", f"method.scorer.leverage_type={value}")
+
+
+@pytest.mark.parametrize("press", ["knorm", "cur", "lagkv", "random"])
+def test_presses_in_comments_are_taken(press):
+    assert job("method=kvpress/block", f"method.scorer.press={press}")
