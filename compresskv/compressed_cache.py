@@ -14,7 +14,7 @@ from compresskv.checking import checked
 from compresskv.engine.attention import attached
 from compresskv.engine.hidden import hidden_states
 from compresskv.engine.in_layer import LayerwiseCache
-from compresskv.engine.prefill import Setting
+from compresskv.engine.setting import Setting
 from compresskv.errors import UserError
 from compresskv.eviction import EvictionMethod
 from compresskv.generation_defaults import ignored

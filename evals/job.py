@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from compresskv.engine.decode import Stopping
-    from compresskv.engine.prefill import Setting
+    from compresskv.engine.setting import Setting
     from compresskv.models import LoadedModel
     from evals.progress import Progress
     from evals.results.measurement import Measurement

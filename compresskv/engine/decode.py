@@ -11,8 +11,9 @@ from transformers import PreTrainedModel
 from compresskv.checking import FrozenMapping
 from compresskv.engine.cache import EvictedCache
 from compresskv.engine.decode_eviction import DecodeEviction, PromptEnd
-from compresskv.engine.prefill import Prefill, Setting, finite, non_finite
+from compresskv.engine.prefill import Prefill, finite, non_finite
 from compresskv.engine.rows import Source
+from compresskv.engine.setting import Setting
 from compresskv.generation_defaults import processors
 from compresskv.installed import cache_argument
 from compresskv.schedule import AFTER_PROMPT, EvictionSchedule

@@ -10,12 +10,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import chain
 from statistics import fmean
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from compresskv.engine.rows import LayerRows
+from compresskv.engine.setting import Setting
 from compresskv.errors import UserError, part_name
 from compresskv.eviction import (
     ContinuingObserver,
@@ -28,9 +29,6 @@ from compresskv.eviction import (
 )
 from compresskv.schedule import EvictionSchedule
 from compresskv.selection import Kept, refuse_nan, select
-
-if TYPE_CHECKING:
-    from compresskv.engine.prefill import Setting
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,7 +57,7 @@ class DecodeEviction:
     def __init__(
         self,
         schedule: EvictionSchedule,
-        settings: Sequence["Setting"],
+        settings: Sequence[Setting],
         layers: Sequence[PromptEnd],
         kept: Sequence[Kept],
         length: int,
@@ -276,7 +274,7 @@ class DecodeEviction:
         return self.peaks.get(place, 0.0)
 
 
-def _capacity(setting: "Setting", kept: int, length: int) -> int:
+def _capacity(setting: Setting, kept: int, length: int) -> int:
     """What a row may hold: what it kept of the prompt; the budget, if the prompt was kept whole."""
     budget = setting.tokens(length)
     if setting.method is None or budget is None:
@@ -292,7 +290,7 @@ def _after(scores: LayerScores, protected: int) -> LayerScores:
     return replace(scores, scores=scores.scores[:, protected:], contest=contest)
 
 
-def refuse_ragged(setting: "Setting", scores: Sequence[LayerScores], kept: Kept) -> None:
+def refuse_ragged(setting: Setting, scores: Sequence[LayerScores], kept: Kept) -> None:
     """Raise `UserError` for a scorer with one choice for all KV heads of a layer whose numbers of tokens differ."""
     ragged = any(len({head.numel() for head in layer}) > 1 for layer in kept)
     if ragged and setting.method and len(kept[0]) > 1 and any(layer.shared for layer in scores):

@@ -14,8 +14,9 @@ from transformers import PreTrainedModel
 
 from compresskv.engine.decode import answering, forward_given
 from compresskv.engine.memory import batches
-from compresskv.engine.prefill import FULL, Prefill, Setting, finite, non_finite
+from compresskv.engine.prefill import Prefill, finite, non_finite
 from compresskv.engine.rotary import regime
+from compresskv.engine.setting import FULL, Setting
 from compresskv.schedule import AFTER_PROMPT, EvictionSchedule
 from compresskv.selection import Kept
 

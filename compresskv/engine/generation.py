@@ -14,9 +14,10 @@ from compresskv.engine.decode import Stopping, answering, decode
 from compresskv.engine.decode_eviction import refuse_ragged
 from compresskv.engine.fidelity import Fidelity, fidelity
 from compresskv.engine.memory import SHARE, batches, free_bytes, memory_as, ran_out
-from compresskv.engine.prefill import FULL, Prefill, PrefillError, Setting, prefill
+from compresskv.engine.prefill import Prefill, PrefillError, prefill
 from compresskv.engine.prefixes import PrefixStore
 from compresskv.engine.rotary import refuse_crossing
+from compresskv.engine.setting import FULL, Setting
 from compresskv.errors import PromptError
 from compresskv.schedule import AFTER_PROMPT, EvictionSchedule
 from compresskv.selection import Kept, counts

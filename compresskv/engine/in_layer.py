@@ -15,8 +15,9 @@ from compresskv.engine.cache import EvictedCache
 from compresskv.engine.decode import Stopping, decode, forward_given
 from compresskv.engine.decode_eviction import DecodeEviction, PromptEnd, refuse_ragged
 from compresskv.engine.generation import Generation
-from compresskv.engine.prefill import Setting, forward_prompt, prompt_shape
+from compresskv.engine.prefill import forward_prompt, prompt_shape
 from compresskv.engine.rows import Source
+from compresskv.engine.setting import Setting
 from compresskv.errors import UserError, part_name
 from compresskv.eviction import Capacity, LayerPrefill, LayerScores, refuse_writes, score
 from compresskv.installed import generate_argument

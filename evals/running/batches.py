@@ -12,8 +12,9 @@ from compresskv.detokenise import text_of
 from compresskv.engine.contexts import ContextStore
 from compresskv.engine.generation import Generation, generate
 from compresskv.engine.memory import ran_out
-from compresskv.engine.prefill import PrefillError, Setting
+from compresskv.engine.prefill import PrefillError
 from compresskv.engine.prefixes import PrefixStore
+from compresskv.engine.setting import Setting
 from compresskv.errors import NonFiniteError, PromptError, UserError
 from compresskv.models import LoadedModel
 from compresskv.protocol import EvaluationProtocol

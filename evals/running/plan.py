@@ -18,8 +18,8 @@ from compresskv import models
 from compresskv.engine.attention import attached
 from compresskv.engine.decode import Stopping
 from compresskv.engine.generation import generate
-from compresskv.engine.prefill import Setting
 from compresskv.engine.rotary import uncrossed
+from compresskv.engine.setting import Setting
 from compresskv.errors import UserError
 from compresskv.models import LoadedModel
 from evals.console import screen

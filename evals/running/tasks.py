@@ -10,8 +10,8 @@ from compresskv.budget import written
 from compresskv.detokenise import asks_for_cleanup
 from compresskv.engine.attention import attached
 from compresskv.engine.contexts import ContextStore
-from compresskv.engine.prefill import Setting
 from compresskv.engine.prefixes import PrefixStore, chunk_names, in_prefix_order
+from compresskv.engine.setting import Setting
 from compresskv.models import LoadedModel
 from compresskv.protocol import EvaluationProtocol
 from evals.job import Entry, Job, Task

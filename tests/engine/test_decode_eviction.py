@@ -10,7 +10,8 @@ from compresskv.engine.attention import attached
 from compresskv.engine.decode import Stopping
 from compresskv.engine.generation import generate
 from compresskv.engine.in_layer import LayerwiseCache, generate_in_layer
-from compresskv.engine.prefill import FULL, Setting, prefill
+from compresskv.engine.prefill import prefill
+from compresskv.engine.setting import FULL, Setting
 from compresskv.eviction import ObservingScorer, PromptShape
 from compresskv.schedule import EvictionSchedule
 from tests.methods.construction import METHODS, context, method

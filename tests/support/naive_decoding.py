@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from compresskv.engine.prefill import Setting
+from compresskv.engine.setting import Setting
 from compresskv.eviction import LayerPrefill
 from compresskv.schedule import EvictionSchedule
 from compresskv.selection import Kept, select
