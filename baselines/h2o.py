@@ -8,6 +8,7 @@ other methods, and not again while tokens are generated; scores are averaged ove
 always kept, so budgets below twice the window keep fewer heavy hitters than half.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -31,6 +32,9 @@ class AccumulatedAttention:
             self.total[:, : before.shape[1]] = before
         for attention in causal_attention(queries, keys, scaling):
             self.total[:, : attention.shape[2]] += group_mean(attention.sum(1), kv_heads)
+
+    def only(self, heads: Sequence[int], kept: Sequence[Tensor]) -> "AccumulatedAttention":
+        return AccumulatedAttention(torch.stack([self.total[head, of] for head, of in zip(heads, kept, strict=True)]))
 
 
 @dataclass(frozen=True, eq=False)

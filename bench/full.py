@@ -16,7 +16,8 @@ from compresskv.engine.decode import Stopping
 from compresskv.engine.generation import generate
 from compresskv.engine.in_layer import LayerwiseCache
 from compresskv.engine.memory import gpus
-from compresskv.engine.prefill import FULL, Setting, forward_prompt
+from compresskv.engine.prefill import forward_prompt
+from compresskv.engine.setting import FULL, Setting
 from compresskv.models import LoadedModel
 from evals.efficiency.measure import give_back, peak, reset_peak, resident_bytes
 from evals.running.forecast import forecast

@@ -15,8 +15,9 @@ from bench.main import prompts
 from bench.settings import BUDGETS, METHODS, default_model, settings
 from compresskv.engine.attention import attached
 from compresskv.engine.decode import Stopping, decode, decode_cache
-from compresskv.engine.prefill import Setting, prefill
+from compresskv.engine.prefill import prefill
 from compresskv.engine.rows import BucketedRows
+from compresskv.engine.setting import Setting
 from compresskv.installed import cache_argument
 from compresskv.models import LoadedModel
 

@@ -19,8 +19,9 @@ from compresskv.engine.decode import Stopping, decode_cache
 from compresskv.engine.footprint import Footprint
 from compresskv.engine.generation import generate
 from compresskv.engine.in_layer import LayerwiseCache
-from compresskv.engine.prefill import FULL, Setting, prefill
+from compresskv.engine.prefill import prefill
 from compresskv.engine.prefixes import PrefixStore, chunk_names, in_prefix_order
+from compresskv.engine.setting import FULL, Setting
 from compresskv.installed import cache_argument
 from compresskv.models import LoadedModel
 from compresskv.protocol import EvaluationProtocol

@@ -21,7 +21,8 @@ from bench.settings import default_model
 from compresskv.engine.attention import attached
 from compresskv.engine.decode import Stopping
 from compresskv.engine.generation import generate
-from compresskv.engine.prefill import Setting, prefill
+from compresskv.engine.prefill import prefill
+from compresskv.engine.setting import Setting
 from compresskv.models import LoadedModel
 from compresskv.selection import Kept
 from evals.compose import job

@@ -1,6 +1,6 @@
 """The default model and settings of the benchmarks, composed as `run.py` composes them."""
 
-from compresskv.engine.prefill import Setting
+from compresskv.engine.setting import Setting
 from compresskv.models import LoadedModel, load
 from evals.compose import job
 from evals.running.methods import build_method

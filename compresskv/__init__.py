@@ -15,13 +15,13 @@ if TYPE_CHECKING:
     from compresskv.engine.attention import attached
     from compresskv.engine.decode import Stopping
     from compresskv.engine.generation import generate
-    from compresskv.engine.prefill import Setting
+    from compresskv.engine.setting import Setting
     from compresskv.eviction import EvictionMethod
     from compresskv.models import load
 
 _HOMES = {
     "EvictionMethod": "compresskv.eviction",
-    "Setting": "compresskv.engine.prefill",
+    "Setting": "compresskv.engine.setting",
     "Stopping": "compresskv.engine.decode",
     "attached": "compresskv.engine.attention",
     "compressed": "compresskv.compressed_cache",

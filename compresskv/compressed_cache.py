@@ -10,15 +10,17 @@ from transformers import PreTrainedModel
 
 from compresskv.budget import Budget, budget_from
 from compresskv.calibration import Calibration
+from compresskv.checking import checked
 from compresskv.engine.attention import attached
 from compresskv.engine.hidden import hidden_states
 from compresskv.engine.in_layer import LayerwiseCache
-from compresskv.engine.prefill import Setting
+from compresskv.engine.setting import Setting
 from compresskv.errors import UserError
 from compresskv.eviction import EvictionMethod
 from compresskv.generation_defaults import ignored
 from compresskv.installed import refuse_second_chunks
 from compresskv.methods import method_for
+from compresskv.schedule import EvictionSchedule
 
 
 @contextmanager
@@ -30,6 +32,9 @@ def compressed(
     backend: str | None = None,
     generation_config: Literal["ignored", "honoured"] = "ignored",
     prompt_length: int | None = None,
+    when: Literal["prompt", "prompt+decode"] = "prompt",
+    interval: int = 64,
+    protect: Literal["none", "prompt"] = "none",
 ) -> Iterator[LayerwiseCache]:
     """A cache for `model.generate(**inputs, past_key_values=cache)` with one prompt; leaving restores the model.
 
@@ -47,6 +52,10 @@ def compressed(
     `generate` applies the checkpoint's settings for greedy decoding, such as a repetition penalty; its own arguments
     always apply. `backend`: "sdpa" or "flash_attention_2" (None: the latter if the model uses it).
 
+    `when`="prompt+decode": each KV head is evicted again after every `interval` further tokens, back to what it kept of
+    the prompt; between two evictions it holds up to `interval` tokens more. `protect`="prompt" then only takes tokens
+    that came after the prompt. `crop` cannot undo an eviction.
+
     Raises `UserError` for a budget that does not exceed the window; in use, for padding, batches and unsupported
     attention; on leaving the block, for a cache that was not used; and if the cache is used after the block.
     """
@@ -56,8 +65,12 @@ def compressed(
         method = method_for(model, method, calibration)
         budget = None if method is None else budget
     kept = None if budget is None else budget_from(budget)
+    given = {"when": when, "interval": interval, "protect": protect}
+    schedule = checked("", EvictionSchedule, given)
+    if schedule.before_question:
+        raise UserError("when", "pass the context alone, and the question after it", value=when)
     with attached(model, backend), nullcontext() if generation_config == "honoured" else ignored(model):
-        cache = LayerwiseCache(model.config, Setting(method, kept), prompt_length)
+        cache = LayerwiseCache(model.config, Setting(method, kept), prompt_length, schedule=schedule)
         with torch.no_grad(), _generating(model), hidden_states(model, cache):
             yield cache
         cache.refuse_unused()

@@ -246,6 +246,15 @@ class Observer(Protocol):
 
 
 @runtime_checkable
+class ContinuingObserver(Observer, Protocol):
+    """An observer that also works while tokens are evicted during decoding."""
+
+    def only(self, heads: Sequence[int], kept: Sequence[Tensor]) -> "Observer":
+        """A new observer of these KV heads and, of each, these tokens: sorted places, int64, equally many."""
+        ...
+
+
+@runtime_checkable
 class ObservingScorer(Protocol):
     """A scorer that needs queries outside its window; `LayerPrefill.observed` has its observer."""
 

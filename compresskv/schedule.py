@@ -1,14 +1,33 @@
-"""When eviction happens: what the field calls query-aware and query-agnostic compression."""
+"""When eviction happens: before or after the question, once or again and again while tokens are generated."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
+
+from compresskv.checking import Ge, Le
+
+When = Literal["prompt", "context", "prompt+decode", "context+decode"]
 
 
 @dataclass(frozen=True)
 class EvictionSchedule:
     """`conf/config.yaml: eviction`.
 
-    `when`: after the whole `prompt`, or after its `context`, before the question is seen.
+    `when`: after the whole `prompt`, or after its `context`, before the question is seen; with `+decode` again after
+    every `interval` generated tokens. `protect`: with "prompt", evictions while decoding only take generated tokens.
     """
 
-    when: Literal["prompt", "context"] = "prompt"
+    when: When = "prompt"
+    interval: Annotated[int, Ge(1), Le(1_000_000)] = 64
+    protect: Literal["none", "prompt"] = "none"
+
+    @property
+    def before_question(self) -> bool:
+        return self.when.startswith("context")
+
+    @property
+    def decodes(self) -> bool:
+        """Whether eviction continues while tokens are generated."""
+        return self.when.endswith("+decode")
+
+
+AFTER_PROMPT = EvictionSchedule()

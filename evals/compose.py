@@ -297,19 +297,19 @@ def _job(config: Mapping[str, Any]) -> Job:
         raise UserError(
             "fidelity", "set fidelity=false", value=True, why=f"eval={evaluation.name} has no samples to measure it on"
         )
-    _refuse_context(job)
+    _refuse_schedule(job)
     return job
 
 
-def _refuse_context(job: Job) -> None:
-    """Raise `UserError` where eviction before the question has no meaning."""
-    if job.eviction.when == "prompt":
-        return
+def _refuse_schedule(job: Job) -> None:
+    """Raise `UserError` where eviction before the question, or while decoding, has no meaning."""
     why = ""
-    if not job.eval.asks:
+    if job.eviction.before_question and not job.eval.asks:
         why = f"eval={job.eval.name} asks no question"
-    elif job.protocol.name == "released":
-        why = "protocol=released is the authors' code, which evicts after the whole prompt"
+    elif job.eviction.decodes and not job.eval.decodes:
+        why = f"eval={job.eval.name} does not evict while it generates"
+    elif job.eviction.when != "prompt" and job.protocol.name == "released":
+        why = "protocol=released is the authors' code, which evicts once, after the whole prompt"
     if why:
         raise UserError("eviction.when", "set eviction.when=prompt", value=job.eviction.when, why=why)
 

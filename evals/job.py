@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from compresskv.engine.decode import Stopping
-    from compresskv.engine.prefill import Setting
+    from compresskv.engine.setting import Setting
     from compresskv.models import LoadedModel
     from evals.progress import Progress
     from evals.results.measurement import Measurement
@@ -44,7 +44,8 @@ class Evaluation:
     """The settings of an evaluation; subclasses add their own fields, with types and ranges.
 
     `alone`: it measures time, so it must have the machine to itself. `evicts`: it runs the method at the budget.
-    `asks`: its prompts end in a question, so eviction may happen before it.
+    `asks`: its prompts end in a question, so eviction may happen before it. `decodes`: eviction may continue while it
+    generates.
     """
 
     name: Name
@@ -52,6 +53,7 @@ class Evaluation:
     alone: ClassVar[bool] = False
     evicts: ClassVar[bool] = False
     asks: ClassVar[bool] = False
+    decodes: ClassVar[bool] = False
 
     def units(self) -> Mapping[str, Mapping[str, Any]]:
         """The parts that can run apart, by name, each with the settings that leave only this part.
@@ -82,6 +84,7 @@ class SampledEvaluation(Evaluation):
 
     evicts: ClassVar[bool] = True
     asks: ClassVar[bool] = True
+    decodes: ClassVar[bool] = True
 
     def make_tasks(self, model: LoadedModel, protocol: EvaluationProtocol) -> Sequence[Task]:
         """All tasks under one protocol, in the same order under each: `make_tasks(model, self, protocol)` of `code`.

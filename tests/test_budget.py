@@ -11,7 +11,7 @@ from compresskv.compressed_cache import compressed
 from compresskv.engine.attention import attached
 from compresskv.engine.decode import Stopping
 from compresskv.engine.generation import generate
-from compresskv.engine.prefill import Setting
+from compresskv.engine.setting import Setting
 from tests.support import tiny
 from tests.support.methods_in_use import RAGGED, SNAPKV, STREAMING, compresskv
 from tests.support.refusals import refused

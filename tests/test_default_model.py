@@ -10,7 +10,7 @@ from compresskv.engine.attention import attached
 from compresskv.engine.decode import Stopping
 from compresskv.engine.generation import generate
 from compresskv.engine.in_layer import generate_in_layer
-from compresskv.engine.prefill import FULL, Setting
+from compresskv.engine.setting import FULL, Setting
 from compresskv.methods import build
 from evals.longbench.evaluation import LongBenchTask
 from evals.longbench.tasks import select_tasks

@@ -12,7 +12,7 @@ from compresskv.engine.attention import attached
 from compresskv.engine.decode import Stopping
 from compresskv.engine.generation import generate
 from compresskv.engine.in_layer import generate_in_layer
-from compresskv.engine.prefill import FULL, Setting
+from compresskv.engine.setting import FULL, Setting
 from compresskv.generation_defaults import defaults_of
 from tests.support import tiny
 from tests.support.methods_in_use import SNAPKV

@@ -15,7 +15,7 @@ from compresskv.checking import frozen
 from compresskv.engine.attention import attached
 from compresskv.engine.decode import Stopping
 from compresskv.engine.generation import generate
-from compresskv.engine.prefill import FULL
+from compresskv.engine.setting import FULL
 from compresskv.errors import UserError
 from compresskv.models import ModelConfig, load
 from tests.support import tiny

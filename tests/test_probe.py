@@ -13,7 +13,8 @@ from compresskv.engine.decode import Stopping
 from compresskv.engine.footprint import Footprint
 from compresskv.engine.generation import generate
 from compresskv.engine.memory import kv_heads
-from compresskv.engine.prefill import FULL, Setting, prefill
+from compresskv.engine.prefill import prefill
+from compresskv.engine.setting import FULL, Setting
 from compresskv.errors import NonFiniteError
 from compresskv.models import ModelConfig, load
 from compresskv.probe import learned_positions, refuse_unserved

@@ -11,9 +11,10 @@ from compresskv.engine.attention import attached, forget, register
 from compresskv.engine.backends import SDPA
 from compresskv.engine.cache import EvictedCache
 from compresskv.engine.decode import decode_cache, forward_tokens
-from compresskv.engine.prefill import FULL, Prefill, prefill
+from compresskv.engine.prefill import Prefill, prefill
 from compresskv.engine.rotary import spanning
 from compresskv.engine.rows import Bucket
+from compresskv.engine.setting import FULL
 
 Watch = Callable[[int, Tensor, Tensor, Tensor, float, Tensor], None]
 """(layer, query [kv_heads, G, d], keys and values [kv_heads, seen, d], scaling, output [kv_heads, G, d])."""

@@ -65,7 +65,10 @@ def attention_forward(
             query = query.index_fill(1, layer.masked, 0)
         if layer.index == 0 and query.shape[2] > 1:
             _refuse_gaps(kwargs.get("position_ids"), layer.seen - query.shape[2])
-        return backend.decode(query, key, value, layer.rows, scaling), None
+        out = backend.decode(query, key, value, layer.rows, scaling)
+        if layer.on_decode is not None:
+            layer.on_decode(layer.index, query)
+        return out, None
     out = backend.prefill(query, key, value, scaling, sliding_window)
     if layer is not None:
         layer.observe(query, scaling)

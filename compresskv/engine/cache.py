@@ -10,6 +10,7 @@ from transformers import PreTrainedConfig
 from transformers.cache_utils import Cache, CacheLayerMixin, DynamicSlidingWindowLayer, get_layer_types_and_kwargs
 
 from compresskv.engine.backends import Backend, backend_of
+from compresskv.engine.decode_eviction import DecodeEviction
 from compresskv.engine.rows import Group, LayerRows, Source
 from compresskv.errors import UserError
 from compresskv.eviction import HiddenStates, LayerPrefill, Scorer, needs_hidden_states, observe, observers
@@ -25,8 +26,9 @@ class EvictedLayer(CacheLayerMixin):
 
     `prompt_length` None means that the first forward brings the whole prompt. `window` queries at its end are kept
     for scoring, and the observers of `scorers` see all. When the prompt is complete, `on_prefill(prefill)` is called
-    once. `masked`: query heads, int64, whose queries are zero while decoding from `rows`. `hidden`: what hidden.py
-    keeps of a prompt that passes in one forward, if a scorer `wants_hidden` states.
+    once. `masked`: query heads, int64, whose queries are zero while decoding from `rows`. `on_decode(index, queries)`
+    is called after each forward pass that decodes. `hidden`: what hidden.py keeps of a prompt that passes in one
+    forward, if a scorer `wants_hidden` states.
     """
 
     is_sliding = False
@@ -53,6 +55,7 @@ class EvictedLayer(CacheLayerMixin):
         self.hidden: HiddenStates | None = None
         self.rows: LayerRows | None = None
         self.masked: Tensor | None = None
+        self.on_decode: Callable[[int, Tensor], None] | None = None
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         """Store the prompt as it is; if this is only its first chunk, allocate room for all of it."""
@@ -187,6 +190,7 @@ class EvictedCache(Cache):
         super().__init__(layers=layers)
         self.config = config
         self.prompt_length = prompt_length
+        self.eviction: DecodeEviction | None = None
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "EvictedCache":
         """A copy with its own keys and values. The configuration is shared, because it says how the model attends."""
@@ -221,6 +225,8 @@ class EvictedCache(Cache):
                 value=max_length,
                 why="a sliding window has already dropped what came before",
             )
+        if self.eviction:
+            self.eviction.forget(seen - length)
         for sliding in self.sliding.values():
             sliding.crop(length - seen)
         for layer in self.evicting:
@@ -247,9 +253,21 @@ class EvictedCache(Cache):
             layer.seen = length
             layer.rows = rows
 
+    def evict_while_decoding(self, eviction: DecodeEviction) -> None:
+        """Evict from the rows, which `hold` has filled, as `eviction` says."""
+        self.eviction = eviction
+        for layer in self.evicting:
+            layer.on_decode = self._decoded
+
+    def _decoded(self, layer: int, queries: Tensor) -> None:
+        assert self.eviction is not None
+        self.eviction.fed(layer, queries, [layer.rows for layer in self.evicting if layer.rows is not None])
+
     def batch_select_indices(self, indices: Tensor) -> None:
         """Keep only these settings (sorted)."""
         settings = indices.tolist()
+        if self.eviction:
+            self.eviction.keep_settings(settings)
         for sliding in self.sliding.values():
             sliding.batch_select_indices(indices)
         for group in self.groups:

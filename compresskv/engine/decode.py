@@ -1,6 +1,7 @@
 """Greedy decoding of all settings of a prompt as one batch, one row per setting."""
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 
 import torch
@@ -9,10 +10,13 @@ from transformers import PreTrainedModel
 
 from compresskv.checking import FrozenMapping
 from compresskv.engine.cache import EvictedCache
+from compresskv.engine.decode_eviction import DecodeEviction, PromptEnd
 from compresskv.engine.prefill import Prefill, finite, non_finite
 from compresskv.engine.rows import Source
+from compresskv.engine.setting import Setting
 from compresskv.generation_defaults import processors
 from compresskv.installed import cache_argument
+from compresskv.schedule import AFTER_PROMPT, EvictionSchedule
 from compresskv.selection import Kept
 
 TOGETHER = 8192
@@ -61,19 +65,34 @@ def decode_cache(prefill: Prefill, kept: Sequence[Kept], room: int, last: bool =
 
 @torch.no_grad()
 def answering(
-    model: PreTrainedModel, prefill: Prefill, kept: Sequence[Kept], room: int, last: bool = False
+    model: PreTrainedModel,
+    prefill: Prefill,
+    kept: Sequence[Kept],
+    settings: Sequence[Setting],
+    room: int,
+    schedule: EvictionSchedule = AFTER_PROMPT,
+    last: bool = False,
 ) -> tuple[EvictedCache, Tensor]:
-    """`decode_cache` after the question, and the next-token logits of each setting: [rows, vocabulary], float32.
+    """`decode_cache` after the question, and the next-token logits of each of `settings`: [rows, vocabulary], float32.
 
-    Without a question, these are the prompt's. `room` new tokens fit after it.
+    Without a question, these are the prompt's. `room` new tokens fit after it. With a `schedule` that decodes, the
+    cache evicts by itself.
     """
     question = prefill.question
+    eviction = None
+    if schedule.decodes:
+        ends = [PromptEnd.of(layer) for layer in prefill.layers]
+        eviction = DecodeEviction(schedule, settings, ends, kept, prefill.length)
+        room = min(room, schedule.interval)
     cache = decode_cache(prefill, kept, question.numel() + room, last)
     logits = prefill.logits.expand(len(kept), -1)
+    if eviction:
+        cache.evict_while_decoding(eviction)
     together = max(1, TOGETHER // len(kept))
-    for start in range(0, question.numel(), together):
-        part = question[start : start + together]
-        logits = forward_given(model, part, len(kept), cache, prefill.length + start, logits_to_keep=1)[:, -1]
+    with eviction.paused() if eviction else nullcontext():
+        for start in range(0, question.numel(), together):
+            part = question[start : start + together]
+            logits = forward_given(model, part, len(kept), cache, prefill.length + start, logits_to_keep=1)[:, -1]
     return cache, logits
 
 

@@ -14,8 +14,10 @@ from transformers import PreTrainedModel
 
 from compresskv.engine.decode import answering, forward_given
 from compresskv.engine.memory import batches
-from compresskv.engine.prefill import FULL, Prefill, finite, non_finite
+from compresskv.engine.prefill import Prefill, finite, non_finite
 from compresskv.engine.rotary import regime
+from compresskv.engine.setting import FULL, Setting
+from compresskv.schedule import AFTER_PROMPT, EvictionSchedule
 from compresskv.selection import Kept
 
 LOGITS = 1 << 26
@@ -47,18 +49,22 @@ def fidelity(
     answer: Sequence[int],
     reference: Sequence[int],
     limit: int,
+    settings: Sequence[Setting] = (),
+    schedule: EvictionSchedule = AFTER_PROMPT,
 ) -> dict[int, Fidelity]:
     """The fidelity of the settings that keep `kept`, by their index.
 
     `answer`: token ids that the full cache generated; `reference`: those of the reference answer, may be empty.
-    `limit`: bytes that a batch may take, without the full cache. `model` must be `attached`. Raises `NonFiniteError`.
+    `limit`: bytes that a batch may take, without the full cache. `settings`, by the same index, are needed for a
+    `schedule` that decodes: each then evicts at the same steps as while it generates. `model` must be `attached`.
+    Raises `NonFiniteError`.
     """
     room = max(len(answer), len(reference), 1)
     places = list(kept)
     measured: dict[int, Fidelity] = {}
     for batch in batches([prompt.row_bytes(kept[place], room) for place in places], limit):
         chosen = [places[i] for i in batch]
-        rows = [kept[place] for place in chosen]
+        rows = Rows([kept[p] for p in chosen], [settings[p] for p in chosen] if schedule.decodes else [], schedule)
         kl, agreement, per_token = _distances(model, prompt, rows, answer)
         nll = _likelihoods(model, prompt, rows, reference)
         for row, place in enumerate(chosen):
@@ -66,8 +72,20 @@ def fidelity(
     return measured
 
 
+@dataclass(frozen=True)
+class Rows:
+    """What each row of a batch kept, and, for a `schedule` that decodes, its setting."""
+
+    kept: Sequence[Kept]
+    settings: Sequence[Setting]
+    schedule: EvictionSchedule
+
+    def __len__(self) -> int:
+        return len(self.kept)
+
+
 def _distances(
-    model: PreTrainedModel, prompt: Prefill, rows: Sequence[Kept], answer: Sequence[int]
+    model: PreTrainedModel, prompt: Prefill, rows: Rows, answer: Sequence[int]
 ) -> tuple[list[float | None], list[float | None], list[list[float]]]:
     """Mean KL, share of equal most probable tokens, and KL at each token, of each row."""
     steps = len(answer) - (not prompt.question.numel())
@@ -76,7 +94,8 @@ def _distances(
     kl = torch.zeros(len(rows), dtype=torch.float64, device=prompt.logits.device)
     agreement = torch.zeros_like(kl)
     per_token: list[Tensor] = []
-    predictions = _predictions(model, prompt, [prompt.kept(FULL), *rows], answer)
+    beside_full = Rows([prompt.kept(FULL), *rows.kept], [FULL, *rows.settings], rows.schedule)
+    predictions = _predictions(model, prompt, beside_full, answer)
     for logits in islice(predictions, len(answer) - steps, None):
         log_p = logits.log_softmax(-1)
         full, others = log_p[:1], log_p[1:]
@@ -86,9 +105,7 @@ def _distances(
     return (kl / steps).tolist(), (agreement / steps).tolist(), torch.stack(per_token, 1).tolist()
 
 
-def _likelihoods(
-    model: PreTrainedModel, prompt: Prefill, rows: Sequence[Kept], reference: Sequence[int]
-) -> list[float | None]:
+def _likelihoods(model: PreTrainedModel, prompt: Prefill, rows: Rows, reference: Sequence[int]) -> list[float | None]:
     """Negative log-likelihood of `reference` per token, of each row."""
     if not reference:
         return [None] * len(rows)
@@ -98,21 +115,22 @@ def _likelihoods(
     return (nll / len(reference)).tolist()
 
 
-def _predictions(
-    model: PreTrainedModel, prompt: Prefill, rows: Sequence[Kept], tokens: Sequence[int]
-) -> Iterator[Tensor]:
+def _predictions(model: PreTrainedModel, prompt: Prefill, rows: Rows, tokens: Sequence[int]) -> Iterator[Tensor]:
     """The logits that predict each of `tokens`, which are given to all rows alike: [rows, vocabulary], float32."""
     given = tokens[:-1]
-    cache, logits = answering(model, prompt, rows, len(given))
+    cache, logits = answering(model, prompt, rows.kept, rows.settings, len(given), rows.schedule)
     if not finite(logits).all():
         raise non_finite(model, f"after a prompt of {prompt.end} tokens")
     yield logits
     # Where RoPE depends on the length, each token has that of the text up to it.
     alike = regime(model, prompt.end + 1) == regime(model, prompt.end + len(given))
     together = max(1, LOGITS // (len(rows) * prompt.logits.nbytes)) if alike else 1
-    for start in range(0, len(given), together):
-        fed = torch.tensor(given[start : start + together], device=prompt.ids.device)
+    start = 0
+    while start < len(given):
+        until_eviction = cache.eviction.left if cache.eviction else together
+        fed = torch.tensor(given[start : start + min(together, until_eviction)], device=prompt.ids.device)
         logits = forward_given(model, fed, len(rows), cache, prompt.end + start)
+        start += fed.numel()
         if not finite(logits).all():
-            raise non_finite(model, f"after a given answer of {start + fed.numel()} tokens")
+            raise non_finite(model, f"after a given answer of {start} tokens")
         yield from logits.unbind(1)

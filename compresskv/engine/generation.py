@@ -8,14 +8,18 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from compresskv.engine.cache import EvictedCache
 from compresskv.engine.contexts import ContextStore
 from compresskv.engine.decode import Stopping, answering, decode
+from compresskv.engine.decode_eviction import refuse_ragged
 from compresskv.engine.fidelity import Fidelity, fidelity
 from compresskv.engine.memory import SHARE, batches, free_bytes, memory_as, ran_out
-from compresskv.engine.prefill import FULL, Prefill, PrefillError, Setting, prefill
+from compresskv.engine.prefill import Prefill, PrefillError, prefill
 from compresskv.engine.prefixes import PrefixStore
 from compresskv.engine.rotary import refuse_crossing
+from compresskv.engine.setting import FULL, Setting
 from compresskv.errors import PromptError
+from compresskv.schedule import AFTER_PROMPT, EvictionSchedule
 from compresskv.selection import Kept, counts
 
 
@@ -25,7 +29,9 @@ class Generation:
 
     `kept` counts compressed tokens, [layer][KV head]; `cache_bytes` are the bytes of their keys and values,
     `sliding_bytes` those of the sliding-window layers, which no setting evicts. `together`: the indices, in the list of
-    settings, of those that were decoded in the same batch. `fidelity`: None unless requested.
+    settings, of those that were decoded in the same batch. `peak_kept`: the largest mean number of tokens held per
+    layer and KV head, new ones included; None unless eviction continues while decoding. `fidelity`: None unless
+    requested.
     """
 
     tokens: list[int]
@@ -33,6 +39,7 @@ class Generation:
     cache_bytes: int
     sliding_bytes: int = field(default=0, compare=False)
     together: tuple[int, ...] = field(default=(0,), compare=False)
+    peak_kept: float | None = None
     fidelity: Fidelity | None = None
 
     @property
@@ -52,12 +59,13 @@ def generate(
     prefixes: PrefixStore | None = None,
     context: int | None = None,
     contexts: ContextStore | None = None,
+    schedule: EvictionSchedule = AFTER_PROMPT,
 ) -> list[Generation]:
     """Shared path: one prefill of `ids` [prompt], then all settings decode as one batch, full caches separately.
 
     `context`: only the first so many tokens are prefilled and compressed; the others, the question, are then read by
     all settings with what they kept. None: the whole prompt is compressed. `contexts` keeps a context's prefill for its
-    next question.
+    next question. With a `schedule` that decodes, eviction continues while tokens are generated.
     Settings that exceed `memory` (bytes for the prompt and one batch; None: what is free) decode in several batches.
     With a `reference` answer (token ids, may be empty), the fidelity of each setting is measured too. `prefixes` holds
     chunks of earlier prompts; it frees memory that the settings need, so it does not change a batch. Raises
@@ -67,7 +75,7 @@ def generate(
     new = max(stopping.max_new_tokens, len(reference or ()))
     refuse_crossing(model, length, ids.numel() - length + new)
     window = max((setting.window for setting in settings), default=1)
-    scorers = frozenset(chain.from_iterable(setting.scorers(length) for setting in settings))
+    scorers = frozenset(chain.from_iterable(setting.scorers(length, schedule.decodes) for setting in settings))
     prefilled = contexts.prefill if contexts else prefill
     prompt = replace(prefilled(model, ids[:length], window, chunk, scorers, prefixes), question=ids[length:])
     scoring = PrefillError(
@@ -76,6 +84,10 @@ def generate(
     with memory_as(scoring):
         prompt.score(settings)
         kept = {place: prompt.kept(setting) for place, setting in enumerate(settings)}
+        if schedule.decodes:
+            for place, setting in enumerate(settings):
+                refuse_ragged(setting, prompt.scores(setting), kept[place])
+    decoding = Decoding(prompt, settings, schedule)
     stored = prefixes.nbytes if prefixes else 0
     limit = int(SHARE * (free_bytes(model) + stored)) if memory is None else memory - prompt.nbytes
     sizes = [prompt.row_bytes(kept[place], stopping.max_new_tokens) for place in range(len(settings))]
@@ -87,26 +99,35 @@ def generate(
     while pending:
         batch = pending.pop(0)
         last = not pending and len(batch) == 1 and reference is None and contexts is None
-        generations |= _decode_together(model, prompt, {place: kept[place] for place in batch}, stopping, last)
+        generations |= _decode_together(model, decoding, {place: kept[place] for place in batch}, stopping, last)
     if reference is not None:
-        answer = _full_answer(model, prompt, settings, generations, stopping)
-        measured = fidelity(model, prompt, kept, answer, reference, limit)
+        answer = _full_answer(model, decoding, generations, stopping)
+        measured = fidelity(model, prompt, kept, answer, reference, limit, settings, schedule)
         generations = {place: replace(each, fidelity=measured[place]) for place, each in generations.items()}
     return [generations[place] for place in range(len(settings))]
 
 
+@dataclass(frozen=True)
+class Decoding:
+    """A prompt, and the settings that decode after it."""
+
+    prompt: Prefill
+    settings: Sequence[Setting]
+    schedule: EvictionSchedule
+
+
 def _full_answer(
     model: PreTrainedModel,
-    prompt: Prefill,
-    settings: Sequence[Setting],
+    decoding: Decoding,
     generations: Mapping[int, Generation],
     stopping: Stopping,
 ) -> list[int]:
     """The full cache's answer: that of a setting, if one of them is the full cache."""
-    for place, setting in enumerate(settings):
+    for place, setting in enumerate(decoding.settings):
         if setting.budget is None:
             return generations[place].tokens
-    return _decode_together(model, prompt, {0: prompt.kept(FULL)}, stopping)[0].tokens
+    full = Decoding(decoding.prompt, [FULL], decoding.schedule)
+    return _decode_together(model, full, {0: decoding.prompt.kept(FULL)}, stopping)[0].tokens
 
 
 def decode_batches(settings: Sequence[Setting], sizes: Sequence[int], limit: int) -> list[list[int]]:
@@ -121,15 +142,19 @@ def decode_batches(settings: Sequence[Setting], sizes: Sequence[int], limit: int
 
 
 def _decode_together(
-    model: PreTrainedModel, prompt: Prefill, kept: Mapping[int, Kept], stopping: Stopping, last: bool = False
+    model: PreTrainedModel, decoding: Decoding, kept: Mapping[int, Kept], stopping: Stopping, last: bool = False
 ) -> dict[int, Generation]:
     """Decode the settings at these indices as one batch, or in halves if it does not fit into the device's memory.
 
     The `last` setting, which decodes alone, may free the prompt.
     """
-    places = tuple(kept)
+    places, prompt = tuple(kept), decoding.prompt
+    chosen = [decoding.settings[place] for place in places]
+    cache: EvictedCache | None
     try:
-        cache, logits = answering(model, prompt, list(kept.values()), stopping.max_new_tokens, last)
+        cache, logits = answering(
+            model, prompt, list(kept.values()), chosen, stopping.max_new_tokens, decoding.schedule, last
+        )
         ids = torch.cat([prompt.ids, prompt.question])
         tokens = decode(model, cache, logits, prompt.end, len(places), stopping, ids)
     except (RuntimeError, MemoryError) as error:
@@ -144,11 +169,13 @@ def _decode_together(
             ) from error
     else:
         tallies = [counts(setting) for setting in kept.values()]
+        eviction = cache.eviction
+        peaks = [eviction.peak(slot) if eviction else None for slot in range(len(places))]
         return {
-            place: Generation(row, tally, prompt.cache.kept_bytes(tally), prompt.cache.sliding_bytes, places)
-            for place, row, tally in zip(places, tokens, tallies, strict=True)
+            place: Generation(row, tally, prompt.cache.kept_bytes(tally), prompt.cache.sliding_bytes, places, peak)
+            for place, row, tally, peak in zip(places, tokens, tallies, peaks, strict=True)
         }
     # Outside the handler, whose traceback would keep the failed batch alive.
     halves = places[: len(places) // 2], places[len(places) // 2 :]
-    first, second = (_decode_together(model, prompt, {p: kept[p] for p in half}, stopping) for half in halves)
+    first, second = (_decode_together(model, decoding, {p: kept[p] for p in half}, stopping) for half in halves)
     return first | second

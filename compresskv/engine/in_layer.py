@@ -3,6 +3,7 @@
 For memory and latency measurements, and for `compresskv.compressed`.
 """
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -12,12 +13,15 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from compresskv.engine.attention import is_attached
 from compresskv.engine.cache import EvictedCache
 from compresskv.engine.decode import Stopping, decode, forward_given
+from compresskv.engine.decode_eviction import DecodeEviction, PromptEnd, refuse_ragged
 from compresskv.engine.generation import Generation
-from compresskv.engine.prefill import Setting, forward_prompt, prompt_shape
+from compresskv.engine.prefill import forward_prompt, prompt_shape
 from compresskv.engine.rows import Source
+from compresskv.engine.setting import Setting
 from compresskv.errors import UserError, part_name
 from compresskv.eviction import Capacity, LayerPrefill, LayerScores, refuse_writes, score
 from compresskv.installed import generate_argument
+from compresskv.schedule import AFTER_PROMPT, EvictionSchedule
 from compresskv.selection import Kept, answered, counts, keep_all, refuse_nan, select, tighten
 
 WASTE = 1.5
@@ -27,13 +31,24 @@ WASTE = 1.5
 class LayerwiseCache(EvictedCache):
     """A cache of one prompt that evicts by itself; afterwards `kept` has the kept prompt positions.
 
-    `prompt_length` None: the first forward brings the whole prompt. `room` new tokens are allocated ahead.
+    `prompt_length` None: the first forward brings the whole prompt. `room` new tokens are allocated ahead. With a
+    `schedule` that decodes, it evicts again after every interval of new tokens.
     """
 
-    def __init__(self, config: PreTrainedConfig, setting: Setting, prompt_length: int | None = None, room: int = 256):
-        super().__init__(config, setting.window, prompt_length, self._evict, setting.scorers(prompt_length))
+    def __init__(
+        self,
+        config: PreTrainedConfig,
+        setting: Setting,
+        prompt_length: int | None = None,
+        room: int = 256,
+        schedule: EvictionSchedule = AFTER_PROMPT,
+    ):
+        scorers = setting.scorers(prompt_length, schedule.decodes)
+        super().__init__(config, setting.window, prompt_length, self._evict, scorers)
         self.setting = setting
         self.room = room
+        self.schedule = schedule
+        self._ends: list[PromptEnd] = []
         self.kept: Kept = []
         self._complete: list[Source] = []
         self._held: list[HeldLayer] = []
@@ -95,6 +110,8 @@ class LayerwiseCache(EvictedCache):
 
     def _evict(self, layer: LayerPrefill) -> None:
         """Compress `layer`, and shrink the layers before it if its scores require so."""
+        if self.schedule.decodes:
+            self._ends.append(PromptEnd.of(layer))
         method, budget = self.setting.method, self.setting.tokens(layer.length)
         if method is None or budget is None or self.setting.keeps_all(layer.length):
             self.kept.append(keep_all(layer.kv_heads, layer.length, layer.keys.device))
@@ -138,10 +155,15 @@ class LayerwiseCache(EvictedCache):
             self._shrink(index)
             self.kept.append(self._held[index].kept)
             sources.append(self._held[index].source())
+        if self.schedule.decodes:
+            refuse_ragged(self.setting, self._scores, self.kept)
         self._held.clear()
         self._scores.clear()
         self._finite.clear()
         self.hold(sources, length, self.room)
+        if self.schedule.decodes:
+            ends, self._ends = self._ends, []
+            self.evict_while_decoding(DecodeEviction(self.schedule, [self.setting], ends, [self.kept], length))
 
 
 @dataclass(frozen=True, eq=False)
@@ -193,14 +215,17 @@ def generate_in_layer(
     stopping: Stopping,
     chunk: int | None = None,
     context: int | None = None,
+    schedule: EvictionSchedule = AFTER_PROMPT,
 ) -> Generation:
     """In-layer path: like `generate` for one setting. `model` must be `attached`."""
     length = ids.numel() if context is None else context
     question = ids[length:]
-    cache = LayerwiseCache(model.config, setting, length, question.numel() + stopping.max_new_tokens)
+    cache = LayerwiseCache(model.config, setting, length, question.numel() + stopping.max_new_tokens, schedule)
     logits = forward_prompt(model, ids[:length], cache, chunk)
     if question.numel():
-        logits = forward_given(model, question, 1, cache, length, logits_to_keep=1)[0, -1]
+        with cache.eviction.paused() if cache.eviction else nullcontext():
+            logits = forward_given(model, question, 1, cache, length, logits_to_keep=1)[0, -1]
     tokens = decode(model, cache, logits, ids.numel(), 1, stopping, ids)[0]
     tally = counts(cache.kept)
-    return Generation(tokens, tally, cache.kept_bytes(tally), cache.sliding_bytes)
+    peak = cache.eviction.peak(0) if cache.eviction else None
+    return Generation(tokens, tally, cache.kept_bytes(tally), cache.sliding_bytes, peak_kept=peak)

@@ -12,8 +12,8 @@ from transformers import PreTrainedConfig
 
 from compresskv.engine.cache import EvictedCache, SlidingLayer
 from compresskv.engine.in_layer import LayerwiseCache
-from compresskv.engine.prefill import Setting
 from compresskv.engine.rows import Source
+from compresskv.engine.setting import Setting
 from compresskv.errors import UserError
 from compresskv.selection import counts
 

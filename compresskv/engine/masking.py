@@ -13,8 +13,9 @@ from transformers import PreTrainedModel
 
 from compresskv.engine.decode import Stopping, decode, decode_cache, forward_tokens
 from compresskv.engine.generation import Generation
-from compresskv.engine.prefill import FULL, prefill
+from compresskv.engine.prefill import prefill
 from compresskv.engine.rotary import refuse_crossing, spanning
+from compresskv.engine.setting import FULL
 from compresskv.errors import UserError
 
 Heads = tuple[tuple[int, ...], ...]

@@ -12,13 +12,13 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from compresskv.budget import Budget, Share
 from compresskv.engine.backends import backend_of
 from compresskv.engine.cache import EvictedCache
 from compresskv.engine.hidden import hidden_states
 from compresskv.engine.memory import memory_as
 from compresskv.engine.prefixes import PrefixStore, chunk_names
 from compresskv.engine.rotary import regime
+from compresskv.engine.setting import Setting
 from compresskv.errors import NonFiniteError, PromptError, UserError
 from compresskv.eviction import (
     EvictionMethod,
@@ -41,47 +41,6 @@ class PrefillError(PromptError):
 
 class NonFinitePrefillError(NonFiniteError, PrefillError):
     """The prompt's own logits are not finite."""
-
-
-@dataclass(frozen=True)
-class Setting:
-    """One method at one budget (tokens, the observation window included, or a share of the prompt).
-
-    A budget of None keeps the whole prompt, and so does a setting without a method, which has no budget.
-    """
-
-    method: EvictionMethod | None
-    budget: Budget | None
-
-    def __post_init__(self) -> None:
-        if self.budget is not None:
-            if self.method is None:
-                raise ValueError(f"budget={self.budget} without a method: the full cache has no budget")
-            if isinstance(self.budget, int):
-                self.method.check(self.budget)
-
-    @property
-    def window(self) -> int:
-        """Prompt tokens at the end that are always kept; without a method, 1."""
-        return 1 if self.method is None else self.method.window
-
-    def tokens(self, length: int) -> int | None:
-        """The budget of a prompt of `length` tokens, in tokens."""
-        return self.budget.tokens(length, self.window) if isinstance(self.budget, Share) else self.budget
-
-    def scorers(self, length: int | None) -> list[Scorer]:
-        """The scorers of a prompt of `length` tokens (None: not known yet); empty if it is kept whole."""
-        whole = self.budget is None or (length is not None and self.keeps_all(length))
-        return [] if self.method is None or whole else [self.method.scorer]
-
-    def keeps_all(self, length: int) -> bool:
-        """A prompt that fits the budget, or the window, is kept whole in every layer."""
-        budget = self.tokens(length)
-        return budget is None or length <= max(budget, self.window)
-
-
-FULL = Setting(None, None)
-"""The full cache: nothing is evicted."""
 
 
 @dataclass(eq=False)
@@ -136,6 +95,10 @@ class Prefill:
             if self.layers:  # a model with sliding windows alone has none
                 refuse_nan(scored, scorer, self.layers[0].keys.dtype, lambda: map(_finite, self.layers))
         self._scores.update(scores)
+
+    def scores(self, setting: Setting) -> list[LayerScores]:
+        """The scores by which `setting` evicts; empty if it does not."""
+        return self._scores.get(setting.method.scorer, []) if setting.method else []
 
     def kept(self, setting: Setting) -> Kept:
         """The prompt positions that `setting` keeps."""

@@ -74,6 +74,12 @@ class RaggedRows:
     def nbytes(self) -> int:
         return self.keys.nbytes + self.values.nbytes
 
+    def held(self, row: int) -> tuple[Tensor, Tensor]:
+        """Keys and values of all tokens of a row: [tokens, head_dim] each."""
+        first = int(self.table.begin[self.layer, row])
+        slots = slice(first, first + int(self.table.counts[self.layer, row]) + self.table.new)
+        return self.keys[slots], self.values[slots]
+
     def advance(self, tokens: int) -> None:
         """Make room for `tokens` more of each row; the first layer does it for all."""
         if self.new == self.table.new:
@@ -160,6 +166,31 @@ class RaggedTable:
         self.new = max(self.new - tokens, 0)
         for rows in self.rows:
             rows.new = self.new
+
+    def evict(self, kept: Sequence[Sequence[Tensor | None]]) -> None:
+        """Keep these of the tokens of each row, by layer and row (None: all); they move to the row's beginning."""
+        held = self.counts + self.new
+        self.new = self.step = 0
+        for layer, (rows, of_rows) in enumerate(zip(self.rows, kept, strict=True)):
+            rows.new = 0
+            device, begin = rows.keys.device, self.begin[layer].tolist()
+            chosen = [
+                torch.arange(count, device=device) if one is None else one
+                for one, count in zip(of_rows, held[layer].tolist(), strict=True)
+            ]
+            self.counts[layer] = torch.tensor([one.numel() for one in chosen])
+            source = torch.cat([one + first for one, first in zip(chosen, begin, strict=True)])
+            to = torch.cat(
+                [torch.arange(f, f + one.numel(), device=device) for one, f in zip(chosen, begin, strict=True)]
+            )
+            for storage in (rows.keys, rows.values):
+                storage.index_copy_(0, to, storage.index_select(0, source))
+        self.room = int((self.sizes - self.counts).min())
+        self._counted()
+
+    def _counted(self) -> None:
+        """Note the tokens of each row on the device, after an eviction."""
+        self.lengths = self.counts.to(self.lengths.device).int()
 
     def _grow(self, tokens: int) -> None:
         """Copy all rows to where there is room again, for `tokens` at least."""
@@ -261,6 +292,18 @@ class MaskedTable(RaggedTable):
         super().forget(tokens)
         for token in range(tokens):
             self.mask.index_fill_(0, (self.unmask + token).flatten(), float("-inf"))
+
+    def _counted(self) -> None:
+        device = self.mask.device
+        ends = self.begin + self.counts
+        first = torch.tensor(self.first[:-1])[:, None]
+        self.write, self.unmask = ends.to(device), (ends + first).to(device)
+        sizes, counts = self.sizes.flatten(), self.counts.flatten()
+        offset = torch.arange(int(sizes.sum())) - (sizes.cumsum(0) - sizes).repeat_interleave(sizes)
+        slots = (self.begin + first).flatten().repeat_interleave(sizes) + offset
+        visible = self.mask.new_zeros(slots.shape, device="cpu")
+        visible.masked_fill_(offset >= counts.repeat_interleave(sizes), float("-inf"))
+        self.mask.index_copy_(0, slots.to(device), visible.to(device))
 
     def _keep_rows(self, staying: Tensor) -> None:
         self.start, self.write, self.unmask = (table[:, staying] for table in (self.start, self.write, self.unmask))

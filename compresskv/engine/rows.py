@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 ROUNDING = 32
@@ -46,6 +47,13 @@ class Group(Protocol):
         """Take the last `tokens` new ones back, of all rows."""
         ...
 
+    def evict(self, kept: Sequence[Sequence[Tensor | None]]) -> None:
+        """Keep these of the tokens that each row holds, by layer and row: sorted places, int64; None for all.
+
+        The rows then have no new tokens.
+        """
+        ...
+
 
 class LayerRows(Protocol):
     """The folded rows of one layer, in the layout of a backend."""
@@ -56,6 +64,10 @@ class LayerRows(Protocol):
     @property
     def nbytes(self) -> int:
         """Bytes of all buffers: kept tokens, their rounding, and the room for new ones."""
+        ...
+
+    def held(self, row: int) -> tuple[Tensor, Tensor]:
+        """Keys and values of all tokens of a row, in order of position: [tokens, head_dim] each."""
         ...
 
 
@@ -94,6 +106,28 @@ class Bucket:
         more = self.keys.new_zeros(self.keys.shape[0], tokens, self.keys.shape[2])
         self.keys, self.values = torch.cat([self.keys, more], 1), torch.cat([self.values, more], 1)
         self._gaps = None
+
+    def held(self, slot: int, new: int) -> tuple[Tensor, Tensor]:
+        """Keys and values of the kept tokens of a row, and of its `new` ones."""
+        kept = self.columns(slot, new)
+        return self.keys[slot, kept], self.values[slot, kept]
+
+    def columns(self, slot: int, new: int) -> Tensor:
+        """Where the tokens of a row are: [tokens], int64."""
+        column = torch.arange(self.longest + new, device=self.keys.device)
+        return column[(column < int(self.lengths[slot])) | (column >= self.longest)]
+
+    def evict(self, kept: Sequence[Tensor | None], new: int) -> None:
+        """Keep these of the tokens of each row, in place; they move to the left."""
+        columns = [self.columns(slot, new) for slot in range(len(self.rows))]
+        chosen = [where if one is None else where[one] for where, one in zip(columns, kept, strict=True)]
+        lengths = [one.numel() for one in chosen]
+        longest = max(lengths)
+        index = torch.stack([F.pad(one, (0, longest - one.numel())) for one in chosen])[..., None]
+        for buffer in (self.keys, self.values):
+            buffer[:, :longest] = buffer.gather(1, index.expand(-1, -1, buffer.shape[-1]))
+        self.lengths = torch.tensor(lengths, device=self.keys.device, dtype=torch.int32)
+        self.longest, self.equal, self._gaps = longest, len(set(lengths)) == 1, None
 
     def keep(self, slots: list[int]) -> None:
         """Drop all rows but those in these slots (sorted), in place: they move up into the gaps."""
@@ -193,6 +227,16 @@ class BucketedRows:
     def forget(self, tokens: int) -> None:
         """Take the last `tokens` new ones back."""
         self.new -= tokens
+
+    def held(self, row: int) -> tuple[Tensor, Tensor]:
+        bucket = next(bucket for bucket in self.buckets if row in bucket.rows)
+        return bucket.held(bucket.rows.index(row), self.new)
+
+    def evict(self, kept: Sequence[Sequence[Tensor | None]]) -> None:
+        (of_rows,) = kept
+        for bucket in self.buckets:
+            bucket.evict([of_rows[row] for row in bucket.rows], self.new)
+        self.new = 0
 
     def keep_settings(self, settings: Sequence[int]) -> None:
         """Drop all settings but these (sorted)."""

@@ -63,7 +63,7 @@ def measure(model: LoadedModel, config: Calibrate, job: Job, progress: Progress)
             value=longest,
             why=f"it does not fit the {model.window}-token window of {model.name} with {config.max_steps} new tokens",
         )
-    before_question = job.eviction.when == "context"
+    before_question = job.eviction.before_question
     config = replace(config, lengths=lengths)
     return HeldOutCalibration(model, config, job.observation, job.results, progress, before_question).run()
 

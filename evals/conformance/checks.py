@@ -18,7 +18,8 @@ from compresskv.engine.cache import EvictedCache
 from compresskv.engine.decode import Stopping
 from compresskv.engine.generation import generate
 from compresskv.engine.in_layer import generate_in_layer
-from compresskv.engine.prefill import FULL, Setting, forward_prompt, prefill
+from compresskv.engine.prefill import forward_prompt, prefill
+from compresskv.engine.setting import FULL, Setting
 from compresskv.errors import UserError
 from compresskv.eviction import (
     EvictionMethod,

@@ -11,7 +11,7 @@ import torch
 
 from compresskv.budget import written
 from compresskv.engine.attention import attached
-from compresskv.engine.prefill import FULL, Setting
+from compresskv.engine.setting import FULL, Setting
 from compresskv.errors import UserError
 from compresskv.models import LoadedModel
 from evals.efficiency.concurrency import fill_pools

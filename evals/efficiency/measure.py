@@ -14,7 +14,8 @@ from compresskv.engine.cache import EvictedCache
 from compresskv.engine.decode import forward_tokens
 from compresskv.engine.in_layer import LayerwiseCache
 from compresskv.engine.memory import gpus
-from compresskv.engine.prefill import Setting, forward_prompt
+from compresskv.engine.prefill import forward_prompt
+from compresskv.engine.setting import Setting
 from compresskv.models import LoadedModel
 from compresskv.selection import counts
 

@@ -11,7 +11,7 @@ from typing import Any
 from compresskv import calibration
 from compresskv.engine.attention import attached
 from compresskv.engine.masking import generate_masked
-from compresskv.engine.prefill import FULL
+from compresskv.engine.setting import FULL
 from compresskv.errors import UserError
 from compresskv.models import LoadedModel
 from evals.head_masking.choices import Choice, choices

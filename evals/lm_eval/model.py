@@ -22,8 +22,9 @@ from compresskv.chat import rendered
 from compresskv.compressed_cache import compressed
 from compresskv.engine.decode import forward_given
 from compresskv.engine.in_layer import LayerwiseCache
-from compresskv.engine.prefill import Setting, forward_prompt
+from compresskv.engine.prefill import forward_prompt
 from compresskv.engine.rotary import regime, spanning, steady
+from compresskv.engine.setting import Setting
 from compresskv.errors import UserError
 from compresskv.eviction import EvictionMethod
 from compresskv.installed import generate_argument

@@ -11,8 +11,8 @@ from evals.results.record import Record
 from evals.tables.methods import Name, named
 
 IMMATERIAL = ("paths", "logger", "eval", "memory", "experiment", "eviction")
-"""Parts of a configuration that change no prediction, or choose samples, or are in a `Name`; `prompt` has what matters
-of `eval`."""
+"""Parts of a configuration that change no prediction, or choose samples; `prompt` has what matters of `eval`, and
+`_schedule` what matters of `eviction`."""
 
 
 NONE = "null"
@@ -118,7 +118,15 @@ def _setting(record: Record) -> dict[str, Any]:
     config = {key: value for key, value in record.config.items() if key not in IMMATERIAL}
     if isinstance(model := config.get("model"), Mapping):  # `evals` are defaults of `eval`
         config["model"] = {key: value for key, value in model.items() if key != "evals"}
-    return {**config, "dtype": (record.summary or {}).get("dtype")}
+    return {**config, **_schedule(record), "dtype": (record.summary or {}).get("dtype")}
+
+
+def _schedule(record: Record) -> dict[str, Any]:
+    """How often, and what, a setting evicts while it decodes; when it evicts is a field of `Name`."""
+    node = record.config.get("eviction")
+    if not record.when.endswith("+decode") or not isinstance(node, Mapping):
+        return {}
+    return {"eviction": {name: node.get(name) for name in ("interval", "protect")}}
 
 
 def _leaves(value: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], str]]:

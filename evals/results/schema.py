@@ -86,6 +86,8 @@ class SampleLine(TypedDict, total=False):
     prompt_sha256: str  # of the prompt's token ids, 16 digits: equal for settings that saw the same prompt
     new_tokens: Count  # generated
     realised_budget: Size  # mean number of prompt tokens kept per layer and KV head
+    context_tokens: Count  # of the prompt, where only the part before the question was compressed
+    peak_kept: Size  # the largest mean number of tokens held, where eviction continued while decoding
     cache_bytes: Count  # of the kept keys and values
     total_cache_bytes: Count  # with those of sliding-window layers, which nothing evicts; absent without such layers
     kept: list[Size | Heads]  # tokens kept in each layer: one number, or one per KV head where they differ

@@ -12,8 +12,9 @@ from compresskv.detokenise import text_of
 from compresskv.engine.contexts import ContextStore
 from compresskv.engine.generation import Generation, generate
 from compresskv.engine.memory import ran_out
-from compresskv.engine.prefill import PrefillError, Setting
+from compresskv.engine.prefill import PrefillError
 from compresskv.engine.prefixes import PrefixStore
+from compresskv.engine.setting import Setting
 from compresskv.errors import NonFiniteError, PromptError, UserError
 from compresskv.models import LoadedModel
 from compresskv.protocol import EvaluationProtocol
@@ -156,7 +157,7 @@ def run_batch(
     """
     started = time.perf_counter()
     settings, job = [run.setting for run in batch], batch[0].job
-    context_only = job.eviction.when == "context"
+    context_only = job.eviction.before_question
     failure = None
     try:
         compressed = compressed_tokens(job, sample)
@@ -171,6 +172,7 @@ def run_batch(
             prefixes,
             compressed if context_only else None,
             contexts if context_only else None,
+            job.eviction,
         )
     except Exception as error:
         _release_memory(error)
@@ -246,6 +248,8 @@ def sample_line(
     line["compressed"] = generation.realised_budget < compressed
     if compressed < sample.ids.numel():
         line["context_tokens"] = compressed
+    if generation.peak_kept is not None:
+        line["peak_kept"] = round(generation.peak_kept, 3)
     if measured := generation.fidelity:
         for name in FIDELITY:
             value = getattr(measured, name)

@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 from compresskv.engine.footprint import Footprint
 from compresskv.engine.generation import decode_batches
 from compresskv.engine.memory import SHARE, batches, free_by_device, free_bytes, layer_shares, used_bytes
-from compresskv.engine.prefill import Setting
+from compresskv.engine.setting import Setting
 from compresskv.eviction import observers
 
 

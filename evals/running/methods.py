@@ -50,7 +50,7 @@ def compressed_tokens(job: Job, sample: Sample) -> int:
 
     Raises `UserError` where the sample does not say where its question begins.
     """
-    if job.eviction.when == "prompt":
+    if not job.eviction.before_question:
         return sample.ids.numel()
     if not sample.context:
         raise UserError(

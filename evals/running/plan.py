@@ -18,8 +18,8 @@ from compresskv import models
 from compresskv.engine.attention import attached
 from compresskv.engine.decode import Stopping
 from compresskv.engine.generation import generate
-from compresskv.engine.prefill import Setting
 from compresskv.engine.rotary import uncrossed
+from compresskv.engine.setting import Setting
 from compresskv.errors import UserError
 from compresskv.models import LoadedModel
 from evals.console import screen
@@ -74,7 +74,7 @@ def forecast_of(work: Work) -> Forecast:
         job.memory_bytes,
         model.backend,
         job.fidelity,
-        contexts=job.eviction.when == "context",
+        contexts=job.eviction.before_question,
     )
 
 

@@ -10,8 +10,8 @@ from compresskv.budget import written
 from compresskv.detokenise import asks_for_cleanup
 from compresskv.engine.attention import attached
 from compresskv.engine.contexts import ContextStore
-from compresskv.engine.prefill import Setting
 from compresskv.engine.prefixes import PrefixStore, chunk_names, in_prefix_order
+from compresskv.engine.setting import Setting
 from compresskv.models import LoadedModel
 from compresskv.protocol import EvaluationProtocol
 from evals.job import Entry, Job, Task
@@ -90,7 +90,7 @@ def _run_samples(
         model.backend,
         job.fidelity,
         sequences=len({run.task for run in incomplete}),
-        contexts=any(run.job.eviction.when == "context" for run in incomplete),
+        contexts=any(run.job.eviction.before_question for run in incomplete),
     )
     progress.say(f"{title}: {expected}")
     tasks: dict[str, Task] = {}
@@ -103,7 +103,7 @@ def _run_samples(
     missing = {id for run in incomplete for id in run.missing}
     prefixes, contexts = PrefixStore(expected.prefixes), ContextStore()
     todo = [id for id in order if id in missing]
-    if by_context := [run.task for run in incomplete if run.job.eviction.when == "context"]:
+    if by_context := [run.task for run in incomplete if run.job.eviction.before_question]:
         todo = questions_together(by_context[0], todo)
     with attached(model.model, model.backend), progress.track(title, todo) as steps:
         for id in steps:
@@ -166,6 +166,8 @@ def setting_folder(model: LoadedModel, job: Job, task: Task, setting: Setting) -
     }
     if job.eviction.when != "prompt":
         identity["when"] = job.eviction.when
+    if job.eviction.decodes:
+        identity["while_decoding"] = {"interval": job.eviction.interval, "protect": job.eviction.protect}
     if job.protocol.decode_cleanup and asks_for_cleanup(model.tokenizer):
         identity["decode_cleanup"] = True
     if job.fidelity:  # its lines have more fields

@@ -8,8 +8,8 @@ import torch
 
 from compresskv.engine.attention import attached, forget, register
 from compresskv.engine.backends import SDPA, MaskedSDPA
-from compresskv.engine.prefill import FULL, Setting
 from compresskv.engine.rows import BucketedRows
+from compresskv.engine.setting import FULL, Setting
 from compresskv.models import ModelConfig, load
 from evals.efficiency import concurrency, evaluation
 from evals.efficiency.concurrency import fill, stretch

@@ -10,7 +10,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from compresskv.engine.attention import attached
 from compresskv.engine.decode import Stopping, decode, decode_cache
 from compresskv.engine.in_layer import LayerwiseCache
-from compresskv.engine.prefill import Setting, forward_prompt, prefill
+from compresskv.engine.prefill import forward_prompt, prefill
+from compresskv.engine.setting import Setting
 from compresskv.eviction import PromptShape
 from compresskv.observation import ObservationConfig
 from tests.engine.conftest import for_gpus

@@ -11,7 +11,8 @@ from compresskv.engine.contexts import ContextStore
 from compresskv.engine.decode import Stopping
 from compresskv.engine.generation import generate
 from compresskv.engine.in_layer import generate_in_layer
-from compresskv.engine.prefill import FULL, Setting, prefill
+from compresskv.engine.prefill import prefill
+from compresskv.engine.setting import FULL, Setting
 from compresskv.eviction import PromptShape
 from tests.methods.construction import METHODS, context, method
 from tests.support import naive, tiny

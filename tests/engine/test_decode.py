@@ -9,7 +9,8 @@ from compresskv.engine.attention import attached
 from compresskv.engine.decode import Stopping, decode, decode_cache, forward_tokens
 from compresskv.engine.generation import generate
 from compresskv.engine.in_layer import LayerwiseCache, generate_in_layer
-from compresskv.engine.prefill import FULL, Setting, prefill
+from compresskv.engine.prefill import prefill
+from compresskv.engine.setting import FULL, Setting
 from compresskv.errors import NonFiniteError
 from tests.support import naive, tiny
 from tests.support.methods_in_use import SNAPKV, name_of, settings_for

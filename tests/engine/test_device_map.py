@@ -13,7 +13,7 @@ from compresskv.engine.attention import attached
 from compresskv.engine.decode import Stopping
 from compresskv.engine.generation import generate
 from compresskv.engine.in_layer import generate_in_layer
-from compresskv.engine.prefill import Setting
+from compresskv.engine.setting import Setting
 from compresskv.models import ModelConfig, load
 from tests.support import tiny
 from tests.support.methods_in_use import FULL, RAGGED, SNAPKV, compresskv

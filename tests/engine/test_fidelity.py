@@ -9,7 +9,7 @@ from compresskv.compressed_cache import compressed
 from compresskv.engine.attention import attached
 from compresskv.engine.decode import Stopping
 from compresskv.engine.generation import generate
-from compresskv.engine.prefill import FULL, Setting
+from compresskv.engine.setting import FULL, Setting
 from tests.support import tiny
 from tests.support.methods_in_use import SNAPKV
 

@@ -13,7 +13,8 @@ from compresskv.engine.decode import Stopping
 from compresskv.engine.footprint import Footprint
 from compresskv.engine.generation import generate
 from compresskv.engine.live_bytes import LiveBytes, LiveBytesMode
-from compresskv.engine.prefill import FULL, Setting, prefill
+from compresskv.engine.prefill import prefill
+from compresskv.engine.setting import FULL, Setting
 from compresskv.eviction import PromptShape
 from compresskv.observation import ObservationConfig
 from evals.running import forecast as forecasts

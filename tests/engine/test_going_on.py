@@ -8,7 +8,8 @@ import torch
 from compresskv.compressed_cache import compressed
 from compresskv.engine.attention import attached
 from compresskv.engine.decode import decode_cache, forward_given, forward_tokens
-from compresskv.engine.prefill import FULL, Setting, prefill
+from compresskv.engine.prefill import prefill
+from compresskv.engine.setting import FULL, Setting
 from tests.support import tiny
 from tests.support.methods_in_use import RAGGED, SNAPKV
 from tests.support.refusals import refused

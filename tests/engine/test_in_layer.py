@@ -14,7 +14,8 @@ from compresskv.engine.attention import attached
 from compresskv.engine.decode import Stopping
 from compresskv.engine.generation import generate
 from compresskv.engine.in_layer import LayerwiseCache, generate_in_layer
-from compresskv.engine.prefill import Setting, prefill
+from compresskv.engine.prefill import prefill
+from compresskv.engine.setting import Setting
 from compresskv.errors import UserError
 from compresskv.installed import CHUNKS_GO_ON, generate_argument
 from tests.support import tiny

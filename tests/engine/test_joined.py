@@ -11,7 +11,8 @@ from compresskv.engine.decode import Stopping, forward_tokens
 from compresskv.engine.in_layer import generate_in_layer
 from compresskv.engine.joined import WaitingCache, evicting_bytes, join, sliding_bytes
 from compresskv.engine.live_bytes import LiveBytesMode
-from compresskv.engine.prefill import FULL, Setting, forward_prompt
+from compresskv.engine.prefill import forward_prompt
+from compresskv.engine.setting import FULL, Setting
 from compresskv.eviction import PromptShape
 from compresskv.observation import ObservationConfig
 from tests.methods.construction import METHODS, context, method

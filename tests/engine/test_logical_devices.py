@@ -10,7 +10,8 @@ from compresskv.engine.attention import attached
 from compresskv.engine.decode import Stopping, decode_cache, forward_given
 from compresskv.engine.generation import generate
 from compresskv.engine.in_layer import generate_in_layer
-from compresskv.engine.prefill import FULL, Setting, prefill
+from compresskv.engine.prefill import prefill
+from compresskv.engine.setting import FULL, Setting
 from tests.support import tiny
 from tests.support.logical_devices import LogicalTensor, logical_devices, place, spread
 from tests.support.methods_in_use import RAGGED, SNAPKV, STREAMING, compresskv, evicting_layers

@@ -7,7 +7,7 @@ from compresskv.engine.attention import attached
 from compresskv.engine.decode import Stopping
 from compresskv.engine.generation import generate
 from compresskv.engine.masking import Heads, generate_masked
-from compresskv.engine.prefill import FULL
+from compresskv.engine.setting import FULL
 from tests.support import naive, tiny
 from tests.support.methods_in_use import evicting_layers
 from tests.support.refusals import refused

@@ -12,7 +12,8 @@ from compresskv.engine.decode import Stopping, decode_cache
 from compresskv.engine.footprint import Footprint
 from compresskv.engine.generation import decode_batches, generate
 from compresskv.engine.memory import _cgroup_free, batches
-from compresskv.engine.prefill import Setting, prefill
+from compresskv.engine.prefill import prefill
+from compresskv.engine.setting import Setting
 from evals.running.forecast import forecast
 from tests.support import tiny
 from tests.support.command import run

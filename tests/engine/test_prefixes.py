@@ -7,8 +7,9 @@ from compresskv.engine import decode
 from compresskv.engine.attention import attached
 from compresskv.engine.decode import Stopping
 from compresskv.engine.generation import generate
-from compresskv.engine.prefill import FULL, Setting, prefill
+from compresskv.engine.prefill import prefill
 from compresskv.engine.prefixes import PrefixStore, chunk_names, in_prefix_order
+from compresskv.engine.setting import FULL, Setting
 from compresskv.eviction import PromptShape, observers
 from evals.running.forecast import forecast
 from tests.methods.construction import METHODS, context, method

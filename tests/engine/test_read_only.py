@@ -13,7 +13,8 @@ from compresskv.engine.decode import Stopping
 from compresskv.engine.footprint import Footprint
 from compresskv.engine.generation import generate
 from compresskv.engine.in_layer import generate_in_layer
-from compresskv.engine.prefill import FULL, Setting, prefill
+from compresskv.engine.prefill import prefill
+from compresskv.engine.setting import FULL, Setting
 from compresskv.errors import PromptError, UserError
 from compresskv.eviction import EvictionMethod, LayerScores, Observation
 from compresskv.installed import cache_argument

@@ -14,8 +14,9 @@ from compresskv.engine.generation import generate
 from compresskv.engine.in_layer import generate_in_layer
 from compresskv.engine.joined import WaitingCache, join
 from compresskv.engine.masking import generate_masked
-from compresskv.engine.prefill import FULL, Setting, forward_prompt, prefill
+from compresskv.engine.prefill import forward_prompt, prefill
 from compresskv.engine.prefixes import PrefixStore
+from compresskv.engine.setting import FULL, Setting
 from compresskv.errors import PromptError, UserError
 from compresskv.probe import refuse_unserved
 from tests.support import tiny

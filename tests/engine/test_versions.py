@@ -21,7 +21,7 @@ from compresskv.engine.decode import Stopping
 from compresskv.engine.generation import generate
 from compresskv.engine.in_layer import generate_in_layer
 from compresskv.engine.masking import generate_masked
-from compresskv.engine.prefill import FULL, Setting
+from compresskv.engine.setting import FULL, Setting
 from compresskv.installed import cache_argument, generate_argument
 from compresskv.probe import refuse_unserved
 from tests.support import tiny

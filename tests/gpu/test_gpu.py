@@ -14,7 +14,8 @@ from compresskv.engine.attention import attached
 from compresskv.engine.decode import Stopping, decode_cache, forward_tokens
 from compresskv.engine.generation import generate
 from compresskv.engine.in_layer import generate_in_layer
-from compresskv.engine.prefill import FULL, Setting, prefill
+from compresskv.engine.prefill import prefill
+from compresskv.engine.setting import FULL, Setting
 from compresskv.hardware import AMPERE
 from evals.running.forecast import forecast
 from tests.support import flash_attention, tiny

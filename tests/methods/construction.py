@@ -12,7 +12,8 @@ from torch import Tensor
 from baselines.streaming_llm import StreamingLLMScorer
 from compresskv.checking import frozen
 from compresskv.context import Context
-from compresskv.engine.prefill import Prefill, Setting
+from compresskv.engine.prefill import Prefill
+from compresskv.engine.setting import Setting
 from compresskv.eviction import (
     Allocator,
     Capacity,

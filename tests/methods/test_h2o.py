@@ -10,7 +10,8 @@ from compresskv.engine.decode import Stopping
 from compresskv.engine.generation import generate
 from compresskv.engine.in_layer import generate_in_layer
 from compresskv.engine.live_bytes import LiveBytesMode
-from compresskv.engine.prefill import FULL, Setting, prefill
+from compresskv.engine.prefill import prefill
+from compresskv.engine.setting import FULL, Setting
 from compresskv.eviction import BLOCK, EvictionMethod, causal_attention
 from tests.support import tiny
 from tests.support.methods_in_use import SNAPKV, RaggedAllocator, evicting_layers

@@ -16,7 +16,7 @@ from compresskv.engine.attention import attached
 from compresskv.engine.decode import Stopping
 from compresskv.engine.generation import generate
 from compresskv.engine.in_layer import generate_in_layer
-from compresskv.engine.prefill import Setting
+from compresskv.engine.setting import Setting
 from compresskv.errors import NonFiniteError, PromptError
 from compresskv.eviction import EvictionMethod, LayerScores
 from tests.support import tiny

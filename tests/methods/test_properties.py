@@ -10,7 +10,7 @@ from compresskv.engine.attention import attached
 from compresskv.engine.decode import Stopping
 from compresskv.engine.generation import generate
 from compresskv.engine.in_layer import generate_in_layer
-from compresskv.engine.prefill import Setting
+from compresskv.engine.setting import Setting
 from compresskv.eviction import EvictionMethod, LayerPrefill, Observation, PromptShape
 from compresskv.protocol import EvaluationProtocol
 from compresskv.selection import running_capacities

@@ -6,7 +6,7 @@ import torch
 from compresskv.engine.attention import attached
 from compresskv.engine.generation import generate
 from compresskv.engine.live_bytes import LiveBytesMode
-from compresskv.engine.prefill import FULL, Setting
+from compresskv.engine.setting import FULL, Setting
 from compresskv.models import load
 from evals.running.batches import sample_line
 from evals.running.forecast import forecast

@@ -8,7 +8,7 @@ from transformers.cache_utils import get_layer_types_and_kwargs
 from baselines.snapkv import SnapKVScorer
 from baselines.streaming_llm import StreamingLLMScorer
 from baselines.uniform import UniformAllocator
-from compresskv.engine.prefill import FULL, Setting
+from compresskv.engine.setting import FULL, Setting
 from compresskv.eviction import EvictionMethod, Observation
 from compresskv.layer_error import LayerErrorAllocator
 from compresskv.semantic_heads import SemanticHeadScorer

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from transformers import AttentionInterface, AttentionMaskInterface, DynamicCache, PreTrainedModel
 
-from compresskv.engine.prefill import Setting
+from compresskv.engine.setting import Setting
 from compresskv.eviction import LayerPrefill, PromptShape
 from compresskv.selection import running_capacities
 

@@ -1,0 +1,303 @@
+"""Eviction while decoding: after every `interval` new tokens, each row is brought back to its capacity.
+
+A row is one KV head of one layer of one setting. What it holds, in order of position, is scored by the setting's own
+scorer, as a prompt was. The last `window` tokens held are kept, and the best others fill the capacity: what the row
+kept of the prompt. The queries are those of the last `window` tokens. Positions do not change, so neither does RoPE.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from itertools import chain
+from statistics import fmean
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from compresskv.engine.rows import LayerRows
+from compresskv.engine.setting import Setting
+from compresskv.errors import UserError, part_name
+from compresskv.eviction import (
+    ContinuingObserver,
+    LayerPrefill,
+    LayerScores,
+    ObservingScorer,
+    needs_hidden_states,
+    observe,
+    score,
+)
+from compresskv.schedule import EvictionSchedule
+from compresskv.selection import Kept, refuse_nan, select
+
+
+@dataclass(frozen=True, eq=False)
+class PromptEnd:
+    """What a decoding eviction needs of a layer after its prompt.
+
+    `queries` [q_heads, window, head_dim] of the last prompt tokens; `observed` as in `LayerPrefill`.
+    """
+
+    queries: Tensor
+    scaling: float
+    observed: Mapping[Any, Any]
+
+    @classmethod
+    def of(cls, layer: LayerPrefill) -> "PromptEnd":
+        return cls(layer.queries, layer.scaling, layer.observed)
+
+
+class DecodeEviction:
+    """The evictions of one batch. `places` [setting] names the settings that are left, by their place in the batch.
+
+    `layers`: the end of the prompt, of every layer that evicts; `kept`: what each setting kept of it. `length`: tokens
+    of the prompt, which every row has seen. `peaks` [place]: the largest mean number of tokens that a setting held.
+    """
+
+    def __init__(
+        self,
+        schedule: EvictionSchedule,
+        settings: Sequence[Setting],
+        layers: Sequence[PromptEnd],
+        kept: Sequence[Kept],
+        length: int,
+    ):
+        self.schedule, self.settings, self.length = schedule, list(settings), length
+        self.places = list(range(len(settings)))
+        self.peaks: dict[int, float] = {}
+        self.held = [[head for of_setting in kept for head in of_setting[place]] for place in range(len(layers))]
+        by_setting = list(zip(settings, kept, strict=True))
+        self.capacities = [
+            [
+                _capacity(setting, head.numel(), length)
+                for setting, of_setting in by_setting
+                for head in of_setting[place]
+            ]
+            for place in range(len(layers))
+        ]
+        self.kv_heads = len(self.held[0]) // len(settings) if layers else 0
+        self.scalings = [layer.scaling for layer in layers]
+        self.recent = [[layer.queries.expand(len(settings), -1, -1, -1)] for layer in layers]
+        self.window = max(setting.window for setting in settings)
+        self.since = 0
+        """Tokens since the last eviction: each row holds them after those in `held`."""
+        self.end = length
+        """Position of the first of these."""
+        self.due = 0
+        """How many of them count for the interval."""
+        self.counting = True
+        self.observers = [self._observers(layer, i) for i, layer in enumerate(layers)]
+
+    def _observers(self, layer: PromptEnd, place: int) -> list[list[Any]]:
+        """Of each setting whose scorer has one: the observer of all its heads, or one for each if they differ."""
+        found: list[list[Any]] = []
+        for number, setting in enumerate(self.settings):
+            scorer = setting.method.scorer if setting.method else None
+            found.append([])
+            if scorer is not None and needs_hidden_states(scorer):
+                raise UserError(
+                    "eviction.when",
+                    "set eviction.when=prompt or context",
+                    value=part_name(scorer),
+                    why="it reads the hidden states of a prompt, which tokens of a cache do not have",
+                )
+            if not isinstance(scorer, ObservingScorer):
+                continue
+            observer, head = layer.observed[scorer], 0
+            if not isinstance(observer, ContinuingObserver):
+                raise UserError(
+                    "eviction.when",
+                    "set eviction.when=prompt, or give its observer the method `only`",
+                    value=part_name(scorer),
+                    why="it observes all queries of a prompt, and cannot continue while tokens are evicted",
+                )
+            for part in self._parts(place, number):
+                found[-1].append(observer.only(range(head, head + len(part)), part))
+                head += len(part)
+        return found
+
+    def _parts(self, layer: int, number: int) -> list[list[Tensor]]:
+        """What the rows of a setting hold, those that are scored in one call together: all, or each by itself."""
+        rows = self._rows(number)
+        held, sizes = self.held[layer][rows], set(self.capacities[layer][rows])
+        alike = len(sizes) == 1 and len({head.numel() for head in held}) == 1
+        return [held] if alike else [[head] for head in held]
+
+    def _rows(self, number: int) -> slice:
+        return slice(number * self.kv_heads, (number + 1) * self.kv_heads)
+
+    @property
+    def left(self) -> int:
+        """New tokens until the next eviction, at least 1."""
+        return max(self.schedule.interval - self.due, 1)
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Within it, new tokens do not count for the interval: they are a question's."""
+        self.counting = False
+        try:
+            yield
+        finally:
+            self.counting = True
+
+    def fed(self, layer: int, query: Tensor, rows: Sequence[LayerRows]) -> None:
+        """Note the queries of new tokens, [settings, q_heads, new, head_dim]; evict from all `rows` when it is time."""
+        new = query.shape[2]
+        self.recent[layer].append(query)
+        if layer < len(self.recent) - 1:
+            return
+        self.since += new
+        self.due += new if self.counting else 0
+        for recent in self.recent:
+            while sum(part.shape[2] for part in recent[1:]) >= self.since + self.window:
+                recent.pop(0)
+        if self.due >= self.schedule.interval:
+            self._evict(rows)
+
+    def _evict(self, rows: Sequence[LayerRows]) -> None:
+        self._note_peaks()
+        new = torch.arange(self.end, self.end + self.since, device=self.held[0][0].device)
+        self.end += self.since
+        kept = [self._ordinals(layer, of_layer) for layer, of_layer in enumerate(rows)]
+        for layer, of_layer in enumerate(kept):
+            positions = [torch.cat([before, new]) for before in self.held[layer]]
+            self.held[layer] = [
+                held if ordinals is None else held[ordinals] for held, ordinals in zip(positions, of_layer, strict=True)
+            ]
+            recent = torch.cat(self.recent[layer], 2)[:, :, -self.window :]
+            self.recent[layer] = [recent.clone()]
+        groups = dict.fromkeys(of_layer.group for of_layer in rows)
+        for group in groups:
+            group.evict([of for of, of_layer in zip(kept, rows, strict=True) if of_layer.group is group])
+        self.since = self.due = 0
+
+    def _ordinals(self, layer: int, rows: LayerRows) -> list[Tensor | None]:
+        """The places among the tokens held that each row of a layer keeps; None for all."""
+        found: list[Tensor | None] = []
+        recent = torch.cat(self.recent[layer], 2)
+        for number in range(len(self.settings)):
+            parts = self._parts(layer, number)
+            head = number * self.kv_heads
+            for place, part in enumerate(parts):
+                of_part = range(head, head + len(part))
+                head += len(part)
+                group = recent.shape[1] // self.kv_heads
+                first = of_part.start % self.kv_heads
+                queries = recent[number, first * group : (first + len(part)) * group]
+                found += self._kept(layer, number, place, part, of_part, queries, rows)
+        return found
+
+    def _kept(
+        self,
+        layer: int,
+        number: int,
+        place: int,
+        part: Sequence[Tensor],
+        of_part: range,
+        queries: Tensor,
+        rows: LayerRows,
+    ) -> Sequence[Tensor | None]:
+        """`_ordinals` of rows that are scored together."""
+        method, observers = self.settings[number].method, self.observers[layer][number]
+        if method is None:
+            return [None] * len(part)
+        held = part[0].numel() + self.since
+        protected = self._protected(part) if self.schedule.protect == "prompt" else 0
+        capacity = max(self.capacities[layer][of_part.start] - protected, method.window)
+        evicts = held - protected > capacity
+        if not evicts and not observers:
+            return [None] * len(part)
+        keys, values = (torch.stack(tensors) for tensors in zip(*map(rows.held, of_part), strict=True))
+        scaling, observed = self.scalings[layer], {}
+        if observers:
+            observed = {method.scorer: observers[place]}
+            observe(observed, queries[:, -self.since :], keys, scaling)
+        if not evicts:
+            return [None] * len(part)
+        last = queries[:, -method.window :]
+        prefill = LayerPrefill(layer, last, keys, values, scaling, observed)
+        scores = score(method.scorer, prefill)
+        refuse_nan([scores], method.scorer, keys.dtype, lambda: [prefill.finite()])
+        kept = select(_after(scores, protected), capacity - method.window, held - protected)
+        if protected:
+            before = torch.arange(protected, device=keys.device)
+            kept = [torch.cat([before, head + protected]) for head in kept]
+        if observers:
+            observers[place] = observers[place].only(range(len(kept)), kept)
+        return kept
+
+    def _protected(self, part: Sequence[Tensor]) -> int:
+        """Tokens of the prompt that rows hold; they are the first."""
+        (count,) = {int((head < self.length).sum()) for head in part}
+        return count
+
+    def keep_settings(self, settings: Sequence[int]) -> None:
+        """Drop all settings but these (sorted)."""
+        self._note_peaks()
+        heads = list(chain.from_iterable(range(self.kv_heads * one, self.kv_heads * (one + 1)) for one in settings))
+        for layer, recent in enumerate(self.recent):
+            self.held[layer] = [self.held[layer][head] for head in heads]
+            self.capacities[layer] = [self.capacities[layer][head] for head in heads]
+            whole = torch.cat(recent, 2)
+            self.recent[layer] = [whole[torch.tensor(settings, device=whole.device)]]
+            self.observers[layer] = [self.observers[layer][one] for one in settings]
+        self.settings = [self.settings[one] for one in settings]
+        self.places = [self.places[one] for one in settings]
+
+    def forget(self, tokens: int) -> None:
+        """Take the last `tokens` new ones back. Raises `UserError` for those that an eviction has seen."""
+        if tokens > self.since:
+            raise UserError(
+                "max_length",
+                "copy the cache instead, with copy.deepcopy, before the tokens are added",
+                value=tokens,
+                why=f"an eviction while decoding has passed since, {self.since} tokens ago",
+            )
+        if not tokens:
+            return
+        self.since -= tokens
+        self.due = max(self.due - tokens, 0)
+        for layer, recent in enumerate(self.recent):
+            self.recent[layer] = [torch.cat(recent, 2)[:, :, :-tokens]]
+
+    def _note_peaks(self) -> None:
+        for number, place in enumerate(self.places):
+            rows = self._rows(number)
+            sizes = [head.numel() for layer in self.held for head in layer[rows]]
+            if sizes:
+                self.peaks[place] = max(self.peaks.get(place, 0.0), fmean(sizes) + self.since)
+
+    def peak(self, place: int) -> float:
+        """The largest mean number of tokens that a setting of the batch has held, per layer and KV head."""
+        if place in self.places:
+            self._note_peaks()
+        return self.peaks.get(place, 0.0)
+
+
+def _capacity(setting: Setting, kept: int, length: int) -> int:
+    """What a row may hold: what it kept of the prompt; the budget, if the prompt was kept whole."""
+    budget = setting.tokens(length)
+    if setting.method is None or budget is None:
+        return kept
+    return max(budget, setting.window) if setting.keeps_all(length) else kept
+
+
+def _after(scores: LayerScores, protected: int) -> LayerScores:
+    """The scores without those of the first tokens."""
+    if not protected:
+        return scores
+    contest = None if scores.contest is None else scores.contest[:, protected:]
+    return replace(scores, scores=scores.scores[:, protected:], contest=contest)
+
+
+def refuse_ragged(setting: Setting, scores: Sequence[LayerScores], kept: Kept) -> None:
+    """Raise `UserError` for a scorer with one choice for all KV heads of a layer whose numbers of tokens differ."""
+    ragged = any(len({head.numel() for head in layer}) > 1 for layer in kept)
+    if ragged and setting.method and len(kept[0]) > 1 and any(layer.shared for layer in scores):
+        raise UserError(
+            "eviction.when",
+            "set eviction.when=prompt, or another method/allocator",
+            value=part_name(setting.method.allocator),
+            why=f"while decoding, {part_name(setting.method.scorer)} has one choice for all KV heads of a layer, which "
+            "then hold different tokens",
+        )

@@ -1,0 +1,177 @@
+"""Eviction while decoding: shared ≡ in-layer ≡ a reference that rebuilds everything; budgets exact at each eviction."""
+
+import copy
+
+import pytest
+import torch
+
+from compresskv.compressed_cache import compressed
+from compresskv.engine.attention import attached
+from compresskv.engine.decode import Stopping
+from compresskv.engine.generation import generate
+from compresskv.engine.in_layer import LayerwiseCache, generate_in_layer
+from compresskv.engine.prefill import prefill
+from compresskv.engine.setting import FULL, Setting
+from compresskv.eviction import ObservingScorer, PromptShape
+from compresskv.schedule import EvictionSchedule
+from tests.methods.construction import METHODS, context, method
+from tests.support import tiny
+from tests.support.methods_in_use import RAGGED, SNAPKV, STREAMING, compresskv
+from tests.support.naive_decoding import NaiveDecoding
+from tests.support.refusals import refused
+
+PROMPT, NEW = 90, Stopping(45)
+WHERE = context(PromptShape(layers=4, kv_heads=2, length=PROMPT, window=4), group=3)
+DECODING = EvictionSchedule("prompt+decode", 8)
+PROTECTED = EvictionSchedule("prompt+decode", 8, "prompt")
+SETTINGS = [Setting(SNAPKV, 20), Setting(STREAMING, 24), Setting(compresskv(4), 36), Setting(SNAPKV, 100), FULL]
+
+
+def naive(model, ids, setting, schedule, context=None):
+    length = ids.numel() if context is None else context
+    with attached(model):
+        kept = prefill(model, ids[:length], 32, scorers=setting.scorers(length)).kept(setting)
+    return NaiveDecoding(model, setting, schedule, kept)
+
+
+@pytest.mark.parametrize("schedule", [DECODING, PROTECTED, EvictionSchedule("prompt+decode", 1)], ids=str)
+@pytest.mark.parametrize("family", ["llama", "qwen3", "mistral"])
+def test_all_paths_agree_token_for_token(family, schedule, layout):
+    model, ids = tiny.model(family), tiny.prompt(PROMPT)
+    settings = [*SETTINGS, Setting(RAGGED, 40)]
+    with attached(model, layout):
+        together = generate(model, ids, settings, NEW, schedule=schedule)
+        for setting, shared in zip(settings, together, strict=True):
+            assert generate_in_layer(model, ids, setting, NEW, schedule=schedule) == shared
+    for setting, shared in zip(settings, together, strict=True):
+        assert naive(model, ids, setting, schedule).generate(ids, NEW.max_new_tokens) == shared.tokens
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method(name):
+    model, ids = tiny.model("llama"), tiny.prompt(PROMPT)
+    setting = Setting(method(name, WHERE), 40)
+    if name in ("headcompresskv", "adacompresskv"):  # one choice for all heads, of which each holds another number
+        with attached(model), refused("eviction.when"):
+            generate(model, ids, [setting], NEW, schedule=DECODING)
+        return
+    for schedule in (DECODING, PROTECTED):
+        with attached(model):
+            (shared,) = generate(model, ids, [setting], NEW, schedule=schedule)
+            assert generate_in_layer(model, ids, setting, NEW, schedule=schedule) == shared
+        if not isinstance(setting.method.scorer, ObservingScorer):
+            assert naive(model, ids, setting, schedule).generate(ids, NEW.max_new_tokens) == shared.tokens
+
+
+@pytest.mark.parametrize("schedule", [DECODING, PROTECTED], ids=str)
+def test_before_the_question_and_while_decoding(schedule):
+    """The question's tokens do not count for the interval, and compete like all others."""
+    model, ids = tiny.model("llama"), tiny.prompt(PROMPT + 13)
+    with attached(model):
+        together = generate(model, ids, SETTINGS, NEW, context=PROMPT, schedule=schedule)
+        for setting, shared in zip(SETTINGS, together, strict=True):
+            assert generate_in_layer(model, ids, setting, NEW, context=PROMPT, schedule=schedule) == shared
+    for setting, shared in zip(SETTINGS, together, strict=True):
+        alone = naive(model, ids, setting, schedule, PROMPT)
+        assert alone.generate(ids, NEW.max_new_tokens, PROMPT) == shared.tokens
+
+
+@pytest.mark.parametrize("name", ["snapkv", "adakv", "h2o", "streaming_llm"])
+def test_budgets_are_exact_after_every_eviction(name, layout):
+    model, ids = tiny.model("llama"), tiny.prompt(PROMPT)
+    setting = Setting(method(name, WHERE), 40)
+    with attached(model, layout), torch.no_grad():
+        cache = LayerwiseCache(model.config, setting, PROMPT, schedule=DECODING)
+        model(ids[None], past_key_values=cache)
+        kept = [[len(head) for head in layer] for layer in cache.kept]
+        for step in range(1, 40):
+            model(torch.tensor([[step % 50]]), past_key_values=cache)
+            held = [[len(layer.rows.held(row)[0]) for row in range(2)] for layer in cache.evicting]
+            since = step % DECODING.interval
+            assert held == [[head + since for head in layer] for layer in kept]
+    mean = sum(map(sum, kept)) / 8
+    assert mean == pytest.approx(40)
+    assert cache.eviction.peak(0) == pytest.approx(mean + DECODING.interval)
+
+
+def test_a_setting_that_never_reaches_its_budget_is_not_evicted(layout):
+    model, ids = tiny.model("llama"), tiny.prompt(30)
+    settings = [Setting(SNAPKV, 80), Setting(STREAMING, 75), FULL, Setting(method("h2o", WHERE), 90)]
+    with attached(model, layout):
+        evicting = generate(model, ids, settings, NEW, schedule=DECODING)
+        assert [each.tokens for each in evicting] == [each.tokens for each in generate(model, ids, settings, NEW)]
+
+
+def test_a_short_prompt_is_evicted_once_its_answer_exceeds_the_budget():
+    model, ids, setting = tiny.model("llama"), tiny.prompt(12), Setting(SNAPKV, 20)
+    with attached(model):
+        (shared,) = generate(model, ids, [setting], NEW, schedule=DECODING)
+        assert generate_in_layer(model, ids, setting, NEW, schedule=DECODING) == shared
+    assert naive(model, ids, setting, DECODING).generate(ids, NEW.max_new_tokens) == shared.tokens
+    assert shared.peak_kept <= 20 + DECODING.interval
+
+
+def test_rows_that_stop_early_leave_the_others_as_they_are(layout):
+    model, ids = tiny.model("llama"), tiny.prompt(PROMPT)
+    with attached(model, layout):
+        whole = generate(model, ids, SETTINGS, NEW, schedule=DECODING)
+        stops = frozenset({whole[0].tokens[11], whole[1].tokens[20]})
+        found = generate(model, ids, SETTINGS, Stopping(NEW.max_new_tokens, stops), schedule=DECODING)
+    for each, expected in zip(found, whole, strict=True):
+        end = next((place + 1 for place, token in enumerate(expected.tokens) if token in stops), len(expected.tokens))
+        assert each.tokens == expected.tokens[:end]
+    assert len({len(each.tokens) for each in found}) > 1
+
+
+def test_fidelity_evicts_at_the_same_steps():
+    """Against each setting that reads the answer by itself, one token at a time."""
+    model, ids = tiny.model("llama"), tiny.prompt(PROMPT)
+    with attached(model):
+        generations = generate(model, ids, SETTINGS, NEW, reference=[], schedule=DECODING)
+        answer = generations[-1].tokens
+
+        def predicted(setting):
+            cache = LayerwiseCache(model.config, setting, PROMPT, schedule=DECODING)
+            with torch.no_grad():
+                steps = [model(ids[None], past_key_values=cache).logits[0, -1]]
+                for token in answer[:-1]:
+                    steps.append(model(torch.tensor([[token]]), past_key_values=cache).logits[0, -1])
+            return torch.stack(steps).log_softmax(-1)
+
+        full = predicted(FULL)
+        for setting, generation in zip(SETTINGS, generations, strict=True):
+            kl = (full.exp() * (full - predicted(setting))).sum(-1)[1:].tolist()
+            assert generation.fidelity.kl_per_token == pytest.approx(kl, rel=1e-4, abs=1e-5)
+
+
+def test_the_public_api_keeps_every_head_below_budget_and_interval():
+    model, ids = tiny.model("llama"), tiny.prompt(60)
+    options = {"max_new_tokens": 50, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
+    options["attention_mask"] = torch.ones(1, 60, dtype=torch.long)
+    with compressed(model, SNAPKV, budget=20, when="prompt+decode", interval=16) as cache:
+        tokens = model.generate(ids[None], past_key_values=cache, **options)[0, 60:].tolist()
+        sizes = [len(layer.rows.held(row)[0]) for layer in cache.evicting for row in range(2)]
+    assert max(sizes) <= 20 + 16
+    with attached(model):
+        schedule = EvictionSchedule("prompt+decode", 16)
+        assert tokens == generate(model, ids, [Setting(SNAPKV, 20)], Stopping(50), schedule=schedule)[0].tokens
+    for name, value in (("when", "context"), ("when", "decode"), ("interval", 0), ("protect", "all")):
+        with refused(name, value=value), compressed(model, SNAPKV, 20, **{name: value}):
+            pass
+
+
+def test_crop_and_deepcopy_between_evictions():
+    model, ids = tiny.model("llama"), tiny.prompt(60)
+    following = tiny.prompt(20, seed=5)
+    with compressed(model, SNAPKV, 20, when="prompt+decode", interval=8) as cache:
+        model(ids[None], past_key_values=cache)
+        model(following[None, :10], past_key_values=cache)  # evicted after these
+        copied = copy.deepcopy(cache)
+        model(following[None, 10:13], past_key_values=cache)
+        cache.crop(70)
+        for token in following[10:]:
+            ours = model(token[None, None], past_key_values=cache).logits
+            theirs = model(token[None, None], past_key_values=copied).logits
+            assert torch.allclose(ours, theirs, atol=1e-5)
+        with refused("max_length"):
+            cache.crop(70)
