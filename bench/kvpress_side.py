@@ -3,7 +3,8 @@
 Runs in a separate environment (kvpress-constraints.txt), because kvpress 0.5.5 needs an older transformers; so it
 imports nothing of this project. It reads and writes lines of JSON: the first is the job, every other one a prompt: its
 token ids, and the number of those that are its context (null: all). The answer to the job has the versions in use. The
-answer to a prompt has one entry per setting: seconds, generated tokens, and each layer's kept tokens, a mean of its heads.
+answer to a prompt has one entry per setting: seconds, generated tokens, and the number of kept tokens in each layer, in
+the mean of its heads.
 
 A setting is a press of kvpress (null: none), its fields, and what to keep: a number of tokens or a share.
 """
