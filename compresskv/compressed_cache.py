@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 from compresskv.budget import Budget, budget_from
 from compresskv.calibration import Calibration
 from compresskv.checking import checked
-from compresskv.engine.attention import attached
+from compresskv.engine.attention import attached, own_backend
 from compresskv.engine.hidden import hidden_states
 from compresskv.engine.in_layer import LayerwiseCache
 from compresskv.engine.setting import Setting
@@ -60,7 +60,7 @@ def compressed(
     attention; on leaving the block, for a cache that was not used; and if the cache is used after the block.
     """
     if backend is None:
-        backend = "flash_attention_2" if model.config._attn_implementation == "flash_attention_2" else "sdpa"
+        backend = own_backend(model)
     if isinstance(method, str):
         method = method_for(model, method, calibration)
         budget = None if method is None else budget

@@ -277,7 +277,7 @@ def method_for(
         weights, fingerprint = loaded_weights.fingerprints(model), None
         if calibration is None or (isinstance(calibration, str) and calibration in calibrations.SOURCES):
             fingerprint = "not known"  # so that a name alone matches no file that names its weights
-            sources = [calibration] if calibration else calibrations.SOURCES
+            sources = [calibration] if calibration else calibrations.UNNAMED
             made = calibrations.of_model(context.model, weights, sources)
         elif isinstance(calibration, calibrations.Calibration):
             made = calibration

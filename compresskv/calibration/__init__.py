@@ -25,7 +25,10 @@ from compresskv.protocol import EvaluationProtocol
 FOLDER = Path(__file__).parent
 """The calibrations that come with the package."""
 
-SOURCES = ("held_out", "held_out_context", "longbench", "published")
+UNNAMED = ("held_out", "longbench", "published")
+"""The sources that are looked for, in order, where none is named."""
+
+SOURCES = (*UNNAMED, "held_out_context")
 
 AUTO = {"held_out": ("held_out", "published"), "longbench": ("longbench", "published")}
 """The sources that `calibration=auto` looks for, in order, by the protocol's `calibration_data`."""
@@ -267,7 +270,7 @@ def choose(
 
 
 def of_model(
-    name: str, weights: Mapping[str, str] | None = None, sources: Sequence[str] = SOURCES
+    name: str, weights: Mapping[str, str] | None = None, sources: Sequence[str] = UNNAMED
 ) -> Calibration | None:
     """The calibration of the model with these `weights`, from the first of `sources`; else the one of this `name`.
 

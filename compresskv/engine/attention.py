@@ -142,6 +142,11 @@ def attached(model: PreTrainedModel, backend: str = "sdpa") -> Iterator[PreTrain
         model.set_attn_implementation(original)
 
 
+def own_backend(model: PreTrainedModel) -> str:
+    """The name of the backend for a model of the user's: flash-attn if it uses that, else sdpa."""
+    return "flash_attention_2" if model.config._attn_implementation == "flash_attention_2" else "sdpa"
+
+
 def refuse_flash(model: PreTrainedModel) -> None:
     """Raise `UserError` where flash-attn cannot run `model`: another device than CUDA, an old GPU, float32."""
     cuda = model.device.type == "cuda"

@@ -118,12 +118,12 @@ def forward_tokens(model: PreTrainedModel, tokens: Tensor, cache: EvictedCache, 
 def forward_given(
     model: PreTrainedModel, tokens: Tensor, rows: int, cache: EvictedCache, position: int, logits_to_keep: int = 0
 ) -> Tensor:
-    """Feed the same `tokens` [new], from `position` on, to each of `rows`; returns logits [rows, new, vocabulary].
+    """Feed `tokens` [new] or [rows, new], from `position` on, to each of `rows`; logits [rows, new, vocabulary].
 
     Logits are float32; the last ones predict the token after all of `tokens`. `logits_to_keep`: how many of the last
     ones are computed; 0: all. `model` must be `attached`.
     """
-    positions = torch.arange(position, position + tokens.numel(), device=tokens.device)
+    positions = torch.arange(position, position + tokens.shape[-1], device=tokens.device)
     out = model(
         input_ids=tokens.expand(rows, -1),
         position_ids=positions.expand(rows, -1),

@@ -1,6 +1,5 @@
 """A model of lm-evaluation-harness whose contexts are compressed before anything is generated or scored after them."""
 
-import copy
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -13,6 +12,7 @@ from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 from lm_eval.models.utils import normalize_gen_kwargs
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -20,9 +20,11 @@ from compresskv.budget import Budget, budget_from, written
 from compresskv.calibration import Calibration
 from compresskv.chat import rendered
 from compresskv.compressed_cache import compressed
-from compresskv.engine.decode import forward_given
+from compresskv.engine.attention import attached, own_backend
+from compresskv.engine.decode import decode_cache, forward_given
+from compresskv.engine.fidelity import LOGITS
 from compresskv.engine.in_layer import LayerwiseCache
-from compresskv.engine.prefill import forward_prompt
+from compresskv.engine.prefill import prefill
 from compresskv.engine.rotary import regime, spanning, steady
 from compresskv.engine.setting import Setting
 from compresskv.errors import UserError
@@ -30,7 +32,7 @@ from compresskv.eviction import EvictionMethod
 from compresskv.installed import generate_argument
 from compresskv.methods import method_for
 from compresskv.probe import refuse_unserved
-from compresskv.selection import counts
+from compresskv.selection import Kept, counts
 from evals.running.described import describe
 
 logger = logging.getLogger(__name__)
@@ -91,9 +93,7 @@ class CompressedLM(HFLM):
             self.model, method, budget, backend=self.attention, generation_config="honoured", prompt_length=length
         ) as cache:
             yield cache
-        heads = list(chain.from_iterable(counts(cache.kept))) or [length]  # all layers may have sliding windows
-        self.realised.append(sum(heads) / len(heads))
-        self.kept_whole += min(heads) == length
+        self._count(cache.kept, length)
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
         """The messages in the model's template, with its fixed date; without the system's, and a warning, where the
@@ -217,29 +217,37 @@ class CompressedLM(HFLM):
 
     @torch.no_grad()
     def _scored(self, context: Sequence[int], continuations: Sequence[list[int]]) -> list[tuple[float, bool]]:
-        """The log-likelihood of each continuation after `context`, and whether greedy decoding gives it."""
+        """The log-likelihood of each continuation after `context`, and whether greedy decoding gives it.
+
+        The context is prefilled and compressed once; the continuations are the rows of a batch.
+        """
+        length, longest = len(context), max(map(len, continuations)) - 1
+        ids = torch.tensor(context, device=self.device)
         answers = []
-        whole = len(context) + max(map(len, continuations)) - 1
-        with self.compressed_cache(len(context)) as cache, spanning(self.model, whole):
-            prompt = torch.tensor(context, device=self.device)
-            first = forward_prompt(self.model, prompt, cache, self.prefill_chunk)[None]
-            for continuation in continuations:
-                tokens = torch.tensor(continuation, device=self.device)
-                logits = torch.cat([first, self._following(cache, tokens[:-1], len(context))])
-                likelihoods = logits.log_softmax(-1).gather(1, tokens[:, None])
-                answers.append((likelihoods.sum().item(), bool((logits.argmax(-1) == tokens).all())))
+        with attached(self.model, self.attention or own_backend(self.model)), spanning(self.model, length + longest):
+            scorers = self.setting.scorers(length)
+            prompt = prefill(self.model, ids, self.setting.window, self.prefill_chunk, scorers)
+            kept = prompt.kept(self.setting)
+            self._count(kept, length)
+            together = max(1, LOGITS // ((longest + 1) * prompt.logits.nbytes))
+            for start in range(0, len(continuations), together):
+                part = [torch.tensor(tokens, device=self.device) for tokens in continuations[start : start + together]]
+                logits = prompt.logits.expand(len(part), 1, -1)
+                if longest:
+                    given = pad_sequence([tokens[:-1] for tokens in part], batch_first=True)  # nothing sees the padding
+                    cache = decode_cache(prompt, [kept] * len(part), longest)
+                    logits = torch.cat([logits, forward_given(self.model, given, len(part), cache, length)], 1)
+                for row, tokens in zip(logits.log_softmax(-1), part, strict=True):
+                    predicted = row[: len(tokens)]
+                    likelihood = predicted.gather(1, tokens[:, None]).sum().item()
+                    answers.append((likelihood, bool((predicted.argmax(-1) == tokens).all())))
         return answers
 
-    def _following(self, cache: LayerwiseCache, tokens: Tensor, position: int) -> Tensor:
-        """The logits after each of `tokens`, which the cache then forgets: [tokens, vocabulary]."""
-        if not len(tokens):
-            return torch.empty(0, self.model.config.get_text_config(decoder=True).vocab_size, device=self.device)
-        # A sliding window cannot go back.
-        going_on = copy.deepcopy(cache) if cache.sliding else cache
-        logits = forward_given(self.model, tokens, 1, going_on, position)[0]
-        if going_on is cache:
-            cache.crop(position)
-        return logits
+    def _count(self, kept: Kept, length: int) -> None:
+        """Note how much of a context of `length` tokens was kept."""
+        heads = list(chain.from_iterable(counts(kept))) or [length]  # all layers may have sliding windows
+        self.realised.append(sum(heads) / len(heads))
+        self.kept_whole += min(heads) == length
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
         names = ", ".join(sorted({str(request.task_name) for request in requests}))
