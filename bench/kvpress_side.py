@@ -23,10 +23,12 @@ from transformers import AutoModelForCausalLM, DynamicCache, PreTrainedModel
 from transformers.utils import logging
 
 
-def press_for(name: str | None, fields: dict[str, Any], keep: float, length: int) -> BasePress | None:
+def press_for(name: str | None, fields: dict[str, Any], keep: float | None, length: int) -> BasePress | None:
     """What keeps `keep` of `length` tokens, a layer's mean; None keeps them all. The field `press` is a press, too."""
+    if name is None or keep is None:
+        return None
     budget = keep if isinstance(keep, int) else int(keep * length + 1e-6)
-    if name is None or budget >= length:
+    if budget >= length:
         return None
     given = dict(fields)
     if "press" in given:
