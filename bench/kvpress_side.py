@@ -1,9 +1,12 @@
-"""The other side of `bench.kvpress`: settings one by one with NVIDIA's kvpress, used as its own pipeline uses it.
+"""The other side of `bench.kvpress` and `bench.board`: settings one by one with kvpress, used as its pipeline uses it.
 
 Runs in a separate environment (kvpress-constraints.txt), because kvpress 0.5.5 needs an older transformers; so it
-imports nothing of this project. It reads and writes lines of JSON: the first is the job, every other one the token ids
-of a prompt. The answer to the job has the versions in use. The answer to a prompt has one entry per setting: seconds,
-generated tokens, and the number of kept tokens in each layer.
+imports nothing of this project. It reads and writes lines of JSON: the first is the job, every other one a prompt: its
+token ids, and the number of those that are its context (null: all). The answer to the job has the versions in use. The
+answer to a prompt has one entry per setting: seconds, generated tokens, and the number of kept tokens in each layer, in
+the mean of its heads.
+
+A setting is a press of kvpress (null: none), its fields, and what to keep: a number of tokens or a share.
 """
 
 import json
@@ -13,53 +16,71 @@ from contextlib import nullcontext
 from importlib.metadata import version
 from typing import Any
 
+import kvpress
 import torch
-from kvpress import BasePress, PyramidKVPress, SnapKVPress, StreamingLLMPress
+from kvpress import BasePress
 from transformers import AutoModelForCausalLM, DynamicCache, PreTrainedModel
 from transformers.utils import logging
 
 
-def press_for(job: dict[str, Any], method: str, budget: int | None, length: int) -> BasePress | None:
-    """What keeps `budget` of `length` prompt tokens, a layer's mean; None keeps them all."""
-    if budget is None or budget >= length:
+def press_for(name: str | None, fields: dict[str, Any], keep: float | None, length: int) -> BasePress | None:
+    """What keeps `keep` of `length` tokens, a layer's mean; None keeps them all. The field `press` is a press, too."""
+    if name is None or keep is None:
         return None
+    budget = keep if isinstance(keep, int) else int(keep * length + 1e-6)
+    if budget >= length:
+        return None
+    given = dict(fields)
+    if "press" in given:
+        base, of_base = given["press"]
+        given["press"] = press_for(base, of_base, budget, length)
+    press = getattr(kvpress, name)(**given)
     # A press takes the share of tokens to drop. Some presses round the rest down, others to the nearest; with an
     # additional hundredth of a token, both keep the budget despite rounding errors of the division.
-    ratio = 1 - (budget + 0.01) / length
-    if method == "streaming_llm":
-        return StreamingLLMPress(ratio, n_sink=job["sinks"])
-    kind = {"snapkv": SnapKVPress, "pyramidkv": PyramidKVPress}[method]
-    return kind(ratio, window_size=job["window"], kernel_size=job["kernel"])
+    press.compression_ratio = 1 - (budget + 0.01) / length
+    return press
 
 
 @torch.no_grad()
 def generate(
-    model: PreTrainedModel, ids: torch.Tensor, press: BasePress | None, new_tokens: int
-) -> tuple[list[int], list[int]]:
+    model: PreTrainedModel, ids: torch.Tensor, context: int | None, press: BasePress | None, new_tokens: int
+) -> tuple[list[int], list[float]]:
     """Greedy tokens, and tokens kept in each layer: the pipeline's `generate_answer`, but without stopping early.
 
-    The pipeline prefills the context and then the question. Here the prompt is not split, and its last logits give the
-    first token, which saves kvpress a forward pass.
+    The pipeline prefills the context and then the question. If the prompt is not split, its last logits give the first
+    token, which saves kvpress a forward pass.
     """
-    cache = DynamicCache()
+    cache, length = DynamicCache(), ids.shape[1] if context is None else context
     with press(model) if press else nullcontext():
-        outputs = model(ids, past_key_values=cache, logits_to_keep=1)
-    kept = [cache.get_seq_length(layer) for layer in range(len(cache))]
-    positions = torch.full((1, 1), ids.shape[1], device=ids.device)
+        outputs = model(ids[:, :length], past_key_values=cache, logits_to_keep=1)
+    kept = [cache.get_seq_length(layer) - masked(layer, model) for layer in range(len(cache))]
+    positions = torch.arange(length, ids.shape[1] + 1, device=ids.device)[None]
+    if length < ids.shape[1]:
+        outputs = model(ids[:, length:], past_key_values=cache, position_ids=positions[:, :-1], logits_to_keep=1)
     tokens = [outputs.logits[0, -1].argmax()]
     for step in range(new_tokens - 1):
-        outputs = model(tokens[-1][None, None], past_key_values=cache, position_ids=positions + step)
+        outputs = model(tokens[-1][None, None], past_key_values=cache, position_ids=positions[:, -1:] + step)
         tokens.append(outputs.logits[0, -1].argmax())
     return torch.stack(tokens).tolist(), kept
 
 
-def answer(model: PreTrainedModel, job: dict[str, Any], prompt: list[int]) -> list[dict[str, Any]]:
+def masked(layer: int, model: PreTrainedModel) -> float:
+    """Tokens of a layer that AdaKV masks instead of dropping them, the mean of its KV heads."""
+    found = getattr(model.model.layers[layer].self_attn, "masked_key_indices", None)
+    return 0 if found is None else len(found[2]) / model.config.num_key_value_heads
+
+
+def answer(model: PreTrainedModel, job: dict[str, Any], prompt: list[int], context: int | None) -> list[dict[str, Any]]:
     """One prompt under every setting, each with a separate prefill."""
     ids = torch.tensor([prompt], device=model.device)
+    length = len(prompt) if context is None else context
     answers = []
-    for method, budget in job["settings"]:
+    for name, fields, keep in job["settings"]:
+        press = press_for(name, fields, keep, length)
+        # Only this press needs the attention weights, and kvpress's other presses refuse to run with them.
+        model.set_attn_implementation("eager" if name == "ObservedAttentionPress" else "sdpa")
         started = time.perf_counter()
-        tokens, kept = generate(model, ids, press_for(job, method, budget, len(prompt)), job["new_tokens"])
+        tokens, kept = generate(model, ids, context, press, job["new_tokens"])
         answers.append({"seconds": time.perf_counter() - started, "tokens": tokens, "kept": kept})
     return answers
 
@@ -74,7 +95,7 @@ def main() -> None:
     model = model.to(job["device"]).eval()
     print(json.dumps({name: version(name) for name in ("kvpress", "transformers", "torch")}), flush=True)
     for line in sys.stdin:
-        print(json.dumps(answer(model, job, json.loads(line))), flush=True)
+        print(json.dumps(answer(model, job, *json.loads(line))), flush=True)
 
 
 if __name__ == "__main__":

@@ -49,6 +49,8 @@ PRESSES: dict[str, tuple[str, dict[str, Any]]] = {
     "streaming_llm": ("StreamingLLMPress", {}),
     "tova": ("TOVAPress", {}),
     "criticalkv": ("CriticalKVPress", {"press": EXPECTED}),
+    "adakv_compactor": ("AdaKVPress", {"press": ["CompactorPress", {}]}),
+    "adakv_snapkv": ("AdaKVPress", {"press": ["SnapKVPress", {}]}),
     "adakv": ("AdaKVPress", {"press": ["ExpectedAttentionPress", {"epsilon": 0.01}]}),
     "critical_adakv": ("CriticalAdaKVPress", {"press": EXPECTED}),
     "block": ("BlockPress", {"press": ["KeyDiffPress", {}]}),

@@ -159,6 +159,7 @@ ITEMS = {
         view="abilities",
     ),
     "needles": Item("Other needles, another haystack", view="needles"),
+    "kvpress_board": Item("RULER with the methods of kvpress's leaderboard", subject="", figure="budgets"),
     "ruler_board": Item("RULER, after the prompt and before the question", subject="", figure="budgets"),
 }
 """By the name of their experiment."""

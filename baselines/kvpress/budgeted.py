@@ -108,23 +108,27 @@ class CompactorScorer(PressScorer):
     """The leverage and the attention scores are computed once; each budget blends them."""
 
     def __call__(self, layer: LayerPrefill) -> LayerScores:
+        scores, blended = self.blends(layer)
+        if dict(self.fields)["blending"] is not None:
+            return LayerScores(scores)
+        return Blended(scores, kept=lambda number: top(blended(number), number))
+
+    def blends(self, layer: LayerPrefill) -> tuple[Tensor, Callable[[int], Tensor]]:
+        """Scores [kv_heads, prompt] at no ratio, and a function that gives those for a number of kept tokens."""
         press = self.made()
         children = ("_leverage_press", "_non_causal_press")
         found = {name: Remembering(getattr(press, name)) for name in children}
         vars(press).update(found)
         scores = self.score(press, layer)
-        if press.blending is not None:
-            return LayerScores(scores)
         angles = like(scores[:1])[0]
         shape, states = like(scores), like(scores[:1])[0]
 
-        def kept(number: int) -> Tensor:
+        def blended(number: int) -> Tensor:
             press.compression_ratio = ratio_of(number, layer.length)
             with told(self.press, layer.length):
-                blended = press.score(None, states, shape, shape, None, {"position_embeddings": (angles, angles)})[0]
-            return top(blended, number)
+                return press.score(None, states, shape, shape, None, {"position_embeddings": (angles, angles)})[0]
 
-        return Blended(scores, kept=kept)
+        return scores, blended
 
 
 class Remembering:

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 
 from baselines.kvpress.budgeted import given_scores, unmasked
 from baselines.kvpress.installed import kvpress, kvpress_version
-from baselines.kvpress.wrappers import CriticalAdaScores
+from baselines.kvpress.wrappers import SharingScores
 from compresskv.checking import Ge, Le
 from compresskv.context import Context
 from compresskv.errors import UserError
@@ -39,7 +39,7 @@ class KVPressAdaKVAllocator:
 
     def _shares(self, layer: LayerScores, shape: PromptShape, budget: int) -> Shares:
         found = _found.setdefault(layer, {})
-        if (self, budget) not in found and isinstance(layer, CriticalAdaScores):
+        if (self, budget) not in found and isinstance(layer, SharingScores):
             found[self, budget] = layer.shares(budget, self.alpha_safeguard)
         if (self, budget) not in found:
             if not layer.heads_differ:

@@ -14,6 +14,8 @@ from torch import Tensor
 
 from baselines.kvpress.budgeted import (
     BudgetedScores,
+    CompactorScorer,
+    compactor,
     given,
     given_scores,
     kept_first,
@@ -25,7 +27,7 @@ from baselines.kvpress.budgeted import (
 from baselines.kvpress.choices import BasePress, KeyPress, base_press
 from baselines.kvpress.installed import kvpress, kvpress_version
 from baselines.kvpress.press import PressScorer, seeded, told
-from baselines.kvpress.scorers import Share, Size
+from baselines.kvpress.scorers import Count, Share, Size
 from compresskv.checking import Ge, Le
 from compresskv.context import Context
 from compresskv.errors import UserError
@@ -116,16 +118,17 @@ class BlockScorer(WrappedScorer):
 
 
 @dataclass(frozen=True, eq=False)
-class CriticalAdaScores(LayerScores):
+class SharingScores(LayerScores):
     """Scores, and which tokens each head keeps where KV heads share the budget, bool [kv_heads, past].
 
-    `alpha_safeguard`: the part of the budget that every head keeps.
+    `press`: which of kvpress's decides that. `alpha_safeguard`: the part of the budget that every head keeps.
     """
 
     nested: ClassVar[bool] = False
 
     kept: Callable[[int], Tensor] = field(default=lambda number: torch.empty(0), kw_only=True, repr=False)
     alpha_safeguard: float = field(default=0.2, kw_only=True)
+    press: str = field(default="CriticalAdaKVPress", kw_only=True)
 
     def shares(self, number: int, alpha_safeguard: float) -> tuple[int, ...]:
         """How many tokens each head keeps of `number` in the mean; scores that tie are counted where they are kept."""
@@ -137,7 +140,7 @@ class CriticalAdaScores(LayerScores):
         return UserError(
             "method/allocator",
             f"use method/allocator=kvpress/adakv with alpha_safeguard={self.alpha_safeguard}",
-            why="kvpress's CriticalAdaKVPress shares the budget between heads by itself",
+            why=f"kvpress's {self.press} shares the budget between heads by itself",
         )
 
     def order(self, capacity: Capacity) -> Tensor:
@@ -165,7 +168,23 @@ class CriticalAdaScorer(PressScorer):
             press = kvpress().CriticalAdaKVPress(given_scores(scores), **dict(self.fields))
             return unmasked(press, scores, number, norms)
 
-        return CriticalAdaScores(scores, kept=kept, alpha_safeguard=dict(self.fields)["alpha_safeguard"])
+        return SharingScores(scores, kept=kept, alpha_safeguard=dict(self.fields)["alpha_safeguard"])
+
+
+@dataclass(frozen=True)
+class AdaCompactorScorer(CompactorScorer):
+    """AdaKV over Compactor, whose scores depend on the budget: KV heads compete with the scores of each budget."""
+
+    alpha_safeguard: float = field(kw_only=True)
+
+    def __call__(self, layer: LayerPrefill) -> LayerScores:
+        scores, blended = self.blends(layer)
+
+        def kept(number: int) -> Tensor:
+            press = kvpress().AdaKVPress(given_scores(blended(number)), alpha_safeguard=self.alpha_safeguard)
+            return unmasked(press, scores, number)
+
+        return SharingScores(scores, kept=kept, alpha_safeguard=self.alpha_safeguard, press="AdaKVPress")
 
 
 def wrapped(
@@ -230,3 +249,25 @@ def critical_adakv(
     fields = {"alpha_safeguard": alpha_safeguard, "epsilon": epsilon, "first_stage_ratio": first_stage_ratio}
     scorer = base_press(context, press, settings)
     return CriticalAdaScorer("CriticalAdaKVPress", tuple(sorted(fields.items())), kvpress_version(), base=scorer)
+
+
+@declares(window=0, prompt="whole")
+def adakv_compactor(
+    context: Context,
+    *,
+    sink_size_start: Count,
+    sink_size_end: Count,
+    chunk_size: Size,
+    sketch_dimension: Size,
+    blending: Share | None,
+    alpha_safeguard: Annotated[float, Ge(0), Le(1)],
+) -> AdaCompactorScorer:
+    base = compactor(
+        context,
+        sink_size_start=sink_size_start,
+        sink_size_end=sink_size_end,
+        chunk_size=chunk_size,
+        sketch_dimension=sketch_dimension,
+        blending=blending,
+    )
+    return AdaCompactorScorer(base.press, base.fields, base.version, alpha_safeguard=alpha_safeguard)

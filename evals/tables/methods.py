@@ -26,6 +26,8 @@ METHODS = {
     "snapkv-layer_error": "SnapKV + layer budgets",
     # The presses of kvpress.
     "kvpress.adakv": "AdaKV (kvpress)",
+    "kvpress.adakv_compactor": "AdaKV + Compactor (kvpress)",
+    "kvpress.adakv_snapkv": "AdaKV + SnapKV (kvpress)",
     "kvpress.block": "Block (kvpress)",
     "kvpress.cap": "CapKV (kvpress)",
     "kvpress.chunk": "Chunk (kvpress)",

@@ -28,6 +28,7 @@ LENGTH = 300
 SMALL = {"expected_attention": ["n_sink=2"], "snapkv": ["window_size=16"], "pyramidkv": ["window_size=16"]}
 WINDOWED = ["settings.window_size=16"]
 BASE = {
+    "adakv_snapkv": WINDOWED,
     "chunkkv": WINDOWED,
     "entropy_gated_chunkkv": WINDOWED,
     "chunk": ["chunk_length=100"],
@@ -54,6 +55,8 @@ def theirs(name, ratio):
         "streaming_llm": lambda: k.StreamingLLMPress(ratio),
         "tova": lambda: k.TOVAPress(ratio),
         "criticalkv": lambda: k.CriticalKVPress(expected),
+        "adakv_compactor": lambda: k.AdaKVPress(k.CompactorPress(ratio)),
+        "adakv_snapkv": lambda: k.AdaKVPress(snap),
         "adakv": lambda: k.AdaKVPress(k.ExpectedAttentionPress(ratio, epsilon=0.01)),
         "critical_adakv": lambda: k.CriticalAdaKVPress(expected),
         "block": lambda: k.BlockPress(k.KeyDiffPress(ratio), block_size=32),
@@ -68,7 +71,7 @@ def theirs(name, ratio):
 EXACT = [
     *("cap", "compactor", "cur", "expected_attention", "keydiff", "knorm", "leverage_score", "non_causal_attn"),
     *("observed_attention", "random", "snapkv", "streaming_llm", "tova", "criticalkv", "adakv", "critical_adakv"),
-    *("block", "entropy_gated_chunkkv"),
+    *("block", "entropy_gated_chunkkv", "adakv_compactor", "adakv_snapkv"),
 ]
 """Presses whose every budget is a number that kvpress keeps. LagKV's scores tie, so top-k may choose otherwise."""
 
@@ -184,7 +187,7 @@ def test_chunked_presses_conform_at_budgets_that_hold_a_chunk(name):
     }
 
 
-@pytest.mark.parametrize("name", ["expected_attention", "chunkkv", "critical_adakv"])
+@pytest.mark.parametrize("name", ["expected_attention", "chunkkv", "critical_adakv", "adakv_compactor"])
 def test_shared_and_in_layer_generate_the_same(name):
     model, ids = dense(), prompt(LENGTH, seed=2)
     setting = Setting(method_of(name), 120)
@@ -268,27 +271,29 @@ def test_a_budget_below_a_chunk_is_refused():
     assert error.value.field == "budget"
 
 
-def test_critical_adakv_refuses_another_allocator():
+@pytest.mark.parametrize("name", ["critical_adakv", "adakv_compactor"])
+def test_presses_that_share_between_heads_refuse_another_allocator(name):
     from baselines.uniform import UniformAllocator
     from compresskv.eviction import EvictionMethod
 
-    method = EvictionMethod(method_of("critical_adakv").scorer, UniformAllocator())
+    method = EvictionMethod(method_of(name).scorer, UniformAllocator())
     with pytest.raises(UserError) as error:
         ours_kept(method, dense(), prompt(LENGTH, seed=1), 60)
     assert error.value.field == "method/allocator"
 
 
-def test_critical_adakv_refuses_another_safeguard():
+@pytest.mark.parametrize("name", ["critical_adakv", "adakv_compactor"])
+def test_presses_that_share_between_heads_refuse_another_safeguard(name):
     from baselines.kvpress.kvpress_adakv import KVPressAdaKVAllocator
     from compresskv.eviction import EvictionMethod
 
-    method = EvictionMethod(method_of("critical_adakv").scorer, KVPressAdaKVAllocator(0.5, "0.5.5"))
+    method = EvictionMethod(method_of(name).scorer, KVPressAdaKVAllocator(0.5, "0.5.5"))
     with pytest.raises(UserError) as error:
         ours_kept(method, dense(), prompt(LENGTH, seed=1), 60)
     assert error.value.field == "method/allocator"
 
 
-@pytest.mark.parametrize("name", ["critical_adakv", "adakv"])
+@pytest.mark.parametrize("name", ["critical_adakv", "adakv", "adakv_compactor"])
 def test_heads_share_the_budget_in_half_precision_too(name):
     """Scores in bfloat16 tie, and kvpress's top-k chooses among them."""
     kept = ours_kept(method_of(name), half(), prompt(LENGTH, seed=1), 60)

@@ -19,6 +19,9 @@ from compresskv.methods import check_parameters  # noqa: E402
 FOLDER = METHODS / "kvpress"
 SERVED = sorted(path.stem for path in FOLDER.glob("[!_]*.yaml"))
 REFUSED = yaml.safe_load((FOLDER / "_refused.yaml").read_text("utf-8"))
+COMPOSED = {"adakv_compactor": "CompactorPress", "adakv_snapkv": "SnapKVPress"}
+"""Presses over another one that kvpress's leaderboard names (evaluation/evaluate_registry.py): AdaKV over these."""
+
 OURS = {"press", "settings"}
 """How a press that needs another one is told which; kvpress has no default for it."""
 
@@ -47,7 +50,7 @@ def defaults(kind):
 
 
 def test_every_press_is_served_or_refused():
-    known = {name.replace("_", "") for name in [*SERVED, *REFUSED]}
+    known = {name.replace("_", "") for name in [*SERVED, *REFUSED] if name not in COMPOSED}
     assert set(presses()) - {"base", "scorer"} == known
     assert len(SERVED) >= 20
 
@@ -60,7 +63,7 @@ def test_every_scorer_press_that_downloads_nothing_is_served():
     assert len(scorers - downloading) >= 15
 
 
-@pytest.mark.parametrize("name", SERVED)
+@pytest.mark.parametrize("name", sorted(set(SERVED) - set(COMPOSED)))
 def test_the_defaults_are_those_of_the_press(name):
     node = yaml.safe_load((FOLDER / f"{name}.yaml").read_text("utf-8"))
     given = {key: value for key, value in node["scorer"].items() if key != "_target_" and key not in OURS}
@@ -70,6 +73,17 @@ def test_the_defaults_are_those_of_the_press(name):
         ]
     assert given == defaults(presses()[name.replace("_", "")])
     assert node["name"] == f"kvpress.{name}"
+
+
+def test_the_leaderboards_presses_over_another_one_have_its_defaults():
+    adakv = defaults(kvpress.AdaKVPress)
+    compactor, snapkv = (job(f"method=kvpress/{name}").method for name in COMPOSED)
+    assert dict(compactor.scorer.parameters) == {**defaults(kvpress.CompactorPress), **adakv}
+    assert dict(snapkv.scorer.parameters) == {"press": "snapkv", "settings": {}}
+    chunkkv = job("method=kvpress/chunkkv").method.scorer.parameters
+    assert dict(chunkkv) == {"press": "snapkv", "settings": {}, "chunk_length": 20}
+    for method in (compactor, snapkv):
+        assert dict(method.allocator.parameters) == adakv
 
 
 @pytest.mark.parametrize("name", SERVED)
