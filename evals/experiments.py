@@ -160,6 +160,7 @@ ITEMS = {
     ),
     "needles": Item("Other needles, another haystack", view="needles"),
     "ruler_board": Item("RULER, after the prompt and before the question", subject="", figure="budgets"),
+    "decoding": Item("Eviction while decoding, on long answers", subject="Random", figure="own"),
 }
 """By the name of their experiment."""
 
