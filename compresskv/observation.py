@@ -12,6 +12,10 @@ def _odd(kernel: int) -> int:
     return kernel
 
 
+Kernel = Annotated[int, Ge(1), Le(65_535), AfterValidator(_odd)]
+"""Tokens per pooling window."""
+
+
 @dataclass(frozen=True)
 class ObservationConfig:
     """`conf/config.yaml: observation`; the paper uses the same for every method (App. B).
@@ -20,5 +24,5 @@ class ObservationConfig:
     """
 
     window: Annotated[int, Ge(1), Le(65_536)] = 8
-    kernel: Annotated[int, Ge(1), Le(65_535), AfterValidator(_odd)] = 5
+    kernel: Kernel = 5
     pooling: Literal["average", "max"] = "average"

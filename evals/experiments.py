@@ -161,6 +161,7 @@ ITEMS = {
     "needles": Item("Other needles, another haystack", view="needles"),
     "kvpress_board": Item("RULER with the methods of kvpress's leaderboard", subject="", figure="budgets"),
     "ruler_board": Item("RULER, after the prompt and before the question", subject="", figure="budgets"),
+    "decoding": Item("Eviction while decoding, on long answers", subject="Random", figure="own"),
 }
 """By the name of their experiment."""
 

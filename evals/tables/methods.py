@@ -21,6 +21,7 @@ METHODS = {
     "tova": "TOVA",
     "knorm": "Key norm",
     "h2o": "H2O",
+    "rkv": "R-KV",
     # Compositions that the paper has a name for (Table 3).
     "compresskv-uniform": "SnapKV + semantic heads",
     "snapkv-layer_error": "SnapKV + layer budgets",

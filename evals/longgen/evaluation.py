@@ -1,0 +1,109 @@
+"""Long answers: a stretch of text, then a request that needs a long answer; its score, length and repetition."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from compresskv.chat import question_start
+from compresskv.engine.decode import Stopping
+from compresskv.errors import UserError
+from compresskv.models import LoadedModel
+from compresskv.protocol import EvaluationProtocol
+from evals.haystack import Haystack, essays, evaluated_and_held_out
+from evals.job import Sample
+from evals.longgen.config import Longgen
+from evals.longgen.prompts import Request, fingerprint, repeated, requests
+
+STRIDE = 20_000
+"""Characters from the context of one prompt to that of the next."""
+
+JOINED = "\n\n"
+"""What is between context and request."""
+
+
+def make_tasks(model: LoadedModel, config: Longgen, protocol: EvaluationProtocol) -> "list[LonggenTask]":
+    """One task: all requests."""
+    return [LonggenTask(config, model, protocol)]
+
+
+@dataclass(frozen=True)
+class LonggenTask:
+    """Sample ids are `<kind>-<number>`, numbers from 0 as in prompts.yaml. How many run changes none of them."""
+
+    config: Longgen
+    model: LoadedModel
+    protocol: EvaluationProtocol
+
+    @property
+    def name(self) -> str:
+        return "answers"
+
+    @cached_property
+    def numbered(self) -> Mapping[str, tuple[int, Request]]:
+        """The number of every request, and the request, by sample id."""
+        found = enumerate(requests(self.config.prompts))
+        return {f"{request.kind}-{number}": (number, request) for number, request in found}
+
+    @property
+    def sample_ids(self) -> Sequence[str]:
+        return list(self.numbered)
+
+    @cached_property
+    def longest_prompt(self) -> int:
+        return max(self.sample(id).ids.numel() for id in self.sample_ids)
+
+    @property
+    def max_new_tokens(self) -> int:
+        return self.config.max_new_tokens
+
+    @cached_property
+    def haystack(self) -> Haystack:
+        """What contexts are cut from: the texts without those that are held out for calibrations."""
+        return Haystack("\n".join(evaluated_and_held_out(essays(self.config.haystack))[0]))
+
+    @cached_property
+    def identity(self) -> Mapping[str, Any]:
+        return {
+            "requests": fingerprint(),
+            "context": self.config.context,
+            **({"haystack": self.haystack.fingerprint} if self.config.context else {}),
+            "max_new_tokens": self.max_new_tokens,
+            "chat_template": self.model.chat_template,
+        }
+
+    def sample(self, id: str) -> Sample:
+        number, request = self.numbered[id]
+        before = self._context(number)
+        question = f"{JOINED if before else ''}{request.request}"
+        text = self.model.chat(before + question)
+        ids = self.model.encode(text)
+        self._refuse_beyond_window(ids.numel())
+        settings = self.model.settings(self.protocol.generation_config)
+        stopping = Stopping(self.max_new_tokens, self.model.stop_ids, settings=settings)
+        record = {"kind": request.kind, "prompt_tokens": ids.numel(), "truncated": False}
+        context = question_start(text, question, ids.tolist(), self.model.tokenizer) if before else 0
+
+        def scored(answer: str) -> dict[str, float]:
+            return {"score": request.score(answer), "repeated_8grams": repeated(answer)}
+
+        return Sample(id, ids, stopping, scored, record, context=context)
+
+    def _context(self, number: int) -> str:
+        """The text before a request; the last prompts of a short haystack begin again at its start."""
+        if not self.config.context:
+            return ""
+        text = self.haystack.text
+        start = STRIDE * number % max(len(text) - self.config.context, 1)
+        return text[start : start + self.config.context]
+
+    def _refuse_beyond_window(self, tokens: int) -> None:
+        """Raise `UserError` where a prompt of so many tokens and its answer exceed the window."""
+        if tokens + self.max_new_tokens > self.model.window:
+            raise UserError(
+                "eval.max_new_tokens",
+                "choose fewer, or a smaller eval.context",
+                value=self.max_new_tokens,
+                why=f"with a prompt of {tokens} tokens they exceed the {self.model.window}-token window of "
+                f"{self.model.name}",
+            )

@@ -1,0 +1,119 @@
+"""Draw the KL divergence from the full cache over the position in the answer."""
+
+from collections.abc import Iterator, Sequence
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from compresskv.budget import Budget, smallest_first
+from evals.report.figures import STYLES, legend_label
+from evals.results.record import Record
+from evals.tables import text
+from evals.tables.table import Row, Table
+
+SPAN = 8
+"""Tokens of the moving mean."""
+
+LEAST = 1e-4
+"""Nats; lines have no more digits."""
+
+FIRST = 2
+"""The token that the first value of `kl_per_token` is about: the first token comes from the prompt's prefill."""
+
+Curve = tuple[np.ndarray, np.ndarray]
+"""Positions of tokens in the answer, from 1, and nats."""
+
+Schedule = tuple[str, int | None, str]
+"""When a setting evicts, after every how many tokens while decoding (None: never), and what it protects."""
+
+
+def over_position(table: Table) -> Figure | None:
+    """A panel for each budget and schedule, with a curve for each setting; None without a measurement.
+
+    Curves are means over prompts, and over each token and up to `SPAN` − 1 before it. Dotted lines are where evictions
+    are due: the tokens after them are the first that are predicted from what an eviction left.
+    """
+    panels: dict[tuple[Budget, Schedule], list[tuple[Row, Curve]]] = {}
+    for row in table.rows:
+        if row.budget is None or not (curve := curve_of(row.records)):
+            continue
+        panels.setdefault((row.budget, schedule(row.records[0])), []).append((row, curve))
+    if not panels:
+        return None
+    budgets = sorted({budget for budget, _ in panels}, key=smallest_first)
+    schedules = list(dict.fromkeys(found for _, found in panels))
+    size = (max(4.6 * len(schedules), 8), 2.9 * len(budgets) + 1)
+    figure, axes = plt.subplots(
+        len(budgets), len(schedules), figsize=size, squeeze=False, sharex=True, sharey="row", layout="constrained"
+    )
+    places = {name: place for place, name in enumerate(dict.fromkeys(row.name.method for row in table.rows))}
+    handles: dict[str, Line2D] = {}
+    for line, budget in enumerate(budgets):
+        for column, of_schedule in enumerate(schedules):
+            axis = axes[line, column]
+            rows = panels.get((budget, of_schedule), [])
+            for name, place, (xs, ys) in _named(rows, places):
+                look = {"color": f"C{place % 10}", "linestyle": STYLES[place // 10 % len(STYLES)], "linewidth": 1.1}
+                (drawn,) = axis.plot(xs, ys.clip(LEAST), label=legend_label(name), **look)
+                handles.setdefault(name, drawn)
+            _mark(axis, rows, of_schedule)
+            axis.set_title(f"budget {budget}, {_words(of_schedule)}", fontsize=9)
+            axis.set_yscale("log")
+            axis.set_ylim(bottom=LEAST)
+            axis.grid(alpha=0.25)
+    title = f"{text.heading(table)}\nKL from the full cache over its answer; means of up to {SPAN} tokens"
+    figure.suptitle(title, fontsize=11)
+    for axis in axes[-1]:
+        axis.set_xlabel("generated tokens; dotted: an eviction", fontsize=9)
+    for axis in axes[:, 0]:
+        axis.set_ylabel("nats per token", fontsize=9)
+    names = [legend_label(name) for name in handles]
+    figure.legend(list(handles.values()), names, loc="outside lower center", ncols=6, fontsize=8)
+    return figure
+
+
+def curve_of(records: Sequence[Record]) -> Curve | None:
+    """The mean over all samples of these records that reach a position; None where none has values."""
+    values = [line["kl_per_token"] for record in records for line in record.covered if line.get("kl_per_token")]
+    if not values:
+        return None
+    longest = max(map(len, values))
+    padded = np.array([[*of_sample, *[np.nan] * (longest - len(of_sample))] for of_sample in values], dtype=float)
+    means, before = np.nanmean(padded, axis=0), np.ones(SPAN)
+    smooth = np.convolve(means, before)[:longest] / np.convolve(np.ones(longest), before)[:longest]
+    return np.arange(FIRST, FIRST + longest), smooth
+
+
+def schedule(record: Record) -> Schedule:
+    """The schedule of a setting, from its configuration."""
+    node = record.config.get("eviction")
+    if not record.when.endswith("+decode") or not isinstance(node, dict) or not isinstance(node.get("interval"), int):
+        return record.when, None, ""
+    return record.when, node["interval"], str(node.get("protect", "none"))
+
+
+def _words(of: Schedule) -> str:
+    when, interval, protect = of
+    if interval is None:
+        return f"eviction after the {when}"
+    return f"{when}, interval {interval}, protect {protect}"
+
+
+def _named(rows: Sequence[tuple[Row, Curve]], places: dict[str, int]) -> Iterator[tuple[str, int, Curve]]:
+    """The name of each curve in a panel, with the place of its method; with its variant, where a method has several."""
+    methods = [row.name.method for row, _ in rows]
+    for row, curve in rows:
+        method, several = row.name.method, methods.count(row.name.method) > 1
+        yield f"{method} {row.name.variant}".strip() if several else method, places[method], curve
+
+
+def _mark(axis: Axes, rows: Sequence[tuple[Row, Curve]], of: Schedule) -> None:
+    _, interval, _ = of
+    if interval is None or not rows:
+        return
+    end = max(curve[0][-1] for _, curve in rows)
+    for at in range(interval + 1, int(end), interval):  # this token was predicted before the eviction
+        axis.axvline(at + 0.5, color="black", linestyle=":", linewidth=0.7, alpha=0.6)

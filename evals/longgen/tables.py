@@ -1,0 +1,75 @@
+"""Long answers: columns by kind of request, of score, length and repetition, and KL over the position."""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from typing_extensions import TypedDict
+
+from evals.results.means import USUAL, Asked, Cells, Values, add, average, cells, sampled
+from evals.results.record import Record
+from evals.results.schema import Count, Line, Number, exactly
+from evals.results.shows import own_fields
+from evals.tables.table import AVERAGE, FIDELITY, SCORE, Metric, Section, Table
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+@exactly
+class FIELDS(TypedDict, total=False):
+    kind: str
+    new_tokens: Count
+    repeated_8grams: Number
+    kl_per_token: list[Number]
+
+
+KINDS = ("story", "list", "arithmetic")
+
+LENGTH = Metric("new_tokens", "tokens of the answer", 1, better=None)
+
+REPEATED = Metric("repeated_8grams", "8-grams of words that occurred before in the answer, %", 2, "lower")
+
+SECTION = Section(
+    "longgen",
+    "Long answers",
+    note="Score: share of the words of a story and of the items of a list that the answer has, and whether the last "
+    "number of arithmetic is right. An answer that is shorter, or that repeats itself, shows that a cache is damaged.",
+)
+
+
+def tables(records: Sequence[Record], asked: Asked = USUAL) -> list[Table]:
+    """The score, the length and the repetition of answers, then fidelity, by kind of request."""
+
+    def cells_of(of_row: Sequence[Record], metric: Metric) -> Cells:
+        return _kinds(of_row, metric) | average(of_row, metric)
+
+    return sampled(records, asked, cells_of, (SCORE, LENGTH, REPEATED, *FIDELITY), order=_place, failed=_failed)
+
+
+def _kinds(records: Sequence[Record], metric: Metric) -> Cells:
+    columns: dict[str, Values] = {}
+    for record in records:
+        for line in record.covered:
+            if isinstance(line.get("kind"), str):
+                add(columns, line["kind"], record.task, record, line, metric)
+    return cells(columns)
+
+
+def _place(column: str) -> int:
+    return KINDS.index(column) if column in KINDS else len(KINDS)
+
+
+def _failed(line: Line, column: str) -> bool:
+    return column in (AVERAGE, line.get("kind"))
+
+
+def figure(table: Table) -> "Figure":
+    """KL over the position in the answer; the score over the budget where fidelity was not measured."""
+    from evals.longgen.figure import over_position
+    from evals.report.figures import over_budget
+
+    return over_position(table) or over_budget(table)
+
+
+def browsed(line: Line, prompt: Mapping[str, Any]) -> Line:
+    return {name: value for name, value in own_fields(line).items() if name in ("kind", "repeated_8grams")}
