@@ -15,7 +15,7 @@ from transformers import Cache, DynamicCache
 from bench.measure import alternate
 from bench.settings import default_model, job, settings
 from compresskv.engine.attention import attached
-from compresskv.engine.decode import Stopping, decode_cache
+from compresskv.engine.decode import Stopping, answering, decode_cache
 from compresskv.engine.footprint import Footprint
 from compresskv.engine.generation import generate
 from compresskv.engine.in_layer import LayerwiseCache
@@ -25,6 +25,7 @@ from compresskv.engine.setting import FULL, Setting
 from compresskv.installed import cache_argument
 from compresskv.models import LoadedModel
 from compresskv.protocol import EvaluationProtocol
+from compresskv.schedule import AFTER_PROMPT, EvictionSchedule
 from evals.niah.config import Niah
 from evals.niah.evaluation import NiahTask
 
@@ -103,6 +104,26 @@ def ragged_ratio(model: LoadedModel, rows: int, budget: int, steps: int) -> floa
                 seconds[name].append(value / steps)
     best = {name: min(values) for name, values in seconds.items()}
     return _show(f"decode step, {rows} rows of {budget} tokens on average, ragged over equal", best)
+
+
+@torch.no_grad()
+def evicting_ratio(model: LoadedModel, rows: int, budget: int, rounds: int) -> float:
+    """A decode step with an eviction after every 64 tokens over one without; 64 steps, so one eviction each."""
+    (ids,) = prompts(model, [2000])
+    schedule = EvictionSchedule("prompt+decode", 64)
+    chosen = settings(model, ["snapkv"], [budget]) * rows
+    seconds: dict[str, list[float]] = {"ours": [], "theirs": []}
+    with attached(model.model):
+        prompt = prefill(model.model, ids, chosen[0].window)
+        kept = [prompt.kept(chosen[0])] * rows
+        for _ in range(rounds):
+            for name, when in (("ours", schedule), ("theirs", AFTER_PROMPT)):
+                cache, _ = answering(model.model, prompt, kept, chosen, schedule.interval, when)
+                started = time.perf_counter()
+                _steps(model, cache, rows, ids.numel(), schedule.interval)
+                seconds[name].append((time.perf_counter() - started) / schedule.interval)
+    best = {name: min(values) for name, values in seconds.items()}
+    return _show(f"decode step, {rows} rows of {budget} tokens, evicting over not", best)
 
 
 def _steps(model: LoadedModel, cache: Cache, rows: int, start: int, steps: int) -> None:
@@ -203,6 +224,7 @@ def main() -> None:
         "decode_1x4096": decode_ratio(model, 1, 4096, steps=16),
         "decode_1x256": decode_ratio(model, 1, 256, steps=24),
         "decode_ragged_vs_equal": ragged_ratio(model, 10, 256, steps=12),
+        "decode_evicting": evicting_ratio(model, 30, 256, rounds=3),
         "sweep_10_vs_separate": sweep_ratio(
             model, [2000, 3000, 4000], ["full", "streaming_llm", "snapkv", "compresskv"], [64, 128, 256]
         ),

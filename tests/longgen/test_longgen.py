@@ -166,3 +166,15 @@ def test_without_fidelity_there_is_no_curve(tmp_path):
     record = setting(tmp_path, [line("story-0", kind="story")], eval="longgen")
     assert curve_of([record]) is None
     assert over_position(tables([record])[0]) is None
+
+
+def test_the_experiment_ends_with_its_artefacts(checkpoint, tmp_path):
+    tiny = [f"model.path={checkpoint}", "model.dtype=float32", "model.device=cpu", f"paths.results={tmp_path}"]
+    small = ["method=full,random,rkv", "budget=64", "eval.prompts=1", "eval.context=300", "eval.max_new_tokens=10"]
+    done = run("-m", "experiment=decoding", "+size=smoke", "eviction.interval=4,8", *small, *tiny)
+    assert done.returncode == 0, done.stderr
+    folder = tmp_path / "artefacts" / "decoding"
+    table = (folder / "table.md").read_text()
+    for text in ("| R-KV", "| Random", "interval=8", "protect=prompt"):
+        assert text in table
+    assert (folder / "figure-tiny-llama.png").stat().st_size > 1000
