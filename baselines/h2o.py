@@ -1,11 +1,12 @@
 """H2O (Zhang et al. 2023, arXiv 2306.14048): the tokens that received most attention so far, and the most recent ones.
 
-As in the authors' code (FMInference/H2O, `utils_real_drop`): a token's score is the attention that it receives from all
-queries of the prompt, summed; half of the budget are the most recent tokens, half those of the highest scores among the
-others (their heavy_ratio and recent_ratio are equal). Differences: eviction happens once, after the prompt, as for the
-other methods, and not again while tokens are generated; scores are averaged over the query heads that share a KV head
-(the authors' models have one each); logits and sums are float32 instead of the model's dtype; the observation window is
-always kept, so budgets below twice the window keep fewer heavy hitters than half.
+As in the authors' code (FMInference/H2O, `utils_real_drop`): a token's score is the attention that it receives from
+all queries of the prompt, summed; half of the budget are the most recent tokens, half those of the highest scores
+among the others (their heavy_ratio and recent_ratio are equal). Differences: eviction happens once, after the prompt,
+as for the other methods, unless `eviction.when` continues while tokens are generated; scores are averaged over the
+query heads that share a KV head (the authors' models have one each); logits and sums are float32 instead of the
+model's dtype; the observation window is always kept, so budgets below twice the window keep fewer heavy hitters than
+half.
 """
 
 from collections.abc import Sequence

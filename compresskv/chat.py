@@ -159,13 +159,16 @@ def chat_ids(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     return ids
 
 
-def question_start(text: str, question: str, ids: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> int:
+def question_start(
+    text: str, question: str, ids: Sequence[int], tokenizer: PreTrainedTokenizerBase, answer_prefix: str = ""
+) -> int:
     """How many of `ids`, the tokens of a prompt's `text`, come before the last occurrence of `question` in it.
 
+    `text` ends with the `answer_prefix`, where the question is not looked for.
     A token that has characters of both counts as the question's. 0 where the text lacks the question, or where there is
     none. White space at its end does not count, since chat templates remove it.
     """
-    character = text.rfind(question.rstrip())
+    character = text.rfind(question.rstrip(), 0, len(text) - len(answer_prefix))
     if not question.strip() or character < 0:
         return 0
     for special in (False, True):

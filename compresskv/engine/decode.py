@@ -12,6 +12,7 @@ from compresskv.checking import FrozenMapping
 from compresskv.engine.cache import EvictedCache
 from compresskv.engine.decode_eviction import DecodeEviction, PromptEnd
 from compresskv.engine.prefill import Prefill, finite, non_finite
+from compresskv.engine.rotary import spanning
 from compresskv.engine.rows import Source
 from compresskv.engine.setting import Setting
 from compresskv.generation_defaults import processors
@@ -89,7 +90,7 @@ def answering(
     if eviction:
         cache.evict_while_decoding(eviction)
     together = max(1, TOGETHER // len(kept))
-    with eviction.paused() if eviction else nullcontext():
+    with spanning(model, prefill.end), eviction.paused() if eviction else nullcontext():
         for start in range(0, question.numel(), together):
             part = question[start : start + together]
             logits = forward_given(model, part, len(kept), cache, prefill.length + start, logits_to_keep=1)[:, -1]

@@ -62,6 +62,8 @@ class DecodeEviction:
         kept: Sequence[Kept],
         length: int,
     ):
+        for setting in settings:
+            refuse_scorer(setting, schedule)
         self.schedule, self.settings, self.length = schedule, list(settings), length
         self.places = list(range(len(settings)))
         self.peaks: dict[int, float] = {}
@@ -86,6 +88,10 @@ class DecodeEviction:
         self.due = 0
         """How many of them count for the interval."""
         self.counting = True
+        self.protected_end = length
+        """Position up to which tokens are the prompt's: those of a question belong to it."""
+        self.evicted: set[int] = set()
+        """The places of settings of which a token was evicted."""
         self.observers = [self._observers(layer, i) for i, layer in enumerate(layers)]
 
     def _observers(self, layer: PromptEnd, place: int) -> list[list[Any]]:
@@ -94,23 +100,9 @@ class DecodeEviction:
         for number, setting in enumerate(self.settings):
             scorer = setting.method.scorer if setting.method else None
             found.append([])
-            if scorer is not None and needs_hidden_states(scorer):
-                raise UserError(
-                    "eviction.when",
-                    "set eviction.when=prompt or context",
-                    value=part_name(scorer),
-                    why="it reads the hidden states of a prompt, which tokens of a cache do not have",
-                )
             if not isinstance(scorer, ObservingScorer):
                 continue
             observer, head = layer.observed[scorer], 0
-            if not isinstance(observer, ContinuingObserver):
-                raise UserError(
-                    "eviction.when",
-                    "set eviction.when=prompt, or give its observer the method `only`",
-                    value=part_name(scorer),
-                    why="it observes all queries of a prompt, and cannot continue while tokens are evicted",
-                )
             for part in self._parts(place, number):
                 found[-1].append(observer.only(range(head, head + len(part)), part))
                 head += len(part)
@@ -147,7 +139,10 @@ class DecodeEviction:
         if layer < len(self.recent) - 1:
             return
         self.since += new
-        self.due += new if self.counting else 0
+        if self.counting:
+            self.due += new
+        else:
+            self.protected_end = self.end + self.since
         for recent in self.recent:
             while sum(part.shape[2] for part in recent[1:]) >= self.since + self.window:
                 recent.pop(0)
@@ -156,10 +151,9 @@ class DecodeEviction:
 
     def _evict(self, rows: Sequence[LayerRows]) -> None:
         self._note_peaks()
-        new = torch.arange(self.end, self.end + self.since, device=self.held[0][0].device)
-        self.end += self.since
         kept = [self._ordinals(layer, of_layer) for layer, of_layer in enumerate(rows)]
         for layer, of_layer in enumerate(kept):
+            new = torch.arange(self.end, self.end + self.since, device=self.held[layer][0].device)
             positions = [torch.cat([before, new]) for before in self.held[layer]]
             self.held[layer] = [
                 held if ordinals is None else held[ordinals] for held, ordinals in zip(positions, of_layer, strict=True)
@@ -169,6 +163,7 @@ class DecodeEviction:
         groups = dict.fromkeys(of_layer.group for of_layer in rows)
         for group in groups:
             group.evict([of for of, of_layer in zip(kept, rows, strict=True) if of_layer.group is group])
+        self.end += self.since
         self.since = self.due = 0
 
     def _ordinals(self, layer: int, rows: LayerRows) -> list[Tensor | None]:
@@ -203,7 +198,9 @@ class DecodeEviction:
             return [None] * len(part)
         held = part[0].numel() + self.since
         protected = self._protected(part) if self.schedule.protect == "prompt" else 0
-        capacity = max(self.capacities[layer][of_part.start] - protected, method.window)
+        capacity = self.capacities[layer][of_part.start]
+        if self.schedule.protect == "prompt":  # a scorer without a window keeps one new token, too
+            capacity = max(capacity - protected, method.window, 1)
         evicts = held - protected > capacity
         if not evicts and not observers:
             return [None] * len(part)
@@ -222,14 +219,15 @@ class DecodeEviction:
         if protected:
             before = torch.arange(protected, device=keys.device)
             kept = [torch.cat([before, head + protected]) for head in kept]
+        self.evicted.add(self.places[number])
         if observers:
             observers[place] = observers[place].only(range(len(kept)), kept)
         return kept
 
     def _protected(self, part: Sequence[Tensor]) -> int:
-        """Tokens of the prompt that rows hold; they are the first."""
-        (count,) = {int((head < self.length).sum()) for head in part}
-        return count
+        """Tokens of the prompt that rows hold, its question included; they are the first."""
+        (count,) = {int((head < self.protected_end).sum()) for head in part}
+        return count + min(max(self.protected_end - self.end, 0), self.since)
 
     def keep_settings(self, settings: Sequence[int]) -> None:
         """Drop all settings but these (sorted)."""
@@ -282,10 +280,32 @@ def _capacity(setting: Setting, kept: int, length: int) -> int:
     return max(budget, setting.window) if setting.keeps_all(length) else kept
 
 
+def refuse_scorer(setting: Setting, schedule: EvictionSchedule) -> None:
+    """Raise `UserError` for a setting whose scorer cannot evict while decoding."""
+    scorer = setting.method.scorer if setting.method else None
+    if scorer is None or not schedule.decodes:
+        return
+    why = ""
+    if needs_hidden_states(scorer):
+        why = f"{part_name(scorer)} reads the hidden states of a prompt, which the tokens of a cache do not have"
+    elif isinstance(scorer, ObservingScorer) and not isinstance(scorer.observer(), ContinuingObserver):
+        why = f"{part_name(scorer)} observes all queries of a prompt, and its observer has no method `only`"
+    if why:
+        once = schedule.when.removesuffix("+decode")
+        raise UserError("eviction.when", f"set eviction.when={once}", value=schedule.when, why=why)
+
+
 def _after(scores: LayerScores, protected: int) -> LayerScores:
     """The scores without those of the first tokens."""
     if not protected:
         return scores
+    if not scores.nested:
+        raise UserError(
+            "eviction.protect",
+            "set eviction.protect=none",
+            value="prompt",
+            why="the scorer keeps other tokens with each budget, so those of the prompt cannot be left out",
+        )
     contest = None if scores.contest is None else scores.contest[:, protected:]
     return replace(scores, scores=scores.scores[:, protected:], contest=contest)
 
@@ -296,8 +316,7 @@ def refuse_ragged(setting: Setting, scores: Sequence[LayerScores], kept: Kept) -
     if ragged and setting.method and len(kept[0]) > 1 and any(layer.shared for layer in scores):
         raise UserError(
             "eviction.when",
-            "set eviction.when=prompt, or another method/allocator",
-            value=part_name(setting.method.allocator),
+            "evict after the prompt alone, or choose another method/allocator",
             why=f"while decoding, {part_name(setting.method.scorer)} has one choice for all KV heads of a layer, which "
             "then hold different tokens",
         )

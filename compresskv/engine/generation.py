@@ -30,8 +30,8 @@ class Generation:
     `kept` counts compressed tokens, [layer][KV head]; `cache_bytes` are the bytes of their keys and values,
     `sliding_bytes` those of the sliding-window layers, which no setting evicts. `together`: the indices, in the list of
     settings, of those that were decoded in the same batch. `peak_kept`: the largest mean number of tokens held per
-    layer and KV head, new ones included; None unless eviction continues while decoding. `fidelity`: None unless
-    requested.
+    layer and KV head, new ones included; None unless eviction continues while decoding. `evicted_later`: whether it
+    then evicted anything. `fidelity`: None unless requested.
     """
 
     tokens: list[int]
@@ -40,6 +40,7 @@ class Generation:
     sliding_bytes: int = field(default=0, compare=False)
     together: tuple[int, ...] = field(default=(0,), compare=False)
     peak_kept: float | None = None
+    evicted_later: bool = False
     fidelity: Fidelity | None = None
 
     @property
@@ -170,11 +171,12 @@ def _decode_together(
     else:
         tallies = [counts(setting) for setting in kept.values()]
         eviction = cache.eviction
-        peaks = [eviction.peak(slot) if eviction else None for slot in range(len(places))]
-        return {
-            place: Generation(row, tally, prompt.cache.kept_bytes(tally), prompt.cache.sliding_bytes, places, peak)
-            for place, row, tally, peak in zip(places, tokens, tallies, peaks, strict=True)
-        }
+        generations = {}
+        for slot, (place, row, tally) in enumerate(zip(places, tokens, tallies, strict=True)):
+            sizes = prompt.cache.kept_bytes(tally), prompt.cache.sliding_bytes
+            later = (eviction.peak(slot), slot in eviction.evicted) if eviction else (None, False)
+            generations[place] = Generation(row, tally, *sizes, places, *later)
+        return generations
     # Outside the handler, whose traceback would keep the failed batch alive.
     halves = places[: len(places) // 2], places[len(places) // 2 :]
     first, second = (_decode_together(model, decoding, {p: kept[p] for p in half}, stopping) for half in halves)

@@ -227,5 +227,5 @@ def generate_in_layer(
             logits = forward_given(model, question, 1, cache, length, logits_to_keep=1)[0, -1]
     tokens = decode(model, cache, logits, ids.numel(), 1, stopping, ids)[0]
     tally = counts(cache.kept)
-    peak = cache.eviction.peak(0) if cache.eviction else None
-    return Generation(tokens, tally, cache.kept_bytes(tally), cache.sliding_bytes, peak_kept=peak)
+    later = (cache.eviction.peak(0), 0 in cache.eviction.evicted) if cache.eviction else (None, False)
+    return Generation(tokens, tally, cache.kept_bytes(tally), cache.sliding_bytes, (0,), *later)

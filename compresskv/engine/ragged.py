@@ -301,7 +301,7 @@ class MaskedTable(RaggedTable):
         sizes, counts = self.sizes.flatten(), self.counts.flatten()
         offset = torch.arange(int(sizes.sum())) - (sizes.cumsum(0) - sizes).repeat_interleave(sizes)
         slots = (self.begin + first).flatten().repeat_interleave(sizes) + offset
-        visible = self.mask.new_zeros(slots.shape, device="cpu")
+        visible = torch.zeros(slots.shape, dtype=self.mask.dtype)
         visible.masked_fill_(offset >= counts.repeat_interleave(sizes), float("-inf"))
         self.mask.index_copy_(0, slots.to(device), visible.to(device))
 

@@ -77,5 +77,5 @@ def make_prompt(model: LoadedModel, cell: Trial, haystack: Haystack) -> tuple[Te
     offsets = model.tokenizer(rendered, add_special_tokens=False, return_offsets_mapping=True).offset_mapping
     shift = ids.numel() - len(offsets)  # special tokens in front
     inside = [i + shift for i, (a, b) in enumerate(offsets) if a < end and b > start and b > a]
-    context = question_start(rendered, question, ids.tolist(), model.tokenizer)
+    context = question_start(rendered, question, ids.tolist(), model.tokenizer, needle.answer_prefix)
     return ids, range(inside[0], inside[-1] + 1), context

@@ -74,7 +74,7 @@ class JsonlTask:
             "all_classes": list(record.all_classes) if record.all_classes else None,
         }
         question = record.question and JOINED + record.question
-        context = question_start(text, question, ids.tolist(), self.model.tokenizer)
+        context = question_start(text, question, ids.tolist(), self.model.tokenizer, record.answer_prefix)
         return Sample(
             id, ids, stopping, lambda answer: {"score": 100 * record.score(answer)}, details, record.answers[0], context
         )

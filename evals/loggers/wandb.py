@@ -241,6 +241,8 @@ def measured(summary: Mapping[str, Any]) -> dict[str, Any]:
 def overview(named: Mapping[Record, Name]) -> tuple[list[str | int], list[list[Any]]]:
     """Columns and rows of the table of settings: their names and numbers."""
     rows = [{"name": str(name), **_place(record), **measured(record.summary or {})} for record, name in named.items()]
+    if any(isinstance(row["budget"], str) for row in rows):  # a share; a W&B column has one type
+        rows = [row | {"budget": None if row["budget"] is None else str(row["budget"])} for row in rows]
     columns: list[str | int] = list(dict.fromkeys(column for row in rows for column in row))
     return columns, [[row.get(str(column)) for column in columns] for row in rows]
 
@@ -275,4 +277,4 @@ def _bounds(field: str, interval: Sequence[float] | None) -> dict[str, float]:
 
 
 def _place(record: Record) -> dict[str, Any]:
-    return {field: getattr(record, field) for field in NAMED}
+    return {**{field: getattr(record, field) for field in NAMED}, "budget": written(record.budget)}

@@ -44,7 +44,9 @@ class NeedlePrompts:
             text_of_prompt, ids = self._render(needle, hidden.text)
             if ids.numel() <= length:
                 question = self._template.partition("{context}")[2].format(question=needle.question)
-                return ids, hidden, question_start(text_of_prompt, question, ids.tolist(), self.model.tokenizer)
+                prefix = "" if self.protocol.niah_prompt == "raw" else needle.answer_prefix
+                context = question_start(text_of_prompt, question, ids.tolist(), self.model.tokenizer, prefix)
+                return ids, hidden, context
             # Where texts are joined, tokens may split otherwise than in the parts.
             tokens -= ids.numel() - length
         raise UserError("eval.lengths", "choose a longer one", value=length, why="no prompt of that length can be made")

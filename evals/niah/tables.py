@@ -107,15 +107,16 @@ def notes(records: Sequence[Record], tables: Sequence[Table], view: str = "") ->
     """With the view `needles`, by budget: Kendall's tau-b of each column's order of methods with the average's."""
     found = []
     for table in tables if view == "needles" else ():
-        for (budget, _), rows in table.comparable.items():
+        for (budget, when), rows in table.comparable.items():
             whole = [row for row in rows if len(row.cells) == len(table.columns)]
             whole = [row for row in whole if row.cells[AVERAGE].same_prompts(whole[0].cells[AVERAGE])]
             if budget is None or len(whole) < 3:
                 continue
+            other = "" if when == "prompt" else f" ({when})"
             shown = [f"{column} {_tau(whole, column)}" for column in table.columns if column != AVERAGE]
             found.append(
-                f"{table.model}, {table.metric.field}, budget {budget}: Kendall's tau-b of the order of {len(whole)} "
-                f"methods with that of the average: {', '.join(shown)}."
+                f"{table.model}, {table.metric.field}, budget {budget}{other}: Kendall's tau-b of the order of "
+                f"{len(whole)} methods with that of the average: {', '.join(shown)}."
             )
     return found
 

@@ -75,17 +75,23 @@ def over_budget(table: Table) -> Figure:
             if row.budget is None:
                 levels[row.label] = cell
             else:
-                lines.setdefault(row.label, {})[table.place_of_budget(row)] = cell
+                line, x = lines.setdefault(row.label, {}), table.place_of_budget(row)
+                while x in line:  # a share that is as many tokens as another budget is drawn beside it
+                    x *= 1.01
+                line[x] = cell
     for (label, cell), style in zip(levels.items(), ("--", ":", "-.", "-"), strict=False):
         axis.axhline(cell.mean, color="black", linestyle=style, linewidth=1, label=_label(label, [cell]))
         if cell.interval:
             axis.axhspan(*cell.interval, color="black", alpha=0.06, linewidth=0)
     for place, (label, points) in enumerate(lines.items()):
         _line(axis, label, dict(sorted(points.items())), place)
-    ticks = {table.place_of_budget(row): str(row.budget) for row in table.rows if row.budget is not None}
+    ticks: dict[float, dict[str, None]] = {}
+    for row in table.rows:
+        if row.budget is not None:
+            ticks.setdefault(table.place_of_budget(row), {})[str(row.budget)] = None
     if ticks:
         axis.set_xscale("log", base=2)
-        axis.set_xticks(sorted(ticks), [ticks[place] for place in sorted(ticks)])
+        axis.set_xticks(sorted(ticks), [", ".join(ticks[place]) for place in sorted(ticks)])
         axis.minorticks_off()
     axis.set_xlabel(table.budget_axis)
     axis.set_ylabel(f"{table.metric.title or 'score'}, {table.overall}")

@@ -126,7 +126,8 @@ class RulerTask:
         stopping = Stopping(self.max_new_tokens, self.model.stop_ids, settings=settings)
         record = {"length": length, "prompt_tokens": ids.numel(), "truncated": False, "answers": outputs}
         reference = ANSWERS[self.task.family](outputs)
-        context = question_start(prompt.text, prompt.question, ids.tolist(), self.model.tokenizer)
+        prefix = self.drawn(id).answer_prefix
+        context = question_start(prompt.text, prompt.question, ids.tolist(), self.model.tokenizer, prefix)
 
         def scored(answer: str) -> dict[str, float]:
             return {"score": score(self.task.metric, answer, outputs)}

@@ -245,7 +245,7 @@ def sample_line(
         line["total_cache_bytes"] = generation.cache_bytes + sliding
     # Of each layer one number, or one per KV head where they differ.
     line["kept"] = [heads[0] if len(set(heads)) == 1 else heads for heads in generation.kept]
-    line["compressed"] = generation.realised_budget < compressed
+    line["compressed"] = generation.realised_budget < compressed or generation.evicted_later
     if compressed < sample.ids.numel():
         line["context_tokens"] = compressed
     if generation.peak_kept is not None:

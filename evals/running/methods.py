@@ -2,7 +2,7 @@
 
 from compresskv import calibration
 from compresskv.context import Context
-from compresskv.errors import UserError
+from compresskv.errors import PromptError, UserError
 from compresskv.eviction import EvictionMethod
 from compresskv.methods import build
 from compresskv.models import LoadedModel
@@ -48,15 +48,30 @@ def context_of(model: LoadedModel, job: Job, task: Task | None = None) -> Contex
 def compressed_tokens(job: Job, sample: Sample) -> int:
     """How many tokens of a sample's prompt the job compresses: all, or those before the question.
 
-    Raises `UserError` where the sample does not say where its question begins.
+    Raises `PromptError` for a sample that does not say where its question begins.
     """
     if not job.eviction.before_question:
         return sample.ids.numel()
     if not sample.context:
+        raise PromptError(
+            "eviction.when",
+            "set eviction.when=prompt, or use longer prompts",
+            value=job.eviction.when,
+            why=f"sample {sample.id} does not say where its question begins, or its question was cut",
+        )
+    return sample.context
+
+
+LOOKED_AT = 3
+"""Samples of a task that are looked at before it runs."""
+
+
+def refuse_without_question(job: Job, task: Task) -> None:
+    """Raise `UserError` for eviction before the question, if the first samples of a task have no question."""
+    if job.eviction.before_question and not any(task.sample(id).context for id in task.sample_ids[:LOOKED_AT]):
         raise UserError(
             "eviction.when",
             "set eviction.when=prompt",
             value=job.eviction.when,
-            why=f"sample {sample.id} of eval={job.eval.name} does not say where its question begins",
+            why=f"the samples of eval={job.eval.name} {task.name} do not say where their question begins",
         )
-    return sample.context

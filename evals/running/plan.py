@@ -27,6 +27,7 @@ from evals.job import Job, MeasuredEvaluation, SampledEvaluation, Task, Work
 from evals.progress import Progress
 from evals.results.record import Record
 from evals.running.forecast import Forecast, forecast
+from evals.running.methods import refuse_without_question
 from evals.running.tasks import setting_of
 
 COUNTED = 8
@@ -123,6 +124,7 @@ def _work(model: LoadedModel, task: Task, jobs: Sequence[Job]) -> Work | None:
     incomplete: dict[Path, tuple[Job, Setting]] = {}
     prompts: set[str] = set()
     asked: set[Path] = set()
+    refuse_without_question(jobs[0], task)
     for job in jobs:
         setting, folder = setting_of(model, job, task)
         asked.add(folder)

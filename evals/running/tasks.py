@@ -10,10 +10,12 @@ from compresskv.budget import written
 from compresskv.detokenise import asks_for_cleanup
 from compresskv.engine.attention import attached
 from compresskv.engine.contexts import ContextStore
+from compresskv.engine.decode_eviction import refuse_scorer
 from compresskv.engine.prefixes import PrefixStore, chunk_names, in_prefix_order
 from compresskv.engine.setting import Setting
 from compresskv.models import LoadedModel
 from compresskv.protocol import EvaluationProtocol
+from compresskv.schedule import EvictionSchedule
 from evals.job import Entry, Job, Task
 from evals.progress import Progress
 from evals.results.finish import finish, refuse_foreign
@@ -23,7 +25,7 @@ from evals.results.verify import failed_of
 from evals.running.batches import SettingRun, batches, check_prompts, run_batch
 from evals.running.described import canonical, describe
 from evals.running.forecast import forecast
-from evals.running.methods import build_method
+from evals.running.methods import build_method, refuse_without_question
 from evals.running.reference_answer import prepends_space
 
 Fail = Callable[[Sequence[Job], Exception, str], None]
@@ -43,10 +45,14 @@ def run_task(
     """
     runs: dict[Path, SettingRun] = {}
     finished: list[Entry] = []
+    asked: set[tuple[EvaluationProtocol, EvictionSchedule]] = set()
     try:
         for job in jobs:
             task = tasks[job.protocol]
             try:
+                if (job.protocol, job.eviction) not in asked:
+                    refuse_without_question(job, task)
+                    asked.add((job.protocol, job.eviction))
                 setting, folder = setting_of(model, job, task)
                 if folder not in runs:
                     runs[folder] = SettingRun(job, task, setting, open_store(model, job, task, setting))
@@ -103,8 +109,8 @@ def _run_samples(
     missing = {id for run in incomplete for id in run.missing}
     prefixes, contexts = PrefixStore(expected.prefixes), ContextStore()
     todo = [id for id in order if id in missing]
-    if by_context := [run.task for run in incomplete if run.job.eviction.before_question]:
-        todo = questions_together(by_context[0], todo)
+    if any(run.job.eviction.before_question for run in incomplete):
+        todo = questions_together(tasks, todo)
     with attached(model.model, model.backend), progress.track(title, todo) as steps:
         for id in steps:
             for sample, batch in batches(id, [run for run in runs if id in run.ids and not run.error]):
@@ -113,12 +119,13 @@ def _run_samples(
                     progress.say(f"{title}: {id} failed under {len(failures)} settings: {failures[0]['error']}")
 
 
-def questions_together(task: Task, ids: Sequence[str]) -> list[str]:
-    """Samples with one context after each other, each context where its first question is."""
-    groups: dict[tuple[int, ...], list[str]] = {}
+def questions_together(tasks: Mapping[str, Task], ids: Sequence[str]) -> list[str]:
+    """Samples with one context after each other, each context where its first question is; `tasks` by sample."""
+    groups: dict[bytes, list[str]] = {}
     for id in ids:
-        sample = task.sample(id)
-        groups.setdefault(tuple(sample.ids[: sample.context].tolist()), []).append(id)
+        sample = tasks[id].sample(id)
+        context = sample.ids[: sample.context].cpu().numpy().tobytes()
+        groups.setdefault(hashlib.sha256(context).digest(), []).append(id)
     return list(chain.from_iterable(groups.values()))
 
 
@@ -139,6 +146,7 @@ def _finish(model: LoadedModel, run: SettingRun) -> Entry:
 def setting_of(model: LoadedModel, job: Job, task: Task) -> tuple[Setting, Path]:
     """The setting of a job on a task, built, and the folder of its results."""
     setting = Setting(build_method(model, job, task), job.budget)
+    refuse_scorer(setting, job.eviction)
     return setting, setting_folder(model, job, task, setting)
 
 

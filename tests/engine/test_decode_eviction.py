@@ -1,10 +1,12 @@
 """Eviction while decoding: shared ≡ in-layer ≡ a reference that rebuilds everything; budgets exact at each eviction."""
 
 import copy
+from dataclasses import dataclass
 
 import pytest
 import torch
 
+from baselines.uniform import UniformAllocator
 from compresskv.compressed_cache import compressed
 from compresskv.engine.attention import attached
 from compresskv.engine.decode import Stopping
@@ -12,7 +14,7 @@ from compresskv.engine.generation import generate
 from compresskv.engine.in_layer import LayerwiseCache, generate_in_layer
 from compresskv.engine.prefill import prefill
 from compresskv.engine.setting import FULL, Setting
-from compresskv.eviction import ObservingScorer, PromptShape
+from compresskv.eviction import EvictionMethod, LayerScores, ObservingScorer, PromptShape
 from compresskv.schedule import EvictionSchedule
 from tests.methods.construction import METHODS, context, method
 from tests.support import tiny
@@ -25,6 +27,29 @@ WHERE = context(PromptShape(layers=4, kv_heads=2, length=PROMPT, window=4), grou
 DECODING = EvictionSchedule("prompt+decode", 8)
 PROTECTED = EvictionSchedule("prompt+decode", 8, "prompt")
 SETTINGS = [Setting(SNAPKV, 20), Setting(STREAMING, 24), Setting(compresskv(4), 36), Setting(SNAPKV, 100), FULL]
+
+
+UNIFORM = UniformAllocator()
+
+
+@dataclass(frozen=True)
+class KeyNorms:
+    """Small keys are kept; there is no window."""
+
+    window: int = 0
+
+    def __call__(self, layer):
+        return LayerScores(-layer.keys.norm(dim=-1))
+
+
+class OtherTokens(LayerScores):
+    nested = False
+
+
+@dataclass(frozen=True)
+class ByBudget(KeyNorms):
+    def __call__(self, layer):
+        return OtherTokens(-layer.keys.norm(dim=-1))
 
 
 def naive(model, ids, setting, schedule, context=None):
@@ -65,7 +90,7 @@ def test_every_method(name):
 
 @pytest.mark.parametrize("schedule", [DECODING, PROTECTED], ids=str)
 def test_before_the_question_and_while_decoding(schedule):
-    """The question's tokens do not count for the interval, and compete like all others."""
+    """The question's tokens do not count for the interval; they compete, unless the prompt is protected."""
     model, ids = tiny.model("llama"), tiny.prompt(PROMPT + 13)
     with attached(model):
         together = generate(model, ids, SETTINGS, NEW, context=PROMPT, schedule=schedule)
@@ -175,3 +200,23 @@ def test_crop_and_deepcopy_between_evictions():
             assert torch.allclose(ours, theirs, atol=1e-5)
         with refused("max_length"):
             cache.crop(70)
+
+
+@pytest.mark.parametrize("budget", [40, 20])
+def test_new_tokens_stay_where_the_prompt_fills_the_budget(budget):
+    """A scorer without a window would otherwise lose all of them."""
+    model, ids, setting = tiny.model("llama"), tiny.prompt(PROMPT), Setting(EvictionMethod(KeyNorms(), UNIFORM), budget)
+    with attached(model):
+        (shared,) = generate(model, ids, [setting], NEW, schedule=PROTECTED)
+        assert generate_in_layer(model, ids, setting, NEW, schedule=PROTECTED) == shared
+    assert naive(model, ids, setting, PROTECTED).generate(ids, NEW.max_new_tokens) == shared.tokens
+    assert shared.evicted_later
+
+
+def test_scores_that_depend_on_the_budget_do_not_protect_the_prompt():
+    model, ids = tiny.model("llama"), tiny.prompt(PROMPT)
+    setting = Setting(EvictionMethod(ByBudget(), UNIFORM), 40)
+    with attached(model):
+        generate(model, ids, [setting], NEW, schedule=DECODING)
+        with refused("eviction.protect"):
+            generate(model, ids, [setting], NEW, schedule=PROTECTED)

@@ -21,7 +21,7 @@ class NaiveDecoding:
         self.values: list[list[Tensor]] = [[torch.empty(0)] * heads for _ in range(layers)]
         self.positions: list[list[list[int]]] = [[[] for _ in range(heads)] for _ in range(layers)]
         self.queries: list[list[Tensor]] = [[] for _ in range(layers)]
-        self.seen, self.prompt = 0, 0
+        self.seen, self.prompt, self.end = 0, 0, 0
         self.sizes: list[list[list[int]]] = []
 
     def _attend(self, module, query, key, value, attention_mask, scaling, **kwargs):
@@ -69,8 +69,10 @@ class NaiveDecoding:
             held = len(self.positions[layer][part[0]])
             protected = 0
             if self.schedule.protect == "prompt":
-                protected = sum(position < self.prompt for position in self.positions[layer][part[0]])
-            capacity = max(limits[part[0]] - protected, method.window)
+                protected = sum(position < self.end for position in self.positions[layer][part[0]])
+            capacity = limits[part[0]]
+            if self.schedule.protect == "prompt":
+                capacity = max(capacity - protected, method.window, 1)
             if held - protected <= capacity:
                 continue
             recent = torch.stack(self.queries[layer][-method.window :], 1)
@@ -83,7 +85,7 @@ class NaiveDecoding:
 
     def generate(self, ids: Tensor, new: int, context: int | None = None) -> list[int]:
         """Greedy tokens after `ids`, of which the first `context` are compressed (None: all)."""
-        self.prompt = ids.numel() if context is None else context
+        self.prompt, self.end = ids.numel() if context is None else context, ids.numel()
         logits = self.feed(ids[: self.prompt])
         for layer, heads in enumerate(self.kept):
             for head, places in enumerate(heads):
