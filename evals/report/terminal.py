@@ -95,7 +95,7 @@ def _upright(table: Table) -> Printed:
     printed = Printed(title=plain(_title(table)), caption=_caption(table, table.rows))
     printed.add_column("setting", no_wrap=True)
     if table.has_whens:
-        printed.add_column("when")
+        printed.add_column("when", min_width=max(len(row.when) for row in table.rows))
     for column in (
         table.metric.field,
         "95 % interval",
