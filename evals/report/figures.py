@@ -20,6 +20,9 @@ MARKERS = "osD^vP*X<>"
 STYLES = ("-", "--", ":", "-.")
 """One for every ten lines, which have ten colours."""
 
+MOST_LABELS = 20
+"""Names that fit beside a figure of the usual height."""
+
 MOST_TICKS = 12
 """An axis with more columns has round numbers as ticks instead of the columns."""
 
@@ -147,7 +150,10 @@ def _label(label: str, cells: Sequence[Cell]) -> str:
 
 
 def _finished(figure: Figure, axis: Axes) -> Figure:
-    """Add the grid, and the legend beside the lines."""
+    """Add the grid, and the legend beside the lines, which makes the figure higher if they are many."""
     axis.grid(alpha=0.25)
-    figure.legend(*axis.get_legend_handles_labels(), loc="outside right upper", fontsize=8)
+    handles, labels = axis.get_legend_handles_labels()
+    if len(labels) > MOST_LABELS:
+        figure.set_figheight(figure.get_figheight() * len(labels) / MOST_LABELS)
+    figure.legend(handles, labels, loc="outside right upper", fontsize=8)
     return figure
