@@ -29,12 +29,18 @@ SOMETIMES: list[Any] = [None, True, -1, 0, 0.5, 3, "", "x", "x" * 5000, [], {}, 
 NEEDED = {
     "eval=jsonl": ["eval.data=x.jsonl"],
     **{f"method/allocator={name}": [f"method={name}"] for name in ("cake", "adakv", "adacompresskv")},
+    **{f"method/allocator=kvpress/{name}": ["method=kvpress/knorm"] for name in ("adakv", "pyramidkv")},
 }
 """What an option cannot do without."""
 
 DIGITS_ARE_A_NAME = {"model.name", "model.path", "model.package", "model.revision"}
 
-TAKES_MAPPINGS = {"model.chat_template_kwargs", "hydra.launcher.sbatch", "hydra.sweeper.params"}
+TAKES_MAPPINGS = {
+    "model.chat_template_kwargs",
+    "method.scorer.settings",
+    "hydra.launcher.sbatch",
+    "hydra.sweeper.params",
+}
 
 GROUPS = ("model", "method", "eval", "protocol", "logger", "paths")
 """Folders of conf/ with settings of their own; experiments and sizes set what these have."""

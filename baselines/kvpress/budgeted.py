@@ -11,7 +11,7 @@ from typing import Annotated, Any, ClassVar
 import torch
 from torch import Tensor
 
-from baselines.kvpress.choices import BasePress, base_press
+from baselines.kvpress.choices import BasePress, PressValue, base_press
 from baselines.kvpress.installed import kvpress, kvpress_version
 from baselines.kvpress.press import PressScorer, told, without_hidden_states
 from baselines.kvpress.scorers import Count, Share, Size
@@ -243,7 +243,7 @@ def criticalkv(
     context: Context,
     *,
     press: BasePress,
-    settings: dict[str, Any],
+    settings: dict[str, PressValue],
     epsilon: Share,
     first_stage_ratio: Annotated[float, Ge(0), Le(1)],
 ) -> CriticalScorer:

@@ -2,10 +2,10 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from baselines.kvpress.press import PressScorer
-from compresskv.checking import frozen
+from compresskv.checking import Ge, Le, Text, frozen
 from compresskv.context import Context
 from compresskv.methods import build, named_method
 
@@ -25,6 +25,10 @@ BasePress = Literal[
 
 KeyPress = Literal["keydiff", "knorm", "cur", "lagkv", "random"]
 """Those that read keys and values alone."""
+
+
+PressValue = bool | Annotated[int, Ge(-(2**31)), Le(2**31 - 1)] | Annotated[float, Ge(-1e9), Le(1e9)] | Text | None
+"""A field of a press that another one is made of."""
 
 
 def base_press(context: Context, press: str, settings: Mapping[str, Any]) -> PressScorer:

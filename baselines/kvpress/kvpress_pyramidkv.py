@@ -7,7 +7,7 @@ from typing import Annotated
 
 from baselines.kvpress.budgeted import ratio_of
 from baselines.kvpress.installed import kvpress, kvpress_version
-from compresskv.checking import Ge
+from compresskv.checking import Ge, Le
 from compresskv.context import Context
 from compresskv.eviction import LayerScores, PromptShape
 
@@ -45,5 +45,5 @@ def exact(rounded: list[int], total: int, most: int) -> list[int]:
     return budgets
 
 
-def allocator(context: Context, *, beta: Annotated[int, Ge(1)]) -> KVPressPyramidAllocator:
+def allocator(context: Context, *, beta: Annotated[int, Ge(1), Le(1_000_000)]) -> KVPressPyramidAllocator:
     return KVPressPyramidAllocator(beta, kvpress_version())

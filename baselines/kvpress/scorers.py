@@ -4,13 +4,13 @@ from typing import Annotated, Any, Literal
 
 from baselines.kvpress.installed import kvpress_version
 from baselines.kvpress.press import ObservedPressScorer, PressScorer
-from compresskv.checking import Ge
+from compresskv.checking import Ge, Le
 from compresskv.context import Context
 from compresskv.methods import declares
 
-Count = Annotated[int, Ge(0)]
-Size = Annotated[int, Ge(1)]
-Share = Annotated[float, Ge(0)]
+Count = Annotated[int, Ge(0), Le(2**31 - 1)]
+Size = Annotated[int, Ge(1), Le(2**31 - 1)]
+Share = Annotated[float, Ge(0), Le(1e9)]
 
 kvpress_version()  # refuse before a model is loaded
 
@@ -21,7 +21,14 @@ def of(press: str, fields: dict[str, Any], **properties: Any) -> PressScorer:
 
 
 @declares(window=0, prompt="whole")
-def cap(context: Context, *, tau: float, n_future_positions: Size, n_sink: Count, epsilon: Share) -> PressScorer:
+def cap(
+    context: Context,
+    *,
+    tau: Annotated[float, Ge(-1e9), Le(1e9)],
+    n_future_positions: Size,
+    n_sink: Count,
+    epsilon: Share,
+) -> PressScorer:
     fields = {"tau": tau, "n_future_positions": n_future_positions, "n_sink": n_sink, "epsilon": epsilon}
     return of("CapPress", fields)
 

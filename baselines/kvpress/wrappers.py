@@ -24,7 +24,7 @@ from baselines.kvpress.budgeted import (
     ratio_of,
     unmasked,
 )
-from baselines.kvpress.choices import BasePress, KeyPress, base_press
+from baselines.kvpress.choices import BasePress, KeyPress, PressValue, base_press
 from baselines.kvpress.installed import kvpress, kvpress_version
 from baselines.kvpress.press import PressScorer, seeded, told
 from baselines.kvpress.scorers import Count, Share, Size
@@ -35,7 +35,7 @@ from compresskv.eviction import Capacity, LayerPrefill, LayerScores
 from compresskv.methods import declares
 
 
-def base(context: Context, *, press: BasePress, settings: dict[str, Any]) -> PressScorer:
+def base(context: Context, *, press: BasePress, settings: dict[str, PressValue]) -> PressScorer:
     """The scores of `press` with `settings`, for AdaKV's allocator."""
     return base_press(context, press, settings)
 
@@ -188,7 +188,7 @@ class AdaCompactorScorer(CompactorScorer):
 
 
 def wrapped(
-    kind: type[WrappedScorer], press: str, context: Context, base: str, settings: dict[str, Any], **fields: Any
+    kind: type[WrappedScorer], press: str, context: Context, base: str, settings: dict[str, PressValue], **fields: Any
 ) -> WrappedScorer:
     """The scorer of kvpress's `press` over the press `base` with `settings`."""
     scorer = base_press(context, base, settings)
@@ -202,12 +202,14 @@ def wrapped(
 
 
 @declares(window=0)
-def chunk(context: Context, *, press: BasePress, settings: dict[str, Any], chunk_length: Size) -> WrappedScorer:
+def chunk(context: Context, *, press: BasePress, settings: dict[str, PressValue], chunk_length: Size) -> WrappedScorer:
     return wrapped(ChunkScorer, "ChunkPress", context, press, settings, chunk_length=chunk_length)
 
 
 @declares(window=0)
-def chunkkv(context: Context, *, press: BasePress, settings: dict[str, Any], chunk_length: Size) -> WrappedScorer:
+def chunkkv(
+    context: Context, *, press: BasePress, settings: dict[str, PressValue], chunk_length: Size
+) -> WrappedScorer:
     return wrapped(WrappedScorer, "ChunkKVPress", context, press, settings, chunk_length=chunk_length)
 
 
@@ -216,8 +218,8 @@ def entropy_gated_chunkkv(
     context: Context,
     *,
     press: BasePress,
-    settings: dict[str, Any],
-    chunk_length: Annotated[int, Ge(2)],
+    settings: dict[str, PressValue],
+    chunk_length: Annotated[int, Ge(2), Le(2**31 - 1)],
     low_entropy_chunk_length: Size,
 ) -> WrappedScorer:
     if low_entropy_chunk_length >= chunk_length:
@@ -231,7 +233,7 @@ def entropy_gated_chunkkv(
 
 
 @declares(window=0)
-def block(context: Context, *, press: KeyPress, settings: dict[str, Any], block_size: Size) -> WrappedScorer:
+def block(context: Context, *, press: KeyPress, settings: dict[str, PressValue], block_size: Size) -> WrappedScorer:
     """`press` reads keys and values alone, since each budget scores anew."""
     return wrapped(BlockScorer, "BlockPress", context, press, settings, block_size=block_size)
 
@@ -241,7 +243,7 @@ def critical_adakv(
     context: Context,
     *,
     press: BasePress,
-    settings: dict[str, Any],
+    settings: dict[str, PressValue],
     alpha_safeguard: Annotated[float, Ge(0), Le(1)],
     epsilon: Share,
     first_stage_ratio: Annotated[float, Ge(0), Le(1)],

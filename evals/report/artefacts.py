@@ -74,7 +74,7 @@ def page_of(experiment: str, results: Path) -> Page:
 
 
 def _measured(experiment: str, of_item: Item, results: Path) -> Page:
-    """The page of an evaluation that writes its own files, such as efficiency."""
+    """The page of an evaluation that writes its own files."""
     methods = [method_config(config["method"]).name for config in settings_of(experiment, None)]
     try:
         found: Shown = hook(of_item.source, "shown")(results, methods)

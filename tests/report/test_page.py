@@ -223,7 +223,7 @@ def test_what_is_missing_is_one_sentence(tmp_path):
     setting(tmp_path, [line("1", 40, 64)], "snapkv", 64, model="tiny", eval="jsonl", task="mine")
     text = page(tmp_path)
     assert sections(text) == ["overview", "budgets", "verdicts", "others", "layers", "samples", "settings"]
-    missing = "Head masking, LongBench, Needles, RULER, Heads, Efficiency"
+    missing = "Head masking, LongBench, Long answers, Needles, RULER, Heads, Efficiency"
     assert f": {missing}." in plain(text)
     assert "KL to the full cache was not measured here." in plain(text)
     assert "nothing is compared" in plain(text)
