@@ -92,7 +92,7 @@ def drawn(methods: list[str], sample: int) -> list[Name]:
 
 
 def side(method: str, budget: str) -> Side:
-    """A setting as kvpress has it."""
+    """The setting for kvpress's side."""
     press, fields = PRESSES[method]
     return press, fields, float(budget.removesuffix("%")) / 100
 

@@ -33,7 +33,7 @@ ENVIRONMENT = Path(__file__).resolve().parents[1] / ".venv-kvpress"
 SIDE = Path(__file__).with_name("kvpress_side.py")
 
 Side = tuple[str | None, dict[str, Any], float | None]
-"""A setting as kvpress has it: a press (None: none), its fields, and what to keep: a number of tokens or a share."""
+"""A setting for kvpress's side: a press (None: none), its fields, and what to keep: a number of tokens or a share."""
 
 Answers = list[dict[str, Any]]
 """The answer of kvpress to a prompt: `seconds`, `tokens` and `kept` (mean tokens per layer) of every setting."""

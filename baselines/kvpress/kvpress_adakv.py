@@ -1,4 +1,4 @@
-"""AdaKV as kvpress has it: the KV heads of a layer compete for its budget, with a part of it kept for every head."""
+"""kvpress's AdaKV: the KV heads of a layer compete for its budget, and every head gets a fixed part of it."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

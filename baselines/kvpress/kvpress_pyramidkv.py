@@ -1,4 +1,4 @@
-"""PyramidKV as kvpress has it: lower layers keep more than higher ones, in an arithmetic sequence."""
+"""kvpress's PyramidKV: lower layers keep more than higher ones, in an arithmetic sequence."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

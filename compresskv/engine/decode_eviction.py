@@ -80,7 +80,7 @@ class DecodeEviction:
         self.kv_heads = len(self.held[0]) // len(settings) if layers else 0
         self.scalings = [layer.scaling for layer in layers]
         self.recent = [[layer.queries.expand(len(settings), -1, -1, -1)] for layer in layers]
-        self.window = max(setting.window for setting in settings)
+        self.window = max(1, *(setting.window for setting in settings))
         self.since = 0
         """Tokens since the last eviction: each row holds them after those in `held`."""
         self.end = length
@@ -151,6 +151,7 @@ class DecodeEviction:
 
     def _evict(self, rows: Sequence[LayerRows]) -> None:
         self._note_peaks()
+        self.recent = [[torch.cat(recent, 2)] for recent in self.recent]
         kept = [self._ordinals(layer, of_layer) for layer, of_layer in enumerate(rows)]
         for layer, of_layer in enumerate(kept):
             new = torch.arange(self.end, self.end + self.since, device=self.held[layer][0].device)
@@ -158,8 +159,8 @@ class DecodeEviction:
             self.held[layer] = [
                 held if ordinals is None else held[ordinals] for held, ordinals in zip(positions, of_layer, strict=True)
             ]
-            recent = torch.cat(self.recent[layer], 2)[:, :, -self.window :]
-            self.recent[layer] = [recent.clone()]
+            (recent,) = self.recent[layer]
+            self.recent[layer] = [recent[:, :, -self.window :].clone()]
         groups = dict.fromkeys(of_layer.group for of_layer in rows)
         for group in groups:
             group.evict([of for of, of_layer in zip(kept, rows, strict=True) if of_layer.group is group])
@@ -169,7 +170,7 @@ class DecodeEviction:
     def _ordinals(self, layer: int, rows: LayerRows) -> list[Tensor | None]:
         """The places among the tokens held that each row of a layer keeps; None for all."""
         found: list[Tensor | None] = []
-        recent = torch.cat(self.recent[layer], 2)
+        (recent,) = self.recent[layer]
         for number in range(len(self.settings)):
             parts = self._parts(layer, number)
             head = number * self.kv_heads
@@ -211,7 +212,7 @@ class DecodeEviction:
             observe(observed, queries[:, -self.since :], keys, scaling)
         if not evicts:
             return [None] * len(part)
-        last = queries[:, -method.window :]
+        last = queries[:, -max(method.window, 1) :]
         prefill = LayerPrefill(layer, last, keys, values, scaling, observed)
         scores = score(method.scorer, prefill)
         refuse_nan([scores], method.scorer, keys.dtype, lambda: [prefill.finite()])

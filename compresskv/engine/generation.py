@@ -64,8 +64,8 @@ def generate(
 ) -> list[Generation]:
     """Shared path: one prefill of `ids` [prompt], then all settings decode as one batch, full caches separately.
 
-    `context`: only the first so many tokens are prefilled and compressed; the others, the question, are then read by
-    all settings with what they kept. None: the whole prompt is compressed. `contexts` keeps a context's prefill for its
+    `context`: only the first `context` tokens are prefilled and compressed. All settings then read the others, the
+    question, with what they kept. None: the whole prompt is compressed. `contexts` keeps a context's prefill for its
     next question. With a `schedule` that decodes, eviction continues while tokens are generated.
     Settings that exceed `memory` (bytes for the prompt and one batch; None: what is free) decode in several batches.
     With a `reference` answer (token ids, may be empty), the fidelity of each setting is measured too. `prefixes` holds

@@ -98,7 +98,7 @@ class LonggenTask:
         return text[start : start + self.config.context]
 
     def _refuse_beyond_window(self, tokens: int) -> None:
-        """Raise `UserError` where a prompt of so many tokens and its answer exceed the window."""
+        """Raise `UserError` if a prompt of this many tokens and its answer exceed the window."""
         if tokens + self.max_new_tokens > self.model.window:
             raise UserError(
                 "eval.max_new_tokens",

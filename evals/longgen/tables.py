@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from typing_extensions import TypedDict
 
-from evals.results.means import USUAL, Asked, Cells, Values, add, average, cells, sampled
+from evals.results.means import USUAL, Asked, Cells, average, by_line, sampled
 from evals.results.record import Record
 from evals.results.schema import Count, Line, Number, exactly
 from evals.results.shows import own_fields
@@ -41,18 +41,13 @@ def tables(records: Sequence[Record], asked: Asked = USUAL) -> list[Table]:
     """The score, the length and the repetition of answers, then fidelity, by kind of request."""
 
     def cells_of(of_row: Sequence[Record], metric: Metric) -> Cells:
-        return _kinds(of_row, metric) | average(of_row, metric)
+        return by_line(of_row, metric, _kind) | average(of_row, metric)
 
     return sampled(records, asked, cells_of, (SCORE, LENGTH, REPEATED, *FIDELITY), order=_place, failed=_failed)
 
 
-def _kinds(records: Sequence[Record], metric: Metric) -> Cells:
-    columns: dict[str, Values] = {}
-    for record in records:
-        for line in record.covered:
-            if isinstance(line.get("kind"), str):
-                add(columns, line["kind"], record.task, record, line, metric)
-    return cells(columns)
+def _kind(line: Line) -> str | None:
+    return kind if isinstance(kind := line.get("kind"), str) else None
 
 
 def _place(column: str) -> int:

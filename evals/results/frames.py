@@ -48,7 +48,7 @@ def _names(record: Record, name: Name) -> dict[str, Any]:
 
 
 def _frame(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
-    """The naming columns are there also without rows; `budget` as `budget_column` makes it."""
+    """A frame with the naming columns, also without rows; `budget` is a `budget_column`."""
     frame = pd.DataFrame(rows) if rows else pd.DataFrame(columns=[*NAMED, "when", "setting", "folder"])
     return frame.assign(budget=budget_column(frame["budget"]))
 

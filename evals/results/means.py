@@ -178,6 +178,16 @@ def by_task(records: Sequence[Record], metric: Metric) -> Cells:
     return cells(columns)
 
 
+def by_line(records: Sequence[Record], metric: Metric, column_of: Callable[[Line], str | None]) -> Cells:
+    """A cell for every column that `column_of` names for the lines; lines of None have none."""
+    columns: dict[str, Values] = {}
+    for record in records:
+        for line in record.covered:
+            if (column := column_of(line)) is not None:
+                add(columns, column, record.task, record, line, metric)
+    return cells(columns)
+
+
 def layer_means(line: Line) -> list[float]:
     """Tokens kept by each layer, mean over its KV heads; empty where the line does not say."""
     kept = line.get("kept")

@@ -40,7 +40,7 @@ class Ruler(SampledEvaluation):
 
     @cached_property
     def folder(self) -> Path | None:
-        """The folder of `qa`. Raises `UserError` where there is none."""
+        """The folder of `qa`. Raises `UserError` if it does not exist."""
         if self.qa is None:
             return None
         folder = expanded(self.qa, "eval.qa")

@@ -18,7 +18,7 @@ class Prompt:
 
 
 def render(model: LoadedModel, sample: Drawn) -> Prompt:
-    """The input as one user turn, and the answer prefix as the start of the answer; joined where there is no format."""
+    """The input as one user turn, and the answer prefix as the start of the answer; without a chat format, joined."""
     return Prompt(model.chat(sample.input, sample.answer_prefix), sample.input[sample.question :].strip())
 
 

@@ -5,7 +5,7 @@ from typing import Any
 
 from typing_extensions import TypedDict
 
-from evals.results.means import USUAL, Asked, Cells, Values, add, average, by_task, cells, sampled
+from evals.results.means import USUAL, Asked, Cells, average, by_line, by_task, sampled
 from evals.results.record import Record, covered_lines
 from evals.results.schema import Count, Line, exactly
 from evals.results.shows import own_fields
@@ -40,7 +40,7 @@ def tables(records: Sequence[Record], asked: Asked = USUAL) -> list[Table]:
 
     def cells_of(of_row: Sequence[Record], metric: Metric) -> Cells:
         of_tasks = {} if alone else by_task(of_row, metric)
-        of_lengths = _by_length(of_row, metric) if alone or len(xs) > 1 else {}
+        of_lengths = by_line(of_row, metric, _length) if alone or len(xs) > 1 else {}
         return of_tasks | of_lengths | average(of_row, metric)
 
     return sampled(
@@ -57,14 +57,8 @@ def tables(records: Sequence[Record], asked: Asked = USUAL) -> list[Table]:
     )
 
 
-def _by_length(records: Sequence[Record], metric: Metric) -> Cells:
-    """A cell for every length: the mean over tasks."""
-    columns: dict[str, Values] = {}
-    for record in records:
-        for line in record.covered:
-            if isinstance(line.get("length"), int):
-                add(columns, text.tokens(line["length"]), record.task, record, line, metric)
-    return cells(columns)
+def _length(line: Line) -> str | None:
+    return text.tokens(length) if isinstance(length := line.get("length"), int) else None
 
 
 def _length_heads(lengths: Sequence[int]) -> dict[str, str]:
