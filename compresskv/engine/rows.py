@@ -176,14 +176,15 @@ class BucketedRows:
     def _fill(self, size: int, rows: list[int], source: Source) -> Bucket:
         like = source.keys
         shape = (len(rows), size + self.room, like.shape[-1])
-        # Zeros, not garbage: a masked NaN would still poison the softmax's weighted sum.
-        keys, values = like.new_zeros(shape), like.new_zeros(shape)
+        keys, values = like.new_empty(shape), like.new_empty(shape)
         lengths = []
         for slot, row in enumerate(rows):
             head, positions = source.rows[row]
             lengths.append(positions.numel())
             torch.index_select(source.keys[head], 0, positions, out=keys[slot, : lengths[-1]])
             torch.index_select(source.values[head], 0, positions, out=values[slot, : lengths[-1]])
+            # Zeros, not garbage: a masked NaN would still poison the softmax's weighted sum.
+            keys[slot, lengths[-1] :] = values[slot, lengths[-1] :] = 0
         return Bucket(
             rows=rows,
             lengths=torch.tensor(lengths, device=like.device, dtype=torch.int32),
