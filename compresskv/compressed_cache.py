@@ -50,7 +50,7 @@ def compressed(
     per layer and KV head, the observation window included, or a share of the prompt such as "25%"; None keeps
     everything. `generation_config`: whether
     `generate` applies the checkpoint's settings for greedy decoding, such as a repetition penalty; its own arguments
-    always apply. `backend`: "sdpa" or "flash_attention_2" (None: the latter if the model uses it).
+    always apply. `backend`: "sdpa", "varlen" or "flash_attention_2" (None: the best that runs the model).
 
     `when`="prompt+decode": each KV head is evicted again after every `interval` further tokens, back to what it kept of
     the prompt; between two evictions it holds up to `interval` tokens more. `protect`="prompt" then only takes tokens

@@ -37,8 +37,8 @@ class ModelConfig:
     `path`: a hub id, a local directory or a `.gguf` file. Without it, `package` is `<package>/<file>.gguf`, or the
     parts of one such file in order; `sha256` is the whole file's. `window` (tokens) null: what the model was trained
     for. `chat_template_kwargs` go to the tokenizer's `apply_chat_template`. `dtype` auto: on CUDA bfloat16 from Ampere
-    on and float16 before, on the CPU bfloat16 where it is fast, else float32. `backend` auto: flash_attention_2 where
-    it can run, else sdpa. `device` auto: CUDA if there is one; "map": spread over all devices.
+    on and float16 before, on the CPU bfloat16 where it is fast, else float32. `backend` auto: varlen where
+    it can run, else flash_attention_2, else sdpa. `device` auto: CUDA if there is one; "map": spread over all devices.
     """
 
     name: ModelName
@@ -50,7 +50,7 @@ class ModelConfig:
     chat_template: bool = True
     chat_template_kwargs: Mapping[str, Any] = field(default_factory=dict, hash=False)
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    backend: Literal["auto", "sdpa", "flash_attention_2"] = "auto"
+    backend: Literal["auto", "varlen", "flash_attention_2", "sdpa"] = "auto"
     device: Annotated[str, AfterValidator(_device)] = "auto"
     trust_remote_code: bool = False
 

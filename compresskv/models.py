@@ -18,7 +18,7 @@ from transformers.utils import logging as transformers_logging
 from compresskv import checkpoints, hardware, loaded_weights, model_files
 from compresskv.chat import chat_ids, chat_prompt
 from compresskv.checking import FrozenMapping, frozen
-from compresskv.engine.memory import kv_heads
+from compresskv.engine.memory import head_dim, kv_heads
 from compresskv.engine.rotary import depends_on_length
 from compresskv.errors import UserError, located
 from compresskv.folders import package_files
@@ -144,6 +144,7 @@ def load(config: ModelConfig) -> LoadedModel:
         source, fingerprint = _source(config)
         model, tokenizer = _pretrained(config, source, chosen)
         refuse_unserved(model)
+        chosen = hardware.for_heads(chosen, config, head_dim(model.config.get_text_config(decoder=True)))
         positions, length_rope = learned_positions(model), depends_on_length(model)
         _check_ends(model, tokenizer, Path(source))
         fingerprint = fingerprint or checkpoints.fingerprint(source, config.revision, config.trust_remote_code)

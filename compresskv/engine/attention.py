@@ -14,15 +14,17 @@ import torch
 from torch import Tensor
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedConfig, PreTrainedModel
 
-from compresskv.engine.backends import SDPA, Backend, FlashAttention2, MaskedSDPA, _backends
+from compresskv.engine.backends import SDPA, Backend, FlashAttention2, MaskedSDPA, Varlen, _backends
+from compresskv.engine.memory import head_dim
 from compresskv.engine.rotary import steady
 from compresskv.errors import UserError
-from compresskv.hardware import no_flash
+from compresskv.hardware import BACKENDS, unserved
 
 # transformers treats every name that contains "flash" as flash-attn.
 _BACKENDS: dict[str, tuple[str, type[Backend]]] = {
     "sdpa": ("compresskv_sdpa", SDPA),
     "sdpa on cuda": ("compresskv_sdpa_cuda", MaskedSDPA),
+    "varlen": ("compresskv_varlen", Varlen),
     "flash_attention_2": ("compresskv_fa2", FlashAttention2),
 }
 
@@ -115,13 +117,13 @@ def is_attached(config: PreTrainedConfig) -> bool:
 
 @contextmanager
 def attached(model: PreTrainedModel, backend: str = "sdpa") -> Iterator[PreTrainedModel]:
-    """Run `model` with our attention over `backend` ("sdpa", "flash_attention_2"); its own is restored on leaving.
+    """Run `model` with our attention over `backend`, a name in `hardware.BACKENDS`; its own is restored on leaving.
 
     If its RoPE depends on the length of the text, each text gets its own frequencies: see rotary.py. Raises `UserError`
-    for a model that flash-attn or the seam cannot run.
+    for a model that the backend or the seam cannot run.
     """
-    if backend == "flash_attention_2":
-        refuse_flash(model)
+    if backend in BACKENDS and (reason := _unserved(model, backend)):
+        raise UserError("backend", f"{reason[1]}, or use sdpa", value=backend, why=reason[0])
     name = backend if backend in _backends else _known(backend, model.device)
     original, cudnn = model.config._attn_implementation, torch.backends.cuda.cudnn_sdp_enabled()
     model.set_attn_implementation(name)
@@ -143,16 +145,17 @@ def attached(model: PreTrainedModel, backend: str = "sdpa") -> Iterator[PreTrain
 
 
 def own_backend(model: PreTrainedModel) -> str:
-    """The name of the backend for a model of the user's: flash-attn if it uses that, else sdpa."""
-    return "flash_attention_2" if model.config._attn_implementation == "flash_attention_2" else "sdpa"
+    """Return the backend for a model of the user's: flash-attn if the model uses it, else varlen if it runs, else sdpa."""
+    if model.config._attn_implementation == "flash_attention_2":
+        return "flash_attention_2"
+    return "sdpa" if _unserved(model, "varlen") else "varlen"
 
 
-def refuse_flash(model: PreTrainedModel) -> None:
-    """Raise `UserError` where flash-attn cannot run `model`: another device than CUDA, an old GPU, float32."""
+def _unserved(model: PreTrainedModel, backend: str) -> tuple[str, str] | None:
+    """Return why `backend` cannot run `model`, and the fix; None if it can."""
     cuda = model.device.type == "cuda"
     capability = torch.cuda.get_device_capability(model.device) if cuda else None
-    if reason := no_flash(model.dtype, capability):
-        raise UserError("backend", f"{reason[1]}, or use sdpa", value="flash_attention_2", why=reason[0])
+    return unserved(backend, model.dtype, capability, head_dim(model.config.get_text_config(decoder=True)))
 
 
 def _known(backend: str, device: torch.device) -> str:

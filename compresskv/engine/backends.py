@@ -1,4 +1,4 @@
-"""The kernels under the attention function: torch's sdpa everywhere, flash-attn on CUDA."""
+"""The kernels under the attention function: torch's sdpa everywhere; its `varlen_attn` and flash-attn on CUDA."""
 
 from collections.abc import Sequence
 from importlib import import_module
@@ -14,6 +14,7 @@ from compresskv.engine.ragged import (
     MaskedTable,
     RaggedRows,
     RaggedTable,
+    VarlenTable,
     bucketed_capacities,
     exact_capacities,
 )
@@ -173,6 +174,45 @@ class MaskedSDPA(SDPA):
         out = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
         out = out if in_order else out.index_select(0, table.place[layer])
         return out.view(settings, q_heads, new, head_dim).transpose(1, 2)
+
+
+class Varlen(SDPA):
+    """torch's variable-length attention: one call per layer takes ragged rows from one storage, without masks.
+
+    It runs FlashAttention-2's kernel of torch itself. `kernel` (default: `torch.nn.attention.varlen.varlen_attn`) has
+    its signature. Prefills go through sdpa.
+    """
+
+    def __init__(self, kernel: Any = None):
+        super().__init__()
+        self.kernel = kernel or import_module("torch.nn.attention.varlen").varlen_attn
+
+    def rows(self, sources: list[Source], room: int) -> list[LayerRows]:
+        return table_rows(VarlenTable, sources, room)
+
+    def decode(self, query: Tensor, key: Tensor, value: Tensor, rows: RaggedRows, scaling: float) -> Tensor:  # type: ignore[override]
+        settings, q_heads, new, head_dim = query.shape
+        rows.advance(new)
+        table, layer = rows.table, rows.layer
+        assert isinstance(table, VarlenTable)
+        rows.keys.index_copy_(0, table.write[layer], key.reshape(-1, head_dim))
+        rows.values.index_copy_(0, table.write[layer], value.reshape(-1, head_dim))
+        folded = settings * table.kv_heads
+        out = self.kernel(
+            query.reshape(folded, -1, new, head_dim).transpose(1, 2).reshape(folded * new, -1, head_dim),
+            rows.keys[:, None],
+            rows.values[:, None],
+            table.queries,
+            table.firsts[layer],
+            new,
+            table.longest[layer],
+            scale=scaling,
+            window_size=(-1, 0) if new > 1 else (-1, -1),
+            enable_gqa=True,
+            seqused_k=table.used[layer],
+            num_splits=table.splits(layer),
+        )
+        return out.view(settings, table.kv_heads, new, -1, head_dim).transpose(1, 2).reshape(settings, new, q_heads, -1)
 
 
 class FlashAttention2:

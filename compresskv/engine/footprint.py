@@ -10,7 +10,7 @@ from transformers.cache_utils import get_layer_types_and_kwargs
 
 from compresskv.engine.backends import flash_serves
 from compresskv.engine.live_bytes import LiveBytesMode
-from compresskv.engine.memory import kv_heads
+from compresskv.engine.memory import head_dim, kv_heads
 from compresskv.engine.ragged import MOST_PADDING
 from compresskv.engine.rows import ROUNDING
 from compresskv.eviction import LayerPrefill, LayerScores, Scorer, observe, observers, score
@@ -29,7 +29,7 @@ class ScoringBytes:
 class Footprint:
     """Bytes that a model of this shape takes beside its weights for a prompt of `length` tokens.
 
-    `backend` is "sdpa" or "flash_attention_2". Sizes that a configuration does not have are those of most
+    `backend` is a name in `hardware.BACKENDS`. Sizes that a configuration does not have are those of most
     architectures.
     """
 
@@ -71,13 +71,15 @@ class Footprint:
     def _mask(self, chunk: int, width: tuple[int, bool]) -> int:
         """A mask [chunk, keys] to add to logits, where sdpa needs one."""
         (keys, slides), cuda = width, self.model.device.type == "cuda"
-        masked = self.backend == "sdpa" and (slides or (chunk < self.length and not cuda))
+        masked = self.backend != "flash_attention_2" and (slides or (chunk < self.length and not cuda))
         return chunk * keys * self._itemsize if masked else 0
 
     def _repeats(self, width: tuple[int, bool]) -> int:
         """Keys and values of every query head, where sdpa on CUDA needs them."""
         (keys, slides), config = width, self._config
-        if self.backend != "sdpa" or self.model.device.type != "cuda" or kv_heads(config) == config.num_attention_heads:
+        if self.backend == "flash_attention_2" or self.model.device.type != "cuda":
+            return 0
+        if kv_heads(config) == config.num_attention_heads:
             return 0
         repeats = slides or not flash_serves(self.model.dtype, self.model.device)
         return 2 * config.num_attention_heads * self._head_dim * keys * self._itemsize if repeats else 0
@@ -148,8 +150,7 @@ class Footprint:
 
     @property
     def _head_dim(self) -> int:
-        config = self._config
-        return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        return head_dim(self._config)
 
     @property
     def _token_bytes(self) -> int:

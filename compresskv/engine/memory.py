@@ -106,6 +106,11 @@ def batches(sizes: Sequence[int], limit: int) -> list[list[int]]:
     return [sorted(batch) for batch in filled]
 
 
+def head_dim(config: PreTrainedConfig) -> int:
+    """Return the number of values of a key, from the configuration of a text model."""
+    return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+
+
 def kv_heads(config: PreTrainedConfig) -> int:
     """KV heads of a layer, under whichever name an architecture has them; the most if layers differ.
 

@@ -5,7 +5,8 @@ last. A table has the first slot and the number of tokens of each row, for all l
 that leaves, changes the table in one or two launches and moves no keys.
 
 `RaggedTable` is all that flash-attn needs: a view of the storage whose batch stride is one slot lets one call address
-rows of any length (`cache_batch_idx`). `MaskedTable` adds, for torch's sdpa, buckets of equal capacity and one mask.
+rows of any length (`cache_batch_idx`). `VarlenTable` adds what torch's `varlen_attn` reads: the slots of new tokens and
+the tokens of each row. `MaskedTable` adds, for torch's sdpa, buckets of equal capacity and one mask.
 """
 
 from collections.abc import Callable, Sequence
@@ -13,6 +14,7 @@ from dataclasses import dataclass
 from itertools import chain, groupby, pairwise
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from compresskv.engine.rows import Group, Source, rounded
@@ -212,6 +214,44 @@ class RaggedTable:
 
     def _keep_rows(self, staying: Tensor) -> None:
         self.lengths, self.starts = self.lengths[:, staying], self.starts[:, staying]
+
+
+MOST_SPLITS = 8
+UNEVEN = 8
+
+
+class VarlenTable(RaggedTable):
+    """A table for torch's `varlen_attn`, which appends nothing itself: the slots of new tokens are computed once a step.
+
+    `write` [layers, rows * new], int64: the slots of the step's new tokens, by row. `used` [layers, rows], int32: the
+    tokens of each row, new ones included. `firsts` [layers, rows + 1], int32: the first slot of each row; the kernel
+    does not read the last entry. `queries` [rows + 1], int32: where each row's new tokens begin among all rows'.
+    """
+
+    write: Tensor
+    used: Tensor
+    firsts: Tensor
+    queries: Tensor
+
+    def advance(self, tokens: int) -> None:
+        super().advance(tokens)
+        device, rows = self.starts.device, self.starts.shape[1]
+        self.used = self.lengths + tokens
+        self.write = (self.starts + self.lengths).long()
+        if tokens > 1:
+            self.write = (self.write[..., None] + torch.arange(tokens, device=device)).flatten(1)
+        self.firsts = F.pad(self.starts, (0, 1))
+        self.queries = torch.arange(0, rows * tokens + 1, tokens, device=device, dtype=torch.int32)
+
+    def splits(self, layer: int) -> int | None:
+        """Into how many parts the kernel splits the keys of each row; None lets it choose by the number of rows.
+
+        Its own choice knows the longest row only. Where one row is far longer than the mean, a step waits for it, so
+        all rows are split. The two limits are estimates: they were not measured on a GPU.
+        """
+        sizes = self.sizes[layer]
+        uneven = self.longest[layer] * len(sizes) > UNEVEN * int(sizes.sum())
+        return MOST_SPLITS if uneven else None
 
 
 @dataclass(frozen=True)

@@ -53,7 +53,7 @@ class CompressedLM(HFLM):
     Token ids at the border of context and continuation, truncation from the left, stop strings and the checkpoint's
     generation config are HFLM's; chat templates are rendered as `compresskv.chat` does, with HFLM's
     `chat_template_args` as their variables. `method`, `budget` and `calibration` as `compressed` takes them;
-    `prefill_chunk` in tokens; `attention`: "sdpa" or "flash_attention_2", None: the latter if the model uses it.
+    `prefill_chunk` in tokens; `attention`: "sdpa", "varlen" or "flash_attention_2" (None: the best that runs the model).
     `options` are HFLM's. Raises `UserError` for a model, a budget or a batch size that eviction does not serve.
     """
 

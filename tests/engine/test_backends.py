@@ -1,4 +1,4 @@
-"""The backends of GPUs: sdpa in their layout, and flash-attention with flash-attn 2.7's functions in pure torch."""
+"""The backends of GPUs: sdpa in their layout, and stand-ins of torch's and flash-attn's kernels in pure torch."""
 
 import pytest
 from hypothesis import given
@@ -13,7 +13,7 @@ from compresskv.engine.ragged import bucketed_capacities, exact_capacities
 from tests.support import tiny
 from tests.support.methods_in_use import evicting_layers, settings_for
 
-gpu_layouts = pytest.mark.parametrize("layout", ["masked sdpa", "flash-attn"], indirect=True)
+gpu_layouts = pytest.mark.parametrize("layout", ["masked sdpa", "varlen", "flash-attn"], indirect=True)
 
 
 @gpu_layouts

@@ -1,4 +1,4 @@
-"""flash-attn 2.7's two functions in pure torch, with their signatures and semantics."""
+"""flash-attn 2.7's two functions and torch's `varlen_attn` in pure torch, with their signatures and semantics."""
 
 from types import SimpleNamespace
 
@@ -44,6 +44,51 @@ def flash_attn_with_kvcache(
             keys, values = keys.repeat_interleave(groups, 1), values.repeat_interleave(groups, 1)
             logits = torch.einsum("hd,khd->hk", q[row, i], keys) * softmax_scale
             out[row, i] = torch.einsum("hk,khd->hd", logits.softmax(-1), values)
+    return out
+
+
+def varlen_attn(
+    query,
+    key,
+    value,
+    cu_seq_q,
+    cu_seq_k,
+    max_q,
+    max_k,
+    *,
+    return_aux=None,
+    scale=None,
+    window_size=(-1, -1),
+    enable_gqa=False,
+    seqused_k=None,
+    block_table=None,
+    num_splits=None,
+):
+    """query [tokens, heads, d], key and value [slots, kv_heads, d].
+
+    Row r has the queries `cu_seq_q[r]` to `cu_seq_q[r + 1]` and the `seqused_k[r]` keys from `cu_seq_k[r]` on; a window
+    of (-1, 0) is causal, aligned to the bottom right. With `seqused_k` the kernel reads no end of a row in `cu_seq_k`.
+    """
+    rows = len(seqused_k)
+    assert return_aux is None and block_table is None
+    assert window_size in ((-1, -1), (-1, 0))
+    for index, length in ((cu_seq_q, rows + 1), (cu_seq_k, rows + 1), (seqused_k, rows)):
+        assert (index.dtype, index.shape, index.is_contiguous()) == (torch.int32, (length,), True)
+    assert query.stride(-1) == key.stride(-1) == value.stride(-1) == 1
+    assert enable_gqa or query.shape[1] == key.shape[1]
+    assert num_splits is None or num_splits >= 1
+    out = torch.empty_like(query)
+    ends = cu_seq_q.tolist()
+    for row, (first, used) in enumerate(zip(cu_seq_k.tolist(), seqused_k.tolist(), strict=False)):
+        new = ends[row + 1] - ends[row]
+        assert new <= max_q and 0 < used <= max_k and first + used <= len(key)
+        groups = query.shape[1] // key.shape[1]
+        keys = key[first : first + used].repeat_interleave(groups, 1)
+        values = value[first : first + used].repeat_interleave(groups, 1)
+        logits = torch.einsum("qhd,khd->hqk", query[ends[row] : ends[row + 1]], keys) * scale
+        if window_size == (-1, 0):
+            logits = logits + torch.full((new, used), float("-inf")).triu(used - new + 1)
+        out[ends[row] : ends[row + 1]] = torch.einsum("hqk,khd->qhd", logits.softmax(-1), values)
     return out
 
 
