@@ -218,9 +218,7 @@ def _explained(where: str, hint: Any, value: Any, error: ValidationError) -> Use
 
 
 def _steps(value: Any, place: tuple[Any, ...]) -> list[Any]:
-    """Return the path to the item of `value` at pydantic's location `place`, without the union alternatives it
-    includes.
-    """
+    """Return the path to the item of `value` at pydantic's location `place`, without the union alternatives in it."""
     steps = []
     for step, following in zip_longest(place, place[1:]):
         if isinstance(value, Mapping):

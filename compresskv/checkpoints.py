@@ -74,8 +74,7 @@ def complete(info: Mapping[str, Iterable], source: str) -> None:
 
 
 def ask_once(source: str, revision: str | None) -> None:
-    """Raise at once if a hub id is not cached and the hub cannot be reached. `from_pretrained` would retry for a
-    minute.
+    """Raise at once if a hub id is not cached and the hub cannot be reached. `from_pretrained` tries for a minute.
 
     Makes no request for a directory, or if HF_HUB_OFFLINE is set.
     """

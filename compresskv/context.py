@@ -104,9 +104,7 @@ class Context:
         return None
 
     def _of_other_weights(self, made: Calibration) -> str | None:
-        """Describe how a calibration differs from this model in its weights, or if these are unknown, its files or its
-        name.
-        """
+        """Describe how a calibration's weights, or if unknown its files or its name, differ from this model's."""
         if made.weights and self.weights:
             same_model = same(made.weights, self.weights)
         elif made.model_fingerprint and self.fingerprint:

@@ -16,9 +16,7 @@ _CLEAN = (
     (" 've", "'ve"),
     (" 're", "'re"),
 )
-"""Replacements in the order in which they are applied. Source: `clean_up_tokenization` of transformers 4.45
-(Apache-2.0).
-"""
+"""Replacements, applied in this order. Source: `clean_up_tokenization` of transformers 4.45 (Apache-2.0)."""
 
 
 def asks_for_cleanup(tokenizer: PreTrainedTokenizerBase) -> bool:

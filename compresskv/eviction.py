@@ -90,9 +90,7 @@ class LayerPrefill:
             self.shown.show("the hidden states", self.hidden.states, self.hidden.cos, self.hidden.sin)
 
     def seen_by(self, scorer: "Scorer") -> "LayerPrefill":
-        """Return the layer as `scorer` sees it: the queries in its window, its observer, and the attention that all
-        scorers share.
-        """
+        """Return the layer as `scorer` sees it: its queries, its observer, and the attention that all scorers share."""
         rows = min(max(scorer.window, 1), self.queries.shape[1])
         observed = {scorer: self.observed[scorer]} if scorer in self.observed else {}
         hidden = self.hidden if needs_hidden_states(scorer) else None
@@ -115,8 +113,7 @@ class LayerPrefill:
         return self.keys.shape[0]
 
     def window_attention(self, window: int, dtype: torch.dtype | None = torch.float32) -> Tensor:
-        """Return the attention weights of the last `window` prompt positions over the prompt: [q_heads, window,
-        prompt].
+        """Return attention weights of the last `window` prompt positions over the prompt: [q_heads, window, prompt].
 
         Logits are computed in `dtype` (None: the model's), the softmax in float32, and the result is cast to `dtype`
         (SnapKV, Li et al. 2024). Computed once for the widest window, because the rows of a softmax are independent.
@@ -246,9 +243,7 @@ class Observer(Protocol):
     """
 
     def __call__(self, queries: Tensor, keys: Tensor, scaling: float) -> None:
-        """Observe `queries` [q_heads, new, head_dim] of the newest positions and `keys` [kv_heads, seen, head_dim] of
-        all.
-        """
+        """Observe the newest `queries` [q_heads, new, head_dim] and all `keys` so far [kv_heads, seen, head_dim]."""
         ...
 
 

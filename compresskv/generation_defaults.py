@@ -175,9 +175,7 @@ def processors(
 
 @contextmanager
 def ignored(model: PreTrainedModel) -> Iterator[None]:
-    """Make `generate` ignore the checkpoint's settings for greedy decoding inside the block; its own arguments still
-    apply.
-    """
+    """Disable the checkpoint's settings for greedy decoding in `generate`. Its own arguments still apply."""
     before = model.generation_config
     model.generation_config = copy.deepcopy(before)
     for name in _NEUTRAL:

@@ -37,9 +37,7 @@ class Tensor:
 
 @dataclass(frozen=True)
 class GgufFile:
-    """The content of one GGUF file, which may consist of several parts: `keys` by name, as Python values, and
-    `tensors`.
-    """
+    """The content of one GGUF file, of one or more parts: `keys` by name, as Python values, and `tensors`."""
 
     parts: tuple[Path, ...]
     keys: dict[str, Any]

@@ -176,9 +176,7 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "tokenizer.ggml.remove_extra_whitespaces": (False,),
     "tokenizer.ggml.token_type_count": (0, 1),
 }
-"""Values at which a key, without its architecture prefix, has no effect. Other values are refused if nothing reads the
-key.
-"""
+"""Values at which a key, without its architecture prefix, has no effect. A key that nothing reads must have one."""
 
 _PLAIN = frozenset({"gpt-2", "phi-2", "mpt", "olmo", "jais", "jina-es", "jina-de", "jina-v2-es", "jina-v2-de"})
 _SINGLE_DIGITS = frozenset({"starcoder", "refact", "command-r", "smollm", "codeshell", "exaone", "minerva-7b"})

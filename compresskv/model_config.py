@@ -65,8 +65,7 @@ class ModelConfig:
 
 
 def name_of(path: str | int) -> str:
-    """Return the name of the model at `path`: the last part of a hub id or directory, or a GGUF file without its
-    ending.
+    """Return the name of the model at `path`: the last part of a hub id or directory, or a GGUF file's stem.
 
     A commit's folder in the hub's cache, `models--<org>--<name>/snapshots/<commit>`, gets the name of its id. `.`, `..`
     and `~` are expanded; links are not followed.

@@ -256,9 +256,7 @@ def _refuse_quantisation(config: Mapping[str, Any], where: Path) -> None:
 
 
 def _refuse_kind(config: PreTrainedConfig, where: Path) -> None:
-    """Refuse a model that was saved as another kind: `model_type` selects the class, `architectures` names the saved
-    one.
-    """
+    """Refuse a model saved as another kind: `model_type` selects the class, `architectures` names the saved one."""
     saved = config.architectures if isinstance(config.architectures, (list, tuple)) else []
     loaded = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)].__name__
     for name in saved:

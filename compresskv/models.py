@@ -117,8 +117,7 @@ class LoadedModel:
         return chat_prompt(text, self.tokenizer, self.chat_template_kwargs) + answer_prefix
 
     def encode(self, prompt: str) -> torch.Tensor:
-        """Tokenize a prompt: ids [prompt], int64, on the model's device, with exactly one BOS if the tokenizer uses
-        one.
+        """Tokenize a prompt: ids [prompt], int64, on the model's device. With one BOS if the tokenizer uses one.
 
         Raises `UserError` for a token of the tokenizer that the model does not have.
         """

@@ -20,9 +20,7 @@ PROTOCOLS = CONF / "protocol"
 
 @dataclass(frozen=True)
 class EvaluationProtocol:
-    """The fields of a protocol. The defaults are `corrected`; the comment above a field names the alternative,
-    `released`.
-    """
+    """The fields of a protocol. The defaults are `corrected`; the comment above a field describes `released`."""
 
     name: Name = "corrected"
 
