@@ -190,7 +190,7 @@ _OWN_SPLIT = {
     **dict.fromkeys(("qwen2", "qwen2moe", "qwen3", "qwen3moe"), "qwen2"),
     **dict.fromkeys(("gpt2", "starcoder2"), "gpt-2"),
 }
-"""How transformers splits text for an architecture once the tokenizer is saved and reloaded, whatever the file says."""
+"""How transformers splits text for an architecture once the tokenizer is saved and reloaded. Ignores the file."""
 
 _PUBLISHED_AS_PLAIN = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 """sha256 of the default model's file. It names `smollm`, but published results used GPT-2's way to split text."""

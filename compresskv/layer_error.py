@@ -15,7 +15,7 @@ FLOOR = 24
 
 @dataclass(frozen=True)
 class LayerErrorAllocator:
-    """Allocate by `layer_scores`, the shares of the calibrated error. `exact`: no token of the budget goes unused."""
+    """Allocates by `layer_scores`, the shares of the calibrated error. `exact`: no token of the budget goes unused."""
 
     layer_scores: tuple[float, ...]
     exact: bool = True

@@ -39,7 +39,7 @@ def attention_forward(
     sliding_window: int | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """Attention with eviction, in the signature that transformers calls.
+    """Compute attention with eviction, in the signature that transformers calls.
 
     query [batch, q_heads, new, d], key and value [batch, kv_heads, *, d] -> [batch, new, q_heads, d]. Raises
     `UserError` for unsupported features: logit soft-capping, attention sinks, position biases, masks of any kind.

@@ -25,7 +25,10 @@ class Backend(Protocol):
     """A kernel, and the layout of the rows that it decodes from."""
 
     def prefill(self, query: Tensor, key: Tensor, value: Tensor, scaling: float, sliding_window: int | None) -> Tensor:
-        """Causal attention, bottom-right aligned. query [1, q_heads, q, d], key and value [1, kv_heads, kv, d]."""
+        """Compute causal attention, aligned bottom-right.
+
+        query [1, q_heads, q, d], key and value [1, kv_heads, kv, d].
+        """
         ...
 
     def end_prefill(self) -> None:

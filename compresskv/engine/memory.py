@@ -107,7 +107,7 @@ def batches(sizes: Sequence[int], limit: int) -> list[list[int]]:
 
 
 def kv_heads(config: PreTrainedConfig) -> int:
-    """Return the number of KV heads of a layer, whatever its name in the configuration; the maximum if layers differ.
+    """Return the number of KV heads of a layer, under any name of the field; the maximum if layers differ.
 
     Without such a field, each query head has its own KV head.
     """

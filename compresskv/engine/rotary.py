@@ -211,7 +211,7 @@ def _boundaries(module: nn.Module) -> set[Boundary]:
 
 @torch.no_grad()
 def _rotation(module: nn.Module, kind: dict[str, str], length: int) -> Tensor:
-    """Return a rotary module's output for position 1 in a text of `length` tokens, flat, whatever it saw before."""
+    """Return a rotary module's flat output for position 1 in a text of `length` tokens, after a reset."""
     _forget(module)
     out = module.forward(
         _like(module), position_ids=torch.tensor([[1, length - 1]], device=_like(module).device), **kind
