@@ -23,7 +23,10 @@ Reason = tuple[str, str]
 
 @dataclass(frozen=True)
 class Hardware:
-    """`device` is a torch device or "map"; `backend` is a name in `BACKENDS`; `notes` are for the user."""
+    """The resolved hardware of a run.
+
+    `device` is a torch device or "map"; `backend` is a name in `BACKENDS`; `notes` are shown to the user.
+    """
 
     device: str
     dtype: torch.dtype
@@ -69,7 +72,7 @@ def _device(asked: str) -> str:
 
 
 def _capability(device: str) -> tuple[int, int] | None:
-    """The least CUDA capability that the model meets; None without CUDA."""
+    """Return the lowest CUDA capability among the GPUs that the model uses; None without CUDA."""
     if device == "cpu" or not torch.cuda.is_available():
         return None
     if device == "map":
@@ -86,7 +89,7 @@ def _dtype(asked: str, capability: tuple[int, int] | None) -> torch.dtype:
         processor = torch.cpu.get_capabilities()
         fast = processor.get("avx512_bf16") or processor.get("amx_bf16")
         return torch.bfloat16 if fast else torch.float32
-    # `torch.cuda.is_bf16_supported` counts emulation.
+    # `torch.cuda.is_bf16_supported` also counts emulation.
     return torch.bfloat16 if capability >= AMPERE else torch.float16
 
 
@@ -126,7 +129,7 @@ def _unsuited_heads(head_dim: int | None) -> Reason | None:
 
 
 def _no_varlen() -> Reason | None:
-    """Why torch's `varlen_attn` cannot decode from a cache."""
+    """Return why torch's `varlen_attn` cannot decode from a cache."""
     try:
         arguments = inspect.signature(import_module("torch.nn.attention.varlen").varlen_attn).parameters
     except (ImportError, AttributeError):
@@ -137,7 +140,7 @@ def _no_varlen() -> Reason | None:
 
 
 def _unsuited(dtype: torch.dtype, capability: tuple[int, int] | None) -> Reason | None:
-    """Why FlashAttention-2 cannot run on this device, or in this dtype."""
+    """Return why FlashAttention-2 cannot run on this device, or in this dtype."""
     if capability is None:
         return "it runs on CUDA only", "set model.device to a CUDA device"
     if capability < AMPERE:
@@ -149,13 +152,13 @@ def _unsuited(dtype: torch.dtype, capability: tuple[int, int] | None) -> Reason 
 
 
 def _unusable() -> Reason | None:
-    """Why the flash-attn library cannot be used."""
+    """Return why the flash-attn library cannot be used."""
     installed = _flash_attn()
     if installed is None:
         return "flash-attn is not installed", "see the README's section on it"
     try:
         kernels = import_module("flash_attn")
-    except Exception as error:  # built for another torch or CUDA, it fails in several ways
+    except Exception as error:  # a build for another torch or CUDA fails in several ways
         said = " ".join(str(error).split())[:120]
         return f"flash-attn {installed} does not load ({said})", f"build it again for torch {torch.__version__}"
     if not hasattr(kernels, "flash_attn_with_kvcache"):
@@ -164,7 +167,10 @@ def _unusable() -> Reason | None:
 
 
 def _flash_attn() -> str | None:
-    """The version of flash-attn; None without it. Another distribution, flash-attn-4, has a module of its name."""
+    """Return the version of flash-attn; None if it is not installed.
+
+    The distribution flash-attn-4 has a module of the same name.
+    """
     try:
         return version("flash-attn")
     except PackageNotFoundError:

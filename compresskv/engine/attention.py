@@ -1,9 +1,10 @@
-"""The seam to transformers: the attention function registered with it, over one of the backends.
+"""The interface to transformers: an attention function, registered there, that runs one of the backends.
 
 transformers passes it the RoPE'd queries, keys and values of any decoder. In the prefill the prompt attends to itself
 in full; then the cache layer of the keys receives the queries of the observation window. After eviction, new tokens
-attend to the kept tokens. No class is patched: a model opts in with `set_attn_implementation`, and `attached` restores
-its own implementation.
+attend to the kept tokens.
+
+No class is patched: a model opts in with `set_attn_implementation`, and `attached` restores its own implementation.
 """
 
 from collections.abc import Iterator
@@ -40,11 +41,10 @@ def attention_forward(
     sliding_window: int | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """Attention with eviction, in the signature that transformers calls.
+    """Compute attention with eviction, in the signature that transformers calls.
 
     query [batch, q_heads, new, d], key and value [batch, kv_heads, *, d] -> [batch, new, q_heads, d]. Raises
-    `UserError` for features that it does not support: logit soft-capping, attention sinks, position biases, masks of
-    any kind.
+    `UserError` for unsupported features: logit soft-capping, attention sinks, position biases, masks of any kind.
     """
     for name in ("softcap", "s_aux", "position_bias"):
         if kwargs.get(name) is not None:
@@ -90,7 +90,7 @@ def _refuse_gaps(positions: Tensor | None, start: int) -> None:
 
 
 def refuse_padding(attention_mask: Tensor | None = None, **kwargs: Any) -> None:
-    """The mask function of `attention_forward`: it makes no masks, so it refuses padded batches."""
+    """Mask function of `attention_forward`. It creates no mask, and refuses padded batches."""
     if attention_mask is not None and not attention_mask.all():
         raise UserError(
             "attention_mask", "pass one unpadded prompt at a time", why="a padded batch is not supported under eviction"
@@ -98,7 +98,7 @@ def refuse_padding(attention_mask: Tensor | None = None, **kwargs: Any) -> None:
 
 
 def register(name: str, backend: Backend) -> str:
-    """Make `backend` known to transformers as the attention implementation `name`; returns the name."""
+    """Register `backend` with transformers as the attention implementation `name`, and return the name."""
     _backends[name] = backend
     AttentionInterface.register(name, attention_forward)
     AttentionMaskInterface.register(name, refuse_padding)
@@ -106,28 +106,28 @@ def register(name: str, backend: Backend) -> str:
 
 
 def forget(name: str) -> None:
-    """Unregister the backend `name`, and free what it refers to."""
+    """Unregister the backend `name`, and release it."""
     _backends.pop(name, None)
 
 
 def is_attached(config: PreTrainedConfig) -> bool:
-    """Whether the model of this configuration runs with our attention now."""
+    """Return whether the model of this configuration currently runs with our attention."""
     return config._attn_implementation in _backends
 
 
 @contextmanager
 def attached(model: PreTrainedModel, backend: str = "sdpa") -> Iterator[PreTrainedModel]:
-    """Run `model` with our attention over `backend`, a name in `hardware.BACKENDS`; its own is restored on leaving.
+    """Run `model` with our attention over `backend` (`hardware.BACKENDS`), and restore its own on leaving.
 
     If its RoPE depends on the length of the text, each text gets its own frequencies: see rotary.py. Raises `UserError`
-    for a model that the backend or the seam cannot run.
+    for a model that the backend or this attention function cannot run.
     """
     if backend in BACKENDS and (reason := _unserved(model, backend)):
         raise UserError("backend", f"{reason[1]}, or use sdpa", value=backend, why=reason[0])
     name = backend if backend in _backends else _known(backend, model.device)
     original, cudnn = model.config._attn_implementation, torch.backends.cuda.cudnn_sdp_enabled()
     model.set_attn_implementation(name)
-    # cuDNN plans anew for every shape and stride, which takes it tens of milliseconds of the host's time.
+    # cuDNN plans again for every new shape and stride, which takes tens of milliseconds on the host.
     torch.backends.cuda.enable_cudnn_sdp(False)
     try:
         if not is_attached(model.config):
@@ -159,6 +159,6 @@ def _unserved(model: PreTrainedModel, backend: str) -> tuple[str, str] | None:
 
 
 def _known(backend: str, device: torch.device) -> str:
-    """The name of a backend, which is registered on first use."""
+    """Return the name of a backend, which is registered on first use."""
     name, kind = _BACKENDS["sdpa on cuda" if (backend, device.type) == ("sdpa", "cuda") else backend]
     return name if name in _backends else register(name, kind())
