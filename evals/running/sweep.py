@@ -59,7 +59,7 @@ class Entries(list[Entry]):
     """Outcomes of the settings of a running sweep."""
 
     def fail(self, jobs: Sequence[Job], error: Exception, task: str = "") -> None:
-        """Record jobs that `error` ended. An error that is not a `UserError` is a defect: print its traceback at once."""
+        """Record jobs that `error` ended. Unless it is a `UserError`, it is a defect: print its traceback at once."""
         mistake = isinstance(error, UserError)
         detail = "" if mistake else "".join(traceback.format_exception(error))
         sys.stderr.write(detail)
