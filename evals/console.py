@@ -110,7 +110,7 @@ def one_sentence_endings() -> Iterator[None]:
 
 @contextmanager
 def defects_end_here() -> Iterator[None]:
-    """End the process on a defect with its traceback, before Hydra catches it and prints a message of its own."""
+    """End the process on a defect with its traceback, before Hydra catches it and prints its own message."""
     try:
         yield
     except Exception:

@@ -93,7 +93,7 @@ class Record(SettingFiles):
 
     @cached_property
     def problems(self) -> list[str]:
-        """Descriptions of all problems of the files, with file and line; empty if there are none."""
+        """Descriptions of all problems of the files, with file and line."""
         return problems_of(self)
 
     @property

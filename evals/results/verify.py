@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def problems_of(files: "SettingFiles") -> list[str]:
-    """Return descriptions of all problems of the files, with file and line; empty if there are none."""
+    """Return descriptions of all problems of the files, with file and line."""
     problems = [f"samples.jsonl:{number}: {fault}" for number, fault in files.line_faults.items()]
     if files.unreadable:
         problems.append(files.unreadable)

@@ -114,9 +114,9 @@ class Cell:
 class Row:
     """The cells of a setting by column.
 
-    `apart`: the reason why no published number can be compared with the row; "" if none is known. `sizes`: sizes of the
-    setting's cache by field of a summary. `records`: the records that the row was made from, for the evaluation's
-    figures.
+    `apart`: the reason why no published number can be compared with the row; "" if no reason is known. `sizes`: sizes
+    of the setting's cache by field of a summary. `records`: the records that the row was made from, for the
+    evaluation's figures.
     """
 
     name: Name
