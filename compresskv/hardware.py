@@ -123,7 +123,7 @@ def _unsuited_heads(head_dim: int | None) -> Reason | None:
     if head_dim is None or (head_dim % 8 == 0 and head_dim <= MOST_HEAD_DIM):
         return None
     return (
-        f"its kernel needs a head dimension that is a multiple of 8 and at most {MOST_HEAD_DIM}, this one is {head_dim}",
+        f"its kernel needs a head dimension of at most {MOST_HEAD_DIM}, a multiple of 8; this one is {head_dim}",
         "use another model",
     )
 

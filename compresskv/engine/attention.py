@@ -145,7 +145,7 @@ def attached(model: PreTrainedModel, backend: str = "sdpa") -> Iterator[PreTrain
 
 
 def own_backend(model: PreTrainedModel) -> str:
-    """Return the backend for a model of the user's: flash-attn if the model uses it, else varlen if it runs, else sdpa."""
+    """Return the backend for a user's model: flash-attn if the model uses it, else varlen if it runs, else sdpa."""
     if model.config._attn_implementation == "flash_attention_2":
         return "flash_attention_2"
     return "sdpa" if _unserved(model, "varlen") else "varlen"

@@ -221,7 +221,7 @@ UNEVEN = 8
 
 
 class VarlenTable(RaggedTable):
-    """A table for torch's `varlen_attn`, which appends nothing itself: the slots of new tokens are computed once a step.
+    """A table for torch's `varlen_attn`: the slots of new tokens are computed once a step, since it appends nothing.
 
     `write` [layers, rows * new], int64: the slots of the step's new tokens, by row. `used` [layers, rows], int32: the
     tokens of each row, new ones included. `firsts` [layers, rows + 1], int32: the first slot of each row; the kernel

@@ -53,7 +53,7 @@ class CompressedLM(HFLM):
     Token ids at the border of context and continuation, truncation from the left, stop strings and the checkpoint's
     generation config work as in HFLM. Chat templates are rendered as in `compresskv.chat`, with HFLM's
     `chat_template_args` as their variables. `method`, `budget` and `calibration` are as in `compressed`;
-    `prefill_chunk` is in tokens; `attention` is "sdpa" or "flash_attention_2" (None: the latter if the model uses it).
+    `prefill_chunk` is in tokens; `attention` is a backend (None: the best for the model).
     `options` are HFLM's. Raises `UserError` for a model, a budget or a batch size that eviction does not support.
     """
 

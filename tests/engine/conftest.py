@@ -1,4 +1,4 @@
-"""Backends for the engine's tests: those of GPUs on kernels that run on the CPU, and on fake CUDA tensors."""
+"""Backends for the engine's tests: GPU backends with kernels that run on the CPU, or on fake CUDA tensors."""
 
 from contextlib import contextmanager
 
@@ -19,7 +19,7 @@ LAYOUTS = {
 
 @pytest.fixture(params=["sdpa", *LAYOUTS])
 def layout(request):
-    """The name of a backend that runs on the CPU: its own, and the layouts of GPUs."""
+    """Yield the name of a backend that runs on the CPU: the CPU's backend, or one with the cache layout of a GPU."""
     if request.param == "sdpa":
         yield "sdpa"
         return

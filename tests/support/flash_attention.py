@@ -8,7 +8,10 @@ from tests.support.logical_devices import on_the_cpu
 
 
 def flash_attn_func(q, k, v, dropout_p=0.0, softmax_scale=None, causal=False, window_size=(-1, -1)):
-    """q [batch, new, heads, d], k and v [batch, total, kv_heads, d]; causal is aligned to the bottom right."""
+    """Compute attention of q [batch, new, heads, d] to k and v [batch, total, kv_heads, d].
+
+    `causal` is aligned to the bottom right.
+    """
     new, total, groups = q.shape[1], k.shape[1], q.shape[2] // k.shape[2]
     k, v = k.repeat_interleave(groups, 2), v.repeat_interleave(groups, 2)
     logits = torch.einsum("bqhd,bkhd->bhqk", q, k) * softmax_scale
@@ -23,10 +26,11 @@ def flash_attn_func(q, k, v, dropout_p=0.0, softmax_scale=None, causal=False, wi
 def flash_attn_with_kvcache(
     q, k_cache, v_cache, k=None, v=None, cache_seqlens=None, cache_batch_idx=None, softmax_scale=None, causal=False
 ):
-    """q [rows, new, heads, d], caches [batch, capacity, kv_heads, d], of which row r is `cache_batch_idx[r]`.
+    """Compute attention of q [rows, new, heads, d] to caches [batch, capacity, kv_heads, d].
 
-    `cache_seqlens` (int32) tokens of a row are valid; k and v [rows, new, kv_heads, d] are written behind these, and
-    attended to, causally. Nothing is read or written beyond a row's tokens, for any strides.
+    Row r uses the cache row `cache_batch_idx[r]`, whose first `cache_seqlens[r]` (int32) tokens are valid. k and v
+    [rows, new, kv_heads, d] are written after these and attended to causally. For any strides, nothing is read or
+    written beyond a row's tokens.
     """
     rows, new, capacity = q.shape[0], q.shape[1], k_cache.shape[1]
     assert causal or new == 1
@@ -93,9 +97,9 @@ def varlen_attn(
 
 
 KERNELS = SimpleNamespace(flash_attn_func=flash_attn_func, flash_attn_with_kvcache=flash_attn_with_kvcache)
-"""For tensors on the CPU."""
+"""Kernels for tensors on the CPU."""
 
 ON_LOGICAL_DEVICES = SimpleNamespace(
     flash_attn_func=on_the_cpu(flash_attn_func), flash_attn_with_kvcache=on_the_cpu(flash_attn_with_kvcache)
 )
-"""For logical tensors; each call is one launch."""
+"""Kernels for logical tensors; each call counts as one launch."""
