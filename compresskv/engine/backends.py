@@ -1,12 +1,14 @@
 """The kernels under the attention function: torch's sdpa everywhere; its `varlen_attn` and flash-attn on CUDA."""
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from importlib import import_module
 from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.attention.bias import causal_lower_right
 from transformers import PreTrainedConfig
 
@@ -58,6 +60,21 @@ def flash_serves(dtype: torch.dtype, device: torch.device) -> bool:
     return half and device.type == "cuda" and torch.cuda.get_device_capability(device) >= AMPERE
 
 
+CUDNN_FROM = 16_384
+"""Tokens. On Hopper and newer, a whole prompt that is longer is prefilled with cuDNN's attention.
+
+cuDNN's kernel is about 1.6 times faster there than torch's flash kernel, but it plans for every new shape, which takes
+tens of milliseconds. Not measured by us.
+"""
+
+HOPPER = (9, 0)
+
+
+def cudnn_pays(dtype: torch.dtype, device: torch.device) -> bool:
+    """Return whether cuDNN's attention is faster than torch's flash kernel: half precision, on Hopper or newer."""
+    return flash_serves(dtype, device) and torch.cuda.get_device_capability(device) >= HOPPER
+
+
 class SDPA:
     """torch's `scaled_dot_product_attention`. Runs everywhere, and is the backend on the CPU."""
 
@@ -82,15 +99,22 @@ class SDPA:
             # CUDA's efficient kernel does not support groups, and the math kernel would hold all logits.
             groups, grouped = query.shape[1] // key.shape[1], False
             key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
-        return F.scaled_dot_product_attention(
-            query,
-            key,
-            value,
-            attn_mask=mask,
-            is_causal=mask is None and new > 1,
-            scale=scaling,
-            enable_gqa=grouped,
-        )
+        whole = mask is None and new == total > CUDNN_FROM
+        kernels = [SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION]
+        with (
+            sdpa_kernel(kernels, set_priority=True)
+            if whole and cudnn_pays(query.dtype, query.device)
+            else nullcontext()
+        ):
+            return F.scaled_dot_product_attention(
+                query,
+                key,
+                value,
+                attn_mask=mask,
+                is_causal=mask is None and new > 1,
+                scale=scaling,
+                enable_gqa=grouped,
+            )
 
     def _mask(self, query: Tensor, total: int, sliding_window: int | None) -> Tensor:
         """Return the mask for `query`, the last of `total` tokens: [new, total], to add to the logits."""

@@ -78,6 +78,7 @@ def run_contenders(
         "model": model.name,
         "dtype": model.dtype,
         "backend": model.backend,
+        "device": model.device.type,
         "new_tokens": config.new_tokens,
         "rounds": config.rounds,
         "environment": environment(),

@@ -70,6 +70,11 @@ POOLS = (
 
 LAUNCHES = "* bound by launches: the GPU waits for the host"
 
+MASKED = (
+    "sdpa on CUDA decodes a single row of the full cache on few of the GPU's processors, so ratios to the full cache "
+    "flatter eviction: use model.backend=varlen"
+)
+
 Run = Mapping[str, Any]
 """The content of efficiency.json."""
 
@@ -137,6 +142,7 @@ class Efficiency(TypedDict, total=False):
     model: Required[Label]
     dtype: Required[str]
     backend: Required[str]
+    device: str  # "cpu" or "cuda"; absent in files of older versions
     new_tokens: Required[Count]
     rounds: Required[Count]
     environment: dict[str, Any]
@@ -210,7 +216,7 @@ def latency(run: Run) -> Texts:
             cell = text.NONE if value is None else f"{measured.of(value):.2f}{mark}"
             cells.append(f"{cell} ×{ratio:.2f}" if ratio else cell)
         body.append([str(name), str(row["length"]), *cells])
-    return Texts(_title(run), ["setting", "length", *(each.head for each in shown)], body, _caption(rows))
+    return Texts(_title(run), ["setting", "length", *(each.head for each in shown)], body, _caption(run, rows))
 
 
 def pools(run: Run) -> Texts:
@@ -220,7 +226,7 @@ def pools(run: Run) -> Texts:
     """
     rows = run.get("concurrency", [])
     body = [_pool(row, name) for row, name in zip(rows, names(rows), strict=True)]
-    return Texts(f"{run['model']}, sequences that decode together", POOL, body, _caption(rows))
+    return Texts(f"{run['model']}, sequences that decode together", POOL, body, _caption(run, rows))
 
 
 def _pool(row: Mapping[str, Any], name: Name) -> list[str]:
@@ -239,8 +245,11 @@ def _title(run: Run) -> str:
     return f"{run['model']} · {run['new_tokens']} new tokens · {run['dtype']} · {run['backend']}"
 
 
-def _caption(rows: Sequence[Mapping[str, Any]]) -> str:
-    return LAUNCHES if any(row.get("launch_bound") for row in rows) else ""
+def _caption(run: Run, rows: Sequence[Mapping[str, Any]]) -> str:
+    """Return what a reader must know about the times: steps bound by launches, and a slow kernel for the full cache."""
+    bound = any(row.get("launch_bound") for row in rows)
+    masked = run.get("device") == "cuda" and run["backend"] == "sdpa"
+    return ". ".join(([LAUNCHES] if bound else []) + ([MASKED] if masked else []))
 
 
 def tables(run: Run, methods: Sequence[str] = ()) -> list[Table]:
@@ -327,6 +336,7 @@ def _note(run: Run) -> str:
     return (
         f"{run['model']}: {run['new_tokens']} new tokens of one sequence, {run['dtype']}, {run['backend']}, on "
         f"{where}; n counts rounds, which take all settings in turn. The memory of a process counts the model too."
+        + (f" {caption}." if (caption := _caption(run, [])) else "")
     )
 
 
@@ -354,10 +364,10 @@ def sections(results: Path, models: Sequence[str]) -> tuple[Section, list[str]]:
 
 def _block(run: Run, folder: str) -> Block:
     about = f"{run['new_tokens']} new tokens, {run['rounds']} rounds, {run['dtype']}, {run['backend']}"
-    bound = any(row.get("launch_bound") for row in (*run["rows"], *run.get("concurrency", [])))
+    caption = _caption(run, (*run["rows"], *run.get("concurrency", [])))
     notes = [f"{about}. × is the ratio to the full cache."]
     notes += [POOLS] if run.get("concurrency") else []
-    notes += [f"{LAUNCHES}."] if bound else []
+    notes += [f"{caption}."] if caption else []
     texts = [latency(run), *([pools(run)] if run.get("concurrency") else [])]
     charts = [*tables(run), *_pool_charts(run)]
     return Block(

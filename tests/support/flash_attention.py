@@ -74,7 +74,8 @@ def varlen_attn(
     of (-1, 0) is causal, aligned to the bottom right. With `seqused_k` the kernel reads no end of a row in `cu_seq_k`.
     """
     rows = len(seqused_k)
-    assert return_aux is None and block_table is None
+    assert return_aux is None
+    assert block_table is None
     assert window_size in ((-1, -1), (-1, 0))
     for index, length in ((cu_seq_q, rows + 1), (cu_seq_k, rows + 1), (seqused_k, rows)):
         assert (index.dtype, index.shape, index.is_contiguous()) == (torch.int32, (length,), True)
@@ -85,7 +86,9 @@ def varlen_attn(
     ends = cu_seq_q.tolist()
     for row, (first, used) in enumerate(zip(cu_seq_k.tolist(), seqused_k.tolist(), strict=False)):
         new = ends[row + 1] - ends[row]
-        assert new <= max_q and 0 < used <= max_k and first + used <= len(key)
+        assert new <= max_q
+        assert 0 < used <= max_k
+        assert first + used <= len(key)
         groups = query.shape[1] // key.shape[1]
         keys = key[first : first + used].repeat_interleave(groups, 1)
         values = value[first : first + used].repeat_interleave(groups, 1)
