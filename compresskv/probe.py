@@ -13,7 +13,8 @@ from transformers.cache_utils import get_layer_types_and_kwargs
 
 from compresskv.engine.attention import attached, forget, register
 from compresskv.engine.backends import SDPA
-from compresskv.engine.decode import decode_cache, forward_tokens
+from compresskv.engine.decode import decode_cache
+from compresskv.engine.forward import forward_tokens
 from compresskv.engine.prefill import prefill
 from compresskv.engine.rotary import beyond_boundaries, spanning
 from compresskv.engine.setting import FULL

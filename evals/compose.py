@@ -25,6 +25,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from compresskv.budget import budget_from
 from compresskv.checking import Ge, Gt, Le, MinLen, PathText, checked, checked_value, frozen, refuse_unknown
+from compresskv.engine_config import EngineConfig
 from compresskv.errors import UserError, readable
 from compresskv.folders import CONF, package_files
 from compresskv.inputs import expanded
@@ -56,7 +57,7 @@ SCALARS: dict[str, Any] = {
 }
 """Scalar settings at the top of `conf/config.yaml`, with their types; `budget_from` parses the budget."""
 
-NODES = ("model", "method", "eval", "protocol", "observation", "eviction", "logger", "paths")
+NODES = ("model", "method", "eval", "protocol", "observation", "eviction", "engine", "logger", "paths")
 """Settings at the top of `conf/config.yaml` that are mappings."""
 
 
@@ -282,6 +283,7 @@ def _job(config: Mapping[str, Any]) -> Job:
         protocol=checked("protocol", EvaluationProtocol, config["protocol"]),
         observation=checked("observation", ObservationConfig, config["observation"]),
         eviction=checked("eviction", EvictionSchedule, config["eviction"]),
+        engine=checked("engine", EngineConfig, config["engine"]),
         calibration=scalars["calibration"],
         calibration_check=scalars["calibration_check"],
         prefill_chunk=scalars["prefill_chunk"],

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
 from compresskv.budget import Budget
 from compresskv.checking import Name
+from compresskv.engine_config import EngineConfig
 from compresskv.errors import UserError
 from compresskv.methods import MethodConfig
 from compresskv.model_config import ModelConfig
@@ -206,6 +207,7 @@ class Job:
     protocol: EvaluationProtocol
     observation: ObservationConfig
     eviction: EvictionSchedule
+    engine: EngineConfig
     calibration: str
     calibration_check: str
     prefill_chunk: int | None

@@ -10,7 +10,8 @@ from transformers import PreTrainedModel
 from compresskv.engine.attention import attached, forget, register
 from compresskv.engine.backends import SDPA
 from compresskv.engine.cache import EvictedCache
-from compresskv.engine.decode import decode_cache, forward_tokens
+from compresskv.engine.decode import decode_cache
+from compresskv.engine.forward import forward_tokens
 from compresskv.engine.prefill import Prefill, prefill
 from compresskv.engine.rotary import spanning
 from compresskv.engine.rows import Bucket

@@ -237,7 +237,7 @@ class Varlen(SDPA):
             window_size=(-1, 0) if new > 1 else (-1, -1),
             enable_gqa=True,
             seqused_k=table.used[layer],
-            num_splits=table.splits(layer),
+            num_splits=table.splits[layer],
         )
         return out.view(settings, table.kv_heads, new, -1, head_dim).transpose(1, 2).reshape(settings, new, q_heads, -1)
 

@@ -250,6 +250,13 @@ class EvictedCache(Cache):
             layer.seen = length
             layer.rows = rows
 
+    def replayed(self) -> None:
+        """Count a new token of each row that a replayed step has added without running `update`."""
+        for layer in self.evicting:
+            layer.seen += 1
+        for group in self.groups:
+            group.replayed()
+
     def evict_while_decoding(self, eviction: DecodeEviction) -> None:
         """Evict from the rows, which `hold` has filled, as `eviction` specifies."""
         self.eviction = eviction

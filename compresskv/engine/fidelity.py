@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from compresskv.engine.decode import answering, forward_given
+from compresskv.engine.decode import answering
+from compresskv.engine.forward import forward_given
 from compresskv.engine.memory import batches
 from compresskv.engine.prefill import Prefill, finite, non_finite
 from compresskv.engine.rotary import regime

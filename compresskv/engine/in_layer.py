@@ -12,8 +12,9 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from compresskv.engine.attention import is_attached
 from compresskv.engine.cache import EvictedCache
-from compresskv.engine.decode import Stopping, decode, forward_given
+from compresskv.engine.decode import Stopping, decode
 from compresskv.engine.decode_eviction import DecodeEviction, PromptEnd, refuse_ragged
+from compresskv.engine.forward import forward_given
 from compresskv.engine.generation import Generation
 from compresskv.engine.prefill import forward_prompt, prompt_shape
 from compresskv.engine.rows import Source

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from compresskv.engine.decode import Stopping, decode, decode_cache, forward_tokens
+from compresskv.engine.decode import Stopping, decode, decode_cache
+from compresskv.engine.forward import forward_tokens
 from compresskv.engine.generation import Generation
 from compresskv.engine.prefill import prefill
 from compresskv.engine.rotary import refuse_crossing, spanning

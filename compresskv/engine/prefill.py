@@ -18,6 +18,7 @@ from compresskv.engine.hidden import hidden_states
 from compresskv.engine.memory import memory_as
 from compresskv.engine.prefixes import PrefixStore, chunk_names
 from compresskv.engine.rotary import regime
+from compresskv.engine.setting import FULL as FULL  # the first GPU run imports it from here
 from compresskv.engine.setting import Setting
 from compresskv.errors import NonFiniteError, PromptError, UserError
 from compresskv.eviction import (

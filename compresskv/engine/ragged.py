@@ -159,6 +159,12 @@ class RaggedTable:
         if tokens:
             self.lengths += tokens
 
+    def replayed(self) -> None:
+        """Count a step of one token that a graph replayed: its operations changed the tensors."""
+        self.new += 1
+        for rows in self.rows:
+            rows.new = self.new
+
     def forget(self, tokens: int) -> None:
         """Remove the last `tokens` new ones of all rows."""
         self._count(self.step - tokens)
@@ -224,14 +230,19 @@ class VarlenTable(RaggedTable):
     """A table for torch's `varlen_attn`: the slots of new tokens are computed once a step, since it appends nothing.
 
     `write` [layers, rows * new], int64: the slots of the step's new tokens, by row. `used` [layers, rows], int32: the
-    tokens of each row, new ones included. `firsts` [layers, rows + 1], int32: the first slot of each row; the kernel
+    tokens of each row, including new ones. `firsts` [layers, rows + 1], int32: the first slot of each row; the kernel
     does not read the last entry. `queries` [rows + 1], int32: where each row's new tokens begin among all rows'.
+    `splits`: into how many parts the kernel splits the keys of a layer's rows; None lets it choose.
+
+    The kernel chooses by the number of rows and the longest one. If one row is far longer than the mean, a step waits
+    for that row, so all rows are split. `MOST_SPLITS` and `UNEVEN` are estimates: they were not measured on a GPU.
     """
 
     write: Tensor
     used: Tensor
     firsts: Tensor
     queries: Tensor
+    splits: list[int | None]
 
     def advance(self, tokens: int) -> None:
         super().advance(tokens)
@@ -243,15 +254,18 @@ class VarlenTable(RaggedTable):
         self.firsts = F.pad(self.starts, (0, 1))
         self.queries = torch.arange(0, rows * tokens + 1, tokens, device=device, dtype=torch.int32)
 
-    def splits(self, layer: int) -> int | None:
-        """Into how many parts the kernel splits the keys of each row; None lets it choose by the number of rows.
+    def _fill(self, sources: list[Source], room: int) -> None:
+        super()._fill(sources, room)
+        self._split()
 
-        Its own choice knows the longest row only. Where one row is far longer than the mean, a step waits for it, so
-        all rows are split. The two limits are estimates: they were not measured on a GPU.
-        """
-        sizes = self.sizes[layer]
-        uneven = self.longest[layer] * len(sizes) > UNEVEN * int(sizes.sum())
-        return MOST_SPLITS if uneven else None
+    def _keep_rows(self, staying: Tensor) -> None:
+        super()._keep_rows(staying)
+        self._split()
+
+    def _split(self) -> None:
+        means = self.sizes.double().mean(1).tolist()
+        uneven = [longest > UNEVEN * mean for longest, mean in zip(self.longest, means, strict=True)]
+        self.splits = [MOST_SPLITS if of_layer else None for of_layer in uneven]
 
 
 @dataclass(frozen=True)

@@ -151,7 +151,7 @@ def uncrossed(model: PreTrainedModel, length: int, new: int) -> int:
 
 def depends_on_length(model: PreTrainedModel) -> bool:
     """Return whether the RoPE of `model` depends on the length of the text."""
-    return bool(LengthRope(model).boundaries)
+    return bool((_active.get(model) or LengthRope(model)).boundaries)
 
 
 def beyond_boundaries(model: PreTrainedModel) -> int | None:

@@ -47,6 +47,10 @@ class Group(Protocol):
         """Remove the last `tokens` new ones of all rows."""
         ...
 
+    def replayed(self) -> None:
+        """Count a new token of each row that a replayed step has added."""
+        ...
+
     def evict(self, kept: Sequence[Sequence[Tensor | None]]) -> None:
         """Keep these of the tokens that each row holds, by layer and row: sorted indices, int64; None for all.
 
@@ -224,6 +228,9 @@ class BucketedRows:
         out = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
         out = out if self.in_order else out[self.place]
         return out.view(settings, q_heads, new, head_dim).transpose(1, 2)
+
+    def replayed(self) -> None:
+        raise NotImplementedError("buckets of the CPU have no fixed shapes to replay")
 
     def forget(self, tokens: int) -> None:
         """Remove the last `tokens` new ones."""

@@ -11,6 +11,7 @@ import torch
 
 from compresskv.budget import written
 from compresskv.engine.attention import attached
+from compresskv.engine.graph import graphs
 from compresskv.engine.setting import FULL, Setting
 from compresskv.errors import UserError
 from compresskv.models import LoadedModel
@@ -38,7 +39,9 @@ def run(model: LoadedModel, config: Efficiency, jobs: Sequence[Job], progress: P
     Rows have ratios to the full cache. Settings that do not fit in memory are left out, and `UserError` is raised at
     the end.
     """
-    return run_contenders(model, config, contenders(model, jobs), jobs[0].results, progress)
+    replay = jobs[0].engine.graph == "auto"
+    with graphs(model.model, replay):
+        return run_contenders(model, config, contenders(model, jobs), jobs[0].results, progress, replay)
 
 
 def contenders(model: LoadedModel, jobs: Sequence[Job]) -> dict[str, Contender]:
@@ -63,9 +66,17 @@ def contenders(model: LoadedModel, jobs: Sequence[Job]) -> dict[str, Contender]:
 
 
 def run_contenders(
-    model: LoadedModel, config: Efficiency, by_name: Mapping[str, Contender], results: Path, progress: Progress
+    model: LoadedModel,
+    config: Efficiency,
+    by_name: Mapping[str, Contender],
+    results: Path,
+    progress: Progress,
+    replay: bool = False,
 ) -> Path:
-    """Measure these contenders, with ratios to the first, and return the path of the JSON file."""
+    """Measure these contenders, with ratios to the first, and return the path of the JSON file.
+
+    `replay`: whether the caller asked for CUDA graphs, which the file notes.
+    """
     if (longest := max(config.lengths)) + config.new_tokens > model.window:
         raise UserError(
             "eval.lengths",
@@ -79,6 +90,7 @@ def run_contenders(
         "dtype": model.dtype,
         "backend": model.backend,
         "device": model.device.type,
+        "graphs": replay and model.device.type == "cuda",
         "new_tokens": config.new_tokens,
         "rounds": config.rounds,
         "environment": environment(),

@@ -10,8 +10,9 @@ from statistics import median
 
 import torch
 
+from compresskv.engine import graph
 from compresskv.engine.cache import EvictedCache
-from compresskv.engine.decode import forward_tokens
+from compresskv.engine.graph import EAGER
 from compresskv.engine.in_layer import LayerwiseCache
 from compresskv.engine.memory import gpus
 from compresskv.engine.prefill import forward_prompt
@@ -19,8 +20,8 @@ from compresskv.engine.setting import Setting
 from compresskv.models import LoadedModel
 from compresskv.selection import counts
 
-WARM_UP = 2
-"""Number of first decode steps that are not counted."""
+WARM_UP = EAGER + 1
+"""Number of first decode steps that are not counted: with `engine.graph`, the last of them is captured."""
 
 
 LAUNCH_BOUND = 0.9
@@ -109,10 +110,11 @@ def decode_steps(
 ) -> Steps:
     """Time `count` greedy decode steps after the rows' last `tokens` [rows]; `position` is as in `forward_tokens`."""
     devices = gpus(model.model)
+    feed = graph.Steps(model.model, cache)
     steps, asked = [], []
     for step in range(count):
         before = now(devices)
-        tokens = forward_tokens(model.model, tokens, cache, position + step).argmax(-1)
+        tokens = feed(tokens, position + step).argmax(-1)
         asked.append(time.perf_counter() - before)
         steps.append(now(devices) - before)
     bound = sum(asked) > LAUNCH_BOUND * sum(steps) if devices else None

@@ -142,7 +142,8 @@ class Efficiency(TypedDict, total=False):
     model: Required[Label]
     dtype: Required[str]
     backend: Required[str]
-    device: str  # "cpu" or "cuda"; absent in files of older versions
+    device: str  # "cpu" or "cuda"; absent in files of older versions, as `graphs` is
+    graphs: bool  # whether decode steps were replayed as CUDA graphs where the cache allowed it
     new_tokens: Required[Count]
     rounds: Required[Count]
     environment: dict[str, Any]
@@ -242,7 +243,11 @@ def _pool(row: Mapping[str, Any], name: Name) -> list[str]:
 
 
 def _title(run: Run) -> str:
-    return f"{run['model']} · {run['new_tokens']} new tokens · {run['dtype']} · {run['backend']}"
+    return f"{run['model']} · {run['new_tokens']} new tokens · {run['dtype']} · {_kernel(run)}"
+
+
+def _kernel(run: Run) -> str:
+    return run["backend"] + (" with CUDA graphs" if run.get("graphs") else "")
 
 
 def _caption(run: Run, rows: Sequence[Mapping[str, Any]]) -> str:
@@ -334,7 +339,7 @@ def shown(results: Path, methods: Sequence[str]) -> Shown:
 def _note(run: Run) -> str:
     where = text.hardware(shown_environment(run.get("environment")))
     return (
-        f"{run['model']}: {run['new_tokens']} new tokens of one sequence, {run['dtype']}, {run['backend']}, on "
+        f"{run['model']}: {run['new_tokens']} new tokens of one sequence, {run['dtype']}, {_kernel(run)}, on "
         f"{where}; n counts rounds, which take all settings in turn. The memory of a process counts the model too."
         + (f" {caption}." if (caption := _caption(run, [])) else "")
     )
@@ -363,7 +368,7 @@ def sections(results: Path, models: Sequence[str]) -> tuple[Section, list[str]]:
 
 
 def _block(run: Run, folder: str) -> Block:
-    about = f"{run['new_tokens']} new tokens, {run['rounds']} rounds, {run['dtype']}, {run['backend']}"
+    about = f"{run['new_tokens']} new tokens, {run['rounds']} rounds, {run['dtype']}, {_kernel(run)}"
     caption = _caption(run, (*run["rows"], *run.get("concurrency", [])))
     notes = [f"{about}. × is the ratio to the full cache."]
     notes += [POOLS] if run.get("concurrency") else []

@@ -21,8 +21,9 @@ from compresskv.calibration import Calibration
 from compresskv.chat import rendered
 from compresskv.compressed_cache import compressed
 from compresskv.engine.attention import attached, own_backend
-from compresskv.engine.decode import decode_cache, forward_given
+from compresskv.engine.decode import decode_cache
 from compresskv.engine.fidelity import LOGITS
+from compresskv.engine.forward import forward_given
 from compresskv.engine.in_layer import LayerwiseCache
 from compresskv.engine.prefill import prefill
 from compresskv.engine.rotary import regime, spanning, steady

@@ -18,6 +18,7 @@ from compresskv import models
 from compresskv.engine.attention import attached
 from compresskv.engine.decode import Stopping
 from compresskv.engine.generation import generate
+from compresskv.engine.graph import graphs
 from compresskv.engine.rotary import uncrossed
 from compresskv.engine.setting import Setting
 from compresskv.errors import UserError
@@ -153,7 +154,8 @@ def measure(work: Work) -> Speed:
     """Time one prompt of `work` with all its settings."""
     job = work.jobs[0]
     ids = work.task.sample(work.prompts[len(work.prompts) // 2]).ids[:MEASURED]
-    with attached(work.model.model, work.model.backend):
+    replay = graphs(work.model.model, job.engine.graph == "auto")
+    with attached(work.model.model, work.model.backend), replay:
         ids = ids[: uncrossed(work.model.model, ids.numel(), 1 + STEPS)]
         _seconds(work, job, ids[:WARM_UP], 1)
         one = _seconds(work, job, ids, 1)

@@ -11,6 +11,7 @@ from compresskv.detokenise import asks_for_cleanup
 from compresskv.engine.attention import attached
 from compresskv.engine.contexts import ContextStore
 from compresskv.engine.decode_eviction import refuse_scorer
+from compresskv.engine.graph import graphs
 from compresskv.engine.prefixes import PrefixStore, chunk_names, in_prefix_order
 from compresskv.engine.setting import Setting
 from compresskv.models import LoadedModel
@@ -111,7 +112,8 @@ def _run_samples(
     todo = [id for id in order if id in missing]
     if any(run.job.eviction.before_question for run in incomplete):
         todo = questions_together(tasks, todo)
-    with attached(model.model, model.backend), progress.track(title, todo) as steps:
+    replay = graphs(model.model, job.engine.graph == "auto")
+    with attached(model.model, model.backend), replay, progress.track(title, todo) as steps:
         for id in steps:
             for sample, batch in batches(id, [run for run in runs if id in run.ids and not run.error]):
                 run_batch(model, sample, batch, prefixes, contexts)

@@ -11,7 +11,8 @@ import torch
 from accelerate import dispatch_model
 
 from compresskv.engine.attention import attached
-from compresskv.engine.decode import Stopping, decode_cache, forward_tokens
+from compresskv.engine.decode import Stopping, decode_cache
+from compresskv.engine.forward import forward_tokens
 from compresskv.engine.generation import generate
 from compresskv.engine.in_layer import generate_in_layer
 from compresskv.engine.prefill import prefill
