@@ -32,7 +32,7 @@ from compresskv.generation_defaults import (
 )
 from compresskv.inputs import expanded
 from compresskv.model_config import ModelConfig
-from compresskv.probe import learned_positions, refuse_unserved
+from compresskv.probe import learned_positions, refuse_backend, refuse_unserved
 
 
 @dataclass(frozen=True, eq=False)
@@ -145,6 +145,8 @@ def load(config: ModelConfig) -> LoadedModel:
         model, tokenizer = _pretrained(config, source, chosen)
         refuse_unserved(model)
         chosen = hardware.for_heads(chosen, config, head_dim(model.config.get_text_config(decoder=True)))
+        if model.device.type == "cuda":
+            refuse_backend(model, chosen.backend)
         positions, length_rope = learned_positions(model), depends_on_length(model)
         _check_ends(model, tokenizer, Path(source))
         fingerprint = fingerprint or checkpoints.fingerprint(source, config.revision, config.trust_remote_code)

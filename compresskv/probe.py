@@ -77,6 +77,39 @@ def _unserved(model: PreTrainedModel) -> str | None:
     return _different(torch.stack(steps), expected, model.dtype) or _length_unseen(model)
 
 
+@torch.no_grad()
+def refuse_backend(model: PreTrainedModel, backend: str) -> None:
+    """Decode a few tokens from rows of unequal lengths with `backend`, and compare with torch's sdpa in its plain form.
+
+    Raises `UserError` if a logit differs by more than rounding: a kernel of another version than the tested one may
+    read the rows otherwise.
+    """
+    config = model.config.get_text_config(decoder=True)
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(0, config.vocab_size, (PROMPT + NEW,), generator=generator).to(model.device)
+
+    def steps(name: str) -> Tensor:
+        with attached(model, name):
+            prompt = prefill(model, ids[:PROMPT], 1)
+            whole = prompt.kept(FULL)
+            part = [[head[number % 3 :] for number, head in enumerate(layer)] for layer in whole]
+            tail = [[head[-2:] for head in layer] for layer in whole]
+            cache = decode_cache(prompt, [whole, part, tail], NEW)
+            return torch.cat(
+                [forward_tokens(model, ids[at].expand(3), cache, at) for at in range(PROMPT, PROMPT + NEW)]
+            )
+
+    with _undisturbed(model):
+        name = register("compresskv_plain", SDPA())
+        try:
+            expected = steps(name)
+        finally:
+            forget(name)
+        reason = _different(steps(backend), expected, model.dtype, "those of sdpa")
+    if reason:
+        raise UserError("model.backend", "set model.backend=sdpa", value=backend, why=f"it is not exact here: {reason}")
+
+
 def _length_unseen(model: PreTrainedModel) -> str | None:
     """Return a reason if the first queries or keys depend on the text's length in a way that rotary.py does not handle.
 
@@ -158,13 +191,15 @@ class Witness(SDPA):
         return None
 
 
-def _different(ours: Tensor, expected: Tensor, dtype: torch.dtype) -> str | None:
+def _different(
+    ours: Tensor, expected: Tensor, dtype: torch.dtype, whose: str = "those of its own attention"
+) -> str | None:
     """Compare logits [steps, vocabulary] float32, and return a reason if they differ."""
     spread = (expected - expected.mean(-1, keepdim=True)).norm(dim=-1)
     error = ((ours - expected).norm(dim=-1) / spread.clamp(min=1e-9)).max().item()
     if error <= TOLERANCE[dtype]:
         return None
-    return f"with everything kept, its logits differ from those of its own attention by {error:.2g} of their spread"
+    return f"for the same tokens, its logits differ from {whose} by {error:.2g} of their spread"
 
 
 @contextmanager

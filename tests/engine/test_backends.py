@@ -6,15 +6,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from compresskv.engine import backends
-from compresskv.engine.attention import attached
+from compresskv.engine.attention import attached, forget, register
 from compresskv.engine.decode import Stopping, decode, decode_cache
 from compresskv.engine.generation import generate
 from compresskv.engine.in_layer import generate_in_layer
 from compresskv.engine.prefill import prefill
 from compresskv.engine.ragged import bucketed_capacities, exact_capacities
+from compresskv.probe import refuse_backend
 from tests.support import tiny
+from tests.support.flash_attention import varlen_attn
 from tests.support.logical_devices import logical_devices
 from tests.support.methods_in_use import evicting_layers, settings_for
+from tests.support.refusals import refused
 
 gpu_layouts = pytest.mark.parametrize("layout", ["masked sdpa", "varlen", "flash-attn"], indirect=True)
 
@@ -30,6 +33,33 @@ def test_backends_of_gpus_generate_what_the_cpu_does(family, layout):
         assert generate(model, ids, settings, Stopping(10)) == expected
         assert generate(model, ids, settings, Stopping(10), chunk=40) == expected
         assert [generate_in_layer(model, ids, s, Stopping(10)) for s in settings] == expected
+
+
+@gpu_layouts
+@pytest.mark.parametrize("family", ["llama", "qwen2-hybrid"])
+def test_backends_pass_the_check_at_loading(family, layout):
+    refuse_backend(tiny.model(family), layout)
+
+
+@pytest.mark.parametrize("fault", ["length", "start", "scale"])
+def test_a_kernel_that_reads_rows_otherwise_is_refused(fault):
+    """As one of another torch might."""
+
+    def kernel(query, key, value, firsts_q, firsts_k, *args, **kwargs):
+        if fault == "length":
+            kwargs["seqused_k"] = (kwargs["seqused_k"] - 1).clamp(min=1)
+        if fault == "start":
+            firsts_k = torch.zeros_like(firsts_k)
+        if fault == "scale":
+            kwargs["scale"] = 1.0
+        return varlen_attn(query, key, value, firsts_q, firsts_k, *args, **kwargs)
+
+    name = register("compresskv_broken", backends.Varlen(kernel))
+    try:
+        with refused("model.backend", value=name):
+            refuse_backend(tiny.model("llama"), name)
+    finally:
+        forget(name)
 
 
 @gpu_layouts
