@@ -61,15 +61,23 @@ def _how(entries: Sequence[Entry]) -> str:
 
 
 def table(entries: Sequence[Entry]) -> Table:
-    """Return a table with one row for all settings of a task that have the same outcome."""
+    """Return a table with one row for all settings and tasks of an evaluation that have the same outcome."""
     shown = Table(title="settings")
     for column in ("model", "task", "outcome", "settings", ""):
         shown.add_column(column)
-    alike: dict[tuple[str, str, str, str, bool], list[str]] = {}
+    alike: dict[tuple[str, ...], dict[str, list[str]]] = {}  # the settings of each task
     for entry in sorted(entries, key=lambda entry: entry.faulty):
-        place = " ".join(dict.fromkeys((entry.eval, entry.task))).strip()
-        alike.setdefault((entry.model, place, entry.state, entry.note, entry.faulty), []).append(entry.setting)
-    for (model, place, state, note, faulty), settings in alike.items():
-        cells = (model, place, state, ", ".join(settings), note)
-        shown.add_row(*map(plain, cells), style="red" if faulty else "")
+        of = (entry.model, entry.eval, entry.state, entry.note)
+        alike.setdefault(of, {}).setdefault(entry.task, []).append(entry.setting)
+    faulty = {(entry.model, entry.eval, entry.state, entry.note) for entry in entries if entry.faulty}
+    for of, settings in alike.items():
+        model, kind, state, note = of
+        tasks: dict[tuple[str, ...], list[str]] = {}
+        for task, names in settings.items():
+            tasks.setdefault(tuple(names), []).append(task)
+        for names, of_tasks in tasks.items():
+            place = " ".join(dict.fromkeys((kind, ", ".join(of_tasks)))).strip()
+            shown.add_row(
+                *map(plain, (model, place, state, ", ".join(names), note)), style="red" if of in faulty else ""
+            )
     return shown

@@ -141,7 +141,7 @@ def _finish(model: LoadedModel, run: SettingRun) -> Entry:
         return Entry(
             *place, "incomplete", f"of {len(ids)}, {failed_of(run.failures)}", folder=folder, samples=tuple(ids)
         )
-    note = f"{len(ids)} samples" + (f", {run.resumed} of them from before" if run.resumed else "")
+    note = f"{len(ids)} sample{'s' * (len(ids) != 1)}" + (f", {run.resumed} of them from before" if run.resumed else "")
     return Entry(*place, "resumed" if run.resumed else "ran", note, folder=folder, samples=tuple(ids))
 
 
