@@ -76,6 +76,14 @@ class Prefill:
         """Bytes that a setting takes in a batch with `room` for new tokens after the question."""
         return self.cache.allocated_bytes(counts(kept), room + self.question.numel()) + self.cache.sliding_bytes
 
+    def with_answer(self, queries: Sequence[Tensor]) -> "Prefill":
+        """This prompt, whose layers have the `queries` [q_heads, tokens, head_dim] of its answer.
+
+        It has the scores so far; new ones do not go to prompts that share this context.
+        """
+        layers = [replace(layer, answer=of_layer) for layer, of_layer in zip(self.layers, queries, strict=True)]
+        return replace(self, layers=layers, _scores=dict(self._scores))
+
     def score(self, settings: Sequence[Setting]) -> None:
         """Score every layer for those of `settings` that evict; methods with equal scorers share their scores."""
         wanted = dict.fromkeys(chain.from_iterable(setting.scorers(self.length) for setting in settings))
