@@ -10,9 +10,10 @@ rows of any length (`cache_batch_idx`). `MaskedTable` adds, for torch's sdpa, bu
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import chain, groupby, pairwise
+from itertools import pairwise
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from compresskv.engine.rows import Group, Source, rounded
@@ -236,12 +237,14 @@ class MaskedTable(RaggedTable):
 
     mask: Tensor
     buckets: list[list[MaskedBucket]]
+    _views: dict[tuple[int, int, int, int], tuple[Tensor, Tensor, Tensor]]
 
     def __init__(self, sources: list[Source], room: int):
         super().__init__(sources, room, bucketed_capacities)
 
     def _fill(self, sources: list[Source], room: int) -> None:
         super()._fill(sources, room)
+        self._views = {}  # the storage is new
         self._arrange()
 
     def _begin(self, counts: Tensor, begin: Tensor) -> None:
@@ -310,40 +313,42 @@ class MaskedTable(RaggedTable):
         self._arrange()
 
     def _arrange(self) -> None:
-        """Make the buckets of each layer, and note where their rows are among all rows, and the other way round."""
-        order: list[list[int]] = []
-        place: list[list[int]] = []
-        self.buckets = []
-        for layer, (begin, sizes) in enumerate(zip(self.begin.tolist(), self.sizes.tolist(), strict=True)):
-            order.append([])
-            place.append([0] * len(begin))
-            self.buckets.append([])
-            by_place = sorted(range(len(begin)), key=begin.__getitem__)
-            for size, rows in groupby(by_place, sizes.__getitem__):
-                self._add_bucket(layer, size, begin, list(rows), order[-1], place[-1])
-        lengths = [len(layer) for layer in order]
-        index = torch.tensor([*chain(*order), *chain(*place)]).to(self.mask.device)
-        self.order = index[: sum(lengths)].split(lengths)
-        self.place = index[sum(lengths) :].view(len(place), -1)
-        self.in_order = [layer == list(range(len(layer))) for layer in order]
+        """Make the buckets of each layer, and note where their rows are among all rows, and the other way round.
 
-    def _add_bucket(
-        self, layer: int, size: int, begin: list[int], rows: list[int], order: list[int], place: list[int]
-    ) -> None:
-        """A bucket of `layer`, from the first to the last of these `rows`; where a row left, another one is read."""
-        first, base = begin[rows[0]], len(order)
-        count = (begin[rows[-1]] - first) // size + 1
-        order += [rows[0]] * count
-        for row in rows:
-            place[row] = base + (begin[row] - first) // size
-            order[place[row]] = row
+        A bucket reaches from the first to the last of its rows; where a row left, the one before it is read once more.
+        """
+        by_place = self.begin.argsort(1)
+        begin, sizes = self.begin.gather(1, by_place), self.sizes.gather(1, by_place)
+        differs = sizes[:, 1:] != sizes[:, :-1]
+        ends = F.pad(differs, (0, 1), value=True)
+        # The first slot of each row's bucket; slots rise from row to row.
+        first = begin.masked_fill(~F.pad(differs, (1, 0), value=True), -1).cummax(1).values
+        place = (begin - first) // sizes
+        rows = torch.where(ends, place + 1, 0)  # of a bucket, at its last row
+        place += rows.cumsum(1) - rows
+        totals = rows.sum(1, keepdim=True)
+        repeats = torch.cat([place, totals], 1).diff()
+        order = by_place.flatten().repeat_interleave(repeats.flatten())
+        of_row = torch.empty_like(place).scatter_(1, by_place, place)
+        index = torch.cat([order, of_row.flatten()]).to(self.mask.device)
+        self.order = index[: len(order)].split(totals.flatten().tolist())
+        self.place = index[len(order) :].view_as(of_row)
+        self.in_order = ((repeats == 1) & (by_place == torch.arange(by_place.shape[1]))).all(1).tolist()
+        self._arrange_buckets(ends.nonzero()[:, 0].tolist(), *(each[ends].tolist() for each in (first, sizes, rows)))
+
+    def _arrange_buckets(self, layers: list[int], first: list[int], sizes: list[int], rows: list[int]) -> None:
+        """The buckets by layer, first slot, slots of a row, and rows; views of before are used again."""
+        before, self._views = self._views, {}
+        self.buckets = [[] for _ in self.rows]
+        for key in zip(layers, first, sizes, rows, strict=True):
+            layer, _, _, count = key
+            views = self._views[key] = before.get(key) or self._view(*key)
+            base = self.buckets[layer][-1].rows.stop if self.buckets[layer] else 0
+            self.buckets[layer].append(MaskedBucket(slice(base, base + count), *views))
+
+    def _view(self, layer: int, first: int, size: int, count: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Keys, values and mask of `count` rows of `size` slots from slot `first` on."""
         slots = slice(first, first + count * size)
         keys, values = self.rows[layer].keys[slots], self.rows[layer].values[slots]
-        self.buckets[-1].append(
-            MaskedBucket(
-                slice(base, base + count),
-                keys.view(count, size, -1),
-                values.view(count, size, -1),
-                self._mask_of(layer)[slots].view(count, 1, 1, size),
-            )
-        )
+        mask = self._mask_of(layer)[slots]
+        return keys.view(count, size, -1), values.view(count, size, -1), mask.view(count, 1, 1, size)
