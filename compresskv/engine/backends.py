@@ -1,6 +1,6 @@
 """The kernels under the attention function: torch's sdpa everywhere, flash-attn on CUDA."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from importlib import import_module
 from typing import Any, Protocol
 
@@ -36,8 +36,8 @@ class Backend(Protocol):
         """The folded rows of each layer, with `room` for new tokens; `sources` is emptied on the way."""
         ...
 
-    def capacities(self, counts: Sequence[int], room: int) -> list[int]:
-        """Tokens that are allocated for each folded row of a layer, given the kept tokens of all of them."""
+    def capacities(self, rows: Mapping[int, int], room: int) -> dict[int, int]:
+        """Tokens that are allocated for a folded row: see `ragged.Capacities`."""
         ...
 
     def decode(self, query: Tensor, key: Tensor, value: Tensor, rows: Any, scaling: float) -> Tensor:

@@ -18,6 +18,7 @@ from compresskv.engine.hidden import hidden_states
 from compresskv.engine.memory import memory_as
 from compresskv.engine.prefixes import PrefixStore, chunk_names
 from compresskv.engine.rotary import regime
+from compresskv.engine.rows import by_size
 from compresskv.engine.setting import Setting
 from compresskv.errors import NonFiniteError, PromptError, UserError
 from compresskv.eviction import (
@@ -74,7 +75,8 @@ class Prefill:
 
     def row_bytes(self, kept: Kept, room: int) -> int:
         """Bytes that a setting takes in a batch with `room` for new tokens after the question."""
-        return self.cache.allocated_bytes(counts(kept), room + self.question.numel()) + self.cache.sliding_bytes
+        rows = list(map(by_size, counts(kept)))
+        return self.cache.allocated_bytes(rows, room + self.question.numel()) + self.cache.sliding_bytes
 
     def with_answer(self, queries: Sequence[Tensor]) -> "Prefill":
         """This prompt, whose layers have the `queries` [q_heads, tokens, head_dim] of its answer.

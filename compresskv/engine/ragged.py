@@ -8,7 +8,7 @@ that leaves, changes the table in one or two launches and moves no keys.
 rows of any length (`cache_batch_idx`). `MaskedTable` adds, for torch's sdpa, buckets of equal capacity and one mask.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -16,15 +16,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from compresskv.engine.rows import Group, Source, rounded
+from compresskv.engine.rows import Group, Source, by_size, rounded
 
-Capacities = Callable[[Sequence[int], int], list[int]]
-"""Slots of each folded row of a layer, given the rows' kept tokens and the room for new ones."""
+Capacities = Callable[[Mapping[int, int], int], dict[int, int]]
+"""Slots of a folded row by its kept tokens, rounded up to 32, given how many rows of a layer have each number, and the
+room for new tokens.
+"""
 
 
-def exact_capacities(counts: Sequence[int], room: int) -> list[int]:
+def exact_capacities(rows: Mapping[int, int], room: int) -> dict[int, int]:
     """Kept tokens rounded up to 32, and the room: what any layout holds at least."""
-    return [rounded(count) + room for count in counts]
+    return {size: size + room for size in rows}
 
 
 MOST_BUCKETS = 7
@@ -33,28 +35,27 @@ ALIGNMENT = 8
 """The strides of a mask, in elements, must be a multiple of this: CUDA's efficient kernel copies other masks."""
 
 
-def bucketed_capacities(counts: Sequence[int], room: int) -> list[int]:
+def bucketed_capacities(rows: Mapping[int, int], room: int) -> dict[int, int]:
     """Capacities of few distinct sizes, so that few calls serve all rows of a layer.
 
     Neighbouring sizes are merged, the cheapest first, down to seven, and further while no more than 1.25 times of what
     is needed is allocated.
     """
     room = -(-room // ALIGNMENT) * ALIGNMENT
-    exact = [rounded(count) for count in counts]
-    sizes = sorted(set(exact))
-    rows = [exact.count(size) for size in sizes]
-    needed = sum(exact) + room * len(exact)
+    sizes = sorted(rows)
+    numbers = [rows[size] for size in sizes]
+    needed = sum(number * (size + room) for size, number in rows.items())
     limit = MOST_PADDING * needed
     allocated = needed
     while len(sizes) > 1:
-        added = [count * (larger - smaller) for count, (smaller, larger) in zip(rows, pairwise(sizes), strict=False)]
+        added = [count * (larger - smaller) for count, (smaller, larger) in zip(numbers, pairwise(sizes), strict=False)]
         place = min(range(len(added)), key=added.__getitem__)
         if len(sizes) <= MOST_BUCKETS and allocated + added[place] > limit:
             break
         allocated += added[place]
-        rows[place : place + 2] = [rows[place] + rows[place + 1]]
+        numbers[place : place + 2] = [numbers[place] + numbers[place + 1]]
         del sizes[place]
-    return [next(size for size in sizes if size >= row) + room for row in exact]
+    return {size: next(larger for larger in sizes if larger >= size) + room for size in rows}
 
 
 class RaggedRows:
@@ -115,7 +116,7 @@ class RaggedTable:
         self.room, self.new, self.step = room, 0, 0
         # On the host, [layers, rows].
         self.counts = torch.tensor([[positions.numel() for _, positions in source.rows] for source in sources])
-        self.sizes = torch.tensor([self.capacities(row, room) for row in self.counts.tolist()])
+        self.sizes = torch.tensor([self._slots(row, room) for row in self.counts.tolist()])
         by_size = self.sizes.argsort(dim=1, stable=True)
         ordered = self.sizes.gather(1, by_size)
         self.begin = torch.empty_like(self.sizes).scatter_(1, by_size, ordered.cumsum(1) - ordered)
@@ -126,6 +127,11 @@ class RaggedTable:
         self._begin(plan[0], plan[1])
         for layer in range(len(sources)):
             self._fill_layer(layer, sources.pop(0), plan[:, layer])
+
+    def _slots(self, counts: list[int], room: int) -> list[int]:
+        """The slots of each row of a layer."""
+        slots = self.capacities(by_size(counts), room)
+        return [slots[rounded(count)] for count in counts]
 
     def _fill_layer(self, layer: int, source: Source, plan: Tensor) -> None:
         positions = torch.cat([positions for _, positions in source.rows])
