@@ -28,9 +28,7 @@ pytestmark = [
 NEW = Stopping(12)
 
 
-no_flash = hardware.no_flash(
-    torch.float16, torch.cuda.get_device_capability() if torch.cuda.is_available() else None
-)
+no_flash = hardware.no_flash(torch.float16, torch.cuda.get_device_capability() if torch.cuda.is_available() else None)
 needs_flash = pytest.mark.skipif(no_flash is not None, reason=f"flash-attn: {no_flash and no_flash[0]}")
 
 
