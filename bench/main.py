@@ -6,13 +6,12 @@ output is one JSON object of all ratios.
 
 import json
 import resource
-import time
 from functools import partial
 
 import torch
 from transformers import Cache, DynamicCache
 
-from bench.measure import alternate
+from bench.measure import alternate, clock
 from bench.settings import default_model, job, settings
 from compresskv.engine.attention import attached
 from compresskv.engine.decode import Stopping, answering, decode_cache
@@ -128,17 +127,17 @@ def evicting_ratio(model: LoadedModel, rows: int, budget: int, rounds: int) -> f
         for _ in range(rounds):
             for name, when in (("ours", schedule), ("theirs", AFTER_PROMPT)):
                 cache, _ = answering(model.model, prompt, kept, chosen, schedule.interval, when)
-                started = time.perf_counter()
+                started = clock()
                 _steps(model, cache, rows, ids.numel(), schedule.interval)
-                seconds[name].append((time.perf_counter() - started) / schedule.interval)
+                seconds[name].append((clock() - started) / schedule.interval)
     best = {name: min(values) for name, values in seconds.items()}
     return _show(f"decode step, {rows} rows of {budget} tokens, evicting over not", best)
 
 
 def _steps(model: LoadedModel, cache: Cache, rows: int, start: int, steps: int) -> None:
-    token = torch.full((rows, 1), 20)
+    token = torch.full((rows, 1), 20, device=model.device)
     for step in range(steps):
-        positions = torch.full((rows, 1), start + step)
+        positions = torch.full_like(token, start + step)
         model.model(
             token, position_ids=positions, use_cache=True, logits_to_keep=1, **{cache_argument(model.model): cache}
         )
@@ -216,9 +215,9 @@ def alternate_once(contenders) -> dict[str, float]:
     """Run each contender once, for runs that are too long for `alternate`, and return the seconds."""
     seconds = {}
     for name, run in contenders.items():
-        started = time.perf_counter()
+        started = clock()
         run()
-        seconds[name] = time.perf_counter() - started
+        seconds[name] = clock() - started
     return seconds
 
 

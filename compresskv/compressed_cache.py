@@ -2,11 +2,14 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
+from types import EllipsisType
 from typing import Any, Literal
 
 import torch
-from transformers import PreTrainedModel
+from torch import Tensor
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from compresskv.budget import Budget, budget_from
 from compresskv.calibration import Calibration
@@ -16,9 +19,10 @@ from compresskv.engine.hidden import hidden_states
 from compresskv.engine.in_layer import LayerwiseCache
 from compresskv.engine.setting import Setting
 from compresskv.errors import UserError
-from compresskv.eviction import EvictionMethod
+from compresskv.eviction import EvictionMethod, LayerPrefill
 from compresskv.generation_defaults import ignored
 from compresskv.installed import refuse_second_chunks
+from compresskv.kept_tokens import KeptTokens, read
 from compresskv.methods import method_for
 from compresskv.schedule import EvictionSchedule
 
@@ -26,8 +30,8 @@ from compresskv.schedule import EvictionSchedule
 @contextmanager
 def compressed(
     model: PreTrainedModel,
-    method: EvictionMethod | str | None,
-    budget: Budget | str | None,
+    method: EvictionMethod | str | EllipsisType | None = ...,
+    budget: Budget | str | EllipsisType | None = ...,
     calibration: Calibration | str | Path | None = None,
     backend: str | None = None,
     generation_config: Literal["ignored", "honoured"] = "ignored",
@@ -35,6 +39,7 @@ def compressed(
     when: Literal["prompt", "prompt+decode"] = "prompt",
     interval: int = 64,
     protect: Literal["none", "prompt"] = "none",
+    kept: str | Path | None = None,
 ) -> Iterator[LayerwiseCache]:
     """Create a cache that compresses one prompt, for `model.generate(**inputs, past_key_values=cache)`.
 
@@ -61,24 +66,89 @@ def compressed(
     tokens that it kept of the prompt. Between two evictions it holds up to `interval` tokens more. With
     `protect`="prompt", these evictions only drop tokens that came after the prompt. `crop` cannot undo an eviction.
 
+    `kept`: a file of kept tokens (kept_tokens.py), instead of `method` and `budget`. The prompt must be that of the
+    file, given as token ids.
+
     Raises `UserError` if the budget does not exceed the window; in use, for padding, batches and unsupported attention;
     on leaving the block, if the cache was not used; and if the cache is used after the block.
     """
     if backend is None:
         backend = own_backend(model)
-    if isinstance(method, str):
-        method = method_for(model, method, calibration)
-        budget = None if method is None else budget
-    kept = None if budget is None else budget_from(budget)
     given = {"when": when, "interval": interval, "protect": protect}
     schedule = checked("", EvictionSchedule, given)
     if schedule.before_question:
         raise UserError("when", "pass the context alone, and the question after it", value=when)
+    if kept is not None:
+        _refuse_beside_kept(method=method, budget=budget, calibration=calibration or ..., when=when)
+        make = partial(FixedCache, model.config, read(kept))
+    else:
+        setting = _setting(model, method, budget, calibration)
+        make = partial(LayerwiseCache, model.config, setting, schedule=schedule)
     with attached(model, backend), nullcontext() if generation_config == "honoured" else ignored(model):
-        cache = LayerwiseCache(model.config, Setting(method, kept), prompt_length, schedule=schedule)
-        with torch.no_grad(), _generating(model), hidden_states(model, cache):
+        cache = make(prompt_length=prompt_length)
+        with torch.no_grad(), _generating(model), hidden_states(model, cache), _ids_noted(model):
             yield cache
         cache.refuse_unused()
+
+
+def _setting(
+    model: PreTrainedModel,
+    method: EvictionMethod | str | EllipsisType | None,
+    budget: Budget | str | EllipsisType | None,
+    calibration: Calibration | str | Path | None,
+) -> Setting:
+    """The setting that these arguments of `compressed` mean."""
+    if method is ... or budget is ...:
+        raise UserError(
+            "method" if method is ... else "budget", "give both, or a file of kept tokens as kept", why="not given"
+        )
+    if isinstance(method, str):
+        method = method_for(model, method, calibration)
+        budget = None if method is None else budget
+    return Setting(method, None if budget is None else budget_from(budget))
+
+
+def _refuse_beside_kept(**given: Any) -> None:
+    """Raise `UserError` for an argument that a file of kept tokens leaves no room for."""
+    for name, value in given.items():
+        if value not in (..., "prompt"):
+            shown = value if isinstance(value, str | int) else ...
+            raise UserError(name, "leave it out", value=shown, why="kept says which tokens are kept, once")
+
+
+class FixedCache(LayerwiseCache):
+    """A cache that keeps the tokens that a file says, of the prompt that the file was made with.
+
+    `ids` [tokens], int64: those of the prompt so far.
+    """
+
+    def __init__(self, config: PreTrainedConfig, file: KeptTokens, prompt_length: int | None = None):
+        file.refuse_other_model(config)
+        super().__init__(config, Setting(file.method, 1), prompt_length)
+        self.file = file
+        self.ids = torch.empty(0, dtype=torch.int64)
+
+    def _evict(self, layer: LayerPrefill) -> None:
+        if layer.index == 0:
+            self.file.refuse_other_prompt(self.ids)
+        super()._evict(layer)
+
+
+@contextmanager
+def _ids_noted(model: PreTrainedModel) -> Iterator[None]:
+    """Within it, each `FixedCache` that the model is given notes the token ids of its prompt."""
+
+    def note(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        ids = kwargs.get("input_ids", args[0] if args else None)
+        for given in (*args, *kwargs.values()):
+            if isinstance(given, FixedCache) and isinstance(ids, Tensor) and not given.kept:
+                given.ids = torch.cat([given.ids, ids[0].cpu()])
+
+    handle = model.register_forward_pre_hook(note, with_kwargs=True)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 @contextmanager

@@ -69,6 +69,8 @@ class LayerPrefill:
     `observed`: the observer of each scorer that has one, after all queries of the prompt. A scorer gets only its own.
     `hidden`: set only for a scorer that `needs_hidden_states`, and only while this is the layer computed last.
     `scored`: the scores of such scorers, computed at that time, or the error of each.
+    `answer` [q_heads, tokens, head_dim]: the queries by which the full cache's greedy answer reads the prompt. Set only
+    for a scorer that `needs_answer`.
     """
 
     index: int
@@ -79,6 +81,7 @@ class LayerPrefill:
     observed: Mapping["Scorer", Any] = field(default_factory=dict, repr=False)
     hidden: HiddenStates | None = field(default=None, repr=False)
     scored: Mapping["Scorer", "LayerScores | Exception"] = field(default_factory=dict, repr=False)
+    answer: Tensor | None = field(default=None, repr=False)
     shown: ReadOnly = field(default_factory=ReadOnly, init=False, repr=False)
     _attention: dict[torch.dtype, Tensor] = field(default_factory=dict, init=False, repr=False)
     _whole: "LayerPrefill | None" = field(default=None, init=False, repr=False)
@@ -88,13 +91,18 @@ class LayerPrefill:
             self.shown.show(what, getattr(self, what))
         if self.hidden is not None:
             self.shown.show("the hidden states", self.hidden.states, self.hidden.cos, self.hidden.sin)
+        if self.answer is not None:
+            self.shown.show("the queries of the answer", self.answer)
 
     def seen_by(self, scorer: "Scorer") -> "LayerPrefill":
         """Return the layer as `scorer` sees it: its queries, its observer, and the attention that all scorers share."""
         rows = min(max(scorer.window, 1), self.queries.shape[1])
         observed = {scorer: self.observed[scorer]} if scorer in self.observed else {}
         hidden = self.hidden if needs_hidden_states(scorer) else None
-        seen = replace(self, queries=self.queries[:, -rows:], observed=observed, hidden=hidden, scored={})
+        answer = self.answer if needs_answer(scorer) else None
+        seen = replace(
+            self, queries=self.queries[:, -rows:], observed=observed, hidden=hidden, scored={}, answer=answer
+        )
         object.__setattr__(seen, "_whole", self)
         return seen
 
@@ -276,6 +284,21 @@ class HiddenStateScorer(Protocol):
 def needs_hidden_states(scorer: Scorer) -> bool:
     """Return whether `scorer` reads the hidden states of the prompt."""
     return isinstance(scorer, HiddenStateScorer) and scorer.needs_hidden_states
+
+
+@runtime_checkable
+class AnswerScorer(Protocol):
+    """A scorer that needs `LayerPrefill.answer`, if this is true. Only the shared path has it: there, the full cache
+    answers before a prompt is scored.
+    """
+
+    @property
+    def needs_answer(self) -> bool: ...
+
+
+def needs_answer(scorer: Scorer | None) -> bool:
+    """Whether `scorer` reads the queries of the full cache's answer."""
+    return isinstance(scorer, AnswerScorer) and scorer.needs_answer
 
 
 def observers(scorers: Iterable[Scorer]) -> dict[Scorer, Observer]:

@@ -55,13 +55,15 @@ def declares(
     gives: str | None = None,
     needs: str | None = None,
     prompt: Literal["whole"] | None = None,
+    path: Literal["shared"] | None = None,
 ) -> Callable[[F], F]:
     """Declare which other parts and budgets the part made by the decorated function can be combined with.
 
     A scorer declares its smallest `window` (tokens) if it differs from the observation window; `heads="alike"` if all
-    KV heads of a layer have the same scores; what it `gives` in addition to scores; and `prompt="whole"` if it reads
-    hidden states. An allocator declares `heads="compared"` if it needs scores that differ between heads, and what else
-    it `needs`. The values must be literals, because they are read from the source before the function is imported.
+    KV heads of a layer have the same scores; what it `gives` in addition to scores; `prompt="whole"` if it reads
+    hidden states; and `path="shared"` if it reads the full cache's answer. An allocator declares `heads="compared"` if
+    it needs scores that differ between heads, and what else it `needs`. The values must be literals, because they are
+    read from the source before the function is imported.
     """
     return lambda function: function
 
@@ -209,6 +211,17 @@ def refuse_chunks(config: MethodConfig, chunk: int | None) -> None:
             "set prefill_chunk=null",
             value=chunk,
             why=f"{config.name} needs the hidden states of the whole prompt, from one forward pass",
+        )
+
+
+def refuse_in_layer(config: MethodConfig, evaluation: str) -> None:
+    """Raise `UserError` for a scorer that declares the shared path, in an `evaluation` that evicts in each layer."""
+    if config.scorer is not None and _declared(config.scorer.target).get("path") == "shared":
+        raise UserError(
+            "method",
+            "leave it out",
+            value=config.name,
+            why=f"it reads the full cache's answer; eval={evaluation} evicts inside each layer, before that is there",
         )
 
 

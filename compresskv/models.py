@@ -240,7 +240,8 @@ def _pretrained(
         dtype=chosen.dtype,
         use_safetensors=True,
         attn_implementation="sdpa",
-        device_map="auto" if chosen.device == "map" else None,
+        # Weights go straight to their device: the host need not have room for all of them.
+        device_map={"map": "auto", "cpu": None}.get(chosen.device, chosen.device),
         output_loading_info=True,
         ignore_mismatched_sizes=True,  # reported by `checkpoints.complete`
         **options,
@@ -248,8 +249,6 @@ def _pretrained(
     checkpoints.complete(info, source)
     if not local:
         _check(checkpoints.folder_of(source, config.revision), config)
-    if chosen.device != "map":
-        model = model.to(chosen.device)
     return model.eval(), tokenizer
 
 

@@ -29,14 +29,21 @@ from compresskv.engine_config import EngineConfig
 from compresskv.errors import UserError, readable
 from compresskv.folders import CONF, package_files
 from compresskv.inputs import expanded
-from compresskv.methods import check_parameters, least_window, method_config, refuse_chunks, refuse_mismatch
+from compresskv.methods import (
+    check_parameters,
+    least_window,
+    method_config,
+    refuse_chunks,
+    refuse_in_layer,
+    refuse_mismatch,
+)
 from compresskv.model_config import ModelConfig, name_of
 from compresskv.observation import ObservationConfig
 from compresskv.protocol import EvaluationProtocol
 from compresskv.schedule import EvictionSchedule
 from evals.help import groups_help, settings_help
 from evals.hydra_errors import refuse_two_files, refused_in_a_sentence
-from evals.job import Evaluation, Job, Logger, SampledEvaluation
+from evals.job import Evaluation, Export, Job, Logger, SampledEvaluation
 from evals.kinds import kind_of, reserved
 
 # `model.path=<id or directory>` also sets the model's name, unless `model.name` is given.
@@ -57,7 +64,7 @@ SCALARS: dict[str, Any] = {
 }
 """Scalar settings at the top of `conf/config.yaml`, with their types; `budget_from` parses the budget."""
 
-NODES = ("model", "method", "eval", "protocol", "observation", "eviction", "engine", "logger", "paths")
+NODES = ("model", "method", "eval", "protocol", "observation", "eviction", "engine", "export", "logger", "paths")
 """Settings at the top of `conf/config.yaml` that are mappings."""
 
 
@@ -289,6 +296,7 @@ def _job(config: Mapping[str, Any]) -> Job:
         prefill_chunk=scalars["prefill_chunk"],
         memory=scalars["memory"],
         fidelity=scalars["fidelity"],
+        export=checked("export", Export, config["export"]),
         results=expanded(results, "paths.results"),
         logger=_logger(config["logger"]),
         config=config,
@@ -300,6 +308,7 @@ def _job(config: Mapping[str, Any]) -> Job:
             "fidelity", "set fidelity=false", value=True, why=f"eval={evaluation.name} has no samples to measure it on"
         )
     _refuse_schedule(job)
+    _refuse_export(job)
     return job
 
 
@@ -314,6 +323,17 @@ def _refuse_schedule(job: Job) -> None:
         why = "protocol=released is the authors' code, which evicts once, after the whole prompt"
     if why:
         raise UserError("eviction.when", "set eviction.when=prompt", value=job.eviction.when, why=why)
+
+
+def _refuse_export(job: Job) -> None:
+    """Raise `UserError` where no sample keeps a set of tokens that could be exported."""
+    why = ""
+    if not isinstance(job.eval, SampledEvaluation):
+        why = f"eval={job.eval.name} has no samples that keep tokens"
+    elif job.eviction.decodes:
+        why = f"with eviction.when={job.eviction.when}, what is kept changes while tokens are generated"
+    if job.export.kept and why:
+        raise UserError("export.kept", "set export.kept=false", value=True, why=why)
 
 
 def _refuse_mismatch(job: Job) -> None:
@@ -334,7 +354,13 @@ def _refuse_chunks(job: Job) -> None:
     refuse_chunks(job.method, job.prefill_chunk)
 
 
-_FITTING = (_refuse_mismatch, _refuse_small, _refuse_chunks)
+def _refuse_in_layer(job: Job) -> None:
+    """Raise `UserError` for a method of the shared path in an evaluation that measures in-layer eviction."""
+    if job.eval.evicts and not isinstance(job.eval, SampledEvaluation):
+        refuse_in_layer(job.method, job.eval.name)
+
+
+_FITTING = (_refuse_mismatch, _refuse_small, _refuse_chunks, _refuse_in_layer)
 """Checks that the settings of a job fit together."""
 
 

@@ -190,6 +190,13 @@ class Logger(ABC):
 
 
 @dataclass(frozen=True)
+class Export:
+    """`conf/config.yaml: export`. `kept`: whether to write which tokens each setting kept."""
+
+    kept: bool = False
+
+
+@dataclass(frozen=True)
 class Job:
     """A model, a method at a budget (None for the full cache), an evaluation and a protocol.
 
@@ -213,6 +220,7 @@ class Job:
     prefill_chunk: int | None
     memory: float | None
     fidelity: bool
+    export: Export
     results: Path
     logger: Logger | None
     config: Mapping[str, Any] = field(hash=False, repr=False, default_factory=dict)

@@ -13,7 +13,7 @@ import pytest
 import torch
 from transformers import GenerationConfig, GPTNeoXConfig, GPTNeoXForCausalLM
 
-from compresskv import checkpoints
+from compresskv import checkpoints, hardware, models
 from compresskv.errors import UserError
 from compresskv.folders import package_files
 from compresskv.models import ModelConfig, load
@@ -194,6 +194,21 @@ def test_a_broken_directory_is_one_sentence(checkpoint, tmp_path, change):
         load(ModelConfig("broken", path=path, device="cpu"))
 
 
+@pytest.mark.parametrize(("device", "given"), [("cpu", None), ("cuda:1", "cuda:1"), ("map", "auto")])
+def test_weights_are_loaded_straight_to_their_device(checkpoint, monkeypatch, device, given):
+    seen = {}
+
+    def noted(source, device_map, **options):
+        seen["device_map"] = device_map
+        return from_pretrained(source, **options)
+
+    from_pretrained = models.AutoModelForCausalLM.from_pretrained
+    monkeypatch.setattr(models.AutoModelForCausalLM, "from_pretrained", noted)
+    monkeypatch.setattr(hardware, "choose", lambda config: hardware.Hardware(device, torch.float32, "sdpa"))
+    load(ModelConfig("tiny", path=str(checkpoint)))
+    assert seen["device_map"] == given
+
+
 def test_an_unknown_hub_id_names_the_id(monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with refused("model.path", value="nobody/no-such-model", names="HF_HUB_OFFLINE"):
@@ -215,8 +230,6 @@ def test_a_hub_that_cannot_be_reached_is_asked_once(monkeypatch):
 
 
 def test_a_gated_model_names_the_token(monkeypatch):
-    from compresskv import models
-
     def refuse(*args, **kwargs):
         raise OSError("You are trying to access a gated repo.\nMake sure to have access to it")
 

@@ -1,6 +1,6 @@
 """The kernels under the attention function: torch's sdpa everywhere; its `varlen_attn` and flash-attn on CUDA."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from contextlib import nullcontext
 from importlib import import_module
 from typing import Any, Protocol
@@ -42,8 +42,8 @@ class Backend(Protocol):
         """Return the folded rows of each layer, with `room` for new tokens. Empties `sources`."""
         ...
 
-    def capacities(self, counts: Sequence[int], room: int) -> list[int]:
-        """Return the allocated tokens of each folded row of a layer, given the kept tokens of all its rows."""
+    def capacities(self, rows: Mapping[int, int], room: int) -> dict[int, int]:
+        """Return the allocated tokens of a folded row: see `ragged.Capacities`."""
         ...
 
     def decode(self, query: Tensor, key: Tensor, value: Tensor, rows: Any, scaling: float) -> Tensor:

@@ -1,7 +1,7 @@
 """A cache whose logical length is the prompt's and whose physical length is the budget's."""
 
 import copy
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -282,9 +282,16 @@ class EvictedCache(Cache):
         """The groups that the rows of all layers belong to."""
         return list(dict.fromkeys(layer.rows.group for layer in self.evicting if layer.rows is not None))
 
-    def allocated_bytes(self, counts: list[list[int]], room: int) -> int:
-        """Return the allocated size of `kept_bytes`: rounded up as the backend needs it, with `room` for new tokens."""
-        return self.kept_bytes([self.backend.capacities(heads, room) for heads in counts])
+    def allocated_bytes(self, rows: Sequence[Mapping[int, int]], room: int) -> int:
+        """Return the allocated size of `kept_bytes`: rounded up as the backend needs it, with `room` for new tokens.
+
+        `rows`: for each layer, how many folded rows have each number of kept tokens, rounded up (`rows.by_size`).
+        """
+        total = 0
+        for of_layer, layer in zip(rows, self.evicting, strict=True):
+            slots = self.backend.capacities(of_layer, room)
+            total += layer.token_bytes * sum(number * slots[size] for size, number in of_layer.items())
+        return total
 
     @property
     def sliding_bytes(self) -> int:

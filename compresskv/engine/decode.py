@@ -1,6 +1,6 @@
 """Decode all settings of a prompt greedily as one batch, one row per setting."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 
@@ -75,11 +75,12 @@ def answering(
     room: int,
     schedule: EvictionSchedule = AFTER_PROMPT,
     last: bool = False,
+    watch: Callable[[int, Tensor], None] | None = None,
 ) -> tuple[EvictedCache, Tensor]:
     """Return `decode_cache` after the question, and the next-token logits of each setting: [rows, vocabulary], float32.
 
     Without a question, the logits are the prompt's. `room` new tokens fit after the question. With a `schedule` that
-    decodes, the cache evicts by itself.
+    decodes, the cache evicts by itself; otherwise `watch` is called as `EvictedLayer.on_decode`, from the question on.
     """
     question = prefill.question
     eviction = None
@@ -89,6 +90,8 @@ def answering(
         room = min(room, schedule.interval)
     cache = decode_cache(prefill, kept, question.numel() + room, last)
     logits = prefill.logits.expand(len(kept), -1)
+    for layer in cache.evicting:
+        layer.on_decode = watch
     if eviction:
         cache.evict_while_decoding(eviction)
     together = max(1, TOGETHER // len(kept))

@@ -24,6 +24,7 @@ from compresskv.eviction import (
     LayerPrefill,
     LayerScores,
     ObservingScorer,
+    needs_answer,
     needs_hidden_states,
     observe,
     score,
@@ -289,7 +290,9 @@ def refuse_scorer(setting: Setting, schedule: EvictionSchedule) -> None:
     if scorer is None or not schedule.decodes:
         return
     why = ""
-    if needs_hidden_states(scorer):
+    if needs_answer(scorer):
+        why = f"{part_name(scorer)} knows the whole answer, so what is generated changes nothing"
+    elif needs_hidden_states(scorer):
         why = f"{part_name(scorer)} reads the hidden states of a prompt, which the tokens of a cache do not have"
     elif isinstance(scorer, ObservingScorer) and not isinstance(scorer.observer(), ContinuingObserver):
         why = f"{part_name(scorer)} observes all queries of a prompt, and its observer has no method `only`"

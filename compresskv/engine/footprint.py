@@ -13,7 +13,7 @@ from compresskv.engine.live_bytes import LiveBytesMode
 from compresskv.engine.memory import head_dim, kv_heads
 from compresskv.engine.ragged import MOST_PADDING
 from compresskv.engine.rows import ROUNDING
-from compresskv.eviction import LayerPrefill, LayerScores, Scorer, observe, observers, score
+from compresskv.eviction import BLOCK, LayerPrefill, LayerScores, Scorer, observe, observers, score
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ class Footprint:
         asked = torch.rand(config.num_attention_heads, length, self._head_dim).to(dtype)
         queries = asked[:, -max(window, 1) :].clone()
         observed, scaling = observers(scorers), self._head_dim**-0.5
-        layer = LayerPrefill(0, queries, keys, keys, scaling, observed)
+        layer = LayerPrefill(0, queries, keys, keys, scaling, observed, answer=asked[:, :BLOCK])
         scored: list[LayerScores] = []
         with LiveBytesMode([keys, asked, queries]) as mode:
             for scorer, observer in observed.items():

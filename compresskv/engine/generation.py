@@ -1,6 +1,6 @@
 """The shared path: prefill once, evict many, decode all settings of a prompt as one batch."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain
 
@@ -19,6 +19,7 @@ from compresskv.engine.prefixes import PrefixStore
 from compresskv.engine.rotary import refuse_crossing
 from compresskv.engine.setting import FULL, Setting
 from compresskv.errors import PromptError
+from compresskv.eviction import needs_answer
 from compresskv.schedule import AFTER_PROMPT, EvictionSchedule
 from compresskv.selection import Kept, counts
 
@@ -31,7 +32,8 @@ class Generation:
     bytes of the sliding-window layers, which no setting evicts. `together`: the indices, in the list of settings, of
     those that were decoded in the same batch. `peak_kept`: the largest mean number of tokens held per layer and KV
     head, including new ones; None unless eviction continues while decoding. `evicted_later`: whether it evicted
-    anything while decoding. `fidelity`: None unless requested.
+    anything while decoding. `fidelity`: None unless requested. `positions`: the compressed tokens that `kept`
+    counts.
     """
 
     tokens: list[int]
@@ -42,6 +44,7 @@ class Generation:
     peak_kept: float | None = None
     evicted_later: bool = False
     fidelity: Fidelity | None = None
+    positions: Kept = field(default_factory=list, compare=False, repr=False)
 
     @property
     def realised_budget(self) -> float:
@@ -83,6 +86,11 @@ def generate(
     scoring = PrefillError(
         "prompt", "use shorter prompts or model.device=map", why=f"out of memory while scoring {length} tokens"
     )
+    full = None
+    if any(map(needs_answer, scorers)):
+        with memory_as(scoring):
+            prompt.score([setting for setting in settings if not setting.needs_answer])
+        full, prompt = _answered(model, prompt, stopping)
     with memory_as(scoring):
         prompt.score(settings)
         kept = {place: prompt.kept(setting) for place, setting in enumerate(settings)}
@@ -95,15 +103,19 @@ def generate(
     sizes = [prompt.row_bytes(kept[place], stopping.max_new_tokens) for place in range(len(settings))]
     generations: dict[int, Generation] = {}
     pending = decode_batches(settings, sizes, limit)
+    if full:
+        alone = [place for place, setting in enumerate(settings) if setting.budget is None]
+        generations = {place: replace(full, together=(place,)) for place in alone}
+        pending = [batch for batch in pending if batch[0] not in generations]
     if prefixes:
-        full = 0 if reference is None else prompt.row_bytes(prompt.kept(FULL), stopping.max_new_tokens)
-        prefixes.trim(limit - full - max((sum(sizes[place] for place in batch) for batch in pending), default=0))
+        beside = 0 if reference is None else prompt.row_bytes(prompt.kept(FULL), stopping.max_new_tokens)
+        prefixes.trim(limit - beside - max((sum(sizes[place] for place in batch) for batch in pending), default=0))
     while pending:
         batch = pending.pop(0)
         last = not pending and len(batch) == 1 and reference is None and contexts is None
         generations |= _decode_together(model, decoding, {place: kept[place] for place in batch}, stopping, last)
     if reference is not None:
-        answer = _full_answer(model, decoding, generations, stopping)
+        answer = full.tokens if full else _full_answer(model, decoding, generations, stopping)
         measured = fidelity(model, prompt, kept, answer, reference, limit, settings, schedule)
         generations = {place: replace(each, fidelity=measured[place]) for place, each in generations.items()}
     return [generations[place] for place in range(len(settings))]
@@ -132,6 +144,22 @@ def _full_answer(
     return _decode_together(model, full, {0: decoding.prompt.kept(FULL)}, stopping)[0].tokens
 
 
+def _answered(model: PreTrainedModel, prompt: Prefill, stopping: Stopping) -> tuple[Generation, Prefill]:
+    """The full cache's answer, and the prompt whose layers have the queries by which the answer reads it.
+
+    These are the queries of all tokens that are fed after the compressed ones: those of a question, and of the answer
+    but for its last token. If there are none, that of the last prompt token, which gives an answer of one token.
+    """
+    queries: list[list[Tensor]] = [[] for _ in prompt.layers]
+    full, kept = Decoding(prompt, [FULL], AFTER_PROMPT), {0: prompt.kept(FULL)}
+    answer = _decode_together(model, full, kept, stopping, watch=lambda layer, new: queries[layer].append(new[0]))[0]
+    whole = [
+        torch.cat(parts, 1) if parts else layer.queries[:, -1:]
+        for layer, parts in zip(prompt.layers, queries, strict=True)
+    ]
+    return answer, prompt.with_answer(whole)
+
+
 def decode_batches(settings: Sequence[Setting], sizes: Sequence[int], limit: int) -> list[list[int]]:
     """Group the indices of `settings` into batches, given the bytes that each setting takes and their `limit`.
 
@@ -144,18 +172,23 @@ def decode_batches(settings: Sequence[Setting], sizes: Sequence[int], limit: int
 
 
 def _decode_together(
-    model: PreTrainedModel, decoding: Decoding, kept: Mapping[int, Kept], stopping: Stopping, last: bool = False
+    model: PreTrainedModel,
+    decoding: Decoding,
+    kept: Mapping[int, Kept],
+    stopping: Stopping,
+    last: bool = False,
+    watch: Callable[[int, Tensor], None] | None = None,
 ) -> dict[int, Generation]:
     """Decode the settings at these indices as one batch, or in halves if it does not fit into the device's memory.
 
-    The `last` setting, which decodes alone, may free the prompt.
+    The `last` setting, which decodes alone, may free the prompt. `watch` as in `answering`, for a setting alone.
     """
     places, prompt = tuple(kept), decoding.prompt
     chosen = [decoding.settings[place] for place in places]
     cache: EvictedCache | None
     try:
         cache, logits = answering(
-            model, prompt, list(kept.values()), chosen, stopping.max_new_tokens, decoding.schedule, last
+            model, prompt, list(kept.values()), chosen, stopping.max_new_tokens, decoding.schedule, last, watch
         )
         ids = torch.cat([prompt.ids, prompt.question])
         tokens = decode(model, cache, logits, prompt.end, len(places), stopping, ids)
@@ -175,8 +208,10 @@ def _decode_together(
         generations = {}
         for slot, (place, row, tally) in enumerate(zip(places, tokens, tallies, strict=True)):
             sizes = prompt.cache.kept_bytes(tally), prompt.cache.sliding_bytes
-            later = (eviction.peak(slot), slot in eviction.evicted) if eviction else (None, False)
-            generations[place] = Generation(row, tally, *sizes, places, *later)
+            peak, later = (eviction.peak(slot), slot in eviction.evicted) if eviction else (None, False)
+            generations[place] = Generation(
+                row, tally, *sizes, places, peak_kept=peak, evicted_later=later, positions=kept[place]
+            )
         return generations
     # Outside the handler, whose traceback would keep the failed batch alive.
     halves = places[: len(places) // 2], places[len(places) // 2 :]

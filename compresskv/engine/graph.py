@@ -97,14 +97,14 @@ class Steps:
 def replayable(model: PreTrainedModel, cache: EvictedCache) -> bool:
     """Return whether each step of `cache` asks for the same operations on the same memory.
 
-    Not so on the CPU, on several devices, with sliding-window layers, with eviction while decoding, or with a RoPE that
-    depends on the length.
+    Not so on the CPU, on several devices, with sliding-window layers, with layers that report their queries, as for
+    eviction while decoding, or with a RoPE that depends on the length.
     """
     return (
         on_gpu(model)
         and len(cache.groups) == 1
         and not cache.sliding
-        and cache.eviction is None
+        and all(layer.on_decode is None for layer in cache.evicting)
         and not depends_on_length(model)
     )
 

@@ -45,6 +45,13 @@ class LayerwiseCache(EvictedCache):
         schedule: EvictionSchedule = AFTER_PROMPT,
     ):
         scorers = setting.scorers(prompt_length, schedule.decodes)
+        if setting.method and setting.needs_answer:
+            raise UserError(
+                "method",
+                "use the shared path: run.py without eval=efficiency, or compresskv.generate",
+                value=part_name(setting.method.scorer),
+                why="it reads the full cache's answer, which is not there yet when a layer is evicted",
+            )
         super().__init__(config, setting.window, prompt_length, self._evict, scorers)
         self.setting = setting
         self.room = room
@@ -228,5 +235,6 @@ def generate_in_layer(
             logits = forward_given(model, question, 1, cache, length, logits_to_keep=1)[0, -1]
     tokens = decode(model, cache, logits, ids.numel(), 1, stopping, ids)[0]
     tally = counts(cache.kept)
-    later = (cache.eviction.peak(0), 0 in cache.eviction.evicted) if cache.eviction else (None, False)
-    return Generation(tokens, tally, cache.kept_bytes(tally), cache.sliding_bytes, (0,), *later)
+    peak, later = (cache.eviction.peak(0), 0 in cache.eviction.evicted) if cache.eviction else (None, False)
+    sizes = cache.kept_bytes(tally), cache.sliding_bytes
+    return Generation(tokens, tally, *sizes, peak_kept=peak, evicted_later=later, positions=cache.kept)

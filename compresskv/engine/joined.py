@@ -4,7 +4,9 @@ Each prompt is prefilled alone on the in-layer path, so that the full cache of a
 are held until the batch is made.
 """
 
+from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -12,7 +14,7 @@ from transformers import PreTrainedConfig
 
 from compresskv.engine.cache import EvictedCache, SlidingLayer
 from compresskv.engine.in_layer import LayerwiseCache
-from compresskv.engine.rows import Source
+from compresskv.engine.rows import Source, by_size
 from compresskv.engine.setting import Setting
 from compresskv.errors import UserError
 from compresskv.selection import counts
@@ -35,18 +37,29 @@ class WaitingCache(LayerwiseCache):
         self.sources = sources
 
 
-def evicting_bytes(prompts: Sequence[WaitingCache], room: int) -> int:
-    """Return the bytes that `prompts` will allocate as one batch in layers that evict, with `room` for new tokens.
+@dataclass
+class Allocation:
+    """The bytes of prompts as one batch with `room` for new tokens; each prompt is counted once, when it is added.
 
-    Not always the sum over prompts, since `backend.capacities` depends on all rows. A prompt may be listed repeatedly.
+    Not always the sum over prompts, since `backend.capacities` depends on all rows. `rows` by layer, as in
+    `EvictedCache.allocated_bytes`; `sliding`: bytes of sliding-window layers.
     """
-    tallies = [counts(prompt.kept) for prompt in prompts]
-    together: list[list[int]] = []
-    for layers in zip(*tallies, strict=True):
-        together.append([])
-        for heads in layers:
-            together[-1] += heads
-    return prompts[0].allocated_bytes(together, room) if prompts else 0
+
+    room: int
+    rows: list[Counter[int]] = field(default_factory=list)
+    evicting: int = 0
+    sliding: int = 0
+
+    def with_one(self, prompt: WaitingCache) -> "Allocation":
+        """That of one prompt more; it may be one that is counted already."""
+        own = list(map(by_size, counts(prompt.kept)))
+        rows = [before + more for before, more in zip(self.rows, own, strict=True)] if self.rows else own
+        sliding = self.sliding + sliding_bytes([prompt], self.room)
+        return Allocation(self.room, rows, prompt.allocated_bytes(rows, self.room), sliding)
+
+    @property
+    def nbytes(self) -> int:
+        return self.evicting + self.sliding
 
 
 def sliding_bytes(prompts: Sequence[WaitingCache], room: int) -> int:

@@ -18,6 +18,7 @@ from compresskv.engine.hidden import hidden_states
 from compresskv.engine.memory import memory_as
 from compresskv.engine.prefixes import PrefixStore, chunk_names
 from compresskv.engine.rotary import regime
+from compresskv.engine.rows import by_size
 from compresskv.engine.setting import FULL as FULL  # the first GPU run imports it from here
 from compresskv.engine.setting import Setting
 from compresskv.errors import NonFiniteError, PromptError, UserError
@@ -74,7 +75,16 @@ class Prefill:
 
     def row_bytes(self, kept: Kept, room: int) -> int:
         """Return the bytes that a setting takes in a batch with `room` for new tokens after the question."""
-        return self.cache.allocated_bytes(counts(kept), room + self.question.numel()) + self.cache.sliding_bytes
+        rows = list(map(by_size, counts(kept)))
+        return self.cache.allocated_bytes(rows, room + self.question.numel()) + self.cache.sliding_bytes
+
+    def with_answer(self, queries: Sequence[Tensor]) -> "Prefill":
+        """Return this prompt, whose layers have the `queries` [q_heads, tokens, head_dim] of its answer.
+
+        It has the scores so far. New ones do not reach other prompts that share this context.
+        """
+        layers = [replace(layer, answer=of_layer) for layer, of_layer in zip(self.layers, queries, strict=True)]
+        return replace(self, layers=layers, _scores=dict(self._scores))
 
     def score(self, settings: Sequence[Setting]) -> None:
         """Score every layer for those of `settings` that evict. Methods with equal scorers share their scores."""

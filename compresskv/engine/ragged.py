@@ -9,23 +9,25 @@ rows of any length (`cache_batch_idx`). `VarlenTable` adds what torch's `varlen_
 the tokens of each row. `MaskedTable` adds, for torch's sdpa, buckets of equal capacity and one mask.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain, groupby, pairwise
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from compresskv.engine.rows import Group, Source, rounded
+from compresskv.engine.rows import Group, Source, by_size, rounded
 
-Capacities = Callable[[Sequence[int], int], list[int]]
-"""Function from the kept tokens of a layer's folded rows, and the room for new ones, to the slots of each row."""
+Capacities = Callable[[Mapping[int, int], int], dict[int, int]]
+"""Function from how many rows of a layer have each number of kept tokens, rounded up to 32, and the room for new ones,
+to the slots of a row by that number.
+"""
 
 
-def exact_capacities(counts: Sequence[int], room: int) -> list[int]:
+def exact_capacities(rows: Mapping[int, int], room: int) -> dict[int, int]:
     """Return the kept tokens rounded up to 32, plus the room: the minimum that any layout holds."""
-    return [rounded(count) + room for count in counts]
+    return {size: size + room for size in rows}
 
 
 MOST_BUCKETS = 7
@@ -34,28 +36,27 @@ ALIGNMENT = 8
 """The strides of a mask, in elements, must be a multiple of this. CUDA's efficient kernel copies other masks."""
 
 
-def bucketed_capacities(counts: Sequence[int], room: int) -> list[int]:
+def bucketed_capacities(rows: Mapping[int, int], room: int) -> dict[int, int]:
     """Return capacities of few distinct sizes, so that few calls serve all rows of a layer.
 
     Neighbouring sizes are merged, the cheapest first, until seven are left, and further as long as at most 1.25 times
     the needed memory is allocated.
     """
     room = -(-room // ALIGNMENT) * ALIGNMENT
-    exact = [rounded(count) for count in counts]
-    sizes = sorted(set(exact))
-    rows = [exact.count(size) for size in sizes]
-    needed = sum(exact) + room * len(exact)
+    sizes = sorted(rows)
+    numbers = [rows[size] for size in sizes]
+    needed = sum(number * (size + room) for size, number in rows.items())
     limit = MOST_PADDING * needed
     allocated = needed
     while len(sizes) > 1:
-        added = [count * (larger - smaller) for count, (smaller, larger) in zip(rows, pairwise(sizes), strict=False)]
+        added = [count * (larger - smaller) for count, (smaller, larger) in zip(numbers, pairwise(sizes), strict=False)]
         place = min(range(len(added)), key=added.__getitem__)
         if len(sizes) <= MOST_BUCKETS and allocated + added[place] > limit:
             break
         allocated += added[place]
-        rows[place : place + 2] = [rows[place] + rows[place + 1]]
+        numbers[place : place + 2] = [numbers[place] + numbers[place + 1]]
         del sizes[place]
-    return [next(size for size in sizes if size >= row) + room for row in exact]
+    return {size: next(larger for larger in sizes if larger >= size) + room for size in rows}
 
 
 class RaggedRows:
@@ -116,7 +117,7 @@ class RaggedTable:
         self.room, self.new, self.step = room, 0, 0
         # On the host, [layers, rows].
         self.counts = torch.tensor([[positions.numel() for _, positions in source.rows] for source in sources])
-        self.sizes = torch.tensor([self.capacities(row, room) for row in self.counts.tolist()])
+        self.sizes = torch.tensor([self._slots(row, room) for row in self.counts.tolist()])
         by_size = self.sizes.argsort(dim=1, stable=True)
         ordered = self.sizes.gather(1, by_size)
         self.begin = torch.empty_like(self.sizes).scatter_(1, by_size, ordered.cumsum(1) - ordered)
@@ -127,6 +128,11 @@ class RaggedTable:
         self._begin(plan[0], plan[1])
         for layer in range(len(sources)):
             self._fill_layer(layer, sources.pop(0), plan[:, layer])
+
+    def _slots(self, counts: list[int], room: int) -> list[int]:
+        """The slots of each row of a layer."""
+        slots = self.capacities(by_size(counts), room)
+        return [slots[rounded(count)] for count in counts]
 
     def _fill_layer(self, layer: int, source: Source, plan: Tensor) -> None:
         positions = torch.cat([positions for _, positions in source.rows])
@@ -290,12 +296,14 @@ class MaskedTable(RaggedTable):
 
     mask: Tensor
     buckets: list[list[MaskedBucket]]
+    _views: dict[tuple[int, int, int, int], tuple[Tensor, Tensor, Tensor]]
 
     def __init__(self, sources: list[Source], room: int):
         super().__init__(sources, room, bucketed_capacities)
 
     def _fill(self, sources: list[Source], room: int) -> None:
         super()._fill(sources, room)
+        self._views = {}  # the storage is new
         self._arrange()
 
     def _begin(self, counts: Tensor, begin: Tensor) -> None:
@@ -364,40 +372,42 @@ class MaskedTable(RaggedTable):
         self._arrange()
 
     def _arrange(self) -> None:
-        """Build the buckets of each layer, and the mapping between bucket order and row order in both directions."""
-        order: list[list[int]] = []
-        place: list[list[int]] = []
-        self.buckets = []
-        for layer, (begin, sizes) in enumerate(zip(self.begin.tolist(), self.sizes.tolist(), strict=True)):
-            order.append([])
-            place.append([0] * len(begin))
-            self.buckets.append([])
-            by_place = sorted(range(len(begin)), key=begin.__getitem__)
-            for size, rows in groupby(by_place, sizes.__getitem__):
-                self._add_bucket(layer, size, begin, list(rows), order[-1], place[-1])
-        lengths = [len(layer) for layer in order]
-        index = torch.tensor([*chain(*order), *chain(*place)]).to(self.mask.device)
-        self.order = index[: sum(lengths)].split(lengths)
-        self.place = index[sum(lengths) :].view(len(place), -1)
-        self.in_order = [layer == list(range(len(layer))) for layer in order]
+        """Build the buckets of each layer, and the mapping between bucket order and row order in both directions.
 
-    def _add_bucket(
-        self, layer: int, size: int, begin: list[int], rows: list[int], order: list[int], place: list[int]
-    ) -> None:
-        """Add a bucket of `layer`, from the first to the last of these `rows`. Another row replaces each that left."""
-        first, base = begin[rows[0]], len(order)
-        count = (begin[rows[-1]] - first) // size + 1
-        order += [rows[0]] * count
-        for row in rows:
-            place[row] = base + (begin[row] - first) // size
-            order[place[row]] = row
+        A bucket reaches from the first to the last of its rows. The row before replaces each that left.
+        """
+        by_place = self.begin.argsort(1)
+        begin, sizes = self.begin.gather(1, by_place), self.sizes.gather(1, by_place)
+        differs = sizes[:, 1:] != sizes[:, :-1]
+        ends = F.pad(differs, (0, 1), value=True)
+        # The first slot of each row's bucket; slots rise from row to row.
+        first = begin.masked_fill(~F.pad(differs, (1, 0), value=True), -1).cummax(1).values
+        place = (begin - first) // sizes
+        rows = torch.where(ends, place + 1, 0)  # of a bucket, at its last row
+        place += rows.cumsum(1) - rows
+        totals = rows.sum(1, keepdim=True)
+        repeats = torch.cat([place, totals], 1).diff()
+        order = by_place.flatten().repeat_interleave(repeats.flatten())
+        of_row = torch.empty_like(place).scatter_(1, by_place, place)
+        index = torch.cat([order, of_row.flatten()]).to(self.mask.device)
+        self.order = index[: len(order)].split(totals.flatten().tolist())
+        self.place = index[len(order) :].view_as(of_row)
+        self.in_order = ((repeats == 1) & (by_place == torch.arange(by_place.shape[1]))).all(1).tolist()
+        self._arrange_buckets(ends.nonzero()[:, 0].tolist(), *(each[ends].tolist() for each in (first, sizes, rows)))
+
+    def _arrange_buckets(self, layers: list[int], first: list[int], sizes: list[int], rows: list[int]) -> None:
+        """Build buckets from their layers, first slots, slots of a row, and rows; unchanged views are used again."""
+        before, self._views = self._views, {}
+        self.buckets = [[] for _ in self.rows]
+        for key in zip(layers, first, sizes, rows, strict=True):
+            layer, _, _, count = key
+            views = self._views[key] = before.get(key) or self._view(*key)
+            base = self.buckets[layer][-1].rows.stop if self.buckets[layer] else 0
+            self.buckets[layer].append(MaskedBucket(slice(base, base + count), *views))
+
+    def _view(self, layer: int, first: int, size: int, count: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Return keys, values and mask of `count` rows of `size` slots from slot `first` on."""
         slots = slice(first, first + count * size)
         keys, values = self.rows[layer].keys[slots], self.rows[layer].values[slots]
-        self.buckets[-1].append(
-            MaskedBucket(
-                slice(base, base + count),
-                keys.view(count, size, -1),
-                values.view(count, size, -1),
-                self._mask_of(layer)[slots].view(count, 1, 1, size),
-            )
-        )
+        mask = self._mask_of(layer)[slots]
+        return keys.view(count, size, -1), values.view(count, size, -1), mask.view(count, 1, 1, size)

@@ -5,7 +5,8 @@ different budgets and heads of different capacities decode in the same call. Her
 buffer (a bucket) and one call; ragged.py has the layout for GPUs.
 """
 
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -20,6 +21,11 @@ ROUNDING = 32
 def rounded(tokens: int) -> int:
     """Return the length of the buffer for this many kept tokens."""
     return -(-tokens // ROUNDING) * ROUNDING
+
+
+def by_size(counts: Iterable[int]) -> Counter[int]:
+    """How many rows have a buffer of each length, given their kept tokens."""
+    return Counter(map(rounded, counts))
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from compresskv.budget import Budget, Share
-from compresskv.eviction import EvictionMethod, Scorer
+from compresskv.eviction import EvictionMethod, Scorer, needs_answer
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,11 @@ class Setting:
         """
         whole = self.budget is None or (not decodes and length is not None and self.keeps_all(length))
         return [] if self.method is None or whole else [self.method.scorer]
+
+    @property
+    def needs_answer(self) -> bool:
+        """Whether it evicts by the full cache's answer."""
+        return self.method is not None and needs_answer(self.method.scorer)
 
     def keeps_all(self, length: int) -> bool:
         """Return whether a prompt is kept whole in every layer, because it fits the budget, or the window."""

@@ -20,13 +20,14 @@ from compresskv.engine.generation import generate
 from compresskv.engine.in_layer import generate_in_layer
 from compresskv.engine.prefill import forward_prompt, prefill
 from compresskv.engine.setting import FULL, Setting
-from compresskv.errors import UserError
+from compresskv.errors import UserError, part_name
 from compresskv.eviction import (
     EvictionMethod,
     LayerPrefill,
     LayerScores,
     Observation,
     PromptShape,
+    needs_answer,
     needs_hidden_states,
     observers,
     score,
@@ -46,7 +47,12 @@ BEYOND = 40
 
 def all_checks(subject: Subject) -> Conformance:
     """Run every check. Raises `UserError` if the method cannot be created, or does not support this budget."""
-    subject.method(dense()).check(subject.budget)
+    method = subject.method(dense())
+    method.check(subject.budget)
+    if needs_answer(method.scorer):
+        raise UserError(
+            "method", "check another one", value=part_name(method.scorer), why="it reads the full cache's answer"
+        )
     return Conformance(tuple(Result(name, problem(name, subject)) for name in CHECKS))
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from compresskv.engine.joined import WaitingCache, evicting_bytes, join, sliding_bytes
+from compresskv.engine.joined import Allocation, WaitingCache, join
 from compresskv.engine.memory import free_bytes, gpus
 from compresskv.engine.prefill import forward_prompt
 from compresskv.errors import UserError
@@ -70,7 +70,7 @@ def fill(
     devices = gpus(model.model)
     reset_peak(devices)
     filled = _prefill(model, text, length, contender, pool, new_tokens)
-    rows, batch = len(filled.prompts), filled.nbytes(new_tokens)
+    rows, batch = len(filled.prompts), filled.allocation.nbytes
     if not rows:
         return Concurrency(0, filled.sequence_bytes, 0)
     lengths = torch.tensor([prompt.prompt_length for prompt in filled.prompts], device=model.device)
@@ -98,33 +98,31 @@ def fill(
 
 @dataclass
 class Filled:
-    """Prefilled prompts that wait to be joined, the logits of their next tokens, and the seconds of each prefill."""
+    """Prefilled prompts that wait to be joined, what they will allocate, their next logits, and the seconds of each."""
 
+    allocation: Allocation
     sequence_bytes: int = 0
     prompts: list[WaitingCache] = field(default_factory=list)
     logits: list[torch.Tensor] = field(default_factory=list)
     seconds: list[float] = field(default_factory=list)
-
-    def nbytes(self, room: int, *more: WaitingCache) -> int:
-        """Return the bytes of the prompts and `more` as one batch."""
-        together = [*self.prompts, *more]
-        return evicting_bytes(together, room) + sliding_bytes(together, room)
 
 
 def _prefill(
     model: LoadedModel, text: torch.Tensor, length: int, contender: Contender, pool: int, new_tokens: int
 ) -> Filled:
     """Prefill prompts one by one, as long as another one of `length` tokens fits the `pool`."""
-    devices, filled = gpus(model.model), Filled()
-    while not filled.prompts or filled.nbytes(new_tokens, filled.prompts[0]) <= pool:
+    devices, filled = gpus(model.model), Filled(Allocation(new_tokens))
+    while not filled.prompts or filled.allocation.with_one(filled.prompts[0]).nbytes <= pool:
         begin = now(devices)
         ids = stretch(text, len(filled.prompts), length)
         prompt = WaitingCache(model.model.config, contender.setting, ids.numel())
         logits = forward_prompt(model.model, ids, prompt, contender.chunk)
         ended = now(devices)
-        filled.sequence_bytes = filled.sequence_bytes or filled.nbytes(new_tokens, prompt)
-        if filled.nbytes(new_tokens, prompt) > pool:
+        allocation = filled.allocation.with_one(prompt)
+        filled.sequence_bytes = filled.sequence_bytes or allocation.nbytes
+        if allocation.nbytes > pool:
             break
+        filled.allocation = allocation
         filled.prompts.append(prompt)
         filled.logits.append(logits)
         filled.seconds.append(ended - begin)

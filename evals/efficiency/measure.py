@@ -16,6 +16,7 @@ from compresskv.engine.graph import EAGER
 from compresskv.engine.in_layer import LayerwiseCache
 from compresskv.engine.memory import gpus
 from compresskv.engine.prefill import forward_prompt
+from compresskv.engine.rows import by_size
 from compresskv.engine.setting import Setting
 from compresskv.models import LoadedModel
 from compresskv.selection import counts
@@ -80,7 +81,7 @@ def measure(model: LoadedModel, ids: torch.Tensor, contender: Contender, new_tok
     steps = decode_steps(model, cache, token, ids.numel(), new_tokens - 1)
     ended = now(devices)
     tally = counts(cache.kept)
-    if cache.nbytes != (expected := cache.allocated_bytes(tally, new_tokens)):
+    if cache.nbytes != (expected := cache.allocated_bytes(list(map(by_size, tally)), new_tokens)):
         raise RuntimeError(f"{cache.nbytes} bytes of cache are allocated, {expected} were expected")
     total, peaks = sum(map(sum, tally)), peak(devices)
     return Measurement(

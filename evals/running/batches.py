@@ -1,6 +1,5 @@
 """Run one prompt for all its settings: choose which settings decode together, and write their sample lines."""
 
-import hashlib
 import time
 import traceback
 from collections.abc import Iterator, Sequence
@@ -16,11 +15,13 @@ from compresskv.engine.prefill import PrefillError
 from compresskv.engine.prefixes import PrefixStore
 from compresskv.engine.setting import Setting
 from compresskv.errors import NonFiniteError, PromptError, UserError
+from compresskv.kept_tokens import prompt_sha256
 from compresskv.models import LoadedModel
 from compresskv.protocol import EvaluationProtocol
 from evals.job import Job, Sample, Task
 from evals.results.schema import FIDELITY, Line
 from evals.results.store import SampleStore
+from evals.running import export
 from evals.running.methods import compressed_tokens
 from evals.running.reference_answer import reference_tokens
 
@@ -33,7 +34,10 @@ CHECKED = 100_000
 
 @dataclass(eq=False)
 class SettingRun:
-    """One job on one task, with its setting and the store of its samples. `error` is the error that ended it early."""
+    """One job on one task, with its setting and the store of its samples. `error` is the error that ended it early.
+
+    `exports`: whether the tokens that it keeps are written too.
+    """
 
     job: Job
     task: Task
@@ -41,9 +45,11 @@ class SettingRun:
     store: SampleStore
     resumed: int = field(default=0, init=False)
     error: Exception | None = field(default=None, init=False)
+    exports: bool = field(default=False, init=False)
 
     def __post_init__(self) -> None:
-        self.resumed = len(self.ids) - len(self.missing)
+        self.resumed = sum(id in self.store.lines for id in self.ids)
+        self.exports = export.exports(self.job)
 
     @cached_property
     def ids(self) -> dict[str, None]:
@@ -58,7 +64,11 @@ class SettingRun:
     @property
     def missing(self) -> list[str]:
         """Ids of the samples that have no result yet."""
-        return [id for id in self.ids if id not in self.store.lines]
+        return [id for id in self.ids if self.lacks(id)]
+
+    def lacks(self, id: str) -> bool:
+        """Whether a sample has no line, or no file of kept tokens where it should have one."""
+        return id not in self.store.lines or (self.exports and not export.path_of(self.store.folder, id).exists())
 
     @property
     def failures(self) -> dict[str, Line]:
@@ -87,7 +97,7 @@ def batches(id: str, runs: Sequence[SettingRun]) -> Iterator[Batch]:
             by_tokens.setdefault(key, (sample, []))[1].append(run)
     for sample, sharing in by_tokens.values():
         keys = {run.key for run in sharing}
-        missing = {run.key for run in sharing if id not in run.store.lines}
+        missing = {run.key for run in sharing if run.lacks(id)}
         cut_short: list[set[str]] = []
         for run in sharing:
             before = set(run.store.lines.get(id, {}).get("batch", ()))
@@ -132,18 +142,13 @@ def _has_another_prompt(run: SettingRun, sample: Sample) -> bool:
 def refuse_another_prompt(store: SampleStore, sample: Sample) -> None:
     """Raise `UserError` if the `store` has a line of this sample that was made with a different prompt."""
     known = store.lines.get(sample.id, {}).get("prompt_sha256")
-    if known is not None and known != _digest(sample):
+    if known is not None and known != prompt_sha256(sample.ids):
         raise UserError(
             "paths.results",
             "set it to another folder, or delete this one to run all of its samples again",
             value=store.path,
             why=f"sample {sample.id} was made with another prompt than it has now, though its folder is the same",
         )
-
-
-def _digest(sample: Sample) -> str:
-    """Return 16 digits of the hash of a prompt's tokens."""
-    return hashlib.sha256(sample.ids.cpu().numpy().tobytes()).hexdigest()[:16]
 
 
 def run_batch(
@@ -196,23 +201,34 @@ def run_batch(
         return
     seconds = time.perf_counter() - started
     for run, generation in zip(batch, generations, strict=True):
-        if sample.id in run.store.lines:
+        if not run.lacks(sample.id):
             continue
         keys = [batch[place].key for place in generation.together]
         timing = {"batch_seconds": round(seconds, 3), "shared_by": len(batch)}
         try:
             line = sample_line(model, sample, generation, run.job.protocol, compressed)
-            run.store.append(line | {"batch": keys, "timing": timing})
+            known = run.store.lines.get(sample.id)
+            if known and known.get("kept", line["kept"]) != line["kept"]:
+                raise UserError(
+                    "export.kept",
+                    "set export.kept=false, or paths.results to another folder",
+                    value=True,
+                    why=f"sample {sample.id} keeps other numbers of tokens than when it was finished",
+                )
+            if run.exports:  # before the line, so that no finished sample lacks it
+                export.write(model, run.store.folder, run.job, sample, generation, compressed)
+            if not known:
+                run.store.append(line | {"batch": keys, "timing": timing})
         except NonFiniteError as error:
             _fail(run, sample, error)
 
 
 def _fail(run: SettingRun, sample: Sample, failure: Exception) -> None:
     """Record why a run has no result for `sample`: in a line if other prompts may succeed, else as its `error`."""
-    if no_answer(failure):
-        if sample.id not in run.store.lines:
-            run.store.append(failed_line(sample, failure))
-    else:
+    finished = sample.id in run.store.lines
+    if no_answer(failure) and not finished:
+        run.store.append(failed_line(sample, failure))
+    elif not no_answer(failure) or run.lacks(sample.id):
         run.error = failure
 
 
@@ -242,7 +258,7 @@ def sample_line(
         **{name: round(value, 4) if isinstance(value, float) else value for name, value in scores},
         **sample.record,
         "prompt_tail": model.tokenizer.decode(sample.ids[-TAIL:])[-TAIL:],
-        "prompt_sha256": _digest(sample),
+        "prompt_sha256": prompt_sha256(sample.ids),
         "new_tokens": len(generation.tokens),
         "realised_budget": generation.realised_budget,
         "cache_bytes": generation.cache_bytes,

@@ -10,7 +10,7 @@ from compresskv.engine.footprint import Footprint
 from compresskv.engine.generation import decode_batches
 from compresskv.engine.memory import SHARE, batches, free_by_device, free_bytes, layer_shares, used_bytes
 from compresskv.engine.setting import Setting
-from compresskv.eviction import observers
+from compresskv.eviction import needs_answer, observers
 
 
 @dataclass(frozen=True)
@@ -113,6 +113,8 @@ def forecast(
     caches = max(evicting, default=0)
     if fidelity:
         caches = max(sum(sizes[place] for place in batch) for batch in batches(sizes, limit)) + shape.row(None, room)
+    elif any(map(needs_answer, scorers)):
+        caches = max(caches, shape.row(None, room))  # the full cache answers first
     elif any(setting.budget is None for setting in settings):
         # The full cache decodes last and reuses the memory of the prompt.
         caches = max(caches, shape.row(None, room) if contexts else shape.full_row(room))

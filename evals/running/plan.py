@@ -27,6 +27,7 @@ from evals.console import screen
 from evals.job import Job, MeasuredEvaluation, SampledEvaluation, Task, Work
 from evals.progress import Progress
 from evals.results.record import Record
+from evals.running import export
 from evals.running.forecast import Forecast, forecast
 from evals.running.methods import refuse_without_question
 from evals.running.tasks import setting_of
@@ -98,6 +99,10 @@ def plan(jobs: Sequence[Job]) -> None:
                     speeds[key] = measure(work)
                 rows.append((work, forecast_of(work), speeds[key].seconds(work)))
     screen().print(table(rows) if rows else "all samples are there: nothing is left to run")
+    for work, *_ in rows:
+        sizes = zip(work.jobs, work.settings, strict=True)
+        if files := [(setting, len(work.prompts)) for job, setting in sizes if export.exports(job)]:
+            progress.say(f"{work.model.name} {work.name}: {export.said(work.model, files, work.task.longest_prompt)}")
 
 
 def works(model: LoadedModel, jobs: Sequence[Job]) -> list[Work]:
@@ -147,7 +152,8 @@ def missing_of(task: Task, folder: Path, job: Job) -> list[str]:
         raise UserError(
             None, "run it without plan=true to see what to do", why=fault, where=f"{folder / 'samples.jsonl'}:{number}"
         )
-    return [id for id in task.sample_ids if id not in there.samples]
+    lacking = {id for id in task.sample_ids if export.exports(job) and not export.path_of(folder, id).exists()}
+    return [id for id in task.sample_ids if id in lacking or id not in there.samples]
 
 
 def measure(work: Work) -> Speed:

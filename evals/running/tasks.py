@@ -23,6 +23,7 @@ from evals.results.finish import finish, refuse_foreign
 from evals.results.lines import owner
 from evals.results.store import SampleStore, write_yaml
 from evals.results.verify import failed_of
+from evals.running import export
 from evals.running.batches import SettingRun, batches, check_prompts, run_batch
 from evals.running.described import canonical, describe
 from evals.running.forecast import forecast
@@ -57,6 +58,7 @@ def run_task(
                 setting, folder = setting_of(model, job, task)
                 if folder not in runs:
                     runs[folder] = SettingRun(job, task, setting, open_store(model, job, task, setting))
+                runs[folder].exports |= export.exports(job)
             except Exception as error:
                 fail([job], error, task.name)
         try:
@@ -100,6 +102,8 @@ def _run_samples(
         contexts=any(run.job.eviction.before_question for run in incomplete),
     )
     progress.say(f"{title}: {expected}")
+    if files := [(run.setting, len(run.missing)) for run in incomplete if run.exports]:
+        progress.say(f"{title}: {export.said(model, files, max(run.task.longest_prompt for run in incomplete))}")
     tasks: dict[str, Task] = {}
     for run in runs:
         for id in run.ids:

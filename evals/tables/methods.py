@@ -22,6 +22,7 @@ METHODS = {
     "knorm": "Key norm",
     "h2o": "H2O",
     "rkv": "R-KV",
+    "oracle": "Oracle",
     # Compositions with a name in the paper (Table 3).
     "compresskv-uniform": "SnapKV + semantic heads",
     "snapkv-layer_error": "SnapKV + layer budgets",

@@ -12,6 +12,7 @@ from compresskv.engine.generation import generate
 from compresskv.engine.in_layer import generate_in_layer
 from compresskv.engine.prefill import prefill
 from compresskv.engine.ragged import bucketed_capacities, exact_capacities
+from compresskv.engine.rows import by_size, rounded
 from compresskv.probe import refuse_backend
 from tests.support import tiny
 from tests.support.flash_attention import varlen_attn
@@ -118,8 +119,9 @@ def test_cudnn_takes_long_prompts_on_hopper(monkeypatch, capability, new, total,
 @given(st.lists(st.integers(1, 1200), min_size=1, max_size=60), st.integers(1, 70))
 def test_capacities_of_few_sizes(counts, room):
     """Seven sizes at most; no more memory than 1.25 times of what is needed where that many allow it."""
-    capacities = bucketed_capacities(counts, room)
-    exact = exact_capacities(counts, -(-room // 8) * 8)
+    rows = by_size(counts)
+    capacities = [bucketed_capacities(rows, room)[rounded(count)] for count in counts]
+    exact = [exact_capacities(rows, -(-room // 8) * 8)[rounded(count)] for count in counts]
     assert all(capacity >= needed for capacity, needed in zip(capacities, exact, strict=True))
     assert all(capacity % 8 == 0 for capacity in capacities)
     sizes = sorted(set(capacities))

@@ -5,6 +5,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from baselines.oracle import OracleScorer
+from baselines.uniform import UniformAllocator
 from compresskv.engine import graph
 from compresskv.engine.attention import attached, forget, register
 from compresskv.engine.backends import MaskedSDPA, Varlen
@@ -13,6 +15,7 @@ from compresskv.engine.generation import generate
 from compresskv.engine.graph import graphs
 from compresskv.engine.prefill import prefill
 from compresskv.engine.setting import Setting
+from compresskv.eviction import EvictionMethod
 from compresskv.schedule import EvictionSchedule
 from tests.support import recorded, tiny
 from tests.support.methods_in_use import RAGGED, SNAPKV, STREAMING, settings_for
@@ -113,3 +116,14 @@ def test_what_changes_from_step_to_step_stays_eager(replays, layout, why, monkey
     with attached(model, layout), graphs(model, why != "off"):
         generate(model, tiny.prompt(LENGTH), [Setting(SNAPKV, 24)] * 2, Stopping(8), schedule=schedule)
     assert replays.recorded == 0
+
+
+def test_the_queries_of_an_answer_are_all_seen(replays, layout):
+    model, oracle = tiny.model("llama"), Setting(EvictionMethod(OracleScorer(4), UniformAllocator()), 24)
+    found = []
+    for replay in (True, False):
+        with attached(model, layout), graphs(model, replay):
+            (made,) = generate(model, tiny.prompt(LENGTH), [oracle], Stopping(12))
+        found.append((made.tokens, [[head.tolist() for head in layer] for layer in made.positions]))
+    assert replays.replayed > 0  # of the evicted cache, which nothing watches
+    assert found[0] == found[1]

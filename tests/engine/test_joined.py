@@ -1,7 +1,7 @@
 """Distinct prompts as one batch: each row decodes as it does alone, token for token, under every method and layout."""
 
 import copy
-from functools import cache
+from functools import cache, reduce
 
 import pytest
 import torch
@@ -10,7 +10,7 @@ from compresskv.engine.attention import attached
 from compresskv.engine.decode import Stopping
 from compresskv.engine.forward import forward_tokens
 from compresskv.engine.in_layer import generate_in_layer
-from compresskv.engine.joined import WaitingCache, evicting_bytes, join, sliding_bytes
+from compresskv.engine.joined import Allocation, WaitingCache, join, sliding_bytes
 from compresskv.engine.live_bytes import LiveBytesMode
 from compresskv.engine.prefill import forward_prompt
 from compresskv.engine.setting import FULL, Setting
@@ -32,6 +32,11 @@ def waiting(model, setting, prompts):
     caches = [WaitingCache(model.config, setting, ids.numel()) for ids in prompts]
     logits = [forward_prompt(model, ids, cache, None) for ids, cache in zip(prompts, caches, strict=True)]
     return caches, torch.stack(logits)
+
+
+def evicting_bytes(caches, room):
+    """What the prompts will allocate as one batch, counted one by one."""
+    return reduce(Allocation.with_one, caches, Allocation(room)).evicting
 
 
 @torch.no_grad()

@@ -27,9 +27,9 @@ def run(key, task, batch=None, chunk=None, when="prompt"):
     lines = {"x": {"batch": batch}} if batch else {}
     job = SimpleNamespace(prefill_chunk=chunk, fidelity=False, eviction=EvictionSchedule(when))
     appended = []
-    return SimpleNamespace(
-        key=key, task=task, job=job, store=SimpleNamespace(lines=lines, append=appended.append), appended=appended
-    )
+    store = SimpleNamespace(lines=lines, append=appended.append)
+    of = {"key": key, "task": task, "job": job, "store": store, "exports": False, "appended": appended}
+    return SimpleNamespace(**of, lacks=lambda id: id not in lines)
 
 
 def keys(runs):

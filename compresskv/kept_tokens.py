@@ -1,0 +1,164 @@
+"""Kept tokens as a file: which tokens of one prompt each KV head keeps, for engines that decode from them.
+
+A safetensors file with three tensors:
+
+    layers  [layers], int32            the places, in the model, of the layers that evict; the others, which have a
+                                       sliding window, keep what their window holds
+    counts  [layers, kv_heads], int32  how many tokens each KV head keeps
+    tokens  [sum of counts]            their positions in the prompt from 0, rising within a KV head, one KV head after
+                                       the other; uint16, or uint32 if more than 65,536 tokens were compressed
+
+Its metadata are texts: `format` ("compresskv.kept/1"); `compressed_tokens`, how many tokens at the start of the prompt
+were compressed; `compressed_sha256`, the hash of their ids; and what the writer adds (`evals.running.export`).
+"""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
+from torch import Tensor
+from transformers import PreTrainedConfig
+from transformers.cache_utils import get_layer_types_and_kwargs
+
+from compresskv.engine.memory import kv_heads
+from compresskv.errors import UserError
+from compresskv.eviction import EvictionMethod, LayerPrefill, LayerScores, PromptShape
+from compresskv.selection import Kept, counts
+
+FORMAT = "compresskv.kept/1"
+
+NARROW = 1 << 16
+"""Positions below this are stored in two bytes, others in four."""
+
+
+def prompt_sha256(ids: Tensor) -> str:
+    """16 digits of the hash of token ids [*], int64, little-endian."""
+    return hashlib.sha256(ids.cpu().numpy().astype("<i8").tobytes()).hexdigest()[:16]
+
+
+def evicting_layers(config: PreTrainedConfig) -> list[int]:
+    """The places, in the model, of the layers that evict."""
+    kinds, _ = get_layer_types_and_kwargs(config.get_text_config(decoder=True))
+    return [place for place, kind in enumerate(kinds) if kind == "full_attention"]
+
+
+def token_bytes(length: int) -> int:
+    """Bytes of one position among `length` tokens."""
+    return 2 if length <= NARROW else 4
+
+
+def encoded(kept: Kept, config: PreTrainedConfig, ids: Tensor, about: Mapping[str, str]) -> bytes:
+    """The file of what was `kept` of the compressed tokens `ids` [compressed], int64; `about` joins its metadata."""
+    metadata = {"format": FORMAT, "compressed_tokens": str(ids.numel()), "compressed_sha256": prompt_sha256(ids)}
+    heads = [positions for layer in kept for positions in layer]
+    tensors = {
+        "layers": np.array(evicting_layers(config), np.int32),
+        "counts": np.array(counts(kept), np.int32),
+        "tokens": torch.cat(heads).cpu().numpy().astype(f"<u{token_bytes(ids.numel())}"),
+    }
+    return save(tensors, {**about, **metadata})
+
+
+@dataclass(frozen=True, eq=False)
+class KeptTokens:
+    """What a file says: `layers` that evict by their place in the model, the `kept` positions of each, `metadata`."""
+
+    path: Path
+    layers: list[int]
+    kept: Kept
+    metadata: Mapping[str, str]
+
+    @property
+    def length(self) -> int:
+        """How many tokens were compressed."""
+        return int(self.metadata["compressed_tokens"])
+
+    @property
+    def method(self) -> EvictionMethod:
+        """The method that keeps these tokens, whatever the budget."""
+        return EvictionMethod(_Scorer(self), _Allocator(self))
+
+    def refuse_other_model(self, config: PreTrainedConfig) -> None:
+        """Raise `UserError` unless a model has as many KV heads in the same layers that evict."""
+        theirs = len(self.kept[0]) if self.kept else 0
+        layers, heads = evicting_layers(config), kv_heads(config.get_text_config(decoder=True))
+        if self.layers != layers or theirs != heads:
+            raise UserError(
+                "kept",
+                f"use it with {self.metadata.get('model', 'the model that it was made with')}",
+                value=self.path,
+                why=f"it has {theirs} KV heads in each of {len(self.layers)} layers that evict, which are not those of "
+                f"the model ({heads} in each of {len(layers)})",
+            )
+
+    def refuse_other_prompt(self, ids: Tensor) -> None:
+        """Raise `UserError` unless `ids` [*] are the tokens that were compressed."""
+        if prompt_sha256(ids) != self.metadata["compressed_sha256"]:
+            raise UserError(
+                "kept",
+                f"pass the {self.length} token ids that it was made with as the prompt, and what follows them later",
+                value=self.path,
+                why=f"it is of another prompt than these {ids.numel()} token ids",
+            )
+
+
+def read(path: str | Path) -> KeptTokens:
+    """The kept tokens in a file. Raises `UserError` for one that cannot be read or that contradicts itself."""
+    path = Path(path)
+
+    def fault(why: str) -> UserError:
+        return UserError("kept", "choose a file that export.kept=true has written", value=path, why=why)
+
+    try:
+        with safe_open(path, "numpy") as file:
+            metadata = file.metadata() or {}
+            if metadata.get("format") != FORMAT:
+                raise fault(f"its format is {metadata.get('format')}, not {FORMAT}")
+            layers, tally, tokens = (file.get_tensor(name).astype(np.int64) for name in ("layers", "counts", "tokens"))
+        length = int(metadata["compressed_tokens"])
+        metadata["compressed_sha256"]
+    except (OSError, SafetensorError, KeyError, ValueError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise fault(f"it cannot be read ({' '.join(str(error).split())})") from error
+    if layers.ndim != 1 or tally.ndim != 2 or tokens.ndim != 1 or len(tally) != len(layers) or not tally.size:
+        raise fault("its tensors have other shapes")
+    if (tally < 0).any() or tally.sum() != tokens.size:
+        raise fault(f"it has {tokens.size} tokens, and counts {tally.sum()}")
+    heads = np.split(tokens, tally.ravel().cumsum()[:-1])
+    if any(head.size and (head[-1] >= length or (np.diff(head) <= 0).any()) for head in heads):
+        raise fault("its tokens do not rise within a KV head, or are beyond the prompt")
+    positions = iter([torch.from_numpy(head) for head in heads])
+    return KeptTokens(path, layers.tolist(), [[next(positions) for _ in layer] for layer in tally], metadata)
+
+
+@dataclass(frozen=True, eq=False)
+class _Scorer:
+    """1 for each token that is kept, 0 for the others: [kv_heads, prompt], float32."""
+
+    file: KeptTokens
+
+    @property
+    def window(self) -> int:
+        return 0
+
+    def __call__(self, layer: LayerPrefill) -> LayerScores:
+        scores = torch.zeros(layer.kv_heads, layer.length)
+        for head, positions in enumerate(self.file.kept[layer.index]):
+            scores[head, positions] = 1
+        return LayerScores(scores.to(layer.keys.device))
+
+
+@dataclass(frozen=True, eq=False)
+class _Allocator:
+    """As many tokens as the file has of each KV head."""
+
+    file: KeptTokens
+
+    def __call__(self, scores: Sequence[LayerScores], shape: PromptShape, budget: int) -> list[tuple[int, ...]]:
+        return [tuple(map(len, layer)) for layer in self.file.kept[: len(scores)]]

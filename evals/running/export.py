@@ -1,0 +1,66 @@
+"""`export.kept=true`: beside the lines of a setting, in `kept/`, a file per sample of the tokens that it kept.
+
+`compresskv.kept_tokens` has the format. The full cache, which keeps every token, has no files.
+"""
+
+import hashlib
+from collections.abc import Iterable
+from pathlib import Path
+from urllib.parse import quote
+
+from compresskv.engine.generation import Generation
+from compresskv.engine.setting import Setting
+from compresskv.kept_tokens import encoded, prompt_sha256, token_bytes
+from compresskv.models import LoadedModel
+from evals.job import Job, Sample
+from evals.results.store import write_bytes
+
+ABOUT = 1000
+"""Bytes of a file's header, about."""
+
+LONGEST_NAME = 200
+"""Bytes of a file's name; file systems take 255."""
+
+
+def exports(job: Job) -> bool:
+    """Whether a job writes kept tokens."""
+    return job.export.kept and job.budget is not None
+
+
+def path_of(folder: Path, id: str) -> Path:
+    """The file of a sample, by its percent-encoded id; an id that is too long for a name is hashed."""
+    name = quote(id, safe="", errors="surrogatepass")
+    if len(name) > LONGEST_NAME:
+        name = f"={hashlib.sha256(name.encode()).hexdigest()}"  # no encoded id begins like this
+    return folder / "kept" / f"{name}.safetensors"
+
+
+def write(model: LoadedModel, folder: Path, job: Job, sample: Sample, kept: Generation, compressed: int) -> None:
+    """Write what a setting kept of the first `compressed` tokens of a sample, all or nothing.
+
+    Raises `UserError` if the disk refuses.
+    """
+    about = {
+        "sample": sample.id.encode(errors="backslashreplace").decode(),
+        "prompt_sha256": prompt_sha256(sample.ids),  # as in the sample's line
+        "prompt_tokens": str(sample.ids.numel()),
+        "model": model.name,
+        "model_fingerprint": model.fingerprint,
+        "protocol": job.protocol.name,
+        "method": job.method.name,
+        "budget": str(job.budget),
+        "when": job.eviction.when,
+        "setting": folder.relative_to(job.results / "runs").as_posix(),
+    }
+    content = encoded(kept.positions, model.model.config, sample.ids[:compressed], about)
+    write_bytes(path_of(folder, sample.id), content)
+
+
+def said(model: LoadedModel, samples: Iterable[tuple[Setting, int]], longest: int) -> str:
+    """How much the files of so many samples of each setting take, of prompts of up to `longest` tokens, at most."""
+    files = total = 0
+    for setting, count in samples:
+        budget = min(setting.tokens(longest) or 0, longest)
+        files += count
+        total += count * (model.layers * model.kv_heads * (budget * token_bytes(longest) + 4) + ABOUT)
+    return f"export.kept writes {files} files of kept tokens, at most {total / 1e6:.1f} MB in all"
