@@ -1,6 +1,6 @@
 """Compare one method with every other one at its budget: `python -m evals results compare --against`."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from compresskv.errors import UserError
@@ -9,26 +9,28 @@ from evals.results.record import Record
 from evals.results.shows import hook, sound
 from evals.tables.compare import Question, Verdict, subject_of, verdicts
 from evals.tables.methods import named
-from evals.tables.table import FIDELITY, SCORE, Metric, Table
+from evals.tables.table import KNOWN, Metric, Table
 from evals.tables.text import title_of
 
-KNOWN = {metric.field: metric for metric in (SCORE, *FIDELITY)}
 
-
-def question(method: str) -> Question:
+def question(method: str, margins: Mapping[str, float] | None = None) -> Question:
     """The question that compares every method with this one, which is named as in results."""
-    return Question(subject=named(method))
+    return Question(subject=named(method), margins=margins or {})
 
 
-def against(records: Sequence[Record], metric: str, method: str) -> list[tuple[str, list[Verdict]]]:
+def against(
+    records: Sequence[Record], metric: str, method: str, margin: float | None = None
+) -> list[tuple[str, list[Verdict]]]:
     """The comparisons of `method` with a title for each family: each task of a model and evaluation, and all tasks.
 
-    The report page shows those over all tasks. Raises `UserError` if there are none.
+    The report page shows those over all tasks. `margin`: of equivalence, in place of the metric's own. Raises
+    `UserError` if there are none.
     """
     known = dict.fromkeys(record.method for record in records)
     if method not in known:
         raise UserError("--against", f"choose one of {', '.join(known)}, or all", value=method, why="no results here")
-    found = list(_families([sound(record)[0] for record in records if record.summary], metric, question(method)))
+    asked = question(method, {} if margin is None else {metric: margin})
+    found = list(_families([sound(record)[0] for record in records if record.summary], metric, asked))
     if not found:
         raise UserError(
             "--metric",
@@ -44,7 +46,7 @@ def _families(records: Sequence[Record], metric: str, asked: Question) -> Iterat
     asked = asked if metric in KNOWN else replace(asked, finding="higher for {better}")
     for group in groups_of(records):
         with_metric = [record for record in group if any(is_number(line.get(metric)) for line in record.covered)]
-        for table in _tables(with_metric, metric) if with_metric else ():
+        for table in tables_of(with_metric, metric) if with_metric else ():
             if subject_of(asked, table) != asked.subject:
                 continue
             tasks = [column for column in table.columns if column in {record.task for record in group}]
@@ -53,7 +55,7 @@ def _families(records: Sequence[Record], metric: str, asked: Question) -> Iterat
                     yield f"{table.model} · {title_of(table.eval)} · {column}", compared
 
 
-def _tables(records: Sequence[Record], metric: str) -> list[Table]:
+def tables_of(records: Sequence[Record], metric: str) -> list[Table]:
     """The evaluation's table of the metric; for any other field, its mean over all samples."""
     if metric in KNOWN:
         return [table for table in hook(records[0].kind, "tables")(records) if table.metric.field == metric]

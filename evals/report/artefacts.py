@@ -1,6 +1,6 @@
 """The artefacts of an experiment, made from the results tree alone: tables, comparisons and figures."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import groupby
@@ -25,12 +25,16 @@ from evals.tables.compare import subject_of, unpaired, verdicts
 from evals.tables.table import OTHERS, Shown, Table
 
 
-def write(experiment: str, results: Path, columns: Columns = "tasks") -> list[Path]:
+def write(
+    experiment: str, results: Path, columns: Columns = "tasks", margins: Mapping[str, float] | None = None
+) -> list[Path]:
     """Write `results`/artefacts/<experiment>/ and return the paths. `columns`: tasks or groups, in LaTeX tables.
+
+    `margins`: of equivalence by metric, in place of the metrics' own.
 
     Raises `UserError` for an experiment without artefacts, and if none of its settings has results.
     """
-    page = page_of(experiment, results)
+    page = page_of(experiment, results, margins)
     folder = results / "artefacts" / safe_name("experiment", experiment)
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -67,9 +71,9 @@ def write_after_run(experiment: str, results: Path) -> None:
     console.print(f"artefacts: {paths[0].parent}", soft_wrap=True, markup=False)
 
 
-def page_of(experiment: str, results: Path) -> Page:
+def page_of(experiment: str, results: Path, margins: Mapping[str, float] | None = None) -> Page:
     """The tables, comparisons and figures of an experiment in `results`. Raises `UserError` as `write` does."""
-    of_item = item(experiment)
+    of_item = replace(item(experiment), margins=margins or {})
     return _measured(experiment, of_item, results) if of_item.source else _runs(experiment, of_item, results)
 
 
@@ -116,7 +120,9 @@ def _runs(experiment: str, of_item: Item, results: Path) -> Page:
     frames: dict[str, Callable[[], Any]] = {"table": partial(means, every)}
     if compared:
         frames["comparisons"] = partial(comparisons, compared)
-    family = replace(of_item, subject=subject_of(of_item, every[0])).family if compared else ""
+    asked = replace(of_item, subject=subject_of(of_item, every[0]))
+    by = {verdict.metric for verdict in compared}
+    family = asked.family(table.metric for table in every if table.metric.field in by) if compared else ""
     figures = _figures(of_item, records[0].kind, [of_model[0] for of_model in of_models if of_model])
     others = paper.others(experiment, every)
     return Page(

@@ -230,16 +230,26 @@ def _samples(cell: Cell) -> str:
 
 def _compared(verdicts: Sequence[Verdict]) -> Tabular:
     columns = len({verdict.column for verdict in verdicts}) > 1
-    header = ["comparison", *(["of"] if columns else []), "difference", r"95\,\% interval", "$p$", "$n$", "$n$ needed"]
+    header = [
+        "comparison",
+        *(["of"] if columns else []),
+        "difference",
+        r"95\,\% interval",
+        "$p$",
+        "$p$ (eq.)",
+        "$n$",
+        "$n$ needed",
+    ]
     blocks: dict[str, list[list[str]]] = {}
     several = len({verdict.budget for verdict in verdicts}) > 1 or verdicts[0].budget is not None
     for verdict in verdicts:
         above = f"budget = {escape(text.budget(verdict.budget))}" if several else ""
         texts = [escape(number) for number in text.numbers(verdict)]
-        texts[2] = rf"\textbf{{{texts[2]}}}" if verdict.p < ALPHA else texts[2]
+        for place, p in ((2, verdict.p), (3, verdict.equivalence)):
+            texts[place] = rf"\textbf{{{texts[place]}}}" if p is not None and p < ALPHA else texts[place]
         name = [f"{escape(verdict.second)} $-$ {escape(verdict.first)}"]
         blocks.setdefault(above, []).append([*name, *([escape(verdict.column)] if columns else []), *texts])
-    return Tabular(header, blocks, "l" + "l" * columns + "r" * 5)
+    return Tabular(header, blocks, "l" + "l" * columns + "r" * 6)
 
 
 def _block(budget: Budget | None) -> str:

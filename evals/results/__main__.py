@@ -19,7 +19,9 @@ from evals.results.chosen import settings_named
 from evals.results.compare import comparisons
 from evals.results.record import Record
 from evals.tables import text
-from evals.tables.compare import Comparison
+from evals.tables.compare import NEEDED, TESTS, Comparison, needed, words
+from evals.tables.equivalence import checked_margin
+from evals.tables.table import KNOWN, Metric
 
 SUBJECT = "compresskv"
 """The method that `compare` is about where nothing else is said."""
@@ -27,7 +29,9 @@ SUBJECT = "compresskv"
 EVERY = "all"
 """What `--against` has for all pairs of settings."""
 
-AGAINST = ("budget", "second − first", "difference", "95 % interval", "p", "n", "samples to separate")
+AGAINST = (
+    *("budget", "second − first", "difference", "95 % interval", "p", "p (equivalence)", "n", "n needed", "verdict"),
+)
 
 HIDDEN = {"config", "environment", "samples", "method_in_full", "prompt"}
 """Fields of a summary that `show` leaves out."""
@@ -83,17 +87,25 @@ def verify(chosen: Sequence[Record]) -> int:
 def compare(chosen: Sequence[Record], options: argparse.Namespace) -> int:
     """One method against every other of its budget, which is what the report page says; or all pairs of settings."""
     evicting = {record.method for record in chosen if record.budget is not None}
+    metric = options.metric or "score"
+    if options.margin is not None:
+        checked_margin("--margin", options.margin)
     method = options.against or (SUBJECT if SUBJECT in evicting and len(evicting) > 1 else EVERY)
     if method != EVERY:
-        return compare_against(chosen, options.metric or "score", method, options.csv, options.latex)
+        return compare_against(chosen, metric, method, options.margin, options.csv, options.latex)
     for name in ("csv", "latex"):
         if path := getattr(options, name):
             raise UserError(f"--{name}", "name a method with --against", value=path, why="all pairs have no file")
-    return compare_all(chosen, options.metric or "score")
+    return compare_all(chosen, metric, options.margin)
 
 
 def compare_against(
-    chosen: Sequence[Record], metric: str, method: str, csv: Path | None = None, latex: Path | None = None
+    chosen: Sequence[Record],
+    metric: str,
+    method: str,
+    margin: float | None = None,
+    csv: Path | None = None,
+    latex: Path | None = None,
 ) -> int:
     """Each task's comparisons of a method, and those over all tasks; also as files where they are named."""
     from evals.report.against import against, question
@@ -102,16 +114,18 @@ def compare_against(
     from evals.report.latex import PACKAGES
     from evals.report.latex import comparisons as floats
 
-    found = against(chosen, metric, method)
-    family = question(method).family
+    found = against(chosen, metric, method, margin)
+    asked = {} if margin is None else {metric: margin}
+    family = question(method, asked).family([KNOWN.get(metric, Metric(metric))])
     console = screen(160)
     for title, verdicts in found:
         table = Table(title=plain(title))
         for column in AGAINST:
-            table.add_column(column, justify="left" if column == "second − first" else "right", overflow="fold")
+            left = column in ("second − first", "verdict")
+            table.add_column(column, justify="left" if left else "right", overflow="fold")
         for verdict in verdicts:
             numbers = map(plain, text.numbers(verdict))
-            table.add_row(text.budget(verdict.budget), plain(text.versus(verdict)), *numbers)
+            table.add_row(text.budget(verdict.budget), plain(text.versus(verdict)), *numbers, plain(verdict.words))
         console.print(table)
     every = [verdict for _, verdicts in found for verdict in verdicts]
     part = " †: over part of the samples." if any(verdict.partial for verdict in every) else ""
@@ -131,9 +145,9 @@ def _write(option: str, path: Path, content: str) -> None:
         raise UserError(option, "name a file in an existing folder", value=path, why=why) from error
 
 
-def compare_all(chosen: Sequence[Record], metric: str) -> int:
+def compare_all(chosen: Sequence[Record], metric: str, margin: float | None = None) -> int:
     """For each task, the settings with their groups, and the paired verdict on every two of them."""
-    compared = comparisons(chosen, metric)
+    compared = comparisons(chosen, metric, margin)
     if not any(comparison.pairs for comparison in compared):
         raise UserError(
             "--metric",
@@ -174,7 +188,7 @@ def _settings_table(comparison: Comparison, metric: str) -> Table:
     return table
 
 
-PAIRS = ("second − first", "difference", "95 % interval", "p", "verdict", "samples to separate")
+PAIRS = ("second − first", "difference", "95 % interval", "p", "p (equivalence)", "verdict", "n needed")
 
 
 def _pairs_table(comparison: Comparison) -> Table:
@@ -197,19 +211,25 @@ def _pairs_lines(comparison: Comparison) -> Iterator[str]:
 
 
 def _about_p(comparison: Comparison) -> str:
-    return (
-        f"p: paired permutation test, Holm-corrected over one family: all {len(comparison.pairs)} pairs of this table"
-    )
+    margin = "" if comparison.margin is None else f"Margin: {comparison.margin:g}. "
+    return f"{TESTS}all {len(comparison.pairs)} pairs of this table. {margin}{NEEDED}"
 
 
 def _pairs(comparison: Comparison) -> Iterator[tuple[str, ...]]:
     """The cells of every pair."""
     for pair in comparison.pairs:
         paired = pair.difference
-        needed = text.NONE if paired.needed is None else str(paired.needed)
-        verdict = "differ" if pair.differs else "not told apart"
-        name = f"{pair.second} − {pair.first}"
-        yield name, f"{paired.mean:+z.4g}", _bounds(paired.interval), f"{pair.p:.3g}", verdict, needed
+        enough = needed(paired)
+        equivalence = text.NONE if comparison.margin is None else f"{pair.equivalence:.3g}"
+        yield (
+            f"{pair.second} − {pair.first}",
+            f"{paired.mean:+z.4g}",
+            _bounds(paired.interval),
+            f"{pair.p:.3g}",
+            equivalence,
+            words(pair.outcome, comparison.margin),
+            text.NONE if enough is None else str(enough),
+        )
 
 
 def _bounds(interval: tuple[float, float] | None) -> str:
@@ -236,11 +256,17 @@ def main(arguments: list[str] | None = None) -> int:
         help="compare: the method to compare with the others of its budget, or all for every pair of settings "
         "(default: compresskv, if other methods are there)",
     )
+    parser.add_argument(
+        "--margin",
+        type=float,
+        help="compare: means that differ by less are equivalent, in the metric's unit (default: 2 for scores, 0.02 for "
+        "the others that fidelity=true measures)",
+    )
     parser.add_argument("--csv", type=Path, help="compare: also write the comparisons to this CSV file")
     parser.add_argument("--latex", type=Path, help="compare: also write them to this file as LaTeX tables")
     try:
         options = parser.parse_args(arguments)
-        for name in ("metric", "against", "csv", "latex"):
+        for name in ("metric", "against", "margin", "csv", "latex"):
             if (value := getattr(options, name)) is not None and options.command != "compare":
                 why = f"{options.command} does not take it"
                 raise UserError(f"--{name}", "leave it out, or use compare", value=value, why=why)

@@ -10,6 +10,8 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from evals.tables.equivalence import POWER, Margin, samples_within, within
+
 RESAMPLES = 2000
 """Bootstrap draws of an interval."""
 
@@ -30,9 +32,6 @@ MOST_GROUPS = 100
 
 BLOCK = 512
 """Couples of settings that are computed together."""
-
-POWER = 0.8
-"""How probable it is to see a difference that is there, with the samples that `samples_needed` asks for."""
 
 ROUNDING = 1e-5
 """A mean below this share of the largest value is 0: scores have four decimals, and differences that cancel leave as
@@ -68,6 +67,8 @@ class Difference:
     """Paired differences of two settings over `n` samples: their mean with its 95 % interval, in the metric's unit.
 
     `p`: two-sided permutation p-value, not corrected. `needed`: samples to separate the two, None if the mean is 0.
+    `equivalence`: p-value of the hypothesis that the mean is not within the margin (`evals.tables.equivalence`), not
+    corrected; 1 where no margin was stated. `enough`: samples to show that it is; None if its mean is not within it.
     """
 
     mean: float
@@ -75,14 +76,20 @@ class Difference:
     p: float
     n: int
     needed: int | None
+    equivalence: float = 1.0
+    enough: int | None = None
 
 
-def difference(first: Sequence[float], second: Sequence[float], comparisons: int = 1) -> Difference:
+def difference(
+    first: Sequence[float], second: Sequence[float], comparisons: int = 1, margin: Margin | None = None
+) -> Difference:
     """`second` − `first`, at least one value each, in equal order of the samples; `comparisons`: their number."""
-    return mean_difference([np.asarray(second, dtype=float) - np.asarray(first, dtype=float)], comparisons)
+    return mean_difference([np.asarray(second, dtype=float) - np.asarray(first, dtype=float)], comparisons, margin)
 
 
-def mean_difference(strata: Sequence[Sequence[float] | NDArray[np.float64]], comparisons: int = 1) -> Difference:
+def mean_difference(
+    strata: Sequence[Sequence[float] | NDArray[np.float64]], comparisons: int = 1, margin: Margin | None = None
+) -> Difference:
     """The mean over `strata`, such as tasks, of the means of their paired differences; none of them empty.
 
     Every stratum counts the same, however many samples it has, as in the average of a table.
@@ -90,18 +97,42 @@ def mean_difference(strata: Sequence[Sequence[float] | NDArray[np.float64]], com
     """
     n = sum(map(len, strata))
     parts = [np.asarray(stratum, dtype=float) for stratum in strata]
-    weighted = np.concatenate([part * (n / (len(parts) * len(part))) for part in parts])
+    weighted = weighted_values([part[None] for part in parts])[0]
+    ((equivalence, enough),) = _equivalences(weighted[None], margin, comparisons, effective(list(map(len, parts))))
     return Difference(
         mean=float(np.mean([part.mean() for part in parts])),
         interval=interval(*(part.tolist() for part in parts)),
         p=permutation_p(weighted, comparisons),
         n=n,
         needed=samples_needed(weighted, comparisons),
+        equivalence=equivalence,
+        enough=enough,
     )
 
 
+def weighted_values(strata: Sequence[NDArray[np.float64]]) -> NDArray[np.float64]:
+    """The values [rows, n] of strata [rows, n of the stratum], so weighted that a row's mean is that over strata."""
+    n = sum(stratum.shape[1] for stratum in strata)
+    return np.concatenate([stratum * (n / (len(strata) * stratum.shape[1])) for stratum in strata], axis=1)
+
+
+def effective(lengths: Sequence[int]) -> float:
+    """How many samples of equal weight strata of these lengths, weighted alike, stand for (Kish 1965)."""
+    return float(len(lengths) ** 2 / sum(1 / length for length in lengths))
+
+
+def _equivalences(
+    weighted: NDArray[np.float64], margin: Margin | None, comparisons: int, size: float
+) -> list[tuple[float, int | None]]:
+    """`equivalence` and `enough` of every row of differences."""
+    if margin is None:
+        return [(1.0, None)] * len(weighted)
+    p_values = within(weighted, margin, size).tolist()
+    return list(zip(p_values, samples_within(weighted, margin, ALPHA / comparisons), strict=True))
+
+
 def all_differences(
-    settings: Sequence[Sequence[Sequence[float]]], couples: Sequence[tuple[int, int]]
+    settings: Sequence[Sequence[Sequence[float]]], couples: Sequence[tuple[int, int]], margin: Margin | None = None
 ) -> list[Difference]:
     """The `mean_difference` of every couple (first, second) of places in `settings`, one of as many comparisons.
 
@@ -112,7 +143,8 @@ def all_differences(
         return []
     strata = [np.array(of_stratum, dtype=float) for of_stratum in zip(*settings, strict=True)]
     n = sum(stratum.shape[1] for stratum in strata)
-    weighted = np.concatenate([stratum * (n / (len(strata) * stratum.shape[1])) for stratum in strata], axis=1)
+    size = effective([stratum.shape[1] for stratum in strata])
+    weighted = weighted_values(strata)
     means = _bootstrapped(strata)
     p_values = _permutation_ps(weighted, couples, len(couples))
     found = []
@@ -122,9 +154,10 @@ def all_differences(
         values = weighted[second] - weighted[first]
         bounds = None if means is None else np.percentile(means[second] - means[first], [2.5, 97.5], axis=1).T.tolist()
         needed = _samples_needed(values, len(couples))
+        equivalences = _equivalences(values, margin, len(couples), size)
         for place, mean in enumerate(values.mean(1).tolist()):
             between = None if bounds is None else (bounds[place][0], bounds[place][1])
-            found.append(Difference(mean, between, p_values[start + place], n, needed[place]))
+            found.append(Difference(mean, between, p_values[start + place], n, needed[place], *equivalences[place]))
     return found
 
 

@@ -32,6 +32,8 @@ class Metric:
     """A field of sample lines, or of measurements, and how `title` says it.
 
     `better`: which values are better; None where neither is, as with tokens kept. `axis`: its label in a figure.
+    `margin`: means that differ by less are equivalent, where the user states nothing else; None: not tested. `largest`:
+    the largest difference of two values; None where it has no limit.
     """
 
     field: str
@@ -39,18 +41,23 @@ class Metric:
     digits: int = 2
     better: Literal["higher", "lower"] | None = "higher"
     axis: str = ""
+    margin: float | None = None
+    largest: float | None = None
 
 
-SCORE = Metric("score")
+SCORE = Metric("score", margin=2.0, largest=100.0)
 
 KEPT = Metric("kept", "KV tokens kept per head", better=None)
 
 FIDELITY = (
-    Metric("kl", "KL divergence from the full cache, nats per token", 4, "lower"),
-    Metric("agreement", "share of tokens on which it agrees with the full cache", 4),
-    Metric("reference_nll", "negative log-likelihood of the reference answer, nats per token", 4, "lower"),
+    Metric("kl", "KL divergence from the full cache, nats per token", 4, "lower", margin=0.02),
+    Metric("agreement", "share of tokens on which it agrees with the full cache", 4, margin=0.02, largest=1.0),
+    Metric("reference_nll", "negative log-likelihood of the reference answer, nats per token", 4, "lower", margin=0.02),
 )
 """What lines have beside the score where `fidelity=true`."""
+
+KNOWN = {metric.field: metric for metric in (SCORE, *FIDELITY)}
+"""The metrics of every evaluation, by their field."""
 
 
 @dataclass(frozen=True)

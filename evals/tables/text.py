@@ -101,17 +101,17 @@ def tokens(count: int) -> str:
 
 
 VERDICT = (
-    *("model", "budget", "comparison", "of", "difference", "95 % interval", "p (Holm)", "n", "verdict"),
-    "n needed",
+    *("model", "budget", "comparison", "of", "difference", "95 % interval", "p (Holm)", "p (equivalence)", "n"),
+    *("verdict", "n needed"),
 )
 """The columns of `verdict`."""
 
 
 def verdict(found: Verdict) -> list[str]:
-    difference, interval, p, n, needed = numbers(found)
+    difference, interval, p, equivalence, n, needed = numbers(found)
     of = found.column if found.metric == "score" else f"{found.metric}, {found.column}"
     place = [found.model, budget(found.budget), versus(found), of]
-    return [*place, difference, interval, p, n, found.words, needed]
+    return [*place, difference, interval, p, equivalence, n, found.words, needed]
 
 
 def versus(found: Verdict) -> str:
@@ -119,11 +119,12 @@ def versus(found: Verdict) -> str:
 
 
 def numbers(found: Verdict) -> list[str]:
-    """The difference, its interval, p, the samples, and how many it would take to tell the two apart."""
+    """The difference, its interval, both p-values, the samples, and how many it would take to decide."""
     return [
         signed(found.mean, found.digits),
         bounds(found.interval, found.digits) or NONE,
         probability(found.p),
+        NONE if found.equivalence is None else probability(found.equivalence),
         f"{'†' if found.partial else ''}{found.n}",
         NONE if found.needed is None else str(found.needed),
     ]
