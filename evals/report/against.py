@@ -1,4 +1,4 @@
-"""Compare one method with every other one at its budget: `python -m evals results compare --against`."""
+"""Compare methods with one of them, or with the full cache: `python -m evals results compare` and `certify`."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -7,7 +7,9 @@ from compresskv.errors import UserError
 from evals.results.means import USUAL, average, groups_of, is_number, sampled
 from evals.results.record import Record
 from evals.results.shows import hook, sound
+from evals.tables.certify import Certificate, certificates
 from evals.tables.compare import Question, Verdict, subject_of, verdicts
+from evals.tables.equivalence import checked_margin
 from evals.tables.methods import named
 from evals.tables.table import KNOWN, Metric, Table
 from evals.tables.text import title_of
@@ -37,6 +39,31 @@ def against(
             "choose a numeric field of samples.jsonl, such as score, and a method that was run with others",
             value=metric,
             why=f"no other method has it on the same samples at the same budget as {method}",
+        )
+    return found
+
+
+def certified(records: Sequence[Record], metric: str, loss: float, confidence: float = 0.95) -> list[Certificate]:
+    """A certificate for every method that has the metric on the same samples as the full cache.
+
+    `loss`: in the metric's unit, lost score or added KL. Raises `UserError` for values out of range, and where nothing
+    can be compared with the full cache.
+    """
+    if metric not in KNOWN:
+        raise UserError("--metric", f"choose one of {', '.join(KNOWN)}", value=metric, why="its losses are not known")
+    checked_margin("--loss", loss)
+    if not 0.5 < confidence < 1:
+        raise UserError("--confidence", "give a number between 0.5 and 1, such as 0.95", value=confidence)
+    found = []
+    for group in groups_of([sound(record)[0] for record in records if record.summary]):
+        for table in tables_of(group, metric):
+            found += list(certificates(table, loss, confidence))
+    if not found:
+        raise UserError(
+            "--metric",
+            "run method=full and other methods on the same samples; for kl, with fidelity=true",
+            value=metric,
+            why="no setting has it on the same samples as the full cache",
         )
     return found
 

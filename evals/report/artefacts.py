@@ -120,9 +120,9 @@ def _runs(experiment: str, of_item: Item, results: Path) -> Page:
     frames: dict[str, Callable[[], Any]] = {"table": partial(means, every)}
     if compared:
         frames["comparisons"] = partial(comparisons, compared)
-    asked = replace(of_item, subject=subject_of(of_item, every[0]))
+    question = replace(of_item, subject=subject_of(of_item, every[0]))
     by = {verdict.metric for verdict in compared}
-    family = asked.family(table.metric for table in every if table.metric.field in by) if compared else ""
+    family = question.family(table.metric for table in every if table.metric.field in by) if compared else ""
     figures = _figures(of_item, records[0].kind, [of_model[0] for of_model in of_models if of_model])
     others = paper.others(experiment, every)
     return Page(

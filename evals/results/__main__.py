@@ -1,5 +1,7 @@
 """`python -m evals results list|show|verify|compare`: what is there, whether it is sound, and which settings differ.
 
+`python -m evals results certify --metric kl --loss 0.1` names the smallest budget of each method that is safe.
+
 `python -m evals results push-wandb [<results>] [logger.mode=offline …]` sends what is finished to Weights & Biases.
 """
 
@@ -35,6 +37,12 @@ AGAINST = (
 
 HIDDEN = {"config", "environment", "samples", "method_in_full", "prompt"}
 """Fields of a summary that `show` leaves out."""
+
+TAKES = {
+    "compare": ("metric", "against", "margin", "csv", "latex"),
+    "certify": ("metric", "loss", "confidence"),
+}
+"""The options of commands that have some."""
 
 LONG = 1000
 """Pairs of settings that still have a table with borders."""
@@ -232,6 +240,39 @@ def _pairs(comparison: Comparison) -> Iterator[tuple[str, ...]]:
         )
 
 
+CERTIFIED = ("method", "smallest budget", "loss", "surely below", "n", "not certified")
+
+
+def certify(chosen: Sequence[Record], options: argparse.Namespace) -> int:
+    """For each method, the smallest budget that is certified, and what the next smaller one lacks."""
+    from evals.report.against import certified
+
+    if options.loss is None:
+        raise UserError("--loss", "give the largest loss that you accept, such as 2 (points) or 0.1 (nats)")
+    metric, confidence = options.metric or "score", 0.95 if options.confidence is None else options.confidence
+    found = certified(chosen, metric, options.loss, confidence)
+    console = screen(160)
+    tables: dict[str, Table] = {}
+    for each in found:
+        if each.title not in tables:
+            tables[each.title] = Table(title=plain(each.title))
+            for column in CERTIFIED:
+                left = column in ("method", "not certified")
+                tables[each.title].add_column(column, justify="left" if left else "right", overflow="fold")
+        tables[each.title].add_row(*map(plain, text.certificate(each.method, each.smallest, each.failed)))
+    for table in tables.values():
+        console.print(table)
+    part = " †: over part of the samples." if any(tried.partial for each in found for tried in each.tried) else ""
+    console.print(
+        plain(
+            f"Certified: the mean loss of {metric} against the full cache is below {options.loss:g} with "
+            f"{100 * confidence:g} % confidence for each method, by a paired one-sided test. Budgets are tried from "
+            f"the largest down, until one fails.{part}"
+        )
+    )
+    return 0
+
+
 def _bounds(interval: tuple[float, float] | None) -> str:
     return text.NONE if interval is None else f"{interval[0]:z.4g} to {interval[1]:z.4g}"
 
@@ -245,12 +286,12 @@ def main(arguments: list[str] | None = None) -> int:
         with one_sentence_endings():
             return push(words[1:])
     parser = Arguments(prog="python -m evals results", description=__doc__)
-    parser.add_argument("command", choices=["list", "show", "verify", "compare"])
+    parser.add_argument("command", choices=[*TAKES, "list", "show", "verify"])
     parser.add_argument(
         "named", nargs="?", default="", help="a results tree, a folder below its runs, or a part of settings' paths"
     )
     parser.add_argument("--results", help="as paths.results (default: results)")
-    parser.add_argument("--metric", help="what compare compares: a field of samples (default: score)")
+    parser.add_argument("--metric", help="what compare and certify are about: a field of samples (default: score)")
     parser.add_argument(
         "--against",
         help="compare: the method to compare with the others of its budget, or all for every pair of settings "
@@ -262,17 +303,23 @@ def main(arguments: list[str] | None = None) -> int:
         help="compare: means that differ by less are equivalent, in the metric's unit (default: 2 for scores, 0.02 for "
         "the others that fidelity=true measures)",
     )
+    parser.add_argument(
+        "--loss", type=float, help="certify: the mean loss against the full cache that a budget has to stay below"
+    )
+    parser.add_argument("--confidence", type=float, help="certify: between 0.5 and 1 (default: 0.95)")
     parser.add_argument("--csv", type=Path, help="compare: also write the comparisons to this CSV file")
     parser.add_argument("--latex", type=Path, help="compare: also write them to this file as LaTeX tables")
     try:
         options = parser.parse_args(arguments)
-        for name in ("metric", "against", "margin", "csv", "latex"):
-            if (value := getattr(options, name)) is not None and options.command != "compare":
+        taken = TAKES.get(options.command, ())
+        for name in dict.fromkeys(name for names in TAKES.values() for name in names):
+            if (value := getattr(options, name)) is not None and name not in taken:
+                use = " or ".join(command for command, names in TAKES.items() if name in names)
                 why = f"{options.command} does not take it"
-                raise UserError(f"--{name}", "leave it out, or use compare", value=value, why=why)
+                raise UserError(f"--{name}", f"leave it out, or use {use}", value=value, why=why)
         chosen = settings_named(options.results, options.named)
-        if options.command == "compare":
-            code = compare(chosen, options)
+        if options.command in TAKES:
+            code = {"compare": compare, "certify": certify}[options.command](chosen, options)
         else:
             code = {"list": list_, "show": show, "verify": verify}[options.command](chosen)
         if sys.stdout:  # None where the shell has closed it

@@ -237,12 +237,17 @@ def subject_of(question: Question, table: Table) -> str:
 
 def paired(first: Strata, second: Strata, comparisons: int = 1, margin: Margin | None = None) -> Difference:
     """`second` − `first` on the samples that both have, at least one; corrected for the number of `comparisons`."""
+    return mean_difference(differences(first, second), comparisons, margin)
+
+
+def differences(first: Strata, second: Strata) -> list[list[float]]:
+    """`second` − `first` on the samples that both have, for each task with such samples."""
     strata = []
     for task in first:
         shared, _ = common([first[task], second.get(task, {})])
         if shared:
             strata.append([second[task][sample] - first[task][sample] for sample in shared])
-    return mean_difference(strata, comparisons, margin)
+    return strata
 
 
 def unpaired(table: Table) -> list[str]:
@@ -363,10 +368,10 @@ def _comparison(
         for name in names:
             aligned[name].append([settings[name][sample] for sample in shared])
     couples = list(combinations(range(len(names)), 2))
-    differences = all_differences(list(aligned.values()), couples, margin)
+    found = all_differences(list(aligned.values()), couples, margin)
     pairs = [
         Pair(names[one], names[other], each, p, equivalence)
-        for (one, other), each, p, equivalence in zip(couples, differences, *_corrected(differences), strict=True)
+        for (one, other), each, p, equivalence in zip(couples, found, *_corrected(found), strict=True)
     ]
     differing = {frozenset((pair.first, pair.second)) for pair in pairs if pair.differs}
     within = None if margin is None else margin.within

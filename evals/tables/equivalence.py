@@ -20,7 +20,7 @@ and 2,100 for a mean of 0 with a spread of 20 points to be below 2 points, where
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,6 +29,9 @@ from compresskv.errors import UserError
 
 POWER = 0.8
 """How probable it is that the number of samples that a sentence asks for decides."""
+
+MOST = 10**9
+"""More samples than these are no answer."""
 
 Values = NDArray[np.float64]
 
@@ -51,28 +54,66 @@ def checked_margin(option: str, value: float) -> float:
     return value
 
 
+@dataclass(frozen=True)
+class Moments:
+    """Mean, spread (standard deviation over n) and skewness of rows of values, [rows] each, of `n` values each.
+
+    `size`: how many independent samples they stand for, where they are weighted.
+    """
+
+    means: Values
+    spreads: Values
+    skewness: Values
+    n: Values
+    size: Values
+
+
+def _moments(values: Values, size: float, limit: float) -> Moments:
+    """Of values [rows, n]; a spread that rounding may have made, beside the values and the `limit`, is 0."""
+    means, spreads = values.mean(1), values.std(1)
+    varied = spreads > 1e-9 * np.abs(values).max(1, initial=limit)
+    spreads = np.where(varied, spreads, 0)
+    scaled = (values - means[:, None]) / np.where(varied, spreads, 1)[:, None]
+    skewness = np.where(varied, (scaled**3).mean(1), 0)
+    count = np.full(len(values), float(values.shape[1]))
+    return Moments(means, spreads, skewness, count, np.full(len(values), size))
+
+
 def below(values: Values, limit: float, largest: float | None, size: float) -> Values:
     """p-values [rows] of the hypotheses that the mean of a row of `values` [rows, n] is `limit` or more.
 
     `largest`: no value can be above it; None where there is no limit. `size`: how many independent samples the values
     stand for, where they are weighted.
     """
-    n = values.shape[1]
-    means = values.mean(1)
-    if n < 2:
-        return np.ones(len(values))
+    return np.ones(len(values)) if values.shape[1] < 2 else _below(_moments(values, size, limit), limit, largest)
+
+
+def _below(of: Moments, limit: float, largest: float | None) -> Values:
     from scipy.special import stdtr
 
-    spreads, centred = values.std(1), values - means[:, None]
-    varied = spreads > 1e-9 * np.abs(values).max(1, initial=0)
-    safe = np.where(varied, spreads, 1)
-    skewness = np.where(varied, (centred**3).mean(1) / safe**3, 0)
-    distances = (means - limit) / safe  # t is this times √(n − 1)
-    u = distances * math.sqrt((n - 1) / n)
-    removed = u + skewness * u**2 / 3 + skewness**2 * u**3 / 27 + skewness / (6 * n)
-    tests = np.maximum(stdtr(n - 1, distances * math.sqrt(n - 1)), stdtr(n - 1, removed * math.sqrt(n)))
-    tests = np.where(varied, tests, np.where(means < limit, 0, 1))
-    return np.maximum(tests, _unseen(means, limit, largest) ** size)
+    varied = of.spreads > 0
+    distances = (of.means - limit) / np.where(varied, of.spreads, 1)
+    u = distances * np.sqrt((of.n - 1) / of.n)
+    removed = u + of.skewness * u**2 / 3 + of.skewness**2 * u**3 / 27 + of.skewness / (6 * of.n)
+    t, hall = stdtr(of.n - 1, distances * np.sqrt(of.n - 1)), stdtr(of.n - 1, removed * np.sqrt(of.n))
+    tests = np.where(varied, np.maximum(t, hall), np.where(of.means < limit, 0, 1))
+    return np.maximum(tests, _unseen(of.means, limit, largest) ** of.size)
+
+
+def upper_bound(values: Values, largest: float | None, size: float, alpha: float) -> float:
+    """The limit of which `below` is sure at level `alpha`, for one row of `values` [n]; infinity where it never is."""
+    low = float(values.mean())
+    high = largest if largest is not None else low + 1000 * float(np.abs(values).max(initial=1e-9))
+
+    def surely_below(limit: float) -> bool:
+        return bool(below(values[None], limit, largest, size)[0] < alpha)
+
+    if not surely_below(high):
+        return math.inf
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (low, middle) if surely_below(middle) else (middle, high)
+    return high
 
 
 def within(values: Values, margin: Margin, size: float) -> Values:
@@ -93,29 +134,35 @@ def _unseen(means: Values, limit: float, largest: float | None) -> Values:
 
 
 def samples_below(
-    values: Values, limit: float, largest: float | None, alpha: float, sides: int = 1
+    values: Values, limit: float, largest: float | None, size: float, alpha: float, sides: int = 1
 ) -> list[int | None]:
     """Samples with which `below` finds each row's mean below the limit with probability `POWER`, at level `alpha`.
 
-    By the normal approximation, n = ((z(1 − α) + z(1 − (1 − power) / sides)) · sd / (limit − mean))², if mean and
-    spread are as in `values` [rows, n]; and enough to see rare values (`below`). None where the mean is not below the
-    limit, or where a single value gives no spread. `sides`: 2 if the opposite mean has to be below the limit too.
+    Found with the test itself, for the spread and skewness of `values` [rows, n] and a mean that comes out worse by
+    z(power) standard errors; z((1 + power) / 2) where both `sides` have to be shown. None where the mean is not below
+    the limit, or where more than `MOST` samples would be needed or a single value gives no spread.
     """
     if values.shape[1] < 2:
         return [None] * len(values)
     from scipy.special import ndtri
 
-    means = values.mean(1)
-    room = limit - means
-    there = room > 1e-9 * np.abs(values).max(1, initial=limit)
-    z = float(ndtri(1 - alpha) + ndtri(1 - (1 - POWER) / sides))
-    by_spread = (z * values.std(1, ddof=1) / np.where(there, room, 1)) ** 2
-    unseen = np.where(there, _unseen(means, limit, largest), 0.5).clip(1e-12, 1 - 1e-12)
-    needed = np.ceil(np.maximum(by_spread, math.log(alpha) / np.log(unseen))).clip(2)
-    return [int(number) if found else None for number, found in zip(needed, there, strict=True)]
+    of = _moments(values, size, limit)
+    z = float(ndtri(1 - (1 - POWER) / sides))
+
+    def shown(n: Values) -> Values:
+        means = of.means + z * of.spreads / np.sqrt(n - 1)
+        return _below(replace(of, means=means, n=n, size=of.size / of.n * n), limit, largest) < alpha
+
+    low, high = np.ones(len(values)), np.full(len(values), float(MOST))
+    found = shown(high)
+    while (high - low > 1).any():
+        middle = np.maximum(np.floor((low + high) / 2), 2)
+        enough = shown(middle)
+        low, high = np.where(enough, low, middle), np.where(enough, middle, high)
+    return [int(n) if there else None for n, there in zip(high, found, strict=True)]
 
 
-def samples_within(values: Values, margin: Margin, alpha: float) -> list[int | None]:
+def samples_within(values: Values, margin: Margin, size: float, alpha: float) -> list[int | None]:
     """Samples with which `within` finds each row's mean within the margin with probability `POWER` or more."""
     worse = np.where(values.mean(1) < 0, -1.0, 1.0)[:, None] * values
-    return samples_below(worse, margin.within, margin.largest, alpha, sides=2)
+    return samples_below(worse, margin.within, margin.largest, size, alpha, sides=2)

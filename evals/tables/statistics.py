@@ -128,7 +128,7 @@ def _equivalences(
     if margin is None:
         return [(1.0, None)] * len(weighted)
     p_values = within(weighted, margin, size).tolist()
-    return list(zip(p_values, samples_within(weighted, margin, ALPHA / comparisons), strict=True))
+    return list(zip(p_values, samples_within(weighted, margin, size, ALPHA / comparisons), strict=True))
 
 
 def all_differences(
@@ -271,7 +271,8 @@ def samples_needed(differences: Sequence[float] | NDArray[np.float64], compariso
     """Samples with which a paired test sees a difference of this mean and spread with probability `POWER`.
 
     n = ((z(1 − α/2) + z(power)) · sd / mean)², normal approximation, at α = `ALPHA` / `comparisons`, where Holm's
-    correction starts. None where the mean is 0 but for rounding, or where fewer than two differences give no spread.
+    correction starts; at least those with which all signs have a p-value below it. None where the mean is 0 but for
+    rounding, or where fewer than two differences give no spread.
     """
     return _samples_needed(np.asarray(differences, dtype=float)[None], comparisons)[0]
 
@@ -283,7 +284,8 @@ def _samples_needed(differences: NDArray[np.float64], comparisons: int) -> list[
     means, largest = differences.mean(1), np.abs(differences).max(1)
     there = np.abs(means) > ROUNDING * largest
     spreads = differences.std(1, ddof=1) / np.where(there, means, 1)
-    needed = np.maximum(2, np.ceil((_z(comparisons) * spreads) ** 2))
+    fewest = math.floor(math.log2(comparisons / ALPHA)) + 2  # the smallest p-value is 2 / 2^n
+    needed = np.maximum(fewest, np.ceil((_z(comparisons) * spreads) ** 2))
     return [int(number) if shown else None for number, shown in zip(needed, there, strict=True)]
 
 

@@ -12,6 +12,7 @@ from evals.kinds import TITLES
 from evals.tables.table import Cell, Table
 
 if TYPE_CHECKING:
+    from evals.tables.certify import Tried
     from evals.tables.compare import Verdict
 
 NONE = "–"
@@ -128,6 +129,20 @@ def numbers(found: Verdict) -> list[str]:
         f"{'†' if found.partial else ''}{found.n}",
         NONE if found.needed is None else str(found.needed),
     ]
+
+
+def certificate(method: str, smallest: Tried | None, failed: Tried | None) -> list[str]:
+    """A method, its smallest safe budget with its loss, and what the first one that is not safe lacks."""
+    lacking = "" if failed is None else f"{budget(failed.budget)} at n = {failed.n}: {_lacking(failed)}"
+    if smallest is None:
+        return [method, "none", NONE, NONE, NONE, lacking]
+    n = f"{'†' if smallest.partial else ''}{smallest.n}"
+    return [method, budget(smallest.budget), f"{smallest.loss:z.3g}", f"{smallest.bound:.3g}", n, lacking]
+
+
+def _lacking(failed: Tried) -> str:
+    loss = f"its loss is {failed.loss:z.3g}"
+    return f"{loss}, no number would do" if failed.needed is None else f"{loss}, about {failed.needed} would do"
 
 
 def file_part(name: str) -> str:

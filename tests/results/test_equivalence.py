@@ -117,13 +117,13 @@ def test_power_grows_with_the_samples():
 def test_the_samples_asked_for_are_enough():
     random = np.random.default_rng(4)
     pilot = random.normal(0.1, 1, (1, 4000))
-    (n,) = samples_within(pilot, Margin(0.4), ALPHA)
+    (n,) = samples_within(pilot, Margin(0.4), 4000, ALPHA)
     assert np.mean(within(random.normal(0.1, 1, (500, n)), Margin(0.4), n) < ALPHA) >= 0.75
-    (n,) = samples_below(pilot, 0.4, None, ALPHA)
+    (n,) = samples_below(pilot, 0.4, None, 4000, ALPHA)
     assert 0.72 <= np.mean(below(random.normal(0.1, 1, (500, n)), 0.4, None, n) < ALPHA) <= 0.88
-    assert samples_below(pilot, 0.05, None, ALPHA) == [None]
-    assert samples_below(pilot[:, :1], 0.4, None, ALPHA) == [None]
-    assert samples_within(pilot, Margin(0.4), ALPHA / 10)[0] > samples_within(pilot, Margin(0.4), ALPHA)[0]
+    assert samples_below(pilot, 0.05, None, 4000, ALPHA) == [None]
+    assert samples_below(pilot[:, :1], 0.4, None, 4000, ALPHA) == [None]
+    assert samples_within(pilot, Margin(0.4), 4000, ALPHA / 10)[0] > samples_within(pilot, Margin(0.4), 4000, ALPHA)[0]
 
 
 def test_all_couples_at_once_equal_one_at_a_time():
