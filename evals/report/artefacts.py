@@ -20,9 +20,10 @@ from evals.report.selection import chosen, default_heads, nothing, settings_of
 from evals.results.means import Asked
 from evals.results.shows import hook
 from evals.results.store import refused, safe_name, write_text
+from evals.results.tails import tails
 from evals.tables import text
 from evals.tables.compare import subject_of, unpaired, verdicts
-from evals.tables.table import OTHERS, Shown, Table
+from evals.tables.table import OTHERS, Shown, Table, Texts
 
 
 def write(
@@ -97,12 +98,14 @@ def _runs(experiment: str, of_item: Item, results: Path) -> Page:
     records, evaluation, faults = chosen(experiment, results)
     asked = Asked(of_item.label, of_item.view)
     of_models: list[list[Table]] = []
+    appendix: list[Texts] = []
     notes: list[str] = []
     remarks: list[str] = []
     for _, group in groupby(records, key=lambda record: record.model):
         of_model = list(group)
         tables = hook(of_model[0].kind, "tables")(of_model, asked)
         of_models.append([paper.beside(experiment, table) for table in tables if table.columns])
+        appendix += hook(of_model[0].kind, "appendix", tails)(of_model, asked)
         remarks += hook(of_model[0].kind, "notes", lambda *_: [])(of_model, tables, of_item.view)
         if of_item.label is heads_label:
             notes += default_heads(of_model)
@@ -131,6 +134,7 @@ def _runs(experiment: str, of_item: Item, results: Path) -> Page:
         tables=every,
         verdicts=compared,
         others=others,
+        appendix=appendix,
         notes=notes,
         frames=frames,
         figures=figures,

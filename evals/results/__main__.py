@@ -254,12 +254,13 @@ def certify(chosen: Sequence[Record], options: argparse.Namespace) -> int:
     console = screen(160)
     tables: dict[str, Table] = {}
     for each in found:
-        if each.title not in tables:
-            tables[each.title] = Table(title=plain(each.title))
+        title = f"{each.model} · {text.title_of(each.eval)} · {each.protocol}"
+        if title not in tables:
+            tables[title] = Table(title=plain(title))
             for column in CERTIFIED:
                 left = column in ("method", "not certified")
-                tables[each.title].add_column(column, justify="left" if left else "right", overflow="fold")
-        tables[each.title].add_row(*map(plain, text.certificate(each.method, each.smallest, each.failed)))
+                tables[title].add_column(column, justify="left" if left else "right", overflow="fold")
+        tables[title].add_row(*map(plain, text.certificate(each.method, each.smallest, each.failed)))
     for table in tables.values():
         console.print(table)
     part = " †: over part of the samples." if any(tried.partial for each in found for tried in each.tried) else ""

@@ -4,6 +4,7 @@ A plug-in of a single module may have the same functions beside its class. All o
 
 - `tables(records, asked) -> list[Table]`: of one model, the score first; default: `evals.results.means.tables`.
 - `texts(records) -> list[Texts]`: what the terminal and the page show instead of these tables.
+- `appendix(records, asked) -> list[Texts]`: tables that follow them; default: `evals.results.tails.tails`.
 - `figure(table)`: what a run ends with, beside its tables; `notes(records, tables)`: sentences below them.
 - `FIELDS`: a `TypedDict` of what these functions read of a sample's line; a line with another type is left out.
 - `reduced(task, line)`: the fields that they need, for a reader of many settings; default: those of `FIELDS`.

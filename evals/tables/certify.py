@@ -18,8 +18,7 @@ from compresskv.budget import Budget, largest_first
 from evals.tables.compare import differences
 from evals.tables.equivalence import below, samples_below, upper_bound
 from evals.tables.statistics import effective, weighted_values
-from evals.tables.table import Metric, Row, Table
-from evals.tables.text import title_of
+from evals.tables.table import Metric, Row, Table, full_of
 
 
 @dataclass(frozen=True)
@@ -43,7 +42,9 @@ class Tried:
 class Certificate:
     """The budgets of a method that were tried, from the largest down to the first that is not safe."""
 
-    title: str
+    model: str
+    eval: str
+    protocol: str
     method: str
     tried: Sequence[Tried]
 
@@ -73,26 +74,15 @@ def certificates(table: Table, loss: float, confidence: float) -> Iterator[Certi
     for (protocol, label), of_method in methods.items():
         tried: list[Tried] = []
         for row in sorted(of_method, key=lambda row: largest_first(row.budget)):
-            full = _full_of(row, fulls, table.overall)
+            mine = row.cells[table.overall].samples
+            full = full_of(row, [other for other in fulls if other.cells[table.overall].samples & mine])
             if full is None:
                 break
             tried.append(_tried(row, full, table.overall, table.metric, loss, alpha))
             if not tried[-1].safe:
                 break
         if tried:
-            yield Certificate(f"{table.model} · {title_of(table.eval)} · {protocol}", label, tried)
-
-
-def _full_of(row: Row, fulls: Sequence[Row], column: str) -> Row | None:
-    """The full cache on samples of a row; where several were run, such as with two dtypes, the one of its variant."""
-    shared = [
-        full
-        for full in fulls
-        if (full.protocol, full.when) == (row.protocol, row.when)
-        and full.cells[column].samples & row.cells[column].samples
-    ]
-    alike = [full for full in shared if full.name.variant == row.name.variant]
-    return next(iter(alike or (shared if len(shared) == 1 else [])), None)
+            yield Certificate(table.model, table.eval, protocol, label, tried)
 
 
 def _tried(row: Row, full: Row, column: str, metric: Metric, loss: float, alpha: float) -> Tried:

@@ -148,6 +148,16 @@ class Row:
         return self.name.protocol
 
 
+def full_of(row: Row, fulls: Sequence[Row]) -> Row | None:
+    """The full cache that a row is measured against: of its protocol and its time of eviction.
+
+    Where there are several, such as one for each dtype, it is that of its variant; None if none is.
+    """
+    fitting = [full for full in fulls if (full.protocol, full.when) == (row.protocol, row.when)]
+    alike = [full for full in fitting if full.name.variant == row.name.variant]
+    return next(iter(alike or (fitting if len(fitting) == 1 else [])), None)
+
+
 @dataclass(frozen=True)
 class Table:
     """All rows of a model, an evaluation and a metric.
@@ -268,12 +278,13 @@ class Texts:
 class Shown:
     """What an evaluation that measures by itself shows of its files.
 
-    `notes`: sentences that a reader of the numbers needs. `frames` make what is written as CSV, `figures` draw what is
-    written as images, by the name of the file.
+    `appendix`: tables that follow everything else. `notes`: sentences that a reader of the numbers needs. `frames` make
+    what is written as CSV, `figures` draw what is written as images, by the name of the file.
     """
 
     tables: Sequence[Table] = ()
     texts: Sequence[Texts] = ()
+    appendix: Sequence[Texts] = ()
     notes: Sequence[str] = ()
     frames: Mapping[str, Callable[[], Any]] = field(default_factory=dict)
     figures: Mapping[str, Callable[[], Any]] = field(default_factory=dict)
