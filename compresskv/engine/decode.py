@@ -1,4 +1,4 @@
-"""Greedy decoding of all settings of a prompt as one batch, one row per setting."""
+"""Decode all settings of a prompt greedily as one batch, one row per setting."""
 
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -11,22 +11,24 @@ from transformers import PreTrainedModel
 from compresskv.checking import FrozenMapping
 from compresskv.engine.cache import EvictedCache
 from compresskv.engine.decode_eviction import DecodeEviction, PromptEnd
+from compresskv.engine.forward import forward_given
+from compresskv.engine.forward import forward_tokens as forward_tokens  # the first GPU run imports it from here
+from compresskv.engine.graph import Steps
 from compresskv.engine.prefill import Prefill, finite, non_finite
 from compresskv.engine.rotary import spanning
 from compresskv.engine.rows import Source
 from compresskv.engine.setting import Setting
 from compresskv.generation_defaults import processors
-from compresskv.installed import cache_argument
 from compresskv.schedule import AFTER_PROMPT, EvictionSchedule
 from compresskv.selection import Kept
 
 TOGETHER = 8192
-"""Tokens of questions, of all settings together, that one forward pass takes at most."""
+"""Maximum number of question tokens, over all settings, in one forward pass."""
 
 
 @dataclass(frozen=True)
 class Stopping:
-    """Generation ends with a token of `ids`, which is kept in the output, or after `max_new_tokens`.
+    """When generation ends: at a token of `ids`, which is kept in the output, or after `max_new_tokens`.
 
     The first `min_new_tokens` tokens are never of `ids`. `settings`: further settings of a generation config to apply,
     such as `LoadedModel.generation_defaults`; none by default.
@@ -40,7 +42,7 @@ class Stopping:
 
 @torch.no_grad()
 def decode_cache(prefill: Prefill, kept: Sequence[Kept], room: int, last: bool = False) -> EvictedCache:
-    """A cache of one row per setting, holding what each keeps, with room for `room` new tokens.
+    """Create a cache of one row per setting from the tokens that each keeps, with room for `room` new tokens.
 
     The model must be `attached`, now and while it decodes. `last`: the prompt's layers are freed as they are copied, so
     that at most one is held twice.
@@ -74,10 +76,10 @@ def answering(
     schedule: EvictionSchedule = AFTER_PROMPT,
     last: bool = False,
 ) -> tuple[EvictedCache, Tensor]:
-    """`decode_cache` after the question, and the next-token logits of each of `settings`: [rows, vocabulary], float32.
+    """Return `decode_cache` after the question, and the next-token logits of each setting: [rows, vocabulary], float32.
 
-    Without a question, these are the prompt's. `room` new tokens fit after it. With a `schedule` that decodes, the
-    cache evicts by itself.
+    Without a question, the logits are the prompt's. `room` new tokens fit after the question. With a `schedule` that
+    decodes, the cache evicts by itself.
     """
     question = prefill.question
     eviction = None
@@ -98,44 +100,6 @@ def answering(
 
 
 @torch.no_grad()
-def forward_tokens(model: PreTrainedModel, tokens: Tensor, cache: EvictedCache, position: int | Tensor) -> Tensor:
-    """Feed one new token per row, `tokens` [rows]; returns the next logits [rows, vocabulary], float32.
-
-    `position` is that of all rows, or of each: [rows], int64. `model` must be `attached`.
-    """
-    if not isinstance(position, Tensor):
-        position = torch.full_like(tokens, position)
-    out = model(
-        input_ids=tokens[:, None],
-        position_ids=position[:, None],
-        use_cache=True,
-        logits_to_keep=1,
-        **{cache_argument(model): cache},
-    )
-    return out.logits[:, -1].float()
-
-
-@torch.no_grad()
-def forward_given(
-    model: PreTrainedModel, tokens: Tensor, rows: int, cache: EvictedCache, position: int, logits_to_keep: int = 0
-) -> Tensor:
-    """Feed `tokens` [new] or [rows, new], from `position` on, to each of `rows`; logits [rows, new, vocabulary].
-
-    Logits are float32; the last ones predict the token after all of `tokens`. `logits_to_keep`: how many of the last
-    ones are computed; 0: all. `model` must be `attached`.
-    """
-    positions = torch.arange(position, position + tokens.shape[-1], device=tokens.device)
-    out = model(
-        input_ids=tokens.expand(rows, -1),
-        position_ids=positions.expand(rows, -1),
-        use_cache=True,
-        logits_to_keep=logits_to_keep,
-        **{cache_argument(model): cache},
-    )
-    return out.logits.float()
-
-
-@torch.no_grad()
 def decode(
     model: PreTrainedModel,
     cache: EvictedCache,
@@ -145,11 +109,11 @@ def decode(
     stopping: Stopping,
     prompt: Tensor | None = None,
 ) -> list[list[int]]:
-    """Greedy decoding of `rows` settings that share a prompt of `length` tokens and its next-token `logits`.
+    """Decode greedily `rows` settings that share a prompt of `length` tokens and its next-token `logits`.
 
     `prompt` [length], int64: its ids, which the settings of `stopping` need. A row that has stopped leaves the batch.
-    Returns the new tokens of each row, the stop token included. Raises `NonFiniteError` where a row's logits are not
-    all finite.
+    Returns the new tokens of each row, including the stop token. Raises `NonFiniteError` if a row's logits are not all
+    finite.
     """
     banned = sorted(stopping.ids)
     process = processors(model, stopping.settings, length, stopping.max_new_tokens, stopping.ids)
@@ -159,6 +123,8 @@ def decode(
     seen = seen.expand(rows, -1)
     tokens: list[list[int]] = [[] for _ in range(rows)]
     active = list(range(rows))
+    stopped: set[int] = set()
+    steps = Steps(model, cache)
     logits = logits.expand(rows, -1)
     for step in range(stopping.max_new_tokens):
         sound = finite(logits)
@@ -168,19 +134,25 @@ def decode(
             logits = logits.index_fill(-1, torch.tensor(banned, device=logits.device), float("-inf"))
         # −1 marks a row whose logits are not finite, so that one transfer brings both.
         chosen = logits.argmax(-1).masked_fill(sound.logical_not(), -1)
-        for row, token in zip(active, chosen.tolist(), strict=True):
+        next_tokens = chosen.tolist()
+        for row, token in zip(active, next_tokens, strict=True):
+            if row in stopped:
+                continue
             if token < 0:
                 raise non_finite(model, f"at new token {step + 1}")
             tokens[row].append(token)
-        going = [slot for slot, row in enumerate(active) if tokens[row][-1] not in stopping.ids]
+            if token in stopping.ids:
+                stopped.add(row)
+        going = [slot for slot, row in enumerate(active) if row not in stopped]
         if not going or step + 1 == stopping.max_new_tokens:
             break
-        if len(going) < len(active):
-            keep = torch.tensor(going)  # on the CPU, from where it indexes tensors of any device
-            cache.batch_select_indices(keep)
+        leaving = len(active) - len(going)
+        if leaving and (leaving >= steps.leave_at(len(active)) or min(next_tokens) < 0):
+            keep = torch.tensor(going)  # on the CPU, so that it can index tensors on any device
+            steps.keep(keep)
             chosen, seen = chosen[keep], seen[keep]
             active = [active[slot] for slot in going]
         if process:
             seen = torch.cat([seen, chosen[:, None]], dim=1)
-        logits = forward_tokens(model, chosen, cache, length + step)
+        logits = steps(chosen, length + step)
     return tokens

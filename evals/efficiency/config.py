@@ -13,7 +13,11 @@ Tokens = Annotated[int, Ge(1), Le(100_000_000)]
 
 @dataclass(frozen=True)
 class Efficiency(MeasuredEvaluation):
-    """`lengths` and `new_tokens` in tokens, `rounds` of all settings in turn, `pools` in MB of 10⁶ bytes."""
+    """Settings of the measurement.
+
+    `lengths` and `new_tokens`: tokens. `rounds`: number of rounds; each measures all settings in turn. `pools`: MB of
+    10⁶ bytes.
+    """
 
     haystack: PathText
     lengths: Annotated[tuple[Tokens, ...], MinLen(1)]

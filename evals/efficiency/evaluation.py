@@ -11,6 +11,7 @@ import torch
 
 from compresskv.budget import written
 from compresskv.engine.attention import attached
+from compresskv.engine.graph import graphs
 from compresskv.engine.setting import FULL, Setting
 from compresskv.errors import UserError
 from compresskv.models import LoadedModel
@@ -29,20 +30,22 @@ from evals.running.methods import build_method
 from evals.tables.methods import Name, named
 
 Measurements = dict[tuple[str, int], list[Measurement]]
-"""All rounds of a setting, by its name, at a prompt length."""
+"""All rounds of a setting at a prompt length, by (name, length)."""
 
 
 def run(model: LoadedModel, config: Efficiency, jobs: Sequence[Job], progress: Progress) -> Path:
-    """Measure every job and the full cache at every length; returns the path of the rows, as JSON.
+    """Measure every job and the full cache at every length, and return the path of the JSON file with the rows.
 
-    Rows have ratios to the full cache. Settings that do not fit the memory are left out, and `UserError` is raised at
+    Rows have ratios to the full cache. Settings that do not fit in memory are left out, and `UserError` is raised at
     the end.
     """
-    return run_contenders(model, config, contenders(model, jobs), jobs[0].results, progress)
+    replay = jobs[0].engine.graph == "auto"
+    with graphs(model.model, replay):
+        return run_contenders(model, config, contenders(model, jobs), jobs[0].results, progress, replay)
 
 
 def contenders(model: LoadedModel, jobs: Sequence[Job]) -> dict[str, Contender]:
-    """All contenders by name, the full cache first."""
+    """Return all contenders by name, the full cache first."""
     chunks = {job.prefill_chunk for job in jobs}
 
     def variant(chunk: int | None) -> str:
@@ -63,9 +66,17 @@ def contenders(model: LoadedModel, jobs: Sequence[Job]) -> dict[str, Contender]:
 
 
 def run_contenders(
-    model: LoadedModel, config: Efficiency, by_name: Mapping[str, Contender], results: Path, progress: Progress
+    model: LoadedModel,
+    config: Efficiency,
+    by_name: Mapping[str, Contender],
+    results: Path,
+    progress: Progress,
+    replay: bool = False,
 ) -> Path:
-    """Measure these contenders; ratios are to the first."""
+    """Measure these contenders, with ratios to the first, and return the path of the JSON file.
+
+    `replay`: whether the caller asked for CUDA graphs, which the file notes.
+    """
     if (longest := max(config.lengths)) + config.new_tokens > model.window:
         raise UserError(
             "eval.lengths",
@@ -78,6 +89,8 @@ def run_contenders(
         "model": model.name,
         "dtype": model.dtype,
         "backend": model.backend,
+        "device": model.device.type,
+        "graphs": replay and model.device.type == "cuda",
         "new_tokens": config.new_tokens,
         "rounds": config.rounds,
         "environment": environment(),
@@ -110,7 +123,7 @@ def _in_turn(
     progress: Progress,
     failures: dict[str, str],
 ) -> Iterator[list[dict[str, Any]]]:
-    """Measure one sequence of every setting, round by round; yields the rows so far, and adds to `failures`."""
+    """Measure one sequence of every setting, round by round. Yields the rows so far and adds to `failures`."""
     measurements: Measurements = {}
     with progress.track(f"{model.name} efficiency", _turns(config, by_name), "measurements") as steps:
         for length, round_, name in steps:
@@ -122,13 +135,13 @@ def _in_turn(
             except (UserError, torch.OutOfMemoryError) as error:
                 failures[what] = str(error) or "out of memory"
                 continue
-            if round_:  # the first round warms up
+            if round_:  # the first round is a warm-up
                 measurements.setdefault((name, length), []).append(measured)
                 yield [_row(*key, measurements, by_name) for key in measurements]
 
 
 def _turns(config: Efficiency, names: Mapping[str, Contender]) -> list[tuple[int, int, str]]:
-    """(length, round, name) of every measurement in order: in each round, all contenders."""
+    """Return (length, round, name) of every measurement in order. Each round measures all contenders."""
     turns = []
     for length in config.lengths:
         for round_ in range(config.rounds + 1):
@@ -137,7 +150,7 @@ def _turns(config: Efficiency, names: Mapping[str, Contender]) -> list[tuple[int
 
 
 def _text(model: LoadedModel, config: Efficiency) -> torch.Tensor:
-    """Token ids [*] of the haystack, repeated up to the longest length."""
+    """Return token ids [*] of the haystack, repeated until they reach the longest length."""
     text = "\n".join(essays(config.haystack))
     while len(ids := model.tokenizer(text, add_special_tokens=False).input_ids) < max(config.lengths):
         text += text
@@ -145,7 +158,10 @@ def _text(model: LoadedModel, config: Efficiency) -> torch.Tensor:
 
 
 def _row(name: str, length: int, measurements: Measurements, by_name: Mapping[str, Contender]) -> dict[str, Any]:
-    """The medians of a setting at a length, their ratios to the first of `by_name`, and the values of all rounds."""
+    """Return the row of a setting at a length.
+
+    It has the medians, their ratios to the first of `by_name`, and the values of all rounds.
+    """
     reference, contender = next(iter(by_name)), by_name[name]
 
     def medians(key: tuple[str, int]) -> dict[str, Any]:

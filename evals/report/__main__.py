@@ -1,5 +1,5 @@
-"""`python -m evals report --results <folder>` writes a results tree as one HTML page, and
-`python -m evals report experiment=<name> --results <folder>` the tables and figures of one experiment.
+"""`python -m evals report --results <folder>` writes a results tree as one HTML page.
+`python -m evals report experiment=<name> --results <folder>` writes the tables and figures of one experiment.
 """
 
 import argparse
@@ -16,7 +16,7 @@ COLUMNS = ("tasks", "groups")
 
 
 def main(arguments: list[str]) -> int:
-    """Write the page, or the artefacts of one experiment, and print the paths; returns the exit code.
+    """Write the page, or the artefacts of one experiment, print their paths, and return the exit code.
 
     Raises `UserError`, which `python -m evals` prints.
     """
@@ -43,7 +43,7 @@ def main(arguments: list[str]) -> int:
 
 
 def _given(words: list[str]) -> dict[str, str]:
-    """The options in the words: `name=value`, or the results tree."""
+    """Parse the words into options: each is `name=value` or the folder of the results tree."""
     given: dict[str, str] = {}
     for word in words:
         name, _, value = word.partition("=") if "=" in word else ("results", "=", word)
@@ -58,7 +58,7 @@ def _given(words: list[str]) -> dict[str, str]:
 
 
 def _margins(words: list[str]) -> dict[str, float]:
-    """The margins by metric. Raises `UserError` for a word that is none."""
+    """Return the margins by metric. Raises `UserError` for a word that is not a margin."""
     margins: dict[str, float] = {}
     for word in words:
         metric, _, value = word.partition("=")
@@ -74,7 +74,7 @@ def _margins(words: list[str]) -> dict[str, float]:
 
 
 def _written(given: dict[str, str], out: Path | None, margins: dict[str, float]) -> list[Path]:
-    """Write the page or the artefacts, and return the paths. Raises `UserError` for bad options."""
+    """Write the page or the artefacts, and return their paths. Raises `UserError` for bad options."""
     results, columns = expanded(given.get("results", "results"), "results"), given.get("columns")
     if "experiment" not in given:
         if columns:

@@ -16,17 +16,17 @@ from evals.tables.text import title_of
 
 
 def question(method: str, margins: Mapping[str, float] | None = None) -> Question:
-    """The question that compares every method with this one, which is named as in results."""
+    """Return the question that compares every method with `method`, a name as used in results."""
     return Question(subject=named(method), margins=margins or {})
 
 
 def against(
     records: Sequence[Record], metric: str, method: str, margin: float | None = None
 ) -> list[tuple[str, list[Verdict]]]:
-    """The comparisons of `method` with a title for each family: each task of a model and evaluation, and all tasks.
+    """Compare `method` with the others and return titled groups of comparisons.
 
-    The report page shows those over all tasks. `margin`: of equivalence, in place of the metric's own. Raises
-    `UserError` if there are none.
+    There is one group for each task and one for all tasks, per model and evaluation. The report page shows the groups
+    of all tasks. `margin`: of equivalence, in place of the metric's own. Raises `UserError` if nothing is compared.
     """
     known = dict.fromkeys(record.method for record in records)
     if method not in known:
@@ -44,7 +44,7 @@ def against(
 
 
 def certified(records: Sequence[Record], metric: str, loss: float, confidence: float = 0.95) -> list[Certificate]:
-    """A certificate for every method that has the metric on the same samples as the full cache.
+    """Return a certificate for every method that has the metric on the same samples as the full cache.
 
     `loss`: in the metric's unit, lost score or added KL. Raises `UserError` for values out of range, and where nothing
     can be compared with the full cache.
@@ -69,7 +69,7 @@ def certified(records: Sequence[Record], metric: str, loss: float, confidence: f
 
 
 def _families(records: Sequence[Record], metric: str, asked: Question) -> Iterator[tuple[str, list[Verdict]]]:
-    # For other fields it is not known which values are better.
+    # For other fields, it is unknown whether higher or lower is better.
     asked = asked if metric in KNOWN else replace(asked, finding="higher for {better}")
     for group in groups_of(records):
         with_metric = [record for record in group if any(is_number(line.get(metric)) for line in record.covered)]
@@ -83,7 +83,7 @@ def _families(records: Sequence[Record], metric: str, asked: Question) -> Iterat
 
 
 def tables_of(records: Sequence[Record], metric: str) -> list[Table]:
-    """The evaluation's table of the metric; for any other field, its mean over all samples."""
+    """Return the evaluation's table of the metric. For any other field, return a table of its mean over all samples."""
     if metric in KNOWN:
         return [table for table in hook(records[0].kind, "tables")(records) if table.metric.field == metric]
     return sampled(records, USUAL, average, [Metric(metric, metric, 4)])

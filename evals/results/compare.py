@@ -1,4 +1,4 @@
-"""Which settings of a results tree differ: paired per-sample differences with intervals, corrected p-values, groups."""
+"""Compare the settings of a results tree: paired differences per sample with intervals, corrected p-values, groups."""
 
 from collections.abc import Sequence
 from itertools import groupby
@@ -11,13 +11,13 @@ from evals.tables.table import KNOWN, Key, Metric
 
 
 def comparisons(records: Sequence[Record], metric: str, within: float | None = None) -> list[Comparison]:
-    """One for each task with two settings or more that have `metric` on the same samples; then over all tasks.
+    """Compare all settings that have `metric` on the same samples, for each task and then over all tasks.
 
-    `metric` is a numeric field of the sample lines, such as `score` or `kl`. Samples that a setting lacks, or that have
-    no number there, are left out for all; settings without any are left out. Over all tasks, every task counts the
-    same, as in the average of a table. Settings of other prompts or weights, under the same ids, have a comparison of
-    their own; a single such setting has one without pairs. `within`: the margin of equivalence, in place of the
-    metric's own.
+    `metric` is a numeric field of the sample lines, such as `score` or `kl`. A sample that one setting lacks, or for
+    which it has no number, is left out for all settings. Settings without any such sample are left out. Over all tasks,
+    every task has the same weight, as in the average of a table. Settings with the same ids but other prompts or
+    weights get a separate comparison; if there is only one such setting, its comparison has no pairs. `within`: the
+    margin of equivalence, in place of the metric's own.
     """
     margin = stated(KNOWN.get(metric, Metric(metric)), within)
 

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from compresskv.engine.attention import attached
-from compresskv.engine.decode import Stopping, decode, decode_cache, forward_tokens
+from compresskv.engine.decode import Stopping, decode, decode_cache
+from compresskv.engine.forward import forward_tokens
 from compresskv.engine.generation import generate
 from compresskv.engine.in_layer import LayerwiseCache, generate_in_layer
 from compresskv.engine.prefill import prefill

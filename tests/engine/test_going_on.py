@@ -7,7 +7,8 @@ import torch
 
 from compresskv.compressed_cache import compressed
 from compresskv.engine.attention import attached
-from compresskv.engine.decode import decode_cache, forward_given, forward_tokens
+from compresskv.engine.decode import decode_cache
+from compresskv.engine.forward import forward_given, forward_tokens
 from compresskv.engine.prefill import prefill
 from compresskv.engine.setting import FULL, Setting
 from tests.support import tiny

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from compresskv.engine.attention import attached
-from compresskv.engine.decode import Stopping, forward_tokens
+from compresskv.engine.decode import Stopping
+from compresskv.engine.forward import forward_tokens
 from compresskv.engine.in_layer import generate_in_layer
 from compresskv.engine.joined import WaitingCache, evicting_bytes, join, sliding_bytes
 from compresskv.engine.live_bytes import LiveBytesMode

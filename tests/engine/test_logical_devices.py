@@ -7,7 +7,8 @@ import torch
 
 from compresskv.calibration import layer_errors, retrieval_heads
 from compresskv.engine.attention import attached
-from compresskv.engine.decode import Stopping, decode_cache, forward_given
+from compresskv.engine.decode import Stopping, decode_cache
+from compresskv.engine.forward import forward_given
 from compresskv.engine.generation import generate
 from compresskv.engine.in_layer import generate_in_layer
 from compresskv.engine.prefill import prefill

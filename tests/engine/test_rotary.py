@@ -8,8 +8,9 @@ from transformers import Gemma3ForCausalLM, Gemma3TextConfig, LlamaConfig, Llama
 
 from compresskv.compressed_cache import compressed
 from compresskv.engine.attention import attached
-from compresskv.engine.decode import Stopping, forward_tokens
+from compresskv.engine.decode import Stopping
 from compresskv.engine.fidelity import fidelity
+from compresskv.engine.forward import forward_tokens
 from compresskv.engine.generation import generate
 from compresskv.engine.in_layer import generate_in_layer
 from compresskv.engine.joined import WaitingCache, join

@@ -11,12 +11,15 @@ import torch
 from accelerate import dispatch_model
 
 from compresskv.engine.attention import attached
-from compresskv.engine.decode import Stopping, decode_cache, forward_tokens
+from compresskv.engine.decode import Stopping, decode, decode_cache
+from compresskv.engine.forward import forward_tokens
 from compresskv.engine.generation import generate
+from compresskv.engine.graph import graphs
 from compresskv.engine.in_layer import generate_in_layer
 from compresskv.engine.prefill import prefill
 from compresskv.engine.setting import FULL, Setting
-from compresskv.hardware import AMPERE
+from compresskv.hardware import AMPERE, unserved
+from compresskv.probe import refuse_backend
 from evals.running.forecast import forecast
 from tests.support import flash_attention, tiny
 from tests.support.methods_in_use import RAGGED, SNAPKV, STREAMING, compresskv, evicting_layers, settings_for
@@ -41,6 +44,21 @@ def flash_reason() -> str | None:
 needs_flash = pytest.mark.skipif(flash_reason() is not None, reason=flash_reason() or "")
 
 
+def varlen_reason() -> str | None:
+    """Return why torch's `varlen_attn` cannot decode here; None if it can."""
+    capability = torch.cuda.get_device_capability() if torch.cuda.is_available() else None
+    reason = unserved("varlen", torch.bfloat16, capability)
+    return reason and reason[0]
+
+
+needs_varlen = pytest.mark.skipif(varlen_reason() is not None, reason=varlen_reason() or "")
+BACKENDS = [
+    "sdpa",
+    pytest.param("varlen", marks=needs_varlen),
+    pytest.param("flash_attention_2", marks=needs_flash),
+]
+
+
 @pytest.mark.parametrize("family", ["llama", "mistral-sliding", "qwen2-hybrid", "qwen3"])
 def test_sdpa_in_float32_gives_the_tokens_of_the_cpu(family):
     model, ids = tiny.model(family), tiny.prompt(90)
@@ -54,7 +72,7 @@ def test_sdpa_in_float32_gives_the_tokens_of_the_cpu(family):
         assert [generate_in_layer(there, ids.cuda(), setting, NEW) for setting in settings] == expected
 
 
-@pytest.mark.parametrize("backend", ["sdpa", pytest.param("flash_attention_2", marks=needs_flash)])
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_gives_nearly_the_logits_of_the_cpu(backend, dtype):
     """Rows of every length, decoded with the CPU's tokens; half precision carries 8 or 11 bits through four layers."""
@@ -119,7 +137,7 @@ def test_flash_attn_takes_ragged_rows_from_one_storage(head_dim):
     assert torch.equal(keys.float(), expected_keys)  # the new tokens are behind each row's, and nothing else changed
 
 
-@pytest.mark.parametrize("backend", ["sdpa", pytest.param("flash_attention_2", marks=needs_flash)])
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_a_decode_step_never_waits_for_the_gpu(backend):
     model, ids = copy.deepcopy(tiny.model("llama")).to("cuda", torch.bfloat16), tiny.prompt(90).cuda()
     with attached(model, backend):
@@ -132,6 +150,28 @@ def test_a_decode_step_never_waits_for_the_gpu(backend):
             forward_tokens(model, tokens, cache, 91)
         finally:
             torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_the_check_at_loading_passes(backend):
+    refuse_backend(copy.deepcopy(tiny.model("llama")).to("cuda", torch.bfloat16), backend)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_graph_gives_the_tokens_of_eager_steps(backend):
+    """Thirty rows, of which some stop, with storage that grows."""
+    model, ids = copy.deepcopy(tiny.model("llama")).to("cuda", torch.bfloat16), tiny.prompt(90).cuda()
+    settings = [Setting(method, budget) for method in (SNAPKV, RAGGED, STREAMING) for budget in range(20, 60, 4)]
+
+    def tokens(replay, stopping):
+        with attached(model, backend), graphs(model, replay):
+            prompt = prefill(model, ids, 4)
+            cache = decode_cache(prompt, [prompt.kept(setting) for setting in settings], 9)
+            return decode(model, cache, prompt.logits, 90, len(settings), stopping)
+
+    free = tokens(False, Stopping(24))
+    stop = Stopping(24, frozenset(row[5] for row in free[::3]))
+    assert tokens(True, stop) == tokens(False, stop)
 
 
 @pytest.mark.parametrize("chunk", [None, 512])

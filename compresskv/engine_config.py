@@ -1,0 +1,15 @@
+"""How the engine runs a model; none of this changes a result."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class EngineConfig:
+    """Settings of the engine.
+
+    `graph`: "auto" replays decode steps as CUDA graphs where the device and the cache allow it (`engine.graph`); "off"
+    never does.
+    """
+
+    graph: Literal["auto", "off"] = "off"
