@@ -58,7 +58,7 @@ def checked_margin(option: str, value: float) -> float:
 class Moments:
     """Mean, spread (standard deviation over n) and skewness of rows of values, [rows] each, of `n` values each.
 
-    `size`: how many independent samples they stand for, where they are weighted.
+    `size`: how many independent samples they count for, where they are weighted.
     """
 
     means: Values
@@ -83,7 +83,7 @@ def below(values: Values, limit: float, largest: float | None, size: float) -> V
     """p-values [rows] of the hypotheses that the mean of a row of `values` [rows, n] is `limit` or more.
 
     `largest`: no value can be above it; None where there is no limit. `size`: how many independent samples the values
-    stand for, where they are weighted.
+    count for, where they are weighted.
     """
     return np.ones(len(values)) if values.shape[1] < 2 else _below(_moments(values, size, limit), limit, largest)
 
@@ -149,7 +149,7 @@ def samples_below(
     of = _moments(values, size, limit)
     z = float(ndtri(1 - (1 - POWER) / sides))
 
-    def shown(n: Values) -> Values:
+    def shown(n: Values) -> NDArray[np.bool_]:
         means = of.means + z * of.spreads / np.sqrt(n - 1)
         return _below(replace(of, means=means, n=n, size=of.size / of.n * n), limit, largest) < alpha
 

@@ -289,10 +289,10 @@ class Shown:
 
     tables: Sequence[Table] = ()
     texts: Sequence[Texts] = ()
-    appendix: Sequence[Texts] = ()
     notes: Sequence[str] = ()
     frames: Mapping[str, Callable[[], Any]] = field(default_factory=dict)
     figures: Mapping[str, Callable[[], Any]] = field(default_factory=dict)
+    appendix: Sequence[Texts] = ()
 
 
 @dataclass(frozen=True)
