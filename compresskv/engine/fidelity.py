@@ -5,7 +5,7 @@ settings share, so only a few decode steps are added.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 
 import torch
@@ -26,6 +26,18 @@ LOGITS = 1 << 26
 
 
 @dataclass(frozen=True)
+class Control:
+    """How far the full cache is from itself in another batch: the noise of kernels, to see beside eviction.
+
+    As in `Fidelity`, between the full cache read alone and the full cache read as a row beside the evicted ones of its
+    batch, or beside the smallest one where it has a batch for itself.
+    """
+
+    agreement: float
+    kl_per_token: Sequence[float]
+
+
+@dataclass(frozen=True)
 class Fidelity:
     """The fidelity of one setting on one sample.
 
@@ -33,13 +45,15 @@ class Fidelity:
     If the prompt is compressed whole, the first token does not count, since eviction cannot affect it. `agreement`:
     share of these tokens, 0 to 1, where both have the same most probable token. Both are None if no token counts.
     `reference_nll`: negative log-likelihood of the reference answer in nats per token; None without a reference.
-    `kl_per_token`: the values of which `kl` is the mean, in order.
+    `kl_per_token`: the values of which `kl` is the mean, in order. `control`: the full cache's, if another setting of
+    the same prompt evicts and a token counts.
     """
 
     kl: float | None
     agreement: float | None
     reference_nll: float | None
     kl_per_token: Sequence[float]
+    control: Control | None = None
 
 
 @torch.no_grad()
@@ -57,12 +71,13 @@ def fidelity(
 
     `answer`: token ids that the full cache generated. `reference`: token ids of the reference answer, may be empty.
     `limit`: bytes that a batch may take, without the full cache. `settings`, by the same index, are needed for a
-    `schedule` that decodes: each then evicts at the same steps as while it generates. `model` must be `attached`.
-    Raises `NonFiniteError`.
+    `schedule` that decodes: each then evicts at the same steps as while it generates. They also name the full cache,
+    which gets a `Control`. `model` must be `attached`. Raises `NonFiniteError`.
     """
     room = max(len(answer), len(reference), 1)
     places = list(kept)
     measured: dict[int, Fidelity] = {}
+    beside: dict[int, list[int]] = {}
     for batch in batches([prompt.row_bytes(kept[place], room) for place in places], limit):
         chosen = [places[i] for i in batch]
         rows = Rows([kept[p] for p in chosen], [settings[p] for p in chosen] if schedule.decodes else [], schedule)
@@ -70,6 +85,12 @@ def fidelity(
         nll = _likelihoods(model, prompt, rows, reference)
         for row, place in enumerate(chosen):
             measured[place] = Fidelity(kl[row], agreement[row], nll[row], per_token[row])
+            beside[place] = [other for other in chosen if settings and settings[other].budget is not None]
+    evicting = [place for place in places if settings and settings[place].budget is not None]
+    for place in set(places).difference(evicting) if evicting else ():
+        others = beside[place] or [min(evicting, key=lambda other: prompt.row_bytes(kept[other], room))]
+        rows = Rows([kept[p] for p in others], [settings[p] for p in others], schedule)
+        measured[place] = replace(measured[place], control=_control(model, prompt, rows, answer))
     return measured
 
 
@@ -85,11 +106,16 @@ class Rows:
         return len(self.kept)
 
 
+def _steps(prompt: Prefill, answer: Sequence[int]) -> int:
+    """Return how many tokens of the answer eviction can affect: without a question, not the first."""
+    return len(answer) - (not prompt.question.numel())
+
+
 def _distances(
     model: PreTrainedModel, prompt: Prefill, rows: Rows, answer: Sequence[int]
 ) -> tuple[list[float | None], list[float | None], list[list[float]]]:
     """Return the mean KL, the share of equal most probable tokens, and the KL at each token, of each row."""
-    steps = len(answer) - (not prompt.question.numel())
+    steps = _steps(prompt, answer)
     if steps < 1:
         return [None] * len(rows), [None] * len(rows), [[]] * len(rows)
     kl = torch.zeros(len(rows), dtype=torch.float64, device=prompt.logits.device)
@@ -104,6 +130,22 @@ def _distances(
         kl += per_token[-1]
         agreement += others.argmax(-1) == full.argmax(-1)
     return (kl / steps).tolist(), (agreement / steps).tolist(), torch.stack(per_token, 1).tolist()
+
+
+def _control(model: PreTrainedModel, prompt: Prefill, beside: Rows, answer: Sequence[int]) -> Control | None:
+    """Compare the full cache as a row `beside` others with the full cache alone, in the memory of their batch."""
+    steps = _steps(prompt, answer)
+    if steps < 1:
+        return None
+    pair = Rows([prompt.kept(FULL), *beside.kept], [FULL, *beside.settings], beside.schedule)
+    alone = Rows([prompt.kept(FULL)], [FULL], beside.schedule)
+    both = zip(*(_predictions(model, prompt, rows, answer) for rows in (alone, pair)), strict=True)
+    agreement, per_token = 0, []
+    for one, other in islice(both, len(answer) - steps, None):
+        log_p, log_q = one[0].log_softmax(-1), other[0].log_softmax(-1)
+        per_token.append((log_p.exp() * (log_p - log_q)).sum())
+        agreement += int(log_p.argmax() == log_q.argmax())
+    return Control(agreement / steps, torch.stack(per_token).clamp(min=0).tolist())
 
 
 def _likelihoods(model: PreTrainedModel, prompt: Prefill, rows: Rows, reference: Sequence[int]) -> list[float | None]:

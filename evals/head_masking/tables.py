@@ -1,6 +1,7 @@
 """Head masking tables: a row for every ranking, columns with scores and drops by the number of masked heads."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from itertools import chain
 from statistics import fmean
 
@@ -12,11 +13,11 @@ from evals.results.schema import Count, Label, Line, Number, exactly
 from evals.results.shows import own_fields
 from evals.tables import statistics, text
 from evals.tables.methods import Name
-from evals.tables.table import Key, Metric, Row, Section, Table, Texts
+from evals.tables.table import SCORE, Key, Row, Section, Table, Texts
 
 RANKINGS = ("none", "traditional", "semantic", "random")
 
-MASKED = Metric("score", better=None, axis="score (ROUGE-1 recall of the answer)")
+MASKED = replace(SCORE, better=None, axis="score (ROUGE-1 recall of the answer)")
 
 KEYWORDS = "score_keywords"
 """The score in the paper's plots and in published drops."""

@@ -27,7 +27,9 @@ KINDS = ("story", "list", "arithmetic")
 
 LENGTH = Metric("new_tokens", "tokens of the answer", 1, better=None)
 
-REPEATED = Metric("repeated_8grams", "8-grams of words that occurred before in the answer, %", 2, "lower")
+REPEATED = Metric(
+    "repeated_8grams", "8-grams of words that occurred before in the answer, %", 2, "lower", margin=2.0, largest=100.0
+)
 
 SECTION = Section(
     "longgen",

@@ -9,6 +9,8 @@ from compresskv.errors import UserError
 from compresskv.inputs import expanded
 from evals.console import Arguments
 from evals.experiments import ITEMS
+from evals.tables.equivalence import checked_margin
+from evals.tables.table import KNOWN
 
 COLUMNS = ("tasks", "groups")
 
@@ -25,9 +27,17 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--results", help="the results tree; default: results")
     parser.add_argument("--columns", help=f"of LaTeX tables: tasks, or groups of them; default: {COLUMNS[0]}")
     parser.add_argument("--out", type=Path, help="where the page goes; default: report")
+    parser.add_argument(
+        "--margin",
+        action="append",
+        default=[],
+        metavar="METRIC=MARGIN",
+        help="means of a metric that differ by less are equivalent, such as score=1 or kl=0.05; may be repeated\n"
+        "(default: 2 for scores, 0.02 for the others that fidelity=true measures)",
+    )
     options = parser.parse_intermixed_args(arguments)
     named = {name: value for name in ("results", "columns") if (value := getattr(options, name)) is not None}
-    for path in _written(_given(options.words) | named, options.out):
+    for path in _written(_given(options.words) | named, options.out, _margins(options.margin)):
         print(path)
     return 0
 
@@ -47,15 +57,31 @@ def _given(words: list[str]) -> dict[str, str]:
     return given
 
 
-def _written(given: dict[str, str], out: Path | None) -> list[Path]:
-    """Write the page or the artefacts and return their paths. Raises `UserError` for bad options."""
+def _margins(words: list[str]) -> dict[str, float]:
+    """Return the margins by metric. Raises `UserError` for a word that is not a margin."""
+    margins: dict[str, float] = {}
+    for word in words:
+        metric, _, value = word.partition("=")
+        if metric not in KNOWN or metric in margins:
+            why = "given twice" if metric in margins else "not a metric of every evaluation"
+            raise UserError("--margin", f"give {', '.join(f'{name}=…' for name in KNOWN)}", value=word, why=why)
+        try:
+            number = float(value)
+        except ValueError:
+            raise UserError("--margin", f"give a number, such as {metric}=1", value=word, why="not a number") from None
+        margins[metric] = checked_margin("--margin", number)
+    return margins
+
+
+def _written(given: dict[str, str], out: Path | None, margins: dict[str, float]) -> list[Path]:
+    """Write the page or the artefacts, and return their paths. Raises `UserError` for bad options."""
     results, columns = expanded(given.get("results", "results"), "results"), given.get("columns")
     if "experiment" not in given:
         if columns:
             raise UserError("columns", "add experiment=<name>", value=columns, why="the page has all columns")
         from evals.report.html.writing import write as write_page
 
-        return [write_page(results, expanded(out or "report", "--out"))]
+        return [write_page(results, expanded(out or "report", "--out"), margins)]
     if out:
         raise UserError(
             "--out", "leave it out", value=out, why="tables and figures go to artefacts/ in the results tree"
@@ -63,10 +89,10 @@ def _written(given: dict[str, str], out: Path | None) -> list[Path]:
     from evals.report.artefacts import write
 
     if columns == "groups":
-        return write(given["experiment"], results, "groups")
+        return write(given["experiment"], results, "groups", margins)
     if columns not in (None, "tasks"):
         raise UserError("columns", f"choose {' or '.join(COLUMNS)}", value=columns)
-    return write(given["experiment"], results)
+    return write(given["experiment"], results, margins=margins)
 
 
 if __name__ == "__main__":

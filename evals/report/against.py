@@ -1,35 +1,38 @@
-"""Compare one method with every other method at the same budget: `python -m evals results compare --against`."""
+"""Compare methods with one of them, or with the full cache: `python -m evals results compare` and `certify`."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from compresskv.errors import UserError
 from evals.results.means import USUAL, average, groups_of, is_number, sampled
 from evals.results.record import Record
 from evals.results.shows import hook, sound
+from evals.tables.certify import Certificate, certificates
 from evals.tables.compare import Question, Verdict, subject_of, verdicts
+from evals.tables.equivalence import checked_margin
 from evals.tables.methods import named
-from evals.tables.table import FIDELITY, SCORE, Metric, Table
+from evals.tables.table import KNOWN, Metric, Table
 from evals.tables.text import title_of
 
-KNOWN = {metric.field: metric for metric in (SCORE, *FIDELITY)}
 
-
-def question(method: str) -> Question:
+def question(method: str, margins: Mapping[str, float] | None = None) -> Question:
     """Return the question that compares every method with `method`, a name as used in results."""
-    return Question(subject=named(method))
+    return Question(subject=named(method), margins=margins or {})
 
 
-def against(records: Sequence[Record], metric: str, method: str) -> list[tuple[str, list[Verdict]]]:
+def against(
+    records: Sequence[Record], metric: str, method: str, margin: float | None = None
+) -> list[tuple[str, list[Verdict]]]:
     """Compare `method` with the others and return titled groups of comparisons.
 
     There is one group for each task and one for all tasks, per model and evaluation. The report page shows the groups
-    of all tasks. Raises `UserError` if there are no comparisons.
+    of all tasks. `margin`: of equivalence, in place of the metric's own. Raises `UserError` if nothing is compared.
     """
     known = dict.fromkeys(record.method for record in records)
     if method not in known:
         raise UserError("--against", f"choose one of {', '.join(known)}, or all", value=method, why="no results here")
-    found = list(_families([sound(record)[0] for record in records if record.summary], metric, question(method)))
+    asked = question(method, {} if margin is None else {metric: margin})
+    found = list(_families([sound(record)[0] for record in records if record.summary], metric, asked))
     if not found:
         raise UserError(
             "--metric",
@@ -40,12 +43,37 @@ def against(records: Sequence[Record], metric: str, method: str) -> list[tuple[s
     return found
 
 
+def certified(records: Sequence[Record], metric: str, loss: float, confidence: float = 0.95) -> list[Certificate]:
+    """Return a certificate for every method that has the metric on the same samples as the full cache.
+
+    `loss`: in the metric's unit, lost score or added KL. Raises `UserError` for values out of range, and where nothing
+    can be compared with the full cache.
+    """
+    if metric not in KNOWN:
+        raise UserError("--metric", f"choose one of {', '.join(KNOWN)}", value=metric, why="its losses are not known")
+    checked_margin("--loss", loss)
+    if not 0.5 < confidence < 1:
+        raise UserError("--confidence", "give a number between 0.5 and 1, such as 0.95", value=confidence)
+    found = []
+    for group in groups_of([sound(record)[0] for record in records if record.summary]):
+        for table in tables_of(group, metric):
+            found += list(certificates(table, loss, confidence))
+    if not found:
+        raise UserError(
+            "--metric",
+            "run method=full and other methods on the same samples; for kl, with fidelity=true",
+            value=metric,
+            why="no setting has it on the same samples as the full cache",
+        )
+    return found
+
+
 def _families(records: Sequence[Record], metric: str, asked: Question) -> Iterator[tuple[str, list[Verdict]]]:
     # For other fields, it is unknown whether higher or lower is better.
     asked = asked if metric in KNOWN else replace(asked, finding="higher for {better}")
     for group in groups_of(records):
         with_metric = [record for record in group if any(is_number(line.get(metric)) for line in record.covered)]
-        for table in _tables(with_metric, metric) if with_metric else ():
+        for table in tables_of(with_metric, metric) if with_metric else ():
             if subject_of(asked, table) != asked.subject:
                 continue
             tasks = [column for column in table.columns if column in {record.task for record in group}]
@@ -54,7 +82,7 @@ def _families(records: Sequence[Record], metric: str, asked: Question) -> Iterat
                     yield f"{table.model} · {title_of(table.eval)} · {column}", compared
 
 
-def _tables(records: Sequence[Record], metric: str) -> list[Table]:
+def tables_of(records: Sequence[Record], metric: str) -> list[Table]:
     """Return the evaluation's table of the metric. For any other field, return a table of its mean over all samples."""
     if metric in KNOWN:
         return [table for table in hook(records[0].kind, "tables")(records) if table.metric.field == metric]

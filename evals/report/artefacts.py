@@ -1,6 +1,6 @@
 """The artefacts of an experiment, created from the results tree alone: tables, comparisons and figures."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import groupby
@@ -20,18 +20,21 @@ from evals.report.selection import chosen, default_heads, nothing, settings_of
 from evals.results.means import Asked
 from evals.results.shows import hook
 from evals.results.store import refused, safe_name, write_text
+from evals.results.tails import tails
 from evals.tables import text
 from evals.tables.compare import subject_of, unpaired, verdicts
-from evals.tables.table import OTHERS, Shown, Table
+from evals.tables.table import OTHERS, Shown, Table, Texts
 
 
-def write(experiment: str, results: Path, columns: Columns = "tasks") -> list[Path]:
+def write(
+    experiment: str, results: Path, columns: Columns = "tasks", margins: Mapping[str, float] | None = None
+) -> list[Path]:
     """Write `results`/artefacts/<experiment>/ and return the paths.
 
-    `columns` selects tasks or groups of tasks as the columns of LaTeX tables. Raises `UserError` if the experiment has
-    no artefacts, or if its settings have no results.
+    `columns` selects tasks or groups of tasks as the columns of LaTeX tables. `margins`: of equivalence by metric, in
+    place of the metrics' own. Raises `UserError` if the experiment has no artefacts, or its settings have no results.
     """
-    page = page_of(experiment, results)
+    page = page_of(experiment, results, margins)
     folder = results / "artefacts" / safe_name("experiment", experiment)
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -68,9 +71,9 @@ def write_after_run(experiment: str, results: Path) -> None:
     console.print(f"artefacts: {paths[0].parent}", soft_wrap=True, markup=False)
 
 
-def page_of(experiment: str, results: Path) -> Page:
+def page_of(experiment: str, results: Path, margins: Mapping[str, float] | None = None) -> Page:
     """Return the tables, comparisons and figures of an experiment in `results`. Raises `UserError` like `write`."""
-    of_item = item(experiment)
+    of_item = replace(item(experiment), margins=margins or {})
     return _measured(experiment, of_item, results) if of_item.source else _runs(experiment, of_item, results)
 
 
@@ -94,12 +97,14 @@ def _runs(experiment: str, of_item: Item, results: Path) -> Page:
     records, evaluation, faults = chosen(experiment, results)
     asked = Asked(of_item.label, of_item.view)
     of_models: list[list[Table]] = []
+    appendix: list[Texts] = []
     notes: list[str] = []
     remarks: list[str] = []
     for _, group in groupby(records, key=lambda record: record.model):
         of_model = list(group)
         tables = hook(of_model[0].kind, "tables")(of_model, asked)
         of_models.append([paper.beside(experiment, table) for table in tables if table.columns])
+        appendix += hook(of_model[0].kind, "appendix", tails)(of_model, asked)
         remarks += hook(of_model[0].kind, "notes", lambda *_: [])(of_model, tables, of_item.view)
         if of_item.label is heads_label:
             notes += default_heads(of_model)
@@ -117,7 +122,9 @@ def _runs(experiment: str, of_item: Item, results: Path) -> Page:
     frames: dict[str, Callable[[], Any]] = {"table": partial(means, every)}
     if compared:
         frames["comparisons"] = partial(comparisons, compared)
-    family = replace(of_item, subject=subject_of(of_item, every[0])).family if compared else ""
+    question = replace(of_item, subject=subject_of(of_item, every[0]))
+    by = {verdict.metric for verdict in compared}
+    family = question.family(table.metric for table in every if table.metric.field in by) if compared else ""
     figures = _figures(of_item, records[0].kind, [of_model[0] for of_model in of_models if of_model])
     others = paper.others(experiment, every)
     return Page(
@@ -126,6 +133,7 @@ def _runs(experiment: str, of_item: Item, results: Path) -> Page:
         tables=every,
         verdicts=compared,
         others=others,
+        appendix=appendix,
         notes=notes,
         frames=frames,
         figures=figures,

@@ -51,8 +51,11 @@ def comparisons(verdicts: Sequence[Verdict]) -> "DataFrame":
         low, high = _rounded(verdict.interval, verdict.digits)
         fields = ("model", "eval", "budget", "first", "second", "metric", "column", "mean", "p", "n", "needed")
         values = {field: getattr(verdict, field) for field in fields}
-        rows.append({**values, "low": low, "high": high, "partial": verdict.partial, "verdict": verdict.words})
-    return _frame(rows).astype({"needed": "Int64"}).round({"p": 4})
+        margin = {"margin": verdict.margin, "p_equivalence": verdict.equivalence}
+        rest = {"low": low, "high": high, "partial": verdict.partial, "verdict": verdict.words}
+        rows.append({**values, **margin, **rest})
+    kinds = {"needed": "Int64", "margin": "float64", "p_equivalence": "float64"}
+    return _frame(rows).astype(kinds).round({"p": 4, "p_equivalence": 4})
 
 
 def _frame(rows: list[dict[str, Any]]) -> "DataFrame":

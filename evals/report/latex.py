@@ -17,7 +17,7 @@ from evals.report.page import Page
 from evals.tables import text
 from evals.tables.compare import Verdict
 from evals.tables.statistics import ALPHA
-from evals.tables.table import Cell, Row, Table
+from evals.tables.table import Cell, Row, Table, Texts
 
 Columns = Literal["tasks", "groups"]
 """Columns of a table that has groups: its tasks, or the means of groups of tasks. Both include the average."""
@@ -82,10 +82,15 @@ def latex(page: Page, columns: Columns = "tasks") -> str:
         caption.append(rf"Intervals and numbers of samples: Table~\ref{{{_label(page, place)}-intervals}}.")
         tables += _floats(" ".join(caption), _label(page, place), _means(table, _columns(table, columns)))
     for place, texts in enumerate(page.texts, len(page.tables)):
-        body = [[escape(cell) for cell in row] for row in texts.body]
-        tabular = Tabular([escape(name) for name in texts.header], {"": body}, "l" * len(texts.header))
-        tables += _floats(escape(f"{texts.title}."), _label(page, place), tabular)
+        tables += _of_texts(texts, _label(page, place))
     return "\n".join(tables)
+
+
+def _of_texts(texts: Texts, label: str) -> Iterator[str]:
+    body = [[escape(cell) for cell in row] for row in texts.body]
+    tabular = Tabular([escape(name) for name in texts.header], {"": body}, "l" * len(texts.header))
+    caption = f"{texts.title}. {texts.caption}".strip()
+    return _floats(escape(caption), label, tabular)
 
 
 def appendix(page: Page, columns: Columns = "tasks") -> str:
@@ -96,6 +101,8 @@ def appendix(page: Page, columns: Columns = "tasks") -> str:
         caption = rf"{escape(text.heading(table))}: 95\,\% intervals of the means in Table~\ref{{{label}}}."
         tables += _floats(caption, f"{label}-intervals", _intervals(table, _columns(table, columns)))
     tables += comparisons(page.verdicts, page.family, f"tab:{page.name}-comparisons")
+    for place, texts in enumerate(page.appendix):
+        tables += _of_texts(texts, f"tab:{page.name}-appendix-{place + 1}")
     if said := page.sentences:
         tables.append(
             "\n".join([r"\begin{itemize}", *(rf"\item {escape(note)}" for note in said), r"\end{itemize}", ""])
@@ -236,16 +243,26 @@ def _samples(cell: Cell) -> str:
 
 def _compared(verdicts: Sequence[Verdict]) -> Tabular:
     columns = len({verdict.column for verdict in verdicts}) > 1
-    header = ["comparison", *(["of"] if columns else []), "difference", r"95\,\% interval", "$p$", "$n$", "$n$ needed"]
+    header = [
+        "comparison",
+        *(["of"] if columns else []),
+        "difference",
+        r"95\,\% interval",
+        "$p$",
+        "$p$ (eq.)",
+        "$n$",
+        "$n$ needed",
+    ]
     blocks: dict[str, list[list[str]]] = {}
     several = len({verdict.budget for verdict in verdicts}) > 1 or verdicts[0].budget is not None
     for verdict in verdicts:
         above = f"budget = {escape(text.budget(verdict.budget))}" if several else ""
         texts = [escape(number) for number in text.numbers(verdict)]
-        texts[2] = rf"\textbf{{{texts[2]}}}" if verdict.p < ALPHA else texts[2]
+        for place, p in ((2, verdict.p), (3, verdict.equivalence)):
+            texts[place] = rf"\textbf{{{texts[place]}}}" if p is not None and p < ALPHA else texts[place]
         name = [f"{escape(verdict.second)} $-$ {escape(verdict.first)}"]
         blocks.setdefault(above, []).append([*name, *([escape(verdict.column)] if columns else []), *texts])
-    return Tabular(header, blocks, "l" + "l" * columns + "r" * 5)
+    return Tabular(header, blocks, "l" + "l" * columns + "r" * 6)
 
 
 def _block(budget: Budget | None) -> str:

@@ -13,6 +13,7 @@ from evals.console import plain, screen
 from evals.results.means import groups_of
 from evals.results.record import Record
 from evals.results.shows import hook, sound
+from evals.results.tails import tails
 from evals.tables import text
 from evals.tables.table import FIDELITY, Cell, Row, Table, Texts
 
@@ -50,6 +51,8 @@ def show(records: Sequence[Record]) -> list[Path]:
                 screen().print(f"no figure: {error}", soft_wrap=True, markup=False)
         if fidelity := [table for table in tables if table.metric in FIDELITY]:
             screen().print(_fidelity(fidelity))
+        for table in hook(kind, "appendix", tails)(of_evaluation):
+            show_texts(table)
     show_figures(figures)
     return figures
 

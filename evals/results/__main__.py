@@ -1,5 +1,7 @@
 """`python -m evals results list|show|verify|compare`: list results, check their files, and compare settings.
 
+`python -m evals results certify --metric kl --loss 0.1` names the smallest budget of each method that is safe.
+
 `python -m evals results push-wandb [<results>] [logger.mode=offline …]` sends finished results to Weights & Biases.
 """
 
@@ -19,7 +21,9 @@ from evals.results.chosen import settings_named
 from evals.results.compare import comparisons
 from evals.results.record import Record
 from evals.tables import text
-from evals.tables.compare import Comparison
+from evals.tables.compare import NEEDED, TESTS, Comparison, needed, words
+from evals.tables.equivalence import checked_margin
+from evals.tables.table import KNOWN, Metric
 
 SUBJECT = "compresskv"
 """Default of `--against` for `compare`."""
@@ -27,10 +31,18 @@ SUBJECT = "compresskv"
 EVERY = "all"
 """Value of `--against` that compares all pairs of settings."""
 
-AGAINST = ("budget", "second − first", "difference", "95 % interval", "p", "n", "samples to separate")
+AGAINST = (
+    *("budget", "second − first", "difference", "95 % interval", "p", "p (equivalence)", "n", "n needed", "verdict"),
+)
 
 HIDDEN = {"config", "environment", "samples", "method_in_full", "prompt"}
 """Fields of a summary that `show` leaves out."""
+
+TAKES = {
+    "compare": ("metric", "against", "margin", "csv", "latex"),
+    "certify": ("metric", "loss", "confidence"),
+}
+"""The options of commands that have some."""
 
 LONG = 1000
 """Maximum number of pairs that are printed as a table with borders."""
@@ -83,17 +95,25 @@ def verify(chosen: Sequence[Record]) -> int:
 def compare(chosen: Sequence[Record], options: argparse.Namespace) -> int:
     """Compare one method with every other method of its budget, as the report page does, or all pairs of settings."""
     evicting = {record.method for record in chosen if record.budget is not None}
+    metric = options.metric or "score"
+    if options.margin is not None:
+        checked_margin("--margin", options.margin)
     method = options.against or (SUBJECT if SUBJECT in evicting and len(evicting) > 1 else EVERY)
     if method != EVERY:
-        return compare_against(chosen, options.metric or "score", method, options.csv, options.latex)
+        return compare_against(chosen, metric, method, options.margin, options.csv, options.latex)
     for name in ("csv", "latex"):
         if path := getattr(options, name):
             raise UserError(f"--{name}", "name a method with --against", value=path, why="all pairs have no file")
-    return compare_all(chosen, options.metric or "score")
+    return compare_all(chosen, metric, options.margin)
 
 
 def compare_against(
-    chosen: Sequence[Record], metric: str, method: str, csv: Path | None = None, latex: Path | None = None
+    chosen: Sequence[Record],
+    metric: str,
+    method: str,
+    margin: float | None = None,
+    csv: Path | None = None,
+    latex: Path | None = None,
 ) -> int:
     """Print the comparisons of a method for each task and over all tasks. Also write them to `csv` and `latex`."""
     from evals.report.against import against, question
@@ -102,16 +122,18 @@ def compare_against(
     from evals.report.latex import PACKAGES
     from evals.report.latex import comparisons as floats
 
-    found = against(chosen, metric, method)
-    family = question(method).family
+    found = against(chosen, metric, method, margin)
+    asked = {} if margin is None else {metric: margin}
+    family = question(method, asked).family([KNOWN.get(metric, Metric(metric))])
     console = screen(160)
     for title, verdicts in found:
         table = Table(title=plain(title))
         for column in AGAINST:
-            table.add_column(column, justify="left" if column == "second − first" else "right", overflow="fold")
+            left = column in ("second − first", "verdict")
+            table.add_column(column, justify="left" if left else "right", overflow="fold")
         for verdict in verdicts:
             numbers = map(plain, text.numbers(verdict))
-            table.add_row(text.budget(verdict.budget), plain(text.versus(verdict)), *numbers)
+            table.add_row(text.budget(verdict.budget), plain(text.versus(verdict)), *numbers, plain(verdict.words))
         console.print(table)
     every = [verdict for _, verdicts in found for verdict in verdicts]
     part = " †: over part of the samples." if any(verdict.partial for verdict in every) else ""
@@ -131,9 +153,9 @@ def _write(option: str, path: Path, content: str) -> None:
         raise UserError(option, "name a file in an existing folder", value=path, why=why) from error
 
 
-def compare_all(chosen: Sequence[Record], metric: str) -> int:
+def compare_all(chosen: Sequence[Record], metric: str, margin: float | None = None) -> int:
     """Print the settings of each task with their groups, and the paired verdict on every pair of settings."""
-    compared = comparisons(chosen, metric)
+    compared = comparisons(chosen, metric, margin)
     if not any(comparison.pairs for comparison in compared):
         raise UserError(
             "--metric",
@@ -174,7 +196,7 @@ def _settings_table(comparison: Comparison, metric: str) -> Table:
     return table
 
 
-PAIRS = ("second − first", "difference", "95 % interval", "p", "verdict", "samples to separate")
+PAIRS = ("second − first", "difference", "95 % interval", "p", "p (equivalence)", "verdict", "n needed")
 
 
 def _pairs_table(comparison: Comparison) -> Table:
@@ -197,19 +219,59 @@ def _pairs_lines(comparison: Comparison) -> Iterator[str]:
 
 
 def _about_p(comparison: Comparison) -> str:
-    return (
-        f"p: paired permutation test, Holm-corrected over one family: all {len(comparison.pairs)} pairs of this table"
-    )
+    margin = "" if comparison.margin is None else f"Margin: {comparison.margin:g}. "
+    return f"{TESTS}all {len(comparison.pairs)} pairs of this table. {margin}{NEEDED}"
 
 
 def _pairs(comparison: Comparison) -> Iterator[tuple[str, ...]]:
     """Yield the cells of every pair, in the order of `PAIRS`."""
     for pair in comparison.pairs:
         paired = pair.difference
-        needed = text.NONE if paired.needed is None else str(paired.needed)
-        verdict = "differ" if pair.differs else "not told apart"
-        name = f"{pair.second} − {pair.first}"
-        yield name, f"{paired.mean:+z.4g}", _bounds(paired.interval), f"{pair.p:.3g}", verdict, needed
+        enough = needed(paired)
+        equivalence = text.NONE if comparison.margin is None else f"{pair.equivalence:.3g}"
+        yield (
+            f"{pair.second} − {pair.first}",
+            f"{paired.mean:+z.4g}",
+            _bounds(paired.interval),
+            f"{pair.p:.3g}",
+            equivalence,
+            words(pair.outcome, comparison.margin),
+            text.NONE if enough is None else str(enough),
+        )
+
+
+CERTIFIED = ("method", "smallest budget", "loss", "surely below", "n", "not certified")
+
+
+def certify(chosen: Sequence[Record], options: argparse.Namespace) -> int:
+    """Print the smallest certified budget of each method, and what the next smaller one lacks."""
+    from evals.report.against import certified
+
+    if options.loss is None:
+        raise UserError("--loss", "give the largest loss that you accept, such as 2 (points) or 0.1 (nats)")
+    metric, confidence = options.metric or "score", 0.95 if options.confidence is None else options.confidence
+    found = certified(chosen, metric, options.loss, confidence)
+    console = screen(160)
+    tables: dict[str, Table] = {}
+    for each in found:
+        title = f"{each.model} · {text.title_of(each.eval)} · {each.protocol}"
+        if title not in tables:
+            tables[title] = Table(title=plain(title))
+            for column in CERTIFIED:
+                left = column in ("method", "not certified")
+                tables[title].add_column(column, justify="left" if left else "right", overflow="fold")
+        tables[title].add_row(*map(plain, text.certificate(each.method, each.smallest, each.failed)))
+    for table in tables.values():
+        console.print(table)
+    part = " †: over part of the samples." if any(tried.partial for each in found for tried in each.tried) else ""
+    console.print(
+        plain(
+            f"Certified: the mean loss of {metric} against the full cache is below {options.loss:g} with "
+            f"{100 * confidence:g} % confidence for each method, by a paired one-sided test. Budgets are tried from "
+            f"the largest down, until one fails.{part}"
+        )
+    )
+    return 0
 
 
 def _bounds(interval: tuple[float, float] | None) -> str:
@@ -225,28 +287,40 @@ def main(arguments: list[str] | None = None) -> int:
         with one_sentence_endings():
             return push(words[1:])
     parser = Arguments(prog="python -m evals results", description=__doc__)
-    parser.add_argument("command", choices=["list", "show", "verify", "compare"])
+    parser.add_argument("command", choices=[*TAKES, "list", "show", "verify"])
     parser.add_argument(
         "named", nargs="?", default="", help="a results tree, a folder below its runs, or a part of settings' paths"
     )
     parser.add_argument("--results", help="as paths.results (default: results)")
-    parser.add_argument("--metric", help="what compare compares: a field of samples (default: score)")
+    parser.add_argument("--metric", help="what compare and certify are about: a field of samples (default: score)")
     parser.add_argument(
         "--against",
         help="compare: the method to compare with the others of its budget, or all for every pair of settings "
         "(default: compresskv, if other methods are there)",
     )
+    parser.add_argument(
+        "--margin",
+        type=float,
+        help="compare: means that differ by less are equivalent, in the metric's unit (default: 2 for scores, 0.02 for "
+        "the others that fidelity=true measures)",
+    )
+    parser.add_argument(
+        "--loss", type=float, help="certify: the mean loss against the full cache that a budget has to stay below"
+    )
+    parser.add_argument("--confidence", type=float, help="certify: between 0.5 and 1 (default: 0.95)")
     parser.add_argument("--csv", type=Path, help="compare: also write the comparisons to this CSV file")
     parser.add_argument("--latex", type=Path, help="compare: also write them to this file as LaTeX tables")
     try:
         options = parser.parse_args(arguments)
-        for name in ("metric", "against", "csv", "latex"):
-            if (value := getattr(options, name)) is not None and options.command != "compare":
+        taken = TAKES.get(options.command, ())
+        for name in dict.fromkeys(name for names in TAKES.values() for name in names):
+            if (value := getattr(options, name)) is not None and name not in taken:
+                use = " or ".join(command for command, names in TAKES.items() if name in names)
                 why = f"{options.command} does not take it"
-                raise UserError(f"--{name}", "leave it out, or use compare", value=value, why=why)
+                raise UserError(f"--{name}", f"leave it out, or use {use}", value=value, why=why)
         chosen = settings_named(options.results, options.named)
-        if options.command == "compare":
-            code = compare(chosen, options)
+        if options.command in TAKES:
+            code = {"compare": compare, "certify": certify}[options.command](chosen, options)
         else:
             code = {"list": list_, "show": show, "verify": verify}[options.command](chosen)
         if sys.stdout:  # None if the shell closed it

@@ -6,18 +6,20 @@ from itertools import groupby
 from evals.results.means import values_of
 from evals.results.names import names
 from evals.results.record import Record
-from evals.tables.compare import Comparison, all_pairs
-from evals.tables.table import Key
+from evals.tables.compare import Comparison, all_pairs, stated
+from evals.tables.table import KNOWN, Key, Metric
 
 
-def comparisons(records: Sequence[Record], metric: str) -> list[Comparison]:
+def comparisons(records: Sequence[Record], metric: str, within: float | None = None) -> list[Comparison]:
     """Compare all settings that have `metric` on the same samples, for each task and then over all tasks.
 
     `metric` is a numeric field of the sample lines, such as `score` or `kl`. A sample that one setting lacks, or for
     which it has no number, is left out for all settings. Settings without any such sample are left out. Over all tasks,
     every task has the same weight, as in the average of a table. Settings with the same ids but other prompts or
-    weights get a separate comparison; if there is only one such setting, its comparison has no pairs.
+    weights get a separate comparison; if there is only one such setting, its comparison has no pairs. `within`: the
+    margin of equivalence, in place of the metric's own.
     """
+    margin = stated(KNOWN.get(metric, Metric(metric)), within)
 
     def place(record: Record) -> tuple[str, str, str]:
         return record.model, record.eval, record.protocol
@@ -31,7 +33,7 @@ def comparisons(records: Sequence[Record], metric: str) -> list[Comparison]:
                 by_task.setdefault(record.task, {})[str(name)] = values
         title = f"{model} · {evaluation} · {protocol}"
         for task, settings in by_task.items():
-            compared += all_pairs(f"{title} · {task}", {task: settings})
+            compared += all_pairs(f"{title} · {task}", {task: settings}, margin)
         if len(by_task) > 1:
-            compared += all_pairs(f"{title} · all {len(by_task)} tasks", by_task)
+            compared += all_pairs(f"{title} · all {len(by_task)} tasks", by_task, margin)
     return compared

@@ -99,6 +99,8 @@ class SampleLine(TypedDict, total=False):
     agreement: Number | None  # 0 to 1: share of these tokens where both have the same most probable token
     reference_nll: Number | None  # nats per token: negative log-likelihood of the reference answer
     kl_per_token: list[Number]  # values whose mean is `kl`, to 4 decimals; absent in lines of older versions
+    control_agreement: Number  # of the full cache with itself in another batch, where other settings evict
+    control_kl_per_token: list[Number]  # nats, three digits; as `kl_per_token` is for settings that evict
     checksum: str  # of all other fields except `batch` and `timing`, 16 digits; absent in lines of older versions
 
 

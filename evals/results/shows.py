@@ -4,6 +4,7 @@ A plug-in that is a single module may define these functions next to its class. 
 
 - `tables(records, asked) -> list[Table]`: tables of one model, score first; default: `evals.results.means.tables`.
 - `texts(records) -> list[Texts]`: tables of text that the terminal and the page show instead of `tables`.
+- `appendix(records, asked) -> list[Texts]`: tables that follow them; default: `evals.results.tails.tails`.
 - `figure(table)`: the figure drawn at the end of a run; `notes(records, tables)`: sentences below the tables.
 - `FIELDS`: a `TypedDict` of the fields of a line that these functions read; a line with another type is left out.
 - `reduced(task, line)`: the fields of a line to keep when many settings are read; default: those of `FIELDS`.

@@ -277,6 +277,9 @@ def sample_line(
             value = getattr(measured, name)
             line[name] = None if value is None else round(value, 6)
         line["kl_per_token"] = [round(value, 4) for value in measured.kl_per_token]
+        if control := measured.control:
+            line["control_agreement"] = round(control.agreement, 6)
+            line["control_kl_per_token"] = [float(f"{value:.3g}") for value in control.kl_per_token]
     return line
 
 

@@ -9,16 +9,29 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import chain, combinations
 from statistics import fmean
-from typing import Any
+from typing import Any, Literal
 
 from compresskv.budget import Budget
+from evals.tables.equivalence import POWER, Margin
 from evals.tables.statistics import ALPHA, Difference, all_differences, groups, holm, interval, mean_difference
-from evals.tables.table import Key, Row, Strata, Table
+from evals.tables.table import Key, Metric, Row, Strata, Table
 
 BETTER = "in favour of {better}"
+
+Outcome = Literal["differs", "equivalent", "undecided"]
+
+TESTS = (
+    "p: paired permutation test of no difference; p (equivalence): two one-sided tests of a difference within the "
+    "margin, each Holm-corrected over one family: "
+)
+
+NEEDED = (
+    f"n needed: samples with which one of the two tests decides with a probability of {100 * POWER:g} %, were mean and "
+    "spread as here."
+)
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
@@ -28,32 +41,51 @@ class Question:
     """The comparisons to make: `pairs` of methods (first, second), or without pairs every method with `subject`.
 
     If `subject` is "", every method is compared with the best one of its budget. `finding` is the text of a difference
-    that is shown. `tested`: whether anything is compared.
+    that is shown. `tested`: whether anything is compared. `margins`: by the field of a metric, the margin within which
+    two means are equivalent, in place of the metric's own.
     """
 
     subject: str = "CompressKV"
     pairs: tuple[tuple[str, str], ...] = ()
     finding: str = BETTER
     tested: bool = True
+    margins: Mapping[str, float] = field(default_factory=dict)
 
-    @property
-    def family(self) -> str:
-        """A sentence that describes the family of comparisons whose p-values are corrected together."""
+    def margin(self, metric: Metric) -> Margin | None:
+        """Return the margin of a metric, or None if it has none."""
+        return stated(metric, self.margins.get(metric.field))
+
+    def family(self, metrics: Iterable[Metric]) -> str:
+        """Describe the family of comparisons whose p-values are corrected together, and what is tested."""
         subject = self.subject or "the best method of each budget"
         compared = "of this table" if self.pairs else f"of {subject} with another method of the same budget"
+        margins = {metric.field: margin for metric in metrics if (margin := self.margin(metric))}
         return (
-            f"p: paired permutation test, Holm-corrected over one family: all comparisons {compared}, for one model, "
-            "evaluation, protocol and metric."
+            f"{TESTS}all comparisons {compared}, for one model, evaluation, protocol and metric. "
+            f"{text_of_margins(margins)}{NEEDED}"
         )
+
+
+def text_of_margins(margins: Mapping[str, Margin]) -> str:
+    """Return a sentence on the margins by field; "" for none."""
+    said = ", ".join(f"{margin.within:g} ({field})" for field, margin in margins.items())
+    return f"Margin: {said}. " if said else ""
+
+
+def stated(metric: Metric, within: float | None) -> Margin | None:
+    """Return the margin that the user states for a metric, or else its default; None if it has none."""
+    within = metric.margin if within is None else within
+    return None if within is None else Margin(within, metric.largest)
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """`second` − `first` over the `n` samples that both have; `p` is corrected for its family.
+    """`second` − `first` over the `n` samples that both have; both p-values are corrected for their family.
 
-    `metric` and `column` name the compared values; `lower`: whether lower values are better. `needed`: number of
-    samples that would separate the two; None if the mean difference is 0. `partial`: whether either setting has only a
-    part of the samples.
+    `metric` and `column` name the compared values; `lower`: whether lower values are better. `margin`: the margin
+    within which the two would be equivalent, and `equivalence` its p-value; None without a margin. `needed`: number of
+    samples that would decide; None if none would, as for equal means without a margin. `partial`: whether either
+    setting has only a part of the samples.
     """
 
     model: str
@@ -72,11 +104,18 @@ class Verdict:
     lower: bool = False
     finding: str = BETTER
     partial: bool = False
+    margin: float | None = None
+    equivalence: float | None = None
+
+    @property
+    def outcome(self) -> Outcome:
+        """A difference that is shown, however small, is one; means without one may be shown to be equivalent."""
+        return _outcome(self.p, self.equivalence)
 
     @property
     def shown(self) -> bool:
         """Whether a difference is shown: `p` is below `ALPHA`."""
-        return self.p < ALPHA
+        return self.outcome == "differs"
 
     @property
     def ordered(self) -> tuple[str, str]:
@@ -86,7 +125,26 @@ class Verdict:
     @property
     def words(self) -> str:
         worse, better = self.ordered
-        return self.finding.format(worse=worse, better=better) if self.shown else "no difference shown"
+        found = self.finding.format(worse=worse, better=better)
+        return found if self.shown else words(self.outcome, self.margin)
+
+
+def _outcome(p: float, equivalence: float | None) -> Outcome:
+    if p < ALPHA:
+        return "differs"
+    return "equivalent" if equivalence is not None and equivalence < ALPHA else "undecided"
+
+
+def words(outcome: Outcome, margin: float | None) -> str:
+    """How an outcome reads; without a margin, nothing can be equivalent, and nothing is decided by a lack of proof."""
+    if outcome == "equivalent":
+        return f"equivalent within {margin:g}"
+    return "differ" if outcome == "differs" else "undecided" if margin is not None else "no difference shown"
+
+
+def needed(difference: Difference) -> int | None:
+    """Samples with which one of the two tests would decide; None where no number would."""
+    return min((n for n in (difference.needed, difference.enough) if n is not None), default=None)
 
 
 def verdicts(question: Question, table: Table) -> list[Verdict]:
@@ -101,15 +159,16 @@ def verdicts(question: Question, table: Table) -> list[Verdict]:
         (column, *pair) for column in table.compared or [table.overall] for pair in _pairs(question, table, column)
     ]
     families = Counter(first.protocol for _, first, _ in pairs)
+    margin = question.margin(table.metric)
     found = [
-        paired(first.cells[column].strata, second.cells[column].strata, families[first.protocol])
+        paired(first.cells[column].strata, second.cells[column].strata, families[first.protocol], margin)
         for column, first, second in pairs
     ]
-    corrected = [0.0] * len(pairs)
+    corrected = [(0.0, 0.0)] * len(pairs)
     for protocol in families:
         places = [place for place, (_, first, _) in enumerate(pairs) if first.protocol == protocol]
-        for place, p in zip(places, holm([found[place].p for place in places]), strict=True):
-            corrected[place] = p
+        for place, *both in zip(places, *_corrected([found[place] for place in places]), strict=True):
+            corrected[place] = both[0], both[1]
     return [
         Verdict(
             table.model,
@@ -121,16 +180,23 @@ def verdicts(question: Question, table: Table) -> list[Verdict]:
             difference.interval,
             p,
             difference.n,
-            difference.needed,
+            needed(difference),
             table.metric.field,
             column,
             table.metric.digits,
             table.metric.better == "lower",
             question.finding,
             first.cells[column].partial or second.cells[column].partial,
+            None if margin is None else margin.within,
+            None if margin is None else equivalence,
         )
-        for (column, first, second), difference, p in zip(pairs, found, corrected, strict=True)
+        for (column, first, second), difference, (p, equivalence) in zip(pairs, found, corrected, strict=True)
     ]
+
+
+def _corrected(family: Sequence[Difference]) -> tuple[list[float], list[float]]:
+    """Return the corrected p-values of no difference, and those of equivalence."""
+    return holm([each.p for each in family]), holm([each.equivalence for each in family])
 
 
 def _pairs(question: Question, table: Table, column: str) -> Iterator[tuple[Row, Row]]:
@@ -172,14 +238,19 @@ def subject_of(question: Question, table: Table) -> str:
     return next(several, question.subject)
 
 
-def paired(first: Strata, second: Strata, comparisons: int = 1) -> Difference:
+def paired(first: Strata, second: Strata, comparisons: int = 1, margin: Margin | None = None) -> Difference:
     """Return `second` − `first` on the samples that both have, at least one, as one of `comparisons` comparisons."""
+    return mean_difference(differences(first, second), comparisons, margin)
+
+
+def differences(first: Strata, second: Strata) -> list[list[float]]:
+    """Return `second` − `first` on the samples that both have, for each task with such samples."""
     strata = []
     for task in first:
         shared, _ = common([first[task], second.get(task, {})])
         if shared:
             strata.append([second[task][sample] - first[task][sample] for sample in shared])
-    return mean_difference(strata, comparisons)
+    return strata
 
 
 def unpaired(table: Table) -> list[str]:
@@ -208,16 +279,21 @@ def unpaired(table: Table) -> list[str]:
 
 @dataclass(frozen=True)
 class Pair:
-    """`second` − `first` on the samples that both have, with the corrected `p`."""
+    """`second` − `first` on the samples that both have, with corrected p-values, as in `Verdict`."""
 
     first: str
     second: str
     difference: Difference
     p: float
+    equivalence: float = 1.0
+
+    @property
+    def outcome(self) -> Outcome:
+        return _outcome(self.p, self.equivalence)
 
     @property
     def differs(self) -> bool:
-        return self.p < ALPHA
+        return self.outcome == "differs"
 
 
 @dataclass(frozen=True)
@@ -228,6 +304,7 @@ class Comparison:
     - `groups`: groups of settings that cannot be told apart.
     - `left_out`: number of samples that have the same id in all settings but a different prompt or weights in some.
     - `apart`: settings of the same tasks that are left out because most of their samples differ in this way.
+    - `margin`: the margin of equivalence, or None.
     """
 
     title: str
@@ -236,6 +313,7 @@ class Comparison:
     groups: Sequence[Sequence[str]]
     left_out: int = 0
     apart: Sequence[str] = ()
+    margin: float | None = None
 
     @property
     def n(self) -> int:
@@ -254,7 +332,9 @@ class Comparison:
         return " ".join(_letter(place) for place, group in enumerate(self.groups) if setting in group)
 
 
-def all_pairs(title: str, by_task: Mapping[str, Mapping[str, Mapping[Key, float]]]) -> list[Comparison]:
+def all_pairs(
+    title: str, by_task: Mapping[str, Mapping[str, Mapping[Key, float]]], margin: Margin | None = None
+) -> list[Comparison]:
     """Compare all settings that every task has: one comparison for each group of settings that can be compared.
 
     `by_task` holds the values of samples by task and setting. Settings without some task are left out, because their
@@ -273,7 +353,7 @@ def all_pairs(title: str, by_task: Mapping[str, Mapping[str, Mapping[Key, float]
             if any(ids_of(settings[name]) & ids_of(settings[group[0]]) for settings in by_task.values())
         ]
         if len(group) > 1 or apart:
-            compared.append(_comparison(title, group, by_task, apart))
+            compared.append(_comparison(title, group, by_task, apart, margin))
     return compared
 
 
@@ -282,6 +362,7 @@ def _comparison(
     names: Sequence[str],
     by_task: Mapping[str, Mapping[str, Mapping[Key, float]]],
     apart: Sequence[str],
+    margin: Margin | None,
 ) -> Comparison:
     """Compare settings that have samples in common in every task."""
     aligned: dict[str, list[list[float]]] = {name: [] for name in names}
@@ -292,14 +373,14 @@ def _comparison(
         for name in names:
             aligned[name].append([settings[name][sample] for sample in shared])
     couples = list(combinations(range(len(names)), 2))
-    differences = all_differences(list(aligned.values()), couples)
-    corrected = holm([each.p for each in differences])
+    found = all_differences(list(aligned.values()), couples, margin)
     pairs = [
-        Pair(names[one], names[other], each, p)
-        for (one, other), each, p in zip(couples, differences, corrected, strict=True)
+        Pair(names[one], names[other], each, p, equivalence)
+        for (one, other), each, p, equivalence in zip(couples, found, *_corrected(found), strict=True)
     ]
     differing = {frozenset((pair.first, pair.second)) for pair in pairs if pair.differs}
-    return Comparison(title, aligned, pairs, groups(names, differing), left_out, apart)
+    within = None if margin is None else margin.within
+    return Comparison(title, aligned, pairs, groups(names, differing), left_out, apart, within)
 
 
 def _letter(place: int) -> str:

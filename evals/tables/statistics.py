@@ -10,6 +10,8 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from evals.tables.equivalence import POWER, Margin, samples_within, within
+
 RESAMPLES = 2000
 """Number of bootstrap draws of an interval."""
 
@@ -30,9 +32,6 @@ MOST_GROUPS = 100
 
 BLOCK = 512
 """Number of couples of settings that are computed together."""
-
-POWER = 0.8
-"""Probability of detecting an existing difference with the number of samples from `samples_needed`."""
 
 ROUNDING = 1e-5
 """Share of the largest value below which a mean counts as 0: scores have four decimals, so differences that cancel
@@ -68,7 +67,9 @@ class Difference:
     """Paired differences of two settings over `n` samples: their mean with its 95 % interval, in the metric's unit.
 
     `p`: two-sided permutation p-value, not corrected. `needed`: number of samples that would separate the two; None if
-    the mean is 0.
+    the mean is 0. `equivalence`: p-value of the hypothesis that the mean is not within the margin
+    (`evals.tables.equivalence`), not corrected; 1 without a margin. `enough`: number of samples that would show that it
+    is; None if the mean is not within the margin.
     """
 
     mean: float
@@ -76,14 +77,20 @@ class Difference:
     p: float
     n: int
     needed: int | None
+    equivalence: float = 1.0
+    enough: int | None = None
 
 
-def difference(first: Sequence[float], second: Sequence[float], comparisons: int = 1) -> Difference:
+def difference(
+    first: Sequence[float], second: Sequence[float], comparisons: int = 1, margin: Margin | None = None
+) -> Difference:
     """Return `second` − `first`, with at least one value each in equal order; `comparisons`: number of comparisons."""
-    return mean_difference([np.asarray(second, dtype=float) - np.asarray(first, dtype=float)], comparisons)
+    return mean_difference([np.asarray(second, dtype=float) - np.asarray(first, dtype=float)], comparisons, margin)
 
 
-def mean_difference(strata: Sequence[Sequence[float] | NDArray[np.float64]], comparisons: int = 1) -> Difference:
+def mean_difference(
+    strata: Sequence[Sequence[float] | NDArray[np.float64]], comparisons: int = 1, margin: Margin | None = None
+) -> Difference:
     """Return the mean over `strata`, such as tasks, of the means of their paired differences. No stratum may be empty.
 
     All strata have the same weight regardless of their size, as in the average of a table. `comparisons` is the number
@@ -91,18 +98,42 @@ def mean_difference(strata: Sequence[Sequence[float] | NDArray[np.float64]], com
     """
     n = sum(map(len, strata))
     parts = [np.asarray(stratum, dtype=float) for stratum in strata]
-    weighted = np.concatenate([part * (n / (len(parts) * len(part))) for part in parts])
+    weighted = weighted_values([part[None] for part in parts])[0]
+    ((equivalence, enough),) = _equivalences(weighted[None], margin, comparisons, effective(list(map(len, parts))))
     return Difference(
         mean=float(np.mean([part.mean() for part in parts])),
         interval=interval(*(part.tolist() for part in parts)),
         p=permutation_p(weighted, comparisons),
         n=n,
         needed=samples_needed(weighted, comparisons),
+        equivalence=equivalence,
+        enough=enough,
     )
 
 
+def weighted_values(strata: Sequence[NDArray[np.float64]]) -> NDArray[np.float64]:
+    """Return the values [rows, n] of strata [rows, n of the stratum], weighted: a row's mean is that over strata."""
+    n = sum(stratum.shape[1] for stratum in strata)
+    return np.concatenate([stratum * (n / (len(strata) * stratum.shape[1])) for stratum in strata], axis=1)
+
+
+def effective(lengths: Sequence[int]) -> float:
+    """Return how many samples of equal weight the strata of these lengths count for (Kish 1965)."""
+    return float(len(lengths) ** 2 / sum(1 / length for length in lengths))
+
+
+def _equivalences(
+    weighted: NDArray[np.float64], margin: Margin | None, comparisons: int, size: float
+) -> list[tuple[float, int | None]]:
+    """Return `equivalence` and `enough` of every row of differences."""
+    if margin is None:
+        return [(1.0, None)] * len(weighted)
+    p_values = within(weighted, margin, size).tolist()
+    return list(zip(p_values, samples_within(weighted, margin, size, ALPHA / comparisons), strict=True))
+
+
 def all_differences(
-    settings: Sequence[Sequence[Sequence[float]]], couples: Sequence[tuple[int, int]]
+    settings: Sequence[Sequence[Sequence[float]]], couples: Sequence[tuple[int, int]], margin: Margin | None = None
 ) -> list[Difference]:
     """Return the `mean_difference` of every couple (first, second) of indices of `settings`.
 
@@ -114,7 +145,8 @@ def all_differences(
         return []
     strata = [np.array(of_stratum, dtype=float) for of_stratum in zip(*settings, strict=True)]
     n = sum(stratum.shape[1] for stratum in strata)
-    weighted = np.concatenate([stratum * (n / (len(strata) * stratum.shape[1])) for stratum in strata], axis=1)
+    size = effective([stratum.shape[1] for stratum in strata])
+    weighted = weighted_values(strata)
     means = _bootstrapped(strata)
     p_values = _permutation_ps(weighted, couples, len(couples))
     found = []
@@ -124,9 +156,10 @@ def all_differences(
         values = weighted[second] - weighted[first]
         bounds = None if means is None else np.percentile(means[second] - means[first], [2.5, 97.5], axis=1).T.tolist()
         needed = _samples_needed(values, len(couples))
+        equivalences = _equivalences(values, margin, len(couples), size)
         for place, mean in enumerate(values.mean(1).tolist()):
             between = None if bounds is None else (bounds[place][0], bounds[place][1])
-            found.append(Difference(mean, between, p_values[start + place], n, needed[place]))
+            found.append(Difference(mean, between, p_values[start + place], n, needed[place], *equivalences[place]))
     return found
 
 
@@ -244,7 +277,8 @@ def samples_needed(differences: Sequence[float] | NDArray[np.float64], compariso
     """Return the number of samples with which a paired test detects this mean difference with probability `POWER`.
 
     n = ((z(1 − α/2) + z(power)) · sd / mean)², normal approximation, at α = `ALPHA` / `comparisons`, the first level of
-    Holm's correction. Returns None if the mean is 0 up to rounding, or if there are fewer than two differences.
+    Holm's correction; with fewer than the smallest number returned, no p-value is below it. Returns None if the mean is
+    0 up to rounding, or if there are fewer than two differences.
     """
     return _samples_needed(np.asarray(differences, dtype=float)[None], comparisons)[0]
 
@@ -256,7 +290,8 @@ def _samples_needed(differences: NDArray[np.float64], comparisons: int) -> list[
     means, largest = differences.mean(1), np.abs(differences).max(1)
     there = np.abs(means) > ROUNDING * largest
     spreads = differences.std(1, ddof=1) / np.where(there, means, 1)
-    needed = np.maximum(2, np.ceil((_z(comparisons) * spreads) ** 2))
+    fewest = math.floor(math.log2(comparisons / ALPHA)) + 2  # the smallest p-value is 2 / 2^n
+    needed = np.maximum(fewest, np.ceil((_z(comparisons) * spreads) ** 2))
     return [int(number) if shown else None for number, shown in zip(needed, there, strict=True)]
 
 

@@ -31,7 +31,9 @@ Strata = Mapping[str, Mapping[Key, float]]
 class Metric:
     """A field of sample lines or measurements, with its `title`.
 
-    `better`: which values are better; None if neither, as for tokens kept. `axis`: label in a figure.
+    `better`: which values are better; None if neither, as for tokens kept. `axis`: label in a figure. `margin`: means
+    that differ by less are equivalent, by default; None: not tested. `largest`: the largest possible difference of two
+    values; None without a limit.
     """
 
     field: str
@@ -39,18 +41,23 @@ class Metric:
     digits: int = 2
     better: Literal["higher", "lower"] | None = "higher"
     axis: str = ""
+    margin: float | None = None
+    largest: float | None = None
 
 
-SCORE = Metric("score")
+SCORE = Metric("score", margin=2.0, largest=100.0)
 
 KEPT = Metric("kept", "KV tokens kept per head", better=None)
 
 FIDELITY = (
-    Metric("kl", "KL divergence from the full cache, nats per token", 4, "lower"),
-    Metric("agreement", "share of tokens on which it agrees with the full cache", 4),
-    Metric("reference_nll", "negative log-likelihood of the reference answer, nats per token", 4, "lower"),
+    Metric("kl", "KL divergence from the full cache, nats per token", 4, "lower", margin=0.02),
+    Metric("agreement", "share of tokens on which it agrees with the full cache", 4, margin=0.02, largest=1.0),
+    Metric("reference_nll", "negative log-likelihood of the reference answer, nats per token", 4, "lower", margin=0.02),
 )
 """Metrics that lines have in addition to the score with `fidelity=true`."""
+
+KNOWN = {metric.field: metric for metric in (SCORE, *FIDELITY)}
+"""The metrics of every evaluation, by their field."""
 
 
 @dataclass(frozen=True)
@@ -140,6 +147,16 @@ class Row:
     @property
     def protocol(self) -> str:
         return self.name.protocol
+
+
+def full_of(row: Row, fulls: Sequence[Row]) -> Row | None:
+    """The full cache that a row is measured against: of its protocol and its time of eviction.
+
+    Where there are several, such as one for each dtype, it is that of its variant; None if none is.
+    """
+    fitting = [full for full in fulls if (full.protocol, full.when) == (row.protocol, row.when)]
+    alike = [full for full in fitting if full.name.variant == row.name.variant]
+    return next(iter(alike or (fitting if len(fitting) == 1 else [])), None)
 
 
 @dataclass(frozen=True)
@@ -266,8 +283,8 @@ class Texts:
 class Shown:
     """Output of an evaluation without samples, made from its files.
 
-    `notes`: sentences that explain the numbers. `frames` and `figures`: functions by file name that make the data of
-    CSV files and draw images.
+    `appendix`: tables after everything else. `notes`: sentences that explain the numbers. `frames` and `figures`:
+    functions by file name that make the data of CSV files and draw images.
     """
 
     tables: Sequence[Table] = ()
@@ -275,6 +292,7 @@ class Shown:
     notes: Sequence[str] = ()
     frames: Mapping[str, Callable[[], Any]] = field(default_factory=dict)
     figures: Mapping[str, Callable[[], Any]] = field(default_factory=dict)
+    appendix: Sequence[Texts] = ()
 
 
 @dataclass(frozen=True)

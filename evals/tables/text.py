@@ -12,6 +12,7 @@ from evals.kinds import TITLES
 from evals.tables.table import Cell, Table
 
 if TYPE_CHECKING:
+    from evals.tables.certify import Tried
     from evals.tables.compare import Verdict
 
 NONE = "–"
@@ -101,17 +102,17 @@ def tokens(count: int) -> str:
 
 
 VERDICT = (
-    *("model", "budget", "comparison", "of", "difference", "95 % interval", "p (Holm)", "n", "verdict"),
-    "n needed",
+    *("model", "budget", "comparison", "of", "difference", "95 % interval", "p (Holm)", "p (equivalence)", "n"),
+    *("verdict", "n needed"),
 )
 """Columns of `verdict`."""
 
 
 def verdict(found: Verdict) -> list[str]:
-    difference, interval, p, n, needed = numbers(found)
+    difference, interval, p, equivalence, n, needed = numbers(found)
     of = found.column if found.metric == "score" else f"{found.metric}, {found.column}"
     place = [found.model, budget(found.budget), versus(found), of]
-    return [*place, difference, interval, p, n, found.words, needed]
+    return [*place, difference, interval, p, equivalence, n, found.words, needed]
 
 
 def versus(found: Verdict) -> str:
@@ -119,14 +120,29 @@ def versus(found: Verdict) -> str:
 
 
 def numbers(found: Verdict) -> list[str]:
-    """Format the difference, its interval, p, the number of samples, and the number that would separate the two."""
+    """Format the difference, its interval, both p-values, the number of samples, and the number that would decide."""
     return [
         signed(found.mean, found.digits),
         bounds(found.interval, found.digits) or NONE,
         probability(found.p),
+        NONE if found.equivalence is None else probability(found.equivalence),
         f"{'†' if found.partial else ''}{found.n}",
         NONE if found.needed is None else str(found.needed),
     ]
+
+
+def certificate(method: str, smallest: Tried | None, failed: Tried | None) -> list[str]:
+    """A method, its smallest safe budget with its loss, and what the first one that is not safe lacks."""
+    lacking = "" if failed is None else f"{budget(failed.budget)} at n = {failed.n}: {_lacking(failed)}"
+    if smallest is None:
+        return [method, "none", NONE, NONE, NONE, lacking]
+    n = f"{'†' if smallest.partial else ''}{smallest.n}"
+    return [method, budget(smallest.budget), f"{smallest.loss:z.3g}", f"{smallest.bound:.3g}", n, lacking]
+
+
+def _lacking(failed: Tried) -> str:
+    loss = f"its loss is {failed.loss:z.3g}"
+    return f"{loss}, no number would do" if failed.needed is None else f"{loss}, about {failed.needed} would do"
 
 
 def file_part(name: str) -> str:

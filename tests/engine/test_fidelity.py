@@ -1,5 +1,6 @@
 """The fidelity of a setting, against the same text fed to each setting separately."""
 
+from copy import deepcopy
 from statistics import fmean
 
 import pytest
@@ -52,6 +53,22 @@ def test_it_equals_feeding_each_setting_by_itself(family):
         assert whole.fidelity.agreement == 1
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_control_is_the_full_cache_in_another_batch(dtype):
+    """It is as far from itself as the kernels of another batch make it; and changes no other value."""
+    model, ids = deepcopy(tiny.model("llama")).to(dtype), tiny.prompt(90)
+    settings = [Setting(SNAPKV, 20), FULL, Setting(SNAPKV, 30)]
+    with attached(model):
+        evicted, full, other = (each.fidelity for each in generate(model, ids, settings, NEW, reference=REFERENCE))
+        (alone,) = (each.fidelity for each in generate(model, ids, [FULL], NEW, reference=REFERENCE))
+    assert evicted.control is other.control is alone.control is None
+    assert len(full.control.kl_per_token) == len(full.kl_per_token)
+    assert min(full.control.kl_per_token) >= 0
+    assert max(full.control.kl_per_token) < (1e-6 if dtype == torch.float32 else 0.05) < evicted.kl
+    assert 0 <= full.control.agreement <= 1
+    assert (full.kl, full.agreement) == (pytest.approx(alone.kl, abs=1e-6), alone.agreement)
+
+
 def test_it_depends_neither_on_the_other_settings_nor_on_the_memory():
     model, ids = tiny.model("llama"), tiny.prompt(90)
     settings = [FULL, Setting(SNAPKV, 20), Setting(SNAPKV, 30), Setting(SNAPKV, 40)]
@@ -71,4 +88,5 @@ def test_an_answer_of_one_token_and_no_reference_give_nothing():
     model, ids = tiny.model("llama"), tiny.prompt(40)
     with attached(model):
         (generation,) = generate(model, ids, [Setting(SNAPKV, 20)], Stopping(1), reference=[])
-    assert vars(generation.fidelity) == {"kl": None, "agreement": None, "reference_nll": None, "kl_per_token": []}
+    nothing = {"kl": None, "agreement": None, "reference_nll": None, "kl_per_token": [], "control": None}
+    assert vars(generation.fidelity) == nothing

@@ -49,7 +49,7 @@ def page() -> Page:
         notes=["A note_."],
         verdicts=found,
         others=others,
-        family=question.family,
+        family=question.family([table.metric]),
     )
 
 

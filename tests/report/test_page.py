@@ -82,11 +82,11 @@ def test_verdicts_in_words(text):
 def test_a_difference_is_told_from_the_better_one(mean, bounds, better):
     verdict = Verdict("tiny", "niah", 64, "first", "second", mean, bounds, 0.01, 20, 40)
     said = scores.sentence(verdict)
-    assert said.better
+    assert said.outcome == "differs"
     assert said.text.startswith(f"At budget 64, {better} is better than")
     assert "by 5.0 points (95\u00a0% interval 2.0 to 8.0" in said.text
     same = scores.sentence(Verdict("tiny", "niah", 64, "first", "second", mean, bounds, 0.4, 20, 1234))
-    assert not same.better
+    assert same.outcome == "undecided"
     assert f"({better}'s mean is 5.0 points higher" in same.text
     assert "1,234 samples" in same.text
 

@@ -61,7 +61,7 @@ def test_the_command(tmp_path, capsys):
     assert main(["compare", "--results", str(tmp_path)]) == 0
     shown = capsys.readouterr().out
     assert "[red]cake 64" in shown
-    assert "not told apart" in shown
+    assert "undecided" in shown
     assert main(["compare", "--metric", "prediction", "--results", str(tmp_path)]) == 2
     assert_sentence(capsys.readouterr().err.strip(), "--metric")
 

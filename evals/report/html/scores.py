@@ -13,9 +13,9 @@ from evals.report.html.reading import Tree, spread
 from evals.results.means import groups_of
 from evals.results.shows import hook
 from evals.tables import text
-from evals.tables.compare import Verdict, subject_of, unpaired, verdicts
+from evals.tables.compare import Outcome, Question, Verdict, subject_of, unpaired, verdicts
 from evals.tables.methods import METHODS
-from evals.tables.table import OTHERS, SCORE, Row, Section, Table, Texts
+from evals.tables.table import KNOWN, OTHERS, SCORE, Row, Section, Table, Texts
 
 LAYER_CHARTS = 8
 """Maximum number of budgets for which the tokens by layer are drawn; the budgets are evenly spaced."""
@@ -26,16 +26,19 @@ LINES = 12
 FIRST = 10
 """Maximum number of comparisons shown first for a model and evaluation; the others can be unfolded."""
 
+COMPARED_BY = (SCORE, KNOWN["kl"])
+"""The metrics that have verdicts."""
+
 COMPARED = 12
 """Maximum number of models and evaluations for which the page shows verdicts."""
 
 
 @dataclass(frozen=True)
 class Sentence:
-    """A comparison in words. `better`: it shows a difference; `partial`: it covers part of the samples."""
+    """A comparison in words, with its outcome; `partial`: it covers part of the samples."""
 
     text: str
-    better: bool
+    outcome: Outcome
     partial: bool = False
 
 
@@ -68,7 +71,7 @@ class Board:
     @property
     def first(self) -> Sequence[Sentence]:
         """The comparisons shown first: differences over all samples, at most `FIRST`."""
-        return [each for each in self.sentences if each.better and not each.partial][:FIRST]
+        return [each for each in self.sentences if each.outcome == "differs" and not each.partial][:FIRST]
 
     @property
     def rest(self) -> dict[str, list[Sentence]]:
@@ -76,8 +79,9 @@ class Board:
         others = [each for each in self.sentences if each not in self.first]
         whole = [each for each in others if not each.partial]
         kinds = {
-            "More differences of score": [each for each in whole if each.better],
-            "Scores without a shown difference": [each for each in whole if not each.better],
+            "More differences of score": [each for each in whole if each.outcome == "differs"],
+            "Scores that are equivalent within the margin": [each for each in whole if each.outcome == "equivalent"],
+            "Scores that are undecided": [each for each in whole if each.outcome == "undecided"],
             "Scores over part of the samples": [each for each in others if each.partial],
             "KL to the full cache": [each for each in self.closeness if not each.partial],
             "KL to the full cache, over part of the samples": [each for each in self.closeness if each.partial],
@@ -85,8 +89,8 @@ class Board:
         return {name: of_kind for name, of_kind in kinds.items() if of_kind}
 
 
-def boards(tree: Tree) -> Iterator[Board]:
-    """Yield a board for each model and evaluation."""
+def boards(tree: Tree, asked: Question = ALL) -> Iterator[Board]:
+    """Yield a board for each model and evaluation, with the comparisons that are `asked` for."""
     kept = {setting.record.path: setting.kept for setting in tree.settings}
     made = 0
     for records in groups_of([setting.record for setting in tree.settings]):
@@ -113,8 +117,8 @@ def boards(tree: Tree) -> Iterator[Board]:
         yield Board(
             kind,
             *shown,
-            sentences=_sentences(score) if compared else [],
-            closeness=_sentences(kl) if kl and compared else [],
+            sentences=_sentences(score, asked) if compared else [],
+            closeness=_sentences(kl, asked) if kl and compared else [],
             shares=list(_shares(score)),
             score=_over_budget(score, over, "score, 0 to 100", drawn),
             kl=_over_budget(kl, "KL to the full cache", nats, drawn) if kl else None,
@@ -154,9 +158,9 @@ def _ordered(table: Table) -> list[Row]:
     )
 
 
-def _sentences(table: Table) -> list[Sentence]:
+def _sentences(table: Table, asked: Question) -> list[Sentence]:
     """Return the comparisons in words: first those with the paper's methods, at the smallest budgets."""
-    return [sentence(each) for each in sorted(verdicts(ALL, table), key=_importance)]
+    return [sentence(each) for each in sorted(verdicts(asked, table), key=_importance)]
 
 
 def _importance(verdict: Verdict) -> tuple[bool, tuple[int, float], int]:
@@ -183,11 +187,16 @@ def sentence(verdict: Verdict) -> Sentence:
     gap = f"{abs(mean):.{digits}f} {'nats per token' if verdict.lower else 'points'}"
     if verdict.shown:
         how = "closer to the full cache" if verdict.lower else "better"
-        return Sentence(f"{at}, {better} is {how} than {worse} by {gap} ({numbers}).", True, verdict.partial)
-    needed = f"; about {verdict.needed:,} samples would tell them apart" if verdict.needed and bounds else ""
+        return Sentence(f"{at}, {better} is {how} than {worse} by {gap} ({numbers}).", verdict.outcome, verdict.partial)
     by = f"{better}'s mean is {gap} {'lower' if verdict.lower else 'higher'}" if mean else "equal means"
-    said = f"{at}, no difference is shown between {verdict.first} and {verdict.second}"
-    return Sentence(f"{said} ({by}, {numbers}{needed}).", False, verdict.partial)
+    unit = "nats per token" if verdict.lower else "points"
+    if verdict.outcome == "equivalent" and verdict.equivalence is not None:
+        said = f"{at}, {verdict.first} and {verdict.second} are equivalent within {verdict.margin:g} {unit}"
+        proof = f"{by}, {between}p of equivalence {text.probability(verdict.equivalence)}, n = {verdict.n}"
+        return Sentence(f"{said} ({proof}).".replace(" = ", "\u00a0=\u00a0"), verdict.outcome, verdict.partial)
+    needed = f"; about {verdict.needed:,} samples would decide" if verdict.needed and bounds else ""
+    said = f"{at}, neither a difference nor equivalence is shown of {verdict.first} and {verdict.second}"
+    return Sentence(f"{said} ({by}, {numbers}{needed}).", verdict.outcome, verdict.partial)
 
 
 def column_title(column: str, table: Table) -> str:

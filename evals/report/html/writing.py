@@ -4,6 +4,7 @@ import base64
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,17 +28,18 @@ from evals.tables.text import title_of
 TEMPLATES = Path(__file__).parent
 
 
-def write(results: Path, out: Path) -> Path:
+def write(results: Path, out: Path, margins: Mapping[str, float] | None = None) -> Path:
     """Write `out`/index.html for the tree `results` and return its path.
 
+    `margins`: of equivalence by metric, in place of the metrics' own.
     Raises `UserError` if there is nothing to show, or if the page cannot be written.
     """
     path = out / "index.html"
-    write_text(path, page(results))
+    write_text(path, page(results, margins))
     return path
 
 
-def page(results: Path) -> str:
+def page(results: Path, margins: Mapping[str, float] | None = None) -> str:
     """Return the page as text. Raises `UserError` if there is nothing to show."""
     tree = read(results)
     models = sorted({setting.record.model for setting in tree.settings})
@@ -49,7 +51,8 @@ def page(results: Path) -> str:
             value=results,
             why="it has no results (no runs/ and no measurements)",
         )
-    boards = list(scores.boards(tree))
+    asked = replace(ALL, margins=margins or {})
+    boards = list(scores.boards(tree, asked))
     panels = [panels_of(board.table) for board in boards if (panels_of := hook(board.kind, "panels"))]
     maps = [each for section in measured for each in section.maps]
     return render(
@@ -60,7 +63,7 @@ def page(results: Path) -> str:
         boards=boards,
         scored=_sections(boards),
         measured=measured,
-        family=ALL.family,
+        family=asked.family(scores.COMPARED_BY),
         published=_published,
         text=text,
         over_columns=scores.over_columns,

@@ -1,0 +1,103 @@
+"""The smallest budget of each method that is safe: `python -m evals results certify`.
+
+A budget is certified where the mean loss against the full cache, paired by sample, is below a limit with the stated
+confidence, by the one-sided test of `evals.tables.equivalence`. The budgets of a method are tried from the largest
+down, each at the full level, until one fails. This fixed-sequence testing keeps the probability of certifying any
+budget whose loss is not below the limit at 1 − confidence, whatever the losses (W. Maurer, L. Hothorn and W. Lehmacher,
+Biometrie in der chemisch-pharmazeutischen Industrie 6, 1995; for settings of a model, A. Angelopoulos et al., "Learn
+then Test", arXiv 2110.01052). Losses fall as the budget grows, so the order is a good one, and unlike with Holm's
+correction, further small budgets make no certificate harder. The confidence is that of each method by itself.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from compresskv.budget import Budget, largest_first
+from evals.tables.compare import differences
+from evals.tables.equivalence import below, samples_below, upper_bound
+from evals.tables.statistics import effective, weighted_values
+from evals.tables.table import Metric, Row, Table, full_of
+
+
+@dataclass(frozen=True)
+class Tried:
+    """A budget: its mean loss over `n` samples, and the `bound` that the loss is below with the confidence.
+
+    `safe`: whether that certifies it. `needed`: samples that would, if mean and spread were as here; None where no
+    number would. `partial`: over a part of the samples.
+    """
+
+    budget: Budget
+    loss: float
+    bound: float
+    n: int
+    safe: bool
+    needed: int | None
+    partial: bool
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """The budgets of a method that were tried, from the largest down to the first that is not safe."""
+
+    model: str
+    eval: str
+    protocol: str
+    method: str
+    tried: Sequence[Tried]
+
+    @property
+    def smallest(self) -> Tried | None:
+        """The smallest safe budget."""
+        return next((each for each in reversed(self.tried) if each.safe), None)
+
+    @property
+    def failed(self) -> Tried | None:
+        """The budget that is not safe, if one was tried."""
+        return next((each for each in self.tried if not each.safe), None)
+
+
+def certificates(table: Table, loss: float, confidence: float) -> Iterator[Certificate]:
+    """A certificate for every method of a table that has samples of the full cache, by its mean over all samples.
+
+    `loss`: lost score, or added KL, that the mean loss has to be below, in the metric's unit.
+    """
+    alpha = 1 - confidence
+    rows = [row for row in table.rows if table.overall in row.cells]
+    fulls = [row for row in rows if row.budget is None]
+    methods: dict[tuple[str, str], list[Row]] = {}
+    for row in rows:
+        if row.budget is not None:
+            methods.setdefault((row.protocol, row.label), []).append(row)
+    for (protocol, label), of_method in methods.items():
+        tried: list[Tried] = []
+        for row in sorted(of_method, key=lambda row: largest_first(row.budget)):
+            mine = row.cells[table.overall].samples
+            full = full_of(row, [other for other in fulls if other.cells[table.overall].samples & mine])
+            if full is None:
+                break
+            tried.append(_tried(row, full, table.overall, table.metric, loss, alpha))
+            if not tried[-1].safe:
+                break
+        if tried:
+            yield Certificate(table.model, table.eval, protocol, label, tried)
+
+
+def _tried(row: Row, full: Row, column: str, metric: Metric, loss: float, alpha: float) -> Tried:
+    mine, whole = row.cells[column], full.cells[column]
+    lower = metric.better == "lower"
+    strata = differences(whole.strata, mine.strata) if lower else differences(mine.strata, whole.strata)
+    lost = weighted_values([np.array([of_task]) for of_task in strata])
+    size = effective([len(of_task) for of_task in strata])
+    assert row.budget is not None
+    return Tried(
+        row.budget,
+        float(lost.mean()),
+        upper_bound(lost[0], metric.largest, size, alpha),
+        lost.shape[1],
+        bool(below(lost, loss, metric.largest, size)[0] < alpha),
+        samples_below(lost, loss, metric.largest, size, alpha)[0],
+        mine.partial or whole.partial,
+    )

@@ -1,0 +1,118 @@
+"""Certified budgets: `python -m evals results certify`."""
+
+import numpy as np
+import pytest
+
+from evals.results.__main__ import main
+from evals.tables.certify import certificates
+from evals.tables.equivalence import below
+from evals.tables.methods import Name
+from evals.tables.table import KNOWN, SCORE, Cell, Row, Table
+from tests.support.refusals import assert_sentence
+from tests.support.trees import setting
+
+
+def cell(values):
+    return Cell({"task": {(str(place), ""): float(value) for place, value in enumerate(values)}}, len(values))
+
+
+def table(losses, metric=SCORE, full=90.0, **names):
+    """SnapKV at budgets with these losses per sample, beside the full cache."""
+    n = len(next(iter(losses.values())))
+    sign = -1 if metric.better == "higher" else 1
+    rows = [Row(Name("FullKV"), {"average": cell([full] * n)})]
+    rows += [
+        Row(Name("SnapKV", budget, **names), {"average": cell(full + sign * np.asarray(lost))})
+        for budget, lost in losses.items()
+    ]
+    return Table("tiny", "niah", ["average"], rows, metric)
+
+
+def noise(mean, n=400, spread=3.0, seed=0):
+    values = np.random.default_rng(seed).normal(0, 1, n)
+    return mean + spread * (values - values.mean())
+
+
+@pytest.mark.parametrize(("metric", "full"), [(SCORE, 90.0), (KNOWN["kl"], 0.0)])
+def test_the_smallest_safe_budget(metric, full):
+    losses = {64: noise(9.0), 256: noise(0.5), 128: noise(1.0), 32: noise(0.1)}
+    (found,) = certificates(table(losses, metric, full), 2.0, 0.95)
+    assert [(each.budget, each.safe) for each in found.tried] == [(256, True), (128, True), (64, False)]
+    assert found.smallest.budget == 128
+    assert found.smallest.loss == pytest.approx(1.0)
+    assert 1.0 < found.smallest.bound < 2.0
+    assert found.failed.needed is None
+    # 32 is not tried: a larger one failed.
+
+
+def test_the_bound_is_where_the_test_turns():
+    lost = noise(0.5, 60)
+    (found,) = certificates(table({64: lost}), 50.0, 0.9)
+    for more, sure in ((1.001, True), (0.999, False)):
+        assert (below(lost[None], found.tried[0].bound * more, 100.0, 60)[0] < 0.1) == sure
+
+
+def test_what_is_not_certified_says_how_many_samples_would_do():
+    (found,) = certificates(table({64: noise(1.0, 42, 5.0)}), 2.0, 0.95)
+    assert found.smallest is None
+    enough = found.failed.needed
+    assert enough > 149  # with fewer, one sample in 50 that loses all may be missed
+    (found,) = certificates(table({64: noise(1.0, enough, 5.0)}), 2.0, 0.95)
+    assert found.smallest.budget == 64
+
+
+def test_equal_answers_alone_certify_nothing_at_a_small_n():
+    for n, safe in ((42, False), (149, True)):
+        (found,) = certificates(table({64: np.zeros(n)}), 2.0, 0.95)
+        assert found.tried[0].safe == safe
+        assert found.tried[0].needed == 149
+
+
+def test_a_full_cache_of_other_samples_certifies_nothing():
+    shown = table({64: noise(0.0)})
+    full = Row(Name("FullKV"), {"average": Cell({"task": {("0", "another prompt"): 90.0}}, 1)})
+    assert list(certificates(Table("tiny", "niah", ["average"], [full, *shown.rows[1:]]), 2.0, 0.95)) == []
+    assert list(certificates(table({64: noise(0.0)}, when="context"), 2.0, 0.95)) == []
+
+
+@pytest.mark.slow
+def test_false_certificates_are_as_rare_as_the_confidence_says():
+    """2,000 draws of five budgets, of which the three smallest lose exactly the limit or more."""
+    random = np.random.default_rng(1)
+    means = {512: 0.2, 256: 1.0, 128: 2.0, 64: 2.0, 32: 3.0}
+    wrong = 0
+    for _ in range(2000):
+        losses = {budget: random.normal(mean, 4, 160) for budget, mean in means.items()}
+        (found,) = certificates(table(losses), 2.0, 0.95)
+        wrong += found.smallest is not None and found.smallest.budget <= 128
+    assert wrong / 2000 <= 0.05 + 2 * np.sqrt(0.05 * 0.95 / 2000)
+
+
+def test_the_command(tmp_path, capsys):
+    setting(tmp_path, [90.0] * 12, method="full", budget=None)
+    for budget, lost in ((64, 60.0), (128, 0.0)):
+        setting(tmp_path, [90.0 - lost] * 12, budget=budget)
+    assert main(["certify", "--loss", "30", "--results", str(tmp_path)]) == 0
+    shown = capsys.readouterr().out
+    assert "SnapKV" in shown
+    assert "64 at n = 12" in shown
+
+
+@pytest.mark.parametrize(
+    ("given", "field"),
+    [
+        (["--loss=0"], "--loss"),
+        (["--loss=nan"], "--loss"),
+        ([], "--loss"),
+        (["--loss=2", "--metric=prediction"], "--metric"),
+        (["--loss=2", "--metric=kl"], "--metric"),  # no line has it
+        (["--loss=2", "--confidence=0.5"], "--confidence"),
+        (["--loss=2", "--confidence=1"], "--confidence"),
+        (["--loss=2", "--margin=2"], "--margin"),
+    ],
+)
+def test_what_cannot_be_certified_is_refused(tmp_path, capsys, given, field):
+    setting(tmp_path, [90.0] * 3, method="full", budget=None)
+    setting(tmp_path, [80.0] * 3)
+    assert main(["certify", *given, "--results", str(tmp_path)]) == 2
+    assert_sentence(capsys.readouterr().err.strip(), field)

@@ -1,0 +1,199 @@
+"""Equivalence within a margin: one-sided tests, their error rates, and how many samples they need."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.stats import ttest_1samp, ttest_rel
+
+from evals.results.__main__ import main
+from evals.results.compare import comparisons
+from evals.results.record import records
+from evals.tables.compare import Question, verdicts
+from evals.tables.equivalence import Margin, below, samples_below, samples_within, within
+from evals.tables.methods import Name
+from evals.tables.statistics import ALPHA, all_differences, difference, mean_difference
+from evals.tables.table import Cell, Metric, Row, Table
+from tests.support.refusals import assert_sentence
+from tests.support.trees import setting
+
+FINITE = st.floats(-100, 100, allow_nan=False)
+
+
+def symmetric(values):
+    """The values and their mirror images about their mean: no skewness."""
+    return np.concatenate([values, 2 * values.mean() - values])
+
+
+def test_without_skewness_it_is_the_paired_t_test():
+    """Schuirmann's two one-sided tests from scipy's paired t-tests."""
+    random = np.random.default_rng(0)
+    for mean in (0.0, 0.3, -0.6, 2.0):
+        second = symmetric(random.normal(mean, 1, 15))
+        first = np.zeros_like(second)
+        upper = ttest_rel(second, first + 0.8, alternative="less").pvalue
+        lower = ttest_rel(second, first - 0.8, alternative="greater").pvalue
+        found = difference(first, second, margin=Margin(0.8))
+        # No t-test is needed to reject a mean outside of the margin.
+        assert found.equivalence == pytest.approx(max(upper, lower) if abs(mean) < 0.8 else 1, rel=1e-9)
+
+
+@given(values=st.lists(FINITE, min_size=2, max_size=40), limit=st.floats(0.01, 50))
+def test_it_is_never_surer_than_a_t_test_nor_than_unseen_values_allow(values, limit):
+    row = np.array([values])
+    (p,) = below(row, limit, 200.0, len(values))
+    assert 0 <= p <= 1
+    if row.std() > 1e-3:
+        assert p >= ttest_1samp(values, limit, alternative="less").pvalue - 1e-9
+    if row.mean() < limit:
+        share = (limit - row.mean()) / (200 - row.mean())
+        assert p >= (1 - share) ** len(values) - 1e-12
+
+
+@given(values=st.lists(FINITE, min_size=2, max_size=40), margin=st.floats(0.01, 50))
+def test_either_setting_may_come_first(values, margin):
+    one = mean_difference([values], margin=Margin(margin, 200.0))
+    other = mean_difference([[-value for value in values]], margin=Margin(margin, 200.0))
+    assert one.equivalence == pytest.approx(other.equivalence)
+    assert one.enough == other.enough
+
+
+def test_equal_values_are_no_proof_beyond_their_number():
+    """With 42 samples, a score may still lose 2 points by rare samples; with 149, no longer at the 5 % level."""
+    for n, shown in ((42, False), (148, False), (149, True)):
+        found = difference([50.0] * n, [50.0] * n, margin=Margin(2.0, 100.0))
+        assert found.equivalence == pytest.approx(0.98**n)
+        assert (found.equivalence < ALPHA) == shown
+        assert found.enough == 149
+    assert difference([1.0], [1.0], margin=Margin(0.02)).equivalence == 1
+    assert difference([1.0] * 3, [1.0] * 3, margin=Margin(0.02)).equivalence == 0.125
+
+
+def test_values_that_are_missed_count():
+    """Where 2 % of the samples lose all, 2 points are lost: t says otherwise in 43 % of all draws of 42."""
+    random = np.random.default_rng(1)
+    for n in (42, 100, 300):
+        values = 100.0 * (random.random((2000, n)) < 0.02)
+        assert np.mean(below(values, 2.0, 100.0, n) < ALPHA) <= 0.05
+
+
+def test_few_draws_are_falsely_equivalent():
+    draws = np.random.default_rng(2).normal(1, 1, (1000, 30))
+    assert np.mean(within(draws, Margin(1.0), 30) < ALPHA) <= 0.065
+    assert np.mean(within(draws - 1, Margin(1.0), 30) < ALPHA) > 0.95
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("n", [10, 42, 100, 300])
+def test_false_equivalence_and_power_by_simulation(n):
+    """2,000 draws each, with means at the margin, at half of it, and at 0."""
+    random = np.random.default_rng(n)
+    limit = 0.05 + 2 * np.sqrt(0.05 * 0.95 / 2000)  # two standard errors of the simulation
+    for draw in (
+        lambda: random.normal(0, 1, (2000, n)),
+        lambda: random.laplace(0, 1, (2000, n)),
+        lambda: random.uniform(-1, 1, (2000, n)),
+        lambda: random.standard_t(5, (2000, n)),
+    ):
+        margin = Margin(0.5)
+        seen = [np.mean(within(draw() + mean, margin, n) < ALPHA) for mean in (0.5, 0.25, 0.0)]
+        assert seen[0] <= limit
+        assert seen[0] <= seen[1] + 0.02 <= seen[2] + 0.04
+    # A mean that is as skewed as a KL: more errors than 5 %, and fewer than those of t.
+    skewed = random.exponential(1, (2000, n))
+    errors = np.mean(below(skewed, 1.0, None, n) < ALPHA)
+    of_t = np.mean(ttest_1samp(skewed, 1.0, axis=1, alternative="less").pvalue < ALPHA)
+    assert errors <= min(0.11, of_t)
+
+
+@pytest.mark.slow
+def test_power_grows_with_the_samples():
+    random = np.random.default_rng(3)
+    seen = [np.mean(within(random.normal(0.1, 1, (2000, n)), Margin(0.4), n) < ALPHA) for n in (20, 40, 80, 160)]
+    assert seen == sorted(seen)
+    assert seen[-1] > 0.95
+
+
+def test_the_samples_asked_for_are_enough():
+    random = np.random.default_rng(4)
+    pilot = random.normal(0.1, 1, (1, 4000))
+    (n,) = samples_within(pilot, Margin(0.4), 4000, ALPHA)
+    assert np.mean(within(random.normal(0.1, 1, (500, n)), Margin(0.4), n) < ALPHA) >= 0.75
+    (n,) = samples_below(pilot, 0.4, None, 4000, ALPHA)
+    assert 0.72 <= np.mean(below(random.normal(0.1, 1, (500, n)), 0.4, None, n) < ALPHA) <= 0.88
+    assert samples_below(pilot, 0.05, None, 4000, ALPHA) == [None]
+    assert samples_below(pilot[:, :1], 0.4, None, 4000, ALPHA) == [None]
+    assert samples_within(pilot, Margin(0.4), 4000, ALPHA / 10)[0] > samples_within(pilot, Margin(0.4), 4000, ALPHA)[0]
+
+
+def test_all_couples_at_once_equal_one_at_a_time():
+    random = np.random.default_rng(5)
+    margin = Margin(0.5, 10.0)
+    settings = [[random.normal(place / 4, 1, 12).tolist(), random.normal(0, 1, 3).tolist()] for place in range(4)]
+    couples = [(one, other) for other in range(4) for one in range(other)]
+    for (one, other), found in zip(couples, all_differences(settings, couples, margin), strict=True):
+        strata = [np.subtract(after, before) for before, after in zip(settings[one], settings[other], strict=True)]
+        alone = mean_difference(strata, len(couples), margin)
+        assert (found.equivalence, found.enough) == (pytest.approx(alone.equivalence, abs=1e-12), alone.enough)
+
+
+def table(metric, *, noise, n=400):
+    """CompressKV, one with the same mean, and one that differs."""
+    random = np.random.default_rng(6)
+    base = random.uniform(20, 80, n)
+    means = {"CompressKV": 0.0, "SnapKV": 0.0, "CAKE": 8.0}
+    rows = []
+    for method, more in means.items():
+        values = base + more + random.normal(0, noise, n)
+        cell = Cell({"task": {(str(place), ""): float(value) for place, value in enumerate(values)}}, n, n)
+        rows.append(Row(Name(method, 64), {"average": cell}))
+    return Table("tiny", "niah", ["average"], rows, metric)
+
+
+def test_three_verdicts():
+    metric = Metric("score", margin=2.0, largest=100.0)
+    close, far = verdicts(Question(), table(metric, noise=2.0))
+    assert (close.outcome, far.outcome) == ("equivalent", "differs")
+    noisy, _ = verdicts(Question(), table(metric, noise=30.0))
+    assert noisy.outcome == "undecided"
+    assert noisy.needed > 400
+    # The user's margin replaces the metric's; without any, nothing can be equivalent.
+    assert verdicts(Question(margins={"score": 0.1}), table(metric, noise=2.0))[0].outcome == "undecided"
+    plain, _ = verdicts(Question(), table(Metric("score"), noise=2.0))
+    assert (plain.outcome, plain.margin, plain.equivalence) == ("undecided", None, None)
+
+
+def test_a_margin_changes_no_difference():
+    with_margin, without = (
+        verdicts(Question(), table(Metric("score", margin=margin), noise=5.0)) for margin in (3.0, None)
+    )
+    assert [(each.p, each.mean, each.interval) for each in with_margin] == [
+        (each.p, each.mean, each.interval) for each in without
+    ]
+
+
+def test_the_command_takes_a_margin(tmp_path, capsys):
+    scores = [(37 * n) % 90 + 0.0 for n in range(20)]
+    setting(tmp_path, scores, method="snapkv")
+    setting(tmp_path, scores, method="cake")
+    (comparison,) = comparisons(records(tmp_path), "score", 20.0)
+    assert [pair.outcome for pair in comparison.pairs] == ["equivalent"]
+    (comparison,) = comparisons(records(tmp_path), "score")
+    assert [pair.outcome for pair in comparison.pairs] == ["undecided"]
+    assert main(["compare", "--margin", "20", "--results", str(tmp_path)]) == 0
+    assert "equivalent within 20" in capsys.readouterr().out
+    assert main(["compare", "--against", "cake", "--margin", "20", "--results", str(tmp_path)]) == 0
+    assert "equivalent within 20" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("margin", ["0", "-1", "nan", "inf"])
+def test_a_margin_is_above_0(tmp_path, capsys, margin):
+    setting(tmp_path)
+    assert main(["compare", f"--margin={margin}", "--results", str(tmp_path)]) == 2
+    assert_sentence(capsys.readouterr().err.strip(), "--margin")
+
+
+def test_only_compare_takes_a_margin(tmp_path, capsys):
+    setting(tmp_path)
+    assert main(["list", "--margin=1", "--results", str(tmp_path)]) == 2
+    assert_sentence(capsys.readouterr().err.strip(), "--margin")
