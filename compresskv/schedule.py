@@ -1,7 +1,7 @@
 """When eviction happens: before or after the question, once or again and again while tokens are generated."""
 
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Literal, cast
 
 from compresskv.checking import Ge, Le
 
@@ -28,6 +28,11 @@ class EvictionSchedule:
     def decodes(self) -> bool:
         """Whether eviction continues while tokens are generated."""
         return self.when.endswith("+decode")
+
+    @property
+    def once(self) -> "EvictionSchedule":
+        """The same without evictions while decoding, such as that of the full cache."""
+        return EvictionSchedule(cast(When, self.when.removesuffix("+decode")))
 
 
 AFTER_PROMPT = EvictionSchedule()

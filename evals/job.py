@@ -189,8 +189,9 @@ class Job:
     """A model, a method at a budget (None for the full cache), an evaluation and a protocol.
 
     `prefill_chunk` in tokens; `memory`: GB that a prompt and its decode batch may take beside the model; None: what is
-    free. `fidelity`: whether to measure how far each setting is from the full cache. `config` is the configuration that
-    all of it came from. `apart`: what tells it from the others in a sweep that have the same method and budget.
+    free. `fidelity`: along what the distance from the full cache is measured, the full cache's "answer" or so
+    many tokens of it; None: not at all. `config` is the configuration that all of it came from. `apart`: what tells it
+    from the others in a sweep that have the same method and budget.
     """
 
     model: ModelConfig
@@ -204,7 +205,7 @@ class Job:
     calibration_check: str
     prefill_chunk: int | None
     memory: float | None
-    fidelity: bool
+    fidelity: int | Literal["answer"] | None
     results: Path
     logger: Logger | None
     config: Mapping[str, Any] = field(hash=False, repr=False, default_factory=dict)
@@ -213,6 +214,10 @@ class Job:
     @property
     def memory_bytes(self) -> int | None:
         return None if self.memory is None else int(self.memory * 1e9)
+
+    def new_tokens(self, task: Task) -> int:
+        """How many tokens may follow a prompt of the task."""
+        return max(task.max_new_tokens, self.fidelity if isinstance(self.fidelity, int) else 0)
 
     @property
     def setting(self) -> str:

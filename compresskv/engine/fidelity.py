@@ -28,7 +28,8 @@ LOGITS = 1 << 26
 class Fidelity:
     """One setting on one sample.
 
-    `kl`: KL(full ‖ setting) of the next-token distributions in nats, mean over the tokens of the full cache's answer.
+    `kl`: KL(full ‖ setting) of the next-token distributions in nats, mean over the tokens of the full cache's answer,
+    or of its continuation.
     After a prompt that is compressed whole, the first token does not count, since eviction cannot affect it.
     `agreement`: share of these tokens, 0 to 1, where both have the same most probable one. None where no token counts.
     `reference_nll`: negative log-likelihood of the reference answer in nats per token; None where there is none.
@@ -54,10 +55,10 @@ def fidelity(
 ) -> dict[int, Fidelity]:
     """The fidelity of the settings that keep `kept`, by their index.
 
-    `answer`: token ids that the full cache generated; `reference`: those of the reference answer, may be empty.
-    `limit`: bytes that a batch may take, without the full cache. `settings`, by the same index, are needed for a
-    `schedule` that decodes: each then evicts at the same steps as while it generates. `model` must be `attached`.
-    Raises `NonFiniteError`.
+    `answer`: token ids that the full cache generated, perhaps past its answer; `reference`: those of the reference
+    answer, may be empty. `limit`: bytes that a batch may take, without the full cache. `settings`, by the same index,
+    are needed for a `schedule` that decodes: each then evicts at the same steps as while it generates. `model` must be
+    `attached`. Raises `NonFiniteError`.
     """
     room = max(len(answer), len(reference), 1)
     places = list(kept)

@@ -12,7 +12,7 @@ from typing import Any
 
 from compresskv.budget import largest_first
 from evals.results.names import names
-from evals.results.record import Record
+from evals.results.record import Record, covered_lines
 from evals.results.schema import Line
 from evals.tables.methods import Name, named, place_of
 from evals.tables.table import AVERAGE, FIDELITY, KEPT, SCORE, Cell, Key, Metric, Row, Table
@@ -30,6 +30,9 @@ SIZES = ("realised_budget", "cache_bytes", "total_cache_bytes")
 """Fields of a summary that say what a setting takes."""
 
 MOST_LAYERS = 10_000
+
+ALONG = ("kl", "agreement")
+"""What depends on the tokens that fidelity is measured along."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +81,7 @@ def sampled(
     found = []
     rows = rows_of(records, asked, apart_by)
     for metric in metrics:
-        if metric in FIDELITY and not any(line.get(metric.field) is not None for r in records for line in r.covered):
+        if metric is not metrics[0] and not any(line.get(metric.field) is not None for line in covered_lines(records)):
             continue
         by_column = [cells_of(row.records, metric) for row in rows]
         ends = [about.get("average", AVERAGE)]
@@ -152,7 +155,7 @@ def filled(
 def add(columns: dict[str, Values], column: str, task: str, record: Record, line: Line, metric: Metric) -> None:
     """Count a record's line into a column, if it has the metric."""
     if line.get(metric.field) is not None:
-        columns.setdefault(column, {}).setdefault(task, {})[key(record, line)] = line[metric.field]
+        columns.setdefault(column, {}).setdefault(task, {})[key(record, line, metric.field)] = line[metric.field]
 
 
 def cells(columns: Mapping[str, Values]) -> Cells:
@@ -209,18 +212,23 @@ def _layers(records: Sequence[Record], metric: Metric) -> Cells:
     return cells(columns)
 
 
-def key(record: Record, line: Line) -> Key:
-    """The sample of one of the record's lines.
+def key(record: Record, line: Line, metric: str = "") -> Key:
+    """The sample of one of the record's lines, as far as it decides the `metric`.
+
+    Distances from the full cache are along its answer, or along so many tokens: each pairs with its like.
 
     Lines of older versions and of published trees have no hash of their prompt: there, it is what the summary says of
     all prompts. So they pair with each other, and never with lines that have one.
     """
-    return line["id"], f"{record.weights} {line.get('prompt_sha256') or record.prompts}"
+    sample = f"{record.weights} {line.get('prompt_sha256') or record.prompts}"
+    if metric in ALONG and isinstance(along := record.config.get("fidelity"), Mapping):
+        sample += f" along {along.get('tokens')} tokens"
+    return line["id"], sample
 
 
 def values_of(record: Record, metric: str) -> dict[Key, float]:
     """The metric by the sample, where it is a number."""
-    return {key(record, line): float(line[metric]) for line in record.covered if is_number(line.get(metric))}
+    return {key(record, line, metric): float(line[metric]) for line in record.covered if is_number(line.get(metric))}
 
 
 def is_number(value: object) -> bool:

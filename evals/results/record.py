@@ -78,8 +78,9 @@ class Record(SettingFiles):
 
     @property
     def when(self) -> str:
-        """After what eviction happened: the prompt, or the context before the question."""
-        return str(_mapping(self.config.get("eviction")).get("when", "prompt"))
+        """After what eviction happened: the prompt, or the context before the question, and perhaps while decoding."""
+        when = str(_mapping(self.config.get("eviction")).get("when", "prompt"))
+        return when.removesuffix("+decode") if self.budget is None else when
 
     def _named(self, field: str) -> Any:
         """A field of the summary; where it has none, of the path."""
