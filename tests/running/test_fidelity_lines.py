@@ -85,7 +85,7 @@ def test_both_forms_of_the_setting():
     for text, field in (("fidelity=1", "fidelity"), ("fidelity.tokens=1", "fidelity.tokens")):
         with refused(field, value=1):
             job(text)
-    with refused("fidelity.tokens", "fidelity=true"):
+    with refused("fidelity.tokens", names="fidelity=true"):
         job("fidelity=true", "fidelity.tokens=512")
 
 
