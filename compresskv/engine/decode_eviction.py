@@ -5,6 +5,7 @@ scorer, as a prompt was. The last `window` tokens held are kept, and the best ot
 kept of the prompt. The queries are those of the last `window` tokens. Positions do not change, so neither does RoPE.
 """
 
+import copy
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -51,7 +52,8 @@ class DecodeEviction:
     """The evictions of one batch. `places` [setting] names the settings that are left, by their place in the batch.
 
     `layers`: the end of the prompt, of every layer that evicts; `kept`: what each setting kept of it. `length`: tokens
-    of the prompt, which every row has seen. `peaks` [place]: the largest mean number of tokens that a setting held.
+    of the prompt, which every row has seen; positions are counted from its end, so that those of the prompt are
+    negative. `peaks` [place]: the largest mean number of tokens that a setting held.
     """
 
     def __init__(
@@ -64,7 +66,7 @@ class DecodeEviction:
     ):
         for setting in settings:
             refuse_scorer(setting, schedule)
-        self.schedule, self.settings, self.length = schedule, list(settings), length
+        self.schedule, self.settings = schedule, list(settings)
         self.places = list(range(len(settings)))
         self.peaks: dict[int, float] = {}
         self.held = [[head for of_setting in kept for head in of_setting[place]] for place in range(len(layers))]
@@ -83,16 +85,30 @@ class DecodeEviction:
         self.window = max(1, *(setting.window for setting in settings))
         self.since = 0
         """Tokens since the last eviction: each row holds them after those in `held`."""
-        self.end = length
+        self.end = 0
         """Position of the first of these."""
         self.due = 0
         """How many of them count for the interval."""
         self.counting = True
-        self.protected_end = length
+        self.protected_end = 0
         """Position up to which tokens are the prompt's: those of a question belong to it."""
         self.evicted: set[int] = set()
         """The places of settings of which a token was evicted."""
         self.observers = [self._observers(layer, i) for i, layer in enumerate(layers)]
+        self.held = [[head - length for head in of_layer] for of_layer in self.held]
+
+    @classmethod
+    def joined(cls, prompts: Sequence["DecodeEviction"]) -> "DecodeEviction":
+        """The evictions of the settings of several prompts as one batch; nothing has been fed to them yet."""
+        made = copy.copy(prompts[0])
+        for name in ("held", "capacities", "observers"):
+            layers = zip(*(getattr(prompt, name) for prompt in prompts), strict=True)
+            setattr(made, name, [list(chain.from_iterable(of_layer)) for of_layer in layers])
+        recent = zip(*(prompt.recent for prompt in prompts), strict=True)
+        made.recent = [[torch.cat([queries for (queries,) in of_layer])] for of_layer in recent]
+        made.settings = list(chain.from_iterable(prompt.settings for prompt in prompts))
+        made.places, made.peaks, made.evicted = list(range(len(made.settings))), {}, set()
+        return made
 
     def _observers(self, layer: PromptEnd, place: int) -> list[list[Any]]:
         """Of each setting whose scorer has one: the observer of all its heads, or one for each if they differ."""

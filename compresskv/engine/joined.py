@@ -11,10 +11,12 @@ from torch import Tensor
 from transformers import PreTrainedConfig
 
 from compresskv.engine.cache import EvictedCache, SlidingLayer
+from compresskv.engine.decode_eviction import DecodeEviction
 from compresskv.engine.in_layer import LayerwiseCache
 from compresskv.engine.rows import Source
 from compresskv.engine.setting import Setting
 from compresskv.errors import UserError
+from compresskv.schedule import AFTER_PROMPT, EvictionSchedule
 from compresskv.selection import counts
 
 
@@ -26,13 +28,29 @@ class WaitingCache(LayerwiseCache):
 
     prompt_length: int
 
-    def __init__(self, config: PreTrainedConfig, setting: Setting, prompt_length: int):
-        super().__init__(config, setting, prompt_length)
+    def __init__(
+        self,
+        config: PreTrainedConfig,
+        setting: Setting,
+        prompt_length: int,
+        schedule: EvictionSchedule = AFTER_PROMPT,
+    ):
+        super().__init__(config, setting, prompt_length, schedule=schedule)
         self.sources: list[Source] = []
 
     def hold(self, sources: list[Source], length: int, room: int) -> None:
         """This cache does not decode, so its kept tokens are not copied into buffers yet."""
         self.sources = sources
+
+
+def room_for(prompts: Sequence[WaitingCache], new_tokens: int) -> int:
+    """How many of `new_tokens` a row of these `prompts` holds at most at once."""
+    rooms = [0]
+    for prompt in prompts:
+        setting, length = prompt.setting, prompt.prompt_length
+        spare = max((setting.tokens(length) or 0) - length, 0)
+        rooms.append(prompt.schedule.room(new_tokens, spare, setting.window))
+    return max(rooms)
 
 
 def evicting_bytes(prompts: Sequence[WaitingCache], room: int) -> int:
@@ -75,6 +93,8 @@ def join(prompts: list[WaitingCache], room: int) -> EvictedCache:
     for _ in cache.evicting:
         sources.append(_joined([prompt.sources.pop(0) for prompt in prompts]))
     cache.hold(sources, longest, room)
+    if evictions := [prompt.eviction for prompt in prompts if prompt.eviction]:
+        cache.evict_while_decoding(DecodeEviction.joined(evictions))
     prompts.clear()
     return cache
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from compresskv.engine.joined import WaitingCache, evicting_bytes, join, sliding_bytes
+from compresskv.engine.joined import WaitingCache, evicting_bytes, join, room_for, sliding_bytes
 from compresskv.engine.memory import free_bytes, gpus
 from compresskv.engine.prefill import forward_prompt
 from compresskv.errors import UserError
@@ -26,8 +26,9 @@ class Concurrency:
 
     `sequence_bytes`: allocated by one sequence of the full length, for kept and new tokens, including sliding-window
     layers; `batch_bytes`: by all sequences. `first_token_s`: median over the prompts; `all_first_tokens_s`: until all
-    prompts are prefilled one by one and joined. `tokens_per_s`: of all sequences at the median decode step, and
-    `tokens_per_s_spread` at the 97.5 and 2.5 % quantiles of the steps. Peaks as in `Measurement`.
+    prompts are prefilled one by one and joined. `tokens_per_s`: of all sequences at the median decode step, the mean
+    one where eviction continues while decoding, and `tokens_per_s_spread` at the 97.5 and 2.5 % quantiles of the steps.
+    Peaks as in `Measurement`.
     """
 
     sequences: int
@@ -70,11 +71,12 @@ def fill(
     reset_peak(devices)
     filled = _prefill(model, text, length, contender, pool, new_tokens)
     rows, batch = len(filled.prompts), filled.nbytes(new_tokens)
+    room = room_for(filled.prompts, new_tokens)
     if not rows:
         return Concurrency(0, filled.sequence_bytes, 0)
     lengths = torch.tensor([prompt.prompt_length for prompt in filled.prompts], device=model.device)
     begin = now(devices)
-    cache = join(filled.prompts, new_tokens)
+    cache = join(filled.prompts, room)
     joined = now(devices) - begin
     steps = decode_steps(model, cache, torch.stack(filled.logits).argmax(-1), lengths, new_tokens - 1)
     if cache.nbytes + cache.sliding_bytes > batch:
@@ -87,7 +89,7 @@ def fill(
         batch_bytes=batch,
         first_token_s=median(filled.seconds),
         all_first_tokens_s=sum(filled.seconds) + joined,
-        tokens_per_s=rows / median(steps.counted),
+        tokens_per_s=rows / steps.usual(contender.schedule),
         tokens_per_s_spread=(rows / slow, rows / fast),
         launch_bound=steps.launch_bound,
         peak_bytes=None if peaks is None else sum(peaks),
@@ -104,10 +106,10 @@ class Filled:
     logits: list[torch.Tensor] = field(default_factory=list)
     seconds: list[float] = field(default_factory=list)
 
-    def nbytes(self, room: int, *more: WaitingCache) -> int:
-        """Bytes of the prompts and `more` as one batch."""
+    def nbytes(self, new_tokens: int, *more: WaitingCache) -> int:
+        """Bytes of the prompts and `more` as one batch, after as many new tokens as it ever holds."""
         together = [*self.prompts, *more]
-        return evicting_bytes(together, room) + sliding_bytes(together, room)
+        return evicting_bytes(together, room_for(together, new_tokens)) + sliding_bytes(together, new_tokens)
 
 
 def _prefill(
@@ -118,7 +120,7 @@ def _prefill(
     while not filled.prompts or filled.nbytes(new_tokens, filled.prompts[0]) <= pool:
         begin = now(devices)
         ids = stretch(text, len(filled.prompts), length)
-        prompt = WaitingCache(model.model.config, contender.setting, ids.numel())
+        prompt = WaitingCache(model.model.config, contender.setting, ids.numel(), contender.schedule)
         logits = forward_prompt(model.model, ids, prompt, contender.chunk)
         ended = now(devices)
         filled.sequence_bytes = filled.sequence_bytes or filled.nbytes(new_tokens, prompt)
@@ -139,7 +141,7 @@ def fill_pools(
     progress: Progress,
     failures: dict[str, str],
 ) -> Iterator[list[dict[str, Any]]]:
-    """Fill every pool at every length with each setting of `rows`, which has one sequence; yields the rows so far.
+    """Fill every pool, for every length of prompts and outputs, with each setting of `rows`; yields the rows so far.
 
     Ratios are to the first of `by_name`. Failures are added to `failures`.
     """
@@ -147,17 +149,20 @@ def fill_pools(
     turns = []
     for length in config.lengths:
         for pool in config.pools:
-            turns += [(row, pool) for row in rows if row["length"] == length]
+            turns += [(row, pool, output) for row in rows if row["length"] == length for output in config.outputs]
     with progress.track(f"{model.name} concurrency", turns, "measurements") as steps:
-        for alone, pool in steps:
+        for alone, pool, output in steps:
             name, length = alone["setting"], alone["length"]
             try:
-                found = fill(model, text, length, by_name[name], pool * MEGABYTE, config.new_tokens)
+                found = fill(model, text, length, by_name[name], pool * MEGABYTE, output)
             except (UserError, torch.OutOfMemoryError) as error:
-                failures[f"{name} at {length} tokens in {pool} MB"] = str(error) or "out of memory"
+                failures[f"{name} at {length} tokens and {output} new ones in {pool} MB"] = (
+                    str(error) or "out of memory"
+                )
                 continue
-            filled.append(_row(alone, pool, found))
-            first = next(row for row in filled if (row["length"], row["pool_mb"]) == (length, pool))
+            filled.append({**_row(alone, pool, found), "new_tokens": output})
+            place = (length, pool, output)
+            first = next(row for row in filled if (row["length"], row["pool_mb"], row["new_tokens"]) == place)
             if first["setting"] == next(iter(by_name)) and first["sequences"] and found.tokens_per_s:
                 filled[-1]["tokens_per_s_ratio"] = found.tokens_per_s / first["tokens_per_s"]
             yield filled
@@ -165,5 +170,5 @@ def fill_pools(
 
 def _row(alone: Mapping[str, Any], pool: int, found: Concurrency) -> dict[str, Any]:
     """The row of a pool, with the speed of a single sequence from `alone`."""
-    place = {field: alone[field] for field in ("setting", "length", "method", "budget", "protocol", "variant")}
+    place = {field: alone[field] for field in ("setting", "length", "method", "budget", "protocol", "variant", "when")}
     return {**place, "pool_mb": pool, **asdict(found), "tokens_per_s_alone": 1000 / alone["decode_ms"]}

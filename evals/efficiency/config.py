@@ -13,16 +13,26 @@ Tokens = Annotated[int, Ge(1), Le(100_000_000)]
 
 @dataclass(frozen=True)
 class Efficiency(MeasuredEvaluation):
-    """`lengths` and `new_tokens` in tokens, `rounds` of all settings in turn, `pools` in MB of 10⁶ bytes."""
+    """`lengths` and `new_tokens` in tokens, `rounds` of all settings in turn, `pools` in MB of 10⁶ bytes.
+
+    `output_lengths`: new tokens of each sequence in the pools; none: `new_tokens`.
+    """
 
     haystack: PathText
     lengths: Annotated[tuple[Tokens, ...], MinLen(1)]
     new_tokens: Annotated[int, Ge(2), Le(100_000_000)]
     rounds: Annotated[int, Ge(1), Le(100_000)]
     pools: tuple[Megabytes, ...]
+    output_lengths: tuple[Annotated[int, Ge(2), Le(100_000_000)], ...] = ()
 
     alone: ClassVar[bool] = True
     evicts: ClassVar[bool] = True
+    decodes: ClassVar[bool] = True
+
+    @property
+    def outputs(self) -> tuple[int, ...]:
+        """New tokens of each sequence in the pools, in one run after another."""
+        return self.output_lengths or (self.new_tokens,)
 
     def check(self) -> None:
         essays(self.haystack)

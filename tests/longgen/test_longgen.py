@@ -1,6 +1,7 @@
 """`eval=longgen`: requests and their scores, prompts, what identifies them, a run, and KL over the position."""
 
 import json
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -12,7 +13,7 @@ from evals.longgen.evaluation import LonggenTask
 from evals.longgen.figure import LEAST, SPAN, curve_of, over_position
 from evals.longgen.prompts import Request, last_number, repeated, requests
 from evals.longgen.tables import KINDS, tables
-from tests.support.command import folders, run
+from tests.support.command import content, folders, kill_and_resume, run
 from tests.support.jobs import job
 from tests.support.refusals import refused
 from tests.support.trees import line, setting
@@ -131,6 +132,19 @@ def test_a_run_while_decoding(checkpoint, tmp_path):
     assert sorted(folder.name.split("-")[0] for folder in folders(tmp_path)) == ["64", "64", "none"]
     (figure,) = (tmp_path / "out" / "figures").glob("*.png")
     assert figure.stat().st_size > 1000
+
+
+def test_a_run_that_was_killed_continues_with_the_same_lines(checkpoint, tmp_path):
+    tiny = [f"model.path={checkpoint}", "model.dtype=float32", "model.device=cpu", f"paths.results={tmp_path / 'out'}"]
+    small = ["+size=smoke", "eval.context=300", "eval.max_new_tokens=12", "budget=64", "eviction.interval=4"]
+    what = ["eval=longgen", "method=full,snapkv,h2o", "eviction.when=prompt+decode", "fidelity.tokens=14"]
+    swept = ["-m", *what, "eviction.protect=none,prompt", *small, *tiny]
+    resumed = kill_and_resume(swept, tmp_path, seed=4)
+    assert {len(line["kl_per_token"]) for lines, *_ in resumed.values() for line in lines.values()} == {13}
+    shutil.rmtree(tmp_path / "out")
+    assert run(*swept).returncode == 0
+    assert content(tmp_path) == resumed
+    assert len(resumed) == 5
 
 
 def record_of(tmp_path, kls, interval):
