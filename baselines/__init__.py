@@ -1,1 +1,1 @@
-"""The methods CompressKV is compared with, one a file: a scorer, an allocator, or both."""
+"""The methods that CompressKV is compared with, one per file: a scorer, an allocator, or both."""

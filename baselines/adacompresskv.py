@@ -1,6 +1,6 @@
-"""AdaCompressKV (CompressKV's second version): semantic heads choose the tokens, AdaKV's contest how many per head.
+"""AdaCompressKV (CompressKV's second version): semantic heads choose the tokens, AdaKV's rule how many per head.
 
-All KV heads of a layer share one ranking of tokens, and each keeps the first of it, so the kept sets are nested.
+All KV heads of a layer share one ranking of tokens, and each keeps the first tokens of it, so the kept sets are nested.
 AdaKV's rule with SnapKV's scores decides how many tokens each head keeps, and CompressKV's layer errors decide the
 budget of the layer.
 """
@@ -23,7 +23,7 @@ def scorer(
     head_scores: Literal["semantic", "traditional"],
     contest_grouping: Grouping | None,
 ) -> ContestedScorer:
-    """`heads` and `head_scores` as for CompressKV; `contest_grouping` as for AdaKV."""
+    """Build the scorer. `heads` and `head_scores` as for CompressKV; `contest_grouping` as for AdaKV."""
     contest = SnapKVScorer(context.scoring, contest_grouping or context.protocol.gqa_grouping)
     return ContestedScorer(semantic_heads.scorer(context, heads=heads, head_scores=head_scores), contest)
 
@@ -32,6 +32,9 @@ def scorer(
 def allocator(
     context: Context, *, alpha: Annotated[float, Ge(0), Le(1)], layers: Literal["layer_error", "uniform"]
 ) -> AdaKVAllocator:
-    """`alpha`: the part of a layer's budget that its heads share equally; `layers`: the layer budgets."""
+    """Build the allocator.
+
+    `alpha`: the part of a layer's budget that its heads share equally. `layers`: how the layer budgets are set.
+    """
     by_layer = layer_error.allocator(context) if layers == "layer_error" else None
     return AdaKVAllocator(alpha, context.protocol.exact_budget, by_layer)

@@ -1,7 +1,7 @@
-"""AdaKV (Feng et al. 2024, arXiv 2407.11550), with SnapKV's scores: heads of a layer compete for its budget.
+"""AdaKV (Feng et al. 2024, arXiv 2407.11550), with SnapKV's scores: the heads of a layer compete for its budget.
 
-The KV heads of a layer share its budget. The best scores of all its heads together decide how many tokens each head
-gets, and a part `alpha` of the budget is shared equally, so that every head keeps some tokens.
+The best scores of all KV heads of a layer together decide how many tokens each head gets. A part `alpha` of the budget
+is shared equally, so that every head keeps some tokens.
 """
 
 from collections.abc import Sequence
@@ -23,7 +23,7 @@ from compresskv.methods import declares
 
 @dataclass(frozen=True)
 class ContestedScorer:
-    """One scorer ranks the tokens of each KV head, another one compares the heads of a layer."""
+    """Ranks the tokens of each KV head with one scorer, and compares the heads of a layer with another."""
 
     ranking: Scorer
     contest: Scorer
@@ -42,10 +42,10 @@ class ContestedScorer:
 
 @dataclass(frozen=True)
 class AdaKVAllocator:
-    """Shares the budget of a layer by the number of the layer's best scores that each KV head has.
+    """Shares the budget of a layer by how many of the layer's best scores each KV head has.
 
     The part `alpha`, 0 to 1, is shared equally. `layers` gives each layer its budget; None: all layers get the same.
-    `exact`: the shares sum to the budget. Otherwise they are rounded, and the equal part is computed from the mean
+    `exact`: the shares sum to the budget. If false, they are rounded, and the equal part is computed from the mean
     budget instead of the layer's.
     """
 
@@ -75,14 +75,14 @@ class AdaKVAllocator:
 
 
 def winners(layer: LayerScores, base: int) -> tuple[int, ...]:
-    """How many of the layer's kv_heads · `base` best scores belong to each KV head."""
+    """Return how many of the layer's kv_heads · `base` best scores belong to each KV head."""
     heads = layer.scores.shape[0]
     return tuple(torch.bincount(layer.best_heads[: heads * base], minlength=heads).tolist())
 
 
 @lru_cache(maxsize=4096)
 def apportioned(winners: tuple[int, ...], base: int, alpha: float) -> tuple[int, ...]:
-    """Past tokens of each KV head, by largest remainder; they sum to kv_heads · `base`."""
+    """Return the past tokens of each KV head, by largest remainder. They sum to kv_heads · `base`."""
     equal = Fraction(str(alpha))
     shares = [won * (1 - equal) + base * equal for won in winners]
     total = len(winners) * base
@@ -91,12 +91,12 @@ def apportioned(winners: tuple[int, ...], base: int, alpha: float) -> tuple[int,
 
 @lru_cache(maxsize=4096)
 def rounded(winners: tuple[int, ...], base: int, alpha: float) -> tuple[int, ...]:
-    """Past tokens of each KV head as released: rounded half to even, which loses or adds a few."""
+    """Return the past tokens of each KV head as released: rounded half to even, which loses or adds a few."""
     return tuple(round(won * (1 - alpha) + int(base * alpha)) for won in winners)
 
 
 def head_observation(context: Context) -> Observation:
-    """The run's observation; `head_pooling=official` pools by maximum over 7, as in AdaKV's and HeadKV's code."""
+    """Return the run's observation. `head_pooling=official` pools by maximum over 7, as AdaKV and HeadKV do."""
     if context.protocol.head_pooling == "official":
         return replace(context.scoring, kernel=7, pooling="max")
     return context.scoring
@@ -105,9 +105,9 @@ def head_observation(context: Context) -> Observation:
 def scorer(
     context: Context, *, grouping: Grouping | None, contest_grouping: Grouping | None
 ) -> SnapKVScorer | ContestedScorer:
-    """SnapKV's scores. `grouping` is used to rank the tokens of a head, `contest_grouping` to compare heads.
+    """Build a scorer from SnapKV's scores.
 
-    None: the protocol's grouping.
+    `grouping` is used to rank the tokens of a head, `contest_grouping` to compare heads. None: the protocol's grouping.
     """
     observation, usual = head_observation(context), context.protocol.gqa_grouping
     ranking = SnapKVScorer(observation, grouping or usual)
@@ -117,5 +117,5 @@ def scorer(
 
 @declares(heads="compared")
 def allocator(context: Context, *, alpha: Annotated[float, Ge(0), Le(1)]) -> AdaKVAllocator:
-    """`alpha`: the part of the budget that is shared equally."""
+    """Build the allocator. `alpha`: the part of the budget that is shared equally."""
     return AdaKVAllocator(alpha, context.protocol.exact_budget)

@@ -23,24 +23,24 @@ LARGE_BUDGET = 256
 
 Tau = Annotated[float, Ge(0.01), Le(100)]
 Taus = tuple[Tau, Tau]
-"""(tau1, tau2): 1 / tau1 is the power of a layer's dispersion, 1 / tau2 that of its shift."""
+"""(tau1, tau2): 1 / tau1 is the exponent of a layer's dispersion, 1 / tau2 that of its shift."""
 
 TAUS: dict[str, tuple[Taus, Taus]] = {
     "llama-3.1-8b-instruct": ((1.6, 0.6), (1.6, 0.4)),
     "mistral-7b-instruct-v0.3": ((1.0, 0.8), (0.8, 0.5)),
     "qwen2.5-7b-instruct": ((0.4, 0.6), (1.5, 0.6)),
 }
-"""The authors' taus by model, for budgets up to 256 tokens and for larger ones; 1.0 everywhere for other models.
+"""The authors' taus by model, for budgets up to 256 tokens and for larger ones. Other models use 1.0 everywhere.
 
-The first two are in CompressKV's repository and CAKE's (antgroup/cakekv c4675ce), the last in CAKE's alone.
+The first two are in CompressKV's repository and CAKE's (antgroup/cakekv c4675ce), the last only in CAKE's.
 """
 
 
 @dataclass(frozen=True, eq=False)
 class CakeScores(LayerScores):
-    """With the attention's `dispersion` over past tokens (entropy, nats) and `shift` over the window (variance).
+    """Scores with the attention's `dispersion` over past tokens (entropy, nats) and `shift` over the window (variance).
 
-    `dtype`: that of the shift and its power, as in the released code; None: float64.
+    `dtype`: dtype of the shift and its power, as in the released code; None: float64.
     """
 
     dispersion: float = 0.0
@@ -48,7 +48,7 @@ class CakeScores(LayerScores):
     dtype: torch.dtype | None = None
 
     def preference(self, taus: tuple[float, float]) -> float:
-        """dispersion^(1/tau1) · shift^(1/tau2), kept above zero so that it can be a share."""
+        """Return dispersion^(1/tau1) · shift^(1/tau2), kept above zero so that it can be a share."""
         dispersion = max(self.dispersion, 0.0)
         if self.dtype is None:
             return max(dispersion ** (1 / taus[0]) * self.shift ** (1 / taus[1]), 1e-300)
@@ -76,9 +76,9 @@ class CakeScorer:
         scores = self.observation.pool(attention.mean(1) + self.gamma * variance)
         scores = group_mean(scores, layer.kv_heads)
         as_released = self.observation.dtype is None
-        # As released: over the heads, rounded to the model's dtype, then over the columns.
+        # As released: summed over the heads, rounded to the model's dtype, then summed over the columns.
         total = variance.sum(0).sum() if as_released else variance.sum()
-        dispersion, shift = torch.stack([entropy, total.float()]).tolist()  # waits for the device once
+        dispersion, shift = torch.stack([entropy, total.float()]).tolist()  # synchronises with the device once
         if as_released:
             return CakeScores(scores, dispersion, shift, variance.dtype)
         return CakeScores(scores, dispersion, shift)
@@ -86,11 +86,11 @@ class CakeScorer:
 
 @dataclass(frozen=True)
 class CakeAllocator:
-    """Shares all layers' budget among the layers so far, in proportion to their preference.
+    """Shares the budget of all layers among the layers seen so far, in proportion to their preference.
 
     `taus`: (tau1, tau2) for budgets up to 256 tokens, and for larger ones. `exact`: by Sainte-Laguë, which uses the
-    whole budget and only takes tokens from earlier layers. Otherwise: by the released `adjust`, which guarantees
-    neither and evicts nothing from prompts that exceed the budget by at most the window.
+    whole budget and only takes tokens from earlier layers. If false: by the released `adjust`, which guarantees
+    neither, and evicts nothing from prompts that exceed the budget by at most the window.
     """
 
     taus: tuple[tuple[float, float], tuple[float, float]] = ((1.0, 1.0), (1.0, 1.0))
@@ -119,7 +119,7 @@ def _cake(scores: LayerScores) -> CakeScores:
 def adjust(budgets: Sequence[float], total: int, cap: int) -> list[int]:
     """Round `budgets` to integers that usually sum to `total`: the released code's single pass over excess and deficit.
 
-    What exceeds `cap` is spread over the layers below it, which may push these above it; they are not clipped again.
+    The excess over `cap` is spread over the layers below it. This may push these above it; they are not clipped again.
     """
     whole = [int(b) for b in budgets]
     excess = sum(max(b - cap, 0) for b in whole)
@@ -135,7 +135,7 @@ def adjust(budgets: Sequence[float], total: int, cap: int) -> list[int]:
 
 
 def _spread(budgets: list[int], amount: int, layers: Sequence[int]) -> None:
-    """Add `amount`, which may be negative, in equal parts; the first layers take the remainder, one each."""
+    """Add `amount`, which may be negative, in equal parts. The first layers take the remainder, one token each."""
     sign = 1 if amount > 0 else -1
     for place, layer in enumerate(layers):
         each, rest = divmod(abs(amount), len(layers))
@@ -144,7 +144,10 @@ def _spread(budgets: list[int], amount: int, layers: Sequence[int]) -> None:
 
 @declares(gives="the dispersion and shift of the window's attention")
 def scorer(context: Context, *, gamma: Annotated[float, Ge(0), Le(1e9)]) -> CakeScorer:
-    """`gamma`: the weight of the variance. Raises `UserError` for a window of one position, which has none."""
+    """Build the scorer. `gamma`: the weight of the variance.
+
+    Raises `UserError` for a window of one position, which has no variance.
+    """
     if context.observation.window < 2:
         raise UserError(
             "observation.window", "set it to 2 or more", why="CAKE measures how attention varies over the window"
@@ -154,7 +157,7 @@ def scorer(context: Context, *, gamma: Annotated[float, Ge(0), Le(1e9)]) -> Cake
 
 @declares(needs="the dispersion and shift of the window's attention")
 def allocator(context: Context, *, taus: tuple[Taus, Taus] | None) -> CakeAllocator:
-    """`taus`: (tau1, tau2) for budgets up to 256 tokens, and for larger ones; None: the authors' for the model."""
+    """Build the allocator. `taus`: (tau1, tau2) up to 256 tokens, and for larger budgets; None: the authors'."""
     return CakeAllocator(
         taus or TAUS.get(context.model.casefold(), ((1.0, 1.0), (1.0, 1.0))), context.protocol.exact_budget
     )

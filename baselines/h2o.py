@@ -1,12 +1,13 @@
-"""H2O (Zhang et al. 2023, arXiv 2306.14048): the tokens that received most attention so far, and the most recent ones.
+"""H2O (Zhang et al. 2023, arXiv 2306.14048): keep the most recent tokens and those that received most attention.
 
-As in the authors' code (FMInference/H2O, `utils_real_drop`): a token's score is the attention that it receives from
-all queries of the prompt, summed; half of the budget are the most recent tokens, half those of the highest scores
-among the others (their heavy_ratio and recent_ratio are equal). Differences: eviction happens once, after the prompt,
-as for the other methods, unless `eviction.when` continues while tokens are generated; scores are averaged over the
-query heads that share a KV head (the authors' models have one each); logits and sums are float32 instead of the
-model's dtype; the observation window is always kept, so budgets below twice the window keep fewer heavy hitters than
-half.
+As in the authors' code (FMInference/H2O, `utils_real_drop`), the score of a token is the sum of the attention that it
+receives from all queries of the prompt. Half of the budget goes to the most recent tokens, and half to the tokens with
+the highest scores among the others (their heavy_ratio and recent_ratio are equal).
+
+Differences: eviction happens once, after the prompt, as for the other methods, unless `eviction.when` continues while
+tokens are generated. Scores are averaged over the query heads that share a KV head (in the authors' models each query
+head has its own). Logits and sums are float32 instead of the model's dtype. The observation window is always kept, so
+budgets below twice the window keep fewer heavy hitters than half.
 """
 
 from collections.abc import Sequence
@@ -40,12 +41,12 @@ class AccumulatedAttention:
 
 @dataclass(frozen=True, eq=False)
 class H2OScores(LayerScores):
-    """Accumulated attention, whose choice begins with the most recent tokens: half of the budget, `window` included."""
+    """Accumulated attention. The most recent tokens are kept first: half of the budget, including `window`."""
 
     window: int = 8
 
     def order(self, capacity: Capacity) -> Tensor:
-        """The most recent tokens first, then the heavy hitters among the others: [kv_heads, past]."""
+        """Return the most recent tokens first, then the heavy hitters among the others: [kv_heads, past]."""
         budget = torch.as_tensor(capacity, device=self.scores.device).reshape(-1, 1) + self.window
         recent = (budget // 2 - self.window).clamp(min=0)
         others = self.ranking < self.ranking.shape[1] - recent
@@ -54,7 +55,7 @@ class H2OScores(LayerScores):
 
 @dataclass(frozen=True)
 class H2OScorer:
-    """Attention accumulated over all queries of the prompt; `window` prompt tokens at the end are kept anyway."""
+    """Attention accumulated over all queries of the prompt. The last `window` prompt tokens are always kept."""
 
     window: int = 8
 

@@ -1,8 +1,8 @@
 """HeadKV (Fu et al. 2024, arXiv 2410.19258): heads that retrieve, measured once per model, keep more tokens.
 
-Every head gets a small part of the budget; a pool of the rest is shared in proportion to the heads' scores. Scores
-belong to query heads and the cache to KV heads, so the share of a KV head is the sum over its query heads. Its tokens
-are selected as in SnapKV.
+Every head gets a small part of the budget. The rest forms a pool that is shared in proportion to the heads' scores.
+Scores belong to query heads and the cache to KV heads, so the share of a KV head is the sum over its query heads. Its
+tokens are selected as in SnapKV.
 """
 
 from collections.abc import Sequence
@@ -21,19 +21,19 @@ from compresskv.context import Context
 from compresskv.eviction import LayerScores, PromptShape
 
 HeadScores = tuple[tuple[float, ...], ...]
-"""[layer][query head]."""
+"""Scores as [layer][query head]."""
 
 KINDS = {"retrieval": "traditional", "retrieval_reasoning": "retrieval_reasoning", "semantic": "semantic"}
-"""HeadKV-R, HeadKV-R2 and CompressKV's head scores, by their names in a calibration."""
+"""Head scores of HeadKV-R, HeadKV-R2 and CompressKV, mapped to their names in a calibration."""
 
 
 @dataclass(frozen=True)
 class HeadKVAllocator:
-    """Capacities of KV heads from calibrated `head_scores`; 1 / `beta` of the budget goes into the shared pool.
+    """Allocates to KV heads by calibrated `head_scores`. 1 / `beta` of the budget goes into the shared pool.
 
-    Scores are normalised, raised to the power `temp`, and normalised again; a KV head gets those of the query heads
-    that `grouping` assigns to it. `exact`: apportioned to the total; otherwise each capacity is rounded, and what a
-    head cannot use is lost.
+    Scores are normalised, raised to the power `temp`, and normalised again. A KV head gets those of the query heads
+    that `grouping` assigns to it. `exact`: capacities are apportioned to the total. If false, each capacity is rounded,
+    and tokens that a head cannot use are lost.
     """
 
     head_scores: HeadScores
@@ -51,17 +51,17 @@ class HeadKVAllocator:
 
 
 def pool_and_minimum(base: int, beta: float) -> tuple[int, int]:
-    """What a head with `base` past tokens gives to the pool, and what it keeps for itself."""
+    """Return how many of its `base` past tokens a head gives to the pool, and how many it keeps for itself."""
     given = int(base // beta)
     return given, base - given
 
 
 @lru_cache(maxsize=256)
 def kv_head_shares(head_scores: HeadScores, temp: float, kv_heads: int, grouping: Grouping) -> HeadScores:
-    """Each KV head's share of the pool, [layer][KV head]; all of them sum to 1."""
+    """Return each KV head's share of the pool, [layer][KV head]. All of them sum to 1."""
     shares = _normalised(list(chain.from_iterable(head_scores)))
     powers = [share**temp for share in shares]
-    if not any(powers):  # all of them are below the smallest number
+    if not any(powers):  # all powers underflow to zero
         powers = [(share / max(shares)) ** temp for share in shares]
     shares = _normalised(powers)
     by_layer = torch.tensor(shares, dtype=torch.float64).view(len(head_scores), -1)
@@ -73,14 +73,14 @@ def kv_head_shares(head_scores: HeadScores, temp: float, kv_heads: int, grouping
 
 
 def _normalised(scores: list[float]) -> list[float]:
-    """Scores that sum to 1; equal ones where all are zero."""
+    """Normalise scores to sum 1. If all are zero, the results are equal."""
     total = sum(scores)
     return [score / total for score in scores] if total > 0 else [1 / len(scores)] * len(scores)
 
 
 @lru_cache(maxsize=256)
 def apportioned(shares: HeadScores, given: int, minimum: int, cap: int) -> tuple[tuple[int, ...], ...]:
-    """Capacities that sum to layers · kv_heads · (`given` + `minimum`), none above `cap`, ties to the lower head."""
+    """Return capacities that sum to layers · kv_heads · (`given` + `minimum`), at most `cap`; ties to lower heads."""
     kv_heads = len(shares[0])
     heads = len(shares) * kv_heads
     real = [share * given * heads + minimum for share in chain.from_iterable(shares)]
@@ -90,14 +90,14 @@ def apportioned(shares: HeadScores, given: int, minimum: int, cap: int) -> tuple
 
 @lru_cache(maxsize=256)
 def rounded(shares: HeadScores, given: int, minimum: int) -> tuple[tuple[int, ...], ...]:
-    """Each capacity rounded half to even, in float32 as released."""
+    """Return each capacity rounded half to even, in float32 as released."""
     exact = torch.tensor(shares, dtype=torch.float32)
     whole = (exact * (given * exact.numel()) + minimum).round()
     return tuple(map(tuple, whole.int().tolist()))
 
 
 def scorer(context: Context, *, grouping: Grouping | None) -> SnapKVScorer:
-    """SnapKV's scores; `grouping` None: the protocol's."""
+    """Build SnapKV's scorer. `grouping` None: the protocol's."""
     return SnapKVScorer(head_observation(context), grouping or context.protocol.gqa_grouping)
 
 
@@ -109,9 +109,9 @@ def allocator(
     temp: Annotated[float, Gt(0), Le(100)],
     grouping: Grouping | None,
 ) -> HeadKVAllocator:
-    """`head_scores` of the calibration, raised to `temp`, share a pool of 1 / `beta` of the budget.
+    """Build the allocator: calibrated `head_scores`, raised to `temp`, share a pool of 1 / `beta` of the budget.
 
-    `grouping` None: the protocol's. Raises `UserError` for a calibration that lacks the scores.
+    `grouping` None: the protocol's. Raises `UserError` if the calibration lacks the scores.
     """
     calibration = context.calibrated()
     kind = calibration.kind_of_scores(KINDS[head_scores], context.protocol)

@@ -1,4 +1,4 @@
-"""Knorm (Devoto et al. 2024, arXiv 2406.11430): keys of small L2 norm receive much attention, so they are kept."""
+"""Knorm (Devoto et al. 2024, arXiv 2406.11430): keep keys of small L2 norm, because they receive much attention."""
 
 from dataclasses import dataclass
 
@@ -10,7 +10,7 @@ from compresskv.eviction import LayerPrefill, LayerScores
 
 @dataclass(frozen=True)
 class KeyNormScorer:
-    """The negative norm of each past key, in `dtype` (None: the model's); no attention is needed."""
+    """The negative norm of each past key, in `dtype` (None: the model's). Needs no attention."""
 
     window: int = 8
     dtype: torch.dtype | None = torch.float32

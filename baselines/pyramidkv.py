@@ -1,6 +1,6 @@
 """PyramidKV (Cai et al. 2024, arXiv 2406.02069): lower layers keep more than higher ones, in an arithmetic sequence.
 
-Inside a layer it selects as SnapKV does. With beta = 20 the last layer gets a twentieth of the mean.
+Tokens within a layer are selected as in SnapKV. With beta = 20 the last layer gets a twentieth of the mean.
 """
 
 from collections.abc import Sequence
@@ -17,11 +17,12 @@ from compresskv.eviction import LayerScores, PromptShape
 
 @dataclass(frozen=True)
 class PyramidKVAllocator:
-    """An arithmetic sequence of layer capacities whose mean is the budget; the last is the mean / `beta`.
+    """An arithmetic sequence of layer capacities whose mean is the budget. The last is the mean / `beta`.
 
-    `schedule_length` (tokens) fixes the prompt length that the sequence is made for; None takes each prompt's own.
-    `uniform_short`: prompts shorter than twice the budget get the same capacity in every layer, since the first layers
-    could not use more. `exact`: the sequence is apportioned to the total instead of stepped down by a rounded step.
+    `schedule_length` (tokens): fixed prompt length for which the sequence is made; None uses the length of each prompt.
+    `uniform_short`: prompts shorter than 2 · (budget − window) get the same capacity in every layer, since the first
+    layers could not use more. `exact`: the sequence is apportioned to the total. If false, it decreases by a rounded
+    step.
     """
 
     beta: float = 20
@@ -43,9 +44,9 @@ class PyramidKVAllocator:
 
 @lru_cache(maxsize=256)
 def exact_schedule(base: int, past: int, layers: int, beta: float, cap: int) -> tuple[int, ...]:
-    """Past tokens of each layer: the arithmetic sequence for `past` tokens, apportioned to layers · `base`.
+    """Return the past tokens of each layer: the arithmetic sequence for `past` tokens, apportioned to layers · `base`.
 
-    No layer gets more than `cap`, the past tokens that the prompt has.
+    No layer gets more than `cap`, the past tokens of the prompt.
     """
     last = base / Fraction(str(beta))
     first = 2 * base - last
@@ -58,8 +59,9 @@ def exact_schedule(base: int, past: int, layers: int, beta: float, cap: int) -> 
 
 @lru_cache(maxsize=256)
 def stepped_schedule(base: int, past: int, layers: int, beta: float) -> tuple[int, ...]:
-    """Past tokens of each layer as in the released code: all divisions round down, the step too, so that the total
-    exceeds layers · `base` (by 11.7 % for 32 layers and a budget of 64).
+    """Return the past tokens of each layer as in the released code, where all divisions, and the step, round down.
+
+    The total exceeds layers · `base` (by 11.7 % for 32 layers and a budget of 64).
     """
     last = int(base // beta)
     first = 2 * base - last
@@ -70,7 +72,7 @@ def stepped_schedule(base: int, past: int, layers: int, beta: float) -> tuple[in
 
 
 def allocator(context: Context, *, beta: Annotated[float, Ge(1), Le(1e6)]) -> PyramidKVAllocator:
-    """`beta`: the mean capacity over the last layer's, which cannot get more than the mean.
+    """Build the allocator. `beta`: ratio of the mean capacity to that of the last layer, which is at most the mean.
 
     A prompt that belongs to no task is its own first prompt.
     """

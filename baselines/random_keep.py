@@ -12,7 +12,7 @@ from compresskv.eviction import LayerPrefill, LayerScores
 
 @dataclass(frozen=True)
 class RandomScorer:
-    """Uniform random scores, fixed by `seed` and the layer: the order of prompts and calls does not matter."""
+    """Uniform random scores, determined by `seed` and the layer, independent of the order of prompts and calls."""
 
     window: int = 8
     seed: int = 0
@@ -25,5 +25,5 @@ class RandomScorer:
 
 
 def scorer(context: Context, *, seed: Annotated[int, Ge(0), Lt(2**31)]) -> RandomScorer:
-    """`seed`: another seed keeps other tokens."""
+    """Build the scorer. Another `seed` keeps other tokens."""
     return RandomScorer(context.observation.window, seed)

@@ -30,7 +30,7 @@ from compresskv.observation import Kernel
 
 @dataclass(frozen=True)
 class RKVScorer:
-    """`mix` times the attention of the window, less 1 − `mix` times the redundancy of the keys."""
+    """`mix` times the attention of the window, minus (1 − `mix`) times the redundancy of the keys."""
 
     window: int = 8
     kernel: int = 7
@@ -43,7 +43,7 @@ class RKVScorer:
         return LayerScores(self.mix * pooled - (1 - self.mix) * redundancy)
 
     def _attention(self, layer: LayerPrefill) -> Tensor:
-        """Mean attention of the window over the past, of the largest logit in each group: [kv_heads, past]."""
+        """Return the window's mean attention over the past, from the largest logit in each group: [kv_heads, past]."""
         past = layer.keys[:, : layer.length - self.window].float()
         queries = layer.queries[:, -self.window :].float().unflatten(0, (layer.kv_heads, -1))
         logits = (queries @ past.unsqueeze(1).transpose(2, 3)).amax(1) * layer.scaling
@@ -51,7 +51,7 @@ class RKVScorer:
 
 
 def redundancies(keys: Tensor, threshold: float) -> Tensor:
-    """How similar each key [kv_heads, tokens, head_dim] is to the others: [kv_heads, tokens], float32, sum 1."""
+    """Return how similar each key [kv_heads, tokens, head_dim] is to the others: [kv_heads, tokens], float32, sum 1."""
     unit = F.normalize(keys.float(), dim=-1, eps=1e-8)
     tokens = unit.shape[1]
     places = torch.arange(tokens, device=keys.device)
@@ -71,5 +71,9 @@ def scorer(
     threshold: Annotated[float, Ge(0), Le(1)],
     mix: Annotated[float, Ge(0), Le(1)],
 ) -> RKVScorer:
-    """`kernel` tokens per pooling window; `threshold` of cosines; `mix`: the weight of attention."""
+    """Build the scorer.
+
+    `kernel`: tokens per pooling window. `threshold`: cosine above which keys count as similar. `mix`: the weight of
+    attention.
+    """
     return RKVScorer(context.observation.window, kernel, threshold, mix)

@@ -9,14 +9,14 @@ from compresskv.context import Context
 from compresskv.eviction import LayerPrefill, LayerScores, Observation, group_mean
 
 Grouping = Literal["contiguous", "strided"]
-"""Which query heads score KV head k: its own, kG … kG+G−1, or k, k+H_kv, … as in the released CompressKV code."""
+"""Query heads of KV head k: kG … kG+G−1 ("contiguous"), or k, k+H_kv, … as in the released code ("strided")."""
 
 
 @dataclass(frozen=True)
 class SnapKVScorer:
     """Attention of the observation window, summed over it, averaged over the KV head's query heads, pooled.
 
-    The released code's "strided" `grouping` pools before it averages.
+    With "strided" `grouping`, scores are pooled before they are averaged, as in the released code.
     """
 
     observation: Observation = Observation()
@@ -34,7 +34,7 @@ class SnapKVScorer:
 
 
 def strided_mean(per_query_head: Tensor, kv_heads: int) -> Tensor:
-    """Mean over the query heads k, k+H_kv, … for KV head k: [q_heads, past] -> [kv_heads, past]."""
+    """Average over the query heads k, k+H_kv, … for KV head k: [q_heads, past] -> [kv_heads, past]."""
     return per_query_head.unflatten(0, (-1, kv_heads)).mean(0)
 
 

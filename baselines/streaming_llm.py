@@ -1,4 +1,4 @@
-"""StreamingLLM (Xiao et al. 2023, arXiv 2309.17453): the first tokens (attention sinks) and the most recent ones."""
+"""StreamingLLM (Xiao et al. 2023, arXiv 2309.17453): keep the first tokens (attention sinks) and the latest ones."""
 
 from dataclasses import dataclass
 
@@ -13,10 +13,10 @@ SINKS = 4
 
 @dataclass(frozen=True)
 class StreamingLLMScorer:
-    """Position alone decides. `window` prompt tokens at the end are kept anyway.
+    """Scores that depend only on position. The last `window` prompt tokens are always kept.
 
-    `tail` "recent": four sinks, then the most recent tokens. "window": the earliest tokens and the observation window
-    only, as in the released CompressKV code.
+    `tail` "recent": four sinks, then the most recent tokens. "window": only the earliest tokens and the observation
+    window, as in the released CompressKV code.
     """
 
     window: int = 1

@@ -1,6 +1,6 @@
 """After TOVA (Oren et al. 2024, arXiv 2401.06104): keep the tokens that the last token attends to.
 
-TOVA proper evicts at every decoding step and averages over all heads of a layer; here eviction happens once, after the
+The original evicts at every decoding step and averages over all heads of a layer. Here eviction happens once, after the
 prompt, and each KV head is scored by its own query heads, as for the other methods.
 """
 
@@ -13,5 +13,5 @@ from compresskv.methods import declares
 
 @declares(window=1)
 def scorer(context: Context) -> SnapKVScorer:
-    """SnapKV's scorer with a window of one position and no pooling."""
+    """Build SnapKV's scorer with a window of one position and no pooling."""
     return SnapKVScorer(replace(context.scoring, window=1, kernel=1))

@@ -1,8 +1,8 @@
-"""`make bench-board`: a board of 100 settings from one prefill per context, compared with kvpress, setting by setting.
+"""`make bench-board`: compare a board of 100 settings from one prefill per context with kvpress, setting by setting.
 
-Contexts of about 4,000 tokens are compressed before their question is read. Ours runs all settings. kvpress runs a
-sample of them, and the mean of its seconds stands for the others. A ratio below 1 means that this harness is faster.
-The last line of the output is one JSON object.
+Contexts of about 4,000 tokens are compressed before their question is read. This harness runs all settings. kvpress
+runs a sample of them, and its mean time per setting is used for the others. A ratio below 1 means that this harness is
+faster. The last line of the output is one JSON object.
 """
 
 import argparse
@@ -27,24 +27,24 @@ from evals.niah.evaluation import NiahTask
 from evals.running.methods import build_method
 
 BUDGETS = ["75%", "50%", "25%", "12.5%", "10%"]
-"""Those of kvpress's leaderboard, and one more."""
+"""Budgets of kvpress's leaderboard, and one more."""
 
 METHODS = [name for name in PRESSES if name not in ("block", "chunk", "entropy_gated_chunkkv", "pyramidkv")]
-"""Presses of both sides; with BUDGETS, the 100 settings."""
+"""Methods that both sides have; with BUDGETS, the 100 settings."""
 
 NEW_TOKENS = 32
 SAMPLE = 8
 ROUNDED = 40
-"""Tokens by which the sides may differ: kvpress keeps whole chunks of 20 and drops a rest. Here the budget is exact."""
+"""Tokens by which the sides may differ: kvpress keeps whole chunks of 20 and drops a remainder; our budget is exact."""
 
 Name = tuple[str, str]
 """A method and a budget."""
 
 
 def board_vs_kvpress(model: LoadedModel, length: int, contexts: int, sample: int, methods: list[str]) -> float:
-    """All settings of each context from one prefill, over the time that kvpress needs for them one by one.
+    """Return our time for all settings of each context from one prefill, over kvpress's time for them one by one.
 
-    Its time is measured on `sample` settings of every context, with exactly 32 new tokens on both sides.
+    kvpress's time is measured on `sample` settings of every context. Both sides generate exactly 32 new tokens.
     """
     names = [(method, budget) for method in methods for budget in BUDGETS]
     sampled = drawn(methods, sample)
@@ -59,7 +59,7 @@ def board_vs_kvpress(model: LoadedModel, length: int, contexts: int, sample: int
         ids, context = questions(model, 1000, 1)[0]
         generate(model.model, ids, settings, stopping, context=context)
         run_theirs(ids, context)
-        # Context by context in turn, so that a drifting machine slows both alike.
+        # Alternate the sides for each context, so that a change in the machine's speed affects both.
         for ids, context in texts:
             started = time.perf_counter()
             ours.append(generate(model.model, ids, settings, stopping, context=context))
@@ -72,7 +72,7 @@ def board_vs_kvpress(model: LoadedModel, length: int, contexts: int, sample: int
 
 
 def extrapolated(seconds: float, theirs: list[float], settings: int, contexts: int) -> float:
-    """Our seconds over kvpress's for all settings, from the seconds of those that it ran."""
+    """Return our seconds over kvpress's for all settings, extrapolated from the settings that kvpress ran."""
     mean = sum(theirs) / len(theirs)
     total = mean * settings * contexts
     ratio = seconds / total
@@ -86,19 +86,22 @@ def extrapolated(seconds: float, theirs: list[float], settings: int, contexts: i
 
 
 def drawn(methods: list[str], sample: int) -> list[Name]:
-    """Settings that stand for all: presses drawn at random, budgets in turn, the same in every run."""
+    """Return a sample of all settings: methods drawn at random, budgets in turn. It is the same in every run."""
     chosen = random.Random(0).sample(methods, min(sample, len(methods)))
     return list(zip(chosen, cycle(BUDGETS), strict=False))
 
 
 def side(method: str, budget: str) -> Side:
-    """The setting for kvpress's side."""
+    """Return the setting for kvpress's side."""
     press, fields = PRESSES[method]
     return press, fields, float(budget.removesuffix("%")) / 100
 
 
 def questions(model: LoadedModel, length: int, count: int) -> list[tuple[torch.Tensor, int]]:
-    """Needle prompts of about `length` tokens, at different depths: ids, and how many of them precede the question."""
+    """Return needle prompts of about `length` tokens at different depths.
+
+    Each is its ids and the number of ids that precede the question.
+    """
     evaluation = job(f"eval.lengths=[{length}]", f"eval.depths={max(count, 2)}").eval
     assert isinstance(evaluation, Niah)
     task = NiahTask(evaluation, model, EvaluationProtocol())
@@ -107,7 +110,7 @@ def questions(model: LoadedModel, length: int, count: int) -> list[tuple[torch.T
 
 
 def compare(name: Name, ours: list[Generation], theirs: Answers) -> None:
-    """Show what one setting kept on both sides, over all contexts. Raises `RuntimeError` if the work differs."""
+    """Print what both sides kept for one setting over all contexts. Raises `RuntimeError` if the work differs."""
     kept = [generation.realised_budget for generation in ours]
     kept_theirs = [sum(answer["kept"]) / len(answer["kept"]) for answer in theirs]
     counts = {len(tokens) for tokens in [*(g.tokens for g in ours), *(answer["tokens"] for answer in theirs)]}

@@ -24,7 +24,7 @@ from evals.running.forecast import forecast
 
 
 def peak_forecast(model: LoadedModel) -> float:
-    """The peak memory of all settings of a 4K prompt, right after loading the model, over the forecast."""
+    """Return the peak memory of all settings of a 4K prompt, right after loading the model, over the forecast."""
     chosen, (ids,) = settings(model, METHODS, BUDGETS), prompts(model, [4000])
     give_back()
     expected = forecast(model.model, chosen, ids.numel(), 32, backend=model.backend)
@@ -37,7 +37,10 @@ def peak_forecast(model: LoadedModel) -> float:
 
 
 def sweep_31(model: LoadedModel) -> dict[str, float]:
-    """All settings of five 4K prompts together over one run per setting; exactly 32 new tokens; tokens compared."""
+    """Return the time of all settings of five 4K prompts together over one run per setting.
+
+    Each generates exactly 32 new tokens. The tokens of both are compared, too.
+    """
     chosen, texts, stopping = settings(model, METHODS, BUDGETS), prompts(model, [4000] * 5), Stopping(32)
     with attached(model.model):
         generate(model.model, texts[0][:500], chosen, stopping)
@@ -62,7 +65,10 @@ def sweep_31(model: LoadedModel) -> dict[str, float]:
 
 @torch.no_grad()
 def held_memory(model: LoadedModel) -> float:
-    """Memory above the model with the caches of eight 8K prompts held: budget 256 over the full cache."""
+    """Return the memory of the caches of eight 8K prompts at budget 256 over that of the full caches.
+
+    The memory of the model is not included.
+    """
     texts = prompts(model, [8000] * 8)
 
     def held(setting: Setting) -> int:
@@ -75,7 +81,7 @@ def held_memory(model: LoadedModel) -> float:
         return resident_bytes() - before
 
     (compressed,) = settings(model, ["compresskv"], [256])
-    # A first prefill grows the allocator's pools, which then serve both sides.
+    # Run a first prefill to grow the allocator's pools, which then serve both sides.
     with attached(model.model):
         first = LayerwiseCache(model.model.config, compressed, texts[0].numel(), 32)
         forward_prompt(model.model, texts[0], first, None)

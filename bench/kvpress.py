@@ -1,7 +1,7 @@
-"""`make bench-kvpress`: our shared sweep compared with NVIDIA's kvpress, which runs its settings one by one.
+"""`make bench-kvpress`: compare the shared sweep with NVIDIA's kvpress, which runs its settings one by one.
 
-Both sides run those of the paper's settings that kvpress has. A ratio below 1 means that this harness is faster. The
-last line of the output is one JSON object.
+Both sides run the paper's settings that kvpress has. A ratio below 1 means that this harness is faster. The last line
+of the output is one JSON object.
 """
 
 import json
@@ -26,17 +26,17 @@ from compresskv.models import LoadedModel
 
 LENGTHS = [4000] * 5
 SHARED = ["full", "streaming_llm", "snapkv", "pyramidkv"]
-"""The paper's methods that kvpress 0.5.5 has. It has no CAKE, HeadKV or CompressKV."""
+"""The paper's methods that kvpress 0.5.5 has. It does not have CAKE, HeadKV or CompressKV."""
 
 NEW_TOKENS = 32
 ENVIRONMENT = Path(__file__).resolve().parents[1] / ".venv-kvpress"
 SIDE = Path(__file__).with_name("kvpress_side.py")
 
 Side = tuple[str | None, dict[str, Any], float | None]
-"""A setting for kvpress's side: a press (None: none), its fields, and what to keep: a number of tokens or a share."""
+"""A setting for kvpress's side: a press (None: none), its fields, and a number or share of tokens to keep."""
 
 Answers = list[dict[str, Any]]
-"""The answer of kvpress to a prompt: `seconds`, `tokens` and `kept` (mean tokens per layer) of every setting."""
+"""kvpress's answer to a prompt: `seconds`, `tokens` and `kept` (mean tokens by layer) of every setting."""
 
 
 def sweep_vs_kvpress(
@@ -45,10 +45,11 @@ def sweep_vs_kvpress(
     methods: list[str] = SHARED,
     budgets: list[int] = BUDGETS,
 ) -> dict[str, float]:
-    """All settings of each prompt together, over kvpress with a run per setting; exactly 32 new tokens on both sides.
+    """Return the time of all settings of each prompt together, over kvpress with one run per setting.
 
-    Once with a forward pass for each prompt, once with `prefill_chunk`: the prompts are the same essays up to their
-    needles, and share the chunks before these. If kvpress is not installed, it prints that and returns nothing.
+    Both sides generate exactly 32 new tokens. Our side runs once with one forward pass per prompt and once with
+    `prefill_chunk`: the prompts are the same essays up to their needles and share the chunks before these. If kvpress
+    is not installed, print that and return an empty dict.
     """
     if not (ENVIRONMENT / ".ready").exists():
         print("kvpress is not installed, so the comparison is skipped: run `make bench-kvpress`", flush=True)
@@ -62,7 +63,7 @@ def sweep_vs_kvpress(
     with kvpress(model, [side(*name) for name in names]) as run_theirs, attached(model.model):
         generate(model.model, texts[0][:500], chosen, stopping)
         run_theirs(texts[0][:500])
-        # Prompt by prompt in turn, so that a drifting machine slows both alike.
+        # Alternate the sides for each prompt, so that a change in the machine's speed affects both.
         for ids in texts:
             started = time.perf_counter()
             ours.append(generate(model.model, ids, chosen, stopping))
@@ -84,7 +85,7 @@ def sweep_vs_kvpress(
 
 
 def side(method: str, budget: int | None) -> Side:
-    """One of `SHARED` at a budget, with our window, kernel and sinks."""
+    """Return a method of `SHARED` at a budget for kvpress's side, with our window, kernel and sinks."""
     observation = job().observation
     observed = {"window_size": observation.window, "kernel_size": observation.kernel}
     press, fields = {
@@ -98,9 +99,9 @@ def side(method: str, budget: int | None) -> Side:
 
 @contextmanager
 def kvpress(model: LoadedModel, sides: list[Side], new_tokens: int = NEW_TOKENS) -> Iterator[Callable[..., Answers]]:
-    """A function that has kvpress run a prompt, in a process with the same weights, dtype and number of threads.
+    """Provide a function that runs a prompt with kvpress, in a process with the same weights, dtype and threads.
 
-    It takes the token ids [prompt], and the number of those that are the context; without it, all are compressed.
+    It takes the token ids [prompt] and the number of ids in the context (None: all); only the context is compressed.
     """
     description = {
         "model": model.model.name_or_path,
@@ -110,7 +111,7 @@ def kvpress(model: LoadedModel, sides: list[Side], new_tokens: int = NEW_TOKENS)
         "settings": sides,
         "new_tokens": new_tokens,
     }
-    # Isolated: the folder of a script is searched first otherwise, and this file would be found for the real kvpress.
+    # Isolated: otherwise Python searches the script's folder first and imports this file instead of the real kvpress.
     command = [str(ENVIRONMENT / "bin" / "python"), "-I", str(SIDE)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
 
@@ -128,7 +129,7 @@ def kvpress(model: LoadedModel, sides: list[Side], new_tokens: int = NEW_TOKENS)
 
 
 def compare(name: tuple[str, int | None], ours: list[Generation], theirs: Answers) -> None:
-    """Show what one setting kept on both sides, over all prompts. Raises `RuntimeError` if the work differs."""
+    """Print what both sides kept for one setting over all prompts. Raises `RuntimeError` if the work differs."""
     kept = [generation.realised_budget for generation in ours]
     kept_theirs = [sum(answer["kept"]) / len(answer["kept"]) for answer in theirs]
     counts = {len(tokens) for tokens in [*(g.tokens for g in ours), *(answer["tokens"] for answer in theirs)]}
@@ -138,7 +139,7 @@ def compare(name: tuple[str, int | None], ours: list[Generation], theirs: Answer
         f"{label:20} kept {_mean(kept):7.2f}, kvpress {_mean(kept_theirs):7.2f} in "
         f"{sum(answer['seconds'] for answer in theirs):5.1f} s; {same} of {len(ours)} answers identical"
     )
-    # kvpress rounds PyramidKV's capacity in each layer, so that the mean is off by a little.
+    # kvpress rounds PyramidKV's capacity in each layer, so its mean differs slightly.
     if counts != {NEW_TOKENS} or any(abs(a - b) > 0.5 for a, b in zip(kept, kept_theirs, strict=True)):
         raise RuntimeError(f"{label}: {counts} new tokens, {kept} kept by us and {kept_theirs} by kvpress")
 

@@ -1,12 +1,12 @@
-"""The other side of `bench.kvpress` and `bench.board`: settings one by one with kvpress, used as its pipeline uses it.
+"""kvpress's side of `bench.kvpress` and `bench.board`: runs settings one by one, as kvpress's pipeline does.
 
-Runs in a separate environment (kvpress-constraints.txt), because kvpress 0.5.5 needs an older transformers; so it
-imports nothing of this project. It reads and writes lines of JSON: the first is the job, every other one a prompt: its
-token ids, and the number of those that are its context (null: all). The answer to the job has the versions in use. The
-answer to a prompt has one entry per setting: seconds, generated tokens, and the number of kept tokens in each layer, in
-the mean of its heads.
+It runs in a separate environment (kvpress-constraints.txt), because kvpress 0.5.5 needs an older transformers, so it
+imports nothing from this project. It reads and writes lines of JSON. The first input line is the job; its answer has
+the versions in use. Every other input line is a prompt: its token ids, and the number of ids in its context (null:
+all). Its answer has one entry per setting: seconds, generated tokens, and the number of tokens kept in each layer (mean
+over heads).
 
-A setting is a press of kvpress (null: none), its fields, and what to keep: a number of tokens or a share.
+A setting is a press of kvpress (null: none), its fields, and a number or share of tokens to keep.
 """
 
 import json
@@ -24,7 +24,10 @@ from transformers.utils import logging
 
 
 def press_for(name: str | None, fields: dict[str, Any], keep: float | None, length: int) -> BasePress | None:
-    """What keeps `keep` of `length` tokens, a layer's mean; None keeps them all. The field `press` is a press, too."""
+    """Return the press that keeps `keep` of `length` tokens in a layer on average; None if it would keep all.
+
+    The field `press`, if given, is another press.
+    """
     if name is None or keep is None:
         return None
     budget = keep if isinstance(keep, int) else int(keep * length + 1e-6)
@@ -35,8 +38,8 @@ def press_for(name: str | None, fields: dict[str, Any], keep: float | None, leng
         base, of_base = given["press"]
         given["press"] = press_for(base, of_base, budget, length)
     press = getattr(kvpress, name)(**given)
-    # A press takes the share of tokens to drop. Some presses round the rest down, others to the nearest; with an
-    # additional hundredth of a token, both keep the budget despite rounding errors of the division.
+    # A press takes the share of tokens to drop. Some presses round the remainder down, others to the nearest. An
+    # additional hundredth of a token makes both keep the budget despite rounding errors of the division.
     press.compression_ratio = 1 - (budget + 0.01) / length
     return press
 
@@ -45,7 +48,7 @@ def press_for(name: str | None, fields: dict[str, Any], keep: float | None, leng
 def generate(
     model: PreTrainedModel, ids: torch.Tensor, context: int | None, press: BasePress | None, new_tokens: int
 ) -> tuple[list[int], list[float]]:
-    """Greedy tokens, and tokens kept in each layer: the pipeline's `generate_answer`, but without stopping early.
+    """Return greedy tokens and the tokens kept in each layer: the pipeline's `generate_answer` without early stopping.
 
     The pipeline prefills the context and then the question. If the prompt is not split, its last logits give the first
     token, which saves kvpress a forward pass.
@@ -65,19 +68,19 @@ def generate(
 
 
 def masked(layer: int, model: PreTrainedModel) -> float:
-    """Tokens of a layer that AdaKV masks instead of dropping them, the mean of its KV heads."""
+    """Return the tokens of a layer that AdaKV masks instead of dropping, as a mean over KV heads."""
     found = getattr(model.model.layers[layer].self_attn, "masked_key_indices", None)
     return 0 if found is None else len(found[2]) / model.config.num_key_value_heads
 
 
 def answer(model: PreTrainedModel, job: dict[str, Any], prompt: list[int], context: int | None) -> list[dict[str, Any]]:
-    """One prompt under every setting, each with a separate prefill."""
+    """Run one prompt with every setting, each with a separate prefill."""
     ids = torch.tensor([prompt], device=model.device)
     length = len(prompt) if context is None else context
     answers = []
     for name, fields, keep in job["settings"]:
         press = press_for(name, fields, keep, length)
-        # Only this press needs the attention weights, and kvpress's other presses refuse to run with them.
+        # Only this press needs the attention weights; kvpress's other presses refuse to run with eager attention.
         model.set_attn_implementation("eager" if name == "ObservedAttentionPress" else "sdpa")
         started = time.perf_counter()
         tokens, kept = generate(model, ids, context, press, job["new_tokens"])

@@ -1,6 +1,6 @@
-"""`python -m bench.limits`: where the time of a sweep goes, and how close it is to the machine's limits.
+"""`python -m bench.limits`: measure where the time of a sweep goes, and how close it is to the machine's limits.
 
-Rates are compared with those of bare products of the same shapes and of a plain copy, measured in the same run.
+Rates are compared with those of plain matrix products of the same shapes and of a plain copy, measured in the same run.
 """
 
 import json
@@ -25,7 +25,7 @@ NEW_TOKENS = 32
 
 
 def seconds_of(work: Callable[[], object], rounds: int = 3) -> float:
-    """Median seconds of `work`, after one round that is not counted."""
+    """Return the median seconds of `work` over `rounds` rounds, after one warm-up round."""
     taken = []
     for _ in range(rounds + 1):
         started = time.perf_counter()
@@ -36,7 +36,10 @@ def seconds_of(work: Callable[[], object], rounds: int = 3) -> float:
 
 @torch.no_grad()
 def phases(model: LoadedModel, chosen: list[Setting], ids: Tensor) -> dict[str, float]:
-    """Seconds of each step from `ids` [prompt] to the tokens of all settings; the full cache decodes separately."""
+    """Return the seconds of each step from `ids` [prompt] to the tokens of all settings.
+
+    The full cache decodes separately.
+    """
     spent: dict[str, float] = {}
     compressed, full = ([s for s in chosen if (s.budget is None) is whole] for whole in (False, True))
 
@@ -76,7 +79,7 @@ def show(title: str, spent: dict[str, float]) -> None:
 
 @torch.no_grad()
 def prefill_rate(model: LoadedModel, ids: Tensor) -> None:
-    """Operations per second of a prefill, compared with those of its products and attention alone."""
+    """Print the operations per second of a prefill, compared with its matrix products and its attention alone."""
     config, length = model.model.config, ids.numel()
     products = [weight for name, weight in model.model.named_parameters() if "layers" in name and weight.dim() == 2]
     heads, head_dim = model.q_heads, config.hidden_size // model.q_heads
@@ -103,7 +106,7 @@ def prefill_rate(model: LoadedModel, ids: Tensor) -> None:
 
 @torch.no_grad()
 def decode_rate(model: LoadedModel, ids: Tensor, rows: int = 1) -> None:
-    """Bytes of weights and cache that a decode step reads per second, compared with bare products and a copy."""
+    """Print the bytes of weights and cache that a decode step reads per second, compared with products and a copy."""
     weights = [weight for weight in model.model.parameters() if weight.dim() == 2]
     with attached(model.model):
         prompt = prefill(model.model, ids, 8)

@@ -1,4 +1,4 @@
-"""`make bench`: speed and memory compared with plain transformers, as ratios measured in one run on the default model.
+"""`make bench`: compare speed and memory with plain transformers, as ratios measured in one run of the default model.
 
 A ratio below 1 means that this harness is better; `fidelity_cost` is a share of a sweep's time. The last line of the
 output is one JSON object of all ratios.
@@ -34,7 +34,7 @@ CHUNK = 640
 
 
 def prompts(model: LoadedModel, lengths: list[int]) -> list[torch.Tensor]:
-    """Needle prompts of about these lengths, at different depths."""
+    """Return needle prompts of about these lengths, at different depths."""
     evaluation = job(f"eval.lengths={sorted(set(lengths))}").eval
     assert isinstance(evaluation, Niah)
     task = NiahTask(evaluation, model, EvaluationProtocol())
@@ -43,7 +43,7 @@ def prompts(model: LoadedModel, lengths: list[int]) -> list[torch.Tensor]:
 
 @torch.no_grad()
 def prefill_ratio(model: LoadedModel, setting: Setting, length: int, rounds: int) -> float:
-    """Prefill with in-layer eviction over transformers' own with sdpa and a DynamicCache."""
+    """Return the time of a prefill with in-layer eviction over that of transformers with sdpa and a DynamicCache."""
     (ids,) = prompts(model, [length])
 
     def ours() -> None:
@@ -61,7 +61,10 @@ def prefill_ratio(model: LoadedModel, setting: Setting, length: int, rounds: int
 
 @torch.no_grad()
 def decode_ratio(model: LoadedModel, rows: int, kept: int, steps: int) -> float:
-    """A decode step of the engine over one of transformers with a DynamicCache of equal length and no mask."""
+    """Return the time of a decode step of the engine over that of transformers.
+
+    transformers uses a DynamicCache of equal length and no mask.
+    """
     (ids,) = prompts(model, [kept])
     ids = torch.cat([ids, ids[:8]])[:kept]
     with attached(model.model):
@@ -88,7 +91,10 @@ def decode_ratio(model: LoadedModel, rows: int, kept: int, steps: int) -> float:
 
 @torch.no_grad()
 def ragged_ratio(model: LoadedModel, rows: int, budget: int, steps: int) -> float:
-    """A decode step with different lengths for every layer and head over one with equal lengths of the same total."""
+    """Return the time of a decode step with a different length for every layer and head over one with equal lengths.
+
+    The total number of tokens is the same.
+    """
     (ids,) = prompts(model, [2000])
     ragged, equal = settings(model, ["headkv", "snapkv"], [budget])
     with attached(model.model):
@@ -108,7 +114,10 @@ def ragged_ratio(model: LoadedModel, rows: int, budget: int, steps: int) -> floa
 
 @torch.no_grad()
 def evicting_ratio(model: LoadedModel, rows: int, budget: int, rounds: int) -> float:
-    """A decode step with an eviction after every 64 tokens over one without; 64 steps, so one eviction each."""
+    """Return the time of a decode step with an eviction after every 64 tokens over one without.
+
+    Each run has 64 steps, so there is one eviction.
+    """
     (ids,) = prompts(model, [2000])
     schedule = EvictionSchedule("prompt+decode", 64)
     chosen = settings(model, ["snapkv"], [budget]) * rows
@@ -136,7 +145,10 @@ def _steps(model: LoadedModel, cache: Cache, rows: int, start: int, steps: int) 
 
 
 def sweep_ratio(model: LoadedModel, lengths: list[int], methods: list[str], budgets: list[int]) -> float:
-    """All settings of each prompt together over one run per setting; exactly 32 new tokens."""
+    """Return the time of all settings of each prompt together over one run per setting.
+
+    Each generates exactly 32 new tokens.
+    """
     chosen, texts = settings(model, methods, budgets), prompts(model, lengths)
     stopping = Stopping(32)
 
@@ -156,7 +168,10 @@ def sweep_ratio(model: LoadedModel, lengths: list[int], methods: list[str], budg
 
 
 def fidelity_cost(model: LoadedModel, length: int, methods: list[str], budgets: list[int], rounds: int) -> float:
-    """What fidelity=true adds to a sweep, as a share of the sweep's time; 32 new tokens, a reference of as many."""
+    """Return the time that fidelity=true adds to a sweep, as a share of the sweep's time.
+
+    Each setting generates 32 new tokens; the reference has 32 tokens, too.
+    """
     chosen, (ids,) = settings(model, methods, budgets), prompts(model, [length])
 
     def sweep(reference: list[int] | None) -> None:
@@ -168,7 +183,7 @@ def fidelity_cost(model: LoadedModel, length: int, methods: list[str], budgets: 
 
 
 def chunked_ratio(model: LoadedModel, length: int, rounds: int) -> float:
-    """A prefill in chunks of `CHUNK` tokens over one of the whole prompt."""
+    """Return the time of a prefill in chunks of `CHUNK` tokens over that of the whole prompt at once."""
     (ids,) = prompts(model, [length])
     with attached(model.model):
         whole, chunked = (partial(prefill, model.model, ids, 8, chunk) for chunk in (None, CHUNK))
@@ -177,7 +192,7 @@ def chunked_ratio(model: LoadedModel, length: int, rounds: int) -> float:
 
 
 def prefix_ratios(model: LoadedModel, lengths: list[int], depths: int) -> dict[str, float]:
-    """Chunked prefills of a needle grid that reuse each other's chunks over those that do not: tokens, and time."""
+    """Return tokens and time of the chunked prefills of a needle grid with reuse of chunks, over those without."""
     evaluation = job(f"eval.lengths={lengths}", f"eval.depths={depths}").eval
     assert isinstance(evaluation, Niah)
     task = NiahTask(evaluation, model, EvaluationProtocol())
@@ -198,7 +213,7 @@ def prefix_ratios(model: LoadedModel, lengths: list[int], depths: int) -> dict[s
 
 
 def alternate_once(contenders) -> dict[str, float]:
-    """Like `alternate`, for what is too long to repeat."""
+    """Run each contender once, for runs that are too long for `alternate`, and return the seconds."""
     seconds = {}
     for name, run in contenders.items():
         started = time.perf_counter()

@@ -1,4 +1,4 @@
-"""Side-by-side timing: the contenders run in turn, so that a drifting machine slows all of them alike."""
+"""Time contenders side by side. They run in turn, so that a change in the machine's speed affects all of them."""
 
 import time
 from collections.abc import Callable, Mapping
@@ -6,7 +6,7 @@ from statistics import median
 
 
 def alternate(contenders: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, float]:
-    """Median seconds of each contender over `rounds` rounds, after one round that is not counted."""
+    """Return the median seconds of each contender over `rounds` rounds, after one warm-up round."""
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
     for number in range(rounds + 1):
         for name, run in contenders.items():

@@ -1,7 +1,7 @@
-"""`make parity-kvpress`: what kvpress keeps and answers with its own hooks, and what its presses keep and answer here.
+"""`make parity-kvpress`: compare the kept tokens and answers of kvpress's presses here and in kvpress itself.
 
-Both sides run the default model in float32 on needle prompts of about 1,000 tokens, at kvpress's ratios; the budget
-here is the number of tokens that kvpress keeps in a head, in the mean. One line a press and ratio: how many sets of a
+Both sides run the default model in float32 on needle prompts of about 1,000 tokens, at kvpress's ratios. The budget
+here is the mean number of tokens that kvpress keeps in a head. Prints one line per press and ratio: how many sets of a
 layer and KV head are the same, the share of tokens that both keep, and how many answers are the same.
 """
 
@@ -58,12 +58,12 @@ PRESSES: dict[str, tuple[str, dict[str, Any]]] = {
     "chunkkv": ("ChunkKVPress", {"press": ["SnapKVPress", {}]}),
     "entropy_gated_chunkkv": ("EntropyGatedChunkKVPress", {"press": ["SnapKVPress", {}]}),
 }
-"""The methods of conf/method/kvpress, and what makes the same in kvpress."""
+"""The methods of conf/method/kvpress, and the equivalent presses of kvpress with their fields."""
 
 
 @dataclass
 class Agreement:
-    """Of one press at one ratio, over all prompts: sets and answers that are the same, and the tokens kept."""
+    """Counts for one press at one ratio, over all prompts: equal sets, equal answers and tokens kept."""
 
     sets: int = 0
     same: int = 0
@@ -96,7 +96,7 @@ class Agreement:
 
 @contextmanager
 def kvpress_side(model: LoadedModel, settings: list[Any]) -> Iterator[Callable[[torch.Tensor], list[Any]]]:
-    """A function that has kvpress run a prompt with `settings`, in its own environment."""
+    """Provide a function that runs a prompt with `settings` in kvpress, in kvpress's environment."""
     description = {
         "model": model.model.name_or_path,
         "threads": torch.get_num_threads(),
@@ -118,7 +118,7 @@ def kvpress_side(model: LoadedModel, settings: list[Any]) -> Iterator[Callable[[
 
 
 def parity(model: LoadedModel, names: list[str], lengths: list[int]) -> dict[tuple[str, float], Agreement]:
-    """The agreement of each press at each ratio."""
+    """Measure and print the agreement of each press at each ratio."""
     cases = [(name, ratio) for name in names for ratio in RATIOS]
     found = {case: Agreement() for case in cases}
     methods = {name: build_method(model, job(f"method=kvpress/{name}")) for name in names}

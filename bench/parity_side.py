@@ -1,8 +1,8 @@
-"""The other side of `bench.parity`: presses of NVIDIA's kvpress with its own hooks, under its own transformers.
+"""kvpress's side of `bench.parity`: runs NVIDIA's presses with their own hooks, under kvpress's transformers.
 
-Runs in the environment of kvpress-constraints.txt and imports nothing of this project. It reads and writes lines of
-JSON: the first is the job, every other one the token ids of a prompt. The answer to a prompt has one entry per setting:
-the generated tokens, and the kept positions, [layer][KV head].
+It runs in the environment of kvpress-constraints.txt and imports nothing from this project. It reads and writes lines
+of JSON. The first input line is the job, every other one the token ids of a prompt. The answer to a prompt has one
+entry per setting: the generated tokens, and the kept positions, [layer][KV head].
 """
 
 import json
@@ -21,7 +21,10 @@ MIX = torch.randint(1, 2**62, (4096,), generator=torch.Generator().manual_seed(0
 
 
 def press_for(name: str, fields: dict[str, Any], ratio: float) -> BasePress:
-    """A press with these fields; the field `press` is a name and fields, too. What is random is fixed by the layer."""
+    """Return a press with these fields. The field `press` is again a name and fields.
+
+    A random press is seeded with the layer's index.
+    """
     given = dict(fields)
     if "press" in given:
         base, of_base = given["press"]
@@ -40,7 +43,7 @@ def press_for(name: str, fields: dict[str, Any], ratio: float) -> BasePress:
 
 
 def marks(keys: Tensor) -> Tensor:
-    """One number for each key [1, kv_heads, tokens, head_dim], from all its bits: [kv_heads, tokens], int64."""
+    """Return one number for each key [1, kv_heads, tokens, head_dim], from all its bits: [kv_heads, tokens], int64."""
     return (keys[0].contiguous().view(torch.int32).long() * MIX[: keys.shape[-1]]).sum(-1)
 
 
@@ -48,7 +51,7 @@ def marks(keys: Tensor) -> Tensor:
 def answer(
     model: PreTrainedModel, ids: Tensor, press: BasePress, new_tokens: int
 ) -> tuple[list[int], list[list[list[int]]]]:
-    """Greedy tokens and kept positions; the prompt is not split into a context and a question."""
+    """Return greedy tokens and kept positions. The prompt is not split into a context and a question."""
     kept: list[list[list[int]]] = []
     compress = press.compress
 
@@ -90,7 +93,7 @@ def main() -> None:
         ids = torch.tensor([json.loads(line)])
         answers = []
         for name, fields, ratio in job["settings"]:
-            # Only this press needs the attention weights, and kvpress's other presses refuse to run with them.
+            # Only this press needs the attention weights; kvpress's other presses refuse to run with eager attention.
             model.set_attn_implementation("eager" if name == "ObservedAttentionPress" else "sdpa")
             tokens, positions = answer(model, ids, press_for(name, fields, ratio), job["new_tokens"])
             answers.append({"tokens": tokens, "kept": positions})

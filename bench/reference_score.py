@@ -1,10 +1,10 @@
-"""LongBench scoring the plain way, to time and check `python -m evals score DIR --json` against.
+"""Score LongBench predictions the plain way, as a reference for the time and results of `evals score DIR --json`.
 
-One call per sample and reference into the libraries the official evaluation uses (rouge 1.0.1, fuzzywuzzy, jieba), and
-nothing shared with `evals.longbench`: no caching, no pruning, no input checks. Prints one JSON object {task: score}.
+Calls the libraries of the official evaluation (rouge 1.0.1, fuzzywuzzy, jieba) once per sample and reference. Shares
+nothing with `evals.longbench`: no caching, no pruning, no input checks. Prints one JSON object {task: score}.
 
-    python bench/reference_score.py DIR            # DIR holds task.jsonl files in the official prediction format
-    python bench/reference_score.py DIR --timings  # seconds a task on stderr
+    python bench/reference_score.py DIR            # DIR has <task>.jsonl files in the official prediction format
+    python bench/reference_score.py DIR --timings  # print the seconds of each task to stderr
 """
 
 import json
@@ -17,7 +17,7 @@ from collections import Counter
 from pathlib import Path
 
 with warnings.catch_warnings():
-    warnings.simplefilter("ignore")  # jieba imports pkg_resources; fuzzywuzzy announces its pure-Python path
+    warnings.simplefilter("ignore")  # jieba imports pkg_resources; fuzzywuzzy warns about its pure-Python path
     import jieba
     from fuzzywuzzy import fuzz
     from rouge import Rouge
@@ -68,7 +68,7 @@ def rouge_zh(prediction: str, gold: str, classes: list[str]) -> float:
 
 def classification(prediction: str, gold: str, classes: list[str]) -> float:
     found = [name for name in classes if name in prediction]
-    for name in found:  # removes while it iterates, as the official evaluation does
+    for name in found:  # modifies the list while iterating, as the official evaluation does
         if name in gold and name != gold:
             found.remove(name)
     return 1 / len(found) if gold in found else 0.0

@@ -1,4 +1,4 @@
-"""The default model and settings of the benchmarks, composed as `run.py` composes them."""
+"""The default model and settings of the benchmarks, composed as in `run.py`."""
 
 from compresskv.engine.setting import Setting
 from compresskv.models import LoadedModel, load
@@ -7,7 +7,7 @@ from evals.running.methods import build_method
 
 METHODS = ["full", "streaming_llm", "snapkv", "pyramidkv", "cake", "headkv", "compresskv"]
 BUDGETS = [64, 128, 256, 512, 1024]
-"""With METHODS, the 31 settings of the paper's LongBench table."""
+"""Budgets in tokens; with METHODS, the 31 settings of the paper's LongBench table."""
 
 
 def default_model(*overrides: str) -> LoadedModel:
@@ -15,7 +15,7 @@ def default_model(*overrides: str) -> LoadedModel:
 
 
 def settings(model: LoadedModel, methods: list[str], budgets: list[int]) -> list[Setting]:
-    """Every method at every budget, `full` once."""
+    """Return every method at every budget, and `full` once."""
     made = []
     for method in methods:
         for budget in budgets if method != "full" else budgets[:1]:

@@ -1,6 +1,6 @@
 """KV-cache eviction by CompressKV and the methods it is compared with.
 
-The names below are imported when they are first used, since torch takes seconds.
+The public names are imported lazily, on first use, because importing torch takes seconds.
 """
 
 from importlib import import_module
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from compresskv.installed import refuse_older
 
-refuse_older()  # before anything imports what an older transformers does not have
+refuse_older()  # before any import that an older transformers would fail on
 
 if TYPE_CHECKING:
     from compresskv.compressed_cache import compressed

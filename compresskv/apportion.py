@@ -1,4 +1,4 @@
-"""Integer shares of a total, exact to the last token."""
+"""Split a total into integer shares whose sum is exact."""
 
 from collections.abc import Sequence
 from fractions import Fraction
@@ -6,10 +6,10 @@ from heapq import heapify, heappop, heapreplace
 
 
 def largest_remainder(weights: Sequence[float | Fraction], total: int, caps: Sequence[int]) -> list[int]:
-    """Shares of `total` in proportion to `weights`, none above its cap; ties go to the lower index.
+    """Split `total` in proportion to `weights`, with no share above its cap. Ties go to the lower index.
 
-    Fractions as weights make ties exact. The excess of capped shares goes to the others in the same proportion. The
-    shares sum to min(total, Σ caps). If all remaining weights are zero, they count as equal.
+    Pass `Fraction`s as weights to compare ties exactly. The excess of capped shares is redistributed in the same
+    proportion. The shares sum to min(total, Σ caps). If all remaining weights are zero, they count as equal.
     """
     shares = [0] * len(weights)
     left = min(total, sum(caps))
@@ -18,7 +18,7 @@ def largest_remainder(weights: Sequence[float | Fraction], total: int, caps: Seq
         mass = sum(weights[i] for i in open_)
         exact = {i: left * (weights[i] / mass if mass > 0 else 1 / len(open_)) for i in open_}
         if any(shares[i] + exact[i] >= caps[i] for i in open_):
-            # Fill the caps that are reached, then share the rest anew among the others.
+            # Fill the caps that are reached, then split the rest again among the other indices.
             for i in open_:
                 if shares[i] + exact[i] >= caps[i]:
                     left -= caps[i] - shares[i]
@@ -34,15 +34,16 @@ def largest_remainder(weights: Sequence[float | Fraction], total: int, caps: Seq
 
 
 def sainte_lague(weights: Sequence[float], total: int, cap: int) -> list[int]:
-    """Shares of `total`: the next token goes to the largest weight / (2·share + 1) below `cap`, ties to the first.
+    """Split `total` by repeatedly giving one token to the largest weight / (2·share + 1) whose share is below `cap`.
 
-    The shares sum to min(total, cap · len(weights)). Adding a weight never raises another's share, which is what makes
-    CAKE's cascade equal to a single allocation.
+    Ties go to the first index. The shares sum to min(total, cap · len(weights)). Adding a weight never raises another
+    share, which makes CAKE's cascade equal to a single allocation.
     """
     shares = [0] * len(weights)
     total = min(total, cap * len(weights))
-    # Every quotient above a line is granted before any below it, so the first grants need no queue. The line is drawn
-    # such that they cannot exceed the total; layers that reach their cap leave, and the line is drawn anew.
+    # Every quotient above a threshold is granted before any quotient below it, so the first grants need no queue. The
+    # threshold is chosen so that these grants cannot exceed the total. Layers that reach their cap leave the loop, and
+    # a new threshold is computed.
     rising = [i for i, w in enumerate(weights) if w > 0]
     left = total
     while rising and left > len(rising):

@@ -1,4 +1,4 @@
-"""Budgets: tokens that a setting keeps per layer and KV head, as a number or as a share of what is compressed."""
+"""Budgets: tokens that a setting keeps per layer and KV head, as a number or as a share of the compressed tokens."""
 
 import re
 from dataclasses import dataclass
@@ -14,7 +14,10 @@ LARGEST = 100_000_000
 
 @dataclass(frozen=True)
 class Share:
-    """`percent` of the tokens that are compressed, above 0 and up to 100: kvpress's compression ratio is 1 − share."""
+    """Budget as a share of the compressed tokens: `percent` is above 0 and at most 100.
+
+    kvpress's compression ratio is 1 − share.
+    """
 
     percent: Decimal
 
@@ -22,18 +25,18 @@ class Share:
         return f"{self.percent.normalize():f}%"
 
     def tokens(self, length: int, window: int) -> int:
-        """The budget in tokens of a prompt of `length` tokens: rounded down, and at least `window` + 1."""
+        """Return the budget in tokens for a prompt of `length` tokens, rounded down, and at least `window` + 1."""
         return max(int(self.percent * length / 100), window + 1)
 
 
 Budget = int | Share
-"""Kept tokens per layer and KV head, the observation window included."""
+"""Kept tokens per layer and KV head, including the observation window."""
 
 
 def budget_from(value: Any, field: str = "budget") -> Budget:
-    """A budget as configurations and results write it: a number of tokens, or a share such as `25%`.
+    """Parse a budget from a configuration or a result: a number of tokens, or a share such as `25%`.
 
-    Raises `UserError` for anything else.
+    Raises `UserError` for any other value.
     """
     if isinstance(value, Share):
         return value
@@ -51,18 +54,18 @@ def budget_from(value: Any, field: str = "budget") -> Budget:
 
 
 def written(budget: Budget | None) -> int | str | None:
-    """A budget as files have it."""
+    """Return a budget in the form in which files store it."""
     return str(budget) if isinstance(budget, Share) else budget
 
 
 def smallest_first(budget: Budget | None) -> tuple[int, float]:
-    """A key that sorts the full cache (None) first, then numbers of tokens, then shares, each from the smallest."""
+    """Return a sort key: the full cache (None) first, then token counts, then shares, each in ascending order."""
     if budget is None:
         return 0, 0.0
     return (2, float(budget.percent)) if isinstance(budget, Share) else (1, float(budget))
 
 
 def largest_first(budget: Budget | None) -> tuple[int, float]:
-    """As `smallest_first`, each from the largest."""
+    """Return a sort key like `smallest_first`, with token counts and shares in descending order."""
     kind, size = smallest_first(budget)
     return kind, -size

@@ -1,4 +1,4 @@
-"""Prompts in a model's own chat template."""
+"""Render prompts with a model's own chat template."""
 
 import inspect
 import os
@@ -17,25 +17,25 @@ from transformers import PreTrainedTokenizerBase
 from compresskv.errors import UserError
 
 TODAY = date(2024, 7, 26)
-"""The date that Llama 3.1's template names unless it is given another."""
+"""Default date of Llama 3.1's chat template."""
 
 SECONDS, MEMORY, CHARACTERS = 2, 1 << 30, 1 << 20
-"""Limits of rendering: CPU seconds, bytes, and characters in addition to four times those of the input."""
+"""Limits for rendering: CPU seconds, bytes, and characters in addition to four times the input's length."""
 
 _DATE_CALL = re.compile(r"""strftime_now\(\s*(['"])(.*?)\1\s*\)""")
 _OTHER_DATE = (
     "{% macro strftime_now() %}{{ raise_exception('it formats the date with something other than a literal') }}"
 )
 _OTHER_DATE += "{{ varargs, kwargs }}{% endmacro %}\n"
-"""Put before a template that still names the function, so that a call does not return today's date."""
+"""Macro put before a template that still names `strftime_now`, so that a call does not return today's date."""
 
 _TEMPLATE_ARGUMENTS = {"tools", "documents"}
-"""Arguments of `apply_chat_template` that go into the template as they are."""
+"""Arguments of `apply_chat_template` that are passed to the template unchanged."""
 
 _ADDRESS = re.compile(r"\bat 0x[0-9a-f]{6,}>")
 
 _tried: dict[tuple[str, str], int] = {}
-"""The most characters that a template, with its variables, was tried with within limits."""
+"""Largest number of characters for which each template, with its variables, was tested within the limits."""
 
 
 def chat_prompt(
@@ -44,9 +44,10 @@ def chat_prompt(
     kwargs: Mapping[str, Any] | None = None,
     system: str | None = None,
 ) -> str:
-    """`text` as one user turn in the model's template, behind a `system` message if given, up to the answer's opening.
+    """Render `text` as one user turn of the model's template, up to the opening of the answer.
 
-    Raises `UserError` as `rendered` does, and for a template that leaves out the text.
+    `system`, if given, is put first as the system message. Raises `UserError` as `rendered` does, and if the template
+    drops the text.
     """
     messages = [{"role": "user", "content": text}]
     if system is not None:
@@ -68,11 +69,11 @@ def rendered(
     kwargs: Mapping[str, Any] | None = None,
     continued: bool = False,
 ) -> str:
-    """`messages` in the model's template, up to the next answer's opening; `continued`: the last of them left open.
+    """Render `messages` with the model's template, up to the opening of the next answer.
 
-    `kwargs` are the template's own variables, such as `enable_thinking`. Templates that print today's date (all known
-    ones use a literal format) get `TODAY`, so that prompts do not change from day to day. Raises `UserError` for a
-    template that fails, exceeds the limits, or is not deterministic.
+    `continued` leaves the last message open. `kwargs` are the template's own variables, such as `enable_thinking`.
+    Templates that print today's date (all known ones use a literal format) get `TODAY`, so that prompts do not change
+    from day to day. Raises `UserError` if the template fails, exceeds the limits, or is not deterministic.
     """
     kwargs = dict(kwargs or {})
     taken = set(inspect.signature(tokenizer.apply_chat_template).parameters) - _TEMPLATE_ARGUMENTS
@@ -98,7 +99,7 @@ def rendered(
         if _ADDRESS.search(prompt) and not _ADDRESS.search(f"{messages} {variables}"):
             raise ValueError("it writes the address of an object, which changes from run to run")
         return prompt
-    except Exception as error:  # a template is a program and can raise anything
+    except Exception as error:  # a template is a program and can raise any exception
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise UserError(
             "model.chat_template",
@@ -109,8 +110,8 @@ def rendered(
 
 
 def _without_chance(render: Callable[[], str]) -> str:
-    """The result of `render`. Raises `ValueError` if it draws random numbers in each of three tries."""
-    for _ in range(3):  # other threads may take some meanwhile
+    """Return the result of `render`. Raises `ValueError` if it draws random numbers in each of three tries."""
+    for _ in range(3):  # other threads may draw random numbers in the meantime
         before = random.getstate()
         prompt = render()
         if random.getstate() == before:
@@ -121,7 +122,8 @@ def _without_chance(render: Callable[[], str]) -> str:
 def _try(render: Callable[[], str], longest: int) -> None:
     """Render once in a child process. Raises `ValueError` if it exceeds the limits.
 
-    Python cannot interrupt a single long operation, such as one on large numbers, so the process is killed instead.
+    Python cannot interrupt a single long operation, such as arithmetic on huge numbers, so the child process is killed
+    instead.
     """
     child = os.fork()
     if child:
@@ -135,22 +137,22 @@ def _try(render: Callable[[], str], longest: int) -> None:
             signal.signal(number, signal.SIG_DFL)
         resource.setrlimit(resource.RLIMIT_CPU, (SECONDS, SECONDS + 1))
         signal.alarm(30 * SECONDS)
-        with suppress(OSError, ValueError):  # where the system tells and limits it
+        with suppress(OSError, ValueError):  # where the operating system reports and limits memory
             pages = int(Path("/proc/self/statm").read_text().split()[0])
             resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + MEMORY, resource.RLIM_INFINITY))
         code = int(len(render()) > longest)
     except MemoryError:
         pass
-    except Exception:  # which the rendering proper says
+    except Exception:  # the actual rendering will raise the same error
         code = 0
     finally:
         os._exit(code)
 
 
 def chat_ids(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Ids of a rendered chat template, with exactly one BOS where the tokenizer uses one.
+    """Tokenize a rendered chat template, with exactly one BOS if the tokenizer uses one.
 
-    Templates of models with a BOS usually write it themselves; it is added if missing and never doubled.
+    Templates of models with a BOS usually contain it. It is added if it is missing, and never doubled.
     """
     ids = tokenizer(text, add_special_tokens=False, verbose=False).input_ids
     bos = tokenizer.bos_token_id
@@ -162,18 +164,18 @@ def chat_ids(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
 def question_start(
     text: str, question: str, ids: Sequence[int], tokenizer: PreTrainedTokenizerBase, answer_prefix: str = ""
 ) -> int:
-    """How many of `ids`, the tokens of a prompt's `text`, come before the last occurrence of `question` in it.
+    """Return how many of `ids`, the tokens of the prompt `text`, come before the last occurrence of `question`.
 
-    `text` ends with the `answer_prefix`, where the question is not looked for.
-    A token that has characters of both counts as the question's. 0 where the text lacks the question, or where there is
-    none. White space at its end does not count, since chat templates remove it.
+    `text` ends with `answer_prefix`, which is not searched. A token that spans the boundary counts as part of the
+    question. Returns 0 if `question` is empty or does not occur in the text. White space at the end of the question is
+    ignored, since chat templates remove it.
     """
     character = text.rfind(question.rstrip(), 0, len(text) - len(answer_prefix))
     if not question.strip() or character < 0:
         return 0
     for special in (False, True):
         encoded = tokenizer(text, add_special_tokens=special, return_offsets_mapping=True, verbose=False)
-        before = len(ids) - len(encoded.input_ids)  # a BOS that was added
+        before = len(ids) - len(encoded.input_ids)  # a BOS was added
         if before >= 0 and list(ids[before:]) == encoded.input_ids:
             return before + next(place for place, (_, end) in enumerate(encoded.offset_mapping) if end > character)
     return 0

@@ -1,8 +1,8 @@
-"""Check values from outside against the types and ranges in the annotations of their fields.
+"""Check external values against the types and ranges in the annotations of their fields.
 
 Each field declares its type and range once, in its annotation: `Annotated[int, Ge(1)]`, `Literal["a", "b"] | None`.
-Types are strict: true is not a number, and an int is accepted as a float, but a float not as an int. Every failure is a
-`UserError` of one sentence: field=value: what is allowed.
+Types are strict: true is not a number, and an int is accepted as a float, but a float is not accepted as an int. Every
+failure is a `UserError` of one sentence: field=value: allowed values.
 """
 
 import dataclasses
@@ -53,18 +53,18 @@ __all__ = [
 T = TypeVar("T")
 
 LONGEST_NAME = 100
-"""Bytes in UTF-8. A file name made of two such names still fits the limit of file systems."""
+"""Maximum length of a name in UTF-8 bytes. A file name made of two such names still fits the limit of file systems."""
 
 
 class FrozenMapping(dict[str, Any]):
-    """A mapping that may be part of a key; equal ones have equal hashes."""
+    """A hashable mapping, for use in keys. Equal mappings have equal hashes."""
 
     def __hash__(self) -> int:  # type: ignore[override]
         return hash(frozenset(self.items()))
 
 
 def frozen(value: Any) -> Any:
-    """`value` with its lists as tuples and its mappings as `FrozenMapping`s, recursively."""
+    """Convert lists in `value` to tuples and mappings to `FrozenMapping`s, recursively."""
     if isinstance(value, Mapping):
         return FrozenMapping({key: frozen(item) for key, item in value.items()})
     if isinstance(value, (list, tuple)):
@@ -99,26 +99,25 @@ def _sha256(digest: str) -> str:
 
 
 Name = Annotated[str, MinLen(1), AfterValidator(_one_folder)]
-"""A name that may become a folder's: not empty, and without a path."""
+"""A name that can be used as a folder name: not empty, and without path separators."""
 
 PathText = Annotated[str, MinLen(1), MaxLen(4096), AfterValidator(_no_nul)]
-"""A path, or anything else that must not be empty."""
+"""A path, or any other non-empty text."""
 
 LineText = Annotated[str, MinLen(1), MaxLen(4096), AfterValidator(_one_line)]
 """Text that is inserted into one line of a script."""
 
 Text = Annotated[str, AfterValidator(_no_nul)]
-"""Any text, of any length."""
+"""Text of any length."""
 
 Sha256 = Annotated[str, AfterValidator(_sha256)]
-"""A file's sha256."""
+"""The sha256 of a file."""
 
 
 def checked(where: str, kind: type[T], values: Any) -> T:
-    """The dataclass `kind` with `values`, a mapping, as its fields; `where` names it in messages.
+    """Build the dataclass `kind` from the mapping `values`. Error messages refer to it as `where`.
 
-    Raises `UserError` for a name that `kind` does not have, for one that it needs and `values` lacks, and for a
-    value that its field does not take.
+    Raises `UserError` for an unknown field, a missing required field, or a value that its field does not accept.
     """
     fields = {field.name: field for field in dataclasses.fields(kind) if field.init}  # type: ignore[arg-type]
     if not isinstance(values, Mapping):
@@ -132,9 +131,10 @@ def checked(where: str, kind: type[T], values: Any) -> T:
 
 
 def checked_value(where: str, hint: Any, value: Any) -> Any:
-    """Convert `value` to the annotation `hint`: lists become tuples, whole numbers floats. Raises `UserError`.
+    """Convert `value` to the annotation `hint`: lists become tuples, and integers become floats where needed.
 
-    NaN and infinity are refused unless the annotation holds `AllowInfNan()`.
+    Raises `UserError` if it does not match. NaN and infinity are refused unless the annotation contains
+    `AllowInfNan()`.
     """
     if dataclasses.is_dataclass(hint) and isinstance(hint, type) and not isinstance(value, hint):
         return checked(where, hint, value)
@@ -146,7 +146,7 @@ def checked_value(where: str, hint: Any, value: Any) -> Any:
 
 
 def refuse_unknown(where: str, given: Iterable[Any], known: Iterable[str]) -> None:
-    """Raise `UserError`, with the nearest name, for the first of `given` that is not `known`."""
+    """Raise `UserError` for the first of `given` that is not in `known`, and suggest the nearest known name."""
     known = list(known)
     for name in given:
         if name in known:
@@ -179,7 +179,7 @@ def allowed(hint: Any) -> str:
 
 
 def _range(metadata: Iterable[Any]) -> str:
-    """The range that annotations of a number, a text or a list add, in words."""
+    """Describe in words the range given by the annotations of a number, text or list."""
     words = []
     for limit in metadata:
         match limit:
@@ -201,7 +201,7 @@ def _range(metadata: Iterable[Any]) -> str:
 
 
 def _explained(where: str, hint: Any, value: Any, error: ValidationError) -> UserError:
-    """The one sentence about `value`: about its first wrong item, as deep as pydantic says."""
+    """Return the error for the first wrong item of `value`, at the deepest level that pydantic reports."""
     details = error.errors(include_url=False, include_input=False)
     steps = max((_steps(value, detail["loc"]) for detail in details), key=len)
     details = [detail for detail in details if _steps(value, detail["loc"]) == steps]
@@ -218,7 +218,7 @@ def _explained(where: str, hint: Any, value: Any, error: ValidationError) -> Use
 
 
 def _steps(value: Any, place: tuple[Any, ...]) -> list[Any]:
-    """The way to the item of `value` at a `place` of pydantic's, which also names the alternatives that it tried."""
+    """Return the path to the item of `value` at pydantic's location `place`, without the union alternatives in it."""
     steps = []
     for step, following in zip_longest(place, place[1:]):
         if isinstance(value, Mapping):
@@ -232,7 +232,7 @@ def _steps(value: Any, place: tuple[Any, ...]) -> list[Any]:
 
 
 def _inner(hint: Any, step: Any) -> Any:
-    """What an annotation takes as the item `step` of a list or a mapping."""
+    """Return the annotation of the item at `step` of a list or a mapping."""
     for option in _options(hint):
         origin, items = get_origin(option), get_args(option)
         if origin is tuple:
@@ -243,7 +243,7 @@ def _inner(hint: Any, step: Any) -> Any:
 
 
 def _options(hint: Any) -> tuple[Any, ...]:
-    """The alternatives of an annotation, without their ranges."""
+    """Return the alternatives of an annotation, without their ranges."""
     if get_origin(hint) is Annotated:
         return _options(get_args(hint)[0])
     if get_origin(hint) in (Union, types.UnionType):
@@ -253,7 +253,7 @@ def _options(hint: Any) -> tuple[Any, ...]:
 
 @lru_cache(maxsize=1024)
 def type_hints(annotated: Any) -> dict[str, Any]:
-    """The annotations of a class or function, with their ranges."""
+    """Return the annotations of a class or function, including their ranges."""
     return get_type_hints(annotated, include_extras=True)
 
 
@@ -262,7 +262,7 @@ def _adapter(hint: Any) -> TypeAdapter[Any]:
     options = ConfigDict(strict=True, allow_inf_nan=False, arbitrary_types_allowed=True)
     try:
         return TypeAdapter(hint, config=options)
-    except PydanticUserError:  # of a dataclass, whose values are checked field by field
+    except PydanticUserError:  # raised for dataclasses; their values are checked field by field
         return TypeAdapter(hint)
 
 

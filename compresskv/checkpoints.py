@@ -35,22 +35,22 @@ _ORIGIN = "origin.json"
 _HUB_TIMEOUT = 5.0  # seconds
 _WITHOUT_EFFECT = re.compile(
     r"(transformer\.)?h\.\d+\.attn(\.attention)?\.(masked_)?bias"  # GPT-2, GPT-J, GPT-Neo: the causal mask, a constant
-    r"|gpt_neox\.layers\.\d+\.attention\.(masked_)?bias"  # the same of GPT-NeoX
-    r"|(v_head|value_head|score|reward_head)\..+"  # heads for rewards, not for predicting tokens
+    r"|gpt_neox\.layers\.\d+\.attention\.(masked_)?bias"  # GPT-NeoX: the causal mask
+    r"|(v_head|value_head|score|reward_head)\..+"  # heads that predict rewards instead of tokens
 )
-"""Names of tensors of a checkpoint that its language model does not have and does not need."""
+"""Names of checkpoint tensors that the language model does not have and does not need."""
 _TRIED = ("hello  12345", "  x\n\n1. It's 3'S\t\tDON'T 1,000.5 (abc)!?", "один  два 二三 é\r\n  \n x", "hellooo world")
 """Texts that tokenizers split into words in different ways."""
 _WHOLE = (3, 4)  # values of tokenizer.ggml.token_type: control, and user-defined
 _SETTLED = 2.0
-"""Seconds after which a file's time of change tells whether it has changed since."""
+"""Age in seconds from which the times of a file reliably show later changes."""
 
 
 def complete(info: Mapping[str, Iterable], source: str) -> None:
-    """Raise `UserError`, naming the tensors, unless a checkpoint gave the model all its weights and no others.
+    """Raise `UserError`, naming the tensors, unless the checkpoint provided exactly the weights of the model.
 
-    `info` is what `from_pretrained(..., output_loading_info=True)` returns beside the model. Tensors that are known not
-    to affect predictions are allowed.
+    `info` is the loading information that `from_pretrained(..., output_loading_info=True)` returns with the model.
+    Tensors that are known not to affect predictions are allowed.
     """
     wrong = {
         "missing": info["missing_keys"],
@@ -74,9 +74,9 @@ def complete(info: Mapping[str, Iterable], source: str) -> None:
 
 
 def ask_once(source: str, revision: str | None) -> None:
-    """Raise at once if a hub id is not cached and the hub cannot be reached; `from_pretrained` tries for a minute.
+    """Raise at once if a hub id is not cached and the hub cannot be reached. `from_pretrained` tries for a minute.
 
-    No request is made for a directory, or under HF_HUB_OFFLINE.
+    Makes no request for a directory, or if HF_HUB_OFFLINE is set.
     """
     if os.path.exists(source) or constants.HF_HUB_OFFLINE:
         return
@@ -87,9 +87,9 @@ def ask_once(source: str, revision: str | None) -> None:
 
 
 def fingerprint(source: str, revision: str | None, code: bool = False) -> str:
-    """A hash of what the model is: the hub's commit, or the contents of the files that are read.
+    """Return a hash that identifies the model: the hub's commit, or a hash of the contents of the files that are read.
 
-    The commit is used if each file in the hub's cache still has the hash in its name; otherwise the contents are
+    The commit is used if each file in the hub's cache still matches the hash in its name; otherwise the contents are
     hashed. `code`: whether code that comes with the model runs. Hashes are cached (see `sha256`). Raises `UserError` if
     the weights are ambiguous.
     """
@@ -98,14 +98,14 @@ def fingerprint(source: str, revision: str | None, code: bool = False) -> str:
     if folder == Path(source) or not all(_as_downloaded(folder / name) for name in contents):
         identity: object = contents
     else:
-        identity = [source, folder.name]  # which is the commit
+        identity = [source, folder.name]  # the snapshot folder is named after the commit
     if code and (elsewhere := _code_elsewhere(folder)):
         identity = [identity, elsewhere]
     return hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16]
 
 
 def folder_of(source: str, revision: str | None) -> Path:
-    """The folder of the files: a directory, or the cached commit of a hub id's `revision`.
+    """Return the folder of the model files: a directory, or the cached commit of a hub id's `revision`.
 
     Raises an `OSError` of huggingface_hub if the id is not in the cache.
     """
@@ -115,12 +115,12 @@ def folder_of(source: str, revision: str | None) -> Path:
 
 
 def _contents(folder: Path, code: bool = False) -> dict[str, str]:
-    """The sha256 of each file that a model or a tokenizer is read from, by its name in `folder`."""
+    """Return the sha256 of each file that a model or a tokenizer is read from, by its name in `folder`."""
     return {name: sha256([folder / name]) for name in model_files.names(folder, code) if name != _ORIGIN}
 
 
 def _as_downloaded(path: Path) -> bool:
-    """Whether a file in the hub's cache links to a file that is named after its content: its sha256, or git's hash."""
+    """Return whether a file in the hub's cache links to a blob named after the hash of its content (sha256 or git)."""
     if not path.is_symlink():
         return False
     name = Path(os.readlink(path)).name
@@ -131,10 +131,10 @@ def _as_downloaded(path: Path) -> bool:
 
 
 def _code_elsewhere(folder: Path) -> dict[str, str]:
-    """The sha256 of each Python file in the other repositories or folders from which `folder` takes code."""
+    """Return the sha256 of each Python file in the other repositories or folders that `folder` takes code from."""
     found: dict[str, str] = {}
     for repository, module in model_files.code_elsewhere(folder):
-        with suppress(LocalEntryNotFoundError):  # then it was not run
+        with suppress(LocalEntryNotFoundError):  # not downloaded, so it was not run
             home = Path(repository)
             if not home.is_dir():
                 home = Path(hf_hub_download(repository, module, local_files_only=True)).parent
@@ -143,10 +143,10 @@ def _code_elsewhere(folder: Path) -> dict[str, str]:
 
 
 def sha256(parts: Sequence[Path]) -> str:
-    """The sha256 of these files put together.
+    """Return the sha256 of the concatenation of these files.
 
-    Kept in the user's cache for as long as path, size, times and inode stay the same. An edit changes the ctime, which
-    cannot be set back.
+    The hash of more than 1 MiB is kept in the user's cache for as long as path, size, times and inode stay the same. An
+    edit changes the ctime, which cannot be set back.
     """
     states = [(str(path.absolute()), path.stat()) for path in parts]
     key = json.dumps([[name, s.st_size, s.st_mtime_ns, s.st_ctime_ns, s.st_ino] for name, s in states])
@@ -170,11 +170,11 @@ def sha256(parts: Sequence[Path]) -> str:
 
 
 def from_gguf(parts: Sequence[Path], expected: str | None) -> tuple[Path, str]:
-    """The safetensors copy, in the user's cache, of the GGUF file that these parts make up; and its identity.
+    """Return the safetensors copy of the GGUF file made up of these parts, and its identity.
 
-    The copy is float32 and made once. The identity is the file's sha256. If transformers ignores some settings of the
-    file, it is a hash of both. Raises `UserError` if the sha256 is not `expected`, if a key or a tensor is not
-    supported, or if the copy was changed afterwards.
+    The copy is float32, is stored in the user's cache, and is made only once. The identity is the sha256 of the file,
+    or a hash of the sha256 and of the settings that transformers ignores, if there are any. Raises `UserError` if the
+    sha256 is not `expected`, if a key or a tensor is not supported, or if the copy was changed afterwards.
     """
     file = gguf_file.read(parts)
     digest = sha256(parts)
@@ -218,7 +218,7 @@ def _without_ending(name: str) -> str:
 
 
 def _dequantise(file: gguf_file.GgufFile, meaning: gguf_model.Meaning, target: Path) -> None:
-    """Save a GGUF file as float32 safetensors; the folder appears under its name only when it is complete."""
+    """Save a GGUF file as float32 safetensors. The folder gets its final name only when it is complete."""
     config = meaning.configuration()
     source = str(file.parts[0])
     kept = {name: tensor.elements for name, tensor in file.tensors.items()}
@@ -269,7 +269,7 @@ def _dequantise(file: gguf_file.GgufFile, meaning: gguf_model.Meaning, target: P
 
 
 def _weights_of(config: PreTrainedConfig) -> float:
-    """The number of weights of the model of this configuration, without allocating them."""
+    """Return the number of weights of a model with this configuration, without allocating them."""
     try:
         with torch.device("meta"):
             return sum(weight.numel() for weight in AutoModelForCausalLM.from_config(config).parameters())
@@ -278,7 +278,7 @@ def _weights_of(config: PreTrainedConfig) -> float:
 
 
 def _honour(meaning: gguf_model.TokenizerMeaning, tokenizer: PreTrainedTokenizerBase, source: str) -> None:
-    """Apply the settings of the file that transformers ignores to the tokenizer, and test it."""
+    """Apply the tokenizer settings of the file that transformers ignores, and test the tokenizer."""
     backend = tokenizer.backend_tokenizer
     if meaning.single_digits:
         words = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -304,9 +304,9 @@ def _honour(meaning: gguf_model.TokenizerMeaning, tokenizer: PreTrainedTokenizer
 
 
 def _save(tokenizer: PreTrainedTokenizerBase, folder: Path, source: str) -> None:
-    """Save the tokenizer so that it is the same when it is loaded.
+    """Save the tokenizer in a form that loads as the same tokenizer.
 
-    transformers would load it as the tokenizer of its model's family, which may split text in another way.
+    By default, transformers would load it as the tokenizer of the model's family, which may split text differently.
     """
     tokenizer.save_pretrained(folder)
     if _reads_alike(tokenizer, AutoTokenizer.from_pretrained(folder)):
@@ -329,7 +329,7 @@ def _reads_alike(one: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase) -
 def _refuse_other_tokens(
     file: gguf_file.GgufFile, meaning: gguf_model.Meaning, tokenizer: PreTrainedTokenizerBase
 ) -> None:
-    """Raise `UserError` where a special token of the file is another in the tokenizer, or is read as several."""
+    """Raise `UserError` if a special token of the file has another id in the tokenizer, or is read as several."""
     source, tokens = file.parts[0], file.keys["tokenizer.ggml.tokens"]
     for name, said in (("bos", meaning.bos), ("eos", meaning.stop_ids[0])):
         if (made := getattr(tokenizer, f"{name}_token_id")) != said:

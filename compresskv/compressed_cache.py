@@ -36,28 +36,33 @@ def compressed(
     interval: int = 64,
     protect: Literal["none", "prompt"] = "none",
 ) -> Iterator[LayerwiseCache]:
-    """A cache for `model.generate(**inputs, past_key_values=cache)` with one prompt; leaving restores the model.
+    """Create a cache that compresses one prompt, for `model.generate(**inputs, past_key_values=cache)`.
 
-    transformers 5.24 and newer call the argument `cache`.
+    transformers 5.24 and newer call the argument `cache`. Leaving the block restores the model.
 
     The prompt is compressed once all of it has passed through the model. Pass it in one forward pass, in `generate`
-    with `prefill_chunk_size`, or, with `prompt_length` (tokens), in any number of forward passes. Later tokens are
-    added unchanged, any number at a time: generated ones, a question, a second turn. `cache.crop(length)` removes them
-    again, `copy.deepcopy(cache)` makes a second cache. Inside the block gradients are off.
+    with `prefill_chunk_size`, or, if you give `prompt_length` (tokens), in any number of forward passes. Later tokens
+    (generated tokens, a question, a second turn) are added unchanged, any number at a time. `cache.crop(length)`
+    removes them again, and `copy.deepcopy(cache)` makes a second cache. Gradients are off inside the block.
 
-    `method`: an `EvictionMethod`, or the name of one in conf/method. A named method that needs a calibration uses the
-    model's, or `calibration`: a loaded one, a source such as "published", or the path of a file. `budget`: kept tokens
-    per layer and KV head, the observation window included, or a share of the prompt such as "25%"; None keeps
-    everything. `generation_config`: whether
-    `generate` applies the checkpoint's settings for greedy decoding, such as a repetition penalty; its own arguments
-    always apply. `backend`: "sdpa" or "flash_attention_2" (None: the latter if the model uses it).
+    `method`: an `EvictionMethod`, or the name of a method in conf/method. A named method that needs a calibration uses
+    the model's, or `calibration`: a loaded calibration, a source such as "published", or the path of a file.
 
-    `when`="prompt+decode": each KV head is evicted again after every `interval` further tokens, back to what it kept of
-    the prompt; between two evictions it holds up to `interval` tokens more. `protect`="prompt" then only takes tokens
-    that came after the prompt. `crop` cannot undo an eviction.
+    `budget`: kept tokens per layer and KV head, including the observation window, or a share of the prompt such as
+    "25%". None keeps everything.
 
-    Raises `UserError` for a budget that does not exceed the window; in use, for padding, batches and unsupported
-    attention; on leaving the block, for a cache that was not used; and if the cache is used after the block.
+    `generation_config`: whether `generate` applies the checkpoint's settings for greedy decoding, such as a repetition
+    penalty. Arguments of `generate` always apply.
+
+    `backend`: "sdpa", "varlen" or "flash_attention_2". None selects the last if the model uses it, else varlen if it
+    can run, else sdpa.
+
+    `when`="prompt+decode": after every `interval` further tokens, each KV head is evicted again, back to the number of
+    tokens that it kept of the prompt. Between two evictions it holds up to `interval` tokens more. With
+    `protect`="prompt", these evictions only drop tokens that came after the prompt. `crop` cannot undo an eviction.
+
+    Raises `UserError` if the budget does not exceed the window; in use, for padding, batches and unsupported attention;
+    on leaving the block, if the cache was not used; and if the cache is used after the block.
     """
     if backend is None:
         backend = own_backend(model)
@@ -78,9 +83,9 @@ def compressed(
 
 @contextmanager
 def _generating(model: PreTrainedModel) -> Iterator[None]:
-    """Within it, chunked `model.generate` sets the prompt's length in its `LayerwiseCache`.
+    """Make chunked `model.generate` set the prompt's length in its `LayerwiseCache`, inside the block.
 
-    Raises `UserError` if it continues without that cache.
+    Raises `UserError` if `generate` continues without that cache.
     """
     own, generate = vars(model).get("generate"), getattr(model, "generate", None)
     if generate is None:  # a model without a head

@@ -1,4 +1,4 @@
-"""The context of a method: the run's observation window, the model's shape, its calibration."""
+"""The context of a method: the run's observation window, the model's shape and its calibration."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -14,14 +14,14 @@ from compresskv.protocol import EvaluationProtocol
 
 @dataclass(frozen=True)
 class Context:
-    """The first argument of the functions that make a scorer or an allocator.
+    """Context that is passed as the first argument to the functions that make a scorer or an allocator.
 
     `layers`: number of layers that evict. `first_prompt`: length (tokens) of the task's first sample in dataset order.
-    `selecting_heads`: query heads per layer with which the method's scorer selects; None if it has no such number, or
-    does not exist yet. `weights` and `fingerprint`: identify the weights and their files, as in a calibration. Without
-    `check_weights`, calibrations of other weights are accepted too. `calibration_setting`: the setting by which
-    `calibration` was found. `look_up`: returns the context with the model's weights and calibration; it is slow, and
-    called only when a method asks for the calibration.
+    `selecting_heads`: number of query heads per layer with which the method's scorer selects; None if the scorer has no
+    such number, or is not built yet. `weights` and `fingerprint`: identify the weights and their files, as in a
+    calibration. Without `check_weights`, calibrations of other weights are accepted too. `calibration_setting`: the
+    setting by which `calibration` was found. `look_up`: returns the context with the model's weights and calibration.
+    It is slow, so it is called only when a method asks for the calibration.
     """
 
     model: str
@@ -41,20 +41,20 @@ class Context:
 
     @property
     def score_dtype(self) -> torch.dtype | None:
-        """The dtype of scores; None: the model's."""
+        """Dtype of the scores; None: the model's dtype."""
         return None if self.protocol.score_dtype == "model" else torch.float32
 
     @property
     def scoring(self) -> Observation:
-        """The run's observation as a scorer uses it."""
+        """The run's observation settings, in the form that a scorer uses."""
         observation = self.observation
         return Observation(observation.window, observation.kernel, observation.pooling, self.score_dtype)
 
     def calibrated(self, any_observation: bool = False) -> Calibration:
-        """The model's calibration, made with its weights and for this observation. Raises `UserError` without one.
+        """Return the model's calibration, made with its weights and for this observation.
 
-        `any_observation`: accept a calibration for another observation, for values that do not depend on it, such as
-        the ranking of retrieval heads.
+        Raises `UserError` if it is missing or does not fit. `any_observation`: accept a calibration for another
+        observation, for values that do not depend on it, such as the ranking of retrieval heads.
         """
         if self.look_up:
             return self.look_up().calibrated(any_observation)
@@ -89,7 +89,7 @@ class Context:
         return made
 
     def _not_of_this_model(self, made: Calibration) -> tuple[str, str] | None:
-        """Why a calibration was made for another model, and the fix; None if it may be of this one."""
+        """Return why a calibration belongs to another model, and the fix; None if it may belong to this model."""
         calibrate = "calibrate this model"
         if self.check_weights and (wrong := self._of_other_weights(made)):
             return wrong, f"{calibrate}, or set calibration_check=off"
@@ -104,7 +104,7 @@ class Context:
         return None
 
     def _of_other_weights(self, made: Calibration) -> str | None:
-        """How the weights, or without them the files or the name, of a calibration differ from this model's."""
+        """Describe how a calibration's weights, or if unknown its files or its name, differ from this model's."""
         if made.weights and self.weights:
             same_model = same(made.weights, self.weights)
         elif made.model_fingerprint and self.fingerprint:

@@ -1,4 +1,4 @@
-"""From token ids to text, with the clean-up that transformers did before version 5."""
+"""Convert token ids to text, with the clean-up that transformers applied before version 5."""
 
 from collections.abc import Sequence
 
@@ -16,18 +16,18 @@ _CLEAN = (
     (" 've", "'ve"),
     (" 're", "'re"),
 )
-"""Replacements, in this order. Source: `clean_up_tokenization` of transformers 4.45 (Apache-2.0)."""
+"""Replacements, applied in this order. Source: `clean_up_tokenization` of transformers 4.45 (Apache-2.0)."""
 
 
 def asks_for_cleanup(tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Whether the tokenizer's configuration asks for the clean-up, which transformers 5 ignores for BPE."""
+    """Return whether the tokenizer's configuration asks for the clean-up, which transformers 5 ignores for BPE."""
     return bool(getattr(tokenizer, "clean_up_tokenization_spaces", False))
 
 
 def text_of(ids: Sequence[int], tokenizer: PreTrainedTokenizerBase, cleanup: bool, special: bool = False) -> str:
-    """The text of `ids`, without special tokens unless `special`.
+    """Decode `ids` to text, without special tokens unless `special` is set.
 
-    `cleanup`: apply the clean-up of transformers 4.45; otherwise decode as the installed version does.
+    `cleanup` applies the clean-up of transformers 4.45. Without it, ids are decoded as the installed version does.
     """
     if not (cleanup and asks_for_cleanup(tokenizer)):
         return tokenizer.decode(ids, skip_special_tokens=not special)

@@ -1,4 +1,4 @@
-"""Messages for the user: errors about what was asked for, and notes."""
+"""Messages for the user: errors in their input, and notes."""
 
 import warnings
 from collections.abc import Iterator, Mapping
@@ -6,17 +6,16 @@ from contextlib import contextmanager
 from pathlib import Path
 
 SHOWN = 80
-"""Characters of a value that a sentence quotes."""
+"""Maximum number of characters of a value that an error quotes."""
 
 
 class UserError(ValueError):
-    """A mistake in what the user asked for, or something the machine refuses; printed without a traceback.
+    """A mistake in the user's input, or a request that the machine cannot serve. Printed without a traceback.
 
     `field`: the setting (dotted path), argument, option or field of a file that is wrong; None for a whole file or run.
-    `value`: its value; `...` if no value is wrong. `fix`: what to do. `why`: what is wrong, if the fix does not say so.
-    `where`: the file, with the line, that contains the field, if any.
-
-    `str` makes one sentence of these: `where: field=value: why: fix`.
+    `value`: its value, or `...` if no value is wrong. `fix`: what to do. `why`: what is wrong, if the fix does not say
+    so. `where`: the file, with the line, that contains the field, if any. `str` joins them into one sentence: `where:
+    field=value: why: fix`.
     """
 
     def __init__(
@@ -33,7 +32,7 @@ class UserError(ValueError):
 
 @contextmanager
 def located(where: str | Path) -> Iterator[None]:
-    """Name the file `where`, with the line, in a `UserError` about one of its fields."""
+    """Add the file `where`, with the line, to a `UserError` about one of its fields."""
     try:
         yield
     except UserError as error:
@@ -42,11 +41,11 @@ def located(where: str | Path) -> Iterator[None]:
 
 
 class Note(UserWarning):
-    """A choice that changes results and that the user did not make."""
+    """Warning about a choice that changes results and that the user did not make."""
 
 
 def note(sentence: str) -> None:
-    """Tell the user about such a choice, once per process."""
+    """Warn the user about such a choice, once per process."""
     warnings.warn_explicit(sentence, Note, "compresskv", 0, registry=_TOLD)
 
 
@@ -54,7 +53,7 @@ _TOLD: dict[str | tuple[str, type[Warning], int], int] = {}
 
 
 class PromptError(UserError):
-    """One prompt has no answer, because memory ran out or numbers are not finite. Others may have one."""
+    """One prompt cannot be answered: memory ran out, or numbers are not finite. Other prompts may still succeed."""
 
 
 class NonFiniteError(PromptError):
@@ -62,12 +61,12 @@ class NonFiniteError(PromptError):
 
 
 def part_name(part: object) -> str:
-    """The name of a scorer or an allocator in errors: its own, or that of its class."""
+    """Return the name of a scorer or an allocator for errors: its own name, or the name of its class."""
     return part if isinstance(part, str) else getattr(part, "__name__", type(part).__name__)
 
 
 def readable(value: object, longest: int = SHOWN) -> str:
-    """`value` as a configuration would write it, on one line of at most `longest` characters; a path is never cut."""
+    """Format `value` as in a configuration, on one line of at most `longest` characters. A path is never cut."""
     if isinstance(value, Path):
         return str(value) if str(value).isprintable() else repr(str(value))
     if isinstance(value, bool) or value is None:
@@ -75,13 +74,13 @@ def readable(value: object, longest: int = SHOWN) -> str:
     if isinstance(value, str):
         text = value if value and value.isprintable() else repr(value)
     elif isinstance(value, (list, tuple)):
-        # Of a long one, what fits.
+        # Of a long sequence, show what fits.
         text = f"[{', '.join(readable(item) for item in value[:SHOWN])}]"
     elif isinstance(value, Mapping):
         text = "{" + ", ".join(f"{readable(k)}: {readable(v)}" for k, v in value.items()) + "}"
     else:
         try:
             text = repr(value)
-        except ValueError:  # Python refuses to write out integers of thousands of digits
+        except ValueError:  # Python refuses to print integers of thousands of digits
             text = "a number of thousands of digits"
     return text if len(text) <= longest else text[: longest - 1] + "…"

@@ -2,11 +2,11 @@
 
 A method is a `Scorer` (how important is each past token of a layer?) and an `Allocator` (how many past tokens may each
 layer, or each of its KV heads, keep?). A scorer that needs queries before the observation window has an `Observer`,
-which sees the queries of the whole prompt; one that needs hidden states gets those of a layer before they are freed.
-Everything else is common code: attention in this file; the choice of tokens, and the rule that an evicted token never
-returns, in selection.py.
+which sees the queries of the whole prompt. A scorer that needs hidden states gets those of a layer before they are
+freed. The rest is common code: this file computes attention; selection.py chooses the tokens and ensures that an
+evicted token never returns.
 
-Notation: S prompt tokens, of which the last w are the observation window and always kept; the n = S - w others are the
+Notation: S prompt tokens. The last w are the observation window and always kept; the n = S - w tokens before it are the
 *past*. L layers, H_kv KV heads of G query heads each. Budget B = mean number of KV tokens kept per layer and KV head
 after the prefill, window included.
 """
@@ -25,7 +25,7 @@ from compresskv.observation import ObservationConfig
 from compresskv.read_only import ReadOnly
 
 Capacity = int | tuple[int, ...]
-"""Past tokens a layer may keep: one number for all its KV heads, or one for each."""
+"""Number of past tokens a layer may keep: one number for all its KV heads, or one per head."""
 
 
 @dataclass(frozen=True)
@@ -39,16 +39,16 @@ class PromptShape:
 
     @property
     def past(self) -> int:
-        """Prompt tokens outside the observation window."""
+        """Number of prompt tokens before the observation window."""
         return max(self.length - self.window, 0)
 
 
 @dataclass(frozen=True, eq=False)
 class HiddenStates:
-    """What the attention module of a layer received with a whole prompt; do not write to any of it.
+    """Inputs that the attention module of a layer received for a whole prompt. Do not write to any of them.
 
-    `states` [prompt, hidden]; `cos` and `sin` [prompt, rotary_dim] of the model's RoPE. `module` has the projections,
-    `rotary` gives the angles of any positions; None for a model without one.
+    `states` [prompt, hidden]; `cos` and `sin` [prompt, rotary_dim] of the model's RoPE. `module` has the projections.
+    `rotary` computes the angles of any positions; None for a model without such a module.
     """
 
     states: Tensor
@@ -60,14 +60,15 @@ class HiddenStates:
 
 @dataclass(frozen=True, eq=False)
 class LayerPrefill:
-    """One layer after it attended to the whole prompt; all tensors are post-RoPE.
+    """One layer after it attended to the whole prompt. All tensors are post-RoPE; do not write to any of them.
 
-    `queries` [q_heads, window, head_dim]: queries of the last prompt positions. A scorer gets those of its own window;
-    the engine keeps those of the widest window in use. `keys` and `values` [kv_heads, prompt, head_dim] are complete.
-    `index` counts the layers that evict. `observed`: the observer of each scorer that has one, after all queries of the
-    prompt; a scorer gets only its own. `hidden`: only for a scorer that `needs_hidden_states`, and only while this is
-    the last layer that was computed. `scored`: what such scorers made of it then, or the error of each. Do not write to
-    any tensor.
+    `queries` [q_heads, window, head_dim]: queries of the last prompt positions. The engine keeps those of the widest
+    window in use, and a scorer gets those of its own window. `keys` and `values` [kv_heads, prompt, head_dim] are
+    complete. `index` counts the layers that evict.
+
+    `observed`: the observer of each scorer that has one, after all queries of the prompt. A scorer gets only its own.
+    `hidden`: set only for a scorer that `needs_hidden_states`, and only while this is the layer computed last.
+    `scored`: the scores of such scorers, computed at that time, or the error of each.
     """
 
     index: int
@@ -89,7 +90,7 @@ class LayerPrefill:
             self.shown.show("the hidden states", self.hidden.states, self.hidden.cos, self.hidden.sin)
 
     def seen_by(self, scorer: "Scorer") -> "LayerPrefill":
-        """The layer for `scorer`: the queries in its window, its observer, and the attention that all scorers share."""
+        """Return the layer as `scorer` sees it: its queries, its observer, and the attention that all scorers share."""
         rows = min(max(scorer.window, 1), self.queries.shape[1])
         observed = {scorer: self.observed[scorer]} if scorer in self.observed else {}
         hidden = self.hidden if needs_hidden_states(scorer) else None
@@ -98,9 +99,9 @@ class LayerPrefill:
         return seen
 
     def finite(self) -> Tensor:
-        """Whether queries, keys, values and the attention that was computed are finite: bool [], on their device."""
+        """Return whether queries, keys, values and the computed attention are finite: bool [], on their device."""
         parts = (self.queries, self.keys, self.values, *self._attention.values())
-        # NaN is the largest and the smallest of all; few launches, since every layer is asked.
+        # NaN propagates through both max and min. Few launches, since this runs for every layer.
         return torch.cat([torch.stack(part.aminmax()).float() for part in parts]).isfinite().all()
 
     @property
@@ -112,7 +113,7 @@ class LayerPrefill:
         return self.keys.shape[0]
 
     def window_attention(self, window: int, dtype: torch.dtype | None = torch.float32) -> Tensor:
-        """Attention weights of the last `window` prompt positions over the prompt: [q_heads, window, prompt].
+        """Return attention weights of the last `window` prompt positions over the prompt: [q_heads, window, prompt].
 
         Logits are computed in `dtype` (None: the model's), the softmax in float32, and the result is cast to `dtype`
         (SnapKV, Li et al. 2024). Computed once for the widest window, because the rows of a softmax are independent.
@@ -142,11 +143,11 @@ class Observation(ObservationConfig):
     dtype: torch.dtype | None = torch.float32
 
     def attention(self, layer: LayerPrefill) -> Tensor:
-        """Attention of the window over the past, without renormalisation: [q_heads, window, past]."""
+        """Return the attention of the window over the past, without renormalisation: [q_heads, window, past]."""
         return layer.window_attention(self.window, self.dtype)[..., : -self.window]
 
     def pool(self, scores: Tensor) -> Tensor:
-        """Pooling over the last axis, length preserved; the average divides by `kernel` at the edges too."""
+        """Pool over the last axis and preserve its length. The average divides by `kernel` at the edges too."""
         if self.kernel == 1 or scores.shape[-1] == 0:
             return scores
         pooling = F.avg_pool1d if self.pooling == "average" else F.max_pool1d
@@ -155,32 +156,32 @@ class Observation(ObservationConfig):
 
 @dataclass(frozen=True, eq=False)
 class LayerScores:
-    """Importance of a layer's past tokens, `scores` [kv_heads, past]; a subclass may hold more for its allocator.
+    """Importance of a layer's past tokens: `scores` [kv_heads, past]. A subclass may hold more for its allocator.
 
-    `contest` [kv_heads, past]: the scores by which an allocator compares KV heads, if they differ from `scores`.
+    `contest` [kv_heads, past]: the scores with which an allocator compares KV heads, if they differ from `scores`.
     """
 
     nested: ClassVar[bool] = True
-    """Whether what is kept with a smaller capacity is always a part of what is kept with a larger one."""
+    """Whether the tokens kept with a smaller capacity are always a subset of those kept with a larger capacity."""
 
     scores: Tensor
     contest: Tensor | None = field(default=None, kw_only=True)
 
     @cached_property
     def shown(self) -> ReadOnly:
-        """The tensors of these scores; allocators must not write to them."""
+        """The tensors of these scores, guarded against writes by allocators."""
         shown = ReadOnly()
         shown.show("scores", *(value for value in vars(self).values() if isinstance(value, Tensor)))
         return shown
 
     @property
     def shared(self) -> bool:
-        """Whether all heads have the same row of scores, in one place."""
+        """Whether all heads share one row of scores in memory."""
         return self.scores.shape[0] == 1 or self.scores.stride(0) == 0
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the scores and of their ranking, whether or not it was made yet."""
+        """Size in bytes of the scores and of their ranking, including a ranking that is not computed yet."""
         rows = 1 if self.shared else self.scores.shape[0]
         contest = 0 if self.contest is None else self.contest.untyped_storage().nbytes()
         return self.scores.untyped_storage().nbytes() + rows * self.scores.shape[1] * torch.int64.itemsize + contest
@@ -189,7 +190,7 @@ class LayerScores:
     def ranking(self) -> Tensor:
         """Past positions of each KV head, best first, ties to the lower index: [kv_heads, past], int64.
 
-        One sort serves every budget. NaN is refused by `selection.refuse_nan`.
+        One sort serves every budget. `selection.refuse_nan` refuses NaN.
         """
         scores = self.scores[:1] if self.shared else self.scores
         order = scores.float().sort(dim=-1, descending=True, stable=True).indices
@@ -200,7 +201,7 @@ class LayerScores:
     def best_heads(self) -> Tensor:
         """KV head of each contest score, best score first, ties to the lower head: [kv_heads * past], int16.
 
-        On the CPU, so that counting for any budget does not wait for the device again.
+        Kept on the CPU, so that counting for any budget does not synchronise with the device again.
         """
         contest = self.scores if self.contest is None else self.contest
         order = contest.float().flatten().sort(descending=True, stable=True).indices
@@ -209,9 +210,10 @@ class LayerScores:
         return heads
 
     def order(self, capacity: Capacity) -> Tensor:
-        """Past positions of each KV head, [kv_heads, past]: a head that may keep n tokens keeps the first n.
+        """Return the past positions of each KV head in keeping order, [kv_heads, past].
 
-        So the tokens kept with a smaller capacity are a subset of those kept with a larger one, if it is `nested`.
+        A head that may keep n tokens keeps the first n. If the scores are `nested`, the tokens kept with a smaller
+        capacity are therefore a subset of those kept with a larger one.
         """
         return self.ranking
 
@@ -223,11 +225,11 @@ class LayerScores:
 
 
 class Scorer(Protocol):
-    """How important is each past token of a layer? Hashable, so that settings can share its scores."""
+    """How important is each past token of a layer? A scorer is hashable, so that settings can share its scores."""
 
     @property
     def window(self) -> int:
-        """Tokens at the end of the prompt that are not scored but always kept."""
+        """Number of tokens at the end of the prompt that are not scored but always kept."""
         ...
 
     def __call__(self, layer: LayerPrefill) -> LayerScores: ...
@@ -237,11 +239,11 @@ class Observer(Protocol):
     """Accumulates, for one layer, what a scorer needs from all queries of the prompt.
 
     Queries arrive in order, one forward pass at a time: the whole prompt, or the chunks of a chunked prefill. The
-    attention of all queries to all keys never exists at once.
+    attention of all queries to all keys is never held in memory at once.
     """
 
     def __call__(self, queries: Tensor, keys: Tensor, scaling: float) -> None:
-        """`queries` [q_heads, new, head_dim] of the newest positions, `keys` [kv_heads, seen, head_dim] of all."""
+        """Observe the newest `queries` [q_heads, new, head_dim] and all `keys` so far [kv_heads, seen, head_dim]."""
         ...
 
 
@@ -250,34 +252,34 @@ class ContinuingObserver(Observer, Protocol):
     """An observer that also works while tokens are evicted during decoding."""
 
     def only(self, heads: Sequence[int], kept: Sequence[Tensor]) -> "Observer":
-        """A new observer of these KV heads and, of each, these tokens: sorted places, int64, equally many."""
+        """Return an observer of these KV heads and, for each, these tokens: sorted indices, int64, equal in number."""
         ...
 
 
 @runtime_checkable
 class ObservingScorer(Protocol):
-    """A scorer that needs queries outside its window; `LayerPrefill.observed` has its observer."""
+    """A scorer that needs queries outside its window. `LayerPrefill.observed` contains its observer."""
 
     def observer(self) -> Observer:
-        """A new observer, for one layer of one prompt."""
+        """Create an observer for one layer of one prompt."""
         ...
 
 
 @runtime_checkable
 class HiddenStateScorer(Protocol):
-    """A scorer that needs `LayerPrefill.hidden`, of a prompt that passes in one forward, if this is true."""
+    """A scorer that may need `LayerPrefill.hidden`. If this is true, the prompt must pass in one forward."""
 
     @property
     def needs_hidden_states(self) -> bool: ...
 
 
 def needs_hidden_states(scorer: Scorer) -> bool:
-    """Whether `scorer` reads the hidden states of the prompt."""
+    """Return whether `scorer` reads the hidden states of the prompt."""
     return isinstance(scorer, HiddenStateScorer) and scorer.needs_hidden_states
 
 
 def observers(scorers: Iterable[Scorer]) -> dict[Scorer, Observer]:
-    """A new observer for each of `scorers` that has one."""
+    """Create an observer for each of `scorers` that has one."""
     return {scorer: scorer.observer() for scorer in scorers if isinstance(scorer, ObservingScorer)}
 
 
@@ -293,9 +295,9 @@ def observe(observers: Mapping[Scorer, Observer], queries: Tensor, keys: Tensor,
 
 
 def score(scorer: Scorer, layer: LayerPrefill) -> LayerScores:
-    """The scores of `layer` by `scorer`.
+    """Return the scores of `layer` by `scorer`.
 
-    Raises `UserError` if it writes to a tensor of the layer, or if its scores are not those of the layer's past.
+    Raises `UserError` if the scorer writes to a tensor of the layer, or if the scores do not match the layer's past.
     """
     if (made := layer.scored.get(scorer)) is not None:
         if isinstance(made, Exception):
@@ -310,9 +312,9 @@ def score(scorer: Scorer, layer: LayerPrefill) -> LayerScores:
 
 
 def score_at_once(scorers: Iterable[Scorer], layer: LayerPrefill) -> LayerPrefill:
-    """`layer` without its hidden states, and with the scores by `scorers`, which need them.
+    """Return `layer` without its hidden states, with the scores of those `scorers` that need them.
 
-    An error of a scorer is raised by `score`, so that it stops no other.
+    An error of a scorer is raised later by `score`, so that it does not stop the other scorers.
     """
     scored: dict[Scorer, LayerScores | Exception] = {}
     passing = replace(layer)  # the attention of the window goes with this copy
@@ -325,7 +327,7 @@ def score_at_once(scorers: Iterable[Scorer], layer: LayerPrefill) -> LayerPrefil
 
 
 def _refuse_other_scores(scores: Any, scorer: Scorer, shape: tuple[int, int]) -> None:
-    """Raise `UserError` unless these are `LayerScores` of this shape: others keep more or less than the budget."""
+    """Raise `UserError` unless `scores` are `LayerScores` of this shape. Other shapes would not match the budget."""
     if not isinstance(scores, LayerScores):
         found = type(scores).__name__
     elif tuple(scores.scores.shape) != shape:
@@ -348,18 +350,16 @@ def refuse_writes(scores: Iterable[LayerScores], part: str, *called: object) -> 
 
 
 class Allocator(Protocol):
-    """How many past tokens, the window excluded, may each layer, or each of its KV heads, keep?"""
+    """How many past tokens, without the window, may each layer, or each of its KV heads, keep?"""
 
     def __call__(self, scores: Sequence[LayerScores], shape: PromptShape, budget: int) -> Sequence[Capacity]:
-        """Capacities, in past tokens, of the layers seen so far."""
+        """Return the capacities, in past tokens, of the layers seen so far."""
         ...
 
 
 @dataclass(frozen=True)
 class EvictionMethod:
-    """A scorer and an allocator, such as CompressKV or SnapKV. Raises `UserError` for a scorer that cannot be
-    hashed.
-    """
+    """A scorer and an allocator, such as CompressKV or SnapKV. Raises `UserError` if the scorer is not hashable."""
 
     scorer: Scorer
     allocator: Allocator
@@ -391,14 +391,14 @@ class EvictionMethod:
 
 
 BLOCK = 64
-"""Queries per block, where the attention of all queries is computed."""
+"""Queries per block when the attention of all queries is computed."""
 
 
 def causal_attention(queries: Tensor, keys: Tensor, scaling: float) -> Iterator[Tensor]:
-    """Attention weights of `queries` [q_heads, new, head_dim], the last positions of `keys` [kv_heads, seen, head_dim].
+    """Yield the attention weights of `queries` [q_heads, new, head_dim] over `keys` [kv_heads, seen, head_dim].
 
-    In blocks of at most `BLOCK` queries: [q_heads, block, keys up to the block's last], float32. Keys later than a
-    query have weight 0.
+    The queries are at the last positions of `keys`. Each block has at most `BLOCK` queries: [q_heads, block, keys up to
+    the block's last], float32. Keys later than a query have weight 0.
     """
     kv_heads, seen, head_dim = keys.shape
     keys = keys.float()
@@ -414,5 +414,5 @@ def causal_attention(queries: Tensor, keys: Tensor, scaling: float) -> Iterator[
 
 
 def group_mean(per_query_head: Tensor, kv_heads: int) -> Tensor:
-    """Mean over the G query heads kG … kG+G−1 of each KV head k: [q_heads, ...] -> [kv_heads, ...]."""
+    """Average over the G query heads kG … kG+G−1 of each KV head k: [q_heads, ...] -> [kv_heads, ...]."""
     return per_query_head.unflatten(0, (kv_heads, -1)).mean(1)

@@ -1,4 +1,4 @@
-"""The folder of downloads and converted models, and the files that come with this and other packages."""
+"""The cache folder for downloads and converted models, and the files that come with this and other packages."""
 
 import os
 from collections.abc import Sequence
@@ -11,20 +11,20 @@ from compresskv.errors import UserError
 
 
 def cache_folder() -> Path:
-    """$COMPRESSKV_CACHE, by default the user's cache."""
+    """Return $COMPRESSKV_CACHE, by default a folder in the user's cache."""
     return Path(os.environ.get("COMPRESSKV_CACHE") or platformdirs.user_cache_dir("compresskv"))
 
 
 def shipped(name: str) -> Path:
-    """A folder such as `conf`: inside the package in a wheel, at the top level in a checkout."""
+    """Return the path of a folder such as `conf`: inside the package in a wheel, at the top level in a checkout."""
     packaged = Path(__file__).resolve().parent / "shipped" / name
     return packaged if packaged.is_dir() else Path(__file__).resolve().parents[1] / name
 
 
 def package_files(locations: Sequence[str]) -> list[Path]:
-    """The path of each `<package>/<file>` without importing the packages.
+    """Return the path of each `<package>/<file>` without importing the packages.
 
-    Raises `UserError` that names all packages which are not installed.
+    Raises `UserError` that names all packages that are not installed.
     """
     paths = {}
     for location in locations:
@@ -43,4 +43,4 @@ def package_files(locations: Sequence[str]) -> list[Path]:
 
 
 CONF = shipped("conf")
-"""The folder of configurations, the same as Hydra composes."""
+"""The folder of configurations that Hydra composes."""

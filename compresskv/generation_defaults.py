@@ -1,4 +1,4 @@
-"""Settings of a checkpoint's generation_config.json that change greedy decoding, besides its end tokens."""
+"""Settings of a checkpoint's generation_config.json that change greedy decoding, except its end tokens."""
 
 import copy
 import json
@@ -29,9 +29,10 @@ _NEUTRAL: dict[str, tuple] = {
     "guidance_scale": (1.0,),
     "watermarking_config": (),
 }
-"""The settings that `generate` applies with do_sample=False, and the values at which they do nothing, besides None.
+"""Settings that `generate` applies with do_sample=False, and the values (in addition to None) that disable them.
 
-Source: `_get_logits_processor` of transformers. Lengths and beams are left out, because every evaluation sets them."""
+Source: `_get_logits_processor` of transformers. Lengths and beams are left out, because every evaluation sets them.
+"""
 
 
 _UNSERVED = (
@@ -45,7 +46,7 @@ _UNSERVED = (
     "stop_strings",
     "token_healing",
 )
-"""Further settings that change what greedy decoding answers, which evaluations do not apply."""
+"""Further settings that change greedy decoding and that evaluations do not apply."""
 
 
 @dataclass(frozen=True)
@@ -58,11 +59,11 @@ class _Watermark:
 
 
 def _types(vocabulary: int) -> dict[str, Any]:
-    """The type of each setting, for a vocabulary of this size; null is always allowed."""
+    """Return the type of each setting, for a vocabulary of this size. Null is always allowed."""
     token = Annotated[int, Ge(0), Lt(vocabulary)]
     some = Annotated[tuple[token, ...], MinLen(1)]
     count = Annotated[int, Ge(0), Lt(1 << 31)]
-    end = Annotated[int, Ge(0), Lt(1 << 31)]  # one that the model does not have ends nothing: see `models._check_ends`
+    end = Annotated[int, Ge(0), Lt(1 << 31)]  # other ids end nothing: see `models._check_ends`
     positive = Annotated[float, Gt(0)]
     return {
         "eos_token_id": end | Annotated[tuple[end, ...], MinLen(1)],
@@ -84,7 +85,7 @@ def _types(vocabulary: int) -> dict[str, Any]:
 
 
 def refuse_broken(folder: Path, vocabulary: int) -> None:
-    """Raise `UserError`, naming the field, for a generation_config.json of `folder` that cannot be applied.
+    """Raise `UserError`, naming the field, if the generation_config.json of `folder` cannot be applied.
 
     transformers would silently use config.json instead of a file that it cannot read.
     """
@@ -105,7 +106,7 @@ def refuse_broken(folder: Path, vocabulary: int) -> None:
 
 
 def checked_settings(values: Mapping[str, Any], vocabulary: int) -> dict[str, Any]:
-    """The known settings among `values`, converted to their types. Raises `UserError`, naming the field."""
+    """Return the known settings among `values`, converted to their types. Raises `UserError`, naming the field."""
     return {
         name: checked_value(name, kind, values[name])
         for name, kind in _types(vocabulary).items()
@@ -114,7 +115,7 @@ def checked_settings(values: Mapping[str, Any], vocabulary: int) -> dict[str, An
 
 
 def plain(config: GenerationConfig) -> dict[str, Any]:
-    """All settings of `config` as JSON."""
+    """Return all settings of `config` as JSON data."""
     return {n: v.to_dict() if hasattr(v, "to_dict") else v for n, v in config.to_dict().items()}
 
 
@@ -133,7 +134,7 @@ def refuse_unserved_settings(config: GenerationConfig) -> None:
 
 
 def defaults_of(config: GenerationConfig) -> dict[str, Any]:
-    """The settings in `config` that change greedy decoding, as JSON."""
+    """Return the settings of `config` that change greedy decoding, as JSON data."""
     values = plain(config)
     return {
         name: values[name]
@@ -145,7 +146,7 @@ def defaults_of(config: GenerationConfig) -> dict[str, Any]:
 def processors(
     model: PreTrainedModel, settings: Mapping[str, Any], length: int, max_new_tokens: int, stop_ids: Iterable[int]
 ) -> LogitsProcessorList:
-    """transformers' own processors for these `settings`, as its `generate` makes them for greedy decoding.
+    """Create transformers' own logits processors for `settings`, as its `generate` does for greedy decoding.
 
     They take prompt and generated ids [rows, seen], int64, and logits [rows, vocabulary], float32. Raises `UserError`
     for guidance, which runs the model a second time.
@@ -162,11 +163,11 @@ def processors(
     vocabulary = model.config.get_text_config(decoder=True).vocab_size
     with located(GENERATION_CONFIG):
         typed = checked_settings(settings, vocabulary)
-    typed.pop("watermarking_config", None)  # which is a mapping
-    as_read = json.loads(json.dumps({**settings, **typed}))  # lists and floats, as transformers wants them
-    ends = sorted(token for token in stop_ids if token < vocabulary)  # only these have a logit to change
+    typed.pop("watermarking_config", None)  # a mapping, kept as it is
+    as_read = json.loads(json.dumps({**settings, **typed}))  # transformers needs lists and floats
+    ends = sorted(token for token in stop_ids if token < vocabulary)  # other ids have no logit to change
     config = GenerationConfig(**as_read, max_length=length + max_new_tokens, eos_token_id=ends or None)
-    if "min_new_tokens" in settings:  # which wins over min_length, as in `generate`
+    if "min_new_tokens" in settings:  # it takes precedence over min_length, as in `generate`
         config.min_length = length + config.min_new_tokens
     model._prepare_special_tokens(config, device=model.device)
     return model._get_logits_processor(config, input_ids_seq_length=length, device=str(model.device))
@@ -174,7 +175,7 @@ def processors(
 
 @contextmanager
 def ignored(model: PreTrainedModel) -> Iterator[None]:
-    """Within it, `generate` applies its own arguments, but none of the checkpoint's settings for greedy decoding."""
+    """Disable the checkpoint's settings for greedy decoding in `generate`. Its own arguments still apply."""
     before = model.generation_config
     model.generation_config = copy.deepcopy(before)
     for name in _NEUTRAL:

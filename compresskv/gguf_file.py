@@ -1,4 +1,4 @@
-"""The keys and tensors of a GGUF file, read from its header alone, and checked before anything large is allocated."""
+"""Read the keys and tensors of a GGUF file from its header alone, and check them before anything large is allocated."""
 
 import math
 import struct
@@ -18,12 +18,12 @@ _NUMBERS = {
 _STRING, _ARRAY = 8, 9
 _FIRST_READ = 1 << 24
 _LARGEST_HEADER = 1 << 28
-"""Bytes; vocabularies of 300,000 tokens take a twentieth of it."""
+"""Maximum header size in bytes. Vocabularies of 300,000 tokens take a twentieth of it."""
 
 
 @dataclass(frozen=True)
 class Tensor:
-    """The location and type of a tensor; `shape` is in the order of ggml, the fastest dimension first."""
+    """The location and type of a tensor. `shape` is in ggml's order, the fastest dimension first."""
 
     shape: tuple[int, ...]
     type: GGMLQuantizationType
@@ -37,16 +37,14 @@ class Tensor:
 
 @dataclass(frozen=True)
 class GgufFile:
-    """The content of one GGUF file, which may consist of several parts: `keys` by name, as Python values, and
-    `tensors`.
-    """
+    """The content of one GGUF file, of one or more parts: `keys` by name, as Python values, and `tensors`."""
 
     parts: tuple[Path, ...]
     keys: dict[str, Any]
     tensors: dict[str, Tensor]
 
     def values(self, name: str) -> list[float]:
-        """The numbers of a small float32 tensor. Raises `UserError` if it is stored in another type."""
+        """Return the values of a small float32 tensor. Raises `UserError` if it is stored in another type."""
         tensor = self.tensors[name]
         if tensor.type != GGMLQuantizationType.F32:
             raise UserError(name, "convert the model again", why="not stored as F32", where=self.parts[0])
@@ -54,15 +52,15 @@ class GgufFile:
 
 
 class _Broken(Exception):
-    """The header is invalid; the message says why."""
+    """Raised if the header is invalid. The message says why."""
 
 
 class _TooShort(Exception):
-    """The header is longer than the part that was read."""
+    """Raised if the header is longer than the part that was read."""
 
 
 def read(parts: Sequence[Path]) -> GgufFile:
-    """Read the header of the GGUF file that these parts make up when put together.
+    """Read the header of the GGUF file made up of these parts.
 
     Raises `UserError` if it is not a GGUF file, is cut off, or has an invalid header.
     """
@@ -86,7 +84,7 @@ def read(parts: Sequence[Path]) -> GgufFile:
 
 
 def _bytes(parts: Sequence[Path], start: int, count: int) -> bytes:
-    """At most `count` bytes from `start` on of these files put together."""
+    """Return at most `count` bytes from `start` on of the concatenation of these files."""
     found = b""
     for part in parts:
         size = part.stat().st_size
@@ -135,7 +133,7 @@ class _Header:
         return keys, self.tensors(infos, keys.get("general.alignment", 32))
 
     def tensors(self, infos: dict[str, tuple[tuple[int, ...], int, int]], alignment: Any) -> dict[str, Tensor]:
-        """The tensors. Each of them must be within the file, and they must not overlap."""
+        """Return the tensors. Each of them must be within the file, and they must not overlap."""
         if type(alignment) is not int or not 1 <= alignment <= 1 << 20 or alignment & (alignment - 1):
             raise _Broken(f"general.alignment={alignment} is not a power of two")
         data = -(-self.at // alignment) * alignment
@@ -168,7 +166,7 @@ class _Header:
         return np.frombuffer(self.take(np.dtype(kind).itemsize), kind)[0].item()
 
     def count(self, kind: str, smallest: int) -> int:
-        """A count of elements that take at least `smallest` bytes each."""
+        """Read a count of elements that take at least `smallest` bytes each."""
         count = self.number(kind)
         if count * smallest > self.size:
             raise _Broken(f"it declares {count} keys, tensors or elements, which is more than the file can hold")

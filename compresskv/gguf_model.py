@@ -1,7 +1,7 @@
-"""What the keys and tensors of a GGUF file mean: the configuration and the tokenizer of its model.
+"""Translate the keys and tensors of a GGUF file to the configuration and the tokenizer of its model.
 
-transformers reads some keys of a file and ignores the others. Here every key and every tensor is either applied, known
-to have no effect, or refused by name.
+transformers reads some keys of a file and ignores the others. This module applies every key and tensor, knows that it
+has no effect, or refuses it by name.
 """
 
 import hashlib
@@ -39,23 +39,23 @@ _OF_GPT2 = "attn_norm attn_qkv attn_output ffn_norm ffn_up ffn_down"
 _OF_STARCODER2 = f"{_QKV} attn_norm attn_output ffn_norm ffn_up ffn_down"
 _LAYERS_OF_GEMMA3_27B = 62
 _EVERY_OF_GEMMA3 = 6
-"""One in this many layers has no sliding window."""
+"""Period of the layers without a sliding window in Gemma 3."""
 
 _ROPE_FREQUENCIES = "rope_freqs.weight"
 _LONG, _SHORT = "rope_factors_long.weight", "rope_factors_short.weight"
 OF_THE_CONFIGURATION = frozenset({_ROPE_FREQUENCIES, _LONG, _SHORT})
-"""Tensors whose numbers are in `Meaning.config`; those of all others are the model's weights."""
+"""Tensors whose values go into `Meaning.config`. All other tensors are the model's weights."""
 
 
 @dataclass(frozen=True)
 class _Architecture:
     """A supported architecture.
 
-    `block`, `outside`: the names of its tensors in a block and outside of blocks. `epsilon`: the key of its norms'
-    epsilon and the attribute for it. `keys`: further keys that are attributes of the configuration. `fixed`: attributes
-    that every file of this architecture has. `lost`: attributes that transformers leaves at their defaults instead of
-    reading them. `rope`, `partial_rotary`, `sliding`: whether it has a rotary embedding, one that may rotate a part of
-    a head only, and sliding windows.
+    `block`, `outside`: the names of its tensors in a block and outside of blocks. `epsilon`: the GGUF key of its norms'
+    epsilon, and the configuration attribute for it. `keys`: further keys that map to attributes of the configuration.
+    `fixed`: attributes that every file of this architecture has. `lost`: attributes that transformers leaves at their
+    defaults instead of reading them. `rope`, `partial_rotary`, `sliding`: whether it has a rotary embedding, one that
+    may rotate only a part of a head, and sliding windows.
     """
 
     model_type: str
@@ -131,18 +131,18 @@ _ARCHITECTURES = {
         rope=False,
     ),
 }
-"""Each of these was compared, logit for logit, with the same model loaded from safetensors."""
+"""Supported architectures. Each was compared, logit for logit, with the same model loaded from safetensors."""
 
 _HARMLESS = (
-    r"general\.(?!sampling\.penalty).+",  # who made the file and how; sampling does not matter to greedy decoding
+    r"general\.(?!sampling\.penalty).+",  # provenance, and sampling, which does not affect greedy decoding
     r"general\.sampling\.penalty_last_n",
     r"quantize\..+|imatrix\..+|mradermacher\..+",  # how it was quantised
-    r"split\.(no|tensors\.count)",  # of a file that is whole
-    r"tokenizer\.chat_template\..+|tokenizer\.chat_templates",  # other templates than the default, which alone is used
-    r"tokenizer\.huggingface\.json",  # the same tokenizer once more
+    r"split\.(no|tensors\.count)",  # numbering of a complete file
+    r"tokenizer\.chat_template\..+|tokenizer\.chat_templates",  # additional templates; only the default is used
+    r"tokenizer\.huggingface\.json",  # the same tokenizer in another format
     r"tokenizer\.ggml\.(fim_.+|prefix|suffix|middle|seperator|mask|cls)_token_id",  # never put into a prompt
-    r"llama\.tensor_data_layout",  # a note for readers: the order of rows that every file of llama has
-    r"[^.]+\.rope\.scaling\.finetuned",  # a note for readers
+    r"llama\.tensor_data_layout",  # informational: the order of rows that every file of llama has
+    r"[^.]+\.rope\.scaling\.finetuned",  # informational
 )
 """Keys that cannot change what the model predicts."""
 
@@ -176,7 +176,7 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "tokenizer.ggml.remove_extra_whitespaces": (False,),
     "tokenizer.ggml.token_type_count": (0, 1),
 }
-"""The values at which a key, without its architecture, changes nothing; any other is refused where nothing reads it."""
+"""Values at which a key, without its architecture prefix, has no effect. A key that nothing reads must have one."""
 
 _PLAIN = frozenset({"gpt-2", "phi-2", "mpt", "olmo", "jais", "jina-es", "jina-de", "jina-v2-es", "jina-v2-de"})
 _SINGLE_DIGITS = frozenset({"starcoder", "refact", "command-r", "smollm", "codeshell", "exaone", "minerva-7b"})
@@ -190,18 +190,18 @@ _OWN_SPLIT = {
     **dict.fromkeys(("qwen2", "qwen2moe", "qwen3", "qwen3moe"), "qwen2"),
     **dict.fromkeys(("gpt2", "starcoder2"), "gpt-2"),
 }
-"""How transformers splits text for an architecture once the tokenizer is saved and loaded; the file is ignored."""
+"""How transformers splits text for an architecture once the tokenizer is saved and reloaded. Ignores the file."""
 
 _PUBLISHED_AS_PLAIN = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
-"""The default model's file. It names `smollm`, but published results used GPT-2's way to split text."""
+"""sha256 of the default model's file. It names `smollm`, but published results used GPT-2's way to split text."""
 
 
 @dataclass(frozen=True)
 class TokenizerMeaning:
-    """How text becomes tokens.
+    """How text is split into tokens.
 
-    `split`: a value of `tokenizer.ggml.pre`, or None for SentencePiece. `space`: SentencePiece's own space before a
-    text. `whole_words`: a word that is a token is not built from merges.
+    `split`: a value of `tokenizer.ggml.pre`, or None for SentencePiece. `space`: whether SentencePiece adds a space
+    before a text. `whole_words`: whether a word that is a token is used as it is instead of being built from merges.
     """
 
     split: str | None
@@ -220,8 +220,8 @@ class TokenizerMeaning:
 class Meaning:
     """The model that a file describes.
 
-    `config`: attributes of the configuration. `stop_ids`: the tokens that end an answer. `lost`: the part of these that
-    transformers does not read from the file; a model made without it is different.
+    `config`: attributes of the configuration. `stop_ids`: the tokens that end an answer. `lost`: the attributes that
+    transformers does not read from the file. A model made without them is different.
     """
 
     model_type: str
@@ -233,22 +233,22 @@ class Meaning:
     lost: dict[str, Any]
 
     def identity(self, digest: str) -> str:
-        """Identifies the model that is loaded from the file of this sha256: the digest itself if nothing is lost."""
+        """Return an id of the model loaded from the file with this sha256: the digest itself if nothing is lost."""
         return hashlib.sha256(json.dumps([digest, self.lost]).encode()).hexdigest() if self.lost else digest
 
     def configuration(self) -> PreTrainedConfig:
-        """The model's configuration, made from the file alone."""
+        """Build the model's configuration from the file alone."""
         ids = {"bos_token_id": self.bos, "eos_token_id": self.stop_ids[0], "pad_token_id": self.pad}
         return AutoConfig.for_model(self.model_type, **json.loads(json.dumps(self.config)), **ids)
 
 
 def meaning(file: GgufFile, digest: str) -> Meaning:
-    """Read this file. Raises `UserError` that names the first key or tensor that is not supported exactly."""
+    """Interpret this file. Raises `UserError` that names the first key or tensor that is not supported exactly."""
     return _Reader(file, digest).meaning()
 
 
 class _Reader:
-    """Reads keys off a file, and remembers which of them were read."""
+    """Reads the keys of a file, and records which of them were read."""
 
     def __init__(self, file: GgufFile, digest: str):
         self.file = file
@@ -277,7 +277,7 @@ class _Reader:
         before = self.before(config)
         lost = {name: value for name, value in config.items() if value != before[name]}
         if self.name == "llama" and self.file.keys.get("general.name") == "mistral":
-            lost["model_type"] = "llama"  # transformers takes it for a Mistral with a sliding window
+            lost["model_type"] = "llama"  # transformers reads it as a Mistral with a sliding window
         if tokenizer != read:
             changed = vars(tokenizer).items() - vars(read).items()
             lost["tokenizer"] = dict(sorted(changed))
@@ -288,7 +288,7 @@ class _Reader:
     # The model.
 
     def config(self) -> dict[str, Any]:
-        """The attributes of the configuration that follow from keys and tensors."""
+        """Return the configuration attributes that follow from keys and tensors."""
         name, tensors = self.name, self.file.tensors
         hidden, heads = self.integer("embedding_length"), self.integer("attention.head_count")
         head_dim = self.head_dim(hidden, heads)
@@ -345,7 +345,7 @@ class _Reader:
         return config
 
     def blocks(self) -> int:
-        """The number of layers, which must match the file's tensors."""
+        """Return the number of layers, which must match the file's tensors."""
         count = self.integer("block_count")
         found = {int(name.split(".")[1]) for name in self.file.tensors if re.match(r"blk\.\d+\.", name)}
         if found != set(range(len(found))) or count != len(found):
@@ -371,7 +371,7 @@ class _Reader:
         return size
 
     def attention_scale(self, layers: int, hidden: int, heads: int, head_dim: int) -> dict[str, Any]:
-        """Gemma's scale of attention. Its largest model does not divide by the root of the head's dimension."""
+        """Return Gemma's attention scale. Its largest model does not divide by the root of the head dimension."""
         scale = self.real("attention.scale", 0.0, least=0)
         usual = hidden // heads if self.name == "gemma3" and layers == _LAYERS_OF_GEMMA3_27B else head_dim
         divisor = scale**-2 if scale else usual
@@ -380,7 +380,7 @@ class _Reader:
         return {"query_pre_attn_scalar": round(divisor)} if self.name == "gemma3" else {}
 
     def windows(self, layers: int) -> dict[str, Any]:
-        """The sliding window, and which layers have it."""
+        """Return the sliding window, and which layers have it."""
         if not self.architecture.sliding:
             return {}
         window = self.integer("attention.sliding_window", 0, least=0)
@@ -400,7 +400,7 @@ class _Reader:
         return {"layer_types": kinds} | ({"sliding_window": window} if window else {})
 
     def rope(self, head_dim: int, context: int) -> dict[str, Any]:
-        """The rotary embedding: `rope_parameters` as transformers has them."""
+        """Return the rotary embedding as transformers' `rope_parameters`."""
         rotated = self.integer("rope.dimension_count", head_dim)
         rope = {"rope_theta": self.real("rope.freq_base", 10000.0)}
         if self.architecture.partial_rotary:
@@ -423,7 +423,7 @@ class _Reader:
         return config | {"rope_parameters": {**rope, **scaling}}
 
     def scaling(self, theta: float, rotated: int, context: int) -> dict[str, Any]:
-        """How the rotary embedding is stretched."""
+        """Return how the rotary embedding is scaled."""
         key = f"{self.name}.rope.scaling.type"
         factor = self.real("rope.scaling.factor", self.real("rope.scale_linear", 0.0, least=0), least=0) or 1.0
         kind = self.text("rope.scaling.type", "linear")
@@ -462,7 +462,7 @@ class _Reader:
         }
 
     def given_frequencies(self, theta: float, rotated: int, original: int, context: int) -> dict[str, Any]:
-        """The scaling with the file's divisors of the frequencies: Llama 3.1's if the file has them."""
+        """Return the scaling from the file's frequency divisors: Llama 3.1's if the file has them."""
         given = self.factors(_ROPE_FREQUENCIES, rotated)
         if all(factor == 1 for factor in given):
             return {"rope_type": "default"}
@@ -493,7 +493,7 @@ class _Reader:
     # The tokenizer.
 
     def tokenizer(self) -> tuple[TokenizerMeaning, TokenizerMeaning]:
-        """The tokenizer that the file describes, and the one that transformers makes of it."""
+        """Return the tokenizer that the file describes, and the one that transformers makes of it."""
         kind = self.text("tokenizer.ggml.model", "")
         split = self.text("tokenizer.ggml.pre", "")
         tokens, key = self.array("tokenizer.ggml.tokens"), "tokenizer.ggml.token_type"
@@ -552,7 +552,7 @@ class _Reader:
             self.refuse(key, f"there are {vocabulary} tokens")
         return token
 
-    # What is refused.
+    # Refusals.
 
     def refuse(self, key: str, reason: str) -> NoReturn:
         value = self.file.keys.get(key)
@@ -593,10 +593,10 @@ class _Reader:
             if neutral is None and not any(re.fullmatch(pattern, key) for pattern in _HARMLESS):
                 self.refuse(key, "unknown key")
 
-    # What transformers makes of the file.
+    # How transformers reads the file.
 
     def before(self, config: Mapping[str, Any]) -> dict[str, Any]:
-        """The values of these attributes when transformers reads the file."""
+        """Return the values that these attributes have when transformers reads the file."""
         size = {name: value for name, value in config.items() if name in ("hidden_size", "num_attention_heads")}
         defaults = AutoConfig.for_model(self.architecture.model_type, **size)
         read = dict(config)
@@ -630,12 +630,12 @@ class _Reader:
         return self.full(key) in self.file.keys
 
     def key(self, key: str) -> Any:
-        """The value of this key, or None; it counts as read."""
+        """Return the value of this key, or None, and mark the key as read."""
         self.seen.add(self.full(key))
         return self.file.keys.get(self.full(key))
 
     def in_blocks(self, pattern: str) -> bool:
-        """Whether a tensor of this name is in one of the blocks."""
+        """Return whether one of the blocks has a tensor of this name."""
         return any(re.fullmatch(rf"blk\.\d+\.{pattern}", tensor) for tensor in self.file.tensors)
 
     def integer(self, key: str, default: int | None = None, least: int = 1, most: int = 1 << 40) -> int:
@@ -646,7 +646,7 @@ class _Reader:
         return value
 
     def real(self, key: str, default: float | None = None, least: float | None = None) -> float:
-        """A finite number, of at least `least` or, without it, above zero."""
+        """Return a finite number that is at least `least` or, without `least`, above zero."""
         value = self.key(key)
         value = default if value is None else value
         if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
@@ -681,7 +681,7 @@ def _close(one: float, other: float) -> bool:
 
 
 def _llama3_factors(theta: float, rotated: int, factor: float, original: int) -> list[float]:
-    """What Llama 3.1 divides its frequencies by, from wavelengths of a quarter of the original length on."""
+    """Return Llama 3.1's frequency divisors, which apply from wavelengths of a quarter of the original length on."""
     found = []
     for position in range(0, rotated, 2):
         turns = original / (2 * math.pi * theta ** (position / rotated))

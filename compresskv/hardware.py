@@ -1,6 +1,8 @@
 """The device, dtype and attention kernel of a model."""
 
-from dataclasses import dataclass
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 
@@ -12,10 +14,19 @@ from compresskv.model_config import ModelConfig
 AMPERE = (8, 0)
 """The first CUDA capability with bfloat16 in hardware, and the first that FlashAttention-2 runs on."""
 
+MOST_HEAD_DIM = 256
+"""The largest head dimension of FlashAttention-2."""
+
+Reason = tuple[str, str]
+"""Why a kernel cannot run, and the fix."""
+
 
 @dataclass(frozen=True)
 class Hardware:
-    """`device` is a torch device or "map"; `backend` is "sdpa" or "flash_attention_2"; `notes` are for the user."""
+    """The resolved hardware of a run.
+
+    `device` is a torch device or "map"; `backend` is a name in `BACKENDS`; `notes` are shown to the user.
+    """
 
     device: str
     dtype: torch.dtype
@@ -28,20 +39,19 @@ def choose(config: ModelConfig) -> Hardware:
     device = _device(config.device)
     capability = _capability(device)
     dtype = _dtype(config.dtype, capability)
-    if config.backend not in ("auto", "sdpa", "flash_attention_2"):
-        raise UserError("model.backend", "choose auto, sdpa or flash_attention_2", value=config.backend)
-    if config.backend == "sdpa":
-        return Hardware(device, dtype, "sdpa")
-    unsuited = _unsuited(dtype, capability)
-    reason = unsuited or _unusable()
-    if config.backend == "flash_attention_2" and reason:
-        raise UserError(
-            "model.backend", f"{reason[1]}, or set model.backend=sdpa", value="flash_attention_2", why=reason[0]
-        )
-    if reason is None:
-        return Hardware(device, dtype, "flash_attention_2")
-    installed = not unsuited and _flash_attn() is not None
-    return Hardware(device, dtype, "sdpa", (f"model.backend=auto is sdpa: {': '.join(reason)}",) if installed else ())
+    if config.backend not in ("auto", *BACKENDS):
+        raise UserError("model.backend", f"choose auto, {', '.join(BACKENDS)}", value=config.backend)
+    asked = list(BACKENDS) if config.backend == "auto" else [config.backend]
+    reasons = {name: unserved(name, dtype, capability) for name in asked}
+    served = [name for name, reason in reasons.items() if reason is None]
+    if not served:
+        why, fix = reasons[config.backend] or ("", "")
+        raise UserError("model.backend", f"{fix}, or set model.backend=sdpa", value=config.backend, why=why)
+    notes: tuple[str, ...] = ()
+    flash = reasons.get("flash_attention_2")
+    if served[0] == "sdpa" and flash and not _unsuited(dtype, capability) and _flash_attn() is not None:
+        notes = (f"model.backend=auto is sdpa: {': '.join(flash)}",)
+    return Hardware(device, dtype, served[0], notes)
 
 
 def _device(asked: str) -> str:
@@ -62,7 +72,7 @@ def _device(asked: str) -> str:
 
 
 def _capability(device: str) -> tuple[int, int] | None:
-    """The least CUDA capability that the model meets; None without CUDA."""
+    """Return the lowest CUDA capability among the GPUs that the model uses; None without CUDA."""
     if device == "cpu" or not torch.cuda.is_available():
         return None
     if device == "map":
@@ -79,17 +89,58 @@ def _dtype(asked: str, capability: tuple[int, int] | None) -> torch.dtype:
         processor = torch.cpu.get_capabilities()
         fast = processor.get("avx512_bf16") or processor.get("amx_bf16")
         return torch.bfloat16 if fast else torch.float32
-    # `torch.cuda.is_bf16_supported` counts emulation.
+    # `torch.cuda.is_bf16_supported` also counts emulation.
     return torch.bfloat16 if capability >= AMPERE else torch.float16
 
 
-def no_flash(dtype: torch.dtype, capability: tuple[int, int] | None) -> tuple[str, str] | None:
-    """Why FlashAttention-2 cannot run, and the fix; None if it can."""
-    return _unsuited(dtype, capability) or _unusable()
+def for_heads(chosen: Hardware, config: ModelConfig, head_dim: int) -> Hardware:
+    """Return `chosen`, or sdpa where its backend cannot run the heads of the loaded model.
+
+    Raises `UserError` if the user asked for that backend.
+    """
+    reason = None if chosen.backend == "sdpa" else _unsuited_heads(head_dim)
+    if reason is None:
+        return chosen
+    if config.backend != "auto":
+        raise UserError("model.backend", "set model.backend=sdpa", value=config.backend, why=reason[0])
+    return replace(chosen, backend="sdpa")
 
 
-def _unsuited(dtype: torch.dtype, capability: tuple[int, int] | None) -> tuple[str, str] | None:
-    """Why FlashAttention-2 cannot run on this device, or in this dtype."""
+def unserved(
+    backend: str, dtype: torch.dtype, capability: tuple[int, int] | None, head_dim: int | None = None
+) -> Reason | None:
+    """Return why `backend` cannot run in this dtype and on a GPU of this capability (None: no GPU), or None if it can.
+
+    `head_dim` (None: not known yet) is the number of values of a key.
+    """
+    installed = BACKENDS[backend]
+    if installed is None:
+        return None
+    return _unsuited(dtype, capability) or _unsuited_heads(head_dim) or installed()
+
+
+def _unsuited_heads(head_dim: int | None) -> Reason | None:
+    if head_dim is None or (head_dim % 8 == 0 and head_dim <= MOST_HEAD_DIM):
+        return None
+    return (
+        f"its kernel needs a head dimension of at most {MOST_HEAD_DIM}, a multiple of 8; this one is {head_dim}",
+        "use another model",
+    )
+
+
+def _no_varlen() -> Reason | None:
+    """Return why torch's `varlen_attn` cannot decode from a cache."""
+    try:
+        arguments = inspect.signature(import_module("torch.nn.attention.varlen").varlen_attn).parameters
+    except (ImportError, AttributeError):
+        arguments = {}
+    if {"seqused_k", "enable_gqa", "num_splits"} <= set(arguments):
+        return None
+    return f"varlen_attn of torch {torch.__version__} has no seqused_k", "install torch 2.12 or newer"
+
+
+def _unsuited(dtype: torch.dtype, capability: tuple[int, int] | None) -> Reason | None:
+    """Return why FlashAttention-2 cannot run on this device, or in this dtype."""
     if capability is None:
         return "it runs on CUDA only", "set model.device to a CUDA device"
     if capability < AMPERE:
@@ -100,14 +151,14 @@ def _unsuited(dtype: torch.dtype, capability: tuple[int, int] | None) -> tuple[s
     return None
 
 
-def _unusable() -> tuple[str, str] | None:
-    """Why the flash-attn library cannot be used."""
+def _unusable() -> Reason | None:
+    """Return why the flash-attn library cannot be used."""
     installed = _flash_attn()
     if installed is None:
         return "flash-attn is not installed", "see the README's section on it"
     try:
         kernels = import_module("flash_attn")
-    except Exception as error:  # built for another torch or CUDA, it fails in several ways
+    except Exception as error:  # a build for another torch or CUDA fails in several ways
         said = " ".join(str(error).split())[:120]
         return f"flash-attn {installed} does not load ({said})", f"build it again for torch {torch.__version__}"
     if not hasattr(kernels, "flash_attn_with_kvcache"):
@@ -116,8 +167,19 @@ def _unusable() -> tuple[str, str] | None:
 
 
 def _flash_attn() -> str | None:
-    """The version of flash-attn; None without it. Another distribution, flash-attn-4, has a module of its name."""
+    """Return the version of flash-attn; None if it is not installed.
+
+    The distribution flash-attn-4 has a module of the same name.
+    """
     try:
         return version("flash-attn")
     except PackageNotFoundError:
         return None
+
+
+BACKENDS: dict[str, Callable[[], Reason | None] | None] = {
+    "varlen": _no_varlen,
+    "flash_attention_2": _unusable,
+    "sdpa": None,
+}
+"""The backends in the order in which `auto` tries them, with the check of what each needs installed (None: nothing)."""

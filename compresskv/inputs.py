@@ -1,4 +1,4 @@
-"""Files from outside, each read once: what is parsed and what is hashed are the same bytes."""
+"""Read external files exactly once, so that the bytes that are parsed are the bytes that are hashed."""
 
 import os
 import select
@@ -9,24 +9,24 @@ from pathlib import Path
 from compresskv.errors import UserError
 
 LARGEST = 1 << 30
-"""Bytes of the largest file that is read whole."""
+"""Size in bytes of the largest file that is read whole."""
 
 SILENCE, PATIENCE = 30.0, 600.0
-"""Seconds that a pipe may be silent, and that it may take for all its data."""
+"""Timeouts in seconds for a pipe: without new data, and for all of its data."""
 
 _BLOCK = 1 << 20
 
 _drained: dict[tuple[int, ...], bytes] = {}
-"""The contents of pipes that this process has read, by device, inode and time of the last write."""
+"""Contents of the pipes that this process has read, by device, inode and time of the last write."""
 
 _spoiled: set[tuple[int, ...]] = set()
-"""Pipes that timed out after a part of their data was read; they cannot be read again."""
+"""Pipes that timed out after a part of their data was read. They cannot be read again."""
 
 
 def expanded(path: str | Path, field: str) -> Path:
-    """The path with `~` or `~user` replaced by that user's home.
+    """Replace a leading `~` or `~user` in the path with that user's home. `field` is the setting that gives the path.
 
-    `field` is the setting that gives the path. Raises `UserError` if the home is unknown.
+    Raises `UserError` if the home is unknown.
     """
     try:
         return Path(path).expanduser()
@@ -37,11 +37,10 @@ def expanded(path: str | Path, field: str) -> Path:
 
 
 def read_once(path: Path, field: str | None) -> bytes:
-    """The content of a file or a pipe; a pipe that was read before returns the same content.
+    """Return the content of a file or a pipe. A pipe that was read before returns the same content.
 
-    `field` is the setting that gives the path, such as eval.data; None if none does. Raises `UserError` for what cannot
-    be read, for a directory, a device or a socket, for more than `LARGEST` bytes, and for a pipe whose data does not
-    come.
+    `field` is the setting that gives the path, such as eval.data, or None. Raises `UserError` for a file that cannot be
+    read, a directory, a device or a socket, more than `LARGEST` bytes, and a pipe that times out.
     """
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # does not wait for a pipe's writer
@@ -57,7 +56,7 @@ def read_once(path: Path, field: str | None) -> bytes:
             raise UserError(field, "give a file", value=path, why="cannot be read (it is a device)")
         with open(descriptor, "rb", closefd=False) as file:
             content = file.read(LARGEST + 1) if state.st_size <= LARGEST else None
-        if content is None or len(content) > LARGEST:  # it may have grown meanwhile
+        if content is None or len(content) > LARGEST:  # the file may have grown in the meantime
             raise _too_large(path, field)
         return content
     except OSError as error:

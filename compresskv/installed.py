@@ -1,4 +1,4 @@
-"""What depends on the installed version of transformers: whether it is supported, and the name of the cache argument.
+"""Checks of the installed transformers version: whether it is supported, and what its cache argument is called.
 
 transformers 5.24 renamed the argument `past_key_values` of `forward` and `generate` to `cache`.
 """
@@ -14,18 +14,16 @@ from packaging.version import Version
 from compresskv.errors import UserError
 
 OLDEST = "5.20"
-"""`make test-versions` runs the engine's tests with it, and with the newest that pyproject.toml allows."""
+"""Oldest supported transformers. `make test-versions` tests the engine with it and with the newest allowed version."""
 
 CHUNKS_GO_ON = "5.23"
-"""The oldest version whose chunked `generate` (`prefill_chunk_size`) continues after the tokens that its cache
-holds.
-"""
+"""Oldest version whose chunked `generate` (`prefill_chunk_size`) continues after the tokens that its cache holds."""
 
 NAMES = ("cache", "past_key_values")
 
 
 def refuse_older() -> None:
-    """Raise `UserError` where transformers is older than `OLDEST`."""
+    """Raise `UserError` if transformers is older than `OLDEST`."""
     try:
         installed = version("transformers")
     except PackageNotFoundError:  # a source tree on the path
@@ -40,7 +38,7 @@ def refuse_older() -> None:
 
 
 def refuse_second_chunks(chunk: int, held: int) -> None:
-    """Raise `UserError` where `generate` would give a cache its `held` tokens again, `chunk` at a time."""
+    """Raise `UserError` if `generate` would feed the `held` tokens of a cache again, `chunk` at a time."""
     import transformers
 
     if Version(transformers.__version__) < Version(CHUNKS_GO_ON):
@@ -53,12 +51,12 @@ def refuse_second_chunks(chunk: int, held: int) -> None:
 
 
 def cache_argument(model: Any) -> str:
-    """The name under which the forward of `model` takes a cache."""
+    """Return the name of the cache argument in the forward of `model`."""
     return _named_by(type(model).forward) or generate_argument()
 
 
 def generate_argument() -> str:
-    """The name under which `generate` takes a cache, in every model."""
+    """Return the name of the cache argument of `generate`, which is the same in every model."""
     from transformers import GenerationMixin
 
     name = _named_by(GenerationMixin.prepare_inputs_for_generation)
@@ -68,6 +66,6 @@ def generate_argument() -> str:
 
 @cache
 def _named_by(function: Callable[..., Any]) -> str | None:
-    """The name of the cache among the parameters of `function`; None where it has none by name."""
+    """Return the name of the cache parameter of `function`; None if it has no such parameter."""
     parameters = inspect.signature(function).parameters
     return next((name for name in NAMES if name in parameters), None)

@@ -10,12 +10,12 @@ from compresskv.eviction import LayerScores, PromptShape
 from compresskv.selecting_heads import share_of_the_paper
 
 FLOOR = 24
-"""Past tokens every layer keeps; with the window of 8 these are the paper's 32 tokens a layer."""
+"""Past tokens that every layer keeps. With the window of 8, these are the paper's 32 tokens per layer."""
 
 
 @dataclass(frozen=True)
 class LayerErrorAllocator:
-    """`layer_scores`: each layer's share of the calibrated error. `exact`: no token of the budget goes unused."""
+    """Allocates by `layer_scores`, the shares of the calibrated error. `exact`: no token of the budget goes unused."""
 
     layer_scores: tuple[float, ...]
     exact: bool = True
@@ -33,11 +33,11 @@ class LayerErrorAllocator:
 
 @lru_cache(maxsize=1024)
 def layer_budgets(layer_scores: tuple[float, ...], total: int, floor: int, cap: int) -> tuple[int, ...]:
-    """Tokens of each layer, window included, between `floor` and `cap`; their sum is `total`.
+    """Return the tokens of each layer, window included, between `floor` and `cap`. They sum to `total`.
 
-    Rounded shares of what is above the floors; what rounding leaves over goes round-robin, one token per layer, by
-    descending score (ascending where tokens must be taken back), as in the released code. A floor wins over the total,
-    the cap over the floor, as in numpy's clip.
+    Each layer gets its floor and a rounded share of the rest. The rounding difference is distributed round-robin, one
+    token per layer, by descending score (ascending if tokens must be taken back), as in the released code. If they
+    conflict, a floor takes precedence over the total, and the cap over the floor, as in numpy's clip.
     """
     spare = total - len(layer_scores) * floor
     budgets = [min(max(floor + round(score * spare), floor), cap) for score in layer_scores]
@@ -57,7 +57,7 @@ def layer_budgets(layer_scores: tuple[float, ...], total: int, floor: int, cap: 
 
 
 def redistribute(budgets: Sequence[int], layer_scores: Sequence[float], length: int) -> list[int]:
-    """Give what layers hold beyond the prompt's `length` to the other layers, in proportion to their scores."""
+    """Move tokens beyond the prompt's `length` from their layers to the other layers, in proportion to their scores."""
     capped = [min(layer, length) for layer in budgets]
     surplus = sum(budgets) - sum(capped)
     room = [length - layer for layer in capped]
@@ -65,8 +65,9 @@ def redistribute(budgets: Sequence[int], layer_scores: Sequence[float], length: 
 
 
 def allocator(context: Context) -> LayerErrorAllocator:
-    """Uses the errors measured with the scorer's number of selecting heads; for other scorers, with the paper's
-    share.
+    """Build the allocator from the errors measured with the scorer's number of selecting heads.
+
+    Other scorers use the errors for the paper's share of heads.
     """
     heads = context.selecting_heads or share_of_the_paper(context.q_heads)
     return LayerErrorAllocator(context.calibrated().layer_scores_with(heads), context.protocol.exact_budget)

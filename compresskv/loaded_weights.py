@@ -1,4 +1,4 @@
-"""Identify a model in memory by its weights, whatever file and dtype they were loaded from.
+"""Identify a model in memory by its weights, independent of the file and dtype they were loaded from.
 
 The name is not enough: two folders may have the same name, and a model keeps its path when it is trained, edited, or
 merged with adapters.
@@ -17,17 +17,17 @@ from compresskv.errors import UserError
 from compresskv.model_config import name_of
 
 VALUES = 1 << 16
-"""The most values that are compared per tensor, evenly spaced over all rows and columns."""
+"""Maximum number of values that are compared per tensor, evenly spaced over all rows and columns."""
 
 DTYPES = (torch.bfloat16, torch.float16)
-"""The values are rounded to these. A float32 file and its bfloat16 copy have the same hash in bfloat16."""
+"""Dtypes to which values are rounded. A float32 file and its bfloat16 copy have the same hash in bfloat16."""
 
 
 @torch.no_grad()
 def fingerprints(model: PreTrainedModel) -> dict[str, str]:
-    """Hashes of the weights of `model` without its head: one for each dtype of `DTYPES`, by its name.
+    """Return hashes of the weights of `model` without its head: one per dtype of `DTYPES`, keyed by its name.
 
-    Two models are the same if one of their hashes is (`calibration.same`). The hash covers names, shapes, up to
+    Two models are the same if one of their hashes matches (`calibration.same`). The hash covers names, shapes, up to
     `VALUES` values of each weight, the numbers of heads and the RoPE. Empty if some weights are not in memory.
     """
     body = model.base_model
@@ -41,7 +41,7 @@ def fingerprints(model: PreTrainedModel) -> dict[str, str]:
         if weight.is_meta:
             return {}
         values = weight.reshape(-1)
-        step = -(-values.numel() // VALUES) | 1  # odd, so that the values are not all of the same columns
+        step = -(-values.numel() // VALUES) | 1  # odd, so that the values do not all come from the same columns
         values = values[::step].cpu()
         for dtype, digest in digests.items():
             digest.update(f"{name}{tuple(weight.shape)}".encode())
@@ -51,9 +51,9 @@ def fingerprints(model: PreTrainedModel) -> dict[str, str]:
 
 
 def name(model: PreTrainedModel) -> str:
-    """The name of the model loaded from `model.name_or_path`, as `model.path` names it; no weights are read.
+    """Return the name of the model loaded from `model.name_or_path`, as `model.path` would give it. Reads no weights.
 
-    Where a folder holds a single GGUF file and no other weights, that file was loaded.
+    If a folder holds a single GGUF file and no other weights, that file was loaded.
     """
     path = model.name_or_path
     folders = _folders(path)
@@ -64,7 +64,7 @@ def name(model: PreTrainedModel) -> str:
 
 
 def _folders(path: str) -> list[Path]:
-    """The folders that `path` may have been loaded from: itself, or each commit in the hub's cache."""
+    """Return the folders that `path` may have been loaded from: itself, or each commit in the hub's cache."""
     if Path(path).is_dir() or not path:
         return [Path(path)] if path else []
     repository = f"models--{path.replace('/', '--')}"
@@ -74,5 +74,5 @@ def _folders(path: str) -> list[Path]:
 def _has_weights(folder: Path) -> bool:
     try:
         return bool(model_files.weights(folder))
-    except UserError:  # an index that is incomplete, say: no model was loaded from there
+    except UserError:  # for example an incomplete index: no model was loaded from there
         return False

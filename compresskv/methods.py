@@ -1,7 +1,8 @@
 """Build a method from its configuration: a scorer and an allocator, each made by the function that its node names.
 
-A part's parameters are the typed keyword arguments of the function that makes it. Names are checked without importing
-that function, so that mistakes are reported before torch is loaded; types and ranges are checked with it.
+The parameters of a part are the typed keyword arguments of the function that makes it. Names are checked without
+importing that function, so that mistakes are reported before torch is loaded. Types and ranges are checked when it is
+imported.
 """
 
 import ast
@@ -34,17 +35,17 @@ if TYPE_CHECKING:
 METHODS = CONF / "method"
 
 ENTRY_POINTS = "compresskv.conf"
-"""The entry point group in which an installed package names its folder of methods, laid out as conf."""
+"""Entry point group in which an installed package names its folder of methods, with the same layout as conf."""
 
 PARTS = ("scorer", "allocator")
 
 ALLOCATOR = "/method/allocator@allocator"
-"""How the defaults of a method in a folder of `METHODS` name its allocator."""
+"""Key of the default allocator in the defaults list of a method in a subfolder of `METHODS`."""
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 KNOWN = ("name", *PARTS, "plain")
-"""The keys of the node `method` of a configuration."""
+"""Keys of the node `method` of a configuration."""
 
 
 def declares(
@@ -55,12 +56,12 @@ def declares(
     needs: str | None = None,
     prompt: Literal["whole"] | None = None,
 ) -> Callable[[F], F]:
-    """Declare which parts and budgets the part that a function makes can be combined with.
+    """Declare which other parts and budgets the part made by the decorated function can be combined with.
 
-    A scorer declares its smallest `window` (tokens), if it is not the observation window's; `heads="alike"`, if all KV
-    heads of a layer have the same scores; what it `gives` besides scores; and `prompt="whole"`, if it reads hidden
-    states. An allocator declares `heads="compared"`, if it needs scores that differ between heads, and what else it
-    `needs`. The values must be literals, because they are read from the source before the function is imported.
+    A scorer declares its smallest `window` (tokens) if it differs from the observation window; `heads="alike"` if all
+    KV heads of a layer have the same scores; what it `gives` in addition to scores; and `prompt="whole"` if it reads
+    hidden states. An allocator declares `heads="compared"` if it needs scores that differ between heads, and what else
+    it `needs`. The values must be literals, because they are read from the source before the function is imported.
     """
     return lambda function: function
 
@@ -74,7 +75,7 @@ class Part:
 
     @property
     def label(self) -> str:
-        """Its name in labels: that of its module if the function has the usual name, else the function's."""
+        """Name in labels: the module's name if the function has the usual name, else the function's name."""
         module, _, function = self.target.rpartition(".")
         whole, label = (module, module.rpartition(".")[2]) if function in PARTS else (self.target, function)
         # A part of another package with the name of a built-in one is shown with its full path.
@@ -83,7 +84,7 @@ class Part:
 
 @dataclass(frozen=True)
 class MethodConfig:
-    """A method as configured. `name` is a label; without a scorer nothing is evicted."""
+    """A configured method. `name` is a label. Without a scorer nothing is evicted."""
 
     name: str
     scorer: Part | None
@@ -95,9 +96,9 @@ class MethodConfig:
 
 
 def method_config(node: Any) -> MethodConfig:
-    """The resolved `method` node of a composed configuration, its names checked without importing what they name.
+    """Parse the resolved `method` node of a composed configuration. Checks names without importing their targets.
 
-    The label names the parts that differ from the usual ones of the method, `plain`. Raises `UserError` for a missing
+    The label lists the parts that differ from the usual ones of the method, `plain`. Raises `UserError` for a missing
     or unknown name, with the nearest one, and for a target that does not exist.
     """
     if not isinstance(node, Mapping):
@@ -115,9 +116,9 @@ def method_config(node: Any) -> MethodConfig:
 
 
 def named_method(name: str) -> MethodConfig:
-    """The method of conf/method/<name>.yaml, built in or of an installed package, with its default allocator.
+    """Return the method of conf/method/<name>.yaml, built in or from an installed package, with its default allocator.
 
-    Raises `UserError`, with the nearest name, if there is none.
+    Raises `UserError`, with the nearest name, if it does not exist.
     """
     node = _yaml("method", "", name)
     for default in node.pop("defaults", []):
@@ -127,10 +128,10 @@ def named_method(name: str) -> MethodConfig:
 
 
 def installed_folders() -> dict[str, Path]:
-    """The configuration folders of installed packages, by the name of their entry point.
+    """Return the configuration folders of installed packages, by the name of their entry point.
 
-    An entry point names a folder of a package as `package.folder`; the package is imported, the folder's files are not.
-    Raises `UserError` for one that does not exist.
+    An entry point names a folder of a package as `package.folder`. The package is imported, the files in the folder are
+    not. Raises `UserError` for a folder that does not exist.
     """
     folders = {}
     for entry in sorted(entry_points(group=ENTRY_POINTS), key=lambda entry: entry.name):
@@ -150,14 +151,14 @@ def installed_folders() -> dict[str, Path]:
 
 
 def _yaml(group: str, subfolder: str, name: str) -> dict[str, Any]:
-    """The content of the file `name` of a configuration group: built-in files before those of installed packages."""
+    """Return the content of the file `name` of a configuration group. Built-in files come before those of packages."""
     files: dict[str, Path] = {}
     for folder in (METHODS, *(folder / "method" for folder in installed_folders().values())):
         for path in sorted((folder / subfolder).glob("*.yaml")):
             files.setdefault(path.stem, path)
         for path in sorted((folder / subfolder).glob("kvpress/[!_]*.yaml")):
             files.setdefault(f"kvpress/{path.stem}", path)
-    if name not in files and "." in name:  # as results name it
+    if name not in files and "." in name:  # the form in which results name it
         name = name.replace(".", "/", 1)
     if name not in files:
         refuse_known(group, name)
@@ -168,7 +169,7 @@ def _yaml(group: str, subfolder: str, name: str) -> dict[str, Any]:
 
 
 def refuse_known(group: str, name: str) -> None:
-    """Raise `UserError` with the reason for a method that is known and not served, such as kvpress/think."""
+    """Raise `UserError`, with the reason, for a method that is known but not supported, such as kvpress/think."""
     folder, _, method = f"{group}/{name}".removeprefix("method/").rpartition("/")
     path = METHODS / folder / "_refused.yaml"
     reasons = yaml.safe_load(path.read_text(encoding="utf-8")) if folder and path.is_file() else {}
@@ -177,7 +178,7 @@ def refuse_known(group: str, name: str) -> None:
 
 
 def refuse_mismatch(config: MethodConfig) -> None:
-    """Raise `UserError` for an allocator that needs what the scorer does not give, as both declare; imports neither."""
+    """Raise `UserError` if the allocator declares a need that the scorer does not declare. Imports neither."""
     if config.scorer is None or config.allocator is None:
         return
     allocator = config.allocator.label
@@ -201,7 +202,7 @@ def refuse_mismatch(config: MethodConfig) -> None:
 
 
 def refuse_chunks(config: MethodConfig, chunk: int | None) -> None:
-    """Raise `UserError` for a prefill in chunks under a scorer that declares that it needs the whole prompt."""
+    """Raise `UserError` for a chunked prefill if the scorer declares that it needs the whole prompt."""
     if chunk is not None and config.scorer is not None and _declared(config.scorer.target).get("prompt") == "whole":
         raise UserError(
             "prefill_chunk",
@@ -212,7 +213,7 @@ def refuse_chunks(config: MethodConfig, chunk: int | None) -> None:
 
 
 def least_window(config: MethodConfig, window: int) -> int:
-    """The number of tokens that a method always keeps at the end of a prompt, at least; `window`: the run's."""
+    """Return how many tokens a method always keeps at the end of a prompt, at least. `window`: the run's window."""
     return 0 if config.scorer is None else min(window, _declared(config.scorer.target).get("window", window))
 
 
@@ -225,9 +226,9 @@ def check_parameters(config: MethodConfig) -> None:
 
 
 def build(config: MethodConfig, context: "Context") -> "EvictionMethod | None":
-    """The method for one model, run and protocol; None keeps everything.
+    """Build the method for one model, run and protocol. None keeps everything.
 
-    Raises `UserError` for a parameter that is refused, and for what the method needs and the context lacks.
+    Raises `UserError` for an invalid parameter, and if the context lacks something that the method needs.
     """
     from compresskv.eviction import EvictionMethod
 
@@ -242,11 +243,11 @@ def build(config: MethodConfig, context: "Context") -> "EvictionMethod | None":
 def method_for(
     model: "PreTrainedModel", name: str, calibration: "Calibration | str | Path | None" = None
 ) -> "EvictionMethod | None":
-    """The method of conf/method/<name>.yaml for `model`, under `corrected`; None keeps everything.
+    """Build the method of conf/method/<name>.yaml for `model`, under `corrected`. None keeps everything.
 
-    `calibration`: a loaded one, a source such as "published", or the path of a file; None: found by the model's
-    weights, then by its name, `held_out` before `published`. Raises `UserError` if a method needs one and none fits, or
-    if it was made with other weights than those in memory.
+    `calibration`: a loaded calibration, a source such as "published", or the path of a file. None: found by the model's
+    weights, then by its name, `held_out` before `published`. Raises `UserError` if a method needs a calibration and
+    none fits, or if it was made with other weights than those in memory.
     """
     from transformers.cache_utils import get_layer_types_and_kwargs
 
@@ -276,7 +277,7 @@ def method_for(
     def complete() -> Context:
         weights, fingerprint = loaded_weights.fingerprints(model), None
         if calibration is None or (isinstance(calibration, str) and calibration in calibrations.SOURCES):
-            fingerprint = "not known"  # so that a name alone matches no file that names its weights
+            fingerprint = "not known"  # so that a name alone matches no calibration with a fingerprint
             sources = [calibration] if calibration else calibrations.UNNAMED
             made = calibrations.of_model(context.model, weights, sources)
         elif isinstance(calibration, calibrations.Calibration):
@@ -303,7 +304,7 @@ def _part(name: str, node: Any) -> Part | None:
 
 
 def refuse_observation(where: str, unknown: Iterable[Any]) -> None:
-    """Raise `UserError` for a setting of the run's observation among the `unknown` ones of a method or a part of it."""
+    """Raise `UserError` if the `unknown` settings of a method or a part include a setting of the run's observation."""
     for name in unknown:
         if name in ObservationConfig.__dataclass_fields__:
             fix = f"did you mean observation.{name}, which all methods share?"
@@ -322,7 +323,7 @@ def _refuse_unknown_settings(node: Mapping[str, Any], scorer: Part | None, alloc
 
 
 def _label(name: str, scorer: Part | None, allocator: Part | None, plain: Any) -> str:
-    """`name`, and the names of the parts that differ from its `plain` ones."""
+    """Return `name`, followed by the names of the parts that differ from its `plain` ones."""
     if not isinstance(plain, Mapping) or "scorer" not in plain:
         raise UserError("method.plain", f"name the usual scorer and allocator of {name}", value=plain)
     refuse_unknown("method.plain", plain, PARTS)
@@ -339,7 +340,7 @@ def _label(name: str, scorer: Part | None, allocator: Part | None, plain: Any) -
 
 
 def label_of(node: Any, recorded: str) -> str:
-    """The label of the stored `method` node of a result, from its parts; nothing is imported.
+    """Return the label of the stored `method` node of a result, from its parts. Imports nothing.
 
     `recorded`: the label in its files, which is used if the node has parts of other packages or versions.
     """
@@ -356,7 +357,7 @@ def label_of(node: Any, recorded: str) -> str:
 
 
 def _name_of_ours(name: str) -> str | None:
-    """The method of `METHODS` that `name` refers to, alone or in a composition such as snapkv-cake."""
+    """Return the method of `METHODS` that `name` refers to, alone or in a composition such as snapkv-cake."""
     spelt = name.strip().casefold()
     head, *parts = spelt.split("-")
     composed = bool(parts) and all(part in _parts_of_ours() or part == "full" for part in parts)
@@ -366,14 +367,14 @@ def _name_of_ours(name: str) -> str | None:
 
 @lru_cache(maxsize=1)
 def _plain_of_ours() -> dict[str, Mapping[str, Any]]:
-    """The parts of each method of `METHODS`, by its name."""
+    """Return the default parts of each method of `METHODS`, by its name."""
     paths = (*METHODS.glob("*.yaml"), *METHODS.glob("kvpress/[!_]*.yaml"))
     return {node["name"]: node["plain"] for node in (yaml.safe_load(path.read_bytes()) for path in paths)}
 
 
 @lru_cache(maxsize=1)
 def _parts_of_ours() -> dict[str, str]:
-    """The modules of the parts in `METHODS`, by their label."""
+    """Return the modules of the parts in `METHODS`, by their label."""
     targets = {target for plain in _plain_of_ours().values() for target in plain.values() if target}
     targets |= {yaml.safe_load(path.read_bytes())["_target_"] for path in (METHODS / "allocator").glob("*.yaml")}
     modules = {target.rpartition(".")[0] for target in targets}
@@ -381,16 +382,16 @@ def _parts_of_ours() -> dict[str, str]:
 
 
 def argument_names(where: str, target: str) -> tuple[str, ...] | None:
-    """Keyword-only arguments of the function `target`, read from its source; None if the source does not list them.
+    """Return the keyword-only arguments of the function `target`, read from its source.
 
-    Raises `UserError` if the module or the function does not exist.
+    Returns None if the source does not list them. Raises `UserError` if the module or the function does not exist.
     """
     found = _definition(where, target)
     return None if found is None else tuple(argument.arg for argument in found.args.kwonlyargs)
 
 
 def _declared(target: str) -> dict[str, Any]:
-    """What the function `target` `declares`, read from its source; empty if it does not, or has no source."""
+    """Return the declarations (`declares`) of the function `target`, read from its source; empty without any."""
     found = _definition("method", target)
     for decorator in found.decorator_list if found else ():
         match decorator:
@@ -400,7 +401,7 @@ def _declared(target: str) -> dict[str, Any]:
 
 
 def _definition(where: str, target: str) -> ast.FunctionDef | None:
-    """The source of the function `target`; None if there is none. Raises `UserError` if the module does not exist."""
+    """Return the source of the function `target`, or None. Raises `UserError` if the module does not exist."""
     module, _, function = target.rpartition(".")
     try:
         spec = find_spec(module)
@@ -426,16 +427,16 @@ def _source(path: str) -> ast.Module:
     try:
         return ast.parse(Path(path).read_bytes())
     except (OSError, SyntaxError, ValueError):
-        return ast.Module([], [])  # the import will say what is wrong with it
+        return ast.Module([], [])  # the import will report the error
 
 
 def _maker(name: str, part: Part) -> Callable[..., Any]:
-    """The function that makes a part. Raises `UserError` if it cannot be imported or is not one."""
+    """Return the function that makes a part. Raises `UserError` if it cannot be imported or is not a function."""
     try:
         maker = resolve_name(part.target)
-    except UserError:  # of a part whose package is not installed
+    except UserError:  # the package of the part is not installed
         raise
-    except Exception as error:  # a module can raise anything while it is imported
+    except Exception as error:  # a module can raise any exception on import
         raise _no_target(f"method.{name}", part.target, f"{type(error).__name__}: {error}") from error
     if not inspect.isfunction(maker):
         raise _no_target(f"method.{name}", part.target, "it is not a function")
@@ -443,8 +444,9 @@ def _maker(name: str, part: Part) -> Callable[..., Any]:
 
 
 def _arguments(name: str, part: Part) -> dict[str, Any]:
-    """A part's parameters, converted to the types of its function. Raises `UserError` for one that is unknown, missing
-    or refused.
+    """Convert a part's parameters to the types of its function.
+
+    Raises `UserError` for a parameter that is unknown, missing or invalid.
     """
     maker, where = _maker(name, part), f"method.{name}"
     hints = type_hints(maker)

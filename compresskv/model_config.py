@@ -1,4 +1,4 @@
-"""`conf/model/*.yaml` as plain data, and how models are named; torch is not imported."""
+"""`conf/model/*.yaml` as plain data, and the names of models. Does not import torch."""
 
 import os
 import re
@@ -14,7 +14,7 @@ from compresskv.checking import Name, PathText, Sha256
 
 
 def _text(value: Any) -> Any:
-    """YAML reads a directory or a name that has only digits as a number."""
+    """Convert a number to text: YAML reads a directory or a name that has only digits as a number."""
     return str(value) if type(value) is int else value
 
 
@@ -27,18 +27,20 @@ def _device(device: str) -> str:
 ModelName = Annotated[Name, BeforeValidator(_text)]
 
 Text = Annotated[PathText, BeforeValidator(_text)]
-"""A path, or the name of something."""
+"""A path, or a name."""
 
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """Which model, and how it is run; the model itself is `compresskv.models.load(config)`.
+    """Which model to load, and how to run it. `compresskv.models.load(config)` loads it.
 
-    `path`: a hub id, a local directory or a `.gguf` file. Without it, `package` is `<package>/<file>.gguf`, or the
-    parts of one such file in order; `sha256` is the whole file's. `window` (tokens) null: what the model was trained
-    for. `chat_template_kwargs` go to the tokenizer's `apply_chat_template`. `dtype` auto: on CUDA bfloat16 from Ampere
-    on and float16 before, on the CPU bfloat16 where it is fast, else float32. `backend` auto: flash_attention_2 where
-    it can run, else sdpa. `device` auto: CUDA if there is one; "map": spread over all devices.
+    `path`: a hub id, a local directory or a `.gguf` file. Without `path`, `package` is `<package>/<file>.gguf`, or the
+    parts of one such file in order, and `sha256` is that of the whole file. `window` (tokens) null: the window that the
+    model was trained for. `chat_template_kwargs` are passed to the tokenizer's `apply_chat_template`.
+
+    `dtype` auto: on CUDA bfloat16 from Ampere on and float16 before, on the CPU bfloat16 where it is fast, else
+    float32. `backend` auto: the first of varlen, flash_attention_2 and sdpa that can run. `device` auto: CUDA if
+    available; "map": spread over all devices.
     """
 
     name: ModelName
@@ -50,20 +52,20 @@ class ModelConfig:
     chat_template: bool = True
     chat_template_kwargs: Mapping[str, Any] = field(default_factory=dict, hash=False)
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    backend: Literal["auto", "sdpa", "flash_attention_2"] = "auto"
+    backend: Literal["auto", "varlen", "flash_attention_2", "sdpa"] = "auto"
     device: Annotated[str, AfterValidator(_device)] = "auto"
     trust_remote_code: bool = False
 
     @property
     def packaged(self) -> tuple[str, ...]:
-        """The parts of `package` that are read; none if `path` is set."""
+        """The parts of `package` that are read; empty if `path` is set."""
         if self.path or not self.package:
             return ()
         return (self.package,) if isinstance(self.package, str) else self.package
 
 
 def name_of(path: str | int) -> str:
-    """The name of the model at `path`: the last part of a hub id or directory, or a GGUF file's without its ending.
+    """Return the name of the model at `path`: the last part of a hub id or directory, or a GGUF file's stem.
 
     A commit's folder in the hub's cache, `models--<org>--<name>/snapshots/<commit>`, gets the name of its id. `.`, `..`
     and `~` are expanded; links are not followed.

@@ -1,4 +1,4 @@
-"""The files of a model's folder: which of them transformers reads, and which parts it would ignore.
+"""The files of a model folder: which of them transformers reads, and which parts it would ignore.
 
 If transformers would silently ignore a part of a folder (an adapter, scales of quantised weights, a second set of
 weights), the folder is refused.
@@ -31,14 +31,14 @@ INDEX = "model.safetensors.index.json"
 ADAPTERS = ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin", "adapters.safetensors")
 
 _DISTRIBUTED = re.compile(r"shard-\d{5}-model-\d{5}-of-\d{5}\.safetensors")
-"""Files that torch's distributed checkpointing wrote; transformers takes them before any others."""
+"""Files written by torch's distributed checkpointing, which transformers prefers over all others."""
 
 _READ = (".json", ".safetensors", ".jinja", ".model", ".py", ".tiktoken")
 _VOCABULARIES = ("vocab.txt", "vocab.bpe", "dict.txt", "bpe.codes", "prophetnet.tokenizer")
-"""Read if the folder has no tokenizer.json."""
+"""Vocabulary files, read if the folder has no tokenizer.json."""
 
 PATTERNS = (*(f"*{ending}" for ending in _READ), "*.txt", "vocab.bpe", "bpe.codes")
-"""What to download of a model on the hub; `names` are among these files."""
+"""Patterns of the files to download from the hub. They cover all `names`."""
 
 _TEMPLATES = "additional_chat_templates"
 
@@ -54,8 +54,9 @@ _SIZES = (
 )
 _MOST = {"num_hidden_layers": 10_000, "max_position_embeddings": 100_000_000}
 _LARGER = 4
-"""A model that needs more than this many times the numbers in its files is refused before it is built. A smaller one is
-built, and then refused by the names of its missing tensors.
+"""Size limit: a model that needs more than this many times the numbers in its files is refused before it is built.
+
+A smaller model is built, and then refused by the names of its missing tensors.
 """
 
 _OTHER_HEADS = re.compile(r"For(SequenceClassification|TokenClassification|QuestionAnswering|MultipleChoice|MaskedLM)$")
@@ -64,11 +65,11 @@ _FLOATING = {"F64", "F32", "F16", "BF16"}
 
 
 def names(folder: Path, code: bool = False) -> list[str]:
-    """The files that a model or a tokenizer is read from, relative to `folder`, sorted.
+    """Return the files that a model or a tokenizer is read from, relative to `folder`, sorted.
 
-    These are the files at the top level with known endings, the weights that `weights` lists, and further chat
-    templates. `code`: whether code that comes with the model may run; since it may read or import anything, all Python
-    and text files are then included. Raises `UserError` for ambiguous weights.
+    These are the files at the top level with known endings, the files that `weights` lists, and further chat templates.
+    `code`: whether code that comes with the model may run. Such code may read or import anything, so all Python and
+    text files are then included. Raises `UserError` for ambiguous weights.
     """
     found = [path.name for path in folder.iterdir() if path.suffix in _READ or path.name == "merges.txt"]
     if not (folder / "tokenizer.json").is_file():
@@ -82,7 +83,7 @@ def names(folder: Path, code: bool = False) -> list[str]:
 
 
 def code_elsewhere(folder: Path) -> list[tuple[str, str]]:
-    """The hub ids or folders, and the files in them, that `auto_map` names as `<id>--<module>.<class>`."""
+    """Return the hub ids or folders, and the files in them, that `auto_map` names as `<id>--<module>.<class>`."""
     found = set()
     for name in ("config.json", "tokenizer_config.json"):
         auto_map = _json(folder / name).get("auto_map")
@@ -95,9 +96,9 @@ def code_elsewhere(folder: Path) -> list[tuple[str, str]]:
 
 
 def weights(folder: Path) -> list[str]:
-    """The safetensors files that transformers loads from `folder`, relative to it; none if it has no such weights.
+    """Return the safetensors files that transformers loads from `folder`, relative to it; empty if it has none.
 
-    Raises `UserError` for two sets of them, and for an index that is malformed, incomplete or leaves `folder`.
+    Raises `UserError` for two sets of weights, and for an index that is malformed, incomplete or leaves `folder`.
     """
     sets: dict[str, list[str]] = {}
     explicit = _json(folder / "config.json").get("transformers_weights")
@@ -142,7 +143,7 @@ def _of_index(folder: Path, index: str) -> list[str]:
 
 
 def _refuse_outside(folder: Path, file: str, field: str, name: Any) -> None:
-    """Raise `UserError` for a name that is not that of a safetensors file or index at or below `folder`."""
+    """Raise `UserError` unless `name` is a safetensors file or index at or below `folder`."""
     if not isinstance(name, str) or not name.endswith((".safetensors", ".safetensors.index.json")):
         raise UserError(
             field, "save the weights as safetensors", value=name, why="not a safetensors file", where=folder / file
@@ -155,19 +156,19 @@ def _refuse_outside(folder: Path, file: str, field: str, name: Any) -> None:
 
 
 def _json(path: Path) -> Mapping[str, Any]:
-    """The mapping in a JSON file; empty if the file does not exist."""
+    """Return the mapping in a JSON file; empty if the file does not exist."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        return {}  # transformers says what is wrong with it
+        return {}  # transformers will report the error
     return content if isinstance(content, Mapping) else {}
 
 
 def check(folder: Path, trust_remote_code: bool = False) -> PreTrainedConfig:
-    """The configuration in `folder`, if the files match its config.json; nothing is allocated.
+    """Return the configuration in `folder`, after checking that the files match its config.json. Allocates no weights.
 
-    Raises `UserError`, naming file and field, for sizes that no model has, a model of another kind, a quantisation or
-    scales that would be left out, a tensor twice, a model far larger than its weights.
+    Raises `UserError`, naming file and field, for impossible sizes, a model of another kind, a quantisation or scales
+    that would be left out, a duplicate tensor, or a model far larger than its weights.
     """
     where = folder / "config.json"
     for path in folder.iterdir():
@@ -178,8 +179,8 @@ def check(folder: Path, trust_remote_code: bool = False) -> PreTrainedConfig:
     _refuse_quantisation(content, where)
     config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
     text = config.get_text_config(decoder=True)
-    _refuse_sizes({name: getattr(text, name, None) for name in _SIZES}, where)  # which some call by other names
-    ours = type(config) in MODEL_FOR_CAUSAL_LM_MAPPING  # or of a kind that transformers refuses, or with its own code
+    _refuse_sizes({name: getattr(text, name, None) for name in _SIZES}, where)  # under the names that each config uses
+    ours = type(config) in MODEL_FOR_CAUSAL_LM_MAPPING  # else transformers refuses it, or it has its own code
     if ours:
         _refuse_kind(config, where)
     tensors: dict[str, Tensor] = {}
@@ -195,7 +196,7 @@ def check(folder: Path, trust_remote_code: bool = False) -> PreTrainedConfig:
 
 
 def refuse_adapter(source: str, revision: str | None) -> None:
-    """Raise `UserError` for the folder or hub id of an adapter: transformers may leave it out, or load it."""
+    """Raise `UserError` if the folder or hub id is an adapter: transformers may leave it out, or load it."""
     found = find_adapter_config_file(source, revision=revision, local_files_only=constants.HF_HUB_OFFLINE)
     names = [ADAPTERS[0]] if found else [name for name in ADAPTERS if os.path.exists(os.path.join(source, name))]
     for name in names:
@@ -209,7 +210,7 @@ def refuse_adapter(source: str, revision: str | None) -> None:
 
 @dataclass(frozen=True)
 class Tensor:
-    """A tensor as the header of a safetensors file describes it; `dtype` as there: F32, I8."""
+    """A tensor, as described in the header of a safetensors file. `dtype` as in the header: F32, I8."""
 
     name: str
     shape: tuple[int, ...]
@@ -217,7 +218,7 @@ class Tensor:
 
 
 def headers(file: Path) -> Iterator[Tensor]:
-    """The tensors of a safetensors file, whose values are not read."""
+    """Yield the tensors of a safetensors file without reading their values."""
     with safe_open(file, "pt") as opened:
         for name in opened.keys():  # noqa: SIM118 (not a mapping)
             part = opened.get_slice(name)
@@ -225,7 +226,7 @@ def headers(file: Path) -> Iterator[Tensor]:
 
 
 def _refuse_sizes(config: Mapping[str, Any], where: Path) -> None:
-    """Refuse sizes that are out of range. transformers refuses values that are not whole numbers."""
+    """Refuse sizes that are out of range. transformers refuses values that are not integers."""
     for part in (config, *(value for value in config.values() if isinstance(value, Mapping))):
         for name in _SIZES:
             if type(value := part.get(name)) is int and value < 1:
@@ -242,7 +243,7 @@ def _refuse_quantisation(config: Mapping[str, Any], where: Path) -> None:
             if method is None:
                 continue
             known = name == "quantization_config" and isinstance(method, Mapping)
-            with suppress(ValueError):  # without a method
+            with suppress(ValueError):  # no quantisation method given
                 if known and AutoHfQuantizer.supports_quant_method(method):
                     continue
             raise UserError(
@@ -255,7 +256,7 @@ def _refuse_quantisation(config: Mapping[str, Any], where: Path) -> None:
 
 
 def _refuse_kind(config: PreTrainedConfig, where: Path) -> None:
-    """`model_type` decides what is loaded; `architectures` says what was saved."""
+    """Refuse a model saved as another kind: `model_type` selects the class, `architectures` names the saved one."""
     saved = config.architectures if isinstance(config.architectures, (list, tuple)) else []
     loaded = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)].__name__
     for name in saved:
@@ -275,7 +276,7 @@ def _refuse_unscaled(tensors: Mapping[str, Tensor], folder: Path) -> None:
     modules = {name.rpartition(".")[0] for name in tensors if name.rpartition(".")[2] not in ("weight", "bias")}
     for name, tensor in tensors.items():
         module, _, part = name.rpartition(".")
-        mask = part == "bias" and len(tensor.shape) > 1  # of GPT-2's attention
+        mask = part == "bias" and len(tensor.shape) > 1  # attention buffers of GPT-2
         if tensor.dtype not in _FLOATING and part in ("weight", "bias") and not mask and module not in modules:
             raise UserError(
                 name,

@@ -1,4 +1,4 @@
-"""Loading a model and its tokenizer: from the hub, from a directory, or from a GGUF file."""
+"""Load a model and its tokenizer: from the hub, from a directory, or from a GGUF file."""
 
 import os
 from collections.abc import Iterator, Mapping
@@ -18,7 +18,7 @@ from transformers.utils import logging as transformers_logging
 from compresskv import checkpoints, hardware, loaded_weights, model_files
 from compresskv.chat import chat_ids, chat_prompt
 from compresskv.checking import FrozenMapping, frozen
-from compresskv.engine.memory import kv_heads
+from compresskv.engine.memory import head_dim, kv_heads
 from compresskv.engine.rotary import depends_on_length
 from compresskv.errors import UserError, located
 from compresskv.folders import package_files
@@ -37,7 +37,7 @@ from compresskv.probe import learned_positions, refuse_unserved
 
 @dataclass(frozen=True, eq=False)
 class LoadedModel:
-    """A model ready to be `attached`, with what the harness has to know about it.
+    """A loaded model, ready to be `attached`, with the facts that the harness needs about it.
 
     `stop_ids`: the end tokens of the generation config and of the tokenizer. `generation_defaults`: further settings of
     the generation config for greedy decoding. `positions`: number of learned positions; None: no limit. `length_rope`:
@@ -65,12 +65,12 @@ class LoadedModel:
 
     @cached_property
     def weights(self) -> dict[str, str]:
-        """What identifies the weights in memory, whatever file they came from (`loaded_weights.fingerprints`)."""
+        """Fingerprints of the weights in memory, independent of their file (`loaded_weights.fingerprints`)."""
         return loaded_weights.fingerprints(self.model)
 
     @property
     def identity(self) -> dict[str, Any]:
-        """Everything about this model that can change a prediction, as JSON."""
+        """Everything about this model that can change a prediction, as JSON data."""
         return {
             "fingerprint": self.fingerprint,
             "dtype": self.dtype,
@@ -79,7 +79,7 @@ class LoadedModel:
             "chat_template_kwargs": dict(self.chat_template_kwargs),
             "stop_ids": sorted(self.stop_ids),
             "generation_defaults": dict(self.generation_defaults),
-            # Earlier versions stored other results of such models.
+            # Earlier versions stored different results for such models.
             **({"rope": "by the length of each text"} if self.length_rope else {}),
         }
 
@@ -89,7 +89,7 @@ class LoadedModel:
 
     @property
     def layers(self) -> int:
-        """Layers that evict: those with global attention."""
+        """Number of layers that evict: those with global attention."""
         return self._layer_kinds.count("full_attention")
 
     @property
@@ -101,7 +101,7 @@ class LoadedModel:
         return kv_heads(self.model.config.get_text_config(decoder=True))
 
     def settings(self, generation_config: Literal["ignored", "honoured"]) -> FrozenMapping:
-        """The `Stopping.settings` for this value of the protocol's `generation_config`.
+        """Return the `Stopping.settings` for this value of the protocol's `generation_config`.
 
         Raises `UserError` if it is honoured and has settings that are not supported.
         """
@@ -111,13 +111,13 @@ class LoadedModel:
         return frozen(self.generation_defaults)
 
     def chat(self, text: str, answer_prefix: str = "") -> str:
-        """`text` as one user turn and the opening of the answer, in the model's own template."""
+        """Render `text` as one user turn and the opening of the answer, with the model's own template."""
         if not self.chat_template:
             return text + answer_prefix
         return chat_prompt(text, self.tokenizer, self.chat_template_kwargs) + answer_prefix
 
     def encode(self, prompt: str) -> torch.Tensor:
-        """Token ids [prompt], int64, on the model's device; exactly one BOS where the tokenizer uses one.
+        """Tokenize a prompt: ids [prompt], int64, on the model's device. With one BOS if the tokenizer uses one.
 
         Raises `UserError` for a token of the tokenizer that the model does not have.
         """
@@ -144,6 +144,7 @@ def load(config: ModelConfig) -> LoadedModel:
         source, fingerprint = _source(config)
         model, tokenizer = _pretrained(config, source, chosen)
         refuse_unserved(model)
+        chosen = hardware.for_heads(chosen, config, head_dim(model.config.get_text_config(decoder=True)))
         positions, length_rope = learned_positions(model), depends_on_length(model)
         _check_ends(model, tokenizer, Path(source))
         fingerprint = fingerprint or checkpoints.fingerprint(source, config.revision, config.trust_remote_code)
@@ -172,14 +173,14 @@ def load(config: ModelConfig) -> LoadedModel:
         generation_defaults=defaults,
         notes=(*chosen.notes, *_notes(model, tokenizer, defaults)),
     )
-    model.generation_config.eos_token_id = sorted(stop_ids) or None  # `generate` stops where we do
+    model.generation_config.eos_token_id = sorted(stop_ids) or None  # `generate` stops at the same tokens
     return loaded
 
 
 def fetch(config: ModelConfig) -> Path:
-    """Download what `load` reads, so that it needs no network; returns the folder. Nothing is loaded.
+    """Download everything that `load` reads, so that it needs no network, and return the folder. Loads nothing.
 
-    For a directory nothing is downloaded, and a GGUF file gets its safetensors copy. Raises `UserError` with the fix.
+    Downloads nothing for a directory, and makes the safetensors copy of a GGUF file. Raises `UserError` with the fix.
     """
     with _explained(config), _quiet():
         source, _ = _source(config)
@@ -190,14 +191,14 @@ def fetch(config: ModelConfig) -> Path:
 
 
 def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
-    """The tokenizer of a model, without its weights. Raises `UserError` with the fix if it cannot be loaded."""
+    """Load the tokenizer of a model, without its weights. Raises `UserError` with the fix if it cannot be loaded."""
     with _explained(config), _quiet():
         options = {"revision": config.revision, "trust_remote_code": config.trust_remote_code}
         return AutoTokenizer.from_pretrained(_source(config)[0], **options)
 
 
 def _source(config: ModelConfig) -> tuple[str, str | None]:
-    """What to load from: a directory or a hub id; and the fingerprint of a GGUF file that it was made of."""
+    """Return the directory or hub id to load from, and the fingerprint of the GGUF file it was made from, if any."""
     if config.path:
         path = expanded(config.path, "model.path")
         gguf = path.suffix.lower() == ".gguf"
@@ -229,7 +230,7 @@ def _pretrained(
     checkpoints.ask_once(source, config.revision)
     model_files.refuse_adapter(source, config.revision)
     local = Path(source).is_dir()
-    if local:  # files of the hub come with the model
+    if local:  # files of a hub id are downloaded with the model
         _check(Path(source), config)
     tokenizer = AutoTokenizer.from_pretrained(source, **options)
     model, info = AutoModelForCausalLM.from_pretrained(
@@ -239,7 +240,7 @@ def _pretrained(
         attn_implementation="sdpa",
         device_map="auto" if chosen.device == "map" else None,
         output_loading_info=True,
-        ignore_mismatched_sizes=True,  # they are named below
+        ignore_mismatched_sizes=True,  # reported by `checkpoints.complete`
         **options,
     )
     checkpoints.complete(info, source)
@@ -285,8 +286,9 @@ def _ids(tokens: int | list[int] | None) -> frozenset[int]:
 
 
 def _window(config: ModelConfig, model: PreTrainedModel, positions: int | None) -> int:
-    """The configured window, or else the one that the model was trained for. Raises `UserError` beyond learned
-    `positions`.
+    """Return the configured window, or the one that the model was trained for.
+
+    Raises `UserError` if it exceeds the learned `positions`.
     """
     if config.window and positions and config.window > positions:
         raise UserError(
@@ -300,7 +302,7 @@ def _window(config: ModelConfig, model: PreTrainedModel, positions: int | None) 
 
 
 def _trained_window(config: ModelConfig, model: PreTrainedModel) -> int:
-    """The number of tokens that the model was trained for."""
+    """Return the number of tokens that the model was trained for."""
     text = model.config.get_text_config(decoder=True)
     for name in ("max_position_embeddings", "max_seq_len", "seq_length"):
         if isinstance(window := getattr(text, name, None), int):
@@ -317,7 +319,7 @@ def _notes(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, defaults:
     of_config, of_tokenizer = _ids(model.generation_config.eos_token_id), _ids(tokenizer.eos_token_id)
     if of_tokenizer - of_config:
         ids = sorted(of_config | of_tokenizer)
-        names = ", ".join(tokenizer.convert_ids_to_tokens(id) or str(id) for id in ids)  # padding has no text
+        names = ", ".join(tokenizer.convert_ids_to_tokens(id) or str(id) for id in ids)  # padding ids have no text
         yield f"its tokenizer and its generation_config.json name other end tokens: generation stops at any of {names}"
     kinds = get_layer_types_and_kwargs(model.config.get_text_config(decoder=True))[0]
     evicting = kinds.count("full_attention")
@@ -353,7 +355,7 @@ def _explained(config: ModelConfig) -> Iterator[None]:
 
 
 def _fix(source: str, reason: str) -> str:
-    """What to do about an error of the loading libraries."""
+    """Return what to do about an error of the loading libraries."""
     for said, fix in _FIXES.items():
         if said in reason:
             return fix

@@ -18,9 +18,10 @@ Kernel = Annotated[int, Ge(1), Le(65_535), AfterValidator(_odd)]
 
 @dataclass(frozen=True)
 class ObservationConfig:
-    """`conf/config.yaml: observation`; the paper uses the same for every method (App. B).
+    """Observation settings (`conf/config.yaml: observation`). The paper uses the same for every method (App. B).
 
-    `window` tokens at the end of the prompt, which are always kept; 1-D `pooling` of scores over `kernel` positions.
+    `window`: tokens at the end of the prompt, which are always kept. Scores are pooled in 1-D (`pooling`) over `kernel`
+    positions.
     """
 
     window: Annotated[int, Ge(1), Le(65_536)] = 8

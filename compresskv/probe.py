@@ -20,21 +20,21 @@ from compresskv.engine.setting import FULL
 from compresskv.errors import PromptError, UserError
 
 PROMPT, NEW = 12, 2
-"""Tokens of the prompt, and tokens that are decoded after it."""
+"""Number of prompt tokens, and of tokens that are decoded after the prompt."""
 
 TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-3, torch.float16: 0.1, torch.bfloat16: 0.2}
-"""The allowed difference of the logits from those of the model's own attention, relative to their spread.
+"""Allowed difference of the logits from those of the model's own attention, relative to their spread.
 
-It allows another order of summation in each dtype. Missing parts of attention cause far larger differences, which show
-in float32.
+It allows for another order of summation in each dtype. Missing parts of attention cause far larger differences, which
+show in float32.
 """
 
 
 def refuse_unserved(model: PreTrainedModel) -> None:
     """Run a short random prompt and a few new tokens with everything kept, and compare with the model's own attention.
 
-    Leaves the model and all random states as they were. Raises `UserError`, which names the architecture and the
-    reason, if a layer's attention does not go through ours and its cache, or if a logit differs.
+    Leaves the model and all random states unchanged. Raises `UserError`, which names the architecture and the reason,
+    if a layer bypasses our attention function or its cache, or if a logit differs.
     """
     name = type(model).__name__
     try:
@@ -54,7 +54,7 @@ def refuse_unserved(model: PreTrainedModel) -> None:
 
 
 def _unserved(model: PreTrainedModel) -> str | None:
-    """Why this model is not supported; None if it is."""
+    """Return why this model is not supported; None if it is supported."""
     config = model.config.get_text_config(decoder=True)
     if model.config.is_encoder_decoder:
         return "it is an encoder-decoder"
@@ -77,10 +77,9 @@ def _unserved(model: PreTrainedModel) -> str | None:
 
 
 def _length_unseen(model: PreTrainedModel) -> str | None:
-    """Whether the first queries or keys depend on the length of a text other than through the RoPE that rotary.py
-    handles.
+    """Return a reason if the first queries or keys depend on the text's length in a way that rotary.py does not handle.
 
-    Compares two texts with the same beginning. One has a token beyond every boundary of the model's RoPE; the other is
+    Compares two texts with the same beginning. One has a token beyond every boundary of the model's RoPE. The other is
     only declared to be that long, like the chunks of a long prompt.
     """
     length = beyond_boundaries(model)
@@ -101,13 +100,13 @@ def _length_unseen(model: PreTrainedModel) -> str | None:
 
 @torch.no_grad()
 def learned_positions(model: PreTrainedModel) -> int | None:
-    """How many tokens have a learned position in `model`, seen as it runs; None for a model without a table of them."""
+    """Return how many positions `model` has learned, found by running it; None for a model without a position table."""
     tables = [m for m in model.modules() if isinstance(m, nn.Embedding) and m is not model.get_input_embeddings()]
     if not tables:
         return None
     lookups = Lookups()
     token = 2 if getattr(model.config, "pad_token_id", None) == 1 else 1  # some models do not count padding
-    with lookups:  # of one token three times: only positions are looked up in rows that follow each other
+    with lookups:  # one token three times, so that only position lookups have consecutive rows
         model(input_ids=torch.full((1, LOOKED_UP), token, device=model.device), use_cache=False)
     return min(lookups.room, default=None)
 
@@ -131,7 +130,7 @@ class Lookups(TorchFunctionMode):
 
 
 class Witness(SDPA):
-    """SDPA that records, for each attention call of the prompt, whether its keys are the cache's, and its window.
+    """SDPA that records each attention call of the prompt: whether its keys are the cache's, and its sliding window.
 
     `first`: queries and keys of the first two tokens, flattened.
     """
@@ -147,7 +146,7 @@ class Witness(SDPA):
         return super().prefill(query, key, value, scaling, sliding_window)
 
     def missed(self, kinds: list[str], windows: list[int | None]) -> str | None:
-        """Why layers of these kinds and sliding windows cannot be evicted; None if they can."""
+        """Return why layers of these kinds and sliding windows cannot be evicted; None if they can."""
         if len(self.calls) < len(kinds):
             return f"attention of {len(kinds) - len(self.calls)} of its {len(kinds)} layers is computed by its own code"
         for kind, window, (cached, seen) in zip(kinds, windows, self.calls, strict=True):
@@ -159,7 +158,7 @@ class Witness(SDPA):
 
 
 def _different(ours: Tensor, expected: Tensor, dtype: torch.dtype) -> str | None:
-    """Compare logits [steps, vocabulary] float32."""
+    """Compare logits [steps, vocabulary] float32, and return a reason if they differ."""
     spread = (expected - expected.mean(-1, keepdim=True)).norm(dim=-1)
     error = ((ours - expected).norm(dim=-1) / spread.clamp(min=1e-9)).max().item()
     if error <= TOLERANCE[dtype]:
@@ -179,7 +178,7 @@ def _attached(model: PreTrainedModel, witness: Witness) -> Iterator[None]:
 
 @contextmanager
 def _undisturbed(model: PreTrainedModel) -> Iterator[Any]:
-    """No gradients, and random states as they were."""
+    """Disable gradients, and restore random states on leaving."""
     gpus = sorted({p.device.index for p in model.parameters() if p.device.type == "cuda"})
     with torch.no_grad(), torch.random.fork_rng(devices=gpus):
         yield

@@ -1,4 +1,4 @@
-"""The two protocols: each quirk of the released code is one named field (docs/audit.md says what each changes).
+"""The two protocols: each quirk of the released code is one named field (docs/audit.md describes its effect).
 
 `corrected` is what a careful reader of the paper would implement; `released` is what the authors' code does.
 """
@@ -20,24 +20,24 @@ PROTOCOLS = CONF / "protocol"
 
 @dataclass(frozen=True)
 class EvaluationProtocol:
-    """The defaults are `corrected`; the comment above a field names the other choice, `released`."""
+    """The fields of a protocol. The defaults are `corrected`; the comment above a field describes `released`."""
 
     name: Name = "corrected"
 
     # Methods.
 
-    # strided: query heads k, k+H_kv, … score KV head k (SnapKV, PyramidKV, HeadKV, AdaKV; of AdaCompressKV and
-    # HeadCompressKV only the allocation)
+    # strided: query heads k, k+H_kv, … score KV head k (SnapKV, PyramidKV, HeadKV, AdaKV; for AdaCompressKV and
+    # HeadCompressKV only in the allocation)
     gqa_grouping: Literal["contiguous", "strided"] = "contiguous"
     # window: the first B−w tokens and the last w
     streaming_tail: Literal["recent", "window"] = "recent"
-    # first_prompt: the schedule of the task's first sample serves all
+    # first_prompt: the schedule of the task's first sample is used for all samples
     pyramid_schedule: Literal["per_prompt", "first_prompt"] = "per_prompt"
     # none: no middle regime for B ≤ S < 2(B−w)
     pyramid_short_prompt: Literal["uniform", "none"] = "uniform"
     # false: the released arithmetic, with its overshoot and losses
     exact_budget: bool = True
-    # run in both; official: HeadKV and AdaKV pool by maximum over 7, as their own repositories do
+    # "run" in both protocols; official: HeadKV and AdaKV pool by maximum over 7, as their own repositories do
     head_pooling: Literal["run", "official"] = "run"
     # model: the model's dtype at every stage
     score_dtype: Literal["float32", "model"] = "float32"
@@ -62,7 +62,7 @@ class EvaluationProtocol:
     niah_prompt: Literal["chat", "raw"] = "chat"
     # leaked: a BOS at every re-encoding, one right before the needle
     niah_special_tokens: Literal["none", "leaked"] = "none"
-    # period_ids: the needle backs up to an id of encode(".")
+    # period_ids: the needle moves back to an id of encode(".")
     niah_sentence_rule: Literal["text", "period_ids"] = "text"
     # llama2_ids: 29889 or 869, for every tokenizer
     masking_sentence_rule: Literal["text", "llama2_ids"] = "text"
@@ -73,15 +73,16 @@ class EvaluationProtocol:
 
     @property
     def label(self) -> str:
-        """The name as it is shown: `protocol_label`."""
+        """The name shown to users: see `protocol_label`."""
         return protocol_label(self.name, asdict(self))
 
 
 def protocol_label(name: str, fields: Mapping[str, Any]) -> str:
-    """How a protocol is shown: by its name, such as `corrected`, where its `fields` are those of conf/protocol.
+    """Return the name shown for a protocol: `corrected`, for example, if its `fields` equal those of conf/protocol.
 
-    Where some differ, with a star and these: `corrected* exact_budget=false`. Fields that are missing or unknown, as in
-    files of other versions, do not count. A name that conf/protocol does not have is a user's own and stays as it is.
+    If some differ, they follow the name and a star: `corrected* exact_budget=false`. Fields that are missing or
+    unknown, as in files of other versions, are ignored. A name that conf/protocol does not have is a user's own and is
+    returned as it is.
     """
     known = _fields_of(name.strip().casefold())
     differing = [
@@ -91,7 +92,7 @@ def protocol_label(name: str, fields: Mapping[str, Any]) -> str:
 
 
 def label_stem(label: str) -> str:
-    """A label as part of a file's name: the protocol's name, and a hash of the fields where some differ."""
+    """Return a label as part of a file name: the protocol's name, and a hash of the fields if some differ."""
     name, changed, _ = label.partition("*")
     name = name.replace("/", "-")
     return f"{name}-{hashlib.sha256(label.encode()).hexdigest()[:8]}" if changed else name
@@ -99,7 +100,7 @@ def label_stem(label: str) -> str:
 
 @cache
 def _fields_of(name: str) -> dict[str, Any]:
-    """The fields of conf/protocol/<name>.yaml except its name; empty if that protocol does not exist."""
+    """Return the fields of conf/protocol/<name>.yaml except its name; empty if that protocol does not exist."""
     for path in PROTOCOLS.glob("*.yaml"):
         if path.stem == name:
             return {field: value for field, value in yaml.safe_load(path.read_bytes()).items() if field != "name"}

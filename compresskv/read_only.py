@@ -1,7 +1,7 @@
 """Detect writes of a method to its tensors, which all settings of a prompt share.
 
-PyTorch counts the writes to a tensor, with one counter for it and all its views. Writes through NumPy or `.data` are
-not counted; `python -m evals conformance` finds those by comparing copies.
+PyTorch counts the writes to a tensor, with one counter for the tensor and all its views. Writes through NumPy or
+`.data` are not counted; `python -m evals conformance` finds those by comparing copies.
 """
 
 from torch import Tensor
@@ -10,17 +10,17 @@ from compresskv.errors import UserError, part_name
 
 
 class ReadOnly:
-    """Tensors, each with the number of writes that it had seen when it was shown."""
+    """Tensors that a method may read, each with its write count at the time it was registered."""
 
     def __init__(self) -> None:
         self._shown: list[tuple[str, Tensor, int]] = []
 
     def show(self, what: str, *tensors: Tensor) -> None:
-        """Show these tensors; a message calls them `what`."""
+        """Register these tensors. Error messages call them `what`."""
         self._shown += [(what, tensor, _writes(tensor)) for tensor in tensors]
 
     def refuse_writes(self, part: str, *called: object) -> None:
-        """Raise `UserError` if a tensor was written to since it was shown; the parts in `called` were called since."""
+        """Raise `UserError` if a registered tensor was written to. `called`: the parts that ran since."""
         for what, tensor, writes in self._shown:
             if _writes(tensor) != writes:
                 names = dict.fromkeys(map(part_name, called))

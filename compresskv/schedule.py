@@ -1,4 +1,4 @@
-"""When eviction happens: before or after the question, once or again and again while tokens are generated."""
+"""When eviction happens: before or after the question, once or repeatedly while tokens are generated."""
 
 from dataclasses import dataclass
 from typing import Annotated, Literal, cast
@@ -10,10 +10,11 @@ When = Literal["prompt", "context", "prompt+decode", "context+decode"]
 
 @dataclass(frozen=True)
 class EvictionSchedule:
-    """`conf/config.yaml: eviction`.
+    """Eviction settings (`conf/config.yaml: eviction`).
 
-    `when`: after the whole `prompt`, or after its `context`, before the question is seen; with `+decode` again after
-    every `interval` generated tokens. `protect`: with "prompt", evictions while decoding only take generated tokens.
+    `when`: evict after the whole `prompt`, or after its `context`, before the question is seen. With `+decode`, evict
+    again after every `interval` generated tokens. `protect`: with "prompt", evictions while decoding only drop
+    generated tokens.
     """
 
     when: When = "prompt"

@@ -1,7 +1,7 @@
 """From scores and capacities to kept prompt positions: common code of all methods.
 
-The top past tokens of each KV head by score, ties to the lower index, and the observation window. Layers are allocated
-as they are seen, and an evicted token never returns.
+Each KV head keeps its top past tokens by score, ties to the lower index, and the observation window. Layers are
+allocated as they are seen, and an evicted token never returns.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -19,7 +19,7 @@ Kept = list[list[Tensor]]
 
 
 def tighten(kept: Sequence[Capacity], answer: Sequence[Capacity], past: int) -> list[Capacity]:
-    """What each layer keeps after one more layer was seen, given what the earlier ones kept and the new `answer`.
+    """Update the capacities `kept` of the earlier layers with the allocator's `answer` after one more layer.
 
     An evicted token cannot come back, so each layer keeps the element-wise minimum of all answers, clipped to the
     `past` (CAKE's cascade, Qin et al. 2025).
@@ -30,7 +30,7 @@ def tighten(kept: Sequence[Capacity], answer: Sequence[Capacity], past: int) -> 
 def running_capacities(
     method: EvictionMethod, scores: Sequence[LayerScores], shape: PromptShape, budget: int
 ) -> list[Capacity]:
-    """What each layer keeps, in past tokens, when the allocator is asked after every layer, as in a prefill."""
+    """Return each layer's past tokens when the allocator is called after every layer, as in a prefill."""
     kept: list[Capacity] = []
     for seen in range(1, len(scores) + 1):
         kept = tighten(kept, answered(method, scores[:seen], shape, budget), shape.past)
@@ -38,7 +38,7 @@ def running_capacities(
 
 
 def answered(method: EvictionMethod, scores: Sequence[LayerScores], shape: PromptShape, budget: int) -> list[Capacity]:
-    """The allocator's capacities. Raises `UserError` unless they are whole numbers for each layer seen so far."""
+    """Return the allocator's capacities. Raises `UserError` unless they are integers for each layer seen so far."""
     answer = method.allocator(scores, shape, budget)
     try:
         capacities = [_whole(capacity, shape.kv_heads) for capacity in answer]
@@ -61,7 +61,7 @@ def answered(method: EvictionMethod, scores: Sequence[LayerScores], shape: Promp
 
 
 def _whole(capacity: Any, heads: int) -> Capacity:
-    """Convert a capacity of integers of any type. Raises `TypeError` or `ValueError` for others."""
+    """Convert a capacity of any integer type. Raises `TypeError` or `ValueError` for other types."""
     if isinstance(capacity, (tuple, list)):
         if len(capacity) != heads:
             raise ValueError("not one for each head")
@@ -83,15 +83,15 @@ def _minimum(a: Capacity, b: Capacity) -> Capacity:
 
 
 def select(scores: LayerScores, capacity: Capacity, length: int) -> list[Tensor]:
-    """Kept prompt positions of one layer: for each KV head a sorted int64 tensor, the window included.
+    """Return the kept prompt positions of one layer: for each KV head a sorted int64 tensor, the window included.
 
-    The top `capacity` past tokens by score, ties to the lower index, and the positions after the past.
+    These are the top `capacity` past tokens by score, ties to the lower index, and the positions after the past.
     """
     ranking = scores.order(capacity)
     heads, past = ranking.shape
     window = torch.arange(past, length, device=ranking.device)
     if isinstance(capacity, int):
-        # Heads that share their scores share what they keep.
+        # Heads that share their scores keep the same tokens.
         rows = ranking[:1] if scores.shared else ranking
         chosen = torch.cat([rows[:, :capacity], window.expand(len(rows), -1)], dim=-1).sort(dim=-1).values
         return list(chosen.expand(heads, -1).unbind())
@@ -99,7 +99,7 @@ def select(scores: LayerScores, capacity: Capacity, length: int) -> list[Tensor]
         raise ValueError(f"{len(capacity)} capacities for {heads} KV heads")
     best = ranking[:, : max(capacity)]
     beyond = torch.arange(best.shape[1], device=best.device) >= torch.tensor(capacity, device=best.device)[:, None]
-    # All heads in one sort: what a head may not keep goes to its end.
+    # Sort all heads at once: masked positions move to the end of each row.
     chosen = torch.cat([best.masked_fill(beyond, length), window.expand(heads, -1)], dim=-1).sort(dim=-1).values
     return [row[: count + length - past] for row, count in zip(chosen.unbind(), capacity, strict=True)]
 
@@ -110,7 +110,7 @@ def refuse_nan(
     dtype: torch.dtype = torch.float32,
     finite: Callable[[], Iterable[Tensor]] = tuple,
 ) -> None:
-    """Raise `NonFiniteError` if a score of `scorer` is not a number; asks each device once.
+    """Raise `NonFiniteError` if a score of `scorer` is NaN. Synchronises with each device once.
 
     The error names the cause: the attention in `dtype` of a layer that is not `finite`, or the scorer.
     """
@@ -137,10 +137,10 @@ def refuse_nan(
 
 
 def keep_all(kv_heads: int, length: int, device: torch.device | None = None) -> list[Tensor]:
-    """Every position, for each KV head."""
+    """Return every position, for each KV head."""
     return [torch.arange(length, device=device)] * kv_heads
 
 
 def counts(kept: Kept) -> list[list[int]]:
-    """How many positions are kept, [layer][KV head]."""
+    """Return how many positions are kept, [layer][KV head]."""
     return [[positions.numel() for positions in layer] for layer in kept]

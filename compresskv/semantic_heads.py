@@ -1,4 +1,4 @@
-"""CompressKV's scorer: a few semantic retrieval heads of each layer decide for all of its KV heads (paper §3.2)."""
+"""CompressKV's scorer: a few semantic retrieval heads of each layer select for all of its KV heads (paper §3.2)."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -11,7 +11,7 @@ from compresskv.selecting_heads import Heads, count_heads
 
 @dataclass(frozen=True)
 class SemanticHeadScorer:
-    """Attention of the observation window in the layer's retrieval heads, summed over it, pooled, averaged over them.
+    """Attention of the window in the layer's retrieval heads, summed over the window, pooled, averaged over the heads.
 
     `heads[layer]` are query heads. Every KV head of a layer keeps the same tokens.
     """
@@ -40,9 +40,9 @@ def scorer(
     heads: Heads,
     head_scores: Literal["semantic", "traditional"],
 ) -> SemanticHeadScorer:
-    """`heads` query heads of each layer, the best by their calibrated `head_scores`.
+    """Build the scorer from `heads` query heads of each layer, the best by their calibrated `head_scores`.
 
-    Heads are scored while the model answers, so a calibration for another observation has the same ones.
+    Heads are scored while the model answers, so a calibration for another observation has the same heads.
     """
     calibration = context.calibrated(any_observation=True)
     kind = calibration.kind_of_scores(head_scores, context.protocol)

@@ -1,9 +1,9 @@
-"""Evaluations: what is run, how it is scored, what it leaves behind and what is shown of it."""
+"""Evaluations: running and scoring them, storing their results, and showing these."""
 
 import os
 import sys
 
-os.environ.setdefault("MPLBACKEND", "Agg")  # figures are files; a notebook, or a user, has chosen already
+os.environ.setdefault("MPLBACKEND", "Agg")  # figures are written to files; keep the choice of a notebook or a user
 
 try:
     import compresskv  # noqa: F401 - refuses a transformers that is too old

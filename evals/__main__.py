@@ -1,6 +1,6 @@
-"""`python -m evals <command>`: what there is besides running settings, which is `python run.py`.
+"""`python -m evals <command>`: all commands except running settings, which is `python run.py`.
 
-`--results <folder>` names the results tree of every command that reads or writes one (default: results).
+`--results <folder>` sets the results tree of every command that reads or writes one (default: results).
 """
 
 import sys
@@ -22,17 +22,17 @@ COMMANDS = {
     "audit": ("evals.audit.__main__", "measure the effect of each quirk of the released code"),
     "reference": ("evals.reference.__main__", "run the sweeps of the reference run"),
 }
-"""By name: the module whose `main` runs it, and what it does."""
+"""Commands by name: the module whose `main` runs the command, and its description."""
 
 HANDLE_PIPES = ("report", "results", "score", "ruler")
-"""Commands that end where nobody reads what they print; the others go on."""
+"""Commands that end when the reader of their output closes the pipe; all other commands continue."""
 
 REFUSED = 2
-"""The exit code of a command that refuses what it is asked for."""
+"""Exit code of a command that rejects its command line."""
 
 
 def start(*before: str) -> NoReturn:
-    """Run the command line of this process, which begins with `before`."""
+    """Run the command line of this process, with the words `before` put in front of it."""
     words = [*before, *sys.argv[1:]]
     if words[:1] and words[0] in HANDLE_PIPES:
         outputs_take_any_text()
@@ -42,7 +42,7 @@ def start(*before: str) -> NoReturn:
 
 
 def main(words: Sequence[str]) -> int:
-    """Run one command; returns its exit code: `REFUSED` after a sentence on stderr."""
+    """Run one command and return its exit code, which is `REFUSED` if it ended with an error message on stderr."""
     name, arguments = (words[0] if words else ""), list(words[1:])
     if name in ("", "-h", "--help"):
         print(f"usage: python -m evals <command> [--help] …\n\n{overview()}")
@@ -61,7 +61,7 @@ def main(words: Sequence[str]) -> int:
 
 
 def _about(name: str, arguments: Sequence[str]) -> str | None:
-    """The help of commands that take overrides as `run.py` does; the others have their own."""
+    """Return the help of commands that take overrides like `run.py`; None for commands that print their own help."""
     if name == "audit":
         return import_module(COMMANDS[name][0]).__doc__
     if name == "results" and "push-wandb" in arguments:
@@ -70,12 +70,12 @@ def _about(name: str, arguments: Sequence[str]) -> str | None:
 
 
 def overview() -> str:
-    """A line for each command."""
+    """Return one line per command."""
     return "\n".join(f"  {name:<12} {about}" for name, (_, about) in COMMANDS.items())
 
 
 def command(name: str) -> Callable[[list[str]], int | None]:
-    """What runs a command. Raises `UserError` for an unknown one."""
+    """Return the function that runs a command. Raises `UserError` for an unknown command."""
     if name not in COMMANDS:
         raise UserError("command", f"choose one of {', '.join(COMMANDS)}", value=name)
     return _calibrate if name == "calibrate" else import_module(COMMANDS[name][0]).main
@@ -89,7 +89,7 @@ def _calibrate(arguments: list[str]) -> None:
 
 
 def _with_results(name: str, arguments: list[str]) -> list[str]:
-    """The arguments, with `--results` in the form that the command takes."""
+    """Return the arguments with `--results` converted to the form that the command takes."""
     others, folder = list(arguments), None
     for place, word in enumerate(arguments):
         option, equals, value = word.partition("=")

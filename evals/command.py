@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def main() -> None:
-    """Run the command line of this process. Signals are handled before anything large is imported."""
+    """Run the command line of this process. Install signal handlers before importing large modules."""
     signal.signal(signal.SIGINT, end_at_once)
     signal.signal(signal.SIGTERM, end_at_once)
     open_standard_descriptors()
@@ -24,21 +24,21 @@ def main() -> None:
 
 
 def end_at_once(number: int, frame: object) -> NoReturn:
-    """While modules are imported nothing is open yet, and an exception might be swallowed: leave without one."""
+    """Exit without raising, since an exception could be swallowed during imports. No file is open at this point."""
     with contextlib.suppress(OSError):
         os.write(2, b"interrupted: nothing was started yet\n")
     os._exit(128 + number)
 
 
 def open_standard_descriptors() -> None:
-    """Where the shell has closed 0, 1 or 2, as with `2>&-`, no file of a result may get that number."""
+    """Open descriptors 0, 1 and 2 if the shell closed them, as with `2>&-`, so that no results file gets the number."""
     while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
         pass
     os.close(descriptor)
 
 
 def start() -> None:
-    """Compose the command line with Hydra and run it. Whatever refuses it, Hydra too, ends it with one sentence."""
+    """Compose the command line with Hydra and run it. Any error in it, also from Hydra, ends with one sentence."""
     import hydra
     from hydra._internal.utils import get_args_parser
 
@@ -47,7 +47,7 @@ def start() -> None:
     from evals.console import one_sentence_endings
     from evals.hydra_errors import refused_in_a_sentence
 
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra's own refusals come here as exceptions
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # makes Hydra raise its errors instead of exiting
     with one_sentence_endings():
         given = _command_line(get_args_parser())
         _refuse_two_commands(given)
@@ -57,7 +57,7 @@ def start() -> None:
 
 
 def _command_line(parser: "ArgumentParser") -> "Namespace":
-    """The command line as Hydra's `parser` reads it. Raises `UserError` for a flag that is none, or lacks its value."""
+    """Parse the command line with Hydra's `parser`. Raises `UserError` for an unknown flag or a missing value."""
 
     from compresskv.errors import UserError, readable
 
@@ -69,7 +69,7 @@ def _command_line(parser: "ArgumentParser") -> "Namespace":
 
 
 def _refuse_two_commands(given: "Namespace") -> None:
-    """Raise `UserError` where a command line, as Hydra parses it, asks for two things, such as -m and --cfg."""
+    """Raise `UserError` if a parsed command line asks for two actions, such as -m and --cfg."""
     from compresskv.errors import UserError
 
     asked = {
@@ -88,7 +88,7 @@ def _refuse_two_commands(given: "Namespace") -> None:
 
 
 def _swept(word: str, given: "Namespace") -> str:
-    """`for.<method>.<setting>=<value>` as a sweep over this one value, so that Hydra leaves it to the sweeper."""
+    """Return `for.<method>.<setting>=<value>` as a sweep over one value, so that Hydra passes it to the sweeper."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
     from compresskv.errors import UserError
@@ -103,7 +103,7 @@ def _swept(word: str, given: "Namespace") -> str:
 
 
 def run(config: "DictConfig") -> None:
-    """Run one composed configuration, or say what it would take."""
+    """Run one composed configuration, or carry out another action for it, such as `+plan=true`."""
     from hydra.core.hydra_config import HydraConfig
 
     from evals.compose import action, experiment_of, jobs_from, resolved, take_action

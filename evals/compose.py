@@ -1,6 +1,6 @@
-"""From a command line to its jobs: the configuration that Hydra composes, the sweep that it expands to, and its checks.
+"""Turn a command line into jobs: compose its configuration with Hydra, expand sweeps, and check the values.
 
-Below this module there are plain frozen dataclasses: neither Hydra nor OmegaConf.
+The modules below this one use plain frozen dataclasses, without Hydra or OmegaConf.
 """
 
 import math
@@ -38,7 +38,7 @@ from evals.hydra_errors import refuse_two_files, refused_in_a_sentence
 from evals.job import Evaluation, Job, Logger, SampledEvaluation
 from evals.kinds import kind_of, reserved
 
-# `model.path=<id or directory>` names the model after it, unless `model.name` says otherwise.
+# `model.path=<id or directory>` also sets the model's name, unless `model.name` is given.
 OmegaConf.register_new_resolver("name_of", lambda path, name: name if path is None else name_of(path), replace=True)
 OmegaConf.register_new_resolver("if_null", lambda value, otherwise: otherwise if value is None else None, replace=True)
 # For `--help`, in conf/config.yaml.
@@ -53,10 +53,10 @@ SCALARS: dict[str, Any] = {
     "prefill_chunk": Tokens | None,
     "memory": Annotated[float, Gt(0), Le(1_000_000)] | None,
 }
-"""The settings at the top of `conf/config.yaml` that are one value, and what they take; `budget_from` reads budgets."""
+"""Scalar settings at the top of `conf/config.yaml`, with their types; `budget_from` parses the budget."""
 
 NODES = ("model", "method", "eval", "protocol", "observation", "eviction", "logger", "paths")
-"""Those that are a mapping."""
+"""Settings at the top of `conf/config.yaml` that are mappings."""
 
 
 @dataclass(frozen=True)
@@ -72,16 +72,15 @@ SHORT = {"answer": True, None: False}
 
 @dataclass(frozen=True)
 class Paths:
-    """`conf/paths/*.yaml`: the folder that everything a run leaves behind goes to."""
+    """Settings of `conf/paths/*.yaml`: the folder for all files that a run writes."""
 
     results: PathText
 
 
 def composed(*overrides: str, config_dir: str | Path | None = None) -> dict[str, Any]:
-    """The configuration of a command line with these overrides, resolved, as plain data.
+    """Compose the configuration of a command line with these overrides, and return it resolved, as plain data.
 
-    `config_dir`: a folder of further configuration, as `--config-dir` has it. Raises `UserError` for what cannot be
-    composed.
+    `config_dir` is a folder of further configuration, like `--config-dir`. Raises `UserError` if it cannot be composed.
     """
     given = list(overrides)
     if config_dir is not None:
@@ -103,22 +102,22 @@ def _composed(overrides: Sequence[str]) -> dict[str, Any]:
 
 
 def experiment_of(hydra: HydraConf) -> dict[str, str]:
-    """The experiment that was chosen, as its part of a configuration: reports find its results by this name."""
+    """Return the chosen experiment as a part of the configuration; reports find its results by this name."""
     name = hydra.runtime.choices.get("experiment")
     return {"experiment": name} if name else {}
 
 
 def job(*overrides: str, config_dir: str | Path | None = None) -> Job:
-    """The job of a command line with these overrides. Raises `UserError` for values that cannot be."""
+    """Return the job of a command line with these overrides. Raises `UserError` for invalid values."""
     return job_from(composed(*overrides, config_dir=config_dir))
 
 
 @cache
 def sweep(*overrides: str, only: str | tuple[str, ...] = "") -> list[dict[str, Any]]:
-    """The resolved configurations of `python run.py -m <overrides>`.
+    """Return the resolved configurations of `python run.py -m <overrides>`.
 
-    Of the settings that an experiment sweeps over by itself, those that start with one of `only`. Composed once in a
-    process: leave them as they are. Raises `UserError` for what cannot be composed.
+    Of an experiment's own sweep, only settings whose names start with one of `only` are swept over. The result is
+    cached: do not modify it. Raises `UserError` if a configuration cannot be composed.
     """
     with _hydra(overrides):
         params = [f"{name}={value}" for name, value in _swept(overrides).items() if name.startswith(only)]
@@ -126,7 +125,7 @@ def sweep(*overrides: str, only: str | tuple[str, ...] = "") -> list[dict[str, A
 
 
 def axes(*overrides: str) -> dict[str, list[str]]:
-    """What an experiment sweeps over by itself, where the command line is `-m <overrides>`: settings with values."""
+    """Return the settings that the experiment in `-m <overrides>` sweeps over by itself, with their values."""
     with _hydra(overrides):
         values: dict[str, dict[str, None]] = {}
         for each in expansion([f"{name}={value}" for name, value in _swept(overrides).items()]):
@@ -136,10 +135,11 @@ def axes(*overrides: str) -> dict[str, list[str]]:
 
 
 def expansion(overrides: Sequence[str], parser: OverridesParser | None = None) -> list[list[str]]:
-    """The overrides of each job of a sweep: all combinations, of a setting that is given twice the last values.
+    """Return the overrides of each job of a sweep: all combinations of the values of all settings.
 
-    `for.<method>.<setting>` is `method.<setting>` of this method only; other methods are not multiplied by its values.
-    Raises `UserError` for a method that the sweep does not have.
+    If a setting is given twice, the last values are used. `for.<method>.<setting>` sets `method.<setting>` for this
+    method only; other methods are not combined with its values. Raises `UserError` for a method that is not in the
+    sweep.
     """
     parsed = (parser or OverridesParser.create()).parse_overrides(list(overrides))
     scoped: dict[str, list[Override]] = {}
@@ -147,7 +147,7 @@ def expansion(overrides: Sequence[str], parser: OverridesParser | None = None) -
     for override in parsed:
         first, _, rest = override.key_or_group.partition(".")
         name, _, setting = rest.partition(".")
-        if (CONF / "method" / name).is_dir():  # for.kvpress.snapkv.<setting>, as a key of Hydra's has no slash
+        if (CONF / "method" / name).is_dir():  # for.kvpress.snapkv.<setting>, since Hydra's keys have no slash
             press, _, setting = setting.partition(".")
             name = f"{name}/{press}"
         if first == "for" and override.is_add():
@@ -166,7 +166,7 @@ def expansion(overrides: Sequence[str], parser: OverridesParser | None = None) -
 
 
 def _swept(overrides: Sequence[str]) -> dict[str, str]:
-    """`hydra.sweeper.params` under those of these overrides that name one value."""
+    """Return `hydra.sweeper.params` composed with the overrides that are not sweeps themselves."""
     parsed = OverridesParser.create().parse_overrides(list(overrides))
     fixed = [
         str(override.input_line)
@@ -185,7 +185,7 @@ def _hydra(overrides: Sequence[str]) -> Iterator[None]:
 
 
 def resolved(config: DictConfig) -> dict[str, Any]:
-    """A composed configuration, resolved, as plain data; with the short form of `fidelity`, where it has one."""
+    """Return a composed configuration, resolved, as plain data, with the short form of `fidelity` if it has one."""
     container = OmegaConf.to_container(config, resolve=True)
     assert isinstance(container, dict)
     for tokens, short in SHORT.items():
@@ -195,20 +195,20 @@ def resolved(config: DictConfig) -> dict[str, Any]:
 
 
 def quoted(path: str | Path) -> str:
-    """A path as Hydra's grammar takes it, whatever characters it has; backslashes count only before a quote."""
+    """Quote a path with any characters for Hydra's grammar, in which only backslashes before a quote are special."""
     if re.fullmatch(r"[\w/.:-]+", str(path), re.ASCII):
         return str(path)
     return "'" + re.sub(r"(\\*)'", r"\1\1\'", str(path)) + "'"
 
 
 INSTEAD = ("plan", "prefetch")
-"""What to do instead of running, as `+plan=true`: the function of that name in the module of `evals.running`."""
+"""Actions that replace running, given like `+plan=true`. Each is the function `<name>` in `evals.running.<name>`."""
 
 
 def take_action(*configs: dict[str, Any]) -> str:
-    """Take the names in `INSTEAD` out of configurations, and return the one that is true, or `run`.
+    """Remove the names in `INSTEAD` from the configurations, and return the one that is true, or `run`.
 
-    Raises `UserError` for a value that is neither true nor false, and for two actions.
+    Raises `UserError` for a value that is neither true nor false, and if two actions are true.
     """
     given = {name: [checked_value(name, bool, config.pop(name, False)) for config in configs] for name in INSTEAD}
     chosen = [name for name, values in given.items() if any(values)]
@@ -218,16 +218,16 @@ def take_action(*configs: dict[str, Any]) -> str:
 
 
 def action(name: str) -> Callable[[Sequence[Job]], None]:
-    """What carries out `run`, or a name of `INSTEAD`. Imports torch."""
+    """Return the function that carries out `run` or an action in `INSTEAD`. Imports torch."""
     module = import_module(f"evals.running.{'sweep' if name == 'run' else name}")
     return getattr(module, name)
 
 
 def jobs_from(configs: Sequence[Mapping[str, Any]]) -> list[Job]:
-    """The jobs of resolved configurations, for a run that is about to start: their data and packages are there.
+    """Return the jobs of resolved configurations that are about to run, and check that data and packages exist.
 
-    What shows without torch is checked first, and all mistakes are told at once: raises `UserError` for one, an
-    `ExceptionGroup` of several.
+    All checks that need no torch come first. All mistakes are reported together: raises `UserError` for one mistake,
+    and an `ExceptionGroup` for several.
     """
     jobs: list[Job] = []
     mistakes: dict[str, UserError] = {}
@@ -266,7 +266,7 @@ def jobs_from(configs: Sequence[Mapping[str, Any]]) -> list[Job]:
 def job_from(config: Mapping[str, Any]) -> Job:
     """Check a resolved configuration and turn it into a `Job`. Raises `UserError` naming the field, value and fix.
 
-    `jobs_from` also checks that its data and its packages are there.
+    `jobs_from` also checks that the job's data and packages exist.
     """
     job = _job(config)
     for check in _FITTING:
@@ -276,7 +276,7 @@ def job_from(config: Mapping[str, Any]) -> Job:
 
 
 def _job(config: Mapping[str, Any]) -> Job:
-    """`job_from`, except for whether its parts fit together, and for what needs the methods, which import torch."""
+    """Turn a configuration into a `Job` without the checks in `_FITTING` and the checks that import torch."""
     refuse_unknown("", config, ["budget", "fidelity", *SCALARS, *NODES, "experiment"])
     if missing := [name for name in ("budget", "fidelity", *SCALARS, *NODES) if name not in config]:
         raise UserError(missing[0], "give it a value", why="not set")
@@ -329,7 +329,7 @@ def _fidelity(node: Any) -> int | Literal["answer"] | None:
 
 
 def _refuse_schedule(job: Job) -> None:
-    """Raise `UserError` where eviction before the question, or while decoding, has no meaning."""
+    """Raise `UserError` if the evaluation or the protocol does not support the time of eviction."""
     why = ""
     if job.eviction.before_question and not job.eval.asks:
         why = f"eval={job.eval.name} asks no question"
@@ -342,12 +342,12 @@ def _refuse_schedule(job: Job) -> None:
 
 
 def _refuse_mismatch(job: Job) -> None:
-    """Raise `UserError` for an allocator that the scorer cannot feed."""
+    """Raise `UserError` for an allocator that cannot use the scorer."""
     refuse_mismatch(job.method)
 
 
 def _refuse_small(job: Job) -> None:
-    """Raise `UserError` for a budget that leaves no room beside the tokens that the method keeps anyway."""
+    """Raise `UserError` for a budget that leaves no room in addition to the tokens that the method always keeps."""
     window = least_window(job.method, job.observation.window)
     if job.eval.evicts and isinstance(job.budget, int) and job.budget <= window:
         why = f"the method keeps the observation window of {window} tokens, which leaves no room"
@@ -355,17 +355,19 @@ def _refuse_small(job: Job) -> None:
 
 
 def _refuse_chunks(job: Job) -> None:
-    """Raise `UserError` for a prefill in chunks that the method cannot score."""
+    """Raise `UserError` for a chunked prefill that the method cannot score."""
     refuse_chunks(job.method, job.prefill_chunk)
 
 
 _FITTING = (_refuse_mismatch, _refuse_small, _refuse_chunks)
-"""What is checked of a job besides its single settings."""
+"""Checks that the settings of a job fit together."""
 
 
 def _refuse_name_of_another_model(model: ModelConfig) -> None:
-    """Raise `UserError` for the weights of one model of `conf/model` by the name of another: published numbers stand
-    beside results by that name, and calibrations are found by it."""
+    """Raise `UserError` if a model has the weights of one model in `conf/model` and the name of another one.
+
+    Published numbers and calibrations are looked up by this name.
+    """
     if model.name.casefold() not in _weights():
         return
     for name, weights in _weights().items():
@@ -377,13 +379,13 @@ def _refuse_name_of_another_model(model: ModelConfig) -> None:
 
 @cache
 def _weights() -> dict[str, Any]:
-    """Where each model of `conf/model` comes from, by its name: a hub id, or files in a package."""
+    """Return the source of each model in `conf/model` by its name: a hub id, or files in a package."""
     nodes = {path.stem: yaml.safe_load(path.read_bytes()) for path in sorted((CONF / "model").glob("[!_]*.yaml"))}
     return {name.casefold(): frozen(node.get("path") or node.get("package")) for name, node in nodes.items()}
 
 
 def _refuse_name_of_another(name: str, target: str) -> None:
-    """Raise `UserError` for an evaluation by the name of a built-in one that it is not: results go by that name."""
+    """Raise `UserError` for an evaluation with the name of a different built-in one, since results use the name."""
     if (known := reserved(name)) and known != kind_of(target):
         raise UserError(
             "eval.name", "choose another name", value=name, why=f"results would read as those of eval={known}"
@@ -391,13 +393,13 @@ def _refuse_name_of_another(name: str, target: str) -> None:
 
 
 def plug_in(where: str, kind: Any, node: Any) -> Any:
-    """The frozen dataclass that `_target_` names, a subclass of `kind`, with the rest of `node` as its fields."""
+    """Create the frozen dataclass that `_target_` names, a subclass of `kind`, with the other values as fields."""
     values = dict(_mapping(where, node))
     return checked(where, plug_in_class(f"{where}._target_", kind, values.pop("_target_", None)), values)
 
 
 def plug_in_class(where: str, kind: Any, target: Any) -> Any:
-    """The subclass of `kind` that the dotted name `target` stands for."""
+    """Import the subclass of `kind` with the dotted name `target`."""
     target = checked_value(where, Annotated[str, MinLen(1)], target)
     module, _, name = target.rpartition(".")
     try:
@@ -418,7 +420,7 @@ def _logger(node: Any) -> Logger | None:
 
 
 def _refuse_unwritable(where: str, value: Any) -> None:
-    """Raise `UserError` for what the files of a result cannot hold, wherever in a configuration it is."""
+    """Raise `UserError` for any value in a configuration that results files cannot store."""
     if isinstance(value, Mapping):
         for name, item in value.items():
             _refuse_unwritable(f"{where}.{name}" if where else str(name), item)

@@ -1,4 +1,4 @@
-"""The terminal: where tables go, and how a command ends."""
+"""Terminal output of commands, and how commands end on errors and signals."""
 
 import argparse
 import io
@@ -20,19 +20,19 @@ from compresskv.errors import Note, UserError
 INTERRUPTED = "interrupted: finished samples are safe, the same command continues from there"
 
 REORDERING = ("LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI")
-"""Unicode's bidirectional classes of characters that change the order in which others are shown."""
+"""Unicode's bidirectional classes of characters that change the order in which other characters are shown."""
 
 
 def screen(width: int = 160) -> Console:
-    """The terminal; elsewhere, a console of `width` columns: a file has no width, and cut columns help nobody."""
+    """Return a console for the terminal, or one of `width` columns if stdout is a file, so that no column is cut."""
     console = Console()
     return console if console.is_terminal else Console(width=width)
 
 
 def visible(text: str) -> str:
-    """`text` with every control character as a picture of it: nothing in a name or an answer commands a terminal.
+    """Return `text` with control characters replaced by symbols, so that no name or answer can control a terminal.
 
-    Line breaks and tabs stay. Characters that reorder a line, such as U+202E, are written as their number.
+    Line breaks and tabs are kept. Characters that reorder a line, such as U+202E, are written as their code.
     """
     return text if text.isprintable() else "".join(map(_visible, text))
 
@@ -49,19 +49,19 @@ def _visible(character: str) -> str:
 
 
 def plain(text: str) -> Text:
-    """Text for a table of the terminal: brackets in it are no markup, control characters no commands."""
+    """Return text for a terminal table, in which brackets are not markup and control characters have no effect."""
     return Text(visible(text))
 
 
 class Arguments(argparse.ArgumentParser):
-    """A command line whose mistakes are a `UserError`: one sentence, without the usage in front."""
+    """Argument parser that raises `UserError` for mistakes, so that they are one sentence without the usage."""
 
     def error(self, message: str) -> NoReturn:
         raise UserError(None, f"see {self.prog} --help", why=" ".join(message.split()))
 
 
 class _Lossy(io.FileIO):
-    """A descriptor that takes whatever is written: what a pipe without a reader or a full disk refuses is gone."""
+    """File that discards what cannot be written, for example to a pipe without a reader or a full disk."""
 
     def write(self, content: Any) -> int:
         try:
@@ -72,9 +72,9 @@ class _Lossy(io.FileIO):
 
 
 def outputs_never_fail() -> None:
-    """From now on printing raises nothing, whatever becomes of stdout and stderr: a finished sample matters more.
+    """Make printing to stdout and stderr never raise, so that a failing output does not end a run.
 
-    Characters that have no bytes in the terminal's encoding are written as their number.
+    Characters that the terminal's encoding lacks are written as escapes.
     """
     for name, descriptor in (("stdout", 1), ("stderr", 2)):
         encoding = getattr(getattr(sys, name), "encoding", None) or "utf-8"
@@ -83,7 +83,7 @@ def outputs_never_fail() -> None:
 
 
 def outputs_take_any_text() -> None:
-    """From now on characters that have no bytes in the terminal's encoding are written as their number."""
+    """Make stdout and stderr write characters that the terminal's encoding lacks as escapes."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
@@ -91,11 +91,9 @@ def outputs_take_any_text() -> None:
 
 @contextmanager
 def one_sentence_endings() -> Iterator[None]:
-    """A user's mistake, or Ctrl-C, ends the process with one sentence on stderr and an exit code that is not 0.
+    """End the process on a `UserError` or Ctrl-C with one sentence on stderr and a nonzero exit code.
 
-    Several mistakes at once, in an `ExceptionGroup`, have a line each.
-
-    A `Note` is one line on stderr.
+    An `ExceptionGroup` of several `UserError`s prints one line for each. A `Note` is printed as one line on stderr.
     """
     warnings.formatwarning = _format_warning
     try:
@@ -112,7 +110,7 @@ def one_sentence_endings() -> Iterator[None]:
 
 @contextmanager
 def defects_end_here() -> Iterator[None]:
-    """A defect ends the process with its traceback, before Hydra, which runs us, has its say about the command line."""
+    """End the process on a defect with its traceback, before Hydra catches it and prints its own message."""
     try:
         yield
     except Exception:
@@ -130,32 +128,32 @@ def _format_warning(message: Warning | str, category: type[Warning], *where: Any
 
 
 class _Signals:
-    received = 0  # the number of the last one
+    received = 0  # number of the last signal
     held = False
 
 
 def end_interrupted(sentence: str) -> NoReturn:
-    """End with the code of a process that the signal had ended, as shells give it: 130 for Ctrl-C, 143 for SIGTERM."""
+    """Exit with the code that shells use for a process ended by the signal: 130 for Ctrl-C, 143 for SIGTERM."""
     print(sentence, file=sys.stderr)
     sys.exit(128 + (_Signals.received or signal.SIGINT))
 
 
 def signals_as_interrupts() -> None:
-    """From now on Ctrl-C, and what a cluster or a closed terminal sends, raises KeyboardInterrupt."""
+    """Make SIGINT, SIGTERM and SIGHUP raise KeyboardInterrupt: Ctrl-C, a cluster's signal, and a closed terminal."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        if signal.getsignal(number) is not signal.SIG_IGN:  # as `nohup` and a SLURM task want it
+        if signal.getsignal(number) is not signal.SIG_IGN:  # `nohup` and SLURM tasks ignore some signals
             signal.signal(number, _interrupt)
 
 
 def check_interrupts() -> None:
-    """Raise KeyboardInterrupt if a signal came whose exception was swallowed, as by a finaliser or a callback."""
+    """Raise KeyboardInterrupt if a signal was received whose exception was swallowed, for example by a finaliser."""
     if _Signals.received:
         raise KeyboardInterrupt
 
 
 @contextmanager
 def interrupts_held() -> Iterator[None]:
-    """A signal that comes inside the block raises KeyboardInterrupt at its end, not in the midst of it."""
+    """Delay the KeyboardInterrupt of a signal that is received inside the block until the end of the block."""
     _Signals.held = True
     try:
         yield

@@ -1,4 +1,4 @@
-"""The table or figure that each experiment of `conf/experiment` is for: how it names its rows, and what it compares."""
+"""Define the table or figure of each experiment in `conf/experiment`: the labels of its rows, and its comparisons."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -14,11 +14,11 @@ from evals.tables.methods import named
 
 @dataclass(frozen=True)
 class Item(Question):
-    """A table or figure, named as its experiment in `conf/experiment`.
+    """A table or figure of the experiment with the same name in `conf/experiment`.
 
-    `source`: the evaluation whose measurements it is made from; "": the settings of results/runs, in the columns of
-    `view` (`Asked`). `label` names a row by its record. `figure`: lines over the budget, or over the columns, or what
-    the evaluation draws.
+    `source` is the evaluation whose measurements it shows; "" means the settings of results/runs, with the columns of
+    `view` (`Asked`). `label` returns the label of a record's row. `figure` is drawn as lines over the budget
+    ("budgets") or over the columns ("columns"), or by the evaluation ("own").
     """
 
     title: str
@@ -29,18 +29,18 @@ class Item(Question):
 
 
 def heads_label(record: Record) -> str:
-    """How many retrieval heads of a layer select, as in the paper's Table 2."""
+    """Label a record with the number of retrieval heads per layer that select, as in the paper's Table 2."""
     heads = selecting_heads(record)
     return "number of heads unknown" if heads is None else f"top-{heads} heads"
 
 
 def selecting_heads(record: Record) -> int | None:
-    """How many heads of a layer selected; None where the method's scorer has no such number."""
+    """Return the number of heads per layer that selected; None if the method's scorer has no such number."""
     built = (record.summary or {}).get("method_in_full")
     scorer = _node(_node(built).get("EvictionMethod")).get("scorer")
     for fields in _node(scorer).values():
         by_layer = _node(fields).get("heads")
-        ranking = _node(_node(fields).get("ranking"))  # of a scorer that also compares heads
+        ranking = _node(_node(fields).get("ranking"))  # present if the scorer also compares heads
         for heads in (by_layer, *(_node(inner).get("heads") for inner in ranking.values())):
             if isinstance(heads, list) and heads and isinstance(heads[0], list):
                 return len(heads[0])
@@ -49,7 +49,7 @@ def selecting_heads(record: Record) -> int | None:
 
 
 def usual_heads() -> Heads:
-    """The setting of heads that method=compresskv has."""
+    """Return the setting `heads` of method=compresskv."""
     scorer = named_method("compresskv").scorer
     assert scorer is not None
     return cast(Heads, scorer.parameters["heads"])
@@ -60,19 +60,19 @@ def _node(value: Any) -> Mapping[str, Any]:
 
 
 def ranking_label(record: Record) -> str:
-    """By which scores the heads that select were chosen."""
+    """Label a record with the kind of scores by which its selecting heads were chosen."""
     return f"{record.config['method']['scorer']['head_scores']} heads"
 
 
 def calibration_label(record: Record) -> str:
-    """Method and the calibration that it used."""
+    """Label a record with its method and calibration."""
     return f"{named(record.method)}, calibration {calibration_of(record)}"
 
 
 def calibration_of(record: Record, setting: str | None = None) -> str:
-    """The source, or the file, of the calibration that a `setting` means for a record; None: its own setting.
+    """Return the source or the file of the calibration that `setting` selects for a record; None: its own setting.
 
-    `auto` is what the record's protocol takes (`compresskv.calibration.choose`).
+    `auto` selects the calibration of the record's protocol (`compresskv.calibration.choose`).
     """
     setting = str(record.config.get("calibration", "auto")) if setting is None else setting
     if setting != "auto":
@@ -83,19 +83,19 @@ def calibration_of(record: Record, setting: str | None = None) -> str:
 
 
 def observation_label(record: Record) -> str:
-    """Method, window and pooling."""
+    """Label a record with its method, window and pooling."""
     observation = record.config.get("observation", {})
     return f"{named(record.method)}, window {observation.get('window')}, {observation.get('pooling')} pooling"
 
 
 def layers_label(record: Record) -> str:
-    """The method, and whether layers share the budget alike where the method alone does not say so."""
+    """Label a record with its method, and with "uniform layers" if its allocator has layers=uniform."""
     uniform = record.config["method"].get("allocator", {}).get("layers") == "uniform"
     return named(record.method) + (", uniform layers" if uniform else "")
 
 
 def _observations() -> tuple[tuple[str, str], ...]:
-    """CompressKV against SnapKV with equal observation, and each against itself as the paper observes."""
+    """Return pairs of SnapKV and semantic heads with equal observation, and pairs of each with the paper's window."""
     pairs = []
     for window in (8, 16, 32):
         for pooling in ("average", "max"):
@@ -163,12 +163,12 @@ ITEMS = {
     "ruler_board": Item("RULER, after the prompt and before the question", subject="", figure="budgets"),
     "decoding": Item("Eviction while decoding, on long answers", subject="Random", figure="own"),
 }
-"""By the name of their experiment."""
+"""Items by the name of their experiment."""
 
 ALL = Item("all methods")
-"""Everything of a results tree: rows by method and budget; CompressKV is compared with every other of its budget."""
+"""All results of a tree, with rows by method and budget; compares CompressKV with every other method of its budget."""
 
 
 def item(name: str) -> Item:
-    """The item of that name; for an experiment of the user's own, all methods in the columns of its evaluation."""
+    """Return the item of that name; for your own experiment, one with all methods and its evaluation's columns."""
     return ITEMS.get(name, Item(name, figure="budgets"))

@@ -22,17 +22,17 @@ LINE_END = re.compile(r"(?<=[^\n])(?=\n)")
 WORD_END = re.compile(r"(?<=\S)(?=\s)")
 
 TOLERANCE = 0.02
-"""How far from the depth asked for a needle may be, as a share of the haystack's tokens, before the run says so."""
+"""Distance from the requested depth, as a share of the haystack's tokens, above which a needle is reported."""
 
 LONG_SENTENCE = 150
-"""Tokens. A sentence end as near as this before the depth is taken even beyond the tolerance, and the run says so."""
+"""Tokens before the depth within which a sentence end is used even beyond the tolerance; the run then reports it."""
 
 GIVE_TEXTS = "give a folder of .txt files, or one file"
 
 
 @dataclass(frozen=True)
 class Haystack:
-    """Text, and a fingerprint of it."""
+    """A text with its fingerprint."""
 
     text: str
 
@@ -42,19 +42,19 @@ class Haystack:
 
 
 def essays(location: str | Sequence[str]) -> list[str]:
-    """The texts of a folder, sorted by file name; `package:<package>/<folder>` or a path, of a folder or one file.
+    """Return the texts of a folder, sorted by file name, or of one file, given as `package:<package>/<folder>` or path.
 
-    Several locations (a list, or names with commas between) give the texts of all, in that order. Raises `UserError`
-    where there is no text, or none in UTF-8.
+    For several locations (a list, or names separated by commas), return the texts of all in that order. Raises
+    `UserError` if there is no text or a file is not UTF-8.
     """
     return [text for place in locations(location) for text in _texts(place)]
 
 
 def evaluated_and_held_out(texts: Sequence[str]) -> tuple[list[str], list[str]]:
-    """The texts that evaluations take, and the last ones, which are for calibrations alone.
+    """Split texts into those for evaluations and the last ones, which are held out for calibrations.
 
-    The held-out ones are the fewest that have a tenth of all characters. Where these would have more than a quarter,
-    as where texts are few, none is held out.
+    The held-out texts are the smallest number that have at least a tenth of all characters. If they would have more
+    than a quarter, for example because there are few texts, no text is held out.
     """
     total, size = sum(map(len, texts)), 0
     for count in range(1, len(texts)):
@@ -65,7 +65,7 @@ def evaluated_and_held_out(texts: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def locations(location: str | Sequence[str]) -> tuple[str, ...]:
-    """The places that `eval.haystack` names: a list, or one string with commas between unless a path has that name."""
+    """Return the locations in `eval.haystack`: a list, or a string separated by commas that is not itself a path."""
     if isinstance(location, str):
         location = [location] if "," not in location or os.path.exists(location) else location.split(",")
     places = tuple(place.strip() for place in location)
@@ -79,8 +79,8 @@ def locations(location: str | Sequence[str]) -> tuple[str, ...]:
 def _texts(location: str) -> list[str]:
     path = _path(location)
     files = [path]
-    if os.path.isdir(path):  # unlike Path.is_dir, no name makes it raise
-        # Names that begin with a dot are other programs' notes, such as macOS's "._essay.txt".
+    if os.path.isdir(path):  # never raises, unlike Path.is_dir
+        # Skip names that begin with a dot, which other programs create, such as macOS's "._essay.txt".
         files = [file for file in sorted(path.glob("[!.]*.txt")) if not file.is_dir()]
     if not files or not os.path.lexists(path):
         raise UserError("eval.haystack", GIVE_TEXTS, value=path, why="there are no text files")
@@ -117,11 +117,12 @@ def _read(file: Path) -> str:
 
 @dataclass(frozen=True)
 class Hidden:
-    """A text with a needle in it.
+    """A text that contains a needle.
 
-    `start`: where the needle starts, in characters; `depth`: how deep that is in tokens, 0 to 1; `deviation`: that
-    depth less the one asked for; `rule`: what the needle stands behind, a "sentence", "line", "word" or "token", or
-    whether it is at the "start" or "end"; `repeats`: how often the haystack begins again, 0 where it is long enough.
+    - `start`: start of the needle, in characters.
+    - `depth`: its depth in tokens, 0 to 1; `deviation`: this depth minus the requested depth.
+    - `rule`: the end that the needle follows, "sentence", "line", "word" or "token", or its place, "start" or "end".
+    - `repeats`: how often the haystack is repeated; 0 if it is long enough.
     """
 
     text: str
@@ -133,15 +134,15 @@ class Hidden:
 
     @property
     def misplaced(self) -> bool:
-        """Farther from the depth asked for than the tolerance."""
+        """Whether the needle is farther from the requested depth than `TOLERANCE`."""
         return abs(self.deviation) > TOLERANCE + 1e-9
 
 
 def hide(needle: str, haystack: str, tokens: int, depth: float, tokenizer: "PreTrainedTokenizerBase") -> Hidden:
-    """Cut `haystack` to `tokens` tokens and put `needle` at the place that `find_place` finds at `depth` (0 to 1).
+    """Cut `haystack` to `tokens` tokens and insert `needle` where `find_place` places it for `depth` (0 to 1).
 
-    The haystack is repeated if it is too short. Depth 0 is its start, depth 1 its end. Raises `UserError` where
-    `tokens` is not positive, `depth` is outside 0 to 1, or the haystack is empty.
+    The haystack is repeated if it is too short. Depth 0 is its start, depth 1 its end. Raises `UserError` if `tokens`
+    is not positive, `depth` is outside 0 to 1, or the haystack is empty.
     """
     if tokens < 1:
         raise UserError("eval.lengths", "choose a longer one", why="the shortest length leaves no room for a haystack")
@@ -149,7 +150,7 @@ def hide(needle: str, haystack: str, tokens: int, depth: float, tokenizer: "PreT
         raise UserError("eval.depths", "choose 0 to 100 per cent", value=100 * depth)
     if not haystack.strip():
         raise UserError("eval.haystack", GIVE_TEXTS, why="the text there is empty")
-    # About four characters make a token; a text too short is tried again, longer.
+    # A token has about four characters; if the text is too short, try again with twice the length.
     characters = tokens * 6
     while True:
         text = (haystack * (characters // len(haystack) + 1))[:characters]
@@ -172,11 +173,12 @@ def hide(needle: str, haystack: str, tokens: int, depth: float, tokenizer: "PreT
 
 
 def find_place(text: str, starts: Sequence[int], depth: float) -> tuple[int, str]:
-    """Where in `text` a needle at `depth` (0 to 1) goes, in characters, and the rule that it follows.
+    """Return the position in `text`, in characters, for a needle at `depth` (0 to 1), and the rule that was used.
 
-    `starts`: where each token of `text` begins, and at last where the text ends, [tokens + 1]. The rules, in turn:
-    the last sentence end at or before the depth, within `TOLERANCE` or within `LONG_SENTENCE` tokens; the first
-    sentence end behind it; a line end; a word's end, each within `TOLERANCE`, those before the depth first; the token.
+    `starts` holds the start of each token of `text`, followed by the end of the text, [tokens + 1]. The rules are tried
+    in this order: the last sentence end at or before the depth, within `TOLERANCE` or `LONG_SENTENCE` tokens; the first
+    sentence end after it; a line end; a word end; the token. Ends after the depth, and all line and word ends, must be
+    within `TOLERANCE`; those before the depth come first.
     """
     tokens = len(starts) - 1
     if depth <= 0:
@@ -191,7 +193,7 @@ def find_place(text: str, starts: Sequence[int], depth: float) -> tuple[int, str
     sentence_high = starts[min(max(highest, index + LONG_SENTENCE), tokens)]
     ends = _ends(SENTENCE_END, text, sentence_low, sentence_high)
     if sentence_low == 0 and ends:
-        ends.insert(0, 0)  # a sentence begins where the text does, if one ends near
+        ends.insert(0, 0)  # the start of the text counts as a sentence end if another one is near
     for rule, places in (
         ("sentence", [end for end in ends if end <= max(limit, high)]),
         ("line", _ends(LINE_END, text, low, high)),
@@ -203,13 +205,13 @@ def find_place(text: str, starts: Sequence[int], depth: float) -> tuple[int, str
 
 
 def _ends(pattern: re.Pattern[str], text: str, low: int, high: int) -> list[int]:
-    """Where matches of `pattern` end, from `low` to `high`, in ascending order."""
-    # The punctuation may begin before `low`, and white space follow `high`.
+    """Return the ends of matches of `pattern` from `low` to `high`, in ascending order."""
+    # Punctuation may begin before `low`, and white space may follow `high`.
     matches = pattern.finditer(text, max(0, low - 8), high + 1)
     return [match.end() for match in matches if low <= match.end() <= high]
 
 
 def sentence_end(text: str, limit: int) -> int:
-    """The last position at or before `limit` at which a sentence of `text` ends; 0 if none does."""
+    """Return the last position at or before `limit` at which a sentence of `text` ends; 0 if there is none."""
     ends = [match.end() for match in SENTENCE_END.finditer(text, max(0, limit - 4000), limit + 2)]
     return max((end for end in ends if end <= limit), default=0)

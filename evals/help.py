@@ -1,4 +1,4 @@
-"""What `python run.py --help` says of every setting: its value as composed, and the comment beside it in `conf/`."""
+"""Generate the settings in `python run.py --help`: the composed value of each, and its comment in `conf/`."""
 
 import re
 import shutil
@@ -10,15 +10,15 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 
 SETTING = re.compile(r"^(?P<indent> *)(?P<name>\w+):(?P<value>[^#]*)(?:# *(?P<meaning>.*))?$")
-UNLISTED = ("plain", "_target_", "_convert_")  # what a part is built of: not for users to set
-LAUNCHER = "hydra/launcher"  # the one group of Hydra's own that is ours, too
+UNLISTED = ("plain", "_target_", "_convert_")  # internal keys, which users do not set
+LAUNCHER = "hydra/launcher"  # the only group of Hydra to which we add options
 COLUMN = 40
 
 
 def settings_help(root: DictConfig) -> str:
-    """One entry `name=value  meaning` for each setting of a composed configuration, as text for `hydra.help.template`.
+    """Return an entry `name=value  meaning` for each setting of a composed configuration, for `hydra.help.template`.
 
-    A `$` is doubled, since Hydra fills that template in.
+    Each `$` is doubled, since Hydra substitutes variables in that template.
     """
     width = max(100, min(shutil.get_terminal_size().columns, 160))
     meanings = all_meanings(root)
@@ -37,7 +37,7 @@ def settings_help(root: DictConfig) -> str:
 
 
 def groups_help(root: DictConfig) -> str:
-    """One line `group: option, option` for each group, without options that others are made of, such as `_base`."""
+    """Return a line `group: option, option` for each group, without base options such as `_base`."""
     options: dict[str, set[str]] = {}
     for directory in directories(root):
         for path in directory.rglob("*.yaml"):
@@ -49,13 +49,13 @@ def groups_help(root: DictConfig) -> str:
 
 
 def directories(root: DictConfig) -> list[Path]:
-    """Where the configuration comes from: conf/, and the folders of users and installed packages."""
+    """Return the folders of the configuration: conf/, and those of users and installed packages."""
     sources = [Path(source.path) for source in root.hydra.runtime.config_sources if source.schema == "file"]
     return [directory for directory in sources if directory.is_dir()]
 
 
 def leaves(root: DictConfig) -> Iterator[tuple[str, str]]:
-    """Every setting's dotted name and value, in the order of the configuration; of Hydra's own, the launcher's."""
+    """Yield the dotted name and value of every setting in order, including those of Hydra's launcher."""
     for name, node in root.items_ex(resolve=False):
         if name not in ("hydra", "experiment"):
             yield from below(
@@ -75,7 +75,7 @@ def below(name: str, value: object) -> Iterator[tuple[str, str]]:
 
 
 def as_typed(value: object) -> str:
-    """A value as a command line takes it."""
+    """Return a value as it is written on the command line."""
     if isinstance(value, list):
         return "[" + ",".join(as_typed(item) for item in value) + "]"
     if value is None:
@@ -86,7 +86,10 @@ def as_typed(value: object) -> str:
 
 
 def all_meanings(root: DictConfig) -> dict[str, str]:
-    """The comments of all settings. One without a comment means what its file's defaults, then its neighbours, say."""
+    """Return the comments of all settings.
+
+    A setting without a comment gets that of its file's defaults, or else that of another file in the folder.
+    """
     meanings: dict[str, str] = {}
     for directory in directories(root):
         meanings = {**comments(directory / "config.yaml", ""), **meanings}
@@ -102,7 +105,7 @@ def all_meanings(root: DictConfig) -> dict[str, str]:
 
 
 def comments(path: Path, prefix: str) -> dict[str, str]:
-    """The comment behind each setting of a YAML file, by dotted name."""
+    """Return the comment after each setting of a YAML file, by dotted name."""
     meanings: dict[str, str] = {}
     if not path.is_file():
         return meanings

@@ -1,4 +1,4 @@
-"""What Hydra refuses to compose, as one sentence that names the setting and the nearest name."""
+"""Convert Hydra's errors while composing to one sentence that names the setting and the nearest valid name."""
 
 import difflib
 import os
@@ -20,13 +20,13 @@ from compresskv.methods import refuse_known, refuse_observation
 from evals.help import leaves
 
 LONGEST_SENTENCE = 400
-"""Characters of what Hydra says that a sentence quotes."""
+"""Maximum number of characters of Hydra's message that a sentence quotes."""
 
 
 def refuse_two_files(hydra: HydraConf) -> None:
-    """Raise `UserError` if a chosen option is in two folders: Hydra would take the first and not say so.
+    """Raise `UserError` if a chosen option exists in two folders, since Hydra would silently use the first.
 
-    `hydra` is the part of a composed configuration that is Hydra's own.
+    `hydra` is the node `hydra` of a composed configuration.
     """
     runtime = hydra.runtime
     folders = [Path(source.path) for source in runtime.config_sources if source.schema == "file"]
@@ -40,9 +40,9 @@ def refuse_two_files(hydra: HydraConf) -> None:
 
 @contextmanager
 def refused_in_a_sentence(overrides: Sequence[str] = ()) -> Iterator[None]:
-    """Turn whatever ends Hydra while it composes `overrides` into a `UserError`: one sentence, with the nearest name.
+    """Convert every exception while Hydra composes `overrides` to a `UserError` of one sentence with the nearest name.
 
-    Only for composing: Hydra raises exceptions of every kind there, and elsewhere they would be defects.
+    Use it only for composing, where Hydra raises exceptions of all types. In other code they would be defects.
     """
     try:
         yield
@@ -68,7 +68,7 @@ def _sentence(error: HydraException | OmegaConfBaseException, overrides: Sequenc
         for text in overrides:
             if text.startswith(f"{where}=") and not known:  # such as fidelity=true, which leaves no fidelity.tokens
                 return UserError(setting, f"leave out {text}", why="the two are one setting")
-        if not known:  # such as model.chat_template_kwargs, which takes any
+        if not known:  # such as model.chat_template_kwargs, which takes any key
             return UserError(setting, f"add it as +{setting}=…", why="not there yet")
         key = str(getattr(cause, "key", ""))
         try:
@@ -87,23 +87,23 @@ def _sentence(error: HydraException | OmegaConfBaseException, overrides: Sequenc
 
 
 def _elsewhere(node: DictConfig, key: str) -> list[str]:
-    """Where else in the configuration that `node` is of there is a setting called `key`."""
+    """Return the dotted names of all settings called `key` in the configuration of `node`, except in model.evals."""
     root = node._get_root()
     assert isinstance(root, DictConfig)
     return [name for name, _ in leaves(root) if name.endswith(f".{key}") and not name.startswith("model.evals.")]
 
 
 def _wrong_override(overrides: Sequence[str], why: str) -> UserError:
-    """The sentence about the override that Hydra has stumbled over: one that it cannot read, or no option of a group.
+    """Return the error for the override that Hydra rejected: one that it cannot parse, or an unknown option of a group.
 
-    `why` is what Hydra says, for where it is none of these.
+    `why` is Hydra's message, which is quoted if neither applies.
     """
     parser = OverridesParser.create()
     chosen: list[tuple[str, Any]] = []
     for text in overrides:
         try:
             override = parser.parse_override(text)
-        except Exception as error:  # Hydra's own, or that of a number of thousands of digits
+        except Exception as error:  # from Hydra, or from parsing a number of thousands of digits
             return _unreadable(text, error)
         if not override.is_sweep_override() and os.path.isdir(CONF / override.key_or_group):
             chosen.append((override.key_or_group, override.value()))
@@ -126,7 +126,7 @@ def _no_option(group: str, name: Any, existing: Iterable[str]) -> UserError:
     except UserError as refused:
         return refused
     parent, _, folder = group.rpartition("/")
-    # Of a folder of methods, whose names have it before them.
+    # Methods in a subfolder have its name as a prefix.
     if parent == "method" and folder != "allocator" and (CONF / group).is_dir():
         existing = [f"{folder}/{path.stem}" for path in (CONF / group).glob("[!_]*.yaml")]
         group, name = parent, f"{folder}/{name}"

@@ -1,8 +1,8 @@
-"""What a run is made of: plain types, without torch. `evals.compose` makes jobs of a configuration.
+"""Types that make up a run, without torch. `evals.compose` creates jobs from a configuration.
 
 An evaluation is a frozen dataclass of its settings, named by `_target_` in `conf/eval/<name>.yaml`. It lives in a
-separate package, in this tree or anywhere that can be imported. Code that needs torch is in the module `evaluation` of
-that package, which is imported when the evaluation runs.
+separate package, in this tree or any other importable one. Code that needs torch is in the module `evaluation` of that
+package, which is imported when the evaluation runs.
 """
 
 from __future__ import annotations
@@ -41,11 +41,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The settings of an evaluation; subclasses add their own fields, with types and ranges.
+    """The settings of an evaluation. Subclasses add fields with types and ranges.
 
-    `alone`: it measures time, so it must have the machine to itself. `evicts`: it runs the method at the budget.
-    `asks`: its prompts end in a question, so eviction may happen before it. `decodes`: eviction may continue while it
-    generates.
+    - `alone`: the evaluation measures time, so no other job may run on the machine.
+    - `evicts`: it runs the method at the budget.
+    - `asks`: its prompts end in a question, so eviction can happen before the question.
+    - `decodes`: eviction can continue while it generates.
     """
 
     name: Name
@@ -56,18 +57,18 @@ class Evaluation:
     decodes: ClassVar[bool] = False
 
     def units(self) -> Mapping[str, Mapping[str, Any]]:
-        """The parts that can run apart, by name, each with the settings that leave only this part.
+        """Return the parts that can run separately, by name, each with the settings that select only this part.
 
-        An evaluation that cannot be split is one nameless unit.
+        An evaluation that cannot be split has one unit with an empty name.
         """
         return {"": {}}
 
     def check(self) -> None:
-        """Raise `UserError` for what is wrong with the data, as far as that shows without a model and without torch."""
+        """Check the data as far as possible without a model and torch. Raises `UserError` if it is invalid."""
 
     @property
     def code(self) -> ModuleType:
-        """The module `evaluation` of the package that the class, or one that it extends, is in."""
+        """The module `evaluation` in the package of this class, or else of a base class."""
         for kind in type(self).__mro__:
             package = kind.__module__.rpartition(".")[0]
             if package and find_spec(f"{package}.evaluation"):
@@ -80,34 +81,34 @@ class Evaluation:
 
 
 class SampledEvaluation(Evaluation):
-    """An evaluation whose score is the mean over samples: the harness runs its tasks, resumes them and stores them."""
+    """An evaluation whose score is the mean over samples. The harness runs, resumes and stores its tasks."""
 
     evicts: ClassVar[bool] = True
     asks: ClassVar[bool] = True
     decodes: ClassVar[bool] = True
 
     def make_tasks(self, model: LoadedModel, protocol: EvaluationProtocol) -> Sequence[Task]:
-        """All tasks under one protocol, in the same order under each: `make_tasks(model, self, protocol)` of `code`.
+        """Make all tasks for one protocol with `make_tasks(model, self, protocol)` of `code`.
 
-        Raises `UserError` for unusable settings.
+        The order of tasks must be the same for every protocol. Raises `UserError` for unusable settings.
         """
         return self.code.make_tasks(model, self, protocol)
 
 
 class MeasuredEvaluation(Evaluation):
-    """An evaluation that is not a mean over samples, such as a measurement of time: it runs and shows by itself."""
+    """An evaluation without samples, such as a measurement of time. It implements running and showing itself."""
 
     def run(self, model: LoadedModel, jobs: Sequence[Job], progress: Progress) -> Path:
-        """Run all `jobs`, which share this evaluation: `run(model, self, jobs, progress)` of `code`.
+        """Run all `jobs`, which share this evaluation, with `run(model, self, jobs, progress)` of `code`.
 
-        Returns the path of what was written. Raises `UserError`.
+        Returns the path of the file that was written. Raises `UserError`.
         """
         return self.code.run(model, self, jobs, progress)
 
     def plan(self, model: LoadedModel, jobs: Sequence[Job]) -> Sequence[Work]:
-        """What is missing of `jobs`, for `plan=true`: `works(model, self, jobs)` of `code`.
+        """Return the missing work of `jobs` for `plan=true`, from `works(model, self, jobs)` of `code`.
 
-        Raises `UserError` where that cannot be known.
+        Raises `UserError` if `code` has no `works`.
         """
         if not hasattr(self.code, "works"):
             why = f"eval={self.name} measures by itself, and has no plan"
@@ -116,9 +117,10 @@ class MeasuredEvaluation(Evaluation):
 
 
 class Task(Protocol):
-    """Samples of one name under one protocol; `identity` is what can change a prediction besides model and method.
+    """A named set of samples under one protocol.
 
-    `longest_prompt` (tokens, or about as many) is what memory has to suffice for.
+    `identity` holds everything that can change a prediction, apart from model and method. `longest_prompt` is the
+    number of tokens, exact or approximate, for which memory is planned.
     """
 
     @property
@@ -141,10 +143,12 @@ class Task(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class Sample:
-    """One prompt, `ids` [prompt], int64. `record` goes into its line; `score(prediction)` gives at least `score`.
+    """One prompt, `ids` [prompt], int64.
 
-    `reference`: the answer that is looked for, as the model would write it right after the prompt; "" for none.
-    `context`: how many of `ids` come before the question; 0 where the sample does not divide the two.
+    - `score(prediction)`: returns a dict with at least `score`.
+    - `record`: fields to add to the sample's line.
+    - `reference`: the expected answer, as the model would write it right after the prompt; "" for none.
+    - `context`: number of `ids` before the question; 0 if the sample does not separate context and question.
     """
 
     id: str
@@ -157,41 +161,43 @@ class Sample:
 
 
 Report = Callable[[str, int, int], None]
-"""Takes what is being run, such as a task, how many of its prompts are done, and how many there are."""
+"""Callback for progress: takes a title, such as a task, the number of finished prompts, and their total number."""
 
 
 @dataclass(frozen=True)
 class Logger(ABC):
-    """Sends results on to a service; the local files stay the truth.
+    """Sends results to a service; the local files remain authoritative.
 
-    A frozen dataclass of its settings, named by `_target_` in `conf/logger/<name>.yaml`.
+    A logger is a frozen dataclass of its settings, named by `_target_` in `conf/logger/<name>.yaml`.
     """
 
     @abstractmethod
     def check(self) -> None:
-        """Raise `UserError` before a run for what would fail after it, such as a missing login."""
+        """Raise `UserError` before a run for a problem that would make logging fail, such as a missing login."""
 
     @abstractmethod
     def watched(self, jobs: Sequence[Job]) -> AbstractContextManager[Report]:
-        """While `jobs` run: a function that sends how far they are. It never ends a run."""
+        """Return a context for running `jobs`, which yields a function that sends their progress and never raises."""
 
     @abstractmethod
     def log(self, records: Sequence[Record], figures: Sequence[Path]) -> None:
-        """Send on finished `records`, and the figures of the run."""
+        """Send finished `records` and the figures of the run."""
 
     @abstractmethod
     def log_measurements(self, measurements: Sequence[Measurement]) -> None:
-        """Send on what evaluations without samples wrote, such as times or a calibration."""
+        """Send the files of evaluations without samples, such as times or a calibration."""
 
 
 @dataclass(frozen=True)
 class Job:
     """A model, a method at a budget (None for the full cache), an evaluation and a protocol.
 
-    `prefill_chunk` in tokens; `memory`: GB that a prompt and its decode batch may take beside the model; None: what is
-    free. `fidelity`: along what the distance from the full cache is measured, the full cache's "answer" or so
-    many tokens of it; None: not at all. `config` is the configuration that all of it came from. `apart`: what tells it
-    from the others in a sweep that have the same method and budget.
+    - `prefill_chunk`: tokens per chunk of the prefill.
+    - `memory`: GB for a prompt and its decode batch, in addition to the model; None for all free memory.
+    - `fidelity`: the text on which each setting is compared with the full cache: the full cache's "answer", or this
+      many tokens of its continuation; None for no comparison.
+    - `config`: the configuration from which the job was made.
+    - `apart`: text that distinguishes the job from others in its sweep with the same method and budget.
     """
 
     model: ModelConfig
@@ -221,28 +227,29 @@ class Job:
 
     @property
     def setting(self) -> str:
-        """Method and budget, and when eviction happens if not after the prompt."""
+        """Method and budget, and the time of eviction unless it is after the prompt."""
         return str(SettingName(named(self.method.name), self.budget, when=self.eviction.when))
 
     @property
     def label(self) -> str:
-        """Method and budget, and the protocol if it is not the default."""
+        """The text of `setting`, and the protocol unless it is the default."""
         protocol = self.protocol.label
         marked = protocol != "corrected"
         return str(SettingName(named(self.method.name), self.budget, protocol, marked=marked, when=self.eviction.when))
 
     @property
     def name(self) -> str:
-        """The label, with what tells it from others in its sweep."""
+        """The label, followed by `apart`."""
         return f"{self.label} {self.apart}".rstrip()
 
 
 @dataclass(frozen=True)
 class Work:
-    """What is missing of a task: jobs that share each prefill, with their settings, and the prompts that any lacks.
+    """The missing work of a task: jobs that share each prefill, their settings, and the prompts that any of them lacks.
 
-    `name` is that of the task. `times`: how many times each prompt is decoded with all settings, in the mean.
-    `finished`: how many other settings were asked for and have all their samples.
+    - `name`: name of the task.
+    - `times`: mean number of times that each prompt is decoded with all settings.
+    - `finished`: number of further requested settings that have all their samples.
     """
 
     model: LoadedModel
@@ -257,11 +264,13 @@ class Work:
 
 @dataclass(frozen=True)
 class Entry:
-    """What became of one setting on one task. `note` counts its samples, or says in a sentence why it failed.
+    """The outcome of one setting on one task.
 
-    It is incomplete where some of its prompts have no result, as their lines say. A failure that is a defect has its
-    traceback in `detail`. What tried all samples has its `folder`, and in `samples` their ids; a measurement, which has
-    no samples, the file that it has `written`.
+    - `state`: "incomplete" means that all samples were tried, but some have no result.
+    - `note`: the number of samples, or the reason of the failure.
+    - `detail`: the traceback of a failure that is a defect.
+    - `folder`, `samples`: the results folder and the sample ids of a setting whose samples were all tried.
+    - `written`: the file of a measurement, which has no samples.
     """
 
     model: str
@@ -277,5 +286,5 @@ class Entry:
 
     @property
     def faulty(self) -> bool:
-        """What a sweep must not end with as if all were well."""
+        """Whether the sweep must end with an error because of this entry."""
         return self.state in ("incomplete", "failed")

@@ -1,4 +1,4 @@
-"""Which evaluation a name or a class belongs to: results go by name, and no other evaluation may take a known one."""
+"""Map names and classes to evaluations. Results use the name, so the names of built-in evaluations are reserved."""
 
 import re
 from functools import cache
@@ -8,11 +8,11 @@ import yaml
 from compresskv.folders import CONF
 
 TITLES = {"niah": "needle in a haystack", "longbench": "LongBench", "head_masking": "head masking"}
-"""How evaluations of `conf/eval` are headed, by name, where that is not their name."""
+"""Titles of evaluations in `conf/eval` whose title differs from their name."""
 
 
 def kind_of(target: str) -> str:
-    """The name in `conf/eval` of the evaluation that `_target_` names, wherever in its package; else `target`."""
+    """Return the name in `conf/eval` of the evaluation in the same package as `target`; without one, `target`."""
     for name, known in targets().items():
         if target.split(".")[:-2] == known.split(".")[:-2]:
             return name
@@ -20,7 +20,7 @@ def kind_of(target: str) -> str:
 
 
 def reserved(name: str) -> str | None:
-    """The name in `conf/eval` of the evaluation that a reader takes `name` for; None for any other name."""
+    """Return the evaluation in `conf/eval` whose name or title equals `name` up to spelling, or None."""
     for known in targets():
         if _spelt(name) in (_spelt(known), _spelt(TITLES.get(known, known))):
             return known
@@ -29,7 +29,7 @@ def reserved(name: str) -> str | None:
 
 @cache
 def targets() -> dict[str, str]:
-    """The `_target_` of each evaluation of `conf/eval`, by its name there."""
+    """Return the `_target_` of each evaluation in `conf/eval`, by its name there."""
     return {path.stem: yaml.safe_load(path.read_bytes())["_target_"] for path in sorted((CONF / "eval").glob("*.yaml"))}
 
 

@@ -1,4 +1,4 @@
-"""Progress with an estimate of the time left."""
+"""Show progress with an estimate of the remaining time."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -14,9 +14,9 @@ T = TypeVar("T")
 
 
 class Progress:
-    """Bars on a terminal; elsewhere, such as in a SLURM log, a line now and then.
+    """Progress bars on a terminal; in other output, such as a SLURM log, a line every 30 seconds.
 
-    `report` is called after each item with the title, and how many are done of how many.
+    `report` is called after each item with the title, the number of finished items and their total number.
     """
 
     def __init__(self, console: Console | None = None, report: Callable[[str, int, int], None] | None = None):
@@ -24,12 +24,12 @@ class Progress:
         self.report = report
 
     def say(self, text: str) -> None:
-        """One line of plain text."""
+        """Print one line of plain text."""
         self.console.print(text, soft_wrap=True, markup=False, highlight=False)
 
     @contextmanager
     def track(self, title: str, items: Sequence[T], unit: str = "prompts") -> Iterator[Iterator[T]]:
-        """Iterate over `items`, which are `unit`, showing how many are done and when the rest will be."""
+        """Iterate over `items`, whose plural noun is `unit`, and show the number of finished ones and the time left."""
         columns = (
             TextColumn("{task.description}", markup=False),
             BarColumn(),

@@ -1,4 +1,4 @@
-"""Behind `python run.py -m …`: the jobs of a sweep share their prefills, on one device or on several."""
+"""Hydra plugins for `python run.py -m …`: the jobs of a sweep share their prefills, on one device or several."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
@@ -14,9 +14,9 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 
 class GridSweeper(BasicSweeper):
-    """Hydra's own sweeper without its multirun.yaml, for which a tree that is read-only or full has no place.
+    """Hydra's basic sweeper without its multirun.yaml, which could not be written to a tree that is read-only or full.
 
-    Each setting's folder has its whole configuration. Nor are the settings composed twice: the launchers compose all of
+    Each setting's folder has its whole configuration. Settings are not composed twice: the launchers compose all of
     them before they start the first.
     """
 
@@ -24,14 +24,14 @@ class GridSweeper(BasicSweeper):
         super().__init__(max_batch_size=None, params=params)
 
     def check(self) -> None:
-        """Raise `UserError` for `params` that are no mapping of settings and their values."""
+        """Raise `UserError` if `params` is not a mapping of settings to their values."""
         from compresskv.checking import checked_value
 
         params = OmegaConf.to_container(self.params) if isinstance(self.params, DictConfig) else self.params
         checked_value("hydra.sweeper.params", Mapping[str, bool | int | float | str | None] | None, params)
 
     def sweep(self, arguments: list[str]) -> Sequence[JobReturn]:
-        # Imported here, like all of the harness: Hydra imports this file at every start.
+        # Import here, as everywhere in the plugins: Hydra imports this file at every start.
         from evals.compose import expansion
         from evals.console import one_sentence_endings
 
@@ -44,10 +44,10 @@ class GridSweeper(BasicSweeper):
 
 
 class SharedPrefillLauncher(Launcher):
-    """Composes the sweep's jobs and runs them: in this process, or in one process per device.
+    """Composes the sweep's jobs and runs them in this process, or in one process per device.
 
-    The settings are those of conf/hydra/launcher/shared_prefill.yaml. Those of other launchers, which an experiment may
-    bring along for use on a cluster, are of no use here.
+    The settings are those of conf/hydra/launcher/shared_prefill.yaml. The settings of other launchers, which an
+    experiment may contain for use on a cluster, are accepted and ignored.
     """
 
     def __init__(self, devices: Any = None, **others: Any) -> None:
@@ -64,7 +64,7 @@ class SharedPrefillLauncher(Launcher):
         self.context, self.config = hydra_context, config
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-        # Imported here, like all of the harness: Hydra imports this file at every start.
+        # Import here, as everywhere in the plugins: Hydra imports this file at every start.
         from compresskv.errors import UserError
         from evals.compose import action, resolved, take_action
         from evals.console import defects_end_here, one_sentence_endings, signals_as_interrupts
@@ -89,26 +89,26 @@ class SharedPrefillLauncher(Launcher):
             except UserError as error:
                 failure = error
             if chosen == "run":
-                self.write_artefacts(jobs[0].results)  # of what did finish
+                self.write_artefacts(jobs[0].results)  # of the settings that finished
             if failure:
                 raise failure
         return [finished(config, overrides) for config, overrides in zip(composed, job_overrides, strict=True)]
 
     def write_artefacts(self, results: Path) -> None:
-        """The tables and figures of an experiment that has some."""
+        """Write the tables and figures of the experiment, if there is one."""
         from evals.report.artefacts import write_after_run
 
         if experiment := self.config.hydra.runtime.choices.get("experiment"):
             write_after_run(experiment, results)
 
     def runner(self, jobs: Sequence[Any]) -> Callable[[Sequence[Any]], None]:
-        """What runs the jobs."""
+        """Return the function that runs the jobs."""
         from evals.launch import devices
 
         return devices.runner(self.devices, jobs)
 
     def compose(self, overrides: Sequence[str]) -> DictConfig:
-        """The configuration of one job of the sweep."""
+        """Return the configuration of one job of the sweep."""
         from evals.compose import experiment_of
         from evals.hydra_errors import refuse_two_files
 
@@ -121,7 +121,7 @@ class SharedPrefillLauncher(Launcher):
 
 
 def finished(config: DictConfig, overrides: Sequence[str]) -> JobReturn:
-    """What Hydra wants back: a job's result is in its folder."""
+    """Return the result that Hydra expects. The actual results of a job are in its folder."""
     result = JobReturn(cfg=config, overrides=list(overrides), status=JobStatus.COMPLETED)
     result.return_value = None
     return result

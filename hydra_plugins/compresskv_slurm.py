@@ -1,4 +1,4 @@
-"""The launcher behind `python run.py -m hydra/launcher=slurm …`: the sweep's groups as array tasks of a cluster."""
+"""The launcher for `python run.py -m hydra/launcher=slurm …`: the sweep's groups run as array tasks of a cluster."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -7,7 +7,7 @@ from hydra_plugins.compresskv import SharedPrefillLauncher
 
 
 class SlurmLauncher(SharedPrefillLauncher):
-    """Submits the composed jobs and follows them; the settings are those of conf/hydra/launcher/slurm.yaml."""
+    """Submits the composed jobs and follows them. The settings are those of conf/hydra/launcher/slurm.yaml."""
 
     def __init__(self, **settings: Any) -> None:
         super().__init__()

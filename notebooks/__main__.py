@@ -22,14 +22,14 @@ from PIL import Image
 FOLDER = Path(__file__).parent
 
 LIMIT = 600
-"""Seconds that a cell may take."""
+"""Timeout of a cell in seconds."""
 
 KERNEL = {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"}
 
 FAILURES = (CellExecutionError, CellTimeoutError, DeadKernelError)
 
 CHANGING = re.compile(r"\b\d+ s\b|/s\b|GB are free|(?<![\w.])/[\w.-]+/")
-"""Lines with seconds, rates, free memory or absolute paths."""
+"""Matches lines with seconds, rates, free memory or absolute paths."""
 
 
 def names() -> list[str]:
@@ -37,7 +37,7 @@ def names() -> list[str]:
 
 
 def executed(name: str) -> nbformat.NotebookNode:
-    """One notebook, executed in its folder as Jupyter does. Raises the errors in `FAILURES`."""
+    """Execute one notebook in its folder, as Jupyter does. Raises the errors in `FAILURES`."""
     notebook = jupytext.read(FOLDER / f"{name}.py")
     client = NotebookClient(notebook, timeout=LIMIT, kernel_name="python3", resources={"metadata": {"path": FOLDER}})
     client.execute()
@@ -55,7 +55,7 @@ def write(name: str, notebook: nbformat.NotebookNode) -> None:
 
 
 def _lasting(output: nbformat.NotebookNode) -> nbformat.NotebookNode | None:
-    """The part of an output that is the same in the next run; None if nothing is."""
+    """Return the part of an output that does not change from run to run; None if all of it changes."""
     if output.output_type == "stream":
         lines = [line for line in output.text.split("\n") if not CHANGING.search(line)]
         output.text = "\n".join(lines)
@@ -69,14 +69,14 @@ def _lasting(output: nbformat.NotebookNode) -> nbformat.NotebookNode | None:
 
 
 def _smaller(image: str) -> str:
-    """A PNG with a palette of 64 colours."""
+    """Return the PNG with a palette of 64 colours."""
     smaller = io.BytesIO()
     Image.open(io.BytesIO(base64.b64decode(image))).convert("RGB").quantize(64).save(smaller, "png", optimize=True)
     return base64.b64encode(smaller.getvalue()).decode()
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Execute the notebooks that `arguments` name, or all; returns the exit code."""
+    """Execute the notebooks that `arguments` name, or all, and return the exit code."""
     if {"-h", "--help"} & set(arguments):
         print(__doc__)
         return 0

@@ -43,12 +43,12 @@ BUDGET = 64
 
 
 def jobs(table, settings):
-    """The jobs of a table: `settings` are lists of overrides."""
+    """Return the jobs of a table. `settings` are lists of overrides."""
     return [job(*TASK, *setting, f"budget={BUDGET}", f"paths.results={results / table}") for setting in settings]
 
 
 def compared(settings):
-    """The comparison of these records, on the samples that all have."""
+    """Compare these records on the samples that all of them have."""
     (comparison,) = comparisons(settings, "score")
     return comparison
 

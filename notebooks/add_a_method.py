@@ -62,7 +62,7 @@ print(f"each of its rows sums to {attention.sum(-1).mean():.2f}")
 # %%
 @dataclass(frozen=True)
 class LargeValues:
-    """Tokens whose value vectors are long."""
+    """Keep tokens whose value vectors are long."""
 
     window: int = 8
 
@@ -84,7 +84,7 @@ print(method.scorer(layer).scores.shape)
 # %%
 @dataclass(frozen=True)
 class HeavyHitters:
-    """Attention received from the last `window` queries, summed; each KV head has its own."""
+    """Attention received from the last `window` queries, summed, separately for each KV head."""
 
     window: int = 32
 
@@ -94,7 +94,7 @@ class HeavyHitters:
 
 
 def heavy_hitters(context):
-    """The method for a model; `context` has its shape, its calibration and the run's settings."""
+    """Build the method for a model. `context` has its shape, its calibration and the run's settings."""
     return EvictionMethod(HeavyHitters(), UniformAllocator())
 
 

@@ -43,7 +43,7 @@ mascot = "The mascot of the Kestrel chess club is a purple tortoise with a tiny 
 text = f"{mascot}\n\n{key}\n\n{essay[:4000]}"
 questions = ["Where is the lighthouse key of Marlow Bay hidden?", "What is the mascot of the Kestrel chess club?"]
 
-# The model's chat template around document and question.
+# Wrap document and question in the model's chat template.
 opening, closing = loaded.chat(f"{text}\n\n@@").split("@@")
 document = loaded.encode(opening)[None]
 print(f"the document has {document.shape[1]} tokens")
@@ -54,7 +54,7 @@ def with_question(question):
 
 
 def answer(ids, cache):
-    """What `generate` adds to `ids` [1, prompt] with this cache."""
+    """Return the text that `generate` adds to `ids` [1, prompt] with this cache."""
     output = model.generate(ids, attention_mask=torch.ones_like(ids), past_key_values=cache, max_new_tokens=24)
     return tokenizer.decode(output[0, ids.shape[1] :], skip_special_tokens=True)
 

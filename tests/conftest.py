@@ -1,4 +1,4 @@
-"""Fixtures shared by all tests: tiny random models, and the default model for what only real weights can show."""
+"""Fixtures shared by all tests: a tiny random model, and the default model for tests that need real weights."""
 
 import copy
 import dataclasses
@@ -21,7 +21,7 @@ from tests.support.command import ROOT
 
 torch.set_num_threads(1)
 
-# A shell that runs the tests in its background has SIGINT ignored, and what they start would inherit that.
+# Processes that a shell runs in the background ignore SIGINT, and their child processes inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
@@ -55,7 +55,7 @@ def default_model() -> LoadedModel:
 
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory, default_model):
-    """A directory of the hub's shape: a tiny random Llama in float32 with the default model's tokenizer."""
+    """A checkpoint folder as on the hub: a tiny random Llama in float32 with the default model's tokenizer."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     folder = tmp_path_factory.mktemp("hub") / "tiny-llama"
@@ -69,7 +69,7 @@ def checkpoint(tmp_path_factory, default_model):
 
 @pytest.fixture(scope="session")
 def shared() -> Path:
-    """The folder of shared data: $COMPRESSKV_SHARED, by default ../shared."""
+    """The folder of shared data: $COMPRESSKV_SHARED, or ../shared by default."""
     chosen = os.environ.get("COMPRESSKV_SHARED")
     folder = Path(chosen) if chosen else ROOT.parent / "shared"
     if not folder.is_dir():

@@ -11,6 +11,7 @@ import torch
 from compresskv import hardware
 from compresskv.model_config import ModelConfig
 from tests.support.command import ROOT
+from tests.support.flash_attention import varlen_attn
 from tests.support.refusals import refused
 
 VOLTA, TURING, AMPERE, HOPPER = (7, 0), (7, 5), (8, 0), (9, 0)
@@ -21,16 +22,19 @@ CPU: list[tuple[int, int]] = []
 def machine(monkeypatch):
     """A machine with CUDA devices of these capabilities, with or without flash-attn, with or without fast bfloat16.
 
-    `flash`: what importing flash-attn gives or raises; False where the distribution is not installed.
+    `flash`: what importing flash-attn gives or raises; False where the distribution is not installed. `varlen`: whether
+    torch's `varlen_attn` takes the lengths of rows.
     """
 
-    def make(*capabilities, flash=True, bf16_cpu=False):
+    def make(*capabilities, flash=True, varlen=False, bf16_cpu=False):
         def version(name):
             if flash is False:
                 raise PackageNotFoundError(name)
             return "2.8.3"
 
         def load(name):
+            if name != "flash_attn":
+                return SimpleNamespace(varlen_attn=varlen_attn if varlen else lambda query, key, value: None)
             if isinstance(flash, Exception):
                 raise flash
             return SimpleNamespace(flash_attn_with_kvcache=None) if flash is True else flash
@@ -85,6 +89,39 @@ def test_what_is_chosen(machine, capabilities, flash, asked, found):
 
 
 @pytest.mark.parametrize(
+    ("capabilities", "asked", "found"),
+    [
+        (CPU, {}, ("cpu", "float32", "sdpa")),
+        ([VOLTA], {}, ("cuda", "float16", "sdpa")),
+        ([AMPERE], {}, ("cuda", "bfloat16", "varlen")),
+        ([AMPERE], {"dtype": "float32"}, ("cuda", "float32", "sdpa")),
+        ([AMPERE], {"backend": FA2}, ("cuda", "bfloat16", FA2)),
+        ([AMPERE], {"backend": "sdpa"}, ("cuda", "bfloat16", "sdpa")),
+        ([HOPPER], {"backend": "varlen", "dtype": "float16"}, ("cuda", "float16", "varlen")),
+        ([HOPPER, TURING], {"device": "map"}, ("map", "float16", "sdpa")),
+    ],
+)
+def test_torchs_varlen_attention_is_the_first_choice(machine, capabilities, asked, found):
+    machine(*capabilities, varlen=True)
+    assert chosen(**asked) == found
+
+
+@pytest.mark.parametrize("head_dim", [60, 288])
+def test_heads_that_the_kernels_cannot_take(machine, head_dim):
+    """With auto they run on sdpa; a backend that was asked for is refused."""
+    machine(HOPPER, varlen=True)
+    config = ModelConfig("m", path="p")
+    assert hardware.for_heads(hardware.choose(config), config, 128).backend == "varlen"
+    assert hardware.for_heads(hardware.choose(config), config, head_dim).backend == "sdpa"
+    for asked in ("varlen", FA2):
+        config = ModelConfig("m", path="p", backend=asked)
+        with refused("model.backend", value=asked):
+            hardware.for_heads(hardware.choose(config), config, head_dim)
+    config = ModelConfig("m", path="p", backend="sdpa")
+    assert hardware.for_heads(hardware.choose(config), config, head_dim).backend == "sdpa"
+
+
+@pytest.mark.parametrize(
     ("capabilities", "flash", "asked", "field", "names"),
     [
         (CPU, True, {"device": "cuda"}, "device", "model.device=cpu"),
@@ -100,6 +137,8 @@ def test_what_is_chosen(machine, capabilities, flash, asked, found):
         ([TURING], True, {"backend": FA2}, "backend", "model.backend=sdpa"),
         ([AMPERE, VOLTA], True, {"backend": FA2, "device": "map"}, "backend", "model.backend=sdpa"),
         ([AMPERE], False, {"backend": FA2}, "backend", "README"),
+        (CPU, True, {"backend": "varlen"}, "backend", "model.device"),
+        ([AMPERE], True, {"backend": "varlen"}, "backend", "torch"),
     ],
 )
 def test_what_cannot_run_is_a_sentence(machine, capabilities, flash, asked, field, names):
@@ -121,7 +160,7 @@ def test_a_flash_attn_that_cannot_be_used_is_a_note_or_a_refusal(machine, flash)
     with refused("model.backend", value=FA2) as caught:
         chosen(backend=FA2)
     assert "2.8.3" in caught.value.why
-    assert hardware.no_flash(torch.bfloat16, AMPERE)
+    assert hardware.unserved(FA2, torch.bfloat16, AMPERE)
     for asked in ({"backend": "sdpa"}, {"dtype": "float32"}):  # no note where it would not be used
         assert hardware.choose(ModelConfig("m", path="p", **asked)).notes == ()
 
@@ -133,7 +172,7 @@ def test_flash_attn_4_alone_is_no_flash_attn(tmp_path, monkeypatch):
     (tmp_path / "flash_attn_4-4.0.0.dist-info" / "METADATA").write_text("Name: flash-attn-4\nVersion: 4.0.0\n")
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.setattr(hardware, "import_module", lambda name: pytest.fail(f"{name} was imported"))
-    assert hardware.no_flash(torch.bfloat16, AMPERE)
+    assert hardware.unserved(FA2, torch.bfloat16, AMPERE)
 
 
 def test_the_readme_installs_what_the_extra_asks_for():

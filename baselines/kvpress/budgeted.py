@@ -1,6 +1,7 @@
-"""Presses whose scores depend on the share of tokens that they drop: `score` is asked again for each budget.
+"""Presses whose scores depend on the share of dropped tokens, so that `score` is called again for each budget.
 
-What needs the model is computed once, when the layer is scored; each budget then repeats the rest of the press.
+The part that needs the model is computed once, when the layer is scored. Each budget then repeats the rest of the
+press.
 """
 
 from collections.abc import Callable
@@ -23,16 +24,18 @@ from compresskv.methods import declares
 
 
 def ratio_of(kept: int, length: int) -> float:
-    """The compression ratio at which kvpress keeps `kept` of `length` tokens: it rounds down, so a little more is asked
-    for."""
+    """Return the compression ratio at which kvpress keeps `kept` of `length` tokens.
+
+    kvpress rounds down, so the ratio asks for slightly more.
+    """
     return 1 - (kept + 1e-6) / length
 
 
 @dataclass(frozen=True, eq=False)
 class BudgetedScores(LayerScores):
-    """Scores, and `kept`: which tokens a head keeps with each number of tokens, bool [kv_heads, past].
+    """Scores with a function `kept`: it returns the tokens that a head keeps of a number, as bool [kv_heads, past].
 
-    If it keeps fewer than the number, the best of the others by `scores` fill the rest.
+    If it keeps fewer tokens than the number, the best of the others by `scores` fill the rest.
     """
 
     nested: ClassVar[bool] = False
@@ -40,7 +43,7 @@ class BudgetedScores(LayerScores):
     kept: Callable[[int], Tensor] = field(default=lambda number: torch.empty(0), kw_only=True, repr=False)
 
     def order(self, capacity: Capacity) -> Tensor:
-        """The kept tokens of each head first, both parts by score: [kv_heads, past], int64."""
+        """Return the kept tokens of each head first, then the others, both by score: [kv_heads, past], int64."""
         if isinstance(capacity, int):
             return kept_first(self._kept(capacity), self.ranking)
         rows = {number: self._kept(number) for number in set(capacity)}
@@ -53,19 +56,19 @@ class BudgetedScores(LayerScores):
 
 
 def kept_first(kept: Tensor, ranking: Tensor) -> Tensor:
-    """`ranking` [kv_heads, past] with the `kept` tokens, bool [kv_heads, past], before the others."""
+    """Return `ranking` [kv_heads, past] with the `kept` tokens, bool [kv_heads, past], before the others."""
     others = ~kept.gather(1, ranking)
     return ranking.gather(1, others.sort(dim=1, stable=True).indices)
 
 
 def top(scores: Tensor, number: int) -> Tensor:
-    """Whether each token is among the best of its head, ties to the lower index: bool [kv_heads, past]."""
+    """Mark the `number` best tokens of each head, ties to the lower index: bool [kv_heads, past]."""
     best = scores.float().sort(dim=-1, descending=True, stable=True).indices[:, :number]
     return torch.zeros(scores.shape, dtype=torch.bool, device=scores.device).scatter_(1, best, True)
 
 
 def like(scores: Tensor, width: int = 1) -> Tensor:
-    """A stand-in for keys or values [1, kv_heads, prompt, width] where a press only reads their shape."""
+    """Create a stand-in for keys or values [1, kv_heads, prompt, width], for a press that only reads their shape."""
     return scores.new_zeros(1, 1, 1, 1).expand(1, *scores.shape, width)
 
 
@@ -91,7 +94,7 @@ def streaming_llm(context: Context, *, n_sink: Count) -> StreamingScorer:
 
 
 class Blended(BudgetedScores):
-    """Compactor's scores, whose blending depends on the budget: they compare no heads."""
+    """Compactor's scores, whose blending depends on the budget. They cannot be used to compare heads."""
 
     @property
     def heads_differ(self) -> bool:
@@ -105,7 +108,7 @@ class Blended(BudgetedScores):
 
 @dataclass(frozen=True)
 class CompactorScorer(PressScorer):
-    """The leverage and the attention scores are computed once; each budget blends them."""
+    """Compactor. Computes the leverage and attention scores once, and blends them for each budget."""
 
     def __call__(self, layer: LayerPrefill) -> LayerScores:
         scores, blended = self.blends(layer)
@@ -114,7 +117,7 @@ class CompactorScorer(PressScorer):
         return Blended(scores, kept=lambda number: top(blended(number), number))
 
     def blends(self, layer: LayerPrefill) -> tuple[Tensor, Callable[[int], Tensor]]:
-        """Scores [kv_heads, prompt] at no ratio, and a function that gives those for a number of kept tokens."""
+        """Return scores [kv_heads, prompt] at ratio 0, and a function from the number of kept tokens to scores."""
         press = self.made()
         children = ("_leverage_press", "_non_causal_press")
         found = {name: Remembering(getattr(press, name)) for name in children}
@@ -132,7 +135,7 @@ class CompactorScorer(PressScorer):
 
 
 class Remembering:
-    """A press that computes its scores once."""
+    """Wraps a press so that it computes its scores only once."""
 
     def __init__(self, press: Any):
         self.press, self.compression_ratio = press, 0.0
@@ -167,7 +170,7 @@ def compactor(
 
 @dataclass(frozen=True)
 class CriticalScorer(PressScorer):
-    """CriticalKV over the scores of another press."""
+    """CriticalKV on top of the scores of another press."""
 
     base: PressScorer = field(kw_only=True)
 
@@ -186,7 +189,7 @@ class CriticalScorer(PressScorer):
 
 
 def given(score: Callable[..., Tensor]) -> Any:
-    """A press of kvpress whose `score` is this function."""
+    """Create a kvpress press whose `score` is this function."""
 
     class Given(kvpress().ScorerPress):  # type: ignore[misc]
         def score(self, *args: Any, **kwargs: Any) -> Tensor:
@@ -196,18 +199,18 @@ def given(score: Callable[..., Tensor]) -> Any:
 
 
 def given_scores(scores: Tensor) -> Any:
-    """A press that has these scores, [kv_heads, prompt], of every prompt."""
-    return given(lambda *args, **kwargs: scores[None].clone())  # presses write to them
+    """Create a press that returns these scores, [kv_heads, prompt], for any input."""
+    return given(lambda *args, **kwargs: scores[None].clone())  # presses modify them
 
 
 def projected_norms(layer: LayerPrefill) -> Tensor:
-    """The L1 norm of each value after the output projection, mean over the query heads: [kv_heads, prompt]."""
+    """Return the L1 norm of each value after the output projection, mean over query heads: [kv_heads, prompt]."""
     if layer.hidden is None:
         raise without_hidden_states("CriticalKVPress")
     projection, head_dim = layer.hidden.module.o_proj, layer.values.shape[-1]
     hidden_size, channels = projection.weight.shape
     heads = channels // head_dim
-    # Some configurations have no head_dim, which kvpress reads.
+    # Some configurations lack head_dim, which kvpress reads.
     config = SimpleNamespace(num_attention_heads=heads, head_dim=head_dim, hidden_size=hidden_size)
     module = SimpleNamespace(config=config, o_proj=projection, num_key_value_groups=heads // layer.kv_heads)
     with told("CriticalKVPress", layer.length):
@@ -215,14 +218,14 @@ def projected_norms(layer: LayerPrefill) -> Tensor:
 
 
 def projecting(kv_heads: int, like: Tensor) -> Any:
-    """An attention module whose projected values have the norms that are given as values of one channel."""
+    """Create a stand-in attention module that leaves norms, given as values of one channel, unchanged."""
     config = SimpleNamespace(num_attention_heads=kv_heads, head_dim=1, hidden_size=1, _attn_implementation="given")
     projection = SimpleNamespace(weight=like.new_ones(1, kv_heads))
     return SimpleNamespace(config=config, o_proj=projection, num_key_value_groups=1, head_dim=1, layer_idx=0)
 
 
 def unmasked(press: Any, scores: Tensor, number: int, norms: Tensor | None = None) -> Tensor:
-    """What a press that masks keys leaves of `number` tokens in each KV head, in the mean: bool [kv_heads, prompt].
+    """Return the tokens that a press which masks keys leaves, on average `number` per KV head: bool [kv_heads, prompt].
 
     `norms` [kv_heads, prompt] of the projected values, for a press that reads them.
     """
@@ -247,6 +250,6 @@ def criticalkv(
     epsilon: Share,
     first_stage_ratio: Annotated[float, Ge(0), Le(1)],
 ) -> CriticalScorer:
-    """`press` with `settings` gives the scores that are weighted by the projected values."""
+    """Build the scorer. The scores of `press` with `settings` are weighted by the projected values."""
     fields = (("epsilon", epsilon), ("first_stage_ratio", first_stage_ratio))
     return CriticalScorer("CriticalKVPress", fields, kvpress_version(), base=base_press(context, press, settings))

@@ -1,4 +1,4 @@
-"""The presses that another press can be built on: those whose scores do not depend on the budget."""
+"""The presses that other presses can wrap: those whose scores do not depend on the budget."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -24,15 +24,15 @@ BasePress = Literal[
 ]
 
 KeyPress = Literal["keydiff", "knorm", "cur", "lagkv", "random"]
-"""Those that read keys and values alone."""
+"""Base presses that read only keys and values."""
 
 
 PressValue = bool | Annotated[int, Ge(-(2**31)), Le(2**31 - 1)] | Annotated[float, Ge(-1e9), Le(1e9)] | Text | None
-"""A field of a press that another one is made of."""
+"""A field of a wrapped press."""
 
 
 def base_press(context: Context, press: str, settings: Mapping[str, Any]) -> PressScorer:
-    """The press of conf/method/kvpress with its parameters, those in `settings` changed. Raises `UserError`."""
+    """Build the press of conf/method/kvpress with its parameters, as changed by `settings`. Raises `UserError`."""
     config = named_method(f"kvpress/{press}")
     assert config.scorer is not None
     changed = replace(config.scorer, parameters=frozen({**config.scorer.parameters, **settings}))

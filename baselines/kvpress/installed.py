@@ -13,7 +13,7 @@ INSTALL = "pip install 'compresskv-bench[kvpress]' && pip install --no-deps 'kvp
 
 
 def kvpress_version() -> str:
-    """The version of kvpress. Raises `UserError` if it is not installed, or older than 0.5.5."""
+    """Return the version of kvpress. Raises `UserError` if it is not installed, or older than 0.5.5."""
     try:
         found = version("kvpress")
     except PackageNotFoundError:
@@ -26,10 +26,10 @@ def kvpress_version() -> str:
 
 @lru_cache(maxsize=1)
 def kvpress() -> ModuleType:
-    """The package kvpress, imported once.
+    """Import the package kvpress once and return it.
 
-    Its import replaces every attention function of transformers; those that were there before are put back. Raises
-    `UserError` if it is not installed, or lacks a package that it imports.
+    Its import replaces every attention function of transformers; the previous functions are restored. Raises
+    `UserError` if it is not installed, or if a package that it imports is missing.
     """
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS as functions
 
@@ -42,6 +42,6 @@ def kvpress() -> ModuleType:
     finally:
         for name, function in before.items():
             if functions[name] is not function:
-                del functions[name]  # back to transformers' own
+                del functions[name]  # transformers' own applies again
             if functions.get(name) is not function:
                 functions[name] = function

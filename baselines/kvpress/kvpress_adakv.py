@@ -16,19 +16,19 @@ from compresskv.errors import UserError
 from compresskv.eviction import LayerScores, PromptShape
 from compresskv.methods import declares
 
-kvpress_version()  # refuse before a model is loaded
+kvpress_version()  # fail before a model is loaded
 
 Shares = tuple[int, ...]
 
 _found: WeakKeyDictionary[LayerScores, dict[tuple[Any, int], Shares]] = WeakKeyDictionary()
-"""The answers of each layer: an allocator is asked again for every layer after it."""
+"""Cached results by layer: the allocator is called for each layer again after every later layer."""
 
 
 @dataclass(frozen=True)
 class KVPressAdaKVAllocator:
-    """How many tokens `AdaKVPress` leaves in each KV head, by any scorer.
+    """Gives each KV head the number of tokens that `AdaKVPress` leaves in it, with the scores of any scorer.
 
-    The observation window gets the highest scores, as kvpress gives it, and its tokens are not counted in the answer.
+    The observation window gets the highest scores, as in kvpress, and its tokens are not counted in the result.
     """
 
     alpha_safeguard: float

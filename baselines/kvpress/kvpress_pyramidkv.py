@@ -11,14 +11,14 @@ from compresskv.checking import Ge, Le
 from compresskv.context import Context
 from compresskv.eviction import LayerScores, PromptShape
 
-kvpress_version()  # refuse before a model is loaded
+kvpress_version()  # fail before a model is loaded
 
 
 @dataclass(frozen=True)
 class KVPressPyramidAllocator:
-    """The budgets of `PyramidKVPress`, whose window is the scorer's.
+    """The budgets of `PyramidKVPress`, with the scorer's window.
 
-    kvpress rounds each layer's budget; the first layers get a token more, or one less, so that the mean is the budget.
+    kvpress rounds each layer's budget. The first layers get one token more or less, so that the mean is the budget.
     """
 
     beta: int
@@ -35,7 +35,7 @@ class KVPressPyramidAllocator:
 
 
 def exact(rounded: list[int], total: int, most: int) -> list[int]:
-    """Layer budgets that sum to `total`, none above `most`: one token more or less in the first layers."""
+    """Adjust layer budgets by one token in the first layers until they sum to `total`, with none above `most`."""
     budgets = list(rounded)
     while (missing := total - sum(budgets)) != 0:
         step = 1 if missing > 0 else -1

@@ -1,4 +1,4 @@
-"""A press of kvpress as a scorer: its `score`, fed with what the shared prefill shows of a layer."""
+"""A press of kvpress as a scorer: calls its `score` with the tensors that the shared prefill provides for a layer."""
 
 import copy
 from collections.abc import Iterator
@@ -17,10 +17,11 @@ from compresskv.eviction import HiddenStates, LayerPrefill, LayerScores, causal_
 
 @dataclass(frozen=True)
 class PressScorer:
-    """The scores of `press`, a class of kvpress `version`, made with `fields`.
+    """The scores of `press`, a class of kvpress `version`, created with `fields`.
 
     `window`: tokens at the end of the prompt to which the press gives the highest scores, so they are kept without
-    being scored. `alike`: all KV heads have the same scores. What the press draws at random is fixed by the layer.
+    being scored. `alike`: all KV heads have the same scores. Random numbers that the press draws are seeded by the
+    layer.
     """
 
     press: str
@@ -35,15 +36,15 @@ class PressScorer:
         return LayerScores(scores[:1].expand(layer.kv_heads, -1) if self.alike else scores)
 
     def made(self) -> Any:
-        """A new instance of the press."""
+        """Create an instance of the press."""
         return getattr(kvpress(), self.press)(**dict(self.fields))
 
     def whole(self, layer: LayerPrefill) -> Tensor:
-        """The scores of all prompt tokens, the window included: [kv_heads, prompt]."""
+        """Return the scores of all prompt tokens, including the window: [kv_heads, prompt]."""
         return self.score(self.made(), layer)
 
     def score(self, press: Any, layer: LayerPrefill, attentions: Tensor | None = None) -> Tensor:
-        """`press.score` of a layer: [kv_heads, prompt]. Raises `UserError` if hidden states are missing."""
+        """Call `press.score` on a layer: [kv_heads, prompt]. Raises `UserError` if hidden states are missing."""
         hidden = layer.hidden
         if self.needs_hidden_states and hidden is None:
             raise without_hidden_states(self.press)
@@ -71,7 +72,7 @@ class AttentionSums:
 
 @dataclass(frozen=True)
 class ObservedPressScorer(PressScorer):
-    """A press that sums the attention of all queries: it is given the sum as the attention of one query."""
+    """A press that sums the attention of all queries. It receives the sum as the attention of one query."""
 
     def observer(self) -> AttentionSums:
         return AttentionSums()
@@ -81,19 +82,19 @@ class ObservedPressScorer(PressScorer):
 
 
 def _module(layer: LayerPrefill) -> Any:
-    """What a press that reads keys and values alone may ask of an attention module."""
+    """Create a stand-in attention module for a press that reads only keys and values."""
     return SimpleNamespace(head_dim=layer.keys.shape[-1], layer_idx=layer.index)
 
 
 def _with_rotary(hidden: HiddenStates) -> Any:
-    """A copy of the attention module, which shares its weights, with `rotary_emb` as kvpress sets it."""
+    """Copy the attention module, sharing its weights, and set `rotary_emb` as kvpress does."""
     module = copy.copy(hidden.module)
     vars(module)["rotary_emb"] = hidden.rotary
     return module
 
 
 def without_hidden_states(press: str) -> UserError:
-    """The error of a press that lacks the hidden states of the prompt."""
+    """Return the error of a press that lacks the hidden states of the prompt."""
     return UserError(
         "prefill_chunk",
         "set prefill_chunk=null",
@@ -103,7 +104,7 @@ def without_hidden_states(press: str) -> UserError:
 
 @contextmanager
 def seeded(layer: LayerPrefill) -> Iterator[None]:
-    """Within it, random numbers are fixed by the layer's index; the generators are as before on leaving."""
+    """Seed random numbers with the layer's index inside the block, and restore the generators on leaving."""
     device = layer.keys.device
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.manual_seed(layer.index)
@@ -112,7 +113,7 @@ def seeded(layer: LayerPrefill) -> Iterator[None]:
 
 @contextmanager
 def told(press: str, length: int) -> Iterator[None]:
-    """Turn what a press raises for a prompt of `length` tokens into a `PromptError`."""
+    """Convert exceptions of a press for a prompt of `length` tokens to a `PromptError`."""
     try:
         yield
     except (UserError, torch.OutOfMemoryError):

@@ -1,4 +1,4 @@
-"""One function a press: its parameters are the fields of the press, with kvpress's names."""
+"""One function per press. Its parameters are the fields of the press, with kvpress's names."""
 
 from typing import Annotated, Any, Literal
 
@@ -12,11 +12,11 @@ Count = Annotated[int, Ge(0), Le(2**31 - 1)]
 Size = Annotated[int, Ge(1), Le(2**31 - 1)]
 Share = Annotated[float, Ge(0), Le(1e9)]
 
-kvpress_version()  # refuse before a model is loaded
+kvpress_version()  # fail before a model is loaded
 
 
 def of(press: str, fields: dict[str, Any], **properties: Any) -> PressScorer:
-    """The scorer of a press with these fields, in the order of their names."""
+    """Build the scorer of a press with these fields, sorted by name."""
     return PressScorer(press, tuple(sorted(fields.items())), kvpress_version(), **properties)
 
 
@@ -106,13 +106,16 @@ def observed_attention(context: Context) -> ObservedPressScorer:
 
 @declares(window=0)
 def random(context: Context, *, seed: Count | None) -> PressScorer:
-    """`seed`: the same numbers in every layer, as in kvpress; null: others in each layer, the same in every run."""
+    """Build the scorer. `seed`: the same numbers in every layer, as in kvpress.
+
+    Null draws different numbers in each layer, which are the same in every run.
+    """
     return of("RandomPress", {"seed": seed}, needs_hidden_states=False)
 
 
 @declares(prompt="whole")
 def snapkv(context: Context, *, window_size: Size, kernel_size: Size) -> PressScorer:
-    """The observation window is the press's own: `window_size` tokens."""
+    """Build the scorer. The observation window is that of the press: `window_size` tokens."""
     return of("SnapKVPress", {"window_size": window_size, "kernel_size": kernel_size}, window=window_size)
 
 

@@ -1,7 +1,7 @@
 """Presses that choose tokens in `compress`, from the scores of another press.
 
-`compress` is given positions instead of keys, so what it returns is what it keeps. It runs once for each budget, on the
-scores that the other press gave when the layer was computed.
+`compress` receives positions instead of keys, so it returns the positions that it keeps. It runs once for each budget,
+on the scores that the other press gave when the layer was computed.
 """
 
 from collections.abc import Callable
@@ -36,7 +36,7 @@ from compresskv.methods import declares
 
 
 def base(context: Context, *, press: BasePress, settings: dict[str, PressValue]) -> PressScorer:
-    """The scores of `press` with `settings`, for AdaKV's allocator."""
+    """Build the scorer of `press` with `settings`, for AdaKV's allocator."""
     return base_press(context, press, settings)
 
 
@@ -51,9 +51,10 @@ class WrappedScorer(PressScorer):
         return BudgetedScores(scores, kept=lambda number: self.chosen(lambda: given_scores(scores), scores, number))
 
     def chosen(self, base: Callable[[], Any], scores: Tensor, number: int) -> Tensor:
-        """What `compress` keeps of `number` tokens by the press that `base` makes: bool [kv_heads, prompt].
+        """Return which tokens `compress` keeps of `number`, using the press from `base`: bool [kv_heads, prompt].
 
-        A press that keeps whole chunks rounds: it is asked for a chunk more, and for fewer until that fits.
+        A press that keeps whole chunks rounds. It is first asked for one chunk more, and then for fewer until the
+        result fits.
         """
         heads, length = scores.shape
         positions = torch.arange(length, device=scores.device).expand(heads, -1)[None, ..., None]
@@ -79,7 +80,7 @@ class WrappedScorer(PressScorer):
 
 @dataclass(frozen=True)
 class ChunkScorer(WrappedScorer):
-    """Each chunk is scored by itself: `compress` runs once with the layer, and the scores of its chunks are kept."""
+    """Scores each chunk separately. `compress` runs once with the layer, and the scores of its chunks are stored."""
 
     def __call__(self, layer: LayerPrefill) -> LayerScores:
         press, found = self.base.made(), list[Tensor]()
@@ -89,7 +90,7 @@ class ChunkScorer(WrappedScorer):
             return found[-1]
 
         wrapper = getattr(kvpress(), self.press)(given(remember), **dict(self.fields))
-        wrapper.compression_ratio = 0.5  # any: the scores do not depend on it
+        wrapper.compression_ratio = 0.5  # arbitrary: the scores do not depend on it
         self.base.score(SimpleNamespace(score=wrapper.compress), layer)
         scores = torch.cat(found, dim=-1)[0]
 
@@ -102,7 +103,7 @@ class ChunkScorer(WrappedScorer):
 
 @dataclass(frozen=True)
 class BlockScorer(WrappedScorer):
-    """What is kept of a block decides what the next one is compared with, so keys are scored again for each budget."""
+    """Scores keys again for each budget, because the kept tokens of a block are compared with the next block."""
 
     def __call__(self, layer: LayerPrefill) -> LayerScores:
         press = self.base.made()
@@ -119,9 +120,10 @@ class BlockScorer(WrappedScorer):
 
 @dataclass(frozen=True, eq=False)
 class SharingScores(LayerScores):
-    """Scores, and which tokens each head keeps where KV heads share the budget, bool [kv_heads, past].
+    """Scores of KV heads that share the budget, and the tokens that each head keeps, bool [kv_heads, past].
 
-    `press`: which of kvpress's decides that. `alpha_safeguard`: the part of the budget that every head keeps.
+    `press`: the kvpress press that decides how heads share. `alpha_safeguard`: the part of the budget that every head
+    keeps.
     """
 
     nested: ClassVar[bool] = False
@@ -131,7 +133,7 @@ class SharingScores(LayerScores):
     press: str = field(default="CriticalAdaKVPress", kw_only=True)
 
     def shares(self, number: int, alpha_safeguard: float) -> tuple[int, ...]:
-        """How many tokens each head keeps of `number` in the mean; scores that tie are counted where they are kept."""
+        """Return each head's kept tokens for a mean of `number`. Tied scores count for the head that keeps them."""
         if alpha_safeguard != self.alpha_safeguard:
             raise self.other_allocator()
         return tuple(self.kept(number).sum(1).tolist())
@@ -144,7 +146,7 @@ class SharingScores(LayerScores):
         )
 
     def order(self, capacity: Capacity) -> Tensor:
-        """The tokens that kvpress keeps first: [kv_heads, past]. Raises `UserError` for capacities of another kind."""
+        """Return the tokens that kvpress keeps first: [kv_heads, past]. Raises `UserError` for other capacities."""
         heads, past = self.scores.shape
         shares = (capacity,) * heads if isinstance(capacity, int) else capacity
         if sum(shares) in (0, heads * past):
@@ -157,7 +159,7 @@ class SharingScores(LayerScores):
 
 @dataclass(frozen=True)
 class CriticalAdaScorer(PressScorer):
-    """CriticalAdaKV over the scores of `base`."""
+    """CriticalAdaKV on top of the scores of `base`."""
 
     base: PressScorer = field(kw_only=True)
 
@@ -173,7 +175,7 @@ class CriticalAdaScorer(PressScorer):
 
 @dataclass(frozen=True)
 class AdaCompactorScorer(CompactorScorer):
-    """AdaKV over Compactor, whose scores depend on the budget: KV heads compete with the scores of each budget."""
+    """AdaKV on top of Compactor, whose scores depend on the budget: KV heads compete with the scores of each budget."""
 
     alpha_safeguard: float = field(kw_only=True)
 
@@ -190,7 +192,7 @@ class AdaCompactorScorer(CompactorScorer):
 def wrapped(
     kind: type[WrappedScorer], press: str, context: Context, base: str, settings: dict[str, PressValue], **fields: Any
 ) -> WrappedScorer:
-    """The scorer of kvpress's `press` over the press `base` with `settings`."""
+    """Build the scorer of kvpress's `press` around the press `base` with `settings`."""
     scorer = base_press(context, base, settings)
     return kind(
         press,
@@ -234,7 +236,7 @@ def entropy_gated_chunkkv(
 
 @declares(window=0)
 def block(context: Context, *, press: KeyPress, settings: dict[str, PressValue], block_size: Size) -> WrappedScorer:
-    """`press` reads keys and values alone, since each budget scores anew."""
+    """Build the scorer. `press` must read only keys and values, since each budget scores them again."""
     return wrapped(BlockScorer, "BlockPress", context, press, settings, block_size=block_size)
 
 

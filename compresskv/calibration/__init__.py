@@ -1,8 +1,8 @@
 """Calibrations: how much each head of a model retrieves, and how much each layer suffers from eviction.
 
 Each model and source has one JSON file, `<model>.<source>.json`. `python run.py eval=calibrate` makes `held_out`, or
-`held_out_context` with `eviction.when=context`, or `longbench`; `published` are the figures that the paper's authors
-released. A file is checked when it is read; `Context.calibrated` checks that it fits the model and the run.
+`held_out_context` with `eviction.when=context`, or `longbench`. `published` contains the values that the paper's
+authors released. A file is checked when it is read. `Context.calibrated` checks that it fits the model and the run.
 """
 
 import difflib
@@ -23,40 +23,43 @@ from compresskv.observation import ObservationConfig
 from compresskv.protocol import EvaluationProtocol
 
 FOLDER = Path(__file__).parent
-"""The calibrations that come with the package."""
+"""Folder of the calibrations that come with the package."""
 
 UNNAMED = ("held_out", "longbench", "published")
-"""The sources that are looked for, in order, where none is named."""
+"""Sources to search, in order, if no source is named."""
 
 SOURCES = (*UNNAMED, "held_out_context")
 
 AUTO = {"held_out": ("held_out", "published"), "longbench": ("longbench", "published")}
-"""The sources that `calibration=auto` looks for, in order, by the protocol's `calibration_data`."""
+"""Sources that `calibration=auto` searches, in order, by the protocol's `calibration_data`."""
 
 SUM_TOLERANCE = 1e-4
-"""The allowed difference of the sum of layer scores from 1; they are rounded to 8 digits."""
+"""Allowed difference between the sum of layer scores and 1. The scores are rounded to 8 digits."""
 
 HeadScores = tuple[Annotated[tuple[Annotated[float, Ge(0), Le(1e30)], ...], MinLen(1)], ...]
-"""[layer][query head]; bounded, so that the sum over all heads is finite in float32."""
+"""Scores as [layer][query head], bounded so that the sum over all heads is finite in float32."""
 
 Rankings = tuple[Annotated[tuple[Annotated[int, Ge(0)], ...], MinLen(1)], ...]
-"""[layer][rank]: query heads, best first."""
+"""Query heads as [layer][rank], best first."""
 
 
 LayerShares = Annotated[tuple[Annotated[float, Ge(0), Le(1)], ...], MinLen(1)]
-"""[layer]: each layer's share of the total error."""
+"""Each layer's share of the total error, as [layer]."""
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """`head_scores[kind][layer][query head]`; `rankings[kind][layer]` are query heads, best first.
+    """The calibration of one model from one source. Layers are the layers that evict, in model order.
 
-    `heads`: number of semantic retrieval heads per layer that the calibration chose. `layer_scores`: each layer's share
-    of the total error with that number of heads (they sum to 1). `layer_scores_by_head_count`: the same with other
-    numbers of heads, where measured. Layers are those that evict, in model order. `weights` identifies the weights that
-    it was made with (`loaded_weights.fingerprints`), and `model_fingerprint` their files; files of older versions have
-    only the latter, and published ones neither. `no_scores[kind]` says why there are no scores of a kind; `accepted`
-    counts the prompts that it was made from, by needle or task.
+    `head_scores[kind][layer][query head]`; `rankings[kind][layer]` lists query heads, best first. `heads`: number of
+    semantic retrieval heads per layer that the calibration chose. `layer_scores`: each layer's share of the total error
+    with that number of heads (they sum to 1). `layer_scores_by_head_count`: the same with other numbers of heads, where
+    measured.
+
+    `weights` identifies the weights that the calibration was made with (`loaded_weights.fingerprints`), and
+    `model_fingerprint` their files. Files of older versions have only the latter, and published ones neither.
+    `no_scores[kind]` says why there are no scores of a kind. `accepted` counts the prompts that the calibration was
+    made from, by needle or task.
     """
 
     model: Name
@@ -74,14 +77,14 @@ class Calibration:
 
     @property
     def q_heads(self) -> int:
-        """Query heads per layer, if the calibration has them."""
+        """Number of query heads per layer, if the calibration has them."""
         tables = (*self.head_scores.values(), *self.rankings.values())
         return max((len(table[0]) for table in tables), default=self.heads)
 
     def top_heads(self, kind: str, count: int) -> tuple[tuple[int, ...], ...]:
-        """The `count` best query heads of each layer by `kind` of score, ties to the lower head.
+        """Return the `count` best query heads of each layer by `kind` of score, ties to the lower head.
 
-        Raises `UserError` if the calibration has no such scores, not that many heads, or does not tell heads apart.
+        Raises `UserError` if the calibration has no such scores, fewer heads, or the same score for all heads.
         """
         if kind in self.head_scores:
             if all(len(set(layer)) == 1 and len(layer) > count for layer in self.head_scores[kind]):
@@ -104,9 +107,9 @@ class Calibration:
         return tuple(layer[:count] for layer in ranked)
 
     def layer_scores_with(self, heads: int) -> tuple[float, ...]:
-        """The layers' shares of the error, measured with `heads` selecting heads per layer.
+        """Return the layers' shares of the error, measured with `heads` selecting heads per layer.
 
-        If `heads` was not measured, the nearest number is used (the smaller of two), and a note says so once.
+        If `heads` was not measured, uses the nearest number (the smaller of two) and warns once.
         """
         measured = {int(count): scores for count, scores in self.layer_scores_by_head_count.items()}
         measured[self.heads] = self.layer_scores
@@ -119,14 +122,14 @@ class Calibration:
         return measured[nearest]
 
     def kind_of_scores(self, kind: str, protocol: EvaluationProtocol) -> str:
-        """The kind of head scores to use for `kind`: the `protocol` decides which semantic scores count."""
+        """Return the kind of head scores to use for `kind`. The `protocol` decides which semantic scores count."""
         counted = kind == "semantic" and protocol.srh_multiplicity == "count"
         return "semantic_count" if counted and "semantic_count" in self.head_scores else kind
 
     def scores(self, kind: str) -> HeadScores:
-        """Scores of all query heads, [layer][head].
+        """Return the scores of all query heads, [layer][head].
 
-        Raises `UserError` if the calibration has none of this `kind`, or the same for every head.
+        Raises `UserError` if the calibration has no scores of this `kind`, or the same score for every head.
         """
         if kind not in self.head_scores:
             raise self._has_no(kind, set(self.head_scores))
@@ -152,7 +155,7 @@ class Calibration:
 
 
 def load(path: Path, content: bytes | None = None) -> Calibration:
-    """Read and check one calibration file; `content` is what it holds, where that was read already.
+    """Read and check one calibration file. `content`: its content, if it was read already.
 
     Raises `UserError` naming the file, the field and what is wrong.
     """
@@ -185,7 +188,7 @@ def _without_duplicates(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _inconsistent(made: Calibration) -> tuple[str, str] | None:
-    """The field of a calibration that contradicts the rest of it, and how."""
+    """Return the first field of a calibration that contradicts the rest of it, and how."""
     layers = len(made.layer_scores)
     shares = {"layer_scores": made.layer_scores}
     for count, of_count in made.layer_scores_by_head_count.items():
@@ -216,12 +219,12 @@ def _inconsistent(made: Calibration) -> tuple[str, str] | None:
 
 
 def folders() -> tuple[Path, ...]:
-    """Where calibrations are looked for, the user's own first."""
+    """Return the folders that are searched for calibrations, the user's own first."""
     return (cache_folder() / "calibration", FOLDER)
 
 
 def names() -> list[str]:
-    """The calibrations in all folders, as `<model>.<source>`, sorted."""
+    """Return the names of the calibrations in all folders, as `<model>.<source>`, sorted."""
     existing: set[str] = set()
     for folder in folders():
         existing |= {path.name.removesuffix(".json") for path in folder.glob("*.json")}
@@ -229,13 +232,13 @@ def names() -> list[str]:
 
 
 def find(model: str, source: str, folder: Path | None = None) -> Calibration | None:
-    """The calibration of `model` (in any case) from `source`; None if none of the folders has it."""
+    """Return the calibration of `model` (case-insensitive) from `source`; None if no folder has it."""
     path = find_file(model, source, folder)
     return load(path) if path else None
 
 
 def find_file(model: str, source: str, folder: Path | None = None) -> Path | None:
-    """The file that `find` reads: in `folder`, if given, else in the first of the `folders` that has it."""
+    """Return the file that `find` reads: in `folder`, if given, else in the first of the `folders` that has it."""
     wanted = f"{model}.{source}.json".casefold()
     for searched in (folder,) if folder else folders():
         for path in sorted(searched.glob("*.json")):
@@ -247,10 +250,10 @@ def find_file(model: str, source: str, folder: Path | None = None) -> Path | Non
 def choose(
     model: str, setting: str, protocol: EvaluationProtocol, weights: Mapping[str, str] | None = None
 ) -> Calibration | None:
-    """The calibration that the `setting` of a run asks for: auto, a source, or the path of a file.
+    """Return the calibration that the `setting` of a run selects: auto, a source, or the path of a file.
 
-    None if this model has none; only methods that need one refuse that. Raises `UserError` for an invalid file, and for
-    an unknown source.
+    Returns None if this model has no calibration; only methods that need one raise an error then. Raises `UserError`
+    for an invalid file, and for an unknown source.
     """
     if setting == "auto":
         sources: tuple[str, ...] = AUTO[protocol.calibration_data]
@@ -272,18 +275,18 @@ def choose(
 def of_model(
     name: str, weights: Mapping[str, str] | None = None, sources: Sequence[str] = UNNAMED
 ) -> Calibration | None:
-    """The calibration of the model with these `weights`, from the first of `sources`; else the one of this `name`.
+    """Return the calibration of the model with these `weights`, from the first of `sources`, or else by `name`.
 
-    `Context.calibrated` checks whether the latter was made with other weights.
+    `Context.calibrated` checks whether a calibration found by name was made with other weights.
     """
     for source in sources if weights else ():
         for path in (path for folder in folders() for path in sorted(folder.glob(f"*.{escape(source)}.json"))):
-            with suppress(UserError):  # of a file that may be another model's
+            with suppress(UserError):  # an invalid file may belong to another model
                 if same((made := load(path)).weights, weights or {}):
                     return made
     return next((named for source in sources if (named := find(name, source))), None)
 
 
 def same(one: Mapping[str, str], other: Mapping[str, str]) -> bool:
-    """Whether two models have the same weights, by their `loaded_weights.fingerprints`."""
+    """Return whether two models have the same weights, by their `loaded_weights.fingerprints`."""
     return any(other.get(dtype) == digest for dtype, digest in one.items())

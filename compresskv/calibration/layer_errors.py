@@ -1,4 +1,4 @@
-"""How much each layer's output suffers when its cache is cut to a few tokens (CompressKV §3.3)."""
+"""Measure how much each layer's output suffers when its cache is cut to a few tokens (CompressKV §3.3)."""
 
 from collections.abc import Sequence
 
@@ -19,7 +19,7 @@ EPSILON = 1e-5
 
 
 def relative_error(full: Tensor, compressed: Tensor) -> Tensor:
-    """‖compressed − full‖ / (‖full‖ + ε) over the last axis (CompressKV eq. 6)."""
+    """Return ‖compressed − full‖ / (‖full‖ + ε) over the last axis (CompressKV eq. 6)."""
     return (compressed - full).norm(dim=-1) / (full.norm(dim=-1) + EPSILON)
 
 
@@ -32,15 +32,15 @@ def observe(
     capacity: int,
     context: int | None = None,
 ) -> tuple[Tensor, list[list[Tensor]]]:
-    """Errors summed over the decoding steps of an answer, [scorers, layers], and what was kept, [scorer][layer].
+    """Return errors summed over the decoding steps of an answer, [scorers, layers], and kept tokens, [scorer][layer].
 
     `answer`: known tokens, or the condition up to which they are generated greedily. `context`: how many tokens of the
     prompt are compressed, before the question is seen; None: all.
 
     The model runs with its full cache throughout, so errors do not add up from layer to layer. Each layer also attends
-    to a shadow cache: the `capacity` past tokens that each scorer keeps, the window, and all later tokens; both
-    outputs are compared after the layer's output projection (`projections`). The scorers keep the same tokens in every
-    KV head. The first token comes from the prefill and is not counted.
+    to a shadow cache: the `capacity` past tokens that each scorer keeps, the window, and all later tokens. Both outputs
+    are compared after the layer's output projection (`projections`). The scorers must keep the same tokens in every KV
+    head. The first token comes from the prefill and is not counted.
     """
     window = max(scorer.window for scorer in scorers)
     prompt = full_prefill(model, ids, window)
@@ -78,14 +78,14 @@ def observe(
 
 
 def coverage(kept: Sequence[Tensor], span: range) -> float:
-    """Share of the `span` (prompt positions) that the layers kept, averaged over them."""
+    """Return the share of the `span` (prompt positions) that the layers kept, averaged over layers."""
     return float(on_one_device([inside(positions, span).sum() for positions in kept]).float().mean()) / len(span)
 
 
 def share(errors: Sequence[Tensor]) -> Tensor:
-    """Each layer's share of the error: one [layers] tensor per dataset, normalised, averaged, normalised again.
+    """Return each layer's share of the error: one [layers] tensor per dataset, normalised, averaged, normalised again.
 
-    Raises `UserError` where a dataset shows no error, or one that is not finite.
+    Raises `UserError` if a dataset shows no error, or one that is not finite.
     """
     if not all(0 < float(e.sum()) < float("inf") for e in errors):
         raise UserError(

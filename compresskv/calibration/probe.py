@@ -17,11 +17,11 @@ from compresskv.engine.rows import Bucket
 from compresskv.engine.setting import FULL
 
 Watch = Callable[[int, Tensor, Tensor, Tensor, float, Tensor], None]
-"""(layer, query [kv_heads, G, d], keys and values [kv_heads, seen, d], scaling, output [kv_heads, G, d])."""
+"""Callback with (layer, query [kv_heads, G, d], keys and values [kv_heads, seen, d], scaling, output [like query])."""
 
 
 class ProbeBackend(SDPA):
-    """SDPA that shows each layer's tensors to `watch` as a new token attends; layers that evict are counted."""
+    """SDPA that passes each layer's tensors to `watch` when a new token attends. `layers`: how many layers evict."""
 
     def __init__(self, layers: int, watch: Watch):
         super().__init__()
@@ -39,7 +39,7 @@ class ProbeBackend(SDPA):
 
 @contextmanager
 def probed(model: PreTrainedModel, layers: int, watch: Watch) -> Iterator[None]:
-    """Run `model` with every decoding layer shown to `watch`."""
+    """Call `watch` for every layer that decodes in `model`, inside the block."""
     name = register("compresskv_probe", ProbeBackend(layers, watch))
     try:
         with attached(model, name):
@@ -49,16 +49,16 @@ def probed(model: PreTrainedModel, layers: int, watch: Watch) -> Iterator[None]:
 
 
 def full_prefill(model: PreTrainedModel, ids: Tensor, window: int, text: int = 0) -> Prefill:
-    """The complete cache of `ids` [prompt], made with plain attention, as part of a text of `text` tokens or more."""
+    """Prefill `ids` [prompt] with plain attention, as part of a text of at least `text` tokens, and keep all."""
     with attached(model, "sdpa"), spanning(model, text):
         return prefill(model, ids, window)
 
 
 def step(model: PreTrainedModel, cache: EvictedCache, token: int, position: int) -> Tensor:
-    """Feed one token; returns the next one's logits [vocabulary]."""
+    """Feed one token; return the logits [vocabulary] of the next one."""
     return forward_tokens(model, torch.tensor([token], device=model.device), cache, position)[0]
 
 
 def full_cache(prompt: Prefill, room: int) -> EvictedCache:
-    """A decoding cache that holds everything; to be made and used within `probed`."""
+    """Create a decoding cache that holds everything. Create and use it within `probed`."""
     return decode_cache(prompt, [prompt.kept(FULL)], room)

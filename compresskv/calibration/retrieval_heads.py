@@ -1,4 +1,4 @@
-"""Which query heads find the answer in the prompt, and copy or understand it (CompressKV §3.2; Wu et al. 2024)."""
+"""Find query heads that locate the answer in the prompt and copy or understand it (CompressKV §3.2; Wu et al. 2024)."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
@@ -18,9 +18,9 @@ class HeadObservation:
     """The result of one prompt: the answer's `tokens`, and each head's score by four definitions.
 
     `semantic` sums the attention a head gives the answer span at the steps whose predicted token occurs in it
-    (CompressKV eq. 5); `semantic_count` counts a token as often as it occurs there, as the released code does;
+    (CompressKV eq. 5). `semantic_count` counts a token as often as it occurs there, as the released code does.
     `traditional` counts, per span token, the steps at which the head's strongest attention falls on the very token that
-    is predicted (Wu et al. 2024); `retrieval_reasoning` averages, over the m strongest positions of a step (m span
+    is predicted (Wu et al. 2024). `retrieval_reasoning` averages, over the m strongest positions of a step (m span
     tokens), the attention of those inside the span, for any predicted token (HeadKV-R2, Fu et al. 2024).
     """
 
@@ -41,7 +41,7 @@ def observe(
 ) -> HeadObservation:
     """Decode greedily from the prompt `ids` and score all heads on the answer `span` (prompt positions).
 
-    The last prompt token is decoded too, so the step that predicts the first answer token counts. `stop` is asked
+    The last prompt token is decoded too, so the step that predicts the first answer token counts. `stop` is called
     after each token.
     """
     glances: list[Glance] = []
@@ -68,10 +68,10 @@ def observe(
 
 @dataclass(frozen=True, eq=False)
 class Glance:
-    """The attention of heads at one step, as needed for scores; tensors [..., q_heads].
+    """The attention statistics of one step that the scores need; tensors [..., q_heads].
 
-    `mass` is the attention on the answer span, `strongest` the position of the largest weight, `top_mass` the mean,
-    over the m largest weights (m span tokens), of those inside the span, the others counting zero.
+    `mass`: attention on the answer span. `strongest`: position of the largest weight. `top_mass`: mean over the m
+    largest weights (m span tokens), where weights outside the span count as zero.
     """
 
     mass: Tensor
@@ -80,26 +80,26 @@ class Glance:
 
 
 def glance(attention: Tensor, span: range) -> Glance:
-    """From one new token's `attention` [q_heads, seen]."""
+    """Compute a `Glance` from one new token's `attention` [q_heads, seen]."""
     top = attention.topk(len(span), dim=-1)
     top_mass = (top.values * inside(top.indices, span)).sum(-1) / len(span)
     return Glance(attention[:, span.start : span.stop].sum(-1), top.indices[:, 0], top_mass)
 
 
 def stacked(layers: Sequence[Glance]) -> Glance:
-    """One glance at all layers, on the CPU; they may be on different devices."""
+    """Stack the glances of all layers into one on the CPU. The layers may be on different devices."""
     return Glance(*(on_one_device([getattr(g, f.name) for g in layers]).cpu() for f in fields(Glance)))
 
 
 def on_one_device(tensors: Sequence[Tensor]) -> Tensor:
-    """`tensors` of one shape stacked on the device of the first."""
+    """Stack tensors of one shape on the device of the first."""
     return torch.stack([tensor.to(tensors[0].device) for tensor in tensors])
 
 
 def step_scores(seen: Glance, ids: Tensor, span: range, token: int) -> dict[str, Scores]:
-    """Each head's scores at one step, which predicted `token`, by the four definitions of `HeadObservation`.
+    """Return each head's scores at one step, which predicted `token`, by the four definitions of `HeadObservation`.
 
-    `ids` [prompt] are the prompt's, on the CPU.
+    `ids` [prompt] are the prompt's ids, on the CPU.
     """
     count = ids[span.start : span.stop].tolist().count(token)
     return {
@@ -111,17 +111,17 @@ def step_scores(seen: Glance, ids: Tensor, span: range, token: int) -> dict[str,
 
 
 def step_attention(query: Tensor, keys: Tensor, scaling: float) -> Tensor:
-    """Attention of one new token, all heads: query [kv_heads, G, d], keys [kv_heads, seen, d] -> [q_heads, seen]."""
+    """Return the attention of one new token: query [kv_heads, G, d], keys [kv_heads, seen, d] -> [q_heads, seen]."""
     logits = query.float() @ keys.float().transpose(1, 2) * scaling
     return logits.softmax(-1).flatten(0, 1)
 
 
 def hits(strongest: Tensor, ids: Tensor, span: range, token: int) -> Tensor:
-    """1 for each head whose strongest attention is on a span position that holds `token`, else 0, float32."""
+    """Return 1 for each head whose strongest attention is on a span position that holds `token`, else 0, float32."""
     position = strongest.clamp(span.start, span.stop - 1)
     return (inside(strongest, span) & (ids[position] == token)).float()
 
 
 def inside(positions: Tensor, span: range) -> Tensor:
-    """Which `positions` lie in `span`."""
+    """Return whether each of `positions` lies in `span`."""
     return (positions >= span.start) & (positions < span.stop)

@@ -1,4 +1,4 @@
-"""The distance of a model with evicted tokens from its full cache, on ordinary text."""
+"""Measure the distance of a model with evicted tokens from its full cache, on ordinary text."""
 
 from collections.abc import Sequence
 
@@ -21,7 +21,7 @@ def observe(
     scorers: Sequence[Scorer],
     capacities: Sequence[int],
 ) -> list[float]:
-    """KL(full ‖ compressed) of the next-token distributions in nats per token of `continuation`, by scorer.
+    """Return KL(full ‖ compressed) of the next-token distributions in nats per token of `continuation`, by scorer.
 
     The model reads the text `ids` [tokens], int64, and then `continuation`, at least two tokens. The first of these is
     not counted, because eviction cannot affect its distribution. Every layer keeps the window and, in turn, each number

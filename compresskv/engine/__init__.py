@@ -1,1 +1,1 @@
-"""The engine under every method: prefill once, evict, decode what is kept."""
+"""The engine that runs every method: prefill once, evict, decode from the kept tokens."""

@@ -1,9 +1,10 @@
-"""The seam to transformers: the attention function registered with it, over one of the backends.
+"""The interface to transformers: an attention function, registered there, that runs one of the backends.
 
 transformers passes it the RoPE'd queries, keys and values of any decoder. In the prefill the prompt attends to itself
 in full; then the cache layer of the keys receives the queries of the observation window. After eviction, new tokens
-attend to the kept tokens. No class is patched: a model opts in with `set_attn_implementation`, and `attached` restores
-its own implementation.
+attend to the kept tokens.
+
+No class is patched: a model opts in with `set_attn_implementation`, and `attached` restores its own implementation.
 """
 
 from collections.abc import Iterator
@@ -14,15 +15,17 @@ import torch
 from torch import Tensor
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedConfig, PreTrainedModel
 
-from compresskv.engine.backends import SDPA, Backend, FlashAttention2, MaskedSDPA, _backends
+from compresskv.engine.backends import SDPA, Backend, FlashAttention2, MaskedSDPA, Varlen, _backends
+from compresskv.engine.memory import head_dim
 from compresskv.engine.rotary import steady
 from compresskv.errors import UserError
-from compresskv.hardware import no_flash
+from compresskv.hardware import BACKENDS, unserved
 
 # transformers treats every name that contains "flash" as flash-attn.
 _BACKENDS: dict[str, tuple[str, type[Backend]]] = {
     "sdpa": ("compresskv_sdpa", SDPA),
     "sdpa on cuda": ("compresskv_sdpa_cuda", MaskedSDPA),
+    "varlen": ("compresskv_varlen", Varlen),
     "flash_attention_2": ("compresskv_fa2", FlashAttention2),
 }
 
@@ -38,11 +41,10 @@ def attention_forward(
     sliding_window: int | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """Attention with eviction, in the signature that transformers calls.
+    """Compute attention with eviction, in the signature that transformers calls.
 
     query [batch, q_heads, new, d], key and value [batch, kv_heads, *, d] -> [batch, new, q_heads, d]. Raises
-    `UserError` for features that it does not support: logit soft-capping, attention sinks, position biases, masks of
-    any kind.
+    `UserError` for unsupported features: logit soft-capping, attention sinks, position biases, masks of any kind.
     """
     for name in ("softcap", "s_aux", "position_bias"):
         if kwargs.get(name) is not None:
@@ -88,7 +90,7 @@ def _refuse_gaps(positions: Tensor | None, start: int) -> None:
 
 
 def refuse_padding(attention_mask: Tensor | None = None, **kwargs: Any) -> None:
-    """The mask function of `attention_forward`: it makes no masks, so it refuses padded batches."""
+    """Mask function of `attention_forward`. It creates no mask, and refuses padded batches."""
     if attention_mask is not None and not attention_mask.all():
         raise UserError(
             "attention_mask", "pass one unpadded prompt at a time", why="a padded batch is not supported under eviction"
@@ -96,7 +98,7 @@ def refuse_padding(attention_mask: Tensor | None = None, **kwargs: Any) -> None:
 
 
 def register(name: str, backend: Backend) -> str:
-    """Make `backend` known to transformers as the attention implementation `name`; returns the name."""
+    """Register `backend` with transformers as the attention implementation `name`, and return the name."""
     _backends[name] = backend
     AttentionInterface.register(name, attention_forward)
     AttentionMaskInterface.register(name, refuse_padding)
@@ -104,28 +106,28 @@ def register(name: str, backend: Backend) -> str:
 
 
 def forget(name: str) -> None:
-    """Unregister the backend `name`, and free what it refers to."""
+    """Unregister the backend `name`, and release it."""
     _backends.pop(name, None)
 
 
 def is_attached(config: PreTrainedConfig) -> bool:
-    """Whether the model of this configuration runs with our attention now."""
+    """Return whether the model of this configuration currently runs with our attention."""
     return config._attn_implementation in _backends
 
 
 @contextmanager
 def attached(model: PreTrainedModel, backend: str = "sdpa") -> Iterator[PreTrainedModel]:
-    """Run `model` with our attention over `backend` ("sdpa", "flash_attention_2"); its own is restored on leaving.
+    """Run `model` with our attention over `backend` (`hardware.BACKENDS`), and restore its own on leaving.
 
     If its RoPE depends on the length of the text, each text gets its own frequencies: see rotary.py. Raises `UserError`
-    for a model that flash-attn or the seam cannot run.
+    for a model that the backend or this attention function cannot run.
     """
-    if backend == "flash_attention_2":
-        refuse_flash(model)
+    if backend in BACKENDS and (reason := _unserved(model, backend)):
+        raise UserError("backend", f"{reason[1]}, or use sdpa", value=backend, why=reason[0])
     name = backend if backend in _backends else _known(backend, model.device)
     original, cudnn = model.config._attn_implementation, torch.backends.cuda.cudnn_sdp_enabled()
     model.set_attn_implementation(name)
-    # cuDNN plans anew for every shape and stride, which takes it tens of milliseconds of the host's time.
+    # cuDNN plans again for every new shape and stride, which takes tens of milliseconds on the host.
     torch.backends.cuda.enable_cudnn_sdp(False)
     try:
         if not is_attached(model.config):
@@ -143,19 +145,20 @@ def attached(model: PreTrainedModel, backend: str = "sdpa") -> Iterator[PreTrain
 
 
 def own_backend(model: PreTrainedModel) -> str:
-    """The name of the backend for a model of the user's: flash-attn if it uses that, else sdpa."""
-    return "flash_attention_2" if model.config._attn_implementation == "flash_attention_2" else "sdpa"
+    """Return the backend for a user's model: flash-attn if the model uses it, else varlen if it runs, else sdpa."""
+    if model.config._attn_implementation == "flash_attention_2":
+        return "flash_attention_2"
+    return "sdpa" if _unserved(model, "varlen") else "varlen"
 
 
-def refuse_flash(model: PreTrainedModel) -> None:
-    """Raise `UserError` where flash-attn cannot run `model`: another device than CUDA, an old GPU, float32."""
+def _unserved(model: PreTrainedModel, backend: str) -> tuple[str, str] | None:
+    """Return why `backend` cannot run `model`, and the fix; None if it can."""
     cuda = model.device.type == "cuda"
     capability = torch.cuda.get_device_capability(model.device) if cuda else None
-    if reason := no_flash(model.dtype, capability):
-        raise UserError("backend", f"{reason[1]}, or use sdpa", value="flash_attention_2", why=reason[0])
+    return unserved(backend, model.dtype, capability, head_dim(model.config.get_text_config(decoder=True)))
 
 
 def _known(backend: str, device: torch.device) -> str:
-    """The name of a backend, which is registered on first use."""
+    """Return the name of a backend, which is registered on first use."""
     name, kind = _BACKENDS["sdpa on cuda" if (backend, device.type) == ("sdpa", "cuda") else backend]
     return name if name in _backends else register(name, kind())

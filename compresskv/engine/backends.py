@@ -1,12 +1,14 @@
-"""The kernels under the attention function: torch's sdpa everywhere, flash-attn on CUDA."""
+"""The kernels under the attention function: torch's sdpa everywhere; its `varlen_attn` and flash-attn on CUDA."""
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from importlib import import_module
 from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.attention.bias import causal_lower_right
 from transformers import PreTrainedConfig
 
@@ -14,6 +16,7 @@ from compresskv.engine.ragged import (
     MaskedTable,
     RaggedRows,
     RaggedTable,
+    VarlenTable,
     bucketed_capacities,
     exact_capacities,
 )
@@ -25,7 +28,10 @@ class Backend(Protocol):
     """A kernel, and the layout of the rows that it decodes from."""
 
     def prefill(self, query: Tensor, key: Tensor, value: Tensor, scaling: float, sliding_window: int | None) -> Tensor:
-        """Causal attention, bottom-right aligned. query [1, q_heads, q, d], key and value [1, kv_heads, kv, d]."""
+        """Compute causal attention, aligned bottom-right.
+
+        query [1, q_heads, q, d], key and value [1, kv_heads, kv, d].
+        """
         ...
 
     def end_prefill(self) -> None:
@@ -33,15 +39,15 @@ class Backend(Protocol):
         ...
 
     def rows(self, sources: list[Source], room: int) -> list[LayerRows]:
-        """The folded rows of each layer, with `room` for new tokens; `sources` is emptied on the way."""
+        """Return the folded rows of each layer, with `room` for new tokens. Empties `sources`."""
         ...
 
     def capacities(self, counts: Sequence[int], room: int) -> list[int]:
-        """Tokens that are allocated for each folded row of a layer, given the kept tokens of all of them."""
+        """Return the allocated tokens of each folded row of a layer, given the kept tokens of all its rows."""
         ...
 
     def decode(self, query: Tensor, key: Tensor, value: Tensor, rows: Any, scaling: float) -> Tensor:
-        """Append new tokens to each folded row of a layer; each attends to all of the row up to itself.
+        """Append new tokens to each folded row of a layer. Each attends to all of the row up to itself.
 
         query [settings, q_heads, new, d], key and value [settings, kv_heads, new, d] -> [settings, new, q_heads, d].
         """
@@ -49,18 +55,33 @@ class Backend(Protocol):
 
 
 def flash_serves(dtype: torch.dtype, device: torch.device) -> bool:
-    """Whether torch's flash kernel runs: half precision, on Ampere or newer."""
+    """Return whether torch's flash kernel runs: half precision, on Ampere or newer."""
     half = dtype in (torch.float16, torch.bfloat16)
     return half and device.type == "cuda" and torch.cuda.get_device_capability(device) >= AMPERE
 
 
+CUDNN_FROM = 16_384
+"""Tokens. On Hopper and newer, a whole prompt that is longer is prefilled with cuDNN's attention.
+
+cuDNN's kernel is about 1.6 times faster there than torch's flash kernel, but it plans for every new shape, which takes
+tens of milliseconds. Not measured by us.
+"""
+
+HOPPER = (9, 0)
+
+
+def cudnn_pays(dtype: torch.dtype, device: torch.device) -> bool:
+    """Return whether cuDNN's attention is faster than torch's flash kernel: half precision, on Hopper or newer."""
+    return flash_serves(dtype, device) and torch.cuda.get_device_capability(device) >= HOPPER
+
+
 class SDPA:
-    """`scaled_dot_product_attention` of torch: runs everywhere, and is the backend on the CPU."""
+    """torch's `scaled_dot_product_attention`. Runs everywhere, and is the backend on the CPU."""
 
     capacities = staticmethod(exact_capacities)
 
     def __init__(self) -> None:
-        # The masks of the chunk that passes through the layers, by shape and window: all layers of a kind share one.
+        # The masks of the current chunk, by shape and window. All layers of a kind share one mask.
         self._masks: dict[tuple[int, int, int | None], Tensor] = {}
 
     def prefill(self, query: Tensor, key: Tensor, value: Tensor, scaling: float, sliding_window: int | None) -> Tensor:
@@ -71,25 +92,32 @@ class SDPA:
             # `is_causal` aligns top-left, so a chunk or a sliding window needs its own bottom-right mask.
             mask = self._mask(query, total, sliding_window if slides else None)
         elif 1 < new < total:
-            # The same, but known to CUDA's kernels, so that it takes no memory.
+            # The same mask, in a form that CUDA's kernels know, so that it takes no memory.
             mask = causal_lower_right(new, total)
         grouped = query.shape[1] != key.shape[1]
         if grouped and query.is_cuda and (slides or not flash_serves(query.dtype, query.device)):
             # CUDA's efficient kernel does not support groups, and the math kernel would hold all logits.
             groups, grouped = query.shape[1] // key.shape[1], False
             key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
-        return F.scaled_dot_product_attention(
-            query,
-            key,
-            value,
-            attn_mask=mask,
-            is_causal=mask is None and new > 1,
-            scale=scaling,
-            enable_gqa=grouped,
-        )
+        whole = mask is None and new == total > CUDNN_FROM
+        kernels = [SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION]
+        with (
+            sdpa_kernel(kernels, set_priority=True)
+            if whole and cudnn_pays(query.dtype, query.device)
+            else nullcontext()
+        ):
+            return F.scaled_dot_product_attention(
+                query,
+                key,
+                value,
+                attn_mask=mask,
+                is_causal=mask is None and new > 1,
+                scale=scaling,
+                enable_gqa=grouped,
+            )
 
     def _mask(self, query: Tensor, total: int, sliding_window: int | None) -> Tensor:
-        """The mask for `query`, the last of `total` tokens: [new, total], to add to the logits."""
+        """Return the mask for `query`, the last of `total` tokens: [new, total], to add to the logits."""
         new = query.shape[2]
         shape = (new, total, sliding_window)
         mask = self._masks.get(shape)
@@ -114,7 +142,7 @@ class SDPA:
     def decode_bucket(
         self, query: Tensor, key: Tensor, value: Tensor, bucket: Bucket, earlier: int, scaling: float
     ) -> Tensor:
-        """Append tokens to each row of `bucket`, after `earlier` ones; each attends to all of its row up to itself.
+        """Append tokens to each row of `bucket`, after `earlier` new ones. Each attends to all of its row up to itself.
 
         query [rows, group, new, d], key and value [rows, new, d] -> [rows, group, new, d].
         """
@@ -130,14 +158,14 @@ class SDPA:
         return self.attend(query, bucket.keys[:, :end], bucket.values[:, :end], mask, scaling)
 
     def attend(self, query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, scaling: float) -> Tensor:
-        """query [rows, group, new, d], keys and values [rows, tokens, d] -> [rows, group, new, d].
+        """Attend: query [rows, group, new, d], keys and values [rows, tokens, d] -> [rows, group, new, d].
 
         `mask` [rows or 1, 1, new, tokens] is added to the logits.
         """
         keys, values = keys[:, None], values[:, None]
-        # The G query heads of a group share their keys: they are the query axis of one head, or G heads over one.
-        # CPUs do the former faster in float32, the latter in half precision (docs/performance.md); CUDA has no fast
-        # kernel for groups with a mask.
+        # The G query heads of a group share their keys: they are either the query axis of one head, or G heads over
+        # one. CPUs do the former faster in float32, the latter in half precision (docs/performance.md). CUDA has no
+        # fast kernel for groups with a mask.
         if not query.is_cuda and query.dtype != torch.float32:
             return F.scaled_dot_product_attention(query, keys, values, attn_mask=mask, scale=scaling, enable_gqa=True)
         if mask is not None and query.shape[2] > 1:
@@ -147,7 +175,7 @@ class SDPA:
 
 
 class MaskedSDPA(SDPA):
-    """sdpa on CUDA: few calls per layer, of the same shapes at every step."""
+    """sdpa on CUDA: few calls per layer, with the same shapes at every step."""
 
     capacities = staticmethod(bucketed_capacities)
 
@@ -175,14 +203,53 @@ class MaskedSDPA(SDPA):
         return out.view(settings, q_heads, new, head_dim).transpose(1, 2)
 
 
+class Varlen(SDPA):
+    """torch's variable-length attention: one call per layer takes ragged rows from one storage, without masks.
+
+    It runs FlashAttention-2's kernel of torch itself. `kernel` (default: `torch.nn.attention.varlen.varlen_attn`) has
+    its signature. Prefills go through sdpa.
+    """
+
+    def __init__(self, kernel: Any = None):
+        super().__init__()
+        self.kernel = kernel or import_module("torch.nn.attention.varlen").varlen_attn
+
+    def rows(self, sources: list[Source], room: int) -> list[LayerRows]:
+        return table_rows(VarlenTable, sources, room)
+
+    def decode(self, query: Tensor, key: Tensor, value: Tensor, rows: RaggedRows, scaling: float) -> Tensor:  # type: ignore[override]
+        settings, q_heads, new, head_dim = query.shape
+        rows.advance(new)
+        table, layer = rows.table, rows.layer
+        assert isinstance(table, VarlenTable)
+        rows.keys.index_copy_(0, table.write[layer], key.reshape(-1, head_dim))
+        rows.values.index_copy_(0, table.write[layer], value.reshape(-1, head_dim))
+        folded = settings * table.kv_heads
+        out = self.kernel(
+            query.reshape(folded, -1, new, head_dim).transpose(1, 2).reshape(folded * new, -1, head_dim),
+            rows.keys[:, None],
+            rows.values[:, None],
+            table.queries,
+            table.firsts[layer],
+            new,
+            table.longest[layer],
+            scale=scaling,
+            window_size=(-1, 0) if new > 1 else (-1, -1),
+            enable_gqa=True,
+            seqused_k=table.used[layer],
+            num_splits=table.splits(layer),
+        )
+        return out.view(settings, table.kv_heads, new, -1, head_dim).transpose(1, 2).reshape(settings, new, q_heads, -1)
+
+
 class FlashAttention2:
-    """The flash-attn library; `kernels` (default: the module `flash_attn`) supplies its two functions."""
+    """The flash-attn library. `kernels` (default: the module `flash_attn`) supplies its two functions."""
 
     capacities = staticmethod(exact_capacities)
 
     def __init__(self, kernels: Any = None):
         if kernels is None:
-            kernels = import_module("flash_attn")  # importing it needs CUDA, so only on request
+            kernels = import_module("flash_attn")  # importing it needs CUDA, so it is imported only on request
         self.kernels = kernels
 
     def prefill(self, query: Tensor, key: Tensor, value: Tensor, scaling: float, sliding_window: int | None) -> Tensor:
@@ -223,7 +290,7 @@ class FlashAttention2:
 
 
 def table_rows(table: type[RaggedTable], sources: list[Source], room: int) -> list[LayerRows]:
-    """The rows of each layer, from one table per device (and number of KV heads, should layers differ in it)."""
+    """Return the rows of each layer, from one table per device (and per number of KV heads, if layers differ in it)."""
     kinds = [(source.keys.device, source.kv_heads) for source in sources]
     parts: dict[tuple[torch.device, int], list[Source]] = {kind: [] for kind in kinds}
     for kind in kinds:
@@ -236,7 +303,7 @@ _backends: dict[str, Backend] = {}
 
 
 def backend_of(config: PreTrainedConfig) -> Backend:
-    """The backend of the model of this `config`. Raises `RuntimeError` for one that is not `attached`."""
+    """Return the backend of the model of this `config`. Raises `RuntimeError` if the model is not `attached`."""
     name = config.get_text_config(decoder=True)._attn_implementation
     if name not in _backends:
         raise RuntimeError(f"the model runs {name}: use its cache within `attached`")

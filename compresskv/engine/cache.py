@@ -17,18 +17,18 @@ from compresskv.eviction import HiddenStates, LayerPrefill, Scorer, needs_hidden
 
 
 def compact(tensor: Tensor) -> Tensor:
-    """`tensor` in storage of its own size: a view, such as of a fused projection, is copied."""
+    """Return `tensor` in storage of exactly its size. A view, for example of a fused projection, is copied."""
     return tensor.clone() if tensor.untyped_storage().nbytes() > tensor.nbytes else tensor
 
 
 class EvictedLayer(CacheLayerMixin):
-    """One layer: first the prompt, complete; after eviction, `rows`.
+    """One cache layer. It first holds the complete prompt and, after eviction, `rows`.
 
-    `prompt_length` None means that the first forward brings the whole prompt. `window` queries at its end are kept
-    for scoring, and the observers of `scorers` see all. When the prompt is complete, `on_prefill(prefill)` is called
-    once. `masked`: query heads, int64, whose queries are zero while decoding from `rows`. `on_decode(index, queries)`
-    is called after each forward pass that decodes. `hidden`: what hidden.py keeps of a prompt that passes in one
-    forward, if a scorer `wants_hidden` states.
+    `prompt_length` None means that the first forward brings the whole prompt. The last `window` queries are kept for
+    scoring, and the observers of `scorers` see all queries. `on_prefill(prefill)` is called once, when the prompt is
+    complete. `masked`: query heads, int64, whose queries are zero while decoding from `rows`. `on_decode(index,
+    queries)` is called after each forward pass that decodes. `hidden`: the inputs that hidden.py stores if the prompt
+    passes in one forward and a scorer `wants_hidden` states.
     """
 
     is_sliding = False
@@ -58,7 +58,7 @@ class EvictedLayer(CacheLayerMixin):
         self.on_decode: Callable[[int, Tensor], None] | None = None
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        """Store the prompt as it is; if this is only its first chunk, allocate room for all of it."""
+        """Store the prompt as it is. If this is only its first chunk, allocate room for the whole prompt."""
         self.dtype, self.device = key_states.dtype, key_states.device
         self.token_bytes = 2 * key_states.shape[-1] * key_states.itemsize
         self.is_initialized = True
@@ -70,7 +70,7 @@ class EvictedLayer(CacheLayerMixin):
             self.keys, self.values = key_states.new_empty(shape), key_states.new_empty(shape)
 
     def begin_with(self, chunks: Sequence[tuple[Tensor, Tensor]]) -> None:
-        """Store the prompt's first tokens, given as keys and values [1, kv_heads, *, d] of each chunk, as if computed.
+        """Store the prompt's first tokens as if computed: keys and values [1, kv_heads, *, d] of each chunk.
 
         The prompt must have more tokens, at least `window`.
         """
@@ -82,7 +82,7 @@ class EvictedLayer(CacheLayerMixin):
             self.values[:, :, start : self.seen] = values
 
     def update(self, key_states: Tensor, value_states: Tensor, *args, **kwargs) -> tuple[Tensor, Tensor]:
-        """Keys and values to attend to; the keys carry a reference to this layer (`cache_layer`)."""
+        """Return the keys and values to attend to. The keys carry a reference to this layer (`cache_layer`)."""
         start, self.seen = self.seen, self.seen + key_states.shape[2]
         if self.rows is None:
             if self.is_initialized and start == self.prompt_length:
@@ -113,7 +113,7 @@ class EvictedLayer(CacheLayerMixin):
         return key_states, value_states
 
     def observe(self, queries: Tensor, scaling: float) -> None:
-        """Remember the last queries of the prompt, [1, q_heads, new, d]; when it is complete, hand it over."""
+        """Store the prompt's last queries, [1, q_heads, new, d]. Calls `on_prefill` once the prompt is complete."""
         observe(self.observed, queries[0], self.keys[0, :, : self.seen], scaling)
         tail = queries[0, :, -self.window :]
         if self.queries is not None:
@@ -130,7 +130,7 @@ class EvictedLayer(CacheLayerMixin):
             self.on_prefill(prefill)
 
     def get_seq_length(self) -> int:
-        """Tokens seen, evicted ones included: positions continue from here."""
+        """Number of tokens seen, including evicted ones: positions continue from here."""
         return self.seen
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
@@ -141,7 +141,7 @@ class EvictedLayer(CacheLayerMixin):
 
 
 class SlidingLayer(DynamicSlidingWindowLayer):
-    """transformers' sliding-window layer, without keeping the memory of the whole prompt behind a view."""
+    """transformers' sliding-window layer, without keeping the memory of the whole prompt alive through a view."""
 
     keys: Tensor
     values: Tensor
@@ -160,9 +160,9 @@ class SlidingLayer(DynamicSlidingWindowLayer):
 
 
 class EvictedCache(Cache):
-    """Layers that evict, and transformers' own for sliding-window layers, which are outside the budget.
+    """Cache of layers that evict, and of transformers' own sliding-window layers, which are outside the budget.
 
-    `evicting` lists the former in model order, `sliding` the others by their place in the model.
+    `evicting` lists the former in model order, `sliding` the latter by their index in the model.
     """
 
     def __init__(
@@ -193,7 +193,7 @@ class EvictedCache(Cache):
         self.eviction: DecodeEviction | None = None
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "EvictedCache":
-        """A copy with its own keys and values. The configuration is shared, because it says how the model attends."""
+        """Copy the cache with its keys and values. The configuration is shared, because it determines the attention."""
         memo[id(self.config)] = self.config
         copied = type(self).__new__(type(self))
         memo[id(self)] = copied
@@ -202,7 +202,7 @@ class EvictedCache(Cache):
         return copied
 
     def crop(self, max_length: int) -> None:
-        """Remove the tokens from position `max_length` on; if it is not positive, the last −`max_length` tokens.
+        """Remove the tokens from position `max_length` on. If it is not positive, remove the last −`max_length` tokens.
 
         Raises `UserError` for tokens of the prompt, and if a sliding window has dropped the tokens before them.
         """
@@ -244,17 +244,14 @@ class EvictedCache(Cache):
         return backend_of(self.config)
 
     def hold(self, sources: list[Source], length: int, room: int) -> None:
-        """Decode from these rows, one `Source` per layer that evicts, after a prompt of `length` tokens.
-
-        `sources` is emptied on the way.
-        """
+        """Decode from `sources`, one per evicting layer, after a prompt of `length` tokens. Empties `sources`."""
         self.backend.end_prefill()  # not done yet if the model's own `generate` fed the prompt
         for layer, rows in zip(self.evicting, self.backend.rows(sources, room), strict=True):
             layer.seen = length
             layer.rows = rows
 
     def evict_while_decoding(self, eviction: DecodeEviction) -> None:
-        """Evict from the rows, which `hold` has filled, as `eviction` says."""
+        """Evict from the rows, which `hold` has filled, as `eviction` specifies."""
         self.eviction = eviction
         for layer in self.evicting:
             layer.on_decode = self._decoded
@@ -279,7 +276,7 @@ class EvictedCache(Cache):
         return list(dict.fromkeys(layer.rows.group for layer in self.evicting if layer.rows is not None))
 
     def allocated_bytes(self, counts: list[list[int]], room: int) -> int:
-        """What `kept_bytes` become in buffers: rounded up as the backend needs it, and with `room` for new tokens."""
+        """Return the allocated size of `kept_bytes`: rounded up as the backend needs it, with `room` for new tokens."""
         return self.kept_bytes([self.backend.capacities(heads, room) for heads in counts])
 
     @property
@@ -292,7 +289,7 @@ class EvictedCache(Cache):
         )
 
     def kept_bytes(self, counts: list[list[int]]) -> int:
-        """Bytes of the keys and values of `counts` tokens, [layer][KV head]: 2 · Σ counts · head_dim · itemsize."""
+        """Return bytes of keys and values of `counts` tokens, [layer][KV head]: 2 · Σ counts · head_dim · itemsize."""
         return sum(sum(heads) * layer.token_bytes for heads, layer in zip(counts, self.evicting, strict=True))
 
     @property

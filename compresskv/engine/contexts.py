@@ -1,4 +1,4 @@
-"""A compressed context serves all its questions: its prefill is kept until another context comes."""
+"""Reuse a compressed context for all its questions: its prefill is kept until another context comes."""
 
 from dataclasses import dataclass, field
 
@@ -28,12 +28,12 @@ class ContextStore:
         scorers: frozenset[Scorer],
         prefixes: PrefixStore | None = None,
     ) -> Prefill:
-        """As `compresskv.engine.prefill.prefill`, without computing the same context twice in a row."""
+        """Prefill like `compresskv.engine.prefill.prefill`, without computing the same context twice in a row."""
         wanted = (window, chunk, scorers)
         if self._last is not None and self._made_for == wanted and torch.equal(self._last.ids, ids):
             self.reused += 1
             return self._last
-        self._last = None  # before the next one needs the memory
+        self._last = None  # free it before the next one needs the memory
         self._last = prefill(model, ids, window, chunk, scorers, prefixes)
         self._made_for = wanted
         return self._last

@@ -1,4 +1,4 @@
-"""Greedy decoding of all settings of a prompt as one batch, one row per setting."""
+"""Decode all settings of a prompt greedily as one batch, one row per setting."""
 
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -21,12 +21,12 @@ from compresskv.schedule import AFTER_PROMPT, EvictionSchedule
 from compresskv.selection import Kept
 
 TOGETHER = 8192
-"""Tokens of questions, of all settings together, that one forward pass takes at most."""
+"""Maximum number of question tokens, over all settings, in one forward pass."""
 
 
 @dataclass(frozen=True)
 class Stopping:
-    """Generation ends with a token of `ids`, which is kept in the output, or after `max_new_tokens`.
+    """When generation ends: at a token of `ids`, which is kept in the output, or after `max_new_tokens`.
 
     The first `min_new_tokens` tokens are never of `ids`. `past_ids`: generation goes past the tokens of `ids`.
     `settings`: further settings of a generation config to apply, such as `LoadedModel.generation_defaults`; none by
@@ -42,7 +42,7 @@ class Stopping:
 
 @torch.no_grad()
 def decode_cache(prefill: Prefill, kept: Sequence[Kept], room: int, last: bool = False) -> EvictedCache:
-    """A cache of one row per setting, holding what each keeps, with room for `room` new tokens.
+    """Create a cache of one row per setting from the tokens that each keeps, with room for `room` new tokens.
 
     The model must be `attached`, now and while it decodes. `last`: the prompt's layers are freed as they are copied, so
     that at most one is held twice.
@@ -76,10 +76,10 @@ def answering(
     schedule: EvictionSchedule = AFTER_PROMPT,
     last: bool = False,
 ) -> tuple[EvictedCache, Tensor]:
-    """`decode_cache` after the question, and the next-token logits of each of `settings`: [rows, vocabulary], float32.
+    """Return `decode_cache` after the question, and the next-token logits of each setting: [rows, vocabulary], float32.
 
-    Without a question, these are the prompt's. `room` new tokens fit after it. With a `schedule` that decodes, the
-    cache evicts by itself.
+    Without a question, the logits are the prompt's. `room` new tokens fit after the question. With a `schedule` that
+    decodes, the cache evicts by itself.
     """
     question = prefill.question
     eviction = None
@@ -101,7 +101,7 @@ def answering(
 
 @torch.no_grad()
 def forward_tokens(model: PreTrainedModel, tokens: Tensor, cache: EvictedCache, position: int | Tensor) -> Tensor:
-    """Feed one new token per row, `tokens` [rows]; returns the next logits [rows, vocabulary], float32.
+    """Feed one new token per row, `tokens` [rows]. Return the next logits [rows, vocabulary], float32.
 
     `position` is that of all rows, or of each: [rows], int64. `model` must be `attached`.
     """
@@ -121,7 +121,7 @@ def forward_tokens(model: PreTrainedModel, tokens: Tensor, cache: EvictedCache, 
 def forward_given(
     model: PreTrainedModel, tokens: Tensor, rows: int, cache: EvictedCache, position: int, logits_to_keep: int = 0
 ) -> Tensor:
-    """Feed `tokens` [new] or [rows, new], from `position` on, to each of `rows`; logits [rows, new, vocabulary].
+    """Feed `tokens` [new] or [rows, new], from `position` on, to each of `rows`. Return logits [rows, new, vocabulary].
 
     Logits are float32; the last ones predict the token after all of `tokens`. `logits_to_keep`: how many of the last
     ones are computed; 0: all. `model` must be `attached`.
@@ -147,11 +147,11 @@ def decode(
     stopping: Stopping,
     prompt: Tensor | None = None,
 ) -> list[list[int]]:
-    """Greedy decoding of `rows` settings that share a prompt of `length` tokens and its next-token `logits`.
+    """Decode greedily `rows` settings that share a prompt of `length` tokens and its next-token `logits`.
 
     `prompt` [length], int64: its ids, which the settings of `stopping` need. A row that has stopped leaves the batch.
-    Returns the new tokens of each row, the stop token included. Raises `NonFiniteError` where a row's logits are not
-    all finite.
+    Returns the new tokens of each row, including the stop token. Raises `NonFiniteError` if a row's logits are not all
+    finite.
     """
     banned = sorted(stopping.ids)
     ends = frozenset() if stopping.past_ids else stopping.ids
@@ -179,7 +179,7 @@ def decode(
         if not going or step + 1 == stopping.max_new_tokens:
             break
         if len(going) < len(active):
-            keep = torch.tensor(going)  # on the CPU, from where it indexes tensors of any device
+            keep = torch.tensor(going)  # on the CPU, so that it can index tensors on any device
             cache.batch_select_indices(keep)
             chosen, seen = chosen[keep], seen[keep]
             active = [active[slot] for slot in going]

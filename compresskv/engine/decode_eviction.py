@@ -1,8 +1,9 @@
-"""Eviction while decoding: after every `interval` new tokens, each row is brought back to its capacity.
+"""Evict while decoding: after every `interval` new tokens, each row is reduced to its capacity.
 
-A row is one KV head of one layer of one setting. What it holds, in order of position, is scored by the setting's own
-scorer, as a prompt was. The last `window` tokens held are kept, and the best others fill the capacity: what the row
-kept of the prompt. The queries are those of the last `window` tokens. Positions do not change, so neither does RoPE.
+A row is one KV head of one layer of one setting. The setting's own scorer scores the tokens it holds, in order of
+position, as it scored the prompt. The row keeps the last `window` tokens held, and the best others up to its capacity:
+the number that it kept of the prompt. The queries are those of the last `window` tokens. Positions do not change, so
+RoPE does not change either.
 """
 
 import copy
@@ -34,7 +35,7 @@ from compresskv.selection import Kept, refuse_nan, select
 
 @dataclass(frozen=True, eq=False)
 class PromptEnd:
-    """What a decoding eviction needs of a layer after its prompt.
+    """The state of a layer after its prompt that evictions while decoding need.
 
     `queries` [q_heads, window, head_dim] of the last prompt tokens; `observed` as in `LayerPrefill`.
     """
@@ -49,10 +50,10 @@ class PromptEnd:
 
 
 class DecodeEviction:
-    """The evictions of one batch. `places` [setting] names the settings that are left, by their place in the batch.
+    """The evictions of one batch. `places` [setting] maps the remaining settings to their index in the original batch.
 
-    `layers`: the end of the prompt, of every layer that evicts; `kept`: what each setting kept of it. `length`: tokens
-    of the prompt, which every row has seen; positions are counted from its end, so that those of the prompt are
+    `layers`: the end of the prompt, of every layer that evicts. `kept`: the prompt positions that each setting kept.
+    `length`: tokens of the prompt, which every row has seen. Positions are counted from its end, so the prompt's are
     negative. `peaks` [place]: the largest mean number of tokens that a setting held.
     """
 
@@ -84,16 +85,16 @@ class DecodeEviction:
         self.recent = [[layer.queries.expand(len(settings), -1, -1, -1)] for layer in layers]
         self.window = max(1, *(setting.window for setting in settings))
         self.since = 0
-        """Tokens since the last eviction: each row holds them after those in `held`."""
+        """Number of tokens since the last eviction. Each row holds them after those in `held`."""
         self.end = 0
-        """Position of the first of these."""
+        """Position of the first token since the last eviction."""
         self.due = 0
-        """How many of them count for the interval."""
+        """How many of the tokens since the last eviction count for the interval."""
         self.counting = True
         self.protected_end = 0
-        """Position up to which tokens are the prompt's: those of a question belong to it."""
+        """Position up to which tokens belong to the prompt, including a question."""
         self.evicted: set[int] = set()
-        """The places of settings of which a token was evicted."""
+        """Places of the settings that have evicted a token while decoding."""
         self.observers = [self._observers(layer, i) for i, layer in enumerate(layers)]
         self.held = [[head - length for head in of_layer] for of_layer in self.held]
 
@@ -111,7 +112,7 @@ class DecodeEviction:
         return made
 
     def _observers(self, layer: PromptEnd, place: int) -> list[list[Any]]:
-        """Of each setting whose scorer has one: the observer of all its heads, or one for each if they differ."""
+        """Create each setting's observers, if its scorer has one: one for all heads, or one per head if they differ."""
         found: list[list[Any]] = []
         for number, setting in enumerate(self.settings):
             scorer = setting.method.scorer if setting.method else None
@@ -125,7 +126,7 @@ class DecodeEviction:
         return found
 
     def _parts(self, layer: int, number: int) -> list[list[Tensor]]:
-        """What the rows of a setting hold, those that are scored in one call together: all, or each by itself."""
+        """Group the positions that the rows of a setting hold: all rows scored in one call, or each row by itself."""
         rows = self._rows(number)
         held, sizes = self.held[layer][rows], set(self.capacities[layer][rows])
         alike = len(sizes) == 1 and len({head.numel() for head in held}) == 1
@@ -136,12 +137,12 @@ class DecodeEviction:
 
     @property
     def left(self) -> int:
-        """New tokens until the next eviction, at least 1."""
+        """Number of new tokens until the next eviction, at least 1."""
         return max(self.schedule.interval - self.due, 1)
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Within it, new tokens do not count for the interval: they are a question's."""
+        """Exclude the new tokens inside the block from the interval: they belong to a question."""
         self.counting = False
         try:
             yield
@@ -149,7 +150,7 @@ class DecodeEviction:
             self.counting = True
 
     def fed(self, layer: int, query: Tensor, rows: Sequence[LayerRows]) -> None:
-        """Note the queries of new tokens, [settings, q_heads, new, head_dim]; evict from all `rows` when it is time."""
+        """Store the queries of new tokens, [settings, q_heads, new, head_dim], and evict from all `rows` when due."""
         new = query.shape[2]
         self.recent[layer].append(query)
         if layer < len(self.recent) - 1:
@@ -184,7 +185,7 @@ class DecodeEviction:
         self.since = self.due = 0
 
     def _ordinals(self, layer: int, rows: LayerRows) -> list[Tensor | None]:
-        """The places among the tokens held that each row of a layer keeps; None for all."""
+        """Return the indices, among the tokens held, that each row of a layer keeps; None for all."""
         found: list[Tensor | None] = []
         (recent,) = self.recent[layer]
         for number in range(len(self.settings)):
@@ -209,14 +210,14 @@ class DecodeEviction:
         queries: Tensor,
         rows: LayerRows,
     ) -> Sequence[Tensor | None]:
-        """`_ordinals` of rows that are scored together."""
+        """Return the `_ordinals` of rows that are scored together."""
         method, observers = self.settings[number].method, self.observers[layer][number]
         if method is None:
             return [None] * len(part)
         held = part[0].numel() + self.since
         protected = self._protected(part) if self.schedule.protect == "prompt" else 0
         capacity = self.capacities[layer][of_part.start]
-        if self.schedule.protect == "prompt":  # a scorer without a window keeps one new token, too
+        if self.schedule.protect == "prompt":  # a scorer without a window also keeps one new token
             capacity = max(capacity - protected, method.window, 1)
         evicts = held - protected > capacity
         if not evicts and not observers:
@@ -242,12 +243,12 @@ class DecodeEviction:
         return kept
 
     def _protected(self, part: Sequence[Tensor]) -> int:
-        """Tokens of the prompt that rows hold, its question included; they are the first."""
+        """Return how many tokens of the prompt, including its question, the rows hold. They come first."""
         (count,) = {int((head < self.protected_end).sum()) for head in part}
         return count + min(max(self.protected_end - self.end, 0), self.since)
 
     def keep_settings(self, settings: Sequence[int]) -> None:
-        """Drop all settings but these (sorted)."""
+        """Drop all settings except these (sorted)."""
         self._note_peaks()
         heads = list(chain.from_iterable(range(self.kv_heads * one, self.kv_heads * (one + 1)) for one in settings))
         for layer, recent in enumerate(self.recent):
@@ -260,7 +261,7 @@ class DecodeEviction:
         self.places = [self.places[one] for one in settings]
 
     def forget(self, tokens: int) -> None:
-        """Take the last `tokens` new ones back. Raises `UserError` for those that an eviction has seen."""
+        """Remove the last `tokens` new ones. Raises `UserError` for tokens that an eviction has seen."""
         if tokens > self.since:
             raise UserError(
                 "max_length",
@@ -283,14 +284,14 @@ class DecodeEviction:
                 self.peaks[place] = max(self.peaks.get(place, 0.0), fmean(sizes) + self.since)
 
     def peak(self, place: int) -> float:
-        """The largest mean number of tokens that a setting of the batch has held, per layer and KV head."""
+        """Return the largest mean number of tokens that a setting of the batch has held, per layer and KV head."""
         if place in self.places:
             self._note_peaks()
         return self.peaks.get(place, 0.0)
 
 
 def _capacity(setting: Setting, kept: int, length: int) -> int:
-    """What a row may hold: what it kept of the prompt; the budget, if the prompt was kept whole."""
+    """Return a row's capacity: what it kept of the prompt, or the budget if the prompt was kept whole."""
     budget = setting.tokens(length)
     if setting.method is None or budget is None:
         return kept
@@ -313,7 +314,7 @@ def refuse_scorer(setting: Setting, schedule: EvictionSchedule) -> None:
 
 
 def _after(scores: LayerScores, protected: int) -> LayerScores:
-    """The scores without those of the first tokens."""
+    """Return the scores without those of the first `protected` tokens."""
     if not protected:
         return scores
     if not scores.nested:
@@ -328,7 +329,7 @@ def _after(scores: LayerScores, protected: int) -> LayerScores:
 
 
 def refuse_ragged(setting: Setting, scores: Sequence[LayerScores], kept: Kept) -> None:
-    """Raise `UserError` for a scorer with one choice for all KV heads of a layer whose numbers of tokens differ."""
+    """Raise `UserError` if a scorer with one choice for all KV heads of a layer has heads with unequal counts."""
     ragged = any(len({head.numel() for head in layer}) > 1 for layer in kept)
     if ragged and setting.method and len(kept[0]) > 1 and any(layer.shared for layer in scores):
         raise UserError(

@@ -1,4 +1,4 @@
-"""The distance of a setting from the full cache: next-token distributions on the same text, with teacher forcing.
+"""Measure the distance of a setting from the full cache: next-token distributions on the same text, teacher-forced.
 
 Two texts are read: the full cache's greedy answer, and a reference answer. Both follow the prompt whose prefill the
 settings share, so only a few decode steps are added.
@@ -21,18 +21,18 @@ from compresskv.schedule import AFTER_PROMPT, EvictionSchedule
 from compresskv.selection import Kept
 
 LOGITS = 1 << 26
-"""Bytes of logits that may exist at once; they limit the tokens of a forward pass."""
+"""Maximum size in bytes of the logits held at once. It limits the tokens of a forward pass."""
 
 
 @dataclass(frozen=True)
 class Fidelity:
-    """One setting on one sample.
+    """The fidelity of one setting on one sample.
 
     `kl`: KL(full ‖ setting) of the next-token distributions in nats, mean over the tokens of the full cache's answer,
-    or of its continuation.
-    After a prompt that is compressed whole, the first token does not count, since eviction cannot affect it.
-    `agreement`: share of these tokens, 0 to 1, where both have the same most probable one. None where no token counts.
-    `reference_nll`: negative log-likelihood of the reference answer in nats per token; None where there is none.
+    or of its continuation. If the prompt is compressed whole, the first token does not count, since eviction cannot
+    affect it. `agreement`: share of these tokens, 0 to 1, where both have the same most probable token. Both are None
+    if no token counts. `reference_nll`: negative log-likelihood of the reference answer in nats per token; None without
+    a reference.
     `kl_per_token`: the values of which `kl` is the mean, in order.
     """
 
@@ -53,9 +53,9 @@ def fidelity(
     settings: Sequence[Setting] = (),
     schedule: EvictionSchedule = AFTER_PROMPT,
 ) -> dict[int, Fidelity]:
-    """The fidelity of the settings that keep `kept`, by their index.
+    """Return the fidelity of the settings that keep `kept`, by their index.
 
-    `answer`: token ids that the full cache generated, perhaps past its answer; `reference`: those of the reference
+    `answer`: token ids that the full cache generated, perhaps past its answer. `reference`: token ids of the reference
     answer, may be empty. `limit`: bytes that a batch may take, without the full cache. `settings`, by the same index,
     are needed for a `schedule` that decodes: each then evicts at the same steps as while it generates. `model` must be
     `attached`. Raises `NonFiniteError`.
@@ -75,7 +75,7 @@ def fidelity(
 
 @dataclass(frozen=True)
 class Rows:
-    """What each row of a batch kept, and, for a `schedule` that decodes, its setting."""
+    """The kept tokens of each row of a batch and, for a `schedule` that decodes, its setting."""
 
     kept: Sequence[Kept]
     settings: Sequence[Setting]
@@ -88,7 +88,7 @@ class Rows:
 def _distances(
     model: PreTrainedModel, prompt: Prefill, rows: Rows, answer: Sequence[int]
 ) -> tuple[list[float | None], list[float | None], list[list[float]]]:
-    """Mean KL, share of equal most probable tokens, and KL at each token, of each row."""
+    """Return the mean KL, the share of equal most probable tokens, and the KL at each token, of each row."""
     steps = len(answer) - (not prompt.question.numel())
     if steps < 1:
         return [None] * len(rows), [None] * len(rows), [[]] * len(rows)
@@ -107,7 +107,7 @@ def _distances(
 
 
 def _likelihoods(model: PreTrainedModel, prompt: Prefill, rows: Rows, reference: Sequence[int]) -> list[float | None]:
-    """Negative log-likelihood of `reference` per token, of each row."""
+    """Return the negative log-likelihood of `reference` per token, of each row."""
     if not reference:
         return [None] * len(rows)
     nll = torch.zeros(len(rows), dtype=torch.float64, device=prompt.logits.device)
@@ -117,13 +117,13 @@ def _likelihoods(model: PreTrainedModel, prompt: Prefill, rows: Rows, reference:
 
 
 def _predictions(model: PreTrainedModel, prompt: Prefill, rows: Rows, tokens: Sequence[int]) -> Iterator[Tensor]:
-    """The logits that predict each of `tokens`, which are given to all rows alike: [rows, vocabulary], float32."""
+    """Yield the logits that predict each of `tokens`, which are fed to all rows alike: [rows, vocabulary], float32."""
     given = tokens[:-1]
     cache, logits = answering(model, prompt, rows.kept, rows.settings, len(given), rows.schedule)
     if not finite(logits).all():
         raise non_finite(model, f"after a prompt of {prompt.end} tokens")
     yield logits
-    # Where RoPE depends on the length, each token has that of the text up to it.
+    # If RoPE depends on the length, each token uses that of the text up to it.
     alike = regime(model, prompt.end + 1) == regime(model, prompt.end + len(given))
     together = max(1, LOGITS // (len(rows) * prompt.logits.nbytes)) if alike else 1
     start = 0

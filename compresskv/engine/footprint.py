@@ -10,7 +10,7 @@ from transformers.cache_utils import get_layer_types_and_kwargs
 
 from compresskv.engine.backends import flash_serves
 from compresskv.engine.live_bytes import LiveBytesMode
-from compresskv.engine.memory import kv_heads
+from compresskv.engine.memory import head_dim, kv_heads
 from compresskv.engine.ragged import MOST_PADDING
 from compresskv.engine.rows import ROUNDING
 from compresskv.eviction import LayerPrefill, LayerScores, Scorer, observe, observers, score
@@ -18,7 +18,7 @@ from compresskv.eviction import LayerPrefill, LayerScores, Scorer, observe, obse
 
 @dataclass(frozen=True)
 class ScoringBytes:
-    """Bytes of all layers' `scores` and of their `rankings`, and what one layer takes while it is scored."""
+    """Bytes of all layers' `scores` and of their `rankings`, and the extra bytes while one layer is scored."""
 
     scores: int
     rankings: int
@@ -27,10 +27,9 @@ class ScoringBytes:
 
 @dataclass(frozen=True)
 class Footprint:
-    """Bytes that a model of this shape takes beside its weights for a prompt of `length` tokens.
+    """Bytes that a model of this shape takes in addition to its weights for a prompt of `length` tokens.
 
-    `backend` is "sdpa" or "flash_attention_2". Sizes that a configuration does not have are those of most
-    architectures.
+    `backend` is a name in `hardware.BACKENDS`. Sizes that a configuration lacks default to those of most architectures.
     """
 
     model: PreTrainedModel
@@ -39,15 +38,15 @@ class Footprint:
 
     @property
     def prompt(self) -> int:
-        """The complete keys and values of the prompt."""
+        """Bytes of the complete keys and values of the prompt."""
         evicting, sliding = self._layers
         return (evicting * self.length + sum(sliding)) * self._token_bytes
 
     def activations(self, chunk: int) -> int:
-        """The widest moment of a layer's forward pass over `chunk` tokens: in the MLP, or in attention.
+        """Return the peak bytes of a layer's forward pass over `chunk` tokens: in the MLP, or in attention.
 
         In the MLP, four hidden states (the embeddings, the layer's input, the residual and its norm) and three
-        intermediate ones are alive, in attention five hidden states, and the cosines and sines of all positions.
+        intermediate ones are alive; in attention, five hidden states, and the cosines and sines of all positions.
         """
         config = self._config
         hidden, angles = config.hidden_size, 2 * self._head_dim
@@ -56,12 +55,12 @@ class Footprint:
         attention = chunk * (5 * hidden + angles) * self._itemsize
         widths = self._widths(chunk)
         masks = [self._mask(chunk, width) for width in widths]
-        # A mask serves all layers of its kind; that of a sliding window is made of two.
+        # A mask serves all layers of its kind. The mask of a sliding window is made of two.
         making = max((mask for mask, (_, slides) in zip(masks, widths, strict=True) if slides), default=0)
         return sum(masks) + max(mlp, attention + max([making, *map(self._repeats, widths)]))
 
     def _widths(self, chunk: int) -> list[tuple[int, bool]]:
-        """Keys that each kind of layer attends to, and whether its window hides some of them."""
+        """Return the number of keys that each kind of layer attends to, and whether its window hides some of them."""
         evicting, _ = self._layers
         widths = [(self.length, False)] if evicting else []
         for window in dict.fromkeys(self._windows):
@@ -69,21 +68,23 @@ class Footprint:
         return widths
 
     def _mask(self, chunk: int, width: tuple[int, bool]) -> int:
-        """A mask [chunk, keys] to add to logits, where sdpa needs one."""
+        """Return the bytes of a mask [chunk, keys] to add to logits, if sdpa needs one."""
         (keys, slides), cuda = width, self.model.device.type == "cuda"
-        masked = self.backend == "sdpa" and (slides or (chunk < self.length and not cuda))
+        masked = self.backend != "flash_attention_2" and (slides or (chunk < self.length and not cuda))
         return chunk * keys * self._itemsize if masked else 0
 
     def _repeats(self, width: tuple[int, bool]) -> int:
-        """Keys and values of every query head, where sdpa on CUDA needs them."""
+        """Return the bytes of keys and values repeated for every query head, if sdpa on CUDA needs them."""
         (keys, slides), config = width, self._config
-        if self.backend != "sdpa" or self.model.device.type != "cuda" or kv_heads(config) == config.num_attention_heads:
+        if self.backend == "flash_attention_2" or self.model.device.type != "cuda":
+            return 0
+        if kv_heads(config) == config.num_attention_heads:
             return 0
         repeats = slides or not flash_serves(self.model.dtype, self.model.device)
         return 2 * config.num_attention_heads * self._head_dim * keys * self._itemsize if repeats else 0
 
     def scoring(self, scorers: Collection[Scorer], window: int) -> ScoringBytes:
-        """Bytes for scoring, measured on two short prompts, since they grow linearly with the prompt."""
+        """Measure the bytes for scoring on two short prompts and extrapolate: they grow linearly with the prompt."""
         if not scorers:
             return ScoringBytes(0, 0, 0)
         short, long = (max(window, 1) + 64 * times for times in (2, 4))
@@ -112,18 +113,18 @@ class Footprint:
         scored: list[LayerScores] = []
         with LiveBytesMode([keys, asked, queries]) as mode:
             for scorer, observer in observed.items():
-                with suppress(Exception):  # when a prompt is scored, it fails only its own setting
+                with suppress(Exception):  # on a real prompt, this fails only the scorer's own setting
                     observe({scorer: observer}, asked, keys, scaling)
             for scorer in scorers:
                 try:
                     scored.append(score(scorer, layer))
                 except Exception:
-                    layer = replace(layer)  # as it may have been changed
+                    layer = replace(layer)  # the scorer may have changed the layer
         scores = sum(one.scores.untyped_storage().nbytes() for one in scored)
         return ScoringBytes(scores, sum(one.nbytes for one in scored) - scores, mode.live.peak - scores)
 
     def row(self, budget: int | None, room: int) -> int:
-        """One setting's cache and logits while it decodes `room` new tokens; a budget of None keeps the prompt."""
+        """Return bytes of one setting's cache and logits while it decodes `room` new tokens. Budget None keeps all."""
         evicting, sliding = self._layers
         kept = self.length if budget is None else min(budget, self.length)
         padding = MOST_PADDING if self.backend == "sdpa" and self.model.device.type == "cuda" and budget else 1
@@ -131,8 +132,9 @@ class Footprint:
         return (evicting * tokens + sum(sliding)) * self._token_bytes + 8 * self._config.vocab_size
 
     def full_row(self, room: int) -> int:
-        """Bytes of the full cache beside the prompt when it decodes last: the prompt's layers are freed as it is
-        filled.
+        """Return the bytes of the full cache in addition to the prompt, if it decodes last.
+
+        The prompt's layers are then freed as the cache is filled.
         """
         evicting, _ = self._layers
         prompt = evicting * self.length * self._token_bytes
@@ -148,12 +150,11 @@ class Footprint:
 
     @property
     def _head_dim(self) -> int:
-        config = self._config
-        return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        return head_dim(self._config)
 
     @property
     def _token_bytes(self) -> int:
-        """Keys and values of one token in one layer."""
+        """Bytes of the keys and values of one token in one layer."""
         return 2 * kv_heads(self._config) * self._head_dim * self._itemsize
 
     @property
@@ -164,7 +165,7 @@ class Footprint:
 
     @property
     def _layers(self) -> tuple[int, list[int]]:
-        """How many layers evict, and the tokens that each sliding-window layer holds."""
+        """The number of layers that evict, and the number of tokens that each sliding-window layer holds."""
         kinds, _ = get_layer_types_and_kwargs(self._config)
         # A window of n tokens is n − 1 cached ones and the one that attends to them.
         return kinds.count("full_attention"), [min(self.length, window - 1) for window in self._windows]

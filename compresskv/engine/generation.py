@@ -25,13 +25,13 @@ from compresskv.selection import Kept, counts
 
 @dataclass(frozen=True)
 class Generation:
-    """What one setting generated, and what it kept.
+    """What one setting generated and kept.
 
-    `kept` counts compressed tokens, [layer][KV head]; `cache_bytes` are the bytes of their keys and values,
-    `sliding_bytes` those of the sliding-window layers, which no setting evicts. `together`: the indices, in the list of
-    settings, of those that were decoded in the same batch. `peak_kept`: the largest mean number of tokens held per
-    layer and KV head, new ones included; None unless its eviction continues while decoding. `evicted_later`: whether it
-    then evicted anything. `fidelity`: None unless requested.
+    `kept` counts compressed tokens, [layer][KV head]. `cache_bytes`: bytes of their keys and values. `sliding_bytes`:
+    bytes of the sliding-window layers, which no setting evicts. `together`: the indices, in the list of settings, of
+    those that were decoded in the same batch. `peak_kept`: the largest mean number of tokens held per layer and KV
+    head, including new ones; None unless its eviction continues while decoding. `evicted_later`: whether it evicted
+    anything while decoding. `fidelity`: None unless requested.
     """
 
     tokens: list[int]
@@ -63,16 +63,17 @@ def generate(
     schedule: EvictionSchedule = AFTER_PROMPT,
     along: int | None = None,
 ) -> list[Generation]:
-    """Shared path: one prefill of `ids` [prompt], then all settings decode as one batch, full caches separately.
+    """Prefill `ids` [prompt] once, then decode all settings as one batch, and full caches separately.
 
-    `context`: only the first `context` tokens are prefilled and compressed. All settings then read the others, the
-    question, with what they kept. None: the whole prompt is compressed. `contexts` keeps a context's prefill for its
-    next question. With a `schedule` that decodes, eviction continues while tokens are generated.
-    Settings that exceed `memory` (bytes for the prompt and one batch; None: what is free) decode in several batches.
+    `context`: only the first `context` tokens are prefilled and compressed. All settings then read the remaining
+    tokens, the question, with the tokens they kept. None: the whole prompt is compressed. `contexts` keeps a context's
+    prefill for its next question. With a `schedule` that decodes, eviction continues while tokens are generated.
+
+    Settings that exceed `memory` (bytes for the prompt and one batch; None: the free memory) decode in several batches.
     With a `reference` answer (token ids, may be empty), the fidelity of each setting is measured too: along the full
-    cache's answer, or `along` this many tokens of it, past its stop tokens. `prefixes` holds chunks of earlier prompts;
-    it frees memory that the settings need, so it changes no batch. Raises `PromptError` if the model's RoPE would
-    switch within the answer.
+    cache's answer, or `along` this many tokens of it, past its stop tokens. `prefixes` holds chunks of earlier prompts.
+    It frees memory that the settings need, so it does not change a batch. Raises `PromptError` if the model's RoPE
+    would switch within the answer.
     """
     length = ids.numel() if context is None else context
     new = max(stopping.max_new_tokens, len(reference or ()), along or 0)
@@ -126,7 +127,9 @@ def _full_answer(
     stopping: Stopping,
     along: int | None,
 ) -> list[int]:
-    """The full cache's answer, or `along` this many tokens of it; that of a setting, if one of them is long enough."""
+    """Return the full cache's answer, or `along` this many tokens of it: those of a setting that is the full cache and
+    has enough of them, if there is one.
+    """
     for place, setting in enumerate(decoding.settings):
         if setting.budget is None and len(generations[place].tokens) >= (along or 0):
             return generations[place].tokens[:along]
@@ -137,7 +140,7 @@ def _full_answer(
 
 
 def decode_batches(settings: Sequence[Setting], sizes: Sequence[int], limit: int) -> list[list[int]]:
-    """The indices of `settings` that decode together, given the bytes that each takes and their `limit`.
+    """Group the indices of `settings` into batches, given the bytes that each setting takes and their `limit`.
 
     Each full cache decodes alone, so that its tokens equal those of a separate run in any dtype.
     """

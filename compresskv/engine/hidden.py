@@ -1,4 +1,4 @@
-"""Hidden states for scorers that read them: what each attention module receives, for one layer at a time."""
+"""Hidden states for scorers that read them: the inputs of each attention module, for one layer at a time."""
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -13,9 +13,9 @@ from compresskv.eviction import HiddenStates
 
 @contextmanager
 def hidden_states(model: PreTrainedModel, cache: EvictedCache) -> Iterator[None]:
-    """Within it, the layers of `cache` get the hidden states of the prompt, if one of their scorers wants them.
+    """Give the layers of `cache` the hidden states of the prompt, inside the block, if one of their scorers needs them.
 
-    Otherwise nothing is hooked. A layer frees them as soon as the whole prompt has passed.
+    Otherwise no hook is registered. A layer frees the states as soon as the whole prompt has passed.
     """
     with ExitStack() as until:
         if any(layer.wants_hidden for layer in cache.evicting):
@@ -26,7 +26,8 @@ def hidden_states(model: PreTrainedModel, cache: EvictedCache) -> Iterator[None]
                     if isinstance(given, EvictedCache):  # `cache`, or a copy of it
                         _keep(given, module, kwargs, rotary)
 
-            # Some decoder layers have a number, too; their attention module comes after them, and replaces theirs.
+            # Some decoder layers have a `layer_idx`, too. Their attention module runs later, and its input replaces
+            # theirs.
             for module in model.modules():
                 if hasattr(module, "layer_idx"):
                     until.callback(module.register_forward_pre_hook(keep, with_kwargs=True).remove)

@@ -1,6 +1,6 @@
-"""Eviction inside each layer, as soon as its attention is done: the full cache of all layers never exists at once.
+"""Evict inside each layer, as soon as its attention is done: the full cache of all layers never exists at once.
 
-For memory and latency measurements, and for `compresskv.compressed`.
+Used for memory and latency measurements, and for `compresskv.compressed`.
 """
 
 from contextlib import nullcontext
@@ -25,11 +25,11 @@ from compresskv.schedule import AFTER_PROMPT, EvictionSchedule
 from compresskv.selection import Kept, answered, counts, keep_all, refuse_nan, select, tighten
 
 WASTE = 1.5
-"""Before the last layer is seen, a layer is moved only if it holds more than this many times what it may keep."""
+"""Before the last layer is seen, a layer is shrunk only if it holds more than this many times its capacity."""
 
 
 class LayerwiseCache(EvictedCache):
-    """A cache of one prompt that evicts by itself; afterwards `kept` has the kept prompt positions.
+    """A cache of one prompt that evicts by itself. Afterwards `kept` contains the kept prompt positions.
 
     `prompt_length` None: the first forward brings the whole prompt. `room` new tokens are allocated ahead. With a
     `schedule` that decodes, it evicts again after every interval of new tokens.
@@ -59,7 +59,7 @@ class LayerwiseCache(EvictedCache):
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args, **kwargs
     ) -> tuple[Tensor, Tensor]:
-        """As in transformers. Raises `UserError` if the model's own attention would misread the kept tokens."""
+        """Update as in transformers. Raises `UserError` if the model's own attention would misread the kept tokens."""
         if not is_attached(self.config):
             raise UserError(
                 "cache",
@@ -73,11 +73,11 @@ class LayerwiseCache(EvictedCache):
         return super().update(key_states, value_states, layer_idx, *args, **kwargs)
 
     def __bool__(self) -> bool:
-        """Whether it has tokens: Phi-3's `generate` replaces a cache that is true and short, even an empty one."""
+        """Return whether it has tokens. Phi-3's `generate` replaces a cache that is true and short, even if empty."""
         return self.get_seq_length() > 0
 
     def expect(self, length: int) -> None:
-        """Set the length of the prompt, in tokens, before any of it arrives; it may arrive in chunks."""
+        """Set the length of the prompt, in tokens, before any of it arrives. It may arrive in chunks."""
         self.prompt_length = length
         for layer in self.evicting:
             layer.prompt_length = length
@@ -109,7 +109,7 @@ class LayerwiseCache(EvictedCache):
             )
 
     def _evict(self, layer: LayerPrefill) -> None:
-        """Compress `layer`, and shrink the layers before it if its scores require so."""
+        """Compress `layer`, and shrink the layers before it if its scores require this."""
         if self.schedule.decodes:
             self._ends.append(PromptEnd.of(layer))
         method, budget = self.setting.method, self.setting.tokens(layer.length)
@@ -132,7 +132,7 @@ class LayerwiseCache(EvictedCache):
             self._finish(layer.length)
 
     def _shrink(self, index: int, waste: float = 1) -> None:
-        """Drop what the layer at `index` may not keep, if it holds more than `waste` times what it may keep."""
+        """Drop tokens beyond the capacity of the layer at `index`, if it holds more than `waste` times its capacity."""
         held, capacity = self._held[index], self._capacities[index]
         heads = len(held.kept)
         allowed = (heads * capacity if isinstance(capacity, int) else sum(capacity)) + heads * self.setting.window
@@ -147,7 +147,7 @@ class LayerwiseCache(EvictedCache):
             self._held[index] = held.only(select(self._scores[index], capacity, held.length))
 
     def _finish(self, length: int) -> None:
-        """After the last layer, prepare to decode from the kept tokens."""
+        """Prepare to decode from the kept tokens, after the last layer."""
         if self._held and self.setting.method:
             refuse_nan(self._scores, self.setting.method.scorer, self._held[0].keys.dtype, lambda: self._finite)
         sources, self._complete = self._complete, []
@@ -168,10 +168,10 @@ class LayerwiseCache(EvictedCache):
 
 @dataclass(frozen=True, eq=False)
 class HeldLayer:
-    """The tokens of a layer until the last layer is seen: keys and values [tokens, head_dim], one KV head after the
-    other.
+    """The tokens of a layer until the last layer is seen.
 
-    `kept` are the prompt positions of each head; `places` [tokens] name them all at once: position + `length` · head.
+    `keys` and `values` [tokens, head_dim], one KV head after the other. `kept`: the prompt positions of each head.
+    `places` [tokens]: the same for all heads at once, as position + `length` · head.
     """
 
     length: int
@@ -182,25 +182,25 @@ class HeldLayer:
 
     @classmethod
     def part_of(cls, layer: LayerPrefill, kept: list[Tensor]) -> "HeldLayer":
-        """A copy of these positions of a complete layer."""
+        """Copy these positions of a complete layer."""
         places = _places(kept, layer.length)
         head, position = places // layer.length, places % layer.length
         return cls(layer.length, kept, places, layer.keys[head, position], layer.values[head, position])
 
     def only(self, kept: list[Tensor]) -> "HeldLayer":
-        """A copy of these positions, all of which are held."""
+        """Copy these positions, all of which must be held."""
         places = _places(kept, self.length)
         slots = torch.searchsorted(self.places, places)
         return HeldLayer(self.length, kept, places, self.keys[slots], self.values[slots])
 
     def source(self) -> Source:
-        """One folded row per KV head."""
+        """Return a source with one folded row per KV head."""
         parts = torch.arange(len(self.keys), device=self.keys.device).split([len(head) for head in self.kept])
         return Source(self.keys[None], self.values[None], [(0, part) for part in parts], len(self.kept))
 
 
 def _places(kept: list[Tensor], length: int) -> Tensor:
-    """position + `length` · head of all kept positions, rising: [tokens], int64."""
+    """Return position + `length` · head of all kept positions, ascending: [tokens], int64."""
     if len({positions.numel() for positions in kept}) == 1:
         first = torch.arange(0, len(kept) * length, length, device=kept[0].device)
         return (torch.stack(kept) + first[:, None]).flatten()
@@ -217,7 +217,7 @@ def generate_in_layer(
     context: int | None = None,
     schedule: EvictionSchedule = AFTER_PROMPT,
 ) -> Generation:
-    """In-layer path: like `generate` for one setting. `model` must be `attached`."""
+    """Generate like `generate` for one setting, evicting inside each layer. `model` must be `attached`."""
     length = ids.numel() if context is None else context
     question = ids[length:]
     cache = LayerwiseCache(model.config, setting, length, question.numel() + stopping.max_new_tokens, schedule)

@@ -1,4 +1,4 @@
-"""Several prompts, compressed one after the other, as one batch: each row has its own length and position.
+"""Compress several prompts one after the other, and decode them as one batch with a length and position per row.
 
 Each prompt is prefilled alone on the in-layer path, so that the full cache of all layers never exists. Its kept tokens
 are held until the batch is made.
@@ -23,7 +23,7 @@ from compresskv.selection import counts
 class WaitingCache(LayerwiseCache):
     """A prompt of `prompt_length` tokens that is compressed as it is prefilled, then waits for `join`.
 
-    `sources`: what each layer that evicts keeps.
+    `sources`: the kept tokens of each layer that evicts.
     """
 
     prompt_length: int
@@ -39,7 +39,7 @@ class WaitingCache(LayerwiseCache):
         self.sources: list[Source] = []
 
     def hold(self, sources: list[Source], length: int, room: int) -> None:
-        """This cache does not decode, so its kept tokens are not copied into buffers yet."""
+        """Store `sources` without copying the kept tokens into buffers: this cache does not decode."""
         self.sources = sources
 
 
@@ -54,7 +54,7 @@ def room_for(prompts: Sequence[WaitingCache], new_tokens: int) -> int:
 
 
 def evicting_bytes(prompts: Sequence[WaitingCache], room: int) -> int:
-    """Bytes that `prompts` will allocate as one batch in layers that evict, with `room` for new tokens.
+    """Return the bytes that `prompts` will allocate as one batch in layers that evict, with `room` for new tokens.
 
     Not always the sum over prompts, since `backend.capacities` depends on all rows. A prompt may be listed repeatedly.
     """
@@ -68,7 +68,7 @@ def evicting_bytes(prompts: Sequence[WaitingCache], room: int) -> int:
 
 
 def sliding_bytes(prompts: Sequence[WaitingCache], room: int) -> int:
-    """Bytes that their sliding-window layers will hold after `room` new tokens: a window of tokens at most."""
+    """Return the bytes that their sliding-window layers will hold after `room` new tokens: at most a window each."""
     total = 0
     for prompt in prompts:
         for layer in prompt.sliding.values():
@@ -79,7 +79,7 @@ def sliding_bytes(prompts: Sequence[WaitingCache], room: int) -> int:
 
 @torch.no_grad()
 def join(prompts: list[WaitingCache], room: int) -> EvictedCache:
-    """A cache of one row per prompt, with `room` for new tokens; `prompts` have been prefilled, and are emptied.
+    """Create a cache of one row per prompt, with `room` for new tokens. `prompts` must be prefilled, and are emptied.
 
     At most one layer of all prompts is held twice. A row's next token is at the position of its prompt's length: see
     `decode.forward_tokens`. The model must be `attached`. Raises `UserError` for prompts of different lengths that do
@@ -100,7 +100,7 @@ def join(prompts: list[WaitingCache], room: int) -> EvictedCache:
 
 
 def _joined(prompts: Sequence[Source]) -> Source:
-    """One layer of all prompts: their keys and values in one place, one head after the other."""
+    """Concatenate one layer of all prompts: their keys and values, one head after the other."""
     rows: list[tuple[int, Tensor]] = []
     begin = 0
     for source in prompts:

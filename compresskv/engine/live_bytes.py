@@ -10,7 +10,7 @@ from torch.utils._pytree import tree_leaves
 
 
 class LiveBytes:
-    """Counts the storages of the tensors that it is shown, for as long as they live; those of `ignored` ones never."""
+    """Counts the storages of the tensors passed to `add` while they are alive, except those of `ignored` tensors."""
 
     def __init__(self, ignored: Iterable[Tensor] = ()):
         self.ignored = {tensor.untyped_storage().data_ptr() for tensor in ignored}
@@ -25,17 +25,17 @@ class LiveBytes:
         self.peak = max(self.peak, self.now())
 
     def now(self) -> int:
-        """Bytes alive now."""
+        """Return the bytes alive now."""
         self.storages = {key: entry for key, entry in self.storages.items() if not entry[0].expired()}
         return sum(size for _, size in self.storages.values())
 
     def reset(self) -> None:
-        """Count the peak anew."""
+        """Reset the peak to the bytes alive now."""
         self.peak = self.now()
 
 
 class LiveBytesMode(TorchDispatchMode):
-    """While it is entered, `live` is shown what every operation on the CPU makes."""
+    """Passes the outputs of every operation on the CPU to `live`, while it is entered."""
 
     def __init__(self, ignored: Iterable[Tensor] = ()):
         super().__init__()

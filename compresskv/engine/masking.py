@@ -1,8 +1,8 @@
 """Head masking: what a model still finds when chosen heads attend uniformly (CompressKV, Figs. 7 and 23).
 
 The query of a masked head is zero after RoPE, so that its attention is uniform over the cache, and its output the mean
-of all values. Only decoding is masked, which begins with the last prompt token; the tokens before it are prefilled
-without a mask.
+of all values. Only decoding is masked, starting with the last prompt token. The tokens before it are prefilled without
+a mask.
 """
 
 from collections.abc import Iterator, Sequence
@@ -26,10 +26,10 @@ Heads = tuple[tuple[int, ...], ...]
 def generate_masked(
     model: PreTrainedModel, ids: Tensor, choices: Sequence[Heads], stopping: Stopping, chunk: int | None = None
 ) -> Iterator[Generation]:
-    """The full cache's answers to `ids` [prompt] with each of `choices` masked, all from one prefill.
+    """Yield the full cache's answers to `ids` [prompt] with each of `choices` masked, all from one prefill.
 
-    Each decodes alone, so that its tokens do not depend on the others. `model` must be `attached`. Raises `UserError`
-    for a prompt of a single token.
+    Each answer decodes alone, so that its tokens do not depend on the others. `model` must be `attached`. Raises
+    `UserError` for a prompt of a single token.
     """
     if ids.numel() < 2:
         raise UserError("prompt", "give at least two tokens", why="head masking decodes the last one")

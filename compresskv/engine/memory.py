@@ -1,4 +1,4 @@
-"""How much memory is in use and free on the devices of a model, and which settings fit in one batch."""
+"""Memory in use and free on the devices of a model, and which settings fit in one batch."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -11,31 +11,31 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from compresskv.errors import PromptError
 
 SHARE = 0.8
-"""The share of free memory that may be planned; the rest is for fragmentation and other processes."""
+"""Share of free memory that may be planned. The rest is for fragmentation and other processes."""
 
 
 def used_bytes(model: PreTrainedModel) -> int:
-    """Bytes in use now: tensors on the GPUs of `model`, or all of this process."""
+    """Return the bytes in use now: tensors on the GPUs of `model` or, without GPUs, all of this process."""
     if devices := gpus(model):
         return sum(map(torch.cuda.memory_allocated, devices))
     return psutil.Process().memory_info().rss
 
 
 def free_by_device(model: PreTrainedModel) -> dict[torch.device, int]:
-    """Bytes that this process can still get on each GPU of `model`; without any, on the CPU."""
+    """Return the bytes that this process can still allocate on each GPU of `model` or, without GPUs, on the CPU."""
     if devices := gpus(model):
         return {device: _cuda_free(device) for device in devices}
     return {torch.device("cpu"): min(psutil.virtual_memory().available, *_cgroup_free())}
 
 
 def free_bytes(model: PreTrainedModel) -> int:
-    """Bytes of caches that still fit: they are spread over devices as the layers are, so the fullest one decides."""
+    """Return the bytes of caches that still fit. Caches spread over devices like the layers; the fullest one limits."""
     shares = layer_shares(model)
     return min(int(free / shares[device]) for device, free in free_by_device(model).items() if shares.get(device))
 
 
 def layer_shares(model: PreTrainedModel) -> dict[torch.device, float]:
-    """The share of the model's layers on each of its GPUs; without any, all on the CPU."""
+    """Return the share of the model's layers on each of its GPUs or, without GPUs, on the CPU."""
     devices = gpus(model)
     if not devices:
         return {torch.device("cpu"): 1.0}
@@ -45,7 +45,7 @@ def layer_shares(model: PreTrainedModel) -> dict[torch.device, float]:
 
 
 def gpus(model: PreTrainedModel) -> list[torch.device]:
-    """The CUDA devices that parameters of `model` are on."""
+    """Return the CUDA devices that parameters of `model` are on."""
     return [device for device in dict.fromkeys(p.device for p in model.parameters()) if device.type == "cuda"]
 
 
@@ -56,7 +56,7 @@ def _cuda_free(device: torch.device) -> int:
 
 
 def _cgroup_free(root: Path = Path("/sys/fs/cgroup"), process: Path = Path("/proc/self/cgroup")) -> list[int]:
-    """The bytes that each limit of a cluster or container (cgroup version 2) leaves to this process."""
+    """Return the bytes that each limit of a cluster or container (cgroup version 2) leaves to this process."""
     if not process.exists():
         return [1 << 62]
     group = next((line[3:] for line in process.read_text().splitlines() if line.startswith("0::")), "/")
@@ -66,14 +66,14 @@ def _cgroup_free(root: Path = Path("/sys/fs/cgroup"), process: Path = Path("/pro
         limit = place / "memory.max"
         if limit.exists() and (most := limit.read_text().strip()) != "max":
             pages = dict(line.split() for line in (place / "memory.stat").read_text().splitlines())
-            # Pages of files that nobody uses are given up on demand.
+            # The kernel reclaims unused file pages on demand.
             used = int((place / "memory.current").read_text()) - int(pages.get("inactive_file", 0))
             free.append(max(int(most) - used, 0))
     return free
 
 
 def ran_out(error: BaseException | None) -> bool:
-    """Whether `error` is an out-of-memory error: torch's on a GPU, its allocator's on the CPU, or Python's."""
+    """Return whether `error` is an out-of-memory error: torch's on a GPU, its allocator's on the CPU, or Python's."""
     if isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error):
         return True
     return isinstance(error, (torch.OutOfMemoryError, MemoryError))
@@ -81,7 +81,7 @@ def ran_out(error: BaseException | None) -> bool:
 
 @contextmanager
 def memory_as(refusal: PromptError) -> Iterator[None]:
-    """Within it, out-of-memory errors are replaced by `refusal`."""
+    """Replace out-of-memory errors inside the block by `refusal`."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:
@@ -91,9 +91,9 @@ def memory_as(refusal: PromptError) -> Iterator[None]:
 
 
 def batches(sizes: Sequence[int], limit: int) -> list[list[int]]:
-    """Positions in `sizes` (bytes), in as few batches of at most `limit` bytes as like sizes allow.
+    """Group indices of `sizes` (bytes) into batches of at most `limit` bytes, filled in ascending order of size.
 
-    Each batch holds neighbours in size, so that rows of like length decode together. What exceeds `limit` is alone.
+    Each batch holds neighbours in size, so that rows of similar length decode together. A size above `limit` is alone.
     """
     filled: list[list[int]] = []
     total = 0
@@ -106,10 +106,15 @@ def batches(sizes: Sequence[int], limit: int) -> list[list[int]]:
     return [sorted(batch) for batch in filled]
 
 
-def kv_heads(config: PreTrainedConfig) -> int:
-    """KV heads of a layer, under whichever name an architecture has them; the most if layers differ.
+def head_dim(config: PreTrainedConfig) -> int:
+    """Return the number of values of a key, from the configuration of a text model."""
+    return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
 
-    Without one, each query head has its own.
+
+def kv_heads(config: PreTrainedConfig) -> int:
+    """Return the number of KV heads of a layer, under any name of the field; the maximum if layers differ.
+
+    Without such a field, each query head has its own KV head.
     """
     for name in ("num_key_value_heads", "num_kv_heads"):
         if heads := getattr(config, name, None):

@@ -36,20 +36,19 @@ from compresskv.selection import Kept, counts, keep_all, refuse_nan, running_cap
 
 
 class PrefillError(PromptError):
-    """No setting of this prompt can run, because the part that all of them share has failed."""
+    """Raised if no setting of this prompt can run, because a part that all of them share has failed."""
 
 
 class NonFinitePrefillError(NonFiniteError, PrefillError):
-    """The prompt's own logits are not finite."""
+    """Raised if the prompt's own logits are not finite."""
 
 
 @dataclass(eq=False)
 class Prefill:
-    """What is compressed, `ids` [prompt], after its one forward pass: complete layers, logits [vocabulary] of the next
-    token.
+    """The compressed part of a prompt, `ids` [prompt], after its one forward pass.
 
-    `question`: ids [question] that follow the compressed tokens; every setting reads them with what it kept. Empty
-    where the whole prompt is compressed.
+    `layers` are complete; `logits` [vocabulary] predict the next token. `question`: ids [question] that follow the
+    compressed tokens. Every setting reads them with the tokens it kept. Empty if the whole prompt is compressed.
     """
 
     length: int
@@ -62,46 +61,46 @@ class Prefill:
 
     @property
     def end(self) -> int:
-        """Tokens of the whole prompt, the question included."""
+        """Number of tokens of the whole prompt, including the question."""
         return self.length + self.question.numel()
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the prompt's keys and values and of what was scored."""
+        """Bytes of the prompt's keys and values and of its scores."""
         layers = sum(layer.keys.nbytes + layer.values.nbytes for layer in self.layers)
         scores = sum(sum(layer.nbytes for layer in scored) for scored in self._scores.values())
         return layers + self.cache.sliding_bytes + scores
 
     def row_bytes(self, kept: Kept, room: int) -> int:
-        """Bytes that a setting takes in a batch with `room` for new tokens after the question."""
+        """Return the bytes that a setting takes in a batch with `room` for new tokens after the question."""
         return self.cache.allocated_bytes(counts(kept), room + self.question.numel()) + self.cache.sliding_bytes
 
     def score(self, settings: Sequence[Setting]) -> None:
-        """Score every layer for those of `settings` that evict; methods with equal scorers share their scores."""
+        """Score every layer for those of `settings` that evict. Methods with equal scorers share their scores."""
         wanted = dict.fromkeys(chain.from_iterable(setting.scorers(self.length) for setting in settings))
         scorers = [scorer for scorer in wanted if scorer not in self._scores]
         if not scorers:
             return
         scores: dict[Scorer, list[LayerScores]] = {scorer: [] for scorer in scorers}
         for layer in self.layers:
-            # All scorers share the attention of the layer's window, which then goes with this copy.
+            # All scorers share the attention of the layer's window, which is freed with this copy.
             passing = replace(layer)
             for scorer in scorers:
                 scores[scorer].append(score(scorer, passing))
-        for layer in self.layers:  # by a scorer that kept what it saw before
+        for layer in self.layers:  # a scorer may have kept a reference to an earlier layer
             layer.shown.refuse_writes("method.scorer", *scorers)
         for scorer, scored in scores.items():
             refuse_writes(scored, "method.scorer", *scorers)
-            if self.layers:  # a model with sliding windows alone has none
+            if self.layers:  # empty if all layers have sliding windows
                 refuse_nan(scored, scorer, self.layers[0].keys.dtype, lambda: map(_finite, self.layers))
         self._scores.update(scores)
 
     def scores(self, setting: Setting) -> list[LayerScores]:
-        """The scores by which `setting` evicts; empty if it does not."""
+        """Return the scores by which `setting` evicts; empty if it does not evict."""
         return self._scores.get(setting.method.scorer, []) if setting.method else []
 
     def kept(self, setting: Setting) -> Kept:
-        """The prompt positions that `setting` keeps."""
+        """Return the prompt positions that `setting` keeps."""
         method, budget = setting.method, setting.tokens(self.length)
         if not self.layers or method is None or budget is None or setting.keeps_all(self.length):
             return [keep_all(layer.kv_heads, self.length, layer.keys.device) for layer in self.layers]
@@ -116,13 +115,13 @@ class Prefill:
 
 
 def _finite(layer: LayerPrefill) -> Tensor:
-    """Whether a layer, and the attention of its last queries in their own dtype, is finite: bool []."""
+    """Return whether a layer, and the attention of its last queries in their own dtype, is finite: bool []."""
     layer.window_attention(layer.queries.shape[1])
     return layer.finite()
 
 
 def prompt_shape(cache: EvictedCache, layer: LayerPrefill, method: EvictionMethod) -> PromptShape:
-    """The shape that an allocator is given for the prompt of `layer`."""
+    """Return the shape that an allocator receives for the prompt of `layer`."""
     return PromptShape(len(cache.evicting), layer.kv_heads, layer.length, method.window)
 
 
@@ -137,11 +136,11 @@ def prefill(
 ) -> Prefill:
     """Run the prompt once, keeping all of it and the queries of its last `window` positions.
 
-    Scorers with an observer see all queries, those that need hidden states score each layer as soon as it is computed;
-    pass them here if `score` will use them. `ids` [prompt], int64. `chunk`
-    bounds the tokens of one forward pass, and with it the memory of activations; the result is the same. Whole chunks
-    are read from and added to `prefixes`; the result is bit for bit the same. `model` must be `attached`. Raises
-    `UserError` for an empty prompt.
+    Pass `scorers` that `score` will use if they have an observer or need hidden states. Observers see all queries, and
+    scorers that need hidden states score each layer as soon as it is computed. `ids` [prompt], int64. `chunk` limits
+    the tokens of one forward pass, and with it the memory of activations; the result is the same. Whole chunks are read
+    from and added to `prefixes`; the result is bit for bit the same. `model` must be `attached`. Raises `UserError` for
+    an empty prompt.
     """
     layers: list[LayerPrefill] = []
     at_once = list(filter(needs_hidden_states, scorers))
@@ -162,10 +161,9 @@ def forward_prompt(
     chunk: int | None,
     prefixes: PrefixStore | None = None,
 ) -> Tensor:
-    """Feed `ids` [prompt] through the model and the empty `cache`; returns the next token's logits [vocabulary].
+    """Feed `ids` [prompt] through the model and the empty `cache`. Return the next token's logits [vocabulary].
 
-    `prefixes` as in `prefill`.
-    Raises `NonFiniteError` unless all of them are finite.
+    `prefixes` as in `prefill`. Raises `NonFiniteError` unless all logits are finite.
     """
     if ids.numel() == 0:
         raise UserError("prompt", "give at least one token", why="empty")
@@ -205,7 +203,7 @@ def forward_prompt(
 
 
 def finite(logits: Tensor) -> Tensor:
-    """Whether all logits of a row are finite: [..., vocabulary] float32 -> [...] bool, in one pass.
+    """Return whether all logits of a row are finite: [..., vocabulary] float32 -> [...] bool, in one pass.
 
     A sum is not finite if any part is not; finite float32 logits never sum to more than float32 holds.
     """
@@ -213,7 +211,7 @@ def finite(logits: Tensor) -> Tensor:
 
 
 def non_finite(model: PreTrainedModel, where: str, kind: type[NonFiniteError] = NonFiniteError) -> NonFiniteError:
-    """The error of a model whose logits are not finite; `where` says after what."""
+    """Return the error of a model whose logits are not finite. `where` says after which input."""
     return kind(
         "model.dtype",
         "set it to float32 or bfloat16, or check the model's weights if that is set",

@@ -1,4 +1,4 @@
-"""Prompts with the same beginning share the keys and values of whole chunks, each computed once.
+"""Share the keys and values of whole chunks between prompts with the same beginning. Each chunk is computed once.
 
 With a chunked prefill, a whole chunk's keys and values depend only on the tokens up to its end and, in some models, on
 the RoPE of the whole prompt's length. They come from operations of the same shapes in every prompt, so those of an
@@ -21,9 +21,9 @@ Id = TypeVar("Id", bound=Hashable)
 
 
 def chunk_names(ids: Tensor, chunk: int, regime: tuple[int, ...] = ()) -> list[bytes]:
-    """A name for each whole chunk of `ids` [prompt], int64.
+    """Return a name for each whole chunk of `ids` [prompt], int64.
 
-    Two names are equal if all tokens up to the end of the chunk are, and, if it is given, `rotary.regime` of the
+    Two names are equal if all tokens up to the end of the chunk are equal and, if given, `rotary.regime` of the
     prompts.
     """
     names = []
@@ -37,8 +37,8 @@ def chunk_names(ids: Tensor, chunk: int, regime: tuple[int, ...] = ()) -> list[b
 def in_prefix_order(names: Mapping[Id, Sequence[bytes]]) -> list[Id]:
     """Order prompts, given by the `names` of their chunks, so that those with the same beginning are adjacent.
 
-    A group comes where its first prompt was, and prompts that share nothing keep their order. Then a prompt shares with
-    its predecessor all chunks that it shares with any earlier prompt.
+    A group is placed where its first prompt was, and prompts that share nothing keep their order. Each prompt then
+    shares with its predecessor all chunks that it shares with any earlier prompt.
     """
     numbers = count()
     places: dict[bytes, int] = {}
@@ -63,7 +63,7 @@ class StoredChunk:
 
 
 class PrefixStore:
-    """Chunks of earlier prompts, up to `capacity` bytes: the least recently used go first.
+    """Chunks of earlier prompts, up to `capacity` bytes. The least recently used chunks are dropped first.
 
     One store serves one model under one attention backend. `computed` and `reused` count prompt tokens.
     """
@@ -76,10 +76,10 @@ class PrefixStore:
         self._chunks: OrderedDict[bytes, StoredChunk] = OrderedDict()
 
     def restore(self, cache: EvictedCache, names: Sequence[bytes], chunk: int, length: int) -> int:
-        """Fill the empty `cache` with those first chunks of a prompt of `length` tokens that are here.
+        """Fill the empty `cache` with the first chunks of a prompt of `length` tokens that are stored here.
 
-        Returns how many tokens these are: never the last ones, whose logits and queries are needed, and none where an
-        observer looks at the queries of all.
+        Returns the number of restored tokens. It never includes the last tokens, whose logits and queries are needed,
+        and is 0 if an observer needs all queries.
         """
         there: list[bytes] = []
         window = max((layer.window for layer in cache.evicting), default=1)
@@ -103,7 +103,7 @@ class PrefixStore:
         return restored
 
     def add(self, cache: EvictedCache, names: Sequence[bytes], start: int, end: int) -> None:
-        """Keep the chunk from `start` to `end`, the last that `cache` has seen and the last of `names`, if it fits."""
+        """Store the chunk from `start` to `end`, the last that `cache` has seen and the last of `names`, if it fits."""
         *before, name = names
         if name not in self._chunks:
             chunk = StoredChunk([_last(layer, start, end) for layer in cache.layers])
@@ -115,7 +115,7 @@ class PrefixStore:
         self._touch(names)
 
     def trim(self, limit: int) -> None:
-        """Hold at most `limit` bytes, for now."""
+        """Drop chunks until at most `limit` bytes are held. Does not change `capacity`."""
         while self._chunks and self.nbytes > limit:
             self.nbytes -= self._chunks.popitem(last=False)[1].nbytes
 
@@ -138,7 +138,7 @@ class PrefixStore:
 
 
 def _last(layer: object, start: int, end: int) -> tuple[Tensor, Tensor]:
-    """Views of the keys and values that `layer` has of the tokens from `start` to `end`, the last it has seen."""
+    """Return views of `layer`'s keys and values for the tokens from `start` to `end`, the last it has seen."""
     assert isinstance(layer, (EvictedLayer, SlidingLayer))
     if isinstance(layer, EvictedLayer):
         return layer.keys[:, :, start:end], layer.values[:, :, start:end]

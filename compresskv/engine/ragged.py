@@ -5,7 +5,8 @@ last. A table has the first slot and the number of tokens of each row, for all l
 that leaves, changes the table in one or two launches and moves no keys.
 
 `RaggedTable` is all that flash-attn needs: a view of the storage whose batch stride is one slot lets one call address
-rows of any length (`cache_batch_idx`). `MaskedTable` adds, for torch's sdpa, buckets of equal capacity and one mask.
+rows of any length (`cache_batch_idx`). `VarlenTable` adds what torch's `varlen_attn` reads: the slots of new tokens and
+the tokens of each row. `MaskedTable` adds, for torch's sdpa, buckets of equal capacity and one mask.
 """
 
 from collections.abc import Callable, Sequence
@@ -13,30 +14,31 @@ from dataclasses import dataclass
 from itertools import chain, groupby, pairwise
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from compresskv.engine.rows import Group, Source, rounded
 
 Capacities = Callable[[Sequence[int], int], list[int]]
-"""Slots of each folded row of a layer, given the rows' kept tokens and the room for new ones."""
+"""Function from the kept tokens of a layer's folded rows, and the room for new ones, to the slots of each row."""
 
 
 def exact_capacities(counts: Sequence[int], room: int) -> list[int]:
-    """Kept tokens rounded up to 32, and the room: what any layout holds at least."""
+    """Return the kept tokens rounded up to 32, plus the room: the minimum that any layout holds."""
     return [rounded(count) + room for count in counts]
 
 
 MOST_BUCKETS = 7
 MOST_PADDING = 1.25
 ALIGNMENT = 8
-"""The strides of a mask, in elements, must be a multiple of this: CUDA's efficient kernel copies other masks."""
+"""The strides of a mask, in elements, must be a multiple of this. CUDA's efficient kernel copies other masks."""
 
 
 def bucketed_capacities(counts: Sequence[int], room: int) -> list[int]:
-    """Capacities of few distinct sizes, so that few calls serve all rows of a layer.
+    """Return capacities of few distinct sizes, so that few calls serve all rows of a layer.
 
-    Neighbouring sizes are merged, the cheapest first, down to seven, and further while no more than 1.25 times of what
-    is needed is allocated.
+    Neighbouring sizes are merged, the cheapest first, until seven are left, and further as long as at most 1.25 times
+    the needed memory is allocated.
     """
     room = -(-room // ALIGNMENT) * ALIGNMENT
     exact = [rounded(count) for count in counts]
@@ -75,21 +77,21 @@ class RaggedRows:
         return self.keys.nbytes + self.values.nbytes
 
     def held(self, row: int) -> tuple[Tensor, Tensor]:
-        """Keys and values of all tokens of a row: [tokens, head_dim] each."""
+        """Return the keys and values of all tokens of a row: [tokens, head_dim] each."""
         first = int(self.table.begin[self.layer, row])
         slots = slice(first, first + int(self.table.counts[self.layer, row]) + self.table.new)
         return self.keys[slots], self.values[slots]
 
     def advance(self, tokens: int) -> None:
-        """Make room for `tokens` more of each row; the first layer does it for all."""
+        """Make room for `tokens` more in each row. The first layer does it for all layers."""
         if self.new == self.table.new:
             self.table.advance(tokens)
         self.new += tokens
 
     def overlapping(self, storage: Tensor) -> Tensor:
-        """`storage` seen from every slot at once, [slots, longest row, 1, head_dim]: a row begins at its start.
+        """View `storage` from every slot at once, [slots, longest row, 1, head_dim]: a row begins at its start.
 
-        No memory is copied; rows that begin too late for the longest one are left out.
+        No memory is copied. Slots that are too close to the end for the longest row are left out.
         """
         slots, head_dim = storage.shape
         longest = self.table.longest[self.layer]
@@ -97,10 +99,10 @@ class RaggedRows:
 
 
 class RaggedTable:
-    """Where the folded rows of all layers on one device begin, and how many tokens each has: [layers, rows].
+    """The start and the number of tokens of the folded rows of all layers on one device: [layers, rows].
 
-    The layers have equally many KV heads. `sources` (one per layer) is emptied while their tokens are copied, so that
-    no more than one layer is held twice.
+    All layers have the same number of KV heads. `sources` (one per layer) is emptied while their tokens are copied, so
+    that no more than one layer is held twice.
     """
 
     def __init__(self, sources: list[Source], room: int, capacities: Capacities = exact_capacities):
@@ -138,11 +140,11 @@ class RaggedTable:
         self._fill_mask(layer, slots)
 
     def _begin(self, counts: Tensor, begin: Tensor) -> None:
-        """Note, on the device, the tokens of each row and the slot of its first: [layers, rows]."""
+        """Store, on the device, the number of tokens of each row and the slot of its first token: [layers, rows]."""
         self.lengths, self.starts = counts.int(), begin.int()
 
     def _fill_mask(self, layer: int, slots: Tensor) -> None:
-        """The kept tokens of `layer` are in these slots."""
+        """Unmask these slots, which hold the kept tokens of `layer`."""
 
     def advance(self, tokens: int) -> None:
         """Begin a step that adds this many tokens to every row."""
@@ -153,12 +155,12 @@ class RaggedTable:
         self.new += tokens
 
     def _count(self, tokens: int) -> None:
-        """Count the `tokens` of the step before, so that `lengths` has all but the new; below 0: forget them."""
+        """Add the previous step's `tokens` to `lengths`, which excludes this step's. If negative, forget them."""
         if tokens:
             self.lengths += tokens
 
     def forget(self, tokens: int) -> None:
-        """Take the last `tokens` new ones back, of all rows."""
+        """Remove the last `tokens` new ones of all rows."""
         self._count(self.step - tokens)
         self.step = 0
         # Tokens that were new when the storage grew are already counted.
@@ -168,7 +170,7 @@ class RaggedTable:
             rows.new = self.new
 
     def evict(self, kept: Sequence[Sequence[Tensor | None]]) -> None:
-        """Keep these of the tokens of each row, by layer and row (None: all); they move to the row's beginning."""
+        """Keep these tokens of each row, by layer and row (None: all), and move them to the row's beginning."""
         held = self.counts + self.new
         self.new = self.step = 0
         for layer, (rows, of_rows) in enumerate(zip(self.rows, kept, strict=True)):
@@ -189,11 +191,11 @@ class RaggedTable:
         self._counted()
 
     def _counted(self) -> None:
-        """Note the tokens of each row on the device, after an eviction."""
+        """Update the number of tokens of each row on the device, after an eviction."""
         self.lengths = self.counts.to(self.lengths.device).int()
 
     def _grow(self, tokens: int) -> None:
-        """Copy all rows to where there is room again, for `tokens` at least."""
+        """Copy all rows to new storage with room for at least `tokens` more."""
         sources = []
         for rows, begin, counts in zip(self.rows, self.begin.tolist(), self.counts.tolist(), strict=True):
             ranges = []
@@ -204,7 +206,7 @@ class RaggedTable:
         self._fill(sources, max(self.room, rounded(tokens)))
 
     def keep_settings(self, settings: Sequence[int]) -> None:
-        """Drop all settings but these (sorted); their keys and values stay where they are, unused."""
+        """Drop all settings except these (sorted). Their keys and values stay in place, unused."""
         first = torch.tensor(settings)[:, None] * self.kv_heads
         staying = (first + torch.arange(self.kv_heads)).flatten()
         self.counts, self.sizes, self.begin = self.counts[:, staying], self.sizes[:, staying], self.begin[:, staying]
@@ -214,11 +216,49 @@ class RaggedTable:
         self.lengths, self.starts = self.lengths[:, staying], self.starts[:, staying]
 
 
+MOST_SPLITS = 8
+UNEVEN = 8
+
+
+class VarlenTable(RaggedTable):
+    """A table for torch's `varlen_attn`: the slots of new tokens are computed once a step, since it appends nothing.
+
+    `write` [layers, rows * new], int64: the slots of the step's new tokens, by row. `used` [layers, rows], int32: the
+    tokens of each row, new ones included. `firsts` [layers, rows + 1], int32: the first slot of each row; the kernel
+    does not read the last entry. `queries` [rows + 1], int32: where each row's new tokens begin among all rows'.
+    """
+
+    write: Tensor
+    used: Tensor
+    firsts: Tensor
+    queries: Tensor
+
+    def advance(self, tokens: int) -> None:
+        super().advance(tokens)
+        device, rows = self.starts.device, self.starts.shape[1]
+        self.used = self.lengths + tokens
+        self.write = (self.starts + self.lengths).long()
+        if tokens > 1:
+            self.write = (self.write[..., None] + torch.arange(tokens, device=device)).flatten(1)
+        self.firsts = F.pad(self.starts, (0, 1))
+        self.queries = torch.arange(0, rows * tokens + 1, tokens, device=device, dtype=torch.int32)
+
+    def splits(self, layer: int) -> int | None:
+        """Into how many parts the kernel splits the keys of each row; None lets it choose by the number of rows.
+
+        Its own choice knows the longest row only. Where one row is far longer than the mean, a step waits for it, so
+        all rows are split. The two limits are estimates: they were not measured on a GPU.
+        """
+        sizes = self.sizes[layer]
+        uneven = self.longest[layer] * len(sizes) > UNEVEN * int(sizes.sum())
+        return MOST_SPLITS if uneven else None
+
+
 @dataclass(frozen=True)
 class MaskedBucket:
     """Consecutive rows of one capacity: views of the storage, [rows, capacity, head_dim], and of the mask.
 
-    `mask` [rows, 1, 1, capacity] is added to the logits. `rows` are the places of the bucket's rows among all buckets'.
+    `mask` [rows, 1, 1, capacity] is added to the logits. `rows`: indices of the bucket's rows among all buckets' rows.
     """
 
     rows: slice
@@ -228,10 +268,10 @@ class MaskedBucket:
 
 
 class MaskedTable(RaggedTable):
-    """A table for sdpa: rows of one capacity are a bucket, and a mask says which slots hold a token.
+    """A table for sdpa: rows of one capacity form a bucket, and a mask shows which slots hold a token.
 
-    Shapes stay the same from step to step. Rows of settings that left are no longer computed at either end of a bucket;
-    those in between are computed for nothing.
+    Shapes stay the same from step to step. Rows of settings that left are no longer computed if they are at either end
+    of a bucket; those in between are still computed, and the result is unused.
     """
 
     mask: Tensor
@@ -262,20 +302,20 @@ class MaskedTable(RaggedTable):
 
     def advance(self, tokens: int) -> None:
         super().advance(tokens)
-        self.mask.index_fill_(0, self._following(self.unmask).flatten(), 0)  # of all layers at once
+        self.mask.index_fill_(0, self._following(self.unmask).flatten(), 0)  # all layers at once
 
     def _following(self, first: Tensor) -> Tensor:
-        """The slots of this step's new tokens, given those of the first ones [...]: [..., new]."""
+        """Return the slots of this step's new tokens, given those of the first ones [...]: [..., new]."""
         if self.step == 1:
             return first[..., None]
         return first[..., None] + torch.arange(self.step, device=first.device)
 
     def new_slots(self, layer: int) -> Tensor:
-        """The slots of this step's new tokens in the layer's storage, by row: [rows * new]."""
+        """Return the slots of this step's new tokens in the layer's storage, by row: [rows * new]."""
         return self._following(self.write[layer]).flatten()
 
     def causal_mask(self, layer: int, bucket: MaskedBucket) -> Tensor:
-        """What this step's new tokens see of the rows of `bucket`: [rows, 1, new, capacity], to add to the logits."""
+        """Return this step's causal mask over `bucket`: [rows, 1, new, capacity], to add to the logits."""
         if self.step == 1:
             return bucket.mask
         row = self.order[layer][bucket.rows]
@@ -310,7 +350,7 @@ class MaskedTable(RaggedTable):
         self._arrange()
 
     def _arrange(self) -> None:
-        """Make the buckets of each layer, and note where their rows are among all rows, and the other way round."""
+        """Build the buckets of each layer, and the mapping between bucket order and row order in both directions."""
         order: list[list[int]] = []
         place: list[list[int]] = []
         self.buckets = []
@@ -330,7 +370,7 @@ class MaskedTable(RaggedTable):
     def _add_bucket(
         self, layer: int, size: int, begin: list[int], rows: list[int], order: list[int], place: list[int]
     ) -> None:
-        """A bucket of `layer`, from the first to the last of these `rows`; where a row left, another one is read."""
+        """Add a bucket of `layer`, from the first to the last of these `rows`. Another row replaces each that left."""
         first, base = begin[rows[0]], len(order)
         count = (begin[rows[-1]] - first) // size + 1
         order += [rows[0]] * count

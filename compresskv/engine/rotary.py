@@ -1,8 +1,8 @@
 """RoPE that depends on the length of the text, such as longrope and dynamic NTK.
 
 Each forward pass gets the frequencies of its own text, independent of earlier texts. Every chunk of a prompt gets those
-of the whole prompt; later tokens get those of the text so far, as in transformers' own `generate`. Modules are called
-to find which of them depend on the length, and from which length on.
+of the whole prompt; later tokens get those of the text so far, as in transformers' own `generate`. To find the modules
+that depend on the length, and the lengths at which they change, the modules are called.
 """
 
 import inspect
@@ -21,42 +21,42 @@ from compresskv.engine.cache import EvictedCache
 from compresskv.errors import PromptError, UserError
 
 LONGEST = 1 << 27
-"""Frequencies that are the same up to this many tokens do not depend on the length."""
+"""Frequencies that are the same up to this many tokens count as independent of the length."""
 
 
 @dataclass(frozen=True)
 class Boundary:
     """Texts of up to `length` tokens share their frequencies.
 
-    Longer ones share others, to which a model `switches`; or, if it does not, each length has its own.
+    Longer ones share others if the model `switches`; otherwise each length has its own.
     """
 
     length: int
     switches: bool
 
     def regime(self, length: int) -> int:
-        """Equal for two lengths of the same frequencies."""
+        """Return a number that is equal for two lengths with the same frequencies."""
         if length <= self.length:
             return 0
         return self.length + 1 if self.switches else length
 
 
 class LengthRope:
-    """The rotary `modules` of a model that depend on the length, and where they change."""
+    """The rotary `modules` of a model that depend on the length, and the lengths at which they change."""
 
     def __init__(self, model: PreTrainedModel):
         self.name = type(model).__name__
         found = {module: _boundaries(module) for module in model.modules() if _rotates(module)}
         self.modules = [module for module, boundaries in found.items() if boundaries]
         self.boundaries = sorted(set().union(*found.values()), key=lambda boundary: boundary.length)
-        # The tokens of the whole text, where more is known than a forward's positions: see `spanning`, and its cache.
+        # Length of the whole text, if more is known than a forward's positions: from `spanning`, and from the cache.
         self.text = self.prompt = 0
 
     def regime(self, length: int) -> tuple[int, ...]:
         return tuple(boundary.regime(length) for boundary in self.boundaries)
 
     def crossed(self, before: int, after: int) -> int | None:
-        """The length at which a text that grows so switches its frequencies, which makes its cache invalid."""
+        """Return the length at which a growing text switches its frequencies, which invalidates its cache, or None."""
         for boundary in self.boundaries:
             if boundary.switches and boundary.regime(before) != boundary.regime(after):
                 return boundary.length
@@ -79,9 +79,7 @@ class LengthRope:
     def _begin(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Forget longer texts, and append the last position of the whole text, from which the module takes its
-        length.
-        """
+        """Reset the module, and append the last position of the whole text, from which the module takes its length."""
         call = inspect.signature(module.forward).bind(*args, **kwargs)
         positions = call.arguments["position_ids"]
         length = self._length(positions)
@@ -91,7 +89,7 @@ class LengthRope:
         return call.args, call.kwargs
 
     def _length(self, positions: Tensor) -> int:
-        """Tokens of the text that ends with, or spans, these `positions` [..., rows, new]."""
+        """Return the length of the text that ends with, or spans, these `positions` [..., rows, new]."""
         known = max(self.text, self.prompt)
         ends = [max(end + 1, known) for end in positions.amax(-1).flatten().tolist()]
         if len({self.regime(end) for end in ends}) > 1:
@@ -117,7 +115,7 @@ _active: WeakKeyDictionary[PreTrainedModel, LengthRope] = WeakKeyDictionary()
 
 @contextmanager
 def steady(model: PreTrainedModel) -> Iterator[None]:
-    """Within it, frequencies depend on the text of each forward alone; `attached` is always so."""
+    """Make frequencies depend only on the text of each forward, inside the block. `attached` does this."""
     if model in _active:
         yield
         return
@@ -131,7 +129,7 @@ def steady(model: PreTrainedModel) -> Iterator[None]:
 
 @contextmanager
 def spanning(model: PreTrainedModel, length: int) -> Iterator[None]:
-    """Within it, each forward of the attached `model` is part of a text of `length` tokens or more."""
+    """Treat each forward of the attached `model` inside the block as part of a text of at least `length` tokens."""
     rope = _active[model]
     before, rope.text = rope.text, max(rope.text, length)
     try:
@@ -141,23 +139,23 @@ def spanning(model: PreTrainedModel, length: int) -> Iterator[None]:
 
 
 def regime(model: PreTrainedModel, length: int) -> tuple[int, ...]:
-    """Equal for two lengths of text under which the attached `model` has the same RoPE; mostly empty."""
+    """Return a key that is equal for two lengths with the same RoPE in the attached `model`; mostly empty."""
     return _active[model].regime(length)
 
 
 def uncrossed(model: PreTrainedModel, length: int, new: int) -> int:
-    """The longest prompt of up to `length` tokens that `new` ones may follow in the attached `model`."""
+    """Return the longest prompt of up to `length` tokens after which `new` tokens fit without a switch of the RoPE."""
     at = _active[model].crossed(length, length + new - 1)
     return length if at is None else max(at + 1 - new, 1)
 
 
 def depends_on_length(model: PreTrainedModel) -> bool:
-    """Whether the RoPE of `model` depends on the length of the text."""
+    """Return whether the RoPE of `model` depends on the length of the text."""
     return bool(LengthRope(model).boundaries)
 
 
 def beyond_boundaries(model: PreTrainedModel) -> int | None:
-    """A length of text at which all that may change with the length has changed; None for a model without RoPE."""
+    """Return a text length beyond all changes that depend on the length; None for a model without RoPE."""
     if not any(_rotates(module) for module in model.modules()):
         return None
     trained = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", 0)
@@ -165,10 +163,10 @@ def beyond_boundaries(model: PreTrainedModel) -> int | None:
 
 
 def refuse_crossing(model: PreTrainedModel, length: int, new: int) -> None:
-    """Raise `PromptError` where `new` tokens after a prompt of `length` would make the attached `model` switch.
+    """Raise `PromptError` if `new` tokens after a prompt of `length` would make the attached `model` switch its RoPE.
 
-    The last of them is not fed. transformers' own `generate` computes its whole cache anew there, or mixes
-    frequencies; what was evicted cannot be computed anew.
+    The last of them is not fed. transformers' own `generate` recomputes its whole cache there, or mixes frequencies.
+    Evicted tokens cannot be recomputed.
     """
     if at := _active[model].crossed(length, length + new - 1):
         raise PromptError(
@@ -181,26 +179,24 @@ def refuse_crossing(model: PreTrainedModel, length: int, new: int) -> None:
 
 
 def _rotates(module: nn.Module) -> bool:
-    """Whether this is a rotary embedding of positions that it is given."""
+    """Return whether this is a rotary embedding that takes positions."""
     return bool(_kinds(module)) and "position_ids" in inspect.signature(module.forward).parameters
 
 
 def _kinds(module: nn.Module) -> list[dict[str, str]]:
-    """The arguments that choose each set of frequencies of a rotary module: a layer type; nothing if there is one
-    set.
-    """
+    """Return the arguments for each set of frequencies of a rotary module: a layer type, or none if it has one set."""
     names = [name for name, buffer in module.named_buffers(recurse=False) if not buffer.is_meta]
     types = [name.removesuffix("inv_freq").removesuffix("_") for name in names if name.endswith("inv_freq")]
     return [{"layer_type": kind} if kind else {} for kind in types if not kind.endswith("original")]
 
 
 def _boundaries(module: nn.Module) -> set[Boundary]:
-    """The lengths at which the frequencies of a rotary module change."""
+    """Return the lengths at which the frequencies of a rotary module change."""
     found = set()
     for kind in _kinds(module):
         try:
             short, long = _rotation(module, kind, 2), _rotation(module, kind, LONGEST)
-        except Exception:  # one that takes something else than positions [rows, new], such as an image's
+        except Exception:  # takes something else than positions [rows, new], such as an image's
             return set()
         if torch.equal(short, long):
             continue
@@ -215,7 +211,7 @@ def _boundaries(module: nn.Module) -> set[Boundary]:
 
 @torch.no_grad()
 def _rotation(module: nn.Module, kind: dict[str, str], length: int) -> Tensor:
-    """The output of a rotary module for position 1 in a text of `length` tokens, independent of earlier texts; flat."""
+    """Return a rotary module's flat output for position 1 in a text of `length` tokens, after a reset."""
     _forget(module)
     out = module.forward(
         _like(module), position_ids=torch.tensor([[1, length - 1]], device=_like(module).device), **kind
@@ -233,7 +229,7 @@ def _forget(module: nn.Module) -> None:
 
 
 def _like(module: nn.Module) -> Tensor:
-    """A tensor that says in which dtype, and on which device, a rotary module answers: [1, 1, 1], float32."""
+    """Return a tensor whose dtype and device a rotary module uses for its output: [1, 1, 1], float32."""
     device = next(buffer.device for name, buffer in module.named_buffers(recurse=False) if name.endswith("inv_freq"))
     return torch.zeros(1, 1, 1, device=device)
 

@@ -18,16 +18,16 @@ ROUNDING = 32
 
 
 def rounded(tokens: int) -> int:
-    """The length of the buffer for this many kept tokens."""
+    """Return the length of the buffer for this many kept tokens."""
     return -(-tokens // ROUNDING) * ROUNDING
 
 
 @dataclass(frozen=True)
 class Source:
-    """What the folded rows of a layer are copied from: `keys` and `values` [heads, tokens, head_dim].
+    """The source of a layer's folded rows: `keys` and `values` [heads, tokens, head_dim].
 
-    `rows` names, for each folded row, its head and the positions [*] of its tokens, int64. Rows are ordered by
-    setting, then by KV head, of which each setting has `kv_heads`.
+    `rows` gives, for each folded row, its head and the positions [*] of its tokens, int64. Rows are ordered by setting,
+    then by KV head; each setting has `kv_heads` of them.
     """
 
     keys: Tensor
@@ -37,18 +37,18 @@ class Source:
 
 
 class Group(Protocol):
-    """The folded rows of one layer or more, from which settings leave together."""
+    """The folded rows of one or more layers, from which settings leave together."""
 
     def keep_settings(self, settings: Sequence[int]) -> None:
-        """Drop all settings but these (sorted)."""
+        """Drop all settings except these (sorted)."""
         ...
 
     def forget(self, tokens: int) -> None:
-        """Take the last `tokens` new ones back, of all rows."""
+        """Remove the last `tokens` new ones of all rows."""
         ...
 
     def evict(self, kept: Sequence[Sequence[Tensor | None]]) -> None:
-        """Keep these of the tokens that each row holds, by layer and row: sorted places, int64; None for all.
+        """Keep these of the tokens that each row holds, by layer and row: sorted indices, int64; None for all.
 
         The rows then have no new tokens.
         """
@@ -67,16 +67,16 @@ class LayerRows(Protocol):
         ...
 
     def held(self, row: int) -> tuple[Tensor, Tensor]:
-        """Keys and values of all tokens of a row, in order of position: [tokens, head_dim] each."""
+        """Return the keys and values of all tokens of a row, in order of position: [tokens, head_dim] each."""
         ...
 
 
 @dataclass(eq=False)
 class Bucket:
-    """Folded rows of similar lengths in one pair of buffers [rows, capacity, head_dim], their kept tokens on the left.
+    """Folded rows of similar lengths in one pair of buffers [rows, capacity, head_dim], with kept tokens on the left.
 
-    `lengths` [rows], int32, counts the kept tokens of each row, `longest` at most. New tokens of all rows are written
-    from column `longest` on; there is always room for the next.
+    `lengths` [rows], int32, counts the kept tokens of each row; `longest` is the maximum. New tokens of all rows are
+    written from column `longest` on; the buffers grow when they are full.
     """
 
     rows: list[int]
@@ -89,7 +89,7 @@ class Bucket:
 
     @property
     def gaps(self) -> Tensor | None:
-        """To add to logits: [rows, 1, 1, capacity]; None if no row is shorter than `longest`.
+        """Mask to add to the logits: [rows, 1, 1, capacity]; None if no row is shorter than `longest`.
 
         0 where a token is, and minus infinity between a row's kept tokens and the new ones.
         """
@@ -108,17 +108,17 @@ class Bucket:
         self._gaps = None
 
     def held(self, slot: int, new: int) -> tuple[Tensor, Tensor]:
-        """Keys and values of the kept tokens of a row, and of its `new` ones."""
+        """Return the keys and values of the kept tokens of a row, and of its `new` ones."""
         kept = self.columns(slot, new)
         return self.keys[slot, kept], self.values[slot, kept]
 
     def columns(self, slot: int, new: int) -> Tensor:
-        """Where the tokens of a row are: [tokens], int64."""
+        """Return the columns that hold the tokens of a row: [tokens], int64."""
         column = torch.arange(self.longest + new, device=self.keys.device)
         return column[(column < int(self.lengths[slot])) | (column >= self.longest)]
 
     def evict(self, kept: Sequence[Tensor | None], new: int) -> None:
-        """Keep these of the tokens of each row, in place; they move to the left."""
+        """Keep these tokens of each row, in place, and move them to the left."""
         columns = [self.columns(slot, new) for slot in range(len(self.rows))]
         chosen = [where if one is None else where[one] for where, one in zip(columns, kept, strict=True)]
         lengths = [one.numel() for one in chosen]
@@ -130,7 +130,7 @@ class Bucket:
         self.longest, self.equal, self._gaps = longest, len(set(lengths)) == 1, None
 
     def keep(self, slots: list[int]) -> None:
-        """Drop all rows but those in these slots (sorted), in place: they move up into the gaps."""
+        """Drop all rows except those in these slots (sorted), in place, and close the gaps."""
         if len(slots) == len(self.rows):
             return
         self.rows = [self.rows[slot] for slot in slots]
@@ -145,7 +145,7 @@ class Bucket:
 
 
 DecodeBucket = Callable[[Tensor, Tensor, Tensor, Bucket, int, float], Tensor]
-"""Appends new tokens to each row of a bucket and attends: see `backends.SDPA.decode_bucket`."""
+"""Function that appends new tokens to each row of a bucket and attends: see `backends.SDPA.decode_bucket`."""
 
 
 class BucketedRows:
@@ -165,7 +165,7 @@ class BucketedRows:
         self._sort()
 
     def _sort(self) -> None:
-        """Note where each bucket's rows are among all rows, and where all rows are among the buckets'."""
+        """Compute the mapping between bucket order and row order in both directions."""
         order: list[int] = []
         for bucket in self.buckets:
             order += bucket.rows
@@ -176,14 +176,15 @@ class BucketedRows:
     def _fill(self, size: int, rows: list[int], source: Source) -> Bucket:
         like = source.keys
         shape = (len(rows), size + self.room, like.shape[-1])
-        # Zeros, not garbage: a masked NaN would still poison the softmax's weighted sum.
-        keys, values = like.new_zeros(shape), like.new_zeros(shape)
+        keys, values = like.new_empty(shape), like.new_empty(shape)
         lengths = []
         for slot, row in enumerate(rows):
             head, positions = source.rows[row]
             lengths.append(positions.numel())
             torch.index_select(source.keys[head], 0, positions, out=keys[slot, : lengths[-1]])
             torch.index_select(source.values[head], 0, positions, out=values[slot, : lengths[-1]])
+            # Zeros, not garbage: a masked NaN would still poison the softmax's weighted sum.
+            keys[slot, lengths[-1] :] = values[slot, lengths[-1] :] = 0
         return Bucket(
             rows=rows,
             lengths=torch.tensor(lengths, device=like.device, dtype=torch.int32),
@@ -202,7 +203,7 @@ class BucketedRows:
         return sum(bucket.keys.nbytes + bucket.values.nbytes for bucket in self.buckets)
 
     def attend(self, decode: DecodeBucket, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
-        """Append the keys and values of new tokens; each attends to everything kept and generated, up to itself.
+        """Append the keys and values of new tokens. Each attends to everything kept and generated, up to itself.
 
         query [settings, q_heads, new, d], key and value [settings, kv_heads, new, d] -> [settings, new, q_heads, d].
         """
@@ -225,7 +226,7 @@ class BucketedRows:
         return out.view(settings, q_heads, new, head_dim).transpose(1, 2)
 
     def forget(self, tokens: int) -> None:
-        """Take the last `tokens` new ones back."""
+        """Remove the last `tokens` new ones."""
         self.new -= tokens
 
     def held(self, row: int) -> tuple[Tensor, Tensor]:
@@ -239,7 +240,7 @@ class BucketedRows:
         self.new = 0
 
     def keep_settings(self, settings: Sequence[int]) -> None:
-        """Drop all settings but these (sorted)."""
+        """Drop all settings except these (sorted)."""
         new_row: dict[int, int] = {}
         for setting in settings:
             for head in range(self.kv_heads):

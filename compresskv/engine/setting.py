@@ -8,7 +8,7 @@ from compresskv.eviction import EvictionMethod, Scorer
 
 @dataclass(frozen=True)
 class Setting:
-    """One method at one budget (tokens, the observation window included, or a share of the prompt).
+    """One method at one budget (tokens, including the observation window, or a share of the prompt).
 
     A budget of None keeps the whole prompt, and so does a setting without a method, which has no budget.
     """
@@ -25,23 +25,23 @@ class Setting:
 
     @property
     def window(self) -> int:
-        """Prompt tokens at the end that are always kept; without a method, 1."""
+        """Number of prompt tokens at the end that are always kept; without a method, 1."""
         return 1 if self.method is None else self.method.window
 
     def tokens(self, length: int) -> int | None:
-        """The budget of a prompt of `length` tokens, in tokens."""
+        """Return the budget, in tokens, for a prompt of `length` tokens."""
         return self.budget.tokens(length, self.window) if isinstance(self.budget, Share) else self.budget
 
     def scorers(self, length: int | None, decodes: bool = False) -> list[Scorer]:
-        """The scorers of a prompt of `length` tokens (None: not known yet); empty if it is kept whole.
+        """Return the scorers for a prompt of `length` tokens (None: not known yet); empty if it is kept whole.
 
-        `decodes`: eviction continues while decoding, so a prompt that is kept whole does not suffice.
+        `decodes`: eviction continues while decoding, so scorers are needed even if the prompt is kept whole.
         """
         whole = self.budget is None or (not decodes and length is not None and self.keeps_all(length))
         return [] if self.method is None or whole else [self.method.scorer]
 
     def keeps_all(self, length: int) -> bool:
-        """A prompt that fits the budget, or the window, is kept whole in every layer."""
+        """Return whether a prompt is kept whole in every layer, because it fits the budget, or the window."""
         budget = self.tokens(length)
         return budget is None or length <= max(budget, self.window)
 

@@ -1,1 +1,1 @@
-"""The attention of single heads while the model answers a needle prompt: the paper's Fig. 1."""
+"""Attention of single heads while the model answers a needle prompt, as in the paper's Fig. 1."""

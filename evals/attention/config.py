@@ -1,4 +1,4 @@
-"""Settings of the attention of single heads (`conf/eval/attention.yaml`)."""
+"""Settings of the evaluation that records the attention of single heads (`conf/eval/attention.yaml`)."""
 
 from dataclasses import dataclass
 from typing import Annotated
@@ -10,9 +10,9 @@ from evals.niah.config import NeedleGrid
 
 @dataclass(frozen=True)
 class Attention(NeedleGrid, MeasuredEvaluation):
-    """The attention of `heads` heads of each kind over the prompts of a `NeedleGrid`.
+    """Settings for recording the attention of `heads` heads of each kind over the prompts of a `NeedleGrid`.
 
-    Streaming heads are those that attend most to both the first `sinks` and the last `recent` tokens.
+    Streaming heads attend most to both the first `sinks` and the last `recent` tokens.
     """
 
     heads: Annotated[int, Ge(1), Le(100)]

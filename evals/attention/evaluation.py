@@ -28,14 +28,14 @@ from evals.running.methods import context_of
 RANKINGS = ("traditional", "semantic")
 
 DIGITS = 5
-"""Decimals of attention weights in files."""
+"""Decimal places of attention weights in files."""
 
 SPACES = str.maketrans({"Ġ": " ", "▁": " ", "Ċ": "\n"})
-"""White space as tokenizers write it in tokens."""
+"""Translation of the characters that tokenizers write for white space in tokens."""
 
 
 def run(model: LoadedModel, config: Attention, jobs: Sequence[Job], progress: Progress) -> Path:
-    """Write a file for every prompt under every protocol of the jobs; returns the folder of the model.
+    """Write a file for every prompt under every protocol of the jobs; returns the model's folder.
 
     Raises `UserError` if the calibration has no scores of retrieval heads, or if a prompt does not contain the needle.
     """
@@ -58,9 +58,10 @@ def run(model: LoadedModel, config: Attention, jobs: Sequence[Job], progress: Pr
 
 @dataclass(frozen=True, eq=False)
 class Observed:
-    """The `prompt`, ids [prompt] on the CPU, the decoded tokens of the `answer`, and the attention of all heads.
+    """The attention of all heads on one prompt.
 
-    `attention` [steps, layers, query heads, prompt], float32: from each step of the answer to the prompt.
+    `prompt`: ids [prompt], on the CPU. `answer`: the decoded tokens. `attention` [steps, layers, query heads, prompt],
+    float32: attention of each decode step to the prompt.
     """
 
     prompt: Tensor
@@ -94,7 +95,7 @@ def observe(model: LoadedModel, sample: Sample, config: Attention) -> Observed:
 
 
 def needle_span(ids: Tensor, needle: str, tokenizer: PreTrainedTokenizerBase) -> range:
-    """The positions of the tokens of the last `needle` in a prompt. Raises `UserError` if there is none."""
+    """Return the token positions of the last `needle` in a prompt. Raises `UserError` if it does not occur."""
     pieces = [piece.translate(SPACES) for piece in tokenizer.convert_ids_to_tokens(ids.tolist())]
     text = "".join(pieces)
     start = text.rfind(needle)
@@ -120,12 +121,12 @@ def description(
     config: Attention,
     tokenizer: PreTrainedTokenizerBase,
 ) -> dict[str, Any]:
-    """The data of a figure, as JSON: the parts of the prompt, and the mean attention of each chosen head."""
+    """Return the data of a figure as JSON: the parts of the prompt, and the mean attention of each chosen head."""
     length = observed.prompt.numel()
     recent = range(max(length - config.recent, needle.stop, config.sinks), length)
     parts = {"sinks": range(config.sinks), "needle": needle, "recent": recent}
     in_parts = {name: observed.attention[..., part.start : part.stop].sum(-1) for name, part in parts.items()}
-    # The product is large only for heads that attend to both; many attend to sinks alone.
+    # The product is large only for heads that attend to both parts; many heads attend only to sinks.
     streaming = in_parts["sinks"].mean(0) * in_parts["recent"].mean(0)
     chosen = chosen_heads(streaming, scores, config.heads)
     heads = []
@@ -145,7 +146,7 @@ def description(
 
 
 def chosen_heads(streaming: Tensor, scores: Mapping[str, HeadScores], count: int) -> list[tuple[str, Place]]:
-    """`count` different heads of each kind: the best by `streaming` [layers, q_heads], then by each ranking."""
+    """Choose `count` distinct heads of each kind: the best by `streaming` [layers, q_heads], then by each ranking."""
     by_streaming = tuple(tuple(layer) for layer in streaming.tolist())
     best_of_all = {place for table in scores.values() for place in ranked(table)[:count]}
     rankings = {"streaming": by_streaming, **{name: scores[name] for name in RANKINGS}}

@@ -1,4 +1,4 @@
-"""The attention of single heads over a prompt, from the files of eval=attention in results/attention."""
+"""Tables and figures of single heads' attention over a prompt, from the files in results/attention."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -23,7 +23,7 @@ FLOOR = 1e-4
 """The smallest attention that the figure shows."""
 
 ELSEWHERE = "elsewhere"
-"""The column of all other tokens, including those of the answer."""
+"""Column for all other tokens, including those of the answer."""
 
 Step = Annotated[list[Number], MinLen(1)]
 
@@ -59,7 +59,7 @@ class Prompt(TypedDict):
 
 
 def shown(results: Path, methods: Sequence[str]) -> Shown:
-    """A table and a figure for every prompt."""
+    """Return a table and a figure for every prompt."""
     prompts, faults = _prompts(results)
     figures = {_stem(prompt): partial(_draw, prompt) for prompt in prompts}
     notes = [_note(prompt) for prompt in prompts] + left_out(faults)
@@ -68,12 +68,12 @@ def shown(results: Path, methods: Sequence[str]) -> Shown:
 
 
 def _stem(prompt: Prompt) -> str:
-    """The name of a prompt's figure."""
+    """Return the name of a prompt's figure."""
     return f"figure-{prompt['model']}-{label_stem(prompt['protocol'])}-{prompt['sample']}"
 
 
 def _prompts(results: Path) -> tuple[list[Prompt], list[str]]:
-    """All sound files by model, protocol and sample, and a phrase for each other file."""
+    """Return the contents of all valid files, in order of their paths, and a message for each invalid file."""
     prompts: list[Prompt] = []
     faults: list[str] = []
     for path in sorted((results / "attention").glob("*/*.json")):
@@ -90,7 +90,7 @@ def _prompts(results: Path) -> tuple[list[Prompt], list[str]]:
 
 
 def _contradiction(prompt: Prompt) -> str:
-    """A phrase about lists of a prompt that contradict each other; "" if none do."""
+    """Return how the lists of a prompt contradict each other; "" if they are consistent."""
     if "needle" not in prompt["parts"]:
         return "parts has no needle"
     for head in prompt["heads"]:
@@ -102,7 +102,7 @@ def _contradiction(prompt: Prompt) -> str:
 
 
 def _table(prompt: Prompt) -> Table:
-    """A row for every head and a column for every part of the prompt; cells are means over steps of the answer."""
+    """Return a table with a row per head and a column per part of the prompt; cells average over decode steps."""
     parts = list(prompt["parts"])
     rows: list[Row] = []
     by_column: list[Cells] = []
@@ -143,7 +143,7 @@ def _note(prompt: Prompt) -> str:
 
 
 def _frame(prompts: Sequence[Prompt]) -> "DataFrame":
-    """One row for every token of the prompt and head: its mean attention over the answer's steps."""
+    """Return a frame with a row for every prompt token and head: the mean attention over decode steps."""
     import pandas as pd
 
     rows = []

@@ -1,1 +1,1 @@
-"""Measure how each quirk of the released code changes NIAH scores: the effect column of docs/audit.md."""
+"""Measure how each quirk of the released code changes NIAH scores, for the effect column of docs/audit.md."""

@@ -19,13 +19,13 @@ from evals.results.store import write_text
 
 PAGE = Path(__file__).parents[2] / "docs" / "audit.md"
 COMPARED = ("method", "budget", "protocol")
-"""The settings that the audit compares; overrides cannot set them."""
+"""Settings that the audit compares; overrides cannot set them."""
 
 GRID = ("eval.lengths=[1000,1500,2000,3000]", "eval.depths=10")
 
 
 def main(overrides: list[str], page: Path = PAGE) -> None:
-    """Rewrite `page`. Raises `UserError` for overrides of what is compared."""
+    """Measure the effects and rewrite `page`. Raises `UserError` for overrides of the settings that are compared."""
     for override in overrides:
         name = override.partition("=")[0].lstrip("+~").partition(".")[0].partition("/")[0]
         if name in COMPARED:

@@ -1,4 +1,4 @@
-"""Paired comparisons of each quirk with `corrected` on the same prompts, and their texts for the page."""
+"""Compare each quirk with `corrected` on the same prompts, and describe the effects for the page."""
 
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -35,7 +35,7 @@ COMPARED: dict[str, tuple[str, ...]] = {
     "niah_special_tokens": ("full", "snapkv"),
     "niah_sentence_rule": ("full", "snapkv"),
 }
-"""The methods that each protocol field changes."""
+"""Methods that each protocol field changes."""
 
 BUDGET = 128
 
@@ -53,28 +53,28 @@ ELSEWHERE = {
 """Effects of fields that neither NIAH prompts nor methods read."""
 
 IN_NEITHER = {"head_pooling": "official"}
-"""Values of the methods' own repositories, for fields that have the same value in both protocols."""
+"""Values from the methods' own repositories, for fields that have the same value in both protocols."""
 
 UNCHANGED = {
     "niah_special_tokens": "none on this tokenizer: it adds no BOS when it encodes, so there is none to leak",
     "niah_sentence_rule": "none on this tokenizer: its period has one id, and all sentences here end with it",
     "srh_multiplicity": "none on this calibration: both counts rank the same heads first",
 }
-"""Why a field changes neither the prompts nor the method."""
+"""Reasons why a field changes neither the prompts nor the method."""
 
 MARKED = re.compile(r"(<!-- effect:(\w+) -->).*?(<!-- /effect -->)", re.DOTALL)
 
 MakeJob = Callable[[str, int, str | None], Job]
-"""(method, budget, field) to a job under `corrected`; the field, if any, is as released or as in `IN_NEITHER`."""
+"""(method, budget, field) -> a job under `corrected`, with the field, if any, as released or as in `IN_NEITHER`."""
 
 
 Finished = Mapping[tuple[str, str, Budget | None], Sequence[Line]]
-"""The samples of finished jobs by `key`."""
+"""Samples of finished jobs by `key`."""
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """One method under `corrected` and with one field released; `verdict`: the result if it needs no run."""
+    """One method under `corrected` and with one field released. `verdict`: the result if no run is needed."""
 
     field: str
     corrected: Job
@@ -85,9 +85,9 @@ class Comparison:
 def measure(
     model: LoadedModel, jobs: MakeJob, progress: Progress, others: Sequence[Job] = ()
 ) -> tuple[dict[str, str], Finished]:
-    """Run the samples that are missing, also those of the `others`, which are jobs under `corrected`.
+    """Run the missing samples, including those of the `others`, which are jobs under `corrected`.
 
-    Returns the text of every effect by field, with one for `conditions`, and all samples.
+    Returns the text of every effect by field, with an entry `conditions`, and all samples.
     """
     tasks: dict[EvaluationProtocol, Task] = {}
     comparisons = []
@@ -137,12 +137,12 @@ def _fail(jobs: Sequence[Job], error: Exception, task: str) -> None:
 
 
 def key(job: Job) -> tuple[str, str, Budget | None]:
-    """Protocol, method and budget, by which the audit's jobs differ."""
+    """Return protocol, method and budget, which identify the audit's jobs."""
     return job.protocol.name, job.method.name, job.budget
 
 
 def tell(comparisons: Sequence[Comparison], finished: Finished) -> str:
-    """The effect cell of one field: a part for each method, or one sentence if all are equal."""
+    """Return the effect cell of one field: a part for each method, or one sentence if all are equal."""
     parts = []
     for c in comparisons:
         if c.verdict is not None:
@@ -155,7 +155,7 @@ def tell(comparisons: Sequence[Comparison], finished: Finished) -> str:
 
 
 def paired(corrected: Sequence[Line], released: Sequence[Line]) -> str:
-    """Both mean scores, their paired difference with its 95 % bootstrap interval, and how many answers differ."""
+    """Describe both means, their paired difference with its 95 % bootstrap interval, and how many answers differ."""
     by_id = {line["id"]: line for line in released}
     pairs = [(line, by_id[line["id"]]) for line in corrected]
     prompts = sum(a["prompt_sha256"] != b["prompt_sha256"] for a, b in pairs)
@@ -168,12 +168,12 @@ def paired(corrected: Sequence[Line], released: Sequence[Line]) -> str:
 
 
 def prompts(lines: Sequence[Line]) -> set[tuple[str, str]]:
-    """The samples of these lines, each with the hash of its prompt."""
+    """Return the ids of these samples, each with the hash of its prompt."""
     return {(line["id"], line["prompt_sha256"]) for line in lines}
 
 
 def change(before: Sequence[Line], after: Sequence[Line]) -> str:
-    """The mean difference of the scores of equal ids, with its 95 % bootstrap interval.
+    """Return the mean difference of the scores of equal ids, with its 95 % bootstrap interval.
 
     Only here are samples with different prompts paired: the change of a prompt is part of a field's effect.
     """
@@ -185,7 +185,7 @@ def change(before: Sequence[Line], after: Sequence[Line]) -> str:
 
 
 def _signed(value: float) -> str:
-    """With a sign, unless it is rounded to 0."""
+    """Format the value with a sign, unless it is rounded to 0."""
     return text.signed(value, 1) if round(value, 1) else "0.0"
 
 
@@ -200,7 +200,7 @@ def _conditions(model: LoadedModel, task: Task, finished: Finished) -> str:
 
 
 def fill(page: str, effects: Mapping[str, str]) -> str:
-    """`page` with each marked effect replaced. Raises `UserError` if its markers are not those of the effects."""
+    """Replace each marked effect of `page`. Raises `UserError` if its markers do not match the effects."""
     marked = [name for _, name, _ in MARKED.findall(page)]
     if wrong := set(marked) ^ set(effects):
         raise UserError(sorted(wrong)[0], "mark each effect once", why="the page and the effects disagree about it")

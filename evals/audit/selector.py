@@ -1,4 +1,4 @@
-"""How much of the gain of HeadKV and AdaKV "+CompressKV" comes from grouping, and how much from semantic heads.
+"""Split the gain of HeadKV and AdaKV "+CompressKV" into the parts due to grouping and to semantic heads.
 
 The released baselines select tokens with wrong (strided) groups of query heads. Their variants use semantic heads with
 correct groups. Allocation uses strided groups in both. The released gain therefore has two parts: correct groups and
@@ -14,18 +14,18 @@ from evals.job import Job
 from evals.running.methods import build_method
 
 Arm = tuple[str, str]
-"""Which scores select a KV head's tokens, and how query heads are grouped for the allocation to KV heads."""
+"""The scores that select a KV head's tokens, and the grouping of query heads for the allocation to KV heads."""
 
 SELECTORS = {"the paper's share of heads": "semantic", "3 heads": "semantic-3", "all heads": "semantic-all"}
-"""The sets of semantic heads that are compared, by their names on the page."""
+"""Sets of semantic heads that are compared, by their names on the page."""
 
 _HEADS = {"semantic": "null", "semantic-3": "3", "semantic-all": "all"}
 _GROUPING = {"headkv": "method.allocator.grouping", "adakv": "method.scorer.contest_grouping"}
-"""By baseline, the setting that groups query heads for the allocation to KV heads."""
+"""Setting that groups query heads for the allocation to KV heads, by baseline."""
 
 
 def _overrides(baseline: str) -> dict[Arm, tuple[str, ...]]:
-    """Overrides of each arm under `corrected`.
+    """Return the overrides of each arm under `corrected`.
 
     AdaCompressKV has uniform layers, as AdaKV does; only its last arm adds layer budgets.
     """
@@ -45,7 +45,7 @@ def _overrides(baseline: str) -> dict[Arm, tuple[str, ...]]:
 
 
 def lines(selector: str) -> dict[str, tuple[Arm, Arm]]:
-    """The comparisons for one set of semantic heads: from which arm to which, by name."""
+    """Return the comparisons for one set of semantic heads by name, each as (arm before, arm after)."""
     return {
         "R": (("strided", "strided"), (selector, "strided")),
         "R − U": (("contiguous", "strided"), (selector, "strided")),
@@ -59,7 +59,7 @@ GROUPS: tuple[Arm, Arm] = (("strided", "strided"), ("contiguous", "strided"))
 
 
 def arms(make: Callable[..., Job]) -> dict[str, dict[Arm, Job]]:
-    """The jobs to run, by baseline and arm; `make` composes a job from overrides."""
+    """Return the jobs to run, by baseline and arm. `make` composes a job from overrides."""
     jobs: dict[str, dict[Arm, Job]] = {}
     for baseline in _GROUPING:
         jobs[baseline] = {
@@ -70,7 +70,7 @@ def arms(make: Callable[..., Job]) -> dict[str, dict[Arm, Job]]:
 
 
 def refusal(model: LoadedModel, jobs: Sequence[Job]) -> str | None:
-    """Why one of the jobs cannot run on this model, such as a missing calibration; None if all can run."""
+    """Return why one of the jobs cannot run on this model, such as a missing calibration; None if all can run."""
     try:
         for job in jobs:
             build_method(model, job)
@@ -80,7 +80,7 @@ def refusal(model: LoadedModel, jobs: Sequence[Job]) -> str | None:
 
 
 def tell(baseline: str, jobs: Mapping[Arm, Job], finished: Finished) -> str:
-    """U of one baseline, and R, R − U, C and the layer budgets with each set of semantic heads.
+    """Describe U of one baseline, and R, R − U, C and the layer budgets with each set of semantic heads.
 
     All are paired differences of scores with 95 % intervals. Raises `UserError` if the arms have different prompts.
     """

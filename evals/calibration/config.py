@@ -18,14 +18,15 @@ Percent = Annotated[float, Ge(0), Le(100)]
 
 @dataclass(frozen=True)
 class Calibrate(MeasuredEvaluation):
-    """`lengths` in tokens, null: from the model's window; `depths` in per cent, or their number, evenly spaced.
+    """Settings of a calibration.
 
-    `source`: held_out (needles), or longbench: layer errors on `data`, the first `limit` rows of each task, prompt and
-    answer of at most `max_length` tokens. `texts`: number of stretches of ordinary text, each at the shortest and
-    the longest of `lengths`, for comparing `head_counts`. `minimum_accepted`: how many prompts must be answered; half
-    of all prompts suffice if fewer than twice this number are asked. `output`: the folder for the calibration file,
-    null: the user's folder, which is searched before the calibrations of the package. `replace`: also replace a
-    calibration that was made from more prompts.
+    `source`: held_out (needles), or longbench, which measures layer errors on the first `limit` rows of each task in
+    `data`, with at most `max_length` tokens of prompt and answer. `lengths`: prompt lengths in tokens; null: derived
+    from the model's window. `depths`: in per cent, or their number, evenly spaced. `texts`: number of stretches of
+    ordinary text for comparing `head_counts`, at both the shortest and the longest of `lengths`. `minimum_accepted`:
+    number of prompts that the model must answer; half of all prompts suffice if there are fewer than twice this number.
+    `output`: folder for the calibration file; null: the user's folder, which is searched before the calibrations of the
+    package. `replace`: also replace a calibration that was made from more prompts.
     """
 
     asks: ClassVar[bool] = True
@@ -45,7 +46,7 @@ class Calibrate(MeasuredEvaluation):
     replace: bool
 
     def grid(self, window: int) -> tuple[int, ...]:
-        """Prompt lengths (tokens) for a model `window`: by default six, from 1000 to 50000 or to the window.
+        """Return the prompt lengths (tokens) for a model `window`: by default six, from 1000 to 50000 or to the window.
 
         The paper's authors use up to 50000 for Llama-3.1, and up to 31500 for Mistral, whose window is 32768.
         """
@@ -56,7 +57,7 @@ class Calibrate(MeasuredEvaluation):
 
     @property
     def depth_list(self) -> tuple[float, ...]:
-        """Depths, 0 to 1."""
+        """Needle depths, 0 to 1."""
         if isinstance(self.depths, int):
             return tuple(np.linspace(0, 1, self.depths).tolist())
         return tuple(depth / 100 for depth in self.depths)

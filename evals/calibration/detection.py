@@ -1,4 +1,4 @@
-"""Prompts that show which heads retrieve: a needle in a haystack, with the exact position of its answer."""
+"""Prompts for detecting retrieval heads: a needle in a haystack, with the exact position of its answer."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from evals.haystack import Haystack, evaluated_and_held_out, hide
 
 @dataclass(frozen=True)
 class Needle:
-    """`answer`: the span of `needle` that heads must find; `sort`: "copy" or "reason"."""
+    """A detection needle. `answer`: the span of `needle` that heads must find. `sort`: "copy" or "reason"."""
 
     sort: str
     name: str
@@ -38,16 +38,16 @@ class Trial:
 
 
 def needles() -> list[Needle]:
-    """The detection needles; those to copy come first."""
+    """Load the detection needles, those of sort "copy" first."""
     text = files("evals.calibration").joinpath("detection_needles.yaml").read_text()
     return [Needle(sort, **entry) for sort, entries in yaml.safe_load(text).items() for entry in entries]
 
 
 def last_texts(texts: Sequence[str], longest: int) -> Haystack:
-    """The last of `texts`, enough for a prompt of `longest` tokens.
+    """Return the last of `texts`, enough for a prompt of `longest` tokens.
 
-    Only texts held out from evaluations are used (all texts if none can be held out); prompts repeat them if they are
-    too short.
+    Uses only texts held out from evaluations, or all texts if none can be held out. Prompts repeat them if they are too
+    short.
     """
     chosen: list[str] = []
     for text in reversed(evaluated_and_held_out(texts)[1] or texts):
@@ -58,13 +58,16 @@ def last_texts(texts: Sequence[str], longest: int) -> Haystack:
 
 
 def answered(model: LoadedModel, tokens: Sequence[int]) -> bool:
-    """Whether an answer of these tokens has ended: with an end token, or with a newline after text."""
+    """Return whether an answer is complete: it ends with an end token, or a newline follows text in its first line."""
     text = model.tokenizer.decode(tokens)
     return tokens[-1] in model.stop_ids or ("\n" in text and bool(text.split("\n")[0].strip()))
 
 
 def make_prompt(model: LoadedModel, cell: Trial, haystack: Haystack) -> tuple[Tensor, range, int]:
-    """Token ids [prompt] of about `cell.length`, the positions of the answer, and how many are before the question."""
+    """Make a prompt of about `cell.length` tokens.
+
+    Returns the token ids [prompt], the positions of the answer, and the number of ids before the question.
+    """
     needle = cell.needle
     question = f"\n\nBased on the content of the book, Question: {needle.question}"
     text = f"\n{needle.needle}\n"

@@ -1,4 +1,4 @@
-"""Calibrate a model from one of the sources, and store the file where methods find it, unless it would be poorer."""
+"""Calibrate a model from one of the sources, and store the file for methods to use, unless a better one exists."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,7 +15,7 @@ from evals.results.store import write_json
 
 
 def run(model: LoadedModel, config: Calibrate, jobs: Sequence[Job], progress: Progress) -> Path:
-    """Calibrate for the observation of the jobs; returns the path of the file. Raises `UserError`."""
+    """Calibrate for the observation settings of the jobs; returns the path of the file. Raises `UserError`."""
     measure = {"held_out": held_out.measure, "longbench": longbench.measure}[config.source]
     results = jobs[0].results
     record = measure(model, config, jobs[0], progress)
@@ -28,8 +28,9 @@ def keep(
     """Write a calibration file with the content `record`, print its path, and return it.
 
     The package's files are never changed; the user's folder is searched before them. A calibration that is `poorer`
-    than the present one is written to `results`, and is used only if it is named. `folder`: a folder instead of the
-    user's, without a minimum; `minimum`: answered prompts; `replace`: replace the present one even if it is better.
+    than the present one is written to `results`, where it is used only if you name it. `folder`: folder to use instead
+    of the user's, without a minimum. `minimum`: minimum number of answered prompts. `replace`: replace the present
+    calibration even if it is better.
     """
     name = f"{record['model']}.{record['source']}.json"
     present = calibration.find(record["model"], record["source"], folder)
@@ -49,7 +50,7 @@ def keep(
 
 
 def poorer(record: Mapping[str, Any], present: Calibration | None, minimum: int) -> str | None:
-    """Why a new calibration must not replace the `present` one; None if it may."""
+    """Return why a new calibration must not replace the `present` one; None if it may."""
     prompts = sum(record["accepted"].values())
     if prompts < minimum:
         return f"it was made from {prompts} prompts, fewer than eval.minimum_accepted={minimum}"

@@ -1,6 +1,6 @@
-"""Choose the number of retrieval heads per layer by needles and by ordinary text.
+"""Choose the number of retrieval heads per layer from needles and from ordinary text.
 
-Methods use this choice with `method.scorer.heads=calibrated`, and the paper's share of the heads with null.
+Methods use this number with `method.scorer.heads=calibrated`; with null, they use the paper's share of the heads.
 """
 
 from collections.abc import Sequence
@@ -15,10 +15,10 @@ from compresskv.semantic_heads import SemanticHeadScorer
 from evals.haystack import Haystack
 
 CONTINUATION = 48
-"""Tokens after a stretch of text that both caches read."""
+"""Number of tokens after a stretch of text that are processed with both caches."""
 
 CAPACITIES = (56, 120, 248)
-"""Past tokens that every layer keeps: budgets of 64, 128 and 256 with a window of 8."""
+"""Numbers of past tokens that every layer keeps: budgets of 64, 128 and 256 with a window of 8."""
 
 CRITERION = (
     "the largest share of the answer span kept at the calibration budget, mean over prompts and layers, among the "
@@ -27,14 +27,14 @@ CRITERION = (
 
 
 def candidates(counts: Sequence[int], q_heads: int) -> list[int]:
-    """The numbers of heads to measure, ascending: `counts` up to the heads of a layer, and the paper's share."""
+    """Return the numbers of heads to measure, ascending: `counts` up to `q_heads`, and the paper's share."""
     return sorted({share_of_the_paper(q_heads), *(count for count in counts if count <= q_heads)})
 
 
 def stretches(model: LoadedModel, haystack: Haystack, tokens: int, count: int) -> dict[str, torch.Tensor]:
-    """Stretches of text from the end of `haystack`, by id: ids [tokens + CONTINUATION] each.
+    """Cut stretches of text from the end of `haystack`, by id: ids [tokens + CONTINUATION] each.
 
-    At most `count`, without overlap; a text shorter than one stretch is repeated.
+    Returns at most `count` stretches, without overlap. A text shorter than one stretch is repeated.
     """
     ids = model.tokenizer(haystack.text, add_special_tokens=False).input_ids
     size = tokens + CONTINUATION
@@ -45,15 +45,15 @@ def stretches(model: LoadedModel, haystack: Haystack, tokens: int, count: int) -
 
 
 def observe(model: LoadedModel, stretch: torch.Tensor, scorers: Sequence[SemanticHeadScorer]) -> list[float]:
-    """KL to the full cache on one of the `stretches`, in nats per token, by scorer."""
+    """Measure the KL to the full cache on one of the `stretches`, in nats per token, for each scorer."""
     ids, continuation = stretch[:-CONTINUATION].to(model.device), stretch[-CONTINUATION:].tolist()
     return text_distance.observe(model.model, ids, continuation, scorers, CAPACITIES)
 
 
 def choose(counts: Sequence[int], coverage: Sequence[float], kl: Sequence[Sequence[float]]) -> int:
-    """The place in `counts` of the number of heads to use, by `CRITERION`; ties go to fewer heads.
+    """Return the index in `counts` of the number of heads to use, by `CRITERION`; ties go to fewer heads.
 
-    `coverage` [counts], mean over prompts; `kl` [texts][counts]. Without texts, only the coverage counts.
+    `coverage` [counts]: mean over prompts. `kl` [texts][counts]. Without texts, only the coverage matters.
     """
     places = list(range(len(counts)))
     if kl:

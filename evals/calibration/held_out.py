@@ -1,8 +1,8 @@
-"""Calibration on held-out needles: the model's retrieval heads, then its layer errors, both in one JSON file.
+"""Calibrate on held-out needles: find the model's retrieval heads, then its layer errors, stored in one JSON file.
 
-There are three passes, all resumable. The first scores all heads on every needle prompt. The second measures, on the
-accepted prompts, the error of each layer's output at the smallest budget. The third measures, on ordinary text, the KL
-to the full cache with each number of heads.
+Calibration has three resumable passes. The first scores all heads on every needle prompt. The second measures the error
+of each layer's output at the smallest budget, on the accepted prompts. The third measures the KL to the full cache with
+each number of heads, on ordinary text.
 """
 
 import hashlib
@@ -41,16 +41,16 @@ from evals.results.schema import Line
 from evals.rouge import rouge1_recall
 
 ACCEPTED = 0.5
-"""An answer above this is accepted: ROUGE-1 recall for copied spans (Wu et al. 2024), QA F1 for reasoning (HeadKV)."""
+"""Answers that score higher are accepted: ROUGE-1 recall for copying (Wu et al. 2024), QA F1 for reasoning (HeadKV)."""
 
 KINDS = {"copy": ("semantic", "semantic_count", "traditional"), "reason": ("retrieval_reasoning",)}
-"""The kinds of head scores from each sort of needle."""
+"""Kinds of head scores that each sort of needle yields."""
 
 
 def measure(model: LoadedModel, config: Calibrate, job: Job, progress: Progress) -> dict[str, Any]:
     """Calibrate `model` for the observation of `job`, with samples stored in its results; returns the file's content.
 
-    With `eviction.when=context`, layer errors are those of eviction before the question.
+    With `eviction.when=context`, layer errors are measured for eviction before the question.
 
     Raises `UserError` if the prompts do not fit the model, or if too few are answered.
     """
@@ -70,9 +70,9 @@ def measure(model: LoadedModel, config: Calibrate, job: Job, progress: Progress)
 
 @dataclass(frozen=True)
 class HeldOutCalibration:
-    """One calibration with known lengths; the sample lines of all passes are stored below `results`.
+    """One calibration with known lengths. The sample lines of all passes are stored below `results`.
 
-    `before_question`: layer errors are those of eviction before the question is seen.
+    `before_question`: whether layer errors are measured for eviction before the question.
     """
 
     model: LoadedModel
@@ -87,7 +87,7 @@ class HeldOutCalibration:
         return self.results / "runs" / self.model.name / "calibrate"
 
     def of(self, folder: Path) -> dict[str, str]:
-        """The owner of the lines in a pass's folder."""
+        """Return the owner of the lines in the folder of a pass."""
         return owner(folder, self.results / "runs", self.model.fingerprint)
 
     @property
@@ -95,7 +95,7 @@ class HeldOutCalibration:
         return self.config.grid(self.model.window)
 
     def run(self) -> dict[str, Any]:
-        """Run all passes; returns the content of the file."""
+        """Run all passes; returns the content of the calibration file. Raises `UserError` for too few answers."""
         heads = self.observe_heads()
         accepted = self.accepted(heads)
         if not self.enough("copy", accepted):
@@ -117,11 +117,11 @@ class HeldOutCalibration:
         return record
 
     def asked(self, sort: str) -> int:
-        """The number of prompts with this sort of needle."""
+        """Return the number of prompts with this sort of needle."""
         return sum(cell.needle.sort == sort for cell in self.cells)
 
     def enough(self, sort: str, accepted: Mapping[str, Sequence[Trial]]) -> bool:
-        """Whether `minimum_accepted` prompts were answered, or half of them if few are asked."""
+        """Return whether `minimum_accepted` prompts were accepted, or half of all prompts if that is fewer."""
         return len(accepted[sort]) >= min(self.config.minimum_accepted, math.ceil(self.asked(sort) / 2))
 
     @cached_property
@@ -134,7 +134,7 @@ class HeldOutCalibration:
 
     @cached_property
     def cells(self) -> list[Trial]:
-        """All prompts, each once. Raises `UserError` for depths that give equal ids."""
+        """All distinct prompts. Raises `UserError` for depths that give equal ids."""
         cells: dict[str, Trial] = {}
         for needle, length, depth in product(needles(), self.lengths, self.config.depth_list):
             cell = Trial(needle, length, depth)
@@ -158,7 +158,7 @@ class HeldOutCalibration:
         }
 
     def observe_heads(self) -> Mapping[str, Line]:
-        """First pass: the answer and head scores of every cell, by id."""
+        """Run the first pass; returns the answer and head scores of every cell, by id."""
         folder = self.folder / f"heads-{digest(self.identity)}"
         cells = {cell.id: cell for cell in self.cells}
         return complete(
@@ -168,7 +168,7 @@ class HeldOutCalibration:
     def _head_line(self, cell: Trial) -> Line:
         ids, span, _ = make_prompt(self.model, cell, self.haystack)
         copies = cell.needle.sort == "copy"
-        # HeadKV uses one step for each token of the answer.
+        # HeadKV uses one step per token of the answer.
         steps = self.config.max_steps if copies else min(self.config.max_steps, len(span))
         stop = partial(answered, self.model)
         observed = retrieval_heads.observe(self.model.model, ids, span, self.model.layers, steps, stop)
@@ -184,12 +184,12 @@ class HeldOutCalibration:
         }
 
     def accepted(self, heads: Mapping[str, Line]) -> dict[str, list[Trial]]:
-        """The cells that the model answered, by sort of needle."""
+        """Return the cells with an accepted answer, by sort of needle."""
         answered = [cell for cell in self.cells if heads[cell.id]["accepted"]]
         return {sort: [cell for cell in answered if cell.needle.sort == sort] for sort in KINDS}
 
     def head_scores(self, heads: Mapping[str, Line], accepted: Mapping[str, Sequence[Trial]]) -> dict[str, Tensor]:
-        """Mean scores [layers, q_heads] over the accepted prompts, by kind; kinds with too few prompts are left out."""
+        """Average scores [layers, q_heads] over accepted prompts, by kind. Leaves out kinds with too few prompts."""
         scores = {}
         for sort, kinds in KINDS.items():
             if self.enough(sort, accepted):
@@ -200,7 +200,7 @@ class HeldOutCalibration:
     def observe_errors(
         self, heads: Mapping[str, Line], cells: Sequence[Trial], scorers: Sequence[SemanticHeadScorer]
     ) -> Mapping[str, Line]:
-        """Second pass: layer errors [scorers][layers] of each cell, and the share of its answer kept, by id."""
+        """Run the second pass; returns layer errors [scorers][layers] and the share of the answer kept, by cell id."""
         projections = output_projections(self.model)
 
         def line(cell: Trial) -> Line:
@@ -217,7 +217,7 @@ class HeldOutCalibration:
         return complete(folder, f"{self.model.name} layer errors", by_id, line, self.progress, self.of(folder))
 
     def observe_text(self, scorers: Sequence[SemanticHeadScorer]) -> list[list[float]]:
-        """Third pass: KL to the full cache on ordinary text, [texts][scorers]."""
+        """Run the third pass; returns the KL to the full cache on ordinary text, [texts][scorers]."""
         haystack = last_texts(self.texts, 10**6)
         longest = self.model.window - head_count.CONTINUATION
         texts: dict[str, Tensor] = {}
@@ -240,7 +240,7 @@ class HeldOutCalibration:
         errors: Mapping[str, Line],
         text_kl: Sequence[Sequence[float]],
     ) -> dict[str, Any]:
-        """The content of the calibration file; `counts`: the numbers of heads that `errors` and `text_kl` compare."""
+        """Build the content of the calibration file. `counts`: numbers of heads that `errors` and `text_kl` compare."""
         cells = accepted["copy"]
         coverage = [float(np.mean([errors[cell.id]["coverage"][i] for cell in cells])) for i in range(len(counts))]
         layer_scores = [_layer_scores(errors, cells, i) for i in range(len(counts))]
@@ -278,7 +278,7 @@ class HeldOutCalibration:
         }
 
     def no_scores(self, accepted: Mapping[str, Sequence[Trial]]) -> dict[str, str]:
-        """Why scores are missing, by kind: too few prompts were answered."""
+        """Return, for each kind of scores without enough answered prompts, why it is missing."""
         reasons: dict[str, str] = {}
         for sort, kinds in KINDS.items():
             if not self.enough(sort, accepted):
@@ -288,7 +288,7 @@ class HeldOutCalibration:
         return reasons
 
     def report(self, accepted: Mapping[str, Sequence[Trial]], record: Mapping[str, Any], q_heads: int) -> None:
-        """Print the measurements of each number of heads, and missing kinds of scores."""
+        """Print the measurements for each number of heads, and the missing kinds of scores."""
         self.progress.say(f"{len(accepted['copy'])} prompts accepted")
         names = {"the paper's share": share_of_the_paper(q_heads), "heads=calibrated": record["heads"]}
         for count, kept in record["coverage_by_head_count"].items():
@@ -304,7 +304,7 @@ class HeldOutCalibration:
 
 
 def _layer_scores(errors: Mapping[str, Line], cells: Sequence[Trial], scorer: int) -> list[float]:
-    """Each layer's share of the error; every needle counts as a dataset."""
+    """Return each layer's share of the error; every needle counts as one dataset."""
     by_needle: dict[str, Tensor] = {}
     for cell in cells:
         error = torch.tensor(errors[cell.id]["errors"][scorer])
@@ -313,7 +313,7 @@ def _layer_scores(errors: Mapping[str, Line], cells: Sequence[Trial], scorer: in
 
 
 def output_projections(model: LoadedModel) -> list[torch.nn.Module]:
-    """W_O of every layer that evicts."""
+    """Return the output projection W_O of every layer that evicts."""
     decoder = model.model.get_decoder()
     kinds, _ = get_layer_types_and_kwargs(model.model.config.get_text_config(decoder=True))
     evicting = [layer for layer, kind in zip(decoder.layers, kinds, strict=True) if kind == "full_attention"]
@@ -321,12 +321,12 @@ def output_projections(model: LoadedModel) -> list[torch.nn.Module]:
 
 
 def rounded(values: Any, digits: int = 6) -> Any:
-    """A number, nested lists or a tensor as rounded plain data."""
+    """Convert a number, nested lists or a tensor to rounded plain data."""
     if isinstance(values, Tensor):
         values = values.tolist()
     return [rounded(v, digits) for v in values] if isinstance(values, list) else round(values, digits)
 
 
 def digest(value: Any) -> str:
-    """The first eight hexadecimal digits of the sha256 of `value` as JSON."""
+    """Return the first eight hexadecimal digits of the sha256 of `value` as JSON."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:8]

@@ -1,6 +1,6 @@
-"""Layer errors on LongBench, as the paper's authors calibrate: on the test sets that are also evaluated.
+"""Measure layer errors on LongBench, as the paper's authors do: on the test sets that are also evaluated.
 
-The retrieval heads are those of the held-out calibration. docs/audit.md has the effect of this leakage.
+The retrieval heads are taken from the held-out calibration. docs/audit.md reports the effect of this leakage.
 """
 
 import json
@@ -71,7 +71,7 @@ def measure(model: LoadedModel, config: Calibrate, job: Job, progress: Progress)
     of = owner(folder, results / "runs", model.fingerprint)
     lines = complete(folder, f"{model.name} layer errors on LongBench", samples, line, progress, of)
     by_task = [torch.tensor([lines[f"{task.name}-{id}"]["errors"] for id in task.sample_ids]).sum(0) for task in tasks]
-    # A task whose answers all have one token has no decoding step, and no error.
+    # A task with only one-token answers has no decode step and no error.
     shares = rounded([layer_errors.share([e[i] for e in by_task if e[i].sum() > 0]) for i in range(len(counts))], 8)
     record = json.loads(content) | {
         "source": "longbench",

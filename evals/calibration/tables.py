@@ -1,4 +1,4 @@
-"""Maps of the scores of all heads, traditional and semantic, from calibration files alone."""
+"""Draw maps of the traditional and semantic scores of all heads, from calibration files only."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 RANKINGS = ("traditional", "semantic")
 
 BEST = 10
-"""The table lists this many heads of each ranking."""
+"""Number of heads of each ranking in the table."""
 
 Shares = NDArray[np.float64]
 """Scores [layers, query heads], normalised to a sum of 1 over the whole model."""
@@ -32,7 +32,7 @@ Shares = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Map:
-    """The scores of a model's heads by both rankings; `prompts`: how many prompts they are the mean of."""
+    """Scores of a model's heads by both rankings. `prompts`: number of prompts that they are averaged over."""
 
     model: str
     source: str
@@ -49,7 +49,7 @@ class Map:
 
 
 def shown(results: Path, methods: Sequence[str]) -> Shown:
-    """Maps of every model with a calibration in `results`, in the user's cache or in the package.
+    """Return maps of every model with a calibration in `results`, in the user's cache or in the package.
 
     Raises `UserError` if no calibration has scores by both rankings.
     """
@@ -71,7 +71,7 @@ def shown(results: Path, methods: Sequence[str]) -> Shown:
 
 
 def _maps(results: Path) -> tuple[list[Map], list[str]]:
-    """The maps, those of `results` first, and the faults of files. Equal scores of a model are shown once."""
+    """Return the maps, those of `results` first, and the faults of files. Shows equal scores of a model once."""
     known: list[Calibration] = []
     maps: list[Map] = []
     faults: list[str] = []
@@ -101,7 +101,7 @@ def _shares(scores: calibration.HeadScores) -> Shares:
 
 
 def _places(shares: Shares) -> list[tuple[int, int]]:
-    """(layer, head) of all heads, best first; equal scores in model order."""
+    """Return (layer, head) of all heads, best first; equal scores are in model order."""
     order = np.argsort(-shares, axis=None, kind="stable")
     return [(int(place) // shares.shape[1], int(place) % shares.shape[1]) for place in order]
 
@@ -122,7 +122,7 @@ def _best(of_model: Map) -> list[list[str]]:
 
 
 def _compared(of_model: Map) -> str:
-    """A sentence on how far the rankings agree, and how many heads have no score."""
+    """Return a sentence on how well the rankings agree, and how many heads have a score of 0."""
     from scipy.stats import spearmanr
 
     traditional, semantic = (of_model.shares[ranking] for ranking in RANKINGS)
@@ -136,7 +136,7 @@ def _compared(of_model: Map) -> str:
 
 
 def _frame(maps: Sequence[Map]) -> "DataFrame":
-    """One row for every head and ranking."""
+    """Return a frame with one row for every head and ranking."""
     import pandas as pd
 
     rows = []
@@ -149,7 +149,7 @@ def _frame(maps: Sequence[Map]) -> "DataFrame":
 
 
 def _draw(of_model: Map) -> Any:
-    """Draw layers over heads, with a panel for each ranking."""
+    """Draw a map of layers by heads, with a panel for each ranking."""
     import matplotlib.pyplot as plt
     from matplotlib.ticker import MaxNLocator
 
@@ -170,16 +170,19 @@ def _draw(of_model: Map) -> Any:
 
 
 KINDS = {"semantic": "semantic", "semantic_count": "semantic, counted as released", "traditional": "traditional"}
-"""Names of the kinds of scores on the page."""
+"""Names of the kinds of scores on the results page."""
 
 
 def files(results: Path) -> list[tuple[Path, str]]:
-    """The calibrations in `results`, each with its model."""
+    """Return the calibration files in `results`, each with its model."""
     return [(path, path.name.rsplit(".", 2)[0]) for path in sorted(results.glob("calibration/*.json"))]
 
 
 def sections(results: Path, models: Sequence[str]) -> tuple[Section, list[str]]:
-    """The maps of the calibrations that runs of these models use, then of those stored with the results."""
+    """Return maps of the calibrations that runs of these models use, then of those stored with the results.
+
+    The second value lists the problems of files that cannot be loaded.
+    """
     paths: dict[Path, None] = {}
     known = {model.casefold() for model in models}
     for name in calibration.names():
@@ -217,7 +220,7 @@ def _of_calibration(made: Calibration) -> Iterator[dict[str, Any]]:
 
 
 def _ranks(ranked: Sequence[Sequence[int]]) -> list[list[int | None]]:
-    """The rank of every head, 1 for the best; None for unranked heads."""
+    """Return the rank of every head, 1 for the best; None for unranked heads."""
     heads = 1 + max(max(layer) for layer in ranked)
     cells: list[list[int | None]] = []
     for layer in ranked:

@@ -18,10 +18,11 @@ def check(
     budget: int = 256,
     config_dir: str | Path | None = None,
 ) -> Conformance:
-    """Run every check of `method` at `budget` (tokens) on tiny random models; print the result to read it.
+    """Run every check of `method` at `budget` (tokens) on tiny random models. Print the result to read it.
 
-    `method`: a name, as in `method=<name>`, with `overrides` such as `method.scorer.gamma=3` and your configuration
-    folder `config_dir`; or a function that makes a method from a `Context`. Raises `UserError` for a bad configuration.
+    `method` is a name, as in `method=<name>`, or a function that creates a method from a `Context`. With a name, you
+    can add `overrides` such as `method.scorer.gamma=3`, and your configuration folder `config_dir`. Raises `UserError`
+    for a bad configuration.
     """
     from compresskv.errors import UserError
     from compresskv.methods import build

@@ -1,6 +1,6 @@
 """Check a method on tiny random models: `python -m evals conformance method=<name> [budget=…] [--config-dir …]`.
 
-The checks take seconds on a CPU and need no download. Further words are settings as for run.py, such as
+The checks take seconds on a CPU and download nothing. Further words are settings as for run.py, such as
 method.scorer.gamma=3 or method/allocator=uniform. The exit code is 1 if a check fails.
 """
 
@@ -14,7 +14,7 @@ from evals.console import visible
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Check one method and print a line for each check; returns the exit code. Raises `UserError`."""
+    """Check one method, print a line for each check, and return the exit code. Raises `UserError`."""
     parser = argparse.ArgumentParser(prog="python -m evals conformance", description=__doc__)
     parser.add_argument("settings", nargs="+", help="method=<name>, and other settings, such as budget=128")
     parser.add_argument("--config-dir", "-cd", help="your folder with method/<name>.yaml, as for run.py")

@@ -1,4 +1,4 @@
-"""The contract of all methods, one function per check: it returns "", or one sentence about what is wrong."""
+"""The contract of all methods, one function per check. A check returns "" or a sentence about the problem."""
 
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -41,17 +41,20 @@ Kept = list[list[list[int]]]
 NEW = Stopping(4)
 
 BEYOND = 40
-"""Tokens by which prompts exceed the budget."""
+"""Number of tokens by which prompts exceed the budget."""
 
 
 def all_checks(subject: Subject) -> Conformance:
-    """The result of every check. Raises `UserError` if the method cannot be made, or not at this budget."""
+    """Run every check. Raises `UserError` if the method cannot be created, or does not support this budget."""
     subject.method(dense()).check(subject.budget)
     return Conformance(tuple(Result(name, problem(name, subject)) for name in CHECKS))
 
 
 def problem(check: str, subject: Subject) -> str:
-    """The result of a check; for an exception, its type, message and last place outside libraries."""
+    """Run a check and return its result.
+
+    For an exception, return its type, its message and the last place outside libraries.
+    """
     try:
         return CHECKS[check](subject)
     except Exception as error:
@@ -62,7 +65,7 @@ def problem(check: str, subject: Subject) -> str:
 
 
 def scores(subject: Subject) -> str:
-    """[kv_heads, past], floating point, no NaN."""
+    """Check that scores are floating point, have the shape [kv_heads, past] and contain no NaN."""
     method, layers = subject.method(dense()), _layers(dense(), subject)
     for layer in layers:
         scored = method.scorer(seen_by(method, layer))
@@ -80,7 +83,7 @@ def scores(subject: Subject) -> str:
 
 
 def budget_exact(subject: Subject) -> str:
-    """The mean over layers and KV heads is the budget, to the token."""
+    """Check that the mean over layers and KV heads is exactly the budget."""
     for case, budget, kept in _cases(subject):
         rows = [head for layer in kept for head in layer]
         total, wanted = sum(map(len, rows)), budget * len(rows)
@@ -90,7 +93,7 @@ def budget_exact(subject: Subject) -> str:
 
 
 def window_kept(subject: Subject) -> str:
-    """Every KV head keeps the observation window, the last positions of the prompt."""
+    """Check that every KV head keeps the observation window, the last positions of the prompt."""
     window = subject.method(dense()).window
     for case, budget, kept in _cases(subject):
         length = budget + BEYOND
@@ -101,7 +104,7 @@ def window_kept(subject: Subject) -> str:
 
 
 def positions(subject: Subject) -> str:
-    """Kept positions are sorted, unique and in range."""
+    """Check that kept positions are sorted, unique and in range."""
     for case, budget, kept in _cases(subject):
         for index, layer in enumerate(kept):
             for head in layer:
@@ -115,7 +118,7 @@ def positions(subject: Subject) -> str:
 
 
 def no_leak(subject: Subject) -> str:
-    """Earlier prompts, shorter, longer or of equal length, do not change how a prompt is treated."""
+    """Check that earlier prompts, whether shorter, longer or of equal length, do not change the result of a prompt."""
     lengths = (BEYOND, BEYOND // 2, BEYOND, 2 * BEYOND)
     prompts = [prompt(subject.budget + more, seed) for seed, more in enumerate(lengths)]
     fresh = [_answer(subject.method(dense()), ids, subject.budget) for ids in prompts]
@@ -127,7 +130,7 @@ def no_leak(subject: Subject) -> str:
 
 
 def writes_nothing(subject: Subject) -> str:
-    """No part changes a tensor that it receives, or one that it has returned."""
+    """Check that no part modifies a tensor that it receives or has returned."""
     method, copies = subject.method(dense()), Copies()
     scored: list[LayerScores] = []
     for layer in _layers(dense(), subject):
@@ -158,7 +161,10 @@ def writes_nothing(subject: Subject) -> str:
 
 
 def beside_others(subject: Subject) -> str:
-    """Beside settings with a wider window, or with an observer of all queries, a method keeps the same tokens."""
+    """Check that a method keeps the same tokens when it runs together with other settings.
+
+    The other settings have a wider window or an observer of all queries.
+    """
     for model, sort, budget in _models_and_budgets(subject):
         ids, setting = prompt(budget + BEYOND, seed=9), Setting(subject.method(model), budget)
         window = setting.window + 16
@@ -175,7 +181,7 @@ def beside_others(subject: Subject) -> str:
 
 
 def layer_index(subject: Subject) -> str:
-    """A layer's scores depend only on its tensors and its `index` among the layers that evict."""
+    """Check that a layer's scores depend only on its tensors and its `index` among the layers that evict."""
     layers = _layers(dense(), subject)
     method = subject.method(dense())
     in_order = [_scored(method, layer) for layer in layers]
@@ -200,7 +206,7 @@ def layer_index(subject: Subject) -> str:
 
 
 def gqa_grouping(subject: Subject) -> str:
-    """Tensors of KV head k change the scores of KV head k, of all KV heads if they share scores, or of none."""
+    """Check that tensors of KV head k change the scores of only KV head k, of all KV heads (if shared), or of none."""
     method = subject.method(dense())
     for layer in _layers(dense(), subject):
         before = _scored(method, layer)
@@ -217,7 +223,10 @@ def gqa_grouping(subject: Subject) -> str:
 
 
 def shared_equals_in_layer(subject: Subject) -> str:
-    """Evicting after the whole prefill, and evicting each layer at once, keep and generate the same tokens."""
+    """Check that eviction after the whole prefill and eviction layer by layer give the same result.
+
+    Both must keep the same number of tokens per layer and KV head, and generate the same tokens.
+    """
     for model, sort, budget in _models_and_budgets(subject):
         ids = prompt(budget + BEYOND, seed=3)
         method = subject.method(model)
@@ -234,24 +243,27 @@ def shared_equals_in_layer(subject: Subject) -> str:
 
 
 def prompts_that_fit(subject: Subject) -> str:
-    """A prompt of at most `budget` tokens is kept whole, and the answer is the full cache's."""
+    """Check that a prompt of at most `budget` tokens is kept whole, with the answer of the full cache."""
     return _kept_whole(subject, (subject.budget - 1, subject.budget))
 
 
 def one_token_prompt(subject: Subject) -> str:
-    """Prompts of one token, and of the window's length, work."""
+    """Check prompts of one token and prompts as long as the window."""
     return _kept_whole(subject, (1, max(subject.method(dense()).window, 1)))
 
 
 def determinism(subject: Subject) -> str:
-    """The same prompt has bitwise equal scores twice, and keeps the same tokens."""
+    """Check that the same prompt gets bitwise equal scores twice and keeps the same tokens."""
     ids = prompt(subject.budget + BEYOND, seed=4)
     once, twice = (_answer(subject.method(dense()), ids, subject.budget) for _ in range(2))
     return "" if once == twice else "the same prompt has other scores the second time: fix the seed of random numbers"
 
 
 def equal_configurations(subject: Subject) -> str:
-    """Two methods with the same configuration are equal, so that they share scores and results are resumed."""
+    """Check that two methods with the same configuration are equal.
+
+    Otherwise they would not share scores, and results would not be resumed.
+    """
     first, second = subject.method(dense()), subject.method(dense())
     if first != second or hash(first) != hash(second):
         return "two equal configurations make unequal methods: make scorer and allocator frozen dataclasses"
@@ -265,7 +277,7 @@ def equal_configurations(subject: Subject) -> str:
 
 
 def dtype(subject: Subject) -> str:
-    """A model in bfloat16 works, with the exact budget."""
+    """Check that a model in bfloat16 works and keeps exactly the budget."""
     ids = prompt(subject.budget + BEYOND, seed=5)
     kept = _kept(half(), subject.method(half()), ids, subject.budget)
     rows = [head for layer in kept for head in layer]
@@ -293,18 +305,21 @@ CHECKS: dict[str, Callable[[Subject], str]] = {
     "equal configurations": equal_configurations,
     "dtype": dtype,
 }
-"""By the names that reports show."""
+"""All checks by the names shown in reports."""
 
 
 def _models_and_budgets(subject: Subject) -> Iterator[tuple[PreTrainedModel, str, int]]:
-    """Every model at every budget; the text names the model in a sentence."""
+    """Yield every model at every budget, with a phrase that names the model in a sentence."""
     for model, sort in ((dense(), ""), (hybrid(), ", in a model with sliding windows")):
         for budget in subject.budgets(subject.method(model)):
             yield model, sort, budget
 
 
 def _cases(subject: Subject) -> Iterator[tuple[str, int, Kept]]:
-    """Every model at every budget: the case in words, the budget, and what is kept of a prompt that exceeds it."""
+    """Yield every model at every budget, for a prompt that exceeds the budget.
+
+    Each case is its description, the budget and the kept positions.
+    """
     for model, sort, budget in _models_and_budgets(subject):
         kept = _kept(model, subject.method(model), prompt(budget + BEYOND, seed=0), budget)
         yield f"budget={budget}: of a prompt of {budget + BEYOND} tokens{sort}", budget, kept
@@ -321,7 +336,7 @@ def _positions(kept: selection.Kept) -> Kept:
 
 
 def _answer(method: EvictionMethod, ids: Tensor, budget: int) -> tuple[Kept, list[list[list[float]]]]:
-    """The kept positions in `dense`, and the scores of every layer."""
+    """Return the kept positions in `dense`, and the scores of every layer."""
     setting = Setting(method, budget)
     with attached(dense()):
         whole = prefill(dense(), ids, setting.window, scorers=[method.scorer])
@@ -331,7 +346,7 @@ def _answer(method: EvictionMethod, ids: Tensor, budget: int) -> tuple[Kept, lis
 
 
 class Copies:
-    """Tensors that must not change, with copies, which reveal every kind of write."""
+    """Tensors that must not change. Copies of them reveal any modification."""
 
     def __init__(self) -> None:
         self._copies: list[tuple[str, Tensor, Tensor]] = []
@@ -340,7 +355,7 @@ class Copies:
         self._copies.append((what, tensor, tensor.clone()))
 
     def changed(self) -> str:
-        """The name of a changed tensor; "" if none changed."""
+        """Return the name of a changed tensor; "" if none changed."""
         for what, tensor, copy in self._copies:
             if not torch.allclose(tensor, copy, rtol=0, atol=0, equal_nan=True):
                 return what
@@ -360,10 +375,10 @@ def _kept_whole(subject: Subject, lengths: Sequence[int]) -> str:
 
 
 def _layers(model: PreTrainedModel, subject: Subject) -> list[LayerPrefill]:
-    """The evicting layers after the prefill of a prompt that exceeds the budget."""
+    """Return the evicting layers after the prefill of a prompt that exceeds the budget."""
     method, layers = subject.method(model), list[LayerPrefill]()
     ids = prompt(subject.budget + BEYOND, seed=7)
-    # Their hidden states are kept, unlike those of a prefill.
+    # Unlike `prefill`, keep the hidden states of the layers.
     cache = EvictedCache(model.config, method.window, ids.numel(), layers.append, [method.scorer])
     with attached(model):
         forward_prompt(model, ids, cache, None)
@@ -371,7 +386,7 @@ def _layers(model: PreTrainedModel, subject: Subject) -> list[LayerPrefill]:
 
 
 def _scored(method: EvictionMethod, layer: LayerPrefill) -> list[Tensor]:
-    """The scores of a copy of the layer, and scores that compare heads if there are any, in float32."""
+    """Return the scores of a copy of the layer in float32, followed by the scores that compare heads, if any."""
     scored = method.scorer(seen_by(method, layer))
     return [scored.scores.float(), *([] if scored.contest is None else [scored.contest.float()])]
 
@@ -381,7 +396,7 @@ def _same(first: Sequence[Tensor], second: Sequence[Tensor]) -> bool:
 
 
 def _variants(layer: LayerPrefill, head: int) -> Iterator[tuple[str, LayerPrefill]]:
-    """The layer with other queries, keys or values of one KV head."""
+    """Yield the layer with other queries, keys or values of one KV head."""
     generator = torch.Generator().manual_seed(8)
     for name in ("queries", "keys", "values"):
         tensor = getattr(layer, name).clone()

@@ -1,11 +1,11 @@
-"""The result of the conformance checks: one line per check."""
+"""The result of the conformance checks."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class Result:
-    """One check, and a sentence about what is wrong; "" if it passed."""
+    """The result of one check: a sentence about the problem, or "" if it passed."""
 
     check: str
     problem: str = ""
@@ -17,7 +17,7 @@ class Result:
 
 @dataclass(frozen=True)
 class Conformance:
-    """The results of all checks, in order; as text, one line each."""
+    """The results of all checks, in order. As text, one line each."""
 
     results: tuple[Result, ...]
 
@@ -27,7 +27,7 @@ class Conformance:
 
     @property
     def failed(self) -> tuple[str, ...]:
-        """The checks that failed, by name."""
+        """The names of the checks that failed."""
         return tuple(result.check for result in self.results if not result.passed)
 
     def __str__(self) -> str:
@@ -37,4 +37,4 @@ class Conformance:
             lines.append(f"{'pass' if result.passed else 'FAIL'}  {result.check:{width}}  {result.problem}".rstrip())
         return "\n".join(lines)
 
-    __repr__ = __str__  # which notebooks show
+    __repr__ = __str__  # shown by notebooks

@@ -1,4 +1,4 @@
-"""What methods are checked on: tiny random models, which need no download, and random calibrations."""
+"""The models on which methods are checked: tiny random models, which need no download, and random calibrations."""
 
 import copy
 from collections.abc import Callable
@@ -17,10 +17,10 @@ from compresskv.observation import ObservationConfig
 from compresskv.protocol import EvaluationProtocol
 
 MODEL = "conformance"
-"""The name of the tiny models in a context."""
+"""Name of the tiny models in a context."""
 
 KV_HEADS, GROUP = 3, 2
-"""Three KV heads of two query heads each: every wrong grouping differs from the right one."""
+"""Three KV heads with two query heads each: every wrong grouping differs from the right one."""
 
 VOCABULARY = 96
 
@@ -38,25 +38,25 @@ SIZE = {
 
 @cache
 def dense() -> PreTrainedModel:
-    """Three layers, all of which evict; float32, on the CPU."""
+    """Return a model with three layers that all evict, in float32 on the CPU."""
     return _made(MistralForCausalLM(MistralConfig(**SIZE, sliding_window=None)))
 
 
 @cache
 def hybrid() -> PreTrainedModel:
-    """Three layers, of which the last has a sliding window and does not evict."""
+    """Return a model with three layers, of which the last has a sliding window and does not evict."""
     config = Qwen2Config(**SIZE, use_sliding_window=True, sliding_window=24, max_window_layers=2)
     return _made(Qwen2ForCausalLM(config))
 
 
 @cache
 def half() -> PreTrainedModel:
-    """`dense` in bfloat16."""
+    """Return `dense` in bfloat16."""
     return copy.deepcopy(dense()).to(torch.bfloat16)
 
 
 def _made(model: PreTrainedModel) -> PreTrainedModel:
-    """`model` with weights from a fixed seed of their own generator."""
+    """Initialise the weights of `model` with a separate generator and a fixed seed."""
     generator = torch.Generator().manual_seed(0)
     for parameter in model.parameters():
         if parameter.dim() > 1:
@@ -66,17 +66,17 @@ def _made(model: PreTrainedModel) -> PreTrainedModel:
 
 
 def prompt(length: int, seed: int) -> Tensor:
-    """Random token ids [length]."""
+    """Return random token ids [length]."""
     return torch.randint(VOCABULARY, (length,), generator=torch.Generator().manual_seed(seed))
 
 
 def evicting(model: PreTrainedModel) -> int:
-    """The number of layers that evict."""
+    """Return the number of layers that evict."""
     return get_layer_types_and_kwargs(model.config)[0].count("full_attention")
 
 
 def seen_by(method: EvictionMethod, layer: LayerPrefill) -> LayerPrefill:
-    """A copy of `layer` after the scorer's observer, if any, has seen its queries."""
+    """Return a copy of `layer` after the scorer's observer, if any, has seen its queries."""
     observed = observers([method.scorer])
     for observer in observed.values():
         observer(layer.queries, layer.keys, layer.scaling)
@@ -84,7 +84,7 @@ def seen_by(method: EvictionMethod, layer: LayerPrefill) -> LayerPrefill:
 
 
 def calibration(layers: int, q_heads: int, observation: ObservationConfig, model: str = MODEL) -> Calibration:
-    """Random head scores of every kind and random layer scores."""
+    """Return random head scores of every kind and random layer scores."""
     generator = torch.Generator().manual_seed(0)
 
     def scores() -> tuple[tuple[float, ...], ...]:
@@ -104,7 +104,10 @@ def calibration(layers: int, q_heads: int, observation: ObservationConfig, model
 
 @dataclass(frozen=True)
 class Subject:
-    """A method under test: how to make it, and the budget (tokens) to check it at besides its smallest one."""
+    """A method under test: a function that creates it, and the budget (tokens) to check it at.
+
+    It is also checked at its smallest budget.
+    """
 
     make: Callable[[Context], EvictionMethod]
     budget: int
@@ -112,7 +115,7 @@ class Subject:
     protocol: EvaluationProtocol = EvaluationProtocol()
 
     def context(self, layers: int) -> Context:
-        """The context of a tiny model with this number of evicting layers."""
+        """Return the context of a tiny model with this number of evicting layers."""
         return Context(
             model=MODEL,
             layers=layers,
@@ -124,11 +127,11 @@ class Subject:
         )
 
     def method(self, model: PreTrainedModel) -> EvictionMethod:
-        """A new instance of the method."""
+        """Return a new instance of the method."""
         return self.make(self.context(evicting(model)))
 
     def recalibrated(self, layer: int) -> EvictionMethod:
-        """The method for `dense` with a calibration in which the head scores of this `layer` are reversed."""
+        """Return the method for `dense` with a calibration in which the head scores of `layer` are reversed."""
         context = self.context(evicting(dense()))
         made = context.calibration
         assert made is not None
@@ -138,5 +141,5 @@ class Subject:
         return self.make(replace(context, calibration=replace(made, head_scores=turned)))
 
     def budgets(self, method: EvictionMethod) -> tuple[int, ...]:
-        """The smallest budget that exceeds the window, and the chosen one."""
+        """Return the smallest budget that exceeds the window, and the chosen one."""
         return tuple(dict.fromkeys((method.window + 1, self.budget)))

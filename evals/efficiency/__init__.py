@@ -1,1 +1,1 @@
-"""Latency and memory of each setting and of the full cache, measured in the same run."""
+"""Measure latency and memory of each setting and of the full cache in the same run."""

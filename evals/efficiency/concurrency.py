@@ -22,13 +22,13 @@ MEGABYTE = 10**6
 
 @dataclass(frozen=True)
 class Concurrency:
-    """The measurements of a full pool; without times if it holds no sequence.
+    """The measurements of a full pool. If the pool holds no sequence, the times are None.
 
-    `sequence_bytes`: allocated by one sequence of the full length, for kept and new tokens, including sliding-window
-    layers; `batch_bytes`: by all sequences. `first_token_s`: median over the prompts; `all_first_tokens_s`: until all
-    prompts are prefilled one by one and joined. `tokens_per_s`: of all sequences at the median decode step, the mean
-    one where eviction continues while decoding, and `tokens_per_s_spread` at the 97.5 and 2.5 % quantiles of the steps.
-    Peaks as in `Measurement`.
+    `sequence_bytes`: bytes allocated by one sequence of the full length, for kept and new tokens, including
+    sliding-window layers. `batch_bytes`: the same for all sequences. `first_token_s`: median over the prompts.
+    `all_first_tokens_s`: time until all prompts are prefilled one by one and joined. `tokens_per_s`: throughput of all
+    sequences at the median decode step, or at the mean step if eviction continues while decoding;
+    `tokens_per_s_spread`: at the 97.5 and 2.5 % quantiles of the steps. Peaks are as in `Measurement`.
     """
 
     sequences: int
@@ -44,7 +44,7 @@ class Concurrency:
 
 
 def stretch(text: torch.Tensor, place: int, length: int) -> torch.Tensor:
-    """A different prompt for each `place`: token ids from another part of `text` [*], which is repeated at its end.
+    """Return a different prompt for each `place`: token ids from another part of `text` [*], which wraps around.
 
     The first has `length` tokens, the others up to 1/32 fewer.
     """
@@ -57,10 +57,10 @@ def stretch(text: torch.Tensor, place: int, length: int) -> torch.Tensor:
 def fill(
     model: LoadedModel, text: torch.Tensor, length: int, contender: Contender, pool: int, new_tokens: int
 ) -> Concurrency:
-    """Fill a `pool` (bytes) with sequences of about `length` prompt tokens, and decode all to `new_tokens` new ones.
+    """Fill a `pool` (bytes) with sequences of about `length` prompt tokens, and generate `new_tokens` tokens for each.
 
     `model` must be `attached`. Raises `UserError` if the pool is larger than the free memory, and `RuntimeError` if the
-    batch allocates another number of bytes than computed.
+    batch allocates more bytes than computed.
     """
     give_back()
     if pool > (free := free_bytes(model.model)):
@@ -99,7 +99,7 @@ def fill(
 
 @dataclass
 class Filled:
-    """Prompts that wait to be joined, the logits of their next tokens, and the seconds of each prefill."""
+    """Prefilled prompts that wait to be joined, the logits of their next tokens, and the seconds of each prefill."""
 
     sequence_bytes: int = 0
     prompts: list[WaitingCache] = field(default_factory=list)
@@ -107,7 +107,7 @@ class Filled:
     seconds: list[float] = field(default_factory=list)
 
     def nbytes(self, new_tokens: int, *more: WaitingCache) -> int:
-        """Bytes of the prompts and `more` as one batch, after as many new tokens as it ever holds."""
+        """Return the bytes of the prompts and `more` as one batch, when it holds the most of `new_tokens`."""
         together = [*self.prompts, *more]
         return evicting_bytes(together, room_for(together, new_tokens)) + sliding_bytes(together, new_tokens)
 
@@ -115,7 +115,7 @@ class Filled:
 def _prefill(
     model: LoadedModel, text: torch.Tensor, length: int, contender: Contender, pool: int, new_tokens: int
 ) -> Filled:
-    """Prefill prompts one by one, while another one of `length` tokens fits the `pool`."""
+    """Prefill prompts one by one, as long as another one of `length` tokens fits the `pool`."""
     devices, filled = gpus(model.model), Filled()
     while not filled.prompts or filled.nbytes(new_tokens, filled.prompts[0]) <= pool:
         begin = now(devices)
@@ -141,9 +141,10 @@ def fill_pools(
     progress: Progress,
     failures: dict[str, str],
 ) -> Iterator[list[dict[str, Any]]]:
-    """Fill every pool, for every length of prompts and outputs, with each setting of `rows`; yields the rows so far.
+    """Fill every pool with each setting of `rows`, for every length of prompts and outputs; yield the rows so far.
 
-    Ratios are to the first of `by_name`. Failures are added to `failures`.
+    `rows` are the measurements of one sequence. Ratios are relative to the first of `by_name`. Failures are added to
+    `failures`.
     """
     filled: list[dict[str, Any]] = []
     turns = []
@@ -169,6 +170,6 @@ def fill_pools(
 
 
 def _row(alone: Mapping[str, Any], pool: int, found: Concurrency) -> dict[str, Any]:
-    """The row of a pool, with the speed of a single sequence from `alone`."""
+    """Return the row of a pool, with the speed of a single sequence from `alone`."""
     place = {field: alone[field] for field in ("setting", "length", "method", "budget", "protocol", "variant", "when")}
     return {**place, "pool_mb": pool, **asdict(found), "tokens_per_s_alone": 1000 / alone["decode_ms"]}

@@ -13,9 +13,10 @@ Tokens = Annotated[int, Ge(1), Le(100_000_000)]
 
 @dataclass(frozen=True)
 class Efficiency(MeasuredEvaluation):
-    """`lengths` and `new_tokens` in tokens, `rounds` of all settings in turn, `pools` in MB of 10⁶ bytes.
+    """Settings of the measurement.
 
-    `output_lengths`: new tokens of each sequence in the pools; none: `new_tokens`.
+    `lengths` and `new_tokens`: tokens. `rounds`: number of rounds; each measures all settings in turn. `pools`: MB of
+    10⁶ bytes. `output_lengths`: new tokens of each sequence in the pools; `new_tokens` if empty.
     """
 
     haystack: PathText

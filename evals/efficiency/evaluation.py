@@ -31,20 +31,20 @@ from evals.running.methods import build_method
 from evals.tables.methods import Name, named
 
 Measurements = dict[tuple[str, int], list[Measurement]]
-"""All rounds of a setting, by its name, at a prompt length."""
+"""All rounds of a setting at a prompt length, by (name, length)."""
 
 
 def run(model: LoadedModel, config: Efficiency, jobs: Sequence[Job], progress: Progress) -> Path:
-    """Measure every job and the full cache at every length; returns the path of the rows, as JSON.
+    """Measure every job and the full cache at every length, and return the path of the JSON file with the rows.
 
-    Rows have ratios to the full cache. Settings that do not fit the memory are left out, and `UserError` is raised at
+    Rows have ratios to the full cache. Settings that do not fit in memory are left out, and `UserError` is raised at
     the end.
     """
     return run_contenders(model, config, contenders(model, jobs), jobs[0].results, progress)
 
 
 def contenders(model: LoadedModel, jobs: Sequence[Job]) -> dict[str, Contender]:
-    """All contenders by name, the full cache first."""
+    """Return all contenders by name, the full cache first."""
     chunks = {job.prefill_chunk for job in jobs}
     schedules = {job.eviction for job in jobs if job.eviction.decodes}
 
@@ -74,7 +74,7 @@ def contenders(model: LoadedModel, jobs: Sequence[Job]) -> dict[str, Contender]:
 def run_contenders(
     model: LoadedModel, config: Efficiency, by_name: Mapping[str, Contender], results: Path, progress: Progress
 ) -> Path:
-    """Measure these contenders; ratios are to the first."""
+    """Measure these contenders, with ratios to the first, and return the path of the JSON file."""
     new_tokens = max(config.new_tokens, *config.outputs)
     if (longest := max(config.lengths)) + new_tokens > model.window:
         raise UserError(
@@ -88,6 +88,7 @@ def run_contenders(
         "model": model.name,
         "dtype": model.dtype,
         "backend": model.backend,
+        "device": model.device.type,
         "new_tokens": config.new_tokens,
         "rounds": config.rounds,
         "environment": environment(),
@@ -120,7 +121,7 @@ def _in_turn(
     progress: Progress,
     failures: dict[str, str],
 ) -> Iterator[list[dict[str, Any]]]:
-    """Measure one sequence of every setting, round by round; yields the rows so far, and adds to `failures`."""
+    """Measure one sequence of every setting, round by round. Yields the rows so far and adds to `failures`."""
     measurements: Measurements = {}
     with progress.track(f"{model.name} efficiency", _turns(config, by_name), "measurements") as steps:
         for length, round_, name in steps:
@@ -132,13 +133,13 @@ def _in_turn(
             except (UserError, torch.OutOfMemoryError) as error:
                 failures[what] = str(error) or "out of memory"
                 continue
-            if round_:  # the first round warms up
+            if round_:  # the first round is a warm-up
                 measurements.setdefault((name, length), []).append(measured)
                 yield [_row(*key, measurements, by_name) for key in measurements]
 
 
 def _turns(config: Efficiency, names: Mapping[str, Contender]) -> list[tuple[int, int, str]]:
-    """(length, round, name) of every measurement in order: in each round, all contenders."""
+    """Return (length, round, name) of every measurement in order. Each round measures all contenders."""
     turns = []
     for length in config.lengths:
         for round_ in range(config.rounds + 1):
@@ -147,7 +148,7 @@ def _turns(config: Efficiency, names: Mapping[str, Contender]) -> list[tuple[int
 
 
 def _text(model: LoadedModel, config: Efficiency) -> torch.Tensor:
-    """Token ids [*] of the haystack, repeated up to the longest length."""
+    """Return token ids [*] of the haystack, repeated until they reach the longest length."""
     text = "\n".join(essays(config.haystack))
     while len(ids := model.tokenizer(text, add_special_tokens=False).input_ids) < max(config.lengths):
         text += text
@@ -155,7 +156,10 @@ def _text(model: LoadedModel, config: Efficiency) -> torch.Tensor:
 
 
 def _row(name: str, length: int, measurements: Measurements, by_name: Mapping[str, Contender]) -> dict[str, Any]:
-    """The medians of a setting at a length, their ratios to the first of `by_name`, and the values of all rounds."""
+    """Return the row of a setting at a length.
+
+    It has the medians, their ratios to the first of `by_name`, and the values of all rounds.
+    """
     reference, contender = next(iter(by_name)), by_name[name]
 
     def medians(key: tuple[str, int]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Draw the tokens per second of KV memory pools over their size."""
+"""Draw tokens per second over the size of KV memory pools."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -17,7 +17,7 @@ Speeds = Mapping[int, Mapping[str, Sequence[tuple[float, float]]]]
 
 
 def draw(rows: Rows, names: Sequence[str], of_lengths: Speeds, title: str) -> Figure:
-    """A panel for each prompt length and a line for each setting; bars span 95 % of the decode steps.
+    """Draw a panel for each prompt length with a line for each setting. Bars span 95 % of the decode steps.
 
     `names`: the setting of each row.
     """
@@ -49,7 +49,7 @@ def draw(rows: Rows, names: Sequence[str], of_lengths: Speeds, title: str) -> Fi
 
 
 def _ticks(rows: Rows) -> list[float]:
-    """The sizes of all pools, and halves of the largest one down to the size of the smallest sequence."""
+    """Return the sizes of all pools, and the largest one halved until it reaches the smallest sequence."""
     ticks = {float(row["pool_mb"]) for row in rows}
     tick = max(ticks)
     while tick > min(row["sequence_bytes"] / 1e6 for row in rows):

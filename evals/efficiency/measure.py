@@ -1,4 +1,4 @@
-"""Time one generation of one setting, on the in-layer path, which never holds the full cache of all layers."""
+"""Time one generation of one setting on the in-layer path, which never holds the full cache of all layers."""
 
 import ctypes
 import gc
@@ -21,18 +21,18 @@ from compresskv.schedule import AFTER_PROMPT, EvictionSchedule
 from compresskv.selection import counts
 
 WARM_UP = 2
-"""The first decoding steps, which are not counted."""
+"""Number of first decode steps that are not counted."""
 
 
 LAUNCH_BOUND = 0.9
-"""A step is bound by launches if the launches take more than this share of it."""
+"""Share of a decode step above which the time of its launches makes it launch-bound."""
 
 
 @dataclass(frozen=True)
 class Contender:
-    """A setting, the tokens of one forward pass of its prefill (None: the whole prompt), and when it evicts.
+    """A setting, the tokens per forward pass of its prefill (None: the whole prompt), and when it evicts.
 
-    `method`, `protocol` and `variant` name it in results.
+    `method`, `protocol` and `variant` are its names in results.
     """
 
     setting: Setting
@@ -45,12 +45,13 @@ class Contender:
 
 @dataclass(frozen=True)
 class Measurement:
-    """One generation: seconds to the first token (prefill, scoring and eviction), then milliseconds per token.
+    """The measurements of one generation.
 
-    `launch_bound`: the host takes about as long to launch a decode step as the step takes, so that the GPU waits (None
-    without a GPU). `cache_bytes`: allocated for kept and new tokens; `total_cache_bytes`: also for sliding-window
-    layers. `peak_bytes`: of the process, or the sum of the peaks of all GPUs; None if unknown. `peak_bytes_by_gpu`:
-    the peak of each GPU.
+    `first_token_s`: seconds to the first token (prefill, scoring and eviction). `decode_ms`: median milliseconds per
+    decode step. `launch_bound`: whether the host takes about as long to launch a decode step as the step takes, so that
+    the GPU waits (None without a GPU). `cache_bytes`: bytes allocated for kept and new tokens; `total_cache_bytes`:
+    with the sliding-window layers. `peak_bytes`: peak of the process, or the sum of the peaks of all GPUs; None if
+    unknown. `peak_bytes_by_gpu`: the peak of each GPU.
     """
 
     first_token_s: float
@@ -66,9 +67,9 @@ class Measurement:
 
 @torch.no_grad()
 def measure(model: LoadedModel, ids: torch.Tensor, contender: Contender, new_tokens: int) -> Measurement:
-    """Generate exactly `new_tokens` tokens from `ids` [prompt]. `model` must be `attached`.
+    """Measure the generation of exactly `new_tokens` tokens from `ids` [prompt]. `model` must be `attached`.
 
-    Raises `RuntimeError` if the cache allocates another number of bytes than computed.
+    Raises `RuntimeError` if the cache does not allocate the computed number of bytes.
     """
     devices = gpus(model.model)
     give_back()
@@ -101,7 +102,7 @@ def measure(model: LoadedModel, ids: torch.Tensor, contender: Contender, new_tok
 
 @dataclass(frozen=True)
 class Steps:
-    """Seconds of each decode step after `WARM_UP`; `launch_bound` as in `Measurement`."""
+    """Seconds of each decode step after the first `WARM_UP`; `launch_bound` as in `Measurement`."""
 
     counted: Sequence[float]
     launch_bound: bool | None
@@ -115,7 +116,7 @@ class Steps:
 def decode_steps(
     model: LoadedModel, cache: EvictedCache, tokens: torch.Tensor, position: int | torch.Tensor, count: int
 ) -> Steps:
-    """Decode `count` greedy steps after the rows' last `tokens` [rows]; `position` as in `forward_tokens`."""
+    """Time `count` greedy decode steps after the rows' last `tokens` [rows]; `position` is as in `forward_tokens`."""
     devices = gpus(model.model)
     steps, asked = [], []
     for step in range(count):
@@ -128,7 +129,7 @@ def decode_steps(
 
 
 def reset_peak(devices: Sequence[torch.device]) -> None:
-    """Reset the peak memory of these GPUs; without GPUs, of this process."""
+    """Reset the peak memory of these GPUs, or of this process if there are no GPUs."""
     for device in devices:
         torch.cuda.reset_peak_memory_stats(device)
     if not devices and (clear := Path("/proc/self/clear_refs")).exists():
@@ -136,20 +137,20 @@ def reset_peak(devices: Sequence[torch.device]) -> None:
 
 
 def peak(devices: Sequence[torch.device]) -> list[int] | None:
-    """Peak bytes since `reset_peak` of each GPU, or of this process; None if the system does not report them."""
+    """Return the peak bytes since `reset_peak` of each GPU, or of this process; None if they are unknown."""
     if devices:
         return [torch.cuda.max_memory_allocated(device) for device in devices]
     return [_status("VmHWM")] if Path("/proc/self/status").exists() else None
 
 
 def resident_bytes() -> int:
-    """Bytes of memory of this process, after returning freed memory."""
+    """Return the resident bytes of this process, after returning freed memory to the system."""
     give_back()
     return _status("VmRSS")
 
 
 def give_back() -> None:
-    """Return freed memory to the system, if the C library can."""
+    """Return freed memory to the system, if the C library supports it."""
     gc.collect()
     getattr(ctypes.CDLL(None), "malloc_trim", lambda _: None)(0)
 
@@ -160,7 +161,7 @@ def _status(field: str) -> int:
 
 
 def now(devices: Sequence[torch.device]) -> float:
-    """The clock in seconds, after synchronising these GPUs."""
+    """Synchronise these GPUs and return the clock in seconds."""
     for device in devices:
         torch.cuda.synchronize(device)
     return time.perf_counter()

@@ -1,4 +1,4 @@
-"""Efficiency: latency and memory by prompt length, and sequences in memory pools, from efficiency.json."""
+"""Tables from efficiency.json: latency and memory by prompt length, and sequences in memory pools."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ from evals.tables.table import Row as TableRow
 
 @dataclass(frozen=True)
 class Measured:
-    """A field of a row. `title`: of its table, `head`: of its column of texts; "": it has none."""
+    """A field of a row. `title`: of its table; `head`: of its text column; "" if it has no table or column."""
 
     field: str
     title: str
@@ -80,6 +80,11 @@ POOLS = (
 
 LAUNCHES = "* bound by launches: the GPU waits for the host"
 
+MASKED = (
+    "sdpa on CUDA decodes a single row of the full cache on few of the GPU's processors, so ratios to the full cache "
+    "flatter eviction: use model.backend=varlen"
+)
+
 Run = Mapping[str, Any]
 """The content of efficiency.json."""
 
@@ -113,7 +118,7 @@ class Row(TypedDict, total=False):
 
 @exactly
 class Pool(TypedDict, total=False):
-    """A setting at a prompt length in a memory pool; with 0 `sequences` it does not fit."""
+    """A setting at a prompt length in a memory pool. With 0 `sequences`, it does not fit."""
 
     setting: Required[Label]
     length: Required[Annotated[int, Ge(1), Le(LARGEST)]]
@@ -145,11 +150,12 @@ class FilledPool(Pool, total=False):
 
 @exactly
 class Efficiency(TypedDict, total=False):
-    """efficiency.json; the items of `rows` and `concurrency` are checked one by one."""
+    """The content of efficiency.json. The items of `rows` and `concurrency` are checked one by one."""
 
     model: Required[Label]
     dtype: Required[str]
     backend: Required[str]
+    device: str  # "cpu" or "cuda"; absent in files of older versions
     new_tokens: Required[Count]
     rounds: Required[Count]
     environment: dict[str, Any]
@@ -158,12 +164,12 @@ class Efficiency(TypedDict, total=False):
 
 
 def files(results: Path) -> list[tuple[Path, str]]:
-    """The measurements under `results` with their models; those of a model from old to new."""
+    """Return the measurements under `results` with their models, from old to new for each model."""
     return [(path, path.parents[1].name) for path in sorted(results.glob("efficiency/*/*/efficiency.json"))]
 
 
 def runs(results: Path) -> tuple[list[tuple[Path, dict[str, Any]]], list[str]]:
-    """The measurements under `results` with their sound rows, and a phrase for each row or file that is left out."""
+    """Return the measurements under `results` with their valid rows, and a phrase for each row or file left out."""
     found, faults = [], []
     for path, _ in files(results):
         place = path.relative_to(results)
@@ -188,12 +194,12 @@ def _misfit_pool(row: Any) -> str:
 
 
 def method_of(row: Mapping[str, Any]) -> str:
-    """The method's name in configurations."""
+    """Return the method's name in configurations."""
     return str(row.get("method") or row["setting"].split(",")[0].split(" ")[0])
 
 
 def name_of(row: Mapping[str, Any], marked: bool = False) -> Name:
-    """The name of a row's setting. Older versions stored only a text, such as `compresskv 256`."""
+    """Return the name of a row's setting. Older versions stored only a text, such as `compresskv 256`."""
     method, protocol = method_of(row), str(row.get("protocol", "corrected"))
     number = row["setting"].split(",")[0].partition(" ")[2].partition(" ")[0]
     budget = row["budget"] if "budget" in row else int(number) if number.isdecimal() else None
@@ -210,7 +216,7 @@ def names(rows: Sequence[Mapping[str, Any]]) -> list[Name]:
 
 
 def latency(run: Run) -> Texts:
-    """A row for every setting and prompt length; × is the ratio to the full cache."""
+    """Return a table with a row for every setting and prompt length; × is the ratio to the full cache."""
     rows = run["rows"]
     hybrid = any(row.get("total_cache_bytes") != row.get("cache_bytes") for row in rows if "total_cache_bytes" in row)
     shown = [each for each in MEASURED if each.head and (hybrid or each.field != "total_cache_bytes")]
@@ -223,14 +229,17 @@ def latency(run: Run) -> Texts:
             cell = text.NONE if value is None else f"{measured.of(value):.2f}{mark}"
             cells.append(f"{cell} ×{ratio:.2f}" if ratio else cell)
         body.append([str(name), str(row["length"]), *cells])
-    return Texts(_title(run), ["setting", "length", *(each.head for each in shown)], body, _caption(rows))
+    return Texts(_title(run), ["setting", "length", *(each.head for each in shown)], body, _caption(run, rows))
 
 
 def pools(run: Run) -> Texts:
-    """A row for every setting, pool, and length of prompts and outputs; × is the ratio to the full cache there."""
+    """Return a table with a row for every setting, prompt length, output length and pool.
+
+    × is the ratio to the full cache for the same lengths and pool.
+    """
     rows = [{"new_tokens": run["new_tokens"], **row} for row in run.get("concurrency", [])]
     body = [_pool(row, name) for row, name in zip(rows, names(rows), strict=True)]
-    return Texts(f"{run['model']}, sequences that decode together", POOL, body, _caption(rows))
+    return Texts(f"{run['model']}, sequences that decode together", POOL, body, _caption(run, rows))
 
 
 def _pool(row: Mapping[str, Any], name: Name) -> list[str]:
@@ -249,12 +258,18 @@ def _title(run: Run) -> str:
     return f"{run['model']} · {run['new_tokens']} new tokens · {run['dtype']} · {run['backend']}"
 
 
-def _caption(rows: Sequence[Mapping[str, Any]]) -> str:
-    return LAUNCHES if any(row.get("launch_bound") for row in rows) else ""
+def _caption(run: Run, rows: Sequence[Mapping[str, Any]]) -> str:
+    """Return what a reader must know about the times: steps bound by launches, and a slow kernel for the full cache."""
+    bound = any(row.get("launch_bound") for row in rows)
+    masked = run.get("device") == "cuda" and run["backend"] == "sdpa"
+    return ". ".join(([LAUNCHES] if bound else []) + ([MASKED] if masked else []))
 
 
 def tables(run: Run, methods: Sequence[str] = ()) -> list[Table]:
-    """A table for each of `MEASURED`: means over rounds by prompt length, for `methods` (empty: all)."""
+    """Return a table for each of `MEASURED` with a title: means over rounds by prompt length.
+
+    `methods`: the methods to show (empty: all).
+    """
     order = ["full", *(methods or METHODS)]
     by_name: dict[Name, list[Mapping[str, Any]]] = {}
     for row, name in zip(run["rows"], names(run["rows"]), strict=True):
@@ -277,7 +292,7 @@ def tables(run: Run, methods: Sequence[str] = ()) -> list[Table]:
 
 
 def _cells(rows: Sequence[Mapping[str, Any]], measured: Measured) -> Cells:
-    """A cell with the values of all rounds for every prompt length; older versions stored only medians."""
+    """Return a cell with the values of all rounds per prompt length. Older versions stored only medians."""
     cells: Cells = {}
     for row in rows:
         values = row.get("by_round", {}).get(measured.field, [row.get(measured.field)])
@@ -288,9 +303,9 @@ def _cells(rows: Sequence[Mapping[str, Any]], measured: Measured) -> Cells:
 
 
 def speeds(rows: Sequence[Mapping[str, Any]]) -> dict[int, dict[str, list[tuple[float, float]]]]:
-    """(MB of the pool, tokens/s), ascending, by prompt length and setting.
+    """Return sorted (MB of the pool, tokens/s) by prompt length and setting.
 
-    A line begins at the pool that holds one sequence.
+    A line starts at the pool that holds one sequence.
     """
     points: dict[int, dict[str, dict[float, float]]] = {length: {} for length in sorted({r["length"] for r in rows})}
     for row, name in zip(rows, names(rows), strict=True):
@@ -304,7 +319,7 @@ def speeds(rows: Sequence[Mapping[str, Any]]) -> dict[int, dict[str, list[tuple[
 
 
 def shown(results: Path, methods: Sequence[str]) -> Shown:
-    """The latest measurement of each model with all methods, or else the latest one with any of them."""
+    """Return the latest measurement of each model with all methods, or else the latest one with any of them."""
     found, faults = runs(results)
     by_model: dict[str, list[Run]] = {}
     for _, run in reversed(found):
@@ -334,6 +349,7 @@ def _note(run: Run) -> str:
     return (
         f"{run['model']}: {run['new_tokens']} new tokens of one sequence, {run['dtype']}, {run['backend']}, on "
         f"{where}; n counts rounds, which take all settings in turn. The memory of a process counts the model too."
+        + (f" {caption}." if (caption := _caption(run, [])) else "")
     )
 
 
@@ -355,7 +371,7 @@ def draw_pools(rows: Sequence[Mapping[str, Any]], title: str) -> Any:
 
 
 def sections(results: Path, models: Sequence[str]) -> tuple[Section, list[str]]:
-    """The section of all measurements, the newest of each model first, and a phrase for each fault."""
+    """Return the section of all measurements, newest first for each model, and a phrase for each fault."""
     found, faults = runs(results)
     blocks = [_block(run, path.parent.name) for path, run in reversed(found)]
     return Section(
@@ -365,10 +381,10 @@ def sections(results: Path, models: Sequence[str]) -> tuple[Section, list[str]]:
 
 def _block(run: Run, folder: str) -> Block:
     about = f"{run['new_tokens']} new tokens, {run['rounds']} rounds, {run['dtype']}, {run['backend']}"
-    bound = any(row.get("launch_bound") for row in (*run["rows"], *run.get("concurrency", [])))
+    caption = _caption(run, (*run["rows"], *run.get("concurrency", [])))
     notes = [f"{about}. × is the ratio to the full cache."]
     notes += [POOLS] if run.get("concurrency") else []
-    notes += [f"{LAUNCHES}."] if bound else []
+    notes += [f"{caption}."] if caption else []
     texts = [latency(run), *([pools(run)] if run.get("concurrency") else [])]
     charts = [*tables(run), *_pool_charts(run)]
     return Block(
@@ -377,7 +393,7 @@ def _block(run: Run, folder: str) -> Block:
 
 
 def _pool_charts(run: Run) -> Iterator[Table]:
-    """Tokens per second over the pool: a table for each prompt length; or what is over the length of outputs."""
+    """Yield a table of tokens per second over the pool size for each prompt length, or those of `over_outputs`."""
     filled = run.get("concurrency", [])
     if several_outputs(filled):
         yield from over_outputs(filled, run["model"])
@@ -420,7 +436,7 @@ def over_outputs(rows: Sequence[Mapping[str, Any]], model: str = "") -> Iterator
 
 
 def _date(folder: str) -> str:
-    """The date and time in the name of a measurement's folder, or else the name."""
+    """Return the date and time in the name of a measurement's folder, or the name if it has none."""
     try:
         return f"{datetime.strptime(folder[:15], '%Y%m%d-%H%M%S'):%Y-%m-%d %H:%M}"
     except ValueError:

@@ -1,1 +1,1 @@
-"""Head masking: how much retrieval is lost when heads of a ranking attend to all tokens equally."""
+"""Head masking: measure the loss of retrieval when the best heads of a ranking attend to all tokens equally."""

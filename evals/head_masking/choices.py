@@ -1,4 +1,4 @@
-"""Choose masked heads: the best of a ranking over all layers, and random ones as a control."""
+"""Choose the heads to mask: the best of a ranking over all layers, and random ones as a control."""
 
 import random
 from collections.abc import Mapping, Sequence
@@ -9,10 +9,10 @@ from compresskv.engine.masking import Heads
 from compresskv.errors import UserError
 
 OF = 1024
-"""Heads of the paper's models: 32 layers of 32."""
+"""Number of heads in the paper's models: 32 layers of 32 heads."""
 
 RETRIEVING = 100
-"""Of 1,024: the random control excludes this many of the best heads of each ranking, as in the released code."""
+"""Number of best heads of each ranking, of 1,024, that the random control excludes, as in the released code."""
 
 Place = tuple[int, int]
 """Layer and query head."""
@@ -34,9 +34,9 @@ class Choice:
 
 
 def choices(masked: Sequence[int], draws: int, scores: Mapping[str, HeadScores]) -> list[Choice]:
-    """All choices: `masked` of 1,024 heads of each ranking, and `draws` random choices of the same sizes.
+    """Return all choices: `masked` of 1,024 heads of each ranking, and `draws` random choices of the same sizes.
 
-    `scores` by ranking, all of one shape. Raises `UserError` if the random control has too few heads.
+    `scores`: by ranking, all of the same shape. Raises `UserError` if the random control has too few heads.
     """
     rankings = {name: ranked(table) for name, table in scores.items()}
     layers = len(next(iter(scores.values())))
@@ -66,7 +66,7 @@ def choices(masked: Sequence[int], draws: int, scores: Mapping[str, HeadScores])
 
 
 def ranked(scores: HeadScores) -> list[Place]:
-    """All heads of all layers, best first; equal scores in model order."""
+    """Return all heads of all layers, best first; equal scores are in model order."""
     places = []
     for layer, heads in enumerate(scores):
         places += [(-score, layer, head) for head, score in enumerate(heads)]
@@ -74,10 +74,10 @@ def ranked(scores: HeadScores) -> list[Place]:
 
 
 def scaled(count: int, heads: int) -> int:
-    """`count` of 1,024 heads as a share of `heads`; at least 1 unless it is 0."""
+    """Scale `count` of 1,024 heads to a model with `heads` heads; at least 1 unless `count` is 0."""
     return max(1, round(count * heads / OF)) if count else 0
 
 
 def by_layer(places: Sequence[Place], layers: int) -> Heads:
-    """The query heads of each layer, in ascending order."""
+    """Group query heads by layer, in ascending order."""
     return tuple(tuple(sorted(head for where, head in places if where == layer)) for layer in range(layers))

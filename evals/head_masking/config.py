@@ -12,7 +12,7 @@ from evals.niah.config import NeedleGrid
 class HeadMasking(NeedleGrid, MeasuredEvaluation):
     """Mask the best heads of each of `rankings`, and `draws` random choices of heads, on the needles of a `NeedleGrid`.
 
-    `masked`: numbers of masked heads of the paper's 1,024; scaled to the heads of the model, at least 1.
+    `masked`: numbers of masked heads of the paper's 1,024, scaled to the heads of the model (at least 1 unless 0).
     """
 
     rankings: Annotated[tuple[Literal["semantic", "traditional"], ...], MinLen(1)]

@@ -1,4 +1,4 @@
-"""Run head masking: prefill every prompt once, and decode it with each choice of masked heads."""
+"""Run head masking: prefill every prompt once, then decode it with each choice of masked heads."""
 
 import time
 from collections import Counter
@@ -46,12 +46,12 @@ def run(model: LoadedModel, config: HeadMasking, jobs: Sequence[Job], progress: 
 
 
 def works(model: LoadedModel, config: HeadMasking, jobs: Sequence[Job]) -> list[Work]:
-    """The missing samples under every protocol of the jobs. Raises `UserError` as `run` does."""
+    """Return the missing samples under every protocol of the jobs. Raises `UserError` as `run` does."""
     return [work for masking in of_protocols(model, config, jobs) if (work := masking.work)]
 
 
 def of_protocols(model: LoadedModel, config: HeadMasking, jobs: Sequence[Job]) -> list["Masking"]:
-    """A `Masking` for each protocol of the jobs. Raises `UserError` for methods that evict."""
+    """Return a `Masking` for each protocol of the jobs. Raises `UserError` for methods that evict."""
     for job in jobs:
         if not job.method.keeps_everything:
             raise UserError(
@@ -95,12 +95,12 @@ class Masking:
 
     @cached_property
     def tasks(self) -> list[MaskingTask]:
-        """A task for each choice of heads; their prompts are the same."""
+        """One task for each choice of heads, all with the same prompts."""
         made = choices(self.config.masked, self.config.draws, self.scores())
         return [MaskingTask(self.config, self.model, self.job.protocol, choice) for choice in made]
 
     def scores(self) -> dict[str, calibration.HeadScores]:
-        """The calibrated scores of all heads, for each ranking."""
+        """Return the calibrated scores of all heads, for each ranking."""
         made = context_of(self.model, self.job).calibrated()
         return {name: made.scores(made.kind_of_scores(name, self.job.protocol)) for name in self.config.rankings}
 
@@ -119,7 +119,7 @@ class Masking:
         return Work(self.model, "needle", self.tasks[0], [self.job], [FULL], list(missing), times)
 
     def run(self, progress: Progress) -> None:
-        """Decode missing samples, write the summaries, and print the table of prompts that all choices have.
+        """Decode missing samples, write the summaries, and print a table of the prompts that all choices have answered.
 
         Raises `UserError` if a prompt failed.
         """
@@ -152,7 +152,7 @@ class Masking:
             )
 
     def decode(self, stores: Mapping[Choice, SampleStore], progress: Progress) -> None:
-        """Add the missing lines, prompt by prompt."""
+        """Decode and store the missing lines, prompt by prompt."""
         model, job, task = self.model, self.job, self.tasks[0]
         missing = {
             id: choices
@@ -179,7 +179,7 @@ class Masking:
                             store.append(failed_line(sample, error))
 
     def decode_prompt(self, sample: Sample, stores: Mapping[Choice, SampleStore]) -> None:
-        """Add a line for each choice after one prefill, whose time counts for the first line."""
+        """Store a line for each choice after a single prefill, whose time is included in the first line."""
         heads = [choice.heads for choice in stores]
         started = time.perf_counter()
         generations = generate_masked(self.model.model, sample.ids, heads, sample.stopping, self.job.prefill_chunk)

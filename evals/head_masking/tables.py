@@ -1,4 +1,4 @@
-"""Head masking: a row for every ranking, and columns with scores and drops by the number of masked heads."""
+"""Head masking tables: a row for every ranking, columns with scores and drops by the number of masked heads."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain
@@ -19,10 +19,10 @@ RANKINGS = ("none", "traditional", "semantic", "random")
 MASKED = Metric("score", better=None, axis="score (ROUGE-1 recall of the answer)")
 
 KEYWORDS = "score_keywords"
-"""The score of the paper's plots and of published drops."""
+"""The score in the paper's plots and in published drops."""
 
 Counts = dict[tuple[str, int, str], list[Line]]
-"""The lines of every (ranking, masked heads, variant); variants differ in anything else."""
+"""Lines by (ranking, masked heads, variant). Variants differ in any other setting."""
 
 
 @exactly
@@ -43,10 +43,10 @@ traits = needles.traits
 
 
 def tables(records: Sequence[Record], asked: Asked = USUAL) -> list[Table]:
-    """The table of a model's records, at least one; draws of random heads are averaged within each prompt.
+    """Return the table of a model's records, at least one. Draws of random heads are averaged within each prompt.
 
     Columns `K = 3` are mean scores. `drop with the top 10 masked` is the mean loss of keywords (points) against K = 0
-    on the same prompts; it is named by the paper's K if that is known.
+    on the same prompts; its name has the paper's K if that is known.
     """
     named = papers(records)
     rows: list[Row] = []
@@ -88,7 +88,7 @@ def _place(ranking: str) -> int:
 
 
 def _counts(records: Sequence[Record]) -> Counts:
-    """The counts of the records of one protocol."""
+    """Group the lines of one protocol's records."""
     counts: Counts = {}
     several = len({record.weights for record in records}) > 1
     for record, name in zip(records, names(records), strict=True):
@@ -100,7 +100,7 @@ def _counts(records: Sequence[Record]) -> Counts:
 
 
 def _cells(counts: Mapping[int, Sequence[Line]], named: Mapping[int, int]) -> Cells:
-    """Scores and drops by the number of masked heads; prompts may have different numbers of random draws."""
+    """Return scores and drops by number of masked heads. Prompts may have different numbers of random draws."""
     columns = {_score(count): {"needle": by_prompt(lines)} for count, lines in counts.items() if lines}
     before = by_prompt(counts[0], KEYWORDS)
     for count, lines in counts.items():
@@ -112,9 +112,9 @@ def _cells(counts: Mapping[int, Sequence[Line]], named: Mapping[int, int]) -> Ce
 
 
 def by_prompt(lines: Iterable[Line], field: str = "score") -> dict[Key, float]:
-    """The mean `field` of each prompt over all of its `lines`, which have the same weights.
+    """Average `field` over all `lines` of each prompt, with equal weights.
 
-    Prompts are identified by id and hash; in trees without hashes, by id alone.
+    Prompts are identified by id and hash, or by id alone in results without hashes.
     """
     values: dict[Key, list[float]] = {}
     for line in lines:
@@ -124,7 +124,7 @@ def by_prompt(lines: Iterable[Line], field: str = "score") -> dict[Key, float]:
 
 
 def texts(records: Sequence[Record]) -> list[Texts]:
-    """For each protocol and weights, a row for every ranking and number of masked heads."""
+    """Return a table for each protocol and weights, with a row for every ranking and number of masked heads."""
     shown = []
     for protocol, weights in sorted({(record.protocol, record.weights) for record in records}):
         mine = [record for record in records if (record.protocol, record.weights) == (protocol, weights)]
@@ -154,13 +154,13 @@ def _bounds(values: Sequence[float]) -> str:
 
 
 def _spread(draws: Sequence[Sequence[Line]]) -> str:
-    """The number of draws, and the means of the worst and the best one."""
+    """Return the number of draws, and the means of the worst and the best one."""
     means = [fmean(line["score"] for line in draw) for draw in draws if draw]
     return f"{len(means)} ({min(means):.1f} – {max(means):.1f})"
 
 
 def notes(records: Sequence[Record], tables: Sequence[Table], view: str = "") -> list[str]:
-    """An explanation of a model's columns."""
+    """Return an explanation of a model's columns."""
     scaled = [f"{mine} for {theirs}" for mine, theirs in papers(records).items() if mine]
     draws = {record.task.rpartition("-draw")[2] for record in records if "-draw" in record.task}
     random = f" Random heads are the mean of {len(draws)} draws within each prompt." if draws else ""
@@ -172,7 +172,7 @@ def notes(records: Sequence[Record], tables: Sequence[Table], view: str = "") ->
 
 
 def papers(records: Sequence[Record]) -> dict[int, int]:
-    """The paper's K (of 1,024 heads) for each number of masked heads; empty if two share one."""
+    """Return the paper's K (of 1,024 heads) for each number of masked heads; empty if two K give the same number."""
     asked: set[int] = set()
     for record in records:
         asked |= set(record.config.get("eval", {}).get("masked", []))

@@ -1,1 +1,1 @@
-"""A task of one's own from a file of JSON lines."""
+"""Custom tasks from JSON Lines files."""

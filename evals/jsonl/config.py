@@ -1,4 +1,4 @@
-"""Settings of a task of one's own (`conf/eval/jsonl.yaml`); `evals.jsonl.records` says what its file holds."""
+"""Settings of a custom task (`conf/eval/jsonl.yaml`). `evals.jsonl.records` describes the format of its file."""
 
 from __future__ import annotations
 
@@ -17,9 +17,10 @@ from evals.jsonl.records import JsonlRecord, MetricName, NewTokens, read_records
 
 @dataclass(frozen=True)
 class Jsonl(SampledEvaluation):
-    """`data`: the file, whose name without suffix names the task; `limit`: only its first records.
+    """Settings of a custom task.
 
-    `metric` and `max_new_tokens` (tokens) are those of records that set none; null: every record sets its own.
+    `data`: the file; its name without suffix is the name of the task. `limit`: number of records to use from its start.
+    `metric` and `max_new_tokens` (tokens): defaults for records that do not set them; null requires every record to.
     """
 
     data: PathText
@@ -33,9 +34,9 @@ class Jsonl(SampledEvaluation):
 
     @cached_property
     def file(self) -> tuple[Sequence[JsonlRecord], str]:
-        """All records of the file, and a hash of the bytes that they were read from.
+        """All records of the file, and a hash of the bytes they were read from.
 
-        Raises `UserError` for what is wrong with the file.
+        Raises `UserError` if the file is invalid.
         """
         content = read_once(self.path, "eval.data")
         records = read_records(self.path, self.metric, self.max_new_tokens, content)

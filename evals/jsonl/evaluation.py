@@ -1,4 +1,4 @@
-"""A task of one's own under one protocol: its prompts, and the scores of their answers."""
+"""Custom tasks: render the prompts of a task under one protocol, and score the answers."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,13 +19,13 @@ from evals.jsonl.records import JOINED, JsonlRecord
 
 
 def make_tasks(model: LoadedModel, config: Jsonl, protocol: EvaluationProtocol) -> "list[JsonlTask]":
-    """One task: the file."""
+    """Return one task with the records of the file."""
     return [JsonlTask(config, model, protocol)]
 
 
 @dataclass(frozen=True)
 class JsonlTask:
-    """Samples are the records of the file, by their ids. No prompt is cut: one that is too long is refused."""
+    """A custom task. Its samples are the records of the file. Prompts that are too long are refused, not truncated."""
 
     config: Jsonl
     model: LoadedModel
@@ -45,7 +45,7 @@ class JsonlTask:
 
     @cached_property
     def longest_prompt(self) -> int:
-        """Tokens of the prompt with the most characters."""
+        """Number of tokens in the prompt with the most characters."""
         return self.encode(max(self.records.values(), key=lambda record: len(record.prompt)))[1].numel()
 
     @cached_property
@@ -80,9 +80,9 @@ class JsonlTask:
         )
 
     def encode(self, record: JsonlRecord) -> tuple[str, Tensor]:
-        """The prompt of a record, in the model's chat template: its text, and token ids [prompt].
+        """Render the prompt of a record in the model's chat template; returns its text and token ids [prompt].
 
-        Raises `UserError` where it leaves no room for the answer in the model's window.
+        Raises `UserError` if prompt and answer do not fit the model's window.
         """
         text = self.model.chat(record.prompt, record.answer_prefix)
         ids = self.model.encode(text)

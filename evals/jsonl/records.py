@@ -1,4 +1,4 @@
-"""A task of one's own: one JSON object a line, with its prompt, answers and metric.
+"""Read the records of a custom task: one JSON object per line, with prompt, answers and metric.
 
     {"id": "kv-0", "context": "…", "question": "…", "answers": ["…"], "metric": "exact_match", "max_new_tokens": 8}
 
@@ -7,15 +7,15 @@
 | `prompt`, or `context` and `question` | the text; context and question are joined by a blank line |
 | `answers` | a list of reference answers, at least one |
 | `metric` | a name in `METRICS`; may be set for the whole file instead |
-| `max_new_tokens` | longest generation; may be set for the whole file instead |
-| `id` | text or number, each once; without it, the number of the record from 0 |
-| `answer_prefix` | how the answer opens; optional |
+| `max_new_tokens` | maximum tokens of the answer; may be set for the whole file instead |
+| `id` | unique text or number; default: the number of the record, from 0 |
+| `answer_prefix` | first words of the answer, part of the prompt; optional |
 | `all_classes` | the class names, for `metric: classification` |
 
-RULER's files are taken as they are: `input` is the prompt and `outputs` the answers of a record without these. Other
-fields are left alone, but not those that look like one of these, mistyped.
+RULER's files can be used unchanged: in records without `prompt` and `answers`, `input` is the prompt and `outputs` are
+the answers. Other fields are ignored, unless their names look like misspelled names of this table.
 
-A metric must tell each reference answer from no answer: the first scores full marks, the second does not.
+A metric must distinguish each reference answer from an empty one: only the reference answer may get the full score.
 """
 
 import string
@@ -35,21 +35,21 @@ from evals.rouge import rouge1_recall, sees
 
 FIELDS = ("prompt", "context", "question", "answers", "metric", "max_new_tokens", "id", "answer_prefix", "all_classes")
 OF_RULER = {"prompt": "input", "answers": "outputs"}
-"""What RULER (arXiv 2404.06654) calls these fields."""
+"""RULER's names (arXiv 2404.06654) for these fields."""
 
 JOINED = "\n\n"
-"""What is between context and question."""
+"""Separator between context and question."""
 
 LONGEST_ID = 100
 
 FULL_MARKS = 1 - 1e-6
-"""LongBench's ROUGE-L is a little below 1 even for equal texts."""
+"""Scores from here on count as full: LongBench's ROUGE-L is a little below 1 even for equal texts."""
 
 EMPTY = ("", " ", f" {string.punctuation}{FULL_WIDTH_PUNCTUATION}\n")
-"""Predictions that say nothing."""
+"""Predictions without content."""
 
 Metric = Callable[[str, Sequence[str], Sequence[str] | None], float]
-"""(prediction, reference answers, class names) to 0 to 1."""
+"""A function of (prediction, reference answers, class names) that returns a score from 0 to 1."""
 
 
 def _identifier(value: Any) -> str:
@@ -72,9 +72,9 @@ NewTokens = Annotated[int, Ge(1), Le(100_000)]
 
 @dataclass(frozen=True)
 class JsonlRecord:
-    """One sample of a task of one's own. `prompt` is the text before any chat template.
+    """One sample of a custom task. `prompt` is the text before any chat template.
 
-    `question`: what of it follows the context; "" where the record does not divide the two.
+    `question`: the part of the prompt after the context; "" if the record does not separate the two.
     """
 
     id: Identifier
@@ -87,17 +87,17 @@ class JsonlRecord:
     question: str = ""
 
     def score(self, prediction: str) -> float:
-        """0 to 1."""
+        """Score a prediction, 0 to 1."""
         return METRICS[self.metric](prediction, self.answers, self.all_classes)
 
 
 def read_records(
     path: Path, metric: str | None = None, max_new_tokens: int | None = None, content: bytes | None = None
 ) -> list[JsonlRecord]:
-    """The records of a file, in its order; `metric` and `max_new_tokens` are those of lines that set none.
+    """Read the records of a file, in order. `metric` and `max_new_tokens`: defaults for lines that do not set them.
 
-    `content`: what the file holds, where that was read already. Raises `UserError`, with file and line, for everything
-    that is not as described above.
+    `content`: the file's bytes if already read. Raises `UserError`, with file and line, for every deviation from the
+    format that the module docstring describes.
     """
     records: dict[str, JsonlRecord] = {}
     content = read_once(path, "eval.data") if content is None else content
@@ -114,7 +114,7 @@ def read_records(
 
 
 def _in_our_words(fields: dict[str, Any]) -> dict[str, Any]:
-    """The fields of a record, with RULER's names replaced where it has none of ours."""
+    """Rename RULER's fields in a record that does not have the corresponding field of this format."""
     lacking = {"answers"} - fields.keys()
     if not {"prompt", "context", "question"} & fields.keys():
         lacking.add("prompt")
@@ -137,7 +137,7 @@ def _record(place: str, fields: dict[str, Any]) -> JsonlRecord:
 
 
 def _refuse_unscorable(record: JsonlRecord, answer: str) -> None:
-    """Raise `UserError` for a reference answer that no prediction satisfies, or that an empty one does."""
+    """Raise `UserError` if the reference answer itself does not get the full score, or if an empty prediction does."""
     alone, advice = replace(record, answers=(answer,)), ADVICE.get(record.metric, "choose another metric")
     if not answer.strip():
         raise UserError("answers", "give an answer, or leave the record out", value=answer, why="blank")
@@ -165,22 +165,22 @@ def _prompt(place: str, fields: dict[str, Any]) -> str:
 
 
 def exact_match(prediction: str, answers: Sequence[str], classes: Sequence[str] | None = None) -> float:
-    """1 if the prediction is one of the answers, white space around both aside."""
+    """Return 1 if the prediction equals one of the answers, ignoring white space around both, else 0."""
     return float(prediction.strip() in {answer.strip() for answer in answers})
 
 
 def string_match_all(prediction: str, answers: Sequence[str], classes: Sequence[str] | None = None) -> float:
-    """Share of the answers that the prediction contains, in any case (RULER, arXiv 2404.06654, string_match_all)."""
+    """Return the share of answers in the prediction, ignoring case (RULER, arXiv 2404.06654, string_match_all)."""
     return sum(answer.lower() in prediction.lower() for answer in answers) / len(answers)
 
 
 def string_match_part(prediction: str, answers: Sequence[str], classes: Sequence[str] | None = None) -> float:
-    """1 if the prediction contains one of the answers, in any case (RULER's string_match_part, for QA)."""
+    """Return 1 if an answer is in the prediction, ignoring case, else 0 (RULER's string_match_part, for QA)."""
     return float(any(answer.lower() in prediction.lower() for answer in answers))
 
 
 def _best(of_one: Callable[[str, str, Sequence[str] | None], float]) -> Metric:
-    """A metric of one reference, over several: the best counts."""
+    """Extend a metric of one reference to several: return the best score."""
     return lambda prediction, answers, classes: max(of_one(prediction, answer, classes) for answer in answers)
 
 
@@ -191,7 +191,7 @@ METRICS: dict[str, Metric] = {
     "string_match_all": string_match_all,
     "string_match_part": string_match_part,
 }
-"""Every metric by name: LongBench's (`evals.longbench.metrics`), stemmed ROUGE-1 recall, and three that match text."""
+"""All metrics by name: LongBench's (`evals.longbench.metrics`), stemmed ROUGE-1 recall, and three that match text."""
 
 ADVICE = {
     "qa_f1": "it drops punctuation and the words a, an, the: choose exact_match",
@@ -207,4 +207,4 @@ ADVICE = {
     "string_match_all": "give more than punctuation, or choose exact_match",
     "string_match_part": "give more than punctuation, or choose exact_match",
 }
-"""What to do about a reference answer that a metric cannot score."""
+"""Advice, by metric, for a reference answer that the metric cannot score."""

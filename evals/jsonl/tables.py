@@ -1,4 +1,4 @@
-"""Your own tasks: a column for every task, every metric, and their average."""
+"""Tables of custom tasks: a column for every task and every metric, and their average."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any

@@ -1,1 +1,1 @@
-"""Run a sweep in this process, in one process per device, or as array tasks of a SLURM cluster."""
+"""Run a sweep in this process, in one process per device, or as array tasks on a SLURM cluster."""

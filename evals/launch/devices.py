@@ -1,4 +1,4 @@
-"""Run a sweep on several devices of this machine: one process per device, which runs groups one by one."""
+"""Run a sweep on several devices of this machine, with one process per device that runs groups one by one."""
 
 import contextlib
 import os
@@ -23,7 +23,7 @@ from evals.launch.worker import Answer, Worker
 from evals.results.store import new_folder, refused
 
 Run = Callable[[Sequence[Job]], None]
-"""Runs a sweep and reports it. Raises `UserError` at the end if settings failed."""
+"""A function that runs a sweep and reports it. It raises `UserError` at the end if settings failed."""
 
 
 @dataclass(frozen=True)
@@ -48,9 +48,9 @@ class Devices:
 
 
 def runner(devices: Any, jobs: Sequence[Job]) -> Run:
-    """What runs `jobs` on `devices`, the value of `hydra.launcher.devices`; None: all visible devices if that helps.
+    """Return the function that runs `jobs` on `devices`, the value of `hydra.launcher.devices`.
 
-    Raises `UserError` for a bad value.
+    If `devices` is None, all visible devices are used if that helps. Raises `UserError` for a bad value.
     """
     fixed = next((job.model.device for job in jobs if job.model.device != "auto"), None)
     if devices is None:
@@ -71,14 +71,14 @@ def runner(devices: Any, jobs: Sequence[Job]) -> Run:
 
 
 def in_this_process(jobs: Sequence[Job]) -> None:
-    """Run the whole sweep here."""
+    """Run the whole sweep in this process."""
     from evals.running.sweep import run
 
     run(jobs)
 
 
 def visible() -> list[str]:
-    """The CUDA devices that this process may use, as named in CUDA_VISIBLE_DEVICES; makes no CUDA context."""
+    """Return the CUDA devices that this process may use, as named in CUDA_VISIBLE_DEVICES. Creates no CUDA context."""
     count = torch.cuda.device_count()
     listed = os.environ.get("CUDA_VISIBLE_DEVICES")
     names = map(str, range(count)) if listed is None else listed.split(",")
@@ -86,7 +86,7 @@ def visible() -> list[str]:
 
 
 def named(devices: Any) -> list[str]:
-    """The user's choice of devices. Raises `UserError` for anything else than a list of known devices."""
+    """Return the names of the chosen devices. Raises `UserError` unless `devices` is a list of known devices."""
     field = "hydra.launcher.devices"
     if not isinstance(devices, list) or not devices or any(type(device) not in (int, str) for device in devices):
         raise UserError(
@@ -102,10 +102,10 @@ def named(devices: Any) -> list[str]:
 
 
 class DevicePool:
-    """Runs groups in one process per device, which takes the next group when one is done.
+    """Runs groups in one process per device; a process takes the next group when it has finished one.
 
-    A process keeps its model, and takes groups of that model first. A process that is killed is replaced once per
-    group, and the group resumes.
+    A process keeps its model loaded and takes groups of that model first. If a process is killed, another one resumes
+    the group, once per group.
     """
 
     def __init__(
@@ -117,10 +117,10 @@ class DevicePool:
         self._waiting: dict[int, Group] = {}
         self._ended: dict[int, tuple[GroupRun, int]] = {}
         self._stopping = False
-        self._lock = threading.Lock()  # of the fields above; no process starts after `_stop`
+        self._lock = threading.Lock()  # guards the fields above; no process starts after `_stop`
 
     def run(self, groups: Sequence[Group]) -> tuple[list[GroupRun], list[int]]:
-        """Run all groups; returns them with their exit codes.
+        """Run all groups and return them with their exit codes.
 
         An exception or a signal ends all processes.
         """
@@ -136,10 +136,10 @@ class DevicePool:
         return [run for run, _ in ended], [code for _, code in ended]
 
     def _serve(self, device: str, count: int) -> None:
-        """Run groups on a device until none waits."""
+        """Run groups on a device until no group is waiting."""
         # Without a terminal, lines would be cut to 80 columns.
         environment = {"COLUMNS": "160", **os.environ, "CUDA_VISIBLE_DEVICES": device}
-        # Ctrl-C comes to this process, which passes it on.
+        # A separate process group, so that only this process receives Ctrl-C, which it passes on.
         worker = Worker(environment, self.command, process_group=0)
         while (taken := self._take(device, worker)) is not None:
             number, group = taken
@@ -155,7 +155,10 @@ class DevicePool:
             worker.end()
 
     def _take(self, device: str, worker: Worker) -> tuple[int, Group] | None:
-        """The next group for a device: of its own model, else of a model that no device has, else the first."""
+        """Take the next group for a device, with its number; None if there are no more.
+
+        Prefers a group of the device's own model, then one of a model that no device has, then the first.
+        """
         with self._lock:
             if self._stopping or not self._waiting:
                 return None
@@ -172,12 +175,12 @@ class DevicePool:
     def _run(self, group: Group, worker: Worker, title: str, log: Path) -> Answer:
         """Run one group, in a second process if the first is killed.
 
-        What it writes to stderr, such as its progress, is printed.
+        Prints everything that the process writes to stderr, such as its progress.
         """
         with _opened(log) as file:
 
             def log_line(line: bytes) -> None:
-                with contextlib.suppress(OSError):  # an unwritable log must not lose samples
+                with contextlib.suppress(OSError):  # samples must not be lost if the log is not writable
                     file.write(line)
 
             def pass_on(line: bytes) -> None:
@@ -202,7 +205,7 @@ class DevicePool:
             self.console.print(text)
 
     def _stop(self) -> None:
-        """Terminate all running processes, and kill them if interrupted again; returns when none is left."""
+        """Terminate all running processes and wait for them to end; kill them if interrupted again."""
         try:
             if running := self._send(subprocess.Popen.terminate):
                 self.console.print("waiting for the processes to end; Ctrl-C kills them")
@@ -213,7 +216,7 @@ class DevicePool:
                 process.wait()
 
     def _send(self, signal_of: Callable[[subprocess.Popen], None]) -> list[subprocess.Popen]:
-        """Signal all running processes, and start no others; returns the signalled ones."""
+        """Signal all running processes, start no new ones, and return the signalled processes."""
         with self._lock:
             self._stopping = True
             processes = [worker.process for worker in self._workers.values()]
@@ -221,7 +224,7 @@ class DevicePool:
         for process in running:
             signal_of(process)
             if process.stdin:
-                process.stdin.close()  # no further group comes
+                process.stdin.close()  # there are no further groups
         return running
 
 
@@ -233,7 +236,7 @@ def _opened(log: Path) -> BinaryIO:
 
 
 def _end(code: int) -> str:
-    """How a process ended, by its exit code as `Popen` gives it."""
+    """Describe how a process ended, by its exit code as in `Popen.returncode`."""
     if code < 0:
         return f"killed by {signal.Signals(-code).name}"
     return f"exit code {code}" if code else "done"

@@ -1,4 +1,4 @@
-"""Make the jobs of a sweep from its configurations, and group them: a group runs in one process."""
+"""Create the jobs of a sweep from its configurations, and group them. Each group runs in one process."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -11,7 +11,7 @@ from evals.results.names import IMMATERIAL, differences
 
 @dataclass(frozen=True)
 class Group:
-    """The jobs of one model, evaluation and unit, such as a task."""
+    """The jobs of one model, evaluation and unit (for example a task)."""
 
     model: str
     eval: str
@@ -24,20 +24,23 @@ class Group:
 
     @property
     def configs(self) -> list[Mapping[str, Any]]:
-        """The configurations from which a process makes the same jobs."""
+        """The configurations from which a process creates the same jobs."""
         return [job.config for job in self.jobs]
 
 
 def sweep_jobs(configs: Sequence[Mapping[str, Any]]) -> list[Job]:
-    """The jobs of a sweep with unique names. Raises what `jobs_from` raises."""
+    """Return the jobs of a sweep with unique names. Raises the same errors as `jobs_from`."""
     return told_apart(jobs_from(configs))
 
 
 def told_apart(jobs: Sequence[Job]) -> list[Job]:
-    """The jobs; those of a model and evaluation with equal names get a suffix for what differs, such as `window=16`."""
+    """Return the jobs with unique names.
+
+    Jobs of the same model, evaluation and name get a suffix that says how they differ, such as `window=16`.
+    """
     alike: dict[tuple[str, str, str], dict[Job, list[int]]] = {}
     for place, job in enumerate(jobs):
-        # The full cache is one setting at every budget.
+        # The full cache is the same setting at every budget.
         members = alike.setdefault((job.model.name, job.eval.name, job.label), {})
         members.setdefault(replace(job, config={}), []).append(place)
     named = list(jobs)
@@ -52,15 +55,15 @@ def told_apart(jobs: Sequence[Job]) -> list[Job]:
 
 
 def _setting_of(job: Job) -> dict[str, Any]:
-    """The part of a job's configuration that distinguishes settings."""
+    """Return the part of a job's configuration that distinguishes settings."""
     left_out = IMMATERIAL if job.budget is not None else (*IMMATERIAL, "budget")
     return {name: value for name, value in job.config.items() if name not in left_out}
 
 
 def groups(jobs: Sequence[Job]) -> list[Group]:
-    """One group per model, evaluation and unit.
+    """Return one group per model, evaluation and unit.
 
-    Jobs with the same names stay together even if other settings differ, since they may share a folder, which only one
+    Jobs with the same names stay together even if other settings differ: they may share a folder, which only one
     process can lock.
     """
     by_place: dict[tuple[str, str, str], dict[Job, None]] = {}
@@ -71,7 +74,7 @@ def groups(jobs: Sequence[Job]) -> list[Group]:
 
 
 def _only(job: Job, settings: Mapping[str, Any]) -> Job:
-    """The job with these settings of its evaluation."""
+    """Return the job with these settings of its evaluation."""
     if not settings:
         return job
     node = {**job.config["eval"], **settings}

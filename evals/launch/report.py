@@ -1,4 +1,4 @@
-"""Report all groups that ran in separate processes."""
+"""Report the groups that ran in separate processes."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,12 +12,12 @@ from evals.launch.groups import Group
 from evals.running import outcome
 
 TAIL = 20
-"""The last lines of a failed group's log that are shown."""
+"""Number of lines shown from the end of a failed group's details or log."""
 
 
 @dataclass(frozen=True)
 class GroupRun:
-    """A group, its runner, log and end, and its entries; None if it ended without an answer."""
+    """A group, the name of its runner, its log, how it ended, and its entries (None if it ended without an answer)."""
 
     group: Group
     runner: str
@@ -34,12 +34,12 @@ def report(runs: Sequence[GroupRun], console: Console) -> None:
     entries: list[Entry] = []
     for run in runs:
         entries += _entries(run, console)
-    # The processes that ran the settings have sent them to the logger already.
+    # The processes that ran the settings have already sent them to the logger.
     outcome.show(entries, logger=None)
 
 
 def _entries(run: GroupRun, console: Console) -> list[Entry]:
-    """The outcome of the settings of one group; prints the end of its log if one failed."""
+    """Return the outcomes of the settings of one group. If one failed, print the details or the end of the log."""
     group = run.group
     if run.entries is not None:
         entries = [Entry(**entry) for entry in run.entries]

@@ -1,7 +1,7 @@
-"""A process that runs groups of jobs one by one and keeps the last model; `Worker` starts it and sends the groups.
+"""A process that runs groups of jobs one by one and keeps the last model. `Worker` starts it and sends the groups.
 
-An order is a line of JSON on stdin: the `configs` of the jobs, and the `log` for what they print. The answer is a line
-of JSON on stdout: the `entries` of the jobs (null if they did not finish), and the exit `code`. Progress and errors go
+An order is one line of JSON on stdin: the `configs` of the jobs, and the `log` for their output. The answer is one line
+of JSON on stdout: the `entries` of the jobs (null if they did not finish) and the exit `code`. Progress and errors go
 to stderr.
 """
 
@@ -19,12 +19,12 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 
-COMMAND = (sys.executable, "-P", "-m", "evals.launch.worker")  # -P: nothing is imported from the current folder
+COMMAND = (sys.executable, "-P", "-m", "evals.launch.worker")  # -P: import nothing from the current folder
 
 
 @dataclass(frozen=True)
 class Answer:
-    """The outcome of a group's jobs, and its exit code, or minus the signal that killed the process."""
+    """The outcome of a group's jobs. `code`: its exit code, or minus the signal that killed the process."""
 
     code: int
     entries: Sequence[Mapping[str, Any]] | None = None
@@ -33,7 +33,7 @@ class Answer:
 class Worker:
     """Runs groups in one process, which is started for the first group and again after it was killed.
 
-    `environment` replaces the one of this process; `start`: further arguments of `Popen`.
+    `environment` replaces the environment of this process; `start`: further arguments of `Popen`.
     """
 
     def __init__(self, environment: Mapping[str, str], command: Sequence[str] = COMMAND, **start: Any) -> None:
@@ -43,7 +43,7 @@ class Worker:
         self.process: subprocess.Popen | None = None
 
     def start(self) -> subprocess.Popen:
-        """The process, started if it does not run."""
+        """Return the process, starting it if it is not running."""
         if self.process is None:
             pipe, given = subprocess.PIPE, self._options
             self.process = subprocess.Popen(
@@ -52,9 +52,9 @@ class Worker:
         return self.process
 
     def run(self, configs: Sequence[Mapping[str, Any]], log: Path | None, passed_on: Callable[[bytes], None]) -> Answer:
-        """Run the jobs of these configurations. Their output is appended to `log`; without a log it goes to stderr.
+        """Run the jobs of these configurations. Their output is appended to `log`, or goes to stderr if `log` is None.
 
-        `passed_on` gets each line of stderr.
+        `passed_on` is called with each line of stderr.
         """
         process = self.start()
         assert process.stdin
@@ -62,17 +62,17 @@ class Worker:
             process.stdin.write(json.dumps({"configs": configs, "log": log and str(log)}).encode() + b"\n")
             process.stdin.flush()
         except (BrokenPipeError, ValueError):
-            pass  # it has ended since the last group; reading its answer below says so
+            pass  # the process has ended since the last group; reading its answer below detects this
         answer = _followed(process, passed_on)
         if answer is None:
             self.process = None
-            return Answer(process.wait() or -signal.SIGKILL)  # it never ends by itself
+            return Answer(process.wait() or -signal.SIGKILL)  # it never ends by itself, so code 0 counts as killed
         if answer["code"] > 128:  # ended by a signal
             self.end()
         return Answer(**answer)
 
     def end(self) -> None:
-        """End the process, which waits for the next group."""
+        """End the process while it waits for the next group."""
         if self.process and self.process.stdin:
             self.process.stdin.close()
             self.process.wait()
@@ -80,7 +80,7 @@ class Worker:
 
 
 def _followed(process: subprocess.Popen, passed_on: Callable[[bytes], None]) -> dict[str, Any] | None:
-    """Pass on what a process writes to stderr until it answers; returns the answer, or None if it ends without one."""
+    """Pass on stderr until the process answers; return the answer, or None if the process ends without one."""
     assert process.stdout
     assert process.stderr
     answers, errors = process.stdout.fileno(), process.stderr.fileno()
@@ -88,7 +88,7 @@ def _followed(process: subprocess.Popen, passed_on: Callable[[bytes], None]) -> 
     rest = b""
 
     def drained() -> bool:
-        """Pass on all lines that can be read; returns whether stderr has ended."""
+        """Pass on all lines that can be read, and return whether stderr is closed."""
         nonlocal rest
         try:
             while chunk := os.read(errors, 1 << 16):
@@ -108,14 +108,14 @@ def _followed(process: subprocess.Popen, passed_on: Callable[[bytes], None]) -> 
             if errors in ready and drained():
                 pipes.unregister(errors)
     line = process.stdout.readline()
-    drained()  # an answer comes after all that the group has written
+    drained()  # the answer comes after all output of the group
     if rest:
         passed_on(rest)
     return json.loads(line) if line.endswith(b"\n") else None
 
 
 def main() -> None:
-    """Answer the orders on stdin until it ends."""
+    """Answer the orders on stdin until it is closed."""
     from evals.console import outputs_never_fail
     from evals.running.loading import keep_last_model
 
@@ -139,7 +139,7 @@ def main() -> None:
 
 
 def answered(configs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Run the jobs of these configurations and print their report; returns the answer."""
+    """Run the jobs of these configurations, print their report, and return the answer."""
     answer: dict[str, Any] = {"code": 0, "entries": None}
     try:
         from evals.console import one_sentence_endings, signals_as_interrupts

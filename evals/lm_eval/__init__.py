@@ -1,1 +1,1 @@
-"""lm-evaluation-harness over a compressed cache."""
+"""Run lm-evaluation-harness with a compressed cache."""

@@ -1,4 +1,4 @@
-"""lm-evaluation-harness over a compressed cache: `python -m evals lm-eval --tasks <task> method=snapkv budget=256`."""
+"""Run lm-eval's tasks with a compressed cache: `python -m evals lm-eval --tasks <task> method=snapkv budget=256`."""
 
 import argparse
 import json
@@ -14,11 +14,11 @@ from evals.compose import job
 from evals.job import Job
 
 TAKEN = ("model", "method", "budget", "calibration", "prefill_chunk", "observation", "protocol")
-"""The settings of `run.py` that apply here; tasks, lengths and limits are lm-eval's."""
+"""Settings of `run.py` that apply here. Tasks, lengths and limits are options of lm-eval."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run lm-eval's tasks with one method at one budget; prints its table, and writes its JSON to --output_path.
+    """Run lm-eval's tasks with one method at one budget, print its table, and write its JSON to --output_path.
 
     Raises `UserError`.
     """
@@ -30,7 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """The command line; its options have lm-eval's names and meanings."""
+    """Parse the command line. The options have lm-eval's names and meanings."""
     parser = argparse.ArgumentParser(prog="python -m evals lm-eval", description=__doc__)
     parser.add_argument("--tasks", required=True, help="names or patterns of tasks, separated by commas")
     parser.add_argument("--include_path", help="a directory of further tasks")
@@ -56,7 +56,7 @@ def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def setting(overrides: Sequence[str]) -> Job:
-    """The job of these settings. Raises `UserError` for those that lm-eval's tasks do not have."""
+    """Return the job of these settings. Raises `UserError` for settings that do not apply to lm-eval's tasks."""
     for override in overrides:
         name = override.lstrip("+~").partition("=")[0]
         if name.partition(".")[0].partition("/")[0] not in TAKEN:
@@ -102,11 +102,11 @@ def evaluate(chosen: Job, options: argparse.Namespace) -> None:
 
 
 def tasks_of(options: argparse.Namespace) -> tuple[Any, list[str]]:
-    """lm-eval's tasks, and the names of those that were asked for. Raises `UserError` for one that does not exist."""
+    """Return lm-eval's task manager and the names of the requested tasks. Raises `UserError` for an unknown task."""
     from lm_eval.tasks import TaskManager
 
     patterns, chosen = options.tasks.split(","), {}
-    # Reading lm-eval's own 14,000 tasks takes long, and plain tasks of --include_path do without.
+    # Try without lm-eval's own 14,000 tasks, which take long to read: tasks of --include_path may not need them.
     for defaults in [False, True] if options.include_path else [True]:
         manager = TaskManager(
             include_path=options.include_path, include_defaults=defaults, metadata=options.metadata or None
@@ -120,7 +120,7 @@ def tasks_of(options: argparse.Namespace) -> tuple[Any, list[str]]:
 
 
 def model_of(chosen: Job) -> Any:
-    """The job's model with its method, as lm-eval takes it."""
+    """Return the job's model with its method, as lm-eval takes it."""
     from compresskv.models import load
     from evals.lm_eval.model import CompressedLM
     from evals.running.methods import build_method

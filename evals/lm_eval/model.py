@@ -1,4 +1,4 @@
-"""A model of lm-evaluation-harness whose contexts are compressed before anything is generated or scored after them."""
+"""A model for lm-evaluation-harness that compresses each context before generating or scoring the text after it."""
 
 import logging
 from collections.abc import Iterator, Sequence
@@ -38,7 +38,7 @@ from evals.running.described import describe
 logger = logging.getLogger(__name__)
 
 ALONE = ("num_beams", "num_return_sequences", "num_beam_groups")
-"""Arguments of generation that ask for more than one sequence at a time."""
+"""Arguments of generation that request more than one sequence at a time."""
 
 SET_HERE = ("max_length", "use_cache", "past_key_values", "stopping_criteria", "input_ids", "prefill_chunk_size")
 """Arguments of generation that the harness sets."""
@@ -48,13 +48,13 @@ Pair = tuple[tuple[str, str], list[int], list[int]]
 
 
 class CompressedLM(HFLM):
-    """lm-eval's own Hugging Face model, `HFLM`, over a cache in which each request's context is compressed.
+    """lm-eval's Hugging Face model, `HFLM`, with a cache that compresses each request's context.
 
     Token ids at the border of context and continuation, truncation from the left, stop strings and the checkpoint's
-    generation config are HFLM's; chat templates are rendered as `compresskv.chat` does, with HFLM's
-    `chat_template_args` as their variables. `method`, `budget` and `calibration` as `compressed` takes them;
-    `prefill_chunk` in tokens; `attention`: "sdpa" or "flash_attention_2", None: the latter if the model uses it.
-    `options` are HFLM's. Raises `UserError` for a model, a budget or a batch size that eviction does not serve.
+    generation config work as in HFLM. Chat templates are rendered as in `compresskv.chat`, with HFLM's
+    `chat_template_args` as their variables. `method`, `budget` and `calibration` are as in `compressed`;
+    `prefill_chunk` is in tokens; `attention` is a backend (None: the best for the model).
+    `options` are HFLM's. Raises `UserError` for a model, a budget or a batch size that eviction does not support.
     """
 
     def __init__(
@@ -82,12 +82,12 @@ class CompressedLM(HFLM):
         self.prefill_chunk = prefill_chunk
         self.attention = attention
         self.realised: list[float] = []
-        """Mean number of tokens kept per layer and KV head, of each context that was compressed."""
+        """Mean number of tokens kept per layer and KV head, for each context that was compressed."""
         self.kept_whole = 0
 
     @contextmanager
     def compressed_cache(self, length: int) -> Iterator[LayerwiseCache]:
-        """A cache for one context of `length` tokens; afterwards, what it kept is counted."""
+        """Provide a cache for one context of `length` tokens; on exit, record how much it kept."""
         method, budget = self.setting.method, self.setting.budget
         with compressed(
             self.model, method, budget, backend=self.attention, generation_config="honoured", prompt_length=length
@@ -96,8 +96,11 @@ class CompressedLM(HFLM):
         self._count(cache.kept, length)
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
-        """The messages in the model's template, with its fixed date; without the system's, and a warning, where the
-        template takes none, as in HFLM. Raises `UserError` for a template that fails."""
+        """Render the messages with the model's chat template, with its fixed date.
+
+        As in HFLM, if the template does not accept a system message, that message is left out with a warning. Raises
+        `UserError` for a template that fails.
+        """
         without = [message for message in chat_history if message["role"] != "system"]
         try:
             return rendered(chat_history, self.tokenizer, self.chat_template_args, not add_generation_prompt)
@@ -108,7 +111,10 @@ class CompressedLM(HFLM):
         return rendered(without, self.tokenizer, self.chat_template_args, not add_generation_prompt)
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
-        """HFLM's. Raises `UserError` for arguments of generation that leave no room for a context, or do not fit it."""
+        """Generate as HFLM does.
+
+        Raises `UserError` for arguments of generation that leave no room for a context or are not supported here.
+        """
         for task, given in {
             (request.task_name, repr(request.args[1])): request.args[1] for request in requests
         }.items():
@@ -151,9 +157,9 @@ class CompressedLM(HFLM):
             )
 
     def _model_generate(self, context: Tensor, max_length: int, stop: list[str], **options: Any) -> Tensor:
-        """HFLM's, with the cache: context [1, tokens] -> context and new tokens [1, *].
+        """Generate as HFLM does, with the cache: context [1, tokens] -> context and new tokens [1, *].
 
-        An empty context becomes the token that stands for one in log-likelihoods, which is not returned.
+        An empty context is replaced by HFLM's prefix token, as in log-likelihoods; this token is not returned.
         """
         empty = context.shape[1] == 0
         if empty:
@@ -169,10 +175,11 @@ class CompressedLM(HFLM):
     def _loglikelihood_tokens(
         self, requests: list[Pair], disable_tqdm: bool = False, override_bs: int | None = None
     ) -> list[tuple[float, bool]]:
-        """For each request, the log-likelihood in nats of its continuation, and whether that is the greedy one.
+        """Return the log-likelihood in nats of each request's continuation, and whether it is the greedy continuation.
 
-        A context is compressed once for all its continuations; where RoPE depends on the length, for all of the same
-        RoPE, which is that of the context with its continuation. Raises `UserError` for a continuation without tokens.
+        A context is compressed once for all its continuations. If RoPE depends on the length, it is compressed once for
+        all continuations with the same RoPE, that of the context with its continuation. Raises `UserError` for a
+        continuation without tokens or longer than the model's window.
         """
         places: dict[tuple[tuple[int, ...], tuple[int, ...]], list[int]] = {}
         self._warn_of_single_tokens([continuation for _, _, continuation in requests])
@@ -192,7 +199,7 @@ class CompressedLM(HFLM):
         return [answers[place] for place in range(len(requests))]
 
     def _truncated(self, texts: tuple[str, str], context: list[int], continuation: list[int]) -> tuple[int, ...]:
-        """The context, cut from the left so that all but the continuation's last token fit the model's window."""
+        """Cut the context from the left, so that all but the continuation's last token fit the model's window."""
         if not 0 < len(continuation) <= self.max_length:
             raise UserError(
                 "continuation",
@@ -217,7 +224,7 @@ class CompressedLM(HFLM):
 
     @torch.no_grad()
     def _scored(self, context: Sequence[int], continuations: Sequence[list[int]]) -> list[tuple[float, bool]]:
-        """The log-likelihood of each continuation after `context`, and whether greedy decoding gives it.
+        """Return the log-likelihood of each continuation after `context`, and whether greedy decoding generates it.
 
         The context is prefilled and compressed once; the continuations are the rows of a batch.
         """
@@ -234,7 +241,7 @@ class CompressedLM(HFLM):
                 part = [torch.tensor(tokens, device=self.device) for tokens in continuations[start : start + together]]
                 logits = prompt.logits.expand(len(part), 1, -1)
                 if longest:
-                    given = pad_sequence([tokens[:-1] for tokens in part], batch_first=True)  # nothing sees the padding
+                    given = pad_sequence([tokens[:-1] for tokens in part], batch_first=True)  # padding is not attended
                     cache = decode_cache(prompt, [kept] * len(part), longest)
                     logits = torch.cat([logits, forward_given(self.model, given, len(part), cache, length)], 1)
                 for row, tokens in zip(logits.log_softmax(-1), part, strict=True):
@@ -244,7 +251,7 @@ class CompressedLM(HFLM):
         return answers
 
     def _count(self, kept: Kept, length: int) -> None:
-        """Note how much of a context of `length` tokens was kept."""
+        """Record how much of a context of `length` tokens was kept."""
         heads = list(chain.from_iterable(counts(kept))) or [length]  # all layers may have sliding windows
         self.realised.append(sum(heads) / len(heads))
         self.kept_whole += min(heads) == length
@@ -259,7 +266,7 @@ class CompressedLM(HFLM):
         )
 
     def get_model_info(self) -> dict[str, Any]:
-        """HFLM's, with the method, the budget and what was really kept, for `results["config"]`."""
+        """Return HFLM's info with the method, the budget and the tokens kept, for `results["config"]`."""
         return super().get_model_info() | {
             "method": self.method_in_full,
             "budget": written(self.setting.budget),
@@ -275,6 +282,6 @@ class CompressedLM(HFLM):
 
     @property
     def summary(self) -> str:
-        """What was really kept, for a reader of the scores."""
+        """How much was actually kept, as a sentence for readers of the scores."""
         kept = "–" if self.realised_budget is None else f"{self.realised_budget:.1f}"
         return f"{len(self.realised)} contexts, {self.kept_whole} of them whole, {kept} tokens kept on average"

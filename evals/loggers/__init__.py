@@ -1,1 +1,1 @@
-"""Loggers send results to a service; the local files remain authoritative (`evals.job.Logger`)."""
+"""Loggers, which send results to a service. The local files remain authoritative (`evals.job.Logger`)."""

@@ -1,7 +1,7 @@
 """`python -m evals results push-wandb [<results>] [logger.mode=offline …]`: send finished results to W&B later.
 
-The runs are those of `logger=wandb`: a setting's run has the same id, so sending it again continues it. The other words
-are settings of the logger, as for run.py.
+The runs are the same as with `logger=wandb`: a setting's run has the same id, so sending it again continues it. Other
+words are settings of the logger, as for run.py.
 """
 
 import sys
@@ -16,7 +16,7 @@ from evals.results.record import records
 
 
 def push(words: Sequence[str]) -> int:
-    """Send every finished setting and measurement of a results folder; returns the exit code.
+    """Send every finished setting and measurement of a results folder, and return the exit code.
 
     Raises `UserError` if nothing is finished, and for unknown settings of the logger.
     """

@@ -1,4 +1,4 @@
-"""Weights & Biases."""
+"""Log results to Weights & Biases."""
 
 import hashlib
 import json
@@ -35,20 +35,20 @@ COLUMNS = (
     *("prompt_tokens", "prompt_tail", "prediction", "kept", "realised_budget"),
     *(*FIDELITY, "kl_per_token", "prompt_sha256"),
 )
-"""Fields in the table of samples, after those of the evaluation and before the scores."""
+"""Sample fields in the table of samples, after the fields of the evaluation and before the scores."""
 
 MEASURED = ("score", "n", "realised_budget", "cache_bytes", "total_cache_bytes", "uncompressed", "truncated", "failed")
-"""The numbers of a summary that are logged unchanged."""
+"""Summary numbers that are logged unchanged."""
 
 ABOUT = ("dtype", "backend", "model_fingerprint", "method_in_full", "prompt")
-"""Fields of a summary that describe its setting."""
+"""Summary fields that describe the setting."""
 
 
 @dataclass(frozen=True)
 class WandbLogger(Logger):
-    """One W&B run per setting, with its summary, samples, configuration and files, and one overview run per command.
+    """Logs one W&B run per setting, with summary, samples, configuration and files, and one overview run per command.
 
-    The overview has a table of all settings and the figures. Ids follow from the settings, so a resumed command
+    The overview has a table of all settings and the figures. Ids are derived from the settings, so a resumed command
     continues its runs. While a command runs, a separate run shows its progress.
     """
 
@@ -81,7 +81,7 @@ class WandbLogger(Logger):
     def watched(self, jobs: "Sequence[Job]") -> Iterator[Report]:
         import wandb
 
-        settings = list(dict.fromkeys(job.label for job in jobs))  # the full cache is one setting at all budgets
+        settings = list(dict.fromkeys(job.label for job in jobs))  # the full cache is the same setting at all budgets
         try:
             run = self._opened(
                 id=progress_id(jobs),
@@ -99,7 +99,7 @@ class WandbLogger(Logger):
             yield lambda title, done, total: run.log({"task": title, "prompts": done, "of": total})
 
     def _opened(self, tags: Sequence[str], **about: Any) -> "wandb.Run":
-        """A new run, or the existing one with this id. W&B prints nothing."""
+        """Open a new run, or the existing one with this id. W&B prints nothing."""
         import wandb
 
         Path(self.directory).mkdir(parents=True, exist_ok=True)
@@ -139,7 +139,7 @@ class WandbLogger(Logger):
             self._log_overview(named, figures)
 
     def _log_overview(self, named: Mapping[Record, Name], figures: Sequence[Path]) -> None:
-        """A run with a table of all settings, and the figures."""
+        """Log a run with a table of all settings, and the figures."""
         import wandb
 
         first = next(iter(named))
@@ -159,7 +159,7 @@ class WandbLogger(Logger):
                 print(f"W&B: {run.url}", file=sys.stderr)
 
     def log_measurements(self, measurements: Sequence[Measurement]) -> None:
-        """One run each: its tables, its figures, and the file itself as an artifact."""
+        """Log one run per measurement: its tables, its figures, and the file itself as an artifact."""
         import wandb
 
         for measurement in measurements:
@@ -186,7 +186,7 @@ class WandbLogger(Logger):
 
 
 def progress_id(jobs: "Sequence[Job]") -> str:
-    """An id that is the same if the command is repeated, also in another folder."""
+    """Return an id that stays the same if the command is repeated, even in another folder."""
     settings = [{key: value for key, value in job.config.items() if key not in ("paths", "logger")} for job in jobs]
     return f"progress-{_hash(json.dumps(settings, sort_keys=True, default=str))}"
 
@@ -196,31 +196,37 @@ def _hash(name: str) -> str:
 
 
 def run_id(record: Record) -> str:
-    """An id that follows from the setting alone."""
-    # From the folder, since displayed names may change.
+    """Return an id that depends only on the setting."""
+    # Derived from the folder, since displayed names may change.
     budget = None if record.budget is None else str(record.budget)
     return safe_id("-".join(filter(None, (*record.path.parts[-6:-1], budget, record.digest))))
 
 
 def safe_id(name: str) -> str:
-    """The end of `name` as an id that W&B accepts; with a hash of the whole name if the id differs from it."""
+    """Return the end of `name` as an id that W&B accepts.
+
+    If the id differs from the end of `name`, it gets a hash of the whole name.
+    """
     end = name[-128:]
     safe = re.sub("[:;,#?/']", "-", visible(end)).strip()
     return end if safe == end else f"{safe[-119:].lstrip()}-{hashlib.sha256(visible(name).encode()).hexdigest()[:8]}"
 
 
 def artifact_name(name: str) -> str:
-    """`name` as a name of an artifact that W&B accepts: only letters, digits and - _ ."""
+    """Return `name` as an artifact name that W&B accepts: only letters, digits, `-`, `_` and `.`."""
     return re.sub(r"[^\w.-]", "-", name, flags=re.ASCII)[-128:]
 
 
 def tags(record: Record) -> list[str]:
-    """Model, evaluation, task, protocol and method, to filter by."""
+    """Return model, evaluation, task, protocol and method, to filter by."""
     return [str(getattr(record, field)) for field in NAMED if field != "budget"]
 
 
 def configuration(record: Record) -> dict[str, Any]:
-    """The resolved configuration, the names of the setting, and its environment: columns of W&B's tables."""
+    """Return the resolved configuration, the names of the setting, and its environment.
+
+    These become columns of W&B's tables.
+    """
     summary = record.summary or {}
     about = {field: summary[field] for field in ABOUT if field in summary}
     # `model`, `eval`, `protocol` and `method` are nodes of the configuration, so their names are in the node `setting`.
@@ -229,7 +235,7 @@ def configuration(record: Record) -> dict[str, Any]:
 
 
 def measured(summary: Mapping[str, Any]) -> dict[str, Any]:
-    """The numbers of a summary without nesting: all scores and fidelity by name, and the two bounds of intervals."""
+    """Return the numbers of a summary without nesting: scores and fidelity by name, and the bounds of intervals."""
     numbers = {field: summary[field] for field in MEASURED if field in summary}
     numbers |= summary.get("scores", {})
     numbers |= _bounds("score", summary.get("interval"))
@@ -239,16 +245,16 @@ def measured(summary: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def overview(named: Mapping[Record, Name]) -> tuple[list[str | int], list[list[Any]]]:
-    """Columns and rows of the table of settings: their names and numbers."""
+    """Return columns and rows of the table of settings, with their names and numbers."""
     rows = [{"name": str(name), **_place(record), **measured(record.summary or {})} for record, name in named.items()]
-    if any(isinstance(row["budget"], str) for row in rows):  # a share; a W&B column has one type
+    if any(isinstance(row["budget"], str) for row in rows):  # a share of the prompt is text; a W&B column has one type
         rows = [row | {"budget": None if row["budget"] is None else str(row["budget"])} for row in rows]
     columns: list[str | int] = list(dict.fromkeys(column for row in rows for column in row))
     return columns, [[row.get(str(column)) for column in columns] for row in rows]
 
 
 def means(records: Sequence[Record]) -> Iterator[tuple[str, tuple[list[str], list[list[Any]]]]]:
-    """The tables of every model and evaluation, by their heading: columns, and a row for each setting."""
+    """Yield the tables of every model and evaluation by heading: columns, and a row for each setting."""
     for of_evaluation in groups_of([sound(record)[0] for record in records]):
         for table in hook(of_evaluation[0].kind, "tables")(of_evaluation):
             rows = [
@@ -259,7 +265,7 @@ def means(records: Sequence[Record]) -> Iterator[tuple[str, tuple[list[str], lis
 
 
 def samples(record: Record) -> tuple[list[str | int], list[list[Any]]]:
-    """Columns and rows of the table of samples. Lists are written as text, since a W&B column has one type."""
+    """Return columns and rows of the table of samples. Lists become text, since a W&B column has one type."""
     lines = record.covered
     known = set().union(*lines)
     own = dict.fromkeys(field for line in lines for field in own_fields(line))

@@ -1,4 +1,4 @@
-"""Task scores, category averages and the average of 16 tasks from sample scores, with confidence intervals."""
+"""Aggregate sample scores into task scores, category averages and the average of 16 tasks, with intervals."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,10 +16,10 @@ BY_CATEGORY = {category: (category,) for category in CATEGORIES}
 
 @dataclass(frozen=True)
 class TaskScore:
-    """One task's result: `samples` 0 to 1, `score` and `official` 0 to 100 with two decimals.
+    """Result of one task: `samples` 0 to 1, `score` and `official` 0 to 100 with two decimals.
 
-    `overflow`: samples with a ROUGE pair that may exceed the official recursion limit; `official`: the score with those
-    pairs at 0. `check` is None if the rows could not be compared with the official ones.
+    `overflow`: number of samples with a ROUGE pair that may exceed the official recursion limit. `official`: the score
+    with those pairs at 0. `check` is None if the rows could not be compared with the official ones.
     """
 
     task: Task
@@ -31,12 +31,12 @@ class TaskScore:
 
     @property
     def counted(self) -> int:
-        """How many samples are official rows, as far as known."""
+        """Number of samples that are official rows, as far as known."""
         return max(len(self.samples) - (self.check.mismatching if self.check else 0), 0)
 
     @property
     def problem(self) -> str:
-        """Why this is not a score on the official test set; "" if it is."""
+        """Reason why this is not a score on the official test set; "" if it is one."""
         n, official = len(self.samples), self.task.n
         foreign = self.check.mismatching if self.check else 0
         if n < official:
@@ -48,7 +48,7 @@ class TaskScore:
 
 
 def task_score(task: Task, samples: Sequence[SampleScore], check: RowCheck | None = None) -> TaskScore:
-    """Aggregate at least one sample."""
+    """Aggregate the scores of a task's samples, at least one."""
     return TaskScore(
         task=task,
         samples=tuple(sample.score for sample in samples),
@@ -60,7 +60,7 @@ def task_score(task: Task, samples: Sequence[SampleScore], check: RowCheck | Non
 
 
 def interval(score: TaskScore) -> tuple[float, float] | None:
-    """95 % percentile bootstrap interval, 0 to 100, of a task score; None for a single sample."""
+    """Compute the 95 % percentile bootstrap interval, 0 to 100, of a task score; None for a single sample."""
     return statistics.interval([100 * sample for sample in score.samples])
 
 
@@ -70,11 +70,11 @@ def averages(
     official: Mapping[str, int] | None = None,
     groups: Mapping[str, Sequence[str]] = BY_CATEGORY,
 ) -> dict[str, Cell]:
-    """The means of each of the `groups` of categories, and of the 16 English tasks.
+    """Average over each of the `groups` of categories, and over the 16 English tasks.
 
-    Each is the unweighted mean of rounded task scores, as in published tables. `values`: of the samples by task, of
-    which `counted` are official; `official`: rows of a task, if not the usual number. A mean is partial unless it
-    covers all official rows of all its tasks; a group without any task is left out.
+    Each average is the unweighted mean of rounded task scores, as in published tables. `values`: sample values by task;
+    `counted`: how many of them are official; `official`: number of rows of a task, if not the usual number. An average
+    is partial unless it covers all official rows of all its tasks. Groups without any task are left out.
     """
     rows = {task: TASKS[task].n for task in ENGLISH} | dict(official or {})
     wanted = {name: [task for task in ENGLISH if TASKS[task].category in of] for name, of in groups.items()}
@@ -87,7 +87,7 @@ def averages(
 
 
 def averages_of(scores: Mapping[str, TaskScore]) -> dict[str, Cell]:
-    """`averages` of task scores."""
+    """Compute `averages` from task scores."""
     values = {
         task: {(str(place), ""): 100 * sample for place, sample in enumerate(score.samples)}
         for task, score in scores.items()

@@ -1,4 +1,4 @@
-"""The official data.zip: download at a pinned revision, check, unpack safely."""
+"""Download the official data.zip at a pinned revision, check it, and unpack it safely."""
 
 import hashlib
 import io
@@ -23,7 +23,7 @@ LARGEST_ARCHIVE = 4 << 30  # bytes unpacked; the official one has well under 1 G
 
 
 def download(repository: str = HUB_REPOSITORY, revision: str = HUB_REVISION) -> Path:
-    """Path of `data.zip` in the Hugging Face cache, downloaded if it is missing.
+    """Return the path of `data.zip` in the Hugging Face cache, and download it if it is missing.
 
     Raises `UserError` within seconds if the hub cannot be reached, and at once under HF_HUB_OFFLINE.
     """
@@ -33,10 +33,10 @@ def download(repository: str = HUB_REPOSITORY, revision: str = HUB_REVISION) -> 
     file = {"filename": "data.zip", "repo_type": "dataset", "revision": revision}
     try:
         if not hub.try_to_load_from_cache(repository, **file) and not constants.HF_HUB_OFFLINE:
-            # A single request: the download itself would retry for half a minute.
+            # Try a single request first: the download itself would retry for half a minute.
             hub.get_hf_file_metadata(hub.hf_hub_url(repository, **file), timeout=HUB_TIMEOUT)
         return Path(hub.hf_hub_download(repository, "data.zip", repo_type="dataset", revision=revision))
-    except Exception as error:  # of many unrelated types: no network, no such revision, no access, ...
+    except Exception as error:  # many unrelated types: no network, no such revision, no access, ...
         raise UserError(
             "eval.data",
             "give it a local copy",
@@ -46,7 +46,7 @@ def download(repository: str = HUB_REPOSITORY, revision: str = HUB_REVISION) -> 
 
 
 def reason(error: Exception) -> str:
-    """Why a download failed, in short."""
+    """Return a short reason why a download failed."""
     from huggingface_hub import constants
     from huggingface_hub.errors import LocalEntryNotFoundError, OfflineModeIsEnabled
 
@@ -56,10 +56,10 @@ def reason(error: Exception) -> str:
 
 
 def unpack(archive: Path, cache: Path, expected_sha256: str | None = None) -> Path:
-    """Unpack the archive's *.jsonl files into `cache`/<sha256>/ and return that folder; done once for each content.
+    """Unpack the archive's *.jsonl files into `cache`/<sha256>/, once for each content, and return that folder.
 
-    The archive's folders are dropped. Raises `UserError`, and unpacks nothing, for a wrong sha256, a damaged or
-    truncated archive, and a member outside the folder (absolute, "..", link).
+    The archive's folder structure is dropped. Raises `UserError`, and unpacks nothing, for a wrong sha256, a damaged or
+    truncated archive, and a member that would land outside the folder (absolute path, "..", link).
     """
     content = read_once(archive, "eval.data")
     digest = hashlib.sha256(content).hexdigest()
@@ -87,9 +87,9 @@ def _unusable(archive: Path, why: str, fix: str = "download it again") -> UserEr
 
 @contextmanager
 def new_folder(target: Path) -> Iterator[Path]:
-    """A folder to write into, which is renamed to `target` at the end of the block, or deleted on an error.
+    """Yield a folder to write into; it is renamed to `target` at the end of the block, or deleted on an error.
 
-    Raises `UserError` if the disk refuses it.
+    Raises `UserError` if the file system refuses to write or rename it.
     """
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -98,7 +98,7 @@ def new_folder(target: Path) -> Iterator[Path]:
             complete.mkdir()
             yield complete
             try:
-                # Renaming is atomic; a folder of another process has the same files.
+                # Renaming is atomic. If another process made the folder first, it has the same files.
                 os.rename(complete, target)
             except OSError:
                 if not target.is_dir():
@@ -122,7 +122,7 @@ def _extract(archive: Path, content: bytes, folder: Path) -> None:
                 archive, f"its content is larger than {LARGEST_ARCHIVE >> 30} GiB", "give LongBench's archive"
             )
         paths = [PurePosixPath(member.filename) for member in members]
-        # Files of other programs begin with a dot, such as "__MACOSX/._qasper.jsonl".
+        # Skip files of other programs, which begin with a dot, such as "__MACOSX/._qasper.jsonl".
         wanted = [
             (member, path.name)
             for member, path in zip(members, paths, strict=True)

@@ -16,10 +16,11 @@ from evals.longbench.tasks import select_tasks
 
 @dataclass(frozen=True)
 class LongBench(SampledEvaluation):
-    """`data`: hub, a zip, or a directory; `tasks`: english, all21, or names; `limit`: only the first rows of each task.
+    """Settings of LongBench.
 
-    `max_length`: tokens of prompt and answer, null: as the protocol's `longbench_truncation` says. `sha256` of an
-    archive, `revision` of the hub's repository; null: the pinned ones.
+    `data`: hub, a zip, or a directory. `tasks`: english, all21, or names. `limit`: number of rows to use from the start
+    of each task. `max_length`: maximum tokens of prompt and answer; null follows the protocol's `longbench_truncation`.
+    `sha256`: checksum of an archive; `revision`: revision of the hub repository; null uses the pinned ones.
     """
 
     data: PathText
@@ -34,7 +35,7 @@ class LongBench(SampledEvaluation):
 
     @cached_property
     def folder(self) -> Path:
-        """The folder of task.jsonl files behind `data`."""
+        """Folder of task.jsonl files that `data` refers to."""
         return open_source(self.data, sha256=self.sha256, revision=self.revision)
 
     def check(self) -> None:

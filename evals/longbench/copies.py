@@ -1,10 +1,10 @@
 """Convert LongBench copies of the library `datasets`: folders of `save_to_disk`, parquet files, or hub datasets.
 
-Copies are converted to task.jsonl files of the official shape, once for each content. Copies for other tools split the
-prompt: kvpress's (Xnhyacinth/LongBench) has the template up to the question in `context`, then `question`, and the end
-in `answer_prefix`. The official template splits them into the official fields again.
+Copies are converted to task.jsonl files in the official format, once for each content. Copies for other tools split the
+prompt: in kvpress's (Xnhyacinth/LongBench), `context` has the template up to the question, `question` follows, and
+`answer_prefix` has the end. The official template is used to recover the official fields.
 
-Every row is compared with the official index by its answers and length, and in the English tasks by its number of
+Every row is compared with the official index by its answers and length, and in the English tasks also by its number of
 words. A row that differs gets a number that no official row has, so that it is never scored as an official row.
 """
 
@@ -27,14 +27,14 @@ Row = dict[str, Any]
 
 
 def is_copy(path: Path) -> bool:
-    """Whether `path` is a parquet file, or a folder that contains one, or the files of `save_to_disk`."""
+    """Return whether `path` is a parquet file, or a folder with parquet files or the files of `save_to_disk`."""
     if path.is_file():
         return path.suffix == ".parquet"
     return bool(_below(path, "*.parquet") or _below(path, "state.json"))
 
 
 def convert(path: Path, cache: Path) -> Path:
-    """The folder of task.jsonl files with the rows of the copy at `path`; written once for each content.
+    """Convert the copy at `path` to a folder of task.jsonl files, once for each content, and return the folder.
 
     Raises `UserError` with file and row for unreadable data, and if no row belongs to a LongBench task.
     """
@@ -62,7 +62,7 @@ def convert(path: Path, cache: Path) -> Path:
 
 
 def download(repository: str, revision: str | None = None) -> Path:
-    """The folder of a hub dataset's data files, downloaded if the hub's cache lacks them.
+    """Download the data files of a hub dataset unless they are in the hub's cache, and return their folder.
 
     Raises `UserError` within seconds if the hub cannot be reached, and at once under HF_HUB_OFFLINE.
     """
@@ -75,7 +75,7 @@ def download(repository: str, revision: str | None = None) -> Path:
     if not constants.HF_HUB_OFFLINE:
         try:
             info = hub.HfApi().dataset_info(repository, revision=revision, timeout=archive.HUB_TIMEOUT)
-        except Exception as error:  # of many unrelated types; the cache may have an earlier copy
+        except Exception as error:  # many unrelated types; the cache may have an earlier copy
             unreachable = error
         else:
             names = [Path(file.rfilename) for file in info.siblings or []]
@@ -93,7 +93,7 @@ def download(repository: str, revision: str | None = None) -> Path:
 
 
 def _tables(path: Path) -> Iterator[Path]:
-    """The parquet files and folders of `save_to_disk` at or below `path`, only of the test split if there is one."""
+    """Yield the parquet files and `save_to_disk` folders at or below `path`; only the test split if one exists."""
     if path.is_file():
         yield path
         return
@@ -106,7 +106,7 @@ def _tables(path: Path) -> Iterator[Path]:
 
 
 def _below(folder: Path, pattern: str) -> list[Path]:
-    """Files at most three folders below: copies have at most <data>/<task>/<split>/."""
+    """Return matching files at most three folders deep: copies have at most <data>/<task>/<split>/."""
     found: list[Path] = []
     for depth in range(4):
         found += folder.glob("*/" * depth + pattern)
@@ -114,14 +114,14 @@ def _below(folder: Path, pattern: str) -> list[Path]:
 
 
 def _files(table: Path) -> dict[str, bytes]:
-    """The content of a parquet file, or of the files in a folder of `save_to_disk`, by name."""
+    """Read a parquet file, or the files in a `save_to_disk` folder; returns their content by name."""
     if table.is_file():
         return {table.name: read_once(table, "eval.data")}
     return {file.name: read_once(file, "eval.data") for file in sorted(table.iterdir()) if not file.is_dir()}
 
 
 def _rows(table: Path, contents: Mapping[str, bytes]) -> list[Row]:
-    """The rows of the files that `_files` has read."""
+    """Parse the rows of the files that `_files` has read."""
     import pyarrow  # type: ignore[import-untyped]
     from pyarrow import parquet
 
@@ -137,7 +137,7 @@ def _rows(table: Path, contents: Mapping[str, bytes]) -> list[Row]:
                 raise ValueError(f"{name} is missing")
             rows += pyarrow.ipc.open_stream(contents[name]).read_all().to_pylist()
         return rows
-    except Exception as error:  # of many unrelated types
+    except Exception as error:  # many unrelated types
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(
             "eval.data", "copy it again", value=table, why=f"cannot be read as a dataset ({reason})"
@@ -154,7 +154,7 @@ def _digest(files: Mapping[Path, Mapping[str, bytes]]) -> str:
 
 
 def _task_name(table: Path, row: Mapping[str, Any]) -> str:
-    """The task of a row, from its column, or else from the name of the file or folder."""
+    """Return the task of a row: from its column, or else from the name of the file or folder."""
     for column in ("task", "dataset"):
         if isinstance(row.get(column), str):
             return row[column]
@@ -163,7 +163,7 @@ def _task_name(table: Path, row: Mapping[str, Any]) -> str:
 
 
 def _write(folder: Path, task: Task, rows: list[tuple[str, Row]]) -> None:
-    """Write the task's file."""
+    """Write the rows of a task to its task.jsonl file."""
     contents = [_official_shape(place, row, task) for place, row in rows]
     numbers = official.locate(task.name, [(content.answers, content.length) for content in contents])
     with open(folder / f"{task.name}.jsonl", "x", encoding="utf-8") as file:
@@ -174,7 +174,7 @@ def _write(folder: Path, task: Task, rows: list[tuple[str, Row]]) -> None:
 
 
 def _official_shape(place: str, row: Row, task: Task) -> Content:
-    """The fields of an official record."""
+    """Convert a row to an official record. Raises `UserError`."""
     row = row | {"all_classes": row.get("all_classes") or None}
     if "input" not in row:
         context, question = (field_of(place, row, name, str) for name in ("context", "question"))
@@ -185,7 +185,7 @@ def _official_shape(place: str, row: Row, task: Task) -> Content:
 
 
 def _taken_apart(task: Task, context: str, question: str, prefix: str) -> tuple[str, str] | None:
-    """(context, input) of a prompt in pieces; None if the official template does not make it."""
+    """Return (context, input) of a split prompt; None if the prompt does not match the official template."""
     head, _, rest = task.prompt.partition("{context}")
     middle, placeholder, tail = rest.partition("{input}")
     prompt = context + question + prefix

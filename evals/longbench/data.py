@@ -1,4 +1,4 @@
-"""LongBench records from a directory of task.jsonl files, a zip, a copy of the library `datasets`, or the hub."""
+"""Load LongBench records from a directory of task.jsonl files, a zip, a `datasets` copy, or the hub."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -22,11 +22,11 @@ def open_source(
     repository: str = archive.HUB_REPOSITORY,
     revision: str | None = None,
 ) -> Path:
-    """The folder of task.jsonl files behind `source`: "hub", a zip, a directory, or the id of a hub dataset.
+    """Return the folder of task.jsonl files for `source`: "hub", a zip, a directory, or the id of a hub dataset.
 
-    A directory may also have the shape of the hub's repository or of the unpacked zip: a data.zip, or the files in
+    A directory may also be laid out as the hub repository or the unpacked zip: with a data.zip, or with the files in
     data/. A copy of the library `datasets` and a parquet file are converted (`copies`). `sha256`: the checksum of an
-    archive; for "hub" at the pinned revision it is known and always checked.
+    archive; "hub" at the pinned revision is always checked against its known checksum. Raises `UserError`.
     """
     cache = cache or cache_folder() / "longbench"
     if str(source) == "hub":
@@ -61,7 +61,7 @@ def _open_path(path: Path, cache: Path, sha256: str | None) -> Path | None:
 
 
 def refuse_missing(folder: Path, tasks: Sequence[Task]) -> None:
-    """Raise `UserError` with all `tasks` that have no file in `folder`."""
+    """Raise `UserError` that lists all `tasks` without a file in `folder`."""
     missing = [task.name for task in tasks if not (folder / f"{task.name}.jsonl").exists()]
     if missing:
         files = ", ".join(f"{name}.jsonl" for name in missing)
@@ -75,15 +75,15 @@ def refuse_missing(folder: Path, tasks: Sequence[Task]) -> None:
 
 
 def read_task(folder: Path, task: Task) -> bytes:
-    """The content of `folder`/task.jsonl."""
+    """Read the content of `folder`/task.jsonl. Raises `UserError` if the file is missing."""
     refuse_missing(folder, [task])
     return read_once(folder / f"{task.name}.jsonl", "eval.data")
 
 
 def load_task(folder: Path, task: Task, limit: int | None = None, content: bytes | None = None) -> list[Row]:
-    """The records of `folder`/task.jsonl in file order, at most `limit`; `content`: the file's bytes if already read.
+    """Load the first `limit` records of `folder`/task.jsonl in file order. `content`: the file's bytes if already read.
 
-    A row's number is its `_lb_index` if it has one, else the number of the official row with its content, else its
+    A row's number is its `_lb_index` if present, else the number of the official row with the same content, else its
     line number from 0. The whole file is read, so that numbers do not depend on `limit`. Raises `UserError` with file
     and line for a missing or empty file, a corrupt line, a missing or wrong field, and a repeated row number.
     """
@@ -105,15 +105,15 @@ def load_task(folder: Path, task: Task, limit: int | None = None, content: bytes
             raise UserError("_lb_index", fix, value=number, why="it occurs twice", where=place)
         seen.add(number)
     rows = [Row(**vars(content), row=number) for content, number in zip(contents, numbers, strict=True)]
-    # The sha256 of the pinned archive has already checked its texts.
+    # The texts of the pinned archive have already been checked by its sha256.
     text = folder.name != archive.HUB_SHA256
     return [replace(row, problem=official.row_problem(task, row, text)) for row in rows[:limit]]
 
 
 def _row_numbers(task: Task, claims: Sequence[int | None], contents: Sequence[Content]) -> list[int]:
-    """Each record's row number: the claimed one, the official row of its content, or the line number.
+    """Return each record's row number: the claimed one, the official row with its content, or the line number.
 
-    If that line number belongs to an official row of the file, the record gets a number after all official rows.
+    If an official row in the file has that line number, the record gets a number after all official rows.
     """
     located = official.locate(task.name, [(content.answers, content.length) for content in contents])
     official_rows = {official_row for official_row, claim in zip(located, claims, strict=True) if claim is None}

@@ -1,4 +1,4 @@
-"""One LongBench task under one protocol: its prompts, and the scores of their answers."""
+"""LongBench tasks: render the prompts of a task under one protocol, and score the answers."""
 
 import hashlib
 import sys
@@ -25,7 +25,7 @@ from evals.longbench.tasks import Task, select_tasks
 
 
 def make_tasks(model: LoadedModel, config: LongBench, protocol: EvaluationProtocol) -> "list[LongBenchTask]":
-    """The chosen tasks. Raises `UserError` for prompts beyond the positions that the model has learned."""
+    """Return the selected tasks. Raises `UserError` if `max_length` exceeds the model's learned positions."""
     if config.max_length and model.positions and config.max_length > model.positions:
         raise UserError(
             "eval.max_length",
@@ -38,13 +38,13 @@ def make_tasks(model: LoadedModel, config: LongBench, protocol: EvaluationProtoc
 
 @cache
 def say_once(folder: Path, sentence: str) -> None:
-    """Say on stderr what is wrong with the data in `folder`, once for all protocols."""
+    """Print a warning about the data in `folder` to stderr, once for all protocols."""
     print(sentence, file=sys.stderr)
 
 
 @dataclass(frozen=True)
 class LongBenchTask:
-    """Samples are the rows of the task's file; ids are official row numbers."""
+    """A LongBench task. Its samples are the rows of the task's file, and their ids are official row numbers."""
 
     config: LongBench
     task: Task
@@ -58,7 +58,7 @@ class LongBenchTask:
 
     @cached_property
     def data(self) -> tuple[list[Row], str]:
-        """The records of the task's file, and a hash of the bytes that they were read from."""
+        """The records of the task's file, and a hash of the bytes they were read from."""
         content = read_task(self.folder, self.task)
         records = load_task(self.folder, self.task, self.config.limit, content)
         return records, hashlib.sha256(content).hexdigest()[:16]
@@ -77,14 +77,14 @@ class LongBenchTask:
 
     @property
     def window(self) -> int:
-        """Longer prompts lose their middle."""
+        """Maximum tokens of prompt and answer. Longer prompts are truncated in the middle."""
         return self.config.max_length or self.model.window
 
     @property
     def longest_released(self) -> int | None:
-        """Tokens of the longest templated prompt that the released code lets through; None: what the window takes.
+        """Maximum tokens of a templated prompt in the released code; None if the window sets the limit.
 
-        The `max_length` of these models' own configurations does not shorten it, a smaller one does.
+        A `max_length` below the released limit also gives None. The models' own configurations do not set one below it.
         """
         longest = RELEASED_LONGEST.get(self.model.name.casefold())
         if self.protocol.longbench_truncation == "window" or longest is None:
@@ -93,7 +93,7 @@ class LongBenchTask:
 
     @cached_property
     def longest_prompt(self) -> int:
-        """Tokens of the prompt with the most characters."""
+        """Number of tokens in the prompt of the record with the most characters."""
         return self.render(max(self.records.values(), key=lambda record: len(record.context + record.input))).tokens
 
     @property
@@ -102,7 +102,7 @@ class LongBenchTask:
 
     @cached_property
     def identity(self) -> Mapping[str, Any]:
-        assert self.records  # which says what is wrong with the file, if anything
+        assert self.records  # loading them prints a warning about wrong rows
         released = {"longest": self.longest_released} if self.longest_released else {}
         return {
             "template": self.task.prompt,
@@ -115,7 +115,7 @@ class LongBenchTask:
 
     @property
     def chat_wrapper(self) -> ChatWrapper | None:
-        """A model that is not to be prompted by its template gets none of ours either."""
+        """The protocol's chat wrapper; None if the model's chat template is turned off."""
         return self.protocol.chat_wrapper if self.model.chat_template else None
 
     def render(self, record: Row) -> Prompt:
@@ -142,7 +142,10 @@ class LongBenchTask:
         )
 
         def score(prediction: str) -> dict[str, Any]:
-            """0 to 100; where the official script's recursion would fail, its score of 0 stands beside ours."""
+            """Return the score, 0 to 100.
+
+            `score_official` is added if the official script's recursion would fail, which scores a text pair 0.
+            """
             result = score_sample(self.task, prediction, record.answers, record.all_classes)
             official = {"score_official": 100 * result.official} if result.overflow else {}
             return {"score": 100 * result.score, **official}
@@ -160,7 +163,7 @@ class LongBenchTask:
         return Sample(id, ids, stopping, score, details, record.answers[0], self._context(record, prompt))
 
     def _context(self, record: Row, prompt: Prompt) -> int:
-        """How many tokens come before what the template puts after the context."""
+        """Return the number of tokens before the part of the template that follows the context."""
         _, _, after = self.task.prompt.partition("{context}")
         question = after.format(input=record.input)
         return question_start(prompt.text, question, prompt.ids, self.model.tokenizer)

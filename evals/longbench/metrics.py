@@ -18,7 +18,7 @@ from compresskv.errors import UserError
 from evals.longbench.rouge_l import RougeL, rouge_l
 from evals.longbench.tasks import Task
 
-# The punctuation that the official Chinese normalisation removes besides ASCII; it lacks "《" and "〈".
+# Punctuation that the official Chinese normalisation removes in addition to ASCII. It lacks "《" and "〈".
 FULL_WIDTH_PUNCTUATION = (
     "！？｡。＂＃＄％＆＇（）＊＋，－／：；＜＝＞＠［＼］＾＿｀｛｜｝～｟｠｢｣､、"
     "〃》「」『』【】〔〕〖〗〘〙〚〛〜〝〞〟〰〾〿–—‘’‛“”„‟…‧﹏."
@@ -45,10 +45,10 @@ class SampleScore:
 def score_sample(
     task: Task, prediction: str, answers: Sequence[str], all_classes: Sequence[str] | None = None
 ) -> SampleScore:
-    """The best score of a prediction over its reference answers, after the task's post-processing.
+    """Return the best score of a prediction over its reference answers, after the task's post-processing.
 
-    `all_classes` is needed for the classification tasks only. Raises `UserError` if it is missing there, or if a
-    reference of a retrieval task names no paragraph.
+    Only classification tasks need `all_classes`. Raises `UserError` if it is missing there, or if a reference of a
+    retrieval task does not name a paragraph.
     """
     prediction = post_process(task, prediction)
     if task.metric in _ROUGE:
@@ -62,12 +62,12 @@ def score_sample(
 
 
 def post_process(task: Task, prediction: str) -> str:
-    """The part of a prediction that is scored: its first line in few-shot tasks, all of it in other tasks."""
+    """Return the part of a prediction to score: the first line in few-shot tasks, the whole text in other tasks."""
     return prediction.lstrip("\n").split("\n")[0] if task.first_line else prediction
 
 
 def dataset_score(scores: Sequence[float]) -> float:
-    """100 x the mean of sample scores (0 to 1), rounded to two decimals; at least one sample."""
+    """Return 100 x the mean of sample scores (0 to 1), rounded to two decimals; at least one sample."""
     total = 0.0
     for score in scores:  # plain left-to-right addition: `sum` compensates rounding errors from Python 3.12 on
         total += score
@@ -75,20 +75,20 @@ def dataset_score(scores: Sequence[float]) -> float:
 
 
 def qa_f1(prediction: str, reference: str, classes: Sequence[str] | None = None) -> float:
-    """Word-multiset F1 after lowercasing and removing ASCII punctuation and the words a, an, the (SQuAD 1.1)."""
+    """Compute multiset F1 of words, lowercased, without ASCII punctuation and the words a, an, the (SQuAD 1.1)."""
     return _multiset_f1(_english_words(prediction), _english_words(reference))
 
 
 def qa_f1_zh(prediction: str, reference: str, classes: Sequence[str] | None = None) -> float:
-    """Multiset F1 of jieba's words, each in lower case and without white space, ASCII and full-width punctuation."""
+    """Compute multiset F1 of jieba's words, lowercased, without white space, ASCII and full-width punctuation."""
     return _multiset_f1(_chinese_words(prediction), _chinese_words(reference))
 
 
 def classification(prediction: str, reference: str, classes: Sequence[str] | None) -> float:
-    """1 / number of class names found in the prediction if the reference is one of them, else 0.
+    """Return 1 / number of class names found in the prediction if the reference is one of them, else 0.
 
     Found names that are proper substrings of the reference do not count. The official evaluation removes them from the
-    list during iteration, so the name after each removed one is never examined and is kept; this does the same.
+    list while it iterates, so it skips the name after each removed one and keeps it. This function does the same.
     """
     if classes is None:
         raise UserError("all_classes", "give the list of class names of the classification task", value=None)
@@ -103,33 +103,36 @@ def classification(prediction: str, reference: str, classes: Sequence[str] | Non
 
 
 def count(prediction: str, reference: str, classes: Sequence[str] | None = None) -> float:
-    """Share of the numbers in the prediction that equal the reference; 0 without a number."""
+    """Return the share of the numbers in the prediction that equal the reference; 0 if it has no number."""
     numbers = _NUMBERS.findall(prediction)
     return numbers.count(reference) / len(numbers) if numbers else 0.0
 
 
 def retrieval(prediction: str, reference: str, classes: Sequence[str] | None = None) -> float:
-    """`count` with the number after "Paragraph " in the reference."""
+    """Compute `count` for the number after "Paragraph " in the reference."""
     return count(prediction, _paragraph("Paragraph ", reference))
 
 
 def retrieval_zh(prediction: str, reference: str, classes: Sequence[str] | None = None) -> float:
-    """`count` with the number after "段落" in the reference."""
+    """Compute `count` for the number after "段落" in the reference."""
     return count(prediction, _paragraph("段落", reference))
 
 
 def code_similarity(prediction: str, reference: str, classes: Sequence[str] | None = None) -> float:
-    """Edit similarity of the first line of code: the first without a backtick, "#" or "//", else the empty string."""
+    """Compute the edit similarity of the first line of code.
+
+    That is the first line without a backtick, "#" or "//", or the empty string if every line has one.
+    """
     lines = prediction.lstrip("\n").split("\n")
     line = next((line for line in lines if "`" not in line and "#" not in line and "//" not in line), "")
     return ratio(line, reference) / 100
 
 
 def ratio(a: str, b: str) -> int:
-    """`fuzzywuzzy.fuzz.ratio` (0.18.0) in its pure-Python form: 100 x difflib's ratio, rounded to an integer.
+    """Compute `fuzzywuzzy.fuzz.ratio` (0.18.0) in its pure-Python form: 100 x difflib's ratio, rounded to an integer.
 
-    fuzzywuzzy switches to python-Levenshtein where that is installed, which matches characters by insertions and
-    deletions instead of longest blocks and can give other values, as do thefuzz and rapidfuzz. This one never switches.
+    fuzzywuzzy uses python-Levenshtein if it is installed. Like thefuzz and rapidfuzz, that matches characters by
+    insertions and deletions instead of longest blocks and can give other values. This function never uses it.
     """
     if a == b:
         return 100
@@ -176,7 +179,7 @@ def _segment(text: str) -> tuple[str, ...]:
 
 @cache
 def _jieba():
-    """jieba's segmenter with its own dictionary: words a user added to jieba's global one would change scores."""
+    """Return a jieba segmenter with a separate dictionary: words added to jieba's global one would change scores."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # jieba imports pkg_resources
         import jieba
@@ -185,17 +188,17 @@ def _jieba():
 
 
 def _rouge_l_zh(prediction: str, reference: str) -> RougeL:
-    """ROUGE-L of jieba's words (accurate mode) joined by spaces."""
+    """Compute ROUGE-L of jieba's words (accurate mode) joined by spaces."""
     return rouge_l(" ".join(_segment(prediction)), " ".join(_segment(reference)))
 
 
 def rouge_l_f(prediction: str, reference: str, classes: Sequence[str] | None = None) -> float:
-    """ROUGE-L F-measure, as the package `rouge` counts it."""
+    """Compute the ROUGE-L F-measure, as the package `rouge` does."""
     return rouge_l(prediction, reference).f
 
 
 def rouge_l_zh_f(prediction: str, reference: str, classes: Sequence[str] | None = None) -> float:
-    """ROUGE-L F-measure of jieba's words."""
+    """Compute the ROUGE-L F-measure of jieba's words."""
     return _rouge_l_zh(prediction, reference).f
 
 

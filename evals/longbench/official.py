@@ -1,7 +1,7 @@
 """Compare data with the official rows, to detect wrong or partial copies.
 
-official_index.json has the first six hex digits of sha256(answers, length) of every row of a task, in the order of the
-official file. Build it from any full copy, or from published predictions in official order:
+official_index.json has the first six hex digits of sha256(answers, length) for every row of a task, in the order of
+the official file. Build it from any full copy, or from published predictions in official order:
 
     python -m evals.longbench.official DIR_OF_TASK_JSONL > evals/longbench/official_index.json
 """
@@ -26,7 +26,7 @@ _DIGITS = 6
 
 @dataclass(frozen=True)
 class RowCheck:
-    """How rows compare with the official ones; `matching + missing = official`."""
+    """Counts from comparing rows with the official ones; `matching + missing = official`."""
 
     task: str
     official: int
@@ -41,13 +41,13 @@ class RowCheck:
 
 
 def fingerprint(answers: Sequence[str], length: int) -> str:
-    """Short hash of the fields that an official row and a prediction for it share."""
+    """Return a short hash of the fields that an official row and its prediction share."""
     content = json.dumps([list(answers), length], ensure_ascii=True, separators=(",", ":"))
     return hashlib.sha256(content.encode("ascii")).hexdigest()[:_DIGITS]
 
 
 def check_rows(task: str, rows: Iterable[tuple[int, Sequence[str], int]]) -> RowCheck:
-    """Compare (official row, answers, length) triples with the official rows of that number."""
+    """Compare (row number, answers, length) triples with the official rows of these numbers."""
     official = _index()[get_task(task).name]
     seen: set[int] = set()
     mismatching = 0
@@ -60,15 +60,16 @@ def check_rows(task: str, rows: Iterable[tuple[int, Sequence[str], int]]) -> Row
 
 
 def check_flags(task: str, flags: Sequence[bool]) -> RowCheck:
-    """The same from a flag for every row, with distinct numbers: whether it is the official one."""
+    """Return a `RowCheck` from one flag per row, whether it is official; row numbers must be distinct."""
     count, matching = len(_index()[get_task(task).name]), sum(flags)
     return RowCheck(task, count, matching, len(flags) - matching, count - matching)
 
 
 def locate(task: str, rows: Sequence[tuple[Sequence[str], int]]) -> list[int | None]:
-    """The official number of each (answers, length) by content; None if no official row has it.
+    """Return the number of the official row with the content of each (answers, length); None if no row matches.
 
-    Of official rows with equal content, a row gets the number of its own place if possible, else the first free one.
+    If several official rows have equal content, a row gets the number of its position if possible, else the first free
+    one.
     """
     official = _index()[get_task(task).name]
     given = [fingerprint(answers, length) for answers, length in rows]
@@ -86,7 +87,7 @@ def locate(task: str, rows: Sequence[tuple[Sequence[str], int]]) -> list[int | N
 
 
 def row_problem(task: Task, row: Row, text: bool = True) -> str:
-    """Why a record is not the official row of its number; "" if no difference was found.
+    """Return how a record differs from the official row with its number; "" if no difference was found.
 
     `text`: also check context and input with `prompt_problem`.
     """
@@ -101,10 +102,10 @@ def row_problem(task: Task, row: Row, text: bool = True) -> str:
 
 
 def prompt_problem(task: Task, content: Content) -> str:
-    """Why a row with official answers and length has another text; "" if no difference was found.
+    """Return how the text of a row with official answers and length differs; "" if no difference was found.
 
-    The official length counts the words of context, input and an answer, or the answer as one word; in musique only
-    blanks separate words. How Chinese tasks count characters is unknown, so their text is not checked.
+    The official length counts the words of context, input and one answer, or that answer as one word. In musique, only
+    spaces separate words. The text of Chinese tasks is not checked, since their way to count characters is unknown.
     """
     if task.language != "en":
         return ""
@@ -116,7 +117,7 @@ def prompt_problem(task: Task, content: Content) -> str:
 
 
 def check_unordered(task: str, rows: Iterable[tuple[Sequence[str], int]]) -> RowCheck:
-    """Compare (answers, length) pairs in any order with the official rows, for predictions without row numbers."""
+    """Compare (answers, length) pairs, in any order, with the official rows, for predictions without row numbers."""
     official = Counter(_index()[get_task(task).name])
     given = Counter(fingerprint(answers, length) for answers, length in rows)
     matching = (official & given).total()
@@ -124,7 +125,7 @@ def check_unordered(task: str, rows: Iterable[tuple[Sequence[str], int]]) -> Row
 
 
 def build_index(folder: Path) -> dict[str, str]:
-    """The content of official_index.json from a folder with a full task.jsonl for each of the 21 tasks."""
+    """Build the content of official_index.json from a folder with a full task.jsonl for each of the 21 tasks."""
     index = {}
     for task in ALL:
         path = folder / f"{task}.jsonl"

@@ -1,4 +1,4 @@
-"""From a LongBench record to prompt ids: template, truncation from the middle, chat wrapper."""
+"""Turn a LongBench record into prompt ids: fill the template, truncate the middle, apply the chat wrapper."""
 
 import hashlib
 from collections.abc import Callable, Iterable, Mapping
@@ -28,15 +28,15 @@ RELEASED_LONGEST = {
     "mistral-7b-instruct-v0.3": 31_500,
     "qwen2.5-7b-instruct": 127_500,
 }
-"""Tokens of the longest prompt before its chat format, by the model's name in small letters.
+"""Maximum tokens of a prompt without its chat format, by the model's name in lower case.
 
-Source: longbench/config/model2maxlen.json of TUDa-HWAI/CompressKV, commit 6919c45. Qwen2.5-7B's is beyond its window.
+Source: longbench/config/model2maxlen.json of TUDa-HWAI/CompressKV, commit 6919c45. Qwen2.5-7B's exceeds its window.
 """
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """What the model is given. `tokens` counts `ids`; `sha256` is that of `text` in UTF-8."""
+    """The prompt that the model receives. `tokens` is the length of `ids`; `sha256` is the hash of `text` in UTF-8."""
 
     text: str
     ids: tuple[int, ...]
@@ -57,14 +57,14 @@ def render(
     cleanup: bool = False,
     model: str = "",
 ) -> Prompt:
-    """The prompt of a record, cut to a model `window` of that many tokens and put into the chat format.
+    """Return the prompt of a record, truncated to a model `window` (tokens) and put into the chat format.
 
-    The templated prompt may have `longest` tokens; None: `window` - max_new_tokens - wrapper. A longer one is cut as
-    in the official pred.py: text of the first half of that many ids, then text of the last half. Tokenising this text
-    again can give a few tokens more or fewer; `Prompt.tokens` is what the model gets. `cleanup`: whether that text is
-    cleaned up (`compresskv.detokenise`). `model` is the name by which the
-    released chat format knows Qwen2.5. Raises `UserError` if the window leaves no room, or if the tokenizer has no chat
-    template and the chat format needs one.
+    The templated prompt may have `longest` tokens; None: `window` - max_new_tokens - wrapper. A longer prompt is
+    truncated as in the official pred.py: the first and the last half of that many ids are decoded and joined. This text
+    may have a few more or fewer tokens when tokenised again; `Prompt.tokens` counts what the model receives. `cleanup`:
+    whether the decoded text is cleaned up (`compresskv.detokenise`). `model`: the model's name, by which the released
+    chat format recognises Qwen2.5. Raises `UserError` if the window leaves no room for the prompt, or if the chat
+    format needs a chat template and the tokenizer has none.
     """
     wrapper = chat_wrapper if task.chat_wrapper else None
 
@@ -80,7 +80,7 @@ def render(
 def _room(
     task: Task, tokenizer: PreTrainedTokenizerBase, window: int, wrapped: Callable[[str], tuple[str, list[int]]]
 ) -> int:
-    """Tokens of a templated prompt that leave room in `window` for its chat format and the answer."""
+    """Return how many tokens of `window` remain for a templated prompt after its chat format and the answer."""
     probe = "x"
     added = len(wrapped(probe)[1]) - len(_tokenize(probe, tokenizer))
     room = window - task.max_new_tokens - added
@@ -96,14 +96,14 @@ def _room(
 
 
 def template(task: Task, record: Row) -> str:
-    """The task's template filled with the record, not truncated and not wrapped."""
+    """Fill the task's template with the record, without truncation or chat wrapper."""
     return task.prompt.format(input=record.input, context=record.context)
 
 
 def truncate_middle(
     prompt: str, tokenizer: PreTrainedTokenizerBase, max_tokens: int, cleanup: bool = False
 ) -> str | None:
-    """`prompt` without its middle if it has more than `max_tokens` tokens (special ones included), else None.
+    """Remove the middle of `prompt` if it has more than `max_tokens` tokens, special ones included; else return None.
 
     `cleanup` as in `render`. Source: pred.py of THUDM/LongBench, commit 2e00731. An odd `max_tokens` is rounded down.
     """
@@ -115,9 +115,9 @@ def truncate_middle(
 
 
 def stop_ids(task: Task, tokenizer: PreTrainedTokenizerBase, model_stop_ids: Iterable[int]) -> frozenset[int]:
-    """Ids that end a generation: the model's own, or for samsum the tokenizer's end token and the newline's last id.
+    """Return the ids that end a generation: the model's own, or for samsum the tokenizer's end token and the newline.
 
-    `Task.min_new_tokens` tokens come first, whatever they are.
+    Of the newline's ids, only the last one counts. The first `Task.min_new_tokens` tokens never end a generation.
     """
     if task.stop == "eos":
         return frozenset(model_stop_ids)
@@ -132,7 +132,7 @@ def _wrap(
     chat_template_kwargs: Mapping[str, Any] | None,
     model: str,
 ) -> tuple[str, list[int]]:
-    """Text and ids of a prompt in the chat format; None is no chat format."""
+    """Return text and ids of a prompt in the chat format; `wrapper` None applies no chat format."""
     qwen = wrapper == "released" and "qwen2.5" in model.casefold()
     if (wrapper == "template" or qwen) and not tokenizer.chat_template:
         raise UserError(
@@ -148,13 +148,16 @@ def _wrap(
         text = chat_prompt(prompt, tokenizer, chat_template_kwargs)
         return text, chat_ids(text, tokenizer)
     if wrapper == "released" and _is_llama_3(tokenizer):
-        # The tokenizer puts its own BOS before the one of this text: the released prompts start with two.
+        # The tokenizer adds another BOS before the one in this text: the released prompts start with two.
         prompt = _LLAMA_3_WRAPPER.replace("{prompt}", prompt)
     return prompt, _tokenize(prompt, tokenizer)
 
 
 def _is_llama_3(tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Llama 3 to 3.3 share the header tokens; the released code asks for "Llama-3" in the model's name."""
+    """Return whether the tokenizer is that of Llama 3 to 3.3, by their header tokens.
+
+    The released code instead looks for "Llama-3" in the model's name.
+    """
     return tokenizer.bos_token == "<|begin_of_text|>" and "<|start_header_id|>" in tokenizer.get_vocab()
 
 

@@ -1,4 +1,4 @@
-"""Read records of JSON lines; errors name the file and the line."""
+"""Read JSON Lines records. Errors name the file and the line."""
 
 import codecs
 import io
@@ -35,7 +35,7 @@ class Content:
 class Row(Content):
     """A record with its number in the official file, `row`, which is also the sample id.
 
-    `problem`: why it is not the official row of that number; "" if no difference was found.
+    `problem`: how it differs from the official row with that number; "" if no difference was found.
     """
 
     row: int = 0
@@ -43,14 +43,14 @@ class Row(Content):
 
 
 def data_files(folder: Path) -> list[Path]:
-    """The .jsonl files of a folder by name, without hidden files, such as macOS's "._qasper.jsonl"."""
+    """Return the .jsonl files of a folder, sorted by name. Skips hidden files such as macOS's "._qasper.jsonl"."""
     return sorted(path for path in folder.glob("*.jsonl") if not path.name.startswith("."))
 
 
 def read_jsonl(path: Path, content: bytes) -> Iterator[tuple[str, dict[str, Any]]]:
-    """("path, line k", object) for each line of a file's content; `UserError` for an empty file or a corrupt line.
+    """Yield ("path, line k", object) for each line of a file's content.
 
-    A byte order mark and blank lines at the end are ignored.
+    Ignores a byte order mark and blank lines at the end. Raises `UserError` for an empty file or a corrupt line.
     """
     blank, records = "", 0
     for number, line in enumerate(io.BytesIO(content), start=1):
@@ -83,7 +83,7 @@ def _parse(place: str, line: bytes) -> dict[str, Any]:
 
 
 def _fault(error: ValueError | RecursionError) -> tuple[str, str]:
-    """How to fix a line that cannot be read, and what is wrong with it."""
+    """Return how to fix a line that cannot be read, and what is wrong with it."""
     match error:
         case UnicodeDecodeError():
             return "save the file as UTF-8", f"not valid UTF-8 ({error.reason} at byte {error.start + 1})"
@@ -94,11 +94,11 @@ def _fault(error: ValueError | RecursionError) -> tuple[str, str]:
             return "give one JSON object per line", f"not valid JSON ({error.msg}, column {error.colno})"
         case RecursionError():
             return "give one JSON object per line", "not valid JSON (nested too deeply)"
-    return "write it with fewer", "a number has too many digits"  # Python reads no number of more than 4300 digits
+    return "write it with fewer", "a number has too many digits"  # Python refuses more than 4300
 
 
 def checked_record(place: str, kind: type[T], record: Mapping[str, Any], needs_classes: bool = False) -> T:
-    """A dataclass `kind` from the fields of a record; other fields are ignored.
+    """Create a dataclass `kind` from the fields of a record; other fields are ignored.
 
     `needs_classes`: require `all_classes`, as for classification tasks. Raises `UserError`.
     """
@@ -111,7 +111,7 @@ def checked_record(place: str, kind: type[T], record: Mapping[str, Any], needs_c
 
 
 def field_of(place: str, record: Mapping[str, Any], name: str, hint: Any) -> Any:
-    """One field of a record. Raises `UserError`."""
+    """Return one field of a record, checked against the type `hint`. Raises `UserError`."""
     if name not in record:
         raise UserError(name, "add it", why="the field is missing", where=place)
     with located(place):

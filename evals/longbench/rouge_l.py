@@ -1,8 +1,9 @@
 """ROUGE-L with the values of the PyPI package `rouge` 1.0.1, without its recursion and its quadratic tables.
 
 The package scores summary-level ROUGE-L (Lin 2004): for every reference and prediction sentence it backtracks one
-longest common subsequence (LCS) through a table and unites the *words* found, counted once each ("exclusive"). Which
-LCS the backtracking finds matters, so its order of choices is kept: match, else up if strictly better, else left.
+longest common subsequence (LCS) through a table and takes the union of the *words* found, counted once each
+("exclusive"). The result depends on which LCS the backtracking finds, so this module keeps its order of choices: match,
+else up if strictly better, else left.
 """
 
 from dataclasses import dataclass
@@ -15,17 +16,18 @@ RECURSION_DEPTH = 950
 
 @dataclass(frozen=True)
 class RougeL:
-    """`f`: ROUGE-L F-measure, 0 to 1. `overflow`: the package would recurse `RECURSION_DEPTH` calls or deeper."""
+    """`f`: ROUGE-L F-measure, 0 to 1. `overflow`: whether the package would recurse `RECURSION_DEPTH` calls or more."""
 
     f: float
     overflow: bool
 
 
 def rouge_l(prediction: str, reference: str) -> RougeL:
-    """ROUGE-L of one pair: `Rouge().get_scores(prediction, reference, avg=True)["rouge-l"]["f"]` of `rouge` 1.0.1.
+    """Compute `Rouge().get_scores(prediction, reference, avg=True)["rouge-l"]["f"]` of `rouge` 1.0.1 for one pair.
 
-    f = 2pr / (p + r + 1e-8) with p, r = united LCS words over the distinct words of prediction and reference. A text
-    without a sentence (empty, or only full stops), for which the package raises, scores 0.
+    f = 2pr / (p + r + 1e-8), where p and r are the number of LCS words found divided by the number of distinct words
+    of the prediction and of the reference. A text without a sentence (empty, or only full stops) scores 0; the package
+    raises an error.
     """
     candidates, references = _sentences(prediction), _sentences(reference)
     if not candidates or not references:
@@ -38,7 +40,7 @@ def rouge_l(prediction: str, reference: str) -> RougeL:
         for candidate, column in zip(candidates, columns, strict=True):
             may_overflow = len(sentence) + len(candidate) >= RECURSION_DEPTH
             common = words & column.keys()
-            # The LCS holds common words only, and at least one if there is any: often its words are known without it.
+            # The LCS has only common words, and at least one if any exist, so its words are often known without it.
             if not may_overflow and (len(common) < 2 or common <= covered):
                 covered |= common
                 continue
@@ -52,13 +54,13 @@ def rouge_l(prediction: str, reference: str) -> RougeL:
 
 @lru_cache(maxsize=256)
 def _sentences(text: str) -> tuple[tuple[str, ...], ...]:
-    """Words of each distinct sentence; a sentence ends at "." and one of white space alone is the single word ""."""
+    """Split a text into distinct sentences, at ".", and each into words; only white space gives the single word ""."""
     sentences = (" ".join(part.split()) for part in text.split(".") if part)
     return tuple(tuple(sentence.split(" ")) for sentence in dict.fromkeys(sentences))
 
 
 def _columns(words: tuple[str, ...]) -> dict[str, int]:
-    """Bit mask of the positions of each word."""
+    """Return a bit mask of the positions of each word."""
     masks: dict[str, int] = {}
     for position, word in enumerate(words):
         masks[word] = masks.get(word, 0) | 1 << position
@@ -66,10 +68,10 @@ def _columns(words: tuple[str, ...]) -> dict[str, int]:
 
 
 def _backtrack(rows: tuple[str, ...], columns: dict[str, int], width: int) -> tuple[set[str], int]:
-    """Words of the LCS that the package's backtracking finds, and how many recursive calls that takes.
+    """Return the words of the LCS that the package's backtracking finds, and the number of recursive calls it makes.
 
-    A row of the LCS table is kept as the bit mask of the columns where it does *not* grow (Hyyrö 2004, "Bit-parallel
-    LCS-length computation revisited"), so a row costs a few integer operations, and so does finding the next step.
+    Each row of the LCS table is a bit mask of the columns where it does *not* grow (Hyyrö 2004, "Bit-parallel
+    LCS-length computation revisited"). Computing a row and finding the next step take a few integer operations each.
     """
     everywhere = (1 << width) - 1
     flat = everywhere
@@ -86,7 +88,7 @@ def _backtrack(rows: tuple[str, ...], columns: dict[str, int], width: int) -> tu
     row, column = len(rows), width
     while row and column:
         match, flat = table[row - 1]
-        # Left as long as the words differ and the row does not grow here, which is when going up is no better.
+        # Go left while the words differ and the row does not grow here, so that going up is not better.
         column = ((match | ~flat) & ((1 << column) - 1)).bit_length()
         if column and match >> (column - 1) & 1:
             words.add(rows[row - 1])

@@ -24,7 +24,7 @@ from evals.tables.table import Texts
 
 
 def score_folder(folder: Path) -> dict[str, TaskScore]:
-    """The score of every TASK.jsonl in a folder, in the official order. Raises `UserError` with file and line."""
+    """Score every TASK.jsonl in a folder, in the official order. Raises `UserError` with file and line."""
     if not folder.is_dir():
         raise UserError("DIR", "give one with TASK.jsonl prediction files", value=folder, why="not a directory")
     files = {path.stem: path for path in data_files(folder)}
@@ -40,7 +40,7 @@ def score_folder(folder: Path) -> dict[str, TaskScore]:
 
 @dataclass(frozen=True)
 class Prediction:
-    """A line of a prediction file."""
+    """One line of a prediction file."""
 
     pred: str
     answers: Answers
@@ -49,14 +49,14 @@ class Prediction:
 
 
 def score_file(path: Path, task: Task) -> TaskScore:
-    """The score of one prediction file. Raises `UserError` with file and line."""
+    """Score one prediction file. Raises `UserError` with file and line."""
     given: dict[str, Prediction] = {}
     for place, record in read_jsonl(path, read_once(path, None)):
         given[place] = checked_record(place, Prediction, record, needs_classes=task.metric == "classification")
     *_, last = given.values()
     samples = []
     for place, line in given.items():
-        with located(place):  # as in eval.py, the classes of the last line count for all
+        with located(place):  # as in eval.py, all lines use the classes of the last
             samples.append(score_sample(task, line.pred, line.answers, last.all_classes))
     known = [(line.answers, line.length) for line in given.values() if line.length is not None]
     return task_score(task, samples, check_unordered(task.name, known) if len(known) == len(given) else None)
@@ -81,7 +81,7 @@ def _range(bounds: tuple[float, float] | None) -> str:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Score a folder and print it; returns the exit code. Raises `UserError`."""
+    """Score a folder, print the scores and return the exit code. Raises `UserError`."""
     parser = argparse.ArgumentParser(prog="python -m evals score", description=__doc__.split("\n")[0])
     parser.add_argument("folder", metavar="DIR", type=Path, help="directory of TASK.jsonl prediction files")
     parser.add_argument("--json", action="store_true", help="print one JSON object {task: score}")

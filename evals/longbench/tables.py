@@ -1,4 +1,4 @@
-"""LongBench tables: columns for tasks, categories and the average of 16; only official rows count as complete."""
+"""LongBench tables: columns for tasks, categories and the average of 16. Only official rows make a cell complete."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -38,7 +38,7 @@ NAMES = {
     "lcc": "LCC",
     "repobench-p": "RB-P",
 }
-"""Task names as in papers."""
+"""Task names as papers write them."""
 
 ABILITIES = {
     "QA": ("single-doc QA", "multi-doc QA"),
@@ -46,10 +46,10 @@ ABILITIES = {
     "few-shot": ("few-shot",),
     "code": ("code",),
 }
-"""The columns of the view `abilities`, which replace tasks: each covers some categories."""
+"""Columns of the view `abilities`, which replace the task columns, and the categories that each covers."""
 
 MAX_LENGTH = {"llama-3.1-8b-instruct": 127500, "mistral-7b-instruct-v0.3": 31500}
-"""Tokens of prompt and answer in the authors' code, by model."""
+"""Maximum tokens of prompt and answer in the authors' code, by model."""
 
 
 @exactly
@@ -68,7 +68,7 @@ SECTION = Section(
 
 
 def tables(records: Sequence[Record], asked: Asked = USUAL) -> list[Table]:
-    """Columns by task and category; with the view `abilities`, by groups of categories."""
+    """Return tables with columns by task and category, or by groups of categories in the view `abilities`."""
     records = [record for record in records if record.task in TASKS]
     if not records:
         return []
@@ -93,7 +93,10 @@ def tables(records: Sequence[Record], asked: Asked = USUAL) -> list[Table]:
 
 
 def _cells(records: Sequence[Record], metric: Metric, groups: Mapping[str, Sequence[str]]) -> Cells:
-    """Cells of tasks and averages. A sample without the metric does not count as missing: short answers lack some."""
+    """Return the cells of tasks and averages.
+
+    A sample without the metric does not count as missing, since some metrics are undefined for short answers.
+    """
     values: dict[str, dict[Key, float]] = {}
     counted: dict[str, int] = {}
     official = {task: TASKS[task].n for task in TASKS}
@@ -109,23 +112,26 @@ def _cells(records: Sequence[Record], metric: Metric, groups: Mapping[str, Seque
 
 
 def row_check(task: str, lines: Sequence[Line]) -> RowCheck:
-    """How a task's sample lines compare with the official rows."""
+    """Compare a task's sample lines with the official rows."""
     if all("official" in line for line in lines):
         return check_flags(task, [line["official"] for line in lines])
     if any("answers" not in line or "length" not in line or not line["id"].isdecimal() for line in lines):
-        # A line without answers, as in older trees without texts, cannot be checked and counts as not official.
+        # Lines without answers, from older results without texts, cannot be checked and count as not official.
         return check_flags(task, [line.get("official", False) for line in lines])
     return check_rows(task, [(int(line["id"]), line["answers"], line["length"]) for line in lines])  # older versions
 
 
 def _apart(records: Sequence[Record]) -> str:
-    """Why a row cannot be compared with the paper's; "" if no difference is known."""
+    """Return why a row cannot be compared with the paper's; "" if no difference is known."""
     lengths = {record.config.get("eval", {}).get("max_length") for record in records}
     return "" if lengths == {MAX_LENGTH.get(records[0].model.lower())} else "eval.max_length is not the paper's"
 
 
 def reduced(task: str, line: Line) -> Line:
-    """The length of a line, and whether it is an official row; in older versions its answers tell."""
+    """Reduce a line to its length, its official score and whether its row is official.
+
+    Lines of older versions have no flag for the latter: it is computed from their answers.
+    """
     known = task in TASKS and line["id"].isdecimal() and isinstance(line.get("length"), int) and "answers" in line
     official = known and check_rows(task, [(int(line["id"]), line["answers"], line["length"])]).mismatching == 0
     fields: Line = {name: value for name, value in line.items() if name in ("length", "score_official")}

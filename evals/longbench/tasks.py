@@ -27,7 +27,7 @@ class Task:
 
 
 def load_tasks() -> dict[str, Task]:
-    """All 21 tasks by name, in the order of the official configuration files."""
+    """Load all 21 tasks by name, in the order of the official configuration files."""
     with open(Path(__file__).with_name("tasks.yaml"), encoding="utf-8") as file:
         return {name: Task(name=name, **fields) for name, fields in yaml.safe_load(file).items()}
 
@@ -39,14 +39,14 @@ CATEGORIES = tuple(dict.fromkeys(task.category for task in TASKS.values()))
 
 
 def get_task(name: str) -> Task:
-    """The task of that name; `UserError` for an unknown one."""
+    """Return the task with this name. Raises `UserError` if it is unknown."""
     if name not in TASKS:
         raise UserError("eval.tasks", f"choose from {', '.join(ALL)}", value=name, why="not a LongBench task")
     return TASKS[name]
 
 
 def select_tasks(selection: str | Sequence[str]) -> tuple[Task, ...]:
-    """The tasks of a selection: "english" (16), "all21", one name, or a list of names; duplicates are dropped."""
+    """Return the tasks of a selection: "english" (16), "all21", one name, or a list of names; drops duplicates."""
     groups = {"english": ENGLISH, "all21": ALL}
     names = groups.get(selection, (selection,)) if isinstance(selection, str) else selection
     if not names:

@@ -1,1 +1,1 @@
-"""Long answers: what a model writes while its cache is evicted again and again, without a reasoning model."""
+"""Long answers: measure what a model generates under repeated eviction, without needing a reasoning model."""

@@ -1,4 +1,4 @@
-"""Settings of the evaluation of long answers (`conf/eval/longgen.yaml`)."""
+"""Settings of the long-answer evaluation (`conf/eval/longgen.yaml`)."""
 
 from __future__ import annotations
 
@@ -10,12 +10,16 @@ from evals.haystack import essays
 from evals.job import SampledEvaluation
 
 MOST = 24
-"""Requests in prompts.yaml."""
+"""Number of requests in prompts.yaml."""
 
 
 @dataclass(frozen=True)
 class Longgen(SampledEvaluation):
-    """The first `prompts` requests, each after `context` characters of the `haystack`; answers of `max_new_tokens`."""
+    """Settings of long answers.
+
+    `prompts`: number of requests to use. `context`: characters of the `haystack` before each request. `max_new_tokens`:
+    maximum tokens of an answer.
+    """
 
     prompts: Annotated[int, Ge(1), Le(MOST)]
     context: Annotated[int, Ge(0), Le(20_000)]

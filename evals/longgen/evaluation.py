@@ -1,4 +1,4 @@
-"""Long answers: a stretch of text, then a request that needs a long answer; its score, length and repetition."""
+"""Long answers: make prompts of a text and a request for a long answer, and score the answers."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,20 +16,24 @@ from evals.longgen.config import Longgen
 from evals.longgen.prompts import Request, fingerprint, repeated, requests
 
 STRIDE = 20_000
-"""Characters from the context of one prompt to that of the next."""
+"""Distance in characters between the contexts of consecutive prompts."""
 
 JOINED = "\n\n"
-"""What is between context and request."""
+"""Separator between context and request."""
 
 
 def make_tasks(model: LoadedModel, config: Longgen, protocol: EvaluationProtocol) -> "list[LonggenTask]":
-    """One task: all requests."""
+    """Return one task with all requests."""
     return [LonggenTask(config, model, protocol)]
 
 
 @dataclass(frozen=True)
 class LonggenTask:
-    """Sample ids are `<kind>-<number>`, numbers from 0 as in prompts.yaml. How many run changes none of them."""
+    """All requests under one protocol.
+
+    Sample ids are `<kind>-<number>`, numbers from 0 in the order of prompts.yaml. A sample does not depend on how many
+    samples run.
+    """
 
     config: Longgen
     model: LoadedModel
@@ -41,7 +45,7 @@ class LonggenTask:
 
     @cached_property
     def numbered(self) -> Mapping[str, tuple[int, Request]]:
-        """The number of every request, and the request, by sample id."""
+        """Number and request of every sample, by sample id."""
         found = enumerate(requests(self.config.prompts))
         return {f"{request.kind}-{number}": (number, request) for number, request in found}
 
@@ -59,7 +63,7 @@ class LonggenTask:
 
     @cached_property
     def haystack(self) -> Haystack:
-        """What contexts are cut from: the texts without those that are held out for calibrations."""
+        """The text that contexts are cut from, without the texts held out for calibrations."""
         return Haystack("\n".join(evaluated_and_held_out(essays(self.config.haystack))[0]))
 
     @cached_property
@@ -90,7 +94,7 @@ class LonggenTask:
         return Sample(id, ids, stopping, scored, record, context=context)
 
     def _context(self, number: int) -> str:
-        """The text before a request; the last prompts of a short haystack begin again at its start."""
+        """Return the text before a request. If the haystack is short, later prompts start again from its beginning."""
         if not self.config.context:
             return ""
         text = self.haystack.text

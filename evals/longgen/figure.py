@@ -15,26 +15,26 @@ from evals.tables import text
 from evals.tables.table import Row, Table
 
 SPAN = 8
-"""Tokens of the moving mean."""
+"""Number of tokens in the moving mean."""
 
 LEAST = 1e-4
-"""Nats; lines have no more digits."""
+"""Smallest value in the figure, in nats: sample lines are rounded to this precision."""
 
 FIRST = 2
-"""The token that the first value of `kl_per_token` is about: the first token comes from the prompt's prefill."""
+"""Position in the answer of the first value of `kl_per_token`: token 1 comes from the prefill of the prompt."""
 
 Curve = tuple[np.ndarray, np.ndarray]
-"""Positions of tokens in the answer, from 1, and nats."""
+"""Positions of tokens in the answer, from 1, and the KL at each in nats."""
 
 Schedule = tuple[str, int | None, str]
-"""When a setting evicts, after every how many tokens while decoding (None: never), and what it protects."""
+"""When a setting evicts, its eviction interval in tokens during decode (None: no eviction), and what it protects."""
 
 
 def over_position(table: Table) -> Figure | None:
-    """A panel for each budget and schedule, with a curve for each setting; None without a measurement.
+    """Draw a panel for each budget and schedule, with a curve for each setting; None without measurements.
 
-    Curves are means over prompts, and over each token and up to `SPAN` − 1 before it. Dotted lines are where evictions
-    are due: the tokens after them are the first that are predicted from what an eviction left.
+    Curves are averaged over prompts, and over each token and up to `SPAN` − 1 tokens before it. Dotted lines mark
+    evictions: the token after a line is the first one predicted from the evicted cache.
     """
     panels: dict[tuple[Budget, Schedule], list[tuple[Row, Curve]]] = {}
     for row in table.rows:
@@ -76,7 +76,7 @@ def over_position(table: Table) -> Figure | None:
 
 
 def curve_of(records: Sequence[Record]) -> Curve | None:
-    """The mean over all samples of these records that reach a position; None where none has values."""
+    """Average over all samples of these records that reach a position; None if no sample has values."""
     values = [line["kl_per_token"] for record in records for line in record.covered if line.get("kl_per_token")]
     if not values:
         return None
@@ -88,7 +88,7 @@ def curve_of(records: Sequence[Record]) -> Curve | None:
 
 
 def schedule(record: Record) -> Schedule:
-    """The schedule of a setting, from its configuration."""
+    """Return the eviction schedule of a setting, from its configuration."""
     node = record.config.get("eviction")
     if not record.when.endswith("+decode") or not isinstance(node, dict) or not isinstance(node.get("interval"), int):
         return record.when, None, ""
@@ -103,7 +103,10 @@ def _words(of: Schedule) -> str:
 
 
 def _named(rows: Sequence[tuple[Row, Curve]], places: dict[str, int]) -> Iterator[tuple[str, int, Curve]]:
-    """The name of each curve in a panel, with the place of its method; with its variant, where a method has several."""
+    """Yield the name of each curve in a panel, the index of its method, and the curve.
+
+    The name includes the variant if the panel has several curves of the method.
+    """
     methods = [row.name.method for row, _ in rows]
     for row, curve in rows:
         method, several = row.name.method, methods.count(row.name.method) > 1

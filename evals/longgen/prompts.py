@@ -1,4 +1,4 @@
-"""The requests of prompts.yaml, and what a good answer to each has."""
+"""Load the requests of prompts.yaml, and score answers to them."""
 
 import hashlib
 import re
@@ -16,12 +16,12 @@ NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
 ITEM = re.compile(r"^\W*(\d+)[.):]", re.MULTILINE)
 
 N = 8
-"""Words of an n-gram."""
+"""Number of words in an n-gram."""
 
 
 @dataclass(frozen=True)
 class Request:
-    """A `request` of a `kind`. A story has `words`, a list a number of `items`, arithmetic an `answer`."""
+    """A `request` of a `kind`. Stories have `words` to use, lists a number of `items`, and arithmetic an `answer`."""
 
     kind: Literal["story", "list", "arithmetic"]
     request: str
@@ -30,10 +30,11 @@ class Request:
     answer: int | None = None
 
     def score(self, text: str) -> float:
-        """0 to 100. Arithmetic: whether the last number of `text` is the answer, so 0 or 100.
+        """Score an answer, 0 to 100.
 
-        List: the share of the items whose number, before a full stop, colon or bracket, begins a line. Story: the share
-        of the words that occur, in any case, also as the beginning of a longer word.
+        Arithmetic: 100 if the last number in `text` is the answer, else 0. List: share of the item numbers that begin a
+        line and are followed by a full stop, colon or bracket. Story: share of the words that occur in `text`, ignoring
+        case, including as the beginning of a longer word.
         """
         if self.answer is not None:
             return 100.0 * (last_number(text) == self.answer)
@@ -43,25 +44,25 @@ class Request:
 
 
 def last_number(text: str) -> float | None:
-    """The last number in `text`; commas between digits are left out. None without one."""
+    """Return the last number in `text`, without commas between its digits; None if the text has no number."""
     found = NUMBER.findall(text)
     return float(found[-1].replace(",", "")) if found else None
 
 
 def repeated(text: str) -> float:
-    """Share of the 8-grams of words that occurred before in `text`, in per cent; 0 of fewer than 8 words."""
+    """Return the share (%) of 8-grams of words that occurred earlier in `text`; 0 for fewer than 8 words."""
     words = text.split()
     grams = [tuple(words[place : place + N]) for place in range(len(words) - N + 1)]
     return 100 * (1 - len(set(grams)) / len(grams)) if grams else 0.0
 
 
 def requests(count: int) -> Sequence[Request]:
-    """The first `count` requests, the kinds in turn."""
+    """Return the first `count` requests; the kinds alternate."""
     return _all()[:count]
 
 
 def fingerprint() -> str:
-    """A hash of all requests."""
+    """Return a hash of all requests."""
     return hashlib.sha256(PATH.read_bytes()).hexdigest()[:16]
 
 

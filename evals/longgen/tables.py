@@ -1,4 +1,4 @@
-"""Long answers: columns by kind of request, of score, length and repetition, and KL over the position."""
+"""Tables of long answers: score, length and repetition by kind of request, and a figure of KL over position."""
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -41,7 +41,7 @@ SECTION = Section(
 
 
 def tables(records: Sequence[Record], asked: Asked = USUAL) -> list[Table]:
-    """Score, length and repetition of answers, the peak of tokens held, then fidelity, by kind of request."""
+    """Return tables of score, length, repetition and the peak of held tokens, then of fidelity, by kind of request."""
 
     def cells_of(of_row: Sequence[Record], metric: Metric) -> Cells:
         return by_line(of_row, metric, _kind) | average(of_row, metric)
@@ -62,7 +62,7 @@ def _failed(line: Line, column: str) -> bool:
 
 
 def figure(table: Table) -> "Figure":
-    """KL over the position in the answer; the score over the budget where fidelity was not measured."""
+    """Draw KL over the position in the answer, or the score over the budget if fidelity was not measured."""
     from evals.longgen.figure import over_position
     from evals.report.figures import over_budget
 

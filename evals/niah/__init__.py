@@ -1,1 +1,1 @@
-"""Needle in a haystack: can the model still find one sentence in a long text after eviction?"""
+"""Needle in a haystack: test whether the model still finds one sentence in a long text after eviction."""

@@ -7,7 +7,7 @@ from evals.results.record import Record, covered_lines
 
 
 def means(records: Sequence[Record]) -> dict[tuple[int, float], float]:
-    """The mean score by prompt length and needle depth."""
+    """Return the mean score by prompt length and needle depth."""
     scores: dict[tuple[int, float], list[float]] = {}
     for line in covered_lines(records):
         length, depth = line.get("length"), line.get("depth")

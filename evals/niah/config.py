@@ -19,10 +19,11 @@ Percent = Annotated[float, Ge(0), Le(100)]
 
 @dataclass(frozen=True)
 class NeedleGrid(Evaluation):
-    """`lengths` in tokens of the whole prompt; `depths` in per cent, or how many, evenly spaced from 0 to 100.
+    """A grid of needle prompts.
 
-    Each cell of them is asked `needles` times: with `needle`, then with the others of needles.yaml from the second on.
-    Several `haystack`s are one text, in their order.
+    `lengths`: tokens of the whole prompt. `depths`: in per cent, or their number, evenly spaced from 0 to 100.
+    `needles`: number of prompts for each length and depth; the first uses `needle`, the next ones use needles.yaml from
+    the second entry on. Several `haystack`s are joined in order.
     """
 
     needle: Annotated[Text, MinLen(1)]
@@ -52,7 +53,7 @@ class NeedleGrid(Evaluation):
 
     @property
     def depth_list(self) -> tuple[float, ...]:
-        """Depths in per cent."""
+        """Needle depths in per cent."""
         if isinstance(self.depths, int):
             return tuple(np.linspace(0, 100, self.depths).round().tolist()) if self.depths > 1 else (50.0,)
         return self.depths
@@ -60,4 +61,4 @@ class NeedleGrid(Evaluation):
 
 @dataclass(frozen=True)
 class Niah(NeedleGrid, SampledEvaluation):
-    """Whether the model still finds the needles after eviction."""
+    """Settings of eval=niah: whether the model still finds the needles after eviction."""

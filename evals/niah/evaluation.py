@@ -1,4 +1,4 @@
-"""Needle in a haystack: a prompt for every length, depth and needle, and the score of its answer."""
+"""Needle in a haystack: make a prompt for every length, depth and needle, and score its answer."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -21,13 +21,13 @@ from evals.rouge import rouge1_recall
 
 
 def make_tasks(model: LoadedModel, config: NeedleGrid, protocol: EvaluationProtocol) -> "list[NiahTask]":
-    """One task: the whole grid."""
+    """Return one task with the whole grid."""
     return [NiahTask(config, model, protocol)]
 
 
 @dataclass(frozen=True)
 class GridCell:
-    """What one prompt asks: a needle at a `depth` in per cent of a prompt of `length` tokens."""
+    """One prompt: a needle at a `depth` (per cent) in a prompt of `length` tokens."""
 
     length: int
     depth: float
@@ -36,7 +36,10 @@ class GridCell:
 
 @dataclass(frozen=True)
 class NiahTask:
-    """All cells of the grid under one protocol. Sample ids are `L<length>-D<depth>-N<needle>`, needles from 0."""
+    """All prompts of the grid under one protocol.
+
+    Sample ids are `L<length>-D<depth>-N<needle>`, with needles numbered from 0.
+    """
 
     config: NeedleGrid
     model: LoadedModel
@@ -63,17 +66,17 @@ class NiahTask:
 
     @cached_property
     def haystack(self) -> Haystack:
-        """All texts, which identify the task."""
+        """All texts; their fingerprint is part of the task's identity."""
         return Haystack("\n".join(self.texts))
 
     @property
     def book(self) -> Haystack:
-        """What prompts are cut from: the texts without those that are held out for calibrations."""
+        """The text that prompts are cut from, without the texts held out for calibrations."""
         return Haystack("\n".join(evaluated_and_held_out(self.texts)[0]))
 
     @cached_property
     def needles(self) -> Sequence[Needle]:
-        """The one that the configuration words, then others."""
+        """The needle of the configuration, then the others of needles.yaml."""
         config = self.config
         first = Needle("configured", config.needle, config.question, config.answer, config.answer_prefix)
         return [first, *needles.needles(config.needles)[1:]]
@@ -84,7 +87,7 @@ class NiahTask:
 
     @cached_property
     def cells(self) -> dict[str, GridCell]:
-        """Every sample by its id."""
+        """Every grid cell by its sample id."""
         cells = {}
         for length in self.config.lengths:
             for depth in self.config.depth_list:
@@ -109,7 +112,7 @@ class NiahTask:
         names = ("needle", "question", "answer", "answer_prefix", "max_new_tokens")
         fields = {name: getattr(self.config, name) for name in names}
         quirks = {name: getattr(self.protocol, name) for name in vars(self.protocol) if name.startswith("niah_")}
-        # Of all needles, so that a run with more of them extends one with fewer.
+        # Hash all needles, so that a run with more needles extends one with fewer.
         others = {"needles": needles.fingerprint()}
         return {
             **fields,
@@ -137,12 +140,12 @@ class NiahTask:
         return Sample(id, ids, stopping, partial(scores, cell.needle), record, cell.needle.answer, context)
 
     def prompt(self, length: int, depth: float) -> torch.Tensor:
-        """A prompt of at most `length` tokens with the first needle at `depth` (0 to 1): ids [prompt], int64."""
+        """Return a prompt of at most `length` tokens with the first needle at `depth` (0 to 1): ids [prompt], int64."""
         return self.prompts.make(self.needles[0], length, depth)[0]
 
 
 def scores(needle: Needle, prediction: str) -> dict[str, float]:
-    """ROUGE-1 recall (stemmed) of the generated text against the answer and the needle, and keyword overlap."""
+    """Return stemmed ROUGE-1 recall of the prediction against answer and needle, and its keyword overlap."""
     return {
         "score": 100 * rouge1_recall(needle.answer, prediction),
         "score_needle": 100 * rouge1_recall(needle.needle, prediction),
@@ -151,6 +154,9 @@ def scores(needle: Needle, prediction: str) -> dict[str, float]:
 
 
 def keyword_overlap(answer: str, prediction: str) -> float:
-    """Per cent of the answer's distinct words that the prediction has, punctuation attached, as the released plots."""
+    """Return the share (%) of the answer's distinct words in the prediction, as in the released plots.
+
+    Words keep the punctuation that is attached to them.
+    """
     expected = set(answer.lower().split())
     return 100 * len(set(prediction.lower().split()) & expected) / len(expected)

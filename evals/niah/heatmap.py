@@ -1,4 +1,4 @@
-"""The field's figure: score by prompt length and needle depth, one panel a setting, one scale for all."""
+"""Draw the usual needle heatmaps: score by prompt length and needle depth, a panel per setting, on one scale."""
 
 from collections.abc import Mapping, Sequence
 
@@ -13,23 +13,23 @@ from evals.niah.cells import means
 from evals.tables import text
 from evals.tables.table import Row, Table
 
-# Perceptually uniform, safe for colour-blind readers, and monotone in lightness, so it survives grey printing.
+# Perceptually uniform, safe for colour-blind readers, and monotone in lightness, so it can be printed in grey.
 COLOURS = "cividis"
 
 Means = Mapping[tuple[int, float], float]
-"""By prompt length and needle depth."""
+"""Mean scores by prompt length and needle depth."""
 
 LABELS = 9
-"""Of lengths or depths at an axis at most, so that none is over another."""
+"""Maximum number of tick labels on an axis, so that they do not overlap."""
 
 COLUMNS = 4
-"""Panels in a row where every method has but one budget."""
+"""Panels per row if every method has only one budget."""
 
 
 def heatmaps(table: Table) -> Figure:
-    """A row of panels per method with its budgets, or methods side by side if each has one.
+    """Draw a row of panels per method, one for each budget, or methods side by side if each has one budget.
 
-    Above each: its setting, and its mean with the interval.
+    The title of a panel shows its setting, and its mean with the interval.
     """
     by_method: dict[str, list[Row]] = {}
     for row in table.rows:
@@ -50,7 +50,7 @@ def _title(row: Row, column: str) -> str:
 
 
 def drawn(rows: Sequence[Sequence[tuple[str, Means]]], title: str) -> Figure:
-    """A heatmap under the title of each panel, all with the same lengths and depths, and one scale."""
+    """Draw the titled panels as heatmaps with the same lengths, depths and colour scale."""
     columns = max(map(len, rows))
     size = (3.2 * columns + 1, 2.7 * len(rows) + 0.6)
     figure, axes = plt.subplots(len(rows), columns, figsize=size, squeeze=False, layout="constrained")
@@ -69,7 +69,7 @@ def drawn(rows: Sequence[Sequence[tuple[str, Means]]], title: str) -> Figure:
 
 
 def _draw_panel(axis: Axes, title: str, values: Means, lengths: Sequence[int], depths: Sequence[float]) -> AxesImage:
-    """One heatmap, with the value of each cell if there is room; a cell where nothing ran is empty."""
+    """Draw one heatmap, with the value of each cell if there is room. Cells without samples stay empty."""
     cells = np.array([[values.get((length, depth), np.nan) for length in lengths] for depth in depths])
     cells = cells.reshape(len(depths), len(lengths))
     axis.set_visible(True)

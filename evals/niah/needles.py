@@ -1,4 +1,4 @@
-"""The needles of needle-in-a-haystack, in needles.yaml."""
+"""Load the needles of needle-in-a-haystack from needles.yaml."""
 
 import hashlib
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ PATH = Path(__file__).with_name("needles.yaml")
 
 @dataclass(frozen=True)
 class Needle:
-    """A sentence to hide, what is asked about it, the answer to find, and how the answer opens."""
+    """A sentence to hide, the question about it, the answer to find, and the first words of the answer."""
 
     kind: str
     needle: str
@@ -24,9 +24,9 @@ class Needle:
 
 
 def needles(count: int) -> list[Needle]:
-    """The first `count` needles; the number of a needle here is that in sample ids, as `L1000-D50-N3`.
+    """Return the first `count` needles. The position of a needle is its number in sample ids such as `L1000-D50-N3`.
 
-    Raises `UserError` where there are not so many.
+    Raises `UserError` if `count` is less than 1 or exceeds the number of needles.
     """
     known = _all()
     if isinstance(count, bool) or not 1 <= count <= len(known):
@@ -35,7 +35,7 @@ def needles(count: int) -> list[Needle]:
 
 
 def fingerprint() -> str:
-    """A hash of all needles."""
+    """Return a hash of all needles."""
     return hashlib.sha256(_content()).hexdigest()[:16]
 
 

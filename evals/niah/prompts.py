@@ -1,4 +1,4 @@
-"""Needle prompts: a book with a needle in it and a question about it, as the protocol has them."""
+"""Make needle prompts: a book with a needle in it and a question about it, worded as the protocol requires."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -21,8 +21,8 @@ CHAT = "This is a very long story book: <book> {context} </book>.\n" + QUESTION
 class NeedlePrompts:
     """Makes the prompts of one model under one protocol.
 
-    `sentence_rule` is the protocol's for what asks (`niah_sentence_rule`, `masking_sentence_rule`), `raw` the whole
-    prompt under `niah_prompt=raw`, with places for context and question.
+    `sentence_rule`: the protocol's rule for this evaluation (`niah_sentence_rule` or `masking_sentence_rule`). `raw`:
+    template of the whole prompt under `niah_prompt=raw`, with placeholders for context and question.
     """
 
     model: LoadedModel
@@ -32,10 +32,10 @@ class NeedlePrompts:
     raw: str
 
     def make(self, needle: Needle, length: int, depth: float) -> tuple[Tensor, Hidden, int]:
-        """A prompt of at most `length` tokens with the needle at `depth` (0 to 1), and where the needle is.
+        """Return a prompt of at most `length` tokens with the needle at `depth` (0 to 1).
 
-        Token ids are [prompt], int64; the last number is how many of them come before the question. Raises `UserError`
-        where no prompt of that length can be made.
+        Returns the token ids [prompt], int64, where the needle is hidden, and the number of ids before the question.
+        Raises `UserError` if no prompt of that length can be made.
         """
         text = f"\n{needle.needle}\n"
         tokens = length - self._overhead(needle, text)
@@ -47,19 +47,19 @@ class NeedlePrompts:
                 prefix = "" if self.protocol.niah_prompt == "raw" else needle.answer_prefix
                 context = question_start(text_of_prompt, question, ids.tolist(), self.model.tokenizer, prefix)
                 return ids, hidden, context
-            # Where texts are joined, tokens may split otherwise than in the parts.
+            # Where texts are joined, tokens may split differently than in the parts.
             tokens -= ids.numel() - length
         raise UserError("eval.lengths", "choose a longer one", value=length, why="no prompt of that length can be made")
 
     def _overhead(self, needle: Needle, text: str) -> int:
-        """Tokens of a prompt's length that are not for the haystack."""
+        """Return how many tokens of a prompt's length are not available for the haystack."""
         if self.protocol.niah_prompt == "raw":
             special = self.protocol.niah_special_tokens == "leaked"
             return released.RESERVED + len(self.model.tokenizer(text, add_special_tokens=special).input_ids)
         return self._render(needle, text)[1].numel()
 
     def _hide(self, text: str, tokens: int, depth: float) -> Hidden:
-        """`tokens` tokens of haystack with `text` in them."""
+        """Hide `text` in `tokens` tokens of the haystack."""
         where = (text, self.haystack.text, tokens, depth, self.model.tokenizer)
         if (self.protocol.niah_special_tokens, self.sentence_rule) == ("none", "text"):
             return hide(*where)
@@ -68,11 +68,11 @@ class NeedlePrompts:
 
     @property
     def _template(self) -> str:
-        """The prompt before any chat template, with places for context and question."""
+        """Template of the prompt before any chat template, with placeholders for context and question."""
         return self.raw if self.protocol.niah_prompt == "raw" else CHAT
 
     def _render(self, needle: Needle, context: str) -> tuple[str, Tensor]:
-        """The whole prompt: its text, and ids [prompt]."""
+        """Return the text of the whole prompt, and its ids [prompt]."""
         text = self._template.format(context=context, question=needle.question)
         if self.protocol.niah_prompt == "raw":
             return text, tensor(self.model.tokenizer(text).input_ids, device=self.model.device)

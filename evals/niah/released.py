@@ -1,4 +1,4 @@
-"""NIAH prompts as the released code makes them, each of its quirks by itself (docs/audit.md)."""
+"""Make NIAH prompts as the released code does, with each of its quirks as a separate option (docs/audit.md)."""
 
 from typing import Literal
 
@@ -12,16 +12,16 @@ RAW = (
     "<|im_start|> This is a very long story book: <book> {context} </book>.\n"
     " Based on the content of the book, Question: {question}\nAnswer:"
 )
-"""The whole prompt for every model, with a literal tag that only some tokenizers know."""
+"""Template of the whole prompt for every model, with a literal tag that only some tokenizers know."""
 
 RAW_MASKING = "{context}Based on the content of the book, Question: {question}\nAnswer:"
-"""The whole prompt of head masking."""
+"""Template of the whole prompt for head masking."""
 
 LLAMA2_PERIODS = frozenset({29889, 869})
-"""Llama 2's ids of a period, which head masking looks for in every model."""
+"""Llama 2's ids of a period. Head masking looks for them with every model."""
 
 RESERVED = 200
-"""Tokens of a prompt's length that haystack and needle leave to the text around them."""
+"""Tokens of a prompt's length reserved for the text around haystack and needle."""
 
 
 def hide(
@@ -37,17 +37,17 @@ def hide(
     """Put `needle` into the first `tokens` tokens of `haystack`, repeated if it is too short, at `depth` (0 to 1).
 
     Haystack and needle are encoded, joined as token ids, and decoded again. `special`: each encoding adds its special
-    tokens and no decoding removes them, so that a BOS stands twice at the start and once before the needle.
-    `sentence_rule`: with "period_ids", the needle backs up until it follows one of the ids of encode("."), with
-    "llama2_ids" one of `LLAMA2_PERIODS`, or to the start if the text has none. `cleanup`: whether decoded text is
-    cleaned up (`compresskv.detokenise`). Raises `UserError` where `tokens` is not positive.
+    tokens and no decoding removes them, which leaves two BOS at the start and one before the needle. `sentence_rule`:
+    with "period_ids", the needle moves back until it follows one of the ids of encode("."); with "llama2_ids", one of
+    `LLAMA2_PERIODS`; if the text has no such id, it moves to the start. `cleanup`: whether decoded text is cleaned up
+    (`compresskv.detokenise`). Raises `UserError` if `tokens` is not positive.
     """
     if tokens < 1:
         raise UserError("eval.lengths", "choose a longer one", why="the shortest length leaves no room for a haystack")
     needle_ids = tokenizer(needle, add_special_tokens=special).input_ids
     beginning = _beginning(haystack, tokens + len(needle_ids) + RESERVED, tokenizer, special, cleanup)
     encoded = tokenizer(beginning, add_special_tokens=special, return_offsets_mapping=True)
-    # Cleaned up, the beginning may have fewer tokens than were asked for.
+    # After the clean-up, the beginning may have fewer tokens than requested.
     context, starts = encoded.input_ids[:tokens], [*(start for start, _ in encoded.offset_mapping), len(beginning)]
     if depth >= 1:
         place = len(context)
@@ -69,7 +69,7 @@ def hide(
 
 
 def _beginning(haystack: str, tokens: int, tokenizer: PreTrainedTokenizerBase, special: bool, cleanup: bool) -> str:
-    """The first `tokens` tokens of the haystack, decoded."""
+    """Decode the first `tokens` tokens of the haystack."""
     characters = tokens * 6
     while True:
         text = (haystack * (characters // len(haystack) + 1))[:characters]

@@ -35,7 +35,7 @@ SECTION = Section(
 
 
 def tables(records: Sequence[Record], asked: Asked = USUAL) -> list[Table]:
-    """Columns by prompt length; with the view `needles`, by kind of needle over all haystacks, and by haystack."""
+    """Return tables by prompt length; in the view `needles`, by kind of needle over all haystacks, and by haystack."""
     if asked.view == "needles":
         kinds = ["configured", *(needle.kind for needle in needles(10))]
         columns = [*kinds, *dict.fromkeys(f"in {haystack(record)}" for record in records), AVERAGE]
@@ -52,7 +52,7 @@ def _failed(line: Line, column: str) -> bool:
 
 
 def _lengths(records: Sequence[Record], metric: Metric) -> Cells:
-    """A cell for every prompt length, and their average."""
+    """Return a cell for every prompt length, and their average."""
     columns: dict[str, Values] = {}
     lines = [(record, line) for record in records for line in record.covered if isinstance(line.get("length"), int)]
     for record, line in sorted(lines, key=lambda pair: pair[1]["length"]):
@@ -71,14 +71,14 @@ def _needles(records: Sequence[Record], metric: Metric) -> Cells:
 
 
 def haystack(record: Record) -> str:
-    """The haystack of a record's needles: the last parts of its places."""
+    """Return a short name of a record's haystack: the last part of each of its locations."""
     named = record.config.get("eval", {}).get("haystack", "")
     places = named.split(",") if isinstance(named, str) else named
     return " and ".join(str(place).rstrip("/").rpartition("/")[2].partition(".")[0] for place in places)
 
 
 def _kind(record: Record, line: Line) -> str:
-    """What kind of fact the needle of a line is, by the number in its id; the first may be the user's own."""
+    """Return the kind of a line's needle, from the number in its id; "configured" for the user's own needle."""
     known = needles(10)
     number = line["id"].rpartition("-N")[2]
     if not number.isdecimal() or int(number) >= len(known):
@@ -89,7 +89,7 @@ def _kind(record: Record, line: Line) -> str:
 
 
 def _caption(records: Sequence[Record]) -> str:
-    """What a reader of the scores has to know of the prompts; "" if they are as asked for."""
+    """Return notes on the prompts: needles per cell, misplaced needles, repeated haystacks; "" without any."""
     prompts = {line["id"]: line for line in covered_lines(records)}
     places = {(line.get("length"), line.get("depth")) for line in prompts.values()}
     notes = []
@@ -104,7 +104,7 @@ def _caption(records: Sequence[Record]) -> str:
 
 
 def notes(records: Sequence[Record], tables: Sequence[Table], view: str = "") -> list[str]:
-    """With the view `needles`, by budget: Kendall's tau-b of each column's order of methods with the average's."""
+    """Return Kendall's tau-b of each column's order of methods with the average's, by budget, in the view `needles`."""
     found = []
     for table in tables if view == "needles" else ():
         for (budget, when), rows in table.comparable.items():
@@ -122,7 +122,7 @@ def notes(records: Sequence[Record], tables: Sequence[Table], view: str = "") ->
 
 
 def _tau(rows: Sequence[Row], column: str) -> str:
-    """– where all methods are equal."""
+    """Return Kendall's tau-b of a column with the average; – if all methods are equal."""
     from scipy.stats import kendalltau
 
     tau = kendalltau([row.cells[column].mean for row in rows], [row.cells[AVERAGE].mean for row in rows]).statistic
@@ -130,14 +130,14 @@ def _tau(rows: Sequence[Row], column: str) -> str:
 
 
 def figure(table: Table) -> "Figure":
-    """The heatmaps of a table of scores."""
+    """Draw the heatmaps of a table of scores."""
     from evals.niah.heatmap import heatmaps
 
     return heatmaps(table)
 
 
 def panels(table: Table) -> dict[str, Any]:
-    """The heatmaps of the page: `cells` are by depth, then by length; None where nothing ran."""
+    """Return the heatmaps of the page. `cells` are indexed by depth, then by length; None means no samples."""
     of_rows = [means(row.records) for row in table.rows]
     lengths = sorted({length for of_row in of_rows for length, _ in of_row})
     depths = sorted({depth for of_row in of_rows for _, depth in of_row})
@@ -154,12 +154,12 @@ def panels(table: Table) -> dict[str, Any]:
 
 
 def browsed(line: Line, prompt: Mapping[str, Any]) -> Line:
-    """Where the needle is; of the first needle, what is asked and sought: the lines have no prompts."""
+    """Return the needle's position and, for the first needle, its question and answer, since lines have no prompts."""
     asked = {name: prompt[name] for name in ("question", "answer_prefix", "answer") if prompt.get(name)}
     of_line = {name: value for name, value in own_fields(line).items() if name in ("length", "depth", "actual_depth")}
     return of_line | (asked if line["id"].endswith("-N0") else {})
 
 
 def traits(of_eval: Mapping[str, Any]) -> dict[str, Any]:
-    """What tells runs apart: the haystack, and whether there is one needle or several."""
+    """Return the settings that distinguish runs: the haystack, and whether there are several needles."""
     return {"haystack": of_eval.get("haystack"), "several": of_eval.get("needles", 1) > 1}

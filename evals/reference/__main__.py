@@ -16,14 +16,14 @@ from evals.job import Job
 from evals.reference.export import export
 
 SWEEPS: dict[str, list[str]] = yaml.safe_load(Path(__file__).with_name("sweeps.yaml").read_text(encoding="utf-8"))
-"""Command lines by part."""
+"""Command lines of the sweeps by part."""
 
 EVERYWHERE = ("model.dtype=float32",)
-"""Overrides of every command line: processors with bfloat16 and without it give the same tables."""
+"""Overrides for every command line. With float32, processors with and without bfloat16 give the same tables."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the missing samples of the chosen parts, then export all settings that are complete.
+    """Run the missing samples of the chosen parts, then export all complete settings.
 
     Raises `UserError`.
     """
@@ -41,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def run_and_export(parts: Sequence[str], data: str, results: Path, target: Path, overrides: Sequence[str] = ()) -> None:
-    """Run the parts, and export complete settings. `overrides` are added to every sweep.
+    """Run the parts, then export all complete settings. `overrides` are added to every sweep.
 
     If a part fails, the others still run, and `UserError` is raised at the end.
     """
@@ -68,16 +68,16 @@ def run_and_export(parts: Sequence[str], data: str, results: Path, target: Path,
 
 
 def jobs(part: str, *overrides: str) -> list[Job]:
-    """All jobs of a part, each command line with these overrides too. Raises `UserError` as a command line does."""
+    """Return all jobs of a part, with `overrides` added to each line. Raises `UserError` like a command line."""
     configs = [config for line in SWEEPS[part] for config in sweep(*EVERYWHERE, *line.split(), *overrides)]
     return [job_from(config) for config in configs]
 
 
 def measured(results: Path, jobs: Sequence[Job]) -> bool:
-    """Whether there is a complete efficiency measurement of this number of jobs, which is not repeated."""
+    """Return whether a complete efficiency measurement of this number of jobs exists; it is not repeated."""
     evaluation = jobs[0].eval
     assert isinstance(evaluation, Efficiency)
-    rows = (1 + len(jobs)) * len(evaluation.lengths)  # the full cache too
+    rows = (1 + len(jobs)) * len(evaluation.lengths)  # including the full cache
     pools = rows * len(evaluation.pools)
     made, _ = efficiency_runs(results)
     return any((len(each["rows"]), len(each["concurrency"])) == (rows, pools) for _, each in made)

@@ -15,7 +15,7 @@ from evals.results.store import refused, write_text, write_yaml
 from evals.results.summary import measured, sealed
 
 PARTS = ("runs", "efficiency", "artefacts")
-"""The folders that an export replaces."""
+"""Folders that an export replaces."""
 
 ARTEFACTS = (
     "fig5_niah",
@@ -42,27 +42,27 @@ LEFT_OUT = (
     "score_needle",
     "total_cache_bytes",
 )
-"""Numbers of a sample that the summary or the prompt already gives."""
+"""Numbers of a sample that are already known from the summary or the prompt."""
 
 RANKING = "ranking"
-"""The ranking whose heads are masked: a name, not a text of a prompt or an answer."""
+"""Field with the ranking whose heads are masked. It is a name, not a text of a prompt or an answer."""
 
 FLAGS = ("misplaced", "truncated")
-"""Kept in a line only if they are true."""
+"""Fields that are kept in a line only if they are true."""
 
 BY_LAYER = "compresskv"
-"""The method whose lines keep the tokens by layer, which experiment=fig9_budgets draws."""
+"""Method whose lines keep the tokens by layer, which experiment=fig9_budgets draws."""
 
 CONFIG = (
     *("budget", "eviction", "calibration", "prefill_chunk", "fidelity", "observation", "method", "eval", "experiment"),
 )
-"""The parts of a configuration that are kept, besides the names of model and protocol."""
+"""Parts of a configuration that are kept, in addition to the names of model and protocol."""
 
 
 def export(results: Path, target: Path) -> int:
-    """Write the complete settings of the tree `results`, and their artefacts, to the tree `target`; returns how many.
+    """Write the complete settings of the tree `results` and their artefacts to `target`, and return their number.
 
-    `target` is an ordinary results tree. Raises `UserError` if a setting has a fault, or if the disk refuses.
+    `target` is an ordinary results tree. Raises `UserError` if a setting has a fault, or if `target` cannot be written.
     """
     chosen = [record for record in records(results) if record.summary]
     if not chosen:
@@ -99,7 +99,7 @@ def compact(content: Mapping[str, Any]) -> str:
 
 
 def numbers(line: Line, by_layer: bool) -> Line:
-    """A sample's line without texts; `by_layer`: with the tokens kept in each layer."""
+    """Return a sample's line without texts. `by_layer`: whether to include the tokens kept in each layer."""
     kept: Line = {"id": line["id"]}
     for name, value in line.items():
         wanted = isinstance(value, (int, float)) and name not in LEFT_OUT and (value or name not in FLAGS)
@@ -109,7 +109,7 @@ def numbers(line: Line, by_layer: bool) -> Line:
 
 
 def configuration(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The parts of a configuration that distinguish settings; of a path to data only the last name."""
+    """Return the parts of a configuration that distinguish settings. A path to data is cut to its last name."""
     kept = {name: config[name] for name in CONFIG if name in config}
     kept["method"] = {name: value for name, value in config["method"].items() if name != "plain"}
     if data := config["eval"].get("data"):
@@ -127,7 +127,7 @@ def export_efficiency(source: Path, target: Path) -> None:
 
 
 def export_artefacts(target: Path) -> None:
-    """Write tables and PNG figures of the `ARTEFACTS` that have results; other formats are deleted."""
+    """Write tables and PNG figures of the `ARTEFACTS` that have results. Files in other formats are deleted."""
     for item in ARTEFACTS:
         try:
             paths = artefacts.write(item, target)

@@ -1,1 +1,1 @@
-"""Show results in the terminal, as tables and figures, and as a page; from files alone, without a model."""
+"""Show results in the terminal, as tables and figures, and as an HTML page. Reads files only and needs no model."""

@@ -1,5 +1,5 @@
-"""`python -m evals report --results <folder>` writes a results tree as one HTML page, and
-`python -m evals report experiment=<name> --results <folder>` the tables and figures of one experiment.
+"""`python -m evals report --results <folder>` writes a results tree as one HTML page.
+`python -m evals report experiment=<name> --results <folder>` writes the tables and figures of one experiment.
 """
 
 import argparse
@@ -14,7 +14,7 @@ COLUMNS = ("tasks", "groups")
 
 
 def main(arguments: list[str]) -> int:
-    """Write the page, or the artefacts of one experiment, and print the paths; returns the exit code.
+    """Write the page, or the artefacts of one experiment, print their paths, and return the exit code.
 
     Raises `UserError`, which `python -m evals` prints.
     """
@@ -33,7 +33,7 @@ def main(arguments: list[str]) -> int:
 
 
 def _given(words: list[str]) -> dict[str, str]:
-    """The options in the words: `name=value`, or the results tree."""
+    """Parse the words into options: each is `name=value` or the folder of the results tree."""
     given: dict[str, str] = {}
     for word in words:
         name, _, value = word.partition("=") if "=" in word else ("results", "=", word)
@@ -48,7 +48,7 @@ def _given(words: list[str]) -> dict[str, str]:
 
 
 def _written(given: dict[str, str], out: Path | None) -> list[Path]:
-    """Write the page or the artefacts, and return the paths. Raises `UserError` for bad options."""
+    """Write the page or the artefacts and return their paths. Raises `UserError` for bad options."""
     results, columns = expanded(given.get("results", "results"), "results"), given.get("columns")
     if "experiment" not in given:
         if columns:

@@ -1,4 +1,4 @@
-"""Compare one method with every other one at its budget: `python -m evals results compare --against`."""
+"""Compare one method with every other method at the same budget: `python -m evals results compare --against`."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -16,14 +16,15 @@ KNOWN = {metric.field: metric for metric in (SCORE, *FIDELITY)}
 
 
 def question(method: str) -> Question:
-    """The question that compares every method with this one, which is named as in results."""
+    """Return the question that compares every method with `method`, a name as used in results."""
     return Question(subject=named(method))
 
 
 def against(records: Sequence[Record], metric: str, method: str) -> list[tuple[str, list[Verdict]]]:
-    """The comparisons of `method` with a title for each family: each task of a model and evaluation, and all tasks.
+    """Compare `method` with the others and return titled groups of comparisons.
 
-    The report page shows those over all tasks. Raises `UserError` if there are none.
+    There is one group for each task and one for all tasks, per model and evaluation. The report page shows the groups
+    of all tasks. Raises `UserError` if there are no comparisons.
     """
     known = dict.fromkeys(record.method for record in records)
     if method not in known:
@@ -40,7 +41,7 @@ def against(records: Sequence[Record], metric: str, method: str) -> list[tuple[s
 
 
 def _families(records: Sequence[Record], metric: str, asked: Question) -> Iterator[tuple[str, list[Verdict]]]:
-    # For other fields it is not known which values are better.
+    # For other fields, it is unknown whether higher or lower is better.
     asked = asked if metric in KNOWN else replace(asked, finding="higher for {better}")
     for group in groups_of(records):
         with_metric = [record for record in group if any(is_number(line.get(metric)) for line in record.covered)]
@@ -54,7 +55,7 @@ def _families(records: Sequence[Record], metric: str, asked: Question) -> Iterat
 
 
 def _tables(records: Sequence[Record], metric: str) -> list[Table]:
-    """The evaluation's table of the metric; for any other field, its mean over all samples."""
+    """Return the evaluation's table of the metric. For any other field, return a table of its mean over all samples."""
     if metric in KNOWN:
         return [table for table in hook(records[0].kind, "tables")(records) if table.metric.field == metric]
     return sampled(records, USUAL, average, [Metric(metric, metric, 4)])

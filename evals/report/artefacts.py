@@ -1,4 +1,4 @@
-"""The artefacts of an experiment, made from the results tree alone: tables, comparisons and figures."""
+"""The artefacts of an experiment, created from the results tree alone: tables, comparisons and figures."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -26,9 +26,10 @@ from evals.tables.table import OTHERS, Shown, Table
 
 
 def write(experiment: str, results: Path, columns: Columns = "tasks") -> list[Path]:
-    """Write `results`/artefacts/<experiment>/ and return the paths. `columns`: tasks or groups, in LaTeX tables.
+    """Write `results`/artefacts/<experiment>/ and return the paths.
 
-    Raises `UserError` for an experiment without artefacts, and if none of its settings has results.
+    `columns` selects tasks or groups of tasks as the columns of LaTeX tables. Raises `UserError` if the experiment has
+    no artefacts, or if its settings have no results.
     """
     page = page_of(experiment, results)
     folder = results / "artefacts" / safe_name("experiment", experiment)
@@ -54,9 +55,9 @@ def write(experiment: str, results: Path, columns: Columns = "tasks") -> list[Pa
 
 
 def write_after_run(experiment: str, results: Path) -> None:
-    """Write the artefacts of an experiment from the whole tree `results`, and print where they are.
+    """Write the artefacts of an experiment from the whole tree `results`, and print their folder.
 
-    Without any results yet, such as while jobs wait on a cluster, it prints the reason and raises nothing.
+    If there are no results yet, for example while jobs wait on a cluster, print the reason instead of raising.
     """
     console = screen()
     try:
@@ -68,13 +69,13 @@ def write_after_run(experiment: str, results: Path) -> None:
 
 
 def page_of(experiment: str, results: Path) -> Page:
-    """The tables, comparisons and figures of an experiment in `results`. Raises `UserError` as `write` does."""
+    """Return the tables, comparisons and figures of an experiment in `results`. Raises `UserError` like `write`."""
     of_item = item(experiment)
     return _measured(experiment, of_item, results) if of_item.source else _runs(experiment, of_item, results)
 
 
 def _measured(experiment: str, of_item: Item, results: Path) -> Page:
-    """The page of an evaluation that writes its own files."""
+    """Return the page of an evaluation that writes its own files."""
     methods = [method_config(config["method"]).name for config in settings_of(experiment, None)]
     try:
         found: Shown = hook(of_item.source, "shown")(results, methods)
@@ -89,7 +90,7 @@ def _measured(experiment: str, of_item: Item, results: Path) -> Page:
 
 
 def _runs(experiment: str, of_item: Item, results: Path) -> Page:
-    """The page of an experiment whose settings are in results/runs."""
+    """Return the page of an experiment whose settings are in results/runs."""
     records, evaluation, faults = chosen(experiment, results)
     asked = Asked(of_item.label, of_item.view)
     of_models: list[list[Table]] = []
@@ -106,7 +107,7 @@ def _runs(experiment: str, of_item: Item, results: Path) -> Page:
     if not every:
         raise nothing(experiment, results / "runs")
     compared = [verdict for table in every for verdict in verdicts(of_item, table)]
-    # Once per model: its other tables have the same samples.
+    # Use only the first table of each model: its other tables have the same samples.
     notes += [note for of_model in of_models for note in unpaired(of_model[0])]
     if records[0].eval != evaluation:
         name = text.title_of(evaluation)
@@ -133,7 +134,7 @@ def _runs(experiment: str, of_item: Item, results: Path) -> Page:
 
 
 def _figures(of_item: Item, kind: str, tables: Sequence[Table]) -> dict[str, Callable[[], Any]]:
-    """A figure of each model's first table, by file name."""
+    """Return functions that draw the figure of each model's first table, by file name."""
     if of_item.figure is None:
         return {}
 

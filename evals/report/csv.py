@@ -1,4 +1,4 @@
-"""Tables as CSV that spreadsheets read as text and numbers, never as formulas."""
+"""Write tables as CSV that spreadsheets read as text and numbers, never as formulas."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -13,14 +13,14 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
 FORMULAS = ("=", "@", "+", "-", "\t", "\r", "\n", "＝", "＠", "＋", "－")
-"""Characters that begin a formula, or that spreadsheets skip in front of one."""
+"""Characters that start a formula, or that spreadsheets skip before one."""
 
 
 def means(tables: Sequence[Table]) -> "DataFrame":
-    """One row for every cell of `tables`, with the published number beside it.
+    """Return one row for every cell of `tables`, including the published number.
 
-    `low` and `high` are the 95 % interval; `of` is how many samples exist. `when` is a column unless all rows evict
-    after the prompt.
+    `low` and `high` are the bounds of the 95 % interval; `of` is the number of samples that exist. The column `when` is
+    left out if all rows evict after the prompt.
     """
     timed = any(row.when != "prompt" for table in tables for row in table.rows)
     rows = []
@@ -44,7 +44,7 @@ def means(tables: Sequence[Table]) -> "DataFrame":
 
 
 def comparisons(verdicts: Sequence[Verdict]) -> "DataFrame":
-    """One row for every paired comparison, `second` − `first`."""
+    """Return one row for every paired comparison, `second` − `first`."""
 
     rows = []
     for verdict in verdicts:
@@ -69,7 +69,7 @@ def _rounded(interval: tuple[float, float] | None, digits: int) -> tuple[float |
 
 
 def csv_text(frame: "DataFrame") -> str:
-    """`frame` as CSV without its index; an apostrophe is put before texts that would begin a formula."""
+    """Return `frame` as CSV without its index. Texts that would start a formula get an apostrophe in front."""
     shown = frame.rename(columns=_inert)
     for name in shown.select_dtypes(exclude=["number", "bool"]):
         shown[name] = np.array([*map(_inert, shown[name]), None], dtype=object)[:-1]
@@ -79,5 +79,5 @@ def csv_text(frame: "DataFrame") -> str:
 def _inert(value: Any) -> Any:
     if not isinstance(value, str):
         return value
-    # A carriage return would end the line.
+    # `visible` also replaces carriage returns, which would end the line.
     return ("'" if value.startswith(FORMULAS) else "") + visible(value)

@@ -18,28 +18,28 @@ from evals.tables.table import Cell, Table
 
 MARKERS = "osD^vP*X<>"
 STYLES = ("-", "--", ":", "-.")
-"""One for every ten lines, which have ten colours."""
+"""Line styles; the next one is used after every ten lines, because there are ten colours."""
 
 MOST_LABELS = 20
-"""Names that fit beside a figure of the usual height."""
+"""Maximum number of legend entries next to a figure of the default height."""
 
 MOST_TICKS = 12
-"""An axis with more columns has round numbers as ticks instead of the columns."""
+"""Maximum number of columns that become ticks of an axis; an axis with more columns has round numbers as ticks."""
 
 METADATA: dict[str, dict[str, Any]] = {".png": {}, ".svg": {"Date": None}, ".pdf": {"CreationDate": None}}
-"""By suffix. Without dates, equal results give equal files."""
+"""Metadata of the file by suffix. Dates are left out, so that equal results give equal files."""
 
 
 def save(figure: Any, stem: Path, suffixes: Iterable[str] = METADATA) -> list[Path]:
-    """Write `figure` to `stem` with each of the `suffixes`, and close it; returns the paths.
+    """Write `figure` to `stem` with each of the `suffixes`, close it, and return the paths.
 
-    Raises `UserError` if the disk refuses one; each file is written whole or not at all.
+    Raises `UserError` if a file cannot be written. A file is never left partly written.
     """
     paths = []
     try:
         _take_literally(figure)
         with matplotlib.rc_context({"svg.hashsalt": stem.name}):
-            # The layout, which takes longest, is made once for all formats.
+            # Compute the layout once for all formats, since it takes the most time.
             figure.draw_without_rendering()
             figure.set_layout_engine("none")
             for suffix in suffixes:
@@ -53,13 +53,13 @@ def save(figure: Any, stem: Path, suffixes: Iterable[str] = METADATA) -> list[Pa
 
 
 def legend_label(name: str) -> str:
-    """The `label` of what a legend names: matplotlib leaves out labels that begin with an underscore."""
+    """Return the `label` for a legend. Matplotlib leaves out labels that start with an underscore."""
     return f" {name}" if name.startswith("_") else name
 
 
 def _take_literally(figure: Any) -> None:
-    """Show names literally: without math mode for dollars, and with control characters made visible."""
-    numbers = set()  # of the axes, which matplotlib may write as formulas
+    """Show names literally: do not parse dollar signs as math, and make control characters visible."""
+    numbers = set()  # texts of the axes' numbers, which matplotlib may write as formulas
     for axes in figure.axes:
         for axis in (axes.xaxis, axes.yaxis):
             numbers.update([axis.offsetText, *axis.get_ticklabels(), *axis.get_ticklabels(minor=True)])
@@ -69,7 +69,10 @@ def _take_literally(figure: Any) -> None:
 
 
 def over_budget(table: Table) -> Figure:
-    """The average of every method over the budget, on a scale of powers of two; the full cache is a level line."""
+    """Draw the average of every method over the budget on a log2 scale.
+
+    The full cache is a horizontal line.
+    """
     figure, axis = plt.subplots(figsize=(7.5, 4), layout="constrained")
     lines: dict[str, dict[float, Cell]] = {}
     levels: dict[str, Cell] = {}
@@ -79,7 +82,7 @@ def over_budget(table: Table) -> Figure:
                 levels[row.label] = cell
             else:
                 line, x = lines.setdefault(row.label, {}), table.place_of_budget(row)
-                while x in line:  # a share that is as many tokens as another budget is drawn beside it
+                while x in line:  # shift a share that equals another budget in tokens
                     x *= 1.01
                 line[x] = cell
     for (label, cell), style in zip(levels.items(), ("--", ":", "-.", "-"), strict=False):
@@ -103,7 +106,10 @@ def over_budget(table: Table) -> Figure:
 
 
 def over_columns(tables: Sequence[Table], above: str = "") -> Figure:
-    """A line for each row over the columns that have a place on an axis; a panel for each table, with one legend."""
+    """Draw a line for each row over the columns that have a position on the x axis.
+
+    Each table has its own panel; all panels share one legend.
+    """
     columns = min(3, len(tables))
     rows = -(-len(tables) // columns)
     alone = len(tables) == 1
@@ -131,7 +137,7 @@ def over_columns(tables: Sequence[Table], above: str = "") -> Figure:
 
 
 def _line(axis: Axes, label: str, points: dict[float, Cell], place: int) -> None:
-    """A line with its intervals; means over part of the samples have hollow markers."""
+    """Draw a line with its intervals. Means over part of the samples have hollow markers."""
     marker, style = MARKERS[place % len(MARKERS)], STYLES[place // len(MARKERS) % len(STYLES)]
     xs, means = list(points), [cell.mean for cell in points.values()]
     name = _label(label, list(points.values()))
@@ -150,7 +156,7 @@ def _label(label: str, cells: Sequence[Cell]) -> str:
 
 
 def _finished(figure: Figure, axis: Axes) -> Figure:
-    """Add the grid, and the legend beside the lines, which makes the figure higher if they are many."""
+    """Add the grid and a legend to the right of the axes. A long legend makes the figure taller."""
     axis.grid(alpha=0.25)
     handles, labels = axis.get_legend_handles_labels()
     if len(labels) > MOST_LABELS:

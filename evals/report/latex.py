@@ -1,7 +1,7 @@
-"""A page as LaTeX tables: means for the text, intervals and numbers of samples for the appendix.
+"""Write a page as LaTeX tables: means for the main text, intervals and sample counts for the appendix.
 
-The tables need the packages booktabs, graphicx and rotating. pandas' `to_latex` is not used, because it cannot split or
-rotate tables that are too large for a page. No table is scaled.
+The tables need the packages booktabs, graphicx and rotating. They do not use pandas' `to_latex`, because it cannot
+split or rotate tables that are too large for a page. Tables are never scaled.
 """
 
 import re
@@ -20,7 +20,7 @@ from evals.tables.statistics import ALPHA
 from evals.tables.table import Cell, Row, Table
 
 Columns = Literal["tasks", "groups"]
-"""The columns of a table with groups: its tasks, or the means of groups of tasks. Both include the average."""
+"""Columns of a table that has groups: its tasks, or the means of groups of tasks. Both include the average."""
 
 PACKAGES = "% \\usepackage{booktabs,graphicx,rotating}, and a text of 5.5 inches or more\n"
 
@@ -43,29 +43,29 @@ ESCAPED = {
     "−": "$-$",
     "·": r"\textperiodcentered{}",
     "…": r"\ldots{}",
-    "[": "{[}",  # after a line break, a bracket would be its argument
+    "[": "{[}",  # after a line break, LaTeX would read a bracket as its argument
     "]": "{]}",
 }
 
 DAGGER = r"$^\dagger$"
 
 UPRIGHT, TURNED = (97, 48), (137, 28)
-"""Characters of a line and rows of a table in \\scriptsize that fit a page, whose text is 5.5 inches wide or more."""
+"""Characters per line and rows of a \\scriptsize table that fit on a page with a text width of at least 5.5 inches."""
 
 NARROW = 45
-"""A table of at most this many characters is set in \\small, with columns of natural width."""
+"""Maximum width in characters of a table that is set in \\small, with columns of natural width."""
 
 MANY = 8
-"""With more columns than this, their heads are rotated."""
+"""Maximum number of columns with horizontal heads; with more columns, the heads are rotated."""
 
 
 def escape(name: str) -> str:
-    """Text with its markup escaped, on one line."""
+    """Escape the LaTeX markup in a text and put it on one line."""
     return " ".join("".join(ESCAPED.get(character, character) for character in name).split())
 
 
 def latex(page: Page, columns: Columns = "tasks") -> str:
-    """The tables of a paper: one for each model and metric, with budgets as blocks and methods as rows.
+    """Return the tables of a paper: one for each model and metric, with methods as rows, in one block per budget.
 
     Means over part of the samples have a dagger and are never marked as best or second. Raises `UserError` for
     `columns="groups"` if no table has groups.
@@ -89,7 +89,7 @@ def latex(page: Page, columns: Columns = "tasks") -> str:
 
 
 def appendix(page: Page, columns: Columns = "tasks") -> str:
-    """The tables of an appendix: intervals and numbers of samples, paired comparisons, and notes."""
+    """Return the tables of an appendix: intervals and sample counts, paired comparisons, and notes."""
     tables = [PACKAGES]
     for place, table in enumerate(page.tables):
         label = _label(page, place)
@@ -104,7 +104,7 @@ def appendix(page: Page, columns: Columns = "tasks") -> str:
 
 
 def comparisons(verdicts: Sequence[Verdict], family: str, label: str) -> list[str]:
-    """Paired comparisons as floats, one for each model, evaluation and metric; shown differences are bold."""
+    """Return the paired comparisons as floats, one per model, evaluation and metric. Shown differences are bold."""
     of_models: dict[tuple[str, str, str], list[Verdict]] = {}
     for verdict in verdicts:
         of_models.setdefault((verdict.model, verdict.eval, verdict.metric), []).append(verdict)
@@ -117,15 +117,15 @@ def comparisons(verdicts: Sequence[Verdict], family: str, label: str) -> list[st
 
 
 def _label(page: Page, place: int) -> str:
-    """The label of the table at a place."""
+    """Return the LaTeX \\label of the table at index `place`."""
     return f"tab:{page.name}" + (f"-{place + 1}" if place else "")
 
 
 @dataclass(frozen=True)
 class Tabular:
-    """A table's parts as LaTeX. `blocks`: rows by the line above them; `spans`: the texts above the head.
+    """The parts of a table as LaTeX; the first column is text.
 
-    `alignment` has a letter for each column. The first column is text.
+    `blocks`: rows by the line above them. `spans`: the texts above the head. `alignment`: one letter per column.
     """
 
     header: Sequence[str]
@@ -135,7 +135,7 @@ class Tabular:
 
 
 def _columns(table: Table, columns: Columns) -> list[str]:
-    """All columns; in a table with groups, the tasks or the groups, and the average."""
+    """Return the columns to show. For a table with groups: the tasks or the groups, and the average."""
     if not table.sums:
         return list(table.columns)
     return [
@@ -144,7 +144,7 @@ def _columns(table: Table, columns: Columns) -> list[str]:
 
 
 def _digits(table: Table) -> int:
-    """One decimal less than Markdown and CSV show: one for a score."""
+    """Return the number of decimals, one less than in Markdown and CSV: one for a score."""
     return max(1, table.metric.digits - 1)
 
 
@@ -153,7 +153,7 @@ def _ranks(table: Table, column: str, rows: Sequence[Row]) -> dict[int, int]:
 
 
 def _means(table: Table, columns: Sequence[str]) -> Tabular:
-    """Methods as rows within a budget; texts that span columns, such as a kind of tasks, are above the head."""
+    """Return a table of means with methods as rows in a block per budget. Texts of column spans are above the head."""
     blocks = {}
     for budget, rows in table.budgets.items():
         marks = {column: _ranks(table, column, rows) for column in columns}
@@ -178,13 +178,16 @@ def _all_partial(row: Row, columns: Sequence[str]) -> bool:
 
 
 def _heads(table: Table, row: Row, columns: Sequence[str] = ()) -> list[str]:
-    """What names a row, with a dagger where all of its `columns` are partial; when it evicts, where rows differ."""
+    """Return the cells that name a row: its label, and the column `when` if rows differ in it.
+
+    The label has a dagger if all `columns` are partial.
+    """
     dagger = DAGGER if columns and _all_partial(row, columns) else ""
     return [escape(table.label(row)) + dagger, *([escape(row.when)] if table.has_whens else [])]
 
 
 def _row(row: Row, columns: Sequence[str], digits: int, marks: Mapping[str, int | None]) -> list[str]:
-    """The means of a row, without intervals; if all means are partial, its name has the dagger."""
+    """Return the means of a row, without intervals. If all means are partial, only the row's name has the dagger."""
     cells = {column: row.cells[column] for column in columns if column in row.cells}
     all_partial = _all_partial(row, columns)
     shown = []
@@ -199,7 +202,10 @@ def _row(row: Row, columns: Sequence[str], digits: int, marks: Mapping[str, int 
 
 
 def _intervals(table: Table, columns: Sequence[str]) -> Tabular:
-    """The intervals of the same rows. A column's head has its usual number of samples; other cells have theirs."""
+    """Return a table of the intervals of the same rows.
+
+    A column's head shows its most common sample count; cells with another count show their own.
+    """
     header, usual = ["method", *(["when"] if table.has_whens else [])], {}
     alignment = "l" * len(header) + "r" * len(columns)
     for column in columns:
@@ -243,7 +249,7 @@ def _compared(verdicts: Sequence[Verdict]) -> Tabular:
 
 
 def _block(budget: Budget | None) -> str:
-    """The line above the rows of a budget; "" for the full cache, as in the paper."""
+    """Return the line above the rows of a budget; "" for the full cache, as in the paper."""
     return "" if budget is None else f"budget = {escape(str(budget))}"
 
 
@@ -252,7 +258,7 @@ def _name(table: Table, column: str) -> str:
 
 
 def _floats(caption: str, label: str, table: Tabular) -> Iterator[str]:
-    """The table as one float, or as several numbered ones if it does not fit a page."""
+    """Yield the table as one float, or as several numbered ones if it does not fit on a page."""
     widths = [max(map(_width, cells)) for cells in zip(*_every_row(table), strict=True)]
     turned = UPRIGHT[0] < _total(widths) <= TURNED[0]
     width, height = TURNED if turned else UPRIGHT
@@ -268,7 +274,10 @@ def _every_row(table: Tabular) -> list[Sequence[str]]:
 
 
 def _width(tex: str) -> float:
-    """The approximate width of a cell in characters; points and brackets are narrow, rotated heads take two."""
+    """Estimate the width of a cell in characters.
+
+    Punctuation counts less than a character; a rotated head counts as two.
+    """
     if tex.startswith(r"\rotatebox"):
         return 2
     shown = re.sub(r"\\(text)?dagger", "x", tex)
@@ -278,12 +287,12 @@ def _width(tex: str) -> float:
 
 
 def _total(widths: Sequence[float]) -> float:
-    """The width of columns with the gaps between them; `_float` sets many closer together."""
+    """Return the width of columns with the gaps between them. `_float` uses smaller gaps for many columns."""
     return sum(widths) + len(widths) * (0.5 if len(widths) > MANY + 1 else 1)
 
 
 def _panels(table: Tabular, widths: Sequence[float], most: float) -> Iterator[Tabular]:
-    """Parts of the table whose columns fit the width `most`; each part repeats the first column."""
+    """Split the table into parts whose columns fit the width `most`. Each part repeats the first column."""
     columns = range(1, len(widths))
     for count in columns:
         each = -(-len(columns) // count)
@@ -298,7 +307,7 @@ def _panels(table: Tabular, widths: Sequence[float], most: float) -> Iterator[Ta
 
 
 def _pages(table: Tabular, most: int) -> Iterator[Tabular]:
-    """Parts of the table of at most `most` rows, split between blocks if possible."""
+    """Split the table into parts of at most `most` rows, between blocks if possible."""
     page: dict[str, Sequence[Sequence[str]]] = {}
     for name, rows in table.blocks.items():
         taken = sum(len(of_block) + 1 for of_block in page.values())
@@ -313,7 +322,7 @@ def _pages(table: Tabular, most: int) -> Iterator[Tabular]:
 
 
 def _float(caption: str, label: str, table: Tabular, turned: bool, small: bool) -> str:
-    """One float. In documents of two columns, wide tables span both."""
+    """Return one float. In two-column documents, wide tables span both columns."""
     kind = "sidewaystable" if turned else "table"
     kind += "" if small else "*"
     columns = len(table.header)
@@ -338,7 +347,7 @@ def _float(caption: str, label: str, table: Tabular, turned: bool, small: bool) 
 
 
 def _spans(spans: Sequence[str]) -> Iterator[str]:
-    """A line above the head with each name over its columns, and the rules below it."""
+    """Yield a line above the head with each name over its columns, and the rules below it."""
     cells, rules, place = [""], [], 2
     for name, group in groupby(spans):
         count = len(list(group))

@@ -1,4 +1,4 @@
-"""A page as Markdown. Tables are written here, because no dependency escapes markup in cells."""
+"""Write a page as Markdown. Tables are written here, because no dependency escapes markup in cells."""
 
 from collections.abc import Sequence
 
@@ -10,7 +10,7 @@ from evals.tables.table import Cell, Table, Texts
 
 
 def markdown(page: Page) -> str:
-    """The whole page: a table for each model, the comparisons, and other published numbers."""
+    """Return the whole page: a table for each model, the comparisons, and other published numbers."""
     parts = [f"# {_plain(page.title)}"]
     for table in page.tables:
         parts += [f"## {_plain(text.heading(table))}", _means(table)]
@@ -54,7 +54,7 @@ def _cell(cell: Cell | None, rank: int | None) -> str:
 
 
 def _published(rows: Sequence[Published]) -> str:
-    """Published numbers: a row for every model, method and budget, and a column for each published column."""
+    """Return a table with a row per model, method and budget, and a column per published column."""
     found = []
     noted: dict[str, dict[str, None]] = {}
     for row in rows:
@@ -74,7 +74,7 @@ def _table(header: Sequence[str], body: Sequence[Sequence[str]]) -> str:
 
 
 def _plain(text: str) -> str:
-    """Text with its markup escaped, on one line."""
+    """Escape the Markdown in a text and put it on one line."""
     for character in "\\|*_`<>[]#$~&":
         text = text.replace(character, f"\\{character}")
     return " ".join(text.split())

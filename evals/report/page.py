@@ -1,4 +1,4 @@
-"""Everything that an experiment shows, before rendering."""
+"""The content that a report shows for an experiment, before rendering."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,9 +11,10 @@ from evals.tables.text import NO_INTERVAL, PARTIAL
 
 @dataclass(frozen=True, kw_only=True)
 class Page(Shown):
-    """What an experiment shows, with the comparisons of its tables.
+    """The content that a report shows for an experiment, with the comparisons of its tables.
 
-    `others`: published numbers that no table shows. `family`: which comparisons the p-values are corrected for.
+    `others`: published numbers that are not in any table. `family`: the set of comparisons for which the p-values are
+    corrected.
     """
 
     name: str

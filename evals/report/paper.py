@@ -1,4 +1,4 @@
-"""Put the paper's numbers beside measured ones, and say why they cannot be compared."""
+"""Add the paper's numbers to measured ones, and say why they cannot be compared."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -8,13 +8,13 @@ from evals.results.published import Published, published
 from evals.tables.table import Cell, Row, Table
 
 PROTOCOL = "released"
-"""The paper's numbers were made with its authors' code."""
+"""Protocol of the paper's numbers, which were measured with its authors' code."""
 
 UNITS = ("score", "tokens", "points")
-"""Units of published numbers that tables show; numbers of other units, such as shares, are only listed."""
+"""Units of published numbers that tables show. Numbers in other units, such as shares, are only listed."""
 
 METHODS = {"SnapKV + semantic heads + layer budgets": "CompressKV"}
-"""Names of methods in results/paper that differ from the names of tables."""
+"""Names of methods in results/paper that differ from the names in tables."""
 
 UNNAMED = "its model is not named"
 
@@ -27,7 +27,7 @@ def place_of(row: Published) -> Place:
 
 
 def beside(item: str, ours: Table) -> Table:
-    """The table with the published number of the same model, method, budget and column in each cell."""
+    """Return the table with the published number of the same model, method, budget and column added to each cell."""
     if ours.metric.field not in ("score", "kept"):
         return ours
     numbers = {place_of(row): row for row in published(item) if row.unit in UNITS}
@@ -45,7 +45,7 @@ def beside(item: str, ours: Table) -> Table:
 
 
 def others(item: str, ours: Sequence[Table]) -> list[Published]:
-    """Published numbers of the item that the tables do not show."""
+    """Return the published numbers of the item that the tables do not show."""
     shown: set[Place] = set()
     for table in ours:
         for row in table.rows:
@@ -57,7 +57,7 @@ def others(item: str, ours: Sequence[Table]) -> list[Published]:
 
 
 def _apart(row: Row, cell: Cell) -> str:
-    """Why a published number cannot be compared with the cell; "" if it can."""
+    """Return why a published number cannot be compared with the cell; "" if it can."""
     if row.protocol != PROTOCOL:
         return f"protocol={row.protocol}"
     if row.when != "prompt":

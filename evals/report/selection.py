@@ -23,15 +23,16 @@ VARYING = ("method", "observation", "eviction", "calibration", "eval.")
 """Swept settings that a result must share with the experiment. Models, budgets and protocols may differ."""
 
 Traits = Mapping[str, Any]
-"""Values that distinguish results of the same method, by name."""
+"""Values by name that distinguish results of the same method."""
 
 
 def chosen(experiment: str, results: Path) -> tuple[list[Record], str, list[str]]:
-    """The records of an experiment by model, in the order of its sweep; the evaluation that it names; faults of files.
+    """Return the records of an experiment, the evaluation that it names, and the faults of files.
 
-    If there are no results of that evaluation, those at size=smoke are used. A result whose configuration names the
-    experiment belongs to it. Experiments share settings, so other results belong to it if the experiment would run
-    them. Raises `UserError` if there are no results.
+    Records are grouped by model, in the order of the experiment's sweep. If the evaluation has no results, its results
+    at size=smoke are used. A result belongs to the experiment if its configuration names the experiment, or, since
+    experiments share settings, if the experiment would run the same setting. Raises `UserError` if there are no
+    results.
     """
     usable: dict[Record, list[str]] = {}
     for whole in records(results):
@@ -63,13 +64,13 @@ def chosen(experiment: str, results: Path) -> tuple[list[Record], str, list[str]
 
 
 def _evaluations(experiment: str, evaluation: str) -> Iterator[str]:
-    """The evaluation of an experiment, then its evaluations at size=smoke."""
+    """Yield the evaluation of an experiment, then its evaluations at size=smoke."""
     yield evaluation
     yield from axes(f"experiment={experiment}", "+size=smoke").get("eval", [])
 
 
 def nothing(experiment: str, place: Path) -> UserError:
-    """The error for an experiment without results at `place`."""
+    """Return the error for an experiment without results at `place`."""
     return UserError(
         "experiment",
         f"run `python run.py -m experiment={experiment}` first, or name the tree with results=",
@@ -79,17 +80,17 @@ def nothing(experiment: str, place: Path) -> UserError:
 
 
 def settings_of(experiment: str, model: str | None, *overrides: str) -> list[dict[str, Any]]:
-    """The `VARYING` parts of all configurations of an experiment's sweep, for a model of `conf/model`."""
+    """Return the `VARYING` parts of all configurations of an experiment's sweep, for a model of `conf/model`."""
     known = model is not None and (CONF / "model" / f"{model}.yaml").exists()
     of_model = [f"model={model}"] if known else []
     return sweep(f"experiment={experiment}", *of_model, *overrides, only=VARYING)
 
 
 def _of_experiment(experiment: str, of_model: Sequence[Record], configs: Sequence[dict[str, Any]]) -> list[Record]:
-    """The records of a model that match one of `configs`, in their order, then others that name the experiment.
+    """Return the records of a model that match one of `configs`, in their order, then others that name the experiment.
 
-    A match has the same method and the same swept settings; if the experiment sweeps the number of heads, any number
-    matches. Settings that are not swept, such as the observation, narrow the matches down only if some record has the
+    A match has the same method and the same swept settings. If the experiment sweeps the number of heads, any number
+    matches. Settings that are not swept, such as the observation, narrow the matches only if some record has the
     experiment's value, since the command line may have set another one.
     """
     of_configs = [_traits_of(config) for config in configs]
@@ -111,14 +112,14 @@ def _of_experiment(experiment: str, of_model: Sequence[Record], configs: Sequenc
 
 
 def _traits_of(config: Mapping[str, Any]) -> Traits:
-    """The traits of a configuration."""
+    """Return the traits of a configuration."""
     of_eval = hook(kind_of(config["eval"]["_target_"]), "traits", lambda of_eval: {})(config["eval"])
     settings = {"observation": config["observation"], "calibration": config["calibration"]}
     return {**settings, "when": config["eviction"]["when"], **of_eval}
 
 
 def _shared(record: Record, name: str, value: Any) -> bool:
-    """Whether a record has this trait."""
+    """Return whether a record has this trait."""
     if name == "observation":
         return record.config.get("observation") == value
     if name == "when":
@@ -129,7 +130,7 @@ def _shared(record: Record, name: str, value: Any) -> bool:
 
 
 def same_method(record: Record, node: Mapping[str, Any]) -> bool:
-    """Whether a result's method is that of a `method` node, with its parameters and its number of heads."""
+    """Return whether a result's method equals a `method` node, including its parameters and its number of heads."""
     if not same_but_heads(record, node):
         return False
     wanted, selected = _heads(node), selecting_heads(record)
@@ -138,7 +139,7 @@ def same_method(record: Record, node: Mapping[str, Any]) -> bool:
 
 
 def same_but_heads(record: Record, node: Mapping[str, Any]) -> bool:
-    """Whether a result's method is that of a `method` node, however many heads of a layer select."""
+    """Return whether a result's method equals a `method` node, ignoring how many heads of a layer select."""
     mine = record.config.get("method")
     alike = isinstance(mine, dict) and _without_heads(mine) == _without_heads(node)
     return alike and method_config(node).name == record.method
@@ -156,7 +157,7 @@ def _without_heads(node: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def number_of_heads(record: Record, setting: Heads) -> int | None:
-    """How many heads of a layer this `setting` means; None if that needs a calibration that is not found."""
+    """Return how many heads of a layer `setting` selects; None if that needs a calibration that is not found."""
     if isinstance(setting, int):
         return setting
     try:
@@ -168,7 +169,7 @@ def number_of_heads(record: Record, setting: Heads) -> int | None:
 
 
 def default_heads(records: Sequence[Record]) -> list[str]:
-    """A sentence for each protocol of a model's records: how many heads of a layer select by default."""
+    """Return a sentence for each protocol of a model's records: how many heads of a layer select by default."""
     usual = usual_heads()
     defaults = {record.protocol: heads for record in records if (heads := number_of_heads(record, usual))}
     return [

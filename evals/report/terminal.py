@@ -1,4 +1,4 @@
-"""Tables in the terminal, shown at the end of a run with the figures of its evaluations."""
+"""Show tables in the terminal at the end of a run, with the figures of its evaluations."""
 
 import hashlib
 from collections.abc import Sequence
@@ -17,21 +17,21 @@ from evals.tables import text
 from evals.tables.table import FIDELITY, Cell, Row, Table, Texts
 
 WIDE = 12
-"""A table with more columns is turned: columns become rows, and settings become columns."""
+"""Maximum number of columns of a table. Tables with more are transposed: columns become rows, settings columns."""
 
 ACROSS = 5
-"""Settings beside each other in a turned table."""
+"""Number of settings next to each other in a transposed table."""
 
 SIZES = {
     "realised_budget": ("kept/layer/head", 1, 1.0),
     "cache_bytes": ("cache MB", 2, 1e6),
     "total_cache_bytes": ("with sliding layers", 2, 1e6),
 }
-"""Sizes of a setting by field of its summary: column, digits and unit."""
+"""Sizes of a setting by summary field: column, digits and unit."""
 
 
 def show(records: Sequence[Record]) -> list[Path]:
-    """Print the tables of every model and evaluation; returns the paths of the figures."""
+    """Print the tables of every model and evaluation, and return the paths of the figures."""
     figures: list[Path] = []
     for of_evaluation in groups_of([sound(record)[0] for record in records]):
         kind = of_evaluation[0].kind
@@ -70,7 +70,7 @@ def show_figures(paths: Sequence[Path]) -> None:
 
 
 def _drawn(draw: object, table: Table, records: Sequence[Record]) -> list[Path]:
-    """Save the figure of these records; other settings or samples give another file name."""
+    """Save the figure of these records. Other settings or samples give another file name."""
     from evals.report.figures import save
 
     assert callable(draw)
@@ -89,7 +89,7 @@ def _scores(table: Table) -> list[Printed]:
 
 
 def _upright(table: Table) -> Printed:
-    """A row per setting: the average with its interval, the other columns, and the tokens kept."""
+    """Return a table with a row per setting: the average with its interval, the other columns, and the tokens kept."""
     others = [column for column in table.columns if column != table.overall]
     sizes = [field for field in SIZES if any(field in row.sizes for row in table.rows)]
     printed = Printed(title=plain(_title(table)), caption=_caption(table, table.rows))
@@ -125,7 +125,10 @@ def _size(row: Row, field: str) -> str:
 
 
 def _turned(table: Table) -> list[Printed]:
-    """Tables with settings as columns, `ACROSS` in each; every mean has its interval and its number of samples."""
+    """Return tables with settings as columns, at most `ACROSS` per table.
+
+    Every mean has its interval and, if partial, its number of samples.
+    """
     shown = []
     for start in range(0, len(table.rows), ACROSS):
         rows = table.rows[start : start + ACROSS]
@@ -163,7 +166,7 @@ def _caption(table: Table, rows: Sequence[Row]) -> Text | None:
 
 
 def _fidelity(tables: Sequence[Table]) -> Printed:
-    """A row per setting: mean and 95 % interval of each metric, over the samples of all its tasks."""
+    """Return a table with a row per setting: mean and 95 % interval of each metric over the samples of all tasks."""
     title = f"{_title(tables[0])} · fidelity to the full cache"
     printed = Printed(title=plain(title), caption="kl and reference_nll in nats per token, agreement from 0 to 1")
     printed.add_column("setting", no_wrap=True)

@@ -1,4 +1,4 @@
-"""What a run leaves behind: one folder per setting, one line per sample, one summary."""
+"""The files that a run writes: one folder per setting, with one line per sample and one summary."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -10,13 +10,15 @@ if TYPE_CHECKING:
 def frame(
     results: str | Path = "results", by: Literal["sample", "setting"] = "setting", pattern: str = ""
 ) -> "DataFrame":
-    """The results tree `results` as a table: a row per setting that has a summary, or a row per finished sample.
+    """Load the results tree `results` as a table with one row per setting that has a summary, or per finished sample.
 
-    Both have `model`, `eval`, `task`, `protocol`, `method`, `budget`, `folder`, and `setting`: method and budget, and
-    what else tells it from others of this frame, such as `window=16`. A setting's row has its summary's means (`low`
-    and `high` are the 95 % interval), a sample's row its line, and `covered`: whether the summary counts it. Pair
-    samples by `sample`, not by `id`: it tells the prompt and the model's weights as well.
-    `pattern`: only settings whose path contains it. Raises `ValueError` for another `by`.
+    Both tables have the columns `model`, `eval`, `task`, `protocol`, `method`, `budget`, `folder` and `setting`: the
+    method, the budget and any further value that distinguishes it within this frame, such as `window=16`. The row of a
+    setting also has the means of its summary (`low` and `high` are the 95 % interval). The row of a sample also has the
+    fields of its line, and `covered`: whether the summary counts it. Pair samples by `sample` instead of `id`, because
+    `sample` also identifies the prompt and the model's weights.
+
+    With `pattern`, only settings whose path contains it are loaded. Raises `ValueError` for another `by`.
     """
     from evals.results.frames import sample_frame, setting_frame
     from evals.results.record import records

@@ -1,6 +1,6 @@
-"""`python -m evals results list|show|verify|compare`: what is there, whether it is sound, and which settings differ.
+"""`python -m evals results list|show|verify|compare`: list results, check their files, and compare settings.
 
-`python -m evals results push-wandb [<results>] [logger.mode=offline …]` sends what is finished to Weights & Biases.
+`python -m evals results push-wandb [<results>] [logger.mode=offline …]` sends finished results to Weights & Biases.
 """
 
 import argparse
@@ -22,10 +22,10 @@ from evals.tables import text
 from evals.tables.compare import Comparison
 
 SUBJECT = "compresskv"
-"""The method that `compare` is about where nothing else is said."""
+"""Default of `--against` for `compare`."""
 
 EVERY = "all"
-"""What `--against` has for all pairs of settings."""
+"""Value of `--against` that compares all pairs of settings."""
 
 AGAINST = ("budget", "second − first", "difference", "95 % interval", "p", "n", "samples to separate")
 
@@ -33,11 +33,11 @@ HIDDEN = {"config", "environment", "samples", "method_in_full", "prompt"}
 """Fields of a summary that `show` leaves out."""
 
 LONG = 1000
-"""Pairs of settings that still have a table with borders."""
+"""Maximum number of pairs that are printed as a table with borders."""
 
 
 def list_(chosen: Sequence[Record]) -> int:
-    """One row a setting."""
+    """Print a table with one row per setting."""
     shown = Table()
     for column in ("setting", "samples", "score", "state"):
         shown.add_column(column, justify="right" if column in ("samples", "score") else "left", overflow="fold")
@@ -49,20 +49,20 @@ def list_(chosen: Sequence[Record]) -> int:
 
 
 def show(chosen: Sequence[Record]) -> int:
-    """The summaries, as one JSON list, without configuration and environment."""
+    """Print the summaries as one JSON list, without the fields in `HIDDEN`."""
     content = []
     for record in chosen:
         fields = {key: value for key, value in (record.summary or {}).items() if key not in HIDDEN}
         named = {"eval": record.eval, "protocol": record.protocol, "method": record.method} if fields else {}
         content.append({"folder": record.name, "state": record.state, **fields, **named})
     shown = json.dumps(content, indent=2, ensure_ascii=False)
-    # JSON escapes the control characters below space alone.
+    # JSON escapes only the control characters below space.
     print(re.sub("[\x7f-\x9f]", lambda control: f"\\u{ord(control[0]):04x}", shown))
     return 0
 
 
 def verify(chosen: Sequence[Record]) -> int:
-    """Name every fault, and count what is sound; 1 if there is a fault."""
+    """Print every fault and the number of sound summaries. Return 1 if there is a fault, else 0."""
     faulty = 0
     for record in chosen:
         for problem in record.problems:
@@ -81,7 +81,7 @@ def verify(chosen: Sequence[Record]) -> int:
 
 
 def compare(chosen: Sequence[Record], options: argparse.Namespace) -> int:
-    """One method against every other of its budget, which is what the report page says; or all pairs of settings."""
+    """Compare one method with every other method of its budget, as the report page does, or all pairs of settings."""
     evicting = {record.method for record in chosen if record.budget is not None}
     method = options.against or (SUBJECT if SUBJECT in evicting and len(evicting) > 1 else EVERY)
     if method != EVERY:
@@ -95,7 +95,7 @@ def compare(chosen: Sequence[Record], options: argparse.Namespace) -> int:
 def compare_against(
     chosen: Sequence[Record], metric: str, method: str, csv: Path | None = None, latex: Path | None = None
 ) -> int:
-    """Each task's comparisons of a method, and those over all tasks; also as files where they are named."""
+    """Print the comparisons of a method for each task and over all tasks. Also write them to `csv` and `latex`."""
     from evals.report.against import against, question
     from evals.report.csv import comparisons as frame
     from evals.report.csv import csv_text
@@ -132,7 +132,7 @@ def _write(option: str, path: Path, content: str) -> None:
 
 
 def compare_all(chosen: Sequence[Record], metric: str) -> int:
-    """For each task, the settings with their groups, and the paired verdict on every two of them."""
+    """Print the settings of each task with their groups, and the paired verdict on every pair of settings."""
     compared = comparisons(chosen, metric)
     if not any(comparison.pairs for comparison in compared):
         raise UserError(
@@ -155,7 +155,7 @@ def compare_all(chosen: Sequence[Record], metric: str) -> int:
 
 
 def _left_out(comparison: Comparison) -> str:
-    """What a comparison leaves out because an id has several prompts or weights; "" if there is nothing."""
+    """Describe what a comparison leaves out because one id has several prompts or weights; "" if nothing."""
     parts = []
     if comparison.left_out:
         parts.append(f"{comparison.left_out} samples that have the same id, but not the same prompt and weights in all")
@@ -188,7 +188,7 @@ def _pairs_table(comparison: Comparison) -> Table:
 
 
 def _pairs_lines(comparison: Comparison) -> Iterator[str]:
-    """The same without borders: a table of ten thousand rows takes a minute to lay out."""
+    """Yield the lines of the same table without borders: rich needs a minute to lay out ten thousand rows."""
     rows = [PAIRS, *(tuple(map(visible, cells)) for cells in _pairs(comparison))]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for cells in rows:
@@ -203,7 +203,7 @@ def _about_p(comparison: Comparison) -> str:
 
 
 def _pairs(comparison: Comparison) -> Iterator[tuple[str, ...]]:
-    """The cells of every pair."""
+    """Yield the cells of every pair, in the order of `PAIRS`."""
     for pair in comparison.pairs:
         paired = pair.difference
         needed = text.NONE if paired.needed is None else str(paired.needed)
@@ -217,7 +217,7 @@ def _bounds(interval: tuple[float, float] | None) -> str:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one command; returns the exit code."""
+    """Run one command and return its exit code."""
     words = sys.argv[1:] if arguments is None else arguments
     if words[:1] == ["push-wandb"]:
         from evals.loggers.push import push
@@ -249,16 +249,16 @@ def main(arguments: list[str] | None = None) -> int:
             code = compare(chosen, options)
         else:
             code = {"list": list_, "show": show, "verify": verify}[options.command](chosen)
-        if sys.stdout:  # None where the shell has closed it
+        if sys.stdout:  # None if the shell closed it
             sys.stdout.flush()
         return code
     except UserError as error:
         print(visible(f"error: {error}"), file=sys.stderr)
         return 2
     except OSError as error:
-        # Python must not write the rest at its end.
+        # Keep Python from flushing the rest at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        if isinstance(error, BrokenPipeError):  # whoever read this, such as `head`, has had enough
+        if isinstance(error, BrokenPipeError):  # the reader, such as `head`, has closed the pipe
             return 141
         print(visible(f"error: this output cannot be written: {error.strerror}"), file=sys.stderr)
         return 2

@@ -1,4 +1,4 @@
-"""Which settings the words of a command line name: those of a folder, or those whose path has a pattern in it."""
+"""Select settings for a command line: those in a folder, or those whose path matches a pattern."""
 
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -9,10 +9,11 @@ from evals.results.record import Record, records
 
 
 def settings_named(results: str | None, named: str) -> list[Record]:
-    """The settings of the tree `results` (None: ./results) that `named` means, by path; "" means all.
+    """Return the settings of the tree `results` (None: ./results) that `named` selects, sorted by path; "" selects all.
 
-    `named` is a results tree, a folder below the `runs` of one, or else a part of settings' paths below `runs`, in
-    which `*`, `?` and `[…]` stand for any text, any character and one of several. Raises `UserError` if that is none.
+    `named` is a results tree, a folder below the `runs` of one, or a part of the settings' paths below `runs`, where
+    `*`, `?` and `[…]` match any text, any character and one of several characters. Raises `UserError` if no setting
+    matches.
     """
     place = expanded(named, "--results") if named else Path()
     if named and (place / "runs").is_dir():
@@ -36,7 +37,7 @@ def settings_named(results: str | None, named: str) -> list[Record]:
 
 
 def _tree_of(folder: Path) -> Path | None:
-    """The results tree that `folder` is a part of; None if it is of none."""
+    """Return the results tree that contains `folder`, or None if no parent is called `runs`."""
     for above in (folder.resolve(), *folder.resolve().parents):
         if above.name == "runs":
             return above.parent

@@ -1,4 +1,4 @@
-"""Which settings of a results tree differ: paired per-sample differences with intervals, corrected p-values, groups."""
+"""Compare the settings of a results tree: paired differences per sample with intervals, corrected p-values, groups."""
 
 from collections.abc import Sequence
 from itertools import groupby
@@ -11,12 +11,12 @@ from evals.tables.table import Key
 
 
 def comparisons(records: Sequence[Record], metric: str) -> list[Comparison]:
-    """One for each task with two settings or more that have `metric` on the same samples; then over all tasks.
+    """Compare all settings that have `metric` on the same samples, for each task and then over all tasks.
 
-    `metric` is a numeric field of the sample lines, such as `score` or `kl`. Samples that a setting lacks, or that have
-    no number there, are left out for all; settings without any are left out. Over all tasks, every task counts the
-    same, as in the average of a table. Settings of other prompts or weights, under the same ids, have a comparison of
-    their own; a single such setting has one without pairs.
+    `metric` is a numeric field of the sample lines, such as `score` or `kl`. A sample that one setting lacks, or for
+    which it has no number, is left out for all settings. Settings without any such sample are left out. Over all tasks,
+    every task has the same weight, as in the average of a table. Settings with the same ids but other prompts or
+    weights get a separate comparison; if there is only one such setting, its comparison has no pairs.
     """
 
     def place(record: Record) -> tuple[str, str, str]:

@@ -1,4 +1,4 @@
-"""The end of a setting's run: its summary, written where it covers no less than the one before."""
+"""Write the summary of a setting at the end of its run. It covers at least the samples of the previous summary."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,19 +11,19 @@ from evals.results.store import SampleStore, not_its_own, write_json, write_yaml
 from evals.results.summary import UNCHECKED, measured, sealed
 
 IDENTITY = (*NAMED, "model_fingerprint", "dtype", "backend", "prompt", "method_in_full")
-"""Fields of a summary that cannot change while its folder stays the same."""
+"""Fields of a summary that are fixed for a folder."""
 
 
 def finish(store: SampleStore, ids: Sequence[str], about: Mapping[str, Any], runs: Path) -> Record:
-    """Summarise the open `store`, which has the samples `ids`, or why they failed; returns the record of these.
+    """Summarise the open `store`, in which each sample of `ids` has a result or a failure; return the record of `ids`.
 
-    `about` has the fields of a `Summary` that do not follow from lines: the setting's names, identity and `config`.
-    The file covers `ids` and whatever the summary before covered; if nothing in it changes, it is left alone, and so
-    it is where the folder cannot be written. An unreadable summary is as good as none. It counts the samples that
-    failed, of whatever run; where none has a result, there is no summary.
+    `about` holds the fields of a `Summary` that cannot be computed from lines: the setting's names, identity and
+    `config`. The summary covers `ids` and the samples of the previous summary, and counts the failed samples of all
+    runs. It is not written if nothing in it changes, if no sample has a result, or if the folder is read-only. An
+    unreadable previous summary is ignored.
 
-    Raises `UserError` if the file of the samples was removed or changed meanwhile, if the summary so far is that of
-    another setting, or if the disk refuses.
+    Raises `UserError` if the file of the samples was removed or changed meanwhile, if the previous summary belongs to
+    another setting, or if writing fails.
     """
     store.check()
     refuse_foreign(store.folder, about, runs)
@@ -43,7 +43,7 @@ def finish(store: SampleStore, ids: Sequence[str], about: Mapping[str, Any], run
     summary["config"] = config
     news = _content(summary) != _content(before) or named != ran_before
     if news and store.writable:
-        # All lines: the first of an environment has it in full, and need not be covered.
+        # Pass all lines: the one that holds an environment in full may not be covered.
         summary["environment"] = origin(store.lines.values(), before) or environment()
         write_yaml(store.folder / "config.yaml", dict(summary["config"]))
         write_json(store.folder / "summary.json", summary)
@@ -53,7 +53,7 @@ def finish(store: SampleStore, ids: Sequence[str], about: Mapping[str, Any], run
 
 
 def refuse_foreign(folder: Path, about: Mapping[str, Any], runs: Path) -> None:
-    """Raise `UserError` if the summary in `folder` is that of another setting than the one that `about` describes."""
+    """Raise `UserError` if the summary in `folder` belongs to a setting that differs from the one in `about`."""
     record = Record(folder, runs)
     before = record.summary or {}
     named = before.get("folder", record.name)
@@ -66,18 +66,18 @@ def refuse_foreign(folder: Path, about: Mapping[str, Any], runs: Path) -> None:
 
 
 def _agree(one: Any, other: Any) -> bool:
-    """Whether two values are equal, as far as both have the same fields: older versions have fewer."""
+    """Return whether two values are equal in the fields that both have: older versions have fewer."""
     if isinstance(one, dict) and isinstance(other, dict):
         return all(_agree(one[field], other[field]) for field in one.keys() & other.keys())
     return bool(one == other)
 
 
 def _union(before: Sequence[str], ids: Sequence[str], lines: Mapping[str, Line]) -> list[str]:
-    """What a summary covers: `ids` in their order if they are all, else those of `before` first."""
+    """Return the ids that a summary covers: `ids` if they include all of `before`, else `before` and then `ids`."""
     known = [id for id in before if id in lines]
     return list(ids) if set(known) <= set(ids) else list(dict.fromkeys([*known, *ids]))
 
 
 def _content(summary: Mapping[str, Any]) -> dict[str, Any]:
-    """What makes a summary another: all but what may differ between equal results."""
+    """Return the fields that decide whether a summary has changed. Equal results may differ in the other fields."""
     return {key: value for key, value in summary.items() if key not in UNCHECKED or key == "checksum"}

@@ -1,4 +1,4 @@
-"""Results as pandas frames."""
+"""Convert results to pandas frames."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -13,17 +13,17 @@ from evals.results.schema import NAMED
 from evals.tables.methods import Name
 
 LEFT_OUT = (*NAMED, "samples", "interval", "checksum")
-"""Fields of a summary that are no column as they are, beside those that are mappings."""
+"""Fields of a summary, in addition to mappings, that are not copied to a column as they are."""
 
 
 def setting_frame(records: Sequence[Record]) -> pd.DataFrame:
-    """One row per setting that has a summary."""
+    """Return a frame with one row per setting that has a summary."""
     finished = [record for record in records if record.summary is not None]
     return _frame([_setting(record, name) for record, name in zip(finished, names(finished), strict=True)])
 
 
 def sample_frame(records: Sequence[Record]) -> pd.DataFrame:
-    """One row per finished sample."""
+    """Return a frame with one row per finished sample."""
     rows: list[dict[str, Any]] = []
     for record, name in zip(records, names(records), strict=True):
         covered = {line["id"] for line in record.covered} if record.summary is not None else set()
@@ -48,13 +48,13 @@ def _names(record: Record, name: Name) -> dict[str, Any]:
 
 
 def _frame(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
-    """A frame with the naming columns, also without rows; `budget` is a `budget_column`."""
+    """Build a frame from `rows`. Without rows, it has the naming columns. `budget` is a `budget_column`."""
     frame = pd.DataFrame(rows) if rows else pd.DataFrame(columns=[*NAMED, "when", "setting", "folder"])
     return frame.assign(budget=budget_column(frame["budget"]))
 
 
 def budget_column(budgets: Iterable[Budget | None]) -> pd.Series:
-    """Budgets as whole numbers, missing for the full cache; as texts where some are shares."""
+    """Return budgets as integers, or as strings if some are shares; the full cache is a missing value."""
     values = [written(budget) for budget in budgets]
     if any(isinstance(value, str) for value in values):
         return pd.Series([None if value is None else str(value) for value in values], dtype=object)

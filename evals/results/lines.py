@@ -1,4 +1,4 @@
-"""`samples.jsonl` as bytes: how a line is written, and the one way in which lines are read."""
+"""Encode and decode the lines of `samples.jsonl`. All code that reads or writes lines uses this module."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -8,19 +8,23 @@ from typing import Any
 from evals.results.schema import FailedLine, Line, Number, SampleLine, checksum, dumps, loads, misfit
 
 CIRCUMSTANCES = ("batch", "timing")
-"""Fields of a line that say how it was computed. They have a checksum apart, so equal results have equal ones."""
+"""Fields of a line that say how it was computed. Their checksum is separate, so that equal results have equal ones."""
 
 Scores = dict[str, Number]
 
 
 @dataclass(frozen=True)
 class Lines:
-    """The complete lines of a file by id, in order, and what is wrong with others, by line number.
+    """The decoded lines of a file.
 
-    `failures`: the last line of each sample that failed and has no result yet; no other field knows of them. `size`:
-    bytes of the complete lines; what follows was being written when the file was read, or its writer was killed.
-    `foreign`: by line number, what lines of another setting say of it. `unchecked`: how many lines have no checksum,
-    `unnamed`: how many do not name their setting, both as those of older versions.
+    - `by_id`: the complete, valid lines with a result, by id and in file order.
+    - `failures`: the last line of each sample that failed and has no result yet.
+    - `faults`: descriptions of invalid lines, by line number.
+    - `size`: bytes of the complete lines. Bytes after them belong to a line that is incomplete, because it was being
+      written or its writer was killed.
+    - `foreign`: descriptions of lines that belong to another setting, by line number.
+    - `unchecked`, `unnamed`: numbers of lines without a checksum, and without the name of their setting. Older versions
+      wrote such lines.
     """
 
     by_id: dict[str, Line]
@@ -33,15 +37,15 @@ class Lines:
 
 
 def owner(folder: Path, runs: Path, fingerprint: str) -> dict[str, str]:
-    """What the lines of the setting in `folder`, below `runs`, have in `of`; `fingerprint` is that of the model."""
+    """Return the `of` field for lines of the setting in `folder`, below `runs`; `fingerprint` is that of the model."""
     return {"folder": folder.relative_to(runs).as_posix(), "model_fingerprint": fingerprint}
 
 
 def decode(content: bytes, of: Mapping[str, str] | None = None) -> Lines:
-    """Read all complete lines. The first result of an id counts; what comes after it is a fault.
+    """Decode all complete lines. Only the first result of an id is kept; later lines of that id are faults.
 
-    A line with an `error` is no result: the sample was tried, and is tried again. A line whose `of` is another than
-    this one belongs to another setting.
+    A line with an `error` is a failed attempt, and the sample will be tried again. A line whose `of` differs from the
+    given `of` belongs to another setting.
     """
     size = content.rfind(b"\n") + 1
     by_id: dict[str, Line] = {}
@@ -49,7 +53,7 @@ def decode(content: bytes, of: Mapping[str, str] | None = None) -> Lines:
     faults: dict[int, str] = {}
     foreign: dict[int, str] = {}
     unchecked = unnamed = 0
-    # Not `splitlines`: JSON strings may hold other line separators, such as U+2028.
+    # `splitlines` would also split at separators inside JSON strings, such as U+2028.
     for number, text in enumerate(content[:size].split(b"\n")[:-1], 1):
         try:
             line = loads(text.decode("utf-8"))
@@ -83,7 +87,7 @@ def decode(content: bytes, of: Mapping[str, str] | None = None) -> Lines:
 
 
 def _another(named: Mapping[str, Any], of: Mapping[str, str]) -> str:
-    """Whose a line is that names another owner than `of`, in a phrase; "" if it does not."""
+    """Describe the owner of a line if it differs from `of`; "" if it matches."""
     if "folder" in of and named.get("folder") != of["folder"]:
         return f"a line of {named.get('folder')}"
     if "model_fingerprint" in of and named.get("model_fingerprint") != of["model_fingerprint"]:
@@ -92,12 +96,12 @@ def _another(named: Mapping[str, Any], of: Mapping[str, str]) -> str:
 
 
 def encode(line: Mapping[str, Any]) -> bytes:
-    """A line with its checksum, as it is written. Raises `ValueError` for a number that is not finite."""
+    """Return the bytes of a line with its checksum. Raises `ValueError` for a number that is not finite."""
     return (dumps(sealed(line)) + "\n").encode()
 
 
 def sealed(line: Mapping[str, Any]) -> Line:
-    """The line with its checksums: `checksum` of the result, and in `timing` that of its circumstances."""
+    """Return the line with its checksums: `checksum` for the result, and one in `timing` for `CIRCUMSTANCES`."""
     content = {key: value for key, value in line.items() if key != "checksum"}
     if isinstance(content.get("timing"), dict):
         timing = {key: value for key, value in content["timing"].items() if key != "checksum"}
@@ -107,17 +111,17 @@ def sealed(line: Mapping[str, Any]) -> Line:
 
 
 def _intact(line: Line) -> bool:
-    """Whether a line's checksums are those of its fields."""
+    """Return whether a line's checksums match its fields."""
     try:
         return line == sealed(line)
-    except (ValueError, RecursionError):  # nothing that could be written has such a field
+    except (ValueError, RecursionError):  # `encode` never wrote such a field
         return False
 
 
 def _misfit(line: Line) -> str:
-    """What of a line is not as the schema says, its further scores included; "" if nothing.
+    """Describe the first field of a line that violates the schema, further scores included; "" if all are valid.
 
-    Lines that are of no sample, as those that a calibration keeps, have other fields.
+    Lines without a score and a prediction, such as those of a calibration, are not checked.
     """
     if "error" in line:
         return misfit(FailedLine, line)

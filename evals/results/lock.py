@@ -1,7 +1,7 @@
-"""One writer a folder: a lock on `samples.jsonl`, which ends with its process however that ends.
+"""Allow one writer per folder with a lock on `samples.jsonl`, which the system releases when the process ends.
 
-Some cluster file systems have no such locks. There, the file `.owner` keeps others out; elsewhere it only names the
-writer. Both hold the process and the host, a line each.
+Some cluster file systems do not support such locks. There, the file `.owner` is the lock; elsewhere it only names the
+writer. In both cases it holds the process id and the host name, on one line each.
 """
 
 import contextlib
@@ -19,14 +19,14 @@ from filelock import SoftFileLock, Timeout, lock_descriptor
 from compresskv.errors import UserError
 
 PATIENCE = 0.5
-"""Seconds that a writer waits for readers, each of which holds the lock for a moment."""
+"""Seconds that a writer waits for readers, which hold the lock only briefly."""
 
 
 def acquire(folder: Path, descriptor: int) -> Callable[[], None]:
-    """Make this process the writer of `folder`; `descriptor` is its open samples.jsonl. Returns what lets go of it.
+    """Make this process the writer of `folder`, whose samples.jsonl is open as `descriptor`. Return a release function.
 
-    That closes `descriptor`, and raises nothing: what was appended is on the disk already. Raises `UserError` naming
-    the process that is the writer already, and `OSError` if `.owner` is needed and cannot be written.
+    The release function closes `descriptor` and raises nothing, since appended lines are already on disk. Raises
+    `UserError` naming the current writer if there is one, and `OSError` if `.owner` is needed and cannot be written.
     """
     owner, until = folder / ".owner", time.monotonic() + PATIENCE
     marker = None
@@ -60,7 +60,7 @@ def acquire(folder: Path, descriptor: int) -> Callable[[], None]:
 
 
 def held(folder: Path) -> bool:
-    """Whether a process writes to `folder`. Never keeps one from starting to: `acquire` waits for readers."""
+    """Return whether a process is writing to `folder`. This never blocks a new writer: `acquire` waits for readers."""
     try:
         descriptor = os.open(folder / "samples.jsonl", os.O_RDONLY)
     except OSError:
@@ -83,7 +83,7 @@ def _in_use(owner: Path, fix: str) -> UserError:
 
 
 def _read(owner: Path) -> tuple[int, str] | None:
-    """Process and host, if the file says so."""
+    """Return the process id and host name in the file, or None if it has none or cannot be read."""
     try:
         process, host, *_ = owner.read_text().split()
         return int(process), host
@@ -92,13 +92,13 @@ def _read(owner: Path) -> tuple[int, str] | None:
 
 
 def _gone(owner: Path) -> bool:
-    """Whether `owner` names a process of this machine that has ended. Of other machines nobody knows."""
+    """Return whether `owner` names a process of this machine that has ended; False for other machines."""
     known = _read(owner)
     return known is not None and known[1] == socket.gethostname() and ended(known[0])
 
 
 def ended(process: int) -> bool:
-    """Whether a process of this machine has ended, as far as can be seen."""
+    """Return whether a process of this machine has ended; False if this cannot be determined."""
     try:
         os.kill(process, 0)
     except ProcessLookupError:

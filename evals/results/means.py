@@ -1,7 +1,7 @@
-"""From the records of one model and evaluation to a `Table`: what every evaluation's tables are made with.
+"""Build `Table`s from the records of one model and evaluation. All evaluations make their tables with this module.
 
-`evals/<evaluation>/tables.py` says which columns an evaluation has. One without that file has a column for every task
-and their average.
+`evals/<evaluation>/tables.py` defines the columns of an evaluation. Without that file, an evaluation has a column for
+every task and one for their average.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,16 +18,16 @@ from evals.tables.methods import Name, named, place_of
 from evals.tables.table import AVERAGE, FIDELITY, KEPT, SCORE, Cell, Key, Metric, Row, Table
 
 Cells = dict[str, Cell]
-"""By column."""
+"""Cells of a row by column."""
 
 Values = dict[str, dict[Key, float]]
-"""Of samples, by task and sample."""
+"""Values of samples by task and sample."""
 
 CellsOf = Callable[[Sequence[Record], Metric], Cells]
-"""Makes the cells of a row from its records, with 0 for how many samples exist where nobody says."""
+"""Makes the cells of a row from its records; `Cell.of` is 0 if the number of existing samples is unknown."""
 
 SIZES = ("realised_budget", "cache_bytes", "total_cache_bytes")
-"""Fields of a summary that say what a setting takes."""
+"""Fields of a summary that give the size of a setting's cache."""
 
 MOST_LAYERS = 10_000
 
@@ -37,9 +37,9 @@ ALONG = ("kl", "agreement")
 
 @dataclass(frozen=True)
 class Asked:
-    """What an experiment asks of an evaluation's tables: a `label` for the method of each record, and a `view`.
+    """Options of an experiment for an evaluation's tables: a `label` for the method of each record, and a `view`.
 
-    A view is another choice of columns; `layers`, tokens kept by layer, is one of every evaluation, "" the usual one.
+    A view selects the columns. "" is the default view. Every evaluation has the view `layers`: tokens kept by layer.
     """
 
     label: Callable[[Record], str] = lambda record: named(record.method)
@@ -50,7 +50,7 @@ USUAL = Asked()
 
 
 def tables(records: Sequence[Record], asked: Asked = USUAL) -> list[Table]:
-    """The tables of an evaluation that names no columns."""
+    """Make the tables of an evaluation that defines no columns."""
     several = len({record.task for record in records}) > 1
 
     def cells_of(of_row: Sequence[Record], metric: Metric) -> Cells:
@@ -70,10 +70,12 @@ def sampled(
     apart_by: Callable[[Record], str] = lambda record: "",
     **about: Any,
 ) -> list[Table]:
-    """A table of the score, and one of each other metric that lines have; of one model and evaluation, at least one.
+    """Make a table of the score and one of each other metric that the lines have.
 
-    `order` sorts columns; averages come last. `failed`: whether a sample without a result, by its line, is missing in a
-    column. Records that differ in `apart_by` share a row. `about`: further fields of the tables.
+    `records`, at least one, are of one model and evaluation. `order` is the sort key of columns; averages come last.
+    `failed(line, column)` returns whether the failed sample of `line` counts as missing in a column. Records with
+    different values of `apart_by` are named separately, so that they can share a row. `about` holds further fields of
+    the tables.
     """
     if asked.view == "layers":
         about = {"axis": "layer", "xs": {f"layer {place}": place for place in range(MOST_LAYERS)}}
@@ -95,7 +97,7 @@ def sampled(
 def rows_of(
     records: Sequence[Record], asked: Asked = USUAL, apart_by: Callable[[Record], str] = lambda record: ""
 ) -> list[Row]:
-    """Rows without cells, each with its records of one or several tasks: the full cache, then the largest budgets."""
+    """Return rows without cells, each with its records of one or several tasks: full cache first, then by budget."""
     labels = [asked.label(record) for record in records]
     order = {label: place for place, label in enumerate(dict.fromkeys(labels))}
     rows: dict[Name, list[Record]] = {}
@@ -115,7 +117,7 @@ def rows_of(
 
 
 def _sizes(records: Sequence[Record]) -> dict[str, float]:
-    """What a setting takes: the mean over its tasks."""
+    """Return the mean over a setting's tasks of each field in `SIZES`."""
     sizes = {}
     for field in SIZES:
         values = [(record.summary or {}).get(field) for record in records]
@@ -131,7 +133,7 @@ def filled(
     metric: Metric,
     failed: Callable[[Line, str], bool] = lambda line, column: False,
 ) -> list[Row]:
-    """The rows with their cells. Without an official number of samples, all is what any row has of a column."""
+    """Add cells to rows. Without an official number of samples, a cell's `of` counts the samples that any row has."""
     everything: dict[str, set[tuple[str, str]]] = {}
     for cells in by_column:
         for column, cell in cells.items():
@@ -153,18 +155,18 @@ def filled(
 
 
 def add(columns: dict[str, Values], column: str, task: str, record: Record, line: Line, metric: Metric) -> None:
-    """Count a record's line into a column, if it has the metric."""
+    """Add the value of a record's line to a column if the line has the metric."""
     if line.get(metric.field) is not None:
         columns.setdefault(column, {}).setdefault(task, {})[key(record, line, metric.field)] = line[metric.field]
 
 
 def cells(columns: Mapping[str, Values]) -> Cells:
-    """Cells of which nobody says how many samples exist."""
+    """Make cells whose number of existing samples is unknown."""
     return {column: Cell(values) for column, values in columns.items()}
 
 
 def average(records: Sequence[Record], metric: Metric) -> Cells:
-    """The mean over all samples, every task counting the same."""
+    """Make the cell of the mean over all samples, in which every task has the same weight."""
     columns: dict[str, Values] = {}
     for record in records:
         for line in record.covered:
@@ -173,7 +175,7 @@ def average(records: Sequence[Record], metric: Metric) -> Cells:
 
 
 def by_task(records: Sequence[Record], metric: Metric) -> Cells:
-    """A cell for every task."""
+    """Make a cell for every task."""
     columns: dict[str, Values] = {}
     for record in records:
         for line in record.covered:
@@ -182,7 +184,7 @@ def by_task(records: Sequence[Record], metric: Metric) -> Cells:
 
 
 def by_line(records: Sequence[Record], metric: Metric, column_of: Callable[[Line], str | None]) -> Cells:
-    """A cell for every column that `column_of` names for the lines; lines of None have none."""
+    """Make a cell for every column that `column_of` returns for a line; lines for which it returns None are skipped."""
     columns: dict[str, Values] = {}
     for record in records:
         for line in record.covered:
@@ -192,7 +194,7 @@ def by_line(records: Sequence[Record], metric: Metric, column_of: Callable[[Line
 
 
 def layer_means(line: Line) -> list[float]:
-    """Tokens kept by each layer, mean over its KV heads; empty where the line does not say."""
+    """Return the tokens kept by each layer, as the mean over its KV heads; empty if the line has no `kept`."""
     kept = line.get("kept")
     if not isinstance(kept, list):
         return []
@@ -200,7 +202,7 @@ def layer_means(line: Line) -> list[float]:
 
 
 def _layers(records: Sequence[Record], metric: Metric) -> Cells:
-    """A cell for every layer: the tokens that it keeps of a prompt, mean over its KV heads, and the mean layer."""
+    """Make a cell for every layer, with the mean tokens kept of a prompt over its KV heads, and one for all layers."""
     columns: dict[str, Values] = {}
     for record in records:
         for line in record.covered:
@@ -213,12 +215,13 @@ def _layers(records: Sequence[Record], metric: Metric) -> Cells:
 
 
 def key(record: Record, line: Line, metric: str = "") -> Key:
-    """The sample of one of the record's lines, as far as it decides the `metric`.
+    """Return the key that identifies the sample of a record's line, for a `metric`.
 
-    Distances from the full cache are along its answer, or along so many tokens: each pairs with its like.
+    Distances from the full cache are measured along its answer or along a number of tokens. Only lines that agree in
+    this have the same key for them.
 
-    Lines of older versions and of published trees have no hash of their prompt: there, it is what the summary says of
-    all prompts. So they pair with each other, and never with lines that have one.
+    Lines of older versions and of published trees have no hash of their prompt. Their key uses the summary's
+    description of all prompts instead, so they pair with each other but never with lines that have a hash.
     """
     sample = f"{record.weights} {line.get('prompt_sha256') or record.prompts}"
     if metric in ALONG and isinstance(along := record.config.get("fidelity"), Mapping):
@@ -227,7 +230,7 @@ def key(record: Record, line: Line, metric: str = "") -> Key:
 
 
 def values_of(record: Record, metric: str) -> dict[Key, float]:
-    """The metric by the sample, where it is a number."""
+    """Return the metric of each sample for which it is a number."""
     return {key(record, line, metric): float(line[metric]) for line in record.covered if is_number(line.get(metric))}
 
 
@@ -236,7 +239,7 @@ def is_number(value: object) -> bool:
 
 
 def groups_of(records: Sequence[Record]) -> Iterator[list[Record]]:
-    """The records of each model and evaluation, in the order that papers have methods in."""
+    """Yield the records of each model and evaluation, sorted by method as in the paper."""
 
     def place(record: Record) -> tuple[str, str, str]:
         return record.model, record.eval, record.kind

@@ -1,4 +1,4 @@
-"""What an evaluation without samples left behind, such as times or a calibration: one JSON file, read back."""
+"""Read the JSON file that an evaluation without samples writes, such as times or a calibration."""
 
 import hashlib
 import json
@@ -13,12 +13,12 @@ from evals.results.schema import loads
 from evals.results.shows import hooks
 
 Columns = tuple[list[str], list[list[Any]]]
-"""A table: the names of its columns, and its rows."""
+"""A table as its column names and its rows."""
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """The file at `path`, what wrote it, and of which model."""
+    """The file at `path`, which the evaluation `eval` wrote for `model`."""
 
     path: Path
     model: str
@@ -26,7 +26,7 @@ class Measurement:
 
     @cached_property
     def content(self) -> dict[str, Any]:
-        """The file's fields. Raises `UserError` for a file that is not JSON, or no mapping."""
+        """The file's fields. Raises `UserError` if the file is not JSON or not a mapping."""
         try:
             content = loads(self.path.read_text(encoding="utf-8"))
         except (OSError, ValueError, RecursionError) as error:
@@ -37,22 +37,23 @@ class Measurement:
 
     @property
     def digest(self) -> str:
-        """Eight digits of the content's hash: the same for this measurement wherever its file lies."""
+        """Eight digits of the content's hash, which do not depend on the path of the file."""
         return hashlib.sha256(json.dumps(self.content, sort_keys=True).encode()).hexdigest()[:8]
 
     @property
     def about(self) -> dict[str, Any]:
-        """The fields that are no table."""
+        """The fields that are not tables."""
         return {name: value for name, value in self.content.items() if not _table(value)}
 
     @property
     def tables(self) -> dict[str, Columns]:
-        """Lists of mappings, lists of numbers, and matrices by kind (all of one shape), as tables by their field."""
+        """The fields that can be shown as tables: lists of mappings, lists of floats, and mappings to matrices of one
+        shape."""
         return {name: table for name, value in self.content.items() if (table := _table(value))}
 
 
 def measurements(results: Path) -> list[Measurement]:
-    """All measurements under `results`, of whatever evaluation."""
+    """Return the measurements of all evaluations under `results`."""
     return [Measurement(path, model, kind) for kind, files in hooks("files") for path, model in files(results)]
 
 
@@ -73,7 +74,7 @@ def _is_matrix(value: Any) -> bool:
 
 
 def _by_cell(matrices: Mapping[str, Sequence[Sequence[float]]]) -> Columns:
-    """A row for each layer and head, a column for each matrix [layer][head]."""
+    """Return a table with a row for each layer and head, and a column for each matrix [layer][head]."""
     rows: list[list[Any]] = []
     first = next(iter(matrices.values()))
     for layer, heads in enumerate(first):

@@ -1,4 +1,4 @@
-"""What a setting is called: its method, budget and protocol, and whatever else tells it from others."""
+"""Name settings by their method, budget and protocol, and by the values that distinguish them from other settings."""
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,24 +11,25 @@ from evals.results.record import Record
 from evals.tables.methods import Name, named
 
 IMMATERIAL = ("paths", "logger", "eval", "memory", "experiment", "eviction")
-"""Parts of a configuration that change no prediction, or choose samples; `prompt` has what matters of `eval`, and
-`_schedule` what matters of `eviction`."""
+"""Parts of a configuration that change no prediction or only choose samples. The relevant part of `eval` is in `prompt`
+of the summary, and that of `eviction` in `_schedule`."""
 
 
 NONE = "null"
-"""The text of a setting that is not set."""
+"""Text of a value that is not set."""
 
 Path = tuple[str, ...]
 
 Leaves = dict[Path, str]
-"""Every single value of a configuration, as text, by its path."""
+"""The scalar values of a configuration as text, by path."""
 
 
 def names(records: Sequence[Record]) -> list[Name]:
-    """The name of each, such as `SnapKV 64`; its variant is what differs among those that would share it.
+    """Return the name of each record, such as `SnapKV 64`.
 
-    Settings that differ have different names, in whatever tasks they are. Where nothing short differs, the variant ends
-    with a hash in brackets. Escape it where markup counts.
+    Records that would share a name get a variant with the values in which they differ. Different settings have
+    different names across all tasks. If no short value differs, the variant ends with a hash in brackets, which you
+    must escape in markup.
     """
     marked = len({record.protocol for record in records}) > 1
     found = [
@@ -57,9 +58,10 @@ def names(records: Sequence[Record]) -> list[Name]:
 
 
 def _suffixes(records: Sequence[Record], identities: Sequence[Mapping[str, Any]], hashes: Sequence[str]) -> list[str]:
-    """What tells these apart, for each, such as `heads=3`; its hash too where that does not do.
+    """Return a suffix for each record that distinguishes it from the others, such as `heads=3`.
 
-    A default is not named: what a method has by itself, or null where none of them has that.
+    The record's hash is appended if the suffix is not unique. Default values are left out: those of the method in
+    conf/method, or null if no record has the method's default.
     """
     if len(records) == 1:
         return [""]
@@ -75,7 +77,7 @@ def _suffixes(records: Sequence[Record], identities: Sequence[Mapping[str, Any]]
 
 
 def _usual(record: Record, described: Sequence[Leaves], differing: Sequence[Path]) -> Leaves:
-    """The defaults among the values that differ, by their paths."""
+    """Return the default values of the paths in `differing`."""
     own = dict(_leaves(_own(record)))
     usual = {}
     for path in differing:
@@ -87,7 +89,7 @@ def _usual(record: Record, described: Sequence[Leaves], differing: Sequence[Path
 
 
 def _own(record: Record) -> dict[str, Any]:
-    """What the method of that name has in conf/method, as a configuration has it; nothing for one that is not there."""
+    """Return the method's parameters in conf/method, in the form of a configuration; empty if it is not there."""
     node = record.config.get("method")
     try:
         method = named_method(str(node.get("name"))) if isinstance(node, Mapping) else None
@@ -98,7 +100,7 @@ def _own(record: Record) -> dict[str, Any]:
 
 
 def differences(configs: Sequence[Mapping[str, Any]]) -> list[str]:
-    """What tells these configurations apart, for each, such as `window=16 kernel=7`; what is long is left out."""
+    """Return the values of each configuration that differ, such as `window=16 kernel=7`; long values are left out."""
     described = [dict(_leaves(config)) for config in configs]
     return [_text(leaves, _differing(described)) for leaves in described]
 
@@ -114,15 +116,15 @@ def _text(leaves: Leaves, paths: Sequence[Path]) -> str:
 
 
 def _setting(record: Record) -> dict[str, Any]:
-    """What is the same in all tasks of a setting."""
+    """Return the part of a setting's configuration that is the same in all its tasks."""
     config = {key: value for key, value in record.config.items() if key not in IMMATERIAL}
-    if isinstance(model := config.get("model"), Mapping):  # `evals` are defaults of `eval`
+    if isinstance(model := config.get("model"), Mapping):  # `evals` holds defaults of `eval`
         config["model"] = {key: value for key, value in model.items() if key != "evals"}
     return {**config, **_schedule(record), "dtype": (record.summary or {}).get("dtype")}
 
 
 def _schedule(record: Record) -> dict[str, Any]:
-    """How often, and what, a setting evicts while it decodes; when it evicts is a field of `Name`."""
+    """Return `interval` and `protect` of a setting that evicts while decoding; `when` is a field of `Name`."""
     node = record.config.get("eviction")
     if not record.when.endswith("+decode") or not isinstance(node, Mapping):
         return {}
@@ -130,10 +132,10 @@ def _schedule(record: Record) -> dict[str, Any]:
 
 
 def _leaves(value: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], str]]:
-    """Every single value of nested mappings, as text, by its path."""
+    """Yield the path of every scalar value in nested mappings, and the value as text."""
     if isinstance(value, Mapping):
         for key, item in value.items():
             yield from _leaves(item, (*path, str(key)))
     else:
         whole = isinstance(value, float) and value.is_integer() and abs(value) < 1e15
-        yield path, NONE if value is None else str(int(value) if whole else value)  # 200 and 200.0 are one setting
+        yield path, NONE if value is None else str(int(value) if whole else value)  # 200 and 200.0 are equal

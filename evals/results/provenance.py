@@ -1,4 +1,4 @@
-"""Where results come from: commit, library versions, hardware."""
+"""Describe the environment of results: commit, library versions, hardware."""
 
 import hashlib
 import json
@@ -20,7 +20,7 @@ LIBRARIES = ("torch", "transformers", "flash-attn", "tokenizers", "safetensors",
 
 @cache
 def environment() -> dict[str, Any]:
-    """Where a run happens: commit, library versions, hardware, and their `key`, 8 digits of their hash."""
+    """Return the environment of this process: commit, library versions, hardware, and `key`, 8 digits of their hash."""
     about = {
         "version": _version("compresskv-bench"),
         **_revision(),
@@ -32,13 +32,13 @@ def environment() -> dict[str, Any]:
 
 
 def described(lines: Iterable[Line]) -> dict[str, dict[str, Any]]:
-    """The environments that any of these lines has in full, by their key."""
+    """Return the environments that are described in full in any of these lines, by key."""
     named = (_environment(line) for line in lines)
     return {str(each.get("key")): each for each in named if isinstance(each, dict)}
 
 
 def environments(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """All environments that a summary names, that of most samples first; none where it names none."""
+    """Return all environments of a summary, starting with that of most samples."""
     first = summary.get("environment")
     if not isinstance(first, dict) or not first:
         return []
@@ -48,10 +48,10 @@ def environments(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def origin(lines: Iterable[Line], before: Mapping[str, Any]) -> dict[str, Any]:
-    """The `environment` of a summary of these lines: that of most of them, and in its `others` those of the rest.
+    """Return the `environment` for a summary of `lines`: that of most lines, with the remaining ones in `others`.
 
-    A line that has an environment in full is among `lines`, or the summary `before` has it. Of lines that do not say,
-    as those of older versions, what that names without a key is all that is known.
+    Each environment is described in full in one of `lines` or in the previous summary `before`. Lines of older
+    versions name no environment; for these, the environments without a key in `before` are used.
     """
     named = environments(before)
     by_key = {each["key"]: each for each in named if isinstance(each.get("key"), str)}
@@ -67,12 +67,12 @@ def origin(lines: Iterable[Line], before: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def shown_environment(value: Any) -> dict[str, Any]:
-    """The environment of a summary or a measurement; empty where there is none, and where it is something else."""
+    """Return the environment of a summary or a measurement, or an empty dict if it is missing or invalid."""
     return {} if misfit(Environment, value) else value
 
 
 def _environment(line: Line) -> Any:
-    """The environment of a line, in full or by its key; None where it does not say."""
+    """Return the environment of a line, in full or as its key; None if the line has no environment."""
     timing = line.get("timing")
     return timing.get("environment") if isinstance(timing, dict) else None
 
@@ -85,9 +85,9 @@ def _version(name: str) -> str | None:
 
 
 def _revision() -> dict[str, Any]:
-    """Commit of the checkout that this runs from, and whether it was edited; an installed package has none."""
+    """Return the commit of this checkout and whether it has edits; the commit of an installed package is None."""
     top = _git("rev-parse", "--show-toplevel")
-    if top is None or Path(top).resolve() != CHECKOUT:  # such as that of a project with a virtual environment
+    if top is None or Path(top).resolve() != CHECKOUT:  # such as the repository around a virtual environment
         return {"git_commit": None, "git_dirty": False}
     edited = _git("status", "--porcelain", "--untracked-files=no")
     return {"git_commit": _git("rev-parse", "HEAD"), "git_dirty": bool(edited)}

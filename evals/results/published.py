@@ -1,4 +1,4 @@
-"""The paper's own numbers, `results/paper/*.csv`, to be shown beside ours."""
+"""Load the paper's numbers from `results/paper/*.csv`, to show them next to ours."""
 
 import csv
 from dataclasses import dataclass
@@ -15,8 +15,8 @@ SECOND_HAND = "second-hand"
 
 @dataclass(frozen=True)
 class Published:
-    """One published number; the columns are explained in results/paper/README.md. `budget` None: the full cache, or
-    none is named."""
+    """One published number; results/paper/README.md explains the columns. `budget` is None for the full cache, or if no
+    budget is given."""
 
     item: str
     model: str
@@ -30,19 +30,19 @@ class Published:
 
     @property
     def column(self) -> str:
-        """The task or metric, with its unit unless that is a score."""
+        """The task or metric, followed by its unit unless the unit is `score`."""
         return self.task_or_metric if self.unit == "score" else f"{self.task_or_metric} ({self.unit})"
 
     @property
     def second_hand(self) -> bool:
-        """Not seen in the paper itself."""
+        """Whether the number was quoted by others and not read in the paper itself."""
         return self.source == SECOND_HAND
 
 
 def published(item: str, folder: Path = FOLDER) -> list[Published]:
-    """The published numbers of an experiment such as `table2_heads`, in the order of the files; none for others.
+    """Return the published numbers of an experiment such as `table2_heads`, in the order of the files.
 
-    Raises `UserError`, with file and line, for a file that is not as README.md describes.
+    Raises `UserError`, with file and line, for a file that does not have the format in README.md.
     """
     return [row for row in _all(folder) if row.item == item]
 

@@ -1,4 +1,4 @@
-"""The files of a setting's folder as they are read, whatever version wrote them."""
+"""Read the files of a setting's folder, as written by any version."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -18,9 +18,10 @@ F = TypeVar("F", bound="SettingFiles")
 
 @dataclass(frozen=True)
 class SettingFiles:
-    """The files of one setting's folder under `runs`, each read once, at the first question.
+    """The files of one setting's folder under `runs`. Each file is read once, at first access.
 
-    `ids`: the samples to report on; None for those that the summary covers. `kept`: what is known of the files instead.
+    `ids` are the samples to report on; None means those that the summary covers. If `kept` is given, its lines and
+    summary are used instead of the files.
     """
 
     path: Path
@@ -29,16 +30,16 @@ class SettingFiles:
     kept: "Kept | None" = field(default=None, repr=False, compare=False)
 
     def only(self: F, ids: Sequence[str]) -> F:
-        """The same setting, for these samples: its `summary` is computed from their lines."""
+        """Return the same setting restricted to these samples; its `summary` is computed from their lines."""
         return replace(self, ids=tuple(ids))
 
     def reduced(self: F, lines: Sequence[Line], failures: Sequence[Line], summary: Mapping[str, Any]) -> F:
-        """The same setting as if its files had these lines and this summary: what a reader of many settings keeps."""
+        """Return the same setting with these lines and this summary instead of its files, to save memory."""
         by_id, failed = ({line["id"]: line for line in each} for each in (lines, failures))
         return replace(self, ids=None, kept=Kept(Lines(by_id, failed, {}, 0, 0, {}, 0), dict(summary)))
 
     def unread(self: F) -> F:
-        """The same setting, without what has been read of it."""
+        """Return the same setting with nothing read yet."""
         return replace(self)
 
     @property
@@ -49,7 +50,7 @@ class SettingFiles:
 
     @cached_property
     def place(self) -> dict[str, Any]:
-        """What the path says: <model>/<eval>/<task>/<protocol>/<method>/<budget>-<hash8>."""
+        """The names in the path <model>/<eval>/<task>/<protocol>/<method>/<budget>-<hash8>, by field of `NAMED`."""
         parts = Path(self.name).parts
         if len(parts) != len(NAMED):
             return {**dict.fromkeys(NAMED, ""), **dict(zip(("model", "eval"), parts, strict=False)), "budget": None}
@@ -59,7 +60,7 @@ class SettingFiles:
 
     @cached_property
     def _lines(self) -> tuple[Lines, str]:
-        """The lines, and why they cannot be read."""
+        """The lines, and the reason why they cannot be read; "" if they can."""
         if self.kept:
             return self.kept.lines, ""
         try:
@@ -71,7 +72,7 @@ class SettingFiles:
 
     @property
     def _owner(self) -> dict[str, str]:
-        """Whose the lines must be: those of this folder, and of the weights that the summary names."""
+        """The expected `of` of the lines: this folder, and the fingerprint of the weights in the summary."""
         summary, _ = self.file_summary
         named = (summary or {}).get("model_fingerprint")
         weights = {"model_fingerprint": named} if isinstance(named, str) else {}
@@ -79,14 +80,14 @@ class SettingFiles:
 
     @property
     def samples(self) -> dict[str, Line]:
-        """All complete, sound lines by id; another process may be writing the next one."""
+        """All complete, valid lines by id; another process may be writing the next line."""
         return self._lines[0].by_id
 
     @property
     def line_faults(self) -> Mapping[int, str]:
-        """What is wrong with lines of samples.jsonl, a phrase by number; these are not among `samples`.
+        """Descriptions of invalid lines of samples.jsonl, by line number. These lines are not in `samples`.
 
-        Lines of another setting have one phrase together.
+        All lines of one other setting share one description.
         """
         numbers: dict[str, list[int]] = {}
         for number, whose in self._lines[0].foreign.items():
@@ -99,28 +100,28 @@ class SettingFiles:
 
     @property
     def failures(self) -> dict[str, Line]:
-        """The lines of samples that were tried and have no result, of those that this reports on."""
+        """The lines of failed samples without a result, among the samples to report on."""
         failures = self._lines[0].failures
         return failures if self.ids is None else {id: failures[id] for id in self.ids if id in failures}
 
     @property
     def unchecked(self) -> int:
-        """How many lines have no checksum, as those of older versions."""
+        """Number of lines without a checksum, which older versions wrote."""
         return self._lines[0].unchecked
 
     @property
     def unnamed(self) -> int:
-        """How many lines do not name their setting, as those of older versions."""
+        """Number of lines that do not name their setting, which older versions wrote."""
         return self._lines[0].unnamed
 
     @property
     def unreadable(self) -> str:
-        """Why samples.jsonl cannot be read; "" if it can."""
+        """The reason why samples.jsonl cannot be read; "" if it can."""
         return self._lines[1]
 
     @cached_property
     def file_summary(self) -> tuple[dict[str, Any] | None, str]:
-        """The file's summary, and why there is none."""
+        """The content of summary.json, or None and the reason why there is no valid summary."""
         if self.kept:
             return self.kept.summary, ""
         try:
@@ -137,9 +138,10 @@ class SettingFiles:
 
     @cached_property
     def summary(self) -> dict[str, Any] | None:
-        """The summary of `covered`; None where there is none, or where the file is not one: `problem` says why.
+        """The summary of `covered`; None if the file is missing or invalid, which `problem` explains.
 
-        That of some samples `only` is the file's with their means; where no file is, with what the path says.
+        For a setting restricted with `only`, the means are computed from the lines. The other fields are those of the
+        file, and the names in the path if there is no file.
         """
         summary, _ = self.file_summary
         if self.ids is None or not self.covered:
@@ -151,7 +153,7 @@ class SettingFiles:
 
     @cached_property
     def covered(self) -> list[Line]:
-        """The lines that this reports on, in the task's order; all where there is no summary."""
+        """The lines to report on, in the task's order; all lines if there is no summary."""
         summary, _ = self.file_summary
         samples = self.samples
         ids = self.ids if self.ids is not None else summary["samples"] if summary else samples
@@ -159,12 +161,12 @@ class SettingFiles:
 
     @cached_property
     def config(self) -> Mapping[str, Any]:
-        """The configuration that the summary was made with, else that of config.yaml; empty where there is none."""
+        """The configuration in the summary, else that in config.yaml; empty if there is no valid configuration."""
         return {} if self.config_fault else self._config
 
     @property
     def config_fault(self) -> str:
-        """What of the configuration is not one, in a phrase: then `config` is empty; "" if nothing is."""
+        """Description of what is invalid in the configuration, in which case `config` is empty; "" if it is valid."""
         config = self._config
         if not config and self.file_config is None and (self.path / "config.yaml").exists():
             return "config.yaml is no mapping"
@@ -175,24 +177,24 @@ class SettingFiles:
         summary, _ = self.file_summary
         config = summary.get("config") if summary else None
         config = config if isinstance(config, dict) else self.file_config or {}
-        # Older versions have names alone where there are mappings now.
+        # Older versions store a name instead of a mapping.
         names = [name for name in NAMED if name != "budget"]
         return {key: {"name": node} if key in names and isinstance(node, str) else node for key, node in config.items()}
 
     @cached_property
     def weights(self) -> str:
-        """The fingerprint of the model; "" where nobody says."""
+        """The fingerprint of the model; "" if the summary has none."""
         return str((self.file_summary[0] or {}).get("model_fingerprint") or "")
 
     @cached_property
     def prompts(self) -> str:
-        """16 digits of what the summary says that all prompts are made of; "" where it says nothing."""
+        """16 digits of the hash of `prompt` in the summary, which describes all prompts; "" if it has none."""
         prompt = (self.file_summary[0] or {}).get("prompt")
         return checksum(prompt) if isinstance(prompt, dict) else ""
 
     @cached_property
     def file_config(self) -> dict[str, Any] | None:
-        """config.yaml; None where it is absent or not a mapping."""
+        """The content of config.yaml; None if it is missing or not a mapping."""
         if self.kept:
             return None
         try:
@@ -203,18 +205,18 @@ class SettingFiles:
 
     @property
     def running(self) -> bool:
-        """Whether a process writes to the folder."""
+        """Whether a process is writing to the folder."""
         return lock.held(self.path)
 
 
 @dataclass(frozen=True)
 class Kept:
-    """The lines and the summary of a setting whose files are not read again."""
+    """The lines and the summary that replace the files of a setting."""
 
     lines: Lines
     summary: dict[str, Any]
 
 
 def without_failed(summary: Mapping[str, Any] | None) -> dict[str, Any]:
-    """The fields of a summary but the number of failed samples, which other samples have another of."""
+    """Return a summary without `failed`, which would be wrong for a different set of samples."""
     return {field: value for field, value in (summary or {}).items() if field != "failed"}

@@ -1,4 +1,4 @@
-"""A setting's folder as its files say it is, whatever version wrote them: what reports, loggers and notebooks read."""
+"""Read a setting's folder, as written by any version, for reports, loggers and notebooks."""
 
 import os
 from collections.abc import Iterable, Iterator, Mapping
@@ -16,21 +16,21 @@ from evals.results.schema import NAMED, Line
 from evals.results.verify import failed_of, has_scores, problems_of
 
 FILES = ("samples.jsonl", "summary.json", "config.yaml")
-"""What makes a folder that of a setting."""
+"""File names that mark a folder as that of a setting."""
 
 
 @dataclass(frozen=True)
 class Record(SettingFiles):
-    """The files of a setting, what it is called, and whether it is sound."""
+    """The files of a setting, with its names and its problems."""
 
     @property
     def group(self) -> tuple[str, ...]:
-        """Model, evaluation, task and protocol, by the path alone: the settings of a group ran on the same prompts."""
+        """Model, evaluation, task and protocol from the path. The settings of a group ran on the same prompts."""
         return self.path.parts[-len(NAMED) : -2]
 
     @property
     def title(self) -> str:
-        """The folder's path, and in brackets what the setting is where the names in its path say something else."""
+        """The folder's path, followed in brackets by the names of the setting that differ from those in the path."""
         known = Path(self.name).parts
         other = [what for what in (self.eval, self.protocol, self.method) if what not in known]
         return f"{self.name} ({', '.join(other)})" if other and len(known) == len(NAMED) else self.name
@@ -46,13 +46,13 @@ class Record(SettingFiles):
 
     @cached_property
     def eval(self) -> str:
-        """The evaluation's name; where that is the name of a built-in one that it is not, with what it is."""
+        """The evaluation's name, followed by its class if the name is that of a different built-in evaluation."""
         name, kind = self._named("eval"), self.kind
         return name if reserved(name) in (None, kind) else f"{name} ({kind.rpartition('.')[2]})"
 
     @cached_property
     def kind(self) -> str:
-        """What the evaluation is, by its class: the name in `conf/eval`, or a `_target_`; without a class, its name."""
+        """The name in `conf/eval` of the evaluation's class, else its `_target_`; without a class, its name."""
         target = _mapping(self.config.get("eval")).get("_target_")
         return kind_of(target) if isinstance(target, str) else self._named("eval")
 
@@ -62,39 +62,42 @@ class Record(SettingFiles):
 
     @cached_property
     def protocol(self) -> str:
-        """The protocol's name, marked where its fields are not what the name stands for (`protocol_label`)."""
+        """The protocol's name, marked if its fields differ from the protocol of that name (`protocol_label`)."""
         return protocol_label(self._named("protocol"), _mapping(self.config.get("protocol")))
 
     @cached_property
     def method(self) -> str:
-        """The method's name, with the parts that are not those of the name (`compresskv.methods`)."""
+        """The method's name, followed by the parts that differ from those of that method (`compresskv.methods`)."""
         return label_of(self.config.get("method"), self._named("method"))
 
     @property
     def budget(self) -> Budget | None:
-        """Tokens per layer and KV head, or a share; None for the full cache, and where nobody says."""
+        """Tokens per layer and KV head, or a share; None for the full cache, or if it is unknown."""
         found = self._named("budget")
         return None if found is None else budget_from(found)
 
     @property
     def when(self) -> str:
-        """After what eviction happened: the prompt, or the context before the question, and perhaps while decoding."""
+        """The value of `eviction.when`, such as `prompt` or `context+decode`; `prompt` if it is not set.
+
+        The full cache never evicts while decoding.
+        """
         when = str(_mapping(self.config.get("eviction")).get("when", "prompt"))
         return when.removesuffix("+decode") if self.budget is None else when
 
     def _named(self, field: str) -> Any:
-        """A field of the summary; where it has none, of the path."""
+        """Return a field of the summary, or of the path if the summary does not have it."""
         summary = self.file_summary[0] or {}
         return summary[field] if field in summary else self.place[field]
 
     @property
     def scored(self) -> bool:
-        """Whether this is a setting's result; what calibration keeps, for one, has lines without a score."""
+        """Whether this is the result of a setting; the lines of a calibration, for example, have no score."""
         return has_scores(self)
 
     @cached_property
     def problems(self) -> list[str]:
-        """All that is wrong with the files, a phrase each that names file and line; empty if nothing is."""
+        """Descriptions of all problems of the files, with file and line."""
         return problems_of(self)
 
     @property
@@ -104,7 +107,7 @@ class Record(SettingFiles):
 
     @property
     def state(self) -> str:
-        """In a phrase: running, a problem, samples that the summary does not cover yet, or complete."""
+        """The state of the folder: running, a problem, samples that the summary does not cover yet, or complete."""
         if self.running:
             return "running"
         if self.problems:
@@ -119,14 +122,17 @@ class Record(SettingFiles):
 
 
 def records(results: Path, pattern: str = "") -> list[Record]:
-    """The settings under `results` whose path contains `pattern`: every folder that has any of `FILES`, by path."""
+    """Return the settings under `results` whose path contains `pattern`, sorted by path.
+
+    Every folder that has any of `FILES` is a setting.
+    """
     runs = Path(results) / "runs"
     matching = [Record(folder, runs) for folder in sorted(_folders(runs))]
     return [record for record in matching if pattern in record.name]
 
 
 def _folders(runs: Path) -> Iterator[Path]:
-    """Every folder below `runs` that has any of `FILES`; links are followed, but never back to where they lie."""
+    """Yield every folder below `runs` that has any of `FILES`. Follow links unless they lead to a parent folder."""
     for folder, below, names in os.walk(runs, followlinks=True):
         if not set(FILES).isdisjoint(names):
             yield Path(folder)
@@ -137,7 +143,7 @@ def _folders(runs: Path) -> Iterator[Path]:
 
 
 def covered_lines(records: Iterable[Record]) -> list[Line]:
-    """The lines that all of `records` report on, one record after the other."""
+    """Return the `covered` lines of all `records`, one record after the other."""
     return [line for record in records for line in record.covered]
 
 

@@ -1,4 +1,4 @@
-"""The loop of everything that is measured sample by sample and goes on where it was ended."""
+"""Measure samples one by one, and resume where an earlier run stopped."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -19,10 +19,10 @@ def complete(
     progress: Progress,
     of: Mapping[str, str] | None = None,
 ) -> dict[str, Line]:
-    """The line of every item by its id, in their order; `line_of` makes those that `folder` does not have yet.
+    """Return the line of every item by id, in the order of `items`; `line_of` makes the lines that `folder` lacks.
 
-    `line_of` need not set the id. `of` says whose the lines are, as `lines.owner` makes it. Raises what `SampleStore`
-    and `line_of` raise; finished lines stay.
+    `line_of` need not set the id. `of` names the owner of the lines, as returned by `lines.owner`. Raises the errors of
+    `SampleStore` and `line_of`; finished lines are kept.
     """
     store = SampleStore(folder, of)
     try:

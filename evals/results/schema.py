@@ -1,15 +1,15 @@
-"""What is in a setting's files: the fields of a sample's line and of a summary.
+"""Define the fields of a setting's files: sample lines and summaries.
 
 `results/runs/<model>/<eval>/<task>/<protocol>/<method>/<budget>-<hash8>/` holds
 
-- `samples.jsonl`: one line per sample (`SampleLine`), appended and flushed as it is finished; a sample that failed has
-  a line (`FailedLine`) too, which no mean and no table counts, and a second one when it was tried again;
-- `summary.json` (`Summary`): the means over the samples that it `samples` names. It holds the widest coverage that was
-  ever asked for and finished: a narrower run computes its report from the lines and leaves the file alone, one that
-  overlaps extends it;
+- `samples.jsonl`: one line per sample (`SampleLine`), appended and flushed when the sample is finished. A failed sample
+  also has a line (`FailedLine`), which is not counted in any mean or table, and a second line after another attempt.
+- `summary.json` (`Summary`): the means over the samples listed in its field `samples`. It covers the samples of all
+  finished runs: a run on fewer samples computes its report from the lines and does not change the file, and a run on
+  further samples extends it.
 - `config.yaml`: the configuration that the summary was made with.
 
-Readers take fields that are missing or unknown: files of older and newer versions stay readable.
+Readers accept missing and unknown fields, so files of older and newer versions can be read.
 """
 
 import hashlib
@@ -27,18 +27,18 @@ from compresskv.checking import AfterValidator, Ge, Le, MaxLen, MinLen
 from compresskv.errors import readable
 
 LARGEST = 10**15
-"""No number of a result is as large; those that are cannot be drawn."""
+"""Largest absolute value of a number in results; larger numbers cannot be drawn."""
 
 Number = Annotated[float, Ge(-LARGEST), Le(LARGEST)]
 Size = Annotated[float, Ge(0), Le(LARGEST)]
 Count = Annotated[int, Ge(0), Le(LARGEST)]
 Label = Annotated[str, MinLen(1), MaxLen(400)]
-"""A name that may have been a folder's, or was made of some."""
+"""A name that was a folder's name or was combined from several names."""
 
 Bounds = Annotated[list[Number], MinLen(2), MaxLen(2)] | None
 
 exactly = with_config(ConfigDict(strict=True, allow_inf_nan=False))
-"""Decorates the `TypedDict` of a file: true is no number, a text is no list, and numbers are finite."""
+"""Decorator for the `TypedDict`s of files: types are strict (true is not a number), and numbers must be finite."""
 
 SCHEMA_VERSION = 2
 """Version of `Summary`. Version 1 has no `schema_version`, no checksum, and [score, score] as one sample's interval."""
@@ -52,10 +52,10 @@ def _share(value: str) -> str:
 
 
 NAMED = ("model", "eval", "task", "protocol", "method", "budget")
-"""What a setting is named by, in the order of its path."""
+"""Fields that name a setting, in the order of its path."""
 
 FIDELITY = ("kl", "agreement", "reference_nll")
-"""Fields of a line that say how far a setting is from the full cache. Not every sample has them."""
+"""Fields of a line that compare a setting with the full cache. Not every sample has them."""
 
 
 Budget = Annotated[int, Ge(1)] | Annotated[str, AfterValidator(_share)] | None
@@ -64,24 +64,24 @@ Heads = Annotated[list[Size], MinLen(1)]
 
 @exactly
 class Timing(TypedDict, total=False):
-    """How long the prompt of a sample took for all its settings."""
+    """Time that the prompt of a sample took for all its settings."""
 
     batch_seconds: Required[Size]
-    shared_by: Annotated[int, Ge(1)] | None  # how many settings
-    environment: str | dict[str, Any]  # by its key, or in full in the first line of each, as summaries have it
+    shared_by: Annotated[int, Ge(1)] | None  # number of settings
+    environment: str | dict[str, Any]  # its key; the first line of each environment has it in full, as in summaries
     checksum: str  # of these and of the line's `batch`
 
 
 @exactly
 class SampleLine(TypedDict, total=False):
-    """One sample of one setting. An evaluation adds fields of its own, such as `length` and `depth`, or `answers`."""
+    """One sample of one setting. Evaluations add further fields, such as `length` and `depth`, or `answers`."""
 
     id: Required[str]  # of the sample within its task: `L2000-D50-N0`, or a row of a LongBench file
     prediction: str  # the generated text, special tokens left out
-    score: Number  # 0 to 100, by the task's metric; `score_<name>` are further metrics of the same text
+    score: Number  # 0 to 100, by the task's metric; `score_<name>` holds further metrics of the same text
     prompt_tokens: Count
     truncated: bool  # whether the prompt lost its middle to fit the model's window
-    official: bool  # LongBench: whether it is the official row of that number, as far as can be told
+    official: bool  # LongBench: whether it appears to be the official row of that number
     prompt_tail: str  # the last 200 characters of the prompt; absent in lines of older versions
     prompt_sha256: str  # of the prompt's token ids, 16 digits: equal for settings that saw the same prompt
     new_tokens: Count  # generated
@@ -89,7 +89,7 @@ class SampleLine(TypedDict, total=False):
     context_tokens: Count  # of the prompt, where only the part before the question was compressed
     peak_kept: Size  # the largest mean number of tokens held, where eviction continued while decoding
     cache_bytes: Count  # of the kept keys and values
-    total_cache_bytes: Count  # with those of sliding-window layers, which nothing evicts; absent without such layers
+    total_cache_bytes: Count  # including sliding-window layers, which are never evicted; absent without such layers
     kept: list[Size | Heads]  # tokens kept in each layer: one number, or one per KV head where they differ
     compressed: bool  # whether anything was evicted
     batch: list[str]  # the settings that were decoded together, as <protocol>/<method>/<budget>-<hash8>
@@ -98,12 +98,12 @@ class SampleLine(TypedDict, total=False):
     kl: Number | None  # nats per token, KL(full cache ‖ this setting) over the full cache's answer
     agreement: Number | None  # 0 to 1: share of these tokens where both have the same most probable token
     reference_nll: Number | None  # nats per token: negative log-likelihood of the reference answer
-    kl_per_token: list[Number]  # what `kl` is the mean of, to 4 decimals; absent in lines of older versions
-    checksum: str  # of all other fields but `batch` and `timing`, 16 digits; absent in lines of older versions
+    kl_per_token: list[Number]  # values whose mean is `kl`, to 4 decimals; absent in lines of older versions
+    checksum: str  # of all other fields except `batch` and `timing`, 16 digits; absent in lines of older versions
 
 
 class FailedLine(TypedDict, total=False):
-    """A sample that was tried and has no result, with what its evaluation says of the prompt."""
+    """A sample that failed, with the fields that its evaluation records of the prompt."""
 
     id: Required[str]
     error: Required[str]  # why, in a sentence
@@ -113,7 +113,7 @@ class FailedLine(TypedDict, total=False):
 
 @exactly
 class Mean(TypedDict):
-    """A mean over `n` samples with its 95 % bootstrap interval, None where one sample has none."""
+    """A mean over `n` samples with its 95 % bootstrap interval, which is None for a single sample."""
 
     mean: Number
     interval: Bounds
@@ -140,39 +140,39 @@ class Summary(TypedDict, total=False):
     realised_budget: Size  # as in `SampleLine`
     cache_bytes: Count
     total_cache_bytes: Count
-    uncompressed: Count  # how many samples kept everything
-    truncated: Count  # how many prompts lost their middle
-    unofficial: Count  # how many samples are not official rows; absent if none
-    failed: Count  # how many samples were tried and have no result, so that this is incomplete; absent if none
+    uncompressed: Count  # number of samples that kept everything
+    truncated: Count  # number of prompts that lost their middle
+    unofficial: Count  # number of samples that are not official rows; absent if 0
+    failed: Count  # number of failed samples, which make the setting incomplete; absent if 0
     scores: dict[str, Number]  # means of the further metrics, by field
-    fidelity: dict[str, Mean]  # of the fields in FIDELITY; absent where no sample has them
+    fidelity: dict[str, Mean]  # of the fields in FIDELITY; absent if no sample has them
     samples: Required[list[str]]  # ids of the lines that this covers, in the task's order
-    # What can change a prediction; the folder's hash is made of it.
+    # Fields that can change a prediction; the folder's hash covers them.
     model_fingerprint: str
     dtype: str
     backend: str
-    prompt: dict[str, Any]  # what the task's prompts are made of
+    prompt: dict[str, Any]  # identity of the task's prompts
     method_in_full: Any  # scorer and allocator with every parameter
-    # What is needed to run it again, and to believe it. No checksum covers these three.
+    # Fields for reproducing and checking the result. No checksum covers these three.
     config: dict[str, Any]  # the resolved configuration
-    # Commit, library versions, hardware, and their `key`, by which lines name it; if its lines come from several, that
-    # of most of them, and the rest in its `others`. Of older lines, which do not say, it has what was noted: no key.
+    # Commit, library versions, hardware, and their `key`, which lines refer to. If the lines come from several
+    # environments, this is that of most lines, and `others` holds the rest. Environments of older lines have no key.
     environment: dict[str, Any]
     timing: dict[str, float]  # `seconds` of all samples
-    checksum: str  # of all other fields but config, environment and timing, 16 digits
+    checksum: str  # of all other fields except config, environment and timing, 16 digits
 
 
 @exactly
 class Scorer(TypedDict, total=False):
-    """Of a configuration: what chooses the tokens."""
+    """The scorer in a configuration, which selects the tokens."""
 
-    heads: Annotated[int, Ge(1)] | str | None  # a word, or null, is a rule: `method_in_full` has the heads
+    heads: Annotated[int, Ge(1)] | str | None  # a word or null is a rule; `method_in_full` has the resulting heads
     head_scores: str
 
 
 @exactly
 class Method(TypedDict, total=False):
-    """Of a configuration: a method; the parts of older versions are texts."""
+    """The method in a configuration; older versions store its parts as strings."""
 
     name: Label
     scorer: Scorer | str | None
@@ -181,7 +181,7 @@ class Method(TypedDict, total=False):
 
 @exactly
 class OfEval(TypedDict, total=False):
-    """Of a configuration: what reports need to know of an evaluation."""
+    """The fields of an evaluation in a configuration that reports need."""
 
     _target_: str
     name: Label
@@ -194,7 +194,7 @@ class OfEval(TypedDict, total=False):
 
 @exactly
 class Config(TypedDict, total=False):
-    """What is read of a resolved configuration; older versions have names instead of some mappings."""
+    """The fields of a resolved configuration that are read; older versions store some mappings as names."""
 
     model: dict[str, Any] | str
     method: Method | str
@@ -203,7 +203,7 @@ class Config(TypedDict, total=False):
     observation: dict[str, Any]
     calibration: str
     budget: Budget
-    experiment: Label | list[Label]  # of conf/experiment; absent where none was chosen
+    experiment: Label | list[Label]  # of conf/experiment; absent if no experiment was chosen
 
 
 @exactly
@@ -217,7 +217,7 @@ class Hardware(TypedDict, total=False):
 
 @exactly
 class Environment(TypedDict, total=False):
-    """What is shown of where a run happened."""
+    """The fields of a run's environment that are shown."""
 
     version: str | None  # of this package
     git_commit: str | None  # None for an installed package
@@ -228,7 +228,7 @@ class Environment(TypedDict, total=False):
 
 
 def misfit(kind: Any, value: Any) -> str:
-    """What of `value` is not as the `TypedDict` `kind` says, in a phrase that names the field; "" if all is."""
+    """Describe the first field of `value` that does not fit the `TypedDict` `kind`; "" if all fields fit."""
     try:
         _adapter(kind).validate_python(value)
     except ValidationError as error:
@@ -246,19 +246,19 @@ def _adapter(kind: Any) -> TypeAdapter[Any]:
 
 
 def checksum(content: Mapping[str, Any], left_out: tuple[str, ...] = ()) -> str:
-    """16 digits that change with any field but those `left_out`, whatever the order of the fields."""
+    """Return 16 digits of the hash of all fields except those in `left_out`; the order of fields does not matter."""
     covered = {key: value for key, value in content.items() if key not in left_out}
     text = json.dumps(covered, sort_keys=True, allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def loads(text: str) -> Any:
-    """JSON as the standard has it. Raises `ValueError` for NaN and infinities, which Python's reader takes."""
+    """Parse standard JSON. Raises `ValueError` for NaN and infinities, which Python's parser accepts."""
     return json.loads(text, parse_constant=_refuse, parse_float=_finite)
 
 
 def dumps(value: Any, **options: Any) -> str:
-    """JSON that can be encoded as UTF-8: readable, except where a text has half a surrogate pair."""
+    """Return JSON that can be encoded as UTF-8. It is escaped to ASCII only if a string has half a surrogate pair."""
     text = json.dumps(value, ensure_ascii=False, allow_nan=False, **options)
     try:
         text.encode()
@@ -268,7 +268,7 @@ def dumps(value: Any, **options: Any) -> str:
 
 
 def _finite(digits: str) -> float:
-    """A number that is written with more digits than any has, such as 1e999, is refused too."""
+    """Parse a float. Raises `ValueError` if it overflows to infinity, such as 1e999."""
     value = float(digits)
     return value if math.isfinite(value) else _refuse(digits)
 
@@ -278,6 +278,6 @@ def _refuse(constant: str) -> NoReturn:
 
 
 def experiments_of(config: Mapping[str, Any]) -> list[str]:
-    """The experiments of conf/experiment that ran a setting, by its configuration: several may share one."""
+    """Return the experiments of conf/experiment that ran the setting with this configuration."""
     named = config.get("experiment") or []
     return [named] if isinstance(named, str) else sorted(name for name in named if isinstance(name, str))

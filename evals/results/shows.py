@@ -1,17 +1,17 @@
-"""What the evaluation of a record shows of it: the module `tables` beside the module of its class.
+"""Look up how an evaluation shows its results: functions in the module `tables` next to the module of its class.
 
-A plug-in of a single module may have the same functions beside its class. All of them are optional:
+A plug-in that is a single module may define these functions next to its class. All of them are optional:
 
-- `tables(records, asked) -> list[Table]`: of one model, the score first; default: `evals.results.means.tables`.
-- `texts(records) -> list[Texts]`: what the terminal and the page show instead of these tables.
-- `figure(table)`: what a run ends with, beside its tables; `notes(records, tables)`: sentences below them.
-- `FIELDS`: a `TypedDict` of what these functions read of a sample's line; a line with another type is left out.
-- `reduced(task, line)`: the fields that they need, for a reader of many settings; default: those of `FIELDS`.
-- `traits(eval)`: what of its configuration tells apart the runs of different experiments.
-- `browsed(line, prompt)`: what the page shows of a sample beside what every sample has.
-- `SECTION`: where the page shows it (`Section`), and `panels(table)`: its heatmaps there.
-- `shown(results, methods) -> Shown`, `sections(results, models)`, `files(results)`: of an evaluation that measures by
-  itself, from the files that it left in a results tree.
+- `tables(records, asked) -> list[Table]`: tables of one model, score first; default: `evals.results.means.tables`.
+- `texts(records) -> list[Texts]`: tables of text that the terminal and the page show instead of `tables`.
+- `figure(table)`: the figure drawn at the end of a run; `notes(records, tables)`: sentences below the tables.
+- `FIELDS`: a `TypedDict` of the fields of a line that these functions read; a line with another type is left out.
+- `reduced(task, line)`: the fields of a line to keep when many settings are read; default: those of `FIELDS`.
+- `traits(eval)`: the parts of its configuration that distinguish the runs of different experiments.
+- `browsed(line, prompt)`: additional fields of a sample that the page shows.
+- `SECTION`: its `Section` of the page; `panels(table)`: the heatmaps there.
+- `shown(results, methods) -> Shown`, `sections(results, models)`, `files(results)`: for an evaluation without samples,
+  made from the files that it wrote to a results tree.
 """
 
 import sys
@@ -29,7 +29,7 @@ from evals.results.schema import Line, SampleLine, misfit
 
 
 def hook(kind: str, name: str, default: Any = None) -> Any:
-    """What the evaluation `kind` (`Record.kind`) has by that name; else what every evaluation has; else `default`."""
+    """Return the object `name` of the evaluation `kind` (`Record.kind`), else that of `means`, else `default`."""
     for module in (*_modules(kind), means):
         if hasattr(module, name):
             return getattr(module, name)
@@ -37,7 +37,7 @@ def hook(kind: str, name: str, default: Any = None) -> Any:
 
 
 def hooks(name: str) -> Iterator[tuple[str, Any]]:
-    """The evaluations of `conf/eval` that have this, with what they have."""
+    """Yield each evaluation of `conf/eval` that has the hook `name`, with the hook."""
     for kind in targets():
         if (found := hook(kind, name)) is not None:
             yield kind, found
@@ -52,13 +52,16 @@ def _modules(kind: str) -> list[ModuleType]:
     for name in filter(None, (package and f"{package}.tables", module)):
         try:
             return [import_module(name)]
-        except (Exception, SystemExit):  # an evaluation that is not installed here, or does not run here
+        except (Exception, SystemExit):  # the evaluation is not installed here or cannot be imported
             continue
     return []
 
 
 def _installed(name: str) -> bool:
-    """Whether a name in results may be imported. A folder without code of its own may be a results tree of others."""
+    """Return whether a module name found in results may be imported.
+
+    Modules of the standard library and folders without `__init__.py` may not: such a folder can be a results tree.
+    """
     if not name or name in sys.stdlib_module_names:
         return False
     try:
@@ -69,7 +72,7 @@ def _installed(name: str) -> bool:
 
 
 def sound(record: Record) -> tuple[Record, list[str]]:
-    """The setting on its sound samples, and a phrase for whatever of its files is left out."""
+    """Return the setting restricted to its valid samples, and descriptions of what is left out of its files."""
     faults = [f"samples.jsonl:{number}: {fault}" for number, fault in record.line_faults.items()]
     if record.config_fault:
         faults.append(f"its configuration is not one ({record.config_fault})")
@@ -83,6 +86,6 @@ def sound(record: Record) -> tuple[Record, list[str]]:
 
 
 def own_fields(line: Line) -> Line:
-    """What a line has beside the fields of every evaluation, and beside its scores."""
+    """Return the fields of a line that only its evaluation has, without its scores."""
     known = SampleLine.__annotations__
     return {name: value for name, value in line.items() if name not in known and not name.startswith("score")}

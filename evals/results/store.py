@@ -1,6 +1,6 @@
-"""One folder a setting: `samples.jsonl` grows by one line per sample, the rest is replaced whole.
+"""Write the folder of a setting: append one line per sample to `samples.jsonl`, and replace other files atomically.
 
-A run that is killed loses at most the line it was writing; the next one reads what is there and goes on.
+A run that is killed loses at most the line it was writing. The next run reads the finished lines and continues.
 """
 
 import contextlib
@@ -29,20 +29,21 @@ READ_ONLY = (errno.EROFS, errno.EACCES, errno.EPERM)
 TOO_MANY_OPEN = (errno.EMFILE, errno.ENFILE)
 
 UNFINISHED = re.compile(r"\.(?:([0-9a-f]{8})-(\d+)-)?[0-9a-f]{16}\.tmp")
-"""The name of a file that is being written, with its machine and process; those of older versions do not name them."""
+"""Name of a temporary file, with its machine and process; older versions do not include these."""
 
 SPARE = 32
-"""Open files that are left for whatever else a run opens, such as a folder that is listed, or a figure."""
+"""Number of open files reserved for other uses, such as listing a folder or saving a figure."""
 
 
 class SampleStore:
-    """The open folder of one setting. Only one process may hold it; `close` lets go of it.
+    """The open folder of one setting. Only one process can hold it; `close` releases it.
 
-    `lines` are the finished samples by id, `failures` the last lines of those that were tried and have no result. Where
-    the folder cannot be written, such as in a results tree that others made, they can still be read: `writable` is
-    false, and `append` is refused. `of` is what each line says of whose it is, as `lines.owner` makes it.
+    `lines` are the finished samples by id, and `failures` the last lines of failed samples without a result. A folder
+    that is not writable, such as in another user's results tree, can still be read: `writable` is false, and `append`
+    raises. `of` is written to each line to name its owner, as returned by `lines.owner`.
 
-    Raises `UserError` if another process writes here, if the disk refuses, or if a line is broken or another setting's.
+    Raises `UserError` if another process writes here, if writing fails, or if a line is invalid or belongs to another
+    setting.
     """
 
     def __init__(self, folder: Path, of: Mapping[str, str] | None = None):
@@ -70,7 +71,7 @@ class SampleStore:
         return self._descriptor is not None
 
     def _open(self) -> int:
-        """The descriptor of `path`, locked: the only one that a setting takes."""
+        """Open and lock `path`, and return its descriptor. A setting uses only this descriptor."""
         while True:
             descriptor = _descriptor(self.path)
             try:
@@ -80,10 +81,10 @@ class SampleStore:
                 raise
             if _same(self.path, descriptor):
                 return descriptor
-            self._release()  # it was removed between opening and locking
+            self._release()  # the file was removed between opening and locking
 
     def _recover(self) -> dict[str, Line]:
-        """All complete lines; a torn last line and unfinished files of a process that was killed are removed."""
+        """Return all complete lines. If writable, remove an incomplete last line and leftover temporary files."""
         try:
             content = self._content()
             lines = decode(content, self.of)
@@ -111,11 +112,11 @@ class SampleStore:
             return file.read()
 
     def append(self, line: Mapping[str, Any]) -> None:
-        """Add one sample, or with an `error` why it has no result; when this returns, it survives the process.
+        """Append the line of one sample, or of a failed one with an `error`, and flush it to disk.
 
-        The line gets `of`, and in its `timing` where it was computed: in full in the first line of each environment.
-        Raises `UserError` if the disk refuses it or if the file has been removed or changed by others, and
-        `NonFiniteError` if a number in it is not finite. Then the file is as before.
+        The line gets `of`, and its `timing` gets the environment: in full in the first line of each environment, else
+        its key. Raises `UserError` if writing fails or if the file was removed or changed by others, and
+        `NonFiniteError` if a number in it is not finite. After an error, the file is as before.
         """
         if line["id"] in self.lines:
             raise ValueError(f"{self.path}: sample {line['id']} is there already")
@@ -141,7 +142,7 @@ class SampleStore:
                 rest = rest[os.write(self._descriptor, rest) :]
             os.fsync(self._descriptor)
         except BaseException as error:
-            with contextlib.suppress(OSError):  # if even this fails, `_check_place` refuses whatever comes next
+            with contextlib.suppress(OSError):  # if this fails too, `_check_place` raises at the next call
                 os.ftruncate(self._descriptor, self._size)
             if isinstance(error, OSError):
                 raise refused(self.folder, error) from error
@@ -154,14 +155,14 @@ class SampleStore:
         self.appended += 1
 
     def _environment(self) -> dict[str, Any] | str:
-        """Where this process computes: in full, or the key where another line has it in full."""
+        """Return the environment of this process: in full, or its key if another line has it in full."""
         here = environment()
         if here["key"] in self._described:
             return str(here["key"])
         return here
 
     def check(self) -> None:
-        """Raise `UserError` unless the file at `path` is the one that is open, with all of `lines` in it."""
+        """Raise `UserError` unless the file at `path` is the open file and still holds `lines` and `failures`."""
         if self._descriptor is not None:
             self._check_place()
             lines = decode(self._content(), self.of)
@@ -184,7 +185,7 @@ class SampleStore:
         )
 
     def close(self) -> None:
-        """Let go of the folder. Raises nothing."""
+        """Release the folder. Raises nothing."""
         if self._descriptor is not None:
             self._release()
             self._descriptor = None
@@ -205,14 +206,14 @@ def _descriptor(path: Path) -> int:
 
 
 def _allow_more_files() -> None:
-    """As many open files as an unprivileged process may have."""
+    """Raise the limit on open files to the maximum allowed without privileges."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     with contextlib.suppress(ValueError, OSError):
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def _same(path: Path, descriptor: int) -> bool:
-    """Whether `path` is the file that is open."""
+    """Return whether `path` is the file that is open as `descriptor`."""
     try:
         return os.path.samestat(os.stat(path), os.fstat(descriptor))
     except OSError:
@@ -225,7 +226,7 @@ def close_all(stores: Iterable[SampleStore]) -> None:
 
 
 def new_folder(parent: Path) -> Path:
-    """A folder of one run's own, named by the time. Raises `UserError` if the disk refuses it."""
+    """Create a folder that is named by the current time. Raises `UserError` if it cannot be created."""
     for attempt in itertools.count():
         folder = parent / (time.strftime("%Y%m%d-%H%M%S") + (f"-{attempt}" if attempt else ""))
         try:
@@ -238,9 +239,9 @@ def new_folder(parent: Path) -> Path:
 
 
 def safe_name(where: str, name: str) -> str:
-    """`name`, if it can be that of one folder. `where` is the field it comes from, such as `model.name`.
+    """Return `name` if it is a valid name of one folder. `where` is the field it comes from, such as `model.name`.
 
-    Raises `UserError` for a name that would lead elsewhere or that no file system takes.
+    Raises `UserError` for a name that leads to another folder or that file systems do not accept.
     """
     fault = ""
     if not name or name.isspace():
@@ -261,7 +262,7 @@ def safe_name(where: str, name: str) -> str:
 
 
 def not_its_own(place: str, whose: str) -> UserError:
-    """The sentence for a file that belongs to another setting than that of its folder."""
+    """Return the error for a file that does not belong to the setting of its folder."""
     return UserError(
         None,
         "move the files of both settings back to where they came from, or move this folder out of the results",
@@ -271,7 +272,7 @@ def not_its_own(place: str, whose: str) -> UserError:
 
 
 def refused(folder: Path, error: OSError) -> UserError:
-    """The sentence for a folder that cannot be written."""
+    """Return the error for a folder that cannot be written."""
     if error.errno in TOO_MANY_OPEN:
         return UserError(
             "paths.results",
@@ -288,24 +289,24 @@ def refused(folder: Path, error: OSError) -> UserError:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Replace `path` by `content` as JSON, all or nothing. Raises `ValueError` for numbers that are not finite."""
+    """Atomically replace `path` by `content` as JSON. Raises `ValueError` for numbers that are not finite."""
     write_text(path, dumps(content, indent=2) + "\n")
 
 
 def write_yaml(path: Path, content: Any) -> None:
-    """Replace `path` by `content` as YAML, all or nothing."""
+    """Atomically replace `path` by `content` as YAML."""
     write_text(path, yaml.safe_dump(content, sort_keys=False, allow_unicode=True))
 
 
 def write_text(path: Path, text: str) -> None:
-    """Replace `path` by `text` in UTF-8, all or nothing. Raises `UserError` if the disk refuses it."""
+    """Atomically replace `path` by `text` in UTF-8. Raises `UserError` if writing fails."""
     write_bytes(path, text.encode())
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Replace `path` by `content`, all or nothing. Raises `UserError` if the disk refuses it.
+    """Atomically replace `path` by `content`. Raises `UserError` if writing fails.
 
-    What killed processes left of their writes to this folder is removed.
+    Temporary files that killed processes left in this folder are removed.
     """
     temporary = path.with_name(f".{_host()}-{os.getpid()}-{secrets.token_hex(8)}.tmp")
     try:
@@ -326,7 +327,7 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 
 def _remove_abandoned(folder: Path) -> None:
-    """Remove unfinished files: those of a process of this machine that has ended, and of any other after a day."""
+    """Remove temporary files: those of ended processes of this machine after 5 seconds, and all others after a day."""
     for path in folder.glob(".*.tmp"):
         if (name := UNFINISHED.fullmatch(path.name)) is None:
             continue

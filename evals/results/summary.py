@@ -1,4 +1,4 @@
-"""What of a summary follows from its lines: one function for whoever writes, narrows or verifies it."""
+"""Compute the summary fields that can be derived from sample lines, for writing, narrowing and verifying summaries."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -9,13 +9,14 @@ from evals.results.schema import FIDELITY, SCHEMA_VERSION, Line, checksum
 from evals.tables import statistics
 
 UNCHECKED = ("checksum", "config", "environment", "timing")
-"""Fields that a summary's checksum does not cover: equal results have equal checksums."""
+"""Fields that a summary's checksum does not cover, so that equal results have equal checksums."""
 
 
 def measured(lines: Sequence[Line], version: int = SCHEMA_VERSION) -> dict[str, Any]:
-    """The fields of a `Summary` of `version` that follow from these lines, at least one, each with a `score`.
+    """Compute the fields of a `Summary` of `version` from `lines`, at least one, each with a `score`.
 
-    Fields that not all lines have, such as those of other versions, are left out.
+    Fields that not all lines have, such as those of other versions, are left out. The fidelity is the mean over the
+    lines that have it.
     """
     scores = [line["score"] for line in lines]
     interval = _rounded(statistics.interval(scores), 2)
@@ -56,19 +57,19 @@ def _fidelity(lines: Sequence[Line]) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def seconds(line: Line) -> float:
-    """A sample's share of the time that its prompt took for all settings."""
+    """Return the time of a sample: the time of its prompt divided by the number of settings that shared it."""
     timing = line["timing"]
     return timing["batch_seconds"] / (timing.get("shared_by") or len(line.get("batch") or [None]))
 
 
 def sealed(summary: Mapping[str, Any]) -> dict[str, Any]:
-    """A `Summary` with its version and checksum, as it is written."""
+    """Return a `Summary` with its version and checksum, ready to write."""
     content = {"schema_version": SCHEMA_VERSION, **summary}
     return {**content, "checksum": checksum(content, UNCHECKED)}
 
 
 def disagreements(summary: Mapping[str, Any], lines: Sequence[Line]) -> Iterator[str]:
-    """What a summary says otherwise than the lines it covers, a phrase each."""
+    """Yield a description of each field in which a summary disagrees with the lines that it covers."""
     version = summary.get("schema_version", 1)
     try:
         recomputed = measured(lines, version)
@@ -76,7 +77,7 @@ def disagreements(summary: Mapping[str, Any], lines: Sequence[Line]) -> Iterator
         yield f"its samples have a field of the wrong kind ({error})"
         return
     for field, value in recomputed.items():
-        # Older versions lack fields; of newer ones nobody knows how they count.
+        # Older versions lack fields; newer versions may compute them differently.
         if field in summary and summary[field] != value and version <= SCHEMA_VERSION:
             yield f"the summary says {_shown(summary[field])} for {field}, its samples {_shown(value)}"
     if "checksum" in summary and summary["checksum"] != checksum(summary, UNCHECKED):

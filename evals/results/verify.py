@@ -1,4 +1,4 @@
-"""Whether the files of a setting agree with each other, and with where they lie."""
+"""Check that the files of a setting agree with each other and with their path."""
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def problems_of(files: "SettingFiles") -> list[str]:
-    """All that is wrong with the files, a phrase each that names file and line; empty if nothing is."""
+    """Return descriptions of all problems of the files, with file and line."""
     problems = [f"samples.jsonl:{number}: {fault}" for number, fault in files.line_faults.items()]
     if files.unreadable:
         problems.append(files.unreadable)
@@ -30,13 +30,14 @@ def problems_of(files: "SettingFiles") -> list[str]:
 
 
 def has_scores(files: "SettingFiles") -> bool:
-    """Whether these are a setting's result; what calibration keeps, for one, has lines without a score."""
+    """Return whether these are the result of a setting; the lines of a calibration, for example, have no score."""
     summary, reason = files.file_summary
     no_scores = files.samples and not any("score" in line for line in files.samples.values())
     return summary is not None or reason != "no summary" or not no_scores
 
 
 def summary_problems(files: "SettingFiles", summary: Mapping[str, Any]) -> Iterator[str]:
+    """Yield a description of each problem of a summary."""
     ids = summary["samples"]
     if missing := sum(id not in files.samples for id in ids):
         yield f"the summary covers {missing} samples that are not there"
@@ -50,7 +51,7 @@ def summary_problems(files: "SettingFiles", summary: Mapping[str, Any]) -> Itera
 
 
 def misplaced(files: "SettingFiles", summary: Mapping[str, Any]) -> Iterator[str]:
-    """Where summary, path and configuration do not agree on what the setting is."""
+    """Yield a description of each name of the setting on which summary, path and configuration disagree."""
     if files.path.is_relative_to(files.runs) and summary.get("folder", files.name) != files.name:
         yield f"the summary is that of {summary['folder']}, not of this folder"
     elif len(Path(files.name).parts) == len(NAMED):
@@ -75,7 +76,7 @@ def misplaced(files: "SettingFiles", summary: Mapping[str, Any]) -> Iterator[str
 
 
 def _same_budget(one: Any, other: Any) -> bool:
-    """Whether two budgets are equal, such as 25% and 25.0%."""
+    """Return whether two budgets are equal, such as 25% and 25.0%."""
     try:
         return budget_from(one) == budget_from(other)
     except UserError:
@@ -83,7 +84,7 @@ def _same_budget(one: Any, other: Any) -> bool:
 
 
 def contradiction(line: Line) -> str:
-    """Where fields of a line do not follow from each other, in a phrase; "" if they do."""
+    """Describe the disagreement between `kl` and `kl_per_token` of a line; "" if they agree."""
     per_token: Any = line.get("kl_per_token")
     kl: Any = line.get("kl")
     if not per_token:
@@ -91,12 +92,12 @@ def contradiction(line: Line) -> str:
     if not isinstance(per_token, list) or not all(map(_number, [kl, *per_token])):
         return "kl or kl_per_token is not made of numbers"
     mean = fmean(per_token)
-    agree = abs(mean - float(kl or 0)) < 6e-5  # both are rounded, to 4 and 6 decimals
+    agree = abs(mean - float(kl or 0)) < 6e-5  # the values are rounded to 4 decimals, `kl` to 6
     return "" if agree else f"kl is {kl}, the mean of kl_per_token {mean:.4f}"
 
 
 def failed_of(failures: Mapping[str, Line]) -> str:
-    """How many samples failed, and why the first one did, in a phrase."""
+    """Return how many samples failed, and why the first one did."""
     number = "1 sample" if len(failures) == 1 else f"{len(failures)} samples"
     return f"{number} failed ({next(iter(failures.values()))['error']})"
 

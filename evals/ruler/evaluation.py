@@ -1,4 +1,4 @@
-"""One RULER task: its prompts at every length, and the scores of their answers."""
+"""RULER tasks: make the prompts of a task at every length, and score the answers."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -21,13 +21,13 @@ from evals.ruler.tasks import SOURCE, Task
 
 
 def make_tasks(model: LoadedModel, config: Ruler, protocol: EvaluationProtocol) -> "list[RulerTask]":
-    """The chosen tasks. Raises `UserError` for lengths that exceed the model's window."""
+    """Return the selected tasks. Raises `UserError` for lengths that exceed the model's window."""
     return [RulerTask(config, task, model, protocol) for task in config.chosen]
 
 
 @dataclass(frozen=True)
 class RulerTask:
-    """Sample ids are `L<length>-S<number>`, numbers from 0. How many run changes none of them."""
+    """A RULER task. Sample ids are `L<length>-S<number>`, numbers from 0. A sample does not depend on how many run."""
 
     config: Ruler
     task: Task
@@ -39,7 +39,7 @@ class RulerTask:
             self._refuse_beyond_window(length, length - self.config.template_tokens + self._chat_tokens)
 
     def _refuse_beyond_window(self, length: int, tokens: int) -> None:
-        """Raise `UserError` where a prompt of this length and its answer have more `tokens` than the window."""
+        """Raise `UserError` if a prompt of this length and its answer have more `tokens` than the window."""
         if tokens > self.model.window:
             raise UserError(
                 "eval.lengths",
@@ -51,7 +51,7 @@ class RulerTask:
 
     @cached_property
     def _chat_tokens(self) -> int:
-        """Tokens that the chat format adds, a BOS included."""
+        """Number of tokens that the chat format adds, including a BOS."""
         alone = self.model.tokenizer("x", add_special_tokens=False).input_ids
         return self.model.encode(self.model.chat("x")).numel() - len(alone)
 
@@ -61,7 +61,7 @@ class RulerTask:
 
     @cached_property
     def places(self) -> Mapping[str, tuple[int, int]]:
-        """The length and number of every sample, by its id."""
+        """Length and number of every sample, by its id."""
         return {
             f"L{length}-S{number}": (length, number)
             for length in self.config.lengths
@@ -70,7 +70,7 @@ class RulerTask:
 
     @cached_property
     def streams(self) -> Mapping[int, Stream]:
-        """All samples by length."""
+        """Streams of samples, by length."""
         seed, folder, left = self.config.seed, self.config.folder, self.config.template_tokens
         return {
             length: Stream(samples(self.task, self.model.tokenizer, length, seed, folder, left))
@@ -109,12 +109,12 @@ class RulerTask:
         return {"questions": questions.read(self.config.folder / self.task.questions).fingerprint}
 
     def drawn(self, id: str) -> Drawn:
-        """The sample as RULER's files have it."""
+        """Return the sample in the format of RULER's files."""
         length, number = self.places[id]
         return self.streams[length][number]
 
     def prompt(self, id: str) -> Prompt:
-        """The sample in the model's chat format."""
+        """Return the sample in the model's chat format."""
         return render(self.model, self.drawn(id))
 
     def sample(self, id: str) -> Sample:

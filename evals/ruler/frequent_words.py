@@ -1,4 +1,4 @@
-"""Frequent words: made-up words whose counts follow a zeta distribution; the three most frequent are asked for.
+"""Frequent words: made-up words whose counts follow a zeta distribution. The answer is the three most frequent ones.
 
 Its random calls are those of scripts/data/synthetic/freq_words_extraction.py of NVIDIA/RULER c3f5e3b.
 """
@@ -14,11 +14,11 @@ from scipy.special import zeta
 from evals.ruler.drawing import Drawn, Request, Text, filled, finished
 
 LETTERS = 6
-"""Of a word."""
+"""Number of letters in a word."""
 
 
 def generate(request: Request, alpha: float) -> Iterator[Drawn]:
-    """Samples without end. Their vocabulary has one word for each 50 tokens."""
+    """Yield samples endlessly. Their vocabulary has one word per 50 tokens."""
     room = request.limit - request.new_tokens
     vocabulary, step = room // 50, room // 32
     if vocabulary < 4:
@@ -43,7 +43,7 @@ def generate(request: Request, alpha: float) -> Iterator[Drawn]:
 
 
 def _vocabulary(random: Random, size: int, seed: int) -> list[str]:
-    """At least `size` different words by their rank; the first is noise."""
+    """Draw at least `size` different words, ordered by rank. The first word is replaced by noise, "..."."""
     drawn = [_word(random) for _ in range(size)]
     while len(set(drawn)) < size:
         drawn.append(_word(random))
@@ -57,7 +57,7 @@ def _word(random: Random) -> str:
 
 
 def _text(request: Request, words: list[str], number: int, alpha: float) -> Text:
-    """A prompt with about `number` words."""
+    """Return a prompt with about `number` words."""
     shares = number * (np.arange(1, len(words) + 1) ** -alpha) / zeta(alpha)
     listed = [word for word, times in zip(words, shares.astype(int).tolist(), strict=True) for _ in range(times)]
     Random(request.seed).shuffle(listed)

@@ -1,4 +1,4 @@
-"""RULER's scores: which of the answers are in the generated text (scripts/eval of NVIDIA/RULER c3f5e3b)."""
+"""RULER's metrics: whether the generated text contains the answers (scripts/eval of NVIDIA/RULER c3f5e3b)."""
 
 import re
 from collections.abc import Sequence
@@ -11,5 +11,5 @@ METRICS = {"string_match_all": string_match_all, "string_match_part": string_mat
 
 
 def score(metric: str, prediction: str, outputs: Sequence[str]) -> float:
-    """0 to 100, of a prediction without white space around it, whose control characters are line breaks."""
+    """Score a prediction, 0 to 100, after stripping white space and replacing control characters by line breaks."""
     return 100 * METRICS[metric](CONTROL.sub("\n", prediction.strip()).strip(), outputs)

@@ -17,7 +17,7 @@ from evals.ruler.words import keys as key_words
 
 NEEDLE = "One of the special magic {kind} for {key} is: {value}."
 DEPTHS = np.round(np.linspace(0, 100, num=40)).astype(int).tolist()
-"""Per cent of the sentences of an essay."""
+"""Needle depths, in per cent of the sentences of an essay."""
 
 Kind = Literal["words", "numbers", "uuids"]
 
@@ -31,14 +31,14 @@ def generate(
     values: int,
     queries: int,
 ) -> Iterator[Drawn]:
-    """Samples without end, with `keys` keys of `values` values each, of which `queries` are asked for."""
+    """Yield samples endlessly, with `keys` keys of `values` values each; each sample queries `queries` of the keys."""
     hidden = _Needles(request, Random(request.seed), haystack, key, value, max(keys, queries), values, queries)
     step = 500 if haystack == "essay" else 25 if request.length >= SHORT else 5
     per_unit = request.tokens(hidden.text(step).whole) / step
     highest = int(request.limit / per_unit * 3)
     units = most_units(request, step, highest, lambda units: request.size(hidden.text(units).whole))
     for sample in all_fitting(request, units, step, lambda _, units: hidden.text(units)):
-        # RULER gives the place of the answer under the name of the number.
+        # RULER stores the position of the answer in the field `index`.
         place = sample.input.find(sample.outputs[0])
         yield replace(sample, index=place, position=request.tokens(sample.input[:place]))
 
@@ -57,7 +57,7 @@ class _Needles:
     queries: int
 
     def text(self, units: int) -> Text:
-        """A prompt with a haystack of `units` sentences, or words of an essay."""
+        """Return a prompt with a haystack of `units` lines, or words of an essay."""
         keys, values = [], []
         for _ in range(self.keys):
             keys.append(self._drawn(self.key))
@@ -86,7 +86,7 @@ class _Needles:
         return NEEDLE.format(kind=self.value, key=key, value=value)
 
     def _in_essay(self, words: int, needles: list[str]) -> str:
-        """The first `words` words of the essays, with the needles between sentences."""
+        """Return the first `words` words of the essays, with the needles between sentences."""
         parts = sentences(essay(words))
         places = sorted(int(len(parts) * (depth / 100)) for depth in self.random.sample(DEPTHS, len(needles)))
         pieces, begin = [], 0
@@ -96,7 +96,7 @@ class _Needles:
         return " ".join([*pieces, " ".join(parts[begin:])])
 
     def _in_lines(self, count: int, needles: list[str]) -> str:
-        """The needles among `count` lines: always the same sentences, or other needles."""
+        """Return the needles among `count` lines, which repeat the same sentences or are other needles."""
         if self.haystack == "noise":
             lines = [NOISE] * count
         else:
@@ -108,5 +108,5 @@ class _Needles:
 
 
 def listed(names: Sequence[str]) -> str:
-    """`one, two, and three`."""
+    """Join names as in `one, two, and three`."""
     return f"{', '.join(names[:-1])}, and {names[-1]}" if len(names) > 1 else names[0]

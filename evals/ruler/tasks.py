@@ -10,7 +10,7 @@ import yaml
 from compresskv.errors import UserError
 
 SOURCE = "NVIDIA/RULER c3f5e3b"
-"""Where prompts, arguments and the order of random calls come from."""
+"""Source of prompts, arguments and the order of random calls."""
 
 
 @dataclass(frozen=True)
@@ -30,12 +30,12 @@ class Task:
 
     @property
     def questions(self) -> str | None:
-        """The file of questions that the task is made of; None for one that needs none."""
+        """Name of the question file that the task is made from; None if it does not use one."""
         return next((name for name in self.needs if name.endswith(".json")), None)
 
 
 def load_tasks() -> dict[str, Task]:
-    """All 13 tasks by name, in RULER's order."""
+    """Load all 13 tasks by name, in RULER's order."""
     content = yaml.safe_load(Path(__file__).with_name("tasks.yaml").read_text(encoding="utf-8"))
     found = {}
     for name, fields in content["tasks"].items():
@@ -48,17 +48,17 @@ TASKS = load_tasks()
 
 
 def get_task(name: str) -> Task:
-    """The task of that name; `UserError` for an unknown one."""
+    """Return the task with this name. Raises `UserError` if it is unknown."""
     if name not in TASKS:
         raise UserError("eval.tasks", f"choose from {', '.join(TASKS)}, or all", value=name, why="not a RULER task")
     return TASKS[name]
 
 
 def select_tasks(selection: str | Sequence[str], files: Sequence[str]) -> tuple[Task, ...]:
-    """Tasks for a selection: "all" that the `files` of questions at hand suffice for, one name, or a list of names.
+    """Return the tasks of a selection: "all", one name, or a list of names.
 
-    Duplicates are dropped. Raises `UserError` for an unknown name, and for a task that is named and whose file is not
-    at hand.
+    "all" leaves out tasks whose question file is not among the available `files`. Duplicates are dropped. Raises
+    `UserError` for an unknown name, and for a named task whose question file is not available.
     """
     if selection == "all":
         return tuple(task for task in TASKS.values() if task.questions in (None, *files))

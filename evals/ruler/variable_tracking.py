@@ -14,13 +14,13 @@ from evals.ruler.drawing import SHORT, Drawn, Request, Text, all_fitting, filled
 from evals.ruler.essays import NOISE
 
 EXAMPLE_LENGTH = 500
-"""Tokens of the example, before its answer."""
+"""Maximum tokens of the example, without its answer."""
 
 EXAMPLE_VALUE = "12345"
 
 
 def generate(request: Request, chains: int, hops: int) -> Iterator[Drawn]:
-    """Samples without end, each with an example before it."""
+    """Yield samples endlessly, each after an example."""
     stream = _Chains(request, Random(request.seed), RandomState(request.seed), chains, hops)
     example = stream.example(replace(request, length=EXAMPLE_LENGTH, new_tokens=0))
     step = 10 if request.length >= SHORT else 5
@@ -41,7 +41,7 @@ class _Chains:
     hops: int
 
     def example(self, request: Request) -> str:
-        """The example with its answer, whose names and number every sample replaces."""
+        """Return the example with its answer. Every sample replaces its names and number."""
         step = 5
         per_unit = request.tokens(self.text(step, example=True).whole) / step
         highest = int(request.limit / per_unit * 3)
@@ -55,13 +55,13 @@ class _Chains:
         return f"{text.whole} {' '.join(text.outputs)}\n"
 
     def behind(self, example: str, units: int) -> Text:
-        """A prompt behind the example, with other names and another number in that."""
+        """Return a prompt after the example, in which the names and the number are replaced."""
         text = self.text(units)
         text = replace(text, whole=f"{self._renamed(example)}\n{text.whole}")
         return text.flat if self.request.one_line else text
 
     def text(self, units: int, example: bool = False) -> Text:
-        """A prompt with `units` repeated sentences around the assignments."""
+        """Return a prompt with `units` repeated sentences around the assignments."""
         names, chains = self._assignments(example)
         lines = [NOISE] * units
         for chain in chains:
@@ -73,7 +73,7 @@ class _Chains:
         return filled(self.request.wording, context, names[0], query=value, num_v=self.hops + 1)
 
     def _assignments(self, example: bool) -> tuple[list[list[str]], list[list[str]]]:
-        """The names of each chain, and its assignments."""
+        """Return the names of each chain, and its assignments."""
         length, hops = (3, min(10, self.hops)) if example else (5, self.hops)
         drawn = [self._name(length) for _ in range((hops + 1) * self.chains)]
         while len(set(drawn)) < self.chains * (hops + 1):

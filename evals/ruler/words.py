@@ -1,4 +1,4 @@
-"""The words of RULER's tasks: those of the Python package wonderwords (MIT), and RULER's larger list for long ones."""
+"""The words of RULER's tasks: from the Python package wonderwords (MIT), or RULER's larger list for long prompts."""
 
 import hashlib
 import json
@@ -13,7 +13,7 @@ from compresskv.folders import package_files
 from compresskv.inputs import read_once
 
 RELEASE = "3.0.1"
-"""Of wonderwords. Others have other nouns, which would change every prompt."""
+"""Release of wonderwords. Other releases have other nouns, which would change every prompt."""
 
 SHA256 = {
     "nounlist.txt": "8d88b3ebc2e2969ed92ebe49cdb0c8a87c2ad3b27493d7afdff608f2e51c5bc9",
@@ -23,14 +23,14 @@ SHA256 = {
 
 MORE_WORDS = "english_words.json"
 MORE_SHA256 = "affcd6d45fdf3cc843d585c99c97ad615094e760e6c4756b654bab6c73bc2eca"
-"""Of the file in NVIDIA/RULER c3f5e3b, scripts/data/synthetic/json, where Git LFS keeps it."""
+"""SHA-256 of the file in NVIDIA/RULER c3f5e3b, scripts/data/synthetic/json, stored with Git LFS."""
 
 
 class Joined(Sequence[str]):
-    """The sorted distinct `<first>-<second>` of two lists, without making all of them: RULER's have six million.
+    """The sorted, distinct `<first>-<second>` of two lists, computed on demand: RULER's lists give six million.
 
-    Those with one first word are next to each other, unless it is the beginning of another first word, as "old" is of
-    "old-fashioned"; such words share a block.
+    Strings with the same first word are adjacent, so they form a block. If a first word with its hyphen begins another
+    one, as "old-" begins "old-fashioned-", both share a block.
     """
 
     def __init__(self, first: Sequence[str], second: Sequence[str]) -> None:
@@ -66,18 +66,18 @@ class Joined(Sequence[str]):
 
 @cache
 def keys() -> Joined:
-    """What needles are about: an adjective and a noun."""
+    """Return the keys of needles: an adjective and a noun."""
     return Joined(_listed("adjectivelist.txt"), _listed("nounlist.txt"))
 
 
 @cache
 def all_words() -> tuple[str, ...]:
-    """Nouns, adjectives and verbs, sorted."""
+    """Return all nouns, adjectives and verbs, sorted."""
     return tuple(sorted({word for name in SHA256 for word in _listed(name)}))
 
 
 def more_words(folder: Path | None, length: int) -> list[str]:
-    """RULER's list for prompts with more different words than wonderwords has. Raises `UserError` without its file."""
+    """Return RULER's list, for prompts with more words than wonderwords has. Raises `UserError` without its file."""
     path = folder / MORE_WORDS if folder else None
     if path is None or not path.exists():
         raise UserError(
@@ -98,7 +98,7 @@ def _more(path: Path) -> tuple[str, ...]:
 
 
 def _listed(name: str) -> list[str]:
-    """The words of one of wonderwords' files. Raises `UserError` where it is not that of `RELEASE`."""
+    """Return the words in one of wonderwords' files. Raises `UserError` if the file is not that of `RELEASE`."""
     fix = f"run `pip install wonderwords=={RELEASE}`"
     try:
         content = package_files([f"wonderwords/assets/{name}"])[0].read_bytes()

@@ -1,4 +1,4 @@
-"""One prompt for all its settings: which of them decode together, and their sample lines."""
+"""Run one prompt for all its settings: choose which settings decode together, and write their sample lines."""
 
 import hashlib
 import time
@@ -25,15 +25,15 @@ from evals.running.methods import compressed_tokens, refuse_beyond_window
 from evals.running.reference_answer import reference_tokens
 
 TAIL = 200
-"""Characters of a prompt's end that its lines hold."""
+"""Number of characters from the end of a prompt that are stored in its lines."""
 
 CHECKED = 100_000
-"""Tokens of finished prompts of a task that are built again when it is resumed, to see whether they are the same."""
+"""Approximate number of tokens of finished prompts that are rebuilt when a task is resumed, to check for changes."""
 
 
 @dataclass(eq=False)
 class SettingRun:
-    """One job on one task: its setting, and the folder that its samples go to; `error` is what ended it early."""
+    """One job on one task, with its setting and the store of its samples. `error` is the error that ended it early."""
 
     job: Job
     task: Task
@@ -47,7 +47,7 @@ class SettingRun:
 
     @cached_property
     def ids(self) -> dict[str, None]:
-        """The samples of the task, in its order."""
+        """The ids of the task's samples, in its order."""
         return dict.fromkeys(self.task.sample_ids)
 
     @property
@@ -62,7 +62,7 @@ class SettingRun:
 
     @property
     def failures(self) -> dict[str, Line]:
-        """The lines of the samples that were tried and have no result."""
+        """The lines of failed samples without a result."""
         return {id: self.store.failures[id] for id in self.missing if id in self.store.failures}
 
 
@@ -70,10 +70,11 @@ Batch = tuple[Sample, list[SettingRun]]
 
 
 def batches(id: str, runs: Sequence[SettingRun]) -> Iterator[Batch]:
-    """The sample `id` under each distinct token sequence, with the runs that still need it.
+    """Yield the sample `id` with the runs to decode together, for each distinct token sequence.
 
-    The full cache joins settings whose eviction continues while decoding. A batch's composition can change a token in
-    bfloat16, so where one was cut short, all of it is decoded again.
+    Runs that already have the sample are skipped. However, the composition of a batch can change a token in bfloat16,
+    so all runs of a batch that was interrupted are decoded again. The full cache joins settings whose eviction
+    continues while decoding.
     """
     samples: dict[Task, Sample] = {}
     by_tokens: dict[Any, Batch] = {}
@@ -102,9 +103,10 @@ def batches(id: str, runs: Sequence[SettingRun]) -> Iterator[Batch]:
 
 
 def check_prompts(runs: Sequence[SettingRun]) -> None:
-    """Build prompts that are finished, and note the `error` of a run that has a line of another prompt.
+    """Rebuild finished prompts, and set the `error` of each run that has a line made with a different prompt.
 
-    All of them, or of long ones as many as have `CHECKED` tokens, evenly spread: those that run are looked at anyway.
+    If the prompts are long, only about `CHECKED` tokens of evenly spread ones are rebuilt. `batches` checks the prompts
+    that still have to run.
     """
     for task in dict.fromkeys(run.task for run in runs):
         of_task = [run for run in runs if run.task == task]
@@ -116,13 +118,13 @@ def check_prompts(runs: Sequence[SettingRun]) -> None:
 
 
 def some(ids: Sequence[str], task: Task) -> Sequence[str]:
-    """Evenly spread ones of a task's samples, which together have about `CHECKED` tokens at most; two at least."""
+    """Return evenly spread samples of a task, at least two, with about `CHECKED` tokens in total or fewer."""
     count = max(2, CHECKED // max(1, task.longest_prompt))
     return ids[:: -(-len(ids) // count)] if ids else ids
 
 
 def _has_another_prompt(run: SettingRun, sample: Sample) -> bool:
-    """Whether a run has a line of this sample that was made with another prompt; then that is its `error`."""
+    """Return whether a run has a line of this sample made with a different prompt, and set its `error` if so."""
     try:
         refuse_another_prompt(run.store, sample)
     except UserError as error:
@@ -132,7 +134,7 @@ def _has_another_prompt(run: SettingRun, sample: Sample) -> bool:
 
 
 def refuse_another_prompt(store: SampleStore, sample: Sample) -> None:
-    """Raise `UserError` if the `store` has a line of this sample that was made with another prompt."""
+    """Raise `UserError` if the `store` has a line of this sample that was made with a different prompt."""
     known = store.lines.get(sample.id, {}).get("prompt_sha256")
     if known is not None and known != _digest(sample):
         raise UserError(
@@ -144,7 +146,7 @@ def refuse_another_prompt(store: SampleStore, sample: Sample) -> None:
 
 
 def _digest(sample: Sample) -> str:
-    """16 digits of the hash of a prompt's tokens."""
+    """Return 16 digits of the hash of a prompt's tokens."""
     return hashlib.sha256(sample.ids.cpu().numpy().tobytes()).hexdigest()[:16]
 
 
@@ -157,7 +159,8 @@ def run_batch(
 ) -> None:
     """Generate with all settings of `batch`, and append their lines.
 
-    Where the prompt has no answer, its line says why, and the run goes on; any other failure is the run's `error`.
+    If this prompt cannot be answered, the reason is written to its line and the run continues. Any other failure is set
+    as the run's `error`.
     """
     started = time.perf_counter()
     settings, job = [run.setting for run in batch], batch[0].job
@@ -186,14 +189,14 @@ def run_batch(
     if contexts and failure:
         contexts.close()
     if prefixes and prefixes.nbytes and failure and (ran_out(failure) or ran_out(failure.__cause__)):
-        prefixes.close()  # where memory is short after all, no prompt fails for what another one left
+        prefixes.close()  # retry without cached prefixes, so that no prompt fails because of their memory
         run_batch(model, sample, batch)
         return
     if isinstance(failure, PrefillError) or (failure and len(batch) == 1):
         for run in batch:
             _fail(run, sample, failure)
         return
-    if failure:  # one of them fails: alone, the others do not
+    if failure:  # one setting failed: run each alone, so that the others succeed
         for run in batch:
             run_batch(model, sample, [run], prefixes, contexts)
         return
@@ -211,7 +214,7 @@ def run_batch(
 
 
 def _fail(run: SettingRun, sample: Sample, failure: Exception) -> None:
-    """Note why a run has no result of `sample`: in a line, unless no other prompt would fare better."""
+    """Record why a run has no result for `sample`: in a line if other prompts may succeed, else as its `error`."""
     if no_answer(failure):
         if sample.id not in run.store.lines:
             run.store.append(failed_line(sample, failure))
@@ -220,12 +223,12 @@ def _fail(run: SettingRun, sample: Sample, failure: Exception) -> None:
 
 
 def no_answer(failure: Exception) -> bool:
-    """Whether `failure` is one prompt's, so that others may fare better."""
+    """Return whether `failure` concerns only this prompt, so that others may succeed."""
     return isinstance(failure, PromptError) or ran_out(failure)
 
 
 def failed_line(sample: Sample, failure: Exception) -> Line:
-    """The line of a sample that was tried and has no result."""
+    """Return the line of a failed sample."""
     sentence = str(failure) if isinstance(failure, PromptError) else f"out of memory ({type(failure).__name__})"
     return {"id": sample.id, "error": sentence, **sample.record}
 
@@ -233,7 +236,10 @@ def failed_line(sample: Sample, failure: Exception) -> Line:
 def sample_line(
     model: LoadedModel, sample: Sample, generation: Generation, protocol: EvaluationProtocol, compressed: int
 ) -> Line:
-    """What one setting generated for one sample, and what it kept of the first `compressed` tokens of its prompt."""
+    """Return the line of one sample under one setting.
+
+    `compressed` is the number of prompt tokens that were subject to eviction.
+    """
     prediction = text_of(generation.tokens, model.tokenizer, protocol.decode_cleanup)
     scores = sample.score(prediction).items()
     line = {
@@ -249,7 +255,7 @@ def sample_line(
     }
     if sliding := generation.sliding_bytes:
         line["total_cache_bytes"] = generation.cache_bytes + sliding
-    # Of each layer one number, or one per KV head where they differ.
+    # One number per layer, or one per KV head if they differ.
     line["kept"] = [heads[0] if len(set(heads)) == 1 else heads for heads in generation.kept]
     line["compressed"] = generation.realised_budget < compressed or generation.evicted_later
     if compressed < sample.ids.numel():
@@ -265,7 +271,7 @@ def sample_line(
 
 
 def _release_memory(error: BaseException | None) -> None:
-    """Free what the frames of an error hold: a whole prompt's cache, among others."""
+    """Free the objects that the frames of an error hold, such as the cache of a whole prompt."""
     while error:
         traceback.clear_frames(error.__traceback__)
         error = error.__cause__ or error.__context__

@@ -1,4 +1,4 @@
-"""A method as plain data that is the same in every process: what the hash of its results folder is made of."""
+"""Describe methods as plain data that is equal in every process, for the hash of their results folder."""
 
 import copyreg
 import dataclasses
@@ -29,7 +29,7 @@ TEXTS = (
     *(complex, bytes, range, slice, fractions.Fraction, decimal.Decimal),
     *(datetime.date, datetime.time, datetime.timedelta, datetime.tzinfo),
 )
-"""Types whose values are exactly what `str` says of them."""
+"""Types whose values are fully described by `str`."""
 
 PLAIN = (list, tuple, dict, set, frozenset)
 
@@ -37,11 +37,12 @@ CODE = (type, types.FunctionType, types.BuiltinFunctionType, types.MethodType, n
 
 
 def describe(value: Any, where: str = "method") -> Any:
-    """A method, in full, as JSON: class names and field values.
+    """Return a complete description of a method as JSON-compatible data: class names and field values.
 
-    Equal methods are described alike in every process, different ones differently: tensors and arrays by their bytes,
-    functions and classes by the name that they are imported by, other objects by their class and attributes. `where`
-    names the value in messages. Raises `UserError` for what has no such description, such as a lambda or an open file.
+    Equal methods have equal descriptions in every process, and different methods different ones. Tensors and arrays are
+    described by their bytes, functions and classes by their import name, other objects by their class and attributes.
+    `where` names the value in messages. Raises `UserError` for values that cannot be described, such as a lambda or an
+    open file.
     """
     try:
         return _described(value, where, ())
@@ -50,18 +51,21 @@ def describe(value: Any, where: str = "method") -> Any:
 
 
 def canonical(identity: Any, where: str) -> str:
-    """`identity` as JSON with sorted keys, what JSON lacks as `describe` has it. Raises `UserError` if it cannot be."""
+    """Return `identity` as JSON with sorted keys, using `describe` for values that JSON does not support.
+
+    Raises `UserError` if it cannot be written as JSON.
+    """
     try:
         return json.dumps(identity, sort_keys=True, default=functools.partial(describe, where=where))
     except UserError:
         raise
-    except (TypeError, ValueError, RecursionError) as error:  # such as keys that are not texts, or a cycle
+    except (TypeError, ValueError, RecursionError) as error:  # such as keys that are not strings, or a cycle
         why = " ".join(str(error).split())
         raise UserError(where, "use texts as keys", why=f"its identity cannot be written as JSON ({why})") from error
 
 
 def _described(value: Any, where: str, above: tuple[int, ...]) -> Any:
-    """`above`: the ids of the objects that `value` is a part of."""
+    """Describe `value`. `above` holds the ids of the objects that contain it, to detect cycles."""
     if isinstance(value, float) and not math.isfinite(value):
         return {"float": str(value)}  # JSON has no such numbers
     if value is None or isinstance(value, (str, int, float)):
@@ -92,7 +96,7 @@ def _described(value: Any, where: str, above: tuple[int, ...]) -> Any:
         fields = {name: part(f".{name}", getattr(value, name)) for name in names}
         others = _attributes(value, getattr(value, "__dict__", {}), part, names)
         return {type(value).__name__: {**fields, **others}}
-    if isinstance(value, PLAIN) and type(value) not in (*PLAIN, FrozenMapping):  # it may hold more than its items
+    if isinstance(value, PLAIN) and type(value) not in (*PLAIN, FrozenMapping):  # a subclass may have more state
         return {_code(type(value), where, part): _state(value, where, part)}
     if isinstance(value, (list, tuple)):
         return [part(f"[{place}]", item) for place, item in enumerate(value)]
@@ -106,7 +110,7 @@ def _described(value: Any, where: str, above: tuple[int, ...]) -> Any:
 
 
 def _attributes(value: Any, state: Mapping[str, Any], part: Callable, known: Collection[str] = ()) -> dict[str, Any]:
-    """The attributes of `state` besides the `known` ones and those that the class computes from others."""
+    """Describe the attributes in `state` except the `known` ones and cached properties."""
     return {
         name: part(f".{name}", inner)
         for name, inner in state.items()
@@ -115,16 +119,16 @@ def _attributes(value: Any, state: Mapping[str, Any], part: Callable, known: Col
 
 
 def _state(value: Any, where: str, part: Callable) -> Any:
-    """Whatever tells `value` from others of its class: what `copy` would make another one from."""
+    """Describe the state that distinguishes `value` from other instances of its class, as `copy` would read it."""
     try:
         reducer = copyreg.dispatch_table.get(type(value))
         made: Any = reducer(value) if reducer else value.__reduce_ex__(4)
-    except Exception as error:  # each class has its own, such as that of a lock or of a generator
+    except Exception as error:  # the type depends on the class, such as a lock or a generator
         raise _refused(where, f"a {type(value).__name__} has no lasting description") from error
-    if isinstance(made, str):  # it has a name in its module, as a cached function does
+    if isinstance(made, str):  # a name in its module, such as that of a cached function
         return _imported(value, str(getattr(value, "__module__", "builtins")), made, where)
     arguments, state, items, pairs = [*made[1:5], None, None, None][:4]
-    if isinstance(state, tuple) and len(state) == 2 and isinstance(state[1], dict):  # of a class with __slots__
+    if isinstance(state, tuple) and len(state) == 2 and isinstance(state[1], dict):  # a class with __slots__
         state = {**(state[0] or {}), **state[1]}
     described = _attributes(value, state or {}, part) if isinstance(state, (dict, types.NoneType)) else part("", state)
     others = [argument for argument in arguments if argument is not type(value)]
@@ -133,17 +137,17 @@ def _state(value: Any, where: str, part: Callable) -> Any:
 
 
 def _code(value: Any, where: str, part: Callable) -> Any:
-    """The name by which a function or a class is imported; that of a bound method, with what it is bound to."""
+    """Return the import name of a function or a class; for a bound method, its name and the object it is bound to."""
     owner = getattr(value, "__self__", None)
     if owner is not None and not isinstance(owner, types.ModuleType):
         return {"method": [part("", owner), value.__name__]}
     module = "numpy" if isinstance(value, np.ufunc) else owner.__name__ if owner else str(value.__module__)
-    builtin = isinstance(value, (np.ufunc, types.BuiltinFunctionType))  # whose class is not where it is imported from
+    builtin = isinstance(value, (np.ufunc, types.BuiltinFunctionType))  # `__qualname__` may not be importable
     return _imported(value, module, value.__name__ if builtin else value.__qualname__, where)
 
 
 def _imported(value: Any, module: str, name: str, where: str) -> str:
-    """`module:name`, which must be `value`."""
+    """Return `module:name`. Raises `UserError` unless it imports `value`."""
     try:
         found = resolve_name(f"{module}:{name}")
     except (ImportError, AttributeError, ValueError):
@@ -157,7 +161,7 @@ def _bytes(tensor: Tensor, where: str) -> bytes:
     try:
         flat = tensor.detach().resolve_conj().resolve_neg().cpu().contiguous().flatten()
         return flat.view(torch.uint8).numpy().tobytes() if flat.numel() else b""
-    except (RuntimeError, NotImplementedError, TypeError) as error:  # such as a sparse one, or one without data
+    except (RuntimeError, NotImplementedError, TypeError) as error:  # such as a sparse or a meta tensor
         raise _refused(where, "a tensor whose bytes cannot be read") from error
 
 

@@ -1,4 +1,4 @@
-"""How much memory a run will take at its peak, said before it starts."""
+"""Forecast the peak memory of a run before it starts."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -15,11 +15,13 @@ from compresskv.eviction import observers
 
 @dataclass(frozen=True)
 class Forecast:
-    """What `generate` takes for a prompt and its settings, in bytes, computed from the model's shape.
+    """Memory in bytes that `generate` needs for a prompt and its settings, computed from the model's shape.
 
-    `allowed` beside what is in `used` now; `scores` of all layers, `passing` what a layer takes while it is scored;
-    `caches` of the largest batch; `batches` of those settings that evict; `prefixes`: chunks of earlier prompts, as
-    many as all else leaves room for. `devices`: the free bytes of each, and the share of the layers that is on it.
+    - `used`: memory in use now; `allowed`: memory that may be used in addition.
+    - `scores`: scores of all layers; `passing`: temporary memory of one layer while it is scored.
+    - `caches`: caches of the largest decode batch; `batches`: number of batches of the settings that evict.
+    - `prefixes`: stored chunks of earlier prompts, limited to the memory that is left.
+    - `devices`: free bytes of each device, and the share of the layers on it.
     """
 
     length: int
@@ -36,12 +38,13 @@ class Forecast:
 
     @property
     def peak(self) -> int:
-        """All devices together."""
+        """Peak memory of all devices together."""
         return self.used + self.prefixes + max(spread + alone for spread, alone in self._moments)
 
     @property
     def _moments(self) -> list[tuple[int, int]]:
-        """In the prefill, while scoring, while decoding: what is spread over devices as layers are, and what is not."""
+        """Memory during prefill, scoring and decoding: the part that is spread over devices with the layers, and the
+        part that is on one device."""
         return [
             (self.prompt, self.activations),
             (self.prompt + self.scores, self.passing),
@@ -50,7 +53,7 @@ class Forecast:
 
     @property
     def fits(self) -> bool:
-        """Whether each device has room for its layers' share, and for what is in one layer at a time."""
+        """Whether each device has room for its share of the layers and for the memory of one layer at a time."""
         for free, share in self.devices:
             if any(share * (spread + self.prefixes) + alone > free for spread, alone in self._moments):
                 return False
@@ -86,11 +89,12 @@ def forecast(
     sequences: int = 0,
     contexts: bool = False,
 ) -> Forecast:
-    """For all `settings` of a prompt of `length` tokens and `room` new ones; `chunk` and `memory` as `generate` has.
+    """Forecast the memory of all `settings` for a prompt of `length` tokens and `room` new tokens.
 
-    With `fidelity`, the prompt stays, and the full cache is beside each batch. With `contexts`, whose prefill is kept
-    for the next question, it stays too. With a `chunk`, the chunks of the last prompt of so many token `sequences` are
-    kept for the next one, as far as memory goes.
+    `chunk` and `memory` are those of `generate`. With `fidelity`, the prompt stays in memory and the full cache decodes
+    with each batch. With `contexts`, the prompt also stays, because its prefill is kept for the next question. With a
+    `chunk`, the chunks of the last prompt of each of `sequences` token sequences are kept for the next prompt, as far
+    as memory allows.
     """
     shape = Footprint(model, length, backend)
     scorers = set(chain.from_iterable(setting.scorers(length) for setting in settings))
@@ -110,7 +114,7 @@ def forecast(
     if fidelity:
         caches = max(sum(sizes[place] for place in batch) for batch in batches(sizes, limit)) + shape.row(None, room)
     elif any(setting.budget is None for setting in settings):
-        # The full cache, which decodes last, takes the prompt's place.
+        # The full cache decodes last and reuses the memory of the prompt.
         caches = max(caches, shape.row(None, room) if contexts else shape.full_row(room))
     total = sum(free.values())
     expected = Forecast(

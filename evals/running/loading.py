@@ -1,4 +1,4 @@
-"""Loading the models of sweeps: anew for each sweep, or, in a process that runs many, the last one only once."""
+"""Load the models of sweeps. A process that runs many sweeps can keep the last model between them."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ class _Last:
 
 
 def keep_last_model() -> None:
-    """From now on this process keeps the last model for sweeps to come: their command lines come from one sweep."""
+    """Keep the last model of this process for later sweeps. Use this if their command lines belong to one sweep."""
     _Last.kept = True
 
 
 def load(config: ModelConfig) -> LoadedModel:
-    """The model of a configuration. Raises `UserError` where it cannot be loaded or served."""
-    import torch  # here, so that a process that waits for its first command line is there at once
+    """Load the model of a configuration. Raises `UserError` if it cannot be loaded or is not supported."""
+    import torch  # imported here, so that a process that waits for its first command line starts quickly
 
     from compresskv import models
 
     if not _Last.kept:
         return models.load(config)
     if _Last.model is None or _Last.config != config:
-        _Last.model = None  # frees its memory before the next one takes some
+        _Last.model = None  # free its memory before loading the next model
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()

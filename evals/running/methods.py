@@ -1,4 +1,4 @@
-"""From a job to its eviction method: what a method has to know of the model, the run and the task."""
+"""Build the eviction method of a job from the model, the run and the task."""
 
 from compresskv import calibration
 from compresskv.context import Context
@@ -10,10 +10,10 @@ from evals.job import Job, Sample, Task
 
 
 def build_method(model: LoadedModel, job: Job, task: Task | None = None) -> EvictionMethod | None:
-    """The job's method, None if it keeps everything: its one way from configuration and calibration.
+    """Build the job's method from its configuration and calibration; return None if the method keeps everything.
 
-    Without a `task`, each prompt is the first one of its task.
-    Raises `UserError` for what the method needs and the model lacks.
+    Without a `task`, each prompt is treated as the first one of its task. Raises `UserError` if the model lacks
+    something that the method needs.
     """
     if job.method.keeps_everything:
         return None
@@ -27,7 +27,7 @@ def build_method(model: LoadedModel, job: Job, task: Task | None = None) -> Evic
 
 
 def context_of(model: LoadedModel, job: Job, task: Task | None = None) -> Context:
-    """What a job's method is told of the model and the run; `task` as in `build_method`."""
+    """Return the information about model and run from which a job's method is built; `task` as in `build_method`."""
     first = task and job.protocol.pyramid_schedule == "first_prompt"
     return Context(
         model=model.name,
@@ -46,9 +46,9 @@ def context_of(model: LoadedModel, job: Job, task: Task | None = None) -> Contex
 
 
 def compressed_tokens(job: Job, sample: Sample) -> int:
-    """How many tokens of a sample's prompt the job compresses: all, or those before the question.
+    """Return the number of tokens of a sample's prompt that the job compresses: all, or those before the question.
 
-    Raises `PromptError` for a sample that does not say where its question begins.
+    Raises `PromptError` if eviction happens before the question and the sample does not say where it begins.
     """
     if not job.eviction.before_question:
         return sample.ids.numel()
@@ -75,11 +75,11 @@ def refuse_beyond_window(model: LoadedModel, job: Job, length: int) -> None:
 
 
 LOOKED_AT = 3
-"""Samples of a task that are looked at before it runs."""
+"""Number of samples of a task that `refuse_without_question` checks."""
 
 
 def refuse_without_question(job: Job, task: Task) -> None:
-    """Raise `UserError` for eviction before the question, if the first samples of a task have no question."""
+    """Raise `UserError` if eviction happens before the question and the first samples of a task have no question."""
     if job.eviction.before_question and not any(task.sample(id).context for id in task.sample_ids[:LOOKED_AT]):
         raise UserError(
             "eviction.when",

@@ -1,4 +1,4 @@
-"""The end of a sweep: what became of every setting, then the results of those that have any."""
+"""Report the outcome of a sweep: the state of every setting, then the results."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,15 +15,16 @@ from evals.results.schema import NAMED
 
 
 def record_of(entry: Entry) -> Record:
-    """The setting, read from its folder, for the samples that its sweep asked for."""
+    """Return the record of a setting's folder, restricted to the samples of its sweep."""
     folder = Path(entry.folder or "")
     return Record(folder, folder.parents[len(NAMED) - 1], tuple(entry.samples))
 
 
 def show(entries: Sequence[Entry], logger: Logger | None) -> None:
-    """Print what became of every setting, then the results of those that have any; send these on to the `logger`.
+    """Print the outcome of every setting, then all results, and send the results to the `logger`.
 
-    Raises `UserError` if any failed or is incomplete; alone, where nothing else can be said than why.
+    Raises `UserError` if a setting failed or is incomplete. Prints nothing if all failed for the same reason and none
+    has results.
     """
     failures = [entry.note for entry in entries if entry.faulty]
     records = [record for entry in entries if entry.folder and (record := record_of(entry)).covered]
@@ -47,12 +48,12 @@ def show(entries: Sequence[Entry], logger: Logger | None) -> None:
 
 
 def _settings(entries: Sequence[Entry]) -> int:
-    """How many settings these are, whatever the number of tasks."""
+    """Return the number of distinct settings, each counted once for all its tasks."""
     return len({(entry.model, entry.eval, entry.setting) for entry in entries})
 
 
 def _how(entries: Sequence[Entry]) -> str:
-    """What is wrong with the faulty ones among `entries`."""
+    """Describe the state of the faulty `entries`: failed, incomplete, or both."""
     states = {entry.state for entry in entries if entry.faulty}
     if states == {"failed"}:
         return "failed"
@@ -60,7 +61,7 @@ def _how(entries: Sequence[Entry]) -> str:
 
 
 def table(entries: Sequence[Entry]) -> Table:
-    """One row for the settings of a task that fared alike."""
+    """Return a table with one row for all settings of a task that have the same outcome."""
     shown = Table(title="settings")
     for column in ("model", "task", "outcome", "settings", ""):
         shown.add_column(column)

@@ -1,7 +1,7 @@
-"""What a sweep will take, said without running it: prompts, tokens, settings, memory, and hours by a short measurement.
+"""Estimate the cost of a run or a sweep without running it: prompts, tokens, settings, memory, and measured hours.
 
-`+plan=true` prints it, for one run as for a sweep. What is finished already is not counted; no results are written.
-Protocols are counted apart, though in a run they share the prompts that are equal.
+`+plan=true` prints the estimate. Finished samples are not counted, and no results are written. Protocols are counted
+separately, although equal prompts are shared between protocols in a run.
 """
 
 import time
@@ -31,41 +31,41 @@ from evals.running.methods import refuse_beyond_window, refuse_without_question
 from evals.running.tasks import setting_of
 
 COUNTED = 8
-"""Prompts of a task that are made to count their tokens; the others are taken to be as long."""
+"""Number of prompts per task whose tokens are counted; the mean length of the others is assumed to be the same."""
 
 MEASURED = 4096
-"""Tokens of the prompt that is timed, at most; longer ones are taken to cost as much more as they have operations."""
+"""Maximum tokens of the timed prompt; the time of longer prompts is scaled with their number of operations."""
 
 WARM_UP = 256
-"""Tokens of a prompt that is not timed."""
+"""Tokens of the untimed warm-up prompt."""
 
 STEPS = 8
-"""Decoding steps that are timed."""
+"""Number of timed decoding steps."""
 
 
 @dataclass(frozen=True)
 class Speed:
-    """Measured seconds of a prompt of `length` tokens up to its first new token, and of each decoding step."""
+    """Measured seconds of a prompt of `length` tokens until its first new token, and of each decoding step."""
 
     length: int
     prompt: float
     step: float
 
     def seconds(self, work: Work) -> float:
-        """All prompts of `work`, each answered at full length."""
+        """Return the seconds for all prompts of `work` if every answer has the maximum length."""
         new_tokens = work.jobs[0].new_tokens(work.task)
         scale = operations(work.model, mean_length(work)) / operations(work.model, self.length)
         return len(work.prompts) * (scale * self.prompt + work.times * new_tokens * self.step)
 
 
 def mean_length(work: Work) -> float:
-    """Mean length of a prompt, in tokens, of evenly spread ones."""
+    """Return the mean length in tokens of evenly spread prompts."""
     some = work.prompts[:: -(-len(work.prompts) // COUNTED)]
     return fmean(work.task.sample(id).ids.numel() for id in some)
 
 
 def forecast_of(work: Work) -> Forecast:
-    """The memory that the work takes."""
+    """Forecast the memory of `work`."""
     job, task, model = work.jobs[0], work.task, work.model
     return forecast(
         model.model,
@@ -81,7 +81,7 @@ def forecast_of(work: Work) -> Forecast:
 
 
 def plan(jobs: Sequence[Job]) -> None:
-    """Print what these jobs will take. Raises `UserError` for what cannot be run, and for what has no plan."""
+    """Print the estimate for these jobs. Raises `UserError` for jobs that cannot be run or estimated."""
     progress = Progress()
     rows: list[tuple[Work, Forecast, float]] = []
     for config in dict.fromkeys(job.model for job in jobs):
@@ -101,7 +101,7 @@ def plan(jobs: Sequence[Job]) -> None:
 
 
 def works(model: LoadedModel, jobs: Sequence[Job]) -> list[Work]:
-    """What is missing of every task, for the jobs that share its prefills; those without anything are left out.
+    """Return the missing work of every task, for the jobs that share its prefills; finished tasks are left out.
 
     Raises `UserError` for an evaluation that has no plan.
     """
@@ -142,7 +142,7 @@ def _work(model: LoadedModel, task: Task, jobs: Sequence[Job]) -> Work | None:
 
 
 def missing_of(task: Task, folder: Path, job: Job) -> list[str]:
-    """The samples that a setting's folder has no result of. Raises `UserError` for lines that no run goes on from."""
+    """Return the samples that have no result in a setting's folder. Raises `UserError` for lines that a run rejects."""
     there = Record(folder, job.results / "runs")
     for number, fault in there.line_faults.items():
         raise UserError(
@@ -152,7 +152,7 @@ def missing_of(task: Task, folder: Path, job: Job) -> list[str]:
 
 
 def measure(work: Work) -> Speed:
-    """Time one prompt of the work, with all its settings."""
+    """Time one prompt of `work` with all its settings."""
     job = work.jobs[0]
     ids = work.task.sample(work.prompts[len(work.prompts) // 2]).ids[:MEASURED]
     with attached(work.model.model, work.model.backend):
@@ -164,7 +164,7 @@ def measure(work: Work) -> Speed:
 
 
 def _seconds(work: Work, job: Job, ids: torch.Tensor, steps: int) -> float:
-    """The time of exactly `steps` new tokens; with fidelity, of a reference answer as long."""
+    """Return the seconds for exactly `steps` new tokens; with fidelity, also for a reference answer of that length."""
     reference = ids[:steps].tolist() if job.fidelity else None
     started = time.perf_counter()
     generate(work.model.model, ids, work.settings, Stopping(steps), job.prefill_chunk, job.memory_bytes, reference)
@@ -174,7 +174,7 @@ def _seconds(work: Work, job: Job, ids: torch.Tensor, steps: int) -> float:
 
 
 def operations(model: LoadedModel, length: float) -> float:
-    """Floating-point operations of a prefill: two for each weight and token, and causal attention's."""
+    """Return the floating-point operations of a prefill: two per weight and token, plus those of causal attention."""
     config = model.model.config.get_text_config(decoder=True)
     weights = sum(parameter.numel() for parameter in model.model.get_decoder().layers.parameters())
     width = config.num_attention_heads * (
@@ -184,7 +184,7 @@ def operations(model: LoadedModel, length: float) -> float:
 
 
 def table(rows: Sequence[tuple[Work, Forecast, float]]) -> Table:
-    """A row for each work, and their sum."""
+    """Return a table with a row for each work and one for the total."""
     shown = Table(
         title="plan: nothing was run",
         caption="hours on this device by one measured prompt, if every answer is as long as it may be; without loading"

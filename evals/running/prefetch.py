@@ -8,9 +8,9 @@ from evals.job import Job
 
 
 def prefetch(jobs: Sequence[Job]) -> None:
-    """Download the models of `jobs`, and print the folder of each. Their data was opened when the jobs were checked.
+    """Download the models of `jobs`, and print the folder of each. Checking the jobs has already downloaded their data.
 
-    Raises `UserError` for a model that cannot be had.
+    Raises `UserError` for a model that cannot be downloaded.
     """
     console = screen()
     for config in dict.fromkeys(job.model for job in jobs):

@@ -1,4 +1,4 @@
-"""A reference answer as the tokens that follow its prompt."""
+"""Tokenise reference answers as continuations of their prompts."""
 
 from transformers import PreTrainedTokenizerBase
 
@@ -6,18 +6,18 @@ from compresskv.models import LoadedModel
 from evals.job import Sample
 
 CONTEXT = 64
-"""Tokens of a prompt's end that a reference answer is tokenised with."""
+"""Number of tokens from the end of the prompt that are tokenised together with the reference answer."""
 
 WORD_BEGIN = "\u2581"
-"""How SentencePiece writes the space before a word."""
+"""Symbol of SentencePiece for the space before a word."""
 
 
 def reference_tokens(model: LoadedModel, sample: Sample) -> list[int]:
-    """The tokens of the reference answer of `sample` as they follow its prompt, at most as many as may be generated.
+    """Return the tokens of the reference answer of `sample` after its prompt, at most `max_new_tokens`.
 
-    The answer is tokenised together with the end of the prompt, a space between the two unless white space, or one
-    that the tokenizer puts there by itself, parts them. Where they would share a token, as where the prompt ends with
-    a space, the prompt's tokens stay, and the answer's are those behind a line break; last, those of the answer alone.
+    The answer is tokenised together with the end of the prompt, with a space between the two unless there is white
+    space already or the tokenizer adds it. If they would share a token, for example because the prompt ends with a
+    space, the prompt's tokens are kept and the answer is tokenised after a line break, or else alone.
     """
     tokenizer = model.tokenizer
     end = tokenizer.decode(sample.ids[-CONTEXT:], clean_up_tokenization_spaces=False)
@@ -37,6 +37,6 @@ def reference_tokens(model: LoadedModel, sample: Sample) -> list[int]:
 
 
 def prepends_space(tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Whether a text that is tokenised alone gets a space before it, as SentencePiece does."""
+    """Return whether the tokenizer adds a space before a text, as SentencePiece does."""
     first = tokenizer("x", add_special_tokens=False).input_ids[:1]
     return bool(first) and tokenizer.convert_ids_to_tokens(first)[0].startswith(WORD_BEGIN)

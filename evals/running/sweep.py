@@ -1,4 +1,4 @@
-"""Run any number of jobs: each model is loaded once, each evaluation shares its prefills, one report at the end."""
+"""Run any number of jobs. Each model is loaded once, each evaluation shares its prefills, and one report is shown."""
 
 import sys
 import traceback
@@ -15,12 +15,12 @@ from evals.running.tasks import run_task
 
 
 def run(jobs: Sequence[Job]) -> None:
-    """Run all jobs and show what became of them. Raises `UserError` at the end if any failed."""
+    """Run all jobs and show their outcome. Raises `UserError` at the end if a job failed or is incomplete."""
     outcome.show(entries_of(jobs), jobs[0].logger)
 
 
 def entries_of(jobs: Sequence[Job]) -> list[Entry]:
-    """Run all jobs; what became of each setting. A job that fails does not end the others."""
+    """Run all jobs and return the outcome of each setting. A job that fails does not stop the others."""
     for checked in dict.fromkeys(job.logger for job in jobs if job.logger):
         checked.check()
     entries, logger = Entries(), jobs[0].logger
@@ -50,16 +50,16 @@ def _run_evaluation(
     assert isinstance(evaluation, SampledEvaluation)
     protocols = list(dict.fromkeys(job.protocol for job in jobs))
     of_protocol = [evaluation.make_tasks(model, protocol) for protocol in protocols]
-    for tasks in zip(*of_protocol, strict=True):  # every task in turn, under all protocols together
+    for tasks in zip(*of_protocol, strict=True):  # one task at a time, under all protocols
         with entries.guard(jobs):
             entries += run_task(model, jobs, dict(zip(protocols, tasks, strict=True)), progress, entries.fail)
 
 
 class Entries(list[Entry]):
-    """What became of the settings of a sweep that goes on."""
+    """Outcomes of the settings of a running sweep."""
 
     def fail(self, jobs: Sequence[Job], error: Exception, task: str = "") -> None:
-        """Note jobs that `error` ended. A defect is shown at once, with its traceback."""
+        """Record jobs that `error` ended. Unless it is a `UserError`, it is a defect: print its traceback at once."""
         mistake = isinstance(error, UserError)
         detail = "" if mistake else "".join(traceback.format_exception(error))
         sys.stderr.write(detail)
@@ -69,7 +69,7 @@ class Entries(list[Entry]):
 
     @contextmanager
     def guard(self, jobs: Sequence[Job]) -> Iterator[None]:
-        """Within it, an error ends these jobs instead of the sweep."""
+        """Record an error inside the block as a failure of these jobs, so that the sweep continues."""
         try:
             yield
         except Exception as error:

@@ -1,4 +1,4 @@
-"""Run jobs on a task: those that differ only in method, budget and protocol share each prompt's prefill and batch."""
+"""Run jobs on a task. Jobs that differ only in method, budget and protocol share each prompt's prefill and batch."""
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
@@ -28,7 +28,7 @@ from evals.running.methods import build_method, refuse_beyond_window, refuse_wit
 from evals.running.reference_answer import prepends_space
 
 Fail = Callable[[Sequence[Job], Exception, str], None]
-"""Told of jobs that could not be run, why, and on which task."""
+"""Callback for jobs that could not be run; takes the jobs, the error and the name of the task."""
 
 
 def run_task(
@@ -38,9 +38,9 @@ def run_task(
     progress: Progress,
     fail: Fail,
 ) -> list[Entry]:
-    """Run every job on its protocol's task; returns an entry for each that tried all its samples, now or before.
+    """Run every job on its protocol's task. Return an entry for each job whose samples were all tried, now or before.
 
-    Jobs that cannot be built, and those that an error ends early, go to `fail`.
+    Jobs that cannot be built or that an error ends early are passed to `fail`.
     """
     runs: dict[Path, SettingRun] = {}
     finished: list[Entry] = []
@@ -84,7 +84,7 @@ def run_task(
 def _run_samples(
     model: LoadedModel, runs: Sequence[SettingRun], incomplete: Sequence[SettingRun], progress: Progress
 ) -> None:
-    """Every prompt that an `incomplete` run lacks, once for all `runs` that share it."""
+    """Run every prompt that an `incomplete` run lacks, once for all `runs` that share it."""
     job, title = runs[0].job, f"{model.name} {runs[0].task.name}"
     expected = forecast(
         model.model,
@@ -104,7 +104,7 @@ def _run_samples(
         for id in run.ids:
             tasks.setdefault(id, run.task)
     order = list(tasks)
-    if job.prefill_chunk is not None:  # prompts that begin alike follow each other, whatever is finished
+    if job.prefill_chunk is not None:  # order by shared prefixes, independently of what is finished
         order = in_prefix_order({id: chunk_names(tasks[id].sample(id).ids, job.prefill_chunk) for id in tasks})
     missing = {id for run in incomplete for id in run.missing}
     prefixes, contexts = PrefixStore(expected.prefixes), ContextStore()
@@ -120,7 +120,7 @@ def _run_samples(
 
 
 def questions_together(tasks: Mapping[str, Task], ids: Sequence[str]) -> list[str]:
-    """Samples with one context after each other, each context where its first question is; `tasks` by sample."""
+    """Order samples so that those with the same context are adjacent, at the place of the first; `tasks` by sample."""
     groups: dict[bytes, list[str]] = {}
     for id in ids:
         sample = tasks[id].sample(id)
@@ -130,7 +130,7 @@ def questions_together(tasks: Mapping[str, Task], ids: Sequence[str]) -> list[st
 
 
 def _finish(model: LoadedModel, run: SettingRun) -> Entry:
-    """Write the summary of a run that tried all its samples."""
+    """Write the summary of a run whose samples were all tried, and return its entry."""
     job, ids = run.job, list(run.task.sample_ids)
     finish(run.store, ids, about(model, job, run.task, run.setting), job.results / "runs")
     place = (model.name, job.eval.name, run.task.name, job.name)
@@ -144,16 +144,16 @@ def _finish(model: LoadedModel, run: SettingRun) -> Entry:
 
 
 def setting_of(model: LoadedModel, job: Job, task: Task) -> tuple[Setting, Path]:
-    """The setting of a job on a task, built, and the folder of its results."""
+    """Build the setting of a job on a task; return it and the folder of its results."""
     setting = Setting(build_method(model, job, task), job.budget)
     refuse_scorer(setting, job.eviction)
     return setting, setting_folder(model, job, task, setting)
 
 
 def open_store(model: LoadedModel, job: Job, task: Task, setting: Setting) -> SampleStore:
-    """The store of a setting's folder, with the job's configuration beside it from the start.
+    """Open the store of a setting's folder, and write the job's configuration to it if it has none.
 
-    Raises `UserError` as `SampleStore` does, and where the folder has the summary of another setting.
+    Raises the `UserError`s of `SampleStore`, and one if the folder has the summary of another setting.
     """
     folder, runs = setting_folder(model, job, task, setting), job.results / "runs"
     refuse_foreign(folder, about(model, job, task, setting), runs)
@@ -164,7 +164,7 @@ def open_store(model: LoadedModel, job: Job, task: Task, setting: Setting) -> Sa
 
 
 def setting_folder(model: LoadedModel, job: Job, task: Task, setting: Setting) -> Path:
-    """The folder of a setting's results; its hash covers what can change a prediction, and nothing else."""
+    """Return the folder of a setting's results. Its hash covers all that can change a prediction or a line's fields."""
     identity = {
         "model": model.identity,
         "prompt": task.identity,
@@ -178,8 +178,8 @@ def setting_folder(model: LoadedModel, job: Job, task: Task, setting: Setting) -
         identity["while_decoding"] = {"interval": job.eviction.interval, "protect": job.eviction.protect}
     if job.protocol.decode_cleanup and asks_for_cleanup(model.tokenizer):
         identity["decode_cleanup"] = True
-    if job.fidelity:  # its lines have more fields
-        # Earlier versions gave these tokenizers' reference answers a space too many.
+    if job.fidelity:  # lines have more fields
+        # For these tokenizers, earlier versions added an extra space to reference answers.
         identity["fidelity"] = "reference after its prompt" if prepends_space(model.tokenizer) else True
         if job.fidelity != "answer":
             identity["fidelity_tokens"] = job.fidelity
@@ -190,7 +190,7 @@ def setting_folder(model: LoadedModel, job: Job, task: Task, setting: Setting) -
 
 
 def about(model: LoadedModel, job: Job, task: Task, setting: Setting) -> dict[str, Any]:
-    """The fields of a setting's summary that do not follow from its lines."""
+    """Return the fields of a setting's summary that cannot be computed from its lines."""
     return {
         "model": model.name,
         "eval": job.eval.name,

@@ -1,1 +1,1 @@
-"""Tables of means, what is compared in them, and how their numbers read: shared by all renderers; no file is read."""
+"""Tables of means, their comparisons, and the format of their numbers, for all renderers. No files are read here."""

@@ -1,7 +1,8 @@
-"""Paired comparisons: the one place that decides whether settings differ.
+"""Paired comparisons. All decisions on whether settings differ are made in this module.
 
-Only samples of one prompt, answered by a model of the same weights, are compared. An id alone is not enough: an edited
-data file, another text or other weights keep the ids. So samples are named by `Key`, and paired with `common`.
+Samples are compared only if they have the same prompt and the model has the same weights. The id is not sufficient,
+because it does not change with an edited data file, another text or other weights. Samples are therefore identified by
+`Key`, and paired with `common`.
 """
 
 from __future__ import annotations
@@ -24,10 +25,10 @@ LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
 @dataclass(frozen=True, kw_only=True)
 class Question:
-    """What is compared: `pairs`, (first, second) by method; without pairs, every method with `subject`.
+    """The comparisons to make: `pairs` of methods (first, second), or without pairs every method with `subject`.
 
-    Without a subject (""), every method is compared with the best of its budget. `finding` is how a shown difference
-    reads. `tested`: whether anything is compared at all.
+    If `subject` is "", every method is compared with the best one of its budget. `finding` is the text of a difference
+    that is shown. `tested`: whether anything is compared.
     """
 
     subject: str = "CompressKV"
@@ -37,7 +38,7 @@ class Question:
 
     @property
     def family(self) -> str:
-        """The sentence that says which comparisons are one family, whose p-values are corrected together."""
+        """A sentence that describes the family of comparisons whose p-values are corrected together."""
         subject = self.subject or "the best method of each budget"
         compared = "of this table" if self.pairs else f"of {subject} with another method of the same budget"
         return (
@@ -50,8 +51,9 @@ class Question:
 class Verdict:
     """`second` − `first` over the `n` samples that both have; `p` is corrected for its family.
 
-    `metric` and `column` say of what; `lower`: whether lower values are better. `needed`: samples that would separate
-    the two; None where the mean difference is 0. `partial`: whether either has a part of the samples alone.
+    `metric` and `column` name the compared values; `lower`: whether lower values are better. `needed`: number of
+    samples that would separate the two; None if the mean difference is 0. `partial`: whether either setting has only a
+    part of the samples.
     """
 
     model: str
@@ -73,12 +75,12 @@ class Verdict:
 
     @property
     def shown(self) -> bool:
-        """Whether there is a difference."""
+        """Whether a difference is shown: `p` is below `ALPHA`."""
         return self.p < ALPHA
 
     @property
     def ordered(self) -> tuple[str, str]:
-        """The worse and the better one, by their means."""
+        """The worse and the better setting, by their means."""
         return (self.first, self.second) if (self.mean > 0) != self.lower else (self.second, self.first)
 
     @property
@@ -88,10 +90,10 @@ class Verdict:
 
 
 def verdicts(question: Question, table: Table) -> list[Verdict]:
-    """The comparisons of a table.
+    """Return the comparisons of a table.
 
-    The rows of one budget, protocol, variant and time of eviction are compared on the samples that both have. Those of
-    one protocol are a family.
+    Rows with the same budget, protocol, variant and time of eviction are compared on the samples that both have. All
+    comparisons of one protocol are one family.
     """
     if not question.tested:
         return []
@@ -132,7 +134,7 @@ def verdicts(question: Question, table: Table) -> list[Verdict]:
 
 
 def _pairs(question: Question, table: Table, column: str) -> Iterator[tuple[Row, Row]]:
-    """Rows of one budget, protocol, variant and time of eviction with samples of the column in common."""
+    """Yield pairs of rows to compare: same budget, protocol, variant and time of eviction, and shared samples."""
     subject = subject_of(question, table)
     for rows in table.comparable.values():
         best = _best(table, column, rows) if not subject else None
@@ -154,14 +156,16 @@ def _pairs(question: Question, table: Table, column: str) -> Iterator[tuple[Row,
 
 
 def _best(table: Table, column: str, rows: Sequence[Row]) -> Row | None:
-    """The first of these rows whose mean is the best; None where they are not ranked."""
+    """Return the first of these rows with the best mean; None if they are not ranked."""
     ranks = table.ranks(column, rows)
     return next((rows[place] for place, rank in ranks.items() if rank == 1), None)
 
 
 def subject_of(question: Question, table: Table) -> str:
-    """What all methods of a table are compared with: the question's subject; where it was not run, what comes first of
-    the largest budget with several rows. "" for a question without a subject."""
+    """Return the method with which all methods of a table are compared; "" for a question without a subject.
+
+    This is the question's subject, or if that was not run, the first method of the largest budget with several rows.
+    """
     if not question.subject or any(row.name.method == question.subject for row in table.rows if row.budget is not None):
         return question.subject
     several = (rows[0].name.method for rows in table.comparable.values() if len(rows) > 1)
@@ -169,7 +173,7 @@ def subject_of(question: Question, table: Table) -> str:
 
 
 def paired(first: Strata, second: Strata, comparisons: int = 1) -> Difference:
-    """`second` − `first` on the samples that both have, at least one; corrected for the number of `comparisons`."""
+    """Return `second` − `first` on the samples that both have, at least one, as one of `comparisons` comparisons."""
     strata = []
     for task in first:
         shared, _ = common([first[task], second.get(task, {})])
@@ -179,7 +183,7 @@ def paired(first: Strata, second: Strata, comparisons: int = 1) -> Difference:
 
 
 def unpaired(table: Table) -> list[str]:
-    """A sentence for every row with samples whose prompts or weights are not those of most rows under the same ids."""
+    """Return a sentence for each row with samples whose prompt or weights differ from most rows under the same ids."""
     notes = []
     by_kind: dict[tuple[str, str, str], list[Row]] = {}
     for row in table.rows:
@@ -204,7 +208,7 @@ def unpaired(table: Table) -> list[str]:
 
 @dataclass(frozen=True)
 class Pair:
-    """`second` − `first` on the samples that both have, and whether the corrected `p` is below `ALPHA`."""
+    """`second` − `first` on the samples that both have, with the corrected `p`."""
 
     first: str
     second: str
@@ -218,11 +222,12 @@ class Pair:
 
 @dataclass(frozen=True)
 class Comparison:
-    """All pairs of the settings of one model, evaluation and protocol, on the samples of the tasks that all have.
+    """All pairs of settings of one model, evaluation and protocol, compared on the samples that all settings have.
 
-    `values`: the metric per sample, a sequence for every task, by setting, in equal order. `groups`: settings that
-    cannot be told apart. `left_out`: how many samples have the same id in all settings, but another prompt or other
-    weights in some; `apart`: settings of the same tasks that are left out since that holds for most of their samples.
+    - `values`: by setting, the metric of each sample as a sequence for every task, in equal order.
+    - `groups`: groups of settings that cannot be told apart.
+    - `left_out`: number of samples that have the same id in all settings but a different prompt or weights in some.
+    - `apart`: settings of the same tasks that are left out because most of their samples differ in this way.
     """
 
     title: str
@@ -234,25 +239,26 @@ class Comparison:
 
     @property
     def n(self) -> int:
-        """Samples of each setting."""
+        """Number of samples of each setting."""
         return sum(map(len, next(iter(self.values.values()))))
 
     def mean(self, setting: str) -> float:
-        """Over tasks, of the means of their samples."""
+        """Return the mean over tasks of the means of their samples."""
         return fmean(map(fmean, self.values[setting]))
 
     def interval(self, setting: str) -> tuple[float, float] | None:
         return interval(*self.values[setting])
 
     def letters(self, setting: str) -> str:
-        """The groups that hold this setting, a letter each: settings that share one cannot be told apart."""
+        """Return a letter for each group with this setting. Settings that share a letter cannot be told apart."""
         return " ".join(_letter(place) for place, group in enumerate(self.groups) if setting in group)
 
 
 def all_pairs(title: str, by_task: Mapping[str, Mapping[str, Mapping[Key, float]]]) -> list[Comparison]:
-    """The comparisons of the settings that every task has, if there are two: one for each group that can be compared.
+    """Compare all settings that every task has: one comparison for each group of settings that can be compared.
 
-    `by_task`: values of samples by task and setting. A mean over fewer tasks would be headed as one over all.
+    `by_task` holds the values of samples by task and setting. Settings without some task are left out, because their
+    means would appear under a title that names all tasks.
     """
     first, *others = by_task.values()
     names = [name for name in first if all(name in settings for settings in others)]
@@ -277,7 +283,7 @@ def _comparison(
     by_task: Mapping[str, Mapping[str, Mapping[Key, float]]],
     apart: Sequence[str],
 ) -> Comparison:
-    """Of settings that have samples in common in every task."""
+    """Compare settings that have samples in common in every task."""
     aligned: dict[str, list[list[float]]] = {name: [] for name in names}
     left_out = 0
     for settings in by_task.values():
@@ -297,14 +303,14 @@ def _comparison(
 
 
 def _letter(place: int) -> str:
-    """a … z, a1 … z1, …"""
+    """Return the letter of a group: a … z, a1 … z1, …"""
     turn, letter = divmod(place, len(LETTERS))
     return LETTERS[letter] + (str(turn) if turn else "")
 
 
 def common(settings: Sequence[Mapping[Key, Any]]) -> tuple[list[Key], int]:
-    """The samples that all `settings` have, in the order of the first; and how many more have the same id in all, but
-    another prompt or other weights in some."""
+    """Return the samples that all `settings` have, in the order of the first, and the number of ids that all have with
+    a different prompt or weights in some."""
     first, *others = settings
     shared = [sample for sample in first if all(sample in other for other in others)]
     ids = [ids_of(setting) for setting in settings]
@@ -312,15 +318,15 @@ def common(settings: Sequence[Mapping[Key, Any]]) -> tuple[list[Key], int]:
 
 
 def ids_of(samples: Iterable[Key]) -> set[str]:
-    """The ids of samples."""
+    """Return the ids of samples."""
     return {id for id, _ in samples}
 
 
 def alike(settings: Mapping[str, Sequence[Mapping[Key, Any]]]) -> list[list[str]]:
-    """The names of `settings`, which have samples for each of the same tasks, in groups that can be compared.
+    """Group the names of `settings`, which have samples of the same tasks, so that each group can be compared.
 
-    In every task, the settings of a group have a sample in common, and most of the ids that they share are samples that
-    they share.
+    In every task, the settings of a group have a sample in common, and most ids that they share have the same prompt
+    and weights.
     """
     groups: list[tuple[list[str], list[tuple[set[Key], set[str]]]]] = []
     for name, tasks in settings.items():

@@ -1,4 +1,4 @@
-"""The names of methods, and of settings, as papers write them."""
+"""Names of methods and settings as papers write them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ METHODS = {
     "knorm": "Key norm",
     "h2o": "H2O",
     "rkv": "R-KV",
-    # Compositions that the paper has a name for (Table 3).
+    # Compositions with a name in the paper (Table 3).
     "compresskv-uniform": "SnapKV + semantic heads",
     "snapkv-layer_error": "SnapKV + layer budgets",
     # The presses of kvpress.
@@ -51,11 +51,11 @@ METHODS = {
     "kvpress.streaming_llm": "StreamingLLM (kvpress)",
     "kvpress.tova": "TOVA (kvpress)",
 }
-"""By the names of `conf/method`, and of compositions as results have them, in the order of the paper."""
+"""Display names by the names of `conf/method`, and of compositions as in results, in the order of the paper."""
 
 
 def named(method: str) -> str:
-    """The name of a method of `conf/method`; a composition without a name is named by its parts."""
+    """Return the display name of a method of `conf/method`; a composition without a name is named by its parts."""
     if method in METHODS:
         return METHODS[method]
     name, _, parts = method.partition("-")
@@ -66,16 +66,17 @@ def named(method: str) -> str:
 
 
 def place_of(method: str) -> int:
-    """The place of a method in the paper's order; unknown methods come last."""
+    """Return the place of a method in the paper's order; unknown methods come last."""
     return list(METHODS).index(method) if method in METHODS else len(METHODS)
 
 
 @dataclass(frozen=True)
 class Name:
-    """A setting: its method as papers write it, its budget (None: the full cache) and its protocol.
+    """The name of a setting: its method as papers write it, its budget (None: the full cache) and its protocol.
 
-    `variant`: what else tells it from the others, such as `window=16`. `marked`: whether the protocol is written, since
-    the others have another one. `when`: after what eviction happens (`compresskv.schedule`); the prompt is not written.
+    `variant` holds further values that distinguish it from other settings, such as `window=16`. `marked`: whether the
+    protocol is part of the text, because other settings have a different one. `when` is the time of eviction
+    (`compresskv.schedule`), which is part of the text unless it is `prompt`.
     """
 
     method: str
@@ -90,7 +91,7 @@ class Name:
 
     @property
     def label(self) -> str:
-        """Without the budget."""
+        """The name without the budget."""
         return self._joined("")
 
     def _joined(self, budget: str) -> str:

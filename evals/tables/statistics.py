@@ -1,4 +1,4 @@
-"""The statistics of every table: bootstrap intervals of means, and paired comparisons of settings."""
+"""Statistics of tables: bootstrap intervals of means, and paired comparisons of settings."""
 
 import math
 from collections.abc import Hashable, Iterable, Iterator, Sequence
@@ -11,41 +11,41 @@ import numpy as np
 from numpy.typing import NDArray
 
 RESAMPLES = 2000
-"""Bootstrap draws of an interval."""
+"""Number of bootstrap draws of an interval."""
 
 EXACT = 14
-"""Up to as many differing samples, a permutation test goes through all 2^n signs."""
+"""Maximum number of differing samples for which a permutation test enumerates all 2^n signs."""
 
 ALPHA = 0.05
-"""Settings differ where the corrected p-value is below this."""
+"""Significance level: settings differ if the corrected p-value is below it."""
 
 FEWEST = 9999
-"""Random signs that a permutation test draws at least."""
+"""Minimum number of random signs that a permutation test draws."""
 
 ENOUGH = 400
-"""As many sums of random signs that are as large tell a p-value to 5 %."""
+"""Number of equally large sums of random signs that determine a p-value to 5 %."""
 
 MOST_GROUPS = 100
-"""More groups of settings than these tell nobody anything."""
+"""Number of groups of settings above which only a covering set of groups is computed."""
 
 BLOCK = 512
-"""Couples of settings that are computed together."""
+"""Number of couples of settings that are computed together."""
 
 POWER = 0.8
-"""How probable it is to see a difference that is there, with the samples that `samples_needed` asks for."""
+"""Probability of detecting an existing difference with the number of samples from `samples_needed`."""
 
 ROUNDING = 1e-5
-"""A mean below this share of the largest value is 0: scores have four decimals, and differences that cancel leave as
-much."""
+"""Share of the largest value below which a mean counts as 0: scores have four decimals, so differences that cancel
+leave a rounding error of this size."""
 
 Name = TypeVar("Name", bound=Hashable)
 
 
 def interval(*strata: Sequence[float]) -> tuple[float, float] | None:
-    """95 % bootstrap percentile interval of the mean over `strata`, such as tasks, of the means of their values.
+    """Return the 95 % bootstrap percentile interval of the mean over `strata`, such as tasks, of their mean values.
 
-    Values are drawn anew within each stratum. One seed for all: equal values in equal order have equal intervals, and
-    a table shows what the summary says. None where a stratum has fewer than two values.
+    Values are resampled within each stratum. The seed is fixed, so equal values in equal order have equal intervals,
+    and a table agrees with the summary. Returns None if a stratum has fewer than two values.
     """
     if not strata or any(len(stratum) < 2 for stratum in strata):
         return None
@@ -56,9 +56,9 @@ def interval(*strata: Sequence[float]) -> tuple[float, float] | None:
     return float(low), float(high)
 
 
-@lru_cache(maxsize=2)  # those of 4,000 samples take 64 MB
+@lru_cache(maxsize=2)  # the draws for 4,000 samples take 64 MB
 def _draws(lengths: tuple[int, ...]) -> list[NDArray[np.int64]]:
-    """Places [RESAMPLES, length] drawn for each stratum, the same at every call."""
+    """Draw indices [RESAMPLES, length] for each stratum; the result is the same at every call."""
     random = np.random.default_rng(0)
     return [random.integers(0, length, (RESAMPLES, length)) for length in lengths]
 
@@ -67,7 +67,8 @@ def _draws(lengths: tuple[int, ...]) -> list[NDArray[np.int64]]:
 class Difference:
     """Paired differences of two settings over `n` samples: their mean with its 95 % interval, in the metric's unit.
 
-    `p`: two-sided permutation p-value, not corrected. `needed`: samples to separate the two, None if the mean is 0.
+    `p`: two-sided permutation p-value, not corrected. `needed`: number of samples that would separate the two; None if
+    the mean is 0.
     """
 
     mean: float
@@ -78,15 +79,15 @@ class Difference:
 
 
 def difference(first: Sequence[float], second: Sequence[float], comparisons: int = 1) -> Difference:
-    """`second` − `first`, at least one value each, in equal order of the samples; `comparisons`: their number."""
+    """Return `second` − `first`, with at least one value each in equal order; `comparisons`: number of comparisons."""
     return mean_difference([np.asarray(second, dtype=float) - np.asarray(first, dtype=float)], comparisons)
 
 
 def mean_difference(strata: Sequence[Sequence[float] | NDArray[np.float64]], comparisons: int = 1) -> Difference:
-    """The mean over `strata`, such as tasks, of the means of their paired differences; none of them empty.
+    """Return the mean over `strata`, such as tasks, of the means of their paired differences. No stratum may be empty.
 
-    Every stratum counts the same, however many samples it has, as in the average of a table.
-    `comparisons`: how many are made.
+    All strata have the same weight regardless of their size, as in the average of a table. `comparisons` is the number
+    of comparisons.
     """
     n = sum(map(len, strata))
     parts = [np.asarray(stratum, dtype=float) for stratum in strata]
@@ -103,10 +104,11 @@ def mean_difference(strata: Sequence[Sequence[float] | NDArray[np.float64]], com
 def all_differences(
     settings: Sequence[Sequence[Sequence[float]]], couples: Sequence[tuple[int, int]]
 ) -> list[Difference]:
-    """The `mean_difference` of every couple (first, second) of places in `settings`, one of as many comparisons.
+    """Return the `mean_difference` of every couple (first, second) of indices of `settings`.
 
-    `settings` have a sequence of values for each stratum, in equal order of the samples. What many couples share, such
-    as the draws of the bootstrap and the sums of random signs, is computed once for each setting.
+    The number of comparisons is that of couples. Each setting has a sequence of values for each stratum, in equal order
+    of the samples. Values that couples share, such as bootstrap draws and sums of random signs, are computed once for
+    each setting.
     """
     if not couples:
         return []
@@ -129,7 +131,7 @@ def all_differences(
 
 
 def _bootstrapped(strata: Sequence[NDArray[np.float64]]) -> NDArray[np.float64] | None:
-    """The means [settings, RESAMPLES] that `interval` takes its percentiles of; None where there is no interval."""
+    """Return the means [settings, RESAMPLES] whose percentiles form an interval; None if there is no interval."""
     if any(stratum.shape[1] < 2 for stratum in strata):
         return None
     means = np.zeros((len(strata[0]), RESAMPLES))
@@ -140,17 +142,17 @@ def _bootstrapped(strata: Sequence[NDArray[np.float64]]) -> NDArray[np.float64] 
 
 
 def permutation_p(differences: Sequence[float] | NDArray[np.float64], comparisons: int = 1) -> float:
-    """Two-sided p-value of a mean difference of 0, where the sign of each difference is as good as its opposite.
+    """Return the two-sided p-value of the sign-flipping permutation test for a mean difference of 0.
 
-    Exact for up to `EXACT` differences other than 0 (a 0 has no sign); beyond, from random signs with a fixed seed, so
-    many that a p-value can pass the correction for `comparisons`.
+    The test is exact for up to `EXACT` nonzero differences (a zero has no sign). For more, it draws random signs with a
+    fixed seed, in sufficient number for a p-value to pass the correction for `comparisons`.
     """
     values = np.asarray(differences, dtype=float)
     return _permutation_ps(np.stack([np.zeros_like(values), values]), [(0, 1)], comparisons)[0]
 
 
 def _permutation_ps(settings: NDArray[np.float64], couples: Sequence[tuple[int, int]], comparisons: int) -> list[float]:
-    """The p-value of every couple (first, second) of rows of `settings` [settings, n]."""
+    """Return the p-value of every couple (first, second) of rows of `settings` [settings, n]."""
     first, second = np.array(couples).T
     p_values = np.ones(len(couples))
     signed = np.concatenate(
@@ -172,7 +174,10 @@ def _permutation_ps(settings: NDArray[np.float64], couples: Sequence[tuple[int, 
 
 
 def _exact(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Of rows of differences [rows, number], from all signs; a sum and its opposite are as large."""
+    """Return the p-values of rows of differences [rows, number] from all signs.
+
+    Opposite sums are equally large, so only half of the signs are computed.
+    """
     number = values.shape[1]
     signs = 1.0 - 2.0 * (np.arange(2 ** (number - 1))[:, None] >> np.arange(number) & 1)
     totals = np.abs(values.sum(1)) - 1e-9 * np.abs(values).sum(1)
@@ -182,11 +187,12 @@ def _exact(values: NDArray[np.float64]) -> NDArray[np.float64]:
 def _sampled(
     settings: NDArray[np.float64], first: NDArray[np.int64], second: NDArray[np.int64], resamples: int
 ) -> NDArray[np.float64]:
-    """Of couples of rows of `settings`, from random signs, the same for all couples: the signed sum of a difference is
-    the difference of two signed sums.
+    """Return the p-values of couples of rows of `settings` from random signs.
 
-    Of more than `FEWEST` signs, a couple needs no more when `ENOUGH` sums were as large as its own. One whose sum is so
-    large that none of `resamples` will be (by Hoeffding's bound, with 99 % probability) has the smallest p-value.
+    All couples use the same signs, because the signed sum of a difference is the difference of two signed sums. If
+    `resamples` exceeds `FEWEST`, a couple stops when `ENOUGH` sums were at least as large as its own. A couple gets the
+    smallest p-value if by Hoeffding's bound, with 99 % probability, none of `resamples` sums will be as large as its
+    own.
     """
     as_large, drawn = np.zeros(len(first)), np.zeros(len(first))
     totals, squares = np.zeros(len(first)), np.zeros(len(first))
@@ -217,7 +223,7 @@ def _sampled(
 
 
 def _batches_of_signs(n: int, resamples: int) -> Iterator[NDArray[np.float64]]:
-    """Random signs [resamples, n] in batches, the same at every call; the first `FEWEST` are kept for the next call."""
+    """Yield random signs [resamples, n] in batches, the same at every call; the first `FEWEST` rows are cached."""
     size = max(8, 2**18 // n // 8 * 8)
     kept = _signs(n)
     for start in range(0, FEWEST, size):
@@ -228,23 +234,23 @@ def _batches_of_signs(n: int, resamples: int) -> Iterator[NDArray[np.float64]]:
         yield 2 * bits[: resamples - start].astype(np.float64) - 1
 
 
-@lru_cache(maxsize=1)  # those of 4,000 samples take 40 MB
+@lru_cache(maxsize=1)  # the signs for 4,000 samples take 40 MB
 def _signs(n: int) -> NDArray[np.int8]:
-    """Random signs [FEWEST, n], the same at every call."""
+    """Draw random signs [FEWEST, n]; the result is the same at every call."""
     return 2 * np.random.default_rng(0).integers(0, 2, (FEWEST, n), dtype=np.int8) - 1
 
 
 def samples_needed(differences: Sequence[float] | NDArray[np.float64], comparisons: int = 1) -> int | None:
-    """Samples with which a paired test sees a difference of this mean and spread with probability `POWER`.
+    """Return the number of samples with which a paired test detects this mean difference with probability `POWER`.
 
-    n = ((z(1 − α/2) + z(power)) · sd / mean)², normal approximation, at α = `ALPHA` / `comparisons`, where Holm's
-    correction starts. None where the mean is 0 but for rounding, or where fewer than two differences give no spread.
+    n = ((z(1 − α/2) + z(power)) · sd / mean)², normal approximation, at α = `ALPHA` / `comparisons`, the first level of
+    Holm's correction. Returns None if the mean is 0 up to rounding, or if there are fewer than two differences.
     """
     return _samples_needed(np.asarray(differences, dtype=float)[None], comparisons)[0]
 
 
 def _samples_needed(differences: NDArray[np.float64], comparisons: int) -> list[int | None]:
-    """Of every row of `differences` [pairs, n]."""
+    """Return `samples_needed` for every row of `differences` [pairs, n]."""
     if differences.shape[1] < 2:
         return [None] * len(differences)
     means, largest = differences.mean(1), np.abs(differences).max(1)
@@ -262,7 +268,7 @@ def _z(comparisons: int) -> float:
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """p-values corrected for their number (Holm 1979, step-down): the chance of any false difference stays below α."""
+    """Correct p-values for their number (Holm 1979, step-down): the chance of any false difference stays below α."""
     corrected = [0.0] * len(p_values)
     highest = 0.0
     for rank, place in enumerate(sorted(range(len(p_values)), key=p_values.__getitem__)):
@@ -272,11 +278,11 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def groups(names: Sequence[Name], differing: AbstractSet[frozenset[Name]]) -> list[list[Name]]:
-    """The largest groups of which no two differ, in the order of `names`; a name may be in several.
+    """Return the largest groups in which no two names differ, in the order of `names`; a name may be in several groups.
 
     `differing` holds the pairs that differ. This is the compact letter display of Piepho (2004): start with one group,
-    split it for each pair, drop what another group contains. Where that makes more than `MOST_GROUPS`, only as many of
-    the largest groups as it takes for any two names that do not differ to share one.
+    split it for each pair, and drop groups contained in another one. If this gives more than `MOST_GROUPS`, return a
+    subset of the largest groups in which any two names that do not differ share a group.
     """
     place = {name: number for number, name in enumerate(names)}
     pairs = sorted(sorted(map(place.__getitem__, pair)) for pair in differing)
@@ -286,7 +292,7 @@ def groups(names: Sequence[Name], differing: AbstractSet[frozenset[Name]]) -> li
 
 
 def _split(count: int, pairs: Sequence[Sequence[int]]) -> Iterable[int]:
-    """The groups, a bit for each place."""
+    """Return the groups as integers with one bit per index."""
     groups = {(1 << count) - 1}
     for first, second in pairs:
         both = 1 << first | 1 << second
@@ -301,7 +307,7 @@ def _split(count: int, pairs: Sequence[Sequence[int]]) -> Iterable[int]:
 
 
 def _covering(count: int, pairs: Sequence[Sequence[int]]) -> Iterable[int]:
-    """Groups to which nothing can be added, until any two places that are not in `pairs` share one."""
+    """Yield groups that cannot be extended, until any two indices that are not in `pairs` share a group."""
     alike = [(1 << count) - 1] * count
     for first, second in pairs:
         alike[first] &= ~(1 << second)
@@ -309,7 +315,7 @@ def _covering(count: int, pairs: Sequence[Sequence[int]]) -> Iterable[int]:
     covered = [0] * count
     for start in range(count):
         while missing := alike[start] & ~covered[start]:
-            # With one that is not covered yet, and whatever fits to those so far.
+            # Add one index that is not covered yet, then every index that fits the group.
             group, fitting = 1 << start, alike[start]
             for number in (_lowest(missing), *range(count)):
                 if fitting >> number & 1:

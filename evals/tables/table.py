@@ -1,7 +1,7 @@
-"""`Table`: means in columns, such as tasks or prompt lengths, and rows of settings, together by their budget.
+"""`Table`: means with columns such as tasks or prompt lengths, and rows of settings grouped by budget.
 
-An evaluation makes its tables (`evals/<evaluation>/tables.py`). The terminal, Markdown, LaTeX, CSV, the page, figures
-and W&B render them, and know nothing of the evaluation.
+Evaluations make their tables in `evals/<evaluation>/tables.py`. The renderers (terminal, Markdown, LaTeX, CSV, page,
+figures, W&B) do not depend on the evaluation.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from evals.tables.methods import Name
 AVERAGE = "average"
 
 Key = tuple[str, str]
-"""A sample's id, and what tells its prompt and weights from others of this id."""
+"""A sample's id, and a text that identifies its prompt and the model's weights."""
 
 Strata = Mapping[str, Mapping[Key, float]]
 """Values of samples by task and sample."""
@@ -29,9 +29,9 @@ Strata = Mapping[str, Mapping[Key, float]]
 
 @dataclass(frozen=True)
 class Metric:
-    """A field of sample lines, or of measurements, and how `title` says it.
+    """A field of sample lines or measurements, with its `title`.
 
-    `better`: which values are better; None where neither is, as with tokens kept. `axis`: its label in a figure.
+    `better`: which values are better; None if neither, as for tokens kept. `axis`: label in a figure.
     """
 
     field: str
@@ -50,16 +50,17 @@ FIDELITY = (
     Metric("agreement", "share of tokens on which it agrees with the full cache", 4),
     Metric("reference_nll", "negative log-likelihood of the reference answer, nats per token", 4, "lower"),
 )
-"""What lines have beside the score where `fidelity=true`."""
+"""Metrics that lines have in addition to the score with `fidelity=true`."""
 
 
 @dataclass(frozen=True)
 class Cell:
-    """A mean over tasks of the means of their samples, `strata`, with its 95 % interval.
+    """The mean over tasks of the means of their samples, `strata`, with its 95 % interval.
 
-    `of` samples exist, `counted` of them are here: with fewer the cell is `partial`. `tasks`: how many tasks the mean
-    should be over; 0: those that are here. `published` is the paper's number, `source` where it was seen, and `apart`
-    why it cannot be compared with this one; "" if it can.
+    - `of`, `counted`: number of samples that exist, and that are in this cell. If they differ, the cell is `partial`.
+    - `tasks`: number of tasks that the mean should cover; 0 for those that are here.
+    - `published`, `source`: the paper's number, and its source.
+    - `apart`: the reason why the paper's number cannot be compared with this one; "" if it can.
     """
 
     strata: Strata
@@ -77,7 +78,7 @@ class Cell:
 
     @property
     def mean(self) -> float:
-        """As published tables have it: the mean of task scores that are rounded like it."""
+        """The mean computed as in published tables: from task scores that are rounded to the same digits."""
         of_tasks = [round(fmean(of_task.values()), self.digits) for of_task in self.strata.values()]
         return round(fmean(of_tasks), self.digits)
 
@@ -91,21 +92,21 @@ class Cell:
 
     @cached_property
     def samples(self) -> frozenset[tuple[str, Key]]:
-        """By task."""
+        """The samples as pairs of task and key."""
         return frozenset((task, sample) for task, values in self.strata.items() for sample in values)
 
     @property
     def ids(self) -> set[tuple[str, str]]:
-        """By task."""
+        """The samples as pairs of task and id."""
         return {(task, id) for task, (id, _) in self.samples}
 
     def same_prompts(self, other: Cell) -> bool:
-        """Whether every id that both have is the same sample."""
+        """Return whether all ids that both cells have are the same samples."""
         return len(self.samples & other.samples) == len(self.ids & other.ids)
 
     @property
     def difference(self) -> float | None:
-        """From the published number; None where it is not comparable."""
+        """The difference from the published number; None if they cannot be compared."""
         return None if self.published is None or self.apart else round(self.mean - self.published, self.digits)
 
 
@@ -113,9 +114,9 @@ class Cell:
 class Row:
     """The cells of a setting by column.
 
-    `apart`: why no published number can be compared with it; "" if its evaluation knows no reason. `kept`: tokens that
-    each layer keeps. `sizes`: what the setting takes, by field of a summary. `records`: what it was made from, for the
-    figures of its evaluation.
+    `apart`: the reason why no published number can be compared with the row; "" if no reason is known. `sizes`: sizes
+    of the setting's cache by field of a summary. `records`: the records that the row was made from, for the
+    evaluation's figures.
     """
 
     name: Name
@@ -145,11 +146,12 @@ class Row:
 class Table:
     """All rows of a model, an evaluation and a metric.
 
-    `average`: the column of the mean over everything, where there is one. `heads`: columns as papers write them;
-    `spans`: what stands above columns, such as a kind of tasks; `sums`: columns that are means over other columns.
-    `compared`: the columns that rows are compared by; none: `overall`. `xs`: the places of columns on an axis, where
-    they have some, and `axis` its label, where lines over the columns are how the table is drawn. `counted`: what the
-    samples are that a partial mean has a part of. `failed`: samples, by row and column, that have no result.
+    - `average`: name of the column with the mean over everything, if there is one.
+    - `compared`: columns by which rows are compared; if empty, by `overall`.
+    - `heads`: column headings as papers write them; `spans`: headings above columns, such as a kind of tasks.
+    - `sums`: columns that are means over other columns.
+    - `xs`, `axis`: positions of columns on an axis, and its label, if the table is drawn as lines over the columns.
+    - `counted`: description of the full set of samples, for the note on partial means.
     """
 
     model: str
@@ -169,7 +171,7 @@ class Table:
 
     @property
     def overall(self) -> str:
-        """The column of the average over everything; the last one where there is none."""
+        """The column of the average over everything; the last column if there is no average."""
         return self.average if self.average in self.columns else self.columns[-1]
 
     @property
@@ -181,7 +183,7 @@ class Table:
 
     @property
     def comparable(self) -> dict[tuple[Budget | None, str], list[Row]]:
-        """The rows of each budget and each time of eviction: only these are compared with each other."""
+        """The rows by budget and time of eviction. Only rows within one group are compared."""
         groups: dict[tuple[Budget | None, str], list[Row]] = {}
         for row in self.rows:
             groups.setdefault((row.budget, row.when), []).append(row)
@@ -189,11 +191,11 @@ class Table:
 
     @property
     def has_whens(self) -> bool:
-        """Whether rows differ in when eviction happens, so that it is a column."""
+        """Whether rows differ in the time of eviction, which is then a column."""
         return len({row.when for row in self.rows}) > 1
 
     def label(self, row: Row) -> str:
-        """The name of a row without its budget, and without what has a column."""
+        """Return the name of a row without its budget, and without the time of eviction if that is a column."""
         return replace(row.name, when="prompt").label if self.has_whens else row.label
 
     @property
@@ -204,7 +206,10 @@ class Table:
         return "budget (% of the compressed tokens)"
 
     def place_of_budget(self, row: Row) -> float:
-        """Where the budget of a row is on that axis. Beside budgets in tokens, a share is where it is in the mean."""
+        """Return the position of a row's budget on that axis.
+
+        If other budgets are in tokens, a share is at the mean number of tokens that it keeps.
+        """
         if not isinstance(row.budget, Share):
             return row.budget or 0
         kept = row.sizes.get("realised_budget")
@@ -216,15 +221,15 @@ class Table:
         return [cell for row in self.rows for cell in row.cells.values()]
 
     def head(self, column: str) -> str:
-        """A column as papers write it."""
+        """Return the heading of a column."""
         return self.heads.get(column, column)
 
     def ranks(self, column: str, rows: Sequence[Row] | None = None, digits: int | None = None) -> dict[int, int]:
-        """1 for the best and 2 for the second mean of a column, by the row's place; of `rows`, default: all.
+        """Rank the means of a column: by index into `rows` (default: all), 1 for the best and 2 for the second mean.
 
-        Rows over part of the samples are never ranked, nor those with other prompts than most rows. Rows that evict
-        before the question are ranked apart from the others. Means that are equal with `digits`, default: those of the
-        metric, share their rank. A single row has none.
+        Rows with only part of the samples, or with different prompts than most rows, are not ranked. Rows are ranked
+        separately for each time of eviction. Means that are equal with `digits` (default: those of the metric) share
+        their rank. A single row is not ranked.
         """
         if self.metric.better is None:
             return {}
@@ -237,7 +242,7 @@ class Table:
         return ranked
 
     def _ranked(self, cells: Mapping[int, Cell], digits: int) -> dict[int, int]:
-        """1 for the best and 2 for the second of these cells, by their place."""
+        """Return 1 for the best and 2 for the second mean of these cells, by their keys."""
         whole = {place: cell for place, cell in cells.items() if not cell.partial}
         usual = max(Counter(cell.samples for cell in whole.values()).items(), key=itemgetter(1), default=(None, 0))[0]
         same = {place: round(cell.mean, digits) for place, cell in whole.items() if cell.samples == usual}
@@ -249,7 +254,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Texts:
-    """A table of other things than means; the first column names a row."""
+    """A table of text instead of means. The first column holds the names of the rows."""
 
     title: str
     header: Sequence[str]
@@ -259,10 +264,10 @@ class Texts:
 
 @dataclass(frozen=True)
 class Shown:
-    """What an evaluation that measures by itself shows of its files.
+    """Output of an evaluation without samples, made from its files.
 
-    `notes`: sentences that a reader of the numbers needs. `frames` make what is written as CSV, `figures` draw what is
-    written as images, by the name of the file.
+    `notes`: sentences that explain the numbers. `frames` and `figures`: functions by file name that make the data of
+    CSV files and draw images.
     """
 
     tables: Sequence[Table] = ()
@@ -274,7 +279,7 @@ class Shown:
 
 @dataclass(frozen=True)
 class Block:
-    """A part of a section of the page: below `title`, its tables of texts, and lines over the columns of `charts`."""
+    """A part of a section of the page: a `title`, tables of text, and `charts`, drawn as lines over their columns."""
 
     title: str
     note: str = ""
@@ -285,9 +290,9 @@ class Block:
 
 @dataclass(frozen=True)
 class Section:
-    """A section of the page. `panels`: heatmaps by setting; `maps`: heatmaps of which one is shown at a time.
+    """A section of the page. `panels`: heatmaps by setting; `maps`: heatmaps that are shown one at a time.
 
-    `published`: the experiment whose published numbers the tables show; "" if none.
+    `published`: the experiment whose published numbers the tables show; "" for none.
     """
 
     id: str
@@ -301,4 +306,4 @@ class Section:
 
 
 OTHERS = Section("others", "Other tasks")
-"""Where evaluations are shown that name no section."""
+"""Section for evaluations that define no section."""

@@ -1,4 +1,4 @@
-"""How a number, an interval, a mark and a comparison read, in every format."""
+"""Format numbers, intervals, marks and comparisons as text, for all output formats."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from evals.tables.compare import Verdict
 
 NONE = "–"
-"""Written where a value is missing."""
+"""Text for a missing value."""
 
 PARTIAL = "† partial: averaged over so many of the samples, and never ranked."
 NO_INTERVAL = "A mean without an interval is over a single sample, or over tasks of which one has a single sample."
@@ -24,7 +24,7 @@ Bounds = tuple[float, float] | None
 
 
 def title_of(evaluation: str) -> str:
-    """How an evaluation is headed."""
+    """Return the title of an evaluation."""
     return TITLES.get(evaluation, evaluation)
 
 
@@ -34,7 +34,7 @@ def heading(table: Table) -> str:
 
 
 def figure_title(table: Table, above: str = "") -> str:
-    """A figure's title: what it shows, over how many samples, and how it marks what is partial."""
+    """Return a figure's title: its content, the number of samples, and the mark of partial means."""
     overall = [row.cells[table.overall] for row in table.rows if table.overall in row.cells]
     numbers = sorted({cell.n for cell in overall})
     shown = [f"n = {'–'.join(map(str, dict.fromkeys((numbers[0], numbers[-1]))))}"] if numbers else []
@@ -60,18 +60,18 @@ def mean(cell: Cell) -> str:
 
 
 def bounds(interval: Bounds, digits: int = 2, form: str = "[{}, {}]") -> str:
-    """An interval with a digit less than its mean; "" for none."""
+    """Format an interval with one digit less than its mean; "" for no interval."""
     return "" if interval is None else form.format(*(f"{bound:z.{digits - 1}f}" for bound in interval))
 
 
 def partial(cell: Cell) -> str:
-    """How many of the samples there are, and of the tasks, where some are missing."""
+    """Format how many of the samples and tasks a partial cell has; "" for other cells."""
     missing_tasks = f", {len(cell.strata)} of {cell.tasks} tasks" if len(cell.strata) < cell.tasks else ""
     return f"†{cell.counted} of {cell.of}{missing_tasks}" if cell.partial else ""
 
 
 def compared(cell: Cell) -> str:
-    """The published number, and the difference or why there is none; "" where nothing was published."""
+    """Format the published number with the difference or why they cannot be compared; "" if nothing was published."""
     if cell.published is None:
         return ""
     number = f"paper {cell.published:.2f}" + (f", {cell.source}" if cell.source == "second-hand" else "")
@@ -81,22 +81,22 @@ def compared(cell: Cell) -> str:
 
 
 def signed(value: float, digits: int) -> str:
-    """Rounded, with its sign."""
+    """Format a rounded number with its sign."""
     return f"{value:+z.{digits}f}"
 
 
 def minus(text: str) -> str:
-    """With the minus that numbers have."""
+    """Replace hyphens by minus signs."""
     return text.replace("-", "−")
 
 
 def probability(p: float) -> str:
-    """A p-value; none is 0."""
+    """Format a p-value; small ones are shown as "< 0.001" instead of 0."""
     return "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
 def tokens(count: int) -> str:
-    """A length such as 4K."""
+    """Format a number of tokens, such as 4K."""
     return f"{count / 1000:g}K" if count >= 1000 else str(count)
 
 
@@ -104,7 +104,7 @@ VERDICT = (
     *("model", "budget", "comparison", "of", "difference", "95 % interval", "p (Holm)", "n", "verdict"),
     "n needed",
 )
-"""The columns of `verdict`."""
+"""Columns of `verdict`."""
 
 
 def verdict(found: Verdict) -> list[str]:
@@ -119,7 +119,7 @@ def versus(found: Verdict) -> str:
 
 
 def numbers(found: Verdict) -> list[str]:
-    """The difference, its interval, p, the samples, and how many it would take to tell the two apart."""
+    """Format the difference, its interval, p, the number of samples, and the number that would separate the two."""
     return [
         signed(found.mean, found.digits),
         bounds(found.interval, found.digits) or NONE,
@@ -130,14 +130,14 @@ def numbers(found: Verdict) -> list[str]:
 
 
 def file_part(name: str) -> str:
-    """`name`, as a tree's files have it, as part of a file's name: it leads nowhere else."""
+    """Convert a `name` from a results tree to a part of a file name that cannot lead to another folder."""
     safe = "".join(character if character.isprintable() and character not in "/\\" else "-" for character in name)
     safe = safe.encode()[:200].decode(errors="ignore")
     return safe if safe == name else f"{safe}-{hashlib.sha256(visible(name).encode()).hexdigest()[:8]}"
 
 
 def left_out(faults: Sequence[str]) -> list[str]:
-    """A sentence on what of a tree's files is not shown, if anything is not."""
+    """Return a sentence that lists the faults because of which files are not shown; empty without faults."""
     if not faults:
         return []
     more = f", and {len(faults) - 5} more" if len(faults) > 5 else ""
@@ -145,7 +145,7 @@ def left_out(faults: Sequence[str]) -> list[str]:
 
 
 def pivoted(rows: Sequence[tuple[Sequence[str], str, str]]) -> tuple[list[str], list[list[str]]]:
-    """The columns, and a row for each place with its values, of (place, column, value)."""
+    """Pivot (place, column, value) to the list of columns, and a row for each place with its values."""
     columns = list(dict.fromkeys(column for _, column, _ in rows))
     table: dict[tuple[str, ...], dict[str, str]] = {}
     for place, column, value in rows:

@@ -15,7 +15,7 @@ from evals.efficiency import concurrency, evaluation
 from evals.efficiency.concurrency import fill, stretch
 from evals.efficiency.config import Efficiency
 from evals.efficiency.measure import Contender, measure
-from evals.efficiency.tables import shown
+from evals.efficiency.tables import latency, shown
 from evals.progress import Progress
 from tests.support.command import run
 from tests.support.methods_in_use import RAGGED, SNAPKV
@@ -191,3 +191,13 @@ def test_on_gpus_each_has_a_peak_and_the_host_may_be_what_is_slow(tiny, monkeypa
     assert found.peak_bytes == 800
     assert found.peak_bytes_by_gpu == (300, 500)
     assert found.launch_bound is not waits
+
+
+@pytest.mark.parametrize(
+    ("backend", "device", "marked"),
+    [("sdpa", "cuda", True), ("varlen", "cuda", False), ("sdpa", "cpu", False), ("sdpa", None, False)],
+)
+def test_ratios_of_sdpa_on_cuda_come_with_a_note(backend, device, marked):
+    """With a mask, one row of the full cache decodes on few processors of the GPU."""
+    about = {"model": "m", "dtype": "bfloat16", "backend": backend, "new_tokens": 8, "rounds": 1, "rows": []}
+    assert bool(latency(about | ({"device": device} if device else {})).caption) is marked

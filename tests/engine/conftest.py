@@ -1,4 +1,4 @@
-"""Backends for the engine's tests: those of GPUs on kernels that run on the CPU, and on fake CUDA tensors."""
+"""Backends for the engine's tests: GPU backends with kernels that run on the CPU, or on fake CUDA tensors."""
 
 from contextlib import contextmanager
 
@@ -6,17 +6,24 @@ import pytest
 import torch
 
 from compresskv.engine.attention import forget, register
-from compresskv.engine.backends import FlashAttention2, MaskedSDPA
-from tests.support.flash_attention import KERNELS, ON_LOGICAL_DEVICES
+from compresskv.engine.backends import FlashAttention2, MaskedSDPA, Varlen
+from tests.support.flash_attention import KERNELS, ON_LOGICAL_DEVICES, varlen_attn
+from tests.support.logical_devices import on_the_cpu
+
+LAYOUTS = {
+    "masked sdpa": MaskedSDPA,
+    "varlen": lambda: Varlen(varlen_attn),
+    "flash-attn": lambda: FlashAttention2(KERNELS),
+}
 
 
-@pytest.fixture(params=["sdpa", "masked sdpa", "flash-attn"])
+@pytest.fixture(params=["sdpa", *LAYOUTS])
 def layout(request):
-    """The name of a backend that runs on the CPU: its own, and the layouts of GPUs."""
+    """Yield the name of a backend that runs on the CPU: the CPU's backend, or one with the cache layout of a GPU."""
     if request.param == "sdpa":
         yield "sdpa"
         return
-    name = register("compresskv_test", MaskedSDPA() if request.param == "masked sdpa" else FlashAttention2(KERNELS))
+    name = register("compresskv_test", LAYOUTS[request.param]())
     yield name
     forget(name)
 
@@ -28,9 +35,11 @@ def for_gpus(backend):
         patched.setattr(torch.cuda, "get_device_capability", lambda device=None: (8, 0))
         if backend == "sdpa":
             yield "sdpa"
-        else:
-            yield register("compresskv_logical_fa2", FlashAttention2(ON_LOGICAL_DEVICES))
-            forget("compresskv_logical_fa2")
+            return
+        flash = backend == "flash_attention_2"
+        name = f"compresskv_logical_{'fa2' if flash else backend}"
+        yield register(name, FlashAttention2(ON_LOGICAL_DEVICES) if flash else Varlen(on_the_cpu(varlen_attn)))
+        forget(name)
 
 
 @pytest.fixture
@@ -39,7 +48,7 @@ def ampere():
         yield
 
 
-@pytest.fixture(params=["sdpa", "flash_attention_2"])
+@pytest.fixture(params=["sdpa", "varlen", "flash_attention_2"])
 def gpu_backend(request):
     with for_gpus(request.param) as name:
         yield name

@@ -1,9 +1,11 @@
-"""The backends of GPUs: sdpa in their layout, and flash-attention with flash-attn 2.7's functions in pure torch."""
+"""The backends of GPUs: sdpa in their layout, and stand-ins of torch's and flash-attn's kernels in pure torch."""
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from compresskv.engine import backends
 from compresskv.engine.attention import attached
 from compresskv.engine.decode import Stopping, decode, decode_cache
 from compresskv.engine.generation import generate
@@ -11,9 +13,10 @@ from compresskv.engine.in_layer import generate_in_layer
 from compresskv.engine.prefill import prefill
 from compresskv.engine.ragged import bucketed_capacities, exact_capacities
 from tests.support import tiny
+from tests.support.logical_devices import logical_devices
 from tests.support.methods_in_use import evicting_layers, settings_for
 
-gpu_layouts = pytest.mark.parametrize("layout", ["masked sdpa", "flash-attn"], indirect=True)
+gpu_layouts = pytest.mark.parametrize("layout", ["masked sdpa", "varlen", "flash-attn"], indirect=True)
 
 
 @gpu_layouts
@@ -49,6 +52,37 @@ def _generate(model, backend, ids, settings, stopping, room):
         kept = [prompt.kept(setting) for setting in settings]
         assert len({head.numel() for setting in kept for head in setting[0]}) > 2
         return decode(model, decode_cache(prompt, kept, room), prompt.logits, ids.numel(), len(settings), stopping)
+
+
+@pytest.mark.parametrize(
+    ("capability", "new", "total", "window", "takes"),
+    [
+        ((9, 0), 40, 40, None, True),
+        ((9, 0), 32, 32, None, False),  # not longer than the limit
+        ((9, 0), 20, 40, None, False),  # a chunk
+        ((9, 0), 40, 40, 16, False),  # a sliding window needs a mask
+        ((8, 0), 40, 40, None, False),
+    ],
+)
+def test_cudnn_takes_long_prompts_on_hopper(monkeypatch, capability, new, total, window, takes):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: capability)
+    monkeypatch.setattr(backends, "CUDNN_FROM", 32)
+    allowed = []
+
+    def attention(*args, **kwargs):
+        allowed.append(torch.backends.cuda.cudnn_sdp_enabled())
+
+    monkeypatch.setattr(backends.F, "scaled_dot_product_attention", attention)
+    before = torch.backends.cuda.cudnn_sdp_enabled()
+    torch.backends.cuda.enable_cudnn_sdp(False)  # as within `attached`
+    try:
+        with logical_devices():
+            query, key = (torch.zeros(1, 4, n, 8, dtype=torch.bfloat16).to("cuda:0") for n in (new, total))
+            backends.SDPA().prefill(query, key, key, 1.0, window)
+        assert not torch.backends.cuda.cudnn_sdp_enabled()
+    finally:
+        torch.backends.cuda.enable_cudnn_sdp(before)
+    assert allowed == [takes]
 
 
 @given(st.lists(st.integers(1, 1200), min_size=1, max_size=60), st.integers(1, 70))

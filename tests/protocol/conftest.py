@@ -1,4 +1,4 @@
-"""A model with only a tokenizer, which has the two properties of Mistral's that break the released NIAH code."""
+"""A model with only a tokenizer, with the two properties of Mistral's tokenizer that break the released NIAH code."""
 
 import string
 from pathlib import Path
@@ -17,14 +17,14 @@ CHARACTERS = ["\n", *string.digits, *string.ascii_letters, *string.punctuation]
 
 
 def tokenizer_alone(vocabulary: int) -> Any:
-    """A replacement for a model of which only the tokenizer is used."""
+    """Return a stub model, for tests that use only the tokenizer."""
     config = SimpleNamespace(get_text_config=lambda decoder: SimpleNamespace(vocab_size=vocabulary))
     return SimpleNamespace(device=torch.device("cpu"), config=config, generation_config=GenerationConfig())
 
 
 @pytest.fixture(scope="session")
 def mistral_like() -> LoadedModel:
-    """Every character is a token and a space is "▁"; encoding adds a BOS.
+    """A model whose tokenizer encodes every character as a token and a space as "▁", and adds a BOS.
 
     encode(".") gives the id of "▁.", while a period that ends a sentence is ".".
     """
@@ -50,7 +50,7 @@ def mistral_like() -> LoadedModel:
 
 @pytest.fixture
 def niah(tmp_path: Path):
-    """Makes a `Niah` whose haystack is the given text, repeated as often as it takes."""
+    """Return a function that makes a `Niah` with the given text as its haystack, which prompts repeat if needed."""
 
     def make(haystack: str = "The cat sat. A dog ran far. Is it so? ", depths: int = 10) -> Niah:
         file = tmp_path / "haystack.txt"

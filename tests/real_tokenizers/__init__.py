@@ -1,1 +1,1 @@
-"""The tokenizers of the paper's models, from package registries, in model folders of true shape and random weights."""
+"""Model folders of the paper's models: real tokenizers from package registries, real head counts, random weights."""

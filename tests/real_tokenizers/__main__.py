@@ -1,4 +1,4 @@
-"""Fetch the tokenizers, make the model folders, and say where they are: `python -m tests.real_tokenizers`."""
+"""Fetch the tokenizers, make the model folders, and print their paths: `python -m tests.real_tokenizers`."""
 
 import sys
 

@@ -1,7 +1,8 @@
-"""The prompts of the released code, written a second time: nothing here is shared with what is tested.
+"""A second implementation of the released code's prompts, which shares nothing with the tested code.
 
 Sources: longbench/pred_compresskv.py and needle/run_needle_in_haystack.py of TUDa-HWAI/CompressKV, commits 6919c45 and
-e8af510, with transformers 4.45. The order of the essays is the file system's there; here the haystack is given.
+e8af510, with transformers 4.45. There, the file system determines the order of the essays; here, the caller passes the
+haystack.
 """
 
 import json
@@ -33,7 +34,7 @@ QUESTION = "What is the best thing to do in San Francisco?"
 
 
 class Authors:
-    """Prompts of one model, from the files of its tokenizer alone."""
+    """Makes the prompts of one model, from its tokenizer files only."""
 
     def __init__(self, name: str, folder: Path) -> None:
         self.name = name
@@ -42,16 +43,16 @@ class Authors:
         self.cleans = config["clean_up_tokenization_spaces"]
 
     def encode(self, text: str) -> list[int]:
-        """With the special tokens that the tokenizer adds."""
+        """Encode a text, with the special tokens that the tokenizer adds."""
         return self.tokenizer.encode(text).ids
 
     def decode(self, ids: list[int], special: bool) -> str:
-        """As transformers 4.45: cleaned up where the configuration asks. `special`: whether special tokens stay."""
+        """Decode as transformers 4.45, with clean-up if the configuration sets it. `special`: keep special tokens."""
         text = self.tokenizer.decode(ids, skip_special_tokens=not special)
         return PreTrainedTokenizerBase.clean_up_tokenization(None, text) if self.cleans else text
 
     def longbench(self, task: str, template: str, row: dict) -> list[int]:
-        """Ids of the prompt of a row of LongBench's file."""
+        """Return the ids of the prompt for a row of LongBench's file."""
         text = template.format(**row)
         ids = self.encode(text)
         half = LONGEST[self.name] // 2
@@ -61,8 +62,8 @@ class Authors:
         return self.encode(before + text + behind)
 
     def needle(self, haystack: str, length: int, depth: int) -> list[int]:
-        """Ids of the prompt with the needle at `depth` per cent of the haystack, which is longer than `length`."""
-        # encode_and_trim, then insert_needle: what is decoded is encoded anew, each time with a BOS where there is one
+        """Return prompt ids with the needle at `depth` per cent of the haystack, which must be longer than `length`."""
+        # encode_and_trim, then insert_needle: decoded text is encoded again, each time with a BOS if one is defined
         context = self.encode(self.decode(self.encode(haystack)[:length], special=True))
         needle = self.encode(NEEDLE)
         context = context[: length - 200 - len(needle)]

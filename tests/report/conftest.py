@@ -1,4 +1,4 @@
-"""The tests of reports never read the user's calibrations."""
+"""Keep the tests of reports from reading the user's calibrations."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""A small results tree with every kind of file that reports read, and ways to damage these files."""
+"""Build a small results tree with every kind of file that reports read, and damage these files."""
 
 import copy
 import json
@@ -30,7 +30,7 @@ MASKED = {"length": 500, "depth": 0.0, "score_keywords": 50.0}
 
 
 def tree(results: Path) -> Path:
-    """Two settings of each evaluation with its own tables, and one file of each measurement."""
+    """Write two settings of each evaluation that has separate tables, and one file of each measurement."""
     for kind, (target, task, fields) in OF_KIND.items():
         for method, budget in (("full", None), ("compresskv", 64)):
             lines = [line(f"L1000-D50-N{n}" if kind == "niah" else str(n), 50 + n, budget, **fields) for n in (0, 1)]
@@ -56,7 +56,7 @@ def tree(results: Path) -> Path:
 
 
 def of_experiment(record: Record) -> None:
-    """Give a setting the whole configuration of its method."""
+    """Write the complete configuration of its method to a setting."""
     folder = record.path
     summary = json.loads((folder / "summary.json").read_text())
     summary["config"]["method"] = nodes("fig5_niah")[summary["method"]]
@@ -66,7 +66,7 @@ def of_experiment(record: Record) -> None:
 
 
 def mutate(results: Path, random: Random) -> dict[Path, Any]:
-    """Change one file in each folder, in one place or as a whole; returns what was done, by file."""
+    """Change one file in each folder, in one place or completely; returns the changes by file."""
     done: dict[Path, Any] = {}
     for folder in sorted({path.parent for path in results.rglob("*") if path.is_file()}):
         path = random.choice(sorted(folder.iterdir()))
@@ -82,14 +82,14 @@ def mutate(results: Path, random: Random) -> dict[Path, Any]:
 
 
 def places(value: Any, place: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
-    """Every place in nested mappings and lists."""
+    """Yield the path of every value in nested mappings and lists."""
     for key, item in value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ():
         yield (*place, key)
         yield from places(item, (*place, key))
 
 
 def changed(content: Any, place: tuple[Any, ...], value: Any) -> Any:
-    """A copy with another value at `place`, or without it."""
+    """Return a copy with `value` at `place`, or without that place if `value` is `...`."""
     content = copy.deepcopy(content)
     inner = content
     for key in place[:-1]:
@@ -102,7 +102,7 @@ def changed(content: Any, place: tuple[Any, ...], value: Any) -> Any:
 
 
 def contents(path: Path) -> tuple[Any, Any]:
-    """The content of a file, and the function that writes it, with valid checksums for lines and summaries."""
+    """Return the content of a file and a function that serialises it, with valid checksums for lines and summaries."""
     if path.suffix == ".yaml":
         return yaml.safe_load(path.read_text()), yaml.safe_dump
     if path.suffix == ".jsonl":
@@ -113,7 +113,7 @@ def contents(path: Path) -> tuple[Any, Any]:
 
 
 def _sealed(content: Any, seal: Any) -> Any:
-    """The content with a valid checksum, if it has one."""
+    """Update the content's checksum, if it has one."""
     try:
         return seal(content) if "checksum" in content else content
     except (TypeError, ValueError, AttributeError):
@@ -121,6 +121,6 @@ def _sealed(content: Any, seal: Any) -> Any:
 
 
 def one_of_each_folder(results: Path) -> list[Path]:
-    """One file of every folder, so that every kind of file is included."""
+    """Return one file of every folder, so that every kind of file is included."""
     folders = sorted({path.parent for path in results.rglob("*") if path.is_file()})
     return [sorted(folder.iterdir())[place % len(list(folder.iterdir()))] for place, folder in enumerate(folders)]

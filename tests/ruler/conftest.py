@@ -1,4 +1,4 @@
-"""Small files of questions in the shapes of SQuAD and HotpotQA."""
+"""Small question files in the formats of SQuAD and HotpotQA."""
 
 import json
 

@@ -6,7 +6,10 @@ from transformers import PreTrainedTokenizerFast
 
 
 def byte_tokenizer(bos: str = "", specials: tuple[str, ...] = (), chat_template: str | None = None):
-    """With `bos`, that token is put before every text, as Llama's and Mistral's do; `specials` end with the EOS."""
+    """Make a tokenizer that puts `bos`, if given, before every text, like Llama's and Mistral's.
+
+    The last of `specials` is the EOS.
+    """
     vocabulary = {symbol: index for index, symbol in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
     backend = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)

@@ -4,9 +4,9 @@ from typing import Any
 
 
 def record(layers: int = 2, q_heads: int = 4, **changes: Any) -> dict[str, Any]:
-    """A held-out calibration of a tiny model; `changes` replace or add fields.
+    """Return a held-out calibration of a tiny model; `changes` replace or add fields.
 
-    Later heads have higher semantic scores, by less in every layer; layers have equal shares.
+    Semantic scores increase from head to head, with smaller steps in later layers. All layers have equal shares.
     """
     semantic = [[(head + 1) / (layer + 1) for head in range(q_heads)] for layer in range(layers)]
     return {

@@ -1,4 +1,4 @@
-"""Change the files of a checkpoint's folder."""
+"""Change the files in a checkpoint folder."""
 
 import json
 from pathlib import Path

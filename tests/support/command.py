@@ -1,4 +1,4 @@
-"""Run the harness like a user."""
+"""Run the harness as a user does."""
 
 import io
 import json
@@ -22,7 +22,7 @@ HANDLED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class Done(subprocess.CompletedProcess):
-    """The result of a command; `error`: its refusal, if it ran in this process."""
+    """The result of a command. `error`: the `UserError` it raised, if it ran in this process."""
 
     error: UserError | None = None
 
@@ -32,7 +32,7 @@ def arguments(*overrides: str) -> list[str]:
 
 
 def run(*overrides: str, env: dict[str, str] | None = None) -> Done:
-    """`python run.py …` in this process, which has torch imported already; `run_process` is the real one."""
+    """Run `python run.py …` in this process, which has already imported torch. `run_process` starts a real process."""
     handlers = {number: signal.getsignal(number) for number in HANDLED}
     out, err = io.StringIO(), io.StringIO()
     environment = patch.dict(os.environ, env or {})
@@ -48,7 +48,7 @@ def run(*overrides: str, env: dict[str, str] | None = None) -> Done:
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)
-    if isinstance(code, str):  # what Python prints at the end of a process
+    if isinstance(code, str):  # Python prints it when the process exits
         err.write(f"{code}\n")
         code = 1
     done = Done(arguments(*overrides), int(str(code)), out.getvalue(), err.getvalue())
@@ -57,7 +57,7 @@ def run(*overrides: str, env: dict[str, str] | None = None) -> Done:
 
 
 def run_process(*overrides: str, env: dict[str, str] | None = None) -> subprocess.CompletedProcess:
-    """`python run.py …` in a separate process, with its output captured."""
+    """Run `python run.py …` in a separate process and capture its output."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", **(env or {})}
     return subprocess.run(arguments(*overrides), capture_output=True, text=True, timeout=300, cwd=ROOT, env=environment)
 
@@ -67,7 +67,7 @@ def folders(tmp_path):
 
 
 def content(tmp_path):
-    """All samples and summaries, without fields that may differ between runs: timing, environment, paths."""
+    """Return all samples and summaries, without fields that may differ between runs: timing, environment, paths."""
     found = {}
     for folder in folders(tmp_path):
         lines = [json.loads(line) for line in (folder / "samples.jsonl").read_text().splitlines()]
@@ -82,7 +82,7 @@ def content(tmp_path):
 
 
 def kill_and_resume(command, tmp_path, seed):
-    """Start, kill -9 at a random point, run again; returns what the two runs left."""
+    """Start a command, kill -9 it at a random point, and run it again; returns the content that the two runs left."""
     process = subprocess.Popen(arguments(*command), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     wanted = random.Random(seed).randint(1, 20)
     until = time.monotonic() + 120

@@ -1,4 +1,4 @@
-"""A sweep and runs of each of its settings alone must leave the same samples."""
+"""Check that a sweep leaves the same samples as separate runs of its settings."""
 
 from pathlib import Path
 
@@ -11,8 +11,8 @@ METHODS = sorted(path.stem for path in (ROOT / "conf" / "method").glob("*.yaml")
 
 
 def assert_sharing_changes_nothing(overrides: list[str], tmp_path: Path, monkeypatch) -> None:
-    """All methods at two budgets, in one sweep and one by one: equal kept tokens, predictions and scores."""
-    monkeypatch.setattr(outcome, "show", raise_failures)  # no tables and figures
+    """Run all methods at two budgets in one sweep and one by one; assert equal kept tokens, predictions and scores."""
+    monkeypatch.setattr(outcome, "show", raise_failures)  # makes no tables or figures
 
     configs = [composed(f"method={method}", *overrides) for method in METHODS]
 
@@ -21,12 +21,12 @@ def assert_sharing_changes_nothing(overrides: list[str], tmp_path: Path, monkeyp
         return [job_from({**config, "budget": budget, "paths": paths}) for config in configs for budget in (32, 96)]
 
     sweep.run(jobs("together"))
-    monkeypatch.setattr(loading._Last, "kept", True)  # a process has one model for all of its runs
+    monkeypatch.setattr(loading._Last, "kept", True)  # a process keeps one model for all of its runs
     monkeypatch.setattr(loading._Last, "model", None)
     for one in jobs("alone"):
         sweep.run([one])
     together, alone = (without_batches(content(tmp_path / results)) for results in ("together", "alone"))
-    assert len(together) % (2 * len(METHODS) - 1) == 0  # the full cache has no budget
+    assert len(together) % (2 * len(METHODS) - 1) == 0  # the full cache runs once, without a budget
     assert together == alone
 
 
@@ -38,5 +38,5 @@ def without_batches(found):
     for lines, _, _ in found.values():
         for line in lines.values():
             line.pop("batch")
-            line.pop("checksum")  # which covers the batch
+            line.pop("checksum")  # it includes the batch
     return found

@@ -1,4 +1,4 @@
-"""Tiny GGUF files of random models, written as llama.cpp's converter does."""
+"""Write tiny GGUF files of random models, as llama.cpp's converter does."""
 
 from pathlib import Path
 from typing import Any
@@ -101,7 +101,7 @@ FAMILIES: dict[str, tuple[type[PreTrainedConfig], dict[str, Any]]] = {
 
 
 def model(family: str, **changes: Any) -> PreTrainedModel:
-    """A random model of a family, in float32; norms and biases are random too."""
+    """Make a random model of a family, in float32; norms and biases are random too."""
     kind, own = FAMILIES[family]
     torch.manual_seed(0)
     config = kind(**{**SIZE, **own, **changes})
@@ -114,7 +114,7 @@ def model(family: str, **changes: Any) -> PreTrainedModel:
 
 
 def keys_of(family: str, config: PreTrainedConfig) -> dict[str, Any]:
-    """The keys that the converter writes for this configuration, the tokenizer's aside."""
+    """Return the keys that the converter writes for this configuration, except those of the tokenizer."""
     heads, hidden = config.num_attention_heads, config.hidden_size
     keys: dict[str, Any] = {
         "block_count": config.num_hidden_layers,
@@ -156,7 +156,7 @@ def named(family: str, keys: dict[str, Any]) -> dict[str, Any]:
 
 
 def tensors_of(family: str, made: PreTrainedModel) -> dict[str, torch.Tensor]:
-    """The model's weights under the names, and in the order of rows, that GGUF files have them."""
+    """Return the model's weights with the names and the row order of GGUF files."""
     config = made.config
     architecture = next(key for key, name in MODEL_ARCH_NAMES.items() if name == family)
     names = get_tensor_name_map(architecture, config.num_hidden_layers)
@@ -195,7 +195,7 @@ def write(
     tensors: dict[str, Any] | None = None,
     tokenizer: dict[str, Any] | None = None,
 ) -> Path:
-    """Write `made` to a GGUF file with `keys` and `tensors` changed or added, and those named in `without` left out."""
+    """Write `made` to a GGUF file; `keys` and `tensors` are changed or added, names in `without` are left out."""
     own = {"gemma3": OF_GEMMA, "qwen2": {**TOKENIZER, "tokenizer.ggml.pre": "qwen2"}}
     tokenizer = tokenizer or own.get(family, TOKENIZER)
     written = {**keys_of(family, made.config), **tokenizer, **(keys or {})}

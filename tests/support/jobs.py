@@ -1,4 +1,4 @@
-"""Configurations and jobs, each composed once for all tests."""
+"""Compose configurations and jobs, each once for all tests."""
 
 import copy
 from functools import cache
@@ -12,12 +12,15 @@ _composed = cache(compose.composed)
 
 
 def composed(*overrides: str, config_dir: Path | None = None) -> dict[str, Any]:
-    """The configuration of these overrides, for a test to change; with a folder, whose files may change, made anew."""
+    """Return a copy of the configuration of these overrides, which a test may change.
+
+    With `config_dir`, whose files may change, it is always composed again.
+    """
     if config_dir:
         return compose.composed(*overrides, config_dir=config_dir)
     return copy.deepcopy(_composed(*overrides))
 
 
 def job(*overrides: str, config_dir: Path | None = None) -> Job:
-    """The job of these overrides."""
+    """Return the job of these overrides."""
     return compose.job_from(composed(*overrides, config_dir=config_dir))

@@ -1,4 +1,4 @@
-"""kvpress where it is installed; the tests of its presses are skipped where it is not."""
+"""Import kvpress, or skip the tests of its presses if it is not installed."""
 
 from types import ModuleType
 
@@ -8,7 +8,7 @@ from compresskv.errors import UserError
 
 
 def kvpress_or_skip() -> ModuleType:
-    """The package; skips the module that calls this where it is missing, with the reason."""
+    """Return the package, or skip the calling module with the reason if it is missing."""
     from baselines.kvpress.installed import kvpress
 
     try:

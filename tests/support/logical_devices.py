@@ -1,7 +1,7 @@
-"""A fake GPU: tensors report a CUDA device, and their values are computed on the CPU.
+"""A fake GPU: tensors report a CUDA device, but their values are computed on the CPU.
 
 `LogicalTensor` wraps a CPU tensor and reports a device; under `logical_devices` new tensors do the same. An
-operation on tensors of different devices is an error, as on real GPUs. What a GPU would be asked is counted: launches
+operation on tensors of different devices is an error, as on real GPUs. The work for a GPU is counted: launches
 (operations that are not views), synchronisations (the host waits for a value) and host-to-device copies.
 """
 
@@ -28,10 +28,10 @@ CPU = torch.device("cpu")
 
 @dataclass
 class Counts:
-    """Operations that a device would be asked for.
+    """Counts of the operations that a device would execute.
 
-    `moves` go from one device to another; `attention` are the distinct problems of scaled_dot_product_attention,
-    `live` (if set) counts the bytes alive.
+    `moves`: copies from one device to another. `attention`: distinct problems of scaled_dot_product_attention. `live`:
+    if set, counts the bytes alive.
     """
 
     launches: Counter[str] = field(default_factory=Counter)
@@ -49,7 +49,7 @@ class Counts:
 _counts = Counts()
 
 SYNCHRONISING = {"_local_scalar_dense": 1, "nonzero": 1, "bincount": 2, "masked_select": 1, "equal": 1, "is_nonzero": 1}
-"""Operations after or within which the host waits for the device, and how often."""
+"""Operations that make the host wait for the device, and how many times."""
 
 NO_KERNEL = {
     "_local_scalar_dense",
@@ -62,7 +62,7 @@ NO_KERNEL = {
     "new_empty",
     "new_empty_strided",
 }
-"""Operations that launch nothing although they are no views by their schema."""
+"""Operations that launch nothing although their schema does not mark them as views."""
 
 
 class LogicalTensor(Tensor):
@@ -105,7 +105,7 @@ class LogicalTensor(Tensor):
 
 
 def dispatched(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
-    """Run `func` on the wrapped tensors, count it, and wrap what comes out."""
+    """Run `func` on the wrapped tensors, count it, and wrap the results."""
     name = func.overloadpacket.__name__
     if func in (aten._to_copy.default, aten.copy_.default):
         return _copy(func, args, kwargs)
@@ -150,7 +150,10 @@ def _copy(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
 
 
 def _common_device(name: str, args: Any, kwargs: Any) -> torch.device:
-    """The one device of all tensors; those of no dimension, and indices, may be on the CPU."""
+    """Return the common device of all tensors; 0-dimensional tensors and indices may be on the CPU.
+
+    Raises `RuntimeError` for different devices.
+    """
     tensors = [value for value in tree_flatten((args, kwargs))[0] if isinstance(value, Tensor)]
     indexed = name in ("index", "index_put_", "index_put", "_index_put_impl_")
     devices = {t.device for t in tensors if t.dim()} or {t.device for t in tensors} or {CPU}
@@ -174,10 +177,13 @@ def _unwrap(value: Any) -> Any:
 
 
 def _attention(query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None, enable_gqa=False):
-    """One launch without its own memory. The recorded problem is what a library of kernels would plan for."""
+    """Count one launch that allocates only its output.
+
+    The recorded problem is what a kernel library would make a plan for.
+    """
     mask = attn_mask
     if isinstance(attn_mask, CausalBias):
-        # Only a kernel that knows it takes no memory for it, and flash alone has both it and groups.
+        # Only kernels that support this bias need no memory for a mask, and only flash supports it with groups.
         assert attn_mask.variant == CausalVariant.LOWER_RIGHT
         new, total = attn_mask.seq_len_q, attn_mask.seq_len_kv
         attn_mask, mask = None, torch.ones(new, total, dtype=torch.bool).tril(total - new)
@@ -200,7 +206,7 @@ def _tolist(tensor: Tensor) -> Any:
 
 
 def _to(tensor: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-    """`Tensor.to`: another device, dtype or both."""
+    """Replace `Tensor.to`: change device, dtype or both."""
     places = [value for value in (*args, kwargs.get("device")) if isinstance(value, (str, torch.device))]
     dtypes = [value for value in (*args, kwargs.get("dtype")) if isinstance(value, torch.dtype)]
     for value in args:
@@ -233,7 +239,7 @@ def _setitem(tensor: Tensor, index: Any, value: Any) -> None:
 
 
 def _advanced(tensor: Tensor, index: Any) -> bool:
-    """Count what indexing with tensors or lists asks of the device; whether there are any."""
+    """Count the operations of indexing with tensors or lists; returns whether the index has any."""
     parts = index if isinstance(index, tuple) else (index,)
     tensors = [part for part in parts if isinstance(part, Tensor)]
     lists = sum(isinstance(part, list) for part in parts)
@@ -282,7 +288,7 @@ INTERCEPTED = {
 
 
 class _Factories(TorchFunctionMode):
-    """Makes new tensors on the fake devices."""
+    """Creates new tensors on the fake devices."""
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = dict(kwargs or {})
@@ -313,7 +319,7 @@ def logical_devices() -> Iterator[Counts]:
 
 @contextmanager
 def counting() -> Iterator[Counts]:
-    """Counts of the operations in this context."""
+    """Count the operations in this context; yields the counts."""
     global _counts
     before, _counts = _counts, Counts()
     try:
@@ -323,7 +329,7 @@ def counting() -> Iterator[Counts]:
 
 
 def place(model: nn.Module, devices: dict[str, str] | str) -> nn.Module:
-    """Make parameters and buffers of `model` report a device, or for each module that of its longest prefix."""
+    """Make parameters and buffers of `model` report a device, or the device of the longest matching prefix."""
 
     def device_of(name: str) -> torch.device:
         if isinstance(devices, str):
@@ -343,7 +349,7 @@ def place(model: nn.Module, devices: dict[str, str] | str) -> nn.Module:
 
 
 def spread(model: PreTrainedModel, layers: Sequence[str], others: str) -> PreTrainedModel:
-    """Make each layer of `model` report its device, and embeddings, norm and head another one.
+    """Make each layer of `model` report its device in `layers`, and embeddings, norm and head `others`.
 
     Inputs of a module are moved to its device, as accelerate does for `device_map`.
     """
@@ -369,7 +375,7 @@ def _moving_to(device: torch.device) -> Callable[..., Any]:
 
 
 def on_the_cpu(kernel: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """A kernel for logical tensors of one device, computed by `kernel` on the CPU, without its own memory."""
+    """Wrap a CPU `kernel` for logical tensors of one device. A call is one launch that allocates only its output."""
 
     def launched(*args: Any, **kwargs: Any) -> Tensor:
         device = _common_device(kernel.__name__, args, kwargs)

@@ -16,7 +16,7 @@ from compresskv.semantic_heads import SemanticHeadScorer
 
 @dataclass(frozen=True)
 class RaggedAllocator:
-    """Different for every layer and KV head, and falling for earlier layers as later ones arrive."""
+    """Capacities that differ for every layer and KV head, and shrink for earlier layers as later layers are added."""
 
     def __call__(self, scores, shape, budget):
         base = budget - shape.window
@@ -38,7 +38,7 @@ def compresskv(layers: int) -> EvictionMethod:
 
 
 def settings_for(layers: int) -> list[Setting]:
-    """Settings of every kind for a model with this number of evicting layers."""
+    """Return settings of every kind for a model with this number of evicting layers."""
     return [
         Setting(SNAPKV, 20),
         Setting(SNAPKV, 47),
@@ -51,11 +51,11 @@ def settings_for(layers: int) -> list[Setting]:
 
 
 def evicting_layers(model: PreTrainedModel) -> list[int]:
-    """The places, in the model, of the layers that evict."""
+    """Return the indices of the model's layers that evict."""
     kinds, _ = get_layer_types_and_kwargs(model.config)
     return [i for i, kind in enumerate(kinds) if kind == "full_attention"]
 
 
 def name_of(setting: Setting) -> str:
-    """For the ids of parametrized tests."""
+    """Return a name of a setting for the ids of parametrized tests."""
     return "full" if setting.method is None else f"{type(setting.method.scorer).__name__}-{setting.budget}"

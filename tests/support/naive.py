@@ -1,4 +1,4 @@
-"""A naive reference of eviction: complete caches, explicit masks, plain attention, one row."""
+"""Naive reference implementation of eviction: complete caches, explicit masks, plain attention, one row."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,7 +14,7 @@ from compresskv.selection import running_capacities
 
 
 def attention_of(model: PreTrainedModel, ids: Tensor) -> list[Tensor]:
-    """Attention weights of every layer over the prompt, by transformers' eager code: [q_heads, prompt, prompt]."""
+    """Compute every layer's attention over the prompt with transformers' eager code: [q_heads, prompt, prompt]."""
     original = model.config._attn_implementation
     model.set_attn_implementation("eager")
     try:
@@ -25,14 +25,14 @@ def attention_of(model: PreTrainedModel, ids: Tensor) -> list[Tensor]:
 
 
 class FromAttention(LayerPrefill):
-    """A prefill whose window attention comes from the model itself rather than from our queries."""
+    """A layer whose window attention is the model's attention, stored in `queries`, instead of being recomputed."""
 
     def window_attention(self, window: int, dtype: torch.dtype | None = torch.float32) -> Tensor:
         return self.queries[:, -window:]
 
 
 def kept_positions(model: PreTrainedModel, ids: Tensor, setting: Setting, evicting: list[int]) -> list[list[set[int]]]:
-    """For each layer that evicts and each KV head, the prompt positions that are kept, chosen by sorting in Python."""
+    """Return the kept prompt positions of each evicting layer and KV head, selected by sorting in Python."""
     length, config = ids.numel(), model.config
     if setting.keeps_all(length):
         return [[set(range(length))] * config.num_key_value_heads for _ in evicting]
@@ -54,7 +54,7 @@ def kept_positions(model: PreTrainedModel, ids: Tensor, setting: Setting, evicti
 
 
 def logits(query: Tensor, key: Tensor, value: Tensor, scaling: float, sliding: int | None) -> tuple[Tensor, Tensor]:
-    """Masked logits [1, q_heads, new, total], and values of every query head."""
+    """Return masked logits [1, q_heads, new, total], and the values repeated for every query head."""
     groups = query.shape[1] // key.shape[1]
     key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
     made = query @ key.transpose(2, 3) * scaling
@@ -89,10 +89,10 @@ def generate(
     context: int | None = None,
     kept: list[list[set[int]]] | None = None,
 ) -> list[Tensor]:
-    """Logits [vocabulary] before each of `new` greedy tokens: full caches, evicted positions masked out by hand.
+    """Return the logits [vocabulary] of each of `new` greedy tokens, with full caches and evicted positions masked out.
 
-    Of `ids`, the first `context` are compressed, by default all; the others come in a second forward. `kept`: by
-    default `kept_positions`.
+    The first `context` of `ids` are compressed (default: all); the others are processed by a second forward. `kept`:
+    kept positions (default: `kept_positions`).
     """
     length = ids.numel() if context is None else context
     kept = kept or kept_positions(model, ids[:length], setting, evicting)

@@ -1,4 +1,7 @@
-"""A naive reference of eviction while decoding: tensors per KV head, rebuilt at every eviction; one setting."""
+"""Naive reference implementation of eviction during decode, for one setting.
+
+Keeps tensors per KV head and rebuilds them at every eviction.
+"""
 
 import torch
 from torch import Tensor
@@ -12,7 +15,7 @@ from tests.support.naive import attending_by
 
 
 class NaiveDecoding:
-    """A model that holds, for each layer and KV head, keys, values and positions, and all queries by position."""
+    """A model with keys, values and positions for each layer and KV head, and the queries of all positions."""
 
     def __init__(self, model: PreTrainedModel, setting: Setting, schedule: EvictionSchedule, kept: Kept):
         self.model, self.setting, self.schedule, self.kept = model, setting, schedule, kept
@@ -41,7 +44,7 @@ class NaiveDecoding:
         return torch.cat(outputs)[None].transpose(1, 2), None
 
     def feed(self, ids: Tensor) -> Tensor:
-        """The logits after `ids`: [vocabulary]."""
+        """Process `ids`; returns the logits [vocabulary] after them."""
         positions = torch.arange(self.seen, self.seen + ids.numel())
         with attending_by(self.model, self._attend):
             logits = self.model(ids[None], position_ids=positions[None], use_cache=False).logits[0, -1]
@@ -84,7 +87,7 @@ class NaiveDecoding:
                 self.keep(layer, head, torch.cat([torch.arange(protected), places + protected]))
 
     def generate(self, ids: Tensor, new: int, context: int | None = None) -> list[int]:
-        """Greedy tokens after `ids`, of which the first `context` are compressed (None: all)."""
+        """Generate greedy tokens after `ids`, of which the first `context` are compressed (None: all)."""
         self.prompt, self.end = ids.numel() if context is None else context, ids.numel()
         logits = self.feed(ids[: self.prompt])
         for layer, heads in enumerate(self.kept):

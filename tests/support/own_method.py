@@ -1,4 +1,4 @@
-"""A package with a method from outside the tree, and its configuration folder."""
+"""Write a package with a method from outside this repository, and its configuration folder."""
 
 from pathlib import Path
 
@@ -72,7 +72,7 @@ outside_method = outside_method.conf
 
 
 def write_package(folder: Path) -> Path:
-    """Write the package `outside_method` into `folder`; returns its folder of configuration."""
+    """Write the package `outside_method` into `folder`; returns its configuration folder."""
     package = folder / "outside_method"
     conf = package / "conf"
     (conf / "method" / "allocator").mkdir(parents=True)
@@ -84,7 +84,7 @@ def write_package(folder: Path) -> Path:
 
 
 def install(folder: Path) -> None:
-    """Leave beside the package what pip leaves, so that its entry point counts where `folder` is on the path."""
+    """Write the metadata that pip would write, so that the entry point is found if `folder` is on the path."""
     info = folder / "outside_method-1.0.dist-info"
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: outside-method\nVersion: 1.0\n")

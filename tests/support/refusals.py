@@ -1,4 +1,4 @@
-"""Check the field of a refusal, not its wording."""
+"""Check the field of a `UserError`, not its wording."""
 
 import re
 from collections.abc import Iterator
@@ -13,17 +13,17 @@ from compresskv.errors import UserError
 
 @contextmanager
 def refused(field: str | None, kind: type[UserError] = UserError, **data: Any) -> Iterator[pytest.ExceptionInfo]:
-    """Assert that the block raises an error about `field`; `data` as `assert_about` takes it."""
+    """Assert that the block raises an error about `field`. `data`: see `assert_about`."""
     with pytest.raises(kind) as caught:
         yield caught
     assert_about(caught.value, field, **data)
 
 
 def assert_about(error: UserError, field: str | None, names: str = "", **data: Any) -> None:
-    """Assert that an error is about `field`, is one line, and says what to do.
+    """Assert that an error is about `field`, fits on one line, and has a fix.
 
-    `names`: what the fix must name, such as a setting; `data`: the error's `value`, which may be given as a text, and
-    its `where`.
+    `names`: text that the fix must contain, such as the name of a setting. `data`: the error's `value`, which may be
+    given as text, and its `where`.
     """
     assert error.field == field, str(error)
     assert error.fix
@@ -34,7 +34,7 @@ def assert_about(error: UserError, field: str | None, names: str = "", **data: A
 
 
 def assert_refused(done: CompletedProcess, field: str) -> None:
-    """Assert that a command ended with one sentence about `field`, and not with a traceback."""
+    """Assert that a command failed with one sentence about `field` and without a traceback."""
     assert done.returncode
     assert "Traceback" not in done.stderr
     assert_sentence(done.stderr.splitlines()[-1], field)

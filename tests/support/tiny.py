@@ -1,4 +1,4 @@
-"""Tiny random models of the families that the seam serves."""
+"""Tiny random models of the supported families."""
 
 from functools import cache
 from pathlib import Path
@@ -32,7 +32,7 @@ SIZE = {
 }
 
 GEMMA3 = {"head_dim": 16, "sliding_window": 40, "layer_types": ["sliding_attention", "full_attention"] * 2}
-"""Sliding windows that short prompts do not fill."""
+"""Settings with sliding windows that are longer than short prompts."""
 
 FAMILIES = {
     "llama": lambda: LlamaForCausalLM(LlamaConfig(**SIZE)),
@@ -51,7 +51,7 @@ OTHERS = {"gemma3": lambda: Gemma3ForCausalLM(Gemma3TextConfig(**SIZE, **GEMMA3)
 
 @cache
 def model(family: str) -> PreTrainedModel:
-    """A random model in float32; the same for every test."""
+    """Return a random model in float32, the same for every test."""
     torch.manual_seed(0)
     made = (FAMILIES | OTHERS)[family]().eval()
     made.set_attn_implementation("sdpa")
@@ -59,12 +59,12 @@ def model(family: str) -> PreTrainedModel:
 
 
 def prompt(length: int, seed: int = 0) -> torch.Tensor:
-    """Random token ids [length]."""
+    """Return random token ids [length]."""
     return torch.randint(0, SIZE["vocab_size"], (length,), generator=torch.Generator().manual_seed(seed))
 
 
 def save(folder: Path, made: PreTrainedModel | None = None) -> Path:
-    """A folder of the hub's shape: a tiny model (None: the Llama) with a tokenizer of single characters."""
+    """Save a tiny model (default: the Llama) as a checkpoint folder, with a tokenizer of single characters."""
     (made or model("llama")).save_pretrained(folder)
     characters = {chr(place): place - 29 for place in range(32, 125)}
     bpe = models.BPE(vocab={"<unk>": 0, "<s>": 1, "</s>": 2, **characters}, merges=[], unk_token="<unk>")

@@ -1,4 +1,4 @@
-"""Build results trees like those of runs, without a model and without syncing files."""
+"""Build results trees as runs do, without a model and without syncing files."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -20,7 +20,7 @@ from evals.results.store import SampleStore, write_json
 
 LAYERS = 6
 SHARES = {"full": None, "streaming_llm": 0.3, "snapkv": 0.6, "compresskv": 0.85}
-"""Methods with the share of the full cache's score that each reaches at the smallest budget."""
+"""Methods, and the share of the full cache's score that each reaches at the smallest budget."""
 
 ENVIRONMENT = {
     "git_commit": "0123456789abcdef0123456789abcdef01234567",
@@ -33,13 +33,13 @@ ENVIRONMENT = {
 
 @cache
 def nodes(experiment: str) -> dict[str, dict[str, Any]]:
-    """The method nodes of an experiment by the name that results have."""
+    """Return the method nodes of an experiment, by the method's name in results."""
     configs = sweep(f"experiment={experiment}", only="method")
     return {method_config(config["method"]).name: config["method"] for config in configs}
 
 
 def line(id: str, score: float = 50.0, budget: int | None = 64, **fields: Any) -> dict[str, Any]:
-    """A sample's line like those of runs."""
+    """Return a sample line as a run writes it."""
     kept = (
         [1000] * LAYERS if budget is None else [max(0, budget + 8 * (layer - LAYERS // 2)) for layer in range(LAYERS)]
     )
@@ -64,7 +64,7 @@ def line(id: str, score: float = 50.0, budget: int | None = 64, **fields: Any) -
 
 
 def cells(scores: Sequence[float], **fields: Any) -> list[dict[str, Any]]:
-    """Lines of two prompt lengths with the scores, in turn."""
+    """Return lines with these scores, alternately of two prompt lengths."""
     lines = []
     for place, score in enumerate(scores):
         length, depth = (1000, 2000)[place % 2], 50.0 * (place // 2)
@@ -73,7 +73,7 @@ def cells(scores: Sequence[float], **fields: Any) -> list[dict[str, Any]]:
 
 
 def about(method: str = "snapkv", budget: int | None = 64, **fields: Any) -> dict[str, Any]:
-    """The description of a setting for `finish`; `of_eval`, `of_config`: further configuration."""
+    """Return the description of a setting for `finish`. `of_eval`, `of_config`: additional configuration."""
     content = {"model": "tiny", "eval": "niah", "task": "needle", "protocol": "corrected"} | fields
     of_eval, of_config = content.pop("of_eval", {}), content.pop("of_config", {})
     config = {
@@ -106,9 +106,9 @@ def setting(
     node: Mapping[str, Any] | None = None,
     **fields: Any,
 ) -> Record:
-    """A finished setting with these lines or scores; `node`: its method, or else the `experiment`'s. See `about`.
+    """Write a finished setting with these lines or scores. `node`: its method, by default the `experiment`'s.
 
-    With a `model_fingerprint`, its lines name the setting and the weights, as those of a run do.
+    With a `model_fingerprint`, its lines name the setting and the weights, as in a run. Other `fields`: see `about`.
     """
     budget = None if method == "full" else budget
     if not isinstance(lines, Mapping) and not all(isinstance(each, dict) for each in lines):
@@ -131,7 +131,7 @@ def setting(
 
 
 def unfinished(results: Path, method: str = "snapkv", ids: Sequence[str] = ("1",), **fields: Any) -> Path:
-    """A setting whose run was killed after these samples: no summary; returns its folder."""
+    """Write a setting without a summary, as if killed after these samples; returns its folder."""
     store = SampleStore(folder(results, method, **fields))
     for id in ids:
         store.append(line(id))
@@ -142,7 +142,7 @@ def unfinished(results: Path, method: str = "snapkv", ids: Sequence[str] = ("1",
 def needles(
     results: Path, model: str = "tiny", lengths=(1000, 2000), depths=5, budgets=(64, 128), **place: Any
 ) -> None:
-    """A sweep on needles: every method at every budget, with KL."""
+    """Write a sweep on needles: every method at every budget, with KL."""
     noise = np.random.default_rng(0).random((len(lengths), depths))
     for method, share in SHARES.items():
         for budget in budgets if share is not None else (None,):
@@ -162,7 +162,7 @@ def needles(
 
 
 def longbench(results: Path, model: str = "tiny", tasks=ENGLISH[:3], n=4, budgets=(64,), methods=SHARES) -> None:
-    """A sweep on LongBench tasks with rows that are not official."""
+    """Write a sweep on LongBench tasks with rows that are not official."""
     random = np.random.default_rng(1)
     for task in tasks:
         noise = random.random(n)
@@ -178,14 +178,14 @@ def longbench(results: Path, model: str = "tiny", tasks=ENGLISH[:3], n=4, budget
 def longbench_task(
     results: Path, task: str, method: str = "snapkv", scores: Sequence[float] = (50.0,), **fields: Any
 ) -> Record:
-    """A finished setting on a LongBench task, whose rows are not official."""
+    """Write a finished setting on a LongBench task, with rows that are not official."""
     budget = fields.pop("budget", 64)
     lines = [line(str(row), score, budget, answers=["a"], length=1) for row, score in enumerate(scores)]
     return setting(results, lines, method, budget, eval="longbench", task=task, **fields)
 
 
 def efficiency(results: Path, model: str = "tiny") -> Path:
-    """One measurement of two settings at two lengths, and in two pools, of which one holds no full cache."""
+    """Write a measurement of two settings at two lengths and in two pools; the full cache does not fit one pool."""
     rows, pools = [], []
     for length in (1000, 2000):
         for name, factor in (("full", 1.0), ("compresskv 64", 0.5)):
@@ -208,7 +208,10 @@ def efficiency(results: Path, model: str = "tiny") -> Path:
 
 
 def version_1(results: Path) -> Path:
-    """A setting as the first version left it: no version, no checksums, other configuration; returns its folder."""
+    """Write a setting as the first version did, without version and checksums; returns its folder.
+
+    Its configuration also differs from the current format.
+    """
     place = folder(results, digest="0123abcd")
     place.mkdir(parents=True)
     text = '{"id": "1", "score": 40.0, "realised_budget": 64.0, "cache_bytes": 10, "compressed": true, '

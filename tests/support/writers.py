@@ -14,7 +14,7 @@ SNAPKV = SnapKVScorer(Observation(window=4))
 
 @dataclass(frozen=True)
 class Writes:
-    """SnapKV's scores, after writing to `name` of the layer by way of `how`."""
+    """A scorer that writes to `name` of the layer in the way `how`, then returns SnapKV's scores."""
 
     name: str = "keys"
     how: str = "itself"
@@ -37,7 +37,7 @@ class Writes:
 
 @dataclass(frozen=True)
 class WritesAttention:
-    """Forgets the sinks, in the attention that all scorers share."""
+    """A scorer that sets the attention to the sinks to 0, in the tensor that all scorers share."""
 
     window: int = 4
 
@@ -49,7 +49,7 @@ class WritesAttention:
 
 @dataclass(frozen=True)
 class WritesLater:
-    """Writes to what it saw, or returned, one layer before."""
+    """A scorer that writes to the keys it received, or the scores it returned, one layer before."""
 
     what: str = "keys"
     window: int = 4
@@ -122,9 +122,9 @@ COUNTED = {
     "an allocator, scores": (of(allocator=Sorts()), "Sorts"),
     "an allocator, ranking": (of(allocator=Sorts("ranking")), "Sorts"),
 }
-"""What PyTorch counts: a method, and the name of the part that a message has to have."""
+"""Writes that PyTorch counts: a method, and the name of the part that the message must contain."""
 
 WRITERS = {fault: method for fault, (method, _) in COUNTED.items()} | {
     f"{name} through {how}": of(Writes(name, how)) for how in ("data", "numpy") for name in ("keys", "values")
 }
-"""These, and what only a comparison with a copy finds."""
+"""All methods of `COUNTED`, and writes that only a comparison with a copy detects."""

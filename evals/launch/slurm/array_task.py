@@ -1,4 +1,4 @@
-"""What an array task does: run its groups one by one. A kill or a requeue costs one sample."""
+"""The program of an array task: run its groups one by one. A kill or a requeue loses at most one sample."""
 
 import os
 import signal
@@ -16,9 +16,9 @@ from evals.results.store import write_json
 
 @dataclass
 class ArrayTask:
-    """Runs groups one by one in one process. submitit calls it on the node, and `checkpoint` before it requeues.
+    """Runs groups one by one in one process. submitit calls it on the node, and calls `checkpoint` before a requeue.
 
-    `orders`: for each group the configurations of its jobs, and the file for their outcome.
+    `orders`: for each group, the configurations of its jobs and the file for their outcome.
     """
 
     orders: Sequence[tuple[Sequence[Mapping[str, Any]], Path]]
@@ -33,12 +33,15 @@ class ArrayTask:
         except UncompletedJobError as error:
             print(f"{error} Raise hydra.launcher.time or .requeues; the same command continues from here.", flush=True)
             os._exit(1)
-        # submitit would add its own traceback at the end of the log, and pickle a result that nothing reads.
+        # Exit here: submitit would append its own traceback to the log and pickle a result that nothing reads.
         sys.stdout.flush()
         os._exit(1 if failed else 0)
 
     def checkpoint(self) -> DelayedSubmission:
-        """The same task again. Finished samples are stored; the process must release their folder first."""
+        """Return the same task for the requeue.
+
+        Finished samples are stored. The process is killed, so that it releases their folder.
+        """
         process = self._worker.process if self._worker else None
         if process and process.returncode is None:
             os.kill(process.pid, signal.SIGKILL)
@@ -51,7 +54,7 @@ class ArrayTask:
         print(f"group of {len(configs)} settings, outcome: {outcome}", flush=True)
         answer = self._worker.run(configs, None, _to_log)
         while answer.code and self._ending:
-            # Under preemption SLURM requeues tasks that it ends, but not tasks that end by themselves.
+            # Wait to be ended: under preemption, SLURM does not requeue tasks that end by themselves.
             signal.pause()
         if answer.code < 0:
             print(f"the group was killed by {signal.Signals(-answer.code).name}", flush=True)
@@ -69,6 +72,6 @@ def _to_log(line: bytes) -> None:
 
 
 def _ignore_notices() -> None:
-    # SLURM sends these to every process of the job; `ArrayTask` decides what to do.
+    # SLURM sends these signals to every process of the job; `ArrayTask` decides how to react.
     signal.signal(signal.SIGUSR2, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)

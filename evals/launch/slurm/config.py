@@ -32,13 +32,15 @@ Option = Annotated[str, AfterValidator(_option)]
 
 @dataclass(frozen=True)
 class SlurmConfig:
-    """`groups_per_task`: groups of one model that an array task runs, loading it once. `time` in minutes; `setup`:
-    shell lines before each array task; `sbatch`: any other options by long name.
+    """Settings of the SLURM launcher; None: the cluster's default.
 
-    `requeues`: how often a task that ran out of time is queued again, `notice` seconds before the end of its time.
-    `poll`: seconds between checks of the queue. None: the cluster's default.
+    `time`: minutes. `groups_per_task`: number of groups of one model that an array task runs, loading the model once.
+    `setup`: shell lines that run before each array task. `sbatch`: further options of sbatch by long name.
 
-    Every value of the job's script is a single line, so that it cannot add lines to the script.
+    `requeues`: how often a task that runs out of time is queued again. `notice`: seconds before the end of its time at
+    which it is requeued. `poll`: seconds between checks of the queue.
+
+    Every value in the job's script is a single line, so that it cannot add lines to the script.
     """
 
     partition: LineText | None
@@ -59,7 +61,10 @@ class SlurmConfig:
     folder: Annotated[LineText, AfterValidator(_as_written)]
 
     def submitit(self, root: Path) -> dict:
-        """These settings by the names of submitit's executor. `root`: the folder from which the harness is imported."""
+        """Return these settings by the names of submitit's executor.
+
+        `root`: the folder from which the harness is imported.
+        """
         given = {"partition": self.partition, "account": self.account, "qos": self.qos, "gres": self.gres}
         given |= {"mem": self.memory}
         path = f"export PYTHONPATH={shlex.quote(str(root))}${{PYTHONPATH:+:$PYTHONPATH}}"

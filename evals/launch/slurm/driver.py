@@ -29,7 +29,7 @@ class Slurm:
     settings: Mapping[str, Any]
 
     def __call__(self, jobs: Sequence[Job]) -> None:
-        """Raises `UserError` if SLURM refuses the jobs, and at the end if settings failed."""
+        """Run the jobs. Raises `UserError` if SLURM refuses the jobs, and at the end if settings failed."""
         config = checked("hydra.launcher", SlurmConfig, self.settings)
         require_slurm()
         console = Console(stderr=True, soft_wrap=True, markup=False, highlight=False)
@@ -56,7 +56,7 @@ def _ended(task: Submitted, last: State) -> GroupRun:
 
 
 def follow(tasks: Sequence[Submitted], poll: float, console: Console) -> dict[str, State]:
-    """Wait until all tasks are over, printing what changes; returns their last states."""
+    """Wait until all tasks have ended, print changes, and return the last states."""
     before: dict[str, State] = {}
     printed = ""
     while True:
@@ -74,7 +74,7 @@ def follow(tasks: Sequence[Submitted], poll: float, console: Console) -> dict[st
 
 
 def _interrupted(ids: Sequence[str]) -> NoReturn:
-    """Ask whether to cancel the jobs of an interrupted driver, and end it."""
+    """Ask whether to cancel the jobs of an interrupted driver, then exit."""
     answer = ""
     if sys.stdin.isatty():
         try:

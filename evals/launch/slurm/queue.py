@@ -5,7 +5,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 GONE = "gone from the queue"
-"""SLURM forgets a finished job after its MinJobAge."""
+"""State of a job that squeue no longer lists: SLURM forgets a finished job after its MinJobAge."""
 
 OVER = {GONE, "BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY"}
 OVER |= {"PREEMPTED", "REVOKED", "TIMEOUT"}
@@ -14,7 +14,7 @@ OVER |= {"PREEMPTED", "REVOKED", "TIMEOUT"}
 
 @dataclass(frozen=True)
 class State:
-    """A job's state and SLURM's reason for it, as squeue prints them."""
+    """A job's state and SLURM's reason for it, as printed by squeue."""
 
     name: str
     reason: str = ""
@@ -28,7 +28,7 @@ class State:
 
 
 def states(ids: Collection[str]) -> dict[str, State] | None:
-    """The state of each job; None if SLURM does not answer."""
+    """Return the state of each job; None if SLURM does not answer."""
     arrays = ",".join(sorted({id.split("_")[0] for id in ids}))
     command = ["squeue", "--noheader", "--array", "--states=all", f"--jobs={arrays}", "--format=%i|%T|%r"]
     try:
@@ -43,5 +43,5 @@ def states(ids: Collection[str]) -> dict[str, State] | None:
 
 
 def cancel_command(ids: Collection[str]) -> Sequence[str]:
-    """The command that cancels these jobs."""
+    """Return the command that cancels these jobs."""
     return ["scancel", *sorted({id.split("_")[0] for id in ids})]

@@ -19,7 +19,7 @@ from evals.results.store import new_folder
 
 @dataclass(frozen=True)
 class Submitted:
-    """A submitted group: id and log of its array task, and the file for the outcome of its settings."""
+    """A submitted group: the id and log of its array task, and the file for the outcome of its settings."""
 
     group: Group
     id: str
@@ -45,7 +45,7 @@ def require_slurm() -> None:
 
 
 def submit(config: SlurmConfig, groups: Sequence[Group]) -> list[Submitted]:
-    """Submit one array task per bundle of groups; returns the groups. Raises `UserError` if SLURM refuses."""
+    """Submit one array task per bundle of groups and return the groups. Raises `UserError` if SLURM refuses."""
     from submitit import SlurmExecutor
     from submitit.core.utils import FailedJobError, FailedSubmissionError
 
@@ -61,7 +61,7 @@ def submit(config: SlurmConfig, groups: Sequence[Group]) -> list[Submitted]:
         return ArrayTask([(groups[number].configs, outcomes[number]) for number in bundle])
 
     try:
-        # The exception includes what sbatch writes to stderr.
+        # The exception already includes the stderr of sbatch.
         with _outside_of_jobs(), redirect_stderr(io.StringIO()), executor.batch():
             jobs = [executor.submit(task_of(bundle)) for bundle in bundled]
     except (FailedJobError, FailedSubmissionError, subprocess.SubprocessError, OSError) as error:
@@ -79,7 +79,7 @@ def submit(config: SlurmConfig, groups: Sequence[Group]) -> list[Submitted]:
 
 
 def bundles(groups: Sequence[Group], size: int) -> list[list[int]]:
-    """The groups, by their numbers, in bundles of at most `size` of the same model."""
+    """Split the groups, by their numbers, into bundles of at most `size` groups of the same model."""
     by_model: dict[str, list[int]] = {}
     for number, group in enumerate(groups):
         by_model.setdefault(group.model, []).append(number)
@@ -91,7 +91,7 @@ def bundles(groups: Sequence[Group], size: int) -> list[list[int]]:
 
 @contextmanager
 def _outside_of_jobs() -> Iterator[None]:
-    """Hide the job in which the driver itself may run: sbatch and srun would apply its settings to the new jobs."""
+    """Hide the job in which the driver itself may run; sbatch and srun would apply its settings to the new jobs."""
     from submitit.helpers import clean_env
 
     cluster = {name: os.environ[name] for name in ("SLURM_CONF",) if name in os.environ}
@@ -101,6 +101,6 @@ def _outside_of_jobs() -> Iterator[None]:
 
 
 def _complaint(text: str) -> str:
-    """The messages of sbatch in an error of submitit."""
+    """Extract the messages of sbatch from an error of submitit."""
     complaints = re.findall(r"^sbatch: error: (.*)$", text, flags=re.MULTILINE)
     return "; ".join(complaints) or " ".join(text.split())

@@ -1,4 +1,4 @@
-"""Line charts as plain SVG: positions of all parts; the template draws them."""
+"""Line charts as plain SVG. This module computes the positions; the template draws them."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -10,17 +10,17 @@ LEFT, RIGHT, TOP, BOTTOM = 46, 10, 10, 38
 """Sizes in SVG units, about one pixel on a phone."""
 
 SMALLEST = 1e-12
-"""A smaller span of values is drawn as a single value."""
+"""Minimum span of values on the y axis; a smaller span is drawn as a single value."""
 
 STYLES = 8
-"""Numbers of colours and of markers; every further round combines a colour with the next marker and dash."""
+"""Number of colours and of markers. Every further round combines a colour with the next marker and dash."""
 
 DASHES = 4
 
 
 @dataclass(frozen=True)
 class Point:
-    """A value in the chart's units, with its interval if there is one."""
+    """A value in the chart's units, with the bounds of its interval if it has one."""
 
     x: float
     y: float
@@ -31,7 +31,10 @@ class Point:
 
 @dataclass(frozen=True)
 class Line:
-    """`level`: a horizontal line of a single value, such as the full cache's. `style` counts from 0."""
+    """A line of a chart.
+
+    `level`: whether it is a horizontal line of a single value, such as the full cache's. `style` counts from 0.
+    """
 
     label: str
     points: Sequence[Point]
@@ -44,14 +47,17 @@ class Line:
 
     @property
     def look(self) -> tuple[int, int, int]:
-        """Numbers of colour, marker and dash; unique for 64 lines."""
+        """Indices of colour, marker and dash; unique for 64 lines."""
         turn = self.style // STYLES
         return self.style % STYLES, (self.style + turn) % STYLES, (self.style + turn) % DASHES
 
 
 @dataclass(frozen=True)
 class Chart:
-    """`log`: powers of two on the x axis, with a tick at every x. `marked`: whether every point has its marker."""
+    """A line chart.
+
+    `log`: whether the x axis has a log2 scale. `marked`: whether every point has a marker.
+    """
 
     title: str
     x_label: str
@@ -70,7 +76,7 @@ class Chart:
 
     @cached_property
     def xs(self) -> list[float]:
-        """The x values of all lines except levels, in order."""
+        """The sorted x values of all lines except levels."""
         values: set[float] = set()
         for line in self.lines:
             if not line.level:
@@ -79,7 +85,7 @@ class Chart:
 
     @cached_property
     def y_ticks(self) -> list[float]:
-        """Four to six round values that span all points and 0."""
+        """Round values that span all points and 0, usually four to six."""
         lows = [point.y if point.low is None else point.low for point in self.points]
         highs = [point.y if point.high is None else point.high for point in self.points]
         low, high = min([0.0, *lows]), max([0.0, *highs])
@@ -113,13 +119,13 @@ class Chart:
         return round(HEIGHT - BOTTOM - (value - low) / (high - low) * (HEIGHT - TOP - BOTTOM), 1)
 
     def path(self, line: Line) -> str:
-        """The `d` attribute of a line's path; a level spans the chart."""
+        """Return the `d` attribute of a line's path. A level spans the whole chart."""
         if line.level:
             return f"M{LEFT} {self.y(line.points[0].y)}H{WIDTH - RIGHT}"
         return "M" + "L".join(f"{self.x(point.x)} {self.y(point.y)}" for point in line.points)
 
     def markers(self, line: Line) -> list[Point]:
-        """The points with a marker: all, or every fifth if `marked` is false, offset by the line's style."""
+        """Return the points with a marker: all, or every fifth (offset by the line's style) if `marked` is false."""
         if line.level:
             return []
         return list(line.points) if self.marked else list(line.points)[line.style % 5 :: 5]

@@ -1,4 +1,4 @@
-"""The data of the page's script, as JSON: all settings with their origin, and the samples of the browser."""
+"""Build the JSON data for the page's script: all settings with their origin, and the samples for the browser."""
 
 import json
 from collections.abc import Sequence
@@ -13,17 +13,17 @@ from evals.results.schema import FIDELITY, Line
 from evals.tables.methods import Name
 
 NUMBERS = ("score", "interval", "n", "realised_budget", "cache_bytes", "total_cache_bytes", "uncompressed", "truncated")
-"""Fields of a summary that the list of settings shows."""
+"""Summary fields that the list of settings shows."""
 
 ORIGIN = ("dtype", "backend", "model_fingerprint", "schema_version")
-"""Fields of a summary that describe its origin, besides configuration and environment."""
+"""Summary fields that describe a setting's origin, in addition to configuration and environment."""
 
 OF_SETTING = ("prediction", "new_tokens", "realised_budget", "cache_bytes", "kept", *FIDELITY, "kl_per_token")
-"""Fields of a sample that depend on the setting, besides its scores; the others depend on the prompt alone."""
+"""Sample fields that depend on the setting, in addition to its scores. The other fields depend only on the prompt."""
 
 
 class _Table:
-    """Values that many settings share; each is stored once, and settings refer to it by its place."""
+    """Stores values that many settings share. Each value is stored once, and settings refer to it by index."""
 
     def __init__(self) -> None:
         self.values: list[Any] = []
@@ -31,13 +31,13 @@ class _Table:
         self._known: dict[int, int] = {}
 
     def place(self, value: Any) -> int:
-        """The place of the value, which must outlive this table: the same object is not compared again."""
+        """Return the index of `value`, which must outlive this table: the same object is not compared again."""
         if id(value) not in self._known:
             self._known[id(value)] = self.place_of_equal(value)
         return self._known[id(value)]
 
     def place_of_equal(self, value: Any) -> int:
-        """The place of what equals the value."""
+        """Return the index of the stored value that equals `value`; store `value` if there is none yet."""
         text = json.dumps(value, sort_keys=True, default=str)
         if text not in self._places:
             self._places[text] = len(self.values)
@@ -46,7 +46,11 @@ class _Table:
 
 
 def settings_and_samples(tree: Tree) -> dict[str, Any]:
-    """`settings`, which refer to places in `shared`; and `samples` by prompt, each with the answers of its settings."""
+    """Return the page's `settings`, `shared` values and `samples`.
+
+    `settings` refer to values by their index in `shared`. `samples` has one entry per prompt, with the answers of its
+    settings.
+    """
     shared = _Table()
     ordered = sorted(tree.settings, key=_model_and_eval)
     named: list[Name] = []
@@ -83,7 +87,7 @@ def _setting(setting: Setting, name: str, shared: _Table) -> dict[str, Any]:
 
 
 def _samples(ordered: Sequence[Setting]) -> list[dict[str, Any]]:
-    """The browsed samples by prompt; `by` has an answer for each setting, named by its place among all settings."""
+    """Return the browsed samples by prompt. `by` has one answer per setting, with the setting's index."""
     prompts: dict[tuple[str, ...], dict[str, Any]] = {}
     for place, setting in enumerate(ordered):
         record = setting.record
@@ -99,7 +103,7 @@ def _samples(ordered: Sequence[Setting]) -> list[dict[str, Any]]:
 
 
 def _in_order(record: Record) -> tuple[bool, str, tuple[int, float]]:
-    """The sort key of an answer: the full cache first, then methods by name and budget."""
+    """Return the sort key of an answer: the full cache first, then methods by name and budget."""
     return record.budget is not None, record.method, smallest_first(record.budget)
 
 
@@ -108,7 +112,7 @@ def _of_setting(line: Line) -> Line:
 
 
 def _of_prompt(line: Line) -> Line:
-    """The fields of a prompt."""
+    """Return the fields that depend only on the prompt."""
     return {
         key: value
         for key, value in line.items()

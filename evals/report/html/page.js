@@ -1,5 +1,5 @@
 "use strict";
-// Everything that is shown comes from the page's own JSON, and is only ever set as text.
+// All data comes from the JSON embedded in the page, and is only inserted as text.
 const data = JSON.parse(document.getElementById("data").textContent);
 const byId = (id) => document.getElementById(id);
 
@@ -16,7 +16,7 @@ function element(name, attributes = {}, ...children) {
 const distinct = (values) => [...new Set(values)];
 const fixed = (value, digits) => (typeof value === "number" ? value.toFixed(digits) : "–");
 
-// A labelled choice; `options` are [value, text].
+// A labelled select element; `options` are [value, text].
 function choice(label, options, onchange) {
   const select = element("select", { onchange: () => onchange(select.value) });
   for (const [value, text] of options) select.append(element("option", { value }, text));
@@ -31,7 +31,7 @@ function search(label, oninput) {
 const words = (text) => text.toLowerCase().split(/\s+/).filter(Boolean);
 const matches = (text, wanted) => wanted.every((word) => text.includes(word));
 
-// Theme: the system's, unless chosen; remembered where the browser lets a local file do so.
+// Theme: the system's by default. A choice is remembered if the browser allows it for local files.
 {
   const button = byId("theme"), themes = ["system", "light", "dark"];
   let theme = "system";
@@ -50,7 +50,7 @@ const matches = (text, wanted) => wanted.every((word) => text.includes(word));
   });
 }
 
-// Tables: a button in each column's head; numbers sort as numbers, what has none comes last.
+// Sortable tables: a button in each column's head. Numbers sort as numbers; cells without a number come last.
 function sortable(table) {
   const heads = [...table.tHead.rows[0].cells];
   heads.forEach((head, column) => {
@@ -77,7 +77,7 @@ function compare([number, text], [other, otherText], down) {
 
 document.querySelectorAll("table.sortable").forEach(sortable);
 
-// Heatmaps: cividis, with the number in each cell in whichever of black and white is easier to read.
+// Heatmaps: cividis; the number in a cell is black or white, depending on which is easier to read.
 const CIVIDIS = ["00224e", "123570", "3b496c", "575d6d", "707173", "8a8678", "a59c74", "c3b369", "e1cc55", "fee838"].map((hex) => [0, 2, 4].map((at) => parseInt(hex.slice(at, at + 2), 16)));
 
 function shade(share) {
@@ -133,7 +133,7 @@ if (byId("panels")) {
     const allBudgets = distinct(board.panels.map((panel) => panel.budget).filter((budget) => budget !== null));
     const known = ["FullKV", "CompressKV", "SnapKV", "PyramidKV"].filter((name) => allMethods.includes(name));
     methods = new Set(known.concat(allMethods.filter((name) => !known.includes(name))).slice(0, 4));
-    // The two budgets at which most of these ran, the smallest first.
+    // The two budgets at which most of these methods ran; ties keep the order of the panels.
     const ran = (budget) => board.panels.filter((panel) => panel.budget === budget && methods.has(panel.method)).length;
     budgets = new Set([...allBudgets].sort((a, b) => ran(b) - ran(a)).slice(0, 2));
     const [label, select] = choice("model", data.panels.map((each, i) => [i, each.model]), open);
@@ -144,7 +144,7 @@ if (byId("panels")) {
   open(0);
 }
 
-// Maps, of which one is shown.
+// Head maps; one is shown at a time.
 if (byId("map")) {
   const draw = (place) => {
     const map = data.maps[place];
@@ -179,7 +179,7 @@ function facts(pairs) {
 const bytes = (size) => (size >= 1e4 ? `${(size / 1e6).toFixed(2)} MB` : `${size} bytes`);
 const plain = (value) => (typeof value === "object" ? JSON.stringify(value) : String(value));
 
-// Values side by side, as bars and as numbers; `id` tells one from another for those who hear the page.
+// Values as bars and as numbers; `id` distinguishes them for screen readers.
 function bars(values, title, about, id) {
   if (!values || !values.length) return null;
   const most = Math.max(...values), width = 240 / values.length, ns = "http://www.w3.org/2000/svg";
@@ -198,7 +198,7 @@ function kept(layers, id) {
   return layers && bars(layers, `kept by layer: ${Math.min(...layers)} to ${Math.max(...layers)}`, "tokens kept, by layer", id);
 }
 
-// The first token of an answer comes before any eviction.
+// The first token of an answer is generated before any eviction and is left out.
 function kl(values, id) {
   return values && bars(values, `KL by token: up to ${Math.max(0, ...values)}`, `nats at each token of the full cache's answer after the first${values.length === 128 ? ", the first 128" : ""}`, id);
 }

@@ -1,4 +1,4 @@
-"""Read a results tree for the page, one setting at a time, and keep only what the page shows."""
+"""Read a results tree for the page, one setting at a time, and keep only the data that the page shows."""
 
 import json
 import sys
@@ -17,27 +17,27 @@ from evals.results.shows import hook, own_fields, sound
 from evals.results.verify import failed_of
 
 EMBEDDED = 2400
-"""At most this many sample lines are in the page's browser, so that pages of large trees open quickly."""
+"""Maximum number of sample lines in the page's browser, so that pages of large trees open quickly."""
 
 LONGEST = 1200
-"""At most this many characters of a prediction or an answer are shown."""
+"""Maximum number of characters shown of a prediction or an answer."""
 
 TOKENS = 128
-"""Tokens of an answer whose KL is shown."""
+"""Maximum number of tokens of an answer for which the KL is shown."""
 
 ALL_FIELDS = ("id", "score", "prompt_sha256", *FIDELITY)
-"""Fields of lines that tables and figures need, besides those of the evaluation."""
+"""Line fields that tables and figures need, in addition to the fields of the evaluation."""
 
 BROWSED = (
     *("id", "prompt_tail", "prediction", "prompt_tokens", "prompt_sha256", "truncated", "new_tokens"),
     *("realised_budget", "cache_bytes", *FIDELITY),
 )
-"""Fields of lines that the browser shows, besides those of the evaluation and all scores."""
+"""Line fields that the browser shows, in addition to the fields of the evaluation and all scores."""
 
 
 @dataclass(frozen=True)
 class Setting:
-    """One setting with a summary; its `record` has only what the page shows.
+    """One setting with a summary; its `record` has only the data that the page shows.
 
     `kept`: mean tokens kept by each layer, over samples and KV heads. `batches`: each combination of settings that it
     was decoded with. `browsed`: the lines for the browser.
@@ -51,7 +51,10 @@ class Setting:
 
 @dataclass(frozen=True)
 class Tree:
-    """All settings with a summary, and how many are `unfinished`. `faults`: a phrase for each fault of a file."""
+    """All settings with a summary, and the number of `unfinished` ones without.
+
+    `faults`: a phrase for each fault of a file.
+    """
 
     results: Path
     settings: Sequence[Setting]
@@ -62,7 +65,7 @@ class Tree:
 
     @property
     def texts(self) -> bool:
-        """Whether any line of the browser has what a model wrote."""
+        """Whether any line in the browser has the text that a model generated."""
         return any("prediction" in line for setting in self.settings for line in setting.browsed)
 
 
@@ -102,7 +105,7 @@ def read(results: Path) -> Tree:
 
 
 class _Shared:
-    """Keeps one object for equal values: most settings of a sweep share configuration, environment and ids."""
+    """Keeps one object for equal values. Most settings of a sweep share configuration, environment and ids."""
 
     def __init__(self) -> None:
         self._known: dict[str, Any] = {}
@@ -111,7 +114,7 @@ class _Shared:
         return self._known.setdefault(json.dumps(value, sort_keys=True, default=str), value)
 
     def each(self, mapping: Any) -> dict[str, Any]:
-        """The mapping with shared values."""
+        """Return the mapping with shared values."""
         return {key: self.one(value) for key, value in mapping.items()} if isinstance(mapping, Mapping) else {}
 
 
@@ -139,7 +142,7 @@ def _setting(record: Record, browsed: set[str], shared: _Shared) -> Setting:
 
 
 def _reduced(task: str, line: Line) -> Line:
-    """The fields of the evaluation, and its further scores."""
+    """Return the fields of the evaluation, and its further scores."""
     return own_fields(line) | {name: value for name, value in line.items() if name.startswith("score_")}
 
 
@@ -163,7 +166,10 @@ def _browsed(record: Record, line: Line) -> Line:
 
 
 def _shortened(value: Any) -> Any:
-    """A text with at most `LONGEST` characters, and how many more there are; of a list of texts, the first five."""
+    """Cut a text to `LONGEST` characters and append how many were cut.
+
+    Of a list of texts, return the first five, each cut.
+    """
     if isinstance(value, list) and all(isinstance(item, str) for item in value):
         return [_shortened(item) for item in value[:5]]
     if isinstance(value, str) and len(value) > LONGEST:
@@ -172,12 +178,12 @@ def _shortened(value: Any) -> Any:
 
 
 def _damaged(record: Record) -> bool:
-    """Whether a setting without a readable summary has a file of that name."""
+    """Return whether a setting without a readable summary has a file summary.json."""
     return (record.path / "summary.json").exists() or (record.path / "summary.json").is_symlink()
 
 
 def _faults(record: Record) -> list[str]:
-    """Faults that need no further reading; `python -m evals results verify` checks everything."""
+    """Return the faults found without further reading; `python -m evals results verify` checks everything."""
     phrases = []
     if record.failures:
         phrases.append(f"{record.name}: {failed_of(record.failures)}")
@@ -190,8 +196,9 @@ def _faults(record: Record) -> list[str]:
 
 
 def _sample_places(waiting: Sequence[Record]) -> dict[tuple[str, ...], tuple[int, int, int]]:
-    """For each group with lines in the browser: first and last place of its settings, and samples per setting.
+    """Choose the groups whose lines are in the browser.
 
+    Returns for each group: the first index of its settings, the index after the last one, and the samples per setting.
     All settings of a group show the same samples. In large trees, evenly spaced groups are chosen.
     """
     places: dict[tuple[str, ...], list[int]] = {}
@@ -207,7 +214,7 @@ def _sample_places(waiting: Sequence[Record]) -> dict[tuple[str, ...], tuple[int
 
 
 def spread(items: Sequence[Any], count: int) -> list[Any]:
-    """At most `count` of the items, evenly spaced."""
+    """Return at most `count` of the items, evenly spaced."""
     if len(items) <= count:
         return list(items)
     return [items[place * len(items) // count] for place in range(count)]

@@ -1,4 +1,4 @@
-"""Scores of the page: tables of means, sentences about them, and charts."""
+"""The scores on the page: tables of means, sentences about them, and charts."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,21 +18,21 @@ from evals.tables.methods import METHODS
 from evals.tables.table import OTHERS, SCORE, Row, Section, Table, Texts
 
 LAYER_CHARTS = 8
-"""Layers are drawn for at most this many budgets, evenly spaced."""
+"""Maximum number of budgets for which the tokens by layer are drawn; the budgets are evenly spaced."""
 
 LINES = 12
-"""A chart has at most this many lines; tables have all."""
+"""Maximum number of lines in a chart over budgets or layers; tables have all rows."""
 
 FIRST = 10
-"""At most this many comparisons of a model and evaluation are shown first; the others can be unfolded."""
+"""Maximum number of comparisons shown first for a model and evaluation; the others can be unfolded."""
 
 COMPARED = 12
-"""The overview has verdicts for at most this many models and evaluations."""
+"""Maximum number of models and evaluations for which the page shows verdicts."""
 
 
 @dataclass(frozen=True)
 class Sentence:
-    """A comparison in words. `better`: it shows a difference; `partial`: it is over part of the samples."""
+    """A comparison in words. `better`: it shows a difference; `partial`: it covers part of the samples."""
 
     text: str
     better: bool
@@ -41,10 +41,11 @@ class Sentence:
 
 @dataclass(frozen=True)
 class Board:
-    """Everything of one model and evaluation. `compared`: it has verdicts. `texts` are shown instead of the table.
+    """The content for one model and evaluation.
 
-    `columns`: columns of the table with their heads, the average first, so that it is visible without scrolling.
-    `over`: charts over the columns, for tables without budgets.
+    `columns`: columns of the table with their heads; the average is first, so that it is visible without scrolling.
+    `texts`: tables of texts, shown instead of `table`. `over`: charts over the columns, for tables without budgets.
+    `compared`: whether it has verdicts.
     """
 
     kind: str
@@ -85,7 +86,7 @@ class Board:
 
 
 def boards(tree: Tree) -> Iterator[Board]:
-    """A board for each model and evaluation."""
+    """Yield a board for each model and evaluation."""
     kept = {setting.record.path: setting.kept for setting in tree.settings}
     made = 0
     for records in groups_of([setting.record for setting in tree.settings]):
@@ -125,7 +126,7 @@ def boards(tree: Tree) -> Iterator[Board]:
 
 
 def over_columns(table: Table) -> Chart:
-    """A chart with the columns of `table.xs` on the x axis."""
+    """Return a chart with the columns of `table.xs` on the x axis."""
     lines = []
     for style, row in enumerate(table.rows):
         points = []
@@ -141,20 +142,20 @@ def over_columns(table: Table) -> Chart:
 
 
 def _other_subject(table: Table) -> list[str]:
-    """A sentence if the method that others are compared with was not run."""
+    """Return a sentence if the default subject of the comparisons was not run."""
     subject = subject_of(ALL, table)
     return [] if subject == ALL.subject else [f"{ALL.subject} was not run here: {subject} is compared with the others."]
 
 
 def _ordered(table: Table) -> list[Row]:
-    """The subject, the full cache, other methods in their order, then variants."""
+    """Sort the rows: the subject, the full cache, the other methods in their order, then variants."""
     return sorted(
         table.rows, key=lambda row: (bool(row.name.variant), row.name.method != ALL.subject, row.budget is not None)
     )
 
 
 def _sentences(table: Table) -> list[Sentence]:
-    """Comparisons in words: first those with the paper's methods at the smallest budgets."""
+    """Return the comparisons in words: first those with the paper's methods, at the smallest budgets."""
     return [sentence(each) for each in sorted(verdicts(ALL, table), key=_importance)]
 
 
@@ -165,14 +166,14 @@ def _importance(verdict: Verdict) -> tuple[bool, tuple[int, float], int]:
 
 
 def sentence(verdict: Verdict) -> Sentence:
-    """A comparison of scores or of KL in words."""
+    """Describe a comparison of scores or of KL in words."""
     mean, bounds, digits = verdict.mean, verdict.interval, 3 if verdict.lower else 1
     worse, better = verdict.ordered
     if mean < 0 and bounds:
         bounds = -bounds[1], -bounds[0]
     between = f"95\u00a0% interval {text.minus(text.bounds(bounds, digits + 1, '{} to {}'))}, " if bounds else ""
     p = f"p {text.probability(verdict.p)}" if verdict.p < 0.001 else f"p = {text.probability(verdict.p)}"
-    # No line breaks around signs.
+    # Avoid line breaks around signs.
     numbers = (
         f"{between}{p}, n = {verdict.n}".replace(" = ", "\u00a0=\u00a0")
         .replace(" < ", "\u00a0<\u00a0")
@@ -190,7 +191,7 @@ def sentence(verdict: Verdict) -> Sentence:
 
 
 def column_title(column: str, table: Table) -> str:
-    """The column as papers write it, with the number of tasks if some of them are missing."""
+    """Return the column's title as in papers, with the number of tasks if some are missing."""
     cells = [row.cells[column] for row in table.rows if column in row.cells]
     there, tasks = max((len(cell.strata), cell.tasks) for cell in cells)
     if there >= tasks:
@@ -199,7 +200,7 @@ def column_title(column: str, table: Table) -> str:
 
 
 def _shares(table: Table) -> Iterator[str]:
-    """How much of the full cache's score the subject reaches, and with how much of its tokens."""
+    """Say what share of the full cache's score the subject reaches, and with what share of its tokens."""
     rows = _ordered(table)
     for row in rows:
         mine = row.cells.get(table.overall)
@@ -216,13 +217,16 @@ def _shares(table: Table) -> Iterator[str]:
 
 
 def _full_of(other: Row, row: Row, column: str) -> bool:
-    """Whether `other` is the full cache on the same samples as `row`."""
+    """Return whether `other` is the full cache on the same samples as `row`."""
     alike = other.budget is None and other.protocol == row.protocol and other.when == row.when.removesuffix("+decode")
     return alike and column in other.cells and other.cells[column].samples == row.cells[column].samples
 
 
 def _over_budget(table: Table, title: str, y_label: str, styles: dict[str, int]) -> Chart | None:
-    """The average of every method over the budget; the full cache's score is a level line, its KL is 0."""
+    """Return a chart of the average of every method over the budget.
+
+    The full cache's score is a horizontal line. Its KL is 0 and not drawn.
+    """
     points: dict[str, list[Point]] = {}
     levels: list[Line] = []
     for row in table.rows:
@@ -246,7 +250,7 @@ def _over_budget(table: Table, title: str, y_label: str, styles: dict[str, int])
 
 
 def _layers(table: Table, styles: dict[str, int], kept: Mapping[Path, Sequence[float]]) -> Iterator[Chart]:
-    """Tokens kept by layer: a chart for every budget or `LAYER_CHARTS` of them, the smallest first."""
+    """Yield a chart of the tokens kept by layer for at most `LAYER_CHARTS` budgets, the smallest first."""
     budgets = sorted((budget for budget in table.budgets if budget is not None), key=smallest_first)
     for budget in spread(budgets, LAYER_CHARTS):
         rows = table.budgets[budget]

@@ -1,4 +1,4 @@
-"""The page itself: `python -m evals report <results> --out <directory>`."""
+"""Write the page: `python -m evals report <results> --out <directory>`."""
 
 import base64
 import hashlib
@@ -28,7 +28,7 @@ TEMPLATES = Path(__file__).parent
 
 
 def write(results: Path, out: Path) -> Path:
-    """Write `out`/index.html of the tree `results`; returns its path.
+    """Write `out`/index.html for the tree `results` and return its path.
 
     Raises `UserError` if there is nothing to show, or if the page cannot be written.
     """
@@ -38,7 +38,7 @@ def write(results: Path, out: Path) -> Path:
 
 
 def page(results: Path) -> str:
-    """The page as text. Raises `UserError` if there is nothing to show."""
+    """Return the page as text. Raises `UserError` if there is nothing to show."""
     tree = read(results)
     models = sorted({setting.record.model for setting in tree.settings})
     measured, problems = _measured(results, models)
@@ -71,7 +71,7 @@ def page(results: Path) -> str:
 
 
 def _measured(results: Path, models: Sequence[str]) -> tuple[list[Section], list[str]]:
-    """Sections of evaluations that write their own files, and a phrase for each file that cannot be read."""
+    """Return the sections of evaluations that write their own files, and a phrase for each unreadable file."""
     sections: list[Section] = []
     problems: list[str] = []
     for _, made in hooks("sections"):
@@ -82,7 +82,7 @@ def _measured(results: Path, models: Sequence[str]) -> tuple[list[Section], list
 
 
 def _sections(boards: Sequence[scores.Board]) -> list[dict[str, Any]]:
-    """The sections of all evaluations with scores, with or without results, each with its boards."""
+    """Return the sections of all evaluations with scores, even those without results, each with its boards."""
     known = {section.id: section for _, section in hooks("SECTION")}
     known |= {board.section.id: board.section for board in boards} | {OTHERS.id: OTHERS}
     found = []
@@ -113,12 +113,12 @@ def render(data: Mapping[str, Any], **shown: Any) -> str:
 
 
 def _shown(value: Any) -> Any:
-    """Text with visible control characters; the page's own markup unchanged."""
+    """Make control characters in a text visible. The page's own markup is unchanged."""
     return visible(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
 def embeddable(value: Any) -> Markup:
-    """JSON without `<`, `>` and `&`, so that it cannot end the script element that contains it."""
+    """Return JSON without `<`, `>` and `&`, so that it cannot close the script element that contains it."""
     content = json.dumps(_visible(value), ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     for character in "<>&\u2028\u2029":
         content = content.replace(character, f"\\u{ord(character):04x}")
@@ -136,7 +136,7 @@ def _visible(value: Any) -> Any:
 
 
 def _origins(tree: Tree) -> list[dict[str, Any]]:
-    """Every environment with its number of settings, largest first. A setting may have several environments."""
+    """Return every environment with its number of settings, largest first. A setting may have several environments."""
     counted: dict[str, dict[str, Any]] = {}
     for setting in tree.settings:
         summary = setting.record.summary or {}
@@ -148,7 +148,7 @@ def _origins(tree: Tree) -> list[dict[str, Any]]:
 
 
 def _published(item: str) -> dict[str, Any]:
-    """The published scores: a row for every model, budget and method, and a column for each published column."""
+    """Return the published scores: a row per model, budget and method, and a column per published column."""
     rows = [row for row in published(item) if row.unit == "score"]
     places = [(row.method, row.model or "not named", text.budget(row.budget), row.source) for row in rows]
     columns, body = text.pivoted(

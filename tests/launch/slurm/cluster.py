@@ -1,4 +1,4 @@
-"""A real single-node SLURM on loopback in a temporary folder, without root, systemd or /etc."""
+"""Run a real single-node SLURM on loopback in a temporary folder, without root, systemd or /etc."""
 
 import getpass
 import os
@@ -55,12 +55,12 @@ PartitionName=urgent Nodes={host} MaxTime=INFINITE PriorityTier=10 PreemptMode=O
 
 
 def missing() -> list[str]:
-    """The programs that a cluster needs and this machine lacks."""
+    """Return the programs that a cluster needs and that are not installed."""
     return [name for name in (*DAEMONS, *COMMANDS) if not _which(name)]
 
 
 class Cluster:
-    """Starts the daemons; `stop` ends them, and only them, by their process ids."""
+    """A running cluster. `stop` ends its daemons, and nothing else, by their process ids."""
 
     def __init__(self, folder: Path):
         self.folder = folder
@@ -83,7 +83,7 @@ class Cluster:
         (self.folder / "cgroup.conf").write_text("CgroupPlugin=cgroup/v1\nCgroupAutomount=no\n")
         files = {"key-file": "munge.key", "socket": "munge.socket", "pid-file": "munged.pid", "log-file": "munged.log"}
         files |= {"seed-file": "munge.seed"}
-        # Without --force it refuses a socket under a folder that others cannot enter.
+        # Without --force, munged refuses a socket in a folder that other users cannot enter.
         self._daemon("munged", "--force", *(f"--{name}={self.folder / file}" for name, file in files.items()))
         self._daemon("slurmctld", "-f", self.env["SLURM_CONF"])
         self._daemon("slurmd", "-f", self.env["SLURM_CONF"])
@@ -100,19 +100,19 @@ class Cluster:
         )
 
     def run(self, *command: str, check: bool = True) -> str:
-        """The output of one of SLURM's commands."""
+        """Run one of SLURM's commands and return its output."""
         return subprocess.run(
             command, env=self.env, check=check, timeout=30, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
         ).stdout
 
     def jobs(self, *states: str) -> dict[str, str]:
-        """State of every job of the given states, all by default, by its id (`<array>_<task>`)."""
+        """Return the state of every job by id (`<array>_<task>`). `states`: include only jobs in these states."""
         wanted = ",".join(states) or "all"
         rows = self.run("squeue", "--noheader", "--array", f"--states={wanted}", "--format=%i %T").splitlines()
         return dict(row.split() for row in rows)
 
     def clear(self) -> None:
-        """Cancel all jobs, and wait until they have ended."""
+        """Cancel all jobs and wait until they have ended."""
         active = ("PENDING", "RUNNING", "COMPLETING", "SUSPENDED")
         until = time.monotonic() + 30
         while (left := self.jobs(*active)) and time.monotonic() < until:
@@ -135,7 +135,7 @@ class Cluster:
                 os.kill(pid, signal.SIGKILL)
 
     def _pid(self, name: str) -> int | None:
-        """The process id of a daemon that runs."""
+        """Return the process id of a daemon; None if it is not running."""
         try:
             pid = int((self.folder / f"{name}.pid").read_text())
             status = Path(f"/proc/{pid}/status").read_text()
@@ -157,7 +157,7 @@ def _config(folder: Path) -> str:
         user=getpass.getuser(),
         controller_port=ports[0],
         node_port=ports[1],
-        # The daemons then listen where the host's name points to; srun waits for ever if that is another address.
+        # Makes the daemons listen on the address of the host's name. With any other address, srun would wait forever.
         binding="CommunicationParameters=NoInAddrAny,NoCtldInAddrAny" if loopback else "",
     )
 

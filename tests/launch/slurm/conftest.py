@@ -1,4 +1,4 @@
-"""The shared cluster of these tests, and the harness on it."""
+"""Fixtures for the SLURM tests: a shared cluster, and the harness on it."""
 
 import os
 import shutil
@@ -23,7 +23,7 @@ def cluster() -> Iterator[Cluster]:
     if lacking:
         refuse = pytest.fail if os.environ.get("COMPRESSKV_REQUIRE_SLURM") else pytest.skip
         refuse(f"not installed: {', '.join(lacking)}")
-    # pytest's own folders make a path longer than a socket's may be.
+    # Paths in pytest's temporary folders are too long for a socket.
     folder = Path(tempfile.mkdtemp(prefix="slurm-"))
     running = Cluster(folder)
     yield running
@@ -59,13 +59,13 @@ class Harness:
         return {**self.cluster.env, "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
 
     def run(self, *overrides: str, launcher: str = "slurm") -> subprocess.CompletedProcess:
-        """Run the command to its end, and capture its output."""
+        """Run the command to completion and capture its output."""
         command = self.command(*overrides, launcher=launcher)
         return subprocess.run(command, cwd=ROOT, env=self.env, capture_output=True, text=True, timeout=120)
 
     @contextmanager
     def start(self, *overrides: str, **options) -> Iterator[subprocess.Popen]:
-        """The running driver, which is killed at the end of the block."""
+        """Start the command and yield its process, which is killed at the end of the block."""
         options |= {"cwd": ROOT, "env": self.env, "text": True}
         with subprocess.Popen(self.command(*overrides), **options) as driver:
             try:
@@ -74,7 +74,7 @@ class Harness:
                 driver.kill()
 
     def samples(self) -> int:
-        """Lines that all jobs have written so far."""
+        """Return the number of sample lines that all jobs have written so far."""
         return sum(path.read_text().count("\n") for path in self.results.rglob("samples.jsonl"))
 
 

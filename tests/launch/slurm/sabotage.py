@@ -1,4 +1,4 @@
-"""SnapKV's scorer with failures of jobs, which are chosen by the model's name."""
+"""SnapKV's scorer, which makes jobs fail depending on the model's name."""
 
 import os
 import signal
@@ -12,7 +12,7 @@ from compresskv.eviction import LayerPrefill, LayerScores, Scorer
 
 @dataclass(frozen=True)
 class Slow:
-    """Waits at each prompt, so that a job can be interrupted in the middle."""
+    """Wait at each prompt, so that a job can be interrupted in the middle."""
 
     scorer: snapkv.SnapKVScorer
 
