@@ -1,7 +1,7 @@
 """When eviction happens: before or after the question, once or repeatedly while tokens are generated."""
 
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Literal, cast
 
 from compresskv.checking import Ge, Le
 
@@ -29,6 +29,21 @@ class EvictionSchedule:
     def decodes(self) -> bool:
         """Whether eviction continues while tokens are generated."""
         return self.when.endswith("+decode")
+
+    def room(self, new_tokens: int, spare: int = 0, window: int = 0) -> int:
+        """How many of `new_tokens` a row holds at most at once, beside what it kept of the prompt.
+
+        `spare`: how many more than it kept of the prompt it may keep; `window`: of its method.
+        """
+        if not self.decodes:
+            return new_tokens
+        protected = max(window, 1) if self.protect == "prompt" else 0
+        return min(new_tokens, max(spare, protected) + self.interval)
+
+    @property
+    def once(self) -> "EvictionSchedule":
+        """The same without evictions while decoding, such as that of the full cache."""
+        return EvictionSchedule(cast(When, self.when.removesuffix("+decode")))
 
 
 AFTER_PROMPT = EvictionSchedule()

@@ -7,7 +7,7 @@ import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cache
 from importlib import import_module
 from pathlib import Path
@@ -60,12 +60,22 @@ SCALARS: dict[str, Any] = {
     "calibration_check": Literal["on", "off"],
     "prefill_chunk": Tokens | None,
     "memory": Annotated[float, Gt(0), Le(1_000_000)] | None,
-    "fidelity": bool,
 }
 """Scalar settings at the top of `conf/config.yaml`, with their types; `budget_from` parses the budget."""
 
 NODES = ("model", "method", "eval", "protocol", "observation", "eviction", "engine", "export", "logger", "paths")
 """Settings at the top of `conf/config.yaml` that are mappings."""
+
+
+@dataclass(frozen=True)
+class Fidelity:
+    """`conf/config.yaml: fidelity`; `true` stands for `tokens: answer`, and `false` for `tokens: null`."""
+
+    tokens: Literal["answer"] | Annotated[int, Ge(2), Le(100_000_000)] | None = None
+
+
+SHORT = {"answer": True, None: False}
+"""What results have for a fidelity that has a short form."""
 
 
 @dataclass(frozen=True)
@@ -183,9 +193,12 @@ def _hydra(overrides: Sequence[str]) -> Iterator[None]:
 
 
 def resolved(config: DictConfig) -> dict[str, Any]:
-    """Return a composed configuration, resolved, as plain data."""
+    """Return a composed configuration, resolved, as plain data, with the short form of `fidelity` if it has one."""
     container = OmegaConf.to_container(config, resolve=True)
     assert isinstance(container, dict)
+    for tokens, short in SHORT.items():
+        if container.get("fidelity") == {"tokens": tokens}:
+            container["fidelity"] = short
     return container  # type: ignore[return-value]
 
 
@@ -272,8 +285,8 @@ def job_from(config: Mapping[str, Any]) -> Job:
 
 def _job(config: Mapping[str, Any]) -> Job:
     """Turn a configuration into a `Job` without the checks in `_FITTING` and the checks that import torch."""
-    refuse_unknown("", config, ["budget", *SCALARS, *NODES, "experiment"])
-    if missing := [name for name in ("budget", *SCALARS, *NODES) if name not in config]:
+    refuse_unknown("", config, ["budget", "fidelity", *SCALARS, *NODES, "experiment"])
+    if missing := [name for name in ("budget", "fidelity", *SCALARS, *NODES) if name not in config]:
         raise UserError(missing[0], "give it a value", why="not set")
     budget = budget_from(config["budget"])
     scalars = {name: checked_value(name, hint, config[name]) for name, hint in SCALARS.items()}
@@ -282,6 +295,10 @@ def _job(config: Mapping[str, Any]) -> Job:
     _refuse_name_of_another(evaluation.name, config["eval"]["_target_"])
     model = {name: value for name, value in _mapping("model", config["model"]).items() if name != "evals"}
     results = checked("paths", Paths, config["paths"]).results
+    eviction = checked("eviction", EvictionSchedule, config["eviction"])
+    if method.keeps_everything:
+        eviction = eviction.once
+        config = {**config, "eviction": asdict(eviction)}
     job = Job(
         model=checked("model", ModelConfig, model),
         method=method,
@@ -289,13 +306,13 @@ def _job(config: Mapping[str, Any]) -> Job:
         eval=evaluation,
         protocol=checked("protocol", EvaluationProtocol, config["protocol"]),
         observation=checked("observation", ObservationConfig, config["observation"]),
-        eviction=checked("eviction", EvictionSchedule, config["eviction"]),
+        eviction=eviction,
         engine=checked("engine", EngineConfig, config["engine"]),
         calibration=scalars["calibration"],
         calibration_check=scalars["calibration_check"],
         prefill_chunk=scalars["prefill_chunk"],
         memory=scalars["memory"],
-        fidelity=scalars["fidelity"],
+        fidelity=_fidelity(config["fidelity"]),
         export=checked("export", Export, config["export"]),
         results=expanded(results, "paths.results"),
         logger=_logger(config["logger"]),
@@ -305,11 +322,21 @@ def _job(config: Mapping[str, Any]) -> Job:
     _refuse_unwritable("", config)
     if job.fidelity and not isinstance(evaluation, SampledEvaluation):
         raise UserError(
-            "fidelity", "set fidelity=false", value=True, why=f"eval={evaluation.name} has no samples to measure it on"
+            "fidelity",
+            "set fidelity=false",
+            value=config["fidelity"],
+            why=f"eval={evaluation.name} has no samples to measure it on",
         )
     _refuse_schedule(job)
     _refuse_export(job)
     return job
+
+
+def _fidelity(node: Any) -> int | Literal["answer"] | None:
+    """Along what fidelity is measured, from true or false, or from a mapping."""
+    if isinstance(node, Mapping):
+        return checked("fidelity", Fidelity, node).tokens
+    return "answer" if checked_value("fidelity", bool, node) else None
 
 
 def _refuse_schedule(job: Job) -> None:

@@ -49,12 +49,12 @@ def refused_in_a_sentence(overrides: Sequence[str] = ()) -> Iterator[None]:
     except UserError:
         raise
     except (HydraException, OmegaConfBaseException) as error:
-        raise _sentence(error) from error
+        raise _sentence(error, overrides) from error
     except Exception as error:
         raise _wrong_override(overrides, f"{type(error).__name__}: {error}") from error
 
 
-def _sentence(error: HydraException | OmegaConfBaseException) -> UserError:
+def _sentence(error: HydraException | OmegaConfBaseException, overrides: Sequence[str]) -> UserError:
     if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options:
         group, _, name = str(error.missing_cfg_file).rpartition("/")
         return _no_option(group, name, error.options)
@@ -65,6 +65,9 @@ def _sentence(error: HydraException | OmegaConfBaseException) -> UserError:
     if isinstance(parent, DictConfig) and cause is not None and "not in struct" in str(cause):
         setting = str(getattr(cause, "full_key", ""))
         where, known = setting.rpartition(".")[0], [str(key) for key in parent if key != "hydra"]
+        for text in overrides:
+            if text.startswith(f"{where}=") and not known:  # such as fidelity=true, which leaves no fidelity.tokens
+                return UserError(setting, f"leave out {text}", why="the two are one setting")
         if not known:  # such as model.chat_template_kwargs, which takes any key
             return UserError(setting, f"add it as +{setting}=…", why="not there yet")
         key = str(getattr(cause, "key", ""))

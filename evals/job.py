@@ -202,7 +202,8 @@ class Job:
 
     - `prefill_chunk`: tokens per chunk of the prefill.
     - `memory`: GB for a prompt and its decode batch, in addition to the model; None for all free memory.
-    - `fidelity`: whether to compare each setting with the full cache.
+    - `fidelity`: the text on which each setting is compared with the full cache: the full cache's "answer", or this
+      many tokens of its continuation; None for no comparison.
     - `config`: the configuration from which the job was made.
     - `apart`: text that distinguishes the job from others in its sweep with the same method and budget.
     """
@@ -219,7 +220,7 @@ class Job:
     calibration_check: str
     prefill_chunk: int | None
     memory: float | None
-    fidelity: bool
+    fidelity: int | Literal["answer"] | None
     export: Export
     results: Path
     logger: Logger | None
@@ -229,6 +230,10 @@ class Job:
     @property
     def memory_bytes(self) -> int | None:
         return None if self.memory is None else int(self.memory * 1e9)
+
+    def new_tokens(self, task: Task) -> int:
+        """How many tokens may follow a prompt of the task."""
+        return max(task.max_new_tokens, self.fidelity if isinstance(self.fidelity, int) else 0)
 
     @property
     def setting(self) -> str:

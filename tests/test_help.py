@@ -54,7 +54,7 @@ def test_values_are_those_of_the_command_line():
     assert values["eval.depths"] == "[0,50]"
     assert values["memory"] == "1"
     assert values["prefill_chunk"] == "null"
-    assert values["fidelity"] == "false"
+    assert values["fidelity.tokens"] == "null"
     assert not any("_target_" in name or "_convert_" in name for name in values)
     assert [name for name in values if name.startswith("hydra")] == ["hydra.launcher.devices"]
 

@@ -30,14 +30,16 @@ TOGETHER = 8192
 class Stopping:
     """When generation ends: at a token of `ids`, which is kept in the output, or after `max_new_tokens`.
 
-    The first `min_new_tokens` tokens are never of `ids`. `settings`: further settings of a generation config to apply,
-    such as `LoadedModel.generation_defaults`; none by default.
+    The first `min_new_tokens` tokens are never of `ids`. `past_ids`: generation goes past the tokens of `ids`.
+    `settings`: further settings of a generation config to apply, such as `LoadedModel.generation_defaults`; none by
+    default.
     """
 
     max_new_tokens: int
     ids: frozenset[int] = frozenset()
     min_new_tokens: int = 0
     settings: FrozenMapping = field(default_factory=FrozenMapping)
+    past_ids: bool = False
 
 
 @torch.no_grad()
@@ -119,6 +121,7 @@ def decode(
     finite.
     """
     banned = sorted(stopping.ids)
+    ends = frozenset() if stopping.past_ids else stopping.ids
     process = processors(model, stopping.settings, length, stopping.max_new_tokens, stopping.ids)
     seen = torch.empty(1, 0) if prompt is None else prompt
     if process and seen.numel() != length:
@@ -144,7 +147,7 @@ def decode(
             if token < 0:
                 raise non_finite(model, f"at new token {step + 1}")
             tokens[row].append(token)
-            if token in stopping.ids:
+            if token in ends:
                 stopped.add(row)
         going = [slot for slot, row in enumerate(active) if row not in stopped]
         if not going or step + 1 == stopping.max_new_tokens:

@@ -6,6 +6,7 @@ the number that it kept of the prompt. The queries are those of the last `window
 RoPE does not change either.
 """
 
+import copy
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -53,8 +54,8 @@ class DecodeEviction:
     """The evictions of one batch. `places` [setting] maps the remaining settings to their index in the original batch.
 
     `layers`: the end of the prompt, of every layer that evicts. `kept`: the prompt positions that each setting kept.
-    `length`: tokens of the prompt, which every row has seen. `peaks` [place]: the largest mean number of tokens that a
-    setting held.
+    `length`: tokens of the prompt, which every row has seen. Positions are counted from its end, so the prompt's are
+    negative. `peaks` [place]: the largest mean number of tokens that a setting held.
     """
 
     def __init__(
@@ -67,7 +68,7 @@ class DecodeEviction:
     ):
         for setting in settings:
             refuse_scorer(setting, schedule)
-        self.schedule, self.settings, self.length = schedule, list(settings), length
+        self.schedule, self.settings = schedule, list(settings)
         self.places = list(range(len(settings)))
         self.peaks: dict[int, float] = {}
         self.held = [[head for of_setting in kept for head in of_setting[place]] for place in range(len(layers))]
@@ -86,16 +87,30 @@ class DecodeEviction:
         self.window = max(1, *(setting.window for setting in settings))
         self.since = 0
         """Number of tokens since the last eviction. Each row holds them after those in `held`."""
-        self.end = length
+        self.end = 0
         """Position of the first token since the last eviction."""
         self.due = 0
         """How many of the tokens since the last eviction count for the interval."""
         self.counting = True
-        self.protected_end = length
+        self.protected_end = 0
         """Position up to which tokens belong to the prompt, including a question."""
         self.evicted: set[int] = set()
         """Places of the settings that have evicted a token while decoding."""
         self.observers = [self._observers(layer, i) for i, layer in enumerate(layers)]
+        self.held = [[head - length for head in of_layer] for of_layer in self.held]
+
+    @classmethod
+    def joined(cls, prompts: Sequence["DecodeEviction"]) -> "DecodeEviction":
+        """The evictions of the settings of several prompts as one batch; nothing has been fed to them yet."""
+        made = copy.copy(prompts[0])
+        for name in ("held", "capacities", "observers"):
+            layers = zip(*(getattr(prompt, name) for prompt in prompts), strict=True)
+            setattr(made, name, [list(chain.from_iterable(of_layer)) for of_layer in layers])
+        recent = zip(*(prompt.recent for prompt in prompts), strict=True)
+        made.recent = [[torch.cat([queries for (queries,) in of_layer])] for of_layer in recent]
+        made.settings = list(chain.from_iterable(prompt.settings for prompt in prompts))
+        made.places, made.peaks, made.evicted = list(range(len(made.settings))), {}, set()
+        return made
 
     def _observers(self, layer: PromptEnd, place: int) -> list[list[Any]]:
         """Create each setting's observers, if its scorer has one: one for all heads, or one per head if they differ."""

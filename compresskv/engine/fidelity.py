@@ -41,12 +41,12 @@ class Control:
 class Fidelity:
     """The fidelity of one setting on one sample.
 
-    `kl`: KL(full ‖ setting) of the next-token distributions in nats, mean over the tokens of the full cache's answer.
-    If the prompt is compressed whole, the first token does not count, since eviction cannot affect it. `agreement`:
-    share of these tokens, 0 to 1, where both have the same most probable token. Both are None if no token counts.
-    `reference_nll`: negative log-likelihood of the reference answer in nats per token; None without a reference.
-    `kl_per_token`: the values of which `kl` is the mean, in order. `control`: the full cache's, if another setting of
-    the same prompt evicts and a token counts.
+    `kl`: KL(full ‖ setting) of the next-token distributions in nats, mean over the tokens of the full cache's answer,
+    or of its continuation. If the prompt is compressed whole, the first token does not count, since eviction cannot
+    affect it. `agreement`: share of these tokens, 0 to 1, where both have the same most probable token. Both are None
+    if no token counts. `reference_nll`: negative log-likelihood of the reference answer in nats per token; None without
+    a reference. `kl_per_token`: the values of which `kl` is the mean, in order. `control`: the full cache's, if another
+    setting of the same prompt evicts and a token counts.
     """
 
     kl: float | None
@@ -69,10 +69,10 @@ def fidelity(
 ) -> dict[int, Fidelity]:
     """Return the fidelity of the settings that keep `kept`, by their index.
 
-    `answer`: token ids that the full cache generated. `reference`: token ids of the reference answer, may be empty.
-    `limit`: bytes that a batch may take, without the full cache. `settings`, by the same index, are needed for a
-    `schedule` that decodes: each then evicts at the same steps as while it generates. They also name the full cache,
-    which gets a `Control`. `model` must be `attached`. Raises `NonFiniteError`.
+    `answer`: token ids that the full cache generated, perhaps past its answer. `reference`: token ids of the reference
+    answer, may be empty. `limit`: bytes that a batch may take, without the full cache. `settings`, by the same index,
+    are needed for a `schedule` that decodes: each then evicts at the same steps as while it generates. They also name
+    the full cache, which gets a `Control`. `model` must be `attached`. Raises `NonFiniteError`.
     """
     room = max(len(answer), len(reference), 1)
     places = list(kept)

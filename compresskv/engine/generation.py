@@ -31,9 +31,8 @@ class Generation:
     `kept` counts compressed tokens, [layer][KV head]. `cache_bytes`: bytes of their keys and values. `sliding_bytes`:
     bytes of the sliding-window layers, which no setting evicts. `together`: the indices, in the list of settings, of
     those that were decoded in the same batch. `peak_kept`: the largest mean number of tokens held per layer and KV
-    head, including new ones; None unless eviction continues while decoding. `evicted_later`: whether it evicted
-    anything while decoding. `fidelity`: None unless requested. `positions`: the compressed tokens that `kept`
-    counts.
+    head, including new ones; None unless its eviction continues while decoding. `evicted_later`: whether it evicted
+    anything while decoding. `fidelity`: None unless requested. `positions`: the compressed tokens that `kept` counts.
     """
 
     tokens: list[int]
@@ -64,6 +63,7 @@ def generate(
     context: int | None = None,
     contexts: ContextStore | None = None,
     schedule: EvictionSchedule = AFTER_PROMPT,
+    along: int | None = None,
 ) -> list[Generation]:
     """Prefill `ids` [prompt] once, then decode all settings as one batch, and full caches separately.
 
@@ -72,12 +72,13 @@ def generate(
     prefill for its next question. With a `schedule` that decodes, eviction continues while tokens are generated.
 
     Settings that exceed `memory` (bytes for the prompt and one batch; None: the free memory) decode in several batches.
-    With a `reference` answer (token ids, may be empty), the fidelity of each setting is measured too. `prefixes` holds
-    chunks of earlier prompts. It frees memory that the settings need, so it does not change a batch. Raises
-    `PromptError` if the model's RoPE would switch within the answer.
+    With a `reference` answer (token ids, may be empty), the fidelity of each setting is measured too: along the full
+    cache's answer, or `along` this many tokens of it, past its stop tokens. `prefixes` holds chunks of earlier prompts.
+    It frees memory that the settings need, so it does not change a batch. Raises `PromptError` if the model's RoPE
+    would switch within the answer.
     """
     length = ids.numel() if context is None else context
-    new = max(stopping.max_new_tokens, len(reference or ()))
+    new = max(stopping.max_new_tokens, len(reference or ()), along or 0)
     refuse_crossing(model, length, ids.numel() - length + new)
     window = max((setting.window for setting in settings), default=1)
     scorers = frozenset(chain.from_iterable(setting.scorers(length, schedule.decodes) for setting in settings))
@@ -108,14 +109,15 @@ def generate(
         generations = {place: replace(full, together=(place,)) for place in alone}
         pending = [batch for batch in pending if batch[0] not in generations]
     if prefixes:
-        beside = 0 if reference is None else prompt.row_bytes(prompt.kept(FULL), stopping.max_new_tokens)
+        beside = 0 if reference is None else prompt.row_bytes(prompt.kept(FULL), new)
         prefixes.trim(limit - beside - max((sum(sizes[place] for place in batch) for batch in pending), default=0))
     while pending:
         batch = pending.pop(0)
         last = not pending and len(batch) == 1 and reference is None and contexts is None
         generations |= _decode_together(model, decoding, {place: kept[place] for place in batch}, stopping, last)
     if reference is not None:
-        answer = full.tokens if full else _full_answer(model, decoding, generations, stopping)
+        known = full is not None and len(full.tokens) >= (along or 0)
+        answer = full.tokens[:along] if full and known else _full_answer(model, decoding, generations, stopping, along)
         measured = fidelity(model, prompt, kept, answer, reference, limit, settings, schedule)
         generations = {place: replace(each, fidelity=measured[place]) for place, each in generations.items()}
     return [generations[place] for place in range(len(settings))]
@@ -135,11 +137,16 @@ def _full_answer(
     decoding: Decoding,
     generations: Mapping[int, Generation],
     stopping: Stopping,
+    along: int | None,
 ) -> list[int]:
-    """Return the full cache's answer: that of a setting, if one of them is the full cache."""
+    """Return the full cache's answer, or `along` this many tokens of it: those of a setting that is the full cache and
+    has enough of them, if there is one.
+    """
     for place, setting in enumerate(decoding.settings):
-        if setting.budget is None:
-            return generations[place].tokens
+        if setting.budget is None and len(generations[place].tokens) >= (along or 0):
+            return generations[place].tokens[:along]
+    if along is not None:
+        stopping = replace(stopping, max_new_tokens=along, past_ids=True)
     full = Decoding(decoding.prompt, [FULL], decoding.schedule)
     return _decode_together(model, full, {0: decoding.prompt.kept(FULL)}, stopping)[0].tokens
 
@@ -185,10 +192,12 @@ def _decode_together(
     """
     places, prompt = tuple(kept), decoding.prompt
     chosen = [decoding.settings[place] for place in places]
+    # The full cache, which decodes alone, never evicts.
+    schedule = AFTER_PROMPT if chosen[0].budget is None else decoding.schedule
     cache: EvictedCache | None
     try:
         cache, logits = answering(
-            model, prompt, list(kept.values()), chosen, stopping.max_new_tokens, decoding.schedule, last, watch
+            model, prompt, list(kept.values()), chosen, stopping.max_new_tokens, schedule, last, watch
         )
         ids = torch.cat([prompt.ids, prompt.question])
         tokens = decode(model, cache, logits, prompt.end, len(places), stopping, ids)

@@ -55,7 +55,7 @@ class LayerwiseCache(EvictedCache):
         super().__init__(config, setting.window, prompt_length, self._evict, scorers)
         self.setting = setting
         self.room = room
-        self.schedule = schedule
+        self.schedule = AFTER_PROMPT if setting.budget is None else schedule  # the full cache never evicts
         self._ends: list[PromptEnd] = []
         self.kept: Kept = []
         self._complete: list[Source] = []

@@ -13,10 +13,12 @@ from torch import Tensor
 from transformers import PreTrainedConfig
 
 from compresskv.engine.cache import EvictedCache, SlidingLayer
+from compresskv.engine.decode_eviction import DecodeEviction
 from compresskv.engine.in_layer import LayerwiseCache
 from compresskv.engine.rows import Source, by_size
 from compresskv.engine.setting import Setting
 from compresskv.errors import UserError
+from compresskv.schedule import AFTER_PROMPT, EvictionSchedule
 from compresskv.selection import counts
 
 
@@ -28,8 +30,14 @@ class WaitingCache(LayerwiseCache):
 
     prompt_length: int
 
-    def __init__(self, config: PreTrainedConfig, setting: Setting, prompt_length: int):
-        super().__init__(config, setting, prompt_length)
+    def __init__(
+        self,
+        config: PreTrainedConfig,
+        setting: Setting,
+        prompt_length: int,
+        schedule: EvictionSchedule = AFTER_PROMPT,
+    ):
+        super().__init__(config, setting, prompt_length, schedule=schedule)
         self.sources: list[Source] = []
 
     def hold(self, sources: list[Source], length: int, room: int) -> None:
@@ -39,27 +47,36 @@ class WaitingCache(LayerwiseCache):
 
 @dataclass
 class Allocation:
-    """The bytes of prompts as one batch with `room` for new tokens; each prompt is counted once, when it is added.
+    """The bytes of prompts as one batch that generates `new_tokens`; each prompt is counted once, when it is added.
 
     Not always the sum over prompts, since `backend.capacities` depends on all rows. `rows` by layer, as in
-    `EvictedCache.allocated_bytes`; `sliding`: bytes of sliding-window layers.
+    `EvictedCache.allocated_bytes`. `room`: how many of the new tokens a row holds at most at once. `sliding`: bytes of
+    sliding-window layers.
     """
 
-    room: int
+    new_tokens: int
+    room: int = 0
     rows: list[Counter[int]] = field(default_factory=list)
     evicting: int = 0
     sliding: int = 0
 
     def with_one(self, prompt: WaitingCache) -> "Allocation":
-        """That of one prompt more; it may be one that is counted already."""
+        """Return the allocation with one more prompt, which may be counted already."""
         own = list(map(by_size, counts(prompt.kept)))
         rows = [before + more for before, more in zip(self.rows, own, strict=True)] if self.rows else own
-        sliding = self.sliding + sliding_bytes([prompt], self.room)
-        return Allocation(self.room, rows, prompt.allocated_bytes(rows, self.room), sliding)
+        room = max(self.room, _room(prompt, self.new_tokens))
+        sliding = self.sliding + sliding_bytes([prompt], self.new_tokens)
+        return Allocation(self.new_tokens, room, rows, prompt.allocated_bytes(rows, room), sliding)
 
     @property
     def nbytes(self) -> int:
         return self.evicting + self.sliding
+
+
+def _room(prompt: WaitingCache, new_tokens: int) -> int:
+    """Return how many of `new_tokens` a row of this prompt holds at most at once."""
+    spare = max((prompt.setting.tokens(prompt.prompt_length) or 0) - prompt.prompt_length, 0)
+    return prompt.schedule.room(new_tokens, spare, prompt.setting.window)
 
 
 def sliding_bytes(prompts: Sequence[WaitingCache], room: int) -> int:
@@ -88,6 +105,8 @@ def join(prompts: list[WaitingCache], room: int) -> EvictedCache:
     for _ in cache.evicting:
         sources.append(_joined([prompt.sources.pop(0) for prompt in prompts]))
     cache.hold(sources, longest, room)
+    if evictions := [prompt.eviction for prompt in prompts if prompt.eviction]:
+        cache.evict_while_decoding(DecodeEviction.joined(evictions))
     prompts.clear()
     return cache
 

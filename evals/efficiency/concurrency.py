@@ -27,8 +27,8 @@ class Concurrency:
     `sequence_bytes`: bytes allocated by one sequence of the full length, for kept and new tokens, including
     sliding-window layers. `batch_bytes`: the same for all sequences. `first_token_s`: median over the prompts.
     `all_first_tokens_s`: time until all prompts are prefilled one by one and joined. `tokens_per_s`: throughput of all
-    sequences at the median decode step; `tokens_per_s_spread`: at the 97.5 and 2.5 % quantiles of the steps. Peaks are
-    as in `Measurement`.
+    sequences at the median decode step, or at the mean step if eviction continues while decoding;
+    `tokens_per_s_spread`: at the 97.5 and 2.5 % quantiles of the steps. Peaks are as in `Measurement`.
     """
 
     sequences: int
@@ -70,12 +70,12 @@ def fill(
     devices = gpus(model.model)
     reset_peak(devices)
     filled = _prefill(model, text, length, contender, pool, new_tokens)
-    rows, batch = len(filled.prompts), filled.allocation.nbytes
+    rows, batch, room = len(filled.prompts), filled.allocation.nbytes, filled.allocation.room
     if not rows:
         return Concurrency(0, filled.sequence_bytes, 0)
     lengths = torch.tensor([prompt.prompt_length for prompt in filled.prompts], device=model.device)
     begin = now(devices)
-    cache = join(filled.prompts, new_tokens)
+    cache = join(filled.prompts, room)
     joined = now(devices) - begin
     steps = decode_steps(model, cache, torch.stack(filled.logits).argmax(-1), lengths, new_tokens - 1)
     if cache.nbytes + cache.sliding_bytes > batch:
@@ -88,7 +88,7 @@ def fill(
         batch_bytes=batch,
         first_token_s=median(filled.seconds),
         all_first_tokens_s=sum(filled.seconds) + joined,
-        tokens_per_s=rows / median(steps.counted),
+        tokens_per_s=rows / steps.usual(contender.schedule),
         tokens_per_s_spread=(rows / slow, rows / fast),
         launch_bound=steps.launch_bound,
         peak_bytes=None if peaks is None else sum(peaks),
@@ -115,7 +115,7 @@ def _prefill(
     while not filled.prompts or filled.allocation.with_one(filled.prompts[0]).nbytes <= pool:
         begin = now(devices)
         ids = stretch(text, len(filled.prompts), length)
-        prompt = WaitingCache(model.model.config, contender.setting, ids.numel())
+        prompt = WaitingCache(model.model.config, contender.setting, ids.numel(), contender.schedule)
         logits = forward_prompt(model.model, ids, prompt, contender.chunk)
         ended = now(devices)
         allocation = filled.allocation.with_one(prompt)
@@ -138,7 +138,7 @@ def fill_pools(
     progress: Progress,
     failures: dict[str, str],
 ) -> Iterator[list[dict[str, Any]]]:
-    """Fill every pool at every length with each setting of `rows`, and yield the rows so far.
+    """Fill every pool with each setting of `rows`, for every length of prompts and outputs; yield the rows so far.
 
     `rows` are the measurements of one sequence. Ratios are relative to the first of `by_name`. Failures are added to
     `failures`.
@@ -147,17 +147,20 @@ def fill_pools(
     turns = []
     for length in config.lengths:
         for pool in config.pools:
-            turns += [(row, pool) for row in rows if row["length"] == length]
+            turns += [(row, pool, output) for row in rows if row["length"] == length for output in config.outputs]
     with progress.track(f"{model.name} concurrency", turns, "measurements") as steps:
-        for alone, pool in steps:
+        for alone, pool, output in steps:
             name, length = alone["setting"], alone["length"]
             try:
-                found = fill(model, text, length, by_name[name], pool * MEGABYTE, config.new_tokens)
+                found = fill(model, text, length, by_name[name], pool * MEGABYTE, output)
             except (UserError, torch.OutOfMemoryError) as error:
-                failures[f"{name} at {length} tokens in {pool} MB"] = str(error) or "out of memory"
+                failures[f"{name} at {length} tokens and {output} new ones in {pool} MB"] = (
+                    str(error) or "out of memory"
+                )
                 continue
-            filled.append(_row(alone, pool, found))
-            first = next(row for row in filled if (row["length"], row["pool_mb"]) == (length, pool))
+            filled.append({**_row(alone, pool, found), "new_tokens": output})
+            place = (length, pool, output)
+            first = next(row for row in filled if (row["length"], row["pool_mb"], row["new_tokens"]) == place)
             if first["setting"] == next(iter(by_name)) and first["sequences"] and found.tokens_per_s:
                 filled[-1]["tokens_per_s_ratio"] = found.tokens_per_s / first["tokens_per_s"]
             yield filled
@@ -165,5 +168,5 @@ def fill_pools(
 
 def _row(alone: Mapping[str, Any], pool: int, found: Concurrency) -> dict[str, Any]:
     """Return the row of a pool, with the speed of a single sequence from `alone`."""
-    place = {field: alone[field] for field in ("setting", "length", "method", "budget", "protocol", "variant")}
+    place = {field: alone[field] for field in ("setting", "length", "method", "budget", "protocol", "variant", "when")}
     return {**place, "pool_mb": pool, **asdict(found), "tokens_per_s_alone": 1000 / alone["decode_ms"]}

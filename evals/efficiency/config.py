@@ -16,7 +16,7 @@ class Efficiency(MeasuredEvaluation):
     """Settings of the measurement.
 
     `lengths` and `new_tokens`: tokens. `rounds`: number of rounds; each measures all settings in turn. `pools`: MB of
-    10⁶ bytes.
+    10⁶ bytes. `output_lengths`: new tokens of each sequence in the pools; `new_tokens` if empty.
     """
 
     haystack: PathText
@@ -24,9 +24,16 @@ class Efficiency(MeasuredEvaluation):
     new_tokens: Annotated[int, Ge(2), Le(100_000_000)]
     rounds: Annotated[int, Ge(1), Le(100_000)]
     pools: tuple[Megabytes, ...]
+    output_lengths: tuple[Annotated[int, Ge(2), Le(100_000_000)], ...] = ()
 
     alone: ClassVar[bool] = True
     evicts: ClassVar[bool] = True
+    decodes: ClassVar[bool] = True
+
+    @property
+    def outputs(self) -> tuple[int, ...]:
+        """New tokens of each sequence in the pools, in one run after another."""
+        return self.output_lengths or (self.new_tokens,)
 
     def check(self) -> None:
         essays(self.haystack)

@@ -11,10 +11,12 @@ import torch
 
 from compresskv.budget import written
 from compresskv.engine.attention import attached
+from compresskv.engine.decode_eviction import refuse_scorer
 from compresskv.engine.graph import graphs
 from compresskv.engine.setting import FULL, Setting
 from compresskv.errors import UserError
 from compresskv.models import LoadedModel
+from compresskv.schedule import AFTER_PROMPT, EvictionSchedule
 from evals.efficiency.concurrency import fill_pools
 from evals.efficiency.config import Efficiency
 from evals.efficiency.measure import Contender, Measurement, measure
@@ -47,21 +49,28 @@ def run(model: LoadedModel, config: Efficiency, jobs: Sequence[Job], progress: P
 def contenders(model: LoadedModel, jobs: Sequence[Job]) -> dict[str, Contender]:
     """Return all contenders by name, the full cache first."""
     chunks = {job.prefill_chunk for job in jobs}
+    schedules = {job.eviction for job in jobs if job.eviction.decodes}
 
-    def variant(chunk: int | None) -> str:
-        return "" if len(chunks) == 1 else f"chunks of {chunk}" if chunk else "one chunk"
+    def variant(chunk: int | None, schedule: EvictionSchedule = AFTER_PROMPT) -> str:
+        parts = [] if len(chunks) == 1 else [f"chunks of {chunk}" if chunk else "one chunk"]
+        if schedule.decodes and len(schedules) > 1:
+            parts.append(f"interval={schedule.interval} protect={schedule.protect}")
+        return " ".join(parts)
 
     first = Contender(FULL, jobs[0].prefill_chunk, variant=variant(jobs[0].prefill_chunk))
     by_name = {str(Name(named("full"), variant=first.variant)): first}
     seen: Counter[Name] = Counter()
     for job in jobs:
-        protocol, apart = job.protocol.label, variant(job.prefill_chunk)
-        name = Name(named(job.method.name), job.budget, protocol, apart, protocol != "corrected")
+        protocol, apart = job.protocol.label, variant(job.prefill_chunk, job.eviction)
+        marked = protocol != "corrected"
+        name = Name(named(job.method.name), job.budget, protocol, apart, marked, job.eviction.when)
         seen[name] += 1
         if seen[name] > 1:
             name = replace(name, variant=f"{apart} #{seen[name]}".strip())
         setting = Setting(build_method(model, job), job.budget)
-        by_name[str(name)] = Contender(setting, job.prefill_chunk, job.method.name, protocol, name.variant)
+        refuse_scorer(setting, job.eviction)
+        about = (job.method.name, protocol, name.variant, job.eviction)
+        by_name[str(name)] = Contender(setting, job.prefill_chunk, *about)
     return by_name
 
 
@@ -77,12 +86,13 @@ def run_contenders(
 
     `replay`: whether the caller asked for CUDA graphs, which the file notes.
     """
-    if (longest := max(config.lengths)) + config.new_tokens > model.window:
+    new_tokens = max(config.new_tokens, *config.outputs)
+    if (longest := max(config.lengths)) + new_tokens > model.window:
         raise UserError(
             "eval.lengths",
             "choose shorter lengths",
             value=longest,
-            why=f"with {config.new_tokens} new tokens it exceeds the {model.window}-token window of {model.name}",
+            why=f"with {new_tokens} new tokens it exceeds the {model.window}-token window of {model.name}",
         )
     text, folder = _text(model, config), new_folder(results / "efficiency" / model.name)
     content: dict[str, Any] = {
@@ -179,7 +189,7 @@ def _row(name: str, length: int, measurements: Measurements, by_name: Mapping[st
     bound = None if rounds[0].launch_bound is None else sum(bool(m.launch_bound) for m in rounds) > len(rounds) / 2
     gpus = {"launch_bound": bound, "peak_bytes_by_gpu": by_gpu}
     place = {"method": contender.method, "budget": written(contender.setting.budget), "protocol": contender.protocol}
-    place["variant"] = contender.variant
+    place |= {"variant": contender.variant, "when": contender.schedule.when}
     by_round = {field: [getattr(measured, field) for measured in rounds] for field in FIELDS}
     return {"setting": name, "length": length, **place, **mine, **gpus, **ratios, "by_round": by_round}
 

@@ -59,7 +59,17 @@ MEASURED = (
 FIELDS = tuple(dict.fromkeys(measured.field for measured in MEASURED))
 
 POOL = (
-    *("setting", "length", "pool MB", "sequences", "MB each", "tokens/s", "95 % of steps", "tokens/s, one sequence"),
+    *(
+        "setting",
+        "length",
+        "new tokens",
+        "pool MB",
+        "sequences",
+        "MB each",
+        "tokens/s",
+        "95 % of steps",
+        "tokens/s, one sequence",
+    ),
     *("first token s", "all first tokens s", "peak MB"),
 )
 
@@ -89,6 +99,7 @@ class Row(TypedDict, total=False):
     budget: Budget
     protocol: Label
     variant: str  # absent in older versions, where `setting` includes it
+    when: Label  # after what it evicts; absent in older versions: the prompt
     first_token_s: Size | None
     decode_ms: Size | None
     total_s: Size | None
@@ -114,6 +125,8 @@ class Pool(TypedDict, total=False):
     method: Label
     protocol: Label
     variant: str
+    when: Label
+    new_tokens: Count  # of each sequence; absent in older versions, where all have those of the file
     pool_mb: Required[Annotated[float, Gt(0), Le(LARGEST)]]
     sequences: Required[Count]
     sequence_bytes: Required[Annotated[float, Gt(0), Le(LARGEST)]]
@@ -195,7 +208,7 @@ def name_of(row: Mapping[str, Any], marked: bool = False) -> Name:
     if (variant := row.get("variant")) is None:
         rest = row["setting"].removeprefix(f"{method} {budget}" if budget else method).strip(" ,")
         variant = rest.removeprefix(f"({protocol})").strip(" ,")
-    return Name(named(method), budget, protocol, variant, marked)
+    return Name(named(method), budget, protocol, variant, marked, row.get("when", "prompt"))
 
 
 def names(rows: Sequence[Mapping[str, Any]]) -> list[Name]:
@@ -221,17 +234,17 @@ def latency(run: Run) -> Texts:
 
 
 def pools(run: Run) -> Texts:
-    """Return a table with a row for every setting, prompt length and pool.
+    """Return a table with a row for every setting, prompt length, output length and pool.
 
-    × is the ratio to the full cache in the same pool.
+    × is the ratio to the full cache for the same lengths and pool.
     """
-    rows = run.get("concurrency", [])
+    rows = [{"new_tokens": run["new_tokens"], **row} for row in run.get("concurrency", [])]
     body = [_pool(row, name) for row, name in zip(rows, names(rows), strict=True)]
     return Texts(f"{run['model']}, sequences that decode together", POOL, body, _caption(run, rows))
 
 
 def _pool(row: Mapping[str, Any], name: Name) -> list[str]:
-    place = [str(name), str(row["length"]), str(row["pool_mb"])]
+    place = [str(name), *(str(row[field]) for field in ("length", "new_tokens", "pool_mb"))]
     each, alone = text.megabytes(row["sequence_bytes"], 1), text.number(row["tokens_per_s_alone"], 1)
     if not row["sequences"]:
         return [*place, "0: does not fit", each, text.NONE, text.NONE, alone, *[text.NONE] * 3]
@@ -353,8 +366,12 @@ def draw(tables: Sequence[Table]) -> Any:
 
 
 def draw_pools(rows: Sequence[Mapping[str, Any]], title: str) -> Any:
+    """Draw pools over their size; where sequences of several output lengths filled them, over these."""
     from evals.efficiency.figure import draw
+    from evals.report.figures import over_columns
 
+    if several_outputs(rows):
+        return over_columns(list(over_outputs(rows)), title)
     return draw(rows, [str(name) for name in names(rows)], speeds(rows), title)
 
 
@@ -381,8 +398,12 @@ def _block(run: Run, folder: str) -> Block:
 
 
 def _pool_charts(run: Run) -> Iterator[Table]:
-    """Yield a table of tokens per second over the pool size for each prompt length."""
-    for length, lines in speeds(run.get("concurrency", [])).items():
+    """Yield a table of tokens per second over the pool size for each prompt length, or those of `over_outputs`."""
+    filled = run.get("concurrency", [])
+    if several_outputs(filled):
+        yield from over_outputs(filled, run["model"])
+        return
+    for length, lines in speeds(filled).items():
         xs = {f"{x:g}": x for x in sorted({x for points in lines.values() for x, _ in points})}
         rows = [
             TableRow(Name(setting), {f"{x:g}": Cell({"": {("", ""): y}}, 1, 1) for x, y in points})
@@ -391,6 +412,32 @@ def _pool_charts(run: Run) -> Iterator[Table]:
         metric = Metric("tokens_per_s", f"tokens per second together, prompts of {length} tokens", 1)
         axis = "KV memory pool (MB)"
         yield Table(run["model"], "efficiency", list(xs), rows, metric, average="", xs=xs, axis=axis)
+
+
+def several_outputs(rows: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether pools were filled with sequences of several output lengths."""
+    return len({row.get("new_tokens") for row in rows}) > 1
+
+
+def over_outputs(rows: Sequence[Mapping[str, Any]], model: str = "") -> Iterator[Table]:
+    """The sequences that fit, and their tokens per second, over the length of outputs; by prompt length and pool."""
+    outputs = sorted({row["new_tokens"] for row in rows})
+    xs = {text.tokens(output): float(output) for output in outputs}
+    for length, pool in dict.fromkeys((row["length"], row["pool_mb"]) for row in rows):
+        of_pool = [row for row in rows if (row["length"], row["pool_mb"]) == (length, pool)]
+        where = f"prompts of {length} tokens, {pool:g} MB"
+        for metric in (
+            Metric("sequences", f"sequences that fit, {where}", 0),
+            Metric("tokens_per_s", f"tokens per second together, {where}", 1),
+        ):
+            by_name: dict[Name, Cells] = {}
+            for row, name in zip(of_pool, names(of_pool), strict=True):
+                cells = by_name.setdefault(name, {})
+                if row[metric.field] is not None:
+                    cells[text.tokens(row["new_tokens"])] = Cell({"": {("", ""): row[metric.field]}}, 1, 1)
+            shown = [TableRow(name, cells) for name, cells in by_name.items()]
+            axis = "new tokens of each sequence"
+            yield Table(model, "efficiency", list(xs), shown, metric, average="", xs=xs, axis=axis)
 
 
 def _date(folder: str) -> str:

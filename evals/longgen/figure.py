@@ -49,7 +49,10 @@ def over_position(table: Table) -> Figure | None:
     figure, axes = plt.subplots(
         len(budgets), len(schedules), figsize=size, squeeze=False, sharex=True, sharey="row", layout="constrained"
     )
-    places = {name: place for place, name in enumerate(dict.fromkeys(row.name.method for row in table.rows))}
+    places = {
+        name: place
+        for place, name in enumerate(dict.fromkeys(row.name.method for rows in panels.values() for row, _ in rows))
+    }
     handles: dict[str, Line2D] = {}
     for line, budget in enumerate(budgets):
         for column, of_schedule in enumerate(schedules):
@@ -62,9 +65,8 @@ def over_position(table: Table) -> Figure | None:
             _mark(axis, rows, of_schedule)
             axis.set_title(f"budget {budget}, {_words(of_schedule)}", fontsize=9)
             axis.set_yscale("log")
-            axis.set_ylim(bottom=LEAST)
             axis.grid(alpha=0.25)
-    title = f"{text.heading(table)}\nKL from the full cache over its answer; means of up to {SPAN} tokens"
+    title = f"{text.heading(table)}\nKL from the full cache along its own text; means of up to {SPAN} tokens"
     figure.suptitle(title, fontsize=11)
     for axis in axes[-1]:
         axis.set_xlabel("generated tokens; dotted: an eviction", fontsize=9)

@@ -7,7 +7,7 @@ from typing_extensions import TypedDict
 
 from evals.results.means import USUAL, Asked, Cells, average, by_line, sampled
 from evals.results.record import Record
-from evals.results.schema import Count, Line, Number, exactly
+from evals.results.schema import Count, Line, Number, Size, exactly
 from evals.results.shows import own_fields
 from evals.tables.table import AVERAGE, FIDELITY, SCORE, Metric, Section, Table
 
@@ -20,6 +20,7 @@ class FIELDS(TypedDict, total=False):
     kind: str
     new_tokens: Count
     repeated_8grams: Number
+    peak_kept: Size
     kl_per_token: list[Number]
 
 
@@ -31,6 +32,8 @@ REPEATED = Metric(
     "repeated_8grams", "8-grams of words that occurred before in the answer, %", 2, "lower", margin=2.0, largest=100.0
 )
 
+PEAK = Metric("peak_kept", "KV tokens held per head at most, before an eviction", 1, better=None)
+
 SECTION = Section(
     "longgen",
     "Long answers",
@@ -40,12 +43,12 @@ SECTION = Section(
 
 
 def tables(records: Sequence[Record], asked: Asked = USUAL) -> list[Table]:
-    """Return tables of score, length and repetition of answers, then of fidelity, by kind of request."""
+    """Return tables of score, length, repetition and the peak of held tokens, then of fidelity, by kind of request."""
 
     def cells_of(of_row: Sequence[Record], metric: Metric) -> Cells:
         return by_line(of_row, metric, _kind) | average(of_row, metric)
 
-    return sampled(records, asked, cells_of, (SCORE, LENGTH, REPEATED, *FIDELITY), order=_place, failed=_failed)
+    return sampled(records, asked, cells_of, (SCORE, LENGTH, REPEATED, PEAK, *FIDELITY), order=_place, failed=_failed)
 
 
 def _kind(line: Line) -> str | None:

@@ -123,7 +123,7 @@ def _shared(record: Record, name: str, value: Any) -> bool:
     if name == "observation":
         return record.config.get("observation") == value
     if name == "when":
-        return record.when == value
+        return record.when == (value.removesuffix("+decode") if record.budget is None else value)
     if name == "calibration":
         return calibration_of(record) == calibration_of(record, value)
     return hook(record.kind, "traits", lambda of_eval: {})(record.config.get("eval", {})).get(name) == value

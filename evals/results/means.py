@@ -12,7 +12,7 @@ from typing import Any
 
 from compresskv.budget import largest_first
 from evals.results.names import names
-from evals.results.record import Record
+from evals.results.record import Record, covered_lines
 from evals.results.schema import Line
 from evals.tables.methods import Name, named, place_of
 from evals.tables.table import AVERAGE, FIDELITY, KEPT, SCORE, Cell, Key, Metric, Row, Table
@@ -30,6 +30,9 @@ SIZES = ("realised_budget", "cache_bytes", "total_cache_bytes")
 """Fields of a summary that give the size of a setting's cache."""
 
 MOST_LAYERS = 10_000
+
+ALONG = ("kl", "agreement")
+"""What depends on the tokens that fidelity is measured along."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +83,7 @@ def sampled(
     found = []
     rows = rows_of(records, asked, apart_by)
     for metric in metrics:
-        if metric in FIDELITY and not any(line.get(metric.field) is not None for r in records for line in r.covered):
+        if metric is not metrics[0] and not any(line.get(metric.field) is not None for line in covered_lines(records)):
             continue
         by_column = [cells_of(row.records, metric) for row in rows]
         ends = [about.get("average", AVERAGE)]
@@ -154,7 +157,7 @@ def filled(
 def add(columns: dict[str, Values], column: str, task: str, record: Record, line: Line, metric: Metric) -> None:
     """Add the value of a record's line to a column if the line has the metric."""
     if line.get(metric.field) is not None:
-        columns.setdefault(column, {}).setdefault(task, {})[key(record, line)] = line[metric.field]
+        columns.setdefault(column, {}).setdefault(task, {})[key(record, line, metric.field)] = line[metric.field]
 
 
 def cells(columns: Mapping[str, Values]) -> Cells:
@@ -211,18 +214,24 @@ def _layers(records: Sequence[Record], metric: Metric) -> Cells:
     return cells(columns)
 
 
-def key(record: Record, line: Line) -> Key:
-    """Return the key that identifies the sample of a record's line.
+def key(record: Record, line: Line, metric: str = "") -> Key:
+    """Return the key that identifies the sample of a record's line, for a `metric`.
+
+    Distances from the full cache are measured along its answer or along a number of tokens. Only lines that agree in
+    this have the same key for them.
 
     Lines of older versions and of published trees have no hash of their prompt. Their key uses the summary's
     description of all prompts instead, so they pair with each other but never with lines that have a hash.
     """
-    return line["id"], f"{record.weights} {line.get('prompt_sha256') or record.prompts}"
+    sample = f"{record.weights} {line.get('prompt_sha256') or record.prompts}"
+    if metric in ALONG and isinstance(along := record.config.get("fidelity"), Mapping):
+        sample += f" along {along.get('tokens')} tokens"
+    return line["id"], sample
 
 
 def values_of(record: Record, metric: str) -> dict[Key, float]:
     """Return the metric of each sample for which it is a number."""
-    return {key(record, line): float(line[metric]) for line in record.covered if is_number(line.get(metric))}
+    return {key(record, line, metric): float(line[metric]) for line in record.covered if is_number(line.get(metric))}
 
 
 def is_number(value: object) -> bool:

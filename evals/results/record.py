@@ -78,8 +78,12 @@ class Record(SettingFiles):
 
     @property
     def when(self) -> str:
-        """The value of `eviction.when`, such as `prompt` or `context+decode`; `prompt` if it is not set."""
-        return str(_mapping(self.config.get("eviction")).get("when", "prompt"))
+        """The value of `eviction.when`, such as `prompt` or `context+decode`; `prompt` if it is not set.
+
+        The full cache never evicts while decoding.
+        """
+        when = str(_mapping(self.config.get("eviction")).get("when", "prompt"))
+        return when.removesuffix("+decode") if self.budget is None else when
 
     def _named(self, field: str) -> Any:
         """Return a field of the summary, or of the path if the summary does not have it."""

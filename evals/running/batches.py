@@ -22,7 +22,7 @@ from evals.job import Job, Sample, Task
 from evals.results.schema import FIDELITY, Line
 from evals.results.store import SampleStore
 from evals.running import export
-from evals.running.methods import compressed_tokens
+from evals.running.methods import compressed_tokens, refuse_beyond_window
 from evals.running.reference_answer import reference_tokens
 
 TAIL = 200
@@ -83,17 +83,21 @@ def batches(id: str, runs: Sequence[SettingRun]) -> Iterator[Batch]:
     """Yield the sample `id` with the runs to decode together, for each distinct token sequence.
 
     Runs that already have the sample are skipped. However, the composition of a batch can change a token in bfloat16,
-    so all runs of a batch that was interrupted are decoded again.
+    so all runs of a batch that was interrupted are decoded again. The full cache joins settings whose eviction
+    continues while decoding.
     """
     samples: dict[Task, Sample] = {}
     by_tokens: dict[Any, Batch] = {}
-    for run in runs:
+    for run in sorted(runs, key=lambda run: run.job.budget is None):  # the full cache last
         if run.task not in samples:
             samples[run.task] = run.task.sample(id)
         sample = samples[run.task]
         if not _has_another_prompt(run, sample):
             job = run.job
-            key = (tuple(sample.ids.tolist()), sample.stopping, job.prefill_chunk, job.fidelity, job.eviction)
+            alike = (tuple(sample.ids.tolist()), sample.stopping, job.prefill_chunk, job.fidelity)
+            key = (alike, job.eviction)
+            if job.budget is None:  # which evicts nothing while others decode
+                key = next((one for one in by_tokens if one == (alike, one[1]) and one[1].once == job.eviction), key)
             by_tokens.setdefault(key, (sample, []))[1].append(run)
     for sample, sharing in by_tokens.values():
         keys = {run.key for run in sharing}
@@ -169,6 +173,7 @@ def run_batch(
     failure = None
     try:
         compressed = compressed_tokens(job, sample)
+        refuse_beyond_window(model, job, sample.ids.numel())
         generations = generate(
             model.model,
             sample.ids,
@@ -181,6 +186,7 @@ def run_batch(
             compressed if context_only else None,
             contexts if context_only else None,
             job.eviction,
+            None if job.fidelity == "answer" else job.fidelity,
         )
     except Exception as error:
         _release_memory(error)

@@ -62,6 +62,18 @@ def compressed_tokens(job: Job, sample: Sample) -> int:
     return sample.context
 
 
+def refuse_beyond_window(model: LoadedModel, job: Job, length: int) -> None:
+    """Raise `UserError` for `fidelity.tokens` that do not fit the model's window after a prompt of `length` tokens."""
+    tokens = job.fidelity
+    if isinstance(tokens, int) and length + tokens > model.window:
+        raise UserError(
+            "fidelity.tokens",
+            "choose fewer, or shorter prompts",
+            value=tokens,
+            why=f"after a prompt of {length} tokens they exceed the {model.window}-token window of {model.name}",
+        )
+
+
 LOOKED_AT = 3
 """Number of samples of a task that `refuse_without_question` checks."""
 

@@ -29,7 +29,7 @@ from evals.progress import Progress
 from evals.results.record import Record
 from evals.running import export
 from evals.running.forecast import Forecast, forecast
-from evals.running.methods import refuse_without_question
+from evals.running.methods import refuse_beyond_window, refuse_without_question
 from evals.running.tasks import setting_of
 
 COUNTED = 8
@@ -55,8 +55,9 @@ class Speed:
 
     def seconds(self, work: Work) -> float:
         """Return the seconds for all prompts of `work` if every answer has the maximum length."""
+        new_tokens = work.jobs[0].new_tokens(work.task)
         scale = operations(work.model, mean_length(work)) / operations(work.model, self.length)
-        return len(work.prompts) * (scale * self.prompt + work.times * work.task.max_new_tokens * self.step)
+        return len(work.prompts) * (scale * self.prompt + work.times * new_tokens * self.step)
 
 
 def mean_length(work: Work) -> float:
@@ -72,11 +73,11 @@ def forecast_of(work: Work) -> Forecast:
         model.model,
         work.settings,
         task.longest_prompt,
-        task.max_new_tokens,
+        job.new_tokens(task),
         job.prefill_chunk,
         job.memory_bytes,
         model.backend,
-        job.fidelity,
+        job.fidelity is not None,
         contexts=job.eviction.before_question,
     )
 
@@ -131,6 +132,7 @@ def _work(model: LoadedModel, task: Task, jobs: Sequence[Job]) -> Work | None:
     prompts: set[str] = set()
     asked: set[Path] = set()
     refuse_without_question(jobs[0], task)
+    refuse_beyond_window(model, jobs[0], task.longest_prompt)
     for job in jobs:
         setting, folder = setting_of(model, job, task)
         asked.add(folder)

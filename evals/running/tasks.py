@@ -16,7 +16,6 @@ from compresskv.engine.prefixes import PrefixStore, chunk_names, in_prefix_order
 from compresskv.engine.setting import Setting
 from compresskv.models import LoadedModel
 from compresskv.protocol import EvaluationProtocol
-from compresskv.schedule import EvictionSchedule
 from evals.job import Entry, Job, Task
 from evals.progress import Progress
 from evals.results.finish import finish, refuse_foreign
@@ -27,7 +26,7 @@ from evals.running import export
 from evals.running.batches import SettingRun, batches, check_prompts, run_batch
 from evals.running.described import canonical, describe
 from evals.running.forecast import forecast
-from evals.running.methods import build_method, refuse_without_question
+from evals.running.methods import build_method, refuse_beyond_window, refuse_without_question
 from evals.running.reference_answer import prepends_space
 
 Fail = Callable[[Sequence[Job], Exception, str], None]
@@ -47,14 +46,15 @@ def run_task(
     """
     runs: dict[Path, SettingRun] = {}
     finished: list[Entry] = []
-    asked: set[tuple[EvaluationProtocol, EvictionSchedule]] = set()
+    asked: set[Any] = set()
     try:
         for job in jobs:
             task = tasks[job.protocol]
             try:
-                if (job.protocol, job.eviction) not in asked:
+                if (job.protocol, job.eviction, job.fidelity) not in asked:
                     refuse_without_question(job, task)
-                    asked.add((job.protocol, job.eviction))
+                    refuse_beyond_window(model, job, task.longest_prompt)
+                    asked.add((job.protocol, job.eviction, job.fidelity))
                 setting, folder = setting_of(model, job, task)
                 if folder not in runs:
                     runs[folder] = SettingRun(job, task, setting, open_store(model, job, task, setting))
@@ -93,11 +93,11 @@ def _run_samples(
         model.model,
         [run.setting for run in incomplete],
         max(run.task.longest_prompt for run in incomplete),
-        max(run.task.max_new_tokens for run in incomplete),
+        max(job.new_tokens(run.task) for run in incomplete),
         job.prefill_chunk,
         job.memory_bytes,
         model.backend,
-        job.fidelity,
+        job.fidelity is not None,
         sequences=len({run.task for run in incomplete}),
         contexts=any(run.job.eviction.before_question for run in incomplete),
     )
@@ -187,6 +187,8 @@ def setting_folder(model: LoadedModel, job: Job, task: Task, setting: Setting) -
     if job.fidelity:  # lines have more fields
         # For these tokenizers, earlier versions added an extra space to reference answers.
         identity["fidelity"] = "reference after its prompt" if prepends_space(model.tokenizer) else True
+        if job.fidelity != "answer":
+            identity["fidelity_tokens"] = job.fidelity
     digest = hashlib.sha256(canonical(identity, f"task {task.name}").encode()).hexdigest()[:8]
     budget = "none" if job.budget is None else job.budget
     parts = (model.name, job.eval.name, task.name, job.protocol.name, job.method.name, f"{budget}-{digest}")

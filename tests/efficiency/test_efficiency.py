@@ -143,11 +143,39 @@ def test_the_command(checkpoint, tmp_path, quick, monkeypatch):
     assert written.with_name("pools.png").stat().st_size > 1000
     found = shown(tmp_path, ["snapkv", "cake"])
     [table] = found.texts
-    assert [row[:4] for row in table.body[:2]] == [
-        ["FullKV chunks of 90", "200", "1", "0: does not fit"],
-        ["SnapKV 64 chunks of 90", "200", "1", "2"],
+    assert [row[:5] for row in table.body[:2]] == [
+        ["FullKV chunks of 90", "200", "5", "1", "0: does not fit"],
+        ["SnapKV 64 chunks of 90", "200", "5", "1", "2"],
     ]
     assert set(found.figures) == {"figure-tiny-llama", "figure-pools-tiny-llama"}
+
+
+def test_eviction_while_decoding_decides_how_many_long_outputs_fit(checkpoint, tmp_path, quick, monkeypatch):
+    monkeypatch.setattr(concurrency, "MEGABYTE", 60_000)
+    done = run(
+        "-m", "eval=efficiency", "method=snapkv", "budget=64", "eviction.when=prompt,prompt+decode",
+        "eviction.interval=16", "eval.lengths=[200]", "eval.new_tokens=5", "eval.rounds=1", "eval.pools=[3]",
+        "eval.output_lengths=[16,48,160]", f"model.path={checkpoint}", "model.dtype=float32", "model.device=cpu",
+        f"paths.results={tmp_path}",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    (written,) = (tmp_path / "efficiency" / "tiny-llama").glob("*/efficiency.json")
+    record = json.loads(written.read_text())
+    found = {}
+    for row in record["concurrency"]:
+        found.setdefault((row["method"], row["when"]), []).append((row["new_tokens"], row["sequences"]))
+        assert row["batch_bytes"] <= 180_000
+        # Of keys and values in three layers of two heads of 8 in float32: the budget, or the prompt, and the room.
+        kept, room = (200, row["new_tokens"]) if row["method"] == "full" else (64, row["new_tokens"])
+        room = 16 if row["when"] == "prompt+decode" else room
+        assert row["sequence_bytes"] == (-(-kept // 32) * 32 + room) * 3 * 2 * 8 * 2 * 4
+    assert found == {
+        ("full", "prompt"): [(16, 1), (48, 1), (160, 1)],
+        ("snapkv", "prompt"): [(16, 5), (48, 4), (160, 2)],
+        ("snapkv", "prompt+decode"): [(16, 5), (48, 5), (160, 5)],
+    }
+    assert written.with_name("pools.png").stat().st_size > 1000
+    assert [row[2] for row in shown(tmp_path, ["snapkv"]).texts[0].body[:3]] == ["16", "48", "160"]
 
 
 @pytest.mark.parametrize("waits", [False, True])

@@ -1,7 +1,7 @@
 """Eviction while decoding: shared ≡ in-layer ≡ a reference that rebuilds everything; budgets exact at each eviction."""
 
 import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -167,6 +167,23 @@ def test_fidelity_evicts_at_the_same_steps():
         for setting, generation in zip(SETTINGS, generations, strict=True):
             kl = (full.exp() * (full - predicted(setting))).sum(-1)[1:].tolist()
             assert generation.fidelity.kl_per_token == pytest.approx(kl, rel=1e-4, abs=1e-5)
+
+
+def test_fidelity_goes_past_the_stop_tokens_of_the_answer():
+    model, ids = tiny.model("llama"), tiny.prompt(PROMPT)
+    with attached(model):
+        free = generate(model, ids, [FULL], Stopping(30))[0].tokens
+        stopping = Stopping(30, frozenset(free[5:6]))
+        whole = generate(model, ids, SETTINGS, Stopping(30), reference=[], schedule=DECODING)
+        for settings in (SETTINGS, SETTINGS[:-1]):
+            found = generate(model, ids, settings, stopping, reference=[], schedule=DECODING, along=30)
+            answers = generate(model, ids, settings, stopping, schedule=DECODING)
+            assert [replace(each, fidelity=None) for each in found] == answers
+            for each, expected in zip(found, whole, strict=False):
+                assert each.fidelity.kl_per_token == pytest.approx(expected.fidelity.kl_per_token, abs=1e-5)
+        short = generate(model, ids, SETTINGS, Stopping(30), reference=[], schedule=DECODING, along=9)
+    assert [len(each.fidelity.kl_per_token) for each in short] == [8] * len(SETTINGS)
+    assert short[0].fidelity.kl_per_token == pytest.approx(whole[0].fidelity.kl_per_token[:8], abs=1e-5)
 
 
 def test_the_public_api_keeps_every_head_below_budget_and_interval():

@@ -16,6 +16,7 @@ from compresskv.engine.prefill import forward_prompt
 from compresskv.engine.setting import FULL, Setting
 from compresskv.eviction import PromptShape
 from compresskv.observation import ObservationConfig
+from compresskv.schedule import EvictionSchedule
 from tests.methods.construction import METHODS, context, method
 from tests.support import tiny
 from tests.support.logical_devices import logical_devices, spread
@@ -67,6 +68,32 @@ def test_every_method(name):
     setting = Setting(method(name, where), 32)
     with attached(model):
         assert together(model, setting, PROMPTS) == alone(model, setting, PROMPTS)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("protect", ["none", "prompt"])
+@pytest.mark.parametrize("name", ["snapkv", "h2o", "streaming_llm", "adakv", "full"])
+def test_eviction_while_decoding(name, protect, layout):
+    """Prompts of other lengths evict as they do alone, in the memory of their budget and the interval."""
+    model, schedule, new = tiny.model("llama"), EvictionSchedule("prompt+decode", 5, protect), 18
+    where = context(PromptShape(4, 2, 90, 4), group=3, observation=ObservationConfig(window=4, kernel=3))
+    setting = FULL if name == "full" else Setting(method(name, where), 60)  # a prompt of 47 tokens is kept whole
+    with attached(model, layout):
+        caches = [WaitingCache(model.config, setting, ids.numel(), schedule) for ids in PROMPTS]
+        logits = [forward_prompt(model, ids, cache, None) for ids, cache in zip(PROMPTS, caches, strict=True)]
+        allocation = reduce(Allocation.with_one, caches, Allocation(new))
+        room, expected = allocation.room, allocation.evicting
+        cache = join(caches, room)
+        tokens = [torch.stack(logits).argmax(-1)]
+        positions = torch.tensor([ids.numel() for ids in PROMPTS])
+        for step in range(new - 1):
+            tokens.append(forward_tokens(model, tokens[-1], cache, positions + step).argmax(-1))
+        single = [generate_in_layer(model, ids, setting, Stopping(new), schedule=schedule) for ids in PROMPTS]
+    assert torch.stack(tokens, 1).tolist() == [each.tokens for each in single]
+    assert cache.nbytes == expected
+    assert room == (new if name == "full" else 60 - 47 + 5)
+    if name != "full":
+        assert cache.eviction.evicted == {0, 1, 2, 3}
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen2-hybrid"])

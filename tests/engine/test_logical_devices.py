@@ -1,11 +1,13 @@
 """Every path on fake GPUs: no operation mixes devices, and tokens are those of the CPU."""
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
 
 from compresskv.calibration import layer_errors, retrieval_heads
+from compresskv.compressed_cache import compressed
 from compresskv.engine.attention import attached
 from compresskv.engine.decode import Stopping, decode_cache
 from compresskv.engine.forward import forward_given
@@ -13,9 +15,13 @@ from compresskv.engine.generation import generate
 from compresskv.engine.in_layer import generate_in_layer
 from compresskv.engine.prefill import prefill
 from compresskv.engine.setting import FULL, Setting
+from compresskv.eviction import PromptShape
+from compresskv.schedule import EvictionSchedule
+from tests.methods.construction import context, method
 from tests.support import tiny
 from tests.support.logical_devices import LogicalTensor, logical_devices, place, spread
 from tests.support.methods_in_use import RAGGED, SNAPKV, STREAMING, compresskv, evicting_layers
+from tests.support.refusals import refused
 
 NEW = Stopping(5)
 PLENTY = 10**9
@@ -88,6 +94,60 @@ def test_several_tokens_at_once(move, gpu_backend):
             found = logits(moved, ids.to(moved.device), given.to(moved.device))
     for one, other in zip(found, expected, strict=True):
         torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("protect", ["none", "prompt"])
+@pytest.mark.parametrize("move", [on_one, on_two])
+def test_eviction_while_decoding(move, protect, gpu_backend):
+    """Shared, in-layer and fidelity; H2O's observers are on the device of their layer."""
+    model, ids, new = tiny.model("llama"), tiny.prompt(70), Stopping(14)
+    schedule = EvictionSchedule("prompt+decode", 4, protect)
+    settings = [*settings_of(model), Setting(method("h2o", context(PromptShape(4, 2, 70, 4), group=3)), 30)]
+
+    def paths(model, ids):
+        options = {"schedule": schedule, "memory": PLENTY, "reference": [], "along": 18}
+        together = generate(model, ids, settings, new, **options)
+        alone = [generate_in_layer(model, ids, setting, new, schedule=schedule) for setting in settings]
+        assert [replace(each, fidelity=None) for each in together] == alone
+        return together
+
+    with attached(model):
+        expected = paths(model, ids)
+    assert sum(each.evicted_later for each in expected) == 5
+    with logical_devices():
+        moved = move(model)
+        with attached(moved, gpu_backend):
+            found = paths(moved, ids.to(moved.device))
+    for one, other in zip(found, expected, strict=True):
+        assert replace(one, fidelity=None) == replace(other, fidelity=None)
+        assert len(one.fidelity.kl_per_token) == 17
+        assert one.fidelity.kl_per_token == pytest.approx(other.fidelity.kl_per_token, rel=1e-4, abs=1e-5)
+
+
+@pytest.mark.parametrize("move", [on_one, on_two])
+def test_crop_and_deepcopy_between_evictions(move, gpu_backend):
+    model, ids, given = tiny.model("llama"), tiny.prompt(60), tiny.prompt(20, seed=5)
+
+    def logits(model, ids, given, backend):
+        with compressed(model, SNAPKV, 20, when="prompt+decode", interval=8, backend=backend) as cache:
+            model(ids[None], past_key_values=cache)
+            model(given[None, :10], past_key_values=cache)  # evicted after these
+            copied = copy.deepcopy(cache)
+            model(given[None, 10:13], past_key_values=cache)
+            cache.crop(70)
+            found = []
+            for token in given[10:]:
+                found += [model(token[None, None], past_key_values=one).logits.cpu() for one in (cache, copied)]
+            with refused("max_length"):
+                cache.crop(70)
+        return torch.cat(found)
+
+    expected = logits(model, ids, given, "sdpa")
+    with logical_devices():
+        moved = move(model)
+        found = logits(moved, ids.to(moved.device), given.to(moved.device), gpu_backend)
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(found[::2], found[1::2], atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("move", [on_one, on_two])

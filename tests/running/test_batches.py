@@ -23,9 +23,9 @@ class OneSample:
         return Sample(id, self.ids, Stopping(4), score=dict)
 
 
-def run(key, task, batch=None, chunk=None, when="prompt"):
+def run(key, task, batch=None, chunk=None, when="prompt", budget=64):
     lines = {"x": {"batch": batch}} if batch else {}
-    job = SimpleNamespace(prefill_chunk=chunk, fidelity=False, eviction=EvictionSchedule(when))
+    job = SimpleNamespace(prefill_chunk=chunk, fidelity=None, eviction=EvictionSchedule(when), budget=budget)
     appended = []
     store = SimpleNamespace(lines=lines, append=appended.append)
     of = {"key": key, "task": task, "job": job, "store": store, "exports": False, "appended": appended}
@@ -54,6 +54,14 @@ def test_prefills_of_other_chunks_are_not_shared():
 def test_eviction_after_the_prompt_and_before_the_question_are_apart():
     task = OneSample(1, 2, 3)
     assert keys([run("a", task), run("b", task, when="context"), run("c", task)]) == [["a", "c"], ["b"]]
+
+
+def test_the_full_cache_joins_settings_that_evict_while_decoding():
+    task = OneSample(1, 2, 3)
+    full, other = run("full", task, budget=None), run("context", task, when="context+decode")
+    decoding = [run("a", task, when="prompt+decode"), run("b", task, when="prompt+decode")]
+    assert keys([full, other, *decoding]) == [["context"], ["a", "b", "full"]]
+    assert keys([full, other]) == [["context"], ["full"]]
 
 
 def test_a_batch_that_was_cut_short_is_decoded_whole():

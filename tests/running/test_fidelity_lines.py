@@ -2,11 +2,15 @@
 
 import json
 from statistics import fmean
+from types import SimpleNamespace
 
 import pytest
 
 from evals.results.__main__ import main
+from evals.results.means import values_of
+from evals.results.names import names
 from evals.results.record import records
+from evals.running.methods import refuse_beyond_window
 from evals.running.sweep import run
 from tests.support.jobs import job
 from tests.support.refusals import refused
@@ -16,12 +20,12 @@ from tests.support.refusals import refused
 def overrides(checkpoint, tmp_path):
     grid = ["eval.lengths=[200]", "eval.depths=3", "eval.max_new_tokens=6"]
     model = [f"model.path={checkpoint}", "model.dtype=float32", "model.device=cpu"]
-    return [*grid, *model, f"paths.results={tmp_path}", "fidelity=true"]
+    return [*grid, *model, f"paths.results={tmp_path}"]
 
 
 def test_lines_summaries_and_tables(overrides, tmp_path, capsys):
     settings = [("full", 64), ("snapkv", 32), ("snapkv", 250)]
-    run([job(*overrides, f"method={method}", f"budget={budget}") for method, budget in settings])
+    run([job(*overrides, "fidelity=true", f"method={method}", f"budget={budget}") for method, budget in settings])
     assert "fidelity to the full cache" in capsys.readouterr().out
     summaries = {(record.method, record.budget): record for record in records(tmp_path)}
     for record in summaries.values():
@@ -39,13 +43,58 @@ def test_lines_summaries_and_tables(overrides, tmp_path, capsys):
 
 
 def test_it_changes_no_prediction(overrides, tmp_path):
-    run([job(*overrides, "method=snapkv", "budget=32")])
+    run([job(*overrides, "method=snapkv", "budget=32", "fidelity=true")])
     run([job(*overrides, "method=snapkv", "budget=32", "fidelity=false")])
     lines = [(record.path / "samples.jsonl").read_text().splitlines() for record in records(tmp_path)]
     first, second = json.loads(lines[0][1]), json.loads(lines[1][1])
     assert {"kl", "agreement", "reference_nll", "kl_per_token"} == set(first) ^ set(second)
     for name in ("prediction", "score", "kept", "prompt_sha256", "prompt_tail"):
         assert first[name] == second[name]
+
+
+def test_along_more_tokens_than_the_answer_has(overrides, tmp_path):
+    """The scores are those of the same answers; lines of another length are in another folder, and never pair."""
+    for along in ("fidelity=true", "fidelity.tokens=9", "fidelity.tokens=4"):
+        run([job(*overrides, along, f"method={method}", "budget=32") for method in ("snapkv", "full")])
+    found = {}
+    for record in records(tmp_path):
+        along = record.config["fidelity"]
+        found[record.method, along if along is True else along["tokens"]] = record
+    assert len(found) == 6
+    for id, line in found["snapkv", True].samples.items():
+        longer, shorter = (found["snapkv", tokens].samples[id] for tokens in (9, 4))
+        assert (len(longer["kl_per_token"]), len(shorter["kl_per_token"])) == (8, 3)
+        assert longer["kl_per_token"][:5] == pytest.approx(line["kl_per_token"], abs=1e-4)
+        assert longer["kl_per_token"][:3] == pytest.approx(shorter["kl_per_token"], abs=1e-4)
+        assert longer["prediction"] == line["prediction"]
+    values = {key: values_of(record, "kl") for key, record in found.items()}
+    assert values["snapkv", 9].keys() == values["full", 9].keys()
+    assert not values["snapkv", 9].keys() & values["full", 4].keys()
+    assert values_of(found["snapkv", 9], "score").keys() == values_of(found["full", 4], "score").keys()
+    assert len({str(name) for name in names(list(found.values()))}) == 6
+
+
+def test_both_forms_of_the_setting():
+    assert [job(text).fidelity for text in ("fidelity=false", "fidelity.tokens=null")] == [None, None]
+    assert [job(text).fidelity for text in ("fidelity=true", "fidelity.tokens=answer")] == ["answer", "answer"]
+    assert job().config["fidelity"] is False
+    assert job("fidelity.tokens=answer").config["fidelity"] is True
+    assert job("fidelity.tokens=512").config["fidelity"] == {"tokens": 512}
+    assert job("experiment=decoding", "budget=64").fidelity == 512
+    assert job("experiment=ruler_board", "budget=64", "fidelity.tokens=7").fidelity == 7
+    for text, field in (("fidelity=1", "fidelity"), ("fidelity.tokens=1", "fidelity.tokens")):
+        with refused(field, value=1):
+            job(text)
+    with refused("fidelity.tokens", names="fidelity=true"):
+        job("fidelity=true", "fidelity.tokens=512")
+
+
+def test_tokens_beyond_the_window_are_refused():
+    model = SimpleNamespace(window=300, name="small")
+    for text in ("fidelity=true", "fidelity.tokens=100"):
+        refuse_beyond_window(model, job(text), 200)
+    with refused("fidelity.tokens", value=101):
+        refuse_beyond_window(model, job("fidelity.tokens=101"), 200)
 
 
 def test_an_evaluation_without_samples_is_refused():

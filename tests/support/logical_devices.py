@@ -88,6 +88,10 @@ class LogicalTensor(Tensor):
     def __repr__(self) -> str:
         return f"LogicalTensor({self.inner!r}, {self.logical})"
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> "LogicalTensor":
+        """torch's own would ask the device for storage."""
+        return memo.setdefault(id(self), self.clone())
+
     @classmethod
     def __torch_function__(cls, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}

@@ -227,8 +227,8 @@ def _shares(table: Table) -> Iterator[str]:
 
 def _full_of(other: Row, row: Row, column: str) -> bool:
     """Return whether `other` is the full cache on the same samples as `row`."""
-    alike = other.budget is None and other.protocol == row.protocol and other.when == row.when and column in other.cells
-    return alike and other.cells[column].samples == row.cells[column].samples
+    alike = other.budget is None and other.protocol == row.protocol and other.when == row.when.removesuffix("+decode")
+    return alike and column in other.cells and other.cells[column].samples == row.cells[column].samples
 
 
 def _over_budget(table: Table, title: str, y_label: str, styles: dict[str, int]) -> Chart | None:
