@@ -131,10 +131,10 @@ def _unsuited_heads(head_dim: int | None) -> Reason | None:
 def _no_varlen() -> Reason | None:
     """Return why torch's `varlen_attn` cannot decode from a cache."""
     try:
-        arguments = inspect.signature(import_module("torch.nn.attention.varlen").varlen_attn).parameters
+        arguments = set(inspect.signature(import_module("torch.nn.attention.varlen").varlen_attn).parameters)
     except (ImportError, AttributeError):
-        arguments = {}
-    if {"seqused_k", "enable_gqa", "num_splits"} <= set(arguments):
+        arguments = set()
+    if {"seqused_k", "enable_gqa", "num_splits"} <= arguments:
         return None
     return f"varlen_attn of torch {torch.__version__} has no seqused_k", "install torch 2.12 or newer"
 

@@ -65,19 +65,16 @@ def table(entries: Sequence[Entry]) -> Table:
     shown = Table(title="settings")
     for column in ("model", "task", "outcome", "settings", ""):
         shown.add_column(column)
-    alike: dict[tuple[str, ...], dict[str, list[str]]] = {}  # the settings of each task
+    alike: dict[tuple[str, str, str, str, bool], dict[str, list[str]]] = {}  # the settings of each task
     for entry in sorted(entries, key=lambda entry: entry.faulty):
-        of = (entry.model, entry.eval, entry.state, entry.note)
-        alike.setdefault(of, {}).setdefault(entry.task, []).append(entry.setting)
-    faulty = {(entry.model, entry.eval, entry.state, entry.note) for entry in entries if entry.faulty}
-    for of, settings in alike.items():
-        model, kind, state, note = of
+        same = (entry.model, entry.eval, entry.state, entry.note, entry.faulty)
+        alike.setdefault(same, {}).setdefault(entry.task, []).append(entry.setting)
+    for (model, kind, state, note, faulty), by_task in alike.items():
         tasks: dict[tuple[str, ...], list[str]] = {}
-        for task, names in settings.items():
-            tasks.setdefault(tuple(names), []).append(task)
-        for names, of_tasks in tasks.items():
+        for task, settings in by_task.items():
+            tasks.setdefault(tuple(settings), []).append(task)
+        for named, of_tasks in tasks.items():
             place = " ".join(dict.fromkeys((kind, ", ".join(of_tasks)))).strip()
-            shown.add_row(
-                *map(plain, (model, place, state, ", ".join(names), note)), style="red" if of in faulty else ""
-            )
+            cells = (model, place, state, ", ".join(named), note)
+            shown.add_row(*map(plain, cells), style="red" if faulty else "")
     return shown
