@@ -96,8 +96,7 @@ def test_several_tokens_at_once(move, gpu_backend):
         torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize("protect", ["none", "prompt"])
-@pytest.mark.parametrize("move", [on_one, on_two])
+@pytest.mark.parametrize(("move", "protect"), [(on_one, "none"), (on_two, "prompt")])
 def test_eviction_while_decoding(move, protect, gpu_backend):
     """Shared, in-layer and fidelity; H2O's observers are on the device of their layer."""
     model, ids, new = tiny.model("llama"), tiny.prompt(70), Stopping(14)
@@ -124,8 +123,7 @@ def test_eviction_while_decoding(move, protect, gpu_backend):
         assert one.fidelity.kl_per_token == pytest.approx(other.fidelity.kl_per_token, rel=1e-4, abs=1e-5)
 
 
-@pytest.mark.parametrize("move", [on_one, on_two])
-def test_crop_and_deepcopy_between_evictions(move, gpu_backend):
+def test_crop_and_deepcopy_between_evictions(gpu_backend):
     model, ids, given = tiny.model("llama"), tiny.prompt(60), tiny.prompt(20, seed=5)
 
     def logits(model, ids, given, backend):
@@ -144,7 +142,7 @@ def test_crop_and_deepcopy_between_evictions(move, gpu_backend):
 
     expected = logits(model, ids, given, "sdpa")
     with logical_devices():
-        moved = move(model)
+        moved = on_two(model)
         found = logits(moved, ids.to(moved.device), given.to(moved.device), gpu_backend)
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(found[::2], found[1::2], atol=1e-4, rtol=1e-4)
