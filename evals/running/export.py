@@ -35,10 +35,18 @@ def path_of(folder: Path, id: str) -> Path:
     return folder / "kept" / f"{name}.safetensors"
 
 
-def write(model: LoadedModel, folder: Path, job: Job, sample: Sample, kept: Generation, compressed: int) -> None:
-    """Write what a setting kept of the first `compressed` tokens of a sample, all or nothing.
+def write(
+    model: LoadedModel,
+    folder: Path,
+    job: Job,
+    sample: Sample,
+    kept: Generation,
+    compressed: int,
+    later: bool = False,
+) -> None:
+    """Write which of the first `compressed` tokens of a sample a setting kept, all or nothing.
 
-    Raises `UserError` if the disk refuses.
+    `later`: the sample's line was written by an earlier run. Raises `UserError` if the disk refuses.
     """
     about = {
         "sample": sample.id.encode(errors="backslashreplace").decode(),
@@ -50,6 +58,7 @@ def write(model: LoadedModel, folder: Path, job: Job, sample: Sample, kept: Gene
         "method": job.method.name,
         "budget": str(job.budget),
         "when": job.eviction.when,
+        "made": "after its line" if later else "with its line",
         "setting": folder.relative_to(job.results / "runs").as_posix(),
     }
     content = encoded(kept.positions, model.model.config, sample.ids[:compressed], about)
