@@ -106,7 +106,7 @@ def settings(budgets: Sequence[int]) -> dict[str, Setting]:
 
 
 def prompts(model: LoadedModel, longgen: int) -> Iterator[tuple[str, torch.Tensor]]:
-    """The three prompts of the reference, then those of so many `longgen` requests."""
+    """The three prompts of the reference, then the first `longgen` requests of eval=longgen."""
     made = job("eval=longgen")
     assert isinstance(made.eval, Longgen)
     text = "\n".join(essays(made.eval.haystack))
