@@ -7,7 +7,7 @@ from evals.results.__main__ import main
 from evals.tables.certify import certificates
 from evals.tables.equivalence import below
 from evals.tables.methods import Name
-from evals.tables.table import KNOWN, SCORE, Cell, Row, Table
+from evals.tables.table import KNOWN, SCORE, Cell, Row, Table, full_of
 from tests.support.refusals import assert_sentence
 from tests.support.trees import setting
 
@@ -73,6 +73,16 @@ def test_a_full_cache_of_other_samples_certifies_nothing():
     full = Row(Name("FullKV"), {"average": Cell({"task": {("0", "another prompt"): 90.0}}, 1)})
     assert list(certificates(Table("tiny", "niah", ["average"], [full, *shown.rows[1:]]), 2.0, 0.95)) == []
     assert list(certificates(table({64: noise(0.0)}, when="context"), 2.0, 0.95)) == []
+
+
+@pytest.mark.parametrize("when", ["prompt", "context"])
+def test_evictions_while_decoding_are_measured_against_the_same_full_cache(when):
+    """`Record.when` of the full cache has no `+decode`."""
+    shown = table({64: noise(0.0)}, when=f"{when}+decode")
+    full = Row(Name("FullKV", when=when), shown.rows[0].cells)
+    assert full_of(shown.rows[1], [full]) is full
+    (found,) = certificates(Table("tiny", "niah", ["average"], [full, *shown.rows[1:]]), 2.0, 0.95)
+    assert found.smallest.budget == 64
 
 
 @pytest.mark.slow
