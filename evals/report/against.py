@@ -2,16 +2,18 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 from compresskv.errors import UserError
 from evals.results.means import USUAL, average, groups_of, is_number, sampled
+from evals.results.names import names
 from evals.results.record import Record
 from evals.results.shows import hook, sound
 from evals.tables.certify import Certificate, certificates
 from evals.tables.compare import Question, Verdict, subject_of, verdicts
 from evals.tables.equivalence import checked_margin
-from evals.tables.methods import named
-from evals.tables.table import KNOWN, Metric, Table
+from evals.tables.methods import Name, named
+from evals.tables.table import KNOWN, Metric, Row, Table
 from evals.tables.text import title_of
 
 
@@ -56,8 +58,14 @@ def certified(records: Sequence[Record], metric: str, loss: float, confidence: f
         raise UserError("--confidence", "give a number between 0.5 and 1, such as 0.95", value=confidence)
     found = []
     for group in groups_of([sound(record)[0] for record in records if record.summary]):
+        variants = dict(zip((record.path for record in group), names(group, over_budgets=True), strict=True))
+
+        def method_of(row: Row, variants: Mapping[Path, Name] = variants) -> str:
+            variant = variants[row.records[0].path].variant if row.records else row.name.variant
+            return replace(row.name, variant=variant).label
+
         for table in tables_of(group, metric):
-            found += list(certificates(table, loss, confidence))
+            found += list(certificates(table, loss, confidence, method_of))
     if not found:
         raise UserError(
             "--metric",

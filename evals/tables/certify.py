@@ -9,7 +9,7 @@ then Test", arXiv 2110.01052). Losses fall as the budget grows, so the order is 
 correction, further small budgets make no certificate harder. The confidence is that of each method by itself.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,8 +17,13 @@ import numpy as np
 from compresskv.budget import Budget, largest_first
 from evals.tables.compare import differences
 from evals.tables.equivalence import below, samples_below, upper_bound
+from evals.tables.methods import Name
 from evals.tables.statistics import effective, weighted_values
 from evals.tables.table import Metric, Row, Table, full_of
+
+
+Pairs = Sequence[tuple[Row, Row]]
+"""Rows, each with the full cache that it is measured against."""
 
 
 @dataclass(frozen=True)
@@ -59,30 +64,41 @@ class Certificate:
         return next((each for each in self.tried if not each.safe), None)
 
 
-def certificates(table: Table, loss: float, confidence: float) -> Iterator[Certificate]:
-    """A certificate for every method of a table that has samples of the full cache, by its mean over all samples.
-
-    `loss`: lost score, or added KL, that the mean loss has to be below, in the metric's unit.
-    """
-    alpha = 1 - confidence
+def measured(table: Table) -> tuple[Pairs, Sequence[Row]]:
+    """The rows that share samples with their full cache, each with it, and the rows that cannot be measured."""
     rows = [row for row in table.rows if table.overall in row.cells]
     fulls = [row for row in rows if row.budget is None]
-    methods: dict[tuple[str, str], list[Row]] = {}
+    pairs, skipped = [], []
     for row in rows:
-        if row.budget is not None:
-            methods.setdefault((row.protocol, row.label), []).append(row)
-    for (protocol, label), of_method in methods.items():
+        if row.budget is None:
+            continue
+        mine = row.cells[table.overall].samples
+        full = full_of(row, [other for other in fulls if other.cells[table.overall].samples & mine])
+        if full is None:
+            skipped.append(row)
+        else:
+            pairs.append((row, full))
+    return pairs, skipped
+
+
+def certificates(
+    table: Table, loss: float, confidence: float, method_of: Callable[[Row], str] = lambda row: row.label
+) -> Iterator[Certificate]:
+    """A certificate for every method of a table that has samples of the full cache, by its mean over all samples.
+
+    `loss`: lost score, or added KL, that the mean loss has to be below, in the metric's unit. `method_of`: the name of
+    a row's method, which only rows share that differ in nothing but the budget.
+    """
+    methods: dict[tuple[str, str, Name], list[tuple[Row, Row]]] = {}
+    for row, full in measured(table)[0]:
+        methods.setdefault((row.protocol, method_of(row), full.name), []).append((row, full))
+    for (protocol, method, _), pairs in methods.items():
         tried: list[Tried] = []
-        for row in sorted(of_method, key=lambda row: largest_first(row.budget)):
-            mine = row.cells[table.overall].samples
-            full = full_of(row, [other for other in fulls if other.cells[table.overall].samples & mine])
-            if full is None:
-                break
-            tried.append(_tried(row, full, table.overall, table.metric, loss, alpha))
+        for row, full in sorted(pairs, key=lambda pair: largest_first(pair[0].budget)):
+            tried.append(_tried(row, full, table.overall, table.metric, loss, 1 - confidence))
             if not tried[-1].safe:
                 break
-        if tried:
-            yield Certificate(table.model, table.eval, protocol, label, tried)
+        yield Certificate(table.model, table.eval, protocol, method, tried)
 
 
 def _tried(row: Row, full: Row, column: str, metric: Metric, loss: float, alpha: float) -> Tried:

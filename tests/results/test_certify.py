@@ -3,7 +3,9 @@
 import numpy as np
 import pytest
 
+from evals.report.against import certified
 from evals.results.__main__ import main
+from evals.results.record import records
 from evals.tables.certify import certificates
 from evals.tables.equivalence import below
 from evals.tables.methods import Name
@@ -106,6 +108,18 @@ def test_the_command(tmp_path, capsys):
     shown = capsys.readouterr().out
     assert "SnapKV" in shown
     assert "64 at n = 12" in shown
+
+
+def test_a_certificate_is_of_one_configuration(tmp_path):
+    """Nine heads at the largest budget say nothing about one head at the smaller ones."""
+    setting(tmp_path, [90.0] * 40, method="full", budget=None)
+    for budget, heads in ((256, 9), (128, 1), (64, 1)):
+        node = {"name": "compresskv", "scorer": {"_target_": "compresskv.semantic_heads.scorer", "heads": heads}}
+        setting(tmp_path, [89.0] * 40, "compresskv", budget, node=node)
+    nine, one = sorted(certified(records(tmp_path), "score", 20.0), key=lambda each: len(each.tried))
+    assert [each.budget for each in nine.tried] == [256]
+    assert [each.budget for each in one.tried] == [128, 64]
+    assert nine.method != one.method
 
 
 @pytest.mark.parametrize(
