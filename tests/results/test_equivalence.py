@@ -12,7 +12,7 @@ from evals.results.record import records
 from evals.tables.compare import Question, verdicts
 from evals.tables.equivalence import Margin, below, samples_below, samples_within, within
 from evals.tables.methods import Name
-from evals.tables.statistics import ALPHA, all_differences, difference, mean_difference
+from evals.tables.statistics import ALPHA, all_differences, difference, effective, mean_difference, weighted_values
 from evals.tables.table import Cell, Metric, Row, Table
 from tests.support.refusals import assert_sentence
 from tests.support.trees import setting
@@ -75,6 +75,20 @@ def test_values_that_are_missed_count():
     for n in (42, 100, 300):
         values = 100.0 * (random.random((2000, n)) < 0.02)
         assert np.mean(below(values, 2.0, 100.0, n) < ALPHA) <= 0.05
+
+
+@pytest.mark.parametrize("lengths", [(10, 200), (20, 50, 300), (60, 60)])
+def test_values_that_are_missed_count_in_tasks_of_unequal_size(lengths):
+    """Whatever task the rare losses are in, a mean loss at the limit is certified in at most 5 % of all draws."""
+    random = np.random.default_rng(3)
+    size = effective(lengths)
+    limit = 100 * (1 - ALPHA ** (1 / size)) * 1.05  # sure where no sample loses
+    for place in range(len(lengths)):
+        shares = [limit / 100 * len(lengths) * (task == place) for task in range(len(lengths))]
+        strata = [
+            100.0 * (random.random((2000, n)) < share) for n, share in zip(lengths, shares, strict=True)
+        ]
+        assert np.mean(below(weighted_values(strata), limit, 100.0, size) < ALPHA) <= 0.05 + 0.01
 
 
 def test_few_draws_are_falsely_equivalent():
