@@ -240,8 +240,6 @@ def _pairs(comparison: Comparison) -> Iterator[tuple[str, ...]]:
         )
 
 
-CERTIFIED = ("method", "smallest budget", "loss", "surely below", "n", "not certified")
-
 
 def certify(chosen: Sequence[Record], options: argparse.Namespace) -> int:
     """Print the smallest certified budget of each method, and what the next smaller one lacks."""
@@ -252,12 +250,13 @@ def certify(chosen: Sequence[Record], options: argparse.Namespace) -> int:
     metric, confidence = options.metric or "score", 0.95 if options.confidence is None else options.confidence
     found = certified(chosen, metric, options.loss, confidence)
     console = screen(160)
+    bound = f"upper bound ({100 * confidence:g} %)"
     tables: dict[str, Table] = {}
     for each in found:
         title = f"{each.model} · {text.title_of(each.eval)} · {each.protocol}"
         if title not in tables:
             tables[title] = Table(title=plain(title))
-            for column in CERTIFIED:
+            for column in ("method", "smallest budget", "loss", bound, "n", "not certified"):
                 left = column in ("method", "not certified")
                 tables[title].add_column(column, justify="left" if left else "right", overflow="fold")
         tables[title].add_row(*map(plain, text.certificate(each.method, each.smallest, each.failed)))
@@ -266,7 +265,7 @@ def certify(chosen: Sequence[Record], options: argparse.Namespace) -> int:
     part = " †: over part of the samples." if any(tried.partial for each in found for tried in each.tried) else ""
     console.print(
         plain(
-            f"Certified: the mean loss of {metric} against the full cache is below {options.loss:g} with "
+            f"Certified: the mean loss of {metric} against the full cache is below {options.loss:g} with nominally "
             f"{100 * confidence:g} % confidence for each method, by a paired one-sided test. Budgets are tried from "
             f"the largest down, until one fails.{part}"
         )

@@ -105,14 +105,14 @@ def upper_bound(values: Values, largest: float | None, size: float, alpha: float
     low = float(values.mean())
     high = largest if largest is not None else low + 1000 * float(np.abs(values).max(initial=1e-9))
 
-    def surely_below(limit: float) -> bool:
+    def shown_below(limit: float) -> bool:
         return bool(below(values[None], limit, largest, size)[0] < alpha)
 
-    if not surely_below(high):
+    if not shown_below(high):
         return math.inf
     for _ in range(60):
         middle = (low + high) / 2
-        low, high = (low, middle) if surely_below(middle) else (middle, high)
+        low, high = (low, middle) if shown_below(middle) else (middle, high)
     return high
 
 
