@@ -33,7 +33,7 @@ class Tried:
     """A budget: its mean loss over `n` samples, and the upper `bound` of the loss at the nominal confidence.
 
     `safe`: whether that certifies it. `needed`: samples that would, if mean and spread were as here; None where no
-    number would. `partial`: over a part of the samples.
+    number would, and for a single sample, which shows no spread. `partial`: over a part of the samples.
     """
 
     budget: Budget

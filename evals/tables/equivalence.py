@@ -140,7 +140,7 @@ def samples_below(
 
     Found with the test itself, for the spread and skewness of `values` [rows, n] and a mean that comes out worse by
     z(power) standard errors; z((1 + power) / 2) where both `sides` have to be shown. None where the mean is not below
-    the limit, or where more than `MOST` samples would be needed or a single value gives no spread.
+    the limit, where more than `MOST` samples would be needed, and for single values, which show no spread.
     """
     if values.shape[1] < 2:
         return [None] * len(values)

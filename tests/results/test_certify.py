@@ -6,6 +6,7 @@ import pytest
 from evals.report.against import certified
 from evals.results.__main__ import main
 from evals.results.record import records
+from evals.tables import text
 from evals.tables.certify import certificates
 from evals.tables.equivalence import below
 from evals.tables.methods import Name
@@ -61,6 +62,13 @@ def test_what_is_not_certified_says_how_many_samples_would_do():
     assert enough > 149  # with fewer, one sample in 50 that loses all may be missed
     (found,) = certificates(table({64: noise(1.0, enough, 5.0)}), 2.0, 0.95)
     assert found.smallest.budget == 64
+
+
+def test_one_sample_is_not_said_to_be_hopeless():
+    few, far = (next(certificates(table({64: [lost] * n}), 2.0, 0.95)).failed for lost, n in ((0.0, 1), (9.0, 40)))
+    assert few.needed is far.needed is None
+    of_one, of_many = (text.certificate("SnapKV", None, failed)[-1].split(", ")[1] for failed in (few, far))
+    assert of_one != of_many
 
 
 def test_equal_answers_alone_certify_nothing_at_a_small_n():
