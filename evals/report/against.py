@@ -9,8 +9,8 @@ from evals.results.means import USUAL, average, groups_of, is_number, sampled
 from evals.results.names import names
 from evals.results.record import Record
 from evals.results.shows import hook, sound
-from evals.tables.certify import Certificate, certificates
-from evals.tables.compare import Question, Verdict, subject_of, verdicts
+from evals.tables.certify import Certificate, certificates, unmeasured
+from evals.tables.compare import Question, Verdict, subject_of, unpaired, verdicts
 from evals.tables.equivalence import checked_margin
 from evals.tables.methods import Name, named
 from evals.tables.table import KNOWN, Metric, Row, Table
@@ -45,10 +45,12 @@ def against(
     return found
 
 
-def certified(records: Sequence[Record], metric: str, loss: float, confidence: float = 0.95) -> list[Certificate]:
+def certified(
+    records: Sequence[Record], metric: str, loss: float, confidence: float = 0.95
+) -> tuple[list[Certificate], list[str]]:
     """Return a certificate for every method that has the metric on the same samples as the full cache.
 
-    `loss`: in the metric's unit, lost score or added KL. Raises `UserError` for values out of range, and where nothing
+    Sentences follow that name the settings that are left out because they share no sample with the full cache. `loss`: in the metric's unit, lost score or added KL. Raises `UserError` for values out of range, and where nothing
     can be compared with the full cache.
     """
     if metric not in KNOWN:
@@ -56,7 +58,8 @@ def certified(records: Sequence[Record], metric: str, loss: float, confidence: f
     checked_margin("--loss", loss)
     if not 0.5 < confidence < 1:
         raise UserError("--confidence", "give a number between 0.5 and 1, such as 0.95", value=confidence)
-    found = []
+    found: list[Certificate] = []
+    notes: list[str] = []
     for group in groups_of([sound(record)[0] for record in records if record.summary]):
         variants = dict(zip((record.path for record in group), names(group, over_budgets=True), strict=True))
 
@@ -65,7 +68,8 @@ def certified(records: Sequence[Record], metric: str, loss: float, confidence: f
             return replace(row.name, variant=variant).label
 
         for table in tables_of(group, metric):
-            found += list(certificates(table, loss, confidence, method_of))
+            found += certificates(table, loss, confidence, method_of)
+            notes += [*unpaired(table), *unmeasured(table)]
     if not found:
         raise UserError(
             "--metric",
@@ -73,7 +77,7 @@ def certified(records: Sequence[Record], metric: str, loss: float, confidence: f
             value=metric,
             why="no setting has it on the same samples as the full cache",
         )
-    return found
+    return found, notes
 
 
 def _families(records: Sequence[Record], metric: str, asked: Question) -> Iterator[tuple[str, list[Verdict]]]:

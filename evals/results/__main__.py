@@ -248,7 +248,7 @@ def certify(chosen: Sequence[Record], options: argparse.Namespace) -> int:
     if options.loss is None:
         raise UserError("--loss", "give the largest loss that you accept, such as 2 (points) or 0.1 (nats)")
     metric, confidence = options.metric or "score", 0.95 if options.confidence is None else options.confidence
-    found = certified(chosen, metric, options.loss, confidence)
+    found, notes = certified(chosen, metric, options.loss, confidence)
     console = screen(160)
     bound = f"upper bound ({100 * confidence:g} %)"
     tables: dict[str, Table] = {}
@@ -270,6 +270,8 @@ def certify(chosen: Sequence[Record], options: argparse.Namespace) -> int:
             f"the largest down, until one fails.{part}"
         )
     )
+    for note in notes:
+        console.print(plain(note))
     return 0
 
 

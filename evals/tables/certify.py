@@ -83,6 +83,13 @@ def measured(table: Table) -> tuple[Pairs, Sequence[Row]]:
     return pairs, skipped
 
 
+def unmeasured(table: Table) -> list[str]:
+    """Return a sentence with the settings that no certificate covers; empty if there are none."""
+    skipped = ", ".join(str(row.name) for row in measured(table)[1])
+    left_out = f"{table.model}, {table.eval}: left out, since they share no samples with the full cache: {skipped}."
+    return [left_out] if skipped else []
+
+
 def certificates(
     table: Table, loss: float, confidence: float, method_of: Callable[[Row], str] = lambda row: row.label
 ) -> Iterator[Certificate]:

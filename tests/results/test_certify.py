@@ -12,7 +12,7 @@ from evals.tables.equivalence import below
 from evals.tables.methods import Name
 from evals.tables.table import KNOWN, SCORE, Cell, Row, Table, full_of
 from tests.support.refusals import assert_sentence
-from tests.support.trees import setting
+from tests.support.trees import line, setting
 
 
 def cell(values):
@@ -124,10 +124,23 @@ def test_a_certificate_is_of_one_configuration(tmp_path):
     for budget, heads in ((256, 9), (128, 1), (64, 1)):
         node = {"name": "compresskv", "scorer": {"_target_": "compresskv.semantic_heads.scorer", "heads": heads}}
         setting(tmp_path, [89.0] * 40, "compresskv", budget, node=node)
-    nine, one = sorted(certified(records(tmp_path), "score", 20.0), key=lambda each: len(each.tried))
+    found, notes = certified(records(tmp_path), "score", 20.0)
+    assert notes == []
+    nine, one = sorted(found, key=lambda each: len(each.tried))
     assert [each.budget for each in nine.tried] == [256]
     assert [each.budget for each in one.tried] == [128, 64]
     assert nine.method != one.method
+
+
+def test_settings_without_a_full_cache_of_their_samples_are_named(tmp_path):
+    """The largest budget read other prompts: the others are certified, and it is named."""
+    setting(tmp_path, [90.0] * 40, method="full", budget=None)
+    for budget, prompt in ((256, "other"), (128, "prompt")):
+        lines = [line(str(n), 89.0, budget, prompt_sha256=f"{prompt} {n}") for n in range(40)]
+        setting(tmp_path, lines, "snapkv", budget)
+    (found,), notes = certified(records(tmp_path), "score", 20.0)
+    assert [each.budget for each in found.tried] == [128]
+    assert any("SnapKV 256" in note for note in notes)
 
 
 @pytest.mark.parametrize(
