@@ -27,9 +27,10 @@ Leaves = dict[Path, str]
 def names(records: Sequence[Record], over_budgets: bool = False) -> list[Name]:
     """Return the name of each record, such as `SnapKV 64`.
 
-    `over_budgets`: settings of different budgets get variants, too, if they differ in more than the budget. Records that would share a name get a variant with the values in which they differ. Different settings have
+    Records that would share a name get a variant with the values in which they differ. Different settings have
     different names across all tasks. If no short value differs, the variant ends with a hash in brackets, which you
-    must escape in markup.
+    must escape in markup. `over_budgets`: records also get a variant if other budgets of their method differ in more
+    than the budget.
     """
     marked = len({record.protocol for record in records}) > 1
     found = [

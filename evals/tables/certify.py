@@ -2,8 +2,8 @@
 
 A budget is certified where the mean loss against the full cache, paired by sample, is below a limit with the stated
 confidence, by the one-sided test of `evals.tables.equivalence`. The budgets of a method are tried from the largest
-down, each at the full level, until one fails. This fixed-sequence testing certifies a budget whose loss is not below the
-limit no more often than one test is wrong, whatever the losses (W. Maurer, L. Hothorn and W. Lehmacher,
+down, each at the full level, until one fails. This fixed-sequence testing certifies a budget whose loss is not below
+the limit no more often than one test is wrong, whatever the losses (W. Maurer, L. Hothorn and W. Lehmacher,
 Biometrie in der chemisch-pharmazeutischen Industrie 6, 1995; for settings of a model, A. Angelopoulos et al., "Learn
 then Test", arXiv 2110.01052). Losses fall as the budget grows, so the order is a good one, and unlike with Holm's
 correction, further small budgets make no certificate harder. The confidence is that of each method by itself, and it is
@@ -22,7 +22,6 @@ from evals.tables.equivalence import below, samples_below, upper_bound
 from evals.tables.methods import Name
 from evals.tables.statistics import effective, weighted_values
 from evals.tables.table import Metric, Row, Table, full_of
-
 
 Pairs = Sequence[tuple[Row, Row]]
 """Rows, each with the full cache that it is measured against."""
