@@ -5,15 +5,16 @@ from dataclasses import replace
 from pathlib import Path
 
 from compresskv.errors import UserError
-from evals.results.means import USUAL, average, groups_of, is_number, sampled
+from evals.results.compare import tables_of
+from evals.results.means import groups_of, is_number
 from evals.results.names import names
 from evals.results.record import Record
-from evals.results.shows import hook, sound
+from evals.results.shows import sound
 from evals.tables.certify import Certificate, certificates, unmeasured
 from evals.tables.compare import Question, Verdict, subject_of, unpaired, verdicts
 from evals.tables.equivalence import checked_margin
 from evals.tables.methods import Name, named
-from evals.tables.table import KNOWN, Metric, Row, Table
+from evals.tables.table import KNOWN, Row
 from evals.tables.text import title_of
 
 
@@ -50,8 +51,9 @@ def certified(
 ) -> tuple[list[Certificate], list[str]]:
     """Return a certificate for every method that has the metric on the same samples as the full cache.
 
-    Sentences follow that name the settings that are left out because they share no sample with the full cache. `loss`: in the metric's unit, lost score or added KL. Raises `UserError` for values out of range, and where nothing
-    can be compared with the full cache.
+    Sentences follow that name the settings that are left out because they share no sample with the full cache. `loss`:
+    in the metric's unit, lost score or added KL. Raises `UserError` for values out of range, and where nothing can be
+    compared with the full cache.
     """
     if metric not in KNOWN:
         raise UserError("--metric", f"choose one of {', '.join(KNOWN)}", value=metric, why="its losses are not known")
@@ -81,21 +83,13 @@ def certified(
 
 
 def _families(records: Sequence[Record], metric: str, asked: Question) -> Iterator[tuple[str, list[Verdict]]]:
-    # For other fields, it is unknown whether higher or lower is better.
-    asked = asked if metric in KNOWN else replace(asked, finding="higher for {better}")
     for group in groups_of(records):
         with_metric = [record for record in group if any(is_number(line.get(metric)) for line in record.covered)]
         for table in tables_of(with_metric, metric) if with_metric else ():
             if subject_of(asked, table) != asked.subject:
                 continue
+            known = asked if table.metric.better else replace(asked, finding="higher for {better}")
             tasks = [column for column in table.columns if column in {record.task for record in group}]
             for column in [*(tasks if len(tasks) > 1 else []), table.overall]:
-                if compared := verdicts(asked, replace(table, compared=[column])):
+                if compared := verdicts(known, replace(table, compared=[column])):
                     yield f"{table.model} · {title_of(table.eval)} · {column}", compared
-
-
-def tables_of(records: Sequence[Record], metric: str) -> list[Table]:
-    """Return the evaluation's table of the metric. For any other field, return a table of its mean over all samples."""
-    if metric in KNOWN:
-        return [table for table in hook(records[0].kind, "tables")(records) if table.metric.field == metric]
-    return sampled(records, USUAL, average, [Metric(metric, metric, 4)])

@@ -23,7 +23,7 @@ from evals.results.record import Record
 from evals.tables import text
 from evals.tables.compare import NEEDED, TESTS, Comparison, needed, words
 from evals.tables.equivalence import checked_margin
-from evals.tables.table import KNOWN, Metric
+from evals.tables.table import Metric
 
 SUBJECT = "compresskv"
 """Default of `--against` for `compare`."""
@@ -123,8 +123,11 @@ def compare_against(
     from evals.report.latex import comparisons as floats
 
     found = against(chosen, metric, method, margin)
-    asked = {} if margin is None else {metric: margin}
-    family = question(method, asked).family([KNOWN.get(metric, Metric(metric))])
+    every = [verdict for _, verdicts in found for verdict in verdicts]
+    margins = {verdict.margin for verdict in every}
+    family = question(method).family(
+        [Metric(metric, margin=each) for each in margins], "model, evaluation, protocol, metric and column"
+    )
     console = screen(160)
     for title, verdicts in found:
         table = Table(title=plain(title))
@@ -135,7 +138,6 @@ def compare_against(
             numbers = map(plain, text.numbers(verdict))
             table.add_row(text.budget(verdict.budget), plain(text.versus(verdict)), *numbers, plain(verdict.words))
         console.print(table)
-    every = [verdict for _, verdicts in found for verdict in verdicts]
     part = " †: over part of the samples." if any(verdict.partial for verdict in every) else ""
     console.print(plain(family + part))
     if csv:
@@ -238,7 +240,6 @@ def _pairs(comparison: Comparison) -> Iterator[tuple[str, ...]]:
             words(pair.outcome, comparison.margin),
             text.NONE if enough is None else str(enough),
         )
-
 
 
 def certify(chosen: Sequence[Record], options: argparse.Namespace) -> int:

@@ -6,6 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import ttest_1samp, ttest_rel
 
+from evals.longgen.tables import REPEATED
+from evals.report.against import against
 from evals.results.__main__ import main
 from evals.results.compare import comparisons
 from evals.results.record import records
@@ -15,7 +17,7 @@ from evals.tables.methods import Name
 from evals.tables.statistics import ALPHA, all_differences, difference, effective, mean_difference, weighted_values
 from evals.tables.table import Cell, Metric, Row, Table
 from tests.support.refusals import assert_sentence
-from tests.support.trees import setting
+from tests.support.trees import line, setting
 
 FINITE = st.floats(-100, 100, allow_nan=False)
 
@@ -85,9 +87,7 @@ def test_values_that_are_missed_count_in_tasks_of_unequal_size(lengths):
     limit = 100 * (1 - ALPHA ** (1 / size)) * 1.05  # sure where no sample loses
     for place in range(len(lengths)):
         shares = [limit / 100 * len(lengths) * (task == place) for task in range(len(lengths))]
-        strata = [
-            100.0 * (random.random((2000, n)) < share) for n, share in zip(lengths, shares, strict=True)
-        ]
+        strata = [100.0 * (random.random((2000, n)) < share) for n, share in zip(lengths, shares, strict=True)]
         assert np.mean(below(weighted_values(strata), limit, 100.0, size) < ALPHA) <= 0.05 + 0.01
 
 
@@ -198,6 +198,25 @@ def test_the_command_takes_a_margin(tmp_path, capsys):
     assert "equivalent within 20" in capsys.readouterr().out
     assert main(["compare", "--against", "cake", "--margin", "20", "--results", str(tmp_path)]) == 0
     assert "equivalent within 20" in capsys.readouterr().out
+
+
+def test_an_evaluation_defines_its_metric_once(tmp_path):
+    """Repeated 8-grams have the margin and the direction of their table; a field without a table has neither."""
+    for method, more in (("compresskv", 0.0), ("snapkv", 30.0)):
+        lines = [
+            line(str(n), 50.0, kind="story", repeated_8grams=n % 7 + more, new_field=n % 7 + more) for n in range(40)
+        ]
+        setting(tmp_path, lines, method, eval="longgen", task="longgen")
+    found = {
+        field: against(records(tmp_path), field, "compresskv")[-1][1][0] for field in ("repeated_8grams", "new_field")
+    }
+    own, other = found["repeated_8grams"], found["new_field"]
+    assert (own.margin, own.lower, own.ordered) == (REPEATED.margin, True, ("SnapKV", "CompressKV"))
+    assert (other.margin, other.lower) == (None, False)
+    assert own.shown
+    assert own.finding != other.finding
+    (comparison,) = comparisons(records(tmp_path), "repeated_8grams")
+    assert comparison.margin == REPEATED.margin
 
 
 @pytest.mark.parametrize("margin", ["0", "-1", "nan", "inf"])
