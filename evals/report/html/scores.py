@@ -195,7 +195,7 @@ def sentence(verdict: Verdict) -> Sentence:
         proof = f"{by}, {between}p of equivalence {text.probability(verdict.equivalence)}, n = {verdict.n}"
         return Sentence(f"{said} ({proof}).".replace(" = ", "\u00a0=\u00a0"), verdict.outcome, verdict.partial)
     needed = f"; about {verdict.needed:,} samples would decide" if verdict.needed and bounds else ""
-    said = f"{at}, neither a difference nor equivalence is shown of {verdict.first} and {verdict.second}"
+    said = f"{at}, neither a difference nor equivalence is shown between {verdict.first} and {verdict.second}"
     return Sentence(f"{said} ({by}, {numbers}{needed}).", verdict.outcome, verdict.partial)
 
 
