@@ -8,6 +8,11 @@ from compresskv.checking import Ge, Le
 When = Literal["prompt", "context", "prompt+decode", "context+decode"]
 
 
+def once(when: str) -> str:
+    """Return a `when` without evictions while decoding. The full cache, which never evicts, has this one."""
+    return when.removesuffix("+decode")
+
+
 @dataclass(frozen=True)
 class EvictionSchedule:
     """Eviction settings (`conf/config.yaml: eviction`).
@@ -43,7 +48,7 @@ class EvictionSchedule:
     @property
     def once(self) -> "EvictionSchedule":
         """Return the schedule without evictions while decoding, as for the full cache."""
-        return EvictionSchedule(cast(When, self.when.removesuffix("+decode")))
+        return EvictionSchedule(cast(When, once(self.when)))
 
 
 AFTER_PROMPT = EvictionSchedule()

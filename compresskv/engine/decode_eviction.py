@@ -312,8 +312,8 @@ def refuse_scorer(setting: Setting, schedule: EvictionSchedule) -> None:
     elif isinstance(scorer, ObservingScorer) and not isinstance(scorer.observer(), ContinuingObserver):
         why = f"{part_name(scorer)} observes all queries of a prompt, and its observer has no method `only`"
     if why:
-        once = schedule.when.removesuffix("+decode")
-        raise UserError("eviction.when", f"set eviction.when={once}", value=schedule.when, why=why)
+        fix = f"set eviction.when={schedule.once.when}"
+        raise UserError("eviction.when", fix, value=schedule.when, why=why)
 
 
 def _after(scores: LayerScores, protected: int) -> LayerScores:

@@ -2,16 +2,19 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 from compresskv.errors import UserError
-from evals.results.means import USUAL, average, groups_of, is_number, sampled
+from evals.results.compare import tables_of
+from evals.results.means import groups_of, is_number
+from evals.results.names import names
 from evals.results.record import Record
-from evals.results.shows import hook, sound
-from evals.tables.certify import Certificate, certificates
-from evals.tables.compare import Question, Verdict, subject_of, verdicts
+from evals.results.shows import sound
+from evals.tables.certify import Certificate, certificates, unmeasured
+from evals.tables.compare import Question, Verdict, subject_of, unpaired, verdicts
 from evals.tables.equivalence import checked_margin
-from evals.tables.methods import named
-from evals.tables.table import KNOWN, Metric, Table
+from evals.tables.methods import Name, named
+from evals.tables.table import KNOWN, Row
 from evals.tables.text import title_of
 
 
@@ -43,21 +46,32 @@ def against(
     return found
 
 
-def certified(records: Sequence[Record], metric: str, loss: float, confidence: float = 0.95) -> list[Certificate]:
+def certified(
+    records: Sequence[Record], metric: str, loss: float, confidence: float = 0.95
+) -> tuple[list[Certificate], list[str]]:
     """Return a certificate for every method that has the metric on the same samples as the full cache.
 
-    `loss`: in the metric's unit, lost score or added KL. Raises `UserError` for values out of range, and where nothing
-    can be compared with the full cache.
+    Sentences follow that name the settings that are left out because they share no sample with the full cache. `loss`:
+    in the metric's unit, lost score or added KL. Raises `UserError` for values out of range, and where nothing can be
+    compared with the full cache.
     """
     if metric not in KNOWN:
         raise UserError("--metric", f"choose one of {', '.join(KNOWN)}", value=metric, why="its losses are not known")
     checked_margin("--loss", loss)
     if not 0.5 < confidence < 1:
         raise UserError("--confidence", "give a number between 0.5 and 1, such as 0.95", value=confidence)
-    found = []
+    found: list[Certificate] = []
+    notes: list[str] = []
     for group in groups_of([sound(record)[0] for record in records if record.summary]):
+        variants = dict(zip((record.path for record in group), names(group, over_budgets=True), strict=True))
+
+        def method_of(row: Row, variants: Mapping[Path, Name] = variants) -> str:
+            variant = variants[row.records[0].path].variant if row.records else row.name.variant
+            return replace(row.name, variant=variant).label
+
         for table in tables_of(group, metric):
-            found += list(certificates(table, loss, confidence))
+            found += certificates(table, loss, confidence, method_of)
+            notes += [*unpaired(table), *unmeasured(table)]
     if not found:
         raise UserError(
             "--metric",
@@ -65,25 +79,17 @@ def certified(records: Sequence[Record], metric: str, loss: float, confidence: f
             value=metric,
             why="no setting has it on the same samples as the full cache",
         )
-    return found
+    return found, notes
 
 
 def _families(records: Sequence[Record], metric: str, asked: Question) -> Iterator[tuple[str, list[Verdict]]]:
-    # For other fields, it is unknown whether higher or lower is better.
-    asked = asked if metric in KNOWN else replace(asked, finding="higher for {better}")
     for group in groups_of(records):
         with_metric = [record for record in group if any(is_number(line.get(metric)) for line in record.covered)]
         for table in tables_of(with_metric, metric) if with_metric else ():
             if subject_of(asked, table) != asked.subject:
                 continue
+            known = asked if table.metric.better else replace(asked, finding="higher for {better}")
             tasks = [column for column in table.columns if column in {record.task for record in group}]
             for column in [*(tasks if len(tasks) > 1 else []), table.overall]:
-                if compared := verdicts(asked, replace(table, compared=[column])):
+                if compared := verdicts(known, replace(table, compared=[column])):
                     yield f"{table.model} · {title_of(table.eval)} · {column}", compared
-
-
-def tables_of(records: Sequence[Record], metric: str) -> list[Table]:
-    """Return the evaluation's table of the metric. For any other field, return a table of its mean over all samples."""
-    if metric in KNOWN:
-        return [table for table in hook(records[0].kind, "tables")(records) if table.metric.field == metric]
-    return sampled(records, USUAL, average, [Metric(metric, metric, 4)])

@@ -10,6 +10,7 @@ from compresskv.errors import UserError
 from compresskv.folders import CONF
 from compresskv.methods import method_config
 from compresskv.protocol import EvaluationProtocol
+from compresskv.schedule import once
 from compresskv.selecting_heads import Heads, count_heads
 from evals.compose import axes, sweep
 from evals.experiments import ITEMS, calibration_of, selecting_heads, usual_heads
@@ -123,7 +124,7 @@ def _shared(record: Record, name: str, value: Any) -> bool:
     if name == "observation":
         return record.config.get("observation") == value
     if name == "when":
-        return record.when == (value.removesuffix("+decode") if record.budget is None else value)
+        return record.when == (once(value) if record.budget is None else value)
     if name == "calibration":
         return calibration_of(record) == calibration_of(record, value)
     return hook(record.kind, "traits", lambda of_eval: {})(record.config.get("eval", {})).get(name) == value

@@ -23,7 +23,7 @@ from evals.results.record import Record
 from evals.tables import text
 from evals.tables.compare import NEEDED, TESTS, Comparison, needed, words
 from evals.tables.equivalence import checked_margin
-from evals.tables.table import KNOWN, Metric
+from evals.tables.table import Metric
 
 SUBJECT = "compresskv"
 """Default of `--against` for `compare`."""
@@ -123,8 +123,11 @@ def compare_against(
     from evals.report.latex import comparisons as floats
 
     found = against(chosen, metric, method, margin)
-    asked = {} if margin is None else {metric: margin}
-    family = question(method, asked).family([KNOWN.get(metric, Metric(metric))])
+    every = [verdict for _, verdicts in found for verdict in verdicts]
+    margins = {verdict.margin for verdict in every}
+    family = question(method).family(
+        [Metric(metric, margin=each) for each in margins], "model, evaluation, protocol, metric and column"
+    )
     console = screen(160)
     for title, verdicts in found:
         table = Table(title=plain(title))
@@ -135,7 +138,6 @@ def compare_against(
             numbers = map(plain, text.numbers(verdict))
             table.add_row(text.budget(verdict.budget), plain(text.versus(verdict)), *numbers, plain(verdict.words))
         console.print(table)
-    every = [verdict for _, verdicts in found for verdict in verdicts]
     part = " †: over part of the samples." if any(verdict.partial for verdict in every) else ""
     console.print(plain(family + part))
     if csv:
@@ -240,9 +242,6 @@ def _pairs(comparison: Comparison) -> Iterator[tuple[str, ...]]:
         )
 
 
-CERTIFIED = ("method", "smallest budget", "loss", "surely below", "n", "not certified")
-
-
 def certify(chosen: Sequence[Record], options: argparse.Namespace) -> int:
     """Print the smallest certified budget of each method, and what the next smaller one lacks."""
     from evals.report.against import certified
@@ -250,14 +249,15 @@ def certify(chosen: Sequence[Record], options: argparse.Namespace) -> int:
     if options.loss is None:
         raise UserError("--loss", "give the largest loss that you accept, such as 2 (points) or 0.1 (nats)")
     metric, confidence = options.metric or "score", 0.95 if options.confidence is None else options.confidence
-    found = certified(chosen, metric, options.loss, confidence)
+    found, notes = certified(chosen, metric, options.loss, confidence)
     console = screen(160)
+    bound = f"upper bound ({100 * confidence:g} %)"
     tables: dict[str, Table] = {}
     for each in found:
         title = f"{each.model} · {text.title_of(each.eval)} · {each.protocol}"
         if title not in tables:
             tables[title] = Table(title=plain(title))
-            for column in CERTIFIED:
+            for column in ("method", "smallest budget", "loss", bound, "n", "not certified"):
                 left = column in ("method", "not certified")
                 tables[title].add_column(column, justify="left" if left else "right", overflow="fold")
         tables[title].add_row(*map(plain, text.certificate(each.method, each.smallest, each.failed)))
@@ -266,11 +266,13 @@ def certify(chosen: Sequence[Record], options: argparse.Namespace) -> int:
     part = " †: over part of the samples." if any(tried.partial for each in found for tried in each.tried) else ""
     console.print(
         plain(
-            f"Certified: the mean loss of {metric} against the full cache is below {options.loss:g} with "
+            f"Certified: the mean loss of {metric} against the full cache is below {options.loss:g} with nominally "
             f"{100 * confidence:g} % confidence for each method, by a paired one-sided test. Budgets are tried from "
             f"the largest down, until one fails.{part}"
         )
     )
+    for note in notes:
+        console.print(plain(note))
     return 0
 
 

@@ -3,11 +3,23 @@
 from collections.abc import Sequence
 from itertools import groupby
 
-from evals.results.means import values_of
+from evals.results.means import USUAL, average, sampled, values_of
 from evals.results.names import names
 from evals.results.record import Record
+from evals.results.shows import hook
 from evals.tables.compare import Comparison, all_pairs, stated
-from evals.tables.table import KNOWN, Key, Metric
+from evals.tables.table import KNOWN, Key, Metric, Table
+
+
+def tables_of(records: Sequence[Record], metric: str) -> list[Table]:
+    """Return the tables of a metric that the evaluation of these records makes; none where no line has it.
+
+    Of a field without a table, return its mean over all samples. Whether higher is better is then unknown.
+    """
+    found = [table for table in hook(records[0].kind, "tables")(records) if table.metric.field == metric]
+    if found or metric in KNOWN:
+        return found
+    return sampled(records, USUAL, average, [Metric(metric, metric, 4, better=None)])
 
 
 def comparisons(records: Sequence[Record], metric: str, within: float | None = None) -> list[Comparison]:
@@ -19,7 +31,6 @@ def comparisons(records: Sequence[Record], metric: str, within: float | None = N
     weights get a separate comparison; if there is only one such setting, its comparison has no pairs. `within`: the
     margin of equivalence, in place of the metric's own.
     """
-    margin = stated(KNOWN.get(metric, Metric(metric)), within)
 
     def place(record: Record) -> tuple[str, str, str]:
         return record.model, record.eval, record.protocol
@@ -27,6 +38,7 @@ def comparisons(records: Sequence[Record], metric: str, within: float | None = N
     compared = []
     for (model, evaluation, protocol), group in groupby(sorted(records, key=place), key=place):
         of_evaluation = list(group)
+        margin = stated(KNOWN.get(metric) or tables_of(of_evaluation, metric)[0].metric, within)
         by_task: dict[str, dict[str, dict[Key, float]]] = {}
         for name, record in zip(names(of_evaluation), of_evaluation, strict=True):
             if values := values_of(record, metric):

@@ -24,30 +24,35 @@ Leaves = dict[Path, str]
 """The scalar values of a configuration as text, by path."""
 
 
-def names(records: Sequence[Record]) -> list[Name]:
+def names(records: Sequence[Record], over_budgets: bool = False) -> list[Name]:
     """Return the name of each record, such as `SnapKV 64`.
 
     Records that would share a name get a variant with the values in which they differ. Different settings have
     different names across all tasks. If no short value differs, the variant ends with a hash in brackets, which you
-    must escape in markup.
+    must escape in markup. `over_budgets`: records also get a variant if other budgets of their method differ in more
+    than the budget.
     """
     marked = len({record.protocol for record in records}) > 1
     found = [
         Name(named(record.method), record.budget, record.protocol, marked=marked, when=record.when)
         for record in records
     ]
+    identities = [_setting(record) for record in records]
+    if over_budgets:
+        identities = [{key: value for key, value in each.items() if key != "budget"} for each in identities]
     alike: dict[tuple[Any, ...], dict[str, list[int]]] = {}
     for place, record in enumerate(records):
-        settings = alike.setdefault((record.model, record.eval, found[place]), {})
-        settings.setdefault(repr(sorted(_leaves(_setting(record)))), []).append(place)
+        name = replace(found[place], budget=None) if over_budgets else found[place]
+        settings = alike.setdefault((record.model, record.eval, name), {})
+        settings.setdefault(repr(sorted(_leaves(identities[place]))), []).append(place)
     for settings in alike.values():
         firsts = [records[places[0]] for places in settings.values()]
         hashes = [hashlib.sha256(setting.encode()).hexdigest()[:8] for setting in settings]
-        of_settings = _suffixes(firsts, [_setting(record) for record in firsts], hashes)
+        of_settings = _suffixes(firsts, [identities[places[0]] for places in settings.values()], hashes)
         for places, suffix in zip(settings.values(), of_settings, strict=True):
-            by_task: dict[str, list[int]] = {}
+            by_task: dict[tuple[str, Any], list[int]] = {}
             for place in places:
-                by_task.setdefault(records[place].task, []).append(place)
+                by_task.setdefault((records[place].task, records[place].budget), []).append(place)
             for of_task in by_task.values():
                 same = [records[place] for place in of_task]
                 prompts = [{"prompt": (record.summary or {}).get("prompt")} for record in same]

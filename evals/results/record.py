@@ -10,6 +10,7 @@ from typing import Any
 from compresskv.budget import Budget, budget_from
 from compresskv.methods import label_of
 from compresskv.protocol import protocol_label
+from compresskv.schedule import once
 from evals.kinds import kind_of, reserved
 from evals.results.reader import SettingFiles
 from evals.results.schema import NAMED, Line
@@ -83,7 +84,7 @@ class Record(SettingFiles):
         The full cache never evicts while decoding.
         """
         when = str(_mapping(self.config.get("eviction")).get("when", "prompt"))
-        return when.removesuffix("+decode") if self.budget is None else when
+        return once(when) if self.budget is None else when
 
     def _named(self, field: str) -> Any:
         """Return a field of the summary, or of the path if the summary does not have it."""

@@ -55,15 +55,15 @@ class Question:
         """Return the margin of a metric, or None if it has none."""
         return stated(metric, self.margins.get(metric.field))
 
-    def family(self, metrics: Iterable[Metric]) -> str:
-        """Describe the family of comparisons whose p-values are corrected together, and what is tested."""
+    def family(self, metrics: Iterable[Metric], each: str = "model, evaluation, protocol and metric") -> str:
+        """Describe the family of comparisons whose p-values are corrected together, and what is tested.
+
+        `each`: what the comparisons of a family have in common.
+        """
         subject = self.subject or "the best method of each budget"
         compared = "of this table" if self.pairs else f"of {subject} with another method of the same budget"
         margins = {metric.field: margin for metric in metrics if (margin := self.margin(metric))}
-        return (
-            f"{TESTS}all comparisons {compared}, for one model, evaluation, protocol and metric. "
-            f"{text_of_margins(margins)}{NEEDED}"
-        )
+        return f"{TESTS}all comparisons {compared}, for one {each}. {text_of_margins(margins)}{NEEDED}"
 
 
 def text_of_margins(margins: Mapping[str, Margin]) -> str:

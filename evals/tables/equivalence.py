@@ -105,14 +105,14 @@ def upper_bound(values: Values, largest: float | None, size: float, alpha: float
     low = float(values.mean())
     high = largest if largest is not None else low + 1000 * float(np.abs(values).max(initial=1e-9))
 
-    def surely_below(limit: float) -> bool:
+    def shown_below(limit: float) -> bool:
         return bool(below(values[None], limit, largest, size)[0] < alpha)
 
-    if not surely_below(high):
+    if not shown_below(high):
         return math.inf
     for _ in range(60):
         middle = (low + high) / 2
-        low, high = (low, middle) if surely_below(middle) else (middle, high)
+        low, high = (low, middle) if shown_below(middle) else (middle, high)
     return high
 
 
@@ -140,7 +140,7 @@ def samples_below(
 
     Found with the test itself, for the spread and skewness of `values` [rows, n] and a mean that comes out worse by
     z(power) standard errors; z((1 + power) / 2) where both `sides` have to be shown. None where the mean is not below
-    the limit, or where more than `MOST` samples would be needed or a single value gives no spread.
+    the limit, where more than `MOST` samples would be needed, and for single values, which show no spread.
     """
     if values.shape[1] < 2:
         return [None] * len(values)

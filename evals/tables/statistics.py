@@ -118,8 +118,13 @@ def weighted_values(strata: Sequence[NDArray[np.float64]]) -> NDArray[np.float64
 
 
 def effective(lengths: Sequence[int]) -> float:
-    """Return how many samples of equal weight the strata of these lengths count for (Kish 1965)."""
-    return float(len(lengths) ** 2 / sum(1 / length for length in lengths))
+    """Return how many samples of equal weight the strata of these lengths count for, where rare values may be missed.
+
+    With rare values in a share p_t of each of k strata, n_t samples each miss all of them with a probability of
+    Π (1 − p_t)^n_t. By Jensen's inequality, this is at most (1 − mean p)^(k · min n). Kish's k² / Σ 1/n is more, and
+    does not bound it: the rare values may all be in the smallest stratum.
+    """
+    return float(len(lengths) * min(lengths))
 
 
 def _equivalences(

@@ -15,6 +15,7 @@ from statistics import fmean
 from typing import Any, Literal
 
 from compresskv.budget import Budget, Share
+from compresskv.schedule import once
 from evals.tables import statistics
 from evals.tables.methods import Name
 
@@ -152,9 +153,10 @@ class Row:
 def full_of(row: Row, fulls: Sequence[Row]) -> Row | None:
     """The full cache that a row is measured against: of its protocol and its time of eviction.
 
-    Where there are several, such as one for each dtype, it is that of its variant; None if none is.
+    The full cache does not evict while decoding, so that of `prompt+decode` is that of `prompt`. Where there are
+    several, such as one for each dtype, it is that of its variant; None if none is.
     """
-    fitting = [full for full in fulls if (full.protocol, full.when) == (row.protocol, row.when)]
+    fitting = [full for full in fulls if (full.protocol, full.when) == (row.protocol, once(row.when))]
     alike = [full for full in fitting if full.name.variant == row.name.variant]
     return next(iter(alike or (fitting if len(fitting) == 1 else [])), None)
 

@@ -142,6 +142,8 @@ def certificate(method: str, smallest: Tried | None, failed: Tried | None) -> li
 
 def _lacking(failed: Tried) -> str:
     loss = f"its loss is {failed.loss:z.3g}"
+    if failed.n < 2:
+        return f"{loss}, one sample shows no spread"
     return f"{loss}, no number would do" if failed.needed is None else f"{loss}, about {failed.needed} would do"
 
 

@@ -3,13 +3,16 @@
 import numpy as np
 import pytest
 
+from evals.report.against import certified
 from evals.results.__main__ import main
+from evals.results.record import records
+from evals.tables import text
 from evals.tables.certify import certificates
 from evals.tables.equivalence import below
 from evals.tables.methods import Name
-from evals.tables.table import KNOWN, SCORE, Cell, Row, Table
+from evals.tables.table import KNOWN, SCORE, Cell, Row, Table, full_of
 from tests.support.refusals import assert_sentence
-from tests.support.trees import setting
+from tests.support.trees import line, setting
 
 
 def cell(values):
@@ -61,6 +64,13 @@ def test_what_is_not_certified_says_how_many_samples_would_do():
     assert found.smallest.budget == 64
 
 
+def test_one_sample_is_not_said_to_be_hopeless():
+    few, far = (next(certificates(table({64: [lost] * n}), 2.0, 0.95)).failed for lost, n in ((0.0, 1), (9.0, 40)))
+    assert few.needed is far.needed is None
+    of_one, of_many = (text.certificate("SnapKV", None, failed)[-1].split(", ")[1] for failed in (few, far))
+    assert of_one != of_many
+
+
 def test_equal_answers_alone_certify_nothing_at_a_small_n():
     for n, safe in ((42, False), (149, True)):
         (found,) = certificates(table({64: np.zeros(n)}), 2.0, 0.95)
@@ -73,6 +83,16 @@ def test_a_full_cache_of_other_samples_certifies_nothing():
     full = Row(Name("FullKV"), {"average": Cell({"task": {("0", "another prompt"): 90.0}}, 1)})
     assert list(certificates(Table("tiny", "niah", ["average"], [full, *shown.rows[1:]]), 2.0, 0.95)) == []
     assert list(certificates(table({64: noise(0.0)}, when="context"), 2.0, 0.95)) == []
+
+
+@pytest.mark.parametrize("when", ["prompt", "context"])
+def test_evictions_while_decoding_are_measured_against_the_same_full_cache(when):
+    """`Record.when` of the full cache has no `+decode`."""
+    shown = table({64: noise(0.0)}, when=f"{when}+decode")
+    full = Row(Name("FullKV", when=when), shown.rows[0].cells)
+    assert full_of(shown.rows[1], [full]) is full
+    (found,) = certificates(Table("tiny", "niah", ["average"], [full, *shown.rows[1:]]), 2.0, 0.95)
+    assert found.smallest.budget == 64
 
 
 @pytest.mark.slow
@@ -96,6 +116,31 @@ def test_the_command(tmp_path, capsys):
     shown = capsys.readouterr().out
     assert "SnapKV" in shown
     assert "64 at n = 12" in shown
+
+
+def test_a_certificate_is_of_one_configuration(tmp_path):
+    """Nine heads at the largest budget say nothing about one head at the smaller ones."""
+    setting(tmp_path, [90.0] * 40, method="full", budget=None)
+    for budget, heads in ((256, 9), (128, 1), (64, 1)):
+        node = {"name": "compresskv", "scorer": {"_target_": "compresskv.semantic_heads.scorer", "heads": heads}}
+        setting(tmp_path, [89.0] * 40, "compresskv", budget, node=node)
+    found, notes = certified(records(tmp_path), "score", 20.0)
+    assert notes == []
+    nine, one = sorted(found, key=lambda each: len(each.tried))
+    assert [each.budget for each in nine.tried] == [256]
+    assert [each.budget for each in one.tried] == [128, 64]
+    assert nine.method != one.method
+
+
+def test_settings_without_a_full_cache_of_their_samples_are_named(tmp_path):
+    """The largest budget read other prompts: the others are certified, and it is named."""
+    setting(tmp_path, [90.0] * 40, method="full", budget=None)
+    for budget, prompt in ((256, "other"), (128, "prompt")):
+        lines = [line(str(n), 89.0, budget, prompt_sha256=f"{prompt} {n}") for n in range(40)]
+        setting(tmp_path, lines, "snapkv", budget)
+    (found,), notes = certified(records(tmp_path), "score", 20.0)
+    assert [each.budget for each in found.tried] == [128]
+    assert any("SnapKV 256" in note for note in notes)
 
 
 @pytest.mark.parametrize(

@@ -6,16 +6,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import ttest_1samp, ttest_rel
 
+from evals.longgen.tables import REPEATED
+from evals.report.against import against
 from evals.results.__main__ import main
 from evals.results.compare import comparisons
 from evals.results.record import records
 from evals.tables.compare import Question, verdicts
 from evals.tables.equivalence import Margin, below, samples_below, samples_within, within
 from evals.tables.methods import Name
-from evals.tables.statistics import ALPHA, all_differences, difference, mean_difference
+from evals.tables.statistics import ALPHA, all_differences, difference, effective, mean_difference, weighted_values
 from evals.tables.table import Cell, Metric, Row, Table
 from tests.support.refusals import assert_sentence
-from tests.support.trees import setting
+from tests.support.trees import line, setting
 
 FINITE = st.floats(-100, 100, allow_nan=False)
 
@@ -75,6 +77,18 @@ def test_values_that_are_missed_count():
     for n in (42, 100, 300):
         values = 100.0 * (random.random((2000, n)) < 0.02)
         assert np.mean(below(values, 2.0, 100.0, n) < ALPHA) <= 0.05
+
+
+@pytest.mark.parametrize("lengths", [(10, 200), (20, 50, 300), (60, 60)])
+def test_values_that_are_missed_count_in_tasks_of_unequal_size(lengths):
+    """Whatever task the rare losses are in, a mean loss at the limit is certified in at most 5 % of all draws."""
+    random = np.random.default_rng(3)
+    size = effective(lengths)
+    limit = 100 * (1 - ALPHA ** (1 / size)) * 1.05  # sure where no sample loses
+    for place in range(len(lengths)):
+        shares = [limit / 100 * len(lengths) * (task == place) for task in range(len(lengths))]
+        strata = [100.0 * (random.random((2000, n)) < share) for n, share in zip(lengths, shares, strict=True)]
+        assert np.mean(below(weighted_values(strata), limit, 100.0, size) < ALPHA) <= 0.05 + 0.01
 
 
 def test_few_draws_are_falsely_equivalent():
@@ -184,6 +198,25 @@ def test_the_command_takes_a_margin(tmp_path, capsys):
     assert "equivalent within 20" in capsys.readouterr().out
     assert main(["compare", "--against", "cake", "--margin", "20", "--results", str(tmp_path)]) == 0
     assert "equivalent within 20" in capsys.readouterr().out
+
+
+def test_an_evaluation_defines_its_metric_once(tmp_path):
+    """Repeated 8-grams have the margin and the direction of their table; a field without a table has neither."""
+    for method, more in (("compresskv", 0.0), ("snapkv", 30.0)):
+        lines = [
+            line(str(n), 50.0, kind="story", repeated_8grams=n % 7 + more, new_field=n % 7 + more) for n in range(40)
+        ]
+        setting(tmp_path, lines, method, eval="longgen", task="longgen")
+    found = {
+        field: against(records(tmp_path), field, "compresskv")[-1][1][0] for field in ("repeated_8grams", "new_field")
+    }
+    own, other = found["repeated_8grams"], found["new_field"]
+    assert (own.margin, own.lower, own.ordered) == (REPEATED.margin, True, ("SnapKV", "CompressKV"))
+    assert (other.margin, other.lower) == (None, False)
+    assert own.shown
+    assert own.finding != other.finding
+    (comparison,) = comparisons(records(tmp_path), "repeated_8grams")
+    assert comparison.margin == REPEATED.margin
 
 
 @pytest.mark.parametrize("margin", ["0", "-1", "nan", "inf"])

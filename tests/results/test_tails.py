@@ -53,6 +53,12 @@ def test_the_tails_of_a_setting(tmp_path):
     assert float(found["equal answers, %"]) == pytest.approx(100 * 2 / 3, abs=0.01)
 
 
+def test_answers_are_compared_with_the_full_cache_under_evictions_while_decoding(tmp_path):
+    tree(tmp_path, of_config={"eviction": {"when": "prompt+decode", "interval": 2, "protect": "none"}})
+    (found,) = (of_row for name, of_row in cells(tmp_path).items() if name.startswith("SnapKV"))
+    assert float(found["equal answers, %"]) == pytest.approx(100 * 2 / 3, abs=0.01)
+
+
 def test_the_full_cache_is_the_control(tmp_path):
     tree(tmp_path)
     (control,) = (row for name, row in cells(tmp_path).items() if name.startswith("FullKV"))

@@ -15,7 +15,7 @@ from evals.results.shows import hook
 from evals.tables import text
 from evals.tables.compare import Outcome, Question, Verdict, subject_of, unpaired, verdicts
 from evals.tables.methods import METHODS
-from evals.tables.table import KNOWN, OTHERS, SCORE, Row, Section, Table, Texts
+from evals.tables.table import KNOWN, OTHERS, SCORE, Row, Section, Table, Texts, full_of
 
 LAYER_CHARTS = 8
 """Maximum number of budgets for which the tokens by layer are drawn; the budgets are evenly spaced."""
@@ -195,7 +195,7 @@ def sentence(verdict: Verdict) -> Sentence:
         proof = f"{by}, {between}p of equivalence {text.probability(verdict.equivalence)}, n = {verdict.n}"
         return Sentence(f"{said} ({proof}).".replace(" = ", "\u00a0=\u00a0"), verdict.outcome, verdict.partial)
     needed = f"; about {verdict.needed:,} samples would decide" if verdict.needed and bounds else ""
-    said = f"{at}, neither a difference nor equivalence is shown of {verdict.first} and {verdict.second}"
+    said = f"{at}, neither a difference nor equivalence is shown between {verdict.first} and {verdict.second}"
     return Sentence(f"{said} ({by}, {numbers}{needed}).", verdict.outcome, verdict.partial)
 
 
@@ -211,11 +211,12 @@ def column_title(column: str, table: Table) -> str:
 def _shares(table: Table) -> Iterator[str]:
     """Say what share of the full cache's score the subject reaches, and with what share of its tokens."""
     rows = _ordered(table)
+    fulls = [row for row in rows if row.budget is None and table.overall in row.cells]
     for row in rows:
         mine = row.cells.get(table.overall)
         if row.name.method != ALL.subject or row.name.variant or row.budget is None or mine is None or mine.partial:
             continue
-        full = next((other for other in rows if _full_of(other, row, table.overall)), None)
+        full = full_of(row, [other for other in fulls if other.cells[table.overall].samples == mine.samples])
         whole = full.cells[table.overall] if full else None
         if full is None or whole is None or not whole.mean:
             continue
@@ -223,12 +224,6 @@ def _shares(table: Table) -> Iterator[str]:
         tokens = f", keeping {100 * kept / all_kept:.0f}\u00a0% of its tokens" if kept and all_kept else ""
         share = f"{100 * mine.mean / whole.mean:.0f}\u00a0% of the full cache's {whole.mean:.1f}"
         yield f"{row.label} at budget {row.budget} scores {mine.mean:.1f}: {share}{tokens} (n\u00a0=\u00a0{mine.n})."
-
-
-def _full_of(other: Row, row: Row, column: str) -> bool:
-    """Return whether `other` is the full cache on the same samples as `row`."""
-    alike = other.budget is None and other.protocol == row.protocol and other.when == row.when.removesuffix("+decode")
-    return alike and column in other.cells and other.cells[column].samples == row.cells[column].samples
 
 
 def _over_budget(table: Table, title: str, y_label: str, styles: dict[str, int]) -> Chart | None:
