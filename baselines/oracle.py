@@ -1,14 +1,13 @@
 """The oracle: keep the tokens that the full cache's own answer attends to.
 
-It is a yardstick, since it needs the answer before it evicts: how much of what a budget can hold does a method get?
+It needs the answer before it evicts, so it only serves as a reference: it shows what a budget can achieve.
 For KV head k, with the query heads kG … kG+G−1, and prompt token j before the window:
 
     score[k, j] = mean over its G query heads g and the T queries t of softmax_j(q_gt · k_j · scaling)
 
-The queries are those of the tokens that the model reads after the compressed ones: the full cache's greedy answer, but
-for its last token; before them those of the question, with eviction before the question. The softmax runs over all
-compressed tokens, the observation window included, and over none of the later ones. The window is kept, as by the other
-methods, so that budgets are comparable. Scores are float32 and not pooled.
+The queries are those of the full cache's greedy answer, without its last token. With eviction before the question, the
+queries of the question are included. The softmax runs over the compressed tokens, including the observation window. The
+window is always kept, as in the other methods, so that budgets are comparable. Scores are float32 and not pooled.
 
 What is best for attention need not be best for the answer, so another method may score higher on some prompts.
 """
@@ -24,7 +23,7 @@ from compresskv.methods import declares
 
 @dataclass(frozen=True)
 class OracleScorer:
-    """Attention of the full cache's answer, mean over its queries and over the query heads of a KV head."""
+    """Score tokens by the attention of the full cache's answer, averaged over its queries and the heads of a group."""
 
     window: int = 8
 

@@ -39,15 +39,15 @@ REFERENCE = (
 )
 
 SNAPKV, STREAMING = "SnapKV", "StreamingLLM"
-"""What the others are compared with."""
+"""The settings that the others are compared with."""
 
 USUAL = Observation(8)
-"""Of SnapKV: the last 8 queries, average pooling over 5 tokens."""
+"""SnapKV's defaults: the last 8 queries, and average pooling over 5 tokens."""
 
 
 @dataclass(frozen=True)
 class Kept:
-    """A `scorer`, beside which the last `recent` tokens, at least its window, are kept, and perhaps the `sinks`."""
+    """A `scorer` that always keeps the last `recent` tokens (at least its window) and optionally the `sinks`."""
 
     scorer: Scorer
     recent: int
@@ -67,7 +67,7 @@ class Kept:
 
 @dataclass(frozen=True)
 class Recent:
-    """The most recent tokens, without sinks."""
+    """Keep the most recent tokens, without sinks."""
 
     window: int = 1
 
@@ -77,7 +77,7 @@ class Recent:
 
 
 def scorers() -> dict[str, Scorer]:
-    """Every scorer by its name; `kept` tokens at the end are kept whatever their score."""
+    """Return every scorer by name. The last `kept` tokens are always kept."""
     snapkv = SnapKVScorer(USUAL)
     return {
         STREAMING: StreamingLLMScorer(),
@@ -95,7 +95,7 @@ def scorers() -> dict[str, Scorer]:
 
 
 def settings(budgets: Sequence[int]) -> dict[str, Setting]:
-    """By `<budget>: <name>`."""
+    """Return the settings by `<budget>: <name>`."""
     uniform = UniformAllocator()
     return {
         f"{budget}: {name}": Setting(EvictionMethod(scorer, uniform), budget)
@@ -106,7 +106,7 @@ def settings(budgets: Sequence[int]) -> dict[str, Setting]:
 
 
 def prompts(model: LoadedModel, longgen: int) -> Iterator[tuple[str, torch.Tensor]]:
-    """The three prompts of the reference, then those of so many `longgen` requests."""
+    """Return the three prompts of the reference, then the first `longgen` requests of eval=longgen."""
     made = job("eval=longgen")
     assert isinstance(made.eval, Longgen)
     text = "\n".join(essays(made.eval.haystack))
@@ -121,7 +121,7 @@ def prompts(model: LoadedModel, longgen: int) -> Iterator[tuple[str, torch.Tenso
 def measured(
     model: LoadedModel, chosen: dict[str, Setting], ids: torch.Tensor, tokens: int, interval: int
 ) -> dict[str, list[float]]:
-    """KL in nats of each token from the second on, by setting."""
+    """Return the KL in nats of each token from the second on, by setting."""
     schedule = EvictionSchedule("prompt+decode", interval)
     with attached(model.model):
         found = generate(
@@ -131,7 +131,7 @@ def measured(
 
 
 def table(found: dict[str, dict[str, list[float]]], ids: Sequence[str]) -> list[str]:
-    """Mean KL over prompts, and the difference from SnapKV and StreamingLLM of the budget with its 95 % interval."""
+    """Print the mean KL over prompts, and the differences from SnapKV and StreamingLLM with 95 % intervals."""
     names = list(next(iter(found.values())))
     means = {name: np.array([np.mean(found[id][name]) for id in ids]) for name in names}
     lines = []

@@ -1,7 +1,8 @@
 """`compressed`: a cache for `model.generate` in which one prompt is compressed."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from types import EllipsisType
@@ -24,7 +25,7 @@ from compresskv.generation_defaults import ignored
 from compresskv.installed import refuse_second_chunks
 from compresskv.kept_tokens import KeptTokens, read
 from compresskv.methods import method_for
-from compresskv.schedule import EvictionSchedule
+from compresskv.schedule import AFTER_PROMPT, EvictionSchedule
 
 
 @contextmanager
@@ -79,7 +80,8 @@ def compressed(
     if schedule.before_question:
         raise UserError("when", "pass the context alone, and the question after it", value=when)
     if kept is not None:
-        _refuse_beside_kept(method=method, budget=budget, calibration=calibration or ..., when=when)
+        neutral = {"method": ..., "budget": ..., "calibration": None, **asdict(AFTER_PROMPT)}
+        _refuse_beside_kept(neutral, {"method": method, "budget": budget, "calibration": calibration, **given})
         make = partial(FixedCache, model.config, read(kept))
     else:
         setting = _setting(model, method, budget, calibration)
@@ -108,10 +110,10 @@ def _setting(
     return Setting(method, None if budget is None else budget_from(budget))
 
 
-def _refuse_beside_kept(**given: Any) -> None:
-    """Raise `UserError` for an argument that a file of kept tokens leaves no room for."""
+def _refuse_beside_kept(neutral: Mapping[str, Any], given: Mapping[str, Any]) -> None:
+    """Raise `UserError` for an argument that is not `neutral` and contradicts a file of kept tokens."""
     for name, value in given.items():
-        if value not in (..., "prompt"):
+        if value is not neutral[name] and value != neutral[name]:
             shown = value if isinstance(value, str | int) else ...
             raise UserError(name, "leave it out", value=shown, why="kept says which tokens are kept, once")
 

@@ -2,11 +2,11 @@
 
 A safetensors file with three tensors:
 
-    layers  [layers], int32            the places, in the model, of the layers that evict; the others, which have a
-                                       sliding window, keep what their window holds
-    counts  [layers, kv_heads], int32  how many tokens each KV head keeps
-    tokens  [sum of counts]            their positions in the prompt from 0, rising within a KV head, one KV head after
-                                       the other; uint16, or uint32 if more than 65,536 tokens were compressed
+    layers  [layers], int32            indices, in the model, of the layers that evict; layers with a sliding window
+                                       are not listed
+    counts  [layers, kv_heads], int32  number of tokens that each KV head keeps
+    tokens  [sum of counts]            positions in the prompt from 0, ascending within a KV head, one KV head after the
+                                       other; uint16, or uint32 if more than 65,536 tokens were compressed
 
 Its metadata are texts: `format` ("compresskv.kept/1"); `compressed_tokens`, how many tokens at the start of the prompt
 were compressed; `compressed_sha256`, the hash of their ids; and what the writer adds (`evals.running.export`).
@@ -37,23 +37,23 @@ NARROW = 1 << 16
 
 
 def prompt_sha256(ids: Tensor) -> str:
-    """16 digits of the hash of token ids [*], int64, little-endian."""
+    """Return 16 digits of the SHA-256 of token ids [*] as little-endian int64."""
     return hashlib.sha256(ids.cpu().numpy().astype("<i8").tobytes()).hexdigest()[:16]
 
 
 def evicting_layers(config: PreTrainedConfig) -> list[int]:
-    """The places, in the model, of the layers that evict."""
+    """Return the indices, in the model, of the layers that evict."""
     kinds, _ = get_layer_types_and_kwargs(config.get_text_config(decoder=True))
     return [place for place, kind in enumerate(kinds) if kind == "full_attention"]
 
 
 def token_bytes(length: int) -> int:
-    """Bytes of one position among `length` tokens."""
+    """Return the bytes that one position among `length` tokens takes."""
     return 2 if length <= NARROW else 4
 
 
 def encoded(kept: Kept, config: PreTrainedConfig, ids: Tensor, about: Mapping[str, str]) -> bytes:
-    """The file of what was `kept` of the compressed tokens `ids` [compressed], int64; `about` joins its metadata."""
+    """Return the bytes of a file with the `kept` positions of the compressed tokens `ids` [compressed]."""
     metadata = {"format": FORMAT, "compressed_tokens": str(ids.numel()), "compressed_sha256": prompt_sha256(ids)}
     heads = [positions for layer in kept for positions in layer]
     tensors = {
@@ -66,7 +66,7 @@ def encoded(kept: Kept, config: PreTrainedConfig, ids: Tensor, about: Mapping[st
 
 @dataclass(frozen=True, eq=False)
 class KeptTokens:
-    """What a file says: `layers` that evict by their place in the model, the `kept` positions of each, `metadata`."""
+    """The content of a file: the indices of the `layers` that evict, the `kept` positions of each, and `metadata`."""
 
     path: Path
     layers: list[int]
@@ -75,16 +75,16 @@ class KeptTokens:
 
     @property
     def length(self) -> int:
-        """How many tokens were compressed."""
+        """Number of compressed tokens."""
         return int(self.metadata["compressed_tokens"])
 
     @property
     def method(self) -> EvictionMethod:
-        """The method that keeps these tokens, whatever the budget."""
+        """A method that keeps these tokens at any budget."""
         return EvictionMethod(_Scorer(self), _Allocator(self))
 
     def refuse_other_model(self, config: PreTrainedConfig) -> None:
-        """Raise `UserError` unless a model has as many KV heads in the same layers that evict."""
+        """Raise `UserError` unless the model evicts in the same layers and has the same number of KV heads."""
         theirs = len(self.kept[0]) if self.kept else 0
         layers, heads = evicting_layers(config), kv_heads(config.get_text_config(decoder=True))
         if self.layers != layers or theirs != heads:
@@ -108,7 +108,7 @@ class KeptTokens:
 
 
 def read(path: str | Path) -> KeptTokens:
-    """The kept tokens in a file. Raises `UserError` for one that cannot be read or that contradicts itself."""
+    """Read a file of kept tokens. Raises `UserError` if it cannot be read or is inconsistent."""
     path = Path(path)
 
     def fault(why: str) -> UserError:
@@ -139,7 +139,7 @@ def read(path: str | Path) -> KeptTokens:
 
 @dataclass(frozen=True, eq=False)
 class _Scorer:
-    """1 for each token that is kept, 0 for the others: [kv_heads, prompt], float32."""
+    """Score kept tokens 1 and the others 0: [kv_heads, prompt], float32."""
 
     file: KeptTokens
 
@@ -156,7 +156,7 @@ class _Scorer:
 
 @dataclass(frozen=True, eq=False)
 class _Allocator:
-    """As many tokens as the file has of each KV head."""
+    """Allocate to each KV head the number of tokens that the file has for it."""
 
     file: KeptTokens
 

@@ -3,7 +3,7 @@
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -32,7 +32,7 @@ from compresskv.generation_defaults import (
 )
 from compresskv.inputs import expanded
 from compresskv.model_config import ModelConfig
-from compresskv.probe import learned_positions, refuse_backend, refuse_unserved
+from compresskv.probe import backend_fault, learned_positions, refuse_unserved
 
 
 @dataclass(frozen=True, eq=False)
@@ -145,8 +145,7 @@ def load(config: ModelConfig) -> LoadedModel:
         model, tokenizer = _pretrained(config, source, chosen)
         refuse_unserved(model)
         chosen = hardware.for_heads(chosen, config, head_dim(model.config.get_text_config(decoder=True)))
-        if model.device.type == "cuda":
-            refuse_backend(model, chosen.backend)
+        chosen = _checked(model, config, chosen)
         positions, length_rope = learned_positions(model), depends_on_length(model)
         _check_ends(model, tokenizer, Path(source))
         fingerprint = fingerprint or checkpoints.fingerprint(source, config.revision, config.trust_remote_code)
@@ -250,6 +249,23 @@ def _pretrained(
     if not local:
         _check(checkpoints.folder_of(source, config.revision), config)
     return model.eval(), tokenizer
+
+
+def _checked(model: PreTrainedModel, config: ModelConfig, chosen: hardware.Hardware) -> hardware.Hardware:
+    """Return `chosen` if its backend decodes `model` exactly, or with backend auto, sdpa if that does.
+
+    Raises `UserError` for a backend that the user asked for. On the CPU there is nothing to compare with.
+    """
+    if model.device.type != "cuda":
+        return chosen
+    fault = backend_fault(model, chosen.backend)
+    if fault and config.backend == "auto" and chosen.backend != "sdpa":
+        chosen = replace(chosen, backend="sdpa", notes=(*chosen.notes, f"model.backend=auto is sdpa: {fault}"))
+        fault = backend_fault(model, "sdpa")
+    if fault:
+        fix = "use another version of torch" if chosen.backend == "sdpa" else "set model.backend=sdpa"
+        raise UserError("model.backend", fix, value=chosen.backend, why=fault)
+    return chosen
 
 
 def _check(folder: Path, config: ModelConfig) -> None:

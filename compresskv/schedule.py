@@ -36,9 +36,9 @@ class EvictionSchedule:
         return self.when.endswith("+decode")
 
     def room(self, new_tokens: int, spare: int = 0, window: int = 0) -> int:
-        """How many of `new_tokens` a row holds at most at once, beside what it kept of the prompt.
+        """Return the maximum number of new tokens that a row holds at once, in addition to what it kept of the prompt.
 
-        `spare`: how many more than it kept of the prompt it may keep; `window`: of its method.
+        `spare`: number of tokens that the budget allows beyond the prompt; `window`: the method's window.
         """
         if not self.decodes:
             return new_tokens
@@ -47,7 +47,7 @@ class EvictionSchedule:
 
     @property
     def once(self) -> "EvictionSchedule":
-        """The same without evictions while decoding, such as that of the full cache."""
+        """Return the schedule without evictions while decoding, as for the full cache."""
         return EvictionSchedule(cast(When, once(self.when)))
 
 

@@ -69,13 +69,13 @@ NODES = ("model", "method", "eval", "protocol", "observation", "eviction", "engi
 
 @dataclass(frozen=True)
 class Fidelity:
-    """`conf/config.yaml: fidelity`; `true` stands for `tokens: answer`, and `false` for `tokens: null`."""
+    """`conf/config.yaml: fidelity`; `true` means `tokens: answer`, and `false` means `tokens: null`."""
 
     tokens: Literal["answer"] | Annotated[int, Ge(2), Le(100_000_000)] | None = None
 
 
 SHORT = {"answer": True, None: False}
-"""What results have for a fidelity that has a short form."""
+"""Short forms of fidelity in results, by its tokens."""
 
 
 @dataclass(frozen=True)
@@ -333,7 +333,7 @@ def _job(config: Mapping[str, Any]) -> Job:
 
 
 def _fidelity(node: Any) -> int | Literal["answer"] | None:
-    """Along what fidelity is measured, from true or false, or from a mapping."""
+    """Return the tokens along which fidelity is measured, given true, false or a mapping."""
     if isinstance(node, Mapping):
         return checked("fidelity", Fidelity, node).tokens
     return "answer" if checked_value("fidelity", bool, node) else None
@@ -353,7 +353,7 @@ def _refuse_schedule(job: Job) -> None:
 
 
 def _refuse_export(job: Job) -> None:
-    """Raise `UserError` where no sample keeps a set of tokens that could be exported."""
+    """Raise `UserError` if the job has no sets of kept tokens to export."""
     why = ""
     if not isinstance(job.eval, SampledEvaluation):
         why = f"eval={job.eval.name} has no samples that keep tokens"

@@ -79,7 +79,8 @@ def leaves(node: Mapping[str, Any], prefix: tuple[str, ...] = ()) -> Iterator[tu
 def changed(config: Mapping[str, Any], path: tuple[str, ...], value: Any) -> dict[str, Any]:
     """The configuration with another value at `path`."""
     first, *rest = path
-    return {**config, first: changed(config[first], tuple(rest), value) if rest else value}
+    inner = found if isinstance(found := config.get(first), Mapping) else {}  # such as fidelity, which has a short form
+    return {**config, first: changed(inner, tuple(rest), value) if rest else value}
 
 
 def assert_taken_or_refused(check: Callable[[Any], Any], place: tuple[str, ...]) -> None:

@@ -21,7 +21,7 @@ from compresskv.engine.ragged import (
     exact_capacities,
 )
 from compresskv.engine.rows import Bucket, BucketedRows, LayerRows, Source
-from compresskv.hardware import AMPERE
+from compresskv.hardware import AMPERE, MOST_HEAD_DIM
 
 
 class Backend(Protocol):
@@ -99,7 +99,7 @@ class SDPA:
             # CUDA's efficient kernel does not support groups, and the math kernel would hold all logits.
             groups, grouped = query.shape[1] // key.shape[1], False
             key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
-        whole = mask is None and new == total > CUDNN_FROM
+        whole = mask is None and new == total > CUDNN_FROM and query.shape[3] <= MOST_HEAD_DIM
         kernels = [SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION]
         with (
             sdpa_kernel(kernels, set_priority=True)

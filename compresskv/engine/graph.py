@@ -15,9 +15,10 @@ from transformers import PreTrainedModel
 
 from compresskv.engine.cache import EvictedCache
 from compresskv.engine.forward import forward_tokens
-from compresskv.engine.memory import gpus
+from compresskv.engine.memory import gpus, ran_out
 from compresskv.engine.ragged import RaggedTable
 from compresskv.engine.rotary import depends_on_length
+from compresskv.errors import UserError
 
 EAGER = 2
 """Number of steps before the first capture."""
@@ -41,13 +42,14 @@ def graphs(model: PreTrainedModel, replay: bool) -> Iterator[None]:
         _replaying.discard(model)
 
 
-def captured(step: Callable[[], Tensor]) -> tuple[Tensor, Callable[[], None]]:
-    """Capture `step` as a CUDA graph. Return its output buffer, and a function that runs its operations.
+def captured(step: Callable[[], Tensor], device: torch.device) -> tuple[Tensor, Callable[[], None]]:
+    """Capture `step`, all on `device`, as a CUDA graph. Return its output buffer, and a function that runs it.
 
     While it is captured, `step` only runs on the host.
     """
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    # Without these, torch would capture a stream of the current device, which need not be this one.
+    with torch.cuda.device(device), torch.cuda.graph(graph, stream=torch.cuda.Stream(device)):
         out = step()
     return out, graph.replay
 
@@ -82,16 +84,35 @@ class Steps:
             self._record(tokens, position)
         else:
             self.ids.copy_(tokens)
-            self.positions.copy_(torch.as_tensor(position))
+            self._place(position)
             self.cache.replayed()
         assert self.recorded is not None
         self.recorded()
         return self.logits
 
+    def _place(self, position: int | Tensor) -> None:
+        if isinstance(position, Tensor):
+            self.positions.copy_(position)
+        else:
+            self.positions.fill_(position)
+
     def _record(self, tokens: Tensor, position: int | Tensor) -> None:
-        """Record the step of these `tokens`. Python runs once while it is recorded, so it advances the counters."""
-        self.ids, self.positions = tokens.clone(), torch.empty_like(tokens).copy_(torch.as_tensor(position))
-        self.logits, self.recorded = captured(lambda: forward_tokens(self.model, self.ids, self.cache, self.positions))
+        """Record the step of these `tokens`. Python runs once while it is recorded, so it advances the counters.
+
+        Raises `UserError` if the step cannot be recorded, for example because it waits for the GPU.
+        """
+        self.ids, self.positions = tokens.clone(), torch.empty_like(tokens)
+        self._place(position)
+        try:
+            self.logits, self.recorded = captured(
+                lambda: forward_tokens(self.model, self.ids, self.cache, self.positions), tokens.device
+            )
+        except RuntimeError as error:
+            if ran_out(error):
+                raise
+            said = str(error).strip().split("\n")[0][:200]
+            why = f"a decode step of {type(self.model).__name__} cannot be captured ({said})"
+            raise UserError("engine.graph", "set engine.graph=off", value="auto", why=why) from error
 
 
 def replayable(model: PreTrainedModel, cache: EvictedCache) -> bool:

@@ -47,10 +47,10 @@ class WaitingCache(LayerwiseCache):
 
 @dataclass
 class Allocation:
-    """The bytes of prompts as one batch that generates `new_tokens`; each prompt is counted once, when it is added.
+    """The bytes of prompts as one batch that generates `new_tokens`. Each prompt is counted once, when it is added.
 
     Not always the sum over prompts, since `backend.capacities` depends on all rows. `rows` by layer, as in
-    `EvictedCache.allocated_bytes`. `room`: how many of the new tokens a row holds at most at once. `sliding`: bytes of
+    `EvictedCache.allocated_bytes`. `room`: maximum number of new tokens that a row holds at once. `sliding`: bytes of
     sliding-window layers.
     """
 
@@ -74,7 +74,7 @@ class Allocation:
 
 
 def _room(prompt: WaitingCache, new_tokens: int) -> int:
-    """Return how many of `new_tokens` a row of this prompt holds at most at once."""
+    """Return the maximum number of new tokens that a row of this prompt holds at once."""
     spare = max((prompt.setting.tokens(prompt.prompt_length) or 0) - prompt.prompt_length, 0)
     return prompt.schedule.room(new_tokens, spare, prompt.setting.window)
 

@@ -110,7 +110,7 @@ class Steps:
     launch_bound: bool | None
 
     def usual(self, schedule: EvictionSchedule) -> float:
-        """The median; the mean where few steps evict, which the median would leave out."""
+        """Return the median, or the mean if eviction continues: few steps evict, and the median would ignore them."""
         return fmean(self.counted) if schedule.decodes else median(self.counted)
 
 

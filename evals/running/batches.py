@@ -214,19 +214,28 @@ def run_batch(
         try:
             line = sample_line(model, sample, generation, run.job.protocol, compressed)
             known = run.store.lines.get(sample.id)
-            if known and known.get("kept", line["kept"]) != line["kept"]:
-                raise UserError(
-                    "export.kept",
-                    "set export.kept=false, or paths.results to another folder",
-                    value=True,
-                    why=f"sample {sample.id} keeps other numbers of tokens than when it was finished",
-                )
             if run.exports:  # before the line, so that no finished sample lacks it
-                export.write(model, run.store.folder, run.job, sample, generation, compressed)
+                try:
+                    _refuse_other_counts(known, line)
+                    export.write(model, run.store.folder, run.job, sample, generation, compressed, later=bool(known))
+                except UserError as error:  # of this setting; the others write their lines
+                    run.error = error
+                    continue
             if not known:
                 run.store.append(line | {"batch": keys, "timing": timing})
         except NonFiniteError as error:
             _fail(run, sample, error)
+
+
+def _refuse_other_counts(known: Line | None, line: Line) -> None:
+    """Raise `UserError` if a finished sample kept other numbers of tokens than now."""
+    if known and known.get("kept", line["kept"]) != line["kept"]:
+        raise UserError(
+            "export.kept",
+            "set export.kept=false, or paths.results to another folder",
+            value=True,
+            why=f"sample {line['id']} keeps other numbers of tokens than when it was finished",
+        )
 
 
 def _fail(run: SettingRun, sample: Sample, failure: Exception) -> None:

@@ -1,4 +1,4 @@
-"""`export.kept=true`: beside the lines of a setting, in `kept/`, a file per sample of the tokens that it kept.
+"""`export.kept=true`: write the kept tokens of each sample to a file in `kept/`, next to the setting's lines.
 
 `compresskv.kept_tokens` has the format. The full cache, which keeps every token, has no files.
 """
@@ -16,29 +16,37 @@ from evals.job import Job, Sample
 from evals.results.store import write_bytes
 
 ABOUT = 1000
-"""Bytes of a file's header, about."""
+"""Approximate bytes of a file's header."""
 
 LONGEST_NAME = 200
-"""Bytes of a file's name; file systems take 255."""
+"""Maximum bytes of a file name; file systems allow 255."""
 
 
 def exports(job: Job) -> bool:
-    """Whether a job writes kept tokens."""
+    """Return whether a job writes kept tokens."""
     return job.export.kept and job.budget is not None
 
 
 def path_of(folder: Path, id: str) -> Path:
-    """The file of a sample, by its percent-encoded id; an id that is too long for a name is hashed."""
+    """Return the path of a sample's file. The name is the percent-encoded id, or its hash if the id is too long."""
     name = quote(id, safe="", errors="surrogatepass")
     if len(name) > LONGEST_NAME:
         name = f"={hashlib.sha256(name.encode()).hexdigest()}"  # no encoded id begins like this
     return folder / "kept" / f"{name}.safetensors"
 
 
-def write(model: LoadedModel, folder: Path, job: Job, sample: Sample, kept: Generation, compressed: int) -> None:
-    """Write what a setting kept of the first `compressed` tokens of a sample, all or nothing.
+def write(
+    model: LoadedModel,
+    folder: Path,
+    job: Job,
+    sample: Sample,
+    kept: Generation,
+    compressed: int,
+    later: bool = False,
+) -> None:
+    """Write which of the first `compressed` tokens of a sample a setting kept, all or nothing.
 
-    Raises `UserError` if the disk refuses.
+    `later`: the sample's line was written by an earlier run. Raises `UserError` if the disk refuses.
     """
     about = {
         "sample": sample.id.encode(errors="backslashreplace").decode(),
@@ -50,6 +58,7 @@ def write(model: LoadedModel, folder: Path, job: Job, sample: Sample, kept: Gene
         "method": job.method.name,
         "budget": str(job.budget),
         "when": job.eviction.when,
+        "made": "after its line" if later else "with its line",
         "setting": folder.relative_to(job.results / "runs").as_posix(),
     }
     content = encoded(kept.positions, model.model.config, sample.ids[:compressed], about)
@@ -57,7 +66,7 @@ def write(model: LoadedModel, folder: Path, job: Job, sample: Sample, kept: Gene
 
 
 def said(model: LoadedModel, samples: Iterable[tuple[Setting, int]], longest: int) -> str:
-    """How much the files of so many samples of each setting take, of prompts of up to `longest` tokens, at most."""
+    """Describe the number and maximum size of the files to write, for prompts of up to `longest` tokens."""
     files = total = 0
     for setting, count in samples:
         budget = min(setting.tokens(longest) or 0, longest)

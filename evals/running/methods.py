@@ -63,10 +63,10 @@ def compressed_tokens(job: Job, sample: Sample) -> int:
 
 
 def refuse_beyond_window(model: LoadedModel, job: Job, length: int) -> None:
-    """Raise `UserError` for `fidelity.tokens` that do not fit the model's window after a prompt of `length` tokens."""
+    """Raise `PromptError` for `fidelity.tokens` that do not fit the window after a prompt of `length` tokens."""
     tokens = job.fidelity
     if isinstance(tokens, int) and length + tokens > model.window:
-        raise UserError(
+        raise PromptError(
             "fidelity.tokens",
             "choose fewer, or shorter prompts",
             value=tokens,

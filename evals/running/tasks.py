@@ -51,13 +51,14 @@ def run_task(
         for job in jobs:
             task = tasks[job.protocol]
             try:
-                if (job.protocol, job.eviction, job.fidelity) not in asked:
+                if (job.protocol, job.eviction) not in asked:
                     refuse_without_question(job, task)
-                    refuse_beyond_window(model, job, task.longest_prompt)
-                    asked.add((job.protocol, job.eviction, job.fidelity))
+                    asked.add((job.protocol, job.eviction))
                 setting, folder = setting_of(model, job, task)
                 if folder not in runs:
                     runs[folder] = SettingRun(job, task, setting, open_store(model, job, task, setting))
+                if runs[folder].missing:
+                    refuse_beyond_window(model, job, task.longest_prompt)
                 runs[folder].exports |= export.exports(job)
             except Exception as error:
                 fail([job], error, task.name)

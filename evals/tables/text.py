@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 NONE = "–"
 """Text for a missing value."""
 
-PARTIAL = "† partial: averaged over so many of the samples, and never ranked."
+PARTIAL = "† partial: averaged over that number of samples, and never ranked."
 NO_INTERVAL = "A mean without an interval is over a single sample, or over tasks of which one has a single sample."
 
 Bounds = tuple[float, float] | None

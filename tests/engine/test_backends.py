@@ -13,12 +13,11 @@ from compresskv.engine.in_layer import generate_in_layer
 from compresskv.engine.prefill import prefill
 from compresskv.engine.ragged import bucketed_capacities, exact_capacities
 from compresskv.engine.rows import by_size, rounded
-from compresskv.probe import refuse_backend
+from compresskv.probe import backend_fault
 from tests.support import tiny
 from tests.support.flash_attention import varlen_attn
 from tests.support.logical_devices import logical_devices
 from tests.support.methods_in_use import evicting_layers, settings_for
-from tests.support.refusals import refused
 
 gpu_layouts = pytest.mark.parametrize("layout", ["masked sdpa", "varlen", "flash-attn"], indirect=True)
 
@@ -39,10 +38,10 @@ def test_backends_of_gpus_generate_what_the_cpu_does(family, layout):
 @gpu_layouts
 @pytest.mark.parametrize("family", ["llama", "qwen2-hybrid"])
 def test_backends_pass_the_check_at_loading(family, layout):
-    refuse_backend(tiny.model(family), layout)
+    assert backend_fault(tiny.model(family), layout) is None
 
 
-@pytest.mark.parametrize("fault", ["length", "start", "scale"])
+@pytest.mark.parametrize("fault", ["length", "start", "scale", "error"])
 def test_a_kernel_that_reads_rows_otherwise_is_refused(fault):
     """As one of another torch might."""
 
@@ -53,12 +52,13 @@ def test_a_kernel_that_reads_rows_otherwise_is_refused(fault):
             firsts_k = torch.zeros_like(firsts_k)
         if fault == "scale":
             kwargs["scale"] = 1.0
+        if fault == "error":
+            raise RuntimeError("no kernel image is available")
         return varlen_attn(query, key, value, firsts_q, firsts_k, *args, **kwargs)
 
     name = register("compresskv_broken", backends.Varlen(kernel))
     try:
-        with refused("model.backend", value=name):
-            refuse_backend(tiny.model("llama"), name)
+        assert backend_fault(tiny.model("llama"), name)
     finally:
         forget(name)
 

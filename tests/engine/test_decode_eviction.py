@@ -202,10 +202,10 @@ def test_the_public_api_keeps_every_head_below_budget_and_interval():
             pass
 
 
-def test_crop_and_deepcopy_between_evictions():
+def test_crop_and_deepcopy_between_evictions(layout):
     model, ids = tiny.model("llama"), tiny.prompt(60)
     following = tiny.prompt(20, seed=5)
-    with compressed(model, SNAPKV, 20, when="prompt+decode", interval=8) as cache:
+    with compressed(model, SNAPKV, 20, when="prompt+decode", interval=8, backend=layout) as cache:
         model(ids[None], past_key_values=cache)
         model(following[None, :10], past_key_values=cache)  # evicted after these
         copied = copy.deepcopy(cache)

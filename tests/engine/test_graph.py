@@ -19,6 +19,7 @@ from compresskv.eviction import EvictionMethod
 from compresskv.schedule import EvictionSchedule
 from tests.support import recorded, tiny
 from tests.support.methods_in_use import RAGGED, SNAPKV, STREAMING, settings_for
+from tests.support.refusals import refused
 
 LENGTH = 90
 
@@ -28,7 +29,7 @@ def replays(monkeypatch):
     """Counts recordings and replays."""
     seen = SimpleNamespace(recorded=0, replayed=0)
 
-    def captured(step):
+    def captured(step, device):
         out, replay = recorded.recorded(step)
         seen.recorded += 1
 
@@ -127,3 +128,13 @@ def test_the_queries_of_an_answer_are_all_seen(replays, layout):
         found.append((made.tokens, [[head.tolist() for head in layer] for layer in made.positions]))
     assert replays.replayed > 0  # of the evicted cache, which nothing watches
     assert found[0] == found[1]
+
+
+def test_a_step_that_cannot_be_recorded_is_refused(replays, layout, monkeypatch):
+    def captured(step, device):
+        step()
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    monkeypatch.setattr(graph, "captured", captured)
+    with refused("engine.graph", value="auto"):
+        decoded(tiny.model("llama"), layout, [Setting(SNAPKV, 24)] * 2, Stopping(8), replay=True)

@@ -18,7 +18,7 @@ from compresskv.engine.in_layer import generate_in_layer
 from compresskv.engine.prefill import prefill
 from compresskv.engine.setting import FULL, Setting
 from compresskv.hardware import unserved
-from compresskv.probe import refuse_backend
+from compresskv.probe import backend_fault
 from evals.running.forecast import forecast
 from tests.support import flash_attention, tiny
 from tests.support.methods_in_use import RAGGED, SNAPKV, STREAMING, compresskv, evicting_layers, settings_for
@@ -141,7 +141,7 @@ def test_a_decode_step_never_waits_for_the_gpu(backend):
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_the_check_at_loading_passes(backend):
-    refuse_backend(copy.deepcopy(tiny.model("llama")).to("cuda", torch.bfloat16), backend)
+    assert backend_fault(copy.deepcopy(tiny.model("llama")).to("cuda", torch.bfloat16), backend) is None
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -103,6 +103,18 @@ def test_one_of_two_equal_settings_exports(command, tmp_path):
     assert len(files(tmp_path)) == len(IDS)
 
 
+def test_a_setting_that_keeps_other_numbers_fails_alone(command, tmp_path, monkeypatch):
+    """As on another GPU; the other settings of its batch write their lines and files."""
+    assert run("method=snapkv", *command).returncode == 0
+    before = {path: path.read_bytes() for path in tmp_path.rglob("samples.jsonl")}
+    made = batches.sample_line
+    monkeypatch.setattr(batches, "sample_line", lambda *arguments: made(*arguments) | {"kept": [1, 1, 1, 1]})
+    assert run("-m", "method=snapkv,knorm", "export.kept=true", *command).returncode != 0
+    assert {path: path.read_bytes() for path in before} == before
+    assert {path.parents[1].name for path in tmp_path.rglob("summary.json")} == {"snapkv", "knorm"}
+    assert len([path for path in files(tmp_path) if "knorm" in path.parts]) == len(IDS)
+
+
 def test_a_file_that_cannot_be_written_again_fails_the_setting(command, tmp_path, monkeypatch):
     assert run("method=snapkv", *command).returncode == 0
     monkeypatch.setattr(batches, "generate", lambda *rest: (_ for _ in ()).throw(MemoryError()))

@@ -5,6 +5,7 @@ operation on tensors of different devices is an error, as on real GPUs. The work
 (operations that are not views), synchronisations (the host waits for a value) and host-to-device copies.
 """
 
+import copy
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -89,8 +90,8 @@ class LogicalTensor(Tensor):
         return f"LogicalTensor({self.inner!r}, {self.logical})"
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "LogicalTensor":
-        """torch's own would ask the device for storage."""
-        return memo.setdefault(id(self), self.clone())
+        """The copies of views share their storage, as torch's own do; that would ask the device for it."""
+        return memo.setdefault(id(self), LogicalTensor(copy.deepcopy(self.inner, memo), self.logical))
 
     @classmethod
     def __torch_function__(cls, func, types, args=(), kwargs=None):
