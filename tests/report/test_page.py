@@ -153,8 +153,8 @@ def test_the_papers_methods_come_first(tmp_path):
 def test_efficiency_shows_pools(text):
     section = re.search(r'<section id="efficiency">.*?</section>', text, re.S)[0]
     rows = re.findall(r'<tr><th scope="row">(FullKV|CompressKV 64)</th>(.*?)</tr>', section, re.S)
-    pools = {(name, *re.findall(r"<td[^>]*>(.*?)</td>", cells)[:3]) for name, cells in rows if cells.count("<td") == 10}
-    assert {("FullKV", "1000", "64", "0: does not fit"), ("CompressKV 64", "2000", "256", "2")} < pools
+    pools = {(name, *re.findall(r"<td[^>]*>(.*?)</td>", cells)[:4]) for name, cells in rows if cells.count("<td") == 11}
+    assert {("FullKV", "1000", "16", "64", "0: does not fit"), ("CompressKV 64", "2000", "16", "256", "2")} < pools
     assert "90.0 ×1.00" in section
     chart = section[section.index("<figcaption>Tokens per second together, prompts of 2000 tokens") :]
     assert chart[: chart.index("</figure>")].count('<path class="line" d="M') >= 2
