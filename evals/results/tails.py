@@ -34,7 +34,7 @@ ELSEWHERE = "in another batch"
 
 
 def tails(records: Sequence[Record], asked: Asked = USUAL) -> list[Texts]:
-    """A row for each setting of one model and evaluation; the full cache's is the control. None without values."""
+    """Return a table with a row per setting of a model and evaluation; the full cache is the control. None if empty."""
     rows = rows_of(records, asked)
     fulls = [row for row in rows if row.budget is None]
     body = []
@@ -55,7 +55,7 @@ def _measured(line: Line, prefix: str) -> bool:
 
 
 def _tail(lines: Sequence[Line], prefix: str) -> list[str]:
-    """The cells of lines that have KL per token, without the name and the equal answers."""
+    """Return the cells of lines that have KL per token, without the name and the equal answers."""
     of_lines = [np.array(line[f"{prefix}kl_per_token"], dtype=float) for line in lines]
     tokens = np.concatenate(of_lines)
     middle, high = np.quantile(tokens, [0.5, 0.99])
@@ -66,7 +66,7 @@ def _tail(lines: Sequence[Line], prefix: str) -> list[str]:
 
 
 def thirds(answers: Sequence[np.ndarray]) -> list[float]:
-    """The mean over the tokens of each third of the answers, of at least one token; NaN where none is in a third.
+    """Return the mean over the tokens in each third of the answers; NaN for a third without tokens.
 
     Token i of n, from 0, is in third ⌊3 (i + ½) / n⌋: of one token, the middle.
     """
@@ -76,7 +76,7 @@ def thirds(answers: Sequence[np.ndarray]) -> list[float]:
 
 
 def _equal_answers(row: Row, full: Row | None) -> str:
-    """The share of samples, in per cent, whose text equals that of the full cache; the `NONE` sign without texts."""
+    """Return the percentage of samples with the same text as the full cache; the `NONE` sign without texts."""
     theirs = _answers(full) if full else {}
     pairs = [(answer, theirs[sample]) for sample, answer in _answers(row).items() if sample in theirs]
     return number(100 * fmean(mine == other for mine, other in pairs)) if pairs else NONE
@@ -88,5 +88,5 @@ def _answers(row: Row) -> Mapping[Key, str]:
 
 
 def _nats(value: float) -> str:
-    """Four decimals, or three digits of the noise below them."""
+    """Format with four decimals, or with three digits below 0.0001, as for the noise of kernels."""
     return number(value, 4) if value == 0 or abs(value) >= 5e-4 else f"{value:.2e}"

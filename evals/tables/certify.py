@@ -1,4 +1,4 @@
-"""The smallest budget of each method that is safe: `python -m evals results certify`.
+"""Find the smallest safe budget of each method: `python -m evals results certify`.
 
 A budget is certified where the mean loss against the full cache, paired by sample, is below a limit with the stated
 confidence, by the one-sided test of `evals.tables.equivalence`. The budgets of a method are tried from the largest
@@ -24,7 +24,7 @@ from evals.tables.statistics import effective, weighted_values
 from evals.tables.table import Metric, Row, Table, full_of
 
 Pairs = Sequence[tuple[Row, Row]]
-"""Rows, each with the full cache that it is measured against."""
+"""Rows with the full cache that each is compared with."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Tried:
 
 @dataclass(frozen=True)
 class Certificate:
-    """The budgets of a method that were tried, from the largest down to the first that is not safe."""
+    """The budgets of a method that were tested, from the largest to the first unsafe one."""
 
     model: str
     eval: str
@@ -61,12 +61,12 @@ class Certificate:
 
     @property
     def failed(self) -> Tried | None:
-        """The budget that is not safe, if one was tried."""
+        """The unsafe budget, if one was tested."""
         return next((each for each in self.tried if not each.safe), None)
 
 
 def measured(table: Table) -> tuple[Pairs, Sequence[Row]]:
-    """The rows that share samples with their full cache, each with it, and the rows that cannot be measured."""
+    """Return the rows that share samples with their full cache, with that cache, and the remaining rows."""
     rows = [row for row in table.rows if table.overall in row.cells]
     fulls = [row for row in rows if row.budget is None]
     pairs, skipped = [], []
@@ -92,7 +92,7 @@ def unmeasured(table: Table) -> list[str]:
 def certificates(
     table: Table, loss: float, confidence: float, method_of: Callable[[Row], str] = lambda row: row.label
 ) -> Iterator[Certificate]:
-    """A certificate for every method of a table that has samples of the full cache, by its mean over all samples.
+    """Return a certificate for every method of a table that shares samples with the full cache.
 
     `loss`: lost score, or added KL, that the mean loss has to be below, in the metric's unit. `method_of`: the name of
     a row's method, which only rows share that differ in nothing but the budget.

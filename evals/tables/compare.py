@@ -73,7 +73,7 @@ def text_of_margins(margins: Mapping[str, Margin]) -> str:
 
 
 def stated(metric: Metric, within: float | None) -> Margin | None:
-    """Return the margin that the user states for a metric, or else its default; None if it has none."""
+    """Return the user's margin for a metric, or else its default; None if it has none."""
     within = metric.margin if within is None else within
     return None if within is None else Margin(within, metric.largest)
 
@@ -109,7 +109,7 @@ class Verdict:
 
     @property
     def outcome(self) -> Outcome:
-        """A difference that is shown, however small, is one; means without one may be shown to be equivalent."""
+        """Return the outcome: a shown difference takes precedence over equivalence."""
         return _outcome(self.p, self.equivalence)
 
     @property
@@ -119,7 +119,7 @@ class Verdict:
 
     @property
     def ordered(self) -> tuple[str, str]:
-        """The worse and the better setting, by their means."""
+        """Return the worse and the better setting, by their means."""
         return (self.first, self.second) if (self.mean > 0) != self.lower else (self.second, self.first)
 
     @property
@@ -136,14 +136,14 @@ def _outcome(p: float, equivalence: float | None) -> Outcome:
 
 
 def words(outcome: Outcome, margin: float | None) -> str:
-    """How an outcome reads; without a margin, nothing can be equivalent, and nothing is decided by a lack of proof."""
+    """Return the outcome in words. Without a margin, two settings are never called equivalent."""
     if outcome == "equivalent":
         return f"equivalent within {margin:g}"
     return "differ" if outcome == "differs" else "undecided" if margin is not None else "no difference shown"
 
 
 def needed(difference: Difference) -> int | None:
-    """Samples with which one of the two tests would decide; None where no number would."""
+    """Return the samples with which one of the two tests would decide; None if no number would."""
     return min((n for n in (difference.needed, difference.enough) if n is not None), default=None)
 
 

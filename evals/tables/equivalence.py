@@ -1,4 +1,4 @@
-"""Whether a mean is below a limit, or within a margin of 0: what equivalence and certified budgets rest on.
+"""Test whether a mean is below a limit or within a margin of 0. Equivalence and certified budgets use these tests.
 
 Differences between caches are skewed: most samples lose nothing, and a few lose much. A paired t-test then claims too
 much. So does a test of random signs, because values around a margin are not symmetric. Both find the mean of 42 values
@@ -28,10 +28,10 @@ from numpy.typing import NDArray
 from compresskv.errors import UserError
 
 POWER = 0.8
-"""How probable it is that the number of samples that a sentence asks for decides."""
+"""Probability with which the reported number of samples decides."""
 
 MOST = 10**9
-"""More samples than these are no answer."""
+"""Larger numbers of samples are not reported."""
 
 Values = NDArray[np.float64]
 
@@ -48,7 +48,7 @@ class Margin:
 
 
 def checked_margin(option: str, value: float) -> float:
-    """`value` as a margin or a loss. Raises `UserError` unless it is a number above 0."""
+    """Return `value` as a margin or a loss. Raises `UserError` unless it is a number above 0."""
     if not (0 < value < math.inf):
         raise UserError(option, "give a number above 0, in the unit of the metric", value=value, why="not a margin")
     return value
@@ -58,7 +58,7 @@ def checked_margin(option: str, value: float) -> float:
 class Moments:
     """Mean, spread (standard deviation over n) and skewness of rows of values, [rows] each, of `n` values each.
 
-    `size`: how many independent samples they count for, where they are weighted.
+    `size`: the effective number of independent samples, if they are weighted.
     """
 
     means: Values
@@ -80,9 +80,9 @@ def _moments(values: Values, size: float, limit: float) -> Moments:
 
 
 def below(values: Values, limit: float, largest: float | None, size: float) -> Values:
-    """p-values [rows] of the hypotheses that the mean of a row of `values` [rows, n] is `limit` or more.
+    """Return p-values [rows] of the hypotheses that the mean of a row of `values` [rows, n] is `limit` or more.
 
-    `largest`: no value can be above it; None where there is no limit. `size`: how many independent samples the values
+    `largest`: the largest possible value; None without a limit. `size`: how many independent samples the values
     count for, where they are weighted.
     """
     return np.ones(len(values)) if values.shape[1] < 2 else _below(_moments(values, size, limit), limit, largest)
@@ -101,7 +101,7 @@ def _below(of: Moments, limit: float, largest: float | None) -> Values:
 
 
 def upper_bound(values: Values, largest: float | None, size: float, alpha: float) -> float:
-    """The limit of which `below` is sure at level `alpha`, for one row of `values` [n]; infinity where it never is."""
+    """Return the smallest limit that `below` accepts at level `alpha` for `values` [n]; infinity if it accepts none."""
     low = float(values.mean())
     high = largest if largest is not None else low + 1000 * float(np.abs(values).max(initial=1e-9))
 
@@ -117,7 +117,7 @@ def upper_bound(values: Values, largest: float | None, size: float, alpha: float
 
 
 def within(values: Values, margin: Margin, size: float) -> Values:
-    """p-values [rows] of the hypotheses that the mean of a row of `values` [rows, n] is not within the margin of 0.
+    """Return p-values [rows] of the hypotheses that the mean of a row of `values` [rows, n] is outside the margin.
 
     Two one-sided tests (D. Schuirmann, Journal of Pharmacokinetics and Biopharmaceutics 15, 1987).
     """
@@ -126,7 +126,7 @@ def within(values: Values, margin: Margin, size: float) -> Values:
 
 
 def _unseen(means: Values, limit: float, largest: float | None) -> Values:
-    """How probable a sample is none of the rare `largest` ones that would lift a mean to the limit; 1 above it."""
+    """Return the probability that a sample misses the rare `largest` values that would raise the mean to the limit."""
     if largest is None:
         return np.where(means < limit, 0.5, 1.0)
     share = (limit - means) / np.maximum(largest - means, 1e-12)
@@ -136,7 +136,7 @@ def _unseen(means: Values, limit: float, largest: float | None) -> Values:
 def samples_below(
     values: Values, limit: float, largest: float | None, size: float, alpha: float, sides: int = 1
 ) -> list[int | None]:
-    """Samples with which `below` finds each row's mean below the limit with probability `POWER`, at level `alpha`.
+    """Return the samples with which `below` accepts each row's limit with probability `POWER`, at level `alpha`.
 
     Found with the test itself, for the spread and skewness of `values` [rows, n] and a mean that comes out worse by
     z(power) standard errors; z((1 + power) / 2) where both `sides` have to be shown. None where the mean is not below
@@ -163,6 +163,6 @@ def samples_below(
 
 
 def samples_within(values: Values, margin: Margin, size: float, alpha: float) -> list[int | None]:
-    """Samples with which `within` finds each row's mean within the margin with probability `POWER` or more."""
+    """Return the samples with which `within` accepts each row's margin with probability `POWER` or more."""
     worse = np.where(values.mean(1) < 0, -1.0, 1.0)[:, None] * values
     return samples_below(worse, margin.within, margin.largest, size, alpha, sides=2)
