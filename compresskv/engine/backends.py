@@ -187,9 +187,7 @@ class MaskedSDPA(SDPA):
         rows.advance(new)
         table, layer = rows.table, rows.layer
         assert isinstance(table, MaskedTable)
-        slots = table.new_slots(layer)
-        rows.keys.index_copy_(0, slots, key.reshape(-1, head_dim))
-        rows.values.index_copy_(0, slots, value.reshape(-1, head_dim))
+        rows.append(table.new_slots(layer), key, value)
         query = query.reshape(settings * table.kv_heads, -1, new, head_dim)
         in_order = table.in_order[layer]
         if not in_order:
@@ -222,8 +220,7 @@ class Varlen(SDPA):
         rows.advance(new)
         table, layer = rows.table, rows.layer
         assert isinstance(table, VarlenTable)
-        rows.keys.index_copy_(0, table.write[layer], key.reshape(-1, head_dim))
-        rows.values.index_copy_(0, table.write[layer], value.reshape(-1, head_dim))
+        rows.append(table.write[layer], key, value)
         folded = settings * table.kv_heads
         out = self.kernel(
             query.reshape(folded, -1, new, head_dim).transpose(1, 2).reshape(folded * new, -1, head_dim),

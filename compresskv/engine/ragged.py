@@ -89,6 +89,11 @@ class RaggedRows:
             self.table.advance(tokens)
         self.new += tokens
 
+    def append(self, slots: Tensor, key: Tensor, value: Tensor) -> None:
+        """Write new keys and values [..., head_dim] to these `slots` [*], in the same order."""
+        self.keys.index_copy_(0, slots, key.reshape(-1, key.shape[-1]))
+        self.values.index_copy_(0, slots, value.reshape(-1, value.shape[-1]))
+
     def overlapping(self, storage: Tensor) -> Tensor:
         """View `storage` from every slot at once, [slots, longest row, 1, head_dim]: a row begins at its start.
 
