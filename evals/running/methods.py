@@ -62,16 +62,23 @@ def compressed_tokens(job: Job, sample: Sample) -> int:
     return sample.context
 
 
-def refuse_beyond_window(model: LoadedModel, job: Job, length: int) -> None:
-    """Raise `PromptError` for `fidelity.tokens` that do not fit the window after a prompt of `length` tokens."""
+def beyond_window(model: LoadedModel, job: Job, length: int) -> PromptError | None:
+    """Return the error of `fidelity.tokens` that do not fit the window after a prompt of `length` tokens, or None."""
     tokens = job.fidelity
-    if isinstance(tokens, int) and length + tokens > model.window:
-        raise PromptError(
-            "fidelity.tokens",
-            "choose fewer, or shorter prompts",
-            value=tokens,
-            why=f"after a prompt of {length} tokens they exceed the {model.window}-token window of {model.name}",
-        )
+    if not isinstance(tokens, int) or length + tokens <= model.window:
+        return None
+    return PromptError(
+        "fidelity.tokens",
+        "choose fewer, or shorter prompts",
+        value=tokens,
+        why=f"after a prompt of {length} tokens they exceed the {model.window}-token window of {model.name}",
+    )
+
+
+def refuse_beyond_window(model: LoadedModel, job: Job, length: int) -> None:
+    """Raise the error of `beyond_window`, if there is one."""
+    if error := beyond_window(model, job, length):
+        raise error
 
 
 LOOKED_AT = 3

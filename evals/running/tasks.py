@@ -26,7 +26,7 @@ from evals.running import export
 from evals.running.batches import SettingRun, batches, check_prompts, run_batch
 from evals.running.described import canonical, describe
 from evals.running.forecast import forecast
-from evals.running.methods import build_method, refuse_beyond_window, refuse_without_question
+from evals.running.methods import beyond_window, build_method, refuse_without_question
 from evals.running.reference_answer import prepends_space
 
 Fail = Callable[[Sequence[Job], Exception, str], None]
@@ -57,9 +57,10 @@ def run_task(
                 setting, folder = setting_of(model, job, task)
                 if folder not in runs:
                     runs[folder] = SettingRun(job, task, setting, open_store(model, job, task, setting))
-                if runs[folder].missing:
-                    refuse_beyond_window(model, job, task.longest_prompt)
-                runs[folder].exports |= export.exports(job)
+                run = runs[folder]
+                run.exports |= export.exports(job)
+                if run.missing:
+                    run.error = run.error or beyond_window(model, job, task.longest_prompt)
             except Exception as error:
                 fail([job], error, task.name)
         try:

@@ -97,6 +97,19 @@ def test_tokens_beyond_the_window_are_refused():
         refuse_beyond_window(model, job("fidelity.tokens=101"), 200)
 
 
+def test_a_setting_beyond_the_window_does_not_run(overrides, tmp_path):
+    """Beside one that fits, no prompt of it is tried."""
+    with refused(None):
+        run(
+            [
+                job(*overrides, "model.window=300", "method=snapkv", "budget=32", f)
+                for f in ("fidelity.tokens=200", "fidelity=true")
+            ]
+        )
+    done = [record for record in records(tmp_path) if record.samples or record.failures]
+    assert [record.state for record in done] == ["complete"]
+
+
 def test_an_evaluation_without_samples_is_refused():
     with refused("fidelity", value=True):
         job("eval=efficiency", "fidelity=true")
