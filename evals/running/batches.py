@@ -290,12 +290,17 @@ def sample_line(
     if measured := generation.fidelity:
         for name in FIDELITY:
             value = getattr(measured, name)
-            line[name] = None if value is None else round(value, 6)
-        line["kl_per_token"] = [round(value, 4) for value in measured.kl_per_token]
+            line[name] = None if value is None else _rounded(value, 6)
+        line["kl_per_token"] = [_rounded(value, 4) for value in measured.kl_per_token]
         if control := measured.control:
             line["control_agreement"] = round(control.agreement, 6)
             line["control_kl_per_token"] = [float(f"{value:.3g}") for value in control.kl_per_token]
     return line
+
+
+def _rounded(value: float, digits: int) -> float:
+    """Round, without a negative zero: a KL divergence of nothing but rounding errors may be just below zero."""
+    return round(value, digits) + 0.0
 
 
 def _release_memory(error: BaseException | None) -> None:

@@ -12,6 +12,8 @@ from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from unittest.mock import patch
 
+import numpy as np
+import pytest
 from hydra.core.global_hydra import GlobalHydra
 
 from compresskv.errors import UserError
@@ -79,6 +81,24 @@ def content(tmp_path):
         key = str(folder.relative_to(tmp_path))
         found[key] = ({line["id"]: line for line in lines}, [line["id"] for line in lines], summary)
     return found
+
+
+def assert_alike(found, resumed):
+    """Assert equal contents, apart from what a KL divergence differs by between two batches: the noise of kernels.
+
+    A run that was killed between two lines of one prompt reads the prompt again with the settings that are missing.
+    """
+    kls: list[list[float]] = [[], []]
+    for content, numbers in zip((found, resumed), kls, strict=True):
+        for _, (lines, _, summary) in sorted(content.items()):
+            for _, line in sorted(lines.items()):
+                del line["batch"], line["checksum"]
+                noisy = [field for field in line if field == "kl" or field.endswith("kl_per_token")]
+                numbers += np.hstack([line.pop(field) for field in noisy]).tolist()
+            del summary["checksum"]
+            numbers += np.hstack(list(summary["fidelity"].pop("kl").values())).tolist()
+    assert found == resumed
+    assert kls[0] == pytest.approx(kls[1], abs=2e-4)
 
 
 def kill_and_resume(command, tmp_path, seed):
