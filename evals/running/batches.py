@@ -109,7 +109,11 @@ def batches(id: str, runs: Sequence[SettingRun]) -> Iterator[Batch]:
                 cut_short.append(before)
                 missing -= before
         for wanted in filter(None, (*cut_short, missing)):
-            yield sample, [run for run in sharing if run.key in wanted]
+            together = [run for run in sharing if run.key in wanted]
+            # The full cache's control needs a setting that evicts beside it, even if that has its line.
+            if together[0].job.fidelity and together[0].job.budget is None and sharing[0] not in together:
+                together.insert(0, sharing[0])
+            yield sample, together
 
 
 def check_prompts(runs: Sequence[SettingRun]) -> None:

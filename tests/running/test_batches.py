@@ -77,6 +77,16 @@ def test_settings_that_come_later_do_not_disturb_finished_batches():
     assert keys(later[:2]) == []
 
 
+def test_the_full_cache_has_its_control_if_its_line_alone_is_missing():
+    task = OneSample(1, 2, 3)
+    later = [run("full", task, budget=None), run("a", task, ["a", "b"]), run("b", task, ["a", "b"])]
+    assert keys(later) == [["full"]]
+    for one in later:
+        one.job.fidelity = "answer"
+    assert keys(later) == [["a", "full"]]
+    assert keys(later[:1]) == [["full"]]
+
+
 def test_a_batch_that_is_not_asked_for_again_cannot_be_repeated():
     task = OneSample(1, 2, 3)
     assert keys([run("a", task, ["a", "b", "gone"]), run("b", task)]) == [["b"]]
