@@ -227,9 +227,10 @@ class RaggedTable:
         first = torch.tensor(settings)[:, None] * self.kv_heads
         staying = (first + torch.arange(self.kv_heads)).flatten()
         self.counts, self.sizes, self.begin = self.counts[:, staying], self.sizes[:, staying], self.begin[:, staying]
-        self._keep_rows(staying.to(self.rows[0].keys.device))
+        self._keep_rows(staying)
 
     def _keep_rows(self, staying: Tensor) -> None:
+        staying = staying.to(self.starts.device)
         self.lengths, self.starts = self.lengths[:, staying], self.starts[:, staying]
 
 
@@ -292,11 +293,15 @@ class MaskedBucket:
     mask: Tensor
 
 
+LEFT_BEHIND = 0.25
+"""Share of a table's rows that may have left while its buckets still compute them."""
+
+
 class MaskedTable(RaggedTable):
     """A table for sdpa: rows of one capacity form a bucket, and a mask shows which slots hold a token.
 
-    Shapes stay the same from step to step. Rows of settings that left are no longer computed if they are at either end
-    of a bucket; those in between are still computed, and the result is unused.
+    Shapes stay the same from step to step. Rows of settings that left are still computed, and the result is unused,
+    until `LEFT_BEHIND` of them have left. Then the buckets are built again, and only those between rows that stay remain.
     """
 
     mask: Tensor
@@ -316,10 +321,15 @@ class MaskedTable(RaggedTable):
         self.first = [0, *ends.tolist()]
         device, dtype = self.rows[0].keys.device, self.rows[0].keys.dtype
         self.mask = torch.full((self.first[-1],), float("-inf"), device=device, dtype=dtype)
-        self.start = begin
-        # The slot of each row's first new token, in its layer's storage and in the mask of all layers.
-        self.write = counts + begin
-        self.unmask = self.write + (ends - torch.tensor(self.slots)).to(device)[:, None]
+        write = counts + begin
+        self._place(torch.stack([begin, write, write + (ends - torch.tensor(self.slots)).to(device)[:, None]]))
+
+    def _place(self, slots: Tensor) -> None:
+        """Store, for each row, its first slot, and that of its first new token in the storage of its layer and in the
+        mask of all layers: [3, layers, rows].
+        """
+        self._slots_of_rows = slots
+        self.start, self.write, self.unmask = slots
 
     def _fill_mask(self, layer: int, slots: Tensor) -> None:
         self._mask_of(layer).index_fill_(0, slots, 0)
@@ -364,7 +374,7 @@ class MaskedTable(RaggedTable):
         device = self.mask.device
         ends = self.begin + self.counts
         first = torch.tensor(self.first[:-1])[:, None]
-        self.write, self.unmask = ends.to(device), (ends + first).to(device)
+        self._slots_of_rows[1:] = torch.stack([ends, ends + first]).to(device)
         sizes, counts = self.sizes.flatten(), self.counts.flatten()
         offset = torch.arange(int(sizes.sum())) - (sizes.cumsum(0) - sizes).repeat_interleave(sizes)
         slots = (self.begin + first).flatten().repeat_interleave(sizes) + offset
@@ -373,8 +383,21 @@ class MaskedTable(RaggedTable):
         self.mask.index_copy_(0, slots.to(device), visible.to(device))
 
     def _keep_rows(self, staying: Tensor) -> None:
-        self.start, self.write, self.unmask = (table[:, staying] for table in (self.start, self.write, self.unmask))
-        self._arrange()
+        device, rows = self.mask.device, self.start.shape[1]
+        chosen = staying.to(device)
+        self._place(self._slots_of_rows[..., chosen])
+        if len(staying) <= self.enough:
+            self._arrange()
+            return
+        # The row before replaces each that left.
+        row_now = torch.searchsorted(staying, torch.arange(rows), right=True).sub_(1).clamp_(min=0).to(device)
+        self._set_order(row_now[self.orders], self.place[:, chosen])
+        self.in_order = [False] * len(self.rows)
+
+    def _set_order(self, orders: Tensor, place: Tensor) -> None:
+        """Store, by place in the buckets, the row of each of all layers, [places], and, [layers, rows], its inverse."""
+        self.orders, self.place = orders, place
+        self.order = orders.split(self.places)
 
     def _arrange(self) -> None:
         """Build the buckets of each layer, and the mapping between bucket order and row order in both directions.
@@ -395,8 +418,9 @@ class MaskedTable(RaggedTable):
         order = by_place.flatten().repeat_interleave(repeats.flatten())
         of_row = torch.empty_like(place).scatter_(1, by_place, place)
         index = torch.cat([order, of_row.flatten()]).to(self.mask.device)
-        self.order = index[: len(order)].split(totals.flatten().tolist())
-        self.place = index[len(order) :].view_as(of_row)
+        self.places = totals.flatten().tolist()
+        self._set_order(index[: len(order)], index[len(order) :].view_as(of_row))
+        self.enough = int(by_place.shape[1] * (1 - LEFT_BEHIND))
         self.in_order = ((repeats == 1) & (by_place == torch.arange(by_place.shape[1]))).all(1).tolist()
         self._arrange_buckets(ends.nonzero()[:, 0].tolist(), *(each[ends].tolist() for each in (first, sizes, rows)))
 
