@@ -4,11 +4,11 @@ import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from importlib import import_module
-from importlib.metadata import PackageNotFoundError, version
 
 import torch
 
 from compresskv.errors import UserError
+from compresskv.flash import Reason, flash_version, unusable
 from compresskv.model_config import ModelConfig
 
 AMPERE = (8, 0)
@@ -16,9 +16,6 @@ AMPERE = (8, 0)
 
 MOST_HEAD_DIM = 256
 """The largest head dimension of FlashAttention-2."""
-
-Reason = tuple[str, str]
-"""Why a kernel cannot run, and the fix."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +46,7 @@ def choose(config: ModelConfig) -> Hardware:
         raise UserError("model.backend", f"{fix}, or set model.backend=sdpa", value=config.backend, why=why)
     notes: tuple[str, ...] = ()
     flash = reasons.get("flash_attention_2")
-    if served[0] == "sdpa" and flash and not _unsuited(dtype, capability) and _flash_attn() is not None:
+    if served[0] == "sdpa" and flash and not _unsuited(dtype, capability) and flash_version() is not None:
         notes = (f"model.backend=auto is sdpa: {': '.join(flash)}",)
     return Hardware(device, dtype, served[0], notes)
 
@@ -151,35 +148,9 @@ def _unsuited(dtype: torch.dtype, capability: tuple[int, int] | None) -> Reason 
     return None
 
 
-def _unusable() -> Reason | None:
-    """Return why the flash-attn library cannot be used."""
-    installed = _flash_attn()
-    if installed is None:
-        return "flash-attn is not installed", "see the README's section on it"
-    try:
-        kernels = import_module("flash_attn")
-    except Exception as error:  # a build for another torch or CUDA fails in several ways
-        said = " ".join(str(error).split())[:120]
-        return f"flash-attn {installed} does not load ({said})", f"build it again for torch {torch.__version__}"
-    if not hasattr(kernels, "flash_attn_with_kvcache"):
-        return f"flash-attn {installed} has no flash_attn_with_kvcache", "install 2.7 or newer"
-    return None
-
-
-def _flash_attn() -> str | None:
-    """Return the version of flash-attn; None if it is not installed.
-
-    The distribution flash-attn-4 has a module of the same name.
-    """
-    try:
-        return version("flash-attn")
-    except PackageNotFoundError:
-        return None
-
-
 BACKENDS: dict[str, Callable[[], Reason | None] | None] = {
     "varlen": _no_varlen,
-    "flash_attention_2": _unusable,
+    "flash_attention_2": unusable,
     "sdpa": None,
 }
 """The backends in the order in which `auto` tries them, with the check of what each needs installed (None: nothing)."""

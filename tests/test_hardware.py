@@ -1,13 +1,17 @@
 """Which device, dtype and kernel are chosen: the table of what is asked, what the card can do and what is installed."""
 
+import json
 import re
+import shutil
 import tomllib
 from importlib.metadata import PackageNotFoundError
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 
+from compresskv import flash as flash_attention
 from compresskv import hardware
 from compresskv.model_config import ModelConfig
 from tests.support.command import ROOT
@@ -45,8 +49,9 @@ def machine(monkeypatch):
         index = lambda device: (torch.device(device).index or 0) if not isinstance(device, int) else device  # noqa: E731
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=0: capabilities[index(device)])
         monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": bf16_cpu})
-        monkeypatch.setattr(hardware, "version", version)
-        monkeypatch.setattr(hardware, "import_module", load)
+        monkeypatch.setattr(flash_attention, "version", version)
+        for module in (hardware, flash_attention):
+            monkeypatch.setattr(module, "import_module", load)
 
     return make
 
@@ -171,7 +176,44 @@ def test_flash_attn_4_alone_is_no_flash_attn(tmp_path, monkeypatch):
     (tmp_path / "flash_attn_4-4.0.0.dist-info").mkdir()
     (tmp_path / "flash_attn_4-4.0.0.dist-info" / "METADATA").write_text("Name: flash-attn-4\nVersion: 4.0.0\n")
     monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.setattr(hardware, "import_module", lambda name: pytest.fail(f"{name} was imported"))
+    monkeypatch.setattr(flash_attention, "import_module", lambda name: pytest.fail(f"{name} was imported"))
+    assert hardware.unserved(FA2, torch.bfloat16, AMPERE)
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """An environment without flash-attn and with `kernels`, in a folder whose lock names a cached build of the hub."""
+    pytest.importorskip("kernels", reason="the package kernels is not installed")
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    lock = {"dependency": {"repo-id": flash_attention.HUB, "version": 4}, "lock": {"commit": commit}}
+    (tmp_path / "kernels.lock").write_text(json.dumps([lock]))
+    cache = tmp_path / "cache" / "kernels--kernels-community--flash-attn2" / "snapshots" / commit
+    build = cache / "build" / "torch-cpu"
+    build.mkdir(parents=True)
+    about = {"id": "_flash_attn2_test", "name": "flash-attn2", "version": 4, "license": "BSD-3-Clause"}
+    (build / "metadata.json").write_text(json.dumps({**about, "python-depends": [], "backend": {"type": "cpu"}}))
+    (build / "__init__.py").write_text("def flash_attn_with_kvcache(): ...\ndef flash_attn_func(): ...\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("kernels.resolver.CACHE_DIR", str(tmp_path / "cache"))
+    return SimpleNamespace(commit=commit, build=build)
+
+
+def test_the_build_on_the_hub_is_loaded_at_its_locked_commit(hub):
+    assert flash_attention.flash_version() == f"{flash_attention.HUB}@{hub.commit}"
+    assert hardware.unserved(FA2, torch.bfloat16, AMPERE) is None
+    assert Path(flash_attention.flash_kernels().__file__).parent == hub.build
+
+
+def test_a_build_on_the_hub_that_is_not_in_the_cache_is_refused(hub):
+    shutil.rmtree(hub.build)
+    why, _ = hardware.unserved(FA2, torch.bfloat16, AMPERE)
+    assert hub.commit in why
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", '[{"lock": 3}]'])
+def test_a_damaged_lock_file_is_a_refusal(content, tmp_path, monkeypatch):
+    (tmp_path / "kernels.lock").write_text(content)
+    monkeypatch.chdir(tmp_path)
     assert hardware.unserved(FA2, torch.bfloat16, AMPERE)
 
 

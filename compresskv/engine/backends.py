@@ -21,6 +21,7 @@ from compresskv.engine.ragged import (
     exact_capacities,
 )
 from compresskv.engine.rows import Bucket, BucketedRows, LayerRows, Source
+from compresskv.flash import flash_kernels
 from compresskv.hardware import AMPERE, MOST_HEAD_DIM
 
 
@@ -240,14 +241,12 @@ class Varlen(SDPA):
 
 
 class FlashAttention2:
-    """The flash-attn library. `kernels` (default: the module `flash_attn`) supplies its two functions."""
+    """FlashAttention-2. `kernels` (default: what is installed) supplies its two functions."""
 
     capacities = staticmethod(exact_capacities)
 
     def __init__(self, kernels: Any = None):
-        if kernels is None:
-            kernels = import_module("flash_attn")  # importing it needs CUDA, so it is imported only on request
-        self.kernels = kernels
+        self.kernels = kernels or flash_kernels()  # importing them needs CUDA
 
     def prefill(self, query: Tensor, key: Tensor, value: Tensor, scaling: float, sliding_window: int | None) -> Tensor:
         out = self.kernels.flash_attn_func(

@@ -301,8 +301,8 @@ class MaskedTable(RaggedTable):
     """A table for sdpa: rows of one capacity form a bucket, and a mask shows which slots hold a token.
 
     Shapes stay the same from step to step. Rows of settings that left are still computed, and the result is unused,
-    until `LEFT_BEHIND` of them have left. Then the buckets are built again. Each reaches from the first to the last of its
-    rows that stay.
+    until `LEFT_BEHIND` of them have left. Then the buckets are built again. Each reaches from the first to the last of
+    its rows that stay.
     """
 
     mask: Tensor

@@ -11,21 +11,23 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from compresskv.flash import flash_version
 from evals.results.schema import Environment, Line, misfit
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 
-LIBRARIES = ("torch", "transformers", "flash-attn", "tokenizers", "safetensors", "rouge-score", "hydra-core")
+LIBRARIES = ("torch", "transformers", "tokenizers", "safetensors", "rouge-score", "hydra-core")
 
 
 @cache
 def environment() -> dict[str, Any]:
     """Return the environment of this process: commit, library versions, hardware, and `key`, 8 digits of their hash."""
+    versions = {**{name: _version(name) for name in LIBRARIES}, "flash-attn": flash_version()}
     about = {
         "version": _version("compresskv-bench"),
         **_revision(),
         "python": platform.python_version(),
-        "versions": {name: installed for name in LIBRARIES if (installed := _version(name))},
+        "versions": {name: installed for name, installed in versions.items() if installed},
         "hardware": _hardware(),
     }
     return {"key": hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:8], **about}
