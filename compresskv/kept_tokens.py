@@ -59,7 +59,7 @@ def encoded(kept: Kept, config: PreTrainedConfig, ids: Tensor, about: Mapping[st
     tensors = {
         "layers": np.array(evicting_layers(config), np.int32),
         "counts": np.array(counts(kept), np.int32),
-        "tokens": torch.cat(heads).cpu().numpy().astype(f"<u{token_bytes(ids.numel())}"),
+        "tokens": torch.cat([positions.cpu() for positions in heads]).numpy().astype(f"<u{token_bytes(ids.numel())}"),
     }
     return save(tensors, {**about, **metadata})
 

@@ -15,6 +15,7 @@ from compresskv.engine.attention import attached, forget, register
 from compresskv.engine.backends import SDPA
 from compresskv.engine.decode import decode_cache
 from compresskv.engine.forward import forward_tokens
+from compresskv.engine.memory import head_dim, kv_heads
 from compresskv.engine.prefill import prefill
 from compresskv.engine.rotary import beyond_boundaries, spanning
 from compresskv.engine.setting import FULL
@@ -62,6 +63,10 @@ def _unserved(model: PreTrainedModel) -> str | None:
     kinds, arguments = get_layer_types_and_kwargs(config)
     if unknown := sorted(set(kinds) - {"full_attention", "sliding_attention"}):
         return f"it has layers of {' and '.join(unknown)}"
+    try:
+        head_dim(config), kv_heads(config)
+    except Exception:  # transformers' own class of error for a field that differs from layer to layer
+        return "its layers differ in the number or the size of their KV heads"
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(0, config.vocab_size, (PROMPT + NEW,), generator=generator).to(model.device)
     expected = model(input_ids=ids[None], use_cache=False).logits[0, PROMPT - 1 :].float()

@@ -7,7 +7,7 @@ RoPE does not change either.
 """
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import chain
@@ -320,19 +320,30 @@ def _after(scores: LayerScores, protected: int) -> LayerScores:
     """Return the scores without those of the first `protected` tokens."""
     if not protected:
         return scores
-    if not scores.nested:
+    refuse_unnested([scores])
+    contest = None if scores.contest is None else scores.contest[:, protected:]
+    return replace(scores, scores=scores.scores[:, protected:], contest=contest)
+
+
+def refuse_unnested(scores: Iterable[LayerScores]) -> None:
+    """Raise `UserError` if the scores of the prompt's tokens cannot be left out."""
+    if not all(layer.nested for layer in scores):
         raise UserError(
             "eviction.protect",
             "set eviction.protect=none",
             value="prompt",
             why="the scorer keeps other tokens with each budget, so those of the prompt cannot be left out",
         )
-    contest = None if scores.contest is None else scores.contest[:, protected:]
-    return replace(scores, scores=scores.scores[:, protected:], contest=contest)
 
 
-def refuse_ragged(setting: Setting, scores: Sequence[LayerScores], kept: Kept) -> None:
-    """Raise `UserError` if a scorer with one choice for all KV heads of a layer has heads with unequal counts."""
+def refuse_scores(setting: Setting, schedule: EvictionSchedule, scores: Sequence[LayerScores], kept: Kept) -> None:
+    """Raise `UserError` if, by its scores of the prompt, a setting cannot evict while decoding.
+
+    Either its scorer has one choice for all KV heads of a layer, and they have unequal counts, or the prompt is
+    protected, and its scorer cannot leave out tokens.
+    """
+    if schedule.protect == "prompt":
+        refuse_unnested(scores)
     ragged = any(len({head.numel() for head in layer}) > 1 for layer in kept)
     if ragged and setting.method and len(kept[0]) > 1 and any(layer.shared for layer in scores):
         raise UserError(

@@ -70,12 +70,15 @@ def fidelity(
     """Return the fidelity of the settings that keep `kept`, by their index.
 
     `answer`: token ids that the full cache generated, perhaps past its answer. `reference`: token ids of the reference
-    answer, may be empty. `limit`: bytes that a batch may take, without the full cache. `settings`, by the same index,
-    are needed for a `schedule` that decodes: each then evicts at the same steps as while it generates. They also name
-    the full cache, which gets a `Control`. `model` must be `attached`. Raises `NonFiniteError`.
+    answer, may be empty. `limit`: bytes that a batch may take, with the full caches beside it. `settings`, by the same
+    index, are needed for a `schedule` that decodes: each then evicts at the same steps as while it generates. They also
+    name the full cache, which gets a `Control`. `model` must be `attached`. Raises `NonFiniteError`.
     """
     room = max(len(answer), len(reference), 1)
     places = list(kept)
+    evicting = [place for place in places if settings and settings[place].budget is not None]
+    controlled = set(places).difference(evicting) if evicting else ()
+    limit -= (2 if controlled else 1) * prompt.row_bytes(prompt.kept(FULL), room)  # one beside each batch, one alone
     measured: dict[int, Fidelity] = {}
     beside: dict[int, list[int]] = {}
     for batch in batches([prompt.row_bytes(kept[place], room) for place in places], limit):
@@ -86,8 +89,7 @@ def fidelity(
         for row, place in enumerate(chosen):
             measured[place] = Fidelity(kl[row], agreement[row], nll[row], per_token[row])
             beside[place] = [other for other in chosen if settings and settings[other].budget is not None]
-    evicting = [place for place in places if settings and settings[place].budget is not None]
-    for place in set(places).difference(evicting) if evicting else ():
+    for place in controlled:
         others = beside[place] or [min(evicting, key=lambda other: prompt.row_bytes(kept[other], room))]
         rows = Rows([kept[p] for p in others], [settings[p] for p in others], schedule)
         measured[place] = replace(measured[place], control=_control(model, prompt, rows, answer))

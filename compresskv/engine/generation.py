@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 from compresskv.engine.cache import EvictedCache
 from compresskv.engine.contexts import ContextStore
 from compresskv.engine.decode import Stopping, answering, decode
-from compresskv.engine.decode_eviction import refuse_ragged
+from compresskv.engine.decode_eviction import refuse_scores
 from compresskv.engine.fidelity import Fidelity, fidelity
 from compresskv.engine.memory import SHARE, batches, free_bytes, memory_as, ran_out
 from compresskv.engine.prefill import Prefill, PrefillError, prefill
@@ -97,7 +97,7 @@ def generate(
         kept = {place: prompt.kept(setting) for place, setting in enumerate(settings)}
         if schedule.decodes:
             for place, setting in enumerate(settings):
-                refuse_ragged(setting, prompt.scores(setting), kept[place])
+                refuse_scores(setting, schedule, prompt.scores(setting), kept[place])
     decoding = Decoding(prompt, settings, schedule)
     stored = prefixes.nbytes if prefixes else 0
     limit = int(SHARE * (free_bytes(model) + stored)) if memory is None else memory - prompt.nbytes

@@ -13,7 +13,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from compresskv.engine.attention import is_attached
 from compresskv.engine.cache import EvictedCache
 from compresskv.engine.decode import Stopping, decode
-from compresskv.engine.decode_eviction import DecodeEviction, PromptEnd, refuse_ragged
+from compresskv.engine.decode_eviction import DecodeEviction, PromptEnd, refuse_scores
 from compresskv.engine.forward import forward_given
 from compresskv.engine.generation import Generation
 from compresskv.engine.prefill import forward_prompt, prompt_shape
@@ -164,7 +164,7 @@ class LayerwiseCache(EvictedCache):
             self.kept.append(self._held[index].kept)
             sources.append(self._held[index].source())
         if self.schedule.decodes:
-            refuse_ragged(self.setting, self._scores, self.kept)
+            refuse_scores(self.setting, self.schedule, self._scores, self.kept)
         self._held.clear()
         self._scores.clear()
         self._finite.clear()

@@ -10,14 +10,16 @@ from compresskv.eviction import EvictionMethod, Scorer, needs_answer
 class Setting:
     """One method at one budget (tokens, including the observation window, or a share of the prompt).
 
-    A budget of None keeps the whole prompt, and so does a setting without a method, which has no budget.
+    A budget of None is the full cache: it keeps the whole prompt and all new tokens, and `method` becomes None.
     """
 
     method: EvictionMethod | None
     budget: Budget | None
 
     def __post_init__(self) -> None:
-        if self.budget is not None:
+        if self.budget is None:
+            object.__setattr__(self, "method", None)
+        else:
             if self.method is None:
                 raise ValueError(f"budget={self.budget} without a method: the full cache has no budget")
             if isinstance(self.budget, int):
@@ -37,7 +39,7 @@ class Setting:
 
         `decodes`: eviction continues while decoding, so scorers are needed even if the prompt is kept whole.
         """
-        whole = self.budget is None or (not decodes and length is not None and self.keeps_all(length))
+        whole = not decodes and length is not None and self.keeps_all(length)
         return [] if self.method is None or whole else [self.method.scorer]
 
     @property

@@ -96,7 +96,7 @@ def measure(model: LoadedModel, ids: torch.Tensor, contender: Contender, new_tok
         total_s=ended - started,
         cache_bytes=cache.nbytes,
         total_cache_bytes=cache.nbytes + cache.sliding_bytes,
-        realised_budget=total / sum(map(len, tally)),
+        realised_budget=total / max(sum(map(len, tally)), 1),
         peak_bytes=None if peaks is None else sum(peaks),
         peak_bytes_by_gpu=tuple(peaks or ()) if devices else (),
     )

@@ -207,7 +207,10 @@ def run_batch(
         return
     if failure:  # one setting failed: run each alone, so that the others succeed
         for run in batch:
-            run_batch(model, sample, [run], prefixes, contexts)
+            others: list[SettingRun] = []
+            if run.job.budget is None and len(batch) > 2:  # its control needs another setting
+                others = [one for one in batch if one is not run and not one.lacks(sample.id)][:1]
+            run_batch(model, sample, [*others, run], prefixes, contexts)
         return
     seconds = time.perf_counter() - started
     for run, generation in zip(batch, generations, strict=True):
@@ -243,11 +246,15 @@ def _refuse_other_counts(known: Line | None, line: Line) -> None:
 
 
 def _fail(run: SettingRun, sample: Sample, failure: Exception) -> None:
-    """Record why a run has no result for `sample`: in a line if other prompts may succeed, else as its `error`."""
-    finished = sample.id in run.store.lines
-    if no_answer(failure) and not finished:
+    """Record why a run has no result for `sample`: in a line if other prompts may succeed, else as its `error`.
+
+    A run that has its result was only there for the others of its batch.
+    """
+    if not run.lacks(sample.id):
+        return
+    if no_answer(failure) and sample.id not in run.store.lines:
         run.store.append(failed_line(sample, failure))
-    elif not no_answer(failure) or run.lacks(sample.id):
+    else:
         run.error = failure
 
 
@@ -286,7 +293,8 @@ def sample_line(
         line["total_cache_bytes"] = generation.cache_bytes + sliding
     # One number per layer, or one per KV head if they differ.
     line["kept"] = [heads[0] if len(set(heads)) == 1 else heads for heads in generation.kept]
-    line["compressed"] = generation.realised_budget < compressed or generation.evicted_later
+    # Without layers that evict, the budget is 0.
+    line["compressed"] = (bool(line["kept"]) and generation.realised_budget < compressed) or generation.evicted_later
     if compressed < sample.ids.numel():
         line["context_tokens"] = compressed
     if generation.peak_kept is not None:
