@@ -103,7 +103,7 @@ def rendered(
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise UserError(
             "model.chat_template",
-            "set model.chat_template_kwargs to what it asks for, or model.chat_template=false",
+            "set the variables that it needs in model.chat_template_kwargs, or set model.chat_template=false",
             value=True,
             why=f"the chat template of {tokenizer.name_or_path} fails ({reason})",
         ) from error

@@ -55,7 +55,7 @@ def complete(info: Mapping[str, Iterable], source: str) -> None:
     wrong = {
         "missing": info["missing_keys"],
         "unexpected": [name for name in info["unexpected_keys"] if not _WITHOUT_EFFECT.fullmatch(name)],
-        "of another size": [name for name, *_ in info["mismatched_keys"]],
+        "of a different size": [name for name, *_ in info["mismatched_keys"]],
     }
     parts = []
     for word, keys in wrong.items():
@@ -68,8 +68,8 @@ def complete(info: Mapping[str, Iterable], source: str) -> None:
             "model.path",
             "load it again, or correct config.json",
             value=Path(source),
-            why=f"the weights are not those of the model in its config.json ({'; '.join(parts)}), and random numbers "
-            "would take their place",
+            why=f"the weights do not match config.json ({'; '.join(parts)}), so transformers would replace them by "
+            "random numbers or leave them out",
         )
 
 
@@ -206,9 +206,9 @@ def from_gguf(parts: Sequence[Path], expected: str | None) -> tuple[Path, str]:
         if getattr(made, name, None) != value:
             raise UserError(
                 "model.path",
-                f"delete {target}, and install a transformers that this package was tested with",
+                f"delete {target}, and install a tested version of transformers",
                 value=parts[0],
-                why=f"it says {name}={value}, and its copy has {getattr(made, name, None)}",
+                why=f"it has {name}={value}, but its converted copy has {getattr(made, name, None)}",
             )
     return target, identity
 
@@ -228,7 +228,7 @@ def _dequantise(file: gguf_file.GgufFile, meaning: gguf_model.Meaning, target: P
             "model.path",
             "convert the model again",
             value=Path(source),
-            why=f"its keys describe a model of {needed} weights, and its tensors hold {held}",
+            why=f"its keys describe a model of {needed} weights, but its tensors have {held}",
         )
     partial = Path(tempfile.mkdtemp(dir=target.parent))
     try:
@@ -298,7 +298,7 @@ def _honour(meaning: gguf_model.TokenizerMeaning, tokenizer: PreTrainedTokenizer
             "tokenizer.ggml.add_bos_token",
             "load the model's safetensors",
             value=meaning.bos,
-            why=f"with add_eos_token={readable(meaning.eos)}, its tokenizer cannot honour it",
+            why=f"with add_eos_token={readable(meaning.eos)}, its tokenizer does not apply it",
             where=source,
         )
 
@@ -317,7 +317,7 @@ def _save(tokenizer: PreTrainedTokenizerBase, folder: Path, source: str) -> None
         raise UserError(
             "tokenizer.ggml.pre",
             "load the model's safetensors",
-            why="its tokenizer is another once it is saved and loaded",
+            why="its tokenizer gives other tokens after it is saved and loaded",
             where=source,
         )
 
@@ -337,7 +337,7 @@ def _refuse_other_tokens(
                 f"tokenizer.ggml.{name}_token_id",
                 "load the model's safetensors",
                 value=said,
-                why=f"its tokenizer has {made}",
+                why=f"its converted tokenizer has {made}",
                 where=source,
             )
     for id, (token, kind) in enumerate(zip(tokens, file.keys["tokenizer.ggml.token_type"], strict=True)):
@@ -346,6 +346,6 @@ def _refuse_other_tokens(
                 "tokenizer.ggml.tokens",
                 "load the model's safetensors",
                 value=token,
-                why="one token in the file, which its tokenizer here reads as several",
+                why="it is one token in the file, but the converted tokenizer splits it or gives it another id",
                 where=source,
             )

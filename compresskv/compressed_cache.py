@@ -78,7 +78,7 @@ def compressed(
     given = {"when": when, "interval": interval, "protect": protect}
     schedule = checked("", EvictionSchedule, given)
     if schedule.before_question:
-        raise UserError("when", "pass the context alone, and the question after it", value=when)
+        raise UserError("when", "pass the context first, and the question afterwards", value=when)
     if kept is not None:
         neutral = {"method": ..., "budget": ..., "calibration": None, **asdict(AFTER_PROMPT)}
         _refuse_beside_kept(neutral, {"method": method, "budget": budget, "calibration": calibration, **given})
@@ -115,7 +115,7 @@ def _refuse_beside_kept(neutral: Mapping[str, Any], given: Mapping[str, Any]) ->
     for name, value in given.items():
         if value is not neutral[name] and value != neutral[name]:
             shown = value if isinstance(value, str | int) else ...
-            raise UserError(name, "leave it out", value=shown, why="kept says which tokens are kept, once")
+            raise UserError(name, "leave it out", value=shown, why="the file in kept already determines it")
 
 
 class FixedCache(LayerwiseCache):
@@ -175,7 +175,7 @@ def _generating(model: PreTrainedModel) -> Iterator[None]:
 
         for name in ("num_return_sequences", "num_beams"):
             if (number := asked(name) or 1) > 1:
-                raise UserError(name, f"set {name}=1", value=number, why="a compressed cache serves one answer")
+                raise UserError(name, f"set {name}=1", value=number, why="a compressed cache holds only one answer")
         chunk = asked("prefill_chunk_size")
         inputs = [*args[:1], *(kwargs.get(name) for name in ("inputs", "input_ids", "inputs_embeds"))]
         prompt = next((given for given in inputs if given is not None), None)
@@ -193,8 +193,8 @@ def _generating(model: PreTrainedModel) -> Iterator[None]:
                 "model",
                 "generate fewer tokens, or give a longer prompt",
                 value=type(model).__name__,
-                why=f"it left its compressed cache after {seen} of {tokens} tokens and computed all of them anew, as "
-                "Phi-3 does where its RoPE changes",
+                why=f"after {seen} of {tokens} tokens, it dropped its compressed cache and computed all tokens again, "
+                "as Phi-3 does when its RoPE changes",
             )
         return output
 

@@ -73,7 +73,7 @@ class Context:
             if getattr(made.observation, name) != getattr(self.observation, name):
                 raise UserError(
                     f"observation.{name}",
-                    "use that, or calibrate again",
+                    "use the calibration's value, or calibrate again",
                     value=getattr(self.observation, name),
                     why=f"the {made.source} calibration of {made.model} was made with "
                     f"{getattr(made.observation, name)}",
@@ -84,7 +84,7 @@ class Context:
         if wanted == ("auto", "held_out") and made.source == "published":
             note(
                 f"calibration=auto: {self.model} has no held-out calibration, so the authors' published figures are "
-                "used, whose layer errors were measured on the LongBench test sets"
+                "used; their layer errors were measured on the LongBench test sets"
             )
         return made
 
@@ -94,13 +94,13 @@ class Context:
         if self.check_weights and (wrong := self._of_other_weights(made)):
             return wrong, f"{calibrate}, or set calibration_check=off"
         if len(made.layer_scores) != self.layers:
-            return f"has {len(made.layer_scores)} layers, {self.model} has {self.layers} that evict", calibrate
+            return f"has {len(made.layer_scores)} layers, but {self.model} has {self.layers} that evict", calibrate
         for scores in made.head_scores.values():
             if len(scores[0]) != self.q_heads:
-                return f"has scores of {len(scores[0])} query heads a layer, {self.model} has {self.q_heads}", calibrate
+                return f"has {len(scores[0])} query heads per layer, but {self.model} has {self.q_heads}", calibrate
         for ranked in made.rankings.values():
             if (last := max(map(max, ranked))) >= self.q_heads:
-                return f"ranks head {last}, {self.model} has {self.q_heads} query heads a layer", calibrate
+                return f"ranks head {last}, but {self.model} has {self.q_heads} query heads per layer", calibrate
         return None
 
     def _of_other_weights(self, made: Calibration) -> str | None:
@@ -110,5 +110,5 @@ class Context:
         elif made.model_fingerprint and self.fingerprint:
             same_model = made.model_fingerprint == self.fingerprint
         else:
-            return None if made.model.casefold() == self.model.casefold() else f"is not one of {self.model}"
+            return None if made.model.casefold() == self.model.casefold() else f"is not for {self.model}"
         return None if same_model else f"was made with other weights than those of {self.model}"

@@ -395,7 +395,7 @@ class EvictionMethod:
                 "method.scorer",
                 "make it a frozen dataclass whose fields are numbers, texts, or tuples of these",
                 value=type(self.scorer).__name__,
-                why=f"it cannot be a key of its scores ({error})",
+                why=f"it is not hashable ({error})",
             ) from None
 
     @property

@@ -47,7 +47,7 @@ def unusable() -> Reason | None:
     """Return why the functions of FlashAttention-2 cannot be used; None if they can."""
     installed = flash_version()
     if installed is None:
-        return "flash-attn is not installed", "see the README's section on flash-attn"
+        return "flash-attn is not installed", "see FlashAttention-2 under Install in the README"
     name = installed if installed.startswith(HUB) else f"flash-attn {installed}"
     try:
         kernels = flash_kernels()

@@ -156,7 +156,7 @@ def processors(
             "protocol.generation_config",
             "choose ignored",
             value="honoured",
-            why=f"{type(model).__name__} asks for guidance_scale, which needs a second cache",
+            why=f"{type(model).__name__} sets guidance_scale, which needs a second cache",
         )
     if not settings:
         return LogitsProcessorList()

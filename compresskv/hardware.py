@@ -120,7 +120,7 @@ def _unsuited_heads(head_dim: int | None) -> Reason | None:
     if head_dim is None or (head_dim % 8 == 0 and head_dim <= MOST_HEAD_DIM):
         return None
     return (
-        f"its kernel needs a head dimension of at most {MOST_HEAD_DIM}, a multiple of 8; this one is {head_dim}",
+        f"its kernel needs a head dimension of at most {MOST_HEAD_DIM}, a multiple of 8, but the model has {head_dim}",
         "use another model",
     )
 
@@ -142,7 +142,7 @@ def _unsuited(dtype: torch.dtype, capability: tuple[int, int] | None) -> Reason 
         return "it runs on CUDA only", "set model.device to a CUDA device"
     if capability < AMPERE:
         present = ".".join(map(str, capability))
-        return f"it needs an Ampere GPU or a newer one (capability 8.0), this one has {present}", "use another"
+        return f"it needs an Ampere GPU or a newer one (capability 8.0), but this one has {present}", "use another GPU"
     if dtype == torch.float32:
         return "it does not support float32", "set model.dtype to bfloat16 or float16"
     return None

@@ -32,7 +32,7 @@ def expanded(path: str | Path, field: str) -> Path:
         return Path(path).expanduser()
     except RuntimeError as error:
         raise UserError(
-            field, "give the whole path", value=path, why=f"the home of {Path(path).parts[0]} is unknown"
+            field, "give the whole path", value=path, why=f"the home directory of {Path(path).parts[0]} is unknown"
         ) from error
 
 
@@ -70,7 +70,7 @@ def _from_pipe(descriptor: int, path: Path, field: str | None) -> bytes:
     if before in _drained:
         return _drained[before]
     if tuple(name) in _spoiled:
-        raise UserError(field, "give its data again, or a file", value=path, why="the pipe was given up before its end")
+        raise UserError(field, "write its data again, or give a file", value=path, why="an earlier read was incomplete")
     content = bytearray()
     _spoiled.add(tuple(name))
     poll, end = select.poll(), time.monotonic() + PATIENCE
@@ -86,9 +86,9 @@ def _from_pipe(descriptor: int, path: Path, field: str | None) -> bytes:
         _spoiled.discard(tuple(name))
     raise UserError(
         field,
-        "write into the pipe and close it, or give a file",
+        "write to the pipe and close it, or give a file",
         value=path,
-        why=f"no data came for {SILENCE:g} seconds, or no end for {PATIENCE:g}",
+        why=f"the pipe had no data for {SILENCE:g} seconds, or no end after {PATIENCE:g} seconds",
     )
 
 
@@ -98,9 +98,7 @@ def _state(descriptor: int) -> tuple[int, ...]:
 
 
 def _too_large(path: Path, field: str | None) -> UserError:
-    return UserError(
-        field, "give a part of it", value=path, why=f"larger than {LARGEST >> 20} MiB, the most that is read"
-    )
+    return UserError(field, "give a smaller file", value=path, why=f"larger than the limit of {LARGEST >> 20} MiB")
 
 
 def _unreadable(path: Path, field: str | None, error: OSError | ValueError) -> UserError:

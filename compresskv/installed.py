@@ -44,9 +44,9 @@ def refuse_second_chunks(chunk: int, held: int) -> None:
     if Version(transformers.__version__) < Version(CHUNKS_GO_ON):
         raise UserError(
             "prefill_chunk_size",
-            f"pass prefill_chunk_size=None for what follows them, or install transformers>={CHUNKS_GO_ON}",
+            f"pass prefill_chunk_size=None, or install transformers>={CHUNKS_GO_ON}",
             value=chunk,
-            why=f"transformers={transformers.__version__} would give the {held} tokens that the cache holds once more",
+            why=f"transformers={transformers.__version__} would pass the {held} cached tokens to the model again",
         )
 
 

@@ -92,8 +92,8 @@ class KeptTokens:
                 "kept",
                 f"use it with {self.metadata.get('model', 'the model that it was made with')}",
                 value=self.path,
-                why=f"it has {theirs} KV heads in each of {len(self.layers)} layers that evict, which are not those of "
-                f"the model ({heads} in each of {len(layers)})",
+                why=f"it has {theirs} KV heads in each of {len(self.layers)} layers that evict, but the model has "
+                f"{heads} in each of {len(layers)}, or other layers evict",
             )
 
     def refuse_other_prompt(self, ids: Tensor) -> None:
@@ -101,9 +101,9 @@ class KeptTokens:
         if prompt_sha256(ids) != self.metadata["compressed_sha256"]:
             raise UserError(
                 "kept",
-                f"pass the {self.length} token ids that it was made with as the prompt, and what follows them later",
+                f"pass the {self.length} token ids of the exported prompt first, and later tokens afterwards",
                 value=self.path,
-                why=f"it is of another prompt than these {ids.numel()} token ids",
+                why=f"it was made with another prompt than these {ids.numel()} token ids",
             )
 
 
@@ -112,7 +112,7 @@ def read(path: str | Path) -> KeptTokens:
     path = Path(path)
 
     def fault(why: str) -> UserError:
-        return UserError("kept", "choose a file that export.kept=true has written", value=path, why=why)
+        return UserError("kept", "choose a file that export.kept=true wrote", value=path, why=why)
 
     try:
         with safe_open(path, "numpy") as file:
@@ -127,12 +127,12 @@ def read(path: str | Path) -> KeptTokens:
             raise
         raise fault(f"it cannot be read ({' '.join(str(error).split())})") from error
     if layers.ndim != 1 or tally.ndim != 2 or tokens.ndim != 1 or len(tally) != len(layers) or not tally.size:
-        raise fault("its tensors have other shapes")
+        raise fault("its tensors have wrong shapes")
     if (tally < 0).any() or tally.sum() != tokens.size:
-        raise fault(f"it has {tokens.size} tokens, and counts {tally.sum()}")
+        raise fault(f"it has {tokens.size} tokens, but its counts add up to {tally.sum()}")
     heads = np.split(tokens, tally.ravel().cumsum()[:-1])
     if any(head.size and (head[-1] >= length or (np.diff(head) <= 0).any()) for head in heads):
-        raise fault("its tokens do not rise within a KV head, or are beyond the prompt")
+        raise fault("the tokens of a KV head are not sorted, or are beyond the prompt")
     positions = iter([torch.from_numpy(head) for head in heads])
     return KeptTokens(path, layers.tolist(), [[next(positions) for _ in layer] for layer in tally], metadata)
 

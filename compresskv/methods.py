@@ -221,7 +221,7 @@ def refuse_in_layer(config: MethodConfig, evaluation: str) -> None:
             "method",
             "leave it out",
             value=config.name,
-            why=f"it reads the full cache's answer; eval={evaluation} evicts inside each layer, before that is there",
+            why=f"it reads the full cache's answer, but eval={evaluation} evicts each layer before this answer exists",
         )
 
 
@@ -338,7 +338,7 @@ def _refuse_unknown_settings(node: Mapping[str, Any], scorer: Part | None, alloc
 def _label(name: str, scorer: Part | None, allocator: Part | None, plain: Any) -> str:
     """Return `name`, followed by the names of the parts that differ from its `plain` ones."""
     if not isinstance(plain, Mapping) or "scorer" not in plain:
-        raise UserError("method.plain", f"name the usual scorer and allocator of {name}", value=plain)
+        raise UserError("method.plain", f"name the default scorer and allocator of {name}", value=plain)
     refuse_unknown("method.plain", plain, PARTS)
     for role, target in plain.items():
         checked_value(f"method.plain.{role}", PathText | None, target)

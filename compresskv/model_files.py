@@ -115,9 +115,9 @@ def weights(folder: Path) -> list[str]:
     if len(set(map(tuple, sets.values()))) > 1:
         raise UserError(
             "model.path",
-            "remove those that are not meant",
+            "remove all but one set of weights",
             value=folder,
-            why=f"it holds weights twice, {' and '.join(sets)}",
+            why=f"it contains more than one set of weights: {' and '.join(sets)}",
         )
     return next(iter(sets.values()), [])
 
@@ -133,7 +133,7 @@ def _of_index(folder: Path, index: str) -> list[str]:
             None, "copy the model again", value=folder / index, why=f"not an index of weights ({reason})"
         ) from error
     if not files:
-        raise UserError("weight_map", "copy the model again", why="it names no weights", where=folder / index)
+        raise UserError("weight_map", "copy the model again", why="it lists no files", where=folder / index)
     for name in files:
         _refuse_outside(folder, index, "weight_map", name)
     found = sorted(set(files))
@@ -173,7 +173,7 @@ def check(folder: Path, trust_remote_code: bool = False) -> PreTrainedConfig:
     where = folder / "config.json"
     for path in folder.iterdir():
         if path.suffix in _READ and path.exists() and not (path.is_file() or path.is_dir()):
-            raise UserError(None, "replace it by a copy of what it gives", value=path, why="not a file")
+            raise UserError(None, "replace it by a regular file", value=path, why="not a file")
     content = _json(folder / "config.json")
     _refuse_sizes(content, where)
     _refuse_quantisation(content, where)
@@ -187,7 +187,7 @@ def check(folder: Path, trust_remote_code: bool = False) -> PreTrainedConfig:
     for file in weights(folder):
         for tensor in headers(folder / file):
             if tensor.name in tensors:
-                raise UserError(tensor.name, "save the model again", why="in two of the files of weights", where=folder)
+                raise UserError(tensor.name, "save the model again", why="it is in two files of weights", where=folder)
             tensors[tensor.name] = tensor
     _refuse_unscaled(tensors, folder)
     if ours and tensors and not content.get("quantization_config"):
@@ -202,9 +202,9 @@ def refuse_adapter(source: str, revision: str | None) -> None:
     for name in names:
         raise UserError(
             "model.path",
-            "merge the adapter into its model, and give the folder of that",
+            "merge the adapter into its model, and give the folder of the merged model",
             value=Path(source),
-            why=f"it has {name}, the file of an adapter, which could be left out",
+            why=f"it contains the adapter file {name}, which transformers may not apply",
         )
 
 
@@ -250,7 +250,7 @@ def _refuse_quantisation(config: Mapping[str, Any], where: Path) -> None:
                 name,
                 "save the model dequantised",
                 value=method,
-                why="transformers knows no such quantisation and would leave it out",
+                why="transformers does not know this quantisation and would ignore it",
                 where=where,
             )
 
@@ -295,7 +295,7 @@ def _refuse_size(config: PreTrainedConfig, tensors: Mapping[str, Tensor], where:
             "num_hidden_layers",
             "correct it, or load the model again",
             value=layers,
-            why=f"the weights are {len(tensors)} tensors",
+            why=f"the weights have only {len(tensors)} tensors",
             where=where,
         )
     with torch.device("meta"):
@@ -308,6 +308,6 @@ def _refuse_size(config: PreTrainedConfig, tensors: Mapping[str, Tensor], where:
             largest,
             "correct the sizes, or load the model again",
             value=list(model.get_parameter(largest).shape),
-            why=f"a model of these sizes has {sum(needed.values())} numbers, its weights hold {there}",
+            why=f"a model of these sizes has {sum(needed.values())} parameters, but the weights have only {there}",
             where=where,
         )

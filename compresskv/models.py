@@ -129,7 +129,7 @@ class LoadedModel:
                 "model",
                 "correct the files of its tokenizer",
                 value=self.name,
-                why=f"its tokenizer makes token {most} ({token}) of a prompt, but the model has {vocabulary} tokens",
+                why=f"its tokenizer gives token {most} ({token}), but the model has only {vocabulary} tokens",
             )
         return torch.tensor(ids, device=self.device)
 
@@ -208,12 +208,12 @@ def _source(config: ModelConfig) -> tuple[str, str | None]:
             return str(folder), digest[:16]
         if path.is_file():
             raise UserError(
-                "model.path", "put the parts of a file together with `cat`", value=path, why="not a whole .gguf file"
+                "model.path", "join the parts of the file with `cat`", value=path, why="not a whole .gguf file"
             )
         if path.is_dir() and not (path / "config.json").exists():
             if files := sorted(file.name for file in path.iterdir() if file.suffix.lower() == ".gguf"):
                 raise UserError(
-                    "model.path", f"give its file, as {path / files[0]}", value=path, why="it has no config.json"
+                    "model.path", f"give its file, such as {path / files[0]}", value=path, why="it has no config.json"
                 )
         elif gguf and not path.is_dir():
             raise UserError("model.path", "check the path", value=path, why="not found")
@@ -284,7 +284,7 @@ def _check_ends(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, fold
             "eos_token",
             "correct the files of the tokenizer",
             value=tokenizer.eos_token,
-            why=f"it is token {end}, but the model has {vocabulary} tokens",
+            why=f"its id is {end}, but the model has only {vocabulary} tokens",
             where=folder / "tokenizer_config.json",
         )
     ends = _ids(model.generation_config.eos_token_id)
@@ -293,7 +293,7 @@ def _check_ends(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, fold
             "eos_token_id",
             "correct it",
             value=sorted(ends),
-            why=f"the model has {vocabulary} tokens, so no answer would end",
+            why=f"the model has only {vocabulary} tokens, so no answer would end",
             where=f"{folder}: {GENERATION_CONFIG} or config.json",
         )
 
@@ -326,7 +326,7 @@ def _trained_window(config: ModelConfig, model: PreTrainedModel) -> int:
             return window
     raise UserError(
         "model.window",
-        "give the number of tokens it was trained for",
+        "give the number of tokens that the model was trained for",
         value=None,
         why=f"the config.json of {config.name} has no max_position_embeddings",
     )
@@ -337,14 +337,14 @@ def _notes(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, defaults:
     if of_tokenizer - of_config:
         ids = sorted(of_config | of_tokenizer)
         names = ", ".join(tokenizer.convert_ids_to_tokens(id) or str(id) for id in ids)  # padding ids have no text
-        yield f"its tokenizer and its generation_config.json name other end tokens: generation stops at any of {names}"
+        yield f"the tokenizer and generation_config.json name different end tokens: generation stops at any of {names}"
     kinds = get_layer_types_and_kwargs(model.config.get_text_config(decoder=True))[0]
     evicting = kinds.count("full_attention")
     if evicting < len(kinds):
-        yield f"{evicting} of {len(kinds)} layers evict: the others hold a sliding window outside the budget"
+        yield f"{evicting} of {len(kinds)} layers evict; the others keep their sliding window, outside the budget"
     if defaults:
         settings = ", ".join(f"{name}={str(value)[:40]}" for name, value in defaults.items())
-        yield f"its generation_config.json sets {settings}: protocol.generation_config says whether that applies"
+        yield f"generation_config.json sets {settings}; protocol.generation_config determines whether this applies"
 
 
 @contextmanager
@@ -378,7 +378,7 @@ def _fix(source: str, reason: str) -> str:
             return fix
     if expanded(source, "model.path").exists():
         return "correct the files there, or load the model again"
-    return "check the id, set HF_TOKEN if it is private, and see that HF_HUB_OFFLINE is not set by mistake"
+    return "check the id, set HF_TOKEN if the model is private, and unset HF_HUB_OFFLINE if you are online"
 
 
 _FIXES = {
@@ -386,7 +386,7 @@ _FIXES = {
     "401": "ask for access on its hub page and set HF_TOKEN",
     "403": "ask for access on its hub page and set HF_TOKEN",
     "trust_remote_code": "set model.trust_remote_code=true if you trust the code that comes with it",
-    "does not recognize this architecture": "use a transformers that knows it, or a model of another family",
+    "does not recognize this architecture": "use a version of transformers that knows it, or another model",
     "Unrecognized configuration class": "choose a decoder-only language model",
     "does not support an attention implementation": "its attention cannot be replaced: choose another architecture",
     "no file named model.safetensors": "save its weights as safetensors: other formats can run code",

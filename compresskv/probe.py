@@ -51,7 +51,7 @@ def refuse_unserved(model: PreTrainedModel) -> None:
         reason = f"its code fails with {type(error).__name__}: {said}"
     if reason:
         raise UserError(
-            "model", "choose a model of another architecture", value=name, why=f"not supported by eviction: {reason}"
+            "model", "choose a model of another architecture", value=name, why=f"eviction does not support it: {reason}"
         )
 
 
@@ -59,7 +59,7 @@ def _unserved(model: PreTrainedModel) -> str | None:
     """Return why this model is not supported; None if it is supported."""
     config = model.config.get_text_config(decoder=True)
     if model.config.is_encoder_decoder:
-        return "it is an encoder-decoder"
+        return "it is an encoder-decoder model"
     kinds, arguments = get_layer_types_and_kwargs(config)
     if unknown := sorted(set(kinds) - {"full_attention", "sliding_attention"}):
         return f"it has layers of {' and '.join(unknown)}"
@@ -137,7 +137,7 @@ def _length_unseen(model: PreTrainedModel) -> str | None:
     layers = len(witness.first) // 2
     for far, said in zip(witness.first[:layers], witness.first[layers:], strict=True):
         if (far - said).norm() > TOLERANCE[model.dtype] * said.norm():
-            return f"its queries or keys change with the length of the text, as one of {length} tokens shows"
+            return f"its queries or keys depend on the length of the text (tried with {length} tokens)"
     return None
 
 
@@ -196,7 +196,7 @@ class Witness(SDPA):
             if kind == "full_attention" and not cached:
                 return "it rebuilds keys after the cache, as latent attention (MLA) does"
             if seen != window:
-                return f"a layer of {kind} attends with a sliding window of {seen}, its configuration has {window}"
+                return f"a layer of {kind} attends with a sliding window of {seen}, but its configuration has {window}"
         return None
 
 

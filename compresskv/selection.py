@@ -45,15 +45,15 @@ def answered(method: EvictionMethod, scores: Sequence[LayerScores], shape: Promp
     except (TypeError, ValueError, OverflowError) as error:
         raise UserError(
             "method.allocator",
-            "return, for each layer, a number of past tokens that is whole and not negative, or a tuple of one for "
-            f"each of the {shape.kv_heads} KV heads",
+            "for each layer, return a number of past tokens (a whole number, not negative), or a tuple of "
+            f"{shape.kv_heads} such numbers, one per KV head",
             value=part_name(method.allocator),
             why=f"it returns {readable(repr(answer))}",
         ) from error
     if len(capacities) != len(scores):
         raise UserError(
             "method.allocator",
-            "return one for each layer that it is given scores of",
+            "return one capacity per layer in `scores`",
             value=part_name(method.allocator),
             why=f"it returns {len(capacities)} capacities for {len(scores)} layers",
         )
@@ -124,7 +124,7 @@ def refuse_nan(
         if not fine:
             raise NonFiniteError(
                 "model.dtype",
-                "set model.dtype=float32 or bfloat16, or check the model's weights if that is set",
+                "set model.dtype=float32 or bfloat16; if it is already set, check the model's weights",
                 value=str(dtype).removeprefix("torch."),
                 why=f"the attention of layer {place} is not finite, so {part_name(scorer)} returns NaN",
             )
@@ -132,7 +132,7 @@ def refuse_nan(
         "method.scorer",
         "correct its scores",
         value=part_name(scorer),
-        why="it returns NaN, though queries, keys and attention are finite",
+        why="it returns NaN, although queries, keys and attention are finite",
     )
 
 

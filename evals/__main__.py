@@ -12,12 +12,12 @@ from compresskv.errors import UserError
 from evals.console import one_sentence_endings, outputs_never_fail, outputs_take_any_text
 
 COMMANDS = {
-    "report": ("evals.report.__main__", "an experiment's tables and figures, or all results as one HTML page"),
-    "results": ("evals.results.__main__", "list, show, verify or compare results; push-wandb sends them on"),
+    "report": ("evals.report.__main__", "write an experiment's tables and figures, or all results as one HTML page"),
+    "results": ("evals.results.__main__", "list, show, verify, compare or certify results, or send them to W&B"),
     "score": ("evals.longbench.score", "score LongBench predictions in the official format"),
     "ruler": ("evals.ruler.__main__", "print RULER's samples for a model's tokenizer"),
-    "lm-eval": ("evals.lm_eval.__main__", "lm-evaluation-harness over a compressed cache"),
-    "conformance": ("evals.conformance.__main__", "check that a method keeps what every method promises"),
+    "lm-eval": ("evals.lm_eval.__main__", "run lm-evaluation-harness with a compressed cache"),
+    "conformance": ("evals.conformance.__main__", "check a method against the rules for all methods"),
     "calibrate": ("evals.command", "calibrate a model: python run.py eval=calibrate"),
     "audit": ("evals.audit.__main__", "measure the effect of each quirk of the released code"),
     "reference": ("evals.reference.__main__", "run the sweeps of the reference run"),

@@ -325,7 +325,7 @@ def _job(config: Mapping[str, Any]) -> Job:
             "fidelity",
             "set fidelity=false",
             value=config["fidelity"],
-            why=f"eval={evaluation.name} has no samples to measure it on",
+            why=f"eval={evaluation.name} has no samples to measure",
         )
     _refuse_schedule(job)
     _refuse_export(job)
@@ -345,9 +345,9 @@ def _refuse_schedule(job: Job) -> None:
     if job.eviction.before_question and not job.eval.asks:
         why = f"eval={job.eval.name} asks no question"
     elif job.eviction.decodes and not job.eval.decodes:
-        why = f"eval={job.eval.name} does not evict while it generates"
+        why = f"eval={job.eval.name} cannot evict while it generates"
     elif job.eviction.when != "prompt" and job.protocol.name == "released":
-        why = "protocol=released is the authors' code, which evicts once, after the whole prompt"
+        why = "protocol=released reproduces the authors' code, which evicts once, after the whole prompt"
     if why:
         raise UserError("eviction.when", "set eviction.when=prompt", value=job.eviction.when, why=why)
 
@@ -356,9 +356,9 @@ def _refuse_export(job: Job) -> None:
     """Raise `UserError` if the job has no sets of kept tokens to export."""
     why = ""
     if not isinstance(job.eval, SampledEvaluation):
-        why = f"eval={job.eval.name} has no samples that keep tokens"
+        why = f"eval={job.eval.name} has no samples with kept tokens"
     elif job.eviction.decodes:
-        why = f"with eviction.when={job.eviction.when}, what is kept changes while tokens are generated"
+        why = f"with eviction.when={job.eviction.when}, the kept tokens change during generation"
     if job.export.kept and why:
         raise UserError("export.kept", "set export.kept=false", value=True, why=why)
 
@@ -372,7 +372,7 @@ def _refuse_small(job: Job) -> None:
     """Raise `UserError` for a budget that leaves no room in addition to the tokens that the method always keeps."""
     window = least_window(job.method, job.observation.window)
     if job.eval.evicts and isinstance(job.budget, int) and job.budget <= window:
-        why = f"the method keeps the observation window of {window} tokens, which leaves no room"
+        why = f"the method always keeps the observation window of {window} tokens, so no budget is left for others"
         raise UserError("budget", f"set budget to {window + 1} or more", value=job.budget, why=why)
 
 
@@ -401,7 +401,7 @@ def _refuse_name_of_another_model(model: ModelConfig) -> None:
     for name, weights in _weights().items():
         if name != model.name.casefold() and weights == (model.path or model.package):
             raise UserError(
-                "model.name", "choose another name", value=model.name, why=f"these are the weights of {name}"
+                "model.name", "choose another name", value=model.name, why=f"its weights are those of {name}"
             )
 
 
@@ -416,7 +416,7 @@ def _refuse_name_of_another(name: str, target: str) -> None:
     """Raise `UserError` for an evaluation with the name of a different built-in one, since results use the name."""
     if (known := reserved(name)) and known != kind_of(target):
         raise UserError(
-            "eval.name", "choose another name", value=name, why=f"results would read as those of eval={known}"
+            "eval.name", "choose another name", value=name, why=f"its results would look like those of eval={known}"
         )
 
 

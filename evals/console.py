@@ -17,7 +17,7 @@ from rich.text import Text
 
 from compresskv.errors import Note, UserError
 
-INTERRUPTED = "interrupted: finished samples are safe, the same command continues from there"
+INTERRUPTED = "interrupted: finished samples are saved; run the same command again to continue"
 
 REORDERING = ("LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI")
 """Unicode's bidirectional classes of characters that change the order in which other characters are shown."""

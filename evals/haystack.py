@@ -72,7 +72,7 @@ def locations(location: str | Sequence[str]) -> tuple[str, ...]:
     if not places or not all(places):
         raise UserError("eval.haystack", GIVE_TEXTS, value=location, why="it names nothing")
     if len(set(places)) < len(places):
-        raise UserError("eval.haystack", "name each place once", value=location, why="it names a place twice")
+        raise UserError("eval.haystack", "list each place once", value=location, why="it lists a place twice")
     return places
 
 

@@ -9,8 +9,8 @@
 # %% [markdown]
 # # Ablations with paired tests
 #
-# What does each part of CompressKV contribute? Every setting sees the same prompts, so settings are compared prompt by
-# prompt, and the p-values of a table are corrected for their number (Holm).
+# What does each part of CompressKV contribute? All settings use the same prompts, so settings are compared prompt by
+# prompt. The p-values of a table are Holm-corrected for their number.
 
 # %%
 import tempfile
@@ -135,7 +135,7 @@ draw(of_windows)
 pairs(of_windows).head(5).round(3)
 
 # %% [markdown]
-# **Do not conclude** that settings are equal where no difference shows: there are only nine prompts, of three needles.
+# **Do not conclude** that settings are equal if no difference is shown. There are only nine prompts of three needles.
 # `samples needed` is the number of samples that would separate two settings in four of five experiments, if the
 # differences stay as they are here. `conf/experiment` has the full sweeps: `table2_heads`, `table3_components`,
 # `window_pooling`.

@@ -101,8 +101,8 @@ def heavy_hitters(context):
 # %% [markdown]
 # ## Run the conformance checks
 #
-# They check exact budgets, the window, sorted and unique positions, no leak between prompts, the grouping of query
-# heads, and the same tokens on both paths through the engine, on tiny random models, in seconds.
+# The checks use tiny random models and take seconds. They cover exact budgets, the window, sorted and unique positions,
+# leaks between prompts, the grouping of query heads, and equal tokens on both paths through the engine.
 
 # %%
 print(check(heavy_hitters, budget=64))

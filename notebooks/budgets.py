@@ -10,8 +10,8 @@
 # # Layer errors and layer budgets
 #
 # A budget is the mean number of tokens that a layer keeps. CompressKV gives more to layers whose output suffers more
-# from eviction, PyramidKV more to lower layers, CAKE more to layers whose attention is dispersed and shifts; SnapKV
-# gives every layer the same.
+# from eviction. PyramidKV gives more to lower layers, and CAKE to layers with dispersed, shifting attention. SnapKV
+# gives every layer the same budget.
 
 # %%
 import matplotlib.pyplot as plt
@@ -28,8 +28,8 @@ METHODS = {"compresskv": "CompressKV", "pyramidkv": "PyramidKV", "cake": "CAKE",
 # %% [markdown]
 # ## Layer errors
 #
-# Measured once, on held-out needles: how far a layer's output moves when its cache is cut to the 32 tokens that
-# its semantic heads choose, as a share of the sum over all layers.
+# The error of a layer shows how far its output moves if its cache keeps only the 32 tokens of its semantic heads.
+# It is a share of the sum over all layers, and was measured once, on held-out needles.
 
 # %%
 made = calibration.find("smollm2-135m", "held_out")
@@ -80,7 +80,7 @@ plt.show()
 
 # %% [markdown]
 # The means agree to the token: all methods use the same memory. They differ in the spread over layers.
-# (PyramidKV gives every layer the same where the prompt has fewer than about twice the budget's tokens, as at 512.)
+# (At 512, PyramidKV gives every layer the same, because the prompt has fewer than about twice the budget's tokens.)
 
 # %%
 kept.groupby(["budget", "method"])["kept"].agg(["mean", "min", "max"]).round(1)

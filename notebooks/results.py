@@ -132,5 +132,5 @@ print(f"{task}, budget {budget}: {second} − {first} = {found.mean:.1f} [{low:.
 print(f"p: {probability(found.p)}, before any correction")
 
 # %% [markdown]
-# **Do not conclude** that two settings are equal because no difference shows. Do not trust a p-value that was picked
+# **Do not conclude** that two settings are equal because no difference is shown. Do not trust a p-value that was picked
 # from many: `csv.comparisons` corrects for their number; `difference` of two columns cannot.

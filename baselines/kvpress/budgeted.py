@@ -102,7 +102,7 @@ class Blended(BudgetedScores):
             "method.scorer.blending",
             "set it to a number",
             value=None,
-            why="without a number the scores depend on the budget, so they cannot compare heads before it is shared",
+            why="without a number, the scores depend on the budget, so an allocator cannot compare heads with them",
         )
 
 

@@ -102,7 +102,7 @@ class Calibration:
                 "method.scorer.heads",
                 f"choose 1 to {len(ranked[0])}",
                 value=count,
-                why=f"the {self.source} calibration of {self.model} ranks {len(ranked[0])} heads a layer",
+                why=f"the {self.source} calibration of {self.model} ranks {len(ranked[0])} heads per layer",
             )
         return tuple(layer[:count] for layer in ranked)
 
@@ -116,8 +116,8 @@ class Calibration:
         nearest = min(measured, key=lambda count: (abs(count - heads), count))
         if nearest != heads:
             note(
-                f"the {self.source} calibration of {self.model} has no layer errors for {heads} selecting heads, so "
-                f"those for {nearest} are used"
+                f"the {self.source} calibration of {self.model} has no layer errors for {heads} selecting heads; "
+                f"the layer errors for {nearest} are used"
             )
         return measured[nearest]
 
@@ -142,8 +142,8 @@ class Calibration:
         return UserError(
             "calibration",
             "choose other head scores, or calibrate the model again",
-            why=f"the {self.source} calibration of {self.model} has the same {kind} score for all heads, so none of "
-            "them ranks first",
+            why=f"the {self.source} calibration of {self.model} has the same {kind} score for all heads, so they "
+            "cannot be ranked",
         )
 
     def _has_no(self, kind: str, others: set[str]) -> UserError:
@@ -183,7 +183,7 @@ def load(path: Path, content: bytes | None = None) -> Calibration:
 def _without_duplicates(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
     names = [name for name, _ in pairs]
     if twice := {name for name in names if names.count(name) > 1}:
-        raise ValueError(f"it has {readable(min(twice))} twice")
+        raise ValueError(f"it contains the key {readable(min(twice))} twice")
     return dict(pairs)
 
 
@@ -193,29 +193,29 @@ def _inconsistent(made: Calibration) -> tuple[str, str] | None:
     shares = {"layer_scores": made.layer_scores}
     for count, of_count in made.layer_scores_by_head_count.items():
         if not (count.isascii() and count.isdigit() and int(count)):
-            return f"layer_scores_by_head_count[{readable(count)}]", "its keys are numbers of heads"
+            return f"layer_scores_by_head_count[{readable(count)}]", "its keys must be numbers of heads"
         shares[f"layer_scores_by_head_count[{count}]"] = of_count
     for name, of_layers in shares.items():
         if abs((total := math.fsum(of_layers)) - 1) > SUM_TOLERANCE:
             return name, f"the sum is {total:g}, not 1"
         if len(of_layers) != layers:
-            return name, f"it has {len(of_layers)} layers, layer_scores {layers}"
+            return name, f"it has {len(of_layers)} layers, but layer_scores has {layers}"
     tables: dict[str, Sequence[Sequence[float]]] = {f"head_scores.{kind}": v for kind, v in made.head_scores.items()}
     tables |= {f"rankings.{kind}": ranked for kind, ranked in made.rankings.items()}
     width: dict[str, int] = {}
     for name, table in tables.items():
         if len(table) != layers:
-            return name, f"it has {len(table)} layers, layer_scores {layers}"
+            return name, f"it has {len(table)} layers, but layer_scores has {layers}"
         sort = name if name.startswith("rankings") else "head_scores"
         for index, layer in enumerate(table):
             if len(layer) != width.setdefault(sort, len(layer)):
-                return f"{name}[{index}]", f"it has {len(layer)} heads, others have {width[sort]}"
+                return f"{name}[{index}]", f"it has {len(layer)} heads, but other layers have {width[sort]}"
             if sort != "head_scores" and len(set(layer)) != len(layer):
                 return f"{name}[{index}]", "it names a head twice"
             if sort != "head_scores" and max(layer) >= width.get("head_scores", math.inf):
                 return f"{name}[{index}]", f"it names head {max(layer)} of {width['head_scores']}"
     most = made.q_heads
-    return ("heads", f"it is {made.heads}, but {most} heads a layer are known") if made.heads > most else None
+    return ("heads", f"it is {made.heads}, but the file has {most} heads per layer") if made.heads > most else None
 
 
 def folders() -> tuple[Path, ...]:

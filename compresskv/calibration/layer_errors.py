@@ -91,7 +91,7 @@ def share(errors: Sequence[Tensor]) -> Tensor:
         raise UserError(
             "eval.lengths",
             "use longer prompts, or model.dtype=float32",
-            why="on some prompts no layer has an error, or one is not finite",
+            why="on some prompts, all layer errors are zero, or one is not finite",
         )
     mean = torch.stack([e / e.sum() for e in errors]).mean(0)
     return mean / mean.sum()

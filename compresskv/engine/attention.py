@@ -58,7 +58,7 @@ def attention_forward(
             why="a custom attention mask is not supported under eviction",
         )
     if module.training and dropout:
-        raise UserError("model", "call model.eval()", why="in training mode with attention dropout")
+        raise UserError("model", "call model.eval()", why="it is in training mode with attention dropout")
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
     backend = _backends[module.config._attn_implementation]
     layer = getattr(key, "cache_layer", None)
@@ -82,10 +82,10 @@ def _refuse_gaps(positions: Tensor | None, start: int) -> None:
     if positions is not None and positions[0, 0] != start:
         raise UserError(
             "position_ids",
-            "give only what follows it; transformers' prompt lookup and assisted decoding give all again, and are not "
-            "supported",
+            f"pass only the tokens from position {start} on; transformers' prompt lookup and assisted decoding, which "
+            "pass tokens again, are not supported",
             value=int(positions[0, 0]),
-            why=f"a compressed cache of {start} tokens is given tokens from that position on",
+            why=f"a compressed cache of {start} tokens cannot continue at this position",
         )
 
 
@@ -135,7 +135,7 @@ def attached(model: PreTrainedModel, backend: str = "sdpa") -> Iterator[PreTrain
                 "model",
                 "choose a model of another architecture",
                 value=type(model).__name__,
-                why="it computes attention by its own code, which eviction cannot replace",
+                why="it computes attention with its own code, which eviction cannot replace",
             )
         with steady(model):
             yield model

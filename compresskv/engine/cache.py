@@ -89,7 +89,7 @@ class EvictedLayer(CacheLayerMixin):
                 raise UserError(
                     "model",
                     "choose a model of another architecture",
-                    why="its attention does not take the keys that its cache returns, so nothing was evicted",
+                    why="its attention does not use the keys that its cache returns, so nothing was evicted",
                 )
             if key_states.shape[0] != 1:
                 raise UserError("input_ids", "pass a batch of 1", why="eviction takes one prompt at a time")
@@ -99,9 +99,9 @@ class EvictedLayer(CacheLayerMixin):
             if self.seen > self.prompt_length:
                 raise UserError(
                     "prompt_length",
-                    "give the prompt alone, in one forward or several, and what follows it afterwards",
+                    "pass the prompt alone, in one or several forward passes, and later tokens afterwards",
                     value=self.prompt_length,
-                    why=f"a forward brings {self.seen} tokens",
+                    why=f"with this forward pass, the cache would have {self.seen} tokens",
                 )
             if self.keys is None:
                 self.keys, self.values = compact(key_states), compact(value_states)
@@ -213,17 +213,17 @@ class EvictedCache(Cache):
         if any(layer.rows is None or length < (layer.prompt_length or 0) for layer in self.evicting):
             raise UserError(
                 "max_length",
-                "forget at most the tokens after the prompt; transformers' prompt lookup and assisted decoding, which "
-                "try, are not supported",
+                "remove only tokens after the prompt; transformers' prompt lookup and assisted decoding, which remove "
+                "more, are not supported",
                 value=max_length,
                 why="a compressed prompt cannot be cropped",
             )
         if any(layer.cumulative_length >= layer.sliding_window for layer in self.sliding.values()):
             raise UserError(
                 "max_length",
-                "copy the cache instead, with copy.deepcopy, before the tokens are added",
+                "before you add the tokens, copy the cache with copy.deepcopy",
                 value=max_length,
-                why="a sliding window has already dropped what came before",
+                why="a sliding window has already dropped the tokens before this position",
             )
         if self.eviction:
             self.eviction.forget(seen - length)

@@ -266,9 +266,9 @@ class DecodeEviction:
         if tokens > self.since:
             raise UserError(
                 "max_length",
-                "copy the cache instead, with copy.deepcopy, before the tokens are added",
+                "before you add the tokens, copy the cache with copy.deepcopy",
                 value=tokens,
-                why=f"an eviction while decoding has passed since, {self.since} tokens ago",
+                why=f"the cache evicted tokens {self.since} tokens ago, while decoding",
             )
         if not tokens:
             return
@@ -306,9 +306,9 @@ def refuse_scorer(setting: Setting, schedule: EvictionSchedule) -> None:
         return
     why = ""
     if needs_answer(scorer):
-        why = f"{part_name(scorer)} knows the whole answer, so what is generated changes nothing"
+        why = f"{part_name(scorer)} scores with the full cache's answer, so new tokens would change nothing"
     elif needs_hidden_states(scorer):
-        why = f"{part_name(scorer)} reads the hidden states of a prompt, which the tokens of a cache do not have"
+        why = f"{part_name(scorer)} reads the hidden states of a prompt, which a cache does not store"
     elif isinstance(scorer, ObservingScorer) and not isinstance(scorer.observer(), ContinuingObserver):
         why = f"{part_name(scorer)} observes all queries of a prompt, and its observer has no method `only`"
     if why:
@@ -332,7 +332,7 @@ def refuse_unnested(scores: Iterable[LayerScores]) -> None:
             "eviction.protect",
             "set eviction.protect=none",
             value="prompt",
-            why="the scorer keeps other tokens with each budget, so those of the prompt cannot be left out",
+            why="the scorer keeps different tokens at each budget, so prompt tokens cannot be excluded",
         )
 
 
@@ -349,6 +349,6 @@ def refuse_scores(setting: Setting, schedule: EvictionSchedule, scores: Sequence
         raise UserError(
             "eviction.when",
             "evict after the prompt alone, or choose another method/allocator",
-            why=f"while decoding, {part_name(setting.method.scorer)} has one choice for all KV heads of a layer, which "
-            "then hold different tokens",
+            why=f"{part_name(setting.method.scorer)} makes one choice for all KV heads of a layer, but while decoding "
+            "these heads hold different tokens",
         )

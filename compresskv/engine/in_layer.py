@@ -50,7 +50,7 @@ class LayerwiseCache(EvictedCache):
                 "method",
                 "use the shared path: run.py without eval=efficiency, or compresskv.generate",
                 value=part_name(setting.method.scorer),
-                why="it reads the full cache's answer, which is not there yet when a layer is evicted",
+                why="it reads the full cache's answer, which does not exist yet when a layer is evicted",
             )
         super().__init__(config, setting.window, prompt_length, self._evict, scorers)
         self.setting = setting
@@ -72,11 +72,11 @@ class LayerwiseCache(EvictedCache):
             raise UserError(
                 "cache",
                 "use it inside `with compressed(...) as cache:`",
-                why="it is compressed, and the model is back to its own attention",
+                why="it is compressed, but the model runs with its own attention again",
             )
         if key_states.requires_grad:
             raise UserError(
-                "cache", "call the model in torch.no_grad()", why="gradients are on, and what is evicted has none"
+                "cache", "call the model in torch.no_grad()", why="gradients are enabled, but evicted tokens have none"
             )
         return super().update(key_states, value_states, layer_idx, *args, **kwargs)
 
@@ -95,9 +95,9 @@ class LayerwiseCache(EvictedCache):
         if length < (self.prompt_length or 0):
             raise UserError(
                 "prompt_length",
-                "give the length of the prompt, or None where one forward brings it",
+                "pass the length of the prompt, or None if one forward pass has the whole prompt",
                 value=self.prompt_length,
-                why=f"only {length} tokens come, so nothing is compressed",
+                why=f"the cache received only {length} tokens, so nothing is compressed",
             )
 
     def refuse_unused(self) -> None:
@@ -106,14 +106,14 @@ class LayerwiseCache(EvictedCache):
             raise UserError(
                 "cache",
                 f"pass {generate_argument()}=cache to generate, or to the model",
-                why="it never saw a prompt, so nothing was compressed",
+                why="it never received a prompt, so nothing was compressed",
             )
         self.refuse_shorter(self.get_seq_length())
         if any(layer.rows is None for layer in self.evicting):
             raise UserError(
                 "model",
                 "choose a model of another architecture",
-                why="its attention does not take the keys that its cache returns, so nothing was evicted",
+                why="its attention does not use the keys that its cache returns, so nothing was evicted",
             )
 
     def _evict(self, layer: LayerPrefill) -> None:
@@ -150,7 +150,7 @@ class LayerwiseCache(EvictedCache):
                     "method/allocator",
                     "use method/allocator=uniform",
                     value=part_name(self.setting.method.allocator) if self.setting.method else ...,
-                    why="it lowers the budgets of earlier layers, and the scorer keeps other tokens with each budget",
+                    why="it lowers the budgets of earlier layers, but the scorer keeps different tokens at each budget",
                 )
             self._held[index] = held.only(select(self._scores[index], capacity, held.length))
 

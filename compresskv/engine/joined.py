@@ -129,9 +129,9 @@ def _join_sliding(joined: SlidingLayer, layers: Sequence[SlidingLayer]) -> None:
     if len(held) > 1:
         raise UserError(
             "prompts",
-            "choose prompts that fill the window, or of one length",
-            why=f"prompts of different lengths, one of {min(held)} tokens, cannot decode together in a model whose "
-            f"sliding window is {joined.sliding_window}",
+            "choose prompts of equal length, or prompts that fill the sliding window",
+            why=f"a prompt of {min(held)} tokens is shorter than the sliding window of {joined.sliding_window} tokens, "
+            "so it cannot decode together with prompts of other lengths",
         )
     joined.lazy_initialization(layers[0].keys, layers[0].values)
     joined.keys = torch.cat([layer.keys for layer in layers])

@@ -33,7 +33,7 @@ def generate_masked(
     `UserError` for a prompt of a single token.
     """
     if ids.numel() < 2:
-        raise UserError("prompt", "give at least two tokens", why="head masking decodes the last one")
+        raise UserError("prompt", "give at least two tokens", why="head masking decodes the last token of the prompt")
     length = ids.numel()
     refuse_crossing(model, length, stopping.max_new_tokens)
     with spanning(model, length):

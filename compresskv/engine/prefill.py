@@ -225,7 +225,7 @@ def non_finite(model: PreTrainedModel, where: str, kind: type[NonFiniteError] = 
     """Return the error of a model whose logits are not finite. `where` says after which input."""
     return kind(
         "model.dtype",
-        "set it to float32 or bfloat16, or check the model's weights if that is set",
+        "set it to float32 or bfloat16; if it is already set, check the model's weights",
         value=str(model.dtype).removeprefix("torch."),
         why=f"{type(model).__name__} gives logits that are not finite {where}",
     )

@@ -95,7 +95,7 @@ class LengthRope:
         if len({self.regime(end) for end in ends}) > 1:
             raise UserError(
                 "prompts",
-                "choose prompts of one length",
+                "choose prompts of equal length",
                 why=f"texts of {min(ends)} and {max(ends)} tokens cannot decode together in {self.name}, whose RoPE "
                 "depends on the length",
             )
@@ -103,9 +103,9 @@ class LengthRope:
         if start and (at := self.crossed(max(start, known), end)):
             raise PromptError(
                 "prompt",
-                "stop before, or start with a longer prompt",
-                why=f"a text of {start} tokens in the cache grows to {end}: {self.name} switches its RoPE after {at} "
-                "tokens, and what is cached no longer holds",
+                "generate fewer tokens, or start with a longer prompt",
+                why=f"the text in the cache grows from {start} to {end} tokens, but {self.name} changes its RoPE after "
+                f"{at} tokens, which makes the cached keys invalid",
             )
         return end
 
@@ -173,8 +173,8 @@ def refuse_crossing(model: PreTrainedModel, length: int, new: int) -> None:
             "max_new_tokens",
             f"use prompts of at most {max(at + 1 - new, 1)} tokens, or of more than {at}",
             value=new,
-            why=f"after a prompt of {length} tokens they may cross {at}, where {_active[model].name} switches its RoPE "
-            "and what is cached no longer holds",
+            why=f"after a prompt of {length} tokens, the text may exceed {at} tokens, where {_active[model].name} "
+            "changes its RoPE, which makes the cached keys invalid",
         )
 
 

@@ -115,7 +115,7 @@ def positions(subject: Subject) -> str:
         for index, layer in enumerate(kept):
             for head in layer:
                 if len(set(head)) < len(head):
-                    return f"{case}, layer {index} keeps a position twice: a ranking names each past position once"
+                    return f"{case}, layer {index} keeps a position twice: return each past position only once"
                 if head != sorted(head):
                     return f"{case}, layer {index} keeps positions that are not sorted"
                 if head and not 0 <= head[0] <= head[-1] < budget + BEYOND:

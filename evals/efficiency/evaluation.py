@@ -92,7 +92,7 @@ def run_contenders(
             "eval.lengths",
             "choose shorter lengths",
             value=longest,
-            why=f"with {new_tokens} new tokens it exceeds the {model.window}-token window of {model.name}",
+            why=f"with {new_tokens} new tokens, it exceeds the {model.window}-token window of {model.name}",
         )
     text, folder = _text(model, config), new_folder(results / "efficiency" / model.name)
     content: dict[str, Any] = {

@@ -107,7 +107,7 @@ def read_records(
         record = _record(place, set_by_file | _in_our_words(given))
         if record.id in records:
             raise UserError(
-                "id", "give each record an id of its own", value=record.id, why="it occurs twice", where=place
+                "id", "give each record a different id", value=record.id, why="it occurs twice", where=place
             )
         records[record.id] = record
     return list(records.values())
@@ -127,7 +127,7 @@ def _record(place: str, fields: dict[str, Any]) -> JsonlRecord:
             raise UserError(name, f"did you mean {near[0]}?", why="no such field", where=place)
     for name in ("metric", "max_new_tokens"):
         if name not in fields:
-            raise UserError(name, f"give the line one, or the file one with eval.{name}", why="not set", where=place)
+            raise UserError(name, f"set it in the record, or set eval.{name} for all", why="not set", where=place)
     whole = {"question": "", **fields, "prompt": _prompt(place, fields)}
     record = checked_record(place, JsonlRecord, whole, needs_classes=fields["metric"] == "classification")
     with located(place):
@@ -143,11 +143,11 @@ def _refuse_unscorable(record: JsonlRecord, answer: str) -> None:
         raise UserError("answers", "give an answer, or leave the record out", value=answer, why="blank")
     if alone.score(answer) < FULL_MARKS or (record.metric == "rouge1_recall" and not sees(answer)):
         raise UserError(
-            "answers", advice, value=answer, why=f"by metric={record.metric} it does not score full marks itself"
+            "answers", advice, value=answer, why=f"with metric={record.metric}, this answer does not get the full score"
         )
     if max(map(alone.score, EMPTY)) >= FULL_MARKS:
         raise UserError(
-            "answers", advice, value=answer, why=f"by metric={record.metric} an empty prediction scores full marks"
+            "answers", advice, value=answer, why=f"with metric={record.metric}, an empty prediction gets the full score"
         )
 
 
@@ -198,7 +198,7 @@ ADVICE = {
     "qa_f1_zh": "it drops punctuation: choose exact_match",
     "rouge_l": "it drops full stops: choose exact_match",
     "rouge_l_zh": "it drops full stops: choose exact_match",
-    "rouge1_recall": "it sees the letters a to z and digits alone: choose qa_f1, qa_f1_zh or string_match_part",
+    "rouge1_recall": "it reads only the letters a to z and digits: choose qa_f1, qa_f1_zh or string_match_part",
     "classification": "list it in all_classes, and none of its words beside it, or choose exact_match",
     "count": "write one whole number in digits, or choose exact_match",
     "retrieval": "name one paragraph, as in 'Paragraph 3'",

@@ -32,20 +32,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Parse the command line. The options have lm-eval's names and meanings."""
     parser = argparse.ArgumentParser(prog="python -m evals lm-eval", description=__doc__)
-    parser.add_argument("--tasks", required=True, help="names or patterns of tasks, separated by commas")
-    parser.add_argument("--include_path", help="a directory of further tasks")
-    parser.add_argument("--limit", type=float, help="documents of each task; below 1, a share of them")
-    parser.add_argument("--num_fewshot", type=int, help="examples in each context")
-    parser.add_argument("--apply_chat_template", action="store_true", help="contexts in the model's chat format")
-    parser.add_argument("--gen_kwargs", help="arguments of generation, such as max_gen_toks=32")
+    parser.add_argument("--tasks", required=True, help="task names or patterns, separated by commas")
+    parser.add_argument("--include_path", help="directory with more tasks")
+    parser.add_argument("--limit", type=float, help="number of documents per task; below 1: a share of them")
+    parser.add_argument("--num_fewshot", type=int, help="number of examples in each context")
+    parser.add_argument("--apply_chat_template", action="store_true", help="write contexts in the model's chat format")
+    parser.add_argument("--gen_kwargs", help="generation arguments, such as max_gen_toks=32")
     parser.add_argument(
         "--metadata",
         type=json.loads,
         default={},
         help="""JSON that tasks read, such as '{"max_seq_lengths": [4096], "tokenizer": "<folder>"}' for RULER""",
     )
-    parser.add_argument("--output_path", "-o", help="a directory, or a .json, for results")
-    parser.add_argument("--log_samples", action="store_true", help="write each document's outcome beside them")
+    parser.add_argument("--output_path", "-o", help="directory or .json file for the results")
+    parser.add_argument("--log_samples", action="store_true", help="also write the result of each document")
     parser.add_argument("overrides", nargs="*", metavar="setting=value", help=f"as for run.py: {', '.join(TAKEN)}")
     options = parser.parse_intermixed_args(arguments)
     if not isinstance(options.metadata, dict):

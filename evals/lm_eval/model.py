@@ -108,7 +108,7 @@ class CompressedLM(HFLM):
         except UserError as error:
             if len(without) == len(chat_history):
                 raise
-            logger.warning("the system's message is left out: %s", error)
+            logger.warning("the system message is ignored: %s", error)
         return rendered(without, self.tokenizer, self.chat_template_args, not add_generation_prompt)
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
@@ -132,7 +132,7 @@ class CompressedLM(HFLM):
                     name,
                     "leave it out",
                     value=given[name],
-                    why="a compressed cache has one answer at a time",
+                    why="a compressed cache generates only one answer",
                     where=where,
                 )
         until = given.get("until") or []
@@ -153,7 +153,7 @@ class CompressedLM(HFLM):
                 "max_gen_toks",
                 f"choose 1 to {self.max_length - 1}",
                 value=longest,
-                why=f"the model's window of {self.max_length} tokens holds the context too",
+                why=f"the model's window of {self.max_length} tokens must also hold the context",
                 where=where,
             )
 

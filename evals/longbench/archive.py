@@ -39,7 +39,7 @@ def download(repository: str = HUB_REPOSITORY, revision: str = HUB_REVISION) -> 
     except Exception as error:  # many unrelated types: no network, no such revision, no access, ...
         raise UserError(
             "eval.data",
-            "give it a local copy",
+            "set it to a local copy",
             value=repository,
             why=f"cannot download data.zip at revision {revision} ({reason(error)})",
         ) from error

@@ -97,7 +97,7 @@ def row_problem(task: Task, row: Row, text: bool = True) -> str:
     if text and (problem := prompt_problem(task, row)):
         return problem
     if row.row >= len(official):
-        return "it repeats a row with the same answers and length"
+        return "it repeats another row (same answers and length)"
     return "" if official[row.row] == content else f"its answers and length are not those of row {row.row}"
 
 

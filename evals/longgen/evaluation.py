@@ -108,6 +108,6 @@ class LonggenTask:
                 "eval.max_new_tokens",
                 "choose fewer, or a smaller eval.context",
                 value=self.max_new_tokens,
-                why=f"with a prompt of {tokens} tokens they exceed the {self.model.window}-token window of "
+                why=f"with a prompt of {tokens} tokens, they exceed the {self.model.window}-token window of "
                 f"{self.model.name}",
             )

@@ -39,13 +39,13 @@ class NeedleGrid(Evaluation):
     def __post_init__(self) -> None:
         for name in ("needle", "question"):
             if not any(map(str.isalnum, text := getattr(self, name))):
-                raise UserError(f"eval.{name}", "write a sentence", value=text, why="there is no word in it")
+                raise UserError(f"eval.{name}", "write a sentence", value=text, why="it has no words")
         if not sees(self.answer):
             raise UserError(
                 "eval.answer",
                 "write the answer in them",
                 value=self.answer,
-                why="its score, ROUGE-1 recall, counts the letters a to z and digits alone",
+                why="its score, ROUGE-1 recall, counts only the letters a to z and digits",
             )
 
     def check(self) -> None:

@@ -30,9 +30,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m evals reference", description=__doc__)
     parts = f"{', '.join(SWEEPS)}, or none; default: all. name=value is added to every sweep, such as"
     parser.add_argument("parts", nargs="*", metavar="part", help=f"{parts} needles 'eval.lengths=[1000,2000]'")
-    parser.add_argument("--data", default="hub", help="LongBench, as eval.data takes it; default: hub")
-    parser.add_argument("--results", type=Path, default=Path("results/reference-run"), help="the complete results")
-    parser.add_argument("--target", type=Path, default=Path("results/reference"), help="what is committed of them")
+    parser.add_argument("--data", default="hub", help="value of eval.data for LongBench; default: hub")
+    parser.add_argument("--results", type=Path, default=Path("results/reference-run"), help="the folder of all results")
+    parser.add_argument("--target", type=Path, default=Path("results/reference"), help="folder of the committed part")
     options = parser.parse_intermixed_args(arguments)
     signals_as_interrupts()
     overrides = [word for word in options.parts if "=" in word]

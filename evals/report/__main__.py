@@ -25,14 +25,14 @@ def main(arguments: list[str]) -> int:
     )
     parser.add_argument("words", nargs="*", metavar="experiment=<name>", help=f"one of {', '.join(ITEMS)}, or your own")
     parser.add_argument("--results", help="the results tree; default: results")
-    parser.add_argument("--columns", help=f"of LaTeX tables: tasks, or groups of them; default: {COLUMNS[0]}")
-    parser.add_argument("--out", type=Path, help="where the page goes; default: report")
+    parser.add_argument("--columns", help=f"columns of LaTeX tables: tasks, or groups of them; default: {COLUMNS[0]}")
+    parser.add_argument("--out", type=Path, help="folder for the page; default: report")
     parser.add_argument(
         "--margin",
         action="append",
         default=[],
         metavar="METRIC=MARGIN",
-        help="means of a metric that differ by less are equivalent, such as score=1 or kl=0.05; may be repeated\n"
+        help="largest difference of means that counts as equivalent, such as score=1 or kl=0.05; may be repeated\n"
         "(default: 2 for scores, 0.02 for the others that fidelity=true measures)",
     )
     options = parser.parse_intermixed_args(arguments)

@@ -293,23 +293,21 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "named", nargs="?", default="", help="a results tree, a folder below its runs, or a part of settings' paths"
     )
-    parser.add_argument("--results", help="as paths.results (default: results)")
-    parser.add_argument("--metric", help="what compare and certify are about: a field of samples (default: score)")
+    parser.add_argument("--results", help="the results tree (default: results)")
+    parser.add_argument("--metric", help="compare and certify: the field of samples to use (default: score)")
     parser.add_argument(
         "--against",
         help="compare: the method to compare with the others of its budget, or all for every pair of settings "
-        "(default: compresskv, if other methods are there)",
+        "(default: compresskv, if the results have other methods)",
     )
     parser.add_argument(
         "--margin",
         type=float,
-        help="compare: means that differ by less are equivalent, in the metric's unit (default: 2 for scores, 0.02 for "
-        "the others that fidelity=true measures)",
+        help="compare: largest difference of means that counts as equivalent, in the metric's unit (default: 2 for "
+        "scores, 0.02 for the others that fidelity=true measures)",
     )
-    parser.add_argument(
-        "--loss", type=float, help="certify: the mean loss against the full cache that a budget has to stay below"
-    )
-    parser.add_argument("--confidence", type=float, help="certify: between 0.5 and 1 (default: 0.95)")
+    parser.add_argument("--loss", type=float, help="certify: limit of a budget's mean loss against the full cache")
+    parser.add_argument("--confidence", type=float, help="certify: confidence between 0.5 and 1 (default: 0.95)")
     parser.add_argument("--csv", type=Path, help="compare: also write the comparisons to this CSV file")
     parser.add_argument("--latex", type=Path, help="compare: also write them to this file as LaTeX tables")
     try:

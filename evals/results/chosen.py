@@ -18,7 +18,7 @@ def settings_named(results: str | None, named: str) -> list[Record]:
     place = expanded(named, "--results") if named else Path()
     if named and (place / "runs").is_dir():
         if results is not None:
-            raise UserError("--results", "name one results tree", value=results, why=f"{named} is another one")
+            raise UserError("--results", "name one results tree", value=results, why=f"{named} is a different tree")
         results, named = str(place), ""
     elif named and place.is_dir() and (tree := _tree_of(place)):
         below = place.resolve()

@@ -69,7 +69,7 @@ def decode(content: bytes, of: Mapping[str, str] | None = None) -> Lines:
         if "checksum" not in line:
             unchecked += 1
         elif not _intact(line):
-            faults[number] = f"sample {identifier} was changed after it was written: its checksum is another"
+            faults[number] = f"sample {identifier} was changed after it was written: its checksum does not match"
             continue
         if not isinstance(line.get("of"), dict):
             unnamed += 1

@@ -179,7 +179,7 @@ class SampleStore:
     def _changed(self, how: str) -> UserError:
         return UserError(
             None,
-            "run the same command again for those that are missing",
+            "run the same command again for the missing samples",
             value=self.path,
             why=f"it was {how} while this run was writing to it, so finished samples may be gone",
         )
@@ -251,7 +251,7 @@ def safe_name(where: str, name: str) -> str:
     elif "/" in name or "\\" in name:
         fault = "it has a slash"
     elif not name.isprintable():
-        fault = "it has a character that cannot be shown"
+        fault = "it has a character that is not printable"
     elif len(name.encode()) > 200:
         fault = "it is longer than 200 bytes"
     if fault:
@@ -265,7 +265,7 @@ def not_its_own(place: str, whose: str) -> UserError:
     """Return the error for a file that does not belong to the setting of its folder."""
     return UserError(
         None,
-        "move the files of both settings back to where they came from, or move this folder out of the results",
+        "move the files of both settings back to their folders, or move this folder out of the results",
         why=f"this is {whose}, not of this folder",
         where=place,
     )
@@ -278,7 +278,7 @@ def refused(folder: Path, error: OSError) -> UserError:
             "paths.results",
             "raise the limit with `ulimit -n`, or run fewer settings at once",
             value=folder,
-            why="too many open files, one for each setting of a task; finished samples are safe",
+            why="too many open files, one for each setting of a task; finished samples are saved",
         )
     return UserError(
         "paths.results",

@@ -81,7 +81,7 @@ def disagreements(summary: Mapping[str, Any], lines: Sequence[Line]) -> Iterator
         if field in summary and summary[field] != value and version <= SCHEMA_VERSION:
             yield f"the summary says {_shown(summary[field])} for {field}, its samples {_shown(value)}"
     if "checksum" in summary and summary["checksum"] != checksum(summary, UNCHECKED):
-        yield "the summary was changed after it was written: its checksum is another"
+        yield "the summary was changed after it was written: its checksum does not match"
 
 
 def _shown(value: Any) -> str:

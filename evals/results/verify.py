@@ -57,20 +57,20 @@ def misplaced(files: "SettingFiles", summary: Mapping[str, Any]) -> Iterator[str
     elif len(Path(files.name).parts) == len(NAMED):
         for field in NAMED:
             if field in summary and summary[field] != files.place[field]:
-                yield f"the summary says {field} {summary[field]}, its path {files.place[field]}"
+                yield f"the summary has {field} {summary[field]}, but its path has {files.place[field]}"
     config = summary.get("config")
     if not isinstance(config, dict):
         return
     for field in ("eval", "protocol"):
         name = _name_of(config.get(field))
         if name is not None and name != summary.get(field, name):
-            yield f"the summary says {field} {summary[field]}, its configuration {name}"
+            yield f"the summary has {field} {summary[field]}, but its configuration has {name}"
     budget = config.get("budget")
     if summary.get("budget") is not None and budget is not None and not _same_budget(budget, summary["budget"]):
-        yield f"the summary says budget {summary['budget']}, its configuration {budget}"
+        yield f"the summary has budget {summary['budget']}, but its configuration has {budget}"
     name, method = _name_of(config.get("method")), str(summary.get("method"))
     if name is not None and method != name and not method.startswith(f"{name}-"):
-        yield f"the summary says method {method}, its configuration {name}"
+        yield f"the summary has method {method}, but its configuration has {name}"
     if "schema_version" in summary and files.file_config != config:
         yield "config.yaml is not the configuration that the summary was made with"
 

@@ -50,13 +50,13 @@ def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m evals ruler", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--task", required=True, metavar="TASK", help=", ".join(TASKS))
     parser.add_argument("--length", required=True, type=int, help="tokens of a prompt and its answer")
-    parser.add_argument("--samples", type=int, default=10, help="how many to print (default: 10)")
-    parser.add_argument("--seed", type=int, default=42, help="of the random text (default: 42)")
+    parser.add_argument("--samples", type=int, default=10, help="number of samples to print (default: 10)")
+    parser.add_argument("--seed", type=int, default=42, help="seed of the random text (default: 42)")
     parser.add_argument("--model", default="smollm2-135m", help="a name in conf/model (default: smollm2-135m)")
     parser.add_argument("--qa", help="the folder of squad.json and hotpotqa.json, for qa_1 and qa_2")
-    parser.add_argument("--remove_newline_tab", action="store_true", help="without line breaks and tabs")
+    parser.add_argument("--remove_newline_tab", action="store_true", help="remove line breaks and tabs")
     parser.add_argument(
-        "--model_template_token", type=int, default=0, help="tokens left to the chat format (default: 0)"
+        "--model_template_token", type=int, default=0, help="tokens reserved for the chat format (default: 0)"
     )
     parser.add_argument("overrides", nargs="*", metavar="model.setting=value", help="as for run.py")
     return parser.parse_intermixed_args(arguments)

@@ -43,9 +43,9 @@ class RulerTask:
         if tokens > self.model.window:
             raise UserError(
                 "eval.lengths",
-                "choose shorter lengths, or leave more eval.template_tokens to the chat format",
+                "choose shorter lengths, or reserve more tokens for the chat format with eval.template_tokens",
                 value=length,
-                why=f"with its chat format it has {tokens} tokens and exceeds the {self.model.window}-token window of "
+                why=f"with its chat format, it has {tokens} tokens and exceeds the {self.model.window}-token window of "
                 f"{self.model.name}",
             )
 

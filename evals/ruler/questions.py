@@ -59,7 +59,7 @@ def generate(request: Request, dataset: Literal["squad", "hotpotqa"]) -> Iterato
     for index in range(len(asked.questions)):
         drawn = fitting(request, count, STEP, partial(text, index))
         yield finished(request, index, *drawn)
-    raise UserError("eval.samples", f"choose at most {len(asked.questions)}", why=f"{FILES[dataset]} has no more")
+    raise UserError("eval.samples", f"choose at most {len(asked.questions)}", why=f"{FILES[dataset]} has too few")
 
 
 def _text(request: Request, asked: Questions, random: Random, question: Question, count: int) -> Text:
@@ -89,10 +89,10 @@ def read(path: Path) -> Questions:
         data = json.loads(content)
         questions, documents = (_squad if path.name == FILES["squad"] else _hotpotqa)(data)
         if not questions or not all(question.outputs for question in questions):
-            raise ValueError("a question without an answer, or none at all")
+            raise ValueError("it has no questions, or a question without an answer")
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:100]
-        raise UserError("eval.qa", "download it again", value=path, why=f"not as RULER reads it ({reason})") from error
+        raise UserError("eval.qa", "download it again", value=path, why=f"RULER cannot read it ({reason})") from error
     return Questions(questions, documents, hashlib.sha256(content).hexdigest()[:16])
 
 

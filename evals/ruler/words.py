@@ -84,7 +84,7 @@ def more_words(folder: Path | None, length: int) -> list[str]:
             "eval.lengths",
             f"choose shorter lengths, or put RULER's {MORE_WORDS} into the folder of eval.qa",
             value=length,
-            why=f"cwe of that length needs more than the {len(all_words())} words of wonderwords",
+            why=f"cwe at this length needs more than the {len(all_words())} words of wonderwords",
         )
     return list(_more(path))
 
@@ -103,7 +103,7 @@ def _listed(name: str) -> list[str]:
     try:
         content = package_files([f"wonderwords/assets/{name}"])[0].read_bytes()
     except (UserError, OSError) as error:
-        raise UserError("eval.tasks", fix, why="RULER's words are those of wonderwords, not installed") from error
+        raise UserError("eval.tasks", fix, why="RULER's words come from wonderwords, which is not installed") from error
     if hashlib.sha256(content).hexdigest() != SHA256[name]:
         raise UserError("eval.tasks", fix, why=f"the {name} of the wonderwords that is installed has other words")
     return [line.rstrip() for line in content.decode().splitlines()]

@@ -155,7 +155,7 @@ def refuse_another_prompt(store: SampleStore, sample: Sample) -> None:
             "paths.results",
             "set it to another folder, or delete this one to run all of its samples again",
             value=store.path,
-            why=f"sample {sample.id} was made with another prompt than it has now, though its folder is the same",
+            why=f"the prompt of sample {sample.id} has changed since it was finished, although its folder is the same",
         )
 
 
@@ -241,7 +241,7 @@ def _refuse_other_counts(known: Line | None, line: Line) -> None:
             "export.kept",
             "set export.kept=false, or paths.results to another folder",
             value=True,
-            why=f"sample {line['id']} keeps other numbers of tokens than when it was finished",
+            why=f"sample {line['id']} keeps different numbers of tokens than when it was finished",
         )
 
 

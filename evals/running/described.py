@@ -177,5 +177,5 @@ def _refused(where: str, what: str) -> UserError:
     return UserError(
         where,
         "make it a frozen dataclass whose fields are numbers, texts, or tuples of these",
-        why=f"{what}, so its results could not be told from others and resumed",
+        why=f"{what}, so its results could not be identified and resumed",
     )

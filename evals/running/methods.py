@@ -71,7 +71,7 @@ def beyond_window(model: LoadedModel, job: Job, length: int) -> PromptError | No
         "fidelity.tokens",
         "choose fewer, or shorter prompts",
         value=tokens,
-        why=f"after a prompt of {length} tokens they exceed the {model.window}-token window of {model.name}",
+        why=f"after a prompt of {length} tokens, they exceed the {model.window}-token window of {model.name}",
     )
 
 

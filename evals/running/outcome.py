@@ -42,7 +42,7 @@ def show(entries: Sequence[Entry], logger: Logger | None) -> None:
         faulty = _settings([entry for entry in entries if entry.faulty])
         raise UserError(
             None,
-            "the same command runs only what is missing",
+            "run the same command again for the missing samples",
             why=f"{faulty} of {_settings(entries)} settings {_how(entries)} ({failures[0]})",
         )
 

@@ -99,7 +99,7 @@ def plan(jobs: Sequence[Job]) -> None:
                     progress.say(f"{config.name}: timing one prompt of {work.name}, {len(work.settings)} settings")
                     speeds[key] = measure(work)
                 rows.append((work, forecast_of(work), speeds[key].seconds(work)))
-    screen().print(table(rows) if rows else "all samples are there: nothing is left to run")
+    screen().print(table(rows) if rows else "all samples are finished: nothing is left to run")
     for work, *_ in rows:
         sizes = zip(work.jobs, work.settings, strict=True)
         if files := [(setting, len(work.prompts)) for job, setting in sizes if export.exports(job)]:
@@ -152,7 +152,7 @@ def missing_of(task: Task, folder: Path, job: Job) -> list[str]:
     there = Record(folder, job.results / "runs")
     for number, fault in there.line_faults.items():
         raise UserError(
-            None, "run it without plan=true to see what to do", why=fault, where=f"{folder / 'samples.jsonl'}:{number}"
+            None, "run it without plan=true to see the fix", why=fault, where=f"{folder / 'samples.jsonl'}:{number}"
         )
     lacking = {id for id in task.sample_ids if export.exports(job) and not export.path_of(folder, id).exists()}
     return [id for id in task.sample_ids if id in lacking or id not in there.samples]

@@ -31,7 +31,7 @@ class ArrayTask:
         try:
             failed = [order for order in self.orders if self._run(*order)]
         except UncompletedJobError as error:
-            print(f"{error} Raise hydra.launcher.time or .requeues; the same command continues from here.", flush=True)
+            print(f"{error} Increase hydra.launcher.time or .requeues, and run the same command again.", flush=True)
             os._exit(1)
         # Exit here: submitit would append its own traceback to the log and pickle a result that nothing reads.
         sys.stdout.flush()

@@ -40,7 +40,7 @@ class Slurm:
                 ids = list(dict.fromkeys(task.id for task in tasks))
             console.print(f"submitted {_count(ids)}: {', '.join(ids)}; logs in {tasks[0].log.parent}")
             if config.detach:
-                console.print(f"cancel with `{_cancel(ids)}`; `python -m evals results list` shows how far they are")
+                console.print(f"cancel with `{_cancel(ids)}`; `python -m evals results list` shows their progress")
                 return
             last = follow(tasks, config.poll, console)
         except KeyboardInterrupt:
@@ -83,7 +83,7 @@ def _interrupted(ids: Sequence[str]) -> NoReturn:
             answer = "no"
     if answer.strip().lower() in ("y", "yes"):
         subprocess.run(cancel_command(ids), check=False)
-        end_interrupted("cancelled: finished samples are safe, the same command continues from there")
+        end_interrupted("cancelled: finished samples are saved; run the same command again to continue")
     end_interrupted(
         f"{_count(ids)} left in the queue: cancel with `{_cancel(ids)}`; the same command shows finished settings"
     )
