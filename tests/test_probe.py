@@ -49,6 +49,10 @@ REFUSED = {
     "RecurrentGemma": ({}, "linear_attention|its own code"),  # its configuration names its layers from 5.23 on
     "Llama4Text": ({"num_local_experts": 2, "intermediate_size_mlp": 96, "head_dim": 16}, "chunked_attention"),
     "OpenAIGPT": ({}, "its own code"),
+    "Gemma4Text": (
+        {"head_dim": 16, "global_head_dim": 32, "num_global_key_value_heads": 1, "num_kv_shared_layers": 0},
+        "layers differ",
+    ),
 }
 
 

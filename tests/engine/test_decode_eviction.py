@@ -235,5 +235,8 @@ def test_scores_that_depend_on_the_budget_do_not_protect_the_prompt():
     setting = Setting(EvictionMethod(ByBudget(), UNIFORM), 40)
     with attached(model):
         generate(model, ids, [setting], NEW, schedule=DECODING)
-        with refused("eviction.protect"):
-            generate(model, ids, [setting], NEW, schedule=PROTECTED)
+        for new in (NEW, Stopping(1)):  # the first prompt tells, however short its answer is
+            with refused("eviction.protect"):
+                generate(model, ids, [setting], new, schedule=PROTECTED)
+            with refused("eviction.protect"):
+                generate_in_layer(model, ids, setting, new, schedule=PROTECTED)

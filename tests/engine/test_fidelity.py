@@ -1,5 +1,6 @@
 """The fidelity of a setting, against the same text fed to each setting separately."""
 
+import weakref
 from copy import deepcopy
 from statistics import fmean
 
@@ -8,9 +9,12 @@ import torch
 
 from compresskv.compressed_cache import compressed
 from compresskv.engine.attention import attached
+from compresskv.engine.cache import EvictedCache
 from compresskv.engine.decode import Stopping
 from compresskv.engine.generation import generate
+from compresskv.engine.prefill import prefill
 from compresskv.engine.setting import FULL, Setting
+from compresskv.schedule import EvictionSchedule
 from tests.support import tiny
 from tests.support.methods_in_use import SNAPKV
 
@@ -82,6 +86,40 @@ def test_it_depends_neither_on_the_other_settings_nor_on_the_memory():
         assert one.fidelity.reference_nll == pytest.approx(other.fidelity.reference_nll, abs=1e-5)
     assert alone.fidelity.kl == pytest.approx(together[2].fidelity.kl, abs=1e-5)
     assert [each.tokens for each in plain] == [each.tokens for each in together]
+
+
+@pytest.mark.parametrize("rows", [1.5, 2.5, 4])
+def test_it_takes_no_more_than_the_memory(monkeypatch, rows):
+    """The full cache beside each batch counts, and so does the one that reads alone for the control."""
+    model, ids, held = tiny.model("llama"), tiny.prompt(200), []
+    of = EvictedCache.hold
+
+    def hold(self, *arguments):
+        of(self, *arguments)
+        held.append(weakref.ref(self))
+        alive = {id(cache): cache for cache in (each() for each in held) if cache is not None}
+        peaks.append(sum(cache.nbytes for cache in alive.values()))
+
+    monkeypatch.setattr(EvictedCache, "hold", hold)
+    settings, peaks = [FULL, *(Setting(SNAPKV, budget) for budget in (20, 60, 100))], []
+    with attached(model):
+        prompt = prefill(model, ids, 4)
+        prompt.score(settings)
+        row, smallest, _, largest = (prompt.row_bytes(prompt.kept(each), NEW.max_new_tokens) for each in settings)
+        limit = int(prompt.nbytes + rows * row)
+        generate(model, ids, settings, NEW, memory=limit, reference=REFERENCE)
+    # The full cache beside one setting; and alone and beside the smallest setting, for the control.
+    least = max(row + largest, 2 * row + smallest)
+    assert max(peaks) <= max(limit - prompt.nbytes, least)
+
+
+def test_a_method_without_a_budget_is_the_full_cache():
+    model, ids = tiny.model("llama"), tiny.prompt(60)
+    assert Setting(SNAPKV, None) == FULL
+    with attached(model):
+        schedule = EvictionSchedule("prompt+decode", 4)
+        (found,) = generate(model, ids, [Setting(SNAPKV, None)], Stopping(12), reference=[], schedule=schedule)
+    assert found.fidelity.kl == pytest.approx(0, abs=1e-6)
 
 
 def test_an_answer_of_one_token_and_no_reference_give_nothing():

@@ -4,6 +4,7 @@ import copy
 from dataclasses import replace
 
 import pytest
+import safetensors.numpy
 import torch
 
 from compresskv.calibration import layer_errors, retrieval_heads
@@ -16,6 +17,7 @@ from compresskv.engine.in_layer import generate_in_layer
 from compresskv.engine.prefill import prefill
 from compresskv.engine.setting import FULL, Setting
 from compresskv.eviction import PromptShape
+from compresskv.kept_tokens import encoded
 from compresskv.schedule import EvictionSchedule
 from tests.methods.construction import context, method
 from tests.support import tiny
@@ -122,6 +124,22 @@ def test_eviction_while_decoding(move, protect, gpu_backend):
         assert replace(one, fidelity=None) == replace(other, fidelity=None)
         assert len(one.fidelity.kl_per_token) == 17
         assert one.fidelity.kl_per_token == pytest.approx(other.fidelity.kl_per_token, rel=1e-4, abs=1e-5)
+
+
+def test_kept_tokens_of_two_devices_are_one_file():
+    model, ids = tiny.model("llama"), tiny.prompt(70)
+
+    def file(model, ids):
+        (found,) = generate(model, ids, [Setting(SNAPKV, 20)], NEW, memory=PLENTY)
+        tensors = safetensors.numpy.load(encoded(found.positions, model.config, ids, {}))
+        return {name: tensor.tolist() for name, tensor in tensors.items()}
+
+    with attached(model):
+        expected = file(model, ids)
+    with logical_devices():
+        moved = on_two(model)
+        with attached(moved):
+            assert file(moved, ids.to(moved.device)) == expected
 
 
 def test_crop_and_deepcopy_between_evictions(gpu_backend):

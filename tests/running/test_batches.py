@@ -7,6 +7,7 @@ import torch
 
 from compresskv.engine.decode import Stopping
 from compresskv.engine.prefill import PrefillError
+from compresskv.errors import UserError
 from compresskv.schedule import EvictionSchedule
 from evals.job import Sample
 from evals.running import batches as running
@@ -114,6 +115,41 @@ def test_what_all_settings_share_fails_once(monkeypatch):
         assert one.appended == [{"id": "x", "error": str(failure)}]
         assert one.error is None
     assert calls == [["a", "b"]]
+
+
+def test_the_full_cache_has_its_control_if_another_setting_fails(monkeypatch):
+    calls = []
+
+    def generate(model, ids, settings, *rest):
+        calls.append(settings)
+        if "b" in settings:
+            raise RuntimeError
+        return [SimpleNamespace(together=(place,)) for place, _ in enumerate(settings)]
+
+    monkeypatch.setattr(running, "generate", generate)
+    monkeypatch.setattr(running, "sample_line", lambda *given: {"id": "x"})
+    task = OneSample(1, 2, 3)
+    batch = [run("a", task), run("b", task), run("full", task, budget=None)]
+    for one in batch:
+        one.setting, one.error, one.job.memory_bytes, one.job.protocol = one.key, None, None, None
+        one.store.append = lambda line, lines=one.store.lines: lines.update(x=line)
+    running.run_batch(SimpleNamespace(model=None), task.sample("x"), batch)
+    assert calls == [["a", "b", "full"], ["a"], ["b"], ["a", "full"]]
+    assert [one.error is None for one in batch] == [True, False, True]
+
+
+def test_a_setting_with_its_result_does_not_fail_beside_another(monkeypatch):
+    def generate(model, ids, settings, *rest):
+        raise UserError("method", "choose another")
+
+    monkeypatch.setattr(running, "generate", generate)
+    task = OneSample(1, 2, 3)
+    done, full = run("a", task, ["a"]), run("full", task, budget=None)
+    for one in (done, full):
+        one.setting, one.error, one.job.memory_bytes = one.key, None, None
+    running.run_batch(SimpleNamespace(model=None), task.sample("x"), [done, full])
+    assert done.error is None
+    assert isinstance(full.error, UserError)
 
 
 def test_nothing_of_a_failed_batch_is_held_while_its_settings_run_alone(monkeypatch):

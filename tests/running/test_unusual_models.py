@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import Qwen2Config, Qwen2ForCausalLM
+from transformers import MistralConfig, MistralForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
 from evals.running.sweep import run
 from tests.support.jobs import job
@@ -39,6 +39,31 @@ def test_a_hybrid_model_gives_both_sums_of_its_cache(hybrid, tmp_path, capsys):
     assert "2 of 3 layers evict" in printed.out + printed.err
     assert "with sliding layers" in printed.out
     assert f"{line['total_cache_bytes'] / 1e6:.2f}" in printed.out
+
+
+@pytest.fixture(scope="module")
+def sliding(tmp_path_factory, default_model):
+    """A directory of a tiny model whose layers all slide over 24 tokens."""
+    folder = tmp_path_factory.mktemp("hub") / "tiny-sliding"
+    torch.manual_seed(0)
+    size = {"hidden_size": 48, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 6}
+    config = MistralConfig(**size, sliding_window=24, num_key_value_heads=2, vocab_size=49152, eos_token_id=2)
+    MistralForCausalLM(config).save_pretrained(folder)
+    default_model.tokenizer.save_pretrained(folder)
+    return folder
+
+
+def test_a_model_without_layers_that_evict_runs_with_the_full_cache(sliding, tmp_path):
+    given = [f"model.path={sliding}", f"paths.results={tmp_path}", "method=full"]
+    run([job(*GRID, *given)])
+    (summary,) = (json.loads(path.read_text()) for path in tmp_path.rglob("summary.json"))
+    (line,) = (json.loads(path.read_text()) for path in tmp_path.rglob("samples.jsonl"))
+    assert (line["kept"], line["realised_budget"], line["compressed"]) == ([], 0, False)
+    assert summary["uncompressed"] == 1
+    small = ["eval.lengths=[200]", "eval.new_tokens=4", "eval.rounds=1", "eval.pools=[]"]
+    run([job("eval=efficiency", *small, *given, *GRID[3:])])
+    (record,) = (json.loads(path.read_text()) for path in tmp_path.rglob("efficiency.json"))
+    assert [row["realised_budget"] for row in record["rows"]] == [0]
 
 
 def test_an_infinite_weight_is_no_result(checkpoint, tmp_path):
