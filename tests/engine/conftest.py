@@ -17,15 +17,24 @@ LAYOUTS = {
 }
 
 
-@pytest.fixture(params=["sdpa", *LAYOUTS])
-def layout(request):
+EVERY_LAYOUT = ["sdpa", *LAYOUTS]
+
+
+@contextmanager
+def in_layout(layout):
     """Yield the name of a backend that runs on the CPU: the CPU's backend, or one with the cache layout of a GPU."""
-    if request.param == "sdpa":
+    if layout == "sdpa":
         yield "sdpa"
         return
-    name = register("compresskv_test", LAYOUTS[request.param]())
+    name = register("compresskv_test", LAYOUTS[layout]())
     yield name
     forget(name)
+
+
+@pytest.fixture(params=EVERY_LAYOUT)
+def layout(request):
+    with in_layout(request.param) as name:
+        yield name
 
 
 @contextmanager
