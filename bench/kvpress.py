@@ -69,7 +69,7 @@ def sweep_vs_kvpress(
             ours.append(generate(model.model, ids, chosen, stopping))
             seconds += time.perf_counter() - started
             started = time.perf_counter()
-            generate(model.model, ids, chosen, stopping, CHUNK, prefixes=store)
+            generate(model.model, ids, chosen, stopping, chunk=CHUNK, prefixes=store)
             seconds_in_chunks += time.perf_counter() - started
             theirs.append(run_theirs(ids))
     for number, name in enumerate(names):

@@ -56,6 +56,7 @@ def generate(
     ids: Tensor,
     settings: Sequence[Setting],
     stopping: Stopping,
+    *,
     chunk: int | None = None,
     memory: int | None = None,
     reference: Sequence[int] | None = None,

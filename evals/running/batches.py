@@ -183,14 +183,14 @@ def run_batch(
             sample.ids,
             settings,
             sample.stopping,
-            job.prefill_chunk,
-            job.memory_bytes,
-            reference_tokens(model, sample) if job.fidelity else None,
-            prefixes,
-            compressed if context_only else None,
-            contexts if context_only else None,
-            job.eviction,
-            None if job.fidelity == "answer" else job.fidelity,
+            chunk=job.prefill_chunk,
+            memory=job.memory_bytes,
+            reference=reference_tokens(model, sample) if job.fidelity else None,
+            prefixes=prefixes,
+            context=compressed if context_only else None,
+            contexts=contexts if context_only else None,
+            schedule=job.eviction,
+            along=None if job.fidelity == "answer" else job.fidelity,
         )
     except Exception as error:
         _release_memory(error)

@@ -175,7 +175,15 @@ def _seconds(work: Work, job: Job, ids: torch.Tensor, steps: int) -> float:
     """Return the seconds for exactly `steps` new tokens; with fidelity, also for a reference answer of that length."""
     reference = ids[:steps].tolist() if job.fidelity else None
     started = time.perf_counter()
-    generate(work.model.model, ids, work.settings, Stopping(steps), job.prefill_chunk, job.memory_bytes, reference)
+    generate(
+        work.model.model,
+        ids,
+        work.settings,
+        Stopping(steps),
+        chunk=job.prefill_chunk,
+        memory=job.memory_bytes,
+        reference=reference,
+    )
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     return time.perf_counter() - started

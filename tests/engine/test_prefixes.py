@@ -82,17 +82,17 @@ def test_every_method_keeps_the_same_and_generates_the_same(dtype):
     settings = [setting for setting in settings if setting not in observing]
     with attached(model):
         for ids in prompts()[:4]:
-            expected = generate(model, ids, settings, NEW, CHUNK)
+            expected = generate(model, ids, settings, NEW, chunk=CHUNK)
             alone, reusing = prefill(model, ids, 32, CHUNK), prefill(model, ids, 32, CHUNK, (), store)
             for setting in settings:
                 for layer, others in zip(reusing.kept(setting), alone.kept(setting), strict=True):
                     assert all(torch.equal(*heads) for heads in zip(layer, others, strict=True))
-            assert generate(model, ids, settings, NEW, CHUNK, prefixes=store) == expected
+            assert generate(model, ids, settings, NEW, chunk=CHUNK, prefixes=store) == expected
         assert store.reused > store.computed
         store.reused = 0
         for ids in prompts()[:3]:  # with an observer of all queries, everything is computed
-            expected = generate(model, ids, [*settings[:2], *observing], NEW, CHUNK)
-            assert generate(model, ids, [*settings[:2], *observing], NEW, CHUNK, prefixes=store) == expected
+            expected = generate(model, ids, [*settings[:2], *observing], NEW, chunk=CHUNK)
+            assert generate(model, ids, [*settings[:2], *observing], NEW, chunk=CHUNK, prefixes=store) == expected
     assert observing
     assert store.reused == 0
 
@@ -156,10 +156,12 @@ def test_what_the_settings_need_of_the_memory_is_given_up(monkeypatch, share):
         expected = forecast(model, settings, 160, 4, CHUNK, memory, sequences=1)
         assert expected.prefixes == 0 or expected.peak - expected.used <= memory
         store = PrefixStore(roomy.prefixes)
-        together = [[g.together for g in generate(model, ids, settings, NEW, CHUNK, memory)] for ids in prompts()]
+        together = [
+            [g.together for g in generate(model, ids, settings, NEW, chunk=CHUNK, memory=memory)] for ids in prompts()
+        ]
         monkeypatch.setattr(decode, "decode_cache", measured)
         for ids, batches in zip(prompts(), together, strict=True):
-            found = generate(model, ids, settings, NEW, CHUNK, memory, prefixes=store)
+            found = generate(model, ids, settings, NEW, chunk=CHUNK, memory=memory, prefixes=store)
             assert [g.together for g in found] == batches
     assert all(stored == 0 or stored + taken <= memory for stored, taken in moments)
     assert share < 1 or max(stored for stored, _ in moments) > 0

@@ -33,7 +33,7 @@ def test_who_writes_is_named(fault):
     with attached(model):
         for chunk in (None, 25):
             with pytest.raises(UserError) as shared:
-                generate(model, ids, settings, NEW, chunk)
+                generate(model, ids, settings, NEW, chunk=chunk)
             assert shared.value.field in ("method.scorer", "method.allocator")
             assert name in str(shared.value.value).split(" or ")
             # The setting is at fault, not the prompt: it ends, and others are tried without it.

@@ -90,7 +90,7 @@ def name(request):
 
 def ours(model, ids, new, setting=FULL, chunk=None, **options):
     with attached(model):
-        return generate(model, ids, [setting], Stopping(new), chunk, **options)[0]
+        return generate(model, ids, [setting], Stopping(new), chunk=chunk, **options)[0]
 
 
 @pytest.mark.parametrize("length", [20, BOUNDARY, BOUNDARY + 1, 60])

@@ -166,11 +166,11 @@ def test_the_forecast_is_near_what_is_allocated(chunk):
     model, ids = copy.deepcopy(tiny.model("llama")).to("cuda", torch.bfloat16), tiny.prompt(4000).cuda()
     settings = [FULL, *(Setting(SNAPKV, budget) for budget in (128, 512))]
     with attached(model):
-        generate(model, ids[:600], settings, Stopping(8), chunk)  # cuBLAS keeps its workspace from here on
+        generate(model, ids[:600], settings, Stopping(8), chunk=chunk)  # cuBLAS keeps its workspace from here on
     forecasted = forecast(model, settings, 4000, 8, chunk)
     torch.cuda.reset_peak_memory_stats()
     with attached(model):
-        generate(model, ids, settings, Stopping(8), chunk)
+        generate(model, ids, settings, Stopping(8), chunk=chunk)
     assert 0.7 < torch.cuda.max_memory_allocated() / forecasted.peak < 1.3
 
 

@@ -61,9 +61,9 @@ def test_in_layer_and_shared_are_the_same(method, chunk):
     model, ids = tiny.model("llama"), tiny.prompt(LENGTH)
     settings, new = [Setting(method, 40), Setting(SNAPKV, 40), FULL], Stopping(8)
     with attached(model):
-        together = generate(model, ids, settings, new, chunk)
+        together = generate(model, ids, settings, new, chunk=chunk)
         assert together == [generate_in_layer(model, ids, setting, new, chunk) for setting in settings]
-        assert together[1:] == generate(model, ids, settings[1:], new, chunk)
+        assert together[1:] == generate(model, ids, settings[1:], new, chunk=chunk)
         assert together[0].kept != together[1].kept or together[0].tokens != together[2].tokens
 
 

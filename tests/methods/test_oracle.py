@@ -82,7 +82,8 @@ def test_other_settings_and_fidelity_are_the_same_beside_it(asked):
         without_full = generate(model, ids, [SETTING], NEW, reference=reference, context=asked)
         prefixes = PrefixStore(1 << 30)
         for _ in range(2):
-            chunked = generate(model, ids, [*others, SETTING], NEW, 16, None, reference, prefixes, asked)
+            options = {"chunk": 16, "reference": reference, "prefixes": prefixes, "context": asked}
+            chunked = generate(model, ids, [*others, SETTING], NEW, **options)
             assert [each.tokens for each in chunked] == [each.tokens for each in beside]
     for one, other in zip(beside, alone, strict=False):  # a question is read by all rows together, which rounds
         assert (one.tokens, positions(one)) == (other.tokens, positions(other))

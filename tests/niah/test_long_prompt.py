@@ -58,7 +58,7 @@ def test_a_cell_of_128k_tokens(checkpoint_128k):
     expected = forecast(model.model, settings, LENGTH, ROOM, CHUNK)
     held = [*model.model.parameters(), *model.model.buffers()]
     with attached(model.model, model.backend), LiveBytesMode(held) as mode:
-        generations = generate(model.model, sample.ids, settings, sample.stopping, CHUNK)
+        generations = generate(model.model, sample.ids, settings, sample.stopping, chunk=CHUNK)
     assert 0.8 < mode.live.peak / (expected.peak - expected.used) < 1.05
     snapkv, full = (sample_line(model, sample, generation) for generation in generations)
     assert snapkv["kept"] == [BUDGET] * 2

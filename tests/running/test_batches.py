@@ -107,7 +107,7 @@ def failing_sample(monkeypatch, generate):
 def test_what_all_settings_share_fails_once(monkeypatch):
     calls, failure = [], PrefillError("prompt", "use shorter ones")
 
-    def generate(model, ids, settings, *rest):
+    def generate(model, ids, settings, stopping, **rest):
         calls.append(settings)
         raise failure
 
@@ -120,7 +120,7 @@ def test_what_all_settings_share_fails_once(monkeypatch):
 def test_the_full_cache_has_its_control_if_another_setting_fails(monkeypatch):
     calls = []
 
-    def generate(model, ids, settings, *rest):
+    def generate(model, ids, settings, stopping, **rest):
         calls.append(settings)
         if "b" in settings:
             raise RuntimeError
@@ -139,7 +139,7 @@ def test_the_full_cache_has_its_control_if_another_setting_fails(monkeypatch):
 
 
 def test_a_setting_with_its_result_does_not_fail_beside_another(monkeypatch):
-    def generate(model, ids, settings, *rest):
+    def generate(model, ids, settings, stopping, **rest):
         raise UserError("method", "choose another")
 
     monkeypatch.setattr(running, "generate", generate)
@@ -155,7 +155,7 @@ def test_a_setting_with_its_result_does_not_fail_beside_another(monkeypatch):
 def test_nothing_of_a_failed_batch_is_held_while_its_settings_run_alone(monkeypatch):
     held = []
 
-    def generate(model, ids, settings, *rest):
+    def generate(model, ids, settings, stopping, **rest):
         assert all(cache() is None for cache in held)
         cache = torch.zeros(3)
         held.append(weakref.ref(cache))

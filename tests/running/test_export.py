@@ -117,7 +117,7 @@ def test_a_setting_that_keeps_other_numbers_fails_alone(command, tmp_path, monke
 
 def test_a_file_that_cannot_be_written_again_fails_the_setting(command, tmp_path, monkeypatch):
     assert run("method=snapkv", *command).returncode == 0
-    monkeypatch.setattr(batches, "generate", lambda *rest: (_ for _ in ()).throw(MemoryError()))
+    monkeypatch.setattr(batches, "generate", lambda *rest, **options: (_ for _ in ()).throw(MemoryError()))
     assert run("method=snapkv", "export.kept=true", *command).returncode != 0
 
 

@@ -47,11 +47,11 @@ def sweep(loaded, checkpoint, tmp_path, monkeypatch):
     calls = []
 
     def go(failing, *overrides):
-        def injected(model, ids, settings, *rest):
+        def injected(model, ids, settings, stopping, **options):
             calls.append(len(settings))
             if error := failing(settings, len(calls)):
                 raise error
-            return generate(model, ids, settings, *rest)
+            return generate(model, ids, settings, stopping, **options)
 
         monkeypatch.setattr(batches, "generate", injected)
         calls.clear()

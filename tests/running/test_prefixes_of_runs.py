@@ -30,13 +30,13 @@ def sweep(checkpoint, tmp_path, monkeypatch):
     def go(results, *overrides, most=100, share=True, cramped=False):
         stores, left = [], [most]
 
-        def killed(*arguments):
+        def killed(*arguments, **options):
             if not left[0]:
                 raise Killed
             left[0] -= 1
             if cramped and stores[-1].nbytes:
                 raise MemoryError
-            return generate(*arguments)
+            return generate(*arguments, **options)
 
         def store(capacity):
             stores.append(store_of(capacity if share else 0))
