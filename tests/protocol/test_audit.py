@@ -77,7 +77,7 @@ def test_the_audit_runs_and_resumes(checkpoint, tmp_path, monkeypatch) -> None:
     assert "none on this tokenizer: it adds no BOS" in text
     assert text.count("of 1 answers differ") > 10
 
-    monkeypatch.setattr(batches, "generate", lambda *args, **options: pytest.fail("a finished sample was computed again"))
+    monkeypatch.setattr(batches, "generate", lambda *_, **__: pytest.fail("a finished sample was computed again"))
     assert batches.generate is not generation.generate
     main(overrides, page)
     assert page.read_text(encoding="utf-8") == text
