@@ -23,9 +23,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 from torch import Tensor
 from transformers import PreTrainedConfig
-from transformers.cache_utils import get_layer_types_and_kwargs
 
-from compresskv.engine.memory import kv_heads
+from compresskv.engine.model_shape import evicting_layers, kv_heads
 from compresskv.errors import UserError
 from compresskv.eviction import EvictionMethod, LayerPrefill, LayerScores, PromptShape
 from compresskv.selection import Kept, counts
@@ -39,12 +38,6 @@ NARROW = 1 << 16
 def prompt_sha256(ids: Tensor) -> str:
     """Return 16 digits of the SHA-256 of token ids [*] as little-endian int64."""
     return hashlib.sha256(ids.cpu().numpy().astype("<i8").tobytes()).hexdigest()[:16]
-
-
-def evicting_layers(config: PreTrainedConfig) -> list[int]:
-    """Return the indices, in the model, of the layers that evict."""
-    kinds, _ = get_layer_types_and_kwargs(config.get_text_config(decoder=True))
-    return [place for place, kind in enumerate(kinds) if kind == "full_attention"]
 
 
 def token_bytes(length: int) -> int:
@@ -86,7 +79,7 @@ class KeptTokens:
     def refuse_other_model(self, config: PreTrainedConfig) -> None:
         """Raise `UserError` unless the model evicts in the same layers and has the same number of KV heads."""
         theirs = len(self.kept[0]) if self.kept else 0
-        layers, heads = evicting_layers(config), kv_heads(config.get_text_config(decoder=True))
+        layers, heads = evicting_layers(config), kv_heads(config)
         if self.layers != layers or theirs != heads:
             raise UserError(
                 "kept",

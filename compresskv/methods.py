@@ -262,14 +262,13 @@ def method_for(
     weights, then by its name, `held_out` before `published`. Raises `UserError` if a method needs a calibration and
     none fits, or if it was made with other weights than those in memory.
     """
-    from transformers.cache_utils import get_layer_types_and_kwargs
-
     from compresskv import calibration as calibrations
     from compresskv import loaded_weights
     from compresskv.context import Context
+    from compresskv.engine.model_shape import evicting_layers
 
     config = model.config.get_text_config(decoder=True)
-    layers = get_layer_types_and_kwargs(config)[0].count("full_attention")
+    layers = len(evicting_layers(config))
     method = named_method(name)
     if not layers and not method.keeps_everything:
         raise UserError(

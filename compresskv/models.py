@@ -12,13 +12,12 @@ import torch
 from huggingface_hub import snapshot_download
 from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
-from transformers.cache_utils import get_layer_types_and_kwargs
 from transformers.utils import logging as transformers_logging
 
 from compresskv import checkpoints, hardware, loaded_weights, model_files
 from compresskv.chat import chat_ids, chat_prompt
 from compresskv.checking import FrozenMapping, frozen
-from compresskv.engine.memory import head_dim, kv_heads
+from compresskv.engine.model_shape import evicting_layers, head_dim, kv_heads
 from compresskv.engine.rotary import depends_on_length
 from compresskv.errors import UserError, located
 from compresskv.folders import package_files
@@ -84,13 +83,9 @@ class LoadedModel:
         }
 
     @property
-    def _layer_kinds(self) -> list[str]:
-        return get_layer_types_and_kwargs(self.model.config.get_text_config(decoder=True))[0]
-
-    @property
     def layers(self) -> int:
         """Number of layers that evict: those with global attention."""
-        return self._layer_kinds.count("full_attention")
+        return len(evicting_layers(self.model.config))
 
     @property
     def q_heads(self) -> int:
@@ -98,7 +93,7 @@ class LoadedModel:
 
     @property
     def kv_heads(self) -> int:
-        return kv_heads(self.model.config.get_text_config(decoder=True))
+        return kv_heads(self.model.config)
 
     def settings(self, generation_config: Literal["ignored", "honoured"]) -> FrozenMapping:
         """Return the `Stopping.settings` for this value of the protocol's `generation_config`.
@@ -144,7 +139,7 @@ def load(config: ModelConfig) -> LoadedModel:
         source, fingerprint = _source(config)
         model, tokenizer = _pretrained(config, source, chosen)
         refuse_unserved(model)
-        chosen = hardware.for_heads(chosen, config, head_dim(model.config.get_text_config(decoder=True)))
+        chosen = hardware.for_heads(chosen, config, head_dim(model.config))
         chosen = _checked(model, config, chosen)
         positions, length_rope = learned_positions(model), depends_on_length(model)
         _check_ends(model, tokenizer, Path(source))
@@ -338,10 +333,9 @@ def _notes(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, defaults:
         ids = sorted(of_config | of_tokenizer)
         names = ", ".join(tokenizer.convert_ids_to_tokens(id) or str(id) for id in ids)  # padding ids have no text
         yield f"the tokenizer and generation_config.json name different end tokens: generation stops at any of {names}"
-    kinds = get_layer_types_and_kwargs(model.config.get_text_config(decoder=True))[0]
-    evicting = kinds.count("full_attention")
-    if evicting < len(kinds):
-        yield f"{evicting} of {len(kinds)} layers evict; the others keep their sliding window, outside the budget"
+    layers, evicting = model.config.get_text_config(decoder=True).num_hidden_layers, len(evicting_layers(model.config))
+    if evicting < layers:
+        yield f"{evicting} of {layers} layers evict; the others keep their sliding window, outside the budget"
     if defaults:
         settings = ", ".join(f"{name}={str(value)[:40]}" for name, value in defaults.items())
         yield f"generation_config.json sets {settings}; protocol.generation_config determines whether this applies"

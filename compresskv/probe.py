@@ -15,7 +15,7 @@ from compresskv.engine.attention import attached, forget, register
 from compresskv.engine.backends import SDPA
 from compresskv.engine.decode import decode_cache
 from compresskv.engine.forward import forward_tokens
-from compresskv.engine.memory import head_dim, kv_heads
+from compresskv.engine.model_shape import head_dim, kv_heads
 from compresskv.engine.prefill import prefill
 from compresskv.engine.rotary import beyond_boundaries, spanning
 from compresskv.engine.setting import FULL

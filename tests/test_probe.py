@@ -12,7 +12,7 @@ from compresskv.engine.attention import attached
 from compresskv.engine.decode import Stopping
 from compresskv.engine.footprint import Footprint
 from compresskv.engine.generation import generate
-from compresskv.engine.memory import kv_heads
+from compresskv.engine.model_shape import kv_heads
 from compresskv.engine.prefill import prefill
 from compresskv.engine.setting import FULL, Setting
 from compresskv.errors import NonFiniteError

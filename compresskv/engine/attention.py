@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedConfig, PreTrainedModel
 
 from compresskv.engine.backends import SDPA, Backend, FlashAttention2, MaskedSDPA, Varlen, _backends
-from compresskv.engine.memory import head_dim
+from compresskv.engine.model_shape import head_dim
 from compresskv.engine.rotary import steady
 from compresskv.errors import UserError
 from compresskv.hardware import BACKENDS, unserved
@@ -155,7 +155,7 @@ def _unserved(model: PreTrainedModel, backend: str) -> tuple[str, str] | None:
     """Return why `backend` cannot run `model`, and the fix; None if it can."""
     cuda = model.device.type == "cuda"
     capability = torch.cuda.get_device_capability(model.device) if cuda else None
-    return unserved(backend, model.dtype, capability, head_dim(model.config.get_text_config(decoder=True)))
+    return unserved(backend, model.dtype, capability, head_dim(model.config))
 
 
 def _known(backend: str, device: torch.device) -> str:

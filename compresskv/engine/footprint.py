@@ -10,7 +10,7 @@ from transformers.cache_utils import get_layer_types_and_kwargs
 
 from compresskv.engine.backends import flash_serves
 from compresskv.engine.live_bytes import LiveBytesMode
-from compresskv.engine.memory import head_dim, kv_heads
+from compresskv.engine.model_shape import evicting_layers, head_dim, kv_heads
 from compresskv.engine.ragged import MOST_PADDING
 from compresskv.engine.rows import ROUNDING
 from compresskv.eviction import BLOCK, LayerPrefill, LayerScores, Scorer, observe, observers, score
@@ -166,6 +166,5 @@ class Footprint:
     @property
     def _layers(self) -> tuple[int, list[int]]:
         """The number of layers that evict, and the number of tokens that each sliding-window layer holds."""
-        kinds, _ = get_layer_types_and_kwargs(self._config)
         # A window of n tokens is n − 1 cached ones and the one that attends to them.
-        return kinds.count("full_attention"), [min(self.length, window - 1) for window in self._windows]
+        return len(evicting_layers(self._config)), [min(self.length, window - 1) for window in self._windows]

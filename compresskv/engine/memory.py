@@ -6,7 +6,7 @@ from pathlib import Path
 
 import psutil
 import torch
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
 from compresskv.errors import PromptError
 
@@ -104,19 +104,3 @@ def batches(sizes: Sequence[int], limit: int) -> list[list[int]]:
         filled[-1].append(position)
         total += sizes[position]
     return [sorted(batch) for batch in filled]
-
-
-def head_dim(config: PreTrainedConfig) -> int:
-    """Return the number of values of a key, from the configuration of a text model."""
-    return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-
-
-def kv_heads(config: PreTrainedConfig) -> int:
-    """Return the number of KV heads of a layer, under any name of the field; the maximum if layers differ.
-
-    Without such a field, each query head has its own KV head.
-    """
-    for name in ("num_key_value_heads", "num_kv_heads"):
-        if heads := getattr(config, name, None):
-            return heads if isinstance(heads, int) else max(heads)
-    return config.num_attention_heads
