@@ -20,6 +20,7 @@ from evals.running.methods import build_method
 from evals.running.outcome import record_of
 from evals.running.tasks import run_task
 from evals.tables import compare, text
+from evals.tables.statistics import mean_difference
 
 COMPARED: dict[str, tuple[str, ...]] = {
     "gqa_grouping": ("snapkv", "pyramidkv", "headkv", "adakv", "headcompresskv", "adacompresskv"),
@@ -178,7 +179,7 @@ def change(before: Sequence[Line], after: Sequence[Line]) -> str:
     Only here are samples with different prompts paired: the change of a prompt is part of a field's effect.
     """
     one, other = ({"": {(line["id"], ""): line["score"] for line in lines}} for lines in (before, after))
-    found = compare.paired(one, other)
+    found = mean_difference(compare.differences(one, other))
     interval = found.interval or (found.mean, found.mean)
     low, high, mean = (text.minus(_signed(value)) for value in (*interval, found.mean))
     return f"**{mean}** [{low}, {high}]"

@@ -159,9 +159,9 @@ def all_differences(
         if margin is not None:
             equivalence = within(values, margin, size).tolist()
             enough = samples_within(values, margin, size, ALPHA / comparisons)
-        columns = means, intervals, p_values[start:], _samples_needed(values, comparisons), equivalence, enough
-        for mean, between, p, needed, outside, known in zip(*columns):
-            found.append(Difference(mean, between, p, weighted.shape[1], needed, outside, known))
+        ps, needed = p_values[start : start + BLOCK], _samples_needed(values, comparisons)
+        for mean, between, p, *others in zip(means, intervals, ps, needed, equivalence, enough, strict=True):
+            found.append(Difference(mean, between, p, weighted.shape[1], *others))
     return found
 
 
