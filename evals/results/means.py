@@ -13,7 +13,7 @@ from typing import Any
 from compresskv.budget import largest_first
 from evals.results.names import names
 from evals.results.record import Record, covered_lines
-from evals.results.schema import Line
+from evals.results.schema import Line, is_number
 from evals.tables.methods import Name, named, place_of
 from evals.tables.table import AVERAGE, FIDELITY, KEPT, SCORE, Cell, Key, Metric, Row, Table
 
@@ -232,10 +232,6 @@ def key(record: Record, line: Line, metric: str = "") -> Key:
 def values_of(record: Record, metric: str) -> dict[Key, float]:
     """Return the metric of each sample for which it is a number."""
     return {key(record, line, metric): float(line[metric]) for line in record.covered if is_number(line.get(metric))}
-
-
-def is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def groups_of(records: Sequence[Record]) -> Iterator[list[Record]]:

@@ -279,6 +279,10 @@ def _refuse(constant: str) -> NoReturn:
     raise ValueError(f"{constant} is not a JSON number")
 
 
+def is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
 def experiments_of(config: Mapping[str, Any]) -> list[str]:
     """Return the experiments of conf/experiment that ran the setting with this configuration."""
     named = config.get("experiment") or []
