@@ -82,13 +82,13 @@ def sampled(
         cells_of, metrics, order, failed = _layers, (KEPT,), about["xs"].get, lambda line, column: True
     found = []
     rows = rows_of(records, asked, apart_by)
+    end = about.get("average", AVERAGE)
     for metric in metrics:
         if metric is not metrics[0] and not any(line.get(metric.field) is not None for line in covered_lines(records)):
             continue
         by_column = [cells_of(row.records, metric) for row in rows]
-        ends = [about.get("average", AVERAGE)]
         columns = dict.fromkeys(column for cells in by_column for column in cells)
-        ordered = sorted(columns, key=lambda column: (column in ends, 0 if column in ends else order(column)))
+        ordered = sorted(columns, key=lambda column: (column == end, 0 if column == end else order(column)))
         shown = filled(rows, by_column, metric, failed)
         found.append(Table(records[0].model, records[0].eval, ordered, shown, metric, **about))
     return found
@@ -118,13 +118,9 @@ def rows_of(
 
 def _sizes(records: Sequence[Record]) -> dict[str, float]:
     """Return the mean over a setting's tasks of each field in `SIZES`."""
-    sizes = {}
-    for field in SIZES:
-        values = [(record.summary or {}).get(field) for record in records]
-        numbers = [value for value in values if isinstance(value, (int, float))]
-        if numbers:
-            sizes[field] = fmean(numbers)
-    return sizes
+    summaries = [record.summary or {} for record in records]
+    values = {field: [each[field] for each in summaries if is_number(each.get(field))] for field in SIZES}
+    return {field: fmean(numbers) for field, numbers in values.items() if numbers}
 
 
 def filled(
@@ -167,20 +163,15 @@ def cells(columns: Mapping[str, Values]) -> Cells:
 
 def average(records: Sequence[Record], metric: Metric) -> Cells:
     """Make the cell of the mean over all samples, in which every task has the same weight."""
-    columns: dict[str, Values] = {}
-    for record in records:
-        for line in record.covered:
-            add(columns, AVERAGE, record.task, record, line, metric)
-    return cells(columns)
+    return by_line(records, metric, lambda line: AVERAGE)
 
 
 def by_task(records: Sequence[Record], metric: Metric) -> Cells:
     """Make a cell for every task."""
-    columns: dict[str, Values] = {}
+    by_name: dict[str, list[Record]] = {}
     for record in records:
-        for line in record.covered:
-            add(columns, record.task, record.task, record, line, metric)
-    return cells(columns)
+        by_name.setdefault(record.task, []).append(record)
+    return {task: cell for task, same in by_name.items() for cell in average(same, metric).values()}
 
 
 def by_line(records: Sequence[Record], metric: Metric, column_of: Callable[[Line], str | None]) -> Cells:
@@ -206,11 +197,10 @@ def _layers(records: Sequence[Record], metric: Metric) -> Cells:
     columns: dict[str, Values] = {}
     for record in records:
         for line in record.covered:
-            tokens, sample = layer_means(line), key(record, line)
-            for place, value in enumerate(tokens):
-                columns.setdefault(f"layer {place}", {}).setdefault(record.task, {})[sample] = value
-            if tokens:
-                columns.setdefault(AVERAGE, {}).setdefault(record.task, {})[sample] = fmean(tokens)
+            if tokens := layer_means(line):
+                named = {f"layer {place}": value for place, value in enumerate(tokens)} | {AVERAGE: fmean(tokens)}
+                for column, value in named.items():
+                    columns.setdefault(column, {}).setdefault(record.task, {})[key(record, line)] = value
     return cells(columns)
 
 
