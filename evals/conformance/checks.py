@@ -2,7 +2,7 @@
 
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -32,9 +32,40 @@ from compresskv.eviction import (
     observers,
     score,
 )
-from evals.conformance.result import Conformance, Result
 from evals.conformance.subject import GROUP, Subject, dense, evicting, half, hybrid, prompt, seen_by
 from evals.running.described import describe
+
+
+@dataclass(frozen=True)
+class Result:
+    """The result of one check: a sentence about the problem, or "" if it passed."""
+
+    check: str
+    problem: str = ""
+
+
+@dataclass(frozen=True)
+class Conformance:
+    """The results of all checks, in order. As text, one line each."""
+
+    results: tuple[Result, ...]
+
+    @property
+    def failed(self) -> tuple[str, ...]:
+        """The names of the checks that failed."""
+        return tuple(result.check for result in self.results if result.problem)
+
+    @property
+    def passed(self) -> bool:
+        return not self.failed
+
+    def __str__(self) -> str:
+        width = max(len(result.check) for result in self.results)
+        lines = [f"{'FAIL' if each.problem else 'pass'}  {each.check:{width}}  {each.problem}" for each in self.results]
+        return "\n".join(map(str.rstrip, lines))
+
+    __repr__ = __str__  # shown by notebooks
+
 
 Kept = list[list[list[int]]]
 """Kept prompt positions: [layer][KV head]."""
