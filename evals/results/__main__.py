@@ -175,21 +175,12 @@ def compare_all(chosen: Sequence[Record], metric: str, margin: float | None = No
         )
     console = screen(160)
     for comparison in compared:
-        settings = [
-            (
-                name,
-                str(comparison.n),
-                f"{comparison.mean(name):.4g}",
-                _bounds(comparison.interval(name)),
-                comparison.letters(name),
-            )
-            for name in comparison.values
-        ]
-        columns, caption = (
-            ("setting", "n", metric, "95 % interval", "group"),
-            "settings that share a letter cannot be told apart",
-        )
-        console.print(printed(columns, settings, comparison.title, caption))
+        settings = []
+        for name in comparison.values:
+            mean, bounds = comparison.mean(name), _bounds(comparison.interval(name))
+            settings.append((name, str(comparison.n), f"{mean:.4g}", bounds, comparison.letters(name)))
+        columns = ("setting", "n", metric, "95 % interval", "group")
+        console.print(printed(columns, settings, comparison.title, "settings that share a letter cannot be told apart"))
         if note := _left_out(comparison):
             console.print(plain(f"left out: {note}"))
         pairs, about_p = list(_pairs(comparison)), _about_p(comparison)

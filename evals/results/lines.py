@@ -20,20 +20,22 @@ class Lines:
     - `by_id`: the complete, valid lines with a result, by id and in file order.
     - `failures`: the last line of each sample that failed and has no result yet.
     - `faults`: descriptions of invalid lines, by line number.
-    - `foreign`: descriptions of lines that belong to another setting, by line number.
+    - `foreign`: line numbers of lines that belong to another setting, by the description of that setting.
     - `size`: bytes of the complete lines. Bytes after them belong to a line that is incomplete, because it was being
       written or its writer was killed.
     - `unchecked`, `unnamed`: numbers of lines without a checksum, and without the name of their setting. Older versions
       wrote such lines.
+    - `unreadable`: the reason why the file cannot be read; "" if it can.
     """
 
     by_id: dict[str, Line] = field(default_factory=dict)
     failures: dict[str, Line] = field(default_factory=dict)
     faults: dict[int, str] = field(default_factory=dict)
-    foreign: dict[int, str] = field(default_factory=dict)
+    foreign: dict[str, list[int]] = field(default_factory=dict)
     size: int = 0
     unchecked: int = 0
     unnamed: int = 0
+    unreadable: str = ""
 
 
 def owner(folder: Path, runs: Path, fingerprint: str) -> dict[str, str]:
@@ -69,7 +71,7 @@ def decode(content: bytes, of: Mapping[str, str] | None = None) -> Lines:
         if not isinstance(line.get("of"), dict):
             lines.unnamed += 1
         elif another := _another(line["of"], of or {}):
-            lines.foreign[number] = another
+            lines.foreign.setdefault(another, []).append(number)
             continue
         if fault := _misfit(line):
             lines.faults[number] = f"sample {identifier} has a field of the wrong kind ({fault})"

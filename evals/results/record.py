@@ -67,16 +67,16 @@ class Record:
         return {**dict(zip(NAMED, parts, strict=True)), "budget": int(budget) if budget.isdecimal() else share}
 
     @cached_property
-    def _lines(self) -> tuple[Lines, str]:
-        """The lines, and the reason why they cannot be read; "" if they can."""
+    def lines(self) -> Lines:
+        """The decoded lines of samples.jsonl; another process may be writing the next one."""
         if self.kept:
-            return self.kept[0], ""
+            return self.kept[0]
         try:
-            return decode((self.path / "samples.jsonl").read_bytes(), self._owner), ""
+            return decode((self.path / "samples.jsonl").read_bytes(), self._owner)
         except FileNotFoundError:
-            return Lines(), "samples.jsonl is missing"
+            return Lines(unreadable="samples.jsonl is missing")
         except OSError as error:
-            return Lines(), f"samples.jsonl cannot be read ({error.strerror})"
+            return Lines(unreadable=f"samples.jsonl cannot be read ({error.strerror})")
 
     @property
     def _owner(self) -> dict[str, str]:
@@ -88,8 +88,8 @@ class Record:
 
     @property
     def samples(self) -> dict[str, Line]:
-        """All complete, valid lines by id; another process may be writing the next line."""
-        return self._lines[0].by_id
+        """All complete, valid lines by id."""
+        return self.lines.by_id
 
     @property
     def line_faults(self) -> Mapping[int, str]:
@@ -97,35 +97,27 @@ class Record:
 
         All lines of one other setting share one description.
         """
-        numbers: dict[str, list[int]] = {}
-        for number, whose in self._lines[0].foreign.items():
-            numbers.setdefault(whose, []).append(number)
-        foreign = {}
-        for whose, of_one in numbers.items():
-            more = f", and {len(of_one) - 1} more like it" if len(of_one) > 1 else ""
-            foreign[of_one[0]] = f"{whose}, not of this folder{more}"
-        return dict(sorted((self._lines[0].faults | foreign).items()))
+        faults = dict(self.lines.faults)
+        for whose, (number, *others) in self.lines.foreign.items():
+            more = f", and {len(others)} more like it" if others else ""
+            faults[number] = f"{whose}, not of this folder{more}"
+        return dict(sorted(faults.items()))
 
     @property
     def failures(self) -> dict[str, Line]:
         """The lines of failed samples without a result, among the samples to report on."""
-        failures = self._lines[0].failures
+        failures = self.lines.failures
         return failures if self.ids is None else {id: failures[id] for id in self.ids if id in failures}
 
     @property
     def unchecked(self) -> int:
         """Number of lines without a checksum, which older versions wrote."""
-        return self._lines[0].unchecked
+        return self.lines.unchecked
 
     @property
     def unnamed(self) -> int:
         """Number of lines that do not name their setting, which older versions wrote."""
-        return self._lines[0].unnamed
-
-    @property
-    def unreadable(self) -> str:
-        """The reason why samples.jsonl cannot be read; "" if it can."""
-        return self._lines[1]
+        return self.lines.unnamed
 
     @cached_property
     def file_summary(self) -> tuple[dict[str, Any] | None, str]:

@@ -89,7 +89,7 @@ class SampleStore:
         try:
             content = self._content()
             lines = decode(content, self.of)
-            for number, whose in lines.foreign.items():
+            for whose, (number, *_) in lines.foreign.items():
                 raise not_its_own(f"{self.path}:{number}", whose)
             for number, fault in lines.faults.items():
                 raise UserError(None, "delete that line and run again", why=fault, where=f"{self.path}:{number}")

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 def problems_of(record: "Record") -> list[str]:
     """Return descriptions of all problems of its files, with file and line."""
     problems = [f"samples.jsonl:{number}: {fault}" for number, fault in record.line_faults.items()]
-    if record.unreadable:
-        problems.append(record.unreadable)
+    if record.lines.unreadable:
+        problems.append(record.lines.unreadable)
     problems += [f"sample {id}: {fault}" for id, line in record.samples.items() if (fault := contradiction(line))]
     summary, reason = record.file_summary
     if summary is not None:

@@ -61,14 +61,10 @@ class Question:
         """
         subject = self.subject or "the best method of each budget"
         compared = "of this table" if self.pairs else f"of {subject} with another method of the same budget"
-        margins = {metric.field: margin for metric in metrics if (margin := self.margin(metric))}
-        return f"{TESTS}all comparisons {compared}, for one {each}. {text_of_margins(margins)}{NEEDED}"
-
-
-def text_of_margins(margins: Mapping[str, Margin]) -> str:
-    """Return a sentence on the margins by field; "" for none."""
-    said = ", ".join(f"{margin.within:g} ({field})" for field, margin in margins.items())
-    return f"Margin: {said}. " if said else ""
+        margins = {metric.field: margin.within for metric in metrics if (margin := self.margin(metric))}
+        said = ", ".join(f"{within:g} ({field})" for field, within in margins.items())
+        with_margins = f"Margin: {said}. " if said else ""
+        return f"{TESTS}all comparisons {compared}, for one {each}. {with_margins}{NEEDED}"
 
 
 def stated(metric: Metric, within: float | None) -> Margin | None:

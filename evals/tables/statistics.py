@@ -155,7 +155,8 @@ def all_differences(
         if resampled is not None:
             bounds = np.percentile(resampled[second] - resampled[first], [2.5, 97.5], axis=1)
             intervals = list(zip(*bounds.tolist(), strict=True))
-        equivalence, enough = [1.0] * len(first), [None] * len(first)
+        equivalence = [1.0] * len(first)
+        enough: list[int | None] = [None] * len(first)
         if margin is not None:
             equivalence = within(values, margin, size).tolist()
             enough = samples_within(values, margin, size, ALPHA / comparisons)
@@ -309,7 +310,7 @@ def groups(names: Sequence[Name], differing: AbstractSet[frozenset[Name]]) -> li
     return [[names[place] for place in group] for group in sorted(map(sorted, found))]
 
 
-def _covering(alike: Mapping[int, AbstractSet[int]]) -> list[AbstractSet[int]]:
+def _covering(alike: Mapping[int, AbstractSet[int]]) -> list[set[int]]:
     """Return cliques that cannot be extended, until any two that are `alike` share one; each is alike itself."""
     covered: dict[int, set[int]] = {place: set() for place in alike}
     found = []
