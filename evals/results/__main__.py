@@ -22,7 +22,7 @@ from evals.results.compare import comparisons
 from evals.results.record import Record
 from evals.tables import text
 from evals.tables.certify import Tried
-from evals.tables.compare import NEEDED, TESTS, Comparison, Verdict, needed, words
+from evals.tables.compare import NEEDED, TESTS, Comparison, Verdict, words
 from evals.tables.equivalence import checked_margin
 from evals.tables.table import Metric
 
@@ -220,7 +220,6 @@ def _pairs(comparison: Comparison) -> Iterator[tuple[str, ...]]:
     """Yield the cells of every pair, in the order of `PAIRS`."""
     for pair in comparison.pairs:
         paired = pair.difference
-        enough = needed(paired)
         equivalence = text.NONE if comparison.margin is None else f"{paired.equivalence:.3g}"
         yield (
             f"{pair.second} − {pair.first}",
@@ -229,7 +228,7 @@ def _pairs(comparison: Comparison) -> Iterator[tuple[str, ...]]:
             f"{pair.p:.3g}",
             equivalence,
             words(pair.outcome, comparison.margin),
-            text.NONE if enough is None else str(enough),
+            text.NONE if paired.deciding is None else str(paired.deciding),
         )
 
 

@@ -137,11 +137,6 @@ def words(outcome: Outcome, margin: float | None) -> str:
     return "differ" if outcome == "differs" else "undecided" if margin is not None else "no difference shown"
 
 
-def needed(difference: Difference) -> int | None:
-    """Return the samples with which one of the two tests would decide; None if no number would."""
-    return min((n for n in (difference.needed, difference.enough) if n is not None), default=None)
-
-
 def verdicts(question: Question, table: Table) -> list[Verdict]:
     """Return the comparisons of a table.
 
@@ -174,7 +169,7 @@ def verdicts(question: Question, table: Table) -> list[Verdict]:
             interval=difference.interval,
             p=difference.p,
             n=difference.n,
-            needed=needed(difference),
+            needed=difference.deciding,
             metric=table.metric.field,
             column=column,
             digits=table.metric.digits,

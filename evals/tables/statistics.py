@@ -90,6 +90,11 @@ class Difference:
     equivalence: float = 1.0
     enough: int | None = None
 
+    @property
+    def deciding(self) -> int | None:
+        """The samples with which one of the two tests would decide; None if no number would."""
+        return min((n for n in (self.needed, self.enough) if n is not None), default=None)
+
 
 def difference(
     first: Sequence[float], second: Sequence[float], comparisons: int = 1, margin: Margin | None = None
