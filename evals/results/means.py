@@ -100,20 +100,19 @@ def rows_of(
     """Return rows without cells, each with its records of one or several tasks: full cache first, then by budget."""
     labels = [asked.label(record) for record in records]
     order = {label: place for place, label in enumerate(dict.fromkeys(labels))}
-    rows: dict[Name, list[Record]] = {}
     marked = len({record.protocol for record in records}) > 1
-    for label in order:
-        same = [record for record, other in zip(records, labels, strict=True) if other == label]
-        for place in dict.fromkeys(map(apart_by, same)):
-            here = [record for record in same if apart_by(record) == place]
-            for record, name in zip(here, names(here), strict=True):
-                rows.setdefault(replace(name, method=label, marked=marked), []).append(record)
+    named_together: dict[tuple[str, str], list[Record]] = {}
+    for record, label in zip(records, labels, strict=True):
+        named_together.setdefault((label, apart_by(record)), []).append(record)
+    rows: dict[Name, list[Record]] = {}
+    for (label, _), same in named_together.items():
+        for record, name in zip(same, names(same), strict=True):
+            rows.setdefault(replace(name, method=label, marked=marked), []).append(record)
 
     def position(name: Name) -> tuple[Any, ...]:
         return largest_first(name.budget), name.when != "prompt", order[name.method], name.variant
 
-    ordered = sorted(rows, key=position)
-    return [Row(name, sizes=_sizes(rows[name]), records=rows[name]) for name in ordered]
+    return [Row(name, sizes=_sizes(rows[name]), records=rows[name]) for name in sorted(rows, key=position)]
 
 
 def _sizes(records: Sequence[Record]) -> dict[str, float]:

@@ -18,7 +18,7 @@ from evals.results import lock
 from evals.results.lines import Lines, decode
 from evals.results.schema import NAMED, Config, Line, Summary, checksum, loads, misfit
 from evals.results.summary import measured
-from evals.results.verify import failed_of, problems_of
+from evals.results.verify import contradiction, failed_of, misplaced, summary_problems
 
 FILES = ("samples.jsonl", "summary.json", "config.yaml")
 """File names that mark a folder as that of a setting."""
@@ -286,7 +286,20 @@ class Record:
     @cached_property
     def problems(self) -> list[str]:
         """Descriptions of all problems of the files, with file and line."""
-        return problems_of(self)
+        problems = [f"samples.jsonl:{number}: {fault}" for number, fault in self.line_faults.items()]
+        if self.lines.unreadable:
+            problems.append(self.lines.unreadable)
+        problems += [f"sample {id}: {fault}" for id, line in self.samples.items() if (fault := contradiction(line))]
+        summary, reason = self.file_summary
+        if summary is not None:
+            folder = self.name if self.path.is_relative_to(self.runs) else None
+            place = self.place if len(Path(self.name).parts) == len(NAMED) else None
+            problems += summary_problems(summary, self.samples)
+            problems += misplaced(summary, folder, place, self.file_config)
+        elif self.scored and not (self.running and reason == "no summary"):
+            only_failures = self.failures and not self.samples and reason == "no summary"
+            problems.append(f"no summary: {failed_of(self.failures)}" if only_failures else reason)
+        return problems
 
     @property
     def problem(self) -> str:

@@ -1,56 +1,41 @@
-"""Check that the files of a setting agree with each other and with their path."""
+"""Check that the files of a setting agree with each other and with their path (`Record.problems`)."""
 
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from statistics import fmean
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from compresskv.budget import budget_from
 from compresskv.errors import UserError
 from evals.results.schema import NAMED, Line, is_number
 from evals.results.summary import disagreements
 
-if TYPE_CHECKING:
-    from evals.results.record import Record
 
-
-def problems_of(record: "Record") -> list[str]:
-    """Return descriptions of all problems of its files, with file and line."""
-    problems = [f"samples.jsonl:{number}: {fault}" for number, fault in record.line_faults.items()]
-    if record.lines.unreadable:
-        problems.append(record.lines.unreadable)
-    problems += [f"sample {id}: {fault}" for id, line in record.samples.items() if (fault := contradiction(line))]
-    summary, reason = record.file_summary
-    if summary is not None:
-        problems += summary_problems(record, summary)
-    elif record.scored and not (record.running and reason == "no summary"):
-        only_failures = record.failures and not record.samples and reason == "no summary"
-        problems.append(f"no summary: {failed_of(record.failures)}" if only_failures else reason)
-    return problems
-
-
-def summary_problems(record: "Record", summary: Mapping[str, Any]) -> Iterator[str]:
-    """Yield a description of each problem of a summary."""
+def summary_problems(summary: Mapping[str, Any], samples: Mapping[str, Line]) -> Iterator[str]:
+    """Yield a description of each problem of a summary with the lines that it covers."""
     ids = summary["samples"]
-    if missing := sum(id not in record.samples for id in ids):
+    if missing := sum(id not in samples for id in ids):
         yield f"the summary covers {missing} samples that are not there"
     elif len(set(ids)) < len(ids):
         yield "the summary covers a sample twice"
-    elif not all(is_number(record.samples[id].get("score")) for id in ids):
+    elif not all(is_number(samples[id].get("score")) for id in ids):
         yield "the summary covers samples without a score"
     elif ids:
-        yield from disagreements(summary, [record.samples[id] for id in ids])
-    yield from misplaced(record, summary)
+        yield from disagreements(summary, [samples[id] for id in ids])
 
 
-def misplaced(record: "Record", summary: Mapping[str, Any]) -> Iterator[str]:
-    """Yield a description of each name of the setting on which summary, path and configuration disagree."""
-    if record.path.is_relative_to(record.runs) and summary.get("folder", record.name) != record.name:
+def misplaced(
+    summary: Mapping[str, Any], folder: str | None, place: Mapping[str, Any] | None, file_config: Any
+) -> Iterator[str]:
+    """Yield a description of each name of the setting on which a summary, its path and its configuration disagree.
+
+    `folder` and `place`: the path below runs, and the names in it; None if it is elsewhere, or is no path of a setting.
+    """
+    if folder is not None and summary.get("folder", folder) != folder:
         yield f"the summary is that of {summary['folder']}, not of this folder"
-    elif len(Path(record.name).parts) == len(NAMED):
+    elif place is not None:
         for field in NAMED:
-            if field in summary and summary[field] != record.place[field]:
-                yield f"the summary says {field} {summary[field]}, its path {record.place[field]}"
+            if field in summary and summary[field] != place[field]:
+                yield f"the summary says {field} {summary[field]}, its path {place[field]}"
     config = summary.get("config")
     if not isinstance(config, dict):
         return
@@ -64,7 +49,7 @@ def misplaced(record: "Record", summary: Mapping[str, Any]) -> Iterator[str]:
     name, method = _name_of(config.get("method")), str(summary.get("method"))
     if name is not None and method != name and not method.startswith(f"{name}-"):
         yield f"the summary says method {method}, its configuration {name}"
-    if "schema_version" in summary and record.file_config != config:
+    if "schema_version" in summary and file_config != config:
         yield "config.yaml is not the configuration that the summary was made with"
 
 
