@@ -54,9 +54,7 @@ def main(overrides: list[str], page: Path = PAGE) -> None:
     model = models.load(make_job("full", 128, None).model)
     arms = selector.arms(make)
     refusals = {baseline: selector.refusal(model, list(jobs.values())) for baseline, jobs in arms.items()}
-    others: list[Job] = []
-    for baseline, jobs in arms.items():
-        others += [] if refusals[baseline] else jobs.values()
+    others = [job for baseline, jobs in arms.items() if not refusals[baseline] for job in jobs.values()]
     effects, finished = measure(model, make_job, Progress(), others)
     effects["selector"] = "<br>".join(
         f"{baseline}: not yet measured: {refusals[baseline]}"

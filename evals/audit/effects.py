@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from statistics import fmean
 
 from compresskv.budget import Budget
@@ -20,6 +19,7 @@ from evals.running.methods import build_method
 from evals.running.outcome import record_of
 from evals.running.tasks import run_task
 from evals.tables import compare, text
+from evals.tables.statistics import mean_difference
 
 COMPARED: dict[str, tuple[str, ...]] = {
     "gqa_grouping": ("snapkv", "pyramidkv", "headkv", "adakv", "headcompresskv", "adacompresskv"),
@@ -72,14 +72,8 @@ Finished = Mapping[tuple[str, str, Budget | None], Sequence[Line]]
 """Samples of finished jobs by `key`."""
 
 
-@dataclass(frozen=True)
-class Comparison:
-    """One method under `corrected` and with one field released. `verdict`: the result if no run is needed."""
-
-    field: str
-    corrected: Job
-    released: Job
-    verdict: str | None = None
+Compared = tuple[Job, Job, str]
+"""A method under `corrected`, the same with one field released, and their effect if no run is needed, else ""."""
 
 
 def measure(
@@ -90,46 +84,39 @@ def measure(
     Returns the text of every effect by field, with an entry `conditions`, and all samples.
     """
     tasks: dict[EvaluationProtocol, Task] = {}
-    comparisons = []
+    compared: dict[str, list[Compared]] = {}
     for field, methods in COMPARED.items():
         for method in methods:
             corrected, released = (jobs(method, BUDGETS.get(field, BUDGET), changed) for changed in (None, field))
-            comparisons.append(_compare(model, field, corrected, released, tasks))
-    to_run = list(others)
-    for comparison in comparisons:
-        if comparison.verdict is None:
-            to_run += [comparison.corrected, comparison.released]
-    unique = {key(job): job for job in to_run}
+            for job in (corrected, released):
+                if job.protocol not in tasks:
+                    assert isinstance(job.eval, Niah)
+                    tasks[job.protocol] = NiahTask(job.eval, model, job.protocol)
+            effect = _without_run(model, field, corrected, released, tasks)
+            compared.setdefault(field, []).append((corrected, released, effect))
+    of_fields = [job for each in compared.values() for *both, effect in each if not effect for job in both]
+    unique = {key(job): job for job in (*others, *of_fields)}
     records = [record_of(entry) for entry in run_task(model, list(unique.values()), tasks, progress, _fail)]
     finished = {(record.protocol, record.method, record.budget): record.covered for record in records}
-    effects = dict(ELSEWHERE)
-    for field in COMPARED:
-        effects[field] = tell([c for c in comparisons if c.field == field], finished)
-    effects["conditions"] = _conditions(model, next(iter(tasks.values())), finished)
-    return effects, finished
+    effects = ELSEWHERE | {field: tell(each, finished) for field, each in compared.items()}
+    return effects | {"conditions": _conditions(model, next(iter(tasks.values())), finished)}, finished
 
 
-def _compare(
-    model: LoadedModel, field: str, corrected: Job, released: Job, tasks: dict[EvaluationProtocol, Task]
-) -> Comparison:
-    for job in (corrected, released):
-        if job.protocol not in tasks:
-            assert isinstance(job.eval, Niah)
-            tasks[job.protocol] = NiahTask(job.eval, model, job.protocol)
+def _without_run(
+    model: LoadedModel, field: str, corrected: Job, released: Job, tasks: Mapping[EvaluationProtocol, Task]
+) -> str:
+    """Return the effect of a field if the method refuses the model, or if prompts and method are equal; else ""."""
     before, after = tasks[corrected.protocol], tasks[released.protocol]
     try:
         methods = [describe(build_method(model, job, tasks[job.protocol])) for job in (corrected, released)]
     except UserError as error:
-        return Comparison(field, corrected, released, f"not yet measured: {error.why}")
-    if methods[0] == methods[1] and _same_prompts(before, after):
-        return Comparison(field, corrected, released, UNCHANGED.get(field, "none: it leaves the method as it is"))
-    return Comparison(field, corrected, released)
-
-
-def _same_prompts(before: Task, after: Task) -> bool:
-    if before.identity == after.identity:
-        return True
-    return all(before.sample(id).ids.equal(after.sample(id).ids) for id in before.sample_ids)
+        return f"not yet measured: {error.why}"
+    same_prompts = before.identity == after.identity or all(
+        before.sample(id).ids.equal(after.sample(id).ids) for id in before.sample_ids
+    )
+    if methods[0] == methods[1] and same_prompts:
+        return UNCHANGED.get(field, "none: it leaves the method as it is")
+    return ""
 
 
 def _fail(jobs: Sequence[Job], error: Exception, task: str) -> None:
@@ -141,17 +128,12 @@ def key(job: Job) -> tuple[str, str, Budget | None]:
     return job.protocol.name, job.method.name, job.budget
 
 
-def tell(comparisons: Sequence[Comparison], finished: Finished) -> str:
+def tell(compared: Sequence[Compared], finished: Finished) -> str:
     """Return the effect cell of one field: a part for each method, or one sentence if all are equal."""
-    parts = []
-    for c in comparisons:
-        if c.verdict is not None:
-            parts.append((c.corrected.setting, c.verdict))
-        else:
-            parts.append((c.corrected.setting, paired(finished[key(c.corrected)], finished[key(c.released)])))
-    if len({text for _, text in parts}) == 1 and comparisons[0].verdict:
-        return parts[0][1]
-    return "<br>".join(f"{setting}: {text}" for setting, text in parts)
+    effects = [effect or paired(finished[key(one)], finished[key(other)]) for one, other, effect in compared]
+    if len(set(effects)) == 1 and compared[0][2]:
+        return effects[0]
+    return "<br>".join(f"{one.setting}: {effect}" for (one, *_), effect in zip(compared, effects, strict=True))
 
 
 def paired(corrected: Sequence[Line], released: Sequence[Line]) -> str:
@@ -161,10 +143,8 @@ def paired(corrected: Sequence[Line], released: Sequence[Line]) -> str:
     prompts = sum(a["prompt_sha256"] != b["prompt_sha256"] for a, b in pairs)
     answers = sum(a["prediction"] != b["prediction"] for a, b in pairs)
     before, after = (fmean(line["score"] for line in lines) for lines in (corrected, released))
-    differing = f"{answers} of {len(pairs)} answers differ"
-    if prompts:
-        differing = f"{prompts} prompts and {differing}"
-    return f"{before:.1f} → {after:.1f}, {change(corrected, released)}; {differing}"
+    also = f"{prompts} prompts and " if prompts else ""
+    return f"{before:.1f} → {after:.1f}, {change(corrected, released)}; {also}{answers} of {len(pairs)} answers differ"
 
 
 def prompts(lines: Sequence[Line]) -> set[tuple[str, str]]:
@@ -178,15 +158,11 @@ def change(before: Sequence[Line], after: Sequence[Line]) -> str:
     Only here are samples with different prompts paired: the change of a prompt is part of a field's effect.
     """
     one, other = ({"": {(line["id"], ""): line["score"] for line in lines}} for lines in (before, after))
-    found = compare.paired(one, other)
+    found = mean_difference(compare.differences(one, other))
     interval = found.interval or (found.mean, found.mean)
-    low, high, mean = (text.minus(_signed(value)) for value in (*interval, found.mean))
+    values = (text.signed(value, 1) if round(value, 1) else "0.0" for value in (found.mean, *interval))
+    mean, low, high = map(text.minus, values)
     return f"**{mean}** [{low}, {high}]"
-
-
-def _signed(value: float) -> str:
-    """Format the value with a sign, unless it is rounded to 0."""
-    return text.signed(value, 1) if round(value, 1) else "0.0"
 
 
 def _conditions(model: LoadedModel, task: Task, finished: Finished) -> str:

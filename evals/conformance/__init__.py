@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from compresskv.context import Context
     from compresskv.eviction import EvictionMethod
-    from evals.conformance.result import Conformance
+    from evals.conformance.checks import Conformance
 
 
 def check(

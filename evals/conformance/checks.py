@@ -2,7 +2,7 @@
 
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -32,9 +32,40 @@ from compresskv.eviction import (
     observers,
     score,
 )
-from evals.conformance.result import Conformance, Result
 from evals.conformance.subject import GROUP, Subject, dense, evicting, half, hybrid, prompt, seen_by
 from evals.running.described import describe
+
+
+@dataclass(frozen=True)
+class Result:
+    """The result of one check: a sentence about the problem, or "" if it passed."""
+
+    check: str
+    problem: str = ""
+
+
+@dataclass(frozen=True)
+class Conformance:
+    """The results of all checks, in order. As text, one line each."""
+
+    results: tuple[Result, ...]
+
+    @property
+    def failed(self) -> tuple[str, ...]:
+        """The names of the checks that failed."""
+        return tuple(result.check for result in self.results if result.problem)
+
+    @property
+    def passed(self) -> bool:
+        return not self.failed
+
+    def __str__(self) -> str:
+        width = max(len(result.check) for result in self.results)
+        lines = [f"{'FAIL' if each.problem else 'pass'}  {each.check:{width}}  {each.problem}" for each in self.results]
+        return "\n".join(map(str.rstrip, lines))
+
+    __repr__ = __str__  # shown by notebooks
+
 
 Kept = list[list[list[int]]]
 """Kept prompt positions: [layer][KV head]."""
@@ -91,10 +122,9 @@ def scores(subject: Subject) -> str:
 def budget_exact(subject: Subject) -> str:
     """Check that the mean over layers and KV heads is exactly the budget."""
     for case, budget, kept in _cases(subject):
-        rows = [head for layer in kept for head in layer]
-        total, wanted = sum(map(len, rows)), budget * len(rows)
+        total, wanted, rows = _totals(kept, budget)
         if total != wanted:
-            return f"{case}, {total} tokens are kept in {len(rows)} layers and KV heads together, not {wanted}"
+            return f"{case}, {total} tokens are kept in {rows} layers and KV heads together, not {wanted}"
     return ""
 
 
@@ -127,10 +157,10 @@ def no_leak(subject: Subject) -> str:
     """Check that earlier prompts, whether shorter, longer or of equal length, do not change the result of a prompt."""
     lengths = (BEYOND, BEYOND // 2, BEYOND, 2 * BEYOND)
     prompts = [prompt(subject.budget + more, seed) for seed, more in enumerate(lengths)]
-    fresh = [_answer(subject.method(dense()), ids, subject.budget) for ids in prompts]
+    fresh = [_answer(dense(), subject.method(dense()), ids, subject.budget) for ids in prompts]
     method = subject.method(dense())
     for place in (*range(len(prompts)), *reversed(range(len(prompts)))):
-        if _answer(method, prompts[place], subject.budget) != fresh[place]:
+        if _answer(dense(), method, prompts[place], subject.budget) != fresh[place]:
             return "after other prompts, a prompt has other scores: keep no state between prompts"
     return ""
 
@@ -181,7 +211,7 @@ def beside_others(subject: Subject) -> str:
             whole = prefill(model, ids, window, scorers=[each.method.scorer for each in settings if each.method])
             whole.score(settings)
             kept = whole.kept(setting)
-        if _positions(kept) != _kept(model, subject.method(model), ids, budget):
+        if _positions(kept) != _answer(model, subject.method(model), ids, budget)[0]:
             return f"budget={budget}{sort}: beside other settings it keeps other tokens than alone"
     return ""
 
@@ -261,7 +291,7 @@ def one_token_prompt(subject: Subject) -> str:
 def determinism(subject: Subject) -> str:
     """Check that the same prompt gets bitwise equal scores twice and keeps the same tokens."""
     ids = prompt(subject.budget + BEYOND, seed=4)
-    once, twice = (_answer(subject.method(dense()), ids, subject.budget) for _ in range(2))
+    once, twice = (_answer(dense(), subject.method(dense()), ids, subject.budget) for _ in range(2))
     return "" if once == twice else "the same prompt has other scores the second time: fix the seed of random numbers"
 
 
@@ -285,9 +315,9 @@ def equal_configurations(subject: Subject) -> str:
 def dtype(subject: Subject) -> str:
     """Check that a model in bfloat16 works and keeps exactly the budget."""
     ids = prompt(subject.budget + BEYOND, seed=5)
-    kept = _kept(half(), subject.method(half()), ids, subject.budget)
-    rows = [head for layer in kept for head in layer]
-    if sum(map(len, rows)) != subject.budget * len(rows):
+    kept, _ = _answer(half(), subject.method(half()), ids, subject.budget)
+    total, wanted, _ = _totals(kept, subject.budget)
+    if total != wanted:
         return f"in bfloat16, the number of kept tokens is not budget={subject.budget}"
     with attached(half()):
         generate(half(), ids, [Setting(subject.method(half()), subject.budget)], NEW)
@@ -327,25 +357,27 @@ def _cases(subject: Subject) -> Iterator[tuple[str, int, Kept]]:
     Each case is its description, the budget and the kept positions.
     """
     for model, sort, budget in _models_and_budgets(subject):
-        kept = _kept(model, subject.method(model), prompt(budget + BEYOND, seed=0), budget)
+        kept, _ = _answer(model, subject.method(model), prompt(budget + BEYOND, seed=0), budget)
         yield f"budget={budget}: of a prompt of {budget + BEYOND} tokens{sort}", budget, kept
-
-
-def _kept(model: PreTrainedModel, method: EvictionMethod, ids: Tensor, budget: int) -> Kept:
-    setting = Setting(method, budget)
-    with attached(model):
-        return _positions(prefill(model, ids, setting.window, scorers=[method.scorer]).kept(setting))
 
 
 def _positions(kept: selection.Kept) -> Kept:
     return [[head.tolist() for head in layer] for layer in kept]
 
 
-def _answer(method: EvictionMethod, ids: Tensor, budget: int) -> tuple[Kept, list[list[list[float]]]]:
-    """Return the kept positions in `dense`, and the scores of every layer."""
+def _totals(kept: Kept, budget: int) -> tuple[int, int, int]:
+    """Return the number of tokens kept, the number that `budget` allows, and the number of rows."""
+    rows = [head for layer in kept for head in layer]
+    return sum(map(len, rows)), budget * len(rows), len(rows)
+
+
+def _answer(
+    model: PreTrainedModel, method: EvictionMethod, ids: Tensor, budget: int
+) -> tuple[Kept, list[list[list[float]]]]:
+    """Return the kept positions, and the scores of every layer."""
     setting = Setting(method, budget)
-    with attached(dense()):
-        whole = prefill(dense(), ids, setting.window, scorers=[method.scorer])
+    with attached(model):
+        whole = prefill(model, ids, setting.window, scorers=[method.scorer])
         kept = whole.kept(setting)
         scores = [score(method.scorer, layer).scores.tolist() for layer in whole.layers]
     return _positions(kept), scores

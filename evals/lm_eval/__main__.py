@@ -17,6 +17,10 @@ TAKEN = ("model", "method", "budget", "calibration", "prefill_chunk", "observati
 """Settings of `run.py` that apply here. Tasks, lengths and limits are options of lm-eval."""
 
 
+PASSED_ON = ("limit", "num_fewshot", "apply_chat_template", "gen_kwargs", "log_samples")
+"""Options that lm-eval gets as they are."""
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run lm-eval's tasks with one method at one budget, print its table, and write its JSON to --output_path.
 
@@ -83,13 +87,9 @@ def evaluate(chosen: Job, options: argparse.Namespace) -> None:
         model_args={"pretrained": chosen.model.name, "method": chosen.method.name, "budget": written(chosen.budget)},
         tasks=tasks,
         task_manager=manager,
-        limit=options.limit,
-        num_fewshot=options.num_fewshot,
-        apply_chat_template=options.apply_chat_template,
         fewshot_as_multiturn=options.apply_chat_template,
-        gen_kwargs=options.gen_kwargs,
-        log_samples=options.log_samples,
         evaluation_tracker=tracker,
+        **{name: getattr(options, name) for name in PASSED_ON},
     )
     samples = results.pop("samples", None)
     tracker.save_results_aggregated(results=results, samples=samples)

@@ -38,12 +38,8 @@ def push(words: Sequence[str]) -> int:
     measured = measurements(results)
     if not finished and not measured:
         rest = f"none of the {len(present)} settings has a sound summary" if present else "it has no results"
-        raise UserError(
-            "push-wandb",
-            "finish the run first, or check the folder",
-            value=results,
-            why=f"nothing is finished ({rest})",
-        )
+        why = f"nothing is finished ({rest})"
+        raise UserError("push-wandb", "finish the run first, or check the folder", value=results, why=why)
     for record in present:
         if record not in finished:
             print(f"{record.name}: left out: {record.state}", file=sys.stderr)

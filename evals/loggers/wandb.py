@@ -84,11 +84,11 @@ class WandbLogger(Logger):
         settings = list(dict.fromkeys(job.label for job in jobs))  # the full cache is the same setting at all budgets
         try:
             run = self._opened(
+                jobs[0].model.name,
+                jobs[0].eval.name,
                 id=progress_id(jobs),
                 name=f"progress of {len(settings)} settings",
-                group=self.group or f"{jobs[0].model.name} {jobs[0].eval.name}",
                 job_type="progress",
-                tags=[jobs[0].model.name, jobs[0].eval.name],
                 config={"settings": settings},
             )
         except wandb.Error as error:
@@ -98,7 +98,7 @@ class WandbLogger(Logger):
         with run:
             yield lambda title, done, total: run.log({"task": title, "prompts": done, "of": total})
 
-    def _opened(self, tags: Sequence[str], **about: Any) -> "wandb.Run":
+    def _opened(self, model: str, evaluation: str, tags: Sequence[str] = (), **about: Any) -> "wandb.Run":
         """Open a new run, or the existing one with this id. W&B prints nothing."""
         import wandb
 
@@ -106,10 +106,11 @@ class WandbLogger(Logger):
         return wandb.init(
             project=self.project,
             entity=self.entity,
+            group=self.group or f"{model} {evaluation}",
             mode=self.mode,
             dir=self.directory,
             notes=self.notes,
-            tags=[tag[:64] for tag in dict.fromkeys([*tags, *self.tags]) if tag],
+            tags=[tag[:64] for tag in dict.fromkeys([model, evaluation, *tags, *self.tags]) if tag],
             resume="allow",
             settings=wandb.Settings(silent=True),
             **about,
@@ -122,39 +123,31 @@ class WandbLogger(Logger):
         named = dict(zip(finished, names(finished), strict=True))
         for record, name in named.items():
             with self._opened(
-                group=self.group or f"{record.model} {record.eval}",
+                record.model,
+                record.eval,
+                [record.task, record.protocol, record.method],
                 id=run_id(record),
                 name=f"{record.model} {record.task} {name} {record.protocol}",
                 job_type=record.eval,
-                tags=tags(record),
                 config=configuration(record),
             ) as run:
-                columns, rows = samples(record)
-                run.log({**measured(record.summary or {}), "samples": wandb.Table(columns=columns, data=rows)})
-                files = wandb.Artifact(artifact_name(record.name), type="results")
-                for path in filter(Path.is_file, (record.path / name for name in FILES)):
-                    files.add_file(str(path))
-                run.log_artifact(files)
-        if finished:
-            self._log_overview(named, figures)
-
-    def _log_overview(self, named: Mapping[Record, Name], figures: Sequence[Path]) -> None:
-        """Log a run with a table of all settings, and the figures."""
-        import wandb
-
-        first = next(iter(named))
-        columns, rows = overview(named)
-        tables = {name: wandb.Table(columns=list(columns), data=rows) for name, (columns, rows) in means(list(named))}
+                run.log({**measured(record.summary or {}), "samples": _table(*samples(record))})
+                files = [path for path in (record.path / name for name in FILES) if path.is_file()]
+                run.log_artifact(_artifact(record.name, "results", files))
+        if not finished:
+            return
+        tables = {name: _table(columns, rows) for name, (columns, rows) in means(finished)}
         images = {path.stem: wandb.Image(str(path)) for path in figures if path.suffix == ".png"}
         with self._opened(
-            group=self.group or f"{first.model} {first.eval}",
-            id=f"overview-{_hash(' '.join(sorted(map(run_id, named))))}",
+            finished[0].model,
+            finished[0].eval,
+            [*(record.model for record in finished), *(record.eval for record in finished)],
+            id=f"overview-{_hash(' '.join(sorted(map(run_id, finished))))}",
             name=f"overview of {len(named)} settings",
             job_type="overview",
-            tags=[*dict.fromkeys(record.model for record in named), *dict.fromkeys(record.eval for record in named)],
             config={"settings": [str(name) for name in named.values()]},
         ) as run:
-            run.log({"settings": wandb.Table(columns=columns, data=rows), **tables, **images})
+            run.log({"settings": _table(*overview(named)), **tables, **images})
             if run.url:
                 print(f"W&B: {run.url}", file=sys.stderr)
 
@@ -163,26 +156,40 @@ class WandbLogger(Logger):
         import wandb
 
         for measurement in measurements:
-            tables: dict[str, Any] = {}
-            for name, (columns, rows) in measurement.tables.items():
-                data = [[str(value) if isinstance(value, list) else value for value in row] for row in rows]
-                tables[name] = wandb.Table(columns=list(columns), data=data)
+            logged: dict[str, Any] = {name: _table(*table) for name, table in measurement.tables.items()}
             for figure in sorted(measurement.path.parent.glob("*.png")):
-                tables[figure.stem] = wandb.Image(str(figure))
+                logged[figure.stem] = wandb.Image(str(figure))
             with self._opened(
-                group=self.group or f"{measurement.model} {measurement.eval}",
+                measurement.model,
+                measurement.eval,
                 id=safe_id(f"{measurement.model}-{measurement.eval}-{measurement.digest}"),
                 name=f"{measurement.model} {measurement.eval}",
                 job_type=measurement.eval,
-                tags=[measurement.model, measurement.eval],
                 config=measurement.about,
             ) as run:
-                run.log(tables)
-                artifact = wandb.Artifact(
-                    artifact_name(f"{measurement.eval}-{measurement.digest}"), type=measurement.eval
-                )
-                artifact.add_file(str(measurement.path))
-                run.log_artifact(artifact)
+                run.log(logged)
+                name = f"{measurement.eval}-{measurement.digest}"
+                run.log_artifact(_artifact(name, measurement.eval, [measurement.path]))
+
+
+def _table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> "wandb.Table":
+    import wandb
+
+    return wandb.Table(columns=list(columns), data=[list(map(_cell, row)) for row in rows])
+
+
+def _cell(value: Any) -> Any:
+    """Convert a list to text, since a W&B column has one type."""
+    return str(value) if isinstance(value, list) else value
+
+
+def _artifact(name: str, kind: str, files: Sequence[Path]) -> "wandb.Artifact":
+    import wandb
+
+    artifact = wandb.Artifact(artifact_name(name), type=kind)
+    for path in files:
+        artifact.add_file(str(path))
+    return artifact
 
 
 def progress_id(jobs: "Sequence[Job]") -> str:
@@ -217,11 +224,6 @@ def artifact_name(name: str) -> str:
     return re.sub(r"[^\w.-]", "-", name, flags=re.ASCII)[-128:]
 
 
-def tags(record: Record) -> list[str]:
-    """Return model, evaluation, task, protocol and method, to filter by."""
-    return [str(getattr(record, field)) for field in NAMED if field != "budget"]
-
-
 def configuration(record: Record) -> dict[str, Any]:
     """Return the resolved configuration, the names of the setting, and its environment.
 
@@ -244,13 +246,13 @@ def measured(summary: Mapping[str, Any]) -> dict[str, Any]:
     return numbers
 
 
-def overview(named: Mapping[Record, Name]) -> tuple[list[str | int], list[list[Any]]]:
+def overview(named: Mapping[Record, Name]) -> tuple[list[str], list[list[Any]]]:
     """Return columns and rows of the table of settings, with their names and numbers."""
     rows = [{"name": str(name), **_place(record), **measured(record.summary or {})} for record, name in named.items()]
     if any(isinstance(row["budget"], str) for row in rows):  # a share of the prompt is text; a W&B column has one type
         rows = [row | {"budget": None if row["budget"] is None else str(row["budget"])} for row in rows]
-    columns: list[str | int] = list(dict.fromkeys(column for row in rows for column in row))
-    return columns, [[row.get(str(column)) for column in columns] for row in rows]
+    columns = list(dict.fromkeys(column for row in rows for column in row))
+    return columns, [[row.get(column) for column in columns] for row in rows]
 
 
 def means(records: Sequence[Record]) -> Iterator[tuple[str, tuple[list[str], list[list[Any]]]]]:
@@ -264,18 +266,14 @@ def means(records: Sequence[Record]) -> Iterator[tuple[str, tuple[list[str], lis
             yield text.heading(table), (["setting", *map(table.head, table.columns)], rows)
 
 
-def samples(record: Record) -> tuple[list[str | int], list[list[Any]]]:
-    """Return columns and rows of the table of samples. Lists become text, since a W&B column has one type."""
+def samples(record: Record) -> tuple[list[str], list[list[Any]]]:
+    """Return columns and rows of the table of samples."""
     lines = record.covered
     known = set().union(*lines)
     own = dict.fromkeys(field for line in lines for field in own_fields(line))
-    columns: list[str | int] = ["id", *own, *(column for column in COLUMNS if column in known)]
+    columns = ["id", *own, *(column for column in COLUMNS if column in known)]
     columns += sorted(field for field in known if field == "score" or field.startswith("score_"))
-    rows = []
-    for line in lines:
-        values = [line.get(str(column)) for column in columns]
-        rows.append([str(value) if isinstance(value, list) else value for value in values])
-    return columns, rows
+    return columns, [[_cell(line.get(column)) for column in columns] for line in lines]
 
 
 def _bounds(field: str, interval: Sequence[float] | None) -> dict[str, float]:

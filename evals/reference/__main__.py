@@ -23,10 +23,7 @@ EVERYWHERE = ("model.dtype=float32",)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the missing samples of the chosen parts, then export all complete settings.
-
-    Raises `UserError`.
-    """
+    """Run the missing samples of the chosen parts, then export all complete settings. Raises `UserError`."""
     parser = argparse.ArgumentParser(prog="python -m evals reference", description=__doc__)
     parts = f"{', '.join(SWEEPS)}, or none; default: all. name=value is added to every sweep, such as"
     parser.add_argument("parts", nargs="*", metavar="part", help=f"{parts} needles 'eval.lengths=[1000,2000]'")
@@ -50,9 +47,7 @@ def run_and_export(parts: Sequence[str], data: str, results: Path, target: Path,
     from evals.running.sweep import run
 
     failures = []
-    for part in parts:
-        if part == "none":
-            continue
+    for part in [part for part in parts if part != "none"]:
         given = [f"eval.data={data}"] if part == "longbench" else []
         try:
             made = jobs(part, *given, f"paths.results={results}", *overrides)

@@ -6,9 +6,10 @@ from pathlib import Path
 
 from compresskv.errors import UserError
 from evals.results.compare import tables_of
-from evals.results.means import groups_of, is_number
+from evals.results.means import groups_of
 from evals.results.names import names
 from evals.results.record import Record
+from evals.results.schema import is_number
 from evals.results.shows import sound
 from evals.tables.certify import Certificate, certificates, unmeasured
 from evals.tables.compare import Question, Verdict, subject_of, unpaired, verdicts

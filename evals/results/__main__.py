@@ -10,7 +10,7 @@ import json
 import os
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from rich.table import Table
@@ -21,7 +21,8 @@ from evals.results.chosen import settings_named
 from evals.results.compare import comparisons
 from evals.results.record import Record
 from evals.tables import text
-from evals.tables.compare import NEEDED, TESTS, Comparison, needed, words
+from evals.tables.certify import Tried
+from evals.tables.compare import NEEDED, TESTS, Comparison, Verdict, words
 from evals.tables.equivalence import checked_margin
 from evals.tables.table import Metric
 
@@ -34,6 +35,13 @@ EVERY = "all"
 AGAINST = (
     *("budget", "second − first", "difference", "95 % interval", "p", "p (equivalence)", "n", "n needed", "verdict"),
 )
+"""Columns of a comparison with one method."""
+
+PAIRS = ("second − first", "difference", "95 % interval", "p", "p (equivalence)", "verdict", "n needed")
+"""Columns of a comparison of all pairs."""
+
+TEXTS = ("setting", "state", "second − first", "verdict", "group", "method", "not certified")
+"""Columns that are aligned on the left."""
 
 HIDDEN = {"config", "environment", "samples", "method_in_full", "prompt"}
 """Fields of a summary that `show` leaves out."""
@@ -48,15 +56,23 @@ LONG = 1000
 """Maximum number of pairs that are printed as a table with borders."""
 
 
+def printed(columns: Sequence[str], rows: Iterable[Sequence[str]], title: str = "", caption: str = "") -> Table:
+    """Return a table to print."""
+    table = Table(title=plain(title) if title else None, caption=caption or None)
+    for column in columns:
+        table.add_column(plain(column), justify="left" if column in TEXTS else "right", overflow="fold")
+    for cells in rows:
+        table.add_row(*map(plain, cells))
+    return table
+
+
 def list_(chosen: Sequence[Record]) -> int:
     """Print a table with one row per setting."""
-    shown = Table()
-    for column in ("setting", "samples", "score", "state"):
-        shown.add_column(column, justify="right" if column in ("samples", "score") else "left", overflow="fold")
-    for record in chosen:
-        score = f"{record.summary['score']:.2f}" if record.summary else ""
-        shown.add_row(plain(record.title), str(len(record.samples)), score, plain(record.state))
-    screen(200).print(shown)
+    rows = [
+        (each.title, str(len(each.samples)), f"{each.summary['score']:.2f}" if each.summary else "", each.state)
+        for each in chosen
+    ]
+    screen(200).print(printed(("setting", "samples", "score", "state"), rows))
     return 0
 
 
@@ -100,29 +116,22 @@ def compare(chosen: Sequence[Record], options: argparse.Namespace) -> int:
         checked_margin("--margin", options.margin)
     method = options.against or (SUBJECT if SUBJECT in evicting and len(evicting) > 1 else EVERY)
     if method != EVERY:
-        return compare_against(chosen, metric, method, options.margin, options.csv, options.latex)
+        return compare_against(chosen, metric, method, options)
     for name in ("csv", "latex"):
         if path := getattr(options, name):
             raise UserError(f"--{name}", "name a method with --against", value=path, why="all pairs have no file")
     return compare_all(chosen, metric, options.margin)
 
 
-def compare_against(
-    chosen: Sequence[Record],
-    metric: str,
-    method: str,
-    margin: float | None = None,
-    csv: Path | None = None,
-    latex: Path | None = None,
-) -> int:
-    """Print the comparisons of a method for each task and over all tasks. Also write them to `csv` and `latex`."""
+def compare_against(chosen: Sequence[Record], metric: str, method: str, options: argparse.Namespace) -> int:
+    """Print the comparisons of a method for each task and over all tasks. Write them to the files in `options`."""
     from evals.report.against import against, question
     from evals.report.csv import comparisons as frame
     from evals.report.csv import csv_text
     from evals.report.latex import PACKAGES
     from evals.report.latex import comparisons as floats
 
-    found = against(chosen, metric, method, margin)
+    found = against(chosen, metric, method, options.margin)
     every = [verdict for _, verdicts in found for verdict in verdicts]
     margins = {verdict.margin for verdict in every}
     family = question(method).family(
@@ -130,21 +139,19 @@ def compare_against(
     )
     console = screen(160)
     for title, verdicts in found:
-        table = Table(title=plain(title))
-        for column in AGAINST:
-            left = column in ("second − first", "verdict")
-            table.add_column(column, justify="left" if left else "right", overflow="fold")
-        for verdict in verdicts:
-            numbers = map(plain, text.numbers(verdict))
-            table.add_row(text.budget(verdict.budget), plain(text.versus(verdict)), *numbers, plain(verdict.words))
-        console.print(table)
-    part = " †: over part of the samples." if any(verdict.partial for verdict in every) else ""
-    console.print(plain(family + part))
-    if csv:
-        _write("--csv", csv, csv_text(frame(every)))
-    if latex:
-        _write("--latex", latex, visible("\n".join([PACKAGES, *floats(every, family, f"tab:{method}-{metric}")])))
+        rows = [(text.budget(each.budget), text.versus(each), *text.numbers(each), each.words) for each in verdicts]
+        console.print(printed(AGAINST, rows, title))
+    console.print(plain(family + _partial(every)))
+    if options.csv:
+        _write("--csv", options.csv, csv_text(frame(every)))
+    if options.latex:
+        latex = visible("\n".join([PACKAGES, *floats(every, family, f"tab:{method}-{metric}")]))
+        _write("--latex", options.latex, latex)
     return 0
+
+
+def _partial(found: Iterable[Verdict | Tried]) -> str:
+    return " †: over part of the samples." if any(each.partial for each in found) else ""
 
 
 def _write(option: str, path: Path, content: str) -> None:
@@ -168,14 +175,30 @@ def compare_all(chosen: Sequence[Record], metric: str, margin: float | None = No
         )
     console = screen(160)
     for comparison in compared:
-        console.print(_settings_table(comparison, metric))
+        settings = []
+        for name in comparison.values:
+            mean, bounds = comparison.mean(name), _bounds(comparison.interval(name))
+            settings.append((name, str(comparison.n), f"{mean:.4g}", bounds, comparison.letters(name)))
+        columns = ("setting", "n", metric, "95 % interval", "group")
+        console.print(printed(columns, settings, comparison.title, "settings that share a letter cannot be told apart"))
         if note := _left_out(comparison):
             console.print(plain(f"left out: {note}"))
-        if len(comparison.pairs) > LONG:
-            print(*_pairs_lines(comparison), "", sep="\n")
-        elif comparison.pairs:
-            console.print(_pairs_table(comparison))
+        pairs, about_p = list(_pairs(comparison)), _about_p(comparison)
+        if len(pairs) > LONG:
+            for cells in _aligned([PAIRS, *pairs]):
+                print(cells)
+            print(about_p, end="\n\n")
+        elif pairs:
+            console.print(printed(PAIRS, pairs, caption=about_p))
     return 0
+
+
+def _aligned(rows: Sequence[Sequence[str]]) -> Iterator[str]:
+    """Yield the lines of a table without borders: rich needs a minute to lay out ten thousand rows."""
+    shown = [[visible(cell) for cell in cells] for cells in rows]
+    widths = [max(map(len, column)) for column in zip(*shown, strict=True)]
+    for cells in shown:
+        yield "  ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)).rstrip()
 
 
 def _left_out(comparison: Comparison) -> str:
@@ -188,38 +211,6 @@ def _left_out(comparison: Comparison) -> str:
     return "; ".join(parts)
 
 
-def _settings_table(comparison: Comparison, metric: str) -> Table:
-    table = Table(title=plain(comparison.title), caption="settings that share a letter cannot be told apart")
-    for column in ("setting", "n", metric, "95 % interval", "group"):
-        table.add_column(plain(column), justify="left" if column in ("setting", "group") else "right", overflow="fold")
-    for name in comparison.values:
-        mean, bounds = comparison.mean(name), _bounds(comparison.interval(name))
-        table.add_row(plain(name), str(comparison.n), f"{mean:.4g}", bounds, comparison.letters(name))
-    return table
-
-
-PAIRS = ("second − first", "difference", "95 % interval", "p", "p (equivalence)", "verdict", "n needed")
-
-
-def _pairs_table(comparison: Comparison) -> Table:
-    table = Table(caption=_about_p(comparison))
-    for column in PAIRS:
-        left = column in ("second − first", "verdict")
-        table.add_column(column, justify="left" if left else "right", overflow="fold")
-    for cells in _pairs(comparison):
-        table.add_row(*map(plain, cells))
-    return table
-
-
-def _pairs_lines(comparison: Comparison) -> Iterator[str]:
-    """Yield the lines of the same table without borders: rich needs a minute to lay out ten thousand rows."""
-    rows = [PAIRS, *(tuple(map(visible, cells)) for cells in _pairs(comparison))]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for cells in rows:
-        yield "  ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)).rstrip()
-    yield _about_p(comparison)
-
-
 def _about_p(comparison: Comparison) -> str:
     margin = "" if comparison.margin is None else f"Margin: {comparison.margin:g}. "
     return f"{TESTS}all {len(comparison.pairs)} pairs of this table. {margin}{NEEDED}"
@@ -229,8 +220,7 @@ def _pairs(comparison: Comparison) -> Iterator[tuple[str, ...]]:
     """Yield the cells of every pair, in the order of `PAIRS`."""
     for pair in comparison.pairs:
         paired = pair.difference
-        enough = needed(paired)
-        equivalence = text.NONE if comparison.margin is None else f"{pair.equivalence:.3g}"
+        equivalence = text.NONE if comparison.margin is None else f"{paired.equivalence:.3g}"
         yield (
             f"{pair.second} − {pair.first}",
             f"{paired.mean:+z.4g}",
@@ -238,7 +228,7 @@ def _pairs(comparison: Comparison) -> Iterator[tuple[str, ...]]:
             f"{pair.p:.3g}",
             equivalence,
             words(pair.outcome, comparison.margin),
-            text.NONE if enough is None else str(enough),
+            text.NONE if paired.deciding is None else str(paired.deciding),
         )
 
 
@@ -250,25 +240,19 @@ def certify(chosen: Sequence[Record], options: argparse.Namespace) -> int:
         raise UserError("--loss", "give the largest loss that you accept, such as 2 (points) or 0.1 (nats)")
     metric, confidence = options.metric or "score", 0.95 if options.confidence is None else options.confidence
     found, notes = certified(chosen, metric, options.loss, confidence)
-    console = screen(160)
-    bound = f"upper bound ({100 * confidence:g} %)"
-    tables: dict[str, Table] = {}
+    columns = ("method", "smallest budget", "loss", f"upper bound ({100 * confidence:g} %)", "n", "not certified")
+    rows: dict[str, list[list[str]]] = {}
     for each in found:
         title = f"{each.model} · {text.title_of(each.eval)} · {each.protocol}"
-        if title not in tables:
-            tables[title] = Table(title=plain(title))
-            for column in ("method", "smallest budget", "loss", bound, "n", "not certified"):
-                left = column in ("method", "not certified")
-                tables[title].add_column(column, justify="left" if left else "right", overflow="fold")
-        tables[title].add_row(*map(plain, text.certificate(each.method, each.smallest, each.failed)))
-    for table in tables.values():
-        console.print(table)
-    part = " †: over part of the samples." if any(tried.partial for each in found for tried in each.tried) else ""
+        rows.setdefault(title, []).append(text.certificate(each.method, each.smallest, each.failed))
+    console = screen(160)
+    for title, of_one in rows.items():
+        console.print(printed(columns, of_one, title))
     console.print(
         plain(
             f"Certified: the mean loss of {metric} against the full cache is below {options.loss:g} with nominally "
             f"{100 * confidence:g} % confidence for each method, by a paired one-sided test. Budgets are tried from "
-            f"the largest down, until one fails.{part}"
+            f"the largest down, until one fails.{_partial(tried for each in found for tried in each.tried)}"
         )
     )
     for note in notes:

@@ -20,12 +20,13 @@ def settings_named(results: str | None, named: str) -> list[Record]:
         if results is not None:
             raise UserError("--results", "name one results tree", value=results, why=f"{named} is a different tree")
         results, named = str(place), ""
-    elif named and place.is_dir() and (tree := _tree_of(place)):
+    elif named and place.is_dir():
         below = place.resolve()
-        found = [record for record in records(tree) if record.path.resolve().is_relative_to(below)]
-        if not found:
-            raise UserError(None, "check the path", value=place, why="no results in this folder")
-        return found
+        if runs := next((above for above in (below, *below.parents) if above.name == "runs"), None):
+            found = [record for record in records(runs.parent) if record.path.resolve().is_relative_to(below)]
+            if not found:
+                raise UserError(None, "check the path", value=place, why="no results in this folder")
+            return found
     tree = expanded(results or "results", "--results")
     found = [record for record in records(tree) if named in record.name or fnmatchcase(record.name, f"*{named}*")]
     if not found:
@@ -34,11 +35,3 @@ def settings_named(results: str | None, named: str) -> list[Record]:
         why = f"no setting has {readable(named)} in its path" if named else "no settings yet"
         raise UserError("--results", "`python -m evals results list` shows all settings", value=tree, why=why)
     return found
-
-
-def _tree_of(folder: Path) -> Path | None:
-    """Return the results tree that contains `folder`, or None if no parent is called `runs`."""
-    for above in (folder.resolve(), *folder.resolve().parents):
-        if above.name == "runs":
-            return above.parent
-    return None

@@ -29,18 +29,16 @@ def finish(store: SampleStore, ids: Sequence[str], about: Mapping[str, Any], run
     refuse_foreign(store.folder, about, runs)
     record = Record(store.folder, runs)
     before = record.summary or {}
-    covered = [id for id in _union(before.get("samples", []), ids, store.lines) if id in store.lines]
+    covered = _union(before.get("samples", []), ids, store.lines)
     if not covered:
         return Record(store.folder, runs, tuple(ids))
-    narrower = set(ids) < set(covered)
     failed = {"failed": len(store.failures)} if store.failures else {}
     summary = sealed({**about, "folder": record.name, **measured([store.lines[id] for id in covered]), **failed})
+    narrower = set(ids) < set(covered)
     config = before["config"] if narrower and "config" in before else summary["config"]
     ran_before = experiments_of(before.get("config") or {})
     named = sorted({*experiments_of(summary["config"]), *ran_before})
-    if named:
-        config = config | {"experiment": named[0] if len(named) == 1 else named}
-    summary["config"] = config
+    summary["config"] = config | ({"experiment": named[0] if len(named) == 1 else named} if named else {})
     news = _content(summary) != _content(before) or named != ran_before
     if news and store.writable:
         # Pass all lines: the one that holds an environment in full may not be covered.
@@ -73,9 +71,9 @@ def _agree(one: Any, other: Any) -> bool:
 
 
 def _union(before: Sequence[str], ids: Sequence[str], lines: Mapping[str, Line]) -> list[str]:
-    """Return the ids that a summary covers: `ids` if they include all of `before`, else `before` and then `ids`."""
-    known = [id for id in before if id in lines]
-    return list(ids) if set(known) <= set(ids) else list(dict.fromkeys([*known, *ids]))
+    """Return the ids in `lines` of `before` and `ids`, in the order of `ids` if they include all others."""
+    ordered = ids if {id for id in before if id in lines} <= set(ids) else dict.fromkeys([*before, *ids])
+    return [id for id in ordered if id in lines]
 
 
 def _content(summary: Mapping[str, Any]) -> dict[str, Any]:

@@ -19,7 +19,15 @@ LEFT_OUT = (*NAMED, "samples", "interval", "checksum")
 def setting_frame(records: Sequence[Record]) -> pd.DataFrame:
     """Return a frame with one row per setting that has a summary."""
     finished = [record for record in records if record.summary is not None]
-    return _frame([_setting(record, name) for record, name in zip(finished, names(finished), strict=True)])
+    rows: list[dict[str, Any]] = []
+    for record, name in zip(finished, names(finished), strict=True):
+        summary = record.summary or {}
+        scalars = {key: value for key, value in summary.items() if key not in LEFT_OUT and not isinstance(value, dict)}
+        low, high = summary.get("interval") or (None, None)
+        fidelity = {measure: values["mean"] for measure, values in summary.get("fidelity", {}).items()}
+        of_summary = {**scalars, "low": low, "high": high, **summary.get("scores", {}), **fidelity}
+        rows.append({**_names(record, name), **of_summary})
+    return _frame(rows)
 
 
 def sample_frame(records: Sequence[Record]) -> pd.DataFrame:
@@ -34,21 +42,13 @@ def sample_frame(records: Sequence[Record]) -> pd.DataFrame:
     return _frame(rows)
 
 
-def _setting(record: Record, name: Name) -> dict[str, Any]:
-    summary = record.summary or {}
-    low, high = summary.get("interval") or (None, None)
-    fidelity = {measure: values["mean"] for measure, values in summary.get("fidelity", {}).items()}
-    scalars = {key: value for key, value in summary.items() if key not in LEFT_OUT and not isinstance(value, dict)}
-    return {**_names(record, name), **scalars, "low": low, "high": high, **summary.get("scores", {}), **fidelity}
-
-
 def _names(record: Record, name: Name) -> dict[str, Any]:
     fields = {field: getattr(record, field) for field in NAMED}
     return {**fields, "when": record.when, "setting": str(name), "folder": record.name}
 
 
 def _frame(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
-    """Build a frame from `rows`. Without rows, it has the naming columns. `budget` is a `budget_column`."""
+    """Build a frame from `rows`. Without rows, it has the naming columns."""
     frame = pd.DataFrame(rows) if rows else pd.DataFrame(columns=[*NAMED, "when", "setting", "folder"])
     return frame.assign(budget=budget_column(frame["budget"]))
 

@@ -1,7 +1,7 @@
 """Encode and decode the lines of `samples.jsonl`. All code that reads or writes lines uses this module."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,27 +13,29 @@ CIRCUMSTANCES = ("batch", "timing")
 Scores = dict[str, Number]
 
 
-@dataclass(frozen=True)
+@dataclass
 class Lines:
     """The decoded lines of a file.
 
     - `by_id`: the complete, valid lines with a result, by id and in file order.
     - `failures`: the last line of each sample that failed and has no result yet.
     - `faults`: descriptions of invalid lines, by line number.
+    - `foreign`: line numbers of lines that belong to another setting, by the description of that setting.
     - `size`: bytes of the complete lines. Bytes after them belong to a line that is incomplete, because it was being
       written or its writer was killed.
-    - `foreign`: descriptions of lines that belong to another setting, by line number.
     - `unchecked`, `unnamed`: numbers of lines without a checksum, and without the name of their setting. Older versions
       wrote such lines.
+    - `unreadable`: the reason why the file cannot be read; "" if it can.
     """
 
-    by_id: dict[str, Line]
-    failures: dict[str, Line]
-    faults: dict[int, str]
-    size: int
-    unchecked: int
-    foreign: dict[int, str]
-    unnamed: int
+    by_id: dict[str, Line] = field(default_factory=dict)
+    failures: dict[str, Line] = field(default_factory=dict)
+    faults: dict[int, str] = field(default_factory=dict)
+    foreign: dict[str, list[int]] = field(default_factory=dict)
+    size: int = 0
+    unchecked: int = 0
+    unnamed: int = 0
+    unreadable: str = ""
 
 
 def owner(folder: Path, runs: Path, fingerprint: str) -> dict[str, str]:
@@ -47,43 +49,38 @@ def decode(content: bytes, of: Mapping[str, str] | None = None) -> Lines:
     A line with an `error` is a failed attempt, and the sample will be tried again. A line whose `of` differs from the
     given `of` belongs to another setting.
     """
-    size = content.rfind(b"\n") + 1
-    by_id: dict[str, Line] = {}
-    failures: dict[str, Line] = {}
-    faults: dict[int, str] = {}
-    foreign: dict[int, str] = {}
-    unchecked = unnamed = 0
+    lines = Lines(size=content.rfind(b"\n") + 1)
     # `splitlines` would also split at separators inside JSON strings, such as U+2028.
-    for number, text in enumerate(content[:size].split(b"\n")[:-1], 1):
+    for number, text in enumerate(content[: lines.size].split(b"\n")[:-1], 1):
         try:
             line = loads(text.decode("utf-8"))
             identifier = line["id"]
             if not isinstance(identifier, str):
                 raise TypeError
         except (ValueError, TypeError, KeyError, RecursionError):
-            faults[number] = "not a sample's JSON line"
+            lines.faults[number] = "not a sample's JSON line"
             continue
-        if identifier in by_id:
-            faults[number] = f"sample {identifier} for the second time"
+        if identifier in lines.by_id:
+            lines.faults[number] = f"sample {identifier} for the second time"
             continue
         if "checksum" not in line:
-            unchecked += 1
+            lines.unchecked += 1
         elif not _intact(line):
-            faults[number] = f"sample {identifier} was changed after it was written: its checksum does not match"
+            lines.faults[number] = f"sample {identifier} was changed after it was written: its checksum does not match"
             continue
         if not isinstance(line.get("of"), dict):
-            unnamed += 1
+            lines.unnamed += 1
         elif another := _another(line["of"], of or {}):
-            foreign[number] = another
+            lines.foreign.setdefault(another, []).append(number)
             continue
         if fault := _misfit(line):
-            faults[number] = f"sample {identifier} has a field of the wrong kind ({fault})"
+            lines.faults[number] = f"sample {identifier} has a field of the wrong kind ({fault})"
         elif "error" in line:
-            failures[identifier] = line
+            lines.failures[identifier] = line
         else:
-            by_id[identifier] = line
-            failures.pop(identifier, None)
-    return Lines(by_id, failures, faults, size, unchecked, foreign, unnamed)
+            lines.by_id[identifier] = line
+            lines.failures.pop(identifier, None)
+    return lines
 
 
 def _another(named: Mapping[str, Any], of: Mapping[str, str]) -> str:

@@ -13,7 +13,7 @@ from typing import Any
 from compresskv.budget import largest_first
 from evals.results.names import names
 from evals.results.record import Record, covered_lines
-from evals.results.schema import Line
+from evals.results.schema import Line, is_number
 from evals.tables.methods import Name, named, place_of
 from evals.tables.table import AVERAGE, FIDELITY, KEPT, SCORE, Cell, Key, Metric, Row, Table
 
@@ -82,13 +82,13 @@ def sampled(
         cells_of, metrics, order, failed = _layers, (KEPT,), about["xs"].get, lambda line, column: True
     found = []
     rows = rows_of(records, asked, apart_by)
+    end = about.get("average", AVERAGE)
     for metric in metrics:
         if metric is not metrics[0] and not any(line.get(metric.field) is not None for line in covered_lines(records)):
             continue
         by_column = [cells_of(row.records, metric) for row in rows]
-        ends = [about.get("average", AVERAGE)]
         columns = dict.fromkeys(column for cells in by_column for column in cells)
-        ordered = sorted(columns, key=lambda column: (column in ends, 0 if column in ends else order(column)))
+        ordered = sorted(columns, key=lambda column: (column == end, 0 if column == end else order(column)))
         shown = filled(rows, by_column, metric, failed)
         found.append(Table(records[0].model, records[0].eval, ordered, shown, metric, **about))
     return found
@@ -100,31 +100,26 @@ def rows_of(
     """Return rows without cells, each with its records of one or several tasks: full cache first, then by budget."""
     labels = [asked.label(record) for record in records]
     order = {label: place for place, label in enumerate(dict.fromkeys(labels))}
-    rows: dict[Name, list[Record]] = {}
     marked = len({record.protocol for record in records}) > 1
-    for label in order:
-        same = [record for record, other in zip(records, labels, strict=True) if other == label]
-        for place in dict.fromkeys(map(apart_by, same)):
-            here = [record for record in same if apart_by(record) == place]
-            for record, name in zip(here, names(here), strict=True):
-                rows.setdefault(replace(name, method=label, marked=marked), []).append(record)
+    named_together: dict[tuple[str, str], list[Record]] = {}
+    for record, label in zip(records, labels, strict=True):
+        named_together.setdefault((label, apart_by(record)), []).append(record)
+    rows: dict[Name, list[Record]] = {}
+    for (label, _), same in named_together.items():
+        for record, name in zip(same, names(same), strict=True):
+            rows.setdefault(replace(name, method=label, marked=marked), []).append(record)
 
     def position(name: Name) -> tuple[Any, ...]:
         return largest_first(name.budget), name.when != "prompt", order[name.method], name.variant
 
-    ordered = sorted(rows, key=position)
-    return [Row(name, sizes=_sizes(rows[name]), records=rows[name]) for name in ordered]
+    return [Row(name, sizes=_sizes(rows[name]), records=rows[name]) for name in sorted(rows, key=position)]
 
 
 def _sizes(records: Sequence[Record]) -> dict[str, float]:
     """Return the mean over a setting's tasks of each field in `SIZES`."""
-    sizes = {}
-    for field in SIZES:
-        values = [(record.summary or {}).get(field) for record in records]
-        numbers = [value for value in values if isinstance(value, (int, float))]
-        if numbers:
-            sizes[field] = fmean(numbers)
-    return sizes
+    summaries = [record.summary or {} for record in records]
+    values = {field: [each[field] for each in summaries if is_number(each.get(field))] for field in SIZES}
+    return {field: fmean(numbers) for field, numbers in values.items() if numbers}
 
 
 def filled(
@@ -167,20 +162,15 @@ def cells(columns: Mapping[str, Values]) -> Cells:
 
 def average(records: Sequence[Record], metric: Metric) -> Cells:
     """Make the cell of the mean over all samples, in which every task has the same weight."""
-    columns: dict[str, Values] = {}
-    for record in records:
-        for line in record.covered:
-            add(columns, AVERAGE, record.task, record, line, metric)
-    return cells(columns)
+    return by_line(records, metric, lambda line: AVERAGE)
 
 
 def by_task(records: Sequence[Record], metric: Metric) -> Cells:
     """Make a cell for every task."""
-    columns: dict[str, Values] = {}
+    by_name: dict[str, list[Record]] = {}
     for record in records:
-        for line in record.covered:
-            add(columns, record.task, record.task, record, line, metric)
-    return cells(columns)
+        by_name.setdefault(record.task, []).append(record)
+    return {task: cell for task, same in by_name.items() for cell in average(same, metric).values()}
 
 
 def by_line(records: Sequence[Record], metric: Metric, column_of: Callable[[Line], str | None]) -> Cells:
@@ -206,11 +196,10 @@ def _layers(records: Sequence[Record], metric: Metric) -> Cells:
     columns: dict[str, Values] = {}
     for record in records:
         for line in record.covered:
-            tokens, sample = layer_means(line), key(record, line)
-            for place, value in enumerate(tokens):
-                columns.setdefault(f"layer {place}", {}).setdefault(record.task, {})[sample] = value
-            if tokens:
-                columns.setdefault(AVERAGE, {}).setdefault(record.task, {})[sample] = fmean(tokens)
+            if tokens := layer_means(line):
+                named = {f"layer {place}": value for place, value in enumerate(tokens)} | {AVERAGE: fmean(tokens)}
+                for column, value in named.items():
+                    columns.setdefault(column, {}).setdefault(record.task, {})[key(record, line)] = value
     return cells(columns)
 
 
@@ -232,10 +221,6 @@ def key(record: Record, line: Line, metric: str = "") -> Key:
 def values_of(record: Record, metric: str) -> dict[Key, float]:
     """Return the metric of each sample for which it is a number."""
     return {key(record, line, metric): float(line[metric]) for line in record.covered if is_number(line.get(metric))}
-
-
-def is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def groups_of(records: Sequence[Record]) -> Iterator[list[Record]]:

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -41,15 +41,15 @@ class Measurement:
         return hashlib.sha256(json.dumps(self.content, sort_keys=True).encode()).hexdigest()[:8]
 
     @property
-    def about(self) -> dict[str, Any]:
-        """The fields that are not tables."""
-        return {name: value for name, value in self.content.items() if not _table(value)}
-
-    @property
     def tables(self) -> dict[str, Columns]:
         """The fields that can be shown as tables: lists of mappings, lists of floats, and mappings to matrices of one
         shape."""
         return {name: table for name, value in self.content.items() if (table := _table(value))}
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """The other fields."""
+        return {name: value for name, value in self.content.items() if name not in self.tables}
 
 
 def measurements(results: Path) -> list[Measurement]:
@@ -65,18 +65,11 @@ def _table(value: Any) -> Columns | None:
         return ["layer", "value"], [[layer, item] for layer, item in enumerate(value)]
     matrices = list(value.values()) if isinstance(value, Mapping) else []
     if matrices and all(map(_is_matrix, matrices)) and len({tuple(map(len, matrix)) for matrix in matrices}) == 1:
-        return _by_cell(value)
+        places = [(layer, head) for layer, heads in enumerate(matrices[0]) for head in range(len(heads))]
+        rows = [[layer, head, *(matrix[layer][head] for matrix in matrices)] for layer, head in places]
+        return ["layer", "head", *value], rows
     return None
 
 
 def _is_matrix(value: Any) -> bool:
     return isinstance(value, list) and bool(value) and all(isinstance(row, list) for row in value)
-
-
-def _by_cell(matrices: Mapping[str, Sequence[Sequence[float]]]) -> Columns:
-    """Return a table with a row for each layer and head, and a column for each matrix [layer][head]."""
-    rows: list[list[Any]] = []
-    first = next(iter(matrices.values()))
-    for layer, heads in enumerate(first):
-        rows += [[layer, head, *(matrix[layer][head] for matrix in matrices.values())] for head in range(len(heads))]
-    return ["layer", "head", *matrices], rows

@@ -1,7 +1,7 @@
 """Name settings by their method, budget and protocol, and by the values that distinguish them from other settings."""
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -12,8 +12,10 @@ from evals.tables.methods import Name, named
 
 IMMATERIAL = ("paths", "logger", "eval", "memory", "experiment", "eviction")
 """Parts of a configuration that change no prediction or only choose samples. The relevant part of `eval` is in `prompt`
-of the summary, and that of `eviction` in `_schedule`."""
+of the summary; that of `eviction` is added again."""
 
+EVICTION = ("budget", "observation", "calibration")
+"""Parts of a configuration that the full cache ignores."""
 
 NONE = "null"
 """Text of a value that is not set."""
@@ -37,48 +39,50 @@ def names(records: Sequence[Record], over_budgets: bool = False) -> list[Name]:
         Name(named(record.method), record.budget, record.protocol, marked=marked, when=record.when)
         for record in records
     ]
-    identities = [_setting(record) for record in records]
-    if over_budgets:
-        identities = [{key: value for key, value in each.items() if key != "budget"} for each in identities]
-    alike: dict[tuple[Any, ...], dict[str, list[int]]] = {}
-    for place, record in enumerate(records):
-        name = replace(found[place], budget=None) if over_budgets else found[place]
-        settings = alike.setdefault((record.model, record.eval, name), {})
-        settings.setdefault(repr(sorted(_leaves(identities[place]))), []).append(place)
-    for settings in alike.values():
-        firsts = [records[places[0]] for places in settings.values()]
-        hashes = [hashlib.sha256(setting.encode()).hexdigest()[:8] for setting in settings]
-        of_settings = _suffixes(firsts, [identities[places[0]] for places in settings.values()], hashes)
-        for places, suffix in zip(settings.values(), of_settings, strict=True):
-            by_task: dict[tuple[str, Any], list[int]] = {}
-            for place in places:
-                by_task.setdefault((records[place].task, records[place].budget), []).append(place)
-            for of_task in by_task.values():
-                same = [records[place] for place in of_task]
-                prompts = [{"prompt": (record.summary or {}).get("prompt")} for record in same]
-                within = _suffixes(same, prompts, [record.digest for record in same])
-                for place, of_prompt in zip(of_task, within, strict=True):
-                    found[place] = replace(found[place], variant=f"{suffix} {of_prompt}".strip())
-    return found
-
-
-def _suffixes(records: Sequence[Record], identities: Sequence[Mapping[str, Any]], hashes: Sequence[str]) -> list[str]:
-    """Return a suffix for each record that distinguishes it from the others, such as `heads=3`.
-
-    The record's hash is appended if the suffix is not unique. Default values are left out: those of the method in
-    conf/method, or null if no record has the method's default.
-    """
-    if len(records) == 1:
-        return [""]
-    described = [dict(_leaves(identity)) for identity in identities]
-    differing = _differing(described)
-    usual = _usual(records[0], described, differing)
-    named = [[path for path in differing if leaves.get(path) != usual.get(path)] for leaves in described]
-    suffixes = [_text(leaves, paths) for leaves, paths in zip(described, named, strict=True)]
-    return [
-        suffix if (suffix or not paths) and suffixes.count(suffix) == 1 else f"{suffix} [{digest}]".strip()
-        for suffix, paths, digest in zip(suffixes, named, hashes, strict=True)
+    settings = [_setting(record, "budget" if over_budgets else "") for record in records]
+    texts = [repr(sorted(leaves.items())) for leaves in settings]
+    shared = [
+        (record.model, record.eval, replace(name, budget=None) if over_budgets else name)
+        for record, name in zip(records, found, strict=True)
     ]
+    hashes = [hashlib.sha256(text.encode()).hexdigest()[:8] for text in texts]
+    of_settings = _variants(records, shared, texts, settings, hashes)
+    # The records of one setting and task differ in their prompts.
+    tasks = [(*key, text, each.task, each.budget) for key, text, each in zip(shared, texts, records, strict=True)]
+    prompts = [dict(_leaves({"prompt": (record.summary or {}).get("prompt")})) for record in records]
+    of_prompts = _variants(records, tasks, range(len(records)), prompts, [record.digest for record in records])
+    return [
+        replace(name, variant=" ".join(filter(None, variants)))
+        for name, *variants in zip(found, of_settings, of_prompts, strict=True)
+    ]
+
+
+def _variants(
+    records: Sequence[Record],
+    shared: Sequence[Hashable],
+    identities: Sequence[Hashable],
+    described: Sequence[Leaves],
+    hashes: Sequence[str],
+) -> list[str]:
+    """Return variants, such as `heads=3`, that distinguish the `identities` of records that share a name; else "".
+
+    The hash is appended if a variant is not unique. Default values are left out: those of the method in conf/method, or
+    null if no record has the method's default.
+    """
+    alike: dict[Hashable, dict[Hashable, int]] = {}
+    for place, (key, identity) in enumerate(zip(shared, identities, strict=True)):
+        alike.setdefault(key, {}).setdefault(identity, place)
+    variants: dict[tuple[Hashable, Hashable], str] = {}
+    for key, places in alike.items():
+        leaves = [described[place] for place in places.values()]
+        differing = _differing(leaves)
+        usual = _usual(records[next(iter(places.values()))], leaves, differing) if differing else {}
+        paths = [[path for path in differing if each.get(path) != usual.get(path)] for each in leaves]
+        texts = [_text(*each) for each in zip(leaves, paths, strict=True)]
+        for (identity, place), text, of_text in zip(places.items(), texts, paths, strict=True):
+            unique = (text or not of_text) and texts.count(text) == 1
+            variants[key, identity] = text if unique else f"{text} [{hashes[place]}]".strip()
+    return [variants[each] for each in zip(shared, identities, strict=True)]
 
 
 def _usual(record: Record, described: Sequence[Leaves], differing: Sequence[Path]) -> Leaves:
@@ -120,20 +124,17 @@ def _text(leaves: Leaves, paths: Sequence[Path]) -> str:
     return " ".join(part for part in parts if len(part) <= 40)
 
 
-def _setting(record: Record) -> dict[str, Any]:
-    """Return the part of a setting's configuration that is the same in all its tasks."""
-    config = {key: value for key, value in record.config.items() if key not in IMMATERIAL}
+def _setting(record: Record, left_out: str = "") -> Leaves:
+    """Return the part of a setting's configuration that is the same in all its tasks, without the part `left_out`."""
+    config = {key: value for key, value in record.config.items() if key not in (*IMMATERIAL, left_out)}
+    if record.budget is None:
+        config = {key: value for key, value in config.items() if key not in EVICTION}
     if isinstance(model := config.get("model"), Mapping):  # `evals` holds defaults of `eval`
         config["model"] = {key: value for key, value in model.items() if key != "evals"}
-    return {**config, **_schedule(record), "dtype": (record.summary or {}).get("dtype")}
-
-
-def _schedule(record: Record) -> dict[str, Any]:
-    """Return `interval` and `protect` of a setting that evicts while decoding; `when` is a field of `Name`."""
-    node = record.config.get("eviction")
-    if not record.when.endswith("+decode") or not isinstance(node, Mapping):
-        return {}
-    return {"eviction": {name: node.get(name) for name in ("interval", "protect")}}
+    schedule = record.config.get("eviction")
+    if record.when.endswith("+decode") and isinstance(schedule, Mapping):  # `when` is a field of `Name`
+        config["eviction"] = {name: schedule.get(name) for name in ("interval", "protect")}
+    return dict(_leaves({**config, "dtype": (record.summary or {}).get("dtype")}))
 
 
 def _leaves(value: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], str]]:

@@ -45,8 +45,8 @@ def environments(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
     if not isinstance(first, dict) or not first:
         return []
     others = first.get("others")
-    others = [each for each in others if isinstance(each, dict)] if isinstance(others, list) else []
-    return [{name: value for name, value in first.items() if name != "others"}, *others]
+    found = [{name: value for name, value in first.items() if name != "others"}]
+    return found + [each for each in others if isinstance(each, dict)] if isinstance(others, list) else found
 
 
 def origin(lines: Iterable[Line], before: Mapping[str, Any]) -> dict[str, Any]:

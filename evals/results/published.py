@@ -4,6 +4,7 @@ import csv
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from compresskv.errors import UserError
 from compresskv.folders import shipped
@@ -62,16 +63,11 @@ def _all(folder: Path) -> tuple[Published, ...]:
 def _row(place: str, fields: dict[str, str]) -> Published:
     if None in fields or None in fields.values():
         raise UserError(None, f"give the row {len(COLUMNS)} columns", where=place)
-    numbers = {
-        "budget": _number(place, fields, "budget", int) if fields["budget"] else None,
-        "value": _number(place, fields, "value", float),
-    }
-    return Published(**fields | numbers)  # type: ignore[arg-type]
-
-
-def _number(place: str, fields: dict[str, str], name: str, kind: type[int] | type[float]) -> float:
-    try:
-        return kind(fields[name])
-    except ValueError as error:
-        fix = "write a whole number" if kind is int else "write a number"
-        raise UserError(name, fix, value=fields[name], where=place) from error
+    numbers: dict[str, Any] = {}
+    for name, kind, text in (("budget", int, fields["budget"]), ("value", float, fields["value"])):
+        try:
+            numbers[name] = kind(text) if text or name == "value" else None
+        except ValueError as error:
+            fix = "write a whole number" if kind is int else "write a number"
+            raise UserError(name, fix, value=text, where=place) from error
+    return Published(**fields | numbers)

@@ -47,18 +47,13 @@ Line = dict[str, Any]
 """A sample's line as it is read: the fields of `SampleLine`, those of its evaluation, and perhaps newer ones."""
 
 
-def _share(value: str) -> str:
-    return str(budget_from(value))
-
-
 NAMED = ("model", "eval", "task", "protocol", "method", "budget")
 """Fields that name a setting, in the order of its path."""
 
 FIDELITY = ("kl", "agreement", "reference_nll")
 """Fields of a line that compare a setting with the full cache. Not every sample has them."""
 
-
-Budget = Annotated[int, Ge(1)] | Annotated[str, AfterValidator(_share)] | None
+Budget = Annotated[int, Ge(1)] | Annotated[str, AfterValidator(lambda value: str(budget_from(value)))] | None
 Heads = Annotated[list[Size], MinLen(1)]
 
 
@@ -277,6 +272,10 @@ def _finite(digits: str) -> float:
 
 def _refuse(constant: str) -> NoReturn:
     raise ValueError(f"{constant} is not a JSON number")
+
+
+def is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def experiments_of(config: Mapping[str, Any]) -> list[str]:

@@ -19,6 +19,7 @@ from typing import Any
 
 import yaml
 
+from compresskv.checking import Name, checked_value
 from compresskv.errors import NonFiniteError, UserError
 from evals.results import lock
 from evals.results.lines import decode, encode
@@ -88,7 +89,7 @@ class SampleStore:
         try:
             content = self._content()
             lines = decode(content, self.of)
-            for number, whose in lines.foreign.items():
+            for whose, (number, *_) in lines.foreign.items():
                 raise not_its_own(f"{self.path}:{number}", whose)
             for number, fault in lines.faults.items():
                 raise UserError(None, "delete that line and run again", why=fault, where=f"{self.path}:{number}")
@@ -123,7 +124,9 @@ class SampleStore:
         if self.of:
             line = {**line, "of": self.of}
         if isinstance(line.get("timing"), dict):
-            line = {**line, "timing": {**line["timing"], "environment": self._environment()}}
+            here = environment()
+            named = here["key"] if here["key"] in self._described else here
+            line = {**line, "timing": {**line["timing"], "environment": named}}
         try:
             content = encode(line)
         except ValueError as error:
@@ -153,13 +156,6 @@ class SampleStore:
         self.failures.pop(line["id"], None)
         (self.failures if "error" in line else self.lines)[line["id"]] = written
         self.appended += 1
-
-    def _environment(self) -> dict[str, Any] | str:
-        """Return the environment of this process: in full, or its key if another line has it in full."""
-        here = environment()
-        if here["key"] in self._described:
-            return str(here["key"])
-        return here
 
     def check(self) -> None:
         """Raise `UserError` unless the file at `path` is the open file and still holds `lines` and `failures`."""
@@ -227,38 +223,22 @@ def close_all(stores: Iterable[SampleStore]) -> None:
 
 def new_folder(parent: Path) -> Path:
     """Create a folder that is named by the current time. Raises `UserError` if it cannot be created."""
-    for attempt in itertools.count():
-        folder = parent / (time.strftime("%Y%m%d-%H%M%S") + (f"-{attempt}" if attempt else ""))
-        try:
-            folder.mkdir(parents=True)
-            return folder
-        except OSError as error:
-            if not (isinstance(error, FileExistsError) and parent.is_dir()):
-                raise refused(parent, error) from error
+    now = time.strftime("%Y%m%d-%H%M%S")
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+        for attempt in itertools.count():
+            folder = parent / (f"{now}-{attempt}" if attempt else now)
+            with contextlib.suppress(FileExistsError):
+                folder.mkdir()
+                return folder
+    except OSError as error:
+        raise refused(parent, error) from error
     raise AssertionError
 
 
 def safe_name(where: str, name: str) -> str:
-    """Return `name` if it is a valid name of one folder. `where` is the field it comes from, such as `model.name`.
-
-    Raises `UserError` for a name that leads to another folder or that file systems do not accept.
-    """
-    fault = ""
-    if not name or name.isspace():
-        fault = "it is empty"
-    elif name.startswith("."):
-        fault = "it starts with a dot"
-    elif "/" in name or "\\" in name:
-        fault = "it has a slash"
-    elif not name.isprintable():
-        fault = "it has a character that is not printable"
-    elif len(name.encode()) > 200:
-        fault = "it is longer than 200 bytes"
-    if fault:
-        raise UserError(
-            where, "choose another name", value=name, why=f"results cannot have a folder of that name ({fault})"
-        )
-    return name
+    """Return `name` if it can name one folder, else raise `UserError` about the field `where`, such as `model.name`."""
+    return str(checked_value(where, Name, name))
 
 
 def not_its_own(place: str, whose: str) -> UserError:

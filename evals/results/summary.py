@@ -24,36 +24,26 @@ def measured(lines: Sequence[Line], version: int = SCHEMA_VERSION) -> dict[str, 
         interval = [round(scores[0], 2)] * 2
     content: dict[str, Any] = {"score": round(float(np.mean(scores)), 2), "interval": interval, "n": len(lines)}
     shared = set(lines[0]).intersection(*lines)
-    if "realised_budget" in shared:
-        content["realised_budget"] = round(_mean([line["realised_budget"] for line in lines]), 3)
-    for name in ("cache_bytes", "total_cache_bytes"):
+    for name, digits in (("realised_budget", 3), ("cache_bytes", None), ("total_cache_bytes", None)):
         if name in shared:
-            content[name] = round(_mean([line[name] for line in lines]))
+            content[name] = round(_mean([line[name] for line in lines]), digits)
     if "compressed" in shared:
         content["uncompressed"] = sum(not line["compressed"] for line in lines)
     if "truncated" in shared:
         content["truncated"] = sum(bool(line["truncated"]) for line in lines)
     if "official" in shared and (altered := sum(not line["official"] for line in lines)):
         content["unofficial"] = altered
-    content["scores"] = {
-        name: round(_mean([line[name] for line in lines]), 2)
-        for name in lines[0]
-        if name.startswith("score_") and name in shared
-    }
-    if fidelity := dict(_fidelity(lines)):
-        content["fidelity"] = fidelity
+    further = [name for name in lines[0] if name.startswith("score_") and name in shared]
+    content["scores"] = {name: round(_mean([line[name] for line in lines]), 2) for name in further}
+    for name in FIDELITY:
+        if values := [line[name] for line in lines if line.get(name) is not None]:
+            bounds = _rounded(statistics.interval(values), 5)
+            mean = {"mean": round(_mean(values), 5), "interval": bounds, "n": len(values)}
+            content.setdefault("fidelity", {})[name] = mean
     content["samples"] = [line["id"] for line in lines]
     if "timing" in shared:
         content["timing"] = {"seconds": round(sum(map(seconds, lines)), 2)}
     return content
-
-
-def _fidelity(lines: Sequence[Line]) -> Iterator[tuple[str, dict[str, Any]]]:
-    for name in FIDELITY:
-        values = [line[name] for line in lines if line.get(name) is not None]
-        if values:
-            mean = round(_mean(values), 5)
-            yield name, {"mean": mean, "interval": _rounded(statistics.interval(values), 5), "n": len(values)}
 
 
 def seconds(line: Line) -> float:

@@ -43,15 +43,13 @@ def tails(records: Sequence[Record], asked: Asked = USUAL) -> list[Texts]:
             name, prefix, equal = f"{row.name} {ELSEWHERE}", "control_", NONE
         else:
             name, prefix, equal = str(row.name), "", _equal_answers(row, full_of(row, fulls))
-        lines = [line for record in row.records for line in record.covered if _measured(line, prefix)]
+        fields = (f"{prefix}kl_per_token", f"{prefix}agreement")
+        covered = [line for record in row.records for line in record.covered]
+        lines = [line for line in covered if all(line.get(field) not in (None, []) for field in fields)]
         if lines:
             body.append([name, *_tail(lines, prefix), equal])
     title = f"{records[0].model}, {title_of(records[0].eval)}: tails of fidelity"
     return [Texts(title, HEADER, body, CAPTION)] if body else []
-
-
-def _measured(line: Line, prefix: str) -> bool:
-    return bool(line.get(f"{prefix}kl_per_token")) and line.get(f"{prefix}agreement") is not None
 
 
 def _tail(lines: Sequence[Line], prefix: str) -> list[str]:

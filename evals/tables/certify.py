@@ -23,9 +23,6 @@ from evals.tables.methods import Name
 from evals.tables.statistics import effective, weighted_values
 from evals.tables.table import Metric, Row, Table, full_of
 
-Pairs = Sequence[tuple[Row, Row]]
-"""Rows with the full cache that each is compared with."""
-
 
 @dataclass(frozen=True)
 class Tried:
@@ -65,26 +62,21 @@ class Certificate:
         return next((each for each in self.tried if not each.safe), None)
 
 
-def measured(table: Table) -> tuple[Pairs, Sequence[Row]]:
-    """Return the rows that share samples with their full cache, with that cache, and the remaining rows."""
+def measured(table: Table) -> list[tuple[Row, Row | None]]:
+    """Return every compressed row, with the full cache that shares samples with it; None if none does."""
     rows = [row for row in table.rows if table.overall in row.cells]
     fulls = [row for row in rows if row.budget is None]
-    pairs, skipped = [], []
-    for row in rows:
-        if row.budget is None:
-            continue
-        mine = row.cells[table.overall].samples
-        full = full_of(row, [other for other in fulls if other.cells[table.overall].samples & mine])
-        if full is None:
-            skipped.append(row)
-        else:
-            pairs.append((row, full))
-    return pairs, skipped
+    samples = {id(row): row.cells[table.overall].samples for row in rows}
+    return [
+        (row, full_of(row, [full for full in fulls if samples[id(full)] & samples[id(row)]]))
+        for row in rows
+        if row.budget is not None
+    ]
 
 
 def unmeasured(table: Table) -> list[str]:
     """Return a sentence with the settings that no certificate covers; empty if there are none."""
-    skipped = ", ".join(str(row.name) for row in measured(table)[1])
+    skipped = ", ".join(str(row.name) for row, full in measured(table) if full is None)
     left_out = f"{table.model}, {table.eval}: left out, since they share no samples with the full cache: {skipped}."
     return [left_out] if skipped else []
 
@@ -98,8 +90,9 @@ def certificates(
     a row's method, which only rows share that differ in nothing but the budget.
     """
     methods: dict[tuple[str, str, Name], list[tuple[Row, Row]]] = {}
-    for row, full in measured(table)[0]:
-        methods.setdefault((row.protocol, method_of(row), full.name), []).append((row, full))
+    for row, full in measured(table):
+        if full is not None:
+            methods.setdefault((row.protocol, method_of(row), full.name), []).append((row, full))
     for (protocol, method, _), pairs in methods.items():
         tried: list[Tried] = []
         for row, full in sorted(pairs, key=lambda pair: largest_first(pair[0].budget)):

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from itertools import chain, combinations
+from dataclasses import dataclass, field, replace
+from itertools import chain, combinations, count, permutations
 from statistics import fmean
+from string import ascii_lowercase
 from typing import Any, Literal
 
 from compresskv.budget import Budget
@@ -32,8 +33,6 @@ NEEDED = (
     f"n needed: samples with which one of the two tests decides with a probability of {100 * POWER:g} %, were mean and "
     "spread as here."
 )
-
-LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,14 +61,10 @@ class Question:
         """
         subject = self.subject or "the best method of each budget"
         compared = "of this table" if self.pairs else f"of {subject} with another method of the same budget"
-        margins = {metric.field: margin for metric in metrics if (margin := self.margin(metric))}
-        return f"{TESTS}all comparisons {compared}, for one {each}. {text_of_margins(margins)}{NEEDED}"
-
-
-def text_of_margins(margins: Mapping[str, Margin]) -> str:
-    """Return a sentence on the margins by field; "" for none."""
-    said = ", ".join(f"{margin.within:g} ({field})" for field, margin in margins.items())
-    return f"Margin: {said}. " if said else ""
+        margins = {metric.field: margin.within for metric in metrics if (margin := self.margin(metric))}
+        said = ", ".join(f"{within:g} ({field})" for field, within in margins.items())
+        with_margins = f"Margin: {said}. " if said else ""
+        return f"{TESTS}all comparisons {compared}, for one {each}. {with_margins}{NEEDED}"
 
 
 def stated(metric: Metric, within: float | None) -> Margin | None:
@@ -142,11 +137,6 @@ def words(outcome: Outcome, margin: float | None) -> str:
     return "differ" if outcome == "differs" else "undecided" if margin is not None else "no difference shown"
 
 
-def needed(difference: Difference) -> int | None:
-    """Return the samples with which one of the two tests would decide; None if no number would."""
-    return min((n for n in (difference.needed, difference.enough) if n is not None), default=None)
-
-
 def verdicts(question: Question, table: Table) -> list[Verdict]:
     """Return the comparisons of a table.
 
@@ -158,73 +148,67 @@ def verdicts(question: Question, table: Table) -> list[Verdict]:
     pairs = [
         (column, *pair) for column in table.compared or [table.overall] for pair in _pairs(question, table, column)
     ]
-    families = Counter(first.protocol for _, first, _ in pairs)
+    families = [first.protocol for _, first, _ in pairs]
     margin = question.margin(table.metric)
     found = [
-        paired(first.cells[column].strata, second.cells[column].strata, families[first.protocol], margin)
+        mean_difference(
+            differences(first.cells[column].strata, second.cells[column].strata),
+            families.count(first.protocol),
+            margin,
+        )
         for column, first, second in pairs
     ]
-    corrected = [(0.0, 0.0)] * len(pairs)
-    for protocol in families:
-        places = [place for place, (_, first, _) in enumerate(pairs) if first.protocol == protocol]
-        for place, *both in zip(places, *_corrected([found[place] for place in places]), strict=True):
-            corrected[place] = both[0], both[1]
     return [
         Verdict(
-            table.model,
-            table.eval,
-            first.budget,
-            first.label,
-            second.label,
-            round(difference.mean, table.metric.digits),
-            difference.interval,
-            p,
-            difference.n,
-            needed(difference),
-            table.metric.field,
-            column,
-            table.metric.digits,
-            table.metric.better == "lower",
-            question.finding,
-            first.cells[column].partial or second.cells[column].partial,
-            None if margin is None else margin.within,
-            None if margin is None else equivalence,
+            model=table.model,
+            eval=table.eval,
+            budget=first.budget,
+            first=first.label,
+            second=second.label,
+            mean=round(difference.mean, table.metric.digits),
+            interval=difference.interval,
+            p=difference.p,
+            n=difference.n,
+            needed=difference.deciding,
+            metric=table.metric.field,
+            column=column,
+            digits=table.metric.digits,
+            lower=table.metric.better == "lower",
+            finding=question.finding,
+            partial=first.cells[column].partial or second.cells[column].partial,
+            margin=None if margin is None else margin.within,
+            equivalence=None if margin is None else difference.equivalence,
         )
-        for (column, first, second), difference, (p, equivalence) in zip(pairs, found, corrected, strict=True)
+        for (column, first, second), difference in zip(pairs, _corrected(found, families), strict=True)
     ]
 
 
-def _corrected(family: Sequence[Difference]) -> tuple[list[float], list[float]]:
-    """Return the corrected p-values of no difference, and those of equivalence."""
-    return holm([each.p for each in family]), holm([each.equivalence for each in family])
+def _corrected(found: Sequence[Difference], families: Sequence[str]) -> list[Difference]:
+    """Return the differences with both p-values corrected for those of their family."""
+    corrected = list(found)
+    for family in set(families):
+        places = [place for place, other in enumerate(families) if other == family]
+        p_values = holm([found[place].p for place in places])
+        equivalences = holm([found[place].equivalence for place in places])
+        for place, p, equivalence in zip(places, p_values, equivalences, strict=True):
+            corrected[place] = replace(found[place], p=p, equivalence=equivalence)
+    return corrected
 
 
 def _pairs(question: Question, table: Table, column: str) -> Iterator[tuple[Row, Row]]:
     """Yield pairs of rows to compare: same budget, protocol, variant and time of eviction, and shared samples."""
     subject = subject_of(question, table)
     for rows in table.comparable.values():
-        best = _best(table, column, rows) if not subject else None
-        for first in rows:
-            for second in rows:
-                one, other = first.name, second.name
-                of_subject = one.method == subject if subject else first is best
-                wanted = (one.method, other.method) in question.pairs if question.pairs else of_subject
-                alike = (one.protocol, one.variant) == (other.protocol, other.variant)
-                if (
-                    first is second
-                    or not wanted
-                    or not alike
-                    or not {column} <= first.cells.keys() & second.cells.keys()
-                ):
-                    continue
-                if first.cells[column].samples & second.cells[column].samples:
-                    yield first, second
-
-
-def _best(table: Table, column: str, rows: Sequence[Row]) -> Row | None:
-    """Return the first of these rows with the best mean; None if they are not ranked."""
-    ranks = table.ranks(column, rows)
-    return next((rows[place] for place, rank in ranks.items() if rank == 1), None)
+        best = next((rows[place] for place, rank in table.ranks(column, rows).items() if rank == 1), None)
+        for first, second in permutations((row for row in rows if column in row.cells), 2):
+            one, other = first.name, second.name
+            if question.pairs:
+                wanted = (one.method, other.method) in question.pairs
+            else:
+                wanted = one.method == subject if subject else first is best
+            alike = (one.protocol, one.variant) == (other.protocol, other.variant)
+            if wanted and alike and first.cells[column].samples & second.cells[column].samples:
+                yield first, second
 
 
 def subject_of(question: Question, table: Table) -> str:
@@ -236,11 +220,6 @@ def subject_of(question: Question, table: Table) -> str:
         return question.subject
     several = (rows[0].name.method for rows in table.comparable.values() if len(rows) > 1)
     return next(several, question.subject)
-
-
-def paired(first: Strata, second: Strata, comparisons: int = 1, margin: Margin | None = None) -> Difference:
-    """Return `second` − `first` on the samples that both have, at least one, as one of `comparisons` comparisons."""
-    return mean_difference(differences(first, second), comparisons, margin)
 
 
 def differences(first: Strata, second: Strata) -> list[list[float]]:
@@ -279,17 +258,19 @@ def unpaired(table: Table) -> list[str]:
 
 @dataclass(frozen=True)
 class Pair:
-    """`second` − `first` on the samples that both have, with corrected p-values, as in `Verdict`."""
+    """`second` − `first` on the samples that both have; the p-values of `difference` are corrected."""
 
     first: str
     second: str
     difference: Difference
-    p: float
-    equivalence: float = 1.0
+
+    @property
+    def p(self) -> float:
+        return self.difference.p
 
     @property
     def outcome(self) -> Outcome:
-        return _outcome(self.p, self.equivalence)
+        return _outcome(self.p, self.difference.equivalence)
 
     @property
     def differs(self) -> bool:
@@ -328,8 +309,12 @@ class Comparison:
         return interval(*self.values[setting])
 
     def letters(self, setting: str) -> str:
-        """Return a letter for each group with this setting. Settings that share a letter cannot be told apart."""
-        return " ".join(_letter(place) for place, group in enumerate(self.groups) if setting in group)
+        """Return a letter (a … z, a1 … z1, …) for each group with this setting.
+
+        Settings that share a letter cannot be told apart.
+        """
+        names = (f"{letter}{turn or ''}" for turn in count() for letter in ascii_lowercase)
+        return " ".join(name for name, group in zip(names, self.groups, strict=False) if setting in group)
 
 
 def all_pairs(
@@ -374,19 +359,11 @@ def _comparison(
             aligned[name].append([settings[name][sample] for sample in shared])
     couples = list(combinations(range(len(names)), 2))
     found = all_differences(list(aligned.values()), couples, margin)
-    pairs = [
-        Pair(names[one], names[other], each, p, equivalence)
-        for (one, other), each, p, equivalence in zip(couples, found, *_corrected(found), strict=True)
-    ]
+    corrected = _corrected(found, [title] * len(found))
+    pairs = [Pair(names[one], names[other], each) for (one, other), each in zip(couples, corrected, strict=True)]
     differing = {frozenset((pair.first, pair.second)) for pair in pairs if pair.differs}
     within = None if margin is None else margin.within
     return Comparison(title, aligned, pairs, groups(names, differing), left_out, apart, within)
-
-
-def _letter(place: int) -> str:
-    """Return the letter of a group: a … z, a1 … z1, …"""
-    turn, letter = divmod(place, len(LETTERS))
-    return LETTERS[letter] + (str(turn) if turn else "")
 
 
 def common(settings: Sequence[Mapping[Key, Any]]) -> tuple[list[Key], int]:

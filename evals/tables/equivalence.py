@@ -5,15 +5,15 @@ much. So does a test of random signs, because values around a margin are not sym
 from a lognormal distribution (σ = 1) to be below itself in 14 % of all draws at the 5 % level. Where 2 % of all values
 are 100 and the others 0, they do so in 43 %. So `below` takes the largest of three p-values:
 
-- that of the one-sided t-test;
-- the same after Hall's transformation, which removes the skewness of t (P. Hall, "On the removal of skewness by
+- **Student:** the one-sided t-test.
+- **Hall:** the same after a transformation that removes the skewness of t (P. Hall, "On the removal of skewness by
   transformation", JRSS B 54, 1992; for one-sided bounds, X.-H. Zhou and S. Gao, The American Statistician 54, 2000).
-  The 14 % above become 9 %. A studentised bootstrap has the same error, and random draws;
-- the chance of seeing none of the rare values that would put the mean at the limit. If one sample in 50 loses all 100
-  points, the mean loses 2, and 42 samples miss it with a probability of 0.98^42 = 0.43. No valid test of a bounded mean
-  has a smaller p-value. For a metric without a largest value, no test is valid without assumptions (R. Bahadur and L.
-  Savage, Annals of Mathematical Statistics 27, 1956). Its tail is then taken to be as the samples show it, and n
-  samples never count for more than n tosses of a coin, 0.5^n.
+  The 14 % above become 9 %. A studentised bootstrap has the same error, and random draws.
+- **Unseen values:** the chance of seeing none of the rare values that would put the mean at the limit. If one sample in
+  50 loses all 100 points, the mean loses 2, and 42 samples miss it with a probability of 0.98^42 = 0.43. No valid test
+  of a bounded mean has a smaller p-value. For a metric without a largest value, no test is valid without assumptions
+  (R. Bahadur and L. Savage, Annals of Mathematical Statistics 27, 1956). Its tail is then taken to be as the samples
+  show it, and n samples never count for more than n tosses of a coin, 0.5^n.
 
 Hoeffding's bound and an empirical Bernstein bound need no assumption on bounded values, but too many samples: 15,000
 and 2,100 for a mean of 0 with a spread of 20 points to be below 2 points, where `below` needs 274.
@@ -56,64 +56,56 @@ def checked_margin(option: str, value: float) -> float:
 
 @dataclass(frozen=True)
 class Moments:
-    """Mean, spread (standard deviation over n) and skewness of rows of values, [rows] each, of `n` values each.
+    """What the test needs of rows of n values: their means, standard deviations (over n) and skewness, [rows] each.
 
-    `size`: the effective number of independent samples, if they are weighted.
+    `size`: the number of independent samples that the n values count for, which is less where they are weighted.
     """
 
-    means: Values
-    spreads: Values
+    mean: Values
+    deviation: Values
     skewness: Values
-    n: Values
-    size: Values
+    n: Values | int
+    size: Values | float
 
 
-def _moments(values: Values, size: float, limit: float) -> Moments:
-    """Of values [rows, n]; a spread that rounding may have made, beside the values and the `limit`, is 0."""
-    means, spreads = values.mean(1), values.std(1)
-    varied = spreads > 1e-9 * np.abs(values).max(1, initial=limit)
-    spreads = np.where(varied, spreads, 0)
-    scaled = (values - means[:, None]) / np.where(varied, spreads, 1)[:, None]
-    skewness = np.where(varied, (scaled**3).mean(1), 0)
-    count = np.full(len(values), float(values.shape[1]))
-    return Moments(means, spreads, skewness, count, np.full(len(values), size))
+def moments(values: Values, limit: float, size: float) -> Moments:
+    """Return the moments of `values` [rows, n]. Deviations as small as rounding makes them are 0."""
+    mean, deviation = values.mean(1), values.std(1)
+    varied = deviation > 1e-9 * np.abs(values).max(1, initial=limit)
+    deviation = np.where(varied, deviation, 0)
+    standardised = (values - mean[:, None]) / np.where(varied, deviation, 1)[:, None]
+    skewness = np.where(varied, (standardised**3).mean(1), 0)
+    return Moments(mean, deviation, skewness, values.shape[1], size)
+
+
+def p_below(sample: Moments, limit: float, largest: float | None) -> Values:
+    """Return p-values [rows] of the hypotheses that the mean is `limit` or more, as the module describes."""
+    from scipy.special import stdtr  # Student's t: its cumulative distribution
+
+    n, skewness = sample.n, sample.skewness
+    varied = sample.deviation > 0
+    distance = (sample.mean - limit) / np.where(varied, sample.deviation, 1)
+    student = stdtr(n - 1, distance * np.sqrt(n - 1))
+    u = distance * np.sqrt((n - 1) / n)
+    symmetric = u + skewness * u**2 / 3 + skewness**2 * u**3 / 27 + skewness / (6 * n)
+    hall = stdtr(n - 1, symmetric * np.sqrt(n))
+    shown = np.where(varied, np.maximum(student, hall), sample.mean >= limit)
+
+    if largest is None:
+        missed = np.where(sample.mean < limit, 0.5, 1.0)
+    else:  # the share of rare values that would raise the mean to the limit
+        share = (limit - sample.mean) / np.maximum(largest - sample.mean, 1e-12)
+        missed = 1 - share.clip(0, 1)
+    return np.maximum(shown, missed**sample.size)
 
 
 def below(values: Values, limit: float, largest: float | None, size: float) -> Values:
     """Return p-values [rows] of the hypotheses that the mean of a row of `values` [rows, n] is `limit` or more.
 
     `largest`: the largest possible value; None without a limit. `size`: how many independent samples the values
-    count for, where they are weighted.
+    count for, where they are weighted. A single value shows no spread, and its p-value is 1.
     """
-    return np.ones(len(values)) if values.shape[1] < 2 else _below(_moments(values, size, limit), limit, largest)
-
-
-def _below(of: Moments, limit: float, largest: float | None) -> Values:
-    from scipy.special import stdtr
-
-    varied = of.spreads > 0
-    distances = (of.means - limit) / np.where(varied, of.spreads, 1)
-    u = distances * np.sqrt((of.n - 1) / of.n)
-    removed = u + of.skewness * u**2 / 3 + of.skewness**2 * u**3 / 27 + of.skewness / (6 * of.n)
-    t, hall = stdtr(of.n - 1, distances * np.sqrt(of.n - 1)), stdtr(of.n - 1, removed * np.sqrt(of.n))
-    tests = np.where(varied, np.maximum(t, hall), np.where(of.means < limit, 0, 1))
-    return np.maximum(tests, _unseen(of.means, limit, largest) ** of.size)
-
-
-def upper_bound(values: Values, largest: float | None, size: float, alpha: float) -> float:
-    """Return the smallest limit that `below` accepts at level `alpha` for `values` [n]; infinity if it accepts none."""
-    low = float(values.mean())
-    high = largest if largest is not None else low + 1000 * float(np.abs(values).max(initial=1e-9))
-
-    def shown_below(limit: float) -> bool:
-        return bool(below(values[None], limit, largest, size)[0] < alpha)
-
-    if not shown_below(high):
-        return math.inf
-    for _ in range(60):
-        middle = (low + high) / 2
-        low, high = (low, middle) if shown_below(middle) else (middle, high)
-    return high
+    return np.ones(len(values)) if values.shape[1] < 2 else p_below(moments(values, limit, size), limit, largest)
 
 
 def within(values: Values, margin: Margin, size: float) -> Values:
@@ -125,12 +117,20 @@ def within(values: Values, margin: Margin, size: float) -> Values:
     return np.maximum(*each)
 
 
-def _unseen(means: Values, limit: float, largest: float | None) -> Values:
-    """Return the probability that a sample misses the rare `largest` values that would raise the mean to the limit."""
-    if largest is None:
-        return np.where(means < limit, 0.5, 1.0)
-    share = (limit - means) / np.maximum(largest - means, 1e-12)
-    return 1 - share.clip(0, 1)
+def upper_bound(values: Values, largest: float | None, size: float, alpha: float) -> float:
+    """Return the smallest limit that `below` accepts at level `alpha` for `values` [n]; infinity if it accepts none."""
+
+    def accepts(limit: float) -> bool:
+        return bool(below(values[None], limit, largest, size)[0] < alpha)
+
+    low = float(values.mean())
+    high = largest if largest is not None else low + 1000 * float(np.abs(values).max(initial=1e-9))
+    if not accepts(high):
+        return math.inf
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (low, middle) if accepts(middle) else (middle, high)
+    return high
 
 
 def samples_below(
@@ -146,20 +146,20 @@ def samples_below(
         return [None] * len(values)
     from scipy.special import ndtri
 
-    of = _moments(values, size, limit)
+    pilot = moments(values, limit, size)
     z = float(ndtri(1 - (1 - POWER) / sides))
 
-    def shown(n: Values) -> NDArray[np.bool_]:
-        means = of.means + z * of.spreads / np.sqrt(n - 1)
-        return _below(replace(of, means=means, n=n, size=of.size / of.n * n), limit, largest) < alpha
+    def accepted(n: Values) -> NDArray[np.bool_]:
+        worse = pilot.mean + z * pilot.deviation / np.sqrt(n - 1)
+        return p_below(replace(pilot, mean=worse, n=n, size=pilot.size / pilot.n * n), limit, largest) < alpha
 
     low, high = np.ones(len(values)), np.full(len(values), float(MOST))
-    found = shown(high)
+    possible = accepted(high)
     while (high - low > 1).any():
         middle = np.maximum(np.floor((low + high) / 2), 2)
-        enough = shown(middle)
+        enough = accepted(middle)
         low, high = np.where(enough, low, middle), np.where(enough, middle, high)
-    return [int(n) if there else None for n, there in zip(high, found, strict=True)]
+    return [int(n) if found else None for n, found in zip(high, possible, strict=True)]
 
 
 def samples_within(values: Values, margin: Margin, size: float, alpha: float) -> list[int | None]:

@@ -1,11 +1,12 @@
 """Statistics of tables: bootstrap intervals of means, and paired comparisons of settings."""
 
 import math
-from collections.abc import Hashable, Iterable, Iterator, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TypeVar
+from itertools import combinations, islice
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,7 +29,7 @@ ENOUGH = 400
 """Number of equally large sums of random signs that determine a p-value to 5 %."""
 
 MOST_GROUPS = 100
-"""Number of groups of settings above which only a covering set of groups is computed."""
+"""Number of groups above which only a covering set of groups is computed."""
 
 BLOCK = 512
 """Number of couples of settings that are computed together."""
@@ -46,13 +47,22 @@ def interval(*strata: Sequence[float]) -> tuple[float, float] | None:
     Values are resampled within each stratum. The seed is fixed, so equal values in equal order have equal intervals,
     and a table agrees with the summary. Returns None if a stratum has fewer than two values.
     """
-    if not strata or any(len(stratum) < 2 for stratum in strata):
+    means = _bootstrapped([np.array([stratum], dtype=float) for stratum in strata])
+    if means is None:
         return None
-    means = np.zeros(RESAMPLES)
-    for stratum, draws in zip(strata, _draws(tuple(map(len, strata))), strict=True):
-        means += np.asarray(stratum, dtype=float)[draws].mean(1)
-    low, high = np.percentile(means / len(strata), [2.5, 97.5])
+    low, high = np.percentile(means[0], [2.5, 97.5])
     return float(low), float(high)
+
+
+def _bootstrapped(strata: Sequence[NDArray[np.float64]]) -> NDArray[np.float64] | None:
+    """Return bootstrap means [rows, RESAMPLES] of strata [rows, n of the stratum]; None if there is no interval."""
+    if not strata or any(stratum.shape[1] < 2 for stratum in strata):
+        return None
+    means = np.zeros((len(strata[0]), RESAMPLES))
+    for stratum, draws in zip(strata, _draws(tuple(stratum.shape[1] for stratum in strata)), strict=True):
+        for place, values in enumerate(stratum):
+            means[place] += values[draws].mean(1)
+    return means / len(strata)
 
 
 @lru_cache(maxsize=2)  # the draws for 4,000 samples take 64 MB
@@ -80,6 +90,11 @@ class Difference:
     equivalence: float = 1.0
     enough: int | None = None
 
+    @property
+    def deciding(self) -> int | None:
+        """The samples with which one of the two tests would decide; None if no number would."""
+        return min((n for n in (self.needed, self.enough) if n is not None), default=None)
+
 
 def difference(
     first: Sequence[float], second: Sequence[float], comparisons: int = 1, margin: Margin | None = None
@@ -96,19 +111,8 @@ def mean_difference(
     All strata have the same weight regardless of their size, as in the average of a table. `comparisons` is the number
     of comparisons.
     """
-    n = sum(map(len, strata))
-    parts = [np.asarray(stratum, dtype=float) for stratum in strata]
-    weighted = weighted_values([part[None] for part in parts])[0]
-    ((equivalence, enough),) = _equivalences(weighted[None], margin, comparisons, effective(list(map(len, parts))))
-    return Difference(
-        mean=float(np.mean([part.mean() for part in parts])),
-        interval=interval(*(part.tolist() for part in parts)),
-        p=permutation_p(weighted, comparisons),
-        n=n,
-        needed=samples_needed(weighted, comparisons),
-        equivalence=equivalence,
-        enough=enough,
-    )
+    values = [np.asarray(stratum, dtype=float) for stratum in strata]
+    return all_differences([[0 * stratum for stratum in values], values], [(0, 1)], margin, comparisons)[0]
 
 
 def weighted_values(strata: Sequence[NDArray[np.float64]]) -> NDArray[np.float64]:
@@ -127,70 +131,53 @@ def effective(lengths: Sequence[int]) -> float:
     return float(len(lengths) * min(lengths))
 
 
-def _equivalences(
-    weighted: NDArray[np.float64], margin: Margin | None, comparisons: int, size: float
-) -> list[tuple[float, int | None]]:
-    """Return `equivalence` and `enough` of every row of differences."""
-    if margin is None:
-        return [(1.0, None)] * len(weighted)
-    p_values = within(weighted, margin, size).tolist()
-    return list(zip(p_values, samples_within(weighted, margin, size, ALPHA / comparisons), strict=True))
-
-
 def all_differences(
-    settings: Sequence[Sequence[Sequence[float]]], couples: Sequence[tuple[int, int]], margin: Margin | None = None
+    settings: Sequence[Sequence[Sequence[float] | NDArray[np.float64]]],
+    couples: Sequence[tuple[int, int]],
+    margin: Margin | None = None,
+    comparisons: int | None = None,
 ) -> list[Difference]:
     """Return the `mean_difference` of every couple (first, second) of indices of `settings`.
 
-    The number of comparisons is that of couples. Each setting has a sequence of values for each stratum, in equal order
-    of the samples. Values that couples share, such as bootstrap draws and sums of random signs, are computed once for
-    each setting.
+    Each setting has a sequence of values for each stratum, in equal order of the samples. Values that couples share,
+    such as bootstrap draws and sums of random signs, are computed once for each setting. `comparisons`: their number;
+    default: that of couples.
     """
     if not couples:
         return []
+    comparisons = comparisons or len(couples)
     strata = [np.array(of_stratum, dtype=float) for of_stratum in zip(*settings, strict=True)]
-    n = sum(stratum.shape[1] for stratum in strata)
     size = effective([stratum.shape[1] for stratum in strata])
     weighted = weighted_values(strata)
-    means = _bootstrapped(strata)
-    p_values = _permutation_ps(weighted, couples, len(couples))
+    resampled = _bootstrapped(strata)
+    p_values = _permutation_ps(weighted, couples, comparisons)
     found = []
     for start in range(0, len(couples), BLOCK):
-        block = couples[start : start + BLOCK]
-        first, second = np.array(block).T
+        first, second = np.array(couples[start : start + BLOCK]).T
         values = weighted[second] - weighted[first]
-        bounds = None if means is None else np.percentile(means[second] - means[first], [2.5, 97.5], axis=1).T.tolist()
-        needed = _samples_needed(values, len(couples))
-        equivalences = _equivalences(values, margin, len(couples), size)
-        for place, mean in enumerate(values.mean(1).tolist()):
-            between = None if bounds is None else (bounds[place][0], bounds[place][1])
-            found.append(Difference(mean, between, p_values[start + place], n, needed[place], *equivalences[place]))
+        means = np.mean([(stratum[second] - stratum[first]).mean(1) for stratum in strata], axis=0).tolist()
+        intervals: list[Any] = [None] * len(first)
+        if resampled is not None:
+            bounds = np.percentile(resampled[second] - resampled[first], [2.5, 97.5], axis=1)
+            intervals = list(zip(*bounds.tolist(), strict=True))
+        equivalence = [1.0] * len(first)
+        enough: list[int | None] = [None] * len(first)
+        if margin is not None:
+            equivalence = within(values, margin, size).tolist()
+            enough = samples_within(values, margin, size, ALPHA / comparisons)
+        ps, needed = p_values[start : start + BLOCK], _samples_needed(values, comparisons)
+        for mean, between, p, *others in zip(means, intervals, ps, needed, equivalence, enough, strict=True):
+            found.append(Difference(mean, between, p, weighted.shape[1], *others))
     return found
 
 
-def _bootstrapped(strata: Sequence[NDArray[np.float64]]) -> NDArray[np.float64] | None:
-    """Return the means [settings, RESAMPLES] whose percentiles form an interval; None if there is no interval."""
-    if any(stratum.shape[1] < 2 for stratum in strata):
-        return None
-    means = np.zeros((len(strata[0]), RESAMPLES))
-    for stratum, draws in zip(strata, _draws(tuple(stratum.shape[1] for stratum in strata)), strict=True):
-        for place, values in enumerate(stratum):
-            means[place] += values[draws].mean(1)
-    return means / len(strata)
-
-
-def permutation_p(differences: Sequence[float] | NDArray[np.float64], comparisons: int = 1) -> float:
-    """Return the two-sided p-value of the sign-flipping permutation test for a mean difference of 0.
-
-    The test is exact for up to `EXACT` nonzero differences (a zero has no sign). For more, it draws random signs with a
-    fixed seed, in sufficient number for a p-value to pass the correction for `comparisons`.
-    """
-    values = np.asarray(differences, dtype=float)
-    return _permutation_ps(np.stack([np.zeros_like(values), values]), [(0, 1)], comparisons)[0]
-
-
 def _permutation_ps(settings: NDArray[np.float64], couples: Sequence[tuple[int, int]], comparisons: int) -> list[float]:
-    """Return the p-value of every couple (first, second) of rows of `settings` [settings, n]."""
+    """Return two-sided p-values of the sign-flipping permutation test of a mean difference of 0.
+
+    There is one for every couple (first, second) of rows of `settings` [settings, n]. The test is exact for up to
+    `EXACT` nonzero differences (a zero has no sign). For more, it draws random signs with a fixed seed, in sufficient
+    number for a p-value to pass the correction for `comparisons`.
+    """
     first, second = np.array(couples).T
     p_values = np.ones(len(couples))
     signed = np.concatenate(
@@ -208,7 +195,7 @@ def _permutation_ps(settings: NDArray[np.float64], couples: Sequence[tuple[int, 
     many = np.flatnonzero(signed > EXACT)
     resamples = max(FEWEST, math.ceil(4 * comparisons / ALPHA) - 1)
     p_values[many] = _sampled(settings, first[many], second[many], resamples)
-    return [float(p) for p in p_values]
+    return p_values.tolist()
 
 
 def _exact(values: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -278,33 +265,24 @@ def _signs(n: int) -> NDArray[np.int8]:
     return 2 * np.random.default_rng(0).integers(0, 2, (FEWEST, n), dtype=np.int8) - 1
 
 
-def samples_needed(differences: Sequence[float] | NDArray[np.float64], comparisons: int = 1) -> int | None:
-    """Return the number of samples with which a paired test detects this mean difference with probability `POWER`.
+def _samples_needed(differences: NDArray[np.float64], comparisons: int) -> list[int | None]:
+    """Return the samples with which a paired test detects each row's mean [rows, n] with probability `POWER`.
 
     n = ((z(1 − α/2) + z(power)) · sd / mean)², normal approximation, at α = `ALPHA` / `comparisons`, the first level of
-    Holm's correction; with fewer than the smallest number returned, no p-value is below it. Returns None if the mean is
-    0 up to rounding, or if there are fewer than two differences.
+    Holm's correction; with fewer than the smallest number returned, no p-value is below it. None for a mean that is 0
+    up to rounding, and for fewer than two differences.
     """
-    return _samples_needed(np.asarray(differences, dtype=float)[None], comparisons)[0]
-
-
-def _samples_needed(differences: NDArray[np.float64], comparisons: int) -> list[int | None]:
-    """Return `samples_needed` for every row of `differences` [pairs, n]."""
     if differences.shape[1] < 2:
         return [None] * len(differences)
+    from scipy.special import ndtri
+
     means, largest = differences.mean(1), np.abs(differences).max(1)
     there = np.abs(means) > ROUNDING * largest
     spreads = differences.std(1, ddof=1) / np.where(there, means, 1)
     fewest = math.floor(math.log2(comparisons / ALPHA)) + 2  # the smallest p-value is 2 / 2^n
-    needed = np.maximum(fewest, np.ceil((_z(comparisons) * spreads) ** 2))
+    z = float(ndtri(1 - ALPHA / comparisons / 2) + ndtri(POWER))
+    needed = np.maximum(fewest, np.ceil((z * spreads) ** 2))
     return [int(number) if shown else None for number, shown in zip(needed, there, strict=True)]
-
-
-@lru_cache
-def _z(comparisons: int) -> float:
-    from scipy.special import ndtri
-
-    return float(ndtri(1 - ALPHA / comparisons / 2) + ndtri(POWER))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -320,52 +298,35 @@ def holm(p_values: Sequence[float]) -> list[float]:
 def groups(names: Sequence[Name], differing: AbstractSet[frozenset[Name]]) -> list[list[Name]]:
     """Return the largest groups in which no two names differ, in the order of `names`; a name may be in several groups.
 
-    `differing` holds the pairs that differ. This is the compact letter display of Piepho (2004): start with one group,
-    split it for each pair, and drop groups contained in another one. If this gives more than `MOST_GROUPS`, return a
-    subset of the largest groups in which any two names that do not differ share a group.
+    `differing` holds the pairs that differ. This is the compact letter display of Piepho (2004): the cliques of the
+    graph of names that do not differ. If there are more than `MOST_GROUPS`, return a subset of them in which any two
+    names that do not differ share a group.
     """
-    place = {name: number for number, name in enumerate(names)}
-    pairs = sorted(sorted(map(place.__getitem__, pair)) for pair in differing)
-    found = _split(len(names), pairs)
-    ordered = [[number for number in range(len(names)) if group >> number & 1] for group in found]
-    return [[names[number] for number in group] for group in sorted(ordered)]
+    import networkx
+
+    alike = networkx.Graph()
+    alike.add_nodes_from(range(len(names)))
+    for (place, name), (other, another) in combinations(enumerate(names), 2):
+        if frozenset((name, another)) not in differing:
+            alike.add_edge(place, other)
+    found = list(islice(networkx.find_cliques(alike), MOST_GROUPS + 1))
+    if len(found) > MOST_GROUPS:
+        found = _covering({place: {place, *alike[place]} for place in alike})
+    return [[names[place] for place in group] for group in sorted(map(sorted, found))]
 
 
-def _split(count: int, pairs: Sequence[Sequence[int]]) -> Iterable[int]:
-    """Return the groups as integers with one bit per index."""
-    groups = {(1 << count) - 1}
-    for first, second in pairs:
-        both = 1 << first | 1 << second
-        split = [group for group in groups if group & both == both]
-        groups.difference_update(split)
-        parts = {group & ~bit for group in split for bit in (1 << first, 1 << second)}
-        every = groups | parts
-        groups |= {part for part in parts if not any(part & group == part != group for group in every)}
-        if len(groups) > MOST_GROUPS:
-            return _covering(count, pairs)
-    return groups
-
-
-def _covering(count: int, pairs: Sequence[Sequence[int]]) -> Iterable[int]:
-    """Yield groups that cannot be extended, until any two indices that are not in `pairs` share a group."""
-    alike = [(1 << count) - 1] * count
-    for first, second in pairs:
-        alike[first] &= ~(1 << second)
-        alike[second] &= ~(1 << first)
-    covered = [0] * count
-    for start in range(count):
-        while missing := alike[start] & ~covered[start]:
-            # Add one index that is not covered yet, then every index that fits the group.
-            group, fitting = 1 << start, alike[start]
-            for number in (_lowest(missing), *range(count)):
-                if fitting >> number & 1:
-                    group |= 1 << number
-                    fitting &= alike[number]
-            for number in range(count):
-                if group >> number & 1:
-                    covered[number] |= group
-            yield group
-
-
-def _lowest(bits: int) -> int:
-    return (bits & -bits).bit_length() - 1
+def _covering(alike: Mapping[int, AbstractSet[int]]) -> list[set[int]]:
+    """Return cliques that cannot be extended, until any two that are `alike` share one; each is alike itself."""
+    covered: dict[int, set[int]] = {place: set() for place in alike}
+    found = []
+    for start, near in alike.items():
+        while missing := near - covered[start]:
+            group, fitting = {start}, near
+            for place in (min(missing), *alike):
+                if place in fitting:
+                    group.add(place)
+                    fitting = fitting & alike[place]
+            for place in group:
+                covered[place] |= group
+            found.append(group)
+    return found

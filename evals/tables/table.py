@@ -10,7 +10,6 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from operator import itemgetter
 from statistics import fmean
 from typing import Any, Literal
 
@@ -253,22 +252,18 @@ class Table:
         if self.metric.better is None:
             return {}
         digits = self.metric.digits if digits is None else digits
-        cells = [(row.when, row.cells.get(column)) for row in (self.rows if rows is None else rows)]
+        by_when: dict[str, dict[int, Cell]] = {}
+        for place, row in enumerate(self.rows if rows is None else rows):
+            if (cell := row.cells.get(column)) and not cell.partial:
+                by_when.setdefault(row.when, {})[place] = cell
         ranked: dict[int, int] = {}
-        for when in dict.fromkeys(when for when, _ in cells):
-            alike = {place: cell for place, (other, cell) in enumerate(cells) if cell and other == when}
-            ranked |= self._ranked(alike, digits)
+        for cells in by_when.values():
+            ((usual, _),) = Counter(cell.samples for cell in cells.values()).most_common(1)
+            means = {place: round(cell.mean, digits) for place, cell in cells.items() if cell.samples == usual}
+            best = sorted(set(means.values()), reverse=self.metric.better == "higher")[:2]
+            if len(best) == 2:
+                ranked |= {place: best.index(mean) + 1 for place, mean in means.items() if mean in best}
         return ranked
-
-    def _ranked(self, cells: Mapping[int, Cell], digits: int) -> dict[int, int]:
-        """Return 1 for the best and 2 for the second mean of these cells, by their keys."""
-        whole = {place: cell for place, cell in cells.items() if not cell.partial}
-        usual = max(Counter(cell.samples for cell in whole.values()).items(), key=itemgetter(1), default=(None, 0))[0]
-        same = {place: round(cell.mean, digits) for place, cell in whole.items() if cell.samples == usual}
-        values = sorted(set(same.values()), reverse=self.metric.better == "higher")
-        if len(same) < 2 or len(values) < 2:
-            return {}
-        return {place: values.index(value) + 1 for place, value in same.items() if value in values[:2]}
 
 
 @dataclass(frozen=True)

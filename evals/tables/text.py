@@ -75,10 +75,9 @@ def compared(cell: Cell) -> str:
     """Format the published number with the difference or why they cannot be compared; "" if nothing was published."""
     if cell.published is None:
         return ""
-    number = f"paper {cell.published:.2f}" + (f", {cell.source}" if cell.source == "second-hand" else "")
-    return (
-        f"{number}, not comparable: {cell.apart}" if cell.difference is None else f"{number}, {cell.difference:+z.2f}"
-    )
+    source = f", {cell.source}" if cell.source == "second-hand" else ""
+    difference = f"not comparable: {cell.apart}" if cell.difference is None else f"{cell.difference:+z.2f}"
+    return f"paper {cell.published:.2f}{source}, {difference}"
 
 
 def signed(value: float, digits: int) -> str:

@@ -55,3 +55,16 @@ def test_defaults_of_evaluations_are_no_part_of_a_name(tmp_path):
     configs = {task: {"model": {"name": "tiny", "evals": evals}} for task, evals in defaults.items()}
     made = [setting(tmp_path, task=task, of_config=config) for task, config in configs.items()]
     assert len(set(names(made))) == 1
+
+
+def test_a_full_cache_is_not_named_by_what_it_ignores(tmp_path):
+    """Two fidelities make two settings; the budget and the window of the command lines that ran them do not."""
+    first = {"budget": 64, "fidelity": True, "observation": {"window": 8}}
+    second = {"budget": 128, "fidelity": {"tokens": 96}, "observation": {"window": 16}}
+    made = [
+        setting(tmp_path, method="full", digest=f"{place:08d}", of_config=config)
+        for place, config in enumerate([first, second])
+    ]
+    assert [str(name) for name in names(made)] == ["FullKV fidelity=True", "FullKV tokens=96"]
+    same = setting(tmp_path, method="full", task="other", of_config=first | {"budget": 256})
+    assert names([made[0], same])[1].variant == ""

@@ -13,9 +13,15 @@ from evals.tables.statistics import (
     holm,
     interval,
     mean_difference,
-    permutation_p,
-    samples_needed,
 )
+
+
+def permutation_p(values, comparisons=1):
+    return mean_difference([values], comparisons).p
+
+
+def samples_needed(values, comparisons=1):
+    return mean_difference([values], comparisons).needed
 
 
 def test_intervals():
