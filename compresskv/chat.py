@@ -167,8 +167,8 @@ def question_start(
     """Return how many of `ids`, the tokens of the prompt `text`, come before the last occurrence of `question`.
 
     `text` ends with `answer_prefix`, which is not searched. A token that spans the boundary counts as part of the
-    question. Returns 0 if `question` is empty or does not occur in the text, or if the tokenizer is written in Python and
-    so does not give the places of its tokens. White space at the end of the question is ignored, since chat templates
+    question. Returns 0 if `question` is empty or does not occur in the text, or if the tokenizer is a Python one, which
+    does not give the places of its tokens. White space at the end of the question is ignored, since chat templates
     remove it.
     """
     if not tokenizer.is_fast:

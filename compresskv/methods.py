@@ -214,14 +214,14 @@ def refuse_chunks(config: MethodConfig, chunk: int | None) -> None:
         )
 
 
-def refuse_in_layer(config: MethodConfig, evaluation: str) -> None:
-    """Raise `UserError` for a scorer that declares the shared path, in an `evaluation` that evicts in each layer."""
+def refuse_shared(config: MethodConfig, evaluation: str) -> None:
+    """Raise `UserError` for a scorer that declares the shared path, in an `evaluation` without an answer to read."""
     if config.scorer is not None and _declared(config.scorer.target).get("path") == "shared":
         raise UserError(
             "method",
             "leave it out",
             value=config.name,
-            why=f"it reads the full cache's answer, but eval={evaluation} evicts each layer before this answer exists",
+            why=f"it reads the full cache's answer, which {evaluation} does not compute before it evicts",
         )
 
 

@@ -34,8 +34,8 @@ from compresskv.methods import (
     least_window,
     method_config,
     refuse_chunks,
-    refuse_in_layer,
     refuse_mismatch,
+    refuse_shared,
 )
 from compresskv.model_config import ModelConfig, name_of
 from compresskv.observation import ObservationConfig
@@ -384,7 +384,7 @@ def _refuse_chunks(job: Job) -> None:
 def _refuse_in_layer(job: Job) -> None:
     """Raise `UserError` for a method of the shared path in an evaluation that measures in-layer eviction."""
     if job.eval.evicts and not isinstance(job.eval, SampledEvaluation):
-        refuse_in_layer(job.method, job.eval.name)
+        refuse_shared(job.method, f"eval={job.eval.name}")
 
 
 _FITTING = (_refuse_mismatch, _refuse_small, _refuse_chunks, _refuse_in_layer)

@@ -71,7 +71,7 @@ def tables(records: Sequence[Record], asked: Asked = USUAL) -> list[Table]:
     present = [column for column in columns if any(column in of_row for of_row in by_column)]
     xs = {_score(count): float(count) for count in every}
     compared = [column for column in present if xs.get(column)]
-    shown = filled(rows, by_column, MASKED)
+    shown = filled(rows, by_column, MASKED, lambda line, column: True)
     first = records[0]
     return [Table(first.model, first.eval, present, shown, MASKED, "", compared, xs=xs, axis="masked query heads (K)")]
 

@@ -7,7 +7,7 @@ from evals.results.means import USUAL, Asked, Cells, average, by_line, by_task, 
 from evals.results.record import Record
 from evals.results.schema import Line
 from evals.results.shows import own_fields
-from evals.tables.table import Metric, Table
+from evals.tables.table import AVERAGE, Metric, Table
 
 
 def tables(records: Sequence[Record], asked: Asked = USUAL) -> list[Table]:
@@ -16,7 +16,7 @@ def tables(records: Sequence[Record], asked: Asked = USUAL) -> list[Table]:
     def cells_of(of_row: Sequence[Record], metric: Metric) -> Cells:
         return (by_task(of_row, metric) if several else {}) | by_line(of_row, metric, _metric) | average(of_row, metric)
 
-    return sampled(records, asked, cells_of)
+    return sampled(records, asked, cells_of, failed=lambda line, column: column in (AVERAGE, _metric(line)))
 
 
 def _metric(line: Line) -> str | None:

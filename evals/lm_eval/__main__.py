@@ -10,6 +10,7 @@ from typing import Any
 
 from compresskv.budget import written
 from compresskv.errors import UserError
+from compresskv.methods import refuse_shared
 from evals.compose import job
 from evals.job import Job
 
@@ -70,7 +71,9 @@ def setting(overrides: Sequence[str]) -> Job:
                 value=override.partition("=")[2],
                 why="not a setting of lm-eval's tasks",
             )
-    return job(*overrides)
+    chosen = job(*overrides)
+    refuse_shared(chosen.method, "lm-eval")
+    return chosen
 
 
 def evaluate(chosen: Job, options: argparse.Namespace) -> None:

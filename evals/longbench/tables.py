@@ -102,7 +102,9 @@ def _cells(records: Sequence[Record], metric: Metric, groups: Mapping[str, Seque
     official = {task: TASKS[task].n for task in TASKS}
     for record in records:
         lines: Sequence[Line] = record.covered
-        measured = {key(record, line): line[metric.field] for line in lines if line.get(metric.field) is not None}
+        measured = {
+            key(record, line, metric.field): line[metric.field] for line in lines if line.get(metric.field) is not None
+        }
         if measured:
             values[record.task] = measured
             counted[record.task] = max(len(measured) - row_check(record.task, lines).mismatching, 0)

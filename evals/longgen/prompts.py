@@ -12,8 +12,8 @@ import yaml
 
 PATH = Path(__file__).with_name("prompts.yaml")
 
-NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
-ITEM = re.compile(r"^\W*(\d+)[.):]", re.MULTILINE)
+NUMBER = re.compile(r"(?:(?<![\w)\]])-)?\d[\d,]*(?:\.\d+)?")  # the hyphen in 57-20 is not a sign
+ITEM = re.compile(r"^\W*(\d{1,9})[.):]", re.MULTILINE)
 
 N = 8
 """Number of words in an n-gram."""

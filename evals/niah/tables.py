@@ -107,7 +107,8 @@ def notes(records: Sequence[Record], tables: Sequence[Table], view: str = "") ->
     """Return Kendall's tau-b of each column's order of methods with the average's, by budget, in the view `needles`."""
     found = []
     for table in tables if view == "needles" else ():
-        for (budget, when), rows in table.comparable.items():
+        for rows in table.comparable:
+            budget, when = rows[0].budget, rows[0].when
             whole = [row for row in rows if len(row.cells) == len(table.columns)]
             whole = [row for row in whole if row.cells[AVERAGE].same_prompts(whole[0].cells[AVERAGE])]
             if budget is None or len(whole) < 3:

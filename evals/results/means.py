@@ -73,9 +73,9 @@ def sampled(
     """Make a table of the score and one of each other metric that the lines have.
 
     `records`, at least one, are of one model and evaluation. `order` is the sort key of columns; averages come last.
-    `failed(line, column)` returns whether the failed sample of `line` counts as missing in a column. Records with
-    different values of `apart_by` are named separately, so that they can share a row. `about` holds further fields of
-    the tables.
+    `failed(line, column)` returns whether the failed sample of `line` counts as missing in a column; it always does in
+    the column of its task. Records with different values of `apart_by` are named separately, so that they can share a
+    row. `about` holds further fields of the tables.
     """
     if asked.view == "layers":
         about = {"axis": "layer", "xs": {f"layer {place}": place for place in range(MOST_LAYERS)}}
@@ -137,7 +137,7 @@ def filled(
         for record in row.records:
             for id, line in record.failures.items():
                 for column, ids in everything.items():
-                    if failed(line, column):
+                    if column == record.task or failed(line, column):
                         ids.add((record.task, id))
     shown = []
     for row, cells in zip(rows, by_column, strict=True):

@@ -7,6 +7,7 @@ from threading import Lock
 
 from transformers import PreTrainedTokenizerBase
 
+from compresskv.errors import UserError
 from evals.ruler import common_words, frequent_words, niah, questions, variable_tracking
 from evals.ruler.drawing import Drawn, Request
 from evals.ruler.tasks import Task
@@ -54,12 +55,23 @@ def samples(
 
 
 class Stream:
-    """Samples by number. Each is made once, after all samples before it."""
+    """Samples by number. Each is made once, after all samples before it.
+
+    If none can be made, every access raises the `UserError` that says why.
+    """
 
     def __init__(self, made: Iterator[Drawn]) -> None:
-        self._rest, self._made, self._lock = made, [], Lock()  # type: ignore[var-annotated]
+        self._rest, self._lock = made, Lock()
+        self._made: list[Drawn] = []
+        self._refusal: UserError | None = None
 
     def __getitem__(self, number: int) -> Drawn:
         with self._lock:
-            self._made += islice(self._rest, max(0, number + 1 - len(self._made)))
+            if self._refusal:
+                raise self._refusal
+            try:
+                self._made += islice(self._rest, max(0, number + 1 - len(self._made)))
+            except UserError as error:
+                self._refusal = error
+                raise
             return self._made[number]

@@ -43,7 +43,7 @@ class Tried:
 
 @dataclass(frozen=True)
 class Certificate:
-    """The budgets of a method that were tested, from the largest to the first unsafe one."""
+    """The budgets of a method that were tested, from the largest to the first unsafe one: all tokens, or all shares."""
 
     model: str
     eval: str
@@ -89,11 +89,12 @@ def certificates(
     `loss`: lost score, or added KL, that the mean loss has to be below, in the metric's unit. `method_of`: the name of
     a row's method, which only rows share that differ in nothing but the budget.
     """
-    methods: dict[tuple[str, str, Name], list[tuple[Row, Row]]] = {}
+    # A share of the tokens is neither larger nor smaller than a number of tokens, so each kind has its own certificate.
+    methods: dict[tuple[str, str, Name, type], list[tuple[Row, Row]]] = {}
     for row, full in measured(table):
         if full is not None:
-            methods.setdefault((row.protocol, method_of(row), full.name), []).append((row, full))
-    for (protocol, method, _), pairs in methods.items():
+            methods.setdefault((row.protocol, method_of(row), full.name, type(row.budget)), []).append((row, full))
+    for (protocol, method, *_), pairs in methods.items():
         tried: list[Tried] = []
         for row, full in sorted(pairs, key=lambda pair: largest_first(pair[0].budget)):
             tried.append(_tried(row, full, table.overall, table.metric, loss, 1 - confidence))

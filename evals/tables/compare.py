@@ -59,8 +59,11 @@ class Question:
 
         `each`: what the comparisons of a family have in common.
         """
-        subject = self.subject or "the best method of each budget"
-        compared = "of this table" if self.pairs else f"of {subject} with another method of the same budget"
+        compared = f"of {self.subject} with another method of the same budget"
+        if self.pairs:
+            compared = "of this table"
+        elif not self.subject:  # the same data show which method is the best
+            compared = "of two methods of the same budget, of which those with the best method are shown"
         margins = {metric.field: margin.within for metric in metrics if (margin := self.margin(metric))}
         said = ", ".join(f"{within:g} ({field})" for field, within in margins.items())
         with_margins = f"Margin: {said}. " if said else ""
@@ -141,19 +144,20 @@ def verdicts(question: Question, table: Table) -> list[Verdict]:
     """Return the comparisons of a table.
 
     Rows with the same budget, protocol, variant and time of eviction are compared on the samples that both have. All
-    comparisons of one protocol are one family.
+    comparisons of one protocol are one family. If the data choose the method that is compared with the others, the
+    comparisons of all methods with each other count.
     """
     if not question.tested:
         return []
-    pairs = [
-        (column, *pair) for column in table.compared or [table.overall] for pair in _pairs(question, table, column)
-    ]
+    columns = table.compared or [table.overall]
+    pairs = [(column, *pair) for column in columns for pair in _pairs(question, table, column)]
+    numbers = sum((_compared(question, table, column) for column in columns), Counter())
     families = [first.protocol for _, first, _ in pairs]
     margin = question.margin(table.metric)
     found = [
         mean_difference(
             differences(first.cells[column].strata, second.cells[column].strata),
-            families.count(first.protocol),
+            numbers[first.protocol],
             margin,
         )
         for column, first, second in pairs
@@ -179,17 +183,17 @@ def verdicts(question: Question, table: Table) -> list[Verdict]:
             margin=None if margin is None else margin.within,
             equivalence=None if margin is None else difference.equivalence,
         )
-        for (column, first, second), difference in zip(pairs, _corrected(found, families), strict=True)
+        for (column, first, second), difference in zip(pairs, _corrected(found, families, numbers), strict=True)
     ]
 
 
-def _corrected(found: Sequence[Difference], families: Sequence[str]) -> list[Difference]:
-    """Return the differences with both p-values corrected for those of their family."""
+def _corrected(found: Sequence[Difference], families: Sequence[str], numbers: Mapping[str, int]) -> list[Difference]:
+    """Return the differences with both p-values corrected for the number of comparisons of their family."""
     corrected = list(found)
     for family in set(families):
         places = [place for place, other in enumerate(families) if other == family]
-        p_values = holm([found[place].p for place in places])
-        equivalences = holm([found[place].equivalence for place in places])
+        p_values = holm([found[place].p for place in places], numbers[family])
+        equivalences = holm([found[place].equivalence for place in places], numbers[family])
         for place, p, equivalence in zip(places, p_values, equivalences, strict=True):
             corrected[place] = replace(found[place], p=p, equivalence=equivalence)
     return corrected
@@ -198,7 +202,7 @@ def _corrected(found: Sequence[Difference], families: Sequence[str]) -> list[Dif
 def _pairs(question: Question, table: Table, column: str) -> Iterator[tuple[Row, Row]]:
     """Yield pairs of rows to compare: same budget, protocol, variant and time of eviction, and shared samples."""
     subject = subject_of(question, table)
-    for rows in table.comparable.values():
+    for rows in table.comparable:
         best = next((rows[place] for place, rank in table.ranks(column, rows).items() if rank == 1), None)
         for first, second in permutations((row for row in rows if column in row.cells), 2):
             one, other = first.name, second.name
@@ -206,9 +210,29 @@ def _pairs(question: Question, table: Table, column: str) -> Iterator[tuple[Row,
                 wanted = (one.method, other.method) in question.pairs
             else:
                 wanted = one.method == subject if subject else first is best
-            alike = (one.protocol, one.variant) == (other.protocol, other.variant)
-            if wanted and alike and first.cells[column].samples & second.cells[column].samples:
+            if wanted and _alike(first, second, column):
                 yield first, second
+
+
+def _alike(first: Row, second: Row, column: str) -> bool:
+    """Return whether two rows of a group have the same variant, and shared samples in the column."""
+    same = first.name.variant == second.name.variant
+    return same and bool(first.cells[column].samples & second.cells[column].samples)
+
+
+def _compared(question: Question, table: Table, column: str) -> Counter[str]:
+    """Return the number of comparisons in a column, by protocol.
+
+    If the data choose the method that is compared with the others, all pairs of methods count.
+    """
+    if question.subject or question.pairs:
+        return Counter(first.protocol for first, _ in _pairs(question, table, column))
+    return Counter(
+        first.protocol
+        for rows in table.comparable
+        for first, second in combinations((row for row in rows if column in row.cells), 2)
+        if _alike(first, second, column)
+    )
 
 
 def subject_of(question: Question, table: Table) -> str:
@@ -218,7 +242,7 @@ def subject_of(question: Question, table: Table) -> str:
     """
     if not question.subject or any(row.name.method == question.subject for row in table.rows if row.budget is not None):
         return question.subject
-    several = (rows[0].name.method for rows in table.comparable.values() if len(rows) > 1)
+    several = (rows[0].name.method for rows in table.comparable if len(rows) > 1)
     return next(several, question.subject)
 
 
@@ -359,7 +383,7 @@ def _comparison(
             aligned[name].append([settings[name][sample] for sample in shared])
     couples = list(combinations(range(len(names)), 2))
     found = all_differences(list(aligned.values()), couples, margin)
-    corrected = _corrected(found, [title] * len(found))
+    corrected = _corrected(found, [title] * len(found), {title: len(found)})
     pairs = [Pair(names[one], names[other], each) for (one, other), each in zip(couples, corrected, strict=True)]
     differing = {frozenset((pair.first, pair.second)) for pair in pairs if pair.differs}
     within = None if margin is None else margin.within

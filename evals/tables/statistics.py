@@ -285,12 +285,17 @@ def _samples_needed(differences: NDArray[np.float64], comparisons: int) -> list[
     return [int(number) if shown else None for number, shown in zip(needed, there, strict=True)]
 
 
-def holm(p_values: Sequence[float]) -> list[float]:
-    """Correct p-values for their number (Holm 1979, step-down): the chance of any false difference stays below α."""
+def holm(p_values: Sequence[float], number: int | None = None) -> list[float]:
+    """Correct p-values for their number (Holm 1979, step-down): the chance of any false difference stays below α.
+
+    `number`: that of all comparisons, if these were chosen from more by the same data. The others count as if they had
+    the largest p-values, so no corrected value is smaller than with all of them.
+    """
+    number = len(p_values) if number is None else number
     corrected = [0.0] * len(p_values)
     highest = 0.0
     for rank, place in enumerate(sorted(range(len(p_values)), key=p_values.__getitem__)):
-        highest = max(highest, min(1.0, (len(p_values) - rank) * p_values[place]))
+        highest = max(highest, min(1.0, (number - rank) * p_values[place]))
         corrected[place] = highest
     return corrected
 

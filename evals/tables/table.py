@@ -200,12 +200,12 @@ class Table:
         return groups
 
     @property
-    def comparable(self) -> dict[tuple[Budget | None, str], list[Row]]:
-        """The rows by budget and time of eviction. Only rows within one group are compared."""
-        groups: dict[tuple[Budget | None, str], list[Row]] = {}
+    def comparable(self) -> list[list[Row]]:
+        """Groups of rows with the same budget, time of eviction and protocol. Only rows of one group are compared."""
+        groups: dict[tuple[Budget | None, str, str], list[Row]] = {}
         for row in self.rows:
-            groups.setdefault((row.budget, row.when), []).append(row)
-        return groups
+            groups.setdefault((row.budget, row.when, row.protocol), []).append(row)
+        return list(groups.values())
 
     @property
     def has_whens(self) -> bool:
@@ -246,18 +246,18 @@ class Table:
         """Rank the means of a column: by index into `rows` (default: all), 1 for the best and 2 for the second mean.
 
         Rows with only part of the samples, or with different prompts than most rows, are not ranked. Rows are ranked
-        separately for each time of eviction. Means that are equal with `digits` (default: those of the metric) share
-        their rank. A single row is not ranked.
+        separately for each time of eviction and protocol. Means that are equal with `digits` (default: those of the
+        metric) share their rank. A single row is not ranked.
         """
         if self.metric.better is None:
             return {}
         digits = self.metric.digits if digits is None else digits
-        by_when: dict[str, dict[int, Cell]] = {}
+        groups: dict[tuple[str, str], dict[int, Cell]] = {}
         for place, row in enumerate(self.rows if rows is None else rows):
             if (cell := row.cells.get(column)) and not cell.partial:
-                by_when.setdefault(row.when, {})[place] = cell
+                groups.setdefault((row.when, row.protocol), {})[place] = cell
         ranked: dict[int, int] = {}
-        for cells in by_when.values():
+        for cells in groups.values():
             ((usual, _),) = Counter(cell.samples for cell in cells.values()).most_common(1)
             means = {place: round(cell.mean, digits) for place, cell in cells.items() if cell.samples == usual}
             best = sorted(set(means.values()), reverse=self.metric.better == "higher")[:2]
