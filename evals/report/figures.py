@@ -1,6 +1,7 @@
 """Draw tables as lines with 95 % intervals, and write figures as PNG, SVG and PDF."""
 
 import io
+import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -111,7 +112,7 @@ def over_columns(tables: Sequence[Table], above: str = "") -> Figure:
     Each table has its own panel; all panels share one legend.
     """
     columns = min(3, len(tables))
-    rows = -(-len(tables) // columns)
+    rows = math.ceil(len(tables) / columns)
     alone = len(tables) == 1
     size = (7.5, 4) if alone else (4.2 * columns, 3.3 * rows)
     figure, axes = plt.subplots(rows, columns, figsize=size, squeeze=False, layout="constrained")
