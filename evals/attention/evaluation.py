@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -48,11 +49,10 @@ def run(model: LoadedModel, config: Attention, jobs: Sequence[Job], progress: Pr
             for id in ids:
                 observed = observe(model, task.sample(id), config)
                 needle = needle_span(observed.prompt, task.cells[id].needle.answer, model.tokenizer)
-                about = {"model": model.name, "protocol": job.protocol.label, "sample": id, "dtype": model.dtype}
-                content = {**about, **description(observed, needle, scores, config, model.tokenizer)}
-                write_json(
-                    folder / f"{label_stem(job.protocol.label)}-{id}.json", {**content, "environment": environment()}
-                )
+                content = {"model": model.name, "protocol": job.protocol.label, "sample": id, "dtype": model.dtype}
+                content |= description(observed, needle, scores, config, model.tokenizer)
+                content["environment"] = environment()
+                write_json(folder / f"{label_stem(job.protocol.label)}-{id}.json", content)
     return folder
 
 
@@ -101,16 +101,10 @@ def needle_span(ids: Tensor, needle: str, tokenizer: PreTrainedTokenizerBase) ->
     start = text.rfind(needle)
     if start < 0:
         raise UserError(
-            "eval.answer",
-            "give an answer that is part of the needle",
-            value=needle,
-            why="not in the prompt",
+            "eval.answer", "give an answer that is part of the needle", value=needle, why="not in the prompt"
         )
-    ends, position = [], 0
-    for piece in pieces:
-        position += len(piece)
-        ends.append(position)
-    inside = [place for place, end in enumerate(ends) if end > start and end - len(pieces[place]) < start + len(needle)]
+    bounds = pairwise(accumulate(map(len, pieces), initial=0))
+    inside = [place for place, (begin, end) in enumerate(bounds) if end > start and begin < start + len(needle)]
     return range(inside[0], inside[-1] + 1)
 
 

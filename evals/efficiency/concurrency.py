@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import product
 from statistics import median
 from typing import Any
 
@@ -15,6 +16,7 @@ from compresskv.errors import UserError
 from compresskv.models import LoadedModel
 from evals.efficiency.config import Efficiency
 from evals.efficiency.measure import Contender, decode_steps, give_back, now, peak, reset_peak
+from evals.efficiency.tables import Place
 from evals.progress import Progress
 
 MEGABYTE = 10**6
@@ -144,10 +146,11 @@ def fill_pools(
     `failures`.
     """
     filled: list[dict[str, Any]] = []
-    turns = []
-    for length in config.lengths:
-        for pool in config.pools:
-            turns += [(row, pool, output) for row in rows if row["length"] == length for output in config.outputs]
+    turns = [
+        (row, pool, output)
+        for length, pool, row, output in product(config.lengths, config.pools, rows, config.outputs)
+        if row["length"] == length
+    ]
     with progress.track(f"{model.name} concurrency", turns, "measurements") as steps:
         for alone, pool, output in steps:
             name, length = alone["setting"], alone["length"]
@@ -158,15 +161,10 @@ def fill_pools(
                     str(error) or "out of memory"
                 )
                 continue
-            filled.append({**_row(alone, pool, found), "new_tokens": output})
+            about = {field: alone[field] for field in Place.__annotations__} | {"pool_mb": pool, **asdict(found)}
+            filled.append({**about, "tokens_per_s_alone": 1000 / alone["decode_ms"], "new_tokens": output})
             place = (length, pool, output)
             first = next(row for row in filled if (row["length"], row["pool_mb"], row["new_tokens"]) == place)
             if first["setting"] == next(iter(by_name)) and first["sequences"] and found.tokens_per_s:
                 filled[-1]["tokens_per_s_ratio"] = found.tokens_per_s / first["tokens_per_s"]
             yield filled
-
-
-def _row(alone: Mapping[str, Any], pool: int, found: Concurrency) -> dict[str, Any]:
-    """Return the row of a pool, with the speed of a single sequence from `alone`."""
-    place = {field: alone[field] for field in ("setting", "length", "method", "budget", "protocol", "variant", "when")}
-    return {**place, "pool_mb": pool, **asdict(found), "tokens_per_s_alone": 1000 / alone["decode_ms"]}
