@@ -36,10 +36,7 @@ SPACES = str.maketrans({"Ġ": " ", "▁": " ", "Ċ": "\n"})
 
 
 def run(model: LoadedModel, config: Attention, jobs: Sequence[Job], progress: Progress) -> Path:
-    """Write a file for every prompt under every protocol of the jobs; returns the model's folder.
-
-    Raises `UserError` if the calibration has no scores of retrieval heads, or if a prompt does not contain the needle.
-    """
+    """Write a file for every prompt under every protocol of the jobs, and return the model's folder."""
     folder = jobs[0].results / "attention" / model.name
     for job in {job.protocol: job for job in jobs}.values():
         calibrated = context_of(model, job).calibrated()

@@ -50,9 +50,7 @@ KINDS = {"copy": ("semantic", "semantic_count", "traditional"), "reason": ("retr
 
 
 def measure(model: LoadedModel, config: Calibrate, job: Job, progress: Progress) -> dict[str, Any]:
-    """Calibrate `model` for the observation of `job`, with samples stored in its results; returns the file's content.
-
-    With `eviction.when=context`, layer errors are measured for eviction before the question.
+    """Calibrate `model` for the observation of `job`, and return the content of the file.
 
     Raises `UserError` if the prompts do not fit the model, or if too few are answered.
     """

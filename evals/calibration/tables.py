@@ -50,10 +50,7 @@ class Map:
 
 
 def shown(results: Path, methods: Sequence[str]) -> Shown:
-    """Return maps of every model with a calibration in `results`, in the user's cache or in the package.
-
-    Raises `UserError` if no calibration has scores by both rankings.
-    """
+    """Return maps of every model with a calibration in `results`, in the user's cache or in the package."""
     maps, faults = _maps(results)
     if not maps:
         raise UserError(
@@ -173,10 +170,7 @@ def files(results: Path) -> list[tuple[Path, str]]:
 
 
 def sections(results: Path, models: Sequence[str]) -> tuple[Section, list[str]]:
-    """Return maps of the calibrations that runs of these models use, then of those stored with the results.
-
-    The second value lists the problems of files that cannot be loaded.
-    """
+    """Return maps of calibrations that runs of these models use or that are in `results`, and the faults of files."""
     paths: dict[Path, None] = {}
     known = {model.casefold() for model in models}
     for name in calibration.names():

@@ -15,7 +15,7 @@ from compresskv.engine.prefill import forward_prompt
 from compresskv.errors import UserError
 from compresskv.models import LoadedModel
 from evals.efficiency.config import Efficiency
-from evals.efficiency.measure import Contender, decode_steps, give_back, now, peak, reset_peak
+from evals.efficiency.measure import Contender, decode_steps, give_back, now, peak_fields, reset_peak
 from evals.efficiency.tables import Place
 from evals.progress import Progress
 
@@ -46,10 +46,7 @@ class Concurrency:
 
 
 def stretch(text: torch.Tensor, place: int, length: int) -> torch.Tensor:
-    """Return a different prompt for each `place`: token ids from another part of `text` [*], which wraps around.
-
-    The first has `length` tokens, the others up to 1/32 fewer.
-    """
+    """Return the prompt at a `place` of `text` [*], which wraps around: of `length` tokens, or up to 1/32 fewer."""
     start = place * length % text.numel()
     tokens = length - 7 * place % max(length // 32, 1)
     return text[torch.arange(start, start + tokens, device=text.device) % text.numel()]
@@ -83,7 +80,6 @@ def fill(
     if cache.nbytes + cache.sliding_bytes > batch:
         raise RuntimeError(f"{cache.nbytes + cache.sliding_bytes} bytes of cache are allocated, {batch} were expected")
     slow, fast = np.percentile(steps.counted, [97.5, 2.5]).tolist()
-    peaks = peak(devices)
     return Concurrency(
         sequences=rows,
         sequence_bytes=filled.sequence_bytes,
@@ -93,8 +89,7 @@ def fill(
         tokens_per_s=rows / steps.usual(contender.schedule),
         tokens_per_s_spread=(rows / slow, rows / fast),
         launch_bound=steps.launch_bound,
-        peak_bytes=None if peaks is None else sum(peaks),
-        peak_bytes_by_gpu=tuple(peaks or ()) if devices else (),
+        **peak_fields(devices),
     )
 
 
@@ -140,10 +135,9 @@ def fill_pools(
     progress: Progress,
     failures: dict[str, str],
 ) -> Iterator[list[dict[str, Any]]]:
-    """Fill every pool with each setting of `rows`, for every length of prompts and outputs; yield the rows so far.
+    """Fill every pool for every setting and length of `rows`, the measurements of one sequence; yield the rows so far.
 
-    `rows` are the measurements of one sequence. Ratios are relative to the first of `by_name`. Failures are added to
-    `failures`.
+    Ratios are to the first of `by_name`. Adds to `failures`.
     """
     filled: list[dict[str, Any]] = []
     turns = [

@@ -37,11 +37,7 @@ Measurements = dict[tuple[str, int], list[Measurement]]
 
 
 def run(model: LoadedModel, config: Efficiency, jobs: Sequence[Job], progress: Progress) -> Path:
-    """Measure every job and the full cache at every length, and return the path of the JSON file with the rows.
-
-    Rows have ratios to the full cache. Settings that do not fit in memory are left out, and `UserError` is raised at
-    the end.
-    """
+    """Measure every job and the full cache; return the path of the rows. Raises `UserError` at the end for failures."""
     replay = jobs[0].engine.graph == "auto"
     with graphs(model.model, replay):
         return run_contenders(model, config, contenders(model, jobs), jobs[0].results, progress, replay)
@@ -83,10 +79,7 @@ def run_contenders(
     progress: Progress,
     replay: bool = False,
 ) -> Path:
-    """Measure these contenders, with ratios to the first, and return the path of the JSON file.
-
-    `replay`: whether the caller asked for CUDA graphs, which the file notes.
-    """
+    """Measure contenders, with ratios to the first; return the path. `replay`: whether CUDA graphs were asked for."""
     new_tokens = max(config.new_tokens, *config.outputs)
     if (longest := max(config.lengths)) + new_tokens > model.window:
         raise UserError(
@@ -161,10 +154,7 @@ def _text(model: LoadedModel, config: Efficiency) -> torch.Tensor:
 
 
 def _row(name: str, length: int, measurements: Measurements, by_name: Mapping[str, Contender]) -> dict[str, Any]:
-    """Return the row of a setting at a length.
-
-    It has the medians, their ratios to the first of `by_name`, and the values of all rounds.
-    """
+    """Return the medians of a setting at a length, their ratios to the first of `by_name`, and the values of rounds."""
     contender, rounds = by_name[name], measurements[name, length]
 
     def values(of: Sequence[Measurement]) -> dict[str, list[Any]]:

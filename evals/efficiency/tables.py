@@ -218,10 +218,7 @@ def latency(run: Run) -> Texts:
 
 
 def pools(run: Run) -> Texts:
-    """Return a table with a row for every setting, prompt length, output length and pool.
-
-    × is the ratio to the full cache for the same lengths and pool.
-    """
+    """Return a table with a row for every setting, prompt length, output length and pool; × is as in `latency`."""
     rows = [{"new_tokens": run["new_tokens"], **row} for row in run.get("concurrency", [])]
     body = [_pool(row, name) for row, name in zip(rows, names(rows), strict=True)]
     return Texts(f"{run['model']}, sequences that decode together", POOL, body, _caption(run, rows))
@@ -251,10 +248,7 @@ def _caption(run: Run, rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def tables(run: Run, methods: Sequence[str] = ()) -> list[Table]:
-    """Return a table for each of `MEASURED` with a title: means over rounds by prompt length.
-
-    `methods`: the methods to show (empty: all).
-    """
+    """Return a table for each of `MEASURED` with a title, of these `methods` (empty: all): means by prompt length."""
     order = ["full", *(methods or METHODS)]
     by_name: dict[Name, list[Mapping[str, Any]]] = {}
     for row, name in zip(run["rows"], names(run["rows"]), strict=True):
@@ -286,10 +280,7 @@ def _cells(rows: Sequence[Mapping[str, Any]], measured: Measured) -> Cells:
 
 
 def speeds(rows: Sequence[Mapping[str, Any]]) -> dict[int, dict[str, list[tuple[float, float]]]]:
-    """Return sorted (MB of the pool, tokens/s) by prompt length and setting.
-
-    A line starts at the pool that holds one sequence.
-    """
+    """Return sorted (MB of the pool, tokens/s) by prompt length and setting; the first pool holds one sequence."""
     points: dict[int, dict[str, dict[float, float]]] = {}
     for row, name in zip(rows, names(rows), strict=True):
         alone = {row["sequence_bytes"] / 1e6: row["tokens_per_s_alone"]}
@@ -383,8 +374,7 @@ def several_outputs(rows: Sequence[Mapping[str, Any]]) -> bool:
 def pool_charts(rows: Sequence[Mapping[str, Any]], model: str = "") -> Iterator[Table]:
     """Yield tokens per second over the size of the pool, for each prompt length.
 
-    With `several_outputs`, yield the sequences that fit and their tokens per second over the length of outputs, for
-    each prompt length and pool.
+    With `several_outputs`: the sequences that fit, and their speed, over the length of outputs, for each pool.
     """
     if not several_outputs(rows):
         for length, lines in speeds(rows).items():

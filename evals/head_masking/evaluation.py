@@ -35,10 +35,7 @@ from evals.running.tasks import about, open_store, setting_folder
 
 
 def run(model: LoadedModel, config: HeadMasking, jobs: Sequence[Job], progress: Progress) -> Path:
-    """Mask heads under every protocol of the jobs, and print the results; returns their folder.
-
-    Raises `UserError` for methods that evict, and if the calibration has no scores to rank heads by.
-    """
+    """Mask heads under every protocol of the jobs, and print the results; returns their folder."""
     for masking in of_protocols(model, config, jobs):
         masking.run(progress)
     return jobs[0].results / "runs" / model.name / config.name

@@ -18,10 +18,7 @@ COLUMNS = ("tasks", "groups")
 
 
 def main(arguments: list[str]) -> int:
-    """Write the page, or the artefacts of one experiment, print their paths, and return the exit code.
-
-    Raises `UserError`, which `python -m evals` prints.
-    """
+    """Write the page, or the artefacts of one experiment, print their paths, and return the exit code."""
     parser = Arguments(
         prog="python -m evals report", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )

@@ -53,10 +53,7 @@ def write(
 
 
 def write_after_run(experiment: str, results: Path) -> None:
-    """Write the artefacts of an experiment from the whole tree `results`, and print their folder.
-
-    If there are no results yet, for example while jobs wait on a cluster, print the reason instead of raising.
-    """
+    """Write the artefacts of an experiment, and print their folder, or why there are none yet."""
     try:
         said = f"artefacts: {write(experiment, results)[0].parent}"
     except UserError as error:

@@ -19,8 +19,7 @@ FORMULAS = ("=", "@", "+", "-", "\t", "\r", "\n", "＝", "＠", "＋", "－")
 def means(tables: Sequence[Table]) -> "DataFrame":
     """Return one row for every cell of `tables`, including the published number.
 
-    `low` and `high` are the bounds of the 95 % interval; `of` is the number of samples that exist. The column `when` is
-    left out if all rows evict after the prompt.
+    `low`, `high`: the 95 % interval; `of`: samples that exist; `when` is left out if all rows evict after the prompt.
     """
     rows = [
         {

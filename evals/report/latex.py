@@ -158,10 +158,7 @@ def _ranks(table: Table, column: str, rows: Sequence[Row]) -> dict[int, int]:
 
 
 def _means(table: Table, columns: Sequence[str]) -> Tabular:
-    """Return a table of means with methods as rows in a block per budget. Texts of column spans are above the head.
-
-    If all means of a row are partial, only its name has a dagger.
-    """
+    """Return a table of means. If all means of a row are partial, only its name has a dagger."""
     blocks: dict[str, list[list[str]]] = {}
     for budget, rows in table.budgets.items():
         ranks = {column: _ranks(table, column, rows) for column in columns}
@@ -200,10 +197,7 @@ def _mean(cell: Cell | None, digits: int, rank: int, marked: bool) -> str:
 
 
 def _intervals(table: Table, columns: Sequence[str]) -> Tabular:
-    """Return a table of the intervals of the same rows.
-
-    A column's head shows its most common sample count; cells with another count show their own.
-    """
+    """Return a table of the intervals. A head shows its most common sample count; other cells show their own."""
     header, usual = _first(table), {}
     alignment = "l" * len(header) + "r" * len(columns)
     for column in columns:
@@ -268,10 +262,7 @@ def _floats(caption: str, label: str, table: Tabular) -> Iterator[str]:
 
 
 def _width(tex: str) -> float:
-    """Estimate the width of a cell in characters.
-
-    Punctuation counts less than a character; a rotated head counts as two.
-    """
+    """Estimate the width of a cell in characters; punctuation counts less, and a rotated head as two."""
     if tex.startswith(r"\rotatebox"):
         return 2
     shown = re.sub(r"\\(text)?dagger", "x", tex)

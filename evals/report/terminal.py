@@ -127,10 +127,7 @@ def _size(row: Row, field: str) -> str:
 
 
 def _turned(table: Table) -> Iterator[Printed]:
-    """Yield tables with settings as columns, at most `ACROSS` per table.
-
-    Every mean has its interval and, if partial, its number of samples.
-    """
+    """Yield tables with settings as columns, at most `ACROSS` per table, and intervals next to the means."""
     for start in range(0, len(table.rows), ACROSS):
         rows = table.rows[start : start + ACROSS]
         printed = Printed(title=plain(_title(table)), caption=_caption(table, rows))

@@ -184,10 +184,7 @@ def _browsed(record: Record, line: Line) -> Line:
 
 
 def _shortened(value: Any) -> Any:
-    """Cut a text to `LONGEST` characters and append how many were cut.
-
-    Of a list of texts, return the first five, each cut.
-    """
+    """Cut a text to `LONGEST` characters and say how many were cut; of a list of texts, the first five."""
     if isinstance(value, list) and all(isinstance(item, str) for item in value):
         return [_shortened(item) for item in value[:5]]
     if isinstance(value, str) and len(value) > LONGEST:

@@ -17,7 +17,7 @@ from evals.results.tails import tails
 from evals.tables import text
 from evals.tables.compare import Question, Verdict, subject_of, unpaired, verdicts
 from evals.tables.methods import METHODS
-from evals.tables.table import KNOWN, OTHERS, SCORE, Row, Section, Table, Texts, full_of
+from evals.tables.table import KNOWN, OTHERS, SCORE, Cell, Row, Section, Table, Texts, full_of
 
 LAYER_CHARTS = 8
 """Maximum number of budgets for which the tokens by layer are drawn; the budgets are evenly spaced."""
@@ -132,12 +132,7 @@ def over_columns(table: Table) -> Chart:
     """Return a chart with the columns of `table.xs` on the x axis."""
     lines = []
     for style, row in enumerate(table.rows):
-        points = []
-        for column, x in table.xs.items():
-            if cell := row.cells.get(column):
-                low, high = cell.interval or (None, None)
-                points.append(Point(x, cell.mean, low, high, cell.partial))
-        if points:
+        if points := [_point(x, cell) for column, x in table.xs.items() if (cell := row.cells.get(column))]:
             lines.append(Line(str(row.name), points, style))
     title = table.metric.title or table.metric.field
     log = len(table.xs) > 1 and min(table.xs.values()) > 0
@@ -149,6 +144,10 @@ def _ordered(table: Table) -> list[Row]:
     return sorted(
         table.rows, key=lambda row: (bool(row.name.variant), row.name.method != ALL.subject, row.budget is not None)
     )
+
+
+def _point(x: float, cell: Cell) -> Point:
+    return Point(x, cell.mean, *(cell.interval or (None, None)), cell.partial)
 
 
 def _importance(verdict: Verdict) -> tuple[bool, tuple[int, float], int]:
@@ -212,18 +211,14 @@ def _shares(table: Table) -> Iterator[str]:
 
 
 def _over_budget(table: Table, title: str, y_label: str, styles: dict[str, int]) -> Chart | None:
-    """Return a chart of the average of every method over the budget.
-
-    The full cache's score is a horizontal line. Its KL is 0 and not drawn.
-    """
+    """Return a chart of averages over the budget. The full cache is a level; its KL is 0 and not drawn."""
     points: dict[str, list[Point]] = {}
     levels: list[Line] = []
     for row in table.rows:
         cell = row.cells.get(table.overall)
         if cell is None or row.label not in styles:
             continue
-        low, high = cell.interval or (None, None)
-        point = Point(table.place_of_budget(row), cell.mean, low, high, cell.partial)
+        point = _point(table.place_of_budget(row), cell)
         if row.budget is not None:
             points.setdefault(row.label, []).append(point)
         elif table.metric == SCORE:

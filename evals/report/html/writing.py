@@ -28,9 +28,8 @@ TEMPLATES = Path(__file__).parent
 
 
 def write(results: Path, out: Path, margins: Mapping[str, float] | None = None) -> Path:
-    """Write `out`/index.html for the tree `results` and return its path.
+    """Write `out`/index.html for the tree `results` and return its path. `margins`: of equivalence, by metric.
 
-    `margins`: of equivalence by metric, in place of the metrics' own.
     Raises `UserError` if there is nothing to show, or if the page cannot be written.
     """
     path = out / "index.html"
