@@ -46,10 +46,10 @@ def run(model: LoadedModel, config: Attention, jobs: Sequence[Job], progress: Pr
             for id in ids:
                 observed = observe(model, task.sample(id), config)
                 needle = needle_span(observed.prompt, task.cells[id].needle.answer, model.tokenizer)
-                content = {"model": model.name, "protocol": job.protocol.label, "sample": id, "dtype": model.dtype}
-                content |= description(observed, needle, scores, config, model.tokenizer)
-                content["environment"] = environment()
-                write_json(folder / f"{label_stem(job.protocol.label)}-{id}.json", content)
+                about = {"model": model.name, "protocol": job.protocol.label, "sample": id, "dtype": model.dtype}
+                found = description(observed, needle, scores, config, model.tokenizer)
+                path = folder / f"{label_stem(job.protocol.label)}-{id}.json"
+                write_json(path, {**about, **found, "environment": environment()})
     return folder
 
 

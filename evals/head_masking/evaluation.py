@@ -93,7 +93,8 @@ class Masking:
     def tasks(self) -> list[MaskingTask]:
         """One task for each choice of heads, all with the same prompts."""
         made, protocol = context_of(self.model, self.job).calibrated(), self.job.protocol
-        scores = {name: made.scores(made.kind_of_scores(name, protocol)) for name in self.config.rankings}
+        rankings: Sequence[str] = self.config.rankings
+        scores = {name: made.scores(made.kind_of_scores(name, protocol)) for name in rankings}
         chosen = choices(self.config.masked, self.config.draws, scores)
         return [MaskingTask(self.config, self.model, protocol, choice) for choice in chosen]
 

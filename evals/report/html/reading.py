@@ -86,7 +86,7 @@ def read(results: Path) -> Tree:
     if not results.is_dir():
         raise UserError("results", "name a results tree, such as results", value=results, why="directory not found")
     waiting = records(results)
-    chosen = _sample_places(waiting)
+    chosen = _sample_counts(waiting)
     shared = Shared()
     settings: list[Setting] = []
     ids_of: dict[tuple[str, ...], set[str]] = {}
@@ -105,9 +105,8 @@ def read(results: Path) -> Tree:
             faults.append(f"{record.name}: the summary covers no samples with scores")
             continue
         faults += _faults(record)
-        first, end, count = chosen.get(record.group, (0, 0, 0))
         ids: set[str] = set()
-        if first <= place < end:
+        if count := chosen.get(place):
             ids = ids_of.setdefault(record.group, set(spread([line["id"] for line in record.covered], count)))
         settings.append(_setting(record, ids, shared))
         waiting[place] = whole.unread()
@@ -205,11 +204,10 @@ def _faults(record: Record) -> list[str]:
     return phrases
 
 
-def _sample_places(waiting: Sequence[Record]) -> dict[tuple[str, ...], tuple[int, int, int]]:
-    """Choose the groups whose lines are in the browser.
+def _sample_counts(waiting: Sequence[Record]) -> dict[int, int]:
+    """Return the number of samples in the browser by the index of a setting; settings of a group show the same samples.
 
-    Returns for each group: the first index of its settings, the index after the last one, and the samples per setting.
-    All settings of a group show the same samples. In large trees, evenly spaced groups are chosen.
+    In large trees, evenly spaced groups are chosen.
     """
     places: dict[tuple[str, ...], list[int]] = {}
     for place, record in enumerate(waiting):
@@ -218,9 +216,7 @@ def _sample_places(waiting: Sequence[Record]) -> dict[tuple[str, ...], tuple[int
     if len(waiting) > EMBEDDED:
         groups = spread(groups, max(1, EMBEDDED * len(groups) // len(waiting)))
     each = max(1, EMBEDDED // max(1, sum(len(places[group]) for group in groups)))
-    return {
-        group: (places[group][0], min(places[group][-1] + 1, places[group][0] + EMBEDDED), each) for group in groups
-    }
+    return {place: each for group in groups for place in places[group][:EMBEDDED]}
 
 
 def spread(items: Sequence[Any], count: int) -> list[Any]:

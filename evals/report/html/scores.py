@@ -147,7 +147,8 @@ def _ordered(table: Table) -> list[Row]:
 
 
 def _point(x: float, cell: Cell) -> Point:
-    return Point(x, cell.mean, *(cell.interval or (None, None)), cell.partial)
+    low, high = cell.interval or (None, None)
+    return Point(x, cell.mean, low, high, cell.partial)
 
 
 def _importance(verdict: Verdict) -> tuple[bool, tuple[int, float], int]:
