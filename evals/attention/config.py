@@ -10,10 +10,7 @@ from evals.niah.config import NeedleGrid
 
 @dataclass(frozen=True)
 class Attention(NeedleGrid, MeasuredEvaluation):
-    """Settings for recording the attention of `heads` heads of each kind over the prompts of a `NeedleGrid`.
-
-    Streaming heads attend most to both the first `sinks` and the last `recent` tokens.
-    """
+    """Record `heads` heads of each kind; streaming heads attend most to the first `sinks` and last `recent` tokens."""
 
     heads: Annotated[int, Ge(1), Le(100)]
     sinks: Annotated[int, Ge(1), Le(1000)]

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -35,10 +36,7 @@ SPACES = str.maketrans({"Ġ": " ", "▁": " ", "Ċ": "\n"})
 
 
 def run(model: LoadedModel, config: Attention, jobs: Sequence[Job], progress: Progress) -> Path:
-    """Write a file for every prompt under every protocol of the jobs; returns the model's folder.
-
-    Raises `UserError` if the calibration has no scores of retrieval heads, or if a prompt does not contain the needle.
-    """
+    """Write a file for every prompt under every protocol of the jobs, and return the model's folder."""
     folder = jobs[0].results / "attention" / model.name
     for job in {job.protocol: job for job in jobs}.values():
         calibrated = context_of(model, job).calibrated()
@@ -49,10 +47,9 @@ def run(model: LoadedModel, config: Attention, jobs: Sequence[Job], progress: Pr
                 observed = observe(model, task.sample(id), config)
                 needle = needle_span(observed.prompt, task.cells[id].needle.answer, model.tokenizer)
                 about = {"model": model.name, "protocol": job.protocol.label, "sample": id, "dtype": model.dtype}
-                content = {**about, **description(observed, needle, scores, config, model.tokenizer)}
-                write_json(
-                    folder / f"{label_stem(job.protocol.label)}-{id}.json", {**content, "environment": environment()}
-                )
+                found = description(observed, needle, scores, config, model.tokenizer)
+                path = folder / f"{label_stem(job.protocol.label)}-{id}.json"
+                write_json(path, {**about, **found, "environment": environment()})
     return folder
 
 
@@ -101,16 +98,10 @@ def needle_span(ids: Tensor, needle: str, tokenizer: PreTrainedTokenizerBase) ->
     start = text.rfind(needle)
     if start < 0:
         raise UserError(
-            "eval.answer",
-            "give an answer that is part of the needle",
-            value=needle,
-            why="not in the prompt",
+            "eval.answer", "give an answer that is part of the needle", value=needle, why="not in the prompt"
         )
-    ends, position = [], 0
-    for piece in pieces:
-        position += len(piece)
-        ends.append(position)
-    inside = [place for place, end in enumerate(ends) if end > start and end - len(pieces[place]) < start + len(needle)]
+    bounds = pairwise(accumulate(map(len, pieces), initial=0))
+    inside = [place for place, (begin, end) in enumerate(bounds) if end > start and begin < start + len(needle)]
     return range(inside[0], inside[-1] + 1)
 
 

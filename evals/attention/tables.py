@@ -5,6 +5,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+import numpy as np
 from typing_extensions import TypedDict
 
 from compresskv.checking import MaxLen, MinLen
@@ -61,15 +62,13 @@ class Prompt(TypedDict):
 def shown(results: Path, methods: Sequence[str]) -> Shown:
     """Return a table and a figure for every prompt."""
     prompts, faults = _prompts(results)
-    figures = {_stem(prompt): partial(_draw, prompt) for prompt in prompts}
+    figures = {
+        f"figure-{prompt['model']}-{label_stem(prompt['protocol'])}-{prompt['sample']}": partial(_draw, prompt)
+        for prompt in prompts
+    }
     notes = [_note(prompt) for prompt in prompts] + left_out(faults)
     frames = {"attention": partial(_frame, prompts)}
     return Shown([_table(prompt) for prompt in prompts], notes=notes, frames=frames, figures=figures)
-
-
-def _stem(prompt: Prompt) -> str:
-    """Return the name of a prompt's figure."""
-    return f"figure-{prompt['model']}-{label_stem(prompt['protocol'])}-{prompt['sample']}"
 
 
 def _prompts(results: Path) -> tuple[list[Prompt], list[str]]:
@@ -107,16 +106,14 @@ def _table(prompt: Prompt) -> Table:
     rows: list[Row] = []
     by_column: list[Cells] = []
     for head in prompt["heads"]:
-        steps = list(zip(*(head["by_step"][part] for part in parts), strict=True))
-        shares = {part: [100 * values[place] for values in steps] for place, part in enumerate(parts)}
-        shares[ELSEWHERE] = [100 * (1 - sum(values)) for values in steps]
+        in_parts = np.array([head["by_step"][part] for part in parts])
+        cells: Cells = {}
+        for part, of_steps in zip([*parts, ELSEWHERE], [*in_parts, 1 - in_parts.sum(0)], strict=True):
+            cells[part] = Cell(
+                {"steps": {(f"step {step}", ""): 100 * float(share) for step, share in enumerate(of_steps)}}
+            )
         rows.append(Row(Name(_label(head), None, prompt["protocol"])))
-        by_column.append(
-            {
-                part: Cell({"steps": {(f"step {step}", ""): value for step, value in enumerate(values)}})
-                for part, values in shares.items()
-            }
-        )
+        by_column.append(cells)
     title = f"{prompt['protocol']} {prompt['sample']}, share of attention in % while answering"
     metric = Metric("attention", title, better=None)
     shown = filled(rows, by_column, metric)
@@ -146,14 +143,15 @@ def _frame(prompts: Sequence[Prompt]) -> "DataFrame":
     """Return a frame with a row for every prompt token and head: the mean attention over decode steps."""
     import pandas as pd
 
-    rows = []
+    frames = []
     for prompt in prompts:
         for head in prompt["heads"]:
             place: dict[str, Any] = {"model": prompt["model"], "protocol": prompt["protocol"]}
             place |= {"sample": prompt["sample"], "kind": head["kind"], "layer": head["layer"], "head": head["head"]}
-            for position, (token, weight) in enumerate(zip(prompt["tokens"], head["attention"], strict=True)):
-                rows.append({**place, "position": position, "token": token, "attention": weight})
-    return pd.DataFrame(rows)
+            tokens = prompt["tokens"]
+            place |= {"position": range(len(tokens)), "token": tokens, "attention": head["attention"]}
+            frames.append(pd.DataFrame(place))
+    return pd.concat(frames, ignore_index=True)
 
 
 def _draw(prompt: Prompt) -> Any:

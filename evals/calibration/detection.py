@@ -44,11 +44,7 @@ def needles() -> list[Needle]:
 
 
 def last_texts(texts: Sequence[str], longest: int) -> Haystack:
-    """Return the last of `texts`, enough for a prompt of `longest` tokens.
-
-    Uses only texts held out from evaluations, or all texts if none can be held out. Prompts repeat them if they are too
-    short.
-    """
+    """Return the last of `texts`, held-out ones if there are any, enough for a prompt of `longest` tokens."""
     chosen: list[str] = []
     for text in reversed(evaluated_and_held_out(texts)[1] or texts):
         chosen.insert(0, text)
@@ -64,10 +60,7 @@ def answered(model: LoadedModel, tokens: Sequence[int]) -> bool:
 
 
 def make_prompt(model: LoadedModel, cell: Trial, haystack: Haystack) -> tuple[Tensor, range, int]:
-    """Make a prompt of about `cell.length` tokens.
-
-    Returns the token ids [prompt], the positions of the answer, and the number of ids before the question.
-    """
+    """Return the ids of a prompt [about `cell.length`], the positions of its answer, and where its question starts."""
     needle = cell.needle
     question = f"\n\nBased on the content of the book, Question: {needle.question}"
     text = f"\n{needle.needle}\n"

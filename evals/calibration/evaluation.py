@@ -27,25 +27,16 @@ def keep(
 ) -> Path:
     """Write a calibration file with the content `record`, print its path, and return it.
 
-    The package's files are never changed; the user's folder is searched before them. A calibration that is `poorer`
-    than the present one is written to `results`, where it is used only if you name it. `folder`: folder to use instead
-    of the user's, without a minimum. `minimum`: minimum number of answered prompts. `replace`: replace the present
-    calibration even if it is better.
+    A calibration that is `poorer` than the present one is written to `results`, where it is used only if you name it.
+    `folder`: in place of the user's, and without a `minimum` of answered prompts. `replace`: whatever is present.
     """
     name = f"{record['model']}.{record['source']}.json"
     present = calibration.find(record["model"], record["source"], folder)
     reason = None if replace else poorer(record, present, 0 if folder else minimum)
-    if reason is None:
-        path = (folder or calibration.folders()[0]) / name
-        write_json(path, record)
-        progress.say(f"calibration: {path}")
-    else:
-        path = results / "calibration" / name
-        write_json(path, record)
-        progress.say(
-            f"calibration: {path}, not used by default, since {reason}: set calibration={path}, or repeat the command "
-            "with eval.replace=true"
-        )
+    path = (results / "calibration" if reason else folder or calibration.folders()[0]) / name
+    write_json(path, record)
+    how = f"set calibration={path}, or repeat the command with eval.replace=true"
+    progress.say(f"calibration: {path}" + (f", not used by default, since {reason}: {how}" if reason else ""))
     return path
 
 

@@ -8,12 +8,12 @@ each number of heads, on ordinary text.
 import hashlib
 import json
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from functools import cached_property, partial
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -40,6 +40,8 @@ from evals.results.resumable import complete
 from evals.results.schema import Line
 from evals.rouge import rouge1_recall
 
+T = TypeVar("T")
+
 ACCEPTED = 0.5
 """Answers that score higher are accepted: ROUGE-1 recall for copying (Wu et al. 2024), QA F1 for reasoning (HeadKV)."""
 
@@ -48,9 +50,7 @@ KINDS = {"copy": ("semantic", "semantic_count", "traditional"), "reason": ("retr
 
 
 def measure(model: LoadedModel, config: Calibrate, job: Job, progress: Progress) -> dict[str, Any]:
-    """Calibrate `model` for the observation of `job`, with samples stored in its results; returns the file's content.
-
-    With `eviction.when=context`, layer errors are measured for eviction before the question.
+    """Calibrate `model` for the observation of `job`, and return the content of the file.
 
     Raises `UserError` if the prompts do not fit the model, or if too few are answered.
     """
@@ -64,13 +64,12 @@ def measure(model: LoadedModel, config: Calibrate, job: Job, progress: Progress)
             why=f"it does not fit the {model.window}-token window of {model.name} with {config.max_steps} new tokens",
         )
     before_question = job.eviction.before_question
-    config = replace(config, lengths=lengths)
     return HeldOutCalibration(model, config, job.observation, job.results, progress, before_question).run()
 
 
 @dataclass(frozen=True)
 class HeldOutCalibration:
-    """One calibration with known lengths. The sample lines of all passes are stored below `results`.
+    """One calibration. The sample lines of all passes are stored below `results`.
 
     `before_question`: whether layer errors are measured for eviction before the question.
     """
@@ -82,13 +81,14 @@ class HeldOutCalibration:
     progress: Progress
     before_question: bool = False
 
-    @property
-    def folder(self) -> Path:
-        return self.results / "runs" / self.model.name / "calibrate"
-
-    def of(self, folder: Path) -> dict[str, str]:
-        """Return the owner of the lines in the folder of a pass."""
-        return owner(folder, self.results / "runs", self.model.fingerprint)
+    def complete(
+        self, stem: str, identity: Any, title: str, items: Mapping[str, T], line: Callable[[T], Line]
+    ) -> Mapping[str, Line]:
+        """Run the rest of a pass, and return its lines by the ids of `items`."""
+        runs = self.results / "runs"
+        folder = runs / self.model.name / "calibrate" / f"{stem}-{digest(identity)}"
+        of = owner(folder, runs, self.model.fingerprint)
+        return complete(folder, f"{self.model.name} {title}", items, line, self.progress, of)
 
     @property
     def lengths(self) -> tuple[int, ...]:
@@ -159,11 +159,8 @@ class HeldOutCalibration:
 
     def observe_heads(self) -> Mapping[str, Line]:
         """Run the first pass; returns the answer and head scores of every cell, by id."""
-        folder = self.folder / f"heads-{digest(self.identity)}"
         cells = {cell.id: cell for cell in self.cells}
-        return complete(
-            folder, f"{self.model.name} retrieval heads", cells, self._head_line, self.progress, self.of(folder)
-        )
+        return self.complete("heads", self.identity, "retrieval heads", cells, self._head_line)
 
     def _head_line(self, cell: Trial) -> Line:
         ids, span, _ = make_prompt(self.model, cell, self.haystack)
@@ -190,12 +187,12 @@ class HeldOutCalibration:
 
     def head_scores(self, heads: Mapping[str, Line], accepted: Mapping[str, Sequence[Trial]]) -> dict[str, Tensor]:
         """Average scores [layers, q_heads] over accepted prompts, by kind. Leaves out kinds with too few prompts."""
-        scores = {}
-        for sort, kinds in KINDS.items():
-            if self.enough(sort, accepted):
-                for kind in kinds:
-                    scores[kind] = torch.tensor([heads[cell.id][kind] for cell in accepted[sort]]).mean(0)
-        return scores
+        return {
+            kind: torch.tensor([heads[cell.id][kind] for cell in accepted[sort]]).mean(0)
+            for sort, kinds in KINDS.items()
+            if self.enough(sort, accepted)
+            for kind in kinds
+        }
 
     def observe_errors(
         self, heads: Mapping[str, Line], cells: Sequence[Trial], scorers: Sequence[SemanticHeadScorer]
@@ -212,9 +209,7 @@ class HeldOutCalibration:
             return {"errors": rounded(errors), "coverage": rounded(coverage)}
 
         identity = [self.identity, repr(scorers), *(["context"] if self.before_question else [])]
-        folder = self.folder / f"errors-{digest(identity)}"
-        by_id = {cell.id: cell for cell in cells}
-        return complete(folder, f"{self.model.name} layer errors", by_id, line, self.progress, self.of(folder))
+        return self.complete("errors", identity, "layer errors", {cell.id: cell for cell in cells}, line)
 
     def observe_text(self, scorers: Sequence[SemanticHeadScorer]) -> list[list[float]]:
         """Run the third pass; returns the KL to the full cache on ordinary text, [texts][scorers]."""
@@ -224,12 +219,11 @@ class HeldOutCalibration:
         for length in sorted({min(self.lengths), max(self.lengths)}):
             texts |= head_count.stretches(self.model, haystack, min(length, longest), self.config.texts)
         identity = [self.identity["model"], {id: text.tolist() for id, text in texts.items()}, repr(scorers)]
-        folder = self.folder / f"text-{digest(identity)}"
 
         def line(text: Tensor) -> Line:
             return {"kl": rounded(head_count.observe(self.model, text, scorers))}
 
-        lines = complete(folder, f"{self.model.name} ordinary text", texts, line, self.progress, self.of(folder))
+        lines = self.complete("text", identity, "ordinary text", texts, line)
         return [lines[id]["kl"] for id in texts]
 
     def record(
@@ -279,13 +273,12 @@ class HeldOutCalibration:
 
     def no_scores(self, accepted: Mapping[str, Sequence[Trial]]) -> dict[str, str]:
         """Return, for each kind of scores without enough answered prompts, why it is missing."""
-        reasons: dict[str, str] = {}
-        for sort, kinds in KINDS.items():
-            if not self.enough(sort, accepted):
-                answered = len(accepted[sort])
-                reason = f"of {self.asked(sort)} prompts that ask for them this model answered {answered or 'none'}"
-                reasons |= dict.fromkeys(kinds, reason)
-        return reasons
+        return {
+            kind: f"of {self.asked(sort)} prompts that ask for them this model answered {len(accepted[sort]) or 'none'}"
+            for sort, kinds in KINDS.items()
+            if not self.enough(sort, accepted)
+            for kind in kinds
+        }
 
     def report(self, accepted: Mapping[str, Sequence[Trial]], record: Mapping[str, Any], q_heads: int) -> None:
         """Print the measurements for each number of heads, and the missing kinds of scores."""

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -49,10 +50,7 @@ class Map:
 
 
 def shown(results: Path, methods: Sequence[str]) -> Shown:
-    """Return maps of every model with a calibration in `results`, in the user's cache or in the package.
-
-    Raises `UserError` if no calibration has scores by both rankings.
-    """
+    """Return maps of every model with a calibration in `results`, in the user's cache or in the package."""
     maps, faults = _maps(results)
     if not maps:
         raise UserError(
@@ -72,7 +70,7 @@ def shown(results: Path, methods: Sequence[str]) -> Shown:
 
 def _maps(results: Path) -> tuple[list[Map], list[str]]:
     """Return the maps, those of `results` first, and the faults of files. Shows equal scores of a model once."""
-    known: list[Calibration] = []
+    known: list[tuple[str, list[Any]]] = []
     maps: list[Map] = []
     faults: list[str] = []
     for folder in (results / "calibration", *calibration.folders()):
@@ -80,19 +78,15 @@ def _maps(results: Path) -> tuple[list[Map], list[str]]:
             try:
                 made = calibration.load(path)
                 of_heads = [made.head_scores.get(ranking) for ranking in RANKINGS]
-                if None in of_heads or any(made.model == other.model and _equal(made, other) for other in known):
+                if None in of_heads or (made.model, of_heads) in known:
                     continue
                 shares = {ranking: _shares(made.scores(ranking)) for ranking in RANKINGS}
             except UserError as error:
                 faults.append(str(error))
                 continue
-            known.append(made)
+            known.append((made.model, of_heads))
             maps.append(Map(made.model, made.source, sum(made.accepted.values()), shares))
     return maps, faults
-
-
-def _equal(one: Calibration, other: Calibration) -> bool:
-    return all(one.head_scores[ranking] == other.head_scores[ranking] for ranking in RANKINGS)
 
 
 def _shares(scores: calibration.HeadScores) -> Shares:
@@ -100,25 +94,21 @@ def _shares(scores: calibration.HeadScores) -> Shares:
     return values / (values.sum() or 1)
 
 
-def _places(shares: Shares) -> list[tuple[int, int]]:
-    """Return (layer, head) of all heads, best first; equal scores are in model order."""
-    order = np.argsort(-shares, axis=None, kind="stable")
-    return [(int(place) // shares.shape[1], int(place) % shares.shape[1]) for place in order]
+def _best_places(shares: Shares) -> list[tuple[int, ...]]:
+    """Return (layer, head) of the `BEST` heads; equal scores are in model order."""
+    order = np.argsort(-shares, axis=None, kind="stable")[:BEST]
+    return [(int(layer), int(head)) for layer, head in zip(*np.unravel_index(order, shares.shape), strict=True)]
 
 
 HEADER = ("rank", *(f"{ranking}: {what}" for ranking in RANKINGS for what in ("layer, head", "share in %")))
 
 
 def _best(of_model: Map) -> list[list[str]]:
-    body = []
-    for rank in range(min(BEST, of_model.shares["semantic"].size)):
-        row = [str(rank + 1)]
-        for ranking in RANKINGS:
-            shares = of_model.shares[ranking]
-            layer, head = _places(shares)[rank]
-            row += [f"{layer}, {head}", f"{100 * shares[layer, head]:.2f}"]
-        body.append(row)
-    return body
+    by_ranking = [
+        [(f"{layer}, {head}", f"{100 * shares[layer, head]:.2f}") for layer, head in _best_places(shares)]
+        for shares in map(of_model.shares.__getitem__, RANKINGS)
+    ]
+    return [[str(rank), *chain.from_iterable(cells)] for rank, cells in enumerate(zip(*by_ranking, strict=True), 1)]
 
 
 def _compared(of_model: Map) -> str:
@@ -126,7 +116,7 @@ def _compared(of_model: Map) -> str:
     from scipy.stats import spearmanr
 
     traditional, semantic = (of_model.shares[ranking] for ranking in RANKINGS)
-    both = set(_places(traditional)[:BEST]) & set(_places(semantic)[:BEST])
+    both = set(_best_places(traditional)) & set(_best_places(semantic))
     none = [f"{int((of_model.shares[ranking] == 0).sum())} by {ranking} scores" for ranking in RANKINGS]
     rho = spearmanr(traditional, semantic, axis=None).statistic
     return (
@@ -139,13 +129,14 @@ def _frame(maps: Sequence[Map]) -> "DataFrame":
     """Return a frame with one row for every head and ranking."""
     import pandas as pd
 
-    rows = []
+    frames = []
     for of_model in maps:
         place = {"model": of_model.model, "calibration": of_model.source, "prompts": of_model.prompts}
         for ranking, shares in of_model.shares.items():
-            for (layer, head), share in np.ndenumerate(shares):
-                rows.append({**place, "ranking": ranking, "layer": layer, "head": head, "share": round(share, 8)})
-    return pd.DataFrame(rows)
+            layers, heads = np.indices(shares.shape).reshape(2, -1)
+            columns = {"ranking": ranking, "layer": layers, "head": heads, "share": shares.ravel().round(8)}
+            frames.append(pd.DataFrame({**place, **columns}))
+    return pd.concat(frames, ignore_index=True)
 
 
 def _draw(of_model: Map) -> Any:
@@ -179,10 +170,7 @@ def files(results: Path) -> list[tuple[Path, str]]:
 
 
 def sections(results: Path, models: Sequence[str]) -> tuple[Section, list[str]]:
-    """Return maps of the calibrations that runs of these models use, then of those stored with the results.
-
-    The second value lists the problems of files that cannot be loaded.
-    """
+    """Return maps of calibrations that runs of these models use or that are in `results`, and the faults of files."""
     paths: dict[Path, None] = {}
     known = {model.casefold() for model in models}
     for name in calibration.names():
@@ -190,18 +178,18 @@ def sections(results: Path, models: Sequence[str]) -> tuple[Section, list[str]]:
         if model.casefold() in known and (path := calibration.find_file(model, source)):
             paths[path] = None
     paths |= dict.fromkeys(sorted((results / "calibration").rglob("*.json")))
-    shown: list[Mapping[str, Any]] = []
+    maps: list[Mapping[str, Any]] = []
     problems: list[str] = []
     for path in paths:
         try:
-            shown += _of_calibration(calibration.load(path))
+            maps += _of_calibration(calibration.load(path))
         except UserError as error:
             problems.append(str(error))
     about = (
         "Scores of each query head from the model's calibration: layers are rows, heads are columns. Outlined heads "
         "select; the last column is the layer's share of the eviction error in per cent."
     )
-    return Section("heads", "Heads", about, maps=shown), problems
+    return Section("heads", "Heads", about, maps=maps), problems
 
 
 def _of_calibration(made: Calibration) -> Iterator[dict[str, Any]]:
@@ -221,9 +209,5 @@ def _of_calibration(made: Calibration) -> Iterator[dict[str, Any]]:
 
 def _ranks(ranked: Sequence[Sequence[int]]) -> list[list[int | None]]:
     """Return the rank of every head, 1 for the best; None for unranked heads."""
-    heads = 1 + max(max(layer) for layer in ranked)
-    cells: list[list[int | None]] = []
-    for layer in ranked:
-        places = {head: rank for rank, head in enumerate(layer, 1)}
-        cells.append([places.get(head) for head in range(heads)])
-    return cells
+    heads = range(1 + max(map(max, ranked)))
+    return [[layer.index(head) + 1 if head in layer else None for head in heads] for layer in ranked]

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import product
 from statistics import median
 from typing import Any
 
@@ -14,7 +15,8 @@ from compresskv.engine.prefill import forward_prompt
 from compresskv.errors import UserError
 from compresskv.models import LoadedModel
 from evals.efficiency.config import Efficiency
-from evals.efficiency.measure import Contender, decode_steps, give_back, now, peak, reset_peak
+from evals.efficiency.measure import Contender, decode_steps, give_back, now, peak_fields, reset_peak
+from evals.efficiency.tables import Place
 from evals.progress import Progress
 
 MEGABYTE = 10**6
@@ -44,10 +46,7 @@ class Concurrency:
 
 
 def stretch(text: torch.Tensor, place: int, length: int) -> torch.Tensor:
-    """Return a different prompt for each `place`: token ids from another part of `text` [*], which wraps around.
-
-    The first has `length` tokens, the others up to 1/32 fewer.
-    """
+    """Return the prompt at a `place` of `text` [*], which wraps around: of `length` tokens, or up to 1/32 fewer."""
     start = place * length % text.numel()
     tokens = length - 7 * place % max(length // 32, 1)
     return text[torch.arange(start, start + tokens, device=text.device) % text.numel()]
@@ -81,7 +80,6 @@ def fill(
     if cache.nbytes + cache.sliding_bytes > batch:
         raise RuntimeError(f"{cache.nbytes + cache.sliding_bytes} bytes of cache are allocated, {batch} were expected")
     slow, fast = np.percentile(steps.counted, [97.5, 2.5]).tolist()
-    peaks = peak(devices)
     return Concurrency(
         sequences=rows,
         sequence_bytes=filled.sequence_bytes,
@@ -91,8 +89,7 @@ def fill(
         tokens_per_s=rows / steps.usual(contender.schedule),
         tokens_per_s_spread=(rows / slow, rows / fast),
         launch_bound=steps.launch_bound,
-        peak_bytes=None if peaks is None else sum(peaks),
-        peak_bytes_by_gpu=tuple(peaks or ()) if devices else (),
+        **peak_fields(devices),
     )
 
 
@@ -138,16 +135,16 @@ def fill_pools(
     progress: Progress,
     failures: dict[str, str],
 ) -> Iterator[list[dict[str, Any]]]:
-    """Fill every pool with each setting of `rows`, for every length of prompts and outputs; yield the rows so far.
+    """Fill every pool for every setting and length of `rows`, the measurements of one sequence; yield the rows so far.
 
-    `rows` are the measurements of one sequence. Ratios are relative to the first of `by_name`. Failures are added to
-    `failures`.
+    Ratios are to the first of `by_name`. Adds to `failures`.
     """
     filled: list[dict[str, Any]] = []
-    turns = []
-    for length in config.lengths:
-        for pool in config.pools:
-            turns += [(row, pool, output) for row in rows if row["length"] == length for output in config.outputs]
+    turns = [
+        (row, pool, output)
+        for length, pool, row, output in product(config.lengths, config.pools, rows, config.outputs)
+        if row["length"] == length
+    ]
     with progress.track(f"{model.name} concurrency", turns, "measurements") as steps:
         for alone, pool, output in steps:
             name, length = alone["setting"], alone["length"]
@@ -158,15 +155,10 @@ def fill_pools(
                     str(error) or "out of memory"
                 )
                 continue
-            filled.append({**_row(alone, pool, found), "new_tokens": output})
+            about = {field: alone[field] for field in Place.__annotations__} | {"pool_mb": pool, **asdict(found)}
+            filled.append({**about, "tokens_per_s_alone": 1000 / alone["decode_ms"], "new_tokens": output})
             place = (length, pool, output)
             first = next(row for row in filled if (row["length"], row["pool_mb"], row["new_tokens"]) == place)
             if first["setting"] == next(iter(by_name)) and first["sequences"] and found.tokens_per_s:
                 filled[-1]["tokens_per_s_ratio"] = found.tokens_per_s / first["tokens_per_s"]
             yield filled
-
-
-def _row(alone: Mapping[str, Any], pool: int, found: Concurrency) -> dict[str, Any]:
-    """Return the row of a pool, with the speed of a single sequence from `alone`."""
-    place = {field: alone[field] for field in ("setting", "length", "method", "budget", "protocol", "variant", "when")}
-    return {**place, "pool_mb": pool, **asdict(found), "tokens_per_s_alone": 1000 / alone["decode_ms"]}

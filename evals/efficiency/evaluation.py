@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -36,11 +37,7 @@ Measurements = dict[tuple[str, int], list[Measurement]]
 
 
 def run(model: LoadedModel, config: Efficiency, jobs: Sequence[Job], progress: Progress) -> Path:
-    """Measure every job and the full cache at every length, and return the path of the JSON file with the rows.
-
-    Rows have ratios to the full cache. Settings that do not fit in memory are left out, and `UserError` is raised at
-    the end.
-    """
+    """Measure every job and the full cache; return the path of the rows. Raises `UserError` at the end for failures."""
     replay = jobs[0].engine.graph == "auto"
     with graphs(model.model, replay):
         return run_contenders(model, config, contenders(model, jobs), jobs[0].results, progress, replay)
@@ -82,10 +79,7 @@ def run_contenders(
     progress: Progress,
     replay: bool = False,
 ) -> Path:
-    """Measure these contenders, with ratios to the first, and return the path of the JSON file.
-
-    `replay`: whether the caller asked for CUDA graphs, which the file notes.
-    """
+    """Measure contenders, with ratios to the first; return the path. `replay`: whether CUDA graphs were asked for."""
     new_tokens = max(config.new_tokens, *config.outputs)
     if (longest := max(config.lengths)) + new_tokens > model.window:
         raise UserError(
@@ -135,7 +129,8 @@ def _in_turn(
 ) -> Iterator[list[dict[str, Any]]]:
     """Measure one sequence of every setting, round by round. Yields the rows so far and adds to `failures`."""
     measurements: Measurements = {}
-    with progress.track(f"{model.name} efficiency", _turns(config, by_name), "measurements") as steps:
+    turns = list(product(config.lengths, range(config.rounds + 1), by_name))  # each round measures all contenders
+    with progress.track(f"{model.name} efficiency", turns, "measurements") as steps:
         for length, round_, name in steps:
             what = f"{name} at {length} tokens"
             if what in failures:
@@ -150,15 +145,6 @@ def _in_turn(
                 yield [_row(*key, measurements, by_name) for key in measurements]
 
 
-def _turns(config: Efficiency, names: Mapping[str, Contender]) -> list[tuple[int, int, str]]:
-    """Return (length, round, name) of every measurement in order. Each round measures all contenders."""
-    turns = []
-    for length in config.lengths:
-        for round_ in range(config.rounds + 1):
-            turns += [(length, round_, name) for name in names]
-    return turns
-
-
 def _text(model: LoadedModel, config: Efficiency) -> torch.Tensor:
     """Return token ids [*] of the haystack, repeated until they reach the longest length."""
     text = "\n".join(essays(config.haystack))
@@ -168,30 +154,23 @@ def _text(model: LoadedModel, config: Efficiency) -> torch.Tensor:
 
 
 def _row(name: str, length: int, measurements: Measurements, by_name: Mapping[str, Contender]) -> dict[str, Any]:
-    """Return the row of a setting at a length.
+    """Return the medians of a setting at a length, their ratios to the first of `by_name`, and the values of rounds."""
+    contender, rounds = by_name[name], measurements[name, length]
 
-    It has the medians, their ratios to the first of `by_name`, and the values of all rounds.
-    """
-    reference, contender = next(iter(by_name)), by_name[name]
+    def values(of: Sequence[Measurement]) -> dict[str, list[Any]]:
+        return {field: [getattr(measured, field) for measured in of] for field in FIELDS}
 
-    def medians(key: tuple[str, int]) -> dict[str, Any]:
-        values = {field: [getattr(m, field) for m in measurements[key]] for field in FIELDS}
-        return {field: None if None in v else median(v) for field, v in values.items()}
+    def medians(of: Sequence[Measurement]) -> dict[str, Any]:
+        return {field: median(v) if v and None not in v else None for field, v in values(of).items()}
 
-    mine = medians((name, length))
-    full = medians((reference, length)) if (reference, length) in measurements else dict.fromkeys(FIELDS)
-    ratios = {}
-    for field in FIELDS:
-        if full[field] and mine[field] is not None:
-            ratios[f"{field}_ratio"] = mine[field] / full[field]
-    rounds = measurements[name, length]
+    mine, full = medians(rounds), medians(measurements.get((next(iter(by_name)), length), []))
+    ratios = {f"{of}_ratio": mine[of] / full[of] for of in FIELDS if full[of] and mine[of] is not None}
     by_gpu = [median(round_) for round_ in zip(*(m.peak_bytes_by_gpu for m in rounds), strict=True)]
     bound = None if rounds[0].launch_bound is None else sum(bool(m.launch_bound) for m in rounds) > len(rounds) / 2
     gpus = {"launch_bound": bound, "peak_bytes_by_gpu": by_gpu}
     place = {"method": contender.method, "budget": written(contender.setting.budget), "protocol": contender.protocol}
     place |= {"variant": contender.variant, "when": contender.schedule.when}
-    by_round = {field: [getattr(measured, field) for measured in rounds] for field in FIELDS}
-    return {"setting": name, "length": length, **place, **mine, **gpus, **ratios, "by_round": by_round}
+    return {"setting": name, "length": length, **place, **mine, **gpus, **ratios, "by_round": values(rounds)}
 
 
 def _show(content: Mapping[str, Any], folder: Path) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, median
+from typing import Any
 
 import torch
 
@@ -88,7 +89,7 @@ def measure(model: LoadedModel, ids: torch.Tensor, contender: Contender, new_tok
     tally = counts(cache.kept)
     if cache.nbytes != (expected := cache.allocated_bytes(list(map(by_size, tally)), room)):
         raise RuntimeError(f"{cache.nbytes} bytes of cache are allocated, {expected} were expected")
-    total, peaks = sum(map(sum, tally)), peak(devices)
+    total = sum(map(sum, tally))
     return Measurement(
         first_token_s=first - started,
         decode_ms=1000 * steps.usual(schedule),
@@ -97,8 +98,7 @@ def measure(model: LoadedModel, ids: torch.Tensor, contender: Contender, new_tok
         cache_bytes=cache.nbytes,
         total_cache_bytes=cache.nbytes + cache.sliding_bytes,
         realised_budget=total / max(sum(map(len, tally)), 1),
-        peak_bytes=None if peaks is None else sum(peaks),
-        peak_bytes_by_gpu=tuple(peaks or ()) if devices else (),
+        **peak_fields(devices),
     )
 
 
@@ -144,6 +144,13 @@ def peak(devices: Sequence[torch.device]) -> list[int] | None:
     if devices:
         return [torch.cuda.max_memory_allocated(device) for device in devices]
     return [_status("VmHWM")] if Path("/proc/self/status").exists() else None
+
+
+def peak_fields(devices: Sequence[torch.device]) -> dict[str, Any]:
+    """Return the peaks as fields of a measurement."""
+    peaks = peak(devices)
+    by_gpu = tuple(peaks or ()) if devices else ()
+    return {"peak_bytes": None if peaks is None else sum(peaks), "peak_bytes_by_gpu": by_gpu}
 
 
 def resident_bytes() -> int:

@@ -21,19 +21,12 @@ from evals.tables.table import Row as TableRow
 
 
 @dataclass(frozen=True)
-class Measured:
+class Measured(Metric):
     """A field of a row. `title`: of its table; `head`: of its text column; "" if it has no table or column."""
 
-    field: str
-    title: str
-    head: str
-    digits: int
-    better: Literal["higher", "lower"] = "lower"
+    better: Literal["higher", "lower"] | None = "lower"
+    head: str = ""
     of: Callable[[float], float] = float
-
-    @property
-    def metric(self) -> Metric:
-        return Metric(self.field, self.title, self.digits, self.better)
 
 
 def megabytes(size: float) -> float:
@@ -45,32 +38,22 @@ def per_second(milliseconds: float) -> float:
 
 
 MEASURED = (
-    Measured("total_s", "latency, end to end (s)", "total s", 3),
-    Measured("first_token_s", "prefill latency, to the first token (s)", "first token s", 3),
-    Measured("decode_ms", "decode (ms a token)", "decode ms", 2),
-    Measured("decode_ms", "decode throughput (tokens a second)", "", 2, "higher", per_second),
-    Measured("cache_bytes", "KV cache (MB)", "cache MB", 2, of=megabytes),
-    Measured("total_cache_bytes", "", "with sliding layers", 2, of=megabytes),
-    Measured("realised_budget", "", "", 1),
-    Measured("peak_bytes", "peak memory (MB)", "peak MB", 1, of=megabytes),
+    Measured("total_s", "latency, end to end (s)", 3, head="total s"),
+    Measured("first_token_s", "prefill latency, to the first token (s)", 3, head="first token s"),
+    Measured("decode_ms", "decode (ms a token)", head="decode ms"),
+    Measured("decode_ms", "decode throughput (tokens a second)", better="higher", of=per_second),
+    Measured("cache_bytes", "KV cache (MB)", head="cache MB", of=megabytes),
+    Measured("total_cache_bytes", head="with sliding layers", of=megabytes),
+    Measured("realised_budget"),
+    Measured("peak_bytes", "peak memory (MB)", 1, head="peak MB", of=megabytes),
 )
 """All fields with medians, ratios to the full cache, and values by round."""
 
 FIELDS = tuple(dict.fromkeys(measured.field for measured in MEASURED))
 
 POOL = (
-    *(
-        "setting",
-        "length",
-        "new tokens",
-        "pool MB",
-        "sequences",
-        "MB each",
-        "tokens/s",
-        "95 % of steps",
-        "tokens/s, one sequence",
-    ),
-    *("first token s", "all first tokens s", "peak MB"),
+    *("setting", "length", "new tokens", "pool MB", "sequences", "MB each", "tokens/s", "95 % of steps"),
+    *("tokens/s, one sequence", "first token s", "all first tokens s", "peak MB"),
 )
 
 POOLS = (
@@ -90,8 +73,8 @@ Run = Mapping[str, Any]
 
 
 @exactly
-class Row(TypedDict, total=False):
-    """One setting at one prompt length: medians over the rounds, and their ratios to the full cache."""
+class Place(TypedDict, total=False):
+    """A setting at a prompt length."""
 
     setting: Required[Label]
     length: Required[Annotated[int, Ge(1), Le(LARGEST)]]
@@ -100,6 +83,12 @@ class Row(TypedDict, total=False):
     protocol: Label
     variant: str  # absent in older versions, where `setting` includes it
     when: Label  # after what it evicts; absent in older versions: the prompt
+
+
+@exactly
+class Row(Place, total=False):
+    """Medians over the rounds, and their ratios to the full cache."""
+
     first_token_s: Size | None
     decode_ms: Size | None
     total_s: Size | None
@@ -117,15 +106,9 @@ class Row(TypedDict, total=False):
 
 
 @exactly
-class Pool(TypedDict, total=False):
-    """A setting at a prompt length in a memory pool. With 0 `sequences`, it does not fit."""
+class Pool(Place, total=False):
+    """The sequences of a memory pool. With 0 `sequences`, the setting does not fit."""
 
-    setting: Required[Label]
-    length: Required[Annotated[int, Ge(1), Le(LARGEST)]]
-    method: Label
-    protocol: Label
-    variant: str
-    when: Label
     new_tokens: Count  # of each sequence; absent in older versions, where all have those of the file
     pool_mb: Required[Annotated[float, Gt(0), Le(LARGEST)]]
     sequences: Required[Count]
@@ -230,14 +213,12 @@ def latency(run: Run) -> Texts:
             cell = text.NONE if value is None else f"{measured.of(value):.2f}{mark}"
             cells.append(f"{cell} ×{ratio:.2f}" if ratio else cell)
         body.append([str(name), str(row["length"]), *cells])
-    return Texts(_title(run), ["setting", "length", *(each.head for each in shown)], body, _caption(run, rows))
+    title = f"{run['model']} · {run['new_tokens']} new tokens · {run['dtype']} · {_kernel(run)}"
+    return Texts(title, ["setting", "length", *(each.head for each in shown)], body, _caption(run, rows))
 
 
 def pools(run: Run) -> Texts:
-    """Return a table with a row for every setting, prompt length, output length and pool.
-
-    × is the ratio to the full cache for the same lengths and pool.
-    """
+    """Return a table with a row for every setting, prompt length, output length and pool; × is as in `latency`."""
     rows = [{"new_tokens": run["new_tokens"], **row} for row in run.get("concurrency", [])]
     body = [_pool(row, name) for row, name in zip(rows, names(rows), strict=True)]
     return Texts(f"{run['model']}, sequences that decode together", POOL, body, _caption(run, rows))
@@ -255,10 +236,6 @@ def _pool(row: Mapping[str, Any], name: Name) -> list[str]:
     return [*place, str(row["sequences"]), each, *speed, *seconds, text.megabytes(row["peak_bytes"] or None, 1)]
 
 
-def _title(run: Run) -> str:
-    return f"{run['model']} · {run['new_tokens']} new tokens · {run['dtype']} · {_kernel(run)}"
-
-
 def _kernel(run: Run) -> str:
     return run["backend"] + (" with CUDA graphs" if run.get("graphs") else "")
 
@@ -271,28 +248,23 @@ def _caption(run: Run, rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def tables(run: Run, methods: Sequence[str] = ()) -> list[Table]:
-    """Return a table for each of `MEASURED` with a title: means over rounds by prompt length.
-
-    `methods`: the methods to show (empty: all).
-    """
+    """Return a table for each of `MEASURED` with a title, of these `methods` (empty: all): means by prompt length."""
     order = ["full", *(methods or METHODS)]
     by_name: dict[Name, list[Mapping[str, Any]]] = {}
     for row, name in zip(run["rows"], names(run["rows"]), strict=True):
         if not methods or method_of(row) in order:
             by_name.setdefault(name, []).append(row)
-    place = {name: order.index(method) for name, (row, *_) in by_name.items() if (method := method_of(row)) in order}
-    found = sorted(by_name, key=lambda name: (largest_first(name.budget), place.get(name, len(order))))
+    order += [method for (row, *_) in by_name.values() if (method := method_of(row)) not in order]
+    found = sorted(by_name, key=lambda name: (largest_first(name.budget), order.index(method_of(by_name[name][0]))))
     xs = {text.tokens(length): float(length) for length in sorted({row["length"] for row in run["rows"]})}
     shown = []
     for measured in MEASURED:
         by_column = [_cells(by_name[name], measured) for name in found]
         columns = [column for column in xs if any(column in cells for cells in by_column)]
         if measured.title and columns:
-            rows = filled([TableRow(name) for name in found], by_column, measured.metric)
-            axis = "prompt (tokens)"
-            shown.append(
-                Table(run["model"], "efficiency", columns, rows, measured.metric, average="", xs=xs, axis=axis)
-            )
+            rows = filled([TableRow(name) for name in found], by_column, measured)
+            about: dict[str, Any] = {"average": "", "xs": xs, "axis": "prompt (tokens)"}
+            shown.append(Table(run["model"], "efficiency", columns, rows, measured, **about))
     return shown
 
 
@@ -308,18 +280,15 @@ def _cells(rows: Sequence[Mapping[str, Any]], measured: Measured) -> Cells:
 
 
 def speeds(rows: Sequence[Mapping[str, Any]]) -> dict[int, dict[str, list[tuple[float, float]]]]:
-    """Return sorted (MB of the pool, tokens/s) by prompt length and setting.
-
-    A line starts at the pool that holds one sequence.
-    """
-    points: dict[int, dict[str, dict[float, float]]] = {length: {} for length in sorted({r["length"] for r in rows})}
+    """Return sorted (MB of the pool, tokens/s) by prompt length and setting; the first pool holds one sequence."""
+    points: dict[int, dict[str, dict[float, float]]] = {}
     for row, name in zip(rows, names(rows), strict=True):
         alone = {row["sequence_bytes"] / 1e6: row["tokens_per_s_alone"]}
-        of_setting = points[row["length"]].setdefault(str(name), alone)
+        of_setting = points.setdefault(row["length"], {}).setdefault(str(name), alone)
         if row["sequences"]:
             of_setting[row["pool_mb"]] = row["tokens_per_s"]
     return {
-        length: {setting: sorted(of.items()) for setting, of in settings.items()} for length, settings in points.items()
+        length: {setting: sorted(of.items()) for setting, of in points[length].items()} for length in sorted(points)
     }
 
 
@@ -371,7 +340,7 @@ def draw_pools(rows: Sequence[Mapping[str, Any]], title: str) -> Any:
     from evals.report.figures import over_columns
 
     if several_outputs(rows):
-        return over_columns(list(over_outputs(rows)), title)
+        return over_columns(list(pool_charts(rows)), title)
     return draw(rows, [str(name) for name in names(rows)], speeds(rows), title)
 
 
@@ -391,27 +360,10 @@ def _block(run: Run, folder: str) -> Block:
     notes += [POOLS] if run.get("concurrency") else []
     notes += [f"{caption}."] if caption else []
     texts = [latency(run), *([pools(run)] if run.get("concurrency") else [])]
-    charts = [*tables(run), *_pool_charts(run)]
+    charts = [*tables(run), *pool_charts(run.get("concurrency", []), run["model"])]
     return Block(
         f"{run['model']}, {_date(folder)}", " ".join(notes), shown_environment(run.get("environment")), texts, charts
     )
-
-
-def _pool_charts(run: Run) -> Iterator[Table]:
-    """Yield a table of tokens per second over the pool size for each prompt length, or those of `over_outputs`."""
-    filled = run.get("concurrency", [])
-    if several_outputs(filled):
-        yield from over_outputs(filled, run["model"])
-        return
-    for length, lines in speeds(filled).items():
-        xs = {f"{x:g}": x for x in sorted({x for points in lines.values() for x, _ in points})}
-        rows = [
-            TableRow(Name(setting), {f"{x:g}": Cell({"": {("", ""): y}}, 1, 1) for x, y in points})
-            for setting, points in lines.items()
-        ]
-        metric = Metric("tokens_per_s", f"tokens per second together, prompts of {length} tokens", 1)
-        axis = "KV memory pool (MB)"
-        yield Table(run["model"], "efficiency", list(xs), rows, metric, average="", xs=xs, axis=axis)
 
 
 def several_outputs(rows: Sequence[Mapping[str, Any]]) -> bool:
@@ -419,10 +371,19 @@ def several_outputs(rows: Sequence[Mapping[str, Any]]) -> bool:
     return len({row.get("new_tokens") for row in rows}) > 1
 
 
-def over_outputs(rows: Sequence[Mapping[str, Any]], model: str = "") -> Iterator[Table]:
-    """The sequences that fit, and their tokens per second, over the length of outputs; by prompt length and pool."""
-    outputs = sorted({row["new_tokens"] for row in rows})
-    xs = {text.tokens(output): float(output) for output in outputs}
+def pool_charts(rows: Sequence[Mapping[str, Any]], model: str = "") -> Iterator[Table]:
+    """Yield tokens per second over the size of the pool, for each prompt length.
+
+    With `several_outputs`: the sequences that fit, and their speed, over the length of outputs, for each pool.
+    """
+    if not several_outputs(rows):
+        for length, lines in speeds(rows).items():
+            xs = {f"{x:g}": x for x in sorted({x for points in lines.values() for x, _ in points})}
+            values = {Name(setting): {f"{x:g}": y for x, y in points} for setting, points in lines.items()}
+            metric = Metric("tokens_per_s", f"tokens per second together, prompts of {length} tokens", 1)
+            yield _chart(model, metric, values, xs, "KV memory pool (MB)")
+        return
+    xs = {text.tokens(output): float(output) for output in sorted({row["new_tokens"] for row in rows})}
     for length, pool in dict.fromkeys((row["length"], row["pool_mb"]) for row in rows):
         of_pool = [row for row in rows if (row["length"], row["pool_mb"]) == (length, pool)]
         where = f"prompts of {length} tokens, {pool:g} MB"
@@ -430,14 +391,21 @@ def over_outputs(rows: Sequence[Mapping[str, Any]], model: str = "") -> Iterator
             Metric("sequences", f"sequences that fit, {where}", 0),
             Metric("tokens_per_s", f"tokens per second together, {where}", 1),
         ):
-            by_name: dict[Name, Cells] = {}
+            values = {name: {} for name in names(of_pool)}
             for row, name in zip(of_pool, names(of_pool), strict=True):
-                cells = by_name.setdefault(name, {})
                 if row[metric.field] is not None:
-                    cells[text.tokens(row["new_tokens"])] = Cell({"": {("", ""): row[metric.field]}}, 1, 1)
-            shown = [TableRow(name, cells) for name, cells in by_name.items()]
-            axis = "new tokens of each sequence"
-            yield Table(model, "efficiency", list(xs), shown, metric, average="", xs=xs, axis=axis)
+                    values[name][text.tokens(row["new_tokens"])] = row[metric.field]
+            yield _chart(model, metric, values, xs, "new tokens of each sequence")
+
+
+def _chart(
+    model: str, metric: Metric, values: Mapping[Name, Mapping[str, float]], xs: Mapping[str, float], axis: str
+) -> Table:
+    rows = [
+        TableRow(name, {column: Cell({"": {("", ""): value}}, 1, 1) for column, value in of_setting.items()})
+        for name, of_setting in values.items()
+    ]
+    return Table(model, "efficiency", list(xs), rows, metric, average="", xs=xs, axis=axis)
 
 
 def _date(folder: str) -> str:

@@ -41,9 +41,7 @@ def choices(masked: Sequence[int], draws: int, scores: Mapping[str, HeadScores])
     rankings = {name: ranked(table) for name, table in scores.items()}
     layers = len(next(iter(scores.values())))
     total = len(next(iter(rankings.values())))
-    retrieving: set[Place] = set()
-    for places in rankings.values():
-        retrieving |= set(places[: scaled(RETRIEVING, total)])
+    retrieving = {place for places in rankings.values() for place in places[: scaled(RETRIEVING, total)]}
     others = sorted(set(next(iter(rankings.values()))) - retrieving)
     made: list[Choice] = []
     for count in dict.fromkeys(scaled(number, total) for number in masked):
@@ -67,10 +65,8 @@ def choices(masked: Sequence[int], draws: int, scores: Mapping[str, HeadScores])
 
 def ranked(scores: HeadScores) -> list[Place]:
     """Return all heads of all layers, best first; equal scores are in model order."""
-    places = []
-    for layer, heads in enumerate(scores):
-        places += [(-score, layer, head) for head, score in enumerate(heads)]
-    return [(layer, head) for _, layer, head in sorted(places)]
+    places = [(layer, head) for layer, heads in enumerate(scores) for head in range(len(heads))]
+    return sorted(places, key=lambda place: -scores[place[0]][place[1]])
 
 
 def scaled(count: int, heads: int) -> int:

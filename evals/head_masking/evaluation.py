@@ -8,7 +8,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from compresskv import calibration
 from compresskv.engine.attention import attached
 from compresskv.engine.masking import generate_masked
 from compresskv.engine.setting import FULL
@@ -36,10 +35,7 @@ from evals.running.tasks import about, open_store, setting_folder
 
 
 def run(model: LoadedModel, config: HeadMasking, jobs: Sequence[Job], progress: Progress) -> Path:
-    """Mask heads under every protocol of the jobs, and print the results; returns their folder.
-
-    Raises `UserError` for methods that evict, and if the calibration has no scores to rank heads by.
-    """
+    """Mask heads under every protocol of the jobs, and print the results; returns their folder."""
     for masking in of_protocols(model, config, jobs):
         masking.run(progress)
     return jobs[0].results / "runs" / model.name / config.name
@@ -96,23 +92,18 @@ class Masking:
     @cached_property
     def tasks(self) -> list[MaskingTask]:
         """One task for each choice of heads, all with the same prompts."""
-        made = choices(self.config.masked, self.config.draws, self.scores())
-        return [MaskingTask(self.config, self.model, self.job.protocol, choice) for choice in made]
-
-    def scores(self) -> dict[str, calibration.HeadScores]:
-        """Return the calibrated scores of all heads, for each ranking."""
-        made = context_of(self.model, self.job).calibrated()
-        return {name: made.scores(made.kind_of_scores(name, self.job.protocol)) for name in self.config.rankings}
-
-    def folder(self, task: MaskingTask) -> Path:
-        return setting_folder(self.model, self.job, task, FULL)
+        made, protocol = context_of(self.model, self.job).calibrated(), self.job.protocol
+        rankings: Sequence[str] = self.config.rankings
+        scores = {name: made.scores(made.kind_of_scores(name, protocol)) for name in rankings}
+        chosen = choices(self.config.masked, self.config.draws, scores)
+        return [MaskingTask(self.config, self.model, protocol, choice) for choice in chosen]
 
     @property
     def work(self) -> Work | None:
         """The missing prompts, each decoded for every choice that lacks it; None if nothing is missing."""
         missing: Counter[str] = Counter()
         for task in self.tasks:
-            missing.update(missing_of(task, self.folder(task), self.job))
+            missing.update(missing_of(task, setting_folder(self.model, self.job, task, FULL), self.job))
         if not missing:
             return None
         times = missing.total() / len(missing)

@@ -22,6 +22,8 @@ MASKED = replace(SCORE, better=None, axis="score (ROUGE-1 recall of the answer)"
 KEYWORDS = "score_keywords"
 """The score in the paper's plots and in published drops."""
 
+HEADER = ("ranking", "masked", "score", "95 % interval", "n", "draws", "keywords")
+
 Counts = dict[tuple[str, int, str], list[Line]]
 """Lines by (ranking, masked heads, variant). Variants differ in any other setting."""
 
@@ -138,26 +140,16 @@ def texts(records: Sequence[Record]) -> list[Texts]:
         body = []
         for ranking, count in sorted(draws_of, key=lambda of: (_place(of[0]), of)):
             draws = draws_of[ranking, count]
-            scores, keywords = (
-                list(by_prompt(chain.from_iterable(draws), field).values()) for field in ("score", KEYWORDS)
-            )
-            cells = [ranking, str(count), text.number(fmean(scores), 1), _bounds(scores), str(len(scores))]
-            spread = _spread(draws) if ranking == "random" else ""
+            lines = list(chain.from_iterable(draws))
+            scores, keywords = ([*by_prompt(lines, field).values()] for field in ("score", KEYWORDS))
+            interval = text.bounds(statistics.interval(scores), 2, "{} – {}") or text.NONE
+            means = [fmean(line["score"] for line in draw) for draw in draws if draw]
+            spread = f"{len(means)} ({min(means):.1f} – {max(means):.1f})" if ranking == "random" else ""
+            cells = [ranking, str(count), text.number(fmean(scores), 1), interval, str(len(scores))]
             body.append([*cells, spread, text.number(fmean(keywords), 1) if keywords else text.NONE])
-        header = ("ranking", "masked", "score", "95 % interval", "n", "draws", "keywords")
         caption = "masked: query heads with uniform attention; keywords: the score of the released plots"
-        shown.append(Texts(" · ".join(place), header, body, caption))
+        shown.append(Texts(" · ".join(place), HEADER, body, caption))
     return shown
-
-
-def _bounds(values: Sequence[float]) -> str:
-    return text.bounds(statistics.interval(values), 2, "{} – {}") or text.NONE
-
-
-def _spread(draws: Sequence[Sequence[Line]]) -> str:
-    """Return the number of draws, and the means of the worst and the best one."""
-    means = [fmean(line["score"] for line in draw) for draw in draws if draw]
-    return f"{len(means)} ({min(means):.1f} – {max(means):.1f})"
 
 
 def notes(records: Sequence[Record], tables: Sequence[Table], view: str = "") -> list[str]:
@@ -174,9 +166,7 @@ def notes(records: Sequence[Record], tables: Sequence[Table], view: str = "") ->
 
 def papers(records: Sequence[Record]) -> dict[int, int]:
     """Return the paper's K (of 1,024 heads) for each number of masked heads; empty if two K give the same number."""
-    asked: set[int] = set()
-    for record in records:
-        asked |= set(record.config.get("eval", {}).get("masked", []))
+    asked = {count for record in records for count in record.config.get("eval", {}).get("masked", [])}
     masked = {line["masked"] for line in covered_lines(records) if "masked" in line}
     return dict(zip(sorted(masked), sorted(asked), strict=True)) if len(masked) == len(asked) else {}
 

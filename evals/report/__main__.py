@@ -3,7 +3,9 @@
 """
 
 import argparse
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Literal, cast
 
 from compresskv.errors import UserError
 from compresskv.inputs import expanded
@@ -16,10 +18,7 @@ COLUMNS = ("tasks", "groups")
 
 
 def main(arguments: list[str]) -> int:
-    """Write the page, or the artefacts of one experiment, print their paths, and return the exit code.
-
-    Raises `UserError`, which `python -m evals` prints.
-    """
+    """Write the page, or the artefacts of one experiment, print their paths, and return the exit code."""
     parser = Arguments(
         prog="python -m evals report", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
@@ -36,63 +35,53 @@ def main(arguments: list[str]) -> int:
         "(default: 2 for scores, 0.02 for the others that fidelity=true measures)",
     )
     options = parser.parse_intermixed_args(arguments)
-    named = {name: value for name in ("results", "columns") if (value := getattr(options, name)) is not None}
-    for path in _written(_given(options.words) | named, options.out, _margins(options.margin)):
+    words = [word if "=" in word else f"results={word}" for word in options.words]
+    given = _named(words, ("experiment", "results", "columns"))
+    given |= {
+        name: value for name, value in vars(options).items() if name in ("results", "columns") and value is not None
+    }
+    margins = {name: _margin(name, value) for name, value in _named(options.margin, KNOWN, "--margin").items()}
+    for path in _written(given, options.out, margins):
         print(path)
     return 0
 
 
-def _given(words: list[str]) -> dict[str, str]:
-    """Parse the words into options: each is `name=value` or the folder of the results tree."""
-    given: dict[str, str] = {}
+def _named(words: Sequence[str], known: Iterable[str], field: str | None = None) -> dict[str, str]:
+    """Return the values of words `name=value` by name. Raises `UserError`, by default for the `field` of that name."""
+    found: dict[str, str] = {}
     for word in words:
-        name, _, value = word.partition("=") if "=" in word else ("results", "=", word)
-        if name not in ("experiment", "results", "columns") or name in given:
-            raise UserError(
-                name, "see python -m evals report --help", why="given twice" if name in given else "not known"
-            )
-        if not value:
-            raise UserError(name, "give it a value", why="not set")
-        given[name] = value
-    return given
+        name, _, value = word.partition("=")
+        if name not in known or name in found or not value:
+            why = "given twice" if name in found else "no value" if name in known else "not known"
+            raise UserError(field or name, f"give {', '.join(f'{each}=…' for each in known)}", value=word, why=why)
+        found[name] = value
+    return found
 
 
-def _margins(words: list[str]) -> dict[str, float]:
-    """Return the margins by metric. Raises `UserError` for a word that is not a margin."""
-    margins: dict[str, float] = {}
-    for word in words:
-        metric, _, value = word.partition("=")
-        if metric not in KNOWN or metric in margins:
-            why = "given twice" if metric in margins else "not a metric of every evaluation"
-            raise UserError("--margin", f"give {', '.join(f'{name}=…' for name in KNOWN)}", value=word, why=why)
-        try:
-            number = float(value)
-        except ValueError:
-            raise UserError("--margin", f"give a number, such as {metric}=1", value=word, why="not a number") from None
-        margins[metric] = checked_margin("--margin", number)
-    return margins
+def _margin(metric: str, value: str) -> float:
+    try:
+        return checked_margin("--margin", float(value))
+    except ValueError:
+        raise UserError("--margin", f"give a number, such as {metric}=1", value=value, why="not a number") from None
 
 
 def _written(given: dict[str, str], out: Path | None, margins: dict[str, float]) -> list[Path]:
     """Write the page or the artefacts, and return their paths. Raises `UserError` for bad options."""
-    results, columns = expanded(given.get("results", "results"), "results"), given.get("columns")
+    results, columns = expanded(given.get("results", "results"), "results"), given.get("columns", COLUMNS[0])
     if "experiment" not in given:
-        if columns:
+        if "columns" in given:
             raise UserError("columns", "add experiment=<name>", value=columns, why="the page has all columns")
         from evals.report.html.writing import write as write_page
 
         return [write_page(results, expanded(out or "report", "--out"), margins)]
     if out:
-        raise UserError(
-            "--out", "leave it out", value=out, why="tables and figures go to artefacts/ in the results tree"
-        )
+        why = "tables and figures go to artefacts/ in the results tree"
+        raise UserError("--out", "leave it out", value=out, why=why)
+    if columns not in COLUMNS:
+        raise UserError("columns", f"choose {' or '.join(COLUMNS)}", value=columns)
     from evals.report.artefacts import write
 
-    if columns == "groups":
-        return write(given["experiment"], results, "groups", margins)
-    if columns not in (None, "tasks"):
-        raise UserError("columns", f"choose {' or '.join(COLUMNS)}", value=columns)
-    return write(given["experiment"], results, margins=margins)
+    return write(given["experiment"], results, cast(Literal["tasks", "groups"], columns), margins)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """The artefacts of an experiment, created from the results tree alone: tables, comparisons and figures."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from itertools import groupby
@@ -19,7 +19,7 @@ from evals.report.page import Page
 from evals.report.selection import chosen, default_heads, nothing, settings_of
 from evals.results.means import Asked
 from evals.results.shows import hook
-from evals.results.store import refused, safe_name, write_text
+from evals.results.store import safe_name, write_text
 from evals.results.tails import tails
 from evals.tables import text
 from evals.tables.compare import subject_of, unpaired, verdicts
@@ -36,39 +36,29 @@ def write(
     """
     page = page_of(experiment, results, margins)
     folder = results / "artefacts" / safe_name("experiment", experiment)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise refused(folder, error) from error
-    texts = {"table.md": markdown(page), "table.tex": latex(page, columns)}
-    texts["table-appendix.tex"] = appendix(page, columns)
-    for name, frame in page.frames.items():
-        texts[f"{name}.csv"] = csv_text(frame())
+    texts = {
+        "table.md": markdown(page),
+        "table.tex": latex(page, columns),
+        "table-appendix.tex": appendix(page, columns),
+    }
+    texts |= {f"{name}.csv": csv_text(frame()) for name, frame in page.frames.items()}
     for name, content in texts.items():
         write_text(folder / name, visible(content))
     paths = [folder / name for name in texts]
-    try:
-        for name, draw in page.figures.items():
-            from evals.report.figures import save
+    for name, draw in page.figures.items():
+        from evals.report.figures import save
 
-            paths += save(draw(), folder / name)
-    except OSError as error:
-        raise refused(folder, error) from error
+        paths += save(draw(), folder / name)
     return paths
 
 
 def write_after_run(experiment: str, results: Path) -> None:
-    """Write the artefacts of an experiment from the whole tree `results`, and print their folder.
-
-    If there are no results yet, for example while jobs wait on a cluster, print the reason instead of raising.
-    """
-    console = screen()
+    """Write the artefacts of an experiment, and print their folder, or why there are none yet."""
     try:
-        paths = write(experiment, results)
+        said = f"artefacts: {write(experiment, results)[0].parent}"
     except UserError as error:
-        console.print(f"no artefacts: {error}", soft_wrap=True, markup=False)
-        return
-    console.print(f"artefacts: {paths[0].parent}", soft_wrap=True, markup=False)
+        said = f"no artefacts: {error}"
+    screen().print(said, soft_wrap=True, markup=False)
 
 
 def page_of(experiment: str, results: Path, margins: Mapping[str, float] | None = None) -> Page:
@@ -88,8 +78,7 @@ def _measured(experiment: str, of_item: Item, results: Path) -> Page:
         raise nothing(experiment, results / of_item.source)
     frames = ({"table": partial(means, found.tables)} if found.tables else {}) | dict(found.frames)
     others = paper.others(experiment, found.tables)
-    page = replace(found, frames=frames)
-    return Page(name=experiment, title=of_item.title, others=others, **vars(page))
+    return Page(name=experiment, title=of_item.title, others=others, **vars(replace(found, frames=frames)))
 
 
 def _runs(experiment: str, of_item: Item, results: Path) -> Page:
@@ -102,10 +91,11 @@ def _runs(experiment: str, of_item: Item, results: Path) -> Page:
     remarks: list[str] = []
     for _, group in groupby(records, key=lambda record: record.model):
         of_model = list(group)
-        tables = hook(of_model[0].kind, "tables")(of_model, asked)
+        kind = of_model[0].kind
+        tables = hook(kind, "tables")(of_model, asked)
         of_models.append([paper.beside(experiment, table) for table in tables if table.columns])
-        appendix += hook(of_model[0].kind, "appendix", tails)(of_model, asked)
-        remarks += hook(of_model[0].kind, "notes", lambda *_: [])(of_model, tables, of_item.view)
+        appendix += hook(kind, "appendix", tails)(of_model, asked)
+        remarks += hook(kind, "notes", lambda *_: [])(of_model, tables, of_item.view)
         if of_item.label is heads_label:
             notes += default_heads(of_model)
     every = [table for of_model in of_models for table in of_model]
@@ -114,9 +104,10 @@ def _runs(experiment: str, of_item: Item, results: Path) -> Page:
     compared = [verdict for table in every for verdict in verdicts(of_item, table)]
     # Use only the first table of each model: its other tables have the same samples.
     notes += [note for of_model in of_models for note in unpaired(of_model[0])]
+    kind = records[0].kind
     if records[0].eval != evaluation:
         name = text.title_of(evaluation)
-        section = hook(records[0].kind, "SECTION", OTHERS)
+        section = hook(kind, "SECTION", OTHERS)
         notes.append(f"{section.title} stand in for {name}, as at size=smoke: nothing here is a {name} score.")
     notes += [*remarks, *text.left_out(faults)]
     frames: dict[str, Callable[[], Any]] = {"table": partial(means, every)}
@@ -125,32 +116,27 @@ def _runs(experiment: str, of_item: Item, results: Path) -> Page:
     question = replace(of_item, subject=subject_of(of_item, every[0]))
     by = {verdict.metric for verdict in compared}
     family = question.family(table.metric for table in every if table.metric.field in by) if compared else ""
-    figures = _figures(of_item, records[0].kind, [of_model[0] for of_model in of_models if of_model])
-    others = paper.others(experiment, every)
+    drawn = [of_model[0] for of_model in of_models if of_model] if of_item.figure else []
     return Page(
         name=experiment,
         title=of_item.title,
         tables=every,
         verdicts=compared,
-        others=others,
+        others=paper.others(experiment, every),
         appendix=appendix,
         notes=notes,
         frames=frames,
-        figures=figures,
+        figures={
+            f"figure-{text.file_part(table.model)}": partial(_draw, of_item.figure, kind, table) for table in drawn
+        },
         family=family,
     )
 
 
-def _figures(of_item: Item, kind: str, tables: Sequence[Table]) -> dict[str, Callable[[], Any]]:
-    """Return functions that draw the figure of each model's first table, by file name."""
-    if of_item.figure is None:
-        return {}
+def _draw(figure: str | None, kind: str, table: Table) -> Any:
+    """Draw the figure of a table (`Item.figure`)."""
+    from evals.report.figures import over_budget, over_columns
 
-    def draw(table: Table) -> Any:
-        from evals.report.figures import over_budget, over_columns
-
-        if of_item.figure == "own":
-            return hook(kind, "figure", over_budget)(table)
-        return over_budget(table) if of_item.figure == "budgets" else over_columns([table])
-
-    return {f"figure-{text.file_part(table.model)}": partial(draw, table) for table in tables}
+    if figure == "own":
+        return hook(kind, "figure", over_budget)(table)
+    return over_budget(table) if figure == "budgets" else over_columns([table])

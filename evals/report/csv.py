@@ -19,41 +19,41 @@ FORMULAS = ("=", "@", "+", "-", "\t", "\r", "\n", "＝", "＠", "＋", "－")
 def means(tables: Sequence[Table]) -> "DataFrame":
     """Return one row for every cell of `tables`, including the published number.
 
-    `low` and `high` are the bounds of the 95 % interval; `of` is the number of samples that exist. The column `when` is
-    left out if all rows evict after the prompt.
+    `low`, `high`: the 95 % interval; `of`: samples that exist; `when` is left out if all rows evict after the prompt.
     """
-    timed = any(row.when != "prompt" for table in tables for row in table.rows)
-    rows = []
-    for table in tables:
-        for row in table.rows:
-            for column, cell in row.cells.items():
-                low, high = _rounded(cell.interval, cell.digits)
-                place = {"model": table.model, "eval": table.eval, "protocol": row.protocol, "method": row.name.method}
-                named = {"variant": row.name.variant, "metric": table.metric.field, "column": column}
-                measured = {"mean": cell.mean, "low": low, "high": high, "n": cell.n, "of": cell.of}
-                when = {"when": row.when} if timed else {}
-                compared = {
-                    "partial": cell.partial,
-                    "published": cell.published,
-                    "source": cell.source,
-                    "difference": cell.difference,
-                    "not_comparable": "nothing published" if cell.published is None else cell.apart,
-                }
-                rows.append({**place, "budget": row.budget, **when, **named, **measured, **compared})
-    return _frame(rows)
+    rows = [
+        {
+            **{"model": table.model, "eval": table.eval, "protocol": row.protocol, "method": row.name.method},
+            **{"budget": row.budget, "when": row.when, "variant": row.name.variant},
+            **{
+                "metric": table.metric.field,
+                "column": column,
+                "mean": cell.mean,
+                **_bounds(cell.interval, cell.digits),
+            },
+            **{"n": cell.n, "of": cell.of, "partial": cell.partial, "published": cell.published},
+            **{"source": cell.source, "difference": cell.difference},
+            "not_comparable": "nothing published" if cell.published is None else cell.apart,
+        }
+        for table in tables
+        for row in table.rows
+        for column, cell in row.cells.items()
+    ]
+    frame = _frame(rows)
+    return frame.drop(columns="when") if (frame["when"] == "prompt").all() else frame
 
 
 def comparisons(verdicts: Sequence[Verdict]) -> "DataFrame":
     """Return one row for every paired comparison, `second` − `first`."""
-
-    rows = []
-    for verdict in verdicts:
-        low, high = _rounded(verdict.interval, verdict.digits)
-        fields = ("model", "eval", "budget", "first", "second", "metric", "column", "mean", "p", "n", "needed")
-        values = {field: getattr(verdict, field) for field in fields}
-        margin = {"margin": verdict.margin, "p_equivalence": verdict.equivalence}
-        rest = {"low": low, "high": high, "partial": verdict.partial, "verdict": verdict.words}
-        rows.append({**values, **margin, **rest})
+    fields = ("model", "eval", "budget", "first", "second", "metric", "column", "mean", "p", "n", "needed", "margin")
+    rows = [
+        {
+            **{field: getattr(verdict, field) for field in fields},
+            **{"p_equivalence": verdict.equivalence, **_bounds(verdict.interval, verdict.digits)},
+            **{"partial": verdict.partial, "verdict": verdict.words},
+        }
+        for verdict in verdicts
+    ]
     kinds = {"needed": "Int64", "margin": "float64", "p_equivalence": "float64"}
     return _frame(rows).astype(kinds).round({"p": 4, "p_equivalence": 4})
 
@@ -67,8 +67,9 @@ def _frame(rows: list[dict[str, Any]]) -> "DataFrame":
     return frame.assign(budget=budget_column(frame["budget"]))
 
 
-def _rounded(interval: tuple[float, float] | None, digits: int) -> tuple[float | None, float | None]:
-    return (round(interval[0], digits), round(interval[1], digits)) if interval else (None, None)
+def _bounds(interval: tuple[float, float] | None, digits: int) -> dict[str, float | None]:
+    low, high = interval or (None, None)
+    return {"low": low if low is None else round(low, digits), "high": high if high is None else round(high, digits)}
 
 
 def csv_text(frame: "DataFrame") -> str:

@@ -1,6 +1,7 @@
 """Draw tables as lines with 95 % intervals, and write figures as PNG, SVG and PDF."""
 
 import io
+import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -69,10 +70,7 @@ def _take_literally(figure: Any) -> None:
 
 
 def over_budget(table: Table) -> Figure:
-    """Draw the average of every method over the budget on a log2 scale.
-
-    The full cache is a horizontal line.
-    """
+    """Draw the average of every method over the budget on a log2 scale; the full cache is a horizontal line."""
     figure, axis = plt.subplots(figsize=(7.5, 4), layout="constrained")
     lines: dict[str, dict[float, Cell]] = {}
     levels: dict[str, Cell] = {}
@@ -106,12 +104,9 @@ def over_budget(table: Table) -> Figure:
 
 
 def over_columns(tables: Sequence[Table], above: str = "") -> Figure:
-    """Draw a line for each row over the columns that have a position on the x axis.
-
-    Each table has its own panel; all panels share one legend.
-    """
+    """Draw a panel for each table: a line for each row over the columns with a position on the x axis."""
     columns = min(3, len(tables))
-    rows = -(-len(tables) // columns)
+    rows = math.ceil(len(tables) / columns)
     alone = len(tables) == 1
     size = (7.5, 4) if alone else (4.2 * columns, 3.3 * rows)
     figure, axes = plt.subplots(rows, columns, figsize=size, squeeze=False, layout="constrained")

@@ -8,7 +8,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import groupby
+from itertools import chain, groupby
 from typing import Literal
 
 from compresskv.budget import Budget
@@ -103,10 +103,8 @@ def appendix(page: Page, columns: Columns = "tasks") -> str:
     tables += comparisons(page.verdicts, page.family, f"tab:{page.name}-comparisons")
     for place, texts in enumerate(page.appendix):
         tables += _of_texts(texts, f"tab:{page.name}-appendix-{place + 1}")
-    if said := page.sentences:
-        tables.append(
-            "\n".join([r"\begin{itemize}", *(rf"\item {escape(note)}" for note in said), r"\end{itemize}", ""])
-        )
+    if said := [rf"\item {escape(note)}" for note in page.sentences]:
+        tables += [r"\begin{itemize}", *said, r"\end{itemize}", ""]
     return "\n".join(tables)
 
 
@@ -160,60 +158,47 @@ def _ranks(table: Table, column: str, rows: Sequence[Row]) -> dict[int, int]:
 
 
 def _means(table: Table, columns: Sequence[str]) -> Tabular:
-    """Return a table of means with methods as rows in a block per budget. Texts of column spans are above the head."""
-    blocks = {}
+    """Return a table of means. If all means of a row are partial, only its name has a dagger."""
+    blocks: dict[str, list[list[str]]] = {}
     for budget, rows in table.budgets.items():
-        marks = {column: _ranks(table, column, rows) for column in columns}
-        blocks[_block(budget)] = [
-            [
-                *_heads(table, row, columns),
-                *_row(row, columns, _digits(table), {c: marks[c].get(place) for c in columns}),
-            ]
-            for place, row in enumerate(rows)
-        ]
+        ranks = {column: _ranks(table, column, rows) for column in columns}
+        body = blocks[_block(budget)] = []
+        for place, row in enumerate(rows):
+            cells = {column: row.cells.get(column) for column in columns}
+            dagger = DAGGER if all(cell.partial for cell in cells.values() if cell) else ""
+            name, *when = _heads(table, row)
+            means = (_mean(cell, _digits(table), ranks[of].get(place, 0), not dagger) for of, cell in cells.items())
+            body.append([name + dagger, *when, *means])
     header = [escape(_name(table, column)) for column in columns]
     if len(columns) > MANY:
         header = [rf"\rotatebox{{90}}{{{name}}}" for name in header]
     spans = [table.spans.get(column, "") for column in columns]
-    when = ["when"] if table.has_whens else []
-    spans = ["" for _ in when] + spans if any(spans) else []
-    return Tabular(["method", *when, *header], blocks, "l" + "l" * len(when) + "r" * len(columns), spans)
+    first = _first(table)
+    spans = [""] * (len(first) - 1) + spans if any(spans) else []
+    return Tabular([*first, *header], blocks, "l" * len(first) + "r" * len(columns), spans)
 
 
-def _all_partial(row: Row, columns: Sequence[str]) -> bool:
-    return all(row.cells[column].partial for column in columns if column in row.cells)
+def _first(table: Table) -> list[str]:
+    """Return the heads of the columns that name a row: its label, and its time of eviction if rows differ in it."""
+    return ["method", *(["when"] if table.has_whens else [])]
 
 
-def _heads(table: Table, row: Row, columns: Sequence[str] = ()) -> list[str]:
-    """Return the cells that name a row: its label, and the column `when` if rows differ in it.
-
-    The label has a dagger if all `columns` are partial.
-    """
-    dagger = DAGGER if columns and _all_partial(row, columns) else ""
-    return [escape(table.label(row)) + dagger, *([escape(row.when)] if table.has_whens else [])]
+def _heads(table: Table, row: Row) -> list[str]:
+    return [escape(table.label(row)), *([escape(row.when)] if table.has_whens else [])]
 
 
-def _row(row: Row, columns: Sequence[str], digits: int, marks: Mapping[str, int | None]) -> list[str]:
-    """Return the means of a row, without intervals. If all means are partial, only the row's name has the dagger."""
-    cells = {column: row.cells[column] for column in columns if column in row.cells}
-    all_partial = _all_partial(row, columns)
-    shown = []
-    for column in columns:
-        if column not in cells:
-            shown.append("--")
-            continue
-        mean = text.number(cells[column].mean, digits).replace("-", "$-$")
-        mean = {1: rf"\textbf{{{mean}}}", 2: rf"\underline{{{mean}}}"}.get(marks[column] or 0, mean)
-        shown.append(mean + (DAGGER if cells[column].partial and not all_partial else ""))
-    return shown
+def _mean(cell: Cell | None, digits: int, rank: int, marked: bool) -> str:
+    """Return a mean; `marked`: with a dagger if it is partial."""
+    if cell is None:
+        return "--"
+    mean = text.number(cell.mean, digits).replace("-", "$-$")
+    mean = {1: rf"\textbf{{{mean}}}", 2: rf"\underline{{{mean}}}"}.get(rank, mean)
+    return mean + (DAGGER if cell.partial and marked else "")
 
 
 def _intervals(table: Table, columns: Sequence[str]) -> Tabular:
-    """Return a table of the intervals of the same rows.
-
-    A column's head shows its most common sample count; cells with another count show their own.
-    """
-    header, usual = ["method", *(["when"] if table.has_whens else [])], {}
+    """Return a table of the intervals. A head shows its most common sample count; other cells show their own."""
+    header, usual = _first(table), {}
     alignment = "l" * len(header) + "r" * len(columns)
     for column in columns:
         counted = Counter(_samples(row.cells[column]) for row in table.rows if column in row.cells)
@@ -232,9 +217,7 @@ def _interval(cell: Cell | None, usual: str) -> str:
     if cell is None:
         return "--"
     samples = _samples(cell)
-    return escape(
-        " ".join([text.bounds(cell.interval, cell.digits) or text.NONE, *([samples] if samples != usual else [])])
-    )
+    return escape(f"{text.bounds(cell.interval, cell.digits) or text.NONE} {samples if samples != usual else ''}")
 
 
 def _samples(cell: Cell) -> str:
@@ -242,17 +225,8 @@ def _samples(cell: Cell) -> str:
 
 
 def _compared(verdicts: Sequence[Verdict]) -> Tabular:
-    columns = len({verdict.column for verdict in verdicts}) > 1
-    header = [
-        "comparison",
-        *(["of"] if columns else []),
-        "difference",
-        r"95\,\% interval",
-        "$p$",
-        "$p$ (eq.)",
-        "$n$",
-        "$n$ needed",
-    ]
+    of = ["of"] if len({verdict.column for verdict in verdicts}) > 1 else []
+    numbers = ("difference", r"95\,\% interval", "$p$", "$p$ (eq.)", "$n$", "$n$ needed")
     blocks: dict[str, list[list[str]]] = {}
     several = len({verdict.budget for verdict in verdicts}) > 1 or verdicts[0].budget is not None
     for verdict in verdicts:
@@ -260,9 +234,9 @@ def _compared(verdicts: Sequence[Verdict]) -> Tabular:
         texts = [escape(number) for number in text.numbers(verdict)]
         for place, p in ((2, verdict.p), (3, verdict.equivalence)):
             texts[place] = rf"\textbf{{{texts[place]}}}" if p is not None and p < ALPHA else texts[place]
-        name = [f"{escape(verdict.second)} $-$ {escape(verdict.first)}"]
-        blocks.setdefault(above, []).append([*name, *([escape(verdict.column)] if columns else []), *texts])
-    return Tabular(header, blocks, "l" + "l" * columns + "r" * 6)
+        name = f"{escape(verdict.second)} $-$ {escape(verdict.first)}"
+        blocks.setdefault(above, []).append([name, *(escape(verdict.column) for _ in of), *texts])
+    return Tabular(["comparison", *of, *numbers], blocks, "l" * (1 + len(of)) + "r" * len(numbers))
 
 
 def _block(budget: Budget | None) -> str:
@@ -276,7 +250,8 @@ def _name(table: Table, column: str) -> str:
 
 def _floats(caption: str, label: str, table: Tabular) -> Iterator[str]:
     """Yield the table as one float, or as several numbered ones if it does not fit on a page."""
-    widths = [max(map(_width, cells)) for cells in zip(*_every_row(table), strict=True)]
+    every_row = [table.header, *chain.from_iterable(table.blocks.values())]
+    widths = [max(map(_width, cells)) for cells in zip(*every_row, strict=True)]
     turned = UPRIGHT[0] < _total(widths) <= TURNED[0]
     width, height = TURNED if turned else UPRIGHT
     parts = [rows for columns in _panels(table, widths, width) for rows in _pages(columns, height)]
@@ -286,15 +261,8 @@ def _floats(caption: str, label: str, table: Tabular) -> Iterator[str]:
         yield _float(caption + of, label if number == 1 else f"{label}-part{number}", part, turned, small)
 
 
-def _every_row(table: Tabular) -> list[Sequence[str]]:
-    return [table.header, *(row for rows in table.blocks.values() for row in rows)]
-
-
 def _width(tex: str) -> float:
-    """Estimate the width of a cell in characters.
-
-    Punctuation counts less than a character; a rotated head counts as two.
-    """
+    """Estimate the width of a cell in characters; punctuation counts less, and a rotated head as two."""
     if tex.startswith(r"\rotatebox"):
         return 2
     shown = re.sub(r"\\(text)?dagger", "x", tex)
@@ -340,27 +308,23 @@ def _pages(table: Tabular, most: int) -> Iterator[Tabular]:
 
 def _float(caption: str, label: str, table: Tabular, turned: bool, small: bool) -> str:
     """Return one float. In two-column documents, wide tables span both columns."""
-    kind = "sidewaystable" if turned else "table"
-    kind += "" if small else "*"
+    kind = ("sidewaystable" if turned else "table") + ("" if small else "*")
     columns = len(table.header)
     wide = not small and columns > MANY + 1
-    begin, end = (
-        (rf"\begin{{tabular*}}{{\linewidth}}{{@{{\extracolsep{{\fill}}}}{table.alignment}@{{}}}}", r"\end{tabular*}")
-        if wide
-        else (rf"\begin{{tabular}}{{@{{}}{table.alignment}@{{}}}}", r"\end{tabular}")
-    )
-    lines = [rf"\begin{{{kind}}}", r"\centering", rf"\caption{{{caption}}}", rf"\label{{{label}}}"]
-    lines += [
+    tabular, width, fill = ("tabular*", r"{\linewidth}", r"\extracolsep{\fill}") if wide else ("tabular", "", "")
+    blocks: list[str] = []
+    for name, rows in table.blocks.items():
+        above = rf"\multicolumn{{{columns}}}{{@{{}}c@{{}}}}{{{name}}} \\ \midrule"
+        blocks += [r"\midrule", *([above] if name else []), *(" & ".join(row) + r" \\" for row in rows)]
+    lines = [
+        *(rf"\begin{{{kind}}}", r"\centering", rf"\caption{{{caption}}}", rf"\label{{{label}}}"),
         r"\small" if small else r"\scriptsize",
         rf"\setlength{{\tabcolsep}}{{{4 if small else 1 if wide else 2}pt}}",
+        rf"\begin{{{tabular}}}{width}{{@{{{fill}}}{table.alignment}@{{}}}}",
+        *(r"\toprule", *_spans(table.spans), " & ".join(table.header) + r" \\", *blocks, r"\bottomrule"),
+        *(rf"\end{{{tabular}}}", rf"\end{{{kind}}}", ""),
     ]
-    lines += [begin, r"\toprule", *_spans(table.spans), " & ".join(table.header) + r" \\"]
-    for name, rows in table.blocks.items():
-        lines.append(r"\midrule")
-        if name:
-            lines.append(rf"\multicolumn{{{columns}}}{{@{{}}c@{{}}}}{{{name}}} \\ \midrule")
-        lines += [" & ".join(row) + r" \\" for row in rows]
-    return "\n".join([*lines, r"\bottomrule", end, rf"\end{{{kind}}}", ""])
+    return "\n".join(lines)
 
 
 def _spans(spans: Sequence[str]) -> Iterator[str]:

@@ -1,6 +1,6 @@
 """Write a page as Markdown. Tables are written here, because no dependency escapes markup in cells."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from evals.report.page import Page
 from evals.results.published import Published
@@ -36,14 +36,14 @@ def _means(table: Table) -> str:
     for budget, rows in table.budgets.items():
         ranked = {column: table.ranks(column, rows) for column in table.columns}
         for place, row in enumerate(rows):
-            cells = [_cell(row.cells.get(column), ranked[column].get(place)) for column in table.columns]
+            cells = [_cell(row.cells.get(column), ranks.get(place)) for column, ranks in ranked.items()]
             when = [row.when] if table.has_whens else []
             body.append([text.budget(budget), _plain(table.label(row)), *when, *cells])
-    return _table([_plain(name) for name in header], body)
+    return _table(map(_plain, header), body)
 
 
 def _texts(texts: Texts) -> str:
-    return _table([_plain(name) for name in texts.header], [[_plain(cell) for cell in row] for row in texts.body])
+    return _table(map(_plain, texts.header), (map(_plain, row) for row in texts.body))
 
 
 def _cell(cell: Cell | None, rank: int | None) -> str:
@@ -70,9 +70,9 @@ def _published(rows: Sequence[Published]) -> str:
     return "\n".join([shown, "", *notes])
 
 
-def _table(header: Sequence[str], body: Sequence[Sequence[str]]) -> str:
-    lines = [header, ["---"] * len(header), *body]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+def _table(header: Iterable[str], body: Iterable[Iterable[str]]) -> str:
+    heads = list(header)
+    return "\n".join(f"| {' | '.join(line)} |" for line in (heads, ["---"] * len(heads), *body))
 
 
 def _plain(text: str) -> str:

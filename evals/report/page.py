@@ -11,10 +11,9 @@ from evals.tables.text import NO_INTERVAL, PARTIAL
 
 @dataclass(frozen=True, kw_only=True)
 class Page(Shown):
-    """The content that a report shows for an experiment, with the comparisons of its tables.
+    """A report of an experiment. `others`: published numbers that are in no table.
 
-    `others`: published numbers that are not in any table. `family`: the set of comparisons for which the p-values are
-    corrected.
+    `family`: the comparisons for which p-values are corrected together.
     """
 
     name: str

@@ -18,11 +18,9 @@ METHODS = {"SnapKV + semantic heads + layer budgets": "CompressKV"}
 
 UNNAMED = "its model is not named"
 
-Place = tuple[str, str, Budget | None, str]
-"""Model, method, budget and column."""
 
-
-def place_of(row: Published) -> Place:
+def place_of(row: Published) -> tuple[str, str, Budget | None, str]:
+    """Return model, method, budget and column."""
     return row.model.lower(), METHODS.get(row.method, row.method), row.budget, row.task_or_metric
 
 
@@ -35,24 +33,24 @@ def beside(item: str, ours: Table) -> Table:
     for row in ours.rows:
         cells = {}
         for column, cell in row.cells.items():
-            apart, place = _apart(row, cell), (row.name.method, row.budget, column)
-            theirs = numbers.get((ours.model.lower(), *place))
-            if theirs is None and (theirs := numbers.get(("", *place))):
-                apart = UNNAMED
-            cells[column] = replace(cell, published=theirs.value, apart=apart, source=theirs.source) if theirs else cell
+            cells[column] = cell
+            for model, apart in ((ours.model.lower(), _apart(row, cell)), ("", UNNAMED)):
+                if theirs := numbers.get((model, row.name.method, row.budget, column)):
+                    cells[column] = replace(cell, published=theirs.value, apart=apart, source=theirs.source)
+                    break
         rows.append(replace(row, cells=cells))
     return replace(ours, rows=rows)
 
 
 def others(item: str, ours: Sequence[Table]) -> list[Published]:
     """Return the published numbers of the item that the tables do not show."""
-    shown: set[Place] = set()
-    for table in ours:
-        for row in table.rows:
-            for column, cell in row.cells.items():
-                if cell.published is not None:
-                    model = "" if cell.apart == UNNAMED else table.model.lower()
-                    shown.add((model, row.name.method, row.budget, column))
+    shown = {
+        ("" if cell.apart == UNNAMED else table.model.lower(), row.name.method, row.budget, column)
+        for table in ours
+        for row in table.rows
+        for column, cell in row.cells.items()
+        if cell.published is not None
+    }
     return [row for row in published(item) if row.unit not in UNITS or place_of(row) not in shown]
 
 

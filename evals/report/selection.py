@@ -1,6 +1,6 @@
 """Select the results of an experiment: the settings that it would run, on any model and at any budget."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,51 +23,43 @@ from evals.tables.methods import place_of
 VARYING = ("method", "observation", "eviction", "calibration", "eval.")
 """Swept settings that a result must share with the experiment. Models, budgets and protocols may differ."""
 
-Traits = Mapping[str, Any]
-"""Values by name that distinguish results of the same method."""
-
 
 def chosen(experiment: str, results: Path) -> tuple[list[Record], str, list[str]]:
     """Return the records of an experiment, the evaluation that it names, and the faults of files.
 
     Records are grouped by model, in the order of the experiment's sweep. If the evaluation has no results, its results
-    at size=smoke are used. A result belongs to the experiment if its configuration names the experiment, or, since
-    experiments share settings, if the experiment would run the same setting. Raises `UserError` if there are no
-    results.
+    at size=smoke are used. Raises `UserError` if there are no results.
     """
     usable: dict[Record, list[str]] = {}
     for whole in records(results):
         record, left_out = sound(whole) if whole.summary else (whole, [])
         if record.covered and record.summary:
             usable[record] = left_out
-    if experiment not in ITEMS:
+    found: list[Record] = []
+    if experiment in ITEMS:
+        evaluation = settings_of(experiment, None)[0]["eval"]["name"]
+        for name in (evaluation, *axes(f"experiment={experiment}", "+size=smoke").get("eval", [])):
+            of_evaluation = [record for record in usable if record.eval == name]
+            standing_in = [f"eval={name}"] if name != evaluation else []
+            for model in sorted({record.model for record in of_evaluation}):
+                of_model = [record for record in of_evaluation if record.model == model]
+                found += _of_experiment(experiment, of_model, settings_of(experiment, model, *standing_in))
+            if found:
+                break
+        else:
+            raise nothing(experiment, results / "runs")
+    else:
         found = [record for record in usable if experiment in experiments_of(record.config)]
         found.sort(key=lambda record: (record.model, place_of(record.method)))
-        if found:
-            return found, found[0].eval, [fault for record in found for fault in usable[record]]
-        raise UserError(
-            "experiment",
-            f"choose one of {', '.join(ITEMS)}, or one that was run",
-            value=experiment,
-            why="it has no artefacts made from results",
-        )
-    evaluation = settings_of(experiment, None)[0]["eval"]["name"]
-    for name in _evaluations(experiment, evaluation):
-        found = []
-        of_evaluation = [record for record in usable if record.eval == name]
-        for model in sorted({record.model for record in of_evaluation}):
-            of_model = [record for record in of_evaluation if record.model == model]
-            standing_in = [f"eval={name}"] if name != evaluation else []
-            found += _of_experiment(experiment, of_model, settings_of(experiment, model, *standing_in))
-        if found:
-            return found, evaluation, [fault for record in found for fault in usable[record]]
-    raise nothing(experiment, results / "runs")
-
-
-def _evaluations(experiment: str, evaluation: str) -> Iterator[str]:
-    """Yield the evaluation of an experiment, then its evaluations at size=smoke."""
-    yield evaluation
-    yield from axes(f"experiment={experiment}", "+size=smoke").get("eval", [])
+        if not found:
+            raise UserError(
+                "experiment",
+                f"choose one of {', '.join(ITEMS)}, or one that was run",
+                value=experiment,
+                why="it has no artefacts made from results",
+            )
+        evaluation = found[0].eval
+    return found, evaluation, [fault for record in found for fault in usable[record]]
 
 
 def nothing(experiment: str, place: Path) -> UserError:
@@ -88,55 +80,71 @@ def settings_of(experiment: str, model: str | None, *overrides: str) -> list[dic
 
 
 def _of_experiment(experiment: str, of_model: Sequence[Record], configs: Sequence[dict[str, Any]]) -> list[Record]:
-    """Return the records of a model that match one of `configs`, in their order, then others that name the experiment.
+    """Return the records of a model that belong to an experiment, in the order of its sweep, `configs`.
 
-    A match has the same method and the same swept settings. If the experiment sweeps the number of heads, any number
-    matches. Settings that are not swept, such as the observation, narrow the matches only if some record has the
-    experiment's value, since the command line may have set another one.
+    Runs store the name of their experiment. Other records belong to it if it asks for their setting: method and swept
+    settings are those of one of `configs`, and all else is as in a run that stores the name. If no run does, as in
+    trees of older versions, the values of settings that are not swept narrow the records only if some record has them,
+    since the command line may have set others. If the experiment sweeps the number of heads, any number matches.
     """
-    of_configs = [_traits_of(config) for config in configs]
+    of_configs = [_traits(config) for config in configs]
     swept = [name for name in of_configs[0] if len({repr(traits[name]) for traits in of_configs}) > 1]
-    scorers = [config["method"].get("scorer") or {} for config in configs]
-    heads = {scorer["heads"] for scorer in scorers if "heads" in scorer}
+    heads = {scorer["heads"] for config in configs if "heads" in (scorer := config["method"].get("scorer") or {})}
     same = same_but_heads if len(heads) > 1 else same_method
     places: dict[Record, int] = {}
     for record in of_model:
-        for place, (config, traits) in enumerate(zip(configs, of_configs, strict=True)):
-            if same(record, config["method"]) and all(_shared(record, name, traits[name]) for name in (*swept, "when")):
+        for place, config in enumerate(configs):
+            if same(record, config["method"]) and _agree(record, config, (*swept, "eviction")):
                 places.setdefault(record, place)
     found = sorted(places, key=lambda record: (places[record], selecting_heads(record) or 0))
+    if named := [record for record in of_model if experiment in experiments_of(record.config)]:
+        budgets = {None, *(record.budget for record in named)}
+        alike = [_rest(record, swept) for record in named]
+        found = [r for r in found if r in named or (r.budget in budgets and _rest(r, swept) in alike)]
+        return found + [record for record in named if record not in found]
     for name in of_configs[0]:
-        usual = [record for record in found if _shared(record, name, of_configs[places[record]][name])]
-        found = usual or found
-    named = [record for record in of_model if experiment in experiments_of(record.config) and record not in found]
-    return found + named
+        found = [record for record in found if _agree(record, configs[places[record]], [name])] or found
+    return found
 
 
-def _traits_of(config: Mapping[str, Any]) -> Traits:
-    """Return the traits of a configuration."""
-    of_eval = hook(kind_of(config["eval"]["_target_"]), "traits", lambda of_eval: {})(config["eval"])
-    settings = {"observation": config["observation"], "calibration": config["calibration"]}
-    return {**settings, "when": config["eviction"]["when"], **of_eval}
+def _traits(config: Mapping[str, Any], record: Record | None = None) -> dict[str, Any]:
+    """Return what distinguishes settings of the same method; of a `record`, as its model and budget use it."""
+    eviction, calibrated = config.get("eviction") or {}, config.get("calibration", "auto")
+    when = eviction.get("when", "prompt")
+    if record:
+        when = once(when) if record.budget is None else when
+        calibrated = calibration_of(record, calibrated)
+    of_eval = config.get("eval") or {}
+    kind = record.kind if record else kind_of(of_eval["_target_"])
+    return {
+        "observation": config.get("observation"),
+        "calibration": calibrated,
+        "eviction": (when, eviction.get("interval"), eviction.get("protect")) if when != once(when) else when,
+        **hook(kind, "traits", lambda of_eval: {})(of_eval),
+    }
 
 
-def _shared(record: Record, name: str, value: Any) -> bool:
-    """Return whether a record has this trait."""
-    if name == "observation":
-        return record.config.get("observation") == value
-    if name == "when":
-        return record.when == (once(value) if record.budget is None else value)
-    if name == "calibration":
-        return calibration_of(record) == calibration_of(record, value)
-    return hook(record.kind, "traits", lambda of_eval: {})(record.config.get("eval", {})).get(name) == value
+def _agree(record: Record, config: Mapping[str, Any], names: Iterable[str]) -> bool:
+    """Return whether a record has these traits of a configuration."""
+    mine, asked = _traits(record.config, record), _traits(config, record)
+    return all(mine[name] == asked[name] for name in names)
+
+
+def _rest(record: Record, swept: Iterable[str]) -> dict[str, Any]:
+    """Return the parts of a record's configuration that an experiment sets without sweeping over them."""
+    traits = {name if name in record.config else "eval" for name in swept}
+    apart = {"experiment", "method", "budget", "eviction", *traits}
+    return {name: value for name, value in record.config.items() if name not in apart}
 
 
 def same_method(record: Record, node: Mapping[str, Any]) -> bool:
     """Return whether a result's method equals a `method` node, including its parameters and its number of heads."""
     if not same_but_heads(record, node):
         return False
-    wanted, selected = _heads(node), selecting_heads(record)
+    wanted, own = ((of.get("scorer") or {}).get("heads") for of in (node, record.config["method"]))
+    selected = selecting_heads(record)
     number = None if selected is None else number_of_heads(record, wanted)
-    return wanted == _heads(record.config["method"]) if number is None else selected == number
+    return wanted == own if number is None else selected == number
 
 
 def same_but_heads(record: Record, node: Mapping[str, Any]) -> bool:
@@ -144,10 +152,6 @@ def same_but_heads(record: Record, node: Mapping[str, Any]) -> bool:
     mine = record.config.get("method")
     alike = isinstance(mine, dict) and _without_heads(mine) == _without_heads(node)
     return alike and method_config(node).name == record.method
-
-
-def _heads(node: Mapping[str, Any]) -> Heads:
-    return (node.get("scorer") or {}).get("heads")
 
 
 def _without_heads(node: Mapping[str, Any]) -> dict[str, Any]:

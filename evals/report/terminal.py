@@ -1,8 +1,9 @@
 """Show tables in the terminal at the end of a run, with the figures of its evaluations."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 
 from rich.table import Table as Printed
@@ -23,6 +24,8 @@ WIDE = 12
 ACROSS = 5
 """Number of settings next to each other in a transposed table."""
 
+INTERVAL = "95 % interval"
+
 SIZES = {
     "realised_budget": ("kept/layer/head", 1, 1.0),
     "cache_bytes": ("cache MB", 2, 1e6),
@@ -42,7 +45,7 @@ def show(records: Sequence[Record]) -> list[Path]:
             show_texts(table)
         scores = [table for table in tables if table.metric not in FIDELITY and not texts]
         for table in scores:
-            for printed in _scores(table):
+            for printed in _turned(table) if len(table.columns) > WIDE else [_upright(table)]:
                 screen().print(printed)
         if scores and (draw := hook(kind, "figure")):
             try:
@@ -87,10 +90,6 @@ def _title(table: Table) -> str:
     return f"{table.model} · {table.eval}"
 
 
-def _scores(table: Table) -> list[Printed]:
-    return _turned(table) if len(table.columns) > WIDE else [_upright(table)]
-
-
 def _upright(table: Table) -> Printed:
     """Return a table with a row per setting: the average with its interval, the other columns, and the tokens kept."""
     others = [column for column in table.columns if column != table.overall]
@@ -99,27 +98,27 @@ def _upright(table: Table) -> Printed:
     printed.add_column("setting", no_wrap=True)
     if table.has_whens:
         printed.add_column("when", min_width=max(len(row.when) for row in table.rows))
-    for column in (
-        table.metric.field,
-        "95 % interval",
-        *map(table.head, others),
-        "n",
-        *(SIZES[field][0] for field in sizes),
-    ):
+    for column in (table.metric.field, INTERVAL, *map(table.head, others), "n", *(SIZES[field][0] for field in sizes)):
         printed.add_column(plain(column), justify="right")
     for row in table.rows:
-        cell = row.cells.get(table.overall)
-        numbers = [
-            text.number(cell.mean, 1) if cell else text.NONE,
-            (text.bounds(cell.interval, 2, "{} – {}") if cell else "") or text.NONE,
-            *(_marked(row.cells[column]) if column in row.cells else "" for column in others),
-            (text.partial(cell) or str(cell.n)) if cell else "",
-        ]
-        when = [plain(row.when)] if table.has_whens else []
+        when = [row.when] if table.has_whens else []
         name = replace(row.name, when="prompt") if when else row.name
-        sizes_of_row = (_size(row, field) for field in sizes)
-        printed.add_row(plain(str(name)), *when, *map(plain, numbers), *sizes_of_row)
+        means = (_mean(row.cells[column]) if column in row.cells else "" for column in others)
+        mean, interval, n = _overall(row.cells.get(table.overall), 1, 2)
+        printed.add_row(*map(plain, [str(name), *when, mean, interval, *means, n, *(_size(row, of) for of in sizes)]))
     return printed
+
+
+def _mean(cell: Cell) -> str:
+    return text.number(cell.mean, 1) + ("†" if cell.partial else "")
+
+
+def _overall(cell: Cell | None, digits: int, of_bounds: int) -> tuple[str, str, str]:
+    """Return the mean, its interval and the number of samples."""
+    if cell is None:
+        return text.NONE, text.NONE, ""
+    interval = text.bounds(cell.interval, of_bounds, "{} – {}") or text.NONE
+    return text.number(cell.mean, digits), interval, text.partial(cell) or str(cell.n)
 
 
 def _size(row: Row, field: str) -> str:
@@ -127,39 +126,29 @@ def _size(row: Row, field: str) -> str:
     return text.number(row.sizes.get(field), digits, unit)
 
 
-def _turned(table: Table) -> list[Printed]:
-    """Return tables with settings as columns, at most `ACROSS` per table.
-
-    Every mean has its interval and, if partial, its number of samples.
-    """
-    shown = []
+def _turned(table: Table) -> Iterator[Printed]:
+    """Yield tables with settings as columns, at most `ACROSS` per table, and intervals next to the means."""
     for start in range(0, len(table.rows), ACROSS):
         rows = table.rows[start : start + ACROSS]
         printed = Printed(title=plain(_title(table)), caption=_caption(table, rows))
         printed.add_column("")
-        printed.add_column("n", justify="right")
-        for row in rows:
-            printed.add_column(plain(str(row.name)), justify="right")
+        for head in ("n", *(str(row.name) for row in rows)):
+            printed.add_column(plain(head), justify="right")
         for column in table.columns:
             cells = [row.cells.get(column) for row in rows]
             n = max((cell.n for cell in cells if cell), default=0)
-            means = [
+            means = (
                 " ".join(filter(None, (text.mean(cell), text.bounds(cell.interval, 2, "({}–{})"), text.partial(cell))))
                 if cell
                 else ""
                 for cell in cells
-            ]
-            printed.add_row(plain(table.head(column)), str(n), *map(plain, means))
+            )
+            printed.add_row(*map(plain, (table.head(column), str(n), *means)))
         printed.add_section()
         for field, (title, _, _) in SIZES.items():
             if any(field in row.sizes for row in rows):
                 printed.add_row(title, "", *(_size(row, field) for row in rows))
-        shown.append(printed)
-    return shown
-
-
-def _marked(cell: Cell) -> str:
-    return text.number(cell.mean, 1) + ("†" if cell.partial else "")
+        yield printed
 
 
 def _caption(table: Table, rows: Sequence[Row]) -> Text | None:
@@ -174,13 +163,9 @@ def _fidelity(tables: Sequence[Table]) -> Printed:
     printed = Printed(title=plain(title), caption="kl and reference_nll in nats per token, agreement from 0 to 1")
     printed.add_column("setting", no_wrap=True)
     for table in tables:
-        for column in (table.metric.field, "95 % interval", "n"):
+        for column in (table.metric.field, INTERVAL, "n"):
             printed.add_column(column, justify="right")
     for place, row in enumerate(tables[0].rows):
-        numbers = []
-        for table in tables:
-            cell = table.rows[place].cells.get(table.overall)
-            interval = text.bounds(cell.interval, 4, "{} – {}") if cell else ""
-            numbers += [text.number(cell.mean if cell else None, 3), interval or text.NONE, str(cell.n if cell else 0)]
-        printed.add_row(plain(str(row.name)), *map(plain, numbers))
+        cells = (table.rows[place].cells.get(table.overall) for table in tables)
+        printed.add_row(plain(str(row.name)), *chain.from_iterable(_overall(cell, 3, 4) for cell in cells))
     return printed

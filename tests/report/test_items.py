@@ -104,6 +104,29 @@ def test_calibrated_heads_are_found_as_the_number_they_are(tmp_path):
     assert list(rows(page_of("table2_heads", other))) == ["top-1 heads"]
 
 
+def test_runs_of_other_experiments_are_shown_only_where_the_experiment_asks_for_their_setting(tmp_path):
+    def answered(method, digest, budget=64, interval=64, tokens=512, experiment="decoding", **of_eval):
+        eviction = {"when": "prompt+decode", "interval": interval, "protect": "none"}
+        of_config = {"eviction": eviction, "fidelity": {"tokens": tokens}, "calibration": "auto"}
+        of_config |= {"experiment": experiment} if experiment else {}
+        place = {"eval": "longgen", "task": "longgen", "of_eval": of_eval, "node": nodes("decoding")[method]}
+        lines = [line(str(number), 50.0, kind="story") for number in range(4)]
+        setting(tmp_path, lines, method, budget, f"{digest:08}", of_config=of_config, **place)
+
+    answered("snapkv", 1)
+    answered("snapkv", 2, interval=32)
+    answered("h2o", 3, experiment="")
+    before = page_of("decoding", tmp_path)
+    assert [row.label.split()[0] for row in before.tables[0].rows] == ["H2O", "SnapKV", "SnapKV"]
+    answered("snapkv", 4, interval=128, experiment="")
+    answered("tova", 5, tokens=64, experiment="")
+    answered("rkv", 6, budget=256, experiment="another")
+    answered("random", 7, experiment=["another"], max_new_tokens=7)
+    assert markdown(page_of("decoding", tmp_path)) == markdown(before)
+    answered("rkv", 8, experiment=["another", "decoding"])
+    assert "R-KV" in "".join(rows(page_of("decoding", tmp_path)))
+
+
 def test_every_number_of_heads_that_was_asked_for_is_a_row(tmp_path):
     node = nodes("table2_heads")["compresskv-uniform"]
     of_config = {"calibration": "auto", "protocol": {"name": "corrected"}}

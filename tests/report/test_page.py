@@ -12,6 +12,8 @@ from evals.report.html import reading, scores
 from evals.report.html.chart import Chart, Line, Point
 from evals.report.html.reading import read
 from evals.report.html.writing import embeddable, page, write
+from evals.results.record import records
+from evals.results.tails import tails
 from evals.tables.compare import Verdict, verdicts
 from tests.support.refusals import refused
 from tests.support.trees import efficiency, line, longbench, needles, setting
@@ -78,22 +80,33 @@ def test_verdicts_in_words(text):
     )
 
 
+def test_tails_of_fidelity_are_below_the_scores(tmp_path):
+    needles(tmp_path, depths=2, budgets=(64,))
+    (measured,) = tails(records(tmp_path))
+    shown = plain(page(tmp_path))
+    assert measured.title in shown
+    below = shown[shown.index(measured.title) :]
+    for row in measured.body:
+        assert re.search(r"\s*".join(map(re.escape, row)), below)
+
+
 @pytest.mark.parametrize(("mean", "bounds", "better"), [(-5.0, (-8.0, -2.0), "first"), (5.0, (2.0, 8.0), "second")])
 def test_a_difference_is_told_from_the_better_one(mean, bounds, better):
     verdict = Verdict("tiny", "niah", 64, "first", "second", mean, bounds, 0.01, 20, 40)
     said = scores.sentence(verdict)
-    assert said.outcome == "differs"
-    assert said.text.startswith(f"At budget 64, {better} is better than")
-    assert "by 5.0 points (95\u00a0% interval 2.0 to 8.0" in said.text
-    same = scores.sentence(Verdict("tiny", "niah", 64, "first", "second", mean, bounds, 0.4, 20, 1234))
-    assert same.outcome == "undecided"
-    assert f"({better}'s mean is 5.0 points higher" in same.text
-    assert "1,234 samples" in same.text
+    assert verdict.outcome == "differs"
+    assert said.startswith(f"At budget 64, {better} is better than")
+    assert "by 5.0 points (95\u00a0% interval 2.0 to 8.0" in said
+    undecided = Verdict("tiny", "niah", 64, "first", "second", mean, bounds, 0.4, 20, 1234)
+    same = scores.sentence(undecided)
+    assert undecided.outcome == "undecided"
+    assert f"({better}'s mean is 5.0 points higher" in same
+    assert "1,234 samples" in same
 
 
 def test_a_lower_kl_is_closer():
     verdict = Verdict("tiny", "niah", 64, "first", "second", 0.25, (0.1, 0.4), 0.01, 20, 40, "kl", lower=True)
-    text = scores.sentence(verdict).text
+    text = scores.sentence(verdict)
     assert "first is closer to the full cache than second by 0.250 nats per token (95\u00a0%" in text
     assert "interval 0.100 to 0.400" in text
 

@@ -68,27 +68,16 @@ class Chart:
     digits: int = 1
 
     @cached_property
-    def points(self) -> list[Point]:
-        points: list[Point] = []
-        for line in self.lines:
-            points += line.points
-        return points
-
-    @cached_property
     def xs(self) -> list[float]:
         """The sorted x values of all lines except levels."""
-        values: set[float] = set()
-        for line in self.lines:
-            if not line.level:
-                values |= {point.x for point in line.points}
-        return sorted(values) or [0.0]
+        return sorted({point.x for line in self.lines if not line.level for point in line.points}) or [0.0]
 
     @cached_property
     def y_ticks(self) -> list[float]:
         """Round values that span all points and 0, usually four to six."""
-        lows = [point.y if point.low is None else point.low for point in self.points]
-        highs = [point.y if point.high is None else point.high for point in self.points]
-        low, high = min([0.0, *lows]), max([0.0, *highs])
+        points = [point for line in self.lines for point in line.points]
+        low = min([0.0, *(point.y if point.low is None else point.low for point in points)])
+        high = max([0.0, *(point.y if point.high is None else point.high for point in points)])
         raw = (high - low if high - low > SMALLEST else 1.0) / 4
         power = 10 ** math.floor(math.log10(raw))
         step = next(factor * power for factor in (1, 2, 2.5, 5, 10) if factor * power >= raw * 0.999)
@@ -126,9 +115,8 @@ class Chart:
 
     def markers(self, line: Line) -> list[Point]:
         """Return the points with a marker: all, or every fifth (offset by the line's style) if `marked` is false."""
-        if line.level:
-            return []
-        return list(line.points) if self.marked else list(line.points)[line.style % 5 :: 5]
+        points = [] if line.level else list(line.points)
+        return points if self.marked else points[line.style % 5 :: 5]
 
     def shown(self, value: float) -> str:
         return f"{value:.{self.digits}f}"

@@ -1,8 +1,10 @@
 """Read a results tree for the page, one setting at a time, and keep only the data that the page shows."""
 
 import json
+import os
 import sys
-from collections.abc import Mapping, Sequence
+from array import array
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
@@ -25,8 +27,10 @@ LONGEST = 1200
 TOKENS = 128
 """Maximum number of tokens of an answer for which the KL is shown."""
 
-ALL_FIELDS = ("id", "score", "prompt_sha256", *FIDELITY)
-"""Line fields that tables and figures need, in addition to the fields of the evaluation."""
+PER_TOKEN = ("kl_per_token", "control_kl_per_token")
+
+ALL_FIELDS = ("id", "score", "prompt_sha256", *FIDELITY, "control_agreement")
+"""Line fields that tables and figures need, in addition to those per token and to the fields of the evaluation."""
 
 BROWSED = (
     *("id", "prompt_tail", "prediction", "prompt_tokens", "prompt_sha256", "truncated", "new_tokens"),
@@ -46,7 +50,7 @@ class Setting:
     record: Record
     kept: tuple[float, ...]
     batches: tuple[tuple[str, ...], ...]
-    browsed: Sequence[Line] = ()
+    browsed: Sequence[Line]
 
 
 @dataclass(frozen=True)
@@ -60,8 +64,16 @@ class Tree:
     settings: Sequence[Setting]
     unfinished: int
     faults: Sequence[str]
-    lines: int
-    browsable: int
+
+    @property
+    def lines(self) -> int:
+        """The number of samples of all settings."""
+        return sum(len(setting.record.covered) for setting in self.settings)
+
+    @property
+    def browsable(self) -> int:
+        """The number of lines in the browser."""
+        return sum(len(setting.browsed) for setting in self.settings)
 
     @property
     def texts(self) -> bool:
@@ -74,17 +86,18 @@ def read(results: Path) -> Tree:
     if not results.is_dir():
         raise UserError("results", "name a results tree, such as results", value=results, why="directory not found")
     waiting = records(results)
-    chosen = _sample_places(waiting)
-    shared = _Shared()
+    chosen = _sample_counts(waiting)
+    shared = Shared()
     settings: list[Setting] = []
     ids_of: dict[tuple[str, ...], set[str]] = {}
     faults: list[str] = []
-    unfinished = lines = 0
+    unfinished = 0
     for place, whole in enumerate(waiting):
         if whole.summary is None:
             if whole.scored:
                 unfinished += 1
-                faults += [f"{whole.name}: {whole.problem}"] if _damaged(whole) else []
+                if os.path.lexists(whole.path / "summary.json"):  # it is damaged
+                    faults.append(f"{whole.name}: {whole.problem}")
             continue
         record, left_out = sound(whole)
         faults += left_out
@@ -92,33 +105,34 @@ def read(results: Path) -> Tree:
             faults.append(f"{record.name}: the summary covers no samples with scores")
             continue
         faults += _faults(record)
-        lines += len(record.covered)
-        group = record.group
         ids: set[str] = set()
-        if group in chosen and chosen[group][0] <= place < chosen[group][1]:
-            count = chosen[group][2]
-            ids = ids_of.setdefault(group, set(spread([line["id"] for line in record.covered], count)))
+        if count := chosen.get(place):
+            ids = ids_of.setdefault(record.group, set(spread([line["id"] for line in record.covered], count)))
         settings.append(_setting(record, ids, shared))
         waiting[place] = whole.unread()
-    browsable = sum(len(setting.browsed) for setting in settings)
-    return Tree(results, settings, unfinished, faults, lines, browsable)
+    return Tree(results, settings, unfinished, faults)
 
 
-class _Shared:
-    """Keeps one object for equal values. Most settings of a sweep share configuration, environment and ids."""
+class Shared:
+    """Stores equal values once. Most settings of a sweep share configuration, environment and ids."""
 
     def __init__(self) -> None:
-        self._known: dict[str, Any] = {}
+        self.values: list[Any] = []
+        self._places: dict[str, int] = {}
+
+    def place(self, value: Any) -> int:
+        """Return the index in `values` of the value that equals `value`, which is stored if there is none."""
+        place = self._places.setdefault(json.dumps(value, sort_keys=True, default=str), len(self.values))
+        if place == len(self.values):
+            self.values.append(value)
+        return place
 
     def one(self, value: Any) -> Any:
-        return self._known.setdefault(json.dumps(value, sort_keys=True, default=str), value)
-
-    def each(self, mapping: Any) -> dict[str, Any]:
-        """Return the mapping with shared values."""
-        return {key: self.one(value) for key, value in mapping.items()} if isinstance(mapping, Mapping) else {}
+        """Return the stored value that equals `value`."""
+        return self.values[self.place(value)]
 
 
-def _setting(record: Record, browsed: set[str], shared: _Shared) -> Setting:
+def _setting(record: Record, browsed: set[str], shared: Shared) -> Setting:
     of_evaluation = hook(record.kind, "reduced", _reduced)
     lines: list[Line] = []
     for line in record.covered:
@@ -126,13 +140,17 @@ def _setting(record: Record, browsed: set[str], shared: _Shared) -> Setting:
         reduced["id"] = sys.intern(line["id"])
         if "prompt_sha256" in reduced:
             reduced["prompt_sha256"] = sys.intern(str(reduced["prompt_sha256"]))
+        if any(line.get(name) for name in PER_TOKEN):  # for the tails of fidelity, in little memory
+            reduced |= {name: array("d", line[name]) for name in PER_TOKEN if line.get(name)}
+            reduced |= {"prediction": hash(line["prediction"])} if "prediction" in line else {}
         lines.append(reduced)
-    failures: list[Line] = []
-    for line in record.failures.values():
-        failures.append({name: value for name, value in line.items() if name not in ("of", "checksum")})
-    summary = dict(record.summary or {})
-    summary.pop("method_in_full", None)
-    summary |= {"samples": [line["id"] for line in lines], "config": shared.each(record.config)}
+    failures = [
+        {name: value for name, value in line.items() if name not in ("of", "checksum")}
+        for line in record.failures.values()
+    ]
+    summary = {name: value for name, value in (record.summary or {}).items() if name != "method_in_full"}
+    config = {name: shared.one(value) for name, value in record.config.items()}
+    summary |= {"samples": [line["id"] for line in lines], "config": config}
     summary["prompt"] = shared.one(summary.get("prompt"))
     summary["environment"] = shared.one(shown_environment(summary.get("environment")))
     batches = dict.fromkeys(tuple(line["batch"]) for line in record.covered if isinstance(line.get("batch"), list))
@@ -159,27 +177,18 @@ def _browsed(record: Record, line: Line) -> Line:
     of_evaluation = hook(record.kind, "browsed", lambda line, prompt: own_fields(line))
     fields |= of_evaluation(line, prompt if isinstance(prompt, dict) else {})
     fields = {name: _shortened(value) for name, value in fields.items()}
-    if isinstance(line.get("kl_per_token"), list):
-        values = [value for value in line["kl_per_token"] if isinstance(value, (int, float))]
-        fields["kl_per_token"] = [round(value, 3) for value in values[:TOKENS]]
+    if "kl_per_token" in line:
+        fields["kl_per_token"] = [round(value, 3) for value in line["kl_per_token"][:TOKENS]]
     return {**fields, "kept": [round(layer, 1) for layer in layer_means(line)]}
 
 
 def _shortened(value: Any) -> Any:
-    """Cut a text to `LONGEST` characters and append how many were cut.
-
-    Of a list of texts, return the first five, each cut.
-    """
+    """Cut a text to `LONGEST` characters and say how many were cut; of a list of texts, the first five."""
     if isinstance(value, list) and all(isinstance(item, str) for item in value):
         return [_shortened(item) for item in value[:5]]
     if isinstance(value, str) and len(value) > LONGEST:
         return f"{value[:LONGEST]}… ({len(value) - LONGEST} more characters)"
     return value
-
-
-def _damaged(record: Record) -> bool:
-    """Return whether a setting without a readable summary has a file summary.json."""
-    return (record.path / "summary.json").exists() or (record.path / "summary.json").is_symlink()
 
 
 def _faults(record: Record) -> list[str]:
@@ -195,11 +204,10 @@ def _faults(record: Record) -> list[str]:
     return phrases
 
 
-def _sample_places(waiting: Sequence[Record]) -> dict[tuple[str, ...], tuple[int, int, int]]:
-    """Choose the groups whose lines are in the browser.
+def _sample_counts(waiting: Sequence[Record]) -> dict[int, int]:
+    """Return the number of samples in the browser by the index of a setting; settings of a group show the same samples.
 
-    Returns for each group: the first index of its settings, the index after the last one, and the samples per setting.
-    All settings of a group show the same samples. In large trees, evenly spaced groups are chosen.
+    In large trees, evenly spaced groups are chosen.
     """
     places: dict[tuple[str, ...], list[int]] = {}
     for place, record in enumerate(waiting):
@@ -208,13 +216,10 @@ def _sample_places(waiting: Sequence[Record]) -> dict[tuple[str, ...], tuple[int
     if len(waiting) > EMBEDDED:
         groups = spread(groups, max(1, EMBEDDED * len(groups) // len(waiting)))
     each = max(1, EMBEDDED // max(1, sum(len(places[group]) for group in groups)))
-    return {
-        group: (places[group][0], min(places[group][-1] + 1, places[group][0] + EMBEDDED), each) for group in groups
-    }
+    return {place: each for group in groups for place in places[group][:EMBEDDED]}
 
 
 def spread(items: Sequence[Any], count: int) -> list[Any]:
     """Return at most `count` of the items, evenly spaced."""
-    if len(items) <= count:
-        return list(items)
+    count = min(count, len(items))
     return [items[place * len(items) // count] for place in range(count)]

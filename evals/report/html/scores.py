@@ -1,5 +1,6 @@
 """The scores on the page: tables of means, sentences about them, and charts."""
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,10 +13,11 @@ from evals.report.html.chart import Chart, Line, Point
 from evals.report.html.reading import Tree, spread
 from evals.results.means import groups_of
 from evals.results.shows import hook
+from evals.results.tails import tails
 from evals.tables import text
-from evals.tables.compare import Outcome, Question, Verdict, subject_of, unpaired, verdicts
+from evals.tables.compare import Question, Verdict, subject_of, unpaired, verdicts
 from evals.tables.methods import METHODS
-from evals.tables.table import KNOWN, OTHERS, SCORE, Row, Section, Table, Texts, full_of
+from evals.tables.table import KNOWN, OTHERS, SCORE, Cell, Row, Section, Table, Texts, full_of
 
 LAYER_CHARTS = 8
 """Maximum number of budgets for which the tokens by layer are drawn; the budgets are evenly spaced."""
@@ -34,21 +36,12 @@ COMPARED = 12
 
 
 @dataclass(frozen=True)
-class Sentence:
-    """A comparison in words, with its outcome; `partial`: it covers part of the samples."""
-
-    text: str
-    outcome: Outcome
-    partial: bool = False
-
-
-@dataclass(frozen=True)
 class Board:
     """The content for one model and evaluation.
 
     `columns`: columns of the table with their heads; the average is first, so that it is visible without scrolling.
-    `texts`: tables of texts, shown instead of `table`. `over`: charts over the columns, for tables without budgets.
-    `compared`: whether it has verdicts.
+    `texts`: tables of texts, shown instead of `table`; `appendix`: those below it. `over`: charts over the columns, for
+    tables without budgets. `verdicts`, `closeness`: comparisons of scores and of KL, if it has any (`compared`).
     """
 
     kind: str
@@ -57,9 +50,10 @@ class Board:
     table: Table
     columns: Mapping[str, str]
     texts: Sequence[Texts] = ()
+    appendix: Sequence[Texts] = ()
     over: Sequence[Chart] = ()
-    sentences: Sequence[Sentence] = ()
-    closeness: Sequence[Sentence] = ()
+    verdicts: Sequence[Verdict] = ()
+    closeness: Sequence[Verdict] = ()
     shares: Sequence[str] = ()
     score: Chart | None = None
     kl: Chart | None = None
@@ -69,14 +63,14 @@ class Board:
     notes: Sequence[str] = ()
 
     @property
-    def first(self) -> Sequence[Sentence]:
+    def first(self) -> Sequence[Verdict]:
         """The comparisons shown first: differences over all samples, at most `FIRST`."""
-        return [each for each in self.sentences if each.outcome == "differs" and not each.partial][:FIRST]
+        return [each for each in self.verdicts if each.outcome == "differs" and not each.partial][:FIRST]
 
     @property
-    def rest(self) -> dict[str, list[Sentence]]:
+    def rest(self) -> dict[str, list[Verdict]]:
         """All other comparisons, by kind."""
-        others = [each for each in self.sentences if each not in self.first]
+        others = [each for each in self.verdicts if each not in self.first]
         whole = [each for each in others if not each.partial]
         kinds = {
             "More differences of score": [each for each in whole if each.outcome == "differs"],
@@ -103,9 +97,10 @@ def boards(tree: Tree, asked: Question = ALL) -> Iterator[Board]:
         title = f"{score.model} · {text.title_of(score.eval)}"
         ordered = sorted(score.columns, key=lambda column: column != score.overall)
         shown = title, section, score, {column: column_title(column, score) for column in ordered}
+        appendix = hook(kind, "appendix", tails)(records)
         if score.axis:
             texts = hook(kind, "texts", lambda records: [])(records)
-            yield Board(kind, *shown, texts=texts, over=[over_columns(score)])
+            yield Board(kind, *shown, texts=texts, appendix=appendix, over=[over_columns(score)])
             continue
         kl = next((table for table in fidelity if table.metric.field == "kl"), None)
         styles = {label: style for style, label in enumerate(dict.fromkeys(row.label for row in _ordered(score)))}
@@ -114,18 +109,22 @@ def boards(tree: Tree, asked: Question = ALL) -> Iterator[Board]:
         nats = "KL, nats per token (lower is closer)"
         compared = made < COMPARED
         made += 1
+        subject = subject_of(ALL, score)
+        run_instead = f"{ALL.subject} was not run here: {subject} is compared with the others."
+        other_subject = [] if subject == ALL.subject else [run_instead]
         yield Board(
             kind,
             *shown,
-            sentences=_sentences(score, asked) if compared else [],
-            closeness=_sentences(kl, asked) if kl and compared else [],
+            appendix=appendix,
+            verdicts=sorted(verdicts(asked, score), key=_importance) if compared else [],
+            closeness=sorted(verdicts(asked, kl), key=_importance) if kl and compared else [],
             shares=list(_shares(score)),
             score=_over_budget(score, over, "score, 0 to 100", drawn),
             kl=_over_budget(kl, "KL to the full cache", nats, drawn) if kl else None,
             layers=list(_layers(score, drawn, kept)),
             left_out=len(styles) - len(drawn),
             compared=compared,
-            notes=[*_other_subject(score), *unpaired(score)],
+            notes=[*other_subject, *unpaired(score)],
         )
 
 
@@ -133,22 +132,11 @@ def over_columns(table: Table) -> Chart:
     """Return a chart with the columns of `table.xs` on the x axis."""
     lines = []
     for style, row in enumerate(table.rows):
-        points = []
-        for column, x in table.xs.items():
-            if cell := row.cells.get(column):
-                low, high = cell.interval or (None, None)
-                points.append(Point(x, cell.mean, low, high, cell.partial))
-        if points:
+        if points := [_point(x, cell) for column, x in table.xs.items() if (cell := row.cells.get(column))]:
             lines.append(Line(str(row.name), points, style))
     title = table.metric.title or table.metric.field
     log = len(table.xs) > 1 and min(table.xs.values()) > 0
     return Chart(title[:1].upper() + title[1:], table.axis, title, lines, log=log, digits=table.metric.digits)
-
-
-def _other_subject(table: Table) -> list[str]:
-    """Return a sentence if the default subject of the comparisons was not run."""
-    subject = subject_of(ALL, table)
-    return [] if subject == ALL.subject else [f"{ALL.subject} was not run here: {subject} is compared with the others."]
 
 
 def _ordered(table: Table) -> list[Row]:
@@ -158,45 +146,42 @@ def _ordered(table: Table) -> list[Row]:
     )
 
 
-def _sentences(table: Table, asked: Question) -> list[Sentence]:
-    """Return the comparisons in words: first those with the paper's methods, at the smallest budgets."""
-    return [sentence(each) for each in sorted(verdicts(asked, table), key=_importance)]
+def _point(x: float, cell: Cell) -> Point:
+    low, high = cell.interval or (None, None)
+    return Point(x, cell.mean, low, high, cell.partial)
 
 
 def _importance(verdict: Verdict) -> tuple[bool, tuple[int, float], int]:
+    """Return the sort key of a comparison: first those with the paper's methods, at the smallest budgets."""
     order = list(METHODS.values())
     place = order.index(verdict.second) if verdict.second in order else len(order)
     return place > order.index(ALL.subject), smallest_first(verdict.budget), place
 
 
-def sentence(verdict: Verdict) -> Sentence:
-    """Describe a comparison of scores or of KL in words."""
+def sentence(verdict: Verdict) -> str:
+    """Describe a comparison of scores or of KL in words, without line breaks around signs."""
     mean, bounds, digits = verdict.mean, verdict.interval, 3 if verdict.lower else 1
     worse, better = verdict.ordered
     if mean < 0 and bounds:
         bounds = -bounds[1], -bounds[0]
-    between = f"95\u00a0% interval {text.minus(text.bounds(bounds, digits + 1, '{} to {}'))}, " if bounds else ""
-    p = f"p {text.probability(verdict.p)}" if verdict.p < 0.001 else f"p = {text.probability(verdict.p)}"
-    # Avoid line breaks around signs.
-    numbers = (
-        f"{between}{p}, n = {verdict.n}".replace(" = ", "\u00a0=\u00a0")
-        .replace(" < ", "\u00a0<\u00a0")
-        .replace(" %", "\u00a0%")
-    )
+    between = f"95 % interval {text.minus(text.bounds(bounds, digits + 1, '{} to {}'))}, " if bounds else ""
+    p = f"p = {text.probability(verdict.p)}".replace("= <", "<")
     at = "With the full cache" if verdict.budget is None else f"At budget {verdict.budget}"
-    gap = f"{abs(mean):.{digits}f} {'nats per token' if verdict.lower else 'points'}"
+    unit = "nats per token" if verdict.lower else "points"
+    gap = f"{abs(mean):.{digits}f} {unit}"
+    by = f"{better}'s mean is {gap} {'lower' if verdict.lower else 'higher'}" if mean else "equal means"
+    n = f"n = {verdict.n}"
     if verdict.shown:
         how = "closer to the full cache" if verdict.lower else "better"
-        return Sentence(f"{at}, {better} is {how} than {worse} by {gap} ({numbers}).", verdict.outcome, verdict.partial)
-    by = f"{better}'s mean is {gap} {'lower' if verdict.lower else 'higher'}" if mean else "equal means"
-    unit = "nats per token" if verdict.lower else "points"
-    if verdict.outcome == "equivalent" and verdict.equivalence is not None:
-        said = f"{at}, {verdict.first} and {verdict.second} are equivalent within {verdict.margin:g} {unit}"
-        proof = f"{by}, {between}p of equivalence {text.probability(verdict.equivalence)}, n = {verdict.n}"
-        return Sentence(f"{said} ({proof}).".replace(" = ", "\u00a0=\u00a0"), verdict.outcome, verdict.partial)
-    needed = f"; about {verdict.needed:,} samples would decide" if verdict.needed and bounds else ""
-    said = f"{at}, neither a difference nor equivalence is shown between {verdict.first} and {verdict.second}"
-    return Sentence(f"{said} ({by}, {numbers}{needed}).", verdict.outcome, verdict.partial)
+        said = f"{better} is {how} than {worse} by {gap} ({between}{p}, {n})"
+    elif verdict.outcome == "equivalent" and verdict.equivalence is not None:
+        proof = f"{by}, {between}p of equivalence {text.probability(verdict.equivalence)}, {n}"
+        said = f"{verdict.first} and {verdict.second} are equivalent within {verdict.margin:g} {unit} ({proof})"
+    else:
+        needed = f"; about {verdict.needed:,} samples would decide" if verdict.needed and bounds else ""
+        pair = f"{verdict.first} and {verdict.second}"
+        said = f"neither a difference nor equivalence is shown between {pair} ({by}, {between}{p}, {n}{needed})"
+    return re.sub(r" ([=<]) | (%)", lambda sign: sign[0].replace(" ", "\u00a0"), f"{at}, {said}.")
 
 
 def column_title(column: str, table: Table) -> str:
@@ -227,18 +212,14 @@ def _shares(table: Table) -> Iterator[str]:
 
 
 def _over_budget(table: Table, title: str, y_label: str, styles: dict[str, int]) -> Chart | None:
-    """Return a chart of the average of every method over the budget.
-
-    The full cache's score is a horizontal line. Its KL is 0 and not drawn.
-    """
+    """Return a chart of averages over the budget. The full cache is a level; its KL is 0 and not drawn."""
     points: dict[str, list[Point]] = {}
     levels: list[Line] = []
     for row in table.rows:
         cell = row.cells.get(table.overall)
         if cell is None or row.label not in styles:
             continue
-        low, high = cell.interval or (None, None)
-        point = Point(table.place_of_budget(row), cell.mean, low, high, cell.partial)
+        point = _point(table.place_of_budget(row), cell)
         if row.budget is not None:
             points.setdefault(row.label, []).append(point)
         elif table.metric == SCORE:

@@ -23,15 +23,13 @@ from evals.results.shows import hook, hooks
 from evals.results.store import write_text
 from evals.tables import text
 from evals.tables.table import OTHERS, Section
-from evals.tables.text import title_of
 
 TEMPLATES = Path(__file__).parent
 
 
 def write(results: Path, out: Path, margins: Mapping[str, float] | None = None) -> Path:
-    """Write `out`/index.html for the tree `results` and return its path.
+    """Write `out`/index.html for the tree `results` and return its path. `margins`: of equivalence, by metric.
 
-    `margins`: of equivalence by metric, in place of the metrics' own.
     Raises `UserError` if there is nothing to show, or if the page cannot be written.
     """
     path = out / "index.html"
@@ -59,7 +57,7 @@ def page(results: Path, margins: Mapping[str, float] | None = None) -> str:
         tree=tree,
         title=f"Results of {', '.join(models)}" if 0 < len(models) <= 3 else "Results",
         models=models,
-        evals=[title_of(name) for name in sorted({setting.record.eval for setting in tree.settings})],
+        evals=[text.title_of(name) for name in sorted({setting.record.eval for setting in tree.settings})],
         boards=boards,
         scored=_sections(boards),
         measured=measured,
@@ -67,6 +65,7 @@ def page(results: Path, margins: Mapping[str, float] | None = None) -> str:
         published=_published,
         text=text,
         over_columns=scores.over_columns,
+        sentence=scores.sentence,
         problems=[*tree.faults, *problems],
         origins=_origins(tree),
         data={**settings_and_samples(tree), "panels": panels, "maps": maps},
@@ -125,7 +124,7 @@ def embeddable(value: Any) -> Markup:
     content = json.dumps(_visible(value), ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     for character in "<>&\u2028\u2029":
         content = content.replace(character, f"\\u{ord(character):04x}")
-    return Markup(content.encode(errors="replace").decode())
+    return Markup(content)
 
 
 def _visible(value: Any) -> Any:
@@ -153,8 +152,9 @@ def _origins(tree: Tree) -> list[dict[str, Any]]:
 def _published(item: str) -> dict[str, Any]:
     """Return the published scores: a row per model, budget and method, and a column per published column."""
     rows = [row for row in published(item) if row.unit == "score"]
-    places = [(row.method, row.model or "not named", text.budget(row.budget), row.source) for row in rows]
-    columns, body = text.pivoted(
-        [(place, row.column, f"{row.value:.2f}") for place, row in zip(places, rows, strict=True)]
-    )
+    found = [
+        ((row.method, row.model or "not named", text.budget(row.budget), row.source), row.column, f"{row.value:.2f}")
+        for row in rows
+    ]
+    columns, body = text.pivoted(found)
     return {"columns": columns, "rows": body}
