@@ -63,6 +63,8 @@ def test_scores_of_parts():
     sum_of = Request("arithmetic", "", answer=1200)
     assert [sum_of.score(text) for text in ("1,200.", "1200 or 7", "The answer is 1200", "")] == [100, 0, 100, 0]
     assert last_number("-3 and then -4.5") == -4.5
+    assert last_number("(48-19)-9 = 57-20") == 20
+    assert Request("list", "", items=20).score("1. one\n" + "7" * 5000 + ".") == 5
 
 
 def test_repetition():

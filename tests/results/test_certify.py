@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from compresskv.budget import budget_from
 from evals.report.against import certified
 from evals.results.__main__ import main
 from evals.results.record import records
@@ -46,6 +47,15 @@ def test_the_smallest_safe_budget(metric, full):
     assert 1.0 < found.smallest.bound < 2.0
     assert found.failed.needed is None
     # 32 is not tried: a larger one failed.
+
+
+def test_tokens_and_shares_have_a_certificate_each():
+    quarter, half, most = (budget_from(f"{percent}%") for percent in (25, 50, 75))
+    losses = {256: noise(0.5), 64: noise(9.0), most: noise(0.5), half: noise(0.6), quarter: noise(9.0)}
+    tokens, shares = certificates(table(losses), 2.0, 0.95)
+    assert [each.budget for each in tokens.tried] == [256, 64]
+    assert [each.budget for each in shares.tried] == [most, half, quarter]
+    assert (tokens.smallest.budget, shares.smallest.budget) == (256, half)
 
 
 def test_the_bound_is_where_the_test_turns():

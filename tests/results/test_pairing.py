@@ -1,15 +1,23 @@
 """Only samples with the same prompt and weights are compared, and the others are reported."""
 
 import json
+from dataclasses import replace
 
+import numpy as np
 import pytest
 
+from evals.longbench.tables import tables as longbench_tables
 from evals.report.artefacts import page_of
 from evals.report.html.writing import page
 from evals.results import frame
 from evals.results.__main__ import main
 from evals.results.compare import comparisons
 from evals.results.record import records
+from evals.results.store import SampleStore
+from evals.ruler.tables import tables as ruler_tables
+from evals.tables.compare import Question, verdicts
+from evals.tables.methods import Name
+from evals.tables.table import Cell, Row, Table
 from tests.support.trees import cells, line
 from tests.support.trees import setting as finished
 
@@ -40,6 +48,65 @@ def test_settings_of_other_prompts_or_weights_are_not_compared(tmp_path, capsys,
     assert not any(comparison.pairs for comparison in comparisons(records(tmp_path), "score"))
     assert main(["compare", "--results", str(tmp_path)]) == 2
     assert "SnapKV 64" in capsys.readouterr().err
+
+
+def names_of(*names, values, budget=64, **fields):
+    """A table with a row for each method, of these values of samples."""
+    rows = []
+    for name, of_row in zip(names, values, strict=True):
+        samples = {(str(place), "p"): value for place, value in enumerate(of_row)}
+        rows.append(Row(Name(name, budget, **fields), {"average": Cell({"": samples}, len(samples), len(samples))}))
+    return Table("tiny", "niah", ["average"], rows)
+
+
+def test_the_best_method_is_compared_as_if_all_were():
+    """The data choose the best, so a family has as few false differences as one that compares all pairs."""
+    random = np.random.default_rng(0)
+    names = [f"method {number}" for number in range(12)]
+    families = [
+        verdicts(Question(subject=""), names_of(*names, values=random.normal(50, 10, (12, 30)).clip(0, 100)))
+        for _ in range(60)
+    ]
+    assert all(len(family) == 11 for family in families)
+    assert sum(any(verdict.shown for verdict in family) for family in families) <= 6
+    far = random.normal(20, 3, (3, 30)).tolist()
+    (*_, verdict) = verdicts(Question(subject=""), names_of("a", "b", "c", "d", values=[*far, [90.0] * 30]))
+    assert verdict.shown
+
+
+def test_protocols_are_ranked_and_compared_separately():
+    low, high = [[number + n for n in range(12)] for number in (10.0, 20.0)], [[number] * 12 for number in (90.0, 80.0)]
+    corrected = names_of("SnapKV", "CAKE", values=low)
+    released = names_of("SnapKV", "CAKE", values=high, protocol="released", marked=True)
+    table = replace(corrected, rows=[*corrected.rows, *released.rows])
+    assert table.ranks("average") == {0: 2, 1: 1, 2: 1, 3: 2}
+    assert {verdict.first for verdict in verdicts(Question(subject=""), table)} == {"CAKE", "SnapKV (released)"}
+
+
+def test_a_failed_sample_makes_the_column_of_its_task_partial(tmp_path):
+    made = {}
+    for task in ("cwe", "vt"):
+        lines = [line(f"L4096-S{n}", 10.0 * n, length=4096, answers=["x"]) for n in range(3)]
+        made[task] = finished(tmp_path, lines, eval="ruler", task=task)
+    store = SampleStore(made["cwe"].path)
+    store.append({"id": "L4096-S3", "error": "prompt: out of memory", "length": 4096})
+    store.close()
+    (table,) = ruler_tables(records(tmp_path))
+    assert {column: cell.partial for column, cell in table.rows[0].cells.items()} == {
+        **{"cwe": True, "vt": False},
+        **dict.fromkeys(table.columns[2:], True),
+    }
+
+
+def test_longbench_pairs_only_kl_along_equal_numbers_of_tokens(tmp_path):
+    for method, tokens in (("snapkv", 512), ("cake", 64), ("streaming_llm", 64)):
+        lines = [line(str(n), 10.0, kl=0.1 * n) for n in range(4)]
+        of_config = {"fidelity": {"tokens": tokens}}
+        finished(tmp_path, lines, method, eval="longbench", task="qasper", of_config=of_config)
+    score, kl, *_ = longbench_tables(records(tmp_path))
+    samples = {row.name.method: row.cells["qasper"].samples for row in kl.rows}
+    assert samples["CAKE"] == samples["StreamingLLM"] != samples["SnapKV"]
+    assert len({frozenset(row.cells["qasper"].samples) for row in score.rows}) == 1
 
 
 def test_settings_without_hashes_are_paired_by_what_their_summaries_say_of_the_prompts(tmp_path):

@@ -114,6 +114,7 @@ def test_differences_are_paired():
 def test_holm():
     assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
     assert holm([0.5, 0.9]) == [1.0, 1.0]
+    assert holm([0.01, 0.001], 10) == pytest.approx([0.09, 0.01])
     assert holm([]) == []
 
 

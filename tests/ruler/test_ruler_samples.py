@@ -94,6 +94,10 @@ def test_a_length_that_nothing_fits_into_is_refused(task, default_model, questio
     monkeypatch.setattr(drawing, "TRIES", 3)
     with refused("eval.lengths", value=150):
         next(samples(task, default_model.tokenizer, 150, 42, questions_folder))
+    stream = Stream(samples(task, default_model.tokenizer, 150, 42, questions_folder))
+    for number in (0, 1, 0):
+        with refused("eval.lengths", value=150):
+            stream[number]
 
 
 def test_essays_begin_again_where_they_are_too_short():
