@@ -1,6 +1,5 @@
 """Haystacks: long running text to hide a needle in."""
 
-import hashlib
 import io
 import math
 import os
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from compresskv.errors import UserError
 from compresskv.folders import package_files
-from compresskv.inputs import expanded, read_once
+from compresskv.inputs import expanded, fingerprint, read_once
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -38,7 +37,7 @@ class Haystack:
 
     @property
     def fingerprint(self) -> str:
-        return hashlib.sha256(self.text.encode()).hexdigest()[:16]
+        return fingerprint(self.text)
 
 
 def essays(location: str | Sequence[str]) -> list[str]:

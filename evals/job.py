@@ -142,6 +142,21 @@ class Task(Protocol):
     def sample(self, id: str) -> Sample: ...
 
 
+def refuse_too_long(
+    model: LoadedModel,
+    prompt: int,
+    new_tokens: int,
+    field: str,
+    fix: str,
+    kind: type[UserError] = UserError,
+    **about: Any,
+) -> None:
+    """Raise an error about `field` if a prompt of so many tokens and its new tokens exceed the model's window."""
+    if prompt + new_tokens > model.window:
+        why = f"a prompt of {prompt} tokens and {new_tokens} new ones exceed the {model.window}-token window"
+        raise kind(field, fix, why=f"{why} of {model.name}", **about)
+
+
 @dataclass(frozen=True, eq=False)
 class Sample:
     """One prompt, `ids` [prompt], int64.

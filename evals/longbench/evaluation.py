@@ -1,6 +1,5 @@
 """LongBench tasks: render the prompts of a task under one protocol, and score the answers."""
 
-import hashlib
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ import torch
 from compresskv.chat import question_start
 from compresskv.engine.decode import Stopping
 from compresskv.errors import UserError
+from compresskv.inputs import fingerprint
 from compresskv.models import LoadedModel
 from compresskv.protocol import EvaluationProtocol
 from evals.job import Sample
@@ -60,8 +60,7 @@ class LongBenchTask:
     def data(self) -> tuple[list[Row], str]:
         """The records of the task's file, and a hash of the bytes they were read from."""
         content = read_task(self.folder, self.task)
-        records = load_task(self.folder, self.task, self.config.limit, content)
-        return records, hashlib.sha256(content).hexdigest()[:16]
+        return load_task(self.folder, self.task, self.config.limit, content), fingerprint(content)
 
     @cached_property
     def records(self) -> Mapping[str, Row]:

@@ -3,7 +3,6 @@
 Its random calls are those of scripts/data/synthetic/qa.py of NVIDIA/RULER c3f5e3b.
 """
 
-import hashlib
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -13,7 +12,7 @@ from random import Random
 from typing import Any, Literal
 
 from compresskv.errors import UserError
-from compresskv.inputs import read_once
+from compresskv.inputs import fingerprint, read_once
 from evals.ruler.drawing import Drawn, Request, Text, filled, finished, fitting, most_units
 
 FILES = {"squad": "squad.json", "hotpotqa": "hotpotqa.json"}
@@ -93,7 +92,7 @@ def read(path: Path) -> Questions:
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:100]
         raise UserError("eval.qa", "download it again", value=path, why=f"not as RULER reads it ({reason})") from error
-    return Questions(questions, documents, hashlib.sha256(content).hexdigest()[:16])
+    return Questions(questions, documents, fingerprint(content))
 
 
 def _squad(content: dict[str, Any]) -> tuple[list[Question], list[str]]:

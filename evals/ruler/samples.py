@@ -1,6 +1,6 @@
 """Generate the samples of a task, in RULER's order."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from threading import Lock
@@ -19,6 +19,15 @@ GENERATORS: dict[str, Callable[..., Iterator[Drawn]]] = {
     "qa": questions.generate,
 }
 """Generators by family of tasks."""
+
+ANSWERS: dict[str, Callable[[Sequence[str]], str]] = {
+    "niah": niah.listed,
+    "variable_tracking": " ".join,
+    "common_words_extraction": common_words.numbered,
+    "freq_words_extraction": niah.listed,
+    "qa": lambda outputs: outputs[0],
+}
+"""Functions that write the answer of each family, in the format of its example if it has one."""
 
 
 def samples(

@@ -6,7 +6,7 @@ from compresskv.errors import PromptError, UserError
 from compresskv.eviction import EvictionMethod
 from compresskv.methods import build
 from compresskv.models import LoadedModel
-from evals.job import Job, Sample, Task
+from evals.job import Job, Sample, Task, refuse_too_long
 
 
 def build_method(model: LoadedModel, job: Job, task: Task | None = None) -> EvictionMethod | None:
@@ -62,23 +62,11 @@ def compressed_tokens(job: Job, sample: Sample) -> int:
     return sample.context
 
 
-def beyond_window(model: LoadedModel, job: Job, length: int) -> PromptError | None:
-    """Return the error of `fidelity.tokens` that do not fit the window after a prompt of `length` tokens, or None."""
-    tokens = job.fidelity
-    if not isinstance(tokens, int) or length + tokens <= model.window:
-        return None
-    return PromptError(
-        "fidelity.tokens",
-        "choose fewer, or shorter prompts",
-        value=tokens,
-        why=f"after a prompt of {length} tokens they exceed the {model.window}-token window of {model.name}",
-    )
-
-
 def refuse_beyond_window(model: LoadedModel, job: Job, length: int) -> None:
-    """Raise the error of `beyond_window`, if there is one."""
-    if error := beyond_window(model, job, length):
-        raise error
+    """Raise `PromptError` for `fidelity.tokens` that do not fit the window after a prompt of `length` tokens."""
+    if isinstance(tokens := job.fidelity, int):
+        fix = "choose fewer, or shorter prompts"
+        refuse_too_long(model, length, tokens, "fidelity.tokens", fix, PromptError, value=tokens)
 
 
 LOOKED_AT = 3

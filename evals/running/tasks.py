@@ -14,6 +14,7 @@ from compresskv.engine.decode_eviction import refuse_scorer
 from compresskv.engine.graph import graphs
 from compresskv.engine.prefixes import PrefixStore, chunk_names, in_prefix_order
 from compresskv.engine.setting import Setting
+from compresskv.errors import UserError
 from compresskv.models import LoadedModel
 from compresskv.protocol import EvaluationProtocol
 from evals.job import Entry, Job, Task
@@ -26,7 +27,7 @@ from evals.running import export
 from evals.running.batches import SettingRun, batches, check_prompts, run_batch
 from evals.running.described import canonical, describe
 from evals.running.forecast import forecast
-from evals.running.methods import beyond_window, build_method, refuse_without_question
+from evals.running.methods import build_method, refuse_beyond_window, refuse_without_question
 from evals.running.reference_answer import prepends_space
 
 Fail = Callable[[Sequence[Job], Exception, str], None]
@@ -59,8 +60,11 @@ def run_task(
                     runs[folder] = SettingRun(job, task, setting, open_store(model, job, task, setting))
                 run = runs[folder]
                 run.exports |= export.exports(job)
-                if run.missing:
-                    run.error = run.error or beyond_window(model, job, task.longest_prompt)
+                if run.missing and not run.error:
+                    try:
+                        refuse_beyond_window(model, job, task.longest_prompt)
+                    except UserError as error:
+                        run.error = error
             except Exception as error:
                 fail([job], error, task.name)
         try:
