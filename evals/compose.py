@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from functools import cache
+from functools import cache, partial
 from importlib import import_module
 from pathlib import Path
 from pkgutil import resolve_name
@@ -43,7 +43,7 @@ from compresskv.protocol import EvaluationProtocol
 from compresskv.schedule import EvictionSchedule
 from evals.help import groups_help, settings_help
 from evals.hydra_errors import refuse_two_files, refused_in_a_sentence
-from evals.job import Evaluation, Export, Job, Logger, SampledEvaluation
+from evals.job import Evaluation, Export, Fidelity, Job, Logger, SampledEvaluation
 from evals.kinds import kind_of, reserved
 
 # `model.path=<id or directory>` also sets the model's name, unless `model.name` is given.
@@ -53,29 +53,21 @@ OmegaConf.register_new_resolver("if_null", lambda value, otherwise: otherwise if
 OmegaConf.register_new_resolver("settings_help", lambda *, _root_: settings_help(_root_), replace=True)
 OmegaConf.register_new_resolver("groups_help", lambda *, _root_: groups_help(_root_), replace=True)
 
-Tokens = Annotated[int, Ge(1), Le(100_000_000)]
-
-SCALARS: dict[str, Any] = {
+TYPES: dict[str, Any] = {
     "calibration": PathText,
     "calibration_check": Literal["on", "off"],
-    "prefill_chunk": Tokens | None,
+    "prefill_chunk": Annotated[int, Ge(1), Le(100_000_000)] | None,
     "memory": Annotated[float, Gt(0), Le(1_000_000)] | None,
+    "protocol": EvaluationProtocol,
+    "observation": ObservationConfig,
+    "eviction": EvictionSchedule,
+    "engine": EngineConfig,
+    "export": Export,
 }
-"""Scalar settings at the top of `conf/config.yaml`, with their types; `budget_from` parses the budget."""
+"""Types of the settings at the top of `conf/config.yaml` that are fields of `Job`."""
 
-NODES = ("model", "method", "eval", "protocol", "observation", "eviction", "engine", "export", "logger", "paths")
-"""Settings at the top of `conf/config.yaml` that are mappings."""
-
-
-@dataclass(frozen=True)
-class Fidelity:
-    """`conf/config.yaml: fidelity`; `true` means `tokens: answer`, and `false` means `tokens: null`."""
-
-    tokens: Literal["answer"] | Annotated[int, Ge(2), Le(100_000_000)] | None = None
-
-
-SHORT = {"answer": True, None: False}
-"""Short forms of fidelity in results, by its tokens."""
+OTHERS = ("budget", "fidelity", "model", "method", "eval", "logger", "paths")
+"""The other settings there, each of which `_job` reads in its own way."""
 
 
 @dataclass(frozen=True)
@@ -196,9 +188,8 @@ def resolved(config: DictConfig) -> dict[str, Any]:
     """Return a composed configuration, resolved, as plain data, with the short form of `fidelity` if it has one."""
     container = OmegaConf.to_container(config, resolve=True)
     assert isinstance(container, dict)
-    for tokens, short in SHORT.items():
-        if container.get("fidelity") == {"tokens": tokens}:
-            container["fidelity"] = short
+    if "fidelity" in container:
+        container["fidelity"] = Fidelity.shortened(container["fidelity"])
     return container  # type: ignore[return-value]
 
 
@@ -250,20 +241,15 @@ def jobs_from(configs: Sequence[Mapping[str, Any]]) -> list[Job]:
     for config in configs:
         with collected():
             jobs.append(_job(config))
-    for job in jobs:
-        for check in _FITTING:
-            with collected():
-                check(job)
-    for packages in dict.fromkeys(job.model.packaged for job in jobs):
+    checks = [partial(check, job) for job in jobs for check in _FITTING]
+    checks += [partial(package_files, packages) for packages in dict.fromkeys(job.model.packaged for job in jobs)]
+    checks += [evaluation.check for evaluation in dict.fromkeys(job.eval for job in jobs)]
+    for check in checks:
         with collected():
-            package_files(packages)
-    for evaluation in dict.fromkeys(job.eval for job in jobs):
+            check()
+    for method in () if mistakes else dict.fromkeys(job.method for job in jobs):
         with collected():
-            evaluation.check()
-    if not mistakes:
-        for method in dict.fromkeys(job.method for job in jobs):
-            with collected():
-                check_parameters(method)
+            check_parameters(method)
     if len(mistakes) > 1:
         raise ExceptionGroup("several mistakes", list(mistakes.values()))
     for error in mistakes.values():
@@ -285,58 +271,37 @@ def job_from(config: Mapping[str, Any]) -> Job:
 
 def _job(config: Mapping[str, Any]) -> Job:
     """Turn a configuration into a `Job` without the checks in `_FITTING` and the checks that import torch."""
-    refuse_unknown("", config, ["budget", "fidelity", *SCALARS, *NODES, "experiment"])
-    if missing := [name for name in ("budget", "fidelity", *SCALARS, *NODES) if name not in config]:
+    refuse_unknown("", config, [*OTHERS, *TYPES, "experiment"])
+    if missing := [name for name in (*OTHERS, *TYPES) if name not in config]:
         raise UserError(missing[0], "give it a value", why="not set")
     budget = budget_from(config["budget"])
-    scalars = {name: checked_value(name, hint, config[name]) for name, hint in SCALARS.items()}
+    values = {name: checked_value(name, hint, config[name]) for name, hint in TYPES.items()}
     method = method_config(config["method"])
     evaluation = plug_in("eval", Evaluation, config["eval"])
     _refuse_name_of_another(evaluation.name, config["eval"]["_target_"])
     model = {name: value for name, value in _mapping("model", config["model"]).items() if name != "evals"}
-    results = checked("paths", Paths, config["paths"]).results
-    eviction = checked("eviction", EvictionSchedule, config["eviction"])
     if method.keeps_everything:
-        eviction = eviction.once
-        config = {**config, "eviction": asdict(eviction)}
+        budget, values["eviction"] = None, values["eviction"].once
+        config = {**config, "eviction": asdict(values["eviction"])}
     job = Job(
+        **values,
         model=checked("model", ModelConfig, model),
         method=method,
-        budget=None if method.keeps_everything else budget,
+        budget=budget,
         eval=evaluation,
-        protocol=checked("protocol", EvaluationProtocol, config["protocol"]),
-        observation=checked("observation", ObservationConfig, config["observation"]),
-        eviction=eviction,
-        engine=checked("engine", EngineConfig, config["engine"]),
-        calibration=scalars["calibration"],
-        calibration_check=scalars["calibration_check"],
-        prefill_chunk=scalars["prefill_chunk"],
-        memory=scalars["memory"],
-        fidelity=_fidelity(config["fidelity"]),
-        export=checked("export", Export, config["export"]),
-        results=expanded(results, "paths.results"),
+        fidelity=Fidelity.of(config["fidelity"]).tokens,
+        results=expanded(checked("paths", Paths, config["paths"]).results, "paths.results"),
         logger=_logger(config["logger"]),
         config=config,
     )
     _refuse_name_of_another_model(job.model)
     _refuse_unwritable("", config)
     if job.fidelity and not isinstance(evaluation, SampledEvaluation):
-        raise UserError(
-            "fidelity",
-            "set fidelity=false",
-            value=config["fidelity"],
-            why=f"eval={evaluation.name} has no samples to measure it on",
-        )
+        why = f"eval={evaluation.name} has no samples to measure it on"
+        raise UserError("fidelity", "set fidelity=false", value=config["fidelity"], why=why)
     _refuse_schedule(job)
     _refuse_export(job)
     return job
-
-
-def _fidelity(node: Any) -> int | Literal["answer"] | None:
-    """Return the tokens along which fidelity is measured, given true, false or a mapping."""
-    if isinstance(node, Mapping):
-        return checked("fidelity", Fidelity, node).tokens
-    return "answer" if checked_value("fidelity", bool, node) else None
 
 
 def _refuse_schedule(job: Job) -> None:
@@ -363,11 +328,6 @@ def _refuse_export(job: Job) -> None:
         raise UserError("export.kept", "set export.kept=false", value=True, why=why)
 
 
-def _refuse_mismatch(job: Job) -> None:
-    """Raise `UserError` for an allocator that cannot use the scorer."""
-    refuse_mismatch(job.method)
-
-
 def _refuse_small(job: Job) -> None:
     """Raise `UserError` for a budget that leaves no room in addition to the tokens that the method always keeps."""
     window = least_window(job.method, job.observation.window)
@@ -376,18 +336,18 @@ def _refuse_small(job: Job) -> None:
         raise UserError("budget", f"set budget to {window + 1} or more", value=job.budget, why=why)
 
 
-def _refuse_chunks(job: Job) -> None:
-    """Raise `UserError` for a chunked prefill that the method cannot score."""
-    refuse_chunks(job.method, job.prefill_chunk)
-
-
 def _refuse_in_layer(job: Job) -> None:
     """Raise `UserError` for a method of the shared path in an evaluation that measures in-layer eviction."""
     if job.eval.evicts and not isinstance(job.eval, SampledEvaluation):
         refuse_in_layer(job.method, job.eval.name)
 
 
-_FITTING = (_refuse_mismatch, _refuse_small, _refuse_chunks, _refuse_in_layer)
+_FITTING: tuple[Callable[[Job], None], ...] = (
+    lambda job: refuse_mismatch(job.method),
+    _refuse_small,
+    lambda job: refuse_chunks(job.method, job.prefill_chunk),
+    _refuse_in_layer,
+)
 """Checks that the settings of a job fit together."""
 
 
@@ -422,22 +382,16 @@ def _refuse_name_of_another(name: str, target: str) -> None:
 
 def plug_in(where: str, kind: Any, node: Any) -> Any:
     """Create the frozen dataclass that `_target_` names, a subclass of `kind`, with the other values as fields."""
-    values = dict(_mapping(where, node))
-    return checked(where, plug_in_class(f"{where}._target_", kind, values.pop("_target_", None)), values)
-
-
-def plug_in_class(where: str, kind: Any, target: Any) -> Any:
-    """Import the subclass of `kind` with the dotted name `target`."""
-    target = checked_value(where, Annotated[str, MinLen(1)], target)
-    module, _, name = target.rpartition(".")
+    values, field = dict(_mapping(where, node)), f"{where}._target_"
+    target = checked_value(field, Annotated[str, MinLen(1)], values.pop("_target_", None))
     try:
-        plugged_in = resolve_name(f"{module}:{name}")
+        plugged_in = resolve_name(":".join(target.rsplit(".", 1)))
     except (ImportError, AttributeError, ValueError) as error:
         reason = readable(str(error), 200)
-        raise UserError(where, "check its YAML", value=target, why=f"cannot be imported ({reason})") from error
+        raise UserError(field, "check its YAML", value=target, why=f"cannot be imported ({reason})") from error
     if not (isinstance(plugged_in, type) and issubclass(plugged_in, kind)):
-        raise UserError(where, f"name a subclass of {kind.__name__}", value=target)
-    return plugged_in
+        raise UserError(field, f"name a subclass of {kind.__name__}", value=target)
+    return checked(where, plugged_in, values)
 
 
 def _logger(node: Any) -> Logger | None:

@@ -15,10 +15,10 @@ from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Protocol
 
 from compresskv.budget import Budget
-from compresskv.checking import Name
+from compresskv.checking import Ge, Le, Name, checked, checked_value
 from compresskv.engine_config import EngineConfig
 from compresskv.errors import UserError
 from compresskv.methods import MethodConfig
@@ -205,6 +205,29 @@ class Logger(ABC):
 
 
 @dataclass(frozen=True)
+class Fidelity:
+    """`conf/config.yaml: fidelity`: the text on which each setting is compared with the full cache.
+
+    `tokens`: the full cache's "answer", or so many tokens of its continuation; None for no comparison. Configurations
+    may have the short form true for "answer" and false for None, and those of results do.
+    """
+
+    tokens: Literal["answer"] | Annotated[int, Ge(2), Le(100_000_000)] | None = None
+
+    @classmethod
+    def of(cls, node: Any) -> Fidelity:
+        """Check a mapping or a short form. Raises `UserError`."""
+        if isinstance(node, Mapping):
+            return checked("fidelity", cls, node)
+        return cls("answer" if checked_value("fidelity", bool, node) else None)
+
+    @staticmethod
+    def shortened(node: Any) -> Any:
+        """Return the short form of a mapping if it has one."""
+        return next((short for short in (True, False) if node == vars(Fidelity.of(short))), node)
+
+
+@dataclass(frozen=True)
 class Export:
     """`conf/config.yaml: export`. `kept`: whether to write which tokens each setting kept."""
 
@@ -217,8 +240,7 @@ class Job:
 
     - `prefill_chunk`: tokens per chunk of the prefill.
     - `memory`: GB for a prompt and its decode batch, in addition to the model; None for all free memory.
-    - `fidelity`: the text on which each setting is compared with the full cache: the full cache's "answer", or this
-      many tokens of its continuation; None for no comparison.
+    - `fidelity`: the `tokens` of `Fidelity`.
     - `config`: the configuration from which the job was made.
     - `apart`: text that distinguishes the job from others in its sweep with the same method and budget.
     """
