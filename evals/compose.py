@@ -241,12 +241,12 @@ def jobs_from(configs: Sequence[Mapping[str, Any]]) -> list[Job]:
     for config in configs:
         with collected():
             jobs.append(_job(config))
-    checks = [partial(check, job) for job in jobs for check in _FITTING]
+    checks: list[Callable[[], Any]] = [partial(check, job) for job in jobs for check in _FITTING]
     checks += [partial(package_files, packages) for packages in dict.fromkeys(job.model.packaged for job in jobs)]
     checks += [evaluation.check for evaluation in dict.fromkeys(job.eval for job in jobs)]
-    for check in checks:
+    for passes in checks:
         with collected():
-            check()
+            passes()
     for method in () if mistakes else dict.fromkeys(job.method for job in jobs):
         with collected():
             check_parameters(method)
@@ -281,13 +281,13 @@ def _job(config: Mapping[str, Any]) -> Job:
     _refuse_name_of_another(evaluation.name, config["eval"]["_target_"])
     model = {name: value for name, value in _mapping("model", config["model"]).items() if name != "evals"}
     if method.keeps_everything:
-        budget, values["eviction"] = None, values["eviction"].once
+        values["eviction"] = values["eviction"].once
         config = {**config, "eviction": asdict(values["eviction"])}
     job = Job(
         **values,
         model=checked("model", ModelConfig, model),
         method=method,
-        budget=budget,
+        budget=None if method.keeps_everything else budget,
         eval=evaluation,
         fidelity=Fidelity.of(config["fidelity"]).tokens,
         results=expanded(checked("paths", Paths, config["paths"]).results, "paths.results"),

@@ -14,7 +14,7 @@ from compresskv.folders import package_files
 from compresskv.inputs import expanded, fingerprint, read_once
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from transformers import BatchEncoding, PreTrainedTokenizerBase
 
 SENTENCE_END = re.compile(r"""[.!?]["')\]”’»]*(?=\s)|[。！？…]+["')\]”’»」』）】》]*""")
 LINE_END = re.compile(r"(?<=[^\n])(?=\n)")
@@ -149,15 +149,8 @@ def hide(needle: str, haystack: str, tokens: int, depth: float, tokenizer: "PreT
         raise UserError("eval.depths", "choose 0 to 100 per cent", value=100 * depth)
     if not haystack.strip():
         raise UserError("eval.haystack", GIVE_TEXTS, why="the text there is empty")
-    # A token has about four characters; if the text is too short, try again with twice the length.
-    characters = tokens * 6
-    while True:
-        text = (haystack * (characters // len(haystack) + 1))[:characters]
-        offsets = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True).offset_mapping
-        if len(offsets) > tokens:
-            break
-        characters *= 2
-    starts = [first for first, _ in offsets[: tokens + 1]]
+    text, encoded = beginning(haystack, tokens, tokenizer)
+    starts = [first for first, _ in encoded.offset_mapping[: tokens + 1]]
     text = text[: starts[tokens]]
     start, rule = find_place(text, starts, depth)
     actual = sum(1 for first in starts[:tokens] if first < start) / tokens
@@ -169,6 +162,21 @@ def hide(needle: str, haystack: str, tokens: int, depth: float, tokenizer: "PreT
         rule=rule,
         repeats=(len(text) - 1) // len(haystack),
     )
+
+
+def beginning(
+    haystack: str, tokens: int, tokenizer: "PreTrainedTokenizerBase", special: bool = False
+) -> tuple[str, "BatchEncoding"]:
+    """Return a text of more than `tokens` tokens, the haystack or its beginning, repeated if it is too short, and its
+    encoding with the start and end of each token. `special`: whether it has special tokens."""
+    # A token has about four characters; if the text is too short, try again with twice the length.
+    characters = tokens * 6
+    while True:
+        text = (haystack * (characters // len(haystack) + 1))[:characters]
+        encoded = tokenizer(text, add_special_tokens=special, return_offsets_mapping=True)
+        if len(encoded.input_ids) > tokens:
+            return text, encoded
+        characters *= 2
 
 
 def find_place(text: str, starts: Sequence[int], depth: float) -> tuple[int, str]:

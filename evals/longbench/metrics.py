@@ -192,23 +192,13 @@ def _rouge_l_zh(prediction: str, reference: str) -> RougeL:
     return rouge_l(" ".join(_segment(prediction)), " ".join(_segment(reference)))
 
 
-def rouge_l_f(prediction: str, reference: str, classes: Sequence[str] | None = None) -> float:
-    """Compute the ROUGE-L F-measure, as the package `rouge` does."""
-    return rouge_l(prediction, reference).f
-
-
-def rouge_l_zh_f(prediction: str, reference: str, classes: Sequence[str] | None = None) -> float:
-    """Compute the ROUGE-L F-measure of jieba's words."""
-    return _rouge_l_zh(prediction, reference).f
-
-
 _ROUGE = {"rouge_l": rouge_l, "rouge_l_zh": _rouge_l_zh}
 
 METRICS: dict[str, Callable[[str, str, Sequence[str] | None], float]] = {
     "qa_f1": qa_f1,
     "qa_f1_zh": qa_f1_zh,
-    "rouge_l": rouge_l_f,
-    "rouge_l_zh": rouge_l_zh_f,
+    "rouge_l": lambda prediction, reference, classes=None: rouge_l(prediction, reference).f,
+    "rouge_l_zh": lambda prediction, reference, classes=None: _rouge_l_zh(prediction, reference).f,
     "classification": classification,
     "count": count,
     "retrieval": retrieval,

@@ -197,7 +197,7 @@ def run_batch(
         failure = error
     if contexts and failure:
         contexts.close()
-    if prefixes and prefixes.nbytes and failure and (ran_out(failure) or ran_out(failure.__cause__)):
+    if failure and prefixes and prefixes.nbytes and (ran_out(failure) or ran_out(failure.__cause__)):
         prefixes.close()  # retry without cached prefixes, so that no prompt fails because of their memory
         run_batch(model, sample, batch)
         return

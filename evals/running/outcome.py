@@ -39,25 +39,13 @@ def show(entries: Sequence[Entry], logger: Logger | None) -> None:
             [Measurement(Path(entry.written), entry.model, entry.eval) for entry in entries if entry.written]
         )
     if failures:
-        faulty = _settings([entry for entry in entries if entry.faulty])
-        raise UserError(
-            None,
-            "the same command runs only what is missing",
-            why=f"{faulty} of {_settings(entries)} settings {_how(entries)} ({failures[0]})",
-        )
-
-
-def _settings(entries: Sequence[Entry]) -> int:
-    """Return the number of distinct settings, each counted once for all its tasks."""
-    return len({(entry.model, entry.eval, entry.setting) for entry in entries})
-
-
-def _how(entries: Sequence[Entry]) -> str:
-    """Describe the state of the faulty `entries`: failed, incomplete, or both."""
-    states = {entry.state for entry in entries if entry.faulty}
-    if states == {"failed"}:
-        return "failed"
-    return "are incomplete" if states == {"incomplete"} else "failed or are incomplete"
+        # Each setting counts once for all its tasks.
+        settings = {(entry.model, entry.eval, entry.setting): None for entry in entries}
+        faulty = {(entry.model, entry.eval, entry.setting): None for entry in entries if entry.faulty}
+        states = {entry.state for entry in entries}
+        how = [said for state, said in (("failed", "failed"), ("incomplete", "are incomplete")) if state in states]
+        why = f"{len(faulty)} of {len(settings)} settings {' or '.join(how)} ({failures[0]})"
+        raise UserError(None, "the same command runs only what is missing", why=why)
 
 
 def table(entries: Sequence[Entry]) -> Table:

@@ -26,7 +26,7 @@ from evals.results.verify import failed_of
 from evals.running import export
 from evals.running.batches import SettingRun, batches, check_prompts, run_batch
 from evals.running.described import canonical, describe
-from evals.running.forecast import forecast
+from evals.running.forecast import forecast_of
 from evals.running.methods import build_method, refuse_beyond_window, refuse_without_question
 from evals.running.reference_answer import prepends_space
 
@@ -95,21 +95,12 @@ def _run_samples(
 ) -> None:
     """Run every prompt that an `incomplete` run lacks, once for all `runs` that share it."""
     job, title = runs[0].job, f"{model.name} {runs[0].task.name}"
-    expected = forecast(
-        model.model,
-        [run.setting for run in incomplete],
-        max(run.task.longest_prompt for run in incomplete),
-        max(job.new_tokens(run.task) for run in incomplete),
-        job.prefill_chunk,
-        job.memory_bytes,
-        model.backend,
-        job.fidelity is not None,
-        sequences=len({run.task for run in incomplete}),
-        contexts=any(run.job.eviction.before_question for run in incomplete),
-    )
+    settings, of_tasks = [run.setting for run in incomplete], {run.task for run in incomplete}
+    contexts = any(run.job.eviction.before_question for run in incomplete)
+    expected = forecast_of(model, job, settings, of_tasks, contexts, sequences=len(of_tasks))
     progress.say(f"{title}: {expected}")
     if files := [(run.setting, len(run.missing)) for run in incomplete if run.exports]:
-        progress.say(f"{title}: {export.said(model, files, max(run.task.longest_prompt for run in incomplete))}")
+        progress.say(f"{title}: {export.said(model, files, expected.length)}")
     tasks: dict[str, Task] = {}
     for run in runs:
         for id in run.ids:
@@ -118,15 +109,15 @@ def _run_samples(
     if job.prefill_chunk is not None:  # order by shared prefixes, independently of what is finished
         order = in_prefix_order({id: chunk_names(tasks[id].sample(id).ids, job.prefill_chunk) for id in tasks})
     missing = {id for run in incomplete for id in run.missing}
-    prefixes, contexts = PrefixStore(expected.prefixes), ContextStore()
+    prefixes, stored = PrefixStore(expected.prefixes), ContextStore()
     todo = [id for id in order if id in missing]
-    if any(run.job.eviction.before_question for run in incomplete):
+    if contexts:
         todo = questions_together(tasks, todo)
     replay = graphs(model.model, job.engine.graph == "auto")
     with attached(model.model, model.backend), replay, progress.track(title, todo) as steps:
         for id in steps:
             for sample, batch in batches(id, [run for run in runs if id in run.ids and not run.error]):
-                run_batch(model, sample, batch, prefixes, contexts)
+                run_batch(model, sample, batch, prefixes, stored)
                 if failures := [run.store.failures[id] for run in batch if id in run.store.failures]:
                     progress.say(f"{title}: {id} failed under {len(failures)} settings: {failures[0]['error']}")
 
@@ -145,14 +136,13 @@ def _finish(model: LoadedModel, run: SettingRun) -> Entry:
     """Write the summary of a run whose samples were all tried, and return its entry."""
     job, ids = run.job, list(run.task.sample_ids)
     finish(run.store, ids, about(model, job, run.task, run.setting), job.results / "runs")
-    place = (model.name, job.eval.name, run.task.name, job.name)
-    folder = str(run.store.folder)
+    state, note = "resumed" if run.resumed else "ran", f"{len(ids)} sample{'s' * (len(ids) != 1)}"
     if run.failures:
-        return Entry(
-            *place, "incomplete", f"of {len(ids)}, {failed_of(run.failures)}", folder=folder, samples=tuple(ids)
-        )
-    note = f"{len(ids)} sample{'s' * (len(ids) != 1)}" + (f", {run.resumed} of them from before" if run.resumed else "")
-    return Entry(*place, "resumed" if run.resumed else "ran", note, folder=folder, samples=tuple(ids))
+        state, note = "incomplete", f"of {len(ids)}, {failed_of(run.failures)}"
+    elif run.resumed:
+        note += f", {run.resumed} of them from before"
+    place = (model.name, job.eval.name, run.task.name, job.name)
+    return Entry(*place, state, note, folder=str(run.store.folder), samples=tuple(ids))
 
 
 def setting_of(model: LoadedModel, job: Job, task: Task) -> tuple[Setting, Path]:
