@@ -309,6 +309,9 @@ class Work:
     finished: int = 0
 
 
+State = Literal["ran", "resumed", "incomplete", "failed"]
+
+
 @dataclass(frozen=True)
 class Entry:
     """The outcome of one setting on one task.
@@ -324,7 +327,7 @@ class Entry:
     eval: str
     task: str
     setting: str
-    state: Literal["ran", "resumed", "incomplete", "failed"]
+    state: State
     note: str
     detail: str = ""
     folder: str | None = None

@@ -197,8 +197,8 @@ _ROUGE = {"rouge_l": rouge_l, "rouge_l_zh": _rouge_l_zh}
 METRICS: dict[str, Callable[[str, str, Sequence[str] | None], float]] = {
     "qa_f1": qa_f1,
     "qa_f1_zh": qa_f1_zh,
-    "rouge_l": lambda prediction, reference, classes=None: rouge_l(prediction, reference).f,
-    "rouge_l_zh": lambda prediction, reference, classes=None: _rouge_l_zh(prediction, reference).f,
+    "rouge_l": lambda prediction, reference, classes: rouge_l(prediction, reference).f,
+    "rouge_l_zh": lambda prediction, reference, classes: _rouge_l_zh(prediction, reference).f,
     "classification": classification,
     "count": count,
     "retrieval": retrieval,

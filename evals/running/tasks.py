@@ -17,7 +17,7 @@ from compresskv.engine.setting import Setting
 from compresskv.errors import UserError
 from compresskv.models import LoadedModel
 from compresskv.protocol import EvaluationProtocol
-from evals.job import Entry, Job, Task
+from evals.job import Entry, Job, State, Task
 from evals.progress import Progress
 from evals.results.finish import finish, refuse_foreign
 from evals.results.lines import owner
@@ -136,7 +136,8 @@ def _finish(model: LoadedModel, run: SettingRun) -> Entry:
     """Write the summary of a run whose samples were all tried, and return its entry."""
     job, ids = run.job, list(run.task.sample_ids)
     finish(run.store, ids, about(model, job, run.task, run.setting), job.results / "runs")
-    state, note = "resumed" if run.resumed else "ran", f"{len(ids)} sample{'s' * (len(ids) != 1)}"
+    state: State = "resumed" if run.resumed else "ran"
+    note = f"{len(ids)} sample{'s' * (len(ids) != 1)}"
     if run.failures:
         state, note = "incomplete", f"of {len(ids)}, {failed_of(run.failures)}"
     elif run.resumed:
