@@ -1,7 +1,4 @@
-"""Turn a command line into jobs: compose its configuration with Hydra, expand sweeps, and check the values.
-
-The modules below this one use plain frozen dataclasses, without Hydra or OmegaConf.
-"""
+"""Turn a command line into jobs: compose its configuration with Hydra, expand sweeps, and check the values."""
 
 import math
 import re
@@ -78,10 +75,7 @@ class Paths:
 
 
 def composed(*overrides: str, config_dir: str | Path | None = None) -> dict[str, Any]:
-    """Compose the configuration of a command line with these overrides, and return it resolved, as plain data.
-
-    `config_dir` is a folder of further configuration, like `--config-dir`. Raises `UserError` if it cannot be composed.
-    """
+    """Compose the configuration of a command line and return it as plain data. `config_dir`: as `--config-dir`."""
     given = list(overrides)
     if config_dir is not None:
         folder = expanded(config_dir, "--config-dir").absolute()
@@ -108,7 +102,7 @@ def experiment_of(hydra: HydraConf) -> dict[str, str]:
 
 
 def job(*overrides: str, config_dir: str | Path | None = None) -> Job:
-    """Return the job of a command line with these overrides. Raises `UserError` for invalid values."""
+    """Return the job of a command line, checked as by `job_from`."""
     return job_from(composed(*overrides, config_dir=config_dir))
 
 
@@ -117,7 +111,7 @@ def sweep(*overrides: str, only: str | tuple[str, ...] = "") -> list[dict[str, A
     """Return the resolved configurations of `python run.py -m <overrides>`.
 
     Of an experiment's own sweep, only settings whose names start with one of `only` are swept over. The result is
-    cached: do not modify it. Raises `UserError` if a configuration cannot be composed.
+    cached: do not modify it.
     """
     with _hydra(overrides):
         params = [f"{name}={value}" for name, value in _swept(overrides).items() if name.startswith(only)]
@@ -138,8 +132,7 @@ def expansion(overrides: Sequence[str], parser: OverridesParser | None = None) -
     """Return the overrides of each job of a sweep: all combinations of the values of all settings.
 
     If a setting is given twice, the last values are used. `for.<method>.<setting>` sets `method.<setting>` for this
-    method only; other methods are not combined with its values. Raises `UserError` for a method that is not in the
-    sweep.
+    method only; other methods are not combined with its values.
     """
     parsed = (parser or OverridesParser.create()).parse_overrides(list(overrides))
     scoped: dict[str, list[Override]] = {}
@@ -205,10 +198,7 @@ INSTEAD = ("plan", "prefetch")
 
 
 def take_action(*configs: dict[str, Any]) -> str:
-    """Remove the names in `INSTEAD` from the configurations, and return the one that is true, or `run`.
-
-    Raises `UserError` for a value that is neither true nor false, and if two actions are true.
-    """
+    """Remove the names in `INSTEAD` from the configurations, and return the one that is true, or `run`."""
     given = {name: [checked_value(name, bool, config.pop(name, False)) for config in configs] for name in INSTEAD}
     chosen = [name for name, values in given.items() if any(values)]
     if len(chosen) > 1:
@@ -225,8 +215,7 @@ def action(name: str) -> Callable[[Sequence[Job]], None]:
 def jobs_from(configs: Sequence[Mapping[str, Any]]) -> list[Job]:
     """Return the jobs of resolved configurations that are about to run, and check that data and packages exist.
 
-    All checks that need no torch come first. All mistakes are reported together: raises `UserError` for one mistake,
-    and an `ExceptionGroup` for several.
+    Raises `UserError` for one mistake, and an `ExceptionGroup` for several. The checks that import torch come last.
     """
     jobs: list[Job] = []
     mistakes: dict[str, UserError] = {}
@@ -258,10 +247,7 @@ def jobs_from(configs: Sequence[Mapping[str, Any]]) -> list[Job]:
 
 
 def job_from(config: Mapping[str, Any]) -> Job:
-    """Check a resolved configuration and turn it into a `Job`. Raises `UserError` naming the field, value and fix.
-
-    `jobs_from` also checks that the job's data and packages exist.
-    """
+    """Check a resolved configuration, apart from its data and packages, and turn it into a `Job`."""
     job = _job(config)
     for check in _FITTING:
         check(job)
@@ -278,7 +264,9 @@ def _job(config: Mapping[str, Any]) -> Job:
     values = {name: checked_value(name, hint, config[name]) for name, hint in TYPES.items()}
     method = method_config(config["method"])
     evaluation = plug_in("eval", Evaluation, config["eval"])
-    _refuse_name_of_another(evaluation.name, config["eval"]["_target_"])
+    if (known := reserved(evaluation.name)) and known != kind_of(config["eval"]["_target_"]):
+        why = f"results would read as those of eval={known}"
+        raise UserError("eval.name", "choose another name", value=evaluation.name, why=why)
     model = {name: value for name, value in _mapping("model", config["model"]).items() if name != "evals"}
     if method.keeps_everything:
         values["eviction"] = values["eviction"].once
@@ -352,17 +340,12 @@ _FITTING: tuple[Callable[[Job], None], ...] = (
 
 
 def _refuse_name_of_another_model(model: ModelConfig) -> None:
-    """Raise `UserError` if a model has the weights of one model in `conf/model` and the name of another one.
-
-    Published numbers and calibrations are looked up by this name.
-    """
-    if model.name.casefold() not in _weights():
-        return
-    for name, weights in _weights().items():
-        if name != model.name.casefold() and weights == (model.path or model.package):
-            raise UserError(
-                "model.name", "choose another name", value=model.name, why=f"these are the weights of {name}"
-            )
+    """Refuse the weights of one model in `conf/model` by another's name, which selects numbers and calibrations."""
+    own = model.name.casefold()
+    for name, weights in _weights().items() if own in _weights() else ():
+        if name != own and weights == (model.path or model.package):
+            why = f"these are the weights of {name}"
+            raise UserError("model.name", "choose another name", value=model.name, why=why)
 
 
 @cache
@@ -370,14 +353,6 @@ def _weights() -> dict[str, Any]:
     """Return the source of each model in `conf/model` by its name: a hub id, or files in a package."""
     nodes = {path.stem: yaml.safe_load(path.read_bytes()) for path in sorted((CONF / "model").glob("[!_]*.yaml"))}
     return {name.casefold(): frozen(node.get("path") or node.get("package")) for name, node in nodes.items()}
-
-
-def _refuse_name_of_another(name: str, target: str) -> None:
-    """Raise `UserError` for an evaluation with the name of a different built-in one, since results use the name."""
-    if (known := reserved(name)) and known != kind_of(target):
-        raise UserError(
-            "eval.name", "choose another name", value=name, why=f"results would read as those of eval={known}"
-        )
 
 
 def plug_in(where: str, kind: Any, node: Any) -> Any:

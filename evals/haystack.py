@@ -41,10 +41,9 @@ class Haystack:
 
 
 def essays(location: str | Sequence[str]) -> list[str]:
-    """Return the texts of a folder, sorted by file name, or of one file, given as `package:<package>/<folder>` or path.
+    """Return the texts of folders, sorted by file name, and files, given as `package:<package>/<folder>` or path.
 
-    For several locations (a list, or names separated by commas), return the texts of all in that order. Raises
-    `UserError` if there is no text or a file is not UTF-8.
+    Several `location`s are a list, or separated by commas.
     """
     return [text for place in locations(location) for text in _texts(place)]
 
@@ -140,8 +139,7 @@ class Hidden:
 def hide(needle: str, haystack: str, tokens: int, depth: float, tokenizer: "PreTrainedTokenizerBase") -> Hidden:
     """Cut `haystack` to `tokens` tokens and insert `needle` where `find_place` places it for `depth` (0 to 1).
 
-    The haystack is repeated if it is too short. Depth 0 is its start, depth 1 its end. Raises `UserError` if `tokens`
-    is not positive, `depth` is outside 0 to 1, or the haystack is empty.
+    The haystack is repeated if it is too short. Depth 0 is its start, depth 1 its end.
     """
     if tokens < 1:
         raise UserError("eval.lengths", "choose a longer one", why="the shortest length leaves no room for a haystack")

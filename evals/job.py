@@ -89,10 +89,7 @@ class SampledEvaluation(Evaluation):
     decodes: ClassVar[bool] = True
 
     def make_tasks(self, model: LoadedModel, protocol: EvaluationProtocol) -> Sequence[Task]:
-        """Make all tasks for one protocol with `make_tasks(model, self, protocol)` of `code`.
-
-        The order of tasks must be the same for every protocol. Raises `UserError` for unusable settings.
-        """
+        """Make all tasks for one protocol with `make_tasks` of `code`, in the same order for every protocol."""
         return self.code.make_tasks(model, self, protocol)
 
 
@@ -100,17 +97,11 @@ class MeasuredEvaluation(Evaluation):
     """An evaluation without samples, such as a measurement of time. It implements running and showing itself."""
 
     def run(self, model: LoadedModel, jobs: Sequence[Job], progress: Progress) -> Path:
-        """Run all `jobs`, which share this evaluation, with `run(model, self, jobs, progress)` of `code`.
-
-        Returns the path of the file that was written. Raises `UserError`.
-        """
+        """Run all `jobs`, which share this evaluation, with `run` of `code`. Returns the path of the file written."""
         return self.code.run(model, self, jobs, progress)
 
     def plan(self, model: LoadedModel, jobs: Sequence[Job]) -> Sequence[Work]:
-        """Return the missing work of `jobs` for `plan=true`, from `works(model, self, jobs)` of `code`.
-
-        Raises `UserError` if `code` has no `works`.
-        """
+        """Return the missing work of `jobs` for `plan=true`, from `works` of `code`, if it has this function."""
         if not hasattr(self.code, "works"):
             why = f"eval={self.name} measures by itself, and has no plan"
             raise UserError("plan", "leave it out", value=True, why=why)
@@ -182,10 +173,7 @@ Report = Callable[[str, int, int], None]
 
 @dataclass(frozen=True)
 class Logger(ABC):
-    """Sends results to a service; the local files remain authoritative.
-
-    A logger is a frozen dataclass of its settings, named by `_target_` in `conf/logger/<name>.yaml`.
-    """
+    """Sends results to a service. It is a dataclass of its settings, named in `conf/logger/<name>.yaml`."""
 
     @abstractmethod
     def check(self) -> None:

@@ -33,10 +33,7 @@ class Jsonl(SampledEvaluation):
 
     @cached_property
     def file(self) -> tuple[Sequence[JsonlRecord], str]:
-        """All records of the file, and a hash of the bytes they were read from.
-
-        Raises `UserError` if the file is invalid.
-        """
+        """All records of the file, and a hash of the bytes they were read from."""
         content = read_once(self.path, "eval.data")
         return read_records(self.path, self.metric, self.max_new_tokens, content), fingerprint(content)
 

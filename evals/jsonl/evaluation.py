@@ -79,10 +79,7 @@ class JsonlTask:
         )
 
     def encode(self, record: JsonlRecord) -> tuple[str, Tensor]:
-        """Render the prompt of a record in the model's chat template; returns its text and token ids [prompt].
-
-        Raises `UserError` if prompt and answer do not fit the model's window.
-        """
+        """Return the text of a record's prompt in the model's chat format, and its token ids [prompt]."""
         text = self.model.chat(record.prompt, record.answer_prefix)
         ids = self.model.encode(text)
         where, fix = f"{self.config.path}, record {record.id!r}", "shorten it, or choose another model"

@@ -34,10 +34,7 @@ def is_copy(path: Path) -> bool:
 
 
 def convert(path: Path, cache: Path) -> Path:
-    """Convert the copy at `path` to a folder of task.jsonl files, once for each content, and return the folder.
-
-    Raises `UserError` with file and row for unreadable data, and if no row belongs to a LongBench task.
-    """
+    """Convert the copy at `path` to a folder of task.jsonl files, once for each content, and return the folder."""
     files = {table: _files(table) for table in _tables(path)}
     target = cache / f"copy-{_digest(files)}"
     if target.is_dir():
@@ -62,10 +59,7 @@ def convert(path: Path, cache: Path) -> Path:
 
 
 def download(repository: str, revision: str | None = None) -> Path:
-    """Download the data files of a hub dataset unless they are in the hub's cache, and return their folder.
-
-    Raises `UserError` within seconds if the hub cannot be reached, and at once under HF_HUB_OFFLINE.
-    """
+    """Return the folder of a hub dataset's data files. Downloads them if missing, or fails within seconds."""
     import huggingface_hub as hub
     from huggingface_hub import constants
 

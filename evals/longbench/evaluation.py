@@ -81,10 +81,7 @@ class LongBenchTask:
 
     @property
     def longest_released(self) -> int | None:
-        """Maximum tokens of a templated prompt in the released code; None if the window sets the limit.
-
-        A `max_length` below the released limit also gives None. The models' own configurations do not set one below it.
-        """
+        """Maximum tokens of a templated prompt in the released code; None if window or `max_length` limit it."""
         longest = RELEASED_LONGEST.get(self.model.name.casefold())
         if self.protocol.longbench_truncation == "window" or longest is None:
             return None
@@ -141,10 +138,7 @@ class LongBenchTask:
         )
 
         def score(prediction: str) -> dict[str, Any]:
-            """Return the score, 0 to 100.
-
-            `score_official` is added if the official script's recursion would fail, which scores a text pair 0.
-            """
+            """Return the score, 0 to 100, and `score_official` where the official recursion would fail."""
             result = score_sample(self.task, prediction, record.answers, record.all_classes)
             official = {"score_official": 100 * result.official} if result.overflow else {}
             return {"score": 100 * result.score, **official}

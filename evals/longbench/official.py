@@ -68,8 +68,7 @@ def check_flags(task: str, flags: Sequence[bool]) -> RowCheck:
 def locate(task: str, rows: Sequence[tuple[Sequence[str], int]]) -> list[int | None]:
     """Return the number of the official row with the content of each (answers, length); None if no row matches.
 
-    If several official rows have equal content, a row gets the number of its position if possible, else the first free
-    one.
+    Of official rows with equal content, a row gets the one at its position if possible, else the first free one.
     """
     official = _index()[get_task(task).name]
     given = [fingerprint(answers, length) for answers, length in rows]

@@ -61,10 +61,8 @@ def render(
 
     The templated prompt may have `longest` tokens; None: `window` - max_new_tokens - wrapper. A longer prompt is
     truncated as in the official pred.py: the first and the last half of that many ids are decoded and joined. This text
-    may have a few more or fewer tokens when tokenised again; `Prompt.tokens` counts what the model receives. `cleanup`:
-    whether the decoded text is cleaned up (`compresskv.detokenise`). `model`: the model's name, by which the released
-    chat format recognises Qwen2.5. Raises `UserError` if the window leaves no room for the prompt, or if the chat
-    format needs a chat template and the tokenizer has none.
+    may have a few more or fewer tokens when tokenised again. `cleanup`: whether the decoded text is cleaned up
+    (`compresskv.detokenise`). `model`: the model's name, by which the released chat format recognises Qwen2.5.
     """
     wrapper = chat_wrapper if task.chat_wrapper else None
 

@@ -93,10 +93,7 @@ def tables(records: Sequence[Record], asked: Asked = USUAL) -> list[Table]:
 
 
 def _cells(records: Sequence[Record], metric: Metric, groups: Mapping[str, Sequence[str]]) -> Cells:
-    """Return the cells of tasks and averages.
-
-    A sample without the metric does not count as missing, since some metrics are undefined for short answers.
-    """
+    """Return the cells of tasks and averages. Samples without the metric, undefined for short answers, do not count."""
     values: dict[str, dict[Key, float]] = {}
     counted: dict[str, int] = {}
     official = {task: TASKS[task].n for task in TASKS}
@@ -128,10 +125,7 @@ def _apart(records: Sequence[Record]) -> str:
 
 
 def reduced(task: str, line: Line) -> Line:
-    """Reduce a line to its length, its official score and whether its row is official.
-
-    Lines of older versions have no flag for the latter: it is computed from their answers.
-    """
+    """Reduce a line to its length, its official score and whether its row is official, which older lines do not say."""
     known = task in TASKS and line["id"].isdecimal() and isinstance(line.get("length"), int) and "answers" in line
     official = known and check_rows(task, [(int(line["id"]), line["answers"], line["length"])]).mismatching == 0
     fields: Line = {name: value for name, value in line.items() if name in ("length", "score_official")}

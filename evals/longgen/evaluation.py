@@ -29,11 +29,7 @@ def make_tasks(model: LoadedModel, config: Longgen, protocol: EvaluationProtocol
 
 @dataclass(frozen=True)
 class LonggenTask:
-    """All requests under one protocol.
-
-    Sample ids are `<kind>-<number>`, numbers from 0 in the order of prompts.yaml. A sample does not depend on how many
-    samples run.
-    """
+    """All requests under one protocol. Sample ids are `<kind>-<number>`, numbers from 0 as in prompts.yaml."""
 
     config: Longgen
     model: LoadedModel

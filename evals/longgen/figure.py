@@ -105,10 +105,7 @@ def _words(of: Schedule) -> str:
 
 
 def _named(rows: Sequence[tuple[Row, Curve]], places: dict[str, int]) -> Iterator[tuple[str, int, Curve]]:
-    """Yield the name of each curve in a panel, the index of its method, and the curve.
-
-    The name includes the variant if the panel has several curves of the method.
-    """
+    """Yield the name of each curve in a panel, with its variant if needed, the index of its method, and the curve."""
     methods = [row.name.method for row, _ in rows]
     for row, curve in rows:
         method, several = row.name.method, methods.count(row.name.method) > 1

@@ -36,10 +36,7 @@ class GridCell:
 
 @dataclass(frozen=True)
 class NiahTask:
-    """All prompts of the grid under one protocol.
-
-    Sample ids are `L<length>-D<depth>-N<needle>`, with needles numbered from 0.
-    """
+    """All prompts of the grid under one protocol. Sample ids are `L<length>-D<depth>-N<needle>`, needles from 0."""
 
     config: NeedleGrid
     model: LoadedModel
@@ -147,9 +144,6 @@ def scores(needle: Needle, prediction: str) -> dict[str, float]:
 
 
 def keyword_overlap(answer: str, prediction: str) -> float:
-    """Return the share (%) of the answer's distinct words in the prediction, as in the released plots.
-
-    Words keep the punctuation that is attached to them.
-    """
+    """Return the share (%) of the answer's words, with punctuation, in the prediction, as in the released plots."""
     expected = set(answer.lower().split())
     return 100 * len(set(prediction.lower().split()) & expected) / len(expected)

@@ -40,7 +40,7 @@ def hide(
     tokens and no decoding removes them, which leaves two BOS at the start and one before the needle. `sentence_rule`:
     with "period_ids", the needle moves back until it follows one of the ids of encode("."); with "llama2_ids", one of
     `LLAMA2_PERIODS`; if the text has no such id, it moves to the start. `cleanup`: whether decoded text is cleaned up
-    (`compresskv.detokenise`). Raises `UserError` if `tokens` is not positive.
+    (`compresskv.detokenise`).
     """
     if tokens < 1:
         raise UserError("eval.lengths", "choose a longer one", why="the shortest length leaves no room for a haystack")

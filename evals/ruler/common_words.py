@@ -34,8 +34,7 @@ def generate(request: Request, common_repeats: int, other_repeats: int, common: 
 class _Lists:
     """The stream of texts.
 
-    `example`: number of different words in the example, and how often it repeats common and other words. `repeats`:
-    the same two numbers of repeats for the prompt.
+    `example`: number of different words, and how often common and other words repeat; `repeats`: as in the prompt.
     """
 
     request: Request

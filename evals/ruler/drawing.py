@@ -109,10 +109,7 @@ def filled(wording: str, context: str, outputs: list[str], **asked: Any) -> Text
 
 
 def most_units(request: Request, step: int, highest: int, size: Callable[[int], int]) -> int:
-    """Find how many units fit into the limit, by bisection from `step` to `highest`; `step` if no number fits.
-
-    `size(units)` draws a text and returns the number of tokens of the text and its answer.
-    """
+    """Find how many units fit, by bisection from `step` to `highest`; `step` if none. `size` draws a text."""
     low, high, most = step, max(highest, 2 * step), step
     while low <= high:
         units = (low + high) // 2
@@ -126,8 +123,7 @@ def most_units(request: Request, step: int, highest: int, size: Callable[[int], 
 def fitting(request: Request, units: int, step: int, draw: Callable[[int], Text]) -> tuple[Text, int]:
     """Draw a text that fits; returns it and the number of tokens of the text and its answer.
 
-    Each time `draw(units)` does not fit, `units` is reduced by `step`, as long as more than `step` remain. Raises
-    `UserError` if no text fits.
+    Each time `draw(units)` does not fit, `units` is reduced by `step`, as long as more than `step` remain.
     """
     tries = 0
     while tries < TRIES:

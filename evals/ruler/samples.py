@@ -41,8 +41,7 @@ def samples(
 ) -> Iterator[Drawn]:
     """Return an iterator over the samples of a task, in order. Only tasks with a file of questions end.
 
-    `length`: tokens of a prompt and its answer, before any chat format. `folder`, `template_tokens` and `one_line`: see
-    `Request`. The iterator raises `UserError` if no prompt fits into the length.
+    The other arguments are as in `Request`.
     """
 
     def tokens(text: str) -> int:

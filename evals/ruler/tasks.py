@@ -57,8 +57,7 @@ def get_task(name: str) -> Task:
 def select_tasks(selection: str | Sequence[str], files: Sequence[str]) -> tuple[Task, ...]:
     """Return the tasks of a selection: "all", one name, or a list of names.
 
-    "all" leaves out tasks whose question file is not among the available `files`. Duplicates are dropped. Raises
-    `UserError` for an unknown name, and for a named task whose question file is not available.
+    "all" leaves out tasks whose question file is not among the available `files`. Duplicates are dropped.
     """
     if selection == "all":
         return tuple(task for task in TASKS.values() if task.questions in (None, *files))

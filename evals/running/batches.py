@@ -34,10 +34,7 @@ CHECKED = 100_000
 
 @dataclass(eq=False)
 class SettingRun:
-    """One job on one task, with its setting and the store of its samples. `error` is the error that ended it early.
-
-    `exports`: whether the tokens that it keeps are written too.
-    """
+    """One job on one task. `error`: what ended it early; `exports`: whether kept tokens are written too."""
 
     job: Job
     task: Task
@@ -117,11 +114,7 @@ def batches(id: str, runs: Sequence[SettingRun]) -> Iterator[Batch]:
 
 
 def check_prompts(runs: Sequence[SettingRun]) -> None:
-    """Rebuild finished prompts, and set the `error` of each run that has a line made with a different prompt.
-
-    If the prompts are long, only about `CHECKED` tokens of evenly spread ones are rebuilt. `batches` checks the prompts
-    that still have to run.
-    """
+    """Rebuild `some` finished prompts, and set the `error` of each run that has a line made with a different prompt."""
     for task in dict.fromkeys(run.task for run in runs):
         of_task = [run for run in runs if run.task == task]
         finished = [id for id in task.sample_ids if any(id in run.store.lines for run in of_task)]
@@ -265,10 +258,7 @@ def failed_line(sample: Sample, failure: Exception) -> Line:
 def sample_line(
     model: LoadedModel, sample: Sample, generation: Generation, protocol: EvaluationProtocol, compressed: int
 ) -> Line:
-    """Return the line of one sample under one setting.
-
-    `compressed` is the number of prompt tokens that were subject to eviction.
-    """
+    """Return the line of one sample under one setting. `compressed`: number of prompt tokens subject to eviction."""
     prediction = text_of(generation.tokens, model.tokenizer, protocol.decode_cleanup)
     scores = sample.score(prediction).items()
     line = {

@@ -10,10 +10,9 @@ from evals.job import Job, Sample, Task, refuse_too_long
 
 
 def build_method(model: LoadedModel, job: Job, task: Task | None = None) -> EvictionMethod | None:
-    """Build the job's method from its configuration and calibration; return None if the method keeps everything.
+    """Build the job's method, or return None if it keeps everything.
 
-    Without a `task`, each prompt is treated as the first one of its task. Raises `UserError` if the model lacks
-    something that the method needs.
+    Without a `task`, each prompt is treated as the first one of its task.
     """
     if job.method.keeps_everything:
         return None
@@ -46,10 +45,7 @@ def context_of(model: LoadedModel, job: Job, task: Task | None = None) -> Contex
 
 
 def compressed_tokens(job: Job, sample: Sample) -> int:
-    """Return the number of tokens of a sample's prompt that the job compresses: all, or those before the question.
-
-    Raises `PromptError` if eviction happens before the question and the sample does not say where it begins.
-    """
+    """Return the number of tokens of a sample's prompt that the job compresses: all, or those before the question."""
     if not job.eviction.before_question:
         return sample.ids.numel()
     if not sample.context:

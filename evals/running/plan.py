@@ -93,10 +93,7 @@ def plan(jobs: Sequence[Job]) -> None:
 
 
 def works(model: LoadedModel, jobs: Sequence[Job]) -> list[Work]:
-    """Return the missing work of every task, for the jobs that share its prefills; finished tasks are left out.
-
-    Raises `UserError` for an evaluation that has no plan.
-    """
+    """Return the missing work of every task, for the jobs that share its prefills; finished tasks are left out."""
     alike: dict[tuple[object, ...], list[Job]] = {}
     for job in jobs:
         alike.setdefault((job.eval, job.protocol, job.prefill_chunk, job.fidelity, job.eviction), []).append(job)

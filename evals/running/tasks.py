@@ -41,10 +41,7 @@ def run_task(
     progress: Progress,
     fail: Fail,
 ) -> list[Entry]:
-    """Run every job on its protocol's task. Return an entry for each job whose samples were all tried, now or before.
-
-    Jobs that cannot be built or that an error ends early are passed to `fail`.
-    """
+    """Run every job on its protocol's task. Return an entry if all samples were tried; other jobs go to `fail`."""
     runs: dict[Path, SettingRun] = {}
     finished: list[Entry] = []
     asked: set[Any] = set()
@@ -154,10 +151,7 @@ def setting_of(model: LoadedModel, job: Job, task: Task) -> tuple[Setting, Path]
 
 
 def open_store(model: LoadedModel, job: Job, task: Task, setting: Setting) -> SampleStore:
-    """Open the store of a setting's folder, and write the job's configuration to it if it has none.
-
-    Raises the `UserError`s of `SampleStore`, and one if the folder has the summary of another setting.
-    """
+    """Open the store of a setting's folder, and write the job's configuration to it if it has none."""
     folder, runs = setting_folder(model, job, task, setting), job.results / "runs"
     refuse_foreign(folder, about(model, job, task, setting), runs)
     store = SampleStore(folder, owner(folder, runs, model.fingerprint))
