@@ -54,7 +54,9 @@ def runner(devices: Any, jobs: Sequence[Job]) -> Run:
         names = visible()
         alone = any(job.eval.alone for job in jobs)
         if len(names) < 2 or fixed or alone or len(groups(jobs)) < 2:
-            return in_this_process
+            from evals.running.sweep import run
+
+            return run
         return Devices(names)
     names = named(devices)
     if fixed:
@@ -65,13 +67,6 @@ def runner(devices: Any, jobs: Sequence[Job]) -> Run:
             why=f"model.device={fixed} names another device",
         )
     return Devices(names)
-
-
-def in_this_process(jobs: Sequence[Job]) -> None:
-    """Run the whole sweep in this process."""
-    from evals.running.sweep import run
-
-    run(jobs)
 
 
 def visible() -> list[str]:

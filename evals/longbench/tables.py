@@ -15,31 +15,6 @@ from evals.results.schema import Count, Line, exactly
 from evals.results.shows import own_fields
 from evals.tables.table import Cell, Key, Metric, Section, Table
 
-NAMES = {
-    "narrativeqa": "NarrativeQA",
-    "qasper": "Qasper",
-    "multifieldqa_en": "MF-en",
-    "multifieldqa_zh": "MF-zh",
-    "hotpotqa": "HotpotQA",
-    "2wikimqa": "2WikiMQA",
-    "musique": "MuSiQue",
-    "dureader": "DuReader",
-    "gov_report": "GovReport",
-    "qmsum": "QMSum",
-    "multi_news": "MultiNews",
-    "vcsum": "VCSUM",
-    "trec": "TREC",
-    "triviaqa": "TriviaQA",
-    "samsum": "SAMSum",
-    "lsht": "LSHT",
-    "passage_count": "PCount",
-    "passage_retrieval_en": "PRe",
-    "passage_retrieval_zh": "PRe-zh",
-    "lcc": "LCC",
-    "repobench-p": "RB-P",
-}
-"""Task names as papers write them."""
-
 ABILITIES = {
     "QA": ("single-doc QA", "multi-doc QA"),
     "summaries": ("summarization",),
@@ -84,7 +59,7 @@ def tables(records: Sequence[Record], asked: Asked = USUAL) -> list[Table]:
         cells_of,
         order=ordered.index,
         average=AVERAGE_OF_16,
-        heads=NAMES,
+        heads={name: task.head for name, task in TASKS.items()},
         spans={} if groups is ABILITIES else {name: task.category for name, task in TASKS.items()},
         sums=() if groups is ABILITIES else CATEGORIES,
         counted="official rows",

@@ -44,20 +44,7 @@ def samples(
     The other arguments are as in `Request`.
     """
 
-    def tokens(text: str) -> int:
-        return len(tokenizer(text, add_special_tokens=False, verbose=False).input_ids)
-
-    request = Request(
-        tokens,
-        length,
-        seed,
-        task.max_new_tokens,
-        task.template,
-        task.answer_prefix,
-        template_tokens,
-        one_line,
-        folder,
-    )
+    request = Request(task, tokenizer, length, seed, folder, template_tokens, one_line)
     return GENERATORS[task.family](request, **task.arguments)
 
 

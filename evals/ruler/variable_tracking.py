@@ -22,7 +22,7 @@ EXAMPLE_VALUE = "12345"
 def generate(request: Request, chains: int, hops: int) -> Iterator[Drawn]:
     """Yield samples endlessly, each after an example."""
     stream = _Chains(request, Random(request.seed), RandomState(request.seed), chains, hops)
-    example = stream.example(replace(request, length=EXAMPLE_LENGTH, new_tokens=0))
+    example = stream.example(replace(request, length=EXAMPLE_LENGTH, task=replace(request.task, max_new_tokens=0)))
     step = 10 if request.length >= SHORT else 5
     per_unit = request.tokens(stream.text(step).whole) / step
     highest, extra = int(request.limit / per_unit * 3), request.tokens(example)
