@@ -87,12 +87,16 @@ def composed(*overrides: str, config_dir: str | Path | None = None) -> dict[str,
 
 
 def _composed(overrides: Sequence[str]) -> dict[str, Any]:
-    config = compose("config", list(overrides), return_hydra_config=True)
+    return resolved(without_hydra(compose("config", list(overrides), return_hydra_config=True)))
+
+
+def without_hydra(config: DictConfig) -> DictConfig:
+    """Return a composed configuration with the name of its experiment, if any, instead of the node `hydra`."""
     refuse_two_files(config.hydra)
-    chosen = experiment_of(config.hydra)
     with open_dict(config):
+        config.update(experiment_of(config.hydra))
         del config["hydra"]
-    return resolved(config) | chosen
+    return config
 
 
 def experiment_of(hydra: HydraConf) -> dict[str, str]:
@@ -284,36 +288,28 @@ def _job(config: Mapping[str, Any]) -> Job:
     )
     _refuse_name_of_another_model(job.model)
     _refuse_unwritable("", config)
-    if job.fidelity and not isinstance(evaluation, SampledEvaluation):
-        why = f"eval={evaluation.name} has no samples to measure it on"
-        raise UserError("fidelity", "set fidelity=false", value=config["fidelity"], why=why)
-    _refuse_schedule(job)
-    _refuse_export(job)
+    _refuse_unsupported(job)
     return job
 
 
-def _refuse_schedule(job: Job) -> None:
-    """Raise `UserError` if the evaluation or the protocol does not support the time of eviction."""
-    why = ""
-    if job.eviction.before_question and not job.eval.asks:
-        why = f"eval={job.eval.name} asks no question"
-    elif job.eviction.decodes and not job.eval.decodes:
-        why = f"eval={job.eval.name} does not evict while it generates"
-    elif job.eviction.when != "prompt" and job.protocol.name == "released":
-        why = "protocol=released is the authors' code, which evicts once, after the whole prompt"
-    if why:
-        raise UserError("eviction.when", "set eviction.when=prompt", value=job.eviction.when, why=why)
-
-
-def _refuse_export(job: Job) -> None:
-    """Raise `UserError` if the job has no sets of kept tokens to export."""
-    why = ""
-    if not isinstance(job.eval, SampledEvaluation):
-        why = f"eval={job.eval.name} has no samples that keep tokens"
-    elif job.eviction.decodes:
-        why = f"with eviction.when={job.eviction.when}, what is kept changes while tokens are generated"
-    if job.export.kept and why:
-        raise UserError("export.kept", "set export.kept=false", value=True, why=why)
+def _refuse_unsupported(job: Job) -> None:
+    """Raise `UserError` for a setting that the evaluation, the protocol or the time of eviction does not support."""
+    evaluation, eviction, kept = f"eval={job.eval.name}", job.eviction, job.export.kept
+    sampled, released = isinstance(job.eval, SampledEvaluation), job.protocol.name == "released"
+    changes = f"with eviction.when={eviction.when}, what is kept changes while tokens are generated"
+    once = "protocol=released is the authors' code, which evicts once, after the whole prompt"
+    measured, when = ("fidelity=false", job.config["fidelity"]), ("eviction.when=prompt", eviction.when)
+    exported = ("export.kept=false", True)
+    for (setting, value), wrong, why in (
+        (measured, job.fidelity and not sampled, f"{evaluation} has no samples to measure it on"),
+        (when, eviction.before_question and not job.eval.asks, f"{evaluation} asks no question"),
+        (when, eviction.decodes and not job.eval.decodes, f"{evaluation} does not evict while it generates"),
+        (when, eviction.when != "prompt" and released, once),
+        (exported, kept and not sampled, f"{evaluation} has no samples that keep tokens"),
+        (exported, kept and eviction.decodes, changes),
+    ):
+        if wrong:
+            raise UserError(setting.partition("=")[0], f"set {setting}", value=value, why=why)
 
 
 def _refuse_small(job: Job) -> None:

@@ -6,6 +6,7 @@ Its random calls are those of scripts/data/synthetic/variable_tracking.py of NVI
 import string
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from random import Random
 
 from numpy.random import RandomState
@@ -42,16 +43,10 @@ class _Chains:
 
     def example(self, request: Request) -> str:
         """Return the example with its answer. Every sample replaces its names and number."""
-        step = 5
-        per_unit = request.tokens(self.text(step, example=True).whole) / step
-        highest = int(request.limit / per_unit * 3)
-
-        def draw(units: int) -> Text:
-            text = self.text(units, example=True)
-            return text.flat if request.one_line else text
-
-        units = most_units(request, step, highest, lambda units: request.size(self.text(units, example=True).whole))
-        text, _ = fitting(request, units, step, draw)
+        step, draw = 5, partial(self.text, example=True)
+        highest = int(request.limit / (request.tokens(draw(step).whole) / step) * 3)
+        units = most_units(request, step, highest, lambda units: request.size(draw(units).whole))
+        text, _ = fitting(request, units, step, lambda units: draw(units).flat if request.one_line else draw(units))
         return f"{text.whole} {' '.join(text.outputs)}\n"
 
     def behind(self, example: str, units: int) -> Text:
