@@ -213,7 +213,10 @@ def run_batch(
             known = run.store.lines.get(sample.id)
             if run.exports:  # before the line, so that no finished sample lacks it
                 try:
-                    _refuse_other_counts(known, line)
+                    if known and known.get("kept", line["kept"]) != line["kept"]:
+                        why = f"sample {sample.id} keeps other numbers of tokens than when it was finished"
+                        fix = "set export.kept=false, or paths.results to another folder"
+                        raise UserError("export.kept", fix, value=True, why=why)
                     export.write(model, run.store.folder, run.job, sample, generation, compressed, later=bool(known))
                 except UserError as error:  # of this setting; the others write their lines
                     run.error = error
@@ -222,17 +225,6 @@ def run_batch(
                 run.store.append(line | {"batch": keys, "timing": timing})
         except NonFiniteError as error:
             _fail(run, sample, error)
-
-
-def _refuse_other_counts(known: Line | None, line: Line) -> None:
-    """Raise `UserError` if a finished sample kept other numbers of tokens than now."""
-    if known and known.get("kept", line["kept"]) != line["kept"]:
-        raise UserError(
-            "export.kept",
-            "set export.kept=false, or paths.results to another folder",
-            value=True,
-            why=f"sample {line['id']} keeps other numbers of tokens than when it was finished",
-        )
 
 
 def _fail(run: SettingRun, sample: Sample, failure: Exception) -> None:
