@@ -165,8 +165,7 @@ def hide(needle: str, haystack: str, tokens: int, depth: float, tokenizer: "PreT
 def beginning(
     haystack: str, tokens: int, tokenizer: "PreTrainedTokenizerBase", special: bool = False
 ) -> tuple[str, "BatchEncoding"]:
-    """Return a text of more than `tokens` tokens, the haystack or its beginning, repeated if it is too short, and its
-    encoding with the start and end of each token. `special`: whether it has special tokens."""
+    """Return the first characters of a haystack, repeated if too short, with more than `tokens` tokens, encoded."""
     # A token has about four characters; if the text is too short, try again with twice the length.
     characters = tokens * 6
     while True:
