@@ -85,12 +85,15 @@ def _cells(records: Sequence[Record], metric: Metric, groups: Mapping[str, Seque
 
 def row_check(task: str, lines: Sequence[Line]) -> RowCheck:
     """Compare a task's sample lines with the official rows."""
-    if all("official" in line for line in lines):
-        return check_flags(task, [line["official"] for line in lines])
-    if any("answers" not in line or "length" not in line or not line["id"].isdecimal() for line in lines):
-        # Lines without answers, from older results without texts, cannot be checked and count as not official.
-        return check_flags(task, [line.get("official", False) for line in lines])
-    return check_rows(task, [(int(line["id"]), line["answers"], line["length"]) for line in lines])  # older versions
+    return check_flags(task, [_official(task, line) for line in lines])
+
+
+def _official(task: str, line: Line) -> bool:
+    """Return whether the row of a line is official. Lines of older versions do not say so, but may have its answers."""
+    if "official" in line:
+        return line["official"]
+    known = task in TASKS and line["id"].isdecimal() and isinstance(line.get("length"), int) and "answers" in line
+    return known and check_rows(task, [(int(line["id"]), line["answers"], line["length"])]).matching == 1
 
 
 def _apart(records: Sequence[Record]) -> str:
@@ -100,11 +103,9 @@ def _apart(records: Sequence[Record]) -> str:
 
 
 def reduced(task: str, line: Line) -> Line:
-    """Reduce a line to its length, its official score and whether its row is official, which older lines do not say."""
-    known = task in TASKS and line["id"].isdecimal() and isinstance(line.get("length"), int) and "answers" in line
-    official = known and check_rows(task, [(int(line["id"]), line["answers"], line["length"])]).mismatching == 0
+    """Reduce a line to its length, its official score and whether its row is official."""
     fields: Line = {name: value for name, value in line.items() if name in ("length", "score_official")}
-    return {**fields, "official": line.get("official", official)}
+    return {**fields, "official": _official(task, line)}
 
 
 def browsed(line: Line, prompt: Mapping[str, Any]) -> Line:
