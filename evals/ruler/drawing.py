@@ -113,12 +113,20 @@ def filled(wording: str, context: str, outputs: list[str], **asked: Any) -> Text
     return Text(before.format(**asked) + context + after, after.lstrip(), outputs)
 
 
-def most_units(request: Request, step: int, highest: int, size: Callable[[int], int]) -> int:
-    """Find how many units fit, by bisection from `step` to `highest`; `step` if none. `size` draws a text."""
+def most_units(
+    request: Request, step: int, draw: Callable[[int], Text], extra: int = 0, highest: int | None = None
+) -> int:
+    """Find how many units fit beside `extra` tokens, by bisection from `step` to `highest`; `step` if no number fits.
+
+    Without a `highest`, it is three times as many as the size of a text of `step` units suggests.
+    """
+    if highest is None:
+        per_unit = request.tokens(draw(step).whole) / step
+        highest = int(request.limit / per_unit * 3)
     low, high, most = step, max(highest, 2 * step), step
     while low <= high:
         units = (low + high) // 2
-        if size(units) <= request.limit:
+        if request.size(draw(units).whole) + extra <= request.limit:
             low, most = units + 1, units
         else:
             high = units - 1

@@ -7,13 +7,14 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cache, partial
+from itertools import islice
 from pathlib import Path
 from random import Random
 from typing import Any, Literal
 
 from compresskv.errors import UserError
 from compresskv.inputs import fingerprint, read_once
-from evals.ruler.drawing import Drawn, Request, Text, filled, finished, fitting, most_units
+from evals.ruler.drawing import Drawn, Request, Text, all_fitting, filled, most_units
 
 FILES = {"squad": "squad.json", "hotpotqa": "hotpotqa.json"}
 """Files that RULER's download_qa_dataset.sh writes: SQuAD's dev-v2.0.json, and hotpot_dev_distractor_v1.json."""
@@ -52,12 +53,8 @@ def generate(request: Request, dataset: Literal["squad", "hotpotqa"]) -> Iterato
     def text(index: int, count: int) -> Text:
         return _text(request, asked, random, asked.questions[index], count)
 
-    per_document = request.tokens(text(0, STEP).whole) / STEP
-    highest = int(request.limit / per_document * 3)
-    count = most_units(request, STEP, highest, lambda count: request.size(text(0, count).whole))
-    for index in range(len(asked.questions)):
-        drawn = fitting(request, count, STEP, partial(text, index))
-        yield finished(request, index, *drawn)
+    count = most_units(request, STEP, partial(text, 0))
+    yield from islice(all_fitting(request, count, STEP, text), len(asked.questions))
     raise UserError("eval.samples", f"choose at most {len(asked.questions)}", why=f"{FILES[dataset]} has no more")
 
 

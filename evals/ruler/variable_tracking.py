@@ -25,9 +25,7 @@ def generate(request: Request, chains: int, hops: int) -> Iterator[Drawn]:
     stream = _Chains(request, Random(request.seed), RandomState(request.seed), chains, hops)
     example = stream.example(replace(request, length=EXAMPLE_LENGTH, task=replace(request.task, max_new_tokens=0)))
     step = 10 if request.length >= SHORT else 5
-    per_unit = request.tokens(stream.text(step).whole) / step
-    highest, extra = int(request.limit / per_unit * 3), request.tokens(example)
-    units = most_units(request, step, highest, lambda units: request.size(stream.text(units).whole) + extra)
+    units = most_units(request, step, stream.text, extra=request.tokens(example))
     yield from all_fitting(request, units, step, lambda _, units: stream.behind(example, units))
 
 
@@ -44,8 +42,7 @@ class _Chains:
     def example(self, request: Request) -> str:
         """Return the example with its answer. Every sample replaces its names and number."""
         step, draw = 5, partial(self.text, example=True)
-        highest = int(request.limit / (request.tokens(draw(step).whole) / step) * 3)
-        units = most_units(request, step, highest, lambda units: request.size(draw(units).whole))
+        units = most_units(request, step, draw)
         text, _ = fitting(request, units, step, lambda units: draw(units).flat if request.one_line else draw(units))
         return f"{text.whole} {' '.join(text.outputs)}\n"
 
