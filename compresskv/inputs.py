@@ -1,5 +1,6 @@
 """Read external files exactly once, so that the bytes that are parsed are the bytes that are hashed."""
 
+import hashlib
 import os
 import select
 import stat
@@ -34,6 +35,11 @@ def expanded(path: str | Path, field: str) -> Path:
         raise UserError(
             field, "give the whole path", value=path, why=f"the home directory of {Path(path).parts[0]} is unknown"
         ) from error
+
+
+def fingerprint(content: str | bytes) -> str:
+    """Return the first 16 hexadecimal digits of the sha256 of a content. Text is encoded as UTF-8."""
+    return hashlib.sha256(content.encode() if isinstance(content, str) else content).hexdigest()[:16]
 
 
 def read_once(path: Path, field: str | None) -> bytes:

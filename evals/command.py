@@ -72,14 +72,8 @@ def _refuse_two_commands(given: "Namespace") -> None:
     """Raise `UserError` if a parsed command line asks for two actions, such as -m and --cfg."""
     from compresskv.errors import UserError
 
-    asked = {
-        "--multirun": given.multirun,
-        "--cfg": given.cfg,
-        "--info": given.info,
-        "--shell-completion": given.shell_completion,
-        "--run": given.run,
-    }
-    names = [name for name, value in asked.items() if value]
+    actions = ("multirun", "cfg", "info", "shell_completion", "run")
+    names = [f"--{name.replace('_', '-')}" for name in actions if getattr(given, name)]
     if given.resolve and not (given.cfg or given.help):
         raise UserError("--resolve", "leave it out, or add one of them", why="it goes with --cfg or --help")
     if len(names) > 1 and not (given.help or given.hydra_help):

@@ -1,14 +1,11 @@
-"""Turn a command line into jobs: compose its configuration with Hydra, expand sweeps, and check the values.
-
-The modules below this one use plain frozen dataclasses, without Hydra or OmegaConf.
-"""
+"""Turn a command line into jobs: compose its configuration with Hydra, expand sweeps, and check the values."""
 
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from functools import cache
+from functools import cache, partial
 from importlib import import_module
 from pathlib import Path
 from pkgutil import resolve_name
@@ -43,7 +40,7 @@ from compresskv.protocol import EvaluationProtocol
 from compresskv.schedule import EvictionSchedule
 from evals.help import groups_help, settings_help
 from evals.hydra_errors import refuse_two_files, refused_in_a_sentence
-from evals.job import Evaluation, Export, Job, Logger, SampledEvaluation
+from evals.job import Evaluation, Export, Fidelity, Job, Logger, SampledEvaluation
 from evals.kinds import kind_of, reserved
 
 # `model.path=<id or directory>` also sets the model's name, unless `model.name` is given.
@@ -53,29 +50,21 @@ OmegaConf.register_new_resolver("if_null", lambda value, otherwise: otherwise if
 OmegaConf.register_new_resolver("settings_help", lambda *, _root_: settings_help(_root_), replace=True)
 OmegaConf.register_new_resolver("groups_help", lambda *, _root_: groups_help(_root_), replace=True)
 
-Tokens = Annotated[int, Ge(1), Le(100_000_000)]
-
-SCALARS: dict[str, Any] = {
+TYPES: dict[str, Any] = {
     "calibration": PathText,
     "calibration_check": Literal["on", "off"],
-    "prefill_chunk": Tokens | None,
+    "prefill_chunk": Annotated[int, Ge(1), Le(100_000_000)] | None,
     "memory": Annotated[float, Gt(0), Le(1_000_000)] | None,
+    "protocol": EvaluationProtocol,
+    "observation": ObservationConfig,
+    "eviction": EvictionSchedule,
+    "engine": EngineConfig,
+    "export": Export,
 }
-"""Scalar settings at the top of `conf/config.yaml`, with their types; `budget_from` parses the budget."""
+"""Types of the settings at the top of `conf/config.yaml` that are fields of `Job`."""
 
-NODES = ("model", "method", "eval", "protocol", "observation", "eviction", "engine", "export", "logger", "paths")
-"""Settings at the top of `conf/config.yaml` that are mappings."""
-
-
-@dataclass(frozen=True)
-class Fidelity:
-    """`conf/config.yaml: fidelity`; `true` means `tokens: answer`, and `false` means `tokens: null`."""
-
-    tokens: Literal["answer"] | Annotated[int, Ge(2), Le(100_000_000)] | None = None
-
-
-SHORT = {"answer": True, None: False}
-"""Short forms of fidelity in results, by its tokens."""
+OTHERS = ("budget", "fidelity", "model", "method", "eval", "logger", "paths")
+"""The other settings there, each of which `_job` reads in its own way."""
 
 
 @dataclass(frozen=True)
@@ -86,10 +75,7 @@ class Paths:
 
 
 def composed(*overrides: str, config_dir: str | Path | None = None) -> dict[str, Any]:
-    """Compose the configuration of a command line with these overrides, and return it resolved, as plain data.
-
-    `config_dir` is a folder of further configuration, like `--config-dir`. Raises `UserError` if it cannot be composed.
-    """
+    """Compose the configuration of a command line and return it as plain data. `config_dir`: as `--config-dir`."""
     given = list(overrides)
     if config_dir is not None:
         folder = expanded(config_dir, "--config-dir").absolute()
@@ -101,12 +87,16 @@ def composed(*overrides: str, config_dir: str | Path | None = None) -> dict[str,
 
 
 def _composed(overrides: Sequence[str]) -> dict[str, Any]:
-    config = compose("config", list(overrides), return_hydra_config=True)
+    return resolved(without_hydra(compose("config", list(overrides), return_hydra_config=True)))
+
+
+def without_hydra(config: DictConfig) -> DictConfig:
+    """Return a composed configuration with the name of its experiment, if any, instead of the node `hydra`."""
     refuse_two_files(config.hydra)
-    chosen = experiment_of(config.hydra)
     with open_dict(config):
+        config.update(experiment_of(config.hydra))
         del config["hydra"]
-    return resolved(config) | chosen
+    return config
 
 
 def experiment_of(hydra: HydraConf) -> dict[str, str]:
@@ -116,7 +106,7 @@ def experiment_of(hydra: HydraConf) -> dict[str, str]:
 
 
 def job(*overrides: str, config_dir: str | Path | None = None) -> Job:
-    """Return the job of a command line with these overrides. Raises `UserError` for invalid values."""
+    """Return the job of a command line, checked as by `job_from`."""
     return job_from(composed(*overrides, config_dir=config_dir))
 
 
@@ -125,7 +115,7 @@ def sweep(*overrides: str, only: str | tuple[str, ...] = "") -> list[dict[str, A
     """Return the resolved configurations of `python run.py -m <overrides>`.
 
     Of an experiment's own sweep, only settings whose names start with one of `only` are swept over. The result is
-    cached: do not modify it. Raises `UserError` if a configuration cannot be composed.
+    cached: do not modify it.
     """
     with _hydra(overrides):
         params = [f"{name}={value}" for name, value in _swept(overrides).items() if name.startswith(only)]
@@ -146,8 +136,7 @@ def expansion(overrides: Sequence[str], parser: OverridesParser | None = None) -
     """Return the overrides of each job of a sweep: all combinations of the values of all settings.
 
     If a setting is given twice, the last values are used. `for.<method>.<setting>` sets `method.<setting>` for this
-    method only; other methods are not combined with its values. Raises `UserError` for a method that is not in the
-    sweep.
+    method only; other methods are not combined with its values.
     """
     parsed = (parser or OverridesParser.create()).parse_overrides(list(overrides))
     scoped: dict[str, list[Override]] = {}
@@ -196,9 +185,8 @@ def resolved(config: DictConfig) -> dict[str, Any]:
     """Return a composed configuration, resolved, as plain data, with the short form of `fidelity` if it has one."""
     container = OmegaConf.to_container(config, resolve=True)
     assert isinstance(container, dict)
-    for tokens, short in SHORT.items():
-        if container.get("fidelity") == {"tokens": tokens}:
-            container["fidelity"] = short
+    if "fidelity" in container:
+        container["fidelity"] = Fidelity.shortened(container["fidelity"])
     return container  # type: ignore[return-value]
 
 
@@ -214,10 +202,7 @@ INSTEAD = ("plan", "prefetch")
 
 
 def take_action(*configs: dict[str, Any]) -> str:
-    """Remove the names in `INSTEAD` from the configurations, and return the one that is true, or `run`.
-
-    Raises `UserError` for a value that is neither true nor false, and if two actions are true.
-    """
+    """Remove the names in `INSTEAD` from the configurations, and return the one that is true, or `run`."""
     given = {name: [checked_value(name, bool, config.pop(name, False)) for config in configs] for name in INSTEAD}
     chosen = [name for name, values in given.items() if any(values)]
     if len(chosen) > 1:
@@ -234,8 +219,7 @@ def action(name: str) -> Callable[[Sequence[Job]], None]:
 def jobs_from(configs: Sequence[Mapping[str, Any]]) -> list[Job]:
     """Return the jobs of resolved configurations that are about to run, and check that data and packages exist.
 
-    All checks that need no torch come first. All mistakes are reported together: raises `UserError` for one mistake,
-    and an `ExceptionGroup` for several.
+    Raises `UserError` for one mistake, and an `ExceptionGroup` for several. The checks that import torch come last.
     """
     jobs: list[Job] = []
     mistakes: dict[str, UserError] = {}
@@ -250,20 +234,15 @@ def jobs_from(configs: Sequence[Mapping[str, Any]]) -> list[Job]:
     for config in configs:
         with collected():
             jobs.append(_job(config))
-    for job in jobs:
-        for check in _FITTING:
-            with collected():
-                check(job)
-    for packages in dict.fromkeys(job.model.packaged for job in jobs):
+    checks: list[Callable[[], Any]] = [partial(check, job) for job in jobs for check in _FITTING]
+    checks += [partial(package_files, packages) for packages in dict.fromkeys(job.model.packaged for job in jobs)]
+    checks += [evaluation.check for evaluation in dict.fromkeys(job.eval for job in jobs)]
+    for passes in checks:
         with collected():
-            package_files(packages)
-    for evaluation in dict.fromkeys(job.eval for job in jobs):
+            passes()
+    for method in () if mistakes else dict.fromkeys(job.method for job in jobs):
         with collected():
-            evaluation.check()
-    if not mistakes:
-        for method in dict.fromkeys(job.method for job in jobs):
-            with collected():
-                check_parameters(method)
+            check_parameters(method)
     if len(mistakes) > 1:
         raise ExceptionGroup("several mistakes", list(mistakes.values()))
     for error in mistakes.values():
@@ -272,10 +251,7 @@ def jobs_from(configs: Sequence[Mapping[str, Any]]) -> list[Job]:
 
 
 def job_from(config: Mapping[str, Any]) -> Job:
-    """Check a resolved configuration and turn it into a `Job`. Raises `UserError` naming the field, value and fix.
-
-    `jobs_from` also checks that the job's data and packages exist.
-    """
+    """Check a resolved configuration, apart from its data and packages, and turn it into a `Job`."""
     job = _job(config)
     for check in _FITTING:
         check(job)
@@ -285,87 +261,55 @@ def job_from(config: Mapping[str, Any]) -> Job:
 
 def _job(config: Mapping[str, Any]) -> Job:
     """Turn a configuration into a `Job` without the checks in `_FITTING` and the checks that import torch."""
-    refuse_unknown("", config, ["budget", "fidelity", *SCALARS, *NODES, "experiment"])
-    if missing := [name for name in ("budget", "fidelity", *SCALARS, *NODES) if name not in config]:
+    refuse_unknown("", config, [*OTHERS, *TYPES, "experiment"])
+    if missing := [name for name in (*OTHERS, *TYPES) if name not in config]:
         raise UserError(missing[0], "give it a value", why="not set")
     budget = budget_from(config["budget"])
-    scalars = {name: checked_value(name, hint, config[name]) for name, hint in SCALARS.items()}
+    values = {name: checked_value(name, hint, config[name]) for name, hint in TYPES.items()}
     method = method_config(config["method"])
     evaluation = plug_in("eval", Evaluation, config["eval"])
-    _refuse_name_of_another(evaluation.name, config["eval"]["_target_"])
+    if (known := reserved(evaluation.name)) and known != kind_of(config["eval"]["_target_"]):
+        why = f"results would read as those of eval={known}"
+        raise UserError("eval.name", "choose another name", value=evaluation.name, why=why)
     model = {name: value for name, value in _mapping("model", config["model"]).items() if name != "evals"}
-    results = checked("paths", Paths, config["paths"]).results
-    eviction = checked("eviction", EvictionSchedule, config["eviction"])
     if method.keeps_everything:
-        eviction = eviction.once
-        config = {**config, "eviction": asdict(eviction)}
+        values["eviction"] = values["eviction"].once
+        config = {**config, "eviction": asdict(values["eviction"])}
     job = Job(
+        **values,
         model=checked("model", ModelConfig, model),
         method=method,
         budget=None if method.keeps_everything else budget,
         eval=evaluation,
-        protocol=checked("protocol", EvaluationProtocol, config["protocol"]),
-        observation=checked("observation", ObservationConfig, config["observation"]),
-        eviction=eviction,
-        engine=checked("engine", EngineConfig, config["engine"]),
-        calibration=scalars["calibration"],
-        calibration_check=scalars["calibration_check"],
-        prefill_chunk=scalars["prefill_chunk"],
-        memory=scalars["memory"],
-        fidelity=_fidelity(config["fidelity"]),
-        export=checked("export", Export, config["export"]),
-        results=expanded(results, "paths.results"),
+        fidelity=Fidelity.of(config["fidelity"]).tokens,
+        results=expanded(checked("paths", Paths, config["paths"]).results, "paths.results"),
         logger=_logger(config["logger"]),
         config=config,
     )
     _refuse_name_of_another_model(job.model)
     _refuse_unwritable("", config)
-    if job.fidelity and not isinstance(evaluation, SampledEvaluation):
-        raise UserError(
-            "fidelity",
-            "set fidelity=false",
-            value=config["fidelity"],
-            why=f"eval={evaluation.name} has no samples to measure",
-        )
-    _refuse_schedule(job)
-    _refuse_export(job)
+    _refuse_unsupported(job)
     return job
 
 
-def _fidelity(node: Any) -> int | Literal["answer"] | None:
-    """Return the tokens along which fidelity is measured, given true, false or a mapping."""
-    if isinstance(node, Mapping):
-        return checked("fidelity", Fidelity, node).tokens
-    return "answer" if checked_value("fidelity", bool, node) else None
-
-
-def _refuse_schedule(job: Job) -> None:
-    """Raise `UserError` if the evaluation or the protocol does not support the time of eviction."""
-    why = ""
-    if job.eviction.before_question and not job.eval.asks:
-        why = f"eval={job.eval.name} asks no question"
-    elif job.eviction.decodes and not job.eval.decodes:
-        why = f"eval={job.eval.name} cannot evict while it generates"
-    elif job.eviction.when != "prompt" and job.protocol.name == "released":
-        why = "protocol=released reproduces the authors' code, which evicts once, after the whole prompt"
-    if why:
-        raise UserError("eviction.when", "set eviction.when=prompt", value=job.eviction.when, why=why)
-
-
-def _refuse_export(job: Job) -> None:
-    """Raise `UserError` if the job has no sets of kept tokens to export."""
-    why = ""
-    if not isinstance(job.eval, SampledEvaluation):
-        why = f"eval={job.eval.name} has no samples with kept tokens"
-    elif job.eviction.decodes:
-        why = f"with eviction.when={job.eviction.when}, the kept tokens change during generation"
-    if job.export.kept and why:
-        raise UserError("export.kept", "set export.kept=false", value=True, why=why)
-
-
-def _refuse_mismatch(job: Job) -> None:
-    """Raise `UserError` for an allocator that cannot use the scorer."""
-    refuse_mismatch(job.method)
+def _refuse_unsupported(job: Job) -> None:
+    """Raise `UserError` for a setting that the evaluation, the protocol or the time of eviction does not support."""
+    evaluation, eviction, kept = f"eval={job.eval.name}", job.eviction, job.export.kept
+    sampled, released = isinstance(job.eval, SampledEvaluation), job.protocol.name == "released"
+    changes = f"with eviction.when={eviction.when}, the kept tokens change during generation"
+    once = "protocol=released reproduces the authors' code, which evicts once, after the whole prompt"
+    measured, when = ("fidelity=false", job.config["fidelity"]), ("eviction.when=prompt", eviction.when)
+    exported = ("export.kept=false", True)
+    for (setting, value), wrong, why in (
+        (measured, job.fidelity and not sampled, f"{evaluation} has no samples to measure"),
+        (when, eviction.before_question and not job.eval.asks, f"{evaluation} asks no question"),
+        (when, eviction.decodes and not job.eval.decodes, f"{evaluation} cannot evict while it generates"),
+        (when, eviction.when != "prompt" and released, once),
+        (exported, kept and not sampled, f"{evaluation} has no samples with kept tokens"),
+        (exported, kept and eviction.decodes, changes),
+    ):
+        if wrong:
+            raise UserError(setting.partition("=")[0], f"set {setting}", value=value, why=why)
 
 
 def _refuse_small(job: Job) -> None:
@@ -376,18 +320,18 @@ def _refuse_small(job: Job) -> None:
         raise UserError("budget", f"set budget to {window + 1} or more", value=job.budget, why=why)
 
 
-def _refuse_chunks(job: Job) -> None:
-    """Raise `UserError` for a chunked prefill that the method cannot score."""
-    refuse_chunks(job.method, job.prefill_chunk)
-
-
 def _refuse_in_layer(job: Job) -> None:
     """Raise `UserError` for a method of the shared path in an evaluation that measures in-layer eviction."""
     if job.eval.evicts and not isinstance(job.eval, SampledEvaluation):
         refuse_shared(job.method, f"eval={job.eval.name}")
 
 
-_FITTING = (_refuse_mismatch, _refuse_small, _refuse_chunks, _refuse_in_layer)
+_FITTING: tuple[Callable[[Job], None], ...] = (
+    lambda job: refuse_mismatch(job.method),
+    _refuse_small,
+    lambda job: refuse_chunks(job.method, job.prefill_chunk),
+    _refuse_in_layer,
+)
 """Checks that the settings of a job fit together."""
 
 
@@ -396,13 +340,11 @@ def _refuse_name_of_another_model(model: ModelConfig) -> None:
 
     Published numbers and calibrations are looked up by this name.
     """
-    if model.name.casefold() not in _weights():
-        return
-    for name, weights in _weights().items():
-        if name != model.name.casefold() and weights == (model.path or model.package):
-            raise UserError(
-                "model.name", "choose another name", value=model.name, why=f"its weights are those of {name}"
-            )
+    own = model.name.casefold()
+    for name, weights in _weights().items() if own in _weights() else ():
+        if name != own and weights == (model.path or model.package):
+            why = f"its weights are those of {name}"
+            raise UserError("model.name", "choose another name", value=model.name, why=why)
 
 
 @cache
@@ -412,32 +354,18 @@ def _weights() -> dict[str, Any]:
     return {name.casefold(): frozen(node.get("path") or node.get("package")) for name, node in nodes.items()}
 
 
-def _refuse_name_of_another(name: str, target: str) -> None:
-    """Raise `UserError` for an evaluation with the name of a different built-in one, since results use the name."""
-    if (known := reserved(name)) and known != kind_of(target):
-        raise UserError(
-            "eval.name", "choose another name", value=name, why=f"its results would look like those of eval={known}"
-        )
-
-
 def plug_in(where: str, kind: Any, node: Any) -> Any:
     """Create the frozen dataclass that `_target_` names, a subclass of `kind`, with the other values as fields."""
-    values = dict(_mapping(where, node))
-    return checked(where, plug_in_class(f"{where}._target_", kind, values.pop("_target_", None)), values)
-
-
-def plug_in_class(where: str, kind: Any, target: Any) -> Any:
-    """Import the subclass of `kind` with the dotted name `target`."""
-    target = checked_value(where, Annotated[str, MinLen(1)], target)
-    module, _, name = target.rpartition(".")
+    values, field = dict(_mapping(where, node)), f"{where}._target_"
+    target = checked_value(field, Annotated[str, MinLen(1)], values.pop("_target_", None))
     try:
-        plugged_in = resolve_name(f"{module}:{name}")
+        plugged_in = resolve_name(":".join(target.rsplit(".", 1)))
     except (ImportError, AttributeError, ValueError) as error:
         reason = readable(str(error), 200)
-        raise UserError(where, "check its YAML", value=target, why=f"cannot be imported ({reason})") from error
+        raise UserError(field, "check its YAML", value=target, why=f"cannot be imported ({reason})") from error
     if not (isinstance(plugged_in, type) and issubclass(plugged_in, kind)):
-        raise UserError(where, f"name a subclass of {kind.__name__}", value=target)
-    return plugged_in
+        raise UserError(field, f"name a subclass of {kind.__name__}", value=target)
+    return checked(where, plugged_in, values)
 
 
 def _logger(node: Any) -> Logger | None:

@@ -30,10 +30,7 @@ def screen(width: int = 160) -> Console:
 
 
 def visible(text: str) -> str:
-    """Return `text` with control characters replaced by symbols, so that no name or answer can control a terminal.
-
-    Line breaks and tabs are kept. Characters that reorder a line, such as U+202E, are written as their code.
-    """
+    """Return `text` with symbols for control characters, except line breaks and tabs, and codes for reordering ones."""
     return text if text.isprintable() else "".join(map(_visible, text))
 
 
@@ -72,10 +69,7 @@ class _Lossy(io.FileIO):
 
 
 def outputs_never_fail() -> None:
-    """Make printing to stdout and stderr never raise, so that a failing output does not end a run.
-
-    Characters that the terminal's encoding lacks are written as escapes.
-    """
+    """Make printing to stdout and stderr never raise; characters that the encoding lacks are written as escapes."""
     for name, descriptor in (("stdout", 1), ("stderr", 2)):
         encoding = getattr(getattr(sys, name), "encoding", None) or "utf-8"
         buffer = io.BufferedWriter(_Lossy(descriptor, "w", closefd=False))

@@ -1,6 +1,5 @@
 """Haystacks: long running text to hide a needle in."""
 
-import hashlib
 import io
 import math
 import os
@@ -12,10 +11,10 @@ from typing import TYPE_CHECKING
 
 from compresskv.errors import UserError
 from compresskv.folders import package_files
-from compresskv.inputs import expanded, read_once
+from compresskv.inputs import expanded, fingerprint, read_once
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from transformers import BatchEncoding, PreTrainedTokenizerBase
 
 SENTENCE_END = re.compile(r"""[.!?]["')\]”’»]*(?=\s)|[。！？…]+["')\]”’»」』）】》]*""")
 LINE_END = re.compile(r"(?<=[^\n])(?=\n)")
@@ -38,14 +37,13 @@ class Haystack:
 
     @property
     def fingerprint(self) -> str:
-        return hashlib.sha256(self.text.encode()).hexdigest()[:16]
+        return fingerprint(self.text)
 
 
 def essays(location: str | Sequence[str]) -> list[str]:
-    """Return the texts of a folder, sorted by file name, or of one file, given as `package:<package>/<folder>` or path.
+    """Return the texts of folders, sorted by file name, and files, given as `package:<package>/<folder>` or path.
 
-    For several locations (a list, or names separated by commas), return the texts of all in that order. Raises
-    `UserError` if there is no text or a file is not UTF-8.
+    Several `location`s are a list, or separated by commas.
     """
     return [text for place in locations(location) for text in _texts(place)]
 
@@ -141,8 +139,7 @@ class Hidden:
 def hide(needle: str, haystack: str, tokens: int, depth: float, tokenizer: "PreTrainedTokenizerBase") -> Hidden:
     """Cut `haystack` to `tokens` tokens and insert `needle` where `find_place` places it for `depth` (0 to 1).
 
-    The haystack is repeated if it is too short. Depth 0 is its start, depth 1 its end. Raises `UserError` if `tokens`
-    is not positive, `depth` is outside 0 to 1, or the haystack is empty.
+    The haystack is repeated if it is too short. Depth 0 is its start, depth 1 its end.
     """
     if tokens < 1:
         raise UserError("eval.lengths", "choose a longer one", why="the shortest length leaves no room for a haystack")
@@ -150,15 +147,8 @@ def hide(needle: str, haystack: str, tokens: int, depth: float, tokenizer: "PreT
         raise UserError("eval.depths", "choose 0 to 100 per cent", value=100 * depth)
     if not haystack.strip():
         raise UserError("eval.haystack", GIVE_TEXTS, why="the text there is empty")
-    # A token has about four characters; if the text is too short, try again with twice the length.
-    characters = tokens * 6
-    while True:
-        text = (haystack * (characters // len(haystack) + 1))[:characters]
-        offsets = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True).offset_mapping
-        if len(offsets) > tokens:
-            break
-        characters *= 2
-    starts = [first for first, _ in offsets[: tokens + 1]]
+    text, encoded = beginning(haystack, tokens, tokenizer)
+    starts = [first for first, _ in encoded.offset_mapping[: tokens + 1]]
     text = text[: starts[tokens]]
     start, rule = find_place(text, starts, depth)
     actual = sum(1 for first in starts[:tokens] if first < start) / tokens
@@ -170,6 +160,20 @@ def hide(needle: str, haystack: str, tokens: int, depth: float, tokenizer: "PreT
         rule=rule,
         repeats=(len(text) - 1) // len(haystack),
     )
+
+
+def beginning(
+    haystack: str, tokens: int, tokenizer: "PreTrainedTokenizerBase", special: bool = False
+) -> tuple[str, "BatchEncoding"]:
+    """Return the first characters of a haystack, repeated if too short, with more than `tokens` tokens, encoded."""
+    # A token has about four characters; if the text is too short, try again with twice the length.
+    characters = tokens * 6
+    while True:
+        text = (haystack * (characters // len(haystack) + 1))[:characters]
+        encoded = tokenizer(text, add_special_tokens=special, return_offsets_mapping=True)
+        if len(encoded.input_ids) > tokens:
+            return text, encoded
+        characters *= 2
 
 
 def find_place(text: str, starts: Sequence[int], depth: float) -> tuple[int, str]:

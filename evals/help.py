@@ -16,10 +16,7 @@ COLUMN = 40
 
 
 def settings_help(root: DictConfig) -> str:
-    """Return an entry `name=value  meaning` for each setting of a composed configuration, for `hydra.help.template`.
-
-    Each `$` is doubled, since Hydra substitutes variables in that template.
-    """
+    """Return an entry `name=value  meaning` for each setting of a composed configuration, for `hydra.help.template`."""
     width = max(100, min(shutil.get_terminal_size().columns, 160))
     meanings = all_meanings(root)
     entries = []
@@ -33,7 +30,7 @@ def settings_help(root: DictConfig) -> str:
             lines = textwrap.wrap(meaning, width - COLUMN) or [""]
             entries.append(f"{setting:<{COLUMN}}{lines[0]}".rstrip())
             entries.extend(" " * COLUMN + line for line in lines[1:])
-    return "\n".join(entries).replace("$", "$$")
+    return "\n".join(entries).replace("$", "$$")  # Hydra substitutes variables in the template
 
 
 def groups_help(root: DictConfig) -> str:
@@ -86,10 +83,7 @@ def as_typed(value: object) -> str:
 
 
 def all_meanings(root: DictConfig) -> dict[str, str]:
-    """Return the comments of all settings.
-
-    A setting without a comment gets that of its file's defaults, or else that of another file in the folder.
-    """
+    """Return the comments of all settings: its own, that of its file's defaults, or that of another file there."""
     meanings: dict[str, str] = {}
     for directory in directories(root):
         meanings = {**comments(directory / "config.yaml", ""), **meanings}

@@ -24,10 +24,7 @@ LONGEST_SENTENCE = 400
 
 
 def refuse_two_files(hydra: HydraConf) -> None:
-    """Raise `UserError` if a chosen option exists in two folders, since Hydra would silently use the first.
-
-    `hydra` is the node `hydra` of a composed configuration.
-    """
+    """Raise `UserError` if a chosen option exists in two folders, of which Hydra would silently use the first."""
     runtime = hydra.runtime
     folders = [Path(source.path) for source in runtime.config_sources if source.schema == "file"]
     for group, name in runtime.choices.items():
@@ -94,10 +91,7 @@ def _elsewhere(node: DictConfig, key: str) -> list[str]:
 
 
 def _wrong_override(overrides: Sequence[str], why: str) -> UserError:
-    """Return the error for the override that Hydra rejected: one that it cannot parse, or an unknown option of a group.
-
-    `why` is Hydra's message, which is quoted if neither applies.
-    """
+    """Return the error for an override that Hydra cannot parse or an unknown option, else its message `why`."""
     parser = OverridesParser.create()
     chosen: list[tuple[str, Any]] = []
     for text in overrides:

@@ -15,10 +15,10 @@ from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Protocol
 
 from compresskv.budget import Budget
-from compresskv.checking import Name
+from compresskv.checking import Ge, Le, Name, checked, checked_value
 from compresskv.engine_config import EngineConfig
 from compresskv.errors import UserError
 from compresskv.methods import MethodConfig
@@ -89,10 +89,7 @@ class SampledEvaluation(Evaluation):
     decodes: ClassVar[bool] = True
 
     def make_tasks(self, model: LoadedModel, protocol: EvaluationProtocol) -> Sequence[Task]:
-        """Make all tasks for one protocol with `make_tasks(model, self, protocol)` of `code`.
-
-        The order of tasks must be the same for every protocol. Raises `UserError` for unusable settings.
-        """
+        """Make all tasks for one protocol with `make_tasks` of `code`, in the same order for every protocol."""
         return self.code.make_tasks(model, self, protocol)
 
 
@@ -100,17 +97,11 @@ class MeasuredEvaluation(Evaluation):
     """An evaluation without samples, such as a measurement of time. It implements running and showing itself."""
 
     def run(self, model: LoadedModel, jobs: Sequence[Job], progress: Progress) -> Path:
-        """Run all `jobs`, which share this evaluation, with `run(model, self, jobs, progress)` of `code`.
-
-        Returns the path of the file that was written. Raises `UserError`.
-        """
+        """Run all `jobs`, which share this evaluation, with `run` of `code`. Returns the path of the file written."""
         return self.code.run(model, self, jobs, progress)
 
     def plan(self, model: LoadedModel, jobs: Sequence[Job]) -> Sequence[Work]:
-        """Return the missing work of `jobs` for `plan=true`, from `works(model, self, jobs)` of `code`.
-
-        Raises `UserError` if `code` has no `works`.
-        """
+        """Return the missing work of `jobs` for `plan=true`, from `works` of `code`, if it has this function."""
         if not hasattr(self.code, "works"):
             why = f"eval={self.name} measures by itself, and has no plan"
             raise UserError("plan", "leave it out", value=True, why=why)
@@ -142,6 +133,21 @@ class Task(Protocol):
     def sample(self, id: str) -> Sample: ...
 
 
+def refuse_too_long(
+    model: LoadedModel,
+    prompt: int,
+    new_tokens: int,
+    field: str,
+    fix: str,
+    kind: type[UserError] = UserError,
+    **about: Any,
+) -> None:
+    """Raise an error about `field` if a prompt of so many tokens and its new tokens exceed the model's window."""
+    if prompt + new_tokens > model.window:
+        why = f"a prompt of {prompt} tokens and {new_tokens} new ones exceed the {model.window}-token window"
+        raise kind(field, fix, why=f"{why} of {model.name}", **about)
+
+
 @dataclass(frozen=True, eq=False)
 class Sample:
     """One prompt, `ids` [prompt], int64.
@@ -167,10 +173,7 @@ Report = Callable[[str, int, int], None]
 
 @dataclass(frozen=True)
 class Logger(ABC):
-    """Sends results to a service; the local files remain authoritative.
-
-    A logger is a frozen dataclass of its settings, named by `_target_` in `conf/logger/<name>.yaml`.
-    """
+    """Sends results to a service. It is a dataclass of its settings, named in `conf/logger/<name>.yaml`."""
 
     @abstractmethod
     def check(self) -> None:
@@ -190,6 +193,29 @@ class Logger(ABC):
 
 
 @dataclass(frozen=True)
+class Fidelity:
+    """`conf/config.yaml: fidelity`: the text on which each setting is compared with the full cache.
+
+    `tokens`: the full cache's "answer", or so many tokens of its continuation; None for no comparison. Configurations
+    may have the short form true for "answer" and false for None, and those of results do.
+    """
+
+    tokens: Literal["answer"] | Annotated[int, Ge(2), Le(100_000_000)] | None = None
+
+    @classmethod
+    def of(cls, node: Any) -> Fidelity:
+        """Check a mapping or a short form. Raises `UserError`."""
+        if isinstance(node, Mapping):
+            return checked("fidelity", cls, node)
+        return cls("answer" if checked_value("fidelity", bool, node) else None)
+
+    @staticmethod
+    def shortened(node: Any) -> Any:
+        """Return the short form of a mapping if it has one."""
+        return next((short for short in (True, False) if node == vars(Fidelity.of(short))), node)
+
+
+@dataclass(frozen=True)
 class Export:
     """`conf/config.yaml: export`. `kept`: whether to write which tokens each setting kept."""
 
@@ -202,8 +228,7 @@ class Job:
 
     - `prefill_chunk`: tokens per chunk of the prefill.
     - `memory`: GB for a prompt and its decode batch, in addition to the model; None for all free memory.
-    - `fidelity`: the text on which each setting is compared with the full cache: the full cache's "answer", or this
-      many tokens of its continuation; None for no comparison.
+    - `fidelity`: the `tokens` of `Fidelity`.
     - `config`: the configuration from which the job was made.
     - `apart`: text that distinguishes the job from others in its sweep with the same method and budget.
     """
@@ -272,6 +297,9 @@ class Work:
     finished: int = 0
 
 
+State = Literal["ran", "resumed", "incomplete", "failed"]
+
+
 @dataclass(frozen=True)
 class Entry:
     """The outcome of one setting on one task.
@@ -287,7 +315,7 @@ class Entry:
     eval: str
     task: str
     setting: str
-    state: Literal["ran", "resumed", "incomplete", "failed"]
+    state: State
     note: str
     detail: str = ""
     folder: str | None = None

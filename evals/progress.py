@@ -39,18 +39,17 @@ class Progress:
             TimeRemainingColumn(),
         )
         with Bars(*columns, console=self.console, disable=not self.console.is_terminal) as bars:
-            task = bars.add_task(title, total=len(items))
-            yield self._steps(bars, task, title, items, unit)
+            bars.add_task(title, total=len(items))
+            yield self._steps(bars, title, items, unit)
 
-    def _steps(self, bars: Bars, task, title: str, items: Sequence[T], unit: str) -> Iterator[T]:
-        shown = 0.0
+    def _steps(self, bars: Bars, title: str, items: Sequence[T], unit: str) -> Iterator[T]:
+        shown, state = 0.0, bars.tasks[0]
         for number, item in enumerate(items, 1):
             check_interrupts()
             yield item
-            bars.advance(task)
+            bars.advance(state.id)
             if self.report:
                 self.report(title, number, len(items))
-            state = bars.tasks[0]
             elapsed = state.elapsed or 0.0
             if not self.console.is_terminal and (elapsed - shown > 30 or number == len(items)):
                 shown = elapsed

@@ -10,7 +10,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, OmegaConf
 
 
 class GridSweeper(BasicSweeper):
@@ -109,15 +109,9 @@ class SharedPrefillLauncher(Launcher):
 
     def compose(self, overrides: Sequence[str]) -> DictConfig:
         """Return the configuration of one job of the sweep."""
-        from evals.compose import experiment_of
-        from evals.hydra_errors import refuse_two_files
+        from evals.compose import without_hydra
 
-        config = self.context.config_loader.load_sweep_config(self.config, list(overrides))
-        refuse_two_files(config.hydra)
-        with open_dict(config):
-            config.update(experiment_of(config.hydra))
-            del config["hydra"]
-        return config
+        return without_hydra(self.context.config_loader.load_sweep_config(self.config, list(overrides)))
 
 
 def finished(config: DictConfig, overrides: Sequence[str]) -> JobReturn:

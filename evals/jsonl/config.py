@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -10,7 +9,7 @@ from pathlib import Path
 from typing import Annotated
 
 from compresskv.checking import Ge, Le, PathText
-from compresskv.inputs import expanded, read_once
+from compresskv.inputs import expanded, fingerprint, read_once
 from evals.job import SampledEvaluation
 from evals.jsonl.records import JsonlRecord, MetricName, NewTokens, read_records
 
@@ -34,13 +33,9 @@ class Jsonl(SampledEvaluation):
 
     @cached_property
     def file(self) -> tuple[Sequence[JsonlRecord], str]:
-        """All records of the file, and a hash of the bytes they were read from.
-
-        Raises `UserError` if the file is invalid.
-        """
+        """All records of the file, and a hash of the bytes they were read from."""
         content = read_once(self.path, "eval.data")
-        records = read_records(self.path, self.metric, self.max_new_tokens, content)
-        return records, hashlib.sha256(content).hexdigest()[:16]
+        return read_records(self.path, self.metric, self.max_new_tokens, content), fingerprint(content)
 
     def check(self) -> None:
         _ = self.file

@@ -10,10 +10,9 @@ from torch import Tensor
 from compresskv.chat import question_start
 from compresskv.checking import Name, checked_value
 from compresskv.engine.decode import Stopping
-from compresskv.errors import UserError
 from compresskv.models import LoadedModel
 from compresskv.protocol import EvaluationProtocol
-from evals.job import Sample
+from evals.job import Sample, refuse_too_long
 from evals.jsonl.config import Jsonl
 from evals.jsonl.records import JOINED, JsonlRecord
 
@@ -80,18 +79,9 @@ class JsonlTask:
         )
 
     def encode(self, record: JsonlRecord) -> tuple[str, Tensor]:
-        """Render the prompt of a record in the model's chat template; returns its text and token ids [prompt].
-
-        Raises `UserError` if prompt and answer do not fit the model's window.
-        """
+        """Return the text of a record's prompt in the model's chat format, and its token ids [prompt]."""
         text = self.model.chat(record.prompt, record.answer_prefix)
         ids = self.model.encode(text)
-        if ids.numel() + record.max_new_tokens > self.model.window:
-            raise UserError(
-                "prompt",
-                "shorten it, or choose another model",
-                why=f"{ids.numel()} tokens and {record.max_new_tokens} new ones exceed the {self.model.window}-token "
-                f"window of {self.model.name}",
-                where=f"{self.config.path}, record {record.id!r}",
-            )
+        where, fix = f"{self.config.path}, record {record.id!r}", "shorten it, or choose another model"
+        refuse_too_long(self.model, ids.numel(), record.max_new_tokens, "prompt", fix, where=where)
         return text, ids

@@ -96,8 +96,7 @@ def read_records(
 ) -> list[JsonlRecord]:
     """Read the records of a file, in order. `metric` and `max_new_tokens`: defaults for lines that do not set them.
 
-    `content`: the file's bytes if already read. Raises `UserError`, with file and line, for every deviation from the
-    format that the module docstring describes.
+    `content`: the file's bytes if already read.
     """
     records: dict[str, JsonlRecord] = {}
     content = read_once(path, "eval.data") if content is None else content

@@ -48,16 +48,15 @@ class Devices:
 
 
 def runner(devices: Any, jobs: Sequence[Job]) -> Run:
-    """Return the function that runs `jobs` on `devices`, the value of `hydra.launcher.devices`.
-
-    If `devices` is None, all visible devices are used if that helps. Raises `UserError` for a bad value.
-    """
+    """Return the function that runs `jobs` on `hydra.launcher.devices`; None: on all visible devices if that helps."""
     fixed = next((job.model.device for job in jobs if job.model.device != "auto"), None)
     if devices is None:
         names = visible()
         alone = any(job.eval.alone for job in jobs)
         if len(names) < 2 or fixed or alone or len(groups(jobs)) < 2:
-            return in_this_process
+            from evals.running.sweep import run
+
+            return run
         return Devices(names)
     names = named(devices)
     if fixed:
@@ -68,13 +67,6 @@ def runner(devices: Any, jobs: Sequence[Job]) -> Run:
             why=f"model.device={fixed} names another device",
         )
     return Devices(names)
-
-
-def in_this_process(jobs: Sequence[Job]) -> None:
-    """Run the whole sweep in this process."""
-    from evals.running.sweep import run
-
-    run(jobs)
 
 
 def visible() -> list[str]:
@@ -120,10 +112,7 @@ class DevicePool:
         self._lock = threading.Lock()  # guards the fields above; no process starts after `_stop`
 
     def run(self, groups: Sequence[Group]) -> tuple[list[GroupRun], list[int]]:
-        """Run all groups and return them with their exit codes.
-
-        An exception or a signal ends all processes.
-        """
+        """Run all groups and return them with their exit codes. An exception or a signal ends all processes."""
         self._waiting = dict(enumerate(groups))
         threads = ThreadPoolExecutor(len(self.names))
         try:
@@ -155,10 +144,7 @@ class DevicePool:
             worker.end()
 
     def _take(self, device: str, worker: Worker) -> tuple[int, Group] | None:
-        """Take the next group for a device, with its number; None if there are no more.
-
-        Prefers a group of the device's own model, then one of a model that no device has, then the first.
-        """
+        """Take the next group: of the device's own model, else of a model that no device has, else the first."""
         with self._lock:
             if self._stopping or not self._waiting:
                 return None
@@ -173,10 +159,7 @@ class DevicePool:
             return number, group
 
     def _run(self, group: Group, worker: Worker, title: str, log: Path) -> Answer:
-        """Run one group, in a second process if the first is killed.
-
-        Prints everything that the process writes to stderr, such as its progress.
-        """
+        """Run one group, in a second process if the first is killed. Prints all that the process writes to stderr."""
         with _opened(log) as file:
 
             def log_line(line: bytes) -> None:

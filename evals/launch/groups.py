@@ -34,10 +34,7 @@ def sweep_jobs(configs: Sequence[Mapping[str, Any]]) -> list[Job]:
 
 
 def told_apart(jobs: Sequence[Job]) -> list[Job]:
-    """Return the jobs with unique names.
-
-    Jobs of the same model, evaluation and name get a suffix that says how they differ, such as `window=16`.
-    """
+    """Return the jobs; those of the same name get a suffix that says how they differ, such as `window=16`."""
     alike: dict[tuple[str, str, str], dict[Job, list[int]]] = {}
     for place, job in enumerate(jobs):
         # The full cache is the same setting at every budget.
@@ -61,11 +58,7 @@ def _setting_of(job: Job) -> dict[str, Any]:
 
 
 def groups(jobs: Sequence[Job]) -> list[Group]:
-    """Return one group per model, evaluation and unit.
-
-    Jobs with the same names stay together even if other settings differ: they may share a folder, which only one
-    process can lock.
-    """
+    """Return one group per model, evaluation and unit, whose jobs may share folders that only one process can lock."""
     by_place: dict[tuple[str, str, str], dict[Job, None]] = {}
     for job in jobs:
         for unit, settings in job.eval.units().items():

@@ -27,10 +27,7 @@ class GroupRun:
 
 
 def report(runs: Sequence[GroupRun], console: Console) -> None:
-    """Show the outcome of every setting, the logs of failed groups, and the results of finished settings.
-
-    Raises `UserError` if any setting failed.
-    """
+    """Show the logs of failed groups, and the outcome of every setting as in `outcome.show`."""
     entries: list[Entry] = []
     for run in runs:
         entries += _entries(run, console)

@@ -33,7 +33,7 @@ class Answer:
 class Worker:
     """Runs groups in one process, which is started for the first group and again after it was killed.
 
-    `environment` replaces the environment of this process; `start`: further arguments of `Popen`.
+    `start`: further arguments of `Popen`.
     """
 
     def __init__(self, environment: Mapping[str, str], command: Sequence[str] = COMMAND, **start: Any) -> None:
@@ -52,10 +52,7 @@ class Worker:
         return self.process
 
     def run(self, configs: Sequence[Mapping[str, Any]], log: Path | None, passed_on: Callable[[bytes], None]) -> Answer:
-        """Run the jobs of these configurations. Their output is appended to `log`, or goes to stderr if `log` is None.
-
-        `passed_on` is called with each line of stderr.
-        """
+        """Run the jobs, with their output appended to `log` or passed on with each line of stderr to `passed_on`."""
         process = self.start()
         assert process.stdin
         try:

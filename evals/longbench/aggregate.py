@@ -18,8 +18,8 @@ BY_CATEGORY = {category: (category,) for category in CATEGORIES}
 class TaskScore:
     """Result of one task: `samples` 0 to 1, `score` and `official` 0 to 100 with two decimals.
 
-    `overflow`: number of samples with a ROUGE pair that may exceed the official recursion limit. `official`: the score
-    with those pairs at 0. `check` is None if the rows could not be compared with the official ones.
+    `overflow`: number of samples with a ROUGE pair that may exceed the official recursion limit; in `official`, such
+    pairs score 0. `check`: None if the rows could not be compared with the official ones.
     """
 
     task: Task

@@ -23,10 +23,7 @@ LARGEST_ARCHIVE = 4 << 30  # bytes unpacked; the official one has well under 1 G
 
 
 def download(repository: str = HUB_REPOSITORY, revision: str = HUB_REVISION) -> Path:
-    """Return the path of `data.zip` in the Hugging Face cache, and download it if it is missing.
-
-    Raises `UserError` within seconds if the hub cannot be reached, and at once under HF_HUB_OFFLINE.
-    """
+    """Return the path of `data.zip` in the hub's cache. Downloads it if missing, or fails within seconds."""
     import huggingface_hub as hub
     from huggingface_hub import constants
 
@@ -58,8 +55,8 @@ def reason(error: Exception) -> str:
 def unpack(archive: Path, cache: Path, expected_sha256: str | None = None) -> Path:
     """Unpack the archive's *.jsonl files into `cache`/<sha256>/, once for each content, and return that folder.
 
-    The archive's folder structure is dropped. Raises `UserError`, and unpacks nothing, for a wrong sha256, a damaged or
-    truncated archive, and a member that would land outside the folder (absolute path, "..", link).
+    The archive's folder structure is dropped. Nothing is unpacked if the sha256 is wrong, or the archive is damaged or
+    has a member that would land outside the folder (absolute path, "..", link).
     """
     content = read_once(archive, "eval.data")
     digest = hashlib.sha256(content).hexdigest()
@@ -87,10 +84,7 @@ def _unusable(archive: Path, why: str, fix: str = "download it again") -> UserEr
 
 @contextmanager
 def new_folder(target: Path) -> Iterator[Path]:
-    """Yield a folder to write into; it is renamed to `target` at the end of the block, or deleted on an error.
-
-    Raises `UserError` if the file system refuses to write or rename it.
-    """
+    """Yield a folder to write into; it is renamed to `target` at the end of the block, or deleted on an error."""
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=target.parent, prefix="unpacking-") as scratch:

@@ -34,12 +34,14 @@ def is_copy(path: Path) -> bool:
 
 
 def convert(path: Path, cache: Path) -> Path:
-    """Convert the copy at `path` to a folder of task.jsonl files, once for each content, and return the folder.
-
-    Raises `UserError` with file and row for unreadable data, and if no row belongs to a LongBench task.
-    """
+    """Convert the copy at `path` to a folder of task.jsonl files, once for each content, and return the folder."""
     files = {table: _files(table) for table in _tables(path)}
-    target = cache / f"copy-{_digest(files)}"
+    digest = hashlib.sha256()
+    for table, contents in files.items():
+        for name, content in contents.items():
+            line = f"{table.parent.name}/{table.name}/{name} {hashlib.sha256(content).hexdigest()}\n"
+            digest.update(line.encode())
+    target = cache / f"copy-{digest.hexdigest()}"
     if target.is_dir():
         return target
     with archive.new_folder(target) as folder:
@@ -62,10 +64,7 @@ def convert(path: Path, cache: Path) -> Path:
 
 
 def download(repository: str, revision: str | None = None) -> Path:
-    """Download the data files of a hub dataset unless they are in the hub's cache, and return their folder.
-
-    Raises `UserError` within seconds if the hub cannot be reached, and at once under HF_HUB_OFFLINE.
-    """
+    """Return the folder of a hub dataset's data files. Downloads them if missing, or fails within seconds."""
     import huggingface_hub as hub
     from huggingface_hub import constants
 
@@ -142,15 +141,6 @@ def _rows(table: Path, contents: Mapping[str, bytes]) -> list[Row]:
         raise UserError(
             "eval.data", "copy it again", value=table, why=f"cannot be read as a dataset ({reason})"
         ) from error
-
-
-def _digest(files: Mapping[Path, Mapping[str, bytes]]) -> str:
-    digest = hashlib.sha256()
-    for table, contents in files.items():
-        for name, content in contents.items():
-            line = f"{table.parent.name}/{table.name}/{name} {hashlib.sha256(content).hexdigest()}\n"
-            digest.update(line.encode())
-    return digest.hexdigest()
 
 
 def _task_name(table: Path, row: Mapping[str, Any]) -> str:

@@ -62,16 +62,10 @@ def _open_path(path: Path, cache: Path, sha256: str | None) -> Path | None:
 
 def refuse_missing(folder: Path, tasks: Sequence[Task]) -> None:
     """Raise `UserError` that lists all `tasks` without a file in `folder`."""
-    missing = [task.name for task in tasks if not (folder / f"{task.name}.jsonl").exists()]
-    if missing:
-        files = ", ".join(f"{name}.jsonl" for name in missing)
+    if missing := [task.name for task in tasks if not (folder / f"{task.name}.jsonl").exists()]:
+        files, value = ", ".join(f"{name}.jsonl" for name in missing), missing[0] if len(missing) == 1 else missing
         fix = f"leave {', '.join(missing)} out, or add the files"
-        raise UserError(
-            "eval.tasks",
-            fix,
-            value=missing[0] if len(missing) == 1 else missing,
-            why=f"{folder} has no {files}",
-        )
+        raise UserError("eval.tasks", fix, value=value, why=f"{folder} has no {files}")
 
 
 def read_task(folder: Path, task: Task) -> bytes:
@@ -84,8 +78,7 @@ def load_task(folder: Path, task: Task, limit: int | None = None, content: bytes
     """Load the first `limit` records of `folder`/task.jsonl in file order. `content`: the file's bytes if already read.
 
     A row's number is its `_lb_index` if present, else the number of the official row with the same content, else its
-    line number from 0. The whole file is read, so that numbers do not depend on `limit`. Raises `UserError` with file
-    and line for a missing or empty file, a corrupt line, a missing or wrong field, and a repeated row number.
+    line number from 0. The whole file is read, so that numbers do not depend on `limit`.
     """
     if limit is not None and limit < 1:
         raise UserError("eval.limit", "choose at least 1", value=limit)
@@ -97,17 +90,16 @@ def load_task(folder: Path, task: Task, limit: int | None = None, content: bytes
         places.append(place)
         contents.append(checked_record(place, Content, given, needs_classes=task.metric == "classification"))
         claims.append(field_of(place, given, "_lb_index", Count) if "_lb_index" in given else None)
-    numbers = _row_numbers(task, claims, contents)
-    seen: set[int] = set()
-    for place, number in zip(places, numbers, strict=True):
-        if number in seen:
+    rows: dict[int, Row] = {}
+    for place, content_of_row, number in zip(places, contents, _row_numbers(task, claims, contents), strict=True):
+        if number in rows:
             fix = "give each row another number"
             raise UserError("_lb_index", fix, value=number, why="it occurs twice", where=place)
-        seen.add(number)
-    rows = [Row(**vars(content), row=number) for content, number in zip(contents, numbers, strict=True)]
+        rows[number] = Row(**vars(content_of_row), row=number)
     # The texts of the pinned archive have already been checked by its sha256.
     text = folder.name != archive.HUB_SHA256
-    return [replace(row, problem=official.row_problem(task, row, text)) for row in rows[:limit]]
+    chosen = list(rows.values())[:limit]
+    return [replace(row, problem=official.row_problem(task, row, text)) for row in chosen]
 
 
 def _row_numbers(task: Task, claims: Sequence[int | None], contents: Sequence[Content]) -> list[int]:

@@ -1,6 +1,5 @@
 """LongBench tasks: render the prompts of a task under one protocol, and score the answers."""
 
-import hashlib
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ import torch
 from compresskv.chat import question_start
 from compresskv.engine.decode import Stopping
 from compresskv.errors import UserError
+from compresskv.inputs import fingerprint
 from compresskv.models import LoadedModel
 from compresskv.protocol import EvaluationProtocol
 from evals.job import Sample
@@ -60,8 +60,7 @@ class LongBenchTask:
     def data(self) -> tuple[list[Row], str]:
         """The records of the task's file, and a hash of the bytes they were read from."""
         content = read_task(self.folder, self.task)
-        records = load_task(self.folder, self.task, self.config.limit, content)
-        return records, hashlib.sha256(content).hexdigest()[:16]
+        return load_task(self.folder, self.task, self.config.limit, content), fingerprint(content)
 
     @cached_property
     def records(self) -> Mapping[str, Row]:
@@ -82,10 +81,7 @@ class LongBenchTask:
 
     @property
     def longest_released(self) -> int | None:
-        """Maximum tokens of a templated prompt in the released code; None if the window sets the limit.
-
-        A `max_length` below the released limit also gives None. The models' own configurations do not set one below it.
-        """
+        """Maximum tokens of a templated prompt in the released code; None if window or `max_length` limit it."""
         longest = RELEASED_LONGEST.get(self.model.name.casefold())
         if self.protocol.longbench_truncation == "window" or longest is None:
             return None
@@ -142,10 +138,7 @@ class LongBenchTask:
         )
 
         def score(prediction: str) -> dict[str, Any]:
-            """Return the score, 0 to 100.
-
-            `score_official` is added if the official script's recursion would fail, which scores a text pair 0.
-            """
+            """Return the score, 0 to 100, and `score_official` where the official recursion would fail."""
             result = score_sample(self.task, prediction, record.answers, record.all_classes)
             official = {"score_official": 100 * result.official} if result.overflow else {}
             return {"score": 100 * result.score, **official}

@@ -47,8 +47,7 @@ def score_sample(
 ) -> SampleScore:
     """Return the best score of a prediction over its reference answers, after the task's post-processing.
 
-    Only classification tasks need `all_classes`. Raises `UserError` if it is missing there, or if a reference of a
-    retrieval task does not name a paragraph.
+    Classification tasks need `all_classes`, and references of retrieval tasks a paragraph.
     """
     prediction = post_process(task, prediction)
     if task.metric in _ROUGE:
@@ -119,10 +118,7 @@ def retrieval_zh(prediction: str, reference: str, classes: Sequence[str] | None 
 
 
 def code_similarity(prediction: str, reference: str, classes: Sequence[str] | None = None) -> float:
-    """Compute the edit similarity of the first line of code.
-
-    That is the first line without a backtick, "#" or "//", or the empty string if every line has one.
-    """
+    """Compute the edit similarity of the first line of code, without a backtick, "#" and "//"; "" without any."""
     lines = prediction.lstrip("\n").split("\n")
     line = next((line for line in lines if "`" not in line and "#" not in line and "//" not in line), "")
     return ratio(line, reference) / 100
@@ -131,8 +127,7 @@ def code_similarity(prediction: str, reference: str, classes: Sequence[str] | No
 def ratio(a: str, b: str) -> int:
     """Compute `fuzzywuzzy.fuzz.ratio` (0.18.0) in its pure-Python form: 100 x difflib's ratio, rounded to an integer.
 
-    fuzzywuzzy uses python-Levenshtein if it is installed. Like thefuzz and rapidfuzz, that matches characters by
-    insertions and deletions instead of longest blocks and can give other values. This function never uses it.
+    With python-Levenshtein, fuzzywuzzy can give other values, as thefuzz and rapidfuzz do.
     """
     if a == b:
         return 100
@@ -192,23 +187,13 @@ def _rouge_l_zh(prediction: str, reference: str) -> RougeL:
     return rouge_l(" ".join(_segment(prediction)), " ".join(_segment(reference)))
 
 
-def rouge_l_f(prediction: str, reference: str, classes: Sequence[str] | None = None) -> float:
-    """Compute the ROUGE-L F-measure, as the package `rouge` does."""
-    return rouge_l(prediction, reference).f
-
-
-def rouge_l_zh_f(prediction: str, reference: str, classes: Sequence[str] | None = None) -> float:
-    """Compute the ROUGE-L F-measure of jieba's words."""
-    return _rouge_l_zh(prediction, reference).f
-
-
 _ROUGE = {"rouge_l": rouge_l, "rouge_l_zh": _rouge_l_zh}
 
 METRICS: dict[str, Callable[[str, str, Sequence[str] | None], float]] = {
     "qa_f1": qa_f1,
     "qa_f1_zh": qa_f1_zh,
-    "rouge_l": rouge_l_f,
-    "rouge_l_zh": rouge_l_zh_f,
+    "rouge_l": lambda prediction, reference, classes: rouge_l(prediction, reference).f,
+    "rouge_l_zh": lambda prediction, reference, classes: _rouge_l_zh(prediction, reference).f,
     "classification": classification,
     "count": count,
     "retrieval": retrieval,

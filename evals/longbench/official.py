@@ -18,7 +18,7 @@ from pathlib import Path
 from compresskv.errors import UserError
 from compresskv.inputs import read_once
 from evals.longbench.records import Answers, Content, Count, Row, field_of, read_jsonl
-from evals.longbench.tasks import ALL, Task, get_task
+from evals.longbench.tasks import TASKS, Task
 
 INDEX = Path(__file__).with_name("official_index.json")
 _DIGITS = 6
@@ -48,30 +48,23 @@ def fingerprint(answers: Sequence[str], length: int) -> str:
 
 def check_rows(task: str, rows: Iterable[tuple[int, Sequence[str], int]]) -> RowCheck:
     """Compare (row number, answers, length) triples with the official rows of these numbers."""
-    official = _index()[get_task(task).name]
-    seen: set[int] = set()
-    mismatching = 0
-    for row, answers, length in rows:
-        if row < len(official) and row not in seen and official[row] == fingerprint(answers, length):
-            seen.add(row)
-        else:
-            mismatching += 1
-    return RowCheck(task, len(official), len(seen), mismatching, len(official) - len(seen))
+    given, official = list(rows), _index()[task]
+    known = (row < len(official) and official[row] == fingerprint(answers, length) for row, answers, length in given)
+    seen = {row for (row, *_), same in zip(given, known, strict=True) if same}
+    return _checked(task, len(given), len(seen))
 
 
 def check_flags(task: str, flags: Sequence[bool]) -> RowCheck:
     """Return a `RowCheck` from one flag per row, whether it is official; row numbers must be distinct."""
-    count, matching = len(_index()[get_task(task).name]), sum(flags)
-    return RowCheck(task, count, matching, len(flags) - matching, count - matching)
+    return _checked(task, len(flags), sum(flags))
 
 
 def locate(task: str, rows: Sequence[tuple[Sequence[str], int]]) -> list[int | None]:
     """Return the number of the official row with the content of each (answers, length); None if no row matches.
 
-    If several official rows have equal content, a row gets the number of its position if possible, else the first free
-    one.
+    Of official rows with equal content, a row gets the one at its position if possible, else the first free one.
     """
-    official = _index()[get_task(task).name]
+    official = _index()[task]
     given = [fingerprint(answers, length) for answers, length in rows]
     numbers: list[int | None] = [
         line if line < len(official) and official[line] == content else None for line, content in enumerate(given)
@@ -118,29 +111,28 @@ def prompt_problem(task: Task, content: Content) -> str:
 
 def check_unordered(task: str, rows: Iterable[tuple[Sequence[str], int]]) -> RowCheck:
     """Compare (answers, length) pairs, in any order, with the official rows, for predictions without row numbers."""
-    official = Counter(_index()[get_task(task).name])
     given = Counter(fingerprint(answers, length) for answers, length in rows)
-    matching = (official & given).total()
-    return RowCheck(task, official.total(), matching, given.total() - matching, official.total() - matching)
+    return _checked(task, given.total(), (Counter(_index()[task]) & given).total())
+
+
+def _checked(task: str, given: int, matching: int) -> RowCheck:
+    official = len(_index()[task])
+    return RowCheck(task, official, matching, given - matching, official - matching)
 
 
 def build_index(folder: Path) -> dict[str, str]:
     """Build the content of official_index.json from a folder with a full task.jsonl for each of the 21 tasks."""
     index = {}
-    for task in ALL:
-        path = folder / f"{task}.jsonl"
+    for task in TASKS.values():
+        path = folder / f"{task.name}.jsonl"
         rows = [
             fingerprint(field_of(place, record, "answers", Answers), field_of(place, record, "length", Count))
             for place, record in read_jsonl(path, read_once(path, None))
         ]
-        if len(rows) != get_task(task).n:
-            raise UserError(
-                None,
-                f"give the official file, which has {get_task(task).n}",
-                value=path,
-                why=f"it has {len(rows)} rows",
-            )
-        index[task] = "".join(rows)
+        if len(rows) != task.n:
+            fix = f"give the official file, which has {task.n}"
+            raise UserError(None, fix, value=path, why=f"it has {len(rows)} rows")
+        index[task.name] = "".join(rows)
     return index
 
 

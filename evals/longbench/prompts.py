@@ -61,10 +61,8 @@ def render(
 
     The templated prompt may have `longest` tokens; None: `window` - max_new_tokens - wrapper. A longer prompt is
     truncated as in the official pred.py: the first and the last half of that many ids are decoded and joined. This text
-    may have a few more or fewer tokens when tokenised again; `Prompt.tokens` counts what the model receives. `cleanup`:
-    whether the decoded text is cleaned up (`compresskv.detokenise`). `model`: the model's name, by which the released
-    chat format recognises Qwen2.5. Raises `UserError` if the window leaves no room for the prompt, or if the chat
-    format needs a chat template and the tokenizer has none.
+    may have a few more or fewer tokens when tokenised again. `cleanup`: whether the decoded text is cleaned up
+    (`compresskv.detokenise`). `model`: the model's name, by which the released chat format recognises Qwen2.5.
     """
     wrapper = chat_wrapper if task.chat_wrapper else None
 
@@ -147,18 +145,12 @@ def _wrap(
     if wrapper == "template":
         text = chat_prompt(prompt, tokenizer, chat_template_kwargs)
         return text, chat_ids(text, tokenizer)
-    if wrapper == "released" and _is_llama_3(tokenizer):
+    # The released code looks for "Llama-3" in the model's name. Llama 3 to 3.3 have these header tokens.
+    llama_3 = tokenizer.bos_token == "<|begin_of_text|>" and "<|start_header_id|>" in tokenizer.get_vocab()
+    if wrapper == "released" and llama_3:
         # The tokenizer adds another BOS before the one in this text: the released prompts start with two.
         prompt = _LLAMA_3_WRAPPER.replace("{prompt}", prompt)
     return prompt, _tokenize(prompt, tokenizer)
-
-
-def _is_llama_3(tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Return whether the tokenizer is that of Llama 3 to 3.3, by their header tokens.
-
-    The released code instead looks for "Llama-3" in the model's name.
-    """
-    return tokenizer.bos_token == "<|begin_of_text|>" and "<|start_header_id|>" in tokenizer.get_vocab()
 
 
 def _tokenize(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:

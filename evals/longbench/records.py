@@ -48,10 +48,7 @@ def data_files(folder: Path) -> list[Path]:
 
 
 def read_jsonl(path: Path, content: bytes) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield ("path, line k", object) for each line of a file's content.
-
-    Ignores a byte order mark and blank lines at the end. Raises `UserError` for an empty file or a corrupt line.
-    """
+    """Yield ("path, line k", object) for each line. Ignores a byte order mark and blank lines at the end."""
     blank, records = "", 0
     for number, line in enumerate(io.BytesIO(content), start=1):
         place = f"{path}, line {number}"
@@ -98,15 +95,12 @@ def _fault(error: ValueError | RecursionError) -> tuple[str, str]:
 
 
 def checked_record(place: str, kind: type[T], record: Mapping[str, Any], needs_classes: bool = False) -> T:
-    """Create a dataclass `kind` from the fields of a record; other fields are ignored.
-
-    `needs_classes`: require `all_classes`, as for classification tasks. Raises `UserError`.
-    """
+    """Create a dataclass `kind` from its fields in a record. `needs_classes`: require `all_classes`."""
     known = {each.name for each in fields(kind)}  # type: ignore[arg-type]
     with located(place):
         if needs_classes and record.get("all_classes") is None:
-            fix = "give the list of class names of the classification task"
-            raise UserError("all_classes", fix, value=record.get("all_classes", ...))
+            value, fix = record.get("all_classes", ...), "give the list of class names of the classification task"
+            raise UserError("all_classes", fix, value=value)
         return checked("", kind, {name: value for name, value in record.items() if name in known})
 
 

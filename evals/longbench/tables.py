@@ -15,31 +15,6 @@ from evals.results.schema import Count, Line, exactly
 from evals.results.shows import own_fields
 from evals.tables.table import Cell, Key, Metric, Section, Table
 
-NAMES = {
-    "narrativeqa": "NarrativeQA",
-    "qasper": "Qasper",
-    "multifieldqa_en": "MF-en",
-    "multifieldqa_zh": "MF-zh",
-    "hotpotqa": "HotpotQA",
-    "2wikimqa": "2WikiMQA",
-    "musique": "MuSiQue",
-    "dureader": "DuReader",
-    "gov_report": "GovReport",
-    "qmsum": "QMSum",
-    "multi_news": "MultiNews",
-    "vcsum": "VCSUM",
-    "trec": "TREC",
-    "triviaqa": "TriviaQA",
-    "samsum": "SAMSum",
-    "lsht": "LSHT",
-    "passage_count": "PCount",
-    "passage_retrieval_en": "PRe",
-    "passage_retrieval_zh": "PRe-zh",
-    "lcc": "LCC",
-    "repobench-p": "RB-P",
-}
-"""Task names as papers write them."""
-
 ABILITIES = {
     "QA": ("single-doc QA", "multi-doc QA"),
     "summaries": ("summarization",),
@@ -84,7 +59,7 @@ def tables(records: Sequence[Record], asked: Asked = USUAL) -> list[Table]:
         cells_of,
         order=ordered.index,
         average=AVERAGE_OF_16,
-        heads=NAMES,
+        heads={name: task.head for name, task in TASKS.items()},
         spans={} if groups is ABILITIES else {name: task.category for name, task in TASKS.items()},
         sums=() if groups is ABILITIES else CATEGORIES,
         counted="official rows",
@@ -93,10 +68,7 @@ def tables(records: Sequence[Record], asked: Asked = USUAL) -> list[Table]:
 
 
 def _cells(records: Sequence[Record], metric: Metric, groups: Mapping[str, Sequence[str]]) -> Cells:
-    """Return the cells of tasks and averages.
-
-    A sample without the metric does not count as missing, since some metrics are undefined for short answers.
-    """
+    """Return the cells of tasks and averages. Samples without the metric, undefined for short answers, do not count."""
     values: dict[str, dict[Key, float]] = {}
     counted: dict[str, int] = {}
     official = {task: TASKS[task].n for task in TASKS}
@@ -115,12 +87,15 @@ def _cells(records: Sequence[Record], metric: Metric, groups: Mapping[str, Seque
 
 def row_check(task: str, lines: Sequence[Line]) -> RowCheck:
     """Compare a task's sample lines with the official rows."""
-    if all("official" in line for line in lines):
-        return check_flags(task, [line["official"] for line in lines])
-    if any("answers" not in line or "length" not in line or not line["id"].isdecimal() for line in lines):
-        # Lines without answers, from older results without texts, cannot be checked and count as not official.
-        return check_flags(task, [line.get("official", False) for line in lines])
-    return check_rows(task, [(int(line["id"]), line["answers"], line["length"]) for line in lines])  # older versions
+    return check_flags(task, [_official(task, line) for line in lines])
+
+
+def _official(task: str, line: Line) -> bool:
+    """Return whether the row of a line is official. Lines of older versions do not say so, but may have its answers."""
+    if "official" in line:
+        return line["official"]
+    known = task in TASKS and line["id"].isdecimal() and isinstance(line.get("length"), int) and "answers" in line
+    return known and check_rows(task, [(int(line["id"]), line["answers"], line["length"])]).matching == 1
 
 
 def _apart(records: Sequence[Record]) -> str:
@@ -130,14 +105,9 @@ def _apart(records: Sequence[Record]) -> str:
 
 
 def reduced(task: str, line: Line) -> Line:
-    """Reduce a line to its length, its official score and whether its row is official.
-
-    Lines of older versions have no flag for the latter: it is computed from their answers.
-    """
-    known = task in TASKS and line["id"].isdecimal() and isinstance(line.get("length"), int) and "answers" in line
-    official = known and check_rows(task, [(int(line["id"]), line["answers"], line["length"])]).mismatching == 0
+    """Reduce a line to its length, its official score and whether its row is official."""
     fields: Line = {name: value for name, value in line.items() if name in ("length", "score_official")}
-    return {**fields, "official": line.get("official", official)}
+    return {**fields, "official": _official(task, line)}
 
 
 def browsed(line: Line, prompt: Mapping[str, Any]) -> Line:

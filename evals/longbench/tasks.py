@@ -14,6 +14,7 @@ class Task:
     """One LongBench task; the fields are explained at the top of tasks.yaml."""
 
     name: str
+    head: str
     category: str
     language: str
     n: int

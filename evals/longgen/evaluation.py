@@ -7,13 +7,13 @@ from typing import Any
 
 from compresskv.chat import question_start
 from compresskv.engine.decode import Stopping
-from compresskv.errors import UserError
+from compresskv.inputs import fingerprint
 from compresskv.models import LoadedModel
 from compresskv.protocol import EvaluationProtocol
 from evals.haystack import Haystack, essays, evaluated_and_held_out
-from evals.job import Sample
+from evals.job import Sample, refuse_too_long
 from evals.longgen.config import Longgen
-from evals.longgen.prompts import Request, fingerprint, repeated, requests
+from evals.longgen.prompts import CONTENT, Request, repeated, requests
 
 STRIDE = 20_000
 """Distance in characters between the contexts of consecutive prompts."""
@@ -29,11 +29,7 @@ def make_tasks(model: LoadedModel, config: Longgen, protocol: EvaluationProtocol
 
 @dataclass(frozen=True)
 class LonggenTask:
-    """All requests under one protocol.
-
-    Sample ids are `<kind>-<number>`, numbers from 0 in the order of prompts.yaml. A sample does not depend on how many
-    samples run.
-    """
+    """All requests under one protocol. Sample ids are `<kind>-<number>`, numbers from 0 as in prompts.yaml."""
 
     config: Longgen
     model: LoadedModel
@@ -69,7 +65,7 @@ class LonggenTask:
     @cached_property
     def identity(self) -> Mapping[str, Any]:
         return {
-            "requests": fingerprint(),
+            "requests": fingerprint(CONTENT),
             "context": self.config.context,
             **({"haystack": self.haystack.fingerprint} if self.config.context else {}),
             "max_new_tokens": self.max_new_tokens,
@@ -82,7 +78,8 @@ class LonggenTask:
         question = f"{JOINED if before else ''}{request.request}"
         text = self.model.chat(before + question)
         ids = self.model.encode(text)
-        self._refuse_beyond_window(ids.numel())
+        new, fix = self.max_new_tokens, "choose fewer, or a smaller eval.context"
+        refuse_too_long(self.model, ids.numel(), new, "eval.max_new_tokens", fix, value=new)
         settings = self.model.settings(self.protocol.generation_config)
         stopping = Stopping(self.max_new_tokens, self.model.stop_ids, settings=settings)
         record = {"kind": request.kind, "prompt_tokens": ids.numel(), "truncated": False}
@@ -100,14 +97,3 @@ class LonggenTask:
         text = self.haystack.text
         start = STRIDE * number % max(len(text) - self.config.context, 1)
         return text[start : start + self.config.context]
-
-    def _refuse_beyond_window(self, tokens: int) -> None:
-        """Raise `UserError` if a prompt of this many tokens and its answer exceed the window."""
-        if tokens + self.max_new_tokens > self.model.window:
-            raise UserError(
-                "eval.max_new_tokens",
-                "choose fewer, or a smaller eval.context",
-                value=self.max_new_tokens,
-                why=f"with a prompt of {tokens} tokens, they exceed the {self.model.window}-token window of "
-                f"{self.model.name}",
-            )

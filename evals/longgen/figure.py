@@ -1,10 +1,9 @@
 """Draw the KL divergence from the full cache over the position in the answer."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import matplotlib.pyplot as plt
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
@@ -26,8 +25,8 @@ FIRST = 2
 Curve = tuple[np.ndarray, np.ndarray]
 """Positions of tokens in the answer, from 1, and the KL at each in nats."""
 
-Schedule = tuple[str, int | None, str]
-"""When a setting evicts, its eviction interval in tokens during decode (None: no eviction), and what it protects."""
+Schedule = tuple[str, int | None]
+"""When a setting evicts, in words, and its eviction interval in tokens during decode (None: no eviction)."""
 
 
 def over_position(table: Table) -> Figure | None:
@@ -49,21 +48,23 @@ def over_position(table: Table) -> Figure | None:
     figure, axes = plt.subplots(
         len(budgets), len(schedules), figsize=size, squeeze=False, sharex=True, sharey="row", layout="constrained"
     )
-    places = {
-        name: place
-        for place, name in enumerate(dict.fromkeys(row.name.method for rows in panels.values() for row, _ in rows))
-    }
+    methods = list(dict.fromkeys(row.name.method for rows in panels.values() for row, _ in rows))
     handles: dict[str, Line2D] = {}
     for line, budget in enumerate(budgets):
-        for column, of_schedule in enumerate(schedules):
+        for column, (words, interval) in enumerate(schedules):
             axis = axes[line, column]
-            rows = panels.get((budget, of_schedule), [])
-            for name, place, (xs, ys) in _named(rows, places):
+            rows = panels.get((budget, (words, interval)), [])
+            here = [row.name.method for row, _ in rows]
+            for row, (xs, ys) in rows:
+                method, place = row.name.method, methods.index(row.name.method)
+                name = f"{method} {row.name.variant}".strip() if here.count(method) > 1 else method
                 look = {"color": f"C{place % 10}", "linestyle": STYLES[place // 10 % len(STYLES)], "linewidth": 1.1}
                 (drawn,) = axis.plot(xs, ys.clip(LEAST), label=legend_label(name), **look)
                 handles.setdefault(name, drawn)
-            _mark(axis, rows, of_schedule)
-            axis.set_title(f"budget {budget}, {_words(of_schedule)}", fontsize=9)
+            end = max((int(xs[-1]) for _, (xs, _) in rows), default=0)
+            for at in range(interval + 1, end, interval) if interval else ():  # predicted before the eviction
+                axis.axvline(at + 0.5, color="black", linestyle=":", linewidth=0.7, alpha=0.6)
+            axis.set_title(f"budget {budget}, {words}", fontsize=9)
             axis.set_yscale("log")
             axis.grid(alpha=0.25)
     title = f"{text.heading(table)}\nKL from the full cache along its own text; means of up to {SPAN} tokens"
@@ -93,32 +94,6 @@ def schedule(record: Record) -> Schedule:
     """Return the eviction schedule of a setting, from its configuration."""
     node = record.config.get("eviction")
     if not record.when.endswith("+decode") or not isinstance(node, dict) or not isinstance(node.get("interval"), int):
-        return record.when, None, ""
-    return record.when, node["interval"], str(node.get("protect", "none"))
-
-
-def _words(of: Schedule) -> str:
-    when, interval, protect = of
-    if interval is None:
-        return f"eviction after the {when}"
-    return f"{when}, interval {interval}, protect {protect}"
-
-
-def _named(rows: Sequence[tuple[Row, Curve]], places: dict[str, int]) -> Iterator[tuple[str, int, Curve]]:
-    """Yield the name of each curve in a panel, the index of its method, and the curve.
-
-    The name includes the variant if the panel has several curves of the method.
-    """
-    methods = [row.name.method for row, _ in rows]
-    for row, curve in rows:
-        method, several = row.name.method, methods.count(row.name.method) > 1
-        yield f"{method} {row.name.variant}".strip() if several else method, places[method], curve
-
-
-def _mark(axis: Axes, rows: Sequence[tuple[Row, Curve]], of: Schedule) -> None:
-    _, interval, _ = of
-    if interval is None or not rows:
-        return
-    end = max(curve[0][-1] for _, curve in rows)
-    for at in range(interval + 1, int(end), interval):  # this token was predicted before the eviction
-        axis.axvline(at + 0.5, color="black", linestyle=":", linewidth=0.7, alpha=0.6)
+        return f"eviction after the {record.when}", None
+    interval = node["interval"]
+    return f"{record.when}, interval {interval}, protect {node.get('protect', 'none')}", interval

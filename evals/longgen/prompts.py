@@ -1,6 +1,5 @@
 """Load the requests of prompts.yaml, and score answers to them."""
 
-import hashlib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,7 +9,7 @@ from typing import Literal
 
 import yaml
 
-PATH = Path(__file__).with_name("prompts.yaml")
+CONTENT = Path(__file__).with_name("prompts.yaml").read_bytes()
 
 NUMBER = re.compile(r"(?:(?<![\w)\]])-)?\d[\d,]*(?:\.\d+)?")  # the hyphen in 57-20 is not a sign
 ITEM = re.compile(r"^\W*(\d{1,9})[.):]", re.MULTILINE)
@@ -61,12 +60,7 @@ def requests(count: int) -> Sequence[Request]:
     return _all()[:count]
 
 
-def fingerprint() -> str:
-    """Return a hash of all requests."""
-    return hashlib.sha256(PATH.read_bytes()).hexdigest()[:16]
-
-
 @cache
 def _all() -> tuple[Request, ...]:
-    nodes = yaml.safe_load(PATH.read_bytes())
+    nodes = yaml.safe_load(CONTENT)
     return tuple(Request(**node | {"words": tuple(node.get("words", ()))}) for node in nodes)

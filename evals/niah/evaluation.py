@@ -8,11 +8,11 @@ from typing import Any
 import torch
 
 from compresskv.engine.decode import Stopping
-from compresskv.errors import UserError
+from compresskv.inputs import fingerprint
 from compresskv.models import LoadedModel
 from compresskv.protocol import EvaluationProtocol
 from evals.haystack import Haystack, essays, evaluated_and_held_out
-from evals.job import Sample
+from evals.job import Sample, refuse_too_long
 from evals.niah import needles, released
 from evals.niah.config import NeedleGrid
 from evals.niah.needles import Needle
@@ -36,10 +36,7 @@ class GridCell:
 
 @dataclass(frozen=True)
 class NiahTask:
-    """All prompts of the grid under one protocol.
-
-    Sample ids are `L<length>-D<depth>-N<needle>`, with needles numbered from 0.
-    """
+    """All prompts of the grid under one protocol. Sample ids are `L<length>-D<depth>-N<needle>`, needles from 0."""
 
     config: NeedleGrid
     model: LoadedModel
@@ -47,14 +44,8 @@ class NiahTask:
 
     def __post_init__(self) -> None:
         for length in self.config.lengths:
-            if length + self.config.max_new_tokens > self.model.window:
-                raise UserError(
-                    "eval.lengths",
-                    "choose shorter lengths",
-                    value=length,
-                    why=f"with {self.config.max_new_tokens} new tokens it exceeds the {self.model.window}-token window "
-                    f"of {self.model.name}",
-                )
+            fix = "choose shorter lengths"
+            refuse_too_long(self.model, length, self.max_new_tokens, "eval.lengths", fix, value=length)
 
     @property
     def name(self) -> str:
@@ -112,14 +103,13 @@ class NiahTask:
         names = ("needle", "question", "answer", "answer_prefix", "max_new_tokens")
         fields = {name: getattr(self.config, name) for name in names}
         quirks = {name: getattr(self.protocol, name) for name in vars(self.protocol) if name.startswith("niah_")}
-        # Hash all needles, so that a run with more needles extends one with fewer.
-        others = {"needles": needles.fingerprint()}
         return {
             **fields,
             **quirks,
             "haystack": self.haystack.fingerprint,
             "chat_template": self.model.chat_template,
-            **(others if self.config.needles > 1 else {}),
+            # Hash all needles, so that a run with more needles extends one with fewer.
+            **({"needles": fingerprint(needles.CONTENT)} if self.config.needles > 1 else {}),
         }
 
     def sample(self, id: str) -> Sample:
@@ -136,7 +126,7 @@ class NiahTask:
             "truncated": False,
         }
         settings = self.model.settings(self.protocol.generation_config)
-        stopping = Stopping(self.config.max_new_tokens, self.model.stop_ids, settings=settings)
+        stopping = Stopping(self.max_new_tokens, self.model.stop_ids, settings=settings)
         return Sample(id, ids, stopping, partial(scores, cell.needle), record, cell.needle.answer, context)
 
     def prompt(self, length: int, depth: float) -> torch.Tensor:
@@ -154,9 +144,6 @@ def scores(needle: Needle, prediction: str) -> dict[str, float]:
 
 
 def keyword_overlap(answer: str, prediction: str) -> float:
-    """Return the share (%) of the answer's distinct words in the prediction, as in the released plots.
-
-    Words keep the punctuation that is attached to them.
-    """
+    """Return the share (%) of the answer's words, with punctuation, in the prediction, as in the released plots."""
     expected = set(answer.lower().split())
     return 100 * len(set(prediction.lower().split()) & expected) / len(expected)

@@ -27,10 +27,7 @@ COLUMNS = 4
 
 
 def heatmaps(table: Table) -> Figure:
-    """Draw a row of panels per method, one for each budget, or methods side by side if each has one budget.
-
-    The title of a panel shows its setting, and its mean with the interval.
-    """
+    """Draw a row of panels per method, one for each budget, or methods side by side if each has one budget."""
     by_method: dict[str, list[Row]] = {}
     for row in table.rows:
         if table.overall in row.cells:

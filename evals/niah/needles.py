@@ -1,15 +1,15 @@
 """Load the needles of needle-in-a-haystack from needles.yaml."""
 
-import hashlib
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Annotated
 
 import yaml
 
-from compresskv.errors import UserError
+from compresskv.checking import Ge, Le, checked_value
 
-PATH = Path(__file__).with_name("needles.yaml")
+CONTENT = Path(__file__).with_name("needles.yaml").read_bytes()
 
 
 @dataclass(frozen=True)
@@ -28,22 +28,9 @@ def needles(count: int) -> list[Needle]:
 
     Raises `UserError` if `count` is less than 1 or exceeds the number of needles.
     """
-    known = _all()
-    if isinstance(count, bool) or not 1 <= count <= len(known):
-        raise UserError("eval.needles", f"choose 1 to {len(known)}", value=count)
-    return list(known[:count])
-
-
-def fingerprint() -> str:
-    """Return a hash of all needles."""
-    return hashlib.sha256(_content()).hexdigest()[:16]
+    return list(_all()[: checked_value("eval.needles", Annotated[int, Ge(1), Le(len(_all()))], count)])
 
 
 @cache
 def _all() -> tuple[Needle, ...]:
-    return tuple(Needle(**fields) for fields in yaml.safe_load(_content()))
-
-
-@cache
-def _content() -> bytes:
-    return PATH.read_bytes()
+    return tuple(Needle(**fields) for fields in yaml.safe_load(CONTENT))

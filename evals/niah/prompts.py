@@ -32,39 +32,32 @@ class NeedlePrompts:
     raw: str
 
     def make(self, needle: Needle, length: int, depth: float) -> tuple[Tensor, Hidden, int]:
-        """Return a prompt of at most `length` tokens with the needle at `depth` (0 to 1).
+        """Make a prompt of at most `length` tokens with the needle at `depth` (0 to 1).
 
         Returns the token ids [prompt], int64, where the needle is hidden, and the number of ids before the question.
-        Raises `UserError` if no prompt of that length can be made.
         """
-        text = f"\n{needle.needle}\n"
-        tokens = length - self._overhead(needle, text)
+        text, raw = f"\n{needle.needle}\n", self.protocol.niah_prompt == "raw"
+        leaked = self.protocol.niah_special_tokens == "leaked"
+        if raw:
+            around = released.RESERVED + len(self.model.tokenizer(text, add_special_tokens=leaked).input_ids)
+        else:
+            around = self._render(needle, text)[1].numel()
+        tokens = length - around
         for _ in range(8):
-            hidden = self._hide(text, tokens, depth)
+            where = (text, self.haystack.text, tokens, depth, self.model.tokenizer)
+            if (self.protocol.niah_special_tokens, self.sentence_rule) == ("none", "text"):
+                hidden = hide(*where)
+            else:
+                hidden = released.hide(*where, leaked, self.sentence_rule, self.protocol.decode_cleanup)
             text_of_prompt, ids = self._render(needle, hidden.text)
             if ids.numel() <= length:
                 question = self._template.partition("{context}")[2].format(question=needle.question)
-                prefix = "" if self.protocol.niah_prompt == "raw" else needle.answer_prefix
+                prefix = "" if raw else needle.answer_prefix
                 context = question_start(text_of_prompt, question, ids.tolist(), self.model.tokenizer, prefix)
                 return ids, hidden, context
             # Where texts are joined, tokens may split differently than in the parts.
             tokens -= ids.numel() - length
         raise UserError("eval.lengths", "choose a longer one", value=length, why="no prompt of that length can be made")
-
-    def _overhead(self, needle: Needle, text: str) -> int:
-        """Return how many tokens of a prompt's length are not available for the haystack."""
-        if self.protocol.niah_prompt == "raw":
-            special = self.protocol.niah_special_tokens == "leaked"
-            return released.RESERVED + len(self.model.tokenizer(text, add_special_tokens=special).input_ids)
-        return self._render(needle, text)[1].numel()
-
-    def _hide(self, text: str, tokens: int, depth: float) -> Hidden:
-        """Hide `text` in `tokens` tokens of the haystack."""
-        where = (text, self.haystack.text, tokens, depth, self.model.tokenizer)
-        if (self.protocol.niah_special_tokens, self.sentence_rule) == ("none", "text"):
-            return hide(*where)
-        leaked = self.protocol.niah_special_tokens == "leaked"
-        return released.hide(*where, leaked, self.sentence_rule, self.protocol.decode_cleanup)
 
     @property
     def _template(self) -> str:

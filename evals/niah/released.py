@@ -6,7 +6,7 @@ from transformers import PreTrainedTokenizerBase
 
 from compresskv.detokenise import text_of
 from compresskv.errors import UserError
-from evals.haystack import Hidden, sentence_end
+from evals.haystack import Hidden, beginning, sentence_end
 
 RAW = (
     "<|im_start|> This is a very long story book: <book> {context} </book>.\n"
@@ -40,19 +40,21 @@ def hide(
     tokens and no decoding removes them, which leaves two BOS at the start and one before the needle. `sentence_rule`:
     with "period_ids", the needle moves back until it follows one of the ids of encode("."); with "llama2_ids", one of
     `LLAMA2_PERIODS`; if the text has no such id, it moves to the start. `cleanup`: whether decoded text is cleaned up
-    (`compresskv.detokenise`). Raises `UserError` if `tokens` is not positive.
+    (`compresskv.detokenise`).
     """
     if tokens < 1:
         raise UserError("eval.lengths", "choose a longer one", why="the shortest length leaves no room for a haystack")
     needle_ids = tokenizer(needle, add_special_tokens=special).input_ids
-    beginning = _beginning(haystack, tokens + len(needle_ids) + RESERVED, tokenizer, special, cleanup)
-    encoded = tokenizer(beginning, add_special_tokens=special, return_offsets_mapping=True)
-    # After the clean-up, the beginning may have fewer tokens than requested.
-    context, starts = encoded.input_ids[:tokens], [*(start for start, _ in encoded.offset_mapping), len(beginning)]
+    longest = tokens + len(needle_ids) + RESERVED
+    _, encoded = beginning(haystack, longest, tokenizer, special)
+    book = text_of(encoded.input_ids[:longest], tokenizer, cleanup, special=True)
+    encoded = tokenizer(book, add_special_tokens=special, return_offsets_mapping=True)
+    # After the clean-up, the book may have fewer tokens than requested.
+    context, starts = encoded.input_ids[:tokens], [*(start for start, _ in encoded.offset_mapping), len(book)]
     if depth >= 1:
         place = len(context)
     elif sentence_rule == "text":
-        end = sentence_end(beginning, starts[round(depth * len(context))])
+        end = sentence_end(book, starts[round(depth * len(context))])
         place = sum(start < end for start in starts[: len(context)])
     else:
         of_tokenizer = frozenset(tokenizer(".", add_special_tokens=special).input_ids)
@@ -66,14 +68,3 @@ def hide(
     repeats = max(0, starts[len(context)] - 1) // len(haystack)
     start = len(text_of(context[:place], tokenizer, cleanup, special=True))
     return Hidden(text, start, actual, actual - depth, rule, repeats)
-
-
-def _beginning(haystack: str, tokens: int, tokenizer: PreTrainedTokenizerBase, special: bool, cleanup: bool) -> str:
-    """Decode the first `tokens` tokens of the haystack."""
-    characters = tokens * 6
-    while True:
-        text = (haystack * (characters // len(haystack) + 1))[:characters]
-        ids = tokenizer(text, add_special_tokens=special).input_ids
-        if len(ids) > tokens:
-            return text_of(ids[:tokens], tokenizer, cleanup, special=True)
-        characters *= 2

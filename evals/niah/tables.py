@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 from typing_extensions import TypedDict
 
 from compresskv.budget import smallest_first, written
-from evals.niah.cells import means
+from evals.niah.cells import failed_at, length_of, lengths, means
 from evals.niah.needles import needles
-from evals.results.means import USUAL, Asked, Cells, Values, add, average, cells, sampled
+from evals.results.means import USUAL, Asked, Cells, Values, add, average, by_line, cells, sampled
 from evals.results.record import Record, covered_lines
 from evals.results.schema import Count, Line, Number, exactly
 from evals.results.shows import own_fields
@@ -41,23 +41,13 @@ def tables(records: Sequence[Record], asked: Asked = USUAL) -> list[Table]:
         columns = [*kinds, *dict.fromkeys(f"in {haystack(record)}" for record in records), AVERAGE]
         shown = sampled(records, asked, _needles, order=columns.index, apart_by=haystack)
         return [replace(table, compared=table.columns) for table in shown]
-    lengths = {line["length"] for line in covered_lines(records) if "length" in line}
-    xs = {text.tokens(length): float(length) for length in sorted(lengths)}
-    return sampled(records, asked, _lengths, order=xs.get, failed=_failed, xs=xs, caption=_caption(records))
-
-
-def _failed(line: Line, column: str) -> bool:
-    length = line.get("length")
-    return column == AVERAGE or (isinstance(length, int) and column == text.tokens(length))
+    xs = lengths(records)
+    return sampled(records, asked, _lengths, order=xs.get, failed=failed_at, xs=xs, caption=_caption(records))
 
 
 def _lengths(records: Sequence[Record], metric: Metric) -> Cells:
     """Return a cell for every prompt length, and their average."""
-    columns: dict[str, Values] = {}
-    lines = [(record, line) for record in records for line in record.covered if isinstance(line.get("length"), int)]
-    for record, line in sorted(lines, key=lambda pair: pair[1]["length"]):
-        add(columns, text.tokens(line["length"]), record.task, record, line, metric)
-    return cells(columns) | average(records, metric)
+    return by_line(records, metric, length_of) | average(records, metric)
 
 
 def _needles(records: Sequence[Record], metric: Metric) -> Cells:
@@ -140,17 +130,17 @@ def figure(table: Table) -> "Figure":
 def panels(table: Table) -> dict[str, Any]:
     """Return the heatmaps of the page. `cells` are indexed by depth, then by length; None means no samples."""
     of_rows = [means(row.records) for row in table.rows]
-    lengths = sorted({length for of_row in of_rows for length, _ in of_row})
+    across = sorted({length for of_row in of_rows for length, _ in of_row})
     depths = sorted({depth for of_row in of_rows for _, depth in of_row})
     shown = []
     in_order = sorted(zip(table.rows, of_rows, strict=True), key=lambda each: smallest_first(each[0].budget))
     for row, of_row in in_order:
-        values = [[of_row.get((length, depth)) for length in lengths] for depth in depths]
+        values = [[of_row.get((length, depth)) for length in across] for depth in depths]
         matrix = [[None if value is None else round(value, 1) for value in line] for line in values]
         cell = row.cells[table.overall]
         panel = {"method": row.label, "budget": written(row.budget), "mean": cell.mean, "n": cell.n, "cells": matrix}
         shown.append(panel | ({"partial": f"{cell.counted} of {cell.of}"} if cell.partial else {}))
-    columns, rows = [text.tokens(length) for length in lengths], [f"{depth:g}" for depth in depths]
+    columns, rows = [text.tokens(length) for length in across], [f"{depth:g}" for depth in depths]
     return {"model": table.model, "columns": columns, "rows": rows, "corner": "depth", "panels": shown}
 
 

@@ -25,8 +25,7 @@ def generate(request: Request, common_repeats: int, other_repeats: int, common: 
         example, repeats = (40, 10, 3), (common_repeats, other_repeats)
     lists = _Lists(request, Random(request.seed), words, common, example, repeats)
     per_word = request.tokens(lists.text(MEASURED).whole) / MEASURED
-    highest = int(request.limit // per_word) * 2
-    count = most_units(request, STEP, highest, lambda count: request.size(lists.text(count).whole))
+    count = most_units(request, STEP, lists.text, highest=int(request.limit // per_word) * 2)
     yield from all_fitting(request, count, STEP, lambda _, count: lists.text(count))
 
 
@@ -34,8 +33,7 @@ def generate(request: Request, common_repeats: int, other_repeats: int, common: 
 class _Lists:
     """The stream of texts.
 
-    `example`: number of different words in the example, and how often it repeats common and other words. `repeats`:
-    the same two numbers of repeats for the prompt.
+    `example`: number of different words, and how often common and other words repeat; `repeats`: as in the prompt.
     """
 
     request: Request

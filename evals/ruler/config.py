@@ -52,10 +52,8 @@ class Ruler(SampledEvaluation):
     @cached_property
     def chosen(self) -> tuple[Task, ...]:
         """The tasks to run."""
-        folder = self.folder
-        return select_tasks(
-            self.tasks, [file for file in questions.FILES.values() if folder and (folder / file).exists()]
-        )
+        files = [file for file in questions.FILES.values() if self.folder and (self.folder / file).exists()]
+        return select_tasks(self.tasks, files)
 
     def check(self) -> None:
         for task in self.chosen:

@@ -11,7 +11,10 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
+from transformers import PreTrainedTokenizerBase
+
 from compresskv.errors import UserError
+from evals.ruler.tasks import Task
 
 TRIES = 100
 """Number of texts of the smallest size to try before a length is refused. RULER would try forever."""
@@ -22,21 +25,23 @@ SHORT = 4096
 
 @dataclass(frozen=True)
 class Request:
-    """A request to a generator: texts of at most `length` tokens, counted by `tokens`, including the answer.
+    """A request to a generator: texts of at most `length` tokens, including the answer.
 
-    `template_tokens`: tokens of the length reserved for the chat format (RULER's `model_template_token`). `one_line`:
-    whether to remove line breaks and tabs (`remove_newline_tab`). `folder`: folder of RULER's files, if any.
+    `folder`: folder of RULER's files, if any. `template_tokens`: tokens of the length reserved for the chat format
+    (RULER's `model_template_token`). `one_line`: whether to remove line breaks and tabs (`remove_newline_tab`).
     """
 
-    tokens: Callable[[str], int]
+    task: Task
+    tokenizer: PreTrainedTokenizerBase
     length: int
     seed: int
-    new_tokens: int
-    template: str
-    answer_prefix: str
+    folder: Path | None = None
     template_tokens: int = 0
     one_line: bool = False
-    folder: Path | None = None
+
+    def tokens(self, text: str) -> int:
+        """Count the tokens of a text, without special tokens."""
+        return len(self.tokenizer(text, add_special_tokens=False, verbose=False).input_ids)
 
     @property
     def limit(self) -> int:
@@ -46,11 +51,11 @@ class Request:
     @property
     def wording(self) -> str:
         """Template of a whole prompt, including the answer prefix."""
-        return self.template + self.answer_prefix
+        return self.task.template + self.task.answer_prefix
 
     def size(self, text: str) -> int:
         """Return the number of tokens of a text and its answer."""
-        return self.tokens(text) + self.new_tokens
+        return self.tokens(text) + self.task.max_new_tokens
 
     def too_short(self) -> UserError:
         return UserError("eval.lengths", "choose a longer one", value=self.length, why="no prompt of the task fits")
@@ -108,15 +113,20 @@ def filled(wording: str, context: str, outputs: list[str], **asked: Any) -> Text
     return Text(before.format(**asked) + context + after, after.lstrip(), outputs)
 
 
-def most_units(request: Request, step: int, highest: int, size: Callable[[int], int]) -> int:
-    """Find how many units fit into the limit, by bisection from `step` to `highest`; `step` if no number fits.
+def most_units(
+    request: Request, step: int, draw: Callable[[int], Text], extra: int = 0, highest: int | None = None
+) -> int:
+    """Find how many units fit beside `extra` tokens, by bisection from `step` to `highest`; `step` if no number fits.
 
-    `size(units)` draws a text and returns the number of tokens of the text and its answer.
+    Without a `highest`, it is three times as many as the size of a text of `step` units suggests.
     """
+    if highest is None:
+        per_unit = request.tokens(draw(step).whole) / step
+        highest = int(request.limit / per_unit * 3)
     low, high, most = step, max(highest, 2 * step), step
     while low <= high:
         units = (low + high) // 2
-        if size(units) <= request.limit:
+        if request.size(draw(units).whole) + extra <= request.limit:
             low, most = units + 1, units
         else:
             high = units - 1
@@ -126,8 +136,7 @@ def most_units(request: Request, step: int, highest: int, size: Callable[[int], 
 def fitting(request: Request, units: int, step: int, draw: Callable[[int], Text]) -> tuple[Text, int]:
     """Draw a text that fits; returns it and the number of tokens of the text and its answer.
 
-    Each time `draw(units)` does not fit, `units` is reduced by `step`, as long as more than `step` remain. Raises
-    `UserError` if no text fits.
+    Each time `draw(units)` does not fit, `units` is reduced by `step`, as long as more than `step` remain.
     """
     tries = 0
     while tries < TRIES:
@@ -153,7 +162,7 @@ def finished(request: Request, index: int, text: Text, length: int) -> Drawn:
     if request.one_line:
         text = text.flat
     # RULER also searches for the first ten characters.
-    cut = text.whole.rfind(request.answer_prefix[:10])
+    cut = text.whole.rfind(request.task.answer_prefix[:10])
     return Drawn(
         index=index,
         input=text.whole[:cut],

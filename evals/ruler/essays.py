@@ -4,12 +4,12 @@ RULER downloads its essays from several sites when it is run. This module uses t
 prompts of essay tasks follow the same rule as RULER's files but are not byte-identical to them.
 """
 
-import hashlib
 import re
 from functools import cache
 
 import punkt
 
+from compresskv.inputs import fingerprint
 from evals.haystack import essays, evaluated_and_held_out
 
 NOISE = "The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again."
@@ -35,6 +35,6 @@ def sentences(text: str) -> list[str]:
 
 
 @cache
-def fingerprint() -> str:
+def essays_fingerprint() -> str:
     """Return a hash of the sentences of all essays."""
-    return hashlib.sha256("\n".join(sentences(" ".join(essay_words()))).encode()).hexdigest()[:16]
+    return fingerprint("\n".join(sentences(" ".join(essay_words()))))

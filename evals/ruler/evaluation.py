@@ -1,5 +1,6 @@
 """RULER tasks: make the prompts of a task at every length, and score the answers."""
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -7,22 +8,41 @@ from typing import Any
 
 from compresskv.chat import question_start
 from compresskv.engine.decode import Stopping
-from compresskv.errors import UserError
 from compresskv.models import LoadedModel
 from compresskv.protocol import EvaluationProtocol
-from evals.job import Sample
-from evals.ruler import essays, questions, words
+from evals.job import Sample, refuse_too_long
+from evals.jsonl.records import string_match_all, string_match_part
+from evals.ruler import questions, words
 from evals.ruler.config import Ruler
 from evals.ruler.drawing import Drawn
-from evals.ruler.metrics import score
-from evals.ruler.prompts import ANSWERS, Prompt, render
-from evals.ruler.samples import Stream, samples
+from evals.ruler.essays import essays_fingerprint
+from evals.ruler.samples import ANSWERS, Stream, samples
 from evals.ruler.tasks import SOURCE, Task
+
+CONTROL = re.compile("[\x00-\x1f]")
+
+METRICS = {"string_match_all": string_match_all, "string_match_part": string_match_part}
 
 
 def make_tasks(model: LoadedModel, config: Ruler, protocol: EvaluationProtocol) -> "list[RulerTask]":
     """Return the selected tasks. Raises `UserError` for lengths that exceed the model's window."""
     return [RulerTask(config, task, model, protocol) for task in config.chosen]
+
+
+def score(metric: str, prediction: str, outputs: Sequence[str]) -> float:
+    """Score a prediction, 0 to 100, as scripts/eval of NVIDIA/RULER c3f5e3b: whether the text contains the answers.
+
+    White space around it is dropped, and control characters become line breaks.
+    """
+    return 100 * METRICS[metric](CONTROL.sub("\n", prediction.strip()).strip(), outputs)
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """The text that the model receives. `question`: the part after the context, as kvpress splits RULER."""
+
+    text: str
+    question: str
 
 
 @dataclass(frozen=True)
@@ -36,18 +56,15 @@ class RulerTask:
 
     def __post_init__(self) -> None:
         for length in self.config.lengths:
-            self._refuse_beyond_window(length, length - self.config.template_tokens + self._chat_tokens)
+            self._refuse_too_long(length, self._longest(length))
 
-    def _refuse_beyond_window(self, length: int, tokens: int) -> None:
-        """Raise `UserError` if a prompt of this length and its answer have more `tokens` than the window."""
-        if tokens > self.model.window:
-            raise UserError(
-                "eval.lengths",
-                "choose shorter lengths, or reserve more tokens for the chat format with eval.template_tokens",
-                value=length,
-                why=f"with its chat format, it has {tokens} tokens and exceeds the {self.model.window}-token window of "
-                f"{self.model.name}",
-            )
+    def _refuse_too_long(self, length: int, prompt: int) -> None:
+        fix = "choose shorter lengths, or reserve more tokens for the chat format with eval.template_tokens"
+        refuse_too_long(self.model, prompt, self.max_new_tokens, "eval.lengths", fix, value=length)
+
+    def _longest(self, length: int) -> int:
+        """Return the maximum tokens of a prompt of this length in the chat format."""
+        return length - self.config.template_tokens + self._chat_tokens - self.max_new_tokens
 
     @cached_property
     def _chat_tokens(self) -> int:
@@ -83,7 +100,7 @@ class RulerTask:
 
     @property
     def longest_prompt(self) -> int:
-        return max(self.config.lengths) - self.config.template_tokens + self._chat_tokens - self.max_new_tokens
+        return self._longest(max(self.config.lengths))
 
     @property
     def max_new_tokens(self) -> int:
@@ -91,6 +108,7 @@ class RulerTask:
 
     @cached_property
     def identity(self) -> Mapping[str, Any]:
+        folder, file = self.config.folder, self.task.questions
         return {
             "source": SOURCE,
             "seed": self.config.seed,
@@ -98,15 +116,9 @@ class RulerTask:
             "max_new_tokens": self.max_new_tokens,
             "chat_template": self.model.chat_template,
             **({"wonderwords": words.RELEASE} if "words" in self.task.needs else {}),
-            **({"essays": essays.fingerprint()} if "essays" in self.task.needs else {}),
-            **self._questions,
+            **({"essays": essays_fingerprint()} if "essays" in self.task.needs else {}),
+            **({"questions": questions.read(folder / file).fingerprint} if file and folder else {}),
         }
-
-    @property
-    def _questions(self) -> Mapping[str, str]:
-        if not self.task.questions or not self.config.folder:
-            return {}
-        return {"questions": questions.read(self.config.folder / self.task.questions).fingerprint}
 
     def drawn(self, id: str) -> Drawn:
         """Return the sample in the format of RULER's files."""
@@ -115,19 +127,20 @@ class RulerTask:
 
     def prompt(self, id: str) -> Prompt:
         """Return the sample in the model's chat format."""
-        return render(self.model, self.drawn(id))
+        drawn = self.drawn(id)
+        return Prompt(self.model.chat(drawn.input, drawn.answer_prefix), drawn.input[drawn.question :].strip())
 
     def sample(self, id: str) -> Sample:
         length, _ = self.places[id]
-        outputs, prompt = self.drawn(id).outputs, self.prompt(id)
-        ids = self.model.encode(prompt.text)
-        self._refuse_beyond_window(length, ids.numel() + self.max_new_tokens)
+        drawn, prompt = self.drawn(id), self.prompt(id)
+        outputs, ids = drawn.outputs, self.model.encode(prompt.text)
+        self._refuse_too_long(length, ids.numel())
         settings = self.model.settings(self.protocol.generation_config)
         stopping = Stopping(self.max_new_tokens, self.model.stop_ids, settings=settings)
         record = {"length": length, "prompt_tokens": ids.numel(), "truncated": False, "answers": outputs}
         reference = ANSWERS[self.task.family](outputs)
-        prefix = self.drawn(id).answer_prefix
-        context = question_start(prompt.text, prompt.question, ids.tolist(), self.model.tokenizer, prefix)
+        tokenizer, prefix = self.model.tokenizer, drawn.answer_prefix
+        context = question_start(prompt.text, prompt.question, ids.tolist(), tokenizer, prefix)
 
         def scored(answer: str) -> dict[str, float]:
             return {"score": score(self.task.metric, answer, outputs)}

@@ -19,7 +19,7 @@ LETTERS = 6
 
 def generate(request: Request, alpha: float) -> Iterator[Drawn]:
     """Yield samples endlessly. Their vocabulary has one word per 50 tokens."""
-    room = request.limit - request.new_tokens
+    room = request.limit - request.task.max_new_tokens
     vocabulary, step = room // 50, room // 32
     if vocabulary < 4:
         raise request.too_short()

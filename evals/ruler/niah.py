@@ -34,9 +34,7 @@ def generate(
     """Yield samples endlessly, with `keys` keys of `values` values each; each sample queries `queries` of the keys."""
     hidden = _Needles(request, Random(request.seed), haystack, key, value, max(keys, queries), values, queries)
     step = 500 if haystack == "essay" else 25 if request.length >= SHORT else 5
-    per_unit = request.tokens(hidden.text(step).whole) / step
-    highest = int(request.limit / per_unit * 3)
-    units = most_units(request, step, highest, lambda units: request.size(hidden.text(units).whole))
+    units = most_units(request, step, hidden.text)
     for sample in all_fitting(request, units, step, lambda _, units: hidden.text(units)):
         # RULER stores the position of the answer in the field `index`.
         place = sample.input.find(sample.outputs[0])

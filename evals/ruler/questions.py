@@ -3,18 +3,18 @@
 Its random calls are those of scripts/data/synthetic/qa.py of NVIDIA/RULER c3f5e3b.
 """
 
-import hashlib
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cache, partial
+from itertools import islice
 from pathlib import Path
 from random import Random
 from typing import Any, Literal
 
 from compresskv.errors import UserError
-from compresskv.inputs import read_once
-from evals.ruler.drawing import Drawn, Request, Text, filled, finished, fitting, most_units
+from compresskv.inputs import fingerprint, read_once
+from evals.ruler.drawing import Drawn, Request, Text, all_fitting, filled, most_units
 
 FILES = {"squad": "squad.json", "hotpotqa": "hotpotqa.json"}
 """Files that RULER's download_qa_dataset.sh writes: SQuAD's dev-v2.0.json, and hotpot_dev_distractor_v1.json."""
@@ -53,12 +53,8 @@ def generate(request: Request, dataset: Literal["squad", "hotpotqa"]) -> Iterato
     def text(index: int, count: int) -> Text:
         return _text(request, asked, random, asked.questions[index], count)
 
-    per_document = request.tokens(text(0, STEP).whole) / STEP
-    highest = int(request.limit / per_document * 3)
-    count = most_units(request, STEP, highest, lambda count: request.size(text(0, count).whole))
-    for index in range(len(asked.questions)):
-        drawn = fitting(request, count, STEP, partial(text, index))
-        yield finished(request, index, *drawn)
+    count = most_units(request, STEP, partial(text, 0))
+    yield from islice(all_fitting(request, count, STEP, text), len(asked.questions))
     raise UserError("eval.samples", f"choose at most {len(asked.questions)}", why=f"{FILES[dataset]} has too few")
 
 
@@ -93,7 +89,7 @@ def read(path: Path) -> Questions:
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:100]
         raise UserError("eval.qa", "download it again", value=path, why=f"RULER cannot read it ({reason})") from error
-    return Questions(questions, documents, hashlib.sha256(content).hexdigest()[:16])
+    return Questions(questions, documents, fingerprint(content))
 
 
 def _squad(content: dict[str, Any]) -> tuple[list[Question], list[str]]:

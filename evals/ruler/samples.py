@@ -1,6 +1,6 @@
 """Generate the samples of a task, in RULER's order."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from threading import Lock
@@ -21,6 +21,15 @@ GENERATORS: dict[str, Callable[..., Iterator[Drawn]]] = {
 }
 """Generators by family of tasks."""
 
+ANSWERS: dict[str, Callable[[Sequence[str]], str]] = {
+    "niah": niah.listed,
+    "variable_tracking": " ".join,
+    "common_words_extraction": common_words.numbered,
+    "freq_words_extraction": niah.listed,
+    "qa": lambda outputs: outputs[0],
+}
+"""Functions that write the answer of each family, in the format of its example if it has one."""
+
 
 def samples(
     task: Task,
@@ -33,24 +42,10 @@ def samples(
 ) -> Iterator[Drawn]:
     """Return an iterator over the samples of a task, in order. Only tasks with a file of questions end.
 
-    `length`: tokens of a prompt and its answer, before any chat format. `folder`, `template_tokens` and `one_line`: see
-    `Request`. The iterator raises `UserError` if no prompt fits into the length.
+    The other arguments are as in `Request`.
     """
 
-    def tokens(text: str) -> int:
-        return len(tokenizer(text, add_special_tokens=False, verbose=False).input_ids)
-
-    request = Request(
-        tokens,
-        length,
-        seed,
-        task.max_new_tokens,
-        task.template,
-        task.answer_prefix,
-        template_tokens,
-        one_line,
-        folder,
-    )
+    request = Request(task, tokenizer, length, seed, folder, template_tokens, one_line)
     return GENERATORS[task.family](request, **task.arguments)
 
 

@@ -5,13 +5,13 @@ from typing import Any
 
 from typing_extensions import TypedDict
 
+from evals.niah.cells import failed_at, length_of, lengths
 from evals.results.means import USUAL, Asked, Cells, average, by_line, by_task, sampled
-from evals.results.record import Record, covered_lines
+from evals.results.record import Record
 from evals.results.schema import Count, Line, exactly
 from evals.results.shows import own_fields
 from evals.ruler.tasks import TASKS
-from evals.tables import text
-from evals.tables.table import AVERAGE, Metric, Section, Table
+from evals.tables.table import Metric, Section, Table
 
 
 @exactly
@@ -33,14 +33,13 @@ def tables(records: Sequence[Record], asked: Asked = USUAL) -> list[Table]:
     records = [record for record in records if record.task in TASKS]
     if not records:
         return []
-    lengths = sorted({line["length"] for line in covered_lines(records) if "length" in line})
-    xs = {text.tokens(length): float(length) for length in lengths}
+    xs = lengths(records)
     ordered = [*TASKS, *xs]
     alone = asked.view == "lengths"
 
     def cells_of(of_row: Sequence[Record], metric: Metric) -> Cells:
         of_tasks = {} if alone else by_task(of_row, metric)
-        of_lengths = by_line(of_row, metric, _length) if alone or len(xs) > 1 else {}
+        of_lengths = by_line(of_row, metric, length_of) if alone or len(xs) > 1 else {}
         return of_tasks | of_lengths | average(of_row, metric)
 
     return sampled(
@@ -48,8 +47,8 @@ def tables(records: Sequence[Record], asked: Asked = USUAL) -> list[Table]:
         asked,
         cells_of,
         order=ordered.index,
-        failed=_failed,
-        heads={name: task.head for name, task in TASKS.items()} | _length_heads(lengths),
+        failed=failed_at,
+        heads={name: task.head for name, task in TASKS.items()} | _length_heads(xs),
         spans={name: task.category for name, task in TASKS.items()},
         sums=tuple(xs),
         xs=xs if alone else {},
@@ -57,20 +56,11 @@ def tables(records: Sequence[Record], asked: Asked = USUAL) -> list[Table]:
     )
 
 
-def _length(line: Line) -> str | None:
-    return text.tokens(length) if isinstance(length := line.get("length"), int) else None
-
-
-def _length_heads(lengths: Sequence[int]) -> dict[str, str]:
+def _length_heads(xs: Mapping[str, float]) -> dict[str, str]:
     """Return headers as RULER writes lengths (4K for 4096), if all lengths are multiples of 1024."""
-    if any(length % 1024 for length in lengths):
+    if any(length % 1024 for length in xs.values()):
         return {}
-    return {text.tokens(length): f"{length // 1024}K" for length in lengths}
-
-
-def _failed(line: Line, column: str) -> bool:
-    length = line.get("length")
-    return column == AVERAGE or (isinstance(length, int) and column == text.tokens(length))
+    return {column: f"{length // 1024:.0f}K" for column, length in xs.items()}
 
 
 def _caption(records: Sequence[Record]) -> str:

@@ -47,30 +47,20 @@ def load_tasks() -> dict[str, Task]:
 TASKS = load_tasks()
 
 
-def get_task(name: str) -> Task:
-    """Return the task with this name. Raises `UserError` if it is unknown."""
-    if name not in TASKS:
-        raise UserError("eval.tasks", f"choose from {', '.join(TASKS)}, or all", value=name, why="not a RULER task")
-    return TASKS[name]
-
-
 def select_tasks(selection: str | Sequence[str], files: Sequence[str]) -> tuple[Task, ...]:
     """Return the tasks of a selection: "all", one name, or a list of names.
 
-    "all" leaves out tasks whose question file is not among the available `files`. Duplicates are dropped. Raises
-    `UserError` for an unknown name, and for a named task whose question file is not available.
+    "all" leaves out tasks whose question file is not among the available `files`. Duplicates are dropped.
     """
     if selection == "all":
         return tuple(task for task in TASKS.values() if task.questions in (None, *files))
     names = (selection,) if isinstance(selection, str) else selection
     if not names:
         raise UserError("eval.tasks", "name at least one, or use all", value=names)
-    chosen = tuple(get_task(name) for name in dict.fromkeys(names))
-    for task in chosen:
-        if task.questions not in (None, *files):
-            raise UserError(
-                "eval.qa",
-                "give the folder that RULER's download_qa_dataset.sh writes",
-                why=f"{task.name} needs its {task.questions}",
-            )
-    return chosen
+    for name in names:
+        if name not in TASKS:
+            raise UserError("eval.tasks", f"choose from {', '.join(TASKS)}, or all", value=name, why="not a RULER task")
+        if (file := TASKS[name].questions) not in (None, *files):
+            fix = "give the folder that RULER's download_qa_dataset.sh writes"
+            raise UserError("eval.qa", fix, why=f"{name} needs its {file}")
+    return tuple(TASKS[name] for name in dict.fromkeys(names))

@@ -6,6 +6,7 @@ Its random calls are those of scripts/data/synthetic/variable_tracking.py of NVI
 import string
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from random import Random
 
 from numpy.random import RandomState
@@ -22,11 +23,9 @@ EXAMPLE_VALUE = "12345"
 def generate(request: Request, chains: int, hops: int) -> Iterator[Drawn]:
     """Yield samples endlessly, each after an example."""
     stream = _Chains(request, Random(request.seed), RandomState(request.seed), chains, hops)
-    example = stream.example(replace(request, length=EXAMPLE_LENGTH, new_tokens=0))
+    example = stream.example(replace(request, length=EXAMPLE_LENGTH, task=replace(request.task, max_new_tokens=0)))
     step = 10 if request.length >= SHORT else 5
-    per_unit = request.tokens(stream.text(step).whole) / step
-    highest, extra = int(request.limit / per_unit * 3), request.tokens(example)
-    units = most_units(request, step, highest, lambda units: request.size(stream.text(units).whole) + extra)
+    units = most_units(request, step, stream.text, extra=request.tokens(example))
     yield from all_fitting(request, units, step, lambda _, units: stream.behind(example, units))
 
 
@@ -42,16 +41,9 @@ class _Chains:
 
     def example(self, request: Request) -> str:
         """Return the example with its answer. Every sample replaces its names and number."""
-        step = 5
-        per_unit = request.tokens(self.text(step, example=True).whole) / step
-        highest = int(request.limit / per_unit * 3)
-
-        def draw(units: int) -> Text:
-            text = self.text(units, example=True)
-            return text.flat if request.one_line else text
-
-        units = most_units(request, step, highest, lambda units: request.size(self.text(units, example=True).whole))
-        text, _ = fitting(request, units, step, draw)
+        step, draw = 5, partial(self.text, example=True)
+        units = most_units(request, step, draw)
+        text, _ = fitting(request, units, step, lambda units: draw(units).flat if request.one_line else draw(units))
         return f"{text.whole} {' '.join(text.outputs)}\n"
 
     def behind(self, example: str, units: int) -> Text:

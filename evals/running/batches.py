@@ -34,10 +34,7 @@ CHECKED = 100_000
 
 @dataclass(eq=False)
 class SettingRun:
-    """One job on one task, with its setting and the store of its samples. `error` is the error that ended it early.
-
-    `exports`: whether the tokens that it keeps are written too.
-    """
+    """One job on one task. `error`: what ended it early; `exports`: whether kept tokens are written too."""
 
     job: Job
     task: Task
@@ -117,11 +114,7 @@ def batches(id: str, runs: Sequence[SettingRun]) -> Iterator[Batch]:
 
 
 def check_prompts(runs: Sequence[SettingRun]) -> None:
-    """Rebuild finished prompts, and set the `error` of each run that has a line made with a different prompt.
-
-    If the prompts are long, only about `CHECKED` tokens of evenly spread ones are rebuilt. `batches` checks the prompts
-    that still have to run.
-    """
+    """Rebuild `some` finished prompts, and set the `error` of each run that has a line made with a different prompt."""
     for task in dict.fromkeys(run.task for run in runs):
         of_task = [run for run in runs if run.task == task]
         finished = [id for id in task.sample_ids if any(id in run.store.lines for run in of_task)]
@@ -197,7 +190,7 @@ def run_batch(
         failure = error
     if contexts and failure:
         contexts.close()
-    if prefixes and prefixes.nbytes and failure and (ran_out(failure) or ran_out(failure.__cause__)):
+    if failure and prefixes and prefixes.nbytes and (ran_out(failure) or ran_out(failure.__cause__)):
         prefixes.close()  # retry without cached prefixes, so that no prompt fails because of their memory
         run_batch(model, sample, batch)
         return
@@ -223,7 +216,10 @@ def run_batch(
             known = run.store.lines.get(sample.id)
             if run.exports:  # before the line, so that no finished sample lacks it
                 try:
-                    _refuse_other_counts(known, line)
+                    if known and known.get("kept", line["kept"]) != line["kept"]:
+                        why = f"sample {sample.id} keeps different numbers of tokens than when it was finished"
+                        fix = "set export.kept=false, or paths.results to another folder"
+                        raise UserError("export.kept", fix, value=True, why=why)
                     export.write(model, run.store.folder, run.job, sample, generation, compressed, later=bool(known))
                 except UserError as error:  # of this setting; the others write their lines
                     run.error = error
@@ -232,17 +228,6 @@ def run_batch(
                 run.store.append(line | {"batch": keys, "timing": timing})
         except NonFiniteError as error:
             _fail(run, sample, error)
-
-
-def _refuse_other_counts(known: Line | None, line: Line) -> None:
-    """Raise `UserError` if a finished sample kept other numbers of tokens than now."""
-    if known and known.get("kept", line["kept"]) != line["kept"]:
-        raise UserError(
-            "export.kept",
-            "set export.kept=false, or paths.results to another folder",
-            value=True,
-            why=f"sample {line['id']} keeps different numbers of tokens than when it was finished",
-        )
 
 
 def _fail(run: SettingRun, sample: Sample, failure: Exception) -> None:
@@ -272,10 +257,7 @@ def failed_line(sample: Sample, failure: Exception) -> Line:
 def sample_line(
     model: LoadedModel, sample: Sample, generation: Generation, protocol: EvaluationProtocol, compressed: int
 ) -> Line:
-    """Return the line of one sample under one setting.
-
-    `compressed` is the number of prompt tokens that were subject to eviction.
-    """
+    """Return the line of one sample under one setting. `compressed`: number of prompt tokens subject to eviction."""
     prediction = text_of(generation.tokens, model.tokenizer, protocol.decode_cleanup)
     scores = sample.score(prediction).items()
     line = {

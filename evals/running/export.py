@@ -44,10 +44,7 @@ def write(
     compressed: int,
     later: bool = False,
 ) -> None:
-    """Write which of the first `compressed` tokens of a sample a setting kept, all or nothing.
-
-    `later`: the sample's line was written by an earlier run. Raises `UserError` if the disk refuses.
-    """
+    """Write which of the first `compressed` tokens a setting kept. `later`: an earlier run wrote the sample's line."""
     about = {
         "sample": sample.id.encode(errors="backslashreplace").decode(),
         "prompt_sha256": prompt_sha256(sample.ids),  # as in the sample's line

@@ -1,6 +1,6 @@
 """Forecast the peak memory of a run before it starts."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 
@@ -11,6 +11,8 @@ from compresskv.engine.generation import decode_batches
 from compresskv.engine.memory import SHARE, batches, free_by_device, free_bytes, layer_shares, used_bytes
 from compresskv.engine.setting import Setting
 from compresskv.eviction import needs_answer, observers
+from compresskv.models import LoadedModel
+from evals.job import Job, Task
 
 
 @dataclass(frozen=True)
@@ -63,15 +65,15 @@ class Forecast:
         text = (
             f"prompts of up to {self.length} tokens, expected peak {_gb(self.peak)} GB: {_gb(self.used)} now, prompt "
             f"{_gb(self.prompt)}, scores {_gb(self.scores)}, caches {_gb(self.caches)}"
-            + (f", prefixes of earlier prompts {_gb(self.prefixes)}" if self.prefixes else "")
-            + f"; {_gb(self.allowed)} GB are free"
         )
+        if self.prefixes:
+            text += f", prefixes of earlier prompts {_gb(self.prefixes)}"
+        text += f"; {_gb(self.allowed)} GB are free"
         if len(self.devices) > 1:
             text += f" on {len(self.devices)} GPUs"
         if not self.fits:
-            text += (
-                "; it may not fit: raise memory if it is set, or use prefill_chunk, shorter prompts or smaller budgets"
-            )
+            fix = "raise memory if it is set, or use prefill_chunk, shorter prompts or smaller budgets"
+            text += f"; it may not fit: {fix}"
         elif self.batches > 1:
             text += f"; the settings that evict decode in {self.batches} batches"
         return text
@@ -134,6 +136,29 @@ def forecast(
     budget = int(SHARE * free_bytes(model)) if memory is None else min(memory, free_bytes(model))
     left = max(budget - (expected.peak - expected.used), 0)
     return replace(expected, prefixes=min(sequences * shape.prompt, left) if chunk else 0)
+
+
+def forecast_of(
+    model: LoadedModel,
+    job: Job,
+    settings: Sequence[Setting],
+    tasks: Collection[Task],
+    contexts: bool,
+    sequences: int = 0,
+) -> Forecast:
+    """Forecast the memory of a job's prompts on these tasks, with these settings; `forecast` explains the last two."""
+    return forecast(
+        model.model,
+        settings,
+        max(task.longest_prompt for task in tasks),
+        max(job.new_tokens(task) for task in tasks),
+        job.prefill_chunk,
+        job.memory_bytes,
+        model.backend,
+        job.fidelity is not None,
+        sequences,
+        contexts,
+    )
 
 
 def _gb(size: int) -> str:

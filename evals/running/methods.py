@@ -6,14 +6,13 @@ from compresskv.errors import PromptError, UserError
 from compresskv.eviction import EvictionMethod
 from compresskv.methods import build
 from compresskv.models import LoadedModel
-from evals.job import Job, Sample, Task
+from evals.job import Job, Sample, Task, refuse_too_long
 
 
 def build_method(model: LoadedModel, job: Job, task: Task | None = None) -> EvictionMethod | None:
-    """Build the job's method from its configuration and calibration; return None if the method keeps everything.
+    """Build the job's method, or return None if it keeps everything.
 
-    Without a `task`, each prompt is treated as the first one of its task. Raises `UserError` if the model lacks
-    something that the method needs.
+    Without a `task`, each prompt is treated as the first one of its task.
     """
     if job.method.keeps_everything:
         return None
@@ -46,10 +45,7 @@ def context_of(model: LoadedModel, job: Job, task: Task | None = None) -> Contex
 
 
 def compressed_tokens(job: Job, sample: Sample) -> int:
-    """Return the number of tokens of a sample's prompt that the job compresses: all, or those before the question.
-
-    Raises `PromptError` if eviction happens before the question and the sample does not say where it begins.
-    """
+    """Return the number of tokens of a sample's prompt that the job compresses: all, or those before the question."""
     if not job.eviction.before_question:
         return sample.ids.numel()
     if not sample.context:
@@ -62,23 +58,11 @@ def compressed_tokens(job: Job, sample: Sample) -> int:
     return sample.context
 
 
-def beyond_window(model: LoadedModel, job: Job, length: int) -> PromptError | None:
-    """Return the error of `fidelity.tokens` that do not fit the window after a prompt of `length` tokens, or None."""
-    tokens = job.fidelity
-    if not isinstance(tokens, int) or length + tokens <= model.window:
-        return None
-    return PromptError(
-        "fidelity.tokens",
-        "choose fewer, or shorter prompts",
-        value=tokens,
-        why=f"after a prompt of {length} tokens, they exceed the {model.window}-token window of {model.name}",
-    )
-
-
 def refuse_beyond_window(model: LoadedModel, job: Job, length: int) -> None:
-    """Raise the error of `beyond_window`, if there is one."""
-    if error := beyond_window(model, job, length):
-        raise error
+    """Raise `PromptError` for `fidelity.tokens` that do not fit the window after a prompt of `length` tokens."""
+    if isinstance(tokens := job.fidelity, int):
+        fix = "choose fewer, or shorter prompts"
+        refuse_too_long(model, length, tokens, "fidelity.tokens", fix, PromptError, value=tokens)
 
 
 LOOKED_AT = 3

@@ -23,8 +23,7 @@ def record_of(entry: Entry) -> Record:
 def show(entries: Sequence[Entry], logger: Logger | None) -> None:
     """Print the outcome of every setting, then all results, and send the results to the `logger`.
 
-    Raises `UserError` if a setting failed or is incomplete. Prints nothing if all failed for the same reason and none
-    has results.
+    Raises `UserError` if a setting failed or is incomplete. If all failed for one reason, this is all there is to say.
     """
     failures = [entry.note for entry in entries if entry.faulty]
     records = [record for entry in entries if entry.folder and (record := record_of(entry)).covered]
@@ -39,25 +38,13 @@ def show(entries: Sequence[Entry], logger: Logger | None) -> None:
             [Measurement(Path(entry.written), entry.model, entry.eval) for entry in entries if entry.written]
         )
     if failures:
-        faulty = _settings([entry for entry in entries if entry.faulty])
-        raise UserError(
-            None,
-            "run the same command again for the missing samples",
-            why=f"{faulty} of {_settings(entries)} settings {_how(entries)} ({failures[0]})",
-        )
-
-
-def _settings(entries: Sequence[Entry]) -> int:
-    """Return the number of distinct settings, each counted once for all its tasks."""
-    return len({(entry.model, entry.eval, entry.setting) for entry in entries})
-
-
-def _how(entries: Sequence[Entry]) -> str:
-    """Describe the state of the faulty `entries`: failed, incomplete, or both."""
-    states = {entry.state for entry in entries if entry.faulty}
-    if states == {"failed"}:
-        return "failed"
-    return "are incomplete" if states == {"incomplete"} else "failed or are incomplete"
+        # Each setting counts once for all its tasks.
+        settings = {(entry.model, entry.eval, entry.setting): None for entry in entries}
+        faulty = {(entry.model, entry.eval, entry.setting): None for entry in entries if entry.faulty}
+        states = {entry.state for entry in entries}
+        how = [said for state, said in (("failed", "failed"), ("incomplete", "are incomplete")) if state in states]
+        why = f"{len(faulty)} of {len(settings)} settings {' or '.join(how)} ({failures[0]})"
+        raise UserError(None, "run the same command again for the missing samples", why=why)
 
 
 def table(entries: Sequence[Entry]) -> Table:

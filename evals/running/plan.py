@@ -28,7 +28,7 @@ from evals.job import Job, MeasuredEvaluation, SampledEvaluation, Task, Work
 from evals.progress import Progress
 from evals.results.record import Record
 from evals.running import export
-from evals.running.forecast import Forecast, forecast
+from evals.running.forecast import Forecast, forecast_of
 from evals.running.methods import refuse_beyond_window, refuse_without_question
 from evals.running.tasks import setting_of
 
@@ -66,22 +66,6 @@ def mean_length(work: Work) -> float:
     return fmean(work.task.sample(id).ids.numel() for id in some)
 
 
-def forecast_of(work: Work) -> Forecast:
-    """Forecast the memory of `work`."""
-    job, task, model = work.jobs[0], work.task, work.model
-    return forecast(
-        model.model,
-        work.settings,
-        task.longest_prompt,
-        job.new_tokens(task),
-        job.prefill_chunk,
-        job.memory_bytes,
-        model.backend,
-        job.fidelity is not None,
-        contexts=job.eviction.before_question,
-    )
-
-
 def plan(jobs: Sequence[Job]) -> None:
     """Print the estimate for these jobs. Raises `UserError` for jobs that cannot be run or estimated."""
     progress = Progress()
@@ -98,7 +82,9 @@ def plan(jobs: Sequence[Job]) -> None:
                 if key not in speeds:
                     progress.say(f"{config.name}: timing one prompt of {work.name}, {len(work.settings)} settings")
                     speeds[key] = measure(work)
-                rows.append((work, forecast_of(work), speeds[key].seconds(work)))
+                job, contexts = work.jobs[0], work.jobs[0].eviction.before_question
+                expected = forecast_of(work.model, job, work.settings, [work.task], contexts)
+                rows.append((work, expected, speeds[key].seconds(work)))
     screen().print(table(rows) if rows else "all samples are finished: nothing is left to run")
     for work, *_ in rows:
         sizes = zip(work.jobs, work.settings, strict=True)
@@ -107,10 +93,7 @@ def plan(jobs: Sequence[Job]) -> None:
 
 
 def works(model: LoadedModel, jobs: Sequence[Job]) -> list[Work]:
-    """Return the missing work of every task, for the jobs that share its prefills; finished tasks are left out.
-
-    Raises `UserError` for an evaluation that has no plan.
-    """
+    """Return the missing work of every task, for the jobs that share its prefills; finished tasks are left out."""
     alike: dict[tuple[object, ...], list[Job]] = {}
     for job in jobs:
         alike.setdefault((job.eval, job.protocol, job.prefill_chunk, job.fidelity, job.eviction), []).append(job)
@@ -119,11 +102,10 @@ def works(model: LoadedModel, jobs: Sequence[Job]) -> list[Work]:
         evaluation = sharing[0].eval
         if isinstance(evaluation, MeasuredEvaluation):
             missing += evaluation.plan(model, sharing)
-            continue
-        assert isinstance(evaluation, SampledEvaluation)
-        for task in evaluation.make_tasks(model, sharing[0].protocol):
-            if work := _work(model, task, sharing):
-                missing.append(work)
+        else:
+            assert isinstance(evaluation, SampledEvaluation)
+            tasks = evaluation.make_tasks(model, sharing[0].protocol)
+            missing += filter(None, (_work(model, task, sharing) for task in tasks))
     return missing
 
 
@@ -141,10 +123,9 @@ def _work(model: LoadedModel, task: Task, jobs: Sequence[Job]) -> Work | None:
             prompts.update(missing)
     if not prompts:
         return None
-    missing_jobs, settings = zip(*incomplete.values(), strict=True)
-    missing_prompts = [id for id in task.sample_ids if id in prompts]
+    jobs, settings = zip(*incomplete.values(), strict=True)
     finished = len(asked) - len(incomplete)
-    return Work(model, task.name, task, missing_jobs, settings, missing_prompts, finished=finished)
+    return Work(model, task.name, task, jobs, settings, [id for id in task.sample_ids if id in prompts], 1, finished)
 
 
 def missing_of(task: Task, folder: Path, job: Job) -> list[str]:

@@ -8,10 +8,7 @@ from evals.job import Job
 
 
 def prefetch(jobs: Sequence[Job]) -> None:
-    """Download the models of `jobs`, and print the folder of each. Checking the jobs has already downloaded their data.
-
-    Raises `UserError` for a model that cannot be downloaded.
-    """
+    """Download the models of `jobs`, and print the folder of each. Checking the jobs has downloaded their data."""
     console = screen()
     for config in dict.fromkeys(job.model for job in jobs):
         console.print(f"{config.name}: {models.fetch(config)}", soft_wrap=True, markup=False)

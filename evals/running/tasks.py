@@ -14,9 +14,10 @@ from compresskv.engine.decode_eviction import refuse_scorer
 from compresskv.engine.graph import graphs
 from compresskv.engine.prefixes import PrefixStore, chunk_names, in_prefix_order
 from compresskv.engine.setting import Setting
+from compresskv.errors import UserError
 from compresskv.models import LoadedModel
 from compresskv.protocol import EvaluationProtocol
-from evals.job import Entry, Job, Task
+from evals.job import Entry, Job, State, Task
 from evals.progress import Progress
 from evals.results.finish import finish, refuse_foreign
 from evals.results.lines import owner
@@ -25,8 +26,8 @@ from evals.results.verify import failed_of
 from evals.running import export
 from evals.running.batches import SettingRun, batches, check_prompts, run_batch
 from evals.running.described import canonical, describe
-from evals.running.forecast import forecast
-from evals.running.methods import beyond_window, build_method, refuse_without_question
+from evals.running.forecast import forecast_of
+from evals.running.methods import build_method, refuse_beyond_window, refuse_without_question
 from evals.running.reference_answer import prepends_space
 
 Fail = Callable[[Sequence[Job], Exception, str], None]
@@ -40,10 +41,7 @@ def run_task(
     progress: Progress,
     fail: Fail,
 ) -> list[Entry]:
-    """Run every job on its protocol's task. Return an entry for each job whose samples were all tried, now or before.
-
-    Jobs that cannot be built or that an error ends early are passed to `fail`.
-    """
+    """Run every job on its protocol's task. Return an entry if all samples were tried; other jobs go to `fail`."""
     runs: dict[Path, SettingRun] = {}
     finished: list[Entry] = []
     asked: set[Any] = set()
@@ -59,8 +57,11 @@ def run_task(
                     runs[folder] = SettingRun(job, task, setting, open_store(model, job, task, setting))
                 run = runs[folder]
                 run.exports |= export.exports(job)
-                if run.missing:
-                    run.error = run.error or beyond_window(model, job, task.longest_prompt)
+                if run.missing and not run.error:
+                    try:
+                        refuse_beyond_window(model, job, task.longest_prompt)
+                    except UserError as error:
+                        run.error = error
             except Exception as error:
                 fail([job], error, task.name)
         try:
@@ -91,21 +92,12 @@ def _run_samples(
 ) -> None:
     """Run every prompt that an `incomplete` run lacks, once for all `runs` that share it."""
     job, title = runs[0].job, f"{model.name} {runs[0].task.name}"
-    expected = forecast(
-        model.model,
-        [run.setting for run in incomplete],
-        max(run.task.longest_prompt for run in incomplete),
-        max(job.new_tokens(run.task) for run in incomplete),
-        job.prefill_chunk,
-        job.memory_bytes,
-        model.backend,
-        job.fidelity is not None,
-        sequences=len({run.task for run in incomplete}),
-        contexts=any(run.job.eviction.before_question for run in incomplete),
-    )
+    settings, of_tasks = [run.setting for run in incomplete], {run.task for run in incomplete}
+    contexts = any(run.job.eviction.before_question for run in incomplete)
+    expected = forecast_of(model, job, settings, of_tasks, contexts, sequences=len(of_tasks))
     progress.say(f"{title}: {expected}")
     if files := [(run.setting, len(run.missing)) for run in incomplete if run.exports]:
-        progress.say(f"{title}: {export.said(model, files, max(run.task.longest_prompt for run in incomplete))}")
+        progress.say(f"{title}: {export.said(model, files, expected.length)}")
     tasks: dict[str, Task] = {}
     for run in runs:
         for id in run.ids:
@@ -114,15 +106,15 @@ def _run_samples(
     if job.prefill_chunk is not None:  # order by shared prefixes, independently of what is finished
         order = in_prefix_order({id: chunk_names(tasks[id].sample(id).ids, job.prefill_chunk) for id in tasks})
     missing = {id for run in incomplete for id in run.missing}
-    prefixes, contexts = PrefixStore(expected.prefixes), ContextStore()
+    prefixes, stored = PrefixStore(expected.prefixes), ContextStore()
     todo = [id for id in order if id in missing]
-    if any(run.job.eviction.before_question for run in incomplete):
+    if contexts:
         todo = questions_together(tasks, todo)
     replay = graphs(model.model, job.engine.graph == "auto")
     with attached(model.model, model.backend), replay, progress.track(title, todo) as steps:
         for id in steps:
             for sample, batch in batches(id, [run for run in runs if id in run.ids and not run.error]):
-                run_batch(model, sample, batch, prefixes, contexts)
+                run_batch(model, sample, batch, prefixes, stored)
                 if failures := [run.store.failures[id] for run in batch if id in run.store.failures]:
                     progress.say(f"{title}: {id} failed under {len(failures)} settings: {failures[0]['error']}")
 
@@ -141,14 +133,14 @@ def _finish(model: LoadedModel, run: SettingRun) -> Entry:
     """Write the summary of a run whose samples were all tried, and return its entry."""
     job, ids = run.job, list(run.task.sample_ids)
     finish(run.store, ids, about(model, job, run.task, run.setting), job.results / "runs")
-    place = (model.name, job.eval.name, run.task.name, job.name)
-    folder = str(run.store.folder)
+    state: State = "resumed" if run.resumed else "ran"
+    note = f"{len(ids)} sample{'s' * (len(ids) != 1)}"
     if run.failures:
-        return Entry(
-            *place, "incomplete", f"of {len(ids)}, {failed_of(run.failures)}", folder=folder, samples=tuple(ids)
-        )
-    note = f"{len(ids)} sample{'s' * (len(ids) != 1)}" + (f", {run.resumed} of them from before" if run.resumed else "")
-    return Entry(*place, "resumed" if run.resumed else "ran", note, folder=folder, samples=tuple(ids))
+        state, note = "incomplete", f"of {len(ids)}, {failed_of(run.failures)}"
+    elif run.resumed:
+        note += f", {run.resumed} of them from before"
+    place = (model.name, job.eval.name, run.task.name, job.name)
+    return Entry(*place, state, note, folder=str(run.store.folder), samples=tuple(ids))
 
 
 def setting_of(model: LoadedModel, job: Job, task: Task) -> tuple[Setting, Path]:
@@ -159,10 +151,7 @@ def setting_of(model: LoadedModel, job: Job, task: Task) -> tuple[Setting, Path]
 
 
 def open_store(model: LoadedModel, job: Job, task: Task, setting: Setting) -> SampleStore:
-    """Open the store of a setting's folder, and write the job's configuration to it if it has none.
-
-    Raises the `UserError`s of `SampleStore`, and one if the folder has the summary of another setting.
-    """
+    """Open the store of a setting's folder, and write the job's configuration to it if it has none."""
     folder, runs = setting_folder(model, job, task, setting), job.results / "runs"
     refuse_foreign(folder, about(model, job, task, setting), runs)
     store = SampleStore(folder, owner(folder, runs, model.fingerprint))

@@ -11,7 +11,7 @@ from evals.results.record import Record
 from evals.ruler.__main__ import main
 from evals.ruler.config import Ruler
 from evals.ruler.evaluation import RulerTask, make_tasks
-from evals.ruler.prompts import ANSWERS
+from evals.ruler.samples import ANSWERS
 from evals.ruler.tables import browsed, tables
 from evals.ruler.tasks import TASKS
 from tests.support.command import content, folders, run

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from evals.ruler import drawing, questions, words
 from evals.ruler.essays import essay, essay_words, sentences
-from evals.ruler.metrics import score
+from evals.ruler.evaluation import score
 from evals.ruler.samples import Stream, samples
 from evals.ruler.tasks import TASKS, select_tasks
 from tests.support.refusals import refused

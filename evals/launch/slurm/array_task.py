@@ -38,10 +38,7 @@ class ArrayTask:
         os._exit(1 if failed else 0)
 
     def checkpoint(self) -> DelayedSubmission:
-        """Return the same task for the requeue.
-
-        Finished samples are stored. The process is killed, so that it releases their folder.
-        """
+        """Return the same task for the requeue, after killing the process, so that it releases its folders."""
         process = self._worker.process if self._worker else None
         if process and process.returncode is None:
             os.kill(process.pid, signal.SIGKILL)

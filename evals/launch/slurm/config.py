@@ -61,10 +61,7 @@ class SlurmConfig:
     folder: Annotated[LineText, AfterValidator(_as_written)]
 
     def submitit(self, root: Path) -> dict:
-        """Return these settings by the names of submitit's executor.
-
-        `root`: the folder from which the harness is imported.
-        """
+        """Return these settings by the names of submitit's executor. `root`: where the harness is imported from."""
         given = {"partition": self.partition, "account": self.account, "qos": self.qos, "gres": self.gres}
         given |= {"mem": self.memory}
         path = f"export PYTHONPATH={shlex.quote(str(root))}${{PYTHONPATH:+:$PYTHONPATH}}"

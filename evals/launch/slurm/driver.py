@@ -1,12 +1,12 @@
 """Submit a sweep's groups to SLURM, follow them, and report their results."""
 
-import json
 import shlex
 import subprocess
 import sys
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
@@ -47,12 +47,7 @@ class Slurm:
             if not ids:
                 raise
             _interrupted(ids)
-        report([_ended(task, last[task.id]) for task in tasks], console)
-
-
-def _ended(task: Submitted, last: State) -> GroupRun:
-    entries = json.loads(task.outcome.read_text(encoding="utf-8")) if task.reported else None
-    return GroupRun(task.group, f"job {task.id}", task.log, str(last), entries)
+        report([GroupRun(t.group, f"job {t.id}", t.log, str(last[t.id]), t.entries) for t in tasks], console)
 
 
 def follow(tasks: Sequence[Submitted], poll: float, console: Console) -> dict[str, State]:
@@ -76,11 +71,9 @@ def follow(tasks: Sequence[Submitted], poll: float, console: Console) -> dict[st
 def _interrupted(ids: Sequence[str]) -> NoReturn:
     """Ask whether to cancel the jobs of an interrupted driver, then exit."""
     answer = ""
-    if sys.stdin.isatty():
-        try:
+    with suppress(KeyboardInterrupt, EOFError):
+        if sys.stdin.isatty():
             answer = input(f"\ncancel {_count(ids)}? [y/N] ")
-        except (KeyboardInterrupt, EOFError):
-            answer = "no"
     if answer.strip().lower() in ("y", "yes"):
         subprocess.run(cancel_command(ids), check=False)
         end_interrupted("cancelled: finished samples are saved; run the same command again to continue")

@@ -1,15 +1,17 @@
 """Submit the groups of a sweep with sbatch."""
 
 import io
+import json
 import os
 import re
 import shutil
 import subprocess
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from compresskv.errors import UserError
 from evals.launch.groups import Group
@@ -29,6 +31,11 @@ class Submitted:
     @property
     def reported(self) -> bool:
         return self.outcome.exists()
+
+    @property
+    def entries(self) -> Sequence[Mapping[str, Any]] | None:
+        """The entries of the settings; None if the group ended without an outcome."""
+        return json.loads(self.outcome.read_text(encoding="utf-8")) if self.reported else None
 
 
 def require_slurm() -> None:
@@ -71,11 +78,9 @@ def submit(config: SlurmConfig, groups: Sequence[Group]) -> list[Submitted]:
             value="slurm",
             why=f"sbatch refused the jobs ({_complaint(str(error))})",
         ) from error
-    submitted = {}
-    for bundle, job in zip(bundled, jobs, strict=True):
-        for number in bundle:
-            submitted[number] = Submitted(groups[number], job.job_id, job.paths.stdout, outcomes[number])
-    return [submitted[number] for number in range(len(groups))]
+    task = {number: job for bundle, job in zip(bundled, jobs, strict=True) for number in bundle}
+    parts = ((groups[number], task[number], outcomes[number]) for number in range(len(groups)))
+    return [Submitted(group, job.job_id, job.paths.stdout, outcome) for group, job, outcome in parts]
 
 
 def bundles(groups: Sequence[Group], size: int) -> list[list[int]]:
