@@ -37,7 +37,8 @@ def means(tables: Sequence[Table]) -> "DataFrame":
         }
         for table in tables
         for row in table.rows
-        for column, cell in row.cells.items()
+        for column in table.columns
+        if (cell := row.cells.get(column))
     ]
     frame = _frame(rows)
     return frame.drop(columns="when") if (frame["when"] == "prompt").all() else frame

@@ -106,7 +106,7 @@ def rows_of(
         named_together.setdefault((label, apart_by(record)), []).append(record)
     rows: dict[Name, list[Record]] = {}
     for (label, _), same in named_together.items():
-        for record, name in zip(same, names(same), strict=True):
+        for record, name in zip(same, names(same, among=records), strict=True):
             rows.setdefault(replace(name, method=label, marked=marked), []).append(record)
 
     def position(name: Name) -> tuple[Any, ...]:

@@ -17,8 +17,13 @@ of the summary; that of `eviction` is added again."""
 EVICTION = ("budget", "observation", "calibration")
 """Parts of a configuration that the full cache ignores."""
 
-NONE = "null"
-"""Text of a value that is not set."""
+OF_METHOD = ("method", "budget", "protocol", "observation", "calibration")
+"""Parts of a configuration that belong to a method, or that `Name` has itself. Settings that differ in another part,
+such as the dtype, are not compared.
+"""
+
+NONE, OFF = "null", "False"
+"""Texts of a value that is not set, and of one that is switched off."""
 
 Path = tuple[str, ...]
 
@@ -26,13 +31,14 @@ Leaves = dict[Path, str]
 """The scalar values of a configuration as text, by path."""
 
 
-def names(records: Sequence[Record], over_budgets: bool = False) -> list[Name]:
+def names(records: Sequence[Record], over_budgets: bool = False, among: Sequence[Record] | None = None) -> list[Name]:
     """Return the name of each record, such as `SnapKV 64`.
 
     Records that would share a name get a variant with the values in which they differ. Different settings have
     different names across all tasks. If no short value differs, the variant ends with a hash in brackets, which you
     must escape in markup. `over_budgets`: records also get a variant if other budgets of their method differ in more
-    than the budget.
+    than the budget. A variant also has each value outside the method, such as the dtype, that is not the same in all
+    records of the model and evaluation, of which `among` (default: `records`) holds all.
     """
     marked = len({record.protocol for record in records}) > 1
     found = [
@@ -41,20 +47,44 @@ def names(records: Sequence[Record], over_budgets: bool = False) -> list[Name]:
     ]
     settings = [_setting(record, "budget" if over_budgets else "") for record in records]
     texts = [repr(sorted(leaves.items())) for leaves in settings]
+    outside = _outside(records if among is None else among)
+    conditions, described = [], []
+    for record, leaves in zip(records, settings, strict=True):
+        usual = outside[record.model, record.eval]
+        conditions.append(_text(leaves, [path for path in usual if leaves.get(path) != usual[path]]))
+        described.append({path: value for path, value in leaves.items() if path not in usual})
     shared = [
-        (record.model, record.eval, replace(name, budget=None) if over_budgets else name)
-        for record, name in zip(records, found, strict=True)
+        (record.model, record.eval, condition, replace(name, budget=None) if over_budgets else name)
+        for record, condition, name in zip(records, conditions, found, strict=True)
     ]
     hashes = [hashlib.sha256(text.encode()).hexdigest()[:8] for text in texts]
-    of_settings = _variants(records, shared, texts, settings, hashes)
+    of_settings = _variants(records, shared, texts, described, hashes)
     # The records of one setting and task differ in their prompts.
     tasks = [(*key, text, each.task, each.budget) for key, text, each in zip(shared, texts, records, strict=True)]
     prompts = [dict(_leaves({"prompt": (record.summary or {}).get("prompt")})) for record in records]
     of_prompts = _variants(records, tasks, range(len(records)), prompts, [record.digest for record in records])
     return [
         replace(name, variant=" ".join(filter(None, variants)))
-        for name, *variants in zip(found, of_settings, of_prompts, strict=True)
+        for name, *variants in zip(found, conditions, of_settings, of_prompts, strict=True)
     ]
+
+
+def _outside(records: Sequence[Record]) -> dict[tuple[str, str], dict[Path, str | None]]:
+    """Return the paths outside the method in which records of a model and evaluation differ, and their usual values."""
+    values: dict[tuple[str, str], dict[Path, set[str]]] = {}
+    for record in records:
+        of_both = values.setdefault((record.model, record.eval), {})
+        for path, value in _setting(record).items():
+            if path[0] not in OF_METHOD:
+                of_both.setdefault(path, set()).add(value)
+    return {
+        of: {
+            path: next((each for each in (NONE, OFF) if each in found), None)
+            for path, found in paths.items()
+            if len(found) > 1
+        }
+        for of, paths in values.items()
+    }
 
 
 def _variants(
@@ -91,7 +121,7 @@ def _usual(record: Record, described: Sequence[Leaves], differing: Sequence[Path
     usual = {}
     for path in differing:
         values = {leaves.get(path) for leaves in described}
-        default = next((value for value in (own.get(path), NONE) if value is not None and value in values), None)
+        default = next((value for value in (own.get(path), NONE, OFF) if value is not None and value in values), None)
         if default is not None:
             usual[path] = default
     return usual
@@ -134,7 +164,9 @@ def _setting(record: Record, left_out: str = "") -> Leaves:
     schedule = record.config.get("eviction")
     if record.when.endswith("+decode") and isinstance(schedule, Mapping):  # `when` is a field of `Name`
         config["eviction"] = {name: schedule.get(name) for name in ("interval", "protect")}
-    return dict(_leaves({**config, "dtype": (record.summary or {}).get("dtype")}))
+    if dtype := (record.summary or {}).get("dtype"):
+        config["dtype"] = dtype
+    return dict(_leaves(config))
 
 
 def _leaves(value: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], str]]:

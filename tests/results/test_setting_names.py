@@ -2,9 +2,11 @@
 
 from compresskv.methods import named_method
 from evals.results.finish import finish
+from evals.results.means import USUAL, average, sampled
 from evals.results.names import names
 from evals.results.schema import experiments_of
 from evals.results.store import SampleStore
+from evals.tables.compare import Question, verdicts
 from tests.support.trees import about, folder, line, setting
 
 
@@ -68,3 +70,43 @@ def test_a_full_cache_is_not_named_by_what_it_ignores(tmp_path):
     assert [str(name) for name in names(made)] == ["FullKV fidelity=True", "FullKV tokens=96"]
     same = setting(tmp_path, method="full", task="other", of_config=first | {"budget": 256})
     assert names([made[0], same])[1].variant == ""
+
+
+def test_a_value_outside_the_method_marks_all_settings_that_differ_in_it(tmp_path):
+    """Each method has one setting, but their dtypes differ: the names say so, and nothing is compared."""
+    made = [
+        setting(tmp_path, method=name, dtype=dtype) for name, dtype in (("snapkv", "float32"), ("cake", "bfloat16"))
+    ]
+    assert [str(name) for name in names(made)] == ["SnapKV 64 dtype=float32", "CAKE 64 dtype=bfloat16"]
+    assert [str(name) for name in names(made[:1], among=made)] == ["SnapKV 64 dtype=float32"]
+    (table,) = sampled(made, USUAL, average)
+    assert {row.name.variant for row in table.rows} == {"dtype=bfloat16", "dtype=float32"}
+    assert verdicts(Question(subject="SnapKV"), table) == []
+
+
+def test_settings_of_equal_conditions_are_compared_however_many_their_method_has(tmp_path):
+    fidelity = {"of_config": {"fidelity": True}, "digest": "00000001"}
+    made = [setting(tmp_path, method=name, **fidelity) for name in ("snapkv", "compresskv", "cake")]
+    made += [setting(tmp_path, method=name, of_config={"fidelity": False}) for name in ("snapkv", "compresskv")]
+    (table,) = sampled(made, USUAL, average)
+    pairs = {(verdict.first, verdict.second) for verdict in verdicts(Question(), table)}
+    assert pairs == {
+        ("CompressKV", "SnapKV"),
+        ("CompressKV fidelity=True", "SnapKV fidelity=True"),
+        ("CompressKV fidelity=True", "CAKE fidelity=True"),
+    }
+
+
+def test_a_schedule_is_no_part_of_a_name_unless_schedules_differ(tmp_path):
+    def evicting(method, when, interval, **fields):
+        schedule = {"eviction": {"when": when, "interval": interval, "protect": "none"}}
+        return setting(tmp_path, method=method, digest=f"{interval:08d}", of_config=schedule, when=when, **fields)
+
+    one = [
+        evicting("snapkv", "prompt+decode", 64),
+        evicting("cake", "prompt+decode", 64),
+        evicting("full", "prompt", 1),
+    ]
+    assert [name.variant for name in names(one)] == ["", "", ""]
+    more = [*one, evicting("cake", "prompt+decode", 16)]
+    assert [name.variant for name in names(more)] == ["interval=64", "interval=64", "", "interval=16"]
