@@ -15,16 +15,31 @@ GRID = ["eval.lengths=[200]", "eval.depths=1", "eval.max_new_tokens=2", "model.d
 
 
 @pytest.fixture(scope="module")
-def hybrid(tmp_path_factory, default_model):
-    """A directory of a tiny model of which one of three layers slides over 24 tokens."""
-    folder = tmp_path_factory.mktemp("hub") / "tiny-hybrid"
-    torch.manual_seed(0)
-    size = {"hidden_size": 48, "intermediate_size": 64, "num_hidden_layers": 3, "num_attention_heads": 6}
-    sliding = {"use_sliding_window": True, "sliding_window": 24, "max_window_layers": 2}
-    config = Qwen2Config(**size, **sliding, num_key_value_heads=2, vocab_size=49152, eos_token_id=2)
-    Qwen2ForCausalLM(config).save_pretrained(folder)
-    default_model.tokenizer.save_pretrained(folder)
-    return folder
+def saved(tmp_path_factory, default_model):
+    """A function that saves a tiny model with sliding windows of 24 tokens, and returns its directory."""
+
+    def save(name, model, config, **settings):
+        folder = tmp_path_factory.mktemp("hub") / name
+        torch.manual_seed(0)
+        size = {"hidden_size": 48, "intermediate_size": 64, "num_attention_heads": 6, "num_key_value_heads": 2}
+        model(config(**size, **settings, sliding_window=24, vocab_size=49152, eos_token_id=2)).save_pretrained(folder)
+        default_model.tokenizer.save_pretrained(folder)
+        return folder
+
+    return save
+
+
+@pytest.fixture(scope="module")
+def hybrid(saved):
+    """One of three layers slides."""
+    layers = {"num_hidden_layers": 3, "use_sliding_window": True, "max_window_layers": 2}
+    return saved("tiny-hybrid", Qwen2ForCausalLM, Qwen2Config, **layers)
+
+
+@pytest.fixture(scope="module")
+def sliding(saved):
+    """All layers slide."""
+    return saved("tiny-sliding", MistralForCausalLM, MistralConfig, num_hidden_layers=2)
 
 
 def test_a_hybrid_model_gives_both_sums_of_its_cache(hybrid, tmp_path, capsys):
@@ -39,18 +54,6 @@ def test_a_hybrid_model_gives_both_sums_of_its_cache(hybrid, tmp_path, capsys):
     assert "2 of 3 layers evict" in printed.out + printed.err
     assert "with sliding layers" in printed.out
     assert f"{line['total_cache_bytes'] / 1e6:.2f}" in printed.out
-
-
-@pytest.fixture(scope="module")
-def sliding(tmp_path_factory, default_model):
-    """A directory of a tiny model whose layers all slide over 24 tokens."""
-    folder = tmp_path_factory.mktemp("hub") / "tiny-sliding"
-    torch.manual_seed(0)
-    size = {"hidden_size": 48, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 6}
-    config = MistralConfig(**size, sliding_window=24, num_key_value_heads=2, vocab_size=49152, eos_token_id=2)
-    MistralForCausalLM(config).save_pretrained(folder)
-    default_model.tokenizer.save_pretrained(folder)
-    return folder
 
 
 def test_a_model_without_layers_that_evict_runs_with_the_full_cache(sliding, tmp_path):
