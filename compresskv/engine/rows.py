@@ -118,13 +118,15 @@ class Bucket:
         self._gaps = None
 
     def held(self, slot: int, new: int) -> tuple[Tensor, Tensor]:
-        """Return the keys and values of the kept tokens of a row, and of its `new` ones."""
-        kept = self.columns(slot, new)
+        """Return the keys and values of the kept tokens of a row, and of its `new` ones: views if rows have no gaps."""
+        kept = slice(self.longest + new) if self.equal else self.columns(slot, new)
         return self.keys[slot, kept], self.values[slot, kept]
 
     def columns(self, slot: int, new: int) -> Tensor:
         """Return the columns that hold the tokens of a row: [tokens], int64."""
         column = torch.arange(self.longest + new, device=self.keys.device)
+        if self.equal:
+            return column
         return column[(column < int(self.lengths[slot])) | (column >= self.longest)]
 
     def evict(self, kept: Sequence[Tensor | None], new: int) -> None:
