@@ -1,5 +1,7 @@
 """Chat templates: one rendering for every day, and programs that are ended."""
 
+from types import SimpleNamespace
+
 import pytest
 from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
@@ -84,3 +86,9 @@ def test_several_turns_and_an_open_end():
     made = tokenizer(BODY + "{% if add_generation_prompt %}<answer>{% endif %}")
     assert rendered(turns, made) == "<user>a<assistant>b<answer>"
     assert rendered(turns, made, continued=True) == "<user>a<assistant>b"
+
+
+def test_a_tokenizer_without_places_of_tokens_finds_no_question():
+    """So evictions after the prompt work, and those before the question are refused like any prompt without one."""
+    python = SimpleNamespace(is_fast=False)
+    assert chat.question_start("a context and a question", "question", [1, 2, 3], python) == 0

@@ -299,3 +299,8 @@ def test_arguments_of_generation_that_do_not_fit_are_named(model, tokenizer, nam
         make(model, tokenizer).generate_until([generation("red house", **{name: value})])
     assert caught.value.field in (name, "--gen_kwargs")
     assert caught.value.value == value or caught.value.value[name] == value
+
+
+def test_the_oracle_is_refused_before_a_model_is_loaded():
+    with refused("method", value="oracle"):
+        command.setting(["method=oracle", "budget=64"])
