@@ -142,7 +142,7 @@ def refuse_too_long(
     kind: type[UserError] = UserError,
     **about: Any,
 ) -> None:
-    """Raise an error about `field` if a prompt of so many tokens and its new tokens exceed the model's window."""
+    """Raise an error about `field` if a `prompt` of this many tokens and its `new_tokens` exceed the model's window."""
     if prompt + new_tokens > model.window:
         why = f"a prompt of {prompt} tokens and {new_tokens} new ones exceed the {model.window}-token window"
         raise kind(field, fix, why=f"{why} of {model.name}", **about)
@@ -196,7 +196,7 @@ class Logger(ABC):
 class Fidelity:
     """`conf/config.yaml: fidelity`: the text on which each setting is compared with the full cache.
 
-    `tokens`: the full cache's "answer", or so many tokens of its continuation; None for no comparison. Configurations
+    `tokens`: the full cache's "answer", or this many tokens of its continuation; None for no comparison. Configurations
     may have the short form true for "answer" and false for None, and those of results do.
     """
 

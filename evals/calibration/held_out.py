@@ -18,9 +18,9 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 from torch import Tensor
-from transformers.cache_utils import get_layer_types_and_kwargs
 
 from compresskv.calibration import layer_errors, retrieval_heads
+from compresskv.engine.model_shape import evicting_layers
 from compresskv.errors import UserError
 from compresskv.eviction import Observation
 from compresskv.layer_error import FLOOR
@@ -308,9 +308,7 @@ def _layer_scores(errors: Mapping[str, Line], cells: Sequence[Trial], scorer: in
 def output_projections(model: LoadedModel) -> list[torch.nn.Module]:
     """Return the output projection W_O of every layer that evicts."""
     decoder = model.model.get_decoder()
-    kinds, _ = get_layer_types_and_kwargs(model.model.config.get_text_config(decoder=True))
-    evicting = [layer for layer, kind in zip(decoder.layers, kinds, strict=True) if kind == "full_attention"]
-    return [layer.self_attn.o_proj for layer in evicting]
+    return [decoder.layers[place].self_attn.o_proj for place in evicting_layers(model.model.config)]
 
 
 def rounded(values: Any, digits: int = 6) -> Any:

@@ -8,10 +8,10 @@ from functools import cache
 import torch
 from torch import Tensor
 from transformers import MistralConfig, MistralForCausalLM, PreTrainedModel, Qwen2Config, Qwen2ForCausalLM
-from transformers.cache_utils import get_layer_types_and_kwargs
 
 from compresskv.calibration import Calibration
 from compresskv.context import Context
+from compresskv.engine.model_shape import evicting_layers
 from compresskv.eviction import EvictionMethod, LayerPrefill, observers
 from compresskv.observation import ObservationConfig
 from compresskv.protocol import EvaluationProtocol
@@ -72,7 +72,7 @@ def prompt(length: int, seed: int) -> Tensor:
 
 def evicting(model: PreTrainedModel) -> int:
     """Return the number of layers that evict."""
-    return get_layer_types_and_kwargs(model.config)[0].count("full_attention")
+    return len(evicting_layers(model.config))
 
 
 def seen_by(method: EvictionMethod, layer: LayerPrefill) -> LayerPrefill:

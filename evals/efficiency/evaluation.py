@@ -23,7 +23,7 @@ from evals.efficiency.config import Efficiency
 from evals.efficiency.measure import Contender, Measurement, measure
 from evals.efficiency.tables import FIELDS, draw, draw_pools, latency, pools, tables
 from evals.haystack import essays
-from evals.job import Job
+from evals.job import Job, refuse_too_long
 from evals.progress import Progress
 from evals.report.figures import save
 from evals.report.terminal import show_figures, show_texts
@@ -81,13 +81,8 @@ def run_contenders(
 ) -> Path:
     """Measure contenders, with ratios to the first; return the path. `replay`: whether CUDA graphs were asked for."""
     new_tokens = max(config.new_tokens, *config.outputs)
-    if (longest := max(config.lengths)) + new_tokens > model.window:
-        raise UserError(
-            "eval.lengths",
-            "choose shorter lengths",
-            value=longest,
-            why=f"with {new_tokens} new tokens, it exceeds the {model.window}-token window of {model.name}",
-        )
+    longest = max(config.lengths)
+    refuse_too_long(model, longest, new_tokens, "eval.lengths", "choose shorter lengths", value=longest)
     text, folder = _text(model, config), new_folder(results / "efficiency" / model.name)
     content: dict[str, Any] = {
         "model": model.name,

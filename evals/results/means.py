@@ -11,7 +11,7 @@ from statistics import fmean
 from typing import Any
 
 from compresskv.budget import largest_first
-from evals.results.names import names
+from evals.results.names import names, outside_method
 from evals.results.record import Record, covered_lines
 from evals.results.schema import Line, is_number
 from evals.tables.methods import Name, named, place_of
@@ -105,8 +105,9 @@ def rows_of(
     for record, label in zip(records, labels, strict=True):
         named_together.setdefault((label, apart_by(record)), []).append(record)
     rows: dict[Name, list[Record]] = {}
+    outside = outside_method(records)
     for (label, _), same in named_together.items():
-        for record, name in zip(same, names(same, among=records), strict=True):
+        for record, name in zip(same, names(same, outside=outside), strict=True):
             rows.setdefault(replace(name, method=label, marked=marked), []).append(record)
 
     def position(name: Name) -> tuple[Any, ...]:

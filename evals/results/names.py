@@ -30,15 +30,18 @@ Path = tuple[str, ...]
 Leaves = dict[Path, str]
 """The scalar values of a configuration as text, by path."""
 
+Outside = dict[tuple[str, str], dict[Path, str | None]]
+"""Paths with their usual values (None: no usual value), by model and evaluation."""
 
-def names(records: Sequence[Record], over_budgets: bool = False, among: Sequence[Record] | None = None) -> list[Name]:
+
+def names(records: Sequence[Record], over_budgets: bool = False, outside: Outside | None = None) -> list[Name]:
     """Return the name of each record, such as `SnapKV 64`.
 
     Records that would share a name get a variant with the values in which they differ. Different settings have
     different names across all tasks. If no short value differs, the variant ends with a hash in brackets, which you
     must escape in markup. `over_budgets`: records also get a variant if other budgets of their method differ in more
-    than the budget. A variant also has each value outside the method, such as the dtype, that is not the same in all
-    records of the model and evaluation, of which `among` (default: `records`) holds all.
+    than the budget. A variant also has each value outside the method, such as the dtype, in which records of the model
+    and evaluation differ. `outside` (default: that of `records`) lists these values.
     """
     marked = len({record.protocol for record in records}) > 1
     found = [
@@ -47,7 +50,7 @@ def names(records: Sequence[Record], over_budgets: bool = False, among: Sequence
     ]
     settings = [_setting(record, "budget" if over_budgets else "") for record in records]
     texts = [repr(sorted(leaves.items())) for leaves in settings]
-    outside = _outside(records if among is None else among)
+    outside = outside_method(records) if outside is None else outside
     conditions, described = [], []
     for record, leaves in zip(records, settings, strict=True):
         usual = outside[record.model, record.eval]
@@ -69,8 +72,8 @@ def names(records: Sequence[Record], over_budgets: bool = False, among: Sequence
     ]
 
 
-def _outside(records: Sequence[Record]) -> dict[tuple[str, str], dict[Path, str | None]]:
-    """Return the paths outside the method in which records of a model and evaluation differ, and their usual values."""
+def outside_method(records: Sequence[Record]) -> Outside:
+    """Return the paths outside the method in which records differ, and their usual values, by model and evaluation."""
     values: dict[tuple[str, str], dict[Path, set[str]]] = {}
     for record in records:
         of_both = values.setdefault((record.model, record.eval), {})

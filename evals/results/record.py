@@ -170,7 +170,7 @@ class Record:
         """Description of what is invalid in the configuration, in which case `config` is empty; "" if it is valid."""
         config = self._config
         if not config and self.file_config is None and (self.path / "config.yaml").exists():
-            return "config.yaml is no mapping"
+            return "config.yaml is not a mapping"
         return misfit(Config, config)
 
     @property

@@ -28,7 +28,8 @@ def misplaced(
 ) -> Iterator[str]:
     """Yield a description of each name of the setting on which a summary, its path and its configuration disagree.
 
-    `folder` and `place`: the path below runs, and the names in it; None if it is elsewhere, or is no path of a setting.
+    `folder`: the path below runs; None if the folder is elsewhere. `place`: the names in this path; None if it does not
+    name a setting.
     """
     if folder is not None and summary.get("folder", folder) != folder:
         yield f"the summary is that of {summary['folder']}, not of this folder"

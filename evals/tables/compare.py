@@ -151,7 +151,9 @@ def verdicts(question: Question, table: Table) -> list[Verdict]:
         return []
     columns = table.compared or [table.overall]
     pairs = [(column, *pair) for column in columns for pair in _pairs(question, table, column)]
-    numbers = sum((_compared(question, table, column) for column in columns), Counter())
+    chosen_by_data = not (question.subject or question.pairs)
+    counted = [pair for column in columns for pair in _all_pairs(table, column)] if chosen_by_data else pairs
+    numbers = Counter(first.protocol for _, first, _ in counted)
     families = [first.protocol for _, first, _ in pairs]
     margin = question.margin(table.metric)
     found = [
@@ -220,19 +222,12 @@ def _alike(first: Row, second: Row, column: str) -> bool:
     return same and bool(first.cells[column].samples & second.cells[column].samples)
 
 
-def _compared(question: Question, table: Table, column: str) -> Counter[str]:
-    """Return the number of comparisons in a column, by protocol.
-
-    If the data choose the method that is compared with the others, all pairs of methods count.
-    """
-    if question.subject or question.pairs:
-        return Counter(first.protocol for first, _ in _pairs(question, table, column))
-    return Counter(
-        first.protocol
-        for rows in table.comparable
-        for first, second in combinations((row for row in rows if column in row.cells), 2)
-        if _alike(first, second, column)
-    )
+def _all_pairs(table: Table, column: str) -> Iterator[tuple[str, Row, Row]]:
+    """Yield the column and both rows of every pair that can be compared."""
+    for rows in table.comparable:
+        for first, second in combinations((row for row in rows if column in row.cells), 2):
+            if _alike(first, second, column):
+                yield column, first, second
 
 
 def subject_of(question: Question, table: Table) -> str:

@@ -3,7 +3,7 @@
 from compresskv.methods import named_method
 from evals.results.finish import finish
 from evals.results.means import USUAL, average, sampled
-from evals.results.names import names
+from evals.results.names import names, outside_method
 from evals.results.schema import experiments_of
 from evals.results.store import SampleStore
 from evals.tables.compare import Question, verdicts
@@ -78,7 +78,7 @@ def test_a_value_outside_the_method_marks_all_settings_that_differ_in_it(tmp_pat
         setting(tmp_path, method=name, dtype=dtype) for name, dtype in (("snapkv", "float32"), ("cake", "bfloat16"))
     ]
     assert [str(name) for name in names(made)] == ["SnapKV 64 dtype=float32", "CAKE 64 dtype=bfloat16"]
-    assert [str(name) for name in names(made[:1], among=made)] == ["SnapKV 64 dtype=float32"]
+    assert [str(name) for name in names(made[:1], outside=outside_method(made))] == ["SnapKV 64 dtype=float32"]
     (table,) = sampled(made, USUAL, average)
     assert {row.name.variant for row in table.rows} == {"dtype=bfloat16", "dtype=float32"}
     assert verdicts(Question(subject="SnapKV"), table) == []

@@ -121,7 +121,7 @@ class Shared:
         self._places: dict[str, int] = {}
 
     def place(self, value: Any) -> int:
-        """Return the index in `values` of the value that equals `value`, which is stored if there is none."""
+        """Return the index of `value` in `values`. Stores it if no equal value is there yet."""
         place = self._places.setdefault(json.dumps(value, sort_keys=True, default=str), len(self.values))
         if place == len(self.values):
             self.values.append(value)
