@@ -56,6 +56,12 @@ def start() -> None:
             hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")(run)()
 
 
+def calibrate(arguments: list[str]) -> None:
+    """Run `python run.py eval=calibrate` with further arguments."""
+    sys.argv = ["run.py", "eval=calibrate", *arguments]
+    start()
+
+
 def _command_line(parser: "ArgumentParser") -> "Namespace":
     """Parse the command line with Hydra's `parser`. Raises `UserError` for an unknown flag or a missing value."""
 

@@ -1,7 +1,6 @@
 """Turn a command line into jobs: compose its configuration with Hydra, expand sweeps, and check the values."""
 
 import math
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -38,6 +37,7 @@ from compresskv.model_config import ModelConfig, name_of
 from compresskv.observation import ObservationConfig
 from compresskv.protocol import EvaluationProtocol
 from compresskv.schedule import EvictionSchedule
+from evals.cli import quoted
 from evals.help import groups_help, settings_help
 from evals.hydra_errors import refuse_two_files, refused_in_a_sentence
 from evals.job import Evaluation, Export, Fidelity, Job, Logger, SampledEvaluation
@@ -188,13 +188,6 @@ def resolved(config: DictConfig) -> dict[str, Any]:
     if "fidelity" in container:
         container["fidelity"] = Fidelity.shortened(container["fidelity"])
     return container  # type: ignore[return-value]
-
-
-def quoted(path: str | Path) -> str:
-    """Quote a path with any characters for Hydra's grammar, in which only backslashes before a quote are special."""
-    if re.fullmatch(r"[\w/.:-]+", str(path), re.ASCII):
-        return str(path)
-    return "'" + re.sub(r"(\\*)'", r"\1\1\'", str(path)) + "'"
 
 
 INSTEAD = ("plan", "prefetch")

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from evals.__main__ import COMMANDS, REFUSED, main
+from evals.cli import COMMANDS, REFUSED, main
 from tests.support.command import ROOT
 from tests.support.trees import cells, setting
 
@@ -52,16 +52,16 @@ def test_commands_are_listed_and_an_unknown_one_is_refused(capsys):
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        (["results", "push-wandb", "logger.mode=offline"], ["push-wandb", "logger.mode=offline", "{}"]),
-        (["audit"], ["paths.results={}"]),
-        (["calibrate", "model=x"], ["model=x", "paths.results={}"]),
+        (["results", "push-wandb", "logger.mode=offline"], ["paths.results={}", "logger.mode=offline"]),
+        (["audit", "budget=64"], ["paths.results={}", "budget=64"]),
+        (["calibrate", "model=x"], ["paths.results={}", "model=x"]),
     ],
 )
 def test_every_command_takes_the_results_folder_alike(words, expected, given, monkeypatch):
     taken = []
-    monkeypatch.setattr("evals.__main__.command", lambda name: taken.append)
-    name, *rest = words
-    assert main([name, *(word.format("a/tree") for word in given), *rest]) == 0
+    monkeypatch.setattr("evals.cli.command", lambda name: taken.append)
+    name = words[:-1]
+    assert main([*name, *(word.format("a/tree") for word in given), words[-1]]) == 0
     assert taken == [[word.format("a/tree") for word in expected]]
 
 
@@ -84,7 +84,7 @@ def test_a_module_is_a_command(module):
 )
 def test_results_are_read_without_torch(words, unused, tmp_path):
     setting(tmp_path, cells([50.0, 100.0]), experiment="fig5_niah")
-    code = "import json, sys; from evals.__main__ import main; assert main(sys.argv[1:]) == 0; "
+    code = "import json, sys; from evals.cli import main; assert main(sys.argv[1:]) == 0; "
     code += "print(json.dumps(sorted(sys.modules)))"
     command = [sys.executable, "-c", code, *(word.format(tmp_path) for word in words)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)

@@ -9,15 +9,15 @@ import pytest
 import wandb
 
 from compresskv.calibration import FOLDER
+from evals.loggers.push import push
 from evals.loggers.wandb import WandbLogger, artifact_name, progress_id, run_id, safe_id, samples
 from evals.loggers.wandb import measured as numbers_of
 from evals.progress import Progress
-from evals.results.__main__ import main
 from evals.results.measurement import Measurement
 from evals.results.record import Record
 from evals.running.outcome import Entry, show
 from tests.support.jobs import job
-from tests.support.refusals import assert_sentence, refused
+from tests.support.refusals import refused
 from tests.support.trees import line, setting, unfinished
 
 BLOCK = 1 << 15
@@ -240,7 +240,7 @@ def test_what_is_finished_is_sent_later_as_it_would_have_been(tmp_path, sent_by,
     unfinished(tmp_path, "tova")
     # A folder that the logger writes to has a name with a comma: it is a value of Hydra's grammar.
     where = f"logger.directory='{tmp_path}/wan,db'"
-    runs = sent_by(lambda _: main(["push-wandb", str(tmp_path), "logger.mode=offline", where]), "wan,db")
+    runs = sent_by(lambda _: push([str(tmp_path), "logger.mode=offline", where]), "wan,db")
     by_id = {run["id"]: run for run in runs}
     assert len(by_id) == 3  # with the overview
     assert by_id[run_id(done)]["numbers"]["score"] == 50
@@ -260,16 +260,14 @@ def test_what_is_finished_is_sent_later_as_it_would_have_been(tmp_path, sent_by,
 def test_what_cannot_be_sent_is_a_sentence(tmp_path, measured, words, field):
     if not words:
         measured.unlink()
-    with pytest.raises(SystemExit) as ended:
-        main(["push-wandb", str(tmp_path), *words])
-    assert_sentence(str(ended.value), field)
+    with refused(field):
+        push([str(tmp_path), *words])
 
 
 def test_settings_without_a_summary_are_not_sent(tmp_path):
     unfinished(tmp_path)
-    with pytest.raises(SystemExit) as ended:
-        main(["push-wandb", str(tmp_path)])
-    assert_sentence(str(ended.value), "push-wandb")
+    with refused("push-wandb"):
+        push([str(tmp_path)])
 
 
 ODD = "a:b;c,d#e?f'g (h) \u00e9*"

@@ -66,6 +66,6 @@ def main(overrides: list[str], page: Path = PAGE) -> None:
 
 
 if __name__ == "__main__":
-    from evals.__main__ import start
+    from evals.cli import start
 
     start("audit")

@@ -144,6 +144,6 @@ def model_of(chosen: Job) -> Any:
 
 
 if __name__ == "__main__":
-    from evals.__main__ import start
+    from evals.cli import start
 
     start("lm-eval")

@@ -79,6 +79,6 @@ def measured(results: Path, jobs: Sequence[Job]) -> bool:
 
 
 if __name__ == "__main__":
-    from evals.__main__ import start
+    from evals.cli import start
 
     start("reference")

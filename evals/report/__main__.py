@@ -85,6 +85,6 @@ def _written(given: dict[str, str], out: Path | None, margins: dict[str, float])
 
 
 if __name__ == "__main__":
-    from evals.__main__ import start
+    from evals.cli import start
 
     start("report")

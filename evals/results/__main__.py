@@ -267,11 +267,6 @@ def _bounds(interval: tuple[float, float] | None) -> str:
 def main(arguments: list[str] | None = None) -> int:
     """Run one command and return its exit code."""
     words = sys.argv[1:] if arguments is None else arguments
-    if words[:1] == ["push-wandb"]:
-        from evals.loggers.push import push
-
-        with one_sentence_endings():
-            return push(words[1:])
     parser = Arguments(prog="python -m evals results", description=__doc__)
     parser.add_argument("command", choices=[*TAKES, "list", "show", "verify"])
     parser.add_argument(

@@ -63,6 +63,6 @@ def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    from evals.__main__ import start
+    from evals.cli import start
 
     start("ruler")

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from evals.__main__ import main
+from evals.cli import main
 from evals.longbench import aggregate, score
 from evals.longbench.metrics import SampleScore
 from evals.longbench.official import RowCheck
