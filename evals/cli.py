@@ -3,6 +3,7 @@
 `--results <folder>` sets the results tree of every command that reads or writes one (default: results).
 """
 
+import os
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -11,14 +12,14 @@ from pkgutil import resolve_name
 from typing import NoReturn
 
 from compresskv.errors import UserError
-from evals.console import one_sentence_endings, outputs_never_fail, outputs_take_any_text
+from evals.console import one_sentence_endings, outputs_never_fail, outputs_take_any_text, visible
 
 COMMANDS = {
     "report": (
         "evals.report.__main__:main",
         "write an experiment's tables and figures, or an HTML page of all results",
     ),
-    "results": ("evals.results.__main__:main", "list, show, verify, compare or certify results"),
+    "results": ("evals.report.results:main", "list, show, verify, compare or certify results"),
     "push-wandb": ("evals.loggers.push:push", "send finished results to Weights & Biases"),
     "score": ("evals.longbench.score:main", "score LongBench predictions in the official format"),
     "ruler": ("evals.ruler.__main__:main", "print RULER's samples for a model's tokenizer"),
@@ -65,12 +66,23 @@ def main(words: Sequence[str]) -> int:
                     print(sys.modules[run.__module__].__doc__)
                     return 0
                 arguments = _as_overrides(arguments)
-            return run(arguments) or 0
+            code = run(arguments) or 0
+            if sys.stdout:  # None if the shell closed it
+                sys.stdout.flush()
+            return code
     except SystemExit as ending:
         if isinstance(ending.code, str):
             print(ending.code, file=sys.stderr)
             return REFUSED
         return int(ending.code or 0)
+    except OSError as error:
+        if error.filename is not None:  # not of an output
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # keeps Python from flushing the rest at exit
+        if isinstance(error, BrokenPipeError):  # the reader, such as `head`, has closed the pipe
+            return 141
+        print(visible(f"error: this output cannot be written: {error.strerror}"), file=sys.stderr)
+        return REFUSED
 
 
 def overview() -> str:

@@ -4,12 +4,12 @@ import csv
 
 import pytest
 
+from evals.cli import main
 from evals.loggers.wandb import means
 from evals.report import terminal
 from evals.report.artefacts import page_of, write
 from evals.report.html.writing import page
 from evals.results import shows
-from evals.results.__main__ import main
 from evals.results.shows import hook
 from tests.support.trees import line, setting
 
@@ -93,7 +93,7 @@ def test_in_every_renderer(results, capsys):
 
 
 def test_its_methods_are_compared(results, capsys):
-    assert main(["compare", "--results", str(results)]) == 0
+    assert main(["results", "compare", "--results", str(results)]) == 0
     assert "SnapKV − CompressKV" in capsys.readouterr().out
 
 

@@ -5,11 +5,11 @@ import json
 import pytest
 from rich.console import Console
 
+from evals.cli import main
 from evals.console import plain, visible
 from evals.longbench.tasks import ENGLISH
 from evals.progress import Progress
 from evals.report import terminal
-from evals.results.__main__ import main
 from evals.running import outcome
 from evals.running.outcome import Entry
 from tests.support.trees import line, setting
@@ -91,7 +91,7 @@ def test_the_results_command(two_settings, capsys, command):
     broken = two_settings[0].path / "samples.jsonl"
     if command == "verify":
         broken.write_bytes(broken.read_bytes().replace(b'"score": 50', b'"score": 51'))
-    main([command, "--results", results])
+    main(["results", command, "--results", results])
     said = capsys.readouterr()
     assert not set(said.out + said.err) & {"\x1b", "\x9b"}
     if command == "show":

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from compresskv.budget import budget_from
+from evals.cli import main
 from evals.report.against import certified
-from evals.results.__main__ import main
 from evals.results.record import records
 from evals.tables import text
 from evals.tables.certify import certificates
@@ -122,7 +122,7 @@ def test_the_command(tmp_path, capsys):
     setting(tmp_path, [90.0] * 12, method="full", budget=None)
     for budget, lost in ((64, 60.0), (128, 0.0)):
         setting(tmp_path, [90.0 - lost] * 12, budget=budget)
-    assert main(["certify", "--loss", "30", "--results", str(tmp_path)]) == 0
+    assert main(["results", "certify", "--loss", "30", "--results", str(tmp_path)]) == 0
     shown = capsys.readouterr().out
     assert "SnapKV" in shown
     assert "64 at n = 12" in shown
@@ -169,5 +169,5 @@ def test_settings_without_a_full_cache_of_their_samples_are_named(tmp_path):
 def test_what_cannot_be_certified_is_refused(tmp_path, capsys, given, field):
     setting(tmp_path, [90.0] * 3, method="full", budget=None)
     setting(tmp_path, [80.0] * 3)
-    assert main(["certify", *given, "--results", str(tmp_path)]) == 2
+    assert main(["results", "certify", *given, "--results", str(tmp_path)]) == 2
     assert_sentence(capsys.readouterr().err.strip(), field)

@@ -4,10 +4,10 @@ import csv
 
 import pytest
 
+from evals.cli import main
 from evals.experiments import ALL
 from evals.report.html.reading import read
 from evals.report.html.scores import boards
-from evals.results.__main__ import main
 from evals.results.compare import comparisons
 from evals.results.record import records
 from evals.tables.compare import verdicts
@@ -55,14 +55,14 @@ def test_over_all_tasks_every_task_counts_the_same(tmp_path):
 
 def test_the_command(tmp_path, capsys):
     setting(tmp_path, [0.0, 100.0])
-    assert main(["compare", "--results", str(tmp_path)]) == 2
+    assert main(["results", "compare", "--results", str(tmp_path)]) == 2
     assert "no two settings of a task have it" in capsys.readouterr().err
     setting(tmp_path, [50.0, 100.0], method="[red]cake")
-    assert main(["compare", "--results", str(tmp_path)]) == 0
+    assert main(["results", "compare", "--results", str(tmp_path)]) == 0
     shown = capsys.readouterr().out
     assert "[red]cake 64" in shown
     assert "undecided" in shown
-    assert main(["compare", "--metric", "prediction", "--results", str(tmp_path)]) == 2
+    assert main(["results", "compare", "--metric", "prediction", "--results", str(tmp_path)]) == 2
     assert_sentence(capsys.readouterr().err.strip(), "--metric")
 
 
@@ -91,7 +91,7 @@ def test_a_comparison_has_the_p_value_of_the_page(tmp_path, capsys):
     # Whether the method is named or not: the page is about this one.
     for given in ([], ["--against", "compresskv"]):
         file = tmp_path / "compared.csv"
-        assert main(["compare", "--results", str(tmp_path), "--csv", str(file), *given]) == 0
+        assert main(["results", "compare", "--results", str(tmp_path), "--csv", str(file), *given]) == 0
         rows = list(csv.DictReader(file.open(encoding="utf-8")))
         found = {(int(row["budget"]), row["second"]): float(row["p"]) for row in rows}
         assert found == {place: pytest.approx(verdict.p, abs=1e-4) for place, verdict in page.items()}
@@ -102,7 +102,8 @@ def test_a_comparison_has_the_p_value_of_the_page(tmp_path, capsys):
 
 def test_another_method_is_another_family(tmp_path):
     methods(tmp_path)
-    main(["compare", "--results", str(tmp_path), "--against", "cake", "--csv", str(tmp_path / "compared.csv")])
+    csv_file = str(tmp_path / "compared.csv")
+    main(["results", "compare", "--results", str(tmp_path), "--against", "cake", "--csv", csv_file])
     rows = list(csv.DictReader((tmp_path / "compared.csv").open(encoding="utf-8")))
     assert {(row["first"], row["second"]) for row in rows} == {("CAKE", "SnapKV"), ("CAKE", "CompressKV")}
     assert len(rows) == 4
@@ -110,7 +111,7 @@ def test_another_method_is_another_family(tmp_path):
 
 def test_comparisons_as_latex(tmp_path):
     methods(tmp_path)
-    assert main(["compare", "--results", str(tmp_path), "--latex", str(tmp_path / "compared.tex")]) == 0
+    assert main(["results", "compare", "--results", str(tmp_path), "--latex", str(tmp_path / "compared.tex")]) == 0
     tex = (tmp_path / "compared.tex").read_text(encoding="utf-8")
     assert [tex.count(text) for text in ("SnapKV $-$ CompressKV", "CAKE $-$ CompressKV", "FullKV")] == [2, 2, 0]
 
@@ -118,15 +119,15 @@ def test_comparisons_as_latex(tmp_path):
 def test_what_cannot_be_compared_is_named(tmp_path):
     methods(tmp_path)
     for given in (["--against", "tova"], ["--against", "full"], ["--against", "all", "--csv", str(tmp_path / "x.csv")]):
-        assert main(["compare", "--results", str(tmp_path), *given]) == 2
-    assert main(["compare", "--results", str(tmp_path), "--csv", str(tmp_path / "nowhere" / "x.csv")]) == 2
+        assert main(["results", "compare", "--results", str(tmp_path), *given]) == 2
+    assert main(["results", "compare", "--results", str(tmp_path), "--csv", str(tmp_path / "nowhere" / "x.csv")]) == 2
     assert not (tmp_path / "x.csv").exists()
-    assert main(["compare", "--results", str(tmp_path), "--against", "all"]) == 0
+    assert main(["results", "compare", "--results", str(tmp_path), "--against", "all"]) == 0
 
 
 def test_variants_of_one_method_are_compared_with_each_other(tmp_path, capsys):
     for window in (8, 16):
         config = {**about("compresskv")["config"], "observation": {"window": window}}
         setting(tmp_path, [float(window), 30.0], method="compresskv", digest=f"{window:08}", config=config)
-    assert main(["compare", "--results", str(tmp_path)]) == 0
+    assert main(["results", "compare", "--results", str(tmp_path)]) == 0
     assert "window=16" in capsys.readouterr().out

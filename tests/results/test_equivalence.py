@@ -6,9 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import ttest_1samp, ttest_rel
 
+from evals.cli import main
 from evals.longgen.tables import REPEATED
 from evals.report.against import against
-from evals.results.__main__ import main
 from evals.results.compare import comparisons
 from evals.results.record import records
 from evals.tables.compare import Question, verdicts
@@ -194,9 +194,9 @@ def test_the_command_takes_a_margin(tmp_path, capsys):
     assert [pair.outcome for pair in comparison.pairs] == ["equivalent"]
     (comparison,) = comparisons(records(tmp_path), "score")
     assert [pair.outcome for pair in comparison.pairs] == ["undecided"]
-    assert main(["compare", "--margin", "20", "--results", str(tmp_path)]) == 0
+    assert main(["results", "compare", "--margin", "20", "--results", str(tmp_path)]) == 0
     assert "equivalent within 20" in capsys.readouterr().out
-    assert main(["compare", "--against", "cake", "--margin", "20", "--results", str(tmp_path)]) == 0
+    assert main(["results", "compare", "--against", "cake", "--margin", "20", "--results", str(tmp_path)]) == 0
     assert "equivalent within 20" in capsys.readouterr().out
 
 
@@ -222,11 +222,11 @@ def test_an_evaluation_defines_its_metric_once(tmp_path):
 @pytest.mark.parametrize("margin", ["0", "-1", "nan", "inf"])
 def test_a_margin_is_above_0(tmp_path, capsys, margin):
     setting(tmp_path)
-    assert main(["compare", f"--margin={margin}", "--results", str(tmp_path)]) == 2
+    assert main(["results", "compare", f"--margin={margin}", "--results", str(tmp_path)]) == 2
     assert_sentence(capsys.readouterr().err.strip(), "--margin")
 
 
 def test_only_compare_takes_a_margin(tmp_path, capsys):
     setting(tmp_path)
-    assert main(["list", "--margin=1", "--results", str(tmp_path)]) == 2
+    assert main(["results", "list", "--margin=1", "--results", str(tmp_path)]) == 2
     assert_sentence(capsys.readouterr().err.strip(), "--margin")

@@ -6,11 +6,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from evals.cli import main
 from evals.longbench.tables import tables as longbench_tables
 from evals.report.artefacts import page_of
 from evals.report.html.writing import page
 from evals.results import frame
-from evals.results.__main__ import main
 from evals.results.compare import comparisons
 from evals.results.record import records
 from evals.results.store import SampleStore
@@ -46,7 +46,7 @@ def test_settings_of_other_prompts_or_weights_are_not_compared(tmp_path, capsys,
     setting(tmp_path, "snapkv", GOOD, **one)
     setting(tmp_path, "cake", BAD, **other)
     assert not any(comparison.pairs for comparison in comparisons(records(tmp_path), "score"))
-    assert main(["compare", "--results", str(tmp_path)]) == 2
+    assert main(["results", "compare", "--results", str(tmp_path)]) == 2
     assert "SnapKV 64" in capsys.readouterr().err
 
 
@@ -124,7 +124,7 @@ def test_one_setting_of_other_prompts_leaves_the_others_comparable(tmp_path, cap
     assert sorted(both.values) == ["CAKE 64", "SnapKV 64"]
     assert (both.n, both.left_out, both.apart, both.pairs[0].differs) == (12, 0, ["FullKV"], True)
     assert (list(alone.values), alone.pairs) == (["FullKV"], [])
-    assert main(["compare", "--results", str(tmp_path)]) == 0
+    assert main(["results", "compare", "--results", str(tmp_path)]) == 0
     assert "FullKV" in capsys.readouterr().out
 
 

@@ -4,9 +4,9 @@ import json
 
 import pytest
 
+from evals.cli import main
 from evals.loggers.wandb import run_id
 from evals.results import frame
-from evals.results.__main__ import main
 from evals.results.compare import comparisons
 from evals.results.finish import finish
 from evals.results.names import names
@@ -210,9 +210,9 @@ def test_a_protocol_with_other_fields_is_marked_wherever_it_is_named(tmp_path, c
     assert record.name.split("/")[3] == "corrected"
     assert str(names([record, Record(record.path, record.runs)])[0]).startswith("SnapKV 64")
     assert frame(tmp_path)["protocol"].tolist() == [record.protocol]
-    assert main(["list", "--results", str(tmp_path)]) == 0
+    assert main(["results", "list", "--results", str(tmp_path)]) == 0
     assert "exact_budget=false" in "".join(capsys.readouterr().out.split())
-    assert main(["show", "--results", str(tmp_path)]) == 0
+    assert main(["results", "show", "--results", str(tmp_path)]) == 0
     assert json.loads(capsys.readouterr().out)[0]["protocol"] == record.protocol
     assert run_id(record) == "tiny-niah-needle-corrected-snapkv-64-abcd1234"
 

@@ -7,14 +7,14 @@ import sys
 
 import pytest
 
-from evals.results.__main__ import main
+from evals.cli import main
 from evals.results.store import write_json
 from tests.support.command import ROOT
 from tests.support.trees import folder, setting, unfinished, version_1
 
 
 def call(results, *arguments):
-    return main([*arguments, "--results", str(results)])
+    return main(["results", *arguments, "--results", str(results)])
 
 
 def test_list_show_and_verify(tmp_path, capsys):
@@ -62,7 +62,7 @@ def test_a_folder_named_like_an_evaluation_is_listed(tmp_path, capsys):
 
 def listed(capsys, *arguments):
     """The folders that `show` has, by their method."""
-    assert main(["show", *arguments]) == 0
+    assert main(["results", "show", *arguments]) == 0
     return [part["folder"].split("/")[-2] for part in json.loads(capsys.readouterr().out)]
 
 
@@ -104,7 +104,7 @@ def test_each_bad_argument_is_a_sentence(tmp_path, capsys, monkeypatch, argument
     (tmp_path / "results" / "runs" / "empty").mkdir()
     (tmp_path / "empty").mkdir()
     monkeypatch.chdir(tmp_path)
-    assert main(arguments) == 2
+    assert main(["results", *arguments]) == 2
     out, err = capsys.readouterr()
     assert out == ""
     assert err.startswith("error: ")

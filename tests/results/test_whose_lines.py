@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 
-from evals.results.__main__ import main
+from evals.cli import main
 from evals.results.finish import finish
 from evals.results.lines import encode, owner
 from evals.results.provenance import environment, environments
@@ -58,7 +58,7 @@ def test_what_was_swapped_is_named(tmp_path, other, moved):
     assert not faulty(tmp_path)
     swap(*((first, second) if moved == "folders" else (first / moved, second / moved)))
     assert set(faulty(tmp_path)) == {first, second}
-    assert main(["verify", "--results", str(tmp_path)]) == 1
+    assert main(["results", "verify", "--results", str(tmp_path)]) == 1
 
 
 def test_lines_of_other_weights_are_named(tmp_path):
@@ -112,7 +112,7 @@ def test_lines_of_older_versions_stay_readable_and_are_counted(tmp_path, capsys)
     again.close()
     (record,) = records(tmp_path)
     assert (record.state, record.unnamed, len(record.samples)) == ("complete", 1, 2)
-    assert main(["verify", "--results", str(tmp_path)]) == 0
+    assert main(["results", "verify", "--results", str(tmp_path)]) == 0
     assert "1 lines of older versions do not name" in capsys.readouterr().out
 
 

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from evals.results.__main__ import main
+from evals.cli import main
 from evals.results.means import values_of
 from evals.results.names import names
 from evals.results.record import records
@@ -37,8 +37,8 @@ def test_lines_summaries_and_tables(overrides, tmp_path, capsys):
     assert summaries["full", None].summary["fidelity"]["kl"]["mean"] == 0
     assert summaries["snapkv", 250].summary["fidelity"]["kl"]["mean"] < 1e-6
     assert summaries["snapkv", 32].summary["fidelity"]["kl"]["mean"] > 1e-4
-    assert main(["verify", "--results", str(tmp_path)]) == 0
-    assert main(["compare", "--metric", "kl", "--results", str(tmp_path)]) == 0
+    assert main(["results", "verify", "--results", str(tmp_path)]) == 0
+    assert main(["results", "compare", "--metric", "kl", "--results", str(tmp_path)]) == 0
     assert "SnapKV 32" in capsys.readouterr().out
 
 
