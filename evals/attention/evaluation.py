@@ -18,12 +18,12 @@ from compresskv.models import LoadedModel
 from compresskv.protocol import label_stem
 from evals.attention.config import Attention
 from evals.calibration.detection import answered
+from evals.files import write_json
 from evals.head_masking.choices import Place, ranked
 from evals.job import Job, Sample
 from evals.niah.evaluation import NiahTask
 from evals.progress import Progress
 from evals.results.provenance import environment
-from evals.results.store import write_json
 from evals.running.methods import context_of
 
 RANKINGS = ("traditional", "semantic")

@@ -11,8 +11,9 @@ from typing_extensions import TypedDict
 from compresskv.checking import MaxLen, MinLen
 from compresskv.checking import Name as PlainName
 from compresskv.protocol import label_stem
+from evals.files import loads
 from evals.results.means import Cells, filled
-from evals.results.schema import Count, Label, Number, exactly, loads, misfit
+from evals.results.schema import Count, Label, Number, exactly, misfit
 from evals.tables.methods import Name
 from evals.tables.table import Cell, Metric, Row, Shown, Table
 from evals.tables.text import left_out

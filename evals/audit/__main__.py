@@ -13,9 +13,9 @@ from evals import compose
 from evals.audit import selector
 from evals.audit.effects import IN_NEITHER, fill, measure
 from evals.compose import job_from
+from evals.files import write_text
 from evals.job import Job
 from evals.progress import Progress
-from evals.results.store import write_text
 
 PAGE = Path(__file__).parents[2] / "docs" / "audit.md"
 COMPARED = ("method", "budget", "protocol")

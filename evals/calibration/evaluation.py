@@ -9,9 +9,9 @@ from compresskv.calibration import Calibration
 from compresskv.models import LoadedModel
 from evals.calibration import held_out, longbench
 from evals.calibration.config import Calibrate
+from evals.files import write_json
 from evals.job import Job
 from evals.progress import Progress
-from evals.results.store import write_json
 
 
 def run(model: LoadedModel, config: Calibrate, jobs: Sequence[Job], progress: Progress) -> Path:

@@ -15,7 +15,7 @@ from compresskv.calibration import Calibration
 from compresskv.errors import UserError
 from compresskv.selecting_heads import count_heads
 from evals.experiments import usual_heads
-from evals.results.store import safe_name
+from evals.files import safe_name
 from evals.tables.table import Section, Shown, Texts
 from evals.tables.text import left_out
 

@@ -22,15 +22,15 @@ from evals.efficiency.concurrency import fill_pools
 from evals.efficiency.config import Efficiency
 from evals.efficiency.measure import Contender, Measurement, measure
 from evals.efficiency.tables import FIELDS, draw, draw_pools, latency, pools, tables
+from evals.files import new_folder, write_json
 from evals.haystack import essays
 from evals.job import Job, refuse_too_long
 from evals.progress import Progress
-from evals.report.figures import save
-from evals.report.terminal import show_figures, show_texts
 from evals.results.provenance import environment
-from evals.results.store import new_folder, write_json
 from evals.running.methods import build_method
+from evals.tables.figures import save
 from evals.tables.methods import Name, named
+from evals.tables.printed import show_figures, show_texts
 
 Measurements = dict[tuple[str, int], list[Measurement]]
 """All rounds of a setting at a prompt length, by (name, length)."""

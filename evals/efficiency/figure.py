@@ -6,7 +6,7 @@ from typing import Any
 import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 
-from evals.report.figures import legend_label
+from evals.tables.figures import legend_label
 
 Rows = Sequence[Mapping[str, Any]]
 """The rows of `concurrency` in efficiency.json."""

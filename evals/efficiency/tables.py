@@ -11,9 +11,10 @@ from typing_extensions import TypedDict
 
 from compresskv.budget import budget_from, largest_first
 from compresskv.checking import Ge, Gt, Le, MinLen
+from evals.files import loads
 from evals.results.means import Cells, filled
 from evals.results.provenance import shown_environment
-from evals.results.schema import LARGEST, Bounds, Budget, Count, Label, Number, Size, exactly, loads, misfit
+from evals.results.schema import LARGEST, Bounds, Budget, Count, Label, Number, Size, exactly, misfit
 from evals.tables import text
 from evals.tables.methods import METHODS, Name, named
 from evals.tables.table import Block, Cell, Metric, Section, Shown, Table, Texts
@@ -329,7 +330,7 @@ def _note(run: Run) -> str:
 
 def draw(tables: Sequence[Table]) -> Any:
     """Draw a panel for each table of a model."""
-    from evals.report.figures import over_columns
+    from evals.tables.figures import over_columns
 
     return over_columns(tables, f"{tables[0].model}, latency and memory")
 
@@ -337,7 +338,7 @@ def draw(tables: Sequence[Table]) -> Any:
 def draw_pools(rows: Sequence[Mapping[str, Any]], title: str) -> Any:
     """Draw pools over their size; where sequences of several output lengths filled them, over these."""
     from evals.efficiency.figure import draw
-    from evals.report.figures import over_columns
+    from evals.tables.figures import over_columns
 
     if several_outputs(rows):
         return over_columns(list(pool_charts(rows)), title)

@@ -21,7 +21,6 @@ from evals.niah import released
 from evals.niah.evaluation import NiahTask
 from evals.niah.prompts import NeedlePrompts
 from evals.progress import Progress
-from evals.report.terminal import show_texts
 from evals.results.finish import finish
 from evals.results.record import Record
 from evals.results.schema import Line
@@ -32,6 +31,7 @@ from evals.running.forecast import forecast
 from evals.running.methods import context_of
 from evals.running.plan import missing_of
 from evals.running.tasks import about, open_store, setting_folder
+from evals.tables.printed import show_texts
 
 
 def run(model: LoadedModel, config: HeadMasking, jobs: Sequence[Job], progress: Progress) -> Path:

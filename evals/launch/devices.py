@@ -15,12 +15,12 @@ import torch
 from rich.console import Console
 
 from compresskv.errors import UserError
+from evals.files import new_folder, refused
 from evals.job import Job
 from evals.launch import worker
 from evals.launch.groups import Group, groups
 from evals.launch.report import GroupRun, report
 from evals.launch.worker import Answer, Worker
-from evals.results.store import new_folder, refused
 
 Run = Callable[[Sequence[Job]], None]
 """A function that runs a sweep and reports it. It raises `UserError` at the end if settings failed."""

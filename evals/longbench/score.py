@@ -18,8 +18,8 @@ from evals.longbench.metrics import score_sample
 from evals.longbench.official import check_unordered
 from evals.longbench.records import Answers, Classes, Count, checked_record, data_files, read_jsonl
 from evals.longbench.tasks import ALL, Task, get_task
-from evals.report.terminal import show_texts
 from evals.tables import text
+from evals.tables.printed import show_texts
 from evals.tables.table import Texts
 
 

@@ -8,9 +8,9 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from compresskv.budget import Budget, smallest_first
-from evals.report.figures import STYLES, legend_label
 from evals.results.record import Record
 from evals.tables import text
+from evals.tables.figures import STYLES, legend_label
 from evals.tables.table import Row, Table
 
 SPAN = 8

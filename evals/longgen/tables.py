@@ -66,7 +66,7 @@ def _failed(line: Line, column: str) -> bool:
 def figure(table: Table) -> "Figure":
     """Draw KL over the position in the answer, or the score over the budget if fidelity was not measured."""
     from evals.longgen.figure import over_position
-    from evals.report.figures import over_budget
+    from evals.tables.figures import over_budget
 
     return over_position(table) or over_budget(table)
 

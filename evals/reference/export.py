@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from compresskv.errors import UserError
+from evals.files import dumps, refused, write_text, write_yaml
 from evals.report import artefacts
 from evals.results.lines import sealed as sealed_line
 from evals.results.record import Record, records
-from evals.results.schema import Line, dumps
-from evals.results.store import refused, write_text, write_yaml
+from evals.results.schema import Line
 from evals.results.summary import measured, sealed
 
 PARTS = ("runs", "efficiency", "artefacts")

@@ -11,6 +11,7 @@ from compresskv.errors import UserError
 from compresskv.methods import method_config
 from evals.console import screen, visible
 from evals.experiments import Item, heads_label, item
+from evals.files import safe_name, write_text
 from evals.report import paper
 from evals.report.csv import comparisons, csv_text, means
 from evals.report.latex import Columns, appendix, latex
@@ -19,7 +20,6 @@ from evals.report.page import Page
 from evals.report.selection import chosen, default_heads, nothing, settings_of
 from evals.results.means import Asked
 from evals.results.shows import hook
-from evals.results.store import safe_name, write_text
 from evals.results.tails import tails
 from evals.tables import text
 from evals.tables.compare import subject_of, unpaired, verdicts
@@ -46,7 +46,7 @@ def write(
         write_text(folder / name, visible(content))
     paths = [folder / name for name in texts]
     for name, draw in page.figures.items():
-        from evals.report.figures import save
+        from evals.tables.figures import save
 
         paths += save(draw(), folder / name)
     return paths
@@ -135,7 +135,7 @@ def _runs(experiment: str, of_item: Item, results: Path) -> Page:
 
 def _draw(figure: str | None, kind: str, table: Table) -> Any:
     """Draw the figure of a table (`Item.figure`)."""
-    from evals.report.figures import over_budget, over_columns
+    from evals.tables.figures import over_budget, over_columns
 
     if figure == "own":
         return hook(kind, "figure", over_budget)(table)

@@ -16,7 +16,8 @@ from evals.results.record import Record
 from evals.results.shows import hook, sound
 from evals.results.tails import tails
 from evals.tables import text
-from evals.tables.table import FIDELITY, Cell, Row, Table, Texts
+from evals.tables.printed import show_figures, show_texts
+from evals.tables.table import FIDELITY, Cell, Row, Table
 
 WIDE = 12
 """Maximum number of columns of a table. Tables with more are transposed: columns become rows, settings columns."""
@@ -60,24 +61,9 @@ def show(records: Sequence[Record]) -> list[Path]:
     return figures
 
 
-def show_texts(texts: Texts) -> None:
-    """Print a table of texts."""
-    table = Printed(title=plain(texts.title), caption=plain(texts.caption) if texts.caption else None)
-    for place, column in enumerate(texts.header):
-        table.add_column(plain(column), justify="right" if place else "left", no_wrap=not place)
-    for row in texts.body:
-        table.add_row(*map(plain, row))
-    screen().print(table)
-
-
-def show_figures(paths: Sequence[Path]) -> None:
-    for path in paths:
-        screen().print(f"figure: {path}", soft_wrap=True, markup=False)
-
-
 def _drawn(draw: object, table: Table, records: Sequence[Record]) -> list[Path]:
     """Save the figure of these records. Other settings or samples give another file name."""
-    from evals.report.figures import save
+    from evals.tables.figures import save
 
     assert callable(draw)
     covered = sorted(f"{record.path} {' '.join(line['id'] for line in record.covered)}" for record in records)

@@ -4,10 +4,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from evals.files import dumps, loads, write_json, write_yaml
 from evals.results.provenance import environment, origin
 from evals.results.record import Record
-from evals.results.schema import NAMED, Line, dumps, experiments_of, loads
-from evals.results.store import SampleStore, not_its_own, write_json, write_yaml
+from evals.results.schema import NAMED, Line, experiments_of
+from evals.results.store import SampleStore, not_its_own
 from evals.results.summary import UNCHECKED, measured, sealed
 
 IDENTITY = (*NAMED, "model_fingerprint", "dtype", "backend", "prompt", "method_in_full")

@@ -5,7 +5,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from evals.results.schema import FailedLine, Line, Number, SampleLine, checksum, dumps, loads, misfit
+from evals.files import dumps, loads
+from evals.results.schema import FailedLine, Line, Number, SampleLine, checksum, misfit
 
 CIRCUMSTANCES = ("batch", "timing")
 """Fields of a line that say how it was computed. Their checksum is separate, so that equal results have equal ones."""

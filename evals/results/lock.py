@@ -17,6 +17,7 @@ from pathlib import Path
 from filelock import SoftFileLock, Timeout, lock_descriptor
 
 from compresskv.errors import UserError
+from evals.files import ended
 
 PATIENCE = 0.5
 """Seconds that a writer waits for readers, which hold the lock only briefly."""
@@ -95,17 +96,6 @@ def _gone(owner: Path) -> bool:
     """Return whether `owner` names a process of this machine that has ended; False for other machines."""
     known = _read(owner)
     return known is not None and known[1] == socket.gethostname() and ended(known[0])
-
-
-def ended(process: int) -> bool:
-    """Return whether a process of this machine has ended; False if this cannot be determined."""
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return True
-    except (PermissionError, OverflowError):
-        return False
-    return False
 
 
 @cache

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from compresskv.errors import UserError
-from evals.results.schema import loads
+from evals.files import loads
 from evals.results.shows import hooks
 
 Columns = tuple[list[str], list[list[Any]]]

@@ -13,10 +13,11 @@ from compresskv.budget import Budget, budget_from
 from compresskv.methods import label_of
 from compresskv.protocol import protocol_label
 from compresskv.schedule import once
+from evals.files import loads
 from evals.kinds import kind_of, reserved
 from evals.results import lock
 from evals.results.lines import Lines, decode
-from evals.results.schema import NAMED, Config, Line, Summary, checksum, loads, misfit
+from evals.results.schema import NAMED, Config, Line, Summary, checksum, misfit
 from evals.results.summary import measured
 from evals.results.verify import contradiction, failed_of, misplaced, summary_problems
 

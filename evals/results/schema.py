@@ -14,10 +14,9 @@ Readers accept missing and unknown fields, so files of older and newer versions 
 
 import hashlib
 import json
-import math
 from collections.abc import Mapping
 from functools import cache
-from typing import Annotated, Any, NoReturn, Required
+from typing import Annotated, Any, Required
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config
 from typing_extensions import TypedDict
@@ -247,31 +246,6 @@ def checksum(content: Mapping[str, Any], left_out: tuple[str, ...] = ()) -> str:
     covered = {key: value for key, value in content.items() if key not in left_out}
     text = json.dumps(covered, sort_keys=True, allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def loads(text: str) -> Any:
-    """Parse standard JSON. Raises `ValueError` for NaN and infinities, which Python's parser accepts."""
-    return json.loads(text, parse_constant=_refuse, parse_float=_finite)
-
-
-def dumps(value: Any, **options: Any) -> str:
-    """Return JSON that can be encoded as UTF-8. It is escaped to ASCII only if a string has half a surrogate pair."""
-    text = json.dumps(value, ensure_ascii=False, allow_nan=False, **options)
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return json.dumps(value, allow_nan=False, **options)
-    return text
-
-
-def _finite(digits: str) -> float:
-    """Parse a float. Raises `ValueError` if it overflows to infinity, such as 1e999."""
-    value = float(digits)
-    return value if math.isfinite(value) else _refuse(digits)
-
-
-def _refuse(constant: str) -> NoReturn:
-    raise ValueError(f"{constant} is not a JSON number")
 
 
 def is_number(value: object) -> bool:

@@ -1,36 +1,24 @@
-"""Write the folder of a setting: append one line per sample to `samples.jsonl`, and replace other files atomically.
+"""Open the folder of a setting and append one line per sample to `samples.jsonl`.
 
 A run that is killed loses at most the line it was writing. The next run reads the finished lines and continues.
 """
 
 import contextlib
 import errno
-import hashlib
-import itertools
 import os
-import re
 import resource
-import secrets
-import socket
-import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from compresskv.checking import Name, checked_value
 from compresskv.errors import NonFiniteError, UserError
+from evals.files import loads, refused
 from evals.results import lock
 from evals.results.lines import decode, encode
 from evals.results.provenance import described, environment
-from evals.results.schema import Line, dumps, loads
+from evals.results.schema import Line
 
 READ_ONLY = (errno.EROFS, errno.EACCES, errno.EPERM)
-TOO_MANY_OPEN = (errno.EMFILE, errno.ENFILE)
-
-UNFINISHED = re.compile(r"\.(?:([0-9a-f]{8})-(\d+)-)?[0-9a-f]{16}\.tmp")
-"""Name of a temporary file, with its machine and process; older versions do not include these."""
 
 SPARE = 32
 """Number of open files reserved for other uses, such as listing a folder or saving a figure."""
@@ -221,26 +209,6 @@ def close_all(stores: Iterable[SampleStore]) -> None:
         store.close()
 
 
-def new_folder(parent: Path) -> Path:
-    """Create a folder that is named by the current time. Raises `UserError` if it cannot be created."""
-    now = time.strftime("%Y%m%d-%H%M%S")
-    try:
-        parent.mkdir(parents=True, exist_ok=True)
-        for attempt in itertools.count():
-            folder = parent / (f"{now}-{attempt}" if attempt else now)
-            with contextlib.suppress(FileExistsError):
-                folder.mkdir()
-                return folder
-    except OSError as error:
-        raise refused(parent, error) from error
-    raise AssertionError
-
-
-def safe_name(where: str, name: str) -> str:
-    """Return `name` if it can name one folder, else raise `UserError` about the field `where`, such as `model.name`."""
-    return str(checked_value(where, Name, name))
-
-
 def not_its_own(place: str, whose: str) -> UserError:
     """Return the error for a file that does not belong to the setting of its folder."""
     return UserError(
@@ -249,73 +217,3 @@ def not_its_own(place: str, whose: str) -> UserError:
         why=f"this is {whose}, not of this folder",
         where=place,
     )
-
-
-def refused(folder: Path, error: OSError) -> UserError:
-    """Return the error for a folder that cannot be written."""
-    if error.errno in TOO_MANY_OPEN:
-        return UserError(
-            "paths.results",
-            "raise the limit with `ulimit -n`, or run fewer settings at once",
-            value=folder,
-            why="too many open files, one for each setting of a task; finished samples are saved",
-        )
-    return UserError(
-        "paths.results",
-        "make room or set another folder, and run the same command again",
-        value=folder,
-        why=f"cannot be written ({error.strerror or error}); finished samples are safe",
-    )
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Atomically replace `path` by `content` as JSON. Raises `ValueError` for numbers that are not finite."""
-    write_text(path, dumps(content, indent=2) + "\n")
-
-
-def write_yaml(path: Path, content: Any) -> None:
-    """Atomically replace `path` by `content` as YAML."""
-    write_text(path, yaml.safe_dump(content, sort_keys=False, allow_unicode=True))
-
-
-def write_text(path: Path, text: str) -> None:
-    """Atomically replace `path` by `text` in UTF-8. Raises `UserError` if writing fails."""
-    write_bytes(path, text.encode())
-
-
-def write_bytes(path: Path, content: bytes) -> None:
-    """Atomically replace `path` by `content`. Raises `UserError` if writing fails.
-
-    Temporary files that killed processes left in this folder are removed.
-    """
-    temporary = path.with_name(f".{_host()}-{os.getpid()}-{secrets.token_hex(8)}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _remove_abandoned(path.parent)
-        try:
-            with temporary.open("xb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                temporary.unlink(missing_ok=True)
-            raise
-    except OSError as error:
-        raise refused(path.parent, error) from error
-
-
-def _remove_abandoned(folder: Path) -> None:
-    """Remove temporary files: those of ended processes of this machine after 5 seconds, and all others after a day."""
-    for path in folder.glob(".*.tmp"):
-        if (name := UNFINISHED.fullmatch(path.name)) is None:
-            continue
-        gone = name[1] == _host() and lock.ended(int(name[2]))
-        with contextlib.suppress(OSError):
-            if time.time() - path.stat().st_mtime > (5 if gone else 86_400):
-                path.unlink()
-
-
-def _host() -> str:
-    return hashlib.sha256(socket.gethostname().encode()).hexdigest()[:8]

@@ -12,8 +12,8 @@ from compresskv.engine.generation import Generation
 from compresskv.engine.setting import Setting
 from compresskv.kept_tokens import encoded, prompt_sha256, token_bytes
 from compresskv.models import LoadedModel
+from evals.files import write_bytes
 from evals.job import Job, Sample
-from evals.results.store import write_bytes
 
 ABOUT = 1000
 """Approximate bytes of a file's header."""

@@ -17,11 +17,12 @@ from compresskv.engine.setting import Setting
 from compresskv.errors import UserError
 from compresskv.models import LoadedModel
 from compresskv.protocol import EvaluationProtocol
+from evals.files import write_yaml
 from evals.job import Entry, Job, State, Task
 from evals.progress import Progress
 from evals.results.finish import finish, refuse_foreign
 from evals.results.lines import owner
-from evals.results.store import SampleStore, write_yaml
+from evals.results.store import SampleStore
 from evals.results.verify import failed_of
 from evals.running import export
 from evals.running.batches import SettingRun, batches, check_prompts, run_batch

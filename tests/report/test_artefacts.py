@@ -8,11 +8,11 @@ import pandas as pd
 from evals.niah.heatmap import heatmaps
 from evals.report.__main__ import main
 from evals.report.artefacts import page_of, write
-from evals.report.figures import over_budget
 from evals.report.latex import appendix, latex
 from evals.report.markdown import markdown
 from evals.results import frame
 from evals.results.published import published
+from evals.tables.figures import over_budget
 from tests.support.refusals import refused
 from tests.support.trees import cells, line, longbench_task, setting
 

@@ -14,6 +14,7 @@ from evals.report.page import Page
 from evals.results.published import Published
 from evals.tables.compare import Question, verdicts
 from evals.tables.methods import Name
+from evals.tables.printed import show_texts
 from evals.tables.table import Cell, Row, Table, Texts
 
 GOLDEN = Path(__file__).with_name("golden")
@@ -57,10 +58,10 @@ def printed() -> str:
     """What the terminal shows of the table, upright and turned, and of the texts."""
     console = Console(file=StringIO(), width=120, force_terminal=False)
     (table,) = page().tables
-    with mock.patch.object(terminal, "screen", return_value=console):
+    with mock.patch("evals.tables.printed.screen", return_value=console):
         for each in (terminal._upright(table), *terminal._turned(table)):
             console.print(each)
-        terminal.show_texts(page().texts[0])
+        show_texts(page().texts[0])
     return console.file.getvalue()
 
 

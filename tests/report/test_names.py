@@ -11,9 +11,9 @@ from evals.efficiency import tables as efficiency
 from evals.niah import heatmap
 from evals.report.artefacts import write
 from evals.report.csv import csv_text
-from evals.report.figures import over_budget, save
 from evals.report.html.writing import page
 from evals.report.latex import escape
+from evals.tables.figures import over_budget, save
 from evals.tables.methods import Name
 from evals.tables.table import Cell, Row, Table
 from tests.support.trees import cells, line, setting

@@ -17,10 +17,11 @@ from pathlib import Path
 import pytest
 
 from compresskv.errors import UserError
+from evals.files import write_bytes, write_json
 from evals.results import lock
 from evals.results.finish import finish
 from evals.results.record import Record
-from evals.results.store import SampleStore, write_bytes, write_json
+from evals.results.store import SampleStore
 from tests.support.command import ROOT, run
 from tests.support.refusals import assert_about, refused
 from tests.support.trees import about, line
@@ -304,9 +305,9 @@ def test_what_a_killed_process_was_writing_is_removed_by_the_next_write(tmp_path
     code = """
 import os, sys
 from pathlib import Path
-from evals.results import store
-store.os.replace = lambda *names: os._exit(9)
-store.write_bytes(Path(sys.argv[1]), b"half")
+from evals import files
+files.os.replace = lambda *names: os._exit(9)
+files.write_bytes(Path(sys.argv[1]), b"half")
 """
     killed = subprocess.run([sys.executable, "-c", code, str(tmp_path / "table.md")], cwd=ROOT)
     assert killed.returncode == 9

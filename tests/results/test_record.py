@@ -5,13 +5,14 @@ import json
 import pytest
 
 from evals.cli import main
+from evals.files import write_json
 from evals.loggers.wandb import run_id
 from evals.results import frame
 from evals.results.compare import comparisons
 from evals.results.finish import finish
 from evals.results.names import names
 from evals.results.record import Record, records
-from evals.results.store import SampleStore, write_json
+from evals.results.store import SampleStore
 from tests.support.trees import about, folder, line, setting, version_1
 
 

@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from evals.cli import main
-from evals.results.store import write_json
+from evals.files import write_json
 from tests.support.command import ROOT
 from tests.support.trees import folder, setting, unfinished, version_1
 

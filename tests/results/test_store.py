@@ -5,8 +5,9 @@ import json
 import pytest
 
 from compresskv.errors import NonFiniteError
+from evals.files import new_folder, safe_name, write_json, write_text
 from evals.results.lines import decode, encode
-from evals.results.store import SampleStore, new_folder, safe_name, write_json, write_text
+from evals.results.store import SampleStore
 from tests.support.refusals import refused
 from tests.support.trees import line
 

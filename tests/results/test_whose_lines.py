@@ -6,11 +6,12 @@ import shutil
 import pytest
 
 from evals.cli import main
+from evals.files import write_json
 from evals.results.finish import finish
 from evals.results.lines import encode, owner
 from evals.results.provenance import environment, environments
 from evals.results.record import records
-from evals.results.store import SampleStore, write_json
+from evals.results.store import SampleStore
 from tests.support import trees
 from tests.support.command import folders, run
 from tests.support.refusals import refused

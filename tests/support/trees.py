@@ -11,12 +11,13 @@ import numpy as np
 
 from compresskv.methods import method_config
 from evals.compose import sweep
+from evals.files import write_json
 from evals.longbench.tasks import ENGLISH
 from evals.results.finish import finish
 from evals.results.lines import owner
 from evals.results.record import Record
 from evals.results.schema import NAMED
-from evals.results.store import SampleStore, write_json
+from evals.results.store import SampleStore
 
 LAYERS = 6
 SHARES = {"full": None, "streaming_llm": 0.3, "snapkv": 0.6, "compresskv": 0.85}

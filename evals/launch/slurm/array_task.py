@@ -10,8 +10,8 @@ from typing import Any
 
 from submitit.core.utils import DelayedSubmission, UncompletedJobError
 
+from evals.files import write_json
 from evals.launch.worker import Worker
-from evals.results.store import write_json
 
 
 @dataclass

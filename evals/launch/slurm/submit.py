@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from compresskv.errors import UserError
+from evals.files import new_folder
 from evals.launch.groups import Group
 from evals.launch.slurm.config import SlurmConfig
-from evals.results.store import new_folder
 
 
 @dataclass(frozen=True)

@@ -14,13 +14,13 @@ from markupsafe import Markup
 from compresskv.errors import UserError
 from evals.console import visible
 from evals.experiments import ALL
+from evals.files import write_text
 from evals.report.html import scores
 from evals.report.html.embedded import settings_and_samples
 from evals.report.html.reading import Tree, read
 from evals.results.provenance import environments
 from evals.results.published import published
 from evals.results.shows import hook, hooks
-from evals.results.store import write_text
 from evals.tables import text
 from evals.tables.table import OTHERS, Section
 

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 
 from evals.console import visible
-from evals.results.store import write_bytes
+from evals.files import write_bytes
 from evals.tables import text
 from evals.tables.table import Cell, Table
 
