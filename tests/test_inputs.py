@@ -88,7 +88,7 @@ def test_files_among_others_are_read_so_too(tmp_path, monkeypatch):
         essays(str(tmp_path))
     with pytest.raises(UserError):
         score.score_folder(tmp_path)
-    monkeypatch.setattr("evals.longbench.records.LARGEST_LINE", 100)
+    monkeypatch.setattr("evals.json_lines.LARGEST_LINE", 100)
     (tmp_path / "long.jsonl").write_bytes(records("x" * 100))
     with refused(None, where=f"{tmp_path / 'long.jsonl'}, line 1"):
         job("eval=jsonl", f"eval.data={tmp_path / 'long.jsonl'}").eval.check()

@@ -42,6 +42,8 @@ HeadScores = tuple[Annotated[tuple[Annotated[float, Ge(0), Le(1e30)], ...], MinL
 Rankings = tuple[Annotated[tuple[Annotated[int, Ge(0)], ...], MinLen(1)], ...]
 """Query heads as [layer][rank], best first."""
 
+Place = tuple[int, int]
+"""Layer and query head."""
 
 LayerShares = Annotated[tuple[Annotated[float, Ge(0), Le(1)], ...], MinLen(1)]
 """Each layer's share of the total error, as [layer]."""
@@ -285,6 +287,12 @@ def of_model(
                 if same((made := load(path)).weights, weights or {}):
                     return made
     return next((named for source in sources if (named := find(name, source))), None)
+
+
+def best_first(scores: HeadScores) -> list[Place]:
+    """Return all heads of all layers, best first; equal scores are in model order."""
+    places = [(layer, head) for layer, heads in enumerate(scores) for head in range(len(heads))]
+    return sorted(places, key=lambda place: -scores[place[0]][place[1]])
 
 
 def same(one: Mapping[str, str], other: Mapping[str, str]) -> bool:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from compresskv.calibration import HeadScores
+from compresskv.calibration import HeadScores, Place, best_first
 from compresskv.calibration.probe import full_cache, full_prefill, probed, step
 from compresskv.calibration.retrieval_heads import step_attention
 from compresskv.errors import UserError
@@ -19,7 +19,6 @@ from compresskv.protocol import label_stem
 from evals.attention.config import Attention
 from evals.calibration.detection import answered
 from evals.files import write_json
-from evals.head_masking.choices import Place, ranked
 from evals.job import Job, Sample
 from evals.niah.evaluation import NiahTask
 from evals.progress import Progress
@@ -124,7 +123,7 @@ def description(
     for kind, (layer, head) in chosen:
         mean = observed.attention[:, layer, head].mean(0)
         of_steps = {name: rounded(values[:, layer, head]) for name, values in in_parts.items()}
-        ranks = {name: ranked(table).index((layer, head)) + 1 for name, table in scores.items()}
+        ranks = {name: best_first(table).index((layer, head)) + 1 for name, table in scores.items()}
         place = {"kind": kind, "layer": layer, "head": head, "ranks": ranks}
         heads.append({**place, "attention": rounded(mean), "by_step": of_steps})
     return {
@@ -139,12 +138,12 @@ def description(
 def chosen_heads(streaming: Tensor, scores: Mapping[str, HeadScores], count: int) -> list[tuple[str, Place]]:
     """Choose `count` distinct heads of each kind: the best by `streaming` [layers, q_heads], then by each ranking."""
     by_streaming = tuple(tuple(layer) for layer in streaming.tolist())
-    best_of_all = {place for table in scores.values() for place in ranked(table)[:count]}
+    best_of_all = {place for table in scores.values() for place in best_first(table)[:count]}
     rankings = {"streaming": by_streaming, **{name: scores[name] for name in RANKINGS}}
     chosen: list[tuple[str, Place]] = []
     for kind, table in rankings.items():
         taken = {place for _, place in chosen} | (best_of_all if kind == "streaming" else set())
-        free = [place for place in ranked(table) if place not in taken]
+        free = [place for place in best_first(table) if place not in taken]
         chosen += [(kind, place) for place in free[:count]]
     return chosen
 

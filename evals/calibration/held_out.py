@@ -33,12 +33,12 @@ from evals.calibration.config import Calibrate
 from evals.calibration.detection import Trial, answered, last_texts, make_prompt, needles
 from evals.haystack import Haystack, essays
 from evals.job import Job
-from evals.longbench.metrics import qa_f1
+from evals.metrics.longbench import qa_f1
+from evals.metrics.rouge1 import rouge1_recall
 from evals.progress import Progress
 from evals.results.lines import owner
 from evals.results.resumable import complete
 from evals.results.schema import Line
-from evals.rouge import rouge1_recall
 
 T = TypeVar("T")
 

@@ -4,7 +4,7 @@ import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from compresskv.calibration import HeadScores
+from compresskv.calibration import HeadScores, Place, best_first
 from compresskv.engine.masking import Heads
 from compresskv.errors import UserError
 
@@ -13,9 +13,6 @@ OF = 1024
 
 RETRIEVING = 100
 """Number of best heads of each ranking, of 1,024, that the random control excludes, as in the released code."""
-
-Place = tuple[int, int]
-"""Layer and query head."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +35,7 @@ def choices(masked: Sequence[int], draws: int, scores: Mapping[str, HeadScores])
 
     `scores`: by ranking, all of the same shape. Raises `UserError` if the random control has too few heads.
     """
-    rankings = {name: ranked(table) for name, table in scores.items()}
+    rankings = {name: best_first(table) for name, table in scores.items()}
     layers = len(next(iter(scores.values())))
     total = len(next(iter(rankings.values())))
     retrieving = {place for places in rankings.values() for place in places[: scaled(RETRIEVING, total)]}
@@ -61,12 +58,6 @@ def choices(masked: Sequence[int], draws: int, scores: Mapping[str, HeadScores])
             shuffled = random.Random(draw).sample(others, len(others))
             made.append(Choice("random", count, draw, by_layer(shuffled[:count], layers)))
     return made
-
-
-def ranked(scores: HeadScores) -> list[Place]:
-    """Return all heads of all layers, best first; equal scores are in model order."""
-    places = [(layer, head) for layer, heads in enumerate(scores) for head in range(len(heads))]
-    return sorted(places, key=lambda place: -scores[place[0]][place[1]])
 
 
 def scaled(count: int, heads: int) -> int:

@@ -19,7 +19,6 @@ A metric must distinguish each reference answer from an empty one: only the refe
 """
 
 import string
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
@@ -28,10 +27,10 @@ from typing import Annotated, Any
 from compresskv.checking import AfterValidator, BeforeValidator, Ge, Le
 from compresskv.errors import UserError, located
 from compresskv.inputs import read_once
-from evals.longbench.metrics import FULL_WIDTH_PUNCTUATION
-from evals.longbench.metrics import METRICS as OF_ONE_REFERENCE
-from evals.longbench.records import Answers, Classes, checked_record, field_of, read_jsonl
-from evals.rouge import rouge1_recall, sees
+from evals.json_lines import Answers, Classes, checked_record, field_of, read_jsonl
+from evals.metrics.answers import METRICS
+from evals.metrics.longbench import FULL_WIDTH_PUNCTUATION
+from evals.metrics.rouge1 import sees
 
 FIELDS = ("prompt", "context", "question", "answers", "metric", "max_new_tokens", "id", "answer_prefix", "all_classes")
 OF_RULER = {"prompt": "input", "answers": "outputs"}
@@ -47,9 +46,6 @@ FULL_MARKS = 1 - 1e-6
 
 EMPTY = ("", " ", f" {string.punctuation}{FULL_WIDTH_PUNCTUATION}\n")
 """Predictions without content."""
-
-Metric = Callable[[str, Sequence[str], Sequence[str] | None], float]
-"""A function of (prediction, reference answers, class names) that returns a score from 0 to 1."""
 
 
 def _identifier(value: Any) -> str:
@@ -162,35 +158,6 @@ def _prompt(place: str, fields: dict[str, Any]) -> str:
         raise UserError(parts[0] if parts else "prompt", "give some text", why="empty", where=place)
     return prompt
 
-
-def exact_match(prediction: str, answers: Sequence[str], classes: Sequence[str] | None = None) -> float:
-    """Return 1 if the prediction equals one of the answers, ignoring white space around both, else 0."""
-    return float(prediction.strip() in {answer.strip() for answer in answers})
-
-
-def string_match_all(prediction: str, answers: Sequence[str], classes: Sequence[str] | None = None) -> float:
-    """Return the share of answers in the prediction, ignoring case (RULER, arXiv 2404.06654, string_match_all)."""
-    return sum(answer.lower() in prediction.lower() for answer in answers) / len(answers)
-
-
-def string_match_part(prediction: str, answers: Sequence[str], classes: Sequence[str] | None = None) -> float:
-    """Return 1 if an answer is in the prediction, ignoring case, else 0 (RULER's string_match_part, for QA)."""
-    return float(any(answer.lower() in prediction.lower() for answer in answers))
-
-
-def _best(of_one: Callable[[str, str, Sequence[str] | None], float]) -> Metric:
-    """Extend a metric of one reference to several: return the best score."""
-    return lambda prediction, answers, classes: max(of_one(prediction, answer, classes) for answer in answers)
-
-
-METRICS: dict[str, Metric] = {
-    **{name: _best(metric) for name, metric in OF_ONE_REFERENCE.items()},
-    "rouge1_recall": _best(lambda prediction, answer, classes: rouge1_recall(answer, prediction)),
-    "exact_match": exact_match,
-    "string_match_all": string_match_all,
-    "string_match_part": string_match_part,
-}
-"""All metrics by name: LongBench's (`evals.longbench.metrics`), stemmed ROUGE-1 recall, and three that match text."""
 
 ADVICE = {
     "qa_f1": "it drops punctuation and the words a, an, the: choose exact_match",

@@ -3,8 +3,8 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from evals.longbench.metrics import SampleScore, dataset_score
 from evals.longbench.official import RowCheck
+from evals.longbench.scoring import SampleScore, dataset_score
 from evals.longbench.tasks import CATEGORIES, ENGLISH, TASKS, Task
 from evals.tables import statistics
 from evals.tables.table import Cell, Key

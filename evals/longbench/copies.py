@@ -17,8 +17,9 @@ from typing import Any
 
 from compresskv.errors import UserError
 from compresskv.inputs import read_once
+from evals.json_lines import checked_record, field_of
 from evals.longbench import archive, official
-from evals.longbench.records import Content, checked_record, field_of
+from evals.longbench.records import Content
 from evals.longbench.tasks import ALL, TASKS, Task
 
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")

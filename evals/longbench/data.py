@@ -7,8 +7,9 @@ from pathlib import Path
 from compresskv.errors import UserError
 from compresskv.folders import cache_folder
 from compresskv.inputs import expanded, read_once
+from evals.json_lines import Count, checked_record, field_of, read_jsonl
 from evals.longbench import archive, copies, official
-from evals.longbench.records import Content, Count, Row, checked_record, data_files, field_of, read_jsonl
+from evals.longbench.records import Content, Row, data_files
 from evals.longbench.tasks import Task
 
 SOURCES = "give a directory of task.jsonl files, a zip, or hub"

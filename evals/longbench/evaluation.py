@@ -18,9 +18,9 @@ from compresskv.protocol import EvaluationProtocol
 from evals.job import Sample
 from evals.longbench.config import LongBench
 from evals.longbench.data import load_task, read_task
-from evals.longbench.metrics import score_sample
 from evals.longbench.prompts import RELEASED_LONGEST, ChatWrapper, Prompt, render, stop_ids
 from evals.longbench.records import Row
+from evals.longbench.scoring import score_sample
 from evals.longbench.tasks import Task, select_tasks
 
 

@@ -17,7 +17,8 @@ from pathlib import Path
 
 from compresskv.errors import UserError
 from compresskv.inputs import read_once
-from evals.longbench.records import Answers, Content, Count, Row, field_of, read_jsonl
+from evals.json_lines import Answers, Count, field_of, read_jsonl
+from evals.longbench.records import Content, Row
 from evals.longbench.tasks import TASKS, Task
 
 INDEX = Path(__file__).with_name("official_index.json")

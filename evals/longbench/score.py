@@ -13,10 +13,11 @@ from pathlib import Path
 
 from compresskv.errors import UserError, located
 from compresskv.inputs import read_once
+from evals.json_lines import Answers, Classes, Count, checked_record, read_jsonl
 from evals.longbench.aggregate import TaskScore, averages_of, interval, task_score
-from evals.longbench.metrics import score_sample
 from evals.longbench.official import check_unordered
-from evals.longbench.records import Answers, Classes, Count, checked_record, data_files, read_jsonl
+from evals.longbench.records import data_files
+from evals.longbench.scoring import score_sample
 from evals.longbench.tasks import ALL, Task, get_task
 from evals.tables import text
 from evals.tables.printed import show_texts

@@ -11,7 +11,7 @@ from compresskv.checking import Ge, Le, MinLen, PathText, Text
 from compresskv.errors import UserError
 from evals.haystack import essays
 from evals.job import Evaluation, SampledEvaluation
-from evals.rouge import sees
+from evals.metrics.rouge1 import sees
 
 Tokens = Annotated[int, Ge(1), Le(100_000_000)]
 Percent = Annotated[float, Ge(0), Le(100)]

@@ -13,11 +13,11 @@ from compresskv.models import LoadedModel
 from compresskv.protocol import EvaluationProtocol
 from evals.haystack import Haystack, essays, evaluated_and_held_out
 from evals.job import Sample, refuse_too_long
+from evals.metrics.rouge1 import rouge1_recall
 from evals.niah import needles, released
 from evals.niah.config import NeedleGrid
 from evals.niah.needles import Needle
 from evals.niah.prompts import NeedlePrompts
-from evals.rouge import rouge1_recall
 
 
 def make_tasks(model: LoadedModel, config: NeedleGrid, protocol: EvaluationProtocol) -> "list[NiahTask]":

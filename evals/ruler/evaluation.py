@@ -11,7 +11,7 @@ from compresskv.engine.decode import Stopping
 from compresskv.models import LoadedModel
 from compresskv.protocol import EvaluationProtocol
 from evals.job import Sample, refuse_too_long
-from evals.jsonl.records import string_match_all, string_match_part
+from evals.metrics.answers import string_match_all, string_match_part
 from evals.ruler import questions, words
 from evals.ruler.config import Ruler
 from evals.ruler.drawing import Drawn

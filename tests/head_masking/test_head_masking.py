@@ -4,9 +4,9 @@ from dataclasses import replace
 
 import pytest
 
-from compresskv.calibration import load
+from compresskv.calibration import best_first, load
 from compresskv.protocol import EvaluationProtocol
-from evals.head_masking.choices import by_layer, choices, ranked, scaled
+from evals.head_masking.choices import by_layer, choices, scaled
 from evals.head_masking.config import HeadMasking
 from evals.head_masking.evaluation import MaskingTask
 from evals.head_masking.tables import texts
@@ -38,8 +38,8 @@ def command(checkpoint, tmp_path, calibration_file):
 
 
 def test_heads_are_ranked_over_all_layers():
-    assert ranked(SCORES) == [(0, 1), (1, 0), (1, 3), (0, 3), (1, 1), (0, 0), (0, 2), (1, 2)]
-    assert by_layer(ranked(SCORES)[:3], 2) == ((1,), (0, 3))
+    assert best_first(SCORES) == [(0, 1), (1, 0), (1, 3), (0, 3), (1, 1), (0, 0), (0, 2), (1, 2)]
+    assert by_layer(best_first(SCORES)[:3], 2) == ((1,), (0, 3))
     assert by_layer([], 3) == ((), (), ())
 
 
@@ -56,7 +56,7 @@ def test_choices_grow_and_the_control_is_apart_from_the_best():
     names = ["none-0", "semantic-2", "traditional-2", *(f"random-2-draw{draw}" for draw in range(3))]
     assert [choice.name for choice in made[:6]] == names
     assert len({choice.heads for choice in made if choice.ranking == "random"}) == 9
-    best = set(ranked(table_of)[:25]) | set(ranked(other)[:25])
+    best = set(best_first(table_of)[:25]) | set(best_first(other)[:25])
     for choice in made:
         places = {(layer, head) for layer, heads in enumerate(choice.heads) for head in heads}
         assert len(places) == choice.count
@@ -112,7 +112,7 @@ def test_a_run_its_results_and_its_table(command, tmp_path, calibration_file):
         *(f"{ranking}-{count}" for ranking in ("semantic", "traditional") for count in (2, 9)),
         *(f"random-{count}-draw{draw}" for count in (2, 9) for draw in (0, 1)),
     }
-    best = ranked(load(calibration_file).head_scores["semantic"])[:2]
+    best = best_first(load(calibration_file).head_scores["semantic"])[:2]
     for key, (lines, order, summary) in left.items():
         assert order == ["L200-D0-N0", "L200-D100-N0", "L300-D0-N0", "L300-D100-N0"]
         assert all(line["realised_budget"] == line["prompt_tokens"] for line in lines.values())

@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from evals.jsonl.records import METRICS, read_records
+from evals.jsonl.records import read_records
+from evals.metrics.answers import METRICS
 from tests.support.refusals import refused
 
 

@@ -11,8 +11,8 @@ from evals.compose import job_from
 from evals.longbench import archive, official
 from evals.longbench.aggregate import task_score
 from evals.longbench.data import load_task, open_source
-from evals.longbench.metrics import SampleScore
 from evals.longbench.records import Row
+from evals.longbench.scoring import SampleScore
 from evals.longbench.tasks import ALL, ENGLISH, TASKS
 from tests.support.jobs import composed
 from tests.support.refusals import refused

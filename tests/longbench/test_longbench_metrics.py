@@ -6,9 +6,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from evals.longbench.metrics import METRICS, dataset_score, post_process, ratio, score_sample
-from evals.longbench.rouge_l import RECURSION_DEPTH, rouge_l
+from evals.longbench.scoring import dataset_score, post_process, score_sample
 from evals.longbench.tasks import ALL, TASKS
+from evals.metrics.longbench import METRICS, ratio
+from evals.metrics.rouge_l import RECURSION_DEPTH, rouge_l
 from tests.support.refusals import refused
 
 PERFECT = pytest.approx(1.0, abs=1e-6)  # ROUGE-L's 1e-8 keeps it just below 1

