@@ -4,16 +4,16 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import yaml
 
 from compresskv.errors import UserError
 from evals.compose import job_from, sweep
 from evals.console import signals_as_interrupts
-from evals.efficiency.config import Efficiency
-from evals.efficiency.tables import runs as efficiency_runs
 from evals.job import Job
 from evals.reference.export import export
+from evals.results.measurement import measurements
 
 SWEEPS: dict[str, list[str]] = yaml.safe_load(Path(__file__).with_name("sweeps.yaml").read_text(encoding="utf-8"))
 """Command lines of the sweeps by part."""
@@ -70,12 +70,11 @@ def jobs(part: str, *overrides: str) -> list[Job]:
 
 def measured(results: Path, jobs: Sequence[Job]) -> bool:
     """Return whether a complete efficiency measurement of this number of jobs exists; it is not repeated."""
-    evaluation = jobs[0].eval
-    assert isinstance(evaluation, Efficiency)
+    evaluation: Any = jobs[0].eval
     rows = (1 + len(jobs)) * len(evaluation.lengths)  # including the full cache
-    pools = rows * len(evaluation.pools)
-    made, _ = efficiency_runs(results)
-    return any((len(each["rows"]), len(each["concurrency"])) == (rows, pools) for _, each in made)
+    expected = {"rows": rows, "concurrency": rows * len(evaluation.pools)}
+    made = [each.content for each in measurements(results) if each.eval == evaluation.name]
+    return any(all(len(each.get(name, ())) == count for name, count in expected.items()) for each in made)
 
 
 if __name__ == "__main__":
