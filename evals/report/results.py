@@ -1,14 +1,12 @@
-"""`python -m evals results list|show|verify|compare`: list results, check their files, and compare settings.
-
-`python -m evals results certify --metric kl --loss 0.1` names the smallest budget of each method that is safe.
-"""
+"""`python -m evals results <command>`: list results, check their files, compare settings, and certify budgets."""
 
 import argparse
 import json
 import re
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from rich.table import Table
 
@@ -21,7 +19,8 @@ from evals.tables import text
 from evals.tables.certify import Tried
 from evals.tables.compare import NEEDED, TESTS, Comparison, Verdict, words
 from evals.tables.equivalence import checked_margin
-from evals.tables.table import Metric
+from evals.tables.printed import printed as printed_texts
+from evals.tables.table import Metric, Texts
 
 SUBJECT = "compresskv"
 """Default of `--against` for `compare`."""
@@ -43,24 +42,13 @@ TEXTS = ("setting", "state", "second − first", "verdict", "group", "method", "
 HIDDEN = {"config", "environment", "samples", "method_in_full", "prompt"}
 """Fields of a summary that `show` leaves out."""
 
-TAKES = {
-    "compare": ("metric", "against", "margin", "csv", "latex"),
-    "certify": ("metric", "loss", "confidence"),
-}
-"""The options of commands that have some."""
-
 LONG = 1000
 """Maximum number of pairs that are printed as a table with borders."""
 
 
-def printed(columns: Sequence[str], rows: Iterable[Sequence[str]], title: str = "", caption: str = "") -> Table:
+def printed(columns: Sequence[str], rows: Sequence[Sequence[str]], title: str = "", caption: str = "") -> Table:
     """Return a table to print."""
-    table = Table(title=plain(title) if title else None, caption=caption or None)
-    for column in columns:
-        table.add_column(plain(column), justify="left" if column in TEXTS else "right", overflow="fold")
-    for cells in rows:
-        table.add_row(*map(plain, cells))
-    return table
+    return printed_texts(Texts(title, columns, rows, caption), TEXTS)
 
 
 def list_(chosen: Sequence[Record]) -> int:
@@ -108,7 +96,7 @@ def verify(chosen: Sequence[Record]) -> int:
 def compare(chosen: Sequence[Record], options: argparse.Namespace) -> int:
     """Compare one method with every other method of its budget, as the report page does, or all pairs of settings."""
     evicting = {record.method for record in chosen if record.budget is not None}
-    metric = options.metric or "score"
+    metric = options.metric
     if options.margin is not None:
         checked_margin("--margin", options.margin)
     method = options.against or (SUBJECT if SUBJECT in evicting and len(evicting) > 1 else EVERY)
@@ -235,7 +223,7 @@ def certify(chosen: Sequence[Record], options: argparse.Namespace) -> int:
 
     if options.loss is None:
         raise UserError("--loss", "give the largest loss that you accept, such as 2 (points) or 0.1 (nats)")
-    metric, confidence = options.metric or "score", 0.95 if options.confidence is None else options.confidence
+    metric, confidence = options.metric, options.confidence
     found, notes = certified(chosen, metric, options.loss, confidence)
     columns = ("method", "smallest budget", "loss", f"upper bound ({100 * confidence:g} %)", "n", "not certified")
     rows: dict[str, list[list[str]]] = {}
@@ -261,38 +249,54 @@ def _bounds(interval: tuple[float, float] | None) -> str:
     return text.NONE if interval is None else f"{interval[0]:z.4g} to {interval[1]:z.4g}"
 
 
+COMMANDS: dict[str, tuple[Callable[..., int], str]] = {
+    "list": (list_, "list settings with their number of samples, score and state"),
+    "show": (show, "print summaries as JSON"),
+    "verify": (verify, "check that files agree with each other and were not changed"),
+    "compare": (compare, "compare settings by paired tests"),
+    "certify": (certify, "find the smallest budget of each method that is safe"),
+}
+"""Commands by name: their function and a description."""
+
+METRIC = {"default": "score", "help": "the field of samples to use (default: score)"}
+
+OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
+    "compare": {
+        "--metric": METRIC,
+        "--against": {
+            "help": "the method to compare with the others of its budget, or all for every pair of settings "
+            "(default: compresskv, if the results have other methods)"
+        },
+        "--margin": {
+            "type": float,
+            "help": "largest difference of means that counts as equivalent, in the metric's unit (default: 2 for "
+            "scores, 0.02 for the others that fidelity=true measures)",
+        },
+        "--csv": {"type": Path, "help": "also write the comparisons to this CSV file"},
+        "--latex": {"type": Path, "help": "also write them to this file as LaTeX tables"},
+    },
+    "certify": {
+        "--metric": METRIC,
+        "--loss": {"type": float, "help": "limit of a budget's mean loss against the full cache"},
+        "--confidence": {"type": float, "default": 0.95, "help": "confidence between 0.5 and 1 (default: 0.95)"},
+    },
+}
+"""Options of single commands."""
+
+
 def main(arguments: list[str]) -> int:
     """Run one command and return its exit code. Raises `UserError`."""
     parser = Arguments(prog="python -m evals results", description=__doc__)
-    parser.add_argument("command", choices=[*TAKES, "list", "show", "verify"])
-    parser.add_argument(
-        "named", nargs="?", default="", help="a results tree, a folder below its runs, or a part of settings' paths"
-    )
-    parser.add_argument("--results", help="the results tree (default: results)")
-    parser.add_argument("--metric", help="compare and certify: the field of samples to use (default: score)")
-    parser.add_argument(
-        "--against",
-        help="compare: the method to compare with the others of its budget, or all for every pair of settings "
-        "(default: compresskv, if the results have other methods)",
-    )
-    parser.add_argument(
-        "--margin",
-        type=float,
-        help="compare: largest difference of means that counts as equivalent, in the metric's unit (default: 2 for "
-        "scores, 0.02 for the others that fidelity=true measures)",
-    )
-    parser.add_argument("--loss", type=float, help="certify: limit of a budget's mean loss against the full cache")
-    parser.add_argument("--confidence", type=float, help="certify: confidence between 0.5 and 1 (default: 0.95)")
-    parser.add_argument("--csv", type=Path, help="compare: also write the comparisons to this CSV file")
-    parser.add_argument("--latex", type=Path, help="compare: also write them to this file as LaTeX tables")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="command")
+    for name, (run, about) in COMMANDS.items():
+        takes = commands.add_parser(name, help=about, description=about)
+        takes.set_defaults(run=run)
+        takes.add_argument(
+            "named", nargs="?", default="", help="a results tree, a folder below its runs, or a part of settings' paths"
+        )
+        takes.add_argument("--results", help="the results tree (default: results)")
+        for option, settings in OPTIONS.get(name, {}).items():
+            takes.add_argument(option, **settings)
     options = parser.parse_args(arguments)
-    taken = TAKES.get(options.command, ())
-    for name in dict.fromkeys(name for names in TAKES.values() for name in names):
-        if (value := getattr(options, name)) is not None and name not in taken:
-            use = " or ".join(command for command, names in TAKES.items() if name in names)
-            why = f"{options.command} does not take it"
-            raise UserError(f"--{name}", f"leave it out, or use {use}", value=value, why=why)
     chosen = settings_named(options.results, options.named)
-    if options.command in TAKES:
-        return {"compare": compare, "certify": certify}[options.command](chosen, options)
-    return {"list": list_, "show": show, "verify": verify}[options.command](chosen)
+    return options.run(chosen, options) if options.command in OPTIONS else options.run(chosen)
