@@ -71,8 +71,17 @@ def test_every_method(name):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("protect", ["none", "prompt"])
-@pytest.mark.parametrize("name", ["snapkv", "h2o", "streaming_llm", "adakv", "full"])
+@pytest.mark.parametrize(
+    ("name", "protect", "layout"),
+    [
+        ("snapkv", "none", "varlen"),
+        ("h2o", "prompt", "flash-attn"),
+        ("streaming_llm", "none", "sdpa"),
+        ("adakv", "prompt", "masked sdpa"),
+        ("full", "none", "masked sdpa"),
+    ],
+    indirect=["layout"],
+)
 def test_eviction_while_decoding(name, protect, layout):
     """Prompts of other lengths evict as they do alone, in the memory of their budget and the interval."""
     model, schedule, new = tiny.model("llama"), EvictionSchedule("prompt+decode", 5, protect), 18
@@ -96,8 +105,19 @@ def test_eviction_while_decoding(name, protect, layout):
         assert cache.eviction.evicted == {0, 1, 2, 3}
 
 
-@pytest.mark.parametrize("family", ["llama", "qwen2-hybrid"])
-@pytest.mark.parametrize("setting", [FULL, Setting(RAGGED, 40)])
+@pytest.mark.parametrize(
+    ("layout", "family", "setting"),
+    [
+        ("sdpa", "qwen2-hybrid", Setting(RAGGED, 40)),
+        ("masked sdpa", "llama", Setting(RAGGED, 40)),
+        ("masked sdpa", "qwen2-hybrid", FULL),
+        ("varlen", "qwen2-hybrid", Setting(RAGGED, 40)),
+        ("varlen", "llama", FULL),
+        ("flash-attn", "llama", Setting(RAGGED, 40)),
+        ("flash-attn", "qwen2-hybrid", FULL),
+    ],
+    indirect=["layout"],
+)
 def test_every_layout(layout, family, setting):
     """Heads of different capacities, layers with a sliding window, and new tokens past the room."""
     model = tiny.model(family)
