@@ -81,8 +81,8 @@ def test_fidelity_counts_the_answer_and_not_the_question(family):
     for setting, generation in zip(settings, generations, strict=True):
         kl = (full.exp() * (full - predicted(setting, answer))).sum(-1).tolist()
         nll = -fmean(predicted(setting, reference)[place, token].item() for place, token in enumerate(reference))
-        assert generation.fidelity.kl_per_token == pytest.approx(kl, rel=1e-5, abs=1e-5)
-        assert generation.fidelity.kl == pytest.approx(fmean(kl), abs=1e-5)
-        assert generation.fidelity.reference_nll == pytest.approx(nll, abs=1e-5)
+        assert generation.fidelity.kl_per_token == pytest.approx(kl, rel=1e-4, abs=1e-4)
+        assert generation.fidelity.kl == pytest.approx(fmean(kl), abs=1e-4)
+        assert generation.fidelity.reference_nll == pytest.approx(nll, abs=1e-4)
     assert generations[0].fidelity.kl > 1e-4
-    assert generations[1].fidelity.kl == pytest.approx(0, abs=1e-6)
+    assert generations[1].fidelity.kl == pytest.approx(0, abs=1e-5)

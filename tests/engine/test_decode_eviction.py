@@ -176,7 +176,7 @@ def test_fidelity_evicts_at_the_same_steps():
         full = predicted(FULL)
         for setting, generation in zip(SETTINGS, generations, strict=True):
             kl = (full.exp() * (full - predicted(setting))).sum(-1)[1:].tolist()
-            assert generation.fidelity.kl_per_token == pytest.approx(kl, rel=1e-4, abs=1e-5)
+            assert generation.fidelity.kl_per_token == pytest.approx(kl, rel=1e-4, abs=1e-4)
 
 
 def test_fidelity_goes_past_the_stop_tokens_of_the_answer():
@@ -190,10 +190,10 @@ def test_fidelity_goes_past_the_stop_tokens_of_the_answer():
             answers = generate(model, ids, settings, stopping, schedule=DECODING)
             assert [replace(each, fidelity=None) for each in found] == answers
             for each, expected in zip(found, whole, strict=False):
-                assert each.fidelity.kl_per_token == pytest.approx(expected.fidelity.kl_per_token, abs=1e-5)
+                assert each.fidelity.kl_per_token == pytest.approx(expected.fidelity.kl_per_token, abs=1e-4)
         short = generate(model, ids, SETTINGS, Stopping(30), reference=[], schedule=DECODING, along=9)
     assert [len(each.fidelity.kl_per_token) for each in short] == [8] * len(SETTINGS)
-    assert short[0].fidelity.kl_per_token == pytest.approx(whole[0].fidelity.kl_per_token[:8], abs=1e-5)
+    assert short[0].fidelity.kl_per_token == pytest.approx(whole[0].fidelity.kl_per_token[:8], abs=1e-4)
 
 
 def test_the_public_api_keeps_every_head_below_budget_and_interval():

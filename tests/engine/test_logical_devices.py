@@ -76,7 +76,7 @@ def test_every_path(move, gpu_backend):
     for generation, fidelity in zip(found, measured, strict=True):
         for measure in ("kl", "agreement", "reference_nll", "kl_per_token"):
             value = getattr(fidelity, measure)
-            assert getattr(generation.fidelity, measure) == pytest.approx(value, rel=1e-5, abs=1e-5)
+            assert getattr(generation.fidelity, measure) == pytest.approx(value, rel=1e-4, abs=1e-4)
 
 
 @on_one_and_two
@@ -129,7 +129,7 @@ def test_eviction_while_decoding(move, gpu_backend):
     for one, other in zip(found, expected, strict=True):
         assert replace(one, fidelity=None) == replace(other, fidelity=None)
         assert len(one.fidelity.kl_per_token) == 10
-        assert one.fidelity.kl_per_token == pytest.approx(other.fidelity.kl_per_token, rel=1e-4, abs=1e-5)
+        assert one.fidelity.kl_per_token == pytest.approx(other.fidelity.kl_per_token, rel=1e-4, abs=1e-4)
 
 
 def test_kept_tokens_of_two_devices_are_one_file():

@@ -161,7 +161,7 @@ def test_dynamic_ntk_crosses_as_transformers_does():
     expected, _ = plain("ntk", ids, 20)
     assert [each.tokens for each in together] == alone == [each.tokens for each in one_by_one]
     assert alone[:2] == [expected, expected]
-    assert together[1].fidelity.kl == pytest.approx(0, abs=1e-5)
+    assert together[1].fidelity.kl == pytest.approx(0, abs=1e-4)
     assert together[1].fidelity.agreement == 1
 
 
