@@ -2,11 +2,13 @@
 
 import copy
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import safetensors.numpy
 import torch
 
+from bench.main import _steps
 from compresskv.calibration import layer_errors, retrieval_heads
 from compresskv.compressed_cache import compressed
 from compresskv.engine.attention import attached
@@ -42,8 +44,8 @@ def on_two(model):
 
 
 def settings_of(model):
-    layers = len(evicting_layers(model))
-    return [Setting(SNAPKV, 20), Setting(RAGGED, 40), Setting(compresskv(layers), 36), Setting(STREAMING, 24), FULL]
+    semantic = compresskv(len(evicting_layers(model)))
+    return [Setting(SNAPKV, 20), Setting(RAGGED, 40), Setting(semantic, 36), Setting(STREAMING, 24), FULL]
 
 
 ONE_AND_TWO = [(on_one, "flash_attention_2"), (on_two, "sdpa"), (on_two, "varlen")]
@@ -110,7 +112,7 @@ def test_eviction_while_decoding(move, gpu_backend):
     model, ids, new = tiny.model("llama"), tiny.prompt(70), Stopping(8)
     schedule = EvictionSchedule("prompt+decode", 3, "prompt" if gpu_backend == "sdpa" else "none")
     h2o = method("h2o", context(PromptShape(4, 2, 70, 4), group=3))
-    settings = [Setting(h2o, 30), Setting(RAGGED, 40), Setting(compresskv(4), 36), Setting(STREAMING, 24), FULL]
+    settings = [Setting(h2o, 30), *settings_of(model)[1:]]
 
     def paths(model, ids):
         options = {"schedule": schedule, "memory": PLENTY, "reference": [], "along": 11}
@@ -226,10 +228,19 @@ def test_the_prefill_on_cuda_takes_no_mask_and_never_the_kernel_that_holds_all_l
         assert grouped or query[0][1] == key[0][1]
 
 
+def test_steps_of_the_benchmark_run_on_the_device_of_the_model(gpu_backend):
+    with logical_devices():
+        model, ids = on_one(tiny.model("llama")), tiny.prompt(40).to("cuda:0")
+        with attached(model, gpu_backend):
+            prompt = prefill(model, ids, 1)
+            cache = decode_cache(prompt, [prompt.kept(FULL)] * 2, 4)
+            _steps(SimpleNamespace(model=model, device=model.device), cache, 2, 40, 3)
+    assert cache.get_seq_length() == 43
+
+
 def test_cudnn_is_left_out_only_meanwhile():
-    model = tiny.model("llama")
     assert torch.backends.cuda.cudnn_sdp_enabled()
-    with attached(model):
+    with attached(tiny.model("llama")):
         assert not torch.backends.cuda.cudnn_sdp_enabled()
         assert torch.backends.cuda.flash_sdp_enabled()
         assert torch.backends.cuda.mem_efficient_sdp_enabled()
