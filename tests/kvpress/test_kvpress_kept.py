@@ -11,6 +11,9 @@ from baselines.adakv import AdaKVAllocator
 from baselines.kvpress.kvpress_adakv import KVPressAdaKVAllocator
 from baselines.kvpress.kvpress_pyramidkv import exact
 from baselines.uniform import UniformAllocator
+from bench.kvpress import ENVIRONMENT
+from bench.parity import parity
+from bench.settings import default_model
 from compresskv import compressed
 from compresskv.engine.attention import attached
 from compresskv.engine.decode import Stopping
@@ -325,3 +328,18 @@ def test_adakv_shares_sum_to_the_budget_of_the_layer():
     shares = KVPressAdaKVAllocator(0.2, "0.5.5")(scores, PromptShape(2, 3, 208, 8), 50)
     assert [sum(layer) for layer in shares] == [3 * 42] * 2
     assert min(map(min, shares)) >= 0
+
+
+NAMES = ["expected_attention", "keydiff", "knorm", "snapkv", "tova", "cur", "adakv", "streaming_llm"]
+
+
+@pytest.mark.slow
+def test_presses_keep_what_kvpress_keeps():
+    if not (ENVIRONMENT / ".ready").exists():
+        pytest.skip("kvpress has no environment: run `make .venv-kvpress/.ready`")
+    model = default_model("model.dtype=float32")
+    for case, agreement in parity(model, NAMES, [1000]).items():
+        assert agreement.ours == agreement.theirs, case
+        assert agreement.same >= 0.98 * agreement.sets, (case, str(agreement))
+        assert agreement.both >= 0.999 * agreement.tokens, (case, str(agreement))
+        assert agreement.equal == agreement.answers, (case, str(agreement))
