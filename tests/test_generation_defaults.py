@@ -77,8 +77,7 @@ def test_both_paths_and_generate_agree_under_each_value(make, greedy):
         assert defaults_of(model.generation_config).keys() == asked.keys()
 
 
-def test_settings_that_change_nothing_here_would_test_nothing(greedy):
-    """The settings above are made to change the answer."""
+def test_the_settings_above_change_the_answer(greedy):
     assert plain(asking({"repetition_penalty": 1.3}, [])) != greedy
     assert plain(asking({"suppress_tokens": greedy[:2]}, [])) != greedy
 

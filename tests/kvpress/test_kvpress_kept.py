@@ -51,19 +51,8 @@ def theirs(name, ratio):
     k = kvpress
     snap, expected = k.SnapKVPress(ratio, window_size=16), k.ExpectedAttentionPress(ratio, use_vnorm=False)
     made = {
-        "cap": lambda: k.CapPress(ratio),
-        "compactor": lambda: k.CompactorPress(ratio),
-        "cur": lambda: k.CURPress(ratio),
         "expected_attention": lambda: k.ExpectedAttentionPress(ratio, n_sink=2),
-        "keydiff": lambda: k.KeyDiffPress(ratio),
-        "knorm": lambda: k.KnormPress(ratio),
-        "leverage_score": lambda: k.LeverageScorePress(ratio),
-        "non_causal_attn": lambda: k.NonCausalAttnPress(ratio),
-        "observed_attention": lambda: k.ObservedAttentionPress(ratio),
-        "random": lambda: k.RandomPress(ratio),
         "snapkv": lambda: snap,
-        "streaming_llm": lambda: k.StreamingLLMPress(ratio),
-        "tova": lambda: k.TOVAPress(ratio),
         "criticalkv": lambda: k.CriticalKVPress(expected),
         "adakv_compactor": lambda: k.AdaKVPress(k.CompactorPress(ratio)),
         "adakv_snapkv": lambda: k.AdaKVPress(snap),
@@ -75,7 +64,8 @@ def theirs(name, ratio):
         "entropy_gated_chunkkv": lambda: k.EntropyGatedChunkKVPress(snap),
         "pyramidkv": lambda: k.PyramidKVPress(ratio, window_size=16, beta=2),
     }
-    return made[name]()
+    kinds = {kind.casefold(): getattr(k, kind) for kind in k.__all__}
+    return made[name]() if name in made else kinds[f"{name.replace('_', '')}press"](ratio)
 
 
 EXACT = [
