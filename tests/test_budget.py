@@ -43,8 +43,7 @@ def test_budgets_have_an_order():
     assert sorted([*budgets, None], key=smallest_first) == [None, 64, 256, budgets[3], budgets[2]]
 
 
-@pytest.mark.parametrize("method", [SNAPKV, STREAMING, compresskv(4)])
-@pytest.mark.parametrize("length", [60, 90])
+@pytest.mark.parametrize(("method", "length"), [(SNAPKV, 60), (STREAMING, 90), (compresskv(4), 90)])
 def test_a_share_keeps_what_its_tokens_keep(method, length):
     model, ids = tiny.model("llama"), tiny.prompt(length)
     share = budget_from("33.3%")

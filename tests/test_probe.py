@@ -85,6 +85,7 @@ def test_an_architecture_that_is_served_generates_what_transformers_does(archite
     if prompt.layers:
         assert prompt.layers[0].kv_heads == kv_heads(model.config)
     assert Footprint(model, 40).prompt == prompt.nbytes
+    assert architecture in ("GPT2", "OPT", "BioGpt") or learned_positions(model) is None
     assert "expected peak" in str(forecast(model, settings, 40, 8))
 
 
@@ -123,7 +124,7 @@ def test_attention_that_hides_something_is_seen(monkeypatch, hidden):
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("family", tiny.FAMILIES)
+@pytest.mark.parametrize("family", ["llama", "qwen2-hybrid", "qwen3"])
 def test_half_precision_is_no_reason(family, dtype):
     refuse_unserved(copy.deepcopy(tiny.model(family)).to(dtype))
 
@@ -136,12 +137,10 @@ def test_weights_that_are_not_finite_are_told_from_an_architecture():
         refuse_unserved(model)
 
 
-def test_loading_refuses_before_the_first_prompt(default_model, tmp_path):
-    made("Bloom", vocab_size=49152).save_pretrained(tmp_path)
-    default_model.tokenizer.save_pretrained(tmp_path)
+def test_loading_refuses_before_the_first_prompt(tmp_path):
+    tiny.save(tmp_path, made("Bloom"))
     with refused("model.path", value=tmp_path):
         load(ModelConfig("bloom", path=str(tmp_path), device="cpu"))
-    assert default_model.model.config._attn_implementation == "sdpa"
 
 
 @pytest.mark.parametrize("architecture", ["GPT2", "OPT", "BioGpt", "GPTBigCode"])
@@ -153,14 +152,8 @@ def test_learned_positions_are_the_tokens_that_a_forward_takes(architecture):
         model(torch.ones(1, 41, dtype=torch.int64))
 
 
-@pytest.mark.parametrize("architecture", ["Llama", "Gemma3Text", "Phi3", "GPTNeoX"])
-def test_rope_has_a_position_for_any_number_of_tokens(architecture):
-    assert learned_positions(made(architecture)) is None
-
-
-def test_a_longer_window_is_refused_before_any_prompt(default_model, tmp_path):
-    made("GPT2", max_position_embeddings=40, vocab_size=49152).save_pretrained(tmp_path)
-    default_model.tokenizer.save_pretrained(tmp_path)
+def test_a_longer_window_is_refused_before_any_prompt(tmp_path):
+    tiny.save(tmp_path, made("GPT2", max_position_embeddings=40))
     options = {"path": str(tmp_path), "device": "cpu", "dtype": "float32"}
     with refused("model.window", value=41):
         load(ModelConfig("gpt2", window=41, **options))

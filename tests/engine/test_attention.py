@@ -20,12 +20,11 @@ def test_refusals():
     ids = tiny.prompt(40)
     padded = torch.ones(1, 40, dtype=torch.long)
     padded[0, :5] = 0
-    with refused("attention_mask"), compressed(model, SNAPKV, 20) as cache:
-        model(ids[None], attention_mask=padded, past_key_values=cache)
+    for mask in (padded, torch.ones(1, 1, 40, 40, dtype=torch.bool)):
+        with refused("attention_mask"), compressed(model, SNAPKV, 20) as cache:
+            model(ids[None], attention_mask=mask, past_key_values=cache)
     with refused("input_ids"), compressed(model, SNAPKV, 20) as cache:
         model(ids.expand(2, -1), past_key_values=cache)
-    with refused("attention_mask"), compressed(model, SNAPKV, 20) as cache:
-        model(ids[None], attention_mask=torch.ones(1, 1, 40, 40, dtype=torch.bool), past_key_values=cache)
 
 
 @pytest.mark.parametrize("name", ["softcap", "s_aux", "position_bias"])

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from compresskv.engine import backends
@@ -11,8 +11,8 @@ from compresskv.engine.decode import Stopping, decode, decode_cache
 from compresskv.engine.generation import generate
 from compresskv.engine.in_layer import generate_in_layer
 from compresskv.engine.prefill import prefill
-from compresskv.engine.ragged import bucketed_capacities, exact_capacities
-from compresskv.engine.rows import by_size, rounded
+from compresskv.engine.ragged import MaskedTable, bucketed_capacities, exact_capacities
+from compresskv.engine.rows import Source, by_size, rounded
 from compresskv.probe import backend_fault
 from tests.support import tiny
 from tests.support.flash_attention import varlen_attn
@@ -22,23 +22,31 @@ from tests.support.methods_in_use import evicting_layers, settings_for
 gpu_layouts = pytest.mark.parametrize("layout", ["masked sdpa", "varlen", "flash-attn"], indirect=True)
 
 
-@gpu_layouts
-@pytest.mark.parametrize("family", ["llama", "mistral-sliding", "qwen2-hybrid", "qwen3"])
+@pytest.mark.parametrize(
+    ("family", "layout"),
+    [
+        ("qwen2-hybrid", "masked sdpa"),
+        ("qwen3", "varlen"),
+        ("mistral-sliding", "varlen"),
+        ("qwen2-hybrid", "flash-attn"),
+        ("llama", "flash-attn"),
+    ],
+    indirect=["layout"],
+)
 def test_backends_of_gpus_generate_what_the_cpu_does(family, layout):
-    model, ids = tiny.model(family), tiny.prompt(90)
+    model, ids, new = tiny.model(family), tiny.prompt(90), Stopping(6)
     settings = settings_for(len(evicting_layers(model)))
     with attached(model):
-        expected = generate(model, ids, settings, Stopping(10))
+        expected = generate(model, ids, settings, new)
     with attached(model, layout):
-        assert generate(model, ids, settings, Stopping(10)) == expected
-        assert generate(model, ids, settings, Stopping(10), chunk=40) == expected
-        assert [generate_in_layer(model, ids, s, Stopping(10)) for s in settings] == expected
+        assert generate(model, ids, settings, new) == expected
+        assert generate(model, ids, settings, new, chunk=40) == expected
+        assert [generate_in_layer(model, ids, setting, new) for setting in settings] == expected
 
 
 @gpu_layouts
-@pytest.mark.parametrize("family", ["llama", "qwen2-hybrid"])
-def test_backends_pass_the_check_at_loading(family, layout):
-    assert backend_fault(tiny.model(family), layout) is None
+def test_backends_pass_the_check_at_loading(layout):
+    assert [backend_fault(tiny.model(family), layout) for family in ("llama", "qwen2-hybrid")] == [None, None]
 
 
 @pytest.mark.parametrize("fault", ["length", "start", "scale", "error"])
@@ -133,3 +141,46 @@ def test_capacities_of_few_sizes(counts, room):
 def _until(stops, tokens):
     ends = [place for place, token in enumerate(tokens) if token in stops]
     return tokens[: ends[0] + 1] if ends else tokens
+
+
+LAYERS, HEADS = 2, 2
+
+
+def leaving(settings, random):
+    """Kept tokens [layer][setting * head], and the settings that are left after each departure."""
+    counts = [[random.randint(1, 300) for _ in range(settings * HEADS)] for _ in range(LAYERS)]
+    left, steps = list(range(settings)), []
+    while len(left) > 1:
+        left = sorted(random.sample(left, random.randint(1, len(left) - 1)))
+        steps.append(left)
+    return counts, steps
+
+
+@given(st.integers(1, 6), st.randoms(use_true_random=False))
+@settings(max_examples=40)
+def test_each_row_is_at_its_place_after_others_left(number, random):
+    counts, steps = leaving(number, random)
+    storage = torch.arange(HEADS * 300.0).view(HEADS, 300, 1)
+    sources = [
+        Source(storage, storage, [(row % HEADS, torch.arange(count)) for row, count in enumerate(layer)], HEADS)
+        for layer in counts
+    ]
+    table = MaskedTable(sources, 8)
+    before = list(range(len(counts[0]) // HEADS))
+    for left in [before, *steps]:
+        if left != before:
+            table.keep_settings([before.index(setting) for setting in left])
+        before = left
+        rows = [setting * HEADS + head for setting in left for head in range(HEADS)]
+        for layer in range(LAYERS):
+            order, place = table.order[layer].tolist(), table.place[layer].tolist()
+            buckets = table.buckets[layer]
+            assert [bucket.rows.start for bucket in buckets] + [len(order)] == [0, *(b.rows.stop for b in buckets)]
+            assert table.in_order[layer] == (order == list(range(len(rows))))
+            assert all(0 <= row < len(rows) for row in order)
+            for row, of_source in enumerate(rows):
+                assert order[place[row]] == row
+                bucket = next(bucket for bucket in buckets if bucket.rows.start <= place[row] < bucket.rows.stop)
+                slot, count = place[row] - bucket.rows.start, counts[layer][of_source]
+                assert torch.equal(bucket.keys[slot, :count], storage[of_source % HEADS, :count])
+                assert bucket.mask[slot].flatten().eq(0).sum() == count

@@ -1,6 +1,7 @@
 """Limits of launches, synchronisations and uploads, counted with fake CUDA tensors."""
 
 import copy
+from itertools import cycle
 from types import SimpleNamespace
 
 import pytest
@@ -19,6 +20,7 @@ from tests.methods.construction import context, method
 from tests.support.logical_devices import counting, logical_devices, place
 
 LAYERS, LENGTH, BUDGETS = 4, 700, (32, 64, 128, 256, 512)
+BACKENDS = ("sdpa", "varlen", "flash_attention_2")
 METHODS = ("streaming_llm", "snapkv", "pyramidkv", "cake", "headkv", "compresskv")
 ONCE = 24
 """Launches of a step outside the layers: embeddings, norm, head, and the choice of tokens."""
@@ -39,7 +41,7 @@ def methods():
     return {name: method(name, where) for name in (*METHODS, "adakv")}
 
 
-@pytest.fixture(scope="module", params=["sdpa", "varlen", "flash_attention_2"])
+@pytest.fixture(scope="module", params=BACKENDS)
 def on_gpu(request, llama):
     """A fake CUDA model and a prompt, within `attached` under either backend."""
     ids = torch.randint(0, 96, (LENGTH,), generator=torch.Generator().manual_seed(0))
@@ -127,7 +129,9 @@ def test_selection_waits_once_per_layer_at_most(prompt, methods):
     assert counts.syncs.total() <= LAYERS + len(METHODS)
 
 
-@pytest.mark.parametrize("name", [*METHODS, "adakv"])
+@pytest.mark.parametrize(
+    ("on_gpu", "name"), list(zip(cycle(BACKENDS), [*METHODS, "adakv"], strict=False)), indirect=["on_gpu"]
+)
 def test_in_layer(on_gpu, methods, name):
     cache = LayerwiseCache(on_gpu.model.config, Setting(methods[name], 128), LENGTH, 50)
     with counting() as counts:

@@ -46,14 +46,14 @@ def test_it_equals_feeding_each_setting_by_itself(family):
         agreement = (full.argmax(-1) == other.argmax(-1))[1:].float().mean().item()
         given = logits_given(model, ids, method, setting.budget, REFERENCE[:-1]).log_softmax(-1)
         nll = -sum(given[step, token].item() for step, token in enumerate(REFERENCE)) / len(REFERENCE)
-        assert generation.fidelity.kl_per_token == pytest.approx(kl, rel=1e-5, abs=1e-5)
+        assert generation.fidelity.kl_per_token == pytest.approx(kl, rel=1e-4, abs=1e-4)
         assert generation.fidelity.kl == pytest.approx(fmean(generation.fidelity.kl_per_token), abs=1e-12)
         assert generation.fidelity.agreement == pytest.approx(agreement)
-        assert generation.fidelity.reference_nll == pytest.approx(nll, abs=1e-5)
+        assert generation.fidelity.reference_nll == pytest.approx(nll, abs=1e-4)
     evicts = bool(generations[0].kept)  # a model of sliding windows alone has nothing to evict
     assert (generations[0].fidelity.kl > 1e-4) == evicts
     for whole in generations[1:]:
-        assert whole.fidelity.kl == pytest.approx(0, abs=1e-6)
+        assert whole.fidelity.kl == pytest.approx(0, abs=1e-5)
         assert whole.fidelity.agreement == 1
 
 
@@ -68,9 +68,9 @@ def test_the_control_is_the_full_cache_in_another_batch(dtype):
     assert evicted.control is other.control is alone.control is None
     assert len(full.control.kl_per_token) == len(full.kl_per_token)
     assert min(full.control.kl_per_token) >= 0
-    assert max(full.control.kl_per_token) < (1e-6 if dtype == torch.float32 else 0.05) < evicted.kl
+    assert max(full.control.kl_per_token) < (1e-5 if dtype == torch.float32 else 0.05) < evicted.kl
     assert 0 <= full.control.agreement <= 1
-    assert (full.kl, full.agreement) == (pytest.approx(alone.kl, abs=1e-6), alone.agreement)
+    assert (full.kl, full.agreement) == (pytest.approx(alone.kl, abs=1e-5), alone.agreement)
 
 
 def test_it_depends_neither_on_the_other_settings_nor_on_the_memory():
@@ -82,9 +82,9 @@ def test_it_depends_neither_on_the_other_settings_nor_on_the_memory():
         alone = generate(model, ids, [settings[2]], NEW, reference=REFERENCE)[0]
         plain = generate(model, ids, settings, NEW)
     for one, other in zip(together, scarce, strict=True):
-        assert one.fidelity.kl == pytest.approx(other.fidelity.kl, abs=1e-5)
-        assert one.fidelity.reference_nll == pytest.approx(other.fidelity.reference_nll, abs=1e-5)
-    assert alone.fidelity.kl == pytest.approx(together[2].fidelity.kl, abs=1e-5)
+        assert one.fidelity.kl == pytest.approx(other.fidelity.kl, abs=1e-4)
+        assert one.fidelity.reference_nll == pytest.approx(other.fidelity.reference_nll, abs=1e-4)
+    assert alone.fidelity.kl == pytest.approx(together[2].fidelity.kl, abs=1e-4)
     assert [each.tokens for each in plain] == [each.tokens for each in together]
 
 
@@ -119,7 +119,7 @@ def test_a_method_without_a_budget_is_the_full_cache():
     with attached(model):
         schedule = EvictionSchedule("prompt+decode", 4)
         (found,) = generate(model, ids, [Setting(SNAPKV, None)], Stopping(12), reference=[], schedule=schedule)
-    assert found.fidelity.kl == pytest.approx(0, abs=1e-6)
+    assert found.fidelity.kl == pytest.approx(0, abs=1e-5)
 
 
 def test_an_answer_of_one_token_and_no_reference_give_nothing():

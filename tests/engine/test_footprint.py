@@ -37,8 +37,9 @@ def ids():
     return torch.randint(0, 64, (LENGTH,), generator=torch.Generator().manual_seed(0))
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
-@pytest.mark.parametrize("chunk", [None, 128, 150])
+@pytest.mark.parametrize(
+    ("dtype", "chunk"), [(torch.bfloat16, None), (torch.float32, None), (torch.float32, 128), (torch.bfloat16, 150)]
+)
 def test_prefill_on_the_cpu(llama, dtype, chunk):
     model = copy.deepcopy(llama).to(dtype)
     with attached(model), LiveBytesMode([*model.parameters(), *model.buffers()]) as mode:
@@ -73,11 +74,16 @@ def test_prefill_on_gpus(llama, gpu_backend, dtype, capability, chunk, monkeypat
 
 
 @pytest.mark.parametrize(
-    "names",
-    [["snapkv"], ["cake"], ["compresskv"], ["adakv", "knorm"], ["streaming_llm", "snapkv", "cake", "compresskv"]],
+    ("names", "dtype", "chunk"),
+    [
+        (["snapkv"], torch.bfloat16, None),
+        (["cake"], torch.bfloat16, 512),
+        (["cake"], torch.float32, None),
+        (["compresskv"], torch.float32, 512),
+        (["adakv", "knorm"], torch.bfloat16, None),
+        (["streaming_llm", "snapkv", "cake", "compresskv"], torch.float32, None),
+    ],
 )
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
-@pytest.mark.parametrize("chunk", [None, 512])
 def test_scoring(llama, names, dtype, chunk):
     """Nothing of the prefill stays but the prompt's keys and values."""
     model = copy.deepcopy(llama).to(dtype)

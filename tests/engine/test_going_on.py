@@ -35,19 +35,23 @@ def one_by_one(model, cache, tokens):
     return torch.cat([following(model, cache, token[None]) for token in tokens])
 
 
-@pytest.mark.parametrize("method", [SNAPKV, RAGGED])
-@pytest.mark.parametrize("family", tiny.FAMILIES)
+def assert_near(found, expected):
+    """Logits as near as float32 adds them up in another order; one token too many changes them by tenths."""
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("family", "method"), [("llama", RAGGED), ("mistral-sliding", SNAPKV), ("qwen2-hybrid", SNAPKV)]
+)
 def test_several_tokens_at_once_are_as_good_as_one_by_one(family, method):
     model, ids = tiny.model(family), tiny.prompt(90)
     with compressed(model, method, 40) as cache:
         following(model, cache, ids)
         other = copy.deepcopy(cache)
         together, apart = following(model, cache, FOLLOWING), one_by_one(model, other, FOLLOWING)
-        torch.testing.assert_close(together, apart, atol=1e-4, rtol=1e-4)
+        assert_near(together, apart)
         # And they leave the same cache behind.
-        torch.testing.assert_close(
-            following(model, cache, FOLLOWING[:2]), one_by_one(model, other, FOLLOWING[:2]), atol=1e-4, rtol=1e-4
-        )
+        assert_near(following(model, cache, FOLLOWING[:2]), one_by_one(model, other, FOLLOWING[:2]))
 
 
 @pytest.mark.parametrize("room", [2, 64])
@@ -59,17 +63,13 @@ def test_settings_of_a_batch_take_several_tokens_in_every_layout(layout, room):
         several, single = decode_cache(prompt, kept, room), decode_cache(prompt, kept, room)
         logits = forward_given(model, FOLLOWING, 3, several, 90)
         for i, token in enumerate(FOLLOWING):
-            torch.testing.assert_close(
-                logits[:, i], forward_tokens(model, token.expand(3), single, 90 + i), atol=1e-4, rtol=1e-4
-            )
+            assert_near(logits[:, i], forward_tokens(model, token.expand(3), single, 90 + i))
         # Taken back and given again, a row alone, then one token more: as if nothing had happened.
         several.crop(90 + 4)
-        again = forward_given(model, FOLLOWING[4:], 3, several, 94)
-        torch.testing.assert_close(again, logits[:, 4:], atol=1e-4, rtol=1e-4)
+        assert_near(forward_given(model, FOLLOWING[4:], 3, several, 94), logits[:, 4:])
         for cache in (several, single):
             cache.batch_select_indices(torch.tensor([0, 2]))
-        last = [forward_tokens(model, FOLLOWING[:1].expand(2), cache, 99) for cache in (several, single)]
-        torch.testing.assert_close(last[0], last[1], atol=1e-4, rtol=1e-4)
+        assert_near(*(forward_tokens(model, FOLLOWING[:1].expand(2), cache, 99) for cache in (several, single)))
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen2-hybrid"])
@@ -102,9 +102,8 @@ def test_many_questions_of_one_compressed_document():
             assert cache.get_seq_length() == 90
 
 
-@pytest.mark.parametrize("forgotten", [14, 18, 22, -1, -8])
-@pytest.mark.parametrize("method", [SNAPKV, RAGGED])
-@pytest.mark.parametrize("family", ["gemma3", "qwen2-hybrid"])
+@pytest.mark.parametrize("forgotten", [14, 18, 22, -1])
+@pytest.mark.parametrize(("family", "method"), [("gemma3", SNAPKV), ("qwen2-hybrid", RAGGED)])
 def test_forgotten_tokens_leave_nothing_in_sliding_layers_that_are_not_full(family, method, forgotten):
     model, ids, budget = tiny.model(family), tiny.prompt(14), 12 if method is SNAPKV else 13
     tokens = FOLLOWING[:8]
@@ -119,9 +118,7 @@ def test_forgotten_tokens_leave_nothing_in_sliding_layers_that_are_not_full(fami
             following(model, never, tokens[:left])
         assert cache.get_seq_length() == never.get_seq_length() == 14 + left
         for again in (tiny.prompt(3, seed=8), tiny.prompt(20, seed=9)):  # the last fills the windows
-            torch.testing.assert_close(
-                following(model, cache, again), following(model, never, again), atol=1e-5, rtol=1e-5
-            )
+            assert_near(following(model, cache, again), following(model, never, again))
 
 
 def test_a_copy_shares_nothing():
@@ -143,7 +140,7 @@ def test_a_prompt_in_chunks_is_compressed_when_it_is_complete():
     with compressed(model, SNAPKV, 40, prompt_length=90) as chunked:
         for part in ids.split(40):
             logits = following(model, chunked, part)[-1]
-    torch.testing.assert_close(logits, whole, atol=1e-4, rtol=1e-4)
+    assert_near(logits, whole)
     for one, other in zip(cache.kept, chunked.kept, strict=True):
         assert [p.tolist() for p in one] == [p.tolist() for p in other]
 

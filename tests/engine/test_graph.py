@@ -59,9 +59,8 @@ def decoded(model, backend, settings, stopping, replay, room=None):
         return tokens, cache
 
 
-@pytest.mark.parametrize("family", ["llama", "qwen3"])
-def test_thirty_rows(replays, layout, family):
-    model = tiny.model(family)
+def test_thirty_rows(replays, layout):
+    model = tiny.model("qwen3")
     settings = [Setting(method, budget) for method in (SNAPKV, RAGGED, STREAMING) for budget in range(20, 60, 4)]
     expected, eager = decoded(model, layout, settings, Stopping(24), replay=False)
     assert replays.recorded == 0

@@ -20,7 +20,7 @@ from compresskv.schedule import EvictionSchedule
 from tests.methods.construction import METHODS, context, method
 from tests.support import tiny
 from tests.support.logical_devices import logical_devices, spread
-from tests.support.methods_in_use import RAGGED, SNAPKV, evicting_layers
+from tests.support.methods_in_use import RAGGED, SNAPKV
 from tests.support.refusals import refused
 
 NEW = 6
@@ -71,8 +71,17 @@ def test_every_method(name):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("protect", ["none", "prompt"])
-@pytest.mark.parametrize("name", ["snapkv", "h2o", "streaming_llm", "adakv", "full"])
+@pytest.mark.parametrize(
+    ("name", "protect", "layout"),
+    [
+        ("snapkv", "none", "varlen"),
+        ("h2o", "prompt", "flash-attn"),
+        ("streaming_llm", "none", "sdpa"),
+        ("adakv", "prompt", "masked sdpa"),
+        ("full", "none", "masked sdpa"),
+    ],
+    indirect=["layout"],
+)
 def test_eviction_while_decoding(name, protect, layout):
     """Prompts of other lengths evict as they do alone, in the memory of their budget and the interval."""
     model, schedule, new = tiny.model("llama"), EvictionSchedule("prompt+decode", 5, protect), 18
@@ -96,8 +105,20 @@ def test_eviction_while_decoding(name, protect, layout):
         assert cache.eviction.evicted == {0, 1, 2, 3}
 
 
-@pytest.mark.parametrize("family", ["llama", "qwen2-hybrid"])
-@pytest.mark.parametrize("setting", [FULL, Setting(RAGGED, 40)])
+@pytest.mark.parametrize(
+    ("layout", "family", "setting"),
+    [
+        ("sdpa", "qwen2-hybrid", Setting(RAGGED, 40)),
+        ("masked sdpa", "llama", Setting(RAGGED, 40)),
+        ("masked sdpa", "qwen2-hybrid", FULL),
+        ("varlen", "qwen2-hybrid", Setting(RAGGED, 40)),
+        ("varlen", "llama", FULL),
+        ("flash-attn", "llama", Setting(RAGGED, 40)),
+        ("flash-attn", "qwen2-hybrid", FULL),
+        ("sdpa", "mistral-sliding", FULL),  # no layer evicts
+    ],
+    indirect=["layout"],
+)
 def test_every_layout(layout, family, setting):
     """Heads of different capacities, layers with a sliding window, and new tokens past the room."""
     model = tiny.model(family)
@@ -105,13 +126,6 @@ def test_every_layout(layout, family, setting):
         expected = alone(model, setting, PROMPTS)
     with attached(model, layout):
         assert together(model, setting, PROMPTS, room=2 if setting.budget else NEW) == expected
-
-
-def test_a_model_of_sliding_windows_alone():
-    model = tiny.model("mistral-sliding")
-    assert evicting_layers(model) == []
-    with attached(model):
-        assert together(model, FULL, PROMPTS) == alone(model, FULL, PROMPTS)
 
 
 def test_layers_on_two_gpus(ampere):
@@ -134,9 +148,8 @@ def test_prompts_within_a_sliding_window_must_be_of_one_length():
             join(caches, NEW)
 
 
-@pytest.mark.parametrize("setting", [FULL, Setting(RAGGED, 40)])
-def test_no_more_than_a_layer_is_held_twice(setting):
-    model = tiny.model("llama")
+def test_no_more_than_a_layer_is_held_twice():
+    model, setting = tiny.model("llama"), Setting(RAGGED, 40)
     prompts = [tiny.prompt(300 - place, seed=place) for place in range(6)]
     with attached(model):
         caches, _ = waiting(model, setting, prompts)

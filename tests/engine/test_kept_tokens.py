@@ -15,7 +15,7 @@ from compresskv.engine.decode import Stopping
 from compresskv.engine.generation import generate
 from compresskv.engine.setting import Setting
 from compresskv.installed import generate_argument
-from compresskv.kept_tokens import encoded, prompt_sha256, read
+from compresskv.kept_tokens import encoded, read
 from tests.support import tiny
 from tests.support.methods_in_use import RAGGED, SNAPKV, compresskv, evicting_layers
 from tests.support.refusals import refused
@@ -46,16 +46,17 @@ def answer(model, ids, path, **options):
         return out[0, ids.numel() :].tolist(), cache.kept
 
 
-SETTINGS = [Setting(SNAPKV, 20), Setting(RAGGED, 40), Setting(SNAPKV, 300)]
-
-
-@pytest.mark.parametrize("family", ["llama", "qwen2-hybrid", "gemma3"])
-@pytest.mark.parametrize("setting", [*SETTINGS, "compresskv"], ids=lambda setting: getattr(setting, "budget", setting))
+@pytest.mark.parametrize(
+    ("family", "setting"),
+    [
+        ("llama", Setting(compresskv(4), 36)),
+        ("llama", Setting(SNAPKV, 300)),
+        ("qwen2-hybrid", Setting(RAGGED, 40)),
+        ("gemma3", Setting(SNAPKV, 20)),
+    ],
+)
 def test_a_file_gives_the_tokens_of_the_exported_run(exported, family, setting):
     model, ids = tiny.model(family), tiny.prompt(90)
-    layers = evicting_layers(model)
-    if setting == "compresskv":
-        setting = Setting(compresskv(len(layers)), 36)
     path, made = exported(model, ids, setting)
     for options in ({}, {"prefill_chunk_size": 37}):
         tokens, kept = answer(model, ids, path, **options)
@@ -63,7 +64,7 @@ def test_a_file_gives_the_tokens_of_the_exported_run(exported, family, setting):
         assert [[head.tolist() for head in layer] for layer in kept] == [
             [head.tolist() for head in layer] for layer in made.positions
         ]
-    assert read(path).layers == layers
+    assert read(path).layers == evicting_layers(model)
 
 
 def test_a_compressed_context_is_passed_alone(exported):
@@ -92,13 +93,9 @@ def test_another_prompt_is_refused(exported, other):
     with refused("kept", value=path), compressed(model, kept=path, prompt_length=len(other)) as cache:
         for part in (other[:40], other[40:]):
             model(part[None], past_key_values=cache)
-
-
-@pytest.mark.parametrize("family", ["qwen2-hybrid", "gemma3"])
-def test_a_model_of_another_shape_is_refused(exported, family):
-    path, _ = exported(tiny.model("llama"), tiny.prompt(90), Setting(SNAPKV, 20))
-    with refused("kept", value=path), compressed(tiny.model(family), kept=path):
-        pass
+    for family in ("qwen2-hybrid", "gemma3"):  # models of another shape
+        with refused("kept", value=path), compressed(tiny.model(family), kept=path):
+            pass
 
 
 @pytest.mark.parametrize(
@@ -137,13 +134,6 @@ def test_a_file_that_contradicts_itself_is_refused(exported, fault):
     save_file({name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}, path, metadata)
     with refused("kept", value=path):
         read(path)
-
-
-def test_a_file_of_another_kind_is_refused(tmp_path):
-    path = tmp_path / "weights.safetensors"
-    save_file({"layers": np.zeros(1, np.int32)}, path)
-    with refused("kept", value=path):
-        read(path)
     path.write_bytes(b"not at all")
     with refused("kept", value=path):
         read(path)
@@ -167,8 +157,3 @@ def test_positions_survive_the_file(tmp_path_factory, length, sizes, seed):
     assert all(
         torch.equal(a, b) for one, two in zip(found.kept, kept, strict=True) for a, b in zip(one, two, strict=True)
     )
-
-
-def test_the_hash_of_a_prompt_is_that_of_its_ids():
-    assert prompt_sha256(tiny.prompt(9)) == prompt_sha256(tiny.prompt(9).clone())
-    assert prompt_sha256(tiny.prompt(9)) != prompt_sha256(tiny.prompt(9, 1))

@@ -2,11 +2,13 @@
 
 import copy
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import safetensors.numpy
 import torch
 
+from bench.main import _steps
 from compresskv.calibration import layer_errors, retrieval_heads
 from compresskv.compressed_cache import compressed
 from compresskv.engine.attention import attached
@@ -42,14 +44,19 @@ def on_two(model):
 
 
 def settings_of(model):
-    layers = len(evicting_layers(model))
-    return [Setting(SNAPKV, 20), Setting(RAGGED, 40), Setting(compresskv(layers), 36), Setting(STREAMING, 24), FULL]
+    semantic = compresskv(len(evicting_layers(model)))
+    return [Setting(SNAPKV, 20), Setting(RAGGED, 40), Setting(semantic, 36), Setting(STREAMING, 24), FULL]
 
 
-@pytest.mark.parametrize(("family", "move"), [("llama", on_one), ("llama", on_two), ("qwen2-hybrid", on_two)])
-def test_every_path(family, move, gpu_backend):
+ONE_AND_TWO = [(on_one, "flash_attention_2"), (on_two, "sdpa"), (on_two, "varlen")]
+on_one_and_two = pytest.mark.parametrize(("move", "gpu_backend"), ONE_AND_TWO, indirect=["gpu_backend"])
+
+
+@on_one_and_two
+def test_every_path(move, gpu_backend):
     """Shared, in chunks and in-layer; fidelity too, for which the full cache decodes again beside all others."""
-    model, ids, reference = tiny.model(family), tiny.prompt(70), [5, 17, 40]
+    model = tiny.model("qwen2-hybrid" if gpu_backend == "sdpa" else "llama")
+    ids, reference = tiny.prompt(70), [5, 17, 40]
     settings = settings_of(model)
     with attached(model):
         free = [g.tokens for g in generate(model, ids, settings, NEW)]
@@ -71,10 +78,10 @@ def test_every_path(family, move, gpu_backend):
     for generation, fidelity in zip(found, measured, strict=True):
         for measure in ("kl", "agreement", "reference_nll", "kl_per_token"):
             value = getattr(fidelity, measure)
-            assert getattr(generation.fidelity, measure) == pytest.approx(value, rel=1e-5, abs=1e-5)
+            assert getattr(generation.fidelity, measure) == pytest.approx(value, rel=1e-4, abs=1e-4)
 
 
-@pytest.mark.parametrize("move", [on_one, on_two])
+@on_one_and_two
 def test_several_tokens_at_once(move, gpu_backend):
     """Past the room of the rows, and back: layers share their table, but go through the tokens one after the other."""
     model, ids, given = tiny.model("llama"), tiny.prompt(70), tiny.prompt(9, seed=5)
@@ -99,31 +106,32 @@ def test_several_tokens_at_once(move, gpu_backend):
         torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize(("move", "protect"), [(on_one, "none"), (on_two, "prompt")])
-def test_eviction_while_decoding(move, protect, gpu_backend):
+@on_one_and_two
+def test_eviction_while_decoding(move, gpu_backend):
     """Shared, in-layer and fidelity; H2O's observers are on the device of their layer."""
-    model, ids, new = tiny.model("llama"), tiny.prompt(70), Stopping(14)
-    schedule = EvictionSchedule("prompt+decode", 4, protect)
-    settings = [*settings_of(model), Setting(method("h2o", context(PromptShape(4, 2, 70, 4), group=3)), 30)]
+    model, ids, new = tiny.model("llama"), tiny.prompt(70), Stopping(8)
+    schedule = EvictionSchedule("prompt+decode", 3, "prompt" if gpu_backend == "sdpa" else "none")
+    h2o = method("h2o", context(PromptShape(4, 2, 70, 4), group=3))
+    settings = [Setting(h2o, 30), *settings_of(model)[1:]]
 
     def paths(model, ids):
-        options = {"schedule": schedule, "memory": PLENTY, "reference": [], "along": 18}
+        options = {"schedule": schedule, "memory": PLENTY, "reference": [], "along": 11}
         together = generate(model, ids, settings, new, **options)
-        alone = [generate_in_layer(model, ids, setting, new, schedule=schedule) for setting in settings]
-        assert [replace(each, fidelity=None) for each in together] == alone
+        for setting, shared in zip(settings[:2], together, strict=False):
+            assert generate_in_layer(model, ids, setting, new, schedule=schedule) == replace(shared, fidelity=None)
         return together
 
     with attached(model):
         expected = paths(model, ids)
-    assert sum(each.evicted_later for each in expected) == 5
+    assert sum(each.evicted_later for each in expected) == 4
     with logical_devices():
         moved = move(model)
         with attached(moved, gpu_backend):
             found = paths(moved, ids.to(moved.device))
     for one, other in zip(found, expected, strict=True):
         assert replace(one, fidelity=None) == replace(other, fidelity=None)
-        assert len(one.fidelity.kl_per_token) == 17
-        assert one.fidelity.kl_per_token == pytest.approx(other.fidelity.kl_per_token, rel=1e-4, abs=1e-5)
+        assert len(one.fidelity.kl_per_token) == 10
+        assert one.fidelity.kl_per_token == pytest.approx(other.fidelity.kl_per_token, rel=1e-4, abs=1e-4)
 
 
 def test_kept_tokens_of_two_devices_are_one_file():
@@ -143,20 +151,20 @@ def test_kept_tokens_of_two_devices_are_one_file():
 
 
 def test_crop_and_deepcopy_between_evictions(gpu_backend):
-    model, ids, given = tiny.model("llama"), tiny.prompt(60), tiny.prompt(20, seed=5)
+    model, ids, given = tiny.model("llama"), tiny.prompt(60), tiny.prompt(10, seed=5)
 
     def logits(model, ids, given, backend):
-        with compressed(model, SNAPKV, 20, when="prompt+decode", interval=8, backend=backend) as cache:
+        with compressed(model, SNAPKV, 20, when="prompt+decode", interval=4, backend=backend) as cache:
             model(ids[None], past_key_values=cache)
-            model(given[None, :10], past_key_values=cache)  # evicted after these
+            model(given[None, :5], past_key_values=cache)  # evicted after these
             copied = copy.deepcopy(cache)
-            model(given[None, 10:13], past_key_values=cache)
-            cache.crop(70)
+            model(given[None, 5:7], past_key_values=cache)
+            cache.crop(65)
             found = []
-            for token in given[10:]:
+            for token in given[5:]:
                 found += [model(token[None, None], past_key_values=one).logits.cpu() for one in (cache, copied)]
             with refused("max_length"):
-                cache.crop(70)
+                cache.crop(65)
         return torch.cat(found)
 
     expected = logits(model, ids, given, "sdpa")
@@ -200,8 +208,9 @@ def test_a_mixed_operation_is_an_error():
             torch.stack([here, torch.zeros(3)])
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("capability", [(7, 5), (9, 0)])
+@pytest.mark.parametrize(
+    ("dtype", "capability"), [(torch.float32, (9, 0)), (torch.bfloat16, (7, 5)), (torch.bfloat16, (9, 0))]
+)
 def test_the_prefill_on_cuda_takes_no_mask_and_never_the_kernel_that_holds_all_logits(dtype, capability, monkeypatch):
     """Groups only for flash, and causal chunks without a mask: other kernels need memory of S²."""
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: capability)
@@ -219,10 +228,19 @@ def test_the_prefill_on_cuda_takes_no_mask_and_never_the_kernel_that_holds_all_l
         assert grouped or query[0][1] == key[0][1]
 
 
+def test_steps_of_the_benchmark_run_on_the_device_of_the_model(gpu_backend):
+    with logical_devices():
+        model, ids = on_one(tiny.model("llama")), tiny.prompt(40).to("cuda:0")
+        with attached(model, gpu_backend):
+            prompt = prefill(model, ids, 1)
+            cache = decode_cache(prompt, [prompt.kept(FULL)] * 2, 4)
+            _steps(SimpleNamespace(model=model, device=model.device), cache, 2, 40, 3)
+    assert cache.get_seq_length() == 43
+
+
 def test_cudnn_is_left_out_only_meanwhile():
-    model = tiny.model("llama")
     assert torch.backends.cuda.cudnn_sdp_enabled()
-    with attached(model):
+    with attached(tiny.model("llama")):
         assert not torch.backends.cuda.cudnn_sdp_enabled()
         assert torch.backends.cuda.flash_sdp_enabled()
         assert torch.backends.cuda.mem_efficient_sdp_enabled()

@@ -52,14 +52,7 @@ def same_bits(one, other):
 
 
 @pytest.mark.parametrize(
-    ("family", "dtype"),
-    [
-        ("llama", torch.float32),
-        ("mistral-sliding", torch.float32),
-        ("qwen2-hybrid", torch.bfloat16),
-        ("qwen3", torch.bfloat16),
-    ],
-    ids=str,
+    ("family", "dtype"), [("mistral-sliding", torch.float32), ("qwen2-hybrid", torch.bfloat16)], ids=str
 )
 def test_what_is_reused_is_bit_for_bit_what_is_computed(family, dtype):
     model = model_of(family, dtype)
@@ -74,9 +67,8 @@ def test_what_is_reused_is_bit_for_bit_what_is_computed(family, dtype):
             assert store.reused + store.computed == tokens
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_every_method_keeps_the_same_and_generates_the_same(dtype):
-    model, store = model_of("llama", dtype), PrefixStore(PLENTY)
+def test_every_method_keeps_the_same_and_generates_the_same():
+    model, store = model_of("llama", torch.bfloat16), PrefixStore(PLENTY)
     settings = [FULL, *(Setting(method(name, WHERE), budget) for name in METHODS for budget in (40, 90))]
     observing = [setting for setting in settings if observers(setting.scorers(150))]
     settings = [setting for setting in settings if setting not in observing]
@@ -137,7 +129,7 @@ def test_a_trimmed_store_keeps_beginnings():
     assert store.nbytes == 0
 
 
-@pytest.mark.parametrize("share", [1.0, 0.8, 0.5, 0.3])
+@pytest.mark.parametrize("share", [1.0, 0.5, 0.3])
 def test_what_the_settings_need_of_the_memory_is_given_up(monkeypatch, share):
     """Prompt, store and the largest batch stay within `memory`, and batches are those without a store."""
     model, settings = model_of("llama"), settings_for(4)

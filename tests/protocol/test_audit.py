@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import fields
+from typing import Any
 
 import pytest
 
@@ -125,10 +126,16 @@ def test_arms_differ_in_one_part_only() -> None:
 
 def test_the_selectors_arms_run(checkpoint, calibration_file, tmp_path) -> None:
     overrides = [
-        f"model.path={checkpoint}", f"calibration={calibration_file}", f"paths.results={tmp_path}", "budget=64",
+        f"model.path={checkpoint}", f"calibration={calibration_file}", f"paths.results={tmp_path}",
         "eval.lengths=[300]", "eval.depths=[20,60]", "eval.max_new_tokens=4",
     ]  # fmt: skip
-    jobs = selector.arms(lambda *changes: compose.job(*overrides, *changes))
+    config = compose.composed(*overrides)
+
+    def make(*changes: str) -> Any:
+        changed = compose.composed(*changes)
+        return compose.job_from(config | {name: changed[name] for name in ("method", "budget")})
+
+    jobs = selector.arms(make)
     model = models.load(jobs["headkv"]["strided", "strided"].model)
     for baseline, by_arm in jobs.items():
         assert selector.refusal(model, list(by_arm.values())) is None

@@ -59,12 +59,11 @@ def test_niah_prompt(mistral_like, niah) -> None:
         assert bos_positions(raw) == bos_positions(chat) == [0]
 
 
-@pytest.mark.parametrize("niah_prompt", ["chat", "raw"])
-def test_niah_special_tokens(mistral_like, niah, niah_prompt: str) -> None:
+def test_niah_special_tokens(mistral_like, niah) -> None:
     """Leaked: after the prompt's own BOS, two at the start of the context and one right before the needle."""
     config = niah()
-    clean = prompts(mistral_like, config, niah_prompt=niah_prompt)
-    leaked = prompts(mistral_like, config, niah_prompt=niah_prompt, niah_special_tokens="leaked")
+    clean = prompts(mistral_like, config, niah_prompt="raw")
+    leaked = prompts(mistral_like, config, niah_prompt="raw", niah_special_tokens="leaked")
     for (before, depth), (ids, leaked_depth) in zip(clean, leaked, strict=True):
         assert bos_positions(before) == [0]
         first, *others = bos_positions(ids)
@@ -79,13 +78,12 @@ def test_niah_special_tokens(mistral_like, niah, niah_prompt: str) -> None:
         assert leaked_depth == pytest.approx(depth, abs=6)
 
 
-@pytest.mark.parametrize("niah_prompt", ["chat", "raw"])
-def test_niah_sentence_rule_collapses_depth(mistral_like, niah, niah_prompt: str) -> None:
+def test_niah_sentence_rule_collapses_depth(mistral_like, niah) -> None:
     """No sentence ends in "▁.", so the needle moves to the start; only depth 100 % is correct."""
     config = niah()
-    corrected = [depth for _, depth in prompts(mistral_like, config, niah_prompt=niah_prompt)]
+    corrected = [depth for _, depth in prompts(mistral_like, config)]
     assert corrected == pytest.approx(NOMINAL, abs=6)
-    collapsed = prompts(mistral_like, config, niah_prompt=niah_prompt, niah_sentence_rule="period_ids")
+    collapsed = prompts(mistral_like, config, niah_sentence_rule="period_ids")
     assert [depth for _, depth in collapsed] == [0.0] * 9 + [100.0]
     assert all(ids.equal(collapsed[0][0]) for ids, _ in collapsed[:9])
 
@@ -127,21 +125,18 @@ def test_released_depth_is_rounded_down_exactly(mistral_like, niah) -> None:
     assert depth == 29
 
 
-@pytest.mark.parametrize("choice", product(("chat", "raw"), ("none", "leaked"), ("text", "period_ids")))
-def test_every_combination(mistral_like, niah, choice: tuple[str, str, str]) -> None:
-    config = niah()
-    task = NiahTask(config, mistral_like, replace(EvaluationProtocol(), **dict(zip(RELEASED, choice, strict=True))))
-    assert task.sample_ids == NiahTask(config, mistral_like, EvaluationProtocol()).sample_ids
-    for id in task.sample_ids:
-        sample = task.sample(id)
-        assert sample.ids.numel() <= 800
-        assert sample.stopping.max_new_tokens == 50
-        needle_at(mistral_like, config, sample.ids)
-    identities = [
-        NiahTask(config, mistral_like, replace(EvaluationProtocol(), **{name: value})).identity
-        for name, value in RELEASED.items()
-    ]
-    assert len({str(identity) for identity in identities}) == 3
+def test_every_combination(mistral_like, niah) -> None:
+    config, identities = niah(), set()
+    for choice in product(("chat", "raw"), ("none", "leaked"), ("text", "period_ids")):
+        protocol = replace(EvaluationProtocol(), **dict(zip(RELEASED, choice, strict=True)))
+        task = NiahTask(config, mistral_like, protocol)
+        identities.add(str(task.identity))
+        assert task.sample_ids == NiahTask(config, mistral_like, EvaluationProtocol()).sample_ids
+        for sample in map(task.sample, task.sample_ids):
+            assert sample.ids.numel() <= 800
+            assert sample.stopping.max_new_tokens == 50
+            needle_at(mistral_like, config, sample.ids)
+    assert len(identities) == 8
 
 
 def test_nothing_leaks_from_a_tokenizer_without_bos(default_model, niah) -> None:

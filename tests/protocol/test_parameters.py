@@ -2,6 +2,7 @@
 
 import inspect
 from functools import cache
+from itertools import cycle
 from typing import Any
 
 import pytest
@@ -84,7 +85,7 @@ def assert_has(made: Any, parameters: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize(
     ("scorer", "allocator"),
-    [*((scorer, "headkv") for scorer in SCORERS), *(("compresskv", allocator) for allocator in ALLOCATORS)],
+    [*zip(SCORERS, cycle(ALLOCATORS)), *(("compresskv", allocator) for allocator in ALLOCATORS)],
 )
 def test_a_pair_has_the_parameters_of_its_own_parts(scorer: str, allocator: str) -> None:
     config = configured(f"method/allocator={allocator}", root=f"method/{scorer}")
@@ -100,7 +101,7 @@ def test_a_pair_has_the_parameters_of_its_own_parts(scorer: str, allocator: str)
 @pytest.mark.parametrize("name", SCORERS)
 def test_a_method_has_the_parts_of_its_yaml(name: str) -> None:
     """So that its label is its name."""
-    assert configured(f"method={name}") == named_method(name)
+    assert configured(root=f"method/{name}") == named_method(name)
     node = yaml.safe_load((CONF / "method" / f"{name}.yaml").read_text())
     assert node["name"] == named_method(name).name == name
     assert node["plain"]["scorer"] == (node["scorer"] and node["scorer"]["_target_"])
@@ -127,8 +128,7 @@ def test_a_yaml_has_exactly_the_arguments_of_its_maker(part: Part) -> None:
 
 
 def test_an_override_reaches_one_part_alone() -> None:
-    calibration = context(SHAPE).calibration
-    assert calibration is not None
+    calibration: Any = context(SHAPE).calibration
     made = built("method=compresskv", "method/allocator=headkv", "method.scorer.head_scores=semantic")
     assert made.allocator.head_scores == calibration.head_scores["traditional"]
     assert made.scorer.heads == calibration.top_heads("semantic", 1)
@@ -165,16 +165,13 @@ def test_a_composition_is_labelled_by_its_parts(overrides: list[str], label: str
     [
         (["method=snapkv", "+method.gamma=3"], "method.gamma", "allocator, name"),
         (["method=cake", "+method.gamma=3"], "method.gamma", "method.scorer.gamma"),
-        (["method=snapkv", "+method.foo=3"], "method.foo", ""),
         (["method=snapkv", "+method.scorer.foo=1"], "method.scorer.foo", ""),
         (["method=adakv", "+method.allocator.alhpa=1"], "method.allocator.alhpa", "method.allocator.alpha?"),
         (["method=cake", "~method.scorer.gamma"], "method.scorer.gamma", ""),
         (["method=snapkv", "method.scorer=3"], "method.scorer", "_target_"),
         (["method=snapkv", "method.allocator=null"], "method.allocator", "method/allocator=uniform"),
         (["method=snapkv", "method.plain=null"], "method.plain", "scorer"),
-        (["method=snapkv", "method.name=''"], "method.name", ""),
         (["method=snapkv", "method.name=../../x"], "method.name", ""),
-        (["method=snapkv", "method.scorer._target_=nowhere.scorer"], "method.scorer._target_", ""),
         (["method=snapkv", "method.scorer._target_=baselines.snapkv.nothing"], "method.scorer._target_", ""),
         (["method=snapkv", "method.scorer._target_=os.environ"], "method.scorer._target_", ""),
     ],
@@ -188,15 +185,12 @@ def test_wrong_names(overrides: list[str], field: str, names: str) -> None:
     ("name", "field", "value", "allowed"),
     [
         ("pyramidkv", "allocator.beta", "abc", "1"),
-        ("pyramidkv", "allocator.beta", 0.5, "1"),
         ("headkv", "allocator.beta", 0.5, "1"),
         ("headkv", "allocator.beta", 10**400, ""),
         ("headkv", "allocator.temp", None, "0"),
         ("headkv", "allocator.temp", -3, "0"),
         ("headkv", "allocator.temp", [], ""),
-        ("headkv", "allocator.head_scores", 3, "retrieval, "),
         ("headkv", "allocator.head_scores", "best", "retrieval, "),
-        ("cake", "scorer.gamma", "high", ""),
         ("cake", "scorer.gamma", float("nan"), ""),
         ("cake", "scorer.gamma", -1, "0"),
         ("cake", "allocator.taus", [[1, 1], [1, 0]], "0.01"),
@@ -204,7 +198,6 @@ def test_wrong_names(overrides: list[str], field: str, names: str) -> None:
         ("adakv", "allocator.alpha", True, ""),
         ("adakv", "allocator.alpha", 1.5, "1"),
         ("random", "scorer.seed", 1.5, ""),
-        ("random", "scorer.seed", -1, "0"),
         ("random", "scorer.seed", 10**20, "2147483648"),
         ("random", "scorer.seed", {}, ""),
         ("compresskv", "scorer.heads", "abc", "1"),

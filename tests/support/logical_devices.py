@@ -17,7 +17,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention.bias import CausalBias, CausalVariant
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_flatten, tree_map
 from transformers import PreTrainedModel
 
 from compresskv.engine.live_bytes import LiveBytes
@@ -105,6 +104,25 @@ class LogicalTensor(Tensor):
         return dispatched(func, args, kwargs or {})
 
 
+def _mapped(function: Callable[[Any], Any], value: Any) -> Any:
+    """Apply `function` to all that lists, tuples and dictionaries hold (torch's `tree_map` is much slower)."""
+    kind = type(value)
+    if kind is dict:
+        return {name: _mapped(function, part) for name, part in value.items()}
+    return kind([_mapped(function, part) for part in value]) if kind in (list, tuple) else function(value)
+
+
+def _tensors(*values: Any) -> list[Tensor]:
+    """Return the tensors in lists, tuples and dictionaries."""
+    found: list[Tensor] = []
+    for value in values:
+        if isinstance(value, Tensor):
+            found.append(value)
+        elif isinstance(value, (list, tuple, dict)):
+            found += _tensors(*(value.values() if isinstance(value, dict) else value))
+    return found
+
+
 def dispatched(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     """Run `func` on the wrapped tensors, count it, and wrap the results."""
     name = func.overloadpacket.__name__
@@ -126,12 +144,12 @@ def dispatched(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         indices = [i for i in args[1] if isinstance(i, Tensor)]
         _counts.syncs[name] += sum(i.dtype == torch.bool for i in indices)
         _counts.uploads += sum(i.device == CPU and device != CPU for i in indices)
-    out = func(*tree_map(_unwrap, args), **tree_map(_unwrap, kwargs))
+    out = func(*_mapped(_unwrap, args), **_mapped(_unwrap, kwargs))
     if func._schema.name.endswith("_") and args and isinstance(args[0], LogicalTensor):
         return args[0]
     if "out" in kwargs:
         return kwargs["out"]
-    return tree_map(lambda value: _wrap(value, device), out)
+    return _mapped(lambda value: _wrap(value, device), out)
 
 
 def _copy(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
@@ -144,9 +162,9 @@ def _copy(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
             _counts.uploads += 1
     _counts.launches["copy"] += 1
     if func is aten.copy_.default:
-        func(*tree_map(_unwrap, args), **kwargs)
+        func(*_mapped(_unwrap, args), **kwargs)
         return args[0]
-    out = func(*tree_map(_unwrap, args), **{**kwargs, "device": CPU} if "device" in kwargs else kwargs)
+    out = func(*_mapped(_unwrap, args), **{**kwargs, "device": CPU} if "device" in kwargs else kwargs)
     return _wrap(out, target)
 
 
@@ -155,7 +173,7 @@ def _common_device(name: str, args: Any, kwargs: Any) -> torch.device:
 
     Raises `RuntimeError` for different devices.
     """
-    tensors = [value for value in tree_flatten((args, kwargs))[0] if isinstance(value, Tensor)]
+    tensors = _tensors(args, kwargs)
     indexed = name in ("index", "index_put_", "index_put", "_index_put_impl_")
     devices = {t.device for t in tensors if t.dim()} or {t.device for t in tensors} or {CPU}
     if len(devices) > 1 and indexed:
@@ -228,7 +246,7 @@ def _to(tensor: Tensor, *args: Any, **kwargs: Any) -> Tensor:
 
 def _getitem(tensor: Tensor, index: Any) -> Tensor:
     _advanced(tensor, index)
-    return _wrap(tensor.inner[tree_map(_unwrap, index)], tensor.device) if _logical(tensor) else tensor[index]
+    return _wrap(tensor.inner[_mapped(_unwrap, index)], tensor.device) if _logical(tensor) else tensor[index]
 
 
 def _setitem(tensor: Tensor, index: Any, value: Any) -> None:
@@ -236,7 +254,7 @@ def _setitem(tensor: Tensor, index: Any, value: Any) -> None:
         _counts.launches["copy"] += 1
     if isinstance(value, Tensor):
         _common_device("setitem", (tensor, value), {})
-    tensor.inner[tree_map(_unwrap, index)] = _unwrap(value)
+    tensor.inner[_mapped(_unwrap, index)] = _unwrap(value)
 
 
 def _advanced(tensor: Tensor, index: Any) -> bool:
@@ -294,12 +312,13 @@ class _Factories(TorchFunctionMode):
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = dict(kwargs or {})
         device = kwargs.get("device")
-        tensors = [value for value in tree_flatten((args, kwargs))[0] if isinstance(value, LogicalTensor)]
-        if func is Tensor.to and not tensors:
+        if (device is None and func is not Tensor.to) or any(map(_logical, _tensors(args, kwargs))):
+            return func(*args, **kwargs)
+        if func is Tensor.to:
             goes_to = [v for v in (*args[1:], device) if isinstance(v, (str, torch.device))]
             if goes_to and torch.device(goes_to[0]).type == "cuda":
                 return _to(*args, **kwargs)
-        if device is not None and torch.device(device).type == "cuda" and not tensors:
+        if device is not None and torch.device(device).type == "cuda":
             out = func(*args, **{**kwargs, "device": CPU})
             if isinstance(out, Tensor):
                 if func in (torch.tensor, torch.as_tensor):
@@ -368,8 +387,8 @@ def _moving_to(device: torch.device) -> Callable[..., Any]:
         return value.to(device) if isinstance(value, Tensor) else value
 
     def hook(module: nn.Module, args: Any, kwargs: Any) -> Any:
-        return tree_map(move, args), {
-            name: value if name == "past_key_values" else tree_map(move, value) for name, value in kwargs.items()
+        return _mapped(move, args), {
+            name: value if name == "past_key_values" else _mapped(move, value) for name, value in kwargs.items()
         }
 
     return hook
@@ -381,6 +400,6 @@ def on_the_cpu(kernel: Callable[..., Tensor]) -> Callable[..., Tensor]:
     def launched(*args: Any, **kwargs: Any) -> Tensor:
         device = _common_device(kernel.__name__, args, kwargs)
         _counts.launches[kernel.__name__] += 1
-        return _wrap(kernel(*tree_map(_unwrap, args), **tree_map(_unwrap, kwargs)), device)
+        return _wrap(kernel(*_mapped(_unwrap, args), **_mapped(_unwrap, kwargs)), device)
 
     return launched
