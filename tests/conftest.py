@@ -67,6 +67,12 @@ def checkpoint(tmp_path_factory, default_model):
     return folder
 
 
+@pytest.fixture
+def tiny(checkpoint, tmp_path) -> list[str]:
+    """Overrides of a run of the tiny model, with its results in the folder `out`."""
+    return [f"model.path={checkpoint}", "model.dtype=float32", "model.device=cpu", f"paths.results={tmp_path / 'out'}"]
+
+
 @pytest.fixture(scope="session")
 def shared() -> Path:
     """The folder of shared data: $COMPRESSKV_SHARED, or ../shared by default."""
