@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from tests.support.command import ROOT, arguments, content, folders, kill_and_resume, run, run_process
+from tests.support.command import ROOT, arguments, content, folders, kill_and_resume, run, run_process, sent_to_child
 from tests.support.equality import assert_sharing_changes_nothing
 from tests.support.jobs import composed
 from tests.support.refusals import assert_refused
@@ -94,16 +94,13 @@ def test_a_mistake_is_answered_in_a_sentence(tiny, overrides, field):
     assert_refused(run(*flags, "method=full", *GRID, *tiny, *overrides[len(flags) :]), field)
 
 
-def test_a_signal_ends_a_run_in_a_sentence(tiny, tmp_path):
-    command = arguments("method=snapkv", "budget=64", "eval.lengths=[2000,3000]", "eval.depths=60", *tiny)
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    while process.poll() is None and not any((tmp_path / "out").rglob("samples.jsonl")):
-        time.sleep(0.01)
-    process.send_signal(signal.SIGTERM)
-    _, error = process.communicate(timeout=60)
-    assert process.returncode == 128 + signal.SIGTERM
-    assert "Traceback" not in error
-    assert error.startswith("interrupted:")
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_a_run_in_a_sentence(tiny, tmp_path, sent):
+    command = ["method=snapkv", "budget=64", "eval.lengths=[2000,3000]", "eval.depths=60", *tiny]
+    code, said = sent_to_child(sent, command, tmp_path, after=1)
+    assert code == 128 + sent
+    assert "Traceback" not in said
+    assert said.splitlines()[-1].startswith("interrupted:")
 
 
 OUTPUTS = """

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from contextlib import nullcontext, redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
@@ -124,24 +125,38 @@ def assert_alike(found, resumed):
     assert kls[0] == pytest.approx(kls[1], abs=2e-4)
 
 
+def samples(results: Path) -> int:
+    """Return the number of samples in all folders of results."""
+    return sum(path.read_text().count("\n") for path in results.rglob("samples.jsonl"))
+
+
+def sent_to_child(sent: signal.Signals, command: Sequence[str], tmp_path: Path, after: int) -> tuple[int, str]:
+    """Run a command in a child process, which has imported torch, and send it a signal after some samples.
+
+    Returns the exit code, which is negative after a deadly signal, and what the command said on stderr.
+    """
+    if not (child := os.fork()):
+        code = 1
+        try:
+            done = run(*command)
+            code = done.returncode
+            (tmp_path / "said").write_text(done.stderr)
+        finally:
+            os._exit(code)
+    until = time.monotonic() + 120
+    while samples(tmp_path) < after and time.monotonic() < until:
+        time.sleep(0.002)
+    os.kill(child, sent)
+    _, status = os.waitpid(child, 0)
+    said = tmp_path / "said"
+    return os.waitstatus_to_exitcode(status), said.read_text() if said.exists() else ""
+
+
 def kill_and_resume(command, tmp_path, seed):
     """Start a command, kill -9 it at a random point, and run it again; returns the content that the two runs left."""
-
-    def samples():
-        return sum(path.read_text().count("\n") for path in (tmp_path / "out").rglob("samples.jsonl"))
-
-    if not (child := os.fork()):  # a process that has imported torch already
-        try:
-            run(*command)
-        finally:
-            os._exit(0)
-    wanted, until = random.Random(seed).randint(1, 20), time.monotonic() + 120
-    while samples() < wanted and time.monotonic() < until:
-        time.sleep(0.002)
-    os.kill(child, signal.SIGKILL)
-    os.waitpid(child, 0)
-    before = samples()
+    assert sent_to_child(signal.SIGKILL, command, tmp_path, random.Random(seed).randint(1, 20)) == (-signal.SIGKILL, "")
+    before = samples(tmp_path)
     done = run(*command)
     assert done.returncode == 0, done.stderr
-    assert 0 < before < samples()
+    assert 0 < before < samples(tmp_path)
     return content(tmp_path)
