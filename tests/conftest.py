@@ -12,14 +12,20 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import pytest
 import torch
+import yaml
 
+from compresskv import models
 from compresskv.models import LoadedModel, ModelConfig, load
 from compresskv.observation import ObservationConfig
 from evals import compose
+from evals.report import terminal
 from tests.methods.construction import calibration
 from tests.support.command import ROOT
 
 torch.set_num_threads(1)
+
+# Hydra composes hundreds of configurations here; libyaml reads their files several times as fast.
+yaml.SafeLoader = yaml.CSafeLoader  # type: ignore[misc,assignment]
 
 # Processes that a shell runs in the background ignore SIGINT, and their child processes inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -65,6 +71,26 @@ def checkpoint(tmp_path_factory, default_model):
     LlamaForCausalLM(config).save_pretrained(folder)
     default_model.tokenizer.save_pretrained(folder)
     return folder
+
+
+@pytest.fixture
+def tiny(checkpoint, tmp_path) -> list[str]:
+    """Overrides of a run of the tiny model, with its results in the folder `out`."""
+    return [f"model.path={checkpoint}", "model.dtype=float32", "model.device=cpu", f"paths.results={tmp_path / 'out'}"]
+
+
+@pytest.fixture(scope="session")
+def tiny_model(checkpoint) -> LoadedModel:
+    """The tiny Llama, loaded once."""
+    return load(ModelConfig("tiny-llama", path=str(checkpoint), dtype="float32", device="cpu"))
+
+
+@pytest.fixture
+def on_tiny_model(tiny_model, monkeypatch) -> LoadedModel:
+    """Let runs of this process take the loaded tiny Llama for whatever model they name, and draw no figures."""
+    monkeypatch.setattr(models, "load", lambda config: tiny_model)
+    monkeypatch.setattr(terminal, "_drawn", lambda *of: [])
+    return tiny_model
 
 
 @pytest.fixture(scope="session")

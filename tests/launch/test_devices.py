@@ -3,7 +3,6 @@
 import os
 import re
 import signal
-import subprocess
 import sys
 import threading
 import time
@@ -21,7 +20,7 @@ from evals.launch import worker
 from evals.launch.devices import DevicePool, Devices, named, runner, visible
 from evals.launch.groups import Group, sweep_jobs
 from evals.running import loading
-from tests.support.command import ROOT, arguments, content, run
+from tests.support.command import content, run, samples
 from tests.support.jobs import composed, job
 from tests.support.refusals import assert_refused, refused
 
@@ -49,7 +48,7 @@ def interrupt_when(condition, *signals):
     """Send this process `signals` in the background, once `condition` holds."""
 
     def interrupt():
-        until = time.monotonic() + 30
+        until = time.monotonic() + 120
         while not condition() and time.monotonic() < until:
             time.sleep(0.01)
         for sent in signals:
@@ -59,57 +58,39 @@ def interrupt_when(condition, *signals):
     threading.Thread(target=interrupt).start()
 
 
-def samples(tmp_path):
-    return sum(path.read_text().count("\n") for path in tmp_path.rglob("samples.jsonl"))
+def test_an_interrupted_sweep_resumes_beside_a_process_that_is_killed(tiny, tmp_path):
+    """What the processes of two devices leave, print and log, in two runs, the first of which is interrupted."""
+    before = psutil.Process().children()
+    interrupt_when(lambda: samples(tmp_path) >= 1, signal.SIGINT)
+    interrupted = run("-m", *tiny("slow"), *SABOTAGE, TWO, env=ENV)
+    console._Signals.received = False
+    assert psutil.Process().children() == before
+    assert interrupted.returncode == 128 + signal.SIGINT
+    assert "Traceback" not in interrupted.stderr
+    assert interrupted.stderr.splitlines()[-1].startswith("interrupted:")
+    done = samples(tmp_path)
+    assert 1 <= done < 4
 
-
-def test_two_devices_give_what_one_process_gives(tiny, tmp_path):
-    models, *others = tiny("one", "two")
-    sweep = ["-m", models.replace("=", "=/nowhere,"), *others, "method=full,snapkv"]
-    alone = run(*sweep, env=ENV)
-    expected = content(tmp_path)
-    (tmp_path / "out").rename(tmp_path / "alone")
-    spread = run(*sweep, TWO, env=ENV)
-    assert content(tmp_path) == expected
-    assert spread.stdout == alone.stdout
-    assert spread.returncode == alone.returncode == 1
-    assert spread.stderr.splitlines()[-1] == alone.stderr.splitlines()[-1]
-    assert "2 of 6" in spread.stderr.splitlines()[-1]
-    assert "model.path=/nowhere" in spread.stderr.splitlines()[-1]
-    assert re.search(r"^\[[01] one niah\] one needle: 4/4 prompts, .* left$", spread.stderr, re.MULTILINE)
-    assert len(re.findall(r"^\[[01] \w+ niah\] (?:done|exit code 1)$", spread.stderr, re.MULTILINE)) == 3
-    for log in (tmp_path / "out" / "devices").glob("*/*.log"):
-        assert re.match(r"\[[01] \w+ niah\] 2 settings\n", log.read_text())
-        assert "95 % interval" in log.read_text() or "/nowhere" in log.read_text()
-
-
-def test_an_interrupted_sweep_leaves_no_process_and_resumes_beside_one_that_is_killed(tiny, tmp_path):
-    command = ["-m", *tiny("killed", "slow"), *SABOTAGE, TWO]
-    driver = subprocess.Popen(
-        arguments(*command), cwd=ROOT, env={**os.environ, **ENV}, stderr=subprocess.PIPE, text=True
-    )
-    while driver.poll() is None and samples(tmp_path) < 1:
-        time.sleep(0.05)
-    children = psutil.Process(driver.pid).children(recursive=True)
-    driver.send_signal(signal.SIGINT)
-    _, error = driver.communicate(timeout=60)
-    assert children
-    assert not any(child.is_running() for child in children)
-    assert driver.returncode == 128 + signal.SIGINT
-    assert "Traceback" not in error
-    assert error.splitlines()[-1].startswith("interrupted:")
-    before = samples(tmp_path)
-    assert 1 <= before < 4
-    again = run(*command, env=ENV)
-    assert f"4 samples, {before} of them from before" in again.stdout
-    assert samples(tmp_path) == 4
+    again = run("-m", *tiny("killed", "slow"), *SABOTAGE, TWO, env=ENV)
+    assert f"4 samples, {done} of them from before" in again.stdout
     assert again.returncode == 1
     assert "Traceback" not in again.stderr
     assert "1 of 2" in again.stderr.splitlines()[-1]
     assert re.search(r"the process on device [01] ended without a result \(killed by SIGKILL\)", again.stdout)
+    assert re.search(r"^\[[01] slow niah\] slow needle: (\d)/\1 prompts, .* left$", again.stderr, re.MULTILINE)
+    assert len(re.findall(r"^\[[01] slow niah\] done$", again.stderr, re.MULTILINE)) == 1
     said = re.split("killed niah: the process on device [01]", again.stderr)[1]
     assert f"log: {tmp_path}/out/devices/" in said
     assert "killed niah] 1 settings" in said
+    logs = [log.read_text() for log in (tmp_path / "out" / "devices").glob("*/*.log")]
+    assert all(re.match(r"\[[01] \w+ niah\] 1 settings\n", log) for log in logs)
+    assert any("95 % interval" in log for log in logs)
+
+    spread = content(tmp_path)
+    (tmp_path / "out").rename(tmp_path / "spread")
+    alone = run(*tiny("slow"), *SABOTAGE, env=ENV)
+    assert content(tmp_path) == spread
+    assert alone.stdout.strip() in again.stdout
 
 
 def test_a_mistake_is_a_sentence(tiny):

@@ -1,6 +1,5 @@
 """`eval=longgen`: requests and their scores, prompts, what identifies them, a run, and KL over the position."""
 
-import json
 import shutil
 from dataclasses import replace
 
@@ -8,12 +7,14 @@ import numpy as np
 import pytest
 
 from compresskv.protocol import EvaluationProtocol
+from evals.compose import sweep
 from evals.longgen.config import MOST, Longgen
 from evals.longgen.evaluation import LonggenTask
 from evals.longgen.figure import LEAST, SPAN, curve_of, over_position
 from evals.longgen.prompts import Request, last_number, repeated, requests
 from evals.longgen.tables import KINDS, tables
-from tests.support.command import assert_alike, content, folders, kill_and_resume, run
+from evals.report import selection
+from tests.support.command import assert_alike, content, kill_and_resume, run
 from tests.support.jobs import job
 from tests.support.refusals import refused
 from tests.support.trees import line, setting
@@ -118,36 +119,22 @@ def test_smoke_is_small_and_keeps_the_budget_that_is_given():
     assert small.max_new_tokens < usual.max_new_tokens
 
 
-def test_a_run_while_decoding(checkpoint, tmp_path):
-    tiny = [f"model.path={checkpoint}", "model.dtype=float32", "model.device=cpu", f"paths.results={tmp_path / 'out'}"]
-    small = ["+size=smoke", "eval.context=300", "eval.max_new_tokens=20", "budget=64", "eviction.interval=8"]
-    what = ["eval=longgen", "method=full,snapkv,rkv", "eviction.when=prompt+decode", "fidelity=true"]
-    done = run("-m", *what, *small, *tiny)
-    assert done.returncode == 0, done.stderr
-    for folder in folders(tmp_path):
-        lines = [json.loads(text) for text in (folder / "samples.jsonl").read_text().splitlines()]
-        assert [each["kind"] for each in lines] == list(KINDS)
-        for each in lines:
+def test_a_run_that_evicts_while_decoding_continues_with_the_same_lines_after_a_kill(tiny, tmp_path):
+    """Of one prompt, some settings are read again after the kill and others are not."""
+    small = ["+size=smoke", "eval.context=300", "eval.max_new_tokens=12", "budget=64", "eviction.interval=8"]
+    what = ["eval=longgen", "method=full,snapkv,rkv", "eviction.when=prompt+decode", "fidelity.tokens=14"]
+    resumed = kill_and_resume(["-m", *what, *small, *tiny], tmp_path, seed=4)
+    assert sorted(name.split("/")[-1].split("-")[0] for name in resumed) == ["64", "64", "none"]
+    for name, (lines, *_) in resumed.items():
+        assert [each["kind"] for each in lines.values()] == list(KINDS)
+        for each in lines.values():
+            assert len(each["kl_per_token"]) == 13
             assert 0 <= each["repeated_8grams"] <= 100
-            assert ("peak_kept" in each) == folder.name.startswith("64-")
+            assert ("peak_kept" in each) == ("/64-" in name)
             assert each.get("peak_kept", 0) <= 64 + 8
-    assert sorted(folder.name.split("-")[0] for folder in folders(tmp_path)) == ["64", "64", "none"]
-    (figure,) = (tmp_path / "out" / "figures").glob("*.png")
-    assert figure.stat().st_size > 1000
-
-
-def test_a_run_that_was_killed_continues_with_the_same_lines(checkpoint, tmp_path):
-    tiny = [f"model.path={checkpoint}", "model.dtype=float32", "model.device=cpu", f"paths.results={tmp_path / 'out'}"]
-    small = ["+size=smoke", "eval.context=300", "eval.max_new_tokens=12", "budget=64", "eviction.interval=4"]
-    what = ["eval=longgen", "method=full,snapkv,h2o", "eviction.when=prompt+decode", "fidelity.tokens=14"]
-    swept = ["-m", *what, "eviction.protect=none,prompt", *small, *tiny]
-    resumed = kill_and_resume(swept, tmp_path, seed=4)
-    assert {len(line["kl_per_token"]) for lines, *_ in resumed.values() for line in lines.values()} == {13}
     shutil.rmtree(tmp_path / "out")
-    assert run(*swept).returncode == 0
-    found = content(tmp_path)
-    assert len(found) == 5
-    assert_alike(found, resumed)
+    assert run("-m", *what, *small, *tiny).returncode == 0
+    assert_alike(content(tmp_path), resumed)
 
 
 def record_of(tmp_path, kls, interval):
@@ -187,15 +174,15 @@ def test_without_fidelity_there_is_no_curve(tmp_path):
     assert over_position(tables([record])[0]) is None
 
 
-def test_the_experiment_ends_with_its_artefacts(checkpoint, tmp_path):
-    tiny = [f"model.path={checkpoint}", "model.dtype=float32", "model.device=cpu", f"paths.results={tmp_path}"]
-    small = ["method=full,random,rkv", "budget=64", "eval.prompts=1", "eval.context=300", "eval.max_new_tokens=10"]
+def test_the_experiment_ends_with_its_artefacts(tiny, tmp_path, monkeypatch):
+    methods = "method=full,rkv"
+    monkeypatch.setattr(selection, "sweep", lambda *given, **options: sweep(*given, methods, **options))
+    small = [methods, "budget=64", "eval.prompts=1", "eval.context=300", "eval.max_new_tokens=10"]
     done = run("-m", "experiment=decoding", "+size=smoke", "eviction.interval=4,8", *small, *tiny)
     assert done.returncode == 0, done.stderr
-    folder = tmp_path / "artefacts" / "decoding"
+    folder = tmp_path / "out" / "artefacts" / "decoding"
     table = (folder / "table.md").read_text()
-    for text in ("| R-KV", "| Random", "interval=8", "protect=prompt"):
+    for text in ("| R-KV", "interval=8", "protect=prompt"):
         assert text in table
-    (once,) = {found.parent for found in tmp_path.rglob("none-*/samples.jsonl")}
-    assert once.name.startswith("none-")
+    assert len({found.parent for found in tmp_path.rglob("none-*/samples.jsonl")}) == 1
     assert (folder / "figure-tiny-llama.png").stat().st_size > 1000

@@ -1,6 +1,7 @@
 """`experiment=kvpress_board`: the rows of kvpress's leaderboard beside our methods, from one prefill a prompt."""
 
-from evals.compose import axes
+from evals.compose import axes, sweep
+from evals.report import selection
 from evals.results.record import records
 from tests.support.command import run
 from tests.support.kvpress_here import kvpress_or_skip
@@ -27,22 +28,14 @@ def test_it_has_every_row_of_the_leaderboard_that_is_served():
     assert dropped == [0.25, 0.5, 0.75, 0.875]
 
 
-def test_it_runs_at_smoke_size(checkpoint, tmp_path):
-    done = run(
-        "-m",
-        "experiment=kvpress_board",
-        "+size=smoke",
-        "method=full,kvpress/adakv_snapkv",
-        "eval.tasks=[niah_multikey_2]",
-        "eval.lengths=[600]",
-        f"model.path={checkpoint}",
-        "model.dtype=float32",
-        "model.device=cpu",
-        f"paths.results={tmp_path}",
-    )
+def test_it_runs_at_smoke_size(tiny, tmp_path, monkeypatch):
+    methods = "method=full,kvpress/adakv_snapkv"
+    monkeypatch.setattr(selection, "sweep", lambda *given, **options: sweep(*given, methods, **options))
+    small = ["+size=smoke", "eval.tasks=[niah_multikey_2]", "eval.lengths=[600]"]
+    done = run("-m", "experiment=kvpress_board", methods, *small, *tiny)
     assert done.returncode == 0, done.stderr
-    made = [record for record in records(tmp_path) if record.method != "full"]
+    made = [record for record in records(tmp_path / "out") if record.method != "full"]
     assert {record.config["eviction"]["when"] for record in made} == {"prompt", "context"}
     assert {record.method for record in made} == {"kvpress.adakv_snapkv"}
     assert {str(record.budget) for record in made} == {"25%"}
-    assert (tmp_path / "artefacts" / "kvpress_board" / "table.md").exists()
+    assert (tmp_path / "out" / "artefacts" / "kvpress_board" / "table.md").exists()

@@ -30,10 +30,8 @@ def data(tmp_path):
 
 
 @pytest.fixture
-def command(data, checkpoint, tmp_path):
-    settings = ["eval=jsonl", f"eval.data={data}", "eval.metric=exact_match", "eval.max_new_tokens=6"]
-    model = [f"model.path={checkpoint}", "model.dtype=float32", "model.device=cpu"]
-    return [*settings, *model, f"paths.results={tmp_path / 'out'}"]
+def command(data, tiny):
+    return ["eval=jsonl", f"eval.data={data}", "eval.metric=exact_match", "eval.max_new_tokens=6", *tiny]
 
 
 def test_a_sweep_over_when_has_a_column_and_shares_contexts(command, tmp_path):

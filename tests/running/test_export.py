@@ -9,7 +9,6 @@ from compresskv.compressed_cache import compressed
 from compresskv.detokenise import text_of
 from compresskv.installed import generate_argument
 from compresskv.kept_tokens import prompt_sha256, read
-from compresskv.models import load
 from evals.results.record import records
 from evals.running import batches
 from evals.running.export import path_of
@@ -30,10 +29,9 @@ def data(tmp_path):
 
 
 @pytest.fixture
-def command(data, checkpoint, tmp_path):
+def command(data, tiny):
     settings = ["eval=jsonl", f"eval.data={data}", "eval.metric=exact_match", "eval.max_new_tokens=6"]
-    model = [f"model.path={checkpoint}", "model.dtype=float32", "model.device=cpu"]
-    return [*settings, *model, "budget=40", f"paths.results={tmp_path / 'out'}"]
+    return [*settings, *tiny, "budget=40"]
 
 
 def files(tmp_path):
@@ -46,12 +44,12 @@ def files(tmp_path):
 
 
 @pytest.mark.parametrize("when", ["prompt", "context"])
-def test_what_is_written_gives_the_answers_of_the_lines(command, tmp_path, checkpoint, when):
+def test_what_is_written_gives_the_answers_of_the_lines(command, tmp_path, tiny_model, when):
     done = run("-m", "method=full,snapkv,pyramidkv", "export.kept=true", f"eviction.when={when}", *command)
     assert done.returncode == 0, done.stderr
     assert "kept tokens, at most 0." in done.stderr
     config = job("method=snapkv", f"eviction.when={when}", *command)
-    model = load(config.model)
+    model = tiny_model
     (task,) = config.eval.make_tasks(model, config.protocol)
     found = {record.method: record for record in records(tmp_path / "out")}
     assert not any(record.problems for record in found.values())

@@ -5,10 +5,8 @@ import json
 import pytest
 import torch
 
-from compresskv import models
 from compresskv.engine.prefill import PrefillError
 from compresskv.errors import NonFiniteError, UserError
-from evals.report import terminal
 from evals.results.compare import comparisons
 from evals.results.frames import sample_frame
 from evals.results.record import records
@@ -18,7 +16,6 @@ from tests.support.jobs import job
 from tests.support.refusals import refused
 
 GRID = ["eval.lengths=[200]", "eval.depths=[0,50,100]", "eval.max_new_tokens=2"]
-DEVICE = ["model.dtype=float32", "model.device=cpu"]
 FAILING = "L200-D50-N0"
 
 MEMORY = torch.OutOfMemoryError("CUDA out of memory")
@@ -32,17 +29,9 @@ FAILURES = {
 }
 
 
-@pytest.fixture(scope="module")
-def loaded(checkpoint):
-    return models.load(job(f"model.path={checkpoint}", *DEVICE).model)
-
-
 @pytest.fixture
-def sweep(loaded, checkpoint, tmp_path, monkeypatch):
+def sweep(on_tiny_model, tiny, tmp_path, monkeypatch):
     """Run full and snapkv; `failing(settings, ids)` gives the error of a prompt's batch, if there is one."""
-    tiny = [f"model.path={checkpoint}", *DEVICE, f"paths.results={tmp_path}"]
-    monkeypatch.setattr(models, "load", lambda config: loaded)
-    monkeypatch.setattr(terminal, "_drawn", lambda *rest: [])
     generate = batches.generate
     calls = []
 
@@ -55,7 +44,8 @@ def sweep(loaded, checkpoint, tmp_path, monkeypatch):
 
         monkeypatch.setattr(batches, "generate", injected)
         calls.clear()
-        run([job(*GRID, *tiny, *overrides, f"method={name}", "budget=64") for name in ("full", "snapkv")])
+        given = [*GRID, *tiny, f"paths.results={tmp_path}", *overrides, "budget=64"]
+        run([job(*given, f"method={name}") for name in ("full", "snapkv")])
         return len(calls)
 
     return go
@@ -195,19 +185,19 @@ plain:
 """
 
 
-@pytest.mark.parametrize("names", [["normalises", "snapkv", "knorm"], ["snapkv", "full", "knorm", "normalises"]])
-def test_a_method_that_writes_to_the_prompt_fails_alone(loaded, checkpoint, tmp_path, monkeypatch, names):
+@pytest.mark.parametrize(
+    ("names", "chunk"),
+    [(["normalises", "snapkv", "knorm"], []), (["snapkv", "full", "knorm", "normalises"], ["prefill_chunk=64"])],
+)
+def test_a_method_that_writes_to_the_prompt_fails_alone(on_tiny_model, tiny, tmp_path, monkeypatch, names, chunk):
     (tmp_path / "normalises_keys.py").write_text(WRITES)
     (tmp_path / "conf" / "method").mkdir(parents=True)
     (tmp_path / "conf" / "method" / "normalises.yaml").write_text(WRITES_YAML)
     monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.setattr(models, "load", lambda config: loaded)
-    monkeypatch.setattr(terminal, "_drawn", lambda *rest: [])
 
-    def samples(chosen, folder, *overrides):
-        tiny = [f"model.path={checkpoint}", *DEVICE, f"paths.results={tmp_path / folder}"]
-        jobs = [f"method={name}" for name in chosen]
-        run([job(*GRID, *tiny, *overrides, one, "budget=64", config_dir=tmp_path / "conf") for one in jobs])
+    def samples(chosen, folder):
+        given = [*GRID, *tiny, f"paths.results={tmp_path / folder}", *chunk, "budget=64"]
+        run([job(*given, f"method={name}", config_dir=tmp_path / "conf") for name in chosen])
 
     def lines(folder):
         kept = ("prediction", "score", "kept", "realised_budget", "prompt_sha256")
@@ -217,13 +207,11 @@ def test_a_method_that_writes_to_the_prompt_fails_alone(loaded, checkpoint, tmp_
             if record.samples
         }
 
-    for chunk in ([], ["prefill_chunk=64"]):
-        folder = f"chunks {len(chunk)}"
-        with refused(None) as caught:
-            samples(names, f"{folder} with", *chunk)
-        assert f"1 of {len(names)}" in caught.value.why
-        assert "Normalises" in caught.value.why
-        others = [name for name in names if name != "normalises"]
-        samples(others, f"{folder} without", *chunk)
-        assert lines(f"{folder} with") == lines(f"{folder} without")
-        assert set(lines(f"{folder} with")) == set(others)
+    with refused(None) as caught:
+        samples(names, "with")
+    assert f"1 of {len(names)}" in caught.value.why
+    assert "Normalises" in caught.value.why
+    others = [name for name in names if name != "normalises"]
+    samples(others, "without")
+    assert lines("with") == lines("without")
+    assert set(lines("with")) == set(others)

@@ -1,20 +1,17 @@
 """`+prefetch=true` fetches models and data, and runs nothing."""
 
-import subprocess
-import sys
-
 from compresskv.model_config import ModelConfig
 from compresskv.models import fetch, load
 from evals.compose import take_action
-from tests.support import tiny
-from tests.support.command import ROOT
+from tests.support.command import run
 from tests.support.refusals import refused
+from tests.support.tiny import save
 
 
 def hub(folder, monkeypatch, commit="a" * 40):
     """A hub's cache that holds org/tiny; nothing else can be had."""
     home = folder / "models--org--tiny"
-    tiny.save(home / "snapshots" / commit)
+    save(home / "snapshots" / commit)
     (home / "refs").mkdir()
     (home / "refs" / "main").write_text(commit)
     for name, value in {"HF_HUB_CACHE": str(folder), "HF_HUB_OFFLINE": True}.items():
@@ -33,7 +30,7 @@ def test_what_is_fetched_is_what_is_loaded(tmp_path, monkeypatch):
 
 
 def test_a_folder_needs_no_download(tmp_path):
-    tiny.save(tmp_path / "model")
+    save(tmp_path / "model")
     assert fetch(ModelConfig("tiny", path=str(tmp_path / "model"))) == tmp_path / "model"
 
 
@@ -48,10 +45,8 @@ def test_the_action_is_taken_out_of_the_configuration():
         take_action({"prefetch": "yes"})
 
 
-def test_a_sweep_is_fetched_and_not_run(checkpoint, tmp_path):
-    command = [sys.executable, "run.py", "-m", f"model.path={checkpoint}", "method=snapkv,full", "budget=64",
-               f"paths.results={tmp_path / 'results'}", "+prefetch=true"]  # fmt: skip
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=120)
+def test_a_sweep_is_fetched_and_not_run(tiny, checkpoint, tmp_path):
+    done = run("-m", "method=snapkv,full", "budget=64", "+prefetch=true", *tiny)
     assert done.returncode == 0, done.stderr
     assert str(checkpoint) in done.stdout.replace("\n", "")
-    assert not (tmp_path / "results").exists()
+    assert not (tmp_path / "out").exists()

@@ -8,8 +8,10 @@ import signal
 import subprocess
 import sys
 import time
-from contextlib import redirect_stderr, redirect_stdout
+from collections.abc import Sequence
+from contextlib import nullcontext, redirect_stderr, redirect_stdout
 from pathlib import Path
+from typing import Any
 from unittest.mock import patch
 
 import numpy as np
@@ -18,6 +20,8 @@ from hydra.core.global_hydra import GlobalHydra
 
 from compresskv.errors import UserError
 from evals import command as entry_point
+from evals.report import terminal
+from evals.running import loading
 
 ROOT = Path(__file__).resolve().parents[2]
 HANDLED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -29,20 +33,39 @@ class Done(subprocess.CompletedProcess):
     error: UserError | None = None
 
 
+class Kept:
+    """The files of the model that the last run left loaded."""
+
+    files: tuple[Any, ...] = ()
+
+    @staticmethod
+    def now() -> tuple[Any, ...]:
+        config = loading._Last.config
+        paths = sorted(Path(config.path).glob("*")) if config and config.path else []
+        return (config, *((path, os.stat(path).st_ino, os.stat(path).st_mtime_ns) for path in paths))
+
+
 def arguments(*overrides: str) -> list[str]:
     return [sys.executable, str(ROOT / "run.py"), *overrides]
 
 
-def run(*overrides: str, env: dict[str, str] | None = None) -> Done:
-    """Run `python run.py …` in this process, which has already imported torch. `run_process` starts a real process."""
+def run(*overrides: str, env: dict[str, str] | None = None, figures: bool = False) -> Done:
+    """Run `python run.py …` in this process, which has already imported torch. `run_process` starts a real process.
+
+    The last model stays loaded for the next run, unless its files have changed. Figures of results are drawn on demand.
+    """
     handlers = {number: signal.getsignal(number) for number in HANDLED}
     out, err = io.StringIO(), io.StringIO()
     environment = patch.dict(os.environ, env or {})
     command = patch.object(sys, "argv", arguments(*overrides)[1:])
+    drawn = nullcontext() if figures else patch.object(terminal, "_drawn", lambda *of: [])
+    kept = patch.object(loading._Last, "kept", True)
     GlobalHydra.instance().clear()
+    if Kept.files != Kept.now():
+        loading._Last.model = None
     error: BaseException | None = None
     try:
-        with environment, command, redirect_stdout(out), redirect_stderr(err):
+        with environment, command, drawn, kept, redirect_stdout(out), redirect_stderr(err):
             entry_point.start()
         code: object = 0
     except SystemExit as ending:
@@ -50,6 +73,7 @@ def run(*overrides: str, env: dict[str, str] | None = None) -> Done:
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)
+        Kept.files = Kept.now()
     if isinstance(code, str):  # Python prints it when the process exits
         err.write(f"{code}\n")
         code = 1
@@ -101,17 +125,38 @@ def assert_alike(found, resumed):
     assert kls[0] == pytest.approx(kls[1], abs=2e-4)
 
 
+def samples(results: Path) -> int:
+    """Return the number of samples in all folders of results."""
+    return sum(path.read_text().count("\n") for path in results.rglob("samples.jsonl"))
+
+
+def sent_to_child(sent: signal.Signals, command: Sequence[str], tmp_path: Path, after: int) -> tuple[int, str]:
+    """Run a command in a child process, which has imported torch, and send it a signal after some samples.
+
+    Returns the exit code, which is negative after a deadly signal, and what the command said on stderr.
+    """
+    if not (child := os.fork()):
+        code = 1
+        try:
+            done = run(*command)
+            code = done.returncode
+            (tmp_path / "said").write_text(done.stderr)
+        finally:
+            os._exit(code)
+    until = time.monotonic() + 120
+    while samples(tmp_path) < after and time.monotonic() < until:
+        time.sleep(0.002)
+    os.kill(child, sent)
+    _, status = os.waitpid(child, 0)
+    said = tmp_path / "said"
+    return os.waitstatus_to_exitcode(status), said.read_text() if said.exists() else ""
+
+
 def kill_and_resume(command, tmp_path, seed):
     """Start a command, kill -9 it at a random point, and run it again; returns the content that the two runs left."""
-    process = subprocess.Popen(arguments(*command), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    wanted = random.Random(seed).randint(1, 20)
-    until = time.monotonic() + 120
-    while time.monotonic() < until and process.poll() is None:
-        if sum(path.read_text().count("\n") for path in (tmp_path / "out").rglob("samples.jsonl")) >= wanted:
-            break
-        time.sleep(0.005)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    assert sent_to_child(signal.SIGKILL, command, tmp_path, random.Random(seed).randint(1, 20)) == (-signal.SIGKILL, "")
+    before = samples(tmp_path)
     done = run(*command)
     assert done.returncode == 0, done.stderr
+    assert 0 < before < samples(tmp_path)
     return content(tmp_path)
