@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from functools import cache
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -10,8 +9,8 @@ from unittest import mock
 import numpy as np
 
 from compresskv.methods import method_config
-from evals.compose import sweep
 from evals.longbench.tasks import ENGLISH
+from evals.report.selection import settings_of
 from evals.results.finish import finish
 from evals.results.lines import owner
 from evals.results.record import Record
@@ -31,11 +30,9 @@ ENVIRONMENT = {
 }
 
 
-@cache
 def nodes(experiment: str) -> dict[str, dict[str, Any]]:
     """Return the method nodes of an experiment, by the method's name in results."""
-    configs = sweep(f"experiment={experiment}", only="method")
-    return {method_config(config["method"]).name: config["method"] for config in configs}
+    return {method_config(config["method"]).name: config["method"] for config in settings_of(experiment, None)}
 
 
 def line(id: str, score: float = 50.0, budget: int | None = 64, **fields: Any) -> dict[str, Any]:
