@@ -24,7 +24,7 @@ from evals.progress import Progress
 from evals.results.finish import finish
 from evals.results.record import Record
 from evals.results.schema import Line
-from evals.results.store import SampleStore, close_all
+from evals.results.store import SampleStore
 from evals.results.verify import failed_of
 from evals.running.batches import failed_line, no_answer, refuse_another_prompt, sample_line, some
 from evals.running.forecast import forecast
@@ -133,7 +133,8 @@ class Masking:
                 records.append(finished.only(answered))
                 failures |= {id: store.failures[id] for id in task.sample_ids if id in store.failures}
         finally:
-            close_all(stores.values())
+            for store in stores.values():
+                store.close()
         for table in texts(records) if answered else ():
             show_texts(table)
         if failures:

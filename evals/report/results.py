@@ -86,9 +86,9 @@ def verify(chosen: Sequence[Record]) -> int:
     print(f"{sound} of {summaries} summaries match their samples; {faulty} of {len(chosen)} folders have a fault")
     if failed := sum(len(record.failures) for record in chosen):
         print(f"{failed} samples were tried without a result: the command that made them tries them again")
-    if unchecked := sum(record.unchecked for record in chosen):
+    if unchecked := sum(record.lines.unchecked for record in chosen):
         print(f"{unchecked} lines of older versions have no checksum: a changed text in them would not be noticed")
-    if unnamed := sum(record.unnamed for record in chosen):
+    if unnamed := sum(record.lines.unnamed for record in chosen):
         print(f"{unnamed} lines of older versions do not name their setting: one of another would not be noticed")
     return 1 if faulty else 0
 

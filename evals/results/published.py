@@ -11,7 +11,6 @@ from compresskv.folders import shipped
 
 FOLDER = shipped("results/paper")
 COLUMNS = ("item", "model", "method", "budget", "task_or_metric", "value", "unit", "source", "note")
-SECOND_HAND = "second-hand"
 
 
 @dataclass(frozen=True)
@@ -33,11 +32,6 @@ class Published:
     def column(self) -> str:
         """The task or metric, followed by its unit unless the unit is `score`."""
         return self.task_or_metric if self.unit == "score" else f"{self.task_or_metric} ({self.unit})"
-
-    @property
-    def second_hand(self) -> bool:
-        """Whether the number was quoted by others and not read in the paper itself."""
-        return self.source == SECOND_HAND
 
 
 def published(item: str, folder: Path = FOLDER) -> list[Published]:

@@ -110,16 +110,6 @@ class Record:
         failures = self.lines.failures
         return failures if self.ids is None else {id: failures[id] for id in self.ids if id in failures}
 
-    @property
-    def unchecked(self) -> int:
-        """Number of lines without a checksum, which older versions wrote."""
-        return self.lines.unchecked
-
-    @property
-    def unnamed(self) -> int:
-        """Number of lines that do not name their setting, which older versions wrote."""
-        return self.lines.unnamed
-
     @cached_property
     def file_summary(self) -> tuple[dict[str, Any] | None, str]:
         """The content of summary.json, or None and the reason why there is no valid summary."""

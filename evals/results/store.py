@@ -7,7 +7,7 @@ import contextlib
 import errno
 import os
 import resource
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -202,11 +202,6 @@ def _same(path: Path, descriptor: int) -> bool:
         return os.path.samestat(os.stat(path), os.fstat(descriptor))
     except OSError:
         return False
-
-
-def close_all(stores: Iterable[SampleStore]) -> None:
-    for store in stores:
-        store.close()
 
 
 def not_its_own(place: str, whose: str) -> UserError:

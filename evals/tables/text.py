@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from evals.tables.certify import Tried
     from evals.tables.compare import Verdict
 
+SECOND_HAND = "second-hand"
+"""Source of a published number that was quoted by others and not read in the paper itself."""
+
 NONE = "–"
 """Text for a missing value."""
 
@@ -75,7 +78,7 @@ def compared(cell: Cell) -> str:
     """Format the published number with the difference or why they cannot be compared; "" if nothing was published."""
     if cell.published is None:
         return ""
-    source = f", {cell.source}" if cell.source == "second-hand" else ""
+    source = f", {cell.source}" if cell.source == SECOND_HAND else ""
     difference = f"not comparable: {cell.apart}" if cell.difference is None else f"{cell.difference:+z.2f}"
     return f"paper {cell.published:.2f}{source}, {difference}"
 

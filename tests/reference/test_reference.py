@@ -44,7 +44,7 @@ def test_a_tree_is_committed_without_texts(tmp_path):
     (tmp_path / "small" / "demo.json").write_text("stays")
     assert export(tmp_path / "full", tmp_path / "small") == 1
     [before], [after] = records(tmp_path / "full"), records(tmp_path / "small")
-    assert (after.state, after.unchecked, after.name) == ("complete", 0, before.name)
+    assert (after.state, after.lines.unchecked, after.name) == ("complete", 0, before.name)
     assert not (tmp_path / "small" / "runs" / "old").exists()
     assert (tmp_path / "small" / "demo.json").exists()
     assert [line["score"] for line in after.covered] == [0.0, 100.0]

@@ -26,7 +26,7 @@ def test_a_record_says_what_the_files_say(tmp_path):
     assert record.summary["timing"] == {"seconds": 1.0}
     assert [line["id"] for line in record.covered] == ["0", "1"]
     assert record.config["observation"]["window"] == 8
-    assert (record.state, record.problem, record.unchecked) == ("complete", "", 0)
+    assert (record.state, record.problem, record.lines.unchecked) == ("complete", "", 0)
 
 
 def finished(results, *lines):
@@ -88,7 +88,7 @@ def test_the_path_names_a_setting_that_has_no_summary(tmp_path):
 def test_version_1_is_read_and_verified(tmp_path):
     version_1(tmp_path)
     (record,) = records(tmp_path)
-    assert (record.state, record.unchecked, record.summary["score"]) == ("complete", 1, 40.0)
+    assert (record.state, record.lines.unchecked, record.summary["score"]) == ("complete", 1, 40.0)
     assert record.only(["1"]).summary["score"] == 40.0
     summary = record.path / "summary.json"
     summary.write_text(json.dumps(json.loads(summary.read_text()) | {"score": 41.0}))

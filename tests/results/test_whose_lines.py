@@ -44,7 +44,7 @@ def test_lines_that_are_where_they_belong_are_sound_wherever_the_tree_lies(tmp_p
     setting(tmp_path / "a")
     (tmp_path / "a").rename(tmp_path / "b")
     (record,) = records(tmp_path / "b")
-    assert (record.state, record.unnamed) == ("complete", 0)
+    assert (record.state, record.lines.unnamed) == ("complete", 0)
     (tmp_path / "linked").symlink_to(tmp_path / "b")
     assert not faulty(tmp_path / "linked")
 
@@ -114,7 +114,7 @@ def test_lines_of_older_versions_stay_readable_and_are_counted(tmp_path, capsys)
     again.append(line("1"))
     finish_with(again, tmp_path)
     (record,) = records(tmp_path)
-    assert (record.state, record.unnamed, len(record.samples)) == ("complete", 1, 2)
+    assert (record.state, record.lines.unnamed, len(record.samples)) == ("complete", 1, 2)
     assert main(["results", "verify", "--results", str(tmp_path)]) == 0
     assert "1 lines of older versions do not name" in capsys.readouterr().out
 
