@@ -72,7 +72,8 @@ def stepped_schedule(base: int, past: int, layers: int, beta: float) -> tuple[in
 
 
 def allocator(context: Context, *, beta: Annotated[float, Ge(1), Le(1e6)]) -> PyramidKVAllocator:
-    """Build the allocator. `beta`: ratio of the mean capacity to that of the last layer, which is at most the mean.
+    """Build the allocator. `beta`: ratio of the mean capacity to the capacity of the last layer, which is at most the
+    mean.
 
     A prompt that belongs to no task is its own first prompt.
     """

@@ -97,7 +97,7 @@ def rendered(
             _tried[template, variables] = size
         prompt = _without_chance(render)
         if _ADDRESS.search(prompt) and not _ADDRESS.search(f"{messages} {variables}"):
-            raise ValueError("it writes the address of an object, which changes from run to run")
+            raise ValueError("it writes the address of an object, which differs between runs")
         return prompt
     except Exception as error:  # a template is a program and can raise any exception
         reason = " ".join(str(error).split())[:200] or type(error).__name__
@@ -116,7 +116,7 @@ def _without_chance(render: Callable[[], str]) -> str:
         prompt = render()
         if random.getstate() == before:
             return prompt
-    raise ValueError("it draws random numbers, so its text differs from run to run")
+    raise ValueError("it draws random numbers, so its output differs between runs")
 
 
 def _try(render: Callable[[], str], longest: int) -> None:
@@ -168,7 +168,7 @@ def question_start(
 
     `text` ends with `answer_prefix`, which is not searched. A token that spans the boundary counts as part of the
     question. Returns 0 if `question` is empty or does not occur in the text, or if the tokenizer is a Python one, which
-    does not give the places of its tokens. White space at the end of the question is ignored, since chat templates
+    does not give the places of its tokens. White space at the end of the question is ignored, because chat templates
     remove it.
     """
     if not tokenizer.is_fast:

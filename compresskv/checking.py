@@ -155,7 +155,7 @@ def refuse_unknown(where: str, given: Iterable[Any], known: Iterable[str]) -> No
         if nearest:
             fix = f"did you mean {_dotted(where, nearest[0])}?"
         else:
-            fix = f"choose one of {', '.join(sorted(known))}" if known else "nothing can be set here"
+            fix = f"choose one of {', '.join(sorted(known))}" if known else "this node has no settings"
         raise UserError(_dotted(where, readable(name)), fix, why="no such setting")
 
 

@@ -73,7 +73,7 @@ class Context:
             if getattr(made.observation, name) != getattr(self.observation, name):
                 raise UserError(
                     f"observation.{name}",
-                    "use the calibration's value, or calibrate again",
+                    "use this value, or calibrate again",
                     value=getattr(self.observation, name),
                     why=f"the {made.source} calibration of {made.model} was made with "
                     f"{getattr(made.observation, name)}",

@@ -153,4 +153,4 @@ BACKENDS: dict[str, Callable[[], Reason | None] | None] = {
     "flash_attention_2": unusable,
     "sdpa": None,
 }
-"""The backends in the order in which `auto` tries them, with the check of what each needs installed (None: nothing)."""
+"""The backends, in the order that `auto` tries them, each with a check of what it needs installed (None: nothing)."""

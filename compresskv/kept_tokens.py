@@ -96,7 +96,7 @@ class KeptTokens:
                 "kept",
                 f"pass the {self.length} token ids of the exported prompt first, and later tokens afterwards",
                 value=self.path,
-                why=f"it was made with another prompt than these {ids.numel()} token ids",
+                why=f"it was made with a different prompt than these {ids.numel()} token ids",
             )
 
 

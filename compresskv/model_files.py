@@ -1,4 +1,4 @@
-"""The files of a model folder: which of them transformers reads, and which parts it would ignore.
+"""The files of a model folder: which files transformers reads, and which parts it would ignore.
 
 If transformers would silently ignore a part of a folder (an adapter, scales of quantised weights, a second set of
 weights), the folder is refused.
@@ -293,7 +293,7 @@ def _refuse_size(config: PreTrainedConfig, tensors: Mapping[str, Tensor], where:
     if layers > len(tensors):
         raise UserError(
             "num_hidden_layers",
-            "correct it, or load the model again",
+            "correct it, or download the model again",
             value=layers,
             why=f"the weights have only {len(tensors)} tensors",
             where=where,
@@ -306,7 +306,7 @@ def _refuse_size(config: PreTrainedConfig, tensors: Mapping[str, Tensor], where:
         largest = max(needed, key=lambda name: needed[name])
         raise UserError(
             largest,
-            "correct the sizes, or load the model again",
+            "correct the sizes, or download the model again",
             value=list(model.get_parameter(largest).shape),
             why=f"a model of these sizes has {sum(needed.values())} parameters, but the weights have only {there}",
             where=where,

@@ -81,8 +81,8 @@ def protocol_label(name: str, fields: Mapping[str, Any]) -> str:
     """Return the name shown for a protocol: `corrected`, for example, if its `fields` equal those of conf/protocol.
 
     If some differ, they follow the name and a star: `corrected* exact_budget=false`. Fields that are missing or
-    unknown, as in files of other versions, are ignored. A name that conf/protocol does not have is a user's own and is
-    returned as it is.
+    unknown, as in files of other versions, are ignored. A name that is not in conf/protocol is returned unchanged,
+    because it is a user's own protocol.
     """
     known = _fields_of(name.strip().casefold())
     differing = [

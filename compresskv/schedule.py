@@ -9,7 +9,7 @@ When = Literal["prompt", "context", "prompt+decode", "context+decode"]
 
 
 def once(when: str) -> str:
-    """Return a `when` without evictions while decoding. The full cache, which never evicts, has this one."""
+    """Return a `when` without evictions while decoding. The full cache has this `when`, because it never evicts."""
     return when.removesuffix("+decode")
 
 

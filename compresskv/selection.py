@@ -112,7 +112,7 @@ def refuse_nan(
 ) -> None:
     """Raise `NonFiniteError` if a score of `scorer` is NaN. Synchronises with each device once.
 
-    The error names the cause: the attention in `dtype` of a layer that is not `finite`, or the scorer.
+    The error names the cause: the attention (in `dtype`) of a layer that is not `finite`, or the scorer.
     """
     by_device: dict[torch.device, list[Tensor]] = {}
     for layer in scores:

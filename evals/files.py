@@ -120,9 +120,9 @@ def refused(folder: Path, error: OSError) -> UserError:
         )
     return UserError(
         "paths.results",
-        "make room or set another folder, and run the same command again",
+        "free disk space or set another folder, and run the same command again",
         value=folder,
-        why=f"cannot be written ({error.strerror or error}); finished samples are safe",
+        why=f"cannot be written ({error.strerror or error}); finished samples are saved",
     )
 
 

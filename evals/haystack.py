@@ -24,7 +24,7 @@ TOLERANCE = 0.02
 """Distance from the requested depth, as a share of the haystack's tokens, above which a needle is reported."""
 
 LONG_SENTENCE = 150
-"""Tokens before the depth within which a sentence end is used even beyond the tolerance; the run then reports it."""
+"""A sentence end up to this many tokens before the depth is used even beyond the tolerance; the run then reports it."""
 
 GIVE_TEXTS = "give a folder of .txt files, or one file"
 
@@ -81,7 +81,7 @@ def _texts(location: str) -> list[str]:
         # Skip names that begin with a dot, which other programs create, such as macOS's "._essay.txt".
         files = [file for file in sorted(path.glob("[!.]*.txt")) if not file.is_dir()]
     if not files or not os.path.lexists(path):
-        raise UserError("eval.haystack", GIVE_TEXTS, value=path, why="there are no text files")
+        raise UserError("eval.haystack", GIVE_TEXTS, value=path, why="the folder has no text files")
     texts = [_read(file) for file in files]
     if not any(text.strip() for text in texts):
         raise UserError("eval.haystack", GIVE_TEXTS, value=path, why="the text there is empty")
@@ -95,7 +95,7 @@ def _path(location: str) -> Path:
     package, _, inside = name.partition("/")
     if not package.isidentifier() or ".." in Path(inside).parts or inside.startswith("/"):
         raise UserError(
-            "eval.haystack", "write package:<package>/<folder>, the package as it is imported", value=location
+            "eval.haystack", "write package:<package>/<folder>, with the import name of the package", value=location
         )
     try:
         return package_files([name])[0]
@@ -182,7 +182,7 @@ def find_place(text: str, starts: Sequence[int], depth: float) -> tuple[int, str
     `starts` holds the start of each token of `text`, followed by the end of the text, [tokens + 1]. The rules are tried
     in this order: the last sentence end at or before the depth, within `TOLERANCE` or `LONG_SENTENCE` tokens; the first
     sentence end after it; a line end; a word end; the token. Ends after the depth, and all line and word ends, must be
-    within `TOLERANCE`; those before the depth come first.
+    within `TOLERANCE`. Ends before the depth are tried first.
     """
     tokens = len(starts) - 1
     if depth <= 0:
@@ -216,6 +216,6 @@ def _ends(pattern: re.Pattern[str], text: str, low: int, high: int) -> list[int]
 
 
 def sentence_end(text: str, limit: int) -> int:
-    """Return the last position at or before `limit` at which a sentence of `text` ends; 0 if there is none."""
+    """Return the last position up to `limit` where a sentence of `text` ends; 0 if no sentence ends there."""
     ends = [match.end() for match in SENTENCE_END.finditer(text, max(0, limit - 4000), limit + 2)]
     return max((end for end in ends if end <= limit), default=0)

@@ -103,7 +103,7 @@ class MeasuredEvaluation(Evaluation):
     def plan(self, model: LoadedModel, jobs: Sequence[Job]) -> Sequence[Work]:
         """Return the missing work of `jobs` for `plan=true`, from `works` of `code`, if it has this function."""
         if not hasattr(self.code, "works"):
-            why = f"eval={self.name} measures by itself, and has no plan"
+            why = f"eval={self.name} does not support plan=true"
             raise UserError("plan", "leave it out", value=True, why=why)
         return self.code.works(model, self, jobs)
 
@@ -196,8 +196,8 @@ class Logger(ABC):
 class Fidelity:
     """`conf/config.yaml: fidelity`: the text on which each setting is compared with the full cache.
 
-    `tokens`: the full cache's "answer", or this many tokens of its continuation; None for no comparison. Configurations
-    may have the short form true for "answer" and false for None, and those of results do.
+    `tokens`: the full cache's "answer", or this many tokens of its continuation; None for no comparison. A
+    configuration may have the short form: true for "answer", false for None. Results store the short form.
     """
 
     tokens: Literal["answer"] | Annotated[int, Ge(2), Le(100_000_000)] | None = None
@@ -280,7 +280,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Work:
-    """The missing work of a task: jobs that share each prefill, their settings, and the prompts that any of them lacks.
+    """The missing work of a task: jobs that share each prefill, their settings, and the prompts that any job lacks.
 
     - `name`: name of the task.
     - `times`: mean number of times that each prompt is decoded with all settings.

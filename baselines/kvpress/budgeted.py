@@ -33,9 +33,10 @@ def ratio_of(kept: int, length: int) -> float:
 
 @dataclass(frozen=True, eq=False)
 class BudgetedScores(LayerScores):
-    """Scores with a function `kept`: it returns the tokens that a head keeps of a number, as bool [kv_heads, past].
+    """Scores with a function `kept`: for a number of tokens, it returns the tokens that each head keeps, bool
+    [kv_heads, past].
 
-    If it keeps fewer tokens than the number, the best of the others by `scores` fill the rest.
+    If it keeps fewer tokens than this number, the best other tokens by `scores` fill the rest.
     """
 
     nested: ClassVar[bool] = False

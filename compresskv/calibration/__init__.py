@@ -54,14 +54,14 @@ class Calibration:
     """The calibration of one model from one source. Layers are the layers that evict, in model order.
 
     `head_scores[kind][layer][query head]`; `rankings[kind][layer]` lists query heads, best first. `heads`: number of
-    semantic retrieval heads per layer that the calibration chose. `layer_scores`: each layer's share of the total error
-    with that number of heads (they sum to 1). `layer_scores_by_head_count`: the same with other numbers of heads, where
-    measured.
+    semantic retrieval heads per layer that the calibration chose. `layer_scores`: each layer's share of the total
+    error, measured with `heads` heads (the shares sum to 1). `layer_scores_by_head_count`: the same with other numbers
+    of heads, where measured.
 
     `weights` identifies the weights that the calibration was made with (`loaded_weights.fingerprints`), and
-    `model_fingerprint` their files. Files of older versions have only the latter, and published ones neither.
-    `no_scores[kind]` says why there are no scores of a kind. `accepted` counts the prompts that the calibration was
-    made from, by needle or task.
+    `model_fingerprint` their files. Files of older versions have only `model_fingerprint`, and published files have
+    neither field. `no_scores[kind]` says why there are no scores of a kind. `accepted` counts the prompts that the
+    calibration was made from, by needle or task.
     """
 
     model: Name
@@ -144,8 +144,8 @@ class Calibration:
         return UserError(
             "calibration",
             "choose other head scores, or calibrate the model again",
-            why=f"the {self.source} calibration of {self.model} has the same {kind} score for all heads, so they "
-            "cannot be ranked",
+            why=f"the {self.source} calibration of {self.model} has the same {kind} score for all heads, so the heads "
+            f"cannot be ranked",
         )
 
     def _has_no(self, kind: str, others: set[str]) -> UserError:
@@ -190,7 +190,7 @@ def _without_duplicates(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _inconsistent(made: Calibration) -> tuple[str, str] | None:
-    """Return the first field of a calibration that contradicts the rest of it, and how."""
+    """Return the first field of a calibration that contradicts its other fields, and how."""
     layers = len(made.layer_scores)
     shares = {"layer_scores": made.layer_scores}
     for count, of_count in made.layer_scores_by_head_count.items():

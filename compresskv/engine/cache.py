@@ -1,4 +1,4 @@
-"""A cache whose logical length is the prompt's and whose physical length is the budget's."""
+"""A cache whose logical length is the length of the prompt, and whose physical length is the budget."""
 
 import copy
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -162,7 +162,8 @@ class SlidingLayer(DynamicSlidingWindowLayer):
 class EvictedCache(Cache):
     """Cache of layers that evict, and of transformers' own sliding-window layers, which are outside the budget.
 
-    `evicting` lists the former in model order, `sliding` the latter by their index in the model.
+    `evicting`: the layers that evict, in model order; `sliding`: the sliding-window layers, by their index in the
+    model.
     """
 
     def __init__(

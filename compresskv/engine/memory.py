@@ -29,7 +29,8 @@ def free_by_device(model: PreTrainedModel) -> dict[torch.device, int]:
 
 
 def free_bytes(model: PreTrainedModel) -> int:
-    """Return the bytes of caches that still fit. Caches spread over devices like the layers; the fullest one limits."""
+    """Return the bytes of caches that still fit. Caches are spread over devices like the layers; the fullest device is
+    the limit."""
     shares = layer_shares(model)
     return min(int(free / shares[device]) for device, free in free_by_device(model).items() if shares.get(device))
 
@@ -93,7 +94,8 @@ def memory_as(refusal: PromptError) -> Iterator[None]:
 def batches(sizes: Sequence[int], limit: int) -> list[list[int]]:
     """Group indices of `sizes` (bytes) into batches of at most `limit` bytes, filled in ascending order of size.
 
-    Each batch holds neighbours in size, so that rows of similar length decode together. A size above `limit` is alone.
+    Each batch holds neighbours in size, so that rows of similar length decode together. A size above `limit` has its
+    own batch.
     """
     filled: list[list[int]] = []
     total = 0

@@ -1,8 +1,8 @@
 """RoPE that depends on the length of the text, such as longrope and dynamic NTK.
 
-Each forward pass gets the frequencies of its own text, independent of earlier texts. Every chunk of a prompt gets those
-of the whole prompt; later tokens get those of the text so far, as in transformers' own `generate`. To find the modules
-that depend on the length, and the lengths at which they change, the modules are called.
+Each forward pass gets the frequencies of its own text, independent of earlier texts. Every chunk of a prompt gets the
+frequencies of the whole prompt. Later tokens get the frequencies of the text so far, as in transformers' own
+`generate`. To find the modules that depend on the length, and the lengths at which they change, the modules are called.
 """
 
 import inspect
@@ -28,7 +28,7 @@ LONGEST = 1 << 27
 class Boundary:
     """Texts of up to `length` tokens share their frequencies.
 
-    Longer ones share others if the model `switches`; otherwise each length has its own.
+    Longer texts share other frequencies if the model `switches`; otherwise each length has its own frequencies.
     """
 
     length: int
@@ -165,8 +165,8 @@ def beyond_boundaries(model: PreTrainedModel) -> int | None:
 def refuse_crossing(model: PreTrainedModel, length: int, new: int) -> None:
     """Raise `PromptError` if `new` tokens after a prompt of `length` would make the attached `model` switch its RoPE.
 
-    The last of them is not fed. transformers' own `generate` recomputes its whole cache there, or mixes frequencies.
-    Evicted tokens cannot be recomputed.
+    The last new token is not fed. At a switch, transformers' own `generate` recomputes its whole cache, or mixes
+    frequencies. Evicted tokens cannot be recomputed.
     """
     if at := _active[model].crossed(length, length + new - 1):
         raise PromptError(
@@ -196,7 +196,7 @@ def _boundaries(module: nn.Module) -> set[Boundary]:
     for kind in _kinds(module):
         try:
             short, long = _rotation(module, kind, 2), _rotation(module, kind, LONGEST)
-        except Exception:  # takes something else than positions [rows, new], such as an image's
+        except Exception:  # takes other inputs than positions [rows, new], such as the positions of an image
             return set()
         if torch.equal(short, long):
             continue

@@ -38,7 +38,7 @@ class Trial:
 
 
 def needles() -> list[Needle]:
-    """Load the detection needles, those of sort "copy" first."""
+    """Load the detection needles: first the needles of sort "copy", then the others."""
     text = files("evals.calibration").joinpath("detection_needles.yaml").read_text()
     return [Needle(sort, **entry) for sort, entries in yaml.safe_load(text).items() for entry in entries]
 

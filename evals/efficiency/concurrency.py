@@ -46,7 +46,7 @@ class Concurrency:
 
 
 def stretch(text: torch.Tensor, place: int, length: int) -> torch.Tensor:
-    """Return the prompt at a `place` of `text` [*], which wraps around: of `length` tokens, or up to 1/32 fewer."""
+    """Return prompt number `place` from `text` [*], with `length` tokens or up to 1/32 fewer; `text` wraps around."""
     start = place * length % text.numel()
     tokens = length - 7 * place % max(length // 32, 1)
     return text[torch.arange(start, start + tokens, device=text.device) % text.numel()]
@@ -95,7 +95,7 @@ def fill(
 
 @dataclass
 class Filled:
-    """Prefilled prompts that wait to be joined, what they will allocate, their next logits, and the seconds of each."""
+    """Prefilled prompts that wait to be joined: their allocation, next logits, and prefill times in seconds."""
 
     allocation: Allocation
     sequence_bytes: int = 0

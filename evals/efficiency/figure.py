@@ -17,7 +17,7 @@ Speeds = Mapping[int, Mapping[str, Sequence[tuple[float, float]]]]
 
 
 def draw(rows: Rows, names: Sequence[str], of_lengths: Speeds, title: str) -> Figure:
-    """Draw a panel for each prompt length with a line for each setting; `names` has that of each row."""
+    """Draw a panel for each prompt length with a line for each setting; `names` has the setting's name for each row."""
     ticks = _ticks(rows)
     figure, axes = plt.subplots(
         1, len(of_lengths), figsize=(4.4 * len(of_lengths), 3.8), squeeze=False, sharey=True, layout="constrained"

@@ -83,7 +83,7 @@ class Place(TypedDict, total=False):
     budget: Budget
     protocol: Label
     variant: str  # absent in older versions, where `setting` includes it
-    when: Label  # after what it evicts; absent in older versions: the prompt
+    when: Label  # when it evicts; absent in older versions, which evict after the prompt
 
 
 @exactly
@@ -110,7 +110,7 @@ class Row(Place, total=False):
 class Pool(Place, total=False):
     """The sequences of a memory pool. With 0 `sequences`, the setting does not fit."""
 
-    new_tokens: Count  # of each sequence; absent in older versions, where all have those of the file
+    new_tokens: Count  # of each sequence; absent in older versions, where all sequences have the file's `new_tokens`
     pool_mb: Required[Annotated[float, Gt(0), Le(LARGEST)]]
     sequences: Required[Count]
     sequence_bytes: Required[Annotated[float, Gt(0), Le(LARGEST)]]
@@ -294,7 +294,8 @@ def speeds(rows: Sequence[Mapping[str, Any]]) -> dict[int, dict[str, list[tuple[
 
 
 def shown(results: Path, methods: Sequence[str]) -> Shown:
-    """Return the latest measurement of each model with all methods, or else the latest one with any of them."""
+    """Return each model's latest measurement that has all `methods`, else its latest measurement with any of
+    `methods`."""
     found, faults = runs(results)
     by_model: dict[str, list[Run]] = {}
     for _, run in reversed(found):
@@ -336,7 +337,7 @@ def draw(tables: Sequence[Table]) -> Any:
 
 
 def draw_pools(rows: Sequence[Mapping[str, Any]], title: str) -> Any:
-    """Draw pools over their size; where sequences of several output lengths filled them, over these."""
+    """Draw pools over their size, or over the output length if there are several output lengths."""
     from evals.efficiency.figure import draw
     from evals.tables.figures import over_columns
 
@@ -346,7 +347,7 @@ def draw_pools(rows: Sequence[Mapping[str, Any]], title: str) -> Any:
 
 
 def sections(results: Path, models: Sequence[str]) -> tuple[Section, list[str]]:
-    """Return the section of all measurements, newest first for each model, and a phrase for each fault."""
+    """Return the section with all measurements (each model's newest first), and a phrase for each fault."""
     found, faults = runs(results)
     blocks = [_block(run, path.parent.name) for path, run in reversed(found)]
     return Section(
@@ -375,7 +376,7 @@ def several_outputs(rows: Sequence[Mapping[str, Any]]) -> bool:
 def pool_charts(rows: Sequence[Mapping[str, Any]], model: str = "") -> Iterator[Table]:
     """Yield tokens per second over the size of the pool, for each prompt length.
 
-    With `several_outputs`: the sequences that fit, and their speed, over the length of outputs, for each pool.
+    With `several_outputs`: for each pool, the number of sequences that fit and their speed, over the output length.
     """
     if not several_outputs(rows):
         for length, lines in speeds(rows).items():

@@ -165,7 +165,7 @@ ADVICE = {
     "rouge_l": "it drops full stops: choose exact_match",
     "rouge_l_zh": "it drops full stops: choose exact_match",
     "rouge1_recall": "it reads only the letters a to z and digits: choose qa_f1, qa_f1_zh or string_match_part",
-    "classification": "list it in all_classes, and none of its words beside it, or choose exact_match",
+    "classification": "list it in all_classes, and remove classes that are a part of it, or choose exact_match",
     "count": "write one whole number in digits, or choose exact_match",
     "retrieval": "name one paragraph, as in 'Paragraph 3'",
     "retrieval_zh": "name one paragraph, as in '段落3'",

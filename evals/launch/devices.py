@@ -128,7 +128,7 @@ class DevicePool:
         """Run groups on a device until no group is waiting."""
         # Without a terminal, lines would be cut to 80 columns.
         environment = {"COLUMNS": "160", **os.environ, "CUDA_VISIBLE_DEVICES": device}
-        # A separate process group, so that only this process receives Ctrl-C, which it passes on.
+        # The worker has a separate process group: only this process receives Ctrl-C, and passes it on.
         worker = Worker(environment, self.command, process_group=0)
         while (taken := self._take(device, worker)) is not None:
             number, group = taken

@@ -92,7 +92,7 @@ def row_problem(task: Task, row: Row, text: bool = True) -> str:
         return problem
     if row.row >= len(official):
         return "it repeats another row (same answers and length)"
-    return "" if official[row.row] == content else f"its answers and length are not those of row {row.row}"
+    return "" if official[row.row] == content else f"its answers and length differ from the official row {row.row}"
 
 
 def prompt_problem(task: Task, content: Content) -> str:
@@ -131,7 +131,7 @@ def build_index(folder: Path) -> dict[str, str]:
             for place, record in read_jsonl(path, read_once(path, None))
         ]
         if len(rows) != task.n:
-            fix = f"give the official file, which has {task.n}"
+            fix = f"give the official file, which has {task.n} rows"
             raise UserError(None, fix, value=path, why=f"it has {len(rows)} rows")
         index[task.name] = "".join(rows)
     return index

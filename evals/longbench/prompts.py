@@ -87,8 +87,8 @@ def _room(
             "model.window",
             "choose a larger one",
             value=window,
-            why=f"it has no room for a {task.name} prompt beside {task.max_new_tokens} new tokens and {added} tokens "
-            "of chat format",
+            why=f"it has no room for a {task.name} prompt with {task.max_new_tokens} new tokens and {added} tokens of "
+            f"chat format",
         )
     return room
 

@@ -37,8 +37,9 @@ PEAK = Metric("peak_kept", "KV tokens held per head at most, before an eviction"
 SECTION = Section(
     "longgen",
     "Long answers",
-    note="Score: share of the words of a story and of the items of a list that the answer has, and whether the last "
-    "number of arithmetic is right. An answer that is shorter, or that repeats itself, shows that a cache is damaged.",
+    note="Score of a story or a list: the share of the requested words or items that are in the answer. Score of "
+    "arithmetic: whether the last number is right. Shorter answers and repeated text are signs that eviction damaged "
+    "the cache.",
 )
 
 

@@ -31,8 +31,9 @@ def write(
 ) -> list[Path]:
     """Write `results`/artefacts/<experiment>/ and return the paths.
 
-    `columns` selects tasks or groups of tasks as the columns of LaTeX tables. `margins`: of equivalence by metric, in
-    place of the metrics' own. Raises `UserError` if the experiment has no artefacts, or its settings have no results.
+    `columns` selects tasks or groups of tasks as the columns of LaTeX tables. `margins`: margins of equivalence by
+    metric, instead of the defaults of the metrics. Raises `UserError` if the experiment has no artefacts, or its
+    settings have no results.
     """
     page = page_of(experiment, results, margins)
     folder = results / "artefacts" / safe_name("experiment", experiment)

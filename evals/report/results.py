@@ -47,7 +47,7 @@ TAKES = {
     "compare": ("metric", "against", "margin", "csv", "latex"),
     "certify": ("metric", "loss", "confidence"),
 }
-"""The options of commands that have some."""
+"""The options of each command that has options."""
 
 LONG = 1000
 """Maximum number of pairs that are printed as a table with borders."""
@@ -97,11 +97,14 @@ def verify(chosen: Sequence[Record]) -> int:
     sound = sum(record.summary is not None and not record.problems for record in chosen)
     print(f"{sound} of {summaries} summaries match their samples; {faulty} of {len(chosen)} folders have a fault")
     if failed := sum(len(record.failures) for record in chosen):
-        print(f"{failed} samples were tried without a result: the command that made them tries them again")
+        print(f"{failed} samples failed: run the same command again to repeat them")
     if unchecked := sum(record.unchecked for record in chosen):
-        print(f"{unchecked} lines of older versions have no checksum: a changed text in them would not be noticed")
+        print(f"{unchecked} lines of older versions have no checksum, so changes of their texts cannot be detected")
     if unnamed := sum(record.unnamed for record in chosen):
-        print(f"{unnamed} lines of older versions do not name their setting: one of another would not be noticed")
+        print(
+            f"{unnamed} lines of older versions do not name their setting, so lines of another setting cannot be "
+            f"detected"
+        )
     return 1 if faulty else 0
 
 
@@ -116,7 +119,12 @@ def compare(chosen: Sequence[Record], options: argparse.Namespace) -> int:
         return compare_against(chosen, metric, method, options)
     for name in ("csv", "latex"):
         if path := getattr(options, name):
-            raise UserError(f"--{name}", "name a method with --against", value=path, why="all pairs have no file")
+            raise UserError(
+                f"--{name}",
+                "name a method with --against",
+                value=path,
+                why="comparisons of all pairs cannot be written to a file",
+            )
     return compare_all(chosen, metric, options.margin)
 
 
@@ -167,7 +175,7 @@ def compare_all(chosen: Sequence[Record], metric: str, margin: float | None = No
             "--metric",
             "choose a numeric field of samples.jsonl, such as score, and settings that were run on the same samples",
             value=metric,
-            why="no two settings of a task have it on the same samples"
+            why="no two settings of a task have this field on the same samples"
             + "".join(f" ({comparison.title}: {_left_out(comparison)})" for comparison in compared[:1]),
         )
     console = screen(160)
@@ -177,7 +185,9 @@ def compare_all(chosen: Sequence[Record], metric: str, margin: float | None = No
             mean, bounds = comparison.mean(name), _bounds(comparison.interval(name))
             settings.append((name, str(comparison.n), f"{mean:.4g}", bounds, comparison.letters(name)))
         columns = ("setting", "n", metric, "95 % interval", "group")
-        console.print(printed(columns, settings, comparison.title, "settings that share a letter cannot be told apart"))
+        console.print(
+            printed(columns, settings, comparison.title, "settings that share a letter are not significantly different")
+        )
         if note := _left_out(comparison):
             console.print(plain(f"left out: {note}"))
         pairs, about_p = list(_pairs(comparison)), _about_p(comparison)
@@ -202,9 +212,9 @@ def _left_out(comparison: Comparison) -> str:
     """Describe what a comparison leaves out because one id has several prompts or weights; "" if nothing."""
     parts = []
     if comparison.left_out:
-        parts.append(f"{comparison.left_out} samples that have the same id, but not the same prompt and weights in all")
+        parts.append(f"{comparison.left_out} samples whose prompt or weights differ between settings with the same id")
     if comparison.apart:
-        parts.append(f"{', '.join(comparison.apart)}, whose samples have other prompts or weights under the same ids")
+        parts.append(f"{', '.join(comparison.apart)} (their samples have other prompts or weights under the same ids)")
     return "; ".join(parts)
 
 
@@ -230,7 +240,7 @@ def _pairs(comparison: Comparison) -> Iterator[tuple[str, ...]]:
 
 
 def certify(chosen: Sequence[Record], options: argparse.Namespace) -> int:
-    """Print the smallest certified budget of each method, and what the next smaller one lacks."""
+    """Print the smallest certified budget of each method, and why the next smaller budget is not certified."""
     from evals.report.against import certified
 
     if options.loss is None:
@@ -266,31 +276,34 @@ def main(arguments: list[str]) -> int:
     parser = Arguments(prog="python -m evals results", description=__doc__)
     parser.add_argument("command", choices=[*TAKES, "list", "show", "verify"])
     parser.add_argument(
-        "named", nargs="?", default="", help="a results tree, a folder below its runs, or a part of settings' paths"
+        "named",
+        nargs="?",
+        default="",
+        help="a results tree, a folder below its runs/, or a part of the settings' paths",
     )
     parser.add_argument("--results", help="the results tree (default: results)")
     parser.add_argument("--metric", help="compare and certify: the field of samples to use (default: score)")
     parser.add_argument(
         "--against",
-        help="compare: the method to compare with the others of its budget, or all for every pair of settings "
-        "(default: compresskv, if the results have other methods)",
+        help="compare: the method that is compared with all other methods at the same budget; all: compare every pair "
+        "of settings (default: compresskv, if the results have other methods)",
     )
     parser.add_argument(
         "--margin",
         type=float,
         help="compare: largest difference of means that counts as equivalent, in the metric's unit (default: 2 for "
-        "scores, 0.02 for the others that fidelity=true measures)",
+        "scores, 0.02 for the other metrics of fidelity=true)",
     )
     parser.add_argument("--loss", type=float, help="certify: limit of a budget's mean loss against the full cache")
     parser.add_argument("--confidence", type=float, help="certify: confidence between 0.5 and 1 (default: 0.95)")
     parser.add_argument("--csv", type=Path, help="compare: also write the comparisons to this CSV file")
-    parser.add_argument("--latex", type=Path, help="compare: also write them to this file as LaTeX tables")
+    parser.add_argument("--latex", type=Path, help="compare: also write the comparisons to this file as LaTeX tables")
     options = parser.parse_args(arguments)
     taken = TAKES.get(options.command, ())
     for name in dict.fromkeys(name for names in TAKES.values() for name in names):
         if (value := getattr(options, name)) is not None and name not in taken:
             use = " or ".join(command for command, names in TAKES.items() if name in names)
-            why = f"{options.command} does not take it"
+            why = f"{options.command} does not have this option"
             raise UserError(f"--{name}", f"leave it out, or use {use}", value=value, why=why)
     chosen = settings_named(options.results, options.named)
     if options.command in TAKES:

@@ -42,7 +42,8 @@ def run_task(
     progress: Progress,
     fail: Fail,
 ) -> list[Entry]:
-    """Run every job on its protocol's task. Return an entry if all samples were tried; other jobs go to `fail`."""
+    """Run every job on its protocol's task. Return an entry for each job whose samples were all tried; other jobs are
+    passed to `fail`."""
     runs: dict[Path, SettingRun] = {}
     finished: list[Entry] = []
     asked: set[Any] = set()

@@ -131,7 +131,7 @@ def numbers(found: Verdict) -> list[str]:
 
 
 def certificate(method: str, smallest: Tried | None, failed: Tried | None) -> list[str]:
-    """A method, its smallest safe budget with its loss, and what the first one that is not safe lacks."""
+    """Return a row: a method, its smallest safe budget with its loss, and why the next smaller budget is not safe."""
     lacking = "" if failed is None else f"{budget(failed.budget)} at n = {failed.n}: {_lacking(failed)}"
     if smallest is None:
         return [method, "none", NONE, NONE, NONE, lacking]
@@ -142,8 +142,8 @@ def certificate(method: str, smallest: Tried | None, failed: Tried | None) -> li
 def _lacking(failed: Tried) -> str:
     loss = f"its loss is {failed.loss:z.3g}"
     if failed.n < 2:
-        return f"{loss}, one sample shows no spread"
-    return f"{loss}, no number would do" if failed.needed is None else f"{loss}, about {failed.needed} would do"
+        return f"{loss}, and one sample has no spread"
+    return f"{loss}, more samples do not help" if failed.needed is None else f"{loss}, about {failed.needed} needed"
 
 
 def file_part(name: str) -> str:
@@ -154,11 +154,11 @@ def file_part(name: str) -> str:
 
 
 def left_out(faults: Sequence[str]) -> list[str]:
-    """Return a sentence that lists the faults because of which files are not shown; empty without faults."""
+    """Return a sentence that lists the faults of files that are left out; empty without faults."""
     if not faults:
         return []
     more = f", and {len(faults) - 5} more" if len(faults) > 5 else ""
-    return [f"Left out, since their files are not as a run leaves them: {'; '.join(faults[:5])}{more}."]
+    return [f"Left out, because their files are damaged or were changed: {'; '.join(faults[:5])}{more}."]
 
 
 def pivoted(rows: Sequence[tuple[Sequence[str], str, str]]) -> tuple[list[str], list[list[str]]]:
