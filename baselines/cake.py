@@ -2,7 +2,7 @@
 
 A token's importance is the mean of the attention it receives plus gamma times its variance over the window, so that
 tokens whose importance changes are kept. While the prompt is processed, the whole budget is shared among the layers
-seen so far, and earlier layers shrink as later ones arrive.
+seen so far, and earlier layers shrink as later layers are added.
 """
 
 from collections.abc import Sequence
@@ -30,7 +30,7 @@ TAUS: dict[str, tuple[Taus, Taus]] = {
     "mistral-7b-instruct-v0.3": ((1.0, 0.8), (0.8, 0.5)),
     "qwen2.5-7b-instruct": ((0.4, 0.6), (1.5, 0.6)),
 }
-"""The authors' taus by model, for budgets up to 256 tokens and for larger ones. Other models use 1.0 everywhere.
+"""The authors' taus by model, for budgets up to 256 tokens and for larger budgets. Other models use 1.0 everywhere.
 
 The first two models are in the repositories of CompressKV and CAKE (antgroup/cakekv c4675ce), the last only in CAKE's.
 """
@@ -88,7 +88,7 @@ class CakeScorer:
 class CakeAllocator:
     """Shares the budget of all layers among the layers seen so far, in proportion to their preference.
 
-    `taus`: (tau1, tau2) for budgets up to 256 tokens, and for larger ones. `exact`: by Sainte-Laguë, which uses the
+    `taus`: (tau1, tau2) for budgets up to 256 tokens, and for larger budgets. `exact`: by Sainte-Laguë, which uses the
     whole budget and only takes tokens from earlier layers. If false: by the released `adjust`, which guarantees neither
     property, and evicts nothing from prompts that exceed the budget by at most the window.
     """

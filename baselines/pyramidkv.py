@@ -1,4 +1,5 @@
-"""PyramidKV (Cai et al. 2024, arXiv 2406.02069): lower layers keep more than higher ones, in an arithmetic sequence.
+"""PyramidKV (Cai et al. 2024, arXiv 2406.02069): lower layers keep more tokens than higher layers, in an arithmetic
+sequence.
 
 Tokens within a layer are selected as in SnapKV. With beta = 20 the last layer gets a twentieth of the mean.
 """

@@ -51,7 +51,8 @@ class RKVScorer:
 
 
 def redundancies(keys: Tensor, threshold: float) -> Tensor:
-    """Return how similar each key [kv_heads, tokens, head_dim] is to the others: [kv_heads, tokens], float32, sum 1."""
+    """Return how similar each key [kv_heads, tokens, head_dim] is to the other keys: [kv_heads, tokens], float32, sum
+    1."""
     unit = F.normalize(keys.float(), dim=-1, eps=1e-8)
     tokens = unit.shape[1]
     places = torch.arange(tokens, device=keys.device)

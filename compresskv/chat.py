@@ -72,8 +72,8 @@ def rendered(
     """Render `messages` with the model's template, up to the opening of the next answer.
 
     `continued` leaves the last message open. `kwargs` are the template's own variables, such as `enable_thinking`.
-    Templates that print today's date (all known ones use a literal format) get `TODAY`, so that prompts do not change
-    from day to day. Raises `UserError` if the template fails, exceeds the limits, or is not deterministic.
+    Templates that print today's date (all known templates use a literal format) get `TODAY`, so that prompts do not
+    change from day to day. Raises `UserError` if the template fails, exceeds the limits, or is not deterministic.
     """
     kwargs = dict(kwargs or {})
     taken = set(inspect.signature(tokenizer.apply_chat_template).parameters) - _TEMPLATE_ARGUMENTS
@@ -137,7 +137,7 @@ def _try(render: Callable[[], str], longest: int) -> None:
             signal.signal(number, signal.SIG_DFL)
         resource.setrlimit(resource.RLIMIT_CPU, (SECONDS, SECONDS + 1))
         signal.alarm(30 * SECONDS)
-        with suppress(OSError, ValueError):  # where the operating system reports and limits memory
+        with suppress(OSError, ValueError):  # if the operating system reports and limits memory
             pages = int(Path("/proc/self/statm").read_text().split()[0])
             resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + MEMORY, resource.RLIM_INFINITY))
         code = int(len(render()) > longest)

@@ -131,7 +131,7 @@ def checked(where: str, kind: type[T], values: Any) -> T:
 
 
 def checked_value(where: str, hint: Any, value: Any) -> Any:
-    """Convert `value` to the annotation `hint`: lists become tuples, and integers become floats where needed.
+    """Convert `value` to the annotation `hint`: lists become tuples, and integers become floats if needed.
 
     Raises `UserError` if it does not match. NaN and infinity are refused unless the annotation contains
     `AllowInfNan()`.

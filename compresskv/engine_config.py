@@ -1,4 +1,4 @@
-"""How the engine runs a model; none of this changes a result."""
+"""How the engine runs a model; these settings do not change results."""
 
 from dataclasses import dataclass
 from typing import Literal

@@ -67,8 +67,8 @@ class LayerPrefill:
     head_dim] are complete. `index` counts the layers that evict.
 
     `observed`: the observer of each scorer that has one, after all queries of the prompt. A scorer gets only its own
-    observer. `hidden`: set only for a scorer that `needs_hidden_states`, and only while this is the layer computed
-    last. `scored`: the scores of such scorers, computed at that time, or the error of each.
+    observer. `hidden`: set only for a scorer that `needs_hidden_states`, and only until the next layer is computed.
+    `scored`: the scores of such scorers, computed at that time, or the error of each.
     `answer` [q_heads, tokens, head_dim]: the queries by which the full cache's greedy answer reads the prompt. Set only
     for a scorer that `needs_answer`.
     """

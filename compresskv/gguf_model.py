@@ -1,7 +1,7 @@
 """Translate the keys and tensors of a GGUF file to the configuration and the tokenizer of its model.
 
-transformers reads some keys of a file and ignores the others. For every key and tensor, this module applies it, ignores
-it if it is known to have no effect, or refuses it by name.
+transformers reads some keys of a file and ignores the other keys. For every key and tensor, this module applies it,
+ignores it if it is known to have no effect, or refuses it by name.
 """
 
 import hashlib
@@ -202,7 +202,7 @@ class TokenizerMeaning:
     """How text is split into tokens.
 
     `split`: a value of `tokenizer.ggml.pre`, or None for SentencePiece. `space`: whether SentencePiece adds a space
-    before a text. `whole_words`: whether a word that is a token is used as it is instead of being built from merges.
+    before a text. `whole_words`: whether a word that is a token is used directly instead of being built from merges.
     """
 
     split: str | None

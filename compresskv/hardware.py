@@ -91,7 +91,7 @@ def _dtype(asked: str, capability: tuple[int, int] | None) -> torch.dtype:
 
 
 def for_heads(chosen: Hardware, config: ModelConfig, head_dim: int) -> Hardware:
-    """Return `chosen`, or sdpa where its backend cannot run the heads of the loaded model.
+    """Return `chosen`, or sdpa if its backend cannot run the heads of the loaded model.
 
     Raises `UserError` if the user asked for that backend.
     """

@@ -62,8 +62,8 @@ def declares(
     A scorer declares its smallest `window` (tokens) if it differs from the observation window; `heads="alike"` if all
     KV heads of a layer have the same scores; what it `gives` in addition to scores; `prompt="whole"` if it reads
     hidden states; and `path="shared"` if it reads the full cache's answer. An allocator declares `heads="compared"` if
-    it needs scores that differ between heads, and what else it `needs`. The values must be literals, because they are
-    read from the source before the function is imported.
+    it needs scores that differ between heads, and `needs` for other requirements. The values must be literals, because
+    they are read from the source before the function is imported.
     """
     return lambda function: function
 
@@ -100,7 +100,7 @@ class MethodConfig:
 def method_config(node: Any) -> MethodConfig:
     """Parse the resolved `method` node of a composed configuration. Checks names without importing their targets.
 
-    The label lists the parts that differ from the usual ones of the method, `plain`. Raises `UserError` for a missing
+    The label lists the parts that differ from the usual parts of the method, `plain`. Raises `UserError` for a missing
     or unknown name, with the nearest one, and for a target that does not exist.
     """
     if not isinstance(node, Mapping):
@@ -335,7 +335,7 @@ def _refuse_unknown_settings(node: Mapping[str, Any], scorer: Part | None, alloc
 
 
 def _label(name: str, scorer: Part | None, allocator: Part | None, plain: Any) -> str:
-    """Return `name`, followed by the names of the parts that differ from its `plain` ones."""
+    """Return `name`, followed by the names of the parts that differ from its `plain` parts."""
     if not isinstance(plain, Mapping) or "scorer" not in plain:
         raise UserError("method.plain", f"name the default scorer and allocator of {name}", value=plain)
     refuse_unknown("method.plain", plain, PARTS)

@@ -38,9 +38,9 @@ class ModelConfig:
     parts of one such file in order, and `sha256` is the hash of the whole file. `window` (tokens) null: the window that
     the model was trained for. `chat_template_kwargs` are passed to the tokenizer's `apply_chat_template`.
 
-    `dtype` auto: on CUDA bfloat16 from Ampere on and float16 before, on the CPU bfloat16 where it is fast, else
-    float32. `backend` auto: the first of varlen, flash_attention_2 and sdpa that can run. `device` auto: CUDA if
-    available; "map": spread over all devices.
+    `dtype` auto: on CUDA bfloat16 from Ampere on and float16 before, on the CPU bfloat16 if it is fast, else float32.
+    `backend` auto: the first of varlen, flash_attention_2 and sdpa that can run. `device` auto: CUDA if available;
+    "map": spread over all devices.
     """
 
     name: ModelName

@@ -31,7 +31,7 @@ INDEX = "model.safetensors.index.json"
 ADAPTERS = ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin", "adapters.safetensors")
 
 _DISTRIBUTED = re.compile(r"shard-\d{5}-model-\d{5}-of-\d{5}\.safetensors")
-"""Files written by torch's distributed checkpointing, which transformers prefers over all others."""
+"""Files written by torch's distributed checkpointing, which transformers prefers over all other files."""
 
 _READ = (".json", ".safetensors", ".jinja", ".model", ".py", ".tiktoken")
 _VOCABULARIES = ("vocab.txt", "vocab.bpe", "dict.txt", "bpe.codes", "prophetnet.tokenizer")
@@ -96,7 +96,8 @@ def code_elsewhere(folder: Path) -> list[tuple[str, str]]:
 
 
 def weights(folder: Path) -> list[str]:
-    """Return the safetensors files that transformers loads from `folder`, relative to it; empty if it has none.
+    """Return the safetensors files that transformers loads from `folder`, relative to it; empty if the folder has no
+    such file.
 
     Raises `UserError` for two sets of weights, and for an index that is malformed, incomplete or leaves `folder`.
     """

@@ -336,7 +336,7 @@ def _notes(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, defaults:
         yield f"the tokenizer and generation_config.json name different end tokens: generation stops at any of {names}"
     layers, evicting = model.config.get_text_config(decoder=True).num_hidden_layers, len(evicting_layers(model.config))
     if evicting < layers:
-        yield f"{evicting} of {layers} layers evict; the others keep their sliding window, outside the budget"
+        yield f"{evicting} of {layers} layers evict; the other layers keep their sliding window, outside the budget"
     if defaults:
         settings = ", ".join(f"{name}={str(value)[:40]}" for name, value in defaults.items())
         yield f"generation_config.json sets {settings}; protocol.generation_config determines whether this applies"

@@ -66,7 +66,8 @@ class EvaluationProtocol:
     niah_sentence_rule: Literal["text", "period_ids"] = "text"
     # llama2_ids: 29889 or 869, for every tokenizer
     masking_sentence_rule: Literal["text", "llama2_ids"] = "text"
-    # released: Llama's literal string with two BOS, Qwen2.5's template with Qwen's system message, none for others
+    # released: Llama's literal string with two BOS, Qwen2.5's template with Qwen's system message, no chat format for
+    # other models
     chat_wrapper: Literal["template", "released"] = "template"
     # released: a fixed longest prompt for each of the authors' models, before its chat format, regardless of its window
     longbench_truncation: Literal["window", "released"] = "window"

@@ -36,7 +36,8 @@ class EvictionSchedule:
         return self.when.endswith("+decode")
 
     def room(self, new_tokens: int, spare: int = 0, window: int = 0) -> int:
-        """Return the maximum number of new tokens that a row holds at once, in addition to what it kept of the prompt.
+        """Return the maximum number of new tokens that a row holds at once, in addition to the prompt tokens that it
+        kept.
 
         `spare`: number of tokens that the budget allows beyond the prompt; `window`: the method's window.
         """

@@ -123,7 +123,7 @@ def sweep(*overrides: str, only: str | tuple[str, ...] = "") -> list[dict[str, A
 
 
 def axes(*overrides: str) -> dict[str, list[str]]:
-    """Return the settings that the experiment in `-m <overrides>` sweeps over by itself, with their values."""
+    """Return the settings in the own sweep of the experiment in `-m <overrides>`, with their values."""
     with _hydra(overrides):
         values: dict[str, dict[str, None]] = {}
         for each in expansion([f"{name}={value}" for name, value in _swept(overrides).items()]):
@@ -331,7 +331,7 @@ _FITTING: tuple[Callable[[Job], None], ...] = (
 
 
 def _refuse_name_of_another_model(model: ModelConfig) -> None:
-    """Raise `UserError` if a model has the weights of one model in `conf/model` and the name of another one.
+    """Raise `UserError` if a model has the weights of one model in `conf/model` and the name of another model.
 
     Published numbers and calibrations are looked up by this name.
     """

@@ -30,7 +30,8 @@ def screen(width: int = 160) -> Console:
 
 
 def visible(text: str) -> str:
-    """Return `text` with symbols for control characters, except line breaks and tabs, and codes for reordering ones."""
+    """Return `text` with symbols for control characters, except line breaks and tabs, and codes for characters that
+    reorder text."""
     return text if text.isprintable() else "".join(map(_visible, text))
 
 

@@ -49,7 +49,7 @@ def essays(location: str | Sequence[str]) -> list[str]:
 
 
 def evaluated_and_held_out(texts: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Split texts into those for evaluations and the last ones, which are held out for calibrations.
+    """Split texts into texts for evaluations and the last texts, which are held out for calibrations.
 
     The held-out texts are the smallest number that have at least a tenth of all characters. If they would have more
     than a quarter, for example because there are few texts, no text is held out.
@@ -197,7 +197,7 @@ def find_place(text: str, starts: Sequence[int], depth: float) -> tuple[int, str
     sentence_high = starts[min(max(highest, index + LONG_SENTENCE), tokens)]
     ends = _ends(SENTENCE_END, text, sentence_low, sentence_high)
     if sentence_low == 0 and ends:
-        ends.insert(0, 0)  # the start of the text counts as a sentence end if another one is near
+        ends.insert(0, 0)  # the start of the text counts as a sentence end if another end is near
     for rule, places in (
         ("sentence", [end for end in ends if end <= max(limit, high)]),
         ("line", _ends(LINE_END, text, low, high)),

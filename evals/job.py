@@ -144,7 +144,7 @@ def refuse_too_long(
 ) -> None:
     """Raise an error about `field` if a `prompt` of this many tokens and its `new_tokens` exceed the model's window."""
     if prompt + new_tokens > model.window:
-        why = f"a prompt of {prompt} tokens and {new_tokens} new ones exceed the {model.window}-token window"
+        why = f"a prompt of {prompt} tokens and {new_tokens} new tokens exceed the {model.window}-token window"
         raise kind(field, fix, why=f"{why} of {model.name}", **about)
 
 
@@ -230,7 +230,7 @@ class Job:
     - `memory`: GB for a prompt and its decode batch, in addition to the model; None for all free memory.
     - `fidelity`: the `tokens` of `Fidelity`.
     - `config`: the configuration from which the job was made.
-    - `apart`: text that distinguishes the job from others in its sweep with the same method and budget.
+    - `apart`: text that distinguishes the job from other jobs of its sweep with the same method and budget.
     """
 
     model: ModelConfig

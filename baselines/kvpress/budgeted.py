@@ -44,7 +44,7 @@ class BudgetedScores(LayerScores):
     kept: Callable[[int], Tensor] = field(default=lambda number: torch.empty(0), kw_only=True, repr=False)
 
     def order(self, capacity: Capacity) -> Tensor:
-        """Return the kept tokens of each head first, then the others, both by score: [kv_heads, past], int64."""
+        """Return the kept tokens of each head first, then the other tokens, both by score: [kv_heads, past], int64."""
         if isinstance(capacity, int):
             return kept_first(self._kept(capacity), self.ranking)
         rows = {number: self._kept(number) for number in set(capacity)}
@@ -57,7 +57,7 @@ class BudgetedScores(LayerScores):
 
 
 def kept_first(kept: Tensor, ranking: Tensor) -> Tensor:
-    """Return `ranking` [kv_heads, past] with the `kept` tokens, bool [kv_heads, past], before the others."""
+    """Return `ranking` [kv_heads, past] with the `kept` tokens, bool [kv_heads, past], before the other tokens."""
     others = ~kept.gather(1, ranking)
     return ranking.gather(1, others.sort(dim=1, stable=True).indices)
 

@@ -56,7 +56,7 @@ class Calibration:
     `head_scores[kind][layer][query head]`; `rankings[kind][layer]` lists query heads, best first. `heads`: number of
     semantic retrieval heads per layer that the calibration chose. `layer_scores`: each layer's share of the total
     error, measured with `heads` heads (the shares sum to 1). `layer_scores_by_head_count`: the same with other numbers
-    of heads, where measured.
+    of heads, if measured.
 
     `weights` identifies the weights that the calibration was made with (`loaded_weights.fingerprints`), and
     `model_fingerprint` their files. Files of older versions have only `model_fingerprint`, and published files have

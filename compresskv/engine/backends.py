@@ -143,7 +143,7 @@ class SDPA:
     def decode_bucket(
         self, query: Tensor, key: Tensor, value: Tensor, bucket: Bucket, earlier: int, scaling: float
     ) -> Tensor:
-        """Append tokens to each row of `bucket`, after `earlier` new ones. Each new token attends to its row up to
+        """Append tokens to each row of `bucket`, after `earlier` new tokens. Each new token attends to its row up to
         itself.
 
         query [rows, group, new, d], key and value [rows, new, d] -> [rows, group, new, d].

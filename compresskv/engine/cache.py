@@ -58,7 +58,7 @@ class EvictedLayer(CacheLayerMixin):
         self.on_decode: Callable[[int, Tensor], None] | None = None
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        """Store the prompt as it is. If this is only its first chunk, allocate room for the whole prompt."""
+        """Store the prompt unchanged. If this is only its first chunk, allocate room for the whole prompt."""
         self.dtype, self.device = key_states.dtype, key_states.device
         self.token_bytes = 2 * key_states.shape[-1] * key_states.itemsize
         self.is_initialized = True
@@ -130,7 +130,7 @@ class EvictedLayer(CacheLayerMixin):
             self.on_prefill(prefill)
 
     def get_seq_length(self) -> int:
-        """Number of tokens seen, including evicted ones: positions continue from here."""
+        """Number of tokens seen, including evicted tokens: positions continue from this number."""
         return self.seen
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:

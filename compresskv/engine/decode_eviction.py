@@ -113,7 +113,8 @@ class DecodeEviction:
         return made
 
     def _observers(self, layer: PromptEnd, place: int) -> list[list[Any]]:
-        """Create each setting's observers, if its scorer has one: one for all heads, or one per head if they differ."""
+        """Create each setting's observers, if its scorer has observers: one for all heads, or one per head if heads
+        differ."""
         found: list[list[Any]] = []
         for number, setting in enumerate(self.settings):
             scorer = setting.method.scorer if setting.method else None

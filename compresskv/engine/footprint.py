@@ -47,7 +47,7 @@ class Footprint:
         """Return the peak bytes of a layer's forward pass over `chunk` tokens: in the MLP, or in attention.
 
         In the MLP, four hidden states (the embeddings, the layer's input, the residual and its norm) and three
-        intermediate ones are alive; in attention, five hidden states, and the cosines and sines of all positions.
+        intermediate states are alive; in attention, five hidden states, and the cosines and sines of all positions.
         """
         config = self._config
         hidden, angles = config.hidden_size, 2 * self._head_dim

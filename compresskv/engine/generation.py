@@ -31,7 +31,7 @@ class Generation:
     `kept` counts compressed tokens, [layer][KV head]. `cache_bytes`: bytes of their keys and values. `sliding_bytes`:
     bytes of the sliding-window layers, which no setting evicts. `together`: indices, in the list of settings, of the
     settings that were decoded in the same batch. `peak_kept`: the largest mean number of tokens held per layer and KV
-    head, including new ones; None unless its eviction continues while decoding. `evicted_later`: whether it evicted
+    head, including new tokens; None unless its eviction continues while decoding. `evicted_later`: whether it evicted
     anything while decoding. `fidelity`: None unless requested. `positions`: the compressed tokens that `kept` counts.
     """
 

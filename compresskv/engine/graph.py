@@ -55,7 +55,8 @@ def captured(step: Callable[[], Tensor], device: torch.device) -> tuple[Tensor, 
 
 
 class Steps:
-    """Decode steps of one batch of rows: eager ones, or replays if `graphs` is on and the cache allows them."""
+    """Decode steps of one batch of rows: eager steps, or replayed graphs if `graphs` is on and the cache allows
+    them."""
 
     def __init__(self, model: PreTrainedModel, cache: EvictedCache):
         self.model, self.cache = model, cache

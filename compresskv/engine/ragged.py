@@ -242,7 +242,7 @@ class VarlenTable(RaggedTable):
     """A table for torch's `varlen_attn`: the slots of new tokens are computed once a step, since it appends nothing.
 
     `write` [layers, rows * new], int64: the slots of the step's new tokens, by row. `used` [layers, rows], int32: the
-    tokens of each row, including new ones. `firsts` [layers, rows + 1], int32: the first slot of each row; the kernel
+    tokens of each row, including new tokens. `firsts` [layers, rows + 1], int32: the first slot of each row; the kernel
     does not read the last entry. `queries` [rows + 1], int32: where each row's new tokens begin among the new tokens of
     all rows. `splits`: into how many parts the kernel splits the keys of a layer's rows; None lets it choose.
 

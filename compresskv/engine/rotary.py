@@ -184,7 +184,8 @@ def _rotates(module: nn.Module) -> bool:
 
 
 def _kinds(module: nn.Module) -> list[dict[str, str]]:
-    """Return the arguments for each set of frequencies of a rotary module: a layer type, or none if it has one set."""
+    """Return the arguments for each set of frequencies of a rotary module: a layer type, or no argument if the module
+    has one set."""
     names = [name for name, buffer in module.named_buffers(recurse=False) if not buffer.is_meta]
     types = [name.removesuffix("inv_freq").removesuffix("_") for name in names if name.endswith("inv_freq")]
     return [{"layer_type": kind} if kind else {} for kind in types if not kind.endswith("original")]

@@ -74,7 +74,7 @@ class LayerRows(Protocol):
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all buffers: kept tokens, their rounding, and the room for new ones."""
+        """Bytes of all buffers: kept tokens, their rounding, and the room for new tokens."""
         ...
 
     def held(self, row: int) -> tuple[Tensor, Tensor]:
@@ -102,7 +102,7 @@ class Bucket:
     def gaps(self) -> Tensor | None:
         """Mask to add to the logits: [rows, 1, 1, capacity]; None if no row is shorter than `longest`.
 
-        0 where a token is, and minus infinity between a row's kept tokens and the new ones.
+        It is 0 at tokens, and minus infinity between the kept tokens and the new tokens of a row.
         """
         if self.equal:
             return None
@@ -119,7 +119,8 @@ class Bucket:
         self._gaps = None
 
     def held(self, slot: int, new: int) -> tuple[Tensor, Tensor]:
-        """Return the keys and values of the kept tokens of a row, and of its `new` ones: views if rows have no gaps."""
+        """Return the keys and values of the kept tokens of a row, and of its `new` tokens: views if rows have no
+        gaps."""
         kept = slice(self.longest + new) if self.equal else self.columns(slot, new)
         return self.keys[slot, kept], self.values[slot, kept]
 

@@ -44,7 +44,7 @@ def needles() -> list[Needle]:
 
 
 def last_texts(texts: Sequence[str], longest: int) -> Haystack:
-    """Return the last of `texts`, held-out ones if there are any, enough for a prompt of `longest` tokens."""
+    """Return the last of `texts`, enough for a prompt of `longest` tokens; the held-out texts if any are held out."""
     chosen: list[str] = []
     for text in reversed(evaluated_and_held_out(texts)[1] or texts):
         chosen.insert(0, text)

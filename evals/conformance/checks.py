@@ -242,7 +242,8 @@ def layer_index(subject: Subject) -> str:
 
 
 def gqa_grouping(subject: Subject) -> str:
-    """Check that tensors of KV head k change the scores of only KV head k, of all KV heads (if shared), or of none."""
+    """Check that tensors of KV head k change the scores of only KV head k, of all KV heads (if shared), or of no
+    head."""
     method = subject.method(dense())
     for layer in _layers(dense(), subject):
         before = _scored(method, layer)

@@ -107,7 +107,7 @@ class Filled:
 def _prefill(
     model: LoadedModel, text: torch.Tensor, length: int, contender: Contender, pool: int, new_tokens: int
 ) -> Filled:
-    """Prefill prompts one by one, as long as another one of `length` tokens fits the `pool`."""
+    """Prefill prompts one by one, as long as another prompt of `length` tokens fits the `pool`."""
     devices, filled = gpus(model.model), Filled(Allocation(new_tokens))
     while not filled.prompts or filled.allocation.with_one(filled.prompts[0]).nbytes <= pool:
         begin = now(devices)
@@ -151,7 +151,7 @@ def fill_pools(
             try:
                 found = fill(model, text, length, by_name[name], pool * MEGABYTE, output)
             except (UserError, torch.OutOfMemoryError) as error:
-                failures[f"{name} at {length} tokens and {output} new ones in {pool} MB"] = (
+                failures[f"{name} at {length} tokens and {output} new tokens in {pool} MB"] = (
                     str(error) or "out of memory"
                 )
                 continue

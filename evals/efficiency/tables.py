@@ -140,7 +140,7 @@ class Efficiency(TypedDict, total=False):
     dtype: Required[str]
     backend: Required[str]
     device: str  # "cpu" or "cuda"; absent in files of older versions, as `graphs` is
-    graphs: bool  # whether decode steps were replayed as CUDA graphs where the cache allowed it
+    graphs: bool  # whether decode steps were replayed as CUDA graphs if the cache allowed it
     new_tokens: Required[Count]
     rounds: Required[Count]
     environment: dict[str, Any]
@@ -382,7 +382,7 @@ def pool_charts(rows: Sequence[Mapping[str, Any]], model: str = "") -> Iterator[
         for length, lines in speeds(rows).items():
             xs = {f"{x:g}": x for x in sorted({x for points in lines.values() for x, _ in points})}
             values = {Name(setting): {f"{x:g}": y for x, y in points} for setting, points in lines.items()}
-            metric = Metric("tokens_per_s", f"tokens per second together, prompts of {length} tokens", 1)
+            metric = Metric("tokens_per_s", f"tokens per second of all sequences, prompts of {length} tokens", 1)
             yield _chart(model, metric, values, xs, "KV memory pool (MB)")
         return
     xs = {text.tokens(output): float(output) for output in sorted({row["new_tokens"] for row in rows})}
@@ -391,7 +391,7 @@ def pool_charts(rows: Sequence[Mapping[str, Any]], model: str = "") -> Iterator[
         where = f"prompts of {length} tokens, {pool:g} MB"
         for metric in (
             Metric("sequences", f"sequences that fit, {where}", 0),
-            Metric("tokens_per_s", f"tokens per second together, {where}", 1),
+            Metric("tokens_per_s", f"tokens per second of all sequences, {where}", 1),
         ):
             values = {name: {} for name in names(of_pool)}
             for row, name in zip(of_pool, names(of_pool), strict=True):

@@ -1,4 +1,4 @@
-"""Choose the heads to mask: the best of a ranking over all layers, and random ones as a control."""
+"""Choose the heads to mask: the best heads of a ranking over all layers, and random heads as a control."""
 
 import random
 from collections.abc import Mapping, Sequence
@@ -54,7 +54,7 @@ def choices(masked: Sequence[int], draws: int, scores: Mapping[str, HeadScores])
                 why=f"the random control draws from {len(others)} heads, without the best of each ranking",
             )
         for draw in range(draws):
-            # One shuffle per draw, so that larger choices contain the smaller ones, as in a ranking.
+            # One shuffle per draw, so that larger choices contain the smaller choices, as in a ranking.
             shuffled = random.Random(draw).sample(others, len(others))
             made.append(Choice("random", count, draw, by_layer(shuffled[:count], layers)))
     return made

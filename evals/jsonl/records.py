@@ -42,7 +42,7 @@ JOINED = "\n\n"
 LONGEST_ID = 100
 
 FULL_MARKS = 1 - 1e-6
-"""Scores from here on count as full: LongBench's ROUGE-L is a little below 1 even for equal texts."""
+"""A score of at least this value is a full score: LongBench's ROUGE-L is slightly below 1 even for equal texts."""
 
 EMPTY = ("", " ", f" {string.punctuation}{FULL_WIDTH_PUNCTUATION}\n")
 """Predictions without content."""

@@ -96,8 +96,8 @@ def named(devices: Any) -> list[str]:
 class DevicePool:
     """Runs groups in one process per device; a process takes the next group when it has finished one.
 
-    A process keeps its model loaded and takes groups of that model first. If a process is killed, another one resumes
-    the group, once per group.
+    A process keeps its model loaded and takes groups of that model first. If a process is killed, another process
+    resumes the group, once per group.
     """
 
     def __init__(
@@ -199,7 +199,7 @@ class DevicePool:
                 process.wait()
 
     def _send(self, signal_of: Callable[[subprocess.Popen], None]) -> list[subprocess.Popen]:
-        """Signal all running processes, start no new ones, and return the signalled processes."""
+        """Signal all running processes, start no new process, and return the signalled processes."""
         with self._lock:
             self._stopping = True
             processes = [worker.process for worker in self._workers.values()]

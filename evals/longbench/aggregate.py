@@ -19,7 +19,7 @@ class TaskScore:
     """Result of one task: `samples` 0 to 1, `score` and `official` 0 to 100 with two decimals.
 
     `overflow`: number of samples with a ROUGE pair that may exceed the official recursion limit; in `official`, such
-    pairs score 0. `check`: None if the rows could not be compared with the official ones.
+    pairs score 0. `check`: None if the rows could not be compared with the official rows.
     """
 
     task: Task

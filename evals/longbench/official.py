@@ -27,7 +27,7 @@ _DIGITS = 6
 
 @dataclass(frozen=True)
 class RowCheck:
-    """Counts from comparing rows with the official ones; `matching + missing = official`."""
+    """Counts from comparing rows with the official rows; `matching + missing = official`."""
 
     task: str
     official: int
@@ -37,7 +37,7 @@ class RowCheck:
 
     @property
     def complete(self) -> bool:
-        """Whether the rows are exactly the official ones."""
+        """Whether the rows are exactly the official rows."""
         return self.matching == self.official and self.mismatching == 0
 
 

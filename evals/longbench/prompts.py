@@ -101,7 +101,8 @@ def template(task: Task, record: Row) -> str:
 def truncate_middle(
     prompt: str, tokenizer: PreTrainedTokenizerBase, max_tokens: int, cleanup: bool = False
 ) -> str | None:
-    """Remove the middle of `prompt` if it has more than `max_tokens` tokens, special ones included; else return None.
+    """Remove the middle of `prompt` if it has more than `max_tokens` tokens, including special tokens; else return
+    None.
 
     `cleanup` as in `render`. Source: pred.py of THUDM/LongBench, commit 2e00731. An odd `max_tokens` is rounded down.
     """

@@ -27,7 +27,7 @@ def question(method: str, margins: Mapping[str, float] | None = None) -> Questio
 def against(
     records: Sequence[Record], metric: str, method: str, margin: float | None = None
 ) -> list[tuple[str, list[Verdict]]]:
-    """Compare `method` with the others and return titled groups of comparisons.
+    """Compare `method` with the other methods, and return titled groups of comparisons.
 
     There is one group for each task and one for all tasks, per model and evaluation. The report page shows the groups
     of all tasks. `margin`: the margin of equivalence; default: the metric's. Raises `UserError` if nothing is compared.

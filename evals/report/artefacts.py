@@ -54,7 +54,7 @@ def write(
 
 
 def write_after_run(experiment: str, results: Path) -> None:
-    """Write the artefacts of an experiment, and print their folder, or why there are none yet."""
+    """Write the artefacts of an experiment, and print their folder, or why it has no artefacts yet."""
     try:
         said = f"artefacts: {write(experiment, results)[0].parent}"
     except UserError as error:

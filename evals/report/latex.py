@@ -250,7 +250,7 @@ def _name(table: Table, column: str) -> str:
 
 
 def _floats(caption: str, label: str, table: Tabular) -> Iterator[str]:
-    """Yield the table as one float, or as several numbered ones if it does not fit on a page."""
+    """Yield the table as one float, or as several numbered floats if it does not fit on a page."""
     every_row = [table.header, *chain.from_iterable(table.blocks.values())]
     widths = [max(map(_width, cells)) for cells in zip(*every_row, strict=True)]
     turned = UPRIGHT[0] < _total(widths) <= TURNED[0]

@@ -220,7 +220,7 @@ def key(record: Record, line: Line, metric: str = "") -> Key:
 
 
 def values_of(record: Record, metric: str) -> dict[Key, float]:
-    """Return the metric of each sample for which it is a number."""
+    """Return the metric of each sample that has a number as its value."""
     return {key(record, line, metric): float(line[metric]) for line in record.covered if is_number(line.get(metric))}
 
 

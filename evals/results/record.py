@@ -185,12 +185,13 @@ class Record:
 
     @cached_property
     def weights(self) -> str:
-        """The fingerprint of the model; "" if the summary has none."""
+        """The fingerprint of the model; "" if the summary has no fingerprint."""
         return str((self.file_summary[0] or {}).get("model_fingerprint") or "")
 
     @cached_property
     def prompts(self) -> str:
-        """16 digits of the hash of `prompt` in the summary, which describes all prompts; "" if it has none."""
+        """16 digits of the hash of `prompt` in the summary, which describes all prompts; "" if the summary has no
+        `prompt`."""
         prompt = (self.file_summary[0] or {}).get("prompt")
         return checksum(prompt) if isinstance(prompt, dict) else ""
 

@@ -1,4 +1,4 @@
-"""Common words: an example, then a numbered list. Ten words of the list occur more often than the others.
+"""Common words: an example, then a numbered list. Ten words of the list occur more often than the other words.
 
 It makes the same random calls as scripts/data/synthetic/common_words_extraction.py of NVIDIA/RULER c3f5e3b.
 """

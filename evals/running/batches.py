@@ -199,7 +199,7 @@ def run_batch(
         for run in batch:
             _fail(run, sample, failure)
         return
-    if failure:  # one setting failed: run each alone, so that the others succeed
+    if failure:  # one setting failed: run each setting alone, so that the other settings succeed
         for run in batch:
             others: list[SettingRun] = []
             if run.job.budget is None and len(batch) > 2:  # its control needs another setting
@@ -222,7 +222,7 @@ def run_batch(
                         fix = "set export.kept=false, or paths.results to another folder"
                         raise UserError("export.kept", fix, value=True, why=why)
                     export.write(model, run.store.folder, run.job, sample, generation, compressed, later=bool(known))
-                except UserError as error:  # of this setting; the others write their lines
+                except UserError as error:  # of this setting; the other settings write their lines
                     run.error = error
                     continue
             if not known:
@@ -234,7 +234,7 @@ def run_batch(
 def _fail(run: SettingRun, sample: Sample, failure: Exception) -> None:
     """Record why a run has no result for `sample`: in a line if other prompts may succeed, else as its `error`.
 
-    A run that already has a result was only decoded for the others of its batch, so nothing is recorded for it.
+    A run that already has a result was only decoded for the other runs of its batch, so nothing is recorded for it.
     """
     if not run.lacks(sample.id):
         return
@@ -245,7 +245,7 @@ def _fail(run: SettingRun, sample: Sample, failure: Exception) -> None:
 
 
 def no_answer(failure: Exception) -> bool:
-    """Return whether `failure` concerns only this prompt, so that others may succeed."""
+    """Return whether `failure` concerns only this prompt, so that other prompts may succeed."""
     return isinstance(failure, PromptError) or ran_out(failure)
 
 

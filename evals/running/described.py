@@ -110,7 +110,7 @@ def _described(value: Any, where: str, above: tuple[int, ...]) -> Any:
 
 
 def _attributes(value: Any, state: Mapping[str, Any], part: Callable, known: Collection[str] = ()) -> dict[str, Any]:
-    """Describe the attributes in `state` except the `known` ones and cached properties."""
+    """Describe the attributes in `state` except the `known` attributes and cached properties."""
     return {
         name: part(f".{name}", inner)
         for name, inner in state.items()

@@ -33,7 +33,7 @@ from evals.running.methods import refuse_beyond_window, refuse_without_question
 from evals.running.tasks import setting_of
 
 COUNTED = 8
-"""Number of prompts per task whose tokens are counted; the mean length of the others is assumed to be the same."""
+"""Number of prompts per task whose tokens are counted; the other prompts are assumed to have the same mean length."""
 
 MEASURED = 4096
 """Maximum tokens of the timed prompt; the time of longer prompts is scaled with their number of operations."""

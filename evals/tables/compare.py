@@ -144,8 +144,8 @@ def verdicts(question: Question, table: Table) -> list[Verdict]:
     """Return the comparisons of a table.
 
     Rows with the same budget, protocol, variant and time of eviction are compared on the samples that both have. All
-    comparisons of one protocol are one family. If the data choose the method that is compared with the others, the
-    comparisons of all methods with each other count.
+    comparisons of one protocol are one family. If the data choose the method that is compared with the other methods,
+    all pairs of methods count as comparisons.
     """
     if not question.tested:
         return []

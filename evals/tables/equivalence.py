@@ -9,11 +9,11 @@ values are 100 and the others 0, they reject it in 43 %. So `below` takes the la
 - **Hall:** the same after a transformation that removes the skewness of t (P. Hall, "On the removal of skewness by
   transformation", JRSS B 54, 1992; for one-sided bounds, X.-H. Zhou and S. Gao, The American Statistician 54, 2000).
   The 14 % above become 9 %. A studentised bootstrap has the same error, and also depends on random draws.
-- **Unseen values:** the chance of seeing none of the rare values that would put the mean at the limit. If one sample in
-  50 loses all 100 points, the mean loses 2, and 42 samples miss it with a probability of 0.98^42 = 0.43. No valid test
-  of a bounded mean has a smaller p-value. For a metric without a largest value, no test is valid without assumptions
-  (R. Bahadur and L. Savage, Annals of Mathematical Statistics 27, 1956). The test then assumes that the samples show
-  the tail of the distribution, but its p-value is never below 0.5^n for n samples.
+- **Unseen values:** the probability of missing all rare values, if these values raise the mean to the limit. If one
+sample in 50 loses all 100 points, the mean loses 2, and 42 samples miss it with a probability of 0.98^42 = 0.43. No
+valid test of a bounded mean has a smaller p-value. For a metric without a largest value, no test is valid without
+assumptions (R. Bahadur and L. Savage, Annals of Mathematical Statistics 27, 1956). The test then assumes that the
+samples show the tail of the distribution, but its p-value is never below 0.5^n for n samples.
 
 Hoeffding's bound and an empirical Bernstein bound need no assumption on bounded values, but too many samples: 15,000
 and 2,100 for a mean of 0 with a spread of 20 points to be below 2 points, where `below` needs 274.

@@ -91,7 +91,7 @@ def minus(text: str) -> str:
 
 
 def probability(p: float) -> str:
-    """Format a p-value; small ones are shown as "< 0.001" instead of 0."""
+    """Format a p-value; small p-values are shown as "< 0.001" instead of 0."""
     return "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 

@@ -26,7 +26,7 @@ LINES = 12
 """Maximum number of lines in a chart over budgets or layers; tables have all rows."""
 
 FIRST = 10
-"""Maximum number of comparisons shown first for a model and evaluation; the others can be unfolded."""
+"""Maximum number of comparisons shown first for a model and evaluation; you can unfold the other comparisons."""
 
 COMPARED_BY = (SCORE, KNOWN["kl"])
 """The metrics that have verdicts."""
@@ -181,7 +181,7 @@ def sentence(verdict: Verdict) -> str:
     else:
         needed = f"; about {verdict.needed:,} samples would decide" if verdict.needed and bounds else ""
         pair = f"{verdict.first} and {verdict.second}"
-        said = f"neither a difference nor equivalence is shown between {pair} ({by}, {between}{p}, {n}{needed})"
+        said = f"the samples show neither a difference nor equivalence of {pair} ({by}, {between}{p}, {n}{needed})"
     return re.sub(r" ([=<]) | (%)", lambda sign: sign[0].replace(" ", "\u00a0"), f"{at}, {said}.")
 
 
