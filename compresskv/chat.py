@@ -24,7 +24,7 @@ SECONDS, MEMORY, CHARACTERS = 2, 1 << 30, 1 << 20
 
 _DATE_CALL = re.compile(r"""strftime_now\(\s*(['"])(.*?)\1\s*\)""")
 _OTHER_DATE = (
-    "{% macro strftime_now() %}{{ raise_exception('it formats the date with something other than a literal') }}"
+    "{% macro strftime_now() %}{{ raise_exception('it formats the date with a format that is not a literal') }}"
 )
 _OTHER_DATE += "{{ varargs, kwargs }}{% endmacro %}\n"
 """Macro put before a template that still names `strftime_now`, so that a call does not return today's date."""

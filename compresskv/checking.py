@@ -115,7 +115,7 @@ Sha256 = Annotated[str, AfterValidator(_sha256)]
 
 
 def checked(where: str, kind: type[T], values: Any) -> T:
-    """Build the dataclass `kind` from the mapping `values`. Error messages refer to it as `where`.
+    """Build the dataclass `kind` from the mapping `values`. `where`: the name of `values` in error messages.
 
     Raises `UserError` for an unknown field, a missing required field, or a value that its field does not accept.
     """

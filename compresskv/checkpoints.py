@@ -230,7 +230,7 @@ def _dequantise(file: gguf_file.GgufFile, meaning: gguf_model.Meaning, target: P
             "model.path",
             "convert the model again",
             value=Path(source),
-            why=f"its keys describe a model of {needed} weights, but its tensors have {held}",
+            why=f"its keys describe a model of {needed} weights, but its tensors have {held} weights",
         )
     partial = Path(tempfile.mkdtemp(dir=target.parent))
     try:
@@ -300,7 +300,7 @@ def _honour(meaning: gguf_model.TokenizerMeaning, tokenizer: PreTrainedTokenizer
             "tokenizer.ggml.add_bos_token",
             "use the model's safetensors",
             value=meaning.bos,
-            why=f"with add_eos_token={readable(meaning.eos)}, its tokenizer does not apply it",
+            why=f"with add_eos_token={readable(meaning.eos)}, its tokenizer does not apply add_bos_token",
             where=source,
         )
 

@@ -377,7 +377,7 @@ class _Reader:
         usual = hidden // heads if self.name == "gemma3" and layers == _LAYERS_OF_GEMMA3_27B else head_dim
         divisor = scale**-2 if scale else usual
         if not _close(divisor, round(divisor)) or (round(divisor) != usual and self.name != "gemma3"):
-            self.refuse(f"{self.name}.attention.scale", f"the model's own is {usual**-0.5:.6g}")
+            self.refuse(f"{self.name}.attention.scale", f"the model's own value is {usual**-0.5:.6g}")
         return {"query_pre_attn_scalar": round(divisor)} if self.name == "gemma3" else {}
 
     def windows(self, layers: int) -> dict[str, Any]:

@@ -142,7 +142,7 @@ def _unsuited(dtype: torch.dtype, capability: tuple[int, int] | None) -> Reason 
         return "it runs on CUDA only", "set model.device to a CUDA device"
     if capability < AMPERE:
         present = ".".join(map(str, capability))
-        return f"it needs an Ampere GPU or a newer one (capability 8.0), but this one has {present}", "use another GPU"
+        return f"it needs an Ampere GPU or a newer GPU (capability 8.0), but this GPU has {present}", "use another GPU"
     if dtype == torch.float32:
         return "it does not support float32", "set model.dtype to bfloat16 or float16"
     return None

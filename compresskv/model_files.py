@@ -231,10 +231,10 @@ def _refuse_sizes(config: Mapping[str, Any], where: Path) -> None:
     for part in (config, *(value for value in config.values() if isinstance(value, Mapping))):
         for name in _SIZES:
             if type(value := part.get(name)) is int and value < 1:
-                raise UserError(name, "correct it to at least 1", value=value, where=where)
+                raise UserError(name, "set it to 1 or more", value=value, where=where)
         for name, most in _MOST.items():
             if type(value := part.get(name)) is int and value > most:
-                raise UserError(name, f"correct it to at most {most}", value=value, where=where)
+                raise UserError(name, f"set it to {most} or less", value=value, where=where)
 
 
 def _refuse_quantisation(config: Mapping[str, Any], where: Path) -> None:

@@ -68,9 +68,9 @@ def locations(location: str | Sequence[str]) -> tuple[str, ...]:
         location = [location] if "," not in location or os.path.exists(location) else location.split(",")
     places = tuple(place.strip() for place in location)
     if not places or not all(places):
-        raise UserError("eval.haystack", GIVE_TEXTS, value=location, why="it names nothing")
+        raise UserError("eval.haystack", GIVE_TEXTS, value=location, why="it contains no location")
     if len(set(places)) < len(places):
-        raise UserError("eval.haystack", "list each place once", value=location, why="it lists a place twice")
+        raise UserError("eval.haystack", "list each location once", value=location, why="it lists a location twice")
     return places
 
 
@@ -142,7 +142,9 @@ def hide(needle: str, haystack: str, tokens: int, depth: float, tokenizer: "PreT
     The haystack is repeated if it is too short. Depth 0 is its start, depth 1 its end.
     """
     if tokens < 1:
-        raise UserError("eval.lengths", "choose a longer one", why="the shortest length leaves no room for a haystack")
+        raise UserError(
+            "eval.lengths", "choose a larger length", why="the shortest length leaves no room for a haystack"
+        )
     if not 0 <= depth <= 1:
         raise UserError("eval.depths", "choose 0 to 100 per cent", value=100 * depth)
     if not haystack.strip():

@@ -79,7 +79,7 @@ class Calibration:
 
     @property
     def q_heads(self) -> int:
-        """Number of query heads per layer, if the calibration has them."""
+        """Number of query heads per layer. Without head scores and rankings, the calibration's `heads`."""
         tables = (*self.head_scores.values(), *self.rankings.values())
         return max((len(table[0]) for table in tables), default=self.heads)
 
@@ -215,7 +215,7 @@ def _inconsistent(made: Calibration) -> tuple[str, str] | None:
             if sort != "head_scores" and len(set(layer)) != len(layer):
                 return f"{name}[{index}]", "it names a head twice"
             if sort != "head_scores" and max(layer) >= width.get("head_scores", math.inf):
-                return f"{name}[{index}]", f"it names head {max(layer)} of {width['head_scores']}"
+                return f"{name}[{index}]", f"it names head {max(layer)}, but a layer has {width['head_scores']}"
     most = made.q_heads
     return ("heads", f"it is {made.heads}, but the file has {most} heads per layer") if made.heads > most else None
 

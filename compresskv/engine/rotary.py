@@ -2,7 +2,8 @@
 
 Each forward pass gets the frequencies of its own text, independent of earlier texts. Every chunk of a prompt gets the
 frequencies of the whole prompt. Later tokens get the frequencies of the text so far, as in transformers' own
-`generate`. To find the modules that depend on the length, and the lengths at which they change, the modules are called.
+`generate`. This file calls the rotary modules to find the modules that depend on the length, and the lengths where they
+change.
 """
 
 import inspect
@@ -56,7 +57,8 @@ class LengthRope:
         return tuple(boundary.regime(length) for boundary in self.boundaries)
 
     def crossed(self, before: int, after: int) -> int | None:
-        """Return the length at which a growing text switches its frequencies, which invalidates its cache, or None."""
+        """Return the length at which a growing text switches its frequencies and invalidates its cache; None if no
+        length does."""
         for boundary in self.boundaries:
             if boundary.switches and boundary.regime(before) != boundary.regime(after):
                 return boundary.length
@@ -105,7 +107,7 @@ class LengthRope:
                 "prompt",
                 "generate fewer tokens, or start with a longer prompt",
                 why=f"the text in the cache grows from {start} to {end} tokens, but {self.name} changes its RoPE after "
-                f"{at} tokens, which makes the cached keys invalid",
+                f"{at} tokens, so the cached keys become invalid",
             )
         return end
 

@@ -141,7 +141,7 @@ class HeldOutCalibration:
             if cells.setdefault(cell.id, cell) != cell:
                 raise UserError(
                     "eval.depths",
-                    "choose others, or at most 101",
+                    "choose other depths, or at most 101 depths",
                     value=self.config.depths,
                     why="two depths are equal when rounded to whole per cent",
                 )

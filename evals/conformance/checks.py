@@ -274,7 +274,7 @@ def shared_equals_in_layer(subject: Subject) -> str:
                 in_layer = generate_in_layer(model, ids, Setting(subject.method(model), budget), NEW, chunk)
                 if in_layer != shared:
                     where = f"budget={budget}{sort}" + (f", prompt in chunks of {chunk}" if chunk else "")
-                    what = "generates other tokens" if in_layer.kept == shared.kept else "keeps other numbers"
+                    what = "generates different tokens" if in_layer.kept == shared.kept else "keeps other numbers"
                     return f"{where}: evicting inside each layer {what} than choosing after the prefill"
     return ""
 

@@ -58,7 +58,8 @@ POOL = (
 )
 
 POOLS = (
-    "A pool of KV memory is filled with sequences of distinct prompts of about the length, which decode as one batch; "
+    "A pool of KV memory is filled with sequences that decode as one batch. Their prompts are distinct and have about "
+    "the given length; "
     "× is the ratio to the full cache in the same pool, and 95 % of the decode steps are within the bounds."
 )
 
@@ -66,7 +67,7 @@ LAUNCHES = "* bound by launches: the GPU waits for the host"
 
 MASKED = (
     "sdpa on CUDA decodes a single row of the full cache on few of the GPU's processors, so ratios to the full cache "
-    "flatter eviction: use model.backend=varlen"
+    "make eviction look better than it is: use model.backend=varlen"
 )
 
 Run = Mapping[str, Any]
@@ -324,8 +325,8 @@ def _note(run: Run) -> str:
     where = text.hardware(shown_environment(run.get("environment")))
     return (
         f"{run['model']}: {run['new_tokens']} new tokens of one sequence, {run['dtype']}, {_kernel(run)}, on "
-        f"{where}; n counts rounds, which take all settings in turn. The memory of a process counts the model too."
-        + (f" {caption}." if (caption := _caption(run, [])) else "")
+        f"{where}; n is the number of rounds; each round measures all settings. The memory of a process counts the "
+        f"model too." + (f" {caption}." if (caption := _caption(run, [])) else "")
     )
 
 

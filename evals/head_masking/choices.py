@@ -49,7 +49,7 @@ def choices(masked: Sequence[int], draws: int, scores: Mapping[str, HeadScores])
         if draws and count > len(others):
             raise UserError(
                 "eval.masked",
-                "mask fewer, or set eval.draws=0",
+                "mask fewer heads, or set eval.draws=0",
                 value=count,
                 why=f"the random control draws from {len(others)} heads, without the best of each ranking",
             )

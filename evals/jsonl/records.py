@@ -160,11 +160,11 @@ def _prompt(place: str, fields: dict[str, Any]) -> str:
 
 
 ADVICE = {
-    "qa_f1": "it drops punctuation and the words a, an, the: choose exact_match",
-    "qa_f1_zh": "it drops punctuation: choose exact_match",
-    "rouge_l": "it drops full stops: choose exact_match",
-    "rouge_l_zh": "it drops full stops: choose exact_match",
-    "rouge1_recall": "it reads only the letters a to z and digits: choose qa_f1, qa_f1_zh or string_match_part",
+    "qa_f1": "this metric drops punctuation and the words a, an, the: choose exact_match",
+    "qa_f1_zh": "this metric drops punctuation: choose exact_match",
+    "rouge_l": "this metric drops full stops: choose exact_match",
+    "rouge_l_zh": "this metric drops full stops: choose exact_match",
+    "rouge1_recall": "this metric reads only a to z and digits: choose qa_f1, qa_f1_zh or string_match_part",
     "classification": "list it in all_classes, and remove classes that are a part of it, or choose exact_match",
     "count": "write one whole number in digits, or choose exact_match",
     "retrieval": "name one paragraph, as in 'Paragraph 3'",

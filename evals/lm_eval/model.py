@@ -143,7 +143,7 @@ class CompressedLM(HFLM):
         except (TypeError, ValueError) as error:
             raise UserError(
                 "--gen_kwargs",
-                "give max_gen_toks and temperature numbers",
+                "set max_gen_toks and temperature to numbers",
                 value=given,
                 why=str(error),
                 where=f"--tasks {task}",
@@ -210,7 +210,8 @@ class CompressedLM(HFLM):
             )
         whole = (context + continuation)[-(self.max_length + 1) :]
         if len(whole) < len(context) + len(continuation):
-            logger.warning("a context loses its first %d tokens", len(context) + len(continuation) - len(whole))
+            lost = len(context) + len(continuation) - len(whole)
+            logger.warning("a context is too long: its first %d tokens are left out", lost)
         return tuple(whole[: -len(continuation)])
 
     def _warn_of_single_tokens(self, continuations: Sequence[list[int]]) -> None:

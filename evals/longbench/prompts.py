@@ -85,7 +85,7 @@ def _room(
     if room < 2:
         raise UserError(
             "model.window",
-            "choose a larger one",
+            "choose a larger value",
             value=window,
             why=f"it has no room for a {task.name} prompt with {task.max_new_tokens} new tokens and {added} tokens of "
             f"chat format",

@@ -39,8 +39,9 @@ def qa_f1_zh(prediction: str, reference: str, classes: Sequence[str] | None = No
 def classification(prediction: str, reference: str, classes: Sequence[str] | None) -> float:
     """Return 1 / number of class names found in the prediction if the reference is among these names, else 0.
 
-    Found names that are proper substrings of the reference do not count. The official evaluation removes them from the
-    list while it iterates, so it skips the name after each removed one and keeps it. This function does the same.
+    Found names that are proper substrings of the reference do not count. The official evaluation removes these names
+    from the list while it iterates over the list. It therefore skips the name after each removed name, and keeps the
+    skipped name. This function does the same.
     """
     if classes is None:
         raise UserError("all_classes", "give the list of class names of the classification task", value=None)

@@ -22,7 +22,9 @@ def main(arguments: list[str]) -> int:
     parser = Arguments(
         prog="python -m evals report", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("words", nargs="*", metavar="experiment=<name>", help=f"one of {', '.join(ITEMS)}, or your own")
+    parser.add_argument(
+        "words", nargs="*", metavar="experiment=<name>", help=f"one of {', '.join(ITEMS)}, or your own experiment"
+    )
     parser.add_argument("--results", help="the results tree; default: results")
     parser.add_argument("--columns", help=f"columns of LaTeX tables: tasks, or groups of tasks; default: {COLUMNS[0]}")
     parser.add_argument("--out", type=Path, help="folder for the page; default: report")

@@ -109,7 +109,7 @@ def _runs(experiment: str, of_item: Item, results: Path) -> Page:
     if records[0].eval != evaluation:
         name = text.title_of(evaluation)
         section = hook(kind, "SECTION", OTHERS)
-        notes.append(f"{section.title} stand in for {name}, as at size=smoke: nothing here is a {name} score.")
+        notes.append(f"{section.title} replace {name}: nothing here is a {name} score.")
     notes += [*remarks, *text.left_out(faults)]
     frames: dict[str, Callable[[], Any]] = {"table": partial(means, every)}
     if compared:

@@ -58,7 +58,7 @@ class Request:
         return self.tokens(text) + self.task.max_new_tokens
 
     def too_short(self) -> UserError:
-        return UserError("eval.lengths", "choose a longer one", value=self.length, why="no prompt of this task fits")
+        return UserError("eval.lengths", "choose a larger length", value=self.length, why="no prompt of this task fits")
 
 
 @dataclass(frozen=True)

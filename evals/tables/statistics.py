@@ -100,7 +100,7 @@ class Difference:
 def difference(
     first: Sequence[float], second: Sequence[float], comparisons: int = 1, margin: Margin | None = None
 ) -> Difference:
-    """Return `second` − `first`, with at least one value each in equal order; `comparisons`: number of comparisons."""
+    """Return `second` − `first`: equal numbers of values (at least one) in equal order; `comparisons`: their number."""
     return mean_difference([np.asarray(second, dtype=float) - np.asarray(first, dtype=float)], comparisons, margin)
 
 

@@ -19,7 +19,7 @@ NONE = "–"
 """Text for a missing value."""
 
 PARTIAL = "† partial: averaged over that number of samples, and never ranked."
-NO_INTERVAL = "A mean without an interval is over a single sample, or over tasks of which one has a single sample."
+NO_INTERVAL = "A mean without an interval is over a single sample, or one of its tasks has a single sample."
 
 Bounds = tuple[float, float] | None
 
