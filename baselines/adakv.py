@@ -46,7 +46,7 @@ class AdaKVAllocator:
 
     The part `alpha`, 0 to 1, is shared equally. `layers` gives each layer its budget; None: all layers get the same.
     `exact`: the shares sum to the budget. If false, they are rounded, and the equal part is computed from the mean
-    budget instead of the layer's.
+    budget instead of the layer's budget.
     """
 
     alpha: float = 0.2

@@ -161,7 +161,7 @@ def scorer(context: Context, *, gamma: Annotated[float, Ge(0), Le(1e9)]) -> Cake
 
 @declares(needs="the dispersion and shift of the window's attention")
 def allocator(context: Context, *, taus: tuple[Taus, Taus] | None) -> CakeAllocator:
-    """Build the allocator. `taus`: (tau1, tau2) up to 256 tokens, and for larger budgets; None: the authors'."""
+    """Build the allocator. `taus`: (tau1, tau2) up to 256 tokens, and for larger budgets; None: the authors' values."""
     return CakeAllocator(
         taus or TAUS.get(context.model.casefold(), ((1.0, 1.0), (1.0, 1.0))), context.protocol.exact_budget
     )

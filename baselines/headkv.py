@@ -97,7 +97,7 @@ def rounded(shares: HeadScores, given: int, minimum: int) -> tuple[tuple[int, ..
 
 
 def scorer(context: Context, *, grouping: Grouping | None) -> SnapKVScorer:
-    """Build SnapKV's scorer. `grouping` None: the protocol's."""
+    """Build SnapKV's scorer. `grouping` None: the protocol's grouping."""
     return SnapKVScorer(head_observation(context), grouping or context.protocol.gqa_grouping)
 
 
@@ -111,7 +111,7 @@ def allocator(
 ) -> HeadKVAllocator:
     """Build the allocator: calibrated `head_scores`, raised to `temp`, share a pool of 1 / `beta` of the budget.
 
-    `grouping` None: the protocol's. Raises `UserError` if the calibration lacks the scores.
+    `grouping` None: the protocol's grouping. Raises `UserError` if the calibration lacks the scores.
     """
     calibration = context.calibrated()
     kind = calibration.kind_of_scores(KINDS[head_scores], context.protocol)

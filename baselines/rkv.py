@@ -9,10 +9,10 @@ As in the authors' code (Zefan-Cai/R-KV, MIT, `rkv/compression/r1_kv.py` and `rk
     score          mix · importance − (1 − mix) · redundancy
 
 Defaults of the code: window 8, kernel 7, threshold 0.5, mix 0.07 (the paper's λ is 0.1). The softmax of the redundancy
-runs over the window too. The window is the run's. The code's other choices of similar tokens (`retain_direction`) are
-left out. `retain_ratio` is left out too, because only these choices read it. Differences: scores are float32 instead of
-the model's dtype, cosines are computed in blocks, and eviction also happens after the prompt. The code evicts after
-every 128 generated tokens; here that is `eviction.interval`.
+runs over the window too. The window is the window of the run. The code's other choices of similar tokens
+(`retain_direction`) are left out. `retain_ratio` is left out too, because only these choices read it. Differences:
+scores are float32 instead of the model's dtype, cosines are computed in blocks, and eviction also happens after the
+prompt. The code evicts after every 128 generated tokens; here that is `eviction.interval`.
 """
 
 from dataclasses import dataclass

@@ -173,7 +173,7 @@ def from_gguf(parts: Sequence[Path], expected: str | None) -> tuple[Path, str]:
     """Return the safetensors copy of the GGUF file made up of these parts, and its identity.
 
     The copy is float32, is stored in the user's cache, and is made only once. The identity is the sha256 of the file,
-    or a hash of the sha256 and of the settings that transformers ignores, if there are any. Raises `UserError` if the
+    or, if transformers ignores settings of the file, a hash of the sha256 and these settings. Raises `UserError` if the
     sha256 is not `expected`, if a key or a tensor is not supported, or if the copy was changed afterwards.
     """
     file = gguf_file.read(parts)

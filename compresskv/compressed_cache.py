@@ -53,7 +53,8 @@ def compressed(
     the block.
 
     `method`: an `EvictionMethod`, or the name of a method in conf/method. A named method that needs a calibration uses
-    the model's, or `calibration`: a loaded calibration, a source such as "published", or the path of a file.
+    the model's calibration, or `calibration`: a loaded calibration, a source such as "published", or the path of a
+    file.
 
     `budget`: kept tokens per layer and KV head, including the observation window, or a share of the prompt such as
     "25%". None keeps everything.

@@ -123,8 +123,9 @@ class LayerPrefill:
     def window_attention(self, window: int, dtype: torch.dtype | None = torch.float32) -> Tensor:
         """Return attention weights of the last `window` prompt positions over the prompt: [q_heads, window, prompt].
 
-        Logits are computed in `dtype` (None: the model's), the softmax in float32, and the result is cast to `dtype`
-        (SnapKV, Li et al. 2024). Computed once for the widest window, because the rows of a softmax are independent.
+        Logits are computed in `dtype` (None: the model's dtype), the softmax in float32, and the result is cast to
+        `dtype` (SnapKV, Li et al. 2024). Computed once for the widest window, because the rows of a softmax are
+        independent.
         """
         if window > self.queries.shape[1]:
             raise ValueError(f"the prefill kept {self.queries.shape[1]} query positions, window={window} needs more")
@@ -146,7 +147,7 @@ class LayerPrefill:
 
 @dataclass(frozen=True)
 class Observation(ObservationConfig):
-    """The observation window's attention over the past, pooled, in `dtype` (None: the model's)."""
+    """The observation window's attention over the past, pooled, in `dtype` (None: the model's dtype)."""
 
     dtype: torch.dtype | None = torch.float32
 

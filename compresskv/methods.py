@@ -260,7 +260,7 @@ def method_for(
 
     `calibration`: a loaded calibration, a source such as "published", or the path of a file. None: the calibration is
     found by the model's weights, then by its name; `held_out` comes before `published`. Raises `UserError` if a method
-    needs a calibration and no calibration fits, or if the calibration was made with other weights than the model's.
+    needs a calibration and no calibration fits, or if the calibration was made with other weights.
     """
     from compresskv import calibration as calibrations
     from compresskv import loaded_weights
@@ -403,7 +403,8 @@ def argument_names(where: str, target: str) -> tuple[str, ...] | None:
 
 
 def _declared(target: str) -> dict[str, Any]:
-    """Return the declarations (`declares`) of the function `target`, read from its source; empty without any."""
+    """Return the declarations (`declares`) of the function `target`, read from its source; empty if it declares
+    nothing."""
     found = _definition("method", target)
     for decorator in found.decorator_list if found else ():
         match decorator:

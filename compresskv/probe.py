@@ -173,7 +173,8 @@ class Lookups(TorchFunctionMode):
 
 
 class Witness(SDPA):
-    """SDPA that records each attention call of the prompt: whether its keys are the cache's, and its sliding window.
+    """SDPA that records each attention call of the prompt: whether its keys come from the cache, and its sliding
+    window.
 
     `first`: queries and keys of the first two tokens, flattened.
     """

@@ -84,7 +84,7 @@ def _texts(location: str) -> list[str]:
         raise UserError("eval.haystack", GIVE_TEXTS, value=path, why="the folder has no text files")
     texts = [_read(file) for file in files]
     if not any(text.strip() for text in texts):
-        raise UserError("eval.haystack", GIVE_TEXTS, value=path, why="the text there is empty")
+        raise UserError("eval.haystack", GIVE_TEXTS, value=path, why="the text is empty")
     return texts
 
 
@@ -148,7 +148,7 @@ def hide(needle: str, haystack: str, tokens: int, depth: float, tokenizer: "PreT
     if not 0 <= depth <= 1:
         raise UserError("eval.depths", "choose 0 to 100 per cent", value=100 * depth)
     if not haystack.strip():
-        raise UserError("eval.haystack", GIVE_TEXTS, why="the text there is empty")
+        raise UserError("eval.haystack", GIVE_TEXTS, why="the text is empty")
     text, encoded = beginning(haystack, tokens, tokenizer)
     starts = [first for first, _ in encoded.offset_mapping[: tokens + 1]]
     text = text[: starts[tokens]]

@@ -81,8 +81,9 @@ def answering(
 ) -> tuple[EvictedCache, Tensor]:
     """Return `decode_cache` after the question, and the next-token logits of each setting: [rows, vocabulary], float32.
 
-    Without a question, the logits are the prompt's. `room` new tokens fit after the question. With a `schedule` that
-    decodes, the cache evicts by itself; otherwise `watch` is called as `EvictedLayer.on_decode`, from the question on.
+    Without a question, the logits of the prompt are returned. `room` new tokens fit after the question. With a
+    `schedule` that decodes, the cache evicts by itself; otherwise `watch` is called as `EvictedLayer.on_decode`, from
+    the question on.
     """
     question = prefill.question
     eviction = None

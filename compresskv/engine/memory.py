@@ -74,7 +74,8 @@ def _cgroup_free(root: Path = Path("/sys/fs/cgroup"), process: Path = Path("/pro
 
 
 def ran_out(error: BaseException | None) -> bool:
-    """Return whether `error` is an out-of-memory error: torch's on a GPU, its allocator's on the CPU, or Python's."""
+    """Return whether `error` is an out-of-memory error: from torch on a GPU, from torch's allocator on the CPU, or from
+    Python."""
     if isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error):
         return True
     return isinstance(error, (torch.OutOfMemoryError, MemoryError))

@@ -166,7 +166,8 @@ class RaggedTable:
         self.new += tokens
 
     def _count(self, tokens: int) -> None:
-        """Add the previous step's `tokens` to `lengths`, which excludes this step's. If negative, forget them."""
+        """Add the previous step's `tokens` to `lengths`; `lengths` does not count the tokens of this step. If negative,
+        forget them."""
         if tokens:
             self.lengths += tokens
 

@@ -46,7 +46,7 @@ def draw(rows: Rows, names: Sequence[str], of_lengths: Speeds, title: str) -> Fi
 
 
 def _ticks(rows: Rows) -> list[float]:
-    """Return the sizes of all pools, and the largest one halved until it reaches the smallest sequence."""
+    """Return the sizes of all pools. Halves of the largest size follow, down to the size of the smallest sequence."""
     ticks = {float(row["pool_mb"]) for row in rows}
     tick = max(ticks)
     while tick > min(row["sequence_bytes"] / 1e6 for row in rows):

@@ -32,7 +32,7 @@ REPEATED = Metric(
     "repeated_8grams", "8-grams of words that occurred before in the answer, %", 2, "lower", margin=2.0, largest=100.0
 )
 
-PEAK = Metric("peak_kept", "KV tokens held per head at most, before an eviction", 1, better=None)
+PEAK = Metric("peak_kept", "maximum number of KV tokens held per head, before an eviction", 1, better=None)
 
 SECTION = Section(
     "longgen",

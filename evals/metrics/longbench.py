@@ -72,7 +72,8 @@ def retrieval_zh(prediction: str, reference: str, classes: Sequence[str] | None 
 
 
 def code_similarity(prediction: str, reference: str, classes: Sequence[str] | None = None) -> float:
-    """Compute the edit similarity of the first line of code, without a backtick, "#" and "//"; "" without any."""
+    """Compute the edit similarity of the first line of code, that has no backtick, "#" or "//"; "" if no line
+    qualifies."""
     lines = prediction.lstrip("\n").split("\n")
     line = next((line for line in lines if "`" not in line and "#" not in line and "//" not in line), "")
     return ratio(line, reference) / 100

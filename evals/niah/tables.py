@@ -79,7 +79,7 @@ def _kind(record: Record, line: Line) -> str:
 
 
 def _caption(records: Sequence[Record]) -> str:
-    """Return notes on the prompts: needles per cell, misplaced needles, repeated haystacks; "" without any."""
+    """Return notes on the prompts: needles per cell, misplaced needles, repeated haystacks; "" if no note applies."""
     prompts = {line["id"]: line for line in covered_lines(records)}
     places = {(line.get("length"), line.get("depth")) for line in prompts.values()}
     notes = []

@@ -30,7 +30,8 @@ def against(
     """Compare `method` with the other methods, and return titled groups of comparisons.
 
     There is one group for each task and one for all tasks, per model and evaluation. The report page shows the groups
-    of all tasks. `margin`: the margin of equivalence; default: the metric's. Raises `UserError` if nothing is compared.
+    of all tasks. `margin`: the margin of equivalence; default: the metric's margin. Raises `UserError` if nothing is
+    compared.
     """
     known = dict.fromkeys(record.method for record in records)
     if method not in known:

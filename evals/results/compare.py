@@ -30,7 +30,7 @@ def comparisons(records: Sequence[Record], metric: str, within: float | None = N
     which it has no number, is left out for all settings. Settings without any such sample are left out. Over all tasks,
     every task has the same weight, as in the average of a table. Settings with the same ids but other prompts or
     weights get a separate comparison; if there is only one such setting, its comparison has no pairs. `within`: the
-    margin of equivalence; default: the metric's.
+    margin of equivalence; default: the metric's margin.
     """
 
     def place(record: Record) -> tuple[str, str, str]:

@@ -131,7 +131,8 @@ def _usual(record: Record, described: Sequence[Leaves], differing: Sequence[Path
 
 
 def _own(record: Record) -> dict[str, Any]:
-    """Return the method's parameters in conf/method, in the form of a configuration; empty if it is not there."""
+    """Return the method's parameters in conf/method, in the form of a configuration; empty if conf/method does not have
+    the method."""
     node = record.config.get("method")
     try:
         method = named_method(str(node.get("name"))) if isinstance(node, Mapping) else None

@@ -231,7 +231,7 @@ def _all_pairs(table: Table, column: str) -> Iterator[tuple[str, Row, Row]]:
 
 
 def subject_of(question: Question, table: Table) -> str:
-    """Return the method with which all methods of a table are compared; "" for a question without a subject.
+    """Return the method with which all methods of a table are compared; "" if the question has no subject.
 
     This is the question's subject. If the subject was not run, it is the first method of the largest budget that has
     several rows.
