@@ -1,8 +1,8 @@
-"""AdaCompressKV (CompressKV's second version): semantic heads choose the tokens, AdaKV's rule how many per head.
+"""AdaCompressKV (CompressKV's second version): semantic heads rank the tokens; AdaKV's rule sets the number per head.
 
-All KV heads of a layer share one ranking of tokens, and each keeps the first tokens of it, so the kept sets are nested.
-AdaKV's rule with SnapKV's scores decides how many tokens each head keeps, and CompressKV's layer errors decide the
-budget of the layer.
+All KV heads of a layer share one ranking of tokens, and each keeps the first tokens of this ranking, so the kept sets
+are nested. AdaKV's rule with SnapKV's scores decides how many tokens each head keeps, and CompressKV's layer errors
+decide the budget of the layer.
 """
 
 from typing import Annotated, Literal

@@ -23,7 +23,7 @@ from compresskv.methods import declares
 
 @dataclass(frozen=True)
 class ContestedScorer:
-    """Ranks the tokens of each KV head with one scorer, and compares the heads of a layer with another."""
+    """Ranks the tokens of each KV head with one scorer, and compares the heads of a layer with another scorer."""
 
     ranking: Scorer
     contest: Scorer
@@ -46,7 +46,7 @@ class AdaKVAllocator:
 
     The part `alpha`, 0 to 1, is shared equally. `layers` gives each layer its budget; None: all layers get the same.
     `exact`: the shares sum to the budget. If false, they are rounded, and the equal part is computed from the mean
-    budget instead of the layer's.
+    budget instead of the layer's budget.
     """
 
     alpha: float = 0.2
@@ -91,7 +91,7 @@ def apportioned(winners: tuple[int, ...], base: int, alpha: float) -> tuple[int,
 
 @lru_cache(maxsize=4096)
 def rounded(winners: tuple[int, ...], base: int, alpha: float) -> tuple[int, ...]:
-    """Return the past tokens of each KV head as released: rounded half to even, which loses or adds a few."""
+    """Return the past tokens of each KV head as released: rounded half to even, which loses or adds a few tokens."""
     return tuple(round(won * (1 - alpha) + int(base * alpha)) for won in winners)
 
 

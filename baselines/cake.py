@@ -2,7 +2,7 @@
 
 A token's importance is the mean of the attention it receives plus gamma times its variance over the window, so that
 tokens whose importance changes are kept. While the prompt is processed, the whole budget is shared among the layers
-seen so far, and earlier layers shrink as later ones arrive.
+seen so far, and earlier layers shrink as later layers are added.
 """
 
 from collections.abc import Sequence
@@ -23,16 +23,16 @@ LARGE_BUDGET = 256
 
 Tau = Annotated[float, Ge(0.01), Le(100)]
 Taus = tuple[Tau, Tau]
-"""(tau1, tau2): 1 / tau1 is the exponent of a layer's dispersion, 1 / tau2 that of its shift."""
+"""(tau1, tau2): 1 / tau1 is the exponent of a layer's dispersion, and 1 / tau2 is the exponent of its shift."""
 
 TAUS: dict[str, tuple[Taus, Taus]] = {
     "llama-3.1-8b-instruct": ((1.6, 0.6), (1.6, 0.4)),
     "mistral-7b-instruct-v0.3": ((1.0, 0.8), (0.8, 0.5)),
     "qwen2.5-7b-instruct": ((0.4, 0.6), (1.5, 0.6)),
 }
-"""The authors' taus by model, for budgets up to 256 tokens and for larger ones. Other models use 1.0 everywhere.
+"""The authors' taus by model, for budgets up to 256 tokens and for larger budgets. Other models use 1.0 everywhere.
 
-The first two are in CompressKV's repository and CAKE's (antgroup/cakekv c4675ce), the last only in CAKE's.
+The first two models are in the repositories of CompressKV and CAKE (antgroup/cakekv c4675ce), the last only in CAKE's.
 """
 
 
@@ -88,9 +88,9 @@ class CakeScorer:
 class CakeAllocator:
     """Shares the budget of all layers among the layers seen so far, in proportion to their preference.
 
-    `taus`: (tau1, tau2) for budgets up to 256 tokens, and for larger ones. `exact`: by Sainte-Laguë, which uses the
-    whole budget and only takes tokens from earlier layers. If false: by the released `adjust`, which guarantees
-    neither, and evicts nothing from prompts that exceed the budget by at most the window.
+    `taus`: (tau1, tau2) for budgets up to 256 tokens, and for larger budgets. `exact`: by Sainte-Laguë, which uses the
+    whole budget and only takes tokens from earlier layers. If false: by the released `adjust`, which guarantees neither
+    property, and evicts nothing from prompts that exceed the budget by at most the window.
     """
 
     taus: tuple[tuple[float, float], tuple[float, float]] = ((1.0, 1.0), (1.0, 1.0))
@@ -111,7 +111,10 @@ class CakeAllocator:
 def _cake(scores: LayerScores) -> CakeScores:
     if not isinstance(scores, CakeScores):
         raise UserError(
-            "method/allocator", "use it with method=cake", value="cake", why="it needs measurements of CAKE's scorer"
+            "method/allocator",
+            "use it with method=cake",
+            value="cake",
+            why="it needs values that only CAKE's scorer measures",
         )
     return scores
 
@@ -119,7 +122,8 @@ def _cake(scores: LayerScores) -> CakeScores:
 def adjust(budgets: Sequence[float], total: int, cap: int) -> list[int]:
     """Round `budgets` to integers that usually sum to `total`: the released code's single pass over excess and deficit.
 
-    The excess over `cap` is spread over the layers below it. This may push these above it; they are not clipped again.
+    The excess over `cap` is spread over the layers below it. This may push these layers above `cap`; they are not
+    clipped again.
     """
     whole = [int(b) for b in budgets]
     excess = sum(max(b - cap, 0) for b in whole)
@@ -157,7 +161,7 @@ def scorer(context: Context, *, gamma: Annotated[float, Ge(0), Le(1e9)]) -> Cake
 
 @declares(needs="the dispersion and shift of the window's attention")
 def allocator(context: Context, *, taus: tuple[Taus, Taus] | None) -> CakeAllocator:
-    """Build the allocator. `taus`: (tau1, tau2) up to 256 tokens, and for larger budgets; None: the authors'."""
+    """Build the allocator. `taus`: (tau1, tau2) up to 256 tokens, and for larger budgets; None: the authors' values."""
     return CakeAllocator(
         taus or TAUS.get(context.model.casefold(), ((1.0, 1.0), (1.0, 1.0))), context.protocol.exact_budget
     )

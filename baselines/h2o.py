@@ -2,7 +2,7 @@
 
 As in the authors' code (FMInference/H2O, `utils_real_drop`), the score of a token is the sum of the attention that it
 receives from all queries of the prompt. Half of the budget goes to the most recent tokens, and half to the tokens with
-the highest scores among the others (their heavy_ratio and recent_ratio are equal).
+the highest scores among the other tokens (their heavy_ratio and recent_ratio are equal).
 
 Differences: eviction happens once, after the prompt, as for the other methods, unless `eviction.when` continues while
 tokens are generated. Scores are averaged over the query heads that share a KV head (in the authors' models each query
@@ -46,7 +46,7 @@ class H2OScores(LayerScores):
     window: int = 8
 
     def order(self, capacity: Capacity) -> Tensor:
-        """Return the most recent tokens first, then the heavy hitters among the others: [kv_heads, past]."""
+        """Return the most recent tokens first, then the heavy hitters among the other tokens: [kv_heads, past]."""
         budget = torch.as_tensor(capacity, device=self.scores.device).reshape(-1, 1) + self.window
         recent = (budget // 2 - self.window).clamp(min=0)
         others = self.ranking < self.ranking.shape[1] - recent

@@ -31,9 +31,9 @@ KINDS = {"retrieval": "traditional", "retrieval_reasoning": "retrieval_reasoning
 class HeadKVAllocator:
     """Allocates to KV heads by calibrated `head_scores`. 1 / `beta` of the budget goes into the shared pool.
 
-    Scores are normalised, raised to the power `temp`, and normalised again. A KV head gets those of the query heads
-    that `grouping` assigns to it. `exact`: capacities are apportioned to the total. If false, each capacity is rounded,
-    and tokens that a head cannot use are lost.
+    Scores are normalised, raised to the power `temp`, and normalised again. A KV head gets the scores of the query
+    heads that `grouping` assigns to it. `exact`: capacities are apportioned to the total. If false, each capacity is
+    rounded, and tokens that a head cannot use are lost.
     """
 
     head_scores: HeadScores
@@ -58,7 +58,7 @@ def pool_and_minimum(base: int, beta: float) -> tuple[int, int]:
 
 @lru_cache(maxsize=256)
 def kv_head_shares(head_scores: HeadScores, temp: float, kv_heads: int, grouping: Grouping) -> HeadScores:
-    """Return each KV head's share of the pool, [layer][KV head]. All of them sum to 1."""
+    """Return each KV head's share of the pool, [layer][KV head]. The shares of all KV heads sum to 1."""
     shares = _normalised(list(chain.from_iterable(head_scores)))
     powers = [share**temp for share in shares]
     if not any(powers):  # all powers underflow to zero
@@ -97,7 +97,7 @@ def rounded(shares: HeadScores, given: int, minimum: int) -> tuple[tuple[int, ..
 
 
 def scorer(context: Context, *, grouping: Grouping | None) -> SnapKVScorer:
-    """Build SnapKV's scorer. `grouping` None: the protocol's."""
+    """Build SnapKV's scorer. `grouping` None: the protocol's grouping."""
     return SnapKVScorer(head_observation(context), grouping or context.protocol.gqa_grouping)
 
 
@@ -111,7 +111,7 @@ def allocator(
 ) -> HeadKVAllocator:
     """Build the allocator: calibrated `head_scores`, raised to `temp`, share a pool of 1 / `beta` of the budget.
 
-    `grouping` None: the protocol's. Raises `UserError` if the calibration lacks the scores.
+    `grouping` None: the protocol's grouping. Raises `UserError` if the calibration lacks the scores.
     """
     calibration = context.calibrated()
     kind = calibration.kind_of_scores(KINDS[head_scores], context.protocol)

@@ -10,7 +10,7 @@ from compresskv.eviction import LayerPrefill, LayerScores
 
 @dataclass(frozen=True)
 class KeyNormScorer:
-    """The negative norm of each past key, in `dtype` (None: the model's). Needs no attention."""
+    """The negative norm of each past key, in `dtype` (None: the model's dtype). Needs no attention."""
 
     window: int = 8
     dtype: torch.dtype | None = torch.float32

@@ -5,7 +5,7 @@ For KV head k, with the query heads kG … kG+G−1, and prompt token j before t
 
     score[k, j] = mean over its G query heads g and the T queries t of softmax_j(q_gt · k_j · scaling)
 
-The queries are those of the full cache's greedy answer, without its last token. With eviction before the question, the
+The queries come from the full cache's greedy answer, without its last token. With eviction before the question, the
 queries of the question are included. The softmax runs over the compressed tokens, including the observation window. The
 window is always kept, as in the other methods, so that budgets are comparable. Scores are float32 and not pooled.
 

@@ -1,4 +1,5 @@
-"""PyramidKV (Cai et al. 2024, arXiv 2406.02069): lower layers keep more than higher ones, in an arithmetic sequence.
+"""PyramidKV (Cai et al. 2024, arXiv 2406.02069): lower layers keep more tokens than higher layers, in an arithmetic
+sequence.
 
 Tokens within a layer are selected as in SnapKV. With beta = 20 the last layer gets a twentieth of the mean.
 """
@@ -72,7 +73,8 @@ def stepped_schedule(base: int, past: int, layers: int, beta: float) -> tuple[in
 
 
 def allocator(context: Context, *, beta: Annotated[float, Ge(1), Le(1e6)]) -> PyramidKVAllocator:
-    """Build the allocator. `beta`: ratio of the mean capacity to that of the last layer, which is at most the mean.
+    """Build the allocator. `beta`: ratio of the mean capacity to the capacity of the last layer, which is at most the
+    mean.
 
     A prompt that belongs to no task is its own first prompt.
     """

@@ -25,5 +25,5 @@ class RandomScorer:
 
 
 def scorer(context: Context, *, seed: Annotated[int, Ge(0), Lt(2**31)]) -> RandomScorer:
-    """Build the scorer. Another `seed` keeps other tokens."""
+    """Build the scorer. A different `seed` keeps different tokens."""
     return RandomScorer(context.observation.window, seed)

@@ -1,4 +1,4 @@
-"""R-KV (Cai et al. 2025, arXiv 2505.24133): keep tokens that are attended to, unless later keys say the same.
+"""R-KV (Cai et al. 2025, arXiv 2505.24133): keep tokens that receive attention, unless later keys are similar.
 
 As in the authors' code (Zefan-Cai/R-KV, MIT, `rkv/compression/r1_kv.py` and `rkv/utils.py`), for each KV head:
 
@@ -9,10 +9,10 @@ As in the authors' code (Zefan-Cai/R-KV, MIT, `rkv/compression/r1_kv.py` and `rk
     score          mix · importance − (1 − mix) · redundancy
 
 Defaults of the code: window 8, kernel 7, threshold 0.5, mix 0.07 (the paper's λ is 0.1). The softmax of the redundancy
-runs over the window too. The window is the run's. The code's other choices of similar tokens (`retain_direction`) are
-left out, and with them `retain_ratio`, which only they read. Differences: scores are float32 instead of the model's
-dtype, cosines are computed in blocks, and eviction also happens after the prompt. The code evicts after every 128
-generated tokens; here that is `eviction.interval`.
+runs over the window too. The window is the window of the run. The code's other choices of similar tokens
+(`retain_direction`) are left out. `retain_ratio` is left out too, because only these choices read it. Differences:
+scores are float32 instead of the model's dtype, cosines are computed in blocks, and eviction also happens after the
+prompt. The code evicts after every 128 generated tokens; here that is `eviction.interval`.
 """
 
 from dataclasses import dataclass
@@ -51,7 +51,8 @@ class RKVScorer:
 
 
 def redundancies(keys: Tensor, threshold: float) -> Tensor:
-    """Return how similar each key [kv_heads, tokens, head_dim] is to the others: [kv_heads, tokens], float32, sum 1."""
+    """Return how similar each key [kv_heads, tokens, head_dim] is to the other keys: [kv_heads, tokens], float32, sum
+    1."""
     unit = F.normalize(keys.float(), dim=-1, eps=1e-8)
     tokens = unit.shape[1]
     places = torch.arange(tokens, device=keys.device)

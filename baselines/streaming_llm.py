@@ -1,4 +1,5 @@
-"""StreamingLLM (Xiao et al. 2023, arXiv 2309.17453): keep the first tokens (attention sinks) and the latest ones."""
+"""StreamingLLM (Xiao et al. 2023, arXiv 2309.17453): keep the first tokens (attention sinks) and the most recent
+tokens."""
 
 from dataclasses import dataclass
 

@@ -1,4 +1,4 @@
-"""KV-cache eviction by CompressKV and the methods it is compared with.
+"""KV-cache eviction by CompressKV and by the methods that it is compared with.
 
 The public names are imported lazily, on first use, because importing torch takes seconds.
 """

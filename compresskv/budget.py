@@ -54,7 +54,7 @@ def budget_from(value: Any, field: str = "budget") -> Budget:
 
 
 def written(budget: Budget | None) -> int | str | None:
-    """Return a budget in the form in which files store it."""
+    """Return a budget in the form that files store."""
     return str(budget) if isinstance(budget, Share) else budget
 
 

@@ -24,7 +24,7 @@ SECONDS, MEMORY, CHARACTERS = 2, 1 << 30, 1 << 20
 
 _DATE_CALL = re.compile(r"""strftime_now\(\s*(['"])(.*?)\1\s*\)""")
 _OTHER_DATE = (
-    "{% macro strftime_now() %}{{ raise_exception('it formats the date with something other than a literal') }}"
+    "{% macro strftime_now() %}{{ raise_exception('it formats the date with a format that is not a literal') }}"
 )
 _OTHER_DATE += "{{ varargs, kwargs }}{% endmacro %}\n"
 """Macro put before a template that still names `strftime_now`, so that a call does not return today's date."""
@@ -72,8 +72,8 @@ def rendered(
     """Render `messages` with the model's template, up to the opening of the next answer.
 
     `continued` leaves the last message open. `kwargs` are the template's own variables, such as `enable_thinking`.
-    Templates that print today's date (all known ones use a literal format) get `TODAY`, so that prompts do not change
-    from day to day. Raises `UserError` if the template fails, exceeds the limits, or is not deterministic.
+    Templates that print today's date (all known templates use a literal format) get `TODAY`, so that prompts do not
+    change from day to day. Raises `UserError` if the template fails, exceeds the limits, or is not deterministic.
     """
     kwargs = dict(kwargs or {})
     taken = set(inspect.signature(tokenizer.apply_chat_template).parameters) - _TEMPLATE_ARGUMENTS
@@ -97,7 +97,7 @@ def rendered(
             _tried[template, variables] = size
         prompt = _without_chance(render)
         if _ADDRESS.search(prompt) and not _ADDRESS.search(f"{messages} {variables}"):
-            raise ValueError("it writes the address of an object, which changes from run to run")
+            raise ValueError("it writes the address of an object, which differs between runs")
         return prompt
     except Exception as error:  # a template is a program and can raise any exception
         reason = " ".join(str(error).split())[:200] or type(error).__name__
@@ -116,7 +116,7 @@ def _without_chance(render: Callable[[], str]) -> str:
         prompt = render()
         if random.getstate() == before:
             return prompt
-    raise ValueError("it draws random numbers, so its text differs from run to run")
+    raise ValueError("it draws random numbers, so its output differs between runs")
 
 
 def _try(render: Callable[[], str], longest: int) -> None:
@@ -137,7 +137,7 @@ def _try(render: Callable[[], str], longest: int) -> None:
             signal.signal(number, signal.SIG_DFL)
         resource.setrlimit(resource.RLIMIT_CPU, (SECONDS, SECONDS + 1))
         signal.alarm(30 * SECONDS)
-        with suppress(OSError, ValueError):  # where the operating system reports and limits memory
+        with suppress(OSError, ValueError):  # if the operating system reports and limits memory
             pages = int(Path("/proc/self/statm").read_text().split()[0])
             resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + MEMORY, resource.RLIM_INFINITY))
         code = int(len(render()) > longest)
@@ -168,7 +168,7 @@ def question_start(
 
     `text` ends with `answer_prefix`, which is not searched. A token that spans the boundary counts as part of the
     question. Returns 0 if `question` is empty or does not occur in the text, or if the tokenizer is a Python one, which
-    does not give the places of its tokens. White space at the end of the question is ignored, since chat templates
+    does not give the places of its tokens. White space at the end of the question is ignored, because chat templates
     remove it.
     """
     if not tokenizer.is_fast:

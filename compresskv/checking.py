@@ -115,7 +115,7 @@ Sha256 = Annotated[str, AfterValidator(_sha256)]
 
 
 def checked(where: str, kind: type[T], values: Any) -> T:
-    """Build the dataclass `kind` from the mapping `values`. Error messages refer to it as `where`.
+    """Build the dataclass `kind` from the mapping `values`. `where`: the name of `values` in error messages.
 
     Raises `UserError` for an unknown field, a missing required field, or a value that its field does not accept.
     """
@@ -131,7 +131,7 @@ def checked(where: str, kind: type[T], values: Any) -> T:
 
 
 def checked_value(where: str, hint: Any, value: Any) -> Any:
-    """Convert `value` to the annotation `hint`: lists become tuples, and integers become floats where needed.
+    """Convert `value` to the annotation `hint`: lists become tuples, and integers become floats if needed.
 
     Raises `UserError` if it does not match. NaN and infinity are refused unless the annotation contains
     `AllowInfNan()`.
@@ -155,7 +155,7 @@ def refuse_unknown(where: str, given: Iterable[Any], known: Iterable[str]) -> No
         if nearest:
             fix = f"did you mean {_dotted(where, nearest[0])}?"
         else:
-            fix = f"choose one of {', '.join(sorted(known))}" if known else "nothing can be set here"
+            fix = f"choose one of {', '.join(sorted(known))}" if known else "this node has no settings"
         raise UserError(_dotted(where, readable(name)), fix, why="no such setting")
 
 

@@ -66,7 +66,7 @@ def complete(info: Mapping[str, Iterable], source: str) -> None:
     if parts:
         raise UserError(
             "model.path",
-            "load it again, or correct config.json",
+            "download the model again, or correct config.json",
             value=Path(source),
             why=f"the weights do not match config.json ({'; '.join(parts)}), so transformers would replace them by "
             "random numbers or leave them out",
@@ -173,7 +173,7 @@ def from_gguf(parts: Sequence[Path], expected: str | None) -> tuple[Path, str]:
     """Return the safetensors copy of the GGUF file made up of these parts, and its identity.
 
     The copy is float32, is stored in the user's cache, and is made only once. The identity is the sha256 of the file,
-    or a hash of the sha256 and of the settings that transformers ignores, if there are any. Raises `UserError` if the
+    or, if transformers ignores settings of the file, a hash of the sha256 and these settings. Raises `UserError` if the
     sha256 is not `expected`, if a key or a tensor is not supported, or if the copy was changed afterwards.
     """
     file = gguf_file.read(parts)
@@ -200,7 +200,9 @@ def from_gguf(parts: Sequence[Path], expected: str | None) -> tuple[Path, str]:
                 "COMPRESSKV_CACHE", "set it to another folder", value=cache, why=f"cannot be written ({error.strerror})"
             ) from error
     if json.loads((target / _ORIGIN).read_text()) != _contents(target):
-        raise UserError(None, "delete that folder", value=target, why=f"changed after it was made from {parts[0].name}")
+        raise UserError(
+            None, "delete that folder", value=target, why=f"the file was changed after it was made from {parts[0].name}"
+        )
     made = AutoConfig.from_pretrained(target)
     for name, value in meaning.config.items():
         if getattr(made, name, None) != value:
@@ -228,7 +230,7 @@ def _dequantise(file: gguf_file.GgufFile, meaning: gguf_model.Meaning, target: P
             "model.path",
             "convert the model again",
             value=Path(source),
-            why=f"its keys describe a model of {needed} weights, but its tensors have {held}",
+            why=f"its keys describe a model of {needed} weights, but its tensors have {held} weights",
         )
     partial = Path(tempfile.mkdtemp(dir=target.parent))
     try:
@@ -255,7 +257,7 @@ def _dequantise(file: gguf_file.GgufFile, meaning: gguf_model.Meaning, target: P
         complete(info, source)
         for name, weight in model.named_parameters():
             if not weight.isfinite().all():
-                raise UserError(name, "load the file again", why="it has infinite numbers or NaN", where=source)
+                raise UserError(name, "download the file again", why="it has infinite numbers or NaN", where=source)
         stop = list(meaning.stop_ids)
         model.generation_config.eos_token_id = stop if len(stop) > 1 else stop[0]
         model.save_pretrained(partial)
@@ -296,9 +298,9 @@ def _honour(meaning: gguf_model.TokenizerMeaning, tokenizer: PreTrainedTokenizer
     if (begins, ends) != (meaning.bos, meaning.eos):
         raise UserError(
             "tokenizer.ggml.add_bos_token",
-            "load the model's safetensors",
+            "use the model's safetensors",
             value=meaning.bos,
-            why=f"with add_eos_token={readable(meaning.eos)}, its tokenizer does not apply it",
+            why=f"with add_eos_token={readable(meaning.eos)}, its tokenizer does not apply add_bos_token",
             where=source,
         )
 
@@ -316,8 +318,8 @@ def _save(tokenizer: PreTrainedTokenizerBase, folder: Path, source: str) -> None
     if not _reads_alike(tokenizer, AutoTokenizer.from_pretrained(folder)):
         raise UserError(
             "tokenizer.ggml.pre",
-            "load the model's safetensors",
-            why="its tokenizer gives other tokens after it is saved and loaded",
+            "use the model's safetensors",
+            why="its tokenizer gives different tokens after it is saved and loaded",
             where=source,
         )
 
@@ -329,13 +331,14 @@ def _reads_alike(one: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase) -
 def _refuse_other_tokens(
     file: gguf_file.GgufFile, meaning: gguf_model.Meaning, tokenizer: PreTrainedTokenizerBase
 ) -> None:
-    """Raise `UserError` if a special token of the file has another id in the tokenizer, or is read as several."""
+    """Raise `UserError` if a special token of the file has another id in the tokenizer, or is split into several
+    tokens."""
     source, tokens = file.parts[0], file.keys["tokenizer.ggml.tokens"]
     for name, said in (("bos", meaning.bos), ("eos", meaning.stop_ids[0])):
         if (made := getattr(tokenizer, f"{name}_token_id")) != said:
             raise UserError(
                 f"tokenizer.ggml.{name}_token_id",
-                "load the model's safetensors",
+                "use the model's safetensors",
                 value=said,
                 why=f"its converted tokenizer has {made}",
                 where=source,
@@ -344,7 +347,7 @@ def _refuse_other_tokens(
         if kind in _WHOLE and tokenizer(token, add_special_tokens=False).input_ids != [id]:
             raise UserError(
                 "tokenizer.ggml.tokens",
-                "load the model's safetensors",
+                "use the model's safetensors",
                 value=token,
                 why="it is one token in the file, but the converted tokenizer splits it or gives it another id",
                 where=source,

@@ -1,4 +1,4 @@
-"""`compressed`: a cache for `model.generate` in which one prompt is compressed."""
+"""`compressed`: a cache for `model.generate` that compresses one prompt."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
@@ -46,13 +46,15 @@ def compressed(
 
     transformers 5.24 and newer call the argument `cache`. Leaving the block restores the model.
 
-    The prompt is compressed once all of it has passed through the model. Pass it in one forward pass, in `generate`
-    with `prefill_chunk_size`, or, if you give `prompt_length` (tokens), in any number of forward passes. Later tokens
-    (generated tokens, a question, a second turn) are added unchanged, any number at a time. `cache.crop(length)`
-    removes them again, and `copy.deepcopy(cache)` makes a second cache. Gradients are off inside the block.
+    The prompt is compressed when the whole prompt has passed through the model. Pass it in one forward pass, in
+    `generate` with `prefill_chunk_size`, or, if you give `prompt_length` (tokens), in any number of forward passes.
+    Later tokens (generated tokens, a question, a second turn) are added unchanged, any number at a time.
+    `cache.crop(length)` removes them again, and `copy.deepcopy(cache)` makes a second cache. Gradients are off inside
+    the block.
 
     `method`: an `EvictionMethod`, or the name of a method in conf/method. A named method that needs a calibration uses
-    the model's, or `calibration`: a loaded calibration, a source such as "published", or the path of a file.
+    the model's calibration, or `calibration`: a loaded calibration, a source such as "published", or the path of a
+    file.
 
     `budget`: kept tokens per layer and KV head, including the observation window, or a share of the prompt such as
     "25%". None keeps everything.
@@ -60,15 +62,15 @@ def compressed(
     `generation_config`: whether `generate` applies the checkpoint's settings for greedy decoding, such as a repetition
     penalty. Arguments of `generate` always apply.
 
-    `backend`: "sdpa", "varlen" or "flash_attention_2". None selects the last if the model uses it, else varlen if it
-    can run, else sdpa.
+    `backend`: "sdpa", "varlen" or "flash_attention_2". None selects flash_attention_2 if the model uses it, else varlen
+    if it can run, else sdpa.
 
-    `when`="prompt+decode": after every `interval` further tokens, each KV head is evicted again, back to the number of
-    tokens that it kept of the prompt. Between two evictions it holds up to `interval` tokens more. With
-    `protect`="prompt", these evictions only drop tokens that came after the prompt. `crop` cannot undo an eviction.
+    `when`="prompt+decode": after every `interval` further tokens, each KV head is evicted again, down to the number of
+    prompt tokens that it kept. Between two evictions it holds up to `interval` tokens more. With `protect`="prompt",
+    these evictions only drop tokens that came after the prompt. `crop` cannot undo an eviction.
 
-    `kept`: a file of kept tokens (kept_tokens.py), instead of `method` and `budget`. The prompt must be that of the
-    file, given as token ids.
+    `kept`: a file of kept tokens (kept_tokens.py), instead of `method` and `budget`. The prompt must equal the prompt
+    of the file, given as token ids.
 
     Raises `UserError` if the budget does not exceed the window; in use, for padding, batches and unsupported attention;
     on leaving the block, if the cache was not used; and if the cache is used after the block.
@@ -99,7 +101,7 @@ def _setting(
     budget: Budget | str | EllipsisType | None,
     calibration: Calibration | str | Path | None,
 ) -> Setting:
-    """The setting that these arguments of `compressed` mean."""
+    """Return the setting for these arguments of `compressed`."""
     if method is ... or budget is ...:
         raise UserError(
             "method" if method is ... else "budget", "give both, or a file of kept tokens as kept", why="not given"
@@ -119,9 +121,9 @@ def _refuse_beside_kept(neutral: Mapping[str, Any], given: Mapping[str, Any]) ->
 
 
 class FixedCache(LayerwiseCache):
-    """A cache that keeps the tokens that a file says, of the prompt that the file was made with.
+    """A cache that keeps the tokens listed in a file, for the prompt that the file was made with.
 
-    `ids` [tokens], int64: those of the prompt so far.
+    `ids` [tokens], int64: the prompt's ids so far.
     """
 
     def __init__(self, config: PreTrainedConfig, file: KeptTokens, prompt_length: int | None = None):
@@ -138,7 +140,7 @@ class FixedCache(LayerwiseCache):
 
 @contextmanager
 def _ids_noted(model: PreTrainedModel) -> Iterator[None]:
-    """Within it, each `FixedCache` that the model is given notes the token ids of its prompt."""
+    """Inside the block, each `FixedCache` that is passed to the model records the token ids of its prompt."""
 
     def note(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         ids = kwargs.get("input_ids", args[0] if args else None)

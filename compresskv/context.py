@@ -73,7 +73,7 @@ class Context:
             if getattr(made.observation, name) != getattr(self.observation, name):
                 raise UserError(
                     f"observation.{name}",
-                    "use the calibration's value, or calibrate again",
+                    "use this value, or calibrate again",
                     value=getattr(self.observation, name),
                     why=f"the {made.source} calibration of {made.model} was made with "
                     f"{getattr(made.observation, name)}",
@@ -94,7 +94,7 @@ class Context:
         if self.check_weights and (wrong := self._of_other_weights(made)):
             return wrong, f"{calibrate}, or set calibration_check=off"
         if len(made.layer_scores) != self.layers:
-            return f"has {len(made.layer_scores)} layers, but {self.model} has {self.layers} that evict", calibrate
+            return f"has {len(made.layer_scores)} layers, but {self.model} has {self.layers} evicting layers", calibrate
         for scores in made.head_scores.values():
             if len(scores[0]) != self.q_heads:
                 return f"has {len(scores[0])} query heads per layer, but {self.model} has {self.q_heads}", calibrate

@@ -20,7 +20,8 @@ _CLEAN = (
 
 
 def asks_for_cleanup(tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Return whether the tokenizer's configuration asks for the clean-up, which transformers 5 ignores for BPE."""
+    """Return whether the tokenizer's configuration requests the clean-up; transformers 5 ignores this setting for
+    BPE."""
     return bool(getattr(tokenizer, "clean_up_tokenization_spaces", False))
 
 

@@ -1,4 +1,4 @@
-"""How the engine runs a model; none of this changes a result."""
+"""How the engine runs a model; these settings do not change results."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -8,7 +8,7 @@ from typing import Literal
 class EngineConfig:
     """Settings of the engine.
 
-    `graph`: "auto" replays decode steps as CUDA graphs where the device and the cache allow it (`engine.graph`); "off"
+    `graph`: "auto" replays decode steps as CUDA graphs if the device and the cache allow it (`engine.graph`); "off"
     never does.
     """
 

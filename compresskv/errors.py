@@ -41,11 +41,11 @@ def located(where: str | Path) -> Iterator[None]:
 
 
 class Note(UserWarning):
-    """Warning about a choice that changes results and that the user did not make."""
+    """Warning about a choice that changes results, and that was made without the user."""
 
 
 def note(sentence: str) -> None:
-    """Warn the user about such a choice, once per process."""
+    """Warn the user with a `Note`, once per process."""
     warnings.warn_explicit(sentence, Note, "compresskv", 0, registry=_TOLD)
 
 
@@ -74,7 +74,7 @@ def readable(value: object, longest: int = SHOWN) -> str:
     if isinstance(value, str):
         text = value if value and value.isprintable() else repr(value)
     elif isinstance(value, (list, tuple)):
-        # Of a long sequence, show what fits.
+        # Show only the items of a long sequence that fit.
         text = f"[{', '.join(readable(item) for item in value[:SHOWN])}]"
     elif isinstance(value, Mapping):
         text = "{" + ", ".join(f"{readable(k)}: {readable(v)}" for k, v in value.items()) + "}"

@@ -2,7 +2,7 @@
 
 A method is a `Scorer` (how important is each past token of a layer?) and an `Allocator` (how many past tokens may each
 layer, or each of its KV heads, keep?). A scorer that needs queries before the observation window has an `Observer`,
-which sees the queries of the whole prompt. A scorer that needs hidden states gets those of a layer before they are
+which sees the queries of the whole prompt. A scorer that needs hidden states gets the states of a layer before they are
 freed. The rest is common code: this file computes attention; selection.py chooses the tokens and ensures that an
 evicted token never returns.
 
@@ -45,7 +45,7 @@ class PromptShape:
 
 @dataclass(frozen=True, eq=False)
 class HiddenStates:
-    """Inputs that the attention module of a layer received for a whole prompt. Do not write to any of them.
+    """Inputs that the attention module of a layer received for a whole prompt. Do not write to these tensors.
 
     `states` [prompt, hidden]; `cos` and `sin` [prompt, rotary_dim] of the model's RoPE. `module` has the projections.
     `rotary` computes the angles of any positions; None for a model without such a module.
@@ -62,12 +62,12 @@ class HiddenStates:
 class LayerPrefill:
     """One layer after it attended to the whole prompt. All tensors are post-RoPE; do not write to any of them.
 
-    `queries` [q_heads, window, head_dim]: queries of the last prompt positions. The engine keeps those of the widest
-    window in use, and a scorer gets those of its own window. `keys` and `values` [kv_heads, prompt, head_dim] are
-    complete. `index` counts the layers that evict.
+    `queries` [q_heads, window, head_dim]: queries of the last prompt positions. The engine keeps the queries of the
+    widest window in use, and a scorer gets the queries of its own window. `keys` and `values` [kv_heads, prompt,
+    head_dim] are complete. `index` counts the layers that evict.
 
-    `observed`: the observer of each scorer that has one, after all queries of the prompt. A scorer gets only its own.
-    `hidden`: set only for a scorer that `needs_hidden_states`, and only while this is the layer computed last.
+    `observed`: the observer of each scorer that has one, after all queries of the prompt. A scorer gets only its own
+    observer. `hidden`: set only for a scorer that `needs_hidden_states`, and only until the next layer is computed.
     `scored`: the scores of such scorers, computed at that time, or the error of each.
     `answer` [q_heads, tokens, head_dim]: the queries by which the full cache's greedy answer reads the prompt. Set only
     for a scorer that `needs_answer`.
@@ -109,7 +109,7 @@ class LayerPrefill:
     def finite(self) -> Tensor:
         """Return whether queries, keys, values and the computed attention are finite: bool [], on their device."""
         parts = (self.queries, self.keys, self.values, *self._attention.values())
-        # NaN propagates through both max and min. Few launches, since this runs for every layer.
+        # NaN propagates through both max and min. This uses few launches, since it runs for every layer.
         return torch.cat([torch.stack(part.aminmax()).float() for part in parts]).isfinite().all()
 
     @property
@@ -123,8 +123,9 @@ class LayerPrefill:
     def window_attention(self, window: int, dtype: torch.dtype | None = torch.float32) -> Tensor:
         """Return attention weights of the last `window` prompt positions over the prompt: [q_heads, window, prompt].
 
-        Logits are computed in `dtype` (None: the model's), the softmax in float32, and the result is cast to `dtype`
-        (SnapKV, Li et al. 2024). Computed once for the widest window, because the rows of a softmax are independent.
+        Logits are computed in `dtype` (None: the model's dtype), the softmax in float32, and the result is cast to
+        `dtype` (SnapKV, Li et al. 2024). Computed once for the widest window, because the rows of a softmax are
+        independent.
         """
         if window > self.queries.shape[1]:
             raise ValueError(f"the prefill kept {self.queries.shape[1]} query positions, window={window} needs more")
@@ -146,7 +147,7 @@ class LayerPrefill:
 
 @dataclass(frozen=True)
 class Observation(ObservationConfig):
-    """The observation window's attention over the past, pooled, in `dtype` (None: the model's)."""
+    """The observation window's attention over the past, pooled, in `dtype` (None: the model's dtype)."""
 
     dtype: torch.dtype | None = torch.float32
 
@@ -170,7 +171,7 @@ class LayerScores:
     """
 
     nested: ClassVar[bool] = True
-    """Whether the tokens kept with a smaller capacity are always a subset of those kept with a larger capacity."""
+    """Whether the tokens kept with a smaller capacity are always a subset of the tokens kept with a larger capacity."""
 
     scores: Tensor
     contest: Tensor | None = field(default=None, kw_only=True)
@@ -221,7 +222,7 @@ class LayerScores:
         """Return the past positions of each KV head in keeping order, [kv_heads, past].
 
         A head that may keep n tokens keeps the first n. If the scores are `nested`, the tokens kept with a smaller
-        capacity are therefore a subset of those kept with a larger one.
+        capacity are therefore a subset of the tokens kept with a larger capacity.
         """
         return self.ranking
 

@@ -1,4 +1,4 @@
-"""Find the functions of FlashAttention-2: in the library flash-attn, or in the build of it on the Hugging Face hub.
+"""Find the functions of FlashAttention-2: in the library flash-attn, or in its build on the Hugging Face hub.
 
 The package `kernels` loads the hub's build, which transformers falls back to as well. It is used only if `kernels.lock`
 in the working directory names its commit, and only from the local cache: nothing is downloaded here.
@@ -17,7 +17,7 @@ Reason = tuple[str, str]
 
 
 def flash_version() -> str | None:
-    """Return the version of flash-attn, or `<repository>@<commit>` of the hub's build; None without either.
+    """Return the version of flash-attn, or `<repository>@<commit>` of the hub's build; None if neither is installed.
 
     The distribution flash-attn-4 has a module of the same name as flash-attn.
     """

@@ -63,7 +63,7 @@ def _types(vocabulary: int) -> dict[str, Any]:
     token = Annotated[int, Ge(0), Lt(vocabulary)]
     some = Annotated[tuple[token, ...], MinLen(1)]
     count = Annotated[int, Ge(0), Lt(1 << 31)]
-    end = Annotated[int, Ge(0), Lt(1 << 31)]  # other ids end nothing: see `models._check_ends`
+    end = Annotated[int, Ge(0), Lt(1 << 31)]  # other ids do not end a generation: see `models._check_ends`
     positive = Annotated[float, Gt(0)]
     return {
         "eos_token_id": end | Annotated[tuple[end, ...], MinLen(1)],

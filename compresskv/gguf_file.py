@@ -18,7 +18,7 @@ _NUMBERS = {
 _STRING, _ARRAY = 8, 9
 _FIRST_READ = 1 << 24
 _LARGEST_HEADER = 1 << 28
-"""Maximum header size in bytes. Vocabularies of 300,000 tokens take a twentieth of it."""
+"""Maximum header size in bytes. A vocabulary of 300,000 tokens takes a twentieth of this size."""
 
 
 @dataclass(frozen=True)
@@ -76,10 +76,10 @@ def read(parts: Sequence[Path]) -> GgufFile:
                 amount *= 4
                 continue
             reason = "it ends within its header" if amount >= size else "its header is too large"
-            raise UserError("model.path", "load the file again", value=parts[0], why=reason) from error
+            raise UserError("model.path", "download the file again", value=parts[0], why=reason) from error
         except _Broken as error:
             raise UserError(
-                "model.path", "load the file again, or convert the model again", value=parts[0], why=str(error)
+                "model.path", "download the file again, or convert the model again", value=parts[0], why=str(error)
             ) from None
 
 
@@ -118,13 +118,13 @@ class _Header:
         for _ in range(key_count):
             name = self.name()
             if name in keys:
-                raise _Broken(f"its key {name} is there twice")
+                raise _Broken(f"it has the key {name} twice")
             keys[name] = self.value(self.number("<u4"))
         infos: dict[str, tuple[tuple[int, ...], int, int]] = {}
         for _ in range(tensor_count):
             name = self.name()
             if name in infos:
-                raise _Broken(f"its tensor {name} is there twice")
+                raise _Broken(f"it has the tensor {name} twice")
             dimensions = self.number("<u4")
             if not 1 <= dimensions <= 4:
                 raise _Broken(f"its tensor {name} has {dimensions} dimensions")
@@ -133,7 +133,7 @@ class _Header:
         return keys, self.tensors(infos, keys.get("general.alignment", 32))
 
     def tensors(self, infos: dict[str, tuple[tuple[int, ...], int, int]], alignment: Any) -> dict[str, Tensor]:
-        """Return the tensors. Each of them must be within the file, and they must not overlap."""
+        """Return the tensors. Each tensor must be within the file, and tensors must not overlap."""
         if type(alignment) is not int or not 1 <= alignment <= 1 << 20 or alignment & (alignment - 1):
             raise _Broken(f"general.alignment={alignment} is not a power of two")
         data = -(-self.at // alignment) * alignment
@@ -143,7 +143,7 @@ class _Header:
                 kind = GGMLQuantizationType(number)
                 block, block_bytes = GGML_QUANT_SIZES[kind]
             except (ValueError, KeyError):
-                raise _Broken(f"its tensor {name} is of a type that is not known ({number})") from None
+                raise _Broken(f"its tensor {name} has an unknown type ({number})") from None
             if min(shape) < 1 or shape[0] % block:
                 raise _Broken(f"its tensor {name} cannot have the shape {list(shape)}")
             length = math.prod(shape) // block * block_bytes
@@ -191,7 +191,7 @@ class _Header:
         if kind == _STRING:
             return self.text().decode(errors="replace")
         if kind != _ARRAY:
-            raise _Broken(f"one of its keys is of a type that is not known ({kind})")
+            raise _Broken(f"one of its keys has an unknown type ({kind})")
         of = self.number("<u4")
         if of in _NUMBERS:
             width = np.dtype(_NUMBERS[of]).itemsize

@@ -1,7 +1,7 @@
 """Translate the keys and tensors of a GGUF file to the configuration and the tokenizer of its model.
 
-transformers reads some keys of a file and ignores the others. This module applies every key and tensor, knows that it
-has no effect, or refuses it by name.
+transformers reads some keys of a file and ignores the other keys. For every key and tensor, this module applies it,
+ignores it if it is known to have no effect, or refuses it by name.
 """
 
 import hashlib
@@ -176,7 +176,8 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "tokenizer.ggml.remove_extra_whitespaces": (False,),
     "tokenizer.ggml.token_type_count": (0, 1),
 }
-"""Values at which a key, without its architecture prefix, has no effect. A key that nothing reads must have one."""
+"""Values at which a key, without its architecture prefix, has no effect. A key that nothing reads must have one of
+these values."""
 
 _PLAIN = frozenset({"gpt-2", "phi-2", "mpt", "olmo", "jais", "jina-es", "jina-de", "jina-v2-es", "jina-v2-de"})
 _SINGLE_DIGITS = frozenset({"starcoder", "refact", "command-r", "smollm", "codeshell", "exaone", "minerva-7b"})
@@ -193,7 +194,7 @@ _OWN_SPLIT = {
 """How transformers splits text for an architecture once the tokenizer is saved and reloaded. Ignores the file."""
 
 _PUBLISHED_AS_PLAIN = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
-"""sha256 of the default model's file. It names `smollm`, but published results used GPT-2's way to split text."""
+"""sha256 of the default model's file. The file names `smollm`, but published results used GPT-2's way to split text."""
 
 
 @dataclass(frozen=True)
@@ -201,7 +202,7 @@ class TokenizerMeaning:
     """How text is split into tokens.
 
     `split`: a value of `tokenizer.ggml.pre`, or None for SentencePiece. `space`: whether SentencePiece adds a space
-    before a text. `whole_words`: whether a word that is a token is used as it is instead of being built from merges.
+    before a text. `whole_words`: whether a word that is a token is used directly instead of being built from merges.
     """
 
     split: str | None
@@ -248,7 +249,7 @@ def meaning(file: GgufFile, digest: str) -> Meaning:
 
 
 class _Reader:
-    """Reads the keys of a file, and records which of them were read."""
+    """Reads the keys of a file, and records which keys were read."""
 
     def __init__(self, file: GgufFile, digest: str):
         self.file = file
@@ -269,7 +270,7 @@ class _Reader:
             self.refuse("tokenizer.ggml.eos_token_id", "without it, the end of an answer is unknown")
         bos = self.token("bos", config["vocab_size"])
         if tokenizer.bos and bos is None:
-            self.refuse("tokenizer.ggml.bos_token_id", "a text begins with it")
+            self.refuse("tokenizer.ggml.bos_token_id", "prompts of this model begin with it")
         self.token("unknown", config["vocab_size"])
         others = (self.token(name, config["vocab_size"]) for name in ("eot", "eom"))
         stop_ids = (eos, *sorted({token for token in others if token not in (None, eos)}))
@@ -376,7 +377,7 @@ class _Reader:
         usual = hidden // heads if self.name == "gemma3" and layers == _LAYERS_OF_GEMMA3_27B else head_dim
         divisor = scale**-2 if scale else usual
         if not _close(divisor, round(divisor)) or (round(divisor) != usual and self.name != "gemma3"):
-            self.refuse(f"{self.name}.attention.scale", f"the model's own is {usual**-0.5:.6g}")
+            self.refuse(f"{self.name}.attention.scale", f"the model's own value is {usual**-0.5:.6g}")
         return {"query_pre_attn_scalar": round(divisor)} if self.name == "gemma3" else {}
 
     def windows(self, layers: int) -> dict[str, Any]:
@@ -431,11 +432,11 @@ class _Reader:
         attention = self.real("rope.scaling.attn_factor", 1.0)
         if _ROPE_FREQUENCIES in self.file.tensors:
             if kind not in ("none", "linear") or factor != 1 or attention != 1:
-                self.refuse(key, f"it scales what {_ROPE_FREQUENCIES} scales already")
+                self.refuse(key, f"{_ROPE_FREQUENCIES} already scales the same frequencies")
             return self.given_frequencies(theta, rotated, original, context)
         if _LONG in self.file.tensors or _SHORT in self.file.tensors or kind == "longrope":
             if kind not in ("none", "linear", "longrope") or factor != 1:
-                self.refuse(key, f"it scales what {_LONG} scales already")
+                self.refuse(key, f"{_LONG} already scales the same frequencies")
             return {
                 "rope_type": "longrope",
                 "long_factor": self.factors(_LONG, rotated),
@@ -503,7 +504,7 @@ class _Reader:
             self.refuse("tokenizer.ggml.scores", "one value per token is needed")
         template = self.key("tokenizer.chat_template")
         if template is not None and not isinstance(template, str):
-            self.refuse("tokenizer.chat_template", "it has to be text")
+            self.refuse("tokenizer.chat_template", "it must be text")
         eos = self.flag("tokenizer.ggml.add_eos_token", False)
         bos = self.key("tokenizer.ggml.add_bos_token")
         if kind == "llama" and self.name in _SENTENCEPIECE:
@@ -539,7 +540,7 @@ class _Reader:
         space = self.flag("tokenizer.ggml.add_space_prefix", True)
         usual = self.name != "gemma3"
         if space != usual and (self.name == "phi3" or not usual):
-            self.refuse("tokenizer.ggml.add_space_prefix", f"a text of {self.name} is read with {usual}")
+            self.refuse("tokenizer.ggml.add_space_prefix", f"transformers reads text of {self.name} with {usual}")
         said = TokenizerMeaning(None, False, space, bos, eos, template)
         return said, TokenizerMeaning(None, False, usual, bos, eos, template)
 
@@ -549,7 +550,7 @@ class _Reader:
             return None
         token = self.integer(key, least=0)
         if token >= vocabulary:
-            self.refuse(key, f"there are {vocabulary} tokens")
+            self.refuse(key, f"the file has only {vocabulary} tokens")
         return token
 
     # Refusals.
@@ -558,7 +559,7 @@ class _Reader:
         value = self.file.keys.get(key)
         raise UserError(
             key,
-            "load the model's safetensors, or convert the model again",
+            "use the model's safetensors, or convert the model again",
             value=... if value is None else value,
             why=f"not supported ({reason})",
             where=self.file.parts[0],
@@ -589,7 +590,7 @@ class _Reader:
                 continue
             neutral = _NEUTRAL.get(key.removeprefix(f"{self.name}."))
             if neutral is not None and not (isinstance(value, int | float | str) and value in neutral):
-                self.refuse(key, f"only {', '.join(map(str, neutral))} would change nothing")
+                self.refuse(key, f"only {', '.join(map(str, neutral))} has no effect")
             if neutral is None and not any(re.fullmatch(pattern, key) for pattern in _HARMLESS):
                 self.refuse(key, "unknown key")
 

@@ -91,7 +91,7 @@ def _dtype(asked: str, capability: tuple[int, int] | None) -> torch.dtype:
 
 
 def for_heads(chosen: Hardware, config: ModelConfig, head_dim: int) -> Hardware:
-    """Return `chosen`, or sdpa where its backend cannot run the heads of the loaded model.
+    """Return `chosen`, or sdpa if its backend cannot run the heads of the loaded model.
 
     Raises `UserError` if the user asked for that backend.
     """
@@ -142,7 +142,7 @@ def _unsuited(dtype: torch.dtype, capability: tuple[int, int] | None) -> Reason 
         return "it runs on CUDA only", "set model.device to a CUDA device"
     if capability < AMPERE:
         present = ".".join(map(str, capability))
-        return f"it needs an Ampere GPU or a newer one (capability 8.0), but this one has {present}", "use another GPU"
+        return f"it needs an Ampere GPU or a newer GPU (capability 8.0), but this GPU has {present}", "use another GPU"
     if dtype == torch.float32:
         return "it does not support float32", "set model.dtype to bfloat16 or float16"
     return None
@@ -153,4 +153,4 @@ BACKENDS: dict[str, Callable[[], Reason | None] | None] = {
     "flash_attention_2": unusable,
     "sdpa": None,
 }
-"""The backends in the order in which `auto` tries them, with the check of what each needs installed (None: nothing)."""
+"""The backends, in the order that `auto` tries them, each with a check of what it needs installed (None: nothing)."""

@@ -32,7 +32,7 @@ from compresskv.selection import Kept, counts
 FORMAT = "compresskv.kept/1"
 
 NARROW = 1 << 16
-"""Positions below this are stored in two bytes, others in four."""
+"""Positions below this value are stored in two bytes, larger positions in four."""
 
 
 def prompt_sha256(ids: Tensor) -> str:
@@ -96,7 +96,7 @@ class KeptTokens:
                 "kept",
                 f"pass the {self.length} token ids of the exported prompt first, and later tokens afterwards",
                 value=self.path,
-                why=f"it was made with another prompt than these {ids.numel()} token ids",
+                why=f"it was made with a different prompt than these {ids.numel()} token ids",
             )
 
 
@@ -132,7 +132,7 @@ def read(path: str | Path) -> KeptTokens:
 
 @dataclass(frozen=True, eq=False)
 class _Scorer:
-    """Score kept tokens 1 and the others 0: [kv_heads, prompt], float32."""
+    """Score kept tokens 1 and other tokens 0: [kv_heads, prompt], float32."""
 
     file: KeptTokens
 

@@ -33,7 +33,7 @@ class LayerErrorAllocator:
 
 @lru_cache(maxsize=1024)
 def layer_budgets(layer_scores: tuple[float, ...], total: int, floor: int, cap: int) -> tuple[int, ...]:
-    """Return the tokens of each layer, window included, between `floor` and `cap`. They sum to `total`.
+    """Return the tokens of each layer, including the window, between `floor` and `cap`. They sum to `total`.
 
     Each layer gets its floor and a rounded share of the rest. The rounding difference is distributed round-robin, one
     token per layer, by descending score (ascending if tokens must be taken back), as in the released code. If they

@@ -64,7 +64,7 @@ def name(model: PreTrainedModel) -> str:
 
 
 def _folders(path: str) -> list[Path]:
-    """Return the folders that `path` may have been loaded from: itself, or each commit in the hub's cache."""
+    """Return the folders that `path` may have been loaded from: `path` itself, or each commit in the hub's cache."""
     if Path(path).is_dir() or not path:
         return [Path(path)] if path else []
     repository = f"models--{path.replace('/', '--')}"

@@ -1,8 +1,8 @@
 """Build a method from its configuration: a scorer and an allocator, each made by the function that its node names.
 
 The parameters of a part are the typed keyword arguments of the function that makes it. Names are checked without
-importing that function, so that mistakes are reported before torch is loaded. Types and ranges are checked when it is
-imported.
+importing that function, so that mistakes are reported before torch is loaded. Types and ranges are checked when the
+function is imported.
 """
 
 import ast
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 METHODS = CONF / "method"
 
 ENTRY_POINTS = "compresskv.conf"
-"""Entry point group in which an installed package names its folder of methods, with the same layout as conf."""
+"""Entry point group with which an installed package names its folder of methods. The folder has the layout of conf."""
 
 PARTS = ("scorer", "allocator")
 
@@ -62,8 +62,8 @@ def declares(
     A scorer declares its smallest `window` (tokens) if it differs from the observation window; `heads="alike"` if all
     KV heads of a layer have the same scores; what it `gives` in addition to scores; `prompt="whole"` if it reads
     hidden states; and `path="shared"` if it reads the full cache's answer. An allocator declares `heads="compared"` if
-    it needs scores that differ between heads, and what else it `needs`. The values must be literals, because they are
-    read from the source before the function is imported.
+    it needs scores that differ between heads, and `needs` for other requirements. The values must be literals, because
+    they are read from the source before the function is imported.
     """
     return lambda function: function
 
@@ -100,7 +100,7 @@ class MethodConfig:
 def method_config(node: Any) -> MethodConfig:
     """Parse the resolved `method` node of a composed configuration. Checks names without importing their targets.
 
-    The label lists the parts that differ from the usual ones of the method, `plain`. Raises `UserError` for a missing
+    The label lists the parts that differ from the usual parts of the method, `plain`. Raises `UserError` for a missing
     or unknown name, with the nearest one, and for a target that does not exist.
     """
     if not isinstance(node, Mapping):
@@ -160,7 +160,7 @@ def _yaml(group: str, subfolder: str, name: str) -> dict[str, Any]:
             files.setdefault(path.stem, path)
         for path in sorted((folder / subfolder).glob("kvpress/[!_]*.yaml")):
             files.setdefault(f"kvpress/{path.stem}", path)
-    if name not in files and "." in name:  # the form in which results name it
+    if name not in files and "." in name:  # the form that results use
         name = name.replace(".", "/", 1)
     if name not in files:
         refuse_known(group, name)
@@ -176,7 +176,7 @@ def refuse_known(group: str, name: str) -> None:
     path = METHODS / folder / "_refused.yaml"
     reasons = yaml.safe_load(path.read_text(encoding="utf-8")) if folder and path.is_file() else {}
     if method in reasons:
-        raise UserError("method", f"choose another of {folder}/", value=f"{folder}/{method}", why=reasons[method])
+        raise UserError("method", f"choose another press of {folder}/", value=f"{folder}/{method}", why=reasons[method])
 
 
 def refuse_mismatch(config: MethodConfig) -> None:
@@ -258,9 +258,9 @@ def method_for(
 ) -> "EvictionMethod | None":
     """Build the method of conf/method/<name>.yaml for `model`, under `corrected`. None keeps everything.
 
-    `calibration`: a loaded calibration, a source such as "published", or the path of a file. None: found by the model's
-    weights, then by its name, `held_out` before `published`. Raises `UserError` if a method needs a calibration and
-    none fits, or if it was made with other weights than those in memory.
+    `calibration`: a loaded calibration, a source such as "published", or the path of a file. None: the calibration is
+    found by the model's weights, then by its name; `held_out` comes before `published`. Raises `UserError` if a method
+    needs a calibration and no calibration fits, or if the calibration was made with other weights.
     """
     from compresskv import calibration as calibrations
     from compresskv import loaded_weights
@@ -275,7 +275,7 @@ def method_for(
             "method",
             "use method=full",
             value=name,
-            why="this model has sliding-window layers only, so there is nothing to evict",
+            why="all layers of this model have sliding windows, so no layer can evict",
         )
 
     context = Context(
@@ -289,7 +289,7 @@ def method_for(
     def complete() -> Context:
         weights, fingerprint = loaded_weights.fingerprints(model), None
         if calibration is None or (isinstance(calibration, str) and calibration in calibrations.SOURCES):
-            fingerprint = "not known"  # so that a name alone matches no calibration with a fingerprint
+            fingerprint = "not known"  # so that a calibration with a fingerprint never matches by name alone
             sources = [calibration] if calibration else calibrations.UNNAMED
             made = calibrations.of_model(context.model, weights, sources)
         elif isinstance(calibration, calibrations.Calibration):
@@ -305,7 +305,7 @@ def _part(name: str, node: Any) -> Part | None:
     if node is None:
         return None
     if not isinstance(node, Mapping) or not isinstance(node.get("_target_"), str):
-        raise UserError(f"method.{name}", "choose a mapping with a _target_, as conf/method has it", value=node)
+        raise UserError(f"method.{name}", "choose a mapping with a _target_, as in conf/method", value=node)
     parameters = {key: value for key, value in node.items() if key != "_target_"}
     part = Part(node["_target_"], frozen(parameters))
     known = argument_names(f"method.{name}", part.target)
@@ -335,7 +335,7 @@ def _refuse_unknown_settings(node: Mapping[str, Any], scorer: Part | None, alloc
 
 
 def _label(name: str, scorer: Part | None, allocator: Part | None, plain: Any) -> str:
-    """Return `name`, followed by the names of the parts that differ from its `plain` ones."""
+    """Return `name`, followed by the names of the parts that differ from its `plain` parts."""
     if not isinstance(plain, Mapping) or "scorer" not in plain:
         raise UserError("method.plain", f"name the default scorer and allocator of {name}", value=plain)
     refuse_unknown("method.plain", plain, PARTS)
@@ -403,7 +403,8 @@ def argument_names(where: str, target: str) -> tuple[str, ...] | None:
 
 
 def _declared(target: str) -> dict[str, Any]:
-    """Return the declarations (`declares`) of the function `target`, read from its source; empty without any."""
+    """Return the declarations (`declares`) of the function `target`, read from its source; empty if it declares
+    nothing."""
     found = _definition("method", target)
     for decorator in found.decorator_list if found else ():
         match decorator:
@@ -470,7 +471,7 @@ def _arguments(name: str, part: Part) -> dict[str, Any]:
     refuse_unknown(where, part.parameters, keywords)
     for keyword, argument in keywords.items():
         if keyword not in part.parameters and argument.default is inspect.Parameter.empty:
-            raise UserError(f"{where}.{keyword}", "give it a value, as conf/method does", why="not set")
+            raise UserError(f"{where}.{keyword}", "give it a value, as in conf/method", why="not set")
     return {
         keyword: checked_value(f"{where}.{keyword}", hints.get(keyword, Any), value)
         for keyword, value in part.parameters.items()

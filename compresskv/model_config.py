@@ -35,12 +35,12 @@ class ModelConfig:
     """Which model to load, and how to run it. `compresskv.models.load(config)` loads it.
 
     `path`: a hub id, a local directory or a `.gguf` file. Without `path`, `package` is `<package>/<file>.gguf`, or the
-    parts of one such file in order, and `sha256` is that of the whole file. `window` (tokens) null: the window that the
-    model was trained for. `chat_template_kwargs` are passed to the tokenizer's `apply_chat_template`.
+    parts of one such file in order, and `sha256` is the hash of the whole file. `window` (tokens) null: the window that
+    the model was trained for. `chat_template_kwargs` are passed to the tokenizer's `apply_chat_template`.
 
-    `dtype` auto: on CUDA bfloat16 from Ampere on and float16 before, on the CPU bfloat16 where it is fast, else
-    float32. `backend` auto: the first of varlen, flash_attention_2 and sdpa that can run. `device` auto: CUDA if
-    available; "map": spread over all devices.
+    `dtype` auto: on CUDA bfloat16 from Ampere on and float16 before, on the CPU bfloat16 if it is fast, else float32.
+    `backend` auto: the first of varlen, flash_attention_2 and sdpa that can run. `device` auto: CUDA if available;
+    "map": spread over all devices.
     """
 
     name: ModelName

@@ -1,4 +1,4 @@
-"""The files of a model folder: which of them transformers reads, and which parts it would ignore.
+"""The files of a model folder: which files transformers reads, and which parts it would ignore.
 
 If transformers would silently ignore a part of a folder (an adapter, scales of quantised weights, a second set of
 weights), the folder is refused.
@@ -31,7 +31,7 @@ INDEX = "model.safetensors.index.json"
 ADAPTERS = ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin", "adapters.safetensors")
 
 _DISTRIBUTED = re.compile(r"shard-\d{5}-model-\d{5}-of-\d{5}\.safetensors")
-"""Files written by torch's distributed checkpointing, which transformers prefers over all others."""
+"""Files written by torch's distributed checkpointing, which transformers prefers over all other files."""
 
 _READ = (".json", ".safetensors", ".jinja", ".model", ".py", ".tiktoken")
 _VOCABULARIES = ("vocab.txt", "vocab.bpe", "dict.txt", "bpe.codes", "prophetnet.tokenizer")
@@ -96,7 +96,8 @@ def code_elsewhere(folder: Path) -> list[tuple[str, str]]:
 
 
 def weights(folder: Path) -> list[str]:
-    """Return the safetensors files that transformers loads from `folder`, relative to it; empty if it has none.
+    """Return the safetensors files that transformers loads from `folder`, relative to it; empty if the folder has no
+    such file.
 
     Raises `UserError` for two sets of weights, and for an index that is malformed, incomplete or leaves `folder`.
     """
@@ -230,10 +231,10 @@ def _refuse_sizes(config: Mapping[str, Any], where: Path) -> None:
     for part in (config, *(value for value in config.values() if isinstance(value, Mapping))):
         for name in _SIZES:
             if type(value := part.get(name)) is int and value < 1:
-                raise UserError(name, "correct it to at least 1", value=value, where=where)
+                raise UserError(name, "set it to 1 or more", value=value, where=where)
         for name, most in _MOST.items():
             if type(value := part.get(name)) is int and value > most:
-                raise UserError(name, f"correct it to at most {most}", value=value, where=where)
+                raise UserError(name, f"set it to {most} or less", value=value, where=where)
 
 
 def _refuse_quantisation(config: Mapping[str, Any], where: Path) -> None:
@@ -293,7 +294,7 @@ def _refuse_size(config: PreTrainedConfig, tensors: Mapping[str, Tensor], where:
     if layers > len(tensors):
         raise UserError(
             "num_hidden_layers",
-            "correct it, or load the model again",
+            "correct it, or download the model again",
             value=layers,
             why=f"the weights have only {len(tensors)} tensors",
             where=where,
@@ -306,7 +307,7 @@ def _refuse_size(config: PreTrainedConfig, tensors: Mapping[str, Tensor], where:
         largest = max(needed, key=lambda name: needed[name])
         raise UserError(
             largest,
-            "correct the sizes, or load the model again",
+            "correct the sizes, or download the model again",
             value=list(model.get_parameter(largest).shape),
             why=f"a model of these sizes has {sum(needed.values())} parameters, but the weights have only {there}",
             where=where,

@@ -234,7 +234,7 @@ def _pretrained(
         dtype=chosen.dtype,
         use_safetensors=True,
         attn_implementation="sdpa",
-        # Weights go straight to their device: the host need not have room for all of them.
+        # Weights go straight to their device, so the host does not need memory for all weights.
         device_map={"map": "auto", "cpu": None}.get(chosen.device, chosen.device),
         output_loading_info=True,
         ignore_mismatched_sizes=True,  # reported by `checkpoints.complete`
@@ -247,9 +247,10 @@ def _pretrained(
 
 
 def _checked(model: PreTrainedModel, config: ModelConfig, chosen: hardware.Hardware) -> hardware.Hardware:
-    """Return `chosen` if its backend decodes `model` exactly, or with backend auto, sdpa if that does.
+    """Return `chosen` if its backend decodes `model` exactly. With backend auto, return sdpa if only sdpa decodes
+    exactly.
 
-    Raises `UserError` for a backend that the user asked for. On the CPU there is nothing to compare with.
+    Raises `UserError` for a backend that the user asked for. On the CPU, there is no other backend to compare with.
     """
     if model.device.type != "cuda":
         return chosen
@@ -270,7 +271,7 @@ def _check(folder: Path, config: ModelConfig) -> None:
 
 
 def _check_ends(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    """Raise `UserError` for invalid settings of the generation config, and if the model has none of the end tokens."""
+    """Raise `UserError` for invalid settings of the generation config, and if the model lacks all end tokens."""
     vocabulary = model.config.get_text_config(decoder=True).vocab_size
     with located(folder / "config.json"):
         checked_settings(plain(model.generation_config), vocabulary)
@@ -298,7 +299,7 @@ def _ids(tokens: int | list[int] | None) -> frozenset[int]:
 
 
 def _window(config: ModelConfig, model: PreTrainedModel, positions: int | None) -> int:
-    """Return the configured window, or the one that the model was trained for.
+    """Return the configured window, or the window that the model was trained for.
 
     Raises `UserError` if it exceeds the learned `positions`.
     """
@@ -335,7 +336,7 @@ def _notes(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, defaults:
         yield f"the tokenizer and generation_config.json name different end tokens: generation stops at any of {names}"
     layers, evicting = model.config.get_text_config(decoder=True).num_hidden_layers, len(evicting_layers(model.config))
     if evicting < layers:
-        yield f"{evicting} of {layers} layers evict; the others keep their sliding window, outside the budget"
+        yield f"{evicting} of {layers} layers evict; the other layers keep their sliding window, outside the budget"
     if defaults:
         settings = ", ".join(f"{name}={str(value)[:40]}" for name, value in defaults.items())
         yield f"generation_config.json sets {settings}; protocol.generation_config determines whether this applies"
@@ -352,7 +353,7 @@ def _explained(config: ModelConfig) -> Iterator[None]:
     except SafetensorError as error:
         raise UserError(
             "model.path",
-            "delete that folder and load it again",
+            "delete this folder and download the model again",
             value=Path(source),
             why=f"a weights file is broken ({error})",
         ) from error
@@ -371,7 +372,7 @@ def _fix(source: str, reason: str) -> str:
         if said in reason:
             return fix
     if expanded(source, "model.path").exists():
-        return "correct the files there, or load the model again"
+        return "correct these files, or download the model again"
     return "check the id, set HF_TOKEN if the model is private, and unset HF_HUB_OFFLINE if you are online"
 
 

@@ -25,7 +25,7 @@ PROMPT, NEW = 12, 2
 """Number of prompt tokens, and of tokens that are decoded after the prompt."""
 
 TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-3, torch.float16: 0.1, torch.bfloat16: 0.2}
-"""Allowed difference of the logits from those of the model's own attention, relative to their spread.
+"""Allowed difference between the logits of our attention and of the model's own attention, relative to their spread.
 
 It allows for another order of summation in each dtype. Missing parts of attention cause far larger differences, which
 show in float32.
@@ -87,7 +87,7 @@ def backend_fault(model: PreTrainedModel, backend: str) -> str | None:
     """Return why `backend` cannot decode `model`, or None if it can.
 
     Decodes a few tokens from rows of unequal lengths, and compares with torch's sdpa in its plain form: a kernel of
-    another version than the tested one may fail, or read the rows otherwise. Raises errors of a lack of memory.
+    another version than the tested one may fail, or may read the rows differently. Raises out-of-memory errors.
     """
     config = model.config.get_text_config(decoder=True)
     generator = torch.Generator().manual_seed(0)
@@ -116,7 +116,7 @@ def backend_fault(model: PreTrainedModel, backend: str) -> str | None:
             raise
         except Exception as error:  # kernels fail in several ways
             return f"it fails with {type(error).__name__}: {' '.join(str(error).split())[:200]}"
-        return _different(found, expected, model.dtype, "those of plain sdpa")
+        return _different(found, expected, model.dtype, "the logits of plain sdpa")
 
 
 def _length_unseen(model: PreTrainedModel) -> str | None:
@@ -158,7 +158,7 @@ LOOKED_UP = 3
 
 
 class Lookups(TorchFunctionMode):
-    """Records the size of each table in which a forward pass looks up positions."""
+    """Records the size of each position table that a forward pass uses."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -173,7 +173,8 @@ class Lookups(TorchFunctionMode):
 
 
 class Witness(SDPA):
-    """SDPA that records each attention call of the prompt: whether its keys are the cache's, and its sliding window.
+    """SDPA that records each attention call of the prompt: whether its keys come from the cache, and its sliding
+    window.
 
     `first`: queries and keys of the first two tokens, flattened.
     """
@@ -201,7 +202,7 @@ class Witness(SDPA):
 
 
 def _different(
-    ours: Tensor, expected: Tensor, dtype: torch.dtype, whose: str = "those of its own attention"
+    ours: Tensor, expected: Tensor, dtype: torch.dtype, whose: str = "the logits of its own attention"
 ) -> str | None:
     """Compare logits [steps, vocabulary] float32, and return a reason if they differ."""
     spread = (expected - expected.mean(-1, keepdim=True)).norm(dim=-1)

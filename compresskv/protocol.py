@@ -66,7 +66,8 @@ class EvaluationProtocol:
     niah_sentence_rule: Literal["text", "period_ids"] = "text"
     # llama2_ids: 29889 or 869, for every tokenizer
     masking_sentence_rule: Literal["text", "llama2_ids"] = "text"
-    # released: Llama's literal string with two BOS, Qwen2.5's template with Qwen's system message, none for others
+    # released: Llama's literal string with two BOS, Qwen2.5's template with Qwen's system message, no chat format for
+    # other models
     chat_wrapper: Literal["template", "released"] = "template"
     # released: a fixed longest prompt for each of the authors' models, before its chat format, regardless of its window
     longbench_truncation: Literal["window", "released"] = "window"
@@ -81,8 +82,8 @@ def protocol_label(name: str, fields: Mapping[str, Any]) -> str:
     """Return the name shown for a protocol: `corrected`, for example, if its `fields` equal those of conf/protocol.
 
     If some differ, they follow the name and a star: `corrected* exact_budget=false`. Fields that are missing or
-    unknown, as in files of other versions, are ignored. A name that conf/protocol does not have is a user's own and is
-    returned as it is.
+    unknown, as in files of other versions, are ignored. A name that is not in conf/protocol is returned unchanged,
+    because it is a user's own protocol.
     """
     known = _fields_of(name.strip().casefold())
     differing = [

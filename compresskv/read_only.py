@@ -28,7 +28,7 @@ class ReadOnly:
                     part,
                     "compute a new tensor, as in x = x / 2 instead of x /= 2",
                     value=" or ".join(names),
-                    why=f"it changes {what} in place, which all settings of a prompt read",
+                    why=f"it changes {what} in place, but all settings of a prompt share this tensor",
                 )
 
 

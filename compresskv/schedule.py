@@ -9,7 +9,7 @@ When = Literal["prompt", "context", "prompt+decode", "context+decode"]
 
 
 def once(when: str) -> str:
-    """Return a `when` without evictions while decoding. The full cache, which never evicts, has this one."""
+    """Return a `when` without evictions while decoding. The full cache has this `when`, because it never evicts."""
     return when.removesuffix("+decode")
 
 
@@ -36,7 +36,8 @@ class EvictionSchedule:
         return self.when.endswith("+decode")
 
     def room(self, new_tokens: int, spare: int = 0, window: int = 0) -> int:
-        """Return the maximum number of new tokens that a row holds at once, in addition to what it kept of the prompt.
+        """Return the maximum number of new tokens that a row holds at once, in addition to the prompt tokens that it
+        kept.
 
         `spare`: number of tokens that the budget allows beyond the prompt; `window`: the method's window.
         """

@@ -83,7 +83,7 @@ def _minimum(a: Capacity, b: Capacity) -> Capacity:
 
 
 def select(scores: LayerScores, capacity: Capacity, length: int) -> list[Tensor]:
-    """Return the kept prompt positions of one layer: for each KV head a sorted int64 tensor, the window included.
+    """Return the kept prompt positions of one layer: for each KV head a sorted int64 tensor, including the window.
 
     These are the top `capacity` past tokens by score, ties to the lower index, and the positions after the past.
     """
@@ -112,7 +112,7 @@ def refuse_nan(
 ) -> None:
     """Raise `NonFiniteError` if a score of `scorer` is NaN. Synchronises with each device once.
 
-    The error names the cause: the attention in `dtype` of a layer that is not `finite`, or the scorer.
+    The error names the cause: the attention (in `dtype`) of a layer that is not `finite`, or the scorer.
     """
     by_device: dict[torch.device, list[Tensor]] = {}
     for layer in scores:

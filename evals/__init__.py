@@ -1,4 +1,4 @@
-"""Evaluations: running and scoring them, storing their results, and showing these."""
+"""Evaluations: run and score them, store their results, and show these results."""
 
 import os
 import sys

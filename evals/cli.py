@@ -35,14 +35,14 @@ HANDLE_PIPES = ("report", "results", "score", "ruler")
 """Commands that end when the reader of their output closes the pipe; all other commands continue."""
 
 TAKE_OVERRIDES = ("push-wandb", "calibrate", "audit")
-"""Commands whose arguments are overrides, like those of run.py. They do not parse options."""
+"""Commands whose arguments are overrides, as for run.py. These commands do not parse options."""
 
 REFUSED = 2
 """Exit code of a command that rejects its command line."""
 
 
 def start(*before: str) -> NoReturn:
-    """Run the command line of this process, with the words `before` put in front of it."""
+    """Run the words `before`, followed by the command line of this process."""
     words = [*before, *sys.argv[1:]]
     if words[:1] and words[0] in HANDLE_PIPES:
         outputs_take_any_text()

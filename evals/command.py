@@ -81,10 +81,10 @@ def _refuse_two_commands(given: "Namespace") -> None:
     actions = ("multirun", "cfg", "info", "shell_completion", "run")
     names = [f"--{name.replace('_', '-')}" for name in actions if getattr(given, name)]
     if given.resolve and not (given.cfg or given.help):
-        raise UserError("--resolve", "leave it out, or add one of them", why="it goes with --cfg or --help")
+        raise UserError("--resolve", "leave it out, or add --cfg or --help", why="it goes with --cfg or --help")
     if len(names) > 1 and not (given.help or given.hydra_help):
-        fix = ", or add +plan=true to see what a sweep will take" if names[0] == "--multirun" else ""
-        raise UserError(f"{names[0]} and {names[1]}", f"leave one out{fix}", why="only one of them can be given")
+        fix = ", or add +plan=true to see what a sweep needs" if names[0] == "--multirun" else ""
+        raise UserError(f"{names[0]} and {names[1]}", f"leave one out{fix}", why="give only one of these")
 
 
 def _swept(word: str, given: "Namespace") -> str:
@@ -97,7 +97,7 @@ def _swept(word: str, given: "Namespace") -> str:
     if word not in given.overrides or not name.startswith("for.") or not equals:
         return word
     if not given.multirun:
-        raise UserError(name, "add -m", value=value, why="only sweeps have settings of single methods")
+        raise UserError(name, "add -m", value=value, why="only sweeps accept settings for single methods")
     parsed = OverridesParser.create().parse_override(word)
     return word if parsed.is_sweep_override() else f"{name}=choice({value})"
 

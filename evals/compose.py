@@ -64,7 +64,7 @@ TYPES: dict[str, Any] = {
 """Types of the settings at the top of `conf/config.yaml` that are fields of `Job`."""
 
 OTHERS = ("budget", "fidelity", "model", "method", "eval", "logger", "paths")
-"""The other settings there, each of which `_job` reads in its own way."""
+"""The other settings at the top of `conf/config.yaml`. `_job` reads each of them with separate code."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ def composed(*overrides: str, config_dir: str | Path | None = None) -> dict[str,
     if config_dir is not None:
         folder = expanded(config_dir, "--config-dir").absolute()
         if not folder.is_dir():
-            raise UserError("--config-dir", "check the path", value=Path(config_dir), why="there is no such folder")
+            raise UserError("--config-dir", "check the path", value=Path(config_dir), why="the folder does not exist")
         given.append(f"hydra.searchpath=[{quoted(f'file://{folder}')}]")
     with _hydra(given):
         return _composed(given)
@@ -123,7 +123,7 @@ def sweep(*overrides: str, only: str | tuple[str, ...] = "") -> list[dict[str, A
 
 
 def axes(*overrides: str) -> dict[str, list[str]]:
-    """Return the settings that the experiment in `-m <overrides>` sweeps over by itself, with their values."""
+    """Return the settings in the own sweep of the experiment in `-m <overrides>`, with their values."""
     with _hydra(overrides):
         values: dict[str, dict[str, None]] = {}
         for each in expansion([f"{name}={value}" for name, value in _swept(overrides).items()]):
@@ -157,7 +157,9 @@ def expansion(overrides: Sequence[str], parser: OverridesParser | None = None) -
     (jobs,) = BasicSweeper.split_arguments(common, None)
     methods = [next((o.partition("=")[2] for o in reversed(job) if o.startswith("method=")), "") for job in jobs]
     if unknown := [name for name in scoped if name not in methods]:
-        raise UserError(f"for.{unknown[0]}", f"add {unknown[0]} to method=", why="the sweep does not have this method")
+        raise UserError(
+            f"for.{unknown[0]}", f"add {unknown[0]} to method=", why="the sweep does not contain this method"
+        )
     own = {name: BasicSweeper.split_arguments(settings, None)[0] for name, settings in scoped.items()}
     return [[*job, *settings] for method, job in zip(methods, jobs, strict=True) for settings in own.get(method, [[]])]
 
@@ -199,7 +201,7 @@ def take_action(*configs: dict[str, Any]) -> str:
     given = {name: [checked_value(name, bool, config.pop(name, False)) for config in configs] for name in INSTEAD}
     chosen = [name for name, values in given.items() if any(values)]
     if len(chosen) > 1:
-        raise UserError(chosen[0], f"leave out {chosen[1]}", value=True, why=f"{chosen[1]} is true as well")
+        raise UserError(chosen[0], f"leave out {chosen[1]}", value=True, why=f"{chosen[1]} is also true")
     return chosen[0] if chosen else "run"
 
 
@@ -262,7 +264,7 @@ def _job(config: Mapping[str, Any]) -> Job:
     method = method_config(config["method"])
     evaluation = plug_in("eval", Evaluation, config["eval"])
     if (known := reserved(evaluation.name)) and known != kind_of(config["eval"]["_target_"]):
-        why = f"results would read as those of eval={known}"
+        why = f"this is the name of eval={known} in results"
         raise UserError("eval.name", "choose another name", value=evaluation.name, why=why)
     model = {name: value for name, value in _mapping("model", config["model"]).items() if name != "evals"}
     if method.keeps_everything:
@@ -295,7 +297,7 @@ def _refuse_unsupported(job: Job) -> None:
     exported = ("export.kept=false", True)
     for (setting, value), wrong, why in (
         (measured, job.fidelity and not sampled, f"{evaluation} has no samples to measure"),
-        (when, eviction.before_question and not job.eval.asks, f"{evaluation} asks no question"),
+        (when, eviction.before_question and not job.eval.asks, f"the prompts of {evaluation} have no question"),
         (when, eviction.decodes and not job.eval.decodes, f"{evaluation} cannot evict while it generates"),
         (when, eviction.when != "prompt" and released, once),
         (exported, kept and not sampled, f"{evaluation} has no samples with kept tokens"),
@@ -329,14 +331,14 @@ _FITTING: tuple[Callable[[Job], None], ...] = (
 
 
 def _refuse_name_of_another_model(model: ModelConfig) -> None:
-    """Raise `UserError` if a model has the weights of one model in `conf/model` and the name of another one.
+    """Raise `UserError` if a model has the weights of one model in `conf/model` and the name of another model.
 
     Published numbers and calibrations are looked up by this name.
     """
     own = model.name.casefold()
     for name, weights in _weights().items() if own in _weights() else ():
         if name != own and weights == (model.path or model.package):
-            why = f"its weights are those of {name}"
+            why = f"it has the weights of {name}"
             raise UserError("model.name", "choose another name", value=model.name, why=why)
 
 
@@ -382,10 +384,12 @@ def _refuse_unwritable(where: str, value: Any) -> None:
         try:
             value.encode()
         except UnicodeEncodeError:
-            raise UserError(where, "write it in UTF-8", value=value, why="it has bytes that are not text") from None
+            raise UserError(
+                where, "write it in UTF-8", value=value, why="it contains bytes that are not text"
+            ) from None
 
 
 def _mapping(where: str, node: Any) -> Mapping[str, Any]:
     if not isinstance(node, Mapping):
-        raise UserError(where, "choose a mapping of its settings, as its YAML has it", value=node)
+        raise UserError(where, "choose a mapping of its settings, as in its YAML file", value=node)
     return node

@@ -20,7 +20,7 @@ from compresskv.errors import Note, UserError
 INTERRUPTED = "interrupted: finished samples are saved; run the same command again to continue"
 
 REORDERING = ("LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI")
-"""Unicode's bidirectional classes of characters that change the order in which other characters are shown."""
+"""Unicode's bidirectional classes of characters that change the displayed order of other characters."""
 
 
 def screen(width: int = 160) -> Console:
@@ -30,7 +30,8 @@ def screen(width: int = 160) -> Console:
 
 
 def visible(text: str) -> str:
-    """Return `text` with symbols for control characters, except line breaks and tabs, and codes for reordering ones."""
+    """Return `text` with symbols for control characters, except line breaks and tabs, and codes for characters that
+    reorder text."""
     return text if text.isprintable() else "".join(map(_visible, text))
 
 
@@ -46,12 +47,12 @@ def _visible(character: str) -> str:
 
 
 def plain(text: str) -> Text:
-    """Return text for a terminal table, in which brackets are not markup and control characters have no effect."""
+    """Return text for a terminal table: brackets are not markup, and control characters have no effect."""
     return Text(visible(text))
 
 
 class Arguments(argparse.ArgumentParser):
-    """Argument parser that raises `UserError` for mistakes, so that they are one sentence without the usage."""
+    """Argument parser that raises `UserError` for a mistake: the message is one sentence, without the usage."""
 
     def error(self, message: str) -> NoReturn:
         raise UserError(None, f"see {self.prog} --help", why=" ".join(message.split()))

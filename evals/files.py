@@ -64,7 +64,7 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 
 def _remove_abandoned(folder: Path) -> None:
-    """Remove temporary files: those of ended processes of this machine after 5 seconds, and all others after a day."""
+    """Remove temporary files: after 5 seconds if their process on this machine has ended, and after a day otherwise."""
     for path in folder.glob(".*.tmp"):
         if (name := UNFINISHED.fullmatch(path.name)) is None:
             continue
@@ -120,9 +120,9 @@ def refused(folder: Path, error: OSError) -> UserError:
         )
     return UserError(
         "paths.results",
-        "make room or set another folder, and run the same command again",
+        "free disk space or set another folder, and run the same command again",
         value=folder,
-        why=f"cannot be written ({error.strerror or error}); finished samples are safe",
+        why=f"cannot be written ({error.strerror or error}); finished samples are saved",
     )
 
 

@@ -24,7 +24,7 @@ TOLERANCE = 0.02
 """Distance from the requested depth, as a share of the haystack's tokens, above which a needle is reported."""
 
 LONG_SENTENCE = 150
-"""Tokens before the depth within which a sentence end is used even beyond the tolerance; the run then reports it."""
+"""A sentence end up to this many tokens before the depth is used even beyond the tolerance; the run then reports it."""
 
 GIVE_TEXTS = "give a folder of .txt files, or one file"
 
@@ -49,7 +49,7 @@ def essays(location: str | Sequence[str]) -> list[str]:
 
 
 def evaluated_and_held_out(texts: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Split texts into those for evaluations and the last ones, which are held out for calibrations.
+    """Split texts into texts for evaluations and the last texts, which are held out for calibrations.
 
     The held-out texts are the smallest number that have at least a tenth of all characters. If they would have more
     than a quarter, for example because there are few texts, no text is held out.
@@ -68,9 +68,9 @@ def locations(location: str | Sequence[str]) -> tuple[str, ...]:
         location = [location] if "," not in location or os.path.exists(location) else location.split(",")
     places = tuple(place.strip() for place in location)
     if not places or not all(places):
-        raise UserError("eval.haystack", GIVE_TEXTS, value=location, why="it names nothing")
+        raise UserError("eval.haystack", GIVE_TEXTS, value=location, why="it contains no location")
     if len(set(places)) < len(places):
-        raise UserError("eval.haystack", "list each place once", value=location, why="it lists a place twice")
+        raise UserError("eval.haystack", "list each location once", value=location, why="it lists a location twice")
     return places
 
 
@@ -81,10 +81,10 @@ def _texts(location: str) -> list[str]:
         # Skip names that begin with a dot, which other programs create, such as macOS's "._essay.txt".
         files = [file for file in sorted(path.glob("[!.]*.txt")) if not file.is_dir()]
     if not files or not os.path.lexists(path):
-        raise UserError("eval.haystack", GIVE_TEXTS, value=path, why="there are no text files")
+        raise UserError("eval.haystack", GIVE_TEXTS, value=path, why="the folder has no text files")
     texts = [_read(file) for file in files]
     if not any(text.strip() for text in texts):
-        raise UserError("eval.haystack", GIVE_TEXTS, value=path, why="the text there is empty")
+        raise UserError("eval.haystack", GIVE_TEXTS, value=path, why="the text is empty")
     return texts
 
 
@@ -95,7 +95,7 @@ def _path(location: str) -> Path:
     package, _, inside = name.partition("/")
     if not package.isidentifier() or ".." in Path(inside).parts or inside.startswith("/"):
         raise UserError(
-            "eval.haystack", "write package:<package>/<folder>, the package as it is imported", value=location
+            "eval.haystack", "write package:<package>/<folder>, with the import name of the package", value=location
         )
     try:
         return package_files([name])[0]
@@ -142,11 +142,13 @@ def hide(needle: str, haystack: str, tokens: int, depth: float, tokenizer: "PreT
     The haystack is repeated if it is too short. Depth 0 is its start, depth 1 its end.
     """
     if tokens < 1:
-        raise UserError("eval.lengths", "choose a longer one", why="the shortest length leaves no room for a haystack")
+        raise UserError(
+            "eval.lengths", "choose a larger length", why="the shortest length leaves no room for a haystack"
+        )
     if not 0 <= depth <= 1:
         raise UserError("eval.depths", "choose 0 to 100 per cent", value=100 * depth)
     if not haystack.strip():
-        raise UserError("eval.haystack", GIVE_TEXTS, why="the text there is empty")
+        raise UserError("eval.haystack", GIVE_TEXTS, why="the text is empty")
     text, encoded = beginning(haystack, tokens, tokenizer)
     starts = [first for first, _ in encoded.offset_mapping[: tokens + 1]]
     text = text[: starts[tokens]]
@@ -182,7 +184,7 @@ def find_place(text: str, starts: Sequence[int], depth: float) -> tuple[int, str
     `starts` holds the start of each token of `text`, followed by the end of the text, [tokens + 1]. The rules are tried
     in this order: the last sentence end at or before the depth, within `TOLERANCE` or `LONG_SENTENCE` tokens; the first
     sentence end after it; a line end; a word end; the token. Ends after the depth, and all line and word ends, must be
-    within `TOLERANCE`; those before the depth come first.
+    within `TOLERANCE`. Ends before the depth are tried first.
     """
     tokens = len(starts) - 1
     if depth <= 0:
@@ -197,7 +199,7 @@ def find_place(text: str, starts: Sequence[int], depth: float) -> tuple[int, str
     sentence_high = starts[min(max(highest, index + LONG_SENTENCE), tokens)]
     ends = _ends(SENTENCE_END, text, sentence_low, sentence_high)
     if sentence_low == 0 and ends:
-        ends.insert(0, 0)  # the start of the text counts as a sentence end if another one is near
+        ends.insert(0, 0)  # the start of the text counts as a sentence end if another end is near
     for rule, places in (
         ("sentence", [end for end in ends if end <= max(limit, high)]),
         ("line", _ends(LINE_END, text, low, high)),
@@ -216,6 +218,6 @@ def _ends(pattern: re.Pattern[str], text: str, low: int, high: int) -> list[int]
 
 
 def sentence_end(text: str, limit: int) -> int:
-    """Return the last position at or before `limit` at which a sentence of `text` ends; 0 if there is none."""
+    """Return the last position up to `limit` where a sentence of `text` ends; 0 if no sentence ends there."""
     ends = [match.end() for match in SENTENCE_END.finditer(text, max(0, limit - 4000), limit + 2)]
     return max((end for end in ends if end <= limit), default=0)

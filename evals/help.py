@@ -52,7 +52,7 @@ def directories(root: DictConfig) -> list[Path]:
 
 
 def leaves(root: DictConfig) -> Iterator[tuple[str, str]]:
-    """Yield the dotted name and value of every setting in order, including those of Hydra's launcher."""
+    """Yield the dotted name and value of every setting in order, including the settings of Hydra's launcher."""
     for name, node in root.items_ex(resolve=False):
         if name not in ("hydra", "experiment"):
             yield from below(
@@ -83,7 +83,8 @@ def as_typed(value: object) -> str:
 
 
 def all_meanings(root: DictConfig) -> dict[str, str]:
-    """Return the comments of all settings: its own, that of its file's defaults, or that of another file there."""
+    """Return the comment of each setting: from its file, from the defaults of this file, or from another file in the
+    folder."""
     meanings: dict[str, str] = {}
     for directory in directories(root):
         meanings = {**comments(directory / "config.yaml", ""), **meanings}

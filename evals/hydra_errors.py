@@ -24,14 +24,14 @@ LONGEST_SENTENCE = 400
 
 
 def refuse_two_files(hydra: HydraConf) -> None:
-    """Raise `UserError` if a chosen option exists in two folders, of which Hydra would silently use the first."""
+    """Raise `UserError` if a chosen option exists in two folders: Hydra would silently use the first one."""
     runtime = hydra.runtime
     folders = [Path(source.path) for source in runtime.config_sources if source.schema == "file"]
     for group, name in runtime.choices.items():
         files = [path for folder in folders if name and (path := folder / group / f"{name}.yaml").is_file()]
         if len(files) > 1:
             raise UserError(
-                group, "rename the second", value=name, why=f"both {files[0]} and {files[1]} have that name"
+                group, "rename the second", value=name, why=f"both {files[0]} and {files[1]} have this name"
             )
 
 
@@ -64,7 +64,7 @@ def _sentence(error: HydraException | OmegaConfBaseException, overrides: Sequenc
         where, known = setting.rpartition(".")[0], [str(key) for key in parent if key != "hydra"]
         for text in overrides:
             if text.startswith(f"{where}=") and not known:  # such as fidelity=true, which leaves no fidelity.tokens
-                return UserError(setting, f"leave out {text}", why="the two are one setting")
+                return UserError(setting, f"leave out {text}", why="both names mean the same setting")
         if not known:  # such as model.chat_template_kwargs, which takes any key
             return UserError(setting, f"add it as +{setting}=…", why="not there yet")
         key = str(getattr(cause, "key", ""))
@@ -108,7 +108,7 @@ def _wrong_override(overrides: Sequence[str], why: str) -> UserError:
     shown = readable(" ".join(overrides) or "the configuration", 200)
     return UserError(
         "command line",
-        "correct what it names",
+        "correct the setting that the message names",
         value=shown,
         why=f"cannot be composed ({readable(' '.join(why.split()), 300)})",
     )

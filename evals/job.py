@@ -103,7 +103,7 @@ class MeasuredEvaluation(Evaluation):
     def plan(self, model: LoadedModel, jobs: Sequence[Job]) -> Sequence[Work]:
         """Return the missing work of `jobs` for `plan=true`, from `works` of `code`, if it has this function."""
         if not hasattr(self.code, "works"):
-            why = f"eval={self.name} measures by itself, and has no plan"
+            why = f"eval={self.name} does not support plan=true"
             raise UserError("plan", "leave it out", value=True, why=why)
         return self.code.works(model, self, jobs)
 
@@ -144,7 +144,7 @@ def refuse_too_long(
 ) -> None:
     """Raise an error about `field` if a `prompt` of this many tokens and its `new_tokens` exceed the model's window."""
     if prompt + new_tokens > model.window:
-        why = f"a prompt of {prompt} tokens and {new_tokens} new ones exceed the {model.window}-token window"
+        why = f"a prompt of {prompt} tokens and {new_tokens} new tokens exceed the {model.window}-token window"
         raise kind(field, fix, why=f"{why} of {model.name}", **about)
 
 
@@ -196,8 +196,8 @@ class Logger(ABC):
 class Fidelity:
     """`conf/config.yaml: fidelity`: the text on which each setting is compared with the full cache.
 
-    `tokens`: the full cache's "answer", or this many tokens of its continuation; None for no comparison. Configurations
-    may have the short form true for "answer" and false for None, and those of results do.
+    `tokens`: the full cache's "answer", or this many tokens of its continuation; None for no comparison. A
+    configuration may have the short form: true for "answer", false for None. Results store the short form.
     """
 
     tokens: Literal["answer"] | Annotated[int, Ge(2), Le(100_000_000)] | None = None
@@ -230,7 +230,7 @@ class Job:
     - `memory`: GB for a prompt and its decode batch, in addition to the model; None for all free memory.
     - `fidelity`: the `tokens` of `Fidelity`.
     - `config`: the configuration from which the job was made.
-    - `apart`: text that distinguishes the job from others in its sweep with the same method and budget.
+    - `apart`: text that distinguishes the job from other jobs of its sweep with the same method and budget.
     """
 
     model: ModelConfig
@@ -280,7 +280,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Work:
-    """The missing work of a task: jobs that share each prefill, their settings, and the prompts that any of them lacks.
+    """The missing work of a task: jobs that share each prefill, their settings, and the prompts that any job lacks.
 
     - `name`: name of the task.
     - `times`: mean number of times that each prompt is decoded with all settings.

@@ -59,12 +59,12 @@ def _fault(error: ValueError | RecursionError) -> tuple[str, str]:
             return "save the file as UTF-8", f"not valid UTF-8 ({error.reason} at byte {error.start + 1})"
         case UnicodeEncodeError():
             half = ascii(error.object[error.start]).strip("'")
-            return "save the file as UTF-8", f"{half} is half a character (a lone surrogate)"
+            return "save the file as UTF-8", f"{half} is a lone surrogate (half a character)"
         case json.JSONDecodeError():
             return "give one JSON object per line", f"not valid JSON ({error.msg}, column {error.colno})"
         case RecursionError():
             return "give one JSON object per line", "not valid JSON (nested too deeply)"
-    return "write it with fewer", "a number has too many digits"  # Python refuses more than 4300
+    return "write the number with fewer digits", "a number has too many digits"  # Python refuses more than 4300
 
 
 def checked_record(place: str, kind: type[T], record: Mapping[str, Any], needs_classes: bool = False) -> T:

@@ -29,7 +29,8 @@ class Progress:
 
     @contextmanager
     def track(self, title: str, items: Sequence[T], unit: str = "prompts") -> Iterator[Iterator[T]]:
-        """Iterate over `items`, whose plural noun is `unit`, and show the number of finished ones and the time left."""
+        """Iterate over `items`, whose plural noun is `unit`, and show the number of finished items and the time
+        left."""
         columns = (
             TextColumn("{task.description}", markup=False),
             BarColumn(),

@@ -16,8 +16,8 @@ from omegaconf import DictConfig, OmegaConf
 class GridSweeper(BasicSweeper):
     """Hydra's basic sweeper without its multirun.yaml, which could not be written to a tree that is read-only or full.
 
-    Each setting's folder has its whole configuration. Settings are not composed twice: the launchers compose all of
-    them before they start the first.
+    Each setting's folder has its whole configuration. Settings are not composed twice: the launchers compose all
+    settings before they start the first one.
     """
 
     def __init__(self, params: dict[str, str] | None = None) -> None:
@@ -31,7 +31,7 @@ class GridSweeper(BasicSweeper):
         checked_value("hydra.sweeper.params", Mapping[str, bool | int | float | str | None] | None, params)
 
     def sweep(self, arguments: list[str]) -> Sequence[JobReturn]:
-        # Import here, as everywhere in the plugins: Hydra imports this file at every start.
+        # Import here, as in all plugins, because Hydra imports this file at every start.
         from evals.compose import expansion
         from evals.console import one_sentence_endings
 
@@ -46,8 +46,8 @@ class GridSweeper(BasicSweeper):
 class SharedPrefillLauncher(Launcher):
     """Composes the sweep's jobs and runs them in this process, or in one process per device.
 
-    The settings are those of conf/hydra/launcher/shared_prefill.yaml. The settings of other launchers, which an
-    experiment may contain for use on a cluster, are accepted and ignored.
+    The settings are in conf/hydra/launcher/shared_prefill.yaml. The settings of other launchers, which an experiment
+    may contain for use on a cluster, are accepted and ignored.
     """
 
     def __init__(self, devices: Any = None, **others: Any) -> None:
@@ -64,7 +64,7 @@ class SharedPrefillLauncher(Launcher):
         self.context, self.config = hydra_context, config
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-        # Import here, as everywhere in the plugins: Hydra imports this file at every start.
+        # Import here, as in all plugins, because Hydra imports this file at every start.
         from compresskv.errors import UserError
         from evals.compose import action, resolved, take_action
         from evals.console import defects_end_here, one_sentence_endings, signals_as_interrupts

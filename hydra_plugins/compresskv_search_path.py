@@ -11,7 +11,7 @@ class InstalledMethods(SearchPathPlugin):
     """
 
     def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
-        # Import here, as everywhere in the plugins: Hydra imports this file at every start.
+        # Import here, as in all plugins, because Hydra imports this file at every start.
         from compresskv.methods import installed_folders
 
         for name, folder in installed_folders().items():

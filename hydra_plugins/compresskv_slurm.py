@@ -7,7 +7,7 @@ from hydra_plugins.compresskv import SharedPrefillLauncher
 
 
 class SlurmLauncher(SharedPrefillLauncher):
-    """Submits the composed jobs and follows them. The settings are those of conf/hydra/launcher/slurm.yaml."""
+    """Submits the composed jobs and follows them. The settings are in conf/hydra/launcher/slurm.yaml."""
 
     def __init__(self, **settings: Any) -> None:
         super().__init__()

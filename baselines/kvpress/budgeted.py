@@ -33,9 +33,10 @@ def ratio_of(kept: int, length: int) -> float:
 
 @dataclass(frozen=True, eq=False)
 class BudgetedScores(LayerScores):
-    """Scores with a function `kept`: it returns the tokens that a head keeps of a number, as bool [kv_heads, past].
+    """Scores with a function `kept`: for a number of tokens, it returns the tokens that each head keeps, bool
+    [kv_heads, past].
 
-    If it keeps fewer tokens than the number, the best of the others by `scores` fill the rest.
+    If it keeps fewer tokens than this number, the best other tokens by `scores` fill the rest.
     """
 
     nested: ClassVar[bool] = False
@@ -43,7 +44,7 @@ class BudgetedScores(LayerScores):
     kept: Callable[[int], Tensor] = field(default=lambda number: torch.empty(0), kw_only=True, repr=False)
 
     def order(self, capacity: Capacity) -> Tensor:
-        """Return the kept tokens of each head first, then the others, both by score: [kv_heads, past], int64."""
+        """Return the kept tokens of each head first, then the other tokens, both by score: [kv_heads, past], int64."""
         if isinstance(capacity, int):
             return kept_first(self._kept(capacity), self.ranking)
         rows = {number: self._kept(number) for number in set(capacity)}
@@ -56,7 +57,7 @@ class BudgetedScores(LayerScores):
 
 
 def kept_first(kept: Tensor, ranking: Tensor) -> Tensor:
-    """Return `ranking` [kv_heads, past] with the `kept` tokens, bool [kv_heads, past], before the others."""
+    """Return `ranking` [kv_heads, past] with the `kept` tokens, bool [kv_heads, past], before the other tokens."""
     others = ~kept.gather(1, ranking)
     return ranking.gather(1, others.sort(dim=1, stable=True).indices)
 

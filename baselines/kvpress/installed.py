@@ -17,7 +17,9 @@ def kvpress_version() -> str:
     try:
         found = version("kvpress")
     except PackageNotFoundError:
-        raise UserError("method", INSTALL, why="the methods of kvpress need the extra kvpress, and kvpress") from None
+        raise UserError(
+            "method", INSTALL, why="the methods of kvpress need the extra `kvpress`, and the package kvpress"
+        ) from None
     numbers = tuple(int(part) for part in found.split(".")[:3] if part.isdecimal())
     if numbers < OLDEST:
         raise UserError("method", INSTALL, why=f"kvpress {found} is older than 0.5.5, which corrects several presses")

@@ -1,4 +1,4 @@
-"""kvpress's AdaKV: the KV heads of a layer compete for its budget, and every head gets a fixed part of it."""
+"""kvpress's AdaKV: the KV heads of a layer compete for its budget; every head gets a fixed part of the budget."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""kvpress's PyramidKV: lower layers keep more than higher ones, in an arithmetic sequence."""
+"""kvpress's PyramidKV: lower layers keep more tokens than higher layers, in an arithmetic sequence."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -35,7 +35,7 @@ class KVPressPyramidAllocator:
 
 
 def exact(rounded: list[int], total: int, most: int) -> list[int]:
-    """Adjust layer budgets by one token in the first layers until they sum to `total`, with none above `most`."""
+    """Adjust layer budgets by one token in the first layers until they sum to `total`; no budget exceeds `most`."""
     budgets = list(rounded)
     while (missing := total - sum(budgets)) != 0:
         step = 1 if missing > 0 else -1

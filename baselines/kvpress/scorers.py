@@ -115,7 +115,7 @@ def random(context: Context, *, seed: Count | None) -> PressScorer:
 
 @declares(prompt="whole")
 def snapkv(context: Context, *, window_size: Size, kernel_size: Size) -> PressScorer:
-    """Build the scorer. The observation window is that of the press: `window_size` tokens."""
+    """Build the scorer. The observation window is the window of the press: `window_size` tokens."""
     return of("SnapKVPress", {"window_size": window_size, "kernel_size": kernel_size}, window=window_size)
 
 

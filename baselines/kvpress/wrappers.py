@@ -51,7 +51,8 @@ class WrappedScorer(PressScorer):
         return BudgetedScores(scores, kept=lambda number: self.chosen(lambda: given_scores(scores), scores, number))
 
     def chosen(self, base: Callable[[], Any], scores: Tensor, number: int) -> Tensor:
-        """Return which tokens `compress` keeps of `number`, using the press from `base`: bool [kv_heads, prompt].
+        """Return which tokens `compress` keeps if it may keep `number`, using the press from `base`: bool [kv_heads,
+        prompt].
 
         A press that keeps whole chunks rounds. It is first asked for one chunk more, and then for fewer until the
         result fits.

@@ -54,14 +54,14 @@ class Calibration:
     """The calibration of one model from one source. Layers are the layers that evict, in model order.
 
     `head_scores[kind][layer][query head]`; `rankings[kind][layer]` lists query heads, best first. `heads`: number of
-    semantic retrieval heads per layer that the calibration chose. `layer_scores`: each layer's share of the total error
-    with that number of heads (they sum to 1). `layer_scores_by_head_count`: the same with other numbers of heads, where
-    measured.
+    semantic retrieval heads per layer that the calibration chose. `layer_scores`: each layer's share of the total
+    error, measured with `heads` heads (the shares sum to 1). `layer_scores_by_head_count`: the same with other numbers
+    of heads, if measured.
 
     `weights` identifies the weights that the calibration was made with (`loaded_weights.fingerprints`), and
-    `model_fingerprint` their files. Files of older versions have only the latter, and published ones neither.
-    `no_scores[kind]` says why there are no scores of a kind. `accepted` counts the prompts that the calibration was
-    made from, by needle or task.
+    `model_fingerprint` their files. Files of older versions have only `model_fingerprint`, and published files have
+    neither field. `no_scores[kind]` says why there are no scores of a kind. `accepted` counts the prompts that the
+    calibration was made from, by needle or task.
     """
 
     model: Name
@@ -79,7 +79,7 @@ class Calibration:
 
     @property
     def q_heads(self) -> int:
-        """Number of query heads per layer, if the calibration has them."""
+        """Number of query heads per layer. Without head scores and rankings, the calibration's `heads`."""
         tables = (*self.head_scores.values(), *self.rankings.values())
         return max((len(table[0]) for table in tables), default=self.heads)
 
@@ -144,8 +144,8 @@ class Calibration:
         return UserError(
             "calibration",
             "choose other head scores, or calibrate the model again",
-            why=f"the {self.source} calibration of {self.model} has the same {kind} score for all heads, so they "
-            "cannot be ranked",
+            why=f"the {self.source} calibration of {self.model} has the same {kind} score for all heads, so the heads "
+            f"cannot be ranked",
         )
 
     def _has_no(self, kind: str, others: set[str]) -> UserError:
@@ -190,7 +190,7 @@ def _without_duplicates(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _inconsistent(made: Calibration) -> tuple[str, str] | None:
-    """Return the first field of a calibration that contradicts the rest of it, and how."""
+    """Return the first field of a calibration that contradicts its other fields, and how."""
     layers = len(made.layer_scores)
     shares = {"layer_scores": made.layer_scores}
     for count, of_count in made.layer_scores_by_head_count.items():
@@ -215,7 +215,7 @@ def _inconsistent(made: Calibration) -> tuple[str, str] | None:
             if sort != "head_scores" and len(set(layer)) != len(layer):
                 return f"{name}[{index}]", "it names a head twice"
             if sort != "head_scores" and max(layer) >= width.get("head_scores", math.inf):
-                return f"{name}[{index}]", f"it names head {max(layer)} of {width['head_scores']}"
+                return f"{name}[{index}]", f"it names head {max(layer)}, but a layer has {width['head_scores']}"
     most = made.q_heads
     return ("heads", f"it is {made.heads}, but the file has {most} heads per layer") if made.heads > most else None
 

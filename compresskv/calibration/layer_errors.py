@@ -85,7 +85,7 @@ def coverage(kept: Sequence[Tensor], span: range) -> float:
 def share(errors: Sequence[Tensor]) -> Tensor:
     """Return each layer's share of the error: one [layers] tensor per dataset, normalised, averaged, normalised again.
 
-    Raises `UserError` if a dataset shows no error, or one that is not finite.
+    Raises `UserError` if the error of a dataset is zero, or is not finite.
     """
     if not all(0 < float(e.sum()) < float("inf") for e in errors):
         raise UserError(

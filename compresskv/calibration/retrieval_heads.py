@@ -17,11 +17,11 @@ Scores = Tensor
 class HeadObservation:
     """The result of one prompt: the answer's `tokens`, and each head's score by four definitions.
 
-    `semantic` sums the attention a head gives the answer span at the steps whose predicted token occurs in it
-    (CompressKV eq. 5). `semantic_count` counts a token as often as it occurs there, as the released code does.
-    `traditional` counts, per span token, the steps at which the head's strongest attention falls on the very token that
-    is predicted (Wu et al. 2024). `retrieval_reasoning` averages, over the m strongest positions of a step (m span
-    tokens), the attention of those inside the span, for any predicted token (HeadKV-R2, Fu et al. 2024).
+    `semantic` sums a head's attention to the answer span over the steps whose predicted token occurs in the span
+    (CompressKV eq. 5). `semantic_count` counts a token once per occurrence in the span, as the released code does.
+    `traditional` counts, per span token, the steps where the token with the head's strongest attention is the predicted
+    token (Wu et al. 2024). `retrieval_reasoning` averages the attention over the m strongest positions of a step (m
+    span tokens), for any predicted token; positions outside the span count as 0 (HeadKV-R2, Fu et al. 2024).
     """
 
     tokens: list[int]
@@ -117,7 +117,7 @@ def step_attention(query: Tensor, keys: Tensor, scaling: float) -> Tensor:
 
 
 def hits(strongest: Tensor, ids: Tensor, span: range, token: int) -> Tensor:
-    """Return 1 for each head whose strongest attention is on a span position that holds `token`, else 0, float32."""
+    """Return 1 for each head whose strongest attention is on a span position with `token`, else 0, float32."""
     position = strongest.clamp(span.start, span.stop - 1)
     return (inside(strongest, span) & (ids[position] == token)).float()
 

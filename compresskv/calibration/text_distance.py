@@ -23,9 +23,9 @@ def observe(
 ) -> list[float]:
     """Return KL(full ‖ compressed) of the next-token distributions in nats per token of `continuation`, by scorer.
 
-    The model reads the text `ids` [tokens], int64, and then `continuation`, at least two tokens. The first of these is
-    not counted, because eviction cannot affect its distribution. Every layer keeps the window and, in turn, each number
-    of past tokens in `capacities`; the mean over these is returned.
+    The model reads the text `ids` [tokens], int64, and then `continuation`, at least two tokens. The first token of
+    `continuation` is not counted, because eviction cannot affect its distribution. Every layer keeps the window and, in
+    turn, each number of past tokens in `capacities`; the mean over `capacities` is returned.
     """
     prompt = full_prefill(model, ids, max(scorer.window for scorer in scorers))
     kept = []

@@ -1,7 +1,7 @@
-"""The interface to transformers: an attention function, registered there, that runs one of the backends.
+"""The interface to transformers: an attention function that is registered with transformers and runs a backend.
 
-transformers passes it the RoPE'd queries, keys and values of any decoder. In the prefill the prompt attends to itself
-in full; then the cache layer of the keys receives the queries of the observation window. After eviction, new tokens
+transformers passes it the RoPE'd queries, keys and values of any decoder. In the prefill, the prompt uses full causal
+attention; then the cache layer of the keys receives the queries of the observation window. After eviction, new tokens
 attend to the kept tokens.
 
 No class is patched: a model opts in with `set_attn_implementation`, and `attached` restores its own implementation.

@@ -48,7 +48,7 @@ class Backend(Protocol):
         ...
 
     def decode(self, query: Tensor, key: Tensor, value: Tensor, rows: Any, scaling: float) -> Tensor:
-        """Append new tokens to each folded row of a layer. Each attends to all of the row up to itself.
+        """Append new tokens to each folded row of a layer. Each new token attends to its row up to itself.
 
         query [settings, q_heads, new, d], key and value [settings, kv_heads, new, d] -> [settings, new, q_heads, d].
         """
@@ -143,7 +143,8 @@ class SDPA:
     def decode_bucket(
         self, query: Tensor, key: Tensor, value: Tensor, bucket: Bucket, earlier: int, scaling: float
     ) -> Tensor:
-        """Append tokens to each row of `bucket`, after `earlier` new ones. Each attends to all of its row up to itself.
+        """Append tokens to each row of `bucket`, after `earlier` new tokens. Each new token attends to its row up to
+        itself.
 
         query [rows, group, new, d], key and value [rows, new, d] -> [rows, group, new, d].
         """
@@ -165,8 +166,8 @@ class SDPA:
         """
         keys, values = keys[:, None], values[:, None]
         # The G query heads of a group share their keys: they are either the query axis of one head, or G heads over
-        # one. CPUs do the former faster in float32, the latter in half precision (docs/performance.md). CUDA has no
-        # fast kernel for groups with a mask.
+        # one. On CPUs, the query axis is faster in float32, and G heads are faster in half precision
+        # (docs/performance.md). CUDA has no fast kernel for groups with a mask.
         if not query.is_cuda and query.dtype != torch.float32:
             return F.scaled_dot_product_attention(query, keys, values, attn_mask=mask, scale=scaling, enable_gqa=True)
         if mask is not None and query.shape[2] > 1:
@@ -205,8 +206,8 @@ class MaskedSDPA(SDPA):
 class Varlen(SDPA):
     """torch's variable-length attention: one call per layer takes ragged rows from one storage, without masks.
 
-    It runs FlashAttention-2's kernel of torch itself. `kernel` (default: `torch.nn.attention.varlen.varlen_attn`) has
-    its signature. Prefills go through sdpa.
+    It runs the FlashAttention-2 kernel that is part of torch. `kernel` (default:
+    `torch.nn.attention.varlen.varlen_attn`) has its signature. Prefills go through sdpa.
     """
 
     def __init__(self, kernel: Any = None):
@@ -286,7 +287,7 @@ class FlashAttention2:
 
 
 def table_rows(table: type[RaggedTable], sources: list[Source], room: int) -> list[LayerRows]:
-    """Return the rows of each layer, from one table per device (and per number of KV heads, if layers differ in it)."""
+    """Return the rows of each layer, from one table per device (and per number of KV heads, if this number differs)."""
     kinds = [(source.keys.device, source.kv_heads) for source in sources]
     parts: dict[tuple[torch.device, int], list[Source]] = {kind: [] for kind in kinds}
     for kind in kinds:

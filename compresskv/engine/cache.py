@@ -1,4 +1,4 @@
-"""A cache whose logical length is the prompt's and whose physical length is the budget's."""
+"""A cache whose logical length is the length of the prompt, and whose physical length is the budget."""
 
 import copy
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -58,7 +58,7 @@ class EvictedLayer(CacheLayerMixin):
         self.on_decode: Callable[[int, Tensor], None] | None = None
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        """Store the prompt as it is. If this is only its first chunk, allocate room for the whole prompt."""
+        """Store the prompt unchanged. If this is only its first chunk, allocate room for the whole prompt."""
         self.dtype, self.device = key_states.dtype, key_states.device
         self.token_bytes = 2 * key_states.shape[-1] * key_states.itemsize
         self.is_initialized = True
@@ -130,7 +130,7 @@ class EvictedLayer(CacheLayerMixin):
             self.on_prefill(prefill)
 
     def get_seq_length(self) -> int:
-        """Number of tokens seen, including evicted ones: positions continue from here."""
+        """Number of tokens seen, including evicted tokens: positions continue from this number."""
         return self.seen
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
@@ -162,7 +162,8 @@ class SlidingLayer(DynamicSlidingWindowLayer):
 class EvictedCache(Cache):
     """Cache of layers that evict, and of transformers' own sliding-window layers, which are outside the budget.
 
-    `evicting` lists the former in model order, `sliding` the latter by their index in the model.
+    `evicting`: the layers that evict, in model order; `sliding`: the sliding-window layers, by their index in the
+    model.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Reuse a compressed context for all its questions: its prefill is kept until another context comes."""
+"""Reuse the prefill of a compressed context for all its questions, until another context is prefilled."""
 
 from dataclasses import dataclass, field
 
@@ -13,7 +13,7 @@ from compresskv.eviction import Scorer
 
 @dataclass
 class ContextStore:
-    """The last context that was prefilled, with its scores. `reused` counts the prefills that this has saved."""
+    """The last context that was prefilled, with its scores. `reused` counts the prefills that this store has saved."""
 
     reused: int = field(default=0, init=False)
     _last: Prefill | None = field(default=None, init=False, repr=False)

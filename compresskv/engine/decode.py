@@ -30,9 +30,9 @@ TOGETHER = 8192
 class Stopping:
     """When generation ends: at a token of `ids`, which is kept in the output, or after `max_new_tokens`.
 
-    The first `min_new_tokens` tokens are never of `ids`. `past_ids`: generation goes past the tokens of `ids`.
-    `settings`: further settings of a generation config to apply, such as `LoadedModel.generation_defaults`; none by
-    default.
+    The first `min_new_tokens` tokens are never tokens of `ids`. `past_ids`: generation continues after the tokens of
+    `ids`. `settings`: further settings of a generation config to apply, such as `LoadedModel.generation_defaults`; none
+    by default.
     """
 
     max_new_tokens: int
@@ -46,8 +46,8 @@ class Stopping:
 def decode_cache(prefill: Prefill, kept: Sequence[Kept], room: int, last: bool = False) -> EvictedCache:
     """Create a cache of one row per setting from the tokens that each keeps, with room for `room` new tokens.
 
-    The model must be `attached`, now and while it decodes. `last`: the prompt's layers are freed as they are copied, so
-    that at most one is held twice.
+    The model must be `attached`, now and while it decodes. `last`: free each layer of the prompt after it is copied, so
+    that at most one layer is in memory twice.
     """
     cache = EvictedCache(prefill.cache.config, 1, prefill.length, lambda layer: None)
     sources = []
@@ -81,8 +81,9 @@ def answering(
 ) -> tuple[EvictedCache, Tensor]:
     """Return `decode_cache` after the question, and the next-token logits of each setting: [rows, vocabulary], float32.
 
-    Without a question, the logits are the prompt's. `room` new tokens fit after the question. With a `schedule` that
-    decodes, the cache evicts by itself; otherwise `watch` is called as `EvictedLayer.on_decode`, from the question on.
+    Without a question, the logits of the prompt are returned. `room` new tokens fit after the question. With a
+    `schedule` that decodes, the cache evicts by itself; otherwise `watch` is called as `EvictedLayer.on_decode`, from
+    the question on.
     """
     question = prefill.question
     eviction = None

@@ -1,9 +1,9 @@
 """Evict while decoding: after every `interval` new tokens, each row is reduced to its capacity.
 
-A row is one KV head of one layer of one setting. The setting's own scorer scores the tokens it holds, in order of
-position, as it scored the prompt. The row keeps the last `window` tokens held, and the best others up to its capacity:
-the number that it kept of the prompt. The queries are those of the last `window` tokens. Positions do not change, so
-RoPE does not change either.
+A row is one KV head of one layer of one setting. The setting's scorer scores the tokens that the row holds, in order of
+position, as it scored the prompt. The row keeps the last `window` tokens, and the best other tokens up to its capacity:
+the number of prompt tokens that it kept. The scorer uses the queries of the last `window` tokens. Positions do not
+change, so RoPE does not change either.
 """
 
 import copy
@@ -53,9 +53,9 @@ class PromptEnd:
 class DecodeEviction:
     """The evictions of one batch. `places` [setting] maps the remaining settings to their index in the original batch.
 
-    `layers`: the end of the prompt, of every layer that evicts. `kept`: the prompt positions that each setting kept.
-    `length`: tokens of the prompt, which every row has seen. Positions are counted from its end, so the prompt's are
-    negative. `peaks` [place]: the largest mean number of tokens that a setting held.
+    `layers`: the `PromptEnd` of every layer that evicts. `kept`: the prompt positions that each setting kept. `length`:
+    tokens of the prompt, which every row has seen. Positions are counted from the end of the prompt, so positions in
+    the prompt are negative. `peaks` [place]: the largest mean number of tokens that a setting held.
     """
 
     def __init__(
@@ -113,7 +113,8 @@ class DecodeEviction:
         return made
 
     def _observers(self, layer: PromptEnd, place: int) -> list[list[Any]]:
-        """Create each setting's observers, if its scorer has one: one for all heads, or one per head if they differ."""
+        """Create each setting's observers, if its scorer has observers: one for all heads, or one per head if heads
+        differ."""
         found: list[list[Any]] = []
         for number, setting in enumerate(self.settings):
             scorer = setting.method.scorer if setting.method else None
@@ -262,7 +263,7 @@ class DecodeEviction:
         self.places = [self.places[one] for one in settings]
 
     def forget(self, tokens: int) -> None:
-        """Remove the last `tokens` new ones. Raises `UserError` for tokens that an eviction has seen."""
+        """Remove the last `tokens` new tokens. Raises `UserError` for tokens that an eviction has seen."""
         if tokens > self.since:
             raise UserError(
                 "max_length",
@@ -292,7 +293,7 @@ class DecodeEviction:
 
 
 def _capacity(setting: Setting, kept: int, length: int) -> int:
-    """Return a row's capacity: what it kept of the prompt, or the budget if the prompt was kept whole."""
+    """Return a row's capacity: the number of prompt tokens that it kept, or the budget if it kept the whole prompt."""
     budget = setting.tokens(length)
     if setting.method is None or budget is None:
         return kept
@@ -317,7 +318,7 @@ def refuse_scorer(setting: Setting, schedule: EvictionSchedule) -> None:
 
 
 def _after(scores: LayerScores, protected: int) -> LayerScores:
-    """Return the scores without those of the first `protected` tokens."""
+    """Return the scores without the first `protected` tokens."""
     if not protected:
         return scores
     refuse_unnested([scores])
@@ -337,10 +338,10 @@ def refuse_unnested(scores: Iterable[LayerScores]) -> None:
 
 
 def refuse_scores(setting: Setting, schedule: EvictionSchedule, scores: Sequence[LayerScores], kept: Kept) -> None:
-    """Raise `UserError` if, by its scores of the prompt, a setting cannot evict while decoding.
+    """Raise `UserError` if the prompt's scores show that a setting cannot evict while decoding.
 
-    Either its scorer has one choice for all KV heads of a layer, and they have unequal counts, or the prompt is
-    protected, and its scorer cannot leave out tokens.
+    There are two cases. The scorer has one choice for all KV heads of a layer, but the heads keep different numbers of
+    tokens. Or the prompt is protected, but the scorer cannot leave out tokens.
     """
     if schedule.protect == "prompt":
         refuse_unnested(scores)

@@ -27,10 +27,10 @@ LOGITS = 1 << 26
 
 @dataclass(frozen=True)
 class Control:
-    """How far the full cache is from itself in another batch: the noise of kernels, to see beside eviction.
+    """Distance of the full cache from itself in another batch: the noise of kernels, to compare with eviction.
 
-    As in `Fidelity`, between the full cache read alone and the full cache read as a row beside the evicted ones of its
-    batch, or beside the smallest one where it has a batch for itself.
+    The fields are as in `Fidelity`. They compare the full cache alone with the full cache as a row of a batch with
+    evicted rows: the rows of its batch, or only the smallest row if its batch has no others.
     """
 
     agreement: float
@@ -45,8 +45,8 @@ class Fidelity:
     or of its continuation. If the prompt is compressed whole, the first token does not count, since eviction cannot
     affect it. `agreement`: share of these tokens, 0 to 1, where both have the same most probable token. Both are None
     if no token counts. `reference_nll`: negative log-likelihood of the reference answer in nats per token; None without
-    a reference. `kl_per_token`: the values of which `kl` is the mean, in order. `control`: the full cache's, if another
-    setting of the same prompt evicts and a token counts.
+    a reference. `kl_per_token`: the KL at each token, in order; `kl` is the mean. `control`: for the full cache, if
+    another setting of the same prompt evicts and a token counts.
     """
 
     kl: float | None
@@ -167,7 +167,7 @@ def _predictions(model: PreTrainedModel, prompt: Prefill, rows: Rows, tokens: Se
     if not finite(logits).all():
         raise non_finite(model, f"after a prompt of {prompt.end} tokens")
     yield logits
-    # If RoPE depends on the length, each token uses that of the text up to it.
+    # If RoPE depends on the length, each token uses the RoPE of the text up to this token.
     alike = regime(model, prompt.end + 1) == regime(model, prompt.end + len(given))
     together = max(1, LOGITS // (len(rows) * prompt.logits.nbytes)) if alike else 1
     start = 0

@@ -29,7 +29,8 @@ class ScoringBytes:
 class Footprint:
     """Bytes that a model of this shape takes in addition to its weights for a prompt of `length` tokens.
 
-    `backend` is a name in `hardware.BACKENDS`. Sizes that a configuration lacks default to those of most architectures.
+    `backend` is a name in `hardware.BACKENDS`. If a configuration lacks a size, the most common size of architectures
+    is used.
     """
 
     model: PreTrainedModel
@@ -46,7 +47,7 @@ class Footprint:
         """Return the peak bytes of a layer's forward pass over `chunk` tokens: in the MLP, or in attention.
 
         In the MLP, four hidden states (the embeddings, the layer's input, the residual and its norm) and three
-        intermediate ones are alive; in attention, five hidden states, and the cosines and sines of all positions.
+        intermediate states are alive; in attention, five hidden states, and the cosines and sines of all positions.
         """
         config = self._config
         hidden, angles = config.hidden_size, 2 * self._head_dim
@@ -55,12 +56,12 @@ class Footprint:
         attention = chunk * (5 * hidden + angles) * self._itemsize
         widths = self._widths(chunk)
         masks = [self._mask(chunk, width) for width in widths]
-        # A mask serves all layers of its kind. The mask of a sliding window is made of two.
+        # A mask serves all layers of its kind. The mask of a sliding window is made from two masks.
         making = max((mask for mask, (_, slides) in zip(masks, widths, strict=True) if slides), default=0)
         return sum(masks) + max(mlp, attention + max([making, *map(self._repeats, widths)]))
 
     def _widths(self, chunk: int) -> list[tuple[int, bool]]:
-        """Return the number of keys that each kind of layer attends to, and whether its window hides some of them."""
+        """Return the number of keys that each kind of layer attends to, and whether its window hides some keys."""
         evicting, _ = self._layers
         widths = [(self.length, False)] if evicting else []
         for window in dict.fromkeys(self._windows):
@@ -166,5 +167,5 @@ class Footprint:
     @property
     def _layers(self) -> tuple[int, list[int]]:
         """The number of layers that evict, and the number of tokens that each sliding-window layer holds."""
-        # A window of n tokens is n − 1 cached ones and the one that attends to them.
+        # A window of n tokens has n − 1 cached tokens and the token that attends to them.
         return len(evicting_layers(self._config)), [min(self.length, window - 1) for window in self._windows]

@@ -12,7 +12,7 @@ from compresskv.installed import cache_argument
 def forward_tokens(model: PreTrainedModel, tokens: Tensor, cache: EvictedCache, position: int | Tensor) -> Tensor:
     """Feed one new token per row, `tokens` [rows]. Return the next logits [rows, vocabulary], float32.
 
-    `position` is that of all rows, or of each: [rows], int64. `model` must be `attached`.
+    `position`: one position for all rows, or one per row: [rows], int64. `model` must be `attached`.
     """
     if not isinstance(position, Tensor):
         position = torch.full_like(tokens, position)
@@ -32,8 +32,8 @@ def forward_given(
 ) -> Tensor:
     """Feed `tokens` [new] or [rows, new], from `position` on, to each of `rows`. Return logits [rows, new, vocabulary].
 
-    Logits are float32; the last ones predict the token after all of `tokens`. `logits_to_keep`: how many of the last
-    ones are computed; 0: all. `model` must be `attached`.
+    Logits are float32; the last logits predict the token after all of `tokens`. `logits_to_keep`: number of last
+    positions whose logits are computed; 0: all. `model` must be `attached`.
     """
     positions = torch.arange(position, position + tokens.shape[-1], device=tokens.device)
     out = model(

@@ -29,9 +29,9 @@ class Generation:
     """What one setting generated and kept.
 
     `kept` counts compressed tokens, [layer][KV head]. `cache_bytes`: bytes of their keys and values. `sliding_bytes`:
-    bytes of the sliding-window layers, which no setting evicts. `together`: the indices, in the list of settings, of
-    those that were decoded in the same batch. `peak_kept`: the largest mean number of tokens held per layer and KV
-    head, including new ones; None unless its eviction continues while decoding. `evicted_later`: whether it evicted
+    bytes of the sliding-window layers, which no setting evicts. `together`: indices, in the list of settings, of the
+    settings that were decoded in the same batch. `peak_kept`: the largest mean number of tokens held per layer and KV
+    head, including new tokens; None unless its eviction continues while decoding. `evicted_later`: whether it evicted
     anything while decoding. `fidelity`: None unless requested. `positions`: the compressed tokens that `kept` counts.
     """
 
@@ -73,10 +73,10 @@ def generate(
     prefill for its next question. With a `schedule` that decodes, eviction continues while tokens are generated.
 
     Settings that exceed `memory` (bytes for the prompt and one batch; None: the free memory) decode in several batches.
-    With a `reference` answer (token ids, may be empty), the fidelity of each setting is measured too: along the full
-    cache's answer, or `along` this many tokens of it, past its stop tokens. `prefixes` holds chunks of earlier prompts.
-    It frees memory that the settings need, so it does not change a batch. Raises `PromptError` if the model's RoPE
-    would switch within the answer.
+    With a `reference` answer (token ids, may be empty), the fidelity of each setting is measured too, along the full
+    cache's answer. `along`: measure it along this many tokens that the full cache generates, ignoring stop tokens.
+    `prefixes` holds chunks of earlier prompts. It frees memory that the settings need, so it does not change a batch.
+    Raises `PromptError` if the model's RoPE would switch within the answer.
     """
     length = ids.numel() if context is None else context
     new = max(stopping.max_new_tokens, len(reference or ()), along or 0)
@@ -140,8 +140,8 @@ def _full_answer(
     stopping: Stopping,
     along: int | None,
 ) -> list[int]:
-    """Return the full cache's answer, or `along` this many tokens of it: those of a setting that is the full cache and
-    has enough of them, if there is one.
+    """Return the full cache's answer, or `along` tokens that it generates. The tokens are reused if a setting is the
+    full cache and has generated enough tokens.
     """
     for place, setting in enumerate(decoding.settings):
         if setting.budget is None and len(generations[place].tokens) >= (along or 0):
@@ -153,10 +153,10 @@ def _full_answer(
 
 
 def _answered(model: PreTrainedModel, prompt: Prefill, stopping: Stopping) -> tuple[Generation, Prefill]:
-    """The full cache's answer, and the prompt whose layers have the queries by which the answer reads it.
+    """Return the full cache's answer, and the prompt; its layers have the queries with which the answer reads it.
 
-    These are the queries of all tokens that are fed after the compressed ones: those of a question, and of the answer
-    but for its last token. If there are none, that of the last prompt token, which gives an answer of one token.
+    These are the queries of all tokens that are fed after the compressed tokens: the question, and the answer without
+    its last token. If no token is fed, it is the query of the last prompt token, and the answer has one token.
     """
     queries: list[list[Tensor]] = [[] for _ in prompt.layers]
     full, kept = Decoding(prompt, [FULL], AFTER_PROMPT), {0: prompt.kept(FULL)}
@@ -171,7 +171,7 @@ def _answered(model: PreTrainedModel, prompt: Prefill, stopping: Stopping) -> tu
 def decode_batches(settings: Sequence[Setting], sizes: Sequence[int], limit: int) -> list[list[int]]:
     """Group the indices of `settings` into batches, given the bytes that each setting takes and their `limit`.
 
-    Each full cache decodes alone, so that its tokens equal those of a separate run in any dtype.
+    Each full cache decodes alone, so that its tokens equal the tokens of a separate run in any dtype.
     """
     full = [place for place, setting in enumerate(settings) if setting.budget is None]
     others = [place for place, setting in enumerate(settings) if setting.budget is not None]
@@ -223,7 +223,7 @@ def _decode_together(
                 row, tally, *sizes, places, peak_kept=peak, evicted_later=later, positions=kept[place]
             )
         return generations
-    # Outside the handler, whose traceback would keep the failed batch alive.
+    # Outside the handler, because the handler's traceback would keep the failed batch alive.
     halves = places[: len(places) // 2], places[len(places) // 2 :]
     first, second = (_decode_together(model, decoding, {p: kept[p] for p in half}, stopping) for half in halves)
     return first | second

@@ -24,7 +24,7 @@ EAGER = 2
 """Number of steps before the first capture."""
 
 LEFT = 4
-"""Rows that stopped leave the batch once they are one of this many: each time, the step is captured again."""
+"""Stopped rows leave the batch when they are 1 / `LEFT` of its rows, because each time the step is captured again."""
 
 _replaying: "WeakSet[PreTrainedModel]" = WeakSet()
 
@@ -48,14 +48,15 @@ def captured(step: Callable[[], Tensor], device: torch.device) -> tuple[Tensor, 
     While it is captured, `step` only runs on the host.
     """
     graph = torch.cuda.CUDAGraph()
-    # Without these, torch would capture a stream of the current device, which need not be this one.
+    # Without these, torch would capture a stream of the current device, which may be another device.
     with torch.cuda.device(device), torch.cuda.graph(graph, stream=torch.cuda.Stream(device)):
         out = step()
     return out, graph.replay
 
 
 class Steps:
-    """Decode steps of one batch of rows: eager ones, or replays if `graphs` is on and the cache allows them."""
+    """Decode steps of one batch of rows: eager steps, or replayed graphs if `graphs` is on and the cache allows
+    them."""
 
     def __init__(self, model: PreTrainedModel, cache: EvictedCache):
         self.model, self.cache = model, cache
@@ -118,8 +119,8 @@ class Steps:
 def replayable(model: PreTrainedModel, cache: EvictedCache) -> bool:
     """Return whether each step of `cache` asks for the same operations on the same memory.
 
-    Not so on the CPU, on several devices, with sliding-window layers, with layers that report their queries, as for
-    eviction while decoding, or with a RoPE that depends on the length.
+    Return False on the CPU, on several devices, with sliding-window layers, with layers that report their queries (as
+    for eviction while decoding), and with a RoPE that depends on the length.
     """
     return (
         on_gpu(model)
@@ -136,5 +137,5 @@ def on_gpu(model: PreTrainedModel) -> bool:
 
 
 def _steady(cache: EvictedCache) -> bool:
-    """Return whether the next step is like the one before: one token per row, in storage that has room for it."""
+    """Return whether the next step is like the previous step: one token per row, in storage that has room for it."""
     return all(isinstance(table, RaggedTable) and table.step == 1 and table.new < table.room for table in cache.groups)

@@ -13,7 +13,8 @@ from compresskv.eviction import HiddenStates
 
 @contextmanager
 def hidden_states(model: PreTrainedModel, cache: EvictedCache) -> Iterator[None]:
-    """Give the layers of `cache` the hidden states of the prompt, inside the block, if one of their scorers needs them.
+    """Give the layers of `cache` the prompt's hidden states, inside the block, if one of their scorers needs these
+    states.
 
     Otherwise no hook is registered. A layer frees the states as soon as the whole prompt has passed.
     """
@@ -26,8 +27,8 @@ def hidden_states(model: PreTrainedModel, cache: EvictedCache) -> Iterator[None]
                     if isinstance(given, EvictedCache):  # `cache`, or a copy of it
                         _keep(given, module, kwargs, rotary)
 
-            # Some decoder layers have a `layer_idx`, too. Their attention module runs later, and its input replaces
-            # theirs.
+            # Some decoder layers have a `layer_idx`, too. Their attention module runs later, and its input replaces the
+            # input of the decoder layer.
             for module in model.modules():
                 if hasattr(module, "layer_idx"):
                     until.callback(module.register_forward_pre_hook(keep, with_kwargs=True).remove)

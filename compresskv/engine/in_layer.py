@@ -72,11 +72,13 @@ class LayerwiseCache(EvictedCache):
             raise UserError(
                 "cache",
                 "use it inside `with compressed(...) as cache:`",
-                why="it is compressed, but the model runs with its own attention again",
+                why="the cache is compressed, but the model uses its own attention again",
             )
         if key_states.requires_grad:
             raise UserError(
-                "cache", "call the model in torch.no_grad()", why="gradients are enabled, but evicted tokens have none"
+                "cache",
+                "call the model in torch.no_grad()",
+                why="gradients are enabled, but evicted tokens have no gradients",
             )
         return super().update(key_states, value_states, layer_idx, *args, **kwargs)
 
@@ -85,7 +87,7 @@ class LayerwiseCache(EvictedCache):
         return self.get_seq_length() > 0
 
     def expect(self, length: int) -> None:
-        """Set the length of the prompt, in tokens, before any of it arrives. It may arrive in chunks."""
+        """Set the length of the prompt, in tokens, before its first token arrives. The prompt may arrive in chunks."""
         self.prompt_length = length
         for layer in self.evicting:
             layer.prompt_length = length
@@ -106,7 +108,7 @@ class LayerwiseCache(EvictedCache):
             raise UserError(
                 "cache",
                 f"pass {generate_argument()}=cache to generate, or to the model",
-                why="it never received a prompt, so nothing was compressed",
+                why="it did not receive a prompt, so nothing was compressed",
             )
         self.refuse_shorter(self.get_seq_length())
         if any(layer.rows is None for layer in self.evicting):
@@ -179,7 +181,7 @@ class HeldLayer:
     """The tokens of a layer until the last layer is seen.
 
     `keys` and `values` [tokens, head_dim], one KV head after the other. `kept`: the prompt positions of each head.
-    `places` [tokens]: the same for all heads at once, as position + `length` · head.
+    `places` [tokens]: these positions for all heads at once, as position + `length` · head.
     """
 
     length: int
@@ -196,7 +198,7 @@ class HeldLayer:
         return cls(layer.length, kept, places, layer.keys[head, position], layer.values[head, position])
 
     def only(self, kept: list[Tensor]) -> "HeldLayer":
-        """Copy these positions, all of which must be held."""
+        """Copy these positions, which must all be held."""
         places = _places(kept, self.length)
         slots = torch.searchsorted(self.places, places)
         return HeldLayer(self.length, kept, places, self.keys[slots], self.values[slots])

@@ -49,9 +49,9 @@ class WaitingCache(LayerwiseCache):
 class Allocation:
     """The bytes of prompts as one batch that generates `new_tokens`. Each prompt is counted once, when it is added.
 
-    Not always the sum over prompts, since `backend.capacities` depends on all rows. `rows` by layer, as in
-    `EvictedCache.allocated_bytes`. `room`: maximum number of new tokens that a row holds at once. `sliding`: bytes of
-    sliding-window layers.
+    The bytes are not always the sum over prompts, since `backend.capacities` depends on all rows. `rows` by layer, as
+    in `EvictedCache.allocated_bytes`. `room`: maximum number of new tokens that a row holds at once. `sliding`: bytes
+    of sliding-window layers.
     """
 
     new_tokens: int
@@ -93,7 +93,7 @@ def sliding_bytes(prompts: Sequence[WaitingCache], room: int) -> int:
 def join(prompts: list[WaitingCache], room: int) -> EvictedCache:
     """Create a cache of one row per prompt, with `room` for new tokens. `prompts` must be prefilled, and are emptied.
 
-    At most one layer of all prompts is held twice. A row's next token is at the position of its prompt's length: see
+    At most one layer is in memory twice. A row's next token is at the position of its prompt's length: see
     `decode.forward_tokens`. The model must be `attached`. Raises `UserError` for prompts of different lengths that do
     not fill a sliding window.
     """

@@ -10,7 +10,8 @@ from torch.utils._pytree import tree_leaves
 
 
 class LiveBytes:
-    """Counts the storages of the tensors passed to `add` while they are alive, except those of `ignored` tensors."""
+    """Counts the storages of the tensors passed to `add` while they are alive, except the storages of `ignored`
+    tensors."""
 
     def __init__(self, ignored: Iterable[Tensor] = ()):
         self.ignored = {tensor.untyped_storage().data_ptr() for tensor in ignored}
@@ -35,7 +36,7 @@ class LiveBytes:
 
 
 class LiveBytesMode(TorchDispatchMode):
-    """Passes the outputs of every operation on the CPU to `live`, while it is entered."""
+    """Context manager that passes the outputs of every operation on the CPU to `live`."""
 
     def __init__(self, ignored: Iterable[Tensor] = ()):
         super().__init__()

@@ -29,7 +29,7 @@ def generate_masked(
 ) -> Iterator[Generation]:
     """Yield the full cache's answers to `ids` [prompt] with each of `choices` masked, all from one prefill.
 
-    Each answer decodes alone, so that its tokens do not depend on the others. `model` must be `attached`. Raises
+    Each answer decodes alone, so that its tokens do not depend on the other answers. `model` must be `attached`. Raises
     `UserError` for a prompt of a single token.
     """
     if ids.numel() < 2:

@@ -29,7 +29,8 @@ def free_by_device(model: PreTrainedModel) -> dict[torch.device, int]:
 
 
 def free_bytes(model: PreTrainedModel) -> int:
-    """Return the bytes of caches that still fit. Caches spread over devices like the layers; the fullest one limits."""
+    """Return the bytes of caches that still fit. Caches are spread over devices like the layers; the fullest device is
+    the limit."""
     shares = layer_shares(model)
     return min(int(free / shares[device]) for device, free in free_by_device(model).items() if shares.get(device))
 
@@ -73,7 +74,8 @@ def _cgroup_free(root: Path = Path("/sys/fs/cgroup"), process: Path = Path("/pro
 
 
 def ran_out(error: BaseException | None) -> bool:
-    """Return whether `error` is an out-of-memory error: torch's on a GPU, its allocator's on the CPU, or Python's."""
+    """Return whether `error` is an out-of-memory error: from torch on a GPU, from torch's allocator on the CPU, or from
+    Python."""
     if isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error):
         return True
     return isinstance(error, (torch.OutOfMemoryError, MemoryError))
@@ -93,7 +95,8 @@ def memory_as(refusal: PromptError) -> Iterator[None]:
 def batches(sizes: Sequence[int], limit: int) -> list[list[int]]:
     """Group indices of `sizes` (bytes) into batches of at most `limit` bytes, filled in ascending order of size.
 
-    Each batch holds neighbours in size, so that rows of similar length decode together. A size above `limit` is alone.
+    Each batch holds neighbours in size, so that rows of similar length decode together. A size above `limit` has its
+    own batch.
     """
     filled: list[list[int]] = []
     total = 0

@@ -1,11 +1,11 @@
-"""What eviction needs to know of a model's configuration: its layers that evict, their KV heads, the size of a key."""
+"""Read what eviction needs from a model's configuration: the layers that evict, their KV heads, the size of a key."""
 
 from transformers import PreTrainedConfig
 from transformers.cache_utils import get_layer_types_and_kwargs
 
 
 def evicting_layers(config: PreTrainedConfig) -> list[int]:
-    """Return the indices, in the model, of the layers that evict: those with global attention."""
+    """Return the indices, in the model, of the layers that evict: the layers with global attention."""
     kinds, _ = get_layer_types_and_kwargs(config.get_text_config(decoder=True))
     return [place for place, kind in enumerate(kinds) if kind == "full_attention"]
 

@@ -38,7 +38,7 @@ from compresskv.selection import Kept, counts, keep_all, refuse_nan, running_cap
 
 
 class PrefillError(PromptError):
-    """Raised if no setting of this prompt can run, because a part that all of them share has failed."""
+    """Raised if no setting of this prompt can run, because a part that all settings share has failed."""
 
 
 class NonFinitePrefillError(NonFiniteError, PrefillError):
@@ -81,13 +81,13 @@ class Prefill:
     def with_answer(self, queries: Sequence[Tensor]) -> "Prefill":
         """Return this prompt, whose layers have the `queries` [q_heads, tokens, head_dim] of its answer.
 
-        It has the scores so far. New ones do not reach other prompts that share this context.
+        It has the scores so far. New scores do not reach other prompts that share this context.
         """
         layers = [replace(layer, answer=of_layer) for layer, of_layer in zip(self.layers, queries, strict=True)]
         return replace(self, layers=layers, _scores=dict(self._scores))
 
     def score(self, settings: Sequence[Setting]) -> None:
-        """Score every layer for those of `settings` that evict. Methods with equal scorers share their scores."""
+        """Score every layer for the `settings` that evict. Methods with equal scorers share their scores."""
         wanted = dict.fromkeys(chain.from_iterable(setting.scorers(self.length) for setting in settings))
         scorers = [scorer for scorer in wanted if scorer not in self._scores]
         if not scorers:
@@ -145,7 +145,7 @@ def prefill(
     scorers: Collection[Scorer] = (),
     prefixes: PrefixStore | None = None,
 ) -> Prefill:
-    """Run the prompt once, keeping all of it and the queries of its last `window` positions.
+    """Run the prompt once, and keep the whole prompt and the queries of its last `window` positions.
 
     Pass `scorers` that `score` will use if they have an observer or need hidden states. Observers see all queries, and
     scorers that need hidden states score each layer as soon as it is computed. `ids` [prompt], int64. `chunk` limits
@@ -216,7 +216,7 @@ def forward_prompt(
 def finite(logits: Tensor) -> Tensor:
     """Return whether all logits of a row are finite: [..., vocabulary] float32 -> [...] bool, in one pass.
 
-    A sum is not finite if any part is not; finite float32 logits never sum to more than float32 holds.
+    A sum is not finite if any part is not finite; finite float32 logits never sum to more than float32 holds.
     """
     return logits.sum(-1).isfinite()
 

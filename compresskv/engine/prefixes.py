@@ -1,9 +1,9 @@
 """Share the keys and values of whole chunks between prompts with the same beginning. Each chunk is computed once.
 
 With a chunked prefill, a whole chunk's keys and values depend only on the tokens up to its end and, in some models, on
-the RoPE of the whole prompt's length. They come from operations of the same shapes in every prompt, so those of an
-earlier prompt are bit for bit equal. Scores are not shared, because they depend on each prompt's last queries. If an
-observer needs all queries, nothing is shared.
+the RoPE of the whole prompt's length. They are computed by operations of the same shapes in every prompt, so the values
+of an earlier prompt are bit for bit equal. Scores are not shared, because they depend on each prompt's last queries. If
+an observer needs all queries, nothing is shared.
 """
 
 import hashlib
@@ -35,7 +35,7 @@ def chunk_names(ids: Tensor, chunk: int, regime: tuple[int, ...] = ()) -> list[b
 
 
 def in_prefix_order(names: Mapping[Id, Sequence[bytes]]) -> list[Id]:
-    """Order prompts, given by the `names` of their chunks, so that those with the same beginning are adjacent.
+    """Order prompts, given by the `names` of their chunks, so that prompts with the same beginning are adjacent.
 
     A group is placed where its first prompt was, and prompts that share nothing keep their order. Each prompt then
     shares with its predecessor all chunks that it shares with any earlier prompt.
@@ -52,7 +52,7 @@ def in_prefix_order(names: Mapping[Id, Sequence[bytes]]) -> list[Id]:
 class StoredChunk:
     """Keys and values of one chunk, [1, kv_heads, tokens, head_dim], in every layer of the model.
 
-    A sliding-window layer has only its last tokens, at most a window of them.
+    A sliding-window layer has only its last tokens, at most as many as its window.
     """
 
     layers: Sequence[tuple[Tensor, Tensor]]
@@ -78,8 +78,8 @@ class PrefixStore:
     def restore(self, cache: EvictedCache, names: Sequence[bytes], chunk: int, length: int) -> int:
         """Fill the empty `cache` with the first chunks of a prompt of `length` tokens that are stored here.
 
-        Returns the number of restored tokens. It never includes the last tokens, whose logits and queries are needed,
-        and is 0 if an observer needs all queries.
+        Returns the number of restored tokens. The last tokens are never restored, because their logits and queries are
+        needed. The number is 0 if an observer needs all queries.
         """
         there: list[bytes] = []
         window = max((layer.window for layer in cache.evicting), default=1)
@@ -103,7 +103,8 @@ class PrefixStore:
         return restored
 
     def add(self, cache: EvictedCache, names: Sequence[bytes], start: int, end: int) -> None:
-        """Store the chunk from `start` to `end`, the last that `cache` has seen and the last of `names`, if it fits."""
+        """Store the chunk from `start` to `end` if it fits: the last chunk that `cache` has seen, and the last of
+        `names`."""
         *before, name = names
         if name not in self._chunks:
             chunk = StoredChunk([_last(layer, start, end) for layer in cache.layers])
@@ -131,14 +132,15 @@ class PrefixStore:
             self.nbytes -= self._chunks.popitem(last=False)[1].nbytes
 
     def _touch(self, names: Sequence[bytes]) -> None:
-        """Mark chunks as recently used, later ones as older, since a chunk is useless without those before it."""
+        """Mark chunks as recently used. Later chunks are marked as older, since a chunk is useless without the chunks
+        before it."""
         for name in reversed(names):
             if name in self._chunks:
                 self._chunks.move_to_end(name)
 
 
 def _last(layer: object, start: int, end: int) -> tuple[Tensor, Tensor]:
-    """Return views of `layer`'s keys and values for the tokens from `start` to `end`, the last it has seen."""
+    """Return views of `layer`'s keys and values for the tokens from `start` to `end`, the end of the seen tokens."""
     assert isinstance(layer, (EvictedLayer, SlidingLayer))
     if isinstance(layer, EvictedLayer):
         return layer.keys[:, :, start:end], layer.values[:, :, start:end]

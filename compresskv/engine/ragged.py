@@ -20,8 +20,8 @@ from torch import Tensor
 from compresskv.engine.rows import Group, Source, by_size, rounded
 
 Capacities = Callable[[Mapping[int, int], int], dict[int, int]]
-"""Function from how many rows of a layer have each number of kept tokens, rounded up to 32, and the room for new ones,
-to the slots of a row by that number.
+"""Function of the number of rows by kept tokens (rounded up to 32) and of the room for new tokens. It returns the slots
+of a row by kept tokens.
 """
 
 
@@ -39,8 +39,8 @@ ALIGNMENT = 8
 def bucketed_capacities(rows: Mapping[int, int], room: int) -> dict[int, int]:
     """Return capacities of few distinct sizes, so that few calls serve all rows of a layer.
 
-    Neighbouring sizes are merged, the cheapest first, until seven are left, and further as long as at most 1.25 times
-    the needed memory is allocated.
+    Neighbouring sizes are merged, the cheapest merge first, until seven sizes are left. Merging continues as long as
+    the allocated memory is at most 1.25 times the needed memory.
     """
     room = -(-room // ALIGNMENT) * ALIGNMENT
     sizes = sorted(rows)
@@ -144,7 +144,7 @@ class RaggedTable:
         head, shift = plan[2:].repeat_interleave(plan[0], 1, output_size=positions.numel())
         slots = shift.add_(torch.arange(positions.numel(), device=shift.device))
         keys, values = source.keys[head, positions], source.values[head, positions]
-        # Zeros, not garbage: a masked NaN would still poison the softmax's weighted sum.
+        # Zeros, because a masked NaN would still make the softmax's weighted sum NaN.
         shape = (self.slots[layer], keys.shape[-1])
         self.rows[layer].keys = keys.new_zeros(shape).index_copy_(0, slots, keys)
         self.rows[layer].values = values.new_zeros(shape).index_copy_(0, slots, values)
@@ -166,7 +166,8 @@ class RaggedTable:
         self.new += tokens
 
     def _count(self, tokens: int) -> None:
-        """Add the previous step's `tokens` to `lengths`, which excludes this step's. If negative, forget them."""
+        """Add the previous step's `tokens` to `lengths`; `lengths` does not count the tokens of this step. If negative,
+        forget them."""
         if tokens:
             self.lengths += tokens
 
@@ -177,7 +178,7 @@ class RaggedTable:
             rows.new = self.new
 
     def forget(self, tokens: int) -> None:
-        """Remove the last `tokens` new ones of all rows."""
+        """Remove the last `tokens` new tokens of all rows."""
         self._count(self.step - tokens)
         self.step = 0
         # Tokens that were new when the storage grew are already counted.
@@ -242,9 +243,9 @@ class VarlenTable(RaggedTable):
     """A table for torch's `varlen_attn`: the slots of new tokens are computed once a step, since it appends nothing.
 
     `write` [layers, rows * new], int64: the slots of the step's new tokens, by row. `used` [layers, rows], int32: the
-    tokens of each row, including new ones. `firsts` [layers, rows + 1], int32: the first slot of each row; the kernel
-    does not read the last entry. `queries` [rows + 1], int32: where each row's new tokens begin among all rows'.
-    `splits`: into how many parts the kernel splits the keys of a layer's rows; None lets it choose.
+    tokens of each row, including new tokens. `firsts` [layers, rows + 1], int32: the first slot of each row; the kernel
+    does not read the last entry. `queries` [rows + 1], int32: where each row's new tokens begin among the new tokens of
+    all rows. `splits`: into how many parts the kernel splits the keys of a layer's rows; None lets it choose.
 
     The kernel chooses by the number of rows and the longest one. If one row is far longer than the mean, a step waits
     for that row, so all rows are split. `MOST_SPLITS` and `UNEVEN` are estimates: they were not measured on a GPU.
@@ -300,9 +301,9 @@ LEFT_BEHIND = 0.25
 class MaskedTable(RaggedTable):
     """A table for sdpa: rows of one capacity form a bucket, and a mask shows which slots hold a token.
 
-    Shapes stay the same from step to step. Rows of settings that left are still computed, and the result is unused,
-    until `LEFT_BEHIND` of them have left. Then the buckets are built again. Each reaches from the first to the last of
-    its rows that stay.
+    Shapes stay the same from step to step. Rows of settings that left are still computed, without using the result,
+    until a share `LEFT_BEHIND` of the rows has left. Then the buckets are built again. Each bucket then reaches from
+    its first to its last row that stays.
     """
 
     mask: Tensor
@@ -326,8 +327,8 @@ class MaskedTable(RaggedTable):
         self._place(torch.stack([begin, write, write + (ends - torch.tensor(self.slots)).to(device)[:, None]]))
 
     def _place(self, slots: Tensor) -> None:
-        """Store, for each row, its first slot, and that of its first new token in the storage of its layer and in the
-        mask of all layers: [3, layers, rows].
+        """Store three slots for each row, [3, layers, rows]: its first slot, and the slot of its first new token in its
+        layer's storage and in the mask of all layers.
         """
         self._slots_of_rows = slots
         self.start, self.write, self.unmask = slots
@@ -343,7 +344,7 @@ class MaskedTable(RaggedTable):
         self.mask.index_fill_(0, self._following(self.unmask).flatten(), 0)  # all layers at once
 
     def _following(self, first: Tensor) -> Tensor:
-        """Return the slots of this step's new tokens, given those of the first ones [...]: [..., new]."""
+        """Return the slots of this step's new tokens, given the slots of the first new tokens [...]: [..., new]."""
         if self.step == 1:
             return first[..., None]
         return first[..., None] + torch.arange(self.step, device=first.device)
@@ -390,20 +391,21 @@ class MaskedTable(RaggedTable):
         if len(staying) <= self.enough:
             self._arrange()
             return
-        # The row before replaces each that left.
+        # Each row that left is replaced by the row before it.
         row_now = torch.searchsorted(staying, torch.arange(rows), right=True).sub_(1).clamp_(min=0).to(device)
         self._set_order(row_now[self.orders], self.place[:, chosen])
         self.in_order = [False] * len(self.rows)
 
     def _set_order(self, orders: Tensor, place: Tensor) -> None:
-        """Store, by place in the buckets, the row of each of all layers, [places], and, [layers, rows], its inverse."""
+        """Store the row at each place in the buckets of all layers, [places], and the inverse mapping, [layers,
+        rows]."""
         self.orders, self.place = orders, place
         self.order = orders.split(self.places)
 
     def _arrange(self) -> None:
         """Build the buckets of each layer, and the mapping between bucket order and row order in both directions.
 
-        A bucket reaches from the first to the last of its rows. The row before replaces each that left.
+        A bucket reaches from the first to the last of its rows. Each row that left is replaced by the row before it.
         """
         by_place = self.begin.argsort(1)
         begin, sizes = self.begin.gather(1, by_place), self.sizes.gather(1, by_place)

@@ -1,8 +1,9 @@
 """RoPE that depends on the length of the text, such as longrope and dynamic NTK.
 
-Each forward pass gets the frequencies of its own text, independent of earlier texts. Every chunk of a prompt gets those
-of the whole prompt; later tokens get those of the text so far, as in transformers' own `generate`. To find the modules
-that depend on the length, and the lengths at which they change, the modules are called.
+Each forward pass gets the frequencies of its own text, independent of earlier texts. Every chunk of a prompt gets the
+frequencies of the whole prompt. Later tokens get the frequencies of the text so far, as in transformers' own
+`generate`. This file calls the rotary modules to find the modules that depend on the length, and the lengths where they
+change.
 """
 
 import inspect
@@ -28,7 +29,7 @@ LONGEST = 1 << 27
 class Boundary:
     """Texts of up to `length` tokens share their frequencies.
 
-    Longer ones share others if the model `switches`; otherwise each length has its own.
+    Longer texts share other frequencies if the model `switches`; otherwise each length has its own frequencies.
     """
 
     length: int
@@ -56,7 +57,8 @@ class LengthRope:
         return tuple(boundary.regime(length) for boundary in self.boundaries)
 
     def crossed(self, before: int, after: int) -> int | None:
-        """Return the length at which a growing text switches its frequencies, which invalidates its cache, or None."""
+        """Return the length at which a growing text switches its frequencies and invalidates its cache; None if no
+        length does."""
         for boundary in self.boundaries:
             if boundary.switches and boundary.regime(before) != boundary.regime(after):
                 return boundary.length
@@ -105,7 +107,7 @@ class LengthRope:
                 "prompt",
                 "generate fewer tokens, or start with a longer prompt",
                 why=f"the text in the cache grows from {start} to {end} tokens, but {self.name} changes its RoPE after "
-                f"{at} tokens, which makes the cached keys invalid",
+                f"{at} tokens, so the cached keys become invalid",
             )
         return end
 
@@ -165,8 +167,8 @@ def beyond_boundaries(model: PreTrainedModel) -> int | None:
 def refuse_crossing(model: PreTrainedModel, length: int, new: int) -> None:
     """Raise `PromptError` if `new` tokens after a prompt of `length` would make the attached `model` switch its RoPE.
 
-    The last of them is not fed. transformers' own `generate` recomputes its whole cache there, or mixes frequencies.
-    Evicted tokens cannot be recomputed.
+    The last new token is not fed. At a switch, transformers' own `generate` recomputes its whole cache, or mixes
+    frequencies. Evicted tokens cannot be recomputed.
     """
     if at := _active[model].crossed(length, length + new - 1):
         raise PromptError(
@@ -184,7 +186,8 @@ def _rotates(module: nn.Module) -> bool:
 
 
 def _kinds(module: nn.Module) -> list[dict[str, str]]:
-    """Return the arguments for each set of frequencies of a rotary module: a layer type, or none if it has one set."""
+    """Return the arguments for each set of frequencies of a rotary module: a layer type, or no argument if the module
+    has one set."""
     names = [name for name, buffer in module.named_buffers(recurse=False) if not buffer.is_meta]
     types = [name.removesuffix("inv_freq").removesuffix("_") for name in names if name.endswith("inv_freq")]
     return [{"layer_type": kind} if kind else {} for kind in types if not kind.endswith("original")]
@@ -196,7 +199,7 @@ def _boundaries(module: nn.Module) -> set[Boundary]:
     for kind in _kinds(module):
         try:
             short, long = _rotation(module, kind, 2), _rotation(module, kind, LONGEST)
-        except Exception:  # takes something else than positions [rows, new], such as an image's
+        except Exception:  # takes other inputs than positions [rows, new], such as the positions of an image
             return set()
         if torch.equal(short, long):
             continue

@@ -33,7 +33,7 @@ class Source:
     """The source of a layer's folded rows: `keys` and `values` [heads, tokens, head_dim].
 
     `rows` gives, for each folded row, its head and the positions [*] of its tokens, int64. Rows are ordered by setting,
-    then by KV head; each setting has `kv_heads` of them.
+    then by KV head; each setting has `kv_heads` rows.
     """
 
     keys: Tensor
@@ -50,7 +50,7 @@ class Group(Protocol):
         ...
 
     def forget(self, tokens: int) -> None:
-        """Remove the last `tokens` new ones of all rows."""
+        """Remove the last `tokens` new tokens of all rows."""
         ...
 
     def replayed(self) -> None:
@@ -58,7 +58,8 @@ class Group(Protocol):
         ...
 
     def evict(self, kept: Sequence[Sequence[Tensor | None]]) -> None:
-        """Keep these of the tokens that each row holds, by layer and row: sorted indices, int64; None for all.
+        """Keep only these tokens of each row, by layer and row: sorted indices among the held tokens, int64; None for
+        all.
 
         The rows then have no new tokens.
         """
@@ -73,7 +74,7 @@ class LayerRows(Protocol):
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all buffers: kept tokens, their rounding, and the room for new ones."""
+        """Bytes of all buffers: kept tokens, their rounding, and the room for new tokens."""
         ...
 
     def held(self, row: int) -> tuple[Tensor, Tensor]:
@@ -101,7 +102,7 @@ class Bucket:
     def gaps(self) -> Tensor | None:
         """Mask to add to the logits: [rows, 1, 1, capacity]; None if no row is shorter than `longest`.
 
-        0 where a token is, and minus infinity between a row's kept tokens and the new ones.
+        It is 0 at tokens, and minus infinity between the kept tokens and the new tokens of a row.
         """
         if self.equal:
             return None
@@ -118,7 +119,8 @@ class Bucket:
         self._gaps = None
 
     def held(self, slot: int, new: int) -> tuple[Tensor, Tensor]:
-        """Return the keys and values of the kept tokens of a row, and of its `new` ones: views if rows have no gaps."""
+        """Return the keys and values of the kept tokens of a row, and of its `new` tokens: views if rows have no
+        gaps."""
         kept = slice(self.longest + new) if self.equal else self.columns(slot, new)
         return self.keys[slot, kept], self.values[slot, kept]
 
@@ -195,7 +197,7 @@ class BucketedRows:
             lengths.append(positions.numel())
             torch.index_select(source.keys[head], 0, positions, out=keys[slot, : lengths[-1]])
             torch.index_select(source.values[head], 0, positions, out=values[slot, : lengths[-1]])
-            # Zeros, not garbage: a masked NaN would still poison the softmax's weighted sum.
+            # Zeros, because a masked NaN would still make the softmax's weighted sum NaN.
             keys[slot, lengths[-1] :] = values[slot, lengths[-1] :] = 0
         return Bucket(
             rows=rows,
@@ -215,7 +217,8 @@ class BucketedRows:
         return sum(bucket.keys.nbytes + bucket.values.nbytes for bucket in self.buckets)
 
     def attend(self, decode: DecodeBucket, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
-        """Append the keys and values of new tokens. Each attends to everything kept and generated, up to itself.
+        """Append the keys and values of new tokens. Each new token attends to all kept and generated tokens up to
+        itself.
 
         query [settings, q_heads, new, d], key and value [settings, kv_heads, new, d] -> [settings, new, q_heads, d].
         """
@@ -241,7 +244,7 @@ class BucketedRows:
         raise NotImplementedError("buckets of the CPU have no fixed shapes to replay")
 
     def forget(self, tokens: int) -> None:
-        """Remove the last `tokens` new ones."""
+        """Remove the last `tokens` new tokens."""
         self.new -= tokens
 
     def held(self, row: int) -> tuple[Tensor, Tensor]:

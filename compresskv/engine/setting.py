@@ -44,7 +44,7 @@ class Setting:
 
     @property
     def needs_answer(self) -> bool:
-        """Whether it evicts by the full cache's answer."""
+        """Whether the method evicts by the full cache's answer."""
         return self.method is not None and needs_answer(self.method.scorer)
 
     def keeps_all(self, length: int) -> bool:

@@ -25,7 +25,7 @@ FLOOR = 1e-4
 """The smallest attention that the figure shows."""
 
 ELSEWHERE = "elsewhere"
-"""Column for all other tokens, including those of the answer."""
+"""Column for all other tokens, including the tokens of the answer."""
 
 Step = Annotated[list[Number], MinLen(1)]
 
@@ -95,9 +95,9 @@ def _contradiction(prompt: Prompt) -> str:
         return "parts has no needle"
     for head in prompt["heads"]:
         if len(head["attention"]) != len(prompt["tokens"]):
-            return "a head's attention is not to the prompt's tokens"
+            return "a head's attention does not have one value per prompt token"
         if not set(prompt["parts"]) <= set(head["by_step"]) or len(set(map(len, head["by_step"].values()))) > 1:
-            return "a head's steps are not those of the prompt's parts"
+            return "a head's by_step does not fit the prompt's parts"
     return ""
 
 
@@ -127,8 +127,8 @@ def _label(head: Head) -> str:
 
 def _note(prompt: Prompt) -> str:
     ranks = [
-        f"{_label(head)} is number {head['ranks']['traditional']} by traditional and {head['ranks']['semantic']} by "
-        "semantic scores"
+        f"{_label(head)} has rank {head['ranks']['traditional']} by traditional scores and rank "
+        f"{head['ranks']['semantic']} by semantic scores"
         for head in prompt["heads"]
     ]
     answer = " ".join(str(prompt["answer"]).split())

@@ -33,7 +33,7 @@ def main(overrides: list[str], page: Path = PAGE) -> None:
                 name,
                 "leave it out",
                 value=override.partition("=")[2],
-                why="the audit compares methods, budgets and protocols by itself",
+                why="the audit sets this value itself",
             )
     released = compose.composed("protocol=released")["protocol"]
 

@@ -47,8 +47,8 @@ ELSEWHERE = {
     "masking_sentence_rule": "none in this score: only head masking (`eval=head_masking`) reads it",
     "chat_wrapper": "none in this score: only LongBench prompts have it",
     "longbench_truncation": "none in this score: only LongBench prompts are cut",
-    "decode_cleanup": "none on this tokenizer: it does not ask for the clean-up",
-    "generation_config": "none on this model: its generation_config.json asks nothing of greedy decoding",
+    "decode_cleanup": "none on this tokenizer: it does not request the clean-up",
+    "generation_config": "none on this model: its generation_config.json does not change greedy decoding",
 }
 """Effects of fields that neither NIAH prompts nor methods read."""
 
@@ -56,7 +56,7 @@ IN_NEITHER = {"head_pooling": "official"}
 """Values from the methods' own repositories, for fields that have the same value in both protocols."""
 
 UNCHANGED = {
-    "niah_special_tokens": "none on this tokenizer: it adds no BOS when it encodes, so there is none to leak",
+    "niah_special_tokens": "none on this tokenizer: it adds no BOS when it encodes, so no BOS can leak",
     "niah_sentence_rule": "none on this tokenizer: its period has one id, and all sentences here end with it",
     "srh_multiplicity": "none on this calibration: both counts rank the same heads first",
 }
@@ -73,13 +73,14 @@ Finished = Mapping[tuple[str, str, Budget | None], Sequence[Line]]
 
 
 Compared = tuple[Job, Job, str]
-"""A method under `corrected`, the same with one field released, and their effect if no run is needed, else ""."""
+"""A job under `corrected`, its copy with one released field, and the effect of the field if no run is needed, else
+""."""
 
 
 def measure(
     model: LoadedModel, jobs: MakeJob, progress: Progress, others: Sequence[Job] = ()
 ) -> tuple[dict[str, str], Finished]:
-    """Run the missing samples, including those of the `others`, which are jobs under `corrected`.
+    """Run the missing samples of the compared jobs and of `others` (further jobs under `corrected`).
 
     Returns the text of every effect by field, with an entry `conditions`, and all samples.
     """
@@ -115,7 +116,7 @@ def _without_run(
         before.sample(id).ids.equal(after.sample(id).ids) for id in before.sample_ids
     )
     if methods[0] == methods[1] and same_prompts:
-        return UNCHANGED.get(field, "none: it leaves the method as it is")
+        return UNCHANGED.get(field, "none: it does not change the method")
     return ""
 
 

@@ -38,13 +38,13 @@ class Trial:
 
 
 def needles() -> list[Needle]:
-    """Load the detection needles, those of sort "copy" first."""
+    """Load the detection needles: first the needles of sort "copy", then the others."""
     text = files("evals.calibration").joinpath("detection_needles.yaml").read_text()
     return [Needle(sort, **entry) for sort, entries in yaml.safe_load(text).items() for entry in entries]
 
 
 def last_texts(texts: Sequence[str], longest: int) -> Haystack:
-    """Return the last of `texts`, held-out ones if there are any, enough for a prompt of `longest` tokens."""
+    """Return the last of `texts`, enough for a prompt of `longest` tokens; the held-out texts if any are held out."""
     chosen: list[str] = []
     for text in reversed(evaluated_and_held_out(texts)[1] or texts):
         chosen.insert(0, text)

@@ -28,7 +28,7 @@ def keep(
     """Write a calibration file with the content `record`, print its path, and return it.
 
     A calibration that is `poorer` than the present one is written to `results`, where it is used only if you name it.
-    `folder`: in place of the user's, and without a `minimum` of answered prompts. `replace`: whatever is present.
+    `folder`: write to this folder instead of the user's folder, and ignore `minimum`. `replace`: always overwrite.
     """
     name = f"{record['model']}.{record['source']}.json"
     present = calibration.find(record["model"], record["source"], folder)

@@ -141,7 +141,7 @@ class HeldOutCalibration:
             if cells.setdefault(cell.id, cell) != cell:
                 raise UserError(
                     "eval.depths",
-                    "choose others, or at most 101",
+                    "choose other depths, or at most 101 depths",
                     value=self.config.depths,
                     why="two depths are equal when rounded to whole per cent",
                 )
@@ -274,7 +274,7 @@ class HeldOutCalibration:
     def no_scores(self, accepted: Mapping[str, Sequence[Trial]]) -> dict[str, str]:
         """Return, for each kind of scores without enough answered prompts, why it is missing."""
         return {
-            kind: f"of {self.asked(sort)} prompts that ask for them this model answered {len(accepted[sort]) or 'none'}"
+            kind: f"this model answered {len(accepted[sort])} of the {self.asked(sort)} prompts that these scores need"
             for sort, kinds in KINDS.items()
             if not self.enough(sort, accepted)
             for kind in kinds
@@ -288,7 +288,7 @@ class HeldOutCalibration:
             distance = record["text_kl_by_head_count"][count]
             on_text = "" if distance is None else f", KL {distance:.3f} on ordinary text"
             called = ", ".join(name for name, heads in names.items() if heads == int(count))
-            what = f"{count} heads a layer ({called})" if called else f"{count} heads a layer"
+            what = f"{count} heads per layer ({called})" if called else f"{count} heads per layer"
             self.progress.say(f"{what}: {100 * kept:.1f} % of the answers kept{on_text}")
         if not self.enough("reason", accepted):
             self.progress.say(

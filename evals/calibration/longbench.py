@@ -39,7 +39,7 @@ def measure(model: LoadedModel, config: Calibrate, job: Job, progress: Progress)
             "eviction.when",
             "set it to prompt, or eval.source=held_out",
             value=job.eviction.when,
-            why="eval.source=longbench measures as the paper's authors do, after the whole prompt",
+            why="eval.source=longbench measures eviction after the whole prompt, as the paper's authors do",
         )
     results = job.results
     heads_file = calibration.find_file(model.name, "held_out", config.folder)
@@ -47,7 +47,7 @@ def measure(model: LoadedModel, config: Calibrate, job: Job, progress: Progress)
         raise UserError(
             "calibration",
             "run `python run.py eval=calibrate` with this model first",
-            why=f"{model.name} has no held_out calibration, which would name its retrieval heads",
+            why=f"{model.name} needs a held_out calibration, which contains its retrieval heads",
         )
     content = read_once(heads_file, "calibration")
     held_out = calibration.load(heads_file, content)

@@ -62,14 +62,15 @@ def shown(results: Path, methods: Sequence[str]) -> Shown:
     notes = [
         *map(_compared, maps),
         *left_out(faults),
-        "Shares are of the sum over all heads of the model, by each ranking.",
+        "For each ranking, shares are relative to the sum over all heads of the model.",
     ]
     figures = {of_model.stem: partial(_draw, of_model) for of_model in maps}
     return Shown(texts=texts, notes=notes, frames={"table": partial(_frame, maps)}, figures=figures)
 
 
 def _maps(results: Path) -> tuple[list[Map], list[str]]:
-    """Return the maps, those of `results` first, and the faults of files. Shows equal scores of a model once."""
+    """Return the maps, with the maps of `results` first, and the faults of files. Shows equal scores of a model
+    once."""
     known: list[tuple[str, list[Any]]] = []
     maps: list[Map] = []
     faults: list[str] = []

@@ -36,7 +36,7 @@ def check(
     chosen = job(f"method={method}", f"budget={budget}", *overrides, config_dir=config_dir)
     if chosen.method.keeps_everything:
         raise UserError(
-            "method", "name another method", value=method, why="it evicts nothing, so there is nothing to check"
+            "method", "name another method", value=method, why="it never evicts, so the checks do not apply"
         )
 
     def make(context: Context) -> EvictionMethod:

@@ -22,7 +22,7 @@ def main(arguments: list[str] | None = None) -> int:
     torch.set_num_threads(1)  # with tensors this small, threads only wait for each other
     given = dict(setting.partition("=")[::2] for setting in options.settings)
     if not given.get("method"):
-        raise UserError("method", "name one, such as method=snapkv", why="not set")
+        raise UserError("method", "name a method, such as method=snapkv", why="not set")
     budget = given.pop("budget", "256")
     if not budget.isdecimal() or len(budget) > 9:
         raise UserError("budget", "choose a whole number of tokens", value=budget)

@@ -161,7 +161,7 @@ def no_leak(subject: Subject) -> str:
     method = subject.method(dense())
     for place in (*range(len(prompts)), *reversed(range(len(prompts)))):
         if _answer(dense(), method, prompts[place], subject.budget) != fresh[place]:
-            return "after other prompts, a prompt has other scores: keep no state between prompts"
+            return "after other prompts, a prompt has different scores: keep no state between prompts"
     return ""
 
 
@@ -212,7 +212,7 @@ def beside_others(subject: Subject) -> str:
             whole.score(settings)
             kept = whole.kept(setting)
         if _positions(kept) != _answer(model, subject.method(model), ids, budget)[0]:
-            return f"budget={budget}{sort}: beside other settings it keeps other tokens than alone"
+            return f"budget={budget}{sort}: together with other settings it keeps different tokens than alone"
     return ""
 
 
@@ -224,8 +224,8 @@ def layer_index(subject: Subject) -> str:
     for layer in reversed(layers):
         if not _same(_scored(subject.method(dense()), layer), in_order[layer.index]):
             return (
-                f"layer {layer.index} has other scores alone than after the layers before it: take the layer's number "
-                "from `layer.index`, and keep no state between layers"
+                f"layer {layer.index} alone has different scores than after the layers before it: take the layer's "
+                "number from `layer.index`, and keep no state between layers"
             )
     for changed in range(len(layers)):
         recalibrated = subject.recalibrated(changed)
@@ -242,7 +242,8 @@ def layer_index(subject: Subject) -> str:
 
 
 def gqa_grouping(subject: Subject) -> str:
-    """Check that tensors of KV head k change the scores of only KV head k, of all KV heads (if shared), or of none."""
+    """Check that tensors of KV head k change the scores of only KV head k, of all KV heads (if shared), or of no
+    head."""
     method = subject.method(dense())
     for layer in _layers(dense(), subject):
         before = _scored(method, layer)
@@ -273,7 +274,7 @@ def shared_equals_in_layer(subject: Subject) -> str:
                 in_layer = generate_in_layer(model, ids, Setting(subject.method(model), budget), NEW, chunk)
                 if in_layer != shared:
                     where = f"budget={budget}{sort}" + (f", prompt in chunks of {chunk}" if chunk else "")
-                    what = "generates other tokens" if in_layer.kept == shared.kept else "keeps other numbers"
+                    what = "generates different tokens" if in_layer.kept == shared.kept else "keeps other numbers"
                     return f"{where}: evicting inside each layer {what} than choosing after the prefill"
     return ""
 
@@ -292,7 +293,7 @@ def determinism(subject: Subject) -> str:
     """Check that the same prompt gets bitwise equal scores twice and keeps the same tokens."""
     ids = prompt(subject.budget + BEYOND, seed=4)
     once, twice = (_answer(dense(), subject.method(dense()), ids, subject.budget) for _ in range(2))
-    return "" if once == twice else "the same prompt has other scores the second time: fix the seed of random numbers"
+    return "" if once == twice else "the same prompt has different scores the second time: fix the random seed"
 
 
 def equal_configurations(subject: Subject) -> str:
@@ -302,7 +303,7 @@ def equal_configurations(subject: Subject) -> str:
     """
     first, second = subject.method(dense()), subject.method(dense())
     if first != second or hash(first) != hash(second):
-        return "two equal configurations make unequal methods: make scorer and allocator frozen dataclasses"
+        return "two equal configurations give unequal methods: make scorer and allocator frozen dataclasses"
     try:
         first_described, second_described = describe(first), describe(second)
     except UserError as error:
@@ -384,7 +385,7 @@ def _answer(
 
 
 class Copies:
-    """Tensors that must not change. Copies of them reveal any modification."""
+    """Tensors that must not change. The class compares them with copies to find any modification."""
 
     def __init__(self) -> None:
         self._copies: list[tuple[str, Tensor, Tensor]] = []

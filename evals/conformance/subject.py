@@ -44,7 +44,7 @@ def dense() -> PreTrainedModel:
 
 @cache
 def hybrid() -> PreTrainedModel:
-    """Return a model with three layers, of which the last has a sliding window and does not evict."""
+    """Return a model with three layers. The last layer has a sliding window and does not evict."""
     config = Qwen2Config(**SIZE, use_sliding_window=True, sliding_window=24, max_window_layers=2)
     return _made(Qwen2ForCausalLM(config))
 
@@ -131,7 +131,7 @@ class Subject:
         return self.make(self.context(evicting(model)))
 
     def recalibrated(self, layer: int) -> EvictionMethod:
-        """Return the method for `dense` with a calibration in which the head scores of `layer` are reversed."""
+        """Return the method for `dense`. Its calibration has the head scores of `layer` in reverse order."""
         context = self.context(evicting(dense()))
         made = context.calibration
         assert made is not None

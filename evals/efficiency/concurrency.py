@@ -46,7 +46,7 @@ class Concurrency:
 
 
 def stretch(text: torch.Tensor, place: int, length: int) -> torch.Tensor:
-    """Return the prompt at a `place` of `text` [*], which wraps around: of `length` tokens, or up to 1/32 fewer."""
+    """Return prompt number `place` from `text` [*], with `length` tokens or up to 1/32 fewer; `text` wraps around."""
     start = place * length % text.numel()
     tokens = length - 7 * place % max(length // 32, 1)
     return text[torch.arange(start, start + tokens, device=text.device) % text.numel()]
@@ -95,7 +95,7 @@ def fill(
 
 @dataclass
 class Filled:
-    """Prefilled prompts that wait to be joined, what they will allocate, their next logits, and the seconds of each."""
+    """Prefilled prompts that wait to be joined: their allocation, next logits, and prefill times in seconds."""
 
     allocation: Allocation
     sequence_bytes: int = 0
@@ -107,7 +107,7 @@ class Filled:
 def _prefill(
     model: LoadedModel, text: torch.Tensor, length: int, contender: Contender, pool: int, new_tokens: int
 ) -> Filled:
-    """Prefill prompts one by one, as long as another one of `length` tokens fits the `pool`."""
+    """Prefill prompts one by one, as long as another prompt of `length` tokens fits the `pool`."""
     devices, filled = gpus(model.model), Filled(Allocation(new_tokens))
     while not filled.prompts or filled.allocation.with_one(filled.prompts[0]).nbytes <= pool:
         begin = now(devices)
@@ -151,7 +151,7 @@ def fill_pools(
             try:
                 found = fill(model, text, length, by_name[name], pool * MEGABYTE, output)
             except (UserError, torch.OutOfMemoryError) as error:
-                failures[f"{name} at {length} tokens and {output} new ones in {pool} MB"] = (
+                failures[f"{name} at {length} tokens and {output} new tokens in {pool} MB"] = (
                     str(error) or "out of memory"
                 )
                 continue

@@ -17,7 +17,7 @@ Speeds = Mapping[int, Mapping[str, Sequence[tuple[float, float]]]]
 
 
 def draw(rows: Rows, names: Sequence[str], of_lengths: Speeds, title: str) -> Figure:
-    """Draw a panel for each prompt length with a line for each setting; `names` has that of each row."""
+    """Draw a panel for each prompt length with a line for each setting; `names` has the setting's name for each row."""
     ticks = _ticks(rows)
     figure, axes = plt.subplots(
         1, len(of_lengths), figsize=(4.4 * len(of_lengths), 3.8), squeeze=False, sharey=True, layout="constrained"
@@ -46,7 +46,7 @@ def draw(rows: Rows, names: Sequence[str], of_lengths: Speeds, title: str) -> Fi
 
 
 def _ticks(rows: Rows) -> list[float]:
-    """Return the sizes of all pools, and the largest one halved until it reaches the smallest sequence."""
+    """Return the sizes of all pools. Halves of the largest size follow, down to the size of the smallest sequence."""
     ticks = {float(row["pool_mb"]) for row in rows}
     tick = max(ticks)
     while tick > min(row["sequence_bytes"] / 1e6 for row in rows):

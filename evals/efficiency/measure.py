@@ -24,11 +24,11 @@ from compresskv.schedule import AFTER_PROMPT, EvictionSchedule
 from compresskv.selection import counts
 
 WARM_UP = EAGER + 1
-"""Number of first decode steps that are not counted: with `engine.graph`, the last of them is captured."""
+"""Number of first decode steps that are not counted. With `engine.graph`, the last uncounted step is captured."""
 
 
 LAUNCH_BOUND = 0.9
-"""Share of a decode step above which the time of its launches makes it launch-bound."""
+"""A decode step is launch-bound if its launches take more than this share of its time."""
 
 
 @dataclass(frozen=True)

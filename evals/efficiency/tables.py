@@ -58,7 +58,8 @@ POOL = (
 )
 
 POOLS = (
-    "A pool of KV memory is filled with sequences of distinct prompts of about the length, which decode as one batch; "
+    "A pool of KV memory is filled with sequences that decode as one batch. Their prompts are distinct and have about "
+    "the given length; "
     "× is the ratio to the full cache in the same pool, and 95 % of the decode steps are within the bounds."
 )
 
@@ -66,7 +67,7 @@ LAUNCHES = "* bound by launches: the GPU waits for the host"
 
 MASKED = (
     "sdpa on CUDA decodes a single row of the full cache on few of the GPU's processors, so ratios to the full cache "
-    "flatter eviction: use model.backend=varlen"
+    "make eviction look better than it is: use model.backend=varlen"
 )
 
 Run = Mapping[str, Any]
@@ -83,7 +84,7 @@ class Place(TypedDict, total=False):
     budget: Budget
     protocol: Label
     variant: str  # absent in older versions, where `setting` includes it
-    when: Label  # after what it evicts; absent in older versions: the prompt
+    when: Label  # when it evicts; absent in older versions, which evict after the prompt
 
 
 @exactly
@@ -110,7 +111,7 @@ class Row(Place, total=False):
 class Pool(Place, total=False):
     """The sequences of a memory pool. With 0 `sequences`, the setting does not fit."""
 
-    new_tokens: Count  # of each sequence; absent in older versions, where all have those of the file
+    new_tokens: Count  # of each sequence; absent in older versions, where all sequences have the file's `new_tokens`
     pool_mb: Required[Annotated[float, Gt(0), Le(LARGEST)]]
     sequences: Required[Count]
     sequence_bytes: Required[Annotated[float, Gt(0), Le(LARGEST)]]
@@ -140,7 +141,7 @@ class Efficiency(TypedDict, total=False):
     dtype: Required[str]
     backend: Required[str]
     device: str  # "cpu" or "cuda"; absent in files of older versions, as `graphs` is
-    graphs: bool  # whether decode steps were replayed as CUDA graphs where the cache allowed it
+    graphs: bool  # whether decode steps were replayed as CUDA graphs if the cache allowed it
     new_tokens: Required[Count]
     rounds: Required[Count]
     environment: dict[str, Any]
@@ -294,7 +295,8 @@ def speeds(rows: Sequence[Mapping[str, Any]]) -> dict[int, dict[str, list[tuple[
 
 
 def shown(results: Path, methods: Sequence[str]) -> Shown:
-    """Return the latest measurement of each model with all methods, or else the latest one with any of them."""
+    """Return each model's latest measurement that has all `methods`, else its latest measurement with any of
+    `methods`."""
     found, faults = runs(results)
     by_model: dict[str, list[Run]] = {}
     for _, run in reversed(found):
@@ -323,8 +325,8 @@ def _note(run: Run) -> str:
     where = text.hardware(shown_environment(run.get("environment")))
     return (
         f"{run['model']}: {run['new_tokens']} new tokens of one sequence, {run['dtype']}, {_kernel(run)}, on "
-        f"{where}; n counts rounds, which take all settings in turn. The memory of a process counts the model too."
-        + (f" {caption}." if (caption := _caption(run, [])) else "")
+        f"{where}; n is the number of rounds; each round measures all settings. The memory of a process counts the "
+        f"model too." + (f" {caption}." if (caption := _caption(run, [])) else "")
     )
 
 
@@ -336,7 +338,7 @@ def draw(tables: Sequence[Table]) -> Any:
 
 
 def draw_pools(rows: Sequence[Mapping[str, Any]], title: str) -> Any:
-    """Draw pools over their size; where sequences of several output lengths filled them, over these."""
+    """Draw pools over their size, or over the output length if there are several output lengths."""
     from evals.efficiency.figure import draw
     from evals.tables.figures import over_columns
 
@@ -346,7 +348,7 @@ def draw_pools(rows: Sequence[Mapping[str, Any]], title: str) -> Any:
 
 
 def sections(results: Path, models: Sequence[str]) -> tuple[Section, list[str]]:
-    """Return the section of all measurements, newest first for each model, and a phrase for each fault."""
+    """Return the section with all measurements (each model's newest first), and a phrase for each fault."""
     found, faults = runs(results)
     blocks = [_block(run, path.parent.name) for path, run in reversed(found)]
     return Section(
@@ -375,13 +377,13 @@ def several_outputs(rows: Sequence[Mapping[str, Any]]) -> bool:
 def pool_charts(rows: Sequence[Mapping[str, Any]], model: str = "") -> Iterator[Table]:
     """Yield tokens per second over the size of the pool, for each prompt length.
 
-    With `several_outputs`: the sequences that fit, and their speed, over the length of outputs, for each pool.
+    With `several_outputs`: for each pool, the number of sequences that fit and their speed, over the output length.
     """
     if not several_outputs(rows):
         for length, lines in speeds(rows).items():
             xs = {f"{x:g}": x for x in sorted({x for points in lines.values() for x, _ in points})}
             values = {Name(setting): {f"{x:g}": y for x, y in points} for setting, points in lines.items()}
-            metric = Metric("tokens_per_s", f"tokens per second together, prompts of {length} tokens", 1)
+            metric = Metric("tokens_per_s", f"tokens per second of all sequences, prompts of {length} tokens", 1)
             yield _chart(model, metric, values, xs, "KV memory pool (MB)")
         return
     xs = {text.tokens(output): float(output) for output in sorted({row["new_tokens"] for row in rows})}
@@ -390,7 +392,7 @@ def pool_charts(rows: Sequence[Mapping[str, Any]], model: str = "") -> Iterator[
         where = f"prompts of {length} tokens, {pool:g} MB"
         for metric in (
             Metric("sequences", f"sequences that fit, {where}", 0),
-            Metric("tokens_per_s", f"tokens per second together, {where}", 1),
+            Metric("tokens_per_s", f"tokens per second of all sequences, {where}", 1),
         ):
             values = {name: {} for name in names(of_pool)}
             for row, name in zip(of_pool, names(of_pool), strict=True):

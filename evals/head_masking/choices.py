@@ -1,4 +1,4 @@
-"""Choose the heads to mask: the best of a ranking over all layers, and random ones as a control."""
+"""Choose the heads to mask: the best heads of a ranking over all layers, and random heads as a control."""
 
 import random
 from collections.abc import Mapping, Sequence
@@ -49,12 +49,12 @@ def choices(masked: Sequence[int], draws: int, scores: Mapping[str, HeadScores])
         if draws and count > len(others):
             raise UserError(
                 "eval.masked",
-                "mask fewer, or set eval.draws=0",
+                "mask fewer heads, or set eval.draws=0",
                 value=count,
                 why=f"the random control draws from {len(others)} heads, without the best of each ranking",
             )
         for draw in range(draws):
-            # One shuffle per draw, so that larger choices contain the smaller ones, as in a ranking.
+            # One shuffle per draw, so that larger choices contain the smaller choices, as in a ranking.
             shuffled = random.Random(draw).sample(others, len(others))
             made.append(Choice("random", count, draw, by_layer(shuffled[:count], layers)))
     return made

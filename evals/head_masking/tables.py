@@ -159,8 +159,8 @@ def notes(records: Sequence[Record], tables: Sequence[Table], view: str = "") ->
     random = f" Random heads are the mean of {len(draws)} draws within each prompt." if draws else ""
     of_paper = f" The paper's numbers of 1,024 heads are scaled to the model's: {', '.join(scaled)}." if scaled else ""
     return [
-        f"{records[0].model}: K heads have uniform attention while decoding; drops are in points of keywords, the "
-        f"score of the paper's plots, against K = 0 on the same prompts.{random}{of_paper}"
+        f"{records[0].model}: K heads have uniform attention while decoding; drops are differences from K = 0 on the "
+        f"same prompts, in points of keywords (the score of the paper's plots).{random}{of_paper}"
     ]
 
 

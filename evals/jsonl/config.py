@@ -19,7 +19,7 @@ class Jsonl(SampledEvaluation):
     """Settings of a custom task.
 
     `data`: the file; its name without suffix is the name of the task. `limit`: number of records to use from its start.
-    `metric` and `max_new_tokens` (tokens): defaults for records that do not set them; null requires every record to.
+    `metric` and `max_new_tokens` (tokens): defaults for records without this field; with null, all records must set it.
     """
 
     data: PathText

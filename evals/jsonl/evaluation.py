@@ -82,6 +82,6 @@ class JsonlTask:
         """Return the text of a record's prompt in the model's chat format, and its token ids [prompt]."""
         text = self.model.chat(record.prompt, record.answer_prefix)
         ids = self.model.encode(text)
-        where, fix = f"{self.config.path}, record {record.id!r}", "shorten it, or choose another model"
+        where, fix = f"{self.config.path}, record {record.id!r}", "shorten the prompt, or choose another model"
         refuse_too_long(self.model, ids.numel(), record.max_new_tokens, "prompt", fix, where=where)
         return text, ids

@@ -42,7 +42,7 @@ JOINED = "\n\n"
 LONGEST_ID = 100
 
 FULL_MARKS = 1 - 1e-6
-"""Scores from here on count as full: LongBench's ROUGE-L is a little below 1 even for equal texts."""
+"""A score of at least this value is a full score: LongBench's ROUGE-L is slightly below 1 even for equal texts."""
 
 EMPTY = ("", " ", f" {string.punctuation}{FULL_WIDTH_PUNCTUATION}\n")
 """Predictions without content."""
@@ -160,12 +160,12 @@ def _prompt(place: str, fields: dict[str, Any]) -> str:
 
 
 ADVICE = {
-    "qa_f1": "it drops punctuation and the words a, an, the: choose exact_match",
-    "qa_f1_zh": "it drops punctuation: choose exact_match",
-    "rouge_l": "it drops full stops: choose exact_match",
-    "rouge_l_zh": "it drops full stops: choose exact_match",
-    "rouge1_recall": "it reads only the letters a to z and digits: choose qa_f1, qa_f1_zh or string_match_part",
-    "classification": "list it in all_classes, and none of its words beside it, or choose exact_match",
+    "qa_f1": "this metric drops punctuation and the words a, an, the: choose exact_match",
+    "qa_f1_zh": "this metric drops punctuation: choose exact_match",
+    "rouge_l": "this metric drops full stops: choose exact_match",
+    "rouge_l_zh": "this metric drops full stops: choose exact_match",
+    "rouge1_recall": "this metric reads only a to z and digits: choose qa_f1, qa_f1_zh or string_match_part",
+    "classification": "list it in all_classes, and remove classes that are a part of it, or choose exact_match",
     "count": "write one whole number in digits, or choose exact_match",
     "retrieval": "name one paragraph, as in 'Paragraph 3'",
     "retrieval_zh": "name one paragraph, as in '段落3'",

@@ -96,8 +96,8 @@ def named(devices: Any) -> list[str]:
 class DevicePool:
     """Runs groups in one process per device; a process takes the next group when it has finished one.
 
-    A process keeps its model loaded and takes groups of that model first. If a process is killed, another one resumes
-    the group, once per group.
+    A process keeps its model loaded and takes groups of that model first. If a process is killed, another process
+    resumes the group, once per group.
     """
 
     def __init__(
@@ -128,7 +128,7 @@ class DevicePool:
         """Run groups on a device until no group is waiting."""
         # Without a terminal, lines would be cut to 80 columns.
         environment = {"COLUMNS": "160", **os.environ, "CUDA_VISIBLE_DEVICES": device}
-        # A separate process group, so that only this process receives Ctrl-C, which it passes on.
+        # The worker has a separate process group: only this process receives Ctrl-C, and passes it on.
         worker = Worker(environment, self.command, process_group=0)
         while (taken := self._take(device, worker)) is not None:
             number, group = taken
@@ -199,7 +199,7 @@ class DevicePool:
                 process.wait()
 
     def _send(self, signal_of: Callable[[subprocess.Popen], None]) -> list[subprocess.Popen]:
-        """Signal all running processes, start no new ones, and return the signalled processes."""
+        """Signal all running processes, start no new process, and return the signalled processes."""
         with self._lock:
             self._stopping = True
             processes = [worker.process for worker in self._workers.values()]

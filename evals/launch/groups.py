@@ -34,7 +34,7 @@ def sweep_jobs(configs: Sequence[Mapping[str, Any]]) -> list[Job]:
 
 
 def told_apart(jobs: Sequence[Job]) -> list[Job]:
-    """Return the jobs; those of the same name get a suffix that says how they differ, such as `window=16`."""
+    """Return the jobs. Jobs with the same name get a suffix that says how they differ, such as `window=16`."""
     alike: dict[tuple[str, str, str], dict[Job, list[int]]] = {}
     for place, job in enumerate(jobs):
         # The full cache is the same setting at every budget.

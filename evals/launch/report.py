@@ -55,4 +55,4 @@ def _entries(run: GroupRun, console: Console) -> list[Entry]:
 
 
 def _read(log: Path) -> str:
-    return log.read_text(encoding="utf-8", errors="replace") if log.exists() else "(the log was never written)"
+    return log.read_text(encoding="utf-8", errors="replace") if log.exists() else "(the log is missing)"

@@ -19,7 +19,7 @@ TAKEN = ("model", "method", "budget", "calibration", "prefill_chunk", "observati
 
 
 PASSED_ON = ("limit", "num_fewshot", "apply_chat_template", "gen_kwargs", "log_samples")
-"""Options that lm-eval gets as they are."""
+"""Options that are passed to lm-eval unchanged."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

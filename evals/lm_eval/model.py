@@ -143,7 +143,7 @@ class CompressedLM(HFLM):
         except (TypeError, ValueError) as error:
             raise UserError(
                 "--gen_kwargs",
-                "give max_gen_toks and temperature numbers",
+                "set max_gen_toks and temperature to numbers",
                 value=given,
                 why=str(error),
                 where=f"--tasks {task}",
@@ -178,8 +178,8 @@ class CompressedLM(HFLM):
     ) -> list[tuple[float, bool]]:
         """Return the log-likelihood in nats of each request's continuation, and whether it is the greedy continuation.
 
-        A context is compressed once for all its continuations. If RoPE depends on the length, it is compressed once for
-        all continuations with the same RoPE, that of the context with its continuation. Raises `UserError` for a
+        A context is compressed once for all its continuations. If RoPE depends on the length (of the context with its
+        continuation), the context is compressed once for all continuations with the same RoPE. Raises `UserError` for a
         continuation without tokens or longer than the model's window.
         """
         places: dict[tuple[tuple[int, ...], tuple[int, ...]], list[int]] = {}
@@ -204,21 +204,22 @@ class CompressedLM(HFLM):
         if not 0 < len(continuation) <= self.max_length:
             raise UserError(
                 "continuation",
-                f"give from 1 to {self.max_length} tokens, the model's window",
+                f"give 1 to {self.max_length} tokens (the model's window)",
                 value=texts[1],
                 why=f"it has {len(continuation)} tokens after its context",
             )
         whole = (context + continuation)[-(self.max_length + 1) :]
         if len(whole) < len(context) + len(continuation):
-            logger.warning("a context loses its first %d tokens", len(context) + len(continuation) - len(whole))
+            lost = len(context) + len(continuation) - len(whole)
+            logger.warning("a context is too long: its first %d tokens are left out", lost)
         return tuple(whole[: -len(continuation)])
 
     def _warn_of_single_tokens(self, continuations: Sequence[list[int]]) -> None:
         single = sum(len(continuation) == 1 for continuation in continuations)
         if single and self.setting.method is not None:
             logger.warning(
-                "%d of %d continuations are a single token: the context's own forward predicts it before anything is "
-                "evicted, so their scores are those of the full cache whatever the method and budget",
+                "%d of %d continuations are a single token: the context's forward pass predicts it before eviction, "
+                "so these scores equal the full cache's scores for every method and budget",
                 single,
                 len(continuations),
             )
@@ -283,6 +284,6 @@ class CompressedLM(HFLM):
 
     @property
     def summary(self) -> str:
-        """How much was actually kept, as a sentence for readers of the scores."""
+        """A sentence for readers of the scores that says how many tokens were kept."""
         kept = "–" if self.realised_budget is None else f"{self.realised_budget:.1f}"
         return f"{len(self.realised)} contexts, {self.kept_whole} of them whole, {kept} tokens kept on average"

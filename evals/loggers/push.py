@@ -1,7 +1,7 @@
 """`python -m evals results push-wandb [--results <folder>] [logger.mode=offline …]`: send finished results to W&B.
 
-The runs are the same as with `logger=wandb`: a setting's run has the same id, so sending it again continues it. The
-results folder can also be given as a word; all other words are settings of the logger, as for run.py.
+The runs are the same as with `logger=wandb`: a setting's run has the same id, so sending it again continues it. You can
+also give the results folder as a word; all other words are settings of the logger, as for run.py.
 """
 
 import sys
@@ -30,7 +30,7 @@ def push(words: Sequence[str]) -> None:
     if other := [setting for setting in settings if not setting.startswith("logger.") and setting not in folders]:
         raise UserError(
             other[0].partition("=")[0],
-            "choose one of conf/logger/wandb.yaml, such as logger.project",
+            "choose a setting of conf/logger/wandb.yaml, such as logger.project",
             why="not a setting of the logger",
         )
     config = composed("logger=wandb", *settings)
@@ -39,7 +39,7 @@ def push(words: Sequence[str]) -> None:
     finished = [record for record in present if record.summary and not record.problems and not record.running]
     measured = measurements(results)
     if not finished and not measured:
-        rest = f"none of the {len(present)} settings has a sound summary" if present else "it has no results"
+        rest = f"{len(present)} settings, but no valid summary" if present else "it has no results"
         why = f"nothing is finished ({rest})"
         raise UserError("push-wandb", "finish the run first, or check the folder", value=results, why=why)
     for record in present:

@@ -64,9 +64,9 @@ class WandbLogger(Logger):
         if refused := re.search(r"[/\\#?%:]", self.project):
             raise UserError(
                 "logger.project",
-                "choose a name without it",
+                "choose a name without this character",
                 value=self.project,
-                why=f"W&B takes no {refused[0]} in a project's name",
+                why=f"W&B does not accept {refused[0]} in a project's name",
             )
         if self.mode == "offline" or os.environ.get("WANDB_MODE") in ("offline", "disabled", "dryrun"):
             return

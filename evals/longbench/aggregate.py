@@ -19,7 +19,7 @@ class TaskScore:
     """Result of one task: `samples` 0 to 1, `score` and `official` 0 to 100 with two decimals.
 
     `overflow`: number of samples with a ROUGE pair that may exceed the official recursion limit; in `official`, such
-    pairs score 0. `check`: None if the rows could not be compared with the official ones.
+    pairs score 0. `check`: None if the rows could not be compared with the official rows.
     """
 
     task: Task
@@ -73,8 +73,8 @@ def averages(
     """Average over each of the `groups` of categories, and over the 16 English tasks.
 
     Each average is the unweighted mean of rounded task scores, as in published tables. `values`: sample values by task;
-    `counted`: how many of them are official; `official`: number of rows of a task, if not the usual number. An average
-    is partial unless it covers all official rows of all its tasks. Groups without any task are left out.
+    `counted`: number of official values by task; `official`: number of rows of a task, if not the usual number. An
+    average is partial unless it covers all official rows of all its tasks. Groups without any task are left out.
     """
     rows = {task: TASKS[task].n for task in ENGLISH} | dict(official or {})
     wanted = {name: [task for task in ENGLISH if TASKS[task].category in of] for name, of in groups.items()}

@@ -102,7 +102,7 @@ def new_folder(target: Path) -> Iterator[Path]:
             "COMPRESSKV_CACHE",
             "set it to another folder",
             value=target.parent,
-            why=f"cannot unpack there ({error.strerror or error})",
+            why=f"cannot unpack into this folder ({error.strerror or error})",
         ) from error
 
 

@@ -20,7 +20,7 @@ class LongBench(SampledEvaluation):
 
     `data`: hub, a zip, or a directory. `tasks`: english, all21, or names. `limit`: number of rows to use from the start
     of each task. `max_length`: maximum tokens of prompt and answer; null follows the protocol's `longbench_truncation`.
-    `sha256`: checksum of an archive; `revision`: revision of the hub repository; null uses the pinned ones.
+    `sha256`: checksum of an archive; `revision`: revision of the hub repository; null uses the pinned values.
     """
 
     data: PathText

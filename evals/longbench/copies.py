@@ -54,7 +54,7 @@ def convert(path: Path, cache: Path) -> Path:
         if not rows:
             raise UserError(
                 "eval.data",
-                "name the tasks by a column `task` or `dataset`, or by folders",
+                "add a column `task` or `dataset` with the task, or use one folder per task",
                 value=path,
                 why="no row belongs to a LongBench task",
             )
@@ -130,7 +130,7 @@ def _rows(table: Path, contents: Mapping[str, bytes]) -> list[Row]:
             return parquet.read_table(pyarrow.BufferReader(contents[table.name])).to_pylist()
         state = json.loads(contents["state.json"])
         if state.get("_indices_data_files"):
-            raise ValueError("it has a selection of rows: save it with flatten_indices()")
+            raise ValueError("it is a selection of rows: call flatten_indices() before you save it")
         rows: list[Row] = []
         for name in [file["filename"] for file in state["_data_files"]]:
             if name not in contents:

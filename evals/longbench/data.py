@@ -54,7 +54,10 @@ def _open_path(path: Path, cache: Path, sha256: str | None) -> Path | None:
         return archive.unpack(path / "data.zip", cache, sha256)
     if sha256:
         raise UserError(
-            "eval.sha256", "leave it out", value=sha256, why=f"only archives have one, and {path} is not an archive"
+            "eval.sha256",
+            "leave it out",
+            value=sha256,
+            why=f"only archives have a sha256, and {path} is not an archive",
         )
     if folders:
         return folders[0]
@@ -94,7 +97,7 @@ def load_task(folder: Path, task: Task, limit: int | None = None, content: bytes
     rows: dict[int, Row] = {}
     for place, content_of_row, number in zip(places, contents, _row_numbers(task, claims, contents), strict=True):
         if number in rows:
-            fix = "give each row another number"
+            fix = "give each row a different number"
             raise UserError("_lb_index", fix, value=number, why="it occurs twice", where=place)
         rows[number] = Row(**vars(content_of_row), row=number)
     # The texts of the pinned archive have already been checked by its sha256.

@@ -138,7 +138,7 @@ class LongBenchTask:
         )
 
         def score(prediction: str) -> dict[str, Any]:
-            """Return the score, 0 to 100, and `score_official` where the official recursion would fail."""
+            """Return the score, 0 to 100, and `score_official` if the official recursion would fail."""
             result = score_sample(self.task, prediction, record.answers, record.all_classes)
             official = {"score_official": 100 * result.official} if result.overflow else {}
             return {"score": 100 * result.score, **official}

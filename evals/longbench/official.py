@@ -27,7 +27,7 @@ _DIGITS = 6
 
 @dataclass(frozen=True)
 class RowCheck:
-    """Counts from comparing rows with the official ones; `matching + missing = official`."""
+    """Counts from comparing rows with the official rows; `matching + missing = official`."""
 
     task: str
     official: int
@@ -37,7 +37,7 @@ class RowCheck:
 
     @property
     def complete(self) -> bool:
-        """Whether the rows are exactly the official ones."""
+        """Whether the rows are exactly the official rows."""
         return self.matching == self.official and self.mismatching == 0
 
 
@@ -92,7 +92,7 @@ def row_problem(task: Task, row: Row, text: bool = True) -> str:
         return problem
     if row.row >= len(official):
         return "it repeats another row (same answers and length)"
-    return "" if official[row.row] == content else f"its answers and length are not those of row {row.row}"
+    return "" if official[row.row] == content else f"its answers and length differ from the official row {row.row}"
 
 
 def prompt_problem(task: Task, content: Content) -> str:
@@ -131,7 +131,7 @@ def build_index(folder: Path) -> dict[str, str]:
             for place, record in read_jsonl(path, read_once(path, None))
         ]
         if len(rows) != task.n:
-            fix = f"give the official file, which has {task.n}"
+            fix = f"give the official file, which has {task.n} rows"
             raise UserError(None, fix, value=path, why=f"it has {len(rows)} rows")
         index[task.name] = "".join(rows)
     return index

@@ -85,10 +85,10 @@ def _room(
     if room < 2:
         raise UserError(
             "model.window",
-            "choose a larger one",
+            "choose a larger value",
             value=window,
-            why=f"it has no room for a {task.name} prompt beside {task.max_new_tokens} new tokens and {added} tokens "
-            "of chat format",
+            why=f"it has no room for a {task.name} prompt with {task.max_new_tokens} new tokens and {added} tokens of "
+            f"chat format",
         )
     return room
 
@@ -101,7 +101,8 @@ def template(task: Task, record: Row) -> str:
 def truncate_middle(
     prompt: str, tokenizer: PreTrainedTokenizerBase, max_tokens: int, cleanup: bool = False
 ) -> str | None:
-    """Remove the middle of `prompt` if it has more than `max_tokens` tokens, special ones included; else return None.
+    """Remove the middle of `prompt` if it has more than `max_tokens` tokens, including special tokens; else return
+    None.
 
     `cleanup` as in `render`. Source: pred.py of THUDM/LongBench, commit 2e00731. An odd `max_tokens` is rounded down.
     """

@@ -1,4 +1,4 @@
-"""The records of LongBench, and the files of a folder of them."""
+"""LongBench records, and the files of a folder that contains them."""
 
 from dataclasses import dataclass, field
 from pathlib import Path

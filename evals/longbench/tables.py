@@ -99,9 +99,9 @@ def _official(task: str, line: Line) -> bool:
 
 
 def _apart(records: Sequence[Record]) -> str:
-    """Return why a row cannot be compared with the paper's; "" if no difference is known."""
+    """Return why a row cannot be compared with the paper's row; "" if no difference is known."""
     lengths = {record.config.get("eval", {}).get("max_length") for record in records}
-    return "" if lengths == {MAX_LENGTH.get(records[0].model.lower())} else "eval.max_length is not the paper's"
+    return "" if lengths == {MAX_LENGTH.get(records[0].model.lower())} else "eval.max_length differs from the paper"
 
 
 def reduced(task: str, line: Line) -> Line:

@@ -32,13 +32,14 @@ REPEATED = Metric(
     "repeated_8grams", "8-grams of words that occurred before in the answer, %", 2, "lower", margin=2.0, largest=100.0
 )
 
-PEAK = Metric("peak_kept", "KV tokens held per head at most, before an eviction", 1, better=None)
+PEAK = Metric("peak_kept", "maximum number of KV tokens held per head, before an eviction", 1, better=None)
 
 SECTION = Section(
     "longgen",
     "Long answers",
-    note="Score: share of the words of a story and of the items of a list that the answer has, and whether the last "
-    "number of arithmetic is right. An answer that is shorter, or that repeats itself, shows that a cache is damaged.",
+    note="Score of a story or a list: the share of the requested words or items that are in the answer. Score of "
+    "arithmetic: whether the last number is right. Shorter answers and repeated text are signs that eviction damaged "
+    "the cache.",
 )
 
 

@@ -37,10 +37,11 @@ def qa_f1_zh(prediction: str, reference: str, classes: Sequence[str] | None = No
 
 
 def classification(prediction: str, reference: str, classes: Sequence[str] | None) -> float:
-    """Return 1 / number of class names found in the prediction if the reference is one of them, else 0.
+    """Return 1 / number of class names found in the prediction if the reference is among these names, else 0.
 
-    Found names that are proper substrings of the reference do not count. The official evaluation removes them from the
-    list while it iterates, so it skips the name after each removed one and keeps it. This function does the same.
+    Found names that are proper substrings of the reference do not count. The official evaluation removes these names
+    from the list while it iterates over the list. It therefore skips the name after each removed name, and keeps the
+    skipped name. This function does the same.
     """
     if classes is None:
         raise UserError("all_classes", "give the list of class names of the classification task", value=None)
@@ -71,7 +72,8 @@ def retrieval_zh(prediction: str, reference: str, classes: Sequence[str] | None 
 
 
 def code_similarity(prediction: str, reference: str, classes: Sequence[str] | None = None) -> float:
-    """Compute the edit similarity of the first line of code, without a backtick, "#" and "//"; "" without any."""
+    """Compute the edit similarity of the first line of code, that has no backtick, "#" or "//"; "" if no line
+    qualifies."""
     lines = prediction.lstrip("\n").split("\n")
     line = next((line for line in lines if "`" not in line and "#" not in line and "//" not in line), "")
     return ratio(line, reference) / 100

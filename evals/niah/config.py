@@ -22,8 +22,8 @@ class NeedleGrid(Evaluation):
     """A grid of needle prompts.
 
     `lengths`: tokens of the whole prompt. `depths`: in per cent, or their number, evenly spaced from 0 to 100.
-    `needles`: number of prompts for each length and depth; the first uses `needle`, the next ones use needles.yaml from
-    the second entry on. Several `haystack`s are joined in order.
+    `needles`: number of prompts for each length and depth; the first prompt uses `needle`, the next prompts use
+    needles.yaml from its second entry on. Several `haystack`s are joined in order.
     """
 
     needle: Annotated[Text, MinLen(1)]

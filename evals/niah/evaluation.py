@@ -67,7 +67,7 @@ class NiahTask:
 
     @cached_property
     def needles(self) -> Sequence[Needle]:
-        """The needle of the configuration, then the others of needles.yaml."""
+        """The needle of the configuration, then the other needles of needles.yaml."""
         config = self.config
         first = Needle("configured", config.needle, config.question, config.answer, config.answer_prefix)
         return [first, *needles.needles(config.needles)[1:]]

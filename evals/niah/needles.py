@@ -24,7 +24,8 @@ class Needle:
 
 
 def needles(count: int) -> list[Needle]:
-    """Return the first `count` needles. The position of a needle is its number in sample ids such as `L1000-D50-N3`.
+    """Return the first `count` needles. A needle's position in this list is its number in sample ids such as
+    `L1000-D50-N3`.
 
     Raises `UserError` if `count` is less than 1 or exceeds the number of needles.
     """

@@ -57,7 +57,9 @@ class NeedlePrompts:
                 return ids, hidden, context
             # Where texts are joined, tokens may split differently than in the parts.
             tokens -= ids.numel() - length
-        raise UserError("eval.lengths", "choose a longer one", value=length, why="no prompt of that length can be made")
+        raise UserError(
+            "eval.lengths", "choose a larger length", value=length, why="no prompt of this length can be made"
+        )
 
     @property
     def _template(self) -> str:

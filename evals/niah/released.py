@@ -43,7 +43,9 @@ def hide(
     (`compresskv.detokenise`).
     """
     if tokens < 1:
-        raise UserError("eval.lengths", "choose a longer one", why="the shortest length leaves no room for a haystack")
+        raise UserError(
+            "eval.lengths", "choose a larger length", why="the shortest length leaves no room for a haystack"
+        )
     needle_ids = tokenizer(needle, add_special_tokens=special).input_ids
     longest = tokens + len(needle_ids) + RESERVED
     _, encoded = beginning(haystack, longest, tokenizer, special)

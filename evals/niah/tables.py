@@ -79,7 +79,7 @@ def _kind(record: Record, line: Line) -> str:
 
 
 def _caption(records: Sequence[Record]) -> str:
-    """Return notes on the prompts: needles per cell, misplaced needles, repeated haystacks; "" without any."""
+    """Return notes on the prompts: needles per cell, misplaced needles, repeated haystacks; "" if no note applies."""
     prompts = {line["id"]: line for line in covered_lines(records)}
     places = {(line.get("length"), line.get("depth")) for line in prompts.values()}
     notes = []
@@ -87,14 +87,15 @@ def _caption(records: Sequence[Record]) -> str:
         several = {id.rpartition("-")[2] for id in prompts}
         notes.append(f"{len(prompts)} prompts in {len(places)} cells, each the mean of up to {len(several)} needles")
     if misplaced := sum(bool(line.get("misplaced")) for line in prompts.values()):
-        notes.append(f"in {misplaced} of {len(prompts)} prompts the needle is more than 2 % from the depth asked for")
+        notes.append(f"in {misplaced} of {len(prompts)} prompts the needle is more than 2 % from the requested depth")
     if repeated := sum(bool(line.get("haystack_repeats")) for line in prompts.values()):
         notes.append(f"in {repeated} of {len(prompts)} prompts the haystack is repeated")
     return "; ".join(notes)
 
 
 def notes(records: Sequence[Record], tables: Sequence[Table], view: str = "") -> list[str]:
-    """Return Kendall's tau-b of each column's order of methods with the average's, by budget, in the view `needles`."""
+    """Return Kendall's tau-b between each column's and the average's order of methods, by budget, in the view
+    `needles`."""
     found = []
     for table in tables if view == "needles" else ():
         for rows in table.comparable:
@@ -106,8 +107,8 @@ def notes(records: Sequence[Record], tables: Sequence[Table], view: str = "") ->
             other = "" if when == "prompt" else f" ({when})"
             shown = [f"{column} {_tau(whole, column)}" for column in table.columns if column != AVERAGE]
             found.append(
-                f"{table.model}, {table.metric.field}, budget {budget}{other}: Kendall's tau-b of the order of "
-                f"{len(whole)} methods with that of the average: {', '.join(shown)}."
+                f"{table.model}, {table.metric.field}, budget {budget}{other}: Kendall's tau-b between the "
+                f"order of {len(whole)} methods in each column and in the average: {', '.join(shown)}."
             )
     return found
 

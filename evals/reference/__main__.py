@@ -40,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def run_and_export(parts: Sequence[str], data: str, results: Path, target: Path, overrides: Sequence[str] = ()) -> None:
     """Run the parts, then export all complete settings. `overrides` are added to every sweep.
 
-    If a part fails, the others still run, and `UserError` is raised at the end.
+    If a part fails, the other parts still run, and `UserError` is raised at the end.
     """
     if unknown := [part for part in parts if part not in (*SWEEPS, "none")]:
         raise UserError("parts", f"choose from {', '.join(SWEEPS)}, or none", value=unknown[0])

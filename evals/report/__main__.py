@@ -22,9 +22,11 @@ def main(arguments: list[str]) -> int:
     parser = Arguments(
         prog="python -m evals report", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("words", nargs="*", metavar="experiment=<name>", help=f"one of {', '.join(ITEMS)}, or your own")
+    parser.add_argument(
+        "words", nargs="*", metavar="experiment=<name>", help=f"one of {', '.join(ITEMS)}, or your own experiment"
+    )
     parser.add_argument("--results", help="the results tree; default: results")
-    parser.add_argument("--columns", help=f"columns of LaTeX tables: tasks, or groups of them; default: {COLUMNS[0]}")
+    parser.add_argument("--columns", help=f"columns of LaTeX tables: tasks, or groups of tasks; default: {COLUMNS[0]}")
     parser.add_argument("--out", type=Path, help="folder for the page; default: report")
     parser.add_argument(
         "--margin",
@@ -32,7 +34,7 @@ def main(arguments: list[str]) -> int:
         default=[],
         metavar="METRIC=MARGIN",
         help="largest difference of means that counts as equivalent, such as score=1 or kl=0.05; may be repeated\n"
-        "(default: 2 for scores, 0.02 for the others that fidelity=true measures)",
+        "(default: 2 for scores, 0.02 for the other metrics of fidelity=true)",
     )
     options = parser.parse_intermixed_args(arguments)
     words = [word if "=" in word else f"results={word}" for word in options.words]
@@ -70,7 +72,7 @@ def _written(given: dict[str, str], out: Path | None, margins: dict[str, float])
     results, columns = expanded(given.get("results", "results"), "results"), given.get("columns", COLUMNS[0])
     if "experiment" not in given:
         if "columns" in given:
-            raise UserError("columns", "add experiment=<name>", value=columns, why="the page has all columns")
+            raise UserError("columns", "add experiment=<name>", value=columns, why="the page always has all columns")
         from evals.report.html.writing import write as write_page
 
         return [write_page(results, expanded(out or "report", "--out"), margins)]

@@ -1,4 +1,4 @@
-"""Compare methods with one of them, or with the full cache: `python -m evals results compare` and `certify`."""
+"""Compare methods with one chosen method, or with the full cache: `python -m evals results compare` and `certify`."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -20,17 +20,18 @@ from evals.tables.text import title_of
 
 
 def question(method: str, margins: Mapping[str, float] | None = None) -> Question:
-    """Return the question that compares every method with `method`, a name as used in results."""
+    """Return the comparison of every method with `method`, a name as used in results."""
     return Question(subject=named(method), margins=margins or {})
 
 
 def against(
     records: Sequence[Record], metric: str, method: str, margin: float | None = None
 ) -> list[tuple[str, list[Verdict]]]:
-    """Compare `method` with the others and return titled groups of comparisons.
+    """Compare `method` with the other methods, and return titled groups of comparisons.
 
     There is one group for each task and one for all tasks, per model and evaluation. The report page shows the groups
-    of all tasks. `margin`: of equivalence, in place of the metric's own. Raises `UserError` if nothing is compared.
+    of all tasks. `margin`: the margin of equivalence; default: the metric's margin. Raises `UserError` if nothing is
+    compared.
     """
     known = dict.fromkeys(record.method for record in records)
     if method not in known:
@@ -42,7 +43,7 @@ def against(
             "--metric",
             "choose a numeric field of samples.jsonl, such as score, and a method that was run with others",
             value=metric,
-            why=f"no other method has it on the same samples at the same budget as {method}",
+            why=f"no other method has this field on the same samples at the same budget as {method}",
         )
     return found
 
@@ -52,12 +53,17 @@ def certified(
 ) -> tuple[list[Certificate], list[str]]:
     """Return a certificate for every method that has the metric on the same samples as the full cache.
 
-    Sentences follow that name the settings that are left out because they share no sample with the full cache. `loss`:
-    in the metric's unit, lost score or added KL. Raises `UserError` for values out of range, and where nothing can be
-    compared with the full cache.
+    Also return sentences that name the settings that share no sample with the full cache, and are therefore left out.
+    `loss`: in the metric's unit, lost score or added KL. Raises `UserError` for values out of range, and if nothing can
+    be compared with the full cache.
     """
     if metric not in KNOWN:
-        raise UserError("--metric", f"choose one of {', '.join(KNOWN)}", value=metric, why="its losses are not known")
+        raise UserError(
+            "--metric",
+            f"choose one of {', '.join(KNOWN)}",
+            value=metric,
+            why="the largest possible loss of this field is not known",
+        )
     checked_margin("--loss", loss)
     if not 0.5 < confidence < 1:
         raise UserError("--confidence", "give a number between 0.5 and 1, such as 0.95", value=confidence)
@@ -78,7 +84,7 @@ def certified(
             "--metric",
             "run method=full and other methods on the same samples; for kl, with fidelity=true",
             value=metric,
-            why="no setting has it on the same samples as the full cache",
+            why="no setting has this field on the same samples as the full cache",
         )
     return found, notes
 

@@ -31,8 +31,9 @@ def write(
 ) -> list[Path]:
     """Write `results`/artefacts/<experiment>/ and return the paths.
 
-    `columns` selects tasks or groups of tasks as the columns of LaTeX tables. `margins`: of equivalence by metric, in
-    place of the metrics' own. Raises `UserError` if the experiment has no artefacts, or its settings have no results.
+    `columns` selects tasks or groups of tasks as the columns of LaTeX tables. `margins`: margins of equivalence by
+    metric, instead of the defaults of the metrics. Raises `UserError` if the experiment has no artefacts, or its
+    settings have no results.
     """
     page = page_of(experiment, results, margins)
     folder = results / "artefacts" / safe_name("experiment", experiment)
@@ -53,7 +54,7 @@ def write(
 
 
 def write_after_run(experiment: str, results: Path) -> None:
-    """Write the artefacts of an experiment, and print their folder, or why there are none yet."""
+    """Write the artefacts of an experiment, and print their folder, or why it has no artefacts yet."""
     try:
         said = f"artefacts: {write(experiment, results)[0].parent}"
     except UserError as error:
@@ -108,7 +109,7 @@ def _runs(experiment: str, of_item: Item, results: Path) -> Page:
     if records[0].eval != evaluation:
         name = text.title_of(evaluation)
         section = hook(kind, "SECTION", OTHERS)
-        notes.append(f"{section.title} stand in for {name}, as at size=smoke: nothing here is a {name} score.")
+        notes.append(f"{section.title} replace {name}: nothing here is a {name} score.")
     notes += [*remarks, *text.left_out(faults)]
     frames: dict[str, Callable[[], Any]] = {"table": partial(means, every)}
     if compared:

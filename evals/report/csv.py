@@ -19,7 +19,8 @@ FORMULAS = ("=", "@", "+", "-", "\t", "\r", "\n", "＝", "＠", "＋", "－")
 def means(tables: Sequence[Table]) -> "DataFrame":
     """Return one row for every cell of `tables`, including the published number.
 
-    `low`, `high`: the 95 % interval; `of`: samples that exist; `when` is left out if all rows evict after the prompt.
+    `low`, `high`: the 95 % interval; `of`: number of existing samples; `when` is left out if all rows evict after the
+    prompt.
     """
     rows = [
         {

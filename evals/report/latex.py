@@ -71,7 +71,7 @@ def latex(page: Page, columns: Columns = "tasks") -> str:
     `columns="groups"` if no table has groups.
     """
     if columns == "groups" and not any(table.sums for table in page.tables):
-        raise UserError("columns", "leave it out", value=columns, why="these columns have no groups")
+        raise UserError("columns", "leave it out", value=columns, why="the columns of these tables have no groups")
     tables = [PACKAGES]
     for place, table in enumerate(page.tables):
         caption = [f"{escape(text.heading(table))}."]
@@ -179,7 +179,8 @@ def _means(table: Table, columns: Sequence[str]) -> Tabular:
 
 
 def _first(table: Table) -> list[str]:
-    """Return the heads of the columns that name a row: its label, and its time of eviction if rows differ in it."""
+    """Return the heads of the columns that name a row: its label, and its time of eviction if rows have different
+    times."""
     return ["method", *(["when"] if table.has_whens else [])]
 
 
@@ -249,7 +250,7 @@ def _name(table: Table, column: str) -> str:
 
 
 def _floats(caption: str, label: str, table: Tabular) -> Iterator[str]:
-    """Yield the table as one float, or as several numbered ones if it does not fit on a page."""
+    """Yield the table as one float, or as several numbered floats if it does not fit on a page."""
     every_row = [table.header, *chain.from_iterable(table.blocks.values())]
     widths = [max(map(_width, cells)) for cells in zip(*every_row, strict=True)]
     turned = UPRIGHT[0] < _total(widths) <= TURNED[0]
@@ -328,7 +329,7 @@ def _float(caption: str, label: str, table: Tabular, turned: bool, small: bool) 
 
 
 def _spans(spans: Sequence[str]) -> Iterator[str]:
-    """Yield a line above the head with each name over its columns, and the rules below it."""
+    """Yield a line above the head, with each name over its columns and a rule below each name."""
     cells, rules, place = [""], [], 2
     for name, group in groupby(spans):
         count = len(list(group))

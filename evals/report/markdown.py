@@ -21,7 +21,7 @@ def markdown(page: Page) -> str:
         body = [text.verdict(verdict) for verdict in page.verdicts]
         parts += ["## Paired comparisons", *filter(None, [page.family]), _texts(Texts("", text.VERDICT, body))]
     if page.others:
-        parts += ["## Published numbers with none of ours beside them: not comparable", _published(page.others)]
+        parts += ["## Published numbers, not measured here: not comparable", _published(page.others)]
     for texts in page.appendix:
         parts += [f"## {_plain(texts.title)}", *filter(None, [_plain(texts.caption)]), _texts(texts)]
     return "\n\n".join(parts) + "\n"

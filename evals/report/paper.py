@@ -1,4 +1,4 @@
-"""Add the paper's numbers to measured ones, and say why they cannot be compared."""
+"""Add the paper's numbers to measured numbers, and say why they cannot be compared."""
 
 from collections.abc import Sequence
 from dataclasses import replace

@@ -85,11 +85,14 @@ def verify(chosen: Sequence[Record]) -> int:
     sound = sum(record.summary is not None and not record.problems for record in chosen)
     print(f"{sound} of {summaries} summaries match their samples; {faulty} of {len(chosen)} folders have a fault")
     if failed := sum(len(record.failures) for record in chosen):
-        print(f"{failed} samples were tried without a result: the command that made them tries them again")
+        print(f"{failed} samples failed: run the same command again to repeat them")
     if unchecked := sum(record.lines.unchecked for record in chosen):
-        print(f"{unchecked} lines of older versions have no checksum: a changed text in them would not be noticed")
+        print(f"{unchecked} lines of older versions have no checksum, so changes of their texts cannot be detected")
     if unnamed := sum(record.lines.unnamed for record in chosen):
-        print(f"{unnamed} lines of older versions do not name their setting: one of another would not be noticed")
+        print(
+            f"{unnamed} lines of older versions do not name their setting, so lines of another setting cannot be "
+            f"detected"
+        )
     return 1 if faulty else 0
 
 
@@ -104,7 +107,12 @@ def compare(chosen: Sequence[Record], options: argparse.Namespace) -> int:
         return compare_against(chosen, metric, method, options)
     for name in ("csv", "latex"):
         if path := getattr(options, name):
-            raise UserError(f"--{name}", "name a method with --against", value=path, why="all pairs have no file")
+            raise UserError(
+                f"--{name}",
+                "name a method with --against",
+                value=path,
+                why="comparisons of all pairs cannot be written to a file",
+            )
     return compare_all(chosen, metric, options.margin)
 
 
@@ -155,7 +163,7 @@ def compare_all(chosen: Sequence[Record], metric: str, margin: float | None = No
             "--metric",
             "choose a numeric field of samples.jsonl, such as score, and settings that were run on the same samples",
             value=metric,
-            why="no two settings of a task have it on the same samples"
+            why="no two settings of a task have this field on the same samples"
             + "".join(f" ({comparison.title}: {_left_out(comparison)})" for comparison in compared[:1]),
         )
     console = screen(160)
@@ -165,7 +173,9 @@ def compare_all(chosen: Sequence[Record], metric: str, margin: float | None = No
             mean, bounds = comparison.mean(name), _bounds(comparison.interval(name))
             settings.append((name, str(comparison.n), f"{mean:.4g}", bounds, comparison.letters(name)))
         columns = ("setting", "n", metric, "95 % interval", "group")
-        console.print(printed(columns, settings, comparison.title, "settings that share a letter cannot be told apart"))
+        console.print(
+            printed(columns, settings, comparison.title, "settings that share a letter are not significantly different")
+        )
         if note := _left_out(comparison):
             console.print(plain(f"left out: {note}"))
         pairs, about_p = list(_pairs(comparison)), _about_p(comparison)
@@ -190,9 +200,9 @@ def _left_out(comparison: Comparison) -> str:
     """Describe what a comparison leaves out because one id has several prompts or weights; "" if nothing."""
     parts = []
     if comparison.left_out:
-        parts.append(f"{comparison.left_out} samples that have the same id, but not the same prompt and weights in all")
+        parts.append(f"{comparison.left_out} samples whose prompt or weights differ between settings with the same id")
     if comparison.apart:
-        parts.append(f"{', '.join(comparison.apart)}, whose samples have other prompts or weights under the same ids")
+        parts.append(f"{', '.join(comparison.apart)} (their samples have other prompts or weights under the same ids)")
     return "; ".join(parts)
 
 
@@ -218,7 +228,7 @@ def _pairs(comparison: Comparison) -> Iterator[tuple[str, ...]]:
 
 
 def certify(chosen: Sequence[Record], options: argparse.Namespace) -> int:
-    """Print the smallest certified budget of each method, and what the next smaller one lacks."""
+    """Print the smallest certified budget of each method, and why the next smaller budget is not certified."""
     from evals.report.against import certified
 
     if options.loss is None:
@@ -264,16 +274,16 @@ OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
     "compare": {
         "--metric": METRIC,
         "--against": {
-            "help": "the method to compare with the others of its budget, or all for every pair of settings "
-            "(default: compresskv, if the results have other methods)"
+            "help": "the method that is compared with all other methods at the same budget; all: compare every pair "
+            "of settings (default: compresskv, if the results have other methods)"
         },
         "--margin": {
             "type": float,
             "help": "largest difference of means that counts as equivalent, in the metric's unit (default: 2 for "
-            "scores, 0.02 for the others that fidelity=true measures)",
+            "scores, 0.02 for the other metrics of fidelity=true)",
         },
         "--csv": {"type": Path, "help": "also write the comparisons to this CSV file"},
-        "--latex": {"type": Path, "help": "also write them to this file as LaTeX tables"},
+        "--latex": {"type": Path, "help": "also write the comparisons to this file as LaTeX tables"},
     },
     "certify": {
         "--metric": METRIC,
@@ -292,7 +302,10 @@ def main(arguments: list[str]) -> int:
         takes = commands.add_parser(name, help=about, description=about)
         takes.set_defaults(run=run)
         takes.add_argument(
-            "named", nargs="?", default="", help="a results tree, a folder below its runs, or a part of settings' paths"
+            "named",
+            nargs="?",
+            default="",
+            help="a results tree, a folder below its runs/, or a part of the settings' paths",
         )
         takes.add_argument("--results", help="the results tree (default: results)")
         for option, settings in OPTIONS.get(name, {}).items():

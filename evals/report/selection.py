@@ -54,7 +54,7 @@ def chosen(experiment: str, results: Path) -> tuple[list[Record], str, list[str]
         if not found:
             raise UserError(
                 "experiment",
-                f"choose one of {', '.join(ITEMS)}, or one that was run",
+                f"choose one of {', '.join(ITEMS)}, or an experiment that was run",
                 value=experiment,
                 why="it has no artefacts made from results",
             )
@@ -68,7 +68,7 @@ def nothing(experiment: str, place: Path) -> UserError:
         "experiment",
         f"run `python run.py -m experiment={experiment}` first, or name the tree with results=",
         value=experiment,
-        why=f"{place} has none of its results",
+        why=f"{place} has no results of this experiment",
     )
 
 
@@ -82,10 +82,10 @@ def settings_of(experiment: str, model: str | None, *overrides: str) -> list[dic
 def _of_experiment(experiment: str, of_model: Sequence[Record], configs: Sequence[dict[str, Any]]) -> list[Record]:
     """Return the records of a model that belong to an experiment, in the order of its sweep, `configs`.
 
-    Runs store the name of their experiment. Other records belong to it if it asks for their setting: method and swept
-    settings are those of one of `configs`, and all else is as in a run that stores the name. If no run does, as in
-    trees of older versions, the values of settings that are not swept narrow the records only if some record has them,
-    since the command line may have set others. If the experiment sweeps the number of heads, any number matches.
+    Runs store the name of their experiment. Other records belong to the experiment if their method and swept settings
+    equal one of `configs`, and their other settings equal a run that stores the name. If no run does, as in trees of
+    older versions, the values of settings that are not swept narrow the records only if some record has them, since the
+    command line may have set others. If the experiment sweeps the number of heads, any number matches.
     """
     of_configs = [_traits(config) for config in configs]
     swept = [name for name in of_configs[0] if len({repr(traits[name]) for traits in of_configs}) > 1]
@@ -108,7 +108,8 @@ def _of_experiment(experiment: str, of_model: Sequence[Record], configs: Sequenc
 
 
 def _traits(config: Mapping[str, Any], record: Record | None = None) -> dict[str, Any]:
-    """Return what distinguishes settings of the same method; of a `record`, as its model and budget use it."""
+    """Return the values that distinguish settings of the same method; for a `record`, as its model and budget use
+    them."""
     eviction, calibrated = config.get("eviction") or {}, config.get("calibration", "auto")
     when = eviction.get("when", "prompt")
     if record:

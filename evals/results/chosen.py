@@ -18,7 +18,7 @@ def settings_named(results: str | None, named: str) -> list[Record]:
     place = expanded(named, "--results") if named else Path()
     if named and (place / "runs").is_dir():
         if results is not None:
-            raise UserError("--results", "name one results tree", value=results, why=f"{named} is a different tree")
+            raise UserError("--results", "name one results tree", value=results, why=f"{named} is in a different tree")
         results, named = str(place), ""
     elif named and place.is_dir():
         below = place.resolve()
@@ -31,7 +31,7 @@ def settings_named(results: str | None, named: str) -> list[Record]:
     found = [record for record in records(tree) if named in record.name or fnmatchcase(record.name, f"*{named}*")]
     if not found:
         if not (tree / "runs").is_dir():
-            raise UserError("--results", "name a folder that has runs/ in it", value=tree, why="no results")
+            raise UserError("--results", "name a folder that contains runs/", value=tree, why="no results")
         why = f"no setting has {readable(named)} in its path" if named else "no settings yet"
         raise UserError("--results", "`python -m evals results list` shows all settings", value=tree, why=why)
     return found

@@ -12,9 +12,10 @@ from evals.tables.table import KNOWN, Key, Metric, Table
 
 
 def tables_of(records: Sequence[Record], metric: str) -> list[Table]:
-    """Return the tables of a metric that the evaluation of these records makes; none where no line has it.
+    """Return the tables of a metric that the evaluation of these records makes; an empty list if no line has the
+    metric.
 
-    Of a field without a table, return its mean over all samples. Whether higher is better is then unknown.
+    For a field without a table, return its mean over all samples. Whether higher is better is then unknown.
     """
     found = [table for table in hook(records[0].kind, "tables")(records) if table.metric.field == metric]
     if found or metric in KNOWN:
@@ -29,7 +30,7 @@ def comparisons(records: Sequence[Record], metric: str, within: float | None = N
     which it has no number, is left out for all settings. Settings without any such sample are left out. Over all tasks,
     every task has the same weight, as in the average of a table. Settings with the same ids but other prompts or
     weights get a separate comparison; if there is only one such setting, its comparison has no pairs. `within`: the
-    margin of equivalence, in place of the metric's own.
+    margin of equivalence; default: the metric's margin.
     """
 
     def place(record: Record) -> tuple[str, str, str]:

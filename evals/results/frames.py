@@ -13,7 +13,7 @@ from evals.results.schema import NAMED
 from evals.tables.methods import Name
 
 LEFT_OUT = (*NAMED, "samples", "interval", "checksum")
-"""Fields of a summary, in addition to mappings, that are not copied to a column as they are."""
+"""Fields of a summary, in addition to mappings, that are not copied unchanged to a column."""
 
 
 def setting_frame(records: Sequence[Record]) -> pd.DataFrame:

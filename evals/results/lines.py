@@ -9,7 +9,8 @@ from evals.files import dumps, loads
 from evals.results.schema import FailedLine, Line, Number, SampleLine, checksum, misfit
 
 CIRCUMSTANCES = ("batch", "timing")
-"""Fields of a line that say how it was computed. Their checksum is separate, so that equal results have equal ones."""
+"""Fields of a line that say how it was computed. These fields have a separate checksum, so that equal results have
+equal checksums."""
 
 Scores = dict[str, Number]
 
@@ -40,7 +41,8 @@ class Lines:
 
 
 def owner(folder: Path, runs: Path, fingerprint: str) -> dict[str, str]:
-    """Return the `of` field for lines of the setting in `folder`, below `runs`; `fingerprint` is that of the model."""
+    """Return the `of` field for lines of the setting in `folder`, below `runs`; `fingerprint` is the model's
+    fingerprint."""
     return {"folder": folder.relative_to(runs).as_posix(), "model_fingerprint": fingerprint}
 
 
@@ -62,7 +64,7 @@ def decode(content: bytes, of: Mapping[str, str] | None = None) -> Lines:
             lines.faults[number] = "not a sample's JSON line"
             continue
         if identifier in lines.by_id:
-            lines.faults[number] = f"sample {identifier} for the second time"
+            lines.faults[number] = f"sample {identifier} appears a second time"
             continue
         if "checksum" not in line:
             lines.unchecked += 1
@@ -117,9 +119,10 @@ def _intact(line: Line) -> bool:
 
 
 def _misfit(line: Line) -> str:
-    """Describe the first field of a line that violates the schema, further scores included; "" if all are valid.
+    """Describe the first field of a line that violates the schema, including further scores; "" if all fields are
+    valid.
 
-    Lines without a score and a prediction, such as those of a calibration, are not checked.
+    Lines without a score and a prediction, such as a calibration's lines, are not checked.
     """
     if "error" in line:
         return misfit(FailedLine, line)

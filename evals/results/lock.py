@@ -100,4 +100,4 @@ def _gone(owner: Path) -> bool:
 
 @cache
 def _tell_once(reason: str) -> None:
-    print(f"this file system has no locks ({reason}): a file .owner in each folder takes their place", file=sys.stderr)
+    print(f"this file system has no locks ({reason}): a file .owner in each folder is used instead", file=sys.stderr)

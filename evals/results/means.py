@@ -32,7 +32,7 @@ SIZES = ("realised_budget", "cache_bytes", "total_cache_bytes")
 MOST_LAYERS = 10_000
 
 ALONG = ("kl", "agreement")
-"""What depends on the tokens that fidelity is measured along."""
+"""Metrics that depend on the tokens along which fidelity is measured."""
 
 
 @dataclass(frozen=True)
@@ -162,7 +162,7 @@ def cells(columns: Mapping[str, Values]) -> Cells:
 
 
 def average(records: Sequence[Record], metric: Metric) -> Cells:
-    """Make the cell of the mean over all samples, in which every task has the same weight."""
+    """Make the cell of the mean over all samples, with the same weight for every task."""
     return by_line(records, metric, lambda line: AVERAGE)
 
 
@@ -207,8 +207,8 @@ def _layers(records: Sequence[Record], metric: Metric) -> Cells:
 def key(record: Record, line: Line, metric: str = "") -> Key:
     """Return the key that identifies the sample of a record's line, for a `metric`.
 
-    Distances from the full cache are measured along its answer or along a number of tokens. Only lines that agree in
-    this have the same key for them.
+    Distances from the full cache are measured along its answer or along a number of tokens. For these distances, only
+    lines that were measured along the same kind of tokens have the same key.
 
     Lines of older versions and of published trees have no hash of their prompt. Their key uses the summary's
     description of all prompts instead, so they pair with each other but never with lines that have a hash.
@@ -220,7 +220,7 @@ def key(record: Record, line: Line, metric: str = "") -> Key:
 
 
 def values_of(record: Record, metric: str) -> dict[Key, float]:
-    """Return the metric of each sample for which it is a number."""
+    """Return the metric of each sample that has a number as its value."""
     return {key(record, line, metric): float(line[metric]) for line in record.covered if is_number(line.get(metric))}
 
 

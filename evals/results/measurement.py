@@ -32,7 +32,7 @@ class Measurement:
         except (OSError, ValueError, RecursionError) as error:
             raise UserError(None, "run it again", value=self.path, why=f"cannot be read ({error})") from error
         if not isinstance(content, dict):
-            raise UserError(None, "run it again", value=self.path, why="not what a run wrote")
+            raise UserError(None, "run it again", value=self.path, why="not a file that a run wrote")
         return content
 
     @property

@@ -11,8 +11,8 @@ from evals.results.record import Record
 from evals.tables.methods import Name, named
 
 IMMATERIAL = ("paths", "logger", "eval", "memory", "experiment", "eviction")
-"""Parts of a configuration that change no prediction or only choose samples. The relevant part of `eval` is in `prompt`
-of the summary; that of `eviction` is added again."""
+"""Parts of a configuration that change no prediction or only choose samples. The summary's `prompt` has the relevant
+part of `eval`; the relevant part of `eviction` is added again."""
 
 EVICTION = ("budget", "observation", "calibration")
 """Parts of a configuration that the full cache ignores."""
@@ -23,7 +23,7 @@ such as the dtype, are not compared.
 """
 
 NONE, OFF = "null", "False"
-"""Texts of a value that is not set, and of one that is switched off."""
+"""Texts for a value that is not set, and for a value that is switched off."""
 
 Path = tuple[str, ...]
 
@@ -41,7 +41,7 @@ def names(records: Sequence[Record], over_budgets: bool = False, outside: Outsid
     different names across all tasks. If no short value differs, the variant ends with a hash in brackets, which you
     must escape in markup. `over_budgets`: records also get a variant if other budgets of their method differ in more
     than the budget. A variant also has each value outside the method, such as the dtype, in which records of the model
-    and evaluation differ. `outside` (default: that of `records`) lists these values.
+    and evaluation differ. `outside` (default: computed from `records`) lists these values.
     """
     marked = len({record.protocol for record in records}) > 1
     found = [
@@ -99,7 +99,7 @@ def _variants(
 ) -> list[str]:
     """Return variants, such as `heads=3`, that distinguish the `identities` of records that share a name; else "".
 
-    The hash is appended if a variant is not unique. Default values are left out: those of the method in conf/method, or
+    The hash is appended if a variant is not unique. Default values are left out: the method's values in conf/method, or
     null if no record has the method's default.
     """
     alike: dict[Hashable, dict[Hashable, int]] = {}
@@ -131,7 +131,8 @@ def _usual(record: Record, described: Sequence[Leaves], differing: Sequence[Path
 
 
 def _own(record: Record) -> dict[str, Any]:
-    """Return the method's parameters in conf/method, in the form of a configuration; empty if it is not there."""
+    """Return the method's parameters in conf/method, in the form of a configuration; empty if conf/method does not have
+    the method."""
     node = record.config.get("method")
     try:
         method = named_method(str(node.get("name"))) if isinstance(node, Mapping) else None

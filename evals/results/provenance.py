@@ -40,7 +40,7 @@ def described(lines: Iterable[Line]) -> dict[str, dict[str, Any]]:
 
 
 def environments(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Return all environments of a summary, starting with that of most samples."""
+    """Return all environments of a summary, starting with the environment of most samples."""
     first = summary.get("environment")
     if not isinstance(first, dict) or not first:
         return []
@@ -50,10 +50,10 @@ def environments(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def origin(lines: Iterable[Line], before: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the `environment` for a summary of `lines`: that of most lines, with the remaining ones in `others`.
+    """Return the `environment` for a summary of `lines`: the one of most lines, with the remaining ones in `others`.
 
-    Each environment is described in full in one of `lines` or in the previous summary `before`. Lines of older
-    versions name no environment; for these, the environments without a key in `before` are used.
+    Each environment is described in full in one of `lines` or in the previous summary `before`. Lines of older versions
+    name no environment: for them, the environments without a key in `before` are used.
     """
     named = environments(before)
     by_key = {each["key"]: each for each in named if isinstance(each.get("key"), str)}

@@ -49,7 +49,9 @@ def _all(folder: Path) -> tuple[Published, ...]:
         with path.open(encoding="utf-8", newline="") as file:
             reader = csv.DictReader(file, strict=True)
             if tuple(reader.fieldnames or ()) != COLUMNS:
-                raise UserError(None, f"make the columns {', '.join(COLUMNS)}", value=path, why="it has other columns")
+                raise UserError(
+                    None, f"use the columns {', '.join(COLUMNS)}", value=path, why="the file has other columns"
+                )
             rows += [_row(f"{path}, line {reader.line_num}", fields) for fields in reader]
     return tuple(rows)
 

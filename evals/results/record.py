@@ -22,7 +22,7 @@ from evals.results.summary import measured
 from evals.results.verify import contradiction, failed_of, misplaced, summary_problems
 
 FILES = ("samples.jsonl", "summary.json", "config.yaml")
-"""File names that mark a folder as that of a setting."""
+"""A folder with one of these files is the folder of a setting."""
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,7 @@ class Record:
         """
         faults = dict(self.lines.faults)
         for whose, (number, *others) in self.lines.foreign.items():
-            more = f", and {len(others)} more like it" if others else ""
+            more = f", and {len(others)} more such lines" if others else ""
             faults[number] = f"{whose}, not of this folder{more}"
         return dict(sorted(faults.items()))
 
@@ -112,7 +112,7 @@ class Record:
 
     @cached_property
     def file_summary(self) -> tuple[dict[str, Any] | None, str]:
-        """The content of summary.json, or None and the reason why there is no valid summary."""
+        """The content of summary.json and "", or None and the reason why the summary is missing or invalid."""
         if self.kept:
             return self.kept[1], ""
         try:
@@ -131,8 +131,8 @@ class Record:
     def summary(self) -> dict[str, Any] | None:
         """The summary of `covered`; None if the file is missing or invalid, which `problem` explains.
 
-        For a setting restricted with `only`, the means are computed from the lines. The other fields are those of the
-        file, and the names in the path if there is no file.
+        For a setting restricted with `only`, the means are computed from the lines. The other fields come from the
+        file, or from the names in the path if there is no file.
         """
         summary, _ = self.file_summary
         if self.ids is None or not self.covered:
@@ -153,12 +153,12 @@ class Record:
 
     @cached_property
     def config(self) -> Mapping[str, Any]:
-        """The configuration in the summary, else that in config.yaml; empty if there is no valid configuration."""
+        """The configuration in the summary, else the one in config.yaml; empty if neither is valid."""
         return {} if self.config_fault else self._config
 
     @property
     def config_fault(self) -> str:
-        """Description of what is invalid in the configuration, in which case `config` is empty; "" if it is valid."""
+        """Description of what is invalid in the configuration (`config` is then empty); "" if it is valid."""
         config = self._config
         if not config and self.file_config is None and (self.path / "config.yaml").exists():
             return "config.yaml is not a mapping"
@@ -175,12 +175,13 @@ class Record:
 
     @cached_property
     def weights(self) -> str:
-        """The fingerprint of the model; "" if the summary has none."""
+        """The fingerprint of the model; "" if the summary has no fingerprint."""
         return str((self.file_summary[0] or {}).get("model_fingerprint") or "")
 
     @cached_property
     def prompts(self) -> str:
-        """16 digits of the hash of `prompt` in the summary, which describes all prompts; "" if it has none."""
+        """16 digits of the hash of `prompt` in the summary, which describes all prompts; "" if the summary has no
+        `prompt`."""
         prompt = (self.file_summary[0] or {}).get("prompt")
         return checksum(prompt) if isinstance(prompt, dict) else ""
 
@@ -207,7 +208,7 @@ class Record:
 
     @property
     def title(self) -> str:
-        """The folder's path, followed in brackets by the names of the setting that differ from those in the path."""
+        """The folder's path, followed in brackets by the names of the setting that the path does not have."""
         known = Path(self.name).parts
         other = [what for what in (self.eval, self.protocol, self.method) if what not in known]
         return f"{self.name} ({', '.join(other)})" if other and len(known) == len(NAMED) else self.name
@@ -223,7 +224,7 @@ class Record:
 
     @cached_property
     def eval(self) -> str:
-        """The evaluation's name, followed by its class if the name is that of a different built-in evaluation."""
+        """The evaluation's name, followed by its class if a different built-in evaluation has this name."""
         name, kind = self._named("eval"), self.kind
         return name if reserved(name) in (None, kind) else f"{name} ({kind.rpartition('.')[2]})"
 
@@ -244,7 +245,7 @@ class Record:
 
     @cached_property
     def method(self) -> str:
-        """The method's name, followed by the parts that differ from those of that method (`compresskv.methods`)."""
+        """The method's name, followed by the parts that differ from the parts of this method (`compresskv.methods`)."""
         return label_of(self.config.get("method"), self._named("method"))
 
     @property
@@ -294,7 +295,7 @@ class Record:
 
     @property
     def problem(self) -> str:
-        """The first of `problems`; "" if there is none."""
+        """The first of `problems`; "" without problems."""
         return next(iter(self.problems), "")
 
     @property

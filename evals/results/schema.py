@@ -32,7 +32,7 @@ Number = Annotated[float, Ge(-LARGEST), Le(LARGEST)]
 Size = Annotated[float, Ge(0), Le(LARGEST)]
 Count = Annotated[int, Ge(0), Le(LARGEST)]
 Label = Annotated[str, MinLen(1), MaxLen(400)]
-"""A name that was a folder's name or was combined from several names."""
+"""A name: the name of a folder, or a combination of several names."""
 
 Bounds = Annotated[list[Number], MinLen(2), MaxLen(2)] | None
 
@@ -43,7 +43,7 @@ SCHEMA_VERSION = 2
 """Version of `Summary`. Version 1 has no `schema_version`, no checksum, and [score, score] as one sample's interval."""
 
 Line = dict[str, Any]
-"""A sample's line as it is read: the fields of `SampleLine`, those of its evaluation, and perhaps newer ones."""
+"""A sample's line as it is read: the fields of `SampleLine`, the fields of its evaluation, and perhaps newer fields."""
 
 
 NAMED = ("model", "eval", "task", "protocol", "method", "budget")
@@ -109,7 +109,7 @@ class FailedLine(TypedDict, total=False):
 
 @exactly
 class Mean(TypedDict):
-    """A mean over `n` samples with its 95 % bootstrap interval, which is None for a single sample."""
+    """A mean over `n` samples with its 95 % bootstrap interval (None for a single sample)."""
 
     mean: Number
     interval: Bounds
@@ -152,7 +152,8 @@ class Summary(TypedDict, total=False):
     # Fields for reproducing and checking the result. No checksum covers these three.
     config: dict[str, Any]  # the resolved configuration
     # Commit, library versions, hardware, and their `key`, which lines refer to. If the lines come from several
-    # environments, this is that of most lines, and `others` holds the rest. Environments of older lines have no key.
+    # environments, this is the environment of most lines; `others` holds the rest. Environments of older lines have no
+    # key.
     environment: dict[str, Any]
     timing: dict[str, float]  # `seconds` of all samples
     checksum: str  # of all other fields except config, environment and timing, 16 digits

@@ -1,13 +1,13 @@
 """Look up how an evaluation shows its results: functions in the module `tables` next to the module of its class.
 
-A plug-in that is a single module may define these functions next to its class. All of them are optional:
+A plug-in that is a single module may define these functions next to its class. All functions are optional:
 
 - `tables(records, asked) -> list[Table]`: tables of one model, score first; default: `evals.results.means.tables`.
 - `texts(records) -> list[Texts]`: tables of text that the terminal and the page show instead of `tables`.
 - `appendix(records, asked) -> list[Texts]`: tables that follow them; default: `evals.results.tails.tails`.
 - `figure(table)`: the figure drawn at the end of a run; `notes(records, tables)`: sentences below the tables.
 - `FIELDS`: a `TypedDict` of the fields of a line that these functions read; a line with another type is left out.
-- `reduced(task, line)`: the fields of a line to keep when many settings are read; default: those of `FIELDS`.
+- `reduced(task, line)`: the fields of a line to keep when many settings are read; default: the fields in `FIELDS`.
 - `traits(eval)`: the parts of its configuration that distinguish the runs of different experiments.
 - `browsed(line, prompt)`: additional fields of a sample that the page shows.
 - `SECTION`: its `Section` of the page; `panels(table)`: the heatmaps there.
@@ -30,7 +30,7 @@ from evals.results.schema import Line, SampleLine, misfit
 
 
 def hook(kind: str, name: str, default: Any = None) -> Any:
-    """Return the object `name` of the evaluation `kind` (`Record.kind`), else that of `means`, else `default`."""
+    """Return the object `name` of the evaluation `kind` (`Record.kind`), else the one in `means`, else `default`."""
     for module in (*_modules(kind), means):
         if hasattr(module, name):
             return getattr(module, name)
@@ -76,7 +76,7 @@ def sound(record: Record) -> tuple[Record, list[str]]:
     """Return the setting restricted to its valid samples, and descriptions of what is left out of its files."""
     faults = [f"samples.jsonl:{number}: {fault}" for number, fault in record.line_faults.items()]
     if record.config_fault:
-        faults.append(f"its configuration is not one ({record.config_fault})")
+        faults.append(f"its configuration is not valid ({record.config_fault})")
     fields = hook(record.kind, "FIELDS")
     wrong = {line["id"]: fault for line in record.covered if (fault := misfit(fields, line))} if fields else {}
     wrong |= {line["id"]: "no score" for line in record.covered if "score" not in line and record.scored}

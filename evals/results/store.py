@@ -108,7 +108,7 @@ class SampleStore:
         `NonFiniteError` if a number in it is not finite. After an error, the file is as before.
         """
         if line["id"] in self.lines:
-            raise ValueError(f"{self.path}: sample {line['id']} is there already")
+            raise ValueError(f"{self.path} already has sample {line['id']}")
         if self.of:
             line = {**line, "of": self.of}
         if isinstance(line.get("timing"), dict):

@@ -15,8 +15,8 @@ UNCHECKED = ("checksum", "config", "environment", "timing")
 def measured(lines: Sequence[Line], version: int = SCHEMA_VERSION) -> dict[str, Any]:
     """Compute the fields of a `Summary` of `version` from `lines`, at least one, each with a `score`.
 
-    Fields that not all lines have, such as those of other versions, are left out. The fidelity is the mean over the
-    lines that have it.
+    Fields that some lines lack, for example because another version wrote them, are left out. The fidelity is the mean
+    over the lines that have it.
     """
     scores = [line["score"] for line in lines]
     interval = _rounded(statistics.interval(scores), 2)
@@ -59,7 +59,7 @@ def sealed(summary: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def disagreements(summary: Mapping[str, Any], lines: Sequence[Line]) -> Iterator[str]:
-    """Yield a description of each field in which a summary disagrees with the lines that it covers."""
+    """Yield a description of each field of a summary that disagrees with the lines that the summary covers."""
     version = summary.get("schema_version", 1)
     try:
         recomputed = measured(lines, version)

@@ -1,6 +1,6 @@
 """The tails of fidelity: how far a setting is from the full cache in its worst tokens, and where in the answer.
 
-All of it follows from the lines: `kl_per_token`, `agreement` and the answers. Lines of older versions, without
+All values are computed from the lines: `kl_per_token`, `agreement` and the answers. Lines of older versions, without
 `kl_per_token`, have no value. The KL of each task, prompt length or kind is a column of an evaluation's KL table.
 """
 
@@ -24,9 +24,10 @@ HEADER = (
 
 CAPTION = (
     "KL from the full cache in nats, over all tokens of the full cache's answers that eviction can affect: mean, "
-    "median, 99th percentile, maximum, and means over the thirds of each answer. Changed tokens: where the most "
-    "probable token is another. With fidelity.tokens=N, tokens and thirds are those of its continuation. Equal "
-    "answers: generated texts that equal the full cache's, as an only token does that is predicted before eviction. "
+    "median, 99th percentile, maximum, and means over the thirds of each answer. Changed tokens: tokens whose most "
+    "probable token differs from the full cache's. With fidelity.tokens=N, tokens and thirds refer to the full cache's "
+    "continuation. Equal answers: generated texts that equal the full cache's text; an answer of one token can be "
+    "equal because it is predicted before eviction. "
     "The full cache in another batch shows the noise of kernels; KL of settings below 0.0001 is not resolved."
 )
 
@@ -66,7 +67,7 @@ def _tail(lines: Sequence[Line], prefix: str) -> list[str]:
 def thirds(answers: Sequence[np.ndarray]) -> list[float]:
     """Return the mean over the tokens in each third of the answers; NaN for a third without tokens.
 
-    Token i of n, from 0, is in third ⌊3 (i + ½) / n⌋: of one token, the middle.
+    Token i of n, from 0, is in third ⌊3 (i + ½) / n⌋. A single token is in the middle third.
     """
     places = np.concatenate([(3 * (np.arange(len(kl)) + 0.5) / len(kl)).astype(int) for kl in answers])
     tokens = np.concatenate(answers)
@@ -74,7 +75,7 @@ def thirds(answers: Sequence[np.ndarray]) -> list[float]:
 
 
 def _equal_answers(row: Row, full: Row | None) -> str:
-    """Return the percentage of samples with the same text as the full cache; the `NONE` sign without texts."""
+    """Return the percentage of samples with the same text as the full cache; `NONE` if the samples have no texts."""
     theirs = _answers(full) if full else {}
     pairs = [(answer, theirs[sample]) for sample, answer in _answers(row).items() if sample in theirs]
     return number(100 * fmean(mine == other for mine, other in pairs)) if pairs else NONE

@@ -26,13 +26,13 @@ def summary_problems(summary: Mapping[str, Any], samples: Mapping[str, Line]) ->
 def misplaced(
     summary: Mapping[str, Any], folder: str | None, place: Mapping[str, Any] | None, file_config: Any
 ) -> Iterator[str]:
-    """Yield a description of each name of the setting on which a summary, its path and its configuration disagree.
+    """Yield a description of each name of the setting that differs between the summary, its path and its configuration.
 
     `folder`: the path below runs; None if the folder is elsewhere. `place`: the names in this path; None if it does not
     name a setting.
     """
     if folder is not None and summary.get("folder", folder) != folder:
-        yield f"the summary is that of {summary['folder']}, not of this folder"
+        yield f"the summary belongs to {summary['folder']}, not to this folder"
     elif place is not None:
         for field in NAMED:
             if field in summary and summary[field] != place[field]:

@@ -31,7 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     config.check()
     for override in options.overrides:
         if not override.lstrip("+~").startswith("model"):
-            raise UserError(override.partition("=")[0], "leave it out", why="the samples depend on model alone")
+            raise UserError(override.partition("=")[0], "leave it out", why="the samples depend only on model")
     model = job(f"model={options.model}", *options.overrides).model
 
     from compresskv.models import load_tokenizer

@@ -1,6 +1,6 @@
-"""Common words: a numbered list in which ten words occur more often than the others, after an example.
+"""Common words: an example, then a numbered list. Ten words of the list occur more often than the other words.
 
-Its random calls are those of scripts/data/synthetic/common_words_extraction.py of NVIDIA/RULER c3f5e3b.
+It makes the same random calls as scripts/data/synthetic/common_words_extraction.py of NVIDIA/RULER c3f5e3b.
 """
 
 from collections.abc import Iterator, Sequence

@@ -58,7 +58,7 @@ class Request:
         return self.tokens(text) + self.task.max_new_tokens
 
     def too_short(self) -> UserError:
-        return UserError("eval.lengths", "choose a longer one", value=self.length, why="no prompt of the task fits")
+        return UserError("eval.lengths", "choose a larger length", value=self.length, why="no prompt of this task fits")
 
 
 @dataclass(frozen=True)
@@ -116,9 +116,10 @@ def filled(wording: str, context: str, outputs: list[str], **asked: Any) -> Text
 def most_units(
     request: Request, step: int, draw: Callable[[int], Text], extra: int = 0, highest: int | None = None
 ) -> int:
-    """Find how many units fit beside `extra` tokens, by bisection from `step` to `highest`; `step` if no number fits.
+    """Find how many units fit in addition to `extra` tokens, by bisection from `step` to `highest`; `step` if none
+    fits.
 
-    Without a `highest`, it is three times as many as the size of a text of `step` units suggests.
+    The default of `highest` is three times the number estimated from a text of `step` units.
     """
     if highest is None:
         per_unit = request.tokens(draw(step).whole) / step
@@ -144,7 +145,7 @@ def fitting(request: Request, units: int, step: int, draw: Callable[[int], Text]
             text = draw(units)
         except UserError:
             raise
-        except ValueError:  # too few units for the places to draw; RULER also tries again
+        except ValueError:  # too few units for the random places; RULER also tries again
             size = request.limit + 1
         else:
             size = request.size(text.whole)

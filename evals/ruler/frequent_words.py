@@ -1,6 +1,6 @@
-"""Frequent words: made-up words whose counts follow a zeta distribution. The answer is the three most frequent ones.
+"""Frequent words: made-up words whose counts follow a zeta distribution. The answer is the three most frequent words.
 
-Its random calls are those of scripts/data/synthetic/freq_words_extraction.py of NVIDIA/RULER c3f5e3b.
+It makes the same random calls as scripts/data/synthetic/freq_words_extraction.py of NVIDIA/RULER c3f5e3b.
 """
 
 import string

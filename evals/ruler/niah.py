@@ -1,6 +1,6 @@
 """Needles: keys and values hidden in repeated sentences, in essays, or among other needles.
 
-Its random calls are those of scripts/data/synthetic/niah.py of NVIDIA/RULER c3f5e3b.
+It makes the same random calls as scripts/data/synthetic/niah.py of NVIDIA/RULER c3f5e3b.
 """
 
 import uuid
@@ -31,7 +31,7 @@ def generate(
     values: int,
     queries: int,
 ) -> Iterator[Drawn]:
-    """Yield samples endlessly, with `keys` keys of `values` values each; each sample queries `queries` of the keys."""
+    """Yield samples endlessly, with `keys` keys of `values` values each; each sample asks for `queries` keys."""
     hidden = _Needles(request, Random(request.seed), haystack, key, value, max(keys, queries), values, queries)
     step = 500 if haystack == "essay" else 25 if request.length >= SHORT else 5
     units = most_units(request, step, hidden.text)

@@ -1,6 +1,6 @@
 """Question answering: the documents of a question among other documents, from SQuAD or HotpotQA.
 
-Its random calls are those of scripts/data/synthetic/qa.py of NVIDIA/RULER c3f5e3b.
+It makes the same random calls as scripts/data/synthetic/qa.py of NVIDIA/RULER c3f5e3b.
 """
 
 import json

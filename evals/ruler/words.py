@@ -27,10 +27,10 @@ MORE_SHA256 = "affcd6d45fdf3cc843d585c99c97ad615094e760e6c4756b654bab6c73bc2eca"
 
 
 class Joined(Sequence[str]):
-    """The sorted, distinct `<first>-<second>` of two lists, computed on demand: RULER's lists give six million.
+    """The sorted, distinct `<first>-<second>` of two lists, computed on demand: RULER's lists give six million strings.
 
-    Strings with the same first word are adjacent, so they form a block. If a first word with its hyphen begins another
-    one, as "old-" begins "old-fashioned-", both share a block.
+    Strings with the same first word are adjacent, so they form a block. If a first word with its hyphen is a prefix of
+    another one, as "old-" of "old-fashioned-", both share a block.
     """
 
     def __init__(self, first: Sequence[str], second: Sequence[str]) -> None:
@@ -93,17 +93,19 @@ def more_words(folder: Path | None, length: int) -> list[str]:
 def _more(path: Path) -> tuple[str, ...]:
     content = read_once(path, "eval.qa")
     if (digest := hashlib.sha256(content).hexdigest()) != MORE_SHA256:
-        raise UserError("eval.qa", "take it from NVIDIA/RULER with git lfs", value=path, why=f"its sha256 is {digest}")
+        raise UserError(
+            "eval.qa", "get the file from NVIDIA/RULER with git lfs", value=path, why=f"its sha256 is {digest}"
+        )
     return tuple(json.loads(content).values())
 
 
 def _listed(name: str) -> list[str]:
-    """Return the words in one of wonderwords' files. Raises `UserError` if the file is not that of `RELEASE`."""
+    """Return the words in one of wonderwords' files. Raises `UserError` if the file is not from `RELEASE`."""
     fix = f"run `pip install wonderwords=={RELEASE}`"
     try:
         content = package_files([f"wonderwords/assets/{name}"])[0].read_bytes()
     except (UserError, OSError) as error:
         raise UserError("eval.tasks", fix, why="RULER's words come from wonderwords, which is not installed") from error
     if hashlib.sha256(content).hexdigest() != SHA256[name]:
-        raise UserError("eval.tasks", fix, why=f"the {name} of the wonderwords that is installed has other words")
+        raise UserError("eval.tasks", fix, why=f"the {name} of the installed wonderwords has other words")
     return [line.rstrip() for line in content.decode().splitlines()]

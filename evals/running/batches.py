@@ -93,7 +93,7 @@ def batches(id: str, runs: Sequence[SettingRun]) -> Iterator[Batch]:
             job = run.job
             alike = (tuple(sample.ids.tolist()), sample.stopping, job.prefill_chunk, job.fidelity)
             key = (alike, job.eviction)
-            if job.budget is None:  # which evicts nothing while others decode
+            if job.budget is None:  # the full cache evicts nothing while other settings decode
                 key = next((one for one in by_tokens if one == (alike, one[1]) and one[1].once == job.eviction), key)
             by_tokens.setdefault(key, (sample, []))[1].append(run)
     for sample, sharing in by_tokens.values():
@@ -107,7 +107,8 @@ def batches(id: str, runs: Sequence[SettingRun]) -> Iterator[Batch]:
                 missing -= before
         for wanted in filter(None, (*cut_short, missing)):
             together = [run for run in sharing if run.key in wanted]
-            # The full cache's control needs a setting that evicts beside it, even if that has its line.
+            # The full cache's control needs an evicting setting in the batch, even if this setting already has its
+            # line.
             if together[0].job.fidelity and together[0].job.budget is None and sharing[0] not in together:
                 together.insert(0, sharing[0])
             yield sample, together
@@ -146,7 +147,7 @@ def refuse_another_prompt(store: SampleStore, sample: Sample) -> None:
     if known is not None and known != prompt_sha256(sample.ids):
         raise UserError(
             "paths.results",
-            "set it to another folder, or delete this one to run all of its samples again",
+            "set another folder, or delete this folder to run all its samples again",
             value=store.path,
             why=f"the prompt of sample {sample.id} has changed since it was finished, although its folder is the same",
         )
@@ -198,7 +199,7 @@ def run_batch(
         for run in batch:
             _fail(run, sample, failure)
         return
-    if failure:  # one setting failed: run each alone, so that the others succeed
+    if failure:  # one setting failed: run each setting alone, so that the other settings succeed
         for run in batch:
             others: list[SettingRun] = []
             if run.job.budget is None and len(batch) > 2:  # its control needs another setting
@@ -221,7 +222,7 @@ def run_batch(
                         fix = "set export.kept=false, or paths.results to another folder"
                         raise UserError("export.kept", fix, value=True, why=why)
                     export.write(model, run.store.folder, run.job, sample, generation, compressed, later=bool(known))
-                except UserError as error:  # of this setting; the others write their lines
+                except UserError as error:  # of this setting; the other settings write their lines
                     run.error = error
                     continue
             if not known:
@@ -233,7 +234,7 @@ def run_batch(
 def _fail(run: SettingRun, sample: Sample, failure: Exception) -> None:
     """Record why a run has no result for `sample`: in a line if other prompts may succeed, else as its `error`.
 
-    A run that has its result was only there for the others of its batch.
+    A run that already has a result was only decoded for the other runs of its batch, so nothing is recorded for it.
     """
     if not run.lacks(sample.id):
         return
@@ -244,7 +245,7 @@ def _fail(run: SettingRun, sample: Sample, failure: Exception) -> None:
 
 
 def no_answer(failure: Exception) -> bool:
-    """Return whether `failure` concerns only this prompt, so that others may succeed."""
+    """Return whether `failure` concerns only this prompt, so that other prompts may succeed."""
     return isinstance(failure, PromptError) or ran_out(failure)
 
 
@@ -293,7 +294,7 @@ def sample_line(
 
 
 def _rounded(value: float, digits: int) -> float:
-    """Round, without a negative zero: a KL divergence of nothing but rounding errors may be just below zero."""
+    """Round, without a negative zero: rounding errors can make a KL divergence of zero slightly negative."""
     return round(value, digits) + 0.0
 
 

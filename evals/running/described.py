@@ -39,10 +39,10 @@ CODE = (type, types.FunctionType, types.BuiltinFunctionType, types.MethodType, n
 def describe(value: Any, where: str = "method") -> Any:
     """Return a complete description of a method as JSON-compatible data: class names and field values.
 
-    Equal methods have equal descriptions in every process, and different methods different ones. Tensors and arrays are
-    described by their bytes, functions and classes by their import name, other objects by their class and attributes.
-    `where` names the value in messages. Raises `UserError` for values that cannot be described, such as a lambda or an
-    open file.
+    Equal methods have equal descriptions in every process, and different methods have different descriptions. Tensors
+    and arrays are described by their bytes, functions and classes by their import name, other objects by their class
+    and attributes. `where` names the value in messages. Raises `UserError` for values that cannot be described, such as
+    a lambda or an open file.
     """
     try:
         return _described(value, where, ())
@@ -61,7 +61,7 @@ def canonical(identity: Any, where: str) -> str:
         raise
     except (TypeError, ValueError, RecursionError) as error:  # such as keys that are not strings, or a cycle
         why = " ".join(str(error).split())
-        raise UserError(where, "use texts as keys", why=f"its identity cannot be written as JSON ({why})") from error
+        raise UserError(where, "use strings as keys", why=f"its identity cannot be written as JSON ({why})") from error
 
 
 def _described(value: Any, where: str, above: tuple[int, ...]) -> Any:
@@ -110,7 +110,7 @@ def _described(value: Any, where: str, above: tuple[int, ...]) -> Any:
 
 
 def _attributes(value: Any, state: Mapping[str, Any], part: Callable, known: Collection[str] = ()) -> dict[str, Any]:
-    """Describe the attributes in `state` except the `known` ones and cached properties."""
+    """Describe the attributes in `state` except the `known` attributes and cached properties."""
     return {
         name: part(f".{name}", inner)
         for name, inner in state.items()
@@ -124,8 +124,8 @@ def _state(value: Any, where: str, part: Callable) -> Any:
         reducer = copyreg.dispatch_table.get(type(value))
         made: Any = reducer(value) if reducer else value.__reduce_ex__(4)
     except Exception as error:  # the type depends on the class, such as a lock or a generator
-        raise _refused(where, f"a {type(value).__name__} has no lasting description") from error
-    if isinstance(made, str):  # a name in its module, such as that of a cached function
+        raise _refused(where, f"a {type(value).__name__} cannot be described") from error
+    if isinstance(made, str):  # a name in its module, such as the name of a cached function
         return _imported(value, str(getattr(value, "__module__", "builtins")), made, where)
     arguments, state, items, pairs = [*made[1:5], None, None, None][:4]
     if isinstance(state, tuple) and len(state) == 2 and isinstance(state[1], dict):  # a class with __slots__

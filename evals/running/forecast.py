@@ -93,7 +93,7 @@ def forecast(
 ) -> Forecast:
     """Forecast the memory of all `settings` for a prompt of `length` tokens and `room` new tokens.
 
-    `chunk` and `memory` are those of `generate`. With `fidelity`, the prompt stays in memory and the full cache decodes
+    `chunk` and `memory` are as in `generate`. With `fidelity`, the prompt stays in memory and the full cache decodes
     with each batch. With `contexts`, the prompt also stays, because its prefill is kept for the next question. With a
     `chunk`, the chunks of the last prompt of each of `sequences` token sequences are kept for the next prompt, as far
     as memory allows.

@@ -20,7 +20,7 @@ def build_method(model: LoadedModel, job: Job, task: Task | None = None) -> Evic
         raise UserError(
             "method",
             "use method=full",
-            why=f"{model.name} has sliding-window layers only, so there is nothing to evict",
+            why=f"all layers of {model.name} have sliding windows, so no layer can evict",
         )
     return build(job.method, context_of(model, job, task))
 
@@ -45,7 +45,8 @@ def context_of(model: LoadedModel, job: Job, task: Task | None = None) -> Contex
 
 
 def compressed_tokens(job: Job, sample: Sample) -> int:
-    """Return the number of tokens of a sample's prompt that the job compresses: all, or those before the question."""
+    """Return the number of tokens of a sample's prompt that the job compresses: all, or the tokens before the
+    question."""
     if not job.eviction.before_question:
         return sample.ids.numel()
     if not sample.context:

@@ -23,7 +23,8 @@ def record_of(entry: Entry) -> Record:
 def show(entries: Sequence[Entry], logger: Logger | None) -> None:
     """Print the outcome of every setting, then all results, and send the results to the `logger`.
 
-    Raises `UserError` if a setting failed or is incomplete. If all failed for one reason, this is all there is to say.
+    Raises `UserError` if a setting failed or is incomplete. If all settings failed for the same reason and nothing has
+    results, it raises this reason and prints nothing.
     """
     failures = [entry.note for entry in entries if entry.faulty]
     records = [record for entry in entries if entry.folder and (record := record_of(entry)).covered]

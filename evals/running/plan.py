@@ -33,7 +33,7 @@ from evals.running.methods import refuse_beyond_window, refuse_without_question
 from evals.running.tasks import setting_of
 
 COUNTED = 8
-"""Number of prompts per task whose tokens are counted; the mean length of the others is assumed to be the same."""
+"""Number of prompts per task whose tokens are counted; the other prompts are assumed to have the same mean length."""
 
 MEASURED = 4096
 """Maximum tokens of the timed prompt; the time of longer prompts is scaled with their number of operations."""
@@ -74,7 +74,7 @@ def plan(jobs: Sequence[Job]) -> None:
         of_model = [job for job in jobs if job.model == config]
         progress.say(f"{config.name}: loading")
         model = models.load(config)
-        progress.say(f"{config.name}: looking for what is missing")
+        progress.say(f"{config.name}: looking for missing samples")
         speeds: dict[tuple[Job, ...], Speed] = {}
         with progress.track(f"{config.name}: planning", works(model, of_model), "tasks") as missing:
             for work in missing:
@@ -171,7 +171,7 @@ def _seconds(work: Work, job: Job, ids: torch.Tensor, steps: int) -> float:
 
 
 def operations(model: LoadedModel, length: float) -> float:
-    """Return the floating-point operations of a prefill: two per weight and token, plus those of causal attention."""
+    """Return the floating-point operations of a prefill: two per weight and token, plus the causal attention."""
     config = model.model.config.get_text_config(decoder=True)
     weights = sum(parameter.numel() for parameter in model.model.get_decoder().layers.parameters())
     width = config.num_attention_heads * (
@@ -184,7 +184,8 @@ def table(rows: Sequence[tuple[Work, Forecast, float]]) -> Table:
     """Return a table with a row for each work and one for the total."""
     shown = Table(
         title="plan: nothing was run",
-        caption="hours on this device by one measured prompt, if every answer is as long as it may be; without loading"
+        caption="hours on this device, estimated from one measured prompt, with answers of the maximum length; without "
+        "loading"
         + (
             "; * may not fit: see memory and prefill_chunk" if any(not expected.fits for _, expected, _ in rows) else ""
         ),

@@ -20,7 +20,7 @@ def run(jobs: Sequence[Job]) -> None:
 
 
 def entries_of(jobs: Sequence[Job]) -> list[Entry]:
-    """Run all jobs and return the outcome of each setting. A job that fails does not stop the others."""
+    """Run all jobs and return the outcome of each setting. A job that fails does not stop the other jobs."""
     for checked in dict.fromkeys(job.logger for job in jobs if job.logger):
         checked.check()
     entries, logger = Entries(), jobs[0].logger

@@ -42,7 +42,8 @@ def run_task(
     progress: Progress,
     fail: Fail,
 ) -> list[Entry]:
-    """Run every job on its protocol's task. Return an entry if all samples were tried; other jobs go to `fail`."""
+    """Run every job on its protocol's task. Return an entry for each job whose samples were all tried; other jobs are
+    passed to `fail`."""
     runs: dict[Path, SettingRun] = {}
     finished: list[Entry] = []
     asked: set[Any] = set()
@@ -152,7 +153,8 @@ def setting_of(model: LoadedModel, job: Job, task: Task) -> tuple[Setting, Path]
 
 
 def open_store(model: LoadedModel, job: Job, task: Task, setting: Setting) -> SampleStore:
-    """Open the store of a setting's folder, and write the job's configuration to it if it has none."""
+    """Open the store of a setting's folder, and write the job's configuration to the folder if it has no
+    configuration."""
     folder, runs = setting_folder(model, job, task, setting), job.results / "runs"
     refuse_foreign(folder, about(model, job, task, setting), runs)
     store = SampleStore(folder, owner(folder, runs, model.fingerprint))

@@ -1,14 +1,16 @@
 """Find the smallest safe budget of each method: `python -m evals results certify`.
 
-A budget is certified where the mean loss against the full cache, paired by sample, is below a limit with the stated
-confidence, by the one-sided test of `evals.tables.equivalence`. The budgets of a method are tried from the largest
-down, each at the full level, until one fails. This fixed-sequence testing certifies a budget whose loss is not below
-the limit no more often than one test is wrong, whatever the losses (W. Maurer, L. Hothorn and W. Lehmacher,
-Biometrie in der chemisch-pharmazeutischen Industrie 6, 1995; for settings of a model, A. Angelopoulos et al., "Learn
-then Test", arXiv 2110.01052). Losses fall as the budget grows, so the order is a good one, and unlike with Holm's
-correction, further small budgets make no certificate harder. The confidence is that of each method by itself, and it is
-nominal: for skewed losses such as KL, one test is wrong more often than 1 − confidence. With 42 samples of a lognormal
-KL (σ = 1.5), it is wrong in 14 % of all draws at 95 % (docs/results.md).
+A budget is certified if the one-sided test of `evals.tables.equivalence` shows, with the stated confidence, that its
+mean loss against the full cache (paired by sample) is below a limit. The budgets of a method are tried from the largest
+down, each at the full level, until one fails. With this fixed-sequence testing, the probability of certifying a budget
+whose loss is not below the limit is at most the error rate of one test, for any losses (W. Maurer, L. Hothorn and W.
+Lehmacher, Biometrie in der chemisch-pharmazeutischen Industrie 6, 1995; for settings of a model, A. Angelopoulos et
+al., "Learn then Test", arXiv 2110.01052). Losses fall as the budget grows, so this order is suitable. Unlike with
+Holm's correction, testing further small budgets does not make any certificate harder to get.
+
+The confidence holds for each method separately. It is nominal: for skewed losses such as KL, one test is wrong more
+often than 1 − confidence. With 42 samples of a lognormal KL (σ = 1.5), it is wrong in 14 % of all draws at 95 %
+(docs/results.md).
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -28,8 +30,9 @@ from evals.tables.table import Metric, Row, Table, full_of
 class Tried:
     """A budget: its mean loss over `n` samples, and the upper `bound` of the loss at the nominal confidence.
 
-    `safe`: whether that certifies it. `needed`: samples that would, if mean and spread were as here; None where no
-    number would, and for a single sample, which shows no spread. `partial`: over a part of the samples.
+    `safe`: whether the budget is certified. `needed`: number of samples that would certify it with this mean and
+    spread; None if no number would, and for a single sample, which has no spread. `partial`: whether only a part of the
+    samples was used.
     """
 
     budget: Budget
@@ -63,7 +66,7 @@ class Certificate:
 
 
 def measured(table: Table) -> list[tuple[Row, Row | None]]:
-    """Return every compressed row, with the full cache that shares samples with it; None if none does."""
+    """Return every compressed row, with the full cache that shares samples with it, or None if no full cache does."""
     rows = [row for row in table.rows if table.overall in row.cells]
     fulls = [row for row in rows if row.budget is None]
     samples = {id(row): row.cells[table.overall].samples for row in rows}
@@ -75,7 +78,7 @@ def measured(table: Table) -> list[tuple[Row, Row | None]]:
 
 
 def unmeasured(table: Table) -> list[str]:
-    """Return a sentence with the settings that no certificate covers; empty if there are none."""
+    """Return a sentence with the settings that no certificate covers; empty if certificates cover all settings."""
     skipped = ", ".join(str(row.name) for row, full in measured(table) if full is None)
     left_out = f"{table.model}, {table.eval}: left out, since they share no samples with the full cache: {skipped}."
     return [left_out] if skipped else []
@@ -86,8 +89,8 @@ def certificates(
 ) -> Iterator[Certificate]:
     """Return a certificate for every method of a table that shares samples with the full cache.
 
-    `loss`: lost score, or added KL, that the mean loss has to be below, in the metric's unit. `method_of`: the name of
-    a row's method, which only rows share that differ in nothing but the budget.
+    `loss`: limit of the mean loss (lost score or added KL), in the metric's unit. `method_of`: returns the name of a
+    row's method. Rows may share a name only if they differ in nothing but the budget.
     """
     # A share of the tokens is neither larger nor smaller than a number of tokens, so each kind has its own certificate.
     methods: dict[tuple[str, str, Name, type], list[tuple[Row, Row]]] = {}

@@ -30,8 +30,8 @@ TESTS = (
 )
 
 NEEDED = (
-    f"n needed: samples with which one of the two tests decides with a probability of {100 * POWER:g} %, were mean and "
-    "spread as here."
+    f"n needed: number of samples with which one of the two tests decides with a probability of {100 * POWER:g} %, for "
+    "this mean and spread."
 )
 
 
@@ -40,8 +40,8 @@ class Question:
     """The comparisons to make: `pairs` of methods (first, second), or without pairs every method with `subject`.
 
     If `subject` is "", every method is compared with the best one of its budget. `finding` is the text of a difference
-    that is shown. `tested`: whether anything is compared. `margins`: by the field of a metric, the margin within which
-    two means are equivalent, in place of the metric's own.
+    that is shown. `tested`: whether anything is compared. `margins`: the margin within which two means are equivalent,
+    by the metric's field; default: the metric's margin.
     """
 
     subject: str = "CompressKV"
@@ -51,7 +51,7 @@ class Question:
     margins: Mapping[str, float] = field(default_factory=dict)
 
     def margin(self, metric: Metric) -> Margin | None:
-        """Return the margin of a metric, or None if it has none."""
+        """Return the margin of a metric; None if the metric has no margin."""
         return stated(metric, self.margins.get(metric.field))
 
     def family(self, metrics: Iterable[Metric], each: str = "model, evaluation, protocol and metric") -> str:
@@ -63,7 +63,7 @@ class Question:
         if self.pairs:
             compared = "of this table"
         elif not self.subject:  # the same data show which method is the best
-            compared = "of two methods of the same budget, of which those with the best method are shown"
+            compared = "of two methods of the same budget (shown: comparisons with the best method)"
         margins = {metric.field: margin.within for metric in metrics if (margin := self.margin(metric))}
         said = ", ".join(f"{within:g} ({field})" for field, within in margins.items())
         with_margins = f"Margin: {said}. " if said else ""
@@ -71,7 +71,7 @@ class Question:
 
 
 def stated(metric: Metric, within: float | None) -> Margin | None:
-    """Return the user's margin for a metric, or else its default; None if it has none."""
+    """Return the user's margin for a metric, or else its default margin; None if the metric has no margin."""
     within = metric.margin if within is None else within
     return None if within is None else Margin(within, metric.largest)
 
@@ -81,8 +81,8 @@ class Verdict:
     """`second` − `first` over the `n` samples that both have; both p-values are corrected for their family.
 
     `metric` and `column` name the compared values; `lower`: whether lower values are better. `margin`: the margin
-    within which the two would be equivalent, and `equivalence` its p-value; None without a margin. `needed`: number of
-    samples that would decide; None if none would, as for equal means without a margin. `partial`: whether either
+    within which the two would be equivalent; `equivalence`: its p-value; None without a margin. `needed`: number of
+    samples that would decide; None if no number would, as for equal means without a margin. `partial`: whether either
     setting has only a part of the samples.
     """
 
@@ -144,8 +144,8 @@ def verdicts(question: Question, table: Table) -> list[Verdict]:
     """Return the comparisons of a table.
 
     Rows with the same budget, protocol, variant and time of eviction are compared on the samples that both have. All
-    comparisons of one protocol are one family. If the data choose the method that is compared with the others, the
-    comparisons of all methods with each other count.
+    comparisons of one protocol are one family. If the data choose the method that is compared with the other methods,
+    all pairs of methods count as comparisons.
     """
     if not question.tested:
         return []
@@ -231,9 +231,10 @@ def _all_pairs(table: Table, column: str) -> Iterator[tuple[str, Row, Row]]:
 
 
 def subject_of(question: Question, table: Table) -> str:
-    """Return the method with which all methods of a table are compared; "" for a question without a subject.
+    """Return the method with which all methods of a table are compared; "" if the question has no subject.
 
-    This is the question's subject, or if that was not run, the first method of the largest budget with several rows.
+    This is the question's subject. If the subject was not run, it is the first method of the largest budget that has
+    several rows.
     """
     if not question.subject or any(row.name.method == question.subject for row in table.rows if row.budget is not None):
         return question.subject
@@ -268,9 +269,9 @@ def unpaired(table: Table) -> list[str]:
             others = sum(usual[task, sample[0]] != sample for task, sample in samples)
             if others:
                 notes.append(
-                    f"{table.model}, {row.name}: {others} of {len(samples)} samples have another prompt, or other "
-                    "weights of the model, than those of most rows under the same ids: they are compared with none of "
-                    "these."
+                    f"{table.model}, {row.name}: {others} of {len(samples)} samples have the id of samples in most "
+                    "other rows, but another prompt or other weights of the model. They are not compared with these "
+                    "rows."
                 )
     return notes
 
@@ -302,8 +303,10 @@ class Comparison:
 
     - `values`: by setting, the metric of each sample as a sequence for every task, in equal order.
     - `groups`: groups of settings that cannot be told apart.
-    - `left_out`: number of samples that have the same id in all settings but a different prompt or weights in some.
-    - `apart`: settings of the same tasks that are left out because most of their samples differ in this way.
+    - `left_out`: number of samples with the same id in all settings, but with a different prompt or weights in some
+    settings.
+    - `apart`: settings of the same tasks that are left out because most of their samples have a different prompt or
+    weights.
     - `margin`: the margin of equivalence, or None.
     """
 
@@ -341,7 +344,7 @@ def all_pairs(
 ) -> list[Comparison]:
     """Compare all settings that every task has: one comparison for each group of settings that can be compared.
 
-    `by_task` holds the values of samples by task and setting. Settings without some task are left out, because their
+    `by_task` holds the values of samples by task and setting. Settings that lack a task are left out, because their
     means would appear under a title that names all tasks.
     """
     first, *others = by_task.values()
@@ -386,8 +389,8 @@ def _comparison(
 
 
 def common(settings: Sequence[Mapping[Key, Any]]) -> tuple[list[Key], int]:
-    """Return the samples that all `settings` have, in the order of the first, and the number of ids that all have with
-    a different prompt or weights in some."""
+    """Return the samples that all `settings` have, in the order of the first setting. Also return the number of ids
+    that all settings have, but with a different prompt or weights in some settings."""
     first, *others = settings
     shared = [sample for sample in first if all(sample in other for other in others)]
     ids = [ids_of(setting) for setting in settings]
@@ -395,7 +398,7 @@ def common(settings: Sequence[Mapping[Key, Any]]) -> tuple[list[Key], int]:
 
 
 def ids_of(samples: Iterable[Key]) -> set[str]:
-    """Return the ids of samples."""
+    """Return the ids of the samples."""
     return {id for id, _ in samples}
 
 

@@ -1,19 +1,19 @@
 """Test whether a mean is below a limit or within a margin of 0. Equivalence and certified budgets use these tests.
 
-Differences between caches are skewed: most samples lose nothing, and a few lose much. A paired t-test then claims too
-much. So does a test of random signs, because values around a margin are not symmetric. Both find the mean of 42 values
-from a lognormal distribution (σ = 1) to be below itself in 14 % of all draws at the 5 % level. Where 2 % of all values
-are 100 and the others 0, they do so in 43 %. So `below` takes the largest of three p-values:
+Differences between caches are skewed: most samples lose nothing, and a few lose much. A paired t-test then rejects too
+often. A test of random signs also rejects too often, because values around a margin are not symmetric. With 42 values
+from a lognormal distribution (σ = 1), both reject the true mean in 14 % of all draws at the 5 % level. If 2 % of all
+values are 100 and the others 0, they reject it in 43 %. So `below` takes the largest of three p-values:
 
 - **Student:** the one-sided t-test.
 - **Hall:** the same after a transformation that removes the skewness of t (P. Hall, "On the removal of skewness by
   transformation", JRSS B 54, 1992; for one-sided bounds, X.-H. Zhou and S. Gao, The American Statistician 54, 2000).
-  The 14 % above become 9 %. A studentised bootstrap has the same error, and random draws.
-- **Unseen values:** the chance of seeing none of the rare values that would put the mean at the limit. If one sample in
-  50 loses all 100 points, the mean loses 2, and 42 samples miss it with a probability of 0.98^42 = 0.43. No valid test
-  of a bounded mean has a smaller p-value. For a metric without a largest value, no test is valid without assumptions
-  (R. Bahadur and L. Savage, Annals of Mathematical Statistics 27, 1956). Its tail is then taken to be as the samples
-  show it, and n samples never count for more than n tosses of a coin, 0.5^n.
+  The 14 % above become 9 %. A studentised bootstrap has the same error, and also depends on random draws.
+- **Unseen values:** the probability of missing all rare values, if these values raise the mean to the limit. If one
+sample in 50 loses all 100 points, the mean loses 2, and 42 samples miss it with a probability of 0.98^42 = 0.43. No
+valid test of a bounded mean has a smaller p-value. For a metric without a largest value, no test is valid without
+assumptions (R. Bahadur and L. Savage, Annals of Mathematical Statistics 27, 1956). The test then assumes that the
+samples show the tail of the distribution, but its p-value is never below 0.5^n for n samples.
 
 Hoeffding's bound and an empirical Bernstein bound need no assumption on bounded values, but too many samples: 15,000
 and 2,100 for a mean of 0 with a spread of 20 points to be below 2 points, where `below` needs 274.
@@ -40,7 +40,7 @@ Values = NDArray[np.float64]
 class Margin:
     """Means whose difference is less than `within`, in the metric's unit, are equivalent.
 
-    `largest`: the largest difference of two values of the metric; None where it has no limit.
+    `largest`: the largest difference of two values of the metric; None if it has no limit.
     """
 
     within: float
@@ -56,9 +56,9 @@ def checked_margin(option: str, value: float) -> float:
 
 @dataclass(frozen=True)
 class Moments:
-    """What the test needs of rows of n values: their means, standard deviations (over n) and skewness, [rows] each.
+    """What the test needs for rows of n values: their means, standard deviations (over n) and skewness, [rows] each.
 
-    `size`: the number of independent samples that the n values count for, which is less where they are weighted.
+    `size`: the number of independent samples that the n values count for; it is smaller than n for weighted values.
     """
 
     mean: Values
@@ -102,8 +102,8 @@ def p_below(sample: Moments, limit: float, largest: float | None) -> Values:
 def below(values: Values, limit: float, largest: float | None, size: float) -> Values:
     """Return p-values [rows] of the hypotheses that the mean of a row of `values` [rows, n] is `limit` or more.
 
-    `largest`: the largest possible value; None without a limit. `size`: how many independent samples the values
-    count for, where they are weighted. A single value shows no spread, and its p-value is 1.
+    `largest`: the largest possible value; None without a limit. `size`: how many independent samples the values count
+    for, if they are weighted. A single value has no spread, and its p-value is 1.
     """
     return np.ones(len(values)) if values.shape[1] < 2 else p_below(moments(values, limit, size), limit, largest)
 
@@ -118,7 +118,8 @@ def within(values: Values, margin: Margin, size: float) -> Values:
 
 
 def upper_bound(values: Values, largest: float | None, size: float, alpha: float) -> float:
-    """Return the smallest limit that `below` accepts at level `alpha` for `values` [n]; infinity if it accepts none."""
+    """Return the smallest limit that `below` accepts at level `alpha` for `values` [n]; infinity if it accepts no
+    limit."""
 
     def accepts(limit: float) -> bool:
         return bool(below(values[None], limit, largest, size)[0] < alpha)
@@ -136,11 +137,12 @@ def upper_bound(values: Values, largest: float | None, size: float, alpha: float
 def samples_below(
     values: Values, limit: float, largest: float | None, size: float, alpha: float, sides: int = 1
 ) -> list[int | None]:
-    """Return the samples with which `below` accepts each row's limit with probability `POWER`, at level `alpha`.
+    """Return the number of samples with which `below` accepts each row's limit with probability `POWER`, at level
+    `alpha`.
 
-    Found with the test itself, for the spread and skewness of `values` [rows, n] and a mean that comes out worse by
-    z(power) standard errors; z((1 + power) / 2) where both `sides` have to be shown. None where the mean is not below
-    the limit, where more than `MOST` samples would be needed, and for single values, which show no spread.
+    The number is found with the test itself, for the spread and skewness of `values` [rows, n] and a mean that is worse
+    by z(power) standard errors, or by z((1 + power) / 2) if both `sides` must be shown. None if the mean is not below
+    the limit, if more than `MOST` samples would be needed, and for single values, which have no spread.
     """
     if values.shape[1] < 2:
         return [None] * len(values)
@@ -163,6 +165,6 @@ def samples_below(
 
 
 def samples_within(values: Values, margin: Margin, size: float, alpha: float) -> list[int | None]:
-    """Return the samples with which `within` accepts each row's margin with probability `POWER` or more."""
+    """Return the number of samples with which `within` accepts each row's margin with probability `POWER` or more."""
     worse = np.where(values.mean(1) < 0, -1.0, 1.0)[:, None] * values
     return samples_below(worse, margin.within, margin.largest, size, alpha, sides=2)

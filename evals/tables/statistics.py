@@ -55,7 +55,8 @@ def interval(*strata: Sequence[float]) -> tuple[float, float] | None:
 
 
 def _bootstrapped(strata: Sequence[NDArray[np.float64]]) -> NDArray[np.float64] | None:
-    """Return bootstrap means [rows, RESAMPLES] of strata [rows, n of the stratum]; None if there is no interval."""
+    """Return bootstrap means [rows, RESAMPLES] of strata [rows, n of the stratum]; None if a stratum has too few
+    values."""
     if not strata or any(stratum.shape[1] < 2 for stratum in strata):
         return None
     means = np.zeros((len(strata[0]), RESAMPLES))
@@ -78,8 +79,8 @@ class Difference:
 
     `p`: two-sided permutation p-value, not corrected. `needed`: number of samples that would separate the two; None if
     the mean is 0. `equivalence`: p-value of the hypothesis that the mean is not within the margin
-    (`evals.tables.equivalence`), not corrected; 1 without a margin. `enough`: number of samples that would show that it
-    is; None if the mean is not within the margin.
+    (`evals.tables.equivalence`), not corrected; 1 without a margin. `enough`: number of samples that would show that
+    the mean is within the margin; None if it is not.
     """
 
     mean: float
@@ -92,14 +93,14 @@ class Difference:
 
     @property
     def deciding(self) -> int | None:
-        """The samples with which one of the two tests would decide; None if no number would."""
+        """Number of samples with which one of the two tests would decide; None if no number would."""
         return min((n for n in (self.needed, self.enough) if n is not None), default=None)
 
 
 def difference(
     first: Sequence[float], second: Sequence[float], comparisons: int = 1, margin: Margin | None = None
 ) -> Difference:
-    """Return `second` − `first`, with at least one value each in equal order; `comparisons`: number of comparisons."""
+    """Return `second` − `first`: equal numbers of values (at least one) in equal order; `comparisons`: their number."""
     return mean_difference([np.asarray(second, dtype=float) - np.asarray(first, dtype=float)], comparisons, margin)
 
 
@@ -116,17 +117,19 @@ def mean_difference(
 
 
 def weighted_values(strata: Sequence[NDArray[np.float64]]) -> NDArray[np.float64]:
-    """Return the values [rows, n] of strata [rows, n of the stratum], weighted: a row's mean is that over strata."""
+    """Return the values [rows, n] of strata [rows, n of the stratum], weighted so that a row's mean is the mean over
+    strata."""
     n = sum(stratum.shape[1] for stratum in strata)
     return np.concatenate([stratum * (n / (len(strata) * stratum.shape[1])) for stratum in strata], axis=1)
 
 
 def effective(lengths: Sequence[int]) -> float:
-    """Return how many samples of equal weight the strata of these lengths count for, where rare values may be missed.
+    """Return how many samples of equal weight the strata of these lengths count for in a test that may miss rare
+    values.
 
-    With rare values in a share p_t of each of k strata, n_t samples each miss all of them with a probability of
-    Π (1 − p_t)^n_t. By Jensen's inequality, this is at most (1 − mean p)^(k · min n). Kish's k² / Σ 1/n is more, and
-    does not bound it: the rare values may all be in the smallest stratum.
+    If a share p_t of each of k strata are rare values, n_t samples per stratum miss all rare values with probability
+    Π (1 − p_t)^n_t. By Jensen's inequality, this is at most (1 − mean p)^(k · min n). Kish's k² / Σ 1/n is larger and
+    does not give a bound: the rare values may all be in the smallest stratum.
     """
     return float(len(lengths) * min(lengths))
 
@@ -140,8 +143,8 @@ def all_differences(
     """Return the `mean_difference` of every couple (first, second) of indices of `settings`.
 
     Each setting has a sequence of values for each stratum, in equal order of the samples. Values that couples share,
-    such as bootstrap draws and sums of random signs, are computed once for each setting. `comparisons`: their number;
-    default: that of couples.
+    such as bootstrap draws and sums of random signs, are computed once for each setting. `comparisons`: number of
+    comparisons; default: the number of couples.
     """
     if not couples:
         return []
@@ -215,9 +218,9 @@ def _sampled(
     """Return the p-values of couples of rows of `settings` from random signs.
 
     All couples use the same signs, because the signed sum of a difference is the difference of two signed sums. If
-    `resamples` exceeds `FEWEST`, a couple stops when `ENOUGH` sums were at least as large as its own. A couple gets the
-    smallest p-value if by Hoeffding's bound, with 99 % probability, none of `resamples` sums will be as large as its
-    own.
+    `resamples` exceeds `FEWEST`, a couple stops when `ENOUGH` sums were at least as large as its own sum. A couple gets
+    the smallest p-value if, by Hoeffding's bound, all of `resamples` sums will be smaller than its own sum with 99 %
+    probability.
     """
     as_large, drawn = np.zeros(len(first)), np.zeros(len(first))
     totals, squares = np.zeros(len(first)), np.zeros(len(first))
@@ -266,11 +269,11 @@ def _signs(n: int) -> NDArray[np.int8]:
 
 
 def _samples_needed(differences: NDArray[np.float64], comparisons: int) -> list[int | None]:
-    """Return the samples with which a paired test detects each row's mean [rows, n] with probability `POWER`.
+    """Return the number of samples with which a paired test detects each row's mean [rows, n] with probability `POWER`.
 
     n = ((z(1 − α/2) + z(power)) · sd / mean)², normal approximation, at α = `ALPHA` / `comparisons`, the first level of
-    Holm's correction; with fewer than the smallest number returned, no p-value is below it. None for a mean that is 0
-    up to rounding, and for fewer than two differences.
+    Holm's correction; with fewer samples than the smallest number returned, no p-value is below α. None for a mean that
+    is 0 up to rounding, and for fewer than two differences.
     """
     if differences.shape[1] < 2:
         return [None] * len(differences)
@@ -288,8 +291,8 @@ def _samples_needed(differences: NDArray[np.float64], comparisons: int) -> list[
 def holm(p_values: Sequence[float], number: int | None = None) -> list[float]:
     """Correct p-values for their number (Holm 1979, step-down): the chance of any false difference stays below α.
 
-    `number`: that of all comparisons, if these were chosen from more by the same data. The others count as if they had
-    the largest p-values, so no corrected value is smaller than with all of them.
+    `number`: number of all comparisons, if the same data chose these comparisons from a larger set. The other
+    comparisons count as if they had the largest p-values, so no corrected p-value is smaller than with all comparisons.
     """
     number = len(p_values) if number is None else number
     corrected = [0.0] * len(p_values)
@@ -301,11 +304,12 @@ def holm(p_values: Sequence[float], number: int | None = None) -> list[float]:
 
 
 def groups(names: Sequence[Name], differing: AbstractSet[frozenset[Name]]) -> list[list[Name]]:
-    """Return the largest groups in which no two names differ, in the order of `names`; a name may be in several groups.
+    """Return the largest groups of names without a differing pair, in the order of `names`; a name may be in several
+    groups.
 
     `differing` holds the pairs that differ. This is the compact letter display of Piepho (2004): the cliques of the
-    graph of names that do not differ. If there are more than `MOST_GROUPS`, return a subset of them in which any two
-    names that do not differ share a group.
+    graph of names that do not differ. If there are more than `MOST_GROUPS` groups, return a subset: any two names that
+    do not differ still share a group.
     """
     import networkx
 
@@ -321,7 +325,7 @@ def groups(names: Sequence[Name], differing: AbstractSet[frozenset[Name]]) -> li
 
 
 def _covering(alike: Mapping[int, AbstractSet[int]]) -> list[set[int]]:
-    """Return cliques that cannot be extended, until any two that are `alike` share one; each is alike itself."""
+    """Return maximal cliques, until any two names that are `alike` share a clique; each name is alike itself."""
     covered: dict[int, set[int]] = {place: set() for place in alike}
     found = []
     for start, near in alike.items():

@@ -64,8 +64,9 @@ KNOWN = {metric.field: metric for metric in (SCORE, *FIDELITY)}
 class Cell:
     """The mean over tasks of the means of their samples, `strata`, with its 95 % interval.
 
-    - `of`, `counted`: number of samples that exist, and that are in this cell. If they differ, the cell is `partial`.
-    - `tasks`: number of tasks that the mean should cover; 0 for those that are here.
+    - `of`: number of existing samples; `counted`: number of samples in this cell. If they differ, the cell is
+    `partial`.
+    - `tasks`: number of tasks that the mean should cover; 0 for the tasks of this cell.
     - `published`, `source`: the paper's number, and its source.
     - `apart`: the reason why the paper's number cannot be compared with this one; "" if it can.
     """
@@ -108,7 +109,7 @@ class Cell:
         return {(task, id) for task, (id, _) in self.samples}
 
     def same_prompts(self, other: Cell) -> bool:
-        """Return whether all ids that both cells have are the same samples."""
+        """Return whether each id that both cells have is the same sample in both."""
         return len(self.samples & other.samples) == len(self.ids & other.ids)
 
     @property
@@ -150,10 +151,10 @@ class Row:
 
 
 def full_of(row: Row, fulls: Sequence[Row]) -> Row | None:
-    """The full cache that a row is measured against: of its protocol and its time of eviction.
+    """Return the full cache that a row is compared with: it has the row's protocol and time of eviction.
 
-    The full cache does not evict while decoding, so that of `prompt+decode` is that of `prompt`. Where there are
-    several, such as one for each dtype, it is that of its variant; None if none is.
+    The full cache does not evict while decoding, so `prompt+decode` rows use the full cache of `prompt`. If there are
+    several full caches, such as one for each dtype, the one with the row's variant is used; None if no full cache fits.
     """
     fitting = [full for full in fulls if (full.protocol, full.when) == (row.protocol, once(row.when))]
     alike = [full for full in fitting if full.name.variant == row.name.variant]
@@ -189,7 +190,7 @@ class Table:
 
     @property
     def overall(self) -> str:
-        """The column of the average over everything; the last column if there is no average."""
+        """The column of the average over everything; the last column if the table has no average."""
         return self.average if self.average in self.columns else self.columns[-1]
 
     @property
@@ -213,7 +214,7 @@ class Table:
         return len({row.when for row in self.rows}) > 1
 
     def label(self, row: Row) -> str:
-        """Return the name of a row without its budget, and without the time of eviction if that is a column."""
+        """Return the name of a row without its budget, and without the time of eviction if the time is a column."""
         return replace(row.name, when="prompt").label if self.has_whens else row.label
 
     @property
@@ -246,8 +247,8 @@ class Table:
         """Rank the means of a column: by index into `rows` (default: all), 1 for the best and 2 for the second mean.
 
         Rows with only part of the samples, or with different prompts than most rows, are not ranked. Rows are ranked
-        separately for each time of eviction and protocol. Means that are equal with `digits` (default: those of the
-        metric) share their rank. A single row is not ranked.
+        separately for each time of eviction and protocol. Means that are equal when rounded to `digits` (default: the
+        metric's digits) share their rank. A single row is not ranked.
         """
         if self.metric.better is None:
             return {}

@@ -22,7 +22,7 @@ NONE = "–"
 """Text for a missing value."""
 
 PARTIAL = "† partial: averaged over that number of samples, and never ranked."
-NO_INTERVAL = "A mean without an interval is over a single sample, or over tasks of which one has a single sample."
+NO_INTERVAL = "A mean without an interval is over a single sample, or one of its tasks has a single sample."
 
 Bounds = tuple[float, float] | None
 
@@ -94,7 +94,7 @@ def minus(text: str) -> str:
 
 
 def probability(p: float) -> str:
-    """Format a p-value; small ones are shown as "< 0.001" instead of 0."""
+    """Format a p-value; small p-values are shown as "< 0.001" instead of 0."""
     return "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
@@ -134,7 +134,7 @@ def numbers(found: Verdict) -> list[str]:
 
 
 def certificate(method: str, smallest: Tried | None, failed: Tried | None) -> list[str]:
-    """A method, its smallest safe budget with its loss, and what the first one that is not safe lacks."""
+    """Return a row: a method, its smallest safe budget with its loss, and why the next smaller budget is not safe."""
     lacking = "" if failed is None else f"{budget(failed.budget)} at n = {failed.n}: {_lacking(failed)}"
     if smallest is None:
         return [method, "none", NONE, NONE, NONE, lacking]
@@ -145,8 +145,8 @@ def certificate(method: str, smallest: Tried | None, failed: Tried | None) -> li
 def _lacking(failed: Tried) -> str:
     loss = f"its loss is {failed.loss:z.3g}"
     if failed.n < 2:
-        return f"{loss}, one sample shows no spread"
-    return f"{loss}, no number would do" if failed.needed is None else f"{loss}, about {failed.needed} would do"
+        return f"{loss}, and one sample has no spread"
+    return f"{loss}, more samples do not help" if failed.needed is None else f"{loss}, about {failed.needed} needed"
 
 
 def file_part(name: str) -> str:
@@ -157,11 +157,11 @@ def file_part(name: str) -> str:
 
 
 def left_out(faults: Sequence[str]) -> list[str]:
-    """Return a sentence that lists the faults because of which files are not shown; empty without faults."""
+    """Return a sentence that lists the faults of files that are left out; empty without faults."""
     if not faults:
         return []
     more = f", and {len(faults) - 5} more" if len(faults) > 5 else ""
-    return [f"Left out, since their files are not as a run leaves them: {'; '.join(faults[:5])}{more}."]
+    return [f"Left out, because their files are damaged or were changed: {'; '.join(faults[:5])}{more}."]
 
 
 def pivoted(rows: Sequence[tuple[Sequence[str], str, str]]) -> tuple[list[str], list[list[str]]]:

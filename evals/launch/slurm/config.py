@@ -37,8 +37,8 @@ class SlurmConfig:
     `time`: minutes. `groups_per_task`: number of groups of one model that an array task runs, loading the model once.
     `setup`: shell lines that run before each array task. `sbatch`: further options of sbatch by long name.
 
-    `requeues`: how often a task that runs out of time is queued again. `notice`: seconds before the end of its time at
-    which it is requeued. `poll`: seconds between checks of the queue.
+    `requeues`: how often a task that runs out of time is queued again. `notice`: a task is requeued this number of
+    seconds before its time limit. `poll`: seconds between checks of the queue.
 
     Every value in the job's script is a single line, so that it cannot add lines to the script.
     """

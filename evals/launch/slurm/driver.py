@@ -24,7 +24,7 @@ from evals.launch.slurm.submit import Submitted, require_slurm, submit
 
 @dataclass(frozen=True)
 class Slurm:
-    """Runs the groups of a sweep as array tasks; `settings` are those of `conf/hydra/launcher/slurm.yaml`."""
+    """Runs the groups of a sweep as array tasks; `settings` come from `conf/hydra/launcher/slurm.yaml`."""
 
     settings: Mapping[str, Any]
 

@@ -4,7 +4,7 @@ import subprocess
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
-GONE = "gone from the queue"
+GONE = "no longer in the queue"
 """State of a job that squeue no longer lists: SLURM forgets a finished job after its MinJobAge."""
 
 OVER = {GONE, "BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY"}

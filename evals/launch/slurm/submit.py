@@ -96,7 +96,7 @@ def bundles(groups: Sequence[Group], size: int) -> list[list[int]]:
 
 @contextmanager
 def _outside_of_jobs() -> Iterator[None]:
-    """Hide the job in which the driver itself may run; sbatch and srun would apply its settings to the new jobs."""
+    """Hide the driver's own SLURM job, if any: sbatch and srun would apply the settings of this job to the new jobs."""
     from submitit.helpers import clean_env
 
     cluster = {name: os.environ[name] for name in ("SLURM_CONF",) if name in os.environ}

@@ -33,7 +33,8 @@ class Point:
 class Line:
     """A line of a chart.
 
-    `level`: whether it is a horizontal line of a single value, such as the full cache's. `style` counts from 0.
+    `level`: whether it is a horizontal line of a single value, such as the score of the full cache. `style` counts from
+    0.
     """
 
     label: str

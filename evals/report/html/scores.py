@@ -26,7 +26,7 @@ LINES = 12
 """Maximum number of lines in a chart over budgets or layers; tables have all rows."""
 
 FIRST = 10
-"""Maximum number of comparisons shown first for a model and evaluation; the others can be unfolded."""
+"""Maximum number of comparisons shown first for a model and evaluation; you can unfold the other comparisons."""
 
 COMPARED_BY = (SCORE, KNOWN["kl"])
 """The metrics that have verdicts."""
@@ -39,9 +39,10 @@ COMPARED = 12
 class Board:
     """The content for one model and evaluation.
 
-    `columns`: columns of the table with their heads; the average is first, so that it is visible without scrolling.
-    `texts`: tables of texts, shown instead of `table`; `appendix`: those below it. `over`: charts over the columns, for
-    tables without budgets. `verdicts`, `closeness`: comparisons of scores and of KL, if it has any (`compared`).
+    `columns`: columns of the table with their heads. The average comes first, so that you see it without scrolling.
+    `texts`: tables of texts, shown instead of `table`; `appendix`: tables of texts below it. `over`: charts over the
+    columns, for tables without budgets. `verdicts`, `closeness`: comparisons of scores and of KL, if it has any
+    (`compared`).
     """
 
     kind: str
@@ -64,7 +65,7 @@ class Board:
 
     @property
     def first(self) -> Sequence[Verdict]:
-        """The comparisons shown first: differences over all samples, at most `FIRST`."""
+        """The comparisons shown first: differences over all samples, at most `FIRST` comparisons."""
         return [each for each in self.verdicts if each.outcome == "differs" and not each.partial][:FIRST]
 
     @property
@@ -110,7 +111,7 @@ def boards(tree: Tree, asked: Question = ALL) -> Iterator[Board]:
         compared = made < COMPARED
         made += 1
         subject = subject_of(ALL, score)
-        run_instead = f"{ALL.subject} was not run here: {subject} is compared with the others."
+        run_instead = f"{ALL.subject} was not run here: {subject} is compared with the other methods."
         other_subject = [] if subject == ALL.subject else [run_instead]
         yield Board(
             kind,
@@ -180,7 +181,7 @@ def sentence(verdict: Verdict) -> str:
     else:
         needed = f"; about {verdict.needed:,} samples would decide" if verdict.needed and bounds else ""
         pair = f"{verdict.first} and {verdict.second}"
-        said = f"neither a difference nor equivalence is shown between {pair} ({by}, {between}{p}, {n}{needed})"
+        said = f"the samples show neither a difference nor equivalence of {pair} ({by}, {between}{p}, {n}{needed})"
     return re.sub(r" ([=<]) | (%)", lambda sign: sign[0].replace(" ", "\u00a0"), f"{at}, {said}.")
 
 

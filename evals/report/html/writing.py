@@ -28,7 +28,7 @@ TEMPLATES = Path(__file__).parent
 
 
 def write(results: Path, out: Path, margins: Mapping[str, float] | None = None) -> Path:
-    """Write `out`/index.html for the tree `results` and return its path. `margins`: of equivalence, by metric.
+    """Write `out`/index.html for the tree `results` and return its path. `margins`: margins of equivalence by metric.
 
     Raises `UserError` if there is nothing to show, or if the page cannot be written.
     """
@@ -47,7 +47,7 @@ def page(results: Path, margins: Mapping[str, float] | None = None) -> str:
             "results",
             "run something first",
             value=results,
-            why="it has no results (no runs/ and no measurements)",
+            why="it has no results (runs/ and measurements are missing)",
         )
     asked = replace(ALL, margins=margins or {})
     boards = list(scores.boards(tree, asked))
