@@ -153,27 +153,6 @@ def test_rows_that_stop_early_leave_the_others_as_they_are(layout):
     assert len({len(each.tokens) for each in found}) > 1
 
 
-def test_fidelity_evicts_at_the_same_steps():
-    """Against each setting that reads the answer by itself, one token at a time."""
-    model, ids = tiny.model("llama"), tiny.prompt(PROMPT)
-    with attached(model):
-        generations = generate(model, ids, SETTINGS, NEW, reference=[], schedule=DECODING)
-        answer = generations[-1].tokens
-
-        def predicted(setting):
-            cache = LayerwiseCache(model.config, setting, PROMPT, schedule=DECODING)
-            with torch.no_grad():
-                steps = [model(ids[None], past_key_values=cache).logits[0, -1]]
-                for token in answer[:-1]:
-                    steps.append(model(torch.tensor([[token]]), past_key_values=cache).logits[0, -1])
-            return torch.stack(steps).log_softmax(-1)
-
-        full = predicted(FULL)
-        for setting, generation in zip(SETTINGS, generations, strict=True):
-            kl = (full.exp() * (full - predicted(setting))).sum(-1)[1:].tolist()
-            assert generation.fidelity.kl_per_token == pytest.approx(kl, rel=1e-4, abs=1e-4)
-
-
 def test_fidelity_goes_past_the_stop_tokens_of_the_answer():
     model, ids = tiny.model("llama"), tiny.prompt(PROMPT)
     with attached(model):
