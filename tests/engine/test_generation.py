@@ -176,22 +176,6 @@ def test_logits_equal_a_hand_masked_full_cache(setting):
     torch.testing.assert_close(torch.stack(logits), torch.stack(expected), atol=1e-4, rtol=1e-4)
 
 
-def test_rows_leave_when_they_stop():
-    model, ids = tiny.model("llama"), tiny.prompt(90)
-    settings = settings_for(4)
-    with attached(model):
-        free = generate(model, ids, settings, NEW)
-        # A stop token that some rows produce, at different steps.
-        candidates = {token for g in free for token in g.tokens[1:]}
-        stop = max(candidates, key=lambda t: len({g.tokens.index(t) if t in g.tokens else None for g in free}))
-        stopped = generate(model, ids, settings, Stopping(12, frozenset([stop])))
-    lengths = {len(g.tokens) for g in stopped}
-    assert len(lengths) > 1
-    for before, after in zip(free, stopped, strict=True):
-        end = before.tokens.index(stop) + 1 if stop in before.tokens else 12
-        assert after.tokens == before.tokens[:end]
-
-
 def test_first_tokens_are_never_stops_when_asked():
     model, ids = tiny.model("llama"), tiny.prompt(30)
     with attached(model):
