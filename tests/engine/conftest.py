@@ -17,24 +17,15 @@ LAYOUTS = {
 }
 
 
-EVERY_LAYOUT = ["sdpa", *LAYOUTS]
-
-
-@contextmanager
-def in_layout(layout):
-    """Yield the name of a backend that runs on the CPU: the CPU's backend, or one with the cache layout of a GPU."""
-    if layout == "sdpa":
+@pytest.fixture(params=["sdpa", *LAYOUTS])
+def layout(request):
+    """The name of a backend that runs on the CPU: the CPU's backend, or one with the cache layout of a GPU."""
+    if request.param == "sdpa":
         yield "sdpa"
         return
-    name = register("compresskv_test", LAYOUTS[layout]())
+    name = register("compresskv_test", LAYOUTS[request.param]())
     yield name
     forget(name)
-
-
-@pytest.fixture(params=EVERY_LAYOUT)
-def layout(request):
-    with in_layout(request.param) as name:
-        yield name
 
 
 @contextmanager

@@ -57,10 +57,7 @@ def prompt(on_gpu):
 
 
 def settings_of(methods):
-    settings = []
-    for name in METHODS:
-        settings += [Setting(methods[name], budget) for budget in BUDGETS]
-    return settings
+    return [Setting(methods[name], budget) for name in METHODS for budget in BUDGETS]
 
 
 def one_step(on_gpu, prompt, cache, rows):

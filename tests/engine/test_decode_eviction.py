@@ -21,7 +21,7 @@ from tests.support.methods_in_use import RAGGED, SNAPKV, STREAMING, compresskv
 from tests.support.naive_decoding import NaiveDecoding
 from tests.support.refusals import refused
 
-PROMPT, NEW = 90, Stopping(26)
+PROMPT, NEW = 90, Stopping(18)
 WHERE = context(PromptShape(layers=4, kv_heads=2, length=PROMPT, window=4), group=3)
 DECODING = EvictionSchedule("prompt+decode", 8)
 PROTECTED = EvictionSchedule("prompt+decode", 8, "prompt")
@@ -135,7 +135,7 @@ def test_budgets_are_exact_after_every_eviction(name, layout):
 
 def test_a_setting_that_never_reaches_its_budget_is_not_evicted(layout):
     model, ids = tiny.model("llama"), tiny.prompt(30)
-    settings = [Setting(SNAPKV, 80), Setting(STREAMING, 56), FULL, Setting(method("h2o", WHERE), 90)]
+    settings = [Setting(SNAPKV, 80), Setting(STREAMING, 48), FULL, Setting(method("h2o", WHERE), 90)]
     with attached(model, layout):
         evicting = generate(model, ids, settings, NEW, schedule=DECODING)
         assert [each.tokens for each in evicting] == [each.tokens for each in generate(model, ids, settings, NEW)]
@@ -145,33 +145,12 @@ def test_rows_that_stop_early_leave_the_others_as_they_are(layout):
     model, ids = tiny.model("llama"), tiny.prompt(PROMPT)
     with attached(model, layout):
         whole = generate(model, ids, SETTINGS, NEW, schedule=DECODING)
-        stops = frozenset({whole[0].tokens[11], whole[1].tokens[17]})
+        stops = frozenset({whole[0].tokens[11], whole[1].tokens[14]})
         found = generate(model, ids, SETTINGS, Stopping(NEW.max_new_tokens, stops), schedule=DECODING)
     for each, expected in zip(found, whole, strict=True):
         end = next((place + 1 for place, token in enumerate(expected.tokens) if token in stops), len(expected.tokens))
         assert each.tokens == expected.tokens[:end]
     assert len({len(each.tokens) for each in found}) > 1
-
-
-def test_fidelity_evicts_at_the_same_steps():
-    """Against each setting that reads the answer by itself, one token at a time."""
-    model, ids = tiny.model("llama"), tiny.prompt(PROMPT)
-    with attached(model):
-        generations = generate(model, ids, SETTINGS, NEW, reference=[], schedule=DECODING)
-        answer = generations[-1].tokens
-
-        def predicted(setting):
-            cache = LayerwiseCache(model.config, setting, PROMPT, schedule=DECODING)
-            with torch.no_grad():
-                steps = [model(ids[None], past_key_values=cache).logits[0, -1]]
-                for token in answer[:-1]:
-                    steps.append(model(torch.tensor([[token]]), past_key_values=cache).logits[0, -1])
-            return torch.stack(steps).log_softmax(-1)
-
-        full = predicted(FULL)
-        for setting, generation in zip(SETTINGS, generations, strict=True):
-            kl = (full.exp() * (full - predicted(setting))).sum(-1)[1:].tolist()
-            assert generation.fidelity.kl_per_token == pytest.approx(kl, rel=1e-4, abs=1e-4)
 
 
 def test_fidelity_goes_past_the_stop_tokens_of_the_answer():

@@ -16,45 +16,54 @@ from compresskv.engine.prefill import prefill
 from compresskv.engine.setting import FULL, Setting
 from compresskv.schedule import EvictionSchedule
 from tests.support import tiny
-from tests.support.methods_in_use import SNAPKV
+from tests.support.methods_in_use import SNAPKV, STREAMING
 
 REFERENCE = [5, 17, 40, 3]
 NEW = Stopping(10)
 
 
-def logits_given(model, ids, method, budget, tokens):
-    """The next logits after the prompt, and after each of `tokens` by itself: [tokens + 1, vocabulary]."""
-    with compressed(model, method, budget) as cache, torch.no_grad():
-        steps = [model(input_ids=ids[None], past_key_values=cache).logits[0, -1]]
-        for token in tokens:
-            steps.append(model(input_ids=torch.tensor([[token]]), past_key_values=cache).logits[0, -1])
-    return torch.stack(steps).float()
-
-
-@pytest.mark.parametrize("family", ["llama", "mistral-sliding", "qwen2-hybrid", "qwen3"])
-def test_it_equals_feeding_each_setting_by_itself(family):
+@pytest.mark.parametrize(
+    ("family", "context", "schedule"),
+    [
+        ("llama", None, EvictionSchedule()),
+        ("mistral-sliding", None, EvictionSchedule()),
+        ("qwen3", 77, EvictionSchedule()),
+        ("qwen2-hybrid", 77, EvictionSchedule()),
+        ("llama", None, EvictionSchedule("prompt+decode", 4)),
+    ],
+    ids=str,
+)
+def test_it_equals_feeding_each_setting_by_itself(family, context, schedule):
+    """It counts the answer, and not the question after a context."""
     model, ids = tiny.model(family), tiny.prompt(90)
-    settings = [Setting(SNAPKV, 20), FULL, Setting(SNAPKV, 200)]
+    settings = [Setting(STREAMING, 24), Setting(SNAPKV, 20), FULL, Setting(SNAPKV, 200)]
     with attached(model):
-        generations = generate(model, ids, settings, NEW, reference=REFERENCE)
-    answer = generations[1].tokens
-    full = logits_given(model, ids, "full", None, answer[:-1]).log_softmax(-1)
+        options = {"reference": REFERENCE, "context": context, "schedule": schedule}
+        generations = generate(model, ids, settings, NEW, **options)
+
+    def predicted(setting, tokens):
+        """Log-probabilities before each of `tokens`, which are fed one by one: [tokens, vocabulary]."""
+        length = context or len(ids)
+        given = {"when": schedule.when, "interval": schedule.interval}
+        with compressed(model, setting.method, setting.budget, **given) as cache, torch.no_grad():
+            parts = [ids[:length], *ids[length:, None], *torch.tensor(tokens[:-1])[:, None]]
+            steps = [model(input_ids=part[None], past_key_values=cache).logits[0, -1] for part in parts]
+        return torch.stack(steps[-len(tokens) :]).log_softmax(-1)
+
+    answer, first = generations[2].tokens, 1 if context is None else 0  # all settings predict the same after a prompt
+    full = predicted(FULL, answer)
     for setting, generation in zip(settings, generations, strict=True):
-        method = setting.method or "full"
-        other = logits_given(model, ids, method, setting.budget, answer[:-1]).log_softmax(-1)
-        kl = (full.exp() * (full - other)).sum(-1)[1:].tolist()
-        agreement = (full.argmax(-1) == other.argmax(-1))[1:].float().mean().item()
-        given = logits_given(model, ids, method, setting.budget, REFERENCE[:-1]).log_softmax(-1)
-        nll = -sum(given[step, token].item() for step, token in enumerate(REFERENCE)) / len(REFERENCE)
+        other = predicted(setting, answer)
+        kl = (full.exp() * (full - other)).sum(-1)[first:].tolist()
+        agreement = (full.argmax(-1) == other.argmax(-1))[first:].float().mean().item()
+        nll = -predicted(setting, REFERENCE)[range(len(REFERENCE)), REFERENCE].mean().item()
         assert generation.fidelity.kl_per_token == pytest.approx(kl, rel=1e-4, abs=1e-4)
         assert generation.fidelity.kl == pytest.approx(fmean(generation.fidelity.kl_per_token), abs=1e-12)
         assert generation.fidelity.agreement == pytest.approx(agreement)
         assert generation.fidelity.reference_nll == pytest.approx(nll, abs=1e-4)
     evicts = bool(generations[0].kept)  # a model of sliding windows alone has nothing to evict
-    assert (generations[0].fidelity.kl > 1e-4) == evicts
-    for whole in generations[1:]:
-        assert whole.fidelity.kl == pytest.approx(0, abs=1e-5)
-        assert whole.fidelity.agreement == 1
+    assert [generation.fidelity.kl > 1e-4 for generation in generations] == [evicts, evicts, False, False]
+    assert [generation.fidelity.agreement for generation in generations[2:]] == [1, 1]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

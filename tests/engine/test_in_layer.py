@@ -44,15 +44,14 @@ def test_the_public_api_works_with_generate_and_leaves_the_model_alone():
 @pytest.mark.parametrize("given_in", ["call", "config", "model"])
 def test_several_sequences_are_refused_by_the_name_of_their_argument(monkeypatch, name, given_in):
     model, ids = tiny.model("llama"), tiny.prompt(60)[None]
-    given = {"generation_config": GenerationConfig(max_new_tokens=2, do_sample=True, pad_token_id=0)}
-    if given_in == "call":
-        given[name] = 2
-    elif given_in == "config":
-        setattr(given["generation_config"], name, 2)
-    else:
+    config = GenerationConfig(max_new_tokens=2, do_sample=True, pad_token_id=0)  # beams alone would not be valid
+    given = {"generation_config": config, **({name: 2} if given_in == "call" else {})}
+    if given_in == "config":
+        setattr(config, name, 2)
+    elif given_in == "model":
         given = {}
-        monkeypatch.setattr(model.generation_config, "do_sample", True)  # alone it would not be a valid configuration
-        monkeypatch.setattr(model.generation_config, name, 2)
+        for setting, value in (("do_sample", True), (name, 2)):
+            monkeypatch.setattr(model.generation_config, setting, value)
     with refused(name, value=2), compressed(model, SNAPKV, 20, generation_config="honoured") as cache:
         model.generate(ids, attention_mask=MASK, **given, **{generate_argument(): cache})
     with compressed(model, SNAPKV, 20) as cache:

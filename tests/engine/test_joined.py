@@ -2,6 +2,7 @@
 
 import copy
 from functools import cache, reduce
+from itertools import chain
 
 import pytest
 import torch
@@ -28,32 +29,37 @@ PROMPTS = tuple(tiny.prompt(length, seed=length) for length in (90, 71, 120, 47)
 
 
 @torch.no_grad()
-def waiting(model, setting, prompts):
+def waiting(model, setting, prompts, *schedule):
     """The prompts, compressed, and the logits of their next tokens."""
-    caches = [WaitingCache(model.config, setting, ids.numel()) for ids in prompts]
+    caches = [WaitingCache(model.config, setting, ids.numel(), *schedule) for ids in prompts]
     logits = [forward_prompt(model, ids, cache, None) for ids, cache in zip(prompts, caches, strict=True)]
     return caches, torch.stack(logits)
 
 
-def evicting_bytes(caches, room):
+def allocation(caches, room):
     """What the prompts will allocate as one batch, counted one by one."""
-    return reduce(Allocation.with_one, caches, Allocation(room)).evicting
+    return reduce(Allocation.with_one, caches, Allocation(room))
 
 
 @torch.no_grad()
-def together(model, setting, prompts, room=NEW):
-    """`NEW` tokens of each prompt, decoded as one batch."""
-    caches, logits = waiting(model, setting, prompts)
-    expected = evicting_bytes(caches, room), sliding_bytes(caches, NEW - 1)
-    cache = join(caches, room)
-    assert caches == []
+def decoded(model, prompts, cache, logits, new):
+    """`new` tokens of each prompt, decoded as one batch."""
     tokens = [logits.argmax(-1)]
     positions = torch.tensor([ids.numel() for ids in prompts]).to(logits.device)
-    for step in range(NEW - 1):
+    for step in range(new - 1):
         tokens.append(forward_tokens(model, tokens[-1], cache, positions + step).argmax(-1))
+    return torch.stack(tokens, 1).tolist()
+
+
+def together(model, setting, prompts, room=NEW):
+    caches, logits = waiting(model, setting, prompts)
+    expected = allocation(caches, room).evicting, sliding_bytes(caches, NEW - 1)
+    cache = join(caches, room)
+    assert caches == []
+    tokens = decoded(model, prompts, cache, logits, NEW)
     if room == NEW:
         assert (cache.nbytes, cache.sliding_bytes) == expected
-    return torch.stack(tokens, 1).tolist()
+    return tokens
 
 
 @cache
@@ -88,19 +94,14 @@ def test_eviction_while_decoding(name, protect, layout):
     where = context(PromptShape(4, 2, 90, 4), group=3, observation=ObservationConfig(window=4, kernel=3))
     setting = FULL if name == "full" else Setting(method(name, where), 60)  # a prompt of 47 tokens is kept whole
     with attached(model, layout):
-        caches = [WaitingCache(model.config, setting, ids.numel(), schedule) for ids in PROMPTS]
-        logits = [forward_prompt(model, ids, cache, None) for ids, cache in zip(PROMPTS, caches, strict=True)]
-        allocation = reduce(Allocation.with_one, caches, Allocation(new))
-        room, expected = allocation.room, allocation.evicting
-        cache = join(caches, room)
-        tokens = [torch.stack(logits).argmax(-1)]
-        positions = torch.tensor([ids.numel() for ids in PROMPTS])
-        for step in range(new - 1):
-            tokens.append(forward_tokens(model, tokens[-1], cache, positions + step).argmax(-1))
+        caches, logits = waiting(model, setting, PROMPTS, schedule)
+        needed = allocation(caches, new)
+        cache = join(caches, needed.room)
+        tokens = decoded(model, PROMPTS, cache, logits, new)
         single = [generate_in_layer(model, ids, setting, Stopping(new), schedule=schedule) for ids in PROMPTS]
-    assert torch.stack(tokens, 1).tolist() == [each.tokens for each in single]
-    assert cache.nbytes == expected
-    assert room == (new if name == "full" else 60 - 47 + 5)
+    assert tokens == [each.tokens for each in single]
+    assert cache.nbytes == needed.evicting
+    assert needed.room == (new if name == "full" else 60 - 47 + 5)
     if name != "full":
         assert cache.eviction.evicted == {0, 1, 2, 3}
 
@@ -153,16 +154,13 @@ def test_no_more_than_a_layer_is_held_twice():
     prompts = [tiny.prompt(300 - place, seed=place) for place in range(6)]
     with attached(model):
         caches, _ = waiting(model, setting, prompts)
-        pool = evicting_bytes(caches, NEW)
+        pool = allocation(caches, NEW).evicting
         held = sum(cache.kept_bytes([[len(head) for head in layer] for layer in cache.kept]) for cache in caches)
-        seen = []
-        for cache in caches:
-            for source in cache.sources:
-                seen += [source.keys, source.values]
         with LiveBytesMode() as mode:
-            for tensor in seen:
-                mode.live.add(tensor)
-            del tensor, source, seen, cache
+            for source in chain.from_iterable(cache.sources for cache in caches):
+                mode.live.add(source.keys)
+                mode.live.add(source.values)
+            del source
             assert held <= mode.live.now() <= pool
             join(caches, NEW)
     assert mode.live.peak <= 1.05 * (pool + pool / 4)

@@ -127,6 +127,7 @@ def test_flash_attn_takes_ragged_rows_from_one_storage(head_dim):
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_a_decode_step_never_waits_for_the_gpu(backend):
     model, ids = copy.deepcopy(tiny.model("llama")).to("cuda", torch.bfloat16), tiny.prompt(90).cuda()
+    assert backend_fault(model, backend) is None  # the check at loading
     with attached(model, backend):
         prompt = prefill(model, ids, 4)
         cache = decode_cache(prompt, [prompt.kept(Setting(RAGGED, 40)), prompt.kept(Setting(SNAPKV, 20))], 8)
@@ -137,11 +138,6 @@ def test_a_decode_step_never_waits_for_the_gpu(backend):
             forward_tokens(model, tokens, cache, 91)
         finally:
             torch.cuda.set_sync_debug_mode("default")
-
-
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_the_check_at_loading_passes(backend):
-    assert backend_fault(copy.deepcopy(tiny.model("llama")).to("cuda", torch.bfloat16), backend) is None
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -1,7 +1,5 @@
 """The oracle: what transformers' own attention weights say of the answer, and where its scores may not go."""
 
-import copy
-
 import pytest
 import torch
 
@@ -23,6 +21,7 @@ from tests.methods.construction import context
 from tests.support import tiny
 from tests.support.jobs import job
 from tests.support.methods_in_use import SNAPKV, evicting_layers
+from tests.support.naive import attention_of
 from tests.support.refusals import refused
 
 WINDOW, BUDGET = 4, 20
@@ -33,15 +32,12 @@ NEW = Stopping(9)
 
 def expected(model, ids, answer, length):
     """Kept positions by transformers' eager attention: its weights on the compressed tokens, made to sum to 1."""
-    eager = copy.deepcopy(model)
-    eager.set_attn_implementation("eager")
     fed = torch.cat([ids, torch.tensor(answer[:-1], dtype=torch.int64)])
-    with torch.no_grad():
-        weights = eager(fed[None], output_attentions=True).attentions
+    weights = attention_of(model, fed)
     first = min(length, len(fed) - 1)  # without a later token, the last one of the prompt
     kept = []
     for layer in evicting_layers(model):
-        rows = weights[layer][0, :, first:, :length]
+        rows = weights[layer][:, first:, :length]
         scores = (rows / rows.sum(-1, keepdim=True)).unflatten(0, (2, -1)).mean((1, 2))
         best = scores[:, : length - WINDOW].topk(BUDGET - WINDOW).indices.sort().values.tolist()
         kept.append([head + list(range(length - WINDOW, length)) for head in best])

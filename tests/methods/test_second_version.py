@@ -139,23 +139,6 @@ def test_hand_tables(name: str, rules: str, chosen: str) -> None:
         assert list(winners(scores[layer], budget - prompt.window)) == won
 
 
-def test_the_prompts_attend_by_their_weights() -> None:
-    """Which follow a formula, and with rolled keys too."""
-    weights = [[PROMPTS["F2"].weight(0, 0, 0, token) for token in range(8)]]
-    weights += [[PROMPTS[name].weight(1, 5, 1, token) for token in range(8)] for name in ("F1", "F3")]
-    assert weights == [
-        [1, 12, 14, 7, 22, 28, 25, 13],
-        [3, 8, 19, 13, 13, 19, 8, 3],
-        [6, 17, 21, 18, 8, 22, 29, 29],
-    ]
-    for prompt in PROMPTS.values():
-        attention = prompt.prefill(1).window_attention(prompt.window)
-        for head in range(prompt.q_heads):
-            seen = prompt.length - prompt.window + 1
-            row = torch.tensor([float(prompt.weight(1, head, 0, token)) for token in range(seen)])
-            torch.testing.assert_close(attention[head, 0, :seen], row / row.sum())
-
-
 def test_headkv_real_capacities() -> None:
     """Before rounding, strided, of 29 parts."""
     prompt = PROMPTS["F1"]
