@@ -112,6 +112,21 @@ def given(override: str, *overrides: str) -> dict[str, Any]:
     return changed(base(*overrides), tuple(name.split(".")), yaml.safe_load(value))
 
 
+TESTED: set[tuple[Any, ...]] = set()
+"""Settings of other options, by their place and by what is built there."""
+
+
+def known_already(config: Mapping[str, Any], path: tuple[str, ...]) -> bool:
+    """Whether the setting is one of another option that was tested; `_target_` is one everywhere."""
+    nodes = [config]
+    for key in path[:-1]:
+        nodes.append(nodes[-1][key])
+    place = (path, *(node.get("_target_") for node in nodes))
+    known = place in TESTED
+    TESTED.add(place)
+    return known
+
+
 @pytest.mark.parametrize(("option", "node"), [*options(), ("", "")])
 def test_every_value_of_every_setting_is_taken_or_refused_in_a_sentence(option, node):
     config = base(*filter(None, [option]), *NEEDED.get(option, []))
@@ -119,7 +134,7 @@ def test_every_value_of_every_setting_is_taken_or_refused_in_a_sentence(option, 
     for path in leaves(config):
         of_node = ".".join(path).startswith(node) if node else path[0] not in GROUPS
         # Those of model.evals are defaults of evaluations, checked where they are used.
-        if of_node and path[:2] != ("model", "evals"):
+        if of_node and path[:2] != ("model", "evals") and not known_already(config, path):
             assert_taken_or_refused(lambda value, path=path: job_from(changed(config, path, value)), path)
 
 
