@@ -2,6 +2,7 @@
 
 import json
 import subprocess
+import sys
 
 import pytest
 
@@ -10,9 +11,9 @@ from compresskv.folders import CONF
 from compresskv.methods import MethodConfig, named_method, refuse_mismatch
 from evals.compose import job_from, jobs_from
 from evals.launch.groups import sweep_jobs
-from tests.support.command import ROOT, arguments
+from tests.support.command import ROOT, run_process
 from tests.support.jobs import composed
-from tests.support.refusals import refused
+from tests.support.refusals import assert_refused, refused
 
 
 def mistakes(*lines):
@@ -46,18 +47,38 @@ def test_all_mistakes_are_told_at_once_and_each_once(tmp_path):
     ]
 
 
-@pytest.mark.parametrize(
-    "command",
-    [["budget=8"], ["+method.scorer.foo=1"], ["-m", "budget=8,9"], ["-m", "budget=9", "eval.haystack=/nowhere"]],
-)
-def test_a_mistake_is_answered_without_torch(command):
-    flags = [word for word in command if word.startswith("-")]
-    words = [*arguments(*flags, "method=snapkv", "model.path=/nowhere"), *command[len(flags) :]]
-    done = subprocess.run([words[0], "-X", "importtime", *words[1:]], capture_output=True, text=True, cwd=ROOT)
+WITHOUT_TORCH = """
+import json, sys
+from tests.support.command import run
+for words, code, shown in json.loads(sys.argv[1]):
+    done = run(*words)
+    said = done.stdout + done.stderr
+    assert done.returncode == code, (words, said)
+    assert shown in said, (words, said)
+    assert said.count("error: ") == code, (words, said)
+    assert "torch" not in sys.modules, words
+"""
+
+
+def test_mistakes_and_helps_are_answered_without_torch():
+    nowhere = ["method=snapkv", "model.path=/nowhere"]
+    commands = [
+        (["--help"], 0, "budget=256"),
+        (["--cfg", "job"], 0, "budget: 256"),
+        ([*nowhere, "budget=8"], 1, "budget"),
+        ([*nowhere, "+method.scorer.foo=1"], 1, "method.scorer.foo"),
+        (["-m", *nowhere, "budget=8,9"], 1, "budget"),
+        (["-m", *nowhere, "budget=9", "eval.haystack=/nowhere"], 1, "eval.haystack"),
+    ]
+    code = [sys.executable, "-c", WITHOUT_TORCH, json.dumps(commands)]
+    done = subprocess.run(code, capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_process_ends_with_the_code_of_a_mistake():
+    done = run_process("budget=0")
     assert done.returncode == 1
-    said = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
-    assert len(said) == 1
-    assert "torch" not in done.stderr.replace("pytorch", "")
+    assert_refused(done, "budget")
 
 
 @pytest.mark.parametrize(

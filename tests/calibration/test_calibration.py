@@ -13,7 +13,6 @@ from evals.calibration import held_out
 from evals.calibration.detection import needles
 from evals.calibration.held_out import HeldOutCalibration
 from evals.longbench.tasks import ENGLISH
-from evals.running import loading
 from tests.support.calibrations import record
 from tests.support.command import run
 from tests.support.jobs import job
@@ -32,8 +31,6 @@ def calibrated(tmp_path_factory):
     few = [needle for needle in needles() if needle.name in ("beijing", "older")]
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(held_out, "needles", lambda: few)
-        patched.setattr(loading._Last, "kept", True)  # the second run uses the model of the first
-        patched.setattr(loading._Last, "model", None)
         for _ in range(2):
             done = run(*SHORT, f"eval.output={folder}", f"paths.results={folder / 'results'}")
             assert done.returncode == 0, done.stderr
@@ -61,7 +58,7 @@ def test_it_resumes(calibrated):
 
 
 @pytest.mark.slow
-def test_layer_errors_on_longbench(checkpoint, tmp_path):
+def test_layer_errors_on_longbench(tiny, tmp_path):
     data = tmp_path / "data"
     data.mkdir()
     row = {
@@ -73,11 +70,8 @@ def test_layer_errors_on_longbench(checkpoint, tmp_path):
     }
     for task in ENGLISH:
         (data / f"{task}.jsonl").write_text(json.dumps(row) + "\n")
-    command = (
-        "eval=calibrate", "eval.source=longbench", f"eval.data={data}", "eval.max_length=700",
-        f"model.path={checkpoint}", "model.dtype=float32", "model.device=cpu",
-        f"eval.output={tmp_path}", f"paths.results={tmp_path}",
-    )  # fmt: skip
+    of_eval = ["eval=calibrate", "eval.source=longbench", f"eval.data={data}", "eval.max_length=700"]
+    command = (*of_eval, *tiny, f"eval.output={tmp_path}")
     assert_refused(run(*command), "calibration")
     heads = record(3, 6, model="tiny-llama", heads=2, layer_scores=[0.2, 0.3, 0.5])
     (tmp_path / "tiny-llama.held_out.json").write_text(json.dumps(heads))
@@ -90,11 +84,9 @@ def test_layer_errors_on_longbench(checkpoint, tmp_path):
     assert made.layer_scores != (0.2, 0.3, 0.5)
 
 
-def test_too_few_answers_are_an_error(checkpoint, tmp_path):
-    done = run(
-        "eval=calibrate", f"model.path={checkpoint}", "model.dtype=float32", "model.device=cpu", "eval.lengths=[200]",
-        "eval.depths=1", f"eval.output={tmp_path}", f"paths.results={tmp_path}",
-    )  # fmt: skip
+def test_too_few_answers_are_an_error(tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr(held_out, "needles", lambda: needles()[:2])
+    done = run("eval=calibrate", *tiny, "eval.lengths=[200]", "eval.depths=1", f"eval.output={tmp_path}")
     assert done.returncode != 0
     assert_refused(done, "eval.minimum_accepted")
     assert not list(tmp_path.glob("*.json"))

@@ -32,9 +32,8 @@ def masked(*overrides):
 
 
 @pytest.fixture
-def command(checkpoint, tmp_path, calibration_file):
-    model = [f"model.path={checkpoint}", "model.dtype=float32", "model.device=cpu", f"calibration={calibration_file}"]
-    return ["eval=head_masking", *GRID, *model, f"paths.results={tmp_path / 'out'}", "method=full"]
+def command(tiny, calibration_file):
+    return ["eval=head_masking", *GRID, *tiny, f"calibration={calibration_file}", "method=full"]
 
 
 def test_heads_are_ranked_over_all_layers():

@@ -25,17 +25,8 @@ def data(tmp_path):
 
 
 @pytest.fixture
-def command(data, checkpoint, tmp_path):
-    return [
-        "eval=jsonl",
-        f"eval.data={data}",
-        "eval.metric=qa_f1",
-        "eval.max_new_tokens=6",
-        f"model.path={checkpoint}",
-        "model.dtype=float32",
-        "model.device=cpu",
-        f"paths.results={tmp_path / 'out'}",
-    ]
+def command(data, tiny):
+    return ["eval=jsonl", f"eval.data={data}", "eval.metric=qa_f1", "eval.max_new_tokens=6", *tiny]
 
 
 def task_of(model, *overrides):

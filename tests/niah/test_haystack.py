@@ -166,8 +166,10 @@ def test_several_haystacks(tmp_path):
     assert essays(both) == essays(",".join(both)) == essays(f"{both[0]}, {both[1]}") == ["one", "two"]
     with_comma = write(tmp_path / "a,b.txt", "comma")
     assert locations(str(with_comma)) == (str(with_comma),)
-    with refused("eval.haystack"):
-        essays([both[0], both[0]])
+    (tmp_path / "empty").mkdir()
+    for refused_for in ([both[0], both[0]], str(tmp_path / "empty")):
+        with refused("eval.haystack"):
+            essays(refused_for)
 
 
 @pytest.mark.parametrize(

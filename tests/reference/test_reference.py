@@ -78,7 +78,6 @@ def test_a_run_of_two_parts_from_prompts_to_what_is_committed(tmp_path, checkpoi
         "longbench": ["eval=longbench eval.tasks=[qasper] method=snapkv budget=32 fidelity=true"],
     }
     monkeypatch.setattr("evals.reference.__main__.SWEEPS", lines)
-    monkeypatch.setattr("evals.reference.__main__.SWEEPS", lines)
     places = (tmp_path / "full", tmp_path / "small")
     tiny = [f"model.path={checkpoint}", "model.dtype=float32", "model.device=cpu"]
     run_and_export(["needles", "longbench"], str(tmp_path / "data"), *places, tiny)

@@ -127,15 +127,8 @@ def test_more_samples_than_questions_are_refused(questions_folder):
         job(*chosen, "eval.samples=31").eval.check()
 
 
-def test_a_wider_run_extends_a_narrower_one(checkpoint, tmp_path):
-    command = [
-        "eval=ruler",
-        "eval.tasks=[niah_multikey_2,fwe]",
-        f"model.path={checkpoint}",
-        "model.dtype=float32",
-        "model.device=cpu",
-        f"paths.results={tmp_path / 'out'}",
-    ]
+def test_a_wider_run_extends_a_narrower_one(tiny, tmp_path):
+    command = ["eval=ruler", "eval.tasks=[niah_multikey_2,fwe]", *tiny]
     first = run(*command, "eval.lengths=[500]", "eval.samples=1", "method=full", env={"COLUMNS": "160"})
     assert first.returncode == 0, first.stderr
     before = content(tmp_path)
@@ -202,15 +195,5 @@ def test_the_command_prints_lines_of_any_model(checkpoint, questions_folder, cap
     assert list(lines[0]) == ["index", "input", "outputs", "length", "length_w_model_temp", "answer_prefix"]
 
 
-def test_a_failed_task_is_named(checkpoint, tmp_path):
-    done = run(
-        "eval=ruler",
-        "eval.tasks=[vt]",
-        "eval.lengths=[200]",
-        "method=full",
-        f"model.path={checkpoint}",
-        "model.dtype=float32",
-        "model.device=cpu",
-        f"paths.results={tmp_path / 'out'}",
-    )
-    assert_refused(done, "eval.lengths")
+def test_a_failed_task_is_named(tiny):
+    assert_refused(run("eval=ruler", "eval.tasks=[vt]", "eval.lengths=[200]", "method=full", *tiny), "eval.lengths")
