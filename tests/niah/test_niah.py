@@ -6,6 +6,7 @@ import pytest
 
 from compresskv.protocol import EvaluationProtocol
 from evals.haystack import sentence_end
+from evals.metrics.rouge1 import rouge1_recall
 from evals.niah.config import Niah
 from evals.niah.evaluation import NiahTask, keyword_overlap
 from evals.niah.needles import needles

@@ -2,7 +2,6 @@
 
 import json
 
-import pandas as pd
 import pytest
 
 from compresskv.calibration import FOLDER
@@ -10,13 +9,13 @@ from compresskv.methods import method_config
 from evals.experiments import ITEMS
 from evals.reference.export import export_setting
 from evals.report import selection
-from evals.report.artefacts import page_of, write
+from evals.report.artefacts import page_of
 from evals.report.latex import appendix, latex
 from evals.report.markdown import markdown
 from evals.report.selection import settings_of
 from evals.results.record import records
 from tests.support.refusals import refused
-from tests.support.trees import cells, line, nodes, scored, setting
+from tests.support.trees import cells, line, longbench_task, nodes, scored, setting
 
 OBSERVATION = {"window": 8, "kernel": 5, "pooling": "average"}
 
@@ -67,19 +66,20 @@ def test_every_item_renders_complete_and_partial_results_of_two_models(experimen
 def test_settings_are_chosen_by_what_an_experiment_sweeps(tmp_path):
     for source, digest in {"held_out": "aaaa1111", "published": "bbbb2222"}.items():
         place = {"digest": digest, "of_config": {"calibration": source, "observation": OBSERVATION}}
-        setting(tmp_path, cells([10, 20]), "compresskv", **place, experiment="calibration_leakage")
+        longbench_task(tmp_path, "qasper", "compresskv", experiment="calibration_leakage", **place)
     assert list(rows(page_of("calibration_leakage", tmp_path))) == ["CompressKV, calibration held_out"]
     # What `auto` takes under the corrected protocol is held out.
     auto, of_config = tmp_path / "auto", {"of_config": {"calibration": "auto"}}
-    scored(auto, {"compresskv": [10, 20]}, "calibration_leakage", **of_config)
+    longbench_task(auto, "qasper", "compresskv", experiment="calibration_leakage", **of_config)
     assert list(rows(page_of("calibration_leakage", auto))) == ["CompressKV, calibration held_out"]
 
 
 def test_windows_are_rows_that_are_compared_with_the_papers(tmp_path):
     for window, score in {8: 50.0, 16: 60.0, 12: 70.0}.items():
         config = {"observation": OBSERVATION | {"window": window}}
-        scores = dict.fromkeys(("snapkv", "compresskv-uniform"), [score] * 4)
-        scored(tmp_path, scores, "window_pooling", digest=f"abcd{window:04}", of_config=config)
+        place = {"digest": f"abcd{window:04}", "of_config": config, "experiment": "window_pooling"}
+        for method in ("snapkv", "compresskv-uniform"):
+            longbench_task(tmp_path, "qasper", method, [score] * 4, **place)
     page = page_of("window_pooling", tmp_path)
     assert set(rows(page)) == {
         f"{method}, window {window}, average pooling"
@@ -90,7 +90,9 @@ def test_windows_are_rows_that_are_compared_with_the_papers(tmp_path):
     assert ("SnapKV, window 8, average pooling", "SnapKV, window 16, average pooling") in compared
     assert ("SnapKV, window 16, average pooling", "SnapKV + semantic heads, window 16, average pooling") in compared
     # Elsewhere, only the experiment's own observation is shown.
-    elsewhere = {name: row.cells["average"].mean for name, row in rows(page_of("table3_components", tmp_path)).items()}
+    elsewhere = {
+        name: row.cells["average of 16"].mean for name, row in rows(page_of("table3_components", tmp_path)).items()
+    }
     assert elsewhere == {"SnapKV": 50.0, "SnapKV + semantic heads": 50.0}
 
 
@@ -99,12 +101,14 @@ def test_calibrated_heads_are_found_as_the_number_they_are(tmp_path):
     node = nodes("table3_components")["compresskv-uniform"]
     built = {"EvictionMethod": {"scorer": {"SemanticHeadScorer": {"heads": [[7], [3]]}}}}
     place = {"model": "smollm2-135m", "node": node, "method_in_full": built}
-    scored(tmp_path, {"compresskv-uniform": [10, 20]}, "table3_components", **place)
+    longbench_task(tmp_path, "qasper", "compresskv-uniform", experiment="table3_components", **place)
     assert list(rows(page_of("table2_heads", tmp_path))) == ["top-1 heads"]
     set_to_one = {**node, "scorer": {**node["scorer"], "heads": 1}}
     other = tmp_path / "other"
     protocol = {"of_config": {"calibration": "auto", "protocol": {"name": "corrected"}}}
-    scored(other, {"compresskv-uniform": [10, 20]}, "table2_heads", **{**place, **protocol, "node": set_to_one})
+    longbench_task(
+        other, "qasper", "compresskv-uniform", experiment="table2_heads", **{**place, **protocol, "node": set_to_one}
+    )
     assert list(rows(page_of("table2_heads", other))) == ["top-1 heads"]
 
 
@@ -141,8 +145,8 @@ def test_every_number_of_heads_that_was_asked_for_is_a_row(tmp_path):
     for digest, heads in {"aaaa1111": 7, "bbbb2222": None, "cccc3333": 3, "dddd4444": 16}.items():
         of_scorer = {**node, "scorer": {**node["scorer"], "heads": heads}}
         place = {"model": "smollm2-135m", "node": of_scorer, "digest": digest, "of_config": of_config}
-        scored(tmp_path, {"compresskv-uniform": [10, 20]}, "table2_heads", **place)
-    scored(tmp_path, {"compresskv": [10, 20]}, "table3_components", model="smollm2-135m")
+        longbench_task(tmp_path, "qasper", "compresskv-uniform", experiment="table2_heads", **place)
+    longbench_task(tmp_path, "qasper", "compresskv", experiment="table3_components", model="smollm2-135m")
     page = page_of("table2_heads", tmp_path)
     counts = ["top-3 heads", "top-7 heads", "top-16 heads"]
     assert list(rows(page)) == ["number of heads unknown", *counts]  # where the summary does not say how many
@@ -156,8 +160,9 @@ def test_uniform_layers_are_a_row_of_the_plugin(tmp_path):
         node = nodes("v2_fig9_plugin")["adacompresskv"]
         node = {**node, "allocator": {**node["allocator"], "layers": layers}}
         scores = [50.0 + n + 20 * (layers == "uniform") for n in range(10)]
-        scored(tmp_path, {"adacompresskv": scores}, "v2_fig9_plugin", node=node, digest=f"{len(layers):08}")
-    scored(tmp_path, {"adakv": [40.0 + n for n in range(10)]}, "v2_fig9_plugin")
+        place = {"node": node, "digest": f"{len(layers):08}", "experiment": "v2_fig9_plugin"}
+        longbench_task(tmp_path, "qasper", "adacompresskv", scores, **place)
+    longbench_task(tmp_path, "qasper", "adakv", [40.0 + n for n in range(10)], experiment="v2_fig9_plugin")
     page = page_of("v2_fig9_plugin", tmp_path)
     assert set(rows(page)) == {"AdaKV", "AdaCompressKV", "AdaCompressKV, uniform layers"}
     found = {(verdict.first, verdict.second): verdict.words for verdict in page.verdicts}
@@ -204,7 +209,7 @@ def test_masking_has_a_row_for_every_ranking_and_a_column_for_every_number_of_he
     words = {(verdict.first, verdict.second, verdict.column): verdict.words for verdict in page.verdicts}
     assert words["traditional heads", "semantic heads", "K = 3"] == "masking semantic heads costs more"
     assert not any(column == "K = 0" for _, _, column in words)
-    assert {path.suffix for path in write("fig7_masking", tmp_path)} >= {".png", ".svg", ".pdf"}
+    assert [len(draw().axes) > 0 for draw in page.figures.values()] == [True]
     for record in records(tmp_path):
         export_setting(record, tmp_path / "committed" / record.path.relative_to(tmp_path))
     assert markdown(page_of("fig7_masking", tmp_path / "committed")) == markdown(page)
@@ -293,18 +298,17 @@ def test_efficiency_is_of_the_last_whole_measurement(tmp_path):
     measurement(tmp_path, "20260103-000000", [whole[0], whole[1] | {"budget": 64}], 9.0, 3)
     (tmp_path / "efficiency" / "tiny" / "20260104-000000").mkdir()
     (tmp_path / "efficiency" / "tiny" / "20260104-000000" / "efficiency.json").write_text("{")
-    paths = write("fig8_efficiency", tmp_path)
-    read = pd.read_csv(next(path for path in paths if path.name == "table.csv"))
+    page = page_of("fig8_efficiency", tmp_path)
+    read = page.frames["table"]()
     assert list(dict.fromkeys(read["method"])) == ["FullKV", "SnapKV", "PyramidKV", "CAKE", "CompressKV"]
     assert set(read["n"]) == {3}
     assert set(read["column"]) == {"1K", "2K"}
     means = read[read["method"] == "CAKE"].groupby("metric", sort=False)["mean"].first().to_dict()
     assert means == {"total_s": 1.0, "first_token_s": 0.5, "decode_ms": 10.0, "cache_bytes": 1.0}
-    text = next(path for path in paths if path.name == "table.md").read_text()
-    assert "100.00" in text  # tokens a second
-    assert {path.suffix for path in paths} >= {".png", ".svg", ".pdf"}
+    assert "100.00" in markdown(page)  # tokens a second
+    assert [len(draw().axes) > 0 for draw in page.figures.values()] == [True]
     with refused("experiment", value="v2_fig6_efficiency"):
-        write("v2_fig6_efficiency", tmp_path / "empty")
+        page_of("v2_fig6_efficiency", tmp_path / "empty")
 
 
 def test_measurements_of_older_versions_have_their_budget_in_the_name(tmp_path):
@@ -322,16 +326,15 @@ def test_head_scores_need_no_run(tmp_path, monkeypatch):
     other["head_scores"] = dict.fromkeys(shipped["head_scores"], shipped["head_scores"]["semantic"])
     (tmp_path / "calibration").mkdir()
     (tmp_path / "calibration" / "other.held_out.json").write_text(json.dumps(other))
-    paths = write("fig11_heads", tmp_path)
-    read = pd.read_csv(next(path for path in paths if path.name == "table.csv"))
+    page = page_of("fig11_heads", tmp_path)
+    read = page.frames["table"]()
     sums = read.groupby(["model", "ranking"])["share"].sum()
     assert len(sums) == 6  # two rankings of each model, gemma3-270m's shipped ones too
     assert (sums - 1).abs().max() < 1e-5
-    assert {path.stem for path in paths if path.suffix == ".png"} == {
-        "figure-gemma3-270m-held_out-17",
-        "figure-other-held_out-5",
-        "figure-smollm2-135m-held_out-67",
+    models = ("gemma3-270m-held_out-17", "other-held_out-5", "smollm2-135m-held_out-67")
+    assert {name: len(draw().axes) > 0 for name, draw in page.figures.items()} == {
+        f"figure-{model}": True for model in models
     }
-    text = next(path for path in paths if path.name == "table.md").read_text()
+    text = markdown(page)
     assert "| 1 | 18, 7 | 10.72 | 21, 8 | 4.39 |" in text
     assert "10 of the best 10 heads are the same by both rankings" in text
