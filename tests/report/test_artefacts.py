@@ -9,26 +9,19 @@ from evals.niah.heatmap import heatmaps
 from evals.report.__main__ import main
 from evals.report.artefacts import page_of, write
 from evals.report.figures import over_budget
-from evals.report.latex import appendix, latex
 from evals.report.markdown import markdown
 from evals.results import frame
 from evals.results.published import published
 from tests.support.refusals import refused
-from tests.support.trees import cells, line, longbench_task, setting
-
-
-def table(paths):
-    return pd.read_csv(next(path for path in paths if path.name == "table.csv"))
+from tests.support.trees import cells, line, longbench_task, scored, setting
 
 
 def test_the_csv_equals_the_summaries_and_the_figures_are_written(tmp_path):
-    scores = {"full": [90, 100, 80, 70], "snapkv": [10, 20, 30, 45], "compresskv": [60, 55, 33, 40]}
-    for method, values in scores.items():
-        setting(tmp_path, cells(values), method, experiment="fig5_niah")
-    paths = write("fig5_niah", tmp_path)
-    assert {path.suffix for path in paths} == {".md", ".tex", ".csv", ".png", ".svg", ".pdf"}
-    assert paths[0].parent == tmp_path / "artefacts" / "fig5_niah"
-    read = table(paths)
+    scored(tmp_path, {"full": [90, 100, 80, 70], "snapkv": [10, 20, 30, 45], "compresskv": [60, 55, 33, 40]})
+    paths = {path.name: path for path in write("fig5_niah", tmp_path)}
+    assert {path.suffix for path in paths.values()} == {".md", ".tex", ".csv", ".png", ".svg", ".pdf"}
+    assert {path.parent for path in paths.values()} == {tmp_path / "artefacts" / "fig5_niah"}
+    read = pd.read_csv(paths["table.csv"])
     overall = read[read["column"] == "average"].set_index("method")
     names = {"full": "FullKV", "snapkv": "SnapKV", "compresskv": "CompressKV"}
     for _, summary in frame(tmp_path).iterrows():
@@ -36,20 +29,29 @@ def test_the_csv_equals_the_summaries_and_the_figures_are_written(tmp_path):
         assert (row["mean"], row["n"]) == (summary["score"], summary["n"])
         assert (row["low"], row["high"]) == (summary["low"], summary["high"])
         assert not row["partial"]
-    assert ElementTree.parse(next(path for path in paths if path.suffix == ".svg")).getroot().tag.endswith("svg")
-    first = paths[-1].read_bytes()
-    assert write("fig5_niah", tmp_path)[-1].read_bytes() == first
+    first = {name: path.read_bytes() for name, path in paths.items()}
+    assert ElementTree.fromstring(first["figure-tiny.svg"]).tag.endswith("svg")
+    assert {path.name: path.read_bytes() for path in write("fig5_niah", tmp_path)} == first
 
 
-def test_the_full_cache_comes_first_and_ranks_are_within_a_budget(tmp_path):
-    scores = {"full": [99.0, 99.0], "snapkv": [50.0, 60.0], "cake": [70.0, 75.0], "compresskv": [80.0, 71.0]}
-    for method, values in scores.items():
-        setting(tmp_path, cells(values), method, experiment="fig5_niah")
-    (grid,) = page_of("fig5_niah", tmp_path).tables
-    assert [row.name.method for row in grid.rows] == ["FullKV", "SnapKV", "CAKE", "CompressKV"]
+def test_rows_are_ranked_within_a_budget_and_complete_ones_alone(tmp_path):
+    low, high = [10.0 + n for n in range(20)], [60.0 + n for n in range(20)]
+    scores = {"snapkv": low, "cake": [*high[:-1], high[-1] - 1], "compresskv": high, "full": [99.0] * 20}
+    scored(tmp_path, {**scores, "pyramidkv": [100.0, 100.0]})
+    page = page_of("fig5_niah", tmp_path)
+    (grid,) = page.tables
     rows = grid.budgets[64]
-    assert grid.ranks("1K", rows) == {2: 1, 1: 2}
-    assert grid.ranks("2K", rows) == {1: 1, 2: 2}
+    assert [row.name.method for row in grid.rows] == ["FullKV", "SnapKV", "PyramidKV", "CAKE", "CompressKV"]
+    assert [row.name.method for row in grid.rows if row.cells["average"].partial] == ["PyramidKV"]
+    of_methods = [
+        {rows[place].name.method: rank for place, rank in grid.ranks(column, rows).items()}
+        for column in ("average", "1K")
+    ]
+    assert of_methods == [{"CompressKV": 1, "CAKE": 2}, {"CompressKV": 1, "CAKE": 1, "SnapKV": 2}]
+    found = {verdict.second: verdict for verdict in page.verdicts}
+    assert (found["SnapKV"].mean, found["SnapKV"].words) == (-50, "in favour of CompressKV")
+    assert found["CAKE"].outcome == "undecided"
+    assert (found["CAKE"].n, found["PyramidKV"].n) == (20, 2)  # what is compared is what both have
 
 
 def test_columns_of_latex_are_tasks_or_groups(tmp_path):
@@ -67,25 +69,6 @@ def test_columns_of_latex_are_tasks_or_groups(tmp_path):
     for wrong in ([*place, "columns=rows"], [f"results={tmp_path}", "experiment=fig5_niah", "columns=groups"]):
         with refused("columns"):
             main(wrong)
-
-
-def test_partial_data_is_marked_and_never_ranked_with_complete(tmp_path):
-    setting(tmp_path, cells([100.0, 100.0]), "snapkv", experiment="fig5_niah")
-    setting(tmp_path, cells([50.0, 60.0, 70.0, 80.0]), "cake", experiment="fig5_niah")
-    setting(tmp_path, cells([55.0, 60.0, 70.0, 80.0]), "compresskv", experiment="fig5_niah")
-    page = page_of("fig5_niah", tmp_path)
-    (grid,) = page.tables
-    assert [row.cells["average"].partial for row in grid.rows] == [True, False, False]
-    assert grid.ranks("average") == {1: 2, 2: 1}
-    text = markdown(page)
-    assert "100.00 \\[" not in text
-    assert "100.00 [100.0, 100.0] †2 of 4" in text
-    assert "† partial" in text
-    assert r"SnapKV$^\dagger$" in latex(page)
-    assert r"\textdagger{}2 of 4" in appendix(page)
-    # What is compared is what both have.
-    against = {verdict.second: verdict for verdict in page.verdicts}
-    assert (against["SnapKV"].n, against["CAKE"].n) == (2, 4)
 
 
 def test_columns_are_in_their_natural_order_whatever_ran(tmp_path):
@@ -112,9 +95,8 @@ def test_columns_are_in_their_natural_order_whatever_ran(tmp_path):
 
 
 def test_figures_say_over_how_much_they_are_and_what_is_partial(tmp_path):
-    setting(tmp_path, cells([10.0, 20.0]), "snapkv", experiment="fig5_niah")
-    setting(tmp_path, cells([10.0, 20.0, 30.0, 50.0]), "snapkv", budget=128, experiment="fig5_niah")
-    setting(tmp_path, cells([40.0] * 4), "cake", experiment="fig5_niah")
+    scored(tmp_path, {"snapkv": [10.0, 20.0], "cake": [40.0] * 4})
+    scored(tmp_path, {"snapkv": [10.0, 20.0, 30.0, 50.0]}, budget=128)
     page = page_of("fig5_niah", tmp_path)
     figure = heatmaps(page.tables[0])
     panels = {axis.get_title(): axis for axis in figure.axes if axis.get_title()}
@@ -137,6 +119,14 @@ def test_figures_say_over_how_much_they_are_and_what_is_partial(tmp_path):
     plt.close("all")
 
 
+def test_protocols_are_rows_of_their_own(tmp_path):
+    for protocol, score in {"corrected": 10.0, "released": 20.0}.items():
+        scored(tmp_path, {"snapkv": [score]}, protocol=protocol)
+    (grid,) = page_of("fig5_niah", tmp_path).tables
+    means = {row.label: row.cells["average"].mean for row in grid.rows}
+    assert means == {"SnapKV (corrected)": 10.0, "SnapKV (released)": 20.0}
+
+
 def test_long_axes_have_no_more_labels_than_fit(tmp_path):
     lengths = range(8000, 136_000, 8000)
     setting(tmp_path, [line(f"L{n}-D0-N0", length=n, depth=0.0) for n in lengths], "snapkv", experiment="fig5_niah")
@@ -144,61 +134,6 @@ def test_long_axes_have_no_more_labels_than_fit(tmp_path):
     labels = [text.get_text() for text in figure.axes[0].get_xticklabels()]
     assert labels == ["8K", "24K", "40K", "56K", "72K", "88K", "104K", "120K"]
     plt.close("all")
-
-
-def test_fidelity_of_part_of_longbench_is_partial(tmp_path):
-    for task in ("qasper", "trec"):
-        lines = [line(str(n), answers=["a"], length=1, kl=0.5, agreement=None if n else 1.0) for n in range(3)]
-        setting(tmp_path, lines, "snapkv", task=task, eval="longbench", experiment="beyond_retrieval")
-    score, kl, agreement = page_of("beyond_retrieval", tmp_path).tables
-    for grid, n, of in ((score, 6, 3750), (kl, 6, 3750), (agreement, 2, 3746)):
-        cell = grid.rows[0].cells["average of 16"]
-        assert (cell.n, cell.of, cell.partial) == (n, of, True)
-    text = markdown(page_of("beyond_retrieval", tmp_path))
-    assert "0.5000 [0.500, 0.500] †0 of 3750, 2 of 16 tasks" in text
-    assert "A mean without an interval" in text  # agreement has one sample of each task
-
-
-def test_verdicts_are_paired_and_corrected(tmp_path):
-    low, high = [10.0 + n for n in range(20)], [60.0 + n for n in range(20)]
-    setting(tmp_path, cells(low), "snapkv", experiment="fig5_niah")
-    setting(tmp_path, cells([*high[:-1], high[-1] - 1]), "cake", experiment="fig5_niah")
-    setting(tmp_path, cells(high), "compresskv", experiment="fig5_niah")
-    found = {verdict.second: verdict for verdict in page_of("fig5_niah", tmp_path).verdicts}
-    assert found["SnapKV"].words == "in favour of CompressKV"
-    assert found["SnapKV"].mean == -50
-    assert found["CAKE"].outcome == "undecided"
-    comparisons = pd.read_csv(next(p for p in write("fig5_niah", tmp_path) if p.name == "comparisons.csv"))
-    assert dict(zip(comparisons["second"], comparisons["verdict"], strict=True)) == {
-        verdict.second: verdict.words for verdict in found.values()
-    }
-
-
-def test_two_models_have_a_table_and_a_figure_each(tmp_path):
-    for model, score in {"tiny": 40.0, "other": 90.0}.items():
-        setting(tmp_path, cells([score, score]), "snapkv", model=model, experiment="v2_fig5_niah")
-        setting(tmp_path, cells([score, score + 4]), "snapkv", model=model, budget=128, experiment="v2_fig5_niah")
-    paths = write("v2_fig5_niah", tmp_path)
-    assert {path.stem for path in paths if path.suffix == ".png"} == {"figure-tiny", "figure-other"}
-    text = paths[0].read_text()
-    assert text.count("needle in a haystack\n\n|") == 2
-    assert paths[1].read_text().count(r"\toprule") == 2
-    assert table(paths).groupby("model")["mean"].max().to_dict() == {"tiny": 44.0, "other": 94.0}
-
-
-def test_other_settings_of_a_method_are_rows_of_their_own_or_left_out(tmp_path):
-    setting(tmp_path, cells([10.0, 20.0]), "compresskv-uniform", experiment="table2_heads")
-    with refused("experiment"):
-        page_of("table3_components", tmp_path)  # there the heads are as calibrated
-    (grid,) = page_of("table2_heads", tmp_path).tables
-    assert [row.name.method for row in grid.rows] == ["top-9 heads"]
-    for protocol, score in {"corrected": 10.0, "released": 20.0}.items():
-        setting(tmp_path, cells([score]), "snapkv", protocol=protocol, experiment="fig5_niah")
-    (grid,) = page_of("fig5_niah", tmp_path).tables
-    assert {row.label: row.cells["average"].mean for row in grid.rows} == {
-        "SnapKV (corrected)": 10.0,
-        "SnapKV (released)": 20.0,
-    }
 
 
 def test_tokens_by_layer_stand_beside_the_published_where_they_can_be_compared(tmp_path):
@@ -210,7 +145,7 @@ def test_tokens_by_layer_stand_beside_the_published_where_they_can_be_compared(t
     for protocol in ("released", "corrected"):
         setting(tmp_path, lines, "compresskv", budget=256, model=model, protocol=protocol, experiment="fig9_budgets")
     setting(tmp_path, lines, "compresskv", budget=256, experiment="fig9_budgets")
-    read = table(write("fig9_budgets", tmp_path))
+    read = page_of("fig9_budgets", tmp_path).frames["table"]()
     first = read[read["column"] == "layer 0"].set_index(["model", "protocol"])
     assert first.loc[(model, "released"), "difference"] == 2
     assert first.loc[(model, "corrected"), "not_comparable"] == "protocol=corrected"
@@ -235,5 +170,5 @@ def test_longbench_has_tasks_categories_and_an_average_and_is_partial_until_offi
 
 
 def test_needles_that_stand_in_say_so(tmp_path):
-    setting(tmp_path, cells([10.0, 20.0]), "snapkv", experiment="table3_components")
+    scored(tmp_path, {"snapkv": [10.0, 20.0]}, "table3_components")
     assert "nothing here is a LongBench score" in markdown(page_of("table3_components", tmp_path))

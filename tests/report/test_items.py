@@ -9,13 +9,14 @@ from compresskv.calibration import FOLDER
 from compresskv.methods import method_config
 from evals.experiments import ITEMS
 from evals.reference.export import export_setting
+from evals.report import selection
 from evals.report.artefacts import page_of, write
 from evals.report.latex import appendix, latex
 from evals.report.markdown import markdown
 from evals.report.selection import settings_of
 from evals.results.record import records
 from tests.support.refusals import refused
-from tests.support.trees import cells, line, longbench_task, nodes, setting
+from tests.support.trees import cells, line, nodes, scored, setting
 
 OBSERVATION = {"window": 8, "kernel": 5, "pooling": "average"}
 
@@ -69,17 +70,16 @@ def test_settings_are_chosen_by_what_an_experiment_sweeps(tmp_path):
         setting(tmp_path, cells([10, 20]), "compresskv", **place, experiment="calibration_leakage")
     assert list(rows(page_of("calibration_leakage", tmp_path))) == ["CompressKV, calibration held_out"]
     # What `auto` takes under the corrected protocol is held out.
-    auto = tmp_path / "auto"
-    setting(auto, cells([10, 20]), "compresskv", of_config={"calibration": "auto"}, experiment="calibration_leakage")
+    auto, of_config = tmp_path / "auto", {"of_config": {"calibration": "auto"}}
+    scored(auto, {"compresskv": [10, 20]}, "calibration_leakage", **of_config)
     assert list(rows(page_of("calibration_leakage", auto))) == ["CompressKV, calibration held_out"]
 
 
 def test_windows_are_rows_that_are_compared_with_the_papers(tmp_path):
     for window, score in {8: 50.0, 16: 60.0, 12: 70.0}.items():
         config = {"observation": OBSERVATION | {"window": window}}
-        for method in ("snapkv", "compresskv-uniform"):
-            lines = cells([score] * 4)
-            setting(tmp_path, lines, method, digest=f"abcd{window:04}", of_config=config, experiment="window_pooling")
+        scores = dict.fromkeys(("snapkv", "compresskv-uniform"), [score] * 4)
+        scored(tmp_path, scores, "window_pooling", digest=f"abcd{window:04}", of_config=config)
     page = page_of("window_pooling", tmp_path)
     assert set(rows(page)) == {
         f"{method}, window {window}, average pooling"
@@ -90,8 +90,8 @@ def test_windows_are_rows_that_are_compared_with_the_papers(tmp_path):
     assert ("SnapKV, window 8, average pooling", "SnapKV, window 16, average pooling") in compared
     assert ("SnapKV, window 16, average pooling", "SnapKV + semantic heads, window 16, average pooling") in compared
     # Elsewhere, only the experiment's own observation is shown.
-    assert list(rows(page_of("table3_components", tmp_path))) == ["SnapKV", "SnapKV + semantic heads"]
-    assert [row.cells["average"].mean for row in rows(page_of("table3_components", tmp_path)).values()] == [50.0, 50.0]
+    elsewhere = {name: row.cells["average"].mean for name, row in rows(page_of("table3_components", tmp_path)).items()}
+    assert elsewhere == {"SnapKV": 50.0, "SnapKV + semantic heads": 50.0}
 
 
 def test_calibrated_heads_are_found_as_the_number_they_are(tmp_path):
@@ -99,22 +99,25 @@ def test_calibrated_heads_are_found_as_the_number_they_are(tmp_path):
     node = nodes("table3_components")["compresskv-uniform"]
     built = {"EvictionMethod": {"scorer": {"SemanticHeadScorer": {"heads": [[7], [3]]}}}}
     place = {"model": "smollm2-135m", "node": node, "method_in_full": built}
-    setting(tmp_path, cells([10, 20]), "compresskv-uniform", **place, experiment="table3_components")
+    scored(tmp_path, {"compresskv-uniform": [10, 20]}, "table3_components", **place)
     assert list(rows(page_of("table2_heads", tmp_path))) == ["top-1 heads"]
     set_to_one = {**node, "scorer": {**node["scorer"], "heads": 1}}
     other = tmp_path / "other"
     protocol = {"of_config": {"calibration": "auto", "protocol": {"name": "corrected"}}}
-    place = {**place, **protocol, "node": set_to_one}
-    setting(other, cells([10, 20]), "compresskv-uniform", **place, experiment="table2_heads")
+    scored(other, {"compresskv-uniform": [10, 20]}, "table2_heads", **{**place, **protocol, "node": set_to_one})
     assert list(rows(page_of("table2_heads", other))) == ["top-1 heads"]
 
 
-def test_runs_of_other_experiments_are_shown_only_where_the_experiment_asks_for_their_setting(tmp_path):
+def test_runs_of_other_experiments_are_shown_only_where_the_experiment_asks_for_their_setting(tmp_path, monkeypatch):
+    few = ("method=random,tova,h2o,rkv,snapkv", "eviction.protect=none")  # the whole sweep takes 7 s to compose
+    monkeypatch.setattr(selection, "settings_of", lambda *of: settings_of(*of, *few))
+    methods = {config["method"]["name"]: config["method"] for config in settings_of("decoding", None, *few)}
+
     def answered(method, digest, budget=64, interval=64, tokens=512, experiment="decoding", **of_eval):
         eviction = {"when": "prompt+decode", "interval": interval, "protect": "none"}
         of_config = {"eviction": eviction, "fidelity": {"tokens": tokens}, "calibration": "auto"}
         of_config |= {"experiment": experiment} if experiment else {}
-        place = {"eval": "longgen", "task": "longgen", "of_eval": of_eval, "node": nodes("decoding")[method]}
+        place = {"eval": "longgen", "task": "longgen", "of_eval": of_eval, "node": methods[method]}
         lines = [line(str(number), 50.0, kind="story") for number in range(4)]
         setting(tmp_path, lines, method, budget, f"{digest:08}", of_config=of_config, **place)
 
@@ -138,21 +141,14 @@ def test_every_number_of_heads_that_was_asked_for_is_a_row(tmp_path):
     for digest, heads in {"aaaa1111": 7, "bbbb2222": None, "cccc3333": 3, "dddd4444": 16}.items():
         of_scorer = {**node, "scorer": {**node["scorer"], "heads": heads}}
         place = {"model": "smollm2-135m", "node": of_scorer, "digest": digest, "of_config": of_config}
-        setting(tmp_path, cells([10, 20]), "compresskv-uniform", **place, experiment="table2_heads")
-    layers = nodes("table3_components")["compresskv"]
-    setting(tmp_path, cells([10, 20]), "compresskv", model="smollm2-135m", node=layers, experiment="table3_components")
+        scored(tmp_path, {"compresskv-uniform": [10, 20]}, "table2_heads", **place)
+    scored(tmp_path, {"compresskv": [10, 20]}, "table3_components", model="smollm2-135m")
     page = page_of("table2_heads", tmp_path)
     counts = ["top-3 heads", "top-7 heads", "top-16 heads"]
     assert list(rows(page)) == ["number of heads unknown", *counts]  # where the summary does not say how many
     assert "smollm2-135m, protocol=corrected: by default, top-1 heads select." in page.notes
-
-
-def test_numbers_of_heads_are_those_of_each_model():
-    def heads(model):
-        return [config["method"]["scorer"]["heads"] for config in settings_of("table2_heads", model)]
-
-    assert heads("llama-3.1-8b-instruct") == [2, 4, 6, 12, 24]
-    assert heads("smollm2-135m") == heads("a model that nobody knows") == [1, 2, 3, 6, 9]
+    # There, as many heads select as by default, which is what null stands for.
+    assert list(rows(page_of("table3_components", tmp_path))) == ["SnapKV + semantic heads", "CompressKV"]
 
 
 def test_uniform_layers_are_a_row_of_the_plugin(tmp_path):
@@ -160,9 +156,8 @@ def test_uniform_layers_are_a_row_of_the_plugin(tmp_path):
         node = nodes("v2_fig9_plugin")["adacompresskv"]
         node = {**node, "allocator": {**node["allocator"], "layers": layers}}
         scores = [50.0 + n + 20 * (layers == "uniform") for n in range(10)]
-        digest = f"{len(layers):08}"
-        setting(tmp_path, cells(scores), "adacompresskv", node=node, digest=digest, experiment="v2_fig9_plugin")
-    setting(tmp_path, cells([40.0 + n for n in range(10)]), "adakv", experiment="v2_fig9_plugin")
+        scored(tmp_path, {"adacompresskv": scores}, "v2_fig9_plugin", node=node, digest=f"{len(layers):08}")
+    scored(tmp_path, {"adakv": [40.0 + n for n in range(10)]}, "v2_fig9_plugin")
     page = page_of("v2_fig9_plugin", tmp_path)
     assert set(rows(page)) == {"AdaKV", "AdaCompressKV", "AdaCompressKV, uniform layers"}
     found = {(verdict.first, verdict.second): verdict.words for verdict in page.verdicts}
@@ -191,7 +186,8 @@ def test_masking_has_a_row_for_every_ranking_and_a_column_for_every_number_of_he
     page = page_of("fig7_masking", tmp_path)
     of_ranking = rows(page)
     assert list(of_ranking) == ["traditional heads", "semantic heads", "random heads"]
-    assert page.tables[0].columns[:3] == ["K = 0", "K = 3", "K = 5"]
+    drops = ["drop with the top 10 masked", "drop with the top 20 masked"]
+    assert list(page.tables[0].columns) == ["K = 0", "K = 3", "K = 5", *drops]
     assert {row.cells["K = 0"].mean for row in of_ranking.values()} == {94.5}
     assert of_ranking["semantic heads"].cells["K = 3"].mean == 34.5
     random = of_ranking["random heads"].cells["K = 3"]
@@ -200,12 +196,10 @@ def test_masking_has_a_row_for_every_ranking_and_a_column_for_every_number_of_he
     drop = of_ranking["semantic heads"].cells["drop with the top 10 masked"]
     assert (drop.mean, drop.published, drop.difference) == (30.0, 24.55, None)
     assert "(paper 24.55, second-hand, not comparable: its model is not named)" in markdown(page)
-    drops = page.frames["table"]().set_index(["method", "column"])
-    assert drops.loc[("semantic heads", "drop with the top 10 masked"), "source"] == "second-hand"
+    read = page.frames["table"]().set_index(["method", "column"])
+    assert read.loc[("semantic heads", "drop with the top 10 masked"), "source"] == "second-hand"
     assert "scaled to the model's: 3 for 10, 5 for 20." in page.notes[0]
-    assert list(page.tables[0].columns[3:]) == ["drop with the top 10 masked", "drop with the top 20 masked"]
     assert "| Mistral-7B-Instruct-v0.3 | – | semantic heads | paper v1 text | 74 |" in markdown(page)
-    assert "drop with the top 20 masked" in of_ranking["traditional heads"].cells
     assert "the mean of 2 draws" in page.notes[0]
     words = {(verdict.first, verdict.second, verdict.column): verdict.words for verdict in page.verdicts}
     assert words["traditional heads", "semantic heads", "K = 3"] == "masking semantic heads costs more"
@@ -217,7 +211,7 @@ def test_masking_has_a_row_for_every_ranking_and_a_column_for_every_number_of_he
 
 
 def test_needles_never_stand_in_for_head_masking(tmp_path):
-    setting(tmp_path, cells([10.0, 20.0]), "full", experiment="fig5_niah")
+    scored(tmp_path, {"full": [10.0, 20.0]})
     with refused("experiment", value="fig7_masking"):
         page_of("fig7_masking", tmp_path)
 
@@ -247,55 +241,56 @@ def test_needles_are_shown_by_kind_and_haystack_and_compared_in_each(tmp_path):
 
 
 def test_fidelity_has_a_table_of_its_own_where_runs_carry_it(tmp_path):
-    measured = {"snapkv": 0.2, "compresskv": 0.1}
-    for method, kl in measured.items():
+    for method, kl in {"snapkv": 0.2, "compresskv": 0.1}.items():
         lines = cells([50.0 + n for n in range(12)])
         for place, of_sample in enumerate(lines):
             of_sample |= {"kl": kl + place / 1000, "agreement": 1 - kl, "reference_nll": None if place else 3.0}
         setting(tmp_path, lines, method, experiment="beyond_retrieval")
     page = page_of("beyond_retrieval", tmp_path)
     assert [table.metric.field for table in page.tables] == ["score", "kl", "agreement", "reference_nll"]
-    text = markdown(page)
-    assert "KL divergence from the full cache, nats per token" in text
-    assert "<u>0.2055</u> [" in text
     verdict = next(v for v in page.verdicts if v.metric == "kl")
     assert (verdict.words, verdict.mean) == ("in favour of CompressKV", 0.1)
-    assert "**0.1055**" in text  # lower is better
-    read = pd.read_csv(next(path for path in write("beyond_retrieval", tmp_path) if path.name == "table.csv"))
+    assert "**0.1055**" in markdown(page)  # lower is better
+    read = page.frames["table"]()
     assert set(read["metric"]) == {"score", "kl", "agreement", "reference_nll"}
     assert read[(read["metric"] == "reference_nll") & (read["column"] == "average")]["n"].tolist() == [1, 1]
 
 
-def test_longbench_is_grouped_by_kind_of_task(tmp_path):
-    for name in ("qasper", "hotpotqa", "gov_report", "passage_count", "lcc"):
-        longbench_task(tmp_path, name, scores=[40.0, 41.0, 42.0], experiment="beyond_retrieval")
-    (grid,) = page_of("beyond_retrieval", tmp_path).tables
-    assert list(grid.columns) == ["QA", "summaries", "code", "average of 16"]
-    assert set(grid.rows[0].cells["QA"].strata) == {"qasper", "hotpotqa"}
+def test_longbench_is_grouped_by_kind_of_task_and_its_fidelity_is_partial(tmp_path):
+    for task in ("qasper", "hotpotqa", "gov_report", "passage_count", "lcc"):
+        lines = [line(str(n), answers=["a"], length=1, kl=0.5, agreement=None if n else 1.0) for n in range(3)]
+        setting(tmp_path, lines, "snapkv", task=task, eval="longbench", experiment="beyond_retrieval")
+    page = page_of("beyond_retrieval", tmp_path)
+    score, kl, agreement = page.tables
+    for grid, n in ((score, 15), (kl, 15), (agreement, 5)):
+        assert list(grid.columns) == ["QA", "summaries", "code", "average of 16"]
+        assert set(grid.rows[0].cells["QA"].strata) == {"qasper", "hotpotqa"}
+        cell = grid.rows[0].cells["average of 16"]
+        assert (cell.n, cell.of, cell.partial) == (n, 3750 - (15 - n), True)
+    assert "A mean without an interval" in markdown(page)  # agreement has one sample of each task
 
 
-def measurement(results, stamp, settings, model="tiny"):
-    """Write the files of a run of eval=efficiency."""
-    made = []
-    for name, method, budget, seconds in settings:
-        for length in (1000, 2000):
-            values = {"total_s": seconds, "first_token_s": seconds / 2, "decode_ms": 10 * seconds}
-            values |= {"cache_bytes": 1e6 * seconds, "peak_bytes": None}
-            by_round = {field: [value, value, value] for field, value in values.items()}
-            made.append({"setting": name, "length": length, "method": method, "budget": budget, **values})
-            made[-1] |= {"protocol": "corrected", "by_round": by_round}
-    folder = results / "efficiency" / model / stamp
+def measurement(results, stamp, settings, seconds, rounds=0):
+    """Write the file of a run of eval=efficiency, in which everything took `seconds`; older files have no rounds."""
+    values = {"total_s": seconds, "first_token_s": seconds / 2, "decode_ms": 10 * seconds}
+    values |= {"cache_bytes": 1e6 * seconds, "peak_bytes": None}
+    by_round = {"by_round": {field: [value] * rounds for field, value in values.items()}} if rounds else {}
+    made = [{**each, "length": length, **values, **by_round} for each in settings for length in (1000, 2000)]
+    folder = results / "efficiency" / "tiny" / stamp
     folder.mkdir(parents=True)
-    about = {"model": model, "dtype": "float32", "backend": "sdpa", "new_tokens": 8, "rounds": 3}
-    (folder / "efficiency.json").write_text(json.dumps({**about, "environment": {}, "rows": made}))
+    about = {"model": "tiny", "dtype": "float32", "backend": "sdpa", "new_tokens": 8, "rounds": rounds or 1}
+    (folder / "efficiency.json").write_text(json.dumps({**about, "rows": made}))
 
 
 def test_efficiency_is_of_the_last_whole_measurement(tmp_path):
-    whole = [("full", "full", None, 4.0)]
-    whole += [(f"{name} 256", name, 256, 2.0) for name in ("snapkv", "pyramidkv", "cake", "compresskv", "tova")]
-    measurement(tmp_path, "20260101-000000", whole)
-    measurement(tmp_path, "20260102-000000", [(*setting[:3], 1.0) for setting in whole])
-    measurement(tmp_path, "20260103-000000", [("full", "full", None, 9.0), ("snapkv 64", "snapkv", 64, 9.0)])
+    methods = {"full": None, **dict.fromkeys(("snapkv", "pyramidkv", "cake", "compresskv", "tova"), 256)}
+    whole = [
+        {"setting": f"{method} {budget}", "method": method, "budget": budget, "protocol": "corrected"}
+        for method, budget in methods.items()
+    ]
+    measurement(tmp_path, "20260101-000000", whole, 2.0, 3)
+    measurement(tmp_path, "20260102-000000", whole, 1.0, 3)
+    measurement(tmp_path, "20260103-000000", [whole[0], whole[1] | {"budget": 64}], 9.0, 3)
     (tmp_path / "efficiency" / "tiny" / "20260104-000000").mkdir()
     (tmp_path / "efficiency" / "tiny" / "20260104-000000" / "efficiency.json").write_text("{")
     paths = write("fig8_efficiency", tmp_path)
@@ -306,11 +301,18 @@ def test_efficiency_is_of_the_last_whole_measurement(tmp_path):
     means = read[read["method"] == "CAKE"].groupby("metric", sort=False)["mean"].first().to_dict()
     assert means == {"total_s": 1.0, "first_token_s": 0.5, "decode_ms": 10.0, "cache_bytes": 1.0}
     text = next(path for path in paths if path.name == "table.md").read_text()
-    assert "decode throughput (tokens a second)" in text
     assert "100.00" in text  # tokens a second
     assert {path.suffix for path in paths} >= {".png", ".svg", ".pdf"}
     with refused("experiment", value="v2_fig6_efficiency"):
         write("v2_fig6_efficiency", tmp_path / "empty")
+
+
+def test_measurements_of_older_versions_have_their_budget_in_the_name(tmp_path):
+    names = ("full", "snapkv 128", "cake 64 (released)")
+    measurement(tmp_path, "20250101-000000", [{"setting": name} for name in names], 1.0)
+    (grid, *_) = page_of("fig8_efficiency", tmp_path).tables
+    budgets = {row.label: (row.budget, row.cells["1K"].n) for row in grid.rows}
+    assert budgets == {"FullKV": (None, 1), "SnapKV": (128, 1), "CAKE (released)": (64, 1)}
 
 
 def test_head_scores_need_no_run(tmp_path, monkeypatch):
@@ -333,19 +335,3 @@ def test_head_scores_need_no_run(tmp_path, monkeypatch):
     text = next(path for path in paths if path.name == "table.md").read_text()
     assert "| 1 | 18, 7 | 10.72 | 21, 8 | 4.39 |" in text
     assert "10 of the best 10 heads are the same by both rankings" in text
-
-
-def test_measurements_of_older_versions_have_their_budget_in_the_name(tmp_path):
-    values = {"total_s": 1.0, "first_token_s": 0.5, "decode_ms": 10.0, "cache_bytes": 5, "peak_bytes": None}
-    made = [{"setting": name, "length": 500, **values} for name in ("full", "snapkv 128", "cake 64 (released)")]
-    folder = tmp_path / "efficiency" / "tiny" / "20250101-000000"
-    folder.mkdir(parents=True)
-    about = {"model": "tiny", "dtype": "float32", "backend": "sdpa", "new_tokens": 8, "rounds": 1}
-    (folder / "efficiency.json").write_text(json.dumps({**about, "rows": made}))
-    (grid, *_) = page_of("fig8_efficiency", tmp_path).tables
-    assert [(row.label, row.budget) for row in grid.rows] == [
-        ("FullKV", None),
-        ("SnapKV", 128),
-        ("CAKE (released)", 64),
-    ]
-    assert grid.rows[1].cells["500"].n == 1

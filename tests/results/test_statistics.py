@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from scipy.stats import permutation_test, ttest_1samp
 
+from evals.tables.equivalence import Margin
 from evals.tables.statistics import (
     EXACT,
     MOST_GROUPS,
@@ -32,12 +33,9 @@ def test_intervals():
     assert interval([50.0, 50.0]) == (50.0, 50.0)
 
 
-def test_one_sample_has_no_interval():
-    assert interval([50.0]) is None
-    assert interval([50.0, 60.0], [50.0]) is None
-    assert interval([]) is None
-    assert interval() is None
-    assert difference([1.0], [2.0]).interval is None
+@pytest.mark.parametrize("strata", [[[50.0]], [[50.0, 60.0], [50.0]], [[]], []])
+def test_one_sample_has_no_interval(strata):
+    assert interval(*strata) is None
 
 
 def test_the_mean_over_strata_weighs_them_equally():
@@ -162,18 +160,23 @@ def test_differences_that_cancel_but_for_rounding_need_no_number_of_samples(valu
     assert samples_needed(values) is None
 
 
+@pytest.mark.parametrize("margin", [None, Margin(0.5, 10.0)])
 @pytest.mark.parametrize("n", [1, 6, 40])
-def test_all_couples_at_once_equal_one_at_a_time(n):
+def test_all_couples_at_once_equal_one_at_a_time(n, margin):
     random = np.random.default_rng(n)
     settings = [[random.normal(place / 4, 1, n).tolist(), random.normal(0, 1, n).tolist()] for place in range(5)]
     settings.append(settings[0])
     couples = [(one, other) for other in range(6) for one in range(other)]
-    for (one, other), found in zip(couples, all_differences(settings, couples), strict=True):
+    for (one, other), found in zip(couples, all_differences(settings, couples, margin), strict=True):
         strata = [np.subtract(after, before) for before, after in zip(settings[one], settings[other], strict=True)]
-        alone = mean_difference(strata, len(couples))
+        alone = mean_difference(strata, len(couples), margin)
         assert (found.n, found.needed, found.p) == (alone.n, alone.needed, pytest.approx(alone.p, abs=1e-9))
         assert found.mean == pytest.approx(alone.mean, abs=1e-12)
         assert found.interval == (alone.interval and pytest.approx(alone.interval, abs=1e-12))
+        assert (found.equivalence, found.enough) == (
+            alone.equivalence and pytest.approx(alone.equivalence, abs=1e-12),
+            alone.enough,
+        )
 
 
 def test_many_comparisons_stop_early_without_another_answer():

@@ -127,6 +127,12 @@ def setting(
     return Record(record.path, record.runs)
 
 
+def scored(results: Path, scores: Mapping[str, Sequence[float]], experiment: str = "fig5_niah", **fields: Any) -> None:
+    """Write a setting of an experiment for each method, with these scores of `cells`."""
+    for method, values in scores.items():
+        setting(results, cells(values), method, experiment=experiment, **fields)
+
+
 def unfinished(results: Path, method: str = "snapkv", ids: Sequence[str] = ("1",), **fields: Any) -> Path:
     """Write a setting without a summary, as if killed after these samples; returns its folder."""
     store = SampleStore(folder(results, method, **fields))
