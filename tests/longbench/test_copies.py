@@ -9,7 +9,7 @@ from datasets import Dataset, DatasetDict
 from evals.longbench import official
 from evals.longbench.data import load_task, open_source, read_task
 from evals.longbench.prompts import template
-from evals.longbench.tasks import ENGLISH, TASKS
+from evals.longbench.tasks import TASKS
 from tests.support.refusals import refused
 
 # Where other tools cut the official prompts: (end of the first piece, the answer's opening).
@@ -98,8 +98,9 @@ def named_parquet(path, rows):
     Dataset.from_list(rows).to_parquet(path.parent / f"{path.name}-test.parquet")
 
 
-@pytest.mark.parametrize("keep", [saved, saved_splits, parquet, named_parquet])
-@pytest.mark.parametrize("name", ["qasper", "trec", "lsht"])
+@pytest.mark.parametrize(
+    ("keep", "name"), [(saved, "qasper"), (saved_splits, "trec"), (parquet, "lsht"), (named_parquet, "trec")]
+)
 def test_a_copy_in_the_official_columns(keep, name, index, tmp_path):
     keep(tmp_path / "copy" / name, index[name])
     folder = open_source(tmp_path / "copy", cache=tmp_path / "cache")
@@ -156,19 +157,22 @@ def test_altered_rows_are_said_and_are_never_official(change, index, tmp_path):
     assert list(altered_rows(folder, name)) == [201]
 
 
-def test_another_template_is_an_altered_prompt(index, tmp_path):
-    rows = [in_pieces(TASKS["narrativeqa"], row) for row in index["narrativeqa"]]
+def another_template(rows):
     rows[2]["context"] = rows[2]["context"].replace("You are given a story", "Read a story")
+
+
+@pytest.mark.parametrize(
+    ("change", "numbers", "altered"),
+    [(another_template, [0, 1, 202, 3], [202]), (lambda rows: rows.append(rows[1]), [0, 1, 2, 3, 204], [204])],
+    ids=["another template", "a row given twice"],
+)
+def test_an_altered_prompt_and_a_second_copy_of_a_row_are_not_official(change, numbers, altered, index, tmp_path):
+    rows = [in_pieces(TASKS["narrativeqa"], row) for row in index["narrativeqa"]]
+    change(rows)
     saved(tmp_path / "copy", rows)
     folder = open_source(tmp_path / "copy", cache=tmp_path / "cache")
-    assert list(altered_rows(folder, "narrativeqa")) == [202]
-
-
-def test_a_row_given_twice_is_official_once(index, tmp_path):
-    saved(tmp_path / "copy", [*index["qasper"], index["qasper"][1]])
-    folder = open_source(tmp_path / "copy", cache=tmp_path / "cache")
-    assert [record.row for record in load_task(folder, TASKS["qasper"])] == [0, 1, 2, 3, 204]
-    assert list(altered_rows(folder, "qasper")) == [204]
+    assert [record.row for record in load_task(folder, TASKS["narrativeqa"])] == numbers
+    assert list(altered_rows(folder, "narrativeqa")) == altered
 
 
 @pytest.mark.parametrize("keep", [saved, parquet])
@@ -191,24 +195,26 @@ def test_a_copy_is_converted_once_and_again_when_it_changes(index, tmp_path):
     assert read_task(first, TASKS["qasper"]) != read_task(second, TASKS["qasper"])
 
 
-def test_what_cannot_be_converted_is_one_sentence(index, tmp_path):
-    def assert_refused_to_open(name, field, **options):
-        with refused(field):
-            open_source(tmp_path / name, cache=tmp_path / "cache", **options)
-
-    saved(tmp_path / "nothing", [{"x": 1}])
-    assert_refused_to_open("nothing", "eval.data")
-    incomplete = {key: value for key, value in index["qasper"][0].items() if key != "length"}
-    saved(tmp_path / "incomplete", [incomplete])
-    assert_refused_to_open("incomplete", "length")
-    saved(tmp_path / "no-question", [{k: v for k, v in index["qasper"][0].items() if k != "input"}])
-    assert_refused_to_open("no-question", "question")
-    (tmp_path / "torn").mkdir()
-    (tmp_path / "torn" / "qasper.parquet").write_bytes(b"PAR1")
-    assert_refused_to_open("torn", "eval.data")
-    saved(tmp_path / "copy", index["qasper"])
-    assert_refused_to_open("copy", "eval.sha256", sha256="0" * 64)
-    assert not any((tmp_path / "cache").iterdir())
+@pytest.mark.parametrize(
+    ("change", "field", "options"),
+    [
+        (lambda row: {"x": 1}, "eval.data", {}),
+        (lambda row: {key: value for key, value in row.items() if key != "length"}, "length", {}),
+        (lambda row: {key: value for key, value in row.items() if key != "input"}, "question", {}),
+        (lambda row: b"PAR1", "eval.data", {}),
+        (lambda row: row, "eval.sha256", {"sha256": "0" * 64}),
+    ],
+)
+def test_what_cannot_be_converted_is_one_sentence(change, field, options, index, tmp_path):
+    changed = change(index["qasper"][0])
+    if isinstance(changed, bytes):
+        (tmp_path / "copy").mkdir()
+        (tmp_path / "copy" / "qasper.parquet").write_bytes(changed)
+    else:
+        saved(tmp_path / "copy", [changed])
+    with refused(field):
+        open_source(tmp_path / "copy", cache=tmp_path / "cache", **options)
+    assert not any((tmp_path / "cache").glob("*"))
 
 
 def test_a_dataset_that_the_hub_does_not_give_is_one_sentence(tmp_path, monkeypatch):
@@ -253,7 +259,7 @@ def test_a_dataset_of_the_hub_is_read_from_its_parquet_files(index, tmp_path, mo
     assert asked == [("somebody/LongBench", expected)]
 
 
-@pytest.mark.parametrize("name", ENGLISH)
+@pytest.mark.parametrize("name", ["qasper", "gov_report", "trec", "lcc"])
 def test_real_rows_in_a_copy_are_official(name, shared, tmp_path):
     rows = [json.loads(line) for line in (shared / "data" / "longbench" / f"{name}.jsonl").open()]
     numbers = [row.pop("_lb_index") for row in rows]

@@ -12,7 +12,7 @@ TASKS = ["qasper", "trec", "lcc"]
 
 @pytest.fixture
 def data(tmp_path, records):
-    """A directory of task files with six rows each; the first row is long enough to be cut."""
+    """A directory of task files with three rows each; the first row is long enough to be cut."""
     folder = tmp_path / "data"
     folder.mkdir()
     for name in TASKS:
@@ -26,7 +26,7 @@ def data(tmp_path, records):
                 "length": record.length,
                 "_lb_index": row + 3,
             }
-            for row in range(6)
+            for row in range(3)
         ]
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return folder
@@ -63,7 +63,7 @@ def test_a_run_and_its_table(command, tmp_path):
     assert [line["truncated"] for line in lines] == [True, False]
     assert all(len(line["prompt_text_sha256"]) == 64 and line["new_tokens"] >= 1 for line in lines)
     assert run("method=snapkv", "budget=64", *command).returncode == 0
-    assert [len(lines) for lines, *_ in content(tmp_path).values()] == [6, 6, 6]
+    assert [len(lines) for lines, *_ in content(tmp_path).values()] == [3, 3, 3]
 
 
 @pytest.mark.slow

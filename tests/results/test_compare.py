@@ -12,7 +12,7 @@ from evals.results.compare import comparisons
 from evals.results.record import records
 from evals.tables.compare import verdicts
 from tests.support.refusals import assert_sentence
-from tests.support.trees import about, line, setting
+from tests.support.trees import about, setting
 
 
 def test_settings_that_differ_are_told_apart(tmp_path):
@@ -39,6 +39,7 @@ def test_only_samples_that_all_have_are_compared(tmp_path):
     }
     (pair,) = comparison.pairs
     assert abs(pair.difference.mean) == 10
+    assert comparisons(records(tmp_path), "kl") == []  # no line has it
 
 
 def test_over_all_tasks_every_task_counts_the_same(tmp_path):
@@ -66,14 +67,6 @@ def test_the_command(tmp_path, capsys):
     assert_sentence(capsys.readouterr().err.strip(), "--metric")
 
 
-def test_lines_without_a_number_are_left_out(tmp_path):
-    assert line("0")["score_words"] == 25
-    setting(tmp_path, [10.0, 20.0])
-    setting(tmp_path, [10.0, 20.0], method="cake")
-    assert [comparison.n for comparison in comparisons(records(tmp_path), "score_words")] == [2]
-    assert comparisons(records(tmp_path), "kl") == []
-
-
 def methods(results):
     """Three methods at two budgets, which differ by a little."""
     for budget in (64, 128):
@@ -83,6 +76,13 @@ def methods(results):
                 setting(results, scores, method=method, budget=None if method == "full" else budget)
 
 
+def compared(results, *given):
+    """The rows of the file that the command writes."""
+    file = results / "compared.csv"
+    assert main(["compare", "--results", str(results), "--csv", str(file), *given]) == 0
+    return list(csv.DictReader(file.open(encoding="utf-8")))
+
+
 def test_a_comparison_has_the_p_value_of_the_page(tmp_path, capsys):
     methods(tmp_path)
     (board,) = boards(read(tmp_path))
@@ -90,36 +90,23 @@ def test_a_comparison_has_the_p_value_of_the_page(tmp_path, capsys):
     assert set(page) == {(budget, method) for budget in (64, 128) for method in ("SnapKV", "CAKE")}
     # Whether the method is named or not: the page is about this one.
     for given in ([], ["--against", "compresskv"]):
-        file = tmp_path / "compared.csv"
-        assert main(["compare", "--results", str(tmp_path), "--csv", str(file), *given]) == 0
-        rows = list(csv.DictReader(file.open(encoding="utf-8")))
+        rows = compared(tmp_path, *given)
         found = {(int(row["budget"]), row["second"]): float(row["p"]) for row in rows}
         assert found == {place: pytest.approx(verdict.p, abs=1e-4) for place, verdict in page.items()}
         assert {row["first"] for row in rows} == {"CompressKV"}
     shown = capsys.readouterr().out
     assert all(f"{verdict.p:.3f}" in shown for verdict in page.values())
-
-
-def test_another_method_is_another_family(tmp_path):
-    methods(tmp_path)
-    main(["compare", "--results", str(tmp_path), "--against", "cake", "--csv", str(tmp_path / "compared.csv")])
-    rows = list(csv.DictReader((tmp_path / "compared.csv").open(encoding="utf-8")))
-    assert {(row["first"], row["second"]) for row in rows} == {("CAKE", "SnapKV"), ("CAKE", "CompressKV")}
-    assert len(rows) == 4
-
-
-def test_comparisons_as_latex(tmp_path):
-    methods(tmp_path)
-    assert main(["compare", "--results", str(tmp_path), "--latex", str(tmp_path / "compared.tex")]) == 0
+    rows = compared(tmp_path, "--against", "cake", "--latex", str(tmp_path / "compared.tex"))
+    assert [(row["first"], row["second"]) for row in rows].count(("CAKE", "SnapKV")) == 2
     tex = (tmp_path / "compared.tex").read_text(encoding="utf-8")
-    assert [tex.count(text) for text in ("SnapKV $-$ CompressKV", "CAKE $-$ CompressKV", "FullKV")] == [2, 2, 0]
+    assert [tex.count(name) for name in ("SnapKV $-$ CAKE", "CompressKV $-$ CAKE", "FullKV")] == [2, 2, 0]
 
 
 def test_what_cannot_be_compared_is_named(tmp_path):
     methods(tmp_path)
-    for given in (["--against", "tova"], ["--against", "full"], ["--against", "all", "--csv", str(tmp_path / "x.csv")]):
+    csv_file, nowhere = ["--csv", str(tmp_path / "x.csv")], ["--csv", str(tmp_path / "nowhere" / "x.csv")]
+    for given in (["--against", "tova"], ["--against", "full"], ["--against", "all", *csv_file], nowhere):
         assert main(["compare", "--results", str(tmp_path), *given]) == 2
-    assert main(["compare", "--results", str(tmp_path), "--csv", str(tmp_path / "nowhere" / "x.csv")]) == 2
     assert not (tmp_path / "x.csv").exists()
     assert main(["compare", "--results", str(tmp_path), "--against", "all"]) == 0
 

@@ -154,8 +154,8 @@ def test_the_command_takes_a_margin(tmp_path, capsys):
     for margin, outcome in (([20.0], "equivalent"), ([], "undecided")):
         (comparison,) = comparisons(records(tmp_path), "score", *margin)
         assert [pair.outcome for pair in comparison.pairs] == [outcome]
-    for given in ([], ["--against", "cake"]):
-        assert main(["compare", "--margin", "20", "--results", str(tmp_path), *given]) == 0
+    for more in ([], ["--against", "cake"]):
+        assert main(["compare", "--margin", "20", "--results", str(tmp_path), *more]) == 0
         assert "equivalent within 20" in capsys.readouterr().out
 
 

@@ -1,7 +1,6 @@
 """Only samples with the same prompt and weights are compared, and the others are reported."""
 
 import json
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -17,7 +16,7 @@ from evals.results.store import SampleStore
 from evals.ruler.tables import tables as ruler_tables
 from evals.tables.compare import Question, verdicts
 from evals.tables.methods import Name
-from evals.tables.table import Cell, Row, Table
+from tests.support.tables import table
 from tests.support.trees import cells, line
 from tests.support.trees import setting as finished
 
@@ -50,37 +49,29 @@ def test_settings_of_other_prompts_or_weights_are_not_compared(tmp_path, capsys,
     assert "SnapKV 64" in capsys.readouterr().err
 
 
-def names_of(*names, values, budget=64, **fields):
-    """A table with a row for each method, of these values of samples."""
-    rows = []
-    for name, of_row in zip(names, values, strict=True):
-        samples = {(str(place), "p"): value for place, value in enumerate(of_row)}
-        rows.append(Row(Name(name, budget, **fields), {"average": Cell({"": samples}, len(samples), len(samples))}))
-    return Table("tiny", "niah", ["average"], rows)
-
-
 def test_the_best_method_is_compared_as_if_all_were():
     """The data choose the best, so a family has as few false differences as one that compares all pairs."""
     random = np.random.default_rng(0)
-    names = [f"method {number}" for number in range(12)]
     families = [
-        verdicts(Question(subject=""), names_of(*names, values=random.normal(50, 10, (12, 30)).clip(0, 100)))
+        verdicts(Question(subject=""), table({f"method {n}": random.normal(50, 10, 30) for n in range(12)}))
         for _ in range(60)
     ]
     assert all(len(family) == 11 for family in families)
     assert sum(any(verdict.shown for verdict in family) for family in families) <= 6
-    far = random.normal(20, 3, (3, 30)).tolist()
-    (*_, verdict) = verdicts(Question(subject=""), names_of("a", "b", "c", "d", values=[*far, [90.0] * 30]))
+    far = {name: random.normal(20, 3, 30) for name in "abc"}
+    (*_, verdict) = verdicts(Question(subject=""), table({**far, "d": [90.0] * 30}))
     assert verdict.shown
 
 
 def test_protocols_are_ranked_and_compared_separately():
-    low, high = [[number + n for n in range(12)] for number in (10.0, 20.0)], [[number] * 12 for number in (90.0, 80.0)]
-    corrected = names_of("SnapKV", "CAKE", values=low)
-    released = names_of("SnapKV", "CAKE", values=high, protocol="released", marked=True)
-    table = replace(corrected, rows=[*corrected.rows, *released.rows])
-    assert table.ranks("average") == {0: 2, 1: 1, 2: 1, 3: 2}
-    assert {verdict.first for verdict in verdicts(Question(subject=""), table)} == {"CAKE", "SnapKV (released)"}
+    scores = {("SnapKV", "corrected"): 10.0, ("CAKE", "corrected"): 20.0}
+    scores |= {("SnapKV", "released"): 90.0, ("CAKE", "released"): 80.0}
+    rows = {
+        Name(method, 64, protocol, marked=protocol == "released"): [score + n / 9 for n in range(12)]
+        for (method, protocol), score in scores.items()
+    }
+    assert table(rows).ranks("average") == {0: 2, 1: 1, 2: 1, 3: 2}
+    assert {verdict.first for verdict in verdicts(Question(subject=""), table(rows))} == {"CAKE", "SnapKV (released)"}
 
 
 def test_a_failed_sample_makes_the_column_of_its_task_partial(tmp_path):

@@ -1,5 +1,7 @@
 """Different settings have different names, also across tasks."""
 
+import pytest
+
 from compresskv.methods import named_method
 from evals.results.finish import finish
 from evals.results.means import USUAL, average, sampled
@@ -19,8 +21,10 @@ def cake(folder, gamma, task="needle", **fields):
     return setting(folder, method="cake", task=task, node={"name": "cake", **parts}, **fields)
 
 
-def test_settings_of_different_tasks_do_not_share_a_name(tmp_path):
-    one, other = cake(tmp_path, 200.0, "a"), cake(tmp_path, 10.0, "b", digest="00000001")
+@pytest.mark.parametrize("usual", [200.0, 200])
+def test_settings_of_different_tasks_do_not_share_a_name(tmp_path, usual):
+    """A default is no part of a name, however it was written."""
+    one, other = cake(tmp_path, usual, "a"), cake(tmp_path, 10.0, "b", digest="00000001")
     assert [name.variant for name in names([one, other])] == ["", "gamma=10"]
 
 
@@ -29,11 +33,6 @@ def test_a_setting_has_one_name_in_all_its_tasks(tmp_path):
     made = [cake(tmp_path, gamma, task, digest=next(digests)) for task in ("a", "b") for gamma in (200.0, 10.0)]
     assert [name.variant for name in names(made)] == ["", "gamma=10"] * 2
     assert [name.variant for name in names(made[:3])] == ["", "gamma=10", ""]
-
-
-def test_a_default_is_no_part_of_a_name_however_it_was_written(tmp_path):
-    one, other = cake(tmp_path, 200), cake(tmp_path, 10, digest="00000001")
-    assert [name.variant for name in names([one, other])] == ["", "gamma=10"]
 
 
 def test_a_setting_belongs_to_every_experiment_that_ran_it():
