@@ -58,12 +58,10 @@ def test_a_template_that_renders_differently_another_time_is_refused(program):
 @pytest.mark.parametrize(
     "program",
     [
-        f"{LOOP}{LOOP}{LOOP}{{% endfor %}}{{% endfor %}}{{% endfor %}}",
         f"{LOOP}{{% for m in messages %}}{{{{ m.content }}}}{{% endfor %}}xxxxxxxxxxxxxxx{{% endfor %}}",
         "{{ 'x' * 10**11 }}",
         "{{ (9 ** (9 ** 9)) % 7 }}",
         "{% set ns = namespace(x='ab') %}{% for i in range(60) %}{% set ns.x = ns.x ~ ns.x %}{% endfor %}",
-        "{% for i in range(10**9) %}x{% endfor %}",
         "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}",
     ],
 )

@@ -24,21 +24,23 @@ def python(tmp_path):
     return stub
 
 
+def run(tmp_path, own, other):
+    """Run the GPU tests where these two Pythons are; returns the command and the calls of both."""
+    command = ["make", "test-gpu", f"BIN={own.parent}", f"PYTHON={other}", "READY=/nowhere/.ready"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    return done, (tmp_path / "calls").read_text()
+
+
 @pytest.mark.parametrize("of_venv", [True, False])
 def test_the_gpu_tests_run_in_a_python_that_has_what_they_need(python, tmp_path, of_venv):
-    own, environments = python("bin/python", has=of_venv), python("python3", has=True)
-    command = ["make", "test-gpu", f"BIN={own.parent}", f"PYTHON={environments}", "READY=/nowhere/.ready"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    done, calls = run(tmp_path, python("bin/python", has=of_venv), python("python3", has=True))
     assert done.returncode == 0, done.stderr
-    last = (tmp_path / "calls").read_text().splitlines()[-1]
+    last = calls.splitlines()[-1]
     assert last.split()[0] == ("bin/python" if of_venv else "python3")
     assert "pytest -m gpu" in last
 
 
 def test_without_one_the_environment_is_made_first(python, tmp_path):
-    own, other = python("bin/python", has=False), python("python3", has=False)
-    command = ["make", "test-gpu", f"BIN={own.parent}", f"PYTHON={other}", "READY=/nowhere/.ready"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
-    calls = (tmp_path / "calls").read_text()
+    done, calls = run(tmp_path, python("bin/python", has=False), python("python3", has=False))
     assert "python3 -m venv" in calls or done.returncode
     assert calls.index("-c import") < calls.index("-m venv")

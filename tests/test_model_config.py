@@ -12,20 +12,25 @@ from tests.support.command import ROOT
 MODELS = sorted(path.stem for path in (ROOT / "conf" / "model").glob("[!_]*.yaml"))
 
 
+LENGTHS = {
+    "llama-3.1-8b-instruct": tuple(range(8000, 128001, 8000)),
+    "mistral-7b-instruct-v0.3": tuple(range(2000, 32001, 2000)),
+    "smollm2-135m": (1000, 2000, 3000, 4000),
+}
+
+
 @pytest.mark.parametrize("name", MODELS)
-def test_every_model_composes_with_its_own_lengths(name):
+def test_every_model_composes_with_its_own_lengths_which_are_the_papers(name):
     made = job(f"model={name}")
     assert made.model.name == name
     assert bool(made.model.path) != bool(made.model.package)
-    assert made.eval.lengths
-    assert job(f"model={name}", "model.evals.niah.lengths=[700]").eval.lengths == (700,)
+    assert made.eval.lengths == LENGTHS.get(name, made.eval.lengths) != ()
 
 
-def test_the_paper_s_models_have_the_paper_s_lengths():
-    assert job("model=llama-3.1-8b-instruct").eval.lengths == tuple(range(8000, 128001, 8000))
-    assert job("model=mistral-7b-instruct-v0.3").eval.lengths == tuple(range(2000, 32001, 2000))
+def test_the_lengths_and_depths_of_a_model():
     assert job("model=mistral-7b-instruct-v0.3").eval.depths == 10
-    assert job().eval.lengths == (1000, 2000, 3000, 4000)
+    assert job("model.evals.niah.lengths=[700]").eval.lengths == (700,)
+    assert job().eval.lengths == LENGTHS["smollm2-135m"]
 
 
 @pytest.mark.parametrize(

@@ -20,10 +20,6 @@ NAMES = sorted(path.stem for path in FOLDER.glob("[!_]*.py"))
 ABSOLUTE = re.compile(r"""(?<![\w.<>/~:-])(/(home|Users|root|tmp|work|data|mnt|scratch|opt|var)\b|[A-Z]:\\)""")
 
 
-def ipynb(name: str) -> dict:
-    return json.loads((FOLDER / f"{name}.ipynb").read_text())
-
-
 def test_the_seven_are_there():
     wanted = ["ablations", "add_a_method", "budgets", "heads", "quickstart", "results", "your_own_model"]
     assert wanted == NAMES == runner.names()
@@ -40,28 +36,21 @@ def test_script_and_notebook_are_a_pair_without_outputs_that_any_python_3_runs(n
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_notebook_shows_its_figures_and_is_small(name):
-    outputs = [output for cell in ipynb(name)["cells"] for output in cell.get("outputs", ())]
+def test_a_notebook_has_a_title_figures_and_what_not_to_conclude_and_is_small(name):
+    cells = json.loads((FOLDER / f"{name}.ipynb").read_text())["cells"]
+    outputs = [output for cell in cells for output in cell.get("outputs", ())]
     assert any("image/png" in output.get("data", ()) for output in outputs), f"run: python -m notebooks --write {name}"
     assert not [output for output in outputs if output["output_type"] == "error" or output.get("name") == "stderr"]
     assert (FOLDER / f"{name}.ipynb").stat().st_size < 300_000
+    texts = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown"]
+    assert texts[0].startswith("# ")
+    assert "Do not conclude" in texts[-1]
 
 
-@pytest.mark.parametrize("path", sorted(FOLDER.glob("*.[pi]*")), ids=lambda path: path.name)
-def test_no_path_of_a_machine(path):
-    assert not ABSOLUTE.search(path.read_text())
-
-
-@pytest.mark.parametrize("text", ["'/home/me/x'", "(/tmp/y)", "C:\\\\data"])
-def test_paths_of_machines_are_seen(text):
-    assert ABSOLUTE.search(text)
-
-
-def test_begins_with_a_title_and_ends_with_what_not_to_conclude():
-    for name in NAMES:
-        cells = [cell for cell in ipynb(name)["cells"] if cell["cell_type"] == "markdown"]
-        assert "".join(cells[0]["source"]).startswith("# ")
-        assert "Do not conclude" in "".join(cells[-1]["source"])
+def test_no_path_of_a_machine():
+    assert all(map(ABSOLUTE.search, ("'/home/me/x'", "(/tmp/y)", "C:\\\\data")))
+    for path in FOLDER.glob("*.[pi]*"):
+        assert not ABSOLUTE.search(path.read_text()), path
 
 
 def test_an_unknown_name_is_refused(capsys):
@@ -80,8 +69,9 @@ def test_figures_leave_a_notebook_its_backend(chosen, backend):
 
 
 def write(folder: Path, name: str, code: str) -> None:
-    jupytext.write(jupytext.reads(code, fmt="py:percent"), folder / f"{name}.py", fmt="py:percent")
-    jupytext.write(jupytext.reads(code, fmt="py:percent"), folder / f"{name}.ipynb")
+    for suffix in ("py:percent", "ipynb"):
+        path = folder / f"{name}.{suffix.partition(':')[0]}"
+        jupytext.write(jupytext.reads(code, fmt="py:percent"), path, fmt=suffix)
 
 
 def test_the_cell_that_fails_is_shown(tmp_path, monkeypatch, capsys):

@@ -82,21 +82,20 @@ def test_layer_budgets_are_what_the_published_layer_scores_give():
         assert tokens == list(layer_budgets(scores, total=32 * budget, floor=32, cap=3 * budget))
 
 
-def test_a_file_of_another_shape_is_one_sentence(tmp_path):
-    (tmp_path / "a.csv").write_text("model,value\nx,1\n")
+@pytest.mark.parametrize(
+    ("line", "field"),
+    [
+        ("x,m,n,256,t,many,score,s,", "value"),
+        ("x,m,n,2.5,t,1,score,s,", "budget"),
+        ("x,m,n,256,t,1", None),
+        ("x,m,n,2,t,1,score,s,,y", None),
+    ],
+)
+def test_a_line_of_another_shape_is_one_sentence(tmp_path, line, field):
+    (tmp_path / "b.csv").write_text(f"{','.join(COLUMNS)}\n{line}\n")
+    with refused(field, where=f"{tmp_path / 'b.csv'}, line 2"):
+        published("x", tmp_path)
+    (tmp_path / "b.csv").write_text("model,value\nx,1\n")
+    _all.cache_clear()
     with refused(None):
         published("x", tmp_path)
-    other = tmp_path / "other"
-    other.mkdir()
-    header = ",".join(COLUMNS)
-    lines = {
-        "x,m,n,256,t,many,score,s,": "value",
-        "x,m,n,2.5,t,1,score,s,": "budget",
-        "x,m,n,256,t,1": None,
-        "x,m,n,2,t,1,score,s,,y": None,
-    }
-    for line, field in lines.items():
-        (other / "b.csv").write_text(f"{header}\n{line}\n")
-        _all.cache_clear()
-        with refused(field, where=f"{other / 'b.csv'}, line 2"):
-            published("x", other)

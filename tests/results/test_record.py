@@ -15,12 +15,6 @@ from evals.results.store import SampleStore, write_json
 from tests.support.trees import about, folder, line, setting, version_1
 
 
-def edit(path, **fields):
-    """Change fields of a summary by hand."""
-    path = path / "summary.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | fields))
-
-
 def test_a_record_says_what_the_files_say(tmp_path):
     record = setting(tmp_path, (0.0, 100.0))
     assert (record.model, record.eval, record.task) == ("tiny", "niah", "needle")
@@ -34,13 +28,20 @@ def test_a_record_says_what_the_files_say(tmp_path):
     assert (record.state, record.problem, record.unchecked) == ("complete", "", 0)
 
 
-def test_a_summary_counts_the_rows_that_are_not_official(tmp_path):
-    store = SampleStore(folder(tmp_path))
-    for id, official in (("0", True), ("1", False), ("201", False)):
-        store.append(line(id, official=official))
-    assert finish(store, ["0"], about(), tmp_path / "runs").summary.get("unofficial") is None
-    assert finish(store, ["0", "1", "201"], about(), tmp_path / "runs").summary["unofficial"] == 2
+def finished(results, *lines):
+    """The record of a setting with these lines, which may be wrong, behind those that it has."""
+    store = SampleStore(folder(results))
+    for each in lines:
+        store.append(each)
+    record = finish(store, list(store.lines), about(), results / "runs")
     store.close()
+    return record
+
+
+@pytest.mark.parametrize(("official", "counted"), [([True], None), ([True, False, False], 2)])
+def test_a_summary_counts_the_rows_that_are_not_official(tmp_path, official, counted):
+    record = finished(tmp_path, *(line(str(n), official=each) for n, each in enumerate(official)))
+    assert record.summary.get("unofficial") == counted
 
 
 @pytest.mark.parametrize(
@@ -54,10 +55,7 @@ def test_a_summary_counts_the_rows_that_are_not_official(tmp_path):
     ],
 )
 def test_the_kl_of_a_sample_follows_from_that_of_its_tokens(tmp_path, fields, problems):
-    store = SampleStore(folder(tmp_path))
-    store.append(line("0", **fields))
-    assert finish(store, ["0"], about(), tmp_path / "runs").problems == problems
-    store.close()
+    assert finished(tmp_path, line("0", **fields)).problems == problems
 
 
 def test_every_folder_with_one_of_the_files_is_found(tmp_path):
@@ -91,15 +89,16 @@ def test_version_1_is_read_and_verified(tmp_path):
     (record,) = records(tmp_path)
     assert (record.state, record.unchecked, record.summary["score"]) == ("complete", 1, 40.0)
     assert record.only(["1"]).summary["score"] == 40.0
-    edit(record.path, score=41.0)
+    summary = record.path / "summary.json"
+    summary.write_text(json.dumps(json.loads(summary.read_text()) | {"score": 41.0}))
     assert "the summary says 41.0 for score" in records(tmp_path)[0].problem
 
 
 def test_newer_versions_are_read(tmp_path):
-    record = setting(tmp_path)
-    content = json.loads((record.path / "summary.json").read_text())
-    content = {key: value for key, value in content.items() if key not in ("checksum", "config")}
-    write_json(record.path / "summary.json", {**content, "schema_version": 3, "score": 51.0, "novel": [1]})
+    path = setting(tmp_path).path / "summary.json"
+    content = json.loads(path.read_text())
+    del content["checksum"], content["config"]
+    write_json(path, {**content, "schema_version": 3, "score": 51.0, "novel": [1]})
     (again,) = records(tmp_path)
     assert (again.summary["score"], again.summary["novel"], again.problem) == (51.0, [1], "")
 
@@ -111,13 +110,9 @@ def test_an_unreadable_summary_is_as_good_as_none(tmp_path, content):
     before = (record.path / "summary.json").read_text()
     (record.path / "summary.json").write_text(content)
     broken, sound = records(tmp_path)
-    assert sound.state == "complete"
-    assert broken.summary is None
+    assert (sound.state, broken.summary, len(broken.samples)) == ("complete", None, 2)
     assert broken.problem.startswith("summary.json is not")
-    assert len(broken.samples) == 2
-    store = SampleStore(record.path)
-    finish(store, ["0", "1"], about(), tmp_path / "runs")
-    store.close()
+    finished(tmp_path)
     assert (record.path / "summary.json").read_text() == before
 
 
@@ -148,12 +143,8 @@ def test_lines_without_a_score_are_no_faulty_setting(tmp_path):
     store.append({"id": "1", "errors": [1.0]})
     store.close()
     (record,) = records(tmp_path)
-    assert (record.model, record.eval, record.state, record.problem) == (
-        "tiny",
-        "calibrate",
-        "samples without scores",
-        "",
-    )
+    assert (record.model, record.eval) == ("tiny", "calibrate")
+    assert (record.state, record.problem) == ("samples without scores", "")
 
 
 def test_frames(tmp_path):

@@ -44,20 +44,16 @@ def test_a_broken_folder_stops_no_other(tmp_path, capsys):
     setting(tmp_path)
     broken = setting(tmp_path, method="tova").path / "samples.jsonl"
     broken.write_text(broken.read_text() + "nonsense\n")
-    assert call(tmp_path, "list") == 0
-    listed = capsys.readouterr().out
-    assert "complete" in listed
-    assert "samples.jsonl:3: not a sample's JSON line" in listed
-    assert call(tmp_path, "show") == 0
-    assert len(json.loads(capsys.readouterr().out)) == 2
-    assert call(tmp_path, "verify") == 1
-    assert "tova/64-abcd1234: samples.jsonl:3" in capsys.readouterr().err
-
-
-def test_a_folder_named_like_an_evaluation_is_listed(tmp_path, capsys):
-    unfinished(tmp_path, model="calibrate")
-    call(tmp_path, "list")
-    assert "calibrate/niah" in capsys.readouterr().out
+    unfinished(tmp_path, model="calibrate")  # named like an evaluation
+    said = {}
+    for command, code in {"list": 0, "show": 0, "verify": 1}.items():
+        assert call(tmp_path, command) == code
+        said[command] = capsys.readouterr()
+    assert "complete" in said["list"].out
+    assert "samples.jsonl:3: not a sample's JSON line" in said["list"].out
+    assert "calibrate/niah" in said["list"].out
+    assert len(json.loads(said["show"].out)) == 3
+    assert "tova/64-abcd1234: samples.jsonl:3" in said["verify"].err
 
 
 def listed(capsys, *arguments):
@@ -112,15 +108,14 @@ def test_each_bad_argument_is_a_sentence(tmp_path, capsys, monkeypatch, argument
     assert says in err
 
 
-@pytest.mark.parametrize("command", ["list", "show"])
-def test_a_reader_that_has_had_enough(tmp_path, command):
+def test_a_reader_that_has_had_enough(tmp_path):
     setting(tmp_path)
     text = (folder(tmp_path) / "samples.jsonl").read_text()
     for number in range(200):
         place = folder(tmp_path, f"m{number}")
         place.mkdir(parents=True)
         (place / "samples.jsonl").write_text(text)
-    program = [sys.executable, "-m", "evals.results", command, "--results", str(tmp_path)]
+    program = [sys.executable, "-m", "evals.results", "show", "--results", str(tmp_path)]
     process = subprocess.Popen(program, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     process.stdout.readline()
     process.stdout.close()
@@ -130,11 +125,10 @@ def test_a_reader_that_has_had_enough(tmp_path, command):
     assert "BrokenPipe" not in errors
 
 
-@pytest.mark.parametrize("command", ["list", "compare"])
-def test_a_terminal_of_few_characters_is_written_to(tmp_path, command):
+def test_a_terminal_of_few_characters_is_written_to(tmp_path):
     setting(tmp_path, [0.0, 100.0])
     setting(tmp_path, [50.0, 100.0], method="été")
-    line = [sys.executable, "-m", "evals.results", command, "--results", str(tmp_path)]
+    line = [sys.executable, "-m", "evals.results", "compare", "--results", str(tmp_path)]
     done = subprocess.run(line, cwd=ROOT, env={**os.environ, "PYTHONIOENCODING": "ascii"}, capture_output=True)
     assert (done.returncode, done.stderr) == (0, b"")
     assert done.stdout.decode("ascii")
