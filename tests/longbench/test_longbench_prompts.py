@@ -19,11 +19,6 @@ UNWRAPPED = ("trec", "triviaqa", "samsum", "lsht", "lcc", "repobench-p")
 
 # Input "Where is the cat?", context "The cat sat on the mat."; in Chinese tasks the `records` fixture's Chinese ones
 RENDERED = {
-    "narrativeqa": "You are given a story, which can be either a novel or a movie script, and a question. "
-    "Answer the question asconcisely as you can, using a single phrase if possible. Do not provide any explanation.\n\n"
-    "Story: The cat sat on the mat.\n\n"
-    "Now, answer the question based on the story asconcisely as you can, using a single phrase if possible. "
-    "Do not provide any explanation.\n\nQuestion: Where is the cat?\n\nAnswer:",
     "multifieldqa_en": "Read the following text and answer briefly.\n\nThe cat sat on the mat.\n\n"
     "Now, answer the following question based on the above text, only give me the answer and do not output any other "
     "words.\n\nQuestion: Where is the cat?\nAnswer:",
@@ -31,17 +26,8 @@ RENDERED = {
     "问题：那只猫在哪里？\n回答：",
     "gov_report": "You are given a report by a government agency. Write a one-page summary of the report.\n\n"
     "Report:\nThe cat sat on the mat.\n\nNow, write a one-page summary of the report.\n\nSummary:",
-    "trec": "Please determine the type of the question below. Here are some examples of questions.\n\n"
-    "The cat sat on the mat.\nWhere is the cat?",
     "samsum": "Summarize the dialogue into a few short sentences. The following are some examples.\n\n"
     "The cat sat on the mat.\n\nWhere is the cat?",
-    "lsht": "请判断给定新闻的类别，下面是一些例子。\n\n猫在垫子上。\n那只猫在哪里？",
-    "passage_retrieval_en": "Here are 30 paragraphs from Wikipedia, along with an abstract. "
-    "Please determine which paragraph the abstract is from.\n\nThe cat sat on the mat.\n\n"
-    "The following is an abstract.\n\nWhere is the cat?\n\n"
-    "Please enter the number of the paragraph that the abstract is from. "
-    'The answer format must be like "Paragraph 1", "Paragraph 2", etc.\n\nThe answer is: ',
-    "lcc": "Please complete the code given below. \nThe cat sat on the mat.Next line of code:\n",
     "repobench-p": "Please complete the code given below. \n"
     "The cat sat on the mat.Where is the cat?Next line of code:\n",
 }

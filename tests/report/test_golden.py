@@ -15,6 +15,7 @@ from evals.results.published import Published
 from evals.tables.compare import Question, verdicts
 from evals.tables.methods import Name
 from evals.tables.table import Cell, Row, Table, Texts
+from tests.support.tables import cell
 
 GOLDEN = Path(__file__).with_name("golden")
 
@@ -22,19 +23,16 @@ GOLDEN = Path(__file__).with_name("golden")
 def page() -> Page:
     """A table with a level, ranks, a partial, a published and a missing cell, and a marked protocol."""
 
-    def cell(*values: float, of: int = 12, **fields) -> Cell:
-        return Cell({"task": {(str(n), ""): value for n, value in enumerate(values)}}, of, len(values), **fields)
-
     def row(method: str, budget: int | None, start: float, **fields) -> Row:
-        first = cell(*(start + n for n in range(12)), **fields)
-        second = cell(*(start + 2 * n for n in range(12)))
+        first = cell([start + n for n in range(12)], **fields)
+        second = cell([start + 2 * n for n in range(12)])
         whole = Cell({"first": first.strata["task"], "second": second.strata["task"]}, 24, 24, tasks=2)
         sizes = {"realised_budget": float(budget or 1000), "cache_bytes": 1000.0 * (budget or 1000)}
         return Row(Name(method, budget), {"one_&": first, "two": second, "average": whole}, sizes=sizes)
 
     compress = row("CompressKV", 64, 60, published=58.0)
     snap = row("SnapKV", 64, 40, published=47.5, apart="protocol=corrected", source="second-hand")
-    part = Row(Name("CAKE", 64, "released", "window=16", True), {"one_&": cell(10.0, 20.0, 30.0)})
+    part = Row(Name("CAKE", 64, "released", "window=16", True), {"one_&": cell([10.0, 20.0, 30.0], of=12)})
     rows = [row("FullKV", None, 70), compress, snap, part]
     table = Table("tiny_model", "niah", ["one_&", "two", "average"], rows, heads={"two": "Two"}, caption="A caption.")
     texts = Texts("Texts of <tiny>", ["setting", "MB"], [["FullKV", "1.00"], ["a|b", "–"]])

@@ -6,12 +6,13 @@ import subprocess
 
 import pytest
 
-from compresskv.errors import UserError
 from evals.report.latex import appendix, escape, latex
 from evals.report.page import Page
 from evals.tables.compare import Verdict
 from evals.tables.methods import Name
 from evals.tables.table import SCORE, Cell, Metric, Row, Table, Texts
+from tests.support.refusals import refused
+from tests.support.tables import table
 
 BASE = {
     "booktabs": r"\newcommand{\toprule}{\hline}\newcommand{\midrule}{\hline}\newcommand{\bottomrule}{\hline}"
@@ -68,21 +69,11 @@ def test_every_part_of_a_page_compiles_with_any_name(compiled):
     assert "undefined" not in log
 
 
-@pytest.mark.parametrize(
-    ("character", "written"),
-    [
-        ("_", r"\_"),
-        ("%", r"\%"),
-        ("&", r"\&"),
-        ("#", r"\#"),
-        ("$", r"\$"),
-        ("{", r"\{"),
-        ("}", r"\}"),
-        ("~", r"\textasciitilde{}"),
-        ("^", r"\textasciicircum{}"),
-        ("\\", r"\textbackslash{}"),
-    ],
-)
+SPECIAL = {character: f"\\{character}" for character in "_%&#${}"}
+SPECIAL |= {"~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "\\": r"\textbackslash{}"}
+
+
+@pytest.mark.parametrize(("character", "written"), SPECIAL.items())
 def test_special_characters_stand_for_themselves(character, written):
     assert escape(f"a{character}b") == f"a{written}b"
     table = latex(page(f"qwen{character}2"))
@@ -165,9 +156,8 @@ def test_a_row_over_part_of_the_samples_is_no_best():
 
 def test_what_is_marked_is_what_is_shown():
     """Means that differ in a digit that is not printed share their mark."""
-    cells = [{"a": Cell({"needle": {("0", ""): mean}}, 1, 1)} for mean in (50.01, 49.99, 20.0)]
-    rows = [Row(Name(name, 64), of) for name, of in zip("xyz", cells, strict=True)]
-    (shown,) = tabulars(latex(Page(name="item", title="t", tables=[Table("tiny", "niah", ["a"], rows)])))
+    close = table({"x": [50.01], "y": [49.99], "z": [20.0]})
+    (shown,) = tabulars(latex(Page(name="item", title="t", tables=[close])))
     assert [row[1] for row in shown[1:]] == [r"\textbf{50.0}", r"\textbf{50.0}", r"\underline{20.0}"]
 
 
@@ -182,5 +172,5 @@ def test_tables_fit_their_page(compiled, metric, columns, methods):
 
 
 def test_groups_are_those_of_wide():
-    with pytest.raises(UserError):
+    with refused("columns"):
         latex(page("tiny"), "groups")

@@ -4,8 +4,8 @@ import csv
 
 import pytest
 
-from compresskv.errors import UserError
 from evals.report.__main__ import main
+from tests.support.refusals import refused
 from tests.support.trees import setting
 
 
@@ -32,16 +32,9 @@ def test_the_page_has_the_margin(tmp_path):
     assert "equivalent within 20" in (tmp_path / "page" / "index.html").read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("word", ["score=0", "score=-1", "score=nan", "score=", "score", "words=1", "2"])
-def test_what_is_no_margin_is_refused(tmp_path, word):
+@pytest.mark.parametrize("words", ["score=0", "score=-1", "score=nan", "score=", "score", "words=1", "2", "kl=1 kl=2"])
+def test_what_is_no_margin_is_refused(tmp_path, words):
     tree(tmp_path)
-    with pytest.raises(UserError) as refused:
-        main(["experiment=mine", "--results", str(tmp_path), f"--margin={word}"])
-    assert refused.value.field == "--margin"
-
-
-def test_a_metric_has_one_margin(tmp_path):
-    tree(tmp_path)
-    with pytest.raises(UserError) as refused:
-        main([str(tmp_path), "--margin=kl=1", "--margin=kl=2"])
-    assert refused.value.field == "--margin"
+    margins = [f"--margin={word}" for word in words.split()]
+    with refused("--margin"):
+        main(["experiment=mine", "--results", str(tmp_path), *margins])

@@ -14,32 +14,27 @@ from evals.report.csv import csv_text
 from evals.report.figures import over_budget, save
 from evals.report.html.writing import page
 from evals.report.latex import escape
-from evals.tables.methods import Name
-from evals.tables.table import Cell, Row, Table
-from tests.support.trees import cells, line, setting
+from tests.support.tables import table
+from tests.support.trees import line, scored, setting
 
 NAMES = ["a$^$b", "_x_", r"$\frac$", r"$\mathdefault{$^$", "$a$", "x\ud800", "a\x07b\x00", r"\$^$"]
 
 
 def run_of(*names):
     """A measurement of efficiency with these methods."""
-    rows = [
-        {"setting": name, "method": name, "length": n, "variant": "", "total_s": 1.0} for name in names for n in (1, 2)
-    ]
-    pools = []
-    for name in names:
-        pools.append({"setting": name, "method": name, "variant": "", "length": 1, "pool_mb": 64, "sequences": 1})
-        pools[-1] |= {"sequence_bytes": 9e6, "tokens_per_s_alone": 5.0, "tokens_per_s": 5.0}
-        pools[-1]["tokens_per_s_spread"] = [4.0, 6.0]
-    return {"model": names[0], "rows": rows, "concurrency": pools}
+    named = [{"setting": name, "method": name, "variant": ""} for name in names]
+    of_pool = {"length": 1, "pool_mb": 64, "sequences": 1, "sequence_bytes": 9e6, "tokens_per_s_alone": 5.0}
+    of_pool |= {"tokens_per_s": 5.0, "tokens_per_s_spread": [4.0, 6.0]}
+    rows = [{**name, "length": n, "total_s": 1.0} for name in named for n in (1, 2)]
+    return {"model": names[0], "rows": rows, "concurrency": [{**name, **of_pool} for name in named]}
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_figures_show_any_name(tmp_path, name):
-    run = run_of(name)
+def test_figures_show_any_name(tmp_path):
+    run = run_of(*NAMES)
     assert save(efficiency.draw(efficiency.tables(run)), tmp_path / "e", (".svg",))
-    assert save(efficiency.draw_pools(run["concurrency"], name), tmp_path / "p", (".svg",))
-    assert save(heatmap.drawn([[(name, {(1, 0.0): 1.0})]], name), tmp_path / "h", (".svg",))
+    for number, name in enumerate(NAMES):  # as a name of a model, which is in titles
+        assert save(heatmap.drawn([[(name, {(1, 0.0): 1.0})]], name), tmp_path / f"h{number}", (".svg",))
+    assert save(efficiency.draw_pools(run["concurrency"], "".join(NAMES)), tmp_path / "p", (".svg",))
 
 
 def test_figures_show_dollars_as_dollars(tmp_path):
@@ -56,17 +51,15 @@ def test_figures_show_dollars_as_dollars(tmp_path):
 
 def test_a_name_that_begins_with_an_underscore_has_its_place_in_the_legend():
     names = ["_x_", "b"]
-    rows = [Row(Name(name, 64), {"average": Cell({"": {("1", ""): 50.0}}, 1, 1)}) for name in names]
-    curves = Table("tiny", "niah", ["average"], rows)
-    for figure in (efficiency.draw_pools(run_of(*names)["concurrency"], ""), over_budget(curves)):
+    curves = over_budget(table({name: [50.0] for name in names}))
+    for figure in (efficiency.draw_pools(run_of(*names)["concurrency"], ""), curves):
         assert [text.get_text().strip() for text in figure.legends[0].get_texts()] == names
         plt.close(figure)
 
 
 def test_artefacts_of_models_of_any_name(tmp_path):
     for model in ("a$^$b", "_x_", "$x$"):
-        for method in ("full", "snapkv"):
-            setting(tmp_path, cells([50.0, 100.0]), method, model=model, experiment="fig5_niah")
+        scored(tmp_path, {"full": [50.0, 100.0], "snapkv": [50.0, 100.0]}, model=model)
     paths = write("fig5_niah", tmp_path)
     assert sum(path.suffix == ".png" for path in paths) == 3
     assert escape("a$^$b") in next(path for path in paths if path.suffix == ".tex").read_text()
@@ -87,16 +80,16 @@ def test_no_cell_of_a_csv_file_is_a_formula():
     assert len(csv_text(pd.DataFrame({"a": ["x\r=1"]})).splitlines()) == 2
 
 
-def test_what_is_shown_follows_from_the_kind_of_evaluation(tmp_path):
+@pytest.mark.parametrize(
+    ("name", "target", "section"),
+    [("longbench", "jsonl.config.Jsonl", ""), ("mine", "niah.config.Niah", "needles"),
+     ("mine", "longbench.config.LongBench", "longbench")],
+)  # fmt: skip
+def test_what_is_shown_follows_from_the_kind_of_evaluation(tmp_path, name, target, section):
     """Older trees may have `eval.name=longbench` for another evaluation."""
-    target = "evals.jsonl.config.Jsonl"
-    setting(tmp_path, [line("1", 40, 64)], eval="longbench", task="qasper", of_eval={"_target_": target})
+    lines = [line("L1-D0-N0", 40, 64, length=1000, depth=0.0)]
+    setting(tmp_path, lines, eval=name, task="qasper", of_eval={"_target_": f"evals.{target}"})
     text = page(tmp_path)
-    assert '<section id="longbench"' not in text
-    assert "longbench (jsonl)" in text
-    needle = line("L1-D0-N0", 40, 64, length=1000, depth=0.0)
-    setting(tmp_path / "b", [needle], eval="mine", of_eval={"_target_": "evals.niah.config.Niah"})
-    assert '<section id="needles"' in page(tmp_path / "b")
-    of_eval = {"_target_": "evals.longbench.config.LongBench"}
-    setting(tmp_path / "c", [line("1", 40, 64)], eval="mine", task="qasper", of_eval=of_eval)
-    assert '<section id="longbench"' in page(tmp_path / "c")
+    for each in ("needles", "longbench"):
+        assert (f'<section id="{each}"' in text) == (each == section)
+    assert ("longbench (jsonl)" in text) == (not section)
