@@ -12,8 +12,6 @@ from compresskv.engine.generation import generate
 from compresskv.engine.in_layer import generate_in_layer
 from compresskv.engine.setting import FULL, Setting
 from compresskv.methods import build
-from evals.longbench.evaluation import LongBenchTask
-from evals.longbench.tasks import select_tasks
 from evals.niah.evaluation import NiahTask
 from tests.support.jobs import job
 
@@ -47,18 +45,6 @@ def assert_paths_agree(model, texts, new_tokens: int) -> None:
 @pytest.mark.parametrize(("length", "count", "new_tokens"), [(300, 1, 8), (1000, 20, 16)])
 def test_shared_equals_separate_and_in_layer(default_model, length, count, new_tokens):
     assert_paths_agree(default_model, prompts(default_model, length, count), new_tokens)
-
-
-@pytest.mark.slow
-def test_shared_equals_separate_and_in_layer_on_twenty_longbench_prompts(default_model, shared):
-    made = job("eval=longbench", "eval.limit=5", "eval.max_length=1000")
-    tasks = [
-        LongBenchTask(made.eval, task, shared / "data" / "longbench", default_model, made.protocol)
-        for task in select_tasks(("qasper", "hotpotqa", "trec", "lcc"))
-    ]
-    texts = [task.sample(id).ids for task in tasks for id in task.sample_ids]
-    assert len(texts) == 20
-    assert_paths_agree(default_model, texts, 16)
 
 
 @pytest.mark.slow

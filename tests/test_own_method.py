@@ -8,9 +8,9 @@ import pytest
 from compresskv.methods import named_method
 from evals.compose import composed, job, job_from
 from evals.conformance import check
-from tests.support.command import folders, run, run_process
+from tests.support.command import folders, run
 from tests.support.own_method import YAML, install, write_package
-from tests.support.refusals import assert_refused, refused
+from tests.support.refusals import refused
 
 
 @pytest.fixture
@@ -67,13 +67,6 @@ def test_it_runs_in_a_sweep_and_composes_with_ours(command, found, tmp_path):
 def test_its_annotations_are_the_schema(conf, found, override, field, names):
     with refused(field, names=names):
         job_from(composed("method=strided_halves", override, config_dir=conf))
-
-
-def test_the_command_refuses_in_a_sentence(command, tmp_path):
-    environment = {"PYTHONPATH": str(tmp_path)}
-    done = run_process(*command, "method=strided_halves", "method.scorer.strid=2", env=environment)
-    assert done.returncode == 1
-    assert_refused(done, "method.scorer.strid")
 
 
 def test_a_package_that_python_does_not_find_is_a_sentence(conf):

@@ -55,15 +55,6 @@ def test_strata_are_drawn_apart():
     assert (both[1] - both[0]) / (alone[1] - alone[0]) == pytest.approx(1 / np.sqrt(2), rel=0.1)
 
 
-def test_intervals_cover_the_truth_about_as_often_as_they_claim():
-    random = np.random.default_rng(3)
-    covered = 0
-    for _ in range(200):
-        low, high = interval(random.normal(0, 1, 40).tolist())
-        covered += low <= 0 <= high
-    assert 0.88 <= covered / 200 <= 0.99
-
-
 @pytest.mark.parametrize("n", [1, 2, 5, 9])
 def test_small_samples_are_tested_exactly(n):
     """Against all 2^n signs, written out."""

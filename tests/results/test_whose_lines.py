@@ -16,8 +16,6 @@ from tests.support.command import folders, run
 from tests.support.refusals import refused
 from tests.support.trees import about, folder, line, unfinished
 
-GRID = ["eval.lengths=[200]", "eval.depths=2", "eval.max_new_tokens=4"]
-
 
 def setting(results, method="snapkv", budget=64, digest="abcd1234", fingerprint="f00d", **fields):
     """A finished setting whose lines name it; returns its folder."""
@@ -156,36 +154,25 @@ def test_lines_of_older_versions_come_from_where_their_summary_said(tmp_path):
     assert environments(summary) == [environment(), {"git_commit": "older"}]
 
 
-@pytest.fixture
-def tiny(checkpoint, tmp_path):
-    return [f"model.path={checkpoint}", "model.dtype=float32", "model.device=cpu", f"paths.results={tmp_path / 'out'}"]
-
-
-def test_a_rerun_over_swapped_folders_refuses_and_changes_nothing(tiny, tmp_path):
-    command = ["-m", "method=snapkv,knorm", "budget=64", *GRID, *tiny]
-    assert run(*command).returncode == 0
-    first, second = folders(tmp_path)
-    swap(first, second)
-    before = files(tmp_path / "out" / "runs")
-    done = run(*command)
-    assert done.returncode != 0
-    assert "Traceback" not in done.stderr
-    assert files(tmp_path / "out" / "runs") == before
-    assert set(faulty(tmp_path / "out")) == {first, second}
-    swap(first, second)
-    assert run(*command).returncode == 0
-    assert not faulty(tmp_path / "out")
-
-
-def test_a_line_of_another_prompt_is_not_resumed(tiny, tmp_path):
+def test_a_rerun_over_swapped_folders_or_another_prompt_refuses_and_changes_nothing(checkpoint, tmp_path):
     """The code of an evaluation may build other prompts without changing its identity."""
-    command = ["method=snapkv", "budget=64", *GRID, *tiny]
-    assert run(*command).returncode == 0
-    (place,) = folders(tmp_path)
-    first, second = map(json.loads, (place / "samples.jsonl").open())
-    (place / "samples.jsonl").write_bytes(encode(first | {"prompt_sha256": "0" * 16}) + encode(second))
-    before = files(place)
-    done = run(*command)
-    assert done.returncode != 0
-    assert first["id"] in done.stderr
-    assert files(place) == before
+    model = [f"model.path={checkpoint}", "model.dtype=float32", "model.device=cpu", "eval.max_new_tokens=4"]
+    grid = ["eval.lengths=[200]", "eval.depths=2", f"paths.results={tmp_path / 'out'}"]
+
+    def refuses(*methods):
+        before = files(tmp_path / "out" / "runs")
+        done = run("-m", f"method={','.join(methods)}", "budget=64", *grid, *model)
+        assert done.returncode != 0
+        assert "Traceback" not in done.stderr
+        assert files(tmp_path / "out" / "runs") == before
+        return done.stderr
+
+    assert run("-m", "method=snapkv,knorm", "budget=64", *grid, *model).returncode == 0
+    knorm, snapkv = folders(tmp_path)
+    swap(knorm, snapkv)
+    refuses("snapkv", "knorm")
+    assert set(faulty(tmp_path / "out")) == {knorm, snapkv}
+    swap(knorm, snapkv)
+    first, second = map(json.loads, (snapkv / "samples.jsonl").open())
+    (snapkv / "samples.jsonl").write_bytes(encode(first | {"prompt_sha256": "0" * 16}) + encode(second))
+    assert first["id"] in refuses("snapkv")
