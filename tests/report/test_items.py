@@ -15,7 +15,7 @@ from evals.report.markdown import markdown
 from evals.report.selection import settings_of
 from evals.results.record import records
 from tests.support.refusals import refused
-from tests.support.trees import cells, line, nodes, scored, setting
+from tests.support.trees import cells, line, longbench_task, nodes, scored, setting
 
 OBSERVATION = {"window": 8, "kernel": 5, "pooling": "average"}
 
@@ -66,19 +66,20 @@ def test_every_item_renders_complete_and_partial_results_of_two_models(experimen
 def test_settings_are_chosen_by_what_an_experiment_sweeps(tmp_path):
     for source, digest in {"held_out": "aaaa1111", "published": "bbbb2222"}.items():
         place = {"digest": digest, "of_config": {"calibration": source, "observation": OBSERVATION}}
-        setting(tmp_path, cells([10, 20]), "compresskv", **place, experiment="calibration_leakage")
+        longbench_task(tmp_path, "qasper", "compresskv", experiment="calibration_leakage", **place)
     assert list(rows(page_of("calibration_leakage", tmp_path))) == ["CompressKV, calibration held_out"]
     # What `auto` takes under the corrected protocol is held out.
     auto, of_config = tmp_path / "auto", {"of_config": {"calibration": "auto"}}
-    scored(auto, {"compresskv": [10, 20]}, "calibration_leakage", **of_config)
+    longbench_task(auto, "qasper", "compresskv", experiment="calibration_leakage", **of_config)
     assert list(rows(page_of("calibration_leakage", auto))) == ["CompressKV, calibration held_out"]
 
 
 def test_windows_are_rows_that_are_compared_with_the_papers(tmp_path):
     for window, score in {8: 50.0, 16: 60.0, 12: 70.0}.items():
         config = {"observation": OBSERVATION | {"window": window}}
-        scores = dict.fromkeys(("snapkv", "compresskv-uniform"), [score] * 4)
-        scored(tmp_path, scores, "window_pooling", digest=f"abcd{window:04}", of_config=config)
+        place = {"digest": f"abcd{window:04}", "of_config": config, "experiment": "window_pooling"}
+        for method in ("snapkv", "compresskv-uniform"):
+            longbench_task(tmp_path, "qasper", method, [score] * 4, **place)
     page = page_of("window_pooling", tmp_path)
     assert set(rows(page)) == {
         f"{method}, window {window}, average pooling"
@@ -89,7 +90,9 @@ def test_windows_are_rows_that_are_compared_with_the_papers(tmp_path):
     assert ("SnapKV, window 8, average pooling", "SnapKV, window 16, average pooling") in compared
     assert ("SnapKV, window 16, average pooling", "SnapKV + semantic heads, window 16, average pooling") in compared
     # Elsewhere, only the experiment's own observation is shown.
-    elsewhere = {name: row.cells["average"].mean for name, row in rows(page_of("table3_components", tmp_path)).items()}
+    elsewhere = {
+        name: row.cells["average of 16"].mean for name, row in rows(page_of("table3_components", tmp_path)).items()
+    }
     assert elsewhere == {"SnapKV": 50.0, "SnapKV + semantic heads": 50.0}
 
 
@@ -98,12 +101,14 @@ def test_calibrated_heads_are_found_as_the_number_they_are(tmp_path):
     node = nodes("table3_components")["compresskv-uniform"]
     built = {"EvictionMethod": {"scorer": {"SemanticHeadScorer": {"heads": [[7], [3]]}}}}
     place = {"model": "smollm2-135m", "node": node, "method_in_full": built}
-    scored(tmp_path, {"compresskv-uniform": [10, 20]}, "table3_components", **place)
+    longbench_task(tmp_path, "qasper", "compresskv-uniform", experiment="table3_components", **place)
     assert list(rows(page_of("table2_heads", tmp_path))) == ["top-1 heads"]
     set_to_one = {**node, "scorer": {**node["scorer"], "heads": 1}}
     other = tmp_path / "other"
     protocol = {"of_config": {"calibration": "auto", "protocol": {"name": "corrected"}}}
-    scored(other, {"compresskv-uniform": [10, 20]}, "table2_heads", **{**place, **protocol, "node": set_to_one})
+    longbench_task(
+        other, "qasper", "compresskv-uniform", experiment="table2_heads", **{**place, **protocol, "node": set_to_one}
+    )
     assert list(rows(page_of("table2_heads", other))) == ["top-1 heads"]
 
 
@@ -140,8 +145,8 @@ def test_every_number_of_heads_that_was_asked_for_is_a_row(tmp_path):
     for digest, heads in {"aaaa1111": 7, "bbbb2222": None, "cccc3333": 3, "dddd4444": 16}.items():
         of_scorer = {**node, "scorer": {**node["scorer"], "heads": heads}}
         place = {"model": "smollm2-135m", "node": of_scorer, "digest": digest, "of_config": of_config}
-        scored(tmp_path, {"compresskv-uniform": [10, 20]}, "table2_heads", **place)
-    scored(tmp_path, {"compresskv": [10, 20]}, "table3_components", model="smollm2-135m")
+        longbench_task(tmp_path, "qasper", "compresskv-uniform", experiment="table2_heads", **place)
+    longbench_task(tmp_path, "qasper", "compresskv", experiment="table3_components", model="smollm2-135m")
     page = page_of("table2_heads", tmp_path)
     counts = ["top-3 heads", "top-7 heads", "top-16 heads"]
     assert list(rows(page)) == ["number of heads unknown", *counts]  # where the summary does not say how many
@@ -155,8 +160,9 @@ def test_uniform_layers_are_a_row_of_the_plugin(tmp_path):
         node = nodes("v2_fig9_plugin")["adacompresskv"]
         node = {**node, "allocator": {**node["allocator"], "layers": layers}}
         scores = [50.0 + n + 20 * (layers == "uniform") for n in range(10)]
-        scored(tmp_path, {"adacompresskv": scores}, "v2_fig9_plugin", node=node, digest=f"{len(layers):08}")
-    scored(tmp_path, {"adakv": [40.0 + n for n in range(10)]}, "v2_fig9_plugin")
+        place = {"node": node, "digest": f"{len(layers):08}", "experiment": "v2_fig9_plugin"}
+        longbench_task(tmp_path, "qasper", "adacompresskv", scores, **place)
+    longbench_task(tmp_path, "qasper", "adakv", [40.0 + n for n in range(10)], experiment="v2_fig9_plugin")
     page = page_of("v2_fig9_plugin", tmp_path)
     assert set(rows(page)) == {"AdaKV", "AdaCompressKV", "AdaCompressKV, uniform layers"}
     found = {(verdict.first, verdict.second): verdict.words for verdict in page.verdicts}
