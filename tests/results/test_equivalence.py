@@ -13,7 +13,7 @@ from evals.results.compare import comparisons
 from evals.results.record import records
 from evals.tables.compare import Question, verdicts
 from evals.tables.equivalence import Margin, below, samples_below, samples_within, within
-from evals.tables.statistics import ALPHA, difference, effective, mean_difference, weighted_values
+from evals.tables.statistics import ALPHA, all_differences, difference, effective, mean_difference, weighted_values
 from evals.tables.table import Metric
 from tests.support.tables import table
 from tests.support.trees import line, setting
@@ -108,6 +108,46 @@ def of_methods(metric, noise, n=400):
     base = random.uniform(20, 80, n)
     means = {"CompressKV": 0.0, "SnapKV": 0.0, "CAKE": 8.0}
     return table({method: base + more + random.normal(0, noise, n) for method, more in means.items()}, metric)
+
+
+def test_few_draws_are_falsely_equivalent():
+    draws = np.random.default_rng(2).normal(1, 1, (1000, 30))
+    assert np.mean(within(draws, Margin(1.0), 30) < ALPHA) <= 0.065
+    assert np.mean(within(draws - 1, Margin(1.0), 30) < ALPHA) > 0.95
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("n", [10, 42, 100, 300])
+def test_false_equivalence_and_power_by_simulation(n):
+    """2,000 draws each, with means at the margin, at half of it, and at 0."""
+    random = np.random.default_rng(n)
+    limit = 0.05 + 2 * np.sqrt(0.05 * 0.95 / 2000)  # two standard errors of the simulation
+    for draw in (
+        lambda: random.normal(0, 1, (2000, n)),
+        lambda: random.laplace(0, 1, (2000, n)),
+        lambda: random.uniform(-1, 1, (2000, n)),
+        lambda: random.standard_t(5, (2000, n)),
+    ):
+        margin = Margin(0.5)
+        seen = [np.mean(within(draw() + mean, margin, n) < ALPHA) for mean in (0.5, 0.25, 0.0)]
+        assert seen[0] <= limit
+        assert seen[0] <= seen[1] + 0.02 <= seen[2] + 0.04
+    # A mean that is as skewed as a KL: more errors than 5 %, and fewer than those of t.
+    skewed = random.exponential(1, (2000, n))
+    errors = np.mean(below(skewed, 1.0, None, n) < ALPHA)
+    of_t = np.mean(ttest_1samp(skewed, 1.0, axis=1, alternative="less").pvalue < ALPHA)
+    assert errors <= min(0.11, of_t)
+
+
+def test_all_couples_at_once_equal_one_at_a_time():
+    random = np.random.default_rng(5)
+    margin = Margin(0.5, 10.0)
+    settings = [[random.normal(place / 4, 1, 12).tolist(), random.normal(0, 1, 3).tolist()] for place in range(4)]
+    couples = [(one, other) for other in range(4) for one in range(other)]
+    for (one, other), found in zip(couples, all_differences(settings, couples, margin), strict=True):
+        strata = [np.subtract(after, before) for before, after in zip(settings[one], settings[other], strict=True)]
+        alone = mean_difference(strata, len(couples), margin)
+        assert (found.equivalence, found.enough) == (pytest.approx(alone.equivalence, abs=1e-12), alone.enough)
 
 
 def test_three_verdicts():

@@ -83,7 +83,7 @@ def test_numbers_that_are_not_finite_are_refused(tmp_path):
 
 def test_a_sample_is_stored_once(tmp_path):
     store = store_with(tmp_path, "1")
-    with pytest.raises(ValueError, match="there already"):
+    with pytest.raises(ValueError, match="sample 1"):
         store.append({"id": "1"})
     store.close()
 
