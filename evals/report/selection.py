@@ -12,7 +12,7 @@ from compresskv.methods import method_config
 from compresskv.protocol import EvaluationProtocol
 from compresskv.schedule import once
 from compresskv.selecting_heads import Heads, count_heads
-from evals.compose import axes, sweep
+from evals.compose import axes, composed, sweep
 from evals.experiments import ITEMS, calibration_of, selecting_heads, usual_heads
 from evals.kinds import kind_of
 from evals.results.record import Record, records
@@ -37,7 +37,8 @@ def chosen(experiment: str, results: Path) -> tuple[list[Record], str, list[str]
             usable[record] = left_out
     found: list[Record] = []
     if experiment in ITEMS:
-        evaluation = settings_of(experiment, None)[0]["eval"]["name"]
+        swept = axes(f"experiment={experiment}").get("eval")
+        evaluation = swept[0] if swept else composed(f"experiment={experiment}")["eval"]["name"]
         for name in (evaluation, *axes(f"experiment={experiment}", "+size=smoke").get("eval", [])):
             of_evaluation = [record for record in usable if record.eval == name]
             standing_in = [f"eval={name}"] if name != evaluation else []
