@@ -175,7 +175,7 @@ def test_a_sweep_over_finished_results_that_are_read_only_shows_them(checkpoint,
     first = run(*sweep)
     assert first.returncode == 0, first.stderr
     refuse_writing(monkeypatch, tmp_path / "out", errno.EROFS)
-    again = run(*sweep)
+    again = run(*sweep, figures=True)
     assert again.returncode == 0, again.stderr
     assert [row for row in first.stdout.splitlines() if "│ SnapKV 64" in row][-1] in again.stdout
     assert "2 samples, 2 of them from before" in again.stdout
