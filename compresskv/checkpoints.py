@@ -43,7 +43,7 @@ _TRIED = ("hello  12345", "  x\n\n1. It's 3'S\t\tDON'T 1,000.5 (abc)!?", "оди
 """Texts that tokenizers split into words in different ways."""
 _WHOLE = (3, 4)  # values of tokenizer.ggml.token_type: control, and user-defined
 _SETTLED = 2.0
-"""Age in seconds from which the times of a file reliably show later changes."""
+"""If a file is older than this (in seconds), its times reliably show later changes."""
 
 
 def complete(info: Mapping[str, Iterable], source: str) -> None:

@@ -154,7 +154,7 @@ class Sample:
 
     - `score(prediction)`: returns a dict with at least `score`.
     - `record`: fields to add to the sample's line.
-    - `reference`: the expected answer, as the model would write it right after the prompt; "" for none.
+    - `reference`: the expected answer, as the model would write it right after the prompt; "" without a reference.
     - `context`: number of `ids` before the question; 0 if the sample does not separate context and question.
     """
 

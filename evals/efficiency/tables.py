@@ -412,7 +412,7 @@ def _chart(
 
 
 def _date(folder: str) -> str:
-    """Return the date and time in the name of a measurement's folder, or the name if it has none."""
+    """Return the date and time in the name of a measurement's folder; without a date, return the name."""
     try:
         return f"{datetime.strptime(folder[:15], '%Y%m%d-%H%M%S'):%Y-%m-%d %H:%M}"
     except ValueError:

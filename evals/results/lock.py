@@ -84,7 +84,7 @@ def _in_use(owner: Path, fix: str) -> UserError:
 
 
 def _read(owner: Path) -> tuple[int, str] | None:
-    """Return the process id and host name in the file, or None if it has none or cannot be read."""
+    """Return the process id and host name in the file; None if the file is empty or cannot be read."""
     try:
         process, host, *_ = owner.read_text().split()
         return int(process), host

@@ -308,7 +308,7 @@ class Block:
 class Section:
     """A section of the page. `panels`: heatmaps by setting; `maps`: heatmaps that are shown one at a time.
 
-    `published`: the experiment whose published numbers the tables show; "" for none.
+    `published`: the experiment whose published numbers the tables show; "" for no published numbers.
     """
 
     id: str
