@@ -494,7 +494,7 @@ class _Reader:
     # The tokenizer.
 
     def tokenizer(self) -> tuple[TokenizerMeaning, TokenizerMeaning]:
-        """Return the tokenizer that the file describes, and the one that transformers makes of it."""
+        """Return the tokenizer that the file describes, and the tokenizer that transformers makes from the file."""
         kind = self.text("tokenizer.ggml.model", "")
         split = self.text("tokenizer.ggml.pre", "")
         tokens, key = self.array("tokenizer.ggml.tokens"), "tokenizer.ggml.token_type"

@@ -211,7 +211,7 @@ class Fidelity:
 
     @staticmethod
     def shortened(node: Any) -> Any:
-        """Return the short form of a mapping if it has one."""
+        """Return the short form of a mapping if a short form exists."""
         return next((short for short in (True, False) if node == vars(Fidelity.of(short))), node)
 
 

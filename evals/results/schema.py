@@ -243,7 +243,7 @@ def _adapter(kind: Any) -> TypeAdapter[Any]:
 
 
 def checksum(content: Mapping[str, Any], left_out: tuple[str, ...] = ()) -> str:
-    """Return 16 digits of the hash of all fields except those in `left_out`; the order of fields does not matter."""
+    """Return 16 digits of the hash of all fields except `left_out`; the order of fields does not matter."""
     covered = {key: value for key, value in content.items() if key not in left_out}
     text = json.dumps(covered, sort_keys=True, allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
