@@ -68,7 +68,7 @@ class LayerPrefill:
 
     `observed`: the observer of each `ObservingScorer`, after all queries of the prompt. A scorer gets only its own
     observer. `hidden`: set only for a scorer that `needs_hidden_states`, and only until the next layer is computed.
-    `scored`: the scores of such scorers, computed at that time, or the error of each.
+    `scored`: the scores of these scorers, which are computed while `hidden` is set, or their errors.
     `answer` [q_heads, tokens, head_dim]: the queries by which the full cache's greedy answer reads the prompt. Set only
     for a scorer that `needs_answer`.
     """

@@ -381,7 +381,7 @@ class _Reader:
         return {"query_pre_attn_scalar": round(divisor)} if self.name == "gemma3" else {}
 
     def windows(self, layers: int) -> dict[str, Any]:
-        """Return the sliding window, and which layers have it."""
+        """Return the sliding window, and the layers that have a sliding window."""
         if not self.architecture.sliding:
             return {}
         window = self.integer("attention.sliding_window", 0, least=0)
@@ -446,7 +446,7 @@ class _Reader:
                 "original_max_position_embeddings": original,
             }
         if attention != 1:
-            self.refuse(f"{self.name}.rope.scaling.attn_factor", "only scaling of the type longrope has it")
+            self.refuse(f"{self.name}.rope.scaling.attn_factor", "only scaling of the type longrope has this key")
         if kind in ("none", "linear"):
             stretched = kind == "linear" and factor != 1
             return {"rope_type": "linear", "factor": factor} if stretched else {"rope_type": "default"}

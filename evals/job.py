@@ -1,8 +1,8 @@
 """Types that make up a run, without torch. `evals.compose` creates jobs from a configuration.
 
 An evaluation is a frozen dataclass of its settings, named by `_target_` in `conf/eval/<name>.yaml`. It lives in a
-separate package, in this tree or any other importable one. Code that needs torch is in the module `evaluation` of that
-package, which is imported when the evaluation runs.
+separate package, in this tree or in any other importable package. Code that needs torch is in the module `evaluation`
+of that package, which is imported when the evaluation runs.
 """
 
 from __future__ import annotations

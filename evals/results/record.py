@@ -274,7 +274,7 @@ class Record:
         return once(when) if self.budget is None else when
 
     def _named(self, field: str) -> Any:
-        """Return a field of the summary, or of the path if the summary does not have it."""
+        """Return a field of the summary, or of the path if the summary does not have this field."""
         summary = self.file_summary[0] or {}
         return summary[field] if field in summary else self.place[field]
 

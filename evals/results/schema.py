@@ -50,7 +50,7 @@ NAMED = ("model", "eval", "task", "protocol", "method", "budget")
 """Fields that name a setting, in the order of its path."""
 
 FIDELITY = ("kl", "agreement", "reference_nll")
-"""Fields of a line that compare a setting with the full cache. Not every sample has them."""
+"""Fields of a line that compare a setting with the full cache. Some samples lack these fields."""
 
 Budget = Annotated[int, Ge(1)] | Annotated[str, AfterValidator(lambda value: str(budget_from(value)))] | None
 Heads = Annotated[list[Size], MinLen(1)]
