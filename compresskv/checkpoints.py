@@ -145,8 +145,8 @@ def _code_elsewhere(folder: Path) -> dict[str, str]:
 def sha256(parts: Sequence[Path]) -> str:
     """Return the sha256 of the concatenation of these files.
 
-    The hash of more than 1 MiB is kept in the user's cache for as long as path, size, times and inode stay the same. An
-    edit changes the ctime, which cannot be set back.
+    The hash of files of more than 1 MiB is kept in the user's cache for as long as path, size, times and inode stay the
+    same. An edit changes the ctime, which cannot be set back.
     """
     states = [(str(path.absolute()), path.stat()) for path in parts]
     key = json.dumps([[name, s.st_size, s.st_mtime_ns, s.st_ctime_ns, s.st_ino] for name, s in states])
