@@ -1,6 +1,6 @@
 """`python -m evals results list|show|verify|compare`: list results, check their files, and compare settings.
 
-`python -m evals results certify --metric kl --loss 0.1` names the smallest budget of each method that is safe.
+`python -m evals results certify --metric kl --loss 0.1` names the smallest safe budget of each method.
 """
 
 import argparse
