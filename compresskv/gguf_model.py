@@ -260,7 +260,7 @@ class _Reader:
     def meaning(self) -> Meaning:
         self.refuse_shards()
         if self.name not in _ARCHITECTURES:
-            self.refuse("general.architecture", f"supported from GGUF are {', '.join(sorted(_ARCHITECTURES))}")
+            self.refuse("general.architecture", f"the supported architectures are {', '.join(sorted(_ARCHITECTURES))}")
         self.architecture = _ARCHITECTURES[self.name]
         self.refuse_tensors()
         config = self.config()
