@@ -1,4 +1,4 @@
-"""H2O (Zhang et al. 2023, arXiv 2306.14048): keep the most recent tokens and those that received most attention.
+"""H2O (Zhang et al. 2023, arXiv 2306.14048): keep the most recent tokens and the tokens that received most attention.
 
 As in the authors' code (FMInference/H2O, `utils_real_drop`), the score of a token is the sum of the attention that it
 receives from all queries of the prompt. Half of the budget goes to the most recent tokens, and half to the tokens with

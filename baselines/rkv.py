@@ -12,7 +12,7 @@ Defaults of the code: window 8, kernel 7, threshold 0.5, mix 0.07 (the paper's Î
 runs over the window too. The window is the window of the run. The code's other choices of similar tokens
 (`retain_direction`) are left out. `retain_ratio` is left out too, because only these choices read it. Differences:
 scores are float32 instead of the model's dtype, cosines are computed in blocks, and eviction also happens after the
-prompt. The code evicts after every 128 generated tokens; here that is `eviction.interval`.
+prompt. The code evicts after every 128 generated tokens; here, `eviction.interval` sets this number.
 """
 
 from dataclasses import dataclass

@@ -43,7 +43,7 @@ _TRIED = ("hello  12345", "  x\n\n1. It's 3'S\t\tDON'T 1,000.5 (abc)!?", "оди
 """Texts that tokenizers split into words in different ways."""
 _WHOLE = (3, 4)  # values of tokenizer.ggml.token_type: control, and user-defined
 _SETTLED = 2.0
-"""Age in seconds from which the times of a file reliably show later changes."""
+"""If a file is older than this (in seconds), its times reliably show later changes."""
 
 
 def complete(info: Mapping[str, Iterable], source: str) -> None:
@@ -145,8 +145,8 @@ def _code_elsewhere(folder: Path) -> dict[str, str]:
 def sha256(parts: Sequence[Path]) -> str:
     """Return the sha256 of the concatenation of these files.
 
-    The hash of more than 1 MiB is kept in the user's cache for as long as path, size, times and inode stay the same. An
-    edit changes the ctime, which cannot be set back.
+    The hash of files of more than 1 MiB is kept in the user's cache for as long as path, size, times and inode stay the
+    same. An edit changes the ctime, which cannot be set back.
     """
     states = [(str(path.absolute()), path.stat()) for path in parts]
     key = json.dumps([[name, s.st_size, s.st_mtime_ns, s.st_ctime_ns, s.st_ino] for name, s in states])

@@ -60,15 +60,15 @@ class HiddenStates:
 
 @dataclass(frozen=True, eq=False)
 class LayerPrefill:
-    """One layer after it attended to the whole prompt. All tensors are post-RoPE; do not write to any of them.
+    """One layer after it attended to the whole prompt. All tensors are post-RoPE; do not write to these tensors.
 
     `queries` [q_heads, window, head_dim]: queries of the last prompt positions. The engine keeps the queries of the
     widest window in use, and a scorer gets the queries of its own window. `keys` and `values` [kv_heads, prompt,
     head_dim] are complete. `index` counts the layers that evict.
 
-    `observed`: the observer of each scorer that has one, after all queries of the prompt. A scorer gets only its own
+    `observed`: the observer of each `ObservingScorer`, after all queries of the prompt. A scorer gets only its own
     observer. `hidden`: set only for a scorer that `needs_hidden_states`, and only until the next layer is computed.
-    `scored`: the scores of such scorers, computed at that time, or the error of each.
+    `scored`: the scores of these scorers, which are computed while `hidden` is set, or their errors.
     `answer` [q_heads, tokens, head_dim]: the queries by which the full cache's greedy answer reads the prompt. Set only
     for a scorer that `needs_answer`.
     """
@@ -303,7 +303,7 @@ def needs_answer(scorer: Scorer | None) -> bool:
 
 
 def observers(scorers: Iterable[Scorer]) -> dict[Scorer, Observer]:
-    """Create an observer for each of `scorers` that has one."""
+    """Create an observer for each of `scorers` that is an `ObservingScorer`."""
     return {scorer: scorer.observer() for scorer in scorers if isinstance(scorer, ObservingScorer)}
 
 
@@ -336,7 +336,7 @@ def score(scorer: Scorer, layer: LayerPrefill) -> LayerScores:
 
 
 def score_at_once(scorers: Iterable[Scorer], layer: LayerPrefill) -> LayerPrefill:
-    """Return `layer` without its hidden states, with the scores of those `scorers` that need them.
+    """Return `layer` without its hidden states, with the scores of the `scorers` that need hidden states.
 
     An error of a scorer is raised later by `score`, so that it does not stop the other scorers.
     """

@@ -260,7 +260,7 @@ class _Reader:
     def meaning(self) -> Meaning:
         self.refuse_shards()
         if self.name not in _ARCHITECTURES:
-            self.refuse("general.architecture", f"supported from GGUF are {', '.join(sorted(_ARCHITECTURES))}")
+            self.refuse("general.architecture", f"the supported architectures are {', '.join(sorted(_ARCHITECTURES))}")
         self.architecture = _ARCHITECTURES[self.name]
         self.refuse_tensors()
         config = self.config()
@@ -381,7 +381,7 @@ class _Reader:
         return {"query_pre_attn_scalar": round(divisor)} if self.name == "gemma3" else {}
 
     def windows(self, layers: int) -> dict[str, Any]:
-        """Return the sliding window, and which layers have it."""
+        """Return the sliding window, and the layers that have a sliding window."""
         if not self.architecture.sliding:
             return {}
         window = self.integer("attention.sliding_window", 0, least=0)
@@ -446,7 +446,7 @@ class _Reader:
                 "original_max_position_embeddings": original,
             }
         if attention != 1:
-            self.refuse(f"{self.name}.rope.scaling.attn_factor", "only scaling of the type longrope has it")
+            self.refuse(f"{self.name}.rope.scaling.attn_factor", "only scaling of the type longrope has this key")
         if kind in ("none", "linear"):
             stretched = kind == "linear" and factor != 1
             return {"rope_type": "linear", "factor": factor} if stretched else {"rope_type": "default"}
@@ -494,7 +494,7 @@ class _Reader:
     # The tokenizer.
 
     def tokenizer(self) -> tuple[TokenizerMeaning, TokenizerMeaning]:
-        """Return the tokenizer that the file describes, and the one that transformers makes of it."""
+        """Return the tokenizer that the file describes, and the tokenizer that transformers makes from the file."""
         kind = self.text("tokenizer.ggml.model", "")
         split = self.text("tokenizer.ggml.pre", "")
         tokens, key = self.array("tokenizer.ggml.tokens"), "tokenizer.ggml.token_type"

@@ -153,7 +153,7 @@ def installed_folders() -> dict[str, Path]:
 
 
 def _yaml(group: str, subfolder: str, name: str) -> dict[str, Any]:
-    """Return the content of the file `name` of a configuration group. Built-in files come before those of packages."""
+    """Return the content of the file `name` of a configuration group. Built-in files come before files of packages."""
     files: dict[str, Path] = {}
     for folder in (METHODS, *(folder / "method" for folder in installed_folders().values())):
         for path in sorted((folder / subfolder).glob("*.yaml")):

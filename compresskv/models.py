@@ -84,7 +84,7 @@ class LoadedModel:
 
     @property
     def layers(self) -> int:
-        """Number of layers that evict: those with global attention."""
+        """Number of layers that evict: the layers with global attention."""
         return len(evicting_layers(self.model.config))
 
     @property
@@ -357,7 +357,7 @@ def _explained(config: ModelConfig) -> Iterator[None]:
             value=Path(source),
             why=f"a weights file is broken ({error})",
         ) from error
-    except Exception as error:  # each architecture's code fails in its own way
+    except Exception as error:  # each architecture's code fails differently
         lines = [line.strip() for line in str(error).split("\n") if line.strip()]
         reason = " ".join(" ".join(lines[: 2 if lines[:1] and lines[0].endswith(":") else 1]).split())[:300]
         fix = _fix(source, reason)

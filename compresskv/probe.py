@@ -46,7 +46,7 @@ def refuse_unserved(model: PreTrainedModel) -> None:
         raise  # not caused by the architecture
     except UserError as error:
         reason = error.why
-    except Exception as error:  # each architecture's code fails in its own way
+    except Exception as error:  # each architecture's code fails differently
         said = " ".join(str(error).split())[:200]
         reason = f"its code fails with {type(error).__name__}: {said}"
     if reason:

@@ -79,7 +79,8 @@ class EvaluationProtocol:
 
 
 def protocol_label(name: str, fields: Mapping[str, Any]) -> str:
-    """Return the name shown for a protocol: `corrected`, for example, if its `fields` equal those of conf/protocol.
+    """Return the name shown for a protocol: `corrected`, for example, if its `fields` equal the fields in
+    conf/protocol.
 
     If some differ, they follow the name and a star: `corrected* exact_budget=false`. Fields that are missing or
     unknown, as in files of other versions, are ignored. A name that is not in conf/protocol is returned unchanged,

@@ -1,7 +1,7 @@
 """Detect writes of a method to its tensors, which all settings of a prompt share.
 
 PyTorch counts the writes to a tensor, with one counter for the tensor and all its views. Writes through NumPy or
-`.data` are not counted; `python -m evals conformance` finds those by comparing copies.
+`.data` are not counted; `python -m evals conformance` finds such writes by comparing copies.
 """
 
 from torch import Tensor

@@ -64,7 +64,7 @@ TYPES: dict[str, Any] = {
 """Types of the settings at the top of `conf/config.yaml` that are fields of `Job`."""
 
 OTHERS = ("budget", "fidelity", "model", "method", "eval", "logger", "paths")
-"""The other settings at the top of `conf/config.yaml`. `_job` reads each of them with separate code."""
+"""The other settings at the top of `conf/config.yaml`. `_job` reads each setting with separate code."""
 
 
 @dataclass(frozen=True)
@@ -184,7 +184,8 @@ def _hydra(overrides: Sequence[str]) -> Iterator[None]:
 
 
 def resolved(config: DictConfig) -> dict[str, Any]:
-    """Return a composed configuration, resolved, as plain data, with the short form of `fidelity` if it has one."""
+    """Return a composed configuration, resolved, as plain data, with the short form of `fidelity` if a short form
+    exists."""
     container = OmegaConf.to_container(config, resolve=True)
     assert isinstance(container, dict)
     if "fidelity" in container:
@@ -197,7 +198,7 @@ INSTEAD = ("plan", "prefetch")
 
 
 def take_action(*configs: dict[str, Any]) -> str:
-    """Remove the names in `INSTEAD` from the configurations, and return the one that is true, or `run`."""
+    """Remove the names in `INSTEAD` from the configurations, and return the name that is true, or `run`."""
     given = {name: [checked_value(name, bool, config.pop(name, False)) for config in configs] for name in INSTEAD}
     chosen = [name for name, values in given.items() if any(values)]
     if len(chosen) > 1:

@@ -46,7 +46,7 @@ def groups_help(root: DictConfig) -> str:
 
 
 def directories(root: DictConfig) -> list[Path]:
-    """Return the folders of the configuration: conf/, and those of users and installed packages."""
+    """Return the folders of the configuration: conf/, and the folders of users and installed packages."""
     sources = [Path(source.path) for source in root.hydra.runtime.config_sources if source.schema == "file"]
     return [directory for directory in sources if directory.is_dir()]
 

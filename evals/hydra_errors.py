@@ -39,7 +39,8 @@ def refuse_two_files(hydra: HydraConf) -> None:
 def refused_in_a_sentence(overrides: Sequence[str] = ()) -> Iterator[None]:
     """Convert every exception while Hydra composes `overrides` to a `UserError` of one sentence with the nearest name.
 
-    Use it only for composing, where Hydra raises exceptions of all types. In other code they would be defects.
+    Use it only for composing, where Hydra raises exceptions of all types. In other code, such exceptions would be
+    defects.
     """
     try:
         yield

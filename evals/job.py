@@ -1,8 +1,8 @@
 """Types that make up a run, without torch. `evals.compose` creates jobs from a configuration.
 
 An evaluation is a frozen dataclass of its settings, named by `_target_` in `conf/eval/<name>.yaml`. It lives in a
-separate package, in this tree or any other importable one. Code that needs torch is in the module `evaluation` of that
-package, which is imported when the evaluation runs.
+separate package, in this tree or in any other importable package. Code that needs torch is in the module `evaluation`
+of that package, which is imported when the evaluation runs.
 """
 
 from __future__ import annotations
@@ -154,7 +154,7 @@ class Sample:
 
     - `score(prediction)`: returns a dict with at least `score`.
     - `record`: fields to add to the sample's line.
-    - `reference`: the expected answer, as the model would write it right after the prompt; "" for none.
+    - `reference`: the expected answer, as the model would write it right after the prompt; "" without a reference.
     - `context`: number of `ids` before the question; 0 if the sample does not separate context and question.
     """
 
@@ -211,7 +211,7 @@ class Fidelity:
 
     @staticmethod
     def shortened(node: Any) -> Any:
-        """Return the short form of a mapping if it has one."""
+        """Return the short form of a mapping if a short form exists."""
         return next((short for short in (True, False) if node == vars(Fidelity.of(short))), node)
 
 

@@ -95,7 +95,7 @@ class SharedPrefillLauncher(Launcher):
         return [finished(config, overrides) for config, overrides in zip(composed, job_overrides, strict=True)]
 
     def write_artefacts(self, results: Path) -> None:
-        """Write the tables and figures of the experiment, if there is one."""
+        """Write the tables and figures of the experiment, if any."""
         from evals.report.artefacts import write_after_run
 
         if experiment := self.config.hydra.runtime.choices.get("experiment"):

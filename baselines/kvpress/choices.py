@@ -1,4 +1,4 @@
-"""The presses that other presses can wrap: those whose scores do not depend on the budget."""
+"""The presses that other presses can wrap: presses whose scores do not depend on the budget."""
 
 from collections.abc import Mapping
 from dataclasses import replace

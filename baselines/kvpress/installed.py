@@ -44,6 +44,6 @@ def kvpress() -> ModuleType:
     finally:
         for name, function in before.items():
             if functions[name] is not function:
-                del functions[name]  # transformers' own applies again
+                del functions[name]  # transformers' own function applies again
             if functions.get(name) is not function:
                 functions[name] = function

@@ -284,7 +284,7 @@ class EvictedCache(Cache):
         return list(dict.fromkeys(layer.rows.group for layer in self.evicting if layer.rows is not None))
 
     def allocated_bytes(self, rows: Sequence[Mapping[int, int]], room: int) -> int:
-        """Return the allocated size of `kept_bytes`: rounded up as the backend needs it, with `room` for new tokens.
+        """Return the allocated size of `kept_bytes`: rounded up for the backend, with `room` for new tokens.
 
         `rows`: for each layer, how many folded rows have each number of kept tokens, rounded up (`rows.by_size`).
         """

@@ -86,7 +86,7 @@ class DecodeEviction:
         self.recent = [[layer.queries.expand(len(settings), -1, -1, -1)] for layer in layers]
         self.window = max(1, *(setting.window for setting in settings))
         self.since = 0
-        """Number of tokens since the last eviction. Each row holds them after those in `held`."""
+        """Number of tokens since the last eviction. Each row holds these tokens after the tokens in `held`."""
         self.end = 0
         """Position of the first token since the last eviction."""
         self.due = 0

@@ -161,7 +161,7 @@ def _likelihoods(model: PreTrainedModel, prompt: Prefill, rows: Rows, reference:
 
 
 def _predictions(model: PreTrainedModel, prompt: Prefill, rows: Rows, tokens: Sequence[int]) -> Iterator[Tensor]:
-    """Yield the logits that predict each of `tokens`, which are fed to all rows alike: [rows, vocabulary], float32."""
+    """Feed `tokens` to all rows, and yield the logits that predict each token: [rows, vocabulary], float32."""
     given = tokens[:-1]
     cache, logits = answering(model, prompt, rows.kept, rows.settings, max(len(given), 1), rows.schedule)
     if not finite(logits).all():

@@ -69,7 +69,7 @@ class Footprint:
         return widths
 
     def _mask(self, chunk: int, width: tuple[int, bool]) -> int:
-        """Return the bytes of a mask [chunk, keys] to add to logits, if sdpa needs one."""
+        """Return the bytes of a mask [chunk, keys] to add to logits, if sdpa needs a mask."""
         (keys, slides), cuda = width, self.model.device.type == "cuda"
         masked = self.backend != "flash_attention_2" and (slides or (chunk < self.length and not cuda))
         return chunk * keys * self._itemsize if masked else 0

@@ -24,7 +24,7 @@ def hidden_states(model: PreTrainedModel, cache: EvictedCache) -> Iterator[None]
 
             def keep(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
                 for given in (*args, *kwargs.values()):
-                    if isinstance(given, EvictedCache):  # `cache`, or a copy of it
+                    if isinstance(given, EvictedCache):  # `cache` or its copy
                         _keep(given, module, kwargs, rotary)
 
             # Some decoder layers have a `layer_idx`, too. Their attention module runs later, and its input replaces the

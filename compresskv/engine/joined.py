@@ -80,7 +80,8 @@ def _room(prompt: WaitingCache, new_tokens: int) -> int:
 
 
 def sliding_bytes(prompts: Sequence[WaitingCache], room: int) -> int:
-    """Return the bytes that their sliding-window layers will hold after `room` new tokens: at most a window each."""
+    """Return the bytes that their sliding-window layers, each of at most its window, will hold after `room` new
+    tokens."""
     total = 0
     for prompt in prompts:
         for layer in prompt.sliding.values():

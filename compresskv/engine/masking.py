@@ -1,8 +1,8 @@
 """Head masking: what a model still finds when chosen heads attend uniformly (CompressKV, Figs. 7 and 23).
 
-The query of a masked head is zero after RoPE, so that its attention is uniform over the cache, and its output the mean
-of all values. Only decoding is masked, starting with the last prompt token. The tokens before it are prefilled without
-a mask.
+The query of a masked head is zero after RoPE, so its attention is uniform over the cache, and its output is the mean of
+all values. Only decoding is masked, starting with the last prompt token. The tokens before it are prefilled without a
+mask.
 """
 
 from collections.abc import Iterator, Sequence

@@ -126,7 +126,7 @@ class PrefixStore:
         self.trim(0)
 
     def _make_room(self, size: int, kept: Iterable[bytes]) -> None:
-        """Free chunks until `size` bytes fit, except those in `kept`."""
+        """Free chunks until `size` bytes fit, except the chunks in `kept`."""
         kept = set(kept)
         while self._chunks and self.nbytes + size > self.capacity and next(iter(self._chunks)) not in kept:
             self.nbytes -= self._chunks.popitem(last=False)[1].nbytes

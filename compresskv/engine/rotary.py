@@ -157,7 +157,7 @@ def depends_on_length(model: PreTrainedModel) -> bool:
 
 
 def beyond_boundaries(model: PreTrainedModel) -> int | None:
-    """Return a text length beyond all changes that depend on the length; None for a model without RoPE."""
+    """Return a text length that is beyond all changes of the RoPE; None for a model without RoPE."""
     if not any(_rotates(module) for module in model.modules()):
         return None
     trained = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", 0)

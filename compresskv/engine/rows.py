@@ -144,7 +144,7 @@ class Bucket:
         self.longest, self.equal, self._gaps = longest, len(set(lengths)) == 1, None
 
     def keep(self, slots: list[int]) -> None:
-        """Drop all rows except those in these slots (sorted), in place, and close the gaps."""
+        """Drop all rows except the rows in these slots (sorted), in place, and close the gaps."""
         if len(slots) == len(self.rows):
             return
         self.rows = [self.rows[slot] for slot in slots]

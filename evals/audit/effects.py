@@ -44,8 +44,8 @@ BUDGETS = {"pyramid_schedule": 768, "pyramid_short_prompt": 768}
 of 242 tokens or more."""
 
 ELSEWHERE = {
-    "masking_sentence_rule": "none in this score: only head masking (`eval=head_masking`) reads it",
-    "chat_wrapper": "none in this score: only LongBench prompts have it",
+    "masking_sentence_rule": "none in this score: only head masking (`eval=head_masking`) reads this field",
+    "chat_wrapper": "none in this score: only LongBench prompts have this chat format",
     "longbench_truncation": "none in this score: only LongBench prompts are cut",
     "decode_cleanup": "none on this tokenizer: it does not request the clean-up",
     "generation_config": "none on this model: its generation_config.json does not change greedy decoding",

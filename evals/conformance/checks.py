@@ -124,7 +124,7 @@ def budget_exact(subject: Subject) -> str:
     for case, budget, kept in _cases(subject):
         total, wanted, rows = _totals(kept, budget)
         if total != wanted:
-            return f"{case}, {total} tokens are kept in {rows} layers and KV heads together, not {wanted}"
+            return f"{case}, all {rows} layers and KV heads keep {total} tokens in total instead of {wanted}"
     return ""
 
 

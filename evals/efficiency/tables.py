@@ -383,7 +383,7 @@ def pool_charts(rows: Sequence[Mapping[str, Any]], model: str = "") -> Iterator[
         for length, lines in speeds(rows).items():
             xs = {f"{x:g}": x for x in sorted({x for points in lines.values() for x, _ in points})}
             values = {Name(setting): {f"{x:g}": y for x, y in points} for setting, points in lines.items()}
-            metric = Metric("tokens_per_s", f"tokens per second of all sequences, prompts of {length} tokens", 1)
+            metric = Metric("tokens_per_s", f"tokens per second together, prompts of {length} tokens", 1)
             yield _chart(model, metric, values, xs, "KV memory pool (MB)")
         return
     xs = {text.tokens(output): float(output) for output in sorted({row["new_tokens"] for row in rows})}
@@ -392,7 +392,7 @@ def pool_charts(rows: Sequence[Mapping[str, Any]], model: str = "") -> Iterator[
         where = f"prompts of {length} tokens, {pool:g} MB"
         for metric in (
             Metric("sequences", f"sequences that fit, {where}", 0),
-            Metric("tokens_per_s", f"tokens per second of all sequences, {where}", 1),
+            Metric("tokens_per_s", f"tokens per second together, {where}", 1),
         ):
             values = {name: {} for name in names(of_pool)}
             for row, name in zip(of_pool, names(of_pool), strict=True):
@@ -412,7 +412,7 @@ def _chart(
 
 
 def _date(folder: str) -> str:
-    """Return the date and time in the name of a measurement's folder, or the name if it has none."""
+    """Return the date and time in the name of a measurement's folder; without a date, return the name."""
     try:
         return f"{datetime.strptime(folder[:15], '%Y%m%d-%H%M%S'):%Y-%m-%d %H:%M}"
     except ValueError:

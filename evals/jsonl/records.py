@@ -15,7 +15,7 @@
 RULER's files can be used unchanged: in records without `prompt` and `answers`, `input` is the prompt and `outputs` are
 the answers. Other fields are ignored, unless their names look like misspelled names of this table.
 
-A metric must distinguish each reference answer from an empty one: only the reference answer may get the full score.
+A metric must distinguish each reference answer from an empty answer: only the reference answer may get the full score.
 """
 
 import string

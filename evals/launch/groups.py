@@ -24,7 +24,7 @@ class Group:
 
     @property
     def configs(self) -> list[Mapping[str, Any]]:
-        """The configurations from which a process creates the same jobs."""
+        """The configurations of the jobs, from which another process creates the same jobs."""
         return [job.config for job in self.jobs]
 
 

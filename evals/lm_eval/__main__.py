@@ -39,7 +39,7 @@ def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m evals lm-eval", description=__doc__)
     parser.add_argument("--tasks", required=True, help="task names or patterns, separated by commas")
     parser.add_argument("--include_path", help="directory with more tasks")
-    parser.add_argument("--limit", type=float, help="number of documents per task; below 1: a share of them")
+    parser.add_argument("--limit", type=float, help="number of documents per task; below 1: a share of the documents")
     parser.add_argument("--num_fewshot", type=int, help="number of examples in each context")
     parser.add_argument("--apply_chat_template", action="store_true", help="write contexts in the model's chat format")
     parser.add_argument("--gen_kwargs", help="generation arguments, such as max_gen_toks=32")

@@ -36,7 +36,7 @@ class TaskScore:
 
     @property
     def problem(self) -> str:
-        """Reason why this is not a score on the official test set; "" if it is one."""
+        """Reason why this is not a score on the official test set; "" if it is a score on the official test set."""
         n, official = len(self.samples), self.task.n
         foreign = self.check.mismatching if self.check else 0
         if n < official:

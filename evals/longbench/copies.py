@@ -1,8 +1,8 @@
 """Convert LongBench copies of the library `datasets`: folders of `save_to_disk`, parquet files, or hub datasets.
 
 Copies are converted to task.jsonl files in the official format, once for each content. Copies for other tools split the
-prompt: in kvpress's (Xnhyacinth/LongBench), `context` has the template up to the question, `question` follows, and
-`answer_prefix` has the end. The official template is used to recover the official fields.
+prompt: in kvpress's copy (Xnhyacinth/LongBench), `context` has the template up to the question, `question` has the
+question, and `answer_prefix` has the end of the prompt. The official template is used to recover the official fields.
 
 Every row is compared with the official index by its answers and length, and in the English tasks also by its number of
 words. A row that differs gets a number that no official row has, so that it is never scored as an official row.

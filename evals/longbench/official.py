@@ -63,7 +63,8 @@ def check_flags(task: str, flags: Sequence[bool]) -> RowCheck:
 def locate(task: str, rows: Sequence[tuple[Sequence[str], int]]) -> list[int | None]:
     """Return the number of the official row with the content of each (answers, length); None if no row matches.
 
-    Of official rows with equal content, a row gets the one at its position if possible, else the first free one.
+    Of official rows with equal content, a row gets the official row at its position if possible, else the first free
+    official row.
     """
     official = _index()[task]
     given = [fingerprint(answers, length) for answers, length in rows]

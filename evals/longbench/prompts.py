@@ -149,7 +149,7 @@ def _wrap(
     # The released code looks for "Llama-3" in the model's name. Llama 3 to 3.3 have these header tokens.
     llama_3 = tokenizer.bos_token == "<|begin_of_text|>" and "<|start_header_id|>" in tokenizer.get_vocab()
     if wrapper == "released" and llama_3:
-        # The tokenizer adds another BOS before the one in this text: the released prompts start with two.
+        # The tokenizer adds another BOS before the BOS in this text: the released prompts start with two BOS.
         prompt = _LLAMA_3_WRAPPER.replace("{prompt}", prompt)
     return prompt, _tokenize(prompt, tokenizer)
 

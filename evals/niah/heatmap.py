@@ -27,7 +27,8 @@ COLUMNS = 4
 
 
 def heatmaps(table: Table) -> Figure:
-    """Draw a row of panels per method, one for each budget, or methods side by side if each has one budget."""
+    """Draw a row of panels per method, one panel for each budget, or methods side by side if each method has one
+    budget."""
     by_method: dict[str, list[Row]] = {}
     for row in table.rows:
         if table.overall in row.cells:

@@ -1,4 +1,4 @@
-"""Select settings for a command line: those in a folder, or those whose path matches a pattern."""
+"""Select settings for a command line: settings in a folder, or settings whose path matches a pattern."""
 
 from fnmatch import fnmatchcase
 from pathlib import Path

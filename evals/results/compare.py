@@ -26,11 +26,11 @@ def tables_of(records: Sequence[Record], metric: str) -> list[Table]:
 def comparisons(records: Sequence[Record], metric: str, within: float | None = None) -> list[Comparison]:
     """Compare all settings that have `metric` on the same samples, for each task and then over all tasks.
 
-    `metric` is a numeric field of the sample lines, such as `score` or `kl`. A sample that one setting lacks, or for
-    which it has no number, is left out for all settings. Settings without any such sample are left out. Over all tasks,
-    every task has the same weight, as in the average of a table. Settings with the same ids but other prompts or
-    weights get a separate comparison; if there is only one such setting, its comparison has no pairs. `within`: the
-    margin of equivalence; default: the metric's margin.
+    `metric` is a numeric field of the sample lines, such as `score` or `kl`. A sample is left out for all settings if
+    one setting lacks the sample, or has no number for it. Settings without a number for any sample are left out. Over
+    all tasks, every task has the same weight, as in the average of a table. Settings with the same ids but other
+    prompts or weights get a separate comparison; if there is only one such setting, its comparison has no pairs.
+    `within`: the margin of equivalence; default: the metric's margin.
     """
 
     def place(record: Record) -> tuple[str, str, str]:

@@ -42,7 +42,7 @@ def finish(store: SampleStore, ids: Sequence[str], about: Mapping[str, Any], run
     summary["config"] = config | ({"experiment": named[0] if len(named) == 1 else named} if named else {})
     news = _content(summary) != _content(before) or named != ran_before
     if news and store.writable:
-        # Pass all lines: the one that holds an environment in full may not be covered.
+        # Pass all lines: the line that holds an environment in full may not be covered.
         summary["environment"] = origin(store.lines.values(), before) or environment()
         write_yaml(store.folder / "config.yaml", dict(summary["config"]))
         write_json(store.folder / "summary.json", summary)
@@ -52,7 +52,7 @@ def finish(store: SampleStore, ids: Sequence[str], about: Mapping[str, Any], run
 
 
 def refuse_foreign(folder: Path, about: Mapping[str, Any], runs: Path) -> None:
-    """Raise `UserError` if the summary in `folder` belongs to a setting that differs from the one in `about`."""
+    """Raise `UserError` if the summary in `folder` belongs to a setting that differs from the setting in `about`."""
     record = Record(folder, runs)
     before = record.summary or {}
     named = before.get("folder", record.name)

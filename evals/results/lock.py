@@ -27,7 +27,7 @@ def acquire(folder: Path, descriptor: int) -> Callable[[], None]:
     """Make this process the writer of `folder`, whose samples.jsonl is open as `descriptor`. Return a release function.
 
     The release function closes `descriptor` and raises nothing, since appended lines are already on disk. Raises
-    `UserError` naming the current writer if there is one, and `OSError` if `.owner` is needed and cannot be written.
+    `UserError` with the name of the current writer, if any, and `OSError` if `.owner` is needed and cannot be written.
     """
     owner, until = folder / ".owner", time.monotonic() + PATIENCE
     marker = None
@@ -84,7 +84,7 @@ def _in_use(owner: Path, fix: str) -> UserError:
 
 
 def _read(owner: Path) -> tuple[int, str] | None:
-    """Return the process id and host name in the file, or None if it has none or cannot be read."""
+    """Return the process id and host name in the file; None if the file is empty or cannot be read."""
     try:
         process, host, *_ = owner.read_text().split()
         return int(process), host

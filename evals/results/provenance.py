@@ -50,7 +50,8 @@ def environments(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def origin(lines: Iterable[Line], before: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the `environment` for a summary of `lines`: the one of most lines, with the remaining ones in `others`.
+    """Return the `environment` for a summary of `lines`: the environment of most lines, with the other environments in
+    `others`.
 
     Each environment is described in full in one of `lines` or in the previous summary `before`. Lines of older versions
     name no environment: for them, the environments without a key in `before` are used.

@@ -29,8 +29,8 @@ FILES = ("samples.jsonl", "summary.json", "config.yaml")
 class Record:
     """The files of one setting's folder under `runs`, its names and its problems. Each file is read once, when needed.
 
-    `ids` are the samples to report on; None means those that the summary covers. If `kept` is given, its lines and
-    summary are used instead of the files.
+    `ids` are the samples to report on; None means the samples that the summary covers. If `kept` is given, its lines
+    and summary are used instead of the files.
     """
 
     path: Path
@@ -153,7 +153,7 @@ class Record:
 
     @cached_property
     def config(self) -> Mapping[str, Any]:
-        """The configuration in the summary, else the one in config.yaml; empty if neither is valid."""
+        """The configuration in the summary, else the configuration in config.yaml; empty if neither is valid."""
         return {} if self.config_fault else self._config
 
     @property
@@ -264,7 +264,7 @@ class Record:
         return once(when) if self.budget is None else when
 
     def _named(self, field: str) -> Any:
-        """Return a field of the summary, or of the path if the summary does not have it."""
+        """Return a field of the summary, or of the path if the summary does not have this field."""
         summary = self.file_summary[0] or {}
         return summary[field] if field in summary else self.place[field]
 

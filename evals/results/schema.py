@@ -50,7 +50,7 @@ NAMED = ("model", "eval", "task", "protocol", "method", "budget")
 """Fields that name a setting, in the order of its path."""
 
 FIDELITY = ("kl", "agreement", "reference_nll")
-"""Fields of a line that compare a setting with the full cache. Not every sample has them."""
+"""Fields of a line that compare a setting with the full cache. Some samples lack these fields."""
 
 Budget = Annotated[int, Ge(1)] | Annotated[str, AfterValidator(lambda value: str(budget_from(value)))] | None
 Heads = Annotated[list[Size], MinLen(1)]
@@ -243,7 +243,7 @@ def _adapter(kind: Any) -> TypeAdapter[Any]:
 
 
 def checksum(content: Mapping[str, Any], left_out: tuple[str, ...] = ()) -> str:
-    """Return 16 digits of the hash of all fields except those in `left_out`; the order of fields does not matter."""
+    """Return 16 digits of the hash of all fields except `left_out`; the order of fields does not matter."""
     covered = {key: value for key, value in content.items() if key not in left_out}
     text = json.dumps(covered, sort_keys=True, allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -30,7 +30,7 @@ from evals.results.schema import Line, SampleLine, misfit
 
 
 def hook(kind: str, name: str, default: Any = None) -> Any:
-    """Return the object `name` of the evaluation `kind` (`Record.kind`), else the one in `means`, else `default`."""
+    """Return the object `name` of the evaluation `kind` (`Record.kind`), else the object in `means`, else `default`."""
     for module in (*_modules(kind), means):
         if hasattr(module, name):
             return getattr(module, name)

@@ -16,7 +16,7 @@ def measured(lines: Sequence[Line], version: int = SCHEMA_VERSION) -> dict[str, 
     """Compute the fields of a `Summary` of `version` from `lines`, at least one, each with a `score`.
 
     Fields that some lines lack, for example because another version wrote them, are left out. The fidelity is the mean
-    over the lines that have it.
+    over the lines with fidelity.
     """
     scores = [line["score"] for line in lines]
     interval = _rounded(statistics.interval(scores), 2)

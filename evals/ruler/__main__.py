@@ -1,4 +1,4 @@
-"""Print the samples of a RULER task as RULER's own files have them: `python -m evals ruler --task vt --length 4096`.
+"""Print the samples of a RULER task in the format of RULER's files: `python -m evals ruler --task vt --length 4096`.
 
 Prints one JSON object per line, for the tokenizer of the model. Settings such as model.path=<folder> choose any model.
 """

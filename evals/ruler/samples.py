@@ -28,7 +28,7 @@ ANSWERS: dict[str, Callable[[Sequence[str]], str]] = {
     "freq_words_extraction": niah.listed,
     "qa": lambda outputs: outputs[0],
 }
-"""Functions that write the answer of each family, in the format of its example if it has one."""
+"""Functions that write the answer of each family, in the format of the family's example, if any."""
 
 
 def samples(

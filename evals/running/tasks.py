@@ -122,7 +122,8 @@ def _run_samples(
 
 
 def questions_together(tasks: Mapping[str, Task], ids: Sequence[str]) -> list[str]:
-    """Order samples so that those with the same context are adjacent, at the place of the first; `tasks` by sample."""
+    """Order samples so that samples with the same context are adjacent, at the place of the first; `tasks` by
+    sample."""
     groups: dict[bytes, list[str]] = {}
     for id in ids:
         sample = tasks[id].sample(id)

@@ -76,7 +76,7 @@ class Name:
     """The name of a setting: its method as papers write it, its budget (None: the full cache) and its protocol.
 
     `variant` holds further values that distinguish it from other settings, such as `window=16`. `marked`: whether the
-    protocol is part of the text, because other settings have a different one. `when` is the time of eviction
+    protocol is part of the text, because other settings have a different protocol. `when` is the time of eviction
     (`compresskv.schedule`), which is part of the text unless it is `prompt`.
     """
 

@@ -177,9 +177,9 @@ def all_differences(
 def _permutation_ps(settings: NDArray[np.float64], couples: Sequence[tuple[int, int]], comparisons: int) -> list[float]:
     """Return two-sided p-values of the sign-flipping permutation test of a mean difference of 0.
 
-    There is one for every couple (first, second) of rows of `settings` [settings, n]. The test is exact for up to
-    `EXACT` nonzero differences (a zero has no sign). For more, it draws random signs with a fixed seed, in sufficient
-    number for a p-value to pass the correction for `comparisons`.
+    There is one p-value for every couple (first, second) of rows of `settings` [settings, n]. The test is exact for up
+    to `EXACT` nonzero differences (a zero has no sign). For more, it draws random signs with a fixed seed, in
+    sufficient number for a p-value to pass the correction for `comparisons`.
     """
     first, second = np.array(couples).T
     p_values = np.ones(len(couples))

@@ -68,7 +68,7 @@ class Cell:
     `partial`.
     - `tasks`: number of tasks that the mean should cover; 0 for the tasks of this cell.
     - `published`, `source`: the paper's number, and its source.
-    - `apart`: the reason why the paper's number cannot be compared with this one; "" if it can.
+    - `apart`: the reason why the paper's number cannot be compared with this mean; "" if it can be compared.
     """
 
     strata: Strata
@@ -154,7 +154,8 @@ def full_of(row: Row, fulls: Sequence[Row]) -> Row | None:
     """Return the full cache that a row is compared with: it has the row's protocol and time of eviction.
 
     The full cache does not evict while decoding, so `prompt+decode` rows use the full cache of `prompt`. If there are
-    several full caches, such as one for each dtype, the one with the row's variant is used; None if no full cache fits.
+    several full caches, such as one for each dtype, the full cache with the row's variant is used; None if no full
+    cache fits.
     """
     fitting = [full for full in fulls if (full.protocol, full.when) == (row.protocol, once(row.when))]
     alike = [full for full in fitting if full.name.variant == row.name.variant]
@@ -165,7 +166,7 @@ def full_of(row: Row, fulls: Sequence[Row]) -> Row | None:
 class Table:
     """All rows of a model, an evaluation and a metric.
 
-    - `average`: name of the column with the mean over everything, if there is one.
+    - `average`: name of the column with the mean over everything, if any.
     - `compared`: columns by which rows are compared; if empty, by `overall`.
     - `heads`: column headings as papers write them; `spans`: headings above columns, such as a kind of tasks.
     - `sums`: columns that are means over other columns.
@@ -308,7 +309,7 @@ class Block:
 class Section:
     """A section of the page. `panels`: heatmaps by setting; `maps`: heatmaps that are shown one at a time.
 
-    `published`: the experiment whose published numbers the tables show; "" for none.
+    `published`: the experiment whose published numbers the tables show; "" for no published numbers.
     """
 
     id: str

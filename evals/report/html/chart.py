@@ -20,7 +20,7 @@ DASHES = 4
 
 @dataclass(frozen=True)
 class Point:
-    """A value in the chart's units, with the bounds of its interval if it has one."""
+    """A value in the chart's units, with the bounds of its interval, if any."""
 
     x: float
     y: float

@@ -30,7 +30,7 @@ TOKENS = 128
 PER_TOKEN = ("kl_per_token", "control_kl_per_token")
 
 ALL_FIELDS = ("id", "score", "prompt_sha256", *FIDELITY, "control_agreement")
-"""Line fields that tables and figures need, in addition to those per token and to the fields of the evaluation."""
+"""Line fields that tables and figures need, in addition to the fields per token and to the fields of the evaluation."""
 
 BROWSED = (
     *("id", "prompt_tail", "prediction", "prompt_tokens", "prompt_sha256", "truncated", "new_tokens"),

@@ -153,7 +153,7 @@ def _point(x: float, cell: Cell) -> Point:
 
 
 def _importance(verdict: Verdict) -> tuple[bool, tuple[int, float], int]:
-    """Return the sort key of a comparison: first those with the paper's methods, at the smallest budgets."""
+    """Return the sort key of a comparison: comparisons with the paper's methods at the smallest budgets come first."""
     order = list(METHODS.values())
     place = order.index(verdict.second) if verdict.second in order else len(order)
     return place > order.index(ALL.subject), smallest_first(verdict.budget), place

@@ -84,7 +84,8 @@ def _measured(results: Path, models: Sequence[str]) -> tuple[list[Section], list
 
 
 def _sections(boards: Sequence[scores.Board]) -> list[dict[str, Any]]:
-    """Return the sections of all evaluations with scores, even those without results, each with its boards."""
+    """Return the sections of all evaluations with scores, including evaluations without results, each with its
+    boards."""
     known = {section.id: section for _, section in hooks("SECTION")}
     known |= {board.section.id: board.section for board in boards} | {OTHERS.id: OTHERS}
     found = []
