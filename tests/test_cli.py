@@ -57,7 +57,7 @@ def test_sharing_changes_nothing_for_any_method(tiny, tmp_path, calibration_file
 
 def test_a_killed_sweep_resumes_to_the_same_files(tiny, tmp_path):
     command = ["-m", "method=full,snapkv", "budget=64,96", *GRID, "eval.depths=5", *tiny]
-    killed = kill_and_resume(command, tmp_path, seed=8)
+    killed = kill_and_resume(command, tmp_path, after=8)
     (tmp_path / "out").rename(tmp_path / "killed")
     done = run(*command, figures=True)
     assert done.returncode == 0, done.stderr

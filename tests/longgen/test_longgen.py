@@ -123,7 +123,7 @@ def test_a_run_that_evicts_while_decoding_continues_with_the_same_lines_after_a_
     """Of one prompt, some settings are read again after the kill and others are not."""
     small = ["+size=smoke", "eval.context=300", "eval.max_new_tokens=12", "budget=64", "eviction.interval=8"]
     what = ["eval=longgen", "method=full,snapkv,rkv", "eviction.when=prompt+decode", "fidelity.tokens=14"]
-    resumed = kill_and_resume(["-m", *what, *small, *tiny], tmp_path, seed=4)
+    resumed = kill_and_resume(["-m", *what, *small, *tiny], tmp_path, after=5)
     assert sorted(name.split("/")[-1].split("-")[0] for name in resumed) == ["64", "64", "none"]
     for name, (lines, *_) in resumed.items():
         assert [each["kind"] for each in lines.values()] == list(KINDS)

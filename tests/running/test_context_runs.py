@@ -59,7 +59,7 @@ def test_a_sweep_over_when_has_a_column_and_shares_contexts(command, tmp_path):
 
 def test_a_run_that_was_killed_continues_with_the_same_lines(command, tmp_path):
     swept = ["-m", "method=full,snapkv", "budget=64,25%", "eviction.when=context", *command]
-    resumed = kill_and_resume(swept, tmp_path, seed=3)
+    resumed = kill_and_resume(swept, tmp_path, after=8)
     shutil.rmtree(tmp_path / "out")
     assert run(*swept).returncode == 0
     assert content(tmp_path) == resumed

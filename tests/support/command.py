@@ -3,12 +3,10 @@
 import io
 import json
 import os
-import random
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext, redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
@@ -21,6 +19,7 @@ from hydra.core.global_hydra import GlobalHydra
 from compresskv.errors import UserError
 from evals import command as entry_point
 from evals.report import terminal
+from evals.results.store import SampleStore
 from evals.running import loading
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -131,32 +130,36 @@ def samples(results: Path) -> int:
 
 
 def sent_to_child(sent: signal.Signals, command: Sequence[str], tmp_path: Path, after: int) -> tuple[int, str]:
-    """Run a command in a child process, which has imported torch, and send it a signal after some samples.
+    """Run a command in a child process, which has imported torch, and send it a signal when it has `after` samples.
 
     Returns the exit code, which is negative after a deadly signal, and what the command said on stderr.
     """
     if not (child := os.fork()):
+        append = SampleStore.append
+
+        def counted(store: SampleStore, line: Mapping[str, Any]) -> None:
+            append(store, line)
+            if samples(tmp_path) == after:
+                os.kill(os.getpid(), sent)
+
         code = 1
         try:
-            done = run(*command)
+            with patch.object(SampleStore, "append", counted):
+                done = run(*command)
             code = done.returncode
             (tmp_path / "said").write_text(done.stderr)
         finally:
             os._exit(code)
-    until = time.monotonic() + 120
-    while samples(tmp_path) < after and time.monotonic() < until:
-        time.sleep(0.002)
-    os.kill(child, sent)
     _, status = os.waitpid(child, 0)
     said = tmp_path / "said"
     return os.waitstatus_to_exitcode(status), said.read_text() if said.exists() else ""
 
 
-def kill_and_resume(command, tmp_path, seed):
-    """Start a command, kill -9 it at a random point, and run it again; returns the content that the two runs left."""
-    assert sent_to_child(signal.SIGKILL, command, tmp_path, random.Random(seed).randint(1, 20)) == (-signal.SIGKILL, "")
-    before = samples(tmp_path)
+def kill_and_resume(command, tmp_path, after):
+    """Start a command, kill -9 it after some samples, and run it again; returns the content that the two runs left."""
+    assert sent_to_child(signal.SIGKILL, command, tmp_path, after) == (-signal.SIGKILL, "")
+    assert samples(tmp_path) == after
     done = run(*command)
     assert done.returncode == 0, done.stderr
-    assert 0 < before < samples(tmp_path)
+    assert samples(tmp_path) > after
     return content(tmp_path)
