@@ -1,5 +1,6 @@
 """Eviction while decoding: shared ≡ in-layer ≡ a reference that rebuilds everything; budgets exact at each eviction."""
 
+import copy
 from dataclasses import dataclass, replace
 
 import pytest
@@ -143,10 +144,11 @@ def test_a_setting_that_never_reaches_its_budget_is_not_evicted(layout):
 
 def test_rows_that_stop_early_leave_the_others_as_they_are(layout):
     model, ids = tiny.model("llama"), tiny.prompt(PROMPT)
+    long = Stopping(45)  # the rows that stay are evicted several times
     with attached(model, layout):
-        whole = generate(model, ids, SETTINGS, NEW, schedule=DECODING)
-        stops = frozenset({whole[0].tokens[11], whole[1].tokens[14]})
-        found = generate(model, ids, SETTINGS, Stopping(NEW.max_new_tokens, stops), schedule=DECODING)
+        whole = generate(model, ids, SETTINGS, long, schedule=DECODING)
+        stops = frozenset({whole[0].tokens[11], whole[1].tokens[20]})
+        found = generate(model, ids, SETTINGS, Stopping(long.max_new_tokens, stops), schedule=DECODING)
     for each, expected in zip(found, whole, strict=True):
         end = next((place + 1 for place, token in enumerate(expected.tokens) if token in stops), len(expected.tokens))
         assert each.tokens == expected.tokens[:end]
@@ -184,6 +186,24 @@ def test_the_public_api_keeps_every_head_below_budget_and_interval():
     for name, value in (("when", "context"), ("when", "decode"), ("interval", 0), ("protect", "all")):
         with refused(name, value=value), compressed(model, SNAPKV, 20, **{name: value}):
             pass
+
+
+def test_crop_and_deepcopy_between_evictions():
+    """Tokens that were taken back do not count for the interval."""
+    model, ids = tiny.model("llama"), tiny.prompt(60)
+    following = tiny.prompt(20, seed=5)
+    with compressed(model, SNAPKV, 20, when="prompt+decode", interval=8) as cache, torch.no_grad():
+        model(ids[None], past_key_values=cache)
+        model(following[None, :10], past_key_values=cache)  # evicted after these
+        copied = copy.deepcopy(cache)
+        model(following[None, 10:13], past_key_values=cache)
+        cache.crop(70)
+        for token in following[10:]:
+            ours = model(token[None, None], past_key_values=cache).logits
+            theirs = model(token[None, None], past_key_values=copied).logits
+            torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
+        with refused("max_length"):
+            cache.crop(70)
 
 
 @pytest.mark.parametrize("budget", [40, 20])

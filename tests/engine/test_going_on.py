@@ -64,7 +64,9 @@ def test_settings_of_a_batch_take_several_tokens_in_every_layout(layout, room):
         logits = forward_given(model, FOLLOWING, 3, several, 90)
         for i, token in enumerate(FOLLOWING):
             assert_near(logits[:, i], forward_tokens(model, token.expand(3), single, 90 + i))
-        # Taken back and given again, a row alone, then one token more: as if nothing had happened.
+        # Taken back, one token and then all given again, a row alone, one token more: as if nothing had happened.
+        several.crop(90 + 4)
+        assert_near(forward_tokens(model, FOLLOWING[4].expand(3), several, 94), logits[:, 4])
         several.crop(90 + 4)
         assert_near(forward_given(model, FOLLOWING[4:], 3, several, 94), logits[:, 4:])
         for cache in (several, single):

@@ -150,6 +150,16 @@ def test_all_couples_at_once_equal_one_at_a_time():
         assert (found.equivalence, found.enough) == (pytest.approx(alone.equivalence, abs=1e-12), alone.enough)
 
 
+def test_equivalence_is_corrected_for_all_comparisons():
+    values = np.random.default_rng(0).normal(50, 10, 60)
+    near = values + np.random.default_rng(1).normal(0, 5, 60)
+    metric = Metric("score", margin=2.0, largest=100.0)
+    (alone,) = verdicts(Question(subject="a"), table({"a": values, "b": near}, metric))
+    both = verdicts(Question(subject="a"), table({"a": values, "b": near, "c": near}, metric))
+    assert 0 < alone.equivalence < 0.5
+    assert [each.equivalence for each in both] == pytest.approx([2 * alone.equivalence] * 2)
+
+
 def test_three_verdicts():
     metric = Metric("score", margin=2.0, largest=100.0)
     close, far = verdicts(Question(), of_methods(metric, 2.0))

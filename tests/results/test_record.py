@@ -117,6 +117,16 @@ def test_an_unreadable_summary_is_as_good_as_none(tmp_path, content):
     assert (record.path / "summary.json").read_text() == before
 
 
+def test_a_narrower_run_leaves_the_summary_as_it_is(tmp_path):
+    store = SampleStore(tmp_path / "runs" / "a")
+    for id in ("0", "1", "2"):
+        store.append(line(id))
+    made = finish(store, ["0", "1", "2"], about(), tmp_path / "runs").summary
+    finish(store, ["1"], about(config={"eval": {"limit": 1}}), tmp_path / "runs")
+    store.close()
+    assert Record(store.folder, tmp_path / "runs").summary == made
+
+
 def test_samples_of_a_narrower_run(tmp_path):
     setting(tmp_path, (0.0, 100.0, 20.0))
     (record,) = records(tmp_path)

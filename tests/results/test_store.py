@@ -88,6 +88,16 @@ def test_a_sample_is_stored_once(tmp_path):
     store.close()
 
 
+def test_a_result_replaces_the_failure_of_its_sample(tmp_path):
+    store = store_with(tmp_path, "1")
+    store.append({"id": "2", "error": "out of memory"})
+    assert list(store.failures) == ["2"]
+    store.append({"id": "2"})
+    assert (list(store.lines), store.failures) == (["1", "2"], {})
+    store.check()
+    store.close()
+
+
 @pytest.mark.parametrize(
     ("edit", "same"),
     [
