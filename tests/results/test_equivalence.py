@@ -210,3 +210,14 @@ def test_compare_alone_takes_a_margin_above_0(tmp_path, capsys, given):
     command, margin = given.split()
     assert main(["results", command, f"--margin={margin}", "--results", str(tmp_path)]) == 2
     assert "--margin" in capsys.readouterr().err
+
+
+def test_the_samples_that_decide_count_all_comparisons_and_both_sides():
+    values = np.random.default_rng(4).normal(0, 1, (1, 40))
+    zeros = [0.0] * 40
+    one, hundred = (difference(zeros, values[0] + 9, number, Margin(1.0)) for number in (1, 100))
+    assert (one.needed, hundred.needed) == (6, 12)  # of 2^n signs, 2 give a p-value as small as this
+    near, far = (difference(zeros, values[0], number, Margin(1.0)).enough for number in (1, 100))
+    assert (near, far) == tuple(samples_within(values, Margin(1.0), 40, ALPHA / number)[0] for number in (1, 100))
+    assert near < far
+    assert samples_below(np.abs(values.mean()) + values - values.mean(), 1.0, None, 40, ALPHA)[0] < near
