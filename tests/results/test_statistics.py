@@ -189,3 +189,8 @@ def test_two_hundred_settings_have_groups_in_no_time():
     assert len(found) > MOST_GROUPS
     together = {frozenset((i, j)) for group in found for i in group for j in group if i < j}
     assert together == {frozenset((i, j)) for i in range(200) for j in range(i)} - differing
+
+
+def test_the_smallest_p_of_drawn_signs_is_not_0():
+    better = [1 + place / 100 for place in range(40)]
+    assert mean_difference([better]).p == pytest.approx(1 / 10_000)  # the observed signs count as a draw

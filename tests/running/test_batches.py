@@ -3,6 +3,7 @@
 import weakref
 from types import SimpleNamespace
 
+import pytest
 import torch
 
 from compresskv.engine.decode import Stopping
@@ -24,9 +25,9 @@ class OneSample:
         return Sample(id, self.ids, Stopping(4), score=dict)
 
 
-def run(key, task, batch=None, chunk=None, when="prompt", budget=64):
+def run(key, task, batch=None, chunk=None, when="prompt", budget=64, fidelity=None):
     lines = {"x": {"batch": batch}} if batch else {}
-    job = SimpleNamespace(prefill_chunk=chunk, fidelity=None, eviction=EvictionSchedule(when), budget=budget)
+    job = SimpleNamespace(prefill_chunk=chunk, fidelity=fidelity, eviction=EvictionSchedule(when), budget=budget)
     appended = []
     store = SimpleNamespace(lines=lines, append=appended.append)
     of = {"key": key, "task": task, "job": job, "store": store, "exports": False, "appended": appended}
@@ -47,9 +48,10 @@ def test_protocols_share_a_prefill_only_where_their_tokens_are_equal():
     assert keys([run("a", corrected), run("b", released), run("c", other)]) == [["a", "b"], ["c"]]
 
 
-def test_prefills_of_other_chunks_are_not_shared():
+@pytest.mark.parametrize("other", [{"chunk": 2}, {"fidelity": "answer"}, {"fidelity": 32}])
+def test_other_chunks_and_another_fidelity_share_no_prefill(other):
     task = OneSample(1, 2, 3)
-    assert keys([run("a", task), run("b", task, chunk=2)]) == [["a"], ["b"]]
+    assert keys([run("a", task), run("b", task, **other)]) == [["a"], ["b"]]
 
 
 def test_eviction_after_the_prompt_and_before_the_question_are_apart():
