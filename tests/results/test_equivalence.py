@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy.stats import ttest_1samp, ttest_rel
+from scipy.stats import skew, ttest_1samp, ttest_rel
+from scipy.stats import t as student
 
 from evals.cli import main
 from evals.longgen.tables import REPEATED
@@ -221,3 +222,13 @@ def test_the_samples_that_decide_count_all_comparisons_and_both_sides():
     assert (near, far) == tuple(samples_within(values, Margin(1.0), 40, ALPHA / number)[0] for number in (1, 100))
     assert near < far
     assert samples_below(np.abs(values.mean()) + values - values.mean(), 1.0, None, 40, ALPHA)[0] < near
+
+
+def test_a_skewed_sample_has_the_p_value_of_halls_transformation():
+    """P. Hall, "On the removal of skewness by transformation", JRSS B 54, 1992."""
+    values = np.random.default_rng(6).exponential(1, 20)
+    u, g = (values.mean() - 1.6) / values.std(ddof=1), skew(values)
+    symmetric = np.sqrt(20) * (u + g * u**2 / 3 + g**2 * u**3 / 27 + g / (6 * 20))
+    (p,) = below(values[None], 1.6, None, 20)
+    assert p == pytest.approx(student.cdf(symmetric, 19))
+    assert p > 2 * ttest_1samp(values, 1.6, alternative="less").pvalue
