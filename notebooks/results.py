@@ -18,11 +18,12 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 from IPython.display import Markdown
 
-from evals.report import csv, figures
+from evals.report import csv
 from evals.report.artefacts import page_of
 from evals.report.latex import latex
 from evals.report.markdown import markdown
 from evals.results import frame
+from evals.tables import figures
 from evals.tables.statistics import difference
 from evals.tables.text import probability
 
