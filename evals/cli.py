@@ -76,7 +76,7 @@ def main(words: Sequence[str]) -> int:
             return REFUSED
         return int(ending.code or 0)
     except OSError as error:
-        if error.filename is not None:  # not of an output
+        if name not in HANDLE_PIPES or error.errno is None or error.filename is not None:  # not of an output
             raise
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # keeps Python from flushing the rest at exit
         if isinstance(error, BrokenPipeError):  # the reader, such as `head`, has closed the pipe

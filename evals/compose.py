@@ -123,7 +123,7 @@ def sweep(*overrides: str, only: str | tuple[str, ...] = "") -> list[dict[str, A
 
 
 def axes(*overrides: str) -> dict[str, list[str]]:
-    """Return the settings in the own sweep of the experiment in `-m <overrides>`, with their values."""
+    """Return the settings that the experiment in `-m <overrides>` sweeps over, with their values."""
     with _hydra(overrides):
         values: dict[str, dict[str, None]] = {}
         for each in expansion([f"{name}={value}" for name, value in _swept(overrides).items()]):

@@ -52,7 +52,7 @@ def test_rows_are_ranked_within_a_budget_and_complete_ones_alone(tmp_path):
     found = {verdict.second: verdict for verdict in page.verdicts}
     assert (found["SnapKV"].mean, found["SnapKV"].words) == (-50, "in favour of CompressKV")
     assert found["CAKE"].outcome == "undecided"
-    assert (found["CAKE"].n, found["PyramidKV"].n) == (20, 2)  # what is compared is what both have
+    assert (found["CAKE"].n, found["PyramidKV"].n) == (20, 2)  # only samples that both have are compared
 
 
 def test_columns_of_latex_are_tasks_or_groups(tmp_path):

@@ -39,7 +39,7 @@ def test_only_samples_that_all_have_are_compared(tmp_path):
     }
     (pair,) = comparison.pairs
     assert abs(pair.difference.mean) == 10
-    assert comparisons(records(tmp_path), "kl") == []  # no line has it
+    assert comparisons(records(tmp_path), "kl") == []  # without kl in any line
 
 
 def test_over_all_tasks_every_task_counts_the_same(tmp_path):

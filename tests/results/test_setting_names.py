@@ -23,7 +23,7 @@ def cake(folder, gamma, task="needle", **fields):
 
 @pytest.mark.parametrize("usual", [200.0, 200])
 def test_settings_of_different_tasks_do_not_share_a_name(tmp_path, usual):
-    """A default is no part of a name, however it was written."""
+    """A default is not part of a name, in whatever form it was written."""
     one, other = cake(tmp_path, usual, "a"), cake(tmp_path, 10.0, "b", digest="00000001")
     assert [name.variant for name in names([one, other])] == ["", "gamma=10"]
 
